@@ -1,0 +1,41 @@
+"""Errors of mest-fed.
+
+MestFedError
+├── InputError      what a person typed or a file holds is wrong; the CLI prints one line, status 2
+│   └── BudgetError     no plan fits into the given bytes
+└── WireError       a message from the network is not acceptable; costs only that message
+"""
+
+from collections.abc import Iterable
+
+
+class MestFedError(Exception):
+    """Base of all errors that mest-fed raises on purpose."""
+
+
+class InputError(MestFedError):
+    """What a person gave is wrong: one line that names key, value and what is allowed."""
+
+
+class BudgetError(InputError):
+    """No plan fits into the given number of bytes."""
+
+
+class WireError(MestFedError):
+    """A message from the network was rejected; the text is the reason."""
+
+
+def not_allowed(key: str, value: object, allowed: Iterable[object] | str) -> InputError:
+    """Build the error for a value outside its allowed set.
+
+    Parameters
+    ----------
+    key : str
+        What was set, for example ``sparsity.scheme``.
+    value : object
+        The value that was given.
+    allowed : iterable or str
+        The allowed values, or a phrase such as ``"a number in (0, 1]"``.
+    """
+    phrase = allowed if isinstance(allowed, str) else ", ".join(str(item) for item in allowed)
+    return InputError(f"{key} = {value!r} is not allowed; allowed: {phrase}")

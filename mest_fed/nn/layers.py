@@ -1,0 +1,169 @@
+"""Sparse layers: compact values and an index, never a dense weight."""
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mest_fed.kernels import ConvGeometry, SparseConv2dFunction, SparseLinearFunction, SparseWeight
+from mest_fed.sparsity import Layout, Mask, carry
+
+Plain = TypeVar("Plain", nn.Conv2d, nn.Linear)
+
+
+class SparseLayer(nn.Module):
+    """A weight held as live values and their slots.
+
+    Parameters
+    ----------
+    layout : Layout
+        How the weight is cut.
+    mask : Mask
+        Which slots live; of a layout with the same granules.
+    dense : Tensor
+        Dense weight from which the live values are read.
+    bias : Tensor or None
+        Dense bias.
+
+    Attributes
+    ----------
+    values : Parameter
+        Shape ``(live, width)``.
+    slots : Tensor
+        int32, shape ``(live,)``, increasing. A buffer.
+    dense_gradient : Tensor or None
+        Set by a backward pass while ``keep_dense_gradient`` is true (RigL); else None.
+    """
+
+    slots: Tensor
+
+    def __init__(self, layout: Layout, mask: Mask, dense: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.layout = layout
+        self.values = nn.Parameter(layout.gather(dense.detach(), mask.slots))
+        self.register_buffer("slots", mask.slots.clone())
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        self.keep_dense_gradient = False
+        self.dense_gradient: Tensor | None = None
+        #: Name of the layer whose mask this one shares; see mest_fed.nn.groups.
+        self.mask_of: str | None = None
+
+    @property
+    def mask(self) -> Mask:
+        """The mask; replace it with :meth:`replace_mask`."""
+        return Mask(self.layout, self.slots)
+
+    def replace_mask(self, mask: Mask, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Give the layer another mask: kept values stay, new ones start at zero.
+
+        The optimizer's state of the values (momentum) is edited with them, in place, so that new
+        values have none. Gradients of the old mask are dropped.
+        """
+        rows = mask.rows_in(self.mask)
+        old = self.values.data
+        self.values.data = carry(old, rows)
+        self.values.grad = None
+        self.slots = mask.slots
+        if optimizer is not None:
+            state = optimizer.state.get(self.values, {})
+            for key, entry in state.items():
+                if isinstance(entry, Tensor) and entry.shape == old.shape:
+                    state[key] = carry(entry, rows)
+
+    def load(self, slots: Tensor, values: Tensor) -> None:
+        """Take over slots and values of shape ``(live,)`` and ``(live, width)``."""
+        self.slots = slots.to(self.values.device, torch.int32)
+        self.values.data = values.to(self.values.device, self.values.dtype).clone()
+        self.values.grad = None
+
+    def dense_weight(self) -> Tensor:
+        """Build the dense weight."""
+        return self.layout.scatter(self.values.detach(), self.slots)
+
+    def _weight(self) -> SparseWeight:
+        slots = self.slots  # a backward pass must see the mask of its forward pass
+        hook = self._keep_gradient if self.keep_dense_gradient else None
+        return SparseWeight(self.layout.shape, lambda: self.layout.positions(slots), hook)
+
+    def _keep_gradient(self, gradient: Tensor) -> None:
+        self.dense_gradient = gradient.detach()
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # The number of live granules differs between checkpoints, so resize before copying.
+        slots, values = state_dict.get(prefix + "slots"), state_dict.get(prefix + "values")
+        if slots is not None and values is not None:
+            self.load(slots, values)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def extra_repr(self) -> str:
+        """Describe the layer for ``print(model)``."""
+        name = type(self.layout).__name__.lower()
+        return f"{self.layout.shape}, {name}, density={self.mask.density:.3f}"
+
+
+class SparseConv2d(SparseLayer):
+    """2-D convolution with a sparse weight; see :class:`SparseLayer`."""
+
+    def __init__(self, layout: Layout, mask: Mask, conv: nn.Conv2d) -> None:
+        super().__init__(layout, mask, conv.weight, conv.bias)
+        if isinstance(conv.padding, str):
+            raise ValueError(f"padding = {conv.padding!r} by name is not supported, use numbers")
+        height, width = conv.padding
+        self.geometry = ConvGeometry(
+            (conv.stride[0], conv.stride[1]),
+            (height, width),
+            (conv.dilation[0], conv.dilation[1]),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``x`` of shape (n, in, h, w)."""
+        y: Tensor = SparseConv2dFunction.apply(  # type: ignore[no-untyped-call]
+            x, self.values, self._weight(), self.geometry
+        )
+        return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)
+
+    def to_dense(self) -> nn.Conv2d:
+        """Return a plain ``nn.Conv2d`` with the same weight."""
+        out_channels, in_channels, *kernel = self.layout.shape
+        conv = nn.Conv2d(
+            in_channels,
+            out_channels,
+            (kernel[0], kernel[1]),
+            stride=self.geometry.stride,
+            padding=self.geometry.padding,
+            dilation=self.geometry.dilation,
+            bias=self.bias is not None,
+            device=self.values.device,
+        )
+        return _fill(conv, self)
+
+
+class SparseLinear(SparseLayer):
+    """Linear map with a sparse weight; see :class:`SparseLayer`."""
+
+    def __init__(self, layout: Layout, mask: Mask, linear: nn.Linear) -> None:
+        super().__init__(layout, mask, linear.weight, linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` of shape (..., in)."""
+        y: Tensor = SparseLinearFunction.apply(  # type: ignore[no-untyped-call]
+            x, self.values, self._weight()
+        )
+        return y if self.bias is None else y + self.bias
+
+    def to_dense(self) -> nn.Linear:
+        """Return a plain ``nn.Linear`` with the same weight."""
+        out_features, in_features = self.layout.shape
+        linear = nn.Linear(
+            in_features, out_features, self.bias is not None, device=self.values.device
+        )
+        return _fill(linear, self)
+
+
+def _fill(plain: Plain, layer: SparseLayer) -> Plain:
+    plain.weight = nn.Parameter(layer.dense_weight())
+    if layer.bias is not None:
+        plain.bias = nn.Parameter(layer.bias.detach().clone())
+    return plain

@@ -1,0 +1,106 @@
+"""Residual networks for small images: ResNet-8, -20, -32 with a width factor.
+
+He et al. 2016, section 4.2, with projection shortcuts. MEST's ResNet-32 is ``width=2``: stages of
+32, 64 and 128 channels.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Norm = Literal["batch", "group"]
+
+
+def norm_layer(norm: Norm, channels: int) -> nn.Module:
+    """Return BatchNorm, or GroupNorm with the number of groups nearest to 8 that divides."""
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    return nn.GroupNorm(math.gcd(channels, 8), channels)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut."""
+
+    channel_pairs = (("conv1", "conv2"),)
+
+    def __init__(self, in_channels: int, channels: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.norm1 = norm_layer(norm, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.norm2 = norm_layer(norm, channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or in_channels != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride, bias=False),
+                norm_layer(norm, channels),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, in_channels, h, w) to (n, channels, h / stride, w / stride)."""
+        y = self.relu(self.norm1(self.conv1(x)))
+        y = self.norm2(self.conv2(y))
+        return torch.as_tensor(self.relu(y + self.shortcut(x)))
+
+
+class ResNet(nn.Module):
+    """ResNet of depth 6 n + 2.
+
+    Parameters
+    ----------
+    depth : int
+        8, 20, 32, ...
+    input_shape : tuple of int
+        (channels, height, width) of an image.
+    num_classes : int
+        Outputs.
+    width : float
+        Factor on the 16 / 32 / 64 channels of the stages.
+    norm : {"batch", "group"}
+        Normalisation layer.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        input_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        width: float = 1.0,
+        norm: Norm = "batch",
+    ) -> None:
+        super().__init__()
+        channels = [max(1, round(base * width)) for base in (16, 32, 64)]
+        self.conv1 = nn.Conv2d(input_shape[0], channels[0], 3, 1, 1, bias=False)
+        self.norm1 = norm_layer(norm, channels[0])
+        self.relu = nn.ReLU(inplace=True)
+        blocks = (depth - 2) // 6
+        self.stage1 = _stage(channels[0], channels[0], 1, blocks, norm)
+        self.stage2 = _stage(channels[0], channels[1], 2, blocks, norm)
+        self.stage3 = _stage(channels[1], channels[2], 2, blocks, norm)
+        self.classifier = nn.Linear(channels[2], num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (n, c, h, w) to logits (n, classes)."""
+        x = self.relu(self.norm1(self.conv1(x)))
+        x = self.stage3(self.stage2(self.stage1(x)))
+        return torch.as_tensor(self.classifier(x.mean(dim=(2, 3))))
+
+
+def _stage(in_channels: int, channels: int, stride: int, blocks: int, norm: Norm) -> nn.Sequential:
+    first = ResidualBlock(in_channels, channels, stride, norm)
+    rest = (ResidualBlock(channels, channels, 1, norm) for _ in range(blocks - 1))
+    return nn.Sequential(first, *rest)
+
+
+def resnet(depth: int) -> Callable[..., ResNet]:
+    """Return the constructor of a depth."""
+
+    def build(input_shape: tuple[int, int, int], num_classes: int, **options: object) -> ResNet:
+        return ResNet(depth, input_shape, num_classes, **options)  # type: ignore[arg-type]
+
+    return build

@@ -1,0 +1,115 @@
+"""The sparse-training methods, each as its difference from its parent."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mest_fed.errors import not_allowed
+from mest_fed.sparsity.layout import Layout
+from mest_fed.sparsity.mutation import Bounds, Method
+from mest_fed.sparsity.schedules import Constant, CosineDecay, Schedule, Stages
+
+
+@dataclass(frozen=True)
+class Static(Method):
+    """The initial mask to the end."""
+
+
+@dataclass(frozen=True)
+class Set(Method):
+    """Sparse Evolutionary Training (Mocanu et al. 2018): drop by magnitude, grow at random.
+
+    Parameters
+    ----------
+    fraction : Schedule
+        Share of the live granules that a mutation replaces.
+    """
+
+    fraction: Schedule = field(default=Constant(0.3))
+
+    def bounds(self, progress: float) -> Bounds:
+        """Replace ``fraction`` of the live granules; the ceiling is hard."""
+        return Bounds(floor=1 - self.fraction(progress))
+
+
+@dataclass(frozen=True)
+class RigL(Set):
+    """Rigging the Lottery (Evci et al. 2020): grow where the dense gradient is largest."""
+
+    fraction: Schedule = field(default=CosineDecay(0.3))
+
+    needs_dense_gradient = True
+
+    def growth_order(
+        self, layout: Layout, generator: torch.Generator, dense_gradient: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Propose each granule's slot of largest gradient norm, scored by that norm."""
+        if dense_gradient is None:
+            raise ValueError("RigL grows by the dense gradient, and none was given")
+        return layout.best_slots(dense_gradient)
+
+
+@dataclass(frozen=True)
+class MestEM(Set):
+    """MEST, Elastic Mutation: replace 20%, 10%, then none of the live granules; hard bound."""
+
+    gradient_weight: float = 0.5
+    fraction: Schedule = field(default=Stages(0.2, 0.1))
+
+
+@dataclass(frozen=True)
+class MestEMS(MestEM):
+    """MEST, Elastic Mutation with a soft memory bound (EM&S): grow above the target, then drop.
+
+    New granules are ranked together with the old ones only after they have trained.
+
+    Parameters
+    ----------
+    overshoot : Schedule
+        Extra live granules as a share of the target; MEST uses 50% -> 25% -> 0 at 90% sparsity.
+    """
+
+    overshoot: Schedule = field(default=Stages(0.5, 0.25))
+
+    def bounds(self, progress: float) -> Bounds:
+        """Drop to the target, grow above it."""
+        return Bounds(ceiling=1 + self.overshoot(progress))
+
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "dense": Method,
+    "static": Static,
+    "set": Set,
+    "rigl": RigL,
+    "mest-em": MestEM,
+    "mest-ems": MestEMS,
+}
+
+
+def build_method(name: str, density: float, gradient_weight: float | None = None) -> Method:
+    """Build a method by name.
+
+    Parameters
+    ----------
+    name : str
+        A key of ``METHODS``. ``dense`` trains dense layers: nothing mutates.
+    density : float
+        Target density. At 5% and below, EM&S overshoots by 100% -> 50% as MEST does at 95%.
+    gradient_weight : float, optional
+        Lambda of the importance; the method's own if left out.
+
+    Raises
+    ------
+    InputError
+        If the name is unknown.
+    """
+    if name not in METHODS:
+        raise not_allowed("method", name, METHODS)
+    options: dict[str, object] = {}
+    if gradient_weight is not None:
+        options["gradient_weight"] = gradient_weight
+    if name == "mest-ems" and density <= 0.05:
+        options["overshoot"] = Stages(1.0, 0.5)
+    return METHODS[name](**options)

@@ -1,0 +1,166 @@
+"""Mutation of a mask: drop the least important granules, grow others. The one mechanism.
+
+A method (see :mod:`mest_fed.sparsity.methods`) is its difference from :class:`Method`: how far the
+mask shrinks and grows at a given progress, what a live granule is worth, and which dead one comes
+first. Both the client's trainer and the server mutate through it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mest_fed.sparsity.layout import Layout
+from mest_fed.sparsity.mask import Mask
+from mest_fed.sparsity.select import keep_best, select_best
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How far one mutation goes, as multiples of the target number of live granules.
+
+    Parameters
+    ----------
+    floor : float
+        Live granules after dropping.
+    ceiling : float
+        Live granules after growing. Above 1 the bound is soft: memory must hold the ceiling.
+    """
+
+    floor: float = 1.0
+    ceiling: float = 1.0
+
+    def floor_count(self, target: int, layout: Layout) -> int:
+        """Return the granules to keep; never so few that growth would need the just-dropped."""
+        dead_in_group = layout.num_granules // layout.num_groups - -(-target // layout.num_groups)
+        replaceable = layout.num_groups * dead_in_group
+        return max(1, round(target * self.floor), target - replaceable)
+
+    def ceiling_count(self, target: int, layout: Layout) -> int:
+        """Return the live granules after growing; never more than there are."""
+        return min(layout.num_granules, round(target * self.ceiling))
+
+
+def grow(
+    mask: Mask, count: int, proposal: tuple[Tensor, Tensor], banned: Tensor | None = None
+) -> Mask:
+    """Grow a mask to ``count`` live granules.
+
+    Parameters
+    ----------
+    mask : Mask
+        The mask to grow.
+    count : int
+        Live granules after growth.
+    proposal : tuple of Tensor
+        Slots and scores as from :meth:`Method.growth_order`.
+    banned : Tensor or None
+        bool over all granules: may not grow, for example because they were just dropped.
+    """
+    if count <= len(mask):
+        return mask
+    slots, scores = (part.to(mask.slots.device) for part in proposal)
+    if banned is not None:
+        scores = scores.masked_fill(banned, -torch.inf)
+    chosen = select_best(scores.masked_fill(mask.alive(), torch.inf), count, mask.layout.num_groups)
+    born = chosen[~mask.alive()[chosen]]
+    return Mask.of(mask.layout, torch.cat([mask.slots.long(), slots[born]]))
+
+
+@dataclass(frozen=True)
+class Method:
+    """Fixed mask; the base of all sparse-training methods.
+
+    Parameters
+    ----------
+    gradient_weight : float
+        Lambda of the importance |w| + lambda |g| (MEST, section 3); 0 is magnitude alone.
+    """
+
+    gradient_weight: float = 0.0
+
+    #: Growth reads the gradient of dead weights, so a dense gradient must exist at the mutation.
+    needs_dense_gradient = False
+
+    def bounds(self, progress: float) -> Bounds:
+        """Return how far a mutation at this progress goes."""
+        return Bounds()
+
+    @property
+    def peak(self) -> float:
+        """The largest ceiling of the whole run, which a memory budget must hold."""
+        return max(self.bounds(step / 64).ceiling for step in range(65))
+
+    def importance(self, values: Tensor, gradients: Tensor | None) -> Tensor:
+        """Score live granules: ||w|| + lambda ||g||, norms over the granule's values.
+
+        For unstructured sparsity this is MEST's |w| + lambda |g|.
+
+        Parameters
+        ----------
+        values : Tensor
+            Shape ``(live, width)``.
+        gradients : Tensor or None
+            The loss gradient of the values, same shape; needed if lambda is not zero.
+        """
+        score: Tensor = torch.linalg.vector_norm(values, dim=1)
+        if self.gradient_weight and gradients is not None:
+            score = score + self.gradient_weight * torch.linalg.vector_norm(gradients, dim=1)
+        return score
+
+    def growth_order(
+        self, layout: Layout, generator: torch.Generator, dense_gradient: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Propose a slot for every granule, and a score; dead ones with the best score grow first.
+
+        The base draws both at random. All who draw from the same generator propose the same.
+
+        Parameters
+        ----------
+        layout : Layout
+            Layout of the mask.
+        generator : torch.Generator
+            Source of the draw.
+        dense_gradient : Tensor or None
+            Shape ``layout.shape``, for methods that need it.
+
+        Returns
+        -------
+        slots : Tensor
+            int64, shape ``(num_granules,)``.
+        scores : Tensor
+            Finite, shape ``(num_granules,)``.
+        """
+        granules = torch.arange(layout.num_granules) * layout.variants
+        if layout.variants > 1:
+            variants = torch.randint(layout.variants, granules.shape, generator=generator)
+            granules = granules + variants
+        return granules, torch.rand(granules.shape, generator=generator)
+
+    def mutate(
+        self,
+        mask: Mask,
+        importance: Tensor,
+        proposal: tuple[Tensor, Tensor],
+        target: int,
+        bounds: Bounds,
+    ) -> Mask:
+        """Drop to the floor, then grow to the ceiling, never regrowing what was just dropped.
+
+        Parameters
+        ----------
+        mask : Mask
+            The mask before.
+        importance : Tensor
+            Of its live granules, shape ``(live,)``.
+        proposal : tuple of Tensor
+            As from :meth:`growth_order`.
+        target : int
+            Live granules that the device's density stands for.
+        bounds : Bounds
+            As from :meth:`bounds`.
+        """
+        kept = keep_best(mask, importance, bounds.floor_count(target, mask.layout))
+        just_dropped = mask.alive() & ~kept.alive()
+        count = bounds.ceiling_count(target, mask.layout)
+        return grow(kept, count, proposal, just_dropped)

@@ -1,0 +1,26 @@
+"""Unstructured sparsity: a granule is one weight."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mest_fed.sparsity.layout import Layout
+
+
+@dataclass(frozen=True)
+class Unstructured(Layout):
+    """One weight a granule."""
+
+    @property
+    def num_granules(self) -> int:
+        """One for each weight."""
+        return self.num_weights
+
+    @property
+    def width(self) -> int:
+        """One value."""
+        return 1
+
+    def positions(self, slots: Tensor) -> Tensor:
+        """Return the slots themselves: granules are numbered as the flattened weight is."""
+        return slots.long().unsqueeze(1)

@@ -1,0 +1,70 @@
+"""Choosing granules by score, balanced over a layout's groups."""
+
+import torch
+from torch import Tensor
+
+from mest_fed.sparsity.layout import Layout
+from mest_fed.sparsity.mask import Mask
+
+
+def select_best(scores: Tensor, count: int, num_groups: int = 1) -> Tensor:
+    """Choose the granules with the best scores, as many in each group, within one.
+
+    With more than one group each gets the ``count // num_groups`` best of its own, and the rest
+    goes to the groups whose next one scores best. The choice for a smaller count is a subset of
+    the choice for a larger one. Ties go to the lower granule.
+
+    Parameters
+    ----------
+    scores : Tensor
+        Shape ``(granules,)``; groups are equal consecutive runs. ``-inf`` is chosen last.
+    count : int
+        How many to choose, in ``[0, granules]``.
+    num_groups : int
+        Number of groups; divides the number of granules.
+
+    Returns
+    -------
+    Tensor
+        int64 granules, increasing, shape ``(count,)``.
+    """
+    if num_groups == 1:
+        order = torch.sort(scores, descending=True, stable=True).indices
+        return order[:count].sort().values
+    ranked = torch.sort(scores.view(num_groups, -1), dim=1, descending=True, stable=True)
+    start = torch.arange(num_groups, device=scores.device).unsqueeze(1) * ranked.indices.shape[1]
+    granules = ranked.indices + start
+    base, extra = divmod(count, num_groups)
+    chosen = granules[:, :base].reshape(-1)
+    if extra:
+        lucky = torch.sort(ranked.values[:, base], descending=True, stable=True).indices[:extra]
+        chosen = torch.cat([chosen, granules[lucky, base]])
+    return chosen.sort().values
+
+
+def magnitude_mask(layout: Layout, dense: Tensor, count: int) -> Mask:
+    """Return the mask of the ``count`` granules of ``dense`` with the largest L2 norm."""
+    slots, norms = layout.best_slots(dense)
+    return Mask.of(layout, slots[select_best(norms, count, layout.num_groups)])
+
+
+def keep_best(mask: Mask, scores: Tensor, count: int) -> Mask:
+    """Return the mask of the ``count`` live granules with the best scores.
+
+    Masks kept from the same mask and scores are nested: the smaller lies within the larger.
+
+    Parameters
+    ----------
+    mask : Mask
+        The mask to cut down; returned as it is when it has no more than ``count``.
+    scores : Tensor
+        Of its live granules, shape ``(live,)``.
+    """
+    if count >= len(mask):
+        return mask
+    layout = mask.layout
+    every = torch.full((layout.num_granules,), -torch.inf, dtype=scores.dtype, device=scores.device)
+    every[mask.granules] = scores
+    alive = torch.zeros_like(every, dtype=torch.bool)
+    alive[select_best(every, count, layout.num_groups)] = True
+    return Mask(layout, mask.slots[alive[mask.granules]])

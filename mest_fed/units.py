@@ -1,0 +1,49 @@
+"""Bytes, seconds and rates as people write and read them."""
+
+import math
+import re
+
+from mest_fed.errors import not_allowed
+
+_FACTORS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+_FACTORS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30}
+_BYTES = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*")
+
+
+def parse_bytes(text: str | int, key: str = "bytes") -> int:
+    """Read a number of bytes such as ``24MB``, ``1.5 GiB`` or ``65536``.
+
+    Raises
+    ------
+    InputError
+        If the text is not a positive number with one of the known units.
+    """
+    match = _BYTES.fullmatch(str(text))
+    factor = _FACTORS.get(match[2].lower()) if match else None
+    if match is None or factor is None or float(match[1]) * factor < 1:
+        raise not_allowed(key, text, "a positive number with B, kB, MB, GB, KiB, MiB or GiB")
+    return int(float(match[1]) * factor)
+
+
+def format_bytes(count: float) -> str:
+    """Write bytes with three significant digits in decimal units, for example ``1.86 MB``."""
+    if not math.isfinite(count):
+        return "—"
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if abs(count) >= factor:
+            amount = count / factor
+            return f"{amount:.3g} {unit}" if abs(amount) < 999.5 else f"{amount:.0f} {unit}"
+    return f"{count:.0f} B"
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration, for example ``350 ms``, ``12.3 s``, ``4 min 05 s`` or ``3 h 20 min``."""
+    if not math.isfinite(seconds):
+        return "—"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
