@@ -86,7 +86,9 @@ class SparseLayer(nn.Module):
         return SparseWeight(self.layout.shape, lambda: self.layout.positions(slots), hook)
 
     def _keep_gradient(self, gradient: Tensor) -> None:
-        self.dense_gradient = gradient.detach()
+        # Micro-batches add up, as they do in values.grad.
+        kept = self.dense_gradient
+        self.dense_gradient = gradient.detach() if kept is None else kept + gradient.detach()
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

@@ -41,6 +41,10 @@ class ModelSpec:
         """Return the layout of a group's mask."""
         return self.layouts[self.groups[group][0]]
 
+    def group_of(self, layer: str) -> str:
+        """Return the mask group of a sparse layer."""
+        return next(group for group, layers in self.groups.items() if layer in layers)
+
     @property
     def sparse_weights(self) -> int:
         """Weights of the sparse layers, dead ones included."""

@@ -1,0 +1,93 @@
+"""What a client tells the server before the first round: its device, budget and plan."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from flwr.app import ConfigRecord, Context, RecordDict
+
+from mest_fed.devices import assign_devices
+from mest_fed.errors import InputError
+from mest_fed.memory import Plan
+from mest_fed.task import Task
+from mest_fed.units import parse_bytes
+
+RECORD = "capability"
+
+
+@dataclass(frozen=True)
+class Capability:
+    """A client's place in the fleet.
+
+    Parameters
+    ----------
+    partition : int
+        Which share of the data it holds.
+    device : str
+        Profile name.
+    budget : int
+        Bytes that training may add to the process.
+    plan : Plan
+        How it trains within the budget.
+    """
+
+    partition: int
+    device: str
+    budget: int
+    plan: Plan
+
+
+@lru_cache(maxsize=4)
+def _devices(task: Task) -> tuple[str, ...]:
+    fleet = task.config.fleet
+    return tuple(assign_devices(fleet.weights, fleet.devices, task.config.run.seed))
+
+
+@lru_cache(maxsize=256)
+def _plan(task: Task, budget: int, device: str) -> Plan:
+    return task.plan(budget, device)
+
+
+def capability_of(task: Task, context: Context) -> Capability:
+    """Work out a client's capability from its node config and the run's fleet.
+
+    The node config gives ``partition-id``; ``device`` and ``budget`` replace what the fleet's mix
+    and the profile say, as a real device does.
+
+    Raises
+    ------
+    InputError
+        If the node config lacks a partition, or names one that the fleet has not.
+    """
+    node = context.node_config
+    partition = node.get("partition-id")
+    total = task.config.fleet.devices
+    if not isinstance(partition, int) or not 0 <= partition < total:
+        raise InputError(
+            f"partition-id = {partition!r} is not allowed (node config); "
+            f"allowed: 0 to {total - 1} (fleet.devices = {total})"
+        )
+    device = str(node.get("device") or _devices(task)[partition])
+    budget = parse_bytes(str(node["budget"]), "budget") if "budget" in node else task.budget(device)
+    return Capability(partition, device, budget, _plan(task, budget, device))
+
+
+def capability_record(task: Task, capability: Capability) -> RecordDict:
+    """Write a capability for the server."""
+    plan = capability.plan
+    training, held = task.examples(capability.partition)
+    return RecordDict(
+        {
+            RECORD: ConfigRecord(
+                {
+                    "partition": capability.partition,
+                    "device": capability.device,
+                    "budget": capability.budget,
+                    "density": plan.density,
+                    "micro-batch": plan.micro_batch,
+                    "predicted-peak": plan.footprint.total,
+                    "examples": len(training),
+                    "held-out": len(held),
+                }
+            )
+        }
+    )

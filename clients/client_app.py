@@ -1,0 +1,96 @@
+"""The Flower ClientApp: the same code in a simulated fleet, under ``flwr run`` and on a device."""
+
+import logging
+
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+import mest_fed
+from clients.capability import Capability, capability_of, capability_record
+from clients.local_round import RoundOrder, evaluate_round, train_round
+from clients.state import ClientState
+from mest_fed.errors import WireError
+from mest_fed.nn import SparseState
+from mest_fed.task import Task, task_from_run_config
+from mest_fed.wire import Payload, decode, encode, mask_hash
+from mest_fed.wire.records import from_record, to_record
+
+logging.getLogger(__name__).info("mest-fed %s from %s", mest_fed.__version__, mest_fed.__file__)
+
+app = ClientApp()
+
+
+@app.query()
+def query(message: Message, context: Context) -> Message:
+    """Tell the server what this device is and how it will train."""
+    task = task_from_run_config(context.run_config)
+    return Message(capability_record(task, capability_of(task, context)), reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train one round and send the sparse update."""
+    task, who, kept = _open(context)
+    received = _receive(task, message, kept)
+    config = message.content.config_records["round"]
+    order = RoundOrder(int(config["round"]), bool(config["mutate"]))
+    result = train_round(task, received, order, who, kept)
+    payload, residual = encode(
+        result.state,
+        task.spec,
+        values=task.config.wire.upload,
+        known=received.masks,
+        reference=received,
+        residual=kept.residual,
+    )
+    kept.residual = residual
+    metrics = {
+        "num-examples": len(task.examples(who.partition)[0]),
+        "presented": result.tally.examples,
+        "loss-sum": result.tally.loss,
+        "correct": result.tally.correct,
+        "flops-dense": result.work_dense,
+        "flops-sparse": result.work_sparse,
+        "density": result.state.density(task.spec),
+    }
+    return _reply(message, payload, metrics, kept)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluate the global model on this client's held-out examples."""
+    task, who, kept = _open(context)
+    tally = evaluate_round(task, _receive(task, message, kept), who)
+    metrics = {
+        "num-examples": tally.examples,
+        "loss-sum": tally.loss,
+        "correct": tally.correct,
+    }
+    return _reply(message, None, metrics, kept)
+
+
+def _open(context: Context) -> tuple[Task, Capability, ClientState]:
+    task = task_from_run_config(context.run_config)
+    return task, capability_of(task, context), ClientState(context)
+
+
+def _receive(task: Task, message: Message, kept: ClientState) -> SparseState:
+    payload = from_record(message.content)
+    masks = kept.masks
+    known = {mask_hash(masks): masks} if masks else {}
+    try:
+        state = decode(payload, task.spec, known=known)
+    except WireError as error:
+        raise WireError(f"the server's message was rejected: {error}") from None
+    kept.masks = state.masks
+    return state
+
+
+def _reply(
+    message: Message, payload: Payload | None, metrics: dict[str, float], kept: ClientState
+) -> Message:
+    content = to_record(payload) if payload is not None else RecordDict()
+    content["metrics"] = MetricRecord(metrics)
+    masks = kept.masks
+    content["state"] = ConfigRecord({"mask-hash": mask_hash(masks) if masks else b""})
+    return Message(content, reply_to=message)

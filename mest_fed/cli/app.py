@@ -1,0 +1,58 @@
+"""``mest-fed``: its commands, and how errors leave it."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+import mest_fed
+from mest_fed.errors import InputError, MestFedError
+
+app = typer.Typer(
+    name="mest-fed",
+    help="Federated memory-economic sparse training: simulate fleets, plan memory, run clients.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+OK, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mest-fed {mest_fed.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    """Federated memory-economic sparse training."""
+
+
+def main() -> None:
+    """Run the command line; wrong input is one line on standard error and exit status 2."""
+    from mest_fed.cli import devices, plan, report, simulate
+
+    for command in (simulate.simulate, devices.devices, plan.plan, report.report):
+        app.command()(command)
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    try:
+        app()
+    except InputError as error:
+        errors.print("[bold red]error:[/bold red]", _one_line(error), markup=True)
+        sys.exit(WRONG_INPUT)
+    except MestFedError as error:
+        errors.print("[bold red]error:[/bold red]", _one_line(error), markup=True)
+        sys.exit(FAILED)
+
+
+def _one_line(error: Exception) -> str:
+    from rich.markup import escape
+
+    return escape(" ".join(str(error).split()))

@@ -1,0 +1,79 @@
+"""``mest-fed devices``."""
+
+import json
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mest_fed.devices import DeviceProfile, load_profile, profile_names
+from mest_fed.units import format_bytes
+
+
+def devices(
+    name: Annotated[
+        str | None, typer.Argument(help="Profile name or path of a TOML file; all if left out.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the device profiles, or show one with the source of every number."""
+    profiles = [load_profile(name)] if name else [load_profile(each) for each in profile_names()]
+    if as_json:
+        typer.echo(json.dumps([_plain(profile) for profile in profiles], indent=2))
+        return
+    console = Console()
+    console.print(_one(profiles[0]) if name else _all(profiles))
+
+
+def _plain(profile: DeviceProfile) -> dict[str, Any]:
+    return asdict(profile) | {"flops": dict(profile.flops), "sources": dict(profile.sources)}
+
+
+def _all(profiles: list[DeviceProfile]) -> Table:
+    table = Table(title="Device profiles", title_justify="left", box=None, header_style="bold")
+    for heading, justify in (
+        ("profile", "left"),
+        ("device", "left"),
+        ("RAM", "right"),
+        ("budget", "right"),
+        ("dense GFLOP/s", "right"),
+        ("block GFLOP/s", "right"),
+        ("down / up", "right"),
+        ("watts", "right"),
+    ):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for each in profiles:
+        table.add_row(
+            each.name,
+            each.title,
+            format_bytes(each.memory_bytes),
+            format_bytes(each.budget_bytes),
+            f"{each.flops['dense'] / 1e9:.3g}",
+            f"{each.flops['block'] / 1e9:.3g}",
+            f"{format_bytes(each.download_rate)}/s / {format_bytes(each.upload_rate)}/s",
+            f"{each.compute_watts:g}",
+        )
+    table.caption = (
+        "Training rates are modelled, on live weights; mest-fed devices NAME shows every source."
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _one(profile: DeviceProfile) -> Table:
+    table = Table(title=f"{profile.title} ({profile.name})", title_justify="left", box=None)
+    table.add_column("what", style="bold")
+    table.add_column("value", justify="right")
+    table.add_column("source", style="dim")
+    for key, value in _plain(profile).items():
+        if key in ("name", "title", "sources"):
+            continue
+        values = value.items() if isinstance(value, dict) else [("", value)]
+        for part, quantity in values:
+            number = float(quantity)
+            label = f"{key} {part}".strip()
+            source = profile.sources.get(f"{key}.{part}") or profile.sources.get(key, "")
+            table.add_row(label, f"{number:,.4g}" if number < 1e6 else f"{number:,.0f}", source)
+    return table

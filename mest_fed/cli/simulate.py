@@ -1,0 +1,89 @@
+"""``mest-fed simulate``."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from mest_fed.cli.extras import needs
+from mest_fed.errors import InputError
+from mest_fed.units import format_bytes, format_seconds
+
+
+def simulate(
+    preset: Annotated[
+        str | None, typer.Option(help="Preset to run; quickstart if nothing is said.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="A TOML file instead of a preset.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key; repeatable."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; runs/PRESET if nothing is said.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Ray worker processes, one core each; 0 runs in this process."),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join, such as auto or HOST:6379.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = False,
+    quiet: Annotated[bool, typer.Option(help="Show no progress.")] = False,
+) -> None:
+    """Simulate a fleet of unlike devices that train federatedly, and write a report."""
+    needs("simulation", "flwr", "ray", "pydantic", "matplotlib", "jinja2")
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    from simulations.display import RichDisplay, SilentDisplay
+    from simulations.report import write_report
+    from simulations.run_folder import CONFIG
+    from simulations.settings import resolve
+    from simulations.simulate import Interrupted, open_run
+
+    _quieten()
+    if preset is not None and config is not None:
+        raise InputError("--preset and --config exclude each other; allowed: one of them")
+    if workers is not None and workers < 0:
+        raise InputError(f"--workers = {workers} is not allowed; allowed: a whole number from 0")
+    if resume and (preset or config or settings):
+        raise InputError(f"--resume takes the run's own {CONFIG}; allowed beside it: --out")
+    name, resolved = (None, None) if resume else resolve(preset, config, settings or [])
+    folder = out or Path("runs") / (name or "quickstart")
+    console = Console()
+    display = SilentDisplay() if quiet else RichDisplay(console, f"{name or folder.name}")
+    run = open_run(name or folder.name, resolved, folder, resume=resume, display=display)
+    try:
+        run.run(os.cpu_count() or 1 if workers is None else workers, address)
+    except Interrupted:
+        console.print(f"stopped; go on with: mest-fed simulate --resume --out {folder}")
+        sys.exit(130)
+    report = write_report(folder)
+    if not quiet:
+        _print_result(console, folder, report)
+
+
+def _quieten() -> None:
+    # Flower logs each step of its strategy loop; the display shows the same.
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    logging.getLogger("server").setLevel(logging.ERROR)
+
+
+def _print_result(console: Console, folder: Path, report: Path) -> None:
+    import json
+
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    accuracy = summary["final_accuracy"]
+    sent = summary["bytes_up"] + summary["bytes_down"]
+    console.print(
+        f"[bold]accuracy {'—' if accuracy is None else format(accuracy, '.1%')}[/bold] at density "
+        f"{summary['achieved_density']:.3f}; {format_bytes(sent)} sent; "
+        f"{format_seconds(summary['virtual_seconds'])} of virtual time (modelled) in "
+        f"{format_seconds(summary['wall_seconds'])} (measured)",
+        highlight=False,
+    )
+    console.print(f"report: {report}", highlight=False)

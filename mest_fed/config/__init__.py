@@ -1,0 +1,23 @@
+"""The run configuration."""
+
+from mest_fed.config.load import (
+    from_flat,
+    from_table,
+    known_keys,
+    read_toml,
+    to_flat,
+    to_toml,
+    with_settings,
+)
+from mest_fed.config.sections import RunConfig
+
+__all__ = [
+    "RunConfig",
+    "from_flat",
+    "from_table",
+    "known_keys",
+    "read_toml",
+    "to_flat",
+    "to_toml",
+    "with_settings",
+]

@@ -1,0 +1,132 @@
+"""Reading and writing run configurations: TOML files, ``section.key=value``, flat Flower config."""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import ValidationError
+
+from mest_fed.config.sections import RunConfig
+from mest_fed.errors import InputError
+
+Scalar = bool | int | float | str
+Table = dict[str, dict[str, Any]]
+
+
+def known_keys() -> list[str]:
+    """Return every key as ``section.key``."""
+    return [
+        f"{section}.{key}" for section, keys in RunConfig().model_dump().items() for key in keys
+    ]
+
+
+def from_table(table: Mapping[str, Any], source: str) -> RunConfig:
+    """Build a configuration from sections of keys.
+
+    Parameters
+    ----------
+    table : mapping
+        Section -> key -> value; what is absent keeps its default.
+    source : str
+        Where it comes from, for error messages.
+
+    Raises
+    ------
+    InputError
+        If a key is unknown or a value not allowed; names the first such key.
+    """
+    try:
+        return RunConfig.model_validate(table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise _unknown(key, source) from None
+        allowed = first["msg"].removeprefix("Value error, ")
+        raise InputError(
+            f"{key} = {first['input']!r} is not allowed ({source}); {allowed}"
+        ) from None
+
+
+def _unknown(key: str, source: str) -> InputError:
+    near = get_close_matches(key, known_keys(), n=1)
+    section = key.partition(".")[0]
+    siblings = [known for known in known_keys() if known.startswith(f"{section}.")]
+    allowed = ", ".join(siblings) or ", ".join(RunConfig.model_fields)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return InputError(f"unknown key {key} ({source}); {hint}allowed: {allowed}")
+
+
+def read_toml(path: Path) -> Table:
+    """Read a TOML file.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no such file: {path}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+
+
+def with_settings(table: Mapping[str, Any], settings: Iterable[str]) -> Table:
+    """Lay ``section.key=value`` settings over a table; values are TOML, or else plain text.
+
+    Raises
+    ------
+    InputError
+        If a setting has not that form, or its key is unknown.
+    """
+    merged: Table = {section: dict(keys) for section, keys in table.items()}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        section, dot, name = key.strip().partition(".")
+        if not (equals and dot and section and name):
+            raise InputError(f"--set {setting!r} is not allowed; allowed: section.key=value")
+        if key.strip() not in known_keys():
+            raise _unknown(key.strip(), "--set")
+        merged.setdefault(section, {})[name] = _toml_value(text.strip())
+    return merged
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def to_toml(config: RunConfig) -> str:
+    """Write a configuration, every key of it."""
+    return tomli_w.dumps(config.model_dump())
+
+
+def to_flat(config: RunConfig) -> dict[str, Scalar]:
+    """Flatten into ``section.key`` -> scalar, as Flower's run config is."""
+    return {
+        f"{section}.{key}": value
+        for section, keys in config.model_dump().items()
+        for key, value in keys.items()
+    }
+
+
+def from_flat(flat: Mapping[str, Scalar]) -> RunConfig:
+    """Build a configuration from Flower's run config.
+
+    Raises
+    ------
+    InputError
+        As :func:`from_table`.
+    """
+    table: Table = {}
+    for key, value in flat.items():
+        section, _, name = key.partition(".")
+        table.setdefault(section, {})[name] = value
+    return from_table(table, "run config")

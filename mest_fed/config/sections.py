@@ -1,0 +1,216 @@
+"""The run configuration: one frozen section for each part, every key with its default."""
+
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from mest_fed.config.mixes import format_mix, parse_mix
+from mest_fed.errors import InputError
+from mest_fed.sparsity import DISTRIBUTIONS, METHODS, layout_for
+from mest_fed.units import parse_bytes
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+def _one_of(*allowed: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if value not in allowed:
+            raise ValueError(f"allowed: {', '.join(allowed)}")
+        return value
+
+    return AfterValidator(check)
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunSection(Section):
+    """The run as a whole."""
+
+    seed: int = 1
+    rounds: Positive = 30
+    checkpoint_every: Positive = 10
+    """Rounds between checkpoints; one is also written at the end and on Ctrl-C."""
+
+
+class DataSection(Section):
+    """The data and how it is spread over the devices."""
+
+    name: Annotated[str, _one_of("digits", "cifar10")] = "digits"
+    path: str = ""
+    """Folder with the data set's files; empty downloads it (digits needs neither)."""
+    partition: Annotated[
+        str, _one_of("iid", "dirichlet", "pathological", "shard", "linear", "square", "exponential")
+    ] = "dirichlet"
+    alpha: Annotated[float, Field(gt=0)] = 0.3
+    """Dirichlet concentration: smaller is less alike."""
+    classes_per_partition: Positive = 2
+    shards_per_partition: Positive = 2
+    partition_file: str = ""
+    """Partitions saved before, so that a device needs no partitioner."""
+    hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of each client's examples that it keeps for evaluation."""
+    augmentation: Annotated[str, _one_of("none", "crop-flip")] = "none"
+
+
+class ModelSection(Section):
+    """The model."""
+
+    name: Annotated[str, _one_of("resnet8", "resnet20", "resnet32", "cnn2")] = "resnet8"
+    width: Annotated[float, Field(gt=0, le=16)] = 1.0
+    norm: Annotated[str, _one_of("batch", "group")] = "group"
+
+
+class SparsitySection(Section):
+    """Sparse training: what lives, and how it changes."""
+
+    method: Annotated[str, _one_of(*METHODS)] = "mest-ems"
+    mutation: Annotated[str, _one_of("client", "server")] = "server"
+    scheme: str = "block"
+    density: Annotated[float, Field(gt=0, le=1)] = 0.1
+    distribution: Annotated[str, _one_of(*DISTRIBUTIONS)] = "uniform"
+    period: Annotated[float, Field(gt=0, le=1)] = 0.03125
+    """Progress between mutations; MEST: 5 of 160 epochs."""
+    gradient_weight: Annotated[float, Field(ge=0)] = 0.5
+    """Lambda of the importance |w| + lambda |g|."""
+
+    @field_validator("scheme")
+    @classmethod
+    def _known_scheme(cls, scheme: str) -> str:
+        try:
+            layout_for(scheme, (8, 8, 3, 3))
+        except InputError as error:
+            raise ValueError(str(error).partition("allowed; ")[2]) from None
+        return scheme
+
+
+class TrainingSection(Section):
+    """Local training."""
+
+    local_epochs: Positive = 1
+    batch_size: Positive = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    schedule: Annotated[str, _one_of("constant", "cosine", "step")] = "cosine"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    device: Annotated[str, _one_of("auto", "cpu", "cuda")] = "auto"
+
+
+class ForgettingSection(Section):
+    """Data pruning by forgetting events."""
+
+    fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Largest share of a client's examples to leave out; 0 leaves out none."""
+    start: Share = 0.4375
+    readmit: bool = False
+
+
+class WireSection(Section):
+    """How values travel."""
+
+    upload: Annotated[str, _one_of("fp32", "fp16", "bf16", "int8")] = "fp32"
+    download: Annotated[str, _one_of("fp32", "fp16", "bf16")] = "fp32"
+
+
+class ServerSection(Section):
+    """Rounds, evaluation and the server's optimizer."""
+
+    clients_per_round: Positive = 10
+    min_nodes: Positive = 1
+    """Nodes to wait for before the first round (in deployment they join one by one)."""
+    central_evaluation: bool = True
+    """Evaluate on the central test set; needs the data on the server."""
+    evaluate_every: Positive = 1
+    """Rounds between central evaluations; the last round is always evaluated."""
+    evaluate_clients_every: Annotated[int, Field(ge=0)] = 10
+    """Rounds between evaluations on the clients' held-out shares; 0 never."""
+    evaluate_clients: Positive = 50
+    """Largest number of clients to ask in such an evaluation."""
+    optimizer: Annotated[str, _one_of("fedavg", "fedavgm", "fedadam")] = "fedavg"
+    learning_rate: Annotated[float, Field(gt=0)] = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+
+
+class FleetSection(Section):
+    """The devices."""
+
+    devices: Positive = 20
+    mix: str = "rpi-zero-2w:4, rpi-3b-plus:3, rpi-4:3, rpi-5:2, jetson-nano:2, phone-low:2, phone-mid:2, phone-high:2"  # noqa: E501
+    """Profile names (or paths) and their weights, also as a TOML table."""
+    budgets: str = ""
+    """Memory budgets that replace the profiles' own, such as ``rpi-zero-2w:24MB``."""
+    deadline: Annotated[float, Field(ge=0)] = 0.0
+    """Virtual seconds after which a reply is too late; 0 waits for all."""
+
+    @field_validator("mix", "budgets", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return format_mix(value) if isinstance(value, dict) else value
+
+    @field_validator("mix")
+    @classmethod
+    def _weights(cls, value: str) -> str:
+        for name, weight in parse_mix(value).items():
+            try:
+                ok = float(weight) > 0
+            except ValueError:
+                ok = False
+            if not ok:
+                raise ValueError(f"the weight of {name} is {weight!r}; allowed: a positive number")
+        if not parse_mix(value):
+            raise ValueError("allowed: at least one profile, such as rpi-4:1")
+        return value
+
+    @field_validator("budgets")
+    @classmethod
+    def _bytes(cls, value: str) -> str:
+        for name, budget in parse_mix(value).items():
+            try:
+                parse_bytes(budget)
+            except InputError as error:
+                raise ValueError(f"the budget of {name}: {error}") from None
+        return value
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The mix as profile -> weight."""
+        return {name: float(weight) for name, weight in parse_mix(self.mix).items()}
+
+    @property
+    def budget_bytes(self) -> dict[str, int]:
+        """The budgets as profile -> bytes."""
+        return {name: parse_bytes(budget) for name, budget in parse_mix(self.budgets).items()}
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    run: RunSection = RunSection()
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    sparsity: SparsitySection = SparsitySection()
+    training: TrainingSection = TrainingSection()
+    forgetting: ForgettingSection = ForgettingSection()
+    wire: WireSection = WireSection()
+    server: ServerSection = ServerSection()
+    fleet: FleetSection = FleetSection()
+
+    @model_validator(mode="after")
+    def _rigl_mutates_on_clients(self) -> "RunConfig":
+        if self.sparsity.method == "rigl" and self.sparsity.mutation == "server":
+            raise ValueError(
+                "sparsity.method = 'rigl' grows by dense gradients, which exist on clients alone; "
+                "allowed: sparsity.mutation = 'client'"
+            )
+        return self

@@ -1,0 +1,114 @@
+"""Minibatches: normalised, perhaps augmented, in a random order."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mest_fed.data.augment import AUGMENTATIONS, crop_flip
+from mest_fed.data.images import ImageData, Indices
+from mest_fed.errors import not_allowed
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A minibatch.
+
+    Parameters
+    ----------
+    images : Tensor
+        float32, shape ``(n, channels, height, width)``: ``(pixel / 255 - mean) / std``.
+    labels : Tensor
+        int64, shape ``(n,)``.
+    examples : int64 array
+        Shape ``(n,)``: the position of each example among the client's own.
+    """
+
+    images: Tensor
+    labels: Tensor
+    examples: Indices
+
+
+class Batches:
+    """Minibatches of a client's examples; each iteration is one epoch.
+
+    The last batch is smaller where the number of examples asks for it. A lone last example joins
+    the batch before it, since batch statistics need two.
+
+    Parameters
+    ----------
+    data : ImageData
+        Images of all clients; they stay uint8 until they are batched.
+    indices : int64 array
+        The client's examples.
+    batch_size : int
+        Examples in a batch.
+    generator : torch.Generator, optional
+        Draws the order and the augmentation anew in each iteration. Without one, examples come in
+        order.
+    augmentation : {"none", "crop-flip"}
+        See :func:`~mest_fed.data.augment.crop_flip`; needs a generator.
+    kept : int64 array, optional
+        Positions in ``indices`` to present; all by default.
+
+    Raises
+    ------
+    InputError
+        If the batch size or the augmentation is not allowed.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        indices: Indices,
+        batch_size: int,
+        *,
+        generator: torch.Generator | None = None,
+        augmentation: str = "none",
+        kept: Indices | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise not_allowed("training.batch_size", batch_size, "a positive whole number")
+        if augmentation not in AUGMENTATIONS:
+            raise not_allowed("data.augmentation", augmentation, AUGMENTATIONS)
+        if augmentation != "none" and generator is None:
+            raise ValueError("augmentation needs a generator")
+        self._data = data
+        self._indices = torch.from_numpy(np.asarray(indices, dtype=np.int64))
+        self._kept = torch.arange(len(indices)) if kept is None else torch.from_numpy(kept)
+        self._batch_size = batch_size
+        self._generator = generator
+        self._augmentation = augmentation
+        self._mean = torch.tensor(data.mean).view(-1, 1, 1) * 255
+        self._std = torch.tensor(data.std).view(-1, 1, 1) * 255
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self._starts())
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches of one epoch."""
+        order = self._kept
+        if self._generator is not None:
+            order = order[torch.randperm(len(order), generator=self._generator)]
+        bounds = [*self._starts(), len(order)]
+        for start, stop in itertools.pairwise(bounds):
+            yield self._batch(order[start:stop])
+
+    def _starts(self) -> list[int]:
+        count = len(self._kept)
+        starts = list(range(0, count, self._batch_size))
+        if self._batch_size > 1 and len(starts) > 1 and count - starts[-1] == 1:
+            starts.pop()
+        return starts
+
+    def _batch(self, examples: Tensor) -> Batch:
+        rows = self._indices[examples]
+        images = self._data.images[rows]
+        if self._augmentation == "crop-flip" and self._generator is not None:
+            images = crop_flip(images, self._generator)
+        pixels = images.to(torch.float32).sub_(self._mean).div_(self._std)
+        return Batch(pixels, self._data.labels[rows], examples.numpy())

@@ -1,0 +1,52 @@
+"""Labelled images in memory, and a data set's two splits."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+#: Positions of images in a data set, or of examples among a client's own.
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """Labelled images.
+
+    Parameters
+    ----------
+    images : Tensor
+        uint8, shape ``(n, channels, height, width)``. They may be pages of a file that processes
+        share: read them only.
+    labels : Tensor
+        int64, shape ``(n,)``, in ``range(num_classes)``.
+    num_classes : int
+        Number of classes.
+    mean, std : tuple of float
+        Of each channel of ``images / 255``, over the training split.
+    """
+
+    images: Tensor
+    labels: Tensor
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+
+@dataclass(frozen=True, eq=False)
+class DataSplit:
+    """A data set: what the clients share out among them, and the central test set."""
+
+    train: ImageData
+    test: ImageData

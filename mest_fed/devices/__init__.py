@@ -1,0 +1,26 @@
+"""Device profiles, and what a piece of work costs on a device in time and energy."""
+
+from mest_fed.devices.cost import (
+    Work,
+    download_seconds,
+    energy_joules,
+    train_seconds,
+    upload_seconds,
+)
+from mest_fed.devices.fleet import assign_devices
+from mest_fed.devices.flops import forward_flops, training_flops
+from mest_fed.devices.profile import DeviceProfile, load_profile, profile_names
+
+__all__ = [
+    "DeviceProfile",
+    "Work",
+    "assign_devices",
+    "download_seconds",
+    "energy_joules",
+    "forward_flops",
+    "load_profile",
+    "profile_names",
+    "train_seconds",
+    "training_flops",
+    "upload_seconds",
+]

@@ -1,0 +1,130 @@
+"""Device profiles: one TOML file a device, read strictly."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from mest_fed.devices.checks import check_keys, check_sources, positive_int, positive_number, text
+from mest_fed.errors import InputError, not_allowed
+
+#: Kinds of work that a profile gives a rate for: dense layers, and one kind for each scheme.
+WORK_KINDS = ("dense", "unstructured", "block", "pattern", "channel")
+
+_RATES = ("download_rate", "upload_rate", "latency", "compute_watts", "radio_watts", "idle_watts")
+_MEASURES = ("memory_bytes", "budget_bytes", "flops", *_RATES, "availability")
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """One kind of device. All figures but the data sheet's are modelled or measured: see sources.
+
+    Parameters
+    ----------
+    name : str
+        Short name: the file's name without ``.toml``.
+    title : str
+        Name for people.
+    memory_bytes : int
+        RAM of the device.
+    budget_bytes : int
+        Default training budget: bytes that training may add to the process.
+    flops : mapping of str to float
+        Kind of work (:data:`WORK_KINDS`) -> floating-point operations a second that training
+        reaches, 2 for each multiply-add, on live weights only.
+    download_rate, upload_rate : float
+        Bytes a second.
+    latency : float
+        Seconds, one way.
+    compute_watts, radio_watts, idle_watts : float
+        Power of the whole device while it trains, while it sends or receives, while it waits.
+    availability : float
+        Probability in (0, 1] that the device is there when it is sampled.
+    sources : mapping of str to str
+        Field -> where its figure comes from, beginning with ``measured:``, ``data sheet:`` or
+        ``modelled:``.
+    """
+
+    name: str
+    title: str
+    memory_bytes: int
+    budget_bytes: int
+    flops: Mapping[str, float]
+    download_rate: float
+    upload_rate: float
+    latency: float
+    compute_watts: float
+    radio_watts: float
+    idle_watts: float
+    availability: float
+    sources: Mapping[str, str]
+
+
+def profile_names() -> list[str]:
+    """Return the names of the built-in profiles, sorted."""
+    return sorted(entry.name[:-5] for entry in _folder().iterdir() if entry.name.endswith(".toml"))
+
+
+def load_profile(name_or_path: str) -> DeviceProfile:
+    """Load a device profile.
+
+    Parameters
+    ----------
+    name_or_path : str
+        A built-in name, or the path of a file that ends in ``.toml``.
+
+    Raises
+    ------
+    InputError
+        If there is no such profile or file, or the file is not a correct profile.
+    """
+    if name_or_path.endswith(".toml"):
+        return _read(Path(name_or_path), name_or_path)
+    if name_or_path not in profile_names():
+        allowed = f"{', '.join(profile_names())}, or the path of a .toml file"
+        raise not_allowed("device profile", name_or_path, allowed)
+    return _read(_folder() / f"{name_or_path}.toml", name_or_path)
+
+
+def _folder() -> Traversable:
+    return resources.files("mest_fed.devices") / "profiles"
+
+
+def _read(file: Traversable, where: str) -> DeviceProfile:
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"device profile {where}: cannot read it ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"device profile {where}: not a TOML file ({error})") from error
+    return _profile(Path(file.name).stem, table, f"device profile {where}: ")
+
+
+def _profile(name: str, table: dict[str, Any], where: str) -> DeviceProfile:
+    """Check a table and build the profile; ``where`` begins each error."""
+    check_keys(where, table, [field.name for field in fields(DeviceProfile)][1:])
+    flops, sources = table["flops"], table["sources"]
+    check_keys(where + "flops.", flops, WORK_KINDS)
+    check_sources(where + "sources.", sources, _MEASURES)
+    memory = positive_int(where + "memory_bytes", table["memory_bytes"])
+    budget = positive_int(where + "budget_bytes", table["budget_bytes"])
+    if budget > memory:
+        raise not_allowed(where + "budget_bytes", budget, f"at most memory_bytes = {memory}")
+    availability = positive_number(where + "availability", table["availability"])
+    if availability > 1:
+        raise not_allowed(where + "availability", availability, "a number in (0, 1]")
+    rates = {kind: positive_number(f"{where}flops.{kind}", flops[kind]) for kind in WORK_KINDS}
+    return DeviceProfile(
+        name=name,
+        title=text(where + "title", table["title"]),
+        memory_bytes=memory,
+        budget_bytes=budget,
+        flops=MappingProxyType(rates),
+        availability=availability,
+        sources=MappingProxyType(dict(sources)),
+        **{key: positive_number(where + key, table[key]) for key in _RATES},
+    )

@@ -1,0 +1,89 @@
+"""What a model needs for training, read off one traced forward pass."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from mest_fed.nn import ModelSpec, model_spec
+
+_TRACED_IMAGES = 2
+
+
+@dataclass(frozen=True)
+class ModelTrace:
+    """Sizes of a model, in bytes unless said otherwise. Traced, that is: modelled.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        The sparse layers and dense tensors.
+    dense_parameters : int
+        Parameters outside the sparse layers.
+    buffers : int
+        Running statistics and the like.
+    saved_per_image : int
+        What autograd keeps of one image between forward and backward.
+    largest_activation : int
+        The largest single activation of one image.
+    image : int
+        One image as float32.
+    """
+
+    spec: ModelSpec
+    dense_parameters: int
+    buffers: int
+    saved_per_image: int
+    largest_activation: int
+    image: int
+
+
+def trace_model(model: nn.Module, input_shape: tuple[int, int, int]) -> ModelTrace:
+    """Trace one forward pass of a (sparse or dense) model in training mode.
+
+    The model's buffers (running statistics) are left as they were.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps (n, c, h, w) to logits.
+    input_shape : tuple of int
+        (channels, height, width) of an image.
+    """
+    own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+    saved: dict[int, int] = {}
+    largest = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal largest
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+            largest = max(largest, storage.nbytes())
+        return tensor
+
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    was_training = model.training
+    model.train()
+    images = torch.zeros(_TRACED_IMAGES, *input_shape)
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        logits = model(images)
+        # Held until here: a freed tensor's address could come back for another one.
+        loss = nn.functional.cross_entropy(logits, torch.zeros(_TRACED_IMAGES, dtype=torch.int64))
+    del loss
+    model.train(was_training)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+    spec = model_spec(model)
+    parameters = {name for name, _ in model.named_parameters()}
+    sizes = {name: 4 * math.prod(shape) for name, shape in spec.dense.items()}
+    return ModelTrace(
+        spec=spec,
+        dense_parameters=sum(size for name, size in sizes.items() if name in parameters),
+        buffers=sum(size for name, size in sizes.items() if name not in parameters),
+        saved_per_image=sum(saved.values()) // _TRACED_IMAGES,
+        largest_activation=largest // _TRACED_IMAGES,
+        image=4 * math.prod(input_shape),
+    )

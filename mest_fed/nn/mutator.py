@@ -1,0 +1,101 @@
+"""Mutation of a model and its optimizer, in place."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from mest_fed.nn.groups import MaskGroup, mask_groups
+from mest_fed.rng import torch_generator
+from mest_fed.sparsity import Bounds, Interval, Mask, Method, grow, keep_best
+
+#: Gives the generator of a group's growth; the same one to all who should grow the same.
+GrowthGenerators = Callable[[str], torch.Generator]
+
+
+class Mutator:
+    """Mutates all mask groups of a model under one method.
+
+    Momentum of what is dropped or grown is zero afterwards. The importance uses the gradients
+    that stand in ``values.grad``, so mutate before they are cleared.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A model after :func:`mest_fed.nn.sparsify`.
+    method : Method
+        What to drop and what to grow.
+    optimizer : torch.optim.Optimizer or None
+        Its state is edited with the values.
+
+    Examples
+    --------
+    Central training with MEST, three lines added to an ordinary loop::
+
+        sparsify(model, "block", density=0.1)
+        mutator = Mutator(model, MestEM(), optimizer)
+        interval = Interval(steps=epochs)
+        for epoch in range(epochs):
+            mutator.step(epoch, interval, seed=0)
+            train_one_epoch(model, optimizer)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        self.groups = mask_groups(model)
+        self.method = method
+        self.optimizer = optimizer
+        self.targets = {group.name: len(group.mask) for group in self.groups}
+
+    def step(self, step: int, interval: Interval, seed: int) -> bool:
+        """Mutate if this step (epoch, counted from 0) is due; say whether it was."""
+        if not interval.due(step):
+            return False
+        bounds = self.method.bounds(interval.progress(step))
+        self.mutate(bounds, lambda name: torch_generator(seed, "growth", step, name))
+        return True
+
+    def keep_dense_gradients(self, keep: bool) -> None:
+        """Have the next backward passes keep dense gradients, if the method reads them."""
+        for group in self.groups:
+            for layer in group.layers:
+                layer.keep_dense_gradient = keep and self.method.needs_dense_gradient
+                layer.dense_gradient = None
+
+    def mutate(self, bounds: Bounds, generators: GrowthGenerators) -> None:
+        """Drop to the floor, then grow to the ceiling."""
+        for group in self.groups:
+            mask = self.method.mutate(
+                group.mask,
+                self.method.importance(group.values(), group.gradients()),
+                self._proposal(group, generators),
+                self.targets[group.name],
+                bounds,
+            )
+            group.replace_mask(mask, self.optimizer)
+        self.keep_dense_gradients(False)
+
+    def grow(self, bounds: Bounds, generators: GrowthGenerators) -> None:
+        """Grow to the ceiling; nothing is dropped. Opens a soft-bounded round."""
+        for group in self.groups:
+            count = bounds.ceiling_count(self.targets[group.name], group.layout)
+            proposal = self._proposal(group, generators)
+            group.replace_mask(grow(group.mask, count, proposal), self.optimizer)
+
+    def drop(self) -> None:
+        """Drop to the target, old and new ranked together. Closes a soft-bounded round."""
+        for group in self.groups:
+            importance = self.method.importance(group.values(), group.gradients())
+            kept: Mask = keep_best(group.mask, importance, self.targets[group.name])
+            group.replace_mask(kept, self.optimizer)
+
+    def _proposal(
+        self, group: MaskGroup, generators: GrowthGenerators
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        # Layers that share a mask grow by the first one's gradient.
+        gradient = group.layers[0].dense_gradient
+        return self.method.growth_order(group.layout, generators(group.name), gradient)

@@ -1,0 +1,165 @@
+"""The learning task of a run, as both the clients and the server build it from the configuration.
+
+A process builds it once: data, model and trace are shared by all clients that it plays.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from mest_fed.config import RunConfig, from_flat
+from mest_fed.config.load import Scalar
+from mest_fed.data import DataSplit, hold_out, image_shape, load_dataset, load_partitions, partition
+from mest_fed.devices import Work, load_profile, training_flops
+from mest_fed.errors import BudgetError
+from mest_fed.memory import ModelTrace, Plan, TrainingShape, make_plan, trace_model
+from mest_fed.nn import ModelSpec, build_model, model_spec, sparsify
+from mest_fed.rng import numpy_generator, torch_generator
+from mest_fed.sparsity import Interval, Method, build_method
+from mest_fed.training import ForgettingPolicy, OptimizerSettings, learning_rate
+
+#: BatchNorm needs several images in a micro-batch for its statistics.
+MIN_MICRO_BATCH = {"batch": 8, "group": 1}
+
+Examples = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data, model and schedules of one configuration.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+    """
+
+    config: RunConfig
+
+    @cached_property
+    def data(self) -> DataSplit:
+        """Training and central test data."""
+        return load_dataset(self.config.data.name, self.config.data.path)
+
+    @cached_property
+    def partitions(self) -> list[Examples]:
+        """Training examples of each device."""
+        data = self.config.data
+        if data.partition_file:
+            return load_partitions(Path(data.partition_file))
+        return partition(
+            self.data.train.labels.numpy(),
+            self.config.fleet.devices,
+            scheme=data.partition,
+            seed=self.config.run.seed,
+            alpha=data.alpha,
+            classes_per_partition=data.classes_per_partition,
+            shards_per_partition=data.shards_per_partition,
+        )
+
+    def examples(self, partition_id: int) -> tuple[Examples, Examples]:
+        """Return a device's (training, held-out) examples."""
+        generator = numpy_generator(self.config.run.seed, "hold-out", partition_id)
+        return hold_out(self.partitions[partition_id], self.config.data.hold_out, generator)
+
+    @cached_property
+    def method(self) -> Method:
+        """The sparse-training method."""
+        sparsity = self.config.sparsity
+        return build_method(sparsity.method, sparsity.density, sparsity.gradient_weight)
+
+    @cached_property
+    def interval(self) -> Interval:
+        """Which rounds mutate."""
+        return Interval(self.config.run.rounds, self.config.sparsity.period)
+
+    @cached_property
+    def forgetting(self) -> ForgettingPolicy:
+        """When examples are left out."""
+        return ForgettingPolicy(**self.config.forgetting.model_dump())
+
+    def optimizer(self, progress: float) -> OptimizerSettings:
+        """Return the client optimizer's settings at a progress in [0, 1]."""
+        training = self.config.training
+        rate = learning_rate(training.schedule, training.learning_rate, progress)
+        return OptimizerSettings(rate, training.momentum, training.weight_decay)
+
+    def build_model(self) -> nn.Module:
+        """Build the model of this seed at the target density (dense for the dense method)."""
+        (shape, classes), model = image_shape(self.config.data.name), self.config.model
+        generator = torch_generator(self.config.run.seed, "model")
+        net = build_model(
+            model.name, shape, classes, generator=generator, width=model.width, norm=model.norm
+        )
+        sparsity = self.config.sparsity
+        if sparsity.method != "dense":
+            sparsify(net, sparsity.scheme, sparsity.density, sparsity.distribution)
+        return net
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The process's resident model: whoever uses it writes a state into it first."""
+        return self.build_model()
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """What the model's arrays mean."""
+        return model_spec(self.model)
+
+    @cached_property
+    def trace(self) -> ModelTrace:
+        """The model's memory needs."""
+        return trace_model(self.build_model(), image_shape(self.config.data.name)[0])
+
+    def work(self, presented: int) -> Work:
+        """Return the operations of training the resident model, as it is, on so many examples."""
+        per_image = training_flops(self.model, image_shape(self.config.data.name)[0])
+        return Work(presented * per_image.dense_flops, presented * per_image.sparse_flops)
+
+    def budget(self, device: str) -> int:
+        """Return the memory budget of a device profile, in bytes."""
+        override = self.config.fleet.budget_bytes.get(device)
+        return load_profile(device).budget_bytes if override is None else override
+
+    def plan(self, budget: int, who: str) -> Plan:
+        """Plan local training within a budget.
+
+        Raises
+        ------
+        BudgetError
+            If nothing fits; names ``who`` and the bytes that would do.
+        """
+        training, sparsity = self.config.training, self.config.sparsity
+        wish = TrainingShape(
+            density=sparsity.density,
+            distribution=sparsity.distribution,
+            micro_batch=training.batch_size,
+            batch=training.batch_size,
+            momentum=training.momentum > 0,
+        )
+        smallest = MIN_MICRO_BATCH[self.config.model.norm]
+        try:
+            return make_plan(self.trace, self.method, wish, budget, smallest)
+        except BudgetError as error:
+            raise BudgetError(f"{who}: {error}") from None
+
+
+@lru_cache(maxsize=2)
+def task_of(config: RunConfig) -> Task:
+    """Return this process's task of a configuration."""
+    return Task(config)
+
+
+def task_from_run_config(run_config: Mapping[str, Scalar]) -> Task:
+    """Return this process's task of a Flower run config."""
+    return _task_of_items(tuple(sorted(run_config.items())))
+
+
+@lru_cache(maxsize=8)
+def _task_of_items(items: tuple[tuple[str, Scalar], ...]) -> Task:
+    return task_of(from_flat(dict(items)))

@@ -1,0 +1,199 @@
+"""One client's local training: batches, micro-batches, optimizer steps."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mest_fed.data import Batch
+from mest_fed.errors import not_allowed
+from mest_fed.training.forgetting import ForgettingState
+from mest_fed.training.mutation import LocalMutation
+
+#: Images in one forward pass of an evaluation.
+EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """SGD as MEST uses it.
+
+    Parameters
+    ----------
+    learning_rate : float
+        Step size.
+    momentum : float
+        0 keeps no momentum, and no memory for it.
+    weight_decay : float
+        L2 penalty on all parameters.
+    """
+
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Return a fresh optimizer for a model's parameters."""
+        return torch.optim.SGD(
+            model.parameters(),
+            lr=self.learning_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+        )
+
+
+@dataclass
+class Tally:
+    """Sums over examples.
+
+    Parameters
+    ----------
+    loss : float
+        Sum of the examples' cross-entropies.
+    correct : int
+        Examples classified rightly.
+    examples : int
+        Examples presented.
+    """
+
+    loss: float = 0.0
+    correct: int = 0
+    examples: int = 0
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean cross-entropy; NaN without examples."""
+        return self.loss / self.examples if self.examples else float("nan")
+
+    @property
+    def accuracy(self) -> float:
+        """Share classified rightly; NaN without examples."""
+        return self.correct / self.examples if self.examples else float("nan")
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the torch device for ``auto``, ``cpu`` or ``cuda``.
+
+    Raises
+    ------
+    InputError
+        If the name is unknown, or CUDA is asked for and absent.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise not_allowed("training.device", name, ("auto", "cpu", "cuda"))
+    if name == "cuda" and not torch.cuda.is_available():
+        raise not_allowed("training.device", name, "auto or cpu: this machine has no CUDA device")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+class LocalTrainer:
+    """Trains a model on batches, each taken in micro-batches whose gradients add up.
+
+    With GroupNorm the accumulated gradient equals that of the whole batch; with BatchNorm the
+    statistics are those of each micro-batch.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Sparse or dense.
+    optimizer : torch.optim.Optimizer
+        Of the model's parameters.
+    micro_batch : int
+        Largest number of images in one forward and backward pass.
+    forgetting : ForgettingState or None
+        Told of each presentation, before the batch's update.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        micro_batch: int,
+        forgetting: ForgettingState | None = None,
+    ) -> None:
+        if micro_batch < 1:
+            raise not_allowed("micro_batch", micro_batch, "a whole number of at least 1")
+        self.model = model
+        self.optimizer = optimizer
+        self.micro_batch = micro_batch
+        self.forgetting = forgetting
+
+    def fit(self, batches: Iterable[Batch], mutation: LocalMutation | None = None) -> Tally:
+        """Take one optimizer step for each batch.
+
+        Parameters
+        ----------
+        batches : iterable of Batch
+            Images, labels and example positions.
+        mutation : LocalMutation, optional
+            Mutates the model between the steps, where gradients stand.
+
+        Returns
+        -------
+        Tally
+            Of all presentations, each taken before its batch's update.
+        """
+        self.model.train()
+        tally = Tally()
+        if mutation is not None:
+            mutation.open()
+        for step, batch in enumerate(batches):
+            if mutation is not None:
+                mutation.before_step(step)
+            self.optimizer.zero_grad(set_to_none=True)
+            correct = self._accumulate(batch, tally)
+            if self.forgetting is not None:
+                self.forgetting.observe(batch.examples, correct.numpy())
+            self.optimizer.step()
+            if mutation is not None:
+                mutation.after_step(step)
+        if mutation is not None:
+            mutation.close()
+        return tally
+
+    def _accumulate(self, batch: Batch, tally: Tally) -> Tensor:
+        """Backpropagate the mean loss of a batch; return which examples were right."""
+        size = len(batch.labels)
+        device = next(self.model.parameters()).device
+        right = []
+        pieces = max(1, -(-size // self.micro_batch))
+        splits = np.array_split(np.arange(size), pieces)  # even, so that none is a lone example
+        for piece in splits:
+            part = slice(int(piece[0]), int(piece[-1]) + 1)
+            labels = batch.labels[part].to(device)
+            logits = self.model(batch.images[part].to(device))
+            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+            (loss / size).backward()  # type: ignore[no-untyped-call]
+            hits = logits.detach().argmax(dim=1) == labels
+            right.append(hits.cpu())
+            tally.loss += loss.item()
+            tally.correct += int(right[-1].sum())
+        tally.examples += size
+        return torch.cat(right)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[Tally, Tensor]:
+    """Evaluate a model.
+
+    Returns
+    -------
+    tally : Tally
+        Loss and accuracy over all examples.
+    correct : Tensor
+        bool, in the order of the batches.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    tally, right = Tally(), []
+    for batch in batches:
+        labels = batch.labels.to(device)
+        logits = model(batch.images.to(device))
+        tally.loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+        right.append((logits.argmax(dim=1) == labels).cpu())
+        tally.correct += int(right[-1].sum())
+        tally.examples += len(labels)
+    return tally, torch.cat(right) if right else torch.zeros(0, dtype=torch.bool)

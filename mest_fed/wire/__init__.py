@@ -1,0 +1,22 @@
+"""Sparse states <-> bytes. Their passage through Flower is :mod:`mest_fed.wire.records`."""
+
+from mest_fed.wire.decoder import decode
+from mest_fed.wire.encoder import encode
+from mest_fed.wire.feedback import Residual
+from mest_fed.wire.masks import MASK_CODECS
+from mest_fed.wire.maskset import MaskSet, check_masks, mask_hash
+from mest_fed.wire.payload import Payload, UnknownMaskError
+from mest_fed.wire.values import VALUE_CODECS
+
+__all__ = [
+    "MASK_CODECS",
+    "VALUE_CODECS",
+    "MaskSet",
+    "Payload",
+    "Residual",
+    "UnknownMaskError",
+    "check_masks",
+    "decode",
+    "encode",
+    "mask_hash",
+]

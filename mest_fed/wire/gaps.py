@@ -1,0 +1,83 @@
+"""Increasing numbers as Rice-coded gaps, without a loop over the numbers.
+
+Golomb (1966) and Rice (1979): a gap g splits into a quotient g >> k, written in unary, and a
+remainder of k bits. For a random mask the code comes within a few percent of the entropy. Layout of
+the bytes, bits counted from the least significant one:
+
+====================  ==========================================================================
+``k``                 1 byte
+remainders            ``count * k`` bits, padded with zeros to a whole byte
+quotients             for each gap ``g >> k`` zeros and a one, padded with zeros to a whole byte
+====================  ==========================================================================
+
+The first gap is the first number itself; the next ones are differences less one. No numbers: no
+bytes.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from mest_fed.errors import WireError
+
+Numbers = npt.NDArray[np.int64]
+
+
+def encode_gaps(numbers: npt.NDArray[np.integer]) -> bytes:
+    """Encode strictly increasing numbers of at least 0, shape ``(count,)``."""
+    if len(numbers) == 0:
+        return b""
+    gaps = np.diff(numbers, prepend=-1).astype(np.int64) - 1
+    k = _rice_parameter(gaps)
+    remainders = np.empty((len(gaps), k), np.uint8)
+    for bit in range(k):
+        remainders[:, bit] = (gaps >> bit) & 1
+    ends = np.cumsum((gaps >> k) + 1) - 1
+    quotients = np.zeros(ends[-1] + 1, np.uint8)
+    quotients[ends] = 1
+    return bytes([k]) + _pack(remainders) + _pack(quotients)
+
+
+def decode_gaps(body: bytes, count: int, universe: int) -> Numbers:
+    """Decode ``count`` strictly increasing numbers in ``[0, universe)``.
+
+    Raises
+    ------
+    WireError
+        If the bytes are anything else than what :func:`encode_gaps` may have written.
+    """
+    if count == 0 and not body:
+        return np.zeros(0, np.int64)
+    if not 0 < count <= universe or not body or body[0] >= universe.bit_length():
+        raise WireError(f"{count} gaps below {universe} in {len(body)} bytes")
+    k = body[0]
+    split = 1 + -(-count * k // 8)
+    longest = -(-((universe >> k) + count) // 8)
+    if not split < len(body) <= split + longest or body[-1] == 0:
+        raise WireError(f"a gap list of {count} numbers cannot take {len(body)} bytes")
+    bits = _unpack(body[1:split])
+    ends = np.flatnonzero(_unpack(body[split:]))
+    if len(ends) != count or bits[count * k :].any():
+        raise WireError(f"a gap list of {count} numbers holds {len(ends)}")
+    gaps = (np.diff(ends, prepend=-1) - 1) << k
+    for bit, plane in enumerate(bits[: count * k].reshape(count, k).T):
+        gaps |= plane.astype(np.int64) << bit
+    numbers: Numbers = np.cumsum(gaps + 1) - 1
+    if numbers[-1] >= universe:
+        raise WireError(f"number {numbers[-1]} in a gap list is out of range [0, {universe})")
+    return numbers
+
+
+def _rice_parameter(gaps: Numbers) -> int:
+    # A geometric distribution of mean m is coded best near 2**k = m ln 2 (Golomb 1966).
+    first = max(0, math.floor(math.log2(max(1.0, gaps.mean() * math.log(2)))))
+    return min(first, first + 1, key=lambda k: len(gaps) * k + int((gaps >> k).sum()))
+
+
+def _pack(bits: npt.NDArray[np.uint8]) -> bytes:
+    return np.packbits(bits, bitorder="little").tobytes()
+
+
+def _unpack(packed: bytes) -> npt.NDArray[np.uint8]:
+    return np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little")

@@ -1,0 +1,127 @@
+"""The binary header of a payload: everything that is not an array.
+
+All numbers are little-endian.
+
+======  ========  ===========================================================================
+offset  type      meaning
+======  ========  ===========================================================================
+0       4 bytes   ``MFSU``
+4       uint8     version of the format, 1
+5       uint8     number of the value codec
+6       uint8     where the masks come from: 0 known by hash, 1 in full, 2 relative to a base
+7       uint8     flags: 1 the mask body is zlib-compressed, 2 the values are differences
+8       16 bytes  hash of the masks
+24      uint32    CRC-32 of the values that the differences start from, else 0
+28      uint32    length of the mask body before compression
+32      16 bytes  hash of the base; only with masks relative to a base
+...     bytes     the mask body (:mod:`mest_fed.wire.maskset`), to the end
+======  ========  ===========================================================================
+"""
+
+import struct
+import zlib
+from dataclasses import dataclass
+from enum import IntEnum
+
+from mest_fed.errors import WireError
+
+MAGIC = b"MFSU"
+VERSION = 1
+_FIXED = struct.Struct("<4sBBBB16sII")
+_HASH_BYTES = 16
+_COMPRESSED, _DIFFERENCES = 1, 2
+
+
+class MaskSource(IntEnum):
+    """Where the receiver takes the masks from."""
+
+    KNOWN = 0
+    FULL = 1
+    BASE = 2
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header's fields.
+
+    Parameters
+    ----------
+    codec : int
+        Number of the value codec.
+    source : MaskSource
+        Where the masks come from.
+    mask_hash : bytes
+        Hash of the masks.
+    start : int or None
+        CRC-32 of the values that differences start from; None for values that are no differences.
+    base_hash : bytes
+        Hash of the base, empty without one.
+    body : bytes
+        Mask body, not compressed.
+    """
+
+    codec: int
+    source: MaskSource
+    mask_hash: bytes
+    start: int | None = None
+    base_hash: bytes = b""
+    body: bytes = b""
+
+    def pack(self) -> bytes:
+        """Write the header, the mask body compressed where that is smaller."""
+        compressed = zlib.compress(self.body)
+        smaller = len(compressed) < len(self.body)
+        flags = _COMPRESSED * smaller | _DIFFERENCES * (self.start is not None)
+        fixed = _FIXED.pack(
+            MAGIC,
+            VERSION,
+            self.codec,
+            self.source,
+            flags,
+            self.mask_hash,
+            self.start or 0,
+            len(self.body),
+        )
+        return fixed + self.base_hash + (compressed if smaller else self.body)
+
+    @classmethod
+    def unpack(cls, data: bytes, max_body: int) -> "Header":
+        """Read a header whose mask body takes no more than ``max_body`` bytes.
+
+        Raises
+        ------
+        WireError
+            If the bytes are not a header of this version, or the body is not as long as announced.
+        """
+        if len(data) < _FIXED.size:
+            raise WireError(f"a header of {len(data)} bytes is cut off")
+        magic, version, codec, source, flags, mask_hash, start, length = _FIXED.unpack_from(data)
+        if magic != MAGIC or version != VERSION:
+            raise WireError(f"magic {magic!r}, version {version} is not {MAGIC!r}, {VERSION}")
+        if source not in list(MaskSource) or flags & ~(_COMPRESSED | _DIFFERENCES):
+            raise WireError(f"mask source {source}, flags {flags} are unknown")
+        if length > max_body or (source == MaskSource.KNOWN and length):
+            raise WireError(f"a mask body of {length} bytes is not allowed here")
+        split = _FIXED.size + (_HASH_BYTES if source == MaskSource.BASE else 0)
+        body = _inflate(data[split:], length) if flags & _COMPRESSED else data[split:]
+        if len(data) < split or len(body) != length:
+            raise WireError(f"a mask body of {length} bytes comes with another length")
+        return cls(
+            codec,
+            MaskSource(source),
+            mask_hash,
+            start if flags & _DIFFERENCES else None,
+            data[_FIXED.size : split],
+            body,
+        )
+
+
+def _inflate(data: bytes, length: int) -> bytes:
+    stream = zlib.decompressobj()
+    try:
+        body = stream.decompress(data, length + 1)  # one more, so that an honest stream ends
+    except zlib.error as error:
+        raise WireError(f"the mask body does not decompress: {error}") from None
+    if not stream.eof or stream.unused_data:
+        raise WireError("the compressed mask body does not end where the header does")
+    return body

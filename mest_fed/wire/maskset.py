@@ -1,0 +1,144 @@
+"""A model's masks: identity, validity, and the bytes of all groups together.
+
+Each group takes an entry, in the order of :attr:`mest_fed.nn.ModelSpec.groups`:
+
+======  ======  ==============================================
+offset  type    meaning
+======  ======  ==============================================
+0       uint8   number of the mask codec
+1       uint32  live slots of the group
+5       uint32  length of what follows
+9       bytes   the slots, as :mod:`mest_fed.wire.masks` says
+======  ======  ==============================================
+"""
+
+import hashlib
+import struct
+
+import numpy as np
+
+from mest_fed.errors import WireError
+from mest_fed.nn.state import ModelSpec, Slots
+from mest_fed.sparsity import Layout
+from mest_fed.wire.masks import MASK_CODECS, bitmap_bytes
+
+MaskSet = dict[str, Slots]
+
+_ENTRY = struct.Struct("<BII")
+_NO_BASE = np.zeros(0, np.int32)
+
+
+def mask_hash(masks: MaskSet) -> bytes:
+    """Name a mask set.
+
+    Returns
+    -------
+    bytes
+        The first 16 bytes of the SHA-256 of all groups in the order of their names: length of the
+        name (uint32), name, number of slots (uint32), slots (int32), little-endian.
+    """
+    digest = hashlib.sha256()
+    for group in sorted(masks):
+        name, slots = group.encode(), np.ascontiguousarray(masks[group], "<i4")
+        digest.update(struct.pack(f"<I{len(name)}sI", len(name), name, len(slots)))
+        digest.update(slots.tobytes())
+    return digest.digest()[:16]
+
+
+def check_masks(masks: MaskSet, spec: ModelSpec) -> None:
+    """Reject masks that no model of the specification can have.
+
+    Raises
+    ------
+    WireError
+        If a group is missing or too many, or its slots are not int32, at least one, strictly
+        increasing, in range, at most one for each granule.
+    """
+    if masks.keys() != spec.groups.keys():
+        raise WireError("the masks are not those of the model's mask groups")
+    for group, slots in masks.items():
+        reason = _objection(slots, spec.group_layout(group))
+        if reason:
+            raise WireError(f"mask of {group}: {reason}")
+
+
+def _objection(slots: Slots, layout: Layout) -> str | None:
+    if slots.dtype != np.int32 or slots.ndim != 1 or len(slots) == 0:
+        return f"{slots.dtype} of shape {slots.shape} where int32 of shape (live,) belongs"
+    if slots[0] < 0 or slots[-1] >= layout.num_slots:
+        return f"a slot is out of range [0, {layout.num_slots})"
+    if not (slots[1:] > slots[:-1]).all():
+        return "slots do not increase"
+    if layout.variants > 1:
+        granules = slots // layout.variants
+        if not (granules[1:] > granules[:-1]).all():
+            return "two slots share a granule"
+    return None
+
+
+def encode_masks(masks: MaskSet, spec: ModelSpec, base: MaskSet | None) -> tuple[bytes, bool]:
+    """Write each group with the codec that takes the fewest bytes.
+
+    Returns
+    -------
+    body : bytes
+        The entries of all groups.
+    needs_base : bool
+        Whether the receiver must hold ``base`` to read them.
+    """
+    entries, needs_base = [], False
+    codecs = [codec for codec in MASK_CODECS.values() if base is not None or not codec.needs_base]
+    for group in spec.groups:
+        slots, held = masks[group], _NO_BASE if base is None else base[group]
+        num_slots = spec.group_layout(group).num_slots
+        bodies = [(codec.encode(slots, num_slots, held), codec) for codec in codecs]
+        body, best = min(bodies, key=lambda pair: len(pair[0]))
+        entries += [_ENTRY.pack(best.number, len(slots), len(body)), body]
+        needs_base |= best.needs_base
+    return b"".join(entries), needs_base
+
+
+def max_body_bytes(spec: ModelSpec) -> int:
+    """Return the most bytes that :func:`encode_masks` may take."""
+    layouts = [spec.group_layout(group) for group in spec.groups]
+    return sum(_ENTRY.size + bitmap_bytes(layout.num_slots) for layout in layouts)
+
+
+def decode_masks(body: bytes, spec: ModelSpec, base: MaskSet | None) -> MaskSet:
+    """Read what :func:`encode_masks` wrote; the result is checked with :func:`check_masks`.
+
+    Raises
+    ------
+    WireError
+        If the bytes are cut off, too many, or do not give valid masks.
+    """
+    masks, start = {}, 0
+    for group in spec.groups:
+        if len(body) - start < _ENTRY.size:
+            raise WireError(f"mask of {group}: cut off")
+        number, count, length = _ENTRY.unpack_from(body, start)
+        start += _ENTRY.size
+        entry = body[start : start + length]
+        if len(entry) != length:
+            raise WireError(f"mask of {group}: cut off")
+        held = None if base is None else base[group]
+        masks[group] = _decode_entry(number, entry, count, spec.group_layout(group), held)
+        start += length
+    if start != len(body):
+        raise WireError(f"{len(body) - start} bytes too many after the masks")
+    check_masks(masks, spec)
+    return masks
+
+
+def _decode_entry(
+    number: int, entry: bytes, count: int, layout: Layout, base: Slots | None
+) -> Slots:
+    codec = next((codec for codec in MASK_CODECS.values() if codec.number == number), None)
+    if codec is None or (codec.needs_base and base is None):
+        raise WireError(f"mask codec {number} is not allowed here")
+    if not 0 < count <= layout.num_granules or len(entry) > bitmap_bytes(layout.num_slots):
+        raise WireError(f"{count} slots in {len(entry)} bytes for {layout.num_granules} granules")
+    slots = codec.decode(entry, count, layout.num_slots, _NO_BASE if base is None else base)
+    if len(slots) != count:
+        raise WireError(f"a mask of {count} slots holds {len(slots)}")
+    return slots

@@ -1,0 +1,155 @@
+"""Value codecs: how float32 values become the arrays that travel. The registry and a contract."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mest_fed.errors import WireError, not_allowed
+from mest_fed.nn.state import Floats
+from mest_fed.wire.formats import Array, BFloat16, Float16, Float32, FloatFormat
+
+#: Name -> type and length of a one-dimensional array.
+Fields = dict[str, tuple[np.dtype[Any], int]]
+
+
+class ValueCodec(ABC):
+    """One way to send the values of all sparse layers, and the dense tensors beside them.
+
+    Attributes
+    ----------
+    number : int
+        What names the codec on the wire.
+    dense : FloatFormat
+        Format of the dense tensors.
+    differences : bool
+        Whether the codec sends differences from a reference and feeds its error back.
+    """
+
+    number: int
+    dense: FloatFormat
+    differences: ClassVar[bool] = False
+
+    @abstractmethod
+    def fields(self, lengths: Sequence[int]) -> Fields:
+        """Say which arrays travel for layers of ``lengths`` values."""
+
+    @abstractmethod
+    def pack(self, values: Floats, lengths: Sequence[int]) -> dict[str, Array]:
+        """Write the values of all layers, one after the other.
+
+        Raises
+        ------
+        WireError
+            If a value is not finite, before or after rounding.
+        """
+
+    @abstractmethod
+    def unpack(self, arrays: Mapping[str, Array], lengths: Sequence[int]) -> Floats:
+        """Read arrays that are as :meth:`fields` says, as a new float32 array.
+
+        Raises
+        ------
+        WireError
+            If a value is not finite.
+        """
+
+
+class Plain(ValueCodec):
+    """Values as they are, in a floating-point format."""
+
+    def __init__(self, number: int, form: FloatFormat) -> None:
+        self.number = number
+        self.dense = form
+
+    def fields(self, lengths: Sequence[int]) -> Fields:
+        """Return ``values`` alone."""
+        return {"values": (self.dense.dtype, sum(lengths))}
+
+    def pack(self, values: Floats, lengths: Sequence[int]) -> dict[str, Array]:
+        """Round."""
+        return {"values": self.dense.pack(values)}
+
+    def unpack(self, arrays: Mapping[str, Array], lengths: Sequence[int]) -> Floats:
+        """Widen."""
+        return self.dense.unpack(arrays["values"])
+
+
+class Int8(ValueCodec):
+    """Whole multiples, -127 to 127, of a scale for each layer: its largest magnitude / 127.
+
+    Dense tensors take half precision: they are few, and statistics of a normalisation layer span
+    more than 8 bits hold.
+    """
+
+    number = 3
+    dense = Float16()
+    differences = True
+    _levels = 127
+
+    def fields(self, lengths: Sequence[int]) -> Fields:
+        """Return ``values`` and ``scales``."""
+        return {
+            "values": (np.dtype("i1"), sum(lengths)),
+            "scales": (np.dtype("<f4"), len(lengths)),
+        }
+
+    def pack(self, values: Floats, lengths: Sequence[int]) -> dict[str, Array]:
+        """Divide by the scales and round to nearest."""
+        if not np.isfinite(values).all():
+            raise WireError("not every value is a finite number")
+        starts = np.cumsum([0, *lengths[:-1]])
+        scales = (np.maximum.reduceat(np.abs(values), starts) / self._levels).astype("<f4")
+        each = np.repeat(scales, lengths)
+        # A scale may underflow to zero; its layer then waits in the residual.
+        steps = np.divide(values, each, out=np.zeros_like(values), where=each > 0)
+        codes = np.rint(steps).clip(-self._levels, self._levels).astype(np.int8)
+        return {"values": codes, "scales": scales}
+
+    def unpack(self, arrays: Mapping[str, Array], lengths: Sequence[int]) -> Floats:
+        """Multiply by the scales."""
+        codes, scales = arrays["values"], arrays["scales"]
+        if (codes < -self._levels).any() or not ((scales >= 0) & np.isfinite(scales)).all():
+            raise WireError("a code or a scale is out of range")
+        with np.errstate(over="ignore"):
+            values: Floats = codes * np.repeat(scales, lengths)
+        if not np.isfinite(values).all():
+            raise WireError("not every value is a finite number")
+        return values
+
+
+#: Value codecs by name.
+VALUE_CODECS: dict[str, ValueCodec] = {
+    "fp32": Plain(0, Float32()),
+    "fp16": Plain(1, Float16()),
+    "bf16": Plain(2, BFloat16()),
+    "int8": Int8(),
+}
+
+
+def value_codec(name: str) -> ValueCodec:
+    """Return a codec by name.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    if name not in VALUE_CODECS:
+        raise not_allowed("values", name, VALUE_CODECS)
+    return VALUE_CODECS[name]
+
+
+def value_codec_of(number: int) -> ValueCodec:
+    """Return a codec by its number on the wire.
+
+    Raises
+    ------
+    WireError
+        If there is none.
+    """
+    for codec in VALUE_CODECS.values():
+        if codec.number == number:
+            return codec
+    raise WireError(f"value codec {number} is unknown")

@@ -1,0 +1,103 @@
+"""Streamed, mask-aware, example-weighted averaging.
+
+Each weight is averaged over the clients that hold it, weighted by their examples (the rule of
+FedDST, Bibikar et al. 2022, algorithm 1). An update costs O(its live weights).
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mest_fed.nn.state import Floats, ModelSpec, Slots, SparseState
+
+Doubles = npt.NDArray[np.float64]
+
+#: Masks whose positions are kept: the tiers of a run, and some.
+_POSITIONS_KEPT = 32
+
+
+class PositionCache:
+    """Where the values of a mask stand in the flattened dense weights.
+
+    Clients of one tier hold the same mask, so positions are computed once for each mask.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self._kept: dict[tuple[str, bytes], npt.NDArray[np.int64]] = {}
+
+    def positions(self, layer: str, slots: Slots) -> npt.NDArray[np.int64]:
+        """Return int64 positions of shape ``(live, width)``; padding is one past the end."""
+        key = (layer, slots.tobytes())
+        if key not in self._kept:
+            while len(self._kept) >= _POSITIONS_KEPT * max(1, len(self.spec.layouts)):
+                del self._kept[next(iter(self._kept))]
+            layout = self.spec.layouts[layer]
+            self._kept[key] = layout.positions(torch.from_numpy(slots)).numpy()
+        return self._kept[key]
+
+
+@dataclass
+class WeightedSum:
+    """Sums of weighted values and of weights over the positions of one tensor.
+
+    Parameters
+    ----------
+    size : int
+        Weights of the tensor; one more place takes the padding.
+    """
+
+    size: int
+    values: Doubles = field(init=False)
+    weights: Doubles = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.values = np.zeros(self.size + 1)
+        self.weights = np.zeros(self.size + 1)
+
+    def add(self, positions: npt.NDArray[np.int64], values: Floats, weight: float) -> None:
+        """Add a client's values, with its weight, at positions that are distinct."""
+        self.values[positions] += weight * values
+        self.weights[positions] += weight
+
+    def mean(self) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """Return the mean where anybody held the weight, zero elsewhere, and where that is."""
+        held = self.weights[:-1] > 0
+        mean = np.zeros(self.size, dtype=np.float32)
+        mean[held] = self.values[:-1][held] / self.weights[:-1][held]
+        return mean, held
+
+
+class MaskedMean:
+    """Averages sparse states as they arrive.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        Of the model.
+    cache : PositionCache
+        Shared between rounds.
+    """
+
+    def __init__(self, spec: ModelSpec, cache: PositionCache) -> None:
+        self.spec = spec
+        self.cache = cache
+        self.layers = {n: WeightedSum(layout.num_weights) for n, layout in spec.layouts.items()}
+        self.dense: dict[str, Doubles] = {n: np.zeros(shape) for n, shape in spec.dense.items()}
+        self.weight = 0.0
+
+    def add(self, state: SparseState, weight: float) -> None:
+        """Add one client's state with a positive weight (its number of examples)."""
+        for group, layers in self.spec.groups.items():
+            for layer in layers:
+                positions = self.cache.positions(layer, state.masks[group])
+                self.layers[layer].add(positions, state.values[layer], weight)
+        for name, values in state.dense.items():
+            self.dense[name] += weight * values.astype(np.float64)
+        self.weight += weight
+
+    def dense_mean(self) -> dict[str, Floats]:
+        """Return the weighted mean of every dense tensor."""
+        return {n: (total / self.weight).astype(np.float32) for n, total in self.dense.items()}

@@ -1,0 +1,67 @@
+"""The Flower ServerApp: the same under ``flwr run``, in deployment and in the simulated fleet."""
+
+from collections.abc import Callable
+from logging import getLogger
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+import mest_fed
+from mest_fed.nn import read_state
+from mest_fed.task import Task, task_from_run_config
+from server.evaluation import CentralEvaluation
+from server.global_model import GlobalModel
+from server.rounds import RoundRecord
+from server.strategy import MestStrategy
+
+log = getLogger("flwr.mest_fed")
+
+#: Prepares a strategy before it starts (a resumed run restores it) and gives what observes it.
+Preparation = Callable[[Task, MestStrategy], Callable[[RoundRecord], None]]
+
+
+def log_round(record: RoundRecord) -> None:
+    """Log a round in one line."""
+    accuracy = "-" if record.accuracy is None else f"{record.accuracy:.4f}"
+    log.info(
+        "round %d: accuracy %s, density %.4f; %d trained, %d failed, %d rejected; %d B up, %d down",
+        record.round,
+        accuracy,
+        record.density,
+        record.count("ok"),
+        record.count("failed"),
+        record.count("rejected"),
+        record.bytes_up,
+        record.bytes_down,
+    )
+
+
+def build_server_app(prepare: Preparation | None = None) -> ServerApp:
+    """Build the ServerApp.
+
+    Parameters
+    ----------
+    prepare : callable, optional
+        Called with the task and the strategy before the first round; returns the observer of the
+        rounds. Without it rounds are logged.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        log.info("mest-fed %s from %s", mest_fed.__version__, mest_fed.__file__)
+        task = task_from_run_config(context.run_config)
+        model = task.build_model()
+        strategy = MestStrategy(task, GlobalModel.from_state(task.spec, read_state(model)))
+        observer = prepare(task, strategy) if prepare is not None else log_round
+        strategy.start(
+            grid=grid,
+            initial_arrays=strategy.arrays(),
+            num_rounds=task.config.run.rounds - strategy.first_round,
+            evaluate_fn=CentralEvaluation(task, strategy, observer),
+        )
+
+    return app
+
+
+app = build_server_app()

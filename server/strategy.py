@@ -1,0 +1,236 @@
+"""The MEST strategy: a Flower ``Strategy`` whose model is sparse and whose clients are unlike."""
+
+from collections.abc import Iterable
+from logging import getLogger
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from mest_fed.wire.size import content_bytes
+
+from mest_fed.errors import WireError
+from mest_fed.memory import DENSITY_STEPS
+from mest_fed.task import Task
+from mest_fed.wire import encode
+from mest_fed.wire.records import to_record
+from server.aggregate import MaskedMean, PositionCache
+from server.downlink import Downlink
+from server.global_model import GlobalModel
+from server.optimizers import build_optimizer
+from server.roster import Node, Roster
+from server.rounds import ClientOutcome, RoundRecord, spread
+from server.uplink import read_counts, read_update
+
+log = getLogger(__name__)
+
+
+class MestStrategy(Strategy):
+    """Federated sparse training with masks nested by device tier.
+
+    Parameters
+    ----------
+    task : Task
+        The run's task.
+    model : GlobalModel
+        Where training starts.
+
+    Attributes
+    ----------
+    first_round : int
+        Rounds done before :meth:`start`, when a run is resumed; Flower counts from 1 each time.
+    record : RoundRecord
+        Of the round in progress, or the last one.
+    """
+
+    def __init__(self, task: Task, model: GlobalModel) -> None:
+        self.task = task
+        self.config = task.config
+        self.model = model
+        sparsity, server = task.config.sparsity, task.config.server
+        self.optimizer = build_optimizer(server.optimizer, server.learning_rate, server.momentum)
+        self.downlink = Downlink(model.spec, sparsity.distribution, task.config.wire.download)
+        steps = DENSITY_STEPS if model.spec.groups else (1.0,)
+        self.roster = Roster(sparsity.density * step for step in steps)
+        self.first_round = 0
+        self.record = RoundRecord(0, model.state().density(model.spec))
+        self._positions = PositionCache(model.spec)
+        self._sent: dict[int, tuple[Node, int]] = {}
+
+    def summary(self) -> None:
+        """Log what the strategy is."""
+        sparsity = self.config.sparsity
+        log.info(
+            "%s, %s mutation, %s at density %g",
+            sparsity.method,
+            sparsity.mutation,
+            sparsity.scheme,
+            sparsity.density,
+        )
+
+    def clients_mutate(self, server_round: int) -> bool:
+        """Say whether clients mutate in a round (from 1)."""
+        return self.config.sparsity.mutation == "client" and self.task.interval.due(
+            server_round - 1
+        )
+
+    def arrays(self) -> ArrayRecord:
+        """Return the global model as Flower's result holds it."""
+        payload, _ = encode(self.model.state(), self.model.spec)
+        return to_record(payload).array_records["arrays"]
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Sample the cohort and send each node its tier of the model."""
+        del arrays, config  # the model is self.model
+        number = self.first_round + server_round
+        self.record = RoundRecord(number, self.record.density)
+        self.roster.refresh(grid, self.config.server.min_nodes)
+        cohort = self.roster.sample(
+            self.config.server.clients_per_round, self.config.run.seed, number, "cohort"
+        )
+        self.downlink.open_round()
+        order = ConfigRecord({"round": number, "mutate": self.clients_mutate(number)})
+        return self._messages(cohort, order, MessageType.TRAIN)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average what is acceptable, reply by reply, then mutate if the server does."""
+        number = self.first_round + server_round
+        mean = MaskedMean(self.model.spec, self._positions)
+        losses, presented = 0.0, 0
+        outcomes: dict[int, ClientOutcome] = {}
+        for reply in replies:
+            outcome = self._take(reply, mean, number)
+            outcomes[outcome.node_id] = outcome
+            if outcome.train_loss is not None:
+                losses += outcome.train_loss * outcome.presented
+                presented += outcome.presented
+        for node, sent in self._sent.values():
+            outcomes.setdefault(
+                node.node_id,
+                ClientOutcome(
+                    node.node_id,
+                    node.partition,
+                    node.device,
+                    "failed",
+                    "no reply",
+                    bytes_down=sent,
+                ),
+            )
+        self.record.clients = sorted(outcomes.values(), key=lambda outcome: outcome.partition)
+        self.record.train_loss = losses / presented if presented else None
+        if mean.weight > 0:
+            self.model.absorb(mean, self.optimizer)
+        self._update_masks(number)
+        self.record.density = self.model.state().density(self.model.spec)
+        metrics = {"density": self.record.density, "trained": self.record.count("ok")}
+        return self.arrays(), MetricRecord(metrics)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask clients to evaluate on their held-out examples, if this round is due."""
+        del arrays, config, grid
+        number, server = self.first_round + server_round, self.config.server
+        every = server.evaluate_clients_every
+        last = number == self.config.run.rounds
+        if every == 0 or not (number % every == 0 or last):
+            return []
+        nodes = self.roster.sample(
+            server.evaluate_clients, self.config.run.seed, number, "evaluation"
+        )
+        self.downlink.open_round()
+        order = ConfigRecord({"round": number})
+        able = [node for node in nodes if node.held_out > 0]
+        return self._messages(able, order, MessageType.EVALUATE)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Collect the clients' accuracies: their mean and their spread."""
+        del server_round
+        accuracies, weights = [], []
+        for reply in replies:
+            node, _ = self._sent[reply.metadata.src_node_id]
+            if reply.has_error():
+                self.roster.known_mask.pop(node.node_id, None)
+                log.warning("evaluation on node %d failed: %s", node.node_id, reply.error.reason)
+                continue
+            self.record.bytes_up += content_bytes(reply.content)
+            try:
+                counts = read_counts(reply, node.held_out)
+            except WireError as error:
+                log.warning("evaluation of node %d was rejected: %s", node.node_id, error)
+                continue
+            self._note_mask(node)
+            accuracies.append(counts.correct / counts.examples)
+            weights.append(counts.examples)
+        if not accuracies:
+            return None
+        self.record.client_accuracy = spread(accuracies, weights)
+        return MetricRecord(dict(self.record.client_accuracy))
+
+    def _messages(self, nodes: list[Node], order: ConfigRecord, message_type: str) -> list[Message]:
+        messages = []
+        self._sent = {}
+        for node in nodes:
+            known = self.roster.known_mask.get(node.node_id, b"")
+            content = self.downlink.content(self.model, node.density, known, order)
+            size = content_bytes(content)
+            self.record.bytes_down += size
+            self._sent[node.node_id] = (node, size)
+            messages.append(
+                Message(content=content, message_type=message_type, dst_node_id=node.node_id)
+            )
+        return messages
+
+    def _take(self, reply: Message, mean: MaskedMean, number: int) -> ClientOutcome:
+        node, sent = self._sent[reply.metadata.src_node_id]
+        outcome = ClientOutcome(node.node_id, node.partition, node.device, bytes_down=sent)
+        outcome.examples = node.examples
+        if reply.has_error():
+            outcome.status, outcome.reason = "failed", reply.error.reason
+            self.roster.known_mask.pop(node.node_id, None)
+            log.warning("node %d failed: %s", node.node_id, outcome.reason)
+            return outcome
+        outcome.bytes_up = content_bytes(reply.content)
+        self.record.bytes_up += outcome.bytes_up
+        try:
+            counts = read_counts(reply, node.examples)
+            state = read_update(
+                reply,
+                self.model.spec,
+                self.downlink.state(self.model, node.density),
+                mask_may_change=self.clients_mutate(number),
+            )
+        except WireError as error:
+            outcome.status, outcome.reason = "rejected", str(error)
+            log.warning("the update of node %d was rejected: %s", node.node_id, error)
+            return outcome
+        mean.add(state, counts.examples)
+        self._note_mask(node)
+        outcome.presented = counts.presented
+        outcome.train_loss = counts.loss_sum / max(1, counts.presented)
+        outcome.density = state.density(self.model.spec)
+        return outcome
+
+    def _note_mask(self, node: Node) -> None:
+        # A node that answered has decoded, and kept, the mask set that it was sent.
+        self.roster.known_mask[node.node_id] = self.downlink.tier_hash(node.density)
+
+    def _update_masks(self, number: int) -> None:
+        """Mutate, or adopt what clients mutated; at the end of the run hold the target."""
+        sparsity, interval = self.config.sparsity, self.task.interval
+        if self.clients_mutate(number):
+            self.model.adopt_masks(self.optimizer)
+        elif number == self.config.run.rounds:
+            self.model.cut_to_target(self.optimizer)
+        elif sparsity.mutation == "server" and interval.due(number):
+            path = (self.config.run.seed, "growth", number)
+            progress = interval.progress(number)
+            self.model.mutate(self.task.method, progress, self.optimizer, path)
+        else:
+            return
+        self.downlink.forget_tiers()

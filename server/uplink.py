@@ -1,0 +1,94 @@
+"""What the server accepts: strict checks on every reply, each of which costs only its sender."""
+
+import math
+from dataclasses import dataclass
+
+from flwr.app import Message
+
+from mest_fed.errors import WireError
+from mest_fed.nn import ModelSpec, SparseState
+from mest_fed.wire import decode, mask_hash
+from mest_fed.wire.records import from_record
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A reply's metrics, checked.
+
+    Parameters
+    ----------
+    examples : int
+        Training (or held-out) examples of the node.
+    presented : int
+        Presentations behind ``loss_sum`` and ``correct``.
+    loss_sum : float
+        Sum of cross-entropies.
+    correct : int
+        Right classifications.
+    """
+
+    examples: int
+    presented: int
+    loss_sum: float
+    correct: int
+
+
+def read_counts(reply: Message, expected_examples: int) -> Counts:
+    """Read a reply's metrics.
+
+    Raises
+    ------
+    WireError
+        If one is missing, of the wrong type or impossible.
+    """
+    metrics = reply.content.metric_records.get("metrics")
+    if metrics is None:
+        raise WireError("the reply has no metrics")
+    numbers = {}
+    for key in ("num-examples", "loss-sum", "correct"):
+        value = metrics.get(key)
+        if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+            raise WireError(f"metric {key} = {value!r} is not a finite number of at least 0")
+        numbers[key] = value
+    presented = metrics.get("presented", numbers["num-examples"])
+    if numbers["num-examples"] != expected_examples:
+        raise WireError(
+            f"num-examples = {numbers['num-examples']}, but the node has {expected_examples}"
+        )
+    if not isinstance(presented, int) or not numbers["correct"] <= presented:
+        raise WireError(f"{numbers['correct']} right of {presented!r} presented is impossible")
+    return Counts(expected_examples, presented, float(numbers["loss-sum"]), int(numbers["correct"]))
+
+
+def read_update(
+    reply: Message, spec: ModelSpec, sent: SparseState, *, mask_may_change: bool
+) -> SparseState:
+    """Decode a training reply.
+
+    Parameters
+    ----------
+    reply : Message
+        From a client.
+    spec : ModelSpec
+        Of the model.
+    sent : SparseState
+        What the client was sent.
+    mask_may_change : bool
+        Whether the client was asked to mutate; if so its mask may differ but not grow.
+
+    Raises
+    ------
+    WireError
+        If anything about the update is wrong.
+    """
+    state = decode(
+        from_record(reply.content), spec, known={mask_hash(sent.masks): sent.masks}, reference=sent
+    )
+    for group, slots in state.masks.items():
+        if len(slots) > len(sent.masks[group]):
+            raise WireError(
+                f"{group} has {len(slots)} live granules; {len(sent.masks[group])} were sent"
+            )
+    if not mask_may_change and mask_hash(state.masks) != mask_hash(sent.masks):
+        raise WireError("the mask is not the one that was sent, and no mutation was asked for")
+    return state

@@ -1,0 +1,71 @@
+"""The fleet of a run: which device holds which share of the data, and what each device plans."""
+
+from dataclasses import dataclass
+
+from mest_fed.devices import DeviceProfile, assign_devices, load_profile
+from mest_fed.errors import InputError
+from mest_fed.memory import Plan
+from mest_fed.task import Task
+from simulations.nodes import FleetNode, make_nodes
+
+
+@dataclass(frozen=True)
+class Tier:
+    """All devices of one profile.
+
+    Parameters
+    ----------
+    profile : DeviceProfile
+        What they are.
+    clients : int
+        How many there are.
+    plan : Plan
+        How each of them trains.
+    """
+
+    profile: DeviceProfile
+    clients: int
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Devices by partition, and their tiers.
+
+    Parameters
+    ----------
+    devices : list of str
+        Partition -> profile name.
+    tiers : list of Tier
+        One for each profile, by budget.
+    """
+
+    devices: list[str]
+    tiers: list[Tier]
+
+    @classmethod
+    def of(cls, task: Task) -> "Fleet":
+        """Mix the fleet of a run.
+
+        Raises
+        ------
+        InputError
+            If a profile is unknown, an override names none of the fleet, or a budget fits no plan.
+        """
+        fleet = task.config.fleet
+        strangers = sorted(set(fleet.budget_bytes) - set(fleet.weights))
+        if strangers:
+            raise InputError(
+                f"fleet.budgets names {strangers[0]}, which is not in the fleet; "
+                f"allowed: {', '.join(fleet.weights)}"
+            )
+        devices = assign_devices(fleet.weights, fleet.devices, task.config.run.seed)
+        tiers = [
+            Tier(load_profile(name), devices.count(name), task.plan(task.budget(name), name))
+            for name in dict.fromkeys(sorted(devices))
+        ]
+        return cls(devices, sorted(tiers, key=lambda tier: tier.plan.budget))
+
+    def nodes(self) -> list[FleetNode]:
+        """Return the Flower nodes of the fleet."""
+        return make_nodes(len(self.devices), [{"device": device} for device in self.devices])

@@ -1,0 +1,142 @@
+"""One run of jobs over Ray actors: chunks out, outcomes back in order, the dead replaced."""
+
+from collections import Counter, deque
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+
+from simulations.flower_internals import WORKER_DIED, error_reply
+from simulations.parcel import RecordStore, pack
+from simulations.worker import Job, Outcome
+
+#: Clients that travel together at most.
+CHUNK_SIZE = 8
+#: Chunks that an actor has at a time: one runs, one waits.
+CHUNKS_PER_ACTOR = 2
+#: Clients an actor that may be on their way or done before their turn comes.
+LOOK_AHEAD = 4 * CHUNK_SIZE
+#: Times that a client may take its process down.
+MAX_RUNS = 3
+
+
+class Actors(Protocol):
+    """Actors with a ``run`` method, and how to replace one."""
+
+    members: list[Any]
+
+    def replace(self, dead: Any) -> None:
+        """Put a new actor in the place of a dead one."""
+
+
+@dataclass
+class _Chunk:
+    first: int
+    jobs: list[Job]
+    runs: int = 0
+
+    def singles(self) -> list["_Chunk"]:
+        return [_Chunk(self.first + i, [job], self.runs) for i, job in enumerate(self.jobs)]
+
+
+class RayExchange:
+    """Sends jobs out in chunks and brings their outcomes back in order.
+
+    Parameters
+    ----------
+    crew : Actors
+        Where chunks run.
+    jobs : iterable of Job
+        Taken lazily.
+    """
+
+    def __init__(self, crew: Actors, jobs: Iterable[Job]) -> None:
+        self._crew = crew
+        self._jobs = iter(jobs)
+        self._store = RecordStore(ray.put)
+        self._taken = 0
+        self._waiting: deque[Job] = deque()
+        self._again: deque[_Chunk] = deque()
+        self._in_flight: dict[Any, tuple[_Chunk, Any]] = {}
+        self._done: dict[int, Outcome] = {}
+
+    def outcomes(self) -> Generator[Outcome, None, None]:
+        """Yield the outcome of each job, in the order of the jobs."""
+        position = 0
+        while True:
+            self._send(position)
+            if position in self._done:
+                yield self._done.pop(position)
+                position += 1
+            elif self._in_flight:
+                self._collect()
+            else:
+                return
+
+    def _send(self, position: int) -> None:
+        """Give chunks to the actors until all have enough, or the look-ahead is used up."""
+        actors = len(self._crew.members)
+        while len(self._in_flight) < CHUNKS_PER_ACTOR * actors:
+            if self._again:
+                chunk = self._again.popleft()
+            elif self._taken - position < LOOK_AHEAD * actors and self._fill():
+                chunk = self._next_chunk()
+            else:
+                return
+            load = Counter(actor for _, actor in self._in_flight.values())
+            actor = min(self._crew.members, key=lambda member: load[member])
+            parcels, references = pack(chunk.jobs, self._store)
+            self._in_flight[actor.run.remote(parcels, *references)] = (chunk, actor)
+
+    def _fill(self) -> bool:
+        """Look as far ahead as chunk sizes need; return whether any job waits."""
+        wanted = CHUNKS_PER_ACTOR * len(self._crew.members) * CHUNK_SIZE
+        self._waiting.extend(islice(self._jobs, wanted - len(self._waiting)))
+        return bool(self._waiting)
+
+    def _next_chunk(self) -> _Chunk:
+        """Cut a chunk: smaller ones towards the end, so that all actors end at about one time."""
+        shares = CHUNKS_PER_ACTOR * len(self._crew.members)
+        size = min(CHUNK_SIZE, -(-len(self._waiting) // shares))
+        chunk = _Chunk(self._taken, [self._waiting.popleft() for _ in range(size)])
+        self._taken += size
+        return chunk
+
+    def _collect(self) -> None:
+        """Wait for a chunk and keep its outcomes."""
+        (ready,), _ = ray.wait(list(self._in_flight), num_returns=1)
+        chunk, actor = self._in_flight[ready]
+        try:
+            outcomes = ray.get(ready)
+        except RayTaskError as error:
+            raise error.cause from error
+        except (RayActorError, ObjectLostError):
+            self._recover(actor)
+            return
+        del self._in_flight[ready]
+        self._done.update(enumerate(outcomes, chunk.first))
+
+    def _recover(self, dead: Any) -> None:
+        """Replace a dead actor; run what it had again.
+
+        The chunk it worked on is cut into single clients, so that whoever takes the process down
+        does not take the others along.
+        """
+        self._crew.replace(dead)
+        lost = [ref for ref, (_, actor) in self._in_flight.items() if actor is dead]
+        running, *queued = [self._in_flight.pop(ref)[0] for ref in lost]
+        running.runs += 1
+        if running.runs == MAX_RUNS:
+            self._give_up(running)
+            self._again.extend(queued)
+        else:
+            self._again.extend([*running.singles(), *queued])
+
+    def _give_up(self, chunk: _Chunk) -> None:
+        reason = f"the worker process died {MAX_RUNS} times while this client ran"
+        for position, job in enumerate(chunk.jobs, chunk.first):
+            reply = error_reply(job.message, WORKER_DIED, reason)
+            self._done[position] = Outcome(reply, job.context.state)

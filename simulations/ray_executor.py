@@ -1,0 +1,150 @@
+"""Clients on resident Ray actors, one a core."""
+
+import os
+import threading
+from collections.abc import Generator, Iterable
+from typing import Any
+
+import ray
+from flwr.app import ArrayRecord
+from flwr.clientapp import ClientApp
+from ray.exceptions import RayActorError, RayTaskError
+
+from mest_fed.errors import InputError, not_allowed
+from simulations.parcel import Parcel, unpack
+from simulations.ray_exchange import RayExchange
+from simulations.worker import Job, Outcome, load_client_app, run_job
+
+
+class FleetWorker:
+    """The actor: one process that runs chunks of clients."""
+
+    def __init__(self, client_app: ClientApp | str) -> None:
+        self._client_app = client_app
+
+    def load(self) -> None:
+        """Load the ClientApp, or raise InputError."""
+        self._client_app = load_client_app(self._client_app)
+
+    def run(self, parcels: list[Parcel], *shared: ArrayRecord) -> list[Outcome]:
+        """Run a chunk of clients, in order."""
+        self.load()
+        return [run_job(self._client_app, unpack(parcel, shared)) for parcel in parcels]
+
+
+class Crew:
+    """The actors of an executor; a dead one is replaced."""
+
+    def __init__(self, client_app: ClientApp | str, size: int) -> None:
+        try:
+            self._client_app = ray.put(client_app)
+        except TypeError as error:
+            hint = 'give it as "module:attribute"'
+            raise InputError(f"the ClientApp cannot be sent to worker processes; {hint}") from error
+        self._lock = threading.Lock()
+        self._loaded = False
+        self.members = [self._hire() for _ in range(size)]
+
+    def _hire(self) -> Any:
+        return ray.remote(num_cpus=1)(FleetWorker).remote(self._client_app)
+
+    def ensure_loaded(self) -> None:
+        """Wait until all have the ClientApp.
+
+        Raises
+        ------
+        InputError
+            If it cannot be loaded there.
+        """
+        if self._loaded:
+            return
+        try:
+            ray.get([member.load.remote() for member in self.members])
+        except RayTaskError as error:
+            raise error.cause from None
+        except RayActorError as error:
+            raise InputError(f"the ClientApp cannot be sent to a worker process: {error}") from None
+        self._loaded = True
+
+    def replace(self, dead: Any) -> None:
+        """Put a new actor in the place of a dead one, once."""
+        with self._lock:
+            if dead in self.members:
+                ray.kill(dead)
+                self.members[self.members.index(dead)] = self._hire()
+
+    def dismiss(self) -> None:
+        """End all actors, whatever they do."""
+        for member in self.members:
+            ray.kill(member)
+        self.members = []
+
+
+class RayExecutor:
+    """Runs clients on Ray actors, with the same outcomes as :class:`SerialExecutor`, bit for bit.
+
+    Parameters
+    ----------
+    client_app : ClientApp or str
+        The client, as an object or as ``"module:attribute"``, which is loaded in the workers.
+    workers : int
+        Number of actors, one core each.
+    address : str, optional
+        Ray cluster to join. By default the session that this process already has, else a new
+        one on this machine, without dashboard, that :meth:`close` ends.
+
+    Raises
+    ------
+    InputError
+        If the cluster cannot be reached or has fewer cores than workers.
+    """
+
+    def __init__(
+        self, client_app: ClientApp | str, workers: int, address: str | None = None
+    ) -> None:
+        self._owns_session = not ray.is_initialized()
+        if self._owns_session:
+            _start_session(workers, address)
+        try:
+            cores = int(ray.cluster_resources().get("CPU", 0))
+            if not 1 <= workers <= cores:
+                raise not_allowed("workers", workers, f"1 to {cores}, the cores of the Ray cluster")
+            self._crew = Crew(client_app, workers)
+        except BaseException:
+            self._end_session()
+            raise
+
+    def run(self, jobs: Iterable[Job]) -> Generator[Outcome, None, None]:
+        """See :meth:`simulations.executor.Executor.run`.
+
+        A client whose worker process dies runs again on a new one, at most 3 times in all; then
+        it gives an error reply.
+        """
+        self._crew.ensure_loaded()
+        return RayExchange(self._crew, jobs).outcomes()
+
+    def close(self) -> None:
+        """End the actors, and the Ray session if this executor started it."""
+        if ray.is_initialized():
+            self._crew.dismiss()
+        self._end_session()
+
+    def _end_session(self) -> None:
+        if self._owns_session:
+            ray.shutdown()
+
+
+def _start_session(workers: int, address: str | None) -> None:
+    # Ray would count this machine in its usage statistics.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Workers see the accelerators of this machine, and Ray has nothing to warn about.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if address is None:
+        # "local" starts a cluster even where RAY_ADDRESS names another.
+        ray.init("local", num_cpus=workers, include_dashboard=False, **options)
+        return
+    try:
+        ray.init(address, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(f"cannot join the Ray cluster at {address!r}: {error}") from error

@@ -1,0 +1,69 @@
+"""Why tasks gave no update."""
+
+from matplotlib.ticker import MaxNLocator
+
+from simulations.report.figures import style
+from simulations.report.figures.chart import Chart, finish_chart
+from simulations.report.formats import count_of, format_count, format_percent, shorten
+from simulations.report.schema import Run
+from simulations.report.totals import LostTasks, lost_by_reason
+
+_MOST_ROWS = 10
+
+
+def failures_by_reason(run: Run) -> Chart | None:
+    """Draw failed and rejected tasks by reason; None if every task gave its update."""
+    lost = lost_by_reason(run)
+    if not lost:
+        return None
+    shown = _merge_tail(lost)
+    figure = style.new_figure(style.FULL_WIDTH, 1.1 + 0.34 * len(shown))
+    axes = figure.subplots()
+    rows = range(len(shown))
+    failed = [entry.failed for entry in shown]
+    rejected = [entry.rejected for entry in shown]
+    axes.barh(rows, failed, height=0.5, color=style.ORANGE, label="failed")
+    axes.barh(rows, rejected, left=failed, height=0.5, color=style.MUTED, label="rejected")
+    for row, entry in enumerate(shown):
+        axes.annotate(
+            str(entry.total),
+            (entry.total, row),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8.5,
+            color=style.MUTED,
+        )
+    style.row_axes(axes, [shorten(entry.reason, 56) for entry in shown])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(0, max(entry.total for entry in shown) * 1.1)
+    axes.set_xlabel("tasks")
+    style.legend_above(axes, 2, handleheight=0.9)
+    return finish_chart(
+        figure,
+        key="failures",
+        title="Tasks without an update, by reason",
+        caption=_caption(lost, len(run.tasks)),
+        basis=("counts measured", "devices' fates modelled"),
+    )
+
+
+def _merge_tail(lost: list[LostTasks]) -> list[LostTasks]:
+    if len(lost) <= _MOST_ROWS:
+        return lost
+    head, tail = lost[: _MOST_ROWS - 1], lost[_MOST_ROWS - 1 :]
+    rest = LostTasks(
+        count_of(len(tail), "other reason"),
+        sum(entry.failed for entry in tail),
+        sum(entry.rejected for entry in tail),
+    )
+    return [*head, rest]
+
+
+def _caption(lost: list[LostTasks], tasks: int) -> str:
+    total = sum(entry.total for entry in lost)
+    return (
+        f"{count_of(total, 'task')} of {format_count(tasks)} gave no update ({format_percent(total / tasks)}). "
+        "Failed: the device ended without a result. Rejected: the server refused what it sent. "
+        "Whether a device is away, drops out or is late is drawn from its profile."
+    )

@@ -1,0 +1,101 @@
+"""The run folder: everything that a run leaves behind, readable without mest-fed."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mest_fed.config import RunConfig, from_table, read_toml, to_toml
+from mest_fed.errors import InputError
+
+CONFIG, ROUNDS, CLIENTS, SUMMARY = "config.toml", "rounds.jsonl", "clients.jsonl", "summary.json"
+
+
+class RunFolder:
+    """A folder of ``config.toml``, ``rounds.jsonl``, ``clients.jsonl``, ``summary.json``.
+
+    Use :meth:`create` for a new run and :meth:`reopen` to go on with one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.partitions = path / "partitions.npz"
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig) -> "RunFolder":
+        """Make the folder of a new run.
+
+        Raises
+        ------
+        InputError
+            If the folder holds anything already: nothing is overwritten.
+        """
+        folder = cls(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise InputError(
+                    f"--out {path} is not empty; allowed: a new folder, or --resume to go on "
+                    "with the run in it"
+                )
+            (path / CONFIG).write_text(to_toml(config), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"--out {path} cannot be used: {error}") from None
+        return folder
+
+    @classmethod
+    def reopen(cls, path: Path) -> tuple["RunFolder", RunConfig]:
+        """Open the folder of an interrupted run and read its configuration.
+
+        Raises
+        ------
+        InputError
+            If there is no run in it, or the run is finished.
+        """
+        folder = cls(path)
+        if not (path / CONFIG).exists():
+            raise InputError(f"--resume: no run in {path} ({CONFIG} is missing)")
+        if (path / SUMMARY).exists():
+            raise InputError(f"--resume: the run in {path} is finished ({SUMMARY} exists)")
+        return folder, from_table(read_toml(path / CONFIG), str(path / CONFIG))
+
+    def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows to one of the ``.jsonl`` files."""
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        """Read a ``.jsonl`` file; empty if it does not exist.
+
+        Raises
+        ------
+        InputError
+            If a line is not JSON; names it.
+        """
+        path = self.path / name
+        rows = []
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise InputError(f"{path}, line {number}: {error}") from None
+        return rows
+
+    def cut_after(self, server_round: int) -> None:
+        """Drop what was logged after a round; a resumed run logs it again."""
+        for name in (ROUNDS, CLIENTS):
+            rows = [row for row in self.read(name) if row["round"] <= server_round]
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            self._replace(name, text)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``, the mark of a finished run."""
+        self._replace(SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+    def _replace(self, name: str, text: str) -> None:
+        unfinished = self.path / f"{name}.unfinished"
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, self.path / name)

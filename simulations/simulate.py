@@ -1,0 +1,171 @@
+"""One simulated run from configuration to report."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flwr.app import Context, RecordDict
+
+from mest_fed.config import RunConfig, to_flat
+from mest_fed.data import save_partitions
+from mest_fed.errors import InputError
+from mest_fed.task import Task
+from server.checkpoint import load_checkpoint, newest_checkpoint
+from server.rounds import RoundRecord
+from server.server_app import build_server_app
+from server.strategy import MestStrategy
+from simulations.clock import VirtualClock
+from simulations.display import Display, SilentDisplay
+from simulations.executor import make_executor
+from simulations.fleet import Fleet
+from simulations.grid import FleetGrid
+from simulations.records import client_rows, round_row
+from simulations.run_folder import CLIENTS, ROUNDS, RunFolder
+from simulations.snapshot import Snapshot
+from simulations.summary import build_summary
+
+CLIENT_APP = "clients.client_app:app"
+
+
+class Interrupted(Exception):
+    """The run was stopped by Ctrl-C; a checkpoint of the last whole round is in the folder."""
+
+
+@dataclass
+class Simulation:
+    """A run about to start, with everything checked.
+
+    Parameters
+    ----------
+    preset : str
+        What the configuration is called.
+    config : RunConfig
+        The run.
+    folder : RunFolder
+        Where it leaves what it finds.
+    resume : bool
+        Whether to go on from the folder's newest checkpoint.
+    display : Display
+        Told of each round.
+    """
+
+    preset: str
+    config: RunConfig
+    folder: RunFolder
+    resume: bool = False
+    display: Display = field(default_factory=SilentDisplay)
+
+    def run(self, workers: int, address: str | None = None) -> Path:
+        """Run to the end; return the path of the run folder.
+
+        Parameters
+        ----------
+        workers : int
+            Ray worker processes; 0 runs all clients in this process, with the same result.
+        address : str, optional
+            Ray cluster to join.
+
+        Raises
+        ------
+        InputError
+            If data, fleet or checkpoint is unusable.
+        Interrupted
+            On Ctrl-C, after a checkpoint was written.
+        """
+        task = Task(self.config)
+        fleet = Fleet.of(task)
+        save_partitions(self.folder.partitions, task.partitions)
+        executor = make_executor(CLIENT_APP, workers, address)
+        try:
+            model = _Run(self, task, fleet).drive(executor)
+        finally:
+            executor.close()
+        rounds = self.folder.read(ROUNDS)
+        summary = build_summary(task, fleet, model, preset=self.preset, rounds=rounds)
+        self.folder.write_summary(summary)
+        return self.folder.path
+
+
+class _Run:
+    """A run in progress: connects the strategy, the grid, the clock and the folder."""
+
+    def __init__(self, simulation: Simulation, task: Task, fleet: Fleet) -> None:
+        self.simulation = simulation
+        self.folder = simulation.folder
+        self.task = task
+        self.fleet = fleet
+        self.snapshot: Snapshot | None = None
+        self.wall_before = 0.0
+
+    def drive(self, executor):
+        """Run the ServerApp; return the global model."""
+        config = self.simulation.config
+        nodes = self.fleet.nodes()
+        profiles = {tier.profile.name: tier.profile for tier in self.fleet.tiers}
+        devices = zip(nodes, self.fleet.devices, strict=True)
+        self.clock = VirtualClock(
+            {node.node_id: profiles[device] for node, device in devices},
+            scheme=config.sparsity.scheme,
+            seed=config.run.seed,
+            deadline=config.fleet.deadline or None,
+        )
+        flat = to_flat(config) | {"data.partition_file": str(self.folder.partitions)}
+        self.grid = FleetGrid(nodes, executor, run_config=flat, fate=self.clock)
+        context = Context(self.grid.run.run_id, 0, {}, RecordDict(), flat)
+        self.started = time.perf_counter()
+        try:
+            build_server_app(self.prepare)(self.grid, context)
+        except KeyboardInterrupt:
+            if self.snapshot is not None:
+                self.snapshot.save(self.folder.checkpoints)
+            raise Interrupted from None
+        finally:
+            self.simulation.display.end()
+        return self.strategy.model
+
+    def prepare(self, task: Task, strategy: MestStrategy) -> Callable[[RoundRecord], None]:
+        """Restore the strategy if the run is resumed; return the observer of its rounds."""
+        self.strategy = strategy
+        if self.simulation.resume:
+            arrays, facts = load_checkpoint(newest_checkpoint(self.folder.checkpoints))
+            snapshot = Snapshot(arrays, facts)
+            snapshot.restore(strategy, self.grid, self.clock)
+            self.wall_before = float(facts["wall_seconds"])
+            self.folder.cut_after(strategy.first_round)
+        rounds = task.config.run.rounds
+        self.simulation.display.begin(rounds, strategy.first_round)
+        return self.round_done
+
+    def round_done(self, record: RoundRecord) -> None:
+        """Log a round, and write a checkpoint if one is due."""
+        timings = self.clock.take_timings()
+        wall = self.wall_before + time.perf_counter() - self.started
+        row = round_row(record, timings, virtual_seconds=self.clock.now, wall_seconds=wall)
+        self.folder.append(CLIENTS, client_rows(record, timings))
+        self.folder.append(ROUNDS, [row])
+        self.snapshot = Snapshot.take(self.strategy, self.grid, self.clock, wall_seconds=wall)
+        run = self.simulation.config.run
+        if record.round % run.checkpoint_every == 0 or record.round == run.rounds:
+            self.snapshot.save(self.folder.checkpoints)
+        self.simulation.display.round_done(row)
+
+
+def open_run(
+    preset: str, config: RunConfig | None, out: Path, *, resume: bool, display: Display
+) -> Simulation:
+    """Prepare a run in a folder: a new one, or the one that is there.
+
+    Raises
+    ------
+    InputError
+        If the folder is in use, or holds nothing to resume.
+    """
+    if resume:
+        folder, config = RunFolder.reopen(out)
+        newest_checkpoint(folder.checkpoints)
+        return Simulation(preset, config, folder, resume=True, display=display)
+    if config is None:
+        raise InputError("a new run needs a configuration")
+    Fleet.of(Task(config)).nodes()
+    return Simulation(preset, config, RunFolder.create(out, config), display=display)

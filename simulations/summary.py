@@ -1,0 +1,96 @@
+"""``summary.json``: what a finished run came to."""
+
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
+from mest_fed.memory import Footprint
+from mest_fed.nn import ModelSpec, SparseState
+from mest_fed.task import Task
+from server.global_model import GlobalModel
+from simulations.fleet import Fleet, Tier
+from simulations.records import totals
+
+_VERSIONS = ("mest-fed", "flwr", "torch", "numpy", "ray")
+
+
+def model_sha256(state: SparseState) -> str:
+    """Return a hash over all masks and values: equal for equal models, bit for bit."""
+    digest = hashlib.sha256()
+    for tensors in (state.masks, state.values, state.dense):
+        for name in sorted(tensors):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(tensors[name]).tobytes())
+    return digest.hexdigest()
+
+
+def build_summary(
+    task: Task,
+    fleet: Fleet,
+    model: GlobalModel,
+    *,
+    preset: str,
+    rounds: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Sum up a finished run.
+
+    Predicted bytes, virtual seconds and joules are modelled; wall seconds are measured. A tier's
+    ``measured_peak_bytes`` is null where no process was measured.
+    """
+    config, state = task.config, model.state()
+    return {
+        "preset": preset,
+        "seed": config.run.seed,
+        "rounds": config.run.rounds,
+        "dataset": config.data.name,
+        "model": config.model.name,
+        "method": config.sparsity.method,
+        "mutation": config.sparsity.mutation,
+        "scheme": config.sparsity.scheme if model.spec.groups else "dense",
+        "target_density": config.sparsity.density if model.spec.groups else 1.0,
+        "achieved_density": state.density(model.spec),
+        **totals(rounds),
+        "over_budget": 0,
+        "tiers": [_tier(tier) for tier in fleet.tiers],
+        "layers": _layers(model.spec, state),
+        "dense_bytes": 4 * (model.spec.sparse_weights + _count(model.spec)),
+        "model_sha256": model_sha256(state),
+        "versions": {"python": platform.python_version()} | {n: version(n) for n in _VERSIONS},
+    }
+
+
+def _tier(tier: Tier) -> dict[str, Any]:
+    parts: Footprint = tier.plan.footprint
+    return {
+        "profile": tier.profile.name,
+        "title": tier.profile.title,
+        "clients": tier.clients,
+        "budget_bytes": tier.plan.budget,
+        "predicted_peak_bytes": parts.total,
+        "measured_peak_bytes": None,
+        "density": tier.plan.density,
+        "micro_batch": tier.plan.micro_batch,
+        "parts": parts.parts(),
+        "plan": tier.plan.in_words(),
+    }
+
+
+def _count(spec: ModelSpec) -> int:
+    return sum(int(np.prod(shape)) for shape in spec.dense.values())
+
+
+def _layers(spec: ModelSpec, state: SparseState) -> list[dict[str, Any]]:
+    rows = []
+    for name, layout in spec.layouts.items():
+        live = layout.live_weights(torch.from_numpy(state.masks[spec.group_of(name)]))
+        rows.append(
+            {"name": name, "weights": layout.num_weights, "density": live / layout.num_weights}
+        )
+    weights = {n: s for n, s in spec.dense.items() if n.endswith("weight") and len(s) > 1}
+    rows += [{"name": n, "weights": int(np.prod(s)), "density": 1.0} for n, s in weights.items()]
+    return rows

@@ -1,0 +1,164 @@
+"""Minibatches: order, sizes, normalisation, augmentation."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mest_fed.data import Batches, ImageData, crop_flip
+from mest_fed.errors import InputError
+from mest_fed.rng import torch_generator
+
+
+def images(count, channels=3, side=6):
+    pixels = torch.randint(
+        0, 256, (count, channels, side, side), dtype=torch.uint8, generator=torch_generator(0, "x")
+    )
+    mean, std = (0.5, 0.25, 0.1)[:channels], (0.2, 0.3, 0.4)[:channels]
+    return ImageData(pixels, torch.arange(count) % 10, 10, mean, std)
+
+
+def sizes(batches):
+    return [len(batch.labels) for batch in batches]
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "expected"),
+    [
+        (10, 5, [5, 5]),
+        (10, 4, [4, 4, 2]),
+        (9, 4, [4, 5]),  # the lone ninth joins
+        (5, 4, [5]),
+        (3, 8, [3]),
+        (1, 8, [1]),
+        (3, 1, [1, 1, 1]),
+        (3, 2, [3]),
+        (0, 4, []),
+    ],
+)
+def test_sizes(count, batch_size, expected):
+    batches = Batches(images(12), np.arange(count), batch_size)
+    assert sizes(batches) == expected
+    assert len(batches) == len(expected)
+
+
+@given(count=st.integers(0, 60), batch_size=st.integers(2, 20))
+def test_every_example_once_and_none_alone(count, batch_size):
+    batches = list(Batches(images(60), np.arange(count), batch_size, generator=torch_generator(1)))
+    seen = np.concatenate([batch.examples for batch in batches]) if batches else np.zeros(0)
+    assert sorted(seen) == list(range(count))
+    assert all(2 <= size <= batch_size + 1 for size in sizes(batches)) or count == 1
+
+
+def test_values_labels_and_positions():
+    data = images(8)
+    indices = np.array([5, 0, 7])
+    (batch,) = Batches(data, indices, 4)
+    assert batch.images.dtype == torch.float32
+    assert batch.labels.tolist() == [5, 0, 7]
+    assert batch.examples.tolist() == [0, 1, 2]
+    assert batch.examples.dtype == np.int64
+    pixel = data.images[7, 1, 2, 3].item()
+    assert batch.images[2, 1, 2, 3].item() == pytest.approx((pixel / 255 - 0.25) / 0.3, abs=1e-5)
+
+
+def test_the_data_are_not_touched():
+    data = images(8)
+    before = data.images.clone()
+    for batch in Batches(
+        data, np.arange(8), 4, generator=torch_generator(0), augmentation="crop-flip"
+    ):
+        batch.images.zero_()
+    assert torch.equal(data.images, before)
+
+
+def test_order_is_drawn_from_the_generator_and_anew_each_epoch():
+    def epochs(seed):
+        batches = Batches(images(40), np.arange(40), 7, generator=torch_generator(seed))
+        return [np.concatenate([batch.examples for batch in batches]).tolist() for _ in range(2)]
+
+    assert epochs(0) == epochs(0)
+    first, second = epochs(0)
+    assert first != second
+    assert first != epochs(1)[0]
+
+
+def test_global_generators_are_left_alone():
+    state = torch.random.get_rng_state()
+    generator = torch_generator(0)
+    list(Batches(images(9), np.arange(9), 4, generator=generator, augmentation="crop-flip"))
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_kept_examples_only():
+    batches = Batches(
+        images(20), np.arange(10, 20), 2, generator=torch_generator(0), kept=np.array([1, 4, 9])
+    )
+    (batch,) = batches
+    assert sorted(batch.examples) == [1, 4, 9]
+    assert batch.labels.tolist() == [(10 + example) % 10 for example in batch.examples]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_size": 0}, "training.batch_size = 0"),
+        ({"batch_size": 2, "augmentation": "mixup"}, "allowed: none, crop-flip"),
+    ],
+)
+def test_wrong_options(options, words):
+    with pytest.raises(InputError, match=words):
+        Batches(images(4), np.arange(4), generator=torch_generator(0), **options)
+
+
+def test_augmentation_without_a_generator_is_a_mistake():
+    with pytest.raises(ValueError, match="generator"):
+        Batches(images(4), np.arange(4), 2, augmentation="crop-flip")
+
+
+def test_each_crop_is_a_shift_of_its_image_into_zeros():
+    side, pad = 6, 4
+    originals = images(300, channels=2, side=side).images.clamp(min=1)
+    crops = crop_flip(originals, torch_generator(3))
+    assert crops.shape == originals.shape
+    assert crops.dtype == torch.uint8
+    seen = set()
+    for original, crop in zip(originals, crops, strict=True):
+        padded = torch.zeros(2, side + 2 * pad, side + 2 * pad, dtype=torch.uint8)
+        padded[:, pad:-pad, pad:-pad] = original
+        matches = _matches(padded, crop, side, pad)
+        assert matches
+        seen.update(matches)
+    assert {top for top, _, _ in seen} == set(range(9))
+    assert {left for _, left, _ in seen} == set(range(9))
+    assert {flip for _, _, flip in seen} == {False, True}
+
+
+def _matches(padded, crop, side, pad):
+    found = []
+    for top in range(2 * pad + 1):
+        for left in range(2 * pad + 1):
+            window = padded[:, top : top + side, left : left + side]
+            found += [(top, left, False)] * torch.equal(window, crop)
+            found += [(top, left, True)] * torch.equal(window.flip(2), crop)
+    return found
+
+
+def test_shifts_and_flips_are_evenly_drawn():
+    # One lit pixel in the middle of 9x9 stays inside under every shift and tells it.
+    count = 8100
+    lit = torch.zeros(count, 1, 9, 9, dtype=torch.uint8)
+    lit[:, 0, 4, 4] = 255
+    crops = crop_flip(lit, torch_generator(0))
+    assert (crops.flatten(1) > 0).sum(1).eq(1).all()
+    rows = crops.flatten(1).argmax(1) // 9
+    counts = rows.bincount(minlength=9)
+    assert ((counts - count / 9).abs() < 150).all()  # about five deviations
+    half = torch.zeros(count, 1, 9, 9, dtype=torch.uint8)
+    half[..., 5:] = 255  # right of the middle: a flip moves it to the left
+    mirrored = crop_flip(half, torch_generator(0))
+    left_heavy = mirrored[..., :4].float().mean((1, 2, 3)) > mirrored[..., 5:].float().mean(
+        (1, 2, 3)
+    )
+    assert 0.4 < left_heavy.float().mean() < 0.6

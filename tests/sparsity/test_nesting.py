@@ -1,0 +1,29 @@
+"""Nested masks of device tiers."""
+
+from itertools import pairwise
+
+import torch
+
+from mest_fed.sparsity import Mask, keep_best, layout_for, nested_order
+
+
+def test_old_granules_are_ranked_by_importance():
+    scores = nested_order(torch.tensor([1.0, 3.0, 2.0]), torch.zeros(3, dtype=torch.bool))
+    assert scores.argsort(descending=True).tolist() == [1, 2, 0]
+
+
+def test_newborn_granules_are_spread_over_the_ranking():
+    newborn = torch.tensor([False] * 6 + [True] * 3)
+    importance = torch.tensor([6.0, 5, 4, 3, 2, 1, 0, 0, 0])
+    order = nested_order(importance, newborn).argsort(descending=True).tolist()
+    for share in (3, 6, 9):
+        assert sum(index >= 6 for index in order[:share]) == share // 3
+
+
+def test_masks_of_lower_density_lie_within_those_of_higher():
+    layout = layout_for("pattern", (4, 6, 3, 3))
+    dense = torch.randn(layout.shape, generator=torch.Generator().manual_seed(0))
+    slots, norms = layout.best_slots(dense)
+    mask = Mask.of(layout, slots)
+    masks = [set(keep_best(mask, norms, count).slots.tolist()) for count in range(1, 25)]
+    assert all(small < large for small, large in pairwise(masks))

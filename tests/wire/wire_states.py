@@ -1,0 +1,86 @@
+"""Specifications and random states for the tests of the wire."""
+
+import numpy as np
+import torch
+
+from mest_fed.nn import ModelSpec, SparseState
+from mest_fed.rng import numpy_generator
+from mest_fed.sparsity import layout_for
+from mest_fed.sparsity.schemes import Channel
+
+SHAPES = ((6, 4, 3, 3), (5, 3, 3, 3), (7, 10))  # blocks of 4 divide none of them
+DENSE = {"stem.weight": (3, 2, 3, 3), "bn.running_var": (3,), "scale": ()}
+SCHEMES = ("unstructured", "block", "block:3", "pattern", "channel", "pair", "dense")
+
+
+def spec_for(scheme, shapes=SHAPES):
+    if scheme == "dense":
+        return ModelSpec({}, {}, DENSE)
+    if scheme == "pair":
+        layouts = {"a": Channel((6, 4, 3, 3)), "b": Channel((5, 6, 3, 3), axis="in")}
+        return ModelSpec({"a": ("a", "b")}, layouts, DENSE)
+    layouts = {f"layer{i}": layout_for(scheme, shape) for i, shape in enumerate(shapes)}
+    return ModelSpec({name: (name,) for name in layouts}, layouts, DENSE)
+
+
+def random_slots(layout, density, rng):
+    count = min(layout.num_granules, max(1, round(density * layout.num_granules)))
+    granules = np.sort(rng.choice(layout.num_granules, count, replace=False))
+    return (granules * layout.variants + rng.integers(layout.variants, size=count)).astype(np.int32)
+
+
+def random_masks(spec, density, seed):
+    rng = numpy_generator(seed, "masks")
+    return {g: random_slots(spec.group_layout(g), density, rng) for g in spec.groups}
+
+
+def moved_masks(masks, spec, seed):
+    """Let some granules of each mask die and as many others live."""
+    rng = numpy_generator(seed, "moved")
+    moved = {}
+    for group, slots in masks.items():
+        layout = spec.group_layout(group)
+        dead = np.setdiff1d(np.arange(layout.num_granules), slots // layout.variants)
+        count = min(len(dead), len(slots) // 5)
+        kept = rng.choice(slots, len(slots) - count, replace=False)
+        grown = rng.choice(dead, count, replace=False) * layout.variants
+        moved[group] = np.sort(np.concatenate([kept, grown])).astype(np.int32)
+    return moved
+
+
+def random_values(spec, masks, seed, spread=1.0):
+    rng = numpy_generator(seed, "values")
+    values = {}
+    for group, layers in spec.groups.items():
+        for layer in layers:
+            layout = spec.layouts[layer]
+            drawn = rng.normal(0, spread, (len(masks[group]), layout.width)).astype(np.float32)
+            drawn[padding(layout, masks[group])] = 0
+            values[layer] = drawn
+    return values
+
+
+def random_state(spec, density=0.3, seed=0, masks=None):
+    masks = random_masks(spec, density, seed) if masks is None else masks
+    rng = numpy_generator(seed, "dense")
+    dense = {n: np.asarray(rng.normal(size=s), np.float32) for n, s in spec.dense.items()}
+    return SparseState(masks, random_values(spec, masks, seed), dense)
+
+
+def padding(layout, slots):
+    return (layout.positions(torch.tensor(slots)) == layout.num_weights).numpy()
+
+
+def assert_same(got, want, tolerance=0.0):
+    """Compare two states: masks exactly, values to a share of each tensor's largest magnitude."""
+    assert list(got.masks) == list(want.masks)
+    for group, slots in want.masks.items():
+        assert got.masks[group].dtype == np.int32
+        np.testing.assert_array_equal(got.masks[group], slots)
+    for ours, theirs in ((got.values, want.values), (got.dense, want.dense)):
+        assert ours.keys() == theirs.keys()
+        for name, array in theirs.items():
+            assert ours[name].dtype == np.float32
+            assert ours[name].shape == array.shape
+            limit = tolerance * float(np.abs(array).max())
+            np.testing.assert_allclose(ours[name], array, rtol=0, atol=limit)
