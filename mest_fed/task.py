@@ -51,7 +51,9 @@ class Task:
         """Training examples of each device."""
         data = self.config.data
         if data.partition_file:
-            return load_partitions(Path(data.partition_file))
+            return load_partitions(
+                Path(data.partition_file), num_examples=len(self.data.train)
+            )
         return partition(
             self.data.train.labels.numpy(),
             self.config.fleet.devices,

@@ -84,7 +84,7 @@ class VirtualClock:
     ----------
     now : float
         Virtual seconds since the start of the run. A resumed run sets it.
-    exchange : int
+    exchanges : int
         Number of exchanges so far. A resumed run sets it.
     """
 
@@ -105,14 +105,14 @@ class VirtualClock:
         self._slowest = 0.0
         self._timings: list[ClientTiming] = []
         self.now = 0.0
-        self.exchange = 0
+        self.exchanges = 0
 
     def admits(self, instruction: Message) -> str | None:
         """Return ``"device was away"`` if it is; see :class:`simulations.fate.Fate`."""
         if not _is_timed(instruction):
             return None
         node_id = instruction.metadata.dst_node_id
-        draw = numpy_generator(self._seed, "availability", self.exchange, node_id).random()
+        draw = numpy_generator(self._seed, "availability", self.exchanges, node_id).random()
         return None if draw < self._profiles[node_id].availability else _AWAY
 
     def settle(self, instruction: Message, reply: Message) -> Message:
@@ -130,7 +130,7 @@ class VirtualClock:
         """Advance ``now`` by the slowest device, at most by the deadline."""
         self.now += self._slowest
         self._slowest = 0.0
-        self.exchange += 1
+        self.exchanges += 1
 
     def take_timings(self) -> list[ClientTiming]:
         """Return the timings since the last call, in message order, and forget them."""

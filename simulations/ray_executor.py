@@ -1,6 +1,7 @@
 """Clients on resident Ray actors, one a core."""
 
 import os
+import sys
 import threading
 from collections.abc import Generator, Iterable
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import ray
 from flwr.app import ArrayRecord
 from flwr.clientapp import ClientApp
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from mest_fed.errors import InputError, not_allowed
 from simulations.parcel import Parcel, unpack
@@ -17,18 +18,23 @@ from simulations.worker import Job, Outcome, load_client_app, run_job
 
 
 class FleetWorker:
-    """The actor: one process that runs chunks of clients."""
+    """The actor: one process that runs chunks of clients.
 
-    def __init__(self, client_app: ClientApp | str) -> None:
-        self._client_app = client_app
+    Parameters
+    ----------
+    search_path : list of str
+        Where the server process finds modules; a client's may be there.
+    """
 
-    def load(self) -> None:
-        """Load the ClientApp, or raise InputError."""
-        self._client_app = load_client_app(self._client_app)
+    def __init__(self, search_path: list[str]) -> None:
+        sys.path.extend(path for path in search_path if path not in sys.path)
+
+    def load(self, client_app: ClientApp | str) -> None:
+        """Take the ClientApp that later calls run."""
+        self._client_app = load_client_app(client_app)
 
     def run(self, parcels: list[Parcel], *shared: ArrayRecord) -> list[Outcome]:
         """Run a chunk of clients, in order."""
-        self.load()
         return [run_job(self._client_app, unpack(parcel, shared)) for parcel in parcels]
 
 
@@ -42,11 +48,13 @@ class Crew:
             hint = 'give it as "module:attribute"'
             raise InputError(f"the ClientApp cannot be sent to worker processes; {hint}") from error
         self._lock = threading.Lock()
-        self._loaded = False
+        self._loading: list[Any] = []
         self.members = [self._hire() for _ in range(size)]
 
     def _hire(self) -> Any:
-        return ray.remote(num_cpus=1)(FleetWorker).remote(self._client_app)
+        member = ray.remote(num_cpus=1)(FleetWorker).remote(sys.path)
+        self._loading.append(member.load.remote(self._client_app))
+        return member
 
     def ensure_loaded(self) -> None:
         """Wait until all have the ClientApp.
@@ -56,15 +64,14 @@ class Crew:
         InputError
             If it cannot be loaded there.
         """
-        if self._loaded:
-            return
         try:
-            ray.get([member.load.remote() for member in self.members])
+            ray.get(self._loading)
         except RayTaskError as error:
-            raise error.cause from None
-        except RayActorError as error:
-            raise InputError(f"the ClientApp cannot be sent to a worker process: {error}") from None
-        self._loaded = True
+            if isinstance(error.cause, InputError):
+                raise error.cause from None
+            last_line = str(error).strip().splitlines()[-1]
+            raise InputError(f"cannot load the ClientApp in a worker: {last_line}") from error
+        self._loading.clear()
 
     def replace(self, dead: Any) -> None:
         """Put a new actor in the place of a dead one, once."""

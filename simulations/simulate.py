@@ -5,8 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flwr.app import Context, RecordDict
-
 from mest_fed.config import RunConfig, to_flat
 from mest_fed.data import save_partitions
 from mest_fed.errors import InputError
@@ -21,6 +19,7 @@ from simulations.executor import make_executor
 from simulations.fleet import Fleet
 from simulations.grid import FleetGrid
 from simulations.records import client_rows, round_row
+from simulations.run_app import run_server_app
 from simulations.run_folder import CLIENTS, ROUNDS, RunFolder
 from simulations.snapshot import Snapshot
 from simulations.summary import build_summary
@@ -112,10 +111,9 @@ class _Run:
         )
         flat = to_flat(config) | {"data.partition_file": str(self.folder.partitions)}
         self.grid = FleetGrid(nodes, executor, run_config=flat, fate=self.clock)
-        context = Context(self.grid.run.run_id, 0, {}, RecordDict(), flat)
         self.started = time.perf_counter()
         try:
-            build_server_app(self.prepare)(self.grid, context)
+            run_server_app(build_server_app(self.prepare), self.grid, run_config=flat)
         except KeyboardInterrupt:
             if self.snapshot is not None:
                 self.snapshot.save(self.folder.checkpoints)

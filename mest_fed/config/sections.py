@@ -39,7 +39,7 @@ class RunSection(Section):
     """The run as a whole."""
 
     seed: int = 1
-    rounds: Positive = 30
+    rounds: Positive = 10
     checkpoint_every: Positive = 10
     """Rounds between checkpoints; one is also written at the end and on Ctrl-C."""
 

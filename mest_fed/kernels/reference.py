@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.grad import conv2d_input, conv2d_weight
 
 
 @dataclass(frozen=True)
@@ -42,15 +41,11 @@ class SparseWeight:
     positions: Callable[[], Tensor]
     on_dense_gradient: Callable[[Tensor], None] | None = None
 
-    def dense(self, values: Tensor) -> Tensor:
-        """Build the dense weight."""
-        return scatter(values, self.positions(), self.shape)
-
-    def compact(self, gradient: Tensor) -> Tensor:
-        """Read the live values' gradient from a dense one."""
+    def compact(self, gradient: Tensor, at: Tensor) -> Tensor:
+        """Read the live values' gradient at positions of a dense one."""
         if self.on_dense_gradient is not None:
             self.on_dense_gradient(gradient)
-        return gather(gradient, self.positions())
+        return gather(gradient, at)
 
 
 def scatter(values: Tensor, positions: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -84,7 +79,8 @@ class SparseConv2dFunction(torch.autograd.Function):
         ctx.save_for_backward(x, values)
         ctx.weight, ctx.geometry = weight, geometry
         sides = (geometry.stride, geometry.padding, geometry.dilation)
-        return torch.nn.functional.conv2d(x, weight.dense(values), None, *sides)
+        dense = scatter(values, weight.positions(), weight.shape)
+        return torch.nn.functional.conv2d(x, dense, None, *sides)
 
     @staticmethod
     @once_differentiable
@@ -94,13 +90,13 @@ class SparseConv2dFunction(torch.autograd.Function):
         weight: SparseWeight = ctx.weight
         geometry: ConvGeometry = ctx.geometry
         sides = (geometry.stride, geometry.padding, geometry.dilation)
-        grad_x = grad_values = None
-        if ctx.needs_input_grad[0]:
-            grad_x = conv2d_input(x.shape, weight.dense(values), grad, *sides)  # type: ignore[no-untyped-call]
-        if ctx.needs_input_grad[1]:
-            dense = conv2d_weight(x, weight.shape, grad, *sides)  # type: ignore[no-untyped-call]
-            grad_values = weight.compact(dense)
-        return grad_x, grad_values, None, None
+        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
+        at = weight.positions()
+        dense = scatter(values, at, weight.shape)
+        grad_x, grad_dense, _ = torch.ops.aten.convolution_backward(
+            grad, x, dense, None, *sides, False, [0, 0], 1, wanted
+        )
+        return grad_x, weight.compact(grad_dense, at) if wanted[1] else None, None, None
 
 
 class SparseLinearFunction(torch.autograd.Function):
@@ -111,7 +107,7 @@ class SparseLinearFunction(torch.autograd.Function):
         """Multiply ``x`` (..., in) with the transpose of a weight of shape (out, in)."""
         ctx.save_for_backward(x, values)
         ctx.weight = weight
-        return x @ weight.dense(values).t()
+        return x @ scatter(values, weight.positions(), weight.shape).t()
 
     @staticmethod
     @once_differentiable
@@ -119,11 +115,12 @@ class SparseLinearFunction(torch.autograd.Function):
         """Return the gradients of the input and of the live values."""
         x, values = ctx.saved_tensors
         weight: SparseWeight = ctx.weight
+        at = weight.positions()
         grad_x = grad_values = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad @ weight.dense(values)
+            grad_x = grad @ scatter(values, at, weight.shape)
         if ctx.needs_input_grad[1]:
             rows, columns = weight.shape
             dense = grad.reshape(-1, rows).t() @ x.reshape(-1, columns)
-            grad_values = weight.compact(dense)
+            grad_values = weight.compact(dense, at)
         return grad_x, grad_values, None

@@ -100,6 +100,8 @@ class Header:
             raise WireError(f"magic {magic!r}, version {version} is not {MAGIC!r}, {VERSION}")
         if source not in list(MaskSource) or flags & ~(_COMPRESSED | _DIFFERENCES):
             raise WireError(f"mask source {source}, flags {flags} are unknown")
+        if start and not flags & _DIFFERENCES:
+            raise WireError(f"flags {flags} do not go with a checksum of start values")
         if length > max_body or (source == MaskSource.KNOWN and length):
             raise WireError(f"a mask body of {length} bytes is not allowed here")
         split = _FIXED.size + (_HASH_BYTES if source == MaskSource.BASE else 0)

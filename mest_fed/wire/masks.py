@@ -8,7 +8,6 @@ import struct
 from abc import ABC, abstractmethod
 
 import numpy as np
-import numpy.typing as npt
 
 from mest_fed.errors import WireError
 from mest_fed.nn.state import Slots
@@ -93,8 +92,8 @@ class Delta(MaskCodec):
 
     def encode(self, slots: Slots, num_slots: int, base: Slots) -> bytes:
         """Write both lists."""
-        dropped = np.flatnonzero(_absent(base, slots, num_slots))
-        grown = slots[_absent(slots, base, num_slots)]
+        dropped = np.flatnonzero(np.isin(base, slots, invert=True, kind="table"))
+        grown = slots[np.isin(slots, base, invert=True, kind="table")]
         first = encode_gaps(dropped)
         return self._sizes.pack(len(dropped), len(grown), len(first)) + first + encode_gaps(grown)
 
@@ -119,10 +118,3 @@ MASK_CODECS: dict[str, MaskCodec] = {"bitmap": Bitmap(), "gaps": Gaps(), "delta"
 def bitmap_bytes(num_slots: int) -> int:
     """Return the size of a bitmap, beyond which no codec may go."""
     return -(-num_slots // 8)
-
-
-def _absent(slots: Slots, others: Slots, num_slots: int) -> npt.NDArray[np.bool_]:
-    # Flags beat np.isin, which sorts: two milliseconds instead of twelve for 190 000 slots.
-    flags = np.ones(num_slots, np.bool_)
-    flags[others] = False
-    return flags[slots]

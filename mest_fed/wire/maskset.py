@@ -122,7 +122,10 @@ def decode_masks(body: bytes, spec: ModelSpec, base: MaskSet | None) -> MaskSet:
         if len(entry) != length:
             raise WireError(f"mask of {group}: cut off")
         held = None if base is None else base[group]
-        masks[group] = _decode_entry(number, entry, count, spec.group_layout(group), held)
+        try:
+            masks[group] = _decode_entry(number, entry, count, spec.group_layout(group), held)
+        except WireError as error:
+            raise WireError(f"mask of {group}: {error}") from None
         start += length
     if start != len(body):
         raise WireError(f"{len(body) - start} bytes too many after the masks")

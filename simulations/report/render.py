@@ -61,11 +61,15 @@ def _in_short(run: Run) -> str:
     summary = run.summary
     clients = sum(tier.clients for tier in summary.tiers)
     kinds = count_of(len({tier.profile for tier in summary.tiers}), "kind")
+    if summary.achieved_density == 1:
+        alive = "All weights are alive"
+    else:
+        share = format_percent(summary.achieved_density)
+        alive = f"{share} of the sparse layers' weights are alive"
     text = (
         f"{count_of(clients, 'simulated client')} on {kinds} of device trained {summary.model} "
         f"on {summary.dataset} for {count_of(summary.rounds, 'round')}. "
-        f"{format_percent(summary.achieved_density)} of the sparse layers' weights are alive "
-        "in the final global model"
+        f"{alive} in the final global model"
     )
     if summary.final_accuracy is None:
         return f"{text}."

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mest_fed.data import cifar10, load_dataset
+from mest_fed.data import DATASETS, cifar10, load_dataset
+from mest_fed.data.shapes import image_shape
 from mest_fed.errors import InputError
 
 
@@ -69,6 +70,13 @@ def test_digits_are_always_split_the_same_way():
     first, second = load_dataset("digits"), load_dataset("digits")
     assert torch.equal(first.test.images, second.test.images)
     assert torch.equal(first.train.labels, second.train.labels)
+
+
+def test_shapes_are_known_without_the_data(folder):
+    write(folder, [png(random_pixels(1)[0])], [0])
+    for name in DATASETS:
+        data = load_dataset(name, str(folder)).train
+        assert image_shape(name) == (data.input_shape, data.num_classes)
 
 
 def test_unknown_name():

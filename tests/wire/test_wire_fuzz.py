@@ -69,9 +69,8 @@ def assert_valid(state, spec):
         group = next(group for group, layers in spec.groups.items() if layer in layers)
         assert state.values[layer].shape == (len(state.masks[group]), layout.width)
     assert {name: array.shape for name, array in state.dense.items()} == spec.dense
-    assert all(
-        np.isfinite(array).all() for array in (*state.values.values(), *state.dense.values())
-    )
+    for array in (*state.values.values(), *state.dense.values()):
+        assert np.isfinite(array).all()
 
 
 @pytest.fixture
@@ -106,9 +105,8 @@ def test_damaged_payloads(scheme, values, memory):
         before = memory.get_traced_memory()[0]
         try:
             assert_valid(decode(payload, spec, known=known, reference=reference), spec)
-        except WireError as error:
+        except WireError:
             rejected += 1
-            assert str(error)
         assert memory.get_traced_memory()[1] - before < limit
     assert rejected > CASES / 2
 
@@ -118,7 +116,7 @@ def test_damaged_records(memory):
     payload, _ = encode(random_state(spec), spec)
     rng = numpy_generator(0, "fuzz", "records")
     rejected = 0
-    for case in range(2000):
+    for case in range(1200):
         record = to_record(payload)
         if case % 4 == 0:
             record["mest"]["header"] = damaged_bytes(payload.header, rng)
@@ -135,7 +133,7 @@ def test_damaged_records(memory):
         except WireError:
             rejected += 1
         assert memory.get_traced_memory()[1] - before < 40 * payload.num_bytes + 50_000
-    assert rejected > 1000
+    assert rejected > 600
 
 
 def test_a_decompression_bomb_stays_small(memory):

@@ -96,7 +96,7 @@ def test_any_bytes_give_a_valid_mask_or_an_error(name, body, count):
         (bytes([1, 0b100, 0b100110]), 3, 9),  # 9 is out of range
         (bytes([1, 0b1100, 0b100110]), 3, 16),  # padding of the remainders is not zero
         (bytes([1, 0b100, 0b100110, 0]), 3, 16),  # trailing zero byte
-        (bytes([5, 0, 0, 1]), 1, 16),  # k beyond the universe
+        (bytes([5, 3, 1]), 1, 16),  # k beyond the universe
         (bytes([255, *range(1, 40)]), 1, 16),
         (bytes([1, 0b100]), 3, 16),  # no quotients
     ],
@@ -196,6 +196,7 @@ def test_masks_of_other_groups(names):
         (struct.pack("<BII", 0, 2, 3) + b"\3\0", "cut off"),
         (struct.pack("<BII", 0, 2, 2) + b"\3\0\0", "too many"),
         (struct.pack("<BII", 0, 3, 2) + b"\3\0", "holds 2"),
+        (struct.pack("<BII", 0, 1, 1) + b"\1", "bitmap of 16 slots"),
         (struct.pack("<BII", 0, 0, 2) + b"\0\0", "0 slots"),
         (struct.pack("<BII", 0, 2**32 - 1, 2) + b"\0\0", "slots in"),
         (struct.pack("<BII", 1, 2, 3) + b"\1\1\1", "in 3 bytes"),

@@ -20,7 +20,16 @@ from wire_states import (
 )
 
 from mest_fed.errors import InputError, WireError
-from mest_fed.nn import ModelSpec, SparseState
+from mest_fed.nn import (
+    ModelSpec,
+    SparseState,
+    build_model,
+    model_spec,
+    read_state,
+    sparsify,
+    write_state,
+)
+from mest_fed.rng import torch_generator
 from mest_fed.sparsity import layout_for
 from mest_fed.wire import VALUE_CODECS, Payload, UnknownMaskError, decode, encode, mask_hash
 
@@ -40,7 +49,7 @@ STATE = random_state(SPEC)
     relative=st.booleans(),
     seed=st.integers(0, 2**20),
 )
-def test_round_trip(scheme, outputs, inputs, density, values, held, relative, seed):
+def test_round_trip(*, scheme, outputs, inputs, density, values, held, relative, seed):
     spec = spec_for(scheme, ((outputs, inputs, 3, 3), (inputs, outputs)))
     state = random_state(spec, density, seed)
     known = {
@@ -213,6 +222,16 @@ def test_differences_that_overflow_are_not_sent():
         encode(state, SPEC, values="int8", reference=reference)
 
 
+def test_differences_that_overflow_are_not_taken():
+    reference = random_state(SPEC, masks=STATE.masks)
+    reference.values["layer0"][0] = 3e38
+    payload, _ = encode(reference, SPEC, values="int8", reference=reference)
+    payload.arrays["values"][0] = 127
+    payload.arrays["scales"][0] = 2e36
+    with pytest.raises(WireError, match="after the difference is added"):
+        decode(payload, SPEC, reference=reference)
+
+
 def test_what_the_encoder_refuses():
     with pytest.raises(InputError, match="values = 'fp8'"):
         encode(STATE, SPEC, values="fp8")
@@ -271,11 +290,8 @@ def test_a_compressed_body_that_goes_on_is_rejected():
     payload, _ = encode(state, spec)
     body = zlib.decompress(payload.header[32:])
     assert decode(Payload(payload.arrays, payload.header[:32] + zlib.compress(body)), spec)
-    for tail in (
-        zlib.compress(body + b"\0"),
-        zlib.compress(body) + b"\0",
-        zlib.compress(body)[:-1],
-    ):
+    stream = zlib.compress(body)
+    for tail in (zlib.compress(body + b"\0"), stream + b"\0", stream[:-1]):
         with pytest.raises(WireError):
             decode(Payload(payload.arrays, payload.header[:32] + tail), spec)
 
@@ -326,8 +342,23 @@ def test_a_mask_with_another_hash_is_rejected():
         decode(Payload(payload.arrays, foreign), SPEC)
 
 
-def test_a_start_without_differences_is_ignored_by_nobody():
+def test_a_checksum_without_differences_is_rejected():
     payload, _ = encode(STATE, SPEC)
     header = payload.header[:24] + struct.pack("<I", 7) + payload.header[28:]
-    with pytest.raises(WireError):
+    with pytest.raises(WireError, match="flags 0"):
         decode(Payload(payload.arrays, header), SPEC)
+
+
+@pytest.mark.parametrize("scheme", ["unstructured", "block", "pattern", "channel"])
+def test_a_model_travels(scheme):
+    models = [
+        sparsify(
+            build_model("resnet8", (3, 8, 8), 10, generator=torch_generator(seed)), scheme, 0.2
+        )
+        for seed in (0, 1)
+    ]
+    spec = model_spec(models[0])
+    known = read_state(models[1]).masks
+    payload, _ = encode(read_state(models[0]), spec, known=known)
+    write_state(models[1], decode(payload, spec, known={mask_hash(known): known}))
+    assert_same(read_state(models[1]), read_state(models[0]))

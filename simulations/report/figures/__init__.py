@@ -1,10 +1,7 @@
 """The report's figures, each one function of a run."""
 
-from simulations.report.figures.accuracy import (
-    accuracy_over_rounds,
-    accuracy_over_time,
-    accuracy_over_traffic,
-)
+from simulations.report.figures.accuracy import accuracy_over_rounds
+from simulations.report.figures.accuracy_cost import accuracy_over_time, accuracy_over_traffic
 from simulations.report.figures.chart import Chart
 from simulations.report.figures.devices import time_and_energy_by_device
 from simulations.report.figures.failures import failures_by_reason

@@ -1,25 +1,26 @@
-"""Accuracy over rounds, over virtual time and over traffic."""
+"""Accuracy and density over rounds."""
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from mest_fed.units import format_bytes, format_seconds
 from simulations.report.figures import style
 from simulations.report.figures.chart import Chart, finish_chart
-from simulations.report.figures.scales import byte_scale, time_scale
+from simulations.report.figures.curve import (
+    MOST_MARKERS,
+    Points,
+    accuracy_axis,
+    accuracy_points,
+    draw_curve,
+)
 from simulations.report.formats import format_percent
 from simulations.report.schema import RoundRow, Run
-
-_MOST_MARKERS = 40
-_GOAL = 0.95
 
 
 def accuracy_over_rounds(run: Run) -> Chart | None:
     """Draw central accuracy, the spread over clients, and density; None without accuracies."""
-    points = _points(run.rounds)
+    points = accuracy_points(run.rounds)
     if not points:
         return None
     figure = style.new_figure(style.FULL_WIDTH, 5.2)
@@ -27,79 +28,17 @@ def accuracy_over_rounds(run: Run) -> Chart | None:
     has_clients = _draw_client_spread(top, run.rounds)
     central = [(row.round, row.accuracy) for row in run.rounds if row.accuracy is not None]
     if central:
-        _draw_curve(top, [x for x, _ in central], [y for _, y in central], "central test set")
-    _accuracy_axis(top, points, run.rounds)
+        draw_curve(top, [x for x, _ in central], [y for _, y in central], "central test set")
+    accuracy_axis(top, points, run.rounds, "accuracy")
     style.legend_above(top, 4)
     _draw_density(bottom, run)
     return finish_chart(
         figure,
         key="accuracy-rounds",
         title="Accuracy over rounds",
-        caption=_rounds_caption(points, central=bool(central), has_clients=has_clients),
+        caption=_caption(points, central=bool(central), has_clients=has_clients),
         basis=("measured",),
     )
-
-
-def accuracy_over_time(run: Run) -> Chart | None:
-    """Draw accuracy against the fleet's virtual clock; None without accuracies."""
-    points = _points(run.rounds)
-    if not points:
-        return None
-    seconds = [row.virtual_seconds for row, _ in points]
-    scale = time_scale(seconds[-1])
-    figure = _small_curve(
-        [x / scale.factor for x in seconds], points, f"virtual time, {scale.unit} (modelled)"
-    )
-    reached = _first_near_best(points)
-    return finish_chart(
-        figure,
-        key="accuracy-time",
-        title="Accuracy over virtual time",
-        caption="The same curve by the fleet's own clock: a round that waits for slow devices "
-        "takes more of it. 95% of the best accuracy was reached after "
-        f"{format_seconds(points[reached][0].virtual_seconds)}.",
-        basis=("accuracy measured", "time modelled"),
-    )
-
-
-def accuracy_over_traffic(run: Run) -> Chart | None:
-    """Draw accuracy against the bytes sent so far, up and down; None without accuracies."""
-    points = _points(run.rounds)
-    if not points:
-        return None
-    sums = accumulate(row.bytes_up + row.bytes_down for row in run.rounds)
-    sent = {row.round: total for row, total in zip(run.rounds, sums, strict=True)}
-    totals = [sent[row.round] for row, _ in points]
-    scale = byte_scale(totals[-1])
-    figure = _small_curve(
-        [x / scale.factor for x in totals], points, f"traffic so far, {scale.unit} (measured)"
-    )
-    reached = format_bytes(totals[_first_near_best(points)])
-    return finish_chart(
-        figure,
-        key="accuracy-traffic",
-        title="Accuracy over traffic",
-        caption=f"Encoded payloads of all clients, up and down. "
-        f"95% of the best accuracy had cost {reached}; one dense model in fp32 is "
-        f"{format_bytes(run.summary.dense_bytes)}.",
-        basis=("measured",),
-    )
-
-
-Points = list[tuple[RoundRow, float]]
-
-
-def _points(rounds: Sequence[RoundRow]) -> Points:
-    """Pair rounds with central accuracy, or with the clients' median if there is none."""
-    central = [(row, row.accuracy) for row in rounds if row.accuracy is not None]
-    if central:
-        return central
-    return [(row, row.client_accuracy.median) for row in rounds if row.client_accuracy]
-
-
-def _first_near_best(points: Points) -> int:
-    best = max(accuracy for _, accuracy in points)
-    return next(i for i, (_, accuracy) in enumerate(points) if accuracy >= _GOAL * best)
 
 
 def _draw_client_spread(axes: Any, rounds: Sequence[RoundRow]) -> bool:
@@ -118,7 +57,7 @@ def _draw_client_spread(axes: Any, rounds: Sequence[RoundRow]) -> bool:
         axes.fill_between(
             x, low, high, color=style.PALE_ORANGE, label="clients, p10 to p90", **band
         )
-    marker = "o" if len(rows) <= _MOST_MARKERS else ""
+    marker = "o" if len(rows) <= MOST_MARKERS else ""
     axes.plot(
         x,
         [c.median for _, c in rows],
@@ -130,32 +69,6 @@ def _draw_client_spread(axes: Any, rounds: Sequence[RoundRow]) -> bool:
         label="clients, median",
     )
     return True
-
-
-def _draw_curve(axes: Any, x: Sequence[float], y: Sequence[float], label: str) -> None:
-    marker = "o" if len(x) <= _MOST_MARKERS else ""
-    axes.plot(x, y, color=style.BLUE, marker=marker, markersize=3.5, label=label)
-    axes.annotate(
-        format_percent(y[-1]),
-        (x[-1], y[-1]),
-        xytext=(6, 0),
-        textcoords="offset points",
-        va="center",
-        color=style.BLUE,
-        fontweight="bold",
-        annotation_clip=False,
-    )
-
-
-def _accuracy_axis(axes: Any, points: Points, rounds: Sequence[RoundRow]) -> None:
-    values = [accuracy for _, accuracy in points]
-    for row in rounds:
-        if row.client_accuracy:
-            values += [row.client_accuracy.min, row.client_accuracy.max]
-    margin = max(0.03, 0.05 * (max(values) - min(values)))
-    axes.set_ylim(max(0.0, min(values) - margin), min(1.005, max(values) + margin))
-    axes.yaxis.set_major_formatter(style.PERCENT_TICKS)
-    axes.set_ylabel("accuracy")
 
 
 def _draw_density(axes: Any, run: Run) -> None:
@@ -173,7 +86,7 @@ def _draw_density(axes: Any, run: Run) -> None:
         color=style.MUTED,
         fontsize=8.5,
     )
-    marker = "o" if len(x) <= _MOST_MARKERS else ""
+    marker = "o" if len(x) <= MOST_MARKERS else ""
     axes.plot(x, y, color=style.GREEN, marker=marker, markersize=3, drawstyle="steps-post")
     axes.set_ylim(0, min(1.15, 1.35 * max(*y, target)))
     axes.yaxis.set_major_locator(MaxNLocator(3))
@@ -185,17 +98,7 @@ def _draw_density(axes: Any, run: Run) -> None:
     axes.set_xlim(x[0] - room, x[-1] + room)
 
 
-def _small_curve(x: Sequence[float], points: Points, label: str) -> Any:
-    figure = style.new_figure(style.HALF_WIDTH, 3.1)
-    axes = figure.subplots()
-    _draw_curve(axes, x, [accuracy for _, accuracy in points], "")
-    _accuracy_axis(axes, points, ())
-    axes.set_xlabel(label)
-    axes.set_xlim(left=0)
-    return figure
-
-
-def _rounds_caption(points: Points, *, central: bool, has_clients: bool) -> str:
+def _caption(points: Points, *, central: bool, has_clients: bool) -> str:
     row, best = max(points, key=lambda point: point[1])
     where = "on the central test set" if central else "in the clients' median"
     text = f"Best accuracy {where}: {format_percent(best)} at round {row.round}. "

@@ -63,7 +63,8 @@ def _merge_tail(lost: list[LostTasks]) -> list[LostTasks]:
 def _caption(lost: list[LostTasks], tasks: int) -> str:
     total = sum(entry.total for entry in lost)
     return (
-        f"{count_of(total, 'task')} of {format_count(tasks)} gave no update ({format_percent(total / tasks)}). "
+        f"{count_of(total, 'task')} of {format_count(tasks)} gave no update "
+        f"({format_percent(total / tasks)}). "
         "Failed: the device ended without a result. Rejected: the server refused what it sent. "
         "Whether a device is away, drops out or is late is drawn from its profile."
     )

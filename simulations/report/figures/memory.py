@@ -40,12 +40,13 @@ def memory_by_tier(run: Run) -> Chart | None:
     right.tick_params(axis="y", labelleft=False, length=0)
     right.spines["left"].set_visible(False)
     right.grid(False)
+    measured = any(tier.measured_peak_bytes for tier in tiers)
     return finish_chart(
         figure,
         key="memory",
         title="Training memory of each tier",
         caption=_caption(tiers, run.summary.over_budget),
-        basis=("prediction modelled", "peak measured"),
+        basis=("prediction modelled", "peak measured") if measured else ("modelled",),
     )
 
 
@@ -183,7 +184,8 @@ def _caption(tiers: list[Tier], over_budget: int) -> str:
     else:
         text += "No peak was measured in this run. "
     return text + (
-        "The grey line is head-room. On the right, blues are what the weights cost, oranges what the images in training cost."
+        "The grey line is head-room. On the right, blues are what the weights cost, oranges what "
+        "the images in training cost."
     )
 
 

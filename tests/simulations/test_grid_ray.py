@@ -1,0 +1,108 @@
+"""FleetGrid on Ray: the same bits as in one process, and workers that die."""
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from grid_apps import app, facts, model, to_all
+
+from mest_fed.errors import InputError
+from simulations.executor import Executor, SerialExecutor, make_executor
+from simulations.grid import FleetGrid
+from simulations.nodes import make_nodes
+
+pytestmark = [
+    pytest.mark.ray,
+    # Ray leaves the pipes and log files of its processes to the garbage collector.
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
+]
+logging.getLogger("flwr").setLevel(logging.ERROR)
+
+NUM_NODES = 21
+
+
+@pytest.fixture(scope="module")
+def two_workers() -> Iterator[Executor]:
+    executor = make_executor(app, 2)
+    yield executor
+    executor.close()
+
+
+def play(executor: Executor) -> list[object]:
+    """Play three rounds in which all train, some fail and one gets two messages."""
+    grid = FleetGrid(make_nodes(NUM_NODES), executor)
+    seen: list[object] = []
+    for _ in range(3):
+        seen += facts(grid.send_and_receive(to_all(grid, model(), "train")))
+        seen += facts(grid.send_and_receive(to_all(grid, model(), "query.fail")[:3]))
+        seen += facts(grid.send_and_receive(to_all(grid, model(), "train")[:5] * 2))
+    return [*seen, grid.states]
+
+
+def test_outcomes_are_the_same_bits_on_none_one_and_two_workers(two_workers: Executor) -> None:
+    expected = play(SerialExecutor(app))
+    assert play(two_workers) == expected
+    one_worker = make_executor("grid_apps:app", 1)  # joins the session that is there
+    assert play(one_worker) == expected
+    one_worker.close()
+    assert play(two_workers) == expected
+
+
+def test_a_worker_that_dies_is_replaced_and_its_clients_run_again(
+    two_workers: Executor, tmp_path: Path
+) -> None:
+    grid = FleetGrid(make_nodes(6), two_workers)
+    content = RecordDict({"config": ConfigRecord({"folder": str(tmp_path)})})
+    replies = list(grid.send_and_receive(to_all(grid, content, "query.die")))
+    assert [reply.metadata.src_node_id - 1000 for reply in replies] == list(range(6))
+    failed = [reply for reply in replies if reply.has_error()]
+    assert [reply.metadata.src_node_id for reply in failed] == [1002]
+    assert failed[0].error.code == 8
+    assert failed[0].error.reason == "the worker process died 3 times while this client ran"
+    assert set(grid.states) == {1000, 1001, 1003, 1004, 1005}
+
+
+def test_interrupting_does_not_wait_for_the_clients(two_workers: Executor) -> None:
+    executor = make_executor(app, 1)
+    grid = FleetGrid(make_nodes(3), executor)
+    list(grid.send_and_receive(to_all(grid, model(), "evaluate")))
+    main = threading.main_thread().ident
+    assert main is not None
+    timer = threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGINT))
+    timer.start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        list(grid.send_and_receive(to_all(grid, model(), "query.sleep")))
+    executor.close()
+    timer.join()
+    assert time.monotonic() - started < 30  # a client sleeps for a minute
+
+
+def test_wrong_input_to_workers_is_one_line(two_workers: Executor) -> None:
+    with pytest.raises(InputError, match="workers = 64 is not allowed; allowed: 1 to 2"):
+        make_executor(app, 64)
+    nobody = make_executor("grid_apps:nobody", 1)
+    grid = FleetGrid(make_nodes(2), nobody)
+    with pytest.raises(InputError, match="cannot load the ClientApp 'grid_apps:nobody'"):
+        list(grid.send_and_receive(to_all(grid, model(), "train")))
+    nobody.close()
+    with pytest.raises(InputError, match="give it as \"module:attribute\""):
+        make_executor(_unpicklable(), 1)
+
+
+def _unpicklable() -> ClientApp:
+    lock, unpicklable = threading.Lock(), ClientApp()
+
+    @unpicklable.train()
+    def train(message: Message, context: Context) -> Message:
+        with lock:
+            return message
+
+    return unpicklable
