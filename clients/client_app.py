@@ -32,7 +32,7 @@ def train(message: Message, context: Context) -> Message:
     """Train one round and send the sparse update."""
     task, who, kept = _open(context)
     received = _receive(task, message, kept)
-    config = message.content.config_records["round"]
+    config = message.content.config_records["mest"]
     order = RoundOrder(int(config["round"]), bool(config["mutate"]))
     result = train_round(task, received, order, who, kept)
     payload, residual = encode(

@@ -41,10 +41,15 @@ class Task:
 
     config: RunConfig
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an image."""
+        return image_shape(self.config.data.name)[0]
+
     @cached_property
     def data(self) -> DataSplit:
         """Training and central test data."""
-        return load_dataset(self.config.data.name, self.config.data.path)
+        return _load_once(self.config.data.name, self.config.data.path)
 
     @cached_property
     def partitions(self) -> list[Examples]:
@@ -149,6 +154,9 @@ class Task:
             return make_plan(self.trace, self.method, wish, budget, smallest)
         except BudgetError as error:
             raise BudgetError(f"{who}: {error}") from None
+
+
+_load_once = lru_cache(maxsize=2)(load_dataset)
 
 
 @lru_cache(maxsize=2)

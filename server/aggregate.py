@@ -59,7 +59,7 @@ class WeightedSum:
 
     def add(self, positions: npt.NDArray[np.int64], values: Floats, weight: float) -> None:
         """Add a client's values, with its weight, at positions that are distinct."""
-        self.values[positions] += weight * values
+        self.values[positions] += weight * values.astype(np.float64)
         self.weights[positions] += weight
 
     def mean(self) -> tuple[Floats, npt.NDArray[np.bool_]]:

@@ -1,9 +1,11 @@
 """What the server sends: one set of arrays for each tier, masks only to those who lack them."""
 
+from collections.abc import Mapping
+
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from mest_fed.nn import ModelSpec, SparseState
-from mest_fed.wire import MaskSet, encode, mask_hash
+from mest_fed.wire import MaskSet, decode, encode, mask_hash
 from mest_fed.wire.records import to_record
 from server.global_model import GlobalModel
 
@@ -44,16 +46,21 @@ class Downlink:
         self._states, self._arrays, self._headers = {}, {}, {}
 
     def state(self, model: GlobalModel, density: float) -> SparseState:
-        """Return what a tier is sent in this round."""
+        """Return what a tier is sent in this round, as a node decodes it."""
         if density not in self.tiers:
             self.tiers[density] = model.tier_masks(density, self.distribution)
             self._remember(self.tiers[density])
         if density not in self._states:
-            self._states[density] = model.state(self.tiers[density])
+            exact = model.state(self.tiers[density])
+            if self.values != "fp32":
+                # 8-bit uploads are differences from what was received, rounding and all.
+                payload, _ = encode(exact, self.spec, values=self.values)
+                exact = decode(payload, self.spec)
+            self._states[density] = exact
         return self._states[density]
 
     def content(
-        self, model: GlobalModel, density: float, known: bytes, order: ConfigRecord
+        self, model: GlobalModel, density: float, known: bytes, order: Mapping[str, int | bool]
     ) -> RecordDict:
         """Return a message's content for a node of a tier.
 
@@ -65,8 +72,9 @@ class Downlink:
             The node's tier.
         known : bytes
             Hash of the mask set that the node holds; empty if none.
-        order : ConfigRecord
-            What the node should do.
+        order : mapping of str to int or bool
+            What the node should do. It travels in the header's record: Flower's clipping mods
+            expect a single ConfigRecord.
         """
         key = (density, known)
         if key not in self._headers:
@@ -77,9 +85,8 @@ class Downlink:
             self._headers[key] = record.config_records["mest"]
             # All headers of a tier go with the same arrays, so that an engine can share them.
             self._arrays.setdefault(density, record.array_records["arrays"])
-        return RecordDict(
-            {"arrays": self._arrays[density], "mest": self._headers[key], "round": order}
-        )
+        instruction = ConfigRecord({**self._headers[key], **order})
+        return RecordDict({"arrays": self._arrays[density], "mest": instruction})
 
     def tier_hash(self, density: float) -> bytes:
         """Return the hash of a tier's mask set."""

@@ -87,6 +87,8 @@ class GlobalModel:
     def absorb(self, mean: MaskedMean, optimizer: ServerOptimizer) -> None:
         """Take over a round's average; what nobody held stays as it was."""
         self.pseudo_gradient = {}
+        if mean.weight == 0:
+            return
         for layer, total in mean.layers.items():
             average, held = total.mean()
             old = self.weights[layer]

@@ -106,7 +106,7 @@ class Roster:
             node_id = reply.metadata.src_node_id
             try:
                 self.nodes[node_id] = self._node(reply)
-            except (KeyError, TypeError, ValueError, MestFedError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError, MestFedError) as error:
                 self._refused.add(node_id)
                 log.warning("node %d does not take part: %s", node_id, error)
 

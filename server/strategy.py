@@ -1,6 +1,6 @@
 """The MEST strategy: a Flower ``Strategy`` whose model is sparse and whose clients are unlike."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from logging import getLogger
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
@@ -90,7 +90,7 @@ class MestStrategy(Strategy):
             self.config.server.clients_per_round, self.config.run.seed, number, "cohort"
         )
         self.downlink.open_round()
-        order = ConfigRecord({"round": number, "mutate": self.clients_mutate(number)})
+        order = {"round": number, "mutate": self.clients_mutate(number)}
         return self._messages(cohort, order, MessageType.TRAIN)
 
     def aggregate_train(
@@ -121,8 +121,7 @@ class MestStrategy(Strategy):
             )
         self.record.clients = sorted(outcomes.values(), key=lambda outcome: outcome.partition)
         self.record.train_loss = losses / presented if presented else None
-        if mean.weight > 0:
-            self.model.absorb(mean, self.optimizer)
+        self.model.absorb(mean, self.optimizer)
         self._update_masks(number)
         self.record.density = self.model.state().density(self.model.spec)
         metrics = {"density": self.record.density, "trained": self.record.count("ok")}
@@ -142,7 +141,7 @@ class MestStrategy(Strategy):
             server.evaluate_clients, self.config.run.seed, number, "evaluation"
         )
         self.downlink.open_round()
-        order = ConfigRecord({"round": number})
+        order = {"round": number}
         able = [node for node in nodes if node.held_out > 0]
         return self._messages(able, order, MessageType.EVALUATE)
 
@@ -172,7 +171,7 @@ class MestStrategy(Strategy):
         self.record.client_accuracy = spread(accuracies, weights)
         return MetricRecord(dict(self.record.client_accuracy))
 
-    def _messages(self, nodes: list[Node], order: ConfigRecord, message_type: str) -> list[Message]:
+    def _messages(self, nodes: list[Node], order: Mapping[str, int | bool], message_type: str) -> list[Message]:
         messages = []
         self._sent = {}
         for node in nodes:

@@ -1,6 +1,5 @@
 """What the server accepts: strict checks on every reply, each of which costs only its sender."""
 
-import math
 from dataclasses import dataclass
 
 from flwr.app import Message
@@ -9,6 +8,9 @@ from mest_fed.errors import WireError
 from mest_fed.nn import ModelSpec, SparseState
 from mest_fed.wire import decode, mask_hash
 from mest_fed.wire.records import from_record
+
+#: The largest float32: the sum over a round of what clients report stays finite below it.
+_LARGEST = 3.4e38
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ def read_counts(reply: Message, expected_examples: int) -> Counts:
     numbers = {}
     for key in ("num-examples", "loss-sum", "correct"):
         value = metrics.get(key)
-        if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-            raise WireError(f"metric {key} = {value!r} is not a finite number of at least 0")
+        if not isinstance(value, int | float) or not 0 <= value <= _LARGEST:
+            raise WireError(f"metric {key} = {value!r} is not a number from 0 to {_LARGEST:g}")
         numbers[key] = value
     presented = metrics.get("presented", numbers["num-examples"])
     if numbers["num-examples"] != expected_examples:

@@ -9,12 +9,15 @@ from typing import Any
 import ray
 from flwr.app import ArrayRecord
 from flwr.clientapp import ClientApp
-from ray.exceptions import RayTaskError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
 from mest_fed.errors import InputError, not_allowed
 from simulations.parcel import Parcel, unpack
 from simulations.ray_exchange import RayExchange
 from simulations.worker import Job, Outcome, load_client_app, run_job
+
+#: How long workers may take to start, which waits for free cores.
+START_SECONDS = 120
 
 
 class FleetWorker:
@@ -62,10 +65,16 @@ class Crew:
         Raises
         ------
         InputError
-            If it cannot be loaded there.
+            If it cannot be loaded there, or the cluster has no cores to spare.
         """
         try:
-            ray.get(self._loading)
+            ray.get(self._loading, timeout=START_SECONDS)
+        except GetTimeoutError as error:
+            free = int(ray.available_resources().get("CPU", 0))
+            raise InputError(
+                f"{len(self.members)} workers did not start within {START_SECONDS} s: "
+                f"the Ray cluster has {free} free cores"
+            ) from error
         except RayTaskError as error:
             if isinstance(error.cause, InputError):
                 raise error.cause from None

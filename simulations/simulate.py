@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,11 +19,12 @@ from simulations.display import Display, SilentDisplay
 from simulations.executor import make_executor
 from simulations.fleet import Fleet
 from simulations.grid import FleetGrid
+from simulations.probe import Probe
 from simulations.records import client_rows, round_row
 from simulations.run_app import run_server_app
 from simulations.run_folder import CLIENTS, ROUNDS, RunFolder
 from simulations.snapshot import Snapshot
-from simulations.summary import build_summary
+from simulations.summary import RunLogs, build_summary
 
 CLIENT_APP = "clients.client_app:app"
 
@@ -75,13 +77,15 @@ class Simulation:
         task = Task(self.config)
         fleet = Fleet.of(task)
         save_partitions(self.folder.partitions, task.partitions)
-        executor = make_executor(CLIENT_APP, workers, address)
+        probe = Probe.start(self.config, str(self.folder.partitions))
         try:
-            model = _Run(self, task, fleet).drive(executor)
+            with closing(make_executor(CLIENT_APP, workers, address)) as executor:
+                model = _Run(self, task, fleet).drive(executor)
+            peaks = probe.results()
         finally:
-            executor.close()
-        rounds = self.folder.read(ROUNDS)
-        summary = build_summary(task, fleet, model, preset=self.preset, rounds=rounds)
+            probe.stop()
+        logs = RunLogs(self.folder.read(ROUNDS), self.folder.read(CLIENTS))
+        summary = build_summary(task, fleet, model, preset=self.preset, logs=logs, peaks=peaks)
         self.folder.write_summary(summary)
         return self.folder.path
 

@@ -3,6 +3,7 @@
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -14,7 +15,17 @@ from mest_fed.nn import ModelSpec, SparseState
 from mest_fed.task import Task
 from server.global_model import GlobalModel
 from simulations.fleet import Fleet, Tier
+from simulations.probe import PlanKey
 from simulations.records import totals
+
+
+@dataclass(frozen=True)
+class RunLogs:
+    """The rows of ``rounds.jsonl`` and ``clients.jsonl``."""
+
+    rounds: Sequence[Mapping[str, Any]]
+    clients: Sequence[Mapping[str, Any]]
+
 
 _VERSIONS = ("mest-fed", "flwr", "torch", "numpy", "ray")
 
@@ -35,14 +46,27 @@ def build_summary(
     model: GlobalModel,
     *,
     preset: str,
-    rounds: Sequence[Mapping[str, Any]],
+    logs: RunLogs,
+    peaks: Mapping[PlanKey, int],
 ) -> dict[str, Any]:
     """Sum up a finished run.
 
-    Predicted bytes, virtual seconds and joules are modelled; wall seconds are measured. A tier's
-    ``measured_peak_bytes`` is null where no process was measured.
+    Predicted bytes, virtual seconds and joules are modelled; measured bytes and wall seconds are
+    measured. A tier's ``measured_peak_bytes`` is null where no process was measured.
+
+    Parameters
+    ----------
+    task, fleet, model : Task, Fleet, GlobalModel
+        What ran, and what came of it.
+    preset : str
+        What the configuration is called.
+    logs : RunLogs
+        The rows of all rounds.
+    peaks : mapping
+        Measured bytes of each plan that was measured.
     """
     config, state = task.config, model.state()
+    tiers = [_tier(tier, peaks) for tier in fleet.tiers]
     return {
         "preset": preset,
         "seed": config.run.seed,
@@ -54,9 +78,9 @@ def build_summary(
         "scheme": config.sparsity.scheme if model.spec.groups else "dense",
         "target_density": config.sparsity.density if model.spec.groups else 1.0,
         "achieved_density": state.density(model.spec),
-        **totals(rounds),
-        "over_budget": 0,
-        "tiers": [_tier(tier) for tier in fleet.tiers],
+        **totals(logs.rounds),
+        "over_budget": _over_budget(tiers, logs.clients),
+        "tiers": tiers,
         "layers": _layers(model.spec, state),
         "dense_bytes": 4 * (model.spec.sparse_weights + _count(model.spec)),
         "model_sha256": model_sha256(state),
@@ -64,7 +88,17 @@ def build_summary(
     }
 
 
-def _tier(tier: Tier) -> dict[str, Any]:
+def _over_budget(tiers: Sequence[Mapping[str, Any]], clients: Sequence[Mapping[str, Any]]) -> int:
+    """Count the client rounds of tiers whose measured peak is above their budget."""
+    over = {
+        tier["profile"]
+        for tier in tiers
+        if (tier["measured_peak_bytes"] or 0) > tier["budget_bytes"]
+    }
+    return sum(row["device"] in over and row["status"] == "ok" for row in clients)
+
+
+def _tier(tier: Tier, peaks: Mapping[PlanKey, int]) -> dict[str, Any]:
     parts: Footprint = tier.plan.footprint
     return {
         "profile": tier.profile.name,
@@ -72,7 +106,7 @@ def _tier(tier: Tier) -> dict[str, Any]:
         "clients": tier.clients,
         "budget_bytes": tier.plan.budget,
         "predicted_peak_bytes": parts.total,
-        "measured_peak_bytes": None,
+        "measured_peak_bytes": peaks.get((tier.plan.density, tier.plan.micro_batch)),
         "density": tier.plan.density,
         "micro_batch": tier.plan.micro_batch,
         "parts": parts.parts(),

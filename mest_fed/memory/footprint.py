@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from mest_fed.errors import not_allowed
 from mest_fed.memory.trace import ModelTrace
 from mest_fed.sparsity import Method, layer_counts
 
@@ -70,6 +71,11 @@ class TrainingShape:
         Images in one optimizer step.
     momentum : bool
         Whether the optimizer keeps a momentum.
+
+    Raises
+    ------
+    InputError
+        If a batch is empty.
     """
 
     density: float
@@ -77,6 +83,11 @@ class TrainingShape:
     micro_batch: int
     batch: int
     momentum: bool = True
+
+    def __post_init__(self) -> None:
+        for key in ("micro_batch", "batch"):
+            if getattr(self, key) < 1:
+                raise not_allowed(key, getattr(self, key), "a whole number of at least 1")
 
 
 def footprint(trace: ModelTrace, method: Method, shape: TrainingShape) -> Footprint:

@@ -101,14 +101,11 @@ def make_plan(
     BudgetError
         If nothing fits; the text says how many bytes would.
     """
-    smallest = None
-    for plan in candidates(trace, method, wish, min_micro_batch):
+    plans = list(candidates(trace, method, wish, min_micro_batch))
+    for plan in plans:
         if plan.footprint.total <= budget:
             return replace(plan, budget=budget)
-        if smallest is None or plan.footprint.total < smallest.footprint.total:
-            smallest = plan
-    if smallest is None:
-        raise BudgetError(f"batch = {wish.batch} leaves no plan to try")
+    smallest = min(plans, key=lambda plan: plan.footprint.total)
     raise BudgetError(
         f"memory budget = {format_bytes(budget)} fits no plan; the smallest needs "
         f"{smallest.footprint.total} bytes ({format_bytes(smallest.footprint.total)}, modelled: "

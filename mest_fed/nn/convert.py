@@ -20,6 +20,7 @@ def sparsifiable(model: nn.Module) -> dict[str, Plain]:
 
     These are all convolutions and linear layers but the first convolution (the stem), 1x1
     convolutions (shortcuts), grouped convolutions, and the last linear layer (the classifier).
+    A subclass may compute something else, so it stays as it is.
     """
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     convolutions = [n for n, m in layers.items() if isinstance(m, nn.Conv2d)]
@@ -30,9 +31,10 @@ def sparsifiable(model: nn.Module) -> dict[str, Plain]:
 
 def _stays_dense(layer: Plain) -> bool:
     if isinstance(layer, nn.Linear):
-        return False
+        return type(layer) is not nn.Linear
     return (
-        math.prod(layer.kernel_size) == 1
+        type(layer) is not nn.Conv2d
+        or math.prod(layer.kernel_size) == 1
         or layer.groups > 1
         or layer.padding_mode != "zeros"
         or isinstance(layer.padding, str)
@@ -84,26 +86,27 @@ def sparsify(
             if leader in layers and follower in layers:
                 layouts[follower] = Channel(layouts[follower].shape, axis="in")
                 followers[follower] = leader
-    counts = layer_counts(layouts, density, distribution)
-    masks: dict[str, Mask] = {}
-    for name, layer in layers.items():
-        if name not in followers:
-            masks[name] = magnitude_mask(layouts[name], layer.weight.detach(), counts[name])
+    leaders = {name: layout for name, layout in layouts.items() if name not in followers}
+    counts = layer_counts(leaders, density, distribution)
+    masks = {
+        name: magnitude_mask(layout, layers[name].weight.detach(), counts[name])
+        for name, layout in leaders.items()
+    }
     for name, leader in followers.items():
         masks[name] = Mask(layouts[name], masks[leader].slots)
     for name, layer in layers.items():
         sparse = _sparse(layouts[name], masks[name], layer)
         sparse.mask_of = followers.get(name)
-        _replace(model, name, sparse)
+        _replace(model, layer, sparse)
     return model
 
 
 def to_dense(model: nn.Module) -> nn.Module:
     """Return a plain copy of a model: its ``state_dict`` loads into the model as first built."""
     plain = copy.deepcopy(model)
-    for name, module in list(plain.named_modules()):
+    for module in list(plain.modules()):
         if isinstance(module, SparseConv2d | SparseLinear):
-            _replace(plain, name, module.to_dense())
+            _replace(plain, module, module.to_dense())
     return plain
 
 
@@ -113,6 +116,9 @@ def _sparse(layout: Layout, mask: Mask, layer: Plain) -> SparseLayer:
     return SparseLinear(layout, mask, layer)
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    # A module that is used in several places stands under several names.
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module is old:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, new)

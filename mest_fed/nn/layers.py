@@ -61,9 +61,7 @@ class SparseLayer(nn.Module):
         """
         rows = mask.rows_in(self.mask)
         old = self.values.data
-        self.values.data = carry(old, rows)
-        self.values.grad = None
-        self.slots = mask.slots
+        self._set(mask.slots, carry(old, rows))
         if optimizer is not None:
             state = optimizer.state.get(self.values, {})
             for key, entry in state.items():
@@ -71,10 +69,17 @@ class SparseLayer(nn.Module):
                     state[key] = carry(entry, rows)
 
     def load(self, slots: Tensor, values: Tensor) -> None:
-        """Take over slots and values of shape ``(live,)`` and ``(live, width)``."""
-        self.slots = slots.to(self.values.device, torch.int32)
-        self.values.data = values.to(self.values.device, self.values.dtype).clone()
+        """Copy slots and values of shape ``(live,)`` and ``(live, width)`` in."""
+        device, dtype = self.values.device, self.values.dtype
+        self._set(slots.to(device, torch.int32, copy=True), values.to(device, dtype, copy=True))
+
+    def _set(self, slots: Tensor, values: Tensor) -> None:
+        self.slots = slots
         self.values.grad = None
+        # While a loss of the old shape is alive, autograd holds new gradients to that shape; a
+        # change of type makes it forget.
+        self.values.data = values.new_empty(0, dtype=torch.complex64)
+        self.values.data = values
 
     def dense_weight(self) -> Tensor:
         """Build the dense weight."""
@@ -94,8 +99,9 @@ class SparseLayer(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         # The number of live granules differs between checkpoints, so resize before copying.
+        # Another scheme's width stays as it is: load_state_dict then reports the mismatch.
         slots, values = state_dict.get(prefix + "slots"), state_dict.get(prefix + "values")
-        if slots is not None and values is not None:
+        if slots is not None and values is not None and values.shape[1:] == self.values.shape[1:]:
             self.load(slots, values)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -137,7 +143,7 @@ class SparseConv2d(SparseLayer):
             padding=self.geometry.padding,
             dilation=self.geometry.dilation,
             bias=self.bias is not None,
-            device=self.values.device,
+            device="meta",  # draws nothing from the global generator
         )
         return _fill(conv, self)
 
@@ -158,9 +164,7 @@ class SparseLinear(SparseLayer):
     def to_dense(self) -> nn.Linear:
         """Return a plain ``nn.Linear`` with the same weight."""
         out_features, in_features = self.layout.shape
-        linear = nn.Linear(
-            in_features, out_features, self.bias is not None, device=self.values.device
-        )
+        linear = nn.Linear(in_features, out_features, self.bias is not None, device="meta")
         return _fill(linear, self)
 
 

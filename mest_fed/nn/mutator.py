@@ -1,6 +1,7 @@
 """Mutation of a model and its optimizer, in place."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -52,10 +53,15 @@ class Mutator:
         self.targets = {group.name: len(group.mask) for group in self.groups}
 
     def step(self, step: int, interval: Interval, seed: int) -> bool:
-        """Mutate if this step (epoch, counted from 0) is due; say whether it was."""
+        """Mutate if this step (epoch, counted from 0) is due; say whether it was.
+
+        The last mutation of a run ends at the target, however short the run is.
+        """
         if not interval.due(step):
             return False
         bounds = self.method.bounds(interval.progress(step))
+        if interval.last(step):
+            bounds = replace(bounds, ceiling=min(1.0, bounds.ceiling))
         self.mutate(bounds, lambda name: torch_generator(seed, "growth", step, name))
         return True
 

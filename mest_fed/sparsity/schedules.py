@@ -87,7 +87,15 @@ class Interval:
         """Return the progress at the start of a step, counted from 0."""
         return step / self.steps
 
+    @property
+    def every(self) -> int:
+        """Steps between mutations."""
+        return max(1, round(self.period * self.steps))
+
     def due(self, step: int) -> bool:
         """Say whether this step, counted from 0, mutates."""
-        every = max(1, round(self.period * self.steps))
-        return step > 0 and step % every == 0
+        return step > 0 and step % self.every == 0
+
+    def last(self, step: int) -> bool:
+        """Say whether no later step mutates."""
+        return step + self.every - step % self.every >= self.steps

@@ -96,16 +96,16 @@ class ForgettingState:
         self.codes[examples] = count | np.where(correct, _CORRECT, 0).astype(np.uint8)
 
     def remove(self, fraction: float) -> int:
-        """Leave out the least forgotten learned examples; return how many.
+        """Leave out the least forgotten learned examples, up to a share of all; return how many.
 
         Only examples that were learned can go, and of those the ones with the fewest events; ties
         go to the lower index. At least one example stays.
         """
-        limit = min(int(fraction * len(self.codes)), len(self.codes) - 1)
-        rank = np.where(self.learned & ~self.removed, self.counts, np.iinfo(np.int64).max)
+        able = self.learned & ~self.removed
+        limit = min(int(fraction * len(self.codes)), len(self.codes) - 1) - int(self.removed.sum())
+        rank = np.where(able, self.counts, np.iinfo(np.int64).max)
         order = np.argsort(rank, kind="stable")
-        able = int((self.learned & ~self.removed).sum())
-        chosen = order[: min(limit, able)]
+        chosen = order[: max(0, min(limit, int(able.sum())))]
         self.codes[chosen] |= _REMOVED
         return len(chosen)
 

@@ -66,18 +66,21 @@ class LocalMutation:
 
     def before_step(self, step: int) -> None:
         """Before a step's gradients are computed."""
-        if not self.soft and step == self.middle:
+        if self._mutates_at(step):
             self.mutator.keep_dense_gradients(True)
 
     def after_step(self, step: int) -> None:
         """After a step, while its gradients stand."""
-        if not self.soft and step == self.middle and self.bounds.floor < 1:
+        if self._mutates_at(step):
             self.mutator.mutate(self.bounds, self._generator)
 
     def close(self) -> None:
         """After the last step."""
         if self.soft:
             self.mutator.drop()
+
+    def _mutates_at(self, step: int) -> bool:
+        return not self.soft and self.bounds.floor < 1 and step == self.middle
 
     def _generator(self, group: str) -> torch.Generator:
         return torch_generator(self.mutation.seed, "growth", self.mutation.round, group)

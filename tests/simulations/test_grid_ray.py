@@ -2,12 +2,16 @@
 
 import logging
 import signal
+import subprocess
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from grid_apps import app, facts, model, to_all
@@ -30,9 +34,15 @@ NUM_NODES = 21
 
 @pytest.fixture(scope="module")
 def two_workers() -> Iterator[Executor]:
+    with warnings.catch_warnings():
+        # Cores for a further executor, which joins this session.
+        warnings.simplefilter("ignore", FutureWarning)
+        ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False)
     executor = make_executor(app, 2)
     yield executor
     executor.close()
+    assert ray.is_initialized()
+    ray.shutdown()
 
 
 def play(executor: Executor) -> list[object]:
@@ -86,14 +96,14 @@ def test_interrupting_does_not_wait_for_the_clients(two_workers: Executor) -> No
 
 
 def test_wrong_input_to_workers_is_one_line(two_workers: Executor) -> None:
-    with pytest.raises(InputError, match="workers = 64 is not allowed; allowed: 1 to 2"):
+    with pytest.raises(InputError, match="workers = 64 is not allowed; allowed: 1 to 3"):
         make_executor(app, 64)
     nobody = make_executor("grid_apps:nobody", 1)
     grid = FleetGrid(make_nodes(2), nobody)
     with pytest.raises(InputError, match="cannot load the ClientApp 'grid_apps:nobody'"):
         list(grid.send_and_receive(to_all(grid, model(), "train")))
     nobody.close()
-    with pytest.raises(InputError, match="give it as \"module:attribute\""):
+    with pytest.raises(InputError, match='give it as "module:attribute"'):
         make_executor(_unpicklable(), 1)
 
 
@@ -106,3 +116,25 @@ def _unpicklable() -> ClientApp:
             return message
 
     return unpicklable
+
+
+ALONE = """
+import ray
+from grid_apps import model, to_all
+from simulations.executor import make_executor
+from simulations.grid import FleetGrid
+from simulations.nodes import make_nodes
+
+executor = make_executor("grid_apps:app", 1)
+grid = FleetGrid(make_nodes(3), executor)
+print(len(list(grid.send_and_receive(to_all(grid, model(), "train")))), ray.is_initialized())
+executor.close()
+print(ray.is_initialized())
+"""
+
+
+def test_an_executor_alone_starts_and_ends_ray_and_says_nothing() -> None:
+    command = [sys.executable, "-c", ALONE]
+    here = Path(__file__).parent
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    assert (done.stderr, done.stdout) == ("", "3 True\nFalse\n")

@@ -14,7 +14,7 @@ from flwr.server import ServerConfig
 from flwr.server.strategy import FedAvg as LegacyFedAvg
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, Result
-from grid_apps import app, facts, model, to_all
+from grid_apps import app, model, to_all
 
 from mest_fed.errors import InputError
 from simulations.executor import SerialExecutor, make_executor
@@ -201,9 +201,7 @@ def test_flowers_fedavg_runs_unchanged() -> None:
         config = ConfigRecord({"lr": 0.1})
         strategy = FedAvg()
         results.append(
-            strategy.start(
-                grid, arrays, rounds, train_config=config, evaluate_config=config.copy()
-            )
+            strategy.start(grid, arrays, rounds, train_config=config, evaluate_config=config.copy())
         )
 
     run_server_app(server_app, grid, run_config={"num-server-rounds": 8})

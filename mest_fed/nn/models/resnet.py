@@ -15,7 +15,7 @@ Norm = Literal["batch", "group"]
 
 
 def norm_layer(norm: Norm, channels: int) -> nn.Module:
-    """Return BatchNorm, or GroupNorm with the number of groups nearest to 8 that divides."""
+    """Return BatchNorm, or GroupNorm of gcd(channels, 8) groups."""
     if norm == "batch":
         return nn.BatchNorm2d(channels)
     return nn.GroupNorm(math.gcd(channels, 8), channels)

@@ -1,0 +1,210 @@
+"""Clients a second of the fleet engine against Flower's own engine, with clients that do nothing.
+
+Both engines run the same ServerApp and ClientApp in turn, in this process, on the same cores. A
+round sends the model to all clients; each gives it back. Rounds are timed inside the ServerApp,
+so that the engines' start is not in the rates; it is reported beside them. All figures measured.
+
+    python benchmarks/fleet.py --json fleet.json
+"""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+from flwr.simulation import run_simulation
+
+from simulations.executor import make_executor
+from simulations.grid import FleetGrid
+from simulations.nodes import make_nodes
+from simulations.run_app import run_server_app
+
+#: Convolutions and a classifier, 1.8 MB; and a model of 4 kB.
+SHAPES: dict[str, list[tuple[int, ...]]] = {
+    "1.8 MB": [
+        *[(32, 3, 5, 5), (32,), (64, 32, 5, 5), (64,), (128, 64, 3, 3), (128,)],
+        *[(316, 1024), (316,), (10, 316), (10,)],
+    ],
+    "4 kB": [(8, 3, 5, 5), (8,), (32, 10), (10,)],
+}
+
+
+@dataclass
+class Timings:
+    """Seconds of one run: from nothing to the end of a first round, then those of each round."""
+
+    started: float = field(default_factory=time.perf_counter)
+    start_up: float = 0.0
+    rounds: list[float] = field(default_factory=list)
+
+
+def make_model(name: str) -> ArrayRecord:
+    """Return random weights of a model."""
+    generator = np.random.default_rng(0)
+    shapes = SHAPES[name]
+    return ArrayRecord([generator.standard_normal(shape).astype(np.float32) for shape in shapes])
+
+
+def make_client_app() -> ClientApp:
+    """Return a client that gives the arrays back."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        metrics = MetricRecord({"num-examples": 1})
+        content = RecordDict({"arrays": message.content["arrays"], "metrics": metrics})
+        return Message(content, reply_to=message)
+
+    return app
+
+
+def make_server_app(
+    model: ArrayRecord, timings: Timings, clients: int, *, rounds: int, average: bool
+) -> ServerApp:
+    """Return a server that times rounds of Flower's FedAvg, with or without the averaging."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        strategy = FedAvg(min_train_nodes=clients, min_available_nodes=clients)
+        for number in range(rounds + 1):
+            start = time.perf_counter()
+            messages = strategy.configure_train(number, model, ConfigRecord(), grid)
+            replies = list(grid.send_and_receive(messages))
+            assert len(replies) == clients
+            assert not any(reply.has_error() for reply in replies)
+            if average:
+                strategy.aggregate_train(number, replies)
+            end = time.perf_counter()
+            if number == 0:
+                timings.start_up = end - timings.started
+            else:
+                timings.rounds.append(end - start)
+
+    return app
+
+
+def run_ours(server_app: ServerApp, clients: int, workers: int) -> None:
+    executor = make_executor(make_client_app(), workers)
+    try:
+        run_server_app(server_app, FleetGrid(make_nodes(clients), executor))
+    finally:
+        executor.close()
+
+
+def run_flower(server_app: ServerApp, clients: int, workers: int) -> None:
+    run_simulation(
+        server_app,
+        make_client_app(),
+        num_supernodes=clients,
+        backend_config={
+            "init_args": {"num_cpus": workers, "log_to_driver": False, "logging_level": "error"},
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+        },
+    )
+
+
+Engine = Callable[[ServerApp, int, int], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the result."""
+
+    model: str
+    workers: int
+    average: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of the row."""
+        work = "FedAvg round" if self.average else "no-op round"
+        return f"{work}, {self.model} model, {self.workers} workers"
+
+
+def measure(case: Case, engine: Engine, clients: int, rounds: int) -> Timings:
+    """Run an engine once from start to end."""
+    model, timings = make_model(case.model), Timings()
+    app = make_server_app(model, timings, clients, rounds=rounds, average=case.average)
+    engine(app, clients, case.workers)
+    return timings
+
+
+def make_row(case: Case, *, clients: int, rounds: int, runs: int) -> dict[str, object]:
+    """Measure both engines in turn, ``runs`` times."""
+    ours, peer = [], []
+    for _ in range(runs):
+        ours.append(measure(case, run_ours, clients, rounds))
+        peer.append(measure(case, run_flower, clients, rounds))
+    rates, peer_rates = (
+        [clients / seconds for run in side for seconds in run.rounds] for side in (ours, peer)
+    )
+    start_up, peer_start_up = (
+        statistics.median(run.start_up for run in side) for side in (ours, peer)
+    )
+    row = {
+        "name": case.name,
+        "ours": statistics.median(rates),
+        "peer": statistics.median(peer_rates),
+        "unit": "clients/s",
+        "ratio": statistics.median(rates) / statistics.median(peer_rates),
+        "runs": runs,
+        "ours_min": min(rates),
+        "ours_max": max(rates),
+        "peer_min": min(peer_rates),
+        "peer_max": max(peer_rates),
+        "ours_start_up_seconds": start_up,
+        "peer_start_up_seconds": peer_start_up,
+    }
+    return {
+        key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()
+    }
+
+
+def machine() -> str:
+    """Name this machine's processor and its cores."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="file to write the result to")
+    parser.add_argument("--clients", type=int, default=64, help="clients in a round")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds in a run")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each engine")
+    options = parser.parse_args()
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    cores = os.cpu_count() or 1
+    cases = [
+        Case("1.8 MB", cores),
+        Case("1.8 MB", 1),
+        Case("4 kB", cores),
+        Case("1.8 MB", cores, average=True),
+    ]
+    rows = []
+    for case in cases:
+        row = make_row(case, clients=options.clients, rounds=options.rounds, runs=options.runs)
+        rows.append(row)
+        print(f"{row['name']}: {row['ours']} against {row['peer']} clients/s, {row['ratio']} times")
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Measured peaks of a fleet's plans: each distinct plan trains one round in a process of its own.
+
+The simulation starts this module as a process beside the run (``python -m simulations.probe``):
+a configuration comes in on standard input, bytes go out as JSON, one line for each plan.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from logging import getLogger
+
+import numpy as np
+import torch
+from flwr.app import Context, RecordDict
+
+from clients.capability import Capability
+from clients.local_round import RoundOrder, train_round
+from clients.state import ClientState
+from mest_fed.config import RunConfig, from_flat, to_flat
+from mest_fed.config.sections import ModelSection
+from mest_fed.memory import Plan
+from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT, can_measure, measure
+from mest_fed.nn import SparseState, read_state
+from mest_fed.task import Task
+from mest_fed.wire import encode
+from server.global_model import GlobalModel
+from server.optimizers import ServerOptimizer
+from simulations.fleet import Fleet
+
+log = getLogger(__name__)
+
+PlanKey = tuple[float, int]
+
+
+@dataclass
+class Probe:
+    """A probe at work in its own process.
+
+    Parameters
+    ----------
+    process : subprocess.Popen or None
+        None where this system cannot measure.
+    """
+
+    process: "subprocess.Popen[str] | None"
+
+    @classmethod
+    def start(cls, config: RunConfig, partition_file: str) -> "Probe":
+        """Start measuring the plans of a run."""
+        if not can_measure():
+            return cls(None)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "simulations.probe"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | ALLOCATOR_ENVIRONMENT,
+            text=True,
+        )
+        assert process.stdin is not None
+        flat = to_flat(config) | {"data.partition_file": partition_file}
+        process.stdin.write(json.dumps(flat))
+        process.stdin.close()
+        process.stdin = None
+        return cls(process)
+
+    def results(self) -> dict[PlanKey, int]:
+        """Wait, and return measured bytes by (density, micro-batch); what failed is absent."""
+        if self.process is None:
+            return {}
+        output, errors = self.process.communicate()
+        if self.process.returncode != 0:
+            reason = errors.strip().rpartition("\n")[2]
+            log.warning("memory was not measured for every plan: %s", reason)
+        rows = [json.loads(line) for line in output.splitlines()]
+        return {(row["density"], row["micro_batch"]): row["bytes"] for row in rows}
+
+    def stop(self) -> None:
+        """End the process if it still runs."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate()
+
+
+def measure_plans(task: Task, plans: Sequence[Plan]) -> dict[PlanKey, int]:
+    """Measure distinct plans, each by a whole round of the client that has most examples."""
+    busiest = int(np.argmax([len(part) for part in task.partitions]))
+    small = Task(task.config.model_copy(update={"model": _narrow(task.config.model)}))
+    measured: dict[PlanKey, int] = {}
+    for plan in plans:
+        key = (plan.density, plan.micro_batch)
+        if key not in measured:
+            who = Capability(busiest, "probe", plan.budget, plan)
+            rehearsal = partial(_round, small, _received(small, plan.density), who)
+            measured[key] = measure(
+                partial(_round, task, _received(task, plan.density), who), rehearsal
+            ).added
+    return measured
+
+
+def _narrow(model: ModelSection) -> ModelSection:
+    """Return the model at a quarter of its width, for the warm-up."""
+    return model.model_copy(update={"width": model.width / 4})
+
+
+def _received(task: Task, density: float) -> SparseState:
+    """Return what a device of a density receives when the mask is at its peak."""
+    sparsity = task.config.sparsity
+    model = GlobalModel.from_state(task.spec, read_state(task.build_model()))
+    if sparsity.mutation == "server":
+        model.mutate(task.method, 0.0, ServerOptimizer(), (task.config.run.seed, "probe", 0))
+    return model.state(model.tier_masks(density, sparsity.distribution))
+
+
+def _round(task: Task, received: SparseState, who: Capability) -> None:
+    kept = ClientState(Context(0, 0, {}, RecordDict(), {}))
+    mutate = task.config.sparsity.mutation == "client"
+    result = train_round(task, received, RoundOrder(1, mutate), who, kept)
+    encode(result.state, task.spec, values=task.config.wire.upload, reference=received)
+
+
+def main() -> None:
+    """Measure the plans of the configuration on standard input."""
+    torch.set_num_threads(1)
+    task = Task(from_flat(json.load(sys.stdin)))
+    plans = [tier.plan for tier in Fleet.of(task).tiers]
+    for (density, micro_batch), size in measure_plans(task, plans).items():
+        row = {"density": density, "micro_batch": micro_batch, "bytes": size}
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)

@@ -1,0 +1,48 @@
+"""Small models, seeded without the global generator, and steps on them."""
+
+import torch
+from torch import nn
+
+from mest_fed.nn import build_model, sparsify
+
+SCHEMES = ("unstructured", "block", "block:3", "pattern", "channel")
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def draw(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(shape, generator=generator(seed), dtype=dtype)
+
+
+def seeded(model, seed=0):
+    """Redraw all parameters of a module."""
+    source = generator(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3, generator=source)
+    return model
+
+
+def small_resnet(scheme=None, density=0.25, distribution="uniform", norm="batch"):
+    """Return ResNet-8 with 8 / 16 / 32 channels for 8x8 images, dense or sparse."""
+    model = build_model("resnet8", (1, 8, 8), 10, generator=generator(), width=0.5, norm=norm)
+    return model if scheme is None else sparsify(model, scheme, density, distribution)
+
+
+def chain():
+    """Return a stem, one sparsifiable convolution of 10 channels, and a classifier."""
+    return seeded(
+        nn.Sequential(
+            nn.Conv2d(1, 6, 3), nn.Tanh(), nn.Conv2d(6, 10, 3), nn.Flatten(), nn.Linear(40, 3)
+        )
+    )
+
+
+def train_step(model, optimizer, x, labels):
+    optimizer.zero_grad(set_to_none=True)
+    loss = nn.functional.cross_entropy(model(x), labels)
+    loss.backward()
+    optimizer.step()
+    return loss
