@@ -22,7 +22,7 @@ os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
@@ -60,13 +60,17 @@ def make_model(name: str) -> ArrayRecord:
 
 
 def make_client_app() -> ClientApp:
-    """Return a client that gives the arrays back."""
+    """Return a client that gives the model back: a copy, as a trained one would be."""
     app = ClientApp()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
+        model = {
+            name: Array(array.dtype, array.shape, array.stype, bytes(memoryview(array.data)))
+            for name, array in message.content["arrays"].items()
+        }
         metrics = MetricRecord({"num-examples": 1})
-        content = RecordDict({"arrays": message.content["arrays"], "metrics": metrics})
+        content = RecordDict({"arrays": ArrayRecord(model), "metrics": metrics})
         return Message(content, reply_to=message)
 
     return app

@@ -2,7 +2,7 @@
 
 import logging
 
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 import mest_fed
@@ -12,7 +12,7 @@ from clients.state import ClientState
 from mest_fed.errors import WireError
 from mest_fed.nn import SparseState
 from mest_fed.task import Task, task_from_run_config
-from mest_fed.wire import Payload, decode, encode, mask_hash
+from mest_fed.wire import decode, encode, mask_hash
 from mest_fed.wire.records import from_record, to_record
 
 logging.getLogger(__name__).info("mest-fed %s from %s", mest_fed.__version__, mest_fed.__file__)
@@ -53,7 +53,9 @@ def train(message: Message, context: Context) -> Message:
         "flops-sparse": result.work_sparse,
         "density": result.state.density(task.spec),
     }
-    return _reply(message, payload, metrics, kept)
+    content = to_record(payload)
+    content["metrics"] = MetricRecord(metrics)
+    return Message(content, reply_to=message)
 
 
 @app.evaluate()
@@ -66,7 +68,7 @@ def evaluate(message: Message, context: Context) -> Message:
         "loss-sum": tally.loss,
         "correct": tally.correct,
     }
-    return _reply(message, None, metrics, kept)
+    return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
 
 def _open(context: Context) -> tuple[Task, Capability, ClientState]:
@@ -84,13 +86,3 @@ def _receive(task: Task, message: Message, kept: ClientState) -> SparseState:
         raise WireError(f"the server's message was rejected: {error}") from None
     kept.masks = state.masks
     return state
-
-
-def _reply(
-    message: Message, payload: Payload | None, metrics: dict[str, float], kept: ClientState
-) -> Message:
-    content = to_record(payload) if payload is not None else RecordDict()
-    content["metrics"] = MetricRecord(metrics)
-    masks = kept.masks
-    content["state"] = ConfigRecord({"mask-hash": mask_hash(masks) if masks else b""})
-    return Message(content, reply_to=message)

@@ -1,5 +1,9 @@
 """What a client keeps between rounds, in Flower's ``Context.state``; none of it is ever sent."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, Context
 
 from mest_fed.nn.state import Slots
@@ -8,7 +12,10 @@ from mest_fed.wire import Residual
 
 MASKS = "mest.masks"
 FORGETTING = "mest.forgetting"
-RESIDUAL = "mest.residual"
+RESIDUAL_MASKS = "mest.residual.masks"
+RESIDUAL_VALUES = "mest.residual.values"
+
+Arrays = dict[str, npt.NDArray[Any]]
 
 
 class ClientState:
@@ -35,12 +42,14 @@ class ClientState:
     @property
     def residual(self) -> Residual | None:
         """What 8-bit uploads have left unsent so far, or None."""
-        return self._read(RESIDUAL)
+        masks, values = self._read(RESIDUAL_MASKS), self._read(RESIDUAL_VALUES)
+        return None if masks is None or values is None else Residual(masks, values)
 
     @residual.setter
     def residual(self, residual: Residual | None) -> None:
         if residual is not None:
-            self._write(RESIDUAL, residual)
+            self._write(RESIDUAL_MASKS, residual.masks)
+            self._write(RESIDUAL_VALUES, residual.values)
 
     def forgetting(self, num_examples: int) -> ForgettingState:
         """Return the forgetting state, fresh if there is none for so many examples."""
@@ -53,9 +62,9 @@ class ClientState:
         """Keep the forgetting state."""
         self._write(FORGETTING, {"codes": state.codes})
 
-    def _read(self, key):
+    def _read(self, key: str) -> Arrays | None:
         record = self._state.array_records.get(key)
         return None if record is None else {name: array.numpy() for name, array in record.items()}
 
-    def _write(self, key, arrays) -> None:
+    def _write(self, key: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         self._state[key] = ArrayRecord({name: Array(array) for name, array in arrays.items()})

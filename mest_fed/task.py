@@ -74,6 +74,12 @@ class Task:
         generator = numpy_generator(self.config.run.seed, "hold-out", partition_id)
         return hold_out(self.partitions[partition_id], self.config.data.hold_out, generator)
 
+    @property
+    def density(self) -> float:
+        """Target density of the sparse layers: 1 for the dense method, which has none."""
+        sparsity = self.config.sparsity
+        return 1.0 if sparsity.method == "dense" else sparsity.density
+
     @cached_property
     def method(self) -> Method:
         """The sparse-training method."""
@@ -143,7 +149,7 @@ class Task:
         """
         training, sparsity = self.config.training, self.config.sparsity
         wish = TrainingShape(
-            density=sparsity.density,
+            density=self.density,
             distribution=sparsity.distribution,
             micro_batch=training.batch_size,
             batch=training.batch_size,

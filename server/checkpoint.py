@@ -6,14 +6,15 @@ one ``.npz`` file, written beside its place and renamed, so that a file is whole
 
 import json
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mest_fed.errors import InputError
+from mest_fed.errors import InputError, WireError
+from mest_fed.nn import ModelSpec
+from mest_fed.wire import check_masks
 from server.strategy import MestStrategy
 
 Arrays = dict[str, np.ndarray]
@@ -47,12 +48,24 @@ def strategy_arrays(strategy: MestStrategy) -> tuple[Arrays, dict[str, Any]]:
 
 
 def restore_strategy(strategy: MestStrategy, arrays: Arrays, facts: Mapping[str, Any]) -> None:
-    """Put a strategy back to where :func:`strategy_arrays` found it."""
+    """Put a strategy back to where :func:`strategy_arrays` found it.
+
+    Raises
+    ------
+    InputError
+        If the checkpoint is not one of the strategy's run.
+    """
     sections: dict[str, Arrays] = {}
     for key, array in arrays.items():
         section, _, name = key.partition("|")
         sections.setdefault(section, {})[name] = array
     model, downlink = strategy.model, strategy.downlink
+    try:
+        _check(sections, model.spec)
+        known = {int(node): bytes.fromhex(key) for node, key in facts["known"].items()}
+        done = int(facts["round"])
+    except (AttributeError, KeyError, TypeError, ValueError, WireError) as error:
+        raise InputError(f"the checkpoint is not of this run: {error}") from None
     model.weights, model.masks = sections.get("weights", {}), sections.get("masks", {})
     model.dense, model.newborn = sections["dense"], sections.get("newborn", {})
     for section, tensors in sections.items():
@@ -63,11 +76,28 @@ def restore_strategy(strategy: MestStrategy, arrays: Arrays, facts: Mapping[str,
             downlink.mask_sets[bytes.fromhex(value)] = tensors
         elif kind == "tier":
             downlink.tiers[float(value)] = tensors
-    known = {int(node): bytes.fromhex(key) for node, key in facts["known"].items()}
     strategy.roster.known_mask = known
-    strategy.first_round = int(facts["round"])
-    strategy.record.round = strategy.first_round
+    strategy.first_round = strategy.record.round = done
     strategy.record.density = model.state().density(model.spec)
+
+
+def _check(sections: Mapping[str, Arrays], spec: ModelSpec) -> None:
+    """Compare all tensors with the model; KeyError, ValueError or WireError if one is wrong."""
+    weights = {layer: (layout.num_weights,) for layer, layout in spec.layouts.items()}
+    shapes = weights | spec.dense
+    for section, tensors in sections.items():
+        if section == "newborn":
+            continue
+        if section.partition(":")[0] in ("masks", "masks-of", "tier"):
+            check_masks(tensors, spec)
+            continue
+        for name, tensor in tensors.items():
+            if tensor.dtype != np.float32 or tensor.shape != shapes[name]:
+                raise ValueError(f"{section} of {name} are {tensor.dtype} of {tensor.shape}")
+    for section, names in (("weights", weights), ("dense", spec.dense), ("masks", spec.groups)):
+        missing = sorted(names.keys() - sections.get(section, {}).keys())
+        if missing:
+            raise ValueError(f"the {section} of {missing[0]} are missing")
 
 
 def save_checkpoint(path: Path, arrays: Arrays, facts: Mapping[str, Any]) -> None:
@@ -91,15 +121,17 @@ def load_checkpoint(path: Path) -> tuple[Arrays, dict[str, Any]]:
         If the file is missing, damaged or of another format.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-        facts = json.loads(arrays.pop("header").tobytes())
-        if facts["format"] != _FORMAT:
-            raise InputError(f"{path} has format {facts['format']}; allowed: {_FORMAT}")
+        facts = dict(json.loads(arrays.pop("header").tobytes()))
+        found = facts["format"]
     except FileNotFoundError:
         raise InputError(f"no such checkpoint: {path}") from None
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is not a whole checkpoint: {error}") from None
+    except Exception as error:  # what damaged archives raise has no common base
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path} is not a whole checkpoint ({reason})") from None
+    if found != _FORMAT:
+        raise InputError(f"{path} has format {found}; allowed: {_FORMAT}")
     return arrays, facts
 
 

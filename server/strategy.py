@@ -6,13 +6,13 @@ from logging import getLogger
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from mest_fed.wire.size import content_bytes
 
 from mest_fed.errors import WireError
 from mest_fed.memory import DENSITY_STEPS
 from mest_fed.task import Task
 from mest_fed.wire import encode
 from mest_fed.wire.records import to_record
+from mest_fed.wire.size import content_bytes
 from server.aggregate import MaskedMean, PositionCache
 from server.downlink import Downlink
 from server.global_model import GlobalModel
@@ -50,7 +50,7 @@ class MestStrategy(Strategy):
         self.optimizer = build_optimizer(server.optimizer, server.learning_rate, server.momentum)
         self.downlink = Downlink(model.spec, sparsity.distribution, task.config.wire.download)
         steps = DENSITY_STEPS if model.spec.groups else (1.0,)
-        self.roster = Roster(sparsity.density * step for step in steps)
+        self.roster = Roster(task.density * step for step in steps)
         self.first_round = 0
         self.record = RoundRecord(0, model.state().density(model.spec))
         self._positions = PositionCache(model.spec)
@@ -64,7 +64,7 @@ class MestStrategy(Strategy):
             sparsity.method,
             sparsity.mutation,
             sparsity.scheme,
-            sparsity.density,
+            self.task.density,
         )
 
     def clients_mutate(self, server_round: int) -> bool:
@@ -154,12 +154,13 @@ class MestStrategy(Strategy):
         for reply in replies:
             node, _ = self._sent[reply.metadata.src_node_id]
             if reply.has_error():
-                self.roster.known_mask.pop(node.node_id, None)
                 log.warning("evaluation on node %d failed: %s", node.node_id, reply.error.reason)
                 continue
             self.record.bytes_up += content_bytes(reply.content)
             try:
                 counts = read_counts(reply, node.held_out)
+                if counts.presented != node.held_out:
+                    raise WireError(f"{counts.presented} presented of {node.held_out} held out")
             except WireError as error:
                 log.warning("evaluation of node %d was rejected: %s", node.node_id, error)
                 continue
@@ -171,11 +172,14 @@ class MestStrategy(Strategy):
         self.record.client_accuracy = spread(accuracies, weights)
         return MetricRecord(dict(self.record.client_accuracy))
 
-    def _messages(self, nodes: list[Node], order: Mapping[str, int | bool], message_type: str) -> list[Message]:
+    def _messages(
+        self, nodes: list[Node], order: Mapping[str, int | bool], message_type: str
+    ) -> list[Message]:
         messages = []
         self._sent = {}
         for node in nodes:
-            known = self.roster.known_mask.get(node.node_id, b"")
+            # Until it answers, nobody knows which mask set it holds.
+            known = self.roster.known_mask.pop(node.node_id, b"")
             content = self.downlink.content(self.model, node.density, known, order)
             size = content_bytes(content)
             self.record.bytes_down += size
@@ -191,7 +195,6 @@ class MestStrategy(Strategy):
         outcome.examples = node.examples
         if reply.has_error():
             outcome.status, outcome.reason = "failed", reply.error.reason
-            self.roster.known_mask.pop(node.node_id, None)
             log.warning("node %d failed: %s", node.node_id, outcome.reason)
             return outcome
         outcome.bytes_up = content_bytes(reply.content)

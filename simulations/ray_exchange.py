@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from simulations.flower_internals import WORKER_DIED, error_reply
-from simulations.parcel import RecordStore, pack
+from simulations.parcel import RecordStore, pack_jobs, unpack_outcome
 from simulations.worker import Job, Outcome
 
 #: Clients that travel together at most.
@@ -88,7 +88,7 @@ class RayExchange:
                 return
             load = Counter(actor for _, actor in self._in_flight.values())
             actor = min(self._crew.members, key=lambda member: load[member])
-            parcels, references = pack(chunk.jobs, self._store)
+            parcels, references = pack_jobs(chunk.jobs, self._store)
             self._in_flight[actor.run.remote(parcels, *references)] = (chunk, actor)
 
     def _fill(self) -> bool:
@@ -110,14 +110,14 @@ class RayExchange:
         (ready,), _ = ray.wait(list(self._in_flight), num_returns=1)
         chunk, actor = self._in_flight[ready]
         try:
-            outcomes = ray.get(ready)
+            returns = ray.get(ready)
         except RayTaskError as error:
             raise error.cause from error
         except (RayActorError, ObjectLostError):
             self._recover(actor)
             return
         del self._in_flight[ready]
-        self._done.update(enumerate(outcomes, chunk.first))
+        self._done.update(enumerate(map(unpack_outcome, returns), chunk.first))
 
     def _recover(self, dead: Any) -> None:
         """Replace a dead actor; run what it had again.

@@ -7,12 +7,11 @@ from collections.abc import Generator, Iterable
 from typing import Any
 
 import ray
-from flwr.app import ArrayRecord
 from flwr.clientapp import ClientApp
 from ray.exceptions import GetTimeoutError, RayTaskError
 
 from mest_fed.errors import InputError, not_allowed
-from simulations.parcel import Parcel, unpack
+from simulations.parcel import PackedArrays, Parcel, Return, pack_outcome, unpack_jobs
 from simulations.ray_exchange import RayExchange
 from simulations.worker import Job, Outcome, load_client_app, run_job
 
@@ -36,9 +35,10 @@ class FleetWorker:
         """Take the ClientApp that later calls run."""
         self._client_app = load_client_app(client_app)
 
-    def run(self, parcels: list[Parcel], *shared: ArrayRecord) -> list[Outcome]:
+    def run(self, parcels: list[Parcel], *shared: PackedArrays) -> list[Return]:
         """Run a chunk of clients, in order."""
-        return [run_job(self._client_app, unpack(parcel, shared)) for parcel in parcels]
+        jobs = unpack_jobs(parcels, shared)
+        return [pack_outcome(run_job(self._client_app, job)) for job in jobs]
 
 
 class Crew:

@@ -76,7 +76,7 @@ def build_summary(
         "method": config.sparsity.method,
         "mutation": config.sparsity.mutation,
         "scheme": config.sparsity.scheme if model.spec.groups else "dense",
-        "target_density": config.sparsity.density if model.spec.groups else 1.0,
+        "target_density": task.density,
         "achieved_density": state.density(model.spec),
         **totals(logs.rounds),
         "over_budget": _over_budget(tiers, logs.clients),

@@ -1,7 +1,7 @@
 """``mest-fed devices``."""
 
 import json
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Annotated, Any
 
 import typer
@@ -28,7 +28,8 @@ def devices(
 
 
 def _plain(profile: DeviceProfile) -> dict[str, Any]:
-    return asdict(profile) | {"flops": dict(profile.flops), "sources": dict(profile.sources)}
+    plain = {field.name: getattr(profile, field.name) for field in fields(profile)}
+    return plain | {"flops": dict(profile.flops), "sources": dict(profile.sources)}
 
 
 def _all(profiles: list[DeviceProfile]) -> Table:
@@ -70,10 +71,11 @@ def _one(profile: DeviceProfile) -> Table:
     for key, value in _plain(profile).items():
         if key in ("name", "title", "sources"):
             continue
+        source = profile.sources.get(key, "")
         values = value.items() if isinstance(value, dict) else [("", value)]
         for part, quantity in values:
             number = float(quantity)
             label = f"{key} {part}".strip()
-            source = profile.sources.get(f"{key}.{part}") or profile.sources.get(key, "")
             table.add_row(label, f"{number:,.4g}" if number < 1e6 else f"{number:,.0f}", source)
+            source = "" if part else source
     return table

@@ -45,10 +45,11 @@ def from_table(table: Mapping[str, Any], source: str) -> RunConfig:
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise _unknown(key, source) from None
-        allowed = first["msg"].removeprefix("Value error, ")
-        raise InputError(
-            f"{key} = {first['input']!r} is not allowed ({source}); {allowed}"
-        ) from None
+        text = first["msg"].removeprefix("Value error, ").replace("Input should be", "allowed:")
+        if not key:  # a rule between sections
+            raise InputError(f"{text} ({source})") from None
+        message = f"{key} = {first['input']!r} is not allowed ({source}); {text}"
+        raise InputError(message) from None
 
 
 def _unknown(key: str, source: str) -> InputError:

@@ -30,9 +30,9 @@ def _one_of(*allowed: str) -> AfterValidator:
 
 
 class Section(BaseModel):
-    """A part of the configuration: immutable, unknown keys refused."""
+    """A part of the configuration: immutable, unknown keys refused, numbers finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class RunSection(Section):
@@ -212,5 +212,14 @@ class RunConfig(Section):
             raise ValueError(
                 "sparsity.method = 'rigl' grows by dense gradients, which exist on clients alone; "
                 "allowed: sparsity.mutation = 'client'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nodes_to_wait_for_exist(self) -> "RunConfig":
+        if self.server.min_nodes > self.fleet.devices:
+            raise ValueError(
+                f"server.min_nodes = {self.server.min_nodes} is never reached; "
+                f"allowed: 1 to {self.fleet.devices} (fleet.devices = {self.fleet.devices})"
             )
         return self

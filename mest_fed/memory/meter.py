@@ -98,4 +98,3 @@ def _resident(field: str) -> int:
     if match is None:
         raise MestFedError(f"{_STATUS} has no {field}")
     return int(match[1]) * 1024
-

@@ -62,7 +62,7 @@ def trace_model(model: nn.Module, input_shape: tuple[int, int, int]) -> ModelTra
         if storage.data_ptr() not in own:
             saved[storage.data_ptr()] = storage.nbytes()
             largest = max(largest, storage.nbytes())
-        return tensor
+        return tensor.detach()  # the tensor itself would hold its graph, and that the tensor
 
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     was_training = model.training

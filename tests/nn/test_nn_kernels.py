@@ -95,14 +95,24 @@ def test_linear_is_the_dense_one_on_the_masked_weight(scheme, batch, sides, bias
     check_against_dense(sparse_of(linear, scheme, share), linear, x, nn.functional.linear)
 
 
+def watched(layer, x):
+    """Return a layer's output and what autograd saves for it."""
+    saved = []
+
+    def pack(tensor):
+        saved.append(tensor.detach())
+        return saved[-1]
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        return layer(x), saved
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_what_autograd_saves_is_the_input_and_the_values(scheme):
     conv = seeded(nn.utils.skip_init(nn.Conv2d, 8, 12, 3, padding=1))
     layer = sparse_of(conv, scheme, 0.2)
     x = draw(2, 8, 5, 5).requires_grad_()
-    saved = []
-    with saved_tensors_hooks(lambda t: (saved.append(t), t)[1], lambda t: t):
-        y = layer(x)
+    y, saved = watched(layer, x)
     assert sum(t.untyped_storage().nbytes() for t in saved) == 4 * (
         x.numel() + layer.values.numel()
     )
@@ -114,9 +124,7 @@ def test_what_autograd_saves_is_the_input_and_the_values(scheme):
 def test_what_autograd_saves_of_a_linear_layer():
     layer = sparse_of(seeded(nn.utils.skip_init(nn.Linear, 30, 20)), "block", 0.1)
     x = draw(3, 30)
-    saved = []
-    with saved_tensors_hooks(lambda t: (saved.append(t), t)[1], lambda t: t):
-        layer(x)
+    _, saved = watched(layer, x)
     assert sorted(t.untyped_storage().nbytes() for t in saved) == [4 * 15 * 4, 4 * 3 * 30]
 
 

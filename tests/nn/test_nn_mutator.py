@@ -8,6 +8,7 @@ from nn_cases import SCHEMES, chain, draw, generator, seeded, small_resnet, trai
 from torch import nn
 
 from mest_fed.nn import Mutator, mask_groups, sparsify
+from mest_fed.nn.models.resnet import ResidualBlock
 from mest_fed.sparsity import Bounds, Interval, MestEM, MestEMS, RigL, Set, Static, build_method
 
 METHODS = ("static", "set", "rigl", "mest-em", "mest-ems")
@@ -25,8 +26,6 @@ def sparse_chain(scheme="unstructured", density=0.25):
 
 def paired(scheme, density):
     """Return a residual block between stem and classifier: one channel pair."""
-    from mest_fed.nn.models.resnet import ResidualBlock
-
     body = (nn.Conv2d(1, 6, 3), ResidualBlock(6, 10, 1, "group"), nn.Flatten())
     model = sparsify(seeded(nn.Sequential(*body, nn.Linear(160, 3))), scheme, density)
     return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -66,11 +65,10 @@ def test_a_regrown_weight_has_no_memory_of_its_first_life():
     mutator = Mutator(model, Set(), optimizer)
     before = by_slot(group, optimizer)
     # Drop half, then grow until everything lives: the dropped come back among the rest.
-    group_size = group.layout.num_granules
     mutator.targets[group.name] = len(before) // 2
     mutator.drop()
     lost = before.keys() - set(group.mask.slots.tolist())
-    mutator.targets[group.name] = group_size
+    mutator.targets[group.name] = group.layout.num_granules
     mutator.grow(Bounds(), growth())
     after = by_slot(group, optimizer)
     assert lost

@@ -10,7 +10,7 @@ from mest_fed.rng import numpy_generator
 from mest_fed.sparsity import layout_for
 from mest_fed.sparsity.schemes import Channel
 from mest_fed.task import Task
-from mest_fed.wire import decode, encode
+from mest_fed.wire import decode, encode, mask_hash
 from mest_fed.wire.records import from_record, to_record
 from server.global_model import GlobalModel
 from server.strategy import MestStrategy
@@ -92,9 +92,11 @@ def metrics(examples, **changes):
     return MetricRecord({key: value for key, value in numbers.items() if value is not None})
 
 
-def received(message, spec):
-    """Decode an instruction as a client without masks does."""
-    return decode(from_record(message.content), spec)
+def received(message, spec, masks=None):
+    """Decode an instruction as a client does that holds these masks, or none."""
+    return decode(
+        from_record(message.content), spec, known={mask_hash(masks): masks} if masks else {}
+    )
 
 
 def reply_with(message, state, spec, examples, known=None, **changes):
@@ -150,11 +152,11 @@ def capability(partition, density=0.2, /, **changes):
 
 
 def small_config(**sections):
-    """Return a configuration of a small model and four devices."""
+    """Return a configuration of a small model and four devices, without mutation."""
     table = {
         "run": {"rounds": 8, "seed": 3},
         "model": {"width": 0.25},
-        "sparsity": {"density": 0.2, "scheme": "unstructured"},
+        "sparsity": {"density": 0.2, "scheme": "unstructured", "period": 1.0},
         "server": {"clients_per_round": 4, "evaluate_clients_every": 2},
         "fleet": {"devices": 4, "mix": "rpi-4:1"},
     }

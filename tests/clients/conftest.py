@@ -1,0 +1,8 @@
+import pytest
+
+from simulations.flower_internals import claim_identity
+
+
+@pytest.fixture(autouse=True)
+def _server_identity():
+    claim_identity(run_id=1)

@@ -1,0 +1,92 @@
+"""Capability: which device a client is, what it may use, and what it tells the server."""
+
+import pytest
+from client_parts import NODE_ID, context_of, small_config
+from flwr.app import Message, RecordDict
+
+from clients.capability import capability_of
+from clients.client_app import app
+from mest_fed.devices import load_profile
+from mest_fed.errors import InputError
+from mest_fed.task import task_of
+
+CONFIG = small_config()
+
+
+def capability(partition=0, config=CONFIG, **node):
+    return capability_of(task_of(config), context_of(config, partition, **node))
+
+
+def test_the_fleet_says_which_device_a_client_is():
+    devices = [capability(partition).device for partition in range(4)]
+    assert sorted(devices) == ["jetson-nano", "jetson-nano", "rpi-4", "rpi-4"]
+    for partition, device in enumerate(devices):
+        assert capability(partition).budget == load_profile(device).budget_bytes
+
+
+def test_the_node_config_replaces_the_device():
+    client = capability(device="rpi-zero-2w")
+    assert client.device == "rpi-zero-2w"
+    assert client.budget == load_profile("rpi-zero-2w").budget_bytes
+
+
+@pytest.mark.parametrize("budget", ["900kB", 900_000, "900000"])
+def test_the_node_config_replaces_the_budget(budget):
+    client = capability(device="rpi-4", budget=budget)
+    assert (client.device, client.budget) == ("rpi-4", 900_000)
+    assert client.plan.footprint.total <= 900_000
+
+
+def test_the_run_replaces_the_budget_of_a_profile():
+    config = small_config(fleet={"mix": "rpi-4:1", "budgets": "rpi-4:900kB"})
+    assert capability(config=config).budget == 900_000
+    assert capability(config=config, budget="5MB").budget == 5_000_000
+
+
+def test_a_small_budget_gives_a_smaller_plan():
+    large, small = capability(budget="50MB").plan, capability(budget="300kB").plan
+    assert (large.density, large.micro_batch) == (0.2, 64)
+    assert small.micro_batch < 64
+    assert small.footprint.total <= 300_000
+
+
+@pytest.mark.parametrize("partition", [-1, 4, "0", None, 1.0])
+def test_a_wrong_partition(partition):
+    with pytest.raises(InputError, match=r"partition-id = .* \(node config\); allowed: 0 to 3"):
+        capability(partition)
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({"budget": "a lot"}, "budget = 'a lot'"),
+        ({"budget": -5}, "budget = '-5'"),
+        ({"budget": "2kB"}, "fits no plan; the smallest needs"),
+        ({"device": "toaster"}, "device profile = 'toaster'"),
+    ],
+)
+def test_a_wrong_node_config(node, message):
+    with pytest.raises(InputError, match=message):
+        capability(**node)
+
+
+def test_what_the_server_is_told():
+    reply = app(Message(RecordDict(), NODE_ID, "query"), context_of(CONFIG, 2, device="rpi-4"))
+    assert list(reply.content) == ["capability"]
+    told = dict(reply.content["capability"])
+    plan, (training, held) = capability(2, device="rpi-4").plan, task_of(CONFIG).examples(2)
+    assert told == {
+        "partition": 2,
+        "device": "rpi-4",
+        "budget": load_profile("rpi-4").budget_bytes,
+        "density": 0.2,
+        "micro-batch": 64,
+        "predicted-peak": plan.footprint.total,
+        "examples": len(training),
+        "held-out": len(held),
+    }
+
+
+def test_a_dense_client_holds_all_weights():
+    config = small_config(sparsity={"method": "dense"})
+    assert capability(config=config).plan.density == 1.0

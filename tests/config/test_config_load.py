@@ -1,0 +1,295 @@
+"""Reading and writing configurations: what is refused and how the refusal reads."""
+
+import math
+import tomllib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mest_fed.config import (
+    RunConfig,
+    from_flat,
+    from_table,
+    known_keys,
+    read_toml,
+    to_flat,
+    to_toml,
+    with_settings,
+)
+from mest_fed.errors import InputError
+
+FLOATS = [key for key, value in to_flat(RunConfig()).items() if isinstance(value, float)]
+ODD = {
+    "run": {"seed": -7, "rounds": 3},
+    "data": {"alpha": 0.1 + 0.2, "path": 'a "quoted" \\ path'},
+    "sparsity": {"scheme": "block:8", "method": "rigl", "mutation": "client", "density": 1.0},
+    "server": {"central_evaluation": False},
+    "fleet": {"mix": {"rpi-4": 1, "rpi-5": 0.5}, "budgets": {"rpi-4": "24MB"}, "devices": 7},
+}
+
+
+def refusal(table, source="my.toml"):
+    with pytest.raises(InputError) as caught:
+        from_table(table, source)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert source in text
+    return text
+
+
+def test_an_empty_table_gives_the_defaults():
+    assert from_table({}, "test") == RunConfig()
+
+
+def test_an_unknown_key_is_named_with_a_hint():
+    text = refusal({"sparsity": {"densty": 0.1}})
+    assert "unknown key sparsity.densty (my.toml); did you mean sparsity.density?" in text
+    assert "sparsity.scheme" in text
+
+
+def test_an_unknown_section():
+    text = refusal({"sparcity": {"density": 0.1}})
+    assert "unknown key sparcity" in text
+    assert "sparsity" in text
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("run", "rounds", "ten"),
+        ("run", "rounds", 2.5),
+        ("run", "rounds", [1]),
+        ("run", "seed", "x"),
+        ("data", "name", 3),
+        ("data", "path", ["a"]),
+        ("server", "central_evaluation", "perhaps"),
+        ("sparsity", "density", "a tenth"),
+        ("sparsity", "density", {"a": 1}),
+    ],
+)
+def test_a_wrong_type(section, key, value):
+    text = refusal({section: {key: value}})
+    assert f"{section}.{key} = {value!r} is not allowed (my.toml); " in text
+
+
+def test_a_section_that_is_no_table():
+    assert "run = 5 is not allowed (my.toml)" in refusal({"run": 5})
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "values"),
+    [
+        ("run", "rounds", [0, -1]),
+        ("run", "checkpoint_every", [0]),
+        ("data", "name", ["mnist", ""]),
+        ("data", "partition", ["random"]),
+        ("data", "alpha", [0.0, -1.0]),
+        ("data", "classes_per_partition", [0]),
+        ("data", "hold_out", [1.0, -0.1]),
+        ("data", "augmentation", ["mixup"]),
+        ("model", "name", ["resnet50"]),
+        ("model", "width", [0.0, 17.0]),
+        ("model", "norm", ["layer"]),
+        ("sparsity", "method", ["mest"]),
+        ("sparsity", "mutation", ["both"]),
+        ("sparsity", "scheme", ["blocks", "block:0", "block:x", "Block", "channel:2"]),
+        ("sparsity", "density", [0.0, -0.1, 1.0001, 10.0]),
+        ("sparsity", "distribution", ["random"]),
+        ("sparsity", "period", [0.0, 1.5]),
+        ("sparsity", "gradient_weight", [-1.0]),
+        ("training", "local_epochs", [0]),
+        ("training", "batch_size", [0]),
+        ("training", "learning_rate", [0.0, -0.1]),
+        ("training", "schedule", ["linear"]),
+        ("training", "momentum", [1.0, -0.1]),
+        ("training", "device", ["gpu"]),
+        ("forgetting", "fraction", [1.0, -0.1]),
+        ("forgetting", "start", [1.5]),
+        ("wire", "upload", ["int4"]),
+        ("wire", "download", ["int8"]),
+        ("server", "clients_per_round", [0]),
+        ("server", "min_nodes", [0]),
+        ("server", "evaluate_every", [0]),
+        ("server", "evaluate_clients_every", [-1]),
+        ("server", "optimizer", ["adam"]),
+        ("fleet", "devices", [0]),
+        ("fleet", "mix", ["", "rpi-4:0", "rpi-4:-1", "rpi-4:x", "rpi-4:1, rpi-4:2", ":3"]),
+        ("fleet", "budgets", ["rpi-4:lots", "rpi-4:0", "rpi-4:1MB, rpi-4:2MB"]),
+        ("fleet", "deadline", [-1.0]),
+    ],
+)
+def test_a_value_that_is_not_allowed(section, key, values):
+    for value in values:
+        text = refusal({section: {key: value}})
+        assert f"{section}.{key} = {value!r} is not allowed (my.toml); " in text
+        assert len(text.partition("(my.toml); ")[2]) > 10  # says what is
+
+
+@pytest.mark.parametrize("key", FLOATS)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_are_finite(key, value):
+    section, _, name = key.partition(".")
+    assert f"{key} = {value} is not allowed" in refusal({section: {name: value}})
+
+
+def test_choices_are_listed():
+    text = refusal({"wire": {"upload": "int4"}})
+    assert text.endswith("allowed: fp32, fp16, bf16, int8")
+    assert "block:ROWS" in refusal({"sparsity": {"scheme": "blocks"}})
+
+
+def test_rigl_needs_clients_that_mutate():
+    text = refusal({"sparsity": {"method": "rigl"}})
+    assert text.startswith("sparsity.method = 'rigl'")
+    assert "sparsity.mutation = 'client'" in text
+    assert len(text) < 200
+    from_table({"sparsity": {"method": "rigl", "mutation": "client"}}, "test")
+
+
+def test_no_more_nodes_are_waited_for_than_there_are():
+    text = refusal({"server": {"min_nodes": 21}, "fleet": {"devices": 20}})
+    assert text.startswith("server.min_nodes = 21")
+    assert "fleet.devices = 20" in text
+    from_table({"server": {"min_nodes": 20}, "fleet": {"devices": 20}}, "test")
+
+
+def test_a_configuration_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        RunConfig().run.rounds = 4
+
+
+# --set
+
+
+def test_settings_are_laid_over_a_table():
+    table = {"run": {"rounds": 3, "seed": 9}}
+    merged = with_settings(table, ["run.rounds=5", "sparsity.density = 0.05", "model.norm=batch"])
+    assert merged == {
+        "run": {"rounds": 5, "seed": 9},
+        "sparsity": {"density": 0.05},
+        "model": {"norm": "batch"},
+    }
+    assert table == {"run": {"rounds": 3, "seed": 9}}
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("run.seed=7", 7),
+        ("run.seed=-7", -7),
+        ("sparsity.density=1e-1", 0.1),
+        ("server.central_evaluation=false", False),
+        ("data.path=/a/b", "/a/b"),
+        ("data.path='/a b'", "/a b"),
+        ('data.path="x=y"', "x=y"),
+        ("data.path=x=y", "x=y"),
+        ("data.path=", ""),
+        ("fleet.mix=rpi-4:1, rpi-5:2", "rpi-4:1, rpi-5:2"),
+        ("fleet.mix={rpi-4 = 1, rpi-5 = 2}", {"rpi-4": 1, "rpi-5": 2}),
+        ("fleet.budgets=rpi-4:24MB", "rpi-4:24MB"),
+    ],
+)
+def test_forms_of_a_setting(setting, value):
+    section, _, key = setting.partition("=")[0].partition(".")
+    merged = with_settings({}, [setting])
+    assert merged == {section: {key: value}}
+    from_table(merged, "--set")
+
+
+@pytest.mark.parametrize("setting", ["rounds=5", "run.rounds", "run=5", ".rounds=5", "run.=5", ""])
+def test_a_setting_of_another_form(setting):
+    with pytest.raises(InputError, match=r"--set .* is not allowed; allowed: section\.key=value"):
+        with_settings({}, [setting])
+
+
+def test_a_setting_of_an_unknown_key():
+    with pytest.raises(
+        InputError, match=r"unknown key run\.round \(--set\); did you mean run\.rounds"
+    ):
+        with_settings({}, ["run.round=5"])
+
+
+def test_the_last_setting_wins():
+    assert with_settings({}, ["run.rounds=5", "run.rounds=6"]) == {"run": {"rounds": 6}}
+
+
+@pytest.mark.parametrize("text", ["1\nrounds = 2", "1 # no", "[1, 2", "{"])
+def test_a_setting_holds_one_value(text):
+    merged = with_settings({}, [f"run.seed={text}"])
+    assert list(merged["run"]) == ["seed"]
+
+
+# Files and flat forms
+
+
+@pytest.mark.parametrize("table", [{}, ODD])
+def test_toml_round_trip(table):
+    config = from_table(table, "test")
+    assert from_table(tomllib.loads(to_toml(config)), "test") == config
+
+
+@pytest.mark.parametrize("table", [{}, ODD])
+def test_flat_round_trip(table):
+    config = from_table(table, "test")
+    flat = to_flat(config)
+    assert list(flat) == known_keys()
+    # what Flower's run config may hold
+    assert all(type(value) in (bool, int, float, str) for value in flat.values())
+    assert from_flat(flat) == config
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.builds(
+        dict,
+        seed=st.integers(-(2**63), 2**63 - 1),
+        density=st.floats(0, 1, exclude_min=True),
+        path=st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20),
+    )
+)
+def test_any_value_survives_the_files(values):
+    config = from_table(
+        {
+            "run": {"seed": values["seed"]},
+            "sparsity": {"density": values["density"]},
+            "data": {"path": values["path"]},
+        },
+        "test",
+    )
+    assert from_table(tomllib.loads(to_toml(config)), "test") == config
+    assert from_flat(to_flat(config)) == config
+
+
+@pytest.mark.parametrize("key", ["run.round", "rounds", "", "run.rounds.more"])
+def test_a_flat_key_that_is_unknown(key):
+    with pytest.raises(InputError, match=r"unknown key .*run config"):
+        from_flat({key: 1})
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(InputError, match=r"no such file: .*nothing\.toml"):
+        read_toml(tmp_path / "nothing.toml")
+
+
+@pytest.mark.parametrize("content", [b"[run", b"\xff\xfe", b"run.rounds = 3\nrun = 4"])
+def test_a_file_that_is_not_toml(tmp_path, content):
+    path = tmp_path / "wrong.toml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"cannot read .*wrong\.toml"):
+        read_toml(path)
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(InputError, match="cannot read"):
+        read_toml(tmp_path)
+
+
+def test_the_mix_and_the_budgets_as_mappings():
+    fleet = from_table(ODD, "test").fleet
+    assert fleet.mix == "rpi-4:1, rpi-5:0.5"
+    assert fleet.weights == {"rpi-4": 1.0, "rpi-5": 0.5}
+    assert fleet.budget_bytes == {"rpi-4": 24_000_000}
+    assert from_table({"fleet": {"mix": "rpi-4"}}, "test").fleet.weights == {"rpi-4": 1.0}
+    path = from_table({"fleet": {"mix": "my/board.toml:2"}}, "test").fleet
+    assert path.weights == {"my/board.toml": 2.0}

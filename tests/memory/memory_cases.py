@@ -1,0 +1,29 @@
+"""A tiny model whose bytes can be counted by hand, and a small ResNet."""
+
+import torch
+from torch import nn
+
+from mest_fed.nn import build_model, sparsify
+
+TINY = (1, 6, 6)
+SMALL = (1, 8, 8)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def tiny():
+    """Return a stem, one sparsifiable convolution of 72 weights, and a classifier."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(16, 3)
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(generator=generator())
+    return model
+
+
+def resnet(scheme=None, density=0.25, distribution="uniform", norm="group"):
+    model = build_model("resnet8", SMALL, 10, generator=generator(), width=0.5, norm=norm)
+    return model if scheme is None else sparsify(model, scheme, density, distribution)
