@@ -8,6 +8,7 @@ from memory_cases import SMALL, TINY, generator, resnet, tiny
 
 from mest_fed.errors import InputError
 from mest_fed.memory import TrainingShape, footprint, trace_model
+from mest_fed.memory.footprint import RUNTIME
 from mest_fed.nn import Mutator, SparseLayer, sparsify
 from mest_fed.sparsity import Bounds, MestEM, MestEMS, Method, RigL, build_method
 
@@ -30,6 +31,7 @@ def test_a_tiny_model_by_hand():
         "workspace": 2 * 4 * 72 + 8 * 36 + 2 * 2 * 144,
         "batch": 144 * (8 + 2),
         "wire": 2 * (trained + 4 * 9),
+        "runtime": RUNTIME,
     }
     assert footprint(tiny_trace(), MestEM(), SHAPE).total == sum(parts.values())
 

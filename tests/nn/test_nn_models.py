@@ -64,9 +64,11 @@ def test_every_model_maps_images_to_finite_logits(name, shape, norm):
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_width_scales_channels(width, channels, norm):
     model = build("resnet8", width=width, norm=norm)
-    assert [
-        stage[0].conv2.out_channels for stage in (model.stage1, model.stage2, model.stage3)
-    ] == (channels)
+    stages = (model.stage1, model.stage2, model.stage3)
+    assert [stage[0].conv2.out_channels for stage in stages] == channels
+
+
+def test_width_scales_hidden_units():
     assert build("cnn2", width=0.25).hidden.out_features == 32
 
 

@@ -1,0 +1,92 @@
+"""Tiny simulated runs for the tests of the simulation as a whole."""
+
+import json
+import logging
+from pathlib import Path
+from unittest.mock import patch
+
+from mest_fed.config import from_table
+from simulations.display import SilentDisplay
+from simulations.probe import Probe
+from simulations.simulate import open_run
+
+TINY = {
+    "run": {"rounds": 3, "seed": 5, "checkpoint_every": 100},
+    "model": {"width": 0.25},
+    "sparsity": {"density": 0.2},
+    "training": {"batch_size": 32, "device": "cpu"},
+    "server": {"clients_per_round": 3, "evaluate_clients_every": 2},
+    "fleet": {"devices": 6, "mix": "rpi-4:1"},
+}
+
+
+def tiny_table(**sections):
+    """Return the tables of a tiny configuration, with changes."""
+    table = {section: dict(keys) for section, keys in TINY.items()}
+    for section, keys in sections.items():
+        table[section] = table.get(section, {}) | keys
+    return table
+
+
+def tiny_config(**sections):
+    return from_table(tiny_table(**sections), "test")
+
+
+class Recorder(SilentDisplay):
+    """Keeps the rows that it is shown."""
+
+    def __init__(self):
+        self.begun, self.rounds, self.ended = None, [], 0
+
+    def begin(self, rounds, done):
+        self.begun = (rounds, done)
+
+    def round_done(self, row):
+        self.rounds.append(row["round"])
+
+    def end(self):
+        self.ended += 1
+
+
+class StopAfter(Recorder):
+    """Raises after a round, by default as Ctrl-C does."""
+
+    def __init__(self, number, error=KeyboardInterrupt):
+        super().__init__()
+        self.number, self.error = number, error
+
+    def round_done(self, row):
+        super().round_done(row)
+        if row["round"] == self.number:
+            raise self.error
+
+
+def start(folder, config=None, *, resume=False, display=None):
+    """Run, or go on with, a simulation in this process; memory is not measured."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    logging.getLogger("server").setLevel(logging.ERROR)
+    shown = SilentDisplay() if display is None else display
+    with patch.object(Probe, "start", lambda *_: Probe(None)):
+        return open_run("tiny", config, Path(folder), resume=resume, display=shown).run(0)
+
+
+def read_rows(folder, name, leave_out=()):
+    """Return the rows of a ``.jsonl`` file without some keys."""
+    lines = (Path(folder) / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [{key: value for key, value in row.items() if key not in leave_out} for row in rows]
+
+
+def read_summary(folder):
+    return json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
+
+
+def assert_same_run(folder, other):
+    """Compare all that two runs found, but for the time that they took."""
+    assert read_rows(folder, "clients") == read_rows(other, "clients")
+    wall = ("wall_seconds",)
+    assert read_rows(folder, "rounds", wall) == read_rows(other, "rounds", wall)
+    one, two = read_summary(folder), read_summary(other)
+    assert one.pop("wall_seconds") > 0
+    assert two.pop("wall_seconds") > 0
+    assert one == two
