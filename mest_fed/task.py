@@ -6,7 +6,6 @@ A process builds it once: data, model and trace are shared by all clients that i
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,7 @@ from mest_fed.config import RunConfig, from_flat
 from mest_fed.config.load import Scalar
 from mest_fed.data import DataSplit, hold_out, image_shape, load_dataset, load_partitions, partition
 from mest_fed.devices import Work, load_profile, training_flops
-from mest_fed.errors import BudgetError
+from mest_fed.errors import BudgetError, InputError
 from mest_fed.memory import ModelTrace, Plan, TrainingShape, make_plan, trace_model
 from mest_fed.nn import ModelSpec, build_model, model_spec, sparsify
 from mest_fed.rng import numpy_generator, torch_generator
@@ -53,15 +52,25 @@ class Task:
 
     @cached_property
     def partitions(self) -> list[Examples]:
-        """Training examples of each device."""
-        data = self.config.data
+        """Training examples of each device.
+
+        Raises
+        ------
+        InputError
+            If the data cannot be loaded or shared out among so many devices.
+        """
+        data, devices = self.config.data, self.config.fleet.devices
         if data.partition_file:
-            return load_partitions(
-                Path(data.partition_file), num_examples=len(self.data.train)
-            )
+            parts = load_partitions(data.partition_file, num_examples=len(self.data.train))
+            if len(parts) != devices:
+                raise InputError(
+                    f"data.partition_file = {data.partition_file!r} has {len(parts)} partitions; "
+                    f"allowed: {devices} (fleet.devices)"
+                )
+            return parts
         return partition(
             self.data.train.labels.numpy(),
-            self.config.fleet.devices,
+            devices,
             scheme=data.partition,
             seed=self.config.run.seed,
             alpha=data.alpha,

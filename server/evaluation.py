@@ -1,5 +1,7 @@
 """Central evaluation of the global model on the test set."""
 
+import math
+
 import numpy as np
 from flwr.app import ArrayRecord, MetricRecord
 
@@ -44,8 +46,10 @@ class CentralEvaluation:
             test = self.task.data.test
             everything = Batches(test, np.arange(len(test)), EVALUATION_BATCH)
             tally, _ = evaluate(self.model, everything)
-            record.accuracy, record.loss = tally.accuracy, tally.mean_loss
-            metrics = MetricRecord({"accuracy": tally.accuracy, "loss": tally.mean_loss})
+            record.accuracy = tally.accuracy
+            metrics = MetricRecord({"accuracy": tally.accuracy})
+            if math.isfinite(tally.mean_loss):  # a model that diverged has none
+                record.loss = metrics["loss"] = tally.mean_loss
         self.observer(record)
         return metrics
 

@@ -85,7 +85,8 @@ class VirtualClock:
     now : float
         Virtual seconds since the start of the run. A resumed run sets it.
     exchanges : int
-        Number of exchanges so far. A resumed run sets it.
+        Number of exchanges so far that took time; a resumed run, which asks its nodes anew who
+        they are, sets it.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class VirtualClock:
         self._seed = seed
         self._deadline = math.inf if deadline is None else deadline
         self._slowest = 0.0
+        self._took_time = False
         self._timings: list[ClientTiming] = []
         self.now = 0.0
         self.exchanges = 0
@@ -111,6 +113,7 @@ class VirtualClock:
         """Return ``"device was away"`` if it is; see :class:`simulations.fate.Fate`."""
         if not _is_timed(instruction):
             return None
+        self._took_time = True
         node_id = instruction.metadata.dst_node_id
         draw = numpy_generator(self._seed, "availability", self.exchanges, node_id).random()
         return None if draw < self._profiles[node_id].availability else _AWAY
@@ -129,8 +132,8 @@ class VirtualClock:
     def end_of_exchange(self) -> None:
         """Advance ``now`` by the slowest device, at most by the deadline."""
         self.now += self._slowest
-        self._slowest = 0.0
-        self.exchanges += 1
+        self.exchanges += self._took_time
+        self._slowest, self._took_time = 0.0, False
 
     def take_timings(self) -> list[ClientTiming]:
         """Return the timings since the last call, in message order, and forget them."""

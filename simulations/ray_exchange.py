@@ -15,7 +15,7 @@ from simulations.worker import Job, Outcome
 
 #: Clients that travel together at most.
 CHUNK_SIZE = 8
-#: Chunks that an actor has at a time: one runs, one waits.
+#: Chunks that an actor has at a time.
 CHUNKS_PER_ACTOR = 2
 #: Clients an actor that may be on their way or done before their turn comes.
 LOOK_AHEAD = 4 * CHUNK_SIZE
@@ -78,18 +78,25 @@ class RayExchange:
 
     def _send(self, position: int) -> None:
         """Give chunks to the actors until all have enough, or the look-ahead is used up."""
-        actors = len(self._crew.members)
-        while len(self._in_flight) < CHUNKS_PER_ACTOR * actors:
+        actors = self._crew.members
+        while True:
+            load = Counter(actor for _, actor in self._in_flight.values())
+            actor = min(actors, key=lambda member: load[member])
+            if load[actor] >= self._chunks_per_actor():
+                return
             if self._again:
                 chunk = self._again.popleft()
-            elif self._taken - position < LOOK_AHEAD * actors and self._fill():
+            elif self._taken - position < LOOK_AHEAD * len(actors) and self._fill():
                 chunk = self._next_chunk()
             else:
                 return
-            load = Counter(actor for _, actor in self._in_flight.values())
-            actor = min(self._crew.members, key=lambda member: load[member])
             parcels, references = pack_jobs(chunk.jobs, self._store)
             self._in_flight[actor.run.remote(parcels, *references)] = (chunk, actor)
+
+    def _chunks_per_actor(self) -> int:
+        """One runs and one waits; but whoever may have taken a process down runs alone there."""
+        in_flight = (chunk for chunk, _ in self._in_flight.values())
+        return 1 if any(chunk.runs for chunk in [*self._again, *in_flight]) else CHUNKS_PER_ACTOR
 
     def _fill(self) -> bool:
         """Look as far ahead as chunk sizes need; return whether any job waits."""

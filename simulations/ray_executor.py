@@ -1,6 +1,7 @@
 """Clients on resident Ray actors, one a core."""
 
 import os
+import socket
 import sys
 import threading
 from collections.abc import Generator, Iterable
@@ -8,7 +9,7 @@ from typing import Any
 
 import ray
 from flwr.clientapp import ClientApp
-from ray.exceptions import GetTimeoutError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from mest_fed.errors import InputError, not_allowed
 from simulations.parcel import PackedArrays, Parcel, Return, pack_outcome, unpack_jobs
@@ -51,13 +52,11 @@ class Crew:
             hint = 'give it as "module:attribute"'
             raise InputError(f"the ClientApp cannot be sent to worker processes; {hint}") from error
         self._lock = threading.Lock()
-        self._loading: list[Any] = []
         self.members = [self._hire() for _ in range(size)]
+        self._loading = [member.load.remote(self._client_app) for member in self.members]
 
     def _hire(self) -> Any:
-        member = ray.remote(num_cpus=1)(FleetWorker).remote(sys.path)
-        self._loading.append(member.load.remote(self._client_app))
-        return member
+        return ray.remote(num_cpus=1)(FleetWorker).remote(sys.path)
 
     def ensure_loaded(self) -> None:
         """Wait until all have the ClientApp.
@@ -75,9 +74,10 @@ class Crew:
                 f"{len(self.members)} workers did not start within {START_SECONDS} s: "
                 f"the Ray cluster has {free} free cores"
             ) from error
-        except RayTaskError as error:
-            if isinstance(error.cause, InputError):
-                raise error.cause from None
+        except (RayTaskError, RayActorError) as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, InputError):
+                raise cause from None
             last_line = str(error).strip().splitlines()[-1]
             raise InputError(f"cannot load the ClientApp in a worker: {last_line}") from error
         self._loading.clear()
@@ -87,7 +87,9 @@ class Crew:
         with self._lock:
             if dead in self.members:
                 ray.kill(dead)
-                self.members[self.members.index(dead)] = self._hire()
+                hired = self._hire()
+                hired.load.remote(self._client_app)
+                self.members[self.members.index(dead)] = hired
 
     def dismiss(self) -> None:
         """End all actors, whatever they do."""
@@ -161,6 +163,14 @@ def _start_session(workers: int, address: str | None) -> None:
         ray.init("local", num_cpus=workers, include_dashboard=False, **options)
         return
     try:
+        _knock(address)
         ray.init(address, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"cannot join the Ray cluster at {address!r}: {error}") from error
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nobody listens there: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=5).close()

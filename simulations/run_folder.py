@@ -69,6 +69,8 @@ class RunFolder:
     def read(self, name: str) -> list[dict[str, Any]]:
         """Read a ``.jsonl`` file; empty if it does not exist.
 
+        A last line without its end, which a killed process left, does not count.
+
         Raises
         ------
         InputError
@@ -76,8 +78,8 @@ class RunFolder:
         """
         path = self.path / name
         rows = []
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        for number, line in enumerate(lines, start=1):
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        for number, line in enumerate(text.split("\n")[:-1], start=1):
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as error:

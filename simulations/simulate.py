@@ -8,8 +8,9 @@ from pathlib import Path
 
 from mest_fed.config import RunConfig, to_flat
 from mest_fed.data import save_partitions
+from mest_fed.devices import load_profile
 from mest_fed.errors import InputError
-from mest_fed.task import Task
+from mest_fed.task import Task, task_of
 from server.checkpoint import load_checkpoint, newest_checkpoint
 from server.rounds import RoundRecord
 from server.server_app import build_server_app
@@ -40,7 +41,7 @@ class Simulation:
     Parameters
     ----------
     preset : str
-        What the configuration is called.
+        What the configuration is called; a resumed run takes its own name from the checkpoint.
     config : RunConfig
         The run.
     folder : RunFolder
@@ -74,7 +75,7 @@ class Simulation:
         Interrupted
             On Ctrl-C, after a checkpoint was written.
         """
-        task = Task(self.config)
+        task = task_of(self.config)
         fleet = Fleet.of(task)
         save_partitions(self.folder.partitions, task.partitions)
         probe = Probe.start(self.config, str(self.folder.partitions))
@@ -98,14 +99,14 @@ class _Run:
         self.folder = simulation.folder
         self.task = task
         self.fleet = fleet
-        self.snapshot: Snapshot | None = None
+        self.snapshot: Snapshot | None = None  # until the strategy exists
         self.wall_before = 0.0
 
     def drive(self, executor):
         """Run the ServerApp; return the global model."""
         config = self.simulation.config
         nodes = self.fleet.nodes()
-        profiles = {tier.profile.name: tier.profile for tier in self.fleet.tiers}
+        profiles = {device: load_profile(device) for device in set(self.fleet.devices)}
         devices = zip(nodes, self.fleet.devices, strict=True)
         self.clock = VirtualClock(
             {node.node_id: profiles[device] for node, device in devices},
@@ -134,7 +135,10 @@ class _Run:
             snapshot = Snapshot(arrays, facts)
             snapshot.restore(strategy, self.grid, self.clock)
             self.wall_before = float(facts["wall_seconds"])
-            self.folder.cut_after(strategy.first_round)
+            self.simulation.preset = str(facts["preset"])
+            # Round 0 is the evaluation before training, which is done anew.
+            self.folder.cut_after(strategy.first_round or -1)
+        self.snapshot = self._take_snapshot(self.wall_before)
         rounds = task.config.run.rounds
         self.simulation.display.begin(rounds, strategy.first_round)
         return self.round_done
@@ -146,11 +150,17 @@ class _Run:
         row = round_row(record, timings, virtual_seconds=self.clock.now, wall_seconds=wall)
         self.folder.append(CLIENTS, client_rows(record, timings))
         self.folder.append(ROUNDS, [row])
-        self.snapshot = Snapshot.take(self.strategy, self.grid, self.clock, wall_seconds=wall)
+        self.snapshot = self._take_snapshot(wall)
         run = self.simulation.config.run
         if record.round % run.checkpoint_every == 0 or record.round == run.rounds:
             self.snapshot.save(self.folder.checkpoints)
         self.simulation.display.round_done(row)
+
+    def _take_snapshot(self, wall_seconds: float) -> Snapshot:
+        preset = self.simulation.preset
+        return Snapshot.take(
+            self.strategy, self.grid, self.clock, wall_seconds=wall_seconds, preset=preset
+        )
 
 
 def open_run(
@@ -161,7 +171,8 @@ def open_run(
     Raises
     ------
     InputError
-        If the folder is in use, or holds nothing to resume.
+        If the folder is in use, holds nothing to resume, or data or fleet are unusable: then no
+        folder is made.
     """
     if resume:
         folder, config = RunFolder.reopen(out)
@@ -169,5 +180,7 @@ def open_run(
         return Simulation(preset, config, folder, resume=True, display=display)
     if config is None:
         raise InputError("a new run needs a configuration")
-    Fleet.of(Task(config)).nodes()
+    task = task_of(config)
+    Fleet.of(task)
+    _ = task.partitions  # what is wrong with the data is found before a folder is made
     return Simulation(preset, config, RunFolder.create(out, config), display=display)

@@ -44,12 +44,18 @@ class Snapshot:
 
     @classmethod
     def take(
-        cls, strategy: MestStrategy, grid: FleetGrid, clock: VirtualClock, *, wall_seconds: float
+        cls,
+        strategy: MestStrategy,
+        grid: FleetGrid,
+        clock: VirtualClock,
+        *,
+        wall_seconds: float,
+        preset: str,
     ) -> "Snapshot":
         """Take a snapshot of a run between two rounds."""
         arrays, facts = strategy_arrays(strategy)
-        facts |= {"virtual_seconds": clock.now, "wall_seconds": wall_seconds}
-        facts |= {"exchanges": clock.exchanges}
+        facts |= {"virtual_seconds": clock.now, "exchanges": clock.exchanges}
+        facts |= {"wall_seconds": wall_seconds, "preset": preset}
         return cls(arrays, facts, dict(grid.states))
 
     def save(self, folder: Path) -> Path:

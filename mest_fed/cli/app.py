@@ -43,7 +43,7 @@ def main() -> None:
         app.command()(command)
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
-        app()
+        app(prog_name="mest-fed")
     except InputError as error:
         errors.print("[bold red]error:[/bold red]", _one_line(error), markup=True)
         sys.exit(WRONG_INPUT)

@@ -41,7 +41,7 @@ def plan(
     )
     if method != "dense":
         sparsify(net, scheme, density)
-    wish = TrainingShape(density, "uniform", batch, batch)
+    wish = TrainingShape(1.0 if method == "dense" else density, "uniform", batch, batch)
     smallest = 8 if norm == "batch" else 1
     chosen = make_plan(
         trace_model(net, shape), build_method(method, density), wish, limit, smallest

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from mest_fed.cli.app import INTERRUPTED
 from mest_fed.cli.extras import needs
 from mest_fed.errors import InputError
 from mest_fed.units import format_bytes, format_seconds
@@ -60,8 +62,9 @@ def simulate(
     try:
         run.run(os.cpu_count() or 1 if workers is None else workers, address)
     except Interrupted:
-        console.print(f"stopped; go on with: mest-fed simulate --resume --out {folder}")
-        sys.exit(130)
+        again = f"mest-fed simulate --resume --out {shlex.quote(str(folder))}"
+        typer.echo(f"stopped; go on with: {again}")
+        sys.exit(INTERRUPTED)
     report = write_report(folder)
     if not quiet:
         _print_result(console, folder, report)
@@ -85,5 +88,6 @@ def _print_result(console: Console, folder: Path, report: Path) -> None:
         f"{format_seconds(summary['virtual_seconds'])} of virtual time (modelled) in "
         f"{format_seconds(summary['wall_seconds'])} (measured)",
         highlight=False,
+        soft_wrap=True,
     )
-    console.print(f"report: {report}", highlight=False)
+    typer.echo(f"report: {report}")

@@ -110,6 +110,16 @@ def test_an_exchange_lasts_as_long_as_its_slowest_device() -> None:
     assert virtual.now == pytest.approx(71.5)
 
 
+def test_an_exchange_ends_where_its_reader_stops() -> None:
+    virtual = clock()
+    replies = fleet(virtual).send_and_receive(
+        Message(INSTRUCTION, node_id, "train") for node_id in (1000, 1001)
+    )
+    next(replies)
+    replies.close()
+    assert (virtual.now, virtual.exchanges) == (pytest.approx(6.75), 1)
+
+
 def test_a_resumed_clock_goes_on_from_where_it_was() -> None:
     virtual = clock()
     virtual.now, virtual.exchanges = 100.0, 3

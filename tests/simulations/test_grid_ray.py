@@ -1,5 +1,6 @@
 """FleetGrid on Ray: the same bits as in one process, and workers that die."""
 
+import gc
 import logging
 import signal
 import subprocess
@@ -23,8 +24,8 @@ from simulations.nodes import make_nodes
 
 pytestmark = [
     pytest.mark.ray,
-    # Ray leaves the pipes and log files of its processes to the garbage collector.
-    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
+    # Ray leaves open what its processes write to, and drops their handles while they run.
+    pytest.mark.filterwarnings("ignore:unclosed file .*/dev/null.*:ResourceWarning"),
     pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
 ]
 logging.getLogger("flwr").setLevel(logging.ERROR)
@@ -43,6 +44,7 @@ def two_workers() -> Iterator[Executor]:
     executor.close()
     assert ray.is_initialized()
     ray.shutdown()
+    gc.collect()
 
 
 def play(executor: Executor) -> list[object]:
@@ -119,22 +121,42 @@ def _unpicklable() -> ClientApp:
 
 
 ALONE = """
+import sys
 import ray
 from grid_apps import model, to_all
 from simulations.executor import make_executor
 from simulations.grid import FleetGrid
 from simulations.nodes import make_nodes
 
-executor = make_executor("grid_apps:app", 1)
+executor = make_executor("grid_apps:app", 1, *sys.argv[1:])
 grid = FleetGrid(make_nodes(3), executor)
 print(len(list(grid.send_and_receive(to_all(grid, model(), "train")))), ray.is_initialized())
 executor.close()
-print(ray.is_initialized())
+print(ray.is_initialized(), *sys.argv[1:])
 """
 
 
-def test_an_executor_alone_starts_and_ends_ray_and_says_nothing() -> None:
-    command = [sys.executable, "-c", ALONE]
+def run_alone(*arguments: str) -> tuple[str, str]:
+    """Run a script in a process of its own; return what it prints and what it complains of."""
+    command = [sys.executable, "-c", ALONE, *arguments]
     here = Path(__file__).parent
     done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
-    assert (done.stderr, done.stdout) == ("", "3 True\nFalse\n")
+    return done.stdout, done.stderr
+
+
+def test_an_executor_alone_starts_and_ends_ray_and_says_nothing() -> None:
+    assert run_alone() == ("3 True\nFalse\n", "")
+
+
+def test_an_executor_joins_a_cluster_by_its_address(two_workers: Executor) -> None:
+    address = ray.get_runtime_context().gcs_address
+    assert run_alone(address) == (f"3 True\nFalse {address}\n", "")
+    assert ray.is_initialized()
+    list(FleetGrid(make_nodes(1), two_workers).send_and_receive([Message(model(), 1000, "train")]))
+
+
+def test_an_address_where_nobody_listens_is_an_input_error() -> None:
+    output, complaint = run_alone("127.0.0.1:1")
+    assert output == ""
+    last = complaint.splitlines()[-1]
+    assert "InputError: cannot join the Ray cluster at '127.0.0.1:1': [Errno" in last

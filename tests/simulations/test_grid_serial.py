@@ -1,5 +1,6 @@
 """FleetGrid in one process: order, isolation, state, errors, and Flower's own apps."""
 
+import gc
 import logging
 from collections.abc import Iterator
 
@@ -148,20 +149,28 @@ def test_grid_says_who_and_what_it_is(grid: FleetGrid) -> None:
     message = grid.create_message(model(), "train", 1002, "3", ttl=60.0)
     metadata = message.metadata
     assert (metadata.dst_node_id, metadata.group_id, metadata.ttl) == (1002, "3", 60.0)
-    with pytest.raises(KeyboardInterrupt):
-        FleetGrid(make_nodes(1), SerialExecutor(_interrupted())).send_and_receive(
-            [Message(model(), 1000, "train")]
-        ).__next__()
 
 
-def _interrupted() -> ClientApp:
+def test_an_interrupt_is_no_failure_of_the_client() -> None:
     interrupted = ClientApp()
 
     @interrupted.train()
     def train(message: Message, context: Context) -> Message:
         raise KeyboardInterrupt
 
-    return interrupted
+    grid = FleetGrid(make_nodes(1), SerialExecutor(interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        list(grid.send_and_receive(to_all(grid, model(), "train")))
+
+
+def test_nothing_of_an_exchange_is_kept_but_states(grid: FleetGrid) -> None:
+    for _ in range(3):
+        for reply in grid.send_and_receive(to_all(grid, model(), "train")):
+            assert reply.has_content()
+        grid.pull_messages(grid.push_messages(to_all(grid, model(), "train")))
+    del reply
+    gc.collect()
+    assert not [thing for thing in gc.get_objects() if type(thing) is Message]
 
 
 def test_client_app_by_name() -> None:

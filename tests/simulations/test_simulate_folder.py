@@ -125,6 +125,6 @@ def test_the_source_of_an_error_is_named(tmp_path):
     with pytest.raises(InputError, match=r"run\.rounds = 0 is not allowed \(--set\)"):
         resolve("quickstart", None, ["run.rounds=0"])
     with pytest.raises(
-        InputError, match="--preset = 'nothing' is not allowed; allowed: .*quickstart"
+        InputError, match=r"--preset = 'nothing' is not allowed; allowed: .*quickstart"
     ):
         resolve("nothing", None, [])

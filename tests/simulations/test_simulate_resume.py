@@ -8,6 +8,7 @@ from tiny_run import (
     Recorder,
     StopAfter,
     assert_same_run,
+    budget_for,
     read_rows,
     read_summary,
     start,
@@ -15,11 +16,13 @@ from tiny_run import (
 )
 
 import clients.client_app
+import server.evaluation
 from mest_fed.errors import InputError
 from simulations.display import SilentDisplay
 from simulations.run_folder import RunFolder
 from simulations.simulate import Interrupted, open_run
 
+BATCH_NORM = {"width": 0.25, "norm": "batch"}
 RUN = {"rounds": 4, "seed": 5, "checkpoint_every": 100}
 CONFIGS = {
     # Every part of the state at once: residuals, forgetting, moments, masks that clients change.
@@ -33,8 +36,7 @@ CONFIGS = {
     # Unlike budgets, batch statistics, a mask above its target between the rounds.
     "server": {
         "run": RUN,
-        "model": {"width": 0.25, "norm": "batch"},
-        "fleet": {"mix": "rpi-4:1, rpi-3b-plus:1", "budgets": "rpi-3b-plus:170kB"},
+        "model": BATCH_NORM,
         "server": {"optimizer": "fedavgm", "learning_rate": 0.5, "clients_per_round": 4},
     },
 }
@@ -43,7 +45,12 @@ CONFIGS = {
 @pytest.fixture(scope="module", params=CONFIGS)
 def whole(request, tmp_path_factory):
     """A configuration and its run without interruption."""
-    config = tiny_config(**CONFIGS[request.param])
+    sections = CONFIGS[request.param]
+    if request.param == "server":
+        budget = budget_for(0.1, model=BATCH_NORM)
+        fleet = {"mix": "rpi-4:1, rpi-3b-plus:1", "budgets": {"rpi-3b-plus": budget}}
+        sections = sections | {"fleet": fleet}
+    config = tiny_config(**sections)
     return config, start(tmp_path_factory.mktemp("whole") / "run", config)
 
 
@@ -89,6 +96,19 @@ def test_stopped_while_a_client_trains(whole, tmp_path, monkeypatch, call):
 
     monkeypatch.setattr(clients.client_app, "train_round", interrupted)
     folder = stopped(tmp_path / "run", config, SilentDisplay())
+    start(folder, resume=True)
+    assert_same_run(folder, uninterrupted)
+
+
+def test_stopped_before_anything_was_reported(whole, tmp_path, monkeypatch):
+    config, uninterrupted = whole
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(server.evaluation, "evaluate", interrupted)
+        folder = stopped(tmp_path / "run", config, SilentDisplay())
     start(folder, resume=True)
     assert_same_run(folder, uninterrupted)
 
@@ -145,7 +165,7 @@ def test_nothing_to_resume(tmp_path):
 
 def test_a_run_that_never_began(tmp_path):
     RunFolder.create(tmp_path / "run", tiny_config())
-    with pytest.raises(InputError, match="no checkpoint in .*checkpoints"):
+    with pytest.raises(InputError, match=r"no checkpoint in .*checkpoints"):
         start(tmp_path / "run", resume=True)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from mest_fed.config import from_table
+from mest_fed.task import Task
 from simulations.display import SilentDisplay
 from simulations.probe import Probe
 from simulations.simulate import open_run
@@ -30,6 +31,15 @@ def tiny_table(**sections):
 
 def tiny_config(**sections):
     return from_table(tiny_table(**sections), "test")
+
+
+def budget_for(density, **sections):
+    """Return the smallest budget within which a plan keeps a density."""
+    task = Task(tiny_config(**sections))
+    plan = task.plan(10**12, "test")
+    while plan.density > density:
+        plan = task.plan(plan.footprint.total - 1, "test")
+    return plan.footprint.total
 
 
 class Recorder(SilentDisplay):

@@ -1,0 +1,169 @@
+"""Wrong input on the command line: one line on standard error, status 2, nothing overwritten."""
+
+import subprocess
+import sys
+
+import pytest
+
+from mest_fed import cli
+from mest_fed.cli.app import FAILED, WRONG_INPUT
+from mest_fed.errors import MestFedError
+
+
+@pytest.fixture
+def fails(monkeypatch, capsys, tmp_path):
+    """Return a function that runs a command in an empty folder and returns its one line."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, status=WRONG_INPUT):
+        before = sorted(tmp_path.rglob("*"))
+        monkeypatch.setattr(sys, "argv", ["mest-fed", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert caught.value.code == status
+        assert out == ""
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1, err
+        assert err.endswith("\n")
+        assert sorted(tmp_path.rglob("*")) == before
+        return err
+
+    return run
+
+
+def setting(text):
+    without_budgets = ("--set", "fleet.budgets=")
+    return ("simulate", "--workers", "0", *without_budgets, "--set", text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("simulate", "--preset", "nothing"), ["--preset = 'nothing'", "quickstart"]),
+        (setting("run.round=3"), ["unknown key run.round", "did you mean run.rounds"]),
+        (setting("rounds=3"), ["--set 'rounds=3'", "section.key=value"]),
+        (setting("sparsity.method=mest"), ["sparsity.method = 'mest'", "mest-ems"]),
+        (setting("sparsity.scheme=blocks"), ["sparsity.scheme = 'blocks'", "block:ROWS"]),
+        (setting("sparsity.density=0"), ["sparsity.density = 0"]),
+        (setting("sparsity.density=1.5"), ["sparsity.density = 1.5", "1"]),
+        (setting("sparsity.density=nan"), ["sparsity.density = nan"]),
+        (setting("training.device=tpu"), ["training.device = 'tpu'", "auto, cpu, cuda"]),
+        (setting("fleet.mix=toaster:1"), ["toaster", "rpi-4"]),
+        (setting("fleet.budgets=rpi-4:9kB"), ["rpi-4", "9 kB", "the smallest needs", "bytes"]),
+        (setting("fleet.budgets=rpi-4:many"), ["fleet.budgets", "many"]),
+        (setting("fleet.devices=5000"), ["fleet.devices = 5000", "1 to 1438"]),
+        (setting("server.min_nodes=50"), ["server.min_nodes = 50", "1 to 20"]),
+        (setting("data.partition_file=none.npz"), ["data.partition_file = 'none.npz'"]),
+        (("simulate", "--config", "none.toml"), ["no such file: none.toml"]),
+        (("simulate", "--workers", "-1"), ["--workers = -1", "a whole number from 0"]),
+        (("simulate", "--preset", "quickstart", "--config", "x.toml"), ["--preset and --config"]),
+        (("simulate", "--resume"), ["no run in runs/quickstart"]),
+        (("simulate", "--resume", "--preset", "quickstart"), ["--resume takes the run's own"]),
+        (("devices", "toaster"), ["device profile = 'toaster'", "rpi-4"]),
+        (("devices", "none.toml"), ["none.toml"]),
+        (("plan",), ["--budget BYTES or --device NAME"]),
+        (("plan", "--budget", "24MB", "--device", "rpi-4"), ["either --budget"]),
+        (("plan", "--budget", "lots"), ["--budget = 'lots'", "MB"]),
+        (("plan", "--budget", "9kB"), ["9 kB", "the smallest needs", "bytes"]),
+        (("plan", "--device", "toaster"), ["device profile = 'toaster'"]),
+        (("plan", "--budget", "1GB", "--model", "vgg"), ["vgg", "resnet32"]),
+        (("plan", "--budget", "1GB", "--method", "mest"), ["mest", "mest-ems"]),
+        (("plan", "--budget", "1GB", "--scheme", "x"), ["scheme = 'x'", "pattern"]),
+        (("plan", "--budget", "1GB", "--density", "0"), ["density = 0", "(0, 1]"]),
+        (("plan", "--budget", "1GB", "--density", "1.5"), ["density = 1.5", "(0, 1]"]),
+        (("plan", "--budget", "1GB", "--density", "nan"), ["density = nan"]),
+        (("plan", "--budget", "1GB", "--norm", "layer"), ["layer"]),
+        (("plan", "--budget", "1GB", "--width", "0"), ["width = 0"]),
+        (("plan", "--budget", "1GB", "--image", "3x32"), ["--image = '3x32'"]),
+        (("report", "nowhere"), ["nowhere"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_wrong_input(fails, arguments, expected):
+    line = fails(*arguments)
+    for part in expected:
+        assert part in line
+
+
+def test_a_configuration_that_is_not_toml(fails, tmp_path):
+    (tmp_path / "wrong.toml").write_text("[run\nrounds = 3\n", encoding="utf-8")
+    assert "cannot read wrong.toml" in fails("simulate", "--config", "wrong.toml")
+
+
+def test_a_configuration_with_an_unknown_key(fails, tmp_path):
+    (tmp_path / "wrong.toml").write_text("[fleet]\ndevice = 3\n", encoding="utf-8")
+    line = fails("simulate", "--config", "wrong.toml")
+    assert "unknown key fleet.device (wrong.toml); did you mean fleet.devices?" in line
+
+
+def test_brackets_are_shown_as_they_are(fails):
+    assert "--preset = '[bold]x[/bold]'" in fails("simulate", "--preset", "[bold]x[/bold]")
+
+
+CIFAR = (*setting("data.name=cifar10"), "--set", "data.path=images")
+
+
+def test_no_data(fails, tmp_path):
+    assert "images" in fails(*CIFAR)
+    (tmp_path / "images").mkdir()
+    assert "train.parquet" in fails(*CIFAR)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 and then nothing", b"\0" * 5000])
+def test_corrupt_parquet(fails, tmp_path, tmp_path_factory, content, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    (tmp_path / "images").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "images" / f"{split}.parquet").write_bytes(content)
+    line = fails(*CIFAR)
+    assert "data.path: images/train.parquet must be a parquet file" in line
+
+
+def test_a_folder_in_use(fails, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("all of it", encoding="utf-8")
+    line = fails("simulate", "--workers", "0", "--out", "mine")
+    assert "--out mine is not empty" in line
+    assert "--resume" in line
+    assert (folder / "thesis.txt").read_text(encoding="utf-8") == "all of it"
+
+
+def test_what_goes_wrong_later_has_another_status(fails, monkeypatch):
+    def broken():
+        raise MestFedError("every node\nrefused")
+
+    monkeypatch.setattr("mest_fed.cli.devices.profile_names", broken)
+    assert fails("devices", status=FAILED) == "error: every node refused\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("nothing",), ("simulate", "--nothing"), ("simulate", "--workers", "many")]
+)
+def test_a_wrong_use_of_the_command_line(monkeypatch, capsys, arguments):
+    monkeypatch.setattr(sys, "argv", ["mest-fed", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert caught.value.code == WRONG_INPUT
+    assert out == ""
+    assert err.startswith("Usage: mest-fed ")
+
+
+@pytest.mark.slow
+def test_in_a_process_of_its_own(tmp_path):
+    command = [sys.executable, "-c", "from mest_fed.cli import main; main()"]
+    done = subprocess.run(
+        [*command, "simulate", "--workers", "0", "--set", "sparsity.density=7"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == WRONG_INPUT
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: sparsity.density = 7 is not allowed")
+    assert list(tmp_path.iterdir()) == []

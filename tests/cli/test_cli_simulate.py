@@ -1,0 +1,160 @@
+"""``mest-fed simulate`` from command to report, in this process and in one that is interrupted."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mest_fed import cli
+from mest_fed.cli.app import INTERRUPTED
+from mest_fed.memory.meter import can_measure
+from simulations.probe import Probe
+
+SMALL = [
+    "[run]",
+    "rounds = 40",
+    "checkpoint_every = 1000",
+    "[model]",
+    "width = 0.25",
+    "[server]",
+    "clients_per_round = 2",
+    "evaluate_every = 5",
+    "[fleet]",
+    "devices = 12",
+    'mix = "rpi-4"',
+]
+COMMAND = [sys.executable, "-c", "from mest_fed.cli import main; main()"]
+PATIENCE = 120
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text("\n".join(SMALL), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Leave out the measurement of memory, which takes seconds."""
+    monkeypatch.setattr(Probe, "start", lambda *_: Probe(None))
+
+
+def simulate(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(
+        sys, "argv", ["mest-fed", "simulate", "--workers", "0", *map(str, arguments)]
+    )
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    out, err = capsys.readouterr()
+    return caught.value.code, out, err
+
+
+def read(folder):
+    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_from_command_to_report(monkeypatch, capsys, tmp_path, config):
+    folder = tmp_path / "a folder [1]"
+    settings = ("--set", "run.rounds=2", "--set", "run.seed=4")
+    status, out, err = simulate(monkeypatch, capsys, "--config", config, *settings, "--out", folder)
+    assert (status, err) == (0, "")
+    assert f"report: {folder / 'report.html'}\n" in out
+    assert "virtual time (modelled)" in out
+    summary = read(folder)
+    assert (summary["preset"], summary["rounds"], summary["seed"]) == ("small", 2, 4)
+    (tier,) = summary["tiers"]
+    assert (tier["measured_peak_bytes"] is not None) == can_measure()
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.lstrip().lower().startswith("<!doctype html")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    again = simulate(monkeypatch, capsys, "--config", config, *settings, "--out", folder)
+    assert again[0] == 2
+    assert "is not empty" in again[2]
+    resumed = simulate(monkeypatch, capsys, "--resume", "--out", folder)
+    assert resumed[0] == 2
+    assert "is finished" in resumed[2]
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    (folder / "report.html").unlink()
+    monkeypatch.setattr(sys, "argv", ["mest-fed", "report", str(folder)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert (folder / "report.html").exists()
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_quiet_says_nothing(monkeypatch, capsys, tmp_path, config):
+    settings = ("--set", "run.rounds=1", "--quiet", "--out", tmp_path / "run")
+    assert simulate(monkeypatch, capsys, "--config", config, *settings) == (0, "", "")
+    assert read(tmp_path / "run")["rounds"] == 1
+
+
+@pytest.mark.slow
+def test_ctrl_c_and_resume(tmp_path, config):
+    folder = tmp_path / ("a rather long name of a folder " * 3).strip()
+    with subprocess.Popen(
+        [*COMMAND, "simulate", "--workers", "0", "--config", config, "--out", folder],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            wait_for_rounds(process, folder, 2)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=PATIENCE)
+        finally:
+            process.kill()
+    assert process.returncode == INTERRUPTED, err
+    assert "Traceback" not in err
+    assert f"stopped; go on with: mest-fed simulate --resume --out '{folder}'\n" in out
+    logged = rounds(folder)
+    assert 2 <= logged[-1] < 40
+    checkpoints = [path.name for path in (folder / "checkpoints").iterdir()]
+    assert f"round-{logged[-1]:06d}.npz" in checkpoints
+    assert not (folder / "summary.json").exists()
+    done = subprocess.run(
+        [*COMMAND, "simulate", "--workers", "0", "--resume", "--out", folder],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert rounds(folder) == list(range(41))
+    assert read(folder)["preset"] == "small"
+    assert (folder / "report.html").exists()
+
+
+def rounds(folder):
+    path = folder / "rounds.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line)["round"] for line in lines]
+
+
+def wait_for_rounds(process, folder, number):
+    """Wait until a round has been logged."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end and process.poll() is None:
+        if rounds(folder)[-1:] >= [number]:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"round {number} was never logged")
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_a_corrupt_checkpoint(monkeypatch, capsys, tmp_path, config):
+    folder = tmp_path / "run"
+    settings = ("--set", "run.rounds=1", "--quiet", "--out", folder)
+    simulate(monkeypatch, capsys, "--config", config, *settings)
+    (folder / "summary.json").unlink()
+    (folder / "checkpoints" / "round-000001.npz").write_bytes(b"PK\x03\x04 and then nothing")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    status, out, err = simulate(monkeypatch, capsys, "--resume", "--out", folder)
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "round-000001.npz is not a whole checkpoint" in err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
