@@ -66,17 +66,17 @@ def test_a_budget_that_nothing_fits_says_what_would(tmp_path):
 def test_a_partition_file_of_another_number_of_devices(tmp_path, parts):
     path = tmp_path / "p.npz"
     save_partitions(path, np.array_split(np.arange(1000), parts))
-    with pytest.raises(InputError, match=f"has {parts} partitions; allowed: 6"):
+    with pytest.raises(InputError, match=f"has {parts} partitions; allowed: 12"):
         start(tmp_path / "run", tiny_config(data={"partition_file": str(path)}))
 
 
 def test_a_partition_file_is_used(tmp_path):
     path = tmp_path / "p.npz"
-    parts = np.array_split(np.arange(600), 6)
+    parts = np.array_split(np.arange(600), 12)
     save_partitions(path, parts)
     config = tiny_config(run={"rounds": 1}, data={"partition_file": str(path), "hold_out": 0.0})
     folder = RunFolder(start(tmp_path / "run", config))
-    assert {row["examples"] for row in folder.read(CLIENTS)} == {100}
+    assert {row["examples"] for row in folder.read(CLIENTS)} == {50}
 
 
 def test_rows(tmp_path):

@@ -31,13 +31,13 @@ CONFIGS = {
         "sparsity": {"method": "mest-em", "mutation": "client", "density": 0.2},
         "wire": {"upload": "int8", "download": "fp16"},
         "forgetting": {"fraction": 0.3, "start": 0.5},
-        "server": {"optimizer": "fedadam", "learning_rate": 0.05, "clients_per_round": 4},
+        "server": {"optimizer": "fedadam", "learning_rate": 0.05, "clients_per_round": 3},
     },
     # Unlike budgets, batch statistics, a mask above its target between the rounds.
     "server": {
         "run": RUN,
         "model": BATCH_NORM,
-        "server": {"optimizer": "fedavgm", "learning_rate": 0.5, "clients_per_round": 4},
+        "server": {"optimizer": "fedavgm", "learning_rate": 0.5, "clients_per_round": 3},
     },
 }
 
@@ -60,7 +60,7 @@ def stopped(folder, config, display):
     return folder
 
 
-@pytest.mark.parametrize("number", [0, 1, 2, 4])
+@pytest.mark.parametrize("number", [0, 2])
 def test_stopped_after_a_round(whole, tmp_path, number):
     config, uninterrupted = whole
     display = StopAfter(number)
@@ -83,7 +83,7 @@ def test_stopped_twice(whole, tmp_path):
     assert_same_run(folder, uninterrupted)
 
 
-@pytest.mark.parametrize("call", [1, 4, 7])
+@pytest.mark.parametrize("call", [2, 8])
 def test_stopped_while_a_client_trains(whole, tmp_path, monkeypatch, call):
     config, uninterrupted = whole
     calls, train = [], clients.client_app.train_round

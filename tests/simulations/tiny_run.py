@@ -5,6 +5,8 @@ import logging
 from pathlib import Path
 from unittest.mock import patch
 
+import torch
+
 from mest_fed.config import from_table
 from mest_fed.task import Task
 from simulations.display import SilentDisplay
@@ -16,8 +18,13 @@ TINY = {
     "model": {"width": 0.25},
     "sparsity": {"density": 0.2},
     "training": {"batch_size": 32, "device": "cpu"},
-    "server": {"clients_per_round": 3, "evaluate_clients_every": 2},
-    "fleet": {"devices": 6, "mix": "rpi-4:1"},
+    "server": {
+        "clients_per_round": 3,
+        "evaluate_every": 2,
+        "evaluate_clients_every": 2,
+        "evaluate_clients": 3,
+    },
+    "fleet": {"devices": 12, "mix": "rpi-4:1"},
 }
 
 
@@ -76,8 +83,13 @@ def start(folder, config=None, *, resume=False, display=None):
     logging.getLogger("flwr").setLevel(logging.ERROR)
     logging.getLogger("server").setLevel(logging.ERROR)
     shown = SilentDisplay() if display is None else display
-    with patch.object(Probe, "start", lambda *_: Probe(None)):
-        return open_run("tiny", config, Path(folder), resume=resume, display=shown).run(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the work is too small for two
+    try:
+        with patch.object(Probe, "start", lambda *_: Probe(None)):
+            return open_run("tiny", config, Path(folder), resume=resume, display=shown).run(0)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def read_rows(folder, name, leave_out=()):
