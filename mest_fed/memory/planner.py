@@ -50,9 +50,9 @@ class Plan:
         """Say the plan in one sentence."""
         parts = self.footprint.parts()
         largest = max(parts, key=lambda name: parts[name])
-        weights = "all weights" if self.density == 1 else f"{self.density:.1%} of the sparse weights"
+        share = "all" if self.density == 1 else f"{self.density:.1%}"
         return (
-            f"Trains {weights} in batches of {self.shape.batch} "
+            f"Trains {share} of the sparse weights in batches of {self.shape.batch} "
             f"taken {self.micro_batch} at a time; predicted peak "
             f"{format_bytes(self.footprint.total)} of {format_bytes(self.budget)}, "
             f"{parts[largest] / max(1, self.footprint.total):.0%} of it {largest}."

@@ -51,7 +51,9 @@ def test_a_large_budget_gives_the_wish():
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(RUNTIME + 10**5, RUNTIME + 10**6), st.sampled_from([MestEM(), MestEMS(), RigL()]))
+@given(
+    st.integers(RUNTIME + 10**5, RUNTIME + 10**6), st.sampled_from([MestEM(), MestEMS(), RigL()])
+)
 def test_a_plan_fits_its_budget_and_is_the_first_that_does(budget, method):
     plans = list(candidates(TRACE, method, WISH))
     fitting = [plan for plan in plans if plan.footprint.total <= budget]
