@@ -1,9 +1,11 @@
 """Streamed, mask-aware, example-weighted averaging.
 
 Each weight is averaged over the clients that hold it, weighted by their examples (the rule of
-FedDST, Bibikar et al. 2022, algorithm 1). An update costs O(its live weights).
+FedDST, Bibikar et al. 2022, algorithm 1). An update costs O(its live weights). A weight that all
+who were offered it have dropped is zero; one that nobody was offered is not touched.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,10 +54,12 @@ class WeightedSum:
     size: int
     values: Doubles = field(init=False)
     weights: Doubles = field(init=False)
+    offered: npt.NDArray[np.bool_] = field(init=False)
 
     def __post_init__(self) -> None:
         self.values = np.zeros(self.size + 1)
         self.weights = np.zeros(self.size + 1)
+        self.offered = np.zeros(self.size + 1, dtype=np.bool_)
 
     def add(self, positions: npt.NDArray[np.int64], values: Floats, weight: float) -> None:
         """Add a client's values, with its weight, at positions that are distinct."""
@@ -68,6 +72,10 @@ class WeightedSum:
         mean = np.zeros(self.size, dtype=np.float32)
         mean[held] = self.values[:-1][held] / self.weights[:-1][held]
         return mean, held
+
+    def dropped(self) -> npt.NDArray[np.bool_]:
+        """Return where clients were offered the weight and none of them held it in the end."""
+        return self.offered[:-1] & ~(self.weights[:-1] > 0)
 
 
 class MaskedMean:
@@ -88,12 +96,27 @@ class MaskedMean:
         self.dense: dict[str, Doubles] = {n: np.zeros(shape) for n, shape in spec.dense.items()}
         self.weight = 0.0
 
-    def add(self, state: SparseState, weight: float) -> None:
-        """Add one client's state with a positive weight (its number of examples)."""
+    def add(
+        self, state: SparseState, weight: float, offered: Mapping[str, Slots] | None = None
+    ) -> None:
+        """Add one client's state.
+
+        Parameters
+        ----------
+        state : SparseState
+            What the client sends.
+        weight : float
+            Positive: its number of examples.
+        offered : mapping of str to int32 array, optional
+            Masks that it was sent, if it was free to change them.
+        """
         for group, layers in self.spec.groups.items():
             for layer in layers:
+                total = self.layers[layer]
                 positions = self.cache.positions(layer, state.masks[group])
-                self.layers[layer].add(positions, state.values[layer], weight)
+                total.add(positions, state.values[layer], weight)
+                if offered is not None:
+                    total.offered[self.cache.positions(layer, offered[group])] = True
         for name, values in state.dense.items():
             self.dense[name] += weight * values.astype(np.float64)
         self.weight += weight

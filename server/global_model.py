@@ -85,7 +85,7 @@ class GlobalModel:
         return tier
 
     def absorb(self, mean: MaskedMean, optimizer: ServerOptimizer) -> None:
-        """Take over a round's average; what nobody held stays as it was."""
+        """Take over a round's average; what nobody was offered stays as it was."""
         self.pseudo_gradient = {}
         if mean.weight == 0:
             return
@@ -94,7 +94,8 @@ class GlobalModel:
             old = self.weights[layer]
             gradient = np.where(held, old - average, np.float32(0))
             self.pseudo_gradient[layer] = gradient
-            self.weights[layer] = np.where(held, optimizer.step(layer, old, gradient), old)
+            new = np.where(held, optimizer.step(layer, old, gradient), old)
+            self.weights[layer] = np.where(total.dropped(), np.float32(0), new)
         for name, average in mean.dense_mean().items():
             old = self.dense[name]
             self.dense[name] = optimizer.step(name, old, old - average)

@@ -201,17 +201,14 @@ class MestStrategy(Strategy):
         self.record.bytes_up += outcome.bytes_up
         try:
             counts = read_counts(reply, node.examples)
-            state = read_update(
-                reply,
-                self.model.spec,
-                self.downlink.state(self.model, node.density),
-                mask_may_change=self.clients_mutate(number),
-            )
+            offered = self.downlink.state(self.model, node.density)
+            mutated = self.clients_mutate(number)
+            state = read_update(reply, self.model.spec, offered, mask_may_change=mutated)
         except WireError as error:
             outcome.status, outcome.reason = "rejected", str(error)
             log.warning("the update of node %d was rejected: %s", node.node_id, error)
             return outcome
-        mean.add(state, counts.examples)
+        mean.add(state, counts.examples, offered.masks if mutated else None)
         self._note_mask(node)
         outcome.presented = counts.presented
         outcome.train_loss = counts.loss_sum / max(1, counts.presented)

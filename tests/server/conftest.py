@@ -1,6 +1,7 @@
 import logging
 
 import pytest
+from server_parts import NODES, StubGrid, capability, strategy_of
 
 from simulations.flower_internals import claim_identity
 
@@ -13,3 +14,13 @@ def _server_identity():
 @pytest.fixture(autouse=True)
 def _quiet():
     logging.getLogger("server").setLevel(logging.ERROR)
+
+
+@pytest.fixture
+def grid():
+    return StubGrid({node_id: capability(p) for p, node_id in enumerate(NODES)})
+
+
+@pytest.fixture
+def strategy():
+    return strategy_of()

@@ -15,6 +15,8 @@ from mest_fed.wire.records import from_record, to_record
 from server.global_model import GlobalModel
 from server.strategy import MestStrategy
 
+#: Node ids of partitions 0..3; partition p has 10 (p + 1) examples.
+NODES = (31, 7, 99, 12)
 SCHEMES = ("unstructured", "block", "block:3", "pattern", "channel", "pair")
 
 

@@ -121,6 +121,24 @@ def test_what_nobody_held_stays():
     assert model.pseudo_gradient["w"].tolist() == [-4.0, 0.0, 0.0, 0.0]
 
 
+def test_what_all_who_were_offered_it_dropped_is_zero():
+    model = line_model({0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0}, weights=6)
+    mean = MaskedMean(model.spec, PositionCache(model.spec))
+    # Both were offered 0, 1, 2. Both dropped 1 and grew 5; 0 and 2 have one holder each.
+    offered = {"w": np.array([0, 1, 2], np.int32)}
+    mean.add(line_state({0: 6.0, 5: 0.5}), 1, offered)
+    mean.add(line_state({2: 7.0, 5: 0.1}), 3, offered)
+    assert mean.layers["w"].dropped().tolist() == [False, True, False, False, False, False]
+    model.absorb(mean, ServerOptimizer(learning_rate=0.5))
+    # Half way to the average; 3 was offered to nobody.
+    np.testing.assert_allclose(model.weights["w"], [3.5, 0.0, 5.0, 4.0, 0.0, 0.1])
+
+
+def test_without_an_offer_nothing_is_dropped():
+    mean = mean_of(line_spec(2), [(line_state({0: 1.0}), 1)])
+    assert not mean.layers["w"].dropped().any()
+
+
 def test_the_largest_values_do_not_overflow():
     largest = float(np.finfo(np.float32).max)
     state = line_state({0: largest})

@@ -4,12 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from flwr.app import Array, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ConfigRecord, Message, RecordDict
 from server_parts import (
-    StubGrid,
+    NODES,
     capability,
     error_to,
-    evaluate_messages,
     random_masks,
     random_state,
     received,
@@ -22,21 +21,9 @@ from mest_fed.nn import SparseState
 from mest_fed.wire import UnknownMaskError, mask_hash
 from mest_fed.wire.size import content_bytes
 
-#: Node ids of partitions 0..3; partition p has 10 (p + 1) examples.
-NODES = (31, 7, 99, 12)
-
-
-@pytest.fixture
-def grid():
-    return StubGrid({node_id: capability(p) for p, node_id in enumerate(NODES)})
-
-
-@pytest.fixture
-def strategy():
-    return strategy_of()
-
 
 def examples_of(message):
+    """Return the examples of the node that an instruction goes to."""
     return 10 * (NODES.index(message.metadata.dst_node_id) + 1)
 
 
@@ -339,6 +326,27 @@ def test_clients_mutate_when_asked_and_their_masks_are_adopted(grid):
     assert asked == [{False}, {False}, {True}, {False}]
 
 
+def test_what_all_clients_replaced_is_replaced(grid):
+    mutation = {"method": "mest-em", "mutation": "client", "period": 0.125}
+    strategy = strategy_of(sparsity=mutation)
+    spec = strategy.model.spec
+    before = strategy.model.state()
+    group = next(iter(spec.groups))
+    slots = before.masks[group]
+    born = np.setdiff1d(np.arange(spec.group_layout(group).num_slots), slots)[:3]
+    masks = before.masks | {group: np.sort(np.append(slots[3:], born)).astype(np.int32)}
+    values = dict(before.values)
+    # What is born is small next to what died, as it is after a single round.
+    values[group] = np.full((len(slots), 1), 1e-3, np.float32)
+    strategy.first_round = 1
+    messages = train_messages(strategy, grid)
+    after = SparseState(masks, values, before.dense)
+    replies = [reply_with(m, after, spec, examples_of(m)) for m in messages.values()]
+    strategy.aggregate_train(1, replies)
+    np.testing.assert_array_equal(strategy.model.masks[group], masks[group])
+    np.testing.assert_array_equal(np.sort(strategy.model.newborn[group]), born)
+
+
 def test_a_resumed_strategy_counts_on(grid):
     strategy = strategy_of()
     strategy.first_round = 5
@@ -357,77 +365,3 @@ def test_a_dense_model(grid):
     strategy.aggregate_train(1, [honest(strategy, m) for m in messages.values()])
     for name, values in before.dense.items():
         np.testing.assert_allclose(strategy.model.dense[name], values + 0.5, rtol=1e-5, atol=1e-5)
-
-
-# Evaluation on clients: every second round, and after the last.
-
-
-def evaluation_reply(message, correct, examples=4, **changes):
-    metrics = {"num-examples": examples, "loss-sum": 1.0, "correct": correct} | changes
-    return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
-
-
-def evaluated(strategy, grid, number=2):
-    train_messages(strategy, grid, number)
-    return evaluate_messages(strategy, grid, number)
-
-
-def test_clients_evaluate_when_due(strategy, grid):
-    for number in range(1, 9):
-        assert bool(evaluated(strategy, grid, number)) == (number % 2 == 0)
-
-
-def test_clients_evaluate_after_the_last_round(grid):
-    strategy = strategy_of(server={"evaluate_clients_every": 5})
-    assert [n for n in range(1, 9) if evaluated(strategy, grid, n)] == [5, 8]
-    never = strategy_of(server={"evaluate_clients_every": 0})
-    assert not any(evaluated(never, grid, n) for n in range(1, 9))
-
-
-def test_the_spread_of_the_clients_accuracies(strategy, grid):
-    grid.capabilities[NODES[3]] = capability(3, held_out=12)
-    messages = evaluated(strategy, grid)
-    examples = {NODES[3]: 12}
-    replies = [
-        evaluation_reply(messages[n], correct, examples.get(n, 4))
-        for n, correct in zip(NODES, (0, 1, 2, 12), strict=True)
-    ]
-    metrics = strategy.aggregate_evaluate(2, replies)
-    # accuracies 0, 1/4, 1/2, 1 of 4, 4, 4, 12 examples
-    assert metrics["mean"] == pytest.approx(15 / 24)
-    assert (metrics["min"], metrics["median"], metrics["max"]) == (0.0, 0.375, 1.0)
-    assert strategy.record.client_accuracy == dict(metrics)
-
-
-def test_clients_without_held_out_examples_are_not_asked(strategy, grid):
-    grid.capabilities[NODES[1]] = capability(1, held_out=0)
-    assert NODES[1] not in evaluated(strategy, grid)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"correct": math.nan},
-        {"correct": 5},
-        {"num-examples": 7},
-        {"loss-sum": math.inf},
-        {"correct": 50, "presented": 100},
-        {"correct": 0, "presented": 0},
-    ],
-)
-def test_a_wrong_evaluation_counts_for_nothing(strategy, grid, changes):
-    messages = evaluated(strategy, grid)
-    replies = [
-        evaluation_reply(messages[NODES[0]], 3),
-        evaluation_reply(messages[NODES[1]], **({"correct": 3} | changes)),
-        error_to(messages[NODES[2]]),
-    ]
-    metrics = strategy.aggregate_evaluate(2, replies)
-    assert (metrics["mean"], metrics["min"], metrics["max"]) == (0.75, 0.75, 0.75)
-    assert set(strategy.roster.known_mask) == {NODES[0]}
-
-
-def test_no_evaluation_at_all(strategy, grid):
-    messages = evaluated(strategy, grid)
-    assert strategy.aggregate_evaluate(2, [error_to(m) for m in messages.values()]) is None
-    assert strategy.record.client_accuracy is None

@@ -10,7 +10,7 @@ from simulations.report.figures.chart import Chart, finish_chart
 from simulations.report.formats import count_of, format_percent, shorten
 from simulations.report.schema import Run, Tier
 
-# Blues are what the weights cost, oranges what the images cost.
+# Blues are what the weights cost, oranges what the images cost, greys all else.
 _PART_COLOURS = {
     "values": "#0b4f7d",
     "gradients": "#3b8fc4",
@@ -19,6 +19,8 @@ _PART_COLOURS = {
     "activations": "#d97706",
     "workspace": "#f2ab4e",
     "batch": "#f8d9ad",
+    "wire": "#9aa5b1",
+    "runtime": "#d9dee3",
 }
 _REST = "other"
 _LEAST_LABELLED = 0.09
