@@ -1,5 +1,6 @@
 """One run of jobs over Ray actors: chunks out, outcomes back in order, the dead replaced."""
 
+import math
 from collections import Counter, deque
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from simulations.parcel import RecordStore, pack_jobs, unpack_outcome
 from simulations.worker import Job, Outcome
 
 #: Clients that travel together at most.
-CHUNK_SIZE = 8
+CHUNK_SIZE = 16
+#: Work that pays for the journey of a chunk, which costs some 5 ms of all processes (measured).
+WORTHWHILE_SECONDS = 0.05
 #: Chunks that an actor has at a time.
 CHUNKS_PER_ACTOR = 2
 #: Clients an actor that may be on their way or done before their turn comes.
@@ -24,9 +27,10 @@ MAX_RUNS = 3
 
 
 class Actors(Protocol):
-    """Actors with a ``run`` method, and how to replace one."""
+    """Actors with a ``run`` method, how long a client took last, and how to replace an actor."""
 
     members: list[Any]
+    client_seconds: float
 
     def replace(self, dead: Any) -> None:
         """Put a new actor in the place of a dead one."""
@@ -105,9 +109,13 @@ class RayExchange:
         return bool(self._waiting)
 
     def _next_chunk(self) -> _Chunk:
-        """Cut a chunk: smaller ones towards the end, so that all actors end at about one time."""
-        shares = CHUNKS_PER_ACTOR * len(self._crew.members)
-        size = min(CHUNK_SIZE, -(-len(self._waiting) // shares))
+        """Cut a chunk: smaller ones towards the end, so that all actors end at about one time.
+
+        But clients that take next to no time are not worth a journey each.
+        """
+        fair = -(-len(self._waiting) // (CHUNKS_PER_ACTOR * len(self._crew.members)))
+        worthwhile = math.ceil(WORTHWHILE_SECONDS / self._crew.client_seconds)
+        size = min(CHUNK_SIZE, len(self._waiting), max(fair, worthwhile))
         chunk = _Chunk(self._taken, [self._waiting.popleft() for _ in range(size)])
         self._taken += size
         return chunk
@@ -117,13 +125,14 @@ class RayExchange:
         (ready,), _ = ray.wait(list(self._in_flight), num_returns=1)
         chunk, actor = self._in_flight[ready]
         try:
-            returns = ray.get(ready)
+            seconds, returns = ray.get(ready)
         except RayTaskError as error:
             raise error.cause from error
         except (RayActorError, ObjectLostError):
             self._recover(actor)
             return
         del self._in_flight[ready]
+        self._crew.client_seconds = seconds / len(returns)
         self._done.update(enumerate(map(unpack_outcome, returns), chunk.first))
 
     def _recover(self, dead: Any) -> None:

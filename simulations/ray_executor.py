@@ -1,9 +1,11 @@
 """Clients on resident Ray actors, one a core."""
 
+import math
 import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Generator, Iterable
 from typing import Any
 
@@ -36,10 +38,12 @@ class FleetWorker:
         """Take the ClientApp that later calls run."""
         self._client_app = load_client_app(client_app)
 
-    def run(self, parcels: list[Parcel], *shared: PackedArrays) -> list[Return]:
-        """Run a chunk of clients, in order."""
+    def run(self, parcels: list[Parcel], *shared: PackedArrays) -> tuple[float, list[Return]]:
+        """Run a chunk of clients, in order; return the seconds it took and what came of it."""
+        start = time.perf_counter()
         jobs = unpack_jobs(parcels, shared)
-        return [pack_outcome(run_job(self._client_app, job)) for job in jobs]
+        returns = [pack_outcome(run_job(self._client_app, job)) for job in jobs]
+        return time.perf_counter() - start, returns
 
 
 class Crew:
@@ -52,6 +56,8 @@ class Crew:
             hint = 'give it as "module:attribute"'
             raise InputError(f"the ClientApp cannot be sent to worker processes; {hint}") from error
         self._lock = threading.Lock()
+        #: What the last client took; until one is known, clients count as slow.
+        self.client_seconds = math.inf
         self.members = [self._hire() for _ in range(size)]
         self._loading = [member.load.remote(self._client_app) for member in self.members]
 

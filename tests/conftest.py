@@ -1,5 +1,12 @@
-"""One thread for torch: the tensors here are too small to share, and machines are busy."""
+"""What all tests need of their process."""
+
+import signal
 
 import torch
 
+# The tensors here are too small to share among threads, and machines are busy.
 torch.set_num_threads(1)
+
+# A shell that starts tests in the background has them ignore Ctrl-C, and so would every process
+# that they start and stop by it.
+signal.signal(signal.SIGINT, signal.default_int_handler)

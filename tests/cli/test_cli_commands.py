@@ -125,7 +125,7 @@ def test_a_dense_plan_needs_more(says):
     )
     assert dense["predicted_peak_bytes"] > sparse["predicted_peak_bytes"]
     assert dense["density"] == 1.0
-    assert "Trains all weights" in says(*LARGE, "--method", "dense")
+    assert "Trains all of" in says(*LARGE, "--method", "dense")
 
 
 def test_options_of_a_plan(says):
