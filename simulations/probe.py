@@ -88,8 +88,10 @@ class Probe:
 
 
 def measure_plans(task: Task, plans: Sequence[Plan]) -> dict[PlanKey, int]:
-    """Measure distinct plans, each by a whole round of the client that has most examples."""
+    """Measure distinct plans, each by an epoch of the client that has most examples."""
     busiest = int(np.argmax([len(part) for part in task.partitions]))
+    training = task.config.training.model_copy(update={"local_epochs": 1})  # the peak is there
+    task = Task(task.config.model_copy(update={"training": training}))
     small = Task(task.config.model_copy(update={"model": _narrow(task.config.model)}))
     measured: dict[PlanKey, int] = {}
     for plan in plans:

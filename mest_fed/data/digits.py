@@ -1,5 +1,8 @@
 """The handwritten digits that ship with scikit-learn: 1,797 images of 8x8 pixels."""
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -19,9 +22,8 @@ def load_digits() -> DataSplit:
     InputError
         If scikit-learn is not installed.
     """
-    bunch = require("sklearn.datasets", extra="data").load_digits()
-    images = np.rint(bunch.images * (255 / _LARGEST)).astype(np.uint8)[:, np.newaxis]
-    labels = np.asarray(bunch.target, dtype=np.int64)
+    pixels, labels = _read()
+    images = np.rint(pixels * (255 / _LARGEST)).astype(np.uint8).reshape(-1, 1, 8, 8)
     generator = numpy_generator(0, "digits", "split")
     is_test = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
@@ -31,7 +33,24 @@ def load_digits() -> DataSplit:
     mean, std = (float(shares.mean()),), (float(shares.std()),)
 
     def part(chosen: np.ndarray) -> ImageData:
-        pixels, targets = torch.from_numpy(images[chosen]), torch.from_numpy(labels[chosen])
-        return ImageData(pixels, targets, 10, mean, std)
+        shown, targets = torch.from_numpy(images[chosen]), torch.from_numpy(labels[chosen])
+        return ImageData(shown, targets, 10, mean, std)
 
     return DataSplit(part(~is_test), part(is_test))
+
+
+def _read() -> tuple[np.ndarray, np.ndarray]:
+    """Return pixels of shape (n, 64) and labels.
+
+    The file is read without importing scikit-learn where it lies as expected: the import costs
+    every process of a fleet a second and 100 MB.
+    """
+    package = find_spec("sklearn")
+    folders = package.submodule_search_locations if package is not None else None
+    for folder in folders or ():
+        path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if path.exists():
+            table = np.loadtxt(path, delimiter=",", dtype=np.int64)
+            return table[:, :-1], table[:, -1]
+    bunch = require("sklearn.datasets", extra="data").load_digits()
+    return bunch.data, np.asarray(bunch.target, dtype=np.int64)
