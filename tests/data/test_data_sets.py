@@ -66,6 +66,14 @@ def test_digits():
     assert data.test.mean == data.train.mean
 
 
+def test_digits_read_from_the_file_are_those_of_scikit_learn(monkeypatch):
+    from_file = load_dataset("digits")
+    monkeypatch.setattr("mest_fed.data.digits.find_spec", lambda name: None)
+    from_library = load_dataset("digits")
+    assert torch.equal(from_file.train.images, from_library.train.images)
+    assert torch.equal(from_file.test.labels, from_library.test.labels)
+
+
 def test_digits_are_always_split_the_same_way():
     first, second = load_dataset("digits"), load_dataset("digits")
     assert torch.equal(first.test.images, second.test.images)
@@ -86,6 +94,7 @@ def test_unknown_name():
 
 def test_missing_scikit_learn_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setattr("mest_fed.data.digits.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"sklearn.* pip install 'mest-fed\[data\]'"):
         load_dataset("digits")
 
