@@ -103,7 +103,7 @@ def _check(sections: Mapping[str, Arrays], spec: ModelSpec) -> None:
 def save_checkpoint(path: Path, arrays: Arrays, facts: Mapping[str, Any]) -> None:
     """Write a checkpoint atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    header = json.dumps({"format": _FORMAT, **facts}).encode()
+    header = json.dumps({"format": _FORMAT, **facts, "arrays": sorted(arrays)}).encode()
     unfinished = path.with_suffix(".unfinished")
     with unfinished.open("wb") as file:
         np.savez(file, header=np.frombuffer(header, np.uint8), **arrays)
@@ -124,7 +124,9 @@ def load_checkpoint(path: Path) -> tuple[Arrays, dict[str, Any]]:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         facts = dict(json.loads(arrays.pop("header").tobytes()))
-        found = facts["format"]
+        found, expected = facts["format"], facts.pop("arrays", [])
+        if found == _FORMAT and sorted(arrays) != expected:
+            raise ValueError("its arrays are not those that were saved")
     except FileNotFoundError:
         raise InputError(f"no such checkpoint: {path}") from None
     except Exception as error:  # what damaged archives raise has no common base
