@@ -12,12 +12,13 @@ from mest_fed.devices import load_profile
 from mest_fed.errors import InputError
 from mest_fed.task import Task, task_of
 from server.checkpoint import load_checkpoint, newest_checkpoint
+from server.global_model import GlobalModel
 from server.rounds import RoundRecord
 from server.server_app import build_server_app
 from server.strategy import MestStrategy
 from simulations.clock import VirtualClock
 from simulations.display import Display, SilentDisplay
-from simulations.executor import make_executor
+from simulations.executor import Executor, make_executor
 from simulations.fleet import Fleet
 from simulations.grid import FleetGrid
 from simulations.probe import Probe
@@ -102,7 +103,7 @@ class _Run:
         self.snapshot: Snapshot | None = None  # until the strategy exists
         self.wall_before = 0.0
 
-    def drive(self, executor):
+    def drive(self, executor: Executor) -> GlobalModel:
         """Run the ServerApp; return the global model."""
         config = self.simulation.config
         nodes = self.fleet.nodes()
