@@ -16,7 +16,9 @@ from mest_fed.units import format_bytes, parse_bytes
 
 
 def plan(
-    model: Annotated[str, typer.Option(help="resnet8, resnet20, resnet32 or cnn2.")] = "resnet32",
+    model: Annotated[
+        str, typer.Option(help="resnet8, resnet18, resnet20, resnet32 or cnn2.")
+    ] = "resnet32",
     budget: Annotated[
         str | None, typer.Option(help="Bytes that training may add, such as 24MB.")
     ] = None,

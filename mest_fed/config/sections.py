@@ -67,7 +67,7 @@ class DataSection(Section):
 class ModelSection(Section):
     """The model."""
 
-    name: Annotated[str, _one_of("resnet8", "resnet20", "resnet32", "cnn2")] = "resnet8"
+    name: Annotated[str, _one_of("resnet8", "resnet18", "resnet20", "resnet32", "cnn2")] = "resnet8"
     width: Annotated[float, Field(gt=0, le=16)] = 1.0
     norm: Annotated[str, _one_of("batch", "group")] = "group"
 

@@ -12,6 +12,7 @@ from mest_fed.errors import InputError
 from mest_fed.nn import MODELS, build_model, sparsifiable
 
 CIFAR = (3, 32, 32)
+TINY = 0.25  # for the tests that go through every model
 
 
 def build(name, shape=CIFAR, seed=0, **options):
@@ -38,6 +39,18 @@ def test_resnet32_for_100_classes():
     assert count(model) == 1_872_132
 
 
+def test_resnet18_is_that_of_small_images():
+    model = build("resnet18")
+    assert count(model) == 11_173_962
+    stages = (model.stage1, model.stage2, model.stage3, model.stage4)
+    assert [stage[1].conv2.out_channels for stage in stages] == [64, 128, 256, 512]
+    assert len(sparsifiable(model)) == 16
+    assert model.conv1.weight.shape == (64, 3, 3, 3)
+    assert model.conv1.stride == (1, 1)
+    assert not any(isinstance(module, nn.MaxPool2d) for module in model.modules())
+    assert [stage[0].conv1.stride[0] for stage in stages] == [1, 2, 2, 2]
+
+
 def test_cnn2_is_that_of_the_benchmark():
     # 32 and 64 channels, 14x14x64 -> 128 -> 10, with biases
     assert count(build("cnn2")) == 896 + 18_496 + (12_544 * 128 + 128) + 1_290
@@ -53,7 +66,7 @@ def test_depth(name, convolutions):
 @pytest.mark.parametrize("shape", [(1, 8, 8), CIFAR])
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_every_model_maps_images_to_finite_logits(name, shape, norm):
-    logits = build(name, shape, norm=norm, width=0.5)(draw(2, *shape))
+    logits = build(name, shape, norm=norm, width=TINY)(draw(2, *shape))
     assert logits.shape == (2, 10)
     assert logits.isfinite().all()
 
@@ -80,7 +93,7 @@ def test_group_norm_divides_the_channels():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_one_generator_decides_the_bits(name):
-    first, second, other = (build(name, width=0.5, seed=seed).state_dict() for seed in (1, 1, 2))
+    first, second, other = (build(name, width=TINY, seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert any(not torch.equal(first[key], other[key]) for key in first)
 
@@ -89,7 +102,7 @@ def test_global_generators_are_neither_read_nor_moved():
     torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     python_before = random.getstate()
     for name in MODELS:
-        build(name, width=0.5)
+        build(name, width=TINY)
     assert torch.equal(torch.get_rng_state(), torch_before)
     assert np.array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
     assert random.getstate() == python_before
@@ -110,7 +123,7 @@ def test_initialisation_is_kaiming_fan_out_with_a_small_classifier():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet9", {}, "model = 'resnet9' is not allowed; allowed: resnet8, resnet20, resnet32"),
+        ("resnet9", {}, "model = 'resnet9' is not allowed; allowed: resnet8, resnet18, resnet20"),
         ("resnet8", {"norm": "layer"}, "norm = 'layer' is not allowed; allowed: batch, group"),
         ("resnet8", {"width": 0}, r"width = 0 is not allowed; allowed: a number in \(0, 16\]"),
         ("resnet8", {"width": 17.0}, r"width = 17\.0 is not allowed"),

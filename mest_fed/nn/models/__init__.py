@@ -13,9 +13,10 @@ from mest_fed.nn.models.resnet import ResNet, resnet
 __all__ = ["CNN2", "MODELS", "ResNet", "build_model"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    "resnet8": resnet(8),
-    "resnet20": resnet(20),
-    "resnet32": resnet(32),
+    "resnet8": resnet((16, 32, 64), blocks=1),
+    "resnet18": resnet((64, 128, 256, 512), blocks=2),
+    "resnet20": resnet((16, 32, 64), blocks=3),
+    "resnet32": resnet((16, 32, 64), blocks=5),
     "cnn2": CNN2,
 }
 

@@ -1,11 +1,12 @@
-"""Residual networks for small images: ResNet-8, -20, -32 with a width factor.
+"""Residual networks for small images, with a width factor and projection shortcuts.
 
-He et al. 2016, section 4.2, with projection shortcuts. MEST's ResNet-32 is ``width=2``: stages of
-32, 64 and 128 channels.
+ResNet-8, -20 and -32 are those of He et al. 2016, section 4.2: three stages. MEST's ResNet-32 is
+``width=2``: stages of 32, 64 and 128 channels. ResNet-18 has the four stages of their section 4.1
+behind the stem of the others: a 3x3 convolution of stride 1, and no pooling.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -48,25 +49,28 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet of depth 6 n + 2.
+    """A stem, stages of residual blocks, and a classifier; all but the first stage halve the side.
 
     Parameters
     ----------
-    depth : int
-        8, 20, 32, ...
+    stages : sequence of int
+        Channels of each stage at width 1.
+    blocks : int
+        Residual blocks of each stage.
     input_shape : tuple of int
         (channels, height, width) of an image.
     num_classes : int
         Outputs.
     width : float
-        Factor on the 16 / 32 / 64 channels of the stages.
+        Factor on the channels of the stages.
     norm : {"batch", "group"}
         Normalisation layer.
     """
 
     def __init__(
         self,
-        depth: int,
+        stages: Sequence[int],
+        blocks: int,
         input_shape: tuple[int, int, int],
         num_classes: int,
         *,
@@ -74,20 +78,20 @@ class ResNet(nn.Module):
         norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        channels = [max(1, round(base * width)) for base in (16, 32, 64)]
+        channels = [max(1, round(base * width)) for base in stages]
         self.conv1 = nn.Conv2d(input_shape[0], channels[0], 3, 1, 1, bias=False)
         self.norm1 = norm_layer(norm, channels[0])
         self.relu = nn.ReLU(inplace=True)
-        blocks = (depth - 2) // 6
-        self.stage1 = _stage(channels[0], channels[0], 1, blocks, norm)
-        self.stage2 = _stage(channels[0], channels[1], 2, blocks, norm)
-        self.stage3 = _stage(channels[1], channels[2], 2, blocks, norm)
-        self.classifier = nn.Linear(channels[2], num_classes)
+        self.num_stages = len(channels)
+        for i, (before, after) in enumerate(zip(channels[:1] + channels, channels, strict=False)):
+            self.add_module(f"stage{i + 1}", _stage(before, after, 2 if i else 1, blocks, norm))
+        self.classifier = nn.Linear(channels[-1], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (n, c, h, w) to logits (n, classes)."""
         x = self.relu(self.norm1(self.conv1(x)))
-        x = self.stage3(self.stage2(self.stage1(x)))
+        for number in range(1, self.num_stages + 1):
+            x = self.get_submodule(f"stage{number}")(x)
         return torch.as_tensor(self.classifier(x.mean(dim=(2, 3))))
 
 
@@ -97,10 +101,10 @@ def _stage(in_channels: int, channels: int, stride: int, blocks: int, norm: Norm
     return nn.Sequential(first, *rest)
 
 
-def resnet(depth: int) -> Callable[..., ResNet]:
-    """Return the constructor of a depth."""
+def resnet(stages: Sequence[int], blocks: int) -> Callable[..., ResNet]:
+    """Return the constructor of a ResNet; its depth is 2 + 2 * blocks * stages."""
 
     def build(input_shape: tuple[int, int, int], num_classes: int, **options: object) -> ResNet:
-        return ResNet(depth, input_shape, num_classes, **options)  # type: ignore[arg-type]
+        return ResNet(stages, blocks, input_shape, num_classes, **options)  # type: ignore[arg-type]
 
     return build
