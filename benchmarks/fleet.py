@@ -7,26 +7,24 @@ so that the engines' start is not in the rates; it is reported beside them. All 
     python benchmarks/fleet.py --json fleet.json
 """
 
-import argparse
-import json
 import logging
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 
 import numpy as np
+from command_line import Parser, positive, run
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
+from harness import software, write_json
 
 from simulations.executor import make_executor
 from simulations.grid import FleetGrid
@@ -179,19 +177,11 @@ def make_row(case: Case, *, clients: int, rounds: int, runs: int) -> dict[str, o
     }
 
 
-def machine() -> str:
-    """Name this machine's processor and its cores."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="file to write the result to")
-    parser.add_argument("--clients", type=int, default=64, help="clients in a round")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds in a run")
-    parser.add_argument("--runs", type=int, default=3, help="runs of each engine")
+    parser = Parser(__doc__.splitlines()[0])
+    parser.add_argument("--clients", type=positive, default=64, help="clients in a round")
+    parser.add_argument("--rounds", type=positive, default=5, help="timed rounds in a run")
+    parser.add_argument("--runs", type=positive, default=3, help="runs of each engine")
     options = parser.parse_args()
     logging.getLogger("flwr").setLevel(logging.ERROR)
     cores = os.cpu_count() or 1
@@ -207,8 +197,8 @@ def main() -> None:
         rows.append(row)
         print(f"{row['name']}: {row['ours']} against {row['peer']} clients/s, {row['ratio']} times")
     if options.json:
-        options.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
+        write_json(options.json, rows, software=software("flwr", "ray", "numpy"))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

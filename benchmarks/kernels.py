@@ -1,0 +1,268 @@
+"""One sparse layer, forward and both backward passes: ours against dense torch and SparseProp.
+
+All contestants get the same float32 input, which requires a gradient, the same output gradient and
+the same number of threads, and are timed in turn in one process. "dense" is torch's own layer
+(oneDNN, MKL). All figures measured.
+
+    python benchmarks/kernels.py --json kernels.json
+    python benchmarks/kernels.py --layers 64@16 --schemes block --densities 0.1 --threads 1
+
+SparseProp (Nikdan et al. 2023) needs a processor with AVX2 and a C++ compiler. A plain ``pip
+install sparseprop`` fails: its set-up calls pip and pybind11, which an isolated build does not see.
+In an activated environment that has torch, this builds version 0.1.14 as it is::
+
+    pip install setuptools wheel pybind11 scipy
+    pip install --no-build-isolation sparseprop
+
+It is left out, with a notice, where it cannot be imported. It has two convolutions, vectorised over
+the batch and over the row; each row shows the one with the smaller median. It uses OpenMP through
+the runtime that torch has loaded, so ``--threads`` holds for it too. Its results are compared with
+dense ones first, and where they differ (0.1.14's strided and batch-vectorised convolutions do, for
+a batch that is no multiple of 8) it is left out of the row, with a notice.
+"""
+
+import argparse
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from command_line import Parser, collect, positive, run, share, show
+from harness import Contestant, Row, Timings, compare, in_turn, software, torch_threads, write_json
+from sparseprop_peer import WHY_ABSENT, sparseprop_layers, weight_gradient
+from torch import Tensor, nn
+
+from mest_fed.errors import InputError
+from mest_fed.nn import SparseConv2d, SparseLayer, SparseLinear
+from mest_fed.rng import torch_generator
+from mest_fed.sparsity import layout_for, magnitude_mask
+
+SCHEMES = ["unstructured", "block:4", "block:8", "pattern", "channel"]
+PEERS = ["dense", "sparseprop"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A layer and its input: a 3x3 convolution of padding 1, or with ``side`` 0 a linear layer."""
+
+    inputs: int
+    outputs: int
+    side: int = 0
+    stride: int = 1
+
+    def layer(self, generator: torch.Generator) -> nn.Conv2d | nn.Linear:
+        """Build the dense layer."""
+        with torch.device("meta"):  # constructors would draw from the global generator
+            if self.side:
+                layer = nn.Conv2d(self.inputs, self.outputs, 3, self.stride, 1, bias=False)
+            else:
+                layer = nn.Linear(self.inputs, self.outputs, bias=False)
+        layer.to_empty(device="cpu")
+        with torch.no_grad():
+            layer.weight.normal_(0, layer.weight[0].numel() ** -0.5, generator=generator)
+        return layer
+
+    def input(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Draw an input that requires a gradient."""
+        image = (self.side, self.side) if self.side else ()
+        x = torch.randn(batch, self.inputs, *image, generator=generator)
+        return x.requires_grad_()
+
+
+LAYERS = {
+    "32@32": Shape(32, 32, 32),
+    "64@16": Shape(64, 64, 16),
+    "128@8": Shape(128, 128, 8),
+    "32-64@32/2": Shape(32, 64, 32, 2),
+    "64-128@16/2": Shape(64, 128, 16, 2),
+    "768-3072": Shape(768, 3072),
+}
+DENSITIES = [0.2, 0.1, 0.05, 0.02]
+LINEAR_DENSITIES = [0.02]
+BATCH, LINEAR_BATCH = 32, 512
+COLUMNS = {
+    "layer": "layer",
+    "scheme": "scheme",
+    "density": "density",
+    "threads": "threads",
+    "chosen": "choice",
+    "peer": "peer_name",
+    "ours": "ours",
+    "peer's": "peer",
+    "times better": "ratio",
+    "forward": "ratio_forward",
+    "backward": "ratio_backward",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer under one scheme, density and number of threads."""
+
+    layer: str
+    scheme: str
+    density: float
+    batch: int
+    threads: int
+
+    @property
+    def name(self) -> str:
+        """Name of its rows."""
+        return f"{self.layer}, {self.scheme}, density {self.density:g}, threads {self.threads}"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What each contestant of a case does in a run."""
+
+    x: Tensor
+    gradient: Tensor
+
+    def __call__(self, layer: nn.Module) -> dict[str, float]:
+        """Run a layer forward and backward; gradients of the run before are cleared untimed."""
+        self.x.grad = None
+        for parameter in layer.parameters():
+            parameter.grad = None
+        start = time.perf_counter()
+        y = layer(self.x)
+        middle = time.perf_counter()
+        y.backward(self.gradient)
+        return {"forward": middle - start, "backward": time.perf_counter() - middle}
+
+
+def sparse_layer(scheme: str, density: float, dense: nn.Conv2d | nn.Linear) -> SparseLayer:
+    """Return our layer with the weights of largest magnitude."""
+    layout = layout_for(scheme, tuple(dense.weight.shape))
+    mask = magnitude_mask(layout, dense.weight.detach(), layout.count_for(density))
+    if isinstance(dense, nn.Conv2d):
+        return SparseConv2d(layout, mask, dense)
+    return SparseLinear(layout, mask, dense)
+
+
+def agree(work: Work, layer: nn.Module, masked: nn.Module) -> bool:
+    """Say whether a layer gives the output and both gradients of its dense form."""
+    results = []
+    for module in (layer, masked):
+        work(module)
+        with torch.no_grad():
+            results.append((module(work.x), work.x.grad, live_gradient(module, masked)))
+    pairs = zip(*results, strict=True)
+    return all((a - b).abs().max() <= 1e-3 * b.abs().max() for a, b in pairs)
+
+
+def live_gradient(layer: nn.Module, masked: nn.Module) -> Tensor:
+    """Return the gradient of the live weights, in the order of the dense weight."""
+    live = masked.weight != 0
+    if layer is masked:
+        return masked.weight.grad[live]
+    if isinstance(layer, SparseLayer):
+        return layer.layout.scatter(layer.values.grad, layer.slots)[live]
+    return weight_gradient(layer)
+
+
+def measure(
+    case: Case, peers: list[str], repeats: int, warm_up: int, notices: list[str]
+) -> Iterator[Row]:
+    """Time a case; yield a row for each peer."""
+    shape, generator = LAYERS[case.layer], torch_generator(0, case.layer)
+    dense = shape.layer(generator)
+    ours = sparse_layer(case.scheme, case.density, dense)
+    x = shape.input(case.batch, generator)
+    work = Work(x, torch.randn(dense(x).shape, generator=generator))
+    layers: dict[str, nn.Module] = {"dense": dense, "ours": ours}
+    masked = ours.to_dense()
+    if not agree(work, ours, masked):
+        raise RuntimeError(f"{case.name}: our results differ from dense ones")
+    if "sparseprop" in peers:
+        for name, layer in sparseprop_layers(masked).items():
+            if agree(work, layer, masked):
+                layers[name] = layer
+            else:
+                notices.append(f"{case.name}: {name} is left out, its results are wrong")
+    contestants: dict[str, Contestant] = {n: partial(work, layer) for n, layer in layers.items()}
+    timings = in_turn(contestants, repeats, warm_up)
+    for peer, variant in best_variants(timings, peers).items():
+        yield compare(
+            f"{case.name}, against {peer}",
+            timings["ours"],
+            timings[variant],
+            peer_name=variant,
+            layer=case.layer,
+            scheme=case.scheme,
+            density=round(ours.mask.density, 4),
+            batch=case.batch,
+            threads=case.threads,
+            choice=str(getattr(ours, "choice", None) or "") or None,
+        )
+
+
+def best_variants(timings: dict[str, Timings], peers: list[str]) -> dict[str, str]:
+    """Return the fastest contestant of each peer that has one."""
+    found: dict[str, str] = {}
+    for peer in peers:
+        variants = [name for name in timings if name.startswith(peer)]
+        if variants:
+            found[peer] = min(variants, key=lambda name: timings[name]["total"].median)
+    return found
+
+
+def cases(options: argparse.Namespace) -> list[Case]:
+    """Return the cases of the command line."""
+    found = []
+    for threads, layer in itertools.product(options.threads, options.layers):
+        linear = not LAYERS[layer].side
+        schemes = [scheme for scheme in options.schemes if not (linear and scheme == "pattern")]
+        densities = options.densities or (LINEAR_DENSITIES if linear else DENSITIES)
+        batch = options.batch or (LINEAR_BATCH if linear else BATCH)
+        for scheme, density in itertools.product(schemes, densities):
+            found.append(Case(layer, scheme, density, batch, threads))
+    return found
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    quick = {"layers": ["64@16", "768-3072"], "schemes": ["unstructured", "block:4"]}
+    quick |= {"densities": [0.05], "batch": 8, "repeats": 3, "warm_up": 1}
+    parser = Parser(__doc__.splitlines()[0], quick)
+    parser.add_argument("--layers", nargs="+", default=[*LAYERS], choices=LAYERS)
+    parser.add_argument("--schemes", nargs="+", default=SCHEMES, help="schemes of mest-fed")
+    parser.add_argument("--densities", nargs="+", type=share, help="the same for all layers")
+    parser.add_argument("--threads", nargs="+", type=positive, default=[1, 2])
+    parser.add_argument("--batch", type=positive, help="default: 32, linear layers 512")
+    parser.add_argument("--repeats", type=positive, default=30, help="timed runs of each")
+    parser.add_argument("--warm-up", type=positive, default=5, help="untimed runs of each")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, help="default: those that import")
+    options = parser.parse_args(arguments)
+    for scheme in options.schemes:
+        layout_for(scheme, (1, 1, 3, 3))
+    if "sparseprop" in (options.peers or []) and WHY_ABSENT:
+        raise InputError(f"--peers sparseprop does not import ({WHY_ABSENT})")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    notices = []
+    peers = options.peers or (["dense"] if WHY_ABSENT else PEERS)
+    if not options.peers and WHY_ABSENT:
+        notices.append(f"SparseProp is left out ({WHY_ABSENT})")
+
+    def rows() -> Iterator[Row]:
+        for case in cases(options):
+            with torch_threads(case.threads):
+                yield from measure(case, peers, options.repeats, options.warm_up, notices)
+
+    done = collect(rows())
+    show("One layer, forward and backward, ms (measured)", done, COLUMNS)
+    for notice in notices:
+        print("notice:", notice)
+    if options.json:
+        versions = software("torch", "numpy", "sparseprop")
+        capability = torch.backends.cpu.get_cpu_capability()
+        write_json(options.json, done, software=versions, cpu=capability, notices=notices)
+
+
+if __name__ == "__main__":
+    run(main)
