@@ -31,6 +31,7 @@ from functools import partial
 import torch
 from command_line import Parser, collect, positive, run, share, show
 from harness import Contestant, Row, Timings, compare, in_turn, software, torch_threads, write_json
+from layer_shapes import LAYERS
 from sparseprop_peer import WHY_ABSENT, sparseprop_layers, weight_gradient
 from torch import Tensor, nn
 
@@ -42,46 +43,6 @@ from mest_fed.sparsity import layout_for, magnitude_mask
 SCHEMES = ["unstructured", "block:4", "block:8", "pattern", "channel"]
 PEERS = ["dense", "sparseprop"]
 
-
-@dataclass(frozen=True)
-class Shape:
-    """A layer and its input: a 3x3 convolution of padding 1, or with ``side`` 0 a linear layer."""
-
-    inputs: int
-    outputs: int
-    side: int = 0
-    stride: int = 1
-
-    def layer(self, generator: torch.Generator) -> nn.Conv2d | nn.Linear:
-        """Build the dense layer."""
-        with torch.device("meta"):  # constructors would draw from the global generator
-            if self.side:
-                layer = nn.Conv2d(self.inputs, self.outputs, 3, self.stride, 1, bias=False)
-            else:
-                layer = nn.Linear(self.inputs, self.outputs, bias=False)
-        layer.to_empty(device="cpu")
-        with torch.no_grad():
-            layer.weight.normal_(0, layer.weight[0].numel() ** -0.5, generator=generator)
-        return layer
-
-    def input(self, batch: int, generator: torch.Generator) -> Tensor:
-        """Draw an input that requires a gradient."""
-        image = (self.side, self.side) if self.side else ()
-        x = torch.randn(batch, self.inputs, *image, generator=generator)
-        return x.requires_grad_()
-
-
-LAYERS = {
-    "32@32": Shape(32, 32, 32),
-    "64@16": Shape(64, 64, 16),
-    "128@8": Shape(128, 128, 8),
-    "32-64@32/2": Shape(32, 64, 32, 2),
-    "64-128@16/2": Shape(64, 128, 16, 2),
-    "768-3072": Shape(768, 3072),
-}
-DENSITIES = [0.2, 0.1, 0.05, 0.02]
-LINEAR_DENSITIES = [0.02]
-BATCH, LINEAR_BATCH = 32, 512
 COLUMNS = {
     "layer": "layer",
     "scheme": "scheme",
@@ -212,12 +173,11 @@ def cases(options: argparse.Namespace) -> list[Case]:
     """Return the cases of the command line."""
     found = []
     for threads, layer in itertools.product(options.threads, options.layers):
-        linear = not LAYERS[layer].side
-        schemes = [scheme for scheme in options.schemes if not (linear and scheme == "pattern")]
-        densities = options.densities or (LINEAR_DENSITIES if linear else DENSITIES)
-        batch = options.batch or (LINEAR_BATCH if linear else BATCH)
-        for scheme, density in itertools.product(schemes, densities):
-            found.append(Case(layer, scheme, density, batch, threads))
+        shape = LAYERS[layer]
+        # Patterns are of 3x3 kernels; a linear layer of that scheme takes blocks.
+        schemes = [s for s in options.schemes if shape.side or s != "pattern"]
+        for scheme, density in itertools.product(schemes, options.densities or shape.densities):
+            found.append(Case(layer, scheme, density, options.batch or shape.batch, threads))
     return found
 
 
@@ -228,9 +188,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__.splitlines()[0], quick)
     parser.add_argument("--layers", nargs="+", default=[*LAYERS], choices=LAYERS)
     parser.add_argument("--schemes", nargs="+", default=SCHEMES, help="schemes of mest-fed")
-    parser.add_argument("--densities", nargs="+", type=share, help="the same for all layers")
+    parser.add_argument("--densities", nargs="+", type=share, help="default: each layer's own")
     parser.add_argument("--threads", nargs="+", type=positive, default=[1, 2])
-    parser.add_argument("--batch", type=positive, help="default: 32, linear layers 512")
+    parser.add_argument("--batch", type=positive, help="default: each layer's own, 32 or 512")
     parser.add_argument("--repeats", type=positive, default=30, help="timed runs of each")
     parser.add_argument("--warm-up", type=positive, default=5, help="untimed runs of each")
     parser.add_argument("--peers", nargs="+", choices=PEERS, help="default: those that import")

@@ -1,0 +1,172 @@
+"""The benchmarks of kernels and training steps: tiny runs, and their arithmetic."""
+
+import json
+import time
+
+import kernels
+import pytest
+import sparseprop_peer
+import torch
+import train_step
+from benchmark_cases import timings
+from layer_clock import LayerClock
+from possible import amdahl, what_was_possible
+from torch import nn
+from train_contestants import dense, ours
+
+from mest_fed.errors import InputError
+from mest_fed.nn import SparseLayer, sparsifiable
+
+TINY = ("--threads", "1", "--repeats", "2", "--warm-up", "1", "--batch", "2")
+
+
+@pytest.fixture
+def rows(tmp_path):
+    def measure(script, *arguments):
+        path = tmp_path / "rows.json"
+        script.main([*arguments, *TINY, "--json", str(path)])
+        return json.loads(path.read_text())["rows"]
+
+    return measure
+
+
+@pytest.mark.parametrize("layer", kernels.LAYERS)
+def test_kernels(rows, layer):
+    schemes = ("block:4", "pattern")
+    found = rows(kernels, "--layers", layer, "--schemes", *schemes, "--peers", "dense")
+    assert len(found) == {"768-3072": 1, "64@32": 2}.get(layer, 8)  # a linear layer has no patterns
+    for row in found:
+        assert row["ratio"] == pytest.approx(row["peer"] / row["ours"], rel=0.01)
+        assert (row["unit"], row["runs"], row["peer_name"]) == ("ms", 2, "dense")
+        assert set(row["ours_runs"]) == set(row["peer_runs"]) == {"forward", "backward", "total"}
+
+
+@pytest.mark.parametrize("scheme", kernels.SCHEMES)
+def test_kernels_have_the_density_they_say(rows, scheme):
+    options = ("--layers", "64@16", "--schemes", scheme, "--densities", "0.1", "--peers", "dense")
+    [row] = rows(kernels, *options)
+    assert row["density"] == pytest.approx(0.1, abs=0.01)
+
+
+def test_kernels_check_results():
+    generator = torch.Generator().manual_seed(0)
+    shape = kernels.LAYERS["128@8"]
+    layer = kernels.sparse_layer("block", 0.1, shape.layer(generator))
+    x = shape.input(2, generator)
+    work = kernels.Work(x, torch.randn(2, 128, 8, 8, generator=generator))
+    masked = layer.to_dense()
+    assert kernels.agree(work, layer, masked)
+    with torch.no_grad():
+        layer.values[0] *= 1.5
+    assert not kernels.agree(work, layer, masked)
+
+
+def test_kernels_take_the_better_variant_of_a_peer():
+    slow, fast = timings(total=[2.0]), timings(total=[1.0])
+    contestants = {"ours": fast, "dense": slow, "sparseprop over batch": slow}
+    contestants["sparseprop over row"] = fast
+    best = kernels.best_variants(contestants, kernels.PEERS)
+    assert best == {"dense": "dense", "sparseprop": "sparseprop over row"}
+    assert kernels.best_variants({"ours": fast, "dense": slow}, kernels.PEERS) == {"dense": "dense"}
+
+
+def test_kernels_refuse_a_peer_that_is_absent(monkeypatch):
+    monkeypatch.setattr(kernels, "WHY_ABSENT", "no such package")
+    with pytest.raises(InputError, match="--peers sparseprop does not import"):
+        kernels.main(["--peers", "sparseprop"])
+
+
+@pytest.mark.skipif(bool(sparseprop_peer.WHY_ABSENT), reason="sparseprop is not installed")
+@pytest.mark.parametrize("layer", ["128@8", "32-64@32/2", "768-3072"])
+def test_kernels_against_sparseprop(layer, tmp_path):
+    options = ["--layers", layer, "--schemes", "block", "--densities", "0.1", "--batch", "8"]
+    path = tmp_path / "rows.json"
+    kernels.main([*options, *TINY[:-2], "--json", str(path)])
+    found = json.loads(path.read_text())
+    assert found["notices"] == []
+    assert [row["peer_name"].split()[0] for row in found["rows"]] == kernels.PEERS
+
+
+@pytest.mark.parametrize("model", train_step.MODELS)
+def test_train_step(rows, model):
+    options = ("--width", "0.1", "--schemes", "block", "--densities", "0.1")
+    [row] = rows(train_step, "--models", model, *options)
+    assert row["density"] == pytest.approx(0.1, abs=0.03)
+    assert 0 < row["measured_share"] < 1
+    assert row["modelled_possible"] >= row["modelled_possible_by_layers"] > 1
+    assert row["reached"] == pytest.approx(row["ratio"] / row["modelled_possible"], abs=0.002)
+    assert set(row["ours_runs"]) == {"forward", "backward", "optimizer", "total"}
+
+
+@pytest.mark.parametrize("script", [kernels, train_step])
+def test_unknown_schemes_are_refused_before_anything_runs(script):
+    with pytest.raises(InputError, match="scheme = 'x' is not allowed"):
+        script.main(["--schemes", "x"])
+
+
+def test_both_sides_train_alike():
+    case = train_step.Case(train_step.Model("cnn2", 0.1, 2), "unstructured", 1.0, 1)
+    steps = [dense(case.build()), ours(case.build(), case.scheme, case.density)]
+    images, labels = case.batch()
+    for step in steps:
+        for _ in range(3):
+            step(images, labels)
+    plain, sparse = (step.model for step in steps)
+    assert isinstance(sparse.hidden, SparseLayer)
+    assert torch.allclose(sparse.hidden.dense_weight(), plain.hidden.weight, atol=1e-6)
+
+
+def test_amdahl():
+    assert amdahl([0.9], [0.1]) == pytest.approx(1 / 0.19)
+    assert amdahl([0.5, 0.3], [0.5, 1.0]) == pytest.approx(1 / 0.75)
+    assert amdahl([], []) == 1
+
+
+def test_what_was_possible():
+    def net():
+        return nn.Sequential(nn.Linear(10, 10, bias=False), nn.Linear(10, 10, bias=False))
+
+    sparse = ours(net(), "unstructured", 0.5).model
+    clocked = {"layer 0": [6.0], "optimizer": [2.0], "rest": [2.0]}
+    assert what_was_possible(timings(**clocked), net(), sparse) == {
+        "measured_share": 0.6,
+        "measured_optimizer_share": 0.2,
+        "modelled_possible_by_layers": round(1 / 0.7, 3),
+        "modelled_possible": round(1 / 0.65, 3),
+    }
+
+
+def test_layer_clock_counts_the_clocked_layers_alone():
+    model = nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(inplace=True), nn.Conv2d(8, 4, 3))
+    clock = LayerClock([model[0], model[2]])
+    for _ in range(2):
+        clock.reset()
+        Slow.apply(model(Slow.apply(torch.ones(1, 2, 8, 8)))).sum().backward()
+        assert all(0 < seconds < Slow.SECONDS for seconds in clock.seconds)
+    with torch.no_grad():
+        model(torch.ones(1, 2, 8, 8))  # nothing to bracket, nothing to fail
+
+
+class Slow(torch.autograd.Function):
+    """The identity, in its own time, forward and backward."""
+
+    SECONDS = 0.2
+
+    @staticmethod
+    def forward(ctx, x):
+        time.sleep(Slow.SECONDS)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        time.sleep(Slow.SECONDS)
+        return gradient
+
+
+def test_layers_of_a_model_are_clocked():
+    case = train_step.Case(train_step.Model("resnet32", 0.1, 2), "block", 0.1, 1)
+    model = case.build()
+    clock = LayerClock(sparsifiable(model).values())
+    dense(model)(*case.batch())
+    assert len(clock.seconds) == 30
+    assert min(clock.seconds) > 0
