@@ -52,7 +52,7 @@ COLUMNS = {
     "peer": "peer_name",
     "ours": "ours",
     "peer's": "peer",
-    "times better": "ratio",
+    "ratio": "ratio",
     "forward": "ratio_forward",
     "backward": "ratio_backward",
 }
@@ -215,7 +215,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 yield from measure(case, peers, options.repeats, options.warm_up, notices)
 
     done = collect(rows())
-    show("One layer, forward and backward, ms (measured)", done, COLUMNS)
+    show(
+        "One layer, forward and backward: ms, and how many times better ours is (measured)",
+        done,
+        COLUMNS,
+    )
     for notice in notices:
         print("notice:", notice)
     if options.json:

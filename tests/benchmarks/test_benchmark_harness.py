@@ -103,10 +103,10 @@ def test_interruption_keeps_the_rows_that_are_done(capsys):
 
 def test_table(capsys):
     rows = [{"name": "a", "ratio": 2.0}, {"name": "b", "ratio": 12345.6, "choice": None}]
-    show("Rows", rows, {"row": "name", "times better": "ratio", "choice": "choice"})
+    show("Rows", rows, {"row": "name", "ratio": "ratio", "choice": "choice"})
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["Rows"]
-    assert lines[2:] == [["a", "2", "-"], ["b", "12345.6", "-"]]
+    assert lines[2:] == [["a", "2", "-"], ["b", "12346", "-"]]
 
 
 def parse(*arguments):
