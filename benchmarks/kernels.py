@@ -216,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     done = collect(rows())
     show(
-        "One layer, forward and backward: ms, and how many times better ours is (measured)",
+        "One layer, forward and backward, measured: ms; ratio = times better",
         done,
         COLUMNS,
     )

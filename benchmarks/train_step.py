@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 yield measure(case, options.repeats, options.warm_up)
 
     done = collect(rows())
-    show("One training step: ms, and how many times better ours is (measured)", done, COLUMNS)
+    show("One training step, measured: ms; ratio = times better", done, COLUMNS)
     if options.json:
         versions = software("torch", "numpy")
         write_json(
