@@ -1,19 +1,35 @@
-"""Sparse kernels: so far the torch reference path."""
+"""Products with compact weights: compiled kernels, a torch reference, and the choice between them."""
 
-from mest_fed.kernels.reference import (
+from mest_fed.kernels.choice import Case, Choice, case_of, choose
+from mest_fed.kernels.functions import How, SparseProduct
+from mest_fed.kernels.native import available, scratch_bytes, variant
+from mest_fed.kernels.weight import (
+    Channels,
     ConvGeometry,
-    SparseConv2dFunction,
-    SparseLinearFunction,
+    Cut,
+    Kernels,
     SparseWeight,
+    Strips,
     gather,
     scatter,
 )
 
 __all__ = [
+    "Case",
+    "Channels",
+    "Choice",
     "ConvGeometry",
-    "SparseConv2dFunction",
-    "SparseLinearFunction",
+    "Cut",
+    "How",
+    "Kernels",
+    "SparseProduct",
     "SparseWeight",
+    "Strips",
+    "available",
+    "case_of",
+    "choose",
     "gather",
     "scatter",
+    "scratch_bytes",
+    "variant",
 ]

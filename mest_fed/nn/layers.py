@@ -5,7 +5,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mest_fed.kernels import ConvGeometry, SparseConv2dFunction, SparseLinearFunction, SparseWeight
+from mest_fed.kernels import (
+    Choice,
+    ConvGeometry,
+    How,
+    SparseProduct,
+    SparseWeight,
+    choose,
+)
+from mest_fed.kernels.choice import EVERYTHING_DENSE
 from mest_fed.sparsity import Layout, Mask, carry
 
 Plain = TypeVar("Plain", nn.Conv2d, nn.Linear)
@@ -45,6 +53,8 @@ class SparseLayer(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
         self.keep_dense_gradient = False
         self.dense_gradient: Tensor | None = None
+        #: Which implementations the last forward pass chose; see mest_fed.kernels.choice.
+        self.choice: Choice | None = None
         #: Name of the layer whose mask this one shares; see mest_fed.nn.groups.
         self.mask_of: str | None = None
 
@@ -88,7 +98,22 @@ class SparseLayer(nn.Module):
     def _weight(self) -> SparseWeight:
         slots = self.slots  # a backward pass must see the mask of its forward pass
         hook = self._keep_gradient if self.keep_dense_gradient else None
-        return SparseWeight(self.layout.shape, lambda: self.layout.positions(slots), hook)
+        layout = self.layout
+        return SparseWeight(layout.shape, slots, layout.cut, lambda: layout.positions(slots), hook)
+
+    def _product(self, x: Tensor, geometry: ConvGeometry) -> Tensor:
+        """Multiply by the weight and add the bias, with the implementation chosen for the case."""
+        weight = self._weight()
+        if x.device.type == "cpu" and x.dtype == self.values.dtype == torch.float32:
+            size = (x.shape[2], x.shape[3]) if x.dim() == 4 else (1, 1)
+            self.choice = choose(weight, size, geometry)
+        else:
+            self.choice = EVERYTHING_DENSE
+        how = How(geometry, self.choice)
+        y: Tensor = SparseProduct.apply(  # type: ignore[no-untyped-call]
+            x, self.values, self.bias, weight, how
+        )
+        return y
 
     def _keep_gradient(self, gradient: Tensor) -> None:
         # Micro-batches add up, as they do in values.grad.
@@ -127,10 +152,7 @@ class SparseConv2d(SparseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x`` of shape (n, in, h, w)."""
-        y: Tensor = SparseConv2dFunction.apply(  # type: ignore[no-untyped-call]
-            x, self.values, self._weight(), self.geometry
-        )
-        return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)
+        return self._product(x, self.geometry)
 
     def to_dense(self) -> nn.Conv2d:
         """Return a plain ``nn.Conv2d`` with the same weight."""
@@ -156,10 +178,8 @@ class SparseLinear(SparseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` of shape (..., in)."""
-        y: Tensor = SparseLinearFunction.apply(  # type: ignore[no-untyped-call]
-            x, self.values, self._weight()
-        )
-        return y if self.bias is None else y + self.bias
+        y = self._product(x.reshape(-1, x.shape[-1]), ConvGeometry())
+        return y.view(*x.shape[:-1], self.layout.shape[0])
 
     def to_dense(self) -> nn.Linear:
         """Return a plain ``nn.Linear`` with the same weight."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mest_fed.errors import not_allowed
-from mest_fed.kernels import gather, scatter
+from mest_fed.kernels import Cut, gather, scatter
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class Layout(ABC):
     @abstractmethod
     def width(self) -> int:
         """Values stored for one live granule."""
+
+    @property
+    @abstractmethod
+    def cut(self) -> Cut:
+        """How kernels read slots and values."""
 
     @property
     def num_groups(self) -> int:

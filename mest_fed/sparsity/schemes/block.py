@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mest_fed.errors import not_allowed
+from mest_fed.kernels import Strips
 from mest_fed.sparsity.layout import Layout
 
 
@@ -41,6 +42,11 @@ class Block(Layout):
     def width(self) -> int:
         """``rows`` values."""
         return self.rows
+
+    @property
+    def cut(self) -> Strips:
+        """Strips of ``rows``."""
+        return Strips(self.rows)
 
     def positions(self, slots: Tensor) -> Tensor:
         """Return positions of shape ``(n, rows)``: slot = strip * columns + column."""

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mest_fed.kernels import Channels
 from mest_fed.sparsity.layout import Layout
 
 
@@ -29,6 +30,11 @@ class Channel(Layout):
     def width(self) -> int:
         """All weights of one channel."""
         return self.num_weights // self.num_granules
+
+    @property
+    def cut(self) -> Channels:
+        """Whole channels."""
+        return Channels(self.axis)
 
     def positions(self, slots: Tensor) -> Tensor:
         """Return positions of shape ``(n, width)``, row-major within the channel."""

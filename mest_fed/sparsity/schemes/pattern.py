@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mest_fed.errors import InputError
+from mest_fed.kernels import Kernels
 from mest_fed.sparsity.layout import Layout
 
 #: Kept cells of each pattern, as ``row * 3 + column``.
@@ -55,6 +56,11 @@ class Pattern(Layout):
     def max_density(self) -> float:
         """All kernels live: 4/9."""
         return 4 / 9
+
+    @property
+    def cut(self) -> Kernels:
+        """Kernels of four taps."""
+        return Kernels(PATTERNS)
 
     def positions(self, slots: Tensor) -> Tensor:
         """Return positions of shape ``(n, 4)``: slot = (out * in_channels + in) * 8 + pattern."""

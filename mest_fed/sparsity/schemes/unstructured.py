@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from mest_fed.kernels import Strips
 from mest_fed.sparsity.layout import Layout
 
 
@@ -20,6 +21,11 @@ class Unstructured(Layout):
     def width(self) -> int:
         """One value."""
         return 1
+
+    @property
+    def cut(self) -> Strips:
+        """Strips of one row."""
+        return Strips(1)
 
     def positions(self, slots: Tensor) -> Tensor:
         """Return the slots themselves: granules are numbered as the flattened weight is."""

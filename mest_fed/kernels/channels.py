@@ -1,0 +1,61 @@
+"""Channel sparsity: a smaller dense product over the live channels alone."""
+
+import torch
+from torch import Tensor
+
+from mest_fed.kernels.reference import (
+    dense_backward_input,
+    dense_backward_weight,
+    dense_forward,
+)
+from mest_fed.kernels.weight import Channels, ConvGeometry, SparseWeight
+
+
+def forward(
+    x: Tensor, values: Tensor, bias: Tensor | None, weight: SparseWeight, geometry: ConvGeometry
+) -> Tensor:
+    """Multiply ``x`` by the weight; dead output channels are zero, or their bias."""
+    slots, live_weight = weight.slots.long(), _live_weight(values, weight)
+    if _axis(weight) == "in":
+        return dense_forward(x[:, slots], live_weight, bias, geometry)
+    live = dense_forward(x, live_weight, None, geometry)
+    y = live.new_zeros(live.shape[0], weight.shape[0], *live.shape[2:])
+    y.index_copy_(1, slots, live)
+    return y if bias is None else y.add_(bias.view(-1, *[1] * (y.dim() - 2)))
+
+
+def backward_input(
+    grad: Tensor, x: Tensor, values: Tensor, weight: SparseWeight, geometry: ConvGeometry
+) -> Tensor:
+    """Return the gradient of ``x``."""
+    slots, live_weight = weight.slots.long(), _live_weight(values, weight)
+    if _axis(weight) == "out":
+        return dense_backward_input(grad[:, slots], x, live_weight, geometry)
+    live = dense_backward_input(grad, x[:, slots], live_weight, geometry)
+    return torch.zeros_like(x).index_copy_(1, slots, live)
+
+
+def backward_values(
+    grad: Tensor, x: Tensor, values: Tensor, weight: SparseWeight, geometry: ConvGeometry
+) -> Tensor:
+    """Return the gradient of the live values."""
+    slots, live_weight = weight.slots.long(), _live_weight(values, weight)
+    if _axis(weight) == "out":
+        gradient = dense_backward_weight(grad[:, slots], x, live_weight, geometry)
+    else:
+        gradient = dense_backward_weight(grad, x[:, slots], live_weight, geometry).transpose(0, 1)
+    return gradient.reshape(values.shape)
+
+
+def _axis(weight: SparseWeight) -> str:
+    if not isinstance(weight.cut, Channels):
+        raise TypeError(f"{weight.cut} is not a cut into channels")
+    return weight.cut.axis
+
+
+def _live_weight(values: Tensor, weight: SparseWeight) -> Tensor:
+    """View the values as the dense weight of the live channels."""
+    out_channels, in_channels, *kernel = weight.shape
+    if _axis(weight) == "out":
+        return values.view(len(values), in_channels, *kernel)
+    return values.view(len(values), out_channels, *kernel).transpose(0, 1)

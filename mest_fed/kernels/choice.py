@@ -1,0 +1,109 @@
+"""Which implementation each product of a layer runs: by rule, or as timed once by the tuner."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+from mest_fed.kernels import native
+from mest_fed.kernels.weight import Channels, ConvGeometry, Cut, Kernels, SparseWeight, Strips
+
+#: Implementations: a dense weight for the moment, a smaller dense convolution over the live
+#: channels, and the compiled kernels with source planes laid out in either way.
+DENSE, CHANNELS = "dense", "channels"
+IMPLEMENTATIONS = (DENSE, CHANNELS, *native.PLANES)
+
+#: Densities from which the rule takes the dense weight: about where it overtakes the compiled
+#: kernels on the machines that were measured (docs/figures.md).
+DENSE_FROM = {"kernels": 0.25, "strips": 0.5, "rows": 0.25}
+
+
+class Choice(NamedTuple):
+    """Implementations of the forward product and of the two backward ones."""
+
+    forward: str
+    backward_input: str
+    backward_values: str
+
+    def __str__(self) -> str:
+        """Return one name where all three agree."""
+        return self.forward if len(set(self)) == 1 else "/".join(self)
+
+
+EVERYTHING_DENSE = Choice(DENSE, DENSE, DENSE)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What decides which implementation is fastest.
+
+    Parameters
+    ----------
+    cut : str
+        Name of the cut, with its rows.
+    shape : tuple of int
+        Of the dense weight.
+    size : tuple of int
+        Height and width of the input.
+    geometry : ConvGeometry
+        Stride, padding, dilation.
+    band : float
+        Density, rounded up to one of :data:`BANDS`, so that a few more or fewer live weights are
+        the same case.
+    threads : int
+        torch's.
+    """
+
+    cut: str
+    shape: tuple[int, ...]
+    size: tuple[int, int]
+    geometry: ConvGeometry
+    band: float
+    threads: int
+
+
+BANDS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
+
+#: What the tuner found, or was told; see :mod:`mest_fed.kernels.tuning`.
+TUNED: dict[Case, Choice] = {}
+
+
+@cache
+def band(density: float) -> float:
+    """Return the band of a density."""
+    return next((top for top in BANDS if density <= top * 1.1), 1.0)
+
+
+def cut_name(cut: Cut) -> str:
+    """Return a short name of a cut."""
+    if isinstance(cut, Strips):
+        return f"strips:{cut.rows}"
+    return "kernels" if isinstance(cut, Kernels) else f"channels:{cut.axis}"
+
+
+def case_of(weight: SparseWeight, size: tuple[int, int], geometry: ConvGeometry) -> Case:
+    """Return the case of a weight under an input of some height and width."""
+    threads = torch.get_num_threads()
+    shape = (*weight.shape, 1, 1)[:4]
+    return Case(cut_name(weight.cut), shape, size, geometry, band(weight.density), threads)
+
+
+def rule(weight: SparseWeight) -> Choice:
+    """Choose without timing, so that every machine of a kind computes the same bits."""
+    if isinstance(weight.cut, Channels):
+        return Choice(CHANNELS, CHANNELS, CHANNELS)
+    if isinstance(weight.cut, Kernels):
+        limit = DENSE_FROM["kernels"]
+    else:
+        limit = DENSE_FROM["strips" if weight.cut.rows > 1 else "rows"]
+    if weight.density >= limit or not native.available():
+        return EVERYTHING_DENSE
+    plane = native.PLANES[0]
+    return Choice(plane, plane, plane)
+
+
+def choose(weight: SparseWeight, size: tuple[int, int], geometry: ConvGeometry) -> Choice:
+    """Return what the tuner found for a case, else what the rule says."""
+    found = TUNED.get(case_of(weight, size, geometry)) if TUNED else None
+    return rule(weight) if found is None else found

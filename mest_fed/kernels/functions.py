@@ -1,0 +1,124 @@
+"""The autograd function of sparse layers. What it saves is the input and the values alone."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mest_fed.kernels import channels, ops, reference
+from mest_fed.kernels.choice import CHANNELS, DENSE, Choice
+from mest_fed.kernels.native import PLANES
+from mest_fed.kernels.weight import ConvGeometry, Kernels, SparseWeight, Strips
+
+_ops = ops.REGISTERED
+
+
+class How(NamedTuple):
+    """How a product is computed."""
+
+    geometry: ConvGeometry
+    choice: Choice
+
+
+class SparseProduct(torch.autograd.Function):
+    """Convolution of (n, in, h, w), or linear map of (n, in), with compact weight values."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        weight: SparseWeight,
+        how: How,
+    ) -> Tensor:
+        """Multiply ``x`` by a weight of shape (out, in, kh, kw) or (out, in)."""
+        ctx.save_for_backward(x, values)
+        ctx.weight, ctx.how = weight, how
+        return forward(x, values, bias, weight, how)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the input, of the live values and of the bias."""
+        x, values = ctx.saved_tensors
+        weight, how, wanted = ctx.weight, ctx.how, ctx.needs_input_grad
+        planes = tuple(range(2, grad.dim()))
+        return (
+            backward_input(grad, x, values, weight, how) if wanted[0] else None,
+            backward_values(grad, x, values, weight, how) if wanted[1] else None,
+            grad.sum((0, *planes)) if wanted[2] else None,
+            None,
+            None,
+        )
+
+
+def forward(
+    x: Tensor, values: Tensor, bias: Tensor | None, weight: SparseWeight, how: How
+) -> Tensor:
+    """Multiply ``x`` by the weight with the chosen implementation."""
+    name = how.choice.forward
+    if name == DENSE:
+        return reference.forward(x, values, bias, weight, how.geometry)
+    if name == CHANNELS:
+        return channels.forward(x, values, bias, weight, how.geometry)
+    numbers = _numbers(how.geometry)
+    y: Tensor = _ops.conv2d(_planes(x), values, bias, *_granules(weight), numbers, _plane(name))
+    return y.view(y.shape[: x.dim()])
+
+
+def backward_input(
+    grad: Tensor, x: Tensor, values: Tensor, weight: SparseWeight, how: How
+) -> Tensor:
+    """Return the gradient of ``x`` with the chosen implementation."""
+    name = how.choice.backward_input
+    if name == DENSE:
+        return reference.backward_input(grad, x, values, weight, how.geometry)
+    if name == CHANNELS:
+        return channels.backward_input(grad, x, values, weight, how.geometry)
+    size, numbers = list(_planes(x).shape), _numbers(how.geometry)
+    dx: Tensor = _ops.conv2d_input(
+        _planes(grad), values, *_granules(weight), numbers, size, _plane(name)
+    )
+    return dx.view(x.shape)
+
+
+def backward_values(
+    grad: Tensor, x: Tensor, values: Tensor, weight: SparseWeight, how: How
+) -> Tensor:
+    """Return the gradient of the live values with the chosen implementation."""
+    name = how.choice.backward_values
+    # Where someone wants the dense gradient (RigL), it has to be made.
+    if name == DENSE or weight.on_dense_gradient is not None:
+        return reference.backward_values(grad, x, values, weight, how.geometry)
+    if name == CHANNELS:
+        return channels.backward_values(grad, x, values, weight, how.geometry)
+    numbers = _numbers(how.geometry)
+    gradient: Tensor = _ops.conv2d_values(
+        _planes(grad), _planes(x), *_granules(weight), numbers, _plane(name)
+    )
+    return gradient
+
+
+def _planes(x: Tensor) -> Tensor:
+    """View features as 1x1 planes."""
+    return x if x.dim() == 4 else x[:, :, None, None]
+
+
+def _plane(name: str) -> int:
+    return PLANES.index(name)
+
+
+def _numbers(geometry: ConvGeometry) -> list[int]:
+    return [*geometry.stride, *geometry.padding, *geometry.dilation]
+
+
+def _granules(weight: SparseWeight) -> tuple[Tensor, Tensor | None, int, list[int]]:
+    """Return slots, cells, rows and shape, as the operators take them."""
+    shape = list((*weight.shape, 1, 1)[:4])
+    if isinstance(weight.cut, Strips):
+        return weight.slots, None, weight.cut.rows, shape
+    if isinstance(weight.cut, Kernels):
+        return weight.slots, torch.tensor(weight.cut.cells, dtype=torch.int32), 1, shape
+    raise TypeError(f"{weight.cut} has no compiled kernel")

@@ -1,0 +1,77 @@
+// The Python face: addresses and sizes, checked by the caller (mest_fed/kernels/native.py).
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
+
+#include <array>
+#include <limits>
+#include <stdexcept>
+
+#include "threads.h"
+#include "variant.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+using Numbers = std::array<int64_t, 15>;
+
+mest::Convolution convolution(const Numbers& n) {
+    for (size_t i = 0; i < n.size(); ++i) {
+        const bool may_be_zero = i == 11 || i == 12;  // padding
+        if (n[i] < (may_be_zero ? 0 : 1) || n[i] > std::numeric_limits<int32_t>::max() / 4) {
+            throw std::invalid_argument("convolution sizes out of range");
+        }
+    }
+    const auto at = [&](int i) { return static_cast<int>(n[i]); };
+    return {n[0],  at(1), at(2), at(3),  at(4),  at(5),  at(6), at(7),
+            at(8), at(9), at(10), at(11), at(12), at(13), at(14)};
+}
+
+// slots, live granules, rows of a strip, cells, variants, cells of a variant
+using Weight = std::array<int64_t, 6>;
+
+mest::StripIndex index_of(const Weight& w, const mest::Convolution& problem) {
+    const mest::Granules granules{reinterpret_cast<const int32_t*>(w[0]), w[1],
+                                  static_cast<int>(w[2]), reinterpret_cast<const int32_t*>(w[3]),
+                                  static_cast<int>(w[4]), static_cast<int>(w[5])};
+    return mest::strips_of(granules, problem);
+}
+
+mest::Call call(int plane, int threads) {
+    return {plane == 0 ? mest::Plane::padded : mest::Plane::shifted, threads < 1 ? 1 : threads};
+}
+
+const float* in(int64_t address) { return reinterpret_cast<const float*>(address); }
+float* out(int64_t address) { return reinterpret_cast<float*>(address); }
+
+void forward(const Numbers& numbers, const Weight& weight, int64_t values, int64_t x, int64_t bias,
+             int64_t y, int plane, int threads) {
+    const mest::Convolution p = convolution(numbers);
+    mest::kernels().forward(p, index_of(weight, p), in(values), in(x), in(bias), out(y),
+                            call(plane, threads));
+}
+
+void backward_input(const Numbers& numbers, const Weight& weight, int64_t values, int64_t dy,
+                    int64_t dx, int plane, int threads) {
+    const mest::Convolution p = convolution(numbers);
+    mest::kernels().backward_input(p, index_of(weight, p), in(values), in(dy), out(dx),
+                                   call(plane, threads));
+}
+
+void backward_values(const Numbers& numbers, const Weight& weight, int64_t x, int64_t dy,
+                     int64_t gradient, int plane, int threads) {
+    const mest::Convolution p = convolution(numbers);
+    mest::kernels().backward_values(p, index_of(weight, p), in(x), in(dy), out(gradient),
+                                    call(plane, threads));
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    const auto unlocked = nb::call_guard<nb::gil_scoped_release>();
+    m.def("variant", [] { return mest::kernels().name; });
+    m.def("scratch_bytes", &mest::scratch_bytes);
+    m.def("forward", &forward, unlocked);
+    m.def("backward_input", &backward_input, unlocked);
+    m.def("backward_values", &backward_values, unlocked);
+}

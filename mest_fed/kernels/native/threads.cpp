@@ -1,0 +1,101 @@
+#include "threads.h"
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <exception>
+#include <mutex>
+#include <new>
+#include <thread>
+#include <vector>
+
+namespace mest {
+namespace {
+
+// A second OpenMP runtime beside torch's would fight with it for the cores (its idle threads spin
+// for a while), so its team is borrowed through the entry point that GCC's compiler calls.
+using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+GompParallel gomp_parallel() {
+    static const auto found = reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    return found;
+}
+
+struct Team {
+    Team(const std::function<void(int64_t, int)>& work_, int64_t units_)
+        : work(work_), units(units_) {}
+
+    const std::function<void(int64_t, int)>& work;
+    const int64_t units;
+    std::atomic<int64_t> next{0};
+    std::atomic<int> member{0};
+    std::mutex lock;
+    std::exception_ptr failure;
+
+    void run() {
+        const int thread = member++;
+        try {
+            for (int64_t unit = next++; unit < units; unit = next++) work(unit, thread);
+        } catch (...) {
+            next = units;
+            const std::lock_guard<std::mutex> guard(lock);
+            failure = std::current_exception();
+        }
+    }
+};
+
+void run_member(void* team) { static_cast<Team*>(team)->run(); }
+
+struct Buffer {
+    float* data = nullptr;
+    int64_t floats = 0;
+    ~Buffer() { release(); }
+    void release();
+};
+
+std::atomic<int64_t> held{0};
+
+void Buffer::release() {
+    std::free(data);
+    held -= floats * static_cast<int64_t>(sizeof(float));
+    data = nullptr;
+    floats = 0;
+}
+
+}  // namespace
+
+void parallel_for(int64_t units, int threads, const std::function<void(int64_t, int)>& work) {
+    threads = static_cast<int>(std::min<int64_t>(threads, units));
+    Team team(work, units);
+    if (threads <= 1) {
+        team.run();
+    } else if (gomp_parallel() != nullptr) {
+        gomp_parallel()(run_member, &team, static_cast<unsigned>(threads), 0);
+    } else {
+        std::vector<std::thread> others;
+        for (int i = 1; i < threads; ++i) others.emplace_back(run_member, &team);
+        team.run();
+        for (std::thread& other : others) other.join();
+    }
+    if (team.failure) std::rethrow_exception(team.failure);
+}
+
+float* thread_scratch(int which, int64_t floats) {
+    thread_local Buffer buffers[4];
+    Buffer& buffer = buffers[which];
+    if (buffer.floats < floats) {
+        buffer.release();
+        const int64_t lines = (floats + 15) / 16;
+        buffer.data = static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>(lines) * 64));
+        if (buffer.data == nullptr) throw std::bad_alloc();
+        buffer.floats = lines * 16;
+        held += buffer.floats * static_cast<int64_t>(sizeof(float));
+    }
+    return buffer.data;
+}
+
+int64_t scratch_bytes() { return held; }
+
+}  // namespace mest

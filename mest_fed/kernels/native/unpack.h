@@ -1,0 +1,101 @@
+// Gives back what was added to source planes in their scratch arrangement: the adjoint of packing.
+#pragma once
+
+#include <cstring>
+
+#include "plan.h"
+
+namespace mest::MEST_VARIANT {
+
+// A row of a plane is the sum of what its copies hold.
+template <int N>
+inline void sum_row(float* row, const float* from, const Scratch& s, const Reading& r) {
+    using bits = typename Simd<N>::bits;
+    using type = typename Simd<N>::type;
+    const int64_t copy_floats = int64_t{s.rows} * s.pitch;
+    const int last = r.source_width - N;
+    for (int j = 0; j <= last; j += N) {
+        type sum{};
+        const float* copy_row = from + j;
+        for (const Copy& copy : s.copies) {
+            bits piece = (bits)load<N>(copy_row - copy.start);
+            if (j == 0) piece &= *reinterpret_cast<const bits*>(copy.back_first);
+            if (j == last) piece &= *reinterpret_cast<const bits*>(copy.back_last);
+            sum += (type)piece;
+            copy_row += copy_floats;
+        }
+        store<N>(row + j, sum);
+    }
+}
+
+inline void sum_row_by_floats(float* row, const float* from, const Scratch& s, const Reading& r) {
+    const int64_t copy_floats = int64_t{s.rows} * s.pitch;
+    for (int j = 0; j < r.source_width; ++j) row[j] = 0.0f;
+    for (const Copy& copy : s.copies) {
+        for (int j = 0; j < r.domain_width; ++j) {
+            const int at = copy.start + j * r.step_width;
+            if (at >= 0 && at < r.source_width) row[at] += from[j];
+        }
+        from += copy_floats;
+    }
+}
+
+inline void take_row(float* row, const float* from, const Scratch& s, const Reading& r) {
+    const int margin = -s.copies[0].start;
+    const int begin = std::max(0, -margin);
+    const int end = std::min(r.source_width, s.pitch - margin);
+    for (int j = 0; j < begin; ++j) row[j] = 0.0f;
+    int j = begin;
+    for (; j + V <= end; j += V) store(row + j, load(from + margin + j));
+    for (; j < end; ++j) row[j] = from[margin + j];
+    for (j = std::max(begin, end); j < r.source_width; ++j) row[j] = 0.0f;
+}
+
+// One channel of one image back from its place; rows that no tap reaches become zero.
+template <int N>
+inline void unpack_plane(float* plane, const float* from, const Scratch& s, const Reading& r) {
+    for (int row = 0; row < r.source_height; ++row) {
+        float* to = plane + int64_t{row} * r.source_width;
+        bool reached = false;
+        for (const Phase& phase : s.phases) {
+            const int ahead = row - phase.start;
+            if (ahead < 0 || ahead % r.step_height != 0 || ahead / r.step_height >= phase.rows) continue;
+            const float* source = from + int64_t{phase.base + ahead / r.step_height} * s.pitch;
+            reached = true;
+            if (s.plane == Plane::padded) {
+                take_row(to, source, s, r);
+            } else if (N > 1) {
+                sum_row<N>(to, source, s, r);
+            } else {
+                sum_row_by_floats(to, source, s, r);
+            }
+        }
+        if (!reached) std::memset(to, 0, r.source_width * sizeof(float));
+    }
+}
+
+// Channels [begin, end) of a set of images.
+inline void unpack(const float* scratch, float* x, int channels, int begin, int end,
+                   const ImageSet& set, const Scratch& s, const Reading& r) {
+    const int piece = r.source_width == r.domain_width ? piece_of(r) : 0;
+    const int64_t size = int64_t{r.source_height} * r.source_width;
+    for (int image = 0; image < set.count; ++image) {
+        float* plane = x + ((set.first + image) * channels + begin) * size;
+        const float* from = scratch + begin * s.channel_floats +
+                            image / s.side_by_side * s.image_floats +
+                            image % s.side_by_side * r.domain_width;
+        for (int c = begin; c < end; ++c, plane += size, from += s.channel_floats) {
+            if (V >= 16 && piece == 16) {
+                unpack_plane<V >= 16 ? 16 : 4>(plane, from, s, r);
+            } else if (V >= 8 && piece == 8) {
+                unpack_plane<V >= 8 ? 8 : 4>(plane, from, s, r);
+            } else if (piece == 4) {
+                unpack_plane<4>(plane, from, s, r);
+            } else {
+                unpack_plane<1>(plane, from, s, r);
+            }
+        }
+    }
+}
+
+}  // namespace mest::MEST_VARIANT

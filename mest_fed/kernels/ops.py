@@ -1,0 +1,101 @@
+"""The compiled kernels as torch operators, so that compilers, fake tensors and FLOP counters see them.
+
+``torch.ops.mest_fed.conv2d``, ``conv2d_input`` and ``conv2d_values``; `geometry` is stride,
+padding and dilation, two numbers each. A linear layer is a convolution of 1x1 planes.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from mest_fed.kernels import native
+from mest_fed.kernels.native import Problem
+from mest_fed.kernels.weight import ConvGeometry
+
+_WEIGHT = "Tensor slots, Tensor? cells, int rows, int[] shape, int[] geometry"
+_library = torch.library.Library("mest_fed", "DEF")
+_library.define(f"conv2d(Tensor x, Tensor values, Tensor? bias, {_WEIGHT}, int plane) -> Tensor")
+_library.define(
+    f"conv2d_input(Tensor grad, Tensor values, {_WEIGHT}, int[] size, int plane) -> Tensor"
+)
+_library.define(f"conv2d_values(Tensor grad, Tensor x, {_WEIGHT}, int plane) -> Tensor")
+
+
+def _geometry(numbers: list[int]) -> ConvGeometry:
+    a, b, c, d, e, f = numbers
+    return ConvGeometry((a, b), (c, d), (e, f))
+
+
+@torch.library.impl(_library, "conv2d", "CPU")
+def _conv2d(
+    x: Tensor, values: Tensor, bias: Tensor | None, slots: Tensor, cells: Tensor | None, *rest: Any
+) -> Tensor:
+    rows, shape, geometry, plane = rest
+    problem = Problem(x.shape, shape, rows, cells, _geometry(geometry))
+    return native.forward(x, values, slots, bias, problem, plane)
+
+
+@torch.library.impl(_library, "conv2d_input", "CPU")
+def _conv2d_input(
+    grad: Tensor, values: Tensor, slots: Tensor, cells: Tensor | None, rows: int, *rest: Any
+) -> Tensor:
+    shape, geometry, size, plane = rest
+    problem = Problem(size, shape, rows, cells, _geometry(geometry))
+    return native.backward_input(grad, values, slots, problem, plane)
+
+
+@torch.library.impl(_library, "conv2d_values", "CPU")
+def _conv2d_values(
+    grad: Tensor, x: Tensor, slots: Tensor, cells: Tensor | None, rows: int, *rest: Any
+) -> Tensor:
+    shape, geometry, plane = rest
+    problem = Problem(x.shape, shape, rows, cells, _geometry(geometry))
+    return native.backward_values(grad, x, slots, problem, plane)
+
+
+@torch.library.register_fake("mest_fed::conv2d")
+def _fake_conv2d(x: Tensor, values: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    shape, geometry = rest[3], rest[4]
+    size = _geometry(geometry).out_size((x.shape[2], x.shape[3]), (shape[2], shape[3]))
+    return x.new_empty(x.shape[0], shape[0], *size)
+
+
+@torch.library.register_fake("mest_fed::conv2d_input")
+def _fake_conv2d_input(grad: Tensor, values: Tensor, *rest: Any) -> Tensor:
+    return grad.new_empty(rest[5])
+
+
+@torch.library.register_fake("mest_fed::conv2d_values")
+def _fake_conv2d_values(
+    grad: Tensor, x: Tensor, slots: Tensor, cells: Tensor | None, rows: int, *rest: Any
+) -> Tensor:
+    return grad.new_empty(slots.shape[0], rows if cells is None else cells.shape[1])
+
+
+def _flops(values: tuple[int, ...], images_and_plane: tuple[int, ...]) -> int:
+    """Multiply and add once for each live value, image and output position."""
+    n, _, height, width = images_and_plane
+    return 2 * math.prod(values) * n * height * width
+
+
+# Shapes arrive in place of tensors.
+@register_flop_formula(torch.ops.mest_fed.conv2d)
+def _conv2d_flops(x: Any, values: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
+    return _flops(values, out_shape)
+
+
+@register_flop_formula(torch.ops.mest_fed.conv2d_input)
+def _conv2d_input_flops(grad: Any, values: Any, *args: Any, **kwargs: Any) -> int:
+    return _flops(values, grad)
+
+
+@register_flop_formula(torch.ops.mest_fed.conv2d_values)
+def _conv2d_values_flops(grad: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
+    return _flops(out_shape, grad)
+
+
+#: The operators, once they are registered.
+REGISTERED = torch.ops.mest_fed
