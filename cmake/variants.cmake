@@ -1,0 +1,58 @@
+# One source, compiled once per instruction set: dispatch.cpp chooses among them on the machine.
+include(CheckCXXCompilerFlag)
+include(CheckCXXSourceCompiles)
+
+set(MEST_FLAGS_avx512 -mavx512f -mavx512vl -mavx512dq -mavx512bw -mfma -mavx2)
+set(MEST_FLAGS_avx2 -mavx2 -mfma)
+set(MEST_FLAGS_plain "")
+
+# List the variants that the target takes. The compiler is asked what it compiles for, since a cross
+# build's own idea of the processor may be wrong.
+function(mest_list_variants result)
+  set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY)
+  check_cxx_source_compiles("#ifndef __x86_64__\n#error other\n#endif\n" MEST_IS_X86_64)
+  set(names "")
+  if(MEST_IS_X86_64)
+    foreach(name avx512 avx2)
+      list(JOIN MEST_FLAGS_${name} " " flags)
+      check_cxx_compiler_flag("${flags}" MEST_COMPILES_${name})
+      if(MEST_COMPILES_${name})
+        list(APPEND names ${name})
+      endif()
+    endforeach()
+  endif()
+  set(${result} ${names} plain PARENT_SCOPE)
+endfunction()
+
+function(mest_add_variants library source)
+  mest_list_variants(names)
+  message(STATUS "Kernel variants: ${names}")
+  foreach(name ${names})
+    set(object mest_variant_${name})
+    add_library(${object} OBJECT ${source})
+    set_target_properties(${object} PROPERTIES POSITION_INDEPENDENT_CODE ON)
+    target_compile_definitions(${object} PRIVATE MEST_VARIANT=${name})
+    target_compile_options(${object} PRIVATE ${MEST_FLAGS_${name}})
+    target_link_libraries(${object} PRIVATE mest_flags)
+    target_sources(${library} PRIVATE $<TARGET_OBJECTS:${object}>)
+    if(NOT name STREQUAL "plain")
+      string(TOUPPER ${name} upper)
+      target_compile_definitions(${library} PRIVATE MEST_HAVE_${upper})
+    endif()
+  endforeach()
+  set(MEST_VARIANTS ${names} PARENT_SCOPE)
+endfunction()
+
+# The linker keeps one of several copies of an inline function, and might keep one that only a
+# newer processor can run: a variant must define none. (Unoptimised code always has some.)
+function(mest_test_variants_share_nothing)
+  list(LENGTH MEST_VARIANTS count)
+  if(count EQUAL 1 OR MEST_SANITIZE OR NOT CMAKE_NM)
+    return()
+  endif()
+  foreach(name ${MEST_VARIANTS})
+    add_test(NAME ${name}_shares_nothing COMMAND ${CMAKE_COMMAND} -DNM=${CMAKE_NM}
+      -DOBJECT=$<TARGET_OBJECTS:mest_variant_${name}>
+      -P ${CMAKE_CURRENT_SOURCE_DIR}/cmake/shares_nothing.cmake)
+  endforeach()
+endfunction()
