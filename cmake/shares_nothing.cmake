@@ -1,7 +1,6 @@
-# cmake -DNM=nm -DOBJECT=file -P shares_nothing.cmake: fail if the object defines a weak symbol.
+# cmake -DNM=nm -DOBJECT=file -P shares_nothing.cmake: fail if the object defines a weak function.
 execute_process(COMMAND ${NM} -C ${OBJECT} OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
-# V, W: weak and defined; u: one for the whole process.
-string(REGEX MATCHALL "[0-9a-f]+ [VWu] [^\n]*" shared "${symbols}")
+string(REGEX MATCHALL "[0-9a-f]+ W [^\n]*" shared "${symbols}")
 if(shared)
   list(JOIN shared "\n  " shown)
   message(FATAL_ERROR "${OBJECT} shares with other objects:\n  ${shown}\n"
