@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NATIVE := CMakeLists.txt $(wildcard cmake/*.cmake mest_fed/kernels/native/*)
 
-NO_NATIVE := No native kernels: the C++ build failed. 'MEST_REQUIRE_NATIVE=1 make' says why.
+NO_NATIVE := No native kernels: the C++ build failed. 'make native' shows why.
 
 # The self-test, configured, built and run: $(call SELFTEST,FOLDER,OPTIONS)
 SELFTEST = $(BIN)/cmake -S . -B $(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
@@ -17,7 +17,7 @@ ARM_TOOLS := test-arm: skipped, for want of $(ARM_CXX) or qemu-aarch64 (Debian: 
 	g++-aarch64-linux-gnu, qemu-user)
 
 .DEFAULT_GOAL := help
-.PHONY: help simulate test test-quick test-native test-arm lint format clean
+.PHONY: help native simulate test test-quick test-native test-arm lint format clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -28,6 +28,9 @@ $(READY): pyproject.toml constraints.txt $(NATIVE)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@$(BIN)/python -c "import mest_fed.kernels._native" 2>/dev/null || echo "$(NO_NATIVE)"
 	touch $@
+
+native: $(READY) ## Build the native kernels again, and fail if the compiler does
+	MEST_REQUIRE_NATIVE=1 $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 
 simulate: $(READY) ## Run the quickstart fleet and write runs/quickstart/report.html
 	$(BIN)/mest-fed simulate --preset quickstart --out runs/quickstart
