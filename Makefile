@@ -3,18 +3,34 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+NATIVE := CMakeLists.txt $(wildcard cmake/*.cmake mest_fed/kernels/native/*)
+
+NO_NATIVE := No native kernels: the C++ build failed. 'make native' shows why.
+
+# The self-test, configured, built and run: $(call SELFTEST,FOLDER,OPTIONS)
+SELFTEST = $(BIN)/cmake -S . -B $(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+	-DMEST_SELFTEST=ON $(2) && $(BIN)/cmake --build $(1) && \
+	$(BIN)/ctest --test-dir $(1) --output-on-failure
+ARM_CXX := aarch64-linux-gnu-g++
+QEMU := $(firstword $(foreach name,qemu-aarch64 qemu-aarch64-static,$(shell command -v $(name))))
+ARM_TOOLS := test-arm: skipped, for want of $(ARM_CXX) or qemu-aarch64 (Debian: \
+	g++-aarch64-linux-gnu, qemu-user)
 
 .DEFAULT_GOAL := help
-.PHONY: help simulate test test-quick lint format clean
+.PHONY: help native simulate test test-quick test-native test-arm lint format clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt "torch==2.13.0"
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@$(BIN)/python -c "import mest_fed.kernels._native" 2>/dev/null || echo "$(NO_NATIVE)"
 	touch $@
+
+native: $(READY) ## Build the native kernels again, and fail if the compiler does
+	MEST_REQUIRE_NATIVE=1 $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 
 simulate: $(READY) ## Run the quickstart fleet and write runs/quickstart/report.html
 	$(BIN)/mest-fed simulate --preset quickstart --out runs/quickstart
@@ -24,6 +40,23 @@ test: $(READY) ## Run all tests
 
 test-quick: $(READY) ## Run the tests that need no cluster, network or patience
 	$(BIN)/python -m pytest -m "not slow and not ray and not net"
+
+test-native: $(READY) ## Test the C++ kernels alone, as they ship and under sanitizers
+	@if ! command -v $(firstword $(CXX)) >/dev/null; then \
+		echo "test-native: skipped, for want of a C++ compiler"; \
+	else \
+		export CXX="$(CXX)"; $(call SELFTEST,build/native,) && \
+		$(call SELFTEST,build/native-asan,-DMEST_SANITIZE=ON); \
+	fi
+
+test-arm: $(READY) ## Test the C++ kernels for 64-bit ARM under emulation
+	@if ! command -v $(ARM_CXX) >/dev/null || [ -z "$(QEMU)" ]; then \
+		echo "$(ARM_TOOLS)"; \
+	else \
+		$(call SELFTEST,build/native-arm,-DCMAKE_SYSTEM_NAME=Linux \
+			-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(ARM_CXX) \
+			"-DCMAKE_CROSSCOMPILING_EMULATOR=$(QEMU);-L;/usr/aarch64-linux-gnu"); \
+	fi
 
 lint: $(READY) ## Check style, types and the floors of the house
 	$(BIN)/ruff check .

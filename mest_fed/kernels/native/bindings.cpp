@@ -6,6 +6,7 @@
 #include <limits>
 #include <stdexcept>
 
+#include "convolve.h"
 #include "threads.h"
 #include "variant.h"
 
@@ -47,21 +48,21 @@ float* out(int64_t address) { return reinterpret_cast<float*>(address); }
 void forward(const Numbers& numbers, const Weight& weight, int64_t values, int64_t x, int64_t bias,
              int64_t y, int plane, int threads) {
     const mest::Convolution p = convolution(numbers);
-    mest::kernels().forward(p, index_of(weight, p), in(values), in(x), in(bias), out(y),
+    mest::forward(p, index_of(weight, p), in(values), in(x), in(bias), out(y),
                             call(plane, threads));
 }
 
 void backward_input(const Numbers& numbers, const Weight& weight, int64_t values, int64_t dy,
                     int64_t dx, int plane, int threads) {
     const mest::Convolution p = convolution(numbers);
-    mest::kernels().backward_input(p, index_of(weight, p), in(values), in(dy), out(dx),
+    mest::backward_input(p, index_of(weight, p), in(values), in(dy), out(dx),
                                    call(plane, threads));
 }
 
 void backward_values(const Numbers& numbers, const Weight& weight, int64_t x, int64_t dy,
                      int64_t gradient, int plane, int threads) {
     const mest::Convolution p = convolution(numbers);
-    mest::kernels().backward_values(p, index_of(weight, p), in(x), in(dy), out(gradient),
+    mest::backward_values(p, index_of(weight, p), in(x), in(dy), out(gradient),
                                     call(plane, threads));
 }
 
@@ -69,7 +70,7 @@ void backward_values(const Numbers& numbers, const Weight& weight, int64_t x, in
 
 NB_MODULE(_native, m) {
     const auto unlocked = nb::call_guard<nb::gil_scoped_release>();
-    m.def("variant", [] { return mest::kernels().name; });
+    m.def("variant", [] { return mest::variant().name; });
     m.def("scratch_bytes", &mest::scratch_bytes);
     m.def("forward", &forward, unlocked);
     m.def("backward_input", &backward_input, unlocked);

@@ -1,22 +1,11 @@
 // Copies source planes into their scratch arrangement.
 #pragma once
 
-#include "scratch.h"
+#include "plan.h"
+#include "simd.h"
 
 namespace mest::MEST_VARIANT {
-
-// A whole tensor (images, channels, height, width), to know which loads stay inside it.
-struct Source {
-    const float* begin;
-    const float* end;
-    int channels;
-    int64_t plane;  // floats
-};
-
-inline Source source_of(const float* x, int64_t batch, int channels, int height, int width) {
-    const int64_t plane = int64_t{height} * width;
-    return {x, x + batch * channels * plane, channels, plane};
-}
+namespace {
 
 inline void copy_row_by_floats(float* to, const float* row, int start, const Reading& r) {
     for (int j = 0; j < r.domain_width; ++j) {
@@ -38,10 +27,16 @@ inline void copy_row(float* to, const float* row, const Copy& copy, const Readin
     }
 }
 
+// The tensor's ends: loads of whole pieces must stay between them.
+struct Bounds {
+    const float *begin, *end;
+};
+
 // One channel of one image to its place; margin rows and columns hold zeros already.
 template <int N>
-inline void pack_plane(float* to, const float* plane, const Source& x, const Scratch& s,
-                       const Reading& r) {
+inline void pack_shifted(float* to, const float* plane, const Plan& plan, Bounds bounds) {
+    const Scratch& s = plan.scratch;
+    const Reading& r = plan.reading;
     const int64_t copy_floats = int64_t{s.rows} * s.pitch;
     for (const Phase& phase : s.phases) {
         for (int i = 0; i < phase.rows; ++i) {
@@ -51,7 +46,7 @@ inline void pack_plane(float* to, const float* plane, const Source& x, const Scr
             float* target = to + int64_t{phase.base + i} * s.pitch;
             for (const Copy& copy : s.copies) {
                 const float* a = source + copy.start;
-                if (N > 1 && a >= x.begin && a + r.domain_width <= x.end) {
+                if (N > 1 && a >= bounds.begin && a + r.domain_width <= bounds.end) {
                     copy_row<N>(target, source, copy, r);
                 } else {
                     copy_row_by_floats(target, source, copy.start, r);
@@ -62,12 +57,13 @@ inline void pack_plane(float* to, const float* plane, const Source& x, const Scr
     }
 }
 
-// Plane::padded keeps one copy whose margins are zero: the source row goes to its middle.
-inline void pack_padded(float* to, const float* plane, const Scratch& s, const Reading& r) {
+// One copy with margins of zeros: the source row goes to its middle.
+inline void pack_padded(float* to, const float* plane, const Plan& plan) {
+    const Scratch& s = plan.scratch;
+    const Reading& r = plan.reading;
     const int margin = -s.copies[0].start;  // columns left of the source
-    const int from = std::max(0, -margin);
-    const int until = std::min(r.source_width, s.pitch - margin);
-    if (until <= from) return;
+    const int from = margin < 0 ? -margin : 0;
+    const int until = r.source_width + margin < s.pitch ? r.source_width : s.pitch - margin;
     for (const Phase& phase : s.phases) {
         for (int i = 0; i < phase.rows; ++i) {
             const int row = phase.start + i * r.step_height;
@@ -81,28 +77,30 @@ inline void pack_padded(float* to, const float* plane, const Scratch& s, const R
     }
 }
 
-// `count` images from image `first` on, all channels.
-inline void pack(float* scratch, const Source& x, int64_t first, int count, const Scratch& s,
-                 const Reading& r) {
-    const int piece = piece_of(r);
-    for (int image = 0; image < count; ++image) {
-        const float* plane = x.begin + (first + image) * x.channels * x.plane;
+// All channels of the unit's images.
+inline void pack(float* scratch, const float* x, const Plan& plan, const Unit& unit) {
+    const Scratch& s = plan.scratch;
+    const int64_t size = int64_t{plan.reading.source_height} * plan.reading.source_width;
+    const Bounds bounds{x, x + plan.batch * plan.in_channels * size};
+    for (int image = 0; image < unit.count; ++image) {
+        const float* plane = x + (unit.first + image) * plan.in_channels * size;
         float* to = scratch + image / s.side_by_side * s.image_floats +
-                    image % s.side_by_side * r.domain_width;
-        for (int c = 0; c < x.channels; ++c, plane += x.plane, to += s.channel_floats) {
-            if (s.plane == Plane::padded) {
-                pack_padded(to, plane, s, r);
-            } else if (V >= 16 && piece == 16) {
-                pack_plane<V >= 16 ? 16 : 4>(to, plane, x, s, r);
-            } else if (V >= 8 && piece == 8) {
-                pack_plane<V >= 8 ? 8 : 4>(to, plane, x, s, r);
-            } else if (piece == 4) {
-                pack_plane<4>(to, plane, x, s, r);
+                    image % s.side_by_side * plan.reading.domain_width;
+        for (int c = 0; c < plan.in_channels; ++c, plane += size, to += s.channel_floats) {
+            if (s.padded) {
+                pack_padded(to, plane, plan);
+            } else if (V >= 16 && s.piece == 16) {
+                pack_shifted<V >= 16 ? 16 : 4>(to, plane, plan, bounds);
+            } else if (V >= 8 && s.piece == 8) {
+                pack_shifted<V >= 8 ? 8 : 4>(to, plane, plan, bounds);
+            } else if (s.piece == 4) {
+                pack_shifted<4>(to, plane, plan, bounds);
             } else {
-                pack_plane<1>(to, plane, x, s, r);
+                pack_shifted<1>(to, plane, plan, bounds);
             }
         }
     }
 }
 
+}  // namespace
 }  // namespace mest::MEST_VARIANT

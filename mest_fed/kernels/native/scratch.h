@@ -8,13 +8,13 @@
 // an image each, and several images are stacked where one gives too few vectors to work on.
 #pragma once
 
-#include <algorithm>
 #include <vector>
 
 #include "problem.h"
-#include "simd.h"
 
-namespace mest::MEST_VARIANT {
+namespace mest {
+
+constexpr int widest = 16;  // floats of any variant's vector
 
 struct Reading {
     int source_height, source_width;
@@ -30,11 +30,12 @@ struct Phase {
 struct Copy {
     int start;  // source column of the first position
     // Lanes of a row's first and last piece that lie inside: of the source, and on the way back.
-    alignas(64) int32_t first[V], last[V], back_first[V], back_last[V];
+    alignas(64) int32_t first[widest], last[widest], back_first[widest], back_last[widest];
 };
 
 struct Scratch {
-    Plane plane;
+    bool padded;
+    int piece;  // width of the pieces in which rows are copied, 0: one float after another
     int side_by_side, stacked;
     int pitch, rows;
     int64_t image_floats, channel_floats;
@@ -48,63 +49,6 @@ struct Scratch {
     int images() const { return side_by_side * stacked; }
 };
 
-inline int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
-
-inline void place_rows(Scratch& s, const Reading& r) {
-    for (int phase = 0; phase < r.step_height; ++phase) {
-        int least = 0, most = 0;
-        bool used = false;
-        for (int start : r.row_start) {
-            const int at = floor_div(start, r.step_height);
-            if (start - at * r.step_height != phase) continue;
-            least = used ? std::min(least, at) : at;
-            most = used ? std::max(most, at) : at;
-            used = true;
-        }
-        if (!used) continue;
-        s.phases.push_back({least * r.step_height + phase, most - least + r.domain_height, s.rows});
-        s.rows += s.phases.back().rows;
-    }
-}
-
-inline int row_of(const Scratch& s, const Reading& r, int start) {
-    for (const Phase& phase : s.phases) {
-        const int ahead = start - phase.start;
-        if (ahead >= 0 && ahead % r.step_height == 0 &&
-            ahead / r.step_height <= phase.rows - r.domain_height) {
-            return phase.base + ahead / r.step_height;
-        }
-    }
-    return 0;
-}
-
-inline Copy make_copy(int start, const Reading& r, int piece) {
-    Copy copy{};
-    copy.start = start;
-    const int last = r.domain_width - piece;
-    for (int lane = 0; lane < V; ++lane) {
-        const int a = start + lane, b = start + last + lane;
-        copy.first[lane] = a >= 0 && a < r.source_width ? -1 : 0;
-        copy.last[lane] = b >= 0 && b < r.source_width ? -1 : 0;
-        const int c = lane - start, d = c + last;
-        copy.back_first[lane] = c >= 0 && c < r.domain_width ? -1 : 0;
-        copy.back_last[lane] = d >= 0 && d < r.domain_width ? -1 : 0;
-    }
-    return copy;
-}
-
-// Width of the pieces in which rows are copied: of which only the first and the last may stick out.
-// 0 where rows are copied one float after another.
-inline int piece_of(const Reading& r) {
-    if (r.step_width != 1) return 0;
-    const auto [least, most] = std::minmax_element(r.column_start.begin(), r.column_start.end());
-    const int out = std::max(-*least, *most + r.domain_width - r.source_width);
-    for (int piece : {16, 8, 4}) {
-        if (piece <= V && r.domain_width % piece == 0 && out <= piece) return piece;
-    }
-    return 0;
-}
-
 // What a kernel wants of its scratch.
 struct Wish {
     Plane plane;
@@ -113,49 +57,7 @@ struct Wish {
     bool overlap;  // the last vector of a row may repeat lanes of the one before
 };
 
-inline Scratch arrange(const Reading& r, const Wish& wish, int64_t batch) {
-    constexpr int64_t large = 160 * 1024;  // floats: what a second-level cache surely holds
-    Scratch s{};
-    const bool narrow = r.domain_width < V;
-    const bool ragged = !wish.overlap && r.domain_width % V != 0;
-    s.plane = narrow || ragged || r.step_width != 1 ? Plane::shifted : wish.plane;
-    s.side_by_side = narrow ? static_cast<int>(std::min<int64_t>(V / r.domain_width, batch)) : 1;
-    place_rows(s, r);
-    std::vector<int> starts = r.column_start;
-    std::sort(starts.begin(), starts.end());
-    starts.erase(std::unique(starts.begin(), starts.end()), starts.end());
-    const bool padded = s.plane == Plane::padded;
-    const int row = padded ? r.domain_width + starts.back() - starts.front() : r.domain_width;
-    s.pitch = padded ? row : (row + V - 1) / V * V;
-    if (padded) starts.resize(1);
-    const int64_t copy_floats = int64_t{s.rows} * s.pitch;
-    for (int start : starts) s.copies.push_back(make_copy(start, r, std::max(1, piece_of(r))));
-    s.image_floats = copy_floats * static_cast<int64_t>(starts.size());
-    for (int at = 0; at == 0 || at < r.domain_width; at += V) {
-        s.column.push_back(wish.overlap ? std::max(0, std::min(at, r.domain_width - V)) : at);
-    }
-    s.vectors = r.domain_height * static_cast<int>(s.column.size());
-    s.stacked = 1;
-    while (s.vectors * s.stacked < wish.vectors && s.images() < batch &&
-           s.image_floats * wish.channels * (s.stacked + 1) <= large) {
-        ++s.stacked;
-    }
-    s.channel_floats = s.image_floats * s.stacked;
-    for (size_t t = 0; t < r.row_start.size(); ++t) {
-        const int start = r.column_start[t];
-        const auto copy = std::lower_bound(starts.begin(), starts.end(), start) - starts.begin();
-        const int64_t across = padded ? start - starts.front() : copy * copy_floats;
-        s.tap_offset.push_back(
-            static_cast<int32_t>(across + int64_t{row_of(s, r, r.row_start[t])} * s.pitch));
-    }
-    for (int q = 0; q < s.stacked; ++q) {
-        for (int i = 0; i < r.domain_height; ++i) {
-            for (int column : s.column) {
-                s.from.push_back(static_cast<int32_t>(q * s.image_floats + i * s.pitch + column));
-            }
-        }
-    }
-    return s;
-}
+// `width` is that of the variant's vectors.
+Scratch arrange(const Reading& r, const Wish& wish, int64_t batch, int width);
 
-}  // namespace mest::MEST_VARIANT
+}  // namespace mest

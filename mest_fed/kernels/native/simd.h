@@ -6,6 +6,7 @@
 #include <utility>
 
 namespace mest::MEST_VARIANT {
+namespace {
 
 #if defined(__AVX512F__)
 constexpr int V = 16;
@@ -67,4 +68,5 @@ inline float sum_of(vec v) {
     return lanes[0];
 }
 
+}  // namespace
 }  // namespace mest::MEST_VARIANT

@@ -4,8 +4,10 @@
 #include <cstring>
 
 #include "plan.h"
+#include "simd.h"
 
 namespace mest::MEST_VARIANT {
+namespace {
 
 // A row of a plane is the sum of what its copies hold.
 template <int N>
@@ -42,13 +44,13 @@ inline void sum_row_by_floats(float* row, const float* from, const Scratch& s, c
 
 inline void take_row(float* row, const float* from, const Scratch& s, const Reading& r) {
     const int margin = -s.copies[0].start;
-    const int begin = std::max(0, -margin);
-    const int end = std::min(r.source_width, s.pitch - margin);
+    const int begin = margin < 0 ? -margin : 0;
+    const int end = r.source_width + margin < s.pitch ? r.source_width : s.pitch - margin;
     for (int j = 0; j < begin; ++j) row[j] = 0.0f;
     int j = begin;
     for (; j + V <= end; j += V) store(row + j, load(from + margin + j));
     for (; j < end; ++j) row[j] = from[margin + j];
-    for (j = std::max(begin, end); j < r.source_width; ++j) row[j] = 0.0f;
+    for (j = begin < end ? end : begin; j < r.source_width; ++j) row[j] = 0.0f;
 }
 
 // One channel of one image back from its place; rows that no tap reaches become zero.
@@ -62,7 +64,7 @@ inline void unpack_plane(float* plane, const float* from, const Scratch& s, cons
             if (ahead < 0 || ahead % r.step_height != 0 || ahead / r.step_height >= phase.rows) continue;
             const float* source = from + int64_t{phase.base + ahead / r.step_height} * s.pitch;
             reached = true;
-            if (s.plane == Plane::padded) {
+            if (s.padded) {
                 take_row(to, source, s, r);
             } else if (N > 1) {
                 sum_row<N>(to, source, s, r);
@@ -74,17 +76,18 @@ inline void unpack_plane(float* plane, const float* from, const Scratch& s, cons
     }
 }
 
-// Channels [begin, end) of a set of images.
-inline void unpack(const float* scratch, float* x, int channels, int begin, int end,
-                   const ImageSet& set, const Scratch& s, const Reading& r) {
-    const int piece = r.source_width == r.domain_width ? piece_of(r) : 0;
+// The unit's channels of its images.
+inline void unpack(const float* scratch, float* x, const Plan& plan, const Unit& unit) {
+    const Scratch& s = plan.scratch;
+    const Reading& r = plan.reading;
+    const int piece = r.source_width == r.domain_width ? s.piece : 0;
     const int64_t size = int64_t{r.source_height} * r.source_width;
-    for (int image = 0; image < set.count; ++image) {
-        float* plane = x + ((set.first + image) * channels + begin) * size;
-        const float* from = scratch + begin * s.channel_floats +
+    for (int image = 0; image < unit.count; ++image) {
+        float* plane = x + ((unit.first + image) * plan.in_channels + unit.begin) * size;
+        const float* from = scratch + unit.begin * s.channel_floats +
                             image / s.side_by_side * s.image_floats +
                             image % s.side_by_side * r.domain_width;
-        for (int c = begin; c < end; ++c, plane += size, from += s.channel_floats) {
+        for (int c = unit.begin; c < unit.end; ++c, plane += size, from += s.channel_floats) {
             if (V >= 16 && piece == 16) {
                 unpack_plane<V >= 16 ? 16 : 4>(plane, from, s, r);
             } else if (V >= 8 && piece == 8) {
@@ -98,4 +101,5 @@ inline void unpack(const float* scratch, float* x, int channels, int begin, int 
     }
 }
 
+}  // namespace
 }  // namespace mest::MEST_VARIANT

@@ -1,24 +1,33 @@
-// What each instruction set's copy of the kernels offers.
+// What each instruction set's copy of the kernels offers. A variant's file holds inner loops alone
+// and defines nothing that another file might share: the linker could keep the copy of a function
+// that only a newer processor can run.
 #pragma once
 
-#include "index.h"
+#include "plan.h"
 
 namespace mest {
 
-struct Kernels {
+struct Variant {
     const char* name;
-    // y (batch, out, oh, ow) from x (batch, in, h, w); bias may be null
-    void (*forward)(const Convolution&, const StripIndex&, const float* values, const float* x,
-                    const float* bias, float* y, Call);
-    // dx from dy
-    void (*backward_input)(const Convolution&, const StripIndex&, const float* values,
-                           const float* dy, float* dx, Call);
-    // gradient of the values, (entries, rows), from x and dy
-    void (*backward_values)(const Convolution&, const StripIndex&, const float* x, const float* dy,
-                            float* gradient, Call);
+    int width;                      // floats of a vector
+    int walk_vectors, dot_vectors;  // that a scratch should offer to the walks and to the dots
+
+    // All three use `scratch` (plan.scratch_floats(), with `guard` floats to spare on both sides)
+    // and `buffer` (a buffer channel for each channel in use) and write what their unit says.
+    // y: all channels of the strips [begin, end)
+    void (*forward)(const Plan&, const float* values, const float* x, const float* bias, float* y,
+                    const Unit&, float* scratch, float* buffer);
+    // dx: the channels [begin, end)
+    void (*backward_input)(const Plan&, const float* values, const float* dy, float* dx,
+                           const Unit&, float* scratch, float* buffer);
+    // added to gradient, (entries, rows): those of the strips [begin, end)
+    void (*backward_values)(const Plan&, const float* x, const float* dy, float* gradient,
+                            const Unit&, float* scratch, float* buffer);
 };
 
-// The best that this processor can run; MEST_FED_KERNELS=plain|avx2|avx512 asks for less.
-const Kernels& kernels();
+constexpr int guard = 64;
+
+// The best that this processor can run; MEST_FED_KERNELS=plain|avx2|avx512 asks for another.
+const Variant& variant();
 
 }  // namespace mest

@@ -1,11 +1,10 @@
 // The inner loops: R output channels by K vectors of positions, kept in registers over a list.
 #pragma once
 
-#include <array>
-
 #include "simd.h"
 
 namespace mest::MEST_VARIANT {
+namespace {
 
 // Vectors of positions that R channels keep in registers, walking and spreading; and how many
 // (channel, entry) pairs the sums of dot_pairs fill.
@@ -147,29 +146,53 @@ void dot_pairs(const Pairs& p, float* result, int stride) {
     }
 }
 
+// Gradients of R rows of a strip's entries, as many entries at once as registers hold.
+template <int R>
+void strip_dots(Pairs pairs, const int32_t* offsets, int count, float* result, int stride) {
+    constexpr int most = most_pairs / R;
+    using Dots = void (*)(const Pairs&, float*, int);
+    static constexpr Dots fewer[] = {dot_pairs<R, 1>, dot_pairs<R, (most > 2 ? 2 : 1)>,
+                                     dot_pairs<R, (most > 4 ? 4 : 1)>};
+    int e = 0;
+    for (; e + most <= count; e += most) {
+        pairs.offsets = offsets + e;
+        dot_pairs<R, most>(pairs, result + int64_t{e} * stride, stride);
+    }
+    while (e < count) {
+        const int power = count - e >= 4 && most > 4 ? 2 : count - e >= 2 && most > 2 ? 1 : 0;
+        pairs.offsets = offsets + e;
+        fewer[power](pairs, result + int64_t{e} * stride, stride);
+        e += 1 << power;
+    }
+}
+
 using StripWalk = void (*)(const Strip&, const Tile&);
 using StripSpread = void (*)(const Strip&, const Spread&);
-using EverySize = std::make_integer_sequence<int, 8>;
 
+// The instances for R rows and 1 to 8 vectors; past most_vectors(R), most_spread(R) none is asked.
 template <int R, int... K>
-constexpr std::array<StripWalk, 9> strip_walks(std::integer_sequence<int, K...>) {
-    return {nullptr, walk_strip<R, (K < most_vectors(R) ? K + 1 : 1)>...};
+StripWalk walk_of(int vectors, std::integer_sequence<int, K...>) {
+    static constexpr StripWalk walks[] = {walk_strip<R, (K < most_vectors(R) ? K + 1 : 1)>...};
+    return walks[vectors - 1];
 }
 template <int R, int... K>
-constexpr std::array<StripSpread, 9> strip_spreads(std::integer_sequence<int, K...>) {
-    return {nullptr, spread_strip<R, (K < most_spread(R) ? K + 1 : 1)>...};
+StripSpread spread_of(int vectors, std::integer_sequence<int, K...>) {
+    static constexpr StripSpread spreads[] = {spread_strip<R, (K < most_spread(R) ? K + 1 : 1)>...};
+    return spreads[vectors - 1];
 }
 
-// The instance for 1, 2 or 4 rows and at most most_vectors(rows), most_spread(rows) vectors.
 inline StripWalk strip_walk(int rows, int vectors) {
-    static constexpr auto one = strip_walks<1>(EverySize{}), two = strip_walks<2>(EverySize{}),
-                          four = strip_walks<4>(EverySize{});
-    return (rows == 4 ? four : rows == 2 ? two : one)[vectors];
+    constexpr std::make_integer_sequence<int, 8> sizes;
+    return rows == 4   ? walk_of<4>(vectors, sizes)
+           : rows == 2 ? walk_of<2>(vectors, sizes)
+                       : walk_of<1>(vectors, sizes);
 }
 inline StripSpread strip_spread(int rows, int vectors) {
-    static constexpr auto one = strip_spreads<1>(EverySize{}),
-                          two = strip_spreads<2>(EverySize{}), four = strip_spreads<4>(EverySize{});
-    return (rows == 4 ? four : rows == 2 ? two : one)[vectors];
+    constexpr std::make_integer_sequence<int, 8> sizes;
+    return rows == 4   ? spread_of<4>(vectors, sizes)
+           : rows == 2 ? spread_of<2>(vectors, sizes)
+                       : spread_of<1>(vectors, sizes);
 }
 
+}  // namespace
 }  // namespace mest::MEST_VARIANT

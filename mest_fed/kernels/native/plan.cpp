@@ -1,0 +1,79 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+
+namespace mest {
+namespace {
+
+Reading reading_of(const Convolution& p) {
+    Reading r{p.height, p.width, p.out_height, p.out_width, p.stride_height, p.stride_width, {}, {}};
+    for (int i = 0; i < p.kernel_height; ++i) {
+        for (int j = 0; j < p.kernel_width; ++j) {
+            r.row_start.push_back(i * p.dilation_height - p.padding_height);
+            r.column_start.push_back(j * p.dilation_width - p.padding_width);
+        }
+    }
+    return r;
+}
+
+Outputs outputs_of(const Convolution& p, const Scratch& s, bool overlap, int width) {
+    Outputs o{};
+    o.direct = p.out_width >= width && (overlap || p.out_width % width == 0);
+    o.channel = int64_t{p.out_height} * p.out_width;
+    o.image = o.channel * p.out_channels;
+    o.pitch = o.direct ? p.out_width : static_cast<int>(s.column.size()) * width;
+    o.buffer_plane = int64_t{p.out_height} * o.pitch;
+    o.buffer_channel = o.buffer_plane * s.stacked;
+    for (int q = 0; q < s.stacked; ++q) {
+        const int64_t image = q * (o.direct ? o.image : o.buffer_plane);
+        for (int i = 0; i < p.out_height; ++i) {
+            for (int column : s.column) o.at.push_back(image + i * o.pitch + column);
+        }
+    }
+    return o;
+}
+
+}  // namespace
+
+Plan make_plan(const Convolution& p, const StripIndex& index, const Wish& wish, int width) {
+    Plan plan{};
+    plan.reading = reading_of(p);
+    plan.scratch = arrange(plan.reading, wish, p.batch, width);
+    plan.outputs = outputs_of(p, plan.scratch, wish.overlap, width);
+    plan.index = &index;
+    plan.rows = index.rows, plan.strips = static_cast<int>(index.first.size()) - 1;
+    plan.taps = p.taps();
+    plan.in_channels = p.in_channels, plan.out_channels = p.out_channels;
+    plan.out_height = p.out_height, plan.out_width = p.out_width;
+    plan.batch = p.batch;
+    plan.sets = (p.batch + plan.scratch.images() - 1) / plan.scratch.images();
+    if (plan.scratch_floats() > std::numeric_limits<int32_t>::max()) {
+        throw std::length_error("one image takes more scratch memory than 32-bit offsets reach");
+    }
+    std::vector<int32_t> place;
+    place.reserve(p.columns());
+    for (int c = 0; c < p.in_channels; ++c) {
+        const auto channel = static_cast<int32_t>(c * plan.scratch.channel_floats);
+        for (int32_t tap : plan.scratch.tap_offset) place.push_back(channel + tap);
+    }
+    plan.offsets.reserve(index.columns.size());
+    for (int32_t column : index.columns) plan.offsets.push_back(place[column]);
+    return plan;
+}
+
+Units::Units(int64_t sets, int threads, int items)
+    : sets_(sets),
+      parts_(std::clamp<int64_t>(threads / std::max<int64_t>(1, sets), 1, std::max(1, items))),
+      items_(items) {}
+
+Unit Units::unit(const Plan& plan, int64_t set, int64_t unit) const {
+    const Scratch& s = plan.scratch;
+    const int64_t first = set * s.images(), part = unit % parts_;
+    const int count = static_cast<int>(std::min<int64_t>(s.images(), plan.batch - first));
+    return {first, count, s.vectors * ((count + s.side_by_side - 1) / s.side_by_side),
+            static_cast<int>(part * items_ / parts_), static_cast<int>((part + 1) * items_ / parts_)};
+}
+
+}  // namespace mest
