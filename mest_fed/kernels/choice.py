@@ -1,6 +1,8 @@
 """Which implementation each product of a layer runs: by rule, or as timed once by the tuner."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
 
@@ -65,8 +67,56 @@ class Case:
 
 BANDS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
 
-#: What the tuner found, or was told; see :mod:`mest_fed.kernels.tuning`.
+
+@dataclass(frozen=True)
+class Choices:
+    """What a process is told to choose.
+
+    Parameters
+    ----------
+    named : mapping of Case to Choice
+        What the tuner found; the rule speaks for all other cases.
+    dense : bool
+        Take the dense weight everywhere, whatever is named.
+    """
+
+    named: Mapping[Case, Choice] = field(default_factory=dict)
+    dense: bool = False
+
+
+#: What this process was told and can run; :func:`use` replaces it.
 TUNED: dict[Case, Choice] = {}
+_told: Choices | None = None
+
+
+def told() -> Choices | None:
+    """Return what this process was told, or None where nobody has told it anything."""
+    return _told
+
+
+def use(choices: Choices | None) -> None:
+    """Choose so from now on, in this process; None: by the rule."""
+    global _told
+    _told = choices
+    TUNED.clear()
+    if choices is not None:
+        TUNED.update((case, it) for case, it in choices.named.items() if _runs_here(it))
+
+
+@contextmanager
+def using(choices: Choices | None) -> Iterator[None]:
+    """Choose so for a while, then as before."""
+    before = _told
+    use(choices)
+    try:
+        yield
+    finally:
+        use(before)
+
+
+def _runs_here(choice: Choice) -> bool:
+    """Say whether a choice, perhaps of another machine, can run on this one."""
+    return native.available() if set(choice) & set(native.PLANES) else True
 
 
 @cache
@@ -104,6 +154,8 @@ def rule(weight: SparseWeight) -> Choice:
 
 
 def choose(weight: SparseWeight, size: tuple[int, int], geometry: ConvGeometry) -> Choice:
-    """Return what the tuner found for a case, else what the rule says."""
+    """Return what this process was told, else what the rule says."""
+    if _told is not None and _told.dense:
+        return EVERYTHING_DENSE
     found = TUNED.get(case_of(weight, size, geometry)) if TUNED else None
     return rule(weight) if found is None else found

@@ -1,0 +1,141 @@
+"""Which implementations a model's sparse layers run, layer by layer: by rule, or timed once."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from mest_fed.kernels import ConvGeometry, SparseWeight, native
+from mest_fed.kernels.choice import Case, rule
+from mest_fed.kernels.table import Row
+from mest_fed.kernels.tuning import Contest, Finding, Specimen, time_in_turn, tune_layer
+from mest_fed.nn.layers import SparseConv2d, SparseLayer
+from mest_fed.rng import torch_generator
+
+
+def tune(
+    model: nn.Module,
+    input_shape: Sequence[int],
+    batch: int,
+    known: Mapping[Case, Row] | None = None,
+    contest: Contest = time_in_turn,
+) -> list[Row]:
+    """Time the implementations of a model's sparse layers, once for each distinct case.
+
+    The model stays as it is, and nothing is drawn from the global generator.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model with sparse layers.
+    input_shape : sequence of int
+        Shape of one example, such as (channels, height, width).
+    batch : int
+        Examples in the batch that is timed.
+    known : mapping of Case to Row, optional
+        Rows of cases that need no timing.
+    contest : callable
+        What times; see :func:`mest_fed.kernels.tuning.time_in_turn`.
+
+    Returns
+    -------
+    list of Row
+        One for each case of the model. Empty where there is nothing to choose: without the
+        compiled kernels, or on a GPU.
+    """
+    if native.variant() is None:
+        return []
+
+    def decide(specimen: Specimen) -> Finding:
+        generator = torch_generator(0, "tuning", *specimen.size)
+        return tune_layer(specimen, generator, contest)
+
+    return decide_layers(model, input_shape, batch, decide, known)
+
+
+def by_rule(specimen: Specimen) -> Finding:
+    """Decide as the rule does, without timing."""
+    return Finding(rule(specimen.weight))
+
+
+def decide_layers(
+    model: nn.Module,
+    input_shape: Sequence[int],
+    batch: int,
+    decide: Callable[[Specimen], Finding],
+    known: Mapping[Case, Row] | None = None,
+) -> list[Row]:
+    """Decide each distinct case of a model's sparse layers; see :func:`tune`."""
+    before, rows = known or {}, dict[Case, Row]()
+    for name, specimen in _specimens(model, input_shape, batch):
+        case = specimen.case
+        row = rows.get(case) or before.get(case)
+        if row is None:
+            finding = decide(specimen)
+            row = Row((), case, finding.choice, finding.milliseconds)
+        layers = tuple(dict.fromkeys((*row.layers, name)))
+        rows[case] = replace(row, layers=layers)
+    return list(rows.values())
+
+
+def _specimens(
+    model: nn.Module, input_shape: Sequence[int], batch: int
+) -> Iterator[tuple[str, Specimen]]:
+    """Yield the sparse layers that have a choice, once for each size of input that they see."""
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
+    if not all(_has_a_choice(layer) for layer in layers.values()):
+        return
+    for name, (_, *rest) in _input_sizes(model, layers, input_shape):
+        layer = layers[name]
+        geometry = layer.geometry if isinstance(layer, SparseConv2d) else ConvGeometry()
+        # A linear layer takes all leading dimensions as one.
+        each = 1
+        if len(rest) != 3:
+            *leading, last = rest
+            each, rest = torch.Size(leading).numel(), [last]
+        yield name, Specimen(_weight(layer), layer.values.detach(), geometry, (batch * each, *rest))
+
+
+def _has_a_choice(layer: SparseLayer) -> bool:
+    return layer.values.device.type == "cpu" and layer.values.dtype == torch.float32
+
+
+def _weight(layer: SparseLayer) -> SparseWeight:
+    layout, slots = layer.layout, layer.slots
+    return SparseWeight(layout.shape, slots, layout.cut, lambda: layout.positions(slots))
+
+
+def _input_sizes(
+    model: nn.Module, layers: dict[str, SparseLayer], input_shape: Sequence[int]
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Return the layers' input sizes for one example, in the order in which they run."""
+    seen: dict[tuple[str, tuple[int, ...]], None] = {}
+
+    def note(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen[name, tuple(inputs[0].shape)] = None
+
+    with _left_as_it_is(model, layers), ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.callback(layer.register_forward_pre_hook(partial(note, name)).remove)
+        if layers:
+            model(torch.zeros(1, *input_shape))
+    return list(seen)
+
+
+@contextmanager
+def _left_as_it_is(model: nn.Module, layers: dict[str, SparseLayer]) -> Iterator[None]:
+    """Let a model run without gradients, statistics or draws that anybody could notice."""
+    modes = {module: module.training for module in model.modules()}
+    choices = {layer: layer.choice for layer in layers.values()}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model.eval()
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for layer, choice in choices.items():
+            layer.choice = choice
