@@ -7,6 +7,7 @@ from flwr.clientapp import ClientApp
 
 import mest_fed
 from clients.capability import Capability, capability_of, capability_record
+from clients.kernels import device_kernels
 from clients.local_round import RoundOrder, evaluate_round, train_round
 from clients.state import ClientState
 from mest_fed.errors import WireError
@@ -34,7 +35,8 @@ def train(message: Message, context: Context) -> Message:
     received = _receive(task, message, kept)
     config = message.content.config_records["mest"]
     order = RoundOrder(int(config["round"]), bool(config["mutate"]))
-    result = train_round(task, received, order, who, kept)
+    with device_kernels(task, who, kept):
+        result = train_round(task, received, order, who, kept)
     payload, residual = encode(
         result.state,
         task.spec,
@@ -62,7 +64,9 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the global model on this client's held-out examples."""
     task, who, kept = _open(context)
-    tally = evaluate_round(task, _receive(task, message, kept), who)
+    received = _receive(task, message, kept)
+    with device_kernels(task, who, kept):
+        tally = evaluate_round(task, received, who)
     metrics = {
         "num-examples": tally.examples,
         "loss-sum": tally.loss,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy.typing as npt
-from flwr.app import Array, ArrayRecord, Context
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context
 
 from mest_fed.nn.state import Slots
 from mest_fed.training import ForgettingState
@@ -14,6 +14,7 @@ MASKS = "mest.masks"
 FORGETTING = "mest.forgetting"
 RESIDUAL_MASKS = "mest.residual.masks"
 RESIDUAL_VALUES = "mest.residual.values"
+KERNELS = "mest.kernels"
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -50,6 +51,16 @@ class ClientState:
         if residual is not None:
             self._write(RESIDUAL_MASKS, residual.masks)
             self._write(RESIDUAL_VALUES, residual.values)
+
+    @property
+    def kernels(self) -> str | None:
+        """The table of kernels that this device timed, as JSON, or None."""
+        record = self._state.config_records.get(KERNELS)
+        return None if record is None else str(record["table"])
+
+    @kernels.setter
+    def kernels(self, table: str) -> None:
+        self._state[KERNELS] = ConfigRecord({"table": table})
 
     def forgetting(self, num_examples: int) -> ForgettingState:
         """Return the forgetting state, fresh if there is none for so many examples."""

@@ -7,6 +7,7 @@ from typing import Protocol
 from flwr.clientapp import ClientApp
 
 from mest_fed.errors import not_allowed
+from mest_fed.kernels.choice import Choices
 from simulations.worker import Job, Outcome, load_client_app, run_job
 
 
@@ -30,6 +31,8 @@ class SerialExecutor:
     ----------
     client_app : ClientApp or str
         The client, as an object or as ``"module:attribute"``.
+    choices : Choices, optional
+        The run's kernels; by default those of this process.
 
     Raises
     ------
@@ -37,8 +40,9 @@ class SerialExecutor:
         If there is no such ClientApp.
     """
 
-    def __init__(self, client_app: ClientApp | str) -> None:
+    def __init__(self, client_app: ClientApp | str, choices: Choices | None = None) -> None:
         self._client_app = load_client_app(client_app)
+        self._choices = choices
         # Flower's older strategies call from a pool of threads.
         self._lock = threading.Lock()
 
@@ -46,7 +50,7 @@ class SerialExecutor:
         """See :meth:`Executor.run`."""
         for job in jobs:
             with self._lock:
-                outcome = run_job(self._client_app, job)
+                outcome = run_job(self._client_app, job, self._choices)
             yield outcome
 
     def close(self) -> None:
@@ -54,7 +58,10 @@ class SerialExecutor:
 
 
 def make_executor(
-    client_app: ClientApp | str, workers: int, address: str | None = None
+    client_app: ClientApp | str,
+    workers: int,
+    address: str | None = None,
+    choices: Choices | None = None,
 ) -> Executor:
     """Return a serial executor for 0 workers, else one with that many Ray processes.
 
@@ -67,6 +74,8 @@ def make_executor(
     address : str, optional
         Ray cluster to join, for example ``"auto"`` or ``"10.0.0.1:6379"``; by default a cluster
         of this machine alone is started.
+    choices : Choices, optional
+        The run's kernels, for all workers, wherever they are.
 
     Raises
     ------
@@ -76,7 +85,7 @@ def make_executor(
     if workers < 0:
         raise not_allowed("workers", workers, "a whole number from 0")
     if workers == 0:
-        return SerialExecutor(client_app)
+        return SerialExecutor(client_app, choices)
     from simulations.ray_executor import RayExecutor  # only those who want workers need Ray
 
-    return RayExecutor(client_app, workers, address)
+    return RayExecutor(client_app, workers, address, choices)

@@ -1,7 +1,7 @@
 """Measured peaks of a fleet's plans: each distinct plan trains one round in a process of its own.
 
 The simulation starts this module as a process beside the run (``python -m simulations.probe``):
-a configuration comes in on standard input, bytes go out as JSON, one line for each plan.
+a configuration and its kernels come in on standard input, bytes go out as JSON, one line a plan.
 """
 
 import json
@@ -23,6 +23,9 @@ from clients.local_round import RoundOrder, train_round
 from clients.state import ClientState
 from mest_fed.config import RunConfig, from_flat, to_flat
 from mest_fed.config.sections import ModelSection
+from mest_fed.kernels.choice import use
+from mest_fed.kernels.table import Table, choices_to_rows
+from mest_fed.kernels.table_reader import load_choices
 from mest_fed.memory import Plan
 from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT, can_measure, measure
 from mest_fed.nn import SparseState, read_state
@@ -50,8 +53,8 @@ class Probe:
     process: "subprocess.Popen[str] | None"
 
     @classmethod
-    def start(cls, config: RunConfig, partition_file: str) -> "Probe":
-        """Start measuring the plans of a run."""
+    def start(cls, config: RunConfig, partition_file: str, kernels: Table) -> "Probe":
+        """Start measuring the plans of a run, with the run's kernels."""
         if not can_measure():
             return cls(None)
         process = subprocess.Popen(
@@ -64,7 +67,7 @@ class Probe:
         )
         assert process.stdin is not None
         flat = to_flat(config) | {"data.partition_file": partition_file}
-        process.stdin.write(json.dumps(flat))
+        process.stdin.write(json.dumps({"config": flat, "kernels": choices_to_rows(kernels)}))
         process.stdin.close()
         process.stdin = None
         return cls(process)
@@ -129,7 +132,9 @@ def _round(task: Task, received: SparseState, who: Capability) -> None:
 def main() -> None:
     """Measure the plans of the configuration on standard input."""
     torch.set_num_threads(1)
-    task = Task(from_flat(json.load(sys.stdin)))
+    given = json.load(sys.stdin)
+    task = Task(from_flat(given["config"]))
+    use(load_choices(given["kernels"], "kernels").choices)
     plans = [tier.plan for tier in Fleet.of(task).tiers]
     for (density, micro_batch), size in measure_plans(task, plans).items():
         row = {"density": density, "micro_batch": micro_batch, "bytes": size}

@@ -14,6 +14,7 @@ from flwr.clientapp import ClientApp
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from mest_fed.errors import InputError, not_allowed
+from mest_fed.kernels.choice import Choices
 from simulations.parcel import PackedArrays, Parcel, Return, pack_outcome, unpack_jobs
 from simulations.ray_exchange import RayExchange
 from simulations.worker import Job, Outcome, load_client_app, run_job
@@ -34,35 +35,40 @@ class FleetWorker:
     def __init__(self, search_path: list[str]) -> None:
         sys.path.extend(path for path in search_path if path not in sys.path)
 
-    def load(self, client_app: ClientApp | str) -> None:
-        """Take the ClientApp that later calls run."""
+    def load(self, client_app: ClientApp | str, choices: Choices | None) -> None:
+        """Take the ClientApp that later calls run, and the kernels that it computes with."""
         self._client_app = load_client_app(client_app)
+        self._choices = choices
 
     def run(self, parcels: list[Parcel], *shared: PackedArrays) -> tuple[float, list[Return]]:
         """Run a chunk of clients, in order; return the seconds it took and what came of it."""
         start = time.perf_counter()
         jobs = unpack_jobs(parcels, shared)
-        returns = [pack_outcome(run_job(self._client_app, job)) for job in jobs]
+        returns = [pack_outcome(run_job(self._client_app, job, self._choices)) for job in jobs]
         return time.perf_counter() - start, returns
 
 
 class Crew:
     """The actors of an executor; a dead one is replaced."""
 
-    def __init__(self, client_app: ClientApp | str, size: int) -> None:
+    def __init__(self, client_app: ClientApp | str, size: int, choices: Choices | None) -> None:
         try:
             self._client_app = ray.put(client_app)
         except TypeError as error:
             hint = 'give it as "module:attribute"'
             raise InputError(f"the ClientApp cannot be sent to worker processes; {hint}") from error
+        self._choices = choices
         self._lock = threading.Lock()
         #: What the last client took; until one is known, clients count as slow.
         self.client_seconds = math.inf
         self.members = [self._hire() for _ in range(size)]
-        self._loading = [member.load.remote(self._client_app) for member in self.members]
+        self._loading = [self._load(member) for member in self.members]
 
     def _hire(self) -> Any:
         return ray.remote(num_cpus=1)(FleetWorker).remote(sys.path)
+
+    def _load(self, member: Any) -> Any:
+        return member.load.remote(self._client_app, self._choices)
 
     def ensure_loaded(self) -> None:
         """Wait until all have the ClientApp.
@@ -94,7 +100,7 @@ class Crew:
             if dead in self.members:
                 ray.kill(dead)
                 hired = self._hire()
-                hired.load.remote(self._client_app)
+                self._load(hired)
                 self.members[self.members.index(dead)] = hired
 
     def dismiss(self) -> None:
@@ -116,6 +122,8 @@ class RayExecutor:
     address : str, optional
         Ray cluster to join. By default the session that this process already has, else a new
         one on this machine, without dashboard, that :meth:`close` ends.
+    choices : Choices, optional
+        The run's kernels; by default workers choose by the rule.
 
     Raises
     ------
@@ -124,7 +132,11 @@ class RayExecutor:
     """
 
     def __init__(
-        self, client_app: ClientApp | str, workers: int, address: str | None = None
+        self,
+        client_app: ClientApp | str,
+        workers: int,
+        address: str | None = None,
+        choices: Choices | None = None,
     ) -> None:
         self._owns_session = not ray.is_initialized()
         if self._owns_session:
@@ -133,7 +145,7 @@ class RayExecutor:
             cores = int(ray.cluster_resources().get("CPU", 0))
             if not 1 <= workers <= cores:
                 raise not_allowed("workers", workers, f"1 to {cores}, the cores of the Ray cluster")
-            self._crew = Crew(client_app, workers)
+            self._crew = Crew(client_app, workers, choices)
         except BaseException:
             self._end_session()
             raise

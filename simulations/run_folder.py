@@ -8,12 +8,15 @@ from typing import Any
 
 from mest_fed.config import RunConfig, from_table, read_toml, to_toml
 from mest_fed.errors import InputError
+from mest_fed.kernels.table import Table, choices_to_rows
+from mest_fed.kernels.table_reader import read_table
 
 CONFIG, ROUNDS, CLIENTS, SUMMARY = "config.toml", "rounds.jsonl", "clients.jsonl", "summary.json"
+KERNELS = "kernels.json"
 
 
 class RunFolder:
-    """A folder of ``config.toml``, ``rounds.jsonl``, ``clients.jsonl``, ``summary.json``.
+    """A folder of ``config.toml``, ``kernels.json``, ``rounds.jsonl`` and the like.
 
     Use :meth:`create` for a new run and :meth:`reopen` to go on with one.
     """
@@ -96,6 +99,21 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``, the mark of a finished run."""
         self._replace(SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+    def write_kernels(self, table: Table) -> None:
+        """Write ``kernels.json``: which implementations the sparse layers run."""
+        self._replace(KERNELS, json.dumps(choices_to_rows(table), indent=2) + "\n")
+
+    def read_kernels(self) -> Table | None:
+        """Read ``kernels.json``; None if it does not exist.
+
+        Raises
+        ------
+        InputError
+            If it is not one that :meth:`write_kernels` wrote.
+        """
+        path = self.path / KERNELS
+        return read_table(path) if path.exists() else None
 
     def _replace(self, name: str, text: str) -> None:
         unfinished = self.path / f"{name}.unfinished"

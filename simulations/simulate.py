@@ -6,10 +6,12 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clients.kernels import given_table
 from mest_fed.config import RunConfig, to_flat
 from mest_fed.data import save_partitions
 from mest_fed.devices import load_profile
 from mest_fed.errors import InputError
+from mest_fed.kernels.choice import using
 from mest_fed.task import Task, task_of
 from server.checkpoint import load_checkpoint, newest_checkpoint
 from server.global_model import GlobalModel
@@ -21,6 +23,7 @@ from simulations.display import Display, SilentDisplay
 from simulations.executor import Executor, make_executor
 from simulations.fleet import Fleet
 from simulations.grid import FleetGrid
+from simulations.kernels import run_kernels
 from simulations.probe import Probe
 from simulations.records import client_rows, round_row
 from simulations.run_app import run_server_app
@@ -72,16 +75,21 @@ class Simulation:
         Raises
         ------
         InputError
-            If data, fleet or checkpoint is unusable.
+            If data, fleet, checkpoint or table of kernels is unusable.
         Interrupted
             On Ctrl-C, after a checkpoint was written.
         """
         task = task_of(self.config)
         fleet = Fleet.of(task)
+        kernels = run_kernels(task, fleet, self.folder, resume=self.resume)
         save_partitions(self.folder.partitions, task.partitions)
-        probe = Probe.start(self.config, str(self.folder.partitions))
+        probe = Probe.start(self.config, str(self.folder.partitions), kernels)
+        choices = kernels.choices
         try:
-            with closing(make_executor(CLIENT_APP, workers, address)) as executor:
+            with (
+                using(choices),
+                closing(make_executor(CLIENT_APP, workers, address, choices)) as executor,
+            ):
                 model = _Run(self, task, fleet).drive(executor)
             peaks = probe.results()
         finally:
@@ -172,8 +180,8 @@ def open_run(
     Raises
     ------
     InputError
-        If the folder is in use, holds nothing to resume, or data or fleet are unusable: then no
-        folder is made.
+        If the folder is in use, holds nothing to resume, or data, fleet or the table of kernels
+        are unusable: then no folder is made.
     """
     if resume:
         folder, config = RunFolder.reopen(out)
@@ -183,5 +191,6 @@ def open_run(
         raise InputError("a new run needs a configuration")
     task = task_of(config)
     Fleet.of(task)
+    given_table(task)
     _ = task.partitions  # what is wrong with the data is found before a folder is made
     return Simulation(preset, config, RunFolder.create(out, config), display=display)

@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from mest_fed.errors import InputError
+from mest_fed.kernels.choice import Choices, told, using
 from simulations.flower_internals import APP_RAISED, error_reply, rebuild_message
 
 
@@ -52,8 +53,8 @@ def load_client_app(client_app: ClientApp | str) -> ClientApp:
     return loaded
 
 
-def run_job(client_app: ClientApp, job: Job) -> Outcome:
-    """Run one client.
+def run_job(client_app: ClientApp, job: Job, choices: Choices | None = None) -> Outcome:
+    """Run one client, with the kernels that the run chose, if it did.
 
     A client that raises, or returns no message, gives an error reply with the exception in one
     line, and its state stays as it was.
@@ -67,7 +68,7 @@ def run_job(client_app: ClientApp, job: Job) -> Outcome:
         run_config=dict(job.context.run_config),
     )
     try:
-        with _one_thread():
+        with one_thread(), using(told() if choices is None else choices):
             reply = client_app(message, context)
         if not isinstance(reply, Message):
             raise TypeError(f"the ClientApp returned a {type(reply).__name__}, not a Message")
@@ -91,7 +92,7 @@ def _private(records: RecordDict) -> RecordDict:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Let torch compute on one thread: with more, sums have other bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -29,6 +29,12 @@ def _one_of(*allowed: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _kernels(value: str) -> str:
+    if value not in ("rule", "tuned", "dense") and not value.endswith(".json"):
+        raise ValueError("allowed: rule, tuned, dense, or the path of a run's kernels.json")
+    return value
+
+
 class Section(BaseModel):
     """A part of the configuration: immutable, unknown keys refused, numbers finite."""
 
@@ -105,6 +111,16 @@ class TrainingSection(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     device: Annotated[str, _one_of("auto", "cpu", "cuda")] = "auto"
+    kernels: Annotated[str, AfterValidator(_kernels)] = "rule"
+    """How sparse layers compute on a CPU.
+
+    ``rule`` chooses implementations by shape and density alone: the same seed gives the same bits,
+    run after run, on one kind of machine. ``tuned`` times them once, before the first round, and
+    takes the fastest: one run gives the same bits on any number of workers and when resumed, but
+    two separate runs of one seed may differ in the last bits, because timing may choose
+    differently. The path of a run's ``kernels.json`` takes that run's choices, and so repeats its
+    bits. ``dense`` always builds the dense weight, for comparisons.
+    """
 
 
 class ForgettingSection(Section):

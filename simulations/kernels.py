@@ -1,0 +1,35 @@
+"""The kernels of a run: chosen once, before any worker starts, and kept in the run folder."""
+
+from clients.kernels import kernel_table
+from mest_fed.errors import InputError, not_allowed
+from mest_fed.kernels.table import Table
+from mest_fed.task import Task
+from simulations.fleet import Fleet
+from simulations.run_folder import KERNELS, RunFolder
+from simulations.worker import one_thread
+
+
+def run_kernels(task: Task, fleet: Fleet, folder: RunFolder, *, resume: bool) -> Table:
+    """Choose the kernels of a run and write them down, or take those of a run that is resumed.
+
+    Implementations differ in the last bits, so that a resumed run must have its own again, and
+    all workers the same.
+
+    Raises
+    ------
+    InputError
+        If the folder's table is unusable, or is missing and cannot be made again.
+    """
+    table = folder.read_kernels() if resume else None
+    if table is None:
+        if resume and task.config.training.kernels not in ("rule", "dense"):
+            raise InputError(f"--resume: {folder.path / KERNELS} is missing: the run timed it once")
+        tiers = sorted(fleet.tiers, key=lambda tier: -tier.clients)
+        with one_thread():  # as clients compute
+            table = kernel_table(task, [tier.plan for tier in tiers])
+        folder.write_kernels(table)
+    wanted = task.config.training.kernels
+    if wanted != table.mode and not wanted.endswith(".json"):
+        path = folder.path / KERNELS
+        raise not_allowed(f"{path}: mode", table.mode, f"{wanted} (training.kernels)")
+    return table
