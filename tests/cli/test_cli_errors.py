@@ -49,6 +49,8 @@ def setting(text):
         (setting("sparsity.density=1.5"), ["sparsity.density = 1.5", "1"]),
         (setting("sparsity.density=nan"), ["sparsity.density = nan"]),
         (setting("training.device=tpu"), ["training.device = 'tpu'", "auto, cpu, cuda"]),
+        (setting("training.kernels=fast"), ["training.kernels = 'fast'", "rule, tuned, dense"]),
+        (setting("training.kernels=none.json"), ["training.kernels: none.json cannot be read"]),
         (setting("fleet.mix=toaster:1"), ["toaster", "rpi-4"]),
         (setting("fleet.budgets=rpi-4:9kB"), ["rpi-4", "9 kB", "the smallest needs", "bytes"]),
         (setting("fleet.budgets=rpi-4:many"), ["fleet.budgets", "many"]),

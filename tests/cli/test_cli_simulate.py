@@ -158,3 +158,18 @@ def test_a_corrupt_checkpoint(monkeypatch, capsys, tmp_path, config):
     assert err.count("\n") == 1
     assert "round-000001.npz is not a whole checkpoint" in err
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_a_corrupt_table_of_kernels(monkeypatch, capsys, tmp_path, config):
+    folder = tmp_path / "run"
+    settings = ("--set", "run.rounds=1", "--set", "training.kernels=tuned", "--quiet")
+    simulate(monkeypatch, capsys, "--config", config, *settings, "--out", folder)
+    (folder / "summary.json").unlink()
+    (folder / "kernels.json").write_text('{"mode": "tuned"}', encoding="utf-8")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    status, out, err = simulate(monkeypatch, capsys, "--resume", "--out", folder)
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1
+    assert f"{folder / 'kernels.json'} has mode; allowed: format, mode" in err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

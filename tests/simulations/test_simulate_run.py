@@ -78,6 +78,7 @@ def test_the_folder_holds_all_files(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {
         "config.toml",
+        "kernels.json",
         "rounds.jsonl",
         "clients.jsonl",
         "summary.json",
