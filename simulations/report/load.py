@@ -13,18 +13,19 @@ from typing import TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from mest_fed.errors import InputError
-from simulations.report.schema import RoundRow, Run, Summary, TaskRow
+from simulations.report.schema import Kernels, RoundRow, Run, Summary, TaskRow
 
 Row = TypeVar("Row")
 
 _ROUND = TypeAdapter(RoundRow)
 _TASK = TypeAdapter(TaskRow)
 _SUMMARY = TypeAdapter(Summary)
+_KERNELS = TypeAdapter(Kernels)
 _MAY_BE_NULL = {"mutation", "final_accuracy", "final_client_accuracy"}
 
 
 def load_run(folder: Path) -> Run:
-    """Read ``config.toml``, ``summary.json``, ``rounds.jsonl`` and ``clients.jsonl``.
+    """Read ``config.toml``, ``summary.json``, the logs and, where there is one, ``kernels.json``.
 
     Raises
     ------
@@ -43,7 +44,21 @@ def load_run(folder: Path) -> Run:
     rounds = tuple(_read_lines(folder / "rounds.jsonl", _ROUND))
     _check_rounds(folder, rounds, summary.rounds)
     tasks = tuple(_read_lines(folder / "clients.jsonl", _TASK))
-    return Run(folder=folder, config=config, summary=summary, rounds=rounds, tasks=tasks)
+    return Run(
+        folder=folder,
+        config=config,
+        summary=summary,
+        rounds=rounds,
+        tasks=tasks,
+        kernels=_read_kernels(folder),
+    )
+
+
+def _read_kernels(folder: Path) -> Kernels | None:
+    path = folder / "kernels.json"
+    if not path.exists():  # a run of an earlier version
+        return None
+    return _validate(_KERNELS, _parse_json(_read_text(path), str(path)), str(path))
 
 
 def _read_summary(folder: Path) -> Summary:

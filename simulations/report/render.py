@@ -10,6 +10,7 @@ from mest_fed.errors import InputError
 from simulations.report import tables
 from simulations.report.figures import draw_charts
 from simulations.report.formats import count_of, format_percent
+from simulations.report.kernels import kernel_table
 from simulations.report.load import load_run
 from simulations.report.schema import Run
 from simulations.report.tiles import headline_tiles
@@ -52,6 +53,7 @@ def render_page(run: Run) -> str:
         charts=draw_charts(run),
         plan_columns=tables.PLAN_COLUMNS,
         plan_rows=tables.plan_rows(run),
+        kernels=kernel_table(run),
         round_columns=tables.ROUND_COLUMNS,
         last_rounds=tables.last_rounds(run),
     )

@@ -135,6 +135,33 @@ class Summary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KernelCase:
+    """Where a choice of kernels holds: a shape of weight under a size of input."""
+
+    size: tuple[Count, Count]
+    band: Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelRow:
+    """One row of ``kernels.json``: implementations by product, and the times that were measured."""
+
+    layers: tuple[str, ...]
+    case: KernelCase
+    choice: Mapping[str, str]
+    milliseconds: Mapping[str, Mapping[str, Amount]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """``kernels.json``: which implementations the sparse layers ran on a CPU."""
+
+    mode: str
+    variant: str | None
+    rows: tuple[KernelRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """A finished run: its folder's files, read and checked."""
 
@@ -143,3 +170,4 @@ class Run:
     summary: Summary
     rounds: tuple[RoundRow, ...]
     tasks: tuple[TaskRow, ...]
+    kernels: Kernels | None = None
