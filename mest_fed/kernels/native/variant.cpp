@@ -1,6 +1,7 @@
 // The kernels for one instruction set: compiled once for each, with other flags and another name.
 #include "variant.h"
 
+#include "norm_walk.h"
 #include "outputs.h"
 #include "pack.h"
 #include "unpack.h"
@@ -131,6 +132,6 @@ void backward_values(const Plan& plan, const float* x, const float* dy, float* g
 
 extern const Variant table;
 const Variant table{MEST_TEXT(MEST_VARIANT), V, most_vectors(1), 32, forward, backward_input,
-                    backward_values};
+                    backward_values, norm_forward, norm_backward};
 
 }  // namespace mest::MEST_VARIANT

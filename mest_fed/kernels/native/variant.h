@@ -3,6 +3,7 @@
 // that only a newer processor can run.
 #pragma once
 
+#include "norm.h"
 #include "plan.h"
 
 namespace mest {
@@ -23,6 +24,12 @@ struct Variant {
     // added to gradient, (entries, rows): those of the strips [begin, end)
     void (*backward_values)(const Plan&, const float* x, const float* dy, float* gradient,
                             const Unit&, float* scratch, float* buffer);
+
+    // One unit; see norm.h. `sums`: two of each (image, channel).
+    void (*norm_forward)(const Norm&, const float* x, float* z, float* mean, float* scale,
+                         int64_t unit);
+    void (*norm_backward)(const Norm&, const NormGradient&, float* dx, float* dresidual,
+                          double* sums, int64_t unit);
 };
 
 constexpr int guard = 64;
