@@ -18,7 +18,7 @@ struct Variant {
     // y: all channels of the strips [begin, end)
     void (*forward)(const Plan&, const float* values, const float* x, const float* bias, float* y,
                     const Unit&, float* scratch, float* buffer);
-    // dx: the channels [begin, end)
+    // dx: the channels [begin, end), whose scratch holds zeros before and after
     void (*backward_input)(const Plan&, const float* values, const float* dy, float* dx,
                            const Unit&, float* scratch, float* buffer);
     // added to gradient, (entries, rows): those of the strips [begin, end)
