@@ -1,6 +1,7 @@
 """The compiled kernels, behind checks: whatever arrives is refused with an error, or is safe."""
 
 import warnings
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -78,8 +79,8 @@ class Problem:
 
     def __init__(
         self,
-        size: list[int],
-        shape: list[int],
+        size: Sequence[int],
+        shape: Sequence[int],
         rows: int,
         cells: Tensor | None,
         geometry: ConvGeometry,
@@ -116,7 +117,9 @@ class Problem:
 
     def weight(self, slots: Tensor) -> tuple[int, int, int, int, int, int]:
         """Return the compiled kernels' view of the live granules; keep ``slots`` alive."""
-        address, variants = (0, 1) if self.cells is None else (self.cells.data_ptr(), len(self.cells))
+        address, variants = (
+            (0, 1) if self.cells is None else (self.cells.data_ptr(), len(self.cells))
+        )
         return (slots.data_ptr(), len(slots), self.rows, address, variants, self.width)
 
 
@@ -129,7 +132,7 @@ def _threads() -> int:
 
 
 def forward(
-    x: Tensor, values: Tensor, slots: Tensor, bias: Tensor | None, problem: Problem, plane: int
+    x: Tensor, values: Tensor, slots: Tensor, bias: Tensor | None, problem: Problem, *, plane: int
 ) -> Tensor:
     """Convolve ``x`` (n, in, h, w)."""
     assert _module is not None
@@ -175,9 +178,7 @@ def backward_input(
     return dx
 
 
-def backward_values(
-    grad: Tensor, x: Tensor, slots: Tensor, problem: Problem, plane: int
-) -> Tensor:
+def backward_values(grad: Tensor, x: Tensor, slots: Tensor, problem: Problem, plane: int) -> Tensor:
     """Return the gradient of the live values, (live, width)."""
     assert _module is not None
     slots = _slots(slots)

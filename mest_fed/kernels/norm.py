@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mest_fed.kernels import native
+from mest_fed.kernels.library import OPERATORS, define, fake, implement
 
-_library = torch.library.Library("mest_fed", "FRAGMENT")
-_library.define(
+define(
     "norm(Tensor x, Tensor gamma, Tensor beta, Tensor? residual, int groups, bool relu, "
     "float epsilon) -> (Tensor, Tensor, Tensor)"
 )
-_library.define(
+define(
     "norm_backward(Tensor dz, Tensor x, Tensor? z, Tensor gamma, Tensor beta, Tensor mean, "
     "Tensor scale, int groups, bool relu, bool residual) -> (Tensor, Tensor, Tensor, Tensor)"
 )
@@ -27,7 +27,7 @@ def _statistics(x: Tensor, groups: int) -> int:
     return x.shape[1] if groups == 0 else x.shape[0] * groups
 
 
-@torch.library.impl(_library, "norm", "CPU")
+@implement("norm")
 def _norm(
     x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,7 +38,7 @@ def _norm(
     return z, mean, scale
 
 
-@torch.library.impl(_library, "norm_backward", "CPU")
+@implement("norm_backward")
 def _norm_backward(
     dz: Tensor, x: Tensor, z: Tensor | None, gamma: Tensor, beta: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -56,21 +56,18 @@ def _empty_gradients(
     return dx, dresidual, torch.empty_like(gamma), torch.empty_like(gamma)
 
 
-@torch.library.register_fake("mest_fed::norm")
+@fake("norm")
 def _fake_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     groups = rest[3]
     z = torch.empty_like(x, memory_format=torch.contiguous_format)
     return z, x.new_empty(_statistics(x, groups)), x.new_empty(_statistics(x, groups))
 
 
-@torch.library.register_fake("mest_fed::norm_backward")
+@fake("norm_backward")
 def _fake_norm_backward(
     dz: Tensor, x: Tensor, z: Tensor | None, gamma: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _empty_gradients(x, gamma, rest[5])
-
-
-_ops = torch.ops.mest_fed
 
 
 class NormAct(torch.autograd.Function):
@@ -89,7 +86,7 @@ class NormAct(torch.autograd.Function):
         ``rest`` is groups (0: batch norm), whether a ReLU follows, and epsilon.
         """
         groups, relu, epsilon = rest
-        z, mean, scale = _ops.norm(x, gamma, beta, residual, groups, relu, epsilon)
+        z, mean, scale = OPERATORS.norm(x, gamma, beta, residual, groups, relu, epsilon)
         kept = z if relu and residual is not None else None
         ctx.save_for_backward(x, gamma, beta, mean, scale, kept)
         ctx.groups, ctx.relu, ctx.residual = groups, relu, residual is not None
@@ -101,7 +98,7 @@ class NormAct(torch.autograd.Function):
     def backward(ctx: Any, dz: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
         """Return the gradients of input, gamma, beta and residual."""
         x, gamma, beta, mean, scale, z = ctx.saved_tensors
-        dx, dresidual, dgamma, dbeta = _ops.norm_backward(
+        dx, dresidual, dgamma, dbeta = OPERATORS.norm_backward(
             dz, x, z, gamma, beta, mean, scale, ctx.groups, ctx.relu, ctx.residual
         )
         return dx, dgamma, dbeta, dresidual if ctx.residual else None, None, None, None

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mest_fed.nn.convolution import Conv2d
 from mest_fed.nn.norms import BatchNorm2d, GroupNorm
 
 Norm = Literal["batch", "group"]
@@ -38,7 +39,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Sequential()
         if stride != 1 or in_channels != channels:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride, bias=False),
+                Conv2d(in_channels, channels, 1, stride, bias=False),
                 norm_layer(norm, channels),
             )
 
@@ -79,9 +80,8 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         channels = [max(1, round(base * width)) for base in stages]
-        self.conv1 = nn.Conv2d(input_shape[0], channels[0], 3, 1, 1, bias=False)
+        self.conv1 = Conv2d(input_shape[0], channels[0], 3, 1, 1, bias=False)
         self.norm1 = norm_layer(norm, channels[0])
-        self.relu = nn.ReLU(inplace=True)
         self.num_stages = len(channels)
         for i, (before, after) in enumerate(zip(channels[:1] + channels, channels, strict=False)):
             self.add_module(f"stage{i + 1}", _stage(before, after, 2 if i else 1, blocks, norm))
