@@ -1,6 +1,6 @@
-"""Products with compact weights: compiled kernels, a torch reference, and the choice between them."""
+"""Products with compact weights: compiled kernels, a torch reference, and which of them runs."""
 
-from mest_fed.kernels.choice import Case, Choice, case_of, choose
+from mest_fed.kernels.choice import PADDED, Case, Choice, case_of, choose
 from mest_fed.kernels.functions import How, SparseProduct
 from mest_fed.kernels.native import available, scratch_bytes, variant
 from mest_fed.kernels.weight import (
@@ -15,6 +15,7 @@ from mest_fed.kernels.weight import (
 )
 
 __all__ = [
+    "PADDED",
     "Case",
     "Channels",
     "Choice",

@@ -34,6 +34,7 @@ class Choice(NamedTuple):
 
 
 EVERYTHING_DENSE = Choice(DENSE, DENSE, DENSE)
+PADDED = Choice(*native.PLANES[:1] * 3)
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,7 @@ def rule(weight: SparseWeight) -> Choice:
         limit = DENSE_FROM["strips" if weight.cut.rows > 1 else "rows"]
     if weight.density >= limit or not native.available():
         return EVERYTHING_DENSE
-    plane = native.PLANES[0]
-    return Choice(plane, plane, plane)
+    return PADDED
 
 
 def choose(weight: SparseWeight, size: tuple[int, int], geometry: ConvGeometry) -> Choice:

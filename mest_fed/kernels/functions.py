@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mest_fed.kernels import channels, ops, reference
+from mest_fed.kernels import channels, ops, reference  # noqa: F401 - ops registers operators
 from mest_fed.kernels.choice import CHANNELS, DENSE, Choice
+from mest_fed.kernels.library import OPERATORS
 from mest_fed.kernels.native import PLANES
 from mest_fed.kernels.weight import ConvGeometry, Kernels, SparseWeight, Strips
-
-_ops = ops.REGISTERED
 
 
 class How(NamedTuple):
@@ -25,7 +24,7 @@ class SparseProduct(torch.autograd.Function):
     """Convolution of (n, in, h, w), or linear map of (n, in), with compact weight values."""
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917 - autograd's own ctx counts
         ctx: Any,
         x: Tensor,
         values: Tensor,
@@ -64,7 +63,9 @@ def forward(
     if name == CHANNELS:
         return channels.forward(x, values, bias, weight, how.geometry)
     numbers = _numbers(how.geometry)
-    y: Tensor = _ops.conv2d(_planes(x), values, bias, *_granules(weight), numbers, _plane(name))
+    y: Tensor = OPERATORS.conv2d(
+        _planes(x), values, bias, *_granules(weight), numbers, _plane(name)
+    )
     return y.view(y.shape[: x.dim()])
 
 
@@ -78,7 +79,7 @@ def backward_input(
     if name == CHANNELS:
         return channels.backward_input(grad, x, values, weight, how.geometry)
     size, numbers = list(_planes(x).shape), _numbers(how.geometry)
-    dx: Tensor = _ops.conv2d_input(
+    dx: Tensor = OPERATORS.conv2d_input(
         _planes(grad), values, *_granules(weight), numbers, size, _plane(name)
     )
     return dx.view(x.shape)
@@ -95,7 +96,7 @@ def backward_values(
     if name == CHANNELS:
         return channels.backward_values(grad, x, values, weight, how.geometry)
     numbers = _numbers(how.geometry)
-    gradient: Tensor = _ops.conv2d_values(
+    gradient: Tensor = OPERATORS.conv2d_values(
         _planes(grad), _planes(x), *_granules(weight), numbers, _plane(name)
     )
     return gradient

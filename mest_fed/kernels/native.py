@@ -1,6 +1,7 @@
 """The compiled kernels, behind checks: whatever arrives is refused with an error, or is safe."""
 
 import warnings
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -78,8 +79,8 @@ class Problem:
 
     def __init__(
         self,
-        size: list[int],
-        shape: list[int],
+        size: Sequence[int],
+        shape: Sequence[int],
         rows: int,
         cells: Tensor | None,
         geometry: ConvGeometry,
@@ -116,7 +117,9 @@ class Problem:
 
     def weight(self, slots: Tensor) -> tuple[int, int, int, int, int, int]:
         """Return the compiled kernels' view of the live granules; keep ``slots`` alive."""
-        address, variants = (0, 1) if self.cells is None else (self.cells.data_ptr(), len(self.cells))
+        address, variants = (
+            (0, 1) if self.cells is None else (self.cells.data_ptr(), len(self.cells))
+        )
         return (slots.data_ptr(), len(slots), self.rows, address, variants, self.width)
 
 
@@ -129,7 +132,7 @@ def _threads() -> int:
 
 
 def forward(
-    x: Tensor, values: Tensor, slots: Tensor, bias: Tensor | None, problem: Problem, plane: int
+    x: Tensor, values: Tensor, slots: Tensor, bias: Tensor | None, problem: Problem, *, plane: int
 ) -> Tensor:
     """Convolve ``x`` (n, in, h, w)."""
     assert _module is not None
@@ -175,9 +178,7 @@ def backward_input(
     return dx
 
 
-def backward_values(
-    grad: Tensor, x: Tensor, slots: Tensor, problem: Problem, plane: int
-) -> Tensor:
+def backward_values(grad: Tensor, x: Tensor, slots: Tensor, problem: Problem, plane: int) -> Tensor:
     """Return the gradient of the live values, (live, width)."""
     assert _module is not None
     slots = _slots(slots)
@@ -195,3 +196,95 @@ def backward_values(
             _threads(),
         )
     return gradient
+
+
+def norm_forward(
+    planes: tuple[Tensor, Tensor],
+    parameters: tuple[Tensor, Tensor, Tensor | None],
+    statistics: tuple[Tensor, Tensor],
+    groups: int,
+    options: tuple[bool, float],
+) -> None:
+    """Write z, mean and 1 / deviation; see native/norm.h.
+
+    Parameters
+    ----------
+    planes : tuple of Tensor
+        x and z, (n, channels, ...).
+    parameters : tuple of Tensor
+        gamma, beta (channels), and the residual, of x's shape, or None.
+    statistics : tuple of Tensor
+        Where mean and 1 / deviation go.
+    groups : int
+        0 for batch norm.
+    options : tuple
+        Whether a ReLU follows; epsilon.
+    """
+    assert _module is not None
+    (x, z), (gamma, beta, residual), (mean, scale), (relu, epsilon) = (
+        planes,
+        parameters,
+        statistics,
+        options,
+    )
+    sizes = _norm_sizes(x, groups, relu)
+    x = _check(x, "x", tuple(z.shape), torch.float32)
+    gamma = _check(gamma, "gamma", (sizes[1],), torch.float32)
+    beta = _check(beta, "beta", (sizes[1],), torch.float32)
+    if residual is not None:
+        residual = _check(residual, "residual", tuple(x.shape), torch.float32)
+    given = (gamma, beta, residual, x, z, mean, scale)
+    _module.norm_forward(sizes, epsilon, (*map(_address, given), 0), _threads())
+
+
+def norm_backward(
+    planes: tuple[Tensor, Tensor, Tensor | None],
+    parameters: tuple[Tensor, Tensor],
+    statistics: tuple[Tensor, Tensor],
+    results: tuple[Tensor, Tensor, Tensor, Tensor],
+    options: tuple[int, bool],
+) -> None:
+    """Write the gradients of x, residual (unless that is empty), gamma and beta.
+
+    Parameters
+    ----------
+    planes : tuple of Tensor
+        The gradient of z, x, and z (needed where there was a residual and a ReLU).
+    parameters : tuple of Tensor
+        gamma and beta.
+    statistics : tuple of Tensor
+        As the forward pass gave them.
+    results : tuple of Tensor
+        Contiguous, written to.
+    options : tuple
+        Groups, and whether a ReLU followed.
+    """
+    assert _module is not None
+    (dz, x, z), (gamma, beta), (mean, scale) = planes, parameters, statistics
+    groups, relu = options
+    dx, dresidual, dgamma, dbeta = results
+    sizes = _norm_sizes(x, groups, relu)
+    statistic = (sizes[1] if groups == 0 else sizes[0] * groups,)
+    dz = _check(dz, "dz", tuple(x.shape), torch.float32)
+    x = _check(x, "x", tuple(x.shape), torch.float32)
+    z = None if z is None else _check(z, "z", tuple(x.shape), torch.float32)
+    gamma = _check(gamma, "gamma", (sizes[1],), torch.float32)
+    beta = _check(beta, "beta", (sizes[1],), torch.float32)
+    mean = _check(mean, "mean", statistic, torch.float32)
+    scale = _check(scale, "scale", statistic, torch.float32)
+    # The compiled kernel reads z where there was a residual: its address says that there was one.
+    given = (gamma, beta, z, x, z, mean, scale, dz)
+    to = (dx, dresidual if dresidual.numel() else None, dgamma, dbeta)
+    _module.norm_backward(sizes, tuple(map(_address, given)), tuple(map(_address, to)), _threads())
+
+
+def _norm_sizes(x: Tensor, groups: int, relu: bool) -> tuple[int, int, int, int, int]:
+    if x.dim() < 2 or x.numel() == 0:
+        raise ValueError(f"x of shape {tuple(x.shape)} has nothing to normalise")
+    if groups < 0 or (groups > 0 and x.shape[1] % groups):
+        raise ValueError(f"groups = {groups}, must divide {x.shape[1]} channels")
+    return x.shape[0], x.shape[1], x[0, 0].numel(), groups, int(relu)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

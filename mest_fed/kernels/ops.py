@@ -1,4 +1,4 @@
-"""The compiled kernels as torch operators, so that compilers, fake tensors and FLOP counters see them.
+"""The compiled convolution as torch operators, for compilers, fake tensors and FLOP counters.
 
 ``torch.ops.mest_fed.conv2d``, ``conv2d_input`` and ``conv2d_values``; `geometry` is stride,
 padding and dilation, two numbers each. A linear layer is a convolution of 1x1 planes.
@@ -7,21 +7,18 @@ padding and dilation, two numbers each. A linear layer is a convolution of 1x1 p
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mest_fed.kernels import native
+from mest_fed.kernels.library import OPERATORS, define, fake, implement
 from mest_fed.kernels.native import Problem
 from mest_fed.kernels.weight import ConvGeometry
 
 _WEIGHT = "Tensor slots, Tensor? cells, int rows, int[] shape, int[] geometry"
-_library = torch.library.Library("mest_fed", "DEF")
-_library.define(f"conv2d(Tensor x, Tensor values, Tensor? bias, {_WEIGHT}, int plane) -> Tensor")
-_library.define(
-    f"conv2d_input(Tensor grad, Tensor values, {_WEIGHT}, int[] size, int plane) -> Tensor"
-)
-_library.define(f"conv2d_values(Tensor grad, Tensor x, {_WEIGHT}, int plane) -> Tensor")
+define(f"conv2d(Tensor x, Tensor values, Tensor? bias, {_WEIGHT}, int plane) -> Tensor")
+define(f"conv2d_input(Tensor grad, Tensor values, {_WEIGHT}, int[] size, int plane) -> Tensor")
+define(f"conv2d_values(Tensor grad, Tensor x, {_WEIGHT}, int plane) -> Tensor")
 
 
 def _geometry(numbers: list[int]) -> ConvGeometry:
@@ -29,16 +26,16 @@ def _geometry(numbers: list[int]) -> ConvGeometry:
     return ConvGeometry((a, b), (c, d), (e, f))
 
 
-@torch.library.impl(_library, "conv2d", "CPU")
+@implement("conv2d")
 def _conv2d(
     x: Tensor, values: Tensor, bias: Tensor | None, slots: Tensor, cells: Tensor | None, *rest: Any
 ) -> Tensor:
     rows, shape, geometry, plane = rest
     problem = Problem(x.shape, shape, rows, cells, _geometry(geometry))
-    return native.forward(x, values, slots, bias, problem, plane)
+    return native.forward(x, values, slots, bias, problem, plane=plane)
 
 
-@torch.library.impl(_library, "conv2d_input", "CPU")
+@implement("conv2d_input")
 def _conv2d_input(
     grad: Tensor, values: Tensor, slots: Tensor, cells: Tensor | None, rows: int, *rest: Any
 ) -> Tensor:
@@ -47,7 +44,7 @@ def _conv2d_input(
     return native.backward_input(grad, values, slots, problem, plane)
 
 
-@torch.library.impl(_library, "conv2d_values", "CPU")
+@implement("conv2d_values")
 def _conv2d_values(
     grad: Tensor, x: Tensor, slots: Tensor, cells: Tensor | None, rows: int, *rest: Any
 ) -> Tensor:
@@ -56,19 +53,19 @@ def _conv2d_values(
     return native.backward_values(grad, x, slots, problem, plane)
 
 
-@torch.library.register_fake("mest_fed::conv2d")
+@fake("conv2d")
 def _fake_conv2d(x: Tensor, values: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
     shape, geometry = rest[3], rest[4]
     size = _geometry(geometry).out_size((x.shape[2], x.shape[3]), (shape[2], shape[3]))
     return x.new_empty(x.shape[0], shape[0], *size)
 
 
-@torch.library.register_fake("mest_fed::conv2d_input")
+@fake("conv2d_input")
 def _fake_conv2d_input(grad: Tensor, values: Tensor, *rest: Any) -> Tensor:
     return grad.new_empty(rest[5])
 
 
-@torch.library.register_fake("mest_fed::conv2d_values")
+@fake("conv2d_values")
 def _fake_conv2d_values(
     grad: Tensor, x: Tensor, slots: Tensor, cells: Tensor | None, rows: int, *rest: Any
 ) -> Tensor:
@@ -82,20 +79,16 @@ def _flops(values: tuple[int, ...], images_and_plane: tuple[int, ...]) -> int:
 
 
 # Shapes arrive in place of tensors.
-@register_flop_formula(torch.ops.mest_fed.conv2d)
+@register_flop_formula(OPERATORS.conv2d)
 def _conv2d_flops(x: Any, values: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
     return _flops(values, out_shape)
 
 
-@register_flop_formula(torch.ops.mest_fed.conv2d_input)
+@register_flop_formula(OPERATORS.conv2d_input)
 def _conv2d_input_flops(grad: Any, values: Any, *args: Any, **kwargs: Any) -> int:
     return _flops(values, grad)
 
 
-@register_flop_formula(torch.ops.mest_fed.conv2d_values)
+@register_flop_formula(OPERATORS.conv2d_values)
 def _conv2d_values_flops(grad: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
     return _flops(out_shape, grad)
-
-
-#: The operators, once they are registered.
-REGISTERED = torch.ops.mest_fed

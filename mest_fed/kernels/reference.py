@@ -35,9 +35,7 @@ def backward_values(
     return weight.compact(dense_backward_weight(grad, x, dense, geometry), weight.positions())
 
 
-def dense_forward(
-    x: Tensor, dense: Tensor, bias: Tensor | None, geometry: ConvGeometry
-) -> Tensor:
+def dense_forward(x: Tensor, dense: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
     """Multiply by a dense weight."""
     if dense.dim() == 2:
         return torch.nn.functional.linear(x, dense, bias)
@@ -46,18 +44,14 @@ def dense_forward(
     )
 
 
-def dense_backward_input(
-    grad: Tensor, x: Tensor, dense: Tensor, geometry: ConvGeometry
-) -> Tensor:
+def dense_backward_input(grad: Tensor, x: Tensor, dense: Tensor, geometry: ConvGeometry) -> Tensor:
     """Return the gradient of a dense product's input."""
     if dense.dim() == 2:
         return grad @ dense
     return _convolution_backward(grad, x, dense, geometry, 0)
 
 
-def dense_backward_weight(
-    grad: Tensor, x: Tensor, dense: Tensor, geometry: ConvGeometry
-) -> Tensor:
+def dense_backward_weight(grad: Tensor, x: Tensor, dense: Tensor, geometry: ConvGeometry) -> Tensor:
     """Return the gradient of a dense weight, of which only shape and type matter."""
     if dense.dim() == 2:
         return grad.t() @ x

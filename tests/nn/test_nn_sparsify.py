@@ -22,9 +22,9 @@ def sparse_layers(model):
 def test_stem_shortcuts_norms_and_classifier_stay_dense():
     model = small_resnet("block")
     assert set(sparse_layers(model)) == BLOCK_CONVOLUTIONS
-    assert type(model.conv1) is nn.Conv2d
-    assert type(model.stage2[0].shortcut[0]) is nn.Conv2d
-    assert type(model.norm1) is nn.BatchNorm2d
+    assert isinstance(model.conv1, nn.Conv2d)
+    assert isinstance(model.stage2[0].shortcut[0], nn.Conv2d)
+    assert isinstance(model.norm1, nn.BatchNorm2d)
     assert type(model.classifier) is nn.Linear
 
 

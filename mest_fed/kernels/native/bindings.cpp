@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "convolve.h"
+#include "norm.h"
 #include "threads.h"
 #include "variant.h"
 
@@ -66,6 +67,29 @@ void backward_values(const Numbers& numbers, const Weight& weight, int64_t x, in
                                     call(plane, threads));
 }
 
+// images, channels, plane, groups, relu
+using NormSizes = std::array<int64_t, 5>;
+using Addresses = std::array<int64_t, 8>;
+
+mest::Norm norm(const NormSizes& n, float epsilon, int64_t gamma, int64_t beta, int64_t residual) {
+    return {n[0], static_cast<int>(n[1]), n[2], static_cast<int>(n[3]), n[4] != 0, epsilon,
+            in(gamma), in(beta), in(residual)};
+}
+
+// gamma, beta, residual, x, z, mean, scale
+void norm_forward(const NormSizes& sizes, float epsilon, const Addresses& a, int threads) {
+    mest::norm_forward(norm(sizes, epsilon, a[0], a[1], a[2]), in(a[3]), out(a[4]), out(a[5]),
+                       out(a[6]), threads);
+}
+
+// the same, then: dz; and dx, dresidual, dgamma, dbeta
+void norm_backward(const NormSizes& sizes, const Addresses& a, const std::array<int64_t, 4>& to,
+                   int threads) {
+    mest::norm_backward(norm(sizes, 0.0f, a[0], a[1], a[2]),
+                        {in(a[7]), in(a[3]), in(a[4]), in(a[5]), in(a[6])}, out(to[0]), out(to[1]),
+                        out(to[2]), out(to[3]), threads);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -75,4 +99,6 @@ NB_MODULE(_native, m) {
     m.def("forward", &forward, unlocked);
     m.def("backward_input", &backward_input, unlocked);
     m.def("backward_values", &backward_values, unlocked);
+    m.def("norm_forward", &norm_forward, unlocked);
+    m.def("norm_backward", &norm_backward, unlocked);
 }

@@ -76,28 +76,29 @@ inline void unpack_plane(float* plane, const float* from, const Scratch& s, cons
     }
 }
 
-// The unit's channels of its images.
-inline void unpack(const float* scratch, float* x, const Plan& plan, const Unit& unit) {
+// The unit's channels of its images. Leaves zeros behind, while the planes are in the first cache.
+inline void unpack(float* scratch, float* x, const Plan& plan, const Unit& unit) {
     const Scratch& s = plan.scratch;
     const Reading& r = plan.reading;
     const int piece = r.source_width == r.domain_width ? s.piece : 0;
     const int64_t size = int64_t{r.source_height} * r.source_width;
-    for (int image = 0; image < unit.count; ++image) {
-        float* plane = x + ((unit.first + image) * plan.in_channels + unit.begin) * size;
-        const float* from = scratch + unit.begin * s.channel_floats +
-                            image / s.side_by_side * s.image_floats +
-                            image % s.side_by_side * r.domain_width;
-        for (int c = unit.begin; c < unit.end; ++c, plane += size, from += s.channel_floats) {
+    float* from = scratch + unit.begin * s.channel_floats;
+    for (int c = unit.begin; c < unit.end; ++c, from += s.channel_floats) {
+        for (int image = 0; image < unit.count; ++image) {
+            float* plane = x + ((unit.first + image) * plan.in_channels + c) * size;
+            const float* place = from + image / s.side_by_side * s.image_floats +
+                                 image % s.side_by_side * r.domain_width;
             if (V >= 16 && piece == 16) {
-                unpack_plane<V >= 16 ? 16 : 4>(plane, from, s, r);
+                unpack_plane<V >= 16 ? 16 : 4>(plane, place, s, r);
             } else if (V >= 8 && piece == 8) {
-                unpack_plane<V >= 8 ? 8 : 4>(plane, from, s, r);
+                unpack_plane<V >= 8 ? 8 : 4>(plane, place, s, r);
             } else if (piece == 4) {
-                unpack_plane<4>(plane, from, s, r);
+                unpack_plane<4>(plane, place, s, r);
             } else {
-                unpack_plane<1>(plane, from, s, r);
+                unpack_plane<1>(plane, place, s, r);
             }
         }
+        std::memset(from, 0, s.channel_floats * sizeof(float));
     }
 }
 

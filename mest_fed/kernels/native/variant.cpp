@@ -1,6 +1,7 @@
 // The kernels for one instruction set: compiled once for each, with other flags and another name.
 #include "variant.h"
 
+#include "norm_walk.h"
 #include "outputs.h"
 #include "pack.h"
 #include "unpack.h"
@@ -85,8 +86,6 @@ void backward_input(const Plan& plan, const float* values, const float* dy, floa
     const Outputs& o = plan.outputs;
     const Scratch& s = plan.scratch;
     const int32_t *columns = plan.index->columns.data(), *first = plan.index->first.data();
-    std::memset(scratch + unit.begin * s.channel_floats, 0,
-                (unit.end - unit.begin) * s.channel_floats * sizeof(float));
     const float* gradients = outputs_in(buffer, dy, plan, unit);
     for_tiles(unit.vectors, most_spread(walked_rows(plan.rows)), [&](int start, int size) {
         for_rows(plan, 0, plan.strips, [&](int strip, int row, int taken) {
@@ -114,13 +113,18 @@ void backward_values(const Plan& plan, const float* x, const float* dy, float* g
     const int32_t* first = plan.index->first.data();
     pack(scratch, x, plan, unit);
     const float* gradients = outputs_in(buffer, dy, plan, unit);
-    for_rows(plan, unit.begin, unit.end, [&](int strip, int row, int taken) {
-        const int32_t at = first[strip];
-        const Pairs pairs{gradients + (strip * plan.rows + row) * o.distance(), o.at.data(),
-                          o.distance(), scratch, nullptr, plan.scratch.from.data(), unit.vectors};
-        (taken == 4 ? strip_dots<4> : taken == 2 ? strip_dots<2> : strip_dots<1>)(
-            pairs, plan.offsets.data() + at, first[strip + 1] - at,
-            gradient + int64_t{at} * plan.rows + row, plan.rows);
+    // Single rows use each pixel once a row: the tile's pixels should stay in the first cache.
+    constexpr int tile = 16;
+    for_tiles(unit.vectors, plan.rows == 1 ? tile : unit.vectors, [&](int start, int size) {
+        for_rows(plan, unit.begin, unit.end, [&](int strip, int row, int taken) {
+            const int32_t at = first[strip];
+            const Pairs pairs{gradients + (strip * plan.rows + row) * o.distance(),
+                              o.at.data() + start, o.distance(), scratch, nullptr,
+                              plan.scratch.from.data() + start, size, gradients};
+            (taken == 4 ? strip_dots<4> : taken == 2 ? strip_dots<2> : strip_dots<1>)(
+                pairs, plan.offsets.data() + at, first[strip + 1] - at,
+                gradient + int64_t{at} * plan.rows + row, plan.rows);
+        });
     });
 }
 
@@ -131,6 +135,6 @@ void backward_values(const Plan& plan, const float* x, const float* dy, float* g
 
 extern const Variant table;
 const Variant table{MEST_TEXT(MEST_VARIANT), V, most_vectors(1), 32, forward, backward_input,
-                    backward_values};
+                    backward_values, norm_forward, norm_backward};
 
 }  // namespace mest::MEST_VARIANT

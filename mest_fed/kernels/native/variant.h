@@ -3,6 +3,7 @@
 // that only a newer processor can run.
 #pragma once
 
+#include "norm.h"
 #include "plan.h"
 
 namespace mest {
@@ -17,12 +18,18 @@ struct Variant {
     // y: all channels of the strips [begin, end)
     void (*forward)(const Plan&, const float* values, const float* x, const float* bias, float* y,
                     const Unit&, float* scratch, float* buffer);
-    // dx: the channels [begin, end)
+    // dx: the channels [begin, end), whose scratch holds zeros before and after
     void (*backward_input)(const Plan&, const float* values, const float* dy, float* dx,
                            const Unit&, float* scratch, float* buffer);
     // added to gradient, (entries, rows): those of the strips [begin, end)
     void (*backward_values)(const Plan&, const float* x, const float* dy, float* gradient,
                             const Unit&, float* scratch, float* buffer);
+
+    // One unit; see norm.h. `sums`: two of each (image, channel).
+    void (*norm_forward)(const Norm&, const float* x, float* z, float* mean, float* scale,
+                         int64_t unit);
+    void (*norm_backward)(const Norm&, const NormGradient&, float* dx, float* dresidual,
+                          double* sums, int64_t unit);
 };
 
 constexpr int guard = 64;

@@ -41,7 +41,13 @@ template <int R, int K>
 void walk_strip(const Strip& strip, const Tile& tile) {
     vec sum[R][K];
     int64_t from[K];
-    for (int k = 0; k < K; ++k) from[k] = tile.from[k];
+    for (int k = 0; k < K; ++k) {
+        from[k] = tile.from[k];
+        // The planes lie far apart; without this the stores at the end would wait for memory.
+        for (int r = 0; r < R; ++r) {
+            __builtin_prefetch(tile.target + r * tile.target_channel + tile.to[k], 1);
+        }
+    }
     for (int r = 0; r < R; ++r) {
         const vec start = all(strip.bias == nullptr ? 0.0f : strip.bias[r]);
         for (int k = 0; k < K; ++k) sum[r][k] = start;
@@ -79,7 +85,9 @@ void spread_strip(const Strip& strip, const Spread& spread) {
     for (int k = 0; k < K; ++k) {
         to[k] = spread.to[k];
         for (int r = 0; r < R; ++r) {
-            gradient[r][k] = load(spread.gradient + r * spread.gradient_channel + spread.at[k]);
+            const float* from = spread.gradient + r * spread.gradient_channel + spread.at[k];
+            gradient[r][k] = load(from);
+            __builtin_prefetch(from + R * spread.gradient_channel);  // the next rows'
         }
     }
     const float* value = strip.values;
@@ -104,6 +112,7 @@ struct Pairs {
     const int32_t* offsets;  // of the C columns
     const int32_t* from;     // of each vector
     int vectors;
+    const float* next;       // gradients that will be read soon
 };
 
 // result[c * stride + r] += sum over vectors of gradient[r] * source[c]
@@ -117,6 +126,7 @@ void dot_pairs(const Pairs& p, float* result, int stride) {
     }
     for (int v = 0; v < p.vectors; ++v) {
         const float* g = p.gradient + p.at[v];
+        __builtin_prefetch(p.next + p.at[v]);
         vec gradient[R];
         for (int r = 0; r < R; ++r) gradient[r] = load(g + r * p.gradient_channel);
         for (int c = 0; c < C; ++c) {
@@ -155,6 +165,8 @@ void strip_dots(Pairs pairs, const int32_t* offsets, int count, float* result, i
                                      dot_pairs<R, (most > 4 ? 4 : 1)>};
     int e = 0;
     for (; e + most <= count; e += most) {
+        // Each turn fetches one of the next rows.
+        pairs.next = pairs.gradient + (R + e / most % R) * pairs.gradient_channel;
         pairs.offsets = offsets + e;
         dot_pairs<R, most>(pairs, result + int64_t{e} * stride, stride);
     }

@@ -12,14 +12,17 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mest_fed.nn.convolution import Conv2d
+from mest_fed.nn.norms import BatchNorm2d, GroupNorm
+
 Norm = Literal["batch", "group"]
 
 
-def norm_layer(norm: Norm, channels: int) -> nn.Module:
+def norm_layer(norm: Norm, channels: int) -> BatchNorm2d | GroupNorm:
     """Return BatchNorm, or GroupNorm of gcd(channels, 8) groups."""
     if norm == "batch":
-        return nn.BatchNorm2d(channels)
-    return nn.GroupNorm(math.gcd(channels, 8), channels)
+        return BatchNorm2d(channels)
+    return GroupNorm(math.gcd(channels, 8), channels)
 
 
 class ResidualBlock(nn.Module):
@@ -33,19 +36,17 @@ class ResidualBlock(nn.Module):
         self.norm1 = norm_layer(norm, channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.norm2 = norm_layer(norm, channels)
-        self.relu = nn.ReLU(inplace=True)
         self.shortcut = nn.Sequential()
         if stride != 1 or in_channels != channels:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride, bias=False),
+                Conv2d(in_channels, channels, 1, stride, bias=False),
                 norm_layer(norm, channels),
             )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, in_channels, h, w) to (n, channels, h / stride, w / stride)."""
-        y = self.relu(self.norm1(self.conv1(x)))
-        y = self.norm2(self.conv2(y))
-        return torch.as_tensor(self.relu(y + self.shortcut(x)))
+        y = self.norm1(self.conv1(x), relu=True)
+        return torch.as_tensor(self.norm2(self.conv2(y), residual=self.shortcut(x), relu=True))
 
 
 class ResNet(nn.Module):
@@ -79,9 +80,8 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         channels = [max(1, round(base * width)) for base in stages]
-        self.conv1 = nn.Conv2d(input_shape[0], channels[0], 3, 1, 1, bias=False)
+        self.conv1 = Conv2d(input_shape[0], channels[0], 3, 1, 1, bias=False)
         self.norm1 = norm_layer(norm, channels[0])
-        self.relu = nn.ReLU(inplace=True)
         self.num_stages = len(channels)
         for i, (before, after) in enumerate(zip(channels[:1] + channels, channels, strict=False)):
             self.add_module(f"stage{i + 1}", _stage(before, after, 2 if i else 1, blocks, norm))
@@ -89,7 +89,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (n, c, h, w) to logits (n, classes)."""
-        x = self.relu(self.norm1(self.conv1(x)))
+        x = self.norm1(self.conv1(x), relu=True)
         for number in range(1, self.num_stages + 1):
             x = self.get_submodule(f"stage{number}")(x)
         return torch.as_tensor(self.classifier(x.mean(dim=(2, 3))))

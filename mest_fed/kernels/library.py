@@ -1,0 +1,38 @@
+"""Registers torch operators under ``torch.ops.mest_fed``, with types."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+_library = torch.library.Library("mest_fed", "DEF")  # type: ignore[no-untyped-call]
+
+#: The operators.
+OPERATORS = torch.ops.mest_fed
+
+
+def define(schema: str) -> None:
+    """Declare an operator."""
+    _library.define(schema)  # type: ignore[no-untyped-call]
+
+
+def implement(name: str) -> Callable[[Function], Function]:
+    """Register what computes an operator on the CPU."""
+
+    def register(function: Function) -> Function:
+        _library.impl(name, function, "CPU")  # type: ignore[no-untyped-call]
+        return function
+
+    return register
+
+
+def fake(name: str) -> Callable[[Function], Function]:
+    """Register what says an operator's shapes without computing."""
+
+    def register(function: Function) -> Function:
+        torch.library.register_fake(f"mest_fed::{name}", function, lib=_library)
+        return function
+
+    return register
