@@ -119,7 +119,7 @@ class TrainingSection(Section):
     takes the fastest: one run gives the same bits on any number of workers and when resumed, but
     two separate runs of one seed may differ in the last bits, because timing may choose
     differently. The path of a run's ``kernels.json`` takes that run's choices, and so repeats its
-    bits. ``dense`` always builds the dense weight, for comparisons.
+    bits. ``dense`` always builds the dense weight of a sparse layer, for comparisons.
     """
 
 
