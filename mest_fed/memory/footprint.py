@@ -33,7 +33,8 @@ class Footprint:
         What autograd keeps of one micro-batch.
     workspace : int
         What exists for a moment: the largest layer's dense weight, its gradient and positions in
-        the reference kernels, and two activation gradients.
+        the reference kernels (the compiled ones take a scratch of about that size), and two
+        activation gradients.
     batch : int
         Images of a whole batch and of a micro-batch.
     wire : int
@@ -127,7 +128,7 @@ def footprint(trace: ModelTrace, method: Method, shape: TrainingShape) -> Footpr
         gradients=trained + dense_gradient,
         optimizer=trained if shape.momentum else 0,
         index=index,
-        activations=shape.micro_batch * trace.saved_per_image,
+        activations=shape.micro_batch * trace.saved_per_image + trace.saved_once,
         workspace=layer_workspace + 2 * shape.micro_batch * trace.largest_activation,
         batch=trace.image * (shape.batch + shape.micro_batch),
         wire=2 * (trained + trace.buffers + index),

@@ -41,6 +41,7 @@ class OptimizerSettings:
             lr=self.learning_rate,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
+            fused=True,  # one pass over all parameters
         )
 
 

@@ -84,8 +84,7 @@ void forward(const Convolution& p, const StripIndex& index, const float* values,
     const Variant& v = variant();
     const Plan plan = make_plan(p, index, {call.plane, p.in_channels, v.walk_vectors, true}, v.width);
     const Units units(plan.sets, call.threads, plan.strips);
-    constexpr int rows_at_once = 4;
-    Scratches scratches(plan, rows_at_once, call.threads);
+    Scratches scratches(plan, plan.collected, call.threads);
     parallel_for(units.count(), call.threads, [&](int64_t i, int thread) {
         const auto [source, output] = scratches.of(thread);
         const Unit unit = units.unit(plan, units.set(i), i);

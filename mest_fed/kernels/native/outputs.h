@@ -5,6 +5,7 @@
 
 #include "plan.h"
 #include "simd.h"
+#include "transpose.h"
 
 namespace mest::MEST_VARIANT {
 namespace {
@@ -24,6 +25,10 @@ inline int64_t place_of(int image, const Plan& plan) {
 inline void copy_out(const float* buffer, float* y, const Plan& plan, const Unit& unit,
                      int channels) {
     const Outputs& o = plan.outputs;
+    if (plan.features) {
+        transpose(buffer, o.buffer_channel, y, o.image, channels, unit.count);
+        return;
+    }
     for (int image = 0; image < unit.count; ++image) {
         for (int c = 0; c < channels; ++c) {
             const float* from = buffer + c * o.buffer_channel + place_of(image, plan);
@@ -42,6 +47,10 @@ inline const float* outputs_in(float* buffer, const float* y, const Plan& plan, 
     if (o.direct) return from;
     if (unit.count < plan.scratch.images()) {
         std::memset(buffer, 0, plan.out_channels * o.buffer_channel * sizeof(float));
+    }
+    if (plan.features) {
+        transpose(from, o.image, buffer, o.buffer_channel, unit.count, plan.out_channels);
+        return buffer;
     }
     for (int image = 0; image < unit.count; ++image) {
         for (int c = 0; c < plan.out_channels; ++c) {

@@ -3,6 +3,7 @@
 
 #include "plan.h"
 #include "simd.h"
+#include "transpose.h"
 
 namespace mest::MEST_VARIANT {
 namespace {
@@ -81,6 +82,11 @@ inline void pack_padded(float* to, const float* plane, const Plan& plan) {
 inline void pack(float* scratch, const float* x, const Plan& plan, const Unit& unit) {
     const Scratch& s = plan.scratch;
     const int64_t size = int64_t{plan.reading.source_height} * plan.reading.source_width;
+    if (plan.features) {
+        transpose(x + unit.first * plan.in_channels, plan.in_channels, scratch, s.channel_floats,
+                  unit.count, plan.in_channels);
+        return;
+    }
     const Bounds bounds{x, x + plan.batch * plan.in_channels * size};
     for (int image = 0; image < unit.count; ++image) {
         const float* plane = x + (unit.first + image) * plan.in_channels * size;

@@ -30,6 +30,8 @@ struct Plan {
     int rows, strips, taps;
     int in_channels, out_channels, out_height, out_width;
     int64_t batch, sets;  // of images that share a scratch
+    bool features;        // planes are 1x1: images stand side by side, one float each
+    int collected;        // output channels that the forward pass buffers before it stores them
 
     int64_t scratch_floats() const { return scratch.channel_floats * in_channels; }
 };

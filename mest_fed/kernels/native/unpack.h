@@ -5,6 +5,7 @@
 
 #include "plan.h"
 #include "simd.h"
+#include "transpose.h"
 
 namespace mest::MEST_VARIANT {
 namespace {
@@ -83,6 +84,12 @@ inline void unpack(float* scratch, float* x, const Plan& plan, const Unit& unit)
     const int piece = r.source_width == r.domain_width ? s.piece : 0;
     const int64_t size = int64_t{r.source_height} * r.source_width;
     float* from = scratch + unit.begin * s.channel_floats;
+    if (plan.features) {
+        transpose(from, s.channel_floats, x + unit.first * plan.in_channels + unit.begin,
+                  plan.in_channels, unit.end - unit.begin, unit.count);
+        std::memset(from, 0, (unit.end - unit.begin) * s.channel_floats * sizeof(float));
+        return;
+    }
     for (int c = unit.begin; c < unit.end; ++c, from += s.channel_floats) {
         for (int image = 0; image < unit.count; ++image) {
             float* plane = x + ((unit.first + image) * plan.in_channels + c) * size;

@@ -44,28 +44,42 @@ void forward(const Plan& plan, const float* values, const float* x, const float*
     const int32_t* first = plan.index->first.data();
     pack(scratch, x, plan, unit);
     float* image = y + unit.first * o.image;
-    const auto walk = [&](int strip, int row, int taken, int from, int size) {
-        const int channel = strip * plan.rows + row;
+    const auto walk = [&](int strip, int row, int taken, Tile tile, int size) {
         const Strip list{plan.offsets.data() + first[strip], first[strip + 1] - first[strip],
                          values + int64_t{first[strip]} * plan.rows + row, plan.rows,
-                         bias == nullptr ? nullptr : bias + channel};
-        float* target = o.direct ? image + channel * o.channel : buffer;
-        strip_walk(taken, size)(list, {scratch, plan.scratch.from.data() + from, target,
-                                       o.at.data() + from, o.distance()});
+                         bias == nullptr ? nullptr : bias + strip * plan.rows + row};
+        strip_walk(taken, size)(list, tile);
+    };
+    const auto tile_at = [&](float* target, int from) {
+        return Tile{scratch, plan.scratch.from.data() + from, target, o.at.data() + from,
+                    o.distance()};
     };
     if (o.direct) {
         // A tile's sources stay in the first cache while all strips walk over them.
         for_tiles(unit.vectors, most_vectors(walked_rows(plan.rows)), [&](int start, int size) {
-            for_rows(plan, unit.begin, unit.end,
-                     [&](int strip, int row, int taken) { walk(strip, row, taken, start, size); });
+            for_rows(plan, unit.begin, unit.end, [&](int strip, int row, int taken) {
+                float* target = image + (strip * plan.rows + row) * o.channel;
+                walk(strip, row, taken, tile_at(target, start), size);
+            });
         });
-    } else {
-        for_rows(plan, unit.begin, unit.end, [&](int strip, int row, int taken) {
-            for_tiles(unit.vectors, most_vectors(taken),
-                      [&](int from, int size) { walk(strip, row, taken, from, size); });
-            copy_out(buffer, image + (strip * plan.rows + row) * o.channel, plan, unit, taken);
-        });
+        return;
     }
+    int held = 0, held_from = unit.begin * plan.rows;  // channels in the buffer
+    const auto store_held = [&](int next) {
+        copy_out(buffer, image + held_from * o.channel, plan, unit, held);
+        held_from = next;
+        held = 0;
+    };
+    for_rows(plan, unit.begin, unit.end, [&](int strip, int row, int taken) {
+        float* target = buffer + held * o.buffer_channel;
+        for_tiles(unit.vectors, most_vectors(taken), [&](int from, int size) {
+            walk(strip, row, taken, tile_at(target, from), size);
+        });
+        held += taken;
+        // So many that another walk might not fit.
+        if (held + 4 > plan.collected) store_held(strip * plan.rows + row + taken);
+    });
+    store_held(0);
 }
 
 // First of the increasing columns [from, to) that is not below `bound`.
