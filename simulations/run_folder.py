@@ -102,7 +102,9 @@ class RunFolder:
 
     def write_kernels(self, table: Table) -> None:
         """Write ``kernels.json``: which implementations the sparse layers run."""
-        self._replace(KERNELS, json.dumps(choices_to_rows(table), indent=2) + "\n")
+        head = choices_to_rows(table)
+        rows = ",\n".join(json.dumps(row) for row in head.pop("rows"))  # a line each
+        self._replace(KERNELS, f'{json.dumps(head)[:-1]}, "rows": [\n{rows}\n]}}\n')
 
     def read_kernels(self) -> Table | None:
         """Read ``kernels.json``; None if it does not exist.
