@@ -11,7 +11,7 @@
 namespace selftest {
 namespace {
 
-constexpr int cases = 400;
+constexpr int cases = 1000;
 constexpr int not_on_this_machine = 77;  // tells CTest that the test was skipped
 const float nan = std::numeric_limits<float>::quiet_NaN();
 
@@ -120,6 +120,19 @@ void test_too_large() {
     refused(64, (1 << 28) - 8);  // the floats of 64 channels are a multiple of 2^64
 }
 
+// No strip is full, however many rows it might have.
+void test_tall_strips() {
+    Case c = draw_case(1);
+    c.whole = true, c.width = c.rows = std::numeric_limits<int>::max(), c.variants = 1;
+    c.p = {2, 3, 5, 20, 4, 5, 20, 3, 3, 1, 1, 1, 1, 1, 1};
+    c.cells.clear(), c.slots.clear(), c.values.clear();
+    c.bias = {1, 2, 3, 4}, c.x.assign(c.in_size(), 1), c.dy.assign(c.out_size(), 1);
+    const Expected expected = reference(c);
+    const Products got = run(c, {mest::Plane::padded, 1});
+    check_near(got.y, expected.y, true, "tall strips: forward", c);
+    check_near(got.dx, expected.dx, true, "tall strips: backward_input", c);
+}
+
 void test_threads() {
     for (int threads : {1, 2, 3, 7}) {
         for (int units : {0, 1, 2, 100}) {
@@ -165,6 +178,7 @@ int run_all() {
     test_scratch();
     test_refusals();
     test_too_large();
+    test_tall_strips();
     test_many_turns();
     for (uint64_t seed = 0; seed < cases; ++seed) test_products(seed);
     std::printf("%d failures\n", failures);
