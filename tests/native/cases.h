@@ -46,7 +46,7 @@ struct Case {
     int64_t out_size() const { return p.batch * p.out_channels * p.out_height * p.out_width; }
     int64_t num_slots() const {
         if (!cells.empty()) return int64_t{p.out_channels} * p.in_channels * variants;
-        return (p.out_channels + rows - 1) / rows * p.columns();
+        return ((p.out_channels - 1) / rows + 1) * p.columns();
     }
     mest::Granules granules() const {
         return {slots.data(), static_cast<int64_t>(slots.size()), rows,
