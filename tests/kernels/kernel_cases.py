@@ -1,11 +1,10 @@
-"""Drawn sparse products, and the same products in float64 by torch's dense operators."""
+"""Sparse products, and the same products in float64 by torch's dense operators."""
 
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from hypothesis import strategies as st
 
 from mest_fed.kernels import (
     Channels,
@@ -18,6 +17,7 @@ from mest_fed.kernels import (
     Strips,
 )
 
+PLAIN = ConvGeometry()
 UNIT = torch.finfo(torch.float32).eps / 2  # the relative error of one rounding
 PLANES = ("padded", "shifted")
 
@@ -111,9 +111,7 @@ class Case:
     def check(self, got):
         """Compare what :meth:`gradients` returned with float64."""
         names = ("y", "dx", "dvalues", "dbias")
-        for name, a, b, most in zip(
-            names, got, self.expected(), self.tolerances(), strict=False
-        ):
+        for name, a, b, most in zip(names, got, self.expected(), self.tolerances(), strict=False):
             assert a.shape == b.shape, name
             assert a.dtype == torch.float32
             off = (a.double() - b).abs()
@@ -146,7 +144,7 @@ class Sizes:
     shape: tuple[int, ...]
     cut: Strips | Kernels | Channels
     size: tuple[int, ...]
-    geometry: ConvGeometry = ConvGeometry()
+    geometry: ConvGeometry = PLAIN
 
     @property
     def variants(self):
@@ -181,63 +179,3 @@ class Sizes:
         )
         bias = _tensor(generator, (self.shape[0],), whole) if bias else None
         return Case(x, values, bias, weight, self.geometry, upstream, whole)
-
-
-@st.composite
-def cuts(draw, shape, channels):
-    """Draw strips, or kernels that keep some taps; channels "too", "only", or not."""
-    kinds = ["strips"] * 3 + ["kernels"] * (len(shape) == 4) + ["channels"] * (channels == "too")
-    if channels == "only":
-        kinds = ["channels"]
-    kind = draw(st.sampled_from(kinds))
-    if kind == "strips":
-        return Strips(draw(st.sampled_from((1, 2, 3, 4, 5, 8, 16))))
-    if kind == "channels":
-        return Channels(draw(st.sampled_from(("out", "in"))))
-    taps = range(math.prod(shape[2:]))
-    width = draw(st.integers(1, min(4, len(taps))))
-    some = st.lists(st.sampled_from(taps), min_size=width, max_size=width, unique=True)
-    return Kernels(tuple(tuple(cells) for cells in draw(st.lists(some, min_size=1, max_size=8))))
-
-
-BATCHES = st.sampled_from((1, 2, 3, 4, 5, 17, 33, 0))
-TAPS = st.sampled_from((1, 2, 3, 3, 5))
-
-
-@st.composite
-def sizes(draw, channels=None):
-    """Draw a convolution or a linear layer, at least as large as its kernel."""
-    out_in = (draw(st.integers(1, 18)), draw(st.integers(1, 7)))
-    batch = draw(BATCHES)
-    if draw(st.integers(0, 4)) == 0:
-        return Sizes(out_in, draw(cuts(out_in, channels)), (batch, out_in[1]))
-    kernel = (draw(TAPS), draw(TAPS))
-    if draw(st.booleans()):
-        geometry = ConvGeometry((1, 1), (kernel[0] // 2, kernel[1] // 2))
-    else:
-        pairs = (st.tuples(st.integers(a, b), st.integers(a, b)) for a, b in ((1, 3), (0, 4), (1, 3)))
-        geometry = ConvGeometry(*(draw(pair) for pair in pairs))
-    most = (4 if batch > 5 else 9, 40)
-    sides = [
-        max(draw(st.integers(1, side)), d * (k - 1) + 1 - 2 * p)
-        for side, k, p, d in zip(most, kernel, geometry.padding, geometry.dilation, strict=True)
-    ]
-    shape = (*out_in, *kernel)
-    return Sizes(shape, draw(cuts(shape, channels)), (batch, out_in[1], *sides), geometry)
-
-
-@st.composite
-def cases(draw, channels=None):
-    """Draw a case: no slot, one, some, all; integers or not; with or without bias; any strides."""
-    drawn = draw(sizes(channels))
-    live = draw(st.sampled_from(("none", "one", "all", "some", "some", "some")))
-    share = draw(st.floats(0, 1))
-    count = {"none": 0, "one": 1, "all": drawn.num_granules}.get(live, int(share * drawn.num_granules))
-    how = st.sampled_from(("", "strided", "transposed", "last"))
-    return drawn.case(
-        count,
-        seed=draw(st.integers(0, 2**20)),
-        bias=draw(st.booleans()),
-        whole=draw(st.booleans()),
-        strides=(draw(how), draw(how), draw(how)),
-    )

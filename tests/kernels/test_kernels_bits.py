@@ -4,7 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import PLANES, Sizes, cases, every, threads
+from kernel_cases import PLANES, Sizes, every, threads
+from kernel_draws import cases
 
 from mest_fed.kernels import ConvGeometry, Kernels, Strips, native
 
@@ -53,7 +54,7 @@ def test_threads_that_take_several_turns_start_from_clean_scratch():
     expected = case.expected()[2]
     for count in (2, 3):
         with threads(count):
-            for _ in range(100):
+            for _ in range(30):
                 spoiled.gradients(every("shifted"))
                 assert torch.equal(case.gradients(every("padded"))[2].double(), expected)
 

@@ -22,7 +22,9 @@ STRIDED = {
 }
 
 
-@pytest.mark.parametrize("changes", [{}, {"bias": None}, STRIDED], ids=["strips", "bare", "kernels"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"bias": None}, STRIDED], ids=["strips", "bare", "kernels"]
+)
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_torch_accepts_the_operators(name, changes):
     arguments = tuple({**GOOD, **changes}[key] for key in ARGUMENTS[name].split())

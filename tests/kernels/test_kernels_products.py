@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import PLANES, Sizes, cases, every, threads
+from kernel_cases import PLANES, Sizes, every, threads
+from kernel_draws import cases
 
 from mest_fed.kernels import (
     Channels,
@@ -22,7 +23,7 @@ compiled = pytest.mark.skipif(native._module is None, reason="no compiled kernel
 
 
 @compiled
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(cases(), st.sampled_from(PLANES), st.sampled_from((1, 1, 2, 3)))
 def test_compiled_products_are_the_dense_ones_in_float64(case, plane, count):
     with threads(count):
