@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from kernel_cases import CUTS, specimen
+from tuning_cases import CUTS, specimen
 
 from mest_fed.errors import InputError
 from mest_fed.kernels.choice import Choice, Choices

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernel_cases import CUTS, fixed_times, specimen
+from tuning_cases import CUTS, fixed_times, specimen
 
 from mest_fed.kernels import Strips, case_of, choose, native
 from mest_fed.kernels.choice import EVERYTHING_DENSE, TUNED, Choice, Choices, rule, told, use, using

@@ -1,12 +1,191 @@
-// Stand-in: the native core, without Python.
-#include <cstdio>
-#include <vector>
+// The C++ core without Python: drawn cases against doubles, same bits for any number of threads,
+// and what must be refused. MEST_FED_KERNELS chooses the variant (CTest runs one after another).
+#include <atomic>
+#include <cstdlib>
+#include <memory>
 
-#include "kernels.h"
+#include "checks.h"
+#include "threads.h"
+#include "variant.h"
 
-int main() {
-  const std::vector<float> values(10, 0.5f);
-  const bool right = mest::sum(values.data(), values.size()) == 5.0f && mest::thread_count() > 0;
-  std::printf("%s: %s\n", mest::variant_name(), right ? "right" : "wrong");
-  return right ? 0 : 1;
+namespace selftest {
+namespace {
+
+constexpr int cases = 1000;
+constexpr int not_on_this_machine = 77;  // tells CTest that the test was skipped
+const float nan = std::numeric_limits<float>::quiet_NaN();
+
+// Scratch memory that an earlier call left behind may hold anything.
+void spoil_scratch() {
+    constexpr int64_t floats = 1 << 16;
+    for (int which : {0, 1}) {
+        float* scratch = mest::thread_scratch(which, floats);
+        std::fill(scratch, scratch + floats, nan);
+    }
 }
+
+struct Products {
+    std::vector<float> y, dx, gradient;
+};
+
+Products run(const Case& c, mest::Call call) {
+    const mest::StripIndex index = mest::strips_of(c.granules(), c.p);
+    Products got{std::vector<float>(c.out_size(), nan), std::vector<float>(c.in_size(), nan),
+                 std::vector<float>(c.values.size(), nan)};
+    spoil_scratch();
+    mest::forward(c.p, index, c.values.data(), c.x.data(), c.bias_or_null(), got.y.data(), call);
+    spoil_scratch();
+    mest::backward_input(c.p, index, c.values.data(), c.dy.data(), got.dx.data(), call);
+    spoil_scratch();
+    mest::backward_values(c.p, index, c.x.data(), c.dy.data(), got.gradient.data(), call);
+    return got;
+}
+
+void test_products(uint64_t seed) {
+    const Case c = draw_case(seed);
+    const Expected expected = reference(c);
+    std::vector<Products> planes;
+    for (mest::Plane plane : {mest::Plane::padded, mest::Plane::shifted}) {
+        const std::string name = plane == mest::Plane::padded ? " (padded)" : " (shifted)";
+        const Products one = run(c, {plane, 1}), three = run(c, {plane, 3});
+        check_near(one.y, expected.y, c.whole, "forward" + name, c);
+        check_near(one.dx, expected.dx, c.whole, "backward_input" + name, c);
+        check_near(one.gradient, expected.gradient, c.whole, "backward_values" + name, c);
+        check_same_bits(one.y, three.y, "forward, 3 threads" + name, c);
+        check_same_bits(one.dx, three.dx, "backward_input, 3 threads" + name, c);
+        check_same_bits(one.gradient, three.gradient, "backward_values, 3 threads" + name, c);
+        planes.push_back(one);
+    }
+    check_same_bits(planes[0].y, planes[1].y, "forward, both planes", c);
+}
+
+// More images than the 8 chunks, more chunks than threads: threads take several turns.
+void test_many_turns() {
+    Case c = draw_case(1);
+    c.whole = true, c.rows = 2, c.width = 2, c.cells.clear(), c.bias.clear();
+    c.p = {40, 3, 16, 16, 4, 16, 16, 3, 3, 1, 1, 1, 1, 1, 1};
+    Random random(2);
+    c.slots = {0, 5, 13, 26, 27, 40, 53};
+    c.values = draw_floats(random, 14, true);
+    c.x = draw_floats(random, c.in_size(), true);
+    c.dy = draw_floats(random, c.out_size(), true);
+    const Expected expected = reference(c);
+    for (int threads : {1, 2, 3, 5}) {
+        const Products got = run(c, {mest::Plane::padded, threads});
+        const std::string with = ", " + std::to_string(threads) + " threads";
+        check_near(got.y, expected.y, true, "many turns: forward" + with, c);
+        check_near(got.dx, expected.dx, true, "many turns: backward_input" + with, c);
+        check_near(got.gradient, expected.gradient, true, "many turns: backward_values" + with, c);
+    }
+}
+
+void test_refusals() {
+    Case c = draw_case(1);
+    c.p = {1, 2, 4, 4, 5, 2, 2, 3, 3, 1, 1, 0, 0, 1, 1};
+    c.rows = 2, c.width = 2, c.variants = 1, c.cells.clear();
+    const auto strips = [&](std::vector<int32_t> slots) {
+        c.slots = std::move(slots);
+        mest::strips_of(c.granules(), c.p);
+    };
+    using refused = std::invalid_argument;
+    strips({0, 17, 18, 53});  // 3 strips of 18 columns
+    check_throws<refused>("a slot past the end", [&] { strips({0, 54}); });
+    check_throws<refused>("a negative slot", [&] { strips({-1, 3}); });
+    check_throws<refused>("a slot twice", [&] { strips({3, 3}); });
+    check_throws<refused>("slots out of order", [&] { strips({0, 4, 3}); });
+    c.rows = 1, c.width = 2, c.variants = 2, c.cells = {0, 8, 1, 3};
+    strips({0, 19});  // 5 x 2 kernels of 2 variants
+    check_throws<refused>("a kernel past the end", [&] { strips({20}); });
+    check_throws<refused>("a kernel's slot twice", [&] { strips({7, 7}); });
+    c.cells[3] = 9;
+    check_throws<refused>("a cell past the kernel", [&] { strips({0}); });
+    c.cells[3] = -1;
+    check_throws<refused>("a negative cell", [&] { strips({0}); });
+}
+
+// Everything up to the limits that the binding sets is either computed or refused.
+void test_too_large() {
+    const auto refused = [](int channels, int dilation) {
+        Case c = draw_case(1);
+        c.rows = 1, c.width = 1, c.variants = 1, c.cells.clear(), c.slots.clear();
+        c.p = {1, channels, 16, 16, 1, 16, 16, 3, 3, 1, 1, dilation, dilation, dilation, dilation};
+        const std::string what = "scratch memory for a dilation of " + std::to_string(dilation);
+        const mest::StripIndex index = mest::strips_of(c.granules(), c.p);
+        const mest::Variant& v = mest::variant();
+        check_throws<std::length_error>(what, [&] {
+            mest::make_plan(c.p, index, {mest::Plane::padded, channels, 8, true}, v.width);
+        });
+    };
+    refused(1, 1 << 20);
+    refused(64, (1 << 28) - 8);  // the floats of 64 channels are a multiple of 2^64
+}
+
+// No strip is full, however many rows it might have.
+void test_tall_strips() {
+    Case c = draw_case(1);
+    c.whole = true, c.width = c.rows = std::numeric_limits<int>::max(), c.variants = 1;
+    c.p = {2, 3, 5, 20, 4, 5, 20, 3, 3, 1, 1, 1, 1, 1, 1};
+    c.cells.clear(), c.slots.clear(), c.values.clear();
+    c.bias = {1, 2, 3, 4}, c.x.assign(c.in_size(), 1), c.dy.assign(c.out_size(), 1);
+    const Expected expected = reference(c);
+    const Products got = run(c, {mest::Plane::padded, 1});
+    check_near(got.y, expected.y, true, "tall strips: forward", c);
+    check_near(got.dx, expected.dx, true, "tall strips: backward_input", c);
+}
+
+void test_threads() {
+    for (int threads : {1, 2, 3, 7}) {
+        for (int units : {0, 1, 2, 100}) {
+            const std::unique_ptr<std::atomic<int>[]> calls(new std::atomic<int>[units + 1]());
+            mest::parallel_for(units, threads, [&](int64_t unit, int thread) {
+                ++calls[unit];
+                check(thread >= 0 && thread < threads, "a thread's number", std::to_string(thread));
+            });
+            for (int i = 0; i < units; ++i) check(calls[i] == 1, "each unit is done once");
+        }
+        check_throws<std::runtime_error>("work that throws", [&] {
+            mest::parallel_for(9, threads, [](int64_t unit, int) {
+                if (unit == 5) throw std::runtime_error("unit 5");
+            });
+        });
+    }
+}
+
+void test_scratch() {
+    const int64_t before = mest::scratch_bytes();
+    mest::parallel_for(8, 3, [](int64_t unit, int) {
+        float* scratch = mest::thread_scratch(2, 1000 * (unit + 1) + 1);
+        check(reinterpret_cast<uintptr_t>(scratch) % 64 == 0, "scratch memory is aligned");
+        std::fill(scratch, scratch + 1000 * (unit + 1) + 1, 1.0f);
+    });
+    float* first = mest::thread_scratch(3, 100);
+    const int64_t with = mest::scratch_bytes();
+    check(with >= before + 400, "scratch memory is counted");
+    check(mest::thread_scratch(3, 10) == first, "less scratch is the same memory");
+    check(mest::scratch_bytes() == with, "and no more of it");
+}
+
+int run_all() {
+    try {
+        std::printf("%s\n", mest::variant().name);
+    } catch (const std::invalid_argument& error) {
+        std::printf("%s\n", error.what());
+        return not_on_this_machine;
+    }
+    const char* asked = std::getenv("MEST_FED_KERNELS");
+    check(asked == nullptr || std::string(asked) == mest::variant().name, "the variant asked for");
+    test_threads();
+    test_scratch();
+    test_refusals();
+    test_too_large();
+    test_tall_strips();
+    test_many_turns();
+    for (uint64_t seed = 0; seed < cases; ++seed) test_products(seed);
+    std::printf("%d failures\n", failures);
+    return failures == 0 ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace selftest
+
+int main() { return selftest::run_all(); }

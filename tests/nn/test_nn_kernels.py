@@ -8,7 +8,6 @@ from nn_cases import SCHEMES, chain, draw, generator, seeded, train_step
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from mest_fed.kernels import gather, scatter
 from mest_fed.nn import SparseConv2d, SparseLinear, sparsify
 from mest_fed.sparsity import layout_for, magnitude_mask
 
@@ -179,13 +178,6 @@ def test_the_dense_gradient_is_that_of_the_masked_weight_and_micro_batches_add_u
     y.square().sum().backward()
     torch.testing.assert_close(layer.dense_gradient, weight.grad)
     assert int((layer.dense_gradient != 0).sum()) > layer.values.numel()  # dead weights as well
-
-
-def test_scatter_and_gather_by_hand():
-    positions = torch.tensor([[0, 4], [2, 6]])  # 6 is one past the end: padding
-    dense = scatter(torch.tensor([[1.0, 2.0], [3.0, 9.0]]), positions, (2, 3))
-    assert dense.tolist() == [[1, 0, 3], [0, 2, 0]]
-    assert gather(dense, positions).tolist() == [[1, 2], [3, 0]]
 
 
 @pytest.mark.cuda

@@ -1,0 +1,122 @@
+"""The products as torch operators: torch's own checks, compilers, fake tensors, FLOP counts."""
+
+import pytest
+import torch
+from kernel_cases import PLANES, Sizes, every
+from test_kernels_refusals import ARGUMENTS, GOOD, call
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from mest_fed.kernels import Channels, ConvGeometry, Kernels, Strips, channels, native, ops
+from mest_fed.nn import sparsify
+
+pytestmark = pytest.mark.skipif(native._module is None, reason="no compiled kernels")
+SCHEMES = ("unstructured", "block", "block:3", "pattern", "channel")
+STRIDED = {
+    "geometry": [2, 1, 1, 0, 1, 2],
+    "grad": torch.ones(2, 4, 4, 4),
+    "cells": torch.tensor([[0, 4], [1, 2]], dtype=torch.int32),
+    "values": torch.ones(2, 2),
+    "plane": 1,
+}
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"bias": None}, STRIDED], ids=["strips", "bare", "kernels"]
+)
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_torch_accepts_the_operators(name, changes):
+    arguments = tuple({**GOOD, **changes}[key] for key in ARGUMENTS[name].split())
+    # Autograd goes through SparseProduct: of operators without gradient formulas torch's other
+    # checks hold for arguments that ask for no gradient.
+    torch.library.opcheck(getattr(ops.REGISTERED, name).default, arguments)
+
+
+@pytest.mark.filterwarnings("ignore:.*an autograd kernel was not registered")
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_an_operator_alone_says_that_it_has_no_gradient(name):
+    first = ARGUMENTS[name].split()[0]
+    result = call(name, **{first: GOOD[first].clone().requires_grad_()})
+    with pytest.warns(UserWarning, match="autograd kernel was not registered"):
+        result.sum().backward()
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+@pytest.mark.parametrize("changes", [{}, STRIDED], ids=["strips", "kernels"])
+def test_fake_tensors_have_the_shapes_of_real_ones(name, changes):
+    real = call(name, **changes)
+    with FakeTensorMode() as mode:
+        fakes = {
+            key: mode.from_tensor(value) if isinstance(value, torch.Tensor) else value
+            for key, value in {**GOOD, **changes}.items()
+        }
+        fake = call(name, **fakes)
+    assert (fake.shape, fake.dtype, fake.device) == (real.shape, real.dtype, real.device)
+
+
+def small_model(scheme):
+    """Return a model with a sparse convolution and a sparse linear layer."""
+    layers = (
+        nn.Conv2d(1, 6, 3),
+        nn.Tanh(),
+        nn.Conv2d(6, 10, 3, padding=1),
+        nn.Flatten(),
+        nn.Linear(160, 12),
+        nn.Tanh(),
+        nn.Linear(12, 3),
+    )
+    model = nn.Sequential(*layers)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.3, generator=generator)
+    return sparsify(model, scheme, 0.2)
+
+
+def results(model, run, x):
+    """Return the output and all gradients."""
+    model.zero_grad()
+    x = x.clone().requires_grad_()
+    y = run(x)
+    y.square().sum().backward()
+    return [y.detach(), x.grad, *(p.grad.clone() for p in model.parameters())]
+
+
+# torch's compiler warns of its own way to trace an autograd function.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_compiled_model_gives_the_same_bits_in_one_graph(scheme):
+    model = small_model(scheme)
+    x = torch.randn(4, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    expected = results(model, model, x)
+    torch._dynamo.reset()
+    explanation = torch._dynamo.explain(model)(x)
+    assert (explanation.graph_count, explanation.graph_break_count) == (1, 0)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    for a, b in zip(results(model, compiled, x), expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("cut", [Strips(1), Strips(4), Kernels(((0, 2, 3), (1, 4, 8)))])
+def test_flops_are_two_for_each_live_weight_and_position(cut, plane):
+    sizes = Sizes((8, 3, 3, 3), cut, (5, 3, 7, 9), ConvGeometry((2, 1), (1, 0)))
+    case = sizes.case(sizes.num_granules // 3)
+    with FlopCounterMode(display=False) as counter:
+        y = case.gradients(every(plane))[0]
+    live = case.values.numel()
+    counts = {str(op): count for op, count in counter.get_flop_counts()["Global"].items()}
+    once = 2 * live * 5 * y.shape[2] * y.shape[3]
+    assert counts == dict.fromkeys(
+        ("mest_fed.conv2d", "mest_fed.conv2d_input", "mest_fed.conv2d_values"), once
+    )
+
+
+@pytest.mark.parametrize("axis", ["out", "in"])
+def test_flops_of_live_channels(axis):
+    sizes = Sizes((8, 4, 3, 3), Channels(axis), (5, 4, 7, 9))
+    case = sizes.case(2)
+    with FlopCounterMode(display=False) as counter:
+        channels.forward(case.x, case.values, case.bias, case.weight, case.geometry)
+    assert counter.get_total_flops() == 2 * case.values.numel() * 5 * 5 * 7
