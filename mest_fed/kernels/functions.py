@@ -63,10 +63,8 @@ def forward(
     if name == CHANNELS:
         return channels.forward(x, values, bias, weight, how.geometry)
     numbers = _numbers(how.geometry)
-    y: Tensor = OPERATORS.conv2d(
-        _planes(x), values, bias, *_granules(weight), numbers, _plane(name)
-    )
-    return y.view(y.shape[: x.dim()])
+    y: Tensor = OPERATORS.conv2d(x, values, bias, *_granules(weight), numbers, _plane(name))
+    return y
 
 
 def backward_input(
@@ -78,11 +76,11 @@ def backward_input(
         return reference.backward_input(grad, x, values, weight, how.geometry)
     if name == CHANNELS:
         return channels.backward_input(grad, x, values, weight, how.geometry)
-    size, numbers = list(_planes(x).shape), _numbers(how.geometry)
+    size, numbers = list(x.shape), _numbers(how.geometry)
     dx: Tensor = OPERATORS.conv2d_input(
-        _planes(grad), values, *_granules(weight), numbers, size, _plane(name)
+        grad, values, *_granules(weight), numbers, size, _plane(name)
     )
-    return dx.view(x.shape)
+    return dx
 
 
 def backward_values(
@@ -96,15 +94,8 @@ def backward_values(
     if name == CHANNELS:
         return channels.backward_values(grad, x, values, weight, how.geometry)
     numbers = _numbers(how.geometry)
-    gradient: Tensor = OPERATORS.conv2d_values(
-        _planes(grad), _planes(x), *_granules(weight), numbers, _plane(name)
-    )
+    gradient: Tensor = OPERATORS.conv2d_values(grad, x, *_granules(weight), numbers, _plane(name))
     return gradient
-
-
-def _planes(x: Tensor) -> Tensor:
-    """View features as 1x1 planes."""
-    return x if x.dim() == 4 else x[:, :, None, None]
 
 
 def _plane(name: str) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mest_fed.kernels import native
+from mest_fed.kernels import native_norm
 from mest_fed.kernels.library import OPERATORS, define, fake, implement
 
 define(
@@ -34,7 +34,7 @@ def _norm(
     groups, relu, epsilon = rest
     z = torch.empty_like(x, memory_format=torch.contiguous_format)
     mean, scale = (x.new_empty(_statistics(x, groups)) for _ in range(2))
-    native.norm_forward((x, z), (gamma, beta, residual), (mean, scale), groups, (relu, epsilon))
+    native_norm.forward((x, z), (gamma, beta, residual), (mean, scale), groups, (relu, epsilon))
     return z, mean, scale
 
 
@@ -44,7 +44,7 @@ def _norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     mean, scale, groups, relu, residual = rest
     results = _empty_gradients(x, gamma, residual)
-    native.norm_backward((dz, x, z), (gamma, beta), (mean, scale), results, (groups, relu))
+    native_norm.backward((dz, x, z), (gamma, beta), (mean, scale), results, (groups, relu))
     return results
 
 

@@ -1,7 +1,8 @@
 """The compiled convolution as torch operators, for compilers, fake tensors and FLOP counters.
 
 ``torch.ops.mest_fed.conv2d``, ``conv2d_input`` and ``conv2d_values``; `geometry` is stride,
-padding and dilation, two numbers each. A linear layer is a convolution of 1x1 planes.
+padding and dilation, two numbers each. A linear layer takes (n, in) and is a
+convolution of 1x1 planes.
 """
 
 import math
@@ -10,9 +11,9 @@ from typing import Any
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mest_fed.kernels import native
+from mest_fed.kernels import native_convolution as native
 from mest_fed.kernels.library import OPERATORS, define, fake, implement
-from mest_fed.kernels.native import Problem
+from mest_fed.kernels.native_convolution import Problem
 from mest_fed.kernels.weight import ConvGeometry
 
 _WEIGHT = "Tensor slots, Tensor? cells, int rows, int[] shape, int[] geometry"
@@ -56,6 +57,8 @@ def _conv2d_values(
 @fake("conv2d")
 def _fake_conv2d(x: Tensor, values: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
     shape, geometry = rest[3], rest[4]
+    if x.dim() == 2:
+        return x.new_empty(x.shape[0], shape[0])
     size = _geometry(geometry).out_size((x.shape[2], x.shape[3]), (shape[2], shape[3]))
     return x.new_empty(x.shape[0], shape[0], *size)
 
@@ -74,8 +77,8 @@ def _fake_conv2d_values(
 
 def _flops(values: tuple[int, ...], images_and_plane: tuple[int, ...]) -> int:
     """Multiply and add once for each live value, image and output position."""
-    n, _, height, width = images_and_plane
-    return 2 * math.prod(values) * n * height * width
+    n, _, *plane = images_and_plane
+    return 2 * math.prod(values) * n * math.prod(plane)
 
 
 # Shapes arrive in place of tensors.

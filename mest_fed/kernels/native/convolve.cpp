@@ -4,6 +4,7 @@
 #include "convolve.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "threads.h"
@@ -14,32 +15,34 @@ namespace {
 
 enum { source_buffer, output_buffer };  // of thread_scratch
 
-// This thread's scratch memory, zeroed at its first use in a call, so that margins hold zeros.
+// The calling thread's scratch memory, zeroed at its first use in a call: margins hold zeros.
 class Scratches {
 public:
-    Scratches(const Plan& plan, int output_channels, int threads)
+    Scratches(const Plan& plan, int output_channels)
         : source_(plan.scratch_floats()),
-          output_(plan.outputs.direct ? 0 : output_channels * plan.outputs.buffer_channel),
-          ready_(threads, 0) {}
+          output_(plan.outputs.direct ? 0 : output_channels * plan.outputs.buffer_channel) {
+        static std::atomic<int64_t> calls{0};
+        call_ = ++calls;
+    }
 
     struct Pair {
         float *source, *output;
     };
 
-    Pair of(int thread) {
+    Pair here() const {
+        thread_local int64_t zeroed_for = 0;
         float* source = thread_scratch(source_buffer, source_ + 2 * guard) + guard;
         float* output = thread_scratch(output_buffer, output_);
-        if (!ready_[thread]) {
+        if (zeroed_for != call_) {
             std::memset(source, 0, source_ * sizeof(float));
             if (output_ > 0) std::memset(output, 0, output_ * sizeof(float));
-            ready_[thread] = 1;
+            zeroed_for = call_;
         }
         return {source, output};
     }
 
 private:
-    int64_t source_, output_;
-    std::vector<char> ready_;
+    int64_t source_, output_, call_;
 };
 
 // With a stride of 1 the way back is a convolution too: of the turned kernel. Single rows take it:
@@ -69,9 +72,9 @@ void spread_input(const Convolution& p, const StripIndex& index, const float* va
     const Variant& v = variant();
     const Plan plan = make_plan(p, index, {call.plane, p.in_channels, v.walk_vectors, false}, v.width);
     const Units units(plan.sets, call.threads, p.in_channels);
-    Scratches scratches(plan, p.out_channels, call.threads);
-    parallel_for(units.count(), call.threads, [&](int64_t i, int thread) {
-        const auto [source, output] = scratches.of(thread);
+    Scratches scratches(plan, p.out_channels);
+    parallel_for(units.count(), call.threads, [&](int64_t i) {
+        const auto [source, output] = scratches.here();
         const Unit unit = units.unit(plan, units.set(i), i);
         v.backward_input(plan, values, dy, dx, unit, source, output);
     });
@@ -84,9 +87,9 @@ void forward(const Convolution& p, const StripIndex& index, const float* values,
     const Variant& v = variant();
     const Plan plan = make_plan(p, index, {call.plane, p.in_channels, v.walk_vectors, true}, v.width);
     const Units units(plan.sets, call.threads, plan.strips);
-    Scratches scratches(plan, plan.collected, call.threads);
-    parallel_for(units.count(), call.threads, [&](int64_t i, int thread) {
-        const auto [source, output] = scratches.of(thread);
+    Scratches scratches(plan, plan.collected);
+    parallel_for(units.count(), call.threads, [&](int64_t i) {
+        const auto [source, output] = scratches.here();
         const Unit unit = units.unit(plan, units.set(i), i);
         v.forward(plan, values, x, bias, y, unit, source, output);
     });
@@ -102,7 +105,7 @@ void backward_values(const Convolution& p, const StripIndex& index, const float*
     constexpr int64_t most_chunks = 8;
     const Variant& v = variant();
     const Plan plan = make_plan(p, index, {call.plane, p.in_channels, v.dot_vectors, false}, v.width);
-    Scratches scratches(plan, p.out_channels, call.threads);
+    Scratches scratches(plan, p.out_channels);
     const int64_t numbers = static_cast<int64_t>(index.columns.size()) * plan.rows;
     const int64_t chunks = std::min(plan.sets, most_chunks);
     const int64_t wave = std::min<int64_t>(chunks, call.threads);
@@ -112,11 +115,11 @@ void backward_values(const Convolution& p, const StripIndex& index, const float*
         const int64_t now = std::min(wave, chunks - done);
         const Units units(now, call.threads, plan.strips);
         std::fill(partial.begin(), partial.end(), 0.0f);
-        parallel_for(units.count(), call.threads, [&](int64_t i, int thread) {
+        parallel_for(units.count(), call.threads, [&](int64_t i) {
             const int64_t chunk = done + units.set(i), next = chunk + 1;
             float* result = partial.data() + units.set(i) * numbers;
             for (int64_t set = chunk * plan.sets / chunks; set < next * plan.sets / chunks; ++set) {
-                const auto [source, output] = scratches.of(thread);
+                const auto [source, output] = scratches.here();
                 v.backward_values(plan, x, dy, result, units.unit(plan, set, i), source, output);
             }
         });

@@ -12,14 +12,14 @@ void norm_forward(const Norm& norm, const float* x, float* z, float* mean, float
                   int threads) {
     const Variant& v = variant();
     parallel_for(norm.units(), threads,
-                 [&](int64_t i, int) { v.norm_forward(norm, x, z, mean, scale, i); });
+                 [&](int64_t i) { v.norm_forward(norm, x, z, mean, scale, i); });
 }
 
 void norm_backward(const Norm& norm, const NormGradient& given, float* dx, float* dresidual,
                    float* dgamma, float* dbeta, int threads) {
     const Variant& v = variant();
     std::vector<double> sums(norm.images * norm.channels * 2);
-    parallel_for(norm.units(), threads, [&](int64_t i, int) {
+    parallel_for(norm.units(), threads, [&](int64_t i) {
         v.norm_backward(norm, given, dx, dresidual, sums.data(), i);
     });
     for (int c = 0; c < norm.channels; ++c) {

@@ -24,20 +24,18 @@ GompParallel gomp_parallel() {
 }
 
 struct Team {
-    Team(const std::function<void(int64_t, int)>& work_, int64_t units_)
+    Team(const std::function<void(int64_t)>& work_, int64_t units_)
         : work(work_), units(units_) {}
 
-    const std::function<void(int64_t, int)>& work;
+    const std::function<void(int64_t)>& work;
     const int64_t units;
     std::atomic<int64_t> next{0};
-    std::atomic<int> member{0};
     std::mutex lock;
     std::exception_ptr failure;
 
     void run() {
-        const int thread = member++;
         try {
-            for (int64_t unit = next++; unit < units; unit = next++) work(unit, thread);
+            for (int64_t unit = next++; unit < units; unit = next++) work(unit);
         } catch (...) {
             next = units;
             const std::lock_guard<std::mutex> guard(lock);
@@ -66,7 +64,7 @@ void Buffer::release() {
 
 }  // namespace
 
-void parallel_for(int64_t units, int threads, const std::function<void(int64_t, int)>& work) {
+void parallel_for(int64_t units, int threads, const std::function<void(int64_t)>& work) {
     threads = static_cast<int>(std::min<int64_t>(threads, units));
     Team team(work, units);
     if (threads <= 1) {

@@ -6,9 +6,9 @@
 
 namespace mest {
 
-// Call work(unit, thread) for each unit in [0, units), on at most `threads` threads. Which thread
+// Call work(unit) for each unit in [0, units), on at most `threads` threads. Which thread
 // takes which unit is not fixed; results must not depend on it. An exception in work ends the call.
-void parallel_for(int64_t units, int threads, const std::function<void(int64_t, int)>& work);
+void parallel_for(int64_t units, int threads, const std::function<void(int64_t)>& work);
 
 // Memory of the calling thread, aligned to a cache line, valid until its next call for `which`.
 // It only grows, so that a training step does not ask the system for pages again and again.
