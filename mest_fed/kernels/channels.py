@@ -15,6 +15,9 @@ def forward(
     x: Tensor, values: Tensor, bias: Tensor | None, weight: SparseWeight, geometry: ConvGeometry
 ) -> Tensor:
     """Multiply ``x`` by the weight; dead output channels are zero, or their bias."""
+    if len(weight.slots) == 0:  # torch convolves with no empty weight
+        y = x.new_zeros(_out_shape(x, weight, geometry))
+        return y if bias is None else y.add_(bias.view(-1, *[1] * (y.dim() - 2)))
     slots, live_weight = weight.slots.long(), _live_weight(values, weight)
     if _axis(weight) == "in":
         return dense_forward(x[:, slots], live_weight, bias, geometry)
@@ -28,6 +31,8 @@ def backward_input(
     grad: Tensor, x: Tensor, values: Tensor, weight: SparseWeight, geometry: ConvGeometry
 ) -> Tensor:
     """Return the gradient of ``x``."""
+    if len(weight.slots) == 0:
+        return torch.zeros_like(x)
     slots, live_weight = weight.slots.long(), _live_weight(values, weight)
     if _axis(weight) == "out":
         return dense_backward_input(grad[:, slots], x, live_weight, geometry)
@@ -39,6 +44,8 @@ def backward_values(
     grad: Tensor, x: Tensor, values: Tensor, weight: SparseWeight, geometry: ConvGeometry
 ) -> Tensor:
     """Return the gradient of the live values."""
+    if len(weight.slots) == 0:
+        return torch.zeros_like(values)
     slots, live_weight = weight.slots.long(), _live_weight(values, weight)
     if _axis(weight) == "out":
         gradient = dense_backward_weight(grad[:, slots], x, live_weight, geometry)
@@ -59,3 +66,11 @@ def _live_weight(values: Tensor, weight: SparseWeight) -> Tensor:
     if _axis(weight) == "out":
         return values.view(len(values), in_channels, *kernel)
     return values.view(len(values), out_channels, *kernel).transpose(0, 1)
+
+
+def _out_shape(x: Tensor, weight: SparseWeight, geometry: ConvGeometry) -> tuple[int, ...]:
+    if x.dim() == 2:
+        return (x.shape[0], weight.shape[0])
+    kernel = (weight.shape[2], weight.shape[3])
+    size = geometry.out_size((x.shape[2], x.shape[3]), kernel)
+    return (x.shape[0], weight.shape[0], *size)

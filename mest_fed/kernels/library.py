@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -36,3 +37,16 @@ def fake(name: str) -> Callable[[Function], Function]:
         return function
 
     return register
+
+
+def same_device(*arguments: object) -> None:
+    """Refuse meta tensors beside real ones: torch asks for a shape and takes it for numbers.
+
+    Raises
+    ------
+    ValueError
+        If the tensors among the arguments are on several devices.
+    """
+    devices = {argument.device.type for argument in arguments if isinstance(argument, Tensor)}
+    if len(devices) > 1:
+        raise ValueError(f"tensors on several devices: {sorted(devices)}")

@@ -15,7 +15,8 @@ except ImportError:  # installed without a compiler
 
 _warned = False
 
-#: Ways to lay source planes out in scratch memory; see native/problem.h. Same bits either way.
+#: Ways to lay source planes out in scratch memory; see native/problem.h. Forward products have the
+#: same bits either way; sums of the backward ones may be taken in another order.
 PLANES = ("padded", "shifted")
 
 

@@ -51,8 +51,12 @@ class Problem:
         self.width = rows
         self.cells = cells
         if cells is not None:
+            if cells.dim() != 2 or cells.numel() == 0:
+                raise ValueError(f"cells of shape {tuple(cells.shape)}, must be (variants, width)")
             self.width = cells.shape[1]
             self.cells = checked(cells, "cells", (len(cells), self.width), torch.int32)
+        if min(geometry.stride) < 1 or min(geometry.padding) < 0 or min(geometry.dilation) < 1:
+            raise ValueError(f"stride, padding or dilation out of range: {geometry}")
         out = geometry.out_size((self.size[2], self.size[3]), (kernel[0], kernel[1]))
         if min(out) < 1:
             raise ValueError(f"a weight of {shape} is larger than an input of {self.size}")

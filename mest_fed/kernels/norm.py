@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mest_fed.kernels import native_norm
-from mest_fed.kernels.library import OPERATORS, define, fake, implement
+from mest_fed.kernels.library import OPERATORS, define, fake, implement, same_device
 
 define(
     "norm(Tensor x, Tensor gamma, Tensor beta, Tensor? residual, int groups, bool relu, "
@@ -58,6 +58,7 @@ def _empty_gradients(
 
 @fake("norm")
 def _fake_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    same_device(x, *rest)
     groups = rest[3]
     z = torch.empty_like(x, memory_format=torch.contiguous_format)
     return z, x.new_empty(_statistics(x, groups)), x.new_empty(_statistics(x, groups))
@@ -67,6 +68,7 @@ def _fake_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _fake_norm_backward(
     dz: Tensor, x: Tensor, z: Tensor | None, gamma: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    same_device(dz, x, z, gamma, *rest)
     return _empty_gradients(x, gamma, rest[5])
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mest_fed.kernels import native_convolution as native
-from mest_fed.kernels.library import OPERATORS, define, fake, implement
+from mest_fed.kernels.library import OPERATORS, define, fake, implement, same_device
 from mest_fed.kernels.native_convolution import Problem
 from mest_fed.kernels.weight import ConvGeometry
 
@@ -23,6 +23,8 @@ define(f"conv2d_values(Tensor grad, Tensor x, {_WEIGHT}, int plane) -> Tensor")
 
 
 def _geometry(numbers: list[int]) -> ConvGeometry:
+    if len(numbers) != 6:
+        raise ValueError(f"geometry = {numbers}, must be 6 numbers")
     a, b, c, d, e, f = numbers
     return ConvGeometry((a, b), (c, d), (e, f))
 
@@ -56,6 +58,7 @@ def _conv2d_values(
 
 @fake("conv2d")
 def _fake_conv2d(x: Tensor, values: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    same_device(x, values, bias, *rest)
     shape, geometry = rest[3], rest[4]
     if x.dim() == 2:
         return x.new_empty(x.shape[0], shape[0])
@@ -65,6 +68,7 @@ def _fake_conv2d(x: Tensor, values: Tensor, bias: Tensor | None, *rest: Any) -> 
 
 @fake("conv2d_input")
 def _fake_conv2d_input(grad: Tensor, values: Tensor, *rest: Any) -> Tensor:
+    same_device(grad, values, *rest)
     return grad.new_empty(rest[5])
 
 
@@ -72,6 +76,7 @@ def _fake_conv2d_input(grad: Tensor, values: Tensor, *rest: Any) -> Tensor:
 def _fake_conv2d_values(
     grad: Tensor, x: Tensor, slots: Tensor, cells: Tensor | None, rows: int, *rest: Any
 ) -> Tensor:
+    same_device(grad, x, slots, cells)
     return grad.new_empty(slots.shape[0], rows if cells is None else cells.shape[1])
 
 

@@ -40,7 +40,7 @@ ARGUMENTS = {
 def call(name, **changes):
     """Call an operator with good arguments but for some."""
     arguments = [{**GOOD, **changes}[key] for key in ARGUMENTS[name].split()]
-    return getattr(ops.REGISTERED, name)(*arguments)
+    return getattr(ops.OPERATORS, name)(*arguments)
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

@@ -137,14 +137,13 @@ void test_threads() {
     for (int threads : {1, 2, 3, 7}) {
         for (int units : {0, 1, 2, 100}) {
             const std::unique_ptr<std::atomic<int>[]> calls(new std::atomic<int>[units + 1]());
-            mest::parallel_for(units, threads, [&](int64_t unit, int thread) {
+            mest::parallel_for(units, threads, [&](int64_t unit) {
                 ++calls[unit];
-                check(thread >= 0 && thread < threads, "a thread's number", std::to_string(thread));
             });
             for (int i = 0; i < units; ++i) check(calls[i] == 1, "each unit is done once");
         }
         check_throws<std::runtime_error>("work that throws", [&] {
-            mest::parallel_for(9, threads, [](int64_t unit, int) {
+            mest::parallel_for(9, threads, [](int64_t unit) {
                 if (unit == 5) throw std::runtime_error("unit 5");
             });
         });
@@ -153,7 +152,7 @@ void test_threads() {
 
 void test_scratch() {
     const int64_t before = mest::scratch_bytes();
-    mest::parallel_for(8, 3, [](int64_t unit, int) {
+    mest::parallel_for(8, 3, [](int64_t unit) {
         float* scratch = mest::thread_scratch(2, 1000 * (unit + 1) + 1);
         check(reinterpret_cast<uintptr_t>(scratch) % 64 == 0, "scratch memory is aligned");
         std::fill(scratch, scratch + 1000 * (unit + 1) + 1, 1.0f);

@@ -33,6 +33,11 @@ mest::Convolution convolution(const Numbers& n) {
 using Weight = std::array<int64_t, 6>;
 
 mest::StripIndex index_of(const Weight& w, const mest::Convolution& problem) {
+    for (int i : {2, 4, 5}) {
+        if (w[i] < 1 || w[i] > std::numeric_limits<int32_t>::max()) {
+            throw std::invalid_argument("rows or cells out of range");
+        }
+    }
     const mest::Granules granules{reinterpret_cast<const int32_t*>(w[0]), w[1],
                                   static_cast<int>(w[2]), reinterpret_cast<const int32_t*>(w[3]),
                                   static_cast<int>(w[4]), static_cast<int>(w[5])};

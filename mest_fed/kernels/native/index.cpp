@@ -22,7 +22,7 @@ void check(const Granules& granules, int64_t end) {
 
 StripIndex from_strips(const Granules& granules, const Convolution& problem) {
     const int64_t columns = problem.columns();
-    const int strips = (problem.out_channels + granules.rows - 1) / granules.rows;
+    const int strips = (problem.out_channels - 1) / granules.rows + 1;
     check(granules, strips * columns);
     StripIndex index{granules.rows, {}, {}};
     index.first.reserve(strips + 1);
@@ -43,7 +43,10 @@ StripIndex from_kernels(const Granules& granules, const Convolution& problem) {
     const int taps = problem.taps(), channels = problem.in_channels;
     check(granules, int64_t{problem.out_channels} * channels * granules.variants);
     for (int i = 0; i < granules.variants * granules.width; ++i) {
-        if (granules.cells[i] < 0 || granules.cells[i] >= taps) reject(granules.cells[i], i, taps);
+        if (granules.cells[i] < 0 || granules.cells[i] >= taps) {
+            throw std::invalid_argument("cells: " + std::to_string(granules.cells[i]) +
+                                        " must be within [0, " + std::to_string(taps) + ")");
+        }
     }
     StripIndex index{1, {}, {}};
     index.first.reserve(problem.out_channels + 1);

@@ -1,8 +1,6 @@
 #include "plan.h"
 
 #include <algorithm>
-#include <limits>
-#include <stdexcept>
 
 namespace mest {
 namespace {
@@ -48,13 +46,10 @@ Plan make_plan(const Convolution& p, const StripIndex& index, const Wish& wish, 
     plan.in_channels = p.in_channels, plan.out_channels = p.out_channels;
     plan.out_height = p.out_height, plan.out_width = p.out_width;
     plan.batch = p.batch;
-    plan.features = p.height == 1 && p.width == 1 && p.out_height == 1 && p.out_width == 1;
+    plan.features = p.taps() == 1 && p.height == 1 && p.width == 1 && p.out_height == 1 && p.out_width == 1;
     constexpr int walked_at_once = 4;
     plan.collected = plan.features ? width + walked_at_once - 1 : walked_at_once;
     plan.sets = (p.batch + plan.scratch.images() - 1) / plan.scratch.images();
-    if (plan.scratch_floats() > std::numeric_limits<int32_t>::max()) {
-        throw std::length_error("one image takes more scratch memory than 32-bit offsets reach");
-    }
     std::vector<int32_t> place;
     place.reserve(p.columns());
     for (int c = 0; c < p.in_channels; ++c) {

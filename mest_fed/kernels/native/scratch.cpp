@@ -1,6 +1,8 @@
 #include "scratch.h"
 
 #include <algorithm>
+#include <limits>
+#include <stdexcept>
 
 namespace mest {
 namespace {
@@ -64,6 +66,7 @@ int piece_of(const Reading& r, int width) {
 }  // namespace
 
 Scratch arrange(const Reading& r, const Wish& wish, int64_t batch, int width) {
+    constexpr int64_t farthest = std::numeric_limits<int32_t>::max();
     constexpr int64_t large = 160 * 1024;  // floats: what a second-level cache surely holds
     Scratch s{};
     const bool narrow = r.domain_width < width;
@@ -79,8 +82,14 @@ Scratch arrange(const Reading& r, const Wish& wish, int64_t batch, int width) {
     s.pitch = s.padded ? row : (row + width - 1) / width * width;
     if (s.padded) starts.resize(1);
     const int64_t copy_floats = int64_t{s.rows} * s.pitch;
+    // Before anything is multiplied further: 64 bits do not hold every product either.
+    const auto copies = static_cast<int64_t>(starts.size());
+    const int64_t positions = int64_t{r.domain_height} * r.domain_width;
+    if (copy_floats > farthest / copies / wish.channels || positions > farthest) {
+        throw std::length_error("one image takes more scratch memory than 32-bit offsets reach");
+    }
     for (int start : starts) s.copies.push_back(make_copy(start, r, std::max(1, s.piece)));
-    s.image_floats = copy_floats * static_cast<int64_t>(starts.size());
+    s.image_floats = copy_floats * copies;
     for (int at = 0; at == 0 || at < r.domain_width; at += width) {
         s.column.push_back(wish.overlap ? std::max(0, std::min(at, r.domain_width - width)) : at);
     }

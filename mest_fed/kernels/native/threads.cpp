@@ -1,6 +1,7 @@
 #include "threads.h"
 
 #include <dlfcn.h>
+#include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
@@ -8,6 +9,7 @@
 #include <exception>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -18,7 +20,12 @@ namespace {
 // for a while), so its team is borrowed through the entry point that GCC's compiler calls.
 using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
+// A forked child has none of its parent's threads, but its OpenMP runtime waits for them.
+std::atomic<bool> forked{false};
+
 GompParallel gomp_parallel() {
+    static const int watched = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+    if (watched != 0 || forked) return nullptr;
     static const auto found = reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
     return found;
 }
@@ -73,7 +80,11 @@ void parallel_for(int64_t units, int threads, const std::function<void(int64_t)>
         gomp_parallel()(run_member, &team, static_cast<unsigned>(threads), 0);
     } else {
         std::vector<std::thread> others;
-        for (int i = 1; i < threads; ++i) others.emplace_back(run_member, &team);
+        try {
+            for (int i = 1; i < threads; ++i) others.emplace_back(run_member, &team);
+        } catch (const std::system_error&) {
+            // The system gives no more threads: those that there are do all the work.
+        }
         team.run();
         for (std::thread& other : others) other.join();
     }
