@@ -44,9 +44,19 @@ class SparseProduct(torch.autograd.Function):
         x, values = ctx.saved_tensors
         weight, how, wanted = ctx.weight, ctx.how, ctx.needs_input_grad
         planes = tuple(range(2, grad.dim()))
+        dx = dvalues = None
+        if wanted[0] and wanted[1] and _at_once(weight, how):
+            plane = _plane(how.choice.backward_input)
+            numbers = _numbers(how.geometry)
+            dx, dvalues = OPERATORS.conv2d_backward(
+                grad, x, values, *_granules(weight), numbers, plane
+            )
+        else:
+            dx = backward_input(grad, x, values, weight, how) if wanted[0] else None
+            dvalues = backward_values(grad, x, values, weight, how) if wanted[1] else None
         return (
-            backward_input(grad, x, values, weight, how) if wanted[0] else None,
-            backward_values(grad, x, values, weight, how) if wanted[1] else None,
+            dx,
+            dvalues,
             grad.sum((0, *planes)) if wanted[2] else None,
             None,
             None,
@@ -96,6 +106,13 @@ def backward_values(
     numbers = _numbers(how.geometry)
     gradient: Tensor = OPERATORS.conv2d_values(grad, x, *_granules(weight), numbers, _plane(name))
     return gradient
+
+
+def _at_once(weight: SparseWeight, how: How) -> bool:
+    """Whether one compiled kernel gives both gradients."""
+    name = how.choice.backward_input
+    same = name == how.choice.backward_values and name in PLANES
+    return same and weight.on_dense_gradient is None
 
 
 def _plane(name: str) -> int:

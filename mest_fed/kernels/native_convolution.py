@@ -155,3 +155,24 @@ def backward_values(grad: Tensor, x: Tensor, slots: Tensor, problem: Problem, pl
             torch.get_num_threads(),
         )
     return gradient
+
+
+def backward(
+    grad: Tensor, x: Tensor, values: Tensor, slots: Tensor, problem: Problem, *, plane: int
+) -> tuple[Tensor, Tensor]:
+    """Return both gradients, of the input and of the live values, reading ``grad`` once."""
+    slots = checked(slots, "slots", (slots.numel(),), torch.int32)
+    grad = checked(grad, "grad", problem.out_shape)
+    x = checked(x, "x", problem.in_shape)
+    values = checked(values, "values", (len(slots), problem.width))
+    dx, gradient = grad.new_empty(problem.in_shape), grad.new_zeros(len(slots), problem.width)
+    if not problem.empty:
+        native.module().backward(
+            problem.numbers,
+            problem.weight(slots),
+            (address(values), address(x), address(grad)),
+            (address(dx), address(gradient)),
+            plane,
+            torch.get_num_threads(),
+        )
+    return dx, gradient

@@ -1,6 +1,7 @@
 """The compiled convolution as torch operators, for compilers, fake tensors and FLOP counters.
 
-``torch.ops.mest_fed.conv2d``, ``conv2d_input`` and ``conv2d_values``; `geometry` is stride,
+``torch.ops.mest_fed.conv2d``, ``conv2d_input``, ``conv2d_values`` and ``conv2d_backward``, which
+is the two before in one; `geometry` is stride,
 padding and dilation, two numbers each. A linear layer takes (n, in) and is a
 convolution of 1x1 planes.
 """
@@ -8,6 +9,7 @@ convolution of 1x1 planes.
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
@@ -20,6 +22,11 @@ _WEIGHT = "Tensor slots, Tensor? cells, int rows, int[] shape, int[] geometry"
 define(f"conv2d(Tensor x, Tensor values, Tensor? bias, {_WEIGHT}, int plane) -> Tensor")
 define(f"conv2d_input(Tensor grad, Tensor values, {_WEIGHT}, int[] size, int plane) -> Tensor")
 define(f"conv2d_values(Tensor grad, Tensor x, {_WEIGHT}, int plane) -> Tensor")
+
+define(
+    f"conv2d_backward(Tensor grad, Tensor x, Tensor values, {_WEIGHT}, int plane) "
+    "-> (Tensor, Tensor)"
+)
 
 
 def _geometry(numbers: list[int]) -> ConvGeometry:
@@ -56,6 +63,15 @@ def _conv2d_values(
     return native.backward_values(grad, x, slots, problem, plane)
 
 
+@implement("conv2d_backward")
+def _conv2d_backward(
+    grad: Tensor, x: Tensor, values: Tensor, slots: Tensor, cells: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    rows, shape, geometry, plane = rest
+    problem = Problem(x.shape, shape, rows, cells, _geometry(geometry))
+    return native.backward(grad, x, values, slots, problem, plane=plane)
+
+
 @fake("conv2d")
 def _fake_conv2d(x: Tensor, values: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
     same_device(x, values, bias, *rest)
@@ -80,6 +96,16 @@ def _fake_conv2d_values(
     return grad.new_empty(slots.shape[0], rows if cells is None else cells.shape[1])
 
 
+@fake("conv2d_backward")
+def _fake_conv2d_backward(
+    grad: Tensor, x: Tensor, values: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    same_device(grad, x, values, *rest)
+    return torch.empty_like(x, memory_format=torch.contiguous_format), values.new_empty(
+        values.shape
+    )
+
+
 def _flops(values: tuple[int, ...], images_and_plane: tuple[int, ...]) -> int:
     """Multiply and add once for each live value, image and output position."""
     n, _, *plane = images_and_plane
@@ -100,3 +126,8 @@ def _conv2d_input_flops(grad: Any, values: Any, *args: Any, **kwargs: Any) -> in
 @register_flop_formula(OPERATORS.conv2d_values)
 def _conv2d_values_flops(grad: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
     return _flops(out_shape, grad)
+
+
+@register_flop_formula(OPERATORS.conv2d_backward)
+def _conv2d_backward_flops(grad: Any, x: Any, values: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * _flops(values, grad)

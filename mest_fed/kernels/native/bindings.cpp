@@ -95,6 +95,14 @@ void norm_backward(const NormSizes& sizes, const Addresses& a, const std::array<
                         out(to[2]), out(to[3]), threads);
 }
 
+// values, x, dy; dx, gradient
+void backward(const Numbers& numbers, const Weight& weight, const std::array<int64_t, 3>& given,
+              const std::array<int64_t, 2>& to, int plane, int threads) {
+    const mest::Convolution p = convolution(numbers);
+    mest::backward(p, index_of(weight, p), in(given[0]), in(given[1]), in(given[2]), out(to[0]),
+                   out(to[1]), call(plane, threads));
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -104,6 +112,7 @@ NB_MODULE(_native, m) {
     m.def("forward", &forward, unlocked);
     m.def("backward_input", &backward_input, unlocked);
     m.def("backward_values", &backward_values, unlocked);
+    m.def("backward", &backward, unlocked);
     m.def("norm_forward", &norm_forward, unlocked);
     m.def("norm_backward", &norm_backward, unlocked);
 }

@@ -13,13 +13,14 @@
 namespace mest {
 namespace {
 
-enum { source_buffer, output_buffer };  // of thread_scratch
+enum { source_buffer, output_buffer, target_buffer };  // of thread_scratch
 
 // The calling thread's scratch memory, zeroed at its first use in a call: margins hold zeros.
 class Scratches {
 public:
-    Scratches(const Plan& plan, int output_channels)
-        : source_(plan.scratch_floats()),
+    Scratches(const Plan& plan, int output_channels, int which = source_buffer)
+        : which_(which),
+          source_(plan.scratch_floats()),
           output_(plan.outputs.direct ? 0 : output_channels * plan.outputs.buffer_channel) {
         static std::atomic<int64_t> calls{0};
         call_ = ++calls;
@@ -30,18 +31,19 @@ public:
     };
 
     Pair here() const {
-        thread_local int64_t zeroed_for = 0;
-        float* source = thread_scratch(source_buffer, source_ + 2 * guard) + guard;
+        thread_local int64_t zeroed_for[target_buffer + 1] = {};
+        float* source = thread_scratch(which_, source_ + 2 * guard) + guard;
         float* output = thread_scratch(output_buffer, output_);
-        if (zeroed_for != call_) {
+        if (zeroed_for[which_] != call_) {
             std::memset(source, 0, source_ * sizeof(float));
             if (output_ > 0) std::memset(output, 0, output_ * sizeof(float));
-            zeroed_for = call_;
+            zeroed_for[which_] = call_;
         }
         return {source, output};
     }
 
 private:
+    int which_;
     int64_t source_, output_, call_;
 };
 
@@ -80,6 +82,34 @@ void spread_input(const Convolution& p, const StripIndex& index, const float* va
     });
 }
 
+// Sums over the batch in chunks of sets, whose number threads do not change: each chunk has a sum
+// of its own, and they are added in order. work(set, units, unit, sum) adds what a set gives.
+template <class Work>
+void sum_in_chunks(const Plan& plan, float* total, Call call, const Work& work) {
+    constexpr int64_t most_chunks = 8;
+    const int64_t numbers = static_cast<int64_t>(plan.offsets.size()) * plan.rows;
+    const int64_t chunks = std::min(plan.sets, most_chunks);
+    const int64_t wave = std::min<int64_t>(chunks, call.threads);
+    std::vector<float> partial(wave * numbers);
+    std::fill(total, total + numbers, 0.0f);
+    for (int64_t done = 0; done < chunks; done += wave) {
+        const int64_t now = std::min(wave, chunks - done);
+        const Units units(now, call.threads, plan.strips);
+        std::fill(partial.begin(), partial.end(), 0.0f);
+        parallel_for(units.count(), call.threads, [&](int64_t i) {
+            const int64_t chunk = done + units.set(i), next = chunk + 1;
+            float* sum = partial.data() + units.set(i) * numbers;
+            for (int64_t set = chunk * plan.sets / chunks; set < next * plan.sets / chunks; ++set) {
+                work(set, units, i, sum);
+            }
+        });
+        for (int64_t c = 0; c < now; ++c) {
+            const float* part = partial.data() + c * numbers;
+            for (int64_t i = 0; i < numbers; ++i) total[i] += part[i];
+        }
+    }
+}
+
 }  // namespace
 
 void forward(const Convolution& p, const StripIndex& index, const float* values, const float* x,
@@ -102,32 +132,30 @@ void backward_input(const Convolution& p, const StripIndex& index, const float* 
 
 void backward_values(const Convolution& p, const StripIndex& index, const float* x, const float* dy,
                      float* gradient, Call call) {
-    constexpr int64_t most_chunks = 8;
     const Variant& v = variant();
     const Plan plan = make_plan(p, index, {call.plane, p.in_channels, v.dot_vectors, false}, v.width);
-    Scratches scratches(plan, p.out_channels);
-    const int64_t numbers = static_cast<int64_t>(index.columns.size()) * plan.rows;
-    const int64_t chunks = std::min(plan.sets, most_chunks);
-    const int64_t wave = std::min<int64_t>(chunks, call.threads);
-    std::vector<float> partial(wave * numbers);
-    std::fill(gradient, gradient + numbers, 0.0f);
-    for (int64_t done = 0; done < chunks; done += wave) {
-        const int64_t now = std::min(wave, chunks - done);
-        const Units units(now, call.threads, plan.strips);
-        std::fill(partial.begin(), partial.end(), 0.0f);
-        parallel_for(units.count(), call.threads, [&](int64_t i) {
-            const int64_t chunk = done + units.set(i), next = chunk + 1;
-            float* result = partial.data() + units.set(i) * numbers;
-            for (int64_t set = chunk * plan.sets / chunks; set < next * plan.sets / chunks; ++set) {
-                const auto [source, output] = scratches.here();
-                v.backward_values(plan, x, dy, result, units.unit(plan, set, i), source, output);
-            }
-        });
-        for (int64_t c = 0; c < now; ++c) {
-            const float* part = partial.data() + c * numbers;
-            for (int64_t i = 0; i < numbers; ++i) gradient[i] += part[i];
-        }
+    const Scratches scratches(plan, p.out_channels);
+    sum_in_chunks(plan, gradient, call, [&](int64_t set, const Units& units, int64_t i, float* sum) {
+        const auto [source, output] = scratches.here();
+        v.backward_values(plan, x, dy, sum, units.unit(plan, set, i), source, output);
+    });
+}
+
+void backward(const Convolution& p, const StripIndex& index, const float* values, const float* x,
+              const float* dy, float* dx, float* gradient, Call call) {
+    if (gathers(p, index)) {
+        backward_input(p, index, values, dy, dx, call);
+        return backward_values(p, index, x, dy, gradient, call);
     }
+    const Variant& v = variant();
+    const Plan plan = make_plan(p, index, {call.plane, p.in_channels, v.dot_vectors, false}, v.width);
+    const Scratches scratches(plan, p.out_channels), targets(plan, 0, target_buffer);
+    sum_in_chunks(plan, gradient, call, [&](int64_t set, const Units& units, int64_t i, float* sum) {
+        const auto [source, output] = scratches.here();
+        v.backward_values(plan, x, dy, sum, units.unit(plan, set, i), source, output);
+        const Unit channels = units.of(p.in_channels).unit(plan, set, i);
+        v.backward_input(plan, values, dy, dx, channels, targets.here().source, output);
+    });
 }
 
 }  // namespace mest

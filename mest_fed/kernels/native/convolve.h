@@ -17,4 +17,8 @@ void backward_input(const Convolution& p, const StripIndex& index, const float* 
 void backward_values(const Convolution& p, const StripIndex& index, const float* x, const float* dy,
                      float* gradient, Call call);
 
+// Both of them, reading dy once.
+void backward(const Convolution& p, const StripIndex& index, const float* values, const float* x,
+              const float* dy, float* dx, float* gradient, Call call);
+
 }  // namespace mest

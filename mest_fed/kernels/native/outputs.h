@@ -12,6 +12,9 @@ namespace {
 
 inline void copy_run(float* to, const float* from, int count) {
     int j = 0;
+    if (V >= 8) {
+        for (; j + 8 <= count; j += 8) store<V >= 8 ? 8 : 4>(to + j, load<V >= 8 ? 8 : 4>(from + j));
+    }
     for (; j + 4 <= count; j += 4) store<4>(to + j, load<4>(from + j));
     for (; j < count; ++j) to[j] = from[j];
 }

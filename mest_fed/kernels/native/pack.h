@@ -15,16 +15,23 @@ inline void copy_row_by_floats(float* to, const float* row, int start, const Rea
     }
 }
 
+// The rows of a plane that lie inside, one below the other: each in pieces of N floats, of which
+// the first and the last may stick out.
 template <int N>
-inline void copy_row(float* to, const float* row, const Copy& copy, const Reading& r) {
+inline void copy_rows(float* to, int64_t to_pitch, const float* from, int64_t from_pitch, int rows,
+                      const Copy& copy, int width) {
     using bits = typename Simd<N>::bits;
     using type = typename Simd<N>::type;
-    const int last = r.domain_width - N;
-    for (int j = 0; j <= last; j += N) {
-        bits piece = (bits)load<N>(row + copy.start + j);
-        if (j == 0) piece &= *reinterpret_cast<const bits*>(copy.first);
-        if (j == last) piece &= *reinterpret_cast<const bits*>(copy.last);
-        store<N>(to + j, (type)piece);
+    const bits first = *reinterpret_cast<const bits*>(copy.first);
+    const bits last = *reinterpret_cast<const bits*>(copy.last);
+    for (int i = 0; i < rows; ++i, to += to_pitch, from += from_pitch) {
+        if (width == N) {
+            store<N>(to, (type)((bits)load<N>(from) & first & last));
+            continue;
+        }
+        store<N>(to, (type)((bits)load<N>(from) & first));
+        for (int j = N; j < width - N; j += N) store<N>(to + j, load<N>(from + j));
+        store<N>(to + width - N, (type)((bits)load<N>(from + width - N) & last));
     }
 }
 
@@ -39,21 +46,27 @@ inline void pack_shifted(float* to, const float* plane, const Plan& plan, Bounds
     const Scratch& s = plan.scratch;
     const Reading& r = plan.reading;
     const int64_t copy_floats = int64_t{s.rows} * s.pitch;
+    const int64_t size = int64_t{r.source_height} * r.source_width;
     for (const Phase& phase : s.phases) {
-        for (int i = 0; i < phase.rows; ++i) {
-            const int row = phase.start + i * r.step_height;
-            if (row < 0 || row >= r.source_height) continue;
-            const float* source = plane + int64_t{row} * r.source_width;
-            float* target = to + int64_t{phase.base + i} * s.pitch;
-            for (const Copy& copy : s.copies) {
-                const float* a = source + copy.start;
-                if (N > 1 && a >= bounds.begin && a + r.domain_width <= bounds.end) {
-                    copy_row<N>(target, source, copy, r);
-                } else {
-                    copy_row_by_floats(target, source, copy.start, r);
+        int top = 0, rows = phase.rows;  // those that lie inside
+        while (rows > 0 && phase.start + top * r.step_height < 0) ++top, --rows;
+        while (rows > 0 && phase.start + (top + rows - 1) * r.step_height >= r.source_height) --rows;
+        const float* source = plane + int64_t{phase.start + top * r.step_height} * r.source_width;
+        float* target = to + int64_t{phase.base + top} * s.pitch;
+        const int64_t below = int64_t{r.step_height} * r.source_width;
+        for (const Copy& copy : s.copies) {
+            const bool inside = plane + copy.start >= bounds.begin &&
+                                plane + size + copy.start + r.domain_width <= bounds.end;
+            if (N > 1 && inside) {
+                copy_rows<N>(target, s.pitch, source + copy.start, below, rows, copy,
+                             r.domain_width);
+            } else {
+                for (int i = 0; i < rows; ++i) {
+                    copy_row_by_floats(target + int64_t{i} * s.pitch, source + i * below,
+                                       copy.start, r);
                 }
-                target += copy_floats;
             }
+            target += copy_floats;
         }
     }
 }

@@ -66,6 +66,12 @@ Units::Units(int64_t sets, int threads, int items)
       parts_(std::clamp<int64_t>(threads / std::max<int64_t>(1, sets), 1, std::max(1, items))),
       items_(items) {}
 
+Units Units::of(int items) const {
+    Units other = *this;
+    other.items_ = items;
+    return other;
+}
+
 Unit Units::unit(const Plan& plan, int64_t set, int64_t unit) const {
     const Scratch& s = plan.scratch;
     const int64_t first = set * s.images(), part = unit % parts_;

@@ -52,6 +52,8 @@ public:
     Units(int64_t sets, int threads, int items);
     int64_t count() const { return sets_ * parts_; }
     int64_t set(int64_t unit) const { return unit / parts_; }
+    // The same units, cut along other items.
+    Units of(int items) const;
     Unit unit(const Plan& plan, int64_t set, int64_t unit) const;
 
 private:

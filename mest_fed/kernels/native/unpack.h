@@ -57,14 +57,22 @@ inline void take_row(float* row, const float* from, const Scratch& s, const Read
 // One channel of one image back from its place; rows that no tap reaches become zero.
 template <int N>
 inline void unpack_plane(float* plane, const float* from, const Scratch& s, const Reading& r) {
-    for (int row = 0; row < r.source_height; ++row) {
-        float* to = plane + int64_t{row} * r.source_width;
-        bool reached = false;
-        for (const Phase& phase : s.phases) {
-            const int ahead = row - phase.start;
-            if (ahead < 0 || ahead % r.step_height != 0 || ahead / r.step_height >= phase.rows) continue;
-            const float* source = from + int64_t{phase.base + ahead / r.step_height} * s.pitch;
-            reached = true;
+    int reached = 0;
+    for (const Phase& phase : s.phases) {
+        for (int i = 0; i < phase.rows; ++i) {
+            const int row = phase.start + i * r.step_height;
+            reached += row >= 0 && row < r.source_height;
+        }
+    }
+    if (reached < r.source_height) {
+        std::memset(plane, 0, int64_t{r.source_height} * r.source_width * sizeof(float));
+    }
+    for (const Phase& phase : s.phases) {
+        const float* source = from + int64_t{phase.base} * s.pitch;
+        for (int i = 0; i < phase.rows; ++i, source += s.pitch) {
+            const int row = phase.start + i * r.step_height;
+            if (row < 0 || row >= r.source_height) continue;
+            float* to = plane + int64_t{row} * r.source_width;
             if (s.padded) {
                 take_row(to, source, s, r);
             } else if (N > 1) {
@@ -73,7 +81,6 @@ inline void unpack_plane(float* plane, const float* from, const Scratch& s, cons
                 sum_row_by_floats(to, source, s, r);
             }
         }
-        if (!reached) std::memset(to, 0, r.source_width * sizeof(float));
     }
 }
 
