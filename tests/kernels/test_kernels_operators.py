@@ -1,14 +1,16 @@
 """The products as torch operators: torch's own checks, compilers, fake tensors, FLOP counts."""
 
+import math
+
 import pytest
 import torch
 from kernel_cases import PLANES, Sizes, every
-from test_kernels_refusals import ARGUMENTS, GOOD, call
+from test_kernels_refusals import ARGUMENTS, GOOD, outputs
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from mest_fed.kernels import Channels, ConvGeometry, Kernels, Strips, channels, native, ops
+from mest_fed.kernels import Channels, Choice, ConvGeometry, Kernels, Strips, channels, native, ops
 from mest_fed.nn import sparsify
 
 pytestmark = pytest.mark.skipif(native._module is None, reason="no compiled kernels")
@@ -37,7 +39,7 @@ def test_torch_accepts_the_operators(name, changes):
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_an_operator_alone_says_that_it_has_no_gradient(name):
     first = ARGUMENTS[name].split()[0]
-    result = call(name, **{first: GOOD[first].clone().requires_grad_()})
+    result = outputs(name, **{first: GOOD[first].clone().requires_grad_()})[-1]
     with pytest.warns(UserWarning, match="autograd kernel was not registered"):
         result.sum().backward()
 
@@ -45,14 +47,15 @@ def test_an_operator_alone_says_that_it_has_no_gradient(name):
 @pytest.mark.parametrize("name", ARGUMENTS)
 @pytest.mark.parametrize("changes", [{}, STRIDED], ids=["strips", "kernels"])
 def test_fake_tensors_have_the_shapes_of_real_ones(name, changes):
-    real = call(name, **changes)
+    real = outputs(name, **changes)
     with FakeTensorMode() as mode:
         fakes = {
             key: mode.from_tensor(value) if isinstance(value, torch.Tensor) else value
             for key, value in {**GOOD, **changes}.items()
         }
-        fake = call(name, **fakes)
-    assert (fake.shape, fake.dtype, fake.device) == (real.shape, real.dtype, real.device)
+        fake = outputs(name, **fakes)
+    for a, b in zip(fake, real, strict=True):
+        assert (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device)
 
 
 def small_model(scheme):
@@ -103,14 +106,19 @@ def test_a_compiled_model_gives_the_same_bits_in_one_graph(scheme):
 def test_flops_are_two_for_each_live_weight_and_position(cut, plane):
     sizes = Sizes((8, 3, 3, 3), cut, (5, 3, 7, 9), ConvGeometry((2, 1), (1, 0)))
     case = sizes.case(sizes.num_granules // 3)
+    once = 2 * case.values.numel() * 5 * math.prod(case.upstream.shape[2:])
+    assert flops(case, every(plane)) == {"conv2d": once, "conv2d_backward": 2 * once}
+    other = PLANES[plane == PLANES[0]]  # both gradients at once take one kind of planes
+    separate = dict.fromkeys(("conv2d", "conv2d_input", "conv2d_values"), once)
+    assert flops(case, Choice(plane, plane, other)) == separate
+
+
+def flops(case, choice):
+    """Count what each operator multiplies and adds, forward and back."""
     with FlopCounterMode(display=False) as counter:
-        y = case.gradients(every(plane))[0]
-    live = case.values.numel()
-    counts = {str(op): count for op, count in counter.get_flop_counts()["Global"].items()}
-    once = 2 * live * 5 * y.shape[2] * y.shape[3]
-    assert counts == dict.fromkeys(
-        ("mest_fed.conv2d", "mest_fed.conv2d_input", "mest_fed.conv2d_values"), once
-    )
+        case.gradients(choice)
+    counts = counter.get_flop_counts()["Global"].items()
+    return {str(operator).removeprefix("mest_fed."): count for operator, count in counts}
 
 
 @pytest.mark.parametrize("axis", ["out", "in"])

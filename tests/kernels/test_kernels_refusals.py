@@ -34,6 +34,7 @@ ARGUMENTS = {
     "conv2d": "x values bias slots cells rows shape geometry plane",
     "conv2d_input": "grad values slots cells rows shape geometry size plane",
     "conv2d_values": "grad x slots cells rows shape geometry plane",
+    "conv2d_backward": "grad x values slots cells rows shape geometry plane",
 }
 
 
@@ -43,9 +44,15 @@ def call(name, **changes):
     return getattr(ops.OPERATORS, name)(*arguments)
 
 
+def outputs(name, **changes):
+    """Return what an operator gives as a tuple, of one or more."""
+    result = call(name, **changes)
+    return result if isinstance(result, tuple) else (result,)
+
+
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_the_good_arguments_are_good(name):
-    assert call(name).isfinite().all()
+    assert all(result.isfinite().all() for result in outputs(name))
 
 
 WRONG = [
@@ -141,10 +148,10 @@ def test_the_message_names_what_is_wrong(named, changes):
 )
 def test_tensors_on_several_devices_give_no_numbers(name, key):
     try:
-        result = call(name, **{key: GOOD[key].to("meta")})
+        results = outputs(name, **{key: GOOD[key].to("meta")})
     except (ValueError, TypeError, RuntimeError):
         return
-    assert result.is_meta  # else it is memory that nobody has written
+    assert all(result.is_meta for result in results)  # else it is memory that nobody has written
 
 
 SAFE = (ValueError, TypeError, RuntimeError, MemoryError)
@@ -232,3 +239,6 @@ def test_no_image_is_a_result_without_images():
     assert call("conv2d", **none).shape == (0, 4, 8, 8)
     assert call("conv2d_input", **none).shape == (0, 3, 8, 8)
     assert torch.equal(call("conv2d_values", **none), torch.zeros(2, 1))
+    dx, dvalues = call("conv2d_backward", **none)
+    assert dx.shape == (0, 3, 8, 8)
+    assert torch.equal(dvalues, torch.zeros(2, 1))
