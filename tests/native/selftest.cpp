@@ -5,20 +5,21 @@
 #include <memory>
 
 #include "checks.h"
+#include "norms.h"
 #include "threads.h"
 #include "variant.h"
 
 namespace selftest {
 namespace {
 
-constexpr int cases = 1000;
+constexpr int cases = 1000, norm_cases = 300;
 constexpr int not_on_this_machine = 77;  // tells CTest that the test was skipped
 const float nan = std::numeric_limits<float>::quiet_NaN();
 
 // Scratch memory that an earlier call left behind may hold anything.
 void spoil_scratch() {
     constexpr int64_t floats = 1 << 16;
-    for (int which : {0, 1}) {
+    for (int which : {0, 1, 2}) {
         float* scratch = mest::thread_scratch(which, floats);
         std::fill(scratch, scratch + floats, nan);
     }
@@ -26,11 +27,13 @@ void spoil_scratch() {
 
 struct Products {
     std::vector<float> y, dx, gradient;
+    std::vector<float> both_dx, both_gradient;  // of the pass that gives both
 };
 
 Products run(const Case& c, mest::Call call) {
     const mest::StripIndex index = mest::strips_of(c.granules(), c.p);
     Products got{std::vector<float>(c.out_size(), nan), std::vector<float>(c.in_size(), nan),
+                 std::vector<float>(c.values.size(), nan), std::vector<float>(c.in_size(), nan),
                  std::vector<float>(c.values.size(), nan)};
     spoil_scratch();
     mest::forward(c.p, index, c.values.data(), c.x.data(), c.bias_or_null(), got.y.data(), call);
@@ -38,6 +41,9 @@ Products run(const Case& c, mest::Call call) {
     mest::backward_input(c.p, index, c.values.data(), c.dy.data(), got.dx.data(), call);
     spoil_scratch();
     mest::backward_values(c.p, index, c.x.data(), c.dy.data(), got.gradient.data(), call);
+    spoil_scratch();
+    mest::backward(c.p, index, c.values.data(), c.x.data(), c.dy.data(), got.both_dx.data(),
+                   got.both_gradient.data(), call);
     return got;
 }
 
@@ -51,9 +57,14 @@ void test_products(uint64_t seed) {
         check_near(one.y, expected.y, c.whole, "forward" + name, c);
         check_near(one.dx, expected.dx, c.whole, "backward_input" + name, c);
         check_near(one.gradient, expected.gradient, c.whole, "backward_values" + name, c);
+        check_near(one.both_dx, expected.dx, c.whole, "backward, dx" + name, c);
+        check_near(one.both_gradient, expected.gradient, c.whole, "backward, values" + name, c);
         check_same_bits(one.y, three.y, "forward, 3 threads" + name, c);
         check_same_bits(one.dx, three.dx, "backward_input, 3 threads" + name, c);
         check_same_bits(one.gradient, three.gradient, "backward_values, 3 threads" + name, c);
+        check_same_bits(one.both_dx, three.both_dx, "backward, 3 threads: dx" + name, c);
+        check_same_bits(one.both_gradient, three.both_gradient,
+                        "backward, 3 threads: values" + name, c);
         planes.push_back(one);
     }
     check_same_bits(planes[0].y, planes[1].y, "forward, both planes", c);
@@ -76,6 +87,9 @@ void test_many_turns() {
         check_near(got.y, expected.y, true, "many turns: forward" + with, c);
         check_near(got.dx, expected.dx, true, "many turns: backward_input" + with, c);
         check_near(got.gradient, expected.gradient, true, "many turns: backward_values" + with, c);
+        check_near(got.both_dx, expected.dx, true, "many turns: backward, dx" + with, c);
+        check_near(got.both_gradient, expected.gradient, true,
+                   "many turns: backward, values" + with, c);
     }
 }
 
@@ -131,6 +145,46 @@ void test_tall_strips() {
     const Products got = run(c, {mest::Plane::padded, 1});
     check_near(got.y, expected.y, true, "tall strips: forward", c);
     check_near(got.dx, expected.dx, true, "tall strips: backward_input", c);
+    check_near(got.both_dx, expected.dx, true, "tall strips: backward", c);
+}
+
+struct Normalised {
+    std::vector<float> z, mean, scale, dx, dresidual, dgamma, dbeta;
+};
+
+Normalised run(const NormCase& c, int threads) {
+    const mest::Norm norm = c.norm();
+    const auto floats = [](int64_t count) { return std::vector<float>(count, nan); };
+    Normalised got{floats(c.size()), floats(norm.statistics()), floats(norm.statistics()),
+                   floats(c.size()), floats(static_cast<int64_t>(c.residual.size())),
+                   floats(c.channels), floats(c.channels)};
+    mest::norm_forward(norm, c.x.data(), got.z.data(), got.mean.data(), got.scale.data(), threads);
+    mest::norm_backward(norm, {c.dz.data(), c.x.data(), got.z.data(), got.mean.data(),
+                               got.scale.data()},
+                        got.dx.data(), got.dresidual.empty() ? nullptr : got.dresidual.data(),
+                        got.dgamma.data(), got.dbeta.data(), threads);
+    return got;
+}
+
+void test_norm(uint64_t seed) {
+    const NormCase c = draw_norm(seed);
+    const Normalised one = run(c, 1), three = run(c, 3);
+    const NormExpected expected = norm_reference(c, one.z);
+    check_sized(one.z, expected.z, "norm_forward", c);
+    check_sized(one.dx, expected.dx, "norm_backward, dx", c);
+    check_sized(one.dgamma, expected.dgamma, "norm_backward, dgamma", c);
+    check_sized(one.dbeta, expected.dbeta, "norm_backward, dbeta", c);
+    for (size_t i = 0; i < one.dresidual.size(); ++i) {
+        const float open = c.relu && one.z[i] <= 0 ? 0 : c.dz[i];
+        if (one.dresidual[i] != open) return fail("norm_backward, dresidual", c.describe());
+    }
+    using Floats = std::vector<float> Normalised::*;
+    for (Floats of : {&Normalised::z, &Normalised::mean, &Normalised::scale, &Normalised::dx,
+                      &Normalised::dresidual, &Normalised::dgamma, &Normalised::dbeta}) {
+        const std::vector<float>&a = one.*of, &b = three.*of;
+        const bool same = a.empty() || std::memcmp(a.data(), b.data(), a.size() * 4) == 0;
+        check(same, "normalisation, 3 threads: other bits", c.describe());
+    }
 }
 
 void test_threads() {
@@ -180,6 +234,7 @@ int run_all() {
     test_tall_strips();
     test_many_turns();
     for (uint64_t seed = 0; seed < cases; ++seed) test_products(seed);
+    for (uint64_t seed = 0; seed < norm_cases; ++seed) test_norm(seed);
     std::printf("%d failures\n", failures);
     return failures == 0 ? 0 : 1;
 }
