@@ -34,6 +34,7 @@ from harness import Contestant, Row, Timings, compare, in_turn, software, torch_
 from layer_shapes import LAYERS
 from sparseprop_peer import WHY_ABSENT, sparseprop_layers, weight_gradient
 from torch import Tensor, nn
+from tuned import tuned
 
 from mest_fed.errors import InputError
 from mest_fed.nn import SparseConv2d, SparseLayer, SparseLinear
@@ -67,6 +68,7 @@ class Case:
     density: float
     batch: int
     threads: int
+    kernels: str
 
     @property
     def name(self) -> str:
@@ -143,7 +145,8 @@ def measure(
             else:
                 notices.append(f"{case.name}: {name} is left out, its results are wrong")
     contestants: dict[str, Contestant] = {n: partial(work, layer) for n, layer in layers.items()}
-    timings = in_turn(contestants, repeats, warm_up)
+    with tuned(ours, x.shape[1:], len(x), case.kernels):
+        timings = in_turn(contestants, repeats, warm_up)
     for peer, variant in best_variants(timings, peers).items():
         yield compare(
             f"{case.name}, against {peer}",
@@ -177,7 +180,9 @@ def cases(options: argparse.Namespace) -> list[Case]:
         # Patterns are of 3x3 kernels; a linear layer of that scheme takes blocks.
         schemes = [s for s in options.schemes if shape.side or s != "pattern"]
         for scheme, density in itertools.product(schemes, options.densities or shape.densities):
-            found.append(Case(layer, scheme, density, options.batch or shape.batch, threads))
+            found.append(
+                Case(layer, scheme, density, options.batch or shape.batch, threads, options.kernels)
+            )
     return found
 
 
@@ -193,6 +198,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=positive, help="default: each layer's own, 32 or 512")
     parser.add_argument("--repeats", type=positive, default=30, help="timed runs of each")
     parser.add_argument("--warm-up", type=positive, default=5, help="untimed runs of each")
+    parser.add_argument("--kernels", choices=["tuned", "rule"], default="tuned")
     parser.add_argument("--peers", nargs="+", choices=PEERS, help="default: those that import")
     options = parser.parse_args(arguments)
     for scheme in options.schemes:

@@ -30,6 +30,7 @@ from harness import Row, compare, in_turn, software, torch_threads, write_json
 from layer_clock import LayerClock
 from possible import clocked_step, operations, what_was_possible
 from train_contestants import dense, ours
+from tuned import tuned
 
 from mest_fed.nn import SparseLayer, build_model, sparsifiable
 from mest_fed.rng import torch_generator
@@ -98,7 +99,7 @@ class Case:
         return images, torch.randint(CLASSES, (self.model.batch,), generator=generator)
 
 
-def measure(case: Case, repeats: int, warm_up: int) -> Row:
+def measure(case: Case, repeats: int, warm_up: int, kernels: str) -> Row:
     """Time a case and model what was possible."""
     images, labels = case.batch()
     sparse = ours(case.build(), case.scheme, case.density)
@@ -109,7 +110,8 @@ def measure(case: Case, repeats: int, warm_up: int) -> Row:
         "dense": partial(dense(case.build()), images, labels),
         "clocked": partial(clocked_step, clocked, clock, images, labels),
     }
-    timings = in_turn(contestants, repeats, warm_up)
+    with tuned(sparse.model, IMAGE, len(images), kernels):
+        timings = in_turn(contestants, repeats, warm_up)
     row = compare(
         case.name,
         timings["ours"],
@@ -153,6 +155,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", nargs="+", type=positive, default=[1, 2])
     parser.add_argument("--batch", type=positive, help="images; default: 64, resnet18 32")
     parser.add_argument("--width", type=share, help="a smaller model, to try the benchmark")
+    parser.add_argument("--kernels", choices=["tuned", "rule"], default="tuned")
     parser.add_argument("--repeats", type=positive, default=15, help="timed steps of each")
     parser.add_argument("--warm-up", type=positive, default=3, help="untimed steps of each")
     options = parser.parse_args(arguments)
@@ -167,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def rows() -> Iterator[Row]:
         for case in cases(options):
             with torch_threads(case.threads):
-                yield measure(case, options.repeats, options.warm_up)
+                yield measure(case, options.repeats, options.warm_up, options.kernels)
 
     done = collect(rows())
     show("One training step, measured: ms; ratio = times better", done, COLUMNS)

@@ -18,7 +18,7 @@ IMPLEMENTATIONS = (DENSE, CHANNELS, *native.PLANES)
 
 #: Densities from which the rule takes the dense weight: about where it overtakes the compiled
 #: kernels on the machines that were measured (docs/figures.md).
-DENSE_FROM = {"kernels": 0.25, "strips": 0.5, "rows": 0.25}
+DENSE_FROM = {"kernels": 0.35, "strips": 0.75, "rows": 0.4}
 
 
 class Choice(NamedTuple):

@@ -15,9 +15,19 @@ inline void copy_row_by_floats(float* to, const float* row, int start, const Rea
     }
 }
 
+// N floats, `Step` apart.
+template <int N, int Step>
+inline typename Simd<N>::type load_apart(const float* p) {
+    if constexpr (Step == 1) {
+        return load<N>(p);
+    } else {
+        return evens(load<N>(p), load<N>(p + N), std::make_integer_sequence<int, N>());
+    }
+}
+
 // The rows of a plane that lie inside, one below the other: each in pieces of N floats, of which
 // the first and the last may stick out.
-template <int N>
+template <int N, int Step>
 inline void copy_rows(float* to, int64_t to_pitch, const float* from, int64_t from_pitch, int rows,
                       const Copy& copy, int width) {
     using bits = typename Simd<N>::bits;
@@ -26,12 +36,15 @@ inline void copy_rows(float* to, int64_t to_pitch, const float* from, int64_t fr
     const bits last = *reinterpret_cast<const bits*>(copy.last);
     for (int i = 0; i < rows; ++i, to += to_pitch, from += from_pitch) {
         if (width == N) {
-            store<N>(to, (type)((bits)load<N>(from) & first & last));
+            store<N>(to, (type)((bits)load_apart<N, Step>(from) & first & last));
             continue;
         }
-        store<N>(to, (type)((bits)load<N>(from) & first));
-        for (int j = N; j < width - N; j += N) store<N>(to + j, load<N>(from + j));
-        store<N>(to + width - N, (type)((bits)load<N>(from + width - N) & last));
+        store<N>(to, (type)((bits)load_apart<N, Step>(from) & first));
+        for (int j = N; j < width - N; j += N) {
+            store<N>(to + j, load_apart<N, Step>(from + Step * j));
+        }
+        const auto piece = (bits)load_apart<N, Step>(from + Step * (width - N));
+        store<N>(to + width - N, (type)(piece & last));
     }
 }
 
@@ -56,10 +69,10 @@ inline void pack_shifted(float* to, const float* plane, const Plan& plan, Bounds
         const int64_t below = int64_t{r.step_height} * r.source_width;
         for (const Copy& copy : s.copies) {
             const bool inside = plane + copy.start >= bounds.begin &&
-                                plane + size + copy.start + r.domain_width <= bounds.end;
+                                plane + size + copy.start + r.step_width * r.domain_width <= bounds.end;
             if (N > 1 && inside) {
-                copy_rows<N>(target, s.pitch, source + copy.start, below, rows, copy,
-                             r.domain_width);
+                const auto rows_of = r.step_width == 2 ? copy_rows<N, 2> : copy_rows<N, 1>;
+                rows_of(target, s.pitch, source + copy.start, below, rows, copy, r.domain_width);
             } else {
                 for (int i = 0; i < rows; ++i) {
                     copy_row_by_floats(target + int64_t{i} * s.pitch, source + i * below,

@@ -8,6 +8,7 @@ namespace mest {
 namespace {
 
 int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+int residue(int a, int b) { return a - floor_div(a, b) * b; }
 
 void place_rows(Scratch& s, const Reading& r) {
     for (int phase = 0; phase < r.step_height; ++phase) {
@@ -40,12 +41,14 @@ int row_of(const Scratch& s, const Reading& r, int start) {
 Copy make_copy(int start, const Reading& r, int piece) {
     Copy copy{};
     copy.start = start;
-    const int last = r.domain_width - piece;
+    const int last = r.domain_width - piece, step = r.step_width;
+    copy.odd = residue(start, step) == 1;
+    copy.back = floor_div(copy.odd - start, step);
     for (int lane = 0; lane < widest; ++lane) {
-        const int a = start + lane, b = start + last + lane;
+        const int a = start + step * lane, b = a + step * last;
         copy.first[lane] = a >= 0 && a < r.source_width ? -1 : 0;
         copy.last[lane] = b >= 0 && b < r.source_width ? -1 : 0;
-        const int c = lane - start, d = c + last;
+        const int c = lane + copy.back, d = c + last;
         copy.back_first[lane] = c >= 0 && c < r.domain_width ? -1 : 0;
         copy.back_last[lane] = d >= 0 && d < r.domain_width ? -1 : 0;
     }
@@ -54,11 +57,12 @@ Copy make_copy(int start, const Reading& r, int piece) {
 
 // Only the first and the last piece of a row may stick out of the source.
 int piece_of(const Reading& r, int width) {
-    if (r.step_width != 1) return 0;
+    const int step = r.step_width;
+    if (step > 2) return 0;
     const auto [least, most] = std::minmax_element(r.column_start.begin(), r.column_start.end());
-    const int out = std::max(-*least, *most + r.domain_width - r.source_width);
+    const int out = std::max(-*least, *most + step * r.domain_width - r.source_width);
     for (int piece : {16, 8, 4}) {
-        if (piece <= width && r.domain_width % piece == 0 && out <= piece) return piece;
+        if (piece <= width && r.domain_width % piece == 0 && out <= step * piece) return piece;
     }
     return 0;
 }

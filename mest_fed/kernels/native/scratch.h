@@ -29,6 +29,9 @@ struct Phase {
 
 struct Copy {
     int start;  // source column of the first position
+    // On the way back, source column step * i + odd is position i + back.
+    int back;
+    bool odd;
     // Lanes of a row's first and last piece that lie inside: of the source, and on the way back.
     alignas(64) int32_t first[widest], last[widest], back_first[widest], back_last[widest];
 };

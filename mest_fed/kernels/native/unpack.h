@@ -10,24 +10,30 @@
 namespace mest::MEST_VARIANT {
 namespace {
 
-// A row of a plane is the sum of what its copies hold.
-template <int N>
+// A row of a plane is the sum of what its copies hold: of a step of 2, even and odd columns apart.
+template <int N, int Step>
 inline void sum_row(float* row, const float* from, const Scratch& s, const Reading& r) {
     using bits = typename Simd<N>::bits;
     using type = typename Simd<N>::type;
     const int64_t copy_floats = int64_t{s.rows} * s.pitch;
-    const int last = r.source_width - N;
+    const int last = r.domain_width - N;
     for (int j = 0; j <= last; j += N) {
-        type sum{};
+        type sum[Step] = {};
         const float* copy_row = from + j;
         for (const Copy& copy : s.copies) {
-            bits piece = (bits)load<N>(copy_row - copy.start);
+            bits piece = (bits)load<N>(copy_row + copy.back);
             if (j == 0) piece &= *reinterpret_cast<const bits*>(copy.back_first);
             if (j == last) piece &= *reinterpret_cast<const bits*>(copy.back_last);
-            sum += (type)piece;
+            sum[Step == 2 && copy.odd] += (type)piece;
             copy_row += copy_floats;
         }
-        store<N>(row + j, sum);
+        if constexpr (Step == 1) {
+            store<N>(row + j, sum[0]);
+        } else {
+            constexpr std::make_integer_sequence<int, N> lanes;
+            store<N>(row + 2 * j, zipped<0>(sum[0], sum[1], lanes));
+            store<N>(row + 2 * j + N, zipped<1>(sum[0], sum[1], lanes));
+        }
     }
 }
 
@@ -75,8 +81,8 @@ inline void unpack_plane(float* plane, const float* from, const Scratch& s, cons
             float* to = plane + int64_t{row} * r.source_width;
             if (s.padded) {
                 take_row(to, source, s, r);
-            } else if (N > 1) {
-                sum_row<N>(to, source, s, r);
+            } else if constexpr (N > 1) {
+                (r.step_width == 2 ? sum_row<N, 2> : sum_row<N, 1>)(to, source, s, r);
             } else {
                 sum_row_by_floats(to, source, s, r);
             }
@@ -88,7 +94,7 @@ inline void unpack_plane(float* plane, const float* from, const Scratch& s, cons
 inline void unpack(float* scratch, float* x, const Plan& plan, const Unit& unit) {
     const Scratch& s = plan.scratch;
     const Reading& r = plan.reading;
-    const int piece = r.source_width == r.domain_width ? s.piece : 0;
+    const int piece = r.source_width == r.step_width * r.domain_width ? s.piece : 0;
     const int64_t size = int64_t{r.source_height} * r.source_width;
     float* from = scratch + unit.begin * s.channel_floats;
     if (plan.features) {
