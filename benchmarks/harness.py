@@ -5,6 +5,8 @@ A file is ``{"machine", "software", "notices", "rows"}``. A row holds at least `
 and how many times better ours is. All seconds are measured.
 """
 
+import contextlib
+import ctypes
 import json
 import os
 import platform
@@ -133,6 +135,19 @@ def write_json(path: Path, rows: Sequence[Row], **fields: object) -> None:
 
 
 @contextmanager
+def keep_memory() -> None:
+    """Let the C library keep what is freed, as a training loop's steady state does.
+
+    Otherwise a benchmark of one layer measures page faults: the C library gives large blocks back
+    to the system at once. Both sides gain the same milliseconds. Does nothing beside glibc.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL("libc.so.6")
+        library.mallopt(mmap_threshold, 2**30)
+        library.mallopt(trim_threshold, 2**31 - 1)
+
+
 def torch_threads(count: int) -> Iterator[None]:
     """Let torch, and what shares its OpenMP runtime, compute on ``count`` threads."""
     import torch

@@ -35,7 +35,7 @@ def forward(
         statistics,
         options,
     )
-    sizes = _norm_sizes(x, groups, relu)
+    sizes = norm_sizes(x, groups, relu)
     x = checked(x, "x", tuple(z.shape))
     gamma = checked(gamma, "gamma", (sizes[1],))
     beta = checked(beta, "beta", (sizes[1],))
@@ -70,10 +70,12 @@ def backward(
     (dz, x, z), (gamma, beta), (mean, scale) = planes, parameters, statistics
     groups, relu = options
     dx, dresidual, dgamma, dbeta = results
-    sizes = _norm_sizes(x, groups, relu)
+    sizes = norm_sizes(x, groups, relu)
     statistic = (sizes[1] if groups == 0 else sizes[0] * groups,)
     dz = checked(dz, "dz", tuple(x.shape))
     x = checked(x, "x", tuple(x.shape))
+    if z is None and relu and dresidual.numel():
+        raise ValueError("z is None, must be given where a residual was added before a ReLU")
     z = None if z is None else checked(z, "z", tuple(x.shape))
     gamma = checked(gamma, "gamma", (sizes[1],))
     beta = checked(beta, "beta", (sizes[1],))
@@ -87,7 +89,14 @@ def backward(
     )
 
 
-def _norm_sizes(x: Tensor, groups: int, relu: bool) -> tuple[int, int, int, int, int]:
+def norm_sizes(x: Tensor, groups: int, relu: bool) -> tuple[int, int, int, int, int]:
+    """Return images, channels, plane, groups and whether a ReLU follows, as the kernels take them.
+
+    Raises
+    ------
+    ValueError
+        If ``x`` or ``groups`` do not make sense.
+    """
     if x.dim() < 2 or x.numel() == 0:
         raise ValueError(f"x of shape {tuple(x.shape)} has nothing to normalise")
     if groups < 0 or (groups > 0 and x.shape[1] % groups):

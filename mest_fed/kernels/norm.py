@@ -32,6 +32,7 @@ def _norm(
     x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     groups, relu, epsilon = rest
+    native_norm.norm_sizes(x, groups, relu)
     z = torch.empty_like(x, memory_format=torch.contiguous_format)
     mean, scale = (x.new_empty(_statistics(x, groups)) for _ in range(2))
     native_norm.forward((x, z), (gamma, beta, residual), (mean, scale), groups, (relu, epsilon))

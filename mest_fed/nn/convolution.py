@@ -60,6 +60,7 @@ class Conv2d(nn.Conv2d):
     def _few_columns(self, x: Tensor) -> bool:
         return (
             self.fused
+            and x.dim() == 4
             and self.weight[0].numel() <= FEW_COLUMNS
             and self.groups == 1
             and self.padding_mode == "zeros"

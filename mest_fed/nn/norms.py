@@ -24,6 +24,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         """Return relu(normalised x + residual), each if asked for; x (n, channels, h, w)."""
+        self._check_input_dim(x)
         count = x.numel() // self.num_features
         if not (self.training and count > 1 and _fuses(self, x)):
             return _behind(super().forward(x), residual, relu)
