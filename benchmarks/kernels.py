@@ -30,7 +30,17 @@ from functools import partial
 
 import torch
 from command_line import Parser, collect, positive, run, share, show
-from harness import Contestant, Row, Timings, compare, in_turn, software, torch_threads, write_json
+from harness import (
+    Contestant,
+    Row,
+    Timings,
+    compare,
+    in_turn,
+    keep_memory,
+    software,
+    torch_threads,
+    write_json,
+)
 from layer_shapes import LAYERS
 from sparseprop_peer import WHY_ABSENT, sparseprop_layers, weight_gradient
 from torch import Tensor, nn
@@ -210,6 +220,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
+    keep_memory()
     notices = []
     peers = options.peers or (["dense"] if WHY_ABSENT else PEERS)
     if not options.peers and WHY_ABSENT:

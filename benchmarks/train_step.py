@@ -26,7 +26,7 @@ from functools import partial
 
 import torch
 from command_line import Parser, collect, positive, run, share, show
-from harness import Row, compare, in_turn, software, torch_threads, write_json
+from harness import Row, compare, in_turn, keep_memory, software, torch_threads, write_json
 from layer_clock import LayerClock
 from possible import clocked_step, operations, what_was_possible
 from train_contestants import dense, ours
@@ -166,6 +166,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
+    keep_memory()
 
     def rows() -> Iterator[Row]:
         for case in cases(options):
