@@ -134,7 +134,6 @@ def write_json(path: Path, rows: Sequence[Row], **fields: object) -> None:
     path.write_text(json.dumps({"machine": machine(), **fields, "rows": rows}, indent=2) + "\n")
 
 
-@contextmanager
 def keep_memory() -> None:
     """Let the C library keep what is freed, as a training loop's steady state does.
 
@@ -148,6 +147,7 @@ def keep_memory() -> None:
         library.mallopt(trim_threshold, 2**31 - 1)
 
 
+@contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     """Let torch, and what shares its OpenMP runtime, compute on ``count`` threads."""
     import torch

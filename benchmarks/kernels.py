@@ -4,6 +4,9 @@ All contestants get the same float32 input, which requires a gradient, the same 
 the same number of threads, and are timed in turn in one process. "dense" is torch's own layer
 (oneDNN, MKL). All figures measured.
 
+Between two turns of a layer the others run, so that its planes come from memory, as they do within
+a network; ``--caches warm`` times a layer that has just run.
+
     python benchmarks/kernels.py --json kernels.json
     python benchmarks/kernels.py --layers 64@16 --schemes block --densities 0.1 --threads 1
 
@@ -79,6 +82,7 @@ class Case:
     batch: int
     threads: int
     kernels: str
+    unmeasured: int
 
     @property
     def name(self) -> str:
@@ -92,6 +96,13 @@ class Work:
 
     x: Tensor
     gradient: Tensor
+    unmeasured: int = 0
+
+    def warm(self, layer: nn.Module) -> dict[str, float]:
+        """Run a layer a few times in a row, and give the seconds of the last run."""
+        for _ in range(self.unmeasured):
+            self(layer)
+        return self(layer)
 
     def __call__(self, layer: nn.Module) -> dict[str, float]:
         """Run a layer forward and backward; gradients of the run before are cleared untimed."""
@@ -143,7 +154,8 @@ def measure(
     dense = shape.layer(generator)
     ours = sparse_layer(case.scheme, case.density, dense)
     x = shape.input(case.batch, generator)
-    work = Work(x, torch.randn(dense(x).shape, generator=generator))
+    gradient = torch.randn(dense(x).shape, generator=generator)
+    work = Work(x, gradient, case.unmeasured)
     layers: dict[str, nn.Module] = {"dense": dense, "ours": ours}
     masked = ours.to_dense()
     if not agree(work, ours, masked):
@@ -154,7 +166,9 @@ def measure(
                 layers[name] = layer
             else:
                 notices.append(f"{case.name}: {name} is left out, its results are wrong")
-    contestants: dict[str, Contestant] = {n: partial(work, layer) for n, layer in layers.items()}
+    contestants: dict[str, Contestant] = {
+        n: partial(work.warm, layer) for n, layer in layers.items()
+    }
     with tuned(ours, x.shape[1:], len(x), case.kernels):
         timings = in_turn(contestants, repeats, warm_up)
     for peer, variant in best_variants(timings, peers).items():
@@ -185,13 +199,22 @@ def best_variants(timings: dict[str, Timings], peers: list[str]) -> dict[str, st
 def cases(options: argparse.Namespace) -> list[Case]:
     """Return the cases of the command line."""
     found = []
+    unmeasured = 2 if options.caches == "warm" else 0
     for threads, layer in itertools.product(options.threads, options.layers):
         shape = LAYERS[layer]
         # Patterns are of 3x3 kernels; a linear layer of that scheme takes blocks.
         schemes = [s for s in options.schemes if shape.side or s != "pattern"]
         for scheme, density in itertools.product(schemes, options.densities or shape.densities):
             found.append(
-                Case(layer, scheme, density, options.batch or shape.batch, threads, options.kernels)
+                Case(
+                    layer,
+                    scheme,
+                    density,
+                    options.batch or shape.batch,
+                    threads,
+                    options.kernels,
+                    unmeasured,
+                )
             )
     return found
 
@@ -208,6 +231,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=positive, help="default: each layer's own, 32 or 512")
     parser.add_argument("--repeats", type=positive, default=30, help="timed runs of each")
     parser.add_argument("--warm-up", type=positive, default=5, help="untimed runs of each")
+    parser.add_argument(
+        "--caches",
+        choices=["cold", "warm"],
+        default="cold",
+        help="warm: each turn runs a layer three times and times the last",
+    )
     parser.add_argument("--kernels", choices=["tuned", "rule"], default="tuned")
     parser.add_argument("--peers", nargs="+", choices=PEERS, help="default: those that import")
     options = parser.parse_args(arguments)
