@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from mest_fed.nn.convolution import Conv2d
+
 
 class CNN2(nn.Module):
     """Two unpadded 3x3 convolutions, one pooling, two linear layers: 1.6 M weights on CIFAR-10.
@@ -30,7 +32,7 @@ class CNN2(nn.Module):
         super().__init__()
         channels, height, side = input_shape
         first, second, hidden = (max(1, round(base * width)) for base in (32, 64, 128))
-        self.conv1 = nn.Conv2d(channels, first, 3)
+        self.conv1 = Conv2d(channels, first, 3)
         self.conv2 = nn.Conv2d(first, second, 3)
         self.relu = nn.ReLU(inplace=True)
         self.pool = nn.MaxPool2d(2)
