@@ -44,7 +44,6 @@ class SparseProduct(torch.autograd.Function):
         x, values = ctx.saved_tensors
         weight, how, wanted = ctx.weight, ctx.how, ctx.needs_input_grad
         planes = tuple(range(2, grad.dim()))
-        dx = dvalues = None
         if wanted[0] and wanted[1] and _at_once(weight, how):
             plane = _plane(how.choice.backward_input)
             numbers = _numbers(how.geometry)

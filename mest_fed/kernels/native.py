@@ -1,10 +1,13 @@
 """The compiled kernels, behind checks: whatever arrives is refused with an error, or is safe."""
 
 import warnings
+from functools import cache
 from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from mest_fed.errors import InputError
 
 try:
     from mest_fed.kernels import _native as _compiled
@@ -35,8 +38,19 @@ def available() -> bool:
 
 
 def variant() -> str | None:
-    """Return the instruction set of the compiled kernels (``avx512``, ``avx2``, ``plain``)."""
-    return None if _module is None else str(_module.variant())
+    """Return the instruction set of the compiled kernels (``avx512``, ``avx2``, ``plain``).
+
+    Raises
+    ------
+    InputError
+        If the environment's MEST_FED_KERNELS asks for one that this machine has not.
+    """
+    if _module is None:
+        return None
+    try:
+        return str(_module.variant())
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def scratch_bytes() -> int:
@@ -67,6 +81,7 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+@cache
 def module() -> ModuleType:
     """Return the compiled module.
 
@@ -74,7 +89,10 @@ def module() -> ModuleType:
     ------
     RuntimeError
         If mest_fed was installed without it.
+    InputError
+        As :func:`variant`.
     """
     if _module is None:
         raise RuntimeError("mest_fed was installed without its compiled kernels")
+    variant()
     return _module

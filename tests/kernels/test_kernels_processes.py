@@ -86,11 +86,12 @@ def test_an_unknown_instruction_set_is_a_clear_error_each_time():
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from kernel_cases import Sizes, Strips, every\n"
         "case = Sizes((4, 3), Strips(1), (2, 3)).case(2)\n"
+        "from mest_fed.errors import InputError\n"
         "from mest_fed.kernels import variant\n"
         "for work in (variant, lambda: case.gradients(every('padded'))) * 2:\n"
         "    try:\n"
         "        work()\n"
-        "    except ValueError as error:\n"
+        "    except InputError as error:\n"
         "        print(error)\n"
     )
     done = run(code, MEST_FED_KERNELS="avx1024")

@@ -1,4 +1,4 @@
-// The Python face: addresses and sizes, checked by the caller (mest_fed/kernels/native.py).
+// The Python face: addresses and sizes, checked by the callers (native_convolution.py and native_norm.py).
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
 
@@ -55,21 +55,21 @@ void forward(const Numbers& numbers, const Weight& weight, int64_t values, int64
              int64_t y, int plane, int threads) {
     const mest::Convolution p = convolution(numbers);
     mest::forward(p, index_of(weight, p), in(values), in(x), in(bias), out(y),
-                            call(plane, threads));
+                  call(plane, threads));
 }
 
 void backward_input(const Numbers& numbers, const Weight& weight, int64_t values, int64_t dy,
                     int64_t dx, int plane, int threads) {
     const mest::Convolution p = convolution(numbers);
     mest::backward_input(p, index_of(weight, p), in(values), in(dy), out(dx),
-                                   call(plane, threads));
+                         call(plane, threads));
 }
 
 void backward_values(const Numbers& numbers, const Weight& weight, int64_t x, int64_t dy,
                      int64_t gradient, int plane, int threads) {
     const mest::Convolution p = convolution(numbers);
     mest::backward_values(p, index_of(weight, p), in(x), in(dy), out(gradient),
-                                    call(plane, threads));
+                          call(plane, threads));
 }
 
 // images, channels, plane, groups, relu
