@@ -43,16 +43,8 @@ class SparseProduct(torch.autograd.Function):
         """Return the gradients of the input, of the live values and of the bias."""
         x, values = ctx.saved_tensors
         weight, how, wanted = ctx.weight, ctx.how, ctx.needs_input_grad
+        dx, dvalues = backward(grad, x, values, weight, how, wanted=(wanted[0], wanted[1]))
         planes = tuple(range(2, grad.dim()))
-        if wanted[0] and wanted[1] and _at_once(weight, how):
-            plane = _plane(how.choice.backward_input)
-            numbers = _numbers(how.geometry)
-            dx, dvalues = OPERATORS.conv2d_backward(
-                grad, x, values, *_granules(weight), numbers, plane
-            )
-        else:
-            dx = backward_input(grad, x, values, weight, how) if wanted[0] else None
-            dvalues = backward_values(grad, x, values, weight, how) if wanted[1] else None
         return (
             dx,
             dvalues,
@@ -60,6 +52,28 @@ class SparseProduct(torch.autograd.Function):
             None,
             None,
         )
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    weight: SparseWeight,
+    how: How,
+    *,
+    wanted: tuple[bool, bool] = (True, True),
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of ``x`` and of the live values, each if it is wanted."""
+    if all(wanted) and _at_once(weight, how):
+        plane, numbers = _plane(how.choice.backward_input), _numbers(how.geometry)
+        dx, dvalues = OPERATORS.conv2d_backward(
+            grad, x, values, *_granules(weight), numbers, plane
+        )
+        return dx, dvalues
+    return (
+        backward_input(grad, x, values, weight, how) if wanted[0] else None,
+        backward_values(grad, x, values, weight, how) if wanted[1] else None,
+    )
 
 
 def forward(
@@ -128,5 +142,10 @@ def _granules(weight: SparseWeight) -> tuple[Tensor, Tensor | None, int, list[in
     if isinstance(weight.cut, Strips):
         return weight.slots, None, weight.cut.rows, shape
     if isinstance(weight.cut, Kernels):
-        return weight.slots, torch.tensor(weight.cut.cells, dtype=torch.int32), 1, shape
+        return weight.slots, _cells(weight), 1, shape
     raise TypeError(f"{weight.cut} has no compiled kernel")
+
+
+def _cells(weight: SparseWeight) -> Tensor:
+    assert isinstance(weight.cut, Kernels)
+    return torch.tensor(weight.cut.cells, dtype=torch.int32, device=weight.slots.device)

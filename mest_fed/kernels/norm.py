@@ -18,6 +18,10 @@ define(
     "float epsilon) -> (Tensor, Tensor, Tensor)"
 )
 define(
+    "norm_(Tensor(a!) x, Tensor gamma, Tensor beta, Tensor? residual, int groups, bool relu, "
+    "float epsilon) -> (Tensor, Tensor)"
+)
+define(
     "norm_backward(Tensor dz, Tensor x, Tensor? z, Tensor gamma, Tensor beta, Tensor mean, "
     "Tensor scale, int groups, bool relu, bool residual) -> (Tensor, Tensor, Tensor, Tensor)"
 )
@@ -37,6 +41,19 @@ def _norm(
     mean, scale = (x.new_empty(_statistics(x, groups)) for _ in range(2))
     native_norm.forward((x, z), (gamma, beta, residual), (mean, scale), groups, (relu, epsilon))
     return z, mean, scale
+
+
+@implement("norm_")
+def _norm_in_place(
+    x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    groups, relu, epsilon = rest
+    native_norm.norm_sizes(x, groups, relu)
+    if not x.is_contiguous():
+        raise ValueError("x must be contiguous to be normalised in place")
+    mean, scale = (x.new_empty(_statistics(x, groups)) for _ in range(2))
+    native_norm.forward((x, x), (gamma, beta, residual), (mean, scale), groups, (relu, epsilon))
+    return mean, scale
 
 
 @implement("norm_backward")
@@ -63,6 +80,13 @@ def _fake_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     groups = rest[3]
     z = torch.empty_like(x, memory_format=torch.contiguous_format)
     return z, x.new_empty(_statistics(x, groups)), x.new_empty(_statistics(x, groups))
+
+
+@fake("norm_")
+def _fake_norm_in_place(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    same_device(x, *rest)
+    statistics = _statistics(x, rest[3])
+    return x.new_empty(statistics), x.new_empty(statistics)
 
 
 @fake("norm_backward")

@@ -16,6 +16,8 @@ from mest_fed.kernels import (
     Strips,
     available,
 )
+from mest_fed.kernels.functions import backward
+from mest_fed.kernels.reference import dense_backward_input, dense_backward_weight
 
 #: Columns (in_channels * kernel area) up to which the kernels are ahead of torch 2.13, measured.
 FEW_COLUMNS = 64
@@ -36,16 +38,37 @@ class Conv2d(nn.Conv2d):
         """Convolve ``x`` of shape (n, in, h, w)."""
         if not self._few_columns(x):
             return super().forward(x)
-        weight = self.weight
-        rows = 4 if self.out_channels % 4 == 0 else 1
-        strips = weight.view(self.out_channels // rows, rows, -1)
-        values = strips.transpose(1, 2).reshape(-1, rows)
-        slots = torch.arange(len(values), dtype=torch.int32)
-        everything = SparseWeight(tuple(weight.shape), slots, Strips(rows), lambda: slots)
         y: Tensor = SparseProduct.apply(  # type: ignore[no-untyped-call]
-            x, values, self.bias, everything, How(self._geometry, PADDED)
+            x, self._values(), self.bias, self._everything(), How(self._geometry, PADDED)
         )
         return y
+
+    def gradients(
+        self, x: Tensor, grad: Tensor, wanted: tuple[bool, bool] = (True, True)
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients of ``x`` and of the weight; see SparseConv2d.gradients."""
+        if not self._few_columns(x):
+            return dense_gradients(self, x, grad, wanted)
+        values, how = self._values().detach(), How(self._geometry, PADDED)
+        dx, dvalues = backward(grad, x, values, self._everything(), how, wanted=wanted)
+        if dvalues is not None:
+            strips = dvalues.view(-1, self.weight[0].numel(), self._rows).transpose(1, 2)
+            dvalues = strips.reshape(self.weight.shape)
+        return dx, dvalues
+
+    @property
+    def _rows(self) -> int:
+        return 4 if self.out_channels % 4 == 0 else 1
+
+    def _values(self) -> Tensor:
+        strips = self.weight.view(self.out_channels // self._rows, self._rows, -1)
+        return strips.transpose(1, 2).reshape(-1, self._rows)
+
+    def _everything(self) -> SparseWeight:
+        weight = self.weight
+        live = weight.numel() // self._rows
+        slots = torch.arange(live, dtype=torch.int32, device=weight.device)
+        return SparseWeight(tuple(weight.shape), slots, Strips(self._rows), lambda: slots)
 
     @property
     def _geometry(self) -> ConvGeometry:
@@ -66,7 +89,23 @@ class Conv2d(nn.Conv2d):
             and self.groups == 1
             and self.padding_mode == "zeros"
             and not isinstance(self.padding, str)
-            and x.device.type == "cpu"
+            and x.device.type in ("cpu", "meta")
             and x.dtype == self.weight.dtype == torch.float32
             and available()
         )
+
+
+def dense_gradients(
+    layer: nn.Conv2d, x: Tensor, grad: Tensor, wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of a dense convolution's input and weight, each if it is wanted."""
+    stride, padding, dilation = layer.stride, layer.padding, layer.dilation
+    assert not isinstance(padding, str)
+    geometry = ConvGeometry(
+        (stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1])
+    )
+    weight = layer.weight.detach()
+    return (
+        dense_backward_input(grad, x, weight, geometry) if wanted[0] else None,
+        dense_backward_weight(grad, x, weight, geometry) if wanted[1] else None,
+    )

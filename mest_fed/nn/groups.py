@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mest_fed.nn.layers import SparseLayer
+from mest_fed.nn.layers import HasState, SparseLayer
 from mest_fed.sparsity import Layout, Mask
 
 
@@ -48,7 +48,7 @@ class MaskGroup:
         """The shared mask."""
         return self.layers[0].mask
 
-    def replace_mask(self, mask: Mask, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def replace_mask(self, mask: Mask, optimizer: HasState | None = None) -> None:
         """Give every member the mask; see :meth:`SparseLayer.replace_mask`."""
         for layer in self.layers:
             layer.replace_mask(Mask(layer.layout, mask.slots), optimizer)

@@ -1,6 +1,6 @@
 """Sparse layers: compact values and an index, never a dense weight."""
 
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,17 @@ from mest_fed.kernels import (
     choose,
 )
 from mest_fed.kernels.choice import EVERYTHING_DENSE
+from mest_fed.kernels.functions import backward
 from mest_fed.sparsity import Layout, Mask, carry
 
 Plain = TypeVar("Plain", nn.Conv2d, nn.Linear)
+
+
+class HasState(Protocol):
+    """What mutation needs of an optimizer: torch's all have it."""
+
+    state: Any
+    """Parameter -> its state by name, such as the momentum."""
 
 
 class SparseLayer(nn.Module):
@@ -63,7 +71,7 @@ class SparseLayer(nn.Module):
         """The mask; replace it with :meth:`replace_mask`."""
         return Mask(self.layout, self.slots)
 
-    def replace_mask(self, mask: Mask, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def replace_mask(self, mask: Mask, optimizer: HasState | None = None) -> None:
         """Give the layer another mask: kept values stay, new ones start at zero.
 
         The optimizer's state of the values (momentum) is edited with them, in place, so that new
@@ -101,15 +109,21 @@ class SparseLayer(nn.Module):
         layout = self.layout
         return SparseWeight(layout.shape, slots, layout.cut, lambda: layout.positions(slots), hook)
 
-    def _product(self, x: Tensor, geometry: ConvGeometry) -> Tensor:
-        """Multiply by the weight and add the bias, with the implementation chosen for the case."""
-        weight = self._weight()
-        if x.device.type == "cpu" and x.dtype == self.values.dtype == torch.float32:
+    def _how(self, x: Tensor, weight: SparseWeight, geometry: ConvGeometry) -> How:
+        """Choose the implementations for an input, and note the choice."""
+        # Meta tensors stand for the CPU's: whoever traces a model wants what will really run.
+        on_cpu = x.device.type in ("cpu", "meta")
+        if on_cpu and x.dtype == self.values.dtype == torch.float32:
             size = (x.shape[2], x.shape[3]) if x.dim() == 4 else (1, 1)
             self.choice = choose(weight, size, geometry)
         else:
             self.choice = EVERYTHING_DENSE
-        how = How(geometry, self.choice)
+        return How(geometry, self.choice)
+
+    def _product(self, x: Tensor, geometry: ConvGeometry) -> Tensor:
+        """Multiply by the weight and add the bias, with the implementation chosen for the case."""
+        weight = self._weight()
+        how = self._how(x, weight, geometry)
         y: Tensor = SparseProduct.apply(  # type: ignore[no-untyped-call]
             x, self.values, self.bias, weight, how
         )
@@ -153,6 +167,17 @@ class SparseConv2d(SparseLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x`` of shape (n, in, h, w)."""
         return self._product(x, self.geometry)
+
+    def gradients(
+        self, x: Tensor, grad: Tensor, wanted: tuple[bool, bool] = (True, True)
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients of ``x`` and of the values for an output's gradient.
+
+        For those who order a backward pass by hand. A bias is not supported.
+        """
+        weight = self._weight()
+        how = self._how(x, weight, self.geometry)
+        return backward(grad, x, self.values.detach(), weight, how, wanted=wanted)
 
     def to_dense(self) -> nn.Conv2d:
         """Return a plain ``nn.Conv2d`` with the same weight."""

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from mest_fed.nn.groups import MaskGroup, mask_groups
+from mest_fed.nn.layers import HasState
 from mest_fed.rng import torch_generator
 from mest_fed.sparsity import Bounds, Interval, Mask, Method, grow, keep_best
 
@@ -26,7 +27,7 @@ class Mutator:
         A model after :func:`mest_fed.nn.sparsify`.
     method : Method
         What to drop and what to grow.
-    optimizer : torch.optim.Optimizer or None
+    optimizer : HasState or None
         Its state is edited with the values.
 
     Examples
@@ -45,7 +46,7 @@ class Mutator:
         self,
         model: nn.Module,
         method: Method,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: HasState | None = None,
     ) -> None:
         self.groups = mask_groups(model)
         self.method = method

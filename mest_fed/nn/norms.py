@@ -64,7 +64,7 @@ def _fuses(norm: BatchNorm2d | GroupNorm, x: Tensor) -> bool:
     return (
         norm.fused
         and weight is not None
-        and x.device.type == "cpu"
+        and x.device.type in ("cpu", "meta")
         and x.dtype == weight.dtype == torch.float32
         and available()
     )

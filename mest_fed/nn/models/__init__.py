@@ -60,9 +60,23 @@ def build_model(
         raise not_allowed("width", width, "a number in (0, 16]")
     with torch.device("meta"):  # constructors would draw from the global generator
         model = MODELS[name](input_shape, num_classes, width=width, norm=norm)
-    model.to_empty(device="cpu")
+    _materialise(model)
     initialise(model, generator)
     return model
+
+
+def _materialise(model: nn.Module) -> None:
+    """Give a model on the meta device memory on the CPU.
+
+    Not ``Module.to_empty``: its ``empty_like`` of meta tensors imports torch's Python decompositions
+    and with them sympy, 36 MB that a small device would carry ever after.
+    """
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            real = torch.empty(parameter.shape, dtype=parameter.dtype)
+            setattr(module, name, nn.Parameter(real, parameter.requires_grad))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
 def initialise(model: nn.Module, generator: torch.Generator) -> None:
