@@ -4,11 +4,24 @@ They are torch's own layers with the same parameters and buffers. On a CPU with 
 they run as one operator (see mest_fed.kernels.norm); elsewhere as torch's separate ones.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from mest_fed.kernels import available
+from mest_fed.kernels.library import OPERATORS
 from mest_fed.kernels.norm import NormAct
+
+
+class Statistics(NamedTuple):
+    """Mean and 1 / deviation of each channel of a batch."""
+
+    mean: Tensor
+    scale: Tensor
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -29,16 +42,42 @@ class BatchNorm2d(nn.BatchNorm2d):
         if not (self.training and count > 1 and _fuses(self, x)):
             return _behind(super().forward(x), residual, relu)
         z, mean, scale = _norm_act(x, self.weight, self.bias, residual, 0, relu, self.eps)
-        if self.running_mean is not None and self.running_var is not None:
-            assert self.num_batches_tracked is not None
-            self.num_batches_tracked.add_(1)
-            momentum = self.momentum
-            if momentum is None:
-                momentum = 1.0 / float(self.num_batches_tracked)
-            variance = (scale**-2 - self.eps) * (count / (count - 1))
-            self.running_mean.lerp_(mean, momentum)
-            self.running_var.lerp_(variance, momentum)
+        self._track(Statistics(mean, scale), count)
         return z
+
+    @torch.no_grad()
+    def normalise_(self, x: Tensor, residual: Tensor | None, *, relu: bool) -> Statistics:
+        """Do what :meth:`forward` does in training over ``x`` itself; return its statistics.
+
+        For those who order a backward pass by hand: autograd sees nothing of it.
+        """
+        if _fuses(self, x):
+            given = (self.weight, self.bias, residual, 0, relu, self.eps)
+            statistics = Statistics(*OPERATORS.norm_(x, *given))
+        else:
+            variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+            statistics = Statistics(mean, torch.rsqrt(variance + self.eps))
+            factor = self.weight * statistics.scale
+            x.mul_(factor.view(-1, 1, 1)).add_((self.bias - mean * factor).view(-1, 1, 1))
+            if residual is not None:
+                x.add_(residual)
+            if relu:
+                x.relu_()
+        self._track(statistics, x.numel() // self.num_features)
+        return statistics
+
+    def _track(self, statistics: Statistics, count: int) -> None:
+        """Move the running statistics towards those of a batch of ``count`` values a channel."""
+        if self.running_mean is None or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        momentum = self.momentum
+        if momentum is None:
+            momentum = 1.0 / float(self.num_batches_tracked)
+        variance = (statistics.scale**-2 - self.eps) * (count / max(1, count - 1))
+        self.running_mean.lerp_(statistics.mean, momentum)
+        self.running_var.lerp_(variance, momentum)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -54,8 +93,74 @@ class GroupNorm(nn.GroupNorm):
         return _norm_act(x, self.weight, self.bias, residual, groups, relu, self.eps)[0]
 
 
-def _norm_act(x: Tensor, *rest: object) -> tuple[Tensor, Tensor, Tensor]:
+@dataclass(frozen=True)
+class Normalised:
+    """How a fused normalisation made its output, which can so be made again.
+
+    Parameters
+    ----------
+    x : Tensor
+        Its input.
+    gamma, beta : Tensor
+        Its parameters, which must not change in between.
+    statistics : Statistics
+        Of each channel, or of each image and group.
+    groups : int
+        0 for batch norm.
+    relu : bool
+        Whether a ReLU followed.
+    """
+
+    x: Tensor
+    gamma: Tensor
+    beta: Tensor
+    statistics: Statistics
+    groups: int
+    relu: bool
+
+    def without_input(self) -> "Normalised":
+        """Return the same without a reference to the input."""
+        return replace(self, x=self.x.new_empty(0))
+
+    @torch.no_grad()
+    def again(self, x: Tensor) -> Tensor:
+        """Make the output again from the input."""
+        mean, scale = self.statistics
+        if self.groups:
+            each = len(self.gamma) // self.groups
+            mean, scale = (
+                s.view(-1, self.groups).repeat_interleave(each, 1) for s in (mean, scale)
+            )
+        factor = self.gamma * scale
+        constant = self.beta - mean * factor
+        shape = (-1, len(self.gamma), *[1] * (x.dim() - 2))
+        y = torch.addcmul(constant.view(shape), x, factor.view(shape))
+        return y.relu_() if self.relu else y
+
+
+#: Is told of each fused normalisation without a residual: its output, and how it was made.
+Watcher = Callable[[Tensor, Normalised], None]
+_watchers: list[Watcher] = []
+
+
+@contextmanager
+def watching(watcher: Watcher) -> Iterator[None]:
+    """Have normalisations tell a watcher what they make."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
+
+
+def _norm_act(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     result: tuple[Tensor, Tensor, Tensor] = NormAct.apply(x, *rest)  # type: ignore[no-untyped-call]
+    gamma, beta, residual, groups, relu, _ = rest
+    if residual is None and _watchers and torch.is_grad_enabled():
+        y, *statistics = result
+        made = Normalised(x, gamma, beta, Statistics(*statistics), groups, relu)
+        for watcher in _watchers:
+            watcher(y, made)
     return result
 
 

@@ -1,5 +1,7 @@
 """The two-layer convolutional network of pfl-research's CIFAR-10 benchmark."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,8 @@ class CNN2(nn.Module):
         Accepted for the common signature; the network has no normalisation.
     """
 
+    segments: ClassVar = {"features": ("conv1", "conv2")}
+
     def __init__(
         self,
         input_shape: tuple[int, int, int],
@@ -39,9 +43,13 @@ class CNN2(nn.Module):
         self.hidden = nn.Linear(second * ((height - 4) // 2) * ((side - 4) // 2), hidden)
         self.classifier = nn.Linear(hidden, num_classes)
 
+    def features(self, x: Tensor) -> Tensor:
+        """Map images (n, c, h, w) to pooled features (n, channels, h / 2 - 2, w / 2 - 2)."""
+        x = self.relu(self.conv1(x))
+        return torch.as_tensor(self.pool(self.relu(self.conv2(x))))
+
     def forward(self, x: Tensor) -> Tensor:
         """Map images (n, c, h, w) to logits (n, classes)."""
-        x = self.relu(self.conv1(x))
-        x = self.pool(self.relu(self.conv2(x)))
+        x = self.features(x)
         x = self.relu(self.hidden(x.flatten(1)))
         return torch.as_tensor(self.classifier(x))

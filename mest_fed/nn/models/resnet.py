@@ -7,7 +7,7 @@ behind the stem of the others: a 3x3 convolution of stride 1, and no pooling.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with a shortcut."""
 
     channel_pairs = (("conv1", "conv2"),)
+    segments: ClassVar = {"forward": ()}
 
     def __init__(self, in_channels: int, channels: int, stride: int, norm: Norm) -> None:
         super().__init__()
@@ -68,6 +69,8 @@ class ResNet(nn.Module):
         Normalisation layer.
     """
 
+    segments: ClassVar = {"stem": ("conv1", "norm1")}
+
     def __init__(
         self,
         stages: Sequence[int],
@@ -87,9 +90,13 @@ class ResNet(nn.Module):
             self.add_module(f"stage{i + 1}", _stage(before, after, 2 if i else 1, blocks, norm))
         self.classifier = nn.Linear(channels[-1], num_classes)
 
+    def stem(self, x: Tensor) -> Tensor:
+        """Map images (n, c, h, w) to (n, channels, h, w)."""
+        return torch.as_tensor(self.norm1(self.conv1(x), relu=True))
+
     def forward(self, x: Tensor) -> Tensor:
         """Map images (n, c, h, w) to logits (n, classes)."""
-        x = self.norm1(self.conv1(x), relu=True)
+        x = self.stem(x)
         for number in range(1, self.num_stages + 1):
             x = self.get_submodule(f"stage{number}")(x)
         return torch.as_tensor(self.classifier(x.mean(dim=(2, 3))))
