@@ -62,8 +62,19 @@ def backward(
     how: How,
     *,
     wanted: tuple[bool, bool] = (True, True),
+    into: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients of ``x`` and of the live values, each if it is wanted."""
+    """Return the gradients of ``x`` and of the live values, each if it is wanted.
+
+    That of ``x`` stands in ``into`` if that is given.
+    """
+    if into is not None and wanted[0]:
+        if all(wanted) and _at_once(weight, how):
+            given = (into, grad, x, values, *_granules(weight), _numbers(how.geometry))
+            plane = _plane(how.choice.backward_input)
+            return into, OPERATORS.conv2d_backward_into(*given, plane)
+        dx, dvalues = backward(grad, x, values, weight, how, wanted=wanted)
+        return into.copy_(dx), dvalues
     if all(wanted) and _at_once(weight, how):
         plane, numbers = _plane(how.choice.backward_input), _numbers(how.geometry)
         dx, dvalues = OPERATORS.conv2d_backward(
@@ -77,10 +88,22 @@ def backward(
 
 
 def forward(
-    x: Tensor, values: Tensor, bias: Tensor | None, weight: SparseWeight, how: How
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    weight: SparseWeight,
+    how: How,
+    *,
+    into: Tensor | None = None,
 ) -> Tensor:
-    """Multiply ``x`` by the weight with the chosen implementation."""
+    """Multiply ``x`` by the weight with the chosen implementation, into a tensor if one is given."""
     name = how.choice.forward
+    if into is not None:
+        if name in PLANES:
+            given = (into, x, values, bias, *_granules(weight), _numbers(how.geometry))
+            OPERATORS.conv2d_into(*given, _plane(name))
+            return into
+        return into.copy_(forward(x, values, bias, weight, how))
     if name == DENSE:
         return reference.forward(x, values, bias, weight, how.geometry)
     if name == CHANNELS:

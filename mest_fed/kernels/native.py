@@ -76,6 +76,20 @@ def checked(
     return tensor.contiguous()
 
 
+def written(tensor: Tensor, name: str, shape: tuple[int, ...]) -> Tensor:
+    """Return a tensor that the compiled kernels may write to: as :func:`checked`, in place.
+
+    Raises
+    ------
+    ValueError
+        If it is of another shape, type or device, or not contiguous.
+    """
+    checked(tensor, name, shape)
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} is not contiguous, so that it cannot be written to")
+    return tensor
+
+
 def address(tensor: Tensor | None) -> int:
     """Return a tensor's address, 0 for None; keep the tensor alive while it is used."""
     return 0 if tensor is None else tensor.data_ptr()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mest_fed.kernels import native
-from mest_fed.kernels.native import address, checked
+from mest_fed.kernels.native import address, checked, written
 from mest_fed.kernels.weight import ConvGeometry
 
 
@@ -94,15 +94,22 @@ class Problem:
 
 
 def forward(
-    x: Tensor, values: Tensor, slots: Tensor, bias: Tensor | None, problem: Problem, *, plane: int
+    x: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    bias: Tensor | None,
+    problem: Problem,
+    *,
+    plane: int,
+    y: Tensor | None = None,
 ) -> Tensor:
-    """Multiply ``x`` (n, in, h, w) or (n, in)."""
+    """Multiply ``x`` (n, in, h, w) or (n, in), into ``y`` if that is given."""
     slots = checked(slots, "slots", (slots.numel(),), torch.int32)
     x = checked(x, "x", problem.in_shape)
     values = checked(values, "values", (len(slots), problem.width))
     if bias is not None:
         bias = checked(bias, "bias", (problem.out_channels,))
-    y = x.new_empty(problem.out_shape)
+    y = x.new_empty(problem.out_shape) if y is None else written(y, "y", problem.out_shape)
     if not problem.empty:
         native.module().forward(
             problem.numbers,
@@ -158,14 +165,25 @@ def backward_values(grad: Tensor, x: Tensor, slots: Tensor, problem: Problem, pl
 
 
 def backward(
-    grad: Tensor, x: Tensor, values: Tensor, slots: Tensor, problem: Problem, *, plane: int
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    problem: Problem,
+    *,
+    plane: int,
+    dx: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return both gradients, of the input and of the live values, reading ``grad`` once."""
+    """Return both gradients, of the input and of the live values, reading ``grad`` once.
+
+    That of the input goes into ``dx`` if that is given.
+    """
     slots = checked(slots, "slots", (slots.numel(),), torch.int32)
     grad = checked(grad, "grad", problem.out_shape)
     x = checked(x, "x", problem.in_shape)
     values = checked(values, "values", (len(slots), problem.width))
-    dx, gradient = grad.new_empty(problem.in_shape), grad.new_zeros(len(slots), problem.width)
+    dx = grad.new_empty(problem.in_shape) if dx is None else written(dx, "dx", problem.in_shape)
+    gradient = grad.new_zeros(len(slots), problem.width)
     if not problem.empty:
         native.module().backward(
             problem.numbers,

@@ -27,6 +27,13 @@ define(
     f"conv2d_backward(Tensor grad, Tensor x, Tensor values, {_WEIGHT}, int plane) "
     "-> (Tensor, Tensor)"
 )
+define(
+    f"conv2d_into(Tensor(a!) y, Tensor x, Tensor values, Tensor? bias, {_WEIGHT}, int plane) -> ()"
+)
+define(
+    f"conv2d_backward_into(Tensor(a!) dx, Tensor grad, Tensor x, Tensor values, {_WEIGHT}, "
+    "int plane) -> Tensor"
+)
 
 
 def _geometry(numbers: list[int]) -> ConvGeometry:
@@ -70,6 +77,37 @@ def _conv2d_backward(
     rows, shape, geometry, plane = rest
     problem = Problem(x.shape, shape, rows, cells, _geometry(geometry))
     return native.backward(grad, x, values, slots, problem, plane=plane)
+
+
+@implement("conv2d_into")
+def _conv2d_into(
+    y: Tensor, x: Tensor, values: Tensor, bias: Tensor | None, slots: Tensor, *rest: Any
+) -> None:
+    cells, rows, shape, geometry, plane = rest
+    problem = Problem(x.shape, shape, rows, cells, _geometry(geometry))
+    native.forward(x, values, slots, bias, problem, plane=plane, y=y)
+
+
+@implement("conv2d_backward_into")
+def _conv2d_backward_into(
+    dx: Tensor, grad: Tensor, x: Tensor, values: Tensor, slots: Tensor, *rest: Any
+) -> Tensor:
+    cells, rows, shape, geometry, plane = rest
+    problem = Problem(x.shape, shape, rows, cells, _geometry(geometry))
+    return native.backward(grad, x, values, slots, problem, plane=plane, dx=dx)[1]
+
+
+@fake("conv2d_into")
+def _fake_conv2d_into(y: Tensor, *rest: Any) -> None:
+    same_device(y, *rest)
+
+
+@fake("conv2d_backward_into")
+def _fake_conv2d_backward_into(
+    dx: Tensor, grad: Tensor, x: Tensor, values: Tensor, *rest: Any
+) -> Tensor:
+    same_device(dx, grad, x, values, *rest)
+    return values.new_empty(values.shape)
 
 
 @fake("conv2d")

@@ -16,7 +16,7 @@ from mest_fed.kernels import (
     Strips,
     available,
 )
-from mest_fed.kernels.functions import backward
+from mest_fed.kernels.functions import backward, forward
 from mest_fed.kernels.reference import dense_backward_input, dense_backward_weight
 
 #: Columns (in_channels * kernel area) up to which the kernels are ahead of torch 2.13, measured.
@@ -43,18 +43,26 @@ class Conv2d(nn.Conv2d):
         )
         return y
 
-    def gradients(
-        self, x: Tensor, grad: Tensor, wanted: tuple[bool, bool] = (True, True)
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Return the gradients of ``x`` and of the weight; see SparseConv2d.gradients."""
+    def into(self, x: Tensor, y: Tensor) -> Tensor:
+        """Convolve ``x`` into ``y``, unseen by autograd."""
         if not self._few_columns(x):
-            return dense_gradients(self, x, grad, wanted)
+            return y.copy_(super().forward(x))
         values, how = self._values().detach(), How(self._geometry, PADDED)
-        dx, dvalues = backward(grad, x, values, self._everything(), how, wanted=wanted)
-        if dvalues is not None:
-            strips = dvalues.view(-1, self.weight[0].numel(), self._rows).transpose(1, 2)
-            dvalues = strips.reshape(self.weight.shape)
-        return dx, dvalues
+        return forward(x, values, self.bias, self._everything(), how, into=y)
+
+    def gradients(
+        self, x: Tensor, grad: Tensor, into: Tensor | None
+    ) -> tuple[nn.Parameter, Tensor | None]:
+        """Give the gradients for an output's gradient; see ``SparseConv2d.gradients``."""
+        if not self._few_columns(x):
+            return dense_gradients(self, x, grad, into)
+        values, how = self._values().detach(), How(self._geometry, PADDED)
+        wanted = (into is not None, self.weight.requires_grad)
+        gradient = backward(grad, x, values, self._everything(), how, wanted=wanted, into=into)[1]
+        if gradient is not None:
+            strips = gradient.view(-1, self.weight[0].numel(), self._rows).transpose(1, 2)
+            gradient = strips.reshape(self.weight.shape)
+        return self.weight, gradient
 
     @property
     def _rows(self) -> int:
@@ -96,16 +104,16 @@ class Conv2d(nn.Conv2d):
 
 
 def dense_gradients(
-    layer: nn.Conv2d, x: Tensor, grad: Tensor, wanted: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients of a dense convolution's input and weight, each if it is wanted."""
+    layer: nn.Conv2d, x: Tensor, grad: Tensor, into: Tensor | None
+) -> tuple[nn.Parameter, Tensor | None]:
+    """Give the gradients of any dense convolution; see ``SparseConv2d.gradients``."""
     stride, padding, dilation = layer.stride, layer.padding, layer.dilation
     assert not isinstance(padding, str)
     geometry = ConvGeometry(
         (stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1])
     )
     weight = layer.weight.detach()
-    return (
-        dense_backward_input(grad, x, weight, geometry) if wanted[0] else None,
-        dense_backward_weight(grad, x, weight, geometry) if wanted[1] else None,
-    )
+    if into is not None:
+        into.copy_(dense_backward_input(grad, x, weight, geometry))
+    trains = layer.weight.requires_grad
+    return layer.weight, dense_backward_weight(grad, x, weight, geometry) if trains else None

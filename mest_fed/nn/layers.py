@@ -14,7 +14,7 @@ from mest_fed.kernels import (
     choose,
 )
 from mest_fed.kernels.choice import EVERYTHING_DENSE
-from mest_fed.kernels.functions import backward
+from mest_fed.kernels.functions import backward, forward
 from mest_fed.sparsity import Layout, Mask, carry
 
 Plain = TypeVar("Plain", nn.Conv2d, nn.Linear)
@@ -168,16 +168,38 @@ class SparseConv2d(SparseLayer):
         """Convolve ``x`` of shape (n, in, h, w)."""
         return self._product(x, self.geometry)
 
-    def gradients(
-        self, x: Tensor, grad: Tensor, wanted: tuple[bool, bool] = (True, True)
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Return the gradients of ``x`` and of the values for an output's gradient.
+    def into(self, x: Tensor, y: Tensor) -> Tensor:
+        """Convolve ``x`` into ``y``, unseen by autograd."""
+        weight = self._weight()
+        how = self._how(x, weight, self.geometry)
+        return forward(x, self.values.detach(), self.bias, weight, how, into=y)
 
-        For those who order a backward pass by hand. A bias is not supported.
+    def gradients(
+        self, x: Tensor, grad: Tensor, into: Tensor | None
+    ) -> tuple[nn.Parameter, Tensor | None]:
+        """Give the gradients for an output's gradient; a bias is not supported.
+
+        Parameters
+        ----------
+        x, grad : Tensor
+            Input, and gradient of the output.
+        into : Tensor or None
+            Where the gradient of ``x`` goes; None if it is not wanted.
+
+        Returns
+        -------
+        parameter : Parameter
+            The weight's values.
+        gradient : Tensor or None
+            Theirs, None where they do not train.
         """
         weight = self._weight()
         how = self._how(x, weight, self.geometry)
-        return backward(grad, x, self.values.detach(), weight, how, wanted=wanted)
+        wanted = (into is not None, self.values.requires_grad)
+        gradient = backward(
+            grad, x, self.values.detach(), weight, how, wanted=wanted, into=into
+        )[1]
+        return self.values, gradient
 
     def to_dense(self) -> nn.Conv2d:
         """Return a plain ``nn.Conv2d`` with the same weight."""

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mest_fed.memory.activations.convolutions import convolve, convolve_back
 from mest_fed.memory.activations.formats import Packed
 from mest_fed.memory.activations.norm_backward import Gradients, NormBackward
 from mest_fed.memory.activations.pieces import pieces
-from mest_fed.nn import SparseConv2d
-from mest_fed.nn.convolution import Conv2d, dense_gradients
+from mest_fed.memory.activations.workspace import Workspace
 from mest_fed.nn.models.resnet import ResidualBlock
-from mest_fed.nn.norms import BatchNorm2d
+from mest_fed.nn.norms import BatchNorm2d, Statistics
 
 
 def handles(module: nn.Module) -> bool:
@@ -33,15 +33,21 @@ class RecomputedBlock(torch.autograd.Function):
     """See the module. Takes the block's parameters, so that autograd hands their gradients on."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, packed: Packed, block: ResidualBlock, *parameters: nn.Parameter
+    def forward(  # noqa: PLR0917 - autograd's own ctx counts
+        ctx: Any,
+        x: Tensor,
+        packed: Packed,
+        block: ResidualBlock,
+        work: Workspace,
+        *parameters: nn.Parameter,
     ) -> Tensor:
         """Run the block with one activation of the whole batch beside its input."""
-        ctx.packed, ctx.block, ctx.parameters = packed, block, parameters
-        y = block.conv1(x)
+        ctx.packed, ctx.block, ctx.work, ctx.parameters = packed, block, work, parameters
+        y: Tensor = block.conv1(x)
         first = block.norm1.normalise_(y, None, relu=True)
         for start, end in pieces(y.shape):
-            y[start:end] = block.conv2(y[start:end])
+            piece = y[start:end]
+            piece.copy_(convolve(block.conv2, piece, work.take("conv2", piece.shape, y)))
         residual, around = x, None
         if len(block.shortcut):
             residual = block.shortcut[0](x)
@@ -53,21 +59,16 @@ class RecomputedBlock(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Walk three times over the images."""
-        gradients: Gradients = {}
-        block, (first, second, around) = ctx.block, ctx.statistics
-        norms = {
-            block.norm1: NormBackward(block.norm1, first, gradients),
-            block.norm2: NormBackward(block.norm2, second, gradients),
-        }
-        if around is not None:
-            shortcut = block.shortcut[1]
-            norms[shortcut] = NormBackward(shortcut, around, gradients)
-        walks = _Walks(block, ctx.packed, grad, norms, gradients)
+        walks = _Walks(ctx.block, ctx.packed, grad, ctx.statistics, ctx.work)
         walks.to_second_norm()
         walks.to_first_norm()
         dx = walks.to_input(wanted=ctx.needs_input_grad[0])
         ctx.packed = None
-        return dx, None, None, *(gradients.get(parameter) for parameter in ctx.parameters)
+        gradients = walks.gradients
+        return dx, None, None, None, *(gradients.get(parameter) for parameter in ctx.parameters)
+
+
+_Statistics = tuple[Statistics, Statistics, Statistics | None]
 
 
 class _Walks:
@@ -78,31 +79,37 @@ class _Walks:
         block: ResidualBlock,
         packed: Packed,
         grad: Tensor,
-        norms: dict[nn.Module, NormBackward],
-        gradients: Gradients,
+        statistics: _Statistics,
+        work: Workspace,
     ) -> None:
-        self.block, self.packed, self.grad, self.gradients = block, packed, grad, gradients
-        self.norm1, self.norm2 = norms[block.norm1], norms[block.norm2]
-        self.around = norms[block.shortcut[1]] if len(block.shortcut) else None
+        self.block, self.packed, self.grad, self.work = block, packed, grad, work
+        self.gradients: Gradients = {}
+        first, second, around = statistics
+        self.norm1 = NormBackward(block.norm1, first, self.gradients)
+        self.norm2 = NormBackward(block.norm2, second, self.gradients)
+        self.around = None
+        if around is not None:
+            self.around = NormBackward(block.shortcut[1], around, self.gradients)
         self.count = grad.shape[0] * grad.shape[2:].numel()
-        self.first, self.second = grad.new_empty(grad.shape), grad.new_empty(grad.shape)
-        self.open = torch.empty(grad.shape, dtype=torch.bool, device=grad.device)
+        self.first = work.take("first", grad.shape, grad)
+        self.open = work.take("open", grad.shape, grad, torch.bool)
+        self.second = grad.new_empty(grad.shape)
 
     def to_second_norm(self) -> None:
         """Compute what the convolutions gave, and the sums of norm2 and of the shortcut's norm."""
         for start, end in pieces(self.grad.shape):
-            x = self.packed.images(start, end)
-            self.first[start:end] = self.block.conv1(x)
-            c = self.block.conv2(self.norm1.apply(self.first[start:end]).relu_())
-            self.second[start:end] = c
-            y = self.norm2.apply(c)
-            beside = x if self.around is None else self.block.shortcut[0](x)
-            y += beside if self.around is None else self.around.apply(beside)
+            x, a, c = self.packed.images(start, end), self.first[start:end], self.second[start:end]
+            convolve(self.block.conv1, x, a)
+            y = self._buffer("y", start, end)
+            convolve(self.block.conv2, self.norm1.apply(a, y).relu_(), c)
+            self.norm2.apply(c, y)
+            beside = self._beside(x, start, end)
+            y += x if self.around is None else self.around.apply(beside, self._buffer("z", start, end))
             torch.gt(y, 0, out=self.open[start:end])
             grad = self._open_gradient(start, end)
-            self.norm2.add(grad, c)
+            self.norm2.add(grad, c, y)
             if self.around is not None:
-                self.around.add(grad, beside)
+                self.around.add(grad, beside, y)
         self.norm2.close(self.count)
         if self.around is not None:
             self.around.close(self.count)
@@ -110,14 +117,13 @@ class _Walks:
     def to_first_norm(self) -> None:
         """Go back through norm2 and conv2, to the gradient behind norm1 and its sums."""
         for start, end in pieces(self.grad.shape):
-            a = self.first[start:end]
+            a, c = self.first[start:end], self.second[start:end]
             grad = self._open_gradient(start, end)
-            grad = self.norm2.input_gradient(grad, self.second[start:end])
-            b = self.norm1.apply(a).relu_()
-            grad = self._convolve_back(self.block.conv2, b, grad)
-            grad *= b > 0
-            self.norm1.add(grad, a)
-            self.second[start:end] = grad
+            dc = self.norm2.input_gradient(grad, c, self._buffer("y", start, end))
+            b = self.norm1.apply(a, self._buffer("z", start, end)).relu_()
+            convolve_back(self.block.conv2, b, dc, c, self.gradients)
+            c *= torch.gt(b, 0, out=self._buffer("sign", start, end, torch.bool))
+            self.norm1.add(c, a, b)
         self.norm1.close(self.count)
 
     def to_input(self, *, wanted: bool) -> Tensor | None:
@@ -126,36 +132,34 @@ class _Walks:
         # A piece of `second` has been read when a piece of dx is written over it.
         dx = self.second if same else self.grad.new_empty(self.packed.shape if wanted else 0)
         for start, end in pieces(self.grad.shape):
-            x = self.packed.images(start, end)
-            grad = self.norm1.input_gradient(self.second[start:end], self.first[start:end])
-            grad = self._convolve_back(self.block.conv1, x, grad, wanted)
+            x, a = self.packed.images(start, end), self.first[start:end]
+            da = self.norm1.input_gradient(self.second[start:end], a, a)
+            to = dx[start:end] if wanted else None
+            convolve_back(self.block.conv1, x, da, to, self.gradients)
             beside = self._open_gradient(start, end)
             if self.around is not None:
-                beside = self.around.input_gradient(beside, self.block.shortcut[0](x))
-                beside = self._convolve_back(self.block.shortcut[0], x, beside, wanted)
-            if wanted:
-                torch.add(grad, beside, out=dx[start:end])
+                s = self._beside(x, start, end)
+                ds = self.around.input_gradient(beside, s, s)
+                beside = self.work.take("dx", x.shape, x) if wanted else ds
+                into = beside if wanted else None
+                convolve_back(self.block.shortcut[0], x, ds, into, self.gradients)
+            if to is not None:
+                to += beside
         return dx if wanted else None
+
+    def _beside(self, x: Tensor, start: int, end: int) -> Tensor:
+        """Return what the shortcut's convolution gives, or its input where it has none."""
+        if self.around is None:
+            return x
+        return convolve(self.block.shortcut[0], x, self._buffer("beside", start, end))
 
     def _open_gradient(self, start: int, end: int) -> Tensor:
         """Return the gradient before the last ReLU."""
-        return self.grad[start:end] * self.open[start:end]
+        to = self._buffer("grad", start, end)
+        return torch.mul(self.grad[start:end], self.open[start:end], out=to)
 
-    def _convolve_back(
-        self, layer: nn.Module, x: Tensor, grad: Tensor, wanted: bool = True
+    def _buffer(
+        self, name: str, start: int, end: int, dtype: torch.dtype | None = None
     ) -> Tensor:
-        """Add a weight's gradient to the sums; return the input's (empty unless wanted)."""
-        if isinstance(layer, SparseConv2d):
-            parameter = layer.values
-            dx, gradient = layer.gradients(x, grad, (wanted, parameter.requires_grad))
-        elif isinstance(layer, Conv2d):
-            parameter = layer.weight
-            dx, gradient = layer.gradients(x, grad, (wanted, parameter.requires_grad))
-        else:
-            assert isinstance(layer, nn.Conv2d)
-            parameter = layer.weight
-            dx, gradient = dense_gradients(layer, x, grad, (wanted, parameter.requires_grad))
-        if gradient is not None:
-            total = self.gradients.get(parameter)
-            self.gradients[parameter] = gradient if total is None else total.add_(gradient)
-        return grad.new_empty(0) if dx is None else dx
+        shape = torch.Size((end - start, *self.grad.shape[1:]))
+        return self.work.take(name, shape, self.grad, dtype)

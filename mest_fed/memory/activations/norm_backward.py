@@ -36,14 +36,14 @@ class NormBackward:
         self._sum = torch.zeros_like(gamma, dtype=torch.float64)
         self._along = torch.zeros_like(self._sum)
 
-    def apply(self, x: Tensor) -> Tensor:
-        """Return the normalised x, as the forward pass did."""
-        return torch.addcmul(self._constant, x, self._factor)
+    def apply(self, x: Tensor, y: Tensor) -> Tensor:
+        """Write the normalised x into y, as the forward pass did; return y."""
+        return torch.addcmul(self._constant, x, self._factor, out=y)
 
-    def add(self, grad: Tensor, x: Tensor) -> None:
+    def add(self, grad: Tensor, x: Tensor, buffer: Tensor) -> None:
         """Take a piece into the sums: the output's gradient, and the input."""
         self._sum += grad.sum((0, 2, 3))
-        self._along += torch.sub(x, self._mean).mul_(grad).sum((0, 2, 3))
+        self._along += torch.sub(x, self._mean, out=buffer).mul_(grad).sum((0, 2, 3))
 
     def close(self, count: int) -> None:
         """End the sums over ``count`` values a channel, and note the parameters' gradients."""
@@ -54,10 +54,13 @@ class NormBackward:
         self._level = _by_channel(total / count)
         self._slope = _by_channel(along * self._scale / count)
 
-    def input_gradient(self, grad: Tensor, x: Tensor) -> Tensor:
-        """Return the gradient of x for a piece of the output's."""
-        inner = torch.sub(x, self._mean).mul_(self._slope).add_(self._level)
-        return torch.sub(grad, inner, out=inner).mul_(self._factor)
+    def input_gradient(self, grad: Tensor, x: Tensor, dx: Tensor) -> Tensor:
+        """Write the gradient of x for a piece of the output's into dx; return dx.
+
+        ``dx`` may be ``x``, and must not be ``grad``.
+        """
+        torch.sub(x, self._mean, out=dx).mul_(self._slope).add_(self._level)
+        return torch.sub(grad, dx, out=dx).mul_(self._factor)
 
 
 def _by_channel(x: Tensor) -> Tensor:

@@ -43,12 +43,29 @@ class Recomputed(torch.autograd.Function):
             for first, last in _pieces(segment, packed.shape):
                 x = packed.images(first, last).detach().requires_grad_(dx is not None)
                 with torch.enable_grad():
-                    y = segment.function(x)
-                torch.autograd.backward(y, grad[first:last])
+                    _go_back(segment.function(x), grad[first:last])
                 if dx is not None:
                     dx[first:last] = 0 if x.grad is None else x.grad
         ctx.packed = None
         return None, dx, None, None
+
+
+class _Seed(torch.autograd.Function):
+    """A scalar whose backward pass hands a given gradient to ``y``."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, grad: Tensor) -> Tensor:
+        ctx.grad = grad
+        return y.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, one: Tensor) -> tuple[Tensor, None]:
+        return ctx.grad, None
+
+
+def _go_back(y: Tensor, grad: Tensor) -> None:
+    """Do ``torch.autograd.backward(y, grad)``, which would import sympy: 36 MB (torch 2.13)."""
+    _Seed.apply(y, grad).backward()  # type: ignore[no-untyped-call]
 
 
 def _run(segment: Segment, x: Tensor) -> Tensor:

@@ -3,16 +3,18 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mest_fed.errors import not_allowed
-from mest_fed.memory.activations import batch_norm_block
+from mest_fed.memory.activations import batch_norm_block, batch_norm_stem
 from mest_fed.memory.activations.formats import FORMATS, Packed
 from mest_fed.memory.activations.hooks import SavedActivations
 from mest_fed.memory.activations.recompute import Recomputed
 from mest_fed.memory.activations.segments import Segment, segments_of
+from mest_fed.memory.activations.workspace import Workspace
 
 #: What is computed again in backward: nothing; outputs of normalisations; whole segments.
 RECOMPUTE = ("none", "norms", "segments")
@@ -70,14 +72,14 @@ def saving(model: nn.Module, savings: Savings) -> Iterator[Callable[[Tensor], Te
     InputError
         If more segments shall be frozen than the model has before its last.
     """
-    segments = segments_of(model)
+    segments, work = segments_of(model), Workspace()
     if savings.frozen and savings.frozen >= len(segments):
         allowed = f"a whole number from 0 to {max(0, len(segments) - 1)}"
         raise not_allowed("frozen", savings.frozen, f"{allowed} (the model's segments but one)")
     replaced = {
         segment: _frozen(segment)
         if number < savings.frozen
-        else _recomputed(segment, FORMATS[savings.saved])
+        else _recomputed(segment, FORMATS[savings.saved], work)
         for number, segment in enumerate(segments)
         if number < savings.frozen or savings.recompute == "segments"
     }
@@ -120,17 +122,22 @@ def _frozen(segment: Segment) -> Callable[[Tensor], Tensor]:
 
 
 def _recomputed(
-    segment: Segment, pack: Callable[[Tensor], Packed]
+    segment: Segment, pack: Callable[[Tensor], Packed], work: Workspace
 ) -> Callable[[Tensor], Tensor]:
+    """Return a segment's function that keeps its packed input alone."""
+    by_hand: Any = None
+    if batch_norm_block.handles(segment.module):
+        by_hand = batch_norm_block.RecomputedBlock
+    elif batch_norm_stem.handles(segment):
+        by_hand = batch_norm_stem.RecomputedStem
+    parameters = tuple(segment.parameters())
+
     def forward(x: Tensor) -> Tensor:
-        if not (segment.module.training and torch.is_grad_enabled()):
-            return segment.function(x)
         y: Tensor
-        if batch_norm_block.handles(segment.module):
-            parameters = tuple(segment.module.parameters())
-            y = batch_norm_block.RecomputedBlock.apply(  # type: ignore[no-untyped-call]
-                x, pack(x), segment.module, *parameters
-            )
+        if not (segment.module.training and torch.is_grad_enabled()):
+            y = segment.function(x)
+        elif by_hand is not None and not (by_hand is batch_norm_stem.RecomputedStem and x.requires_grad):
+            y = by_hand.apply(x, pack(x), segment.module, work, *parameters)
         else:
             anchor = torch.empty(0, device=x.device, requires_grad=True)
             y = Recomputed.apply(anchor, x, pack(x), segment)  # type: ignore[no-untyped-call]

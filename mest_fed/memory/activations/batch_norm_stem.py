@@ -1,0 +1,67 @@
+"""A convolution with batch normalisation and ReLU that reads the images, recomputed in two walks.
+
+As :mod:`mest_fed.memory.activations.batch_norm_block`, for the first layer of a network: nobody wants
+the gradient of its input.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mest_fed.memory.activations.convolutions import convolve, convolve_back
+from mest_fed.memory.activations.formats import Packed
+from mest_fed.memory.activations.norm_backward import Gradients, NormBackward
+from mest_fed.memory.activations.pieces import pieces
+from mest_fed.memory.activations.segments import Segment
+from mest_fed.memory.activations.workspace import Workspace
+from mest_fed.nn.models.resnet import ResNet
+from mest_fed.nn.norms import BatchNorm2d
+
+
+def handles(segment: Segment) -> bool:
+    """Whether a segment is the stem of a ResNet with batch normalisation."""
+    model = segment.module
+    if not (isinstance(model, ResNet) and segment.method == "stem"):
+        return False
+    return isinstance(model.norm1, BatchNorm2d) and model.norm1.affine
+
+
+class RecomputedStem(torch.autograd.Function):
+    """See the module. Takes its parameters, so that autograd hands their gradients on."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0917 - autograd's own ctx counts
+        ctx: Any, x: Tensor, packed: Packed, model: ResNet, work: Workspace, *parameters: nn.Parameter
+    ) -> Tensor:
+        """Run the stem, normalising in place."""
+        ctx.packed, ctx.model, ctx.work, ctx.parameters = packed, model, work, parameters
+        y: Tensor = model.conv1(x)
+        ctx.statistics = model.norm1.normalise_(y, None, relu=True)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Walk up to the sums of the normalisation, then to the convolution's weight."""
+        gradients: Gradients = {}
+        packed, conv, work = ctx.packed, ctx.model.conv1, ctx.work
+        norm = NormBackward(ctx.model.norm1, ctx.statistics, gradients)
+        first = work.take("first", grad.shape, grad)
+        for start, end in pieces(grad.shape):
+            a = convolve(conv, packed.images(start, end), first[start:end])
+            open_gradient = _open_gradient(norm, a, grad[start:end], work)
+            norm.add(open_gradient, a, work.take("y", a.shape, a))
+        norm.close(grad.shape[0] * grad.shape[2:].numel())
+        for start, end in pieces(grad.shape):
+            a = first[start:end]
+            da = norm.input_gradient(_open_gradient(norm, a, grad[start:end], work), a, a)
+            convolve_back(conv, packed.images(start, end), da, None, gradients)
+        ctx.packed = None
+        return None, None, None, None, *(gradients.get(p) for p in ctx.parameters)
+
+
+def _open_gradient(norm: NormBackward, a: Tensor, grad: Tensor, work: Workspace) -> Tensor:
+    """Return the gradient before the ReLU."""
+    y = norm.apply(a, work.take("y", a.shape, a))
+    sign = torch.gt(y, 0, out=work.take("sign", a.shape, a, torch.bool))
+    return torch.mul(grad, sign, out=work.take("grad", a.shape, a))
