@@ -1,57 +1,56 @@
 """Bytes that training adds to a process, part by part. Modelled; nothing here is measured."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from mest_fed.errors import not_allowed
+from mest_fed.memory.shape import TrainingShape
+from mest_fed.memory.step_bytes import StepOptions, step_bytes
 from mest_fed.memory.trace import ModelTrace
 from mest_fed.sparsity import Method, layer_counts
 
-#: What training adds beside tensors: allocator slack, primitive caches, Python objects. Measured
-#: as the rest that the other parts leave unexplained, 2 to 4 MB with torch 2.13 on x86-64.
-RUNTIME = 4 * 2**20
+#: What training adds beside tensors: allocator slack, Python objects, autograd's nodes. Measured
+#: as the rest that the other parts leave unexplained, with torch 2.13 on x86-64.
+RUNTIME = 2**20
 
 FLOAT = 4
 INDEX = 4
-POSITION = 8
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes by part.
+    """Bytes by part, at the moment when their sum is largest.
 
     Parameters
     ----------
     values : int
         Live weights at their peak, dense parameters and buffers.
     gradients : int
-        One for each value; for RigL also the dense gradients of its mutation step.
+        Those that stand beside the values then; for RigL also dense ones.
     optimizer : int
-        Momentum, one for each trained value.
+        Momentum, one for each trained value; with consumed gradients their sum as well.
     index : int
         Slots of the live granules.
     activations : int
-        What autograd keeps of one micro-batch.
+        What is kept of one micro-batch between forward and backward, in its format.
     workspace : int
-        What exists for a moment: the largest layer's dense weight, its gradient and positions in
-        the reference kernels (the compiled ones take a scratch of about that size), and two
-        activation gradients.
+        What exists for a moment or is used again and again: gradients of activations, pieces of
+        recomputed segments, the kernels' scratch, blocked copies of dense convolutions.
     batch : int
-        Images of a whole batch and of a micro-batch.
+        Images and labels of a whole batch.
     wire : int
-        The received and the sent message.
+        The received message, and the state decoded from it.
     runtime : int
         :data:`RUNTIME`, whatever the model.
     """
 
-    values: int
-    gradients: int
-    optimizer: int
-    index: int
-    activations: int
-    workspace: int
-    batch: int
-    wire: int
-    runtime: int
+    values: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    index: int = 0
+    activations: int = 0
+    workspace: int = 0
+    batch: int = 0
+    wire: int = 0
+    runtime: int = RUNTIME
 
     @property
     def total(self) -> int:
@@ -60,77 +59,71 @@ class Footprint:
 
     def parts(self) -> dict[str, int]:
         """Return the parts by name."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 @dataclass(frozen=True)
-class TrainingShape:
-    """What of the training plan decides its memory.
+class Setting:
+    """What beside its shape decides a device's footprint.
 
     Parameters
     ----------
-    density : float
-        Target density of the sparse layers (ignored for a dense model).
-    distribution : str
-        How density spreads over layers.
-    micro_batch : int
-        Images in one forward and backward pass.
-    batch : int
-        Images in one optimizer step.
-    momentum : bool
-        Whether the optimizer keeps a momentum.
+    method : Method
+        EM&S is charged at its peak, RigL with dense gradients.
+    mutates : bool
+        Whether mutation happens on the device, where gradients must stand for it.
+    messages : bool
+        Whether messages are charged: false for training by itself.
+    """
+
+    method: Method
+    mutates: bool = False
+    messages: bool = True
+
+
+def footprint(trace: ModelTrace, setting: Setting, shape: TrainingShape) -> Footprint:
+    """Predict the footprint of local training.
 
     Raises
     ------
-    InputError
-        If a batch is empty.
+    UntraceableError
+        If the model has a layer that cannot be traced; measure it instead.
     """
-
-    density: float
-    distribution: str
-    micro_batch: int
-    batch: int
-    momentum: bool = True
-
-    def __post_init__(self) -> None:
-        for key in ("micro_batch", "batch"):
-            if getattr(self, key) < 1:
-                raise not_allowed(key, getattr(self, key), "a whole number of at least 1")
+    key = (setting, shape)
+    if key not in trace.known:
+        trace.known[key] = _footprint(trace, setting, shape)
+    return trace.known[key]
 
 
-def footprint(trace: ModelTrace, method: Method, shape: TrainingShape) -> Footprint:
-    """Predict the footprint of local training.
+def _footprint(trace: ModelTrace, setting: Setting, shape: TrainingShape) -> Footprint:
+    live = peak_granules(trace, setting.method, shape)
+    grows_by_gradient = setting.method.needs_dense_gradient and bool(trace.spec.groups)
+    options = StepOptions(
+        trace.input_shape,
+        trace.threads,
+        keep_gradients=setting.mutates,
+        dense_gradients=grows_by_gradient,
+    )
+    peak = dict(step_bytes(trace.at(live), shape, options))
+    peak["workspace"] = peak.get("workspace", 0) + trace.scratch
+    return Footprint(**peak, wire=_wire(trace, live) if setting.messages else 0)
 
-    EM&S is charged at its peak (``method.peak`` times the target), RigL with the dense gradient
-    of every sparse layer.
-    """
-    layouts = {group: trace.spec.group_layout(group) for group in trace.spec.groups}
+
+def peak_granules(trace: ModelTrace, method: Method, shape: TrainingShape) -> dict[str, int]:
+    """Return each sparse layer's live granules at the method's peak."""
+    spec = trace.spec
+    layouts = {group: spec.group_layout(group) for group in spec.groups}
     counts = layer_counts(layouts, shape.density, shape.distribution) if layouts else {}
-    peak = {g: min(layouts[g].num_granules, round(n * method.peak)) for g, n in counts.items()}
-    live = {
-        layer: peak[group] * trace.spec.layouts[layer].width
-        for group, layers in trace.spec.groups.items()
+    return {
+        layer: min(layouts[group].num_granules, round(counts[group] * method.peak))
+        for group, layers in spec.groups.items()
         for layer in layers
     }
-    values = FLOAT * sum(live.values())
-    index = INDEX * sum(peak.values())
-    trained = values + trace.dense_parameters
-    dense_gradient = FLOAT * trace.spec.sparse_weights if method.needs_dense_gradient else 0
-    layer_workspace = max(
-        (
-            2 * FLOAT * layout.num_weights + POSITION * live[name]
-            for name, layout in trace.spec.layouts.items()
-        ),
-        default=0,
-    )
-    return Footprint(
-        values=trained + trace.buffers,
-        gradients=trained + dense_gradient,
-        optimizer=trained if shape.momentum else 0,
-        index=index,
-        activations=shape.micro_batch * trace.saved_per_image + trace.saved_once,
-        workspace=layer_workspace + 2 * shape.micro_batch * trace.largest_activation,
-        batch=trace.image * (shape.batch + shape.micro_batch),
-        wire=2 * (trained + trace.buffers + index),
-        runtime=RUNTIME,
-    )
+
+
+def _wire(trace: ModelTrace, live: dict[str, int]) -> int:
+    """Charge a message and the state that it carries."""
+    layouts = trace.spec.layouts
+    values = sum(FLOAT * count * layouts[name].width for name, count in live.items())
+    masks = sum(INDEX * live[layers[0]] for layers in trace.spec.groups.values())
+    return 2 * (values + masks + trace.dense_parameters + trace.buffers)

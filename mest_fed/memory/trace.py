@@ -1,104 +1,112 @@
-"""What a model needs for training, read off two traced forward passes."""
+"""A model as the footprint sees it: its state, and a skeleton of it that can train without data."""
 
+import copy
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
-from mest_fed.nn import ModelSpec, model_spec
+from mest_fed.kernels import scratch_bytes
+from mest_fed.nn import ModelSpec, SparseLayer, model_spec
 
-#: Two sizes, to tell what grows with the batch from what does not.
-_TRACED_IMAGES = (2, 3)
+#: Images of the pass that makes the kernels take their scratch memory.
+_SCRATCH_IMAGES = 4
 
 
 @dataclass(frozen=True)
 class ModelTrace:
-    """Sizes of a model, in bytes unless said otherwise. Traced, that is: modelled.
+    """Sizes of a model, in bytes unless said otherwise, and its skeleton.
 
     Parameters
     ----------
     spec : ModelSpec
         The sparse layers and dense tensors.
+    skeleton : nn.Module
+        The model on torch's meta device: shapes, and no memory.
+    input_shape : tuple of int
+        (channels, height, width) of an image.
     dense_parameters : int
         Parameters outside the sparse layers.
     buffers : int
         Running statistics and the like.
-    saved_per_image : int
-        What autograd keeps of one image between forward and backward.
-    saved_once : int
-        What it keeps whatever the number of images: statistics, weights in another order.
-    largest_activation : int
-        The largest single activation of one image.
-    image : int
-        One image as float32.
+    scratch : int
+        What the compiled kernels keep as scratch memory, measured with a small batch and torch's
+        present number of threads.
+    threads : int
+        That number.
+    known : dict
+        Footprints that were worked out.
     """
 
     spec: ModelSpec
+    skeleton: nn.Module
+    input_shape: tuple[int, ...]
     dense_parameters: int
     buffers: int
-    saved_per_image: int
-    saved_once: int
-    largest_activation: int
-    image: int
+    scratch: int
+    threads: int
+    known: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def image(self) -> int:
+        """One image as float32."""
+        return 4 * math.prod(self.input_shape)
+
+    def at(self, live: Mapping[str, int]) -> nn.Module:
+        """Return a skeleton whose sparse layers have so many live granules, by layer."""
+        model = skeleton_of(self.skeleton)
+        for name, count in live.items():
+            layer = model.get_submodule(name)
+            assert isinstance(layer, SparseLayer)
+            values = torch.empty(count, layer.layout.width, device="meta")
+            layer.values = nn.Parameter(values)
+            layer.slots = torch.empty(count, dtype=torch.int32, device="meta")
+        return model
 
 
-def trace_model(model: nn.Module, input_shape: tuple[int, int, int]) -> ModelTrace:
-    """Trace forward passes of a (sparse or dense) model in training mode.
+def trace_model(model: nn.Module, input_shape: tuple[int, ...]) -> ModelTrace:
+    """Trace a (sparse or dense) model.
 
-    The model's buffers (running statistics) are left as they were.
+    The model stays as it is, its buffers and gradients included; nothing is drawn.
 
     Parameters
     ----------
     model : nn.Module
-        Maps (n, c, h, w) to logits.
+        Maps (n, *input_shape) to logits.
     input_shape : tuple of int
         (channels, height, width) of an image.
     """
-    few, more = (_saved(model, input_shape, images) for images in _TRACED_IMAGES)
-    each = (more.total - few.total) // (_TRACED_IMAGES[1] - _TRACED_IMAGES[0])
     spec = model_spec(model)
     parameters = {name for name, _ in model.named_parameters()}
     sizes = {name: 4 * math.prod(shape) for name, shape in spec.dense.items()}
     return ModelTrace(
         spec=spec,
+        skeleton=skeleton_of(model),
+        input_shape=tuple(input_shape),
         dense_parameters=sum(size for name, size in sizes.items() if name in parameters),
         buffers=sum(size for name, size in sizes.items() if name not in parameters),
-        saved_per_image=each,
-        saved_once=max(0, few.total - _TRACED_IMAGES[0] * each),
-        largest_activation=few.largest // _TRACED_IMAGES[0],
-        image=4 * math.prod(input_shape),
+        scratch=_scratch(model, input_shape) if spec.groups else 0,
+        threads=torch.get_num_threads(),
     )
 
 
-class _Saved(NamedTuple):
-    """Bytes that a forward pass keeps, and those of the largest tensor among them."""
+def skeleton_of(model: nn.Module) -> nn.Module:
+    """Copy a model to the meta device without copying its numbers."""
+    memo: dict[int, Tensor] = {}
+    for parameter in model.parameters():
+        shape = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+        memo[id(parameter)] = nn.Parameter(shape, parameter.requires_grad)
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype, device="meta")
+    return copy.deepcopy(model, memo)
 
-    total: int
-    largest: int
 
-
-def _saved(model: nn.Module, input_shape: tuple[int, int, int], images: int) -> _Saved:
-    own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
-    saved: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # the tensor itself would hold its graph, and that the tensor
-
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    was_training = model.training
-    model.train()
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        logits = model(torch.zeros(images, *input_shape))
-        # Held until here: a freed tensor's address could come back for another one.
-        loss = nn.functional.cross_entropy(logits, torch.zeros(images, dtype=torch.int64))
-    del loss
-    model.train(was_training)
-    for name, buffer in model.named_buffers():
-        buffer.copy_(buffers[name])
-    return _Saved(sum(saved.values()), max(saved.values(), default=0))
+def _scratch(model: nn.Module, input_shape: tuple[int, ...]) -> int:
+    """Have the kernels take their scratch memory in a small pass; return the bytes."""
+    twin = copy.deepcopy(model).train()
+    logits = twin(torch.zeros(_SCRATCH_IMAGES, *input_shape))
+    logits.sum().backward()
+    return scratch_bytes()

@@ -19,7 +19,7 @@ def pieces(shape: torch.Size) -> Iterator[tuple[int, int]]:
     count, each = shape[0], max(1, 4 * shape[1:].numel())
     size = max(1, PIECE_BYTES // each)
     cuts = [(first, min(count, first + size)) for first in range(0, count, size)]
-    yield from [*cuts[:1], *cuts[-2:]] if _ends_only and len(cuts) > 3 else cuts
+    yield from [cuts[0], cuts[-1]] if _ends_only and len(cuts) > 2 else cuts
 
 
 @contextmanager
