@@ -26,7 +26,7 @@ _PLACES = 15
 def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return codes and levels; see :func:`mest_fed.kernels.compact.quantise`."""
     planes, plane = plane_sizes(x.shape)
-    flat = x.reshape(planes, plane)
+    flat = x.contiguous().view(planes, plane)
     if flat.numel() == 0:
         return x.new_empty(x.shape, dtype=torch.uint8), x.new_zeros(planes, 2)
     low = flat.amin(1) + 0.0  # no -0.0
@@ -55,14 +55,14 @@ def dequantise(codes: Tensor, levels: Tensor) -> Tensor:
     check_quantised(codes, levels)
     planes, plane = plane_sizes(codes.shape)
     low, step = levels.unsqueeze(2).unbind(1)
-    flat = codes.reshape(planes, plane).to(levels.dtype)
+    flat = codes.contiguous().view(planes, plane).to(levels.dtype)
     return flat.mul_(step).add_(low).view(codes.shape)
 
 
 def squeeze(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return bits, values and starts; see :func:`mest_fed.kernels.compact.squeeze`."""
     images, elements = image_sizes(x.shape)
-    flat = x.reshape(images, elements)
+    flat = x.contiguous().view(images, elements)
     live = flat != 0
     starts = x.new_zeros(images + 1, dtype=torch.int64)
     torch.cumsum(live.sum(1), 0, out=starts[1:])
