@@ -56,7 +56,6 @@ def test_a_meta_tensor_keeps_all_its_values():
     assert squeeze(HALF.to("meta"))[1].shape == (HALF.numel(),)
 
 
-@pytest.mark.filterwarnings("ignore:mest_fed was installed without its compiled kernels")
 def test_torch_stands_in_for_compiled_kernels(monkeypatch):
     before = (*quantise(HALF), *squeeze(HALF))
     monkeypatch.setattr(native, "_module", None)
