@@ -19,11 +19,11 @@ def define(schema: str) -> None:
     _library.define(schema)  # type: ignore[no-untyped-call]
 
 
-def implement(name: str) -> Callable[[Function], Function]:
-    """Register what computes an operator on the CPU."""
+def implement(name: str, where: str = "CPU") -> Callable[[Function], Function]:
+    """Register what computes an operator on the CPU, or where one of torch's dispatch keys says."""
 
     def register(function: Function) -> Function:
-        _library.impl(name, function, "CPU")  # type: ignore[no-untyped-call]
+        _library.impl(name, function, where)  # type: ignore[no-untyped-call]
         return function
 
     return register

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "checks.h"
+#include "compacts.h"
 #include "norms.h"
 #include "threads.h"
 #include "variant.h"
@@ -12,7 +13,7 @@
 namespace selftest {
 namespace {
 
-constexpr int cases = 1000, norm_cases = 300;
+constexpr int cases = 1000, norm_cases = 300, compact_cases = 400;
 constexpr int not_on_this_machine = 77;  // tells CTest that the test was skipped
 const float nan = std::numeric_limits<float>::quiet_NaN();
 
@@ -233,6 +234,9 @@ int run_all() {
     test_too_large();
     test_tall_strips();
     test_many_turns();
+    test_planes_that_are_no_numbers();
+    test_parts_that_do_not_fit();
+    for (uint64_t seed = 0; seed < compact_cases; ++seed) test_quantise(seed), test_squeeze(seed);
     for (uint64_t seed = 0; seed < cases; ++seed) test_products(seed);
     for (uint64_t seed = 0; seed < norm_cases; ++seed) test_norm(seed);
     std::printf("%d failures\n", failures);

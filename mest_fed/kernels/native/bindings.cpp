@@ -1,4 +1,4 @@
-// The Python face: addresses and sizes, checked by the callers (native_convolution.py and native_norm.py).
+// The Python face: addresses and sizes, checked by the callers (native_*.py).
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
 
@@ -6,6 +6,7 @@
 #include <limits>
 #include <stdexcept>
 
+#include "compact.h"
 #include "convolve.h"
 #include "norm.h"
 #include "threads.h"
@@ -103,6 +104,44 @@ void backward(const Numbers& numbers, const Weight& weight, const std::array<int
                    out(to[1]), call(plane, threads));
 }
 
+const uint8_t* bytes_in(int64_t address) { return reinterpret_cast<const uint8_t*>(address); }
+uint8_t* bytes_out(int64_t address) { return reinterpret_cast<uint8_t*>(address); }
+
+// planes, plane
+using PlaneSizes = std::array<int64_t, 2>;
+
+void quantise(const PlaneSizes& n, int64_t x, int64_t codes, int64_t levels, int threads) {
+    mest::quantise({n[0], n[1]}, in(x), bytes_out(codes), out(levels), threads);
+}
+
+void dequantise(const PlaneSizes& n, int64_t codes, int64_t levels, int64_t x, int threads) {
+    mest::dequantise({n[0], n[1]}, bytes_in(codes), in(levels), out(x), threads);
+}
+
+// images, elements
+using ImageSizes = std::array<int64_t, 2>;
+
+void squeeze_bits(const ImageSizes& n, int64_t x, int64_t bits, int64_t starts, int threads) {
+    mest::squeeze_bits({n[0], n[1]}, in(x), bytes_out(bits), reinterpret_cast<int64_t*>(starts),
+                       threads);
+}
+
+// x, bits, starts
+void squeeze_values(const ImageSizes& n, const std::array<int64_t, 3>& given, int64_t values,
+                    int threads) {
+    mest::squeeze_values({n[0], n[1]}, in(given[0]), bytes_in(given[1]),
+                         reinterpret_cast<const int64_t*>(given[2]), out(values), threads);
+}
+
+// bits, values, starts, number of values; the first image and the one after the last
+void expand(const ImageSizes& n, const std::array<int64_t, 4>& from,
+            const std::array<int64_t, 2>& images, int64_t x, int threads) {
+    mest::expand({n[0], n[1]},
+                 {bytes_in(from[0]), in(from[1]), reinterpret_cast<const int64_t*>(from[2]),
+                  from[3]},
+                 images[0], images[1], out(x), threads);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -115,4 +154,9 @@ NB_MODULE(_native, m) {
     m.def("backward", &backward, unlocked);
     m.def("norm_forward", &norm_forward, unlocked);
     m.def("norm_backward", &norm_backward, unlocked);
+    m.def("quantise", &quantise, unlocked);
+    m.def("dequantise", &dequantise, unlocked);
+    m.def("squeeze_bits", &squeeze_bits, unlocked);
+    m.def("squeeze_values", &squeeze_values, unlocked);
+    m.def("expand", &expand, unlocked);
 }

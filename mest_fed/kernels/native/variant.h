@@ -3,6 +3,7 @@
 // that only a newer processor can run.
 #pragma once
 
+#include "compact.h"
 #include "norm.h"
 #include "plan.h"
 
@@ -30,6 +31,18 @@ struct Variant {
                          int64_t unit);
     void (*norm_backward)(const Norm&, const NormGradient&, float* dx, float* dresidual,
                           double* sums, int64_t unit);
+
+    // One plane; see compact.h. `levels`: its two.
+    void (*quantise)(const float* x, int64_t plane, uint8_t* codes, float* levels);
+    void (*dequantise)(const uint8_t* codes, int64_t plane, const float* levels, float* x);
+
+    // One image, not empty; see compact.h.
+    int64_t (*squeeze_bits)(const float* x, int64_t elements, uint8_t* bits);
+    void (*squeeze_values)(const float* x, int64_t elements, const uint8_t* bits, float* values,
+                           const float* end);
+    void (*expand)(const uint8_t* bits, int64_t elements, const float* values, const float* end,
+                   float* x);
+    int64_t (*count_bits)(const uint8_t* bits, int64_t bytes);
 };
 
 constexpr int guard = 64;
