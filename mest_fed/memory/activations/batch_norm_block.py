@@ -91,9 +91,8 @@ class _Walks:
         if around is not None:
             self.around = NormBackward(block.shortcut[1], around, self.gradients)
         self.count = grad.shape[0] * grad.shape[2:].numel()
-        self.first = work.take("first", grad.shape, grad)
-        self.open = work.take("open", grad.shape, grad, torch.bool)
-        self.second = grad.new_empty(grad.shape)
+        self.first, self.second = grad.new_empty(grad.shape), grad.new_empty(grad.shape)
+        self.open = torch.empty(grad.shape, dtype=torch.bool, device=grad.device)
 
     def to_second_norm(self) -> None:
         """Compute what the convolutions gave, and the sums of norm2 and of the shortcut's norm."""

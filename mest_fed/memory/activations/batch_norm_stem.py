@@ -46,7 +46,7 @@ class RecomputedStem(torch.autograd.Function):
         gradients: Gradients = {}
         packed, conv, work = ctx.packed, ctx.model.conv1, ctx.work
         norm = NormBackward(ctx.model.norm1, ctx.statistics, gradients)
-        first = work.take("first", grad.shape, grad)
+        first = grad.new_empty(grad.shape)
         for start, end in pieces(grad.shape):
             a = convolve(conv, packed.images(start, end), first[start:end])
             open_gradient = _open_gradient(norm, a, grad[start:end], work)
