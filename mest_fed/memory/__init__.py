@@ -1,17 +1,29 @@
-"""Memory of training: footprint model and planner. Needs torch alone."""
+"""Memory of training: what saves it, a model of its footprint, and a planner. Needs torch alone."""
 
-from mest_fed.memory.footprint import Footprint, TrainingShape, footprint
-from mest_fed.memory.planner import DENSITY_STEPS, Plan, candidates, make_plan
+from mest_fed.memory.activations import FORMATS, RECOMPUTE, Savings, saving
+from mest_fed.memory.footprint import Footprint, Setting, footprint
+from mest_fed.memory.levers import BATCH_NORM_PREFERENCE, DENSITY_STEPS, PREFERENCE, Wish
+from mest_fed.memory.plan import Plan, read_plan
+from mest_fed.memory.planner import Planner
+from mest_fed.memory.shape import TrainingShape
 from mest_fed.memory.trace import ModelTrace, trace_model
 
 __all__ = [
+    "BATCH_NORM_PREFERENCE",
     "DENSITY_STEPS",
+    "FORMATS",
+    "PREFERENCE",
+    "RECOMPUTE",
     "Footprint",
     "ModelTrace",
     "Plan",
+    "Planner",
+    "Savings",
+    "Setting",
     "TrainingShape",
-    "candidates",
+    "Wish",
     "footprint",
-    "make_plan",
+    "read_plan",
+    "saving",
     "trace_model",
 ]

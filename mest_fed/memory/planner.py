@@ -1,114 +1,165 @@
-"""From a budget in bytes to a plan that fits: density and micro-batch.
+"""From a budget in bytes to the plan that fits with the least expected harm."""
 
-Order of preference: the target density with the largest micro-batch, then smaller micro-batches
-(they cost time, not accuracy, with GroupNorm), and only then a half, a quarter, an eighth of the
-density. First form: later plans choose among recomputation and storage types as well.
-"""
-
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from mest_fed.errors import BudgetError
-from mest_fed.memory.footprint import Footprint, TrainingShape, footprint
+from mest_fed.memory.footprint import Setting, footprint
+from mest_fed.memory.levers import Lever, Wish
+from mest_fed.memory.plan import Plan
+from mest_fed.memory.shape import TrainingShape
 from mest_fed.memory.trace import ModelTrace
-from mest_fed.sparsity import Method
 from mest_fed.units import format_bytes
 
-#: Densities that a tier may get, as shares of the target.
-DENSITY_STEPS = (1.0, 0.5, 0.25, 0.125)
+#: Share of a prediction that it may fall short of what is measured (docs/figures.md): a plan keeps
+#: so much of its budget free.
+UNCERTAINTY = 0.03
+
+#: Other orders of preference, whose plans are the runners-up: each spares another lever.
+_SPARING = ("micro_batch", "recompute", "saved", "density")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How a device of some budget trains.
-
-    Parameters
-    ----------
-    budget : int
-        Bytes that training may add to the process.
-    shape : TrainingShape
-        Density, micro-batch and batch.
-    footprint : Footprint
-        Predicted bytes by part; its total is within the budget.
-    """
-
-    budget: int
-    shape: TrainingShape
-    footprint: Footprint
-
-    @property
-    def density(self) -> float:
-        """Target density."""
-        return self.shape.density
-
-    @property
-    def micro_batch(self) -> int:
-        """Images in one forward and backward pass."""
-        return self.shape.micro_batch
-
-    def in_words(self) -> str:
-        """Say the plan in one sentence."""
-        parts = self.footprint.parts()
-        largest = max(parts, key=lambda name: parts[name])
-        share = "all" if self.density == 1 else f"{self.density:.1%}"
-        return (
-            f"Trains {share} of the sparse weights in batches of {self.shape.batch} "
-            f"taken {self.micro_batch} at a time; predicted peak "
-            f"{format_bytes(self.footprint.total)} of {format_bytes(self.budget)}, "
-            f"{parts[largest] / max(1, self.footprint.total):.0%} of it {largest}."
-        )
-
-
-def candidates(
-    trace: ModelTrace, method: Method, wish: TrainingShape, min_micro_batch: int = 1
-) -> Iterator[Plan]:
-    """Yield all plans, best first; each plan's budget is its own predicted peak."""
-    steps = DENSITY_STEPS if trace.spec.groups else (1.0,)
-    for step in steps:
-        micro_batch = wish.batch
-        while micro_batch >= min(min_micro_batch, wish.batch):
-            shape = replace(wish, density=wish.density * step, micro_batch=micro_batch)
-            bytes_by_part = footprint(trace, method, shape)
-            yield Plan(bytes_by_part.total, shape, bytes_by_part)
-            if micro_batch == 1:
-                break
-            micro_batch = -(-micro_batch // 2)
-
-
-def make_plan(
-    trace: ModelTrace,
-    method: Method,
-    wish: TrainingShape,
-    budget: int,
-    min_micro_batch: int = 1,
-) -> Plan:
-    """Return the best plan that fits a budget.
+class Planner:
+    """Plans for one model under one method.
 
     Parameters
     ----------
     trace : ModelTrace
         Of the model.
-    method : Method
-        The sparse-training method; its peak is charged.
-    wish : TrainingShape
-        Target density and batch; its micro-batch is chosen here.
-    budget : int
-        Bytes that training may add to the process.
-    min_micro_batch : int
-        Smallest micro-batch allowed (batch statistics need several images).
-
-    Raises
-    ------
-    BudgetError
-        If nothing fits; the text says how many bytes would.
+    setting : Setting
+        The method, and what else is charged.
+    wish : Wish
+        What is wished for, and how far levers may go.
     """
-    plans = list(candidates(trace, method, wish, min_micro_batch))
-    for plan in plans:
-        if plan.footprint.total <= budget:
-            return replace(plan, budget=budget)
-    smallest = min(plans, key=lambda plan: plan.footprint.total)
-    raise BudgetError(
-        f"memory budget = {format_bytes(budget)} fits no plan; the smallest needs "
-        f"{smallest.footprint.total} bytes ({format_bytes(smallest.footprint.total)}, modelled: "
-        f"density {smallest.density:.4g}, micro-batch {smallest.micro_batch})"
-    )
+
+    def __init__(self, trace: ModelTrace, setting: Setting, wish: Wish) -> None:
+        self.trace, self.setting, self.wish = trace, setting, wish
+
+    def plan(self, budget: int, preference: Sequence[str] | None = None) -> Plan:
+        """Return the plan of least harm within a budget.
+
+        Parameters
+        ----------
+        budget : int
+            Bytes that training may add to the process.
+        preference : sequence of str, optional
+            Levers, least harm first; the wish's own by default.
+
+        Raises
+        ------
+        BudgetError
+            If nothing fits; the text says how many bytes would.
+        InputError
+            If the preference is not an order of the levers.
+        """
+        room = int(budget / (1 + UNCERTAINTY))
+        shape = _first_fit(self.wish.shape, self.wish.levers(preference), self._fits(room))
+        if shape is None:
+            raise self._nothing_fits(budget)
+        return self._plan_of(shape, budget)
+
+    def smallest(self) -> Plan:
+        """Return the plan that needs least memory; its budget is what it needs."""
+        least = min(ends(self.wish.shape, self.wish.levers()), key=self._total)
+        return self._plan_of(least, needed(self._total(least)))
+
+    def runners_up(self, plan: Plan) -> list[Plan]:
+        """Return what else fits the same budget, each sparing a lever that the plan pulled."""
+        found: list[Plan] = []
+        for spared in _SPARING:
+            order = [*(name for name in self.wish.preference if name != spared), spared]
+            try:
+                other = self.plan(plan.budget, order)
+            except BudgetError:
+                continue
+            if other.shape != plan.shape and other not in found:
+                found.append(other)
+        return found
+
+    def frontier(self) -> Iterator[Plan]:
+        """Yield a plan for each step of what costs time: recomputation, format and micro-batch."""
+        names = ("recompute", "saved", "micro_batch")
+        levers = {lever.name: lever for lever in self.wish.levers() if lever.name in names}
+        shapes = [self.wish.shape]
+        for lever in levers.values():
+            shapes = [lever.pull(shape, step) for shape in shapes for step in _some(lever)]
+        for shape in shapes:
+            yield self._plan_of(shape, needed(self._total(shape)))
+
+    def _total(self, shape: TrainingShape) -> int:
+        return footprint(self.trace, self.setting, shape).total
+
+    def _fits(self, room: int) -> Callable[[TrainingShape], bool]:
+        return lambda shape: self._total(shape) <= room
+
+    def _plan_of(self, shape: TrainingShape, budget: int) -> Plan:
+        return Plan(budget, shape, footprint(self.trace, self.setting, shape))
+
+    def _nothing_fits(self, budget: int) -> BudgetError:
+        least = self.smallest()
+        return BudgetError(
+            f"memory budget = {format_bytes(budget)} fits no plan; the smallest needs "
+            f"{least.budget} bytes ({format_bytes(least.budget)}, modelled: density "
+            f"{least.density:.4g}, micro-batch {least.micro_batch})"
+        )
+
+
+def needed(total: int) -> int:
+    """Return the least budget in which a predicted peak fits."""
+    budget = int(total * (1 + UNCERTAINTY))
+    while int(budget / (1 + UNCERTAINTY)) < total:
+        budget += 1
+    return budget
+
+
+def with_budget(plan: Plan, budget: int) -> Plan:
+    """Return the same plan for another budget."""
+    return replace(plan, budget=budget)
+
+
+def _first_fit(
+    shape: TrainingShape, levers: Sequence[Lever], fits: Callable[[TrainingShape], bool]
+) -> TrainingShape | None:
+    """Choose a step for each lever, the last first: the least with which the others still can fit."""
+    if not levers:
+        return shape if fits(shape) else None
+    *earlier, lever = levers
+
+    def can_fit(step: int) -> bool:
+        pulled = lever.pull(shape, lever.steps[step])
+        return any(fits(end) for end in ends(pulled, earlier))
+
+    if lever.name == "recompute":
+        step = next(filter(can_fit, range(len(lever.steps))), None)
+    else:
+        step = _least(len(lever.steps), can_fit)
+    if step is None:
+        return None
+    return _first_fit(lever.pull(shape, lever.steps[step]), earlier, fits)
+
+
+def _least(count: int, can_fit: Callable[[int], bool]) -> int | None:
+    """Return the least step that can fit, by halving: what a lever saves grows step by step."""
+    if can_fit(0):
+        return 0
+    low, high = 0, count - 1
+    if low == high or not can_fit(high):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if can_fit(middle) else (middle, high)
+    return high
+
+
+def ends(shape: TrainingShape, levers: Sequence[Lever]) -> list[TrainingShape]:
+    """Pull levers as far as they go. Recomputation in small models may cost more than it saves."""
+    shapes = [shape]
+    for lever in levers:
+        steps = lever.steps if lever.name == "recompute" else lever.steps[-1:]
+        shapes = [lever.pull(each, step) for step in reversed(steps) for each in shapes]
+    return shapes
+
+
+def _some(lever: Lever) -> Sequence[object]:
+    """Return all steps, or every other one where there are many."""
+    return lever.steps if len(lever.steps) <= 4 else [*lever.steps[:-1:2], lever.steps[-1]]

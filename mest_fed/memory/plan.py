@@ -1,0 +1,163 @@
+"""A plan: how a device of some budget trains; as words, as JSON, and back."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from mest_fed.errors import InputError, not_allowed
+from mest_fed.memory.activations import Savings
+from mest_fed.memory.footprint import Footprint
+from mest_fed.memory.shape import TrainingShape
+from mest_fed.units import format_bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a device of some budget trains.
+
+    Parameters
+    ----------
+    budget : int
+        Bytes that training may add to the process.
+    shape : TrainingShape
+        Density, micro-batch, savings and the rest.
+    footprint : Footprint
+        Predicted bytes by part; its total is within the budget.
+    """
+
+    budget: int
+    shape: TrainingShape
+    footprint: Footprint
+
+    @property
+    def density(self) -> float:
+        """Target density."""
+        return self.shape.density
+
+    @property
+    def micro_batch(self) -> int:
+        """Images in one forward and backward pass."""
+        return self.shape.micro_batch
+
+    @property
+    def savings(self) -> Savings:
+        """What is recomputed, packed, consumed and frozen."""
+        return self.shape.savings
+
+    def measures(self) -> list[str]:
+        """Say what the plan does to need little memory, a phrase each."""
+        savings, said = self.savings, []
+        if savings.recompute == "norms":
+            said.append("normalised activations are computed again in backward")
+        if savings.recompute == "segments":
+            said.append("only block inputs are kept, the rest is computed again in backward")
+        if savings.saved != "fp32":
+            said.append(f"what is kept is kept as {savings.saved}")
+        if savings.consume:
+            said.append("gradients go into the momentum at once")
+        if not self.shape.momentum:
+            said.append("no momentum")
+        if savings.frozen:
+            said.append(f"the first {savings.frozen} blocks are frozen")
+        return said
+
+    def in_words(self) -> str:
+        """Say the plan in a sentence or two."""
+        parts = self.footprint.parts()
+        largest = max(parts, key=lambda name: parts[name])
+        share = "all" if self.density == 1 else f"{self.density:.1%}"
+        measures = "; ".join(self.measures())
+        return (
+            f"Trains {share} of the sparse weights in batches of {self.shape.batch} "
+            f"taken {self.micro_batch} at a time; predicted peak "
+            f"{format_bytes(self.footprint.total)} of {format_bytes(self.budget)}, "
+            f"{parts[largest] / max(1, self.footprint.total):.0%} of it {largest}."
+            + (f" {measures[0].upper()}{measures[1:]}." if measures else "")
+        )
+
+    def as_table(self) -> dict[str, Any]:
+        """Return the plan as plain values, which :func:`read_plan` takes back."""
+        return {
+            "budget_bytes": self.budget,
+            "predicted_peak_bytes": self.footprint.total,
+            "kind": "modelled",
+            **{f.name: getattr(self.shape, f.name) for f in fields(self.shape) if f.name != "savings"},
+            **asdict(self.savings),
+            "parts": self.footprint.parts(),
+        }
+
+    def as_json(self) -> str:
+        """Return the plan as one line of JSON."""
+        return json.dumps(self.as_table())
+
+
+_SHAPE = {f.name for f in fields(TrainingShape)} - {"savings"}
+_SAVINGS = {f.name for f in fields(Savings)}
+_PARTS = {f.name for f in fields(Footprint)}
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "density": (int, float),
+    "distribution": str,
+    "micro_batch": int,
+    "batch": int,
+    "momentum": bool,
+    "recompute": str,
+    "saved": str,
+    "consume": bool,
+    "frozen": int,
+}
+
+
+def read_plan(text: str, source: str = "plan") -> Plan:
+    """Read a plan from JSON, as :meth:`Plan.as_json` and ``mest-fed plan --json`` write it.
+
+    Raises
+    ------
+    InputError
+        If it is no JSON, a key is missing or a value not possible: names it.
+    """
+    try:
+        table = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{source} is no JSON: {error}") from None
+    if not isinstance(table, dict):
+        raise not_allowed(source, table, "an object, as mest-fed plan --json writes it")
+    missing = sorted((_SHAPE | _SAVINGS | {"budget_bytes", "parts"}) - set(table))
+    if missing:
+        raise InputError(f"{source} has no {missing[0]}; allowed: what mest-fed plan --json writes")
+    for key, kind in _TYPES.items():
+        _check(table[key], kind, f"{source}: {key}")
+    try:
+        savings = Savings(**{key: table[key] for key in _SAVINGS})
+        shape = TrainingShape(**{key: table[key] for key in _SHAPE}, savings=savings)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+    plan = Plan(_size(table["budget_bytes"], f"{source}: budget_bytes"), shape, _parts(table, source))
+    if plan.footprint.total > plan.budget:
+        raise InputError(
+            f"{source}: its parts sum to {plan.footprint.total} bytes, over its budget_bytes = "
+            f"{plan.budget}; allowed: a plan that fits"
+        )
+    return plan
+
+
+def _parts(table: Mapping[str, Any], source: str) -> Footprint:
+    parts = table["parts"]
+    if not isinstance(parts, dict) or set(parts) != _PARTS:
+        raise not_allowed(f"{source}: parts", parts, f"bytes of {', '.join(sorted(_PARTS))}")
+    return Footprint(**{k: _size(v, f"{source}: parts.{k}", 0) for k, v in parts.items()})
+
+
+def _size(value: Any, key: str, least: int = 1) -> int:
+    _check(value, int, key)
+    if value < least:
+        raise not_allowed(key, value, f"a whole number from {least}")
+    return int(value)
+
+
+def _check(value: Any, kind: type | tuple[type, ...], key: str) -> None:
+    is_bool = isinstance(value, bool)
+    if not isinstance(value, kind) or (is_bool and kind is not bool):
+        names = {bool: "true or false", str: "a text", int: "a whole number"}
+        allowed = names.get(kind, "a number") if isinstance(kind, type) else "a number"
+        raise not_allowed(key, value, allowed)
