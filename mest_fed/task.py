@@ -16,7 +16,17 @@ from mest_fed.config.load import Scalar
 from mest_fed.data import DataSplit, hold_out, image_shape, load_dataset, load_partitions, partition
 from mest_fed.devices import Work, load_profile, training_flops
 from mest_fed.errors import BudgetError, InputError
-from mest_fed.memory import ModelTrace, Plan, TrainingShape, make_plan, trace_model
+from mest_fed.memory import (
+    ModelTrace,
+    Plan,
+    Planner,
+    Savings,
+    Setting,
+    TrainingShape,
+    Wish,
+    trace_model,
+)
+from mest_fed.memory.activations import segments_of
 from mest_fed.nn import ModelSpec, build_model, model_spec, sparsify
 from mest_fed.rng import numpy_generator, torch_generator
 from mest_fed.sparsity import Interval, Method, build_method
@@ -138,10 +148,17 @@ class Task:
         """The model's memory needs."""
         return trace_model(self.build_model(), image_shape(self.config.data.name)[0])
 
-    def work(self, presented: int) -> Work:
+    def work(self, presented: int, savings: Savings | None = None) -> Work:
         """Return the operations of training the resident model, as it is, on so many examples."""
-        per_image = training_flops(self.model, image_shape(self.config.data.name)[0])
-        return Work(presented * per_image.dense_flops, presented * per_image.sparse_flops)
+        savings = savings or Savings()
+        frozen = {m for s in segments_of(self.model)[: savings.frozen] for m in s.modules()}
+        per_image = training_flops(
+            self.model,
+            self.shape,
+            forwards=2 if savings.recompute == "segments" else 1,
+            frozen=frozen,
+        )
+        return per_image * presented
 
     def budget(self, device: str) -> int:
         """Return the memory budget of a device profile, in bytes."""
@@ -156,19 +173,35 @@ class Task:
         BudgetError
             If nothing fits; names ``who`` and the bytes that would do.
         """
-        training, sparsity = self.config.training, self.config.sparsity
+        try:
+            return self.planner.plan(budget, self.config.memory.preference)
+        except BudgetError as error:
+            raise BudgetError(f"{who}: {error}") from None
+
+    @cached_property
+    def planner(self) -> Planner:
+        """Plans for this task's model, batch and method."""
+        config = self.config
+        training, memory, sparsity = config.training, config.memory, config.sparsity
         wish = TrainingShape(
             density=self.density,
             distribution=sparsity.distribution,
             micro_batch=training.batch_size,
             batch=training.batch_size,
             momentum=training.momentum > 0,
+            savings=Savings(memory.recompute, memory.saved, memory.consume, memory.frozen),
         )
-        smallest = MIN_MICRO_BATCH[self.config.model.norm]
-        try:
-            return make_plan(self.trace, self.method, wish, budget, smallest)
-        except BudgetError as error:
-            raise BudgetError(f"{who}: {error}") from None
+        return Planner(
+            self.trace,
+            Setting(self.method, mutates=sparsity.mutation == "client"),
+            Wish(
+                wish,
+                least_micro_batch=MIN_MICRO_BATCH[config.model.norm],
+                segments=len(segments_of(self.model)),
+                sparse=bool(self.trace.spec.groups),
+                batch_statistics=config.model.norm == "batch",
+            ),
+        )
 
 
 _load_once = lru_cache(maxsize=2)(load_dataset)

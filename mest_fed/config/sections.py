@@ -13,6 +13,7 @@ from pydantic import (
 
 from mest_fed.config.mixes import format_mix, parse_mix
 from mest_fed.errors import InputError
+from mest_fed.memory import FORMATS, PREFERENCE, RECOMPUTE
 from mest_fed.sparsity import DISTRIBUTIONS, METHODS, layout_for
 from mest_fed.units import parse_bytes
 
@@ -123,6 +124,36 @@ class TrainingSection(Section):
     """
 
 
+class MemorySection(Section):
+    """What training saves memory by, whether the budget asks for it or not, and what comes first."""
+
+    recompute: Annotated[str, _one_of(*RECOMPUTE)] = "none"
+    """What backward computes again: nothing, outputs of normalisations, or whole segments."""
+    saved: Annotated[str, _one_of(*FORMATS)] = "fp32"
+    """How activations stand in memory between forward and backward."""
+    consume: bool = False
+    """Whether gradients go into the momentum during backward."""
+    frozen: Annotated[int, Field(ge=0)] = 0
+    """Segments at the start of the model that do not train."""
+    prefer: str = ""
+    """Levers of the planner, least harm first; empty takes the order that suits the model."""
+    margin: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of a device's memory limit that stays free; nearer to it the micro-batch is halved."""
+
+    @field_validator("prefer")
+    @classmethod
+    def _known_levers(cls, value: str) -> str:
+        levers = [name.strip() for name in value.split(",") if name.strip()]
+        if levers and sorted(levers) != sorted(PREFERENCE):
+            raise ValueError(f"allowed: each of {', '.join(PREFERENCE)}, in any order, or nothing")
+        return ", ".join(levers)
+
+    @property
+    def preference(self) -> tuple[str, ...] | None:
+        """The order of preference, or None for the model's own."""
+        return tuple(self.prefer.split(", ")) if self.prefer else None
+
+
 class ForgettingSection(Section):
     """Data pruning by forgetting events."""
 
@@ -217,6 +248,7 @@ class RunConfig(Section):
     model: ModelSection = ModelSection()
     sparsity: SparsitySection = SparsitySection()
     training: TrainingSection = TrainingSection()
+    memory: MemorySection = MemorySection()
     forgetting: ForgettingSection = ForgettingSection()
     wire: WireSection = WireSection()
     server: ServerSection = ServerSection()

@@ -4,6 +4,7 @@ Only convolutions and linear layers are counted; normalisation, activations and 
 out, as is usual.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -28,15 +29,33 @@ def forward_flops(model: nn.Module, input_shape: tuple[int, int, int]) -> Work:
     return _work(_calls(model, input_shape))
 
 
-def training_flops(model: nn.Module, input_shape: tuple[int, int, int]) -> Work:
+def training_flops(
+    model: nn.Module,
+    input_shape: tuple[int, int, int],
+    *,
+    forwards: int = 1,
+    frozen: Collection[nn.Module] = (),
+) -> Work:
     """Count the operations of one image's training step: forward and both backward passes.
 
-    Each backward pass costs what the forward pass does. The first layer needs no gradient of its
-    input, so it counts twice, all others three times. Recomputation in the backward pass is not
-    counted. Parameters as for :func:`forward_flops`.
+    Each backward pass costs what a forward pass does. The first layer needs no gradient of its
+    input.
+
+    Parameters
+    ----------
+    model, input_shape
+        As for :func:`forward_flops`.
+    forwards : int
+        Forward passes of a step: 2 where backward computes activations again.
+    frozen : collection of nn.Module
+        Layers that go forward once, and never backward.
     """
     calls = _calls(model, input_shape)
-    return _work([(layer, flops * (3 if i else 2)) for i, (layer, flops) in enumerate(calls)])
+    trained = [layer for layer, _ in calls if layer not in frozen]
+    passes = {layer: forwards + 2 for layer in trained}
+    if trained:
+        passes[trained[0]] = forwards + 1
+    return _work([(layer, flops * passes.get(layer, 1)) for layer, flops in calls])
 
 
 def _work(calls: list[tuple[nn.Module, int]]) -> Work:

@@ -1,10 +1,11 @@
 """Measuring what a piece of work adds to a process's memory (Linux).
 
-The work runs in a forked child, whose high-water mark of resident memory is reset after a warm-up.
-The warm-up should do the same on a small scale, so that what any first training brings in counts
-as imports and loaded data: with torch 2.13 that is about 90 MB of library code alone.
+A peak is resident memory's high-water mark, reset where the work begins. The baseline is resident
+memory at that moment: after imports, loaded data, and a rehearsal of the work at a small scale, so
+that pages of library code count as imports and not as the work's.
 """
 
+import ctypes
 import os
 import re
 from collections.abc import Callable
@@ -44,12 +45,66 @@ class Measurement:
     @property
     def added(self) -> int:
         """What the work added at its peak."""
-        return self.peak - self.baseline
+        return max(0, self.peak - self.baseline)
+
+
+class PeakMeter:
+    """Measures this process: ``with PeakMeter() as meter: work()``, then ``meter.added``.
+
+    Attributes
+    ----------
+    exact : bool
+        Whether the high-water mark could be reset. Else the peak is the process's own so far, which
+        may be of earlier work: an upper bound.
+    """
+
+    def __init__(self) -> None:
+        self.exact = False
+        self.baseline = self.peak = 0
+
+    def __enter__(self) -> "PeakMeter":
+        release_freed()
+        self.exact = can_reset()
+        if self.exact:
+            _CLEAR_REFS.write_text(_RESET_PEAK)
+        self.baseline = self.now()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.peak = self.so_far()
+
+    @staticmethod
+    def now() -> int:
+        """Return resident memory now, in bytes; 0 where the system does not say."""
+        return _resident("VmRSS")
+
+    @staticmethod
+    def so_far() -> int:
+        """Return the high-water mark since the last reset, in bytes; 0 where nobody says."""
+        return _resident("VmHWM")
+
+    @property
+    def added(self) -> int:
+        """What was added at the peak."""
+        return Measurement(self.baseline, self.peak).added
+
+
+def can_reset() -> bool:
+    """Say whether this process may reset its high-water mark."""
+    return os.access(_CLEAR_REFS, os.W_OK)
 
 
 def can_measure() -> bool:
-    """Say whether this system lets a process measure its own peak."""
-    return hasattr(os, "fork") and os.access(_CLEAR_REFS, os.W_OK)
+    """Say whether this system lets a process measure work in a child, and its own peak."""
+    return hasattr(os, "fork") and can_reset()
+
+
+def release_freed() -> None:
+    """Have the C library give back what was freed; does nothing beside glibc."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return
 
 
 def measure(work: Callable[[], object], warm_up: Callable[[], object]) -> Measurement:
@@ -76,10 +131,9 @@ def measure(work: Callable[[], object], warm_up: Callable[[], object]) -> Measur
         try:
             os.close(read_end)
             warm_up()
-            _CLEAR_REFS.write_text(_RESET_PEAK)
-            baseline = _resident("VmRSS")
-            work()
-            os.write(write_end, f"{baseline} {_resident('VmHWM')}".encode())
+            with PeakMeter() as meter:
+                work()
+            os.write(write_end, f"{meter.baseline} {meter.peak}".encode())
             status = 0
         finally:
             os._exit(status)
@@ -90,11 +144,13 @@ def measure(work: Callable[[], object], warm_up: Callable[[], object]) -> Measur
     if not report:
         raise MestFedError("the measured process failed; its error stands above")
     baseline, peak = (int(number) for number in report.split())
-    return Measurement(baseline, max(peak, baseline))
+    return Measurement(baseline, peak)
 
 
 def _resident(field: str) -> int:
-    match = re.search(rf"^{field}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
-    if match is None:
-        raise MestFedError(f"{_STATUS} has no {field}")
-    return int(match[1]) * 1024
+    try:
+        status = _STATUS.read_text()
+    except OSError:  # no /proc
+        return 0
+    match = re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)
+    return int(match[1]) * 1024 if match else 0

@@ -3,7 +3,7 @@
 from mest_fed.nn.convert import sparsifiable, sparsify, to_dense
 from mest_fed.nn.groups import MaskGroup, mask_groups
 from mest_fed.nn.layers import SparseConv2d, SparseLayer, SparseLinear
-from mest_fed.nn.models import MODELS, build_model
+from mest_fed.nn.models import MODELS, Sparsity, build_model, build_shell
 from mest_fed.nn.mutator import Mutator
 from mest_fed.nn.state import ModelSpec, SparseState, model_spec, read_state, write_state
 
@@ -16,7 +16,9 @@ __all__ = [
     "SparseLayer",
     "SparseLinear",
     "SparseState",
+    "Sparsity",
     "build_model",
+    "build_shell",
     "mask_groups",
     "model_spec",
     "read_state",

@@ -3,6 +3,7 @@
 import copy
 import math
 
+import torch
 from torch import nn
 
 from mest_fed.errors import InputError
@@ -74,31 +75,82 @@ def sparsify(
     InputError
         If scheme, density or distribution is not allowed, or no layer can be made sparse.
     """
-    layers = sparsifiable(model)
-    if not layers:
-        raise InputError(f"{type(model).__name__} has no layer that can be made sparse")
-    layouts: dict[str, Layout] = {
-        name: layout_for(scheme, tuple(layer.weight.shape)) for name, layer in layers.items()
-    }
-    followers: dict[str, str] = {}
-    if scheme == "channel":
-        for leader, follower in channel_pairs(model):
-            if leader in layers and follower in layers:
-                layouts[follower] = Channel(layouts[follower].shape, axis="in")
-                followers[follower] = leader
-    leaders = {name: layout for name, layout in layouts.items() if name not in followers}
-    counts = layer_counts(leaders, density, distribution)
-    masks = {
-        name: magnitude_mask(layout, layers[name].weight.detach(), counts[name])
-        for name, layout in leaders.items()
-    }
-    for name, leader in followers.items():
-        masks[name] = Mask(layouts[name], masks[leader].slots)
-    for name, layer in layers.items():
-        sparse = _sparse(layouts[name], masks[name], layer)
-        sparse.mask_of = followers.get(name)
-        _replace(model, layer, sparse)
+    sparsifier = Sparsifier(model, scheme)
+    sparsifier.count(density, distribution)
+    for name in sparsifier.layouts:
+        sparsifier.convert(name)
     return model
+
+
+class Sparsifier:
+    """Makes a model sparse layer by layer; a layer's dense weight is free once it is converted.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Weights are read when their layer is converted, not before.
+    scheme : str
+        As for :func:`sparsify`.
+
+    Attributes
+    ----------
+    layouts : dict
+        Layer -> layout, in the model's order.
+
+    Raises
+    ------
+    InputError
+        If the scheme is not allowed, or no layer can be made sparse.
+    """
+
+    def __init__(self, model: nn.Module, scheme: str) -> None:
+        self._model, self._layers = model, sparsifiable(model)
+        if not self._layers:
+            raise InputError(f"{type(model).__name__} has no layer that can be made sparse")
+        self.layouts: dict[str, Layout] = {
+            name: layout_for(scheme, tuple(layer.weight.shape))
+            for name, layer in self._layers.items()
+        }
+        self._leaders: dict[str, str] = {}
+        if scheme == "channel":
+            for leader, follower in channel_pairs(model):
+                if leader in self._layers and follower in self._layers:
+                    self.layouts[follower] = Channel(self.layouts[follower].shape, axis="in")
+                    self._leaders[follower] = leader
+        self._counts: dict[str, int] = {}
+        self._masks: dict[str, Mask] = {}
+
+    def count(self, density: float, distribution: str) -> None:
+        """Fix how many granules of each layer will live.
+
+        Raises
+        ------
+        InputError
+            If density or distribution is not allowed.
+        """
+        own = {name: it for name, it in self.layouts.items() if name not in self._leaders}
+        self._counts = layer_counts(own, density, distribution)
+
+    def convert(self, name: str) -> None:
+        """Convert a layer: the granules of largest magnitude live; a leader before its follower."""
+        layer, layout = self._layers[name], self.layouts[name]
+        if name in self._leaders:
+            mask = Mask(layout, self._masks[self._leaders[name]].slots)
+        else:
+            mask = magnitude_mask(layout, layer.weight.detach(), self._counts[name])
+        self._masks[name] = mask
+        self._put(name, mask)
+
+    def empty(self, name: str) -> None:
+        """Convert a layer to one in which nothing lives yet."""
+        nothing = torch.empty(0, dtype=torch.int32, device=self._layers[name].weight.device)
+        self._put(name, Mask(self.layouts[name], nothing))
+
+    def _put(self, name: str, mask: Mask) -> None:
+        layer = self._layers.pop(name)
+        sparse = _sparse(self.layouts[name], mask, layer)
+        sparse.mask_of = self._leaders.get(name)
+        _replace(self._model, layer, sparse)
 
 
 def to_dense(model: nn.Module) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mest_fed.nn import Mutator
+from mest_fed.nn.sgd import SGD
 from mest_fed.rng import torch_generator
 from mest_fed.sparsity import Bounds, Method
 
@@ -47,8 +48,10 @@ class LocalMutation:
     """A round's mutation as steps that the trainer calls."""
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, mutation: RoundMutation, steps: int
+        self, model: nn.Module, optimizer: SGD | Optimizer, mutation: RoundMutation, steps: int
     ) -> None:
+        self.optimizer = optimizer
+        self.last = steps - 1
         self.mutation = mutation
         self.bounds = mutation.bounds
         self.mutator = Mutator(model, mutation.method, optimizer)
@@ -66,6 +69,8 @@ class LocalMutation:
 
     def before_step(self, step: int) -> None:
         """Before a step's gradients are computed."""
+        if isinstance(self.optimizer, SGD):  # gradients stay, for the importance
+            self.optimizer.keep_gradients = self._reads_gradients_of(step)
         if self._mutates_at(step):
             self.mutator.keep_dense_gradients(True)
 
@@ -81,6 +86,9 @@ class LocalMutation:
 
     def _mutates_at(self, step: int) -> bool:
         return not self.soft and self.bounds.floor < 1 and step == self.middle
+
+    def _reads_gradients_of(self, step: int) -> bool:
+        return self._mutates_at(step) or (self.soft and step == self.last)
 
     def _generator(self, group: str) -> torch.Generator:
         return torch_generator(self.mutation.seed, "growth", self.mutation.round, group)

@@ -1,19 +1,22 @@
 """One client's local training: batches, micro-batches, optimizer steps."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mest_fed.data import Batch
 from mest_fed.errors import not_allowed
+from mest_fed.memory import Savings, saving
+from mest_fed.nn.sgd import SGD
 from mest_fed.training.forgetting import ForgettingState
 from mest_fed.training.mutation import LocalMutation
 
 #: Images in one forward pass of an evaluation.
 EVALUATION_BATCH = 256
+
+NO_SAVINGS = Savings()
 
 
 @dataclass(frozen=True)
@@ -34,15 +37,22 @@ class OptimizerSettings:
     momentum: float = 0.9
     weight_decay: float = 1e-4
 
-    def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return a fresh optimizer for a model's parameters."""
-        return torch.optim.SGD(
+    def build(self, model: nn.Module, *, consume: bool = False) -> SGD:
+        """Return a fresh optimizer for a model's parameters; ``consume`` as :class:`SGD` has it."""
+        return SGD(
             model.parameters(),
-            lr=self.learning_rate,
+            self.learning_rate,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
-            fused=True,  # one pass over all parameters
+            consume=consume,
         )
+
+    def without_momentum(self) -> "OptimizerSettings":
+        """Return settings of the same step length in the long run, that keep no momentum.
+
+        With momentum m a constant gradient moves weights 1 / (1 - m) times as far.
+        """
+        return OptimizerSettings(self.learning_rate / (1 - self.momentum), 0.0, self.weight_decay)
 
 
 @dataclass
@@ -99,10 +109,16 @@ class LocalTrainer:
     ----------
     model : nn.Module
         Sparse or dense.
-    optimizer : torch.optim.Optimizer
+    optimizer : SGD or torch.optim.Optimizer
         Of the model's parameters.
     micro_batch : int
-        Largest number of images in one forward and backward pass.
+        Largest number of images in one forward and backward pass. It may be lowered during
+        :meth:`fit`, by a guard for example.
+    savings : Savings
+        What is recomputed, packed and frozen; whether gradients are consumed is the optimizer's
+        matter. By default nothing.
+    guard : callable or None
+        Called after each micro-batch with the trainer; may lower ``micro_batch``.
     forgetting : ForgettingState or None
         Told of each presentation, before the batch's update.
     """
@@ -110,9 +126,11 @@ class LocalTrainer:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: SGD | torch.optim.Optimizer,
         *,
         micro_batch: int,
+        savings: Savings = NO_SAVINGS,
+        guard: Callable[["LocalTrainer"], None] | None = None,
         forgetting: ForgettingState | None = None,
     ) -> None:
         if micro_batch < 1:
@@ -120,6 +138,8 @@ class LocalTrainer:
         self.model = model
         self.optimizer = optimizer
         self.micro_batch = micro_batch
+        self.savings = savings
+        self.guard = guard
         self.forgetting = forgetting
 
     def fit(self, batches: Iterable[Batch], mutation: LocalMutation | None = None) -> Tally:
@@ -139,39 +159,48 @@ class LocalTrainer:
         """
         self.model.train()
         tally = Tally()
-        if mutation is not None:
-            mutation.open()
-        for step, batch in enumerate(batches):
+        with saving(self.model, self.savings) as forward:
             if mutation is not None:
-                mutation.before_step(step)
-            self.optimizer.zero_grad(set_to_none=True)
-            correct = self._accumulate(batch, tally)
-            if self.forgetting is not None:
-                self.forgetting.observe(batch.examples, correct.numpy())
-            self.optimizer.step()
+                mutation.open()
+            for step, batch in enumerate(batches):
+                if mutation is not None:
+                    mutation.before_step(step)
+                self._step(forward, batch, tally)
+                if mutation is not None:
+                    mutation.after_step(step)
             if mutation is not None:
-                mutation.after_step(step)
-        if mutation is not None:
-            mutation.close()
+                mutation.close()
         return tally
 
-    def _accumulate(self, batch: Batch, tally: Tally) -> Tensor:
+    def _step(self, forward: Callable[[Tensor], Tensor], batch: Batch, tally: Tally) -> None:
+        self.optimizer.zero_grad()
+        correct = self._accumulate(forward, batch, tally)
+        if self.forgetting is not None:
+            self.forgetting.observe(batch.examples, correct.numpy())
+        self.optimizer.step()
+
+    def _accumulate(
+        self, forward: Callable[[Tensor], Tensor], batch: Batch, tally: Tally
+    ) -> Tensor:
         """Backpropagate the mean loss of a batch; return which examples were right."""
-        size = len(batch.labels)
+        size, right = len(batch.labels), []
         device = next(self.model.parameters()).device
-        right = []
-        pieces = max(1, -(-size // self.micro_batch))
-        splits = np.array_split(np.arange(size), pieces)  # even, so that none is a lone example
-        for piece in splits:
-            part = slice(int(piece[0]), int(piece[-1]) + 1)
+        done = 0
+        while done < size:
+            # Even pieces of what is left, so that none is a lone example.
+            left = size - done
+            part = slice(done, done + -(-left // -(-left // self.micro_batch)))
             labels = batch.labels[part].to(device)
-            logits = self.model(batch.images[part].to(device))
+            logits = forward(batch.images[part].to(device))
             loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
             (loss / size).backward()  # type: ignore[no-untyped-call]
-            hits = logits.detach().argmax(dim=1) == labels
-            right.append(hits.cpu())
+            right.append((logits.detach().argmax(dim=1) == labels).cpu())
             tally.loss += loss.item()
             tally.correct += int(right[-1].sum())
+            done = part.stop
+            del logits, loss
+            if self.guard is not None:
+                self.guard(self)
         tally.examples += size
         return torch.cat(right)
 

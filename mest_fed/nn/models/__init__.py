@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from mest_fed.errors import not_allowed
+from mest_fed.nn.convert import Sparsifier
 from mest_fed.nn.models.cnn import CNN2
 from mest_fed.nn.models.resnet import ResNet, resnet
 
-__all__ = ["CNN2", "MODELS", "ResNet", "build_model"]
+__all__ = ["CNN2", "MODELS", "ResNet", "Sparsity", "build_model", "build_shell"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet8": resnet((16, 32, 64), blocks=1),
@@ -21,6 +23,15 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+@dataclass(frozen=True)
+class Sparsity:
+    """What of a model is sparse from the start; see :func:`mest_fed.nn.sparsify`."""
+
+    scheme: str = "block"
+    density: float = 0.1
+    distribution: str = "uniform"
+
+
 def build_model(
     name: str,
     input_shape: tuple[int, int, int],
@@ -29,6 +40,7 @@ def build_model(
     generator: torch.Generator,
     width: float = 1.0,
     norm: str = "batch",
+    sparsity: Sparsity | None = None,
 ) -> nn.Module:
     """Build a model with weights drawn from ``generator``.
 
@@ -46,12 +58,59 @@ def build_model(
         Factor on the channel counts.
     norm : {"batch", "group"}
         Normalisation layer.
+    sparsity : Sparsity, optional
+        Gives what ``sparsify`` would make of the dense model, with one dense layer in memory at a
+        time.
 
     Raises
     ------
     InputError
-        If the name, width or norm is not allowed.
+        If the name, width, norm or sparsity is not allowed.
     """
+    model = _on_meta(name, input_shape, num_classes, width=width, norm=norm)
+    sparsifier = None
+    if sparsity is not None:
+        sparsifier = Sparsifier(model, sparsity.scheme)
+        sparsifier.count(sparsity.density, sparsity.distribution)
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    for layer, module in list(model.named_modules()):
+        _materialise(module)
+        _initialise(module, linears[-1], generator)
+        if sparsifier is not None and layer in sparsifier.layouts:
+            sparsifier.convert(layer)
+    return model
+
+
+def build_shell(
+    name: str,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    width: float = 1.0,
+    norm: str = "batch",
+    scheme: str | None = None,
+) -> nn.Module:
+    """Build a model without weights, for :func:`mest_fed.nn.write_state` to fill.
+
+    In its sparse layers nothing lives; whatever is dense holds arbitrary numbers. Parameters and
+    errors as for :func:`build_model`; ``scheme`` is None for a dense model.
+    """
+    model = _on_meta(name, input_shape, num_classes, width=width, norm=norm)
+    if scheme is not None:
+        sparsifier = Sparsifier(model, scheme)
+        for layer in sparsifier.layouts:
+            sparsifier.empty(layer)
+    for module in model.modules():
+        _materialise(module)
+        if isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+            module.reset_parameters()
+    return model
+
+
+def _on_meta(
+    name: str, input_shape: tuple[int, int, int], num_classes: int, *, width: float, norm: str
+) -> nn.Module:
+    """Build a model's structure; nothing is drawn, and nothing takes memory."""
     if name not in MODELS:
         raise not_allowed("model", name, MODELS)
     if norm not in ("batch", "group"):
@@ -59,41 +118,35 @@ def build_model(
     if not 0 < width <= 16:
         raise not_allowed("width", width, "a number in (0, 16]")
     with torch.device("meta"):  # constructors would draw from the global generator
-        model = MODELS[name](input_shape, num_classes, width=width, norm=norm)
-    _materialise(model)
-    initialise(model, generator)
-    return model
+        return MODELS[name](input_shape, num_classes, width=width, norm=norm)
 
 
-def _materialise(model: nn.Module) -> None:
-    """Give a model on the meta device memory on the CPU.
+def _materialise(module: nn.Module) -> None:
+    """Give a module on the meta device memory on the CPU, its children not.
 
     Not ``Module.to_empty``: its ``empty_like`` of meta tensors imports torch's Python decompositions
     and with them sympy, 36 MB that a small device would carry ever after.
     """
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            real = torch.empty(parameter.shape, dtype=parameter.dtype)
-            setattr(module, name, nn.Parameter(real, parameter.requires_grad))
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+    for name, parameter in module.named_parameters(recurse=False):
+        real = torch.empty(parameter.shape, dtype=parameter.dtype)
+        setattr(module, name, nn.Parameter(real, parameter.requires_grad))
+    for name, buffer in module.named_buffers(recurse=False):
+        setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
-def initialise(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw all weights: Kaiming-normal (fan out) convolutions, N(0, 0.01) linear layers.
+def _initialise(module: nn.Module, classifier: nn.Module, generator: torch.Generator) -> None:
+    """Draw a layer: Kaiming-normal (fan out) convolutions, N(0, 0.01) for the classifier.
 
     As MEST's release does, but for hidden linear layers, which are Kaiming-normal too.
     """
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            fan_out = module.out_channels * math.prod(module.kernel_size)
-            _draw(module, math.sqrt(2 / fan_out), generator)
-        elif isinstance(module, nn.Linear):
-            last = module is linears[-1]
-            _draw(module, 0.01 if last else math.sqrt(2 / module.in_features), generator)
-        elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
-            module.reset_parameters()
+    if isinstance(module, nn.Conv2d):
+        fan_out = module.out_channels * math.prod(module.kernel_size)
+        _draw(module, math.sqrt(2 / fan_out), generator)
+    elif isinstance(module, nn.Linear):
+        last = module is classifier
+        _draw(module, 0.01 if last else math.sqrt(2 / module.in_features), generator)
+    elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+        module.reset_parameters()
 
 
 def _draw(module: nn.Conv2d | nn.Linear, std: float, generator: torch.Generator) -> None:

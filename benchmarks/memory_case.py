@@ -1,0 +1,65 @@
+"""A case of memory.py: what is trained, how, and on which side."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mest_fed.memory import Savings
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one process trains.
+
+    Parameters
+    ----------
+    side : str
+        ``dense``: torch's own operators and optimizer. ``ours``: what is said here.
+    model, norm, width
+        The model.
+    scheme : str
+        ``dense`` for ours without sparsity.
+    density : float
+        Live weights / weights.
+    batch, micro_batch : int
+        Images.
+    momentum : bool
+        Whether SGD keeps one.
+    savings : Savings
+        Of ours.
+    steps : int
+        Timed steps, the first included.
+    threads : int
+        torch's.
+    """
+
+    side: str = "ours"
+    model: str = "resnet32"
+    norm: str = "batch"
+    width: float = 2.0
+    scheme: str = "block"
+    density: float = 0.1
+    batch: int = 64
+    micro_batch: int = 64
+    momentum: bool = True
+    savings: Savings = field(default_factory=Savings)
+    steps: int = 3
+    threads: int = 1
+
+    @classmethod
+    def of(cls, table: dict[str, Any]) -> "Case":
+        """Read a case back."""
+        return cls(**{**table, "savings": Savings(**table["savings"])})
+
+    def table(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+    @property
+    def name(self) -> str:
+        """Return a short name."""
+        savings = self.savings
+        parts = [self.model, self.norm, self.scheme, f"{self.density:g}", f"{self.micro_batch}"]
+        parts += [savings.recompute, savings.saved]
+        parts += [w for w, on in (("consume", savings.consume), ("plain", not self.momentum)) if on]
+        parts += [f"frozen {savings.frozen}"] if savings.frozen else []
+        return " ".join(parts)

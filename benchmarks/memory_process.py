@@ -1,0 +1,112 @@
+"""One contestant of memory.py in a process of its own: trains some steps, prints bytes and seconds.
+
+    echo '{"side": "ours", "model": "resnet32", ...}' | python benchmarks/memory_process.py
+
+Resident memory is read before the model exists, after imports, loaded images and a rehearsal: the
+same training at a small scale, whose pages of library code count as imports for either side.
+"""
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+from memory_case import Case
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from train_contestants import sgd
+
+from mest_fed.memory import saving
+from mest_fed.memory.meter import PeakMeter
+from mest_fed.nn import Sparsity, build_model
+from mest_fed.nn.sgd import SGD
+from mest_fed.rng import torch_generator
+
+IMAGE, CLASSES = (3, 32, 32), 10
+
+
+@dataclass(frozen=True)
+class Images:
+    """One batch."""
+
+    images: Tensor
+    labels: Tensor
+
+    @classmethod
+    def draw(cls, count: int) -> "Images":
+        """Draw a batch."""
+        generator = torch_generator(0, "batch")
+        images = torch.randn(count, *IMAGE, generator=generator)
+        return cls(images, torch.randint(CLASSES, (count,), generator=generator))
+
+    def first(self, count: int) -> "Images":
+        """Return the first images alone."""
+        return Images(self.images[:count], self.labels[:count])
+
+
+def build(case: Case, width: float) -> nn.Module:
+    """Build a contestant's model."""
+    generator = torch_generator(0, case.model)
+    is_sparse = case.side == "ours" and case.scheme != "dense"
+    sparsity = Sparsity(case.scheme, case.density) if is_sparse else None
+    options = {"generator": generator, "width": width, "norm": case.norm}
+    model = build_model(case.model, IMAGE, CLASSES, sparsity=sparsity, **options).train()
+    if case.side == "dense":
+        for module in model.modules():
+            if hasattr(module, "fused"):
+                module.fused = False  # torch's own operators
+    return model
+
+
+def train(case: Case, width: float, batch: Images, steps: int) -> list[float]:
+    """Train some steps; return the seconds of each."""
+    model = build(case, width)
+    if case.side == "dense":
+        optimizer: torch.optim.Optimizer | SGD = sgd(model)
+    else:
+        options = {"momentum": 0.9 * case.momentum, "weight_decay": 1e-4}
+        optimizer = SGD(model.parameters(), 0.01, consume=case.savings.consume, **options)
+    seconds = []
+    with saving(model, case.savings) as forward:
+        for _ in range(steps):
+            start = time.perf_counter()
+            step(forward, optimizer, batch, case.micro_batch)
+            seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def step(forward, optimizer, batch: Images, micro_batch: int) -> None:
+    """Take one step in micro-batches."""
+    optimizer.zero_grad()
+    count = len(batch.labels)
+    for first in range(0, count, micro_batch):
+        part = slice(first, first + micro_batch)
+        loss = cross_entropy(forward(batch.images[part]), batch.labels[part], reduction="sum")
+        (loss / count).backward()
+    optimizer.step()
+
+
+def main() -> None:
+    case = Case.of(json.load(sys.stdin))
+    torch.set_num_threads(case.threads)
+    batch = Images.draw(case.batch)
+    imported = PeakMeter().now()
+    train(case, case.width / 4, batch.first(8), 2)
+    with PeakMeter() as meter:
+        seconds = train(case, case.width, batch, case.steps)
+    print(
+        json.dumps(
+            {
+                "added": meter.added,
+                "peak": meter.peak,
+                "baseline": meter.baseline,
+                "imported": imported,
+                "seconds": seconds,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
