@@ -68,7 +68,11 @@ def _left(task: Task, limit: int, margin: float) -> int:
 
 
 def _warm_up(task: Task) -> None:
-    """Bring in the data, and the code that a first training step brings in."""
+    """Bring in the data, and the code that sharing it out and a first training step bring in.
+
+    Measured with torch 2.13 and flwr-datasets 0.6: 90 MB for the step, 195 MB for sharing out.
+    """
+    len(task.partitions)
     model = task.config.model
     narrow = model.model_copy(update={"width": model.width / 4})
     net = Task(task.config.model_copy(update={"model": narrow})).build_model()

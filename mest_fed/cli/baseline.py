@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 
 from mest_fed.errors import MestFedError
@@ -81,6 +82,20 @@ def measure_baseline(environment: Mapping[str, str]) -> Baseline:
         _weigh(["flower-supernode"], environment),
         _weigh(["flower-superexec"], environment),
     )
+
+
+def measure_reserved(environment: Mapping[str, str]) -> int:
+    """Measure the address space that a ClientApp reserves beyond what is resident, in bytes.
+
+    With the libraries that share out the data, if they are installed: they reserve a gigabyte.
+
+    Raises
+    ------
+    MestFedError
+        If something cannot be imported.
+    """
+    sharing = ["flwr_datasets.partitioner"] if find_spec("flwr_datasets") else []
+    return _weigh(["flwr-clientapp", "clients.client_app", *sharing], environment).reserved
 
 
 def _weigh(what: Sequence[str], environment: Mapping[str, str]) -> Weight:

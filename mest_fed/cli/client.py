@@ -4,12 +4,13 @@ import os
 import shutil
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mest_fed.cli.baseline import measure_baseline
+from mest_fed.cli.baseline import measure_baseline, measure_reserved
 from mest_fed.cli.extras import needs
 from mest_fed.cli.node_config import write_node_config
 from mest_fed.cli.node_memory import MARGIN, MemoryWish
@@ -70,7 +71,7 @@ def client(
         typer.echo(wish.budget_in_words(profile, baseline))
         become_supervisor(command, environment, None, "")
     wish.check_limit()
-    with limit_memory(wish.limit, reserved=baseline.client_app.reserved) as held:
+    with limit_memory(wish.limit, reserved=partial(measure_reserved, environment)) as held:
         typer.echo(wish.limit_in_words(held, baseline))
         become_supervisor(command, environment, held.confinement, str(memory_limit))
 

@@ -25,7 +25,7 @@ _WHOLE = "counts this process and its children together; file cache is dropped b
 _WITHOUT_SWAP = "; swap is not counted, so what is swapped out escapes the limit"
 _ADDRESSES = (
     "bounds the address space of each process by itself, with what is reserved but not used "
-    "allowed for as it stands now; an allocation beyond it fails (a delegated cgroup is exact)"
+    "allowed for as measured before; an allocation beyond it fails (a delegated cgroup is exact)"
 )
 _UNHELD = "this system offers no limit that mest-fed knows; only the plan keeps within the bytes"
 
@@ -77,7 +77,11 @@ class MemoryLimit:
 
 
 def limit_memory(
-    limit: int, *, pid: int | None = None, reserved: int | None = None, proc: Path = PROC
+    limit: int,
+    *,
+    pid: int | None = None,
+    reserved: Callable[[], int] | None = None,
+    proc: Path = PROC,
 ) -> MemoryLimit:
     """Have the operating system limit the memory of a process and its future children.
 
@@ -89,9 +93,9 @@ def limit_memory(
         Bytes of resident memory.
     pid : int, optional
         The process; this one if left out.
-    reserved : int, optional
-        For RLIMIT_AS: bytes of address space that are reserved and not resident (torch reserves
-        much). Left out, those of the process now.
+    reserved : callable, optional
+        Asked only for RLIMIT_AS: bytes of address space that will be reserved and not resident
+        (torch reserves much). Left out, those of the process now.
     proc : Path
         Where the kernel's ``proc`` is mounted.
 
@@ -154,14 +158,15 @@ def _with_cgroup(home: Cgroup, limit: int, pid: int) -> MemoryLimit:
     return MemoryLimit(kind, limit, caveat, held, lambda: held.end(pid))
 
 
-def _with_rlimit(limit: int, pid: int, reserved: int | None, proc: Path) -> MemoryLimit:
+def _with_rlimit(
+    limit: int, pid: int, reserved: Callable[[], int] | None, proc: Path
+) -> MemoryLimit:
     resident = _size(proc, pid, "VmRSS")
-    if reserved is None:
-        reserved = _size(proc, pid, "VmSize") - resident
+    extra = _size(proc, pid, "VmSize") - resident if reserved is None else reserved()
     if limit <= resident:
         raise not_allowed("memory limit", limit, f"more than {resident} bytes, which are in use")
     before = resource.prlimit(pid, resource.RLIMIT_AS)
-    soft, hard = reserved + limit, before[1]
+    soft, hard = extra + limit, before[1]
     if hard != resource.RLIM_INFINITY:
         soft = min(soft, hard)
     resource.prlimit(pid, resource.RLIMIT_AS, (soft, hard))

@@ -95,7 +95,7 @@ def test_where_the_group_is_not_ours_alone(machine, no_rlimit):
 
 
 def test_without_any_group(machine, no_rlimit):
-    with limit_memory(300 * MB, pid=42, reserved=7, proc=machine.proc) as limit:
+    with limit_memory(300 * MB, pid=42, reserved=lambda: 7, proc=machine.proc) as limit:
         assert limit.kind == "RLIMIT_AS"
         assert "address space" in limit.caveat
         assert no_rlimit[-1][1][0] == 300 * MB + 7
