@@ -123,8 +123,8 @@ class MemoryWish:
         return (
             f"memory limit: {format_bytes(held.bytes)}, held by {held.kind}: it {held.caveat}\n"
             f"{_baseline_in_words(baseline)}\n"
-            f"budget: up to about {left} for training: the limit less {self.margin:.0%} margin, the "
-            "baseline, and what the run's data and first step bring in, measured at its first "
+            f"budget: up to about {left} for training: the limit less {self.margin:.0%} margin, "
+            "the baseline, and what the run's data and first step bring in, measured at its first "
             "message"
         )
 
