@@ -5,11 +5,11 @@ from functools import lru_cache
 
 from flwr.app import ConfigRecord, Context, RecordDict
 
+from clients.budget import budget_of
 from mest_fed.devices import assign_devices
 from mest_fed.errors import InputError
 from mest_fed.memory import Plan
 from mest_fed.task import Task
-from mest_fed.units import parse_bytes
 
 RECORD = "capability"
 
@@ -50,13 +50,14 @@ def _plan(task: Task, budget: int, device: str) -> Plan:
 def capability_of(task: Task, context: Context) -> Capability:
     """Work out a client's capability from its node config and the run's fleet.
 
-    The node config gives ``partition-id``; ``device`` and ``budget`` replace what the fleet's mix
-    and the profile say, as a real device does.
+    The node config gives ``partition-id``; ``device`` and ``budget`` or ``memory-limit`` replace
+    what the fleet's mix and the profile say, as a real device does.
 
     Raises
     ------
     InputError
-        If the node config lacks a partition, or names one that the fleet has not.
+        If the node config lacks a partition, names one that the fleet has not, or gives a budget
+        that is none.
     """
     node = context.node_config
     partition = node.get("partition-id")
@@ -67,7 +68,7 @@ def capability_of(task: Task, context: Context) -> Capability:
             f"allowed: 0 to {total - 1} (fleet.devices = {total})"
         )
     device = str(node.get("device") or _devices(task)[partition])
-    budget = parse_bytes(str(node["budget"]), "budget") if "budget" in node else task.budget(device)
+    budget = budget_of(task, context, device)
     return Capability(partition, device, budget, _plan(task, budget, device))
 
 

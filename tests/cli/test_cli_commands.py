@@ -10,7 +10,7 @@ import mest_fed
 from mest_fed import cli
 from mest_fed.devices import load_profile, profile_names
 
-COMMANDS = ("simulate", "plan", "devices", "report")
+COMMANDS = ("simulate", "client", "plan", "devices", "report")
 
 
 @pytest.fixture
@@ -49,6 +49,13 @@ def test_help_of_simulate_names_its_options(says):
     text = says("simulate", "--help")
     options = ("preset", "config", "set", "out", "workers", "address", "resume", "quiet")
     for option in options:
+        assert f"--{option}" in text
+
+
+def test_help_of_client_names_its_options(says):
+    text = says("client", "--help")
+    link = ("superlink", "insecure", "root-certificates", "port")
+    for option in (*link, "partition", "device", "budget", "memory-limit", "margin"):
         assert f"--{option}" in text
 
 

@@ -10,28 +10,6 @@ from mest_fed.cli.app import FAILED, WRONG_INPUT
 from mest_fed.errors import MestFedError
 
 
-@pytest.fixture
-def fails(monkeypatch, capsys, tmp_path):
-    """Return a function that runs a command in an empty folder and returns its one line."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments, status=WRONG_INPUT):
-        before = sorted(tmp_path.rglob("*"))
-        monkeypatch.setattr(sys, "argv", ["mest-fed", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert caught.value.code == status
-        assert out == ""
-        assert err.startswith("error: ")
-        assert err.count("\n") == 1, err
-        assert err.endswith("\n")
-        assert sorted(tmp_path.rglob("*")) == before
-        return err
-
-    return run
-
-
 def setting(text):
     without_budgets = ("--set", "fleet.budgets=")
     return ("simulate", "--workers", "0", *without_budgets, "--set", text)

@@ -1,0 +1,83 @@
+"""A client's memory budget: given, its profile's, or what a memory limit leaves for training."""
+
+from logging import getLogger
+
+import torch
+from flwr.app import ConfigRecord, Context
+from torch import nn
+
+from mest_fed.errors import InputError, not_allowed
+from mest_fed.memory.limit import limit_of_process, usage
+from mest_fed.task import Task
+from mest_fed.units import format_bytes, parse_bytes
+
+log = getLogger("flwr.mest_fed")
+
+BUDGET = "mest.budget"
+#: Share of a memory limit that is left free if the node config does not say.
+MARGIN = 0.05
+
+
+def budget_of(task: Task, context: Context, device: str) -> int:
+    """Return the bytes that training may add to this client's process.
+
+    The node config gives ``budget``, or ``memory-limit`` and perhaps ``memory-margin``: then it is
+    what the limit leaves beside all that is charged against it before the first training. That is
+    measured once and kept in ``Context.state``, so that the plan is the same in every round.
+
+    Raises
+    ------
+    InputError
+        If the node config says nonsense, or the limit leaves nothing.
+    """
+    node = context.node_config
+    if "memory-limit" not in node:
+        given = node.get("budget")
+        return task.budget(device) if given is None else parse_bytes(str(given), "budget")
+    if "budget" in node:
+        raise InputError("node config: budget and memory-limit exclude each other; allowed: one")
+    limit = parse_bytes(str(node["memory-limit"]), "memory-limit")
+    margin = node.get("memory-margin", MARGIN)
+    if not isinstance(margin, int | float) or not 0 <= margin < 1:
+        raise not_allowed("memory-margin", margin, "a number in [0, 1)")
+    wish: dict[str, int | float] = {"limit": limit, "margin": float(margin)}
+    kept = context.state.config_records.get(BUDGET)
+    if kept is None or any(kept[key] != value for key, value in wish.items()):
+        kept = ConfigRecord({**wish, "bytes": _left(task, limit, margin)})
+        context.state[BUDGET] = kept
+    return int(str(kept["bytes"]))
+
+
+def _left(task: Task, limit: int, margin: float) -> int:
+    """Measure what a limit leaves for training, once data and libraries are there."""
+    _warm_up(task)
+    present = limit_of_process()
+    tightest = limit if present is None else min(limit, present)
+    taken = usage()
+    left = int(tightest * (1 - margin)) - taken
+    if left < 1:
+        raise InputError(
+            f"memory-limit = {format_bytes(tightest)} leaves nothing for training: "
+            f"{format_bytes(taken)} are in use before it (measured), and a margin of {margin:.0%}"
+        )
+    log.info(
+        "memory budget: %s of a limit of %s; %s in use before training (measured)",
+        *map(format_bytes, (left, tightest, taken)),
+    )
+    return left
+
+
+def _warm_up(task: Task) -> None:
+    """Bring in the data, and the code that sharing it out and a first training step bring in.
+
+    Measured with torch 2.13 and flwr-datasets 0.6: 90 MB for the step, 195 MB for sharing out.
+    """
+    len(task.partitions)
+    model = task.config.model
+    narrow = model.model_copy(update={"width": model.width / 4})
+    net = Task(task.config.model_copy(update={"model": narrow})).build_model()
+    images = torch.zeros(len(task.data.train.labels[:8]), *task.shape)
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    optimizer = task.optimizer(0.0).build(net)
+    nn.functional.cross_entropy(net(images), labels).backward()
+    optimizer.step()

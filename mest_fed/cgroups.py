@@ -1,0 +1,133 @@
+"""Memory control groups (Linux): where this process stands among them, and what they tell.
+
+Version 1 has a tree for each controller, version 2 one tree for all. Either may be mounted
+anywhere, and a container sees a part of it: ``/proc/self/mountinfo`` tells.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+PROC = Path("/proc")
+PROCESSES = "cgroup.procs"
+#: Version 1 has no word for "unlimited": it shows its largest number of pages, which differs.
+UNLIMITED = 2**42
+#: What of version 1's and version 2's memory.stat cannot be taken back from a process at work.
+_HELD = {
+    1: ("total_rss", "total_mapped_file", "total_shmem"),
+    2: ("anon", "file_mapped", "shmem", "kernel", "sock"),
+}
+_LIMIT = {1: "memory.limit_in_bytes", 2: "memory.max"}
+_USAGE = {1: "memory.usage_in_bytes", 2: "memory.current"}
+_EVENTS = {1: "memory.oom_control", 2: "memory.events"}
+
+
+@dataclass(frozen=True)
+class Cgroup:
+    """One memory control group.
+
+    Parameters
+    ----------
+    version : int
+        1 or 2.
+    folder : Path
+        Where its files stand.
+    mount : Path
+        The top of what can be seen of its tree.
+    """
+
+    version: int
+    folder: Path
+    mount: Path
+
+    def lineage(self) -> Iterator["Cgroup"]:
+        """Yield this group, its parent and so on to the top."""
+        folder = self.folder
+        while folder.is_relative_to(self.mount):
+            yield Cgroup(self.version, folder, self.mount)
+            folder = folder.parent
+
+    def limit(self) -> int | None:
+        """Return its limit in bytes, or None if it has none."""
+        text = _read(self.folder / _LIMIT[self.version]).strip()
+        return int(text) if text.isdecimal() and int(text) < UNLIMITED else None
+
+    def usage(self) -> int:
+        """Return the bytes charged against it that its processes cannot do without.
+
+        Anonymous memory, files in shared memory, the mapped parts of files and what the kernel
+        holds for it; not the rest of the file cache, which the kernel drops before it kills.
+        """
+        stat = _numbers(self.folder / "memory.stat")
+        held = sum(stat.get(key, 0) for key in _HELD[self.version])
+        held -= stat.get("slab_reclaimable", 0)
+        kernel = _read(self.folder / "memory.kmem.usage_in_bytes").strip()
+        held += int(kernel) if kernel.isdecimal() else 0
+        # Mapped shared memory was counted twice: never more than all that is charged.
+        charged = _read(self.folder / _USAGE[self.version]).strip()
+        return min(held, int(charged)) if charged.isdecimal() else held
+
+    def kills(self) -> int:
+        """Return how many of its processes the kernel has killed for memory."""
+        return _numbers(self.folder / _EVENTS[self.version]).get("oom_kill", 0)
+
+    def processes(self) -> list[int]:
+        """Return the ids of its processes."""
+        return [int(pid) for pid in _read(self.folder / PROCESSES).split()]
+
+    def take(self, pid: int) -> None:
+        """Move a process into this group.
+
+        Raises
+        ------
+        OSError
+            If that is not permitted, or the process has ended.
+        """
+        (self.folder / PROCESSES).write_text(str(pid), encoding="ascii")
+
+
+def own_cgroups(proc: Path = PROC, pid: int | str = "self") -> list[Cgroup]:
+    """Return the groups that account a process's memory, version 2 first; empty elsewhere.
+
+    A group of version 2 is returned even if memory is not among its controllers: those above it
+    may have limits.
+    """
+    mounts = _mounts(proc)
+    found = []
+    for line in _read(proc / str(pid) / "cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        version = 2 if not controllers else 1 if "memory" in controllers.split(",") else 0
+        if version not in mounts:
+            continue
+        root, mount = mounts[version]
+        # A path outside of what is mounted is one that this process cannot see.
+        if PurePosixPath(path).is_relative_to(root) and ".." not in path:
+            below = PurePosixPath(path).relative_to(root)
+            found.append(Cgroup(version, mount / below, mount))
+    return sorted(found, key=lambda group: -group.version)
+
+
+def _mounts(proc: Path) -> dict[int, tuple[str, Path]]:
+    """Return the (root, mount point) of each version's tree of memory groups."""
+    mounts: dict[int, tuple[str, Path]] = {}
+    for line in _read(proc / "self" / "mountinfo").splitlines():
+        before, _, after = line.partition(" - ")
+        root, mount = before.split()[3:5]
+        kind, *_, options = after.split()
+        version = 2 if kind == "cgroup2" else 1 if kind == "cgroup" else 0
+        if version == 2 or (version == 1 and "memory" in options.split(",")):
+            mounts.setdefault(version, (root, Path(mount)))
+    return mounts
+
+
+def _numbers(file: Path) -> dict[str, int]:
+    pairs = (line.split() for line in _read(file).splitlines())
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
+
+
+def _read(file: Path) -> str:
+    """Return a file's text, empty where there is none: groups come and go."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError:
+        return ""

@@ -1,0 +1,134 @@
+"""What a device's processes take before they train: each is imported in a process of its own.
+
+Started as a process (``python -m mest_fed.cli.baseline COMMAND [MODULE ...]``) this weighs one.
+"""
+
+import importlib
+import json
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+
+from mest_fed.errors import MestFedError
+
+_STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Memory of one process, in bytes; measured.
+
+    Parameters
+    ----------
+    resident : int
+        All that is resident.
+    own : int
+        The part of it that is no file's and so is shared with nobody.
+    reserved : int
+        Address space beyond what is resident.
+    """
+
+    resident: int
+    own: int
+    reserved: int
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A device's processes before they train.
+
+    Parameters
+    ----------
+    client_app, supernode, superexec : Weight
+        The ClientApp, and the two processes of Flower that stay beside it.
+    """
+
+    client_app: Weight
+    supernode: Weight
+    superexec: Weight
+
+    @property
+    def beside(self) -> int:
+        """Bytes of Flower's two processes; what libraries they map, the ClientApp maps as well."""
+        return self.supernode.own + self.superexec.own
+
+    @property
+    def together(self) -> int:
+        """Bytes of all three."""
+        return self.client_app.resident + self.beside
+
+
+def measure_baseline(environment: Mapping[str, str]) -> Baseline:
+    """Measure, one process after the other (seconds).
+
+    Parameters
+    ----------
+    environment : mapping of str to str
+        The environment that the node will have.
+
+    Raises
+    ------
+    MestFedError
+        If one cannot be imported.
+    """
+    return Baseline(
+        _weigh(["flwr-clientapp", "clients.client_app"], environment),
+        _weigh(["flower-supernode"], environment),
+        _weigh(["flower-superexec"], environment),
+    )
+
+
+def measure_reserved(environment: Mapping[str, str]) -> int:
+    """Measure the address space that a ClientApp reserves beyond what is resident, in bytes.
+
+    With the libraries that share out the data, if they are installed: they reserve a gigabyte.
+
+    Raises
+    ------
+    MestFedError
+        If something cannot be imported.
+    """
+    sharing = ["flwr_datasets.partitioner"] if find_spec("flwr_datasets") else []
+    return _weigh(["flwr-clientapp", "clients.client_app", *sharing], environment).reserved
+
+
+def _weigh(what: Sequence[str], environment: Mapping[str, str]) -> Weight:
+    done = subprocess.run(
+        [sys.executable, "-m", "mest_fed.cli.baseline", *what],
+        env=dict(environment),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        reason = done.stderr.strip().rpartition("\n")[2]
+        raise MestFedError(f"{what[0]} cannot be imported: {reason}")
+    return Weight(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _this_process() -> Weight:
+    if not _STATUS.exists():
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return Weight(peak, peak, 0)
+    fields = dict(re.findall(r"^(\w+):\s+(\d+) kB", _STATUS.read_text("utf-8"), re.MULTILINE))
+    size, resident, files = (int(fields[key]) * 1024 for key in ("VmSize", "VmRSS", "RssFile"))
+    return Weight(resident, resident - files, size - resident)
+
+
+def _main(command: str, *modules: str) -> None:
+    (script,) = entry_points(group="console_scripts", name=command)
+    script.load()
+    for module in modules:
+        importlib.import_module(module)
+    print(json.dumps(asdict(_this_process())))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

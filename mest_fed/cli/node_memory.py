@@ -1,0 +1,151 @@
+"""What a device's memory options ask for, whether it can be, and what that means in words."""
+
+from dataclasses import dataclass
+
+from mest_fed.cli.baseline import Baseline
+from mest_fed.devices import DeviceProfile
+from mest_fed.errors import InputError, not_allowed
+from mest_fed.memory.limit import RLIMIT, MemoryLimit, limit_of_process
+from mest_fed.units import format_bytes, parse_bytes
+
+#: Share of a limit that is left free if nothing is said.
+MARGIN = 0.05
+
+
+@dataclass(frozen=True)
+class MemoryWish:
+    """A memory limit, a budget, or neither.
+
+    Parameters
+    ----------
+    budget : int or None
+        Bytes that training may add.
+    limit : int or None
+        Bytes that all of the node may take.
+    margin : float
+        Share of the limit that is left free.
+    """
+
+    budget: int | None
+    limit: int | None
+    margin: float
+
+    @classmethod
+    def read(cls, budget: str | None, limit: str | None, margin: float | None) -> "MemoryWish":
+        """Read the options as they were typed.
+
+        Raises
+        ------
+        InputError
+            If one is nonsense or they exclude each other.
+        """
+        if budget is not None and limit is not None:
+            raise InputError("--budget and --memory-limit exclude each other; allowed: one of them")
+        if margin is not None and not 0 <= margin < 1:
+            raise not_allowed("--margin", margin, "a number in [0, 1)")
+        if margin is not None and limit is None:
+            raise not_allowed("--margin", margin, "only beside --memory-limit")
+        return cls(
+            None if budget is None else parse_bytes(budget, "--budget"),
+            None if limit is None else parse_bytes(limit, "--memory-limit"),
+            MARGIN if margin is None else margin,
+        )
+
+    def node_config(self) -> dict[str, int | float | str]:
+        """Return what the ClientApp is told."""
+        if self.limit is not None:
+            return {"memory-limit": self.limit, "memory-margin": self.margin}
+        return {} if self.budget is None else {"budget": self.budget}
+
+    def check_budget(self, profile: DeviceProfile, baseline: Baseline) -> None:
+        """Check a budget against the limit that this process is under, if there is one.
+
+        Raises
+        ------
+        InputError
+            If it does not fit beside the baseline.
+        """
+        present, budget = limit_of_process(), self.budget or profile.budget_bytes
+        if present is not None and budget + baseline.together > present:
+            room = format_bytes(max(0, present - baseline.together))
+            raise not_allowed(
+                "--budget",
+                format_bytes(budget),
+                f"at most {room}, since this process is under a limit of {format_bytes(present)} "
+                f"and the node takes {format_bytes(baseline.together)} before it trains (measured)",
+            )
+
+    def check_limit(self) -> None:
+        """Check a limit against the one that this process is under, if there is one.
+
+        Raises
+        ------
+        InputError
+            If it is larger.
+        """
+        assert self.limit is not None
+        present, given = limit_of_process(), format_bytes(self.limit)
+        if present is not None and self.limit > present:
+            allowed = f"at most {present} bytes, the limit that this process is under"
+            raise not_allowed("--memory-limit", given, allowed)
+
+    def left(self, taken: int) -> int:
+        """Return the bytes that a limit leaves for training.
+
+        Raises
+        ------
+        InputError
+            If it leaves none.
+        """
+        assert self.limit is not None
+        left = int(self.limit * (1 - self.margin)) - taken
+        if left < 1:
+            least = format_bytes(taken / (1 - self.margin))
+            raise not_allowed(
+                "--memory-limit",
+                format_bytes(self.limit),
+                f"more than {least}, of which the node takes {format_bytes(taken)} before it "
+                f"trains (measured) and {self.margin:.0%} are left free",
+            )
+        return left
+
+    def limit_in_words(self, held: MemoryLimit, baseline: Baseline) -> str:
+        """Say what holds the limit, what the baseline is and what remains.
+
+        Raises
+        ------
+        InputError
+            If nothing remains.
+        """
+        alone = held.kind == RLIMIT  # each process by itself
+        taken = baseline.client_app.resident if alone else baseline.together
+        left = format_bytes(self.left(taken))
+        return (
+            f"memory limit: {format_bytes(held.bytes)}, held by {held.kind}: it {held.caveat}\n"
+            f"{_baseline_in_words(baseline)}\n"
+            f"budget: up to about {left} for training: the limit less {self.margin:.0%} margin, "
+            "the baseline, and what the run's data and first step bring in, measured at its first "
+            "message"
+        )
+
+    def budget_in_words(self, profile: DeviceProfile, baseline: Baseline) -> str:
+        """Say what the budget is, and that nothing but the plan holds it."""
+        present = limit_of_process()
+        over = "none" if present is None else f"{format_bytes(present)}, set by others"
+        budget = self.budget or profile.budget_bytes
+        source = f"{profile.name}'s own, unless the run sets fleet.budgets"
+        return (
+            f"memory limit: {over}; --memory-limit has the system hold one\n"
+            f"{_baseline_in_words(baseline)}\n"
+            f"budget: {format_bytes(budget)} for training "
+            f"({'--budget' if self.budget else source}); only the plan keeps within it"
+        )
+
+
+def _baseline_in_words(baseline: Baseline) -> str:
+    return (
+        f"baseline: {format_bytes(baseline.together)} before training (measured: ClientApp "
+        f"{format_bytes(baseline.client_app.resident)}, beside it SuperNode "
+        f"{format_bytes(baseline.supernode.own)} and SuperExec "
+        f"{format_bytes(baseline.superexec.own)})"
+    )

@@ -1,0 +1,215 @@
+"""``mest-fed client``: wrong input, what it says, and what it starts."""
+
+import shutil
+import socket
+import sys
+from importlib.resources import files
+
+import pytest
+from flwr.common.config import parse_config_args
+
+from mest_fed import cli
+from mest_fed.cli.app import FAILED
+from mest_fed.cli.baseline import Baseline, Weight
+from mest_fed.cli.node_config import write_node_config
+from mest_fed.devices import load_profile
+from mest_fed.errors import MestFedError
+from mest_fed.memory.limit import MemoryLimit
+
+MB = 10**6
+BASELINE = Baseline(
+    Weight(300 * MB, 220 * MB, 400 * MB),
+    Weight(130 * MB, 90 * MB, 140 * MB),
+    Weight(130 * MB, 90 * MB, 140 * MB),
+)
+
+
+def command(*more, superlink="127.0.0.1:9092", device="rpi-4", partition="0"):
+    place = ("--superlink", superlink, "--partition", partition, "--device", device)
+    return ("client", *place, *more)
+
+
+def insecure(*more, **changes):
+    return command("--insecure", *more, **changes)
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch):
+    """Weigh nothing, be under no limit, and start nothing."""
+    monkeypatch.setattr("mest_fed.cli.client.measure_baseline", lambda _: BASELINE)
+    monkeypatch.setattr("mest_fed.cli.node_memory.limit_of_process", lambda: None)
+    started, released = [], []
+
+    def start(*arguments):
+        started.append(arguments)
+        raise SystemExit(0)
+
+    def limit(count, *, reserved):
+        assert callable(reserved)
+        return MemoryLimit("cgroup v9", count, "counts.", None, lambda: released.append(count))
+
+    monkeypatch.setattr("mest_fed.cli.client.become_supervisor", start)
+    monkeypatch.setattr("mest_fed.cli.client.limit_memory", limit)
+    return started, released
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (insecure(superlink="127.0.0.1"), ["--superlink = '127.0.0.1'", "HOST:PORT"]),
+        (insecure(superlink="http://a:9"), ["--superlink = 'http://a:9'"]),
+        (insecure(superlink="a:0"), ["--superlink = 'a:0'"]),
+        (insecure(superlink=":9092"), ["--superlink = ':9092'"]),
+        (command(), ["neither of them", "--insecure or --root-certificates"]),
+        (insecure("--root-certificates", "ca.pem"), ["both of them"]),
+        (command("--root-certificates", "ca.pem"), ["--root-certificates = 'ca.pem'", "PEM"]),
+        (insecure(partition="-1"), ["--partition = -1", "a whole number from 0"]),
+        (insecure(device="toaster"), ["device profile = 'toaster'", "rpi-4"]),
+        (insecure(device="none.toml"), ["device profile none.toml"]),
+        (insecure("--budget", "lots"), ["--budget = 'lots'", "MB"]),
+        (insecure("--budget", "0"), ["--budget = '0'"]),
+        (insecure("--budget", "-5MB"), ["--budget = '-5MB'"]),
+        (insecure("--memory-limit", "900 sheep"), ["--memory-limit = '900 sheep'", "MB"]),
+        (insecure("--memory-limit", "0MB"), ["--memory-limit = '0MB'"]),
+        (insecure("--memory-limit", "-1"), ["--memory-limit = '-1'"]),
+        (insecure("--budget", "9MB", "--memory-limit", "1GB"), ["--budget and --memory-limit"]),
+        (insecure("--memory-limit", "1GB", "--margin", "1"), ["--margin = 1.0", "[0, 1)"]),
+        (insecure("--memory-limit", "1GB", "--margin", "nan"), ["--margin = nan"]),
+        (insecure("--margin", "0.1"), ["--margin = 0.1", "beside --memory-limit"]),
+        (insecure("--port", "0"), ["--port = 0", "1 to 65535"]),
+        (insecure("--port", "70000"), ["--port = 70000"]),
+        (
+            insecure("--memory-limit", "500MB"),
+            ["--memory-limit = '500 MB'", "more than 505 MB", "takes 480 MB", "5% are left free"],
+        ),
+    ],
+    ids=lambda value: " ".join(value[7:]) if isinstance(value, tuple) else "",
+)
+def test_wrong_input(fails, machine, arguments, expected):
+    line = fails(*arguments)
+    for part in expected:
+        assert part in line
+    assert machine[0] == []
+
+
+def test_a_port_in_use(fails):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        assert f"--port = {port} is not allowed; allowed: one that is free" in fails(
+            *insecure("--port", port)
+        )
+
+
+def test_more_than_the_process_may_have(fails, monkeypatch):
+    monkeypatch.setattr("mest_fed.cli.node_memory.limit_of_process", lambda: 600 * MB)
+    line = fails(*insecure("--memory-limit", "700MB"))
+    assert "--memory-limit = '700 MB' is not allowed; allowed: at most 600000000 bytes" in line
+    line = fails(*insecure("--budget", "121MB"))
+    assert "--budget = '121 MB' is not allowed; allowed: at most 120 MB" in line
+
+
+def test_without_flower(fails, monkeypatch):
+    monkeypatch.setattr("mest_fed.cli.client.shutil.which", lambda *_, **__: None)
+    assert "flower-supernode is not on the PATH" in fails(*insecure())
+
+
+def test_a_limit_that_leaves_nothing_is_released(fails, machine):
+    fails(*insecure("--memory-limit", "500MB"))
+    assert machine[1] == [500 * MB]
+
+
+@pytest.fixture
+def starts(monkeypatch, capsys, machine):
+    """Return a function that runs the command; it returns (what it says, what it starts)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["mest-fed", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert (caught.value.code, err) == (0, "")
+        ((started, environment, _, limit),) = machine[0]
+        return out, started, environment, limit
+
+    return run
+
+
+def node_config(started):
+    return parse_config_args([started[started.index("--node-config") + 1]])
+
+
+def test_with_a_limit(starts, machine):
+    out, started, environment, limit = starts(*insecure("--memory-limit", "900MB", partition="3"))
+    assert out.splitlines() == [
+        "memory limit: 900 MB, held by cgroup v9: it counts.",
+        "baseline: 480 MB before training (measured: ClientApp 300 MB, beside it SuperNode 90 MB "
+        "and SuperExec 90 MB)",
+        "budget: up to about 375 MB for training: the limit less 5% margin, the baseline, and what "
+        "the run's data and first step bring in, measured at its first message",
+    ]
+    assert started[0] == shutil.which("flower-supernode", path=environment["PATH"])
+    assert started[1:4] == ["--superlink", "127.0.0.1:9092", "--insecure"]
+    assert node_config(started) == {
+        "partition-id": 3,
+        "device": "rpi-4",
+        "memory-limit": 900 * MB,
+        "memory-margin": 0.05,
+    }
+    assert environment["MALLOC_ARENA_MAX"] == "1"
+    assert limit == "900MB"
+    assert machine[1] == [900 * MB]
+
+
+def test_each_process_by_itself(starts, monkeypatch):
+    # Flower's two processes have an address space of their own to fill.
+    def limit(count, *, reserved):
+        return MemoryLimit("RLIMIT_AS", count, "bounds.", None, lambda: None)
+
+    monkeypatch.setattr("mest_fed.cli.client.limit_memory", limit)
+    out, *_ = starts(*insecure("--memory-limit", "500MB", "--margin", "0.1"))
+    assert "budget: up to about 150 MB" in out
+
+
+def test_with_a_budget(starts):
+    out, started, *_ = starts(*insecure("--budget", "24MB", "--port", "1"))
+    assert "memory limit: none" in out
+    assert "budget: 24 MB for training (--budget); only the plan keeps within it" in out
+    assert node_config(started) == {"partition-id": 0, "device": "rpi-4", "budget": 24 * MB}
+    assert started[started.index("--port") + 1] == "1"
+
+
+def test_with_a_certificate_and_neither_limit_nor_budget(starts, tmp_path):
+    file = tmp_path / "ca.pem"
+    file.write_text("not read here")
+    out, started, *_ = starts(*command("--root-certificates", str(file)))
+    assert started[3:5] == ["--root-certificates", str(file)]
+    assert "--insecure" not in started
+    assert "rpi-4's own" in out
+    assert node_config(started) == {"partition-id": 0, "device": "rpi-4"}
+
+
+def test_a_profile_of_ones_own_is_found_from_anywhere(starts, tmp_path, monkeypatch):
+    folder = tmp_path / 'it\'s "mine"'
+    folder.mkdir()
+    text = (files("mest_fed.devices") / "profiles" / "rpi-4.toml").read_text(encoding="utf-8")
+    (folder / "d.toml").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(folder)
+    _, started, *_ = starts(*insecure("--budget", "24MB", device="d.toml"))
+    assert node_config(started)["device"] == str(folder / "d.toml")
+    assert load_profile(node_config(started)["device"]).name == "d"
+
+
+@pytest.mark.parametrize("text", ["a b", "it's", 'a "b" c', "back\\slash", "tab\there", "€", "x=1"])
+def test_texts_in_a_node_config(text):
+    values = {"device": text, "partition-id": 7, "memory-margin": 1e-07}
+    assert parse_config_args([write_node_config(values)]) == values
+
+
+def test_what_cannot_be_weighed(fails, monkeypatch):
+    def broken(_):
+        raise MestFedError("flwr-clientapp cannot be imported: no such thing")
+
+    monkeypatch.setattr("mest_fed.cli.client.measure_baseline", broken)
+    assert "cannot be imported" in fails(*insecure(), status=FAILED)

@@ -1,0 +1,151 @@
+"""A node's end: its own, by a signal, by the kernel for want of memory."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+
+import psutil
+import pytest
+
+from mest_fed.cli import supervise
+from mest_fed.cli.baseline import _weigh
+from mest_fed.errors import MestFedError
+from mest_fed.memory.limit import limit_memory
+
+MB = 10**6
+#: A node with a child of its own, whose id it tells.
+NODE = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", {child!r}])
+print(child.pid, flush=True)
+{then}
+"""
+SLEEP = "import time; time.sleep(100)"
+DEAF = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    "print('deaf', flush=True); time.sleep(100)"
+)
+GREEDY = "import time; time.sleep(0.3); block = b'x' * 200_000_000; time.sleep(100)"
+
+#: Becomes a supervisor as soon as it is told which group it is in.
+LAUNCH = """
+import json, os, sys
+job = json.loads(sys.argv[1]) | {"stay": json.loads(input())}
+os.execv(sys.executable, [sys.executable, "-m", "mest_fed.cli.supervise", json.dumps(job)])
+"""
+
+
+@pytest.fixture
+def start():
+    """Return a function that starts a supervisor of a node; it returns its process."""
+    started = []
+
+    def supervisor(child=SLEEP, then="time.sleep(100)", limit=None):
+        node = [sys.executable, "-c", NODE.format(child=child, then=then)]
+        process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCH, json.dumps({"command": node, "limit": "64MB"})],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        held = None if limit is None else limit_memory(limit, pid=process.pid)
+        if held is not None and held.confinement is None:
+            held.release()
+            pytest.skip(f"no memory control group can be made here; {held.kind} would hold it")
+        stay = None if held is None else asdict(held.confinement)
+        process.stdin.write(json.dumps(stay, default=str) + "\n")
+        process.stdin.flush()
+        return process, held
+
+    yield supervisor
+    for process in started:
+        process.kill()
+        process.communicate(timeout=20)
+
+
+def child_of(process):
+    return psutil.Process(int(process.stdout.readline()))
+
+
+def gone(child):
+    _, alive = psutil.wait_procs([child], timeout=5)
+    return not alive
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all(start, number):
+    process, _ = start()
+    child = child_of(process)
+    process.send_signal(number)
+    assert process.wait(timeout=20) == 128 + number
+    assert gone(child)
+    assert process.stderr.read() == ""
+
+
+def test_what_does_not_hear(monkeypatch):
+    monkeypatch.setattr(supervise, "PATIENCE", 0.3)
+    code = NODE.format(child=DEAF, then=DEAF)
+    node = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    with node:
+        child = child_of(node)
+        assert [node.stdout.readline() for _ in range(2)] == ["deaf\n"] * 2
+        supervise._end(node, None)
+    assert node.returncode == -signal.SIGKILL
+    assert gone(child)
+
+
+@pytest.mark.parametrize(
+    ("then", "status", "line"),
+    [
+        ("sys.exit(0)", 0, ""),
+        ("sys.exit(3)", 1, "error: the node ended with status 3; what it said stands above\n"),
+        ("import os; os.kill(os.getpid(), 9)", 1, "error: the node was killed (SIGKILL), as "),
+    ],
+)
+def test_a_node_that_ends(start, then, status, line):
+    process, _ = start(then=then)
+    child = child_of(process)
+    assert process.wait(timeout=20) == status
+    assert gone(child)
+    said = process.stderr.read()
+    assert said.startswith(line)
+    assert said.count("\n") == status
+
+
+def test_killed_for_memory(start):
+    process, held = start(child=GREEDY, limit=64 * MB)
+    child = child_of(process)
+    assert process.wait(timeout=20) == 1
+    assert gone(child)
+    said = process.stderr.read()
+    assert said.startswith("error: the kernel killed a process of this node for memory (--memory-")
+    assert said.count("\n") == 1
+    assert "'64MB'" in said
+    assert not held.confinement.group.folder.exists()
+
+
+def test_the_group_is_left_at_the_end(start):
+    process, held = start(limit=200 * MB)
+    child = child_of(process)
+    assert set(held.confinement.group.processes()) >= {process.pid, child.pid}
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 128 + signal.SIGTERM
+    assert not held.confinement.group.folder.exists()
+
+
+def test_weighing_a_process():
+    weight = _weigh(["mest-fed"], os.environ)
+    assert 5 * MB < weight.own < weight.resident < 200 * MB
+    assert 0 < weight.reserved < 200 * MB
+
+
+def test_what_cannot_be_imported():
+    with pytest.raises(MestFedError, match=r"pytest cannot be imported: .*no_such_module"):
+        _weigh(["pytest", "no_such_module"], os.environ)
