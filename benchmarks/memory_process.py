@@ -19,6 +19,7 @@ from train_contestants import sgd
 
 from mest_fed.memory import saving
 from mest_fed.memory.meter import PeakMeter
+from mest_fed.memory.rehearsal import rehearse
 from mest_fed.nn import Sparsity, build_model
 from mest_fed.nn.sgd import SGD
 from mest_fed.rng import torch_generator
@@ -92,7 +93,10 @@ def main() -> None:
     torch.set_num_threads(case.threads)
     batch = Images.draw(case.batch)
     imported = PeakMeter().now()
-    train(case, case.width / 4, batch.first(8), 2)
+    if case.side == "ours":
+        rehearse(None if case.scheme == "dense" else case.scheme)
+    else:
+        train(case, case.width / 4, batch.first(8), 2)
     with PeakMeter() as meter:
         seconds = train(case, case.width, batch, case.steps)
     print(

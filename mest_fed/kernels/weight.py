@@ -114,4 +114,5 @@ def scatter(values: Tensor, positions: Tensor, shape: tuple[int, ...]) -> Tensor
 def gather(dense: Tensor, positions: Tensor) -> Tensor:
     """Read a dense tensor at flat ``positions``; padding reads zero."""
     flat = dense.reshape(-1)
-    return torch.cat([flat, flat.new_zeros(1)])[positions]
+    padding = positions >= len(flat)
+    return flat[positions.clamp(max=len(flat) - 1)].masked_fill_(padding, 0)

@@ -1,5 +1,6 @@
 """Choosing granules by score, balanced over a layout's groups."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,8 +30,7 @@ def select_best(scores: Tensor, count: int, num_groups: int = 1) -> Tensor:
         int64 granules, increasing, shape ``(count,)``.
     """
     if num_groups == 1:
-        order = torch.sort(scores, descending=True, stable=True).indices
-        return order[:count].sort().values
+        return _best(scores, count)
     ranked = torch.sort(scores.view(num_groups, -1), dim=1, descending=True, stable=True)
     start = torch.arange(num_groups, device=scores.device).unsqueeze(1) * ranked.indices.shape[1]
     granules = ranked.indices + start
@@ -40,6 +40,19 @@ def select_best(scores: Tensor, count: int, num_groups: int = 1) -> Tensor:
         lucky = torch.sort(ranked.values[:, base], descending=True, stable=True).indices[:extra]
         chosen = torch.cat([chosen, granules[lucky, base]])
     return chosen.sort().values
+
+
+def _best(scores: Tensor, count: int) -> Tensor:
+    """Choose by the score of the last one chosen: sorting would take 12 bytes a granule more."""
+    if count == 0:
+        return torch.empty(0, dtype=torch.int64, device=scores.device)
+    plain = scores.detach().to("cpu", torch.promote_types(scores.dtype, torch.float32)).numpy()
+    plain = np.where(np.isnan(plain), np.inf, plain) if np.isnan(plain).any() else plain
+    least = np.partition(plain, len(plain) - count)[len(plain) - count]
+    chosen = plain > least
+    ties = np.flatnonzero(plain == least)
+    chosen[ties[: count - np.count_nonzero(chosen)]] = True
+    return torch.from_numpy(np.flatnonzero(chosen)).to(scores.device)
 
 
 def magnitude_mask(layout: Layout, dense: Tensor, count: int) -> Mask:

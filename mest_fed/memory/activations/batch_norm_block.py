@@ -3,8 +3,9 @@
 Batch statistics tie the images of a batch together, so that such a block cannot go backward image
 by image. But all that ties them is two sums a channel. So backward walks over the images a piece at
 a time: once up to the sums of the second normalisation, once up to those of the first, once to the
-end. Two activations of the whole batch stand beside the incoming gradient, and one byte an element;
-autograd's own order would hold eight.
+end. One activation of the whole batch stands beside the incoming gradient, and a byte an element;
+autograd's own order would hold eight. The first convolution is computed in each walk: sparse, it
+costs less time than its result would cost memory.
 """
 
 from typing import Any
@@ -72,7 +73,7 @@ _Statistics = tuple[Statistics, Statistics, Statistics | None]
 
 
 class _Walks:
-    """The three walks. ``first`` holds conv1's output, ``second`` conv2's and then its gradient."""
+    """The three walks. ``second`` holds what conv2 gave, then the gradient behind norm1, then dx."""
 
     def __init__(
         self,
@@ -91,14 +92,14 @@ class _Walks:
         if around is not None:
             self.around = NormBackward(block.shortcut[1], around, self.gradients)
         self.count = grad.shape[0] * grad.shape[2:].numel()
-        self.first, self.second = grad.new_empty(grad.shape), grad.new_empty(grad.shape)
+        self.second = grad.new_empty(grad.shape)
         self.open = torch.empty(grad.shape, dtype=torch.bool, device=grad.device)
 
     def to_second_norm(self) -> None:
         """Compute what the convolutions gave, and the sums of norm2 and of the shortcut's norm."""
         for start, end in pieces(self.grad.shape):
-            x, a, c = self.packed.images(start, end), self.first[start:end], self.second[start:end]
-            convolve(self.block.conv1, x, a)
+            x, c = self.packed.images(start, end), self.second[start:end]
+            a = self._first(x, start, end)
             y = self._buffer("y", start, end)
             convolve(self.block.conv2, self.norm1.apply(a, y).relu_(), c)
             self.norm2.apply(c, y)
@@ -116,7 +117,8 @@ class _Walks:
     def to_first_norm(self) -> None:
         """Go back through norm2 and conv2, to the gradient behind norm1 and its sums."""
         for start, end in pieces(self.grad.shape):
-            a, c = self.first[start:end], self.second[start:end]
+            a = self._first(self.packed.images(start, end), start, end)
+            c = self.second[start:end]
             grad = self._open_gradient(start, end)
             dc = self.norm2.input_gradient(grad, c, self._buffer("y", start, end))
             b = self.norm1.apply(a, self._buffer("z", start, end)).relu_()
@@ -131,7 +133,8 @@ class _Walks:
         # A piece of `second` has been read when a piece of dx is written over it.
         dx = self.second if same else self.grad.new_empty(self.packed.shape if wanted else 0)
         for start, end in pieces(self.grad.shape):
-            x, a = self.packed.images(start, end), self.first[start:end]
+            x = self.packed.images(start, end)
+            a = self._first(x, start, end)
             da = self.norm1.input_gradient(self.second[start:end], a, a)
             to = dx[start:end] if wanted else None
             convolve_back(self.block.conv1, x, da, to, self.gradients)
@@ -145,6 +148,10 @@ class _Walks:
             if to is not None:
                 to += beside
         return dx if wanted else None
+
+    def _first(self, x: Tensor, start: int, end: int) -> Tensor:
+        """Return what the first convolution gives."""
+        return convolve(self.block.conv1, x, self._buffer("a", start, end))
 
     def _beside(self, x: Tensor, start: int, end: int) -> Tensor:
         """Return what the shortcut's convolution gives, or its input where it has none."""

@@ -46,16 +46,17 @@ class RecomputedStem(torch.autograd.Function):
         gradients: Gradients = {}
         packed, conv, work = ctx.packed, ctx.model.conv1, ctx.work
         norm = NormBackward(ctx.model.norm1, ctx.statistics, gradients)
-        first = grad.new_empty(grad.shape)
         for start, end in pieces(grad.shape):
-            a = convolve(conv, packed.images(start, end), first[start:end])
+            x, a = packed.images(start, end), work.take("a", grad[start:end].shape, grad)
+            convolve(conv, x, a)
             open_gradient = _open_gradient(norm, a, grad[start:end], work)
             norm.add(open_gradient, a, work.take("y", a.shape, a))
         norm.close(grad.shape[0] * grad.shape[2:].numel())
         for start, end in pieces(grad.shape):
-            a = first[start:end]
+            x, a = packed.images(start, end), work.take("a", grad[start:end].shape, grad)
+            convolve(conv, x, a)
             da = norm.input_gradient(_open_gradient(norm, a, grad[start:end], work), a, a)
-            convolve_back(conv, packed.images(start, end), da, None, gradients)
+            convolve_back(conv, x, da, None, gradients)
         ctx.packed = None
         return None, None, None, None, *(gradients.get(p) for p in ctx.parameters)
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 #: Bytes of a piece of one activation; some eight of them stand in memory at once.
-PIECE_BYTES = 2**19
+PIECE_BYTES = 2**18
 
 _ends_only = False
 

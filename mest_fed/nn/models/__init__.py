@@ -72,10 +72,11 @@ def build_model(
     if sparsity is not None:
         sparsifier = Sparsifier(model, sparsity.scheme)
         sparsifier.count(sparsity.density, sparsity.distribution)
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    for layer, module in list(model.named_modules()):
+    *_, classifier = (module for module in model.modules() if isinstance(module, nn.Linear))
+    for layer in [name for name, _ in model.named_modules()]:
+        module = model.get_submodule(layer)
         _materialise(module)
-        _initialise(module, linears[-1], generator)
+        _initialise(module, classifier, generator)
         if sparsifier is not None and layer in sparsifier.layouts:
             sparsifier.convert(layer)
     return model

@@ -61,3 +61,11 @@ class Block(Layout):
         missing = -self.shape[0] % self.rows
         last = self.num_granules - self.columns
         return len(slots) * self.rows - missing * int((slots >= last).sum())
+
+    def best_slots(self, dense: Tensor) -> tuple[Tensor, Tensor]:
+        """Return every strip and its L2 norm."""
+        if self.shape[0] % self.rows:
+            return super().best_slots(dense)
+        strips = dense.reshape(-1, self.rows, self.columns)
+        norms = torch.linalg.vector_norm(strips, dim=1).reshape(-1)
+        return torch.arange(self.num_slots, device=dense.device), norms

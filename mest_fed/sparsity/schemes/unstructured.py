@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from mest_fed.kernels import Strips
@@ -30,3 +31,7 @@ class Unstructured(Layout):
     def positions(self, slots: Tensor) -> Tensor:
         """Return the slots themselves: granules are numbered as the flattened weight is."""
         return slots.long().unsqueeze(1)
+
+    def best_slots(self, dense: Tensor) -> tuple[Tensor, Tensor]:
+        """Return every slot and its magnitude."""
+        return torch.arange(self.num_slots, device=dense.device), dense.abs().reshape(-1)
