@@ -6,6 +6,7 @@ from functools import lru_cache
 from flwr.app import ConfigRecord, Context, RecordDict
 
 from clients.budget import budget_of
+from clients.plans import measured_elsewhere, plan_of
 from mest_fed.devices import assign_devices
 from mest_fed.errors import InputError
 from mest_fed.memory import Plan
@@ -28,12 +29,15 @@ class Capability:
         Bytes that training may add to the process.
     plan : Plan
         How it trains within the budget.
+    measured_peak : int or None
+        The plan's peak where it was measured elsewhere, as for a simulated device; in bytes.
     """
 
     partition: int
     device: str
     budget: int
     plan: Plan
+    measured_peak: int | None = None
 
 
 @lru_cache(maxsize=4)
@@ -42,16 +46,11 @@ def _devices(task: Task) -> tuple[str, ...]:
     return tuple(assign_devices(fleet.weights, fleet.devices, task.config.run.seed))
 
 
-@lru_cache(maxsize=256)
-def _plan(task: Task, budget: int, device: str) -> Plan:
-    return task.plan(budget, device)
-
-
 def capability_of(task: Task, context: Context) -> Capability:
     """Work out a client's capability from its node config and the run's fleet.
 
     The node config gives ``partition-id``; ``device`` and ``budget`` or ``memory-limit`` replace
-    what the fleet's mix and the profile say, as a real device does.
+    what the fleet's mix and the profile say, as a real device does. It may give a ``plan``, too.
 
     Raises
     ------
@@ -69,7 +68,8 @@ def capability_of(task: Task, context: Context) -> Capability:
         )
     device = str(node.get("device") or _devices(task)[partition])
     budget = budget_of(task, context, device)
-    return Capability(partition, device, budget, _plan(task, budget, device))
+    plan = plan_of(task, context, budget, device)
+    return Capability(partition, device, budget, plan, measured_elsewhere(context))
 
 
 def capability_record(task: Task, capability: Capability) -> RecordDict:

@@ -9,6 +9,7 @@ import mest_fed
 from clients.capability import Capability, capability_of, capability_record
 from clients.kernels import device_kernels
 from clients.local_round import RoundOrder, evaluate_round, train_round
+from clients.memory_watch import limit_guard, watched
 from clients.state import ClientState
 from mest_fed.errors import WireError
 from mest_fed.nn import SparseState
@@ -35,8 +36,9 @@ def train(message: Message, context: Context) -> Message:
     received = _receive(task, message, kept)
     config = message.content.config_records["mest"]
     order = RoundOrder(int(config["round"]), bool(config["mutate"]))
-    with device_kernels(task, who, kept):
-        result = train_round(task, received, order, who, kept)
+    with device_kernels(task, who, kept), watched(task, who, context) as memory:
+        guard = limit_guard(context, memory)
+        result = train_round(task, received, order, who, kept, guard=guard)
     payload, residual = encode(
         result.state,
         task.spec,
@@ -54,6 +56,9 @@ def train(message: Message, context: Context) -> Message:
         "flops-dense": result.work_dense,
         "flops-sparse": result.work_sparse,
         "density": result.state.density(task.spec),
+        "predicted-peak": who.plan.footprint.total,
+        "measured-peak": memory.peak,
+        "micro-batch-halved": int(memory.halved),
     }
     content = to_record(payload)
     content["metrics"] = MetricRecord(metrics)

@@ -1,5 +1,6 @@
 """One round on one client: receive, train under the plan, mutate if due, send."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain, repeat
 
@@ -65,11 +66,17 @@ class RoundResult:
 
 
 def train_round(
-    task: Task, received: SparseState, order: RoundOrder, who: Capability, kept: ClientState
+    task: Task,
+    received: SparseState,
+    order: RoundOrder,
+    who: Capability,
+    kept: ClientState,
+    *,
+    guard: Callable[[LocalTrainer], None] | None = None,
 ) -> RoundResult:
     """Train the received state on this client's examples.
 
-    Every draw comes from (seed, round, partition, purpose).
+    Every draw comes from (seed, round, partition, purpose). ``guard`` is the trainer's.
     """
     training, seed = task.config.training, task.config.run.seed
     device = choose_device(training.device)
@@ -79,7 +86,11 @@ def train_round(
     forgetting = kept.forgetting(len(examples)) if task.forgetting.active else None
     chosen = _examples_this_round(task, model, order, examples, forgetting)
     progress = order.progress(task)
-    optimizer = task.optimizer(progress).build(model)
+    plan = who.plan
+    settings = task.optimizer(progress)
+    if not plan.shape.momentum:
+        settings = settings.without_momentum()
+    optimizer = settings.build(model, consume=plan.savings.consume)
     epoch = Batches(
         task.data.train,
         examples,
@@ -92,12 +103,20 @@ def train_round(
     if order.mutate:
         what = RoundMutation(task.method, progress, seed, order.round)
         mutation = LocalMutation(model, optimizer, what, training.local_epochs * len(epoch))
-    work = task.work(training.local_epochs * len(chosen))
+    work = task.work(training.local_epochs * len(chosen), plan.savings)
     trainer = LocalTrainer(
-        model, optimizer, micro_batch=who.plan.micro_batch, forgetting=forgetting
+        model,
+        optimizer,
+        micro_batch=plan.micro_batch,
+        savings=plan.savings,
+        guard=guard,
+        forgetting=forgetting,
     )
     batches = chain.from_iterable(repeat(epoch, training.local_epochs))
-    tally = trainer.fit(batches, mutation)
+    try:
+        tally = trainer.fit(batches, mutation)
+    finally:
+        optimizer.close()  # the model is resident: nothing of this round may stay on it
     if forgetting is not None:
         kept.keep_forgetting(forgetting)
     return RoundResult(read_state(model), tally, work.dense_flops, work.sparse_flops)

@@ -27,7 +27,7 @@ from mest_fed.memory import (
     trace_model,
 )
 from mest_fed.memory.activations import segments_of
-from mest_fed.nn import ModelSpec, build_model, model_spec, sparsify
+from mest_fed.nn import ModelSpec, Sparsity, build_model, build_shell, model_spec
 from mest_fed.rng import numpy_generator, torch_generator
 from mest_fed.sparsity import Interval, Method, build_method
 from mest_fed.training import ForgettingPolicy, OptimizerSettings, learning_rate
@@ -124,19 +124,28 @@ class Task:
     def build_model(self) -> nn.Module:
         """Build the model of this seed at the target density (dense for the dense method)."""
         (shape, classes), model = image_shape(self.config.data.name), self.config.model
-        generator = torch_generator(self.config.run.seed, "model")
-        net = build_model(
-            model.name, shape, classes, generator=generator, width=model.width, norm=model.norm
+        given, sparsity = self.config.sparsity, None
+        if given.method != "dense":
+            sparsity = Sparsity(given.scheme, given.density, given.distribution)
+        return build_model(
+            model.name,
+            shape,
+            classes,
+            generator=torch_generator(self.config.run.seed, "model"),
+            width=model.width,
+            norm=model.norm,
+            sparsity=sparsity,
         )
-        sparsity = self.config.sparsity
-        if sparsity.method != "dense":
-            sparsify(net, sparsity.scheme, sparsity.density, sparsity.distribution)
-        return net
 
     @cached_property
     def model(self) -> nn.Module:
-        """The process's resident model: whoever uses it writes a state into it first."""
-        return self.build_model()
+        """The process's resident model, a shell: whoever uses it writes a state into it first."""
+        (shape, classes), model = image_shape(self.config.data.name), self.config.model
+        sparsity = self.config.sparsity
+        scheme = None if sparsity.method == "dense" else sparsity.scheme
+        return build_shell(
+            model.name, shape, classes, width=model.width, norm=model.norm, scheme=scheme
+        )
 
     @cached_property
     def spec(self) -> ModelSpec:
@@ -146,7 +155,7 @@ class Task:
     @cached_property
     def trace(self) -> ModelTrace:
         """The model's memory needs."""
-        return trace_model(self.build_model(), image_shape(self.config.data.name)[0])
+        return trace_model(self.model, self.shape)
 
     def work(self, presented: int, savings: Savings | None = None) -> Work:
         """Return the operations of training the resident model, as it is, on so many examples."""

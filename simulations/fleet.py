@@ -1,7 +1,9 @@
 """The fleet of a run: which device holds which share of the data, and what each device plans."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from clients.plans import GIVEN, GIVEN_PEAK
 from mest_fed.devices import DeviceProfile, assign_devices, load_profile
 from mest_fed.errors import InputError
 from mest_fed.memory import Plan
@@ -66,6 +68,14 @@ class Fleet:
         ]
         return cls(devices, sorted(tiers, key=lambda tier: tier.plan.budget))
 
-    def nodes(self) -> list[FleetNode]:
-        """Return the Flower nodes of the fleet."""
-        return make_nodes(len(self.devices), [{"device": device} for device in self.devices])
+    def nodes(self, peaks: Mapping[Plan, int]) -> list[FleetNode]:
+        """Return the Flower nodes of the fleet; each knows its plan, and the plan's measured peak."""
+        plans = {tier.profile.name: tier.plan for tier in self.tiers}
+        return make_nodes(len(self.devices), [_node(d, plans[d], peaks) for d in self.devices])
+
+
+def _node(device: str, plan: Plan, peaks: Mapping[Plan, int]) -> dict[str, str | int]:
+    node: dict[str, str | int] = {"device": device, GIVEN: plan.as_json()}
+    if plan in peaks:
+        node[GIVEN_PEAK] = peaks[plan]
+    return node

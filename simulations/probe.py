@@ -1,7 +1,8 @@
 """Measured peaks of a fleet's plans: each distinct plan trains one round in a process of its own.
 
-The simulation starts this module as a process beside the run (``python -m simulations.probe``):
-a configuration and its kernels come in on standard input, bytes go out as JSON, one line a plan.
+The simulation starts this module as a process beside it (``python -m simulations.probe``): a
+configuration, its kernels and the plans come in on standard input, bytes go out as JSON, one line a
+plan.
 """
 
 import json
@@ -9,7 +10,7 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from logging import getLogger
@@ -22,22 +23,19 @@ from clients.capability import Capability
 from clients.local_round import RoundOrder, train_round
 from clients.state import ClientState
 from mest_fed.config import RunConfig, from_flat, to_flat
-from mest_fed.config.sections import ModelSection
 from mest_fed.kernels.choice import use
 from mest_fed.kernels.table import Table, choices_to_rows
 from mest_fed.kernels.table_reader import load_choices
-from mest_fed.memory import Plan
+from mest_fed.memory import Plan, read_plan
 from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT, can_measure, measure
+from mest_fed.memory.rehearsal import rehearse
 from mest_fed.nn import SparseState, read_state
 from mest_fed.task import Task
-from mest_fed.wire import encode
+from mest_fed.wire import Payload, decode, encode
 from server.global_model import GlobalModel
 from server.optimizers import ServerOptimizer
-from simulations.fleet import Fleet
 
 log = getLogger(__name__)
-
-PlanKey = tuple[float, int]
 
 
 @dataclass
@@ -47,15 +45,20 @@ class Probe:
     Parameters
     ----------
     process : subprocess.Popen or None
-        None where this system cannot measure.
+        None where this system cannot measure, or nothing is to be measured.
+    plans : sequence of Plan
+        What it measures.
     """
 
     process: "subprocess.Popen[str] | None"
+    plans: Sequence[Plan] = ()
 
     @classmethod
-    def start(cls, config: RunConfig, partition_file: str, kernels: Table) -> "Probe":
-        """Start measuring the plans of a run, with the run's kernels."""
-        if not can_measure():
+    def start(
+        cls, config: RunConfig, partition_file: str, kernels: Table, plans: Sequence[Plan]
+    ) -> "Probe":
+        """Start measuring plans of a run, with the run's kernels."""
+        if not (plans and can_measure()):
             return cls(None)
         process = subprocess.Popen(
             [sys.executable, "-m", "simulations.probe"],
@@ -67,21 +70,21 @@ class Probe:
         )
         assert process.stdin is not None
         flat = to_flat(config) | {"data.partition_file": partition_file}
-        process.stdin.write(json.dumps({"config": flat, "kernels": choices_to_rows(kernels)}))
+        rows, tables = choices_to_rows(kernels), [plan.as_json() for plan in plans]
+        process.stdin.write(json.dumps({"config": flat, "kernels": rows, "plans": tables}))
         process.stdin.close()
         process.stdin = None
-        return cls(process)
+        return cls(process, plans)
 
-    def results(self) -> dict[PlanKey, int]:
-        """Wait, and return measured bytes by (density, micro-batch); what failed is absent."""
+    def results(self) -> dict[Plan, int]:
+        """Wait, and return measured bytes by plan; what failed is absent."""
         if self.process is None:
             return {}
         output, errors = self.process.communicate()
         if self.process.returncode != 0:
             reason = errors.strip().rpartition("\n")[2]
             log.warning("memory was not measured for every plan: %s", reason)
-        rows = [json.loads(line) for line in output.splitlines()]
-        return {(row["density"], row["micro_batch"]): row["bytes"] for row in rows}
+        return dict(zip(self.plans, map(int, output.split()), strict=False))
 
     def stop(self) -> None:
         """End the process if it still runs."""
@@ -90,27 +93,16 @@ class Probe:
             self.process.communicate()
 
 
-def measure_plans(task: Task, plans: Sequence[Plan]) -> dict[PlanKey, int]:
-    """Measure distinct plans, each by an epoch of the client that has most examples."""
+def measure_plans(task: Task, plans: Sequence[Plan]) -> Iterator[int]:
+    """Measure plans, each by an epoch of the client that has most examples; yield bytes."""
     busiest = int(np.argmax([len(part) for part in task.partitions]))
     training = task.config.training.model_copy(update={"local_epochs": 1})  # the peak is there
     task = Task(task.config.model_copy(update={"training": training}))
-    small = Task(task.config.model_copy(update={"model": _narrow(task.config.model)}))
-    measured: dict[PlanKey, int] = {}
+    scheme = task.config.sparsity.scheme if task.spec.groups else None
     for plan in plans:
-        key = (plan.density, plan.micro_batch)
-        if key not in measured:
-            who = Capability(busiest, "probe", plan.budget, plan)
-            rehearsal = partial(_round, small, _received(small, plan.density), who)
-            measured[key] = measure(
-                partial(_round, task, _received(task, plan.density), who), rehearsal
-            ).added
-    return measured
-
-
-def _narrow(model: ModelSection) -> ModelSection:
-    """Return the model at a quarter of its width, for the warm-up."""
-    return model.model_copy(update={"width": model.width / 4})
+        who = Capability(busiest, "probe", plan.budget, plan)
+        payload, _ = encode(_received(task, plan.density), task.spec)
+        yield measure(partial(_round, task, payload, who), partial(rehearse, scheme)).added
 
 
 def _received(task: Task, density: float) -> SparseState:
@@ -122,7 +114,9 @@ def _received(task: Task, density: float) -> SparseState:
     return model.state(model.tier_masks(density, sparsity.distribution))
 
 
-def _round(task: Task, received: SparseState, who: Capability) -> None:
+def _round(task: Task, payload: Payload, who: Capability) -> None:
+    """Do what a client does: decode, train, encode."""
+    received = decode(payload, task.spec)
     kept = ClientState(Context(0, 0, {}, RecordDict(), {}))
     mutate = task.config.sparsity.mutation == "client"
     result = train_round(task, received, RoundOrder(1, mutate), who, kept)
@@ -130,15 +124,13 @@ def _round(task: Task, received: SparseState, who: Capability) -> None:
 
 
 def main() -> None:
-    """Measure the plans of the configuration on standard input."""
+    """Measure the plans on standard input."""
     torch.set_num_threads(1)
     given = json.load(sys.stdin)
     task = Task(from_flat(given["config"]))
     use(load_choices(given["kernels"], "kernels").choices)
-    plans = [tier.plan for tier in Fleet.of(task).tiers]
-    for (density, micro_batch), size in measure_plans(task, plans).items():
-        row = {"density": density, "micro_batch": micro_batch, "bytes": size}
-        print(json.dumps(row), flush=True)
+    for size in measure_plans(task, [read_plan(text) for text in given["plans"]]):
+        print(size, flush=True)
 
 
 if __name__ == "__main__":

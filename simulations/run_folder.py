@@ -12,7 +12,7 @@ from mest_fed.kernels.table import Table, choices_to_rows
 from mest_fed.kernels.table_reader import read_table
 
 CONFIG, ROUNDS, CLIENTS, SUMMARY = "config.toml", "rounds.jsonl", "clients.jsonl", "summary.json"
-KERNELS = "kernels.json"
+KERNELS, MEMORY = "kernels.json", "memory.json"
 
 
 class RunFolder:
@@ -116,6 +116,29 @@ class RunFolder:
         """
         path = self.path / KERNELS
         return read_table(path) if path.exists() else None
+
+    def write_memory(self, peaks: Mapping[str, int]) -> None:
+        """Write ``memory.json``: the measured peak of each plan, in bytes, by a hash of the plan."""
+        self._replace(MEMORY, json.dumps(peaks, indent=2) + "\n")
+
+    def read_memory(self) -> dict[str, int]:
+        """Read ``memory.json``; empty if it does not exist.
+
+        Raises
+        ------
+        InputError
+            If it is not one that :meth:`write_memory` wrote.
+        """
+        path = self.path / MEMORY
+        if not path.exists():
+            return {}
+        try:
+            peaks = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from None
+        if not isinstance(peaks, dict) or not all(isinstance(p, int) for p in peaks.values()):
+            raise InputError(f"{path} is not a table of bytes by plan")
+        return peaks
 
     def _replace(self, name: str, text: str) -> None:
         unfinished = self.path / f"{name}.unfinished"

@@ -1,7 +1,7 @@
 """One simulated run from configuration to report."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from mest_fed.data import save_partitions
 from mest_fed.devices import load_profile
 from mest_fed.errors import InputError
 from mest_fed.kernels.choice import using
+from mest_fed.memory import Plan
 from mest_fed.task import Task, task_of
 from server.checkpoint import load_checkpoint, newest_checkpoint
 from server.global_model import GlobalModel
@@ -24,7 +25,7 @@ from simulations.executor import Executor, make_executor
 from simulations.fleet import Fleet
 from simulations.grid import FleetGrid
 from simulations.kernels import run_kernels
-from simulations.probe import Probe
+from simulations.peaks import Peaks
 from simulations.records import client_rows, round_row
 from simulations.run_app import run_server_app
 from simulations.run_folder import CLIENTS, ROUNDS, RunFolder
@@ -83,17 +84,17 @@ class Simulation:
         fleet = Fleet.of(task)
         kernels = run_kernels(task, fleet, self.folder, resume=self.resume)
         save_partitions(self.folder.partitions, task.partitions)
-        probe = Probe.start(self.config, str(self.folder.partitions), kernels)
+        measured = Peaks(self.config, fleet, self.folder, kernels)
         choices = kernels.choices
         try:
             with (
                 using(choices),
                 closing(make_executor(CLIENT_APP, workers, address, choices)) as executor,
             ):
-                model = _Run(self, task, fleet).drive(executor)
-            peaks = probe.results()
+                peaks = measured.wait()
+                model = _Run(self, task, fleet).drive(executor, peaks)
         finally:
-            probe.stop()
+            measured.stop()
         logs = RunLogs(self.folder.read(ROUNDS), self.folder.read(CLIENTS))
         summary = build_summary(task, fleet, model, preset=self.preset, logs=logs, peaks=peaks)
         self.folder.write_summary(summary)
@@ -111,10 +112,10 @@ class _Run:
         self.snapshot: Snapshot | None = None  # until the strategy exists
         self.wall_before = 0.0
 
-    def drive(self, executor: Executor) -> GlobalModel:
-        """Run the ServerApp; return the global model."""
+    def drive(self, executor: Executor, peaks: Mapping[Plan, int]) -> GlobalModel:
+        """Run the ServerApp over devices whose plans have measured peaks; return the model."""
         config = self.simulation.config
-        nodes = self.fleet.nodes()
+        nodes = self.fleet.nodes(peaks)
         profiles = {device: load_profile(device) for device in set(self.fleet.devices)}
         devices = zip(nodes, self.fleet.devices, strict=True)
         self.clock = VirtualClock(

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from mest_fed.memory import Footprint
+from clients.memory_watch import OVER_BUDGET
+from mest_fed.memory import Footprint, Plan
 from mest_fed.nn import ModelSpec, SparseState
 from mest_fed.task import Task
 from server.global_model import GlobalModel
 from simulations.fleet import Fleet, Tier
-from simulations.probe import PlanKey
 from simulations.records import totals
 
 
@@ -47,7 +47,7 @@ def build_summary(
     *,
     preset: str,
     logs: RunLogs,
-    peaks: Mapping[PlanKey, int],
+    peaks: Mapping[Plan, int],
 ) -> dict[str, Any]:
     """Sum up a finished run.
 
@@ -79,7 +79,7 @@ def build_summary(
         "target_density": task.density,
         "achieved_density": state.density(model.spec),
         **totals(logs.rounds),
-        "over_budget": _over_budget(tiers, logs.clients),
+        "over_budget": _over_budget(logs.clients),
         "tiers": tiers,
         "layers": _layers(model.spec, state),
         "dense_bytes": 4 * (model.spec.sparse_weights + _count(model.spec)),
@@ -88,17 +88,12 @@ def build_summary(
     }
 
 
-def _over_budget(tiers: Sequence[Mapping[str, Any]], clients: Sequence[Mapping[str, Any]]) -> int:
-    """Count the client rounds of tiers whose measured peak is above their budget."""
-    over = {
-        tier["profile"]
-        for tier in tiers
-        if (tier["measured_peak_bytes"] or 0) > tier["budget_bytes"]
-    }
-    return sum(row["device"] in over and row["status"] == "ok" for row in clients)
+def _over_budget(clients: Sequence[Mapping[str, Any]]) -> int:
+    """Count the client rounds that failed because their device's budget did not hold them."""
+    return sum(OVER_BUDGET in str(row["reason"]) for row in clients if row["status"] == "failed")
 
 
-def _tier(tier: Tier, peaks: Mapping[PlanKey, int]) -> dict[str, Any]:
+def _tier(tier: Tier, peaks: Mapping[Plan, int]) -> dict[str, Any]:
     parts: Footprint = tier.plan.footprint
     return {
         "profile": tier.profile.name,
@@ -106,9 +101,11 @@ def _tier(tier: Tier, peaks: Mapping[PlanKey, int]) -> dict[str, Any]:
         "clients": tier.clients,
         "budget_bytes": tier.plan.budget,
         "predicted_peak_bytes": parts.total,
-        "measured_peak_bytes": peaks.get((tier.plan.density, tier.plan.micro_batch)),
+        "measured_peak_bytes": peaks.get(tier.plan),
         "density": tier.plan.density,
         "micro_batch": tier.plan.micro_batch,
+        "recompute": tier.plan.savings.recompute,
+        "saved": tier.plan.savings.saved,
         "parts": parts.parts(),
         "plan": tier.plan.in_words(),
     }

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mest_fed.devices import load_profile
-from mest_fed.memory import Plan, TrainingShape, make_plan, trace_model
-from mest_fed.nn import build_model, sparsify
-from mest_fed.rng import torch_generator
+from mest_fed.memory import Plan, Planner, Setting, TrainingShape, Wish, trace_model
+from mest_fed.memory.activations import segments_of
+from mest_fed.nn import build_shell
 from mest_fed.sparsity import build_method
 from mest_fed.units import format_bytes, parse_bytes
 
@@ -38,18 +38,25 @@ def plan(
     """Plan training within a memory budget. All bytes are modelled."""
     limit = _budget(budget, device)
     shape = _image_shape(image)
-    net = build_model(
-        model, shape, classes, generator=torch_generator(0, "plan"), width=width, norm=norm
+    net = build_shell(
+        model, shape, classes, width=width, norm=norm, scheme=None if method == "dense" else scheme
     )
-    if method != "dense":
-        sparsify(net, scheme, density)
     wish = TrainingShape(1.0 if method == "dense" else density, "uniform", batch, batch)
-    smallest = 8 if norm == "batch" else 1
-    chosen = make_plan(
-        trace_model(net, shape), build_method(method, density), wish, limit, smallest
+    batch_statistics = norm == "batch"
+    planner = Planner(
+        trace_model(net, shape),
+        Setting(build_method(method, density)),
+        Wish(
+            wish,
+            8 if batch_statistics else 1,
+            len(segments_of(net)),
+            sparse=method != "dense",
+            batch_statistics=batch_statistics,
+        ),
     )
+    chosen = planner.plan(limit)
     if as_json:
-        typer.echo(json.dumps(_plain(chosen), indent=2))
+        typer.echo(json.dumps(chosen.as_table(), indent=2))
     else:
         Console().print(_table(chosen, f"{model} (width {width:g}), {method}, {scheme}"))
         Console().print(chosen.in_words(), highlight=False)
@@ -72,18 +79,6 @@ def _image_shape(text: str) -> tuple[int, int, int]:
     if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise not_allowed("--image", text, "CHANNELSxHEIGHTxWIDTH, such as 3x32x32")
     return int(parts[0]), int(parts[1]), int(parts[2])
-
-
-def _plain(plan: Plan) -> dict[str, object]:
-    return {
-        "budget_bytes": plan.budget,
-        "predicted_peak_bytes": plan.footprint.total,
-        "density": plan.density,
-        "micro_batch": plan.micro_batch,
-        "batch": plan.shape.batch,
-        "parts": plan.footprint.parts(),
-        "kind": "modelled",
-    }
 
 
 def _table(plan: Plan, title: str) -> Table:

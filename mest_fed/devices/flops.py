@@ -52,7 +52,7 @@ def training_flops(
     """
     calls = _calls(model, input_shape)
     trained = [layer for layer, _ in calls if layer not in frozen]
-    passes = {layer: forwards + 2 for layer in trained}
+    passes = dict.fromkeys(trained, forwards + 2)
     if trained:
         passes[trained[0]] = forwards + 1
     return _work([(layer, flops * passes.get(layer, 1)) for layer, flops in calls])

@@ -16,7 +16,6 @@ from torch import Tensor
 from mest_fed.errors import not_allowed
 from mest_fed.kernels import Cut, gather, scatter
 
-
 #: Slots whose norms are taken at once: their positions take 8 bytes a weight.
 _SLOTS_AT_ONCE = 2**14
 

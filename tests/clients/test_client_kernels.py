@@ -39,7 +39,7 @@ def inside(monkeypatch):
     """Return what processes were told while clients trained."""
     seen, train = [], clients.client_app.train_round
 
-    def note(*arguments):
+    def note(*arguments, guard=None):
         seen.append((told(), dict(TUNED)))
         return train(*arguments)
 

@@ -34,7 +34,7 @@ class RecomputedBlock(torch.autograd.Function):
     """See the module. Takes the block's parameters, so that autograd hands their gradients on."""
 
     @staticmethod
-    def forward(  # noqa: PLR0917 - autograd's own ctx counts
+    def forward(
         ctx: Any,
         x: Tensor,
         packed: Packed,

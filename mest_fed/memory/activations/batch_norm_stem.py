@@ -31,7 +31,7 @@ class RecomputedStem(torch.autograd.Function):
     """See the module. Takes its parameters, so that autograd hands their gradients on."""
 
     @staticmethod
-    def forward(  # noqa: PLR0917 - autograd's own ctx counts
+    def forward(
         ctx: Any, x: Tensor, packed: Packed, model: ResNet, work: Workspace, *parameters: nn.Parameter
     ) -> Tensor:
         """Run the stem, normalising in place."""

@@ -1,0 +1,115 @@
+"""A round's memory: measured, held to the budget, and kept from the limit.
+
+A device of its own measures each round. A simulated one shares its process with others; its plan was
+measured in a process by itself, and the node config says what came out.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from logging import getLogger
+
+from flwr.app import Context
+
+from clients.capability import Capability
+from mest_fed.errors import MestFedError
+from mest_fed.memory.limit import limit_of_process, usage
+from mest_fed.memory.meter import PeakMeter
+from mest_fed.memory.rehearsal import rehearse
+from mest_fed.task import Task
+from mest_fed.training import LocalTrainer
+from mest_fed.units import format_bytes
+
+log = getLogger("flwr.mest_fed")
+
+#: How the reason of a round begins that failed for its memory; the server counts by it.
+OVER_BUDGET = "over the memory budget"
+
+
+class OverBudgetError(MestFedError):
+    """Training took, or would take, more memory than the device's budget; its round has failed."""
+
+
+@dataclass
+class RoundMemory:
+    """What a round's memory came to.
+
+    Parameters
+    ----------
+    peak : int
+        Bytes that training added to the process; measured. 0 where nobody could measure.
+    halved : bool
+        Whether the limit came so near that the micro-batch was halved.
+    """
+
+    peak: int = 0
+    halved: bool = False
+
+
+@contextmanager
+def watched(task: Task, who: Capability, context: Context) -> Iterator[RoundMemory]:
+    """Measure a round, and fail it if it was over the budget.
+
+    Raises
+    ------
+    OverBudgetError
+        If it was. A round that was measured elsewhere fails before it begins.
+    """
+    memory = RoundMemory()
+    if who.measured_peak is not None:
+        _hold(who.measured_peak, who.budget)
+        memory.peak = who.measured_peak
+        yield memory
+        return
+    if not _is_a_device(context):
+        yield memory
+        return
+    sparsity = task.config.sparsity
+    rehearse(None if sparsity.method == "dense" else sparsity.scheme)
+    with PeakMeter() as meter:
+        yield memory
+    memory.peak = meter.added
+    if meter.exact:
+        _hold(meter.added, who.budget)
+
+
+def limit_guard(context: Context, memory: RoundMemory) -> Callable[[LocalTrainer], None] | None:
+    """Return what halves the micro-batch, once, when the process comes near its memory limit.
+
+    None where the node has no limit. Near is within the margin, the share of the limit that shall
+    stay free.
+    """
+    limit = limit_of_process() if "memory-limit" in context.node_config else None
+    if limit is None:
+        return None
+    margin = context.node_config.get("memory-margin", 0.05)
+    near = int(limit * (1 - float(str(margin))))
+
+    def guard(trainer: LocalTrainer) -> None:
+        if memory.halved or trainer.micro_batch == 1:
+            return
+        used = usage()
+        if used > near:
+            memory.halved = True
+            trainer.micro_batch = -(-trainer.micro_batch // 2)
+            log.warning(
+                "memory: %s of a limit of %s in use; the micro-batch is now %d",
+                format_bytes(used),
+                format_bytes(limit),
+                trainer.micro_batch,
+            )
+
+    return guard
+
+
+def _is_a_device(context: Context) -> bool:
+    """Whether the node is by itself: it says what memory it may take."""
+    return "budget" in context.node_config or "memory-limit" in context.node_config
+
+
+def _hold(peak: int, budget: int) -> None:
+    if peak > budget:
+        raise OverBudgetError(
+            f"{OVER_BUDGET}: training takes {format_bytes(peak)} (measured) of "
+            f"{format_bytes(budget)}"
+        )

@@ -1,0 +1,116 @@
+"""The measured peaks of a run's plans: from the run folder, from earlier runs, or from a probe."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from mest_fed.config import RunConfig
+from mest_fed.data.cache import cache_folder
+from mest_fed.kernels import variant
+from mest_fed.kernels.table import Table, choices_to_rows
+from mest_fed.memory import Plan
+from simulations.fleet import Fleet
+from simulations.probe import Probe
+from simulations.run_folder import RunFolder
+
+#: What of a configuration the memory of a round depends on, beside its plan.
+_SECTIONS = ("data", "model", "sparsity", "training", "forgetting", "wire", "fleet")
+_VERSIONS = ("mest-fed", "torch", "numpy")
+
+
+class Peaks:
+    """Measures the plans of a run that nobody has measured yet; :meth:`wait` gives all of them.
+
+    A run's peaks stand in its folder, so that a resumed run holds its devices to the same ones. A
+    peak that was measured once on this machine, for the same plan and the same versions, is taken
+    from the cache.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+    fleet : Fleet
+        Its tiers have the plans.
+    folder : RunFolder
+        Of the run.
+    kernels : Table
+        Its kernels.
+    """
+
+    def __init__(
+        self, config: RunConfig, fleet: Fleet, folder: RunFolder, kernels: Table
+    ) -> None:
+        self._folder = folder
+        self._keys = {
+            plan: _key(config, kernels, plan)
+            for plan in dict.fromkeys(tier.plan for tier in fleet.tiers)
+        }
+        kept = folder.read_memory()
+        known = {plan: kept.get(key, _cached(key)) for plan, key in self._keys.items()}
+        self._known = {plan: size for plan, size in known.items() if size is not None}
+        unknown = [plan for plan in self._keys if plan not in self._known]
+        self._probe = Probe.start(config, str(folder.partitions), kernels, _largest(unknown))
+        self._unknown = unknown
+
+    def wait(self) -> Mapping[Plan, int]:
+        """Wait for the probe; return measured bytes by plan. What could not be measured is absent."""
+        found = {_alike(plan): size for plan, size in self._probe.results().items()}
+        for plan in self._unknown:
+            size = found.get(_alike(plan))
+            if size is not None:
+                self._known[plan] = size
+                _keep(self._keys[plan], size)
+        self._folder.write_memory({self._keys[plan]: size for plan, size in self._known.items()})
+        return dict(self._known)
+
+    def stop(self) -> None:
+        """End the probe if it still runs."""
+        self._probe.stop()
+
+
+def _alike(plan: Plan) -> object:
+    """Plans of one shape need the same memory, whatever their budgets."""
+    return plan.shape
+
+
+def _largest(plans: Sequence[Plan]) -> list[Plan]:
+    """Return one plan of each shape."""
+    return list({_alike(plan): plan for plan in plans}.values())
+
+
+def _key(config: RunConfig, kernels: Table, plan: Plan) -> str:
+    table = plan.as_table()
+    del table["budget_bytes"], table["parts"], table["predicted_peak_bytes"]
+    facts = {
+        "config": {name: getattr(config, name).model_dump() for name in _SECTIONS},
+        "seed": config.run.seed,
+        "kernels": choices_to_rows(kernels)["rows"],
+        "plan": table,
+        "versions": {name: version(name) for name in _VERSIONS},
+        "machine": (platform.machine(), platform.libc_ver(), variant()),
+    }
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _cached(key: str) -> int | None:
+    try:
+        return int(_file(key).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _keep(key: str, size: int) -> None:
+    file = _file(key)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{size}\n", encoding="utf-8")
+    except OSError:  # a cache that cannot be written is none
+        return
+
+
+def _file(key: str) -> Path:
+    return cache_folder() / "peaks" / key
