@@ -1,6 +1,7 @@
 """The compiled kernels, behind checks: whatever arrives is refused with an error, or is safe."""
 
 import warnings
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 
@@ -56,6 +57,18 @@ def variant() -> str | None:
 def scratch_bytes() -> int:
     """Return the bytes that the kernels' threads hold as scratch memory now."""
     return 0 if _module is None else int(_module.scratch_bytes())
+
+
+def scratch_of(work: Callable[[], object]) -> int:
+    """Return the bytes of scratch memory that some work has this thread's kernels take.
+
+    What the thread held before is given back first, so that earlier work does not count.
+    """
+    if _module is None:
+        return 0
+    _module.release_thread_scratch()
+    work()
+    return int(_module.thread_scratch_bytes())
 
 
 def checked(

@@ -8,12 +8,14 @@ recomputation, packing and the optimizer included, at the cost of a few millisec
 import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from mest_fed.memory.hidden import Hidden
 
 #: What a storage is until someone says otherwise.
 WORK = "workspace"
@@ -23,8 +25,6 @@ _PAGE = 4096
 _MAPPED = 2**16
 
 Bytes = Counter[str]
-#: Bytes that an operator takes for itself while it runs, from its name, arguments and results.
-Hidden = Callable[[str, Any, Any], int]
 
 
 class LiveBytes(TorchDispatchMode):
@@ -32,8 +32,8 @@ class LiveBytes(TorchDispatchMode):
 
     Parameters
     ----------
-    hidden : callable
-        See :data:`Hidden`.
+    hidden : Hidden
+        Knows what operators take for themselves.
 
     Attributes
     ----------
@@ -84,7 +84,7 @@ class LiveBytes(TorchDispatchMode):
                 storage = tensor.untyped_storage()
                 if storage._cdata not in self._live:
                     self._add(storage)
-        self._compare(self._hidden(func.name(), args, result))
+        self._compare(self._hidden.while_running(func.name(), args, result))
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
@@ -99,6 +99,7 @@ class LiveBytes(TorchDispatchMode):
         del self._watched[key]
 
     def _compare(self, hidden: int) -> None:
+        hidden += self._hidden.kept
         total = self._now.total() + hidden
         if total > self._most:
             self._most, self.peak = total, self._now.copy()

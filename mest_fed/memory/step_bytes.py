@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from mest_fed.errors import MestFedError
 from mest_fed.memory.activations import saving
 from mest_fed.memory.activations.pieces import only_the_ends
-from mest_fed.memory.hidden import hidden_bytes
+from mest_fed.memory.hidden import Hidden
 from mest_fed.memory.live_bytes import WORK, Bytes, LiveBytes
 from mest_fed.memory.shape import TrainingShape
 from mest_fed.nn import SparseLayer
@@ -73,7 +73,7 @@ def step_bytes(model: nn.Module, shape: TrainingShape, options: StepOptions) -> 
     model.train()
     images = torch.empty(shape.batch, *options.input_shape, device="meta")
     labels = torch.empty(shape.batch, dtype=torch.int64, device="meta")
-    live = LiveBytes(lambda name, given, made: hidden_bytes(name, given, made, options.threads))
+    live = LiveBytes(Hidden(options.threads))
     with live, only_the_ends(), saving(model, shape.savings) as forward, _naming(model):
         live.mark((*model.parameters(), *model.buffers()), "values")
         live.mark(_slots(model), "index")

@@ -4,12 +4,14 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mest_fed.kernels import scratch_bytes
+from mest_fed.kernels.native import scratch_of
+from mest_fed.memory.rehearsal import rehearse
 from mest_fed.nn import ModelSpec, SparseLayer, model_spec
 
 #: Images of the pass that makes the kernels take their scratch memory.
@@ -33,8 +35,9 @@ class ModelTrace:
     buffers : int
         Running statistics and the like.
     scratch : int
-        What the compiled kernels keep as scratch memory, measured with a small batch and torch's
-        present number of threads.
+        What the compiled kernels keep as scratch memory beyond what the rehearsal has them take
+        (which stands in the baseline): measured with a small batch, times torch's present number
+        of threads.
     threads : int
         That number.
     known : dict
@@ -105,8 +108,18 @@ def skeleton_of(model: nn.Module) -> nn.Module:
 
 
 def _scratch(model: nn.Module, input_shape: tuple[int, ...]) -> int:
-    """Have the kernels take their scratch memory in a small pass; return the bytes."""
+    """Measure what the kernels of a thread take for a model, beyond what a rehearsal takes."""
     twin = copy.deepcopy(model).train()
-    logits = twin(torch.zeros(_SCRATCH_IMAGES, *input_shape))
-    logits.sum().backward()
-    return scratch_bytes()
+    images = torch.zeros(_SCRATCH_IMAGES, *input_shape)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        taken = scratch_of(lambda: twin(images).sum().backward())
+        return before * max(0, taken - _rehearsed())
+    finally:
+        torch.set_num_threads(before)
+
+
+@cache
+def _rehearsed() -> int:
+    return scratch_of(rehearse)

@@ -143,8 +143,7 @@ class Sparsifier:
 
     def empty(self, name: str) -> None:
         """Convert a layer to one in which nothing lives yet."""
-        nothing = torch.empty(0, dtype=torch.int32, device=self._layers[name].weight.device)
-        self._put(name, Mask(self.layouts[name], nothing))
+        self._put(name, Mask(self.layouts[name], torch.empty(0, dtype=torch.int32)))
 
     def _put(self, name: str, mask: Mask) -> None:
         layer = self._layers.pop(name)

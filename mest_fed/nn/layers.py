@@ -56,7 +56,9 @@ class SparseLayer(nn.Module):
     def __init__(self, layout: Layout, mask: Mask, dense: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.layout = layout
-        self.values = nn.Parameter(layout.gather(dense.detach(), mask.slots))
+        live = len(mask.slots) > 0  # torch imports sympy to read a tensor on the meta device
+        values = layout.gather(dense.detach(), mask.slots) if live else torch.empty(0, layout.width)
+        self.values = nn.Parameter(values)
         self.register_buffer("slots", mask.slots.clone())
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
         self.keep_dense_gradient = False

@@ -148,6 +148,8 @@ NB_MODULE(_native, m) {
     const auto unlocked = nb::call_guard<nb::gil_scoped_release>();
     m.def("variant", [] { return mest::variant().name; });
     m.def("scratch_bytes", &mest::scratch_bytes);
+    m.def("thread_scratch_bytes", &mest::thread_scratch_bytes);
+    m.def("release_thread_scratch", &mest::release_thread_scratch);
     m.def("forward", &forward, unlocked);
     m.def("backward_input", &backward_input, unlocked);
     m.def("backward_values", &backward_values, unlocked);

@@ -62,6 +62,8 @@ struct Buffer {
 
 std::atomic<int64_t> held{0};
 
+thread_local Buffer buffers[4];
+
 void Buffer::release() {
     std::free(data);
     held -= floats * static_cast<int64_t>(sizeof(float));
@@ -92,7 +94,6 @@ void parallel_for(int64_t units, int threads, const std::function<void(int64_t)>
 }
 
 float* thread_scratch(int which, int64_t floats) {
-    thread_local Buffer buffers[4];
     Buffer& buffer = buffers[which];
     if (buffer.floats < floats) {
         buffer.release();
@@ -106,5 +107,15 @@ float* thread_scratch(int which, int64_t floats) {
 }
 
 int64_t scratch_bytes() { return held; }
+
+int64_t thread_scratch_bytes() {
+    int64_t floats = 0;
+    for (const Buffer& buffer : buffers) floats += buffer.floats;
+    return floats * static_cast<int64_t>(sizeof(float));
+}
+
+void release_thread_scratch() {
+    for (Buffer& buffer : buffers) buffer.release();
+}
 
 }  // namespace mest

@@ -17,4 +17,10 @@ float* thread_scratch(int which, int64_t floats);
 // Bytes that all threads hold for thread_scratch.
 int64_t scratch_bytes();
 
+// The same of the calling thread alone.
+int64_t thread_scratch_bytes();
+
+// Gives back what the calling thread holds; the next call takes it anew.
+void release_thread_scratch();
+
 }  // namespace mest
