@@ -23,6 +23,7 @@ from clients.capability import Capability
 from clients.local_round import RoundOrder, train_round
 from clients.state import ClientState
 from mest_fed.config import RunConfig, from_flat, to_flat
+from mest_fed.config.sections import ModelSection
 from mest_fed.kernels.choice import use
 from mest_fed.kernels.table import Table, choices_to_rows
 from mest_fed.kernels.table_reader import load_choices
@@ -98,11 +99,23 @@ def measure_plans(task: Task, plans: Sequence[Plan]) -> Iterator[int]:
     busiest = int(np.argmax([len(part) for part in task.partitions]))
     training = task.config.training.model_copy(update={"local_epochs": 1})  # the peak is there
     task = Task(task.config.model_copy(update={"training": training}))
-    scheme = task.config.sparsity.scheme if task.spec.groups else None
+    small = Task(task.config.model_copy(update={"model": _narrow(task.config.model)}))
     for plan in plans:
         who = Capability(busiest, "probe", plan.budget, plan)
-        payload, _ = encode(_received(task, plan.density), task.spec)
-        yield measure(partial(_round, task, payload, who), partial(rehearse, scheme)).added
+        messages = [encode(_received(each, plan.density), each.spec)[0] for each in (small, task)]
+        rehearsal = partial(_rehearse, small, messages[0], who)
+        yield measure(partial(_round, task, messages[1], who), rehearsal).added
+
+
+def _narrow(model: ModelSection) -> ModelSection:
+    """Return the model at a quarter of its width."""
+    return model.model_copy(update={"width": model.width / 4})
+
+
+def _rehearse(small: Task, message: Payload, who: Capability) -> None:
+    """Bring in what any round brings in, of training and of the client around it."""
+    rehearse(small.config.sparsity.scheme if small.spec.groups else None)
+    _round(small, message, who)
 
 
 def _received(task: Task, density: float) -> SparseState:

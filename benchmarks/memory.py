@@ -1,0 +1,189 @@
+"""Peak memory of training: ours against dense torch, each in a process of its own, in turn.
+
+What is measured is resident memory beyond what stands there before the model exists: after imports,
+loaded images and a rehearsal of the same training at a small scale, for either side. Dense torch
+runs as it comes, and once more with the C library told, as it is for ours, to give freed memory back
+(`peer_trimmed`): that needs less memory and more time.
+
+- ``goals``: MEST's ResNet-32 and ResNet-18 against dense torch;
+- ``options``: what each way to save memory does to ours, alone and together;
+- ``prediction``: the footprint model (modelled) beside a measurement, over models, schemes, norms,
+  micro-batches and savings. ``ratio`` is predicted / measured.
+
+    python benchmarks/memory.py --json memory.json --picture memory.svg
+    python benchmarks/memory.py --parts goals --runs 1
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from command_line import Parser, collect, positive, run, show
+from harness import Row, software, write_json
+from memory_case import Case
+from memory_prediction import prediction_rows
+
+from mest_fed.memory import Savings
+from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT
+
+PARTS = ["goals", "options", "prediction"]
+LEAN = Savings("segments", "int8", consume=True)
+COLUMNS = {
+    "part": "part",
+    "name": "name",
+    "ours, MB": "ours",
+    "peer, MB": "peer",
+    "ratio": "ratio",
+    "trimmed": "ratio_trimmed",
+    "ours, s": "ours_seconds",
+    "peer, s": "peer_seconds",
+}
+
+
+def measured(case: Case, *, trimmed: bool) -> Mapping[str, Any]:
+    """Run a case in a fresh process."""
+    environment = os.environ | (ALLOCATOR_ENVIRONMENT if trimmed else {})
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("memory_process.py"))],
+        input=json.dumps(case.table()),
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
+    facts: Mapping[str, Any] = json.loads(done.stdout)
+    return facts
+
+
+def goals(runs: int) -> Iterator[Row]:
+    """Compare ours with dense torch."""
+    resnet18 = Case(model="resnet18", width=1.0, batch=32, micro_batch=32)
+    for base, micro_batches in ((Case(), (64, 16, 8)), (resnet18, (32, 8))):
+        dense = replace(base, side="dense")
+        contestants = {
+            "dense": (dense, False),
+            "trimmed": (dense, True),
+            **{
+                str(size): (replace(base, micro_batch=size, savings=LEAN), True)
+                for size in micro_batches
+            },
+        }
+        found: dict[str, list[Mapping[str, Any]]] = {name: [] for name in contestants}
+        for _ in range(runs):
+            for name, (case, trimmed) in contestants.items():
+                found[name].append(measured(case, trimmed=trimmed))
+        for size in map(str, micro_batches):
+            title = f"{base.model}, batch {base.batch}, micro-batch {size}, block 0.1, batch norm"
+            yield _row("goals", title, found[size], found["dense"], found["trimmed"])
+
+
+def options(runs: int) -> Iterator[Row]:
+    """Try each way to save memory on MEST's ResNet-32, beside ours without any."""
+    plain = Case()
+    tried = {
+        "consume gradients": replace(plain, savings=Savings(consume=True)),
+        "recompute norms": replace(plain, savings=Savings("norms")),
+        "recompute segments": replace(plain, savings=Savings("segments")),
+        **{
+            f"saved as {saved}": replace(plain, savings=Savings(saved=saved))
+            for saved in ("mask", "fp16", "bf16", "int8")
+        },
+        **{
+            f"segments, saved as {saved}": replace(plain, savings=Savings("segments", saved))
+            for saved in ("mask", "fp16", "int8")
+        },
+        "micro-batch 8": replace(plain, micro_batch=8),
+        "no momentum": replace(plain, momentum=False),
+        "first 5 of 16 segments frozen": replace(plain, savings=Savings(frozen=5)),
+        "segments, int8, consume, micro-batch 8": replace(plain, savings=LEAN, micro_batch=8),
+        "dense weights, segments, int8, consume": replace(plain, scheme="dense", savings=LEAN),
+    }
+    reference = [measured(plain, trimmed=True) for _ in range(runs)]
+    for title, case in tried.items():
+        ours = [measured(case, trimmed=True) for _ in range(runs)]
+        yield _row("options", title, ours, reference)
+
+
+def _row(
+    part: str,
+    name: str,
+    ours: Sequence[Mapping[str, Any]],
+    peer: Sequence[Mapping[str, Any]],
+    trimmed: Sequence[Mapping[str, Any]] | None = None,
+) -> Row:
+    mine, other = _megabytes(ours), _megabytes(peer)
+    row: Row = {
+        "part": part,
+        "name": name,
+        "ours": _median(mine),
+        "peer": _median(other),
+        "unit": "MB beyond imports, data and rehearsal; measured",
+        "ratio": round(statistics.median(other) / statistics.median(mine), 2),
+        "runs": len(ours),
+        "ours_seconds": _step(ours),
+        "peer_seconds": _step(peer),
+        "ours_runs": mine,
+        "peer_runs": other,
+        "ours_peak_of_process": _median([run["peak"] / 1e6 for run in ours]),
+        "peer_peak_of_process": _median([run["peak"] / 1e6 for run in peer]),
+    }
+    if trimmed is not None:
+        tight = _megabytes(trimmed)
+        row["peer_trimmed"], row["peer_trimmed_seconds"] = _median(tight), _step(trimmed)
+        row["ratio_trimmed"] = round(statistics.median(tight) / statistics.median(mine), 2)
+    return row
+
+
+def _megabytes(runs: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [round(run["added"] / 1e6, 2) for run in runs]
+
+
+def _median(numbers: Sequence[float]) -> float:
+    return round(statistics.median(numbers), 2)
+
+
+def _step(runs: Sequence[Mapping[str, Any]]) -> float:
+    """Return the median seconds of a step that was not the first."""
+    return round(statistics.median(s for run in runs for s in run["seconds"][1:]), 3)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = Parser(__doc__.splitlines()[0], {"runs": 1, "parts": ["options"]})
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--runs", type=positive, default=3, help="processes of each contestant")
+    parser.add_argument("--picture", type=Path, help="draw prediction against measurement")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    chosen = parse(arguments)
+
+    def rows() -> Iterator[Row]:
+        if "goals" in chosen.parts:
+            yield from goals(chosen.runs)
+        if "options" in chosen.parts:
+            yield from options(chosen.runs)
+        if "prediction" in chosen.parts:
+            yield from prediction_rows()
+
+    done = collect(rows())
+    show("Peak memory of training, measured", done, COLUMNS)
+    if chosen.json:
+        write_json(chosen.json, done, software=software("torch", "numpy"))
+    predictions = [row for row in done if row["part"] == "prediction"]
+    if chosen.picture and predictions:
+        from memory_picture import draw
+
+        draw(predictions, chosen.picture)
+
+
+if __name__ == "__main__":
+    run(main)
