@@ -40,10 +40,13 @@ class Fleet:
         Partition -> profile name.
     tiers : list of Tier
         One for each profile, by budget.
+    plans : dict of str to Plan
+        Profile name (or path), as in the mix -> its plan.
     """
 
     devices: list[str]
     tiers: list[Tier]
+    plans: dict[str, Plan]
 
     @classmethod
     def of(cls, task: Task) -> "Fleet":
@@ -62,16 +65,16 @@ class Fleet:
                 f"allowed: {', '.join(fleet.weights)}"
             )
         devices = assign_devices(fleet.weights, fleet.devices, task.config.run.seed)
+        plans = {name: task.plan(task.budget(name), name) for name in sorted(set(devices))}
         tiers = [
-            Tier(load_profile(name), devices.count(name), task.plan(task.budget(name), name))
-            for name in dict.fromkeys(sorted(devices))
+            Tier(load_profile(name), devices.count(name), plan) for name, plan in plans.items()
         ]
-        return cls(devices, sorted(tiers, key=lambda tier: tier.plan.budget))
+        return cls(devices, sorted(tiers, key=lambda tier: tier.plan.budget), plans)
 
     def nodes(self, peaks: Mapping[Plan, int]) -> list[FleetNode]:
         """Return the Flower nodes of the fleet; each knows its plan, and the plan's measured peak."""
-        plans = {tier.profile.name: tier.plan for tier in self.tiers}
-        return make_nodes(len(self.devices), [_node(d, plans[d], peaks) for d in self.devices])
+        configs = [_node(device, self.plans[device], peaks) for device in self.devices]
+        return make_nodes(len(self.devices), configs)
 
 
 def _node(device: str, plan: Plan, peaks: Mapping[Plan, int]) -> dict[str, str | int]:

@@ -268,7 +268,7 @@ def test_the_probe_computes_with_the_runs_kernels(tmp_path, timer):
     fleet = Fleet.of(task)
     folder = RunFolder.create(tmp_path / "run", config)
     table = run_kernels(task, fleet, folder, resume=False)
-    probe = Probe.start(config, "", table)
+    probe = Probe.start(config, "", table, list(fleet.plans.values()))
     try:
         peaks = probe.results()
     finally:

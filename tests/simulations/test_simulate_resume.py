@@ -88,11 +88,11 @@ def test_stopped_while_a_client_trains(whole, tmp_path, monkeypatch, call):
     config, uninterrupted = whole
     calls, train = [], clients.client_app.train_round
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         calls.append(1)
         if len(calls) == call:
             raise KeyboardInterrupt
-        return train(*arguments)
+        return train(*arguments, **options)
 
     monkeypatch.setattr(clients.client_app, "train_round", interrupted)
     folder = stopped(tmp_path / "run", config, SilentDisplay())
@@ -103,7 +103,7 @@ def test_stopped_while_a_client_trains(whole, tmp_path, monkeypatch, call):
 def test_stopped_before_anything_was_reported(whole, tmp_path, monkeypatch):
     config, uninterrupted = whole
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

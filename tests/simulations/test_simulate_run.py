@@ -79,6 +79,7 @@ def test_the_folder_holds_all_files(finished):
     assert names == {
         "config.toml",
         "kernels.json",
+        "memory.json",
         "rounds.jsonl",
         "clients.jsonl",
         "summary.json",

@@ -2,12 +2,15 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
 
 from mest_fed.config import from_table
+from mest_fed.memory import footprint
+from mest_fed.memory.planner import ends, needed
 from mest_fed.task import Task
 from simulations.display import SilentDisplay
 from simulations.probe import Probe
@@ -42,11 +45,14 @@ def tiny_config(**sections):
 
 def budget_for(density, **sections):
     """Return the smallest budget within which a plan keeps a density."""
-    task = Task(tiny_config(**sections))
-    plan = task.plan(10**12, "test")
-    while plan.density > density:
-        plan = task.plan(plan.footprint.total - 1, "test")
-    return plan.footprint.total
+    planner = Task(tiny_config(**sections)).planner
+    shape = replace(planner.wish.shape, density=density)
+    kept = ("density", "momentum", "frozen")
+    levers = [lever for lever in planner.wish.levers() if lever.name not in kept]
+    totals = [
+        footprint(planner.trace, planner.setting, end).total for end in ends(shape, levers)
+    ]
+    return needed(min(totals))
 
 
 class Recorder(SilentDisplay):
