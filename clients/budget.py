@@ -13,8 +13,6 @@ from mest_fed.units import format_bytes, parse_bytes
 log = getLogger("flwr.mest_fed")
 
 BUDGET = "mest.budget"
-#: Share of a memory limit that is left free if the node config does not say.
-MARGIN = 0.05
 
 
 def budget_of(task: Task, context: Context, device: str) -> int:
@@ -36,7 +34,7 @@ def budget_of(task: Task, context: Context, device: str) -> int:
     if "budget" in node:
         raise InputError("node config: budget and memory-limit exclude each other; allowed: one")
     limit = parse_bytes(str(node["memory-limit"]), "memory-limit")
-    margin = node.get("memory-margin", MARGIN)
+    margin = node.get("memory-margin", task.config.memory.margin)
     if not isinstance(margin, int | float) or not 0 <= margin < 1:
         raise not_allowed("memory-margin", margin, "a number in [0, 1)")
     wish: dict[str, int | float] = {"limit": limit, "margin": float(margin)}

@@ -37,7 +37,7 @@ def train(message: Message, context: Context) -> Message:
     config = message.content.config_records["mest"]
     order = RoundOrder(int(config["round"]), bool(config["mutate"]))
     with device_kernels(task, who, kept), watched(task, who, context) as memory:
-        guard = limit_guard(context, memory)
+        guard = limit_guard(task, context, memory)
         result = train_round(task, received, order, who, kept, guard=guard)
     payload, residual = encode(
         result.state,

@@ -73,7 +73,9 @@ def watched(task: Task, who: Capability, context: Context) -> Iterator[RoundMemo
         _hold(meter.added, who.budget)
 
 
-def limit_guard(context: Context, memory: RoundMemory) -> Callable[[LocalTrainer], None] | None:
+def limit_guard(
+    task: Task, context: Context, memory: RoundMemory
+) -> Callable[[LocalTrainer], None] | None:
     """Return what halves the micro-batch, once, when the process comes near its memory limit.
 
     None where the node has no limit. Near is within the margin, the share of the limit that shall
@@ -82,7 +84,7 @@ def limit_guard(context: Context, memory: RoundMemory) -> Callable[[LocalTrainer
     limit = limit_of_process() if "memory-limit" in context.node_config else None
     if limit is None:
         return None
-    margin = context.node_config.get("memory-margin", 0.05)
+    margin = context.node_config.get("memory-margin", task.config.memory.margin)
     near = int(limit * (1 - float(str(margin))))
 
     def guard(trainer: LocalTrainer) -> None:

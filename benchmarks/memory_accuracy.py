@@ -1,0 +1,162 @@
+"""What each way to save memory costs in accuracy: short central runs on CIFAR-10.
+
+ResNet-8, block density .1, mest-em, SGD with a cosine rate; every variant trains on the same images in
+the same order for each seed, and differs in its savings alone. Accuracies are measured on the whole
+test set, after few epochs on part of the training set: they rank savings, and say nothing of how far
+such a network can get.
+
+    python benchmarks/memory_accuracy.py --data FOLDER --json memory_accuracy.json
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from command_line import Parser, collect, positive, run, show
+from harness import Row, software, write_json
+
+from mest_fed.data import Batches, DataSplit, load_dataset
+from mest_fed.memory import Savings
+from mest_fed.nn import Mutator, Sparsity, build_model
+from mest_fed.rng import numpy_generator, torch_generator
+from mest_fed.sparsity import Interval, MestEM
+from mest_fed.training import EVALUATION_BATCH, LocalTrainer, OptimizerSettings, evaluate
+from mest_fed.training import learning_rate as rate_at
+
+RATE, BATCH = 0.1, 64
+COLUMNS = {
+    "variant": "name",
+    "accuracy": "ours",
+    "least": "least",
+    "most": "most",
+    "plain": "peer",
+    "points lost": "points_lost",
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train."""
+
+    norm: str = "group"
+    density: float = 0.1
+    micro_batch: int = BATCH
+    momentum: bool = True
+    savings: Savings = field(default_factory=Savings)
+
+
+PLAIN = {"group": Variant(), "batch": Variant("batch")}
+VARIANTS = {
+    "group norm, plain": PLAIN["group"],
+    "consume gradients": Variant(savings=Savings(consume=True)),
+    "recompute segments": Variant(savings=Savings("segments")),
+    "micro-batch 8": Variant(micro_batch=8),
+    "segments, saved as fp16": Variant(savings=Savings("segments", "fp16")),
+    "segments, saved as bf16": Variant(savings=Savings("segments", "bf16")),
+    "segments, saved as int8": Variant(savings=Savings("segments", "int8")),
+    "everything saved as int8": Variant(savings=Savings(saved="int8")),
+    "half the density": Variant(density=0.05),
+    "a quarter of the density": Variant(density=0.025),
+    "no momentum, rate x 10": Variant(momentum=False),
+    "first 1 of 4 segments frozen": Variant(savings=Savings(frozen=1)),
+    "first 2 of 4 segments frozen": Variant(savings=Savings(frozen=2)),
+    "batch norm, plain": PLAIN["batch"],
+    "batch norm, micro-batch 8": Variant("batch", micro_batch=8),
+    "batch norm, segments, saved as int8": Variant("batch", savings=Savings("segments", "int8")),
+}
+
+
+def train(variant: Variant, data: DataSplit, seed: int, images: int, epochs: int) -> float:
+    """Train a variant; return its accuracy on the test set."""
+    model = build_model(
+        "resnet8",
+        (3, 32, 32),
+        10,
+        generator=torch_generator(seed, "model"),
+        norm=variant.norm,
+        sparsity=Sparsity("block", variant.density),
+    )
+    settings = OptimizerSettings(RATE)
+    settings = settings if variant.momentum else settings.without_momentum()
+    optimizer = settings.build(model, consume=variant.savings.consume)
+    some = numpy_generator(seed, "images").permutation(len(data.train))[:images]
+    batches = Batches(
+        data.train,
+        np.sort(some),
+        BATCH,
+        generator=torch_generator(seed, "batches"),
+        augmentation="crop-flip",
+    )
+    trainer = LocalTrainer(
+        model, optimizer, micro_batch=variant.micro_batch, savings=variant.savings
+    )
+    mutator, interval = Mutator(model, MestEM(), optimizer), Interval(epochs, period=1 / epochs)
+    for epoch in range(epochs):
+        optimizer.learning_rate = rate_at("cosine", settings.learning_rate, epoch / epochs)
+        if epoch:
+            mutator.step(epoch, interval, seed)
+        trainer.fit(batches)
+    optimizer.close()
+    tally, _ = evaluate(model, Batches(data.test, np.arange(len(data.test)), EVALUATION_BATCH))
+    return tally.accuracy
+
+
+def rows(options: argparse.Namespace) -> Iterator[Row]:
+    """Yield a row for each variant, over all seeds."""
+    data = load_dataset("cifar10", str(options.data))
+    plain: dict[str, list[float]] = {}
+    for name, variant in VARIANTS.items():
+        start = time.perf_counter()
+        found = [
+            train(variant, data, seed, options.images, options.epochs)
+            for seed in range(options.seeds)
+        ]
+        plain.setdefault(variant.norm, found)
+        reference = plain[variant.norm]
+        mine, other = statistics.mean(found), statistics.mean(reference)
+        yield {
+            "name": name,
+            "ours": round(mine, 4),
+            "least": round(min(found), 4),
+            "most": round(max(found), 4),
+            "peer": round(other, 4),
+            "peer_name": "the same without savings",
+            "unit": "accuracy on the CIFAR-10 test set, mean over seeds; measured",
+            "ratio": round(mine / other, 4),
+            "runs": options.seeds,
+            "points_lost": round(100 * (other - mine), 2),
+            "points_lost_by_seed": [
+                round(100 * (b - a), 2) for a, b in zip(found, reference, strict=True)
+            ],
+            "ours_runs": [round(accuracy, 4) for accuracy in found],
+            "seconds": round(time.perf_counter() - start, 1),
+        }
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = Parser(__doc__.splitlines()[0], {"images": 512, "epochs": 1, "seeds": 1})
+    parser.add_argument("--data", type=Path, required=True, help="folder of CIFAR-10's files")
+    parser.add_argument("--images", type=positive, default=10_000, help="of the training set")
+    parser.add_argument("--epochs", type=positive, default=5)
+    parser.add_argument("--seeds", type=positive, default=3)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    torch.set_num_threads(1)
+    done = collect(rows(options))
+    show("Accuracy that saving memory costs, measured", done, COLUMNS)
+    if options.json:
+        facts = {"images": options.images, "epochs": options.epochs}
+        write_json(options.json, done, software=software("torch", "numpy"), **facts)
+
+
+if __name__ == "__main__":
+    run(main)
