@@ -1,9 +1,12 @@
 """Bytes that training adds to a process, part by part. Modelled; nothing here is measured."""
 
+import warnings
 from dataclasses import dataclass, fields
 
+from mest_fed.memory.measured_step import measured_step
+from mest_fed.memory.meter import can_measure
 from mest_fed.memory.shape import TrainingShape
-from mest_fed.memory.step_bytes import StepOptions, step_bytes
+from mest_fed.memory.step_bytes import StepOptions, UntraceableError, step_bytes
 from mest_fed.memory.trace import ModelTrace
 from mest_fed.sparsity import Method, layer_counts
 
@@ -84,10 +87,13 @@ class Setting:
 def footprint(trace: ModelTrace, setting: Setting, shape: TrainingShape) -> Footprint:
     """Predict the footprint of local training.
 
+    A model with a layer that cannot be traced is measured instead, in a child process for each
+    shape; a warning names the layer.
+
     Raises
     ------
     UntraceableError
-        If the model has a layer that cannot be traced; measure it instead.
+        If such a model cannot be measured here either (it needs /proc and fork).
     """
     key = (setting, shape)
     if key not in trace.known:
@@ -104,9 +110,38 @@ def _footprint(trace: ModelTrace, setting: Setting, shape: TrainingShape) -> Foo
         keep_gradients=setting.mutates,
         dense_gradients=grows_by_gradient,
     )
-    peak = dict(step_bytes(trace.at(live), shape, options))
+    try:
+        peak = dict(step_bytes(trace.at(live), shape, options))
+    except UntraceableError as error:
+        return _measured(trace, live, shape, error, messages=setting.messages)
     peak["workspace"] = peak.get("workspace", 0) + trace.scratch
     return Footprint(**peak, wire=_wire(trace, live) if setting.messages else 0)
+
+
+def _measured(
+    trace: ModelTrace,
+    live: dict[str, int],
+    shape: TrainingShape,
+    why: UntraceableError,
+    *,
+    messages: bool,
+) -> Footprint:
+    """Measure a step; what is not known by part stands as workspace."""
+    if not can_measure():
+        raise why
+    warnings.warn(f"{why}; its memory is measured instead", RuntimeWarning, stacklevel=4)
+    total = measured_step(trace.at(live), trace.input_shape, shape)
+    sparse = sum(FLOAT * count * trace.spec.layouts[name].width for name, count in live.items())
+    values = sparse + trace.dense_parameters
+    known = {
+        "values": values + trace.buffers,
+        "optimizer": values if shape.momentum else 0,
+        "index": sum(INDEX * count for count in live.values()),
+        "batch": trace.image * shape.batch,
+    }
+    rest = max(0, total - sum(known.values()))
+    wire = _wire(trace, live) if messages else 0
+    return Footprint(**known, workspace=rest, wire=wire, runtime=0)
 
 
 def peak_granules(trace: ModelTrace, method: Method, shape: TrainingShape) -> dict[str, int]:
