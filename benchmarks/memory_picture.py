@@ -29,7 +29,11 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         most = max(max(row["ours"], row["peer"]) for row in rows)
         line = [least * 0.8, most * 1.25]
         axes.fill_between(
-            line, [x * 0.97 for x in line], [x * 1.1 for x in line], color=FAINT, lw=0,
+            line,
+            [x * 0.97 for x in line],
+            [x * 1.1 for x in line],
+            color=FAINT,
+            lw=0,
             label="-3% to +10%",
         )
         axes.plot(line, line, color=MUTED, linewidth=0.8)

@@ -40,9 +40,7 @@ class Peaks:
         Its kernels.
     """
 
-    def __init__(
-        self, config: RunConfig, fleet: Fleet, folder: RunFolder, kernels: Table
-    ) -> None:
+    def __init__(self, config: RunConfig, fleet: Fleet, folder: RunFolder, kernels: Table) -> None:
         self._folder = folder
         self._keys = {
             plan: _key(config, kernels, plan)

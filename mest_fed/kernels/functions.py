@@ -77,9 +77,7 @@ def backward(
         return into.copy_(dx), dvalues
     if all(wanted) and _at_once(weight, how):
         plane, numbers = _plane(how.choice.backward_input), _numbers(how.geometry)
-        dx, dvalues = OPERATORS.conv2d_backward(
-            grad, x, values, *_granules(weight), numbers, plane
-        )
+        dx, dvalues = OPERATORS.conv2d_backward(grad, x, values, *_granules(weight), numbers, plane)
         return dx, dvalues
     return (
         backward_input(grad, x, values, weight, how) if wanted[0] else None,

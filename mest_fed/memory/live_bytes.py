@@ -74,9 +74,7 @@ class LiveBytes(TorchDispatchMode):
                 self._live[key] = kind, size
         self._now[kind] += self._now.pop(WORK, 0)
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator and count what it made."""
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else (result,):
@@ -109,4 +107,3 @@ class LiveBytes(TorchDispatchMode):
 def in_memory(count: int) -> int:
     """Return what a block of some bytes takes: whole pages, and one more, where it is mapped."""
     return count if count < _MAPPED else (math.ceil(count / _PAGE) + 1) * _PAGE
-

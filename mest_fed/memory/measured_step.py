@@ -14,9 +14,7 @@ from mest_fed.nn import SparseLayer
 from mest_fed.nn.sgd import SGD
 
 
-def measured_step(
-    skeleton: nn.Module, input_shape: tuple[int, ...], shape: TrainingShape
-) -> int:
+def measured_step(skeleton: nn.Module, input_shape: tuple[int, ...], shape: TrainingShape) -> int:
     """Measure what two training steps add to a process, model included.
 
     Parameters

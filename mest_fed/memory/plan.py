@@ -82,7 +82,11 @@ class Plan:
             "budget_bytes": self.budget,
             "predicted_peak_bytes": self.footprint.total,
             "kind": "modelled",
-            **{f.name: getattr(self.shape, f.name) for f in fields(self.shape) if f.name != "savings"},
+            **{
+                f.name: getattr(self.shape, f.name)
+                for f in fields(self.shape)
+                if f.name != "savings"
+            },
             **asdict(self.savings),
             "parts": self.footprint.parts(),
         }
@@ -132,7 +136,9 @@ def read_plan(text: str, source: str = "plan") -> Plan:
         shape = TrainingShape(**{key: table[key] for key in _SHAPE}, savings=savings)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
-    plan = Plan(_size(table["budget_bytes"], f"{source}: budget_bytes"), shape, _parts(table, source))
+    plan = Plan(
+        _size(table["budget_bytes"], f"{source}: budget_bytes"), shape, _parts(table, source)
+    )
     if plan.footprint.total > plan.budget:
         raise InputError(
             f"{source}: its parts sum to {plan.footprint.total} bytes, over its budget_bytes = "

@@ -198,9 +198,7 @@ class SparseConv2d(SparseLayer):
         weight = self._weight()
         how = self._how(x, weight, self.geometry)
         wanted = (into is not None, self.values.requires_grad)
-        gradient = backward(
-            grad, x, self.values.detach(), weight, how, wanted=wanted, into=into
-        )[1]
+        gradient = backward(grad, x, self.values.detach(), weight, how, wanted=wanted, into=into)[1]
         return self.values, gradient
 
     def to_dense(self) -> nn.Conv2d:

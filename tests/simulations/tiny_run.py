@@ -49,9 +49,7 @@ def budget_for(density, **sections):
     shape = replace(planner.wish.shape, density=density)
     kept = ("density", "momentum", "frozen")
     levers = [lever for lever in planner.wish.levers() if lever.name not in kept]
-    totals = [
-        footprint(planner.trace, planner.setting, end).total for end in ends(shape, levers)
-    ]
+    totals = [footprint(planner.trace, planner.setting, end).total for end in ends(shape, levers)]
     return needed(min(totals))
 
 

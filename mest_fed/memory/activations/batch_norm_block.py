@@ -104,7 +104,11 @@ class _Walks:
             convolve(self.block.conv2, self.norm1.apply(a, y).relu_(), c)
             self.norm2.apply(c, y)
             beside = self._beside(x, start, end)
-            y += x if self.around is None else self.around.apply(beside, self._buffer("z", start, end))
+            y += (
+                x
+                if self.around is None
+                else self.around.apply(beside, self._buffer("z", start, end))
+            )
             torch.gt(y, 0, out=self.open[start:end])
             grad = self._open_gradient(start, end)
             self.norm2.add(grad, c, y)
@@ -164,8 +168,6 @@ class _Walks:
         to = self._buffer("grad", start, end)
         return torch.mul(self.grad[start:end], self.open[start:end], out=to)
 
-    def _buffer(
-        self, name: str, start: int, end: int, dtype: torch.dtype | None = None
-    ) -> Tensor:
+    def _buffer(self, name: str, start: int, end: int, dtype: torch.dtype | None = None) -> Tensor:
         shape = torch.Size((end - start, *self.grad.shape[1:]))
         return self.work.take(name, shape, self.grad, dtype)

@@ -32,7 +32,12 @@ class RecomputedStem(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, packed: Packed, model: ResNet, work: Workspace, *parameters: nn.Parameter
+        ctx: Any,
+        x: Tensor,
+        packed: Packed,
+        model: ResNet,
+        work: Workspace,
+        *parameters: nn.Parameter,
     ) -> Tensor:
         """Run the stem, normalising in place."""
         ctx.packed, ctx.model, ctx.work, ctx.parameters = packed, model, work, parameters

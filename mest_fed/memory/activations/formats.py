@@ -75,9 +75,7 @@ class _Nonzero(Packed):
         self._bits, self._values, self._starts = squeeze(x.detach().contiguous())
 
     def images(self, first: int, last: int) -> Tensor:
-        return expand(
-            self._bits, self._values, self._starts, self.shape, first=first, last=last
-        )
+        return expand(self._bits, self._values, self._starts, self.shape, first=first, last=last)
 
 
 #: Formats by name, the exact ones first.

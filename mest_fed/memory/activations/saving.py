@@ -136,7 +136,9 @@ def _recomputed(
         y: Tensor
         if not (segment.module.training and torch.is_grad_enabled()):
             y = segment.function(x)
-        elif by_hand is not None and not (by_hand is batch_norm_stem.RecomputedStem and x.requires_grad):
+        elif by_hand is not None and not (
+            by_hand is batch_norm_stem.RecomputedStem and x.requires_grad
+        ):
             y = by_hand.apply(x, pack(x), segment.module, work, *parameters)
         else:
             anchor = torch.empty(0, device=x.device, requires_grad=True)
