@@ -63,11 +63,16 @@ class Planner:
         least = min(ends(self.wish.shape, self.wish.levers()), key=self._total)
         return self._plan_of(least, needed(self._total(least)))
 
-    def runners_up(self, plan: Plan) -> list[Plan]:
-        """Return what else fits the same budget, each sparing a lever that the plan pulled."""
+    def runners_up(self, plan: Plan, preference: Sequence[str] | None = None) -> list[Plan]:
+        """Return what else fits the same budget, each sparing a lever that the plan pulled.
+
+        ``preference`` is the plan's own; to spare a lever is to put it last.
+        """
         found: list[Plan] = []
-        for spared in _SPARING:
-            order = [*(name for name in self.wish.preference if name != spared), spared]
+        levers = self.wish.levers(preference)
+        pulled = {each.name for each in levers if each.step_of(plan.shape)}
+        for spared in (name for name in _SPARING if name in pulled):
+            order = [*(name for name in preference or self.wish.preference if name != spared), spared]
             try:
                 other = self.plan(plan.budget, order)
             except BudgetError:
