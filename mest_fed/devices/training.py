@@ -1,4 +1,4 @@
-"""What training with savings computes: layers that backward computes again, layers that are frozen."""
+"""What training with savings computes: some layers more than once, frozen ones less."""
 
 from torch import nn
 

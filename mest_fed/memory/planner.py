@@ -69,12 +69,12 @@ class Planner:
         ``preference`` is the plan's own; to spare a lever is to put it last.
         """
         found: list[Plan] = []
-        levers = self.wish.levers(preference)
-        pulled = {each.name for each in levers if each.step_of(plan.shape)}
+        preference = self.wish.preference if preference is None else preference
+        pulled = {each.name for each in self.wish.levers() if each.step_of(plan.shape)}
         for spared in (name for name in _SPARING if name in pulled):
-            order = [*(name for name in preference or self.wish.preference if name != spared), spared]
+            others = [name for name in preference if name != spared]
             try:
-                other = self.plan(plan.budget, order)
+                other = self.plan(plan.budget, [*others, spared])
             except BudgetError:
                 continue
             if other.shape != plan.shape and other not in found:

@@ -15,6 +15,11 @@ CAVEAT = (
 )
 
 
+def format_multiple(ratio: float) -> str:
+    """Write how many times as long something takes."""
+    return f"\N{MULTIPLICATION SIGN} {ratio:.2f}"
+
+
 @dataclass(frozen=True)
 class Clock:
     """Step times of one model.

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from mest_fed.cli.planning.answer import Answer
+from mest_fed.cli.planning.axes import BAND, memory_axis, time_axis
 from mest_fed.cli.planning.spots import Spot, front, place
-from mest_fed.units import format_bytes, format_seconds
+from mest_fed.units import format_bytes
 from simulations.report.figures import style
 
 _COLOURS = {"none": style.BLUE, "norms": style.ORANGE, "segments": style.VERMILION}
@@ -21,7 +21,6 @@ _RECOMPUTES = {
 _MARKERS = {"fp32": "o", "fp16": "s", "bf16": "s", "int8": "^", "mask": "D"}
 _FRONT: dict[str, Any] = {"color": style.MUTED, "lw": 5, "alpha": 0.22}
 _RING: dict[str, Any] = {"s": 150, "facecolor": "none", "edgecolor": style.INK, "lw": 1.6}
-_BAND = "#f4f6f8"
 #: Inches, and dots to each.
 _WIDTH, _LANE, _DPI = 8, 0.33, 200
 #: Points between the middles of two micro-batches that are both written, at least.
@@ -52,8 +51,8 @@ def draw_frontier(answer: Answer, path: Path) -> None:
         figure = style.new_figure(_WIDTH, 1.7 + _LANE * (1 + max(spot.height for spot in spots)))
         figure.suptitle(answer.question.title, x=0.01, ha="left", fontsize=9)
         axes = figure.add_subplot()
-        _memory_axis(axes, spots, answer)
-        _time_axis(axes, spots, answer)
+        memory_axis(axes, spots, answer)
+        time_axis(axes, spots, answer)
         _lanes(axes, spots)
         _front(axes, front(spots, density))
         _budget(axes, answer)
@@ -68,46 +67,6 @@ def _time(answer: Answer, plan: Any) -> float:
     """Return a plan's step time: seconds on the device, or against plain training."""
     seconds = answer.clock.seconds(plan.shape)
     return answer.clock.against(plan.shape, answer.question.wish) if seconds is None else seconds
-
-
-def _memory_axis(axes: Any, spots: Sequence[Spot], answer: Answer) -> None:
-    peaks = [spot.peak for spot in spots] + [answer.plan.budget]
-    low, high = min(peaks), max(peaks)
-    axes.set_xscale("log")
-    axes.set_xlim(low / 1.25, high * 1.25)
-    steps = (1, 2, 3, 5, 7) if high / low < 10 else (1, 2, 5) if high / low < 100 else (1, 3)
-    axes.xaxis.set_major_locator(LogLocator(subs=steps, numticks=12))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_bytes(value)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel(
-        "predicted peak: bytes that training adds to the process (modelled, logarithmic)"
-    )
-
-
-def _time_axis(axes: Any, spots: Sequence[Spot], answer: Answer) -> None:
-    """Write each time beside its band; bands are in order, not to scale."""
-    middles = {}
-    for time in sorted({spot.time for spot in spots}):
-        heights = [spot.height for spot in spots if spot.time == time]
-        low, high = min(heights), max(heights)
-        middles[time] = (low + high) / 2
-        axes.axhspan(low - 0.6, high + 0.9, color=_BAND, lw=0, zorder=0)
-    axes.set_ylim(-0.9, max(spot.height for spot in spots) + 1.7)
-    axes.set_yticks(list(middles.values()), [_written(time, answer) for time in middles])
-    axes.tick_params(axis="y", length=0, labelcolor=style.INK)
-    axes.set_ylabel(_time_label(answer))
-    axes.grid(False, axis="y")
-
-
-def _written(time: float, answer: Answer) -> str:
-    return f"× {time:.2f}" if answer.profile is None else format_seconds(time)
-
-
-def _time_label(answer: Answer) -> str:
-    batch = answer.plan.shape.batch
-    if answer.profile is None:
-        return f"time of a step of {batch} images (modelled),\nplain training being × 1"
-    return f"time of a step of {batch} images (modelled),\n{answer.profile.title}"
 
 
 def _lanes(axes: Any, spots: Sequence[Spot]) -> None:
@@ -207,6 +166,6 @@ def _micro_batches(figure: Any, axes: Any, spots: Sequence[Spot]) -> None:
                 fontsize=7,
                 color=style.INK if spot.chosen else style.MUTED,
                 zorder=2.5,
-                bbox={"facecolor": _BAND, "edgecolor": "none", "pad": 0.3},
+                bbox={"facecolor": BAND, "edgecolor": "none", "pad": 0.3},
             )
             written.append(x)

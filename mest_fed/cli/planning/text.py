@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mest_fed.cli.planning.answer import Answer
-from mest_fed.cli.planning.clock import CAVEAT
+from mest_fed.cli.planning.clock import CAVEAT, format_multiple
 from mest_fed.memory import Plan
 from mest_fed.units import format_bytes, format_seconds
 
@@ -97,7 +97,7 @@ def _others(answer: Answer) -> Table:
 
 def _cells(answer: Answer, plan: Plan) -> list[str]:
     seconds = answer.clock.seconds(plan.shape)
-    against = f"× {answer.clock.against(plan.shape, answer.plan.shape):.2f}"
+    against = format_multiple(answer.clock.against(plan.shape, answer.plan.shape))
     return [
         format_bytes(plan.footprint.total),
         str(plan.micro_batch),
@@ -112,8 +112,8 @@ def _differs(answer: Answer, other: Plan) -> str:
     """Say what another plan spares, and what it takes that has no column."""
     spares = [name for name in answer.spared(other) if name != "consume"]  # costs nothing
     takes = [name for name in answer.pulled_further(other) if name in _TAKES]
-    said = ", ".join(spares)
-    return "; ".join([said, *(_TAKES[name].format(other.savings.frozen) for name in takes)])
+    phrases = ", ".join(_TAKES[name].format(other.savings.frozen) for name in takes)
+    return ", ".join(spares) + (f" ({phrases})" if phrases else "")
 
 
 def _alone(answer: Answer) -> str:
