@@ -84,7 +84,7 @@ def _answer(answer: Answer, as_json: bool, picture: Path | None) -> None:
 
 @contextmanager
 def _no_collector() -> Iterator[None]:
-    """Leave cyclic garbage alone: to look through all of torch for it again and again takes a second."""
+    """Leave cyclic garbage alone: looking for it in all of torch time and again takes a second."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -40,7 +40,7 @@ def test_what_fits_as_wished(says, plans):
     assert "frontier" not in plan
 
 
-def test_a_plan_within_a_tight_budget(says, plans):
+def test_a_plan_within_a_tight_budget(plans):
     plan = plans(*TIGHT)
     assert plan["predicted_peak_bytes"] == sum(plan["parts"].values()) <= plan["budget_bytes"]
     assert plan["budget_bytes"] == 4_200_000
@@ -48,20 +48,14 @@ def test_a_plan_within_a_tight_budget(says, plans):
     for other in plan["runners_up"]:
         assert other["predicted_peak_bytes"] <= 4_200_000
         assert shape_of(other) != shape_of(plan)
-    assert "What else fits into 4.2 MB (modelled)" in says(*SMALL, *TIGHT)
+    for table in (plan, *plan["runners_up"]):
+        assert read_plan(json.dumps(table)).as_table().items() <= table.items()
 
 
-def test_the_plan_is_read_back(plans):
-    table = plans(*TIGHT)
-    plan = read_plan(json.dumps(table))
-    assert plan.as_table().items() <= table.items()
-
-
-def test_a_runner_up_is_what_its_preference_gives(says, plans):
+def test_a_runner_up_is_what_its_preference_gives(plans):
     first, *_ = plans(*TIGHT)["runners_up"]
     order = [*(name for name in PREFERENCE if name != "micro_batch"), "micro_batch"]
     assert shape_of(plans(*TIGHT, "--prefer", ", ".join(order))) == shape_of(first)
-    assert "micro_batch" in says(*SMALL, *TIGHT).partition("What else")[2]
 
 
 def test_a_device_has_a_budget_and_a_speed(plans):
@@ -80,7 +74,7 @@ def test_recomputation_takes_time(plans):
     order = "recompute, consume, micro_batch, saved, density, momentum, frozen"
     plan = plans("--batch", "64", "--budget", "17MB", "--prefer", order, "--device", "rpi-zero-2w")
     assert (plan["recompute"], plan["density"]) == ("segments", 0.1)
-    assert 1.2 < plan["step_relative"] < 4 / 3
+    assert 4 / 3 < plan["step_relative"] < 3 / 2  # of the stem, whose input has no gradient
 
 
 def test_the_step_time_in_words(says):
@@ -109,7 +103,7 @@ def test_the_usual_width_of_mests_resnet32(says):
 
 
 def test_a_dense_plan_needs_more_memory_and_time(says, plans):
-    device = ("--device", "rpi-4", *LARGE)
+    device = ("--device", "rpi-4", *LARGE, "--width", "4", "--batch", "2")
     sparse, dense = (plans("--method", method, *device) for method in ("mest-em", "dense"))
     assert dense["predicted_peak_bytes"] > sparse["predicted_peak_bytes"]
     assert dense["step_seconds"] > sparse["step_seconds"]
@@ -129,6 +123,9 @@ def test_lines_fit_the_terminal(says, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
     text = says(*SMALL, *TIGHT, "--device", "rpi-zero-2w")
     assert max(map(len, text.splitlines())) <= columns
+    others = text.partition("What else fits into 4.2 MB (modelled)")[2]
+    assert "(the plan)" in others
+    assert "micro_batch" in others
 
 
 @pytest.mark.parametrize("suffix", [".svg", ".png"])

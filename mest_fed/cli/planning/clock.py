@@ -46,7 +46,7 @@ class Clock:
         return train_seconds(self.profile, self._image(shape), self.scheme) * shape.batch
 
     def against(self, shape: TrainingShape, other: TrainingShape) -> float:
-        """Return a step's time as a multiple of another's: on the device, or by operations alone."""
+        """Return a step's time as a multiple of another's: on the device, or by operations."""
         return self._amount(shape) / self._amount(other)
 
     def as_table(self, plan: Plan, plain: TrainingShape) -> dict[str, float | None]:

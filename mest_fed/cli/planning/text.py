@@ -75,7 +75,8 @@ def _time(answer: Answer) -> str:
     seconds = answer.clock.seconds(shape)
     assert profile is not None
     assert seconds is not None
-    text = f"A step of {shape.batch} images takes {format_seconds(seconds)} on {profile.title} (modelled)"
+    step, took = f"A step of {shape.batch} images", format_seconds(seconds)
+    text = f"{step} takes {took} on {profile.title} (modelled)"
     plain = answer.clock.seconds(answer.question.wish)
     assert plain is not None
     if abs(plain - seconds) < 0.01 * plain:
