@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from mest_fed import cli
+from mest_fed.cli import plan
 from mest_fed.cli.baseline import Weight
 from mest_fed.devices import load_profile, train_seconds, training_work
 from mest_fed.memory import PREFERENCE, read_plan
@@ -128,19 +129,20 @@ def test_lines_fit_the_terminal(says, monkeypatch, columns):
     assert "micro_batch" in others
 
 
-@pytest.mark.parametrize("suffix", [".svg", ".png"])
-def test_the_picture(monkeypatch, capsys, tmp_path, suffix):
-    file = tmp_path / f"frontier{suffix}"
-    command = ["mest-fed", *SMALL, *TIGHT, "--picture", str(file), "--json"]
-    monkeypatch.setattr(sys, "argv", command)
+def test_the_picture(monkeypatch, capsys, tmp_path):
+    def draw_both(answer, path):
+        draw(answer, path)
+        draw(answer, path.with_suffix(".png"))
+
+    draw, file = plan._draw, tmp_path / "frontier.svg"
+    monkeypatch.setattr(plan, "_draw", draw_both)
+    monkeypatch.setattr(sys, "argv", ["mest-fed", *SMALL, *TIGHT, "--picture", str(file), "--json"])
     with pytest.raises(SystemExit) as caught:
         cli.main()
     assert caught.value.code == 0
     table = json.loads(capsys.readouterr().out)
-    assert min(plan["step_relative"] for plan in table["frontier"]) == 1.0
-    drawn = file.read_bytes()
-    if suffix == ".png":
-        assert drawn.startswith(b"\x89PNG")
-        return
-    for words in (b"budget 4.2 MB", b"resnet8 (width 0.5", b"kept as int8", b"the plan"):
+    assert min(each["step_relative"] for each in table["frontier"]) == 1.0
+    assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    drawn = file.read_text(encoding="utf-8")
+    for words in ("budget 4.2 MB", "resnet8 (width 0.5", "kept as int8", "the plan"):
         assert words in drawn
