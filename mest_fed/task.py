@@ -14,7 +14,7 @@ from torch import nn
 from mest_fed.config import RunConfig, from_flat
 from mest_fed.config.load import Scalar
 from mest_fed.data import DataSplit, hold_out, image_shape, load_dataset, load_partitions, partition
-from mest_fed.devices import Work, load_profile, training_flops
+from mest_fed.devices import Work, load_profile, training_work
 from mest_fed.errors import BudgetError, InputError
 from mest_fed.memory import (
     ModelTrace,
@@ -159,15 +159,7 @@ class Task:
 
     def work(self, presented: int, savings: Savings | None = None) -> Work:
         """Return the operations of training the resident model, as it is, on so many examples."""
-        savings = savings or Savings()
-        frozen = {m for s in segments_of(self.model)[: savings.frozen] for m in s.modules()}
-        per_image = training_flops(
-            self.model,
-            self.shape,
-            forwards=2 if savings.recompute == "segments" else 1,
-            frozen=frozen,
-        )
-        return per_image * presented
+        return training_work(self.model, self.shape, savings) * presented
 
     def budget(self, device: str) -> int:
         """Return the memory budget of a device profile, in bytes."""

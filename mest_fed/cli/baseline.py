@@ -78,10 +78,21 @@ def measure_baseline(environment: Mapping[str, str]) -> Baseline:
         If one cannot be imported.
     """
     return Baseline(
-        _weigh(["flwr-clientapp", "clients.client_app"], environment),
+        measure_client_app(environment),
         _weigh(["flower-supernode"], environment),
         _weigh(["flower-superexec"], environment),
     )
+
+
+def measure_client_app(environment: Mapping[str, str]) -> Weight:
+    """Measure a ClientApp alone, which is the process that trains.
+
+    Raises
+    ------
+    MestFedError
+        If it cannot be imported.
+    """
+    return _weigh(["flwr-clientapp", "clients.client_app"], environment)
 
 
 def measure_reserved(environment: Mapping[str, str]) -> int:

@@ -3,7 +3,6 @@
 import os
 import shutil
 import socket
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ from typing import Annotated
 import typer
 
 from mest_fed.cli.baseline import measure_baseline, measure_reserved
+from mest_fed.cli.environment import node_environment
 from mest_fed.cli.extras import needs
 from mest_fed.cli.node_config import write_node_config
 from mest_fed.cli.node_memory import MARGIN, MemoryWish
@@ -18,7 +18,6 @@ from mest_fed.cli.supervise import become_supervisor
 from mest_fed.devices import load_profile
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.memory.limit import limit_memory
-from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT
 
 _SUPERNODE = "flower-supernode"
 
@@ -58,7 +57,7 @@ def client(
     name = str(Path(device).resolve()) if device.endswith(".toml") else device
     config: dict[str, int | float | str] = {"partition-id": partition, "device": name}
     wish = MemoryWish.read(budget, memory_limit, margin)
-    environment = _environment()
+    environment = node_environment()
     supernode = shutil.which(_SUPERNODE, path=environment["PATH"])
     if supernode is None:
         raise InputError(f"{_SUPERNODE} is not on the PATH; run: pip install 'mest-fed[client]'")
@@ -92,14 +91,6 @@ def _link(superlink: str, insecure: bool, certificates: Path | None) -> list[str
     if not certificates.is_file() or not os.access(certificates, os.R_OK):
         raise not_allowed("--root-certificates", str(certificates), "a PEM file that can be read")
     return ["--superlink", superlink, "--root-certificates", str(certificates)]
-
-
-def _environment() -> dict[str, str]:
-    """Return the environment of the node; Flower finds its own commands by the PATH."""
-    scripts = Path(sys.executable).parent
-    path = f"{scripts}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    quiet = {"FLWR_TELEMETRY_ENABLED": "0"}
-    return quiet | os.environ | ALLOCATOR_ENVIRONMENT | {"PATH": path}
 
 
 def _port(port: int | None) -> int:

@@ -1,18 +1,21 @@
 """``mest-fed plan``."""
 
+import gc
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from mest_fed.cli.extras import needs
+from mest_fed.cli.planning.answer import Answer
+from mest_fed.cli.planning.budget import read_budget
+from mest_fed.cli.planning.question import Question, read_preference
+from mest_fed.cli.planning.text import print_answer
 from mest_fed.devices import load_profile
-from mest_fed.memory import Plan, Planner, Setting, TrainingShape, Wish, trace_model
-from mest_fed.memory.activations import segments_of
-from mest_fed.nn import build_shell
-from mest_fed.sparsity import build_method
-from mest_fed.units import format_bytes, parse_bytes
+from mest_fed.errors import not_allowed
 
 
 def plan(
@@ -20,75 +23,93 @@ def plan(
         str, typer.Option(help="resnet8, resnet18, resnet20, resnet32 or cnn2.")
     ] = "resnet32",
     budget: Annotated[
-        str | None, typer.Option(help="Bytes that training may add, such as 24MB.")
+        str | None, typer.Option(metavar="BYTES", help="What training may add, such as 24MB.")
+    ] = None,
+    limit: Annotated[
+        str | None,
+        typer.Option(metavar="BYTES", help="What the whole client process may take, instead."),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="Take the budget of this device profile.")
+        str | None,
+        typer.Option(
+            help="Profile name or path of a TOML file: its speed, and its budget if none is given."
+        ),
     ] = None,
-    width: Annotated[float, typer.Option(help="Factor on the channel counts.")] = 2.0,
-    norm: Annotated[str, typer.Option(help="batch or group.")] = "group",
+    prefer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LEVERS",
+            help="What to give up, least harm first: consume, micro_batch, recompute, saved, "
+            "density, momentum, frozen in another order.",
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Images in one optimizer step.", min=1)] = 64,
     scheme: Annotated[str, typer.Option(help="Sparsity scheme.")] = "block",
     density: Annotated[float, typer.Option(help="Target density.")] = 0.1,
     method: Annotated[str, typer.Option(help="Sparse-training method.")] = "mest-ems",
-    batch: Annotated[int, typer.Option(help="Images in one optimizer step.", min=1)] = 64,
+    norm: Annotated[str, typer.Option(help="batch or group.")] = "group",
+    width: Annotated[
+        float | None,
+        typer.Option(help="Factor on the channel counts; 2 for resnet32, else 1 if left out."),
+    ] = None,
     image: Annotated[str, typer.Option(help="CHANNELSxHEIGHTxWIDTH.")] = "3x32x32",
     classes: Annotated[int, typer.Option(help="Number of classes.", min=2)] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw memory against time to a .svg or .png file."),
+    ] = None,
 ) -> None:
-    """Plan training within a memory budget. All bytes are modelled."""
-    limit = _budget(budget, device)
-    shape = _image_shape(image)
-    net = build_shell(
-        model, shape, classes, width=width, norm=norm, scheme=None if method == "dense" else scheme
-    )
-    wish = TrainingShape(1.0 if method == "dense" else density, "uniform", batch, batch)
-    batch_statistics = norm == "batch"
-    planner = Planner(
-        trace_model(net, shape),
-        Setting(build_method(method, density)),
-        Wish(
-            wish,
-            8 if batch_statistics else 1,
-            len(segments_of(net)),
-            sparse=method != "dense",
-            batch_statistics=batch_statistics,
-        ),
-    )
-    chosen = planner.plan(limit)
+    """Plan training within a memory budget, and say what it costs. All figures are modelled."""
+    _check_picture(picture)
+    profile = None if device is None else load_profile(device)
+    order = read_preference(prefer)
+    question = Question(model, width, norm, scheme, density, method, batch, image, classes)
+    answer = Answer(question, read_budget(budget, limit, profile), profile, order)
+    with _no_collector():
+        _answer(answer, as_json, picture)
+
+
+def _answer(answer: Answer, as_json: bool, picture: Path | None) -> None:
+    """Print the answer, and draw it if that is wanted."""
     if as_json:
-        typer.echo(json.dumps(chosen.as_table(), indent=2))
+        typer.echo(json.dumps(answer.as_table(frontier=picture is not None), indent=2))
     else:
-        Console().print(_table(chosen, f"{model} (width {width:g}), {method}, {scheme}"))
-        Console().print(chosen.in_words(), highlight=False)
+        print_answer(answer)
+    if picture is not None:
+        _draw(answer, picture)
+        if not as_json:
+            typer.echo(f"picture: {picture}")
 
 
-def _budget(budget: str | None, device: str | None) -> int:
-    from mest_fed.errors import InputError
-
-    if (budget is None) == (device is None):
-        raise InputError("plan needs a budget; allowed: either --budget BYTES or --device NAME")
-    if budget is not None:
-        return parse_bytes(budget, "--budget")
-    return load_profile(str(device)).budget_bytes
-
-
-def _image_shape(text: str) -> tuple[int, int, int]:
-    from mest_fed.errors import not_allowed
-
-    parts = text.split("x")
-    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise not_allowed("--image", text, "CHANNELSxHEIGHTxWIDTH, such as 3x32x32")
-    return int(parts[0]), int(parts[1]), int(parts[2])
+@contextmanager
+def _no_collector() -> Iterator[None]:
+    """Leave cyclic garbage alone: looking for it in all of torch time and again takes a second."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
-def _table(plan: Plan, title: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, header_style="bold")
-    table.add_column("part")
-    table.add_column("bytes (modelled)", justify="right")
-    table.add_column("share", justify="right")
-    total = plan.footprint.total
-    for name, size in plan.footprint.parts().items():
-        table.add_row(name, format_bytes(size), f"{size / total:.0%}")
-    table.add_section()
-    table.add_row("[bold]predicted peak", format_bytes(total), f"of {format_bytes(plan.budget)}")
-    return table
+def _check_picture(picture: Path | None) -> None:
+    """Find what would keep a picture from being drawn, before anything slow."""
+    if picture is None:
+        return
+    if picture.suffix.lower() not in (".svg", ".png"):
+        raise not_allowed("--picture", str(picture), "a file that ends in .svg or .png")
+    if not picture.absolute().parent.is_dir():
+        raise not_allowed("--picture", str(picture), "a file in a folder that exists")
+    needs("simulation", "matplotlib", "jinja2")
+
+
+def _draw(answer: Answer, picture: Path) -> None:
+    from mest_fed.cli.planning.picture import draw_frontier
+
+    try:
+        draw_frontier(answer, picture)
+    except OSError as error:
+        allowed = f"a file that can be written ({error.strerror})"
+        raise not_allowed("--picture", str(picture), allowed) from None

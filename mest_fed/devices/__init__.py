@@ -10,6 +10,7 @@ from mest_fed.devices.cost import (
 from mest_fed.devices.fleet import assign_devices
 from mest_fed.devices.flops import forward_flops, training_flops
 from mest_fed.devices.profile import DeviceProfile, load_profile, profile_names
+from mest_fed.devices.training import training_work
 
 __all__ = [
     "DeviceProfile",
@@ -22,5 +23,6 @@ __all__ = [
     "profile_names",
     "train_seconds",
     "training_flops",
+    "training_work",
     "upload_seconds",
 ]

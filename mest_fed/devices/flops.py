@@ -4,7 +4,7 @@ Only convolutions and linear layers are counted; normalisation, activations and 
 out, as is usual.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -22,7 +22,8 @@ def forward_flops(model: nn.Module, input_shape: tuple[int, int, int]) -> Work:
     Parameters
     ----------
     model : nn.Module
-        Dense or sparse; run once on a zero image in evaluation mode, and left as it was.
+        Dense or sparse; run once on a zero image in evaluation mode, and left as it was. It may be
+        a skeleton on torch's meta device: then how many granules live decides, not which.
     input_shape : tuple of int
         (channels, height, width) of an image.
     """
@@ -33,7 +34,7 @@ def training_flops(
     model: nn.Module,
     input_shape: tuple[int, int, int],
     *,
-    forwards: int = 1,
+    forwards: Mapping[nn.Module, int] | None = None,
     frozen: Collection[nn.Module] = (),
 ) -> Work:
     """Count the operations of one image's training step: forward and both backward passes.
@@ -45,16 +46,18 @@ def training_flops(
     ----------
     model, input_shape
         As for :func:`forward_flops`.
-    forwards : int
-        Forward passes of a step: 2 where backward computes activations again.
+    forwards : mapping of nn.Module to int, optional
+        Forward passes that a layer makes in a step, where it is not one: backward may compute
+        activations again.
     frozen : collection of nn.Module
         Layers that go forward once, and never backward.
     """
     calls = _calls(model, input_shape)
+    forwards = forwards or {}
     trained = [layer for layer, _ in calls if layer not in frozen]
-    passes = dict.fromkeys(trained, forwards + 2)
+    passes = {layer: forwards.get(layer, 1) + 2 for layer in trained}
     if trained:
-        passes[trained[0]] = forwards + 1
+        passes[trained[0]] -= 1
     return _work([(layer, flops * passes.get(layer, 1)) for layer, flops in calls])
 
 
@@ -89,6 +92,15 @@ def _calls(model: nn.Module, input_shape: tuple[int, int, int]) -> list[tuple[nn
 def _live_weights(layer: nn.Module) -> tuple[int, int]:
     """Return live weights and output channels; each weight is used once an output position."""
     if isinstance(layer, SparseLayer):
-        return layer.layout.live_weights(layer.slots), layer.layout.shape[0]
+        return _live_in(layer), layer.layout.shape[0]
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     return layer.weight.numel(), layer.weight.shape[0]
+
+
+def _live_in(layer: SparseLayer) -> int:
+    """Count live weights; of a skeleton's unknown granules, each is as large as the average one."""
+    layout = layer.layout
+    if not layer.slots.is_meta:
+        return layout.live_weights(layer.slots)
+    each = min(layout.width, layout.num_weights / layout.num_granules)
+    return round(len(layer.slots) * each)

@@ -44,6 +44,10 @@ class Lever:
     steps: Sequence[Any]
     pull: Callable[[TrainingShape, Any], TrainingShape]
 
+    def step_of(self, shape: TrainingShape) -> int:
+        """Return at which of its steps the lever is in a shape; 0 is what was wished."""
+        return next(i for i, step in enumerate(self.steps) if self.pull(shape, step) == shape)
+
 
 @dataclass(frozen=True)
 class Wish:

@@ -63,13 +63,18 @@ class Planner:
         least = min(ends(self.wish.shape, self.wish.levers()), key=self._total)
         return self._plan_of(least, needed(self._total(least)))
 
-    def runners_up(self, plan: Plan) -> list[Plan]:
-        """Return what else fits the same budget, each sparing a lever that the plan pulled."""
+    def runners_up(self, plan: Plan, preference: Sequence[str] | None = None) -> list[Plan]:
+        """Return what else fits the same budget, each sparing a lever that the plan pulled.
+
+        ``preference`` is the plan's own; to spare a lever is to put it last.
+        """
         found: list[Plan] = []
-        for spared in _SPARING:
-            order = [*(name for name in self.wish.preference if name != spared), spared]
+        preference = self.wish.preference if preference is None else preference
+        pulled = {each.name for each in self.wish.levers() if each.step_of(plan.shape)}
+        for spared in (name for name in _SPARING if name in pulled):
+            others = [name for name in preference if name != spared]
             try:
-                other = self.plan(plan.budget, order)
+                other = self.plan(plan.budget, [*others, spared])
             except BudgetError:
                 continue
             if other.shape != plan.shape and other not in found:

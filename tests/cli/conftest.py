@@ -26,3 +26,22 @@ def fails(monkeypatch, capsys, tmp_path):
         return err
 
     return run
+
+
+@pytest.fixture
+def says(monkeypatch, capsys, tmp_path):
+    """Return a function that runs a command and returns what it prints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["mest-fed", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert caught.value.code == 0
+        assert err == ""
+        assert list(tmp_path.iterdir()) == []
+        return out
+
+    return run

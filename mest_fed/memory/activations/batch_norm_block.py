@@ -21,6 +21,9 @@ from mest_fed.memory.activations.workspace import Workspace
 from mest_fed.nn.models.resnet import ResidualBlock
 from mest_fed.nn.norms import BatchNorm2d, Statistics
 
+#: How often each convolution is computed in a step: in forward, and in the walks.
+FORWARDS = {"conv1": 4, "conv2": 2, "shortcut.0": 3}
+
 
 def handles(module: nn.Module) -> bool:
     """Whether a module is a residual block whose norms are all of batches."""

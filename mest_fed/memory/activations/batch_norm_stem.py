@@ -18,6 +18,9 @@ from mest_fed.memory.activations.workspace import Workspace
 from mest_fed.nn.models.resnet import ResNet
 from mest_fed.nn.norms import BatchNorm2d
 
+#: How often the convolution is computed in a step: in forward, and in both walks.
+FORWARDS = {"conv1": 3}
+
 
 def handles(segment: Segment) -> bool:
     """Whether a segment is the stem of a ResNet with batch normalisation."""

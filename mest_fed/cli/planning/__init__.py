@@ -1,0 +1,1 @@
+"""What ``mest-fed plan`` asks, works out, prints and draws."""
