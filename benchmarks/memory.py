@@ -2,8 +2,8 @@
 
 What is measured is resident memory beyond what stands there before the model exists: after imports,
 loaded images and a rehearsal of the same training at a small scale, for either side. Dense torch
-runs as it comes, and once more with the C library told, as it is for ours, to give freed memory back
-(`peer_trimmed`): that needs less memory and more time.
+runs as it comes, and once more with the C library told, as it is for ours, to give freed memory
+back (`peer_trimmed`): that needs less memory and more time.
 
 - ``goals``: MEST's ResNet-32 and ResNet-18 against dense torch;
 - ``options``: what each way to save memory does to ours, alone and together;

@@ -1,9 +1,9 @@
 """What each way to save memory costs in accuracy: short central runs on CIFAR-10.
 
-ResNet-8, block density .1, mest-em, SGD with a cosine rate; every variant trains on the same images in
-the same order for each seed, and differs in its savings alone. Accuracies are measured on the whole
-test set, after few epochs on part of the training set: they rank savings, and say nothing of how far
-such a network can get.
+ResNet-8, block density .1, mest-em, SGD with a cosine rate; every variant trains on the same images
+in the same order for each seed, and differs in its savings alone. Accuracies are measured on the
+whole test set, after few epochs on part of the training set: they rank savings, and say nothing of
+how far such a network can get.
 
     python benchmarks/memory_accuracy.py --data FOLDER --json memory_accuracy.json
 """

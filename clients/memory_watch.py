@@ -1,7 +1,7 @@
 """A round's memory: measured, held to the budget, and kept from the limit.
 
-A device of its own measures each round. A simulated one shares its process with others; its plan was
-measured in a process by itself, and the node config says what came out.
+A device of its own measures each round. A simulated one shares its process with others; its plan
+was measured in a process by itself, and the node config says what came out.
 """
 
 from collections.abc import Callable, Iterator

@@ -66,5 +66,6 @@ def _check(task: Task, plan: Plan) -> None:
     most = max(0, len(segments_of(task.model)) - 1)
     if plan.savings.frozen > most:
         raise InputError(
-            f"plan (node config): frozen = {plan.savings.frozen} is not allowed; allowed: 0 to {most}"
+            f"plan (node config): frozen = {plan.savings.frozen} is not allowed; "
+            f"allowed: 0 to {most}"
         )

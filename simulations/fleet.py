@@ -72,7 +72,7 @@ class Fleet:
         return cls(devices, sorted(tiers, key=lambda tier: tier.plan.budget), plans)
 
     def nodes(self, peaks: Mapping[Plan, int]) -> list[FleetNode]:
-        """Return the Flower nodes of the fleet; each knows its plan, and the plan's measured peak."""
+        """Return the fleet's Flower nodes; each knows its plan and the plan's measured peak."""
         configs = [_node(device, self.plans[device], peaks) for device in self.devices]
         return make_nodes(len(self.devices), configs)
 

@@ -54,7 +54,7 @@ class Peaks:
         self._unknown = unknown
 
     def wait(self) -> Mapping[Plan, int]:
-        """Wait for the probe; return measured bytes by plan. What could not be measured is absent."""
+        """Wait for the probe; return measured bytes by plan, where they could be measured."""
         found = {_alike(plan): size for plan, size in self._probe.results().items()}
         for plan in self._unknown:
             size = found.get(_alike(plan))

@@ -118,7 +118,7 @@ class RunFolder:
         return read_table(path) if path.exists() else None
 
     def write_memory(self, peaks: Mapping[str, int]) -> None:
-        """Write ``memory.json``: the measured peak of each plan, in bytes, by a hash of the plan."""
+        """Write ``memory.json``: measured peak of each plan, in bytes, by a hash of the plan."""
         self._replace(MEMORY, json.dumps(peaks, indent=2) + "\n")
 
     def read_memory(self) -> dict[str, int]:

@@ -125,7 +125,7 @@ class TrainingSection(Section):
 
 
 class MemorySection(Section):
-    """What training saves memory by, whether the budget asks for it or not, and what comes first."""
+    """What training saves memory by whatever the budget, and what a plan gives up first."""
 
     recompute: Annotated[str, _one_of(*RECOMPUTE)] = "none"
     """What backward computes again: nothing, outputs of normalisations, or whole segments."""

@@ -74,6 +74,7 @@ def backward(
             plane = _plane(how.choice.backward_input)
             return into, OPERATORS.conv2d_backward_into(*given, plane)
         dx, dvalues = backward(grad, x, values, weight, how, wanted=wanted)
+        assert dx is not None
         return into.copy_(dx), dvalues
     if all(wanted) and _at_once(weight, how):
         plane, numbers = _plane(how.choice.backward_input), _numbers(how.geometry)
@@ -94,7 +95,7 @@ def forward(
     *,
     into: Tensor | None = None,
 ) -> Tensor:
-    """Multiply ``x`` by the weight with the chosen implementation, into a tensor if one is given."""
+    """Multiply ``x`` by the weight with the chosen implementation, into a tensor if there is one."""
     name = how.choice.forward
     if into is not None:
         if name in PLANES:

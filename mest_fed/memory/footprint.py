@@ -98,7 +98,8 @@ def footprint(trace: ModelTrace, setting: Setting, shape: TrainingShape) -> Foot
     key = (setting, shape)
     if key not in trace.known:
         trace.known[key] = _footprint(trace, setting, shape)
-    return trace.known[key]
+    found: Footprint = trace.known[key]
+    return found
 
 
 def _footprint(trace: ModelTrace, setting: Setting, shape: TrainingShape) -> Footprint:

@@ -68,7 +68,7 @@ class Hidden:
 
 
 def _kernels(name: str, given: Any, threads: int) -> int:
-    """Decoded mask and, for the values' gradient, a sum for each thread (native/convolve.cpp).
+    """Count the decoded mask and, for the values' gradient, a sum a thread (native/convolve.cpp).
 
     Single rows go backward along a turned list of the mask: columns, origins and values once more.
     """

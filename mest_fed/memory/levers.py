@@ -31,8 +31,8 @@ BATCH_NORM_PREFERENCE = (
     "frozen",
 )
 
-#: Formats that are chosen unasked: bf16 needs the bytes of fp16 and is less exact, and how many bytes
-#: ``mask`` needs depends on the data.
+#: Formats that are chosen unasked: bf16 needs the bytes of fp16 and is less exact, and how many
+#: bytes ``mask`` needs depends on the data.
 SAVED_STEPS = ("fp32", "fp16", "int8")
 
 

@@ -27,7 +27,7 @@ _MAPPED = 2**16
 Bytes = Counter[str]
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of storages by kind, and keeps the counts of the peak.
 
     Parameters
@@ -42,7 +42,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self, hidden: Hidden) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._hidden = hidden
         self._live: dict[int, tuple[str, int]] = {}
         self._watched: dict[int, weakref.ref[Any]] = {}

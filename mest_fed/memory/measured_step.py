@@ -29,8 +29,8 @@ def measured_step(skeleton: nn.Module, input_shape: tuple[int, ...], shape: Trai
     Returns
     -------
     int
-        Bytes; measured. Exact to some hundred kilobytes in a process with one thread and an allocator
-        that gives memory back (:data:`mest_fed.memory.meter.ALLOCATOR_ENVIRONMENT`).
+        Bytes; measured. Exact to some hundred kilobytes in a process with one thread and an
+        allocator that gives memory back (:data:`mest_fed.memory.meter.ALLOCATOR_ENVIRONMENT`).
 
     Raises
     ------

@@ -125,7 +125,7 @@ def with_budget(plan: Plan, budget: int) -> Plan:
 def _first_fit(
     shape: TrainingShape, levers: Sequence[Lever], fits: Callable[[TrainingShape], bool]
 ) -> TrainingShape | None:
-    """Choose a step for each lever, the last first: the least with which the others still can fit."""
+    """Choose a step for each lever, the last first: the least with which the others can fit."""
     if not levers:
         return shape if fits(shape) else None
     *earlier, lever = levers

@@ -30,8 +30,15 @@ def rehearse(scheme: str | None = "block") -> None:
     for norm in ("batch", "group"):
         generator = torch_generator(0, "rehearsal")
         sparsity = None if scheme is None else Sparsity(scheme, 0.05)
-        options = {"width": _WIDTH, "norm": norm, "sparsity": sparsity}
-        model = build_model("resnet8", _IMAGE, _CLASSES, generator=generator, **options).train()
+        model = build_model(
+            "resnet8",
+            _IMAGE,
+            _CLASSES,
+            generator=generator,
+            width=_WIDTH,
+            norm=norm,
+            sparsity=sparsity,
+        ).train()
         for recompute, saved in zip(RECOMPUTE * 2, FORMATS, strict=False):
             savings = Savings(recompute, saved, consume=recompute == "segments")
             optimizer = SGD(model.parameters(), 0.1, momentum=0.9, consume=savings.consume)

@@ -52,7 +52,7 @@ class Conv2d(nn.Conv2d):
 
     def gradients(
         self, x: Tensor, grad: Tensor, into: Tensor | None
-    ) -> tuple[nn.Parameter, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Give the gradients for an output's gradient; see ``SparseConv2d.gradients``."""
         if not self._few_columns(x):
             return dense_gradients(self, x, grad, into)
@@ -105,7 +105,7 @@ class Conv2d(nn.Conv2d):
 
 def dense_gradients(
     layer: nn.Conv2d, x: Tensor, grad: Tensor, into: Tensor | None
-) -> tuple[nn.Parameter, Tensor | None]:
+) -> tuple[Tensor, Tensor | None]:
     """Give the gradients of any dense convolution; see ``SparseConv2d.gradients``."""
     stride, padding, dilation = layer.stride, layer.padding, layer.dilation
     assert not isinstance(padding, str)

@@ -178,7 +178,7 @@ class SparseConv2d(SparseLayer):
 
     def gradients(
         self, x: Tensor, grad: Tensor, into: Tensor | None
-    ) -> tuple[nn.Parameter, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Give the gradients for an output's gradient; a bias is not supported.
 
         Parameters

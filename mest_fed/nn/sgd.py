@@ -20,8 +20,8 @@ class SGD:
     """Momentum SGD over the parameters that are trained.
 
     With ``consume`` each gradient is added to its parameter's momentum as soon as backward has made
-    it, and is freed: gradients never stand beside each other. What several micro-batches, or several
-    pieces of a recomputed layer, contribute gathers there too: v = m v + g_1 + g_2 + ..., then
+    it, and is freed: gradients never stand beside each other. What several micro-batches, or
+    several pieces of a recomputed layer, contribute gathers there too: v = m v + g_1 + g_2 + ..., then
     w -= lr v, as ever. Only the order of the additions differs. Without momentum the sum of the
     gradients stands in its place until the step.
 
@@ -64,7 +64,10 @@ class SGD:
         self.state: dict[nn.Parameter, dict[str, Any]] = defaultdict(dict)
         self._sums: dict[nn.Parameter, Tensor] = {}
         consumed = self.parameters if consume else []
-        self._hooks = [p.register_post_accumulate_grad_hook(self._consume) for p in consumed]
+        self._hooks = [
+            p.register_post_accumulate_grad_hook(self._consume)  # type: ignore[no-untyped-call]
+            for p in consumed
+        ]
 
     def zero_grad(self) -> None:
         """Forget all gradients; call it before each step's first backward pass."""
@@ -89,17 +92,20 @@ class SGD:
         self._hooks = []
 
     def _step_by_gradients(self) -> None:
-        moving = [p for p in self.parameters if p.grad is not None]
+        moving: list[Tensor] = [p for p in self.parameters if p.grad is not None]
         if not moving:
             return
         if self.momentum:
-            for parameter in moving:
-                if MOMENTUM not in self.state[parameter]:
+            for parameter in self.parameters:
+                if parameter.grad is not None and MOMENTUM not in self.state[parameter]:
                     self.state[parameter][MOMENTUM] = torch.zeros_like(parameter)
+        momenta: list[Tensor] = []
+        if self.momentum:
+            momenta = [self.state[p][MOMENTUM] for p in self.parameters if p.grad is not None]
         torch._fused_sgd_(
             moving,
             [p.grad for p in moving if p.grad is not None],
-            [self.state[p][MOMENTUM] for p in moving] if self.momentum else [],
+            momenta,
             weight_decay=self.weight_decay,
             momentum=self.momentum,
             lr=self.learning_rate,

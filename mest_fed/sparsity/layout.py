@@ -135,7 +135,7 @@ class Layout(ABC):
         norms = torch.cat(
             [
                 torch.linalg.vector_norm(padded[self.positions(some)], dim=1)
-                for some in every.split(_SLOTS_AT_ONCE)
+                for some in torch.split(every, _SLOTS_AT_ONCE)
             ]
         )
         best = norms.view(self.num_granules, self.variants).max(dim=1)

@@ -1,12 +1,12 @@
-"""A client's plan and its memory: given, kept, measured, held to the budget, kept from the limit."""
+"""A client's plan and its memory: given, kept, measured, held to the budget and the limit."""
 
 import json
 
-import clients.memory_watch
-import clients.plans
 import pytest
 from client_parts import context_of, instruction, small_config, start_of
 
+import clients.memory_watch
+import clients.plans
 from clients.capability import capability_of
 from clients.client_app import app
 from clients.memory_watch import OVER_BUDGET, OverBudgetError, RoundMemory, limit_guard

@@ -33,6 +33,12 @@ def handles(module: nn.Module) -> bool:
     return all(isinstance(norm, BatchNorm2d) and norm.affine for norm in norms)
 
 
+def _norm(module: nn.Module) -> BatchNorm2d:
+    """Return one of the norms that :func:`handles` has seen to."""
+    assert isinstance(module, BatchNorm2d)
+    return module
+
+
 class RecomputedBlock(torch.autograd.Function):
     """See the module. Takes the block's parameters, so that autograd hands their gradients on."""
 
@@ -48,15 +54,15 @@ class RecomputedBlock(torch.autograd.Function):
         """Run the block with one activation of the whole batch beside its input."""
         ctx.packed, ctx.block, ctx.work, ctx.parameters = packed, block, work, parameters
         y: Tensor = block.conv1(x)
-        first = block.norm1.normalise_(y, None, relu=True)
+        first = _norm(block.norm1).normalise_(y, None, relu=True)
         for start, end in pieces(y.shape):
             piece = y[start:end]
             piece.copy_(convolve(block.conv2, piece, work.take("conv2", piece.shape, y)))
         residual, around = x, None
         if len(block.shortcut):
             residual = block.shortcut[0](x)
-            around = block.shortcut[1].normalise_(residual, None, relu=False)
-        second = block.norm2.normalise_(y, residual, relu=True)
+            around = _norm(block.shortcut[1]).normalise_(residual, None, relu=False)
+        second = _norm(block.norm2).normalise_(y, residual, relu=True)
         ctx.statistics = first, second, around
         return y
 
@@ -76,7 +82,7 @@ _Statistics = tuple[Statistics, Statistics, Statistics | None]
 
 
 class _Walks:
-    """The three walks. ``second`` holds what conv2 gave, then the gradient behind norm1, then dx."""
+    """The three walks. ``second`` holds what conv2 gave, then norm1's gradient, then dx."""
 
     def __init__(
         self,
@@ -89,11 +95,11 @@ class _Walks:
         self.block, self.packed, self.grad, self.work = block, packed, grad, work
         self.gradients: Gradients = {}
         first, second, around = statistics
-        self.norm1 = NormBackward(block.norm1, first, self.gradients)
-        self.norm2 = NormBackward(block.norm2, second, self.gradients)
+        self.norm1 = NormBackward(_norm(block.norm1), first, self.gradients)
+        self.norm2 = NormBackward(_norm(block.norm2), second, self.gradients)
         self.around = None
         if around is not None:
-            self.around = NormBackward(block.shortcut[1], around, self.gradients)
+            self.around = NormBackward(_norm(block.shortcut[1]), around, self.gradients)
         self.count = grad.shape[0] * grad.shape[2:].numel()
         self.second = grad.new_empty(grad.shape)
         self.open = torch.empty(grad.shape, dtype=torch.bool, device=grad.device)

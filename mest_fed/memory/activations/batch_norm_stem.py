@@ -1,7 +1,7 @@
 """A convolution with batch normalisation and ReLU that reads the images, recomputed in two walks.
 
-As :mod:`mest_fed.memory.activations.batch_norm_block`, for the first layer of a network: nobody wants
-the gradient of its input.
+As :mod:`mest_fed.memory.activations.batch_norm_block`, for the first layer of a network: nobody
+wants the gradient of its input.
 """
 
 from typing import Any
@@ -45,6 +45,7 @@ class RecomputedStem(torch.autograd.Function):
         """Run the stem, normalising in place."""
         ctx.packed, ctx.model, ctx.work, ctx.parameters = packed, model, work, parameters
         y: Tensor = model.conv1(x)
+        assert isinstance(model.norm1, BatchNorm2d)
         ctx.statistics = model.norm1.normalise_(y, None, relu=True)
         return y
 

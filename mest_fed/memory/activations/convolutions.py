@@ -17,7 +17,7 @@ def convolve(layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 def convolve_back(
     layer: nn.Module, x: Tensor, grad: Tensor, into: Tensor | None, gradients: Gradients
 ) -> None:
-    """Add the gradient of a weight to ``gradients``, write that of ``x`` unless ``into`` is None."""
+    """Add a weight's gradient to ``gradients``; write that of ``x`` unless ``into`` is None."""
     if isinstance(layer, SparseConv2d | Conv2d):
         parameter, gradient = layer.gradients(x, grad, into)
     else:

@@ -97,17 +97,22 @@ class SavedActivations:
         if key in self._kept:
             storage, reference = self._kept[key]
             kept = reference()
-            if kept is not None and not storage.expired():
+            if kept is not None and not _gone(storage):
                 return kept
         return self._remember(tensor, self._pack(tensor))
 
     def _remember(self, tensor: Tensor, kept: _Kept) -> _Kept:
         # The weak reference keeps the storage's address from being given to another one.
-        storage = StorageWeakRef(tensor.untyped_storage())
+        storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
         self._kept[_key(tensor)] = storage, weakref.ref(kept)
         if isinstance(kept, _Renormalised):
             self._made.append(kept)
         return kept
+
+
+def _gone(storage: StorageWeakRef) -> bool:
+    gone: bool = storage.expired()  # type: ignore[no-untyped-call]
+    return gone
 
 
 def _key(tensor: Tensor) -> tuple[Any, ...]:

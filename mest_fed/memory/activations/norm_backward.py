@@ -1,12 +1,12 @@
 """Batch normalisation on its way back, a piece of the batch at a time."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mest_fed.nn.norms import BatchNorm2d, Statistics
 
 #: Of parameters, summed over pieces.
-Gradients = dict[nn.Parameter, Tensor]
+Gradients = dict[Tensor, Tensor]
 
 
 class NormBackward:

@@ -125,8 +125,8 @@ def _on_meta(
 def _materialise(module: nn.Module) -> None:
     """Give a module on the meta device memory on the CPU, its children not.
 
-    Not ``Module.to_empty``: its ``empty_like`` of meta tensors imports torch's Python decompositions
-    and with them sympy, 36 MB that a small device would carry ever after.
+    Not ``Module.to_empty``: its ``empty_like`` of meta tensors imports torch's decompositions in
+    Python and with them sympy, 36 MB that a small device would carry ever after.
     """
     for name, parameter in module.named_parameters(recurse=False):
         real = torch.empty(parameter.shape, dtype=parameter.dtype)
