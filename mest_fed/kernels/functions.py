@@ -95,7 +95,7 @@ def forward(
     *,
     into: Tensor | None = None,
 ) -> Tensor:
-    """Multiply ``x`` by the weight with the chosen implementation, into a tensor if there is one."""
+    """Multiply ``x`` by the weight with the chosen implementation, ``into`` what is given."""
     name = how.choice.forward
     if into is not None:
         if name in PLANES:

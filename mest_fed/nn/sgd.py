@@ -21,9 +21,9 @@ class SGD:
 
     With ``consume`` each gradient is added to its parameter's momentum as soon as backward has made
     it, and is freed: gradients never stand beside each other. What several micro-batches, or
-    several pieces of a recomputed layer, contribute gathers there too: v = m v + g_1 + g_2 + ..., then
-    w -= lr v, as ever. Only the order of the additions differs. Without momentum the sum of the
-    gradients stands in its place until the step.
+    several pieces of a recomputed layer, contribute gathers there too: v = m v + g_1 + g_2 + ...,
+    then w -= lr v, as ever. Only the order of the additions differs. Without momentum the sum of
+    the gradients stands in its place until the step.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
 """Segments: parts of a model that map one tensor to one tensor and can be computed again.
 
 A module names its own in an attribute ``segments``, as those of :mod:`mest_fed.nn.models` do:
-method -> the submodules that it calls, none for all. In a model that names none, the children of every
-``nn.Sequential`` that stands in no other are its segments.
+method -> the submodules that it calls, none for all. In a model that names none, the children of
+every ``nn.Sequential`` that stands in no other are its segments.
 """
 
 from collections.abc import Callable
