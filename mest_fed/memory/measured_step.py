@@ -37,7 +37,12 @@ def measured_step(skeleton: nn.Module, input_shape: tuple[int, ...], shape: Trai
     MestFedError
         If the child fails.
     """
-    return measure(partial(_train, skeleton, input_shape, shape), rehearse).added
+    return measure(partial(_train, skeleton, input_shape, shape), _rehearse).added
+
+
+def _rehearse() -> None:
+    torch.set_num_threads(1)  # a forked child has none of its parent's other threads
+    rehearse()
 
 
 def _train(skeleton: nn.Module, input_shape: tuple[int, ...], shape: TrainingShape) -> None:
