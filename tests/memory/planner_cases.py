@@ -14,7 +14,7 @@ WISH = Wish(SHAPE, segments=6)
 
 @dataclass(frozen=True)
 class Costs:
-    """Bytes by what a shape has; each lever's saving grows step by step, but for recomputation's."""
+    """Bytes by what a shape has; what a lever saves grows step by step, but for recomputation."""
 
     image: int
     weights: int

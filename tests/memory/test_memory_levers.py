@@ -44,7 +44,7 @@ def test_the_levers_come_in_the_order_of_preference():
 
 @pytest.mark.parametrize("wrong", [PREFERENCE[1:], (*PREFERENCE, "saved"), (), ("bits",) * 7])
 def test_an_order_names_each_lever_once(wrong):
-    with pytest.raises(InputError, match="preference = .* allowed: each of consume, micro_batch"):
+    with pytest.raises(InputError, match=r"preference = .* allowed: each of consume, micro_batch"):
         WISH.levers(wrong)
 
 

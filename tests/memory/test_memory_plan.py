@@ -110,9 +110,7 @@ def test_refusals(what):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "key", sorted(set(PLAN.as_table()) - {"kind", "predicted_peak_bytes"})
-)
+@pytest.mark.parametrize("key", sorted(set(PLAN.as_table()) - {"kind", "predicted_peak_bytes"}))
 def test_each_key_is_needed(key):
     table = PLAN.as_table()
     del table[key]
@@ -135,7 +133,9 @@ def test_whatever_text_arrives_is_refused_in_one_way(text):
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 

@@ -57,7 +57,9 @@ def test_a_tighter_method_fits_where_a_looser_one_does_not(trace):
 
 def test_a_dense_model_has_no_density_to_give():
     trace = trace_model(resnet(), SMALL)
-    least = Planner(trace, Setting(Method()), replace(FEW, sparse=False, fixed=frozenset())).smallest()
+    least = Planner(
+        trace, Setting(Method()), replace(FEW, sparse=False, fixed=frozenset())
+    ).smallest()
     assert (least.density, least.micro_batch) == (0.2, 2)
     assert not least.shape.momentum
 

@@ -101,7 +101,10 @@ def test_dense_gradients_are_charged():
 
 def kept_for_real(model, images, labels):
     """Count what autograd keeps of a forward pass beside parameters, buffers and the batch."""
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), images, labels)}
+    own = {
+        t.untyped_storage().data_ptr()
+        for t in (*model.parameters(), *model.buffers(), images, labels)
+    }
     kept = {}
 
     def pack(tensor):

@@ -33,12 +33,12 @@ def check(ours, expected, rel):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("norm", ["batch", "group"])
-@pytest.mark.parametrize(("recompute", "saved"), EXACT_PAIRS)
+@pytest.mark.parametrize("pair", EXACT_PAIRS)
 @pytest.mark.parametrize("size", [2**18, 3 * 4 * 4 * 64])  # in one piece, and in three
-def test_they_are_those_without(monkeypatch, recompute, saved, norm, dtype, size):
+def test_they_are_those_without(monkeypatch, pair, norm, dtype, size):
     expected = dense_gradients(Savings(), norm=norm, dtype=dtype)
     monkeypatch.setattr(cutting, "PIECE_BYTES", size)
-    ours = dense_gradients(Savings(recompute, saved), norm=norm, dtype=dtype)
+    ours = dense_gradients(Savings(*pair), norm=norm, dtype=dtype)
     check(ours, expected, 1e-10 if dtype == torch.float64 else 1e-5)
 
 

@@ -25,7 +25,10 @@ def test_frozen_segments_get_no_gradient_and_the_rest_trains(case, recompute, sa
     assert frozen
     outcome = backward(net, Savings(recompute, saved, frozen=2), data())
     assert {name for name, g in outcome.gradients.items() if g is None} == frozen
-    rest = [flat({n: g for n, g in it.gradients.items() if n not in frozen}) for it in (outcome, expected)]
+    rest = [
+        flat({n: g for n, g in it.gradients.items() if n not in frozen})
+        for it in (outcome, expected)
+    ]
     rel = 1e-10 if saved in EXACT else 0.13  # see test_saving_inexact
     assert (rest[0] - rest[1]).norm() <= rel * rest[1].norm()
     assert outcome.loss == pytest.approx(expected.loss, rel=1e-12)

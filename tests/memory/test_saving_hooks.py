@@ -178,5 +178,7 @@ def test_what_is_changed_after_it_was_kept_is_an_error_as_in_plain_training(reco
 
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         backward(AddsInPlace().double(), Savings(), data())
-    with pytest.raises(MestFedError, match=r"\(8, 4, 6, 6\) was changed in place after it was kept"):
+    with pytest.raises(
+        MestFedError, match=r"\(8, 4, 6, 6\) was changed in place after it was kept"
+    ):
         backward(AddsInPlace().double(), Savings(recompute), data())

@@ -1,7 +1,7 @@
 """Formats of fewer bits: how far the gradient is from the exact one, and in which order.
 
-Where nothing is run again, an error is that of rounding. Where segments are, signs before ReLUs flip
-too, and each flip takes a whole term away: noise of a few percent even at 16 bits.
+Where nothing is run again, an error is that of rounding. Where segments are, signs before ReLUs
+flip too, and each flip takes a whole term away: noise of a few percent even at 16 bits.
 """
 
 from functools import cache

@@ -60,10 +60,15 @@ def test_also_after_an_exception(recompute, saved, where):
     if where == "backward":
         hook = net.stage1[0].conv1.values.register_hook(breaks)
     images, labels = data(2, dtype=torch.float32)
-    with pytest.raises(Broken), saving(net, Savings(recompute, saved, frozen=0)) as forward:
-        if where == "within":
-            raise Broken
-        cross_entropy(forward(images), labels).backward()
+
+    def train():
+        with saving(net, Savings(recompute, saved)) as forward:
+            if where == "within":
+                raise Broken
+            cross_entropy(forward(images), labels).backward()
+
+    with pytest.raises(Broken):
+        train()
     if hook is not None:
         hook.remove()
     assert attributes(net) == before
@@ -123,7 +128,10 @@ def test_a_model_of_which_nothing_would_train_is_refused(frozen):
 
 def test_a_model_without_segments_has_none_to_freeze_and_none_to_run_again():
     net = nn.Linear(64, 10).double()
-    with pytest.raises(InputError, match="frozen = 1 .*from 0 to 0"), saving(net, Savings(frozen=1)):
+    with (
+        pytest.raises(InputError, match=r"frozen = 1 .*from 0 to 0"),
+        saving(net, Savings(frozen=1)),
+    ):
         pass
     images, labels = data(4, (64,))
     with saving(net, Savings("segments", "int8")) as forward:

@@ -1,4 +1,4 @@
-"""Segments of a user's own making: whatever they draw, norm or read, the gradient is plain training's."""
+"""Segments of a user's own making: whatever they draw, norm or read, gradients are right."""
 
 import pytest
 import torch
