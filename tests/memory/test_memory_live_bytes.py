@@ -6,12 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from memory_cases import NothingHidden
 
 from mest_fed.memory.live_bytes import WORK, LiveBytes, in_memory
 
 
-def counting(hidden=lambda name, given, made: 0):
-    return LiveBytes(hidden)
+def counting(hidden=None):
+    return LiveBytes(hidden or NothingHidden())
 
 
 def numbers(count):
@@ -101,11 +102,12 @@ def test_what_was_made_before_is_counted_when_it_is_marked():
 def test_hidden_bytes_are_there_for_a_moment():
     seen = []
 
-    def hidden(name, given, made):
-        seen.append((name, len(given), made.shape))
-        return 1000 if name == "aten::mul.Tensor" else 0
+    class ForAMoment(NothingHidden):
+        def while_running(self, name, given, made):
+            seen.append((name, len(given), made.shape))
+            return 1000 if name == "aten::mul.Tensor" else 0
 
-    with counting(hidden) as live:
+    with counting(ForAMoment()) as live:
         a = numbers(100)
         b = a * 2  # 800, and 1000 for a moment
         c = b + 1  # 1200
@@ -115,6 +117,22 @@ def test_hidden_bytes_are_there_for_a_moment():
     assert [name for name, *_ in seen][1:] == ["aten::mul.Tensor", "aten::add.Tensor"]
     assert seen[1][1:] == (2, (100,))
     assert len(c) == 100
+
+
+def test_what_an_operator_keeps_stays():
+    class Keeps(NothingHidden):
+        def while_running(self, name, given, made):
+            self.kept += 1000 * (name == "aten::mul.Tensor")
+            return 0
+
+    with counting(Keeps()) as live:
+        a = numbers(100)
+        assert live.peak == {WORK: 400}
+        b = a * 2
+        assert live.peak == {WORK: 1800}
+        del a, b
+        live.begin()
+        assert live.peak == {WORK: 1000}
 
 
 def test_backward_is_seen_too():

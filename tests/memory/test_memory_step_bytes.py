@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from memory_cases import NothingHidden
 from saving_cases import MODELS, data, resnet
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -21,7 +22,7 @@ IMAGE = (1, 6, 6)
 @pytest.fixture(autouse=True)
 def nothing_hidden(monkeypatch):
     """Leave out what operators are reckoned to take for themselves: it is calibrated elsewhere."""
-    monkeypatch.setattr(steps, "hidden_bytes", lambda *_: 0)
+    monkeypatch.setattr(steps, "Hidden", NothingHidden)
 
 
 def bytes_of(model, micro_batch, batch, savings=None, *, momentum=True, image=IMAGE, **options):
@@ -122,7 +123,7 @@ def kept_by_the_trace(model, count, savings):
     model = skeleton_of(model)
     images = torch.empty(count, 1, 8, 8, device="meta")
     labels = torch.empty(count, dtype=torch.int64, device="meta")
-    with LiveBytes(lambda *_: 0) as live, saving(model, savings) as forward:
+    with LiveBytes(NothingHidden()) as live, saving(model, savings) as forward:
         live.mark((*model.parameters(), *model.buffers()), "values")
         live.mark((images, labels), "batch")
         loss = cross_entropy(forward(images), labels, reduction="sum")
