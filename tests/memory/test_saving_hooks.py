@@ -72,17 +72,13 @@ def test_a_changed_tensor_is_another_one():
 def test_an_address_that_comes_back_is_no_false_hit():
     """The tensors between are freed, so that the next is often built where they stood."""
     x = leaf(32, 64)
-    addresses, parts = set(), []
+    parts = []
     with activations():
-        for number in range(20):
-            y = (x + number).square()  # saves x + number, which nobody else holds
-            parts.append(y.sum())
-            addresses.add((x + number).untyped_storage().data_ptr())
-            del y
-    assert len(addresses) < 20
-    assert len(Noted.made) == 20
+        for number in range(50):
+            parts.append((x + number).square().sum())  # saves x + number, which nobody else holds
+    assert len(Noted.made) == 50
     sum(parts).backward()
-    torch.testing.assert_close(x.grad, sum(2 * (x.detach() + number) for number in range(20)))
+    torch.testing.assert_close(x.grad, sum(2 * (x.detach() + number) for number in range(50)))
 
 
 def test_parameters_and_what_is_small_stay_as_they_are():

@@ -77,6 +77,24 @@ def test_segments_are_run_again_as_they_ran(layer, saved):
         torch.testing.assert_close(outcome.buffers[name], buffer, rtol=1e-10, atol=1e-10, msg=name)
 
 
+class LetsNothingThrough(nn.Module):
+    """Trains itself, and hands no gradient on."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x.detach())
+
+
+def test_no_gradient_comes_from_where_none_goes():
+    net = nn.Sequential(convolution(), LetsNothingThrough(), nn.Flatten(), nn.Linear(144, 10))
+    outcome = backward(net.double(), Savings("segments"), data())
+    assert not outcome.gradients["0.0.weight"].any()
+    assert outcome.gradients["1.conv.weight"].any()
+
+
 class HoldsStatistics(nn.Module):
     """A model whose norms were put into evaluation by its owner, as for fine-tuning."""
 
