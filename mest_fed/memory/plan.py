@@ -122,7 +122,7 @@ def read_plan(text: str, source: str = "plan") -> Plan:
     """
     try:
         table = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{source} is no JSON: {error}") from None
     if not isinstance(table, dict):
         raise not_allowed(source, table, "an object, as mest-fed plan --json writes it")

@@ -1,111 +1,182 @@
-"""From a budget to a plan: what is given up first, and what the refusal says."""
+"""From a budget to the plan of least harm, against all plans that there are."""
 
 import re
+from dataclasses import replace
+from functools import cache
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_cases import SMALL, resnet
+from planner_cases import EVEN, SHAPE, WISH, Costs, costs, everything, made_up, planner
 
 from mest_fed.errors import BudgetError, InputError
-from mest_fed.memory import DENSITY_STEPS, TrainingShape, candidates, make_plan, trace_model
-from mest_fed.memory.footprint import RUNTIME
-from mest_fed.sparsity import MestEM, MestEMS, Method, RigL
+from mest_fed.memory import BATCH_NORM_PREFERENCE, PREFERENCE, Savings
+from mest_fed.memory import planner as planning
+from mest_fed.memory.planner import UNCERTAINTY, needed, with_budget
 
-TRACE = trace_model(resnet("block"), SMALL)
-WISH = TrainingShape(density=0.2, distribution="uniform", micro_batch=16, batch=16)
-PREFERENCE = [plan.shape for plan in candidates(TRACE, MestEM(), WISH)]
+orders = st.permutations(PREFERENCE).map(tuple)
 
 
-def test_micro_batches_shrink_before_density_does():
-    order = [(plan.density, plan.micro_batch) for plan in candidates(TRACE, MestEM(), WISH)]
-    densities = [0.2 * step for step in DENSITY_STEPS]
-    assert order == [(density, micro) for density in densities for micro in (16, 8, 4, 2, 1)]
+@pytest.fixture(autouse=True, scope="module")
+def _made_up():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "footprint", made_up)
+        yield
 
 
-def test_odd_batches_halve_upwards():
-    wish = TrainingShape(0.2, "uniform", 11, 11)
-    assert [p.micro_batch for p in candidates(TRACE, MestEM(), wish)][:5] == [11, 6, 3, 2, 1]
+@cache
+def all_shapes(preference=PREFERENCE):
+    return list(everything(WISH.levers(preference)))
 
 
-@pytest.mark.parametrize(
-    ("smallest", "sizes"), [(1, [16, 8, 4, 2, 1]), (5, [16, 8]), (16, [16]), (99, [16])]
-)
-def test_batch_statistics_may_ask_for_a_smallest_micro_batch(smallest, sizes):
-    plans = candidates(TRACE, MestEM(), WISH, smallest)
-    assert [plan.micro_batch for plan in plans] == sizes * len(DENSITY_STEPS)
+def place(shape, preference=PREFERENCE):
+    return next(pulled for pulled, made in all_shapes(preference) if made == shape)
 
 
-def test_a_dense_model_can_only_shrink_its_micro_batch():
-    dense = trace_model(resnet(), SMALL)
-    plans = list(candidates(dense, Method(), WISH))
-    assert [(plan.density, plan.micro_batch) for plan in plans] == [
-        (0.2, micro) for micro in (16, 8, 4, 2, 1)
-    ]
-
-
-def test_a_large_budget_gives_the_wish():
-    plan = make_plan(TRACE, MestEM(), WISH, 10**9)
-    assert plan.shape == WISH
-    assert plan.budget == 10**9
+def plan(costs, budget, preference=None):
+    """Return a plan, or None where there is none."""
+    try:
+        return planner(costs).plan(budget, preference)
+    except BudgetError:
+        return None
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    st.integers(RUNTIME + 10**5, RUNTIME + 10**6), st.sampled_from([MestEM(), MestEMS(), RigL()])
-)
-def test_a_plan_fits_its_budget_and_is_the_first_that_does(budget, method):
-    plans = list(candidates(TRACE, method, WISH))
-    fitting = [plan for plan in plans if plan.footprint.total <= budget]
-    if not fitting:
-        with pytest.raises(BudgetError):
-            make_plan(TRACE, method, WISH, budget)
-        return
-    plan = make_plan(TRACE, method, WISH, budget)
-    assert plan.footprint.total <= budget == plan.budget
-    assert (plan.shape, plan.footprint) == (fitting[0].shape, fitting[0].footprint)
+@given(costs, st.floats(0, 1.1), orders)
+def test_it_is_the_first_in_the_order_of_preference_that_fits(costs, share, preference):
+    """So a lever is pulled only where those before it do not suffice, pulled as far as they go."""
+    budget = int(share * (1 + UNCERTAINTY) * max(1, costs(SHAPE)))
+    room = budget / (1 + UNCERTAINTY)
+    fitting = (shape for _, shape in all_shapes(preference) if costs(shape) <= int(room))
+    found = plan(costs, budget, preference)
+    expected = next(fitting, None)
+    assert (found is None) == (expected is None)
+    if found is not None:
+        assert found.shape == expected
+        assert found.footprint.total * (1 + UNCERTAINTY) <= budget == found.budget
+
+
+@settings(deadline=None, max_examples=60)
+@given(costs, st.integers(0, 10**5), st.integers(0, 10**5))
+def test_a_larger_budget_never_gives_a_later_plan(costs, budget, more):
+    less, rest = plan(costs, budget), plan(costs, budget + more)
+    if less is not None:
+        assert place(rest.shape) <= place(less.shape)
+
+
+@settings(deadline=None, max_examples=60)
+@given(costs)
+def test_the_budget_that_a_refusal_names_does_and_a_byte_less_does_not(costs):
+    least = planner(costs).smallest()
+    assert least.footprint.total == min(costs(shape) for _, shape in all_shapes())
+    assert plan(costs, least.budget).footprint.total == least.footprint.total
+    if least.budget:
+        with pytest.raises(BudgetError) as caught:
+            planner(costs).plan(least.budget - 1)
+        assert int(re.search(r"needs (\d+) bytes", str(caught.value))[1]) == least.budget
+
+
+def test_the_refusal_in_words():
+    with pytest.raises(BudgetError) as caught:
+        planner().plan(100)
+    least = planner().smallest()
+    assert str(caught.value) == (
+        f"memory budget = 100 B fits no plan; the smallest needs {least.budget} bytes "
+        f"({least.budget / 1000:.3g} kB, modelled: density 0.025, micro-batch 1)"
+    )
+
+
+@given(st.integers(0, 2**50))
+def test_needed_is_the_least_budget(total):
+    budget = needed(total)
+    assert int(budget / (1 + UNCERTAINTY)) >= total
+    assert total == 0 or int((budget - 1) / (1 + UNCERTAINTY)) < total
+
+
+def test_a_large_budget_gives_the_wish():
+    found = planner().plan(10**9)
+    assert (found.shape, found.budget) == (SHAPE, 10**9)
+    assert planner().runners_up(found) == []
+
+
+def test_levers_one_after_another_as_the_budget_shrinks():
+    def pulled(budget):
+        shape = planner().plan(budget).shape
+        return [lever.name for lever in WISH.levers() if lever.pull(shape, lever.steps[0]) != shape]
+
+    whole = EVEN(SHAPE)  # 8 kB of activations, 60 kB of weights
+    assert pulled(needed(whole)) == []
+    assert pulled(needed(whole) - 1) == ["consume"]
+    least = EVEN(replace(SHAPE, savings=Savings(consume=True)))
+    assert pulled(needed(least) - 1) == ["consume", "micro_batch"]
+    least = EVEN(replace(SHAPE, micro_batch=1, savings=Savings(consume=True)))
+    assert pulled(needed(least) - 1) == ["consume", "micro_batch", "recompute"]
+    savings = Savings("segments", "int8", consume=True)
+    least = EVEN(replace(SHAPE, micro_batch=1, savings=savings))
+    assert "density" not in pulled(needed(least))
+    assert "density" in pulled(needed(least) - 1)
+    assert pulled(planner().smallest().budget) == list(PREFERENCE)
+
+
+def test_another_order_is_another_plan():
+    budget = needed(EVEN(SHAPE) - 21_000)  # more than consuming gives
+    first, batch = (planner().plan(budget, order) for order in (None, BATCH_NORM_PREFERENCE))
+    assert (first.micro_batch, first.savings.recompute) == (4, "none")
+    assert (batch.micro_batch, batch.savings.recompute) == (8, "norms")
+    last = planner().plan(budget, ("density", *(n for n in PREFERENCE if n != "density")))
+    assert last.shape == replace(SHAPE, density=0.1)
+    by_wish = planner(wish=replace(WISH, batch_statistics=True))
+    assert by_wish.plan(budget) == batch
+    with pytest.raises(InputError, match="preference = 'saved'"):
+        planner().plan(budget, ("saved",))
+
+
+@pytest.mark.parametrize("name", PREFERENCE)
+def test_fixed_levers_stay(name):
+    fixed = planner(wish=replace(WISH, fixed=frozenset({name})))
+    (lever,) = [lever for lever in WISH.levers() if lever.name == name]
+    smallest = fixed.smallest()
+    assert lever.pull(smallest.shape, lever.steps[0]) == smallest.shape
+    assert fixed.plan(smallest.budget).shape == smallest.shape
+    assert smallest.footprint.total > planner().smallest().footprint.total
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(RUNTIME + 200_000, RUNTIME + 10**6), st.integers(0, 10**6))
-def test_a_larger_budget_never_gives_a_worse_plan(budget, more):
-    less, rest = (make_plan(TRACE, MestEM(), WISH, size) for size in (budget, budget + more))
-    assert PREFERENCE.index(rest.shape) <= PREFERENCE.index(less.shape)
+@given(costs, st.floats(0, 1))
+def test_runners_up_fit_and_differ(costs, share):
+    found = plan(costs, int(share * costs(SHAPE) * (1 + UNCERTAINTY)))
+    if found is None:
+        return
+    others = planner(costs).runners_up(found)
+    shapes = [found.shape, *(other.shape for other in others)]
+    assert len(set(shapes)) == len(shapes)
+    for other in others:
+        assert other.budget == found.budget >= other.footprint.total * (1 + UNCERTAINTY)
 
 
-@pytest.mark.parametrize("method", [MestEM(), MestEMS(), RigL()])
-def test_the_refusal_names_the_bytes_that_would_do(method):
-    with pytest.raises(BudgetError) as caught:
-        make_plan(TRACE, method, WISH, 5_000)
-    text = str(caught.value)
-    assert text.startswith("memory budget = 5 kB fits no plan; the smallest needs ")
-    assert "modelled: density 0.025, micro-batch 1)" in text
-    needed = int(re.search(r"needs (\d+) bytes", text)[1])
-    plan = make_plan(TRACE, method, WISH, needed)
-    assert plan.footprint.total == needed
-    with pytest.raises(BudgetError):
-        make_plan(TRACE, method, WISH, needed - 1)
+def test_runners_up_spare_what_was_pulled():
+    found = planner().plan(needed(EVEN(SHAPE) - 21_000))
+    assert found.micro_batch < 8
+    assert any(other.micro_batch == 8 for other in planner().runners_up(found))
 
 
-def test_a_tighter_method_fits_where_a_looser_one_does_not():
-    limit = min(plan.footprint.total for plan in candidates(TRACE, MestEM(), WISH))
-    make_plan(TRACE, MestEM(), WISH, limit)
-    for method in (MestEMS(), RigL()):
-        with pytest.raises(BudgetError):
-            make_plan(TRACE, method, WISH, limit)
+def test_the_frontier_has_a_plan_for_each_step_of_time():
+    plans = list(planner().frontier())
+    settings_of = {(p.savings.recompute, p.savings.saved, p.micro_batch) for p in plans}
+    assert len(settings_of) == len(plans) == 3 * 3 * 4
+    for each in plans:
+        assert each.budget == needed(each.footprint.total)
+        assert each.density == SHAPE.density
 
 
-def test_a_density_that_the_scheme_cannot_hold_is_refused():
-    patterns = trace_model(resnet("pattern"), SMALL)
-    with pytest.raises(InputError, match=r"density = 0\.5 is not allowed.*0\.4444"):
-        make_plan(patterns, MestEM(), TrainingShape(0.5, "uniform", 8, 8), 10**9)
+def test_recomputation_that_costs_more_than_it_saves_is_passed_over():
+    dear = Costs(1000, 0, (1.0, 1.5, 0.4), (1.0, 0.9, 0.8))
+    found = planner(dear).plan(needed(dear(replace(SHAPE, micro_batch=1)) - 1))
+    assert found.savings.recompute == "segments"
+    dearer = Costs(1000, 0, (1.0, 1.5, 2.0), (1.0, 0.9, 0.8))
+    assert planner(dearer).smallest().savings.recompute == "none"
 
 
-def test_a_plan_in_words():
-    plan = make_plan(TRACE, MestEM(), WISH, 10**9)
-    largest = max(plan.footprint.parts().values())
-    assert plan.in_words() == (
-        "Trains 20.0% of the sparse weights in batches of 16 taken 16 at a time; predicted peak "
-        f"{plan.footprint.total / 10**6:.3g} MB of 1 GB, "
-        f"{largest / plan.footprint.total:.0%} of it runtime."
-    )
+def test_the_same_plan_for_another_budget():
+    found = planner().plan(10**9)
+    assert with_budget(found, 10**6) == replace(found, budget=10**6)

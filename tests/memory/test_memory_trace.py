@@ -1,4 +1,4 @@
-"""The trace of one forward pass: what it counts, and that it leaves no mark."""
+"""A model's trace: its sizes, and a skeleton that shares nothing with it."""
 
 import gc
 import weakref
@@ -7,27 +7,10 @@ import pytest
 import torch
 from memory_cases import SMALL, TINY, generator, resnet, tiny
 from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from mest_fed.memory import trace_model
-from mest_fed.nn import sparsify
-
-
-def saved_bytes(model, images):
-    """Return what autograd really keeps of a forward pass, parameters and buffers left out."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage
-        return tensor.detach()
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        logits = model(images)
-        nn.functional.cross_entropy(logits, torch.zeros(len(images), dtype=torch.int64))
-    return sum(storage.nbytes() for storage in kept.values())
+from mest_fed.memory.trace import skeleton_of
+from mest_fed.nn import SparseLayer, sparsify
 
 
 def test_a_tiny_model_by_hand():
@@ -36,12 +19,14 @@ def test_a_tiny_model_by_hand():
     assert trace.dense_parameters == 4 * (18 + 2 + 4 + 48 + 3)
     assert trace.buffers == 0
     assert trace.image == 4 * 36
-    # The image; 2x4x4 after the ReLU, read by both it and the convolution; 16 features;
-    # 3 log-probabilities; an int64 label. The loss's one number is there once.
-    assert trace.saved_per_image == 144 + 128 + 64 + 12 + 8
-    assert trace.saved_once == 4
-    assert trace.largest_activation == 144
     assert trace.spec.sparse_weights == 72
+    assert trace.threads == torch.get_num_threads()
+
+
+def test_a_dense_model_has_no_scratch_and_no_groups():
+    trace = trace_model(tiny(), TINY)
+    assert (trace.scratch, trace.spec.groups) == (0, {})
+    assert trace.dense_parameters == 4 * (18 + 2 + 72 + 4 + 48 + 3)
 
 
 def test_buffers_are_those_of_the_norms():
@@ -51,37 +36,63 @@ def test_buffers_are_those_of_the_norms():
     assert trace_model(resnet("block"), SMALL).buffers == 0
 
 
-@pytest.mark.parametrize("norm", ["batch", "group"])
-@pytest.mark.parametrize("scheme", [None, "unstructured", "block", "pattern", "channel"])
-def test_activations_are_those_of_any_batch_times_its_images(scheme, norm):
-    model = resnet(scheme, norm=norm)
-    trace = trace_model(model, SMALL)
-    for images in (3, 16):
-        real = saved_bytes(model.train(), torch.zeros(images, *SMALL))
-        assert images * trace.saved_per_image + trace.saved_once == pytest.approx(real, rel=0.01)
-
-
-def test_sparse_layers_save_no_more_than_dense_ones():
-    dense, sparse = (trace_model(resnet(scheme), SMALL) for scheme in (None, "unstructured"))
-    assert sparse.saved_per_image <= dense.saved_per_image
-    assert dense.spec.groups == {}
-    total = sum(parameter.numel() for parameter in resnet().parameters())
-    assert dense.dense_parameters == 4 * total
-    assert sparse.dense_parameters + 4 * sparse.spec.sparse_weights == 4 * total
+def tensors(model):
+    return [*model.parameters(), *model.buffers()]
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_model_is_left_as_it_was(training):
-    model = resnet("block", norm="batch").train(training)
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_the_model_is_left_as_it_was(training, norm):
+    model = resnet("block", norm=norm).train(training)
     with torch.no_grad():
-        model.norm1.running_mean.normal_(generator=generator())
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                buffer.uniform_(generator=generator())
+    model.conv1.requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    standing = {name: sorted(vars(module)) for name, module in model.named_modules()}
+    held = [tensor.untyped_storage()._cdata for tensor in tensors(model)]
     rng = torch.get_rng_state()
-    trace_model(model, SMALL)
+    trace = trace_model(model, SMALL)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert standing == {name: sorted(vars(module)) for name, module in model.named_modules()}
+    assert held == [tensor.untyped_storage()._cdata for tensor in tensors(model)]
     assert model.training is training
     assert all(parameter.grad is None for parameter in model.parameters())
+    assert not model.conv1.weight.requires_grad
+    assert not trace.skeleton.conv1.weight.requires_grad
     assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_a_skeleton_takes_no_memory_and_has_the_model_s_shapes():
+    model = resnet("pattern", norm="batch")
+    skeleton = skeleton_of(model)
+    assert all(tensor.is_meta for tensor in tensors(skeleton))
+    shapes = {name: (t.shape, t.dtype) for name, t in model.state_dict().items()}
+    assert {name: (t.shape, t.dtype) for name, t in skeleton.state_dict().items()} == shapes
+    mine, theirs = ({id(module) for module in it.modules()} for it in (model, skeleton))
+    assert not mine & theirs
+    assert not any(tensor.is_meta for tensor in tensors(model))
+
+
+def test_tied_weights_stay_tied():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    skeleton = skeleton_of(model)
+    assert skeleton[1].weight is skeleton[0].weight
+
+
+def test_at_other_densities():
+    trace = trace_model(resnet("block"), SMALL)
+    live = dict.fromkeys(trace.spec.layouts, 7)
+    model = trace.at(live)
+    for name, layer in model.named_modules():
+        if isinstance(layer, SparseLayer):
+            assert layer.values.shape == (7, trace.spec.layouts[name].width)
+            assert layer.slots.shape == (7,)
+    # The trace's own skeleton is as it was, for whoever asks next.
+    assert len(trace.skeleton.stage1[0].conv1.slots) != 7
+    assert len(live) == 6
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
@@ -95,5 +106,7 @@ def test_no_activation_outlives_the_trace(norm):
     assert not any(output() is not None for output in outputs)
 
 
-def test_density_does_not_change_a_trace():
-    assert trace_model(resnet("block", 0.1), SMALL) == trace_model(resnet("block", 0.4), SMALL)
+def test_density_changes_nothing_but_the_skeleton():
+    few, many = (trace_model(resnet("block", density), SMALL) for density in (0.1, 0.4))
+    for name in ("spec", "input_shape", "dense_parameters", "buffers", "threads"):
+        assert getattr(few, name) == getattr(many, name)

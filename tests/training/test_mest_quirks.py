@@ -234,7 +234,7 @@ def test_16_the_soft_bound_is_that_of_the_scripts(density, shares):
     for progress in (0.1, 0.6, 0.9):
         net = model("unstructured", density)
         what = RoundMutation(method, progress, seed=0, round=1)
-        mutation = LocalMutation(net, torch.optim.SGD(net.parameters()), what, 1)
+        mutation = LocalMutation(net, OptimizerSettings().build(net), what, 1)
         mutation.open()
         live.append(mask_groups(net)[-1].mask.density)
         mutation.close()

@@ -120,8 +120,9 @@ def test_training_puts_the_model_into_training_mode_and_evaluation_out_of_it():
 
 
 def test_momentum_and_weight_decay_reach_the_optimizer():
-    group = OptimizerSettings(0.3, 0.7, 0.01).build(model()).param_groups[0]
-    assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.3, 0.7, 0.01)
+    optimizer = OptimizerSettings(0.3, 0.7, 0.01).build(model())
+    assert (optimizer.learning_rate, optimizer.momentum) == (0.3, 0.7)
+    assert optimizer.weight_decay == 0.01
 
 
 def test_without_momentum_the_optimizer_keeps_nothing():

@@ -10,7 +10,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mest_fed.errors import MestFedError
 from mest_fed.kernels.compact import dequantise, expand, quantise, squeeze
+
+
+def packable(x: Tensor) -> bool:
+    """Whether a tensor is of numbers that every format packs; others stay as they are."""
+    return x.dtype in (torch.float32, torch.float64)
 
 
 class Packed(ABC):
@@ -28,15 +34,25 @@ class Packed(ABC):
         return self.images(0, self.shape[0])
 
 
-class _Full(Packed):
-    """Exact: the tensor itself."""
+class AsIs(Packed):
+    """Exact: the tensor itself, of any type and number of dimensions, which must stay as it is."""
 
     def __init__(self, x: Tensor) -> None:
         super().__init__(x)
-        self._x = x.detach()
+        self._x, self._version = x.detach(), x._version
 
     def images(self, first: int, last: int) -> Tensor:
-        return self._x[first:last]
+        """Return the images [first, last), of the same memory."""
+        return self.whole()[first:last]
+
+    def whole(self) -> Tensor:
+        """Return the tensor, or say that it is not what it was."""
+        if self._x._version != self._version:  # autograd does not look where others keep tensors
+            raise MestFedError(
+                f"an activation of shape {tuple(self.shape)} was changed in place after it was "
+                "kept for backward"
+            )
+        return self._x
 
 
 class _Half(Packed):
@@ -80,7 +96,7 @@ class _Nonzero(Packed):
 
 #: Formats by name, the exact ones first.
 FORMATS: dict[str, Callable[[Tensor], Packed]] = {
-    "fp32": _Full,
+    "fp32": AsIs,
     "mask": _Nonzero,
     "fp16": lambda x: _Half(x, torch.float16),
     "bf16": lambda x: _Half(x, torch.bfloat16),

@@ -11,12 +11,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from mest_fed.memory.activations.formats import Packed
+from mest_fed.memory.activations.formats import AsIs, Packed, packable
 from mest_fed.nn.norms import Normalised, watching
 
 #: Smaller tensors, such as statistics and losses, stay as they are.
@@ -76,17 +75,17 @@ class SavedActivations:
             assert isinstance(packed, Packed)
             self._remember(y, _Renormalised(packed, made.without_input()))
 
-    def _save(self, tensor: Tensor) -> Tensor | _Kept:
-        return self._packed(tensor) if self._worth_packing(tensor) else tensor.detach()
+    def _save(self, tensor: Tensor) -> _Kept:
+        return self._packed(tensor) if self._worth_packing(tensor) else AsIs(tensor)
 
     @staticmethod
-    def _restore(kept: Tensor | _Kept) -> Tensor:
-        return kept if isinstance(kept, Tensor) else kept.whole()
+    def _restore(kept: _Kept) -> Tensor:
+        return kept.whole()
 
     def _worth_packing(self, tensor: Tensor) -> bool:
         return (
             tensor.dim() >= 2
-            and tensor.dtype in (torch.float32, torch.float64)
+            and packable(tensor)
             and tensor.is_contiguous()
             and tensor.nbytes >= LEAST_BYTES
             and tensor.untyped_storage()._cdata not in self._own

@@ -31,8 +31,10 @@ class Recomputed(torch.autograd.Function):
     def forward(ctx: Any, anchor: Tensor, x: Tensor, packed: Packed, segment: Segment) -> Tensor:
         """Run the segment, and keep nothing but its packed input."""
         ctx.packed, ctx.segment = packed, segment
-        ctx.random = torch.get_rng_state() if segment.draws() else None
-        return _run(segment, x)
+        before = torch.get_rng_state()
+        y = _run(segment, x)
+        ctx.random = None if torch.equal(before, torch.get_rng_state()) else before
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -43,7 +45,9 @@ class Recomputed(torch.autograd.Function):
             for first, last in _pieces(segment, packed.shape):
                 x = packed.images(first, last).detach().requires_grad_(dx is not None)
                 with torch.enable_grad():
-                    _go_back(segment.function(x), grad[first:last])
+                    y = segment.function(x)
+                    if y.requires_grad:  # else its parameters do not train, and nobody wants dx
+                        _go_back(y, grad[first:last])
                 if dx is not None:
                     dx[first:last] = 0 if x.grad is None else x.grad
         ctx.packed = None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mest_fed.errors import not_allowed
 from mest_fed.memory.activations import batch_norm_block, batch_norm_stem
-from mest_fed.memory.activations.formats import FORMATS, Packed
+from mest_fed.memory.activations.formats import FORMATS, Packed, packable
 from mest_fed.memory.activations.hooks import SavedActivations
 from mest_fed.memory.activations.recompute import Recomputed
 from mest_fed.memory.activations.segments import Segment, segments_of
@@ -86,6 +86,7 @@ def saving(model: nn.Module, savings: Savings) -> Iterator[Callable[[Tensor], Te
     still = [p for s in segments[: savings.frozen] for p in s.parameters() if p.requires_grad]
     for parameter in still:
         parameter.requires_grad_(False)
+    found = {segment: vars(segment.module).get(segment.method) for segment in replaced}
     for segment, function in replaced.items():
         setattr(segment.module, segment.method, function)
     try:
@@ -93,6 +94,8 @@ def saving(model: nn.Module, savings: Savings) -> Iterator[Callable[[Tensor], Te
     finally:
         for segment in replaced:
             delattr(segment.module, segment.method)
+            if found[segment] is not None:
+                setattr(segment.module, segment.method, found[segment])
         for parameter in still:
             parameter.requires_grad_(True)
 
@@ -132,17 +135,22 @@ def _recomputed(
         by_hand = batch_norm_stem.RecomputedStem
     parameters = tuple(segment.parameters())
 
+    def goes_by_hand(x: Tensor) -> bool:
+        if by_hand is batch_norm_stem.RecomputedStem and x.requires_grad:
+            return False
+        # A norm that its owner put into evaluation keeps to its running statistics.
+        return by_hand is not None and all(module.training for module in segment.modules())
+
     def forward(x: Tensor) -> Tensor:
         y: Tensor
         if not (segment.module.training and torch.is_grad_enabled()):
-            y = segment.function(x)
-        elif by_hand is not None and not (
-            by_hand is batch_norm_stem.RecomputedStem and x.requires_grad
-        ):
-            y = by_hand.apply(x, pack(x), segment.module, work, *parameters)
+            return segment.function(x)
+        packed = pack(x) if packable(x) else FORMATS["fp32"](x)
+        if goes_by_hand(x):
+            y = by_hand.apply(x, packed, segment.module, work, *parameters)
         else:
             anchor = torch.empty(0, device=x.device, requires_grad=True)
-            y = Recomputed.apply(anchor, x, pack(x), segment)  # type: ignore[no-untyped-call]
+            y = Recomputed.apply(anchor, x, packed, segment)  # type: ignore[no-untyped-call]
         return y
 
     return forward

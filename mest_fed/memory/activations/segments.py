@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,11 @@ class Segment:
         return cls(name, module, method, getattr(module, method))
 
     def mixes_images(self) -> bool:
-        """Whether an image's result depends on the others: batch statistics in training."""
-        return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules())
-
-    def draws(self) -> bool:
-        """Whether it draws random numbers."""
-        return any(isinstance(module, _DropoutNd) for module in self.modules())
+        """Whether statistics are taken over the images: of a batch, or running ones."""
+        return any(
+            isinstance(m, _BatchNorm) or (isinstance(m, _InstanceNorm) and m.track_running_stats)
+            for m in self.modules()
+        )
 
     def modules(self) -> list[nn.Module]:
         """Return the modules that it calls, and theirs."""

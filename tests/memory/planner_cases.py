@@ -1,0 +1,63 @@
+"""Footprints that are made up, so that planning can be checked against all that is possible."""
+
+from dataclasses import dataclass
+from itertools import product
+
+from hypothesis import strategies as st
+
+from mest_fed.memory import Footprint, Planner, Setting, TrainingShape, Wish
+from mest_fed.sparsity import MestEM
+
+SHAPE = TrainingShape(0.2, "uniform", 8, 8)
+WISH = Wish(SHAPE, segments=6)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Bytes by what a shape has; what a lever saves grows step by step, but for recomputation."""
+
+    image: int
+    weights: int
+    recompute: tuple[float, float, float]
+    saved: tuple[float, float, float]
+
+    def __call__(self, shape):
+        savings = shape.savings
+        recompute = dict(zip(("none", "norms", "segments"), self.recompute, strict=True))
+        saved = dict(zip(("fp32", "fp16", "int8"), self.saved, strict=True))
+        train = (6 - savings.frozen) / 6
+        activations = self.image * shape.micro_batch * train
+        copies = 1 + shape.momentum * train + (not savings.consume) * train
+        each = recompute[savings.recompute] * saved[savings.saved]
+        return int(activations * each + self.weights * shape.density * copies)
+
+
+EVEN = Costs(1000, 100_000, (1.0, 0.7, 0.3), (1.0, 0.5, 0.25))
+
+shares = st.floats(0.01, 1)
+costs = st.builds(
+    Costs,
+    image=st.integers(0, 10_000),
+    weights=st.integers(0, 1_000_000),
+    recompute=st.tuples(shares, shares, shares),  # it may cost more than it saves
+    saved=st.tuples(st.just(1.0), shares, shares).map(lambda s: tuple(sorted(s, reverse=True))),
+)
+
+
+def made_up(trace, setting, shape):
+    """Stand in for ``footprint``; the trace is the costs."""
+    return Footprint(values=trace(shape), runtime=0)
+
+
+def planner(costs=EVEN, wish=WISH):
+    return Planner(costs, Setting(MestEM()), wish)
+
+
+def everything(levers, shape=SHAPE):
+    """Yield all shapes, by preference: (how far each lever is pulled, the last first; shape)."""
+    steps = [range(len(lever.steps)) for lever in reversed(levers)]
+    for pulled in product(*steps):
+        made = shape
+        for lever, step in zip(reversed(levers), pulled, strict=True):
+            made = lever.pull(made, lever.steps[step])
+        yield pulled, made

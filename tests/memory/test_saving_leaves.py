@@ -1,0 +1,147 @@
+"""What saving leaves of a model: everything as it was, also after an exception."""
+
+from functools import partial
+
+import pytest
+import torch
+from saving_cases import MODELS, PAIRS, cnn2, data, generator, resnet, train, users_own
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from mest_fed.errors import InputError
+from mest_fed.memory import Savings, saving
+from mest_fed.memory.activations import segments_of
+from mest_fed.nn import norms
+
+
+def attributes(net):
+    """Return what stands on each module of a model, and what trains."""
+    standing = {name: sorted(vars(module)) for name, module in net.named_modules()}
+    training = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
+    hooks = [len(module._forward_hooks) for module in net.modules()]
+    return standing, training, hooks
+
+
+def is_the_class_s(net):
+    return all("forward" not in vars(module) for module in net.modules())
+
+
+@pytest.mark.parametrize("build", [resnet, cnn2, users_own])
+@pytest.mark.parametrize(("recompute", "saved"), PAIRS)
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_the_model_is_as_it_was(build, recompute, saved, frozen):
+    net = build("block") if build is not users_own else build()
+    if frozen >= 1 and build is cnn2:
+        frozen = 0  # it has one segment
+    before, watchers = attributes(net), len(norms._watchers)
+    images, labels = data(2, dtype=torch.float32)
+    with saving(net, Savings(recompute, saved, frozen=frozen)) as forward:
+        cross_entropy(forward(images), labels).backward()
+    assert attributes(net) == before
+    assert is_the_class_s(net)
+    assert len(norms._watchers) == watchers == 0
+
+
+@pytest.mark.parametrize(("recompute", "saved"), [p for p in PAIRS if p != ("none", "fp32")])
+@pytest.mark.parametrize("where", ["within", "forward", "backward"])
+def test_also_after_an_exception(recompute, saved, where):
+    net = resnet("block")
+    before = attributes(net)
+
+    class Broken(Exception):
+        pass
+
+    def breaks(*_):
+        raise Broken
+
+    hook = None
+    if where == "forward":
+        hook = net.stage3[0].register_forward_hook(breaks)
+    if where == "backward":
+        hook = net.stage1[0].conv1.values.register_hook(breaks)
+    images, labels = data(2, dtype=torch.float32)
+
+    def train():
+        with saving(net, Savings(recompute, saved)) as forward:
+            if where == "within":
+                raise Broken
+            cross_entropy(forward(images), labels).backward()
+
+    with pytest.raises(Broken):
+        train()
+    if hook is not None:
+        hook.remove()
+    assert attributes(net) == before
+    assert norms._watchers == []
+    # And what comes then is plain training: nothing is packed any more.
+    y = torch.rand(64, 64, generator=generator(), requires_grad=True).mul(0.1).exp()
+    assert torch.equal(y.grad_fn._saved_result, y)
+
+
+def test_a_forward_that_stands_on_a_module_stays_there():
+    net = users_own().double()
+    plain = type(net[3]).forward
+    net[3].forward = own = partial(lambda x: 2 * plain(net[3], x))
+    with saving(net, Savings("segments")) as forward:
+        ours = forward(data(4)[0])
+    assert vars(net[3])["forward"] is own
+    del net[3].forward
+    assert ours.requires_grad
+
+
+def test_within_one_another():
+    net = resnet("block", "group").double()
+    images, labels = data(4)
+    with saving(net, Savings("segments")), saving(net, Savings("segments", frozen=1)) as forward:
+        cross_entropy(forward(images), labels).backward()
+    assert is_the_class_s(net)
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    expected = train("group-block", "none", "fp32", count=4).gradients
+    torch.testing.assert_close(net.classifier.weight.grad, expected["classifier.weight"])
+    assert net.conv1.weight.grad is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"recompute": "all"}, "recompute = 'all' is not allowed; allowed: none, norms, segments"),
+        ({"saved": "fp8"}, "saved = 'fp8' is not allowed; allowed: fp32, mask, fp16, bf16, int8"),
+        ({"frozen": -1}, "frozen = -1 is not allowed; allowed: a whole number from 0"),
+    ],
+)
+def test_refusals(wrong, message):
+    with pytest.raises(InputError, match=message):
+        Savings(**wrong)
+
+
+@pytest.mark.parametrize("frozen", [4, 5])
+def test_a_model_of_which_nothing_would_train_is_refused(frozen):
+    net = resnet()  # a stem and three blocks
+    before = attributes(net)
+    with (
+        pytest.raises(InputError, match=f"frozen = {frozen} .*from 0 to 3 .*segments but one"),
+        saving(net, Savings(frozen=frozen)),
+    ):
+        pass
+    assert attributes(net) == before
+
+
+def test_a_model_without_segments_has_none_to_freeze_and_none_to_run_again():
+    net = nn.Linear(64, 10).double()
+    with (
+        pytest.raises(InputError, match=r"frozen = 1 .*from 0 to 0"),
+        saving(net, Savings(frozen=1)),
+    ):
+        pass
+    images, labels = data(4, (64,))
+    with saving(net, Savings("segments", "int8")) as forward:
+        cross_entropy(forward(images), labels).backward()
+    assert net.weight.grad is not None
+
+
+def test_every_case_has_segments():
+    counts = {case: len(segments_of(build())) for case, build in MODELS.items()}
+    assert {case: n for case, n in counts.items() if case.startswith(("batch", "group"))} == {
+        case: 4 for case in MODELS if case.startswith(("batch", "group"))
+    }
+    assert [counts["cnn2-None"], counts["own-None"]] == [1, 5]

@@ -1,0 +1,117 @@
+"""Segments that are run again some images at a time: cut anywhere, the gradient is the same."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from saving_cases import MODELS, backward, data, train
+
+from mest_fed.memory import Savings
+from mest_fed.memory.activations import pieces as cutting
+from mest_fed.memory.activations import saving, segments_of
+from mest_fed.memory.activations.pieces import only_the_ends, pieces
+
+
+def shape(count, elements=64):
+    return torch.Size((count, elements))
+
+
+@settings(deadline=None)
+@given(st.integers(0, 40), st.integers(1, 300), st.integers(1, 4000))
+def test_cuts_cover_all_images_once(count, elements, size):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cutting, "PIECE_BYTES", size)
+        cuts = list(pieces(shape(count, elements)))
+        with only_the_ends():
+            ends = list(pieces(shape(count, elements))) if count else []
+    assert [image for first, last in cuts for image in range(first, last)] == list(range(count))
+    lengths = [last - first for first, last in cuts]
+    assert all(length * 4 * elements <= size or length == 1 for length in lengths)
+    assert all(before >= after for before, after in pairwise(lengths))
+    assert len(set(lengths[:-1])) <= 1  # so the ends stand for all
+    assert ends == [cuts[0], cuts[-1]] if len(cuts) > 1 else ends == cuts
+
+
+def test_cuts_by_hand(monkeypatch):
+    monkeypatch.setattr(cutting, "PIECE_BYTES", 3 * 4 * 64)
+    assert list(pieces(shape(8))) == [(0, 3), (3, 6), (6, 8)]
+    assert list(pieces(shape(3))) == [(0, 3)]
+    with only_the_ends():
+        assert list(pieces(shape(8))) == [(0, 3), (6, 8)]
+    assert len(list(pieces(shape(8)))) == 3
+
+
+def count_pieces(monkeypatch, size):
+    """Cut into pieces of so many bytes; return a list that notes the cuts of each walk."""
+    seen, whole = [], pieces
+
+    def noting(shape):
+        cuts = list(whole(shape))
+        seen.append(len(cuts))
+        return iter(cuts)
+
+    monkeypatch.setattr(cutting, "PIECE_BYTES", size)
+    for name in ("recompute", "batch_norm_block", "batch_norm_stem"):
+        monkeypatch.setattr(f"mest_fed.memory.activations.{name}.pieces", noting)
+    return seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("count", [1, 7, 8])
+@pytest.mark.parametrize("case", [m for m in MODELS if not m.startswith("own")])
+def test_gradients_do_not_depend_on_the_cuts(monkeypatch, case, count, dtype):
+    expected = train(case, "none", "fp32", dtype=dtype, count=count)
+    # Three images of the first stage's four channels; CNN2 is cut by its input's one.
+    seen = count_pieces(monkeypatch, 3 * 4 * 64 * (1 if case.startswith("cnn2") else 4))
+    outcome = train(case, "segments", "mask", dtype=dtype, count=count)
+    assert max(seen) == {1: 1, 7: 3, 8: 3}[count]
+    rel = 1e-10 if dtype == torch.float64 else 1e-6
+    assert outcome.away_from(expected) <= rel
+    for name, buffer in expected.buffers.items():
+        torch.testing.assert_close(outcome.buffers[name], buffer, rtol=rel, atol=rel, msg=name)
+
+
+@pytest.mark.parametrize("saved", ["fp16", "int8"])
+@pytest.mark.parametrize("case", ["batch-block", "group-block"])
+def test_packed_images_are_unpacked_a_piece_at_a_time(monkeypatch, case, saved):
+    whole = train(case, "segments", saved)
+    seen = count_pieces(monkeypatch, 3 * 4 * 4 * 64)
+    assert train(case, "segments", saved).away_from(whole) <= 1e-10
+    assert max(seen) == 3
+
+
+def test_dropout_draws_for_each_piece_what_it_drew_forward(monkeypatch):
+    net = MODELS["own-None"]().double().train()
+    (segment,) = [s for s in segments_of(net) if s.name == "5"]
+    seen = count_pieces(monkeypatch, 3 * 4 * 72)
+    x, _ = data(8, (8, 3, 3))
+
+    def gradients(run):
+        net.zero_grad()
+        torch.manual_seed(3)
+        y = run(x)
+        y.square().sum().backward()
+        return [y.detach(), *(p.grad.clone() for p in net[5].parameters())]
+
+    with torch.random.fork_rng(devices=[]):
+        by_hand = gradients(lambda x: torch.cat([segment.function(p) for p in x.split(3)]))
+        with saving(net, Savings("segments")):
+            ours = gradients(lambda x: net[5](x))
+    assert max(seen) == 3
+    torch.testing.assert_close(ours, by_hand, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", ["batch-block", "group-block", "own-None"])
+def test_the_gradient_of_the_images_is_there_where_someone_wants_it(monkeypatch, case):
+    outcomes = []
+    for savings in (Savings(), Savings("norms"), Savings("segments")):
+        images, labels = data(8)
+        images.requires_grad_()
+        backward(MODELS[case]().double(), savings, (images, labels))
+        outcomes.append(images.grad)
+        if case != "own-None":  # whose draws depend on the cuts
+            monkeypatch.setattr(cutting, "PIECE_BYTES", 3 * 4 * 4 * 64)
+    torch.testing.assert_close(outcomes[1], outcomes[0], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(outcomes[2], outcomes[0], rtol=1e-10, atol=1e-10)
