@@ -35,11 +35,15 @@ native: $(READY) ## Build the native kernels again, and fail if the compiler doe
 simulate: $(READY) ## Run the quickstart fleet and write runs/quickstart/report.html
 	$(BIN)/mest-fed simulate --preset quickstart --out runs/quickstart
 
+# Two processes, each with the whole of a file, since fixtures are shared within files; threads that
+# wait do so without turning.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: $(READY) ## Run all tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-quick: $(READY) ## Run the tests that need no cluster, network or patience
-	$(BIN)/python -m pytest -m "not slow and not ray and not net"
+	$(PYTEST) -m "not slow and not ray and not net"
 
 test-native: $(READY) ## Test the C++ kernels alone, as they ship and under sanitizers
 	@if ! command -v $(firstword $(CXX)) >/dev/null; then \

@@ -42,7 +42,7 @@ class Recomputed(torch.autograd.Function):
         packed, segment = ctx.packed, ctx.segment
         dx = grad.new_empty(packed.shape) if ctx.needs_input_grad[1] else None
         with _as_before(segment, ctx.random):
-            for first, last in _pieces(segment, packed.shape):
+            for first, last in _pieces(segment, _cut_by(ctx, grad)):
                 x = packed.images(first, last).detach().requires_grad_(dx is not None)
                 with torch.enable_grad():
                     y = segment.function(x)
@@ -85,6 +85,12 @@ def _run(segment: Segment, x: Tensor) -> Tensor:
     if x._version != version:
         raise MestFedError(f"{segment.name} changes its input in place; it cannot be recomputed")
     return segment.function(x) if result is None else result  # no image at all
+
+
+def _cut_by(ctx: Any, grad: Tensor) -> torch.Size:
+    """Return the larger of input and output; the input where draws must fall as they fell before."""
+    shapes: list[torch.Size] = [ctx.packed.shape, grad.shape]
+    return shapes[0] if ctx.random is not None else max(shapes, key=torch.Size.numel)
 
 
 def _pieces(segment: Segment, shape: torch.Size) -> Iterator[tuple[int, int]]:
