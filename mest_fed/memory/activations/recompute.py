@@ -88,7 +88,7 @@ def _run(segment: Segment, x: Tensor) -> Tensor:
 
 
 def _cut_by(ctx: Any, grad: Tensor) -> torch.Size:
-    """Return the larger of input and output; the input where draws must fall as they fell before."""
+    """Return the larger of input and output; the input where draws must fall as before."""
     shapes: list[torch.Size] = [ctx.packed.shape, grad.shape]
     return shapes[0] if ctx.random is not None else max(shapes, key=torch.Size.numel)
 

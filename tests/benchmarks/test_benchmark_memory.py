@@ -1,0 +1,61 @@
+"""The benchmarks of memory: one tiny process of each side, rows, prediction and picture."""
+
+from dataclasses import replace
+
+import memory
+import memory_picture
+import memory_prediction
+import pytest
+from memory_accuracy import Variant, train
+from memory_case import Case
+
+from mest_fed.data import load_dataset
+from mest_fed.memory import Savings
+from mest_fed.memory.meter import can_measure
+
+TINY = Case(model="resnet8", width=1.0, batch=8, micro_batch=4, steps=2)
+
+
+def test_a_case_survives_the_pipe():
+    case = replace(TINY, savings=Savings("segments", "int8", consume=True, frozen=1))
+    assert Case.of(case.table()) == case
+    assert case.name == "resnet8 batch block 0.1 4 segments int8 consume frozen 1"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_measure(), reason="nothing can be measured here")
+def test_both_sides_are_measured_in_processes_of_their_own():
+    ours = memory.measured(replace(TINY, savings=memory.LEAN), trimmed=True)
+    dense = memory.measured(replace(TINY, side="dense"), trimmed=False)
+    for found in (ours, dense):
+        assert found["peak"] - found["baseline"] == found["added"] > 0
+        assert found["baseline"] > found["imported"] > 10**8
+        assert len(found["seconds"]) == 2
+    row = memory._row("goals", "tiny", [ours], [dense], [dense])
+    assert (
+        row["ratio"] == row["ratio_trimmed"] == pytest.approx(row["peer"] / row["ours"], rel=0.02)
+    )
+
+
+def test_every_combination_is_predicted_at_least_once():
+    cases = memory_prediction.cases()
+    assert len(cases) >= 60
+    assert len({case.name for case in cases}) == len(cases)
+    small = [case for case in cases if case.model == "resnet8"]
+    assert all(memory_prediction.predict(case).total > 10**6 for case in small)
+
+
+def test_the_picture(tmp_path):
+    rows = [
+        {"model": name, "ours": 10.0 * (i + 1), "peer": 9.5 * (i + 1), "ratio": 1.05}
+        for i, name in enumerate(memory_picture.COLOURS)
+    ]
+    memory_picture.draw(rows, tmp_path / "picture.svg")
+    text = (tmp_path / "picture.svg").read_text(encoding="utf-8")
+    assert "4 of 4 combinations" in text
+
+
+def test_accuracy_is_measured_on_the_test_set(monkeypatch):
+    digits = load_dataset("digits", "")
+    accuracy = train(Variant(savings=Savings("segments", "int8", consume=True)), digits, 0, 64, 1)
+    assert 0 <= accuracy <= 1
