@@ -6,6 +6,7 @@ import typer
 from rich.console import Console
 
 import mest_fed
+from mest_fed.cli.status import FAILED, WRONG_INPUT
 from mest_fed.errors import InputError, MestFedError
 
 app = typer.Typer(
@@ -16,8 +17,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-OK, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 def _version(wanted: bool) -> None:

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from mest_fed.cli.app import INTERRUPTED
 from mest_fed.cli.extras import needs
+from mest_fed.cli.status import INTERRUPTED
 from mest_fed.errors import InputError
 from mest_fed.units import format_bytes, format_seconds
 

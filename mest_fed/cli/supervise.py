@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mest_fed.cgroups import Cgroup
-from mest_fed.cli.app import FAILED, OK
+from mest_fed.cli.status import FAILED, OK
 from mest_fed.confinement import Confinement
 from mest_fed.errors import MestFedError
 
