@@ -9,9 +9,9 @@ import pytest
 from flwr.common.config import parse_config_args
 
 from mest_fed import cli
-from mest_fed.cli.app import FAILED
 from mest_fed.cli.baseline import Baseline, Weight
 from mest_fed.cli.node_config import write_node_config
+from mest_fed.cli.status import FAILED
 from mest_fed.devices import load_profile
 from mest_fed.errors import MestFedError
 from mest_fed.memory.limit import MemoryLimit

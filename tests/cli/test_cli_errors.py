@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from mest_fed import cli
-from mest_fed.cli.app import FAILED, WRONG_INPUT
+from mest_fed.cli.status import FAILED, WRONG_INPUT
 from mest_fed.errors import MestFedError
 
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from mest_fed import cli
-from mest_fed.cli.app import INTERRUPTED
+from mest_fed.cli.status import INTERRUPTED
 from mest_fed.memory.meter import can_measure
 from simulations.probe import Probe
 
