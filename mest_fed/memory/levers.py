@@ -15,20 +15,22 @@ from mest_fed.memory.shape import TrainingShape
 #: Densities that a tier may get, as shares of the target.
 DENSITY_STEPS = (1.0, 0.5, 0.25, 0.125)
 
-#: Least harm first. Consuming gradients is exact and free. Smaller micro-batches are exact where no
-#: statistics are taken over a batch, and cost little time. Recomputation is exact and costs time.
-#: Fewer bits make gradients inexact; less density, no momentum and frozen segments cost accuracy.
-PREFERENCE = ("consume", "micro_batch", "recompute", "saved", "density", "momentum", "frozen")
+#: Least harm first, by what each costs in short runs (docs/figures.md). Consuming gradients is
+#: exact and free. Smaller micro-batches are exact where no statistics are taken over a batch, and
+#: cost little time. Recomputation is exact and costs time. Fewer bits make gradients inexact. Less
+#: density, frozen segments and no momentum cost accuracy, in this order.
+PREFERENCE = ("consume", "micro_batch", "recompute", "saved", "density", "frozen", "momentum")
 
-#: The same where batch normalisation takes its statistics over a micro-batch, which changes them.
+#: The same where batch normalisation takes its statistics over a micro-batch: smaller ones cost
+#: accuracy, more than 8 bits do.
 BATCH_NORM_PREFERENCE = (
     "consume",
     "recompute",
-    "micro_batch",
     "saved",
+    "micro_batch",
     "density",
-    "momentum",
     "frozen",
+    "momentum",
 )
 
 #: Formats that are chosen unasked: bf16 needs the bytes of fp16 and is less exact, and how many
