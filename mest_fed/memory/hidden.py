@@ -10,7 +10,7 @@ _PRODUCTS = ("aten::mm", "aten::addmm")
 
 #: What oneDNN keeps of each distinct convolution: compiled code and its scratch. Measured, as the
 #: rest that dense networks leave unexplained, 25 to 70 kB.
-PRIMITIVE = 40_000
+PRIMITIVE = 20_000
 #: A matrix product whose largest operand has so many bytes makes MKL keep packed copies, of about
 #: half that operand (measured).
 LARGE_OPERAND = 2**20
@@ -59,7 +59,7 @@ class Hidden:
                 self._seen.add(shapes)
                 # Forward is one primitive, backward two.
                 self._primitives += PRIMITIVE * (2 if "backward" in name else 1)
-            return _blocked_copies(given, made)
+            return _blocked_copies(given, given[2 if "backward" in name else 1], made)
         if name in _PRODUCTS:
             largest = max(t.nbytes for t in (*given, made) if isinstance(t, Tensor))
             if largest >= LARGE_OPERAND:
@@ -84,7 +84,13 @@ def _kernels(name: str, given: Any, threads: int) -> int:
     return 4 * (lists * entries + sums)
 
 
-def _blocked_copies(given: Any, made: Any) -> int:
-    """Reckon what oneDNN takes to bring operands into its blocked forms: a copy of each."""
+def _blocked_copies(given: Any, weight: Tensor, made: Any) -> int:
+    """Reckon what oneDNN takes to bring operands into its blocked forms.
+
+    That is a copy of each activation and of the weight, and two of a weight that is turned (as one
+    that lives in its input channels is). Reckoned so as to fit measurements.
+    """
     results = made if isinstance(made, tuple | list) else (made,)
-    return sum(t.nbytes for t in (*given, *results) if isinstance(t, Tensor))
+    tensors = [t for t in (*given, *results) if isinstance(t, Tensor) and t.dim() == 4]
+    planes = [t for t in tensors if t.shape != weight.shape]
+    return sum(t.nbytes for t in planes) + weight.nbytes * (1 if weight.is_contiguous() else 3)
