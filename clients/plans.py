@@ -42,9 +42,17 @@ def plan_of(task: Task, context: Context, budget: int, device: str) -> Plan:
 
 
 def measured_elsewhere(context: Context) -> int | None:
-    """Return the measured peak that the node config gives, or None."""
+    """Return the measured peak that the node config gives, or None.
+
+    Raises
+    ------
+    InputError
+        If it gives something that is no number of bytes.
+    """
     peak = context.node_config.get(GIVEN_PEAK)
-    return int(peak) if isinstance(peak, int) else None
+    if peak is not None and (not isinstance(peak, int) or isinstance(peak, bool) or peak < 0):
+        raise not_allowed(f"{GIVEN_PEAK} (node config)", peak, "a whole number of bytes")
+    return peak
 
 
 @lru_cache(maxsize=64)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -50,14 +50,16 @@ class Peaks:
         known = {plan: kept.get(key, _cached(key)) for plan, key in self._keys.items()}
         self._known = {plan: size for plan, size in known.items() if size is not None}
         unknown = [plan for plan in self._keys if plan not in self._known]
-        self._probe = Probe.start(config, str(folder.partitions), kernels, _largest(unknown))
+        # Plans of one shape need the same memory, whatever their budgets.
+        distinct = list({plan.shape: plan for plan in unknown}.values())
+        self._probe = Probe.start(config, str(folder.partitions), kernels, distinct)
         self._unknown = unknown
 
     def wait(self) -> Mapping[Plan, int]:
         """Wait for the probe; return measured bytes by plan, where they could be measured."""
-        found = {_alike(plan): size for plan, size in self._probe.results().items()}
+        found = {plan.shape: size for plan, size in self._probe.results().items()}
         for plan in self._unknown:
-            size = found.get(_alike(plan))
+            size = found.get(plan.shape)
             if size is not None:
                 self._known[plan] = size
                 _keep(self._keys[plan], size)
@@ -67,16 +69,6 @@ class Peaks:
     def stop(self) -> None:
         """End the probe if it still runs."""
         self._probe.stop()
-
-
-def _alike(plan: Plan) -> object:
-    """Plans of one shape need the same memory, whatever their budgets."""
-    return plan.shape
-
-
-def _largest(plans: Sequence[Plan]) -> list[Plan]:
-    """Return one plan of each shape."""
-    return list({_alike(plan): plan for plan in plans}.values())
 
 
 def _key(config: RunConfig, kernels: Table, plan: Plan) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mest_fed.errors import not_allowed
+from mest_fed.memory.activations import RECOMPUTE
 from mest_fed.memory.shape import TrainingShape
 
 #: Densities that a tier may get, as shares of the target.
@@ -102,7 +103,7 @@ class Wish:
         shape, savings = self.shape, self.shape.savings
         return [
             Lever("consume", _from(savings.consume, (False, True)), _saving("consume")),
-            Lever("recompute", _from(savings.recompute, _RECOMPUTE), _saving("recompute")),
+            Lever("recompute", _from(savings.recompute, RECOMPUTE), _saving("recompute")),
             Lever("saved", _from(savings.saved, SAVED_STEPS), _saving("saved")),
             Lever("frozen", self._frozen(), _saving("frozen")),
             Lever("micro_batch", self._micro_batches(), _part("micro_batch")),
@@ -125,9 +126,6 @@ class Wish:
         least = self.shape.savings.frozen
         thirds = (self.segments // 3, 2 * self.segments // 3)
         return [least, *(count for count in thirds if count > least)]
-
-
-_RECOMPUTE = ("none", "norms", "segments")
 
 
 def _from(wished: Any, steps: Sequence[Any]) -> Sequence[Any]:

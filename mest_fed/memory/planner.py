@@ -1,7 +1,6 @@
 """From a budget in bytes to the plan that fits with the least expected harm."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 from mest_fed.errors import BudgetError
 from mest_fed.memory.footprint import Setting, footprint
@@ -115,11 +114,6 @@ def needed(total: int) -> int:
     while int(budget / (1 + UNCERTAINTY)) < total:
         budget += 1
     return budget
-
-
-def with_budget(plan: Plan, budget: int) -> Plan:
-    """Return the same plan for another budget."""
-    return replace(plan, budget=budget)
 
 
 def _first_fit(

@@ -1,6 +1,6 @@
 """Training at a small scale, so that what any first training brings in is there already.
 
-With torch 2.13 that is some 20 MB of library code, and 80 MB more where torch's own optimizers are
+With torch 2.13 that is some 20 MB of library code, and 70 MB more where torch's own optimizers are
 used (measured). Whoever measures training rehearses first.
 """
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from mest_fed.errors import not_allowed
 from mest_fed.memory.activations import Savings
+from mest_fed.sparsity import DISTRIBUTIONS
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class TrainingShape:
     Raises
     ------
     InputError
-        If a batch is empty, or the micro-batch larger than the batch.
+        If a number is out of range, the micro-batch larger than the batch, or the distribution
+        unknown.
     """
 
     density: float
@@ -41,6 +43,8 @@ class TrainingShape:
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
             raise not_allowed("density", self.density, "a number in (0, 1]")
+        if self.distribution not in DISTRIBUTIONS:
+            raise not_allowed("distribution", self.distribution, DISTRIBUTIONS)
         if self.batch < 1:
             raise not_allowed("batch", self.batch, "a whole number of at least 1")
         if not 1 <= self.micro_batch <= self.batch:

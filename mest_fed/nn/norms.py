@@ -50,7 +50,15 @@ class BatchNorm2d(nn.BatchNorm2d):
         """Do what :meth:`forward` does in training over ``x`` itself; return its statistics.
 
         For those who order a backward pass by hand: autograd sees nothing of it.
+
+        Raises
+        ------
+        ValueError
+            If a channel has one value alone, as torch does.
         """
+        count = x.numel() // self.num_features
+        if count == 1:
+            raise ValueError(f"Expected more than 1 value per channel when training, got {x.shape}")
         if _fuses(self, x):
             given = (self.weight, self.bias, residual, 0, relu, self.eps)
             statistics = Statistics(*OPERATORS.norm_(x, *given))
@@ -63,7 +71,7 @@ class BatchNorm2d(nn.BatchNorm2d):
                 x.add_(residual)
             if relu:
                 x.relu_()
-        self._track(statistics, x.numel() // self.num_features)
+        self._track(statistics, count)
         return statistics
 
     def _track(self, statistics: Statistics, count: int) -> None:

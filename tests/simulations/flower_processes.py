@@ -14,6 +14,24 @@ import psutil
 ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(sys.executable).parent
 PATIENCE = 400
+#: Flower's configuration of one SuperLink on this machine.
+CONNECTION = """
+[superlink]
+default = "loopback"
+
+[superlink.loopback]
+address = "127.0.0.1:{port}"
+insecure = true
+"""
+#: A run of two rounds with two devices.
+TWO_DEVICES = (
+    "run.rounds=2",
+    "fleet.devices=2",
+    "model.width=0.25",
+    "server.min_nodes=2",
+    "server.clients_per_round=2",
+    "server.evaluate_clients_every=0",
+)
 ROUND = re.compile(
     r"round (\d+): accuracy (\S+), density \S+; (\d+) trained, (\d+) failed, (\d+) rejected"
 )

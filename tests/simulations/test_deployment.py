@@ -1,28 +1,12 @@
 """A real SuperLink and two real SuperNodes over loopback."""
 
 import pytest
-from flower_processes import FlowerHome, copy_app, free_ports
+from flower_processes import CONNECTION, TWO_DEVICES, FlowerHome, copy_app, free_ports
 
 pytestmark = [pytest.mark.net, pytest.mark.slow, pytest.mark.timeout(900)]
 
-CONNECTION = """
-[superlink]
-default = "loopback"
-
-[superlink.loopback]
-address = "127.0.0.1:{port}"
-insecure = true
-"""
 #: Node configurations of unlike devices; the second brings a budget of its own.
 NODES = ("partition-id=0 device='rpi-4'", "partition-id=1 device='rpi-zero-2w' budget='200MB'")
-SETTINGS = (
-    "run.rounds=2",
-    "fleet.devices=2",
-    "model.width=0.25",
-    "server.min_nodes=2",
-    "server.clients_per_round=2",
-    "server.evaluate_clients_every=0",
-)
 
 
 @pytest.fixture
@@ -39,7 +23,7 @@ def test_two_devices_train(tmp_path, home):
     for node_port, config in zip(node_ports, NODES, strict=True):
         home.launch("flower-supernode", *link, "--port", node_port, "--node-config", config)
     app = copy_app(tmp_path / "mest-fed")
-    text, rounds = home.run_app(app, "loopback", settings=SETTINGS)
+    text, rounds = home.run_app(app, "loopback", settings=TWO_DEVICES)
     assert [number for number, *_ in rounds] == [0, 1, 2], text
     assert [counts for *_, counts in rounds] == [[0, 0, 0], [2, 0, 0], [2, 0, 0]]
     accuracies = [float(accuracy) for _, accuracy, _ in rounds]

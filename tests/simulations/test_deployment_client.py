@@ -6,31 +6,15 @@ import signal
 import numpy as np
 import psutil
 import pytest
-from flower_processes import FlowerHome, copy_app, free_ports
+from flower_processes import CONNECTION, TWO_DEVICES, FlowerHome, copy_app, free_ports
 
 from mest_fed.data import save_partitions
 
 pytestmark = [pytest.mark.net, pytest.mark.slow, pytest.mark.timeout(900)]
 
-CONNECTION = """
-[superlink]
-default = "loopback"
-
-[superlink.loopback]
-address = "127.0.0.1:{port}"
-insecure = true
-"""
 DEVICES = (
     ("--partition", "0", "--device", "rpi-4", "--memory-limit", "900MB"),
     ("--partition", "1", "--device", "rpi-zero-2w", "--budget", "200MB"),
-)
-SETTINGS = (
-    "run.rounds=2",
-    "fleet.devices=2",
-    "model.width=0.25",
-    "server.min_nodes=2",
-    "server.clients_per_round=2",
-    "server.evaluate_clients_every=0",
 )
 MEASURED = re.compile(r"memory budget: ([\d.]+) MB of a limit of 900 MB; (\d+) MB in use")
 EXPECTED = re.compile(r"budget: up to about (\d+) MB for training")
@@ -47,7 +31,7 @@ def test_two_devices_train(tmp_path, home):
     # A file of partitions spares each process the import of what shares data out.
     parts = tmp_path / "parts.npz"
     save_partitions(parts, [np.arange(0, 600), np.arange(600, 1200)])
-    settings = (*SETTINGS, f"data.partition_file='{parts}'")
+    settings = (*TWO_DEVICES, f"data.partition_file='{parts}'")
     (home.folder / "config.toml").write_text(CONNECTION.format(port=port), encoding="utf-8")
     home.launch_server(port, "flower-superlink", "--insecure", "--host", "127.0.0.1")
     link = ("--insecure", "--superlink", f"127.0.0.1:{port}")

@@ -94,9 +94,8 @@ class SavedActivations:
     def _packed(self, tensor: Tensor) -> _Kept:
         key = _key(tensor)
         if key in self._kept:
-            storage, reference = self._kept[key]
-            kept = reference()
-            if kept is not None and not _gone(storage):
+            kept = self._kept[key][1]()
+            if kept is not None:
                 return kept
         return self._remember(tensor, self._pack(tensor))
 
@@ -107,11 +106,6 @@ class SavedActivations:
         if isinstance(kept, _Renormalised):
             self._made.append(kept)
         return kept
-
-
-def _gone(storage: StorageWeakRef) -> bool:
-    gone: bool = storage.expired()  # type: ignore[no-untyped-call]
-    return gone
 
 
 def _key(tensor: Tensor) -> tuple[Any, ...]:
