@@ -26,10 +26,10 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 from harness import software, write_json
 
-from simulations.executor import make_executor
-from simulations.grid import FleetGrid
-from simulations.nodes import make_nodes
-from simulations.run_app import run_server_app
+from simulations.engine.executor import make_executor
+from simulations.engine.grid import FleetGrid
+from simulations.engine.nodes import make_nodes
+from simulations.engine.run_app import run_server_app
 
 #: Convolutions and a classifier, 1.8 MB; and a model of 4 kB.
 SHAPES: dict[str, list[tuple[int, ...]]] = {

@@ -8,7 +8,7 @@ from mest_fed.devices import DeviceProfile, assign_devices, load_profile
 from mest_fed.errors import InputError
 from mest_fed.memory import Plan
 from mest_fed.task import Task
-from simulations.nodes import FleetNode, make_nodes
+from simulations.engine.nodes import FleetNode, make_nodes
 
 
 @dataclass(frozen=True)

@@ -19,18 +19,18 @@ from server.global_model import GlobalModel
 from server.rounds import RoundRecord
 from server.server_app import build_server_app
 from server.strategy import MestStrategy
-from simulations.clock import VirtualClock
-from simulations.display import Display, SilentDisplay
-from simulations.executor import Executor, make_executor
+from simulations.engine.executor import Executor, make_executor
+from simulations.engine.grid import FleetGrid
+from simulations.engine.run_app import run_server_app
 from simulations.fleet import Fleet
-from simulations.grid import FleetGrid
 from simulations.kernels import run_kernels
+from simulations.life.clock import VirtualClock
 from simulations.peaks import Peaks
 from simulations.records import client_rows, round_row
-from simulations.run_app import run_server_app
 from simulations.run_folder import CLIENTS, ROUNDS, RunFolder
 from simulations.snapshot import Snapshot
 from simulations.summary import RunLogs, build_summary
+from simulations.watching.display import Display, SilentDisplay
 
 CLIENT_APP = "clients.client_app:app"
 

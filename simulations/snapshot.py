@@ -15,9 +15,9 @@ from server.checkpoint import (
     strategy_arrays,
 )
 from server.strategy import MestStrategy
-from simulations.clock import VirtualClock
-from simulations.flower_internals import context_state_from_bytes, context_state_to_bytes
-from simulations.grid import FleetGrid
+from simulations.engine.flower_internals import context_state_from_bytes, context_state_to_bytes
+from simulations.engine.grid import FleetGrid
+from simulations.life.clock import VirtualClock
 
 _CLIENT = "client"
 

@@ -1,6 +1,6 @@
 import pytest
 
-from simulations.flower_internals import claim_identity
+from simulations.engine.flower_internals import claim_identity
 
 
 @pytest.fixture(autouse=True)

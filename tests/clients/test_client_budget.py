@@ -9,7 +9,7 @@ from clients.budget import budget_of
 from clients.capability import capability_of
 from mest_fed.errors import InputError
 from mest_fed.task import task_of
-from simulations.flower_internals import context_state_from_bytes, context_state_to_bytes
+from simulations.engine.flower_internals import context_state_from_bytes, context_state_to_bytes
 
 CONFIG = small_config()
 MB = 10**6

@@ -7,7 +7,7 @@ from client_parts import context_of, small_config
 from clients.state import ClientState
 from mest_fed.training import ForgettingState
 from mest_fed.wire import Residual
-from simulations.flower_internals import context_state_from_bytes, context_state_to_bytes
+from simulations.engine.flower_internals import context_state_from_bytes, context_state_to_bytes
 
 MASKS = {"a": np.array([1, 4, 9], np.int32), "b": np.array([0], np.int32)}
 

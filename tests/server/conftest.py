@@ -3,7 +3,7 @@ import logging
 import pytest
 from server_parts import NODES, StubGrid, capability, strategy_of
 
-from simulations.flower_internals import claim_identity
+from simulations.engine.flower_internals import claim_identity
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from simulations.grid import FleetGrid
+from simulations.engine.grid import FleetGrid
 
 app = ClientApp()
 

@@ -10,11 +10,11 @@ from flwr.clientapp import ClientApp
 from mest_fed.devices import DeviceProfile
 from mest_fed.errors import InputError
 from mest_fed.wire.size import content_bytes
-from simulations.clock import ClientTiming, VirtualClock
-from simulations.executor import SerialExecutor
-from simulations.flower_internals import claim_identity
-from simulations.grid import FleetGrid
-from simulations.nodes import make_nodes
+from simulations.engine.executor import SerialExecutor
+from simulations.engine.flower_internals import claim_identity
+from simulations.engine.grid import FleetGrid
+from simulations.engine.nodes import make_nodes
+from simulations.life.clock import ClientTiming, VirtualClock
 
 BOARD = DeviceProfile(
     name="board",

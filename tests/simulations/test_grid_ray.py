@@ -18,9 +18,9 @@ from flwr.clientapp import ClientApp
 from grid_apps import app, facts, model, to_all
 
 from mest_fed.errors import InputError
-from simulations.executor import Executor, SerialExecutor, make_executor
-from simulations.grid import FleetGrid
-from simulations.nodes import make_nodes
+from simulations.engine.executor import Executor, SerialExecutor, make_executor
+from simulations.engine.grid import FleetGrid
+from simulations.engine.nodes import make_nodes
 
 pytestmark = [
     pytest.mark.ray,
@@ -124,9 +124,9 @@ ALONE = """
 import sys
 import ray
 from grid_apps import model, to_all
-from simulations.executor import make_executor
-from simulations.grid import FleetGrid
-from simulations.nodes import make_nodes
+from simulations.engine.executor import make_executor
+from simulations.engine.grid import FleetGrid
+from simulations.engine.nodes import make_nodes
 
 executor = make_executor("grid_apps:app", 1, *sys.argv[1:])
 grid = FleetGrid(make_nodes(3), executor)

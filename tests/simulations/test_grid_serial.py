@@ -18,10 +18,10 @@ from flwr.serverapp.strategy import FedAvg, Result
 from grid_apps import app, model, to_all
 
 from mest_fed.errors import InputError
-from simulations.executor import SerialExecutor, make_executor
-from simulations.grid import FleetGrid
-from simulations.nodes import make_nodes, node_id_of
-from simulations.run_app import run_server_app
+from simulations.engine.executor import SerialExecutor, make_executor
+from simulations.engine.grid import FleetGrid
+from simulations.engine.nodes import make_nodes, node_id_of
+from simulations.engine.run_app import run_server_app
 
 logging.getLogger("flwr").setLevel(logging.ERROR)
 

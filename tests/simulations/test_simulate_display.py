@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from simulations.display import RichDisplay
+from simulations.watching.display import RichDisplay
 
 ROW = {
     "round": 1,

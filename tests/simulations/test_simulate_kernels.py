@@ -23,12 +23,12 @@ from mest_fed.kernels import native
 from mest_fed.kernels.choice import TUNED, told
 from mest_fed.nn.tuning import tune
 from mest_fed.task import Task
-from simulations.display import SilentDisplay
 from simulations.fleet import Fleet
 from simulations.kernels import run_kernels
 from simulations.probe import Probe
 from simulations.run_folder import RunFolder
 from simulations.simulate import Interrupted, open_run
+from simulations.watching.display import SilentDisplay
 
 pytestmark = pytest.mark.skipif(native.variant() is None, reason="no compiled kernels")
 

@@ -7,9 +7,9 @@ from tiny_run import StopAfter, read_rows, read_summary, tiny_config
 
 from clients.memory_watch import OVER_BUDGET
 from mest_fed.errors import InputError
-from simulations.display import SilentDisplay
 from simulations.probe import Probe
 from simulations.simulate import Interrupted, open_run
+from simulations.watching.display import SilentDisplay
 
 FLEET = {"mix": "rpi-4:1, rpi-5:1", "budgets": "rpi-4:40MB, rpi-5:80MB"}
 CONFIG = tiny_config(fleet=FLEET | {"devices": 12})

@@ -18,9 +18,9 @@ from tiny_run import (
 import clients.client_app
 import server.evaluation
 from mest_fed.errors import InputError
-from simulations.display import SilentDisplay
 from simulations.run_folder import RunFolder
 from simulations.simulate import Interrupted, open_run
+from simulations.watching.display import SilentDisplay
 
 BATCH_NORM = {"width": 0.25, "norm": "batch"}
 RUN = {"rounds": 4, "seed": 5, "checkpoint_every": 100}

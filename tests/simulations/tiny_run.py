@@ -12,9 +12,9 @@ from mest_fed.config import from_table
 from mest_fed.memory import footprint
 from mest_fed.memory.planner import ends, needed
 from mest_fed.task import Task
-from simulations.display import SilentDisplay
 from simulations.probe import Probe
 from simulations.simulate import open_run
+from simulations.watching.display import SilentDisplay
 
 TINY = {
     "run": {"rounds": 3, "seed": 5, "checkpoint_every": 100},

@@ -15,9 +15,9 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.kernels.choice import Choices
-from simulations.parcel import PackedArrays, Parcel, Return, pack_outcome, unpack_jobs
-from simulations.ray_exchange import RayExchange
-from simulations.worker import Job, Outcome, load_client_app, run_job
+from simulations.engine.parcel import PackedArrays, Parcel, Return, pack_outcome, unpack_jobs
+from simulations.engine.ray_exchange import RayExchange
+from simulations.engine.worker import Job, Outcome, load_client_app, run_job
 
 #: How long workers may take to start, which waits for free cores.
 START_SECONDS = 120
@@ -151,7 +151,7 @@ class RayExecutor:
             raise
 
     def run(self, jobs: Iterable[Job]) -> Generator[Outcome, None, None]:
-        """See :meth:`simulations.executor.Executor.run`.
+        """See :meth:`simulations.engine.executor.Executor.run`.
 
         A client whose worker process dies runs again on a new one, at most 3 times in all; then
         it gives an error reply.

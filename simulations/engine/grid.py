@@ -9,9 +9,9 @@ from contextlib import closing
 from flwr.app import Context, Message, RecordDict, UserConfigValue
 from flwr.serverapp import Grid
 
-from simulations.executor import Executor
-from simulations.fate import Fate
-from simulations.flower_internals import (
+from simulations.engine.executor import Executor
+from simulations.engine.fate import Fate
+from simulations.engine.flower_internals import (
     NODE_UNAVAILABLE,
     Run,
     claim_identity,
@@ -19,9 +19,9 @@ from simulations.flower_internals import (
     error_reply,
     set_message_id,
 )
-from simulations.nodes import FleetNode
-from simulations.replies import ReplyStream
-from simulations.worker import Job, Outcome
+from simulations.engine.nodes import FleetNode
+from simulations.engine.replies import ReplyStream
+from simulations.engine.worker import Job, Outcome
 
 
 class FleetGrid(Grid):

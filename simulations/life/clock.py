@@ -17,7 +17,7 @@ from mest_fed.devices import (
 from mest_fed.errors import not_allowed
 from mest_fed.rng import numpy_generator
 from mest_fed.wire.size import content_bytes
-from simulations.flower_internals import NODE_UNAVAILABLE, error_reply
+from simulations.engine.flower_internals import NODE_UNAVAILABLE, error_reply
 
 _TIMED = (MessageType.TRAIN, MessageType.EVALUATE)
 _AWAY = "device was away"
@@ -110,7 +110,7 @@ class VirtualClock:
         self.exchanges = 0
 
     def admits(self, instruction: Message) -> str | None:
-        """Return ``"device was away"`` if it is; see :class:`simulations.fate.Fate`."""
+        """Return ``"device was away"`` if it is; see :class:`simulations.engine.fate.Fate`."""
         if not _is_timed(instruction):
             return None
         self._took_time = True

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Metadata, MetricRecord, RecordDict
 
-from simulations.flower_internals import bare_array, rebuild_message
-from simulations.worker import Job, Outcome
+from simulations.engine.flower_internals import bare_array, rebuild_message
+from simulations.engine.worker import Job, Outcome
 
 #: Data below this many bytes stays in the pickle.
 BUFFER_FROM_BYTES = 4096

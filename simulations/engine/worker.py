@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 
 from mest_fed.errors import InputError
 from mest_fed.kernels.choice import Choices, told, using
-from simulations.flower_internals import APP_RAISED, error_reply, rebuild_message
+from simulations.engine.flower_internals import APP_RAISED, error_reply, rebuild_message
 
 
 class Job(NamedTuple):

@@ -8,7 +8,7 @@ from flwr.clientapp import ClientApp
 
 from mest_fed.errors import not_allowed
 from mest_fed.kernels.choice import Choices
-from simulations.worker import Job, Outcome, load_client_app, run_job
+from simulations.engine.worker import Job, Outcome, load_client_app, run_job
 
 
 class Executor(Protocol):
@@ -86,6 +86,6 @@ def make_executor(
         raise not_allowed("workers", workers, "a whole number from 0")
     if workers == 0:
         return SerialExecutor(client_app, choices)
-    from simulations.ray_executor import RayExecutor  # only those who want workers need Ray
+    from simulations.engine.ray_executor import RayExecutor  # only those who want workers need Ray
 
     return RayExecutor(client_app, workers, address, choices)

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
-from simulations.flower_internals import WORKER_DIED, error_reply
-from simulations.parcel import RecordStore, pack_jobs, unpack_outcome
-from simulations.worker import Job, Outcome
+from simulations.engine.flower_internals import WORKER_DIED, error_reply
+from simulations.engine.parcel import RecordStore, pack_jobs, unpack_outcome
+from simulations.engine.worker import Job, Outcome
 
 #: Clients that travel together at most.
 CHUNK_SIZE = 16

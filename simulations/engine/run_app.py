@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from flwr.app import Context, RecordDict, UserConfigValue
 from flwr.serverapp import Grid, ServerApp
 
-from simulations.flower_internals import claim_identity
+from simulations.engine.flower_internals import claim_identity
 
 
 def run_server_app(
