@@ -2,8 +2,8 @@
 
 import math
 from abc import abstractmethod
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ from flwr.serverapp import Grid
 
 from mest_fed.task import Task
 from mest_fed.wire import mask_hash
-from mest_fed.wire.size import content_bytes
 from server.aggregate import MaskedMean
 from server.global_model import GlobalModel
 from server.modes.flight import Flight
@@ -27,17 +26,17 @@ from server.strategy import MestStrategy
 class ArrivalStrategy(MestStrategy):
     """A strategy that pushes instructions and takes replies in the order in which they arrive.
 
-    A subclass says whom to ask, when a round ends, and which replies it still wants. A round of the
-    logs ends with one step of the server. A device has at most one instruction at a time, and gives
-    at most one update to a round: asked twice in one round it would train the same model on the
-    same batches.
+    A subclass says how many devices begin, when a round ends, and what a reply is worth. A round of
+    the logs ends with one step of the server, and has the outcomes of those who answered in it. A
+    device has at most one instruction at a time, and answers at most once in a round: asked twice
+    it would train the same model on the same batches.
+
+    Replies that arrive at one moment, or while the server evaluates, go into one round.
 
     Attributes
     ----------
     flights : dict of str to Flight
         Instructions on their way, by the id of their messages.
-    arrived : deque of Message
-        Replies that were fetched and not taken yet.
     lives : Lives
         Since when each live slot has lived.
     accepted : int
@@ -54,14 +53,13 @@ class ArrivalStrategy(MestStrategy):
     def __init__(self, task: Task, model: GlobalModel) -> None:
         super().__init__(task, model)
         self.flights: dict[str, Flight] = {}
-        self.arrived: deque[Message] = deque()
         self.lives = Lives(model.masks)
         self.accepted = 0
         self.opened = 0.0
-        self._answered: set[int] = set()
         self._draws = 0
+        self._answered: set[int] = set()
         self._lost: dict[int, tuple[Node, int]] = {}
-        self._stopped: tuple[list[Flight], list[int]] = ([], [])
+        self._stopped: list[tuple[Flight, float, int]] = []
 
     @abstractmethod
     def _vacancies(self) -> int:
@@ -75,15 +73,6 @@ class ArrivalStrategy(MestStrategy):
         """Return the time at which the round ends in any case."""
         return math.inf
 
-    def _wants(self, flight: Flight) -> bool:
-        """Say whether the reply to an instruction counts in this round."""
-        del flight
-        return True
-
-    def _left_out(self) -> Iterable[Flight]:
-        """Return the instructions on their way with which this round has done."""
-        return ()
-
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
@@ -91,7 +80,7 @@ class ArrivalStrategy(MestStrategy):
         self.mail = Mail(grid)
         self._send_again()
         self.opened, self.accepted = self.mail.now, 0
-        self._answered, self._draws, self._lost = set(), 0, {}
+        self._draws, self._answered, self._lost = 0, set(), {}
         self._send(list(super().configure_train(server_round, arrays, config, grid)))
         return []
 
@@ -106,20 +95,19 @@ class ArrivalStrategy(MestStrategy):
 
     def kept(self) -> tuple[dict[str, Mapping[str, np.ndarray]], Any]:
         """Return what a checkpoint holds of instructions on their way."""
-        sections, facts = write_flights(list(self.flights.values()))
-        place = {name: index for index, name in enumerate(self.flights)}
-        arrived = [place[reply.metadata.reply_to_message_id] for reply in self.arrived]
-        return {**sections, "born": self.lives.born}, {"flights": facts, "arrived": arrived}
+        on_its_way = self.mail.on_its_way() if self.flights else {}
+        awaited = [
+            (flight, *on_its_way.get(name, (flight.started, 0)))
+            for name, flight in self.flights.items()
+        ]
+        sections, facts = write_flights([*self._stopped, *awaited])
+        return {**sections, "born": self.lives.born}, facts
 
     def restore(self, sections: Mapping[str, Mapping[str, np.ndarray]], facts: Any) -> None:
         """Take instructions back from a checkpoint; they are sent again when a round opens."""
-        spec, values = self.model.spec, self.downlink.values
-        flights = read_flights(sections, facts["flights"], spec, values)
-        arrived = [int(place) for place in facts["arrived"]]
-        if any(not 0 <= place < len(flights) for place in arrived):
-            raise ValueError("a reply has no instruction")
+        flights = read_flights(sections, facts, self.model.spec, self.downlink.values)
         self.lives.restore(sections.get("masks", {}), sections.get("born", {}))
-        self._stopped = (flights, arrived)
+        self._stopped = flights
 
     def _cohort(self) -> list[Node]:
         return self._draw(self._vacancies())
@@ -140,60 +128,47 @@ class ArrivalStrategy(MestStrategy):
         for message, name in zip(messages, self.mail.send(messages), strict=True):
             node, size = self._sent[message.metadata.dst_node_id]
             if name is None:
-                self._lost[node.node_id] = (node, size)
+                self._lose(node, size)
                 continue
             state = self.downlink.state(self.model, node.density)
-            number = self.mail.number_of(name)
-            self.flights[name] = Flight(
-                node, self.record.round, now, message.content, state, size, number
-            )
+            number = self.record.round
+            self.flights[name] = Flight(node, number, now, message.content, state, size)
 
     def _send_again(self) -> None:
-        """Send what was on its way when the run stopped; fetch what had arrived by then."""
-        (flights, arrived), self._stopped = self._stopped, ([], [])
-        names = [self.mail.send_again(f.message(), f.started, f.number) for f in flights]
-        self.flights |= {name: f for name, f in zip(names, flights, strict=True) if name}
-        fetched = [name for name in (names[place] for place in arrived) if name]
-        if fetched:
-            replies = self.mail.wait(fetched, self.mail.now)
-            by_name = {reply.metadata.reply_to_message_id: reply for reply in replies}
-            self.arrived = deque(by_name[name] for name in fetched if name in by_name)
+        """Send what was on its way when the run stopped."""
+        for flight, start, number in self._stopped:
+            name = self.mail.send_again(flight.message(), start, number)
+            if name is not None:
+                self.flights[name] = replace(flight, started=self.mail.now)
+        self._stopped = []
 
     def _arrivals(self) -> Iterator[Message]:
         """Yield replies in order of arrival, and have idle devices begin, until all is there."""
         while not self._is_complete():
-            if not self.arrived and not self._fetch():
-                break
-            while self.arrived and not self._is_complete():
-                reply = self.arrived.popleft()
-                if self._wants(self.flights[reply.metadata.reply_to_message_id]):
-                    yield reply
-                else:
-                    self._dismiss(reply)
-        left_out = {f.node.node_id: (f.node, f.bytes_down) for f in self._left_out()}
-        self._sent = {**self._lost, **left_out}
-
-    def _fetch(self) -> bool:
-        """Fill vacancies, then wait; return whether another reply may come."""
-        if beginners := self._draw(self._vacancies()):
-            self._send(self._instructions(beginners))
-        ends = self._ends()
-        if not self.flights and ends == math.inf:
-            return False
-        oldest = min((flight.started for flight in self.flights.values()), default=math.inf)
-        until = min(ends, oldest + self.mail.patience)
-        self.arrived.extend(self.mail.wait(list(self.flights), until))
-        if not self.arrived and until < ends:
-            self._give_up(until)
-        return True
+            if beginners := self._draw(self._vacancies()):
+                self._send(self._instructions(beginners))
+            ends = self._ends()
+            if not self.flights and ends == math.inf:
+                break  # nobody is left to ask
+            oldest = min((flight.started for flight in self.flights.values()), default=math.inf)
+            until = min(ends, oldest + self.mail.patience)
+            replies = self.mail.wait(list(self.flights), until)
+            if not replies and until < ends:
+                self._give_up(until)
+            yield from replies
+        self._sent = self._lost
 
     def _give_up(self, now: float) -> None:
         """Wait no longer for the replies that are overdue."""
         for name, flight in list(self.flights.items()):
             if flight.started + self.mail.patience <= now:
                 del self.flights[name]
-                self._answered.add(flight.node.node_id)
-                self._lost[flight.node.node_id] = (flight.node, flight.bytes_down)
+                self._lose(flight.node, flight.bytes_down)
+
+    def _lose(self, node: Node, size: int) -> None:
+        """Count a node as failed, without a reply, and do not ask it again in this round."""
+        self._answered.add(node.node_id)
+        self._lost[node.node_id] = (node, size)
 
     def _take(self, reply: Message, mean: MaskedMean) -> ClientOutcome:
         flight = self.landed = self.flights.pop(reply.metadata.reply_to_message_id)
@@ -201,15 +176,9 @@ class ArrivalStrategy(MestStrategy):
         outcome = self._outcome(reply, flight.node, flight.bytes_down, mean)
         outcome.staleness = self.record.round - flight.round
         self.accepted += outcome.status == "ok"
+        del self.landed  # what it was sent may go
         return outcome
 
-    def _dismiss(self, reply: Message) -> None:
-        """Take a reply that nobody wants any more off the way."""
-        flight = self.flights.pop(reply.metadata.reply_to_message_id)
-        if not reply.has_error():
-            self.record.bytes_up += content_bytes(reply.content)
-            self._note_mask_of(flight)
-
-    def _note_mask_of(self, flight: Flight) -> None:
+    def _note_landed_mask(self) -> None:
         # A node that answered holds the mask of its instruction; its tier may have another by now.
-        self.roster.known_mask[flight.node.node_id] = mask_hash(flight.sent.masks)
+        self.roster.known_mask[self.landed.node.node_id] = mask_hash(self.landed.sent.masks)

@@ -12,7 +12,7 @@ from server.uplink import read_counts, read_update
 
 
 class Buffered(ArrivalStrategy):
-    """FedBuff: a step whenever ``server.buffer`` updates have arrived (see ``staleness.py``).
+    """FedBuff: a step when ``server.buffer`` good updates have arrived (see ``staleness.py``).
 
     ``server.concurrency`` devices train at a time: who has answered is replaced at once. What a
     mutation of the server killed since an update's instruction is left out of the update; what it
@@ -33,7 +33,7 @@ class Buffered(ArrivalStrategy):
         flight, server, spec = self.landed, self.config.server, self.model.spec
         counts = read_counts(reply, node.examples)
         state = read_update(reply, spec, flight.sent, mask_may_change=False)
-        self._note_mask_of(flight)
+        self._note_landed_mask()
         staleness = self.record.round - flight.round
         if staleness > server.max_staleness:
             raise WireError(
@@ -59,7 +59,7 @@ class SemiSynchronous(Buffered):
         return super()._vacancies() if self._draws == 0 else 0
 
     def _is_complete(self) -> bool:
-        return not self.arrived and self.mail.now >= self._ends()
+        return self.mail.now >= self._ends()
 
     def _ends(self) -> float:
         return self.opened + self.config.server.period

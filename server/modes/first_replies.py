@@ -4,8 +4,10 @@ Bonawitz et al., "Towards Federated Learning at Scale: System Design" (MLSys 201
 """
 
 import math
-from collections.abc import Iterable
 
+from flwr.app import Message
+
+from server.aggregate import MaskedMean
 from server.modes.arrivals import ArrivalStrategy
 from server.modes.flight import Flight
 from server.roster import Node
@@ -15,8 +17,9 @@ from server.rounds import ClientOutcome
 class FirstReplies(ArrivalStrategy):
     """Synchronous rounds that end with the first ``server.clients_per_round`` good updates.
 
-    ``server.over_selection`` times as many devices are asked. The others train on to their end:
-    they are busy until then, and what they send is counted and dropped.
+    ``server.over_selection`` times as many devices are asked. The others train on to their end, and
+    are busy until then. What they send is dropped: it counts as ``surplus`` in the round in which
+    it arrives, with its bytes, and what it cost its device counts there too.
     """
 
     def _vacancies(self) -> int:
@@ -25,17 +28,17 @@ class FirstReplies(ArrivalStrategy):
         return wanted if self._draws == 0 else 0
 
     def _is_complete(self) -> bool:
-        enough = self.accepted >= self.config.server.clients_per_round
-        return enough or not any(map(self._wants, self.flights.values()))
+        return self._has_enough() or not any(map(self._is_of_now, self.flights.values()))
 
-    def _wants(self, flight: Flight) -> bool:
+    def _has_enough(self) -> bool:
+        return self.accepted >= self.config.server.clients_per_round
+
+    def _is_of_now(self, flight: Flight) -> bool:
         return flight.round == self.record.round
 
-    def _left_out(self) -> Iterable[Flight]:
-        return filter(self._wants, self.flights.values())
-
-    def _unanswered(self, node: Node, sent: int) -> ClientOutcome:
-        outcome = super()._unanswered(node, sent)
-        if node.node_id not in self._lost:
+    def _judge(self, reply: Message, node: Node, mean: MaskedMean, outcome: ClientOutcome) -> None:
+        if self._is_of_now(self.landed) and not self._has_enough():
+            super()._judge(reply, node, mean, outcome)
+        else:
             outcome.status, outcome.reason = "surplus", "enough others were faster"
-        return outcome
+            self._note_landed_mask()

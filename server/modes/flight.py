@@ -28,8 +28,6 @@ class Flight:
         The model as the node decodes it: its update is a difference to this.
     bytes_down : int
         Bytes of the content.
-    number : int or None
-        Number under which a simulated fleet drew what happens to it.
     """
 
     node: Node
@@ -38,7 +36,6 @@ class Flight:
     content: RecordDict
     sent: SparseState
     bytes_down: int
-    number: int | None = None
 
     def message(self) -> Message:
         """Return the message, as it is sent again by a run that is resumed."""

@@ -22,15 +22,22 @@ _PARTS = ("sent-masks", "sent-values", "sent-dense")
 FLIGHT_SECTIONS = (_HEADERS, *_PARTS)
 
 
-def write_flights(flights: Sequence[Flight]) -> tuple[Sections, list[dict[str, Any]]]:
+def write_flights(
+    flights: Sequence[tuple[Flight, float, int]],
+) -> tuple[Sections, list[dict[str, Any]]]:
     """Return flights as arrays, which are shared with them, and as JSON-able facts.
 
     The encoded values are not written: they are those of the state that was sent.
+
+    Parameters
+    ----------
+    flights : sequence of tuple
+        Each with its start and its number, as the grid knows them.
     """
     states: dict[int, tuple[int, SparseState]] = {}
     headers: dict[bytes, int] = {}
     facts = []
-    for flight in flights:
+    for flight, start, number in flights:
         order = dict(flight.content.config_records["mest"])
         header = order.pop("header")
         assert isinstance(header, bytes)
@@ -38,8 +45,8 @@ def write_flights(flights: Sequence[Flight]) -> tuple[Sections, list[dict[str, A
             {
                 "node": asdict(flight.node),
                 "round": flight.round,
-                "started": flight.started,
-                "number": flight.number,
+                "start": start,
+                "number": number,
                 "order": order,
                 "header": headers.setdefault(header, len(headers)),
                 "sent": states.setdefault(id(flight.sent), (len(states), flight.sent))[0],
@@ -48,9 +55,9 @@ def write_flights(flights: Sequence[Flight]) -> tuple[Sections, list[dict[str, A
     sections: Sections = {
         _HEADERS: {str(n): np.frombuffer(header, np.uint8) for header, n in headers.items()}
     }
-    for number, state in states.values():
+    for place, state in states.values():
         for part, tensors in zip(_PARTS, (state.masks, state.values, state.dense), strict=True):
-            sections[f"{part}:{number}"] = tensors
+            sections[f"{part}:{place}"] = tensors
     return sections, facts
 
 
@@ -59,7 +66,7 @@ def read_flights(
     facts: Sequence[Mapping[str, Any]],
     spec: ModelSpec,
     values: str,
-) -> list[Flight]:
+) -> list[tuple[Flight, float, int]]:
     """Return the flights that :func:`write_flights` wrote.
 
     Parameters
@@ -81,25 +88,17 @@ def read_flights(
     states: dict[int, tuple[SparseState, Any]] = {}
     flights = []
     for fact in facts:
-        number = int(fact["sent"])
-        if number not in states:
-            state = SparseState(*(dict(sections.get(f"{part}:{number}", {})) for part in _PARTS))
+        place = int(fact["sent"])
+        if place not in states:
+            state = SparseState(*(dict(sections.get(f"{part}:{place}", {})) for part in _PARTS))
             check_masks(state.masks, spec)
             payload, _ = encode(state, spec, values=values)
-            states[number] = state, to_record(payload).array_records["arrays"]
-        state, arrays = states[number]
+            states[place] = state, to_record(payload).array_records["arrays"]
+        state, arrays = states[place]
         header = sections[_HEADERS][str(fact["header"])].tobytes()
         order = ConfigRecord({"header": header, **fact["order"]})
         content = RecordDict({"arrays": arrays, "mest": order})
-        flights.append(
-            Flight(
-                Node(**fact["node"]),
-                int(fact["round"]),
-                float(fact["started"]),
-                content,
-                state,
-                content_bytes(content),
-                fact["number"],
-            )
-        )
+        node, start = Node(**fact["node"]), float(fact["start"])
+        flight = Flight(node, int(fact["round"]), start, content, state, content_bytes(content))
+        flights.append((flight, start, int(fact["number"])))
     return flights

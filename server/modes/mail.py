@@ -8,13 +8,27 @@ from typing import Protocol, runtime_checkable
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from mest_fed.errors import MestFedError
+
 #: Seconds between two looks for replies where time is real.
 POLL_SECONDS = 0.1
+#: Seconds after which a reply no longer comes where time is real; Flower's own default.
+PATIENCE = 3600.0
+
+
+class OnItsWay(Protocol):
+    """What a grid with a clock knows of an instruction whose reply has not arrived."""
+
+    message_id: str
+    start: float
+    number: int
 
 
 @runtime_checkable
 class VirtualGrid(Protocol):
     """What a grid with a clock of its own offers beside Flower's methods.
+
+    Its ``pull_messages`` lets time pass until the first of the replies arrives, if none has.
 
     Attributes
     ----------
@@ -24,21 +38,17 @@ class VirtualGrid(Protocol):
 
     now: float
 
-    def pull_until(self, message_ids: Iterable[str], until: float) -> Sequence[Message]:
-        """Return the replies to these messages that have arrived by ``now``.
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return replies, as soon as there are any."""
 
-        If none has, time goes on to the next arrival, but no further than ``until``.
-        """
+    def wait_until(self, now: float) -> None:
+        """Let time pass."""
 
     def push_again(self, message: Message, start: float, number: int) -> str:
-        """Send a message of a run that was stopped, as it was sent then; return its id.
+        """Send what was on its way when a run was stopped, as it was sent then; return its id."""
 
-        The device begins at ``start`` and meets the circumstances that it met then. Time may have
-        gone on since.
-        """
-
-    def number_of(self, message_id: str) -> int:
-        """Return the number under which the circumstances of a message were drawn."""
+    def in_flight(self) -> Sequence[OnItsWay]:
+        """Return what is on its way."""
 
 
 class Mail:
@@ -61,32 +71,41 @@ class Mail:
 
     @property
     def patience(self) -> float:
-        """Seconds after which a reply no longer comes.
-
-        Where time is real it is the limit that Flower's own strategies take by default; a simulated
-        device always answers.
-        """
-        return 3600.0 if self._virtual is None else math.inf
+        """Seconds after which a reply no longer comes; a simulated device always answers."""
+        return PATIENCE if self._virtual is None else math.inf
 
     def send(self, messages: Sequence[Message]) -> list[str | None]:
         """Send messages; return their ids, None for those that could not be sent."""
         names: list[str | None] = list(self._grid.push_messages(messages))
         return names + [None] * (len(messages) - len(names))
 
-    def send_again(self, message: Message, start: float, number: int | None) -> str | None:
-        """Send a message of a run that was stopped; return its id."""
-        if self._virtual is None or number is None:
+    def send_again(self, message: Message, start: float, number: int) -> str | None:
+        """Send what :meth:`on_its_way` told of; where time is real it begins anew."""
+        if self._virtual is None:
             return self.send([message])[0]
         return self._virtual.push_again(message, start, number)
 
-    def number_of(self, name: str) -> int | None:
-        """Return what :meth:`send_again` needs to know of a message; None where time is real."""
-        return None if self._virtual is None else self._virtual.number_of(name)
+    def on_its_way(self) -> dict[str, tuple[float, int]]:
+        """Return the start and the number of each message whose reply has not arrived.
 
-    def wait(self, names: Sequence[str], until: float = math.inf) -> Sequence[Message]:
-        """Return replies to these messages as soon as there are any, or nothing at ``until``."""
+        Nothing where time is real: that does not stop with a run.
+        """
+        flying = () if self._virtual is None else self._virtual.in_flight()
+        return {flight.message_id: (flight.start, flight.number) for flight in flying}
+
+    def wait(self, names: Sequence[str], until: float = math.inf) -> list[Message]:
+        """Return replies to these messages as soon as there are any, or nothing at ``until``.
+
+        Virtual time goes on to ``until``, if that is finite, before anything is returned.
+        """
         if self._virtual is not None:
-            return self._virtual.pull_until(names, until)
+            if until < math.inf:
+                self._virtual.wait_until(until)
+                if self.now < until:
+                    raise MestFedError("a grid whose devices take no time cannot wait for some")
+                flying = self.on_its_way()
+                names = [name for name in names if name not in flying]
+            return list(self._virtual.pull_messages(names)) if names else []
         while names or self.now < until < math.inf:
             replies = list(self._grid.pull_messages(names)) if names else []
             if replies or self.now >= until:

@@ -1,7 +1,7 @@
 """A grid in virtual time for the tests of the server: every device takes as long as it is told."""
 
 import itertools
-import math
+from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import Message, MessageType, MetricRecord, RecordDict
@@ -27,6 +27,16 @@ def drift(state, node_id, number):
     return SparseState(state.masks, moved(state.values), moved(state.dense))
 
 
+@dataclass
+class Flying:
+    message_id: str
+    start: float
+    number: int
+    arrival: float
+    reply: Message
+    masks: dict  # that the node holds from then on
+
+
 class TimedGrid(StubGrid):
     """Devices that train as told, and take as long as told.
 
@@ -50,33 +60,39 @@ class TimedGrid(StubGrid):
         self.now = 0.0
         self.held = {}
         self.evaluation_seconds = 0.0
-        self.log = []
+        self.log, self.evaluated = [], []
         self._ids, self._numbers = itertools.count(1), itertools.count(1)
         self._flying = {}
+        self._unread = {}
 
     def push_messages(self, messages):
-        return [self._push(message, self.now, next(self._numbers)) for message in messages]
+        return [self.push_again(message, self.now, next(self._numbers)) for message in messages]
 
     def push_again(self, message, start, number):
-        return self._push(message, start, number)
+        name, node = str(next(self._ids)), message.metadata.dst_node_id
+        set_message_id(message, name)
+        assert all(f.reply.metadata.src_node_id != node for f in self._flying.values()), "busy"
+        arrival = start + self.seconds(node, number)
+        self._flying[name] = Flying(name, start, number, arrival, *self._trained(message))
+        self.log.append((start, node, message.content["mest"]["round"]))
+        return name
 
-    def number_of(self, message_id):
-        return self._flying[message_id][1]
+    def in_flight(self):
+        return list(self._flying.values())
+
+    def wait_until(self, now):
+        self.now = max(self.now, now)
+        for flying in sorted(self._flying.values(), key=lambda flying: flying.arrival):
+            if flying.arrival <= self.now:
+                del self._flying[flying.message_id]
+                self.held[flying.reply.metadata.src_node_id] = flying.masks
+                self._unread[flying.message_id] = flying.reply
 
     def pull_messages(self, message_ids):
-        return self.pull_until(message_ids, math.inf)
-
-    def pull_until(self, message_ids, until):
-        flying = {name: self._flying[name] for name in message_ids if name in self._flying}
-        first = min((arrival for arrival, *_ in flying.values()), default=math.inf)
-        self.now = max(self.now, min(first, until)) if min(first, until) < math.inf else self.now
-        names = [name for name, (arrival, *_) in flying.items() if arrival <= self.now]
-        replies = []
-        for name in sorted(names, key=lambda name: flying[name][:2]):
-            _, _, reply, masks = self._flying.pop(name)
-            self.held[reply.metadata.src_node_id] = masks
-            replies.append(reply)
-        return replies
+        ids = list(message_ids)
+        if not any(name in self._unread for name in ids):
+            self.wait_until(min(self._flying[name].arrival for name in ids))
+        return [self._unread.pop(name) for name in ids if name in self._unread]
 
     def send_and_receive(self, messages, *, timeout=None):
         messages = list(messages)
@@ -90,19 +106,8 @@ class TimedGrid(StubGrid):
         other = TimedGrid(strategy, self.seconds, self.train)
         other.capabilities, other.evaluation_seconds = self.capabilities, self.evaluation_seconds
         other.now, other.held = self.now, dict(self.held)
-        started = itertools.tee(self._numbers)
-        self._numbers, other._numbers = started
+        self._numbers, other._numbers = itertools.tee(self._numbers)
         return other
-
-    def _push(self, message, start, number):
-        name = str(next(self._ids))
-        set_message_id(message, name)
-        node = message.metadata.dst_node_id
-        seconds = self.seconds(node, number)
-        assert all(m.metadata.src_node_id != node for *_, m, _ in self._flying.values()), "busy"
-        self._flying[name] = (start + seconds, number, *self._trained(message))
-        self.log.append((start, node, message.content["mest"]["round"]))
-        return name
 
     def _received(self, message):
         masks = self.held.get(message.metadata.dst_node_id)
@@ -124,6 +129,7 @@ class TimedGrid(StubGrid):
 
     def _evaluated(self, message):
         node = message.metadata.dst_node_id
+        self.evaluated.append(node)
         self.held[node] = self._received(message).masks
         numbers = MetricRecord({"num-examples": 4, "loss-sum": 1.0, "correct": 3})
         return Message(RecordDict({"metrics": numbers}), reply_to=message)
