@@ -1,6 +1,6 @@
 """The nodes of the fleet: who they are, what they can do, which mask each of them knows."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from logging import getLogger
 from time import sleep
@@ -81,9 +81,20 @@ class Roster:
             log.info("waiting for nodes: %d of %d", len(self.nodes), min_nodes)
             sleep(_POLL_SECONDS)
 
-    def sample(self, count: int, *path: int | str) -> list[Node]:
-        """Draw up to ``count`` nodes, the same for the same path whatever their ids."""
-        ordered = sorted(self.nodes.values(), key=lambda node: (node.partition, node.node_id))
+    def sample(self, count: int, *path: int | str, without: Collection[int] = ()) -> list[Node]:
+        """Draw up to ``count`` nodes, the same for the same path whatever their ids.
+
+        Parameters
+        ----------
+        count : int
+            How many are wanted.
+        *path : int or str
+            The run's seed, then what the draw is for.
+        without : collection of int
+            Ids of nodes that are busy.
+        """
+        free = (node for node in self.nodes.values() if node.node_id not in without)
+        ordered = sorted(free, key=lambda node: (node.partition, node.node_id))
         seed, *rest = path
         generator = numpy_generator(int(seed), *rest)
         chosen = generator.permutation(len(ordered))[:count]
