@@ -3,7 +3,7 @@
 import itertools
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 
 from flwr.app import Context, Message, RecordDict, UserConfigValue
@@ -19,7 +19,7 @@ from simulations.engine.flower_internals import (
     error_reply,
     set_message_id,
 )
-from simulations.engine.nodes import FleetNode
+from simulations.engine.nodes import Population
 from simulations.engine.replies import ReplyStream
 from simulations.engine.worker import Job, Outcome
 
@@ -32,7 +32,7 @@ class FleetGrid(Grid):
 
     Parameters
     ----------
-    nodes : sequence of FleetNode
+    nodes : Population
         The fleet, in the order that :meth:`get_node_ids` gives.
     executor : Executor
         Where clients run; it stays open when the grid is no longer used.
@@ -50,7 +50,7 @@ class FleetGrid(Grid):
 
     def __init__(
         self,
-        nodes: Sequence[FleetNode],
+        nodes: Population,
         executor: Executor,
         *,
         run_config: Mapping[str, UserConfigValue] | None = None,
@@ -58,7 +58,7 @@ class FleetGrid(Grid):
         stream: bool = True,
         run_id: int = 1,
     ) -> None:
-        self._nodes = {node.node_id: node for node in nodes}
+        self._nodes = nodes
         self._executor = executor
         self._run_config = dict(run_config or {})
         self._fate = fate
@@ -92,9 +92,9 @@ class FleetGrid(Grid):
         """Return a new message, as ``Message(...)`` does."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
-    def get_node_ids(self) -> list[int]:
+    def get_node_ids(self) -> range:
         """Return the ids of all nodes, in the order of the fleet."""
-        return list(self._nodes)
+        return self._nodes.node_ids
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Take messages in and return their ids; they run at the next :meth:`pull_messages`."""

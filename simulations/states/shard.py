@@ -71,13 +71,11 @@ class Shard:
         if (None if found is None else found[1]) == row:
             return
         self._begin()
-        if found is not None:
-            since, old = found
-            if since == step:
-                self._delete("node = ? AND since = ?", node_id, since)
-            else:
-                text = "UPDATE state SET until = ? WHERE node = ? AND since = ?"
-                self._database.execute(text, (step, node_id, since))
+        if found is not None and found[0] == step:
+            self._delete("node = ? AND since = ?", node_id, step)
+        elif found is not None:
+            text = "UPDATE state SET until = ? WHERE node = ? AND since = ?"
+            self._database.execute(text, (step, node_id, found[0]))
         if row is None:
             return
         for key in row.shared.values():

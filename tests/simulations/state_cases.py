@@ -41,7 +41,7 @@ def plain(value):
 
 
 def records_in(folder):
-    """Yield for each shard of a closed store how often its states use each record, and those it has."""
+    """Yield, for each shard of a closed store, the uses of each record, and the records it has."""
     for path in sorted(folder.glob("states-*.db")):
         with closing(sqlite3.connect(path)) as database:
             rows = database.execute("SELECT shared FROM state").fetchall()

@@ -1,8 +1,8 @@
 """Stores of clients' states keep one contract, in memory and on disk."""
 
 from contextlib import closing
-from tempfile import TemporaryDirectory
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from flwr.app import RecordDict
