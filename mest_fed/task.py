@@ -186,7 +186,7 @@ class Task:
     def budget(self, device: str) -> int:
         """Return the memory budget of a device profile, in bytes."""
         override = self.config.fleet.budget_bytes.get(device)
-        return load_profile(device).budget_bytes if override is None else override
+        return _profile_once(device).budget_bytes if override is None else override
 
     def plan(self, budget: int, who: str) -> Plan:
         """Plan local training within a budget.
@@ -228,6 +228,7 @@ class Task:
 
 
 _load_once = lru_cache(maxsize=2)(load_dataset)
+_profile_once = lru_cache(maxsize=64)(load_profile)
 
 
 @lru_cache(maxsize=2)
