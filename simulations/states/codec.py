@@ -49,12 +49,12 @@ def from_row(row: Row, record_of: Callable[[str], ArrayRecord]) -> RecordDict:
 
 
 def content_hash(record: ArrayRecord) -> str:
-    """Return a hash of an array record: 128 bits of BLAKE2b over names, kinds and data."""
-    digest = hashlib.blake2b(digest_size=16)
+    """Return a hash of an array record: 128 bits of SHA-256 over names, kinds and data."""
+    digest = hashlib.sha256()
     for name, array in record.items():
         digest.update(repr((name, array.dtype, array.shape, array.stype, len(array.data))).encode())
         digest.update(array.data)
-    return digest.hexdigest()
+    return digest.hexdigest()[:32]
 
 
 def record_to_bytes(record: ArrayRecord) -> bytes:
