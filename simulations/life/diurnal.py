@@ -21,9 +21,9 @@ class Diurnal(Periods):
 
     A device's day lasts from its noon to the next; the interval lies around its midnight, when the
     owner sleeps. Virtual time 0 is midnight of the reference time zone, and each device's midnight
-    is later by a drawn phase. The model is our own. Its shape follows what Bonawitz et al. (MLSys'19,
-    "Towards Federated Learning at Scale") report of phones, which take part while idle, plugged in
-    and on free networks: mostly at night.
+    is later by a drawn phase. The model is our own. Its shape follows what Bonawitz et al.
+    (MLSys'19, "Towards Federated Learning at Scale") report of phones, which take part while idle,
+    plugged in and on free networks: mostly at night.
 
     Parameters
     ----------
