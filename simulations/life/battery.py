@@ -1,7 +1,7 @@
 """Batteries in closed form: a charge is worked out when it is asked for. All of it is modelled."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,8 @@ from mest_fed.devices import DeviceProfile
 from mest_fed.rng import numpy_generator
 from simulations.life.availability import Periods
 from simulations.life.diurnal import DAY
+
+ProfileOf = Callable[[int], DeviceProfile]
 
 #: Where a device that charges begins, so that its charge at 0 follows its owner's days.
 _BEFORE = -2 * DAY
@@ -26,8 +28,8 @@ class Batteries:
 
     Parameters
     ----------
-    profiles : mapping of int to DeviceProfile
-        The device of each partition.
+    profile_of : callable
+        Partition -> its device.
     seed : int
         Seed of the run.
     plugged : Periods or None
@@ -35,9 +37,9 @@ class Batteries:
     """
 
     def __init__(
-        self, profiles: Mapping[int, DeviceProfile], seed: int, plugged: Periods | None
+        self, profile_of: ProfileOf, seed: int, plugged: Periods | None
     ) -> None:
-        self._profiles = profiles
+        self._profile_of = profile_of
         self._seed = seed
         self._plugged = plugged
         self._charges: dict[int, tuple[float, float]] = {}
@@ -47,7 +49,7 @@ class Batteries:
 
         Times before the end of the device's last round give the charge at that end.
         """
-        profile = self._profiles[device]
+        profile = self._profile_of(device)
         if profile.battery_joules is None:
             return math.inf
         since, charge = self._charges.get(device) or self._beginning(device)
@@ -55,7 +57,7 @@ class Batteries:
 
     def share(self, device: int, time: float) -> float | None:
         """Return the charge as a share of a full battery, or None on mains power."""
-        full = self._profiles[device].battery_joules
+        full = self._profile_of(device).battery_joules
         return None if full is None else self.joules(device, time) / full
 
     def is_plugged(self, device: int, time: float) -> bool:
@@ -67,7 +69,7 @@ class Batteries:
 
         Does nothing on mains power.
         """
-        if self._profiles[device].battery_joules is None:
+        if self._profile_of(device).battery_joules is None:
             return
         charge, end = self.joules(device, start), start + seconds
         if end > start:
@@ -89,13 +91,13 @@ class Batteries:
         self._charges = {int(device): (float(at), float(joules)) for device, (at, joules) in rows}
 
     def _beginning(self, device: int) -> tuple[float, float]:
-        full = self._profiles[device].battery_joules or 0.0
+        full = self._profile_of(device).battery_joules or 0.0
         drawn = float(numpy_generator(self._seed, "battery", device).random())
         return (0.0 if self._plugged is None else _BEFORE), drawn * full
 
     def _after(self, device: int, charge: float, span: tuple[float, float], watts: float) -> float:
         """Return the charge at the end of a span in which the device draws ``watts``."""
-        profile = self._profiles[device]
+        profile = self._profile_of(device)
         full, rising = profile.battery_joules or 0.0, (profile.charge_watts or 0.0) - watts
         start, end = span
         plugged: list[tuple[float, float]] = []

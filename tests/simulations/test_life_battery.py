@@ -18,7 +18,7 @@ PROFILES = {0: PHONE, 1: BOARD}
 
 
 def batteries(*intervals, seed=1):
-    return Batteries(PROFILES, seed, Fixed(intervals) if intervals else None)
+    return Batteries(PROFILES.__getitem__, seed, Fixed(intervals) if intervals else None)
 
 
 def charged(joules, *intervals, at=0.0):
@@ -70,21 +70,21 @@ def test_mains_power_never_ends():
 
 
 def test_devices_begin_with_drawn_charges():
-    many = Batteries(dict.fromkeys(range(300), PHONE), 1, None)
+    many = Batteries(lambda _: PHONE, 1, None)
     charges = [many.joules(device, 0) for device in range(300)]
     # Uniform between 0 and 1000: 4 standard deviations around the mean.
     assert sum(charges) / 300 == pytest.approx(500, abs=4 * 1000 / math.sqrt(12 * 300))
     assert charges == [many.joules(device, 0) for device in range(300)]
-    assert charges[0] != Batteries(dict.fromkeys(range(300), PHONE), 2, None).joules(0, 0)
+    assert charges[0] != Batteries(lambda _: PHONE, 2, None).joules(0, 0)
 
 
 def test_asking_touches_nothing_and_a_checkpoint_holds_those_who_took_part():
-    found = Batteries(dict.fromkeys(range(1000), PHONE), 1, None)
+    found = Batteries(lambda _: PHONE, 1, None)
     found.joules(7, 100)
     found.spend(5, 10, 10, 3.0)
     state = found.state()
     assert state["battery.devices"].tolist() == [5]
-    other = Batteries(dict.fromkeys(range(1000), PHONE), 1, None)
+    other = Batteries(lambda _: PHONE, 1, None)
     other.restore(state)
     assert [other.joules(d, 300) for d in (5, 7)] == [found.joules(d, 300) for d in (5, 7)]
 
@@ -99,7 +99,7 @@ def test_asking_touches_nothing_and_a_checkpoint_holds_those_who_took_part():
 def test_looking_back_gives_what_going_forward_does(device, hours, full, watts):
     phone = dataclasses.replace(PHONE, battery_joules=full, charge_watts=3.0, idle_watts=watts)
     plugged = Diurnal(1, lambda _: 0.3, spread=1.0, purpose="charging")
-    found = Batteries({device: phone}, 1, plugged)
+    found = Batteries(lambda _: phone, 1, plugged)
     edges = {
         edge for day in range(-4, 12) for pair in plugged.intervals(device, day) for edge in pair
     }
@@ -121,6 +121,6 @@ def test_a_long_wait_looks_back_to_the_last_full_charge_only():
             return super().intervals(device, period)
 
     plugged = Watched(1, lambda _: 0.3, spread=1.0, purpose="charging")
-    found = Batteries({0: PHONE}, 1, plugged)
+    found = Batteries(lambda _: PHONE, 1, plugged)
     found.joules(0, 1000 * DAY)
     assert 0 < len(asked) < 8
