@@ -24,6 +24,8 @@ class LifeSection(Section):
     """Whether a trace begins again at its end; else nobody is there after it."""
     phase_spread: Share = 1.0
     """Share of a day over which devices' midnights spread: 0 one time zone, 1 around the globe."""
+    away_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds until the server knows that a device which it has asked is away."""
     dropout: NotAll = 0.0
     """Probability that a device drops out during a round."""
     compute_jitter: Sigma = 0.0

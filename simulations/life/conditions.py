@@ -1,4 +1,4 @@
-"""The circumstances of one instruction on one device, and what comes of it. All modelled."""
+"""What an instruction costs a device, and whether its reply arrives. All of it is modelled."""
 
 import math
 from dataclasses import dataclass, replace
@@ -18,40 +18,47 @@ from simulations.engine.fate import Settled
 from simulations.engine.flower_internals import NODE_UNAVAILABLE, error_reply
 from simulations.life.timing import ClientTiming
 
-#: A device's parts of a round: seconds to download, train and upload.
+#: Seconds that a device downloads, trains and uploads.
 Parts = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Untimed:
-    """Of an instruction that costs nothing, such as a query."""
+class NoTime:
+    """Conditions of what costs nothing: see :class:`simulations.engine.fate.Conditions`."""
 
+    number: int = 0
     refusal: str | None = None
 
+    def at_least(self, instruction: Message) -> float:
+        """Return 0."""
+        return 0.0
+
     def settle(self, instruction: Message, reply: Message) -> Settled:
-        """Return the reply, at once."""
-        del instruction
-        return Settled(reply, 0.0, None, True)
+        """Let the reply through."""
+        return Settled(reply)
 
 
 @dataclass(frozen=True)
 class DeviceConditions:
-    """Everything about a device that was drawn for one instruction; see :class:`Conditions`.
+    """The circumstances of one instruction: see :class:`simulations.engine.fate.Conditions`.
 
     Parameters
     ----------
+    number : int
+        Of the instruction.
     device : DeviceProfile
-        As fast as it is this time; without sources.
+        The device, as fast as it is this time; without sources.
     scheme : str
         Sparsity scheme, for the speed of sparse layers.
     start : float
-        Virtual seconds at which it was instructed.
+        Virtual time at which the device begins.
     within : float
-        Seconds that the server waits at most.
+        Seconds from then on that the server waits.
     refusal : str or None
-        Why it does not even begin.
-    downloads : bool
-        Whether a device that refuses finds out only after the download.
+        Why the device does not train.
+    noticed : float or None
+        Seconds until the server knows of the refusal; None if that takes the download, as when
+        memory turns out to be short.
     drops_at : float or None
         Share of its round after which it drops out.
     stays : float
@@ -62,78 +69,79 @@ class DeviceConditions:
         Share of a full charge at the start.
     """
 
+    number: int
     device: DeviceProfile
     scheme: str
     start: float
     within: float = math.inf
     refusal: str | None = None
-    downloads: bool = False
+    noticed: float | None = None
     drops_at: float | None = None
     stays: float = math.inf
     joules: float = math.inf
     battery: float | None = None
 
+    def at_least(self, instruction: Message) -> float:
+        """Return the time of the download, or until the device is lost within it."""
+        if self.noticed is not None:
+            return min(self.within, self.noticed)
+        whole = (download_seconds(self.device, content_bytes(instruction.content)), 0.0, 0.0)
+        return min(self.within, whole[0], self._lost_after(whole)[0])
+
     def settle(self, instruction: Message, reply: Message) -> Settled:
-        """Charge the device. A reply that is late or lost becomes an error reply.
+        """Charge the device. What is late or lost becomes an error reply.
 
         The work of a client is what its reply reports in a MetricRecord: ``flops-dense`` and
         ``flops-sparse``, none where absent. A failed client is charged its download alone.
         """
-        bare = ClientTiming(
+        timing = ClientTiming(
             instruction.metadata.dst_node_id,
             instruction.metadata.message_type,
             "ok",
             start=self.start,
             battery=self.battery,
         )
-        if self.refusal is not None and not self.downloads:
-            timing = replace(bare, status="away", reason=self.refusal)
-            return self._lost(instruction, timing, 0.0)
-        bytes_down = content_bytes(instruction.content)
-        failed = self.refusal is not None or reply.has_error()
-        bytes_up = 0 if failed else content_bytes(reply.content)
-        whole = self._whole(bytes_down, None if failed else reply.content, bytes_up)
-        left_after, why = self._leaves(whole)
-        parts = _until(whole, left_after)
-        done = parts == whole
+        if self.noticed is not None:
+            timing = replace(timing, status="away", reason=self.refusal or "")
+            return self._without(instruction, timing, min(self.within, self.noticed))
+        whole = self._whole(instruction, reply)
+        lost_after, loss = self._lost_after(whole)
+        parts = _until(whole, lost_after)
         timing = replace(
-            bare,
-            bytes_down=bytes_down,
-            bytes_up=bytes_up if done else 0,
+            timing,
+            bytes_down=content_bytes(instruction.content),
             download_seconds=parts[0],
             train_seconds=parts[1],
             upload_seconds=parts[2],
             energy_joules=energy_joules(self.device, parts[1], parts[0] + parts[2]),
         )
-        trained = parts[:2] == whole[:2]
-        if timing.seconds > self.within:
-            timing = replace(
-                timing, status="late", reason=f"missed the deadline of {self.within:g} s"
-            )
-            return self._lost(instruction, timing, self.within, trained=trained)
-        if not done:
-            timing = replace(timing, status="dropped", reason=why)
-            return self._lost(instruction, timing, timing.seconds, trained=trained)
-        if self.refusal is not None:
-            timing = replace(timing, status="failed", reason=self.refusal)
-            return self._lost(instruction, timing, timing.seconds)
-        if failed:
+        if parts != whole:
+            timing = replace(timing, status="dropped", reason=loss)
+        elif reply.has_error():
             reason = reply.error.reason or "no reason given"
-            return Settled(
-                reply, timing.seconds, replace(timing, status="failed", reason=reason), True
-            )
-        return Settled(reply, timing.seconds, timing, True)
+            timing = replace(timing, status="failed", reason=reason)
+        else:
+            timing = replace(timing, bytes_up=content_bytes(reply.content))
+        if timing.seconds > self.within:
+            reason = f"missed the deadline of {self.within:g} s"
+            timing = replace(timing, status="late", reason=reason)
+        if timing.status in ("ok", "failed"):
+            return Settled(reply, timing.seconds, timing)
+        trained = parts[:2] == whole[:2]
+        return self._without(
+            instruction, timing, min(self.within, timing.seconds), keeps_state=trained
+        )
 
-    def _whole(self, bytes_down: int, content: RecordDict | None, bytes_up: int) -> Parts:
+    def _whole(self, instruction: Message, reply: Message) -> Parts:
         """Return the parts of a round in which nothing comes between."""
-        download = download_seconds(self.device, bytes_down)
-        if content is None:
+        download = download_seconds(self.device, content_bytes(instruction.content))
+        if reply.has_error():
             return download, 0.0, 0.0
-        train = train_seconds(self.device, _work(content), self.scheme)
-        return download, train, upload_seconds(self.device, bytes_up)
+        train = train_seconds(self.device, _work(reply.content), self.scheme)
+        return download, train, upload_seconds(self.device, content_bytes(reply.content))
 
-    def _leaves(self, whole: Parts) -> tuple[float, str]:
-        """Return after how many seconds the device is lost first, and to what."""
+    def _lost_after(self, whole: Parts) -> tuple[float, str]:
+        """Return after how many seconds a device is lost first, and why."""
         dropout = math.inf if self.drops_at is None else self.drops_at * sum(whole)
         return min(
             (dropout, "device dropped out"),
@@ -141,15 +149,16 @@ class DeviceConditions:
             (_lasts(self.device, whole, self.joules), "battery ran empty"),
         )
 
-    def _lost(
-        self, instruction: Message, timing: ClientTiming, seconds: float, *, trained: bool = False
+    def _without(
+        self, instruction: Message, timing: ClientTiming, seconds: float, *, keeps_state: bool = False
     ) -> Settled:
+        """Return what comes of an instruction whose reply does not reach the server."""
         reply = error_reply(instruction, NODE_UNAVAILABLE, timing.reason)
-        return Settled(reply, seconds, timing, trained)
+        return Settled(reply, seconds, timing, keeps_state, busy_seconds=timing.seconds)
 
 
 def _until(whole: Parts, seconds: float) -> Parts:
-    """Cut parts off after some seconds."""
+    """Cut off what comes after some seconds."""
     download, train, upload = whole
     if seconds >= download + train + upload:
         return whole

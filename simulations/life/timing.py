@@ -1,4 +1,4 @@
-"""What one instruction cost one device, for the logs."""
+"""What one instruction cost one device, as logs keep it."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class ClientTiming:
     """What one instruction cost one device (modelled).
 
-    The device downloads from ``start`` on, then trains, then uploads; times are those that it came
+    The device downloads from its start on, then trains, then uploads; times are those that it came
     to, so that a device that dropped out ends within one of the three.
 
     Parameters
@@ -21,6 +21,8 @@ class ClientTiming:
         server had stopped waiting) or ``dropped`` (it went away before its reply was sent).
     reason : str
         Why it is not ``ok``; else empty.
+    start : float
+        Virtual time at which the device began.
     bytes_down, bytes_up : int
         Content of the instruction and of the reply. A client that failed or dropped out sends
         nothing.
@@ -28,8 +30,6 @@ class ClientTiming:
         Time of each part. A failed client is charged its download alone.
     energy_joules : float
         Energy of the three parts; waiting for others is not counted.
-    start : float
-        Virtual seconds at which the instruction was sent.
     battery : float or None
         Share of a full charge at the start; None on mains power, or where nobody counts.
     """
@@ -38,13 +38,13 @@ class ClientTiming:
     message_type: str
     status: str
     reason: str = ""
+    start: float = 0.0
     bytes_down: int = 0
     bytes_up: int = 0
     download_seconds: float = 0.0
     train_seconds: float = 0.0
     upload_seconds: float = 0.0
     energy_joules: float = 0.0
-    start: float = 0.0
     battery: float | None = None
 
     @property
