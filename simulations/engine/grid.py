@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from flwr.app import Message, RecordDict, UserConfigValue
 from flwr.serverapp import Grid
 
+from mest_fed.folding import Fold
 from simulations.engine.dispatch import Dispatcher
 from simulations.engine.executor import Executor
 from simulations.engine.fate import Fate
 from simulations.engine.flower_internals import Run, claim_identity, empty_run
-from simulations.engine.fold import Fold
 from simulations.engine.launches import Launches
 from simulations.engine.nodes import FleetNode
 from simulations.engine.replies import ReplyStream
@@ -93,7 +93,7 @@ class FleetGrid(Grid):
         self._launches = Launches(executor)
         self._unread: dict[str, Message] = {}
         self._unwanted: set[str] = set()
-        self._fold: Fold | None = None
+        self._fold: Fold[Message] | None = None
         self.set_run(empty_run(run_id))
 
     def set_run(self, run: Run) -> None:
@@ -179,7 +179,7 @@ class FleetGrid(Grid):
                 for launch in self._launches
             ]
 
-    def sum_in_workers(self, fold: Fold) -> None:
+    def sum_in_workers(self, fold: Fold[Message]) -> None:
         """Have the replies of the next exchange summed where they are made.
 
         The replies of that exchange are what the fold leaves of them, and the fold gets the sum
