@@ -24,7 +24,9 @@ from simulations.engine.grid import FleetGrid
 from simulations.engine.run_app import run_server_app
 from simulations.fleet import Fleet
 from simulations.kernels import run_kernels
+from simulations.life.checks import check_cohort, check_deadline, trace_of
 from simulations.life.clock import VirtualClock
+from simulations.life.memory_gate import memory_needs
 from simulations.peaks import Peaks
 from simulations.records import client_rows, round_row
 from simulations.run_folder import CLIENTS, ROUNDS, RunFolder
@@ -118,11 +120,16 @@ class _Run:
         nodes = self.fleet.nodes(peaks)
         profiles = {device: load_profile(device) for device in set(self.fleet.devices)}
         devices = zip(nodes, self.fleet.devices, strict=True)
+        needs = memory_needs(self.fleet.plans, peaks)
+        device_of = {node.node_id: device for node, device in devices}
         self.clock = VirtualClock(
-            {node.node_id: profiles[device] for node, device in devices},
+            {node_id: profiles[device] for node_id, device in device_of.items()},
             scheme=config.sparsity.scheme,
             seed=config.run.seed,
             deadline=config.fleet.deadline or None,
+            life=config.life,
+            trace=trace_of(config, self.fleet.devices),
+            needs={node_id: needs[device] for node_id, device in device_of.items()},
         )
         flat = to_flat(config) | {"data.partition_file": str(self.folder.partitions)}
         self.grid = FleetGrid(nodes, executor, run_config=flat, fate=self.clock)
@@ -190,8 +197,12 @@ def open_run(
         return Simulation(preset, config, folder, resume=True, display=display)
     if config is None:
         raise InputError("a new run needs a configuration")
+    check_cohort(config)
     task = task_of(config)
-    Fleet.of(task)
+    fleet = Fleet.of(task)
+    trace_of(config, fleet.devices)
+    tiers = [(tier.profile, tier.plan.density) for tier in fleet.tiers]
+    check_deadline(config, task.spec, tiers)
     given_table(task)
     _ = task.partitions  # what is wrong with the data is found before a folder is made
     return Simulation(preset, config, RunFolder.create(out, config), display=display)

@@ -36,9 +36,7 @@ class Batteries:
         When devices are plugged in; None for never.
     """
 
-    def __init__(
-        self, profile_of: ProfileOf, seed: int, plugged: Periods | None
-    ) -> None:
+    def __init__(self, profile_of: ProfileOf, seed: int, plugged: Periods | None) -> None:
         self._profile_of = profile_of
         self._seed = seed
         self._plugged = plugged

@@ -150,7 +150,12 @@ class DeviceConditions:
         )
 
     def _without(
-        self, instruction: Message, timing: ClientTiming, seconds: float, *, keeps_state: bool = False
+        self,
+        instruction: Message,
+        timing: ClientTiming,
+        seconds: float,
+        *,
+        keeps_state: bool = False,
     ) -> Settled:
         """Return what comes of an instruction whose reply does not reach the server."""
         reply = error_reply(instruction, NODE_UNAVAILABLE, timing.reason)
