@@ -21,10 +21,16 @@ class FleetNode:
         Id that messages are sent to.
     node_config : mapping of str to scalar
         Holds at least ``partition-id`` and ``num-partitions``, as in every Flower simulation.
+    cost : float
+        How long its client takes, compared with others: the longest run first.
+    memory : int
+        Bytes that its client needs beside those of its process.
     """
 
     node_id: int
     node_config: Mapping[str, UserConfigValue]
+    cost: float = 1.0
+    memory: int = 0
 
 
 def node_id_of(partition_id: int) -> int:

@@ -270,8 +270,9 @@ def test_forgetting(tmp_path):
         server={"clients_per_round": 6},
     )
     rows = read_rows(start(tmp_path / "run", config), "clients")
-    early = [row for row in rows if row["round"] <= 2]
-    late = [row for row in rows if row["round"] == 3]
+    trained = [row for row in rows if row["status"] == "ok"]
+    early = [row for row in trained if row["round"] <= 2]
+    late = [row for row in trained if row["round"] == 3]
     assert all(row["presented"] == 2 * row["examples"] for row in early)
     assert sum(row["presented"] for row in late) < 2 * sum(row["examples"] for row in late)
 
