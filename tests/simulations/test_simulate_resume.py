@@ -149,7 +149,7 @@ def test_availability_is_drawn_as_if_nothing_had_happened(tmp_path, monkeypatch)
     config = tiny_config(run=run, fleet={"mix": "half.toml:1"}, server={"clients_per_round": 6})
     uninterrupted = start(tmp_path / "whole", config)
     statuses = [row["status"] for row in read_rows(uninterrupted, "clients")]
-    assert 6 < statuses.count("failed") < 30
+    assert 6 < statuses.count("away") < 30
     folder = stopped(tmp_path / "run", config, StopAfter(2))
     start(folder, resume=True)
     assert_same_run(folder, uninterrupted)

@@ -20,12 +20,13 @@ _MOST_ROWS = 24
 
 def energy_by_tier_and_time(run: Run) -> Chart | None:
     """Draw joules by tier, divided, and the fleet's joules so far; None where none were spent."""
-    uses = sorted(energy_by_tier(run), key=lambda use: use.total, reverse=True)[:_MOST_ROWS]
+    uses = sorted(energy_by_tier(run), key=lambda use: use.total, reverse=True)
     if not uses or uses[0].total == 0:
         return None
-    figure = style.new_figure(style.FULL_WIDTH, max(2.6, 1.3 + 0.36 * len(uses)))
+    shown = uses[:_MOST_ROWS]
+    figure = style.new_figure(style.FULL_WIDTH, max(2.6, 1.3 + 0.36 * len(shown)))
     left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
-    _draw_tiers(left, uses)
+    _draw_tiers(left, shown)
     _draw_time(right, run)
     return finish_chart(
         figure,
@@ -85,9 +86,10 @@ def _draw_time(axes: Any, run: Run) -> None:
 
 
 def _caption(run: Run, uses: list[EnergyUse]) -> str:
-    whole = run.summary.energy_joules
+    whole = sum(use.total for use in uses)
     text = (
-        f"Of {format_joules(whole)}, {uses[0].title} took {format_percent(uses[0].total / whole)}. "
+        f"Of the fleet's {format_joules(whole)}, {uses[0].title} took "
+        f"{format_percent(uses[0].total / whole)}. "
     )
     divided = sum(use.compute + use.radio for use in uses)
     if divided:

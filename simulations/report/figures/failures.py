@@ -13,8 +13,8 @@ from simulations.report.totals import LostTasks, lost_by_reason
 _MOST_ROWS = 10
 _COLOURS = {
     "failed": style.ORANGE,
-    "rejected": style.MUTED,
-    "away": style.FAINT,
+    "rejected": style.INK,
+    "away": style.SLATE,
     "late": style.SKY,
     "dropped": style.VERMILION,
     "surplus": style.PALE_BLUE,

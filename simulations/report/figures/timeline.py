@@ -5,7 +5,7 @@ from typing import Any
 from simulations.report.figures import style
 from simulations.report.figures.chart import Chart, finish_chart
 from simulations.report.figures.scales import time_scale
-from simulations.report.formats import count_of, format_count, format_percent, shorten
+from simulations.report.formats import count_of, format_percent, shorten
 from simulations.report.schema import Run
 from simulations.report.timeline import Timeline, timeline
 
@@ -14,7 +14,7 @@ _COLOURS = {
     "training": style.BLUE,
     "sending": style.ORANGE,
     "waiting": "#e4e8ec",
-    "away": "#7b8794",
+    "away": style.SLATE,
 }
 _MARKS = {
     "late": (">", style.VERMILION),
@@ -38,14 +38,22 @@ def what_devices_did(run: Run) -> Chart | None:
     _draw_losses(axes, shown, scale.factor)
     _number_rounds(axes, shown, scale.factor)
     labels = [
-        f"{shorten(line.title, style.LABEL_LENGTH)}  {line.partition}" for line in shown.lines
+        f"{shorten(line.title, style.LABEL_LENGTH)} #{line.partition}" for line in shown.lines
     ]
     style.row_axes(axes, labels)
     axes.tick_params(axis="y", labelsize=7.5)
     axes.grid(False)
     axes.set_xlim(shown.begin / scale.factor, shown.end / scale.factor)
     axes.set_xlabel(f"virtual time, {scale.unit} (modelled)")
-    figure.legend(loc="outside upper left", ncols=10, columnspacing=1.4, handleheight=0.9)
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(
+        [handles[name] for name in (*_COLOURS, *_MARKS) if name in handles],
+        [name for name in (*_COLOURS, *_MARKS) if name in handles],
+        loc="outside upper left",
+        ncols=10,
+        columnspacing=1.4,
+        handleheight=0.9,
+    )
     return finish_chart(
         figure,
         key="timeline",
@@ -56,8 +64,7 @@ def what_devices_did(run: Run) -> Chart | None:
 
 
 def _draw_spans(axes: Any, shown: Timeline, factor: float) -> None:
-    # Transfers last: they are short, and waiting would cover them.
-    for phase in ("waiting", "away", "training", "downloading", "sending"):
+    for phase, colour in _COLOURS.items():
         rows, starts, widths = [], [], []
         for row, line in enumerate(shown.lines):
             for span in line.spans:
@@ -65,11 +72,19 @@ def _draw_spans(axes: Any, shown: Timeline, factor: float) -> None:
                     rows.append(row)
                     starts.append(span.start / factor)
                     widths.append((span.end - span.start) / factor)
-        # The edge keeps what is too short for a pixel in sight.
-        edge = {"linewidth": 0.5, "edgecolor": _COLOURS[phase]}
         if rows:
-            bars = axes.barh(rows, widths, left=starts, height=0.7, color=_COLOURS[phase], **edge)
-            bars.set_label(phase)
+            axes.barh(
+                rows,
+                widths,
+                left=starts,
+                height=0.7,
+                color=colour,
+                edgecolor=colour,
+                linewidth=0.5,  # keeps in sight what is too short for a pixel
+                # Transfers are short, and the edge of waiting would cover them.
+                zorder=1 if phase in ("waiting", "away") else 2,
+                label=phase,
+            )
 
 
 def _draw_losses(axes: Any, shown: Timeline, factor: float) -> None:
@@ -115,10 +130,11 @@ def _number_rounds(axes: Any, shown: Timeline, factor: float) -> None:
 def _caption(shown: Timeline) -> str:
     first, last = shown.rounds[0][0], shown.rounds[-1][0]
     rounds = f"round {last}" if first == last else f"rounds {first} to {last}"
-    which = "All" if len(shown.lines) == shown.asked else f"{len(shown.lines)} of the"
+    few = len(shown.lines) < shown.asked
+    which = f"{len(shown.lines)} of the {count_of(shown.asked, 'device')}" if few else "All devices"
     return (
-        f"{which} {count_of(shown.asked, 'device')} with something to do in {rounds}, by number; "
-        "the numbers above are the rounds'. Those who are done wait for the round to end, its "
-        f"evaluation included: {format_percent(shown.waited)} of the time of all "
-        f"{format_count(shown.asked)} went into waiting. Blank: not asked."
+        f"{which} that were asked in {rounds}, by number; the numbers above are the rounds'. "
+        "Who is done waits for the end of the round, evaluation included: that took "
+        f"{format_percent(shown.waited)} of the time of all who were there. "
+        "Blank: not asked, or without an answer when the run ended."
     )
