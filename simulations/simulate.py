@@ -31,7 +31,7 @@ from simulations.records import client_rows, round_row
 from simulations.run_folder import CLIENTS, ROUNDS, RunFolder
 from simulations.snapshot import Snapshot
 from simulations.summary import RunLogs, build_summary
-from simulations.watching.display import Display, SilentDisplay
+from simulations.watching.observers import Observer, Observers
 
 CLIENT_APP = "clients.client_app:app"
 
@@ -54,7 +54,7 @@ class Simulation:
         Where it leaves what it finds.
     resume : bool
         Whether to go on from the folder's newest checkpoint.
-    display : Display
+    observer : Observer
         Told of each round.
     """
 
@@ -62,7 +62,7 @@ class Simulation:
     config: RunConfig
     folder: RunFolder
     resume: bool = False
-    display: Display = field(default_factory=SilentDisplay)
+    observer: Observer = field(default_factory=Observers)
 
     def run(self, workers: int, address: str | None = None) -> Path:
         """Run to the end; return the path of the run folder.
@@ -137,7 +137,7 @@ class _Run:
                 self.snapshot.save(self.folder.checkpoints)
             raise Interrupted from None
         finally:
-            self.simulation.display.end()
+            self.simulation.observer.end()
         return self.strategy.model
 
     def prepare(self, task: Task, strategy: MestStrategy) -> Callable[[RoundRecord], None]:
@@ -152,8 +152,8 @@ class _Run:
             # Round 0 is the evaluation before training, which is done anew.
             self.folder.cut_after(strategy.first_round or -1)
         self.snapshot = self._take_snapshot(self.wall_before)
-        rounds = task.config.run.rounds
-        self.simulation.display.begin(rounds, strategy.first_round)
+        done = self.folder.read(ROUNDS)
+        self.simulation.observer.begin(task.config, self.simulation.preset, done)
         return self.round_done
 
     def round_done(self, record: RoundRecord) -> None:
@@ -167,7 +167,7 @@ class _Run:
         run = self.simulation.config.run
         if record.round % run.checkpoint_every == 0 or record.round == run.rounds:
             self.snapshot.save(self.folder.checkpoints)
-        self.simulation.display.round_done(row)
+        self.simulation.observer.round_done(row)
 
     def _take_snapshot(self, wall_seconds: float) -> Snapshot:
         preset = self.simulation.preset
@@ -177,9 +177,16 @@ class _Run:
 
 
 def open_run(
-    preset: str, config: RunConfig | None, out: Path, *, resume: bool, display: Display
+    preset: str,
+    config: RunConfig | None,
+    out: Path,
+    *,
+    resume: bool,
+    observer: Observer | None = None,
 ) -> Simulation:
     """Prepare a run in a folder: a new one, or the one that is there.
+
+    An ``observer`` is told of each round.
 
     Raises
     ------
@@ -187,10 +194,11 @@ def open_run(
         If the folder is in use, holds nothing to resume, or data, fleet or the table of kernels
         are unusable: then no folder is made.
     """
+    observer = Observers() if observer is None else observer
     if resume:
         folder, config = RunFolder.reopen(out)
         newest_checkpoint(folder.checkpoints)
-        return Simulation(preset, config, folder, resume=True, display=display)
+        return Simulation(preset, config, folder, resume=True, observer=observer)
     if config is None:
         raise InputError("a new run needs a configuration")
     check_cohort(config)
@@ -201,4 +209,4 @@ def open_run(
     check_deadline(config, task.spec, tiers)
     given_table(task)
     _ = task.partitions  # what is wrong with the data is found before a folder is made
-    return Simulation(preset, config, RunFolder.create(out, config), display=display)
+    return Simulation(preset, config, RunFolder.create(out, config), observer=observer)
