@@ -23,7 +23,9 @@ from simulations.engine.grid import FleetGrid
 from simulations.engine.run_app import run_server_app
 from simulations.fleet import Fleet
 from simulations.kernels import run_kernels
+from simulations.life.checks import check_cohort, check_deadline, trace_of
 from simulations.life.clock import VirtualClock
+from simulations.life.memory_gate import memory_needs
 from simulations.peaks import Peaks
 from simulations.records import client_rows, round_row
 from simulations.run_folder import CLIENTS, ROUNDS, RunFolder
@@ -121,6 +123,9 @@ class _Run:
             scheme=config.sparsity.scheme,
             seed=config.run.seed,
             deadline=config.fleet.deadline or None,
+            life=config.life,
+            trace=trace_of(config, self.fleet.devices),
+            needs=self.fleet.by_node(memory_needs(self.fleet.plans, peaks)),
         )
         flat = to_flat(config) | {"data.partition_file": self.folder.partition_file}
         self.grid = FleetGrid(nodes, executor, run_config=flat, fate=self.clock)
@@ -196,8 +201,12 @@ def open_run(
         return Simulation(preset, config, folder, resume=True, observer=observer)
     if config is None:
         raise InputError("a new run needs a configuration")
+    check_cohort(config)
     task = task_of(config)
-    Fleet.of(task)
+    fleet = Fleet.of(task)
+    trace_of(config, fleet.devices)
+    tiers = [(tier.profile, tier.plan.density) for tier in fleet.tiers]
+    check_deadline(config, task.spec, tiers)
     given_table(task)
     _ = task.partitions  # what is wrong with the data is found before a folder is made
     return Simulation(preset, config, RunFolder.create(out, config), observer=observer)
