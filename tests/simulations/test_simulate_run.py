@@ -17,6 +17,8 @@ from tiny_run import (
 from mest_fed.config import from_table
 from mest_fed.data import load_partitions
 from server.checkpoint import load_checkpoint
+from simulations.report.energy import energy_by_tier
+from simulations.report.load import load_run
 
 #: What summary.json promises.
 SUMMARY = {
