@@ -36,6 +36,7 @@ def strategy_arrays(strategy: MestStrategy) -> tuple[Arrays, dict[str, Any]]:
         "newborn": model.newborn,
         **{f"moments:{kind}": tensors for kind, tensors in strategy.optimizer.moments.items()},
         **{f"masks-of:{key.hex()}": masks for key, masks in downlink.mask_sets.items()},
+        "selection": strategy.selector.arrays(),
         **{f"tier:{density!r}": masks for density, masks in downlink.tiers.items()},
     }
     for section, tensors in sections.items():
@@ -64,6 +65,7 @@ def restore_strategy(strategy: MestStrategy, arrays: Arrays, facts: Mapping[str,
         _check(sections, model.spec)
         known = {int(node): bytes.fromhex(key) for node, key in facts["known"].items()}
         done = int(facts["round"])
+        strategy.selector.restore(sections.get("selection", {}))
     except (AttributeError, KeyError, TypeError, ValueError, WireError) as error:
         raise InputError(f"the checkpoint is not of this run: {error}") from None
     model.weights, model.masks = sections.get("weights", {}), sections.get("masks", {})
@@ -86,7 +88,7 @@ def _check(sections: Mapping[str, Arrays], spec: ModelSpec) -> None:
     weights = {layer: (layout.num_weights,) for layer, layout in spec.layouts.items()}
     shapes = weights | spec.dense
     for section, tensors in sections.items():
-        if section == "newborn":
+        if section in ("newborn", "selection"):
             continue
         if section.partition(":")[0] in ("masks", "masks-of", "tier"):
             check_masks(tensors, spec)

@@ -83,11 +83,20 @@ class Roster:
 
     def sample(self, count: int, *path: int | str) -> list[Node]:
         """Draw up to ``count`` nodes, the same for the same path whatever their ids."""
-        ordered = sorted(self.nodes.values(), key=lambda node: (node.partition, node.node_id))
+        node_ids = self.node_ids()
         seed, *rest = path
-        generator = numpy_generator(int(seed), *rest)
-        chosen = generator.permutation(len(ordered))[:count]
-        return [ordered[index] for index in sorted(chosen)]
+        chosen = numpy_generator(int(seed), *rest).permutation(len(node_ids))[:count]
+        return self.take(node_ids[place] for place in chosen)
+
+    def node_ids(self) -> list[int]:
+        """Return all nodes in the order of their partitions, for who selects among them."""
+        ordered = sorted(self.nodes.values(), key=lambda node: (node.partition, node.node_id))
+        return [node.node_id for node in ordered]
+
+    def take(self, node_ids: Iterable[int]) -> list[Node]:
+        """Return these nodes, in the order of their partitions."""
+        nodes = (self.nodes[node_id] for node_id in node_ids)
+        return sorted(nodes, key=lambda node: (node.partition, node.node_id))
 
     def by_partition(self) -> dict[int, Node]:
         """Return the nodes by partition."""

@@ -19,6 +19,7 @@ from server.global_model import GlobalModel
 from server.optimizers import build_optimizer
 from server.roster import Node, Roster
 from server.rounds import ClientOutcome, RoundRecord, spread
+from server.selection import SELECTORS, Call, KnowsDurations, KnowsPresence, Report
 from server.uplink import read_counts, read_update
 
 log = getLogger(__name__)
@@ -53,6 +54,8 @@ class MestStrategy(Strategy):
         self.roster = Roster(task.density * step for step in steps)
         self.first_round = 0
         self.record = RoundRecord(0, model.state().density(model.spec))
+        self.selector = SELECTORS[server.selection]()
+        self._durations: KnowsDurations | None = None
         self._positions = PositionCache(model.spec)
         self._sent: dict[int, tuple[Node, int]] = {}
 
@@ -86,9 +89,7 @@ class MestStrategy(Strategy):
         number = self.first_round + server_round
         self.record = RoundRecord(number, self.record.density)
         self.roster.refresh(grid, self.config.server.min_nodes)
-        cohort = self.roster.sample(
-            self.config.server.clients_per_round, self.config.run.seed, number, "cohort"
-        )
+        cohort = self.roster.take(self._select(grid, number))
         self.downlink.open_round()
         order = {"round": number, "mutate": self.clients_mutate(number)}
         return self._messages(cohort, order, MessageType.TRAIN)
@@ -124,6 +125,7 @@ class MestStrategy(Strategy):
         self.model.absorb(mean, self.optimizer)
         self._update_masks(number)
         self.record.density = self.model.state().density(self.model.spec)
+        self._learn_from(self.record)
         metrics = {"density": self.record.density, "trained": self.record.count("ok")}
         return self.arrays(), MetricRecord(metrics)
 
@@ -171,6 +173,27 @@ class MestStrategy(Strategy):
             return None
         self.record.client_accuracy = spread(accuracies, weights)
         return MetricRecord(dict(self.record.client_accuracy))
+
+    def _select(self, grid: Grid, number: int) -> list[int]:
+        self._durations = grid if isinstance(grid, KnowsDurations) else None
+        call = Call(
+            self.roster.node_ids(),
+            self.config.server.clients_per_round,
+            self.config.run.seed,
+            number,
+            grid if isinstance(grid, KnowsPresence) else None,
+        )
+        return self.selector.select(call)
+
+    def _learn_from(self, record: RoundRecord) -> None:
+        seconds = {} if self._durations is None else self._durations.train_seconds()
+        self.selector.learn(
+            record.round,
+            [
+                Report(who.node_id, who.examples, who.train_loss, seconds.get(who.node_id))
+                for who in record.clients
+            ],
+        )
 
     def _messages(
         self, nodes: list[Node], order: Mapping[str, int | bool], message_type: str
