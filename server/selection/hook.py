@@ -1,19 +1,20 @@
 """Selection: which nodes train in a round; what a selector is asked, and what it learns.
 
-A selector sees node ids alone, in a stable order, and draws from (seed, round): so the same seed
-selects the same nodes whatever their ids, and a population of millions costs nothing to select
-from. What it learns of nodes it keeps itself, in arrays that go into checkpoints.
+A selector sees node ids alone, in a stable order, and draws from (seed, round, ...): so the same
+seed selects the same nodes whatever their ids, and a population of millions costs nothing to
+select from. What it learns of nodes it keeps itself, in arrays that go into checkpoints.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from logging import getLogger
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from mest_fed.rng import numpy_generator
+from mest_fed.rng import in_random_order, numpy_generator
 
 log = getLogger(__name__)
 
@@ -55,21 +56,36 @@ class Call:
         All node ids, in a stable order; may be a range of millions.
     count : int
         How many nodes are wanted.
-    seed, round : int
-        Draws come from them.
+    round : int
+        The round, from 1.
+    path : tuple of int and str
+        The run's seed, and what else draws come from.
+    without : collection of int
+        Nodes that are not to be selected.
     presence : KnowsPresence, optional
         Knows who is there.
+    waits : bool
+        Whether time may pass until somebody is there.
     """
 
     nodes: Sequence[int]
     count: int
-    seed: int
     round: int
+    path: tuple[int | str, ...]
+    without: Collection[int] = ()
     presence: KnowsPresence | None = None
+    waits: bool = True
 
     def generator(self) -> np.random.Generator:
         """Return the generator of this selection."""
-        return numpy_generator(self.seed, self.round, "selection")
+        seed, *rest = self.path
+        return numpy_generator(int(seed), *rest)
+
+    def drawn(self, generator: np.random.Generator) -> Iterator[int]:
+        """Yield the nodes in random order, at a cost that follows what is taken."""
+        for place in in_random_order(len(self.nodes), generator):
+            if (node := self.nodes[place]) not in self.without:
+                yield node
 
     def present(self, node_ids: Sequence[int]) -> list[int]:
         """Return those nodes that are there, all of them where nobody knows."""
@@ -116,27 +132,22 @@ class Selector(Protocol):
         """Take back what :meth:`arrays` gave; ValueError or KeyError if it is something else."""
 
 
-def draw_nodes(nodes: Sequence[int], count: int, generator: np.random.Generator) -> list[int]:
-    """Draw distinct nodes in random order; takes memory for those drawn alone."""
-    size = len(nodes)
-    places = generator.choice(size, min(count, size), replace=False)
-    return [nodes[place] for place in places.tolist()]
-
-
 def draw_present(call: Call, generator: np.random.Generator) -> tuple[list[int], list[int]]:
     """Draw nodes and return those that are there, and all that were looked at.
 
     First a few times as many as are wanted are looked at, then more, until enough are there or so
     many were looked at that hardly anyone is.
     """
-    drawn = draw_nodes(call.nodes, MOST_DRAWN * call.count, generator)
+    drawn = call.drawn(generator)
     there: list[int] = []
-    step = OVERDRAW * call.count
-    for first in range(0, len(drawn), step):
-        there += call.present(drawn[first : first + step])
-        if len(there) >= call.count:
-            return there, drawn[: first + step]
-    return there, drawn
+    looked_at: list[int] = []
+    while len(there) < call.count and len(looked_at) < MOST_DRAWN * call.count:
+        batch = list(islice(drawn, OVERDRAW * call.count))
+        if not batch:
+            break
+        there += call.present(batch)
+        looked_at += batch
+    return there, looked_at
 
 
 def patiently(
@@ -155,9 +166,9 @@ def patiently(
     generator = call.generator()
     for _ in range(_MOST_WAITS):
         chosen, looked_at = attempt(generator)
-        if chosen or call.presence is None:
+        if chosen or not looked_at or call.presence is None or not call.waits:
             return chosen
         if not call.presence.wait_for_nodes(looked_at):
             break
     log.warning("round %d: no node is there, and none will be; asking anyone", call.round)
-    return draw_nodes(call.nodes, call.count, generator)
+    return list(islice(call.drawn(generator), call.count))

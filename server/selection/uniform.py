@@ -1,11 +1,12 @@
 """Selectors that know nothing of nodes but, perhaps, who is there."""
 
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy.typing as npt
 
-from server.selection.hook import Arrays, Call, Report, draw_nodes, draw_present, patiently
+from server.selection.hook import Arrays, Call, Report, draw_present, patiently
 
 
 class Uniform:
@@ -13,7 +14,7 @@ class Uniform:
 
     def select(self, call: Call) -> list[int]:
         """Return ``call.count`` nodes, or all."""
-        return draw_nodes(call.nodes, call.count, call.generator())
+        return list(islice(call.drawn(call.generator()), call.count))
 
     def learn(self, number: int, reports: Iterable[Report]) -> None:
         """Learn nothing."""

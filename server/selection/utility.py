@@ -125,7 +125,7 @@ class Utility:
         there, looked_at = draw_present(call, generator)
         share = max(self._least, self._explore * self._decay ** (call.round - 1))
         unknown = [node for node in there if node not in self._known]
-        chosen = unknown[: round(share * call.count)]
+        chosen = unknown[: math.floor(share * call.count + generator.random())]
         chosen += self._exploit(call, call.count - len(chosen), generator)
         # Too few are known, or too few are not: whoever was drawn will do.
         taken = set(chosen)
@@ -136,7 +136,7 @@ class Utility:
         """Return up to ``count`` known nodes, likelier the more useful they are."""
         if not self._known or count < 1:
             return []
-        everyone = self._not_left_out(call.nodes)
+        everyone = self._not_left_out(call)
         scores = self.scores(everyone, call.round)
         best = np.argsort(-scores, kind="stable")[: OVERDRAW * call.count]
         score_of = {everyone[place]: scores[place] for place in best.tolist()}
@@ -168,13 +168,13 @@ class Utility:
             scores = np.where(seconds > preferred, scores * penalty, scores)
         return scores
 
-    def _not_left_out(self, nodes: Sequence[int]) -> list[int]:
-        """Return the known nodes that are still part of the fleet, but for those picked most."""
-        if isinstance(nodes, range):
-            here = sorted(node for node in self._known if node in nodes)
+    def _not_left_out(self, call: Call) -> list[int]:
+        """Return the known nodes that may be selected, but for those picked most."""
+        if isinstance(call.nodes, range):
+            here = sorted(node for node in self._known if node in call.nodes)
         else:
-            here = [node for node in nodes if node in self._known]
+            here = [node for node in call.nodes if node in self._known]
         tired = [node for node in here if self._known[node].picked >= self._most]
         tired.sort(key=lambda node: -self._known[node].picked)
-        out = set(tired[: int(self._left_out * len(here))])
+        out = {*tired[: int(self._left_out * len(here))], *call.without}
         return [node for node in here if node not in out]

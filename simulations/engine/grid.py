@@ -14,7 +14,7 @@ from simulations.engine.executor import Executor
 from simulations.engine.fate import Fate, Foresight
 from simulations.engine.flower_internals import Run, claim_identity, empty_run
 from simulations.engine.launches import Launches
-from simulations.engine.nodes import FleetNode
+from simulations.engine.nodes import Population
 from simulations.engine.replies import ReplyStream
 from simulations.engine.states import DictStates, States
 from simulations.engine.streaming import Streaming
@@ -50,8 +50,8 @@ class FleetGrid(Grid):
 
     Parameters
     ----------
-    nodes : sequence of FleetNode
-        The fleet, in the order that :meth:`get_node_ids` gives.
+    nodes : Population
+        The fleet.
     executor : Executor
         Where clients run; it stays open when the grid is no longer used.
     run_config : mapping of str to scalar, optional
@@ -70,7 +70,7 @@ class FleetGrid(Grid):
 
     def __init__(
         self,
-        nodes: Sequence[FleetNode],
+        nodes: Population,
         executor: Executor,
         *,
         run_config: Mapping[str, UserConfigValue] | None = None,
@@ -119,7 +119,7 @@ class FleetGrid(Grid):
         """Return a new message, as ``Message(...)`` does."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
-    def get_node_ids(self) -> list[int]:
+    def get_node_ids(self) -> range:
         """Return the ids of all nodes, in the order of the fleet."""
         return self._dispatcher.node_ids
 

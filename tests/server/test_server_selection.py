@@ -45,8 +45,8 @@ class Lazy:
         return 1000 + place
 
 
-def call(nodes=POPULATION, count=10, *, seed=1, number=1, presence=None):
-    return Call(nodes, count, seed, number, presence)
+def call(nodes=POPULATION, count=10, *, seed=1, number=1, **more):
+    return Call(nodes, count, number, (seed, number, "cohort"), **more)
 
 
 def reports(nodes, loss=1.0, seconds=None, examples=10):
@@ -141,6 +141,22 @@ def test_if_nobody_ever_comes_anyone_is_asked(informed, caplog):
     assert "round 1: no node is there, and none will be" in caplog.text
 
 
+def test_some_nodes_are_not_to_be_selected(name):
+    without = set(range(1000, 1190))
+    selector = taught(name)
+    for presence in (None, Presence(POPULATION)):
+        chosen = selector.select(call(number=6, without=without, presence=presence))
+        assert sorted(chosen) == list(range(1190, 1200))
+    assert selector.select(call(number=6, without=set(POPULATION))) == []
+
+
+@pytest.mark.parametrize("informed", ["available", "utility"])
+def test_no_time_passes_while_others_are_on_their_way(informed):
+    presence = Presence([], after=1)
+    assert SELECTORS[informed]().select(call(presence=presence, waits=False)) == []
+    assert presence.waits == 0
+
+
 # Uniform and available
 
 
@@ -194,6 +210,14 @@ def test_the_useful_are_exploited():
     assert max(chosen) < 8
 
 
+def test_a_share_of_less_than_one_node_is_explored_now_and_then():
+    selector = Utility(explore=0.25, least=0.25)
+    selector.learn(1, reports(range(1000, 1100)))
+    explored = [selector.select(call(count=1, seed=s, number=2))[0] >= 1100 for s in range(300)]
+    # Binomial of 300 draws, four standard deviations.
+    assert sum(explored) == pytest.approx(75, abs=4 * math.sqrt(300 * 0.25 * 0.75))
+
+
 def test_the_unknown_are_explored():
     selector = Utility(explore=0.5, decay=1.0)
     selector.learn(1, reports(range(1000, 1020)))
@@ -243,6 +267,17 @@ def test_a_strategy_selects_as_it_is_configured_and_keeps_it_in_checkpoints():
     del arrays["selection|last"]
     with pytest.raises(InputError, match="the checkpoint is not of this run"):
         restore_strategy(other, arrays, facts)
+
+
+def test_who_refuses_is_replaced_by_others():
+    refusing = {node: "no data" for node in range(0, 20, 2)}
+    grid = StubGrid(refusing | {node: capability(node) for node in range(1, 20, 2)})
+    grid.get_node_ids = lambda: range(20)
+    for known in SELECTORS:
+        strategy = strategy_of(server={"selection": known, "clients_per_round": 4})
+        chosen = train_messages(strategy, grid)
+        assert len(chosen) == 4
+        assert all(node % 2 for node in chosen)
 
 
 def test_every_selector_may_be_configured():

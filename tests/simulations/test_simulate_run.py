@@ -119,6 +119,15 @@ def test_the_summary_adds_up(finished):
     assert 0 <= summary["final_accuracy"] <= 1
 
 
+def test_the_report_accounts_for_all_energy(finished):
+    uses = energy_by_tier(load_run(finished))
+    assert {use.title for use in uses} > {"evaluations"}
+    for use in uses:
+        assert (use.other > 0) == (use.title == "evaluations")
+    total = sum(use.total for use in uses)
+    assert total == pytest.approx(read_summary(finished)["energy_joules"])
+
+
 def test_tiers_hold_to_their_budgets(finished):
     tiers = {tier["profile"]: tier for tier in read_summary(finished)["tiers"]}
     assert sum(tier["clients"] for tier in tiers.values()) == 12
@@ -140,6 +149,8 @@ def test_a_row_for_every_round_and_client(finished):
         cohort = [client for client in clients if client["round"] == row["round"]]
         assert [c["partition"] for c in cohort] == sorted({c["partition"] for c in cohort})
         assert row["trained"] == 3
+        began = rounds[row["round"] - 1]["virtual_seconds"]
+        assert {client["start_seconds"] for client in cohort} == {began}
         trained = sum(client["train_loss"] * client["presented"] for client in cohort)
         assert row["train_loss"] == pytest.approx(trained / sum(c["presented"] for c in cohort))
     # Clients are asked after every second round and the last; their traffic is in the rounds'.
@@ -319,7 +330,7 @@ def test_a_deadline_costs_the_late_their_update(tmp_path):
     for row in read_rows(folder, "clients"):
         if row["reason"] != "device was away":
             late = row["device"] == "rpi-zero-2w"
-            assert row["status"] == ("failed" if late else "ok")
+            assert row["status"] == ("late" if late else "ok")
             assert ("missed the deadline" in (row["reason"] or "")) == late
     last = read_rows(folder, "rounds")[-1]
     # The server waits as long and no longer in 3 rounds of training and 2 of evaluation.
