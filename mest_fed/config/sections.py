@@ -166,7 +166,7 @@ class ServerSection(Section):
 
     clients_per_round: Positive = 10
     selection: Annotated[str, one_of("uniform", "available", "utility")] = "uniform"
-    """Who trains: anyone, those who are there, or those of most use (``server/selection.py``)."""
+    """Who trains: anyone, those who are there, or those of most use (``server/selection/``)."""
     min_nodes: Positive = 1
     """Nodes to wait for before the first round (in deployment they join one by one)."""
     central_evaluation: bool = True

@@ -1,4 +1,4 @@
-"""What is refused before a run begins: a deadline that nobody can meet, a cohort that nobody has."""
+"""What is refused before a run begins: impossible deadlines, and cohorts larger than the fleet."""
 
 import math
 from collections.abc import Iterable

@@ -1,7 +1,7 @@
 """The virtual clock: has devices' lives meet instructions, and keeps what it cost them."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -107,14 +107,14 @@ class VirtualClock:
             device = _device(timing.node_id)
             self._lives.spend(device, timing.start, timing.seconds, timing.energy_joules)
 
-    def present_nodes(self, node_ids: Iterable[int]) -> list[int]:
+    def present_nodes(self, node_ids: Sequence[int]) -> list[int]:
         """Return those nodes that are there now with charge enough, in the order given.
 
         Where devices are there by chance, all are: that is drawn only when they are instructed.
         """
         return [node for node in node_ids if self._lives.is_ready(_device(node), self.now)]
 
-    def next_present(self, node_ids: Iterable[int]) -> float:
+    def next_present(self, node_ids: Sequence[int]) -> float:
         """Return when the first of some nodes, none of which is there, is worth asking again.
 
         Infinite if none of them ever comes.

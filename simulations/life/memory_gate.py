@@ -1,4 +1,4 @@
-"""Other programs take memory: does the plan of a device still fit?"""
+"""Whether a device's plan still fits when other programs take memory."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
