@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from server.rounds import RoundRecord
-from simulations.life.clock import ClientTiming
+from simulations.life.timing import ClientTiming
 
 Row = dict[str, Any]
 

@@ -54,7 +54,7 @@ class Snapshot:
     ) -> "Snapshot":
         """Take a snapshot of a run between two rounds."""
         arrays, facts = strategy_arrays(strategy)
-        facts |= {"virtual_seconds": clock.now, "exchanges": clock.exchanges}
+        facts |= {"virtual_seconds": clock.now, "instructions": clock.instructions}
         facts |= {"wall_seconds": wall_seconds, "preset": preset}
         return cls(arrays, facts, dict(grid.states))
 
@@ -74,9 +74,9 @@ class Snapshot:
         for key, array in self.arrays.items():
             section, _, name = key.partition("|")
             if section == _CLIENT:
-                grid.states[int(name)] = context_state_from_bytes(array.tobytes())
+                grid.states.put(int(name), context_state_from_bytes(array.tobytes()))
             else:
                 server[key] = array
         restore_strategy(strategy, server, self.facts)
         clock.now = float(self.facts["virtual_seconds"])
-        clock.exchanges = int(self.facts["exchanges"])
+        clock.instructions = int(self.facts["instructions"])

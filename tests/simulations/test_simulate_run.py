@@ -113,8 +113,10 @@ def test_the_summary_adds_up(finished):
     for key in ("virtual_seconds", "wall_seconds"):
         assert summary[key] == rounds[-1][key] > 0
     done = [row for row in clients if row["status"] == "ok"]
-    assert summary["clients_trained"] == len(done) == 9
-    assert summary["clients_failed"] == summary["over_budget"] == 0
+    assert len(clients) == 9
+    assert summary["clients_trained"] == len(done)
+    assert summary["clients_failed"] == 9 - len(done)
+    assert summary["over_budget"] == 0
     assert summary["final_accuracy"] == rounds[-1]["accuracy"]
     assert 0 <= summary["final_accuracy"] <= 1
 
@@ -128,6 +130,8 @@ def test_tiers_hold_to_their_budgets(finished):
         assert sum(tier["parts"].values()) == tier["predicted_peak_bytes"]
         assert tier["measured_peak_bytes"] is None
     for row in read_rows(finished, "clients"):
+        if row["status"] != "ok":
+            continue  # it was away
         bound = tiers[row["device"]]["density"] * 1.5  # at most the soft bound's first stage
         assert row["density"] <= bound * 1.05
 
@@ -139,9 +143,10 @@ def test_a_row_for_every_round_and_client(finished):
     for row in rounds[1:]:
         cohort = [client for client in clients if client["round"] == row["round"]]
         assert [c["partition"] for c in cohort] == sorted({c["partition"] for c in cohort})
-        assert row["trained"] == 3
-        trained = sum(client["train_loss"] * client["presented"] for client in cohort)
-        assert row["train_loss"] == pytest.approx(trained / sum(c["presented"] for c in cohort))
+        done = [client for client in cohort if client["status"] == "ok"]
+        assert row["trained"] == len(done) >= 2
+        trained = sum(client["train_loss"] * client["presented"] for client in done)
+        assert row["train_loss"] == pytest.approx(trained / sum(c["presented"] for c in done))
     # Clients are asked after every second round and the last; their traffic is in the rounds'.
     assert [row["client_accuracy"] is not None for row in rounds] == [False, False, True, True]
     for number in (1, 2, 3):
@@ -270,8 +275,9 @@ def test_forgetting(tmp_path):
         server={"clients_per_round": 6},
     )
     rows = read_rows(start(tmp_path / "run", config), "clients")
-    early = [row for row in rows if row["round"] <= 2]
-    late = [row for row in rows if row["round"] == 3]
+    trained = [row for row in rows if row["status"] == "ok"]
+    early = [row for row in trained if row["round"] <= 2]
+    late = [row for row in trained if row["round"] == 3]
     assert all(row["presented"] == 2 * row["examples"] for row in early)
     assert sum(row["presented"] for row in late) < 2 * sum(row["examples"] for row in late)
 
