@@ -114,7 +114,7 @@ class Roster:
         Raises
         ------
         MestFedError
-            If only nodes were drawn that refuse to take part.
+            If all could be drawn, but only nodes were that refuse to take part.
         """
         seed, *rest = path
         ids = self._in_order()
@@ -129,7 +129,7 @@ class Roster:
             found = self._nodes_of(batch)
             refusals += len(batch) - len(found)
             chosen |= found
-        if refusals and not chosen:
+        if refusals and not chosen and not without:
             raise MestFedError(
                 f"all {refusals} nodes that were drawn refused to take part; see the log"
             )

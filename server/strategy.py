@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 from logging import getLogger
+from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -86,12 +88,8 @@ class MestStrategy(Strategy):
         number = self.first_round + server_round
         self.record = RoundRecord(number, self.record.density)
         self.roster.refresh(grid, self.config.server.min_nodes)
-        cohort = self.roster.sample(
-            self.config.server.clients_per_round, self.config.run.seed, number, "cohort"
-        )
         self.downlink.open_round()
-        order = {"round": number, "mutate": self.clients_mutate(number)}
-        return self._messages(cohort, order, MessageType.TRAIN)
+        return self._instructions(self._cohort())
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -102,23 +100,13 @@ class MestStrategy(Strategy):
         losses, presented = 0.0, 0
         outcomes: dict[int, ClientOutcome] = {}
         for reply in replies:
-            outcome = self._take(reply, mean, number)
+            outcome = self._take(reply, mean)
             outcomes[outcome.node_id] = outcome
             if outcome.train_loss is not None:
                 losses += outcome.train_loss * outcome.presented
                 presented += outcome.presented
         for node, sent in self._sent.values():
-            outcomes.setdefault(
-                node.node_id,
-                ClientOutcome(
-                    node.node_id,
-                    node.partition,
-                    node.device,
-                    "failed",
-                    "no reply",
-                    bytes_down=sent,
-                ),
-            )
+            outcomes.setdefault(node.node_id, self._unanswered(node, sent))
         self.record.clients = sorted(outcomes.values(), key=lambda outcome: outcome.partition)
         self.record.train_loss = losses / presented if presented else None
         self.model.absorb(mean, self.optimizer)
@@ -137,9 +125,8 @@ class MestStrategy(Strategy):
         last = number == self.config.run.rounds
         if every == 0 or not (number % every == 0 or last):
             return []
-        nodes = self.roster.sample(
-            server.evaluate_clients, self.config.run.seed, number, "evaluation"
-        )
+        path = (self.config.run.seed, number, "evaluation")
+        nodes = self.roster.sample(server.evaluate_clients, *path, without=self._busy())
         self.downlink.open_round()
         order = {"round": number}
         able = [node for node in nodes if node.held_out > 0]
@@ -172,6 +159,40 @@ class MestStrategy(Strategy):
         self.record.client_accuracy = spread(accuracies, weights)
         return MetricRecord(dict(self.record.client_accuracy))
 
+    def kept(self) -> tuple[dict[str, Mapping[str, np.ndarray]], Any]:
+        """Return what a checkpoint holds beside model, optimizer and masks: arrays and facts."""
+        return {}, None
+
+    def restore(self, sections: Mapping[str, Mapping[str, np.ndarray]], facts: Any) -> None:
+        """Take back what :meth:`kept` gave.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError, WireError
+            If it is not of this run.
+        """
+
+    def _cohort(self) -> list[Node]:
+        """Choose who begins to train when the round begins."""
+        server, run = self.config.server, self.config.run
+        return self.roster.sample(server.clients_per_round, run.seed, self.record.round, "cohort")
+
+    def _instructions(self, nodes: list[Node]) -> list[Message]:
+        """Return the order to train in this round, for each node."""
+        number = self.record.round
+        order = {"round": number, "mutate": self.clients_mutate(number)}
+        return self._messages(nodes, order, MessageType.TRAIN)
+
+    def _busy(self) -> set[int]:
+        """Return the nodes that have no time to evaluate."""
+        return set()
+
+    def _unanswered(self, node: Node, sent: int) -> ClientOutcome:
+        """Return what became of a node whose reply the round did not take."""
+        outcome = ClientOutcome(node.node_id, node.partition, node.device, bytes_down=sent)
+        outcome.status, outcome.reason = "failed", "no reply"
+        return outcome
+
     def _messages(
         self, nodes: list[Node], order: Mapping[str, int | bool], message_type: str
     ) -> list[Message]:
@@ -189,8 +210,12 @@ class MestStrategy(Strategy):
             )
         return messages
 
-    def _take(self, reply: Message, mean: MaskedMean, number: int) -> ClientOutcome:
+    def _take(self, reply: Message, mean: MaskedMean) -> ClientOutcome:
         node, sent = self._sent[reply.metadata.src_node_id]
+        return self._outcome(reply, node, sent, mean)
+
+    def _outcome(self, reply: Message, node: Node, sent: int, mean: MaskedMean) -> ClientOutcome:
+        """Add a node's update to the mean, if it is acceptable; return what became of the node."""
         outcome = ClientOutcome(node.node_id, node.partition, node.device, bytes_down=sent)
         outcome.examples = node.examples
         if reply.has_error():
@@ -200,20 +225,21 @@ class MestStrategy(Strategy):
         outcome.bytes_up = content_bytes(reply.content)
         self.record.bytes_up += outcome.bytes_up
         try:
-            counts = read_counts(reply, node.examples)
-            offered = self.downlink.state(self.model, node.density)
-            mutated = self.clients_mutate(number)
-            state = read_update(reply, self.model.spec, offered, mask_may_change=mutated)
+            self._judge(reply, node, mean, outcome)
         except WireError as error:
             outcome.status, outcome.reason = "rejected", str(error)
             log.warning("the update of node %d was rejected: %s", node.node_id, error)
-            return outcome
+        return outcome
+
+    def _judge(self, reply: Message, node: Node, mean: MaskedMean, outcome: ClientOutcome) -> None:
+        """Add an update to the mean and note what it says; WireError if it is not acceptable."""
+        counts = read_counts(reply, node.examples)
+        offered = self.downlink.state(self.model, node.density)
+        mutated = self.clients_mutate(self.record.round)
+        state = read_update(reply, self.model.spec, offered, mask_may_change=mutated)
         mean.add(state, counts.examples, offered.masks if mutated else None)
         self._note_mask(node)
-        outcome.presented = counts.presented
-        outcome.train_loss = counts.loss_sum / max(1, counts.presented)
-        outcome.density = state.density(self.model.spec)
-        return outcome
+        outcome.note(counts.presented, counts.loss_sum, state.density(self.model.spec))
 
     def _note_mask(self, node: Node) -> None:
         # A node that answered has decoded, and kept, the mask set that it was sent.

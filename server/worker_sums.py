@@ -11,59 +11,13 @@ On a grid that cannot sum, as in a deployment, it behaves as its parent.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from mest_fed.wire.arrays import as_numpy
-
-Doubles = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class ArraySum:
-    """Weighted arrays, summed in double precision.
-
-    Parameters
-    ----------
-    arrays : dict of str to float64 array
-        Sum of weight times array, by name.
-    dtypes : dict of str to dtype
-        What the arrays were.
-    weight : float
-        Sum of weights.
-    """
-
-    arrays: dict[str, Doubles]
-    dtypes: dict[str, np.dtype[Any]]
-    weight: float
-
-    def add(self, other: "ArraySum") -> "ArraySum":
-        """See :class:`mest_fed.folding.Partial`.
-
-        Raises
-        ------
-        ValueError
-            If names or shapes differ.
-        """
-        if self.arrays.keys() != other.arrays.keys():
-            raise ValueError("replies have arrays of different names")
-        for name, array in self.arrays.items():
-            array += other.arrays[name]
-        return ArraySum(self.arrays, self.dtypes, self.weight + other.weight)
-
-    def mean(self) -> ArrayRecord:
-        """Return the weighted mean."""
-        return ArrayRecord(
-            {
-                name: Array((array / self.weight).astype(self.dtypes[name]))
-                for name, array in self.arrays.items()
-            }
-        )
+from server.array_sum import ArraySum
 
 
 @dataclass
@@ -93,14 +47,10 @@ class MeanFold:
         weight = float(metrics[self.weighted_by])  # type: ignore[arg-type]
         if not weight >= 0:
             raise ValueError(f"{self.weighted_by} = {weight} is no weight")
-        loaded = {name: as_numpy(array) for name, array in arrays.items()}
-        weighted = {
-            name: np.multiply(array, weight, dtype=np.float64) for name, array in loaded.items()
-        }
-        dtypes = {name: array.dtype for name, array in loaded.items()}
+        total = ArraySum({name: as_numpy(array) for name, array in arrays.items()}, weight)
         for name in list(content.array_records):
             del content[name]
-        return ArraySum(weighted, dtypes, weight), reply
+        return total, reply
 
     def collect(self, total: ArraySum | None) -> None:
         """Keep the sum."""
@@ -117,6 +67,7 @@ class WorkerSums(FedAvg):
     ) -> Iterable[Message]:
         """Configure as the parent does, and offer the grid to sum the replies."""
         messages = super().configure_train(server_round, arrays, config, grid)
+        self._dtypes = {name: array.dtype for name, array in arrays.items()}
         self._fold = None
         if hasattr(grid, "sum_in_workers"):
             self._fold = MeanFold(self.weighted_by_key)
@@ -138,7 +89,11 @@ class WorkerSums(FedAvg):
         summed = [reply for reply in replies if not reply.has_error()]
         metrics = self.train_metrics_aggr_fn([r.content for r in summed], self.weighted_by_key)
         metrics[self.weighted_by_key] = total.weight
-        summed[0].content = RecordDict({"arrays": total.mean(), "metrics": metrics})
+        mean = {
+            name: Array((array / total.weight).astype(self._dtypes[name]))
+            for name, array in total.sums().items()
+        }
+        summed[0].content = RecordDict({"arrays": ArrayRecord(mean), "metrics": metrics})
         return [*failed, summed[0]]
 
 

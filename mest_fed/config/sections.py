@@ -201,6 +201,22 @@ class ServerSection(Section):
     optimizer: Annotated[str, _one_of("fedavg", "fedavgm", "fedadam")] = "fedavg"
     learning_rate: Annotated[float, Field(gt=0)] = 1.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    mode: Annotated[str, _one_of("sync", "buffered", "semi-sync")] = "sync"
+    """When a round ends: with the cohort; with a full buffer; with a period of time."""
+    over_selection: Annotated[float, Field(ge=1)] = 1.0
+    """With ``sync``: asks so many times the cohort, and takes the first to arrive."""
+    concurrency: Positive = 10
+    """With ``buffered`` and ``semi-sync``: devices that train at a time."""
+    buffer: Positive = 5
+    """With ``buffered``: updates that make a round."""
+    period: Annotated[float, Field(gt=0)] = 60.0
+    """With ``semi-sync``: seconds that make a round; virtual in a simulation."""
+    staleness_exponent: Annotated[float, Field(ge=0)] = 0.5
+    """a of the weight (1 + staleness)^-a; FedBuff: 1/2."""
+    max_staleness: Annotated[int, Field(ge=0)] = 20
+    """Updates older than so many rounds are rejected."""
+    weighting: Annotated[str, _one_of("examples", "equal")] = "examples"
+    """With ``buffered`` and ``semi-sync``: what an update counts; in FedBuff all are equal."""
 
 
 class FleetSection(Section):
@@ -284,4 +300,27 @@ class RunConfig(Section):
                 f"server.min_nodes = {self.server.min_nodes} is never reached; "
                 f"allowed: 1 to {self.fleet.devices} (fleet.devices = {self.fleet.devices})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _a_mode_that_can_work(self) -> "RunConfig":
+        server, devices = self.server, self.fleet.devices
+        if server.mode == "sync":
+            return self
+        if server.over_selection > 1:
+            raise ValueError(
+                f"server.over_selection = {server.over_selection} is for synchronous rounds; "
+                f"allowed: 1 (server.mode = {server.mode!r})"
+            )
+        if self.sparsity.mutation == "client":
+            raise ValueError(
+                f"server.mode = {server.mode!r} mixes updates of several masks; "
+                "allowed: sparsity.mutation = 'server'"
+            )
+        for key, wanted in (("concurrency", server.concurrency), ("buffer", server.buffer)):
+            if wanted > devices and not (key == "buffer" and server.mode == "semi-sync"):
+                raise ValueError(
+                    f"server.{key} = {wanted} is never reached; "
+                    f"allowed: 1 to {devices} (fleet.devices = {devices})"
+                )
         return self

@@ -51,7 +51,7 @@ class FleetGrid(Grid):
     Parameters
     ----------
     nodes : Population
-        The fleet, in the order that :meth:`get_node_ids` gives.
+        The fleet.
     executor : Executor
         Where clients run; it stays open when the grid is no longer used.
     run_config : mapping of str to scalar, optional
