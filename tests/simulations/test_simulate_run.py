@@ -17,6 +17,8 @@ from tiny_run import (
 from mest_fed.config import from_table
 from mest_fed.data import load_partitions
 from server.checkpoint import load_checkpoint
+from simulations.report.energy import energy_by_tier
+from simulations.report.load import load_run
 
 #: What summary.json promises.
 SUMMARY = {
@@ -113,12 +115,19 @@ def test_the_summary_adds_up(finished):
     for key in ("virtual_seconds", "wall_seconds"):
         assert summary[key] == rounds[-1][key] > 0
     done = [row for row in clients if row["status"] == "ok"]
-    assert len(clients) == 9
-    assert summary["clients_trained"] == len(done)
-    assert summary["clients_failed"] == 9 - len(done)
-    assert summary["over_budget"] == 0
+    assert summary["clients_trained"] == len(done) == 9
+    assert summary["clients_failed"] == summary["over_budget"] == 0
     assert summary["final_accuracy"] == rounds[-1]["accuracy"]
     assert 0 <= summary["final_accuracy"] <= 1
+
+
+def test_the_report_accounts_for_all_energy(finished):
+    uses = energy_by_tier(load_run(finished))
+    assert {use.title for use in uses} > {"evaluations"}
+    for use in uses:
+        assert (use.other > 0) == (use.title == "evaluations")
+    total = sum(use.total for use in uses)
+    assert total == pytest.approx(read_summary(finished)["energy_joules"])
 
 
 def test_tiers_hold_to_their_budgets(finished):
@@ -130,8 +139,6 @@ def test_tiers_hold_to_their_budgets(finished):
         assert sum(tier["parts"].values()) == tier["predicted_peak_bytes"]
         assert tier["measured_peak_bytes"] is None
     for row in read_rows(finished, "clients"):
-        if row["status"] != "ok":
-            continue  # it was away
         bound = tiers[row["device"]]["density"] * 1.5  # at most the soft bound's first stage
         assert row["density"] <= bound * 1.05
 
@@ -143,10 +150,11 @@ def test_a_row_for_every_round_and_client(finished):
     for row in rounds[1:]:
         cohort = [client for client in clients if client["round"] == row["round"]]
         assert [c["partition"] for c in cohort] == sorted({c["partition"] for c in cohort})
-        done = [client for client in cohort if client["status"] == "ok"]
-        assert row["trained"] == len(done) >= 2
-        trained = sum(client["train_loss"] * client["presented"] for client in done)
-        assert row["train_loss"] == pytest.approx(trained / sum(c["presented"] for c in done))
+        assert row["trained"] == 3
+        began = rounds[row["round"] - 1]["virtual_seconds"]
+        assert {client["start_seconds"] for client in cohort} == {began}
+        trained = sum(client["train_loss"] * client["presented"] for client in cohort)
+        assert row["train_loss"] == pytest.approx(trained / sum(c["presented"] for c in cohort))
     # Clients are asked after every second round and the last; their traffic is in the rounds'.
     assert [row["client_accuracy"] is not None for row in rounds] == [False, False, True, True]
     for number in (1, 2, 3):
@@ -324,7 +332,7 @@ def test_a_deadline_costs_the_late_their_update(tmp_path):
     for row in read_rows(folder, "clients"):
         if row["reason"] != "device was away":
             late = row["device"] == "rpi-zero-2w"
-            assert row["status"] == ("failed" if late else "ok")
+            assert row["status"] == ("late" if late else "ok")
             assert ("missed the deadline" in (row["reason"] or "")) == late
     last = read_rows(folder, "rounds")[-1]
     # The server waits as long and no longer in 3 rounds of training and 2 of evaluation.
