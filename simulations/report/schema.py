@@ -57,7 +57,7 @@ class TaskRow:
     round: Count
     partition: Count
     device: str
-    status: Literal["ok", "failed", "rejected"]
+    status: Literal["ok", "failed", "rejected", "surplus"]
     reason: str | None = None
     bytes_down: Count
     bytes_up: Count
