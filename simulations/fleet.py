@@ -1,14 +1,14 @@
 """The fleet of a run: which device holds which share of the data, and what each device plans."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from clients.plans import GIVEN, GIVEN_PEAK
-from mest_fed.devices import DeviceProfile, assign_devices, load_profile
+from mest_fed.devices import Assignment, DeviceProfile, load_profile
 from mest_fed.errors import InputError
 from mest_fed.memory import Plan
 from mest_fed.task import Task
-from simulations.engine.nodes import FleetNode, make_nodes
+from simulations.engine.nodes import NodeKind, Nodes, make_nodes, node_id_of, partition_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Fleet:
 
     Parameters
     ----------
-    devices : list of str
+    devices : Assignment
         Partition -> profile name.
     tiers : list of Tier
         One for each profile, by budget.
@@ -44,7 +44,7 @@ class Fleet:
         Profile name (or path), as in the mix -> its plan.
     """
 
-    devices: list[str]
+    devices: Assignment
     tiers: list[Tier]
     plans: dict[str, Plan]
 
@@ -64,21 +64,47 @@ class Fleet:
                 f"fleet.budgets names {strangers[0]}, which is not in the fleet; "
                 f"allowed: {', '.join(fleet.weights)}"
             )
-        devices = assign_devices(fleet.weights, fleet.devices, task.config.run.seed)
-        plans = {name: task.plan(task.budget(name), name) for name in sorted(set(devices))}
-        tiers = [
-            Tier(load_profile(name), devices.count(name), plan) for name, plan in plans.items()
-        ]
-        return cls(devices, sorted(tiers, key=lambda tier: tier.plan.budget), plans)
+        counts = task.devices.counts
+        plans = {name: task.plan(task.budget(name), name) for name in counts}
+        tiers = [Tier(load_profile(name), counts[name], plan) for name, plan in plans.items()]
+        return cls(task.devices, sorted(tiers, key=lambda tier: tier.plan.budget), plans)
 
-    def nodes(self, peaks: Mapping[Plan, int]) -> list[FleetNode]:
+    def nodes(self, peaks: Mapping[Plan, int]) -> Nodes:
         """Return the fleet's Flower nodes; each knows its plan and the plan's measured peak."""
-        configs = [_node(device, self.plans[device], peaks) for device in self.devices]
-        return make_nodes(len(self.devices), configs)
+        kinds = {device: _kind(device, plan, peaks) for device, plan in self.plans.items()}
+        return make_nodes(len(self.devices), lambda partition: kinds[self.devices[partition]])
+
+    @property
+    def profiles(self) -> Mapping[int, DeviceProfile]:
+        """Node id -> what its device is."""
+        return _Profiles(self.devices)
 
 
-def _node(device: str, plan: Plan, peaks: Mapping[Plan, int]) -> dict[str, str | int]:
-    node: dict[str, str | int] = {"device": device, GIVEN: plan.as_json()}
+class _Profiles(Mapping[int, DeviceProfile]):
+    """The profiles of nodes, looked up when they are asked for."""
+
+    def __init__(self, devices: Assignment) -> None:
+        self._devices = devices
+        self._by_name = {name: load_profile(name) for name in devices.counts}
+
+    def __getitem__(self, node_id: int) -> DeviceProfile:
+        """Return a node's profile; KeyError if there is no such node."""
+        partition = partition_of(node_id)
+        if not 0 <= partition < len(self):
+            raise KeyError(node_id)
+        return self._by_name[self._devices[partition]]
+
+    def __iter__(self) -> Iterator[int]:
+        """Iterate over the node ids."""
+        return map(node_id_of, range(len(self)))
+
+    def __len__(self) -> int:
+        """Return the number of nodes."""
+        return len(self._devices)
+
+
+def _kind(device: str, plan: Plan, peaks: Mapping[Plan, int]) -> NodeKind:
+    config: dict[str, str | int] = {"device": device, GIVEN: plan.as_json()}
     if plan in peaks:
-        node[GIVEN_PEAK] = peaks[plan]
-    return node
+        config[GIVEN_PEAK] = peaks[plan]
+    return NodeKind(config)

@@ -9,7 +9,6 @@ from pathlib import Path
 from clients.kernels import given_table
 from mest_fed.config import RunConfig, to_flat
 from mest_fed.data import save_partitions
-from mest_fed.devices import load_profile
 from mest_fed.errors import InputError
 from mest_fed.kernels.choice import using
 from mest_fed.memory import Plan
@@ -83,7 +82,8 @@ class Simulation:
         task = task_of(self.config)
         fleet = Fleet.of(task)
         kernels = run_kernels(task, fleet, self.folder, resume=self.resume)
-        save_partitions(self.folder.partitions, task.partitions)
+        if not task.draws_examples:
+            save_partitions(self.folder.partitions, task.partitions)
         measured = Peaks(self.config, fleet, self.folder, kernels)
         choices = kernels.choices
         try:
@@ -116,15 +116,13 @@ class _Run:
         """Run the ServerApp over devices whose plans have measured peaks; return the model."""
         config = self.simulation.config
         nodes = self.fleet.nodes(peaks)
-        profiles = {device: load_profile(device) for device in set(self.fleet.devices)}
-        devices = zip(nodes, self.fleet.devices, strict=True)
         self.clock = VirtualClock(
-            {node.node_id: profiles[device] for node, device in devices},
+            self.fleet.profiles,
             scheme=config.sparsity.scheme,
             seed=config.run.seed,
             deadline=config.fleet.deadline or None,
         )
-        flat = to_flat(config) | {"data.partition_file": str(self.folder.partitions)}
+        flat = to_flat(config) | {"data.partition_file": self.folder.partition_file}
         self.grid = FleetGrid(nodes, executor, run_config=flat, fate=self.clock)
         self.started = time.perf_counter()
         try:

@@ -58,10 +58,24 @@ class DataSection(Section):
     path: str = ""
     """Folder with the data set's files; empty downloads it (digits needs neither)."""
     partition: Annotated[
-        str, _one_of("iid", "dirichlet", "pathological", "shard", "linear", "square", "exponential")
+        str,
+        _one_of(
+            "iid",
+            "dirichlet",
+            "pathological",
+            "shard",
+            "linear",
+            "square",
+            "exponential",
+            "sampled",
+        ),
     ] = "dirichlet"
+    """How examples are shared out. ``sampled`` draws each device's examples by itself, so that
+    devices may share some: this is how there can be more devices than examples."""
     alpha: Annotated[float, Field(gt=0)] = 0.3
     """Dirichlet concentration: smaller is less alike."""
+    examples_per_device: Positive = 40
+    """For ``sampled``: examples of each device, ``hold_out`` included."""
     classes_per_partition: Positive = 2
     shards_per_partition: Positive = 2
     partition_file: str = ""

@@ -9,12 +9,13 @@ from typing import Any, Protocol
 
 import psutil
 import ray
+from flwr.app import Message
 from flwr.clientapp import ClientApp
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from mest_fed.errors import InputError
+from mest_fed.folding import Fold
 from mest_fed.kernels.choice import Choices
-from simulations.engine.fold import Fold
 from simulations.engine.lane import Address, Lane
 from simulations.engine.parcel import Freight, PackedArrays, Parcel, pack_block, unpack_jobs
 from simulations.engine.worker import Workplace, load_client_app
@@ -85,7 +86,7 @@ class FleetWorker:
         return Surroundings(node, psutil.virtual_memory().available, bool(self._lanes))
 
     def run(
-        self, parcels: list[Parcel], fold: Fold | None, lane: int, *shared: PackedArrays
+        self, parcels: list[Parcel], fold: Fold[Message] | None, lane: int, *shared: PackedArrays
     ) -> Freight:
         """Run a chunk of clients, in order; return what came of it."""
         jobs = unpack_jobs(parcels, shared)

@@ -2,14 +2,14 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from flwr.app import Context, Message, RecordDict, UserConfigValue
 
 from simulations.engine.fate import Conditions, Fate, Settled
 from simulations.engine.flower_internals import NODE_UNAVAILABLE, error_reply, set_message_id
 from simulations.engine.launches import Launch
-from simulations.engine.nodes import FleetNode
+from simulations.engine.nodes import FleetNode, Population
 from simulations.engine.states import States
 from simulations.engine.worker import Job, Outcome, settle
 
@@ -19,7 +19,7 @@ class Dispatcher:
 
     Parameters
     ----------
-    nodes : sequence of FleetNode
+    nodes : Population
         The fleet.
     run_id : int
         Id of the run.
@@ -33,14 +33,14 @@ class Dispatcher:
 
     def __init__(
         self,
-        nodes: Sequence[FleetNode],
+        nodes: Population,
         *,
         run_id: int,
         run_config: Mapping[str, UserConfigValue],
         fate: Fate | None,
         states: States,
     ) -> None:
-        self._nodes = {node.node_id: node for node in nodes}
+        self._nodes = nodes
         self._run_config = run_config
         self._fate = fate
         self._states = states
@@ -50,9 +50,9 @@ class Dispatcher:
         self.busy: dict[int, float] = {}
 
     @property
-    def node_ids(self) -> list[int]:
+    def node_ids(self) -> range:
         """All nodes, in the order of the fleet."""
-        return list(self._nodes)
+        return self._nodes.node_ids
 
     @property
     def virtual(self) -> bool:
@@ -108,7 +108,8 @@ class Dispatcher:
             start = max(self.now, self.busy.get(node_id, 0.0))
             start = start if after is None else max(start, after.busy_until)
         conditions = self._meet(message, start, within - (start - self.now), number)
-        job = Job(message, self._context(node_id, state), conditions, *self._weight(node_id))
+        node = self._nodes[node_id]
+        job = Job(message, self._context(node, state), conditions, node.cost, node.memory)
         if conditions is None:
             return Launch(message, 0, start), job
         launch = Launch(message, conditions.number, start, conditions.at_least(message))
@@ -138,18 +139,14 @@ class Dispatcher:
             return None
         return self._fate.meet(message, start=start, within=within, number=number)
 
-    def _context(self, node_id: int, state: RecordDict | None) -> Context:
+    def _context(self, node: FleetNode, state: RecordDict | None) -> Context:
         return Context(
             run_id=self.run_id,
-            node_id=node_id,
-            node_config=dict(self._nodes[node_id].node_config),
+            node_id=node.node_id,
+            node_config=dict(node.node_config),
             state=RecordDict() if state is None else state,
             run_config=dict(self._run_config),
         )
-
-    def _weight(self, node_id: int) -> tuple[float, int]:
-        node = self._nodes[node_id]
-        return node.cost, node.memory
 
 
 def _state(launch: Launch) -> RecordDict:

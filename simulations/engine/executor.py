@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from mest_fed.errors import not_allowed
+from mest_fed.folding import Fold, PairwiseSum, Partial
 from mest_fed.kernels.choice import Choices
-from simulations.engine.fold import Fold, PairwiseSum, Partial
 from simulations.engine.worker import Job, Outcome, Workplace, load_client_app
 
 
@@ -38,7 +39,11 @@ class Executor(Protocol):
     """Where clients run."""
 
     def open(
-        self, jobs: Iterator[Job], *, fold: Fold | None = None, timeout: float | None = None
+        self,
+        jobs: Iterator[Job],
+        *,
+        fold: Fold[Message] | None = None,
+        timeout: float | None = None,
     ) -> Exchange:
         """Begin an exchange.
 
@@ -80,7 +85,11 @@ class SerialExecutor:
         self._lock = threading.Lock()
 
     def open(
-        self, jobs: Iterator[Job], *, fold: Fold | None = None, timeout: float | None = None
+        self,
+        jobs: Iterator[Job],
+        *,
+        fold: Fold[Message] | None = None,
+        timeout: float | None = None,
     ) -> "SerialExchange":
         """See :meth:`Executor.open`."""
         stop_at = None if timeout is None else time.monotonic() + timeout
@@ -99,7 +108,7 @@ class SerialExchange:
         jobs: Iterator[Job],
         lock: threading.Lock,
         *,
-        fold: Fold | None,
+        fold: Fold[Message] | None,
         stop_at: float | None,
     ) -> None:
         self._workplace = workplace

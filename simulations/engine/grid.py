@@ -2,19 +2,19 @@
 
 import math
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict, UserConfigValue
 from flwr.serverapp import Grid
 
+from mest_fed.folding import Fold
 from simulations.engine.dispatch import Dispatcher
 from simulations.engine.executor import Executor
 from simulations.engine.fate import Fate
 from simulations.engine.flower_internals import Run, claim_identity, empty_run
-from simulations.engine.fold import Fold
 from simulations.engine.launches import Launches
-from simulations.engine.nodes import FleetNode
+from simulations.engine.nodes import Population
 from simulations.engine.replies import ReplyStream
 from simulations.engine.states import DictStates, States
 from simulations.engine.streaming import Streaming
@@ -50,8 +50,8 @@ class FleetGrid(Grid):
 
     Parameters
     ----------
-    nodes : sequence of FleetNode
-        The fleet, in the order that :meth:`get_node_ids` gives.
+    nodes : Population
+        The fleet.
     executor : Executor
         Where clients run; it stays open when the grid is no longer used.
     run_config : mapping of str to scalar, optional
@@ -70,7 +70,7 @@ class FleetGrid(Grid):
 
     def __init__(
         self,
-        nodes: Sequence[FleetNode],
+        nodes: Population,
         executor: Executor,
         *,
         run_config: Mapping[str, UserConfigValue] | None = None,
@@ -93,7 +93,7 @@ class FleetGrid(Grid):
         self._launches = Launches(executor)
         self._unread: dict[str, Message] = {}
         self._unwanted: set[str] = set()
-        self._fold: Fold | None = None
+        self._fold: Fold[Message] | None = None
         self.set_run(empty_run(run_id))
 
     def set_run(self, run: Run) -> None:
@@ -118,7 +118,7 @@ class FleetGrid(Grid):
         """Return a new message, as ``Message(...)`` does."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
-    def get_node_ids(self) -> list[int]:
+    def get_node_ids(self) -> range:
         """Return the ids of all nodes, in the order of the fleet."""
         return self._dispatcher.node_ids
 
@@ -179,7 +179,7 @@ class FleetGrid(Grid):
                 for launch in self._launches
             ]
 
-    def sum_in_workers(self, fold: Fold) -> None:
+    def sum_in_workers(self, fold: Fold[Message]) -> None:
         """Have the replies of the next exchange summed where they are made.
 
         The replies of that exchange are what the fold leaves of them, and the fold gets the sum

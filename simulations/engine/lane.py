@@ -79,12 +79,12 @@ class Lane:
             self._map[span.start : span.start + span.size] = buffer
         return spans
 
-    def read(self, span: Span) -> bytes:
-        """Return a copy of what was written."""
+    def view(self, span: Span) -> memoryview:
+        """Return what was written, to be copied before the writer writes again."""
         end = span.start + span.size
         if end > len(self._map):
             self._remap(os.fstat(self._descriptor).st_size)
-        return self._map[span.start : end]
+        return memoryview(self._map)[span.start : end]
 
     def close(self) -> None:
         """Let this end go."""

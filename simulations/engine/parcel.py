@@ -58,16 +58,21 @@ class Return(NamedTuple):
 
 
 class Freight(NamedTuple):
-    """A pickle, and its buffers: in a lane, or beside it."""
+    """Pickles of the returns and of their sum, and the buffers of both: in a lane, or beside.
 
-    pickled: bytes
+    The first ``own`` buffers are of the returns.
+    """
+
+    returns: bytes
+    partial: bytes
+    own: int
     buffers: list[Span] | list[np.ndarray]
 
     @property
     def size(self) -> int:
         """Bytes of it all."""
         beside = (b.size if isinstance(b, Span) else b.nbytes for b in self.buffers)
-        return len(self.pickled) + sum(beside)
+        return len(self.returns) + len(self.partial) + sum(beside)
 
 
 def _shared(data: bytes) -> Any:
@@ -140,22 +145,31 @@ def pack_block(jobs: Sequence[Job], block: Block, lane: Lane | None) -> Freight:
     """Return what came of a chunk as it travels: through the lane if it has room."""
     returns = [_pack_outcome(*pair) for pair in zip(jobs, block.outcomes, strict=True)]
     buffers: list[pickle.PickleBuffer] = []
-    pickled = pickle.dumps((returns, block.partial), 5, buffer_callback=buffers.append)
+    pickled = pickle.dumps(returns, 5, buffer_callback=buffers.append)
+    own = len(buffers)
+    partial = pickle.dumps(block.partial, 5, buffer_callback=buffers.append)
     raw = [buffer.raw() for buffer in buffers]
     spans = None if lane is None else lane.write(raw)
-    return Freight(pickled, spans or [np.frombuffer(view, np.uint8) for view in raw])
+    return Freight(pickled, partial, own, spans or [np.frombuffer(view, np.uint8) for view in raw])
 
 
 def unpack_block(freight: Freight, jobs: Sequence[Job], lane: Lane | None) -> Block:
     """Return what came of a chunk of jobs."""
-    buffers = [
-        lane.read(item) if isinstance(item, Span) and lane is not None else bytes(memoryview(item))
-        for item in freight.buffers
-    ]
+    own, summed = freight.buffers[: freight.own], freight.buffers[freight.own :]
     # Pickled by our own worker; Ray, too, would have unpickled it.
-    returns, partial = pickle.loads(freight.pickled, buffers=buffers)
+    returns = pickle.loads(freight.returns, buffers=[bytes(_view(item, lane)) for item in own])
+    # Sums are added to in place.
+    mutable = [bytearray(_view(item, lane)) for item in summed]
+    partial = pickle.loads(freight.partial, buffers=mutable)
     pairs = zip(jobs, returns, strict=True)
     return Block([_unpack_outcome(job, parcel) for job, parcel in pairs], partial)
+
+
+def _view(item: Span | np.ndarray, lane: Lane | None) -> memoryview:
+    if isinstance(item, Span):
+        assert lane is not None
+        return lane.view(item)
+    return memoryview(item)
 
 
 def _pack_outcome(job: Job, outcome: Outcome) -> Return:

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from logging import getLogger
 
 import ray
+from flwr.app import Message
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
+from mest_fed.folding import Fold, PairwiseSum, Partial
 from simulations.engine.chunks import MOST_JOBS, Chunk, Cutter
 from simulations.engine.crew import Crew, Member
 from simulations.engine.flights import Flight, Flights
 from simulations.engine.flower_internals import WORKER_DIED, error_reply
-from simulations.engine.fold import Fold, PairwiseSum, Partial
 from simulations.engine.parcel import RecordStore, pack_jobs, unpack_block
 from simulations.engine.worker import Block, Job, Outcome, settle
 
@@ -49,7 +50,7 @@ class RayExchange:
         crew: Crew,
         jobs: Iterator[Job],
         *,
-        fold: Fold | None = None,
+        fold: Fold[Message] | None = None,
         stop_at: float = math.inf,
         patience: float = math.inf,
     ) -> None:

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
+from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from mest_fed.errors import InputError, not_allowed
+from mest_fed.folding import Fold
 from mest_fed.kernels.choice import Choices
 from simulations.engine.crew import Crew, Furnishing
-from simulations.engine.fold import Fold
 from simulations.engine.ray_exchange import RayExchange
 from simulations.engine.worker import Job
 
@@ -68,7 +69,11 @@ class RayExecutor:
             raise
 
     def open(
-        self, jobs: Iterator[Job], *, fold: Fold | None = None, timeout: float | None = None
+        self,
+        jobs: Iterator[Job],
+        *,
+        fold: Fold[Message] | None = None,
+        timeout: float | None = None,
     ) -> RayExchange:
         """See :meth:`simulations.engine.executor.Executor.open`.
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from flwr.app import Message
 
+from mest_fed.folding import Fold, Partial
 from simulations.engine.dispatch import Dispatcher
 from simulations.engine.executor import Executor
-from simulations.engine.fold import Fold, Partial
 from simulations.engine.launches import Launch
 from simulations.engine.worker import Job
 
@@ -36,7 +36,7 @@ class Streaming:
     executor: Executor
     dispatcher: Dispatcher
     last_of: Callable[[int], Launch | None]
-    fold: Fold | None = None
+    fold: Fold[Message] | None = None
     timeout: float | None = None
 
     def replies(self, messages: Iterable[Message]) -> Generator[Message, None, None]:

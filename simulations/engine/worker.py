@@ -16,10 +16,10 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from mest_fed.errors import InputError
+from mest_fed.folding import Fold, PairwiseSum, Partial
 from mest_fed.kernels.choice import Choices, told, using
 from simulations.engine.fate import Conditions, Settled
 from simulations.engine.flower_internals import APP_RAISED, error_reply, rebuild_message
-from simulations.engine.fold import Fold, Partial, sum_of
 
 
 class Job(NamedTuple):
@@ -80,16 +80,16 @@ class Workplace:
     client_app: ClientApp
     choices: Choices | None = None
 
-    def run(self, jobs: Iterable[Job], fold: Fold | None = None) -> Block:
+    def run(self, jobs: Iterable[Job], fold: Fold[Message] | None = None) -> Block:
         """Run clients one after the other, settle what comes of them and fold their replies."""
-        outcomes, partials = [], []
+        outcomes, pairwise = [], PairwiseSum()
         for job in jobs:
             outcome = settle(job, *run_client(self, job))
             if fold is not None:
                 outcome, partial = _fold(fold, job, outcome)
-                partials.append(partial)
+                pairwise.add(partial)
             outcomes.append(outcome)
-        return Block(outcomes, sum_of(partials))
+        return Block(outcomes, pairwise.total())
 
 
 def load_client_app(client_app: ClientApp | str) -> ClientApp:
@@ -145,11 +145,11 @@ def settle(job: Job, reply: Message, state: RecordDict) -> Outcome:
     return Outcome(settled, state if settled.keeps_state else job.context.state)
 
 
-def _fold(fold: Fold, job: Job, outcome: Outcome) -> tuple[Outcome, Partial | None]:
+def _fold(fold: Fold[Message], job: Job, outcome: Outcome) -> tuple[Outcome, Partial | None]:
     if outcome.reply.has_error():
         return outcome, None
     try:
-        partial, reply = fold.lift(job.message, outcome.reply)
+        partial, reply = fold.lift(outcome.reply)
     except Exception as error:
         reply = error_reply(
             job.message, APP_RAISED, f"its reply cannot be summed: {one_line(error)}"

@@ -4,35 +4,36 @@ Sums of floating-point numbers depend on their order. Here the order is a fixed 
 positions of the jobs: position 0 with 1, 2 with 3, those two sums with each other, and so on. A
 worker that runs an aligned block of ``2**k`` positions computes one subtree and sends one sum. So
 the bits depend neither on how jobs were cut into blocks, nor on who ran them, nor on when.
+Pairwise sums also round less than running ones: O(log n) instead of O(n) errors (Higham 1993).
 """
 
-from collections.abc import Iterable
-from typing import Protocol, Self
-
-from flwr.app import Message
+from typing import Protocol, Self, TypeVar
 
 
 class Partial(Protocol):
     """A sum of replies."""
 
     def add(self, other: Self) -> Self:
-        """Return the sum of both; may edit and return this one, and keeps nothing of the other."""
+        """Return the sum of both; may edit this one, and keeps nothing of the other."""
 
 
-class Fold(Protocol):
+Reply = TypeVar("Reply")
+
+
+class Fold(Protocol[Reply]):
     """What a strategy offers that is content with a sum of its replies; picklable.
 
     Workers call :meth:`lift`; the strategy's process gets :meth:`collect`.
     """
 
-    def lift(self, instruction: Message, reply: Message) -> tuple[Partial | None, Message]:
+    def lift(self, reply: Reply) -> tuple[Partial | None, Reply]:
         """Take a reply (without error) apart.
 
         Returns
         -------
         partial : Partial or None
             What is summed; None if this reply adds nothing.
-        reply : Message
+        reply : Reply
             What the strategy sees of this client: its metrics, or an error.
         """
 
@@ -64,14 +65,6 @@ class PairwiseSum:
             _, left = self._stack.pop()
             total = _sum(left, total)
         return total
-
-
-def sum_of(partials: Iterable[Partial | None]) -> Partial | None:
-    """Return the sum of single positions."""
-    pairwise = PairwiseSum()
-    for partial in partials:
-        pairwise.add(partial)
-    return pairwise.total()
 
 
 def _sum(left: Partial | None, right: Partial | None) -> Partial | None:
