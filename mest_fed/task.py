@@ -254,6 +254,19 @@ def task_from_run_config(run_config: Mapping[str, Scalar]) -> Task:
     return _task_of_items(tuple(sorted(run_config.items())))
 
 
+def furnish(
+    run_config: Mapping[str, Scalar], data: DataSplit, partitions: Sequence[Examples] | None
+) -> None:
+    """Give this process's task of a run config its data, so that it needs no file.
+
+    Without partitions, it shares the data out itself.
+    """
+    places = vars(task_from_run_config(run_config))  # of its cached properties
+    places["data"] = data
+    if partitions is not None:
+        places["partitions"] = partitions
+
+
 @lru_cache(maxsize=8)
 def _task_of_items(items: tuple[tuple[str, Scalar], ...]) -> Task:
     return task_of(from_flat(dict(items)))

@@ -7,6 +7,7 @@ one ``.npz`` file, written beside its place and renamed, so that a file is whole
 import json
 import os
 from collections.abc import Mapping
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from mest_fed.nn import ModelSpec
 from mest_fed.wire import check_masks
 from server.modes.flight_records import FLIGHT_SECTIONS
 from server.strategy import MestStrategy
+
+log = getLogger("mest_fed.run")
 
 Arrays = dict[str, np.ndarray]
 
@@ -108,15 +111,38 @@ def _check(sections: Mapping[str, Arrays], spec: ModelSpec) -> None:
 
 
 def save_checkpoint(path: Path, arrays: Arrays, facts: Mapping[str, Any]) -> None:
-    """Write a checkpoint atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a checkpoint: to a temporary file, which is synced and then renamed.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written, as when the disk is full. Earlier checkpoints stay.
+    """
     header = json.dumps({"format": _FORMAT, **facts, "arrays": sorted(arrays)}).encode()
     unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("wb") as file:
-        np.savez(file, header=np.frombuffer(header, np.uint8), **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as file:
+            np.savez(file, header=np.frombuffer(header, np.uint8), **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise InputError(
+            f"cannot write the checkpoint {path}: {error.strerror or error}; the last one that was "
+            "written is whole"
+        ) from None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the new name on the disk, too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def load_checkpoint(path: Path) -> tuple[Arrays, dict[str, Any]]:
@@ -144,18 +170,24 @@ def load_checkpoint(path: Path) -> tuple[Arrays, dict[str, Any]]:
     return arrays, facts
 
 
-def newest_checkpoint(folder: Path) -> Path:
-    """Return the checkpoint of the latest round in a folder.
+def load_newest(folder: Path) -> tuple[Arrays, dict[str, Any]]:
+    """Read the checkpoint of the latest round; if it is damaged, the one before it.
 
     Raises
     ------
     InputError
-        If there is none.
+        If there is none, or none is whole.
     """
-    found = sorted(folder.glob("round-*.npz"))
+    found = sorted(folder.glob("round-*.npz"), reverse=True)
     if not found:
         raise InputError(f"no checkpoint in {folder}")
-    return found[-1]
+    for path in found:
+        try:
+            return load_checkpoint(path)
+        except InputError as error:
+            log.warning("%s; an earlier one is taken", error)
+            reason = error
+    raise reason
 
 
 def checkpoint_name(server_round: int) -> str:

@@ -66,7 +66,7 @@ class Peaks:
         self._folder.write_memory({self._keys[plan]: size for plan, size in self._known.items()})
         return dict(self._known)
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """End the probe if it still runs."""
         self._probe.stop()
 

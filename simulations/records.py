@@ -10,7 +10,7 @@ Row = dict[str, Any]
 
 
 def client_rows(record: RoundRecord, timings: Sequence[ClientTiming]) -> list[Row]:
-    """Return a row for each client of a round's cohort; times and energy are modelled."""
+    """Return a row for each client of a round's record; times and energy are modelled."""
     by_node = {t.node_id: t for t in timings if t.message_type == "train"}
     rows = []
     for client in record.clients:
@@ -22,6 +22,7 @@ def client_rows(record: RoundRecord, timings: Sequence[ClientTiming]) -> list[Ro
                 "device": client.device,
                 "status": _status(client, timing),
                 "reason": client.reason,
+                "staleness": client.staleness,
                 "examples": client.examples,
                 "presented": client.presented,
                 "train_loss": client.train_loss,

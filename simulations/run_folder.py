@@ -12,7 +12,7 @@ from mest_fed.kernels.table import Table, choices_to_rows
 from mest_fed.kernels.table_reader import read_table
 
 CONFIG, ROUNDS, CLIENTS, SUMMARY = "config.toml", "rounds.jsonl", "clients.jsonl", "summary.json"
-KERNELS, MEMORY = "kernels.json", "memory.json"
+KERNELS, MEMORY, LOG = "kernels.json", "memory.json", "run.log"
 
 
 class RunFolder:
@@ -25,6 +25,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.partitions = path / "partitions.npz"
+        self.states = path / "states"
 
     @property
     def partition_file(self) -> str:

@@ -1,19 +1,22 @@
 """One simulated run from configuration to report."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from clients.kernels import given_table
 from mest_fed.config import RunConfig, to_flat
+from mest_fed.config.load import Scalar
 from mest_fed.data import save_partitions
 from mest_fed.errors import InputError
 from mest_fed.kernels.choice import using
 from mest_fed.memory import Plan
 from mest_fed.task import Task, task_of
-from server.checkpoint import load_checkpoint, newest_checkpoint
+from server.checkpoint import load_newest
 from server.global_model import GlobalModel
 from server.rounds import RoundRecord
 from server.server_app import build_server_app
@@ -27,10 +30,13 @@ from simulations.life.checks import check_cohort, check_deadline, trace_of
 from simulations.life.clock import VirtualClock
 from simulations.life.memory_gate import memory_needs
 from simulations.peaks import Peaks
+from simulations.placement import PlacedData
 from simulations.records import client_rows, round_row
-from simulations.run_folder import CLIENTS, ROUNDS, RunFolder
+from simulations.run_folder import CLIENTS, LOG, ROUNDS, RunFolder
 from simulations.snapshot import Snapshot
+from simulations.states import DiskStates, VersionedStates
 from simulations.summary import RunLogs, build_summary
+from simulations.watching.log_file import logged
 from simulations.watching.observers import Observer, Observers
 
 CLIENT_APP = "clients.client_app:app"
@@ -64,7 +70,7 @@ class Simulation:
     resume: bool = False
     observer: Observer = field(default_factory=Observers)
 
-    def run(self, workers: int, address: str | None = None) -> Path:
+    def run(self, workers: int, address: str | None = None, *, patience: float = math.inf) -> Path:
         """Run to the end; return the path of the run folder.
 
         Parameters
@@ -72,12 +78,14 @@ class Simulation:
         workers : int
             Ray worker processes; 0 runs all clients in this process, with the same result.
         address : str, optional
-            Ray cluster to join.
+            Ray cluster to join. The data goes there by Ray.
+        patience : float
+            Seconds of wall-clock time after which a client counts as hung, where there are workers.
 
         Raises
         ------
         InputError
-            If data, fleet, checkpoint or table of kernels is unusable.
+            If data, fleet, checkpoint, clients' states or table of kernels is unusable.
         Interrupted
             On Ctrl-C, after a checkpoint was written.
         """
@@ -86,17 +94,20 @@ class Simulation:
         kernels = run_kernels(task, fleet, self.folder, resume=self.resume)
         if not task.draws_examples:
             save_partitions(self.folder.partitions, task.partitions)
-        measured = Peaks(self.config, fleet, self.folder, kernels)
+        flat = to_flat(self.config) | {"data.partition_file": self.folder.partition_file}
+        options: dict[str, Any] = {"patience": patience} if workers else {}
+        if address is not None and workers:
+            options["furnishing"] = PlacedData.of(task, flat)
         choices = kernels.choices
-        try:
-            with (
-                using(choices),
-                closing(make_executor(CLIENT_APP, workers, address, choices)) as executor,
-            ):
-                peaks = measured.wait()
-                model = _Run(self, task, fleet).drive(executor, peaks)
-        finally:
-            measured.stop()
+        with (
+            logged(self.folder.path / LOG),
+            using(choices),
+            closing(DiskStates(self.folder.states)) as states,
+            closing(Peaks(self.config, fleet, self.folder, kernels)) as measured,
+            closing(make_executor(CLIENT_APP, workers, address, choices, **options)) as executor,
+        ):
+            peaks = measured.wait()
+            model = _Run(self, task, fleet, states).drive(executor, peaks, flat)
         logs = RunLogs(self.folder.read(ROUNDS), self.folder.read(CLIENTS))
         summary = build_summary(task, fleet, model, preset=self.preset, logs=logs, peaks=peaks)
         self.folder.write_summary(summary)
@@ -106,15 +117,20 @@ class Simulation:
 class _Run:
     """A run in progress: connects the strategy, the grid, the clock and the folder."""
 
-    def __init__(self, simulation: Simulation, task: Task, fleet: Fleet) -> None:
+    def __init__(
+        self, simulation: Simulation, task: Task, fleet: Fleet, states: VersionedStates
+    ) -> None:
         self.simulation = simulation
+        self.states = states
         self.folder = simulation.folder
         self.task = task
         self.fleet = fleet
         self.snapshot: Snapshot | None = None  # until the strategy exists
         self.wall_before = 0.0
 
-    def drive(self, executor: Executor, peaks: Mapping[Plan, int]) -> GlobalModel:
+    def drive(
+        self, executor: Executor, peaks: Mapping[Plan, int], flat: Mapping[str, Scalar]
+    ) -> GlobalModel:
         """Run the ServerApp over devices whose plans have measured peaks; return the model."""
         config = self.simulation.config
         nodes = self.fleet.nodes(peaks)
@@ -127,8 +143,7 @@ class _Run:
             trace=trace_of(config, self.fleet.devices),
             needs=self.fleet.by_node(memory_needs(self.fleet.plans, peaks)),
         )
-        flat = to_flat(config) | {"data.partition_file": self.folder.partition_file}
-        self.grid = FleetGrid(nodes, executor, run_config=flat, fate=self.clock)
+        self.grid = FleetGrid(nodes, executor, run_config=flat, fate=self.clock, states=self.states)
         self.started = time.perf_counter()
         try:
             run_server_app(build_server_app(self.prepare), self.grid, run_config=flat)
@@ -144,13 +159,17 @@ class _Run:
         """Restore the strategy if the run is resumed; return the observer of its rounds."""
         self.strategy = strategy
         if self.simulation.resume:
-            arrays, facts = load_checkpoint(newest_checkpoint(self.folder.checkpoints))
+            arrays, facts = load_newest(self.folder.checkpoints)
             snapshot = Snapshot(arrays, facts)
             snapshot.restore(strategy, self.grid, self.clock)
+            self.states.rewind(strategy.first_round)
             self.wall_before = float(facts["wall_seconds"])
             self.simulation.preset = str(facts["preset"])
             # Round 0 is the evaluation before training, which is done anew.
             self.folder.cut_after(strategy.first_round or -1)
+        else:
+            self.states.commit(0)
+        self.kept_from = strategy.first_round
         self.snapshot = self._take_snapshot(self.wall_before)
         done = self.folder.read(ROUNDS)
         self.simulation.observer.begin(task.config, self.simulation.preset, done)
@@ -163,11 +182,19 @@ class _Run:
         row = round_row(record, timings, virtual_seconds=self.clock.now, wall_seconds=wall)
         self.folder.append(CLIENTS, client_rows(record, timings))
         self.folder.append(ROUNDS, [row])
+        if record.round > 0:
+            self.states.commit(record.round)
         self.snapshot = self._take_snapshot(wall)
         run = self.simulation.config.run
         if record.round % run.checkpoint_every == 0 or record.round == run.rounds:
-            self.snapshot.save(self.folder.checkpoints)
+            self._checkpoint(self.snapshot)
         self.simulation.observer.round_done(row)
+
+    def _checkpoint(self, snapshot: Snapshot) -> None:
+        """Write a checkpoint, and forget states that neither it nor the one before needs."""
+        snapshot.save(self.folder.checkpoints)
+        self.states.prune(self.kept_from)
+        self.kept_from = self.strategy.record.round
 
     def _take_snapshot(self, wall_seconds: float) -> Snapshot:
         preset = self.simulation.preset
@@ -197,7 +224,7 @@ def open_run(
     observer = Observers() if observer is None else observer
     if resume:
         folder, config = RunFolder.reopen(out)
-        newest_checkpoint(folder.checkpoints)
+        load_newest(folder.checkpoints)
         return Simulation(preset, config, folder, resume=True, observer=observer)
     if config is None:
         raise InputError("a new run needs a configuration")

@@ -33,7 +33,8 @@ def simulate(
         typer.Option(help="Ray worker processes, one core each; 0 runs in this process."),
     ] = None,
     address: Annotated[
-        str | None, typer.Option(help="Ray cluster to join, such as auto or HOST:6379.")
+        str | None,
+        typer.Option("--ray-address", "--address", help="Ray cluster to join: auto or HOST:PORT."),
     ] = None,
     log: Annotated[
         list[str] | None,
@@ -42,6 +43,14 @@ def simulate(
             help="Log to tensorboard, wandb or mlflow, too, in the run folder; repeatable.",
         ),
     ] = None,
+    client_timeout: Annotated[
+        float,
+        typer.Option(
+            min=1,
+            metavar="SECONDS",
+            help="Wall-clock time after which a client counts as hung and its worker is replaced.",
+        ),
+    ] = 3600.0,
     resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = False,
     quiet: Annotated[bool, typer.Option(help="Show no progress.")] = False,
 ) -> None:
@@ -70,7 +79,8 @@ def simulate(
     observer = Observers(*open_sinks(log or [], folder), *display)
     run = open_run(name or folder.name, resolved, folder, resume=resume, observer=observer)
     try:
-        run.run(os.cpu_count() or 1 if workers is None else workers, address)
+        cores = os.cpu_count() or 1
+        run.run(cores if workers is None else workers, address, patience=client_timeout)
     except Interrupted:
         again = f"mest-fed simulate --resume --out {shlex.quote(str(folder))}"
         typer.echo(f"stopped; go on with: {again}")

@@ -78,7 +78,6 @@ class ArrivalStrategy(MestStrategy):
     ) -> Iterable[Message]:
         """Open a round and push its first instructions; there are none left for Flower to send."""
         self.mail = Mail(grid)
-        self._send_again()
         self.opened, self.accepted = self.mail.now, 0
         self._draws, self._answered, self._lost = 0, set(), {}
         self._send(list(super().configure_train(server_round, arrays, config, grid)))
@@ -110,6 +109,8 @@ class ArrivalStrategy(MestStrategy):
         self._stopped = flights
 
     def _cohort(self) -> list[Node]:
+        # A resumed run has just asked its nodes who they are; none of them was busy with that.
+        self._send_again()
         return self._draw(self._vacancies())
 
     def _busy(self) -> set[int]:

@@ -20,7 +20,7 @@ from simulations.engine.lane import Address, Lane
 from simulations.engine.parcel import Freight, PackedArrays, Parcel, pack_block, unpack_jobs
 from simulations.engine.worker import Workplace, load_client_app
 
-log = getLogger("flwr.mest_fed")
+log = getLogger("mest_fed.run")
 
 #: How long workers may take to start, which waits for free cores.
 START_SECONDS = 120

@@ -128,6 +128,15 @@ class FleetGrid(Grid):
         """Virtual seconds since the start of the run; 0 without a fate."""
         return self._dispatcher.now
 
+    @property
+    def busy(self) -> dict[int, float]:
+        """Until when devices work on what the server no longer waits for; checkpoints keep it."""
+        return self._dispatcher.busy
+
+    @busy.setter
+    def busy(self, until: dict[int, float]) -> None:
+        self._dispatcher.busy = dict(until)
+
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Begin instructions now; return their ids."""
         with self._lock:

@@ -18,7 +18,7 @@ from simulations.engine.flower_internals import WORKER_DIED, error_reply
 from simulations.engine.parcel import RecordStore, pack_jobs, unpack_block
 from simulations.engine.worker import Block, Job, Outcome, settle
 
-log = getLogger("flwr.mest_fed")
+log = getLogger("mest_fed.run")
 
 #: Jobs for each worker that may be on their way or done before their turn comes.
 LOOK_AHEAD = 2 * MOST_JOBS

@@ -84,7 +84,7 @@ def lost_by_reason(run: Run) -> list[LostTasks]:
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     wordings: dict[str, set[str]] = defaultdict(set)
     for task in run.tasks:
-        if task.status != "ok":
+        if task.status in ("failed", "rejected"):
             text = task.reason or "no reason given"
             kind = _NUMBER.sub("…", text)
             counts[kind][task.status] += 1

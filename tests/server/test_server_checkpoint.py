@@ -12,7 +12,7 @@ from mest_fed.errors import InputError
 from server.checkpoint import (
     checkpoint_name,
     load_checkpoint,
-    newest_checkpoint,
+    load_newest,
     restore_strategy,
     save_checkpoint,
     strategy_arrays,
@@ -111,10 +111,11 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(np, "savez", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match="disk full; the last one that was written is whole"):
         save_checkpoint(path, {"x": np.arange(4)}, {"round": 2})
     arrays, facts = load_checkpoint(path)
     assert (len(arrays["x"]), facts["round"]) == (3, 1)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def saved(tmp_path):
@@ -257,10 +258,17 @@ def test_a_checkpoint_of_another_run_is_refused(change):
     assert_equal(strategy_arrays(fresh)[0], before)
 
 
-def test_the_newest_checkpoint(tmp_path):
+def test_the_newest_checkpoint_that_is_whole(tmp_path, caplog):
     with pytest.raises(InputError, match="no checkpoint in"):
-        newest_checkpoint(tmp_path)
-    for number in (9, 100, 1000, 20):
-        save_checkpoint(tmp_path / checkpoint_name(number), {}, {})
-    (tmp_path / "round-009999.unfinished").touch()
-    assert newest_checkpoint(tmp_path).name == "round-001000.npz"
+        load_newest(tmp_path)
+    for number in (9, 10, 1000):
+        save_checkpoint(tmp_path / checkpoint_name(number), {}, {"round": number})
+    assert load_newest(tmp_path)[1]["round"] == 1000
+    newest = tmp_path / checkpoint_name(1000)
+    newest.write_bytes(newest.read_bytes()[:-7])
+    assert load_newest(tmp_path)[1]["round"] == 10
+    assert "round-001000.npz is not a whole checkpoint" in caplog.text
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"round-000009\.npz is not a whole checkpoint"):
+        load_newest(tmp_path)

@@ -1,6 +1,7 @@
 """A grid in virtual time for the tests of the server: every device takes as long as it is told."""
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,7 +72,8 @@ class TimedGrid(StubGrid):
     def push_again(self, message, start, number):
         name, node = str(next(self._ids)), message.metadata.dst_node_id
         set_message_id(message, name)
-        assert all(f.reply.metadata.src_node_id != node for f in self._flying.values()), "busy"
+        answering = [f for f in self._flying.values() if f.arrival < math.inf]
+        assert all(f.reply.metadata.src_node_id != node for f in answering), "it is busy"
         arrival = start + self.seconds(node, number)
         self._flying[name] = Flying(name, start, number, arrival, *self._trained(message))
         self.log.append((start, node, message.content["mest"]["round"]))
