@@ -2,7 +2,8 @@
 
 Both engines run the same ServerApp and ClientApp in turn, in this process, on the same cores. A
 round sends the model to all clients; each gives it back. Rounds are timed inside the ServerApp,
-so that the engines' start is not in the rates; it is reported beside them. All figures measured.
+so that the engines' start is not in the rates; it is reported beside them. With partial sums, ours
+averages in the workers what Flower's FedAvg averages in its server. All figures measured.
 
     python benchmarks/fleet.py --json fleet.json
 """
@@ -26,6 +27,7 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 from harness import software, write_json
 
+from server.worker_sums import SummedFedAvg
 from simulations.engine.executor import make_executor
 from simulations.engine.grid import FleetGrid
 from simulations.engine.nodes import make_nodes
@@ -39,6 +41,9 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
     ],
     "4 kB": [(8, 3, 5, 5), (8,), (32, 10), (10,)],
 }
+
+#: What the server does with the replies.
+NOTHING, AVERAGE, SUMS = "nothing", "stock FedAvg", "FedAvg, partial sums in workers"
 
 
 @dataclass
@@ -75,22 +80,24 @@ def make_client_app() -> ClientApp:
 
 
 def make_server_app(
-    model: ArrayRecord, timings: Timings, clients: int, *, rounds: int, average: bool
+    model: ArrayRecord, timings: Timings, clients: int, *, rounds: int, work: str
 ) -> ServerApp:
-    """Return a server that times rounds of Flower's FedAvg, with or without the averaging."""
+    """Return a server that times rounds of FedAvg, with or without the averaging."""
+    made = SummedFedAvg if work == SUMS else FedAvg
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        strategy = FedAvg(min_train_nodes=clients, min_available_nodes=clients)
+        strategy = made(min_train_nodes=clients, min_available_nodes=clients)
         for number in range(rounds + 1):
             start = time.perf_counter()
             messages = strategy.configure_train(number, model, ConfigRecord(), grid)
             replies = list(grid.send_and_receive(messages))
             assert len(replies) == clients
             assert not any(reply.has_error() for reply in replies)
-            if average:
-                strategy.aggregate_train(number, replies)
+            if work != NOTHING:
+                mean, _ = strategy.aggregate_train(number, replies)
+                assert mean is not None
             end = time.perf_counter()
             if number == 0:
                 timings.start_up = end - timings.started
@@ -129,19 +136,19 @@ class Case:
 
     model: str
     workers: int
-    average: bool = False
+    work: str
 
     @property
     def name(self) -> str:
         """Name of the row."""
-        work = "FedAvg round" if self.average else "no-op round"
-        return f"{work}, {self.model} model, {self.workers} workers"
+        return f"{self.work}, {self.model} model, {self.workers} workers"
 
 
 def measure(case: Case, engine: Engine, clients: int, rounds: int) -> Timings:
     """Run an engine once from start to end."""
     model, timings = make_model(case.model), Timings()
-    app = make_server_app(model, timings, clients, rounds=rounds, average=case.average)
+    # On Flower's engine the strategy with partial sums is its parent, FedAvg.
+    app = make_server_app(model, timings, clients, rounds=rounds, work=case.work)
     engine(app, clients, case.workers)
     return timings
 
@@ -179,17 +186,18 @@ def make_row(case: Case, *, clients: int, rounds: int, runs: int) -> dict[str, o
 
 def main() -> None:
     parser = Parser(__doc__.splitlines()[0])
-    parser.add_argument("--clients", type=positive, default=64, help="clients in a round")
+    parser.add_argument("--clients", type=positive, default=200, help="clients in a round")
     parser.add_argument("--rounds", type=positive, default=5, help="timed rounds in a run")
     parser.add_argument("--runs", type=positive, default=3, help="runs of each engine")
     options = parser.parse_args()
     logging.getLogger("flwr").setLevel(logging.ERROR)
     cores = os.cpu_count() or 1
     cases = [
-        Case("1.8 MB", cores),
-        Case("1.8 MB", 1),
-        Case("4 kB", cores),
-        Case("1.8 MB", cores, average=True),
+        Case("1.8 MB", cores, SUMS),
+        Case("1.8 MB", cores, AVERAGE),
+        Case("1.8 MB", cores, NOTHING),
+        Case("1.8 MB", 1, NOTHING),
+        Case("4 kB", cores, NOTHING),
     ]
     rows = []
     for case in cases:

@@ -1,13 +1,11 @@
 """What a client tells the server before the first round: its device, budget and plan."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 from flwr.app import ConfigRecord, Context, RecordDict
 
 from clients.budget import budget_of
 from clients.plans import measured_elsewhere, plan_of
-from mest_fed.devices import assign_devices
 from mest_fed.errors import InputError
 from mest_fed.memory import Plan
 from mest_fed.task import Task
@@ -40,12 +38,6 @@ class Capability:
     measured_peak: int | None = None
 
 
-@lru_cache(maxsize=4)
-def _devices(task: Task) -> tuple[str, ...]:
-    fleet = task.config.fleet
-    return tuple(assign_devices(fleet.weights, fleet.devices, task.config.run.seed))
-
-
 def capability_of(task: Task, context: Context) -> Capability:
     """Work out a client's capability from its node config and the run's fleet.
 
@@ -66,7 +58,7 @@ def capability_of(task: Task, context: Context) -> Capability:
             f"partition-id = {partition!r} is not allowed (node config); "
             f"allowed: 0 to {total - 1} (fleet.devices = {total})"
         )
-    device = str(node.get("device") or _devices(task)[partition])
+    device = str(node.get("device") or task.devices[partition])
     budget = budget_of(task, context, device)
     plan = plan_of(task, context, budget, device)
     return Capability(partition, device, budget, plan, measured_elsewhere(context))

@@ -5,6 +5,7 @@ the same seed gives the same bits on one worker or a hundred.
 """
 
 import hashlib
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -33,3 +34,15 @@ def torch_generator(seed: int, *path: int | str) -> torch.Generator:
 def numpy_generator(seed: int, *path: int | str) -> np.random.Generator:
     """Return a NumPy generator for the path; see :func:`derive_seed`."""
     return np.random.default_rng(derive_seed(seed, *path))
+
+
+def in_random_order(total: int, generator: np.random.Generator) -> Iterator[int]:
+    """Yield 0 to ``total`` - 1 in random order, at a cost that follows what is taken.
+
+    The algorithm of Fisher and Yates, as Durstenfeld (1964) has it, which keeps only what it moved.
+    """
+    moved: dict[int, int] = {}
+    for position in range(total):
+        other = int(generator.integers(position, total))
+        yield moved.get(other, other)
+        moved[other] = moved.pop(position, position)

@@ -3,7 +3,7 @@
 A process builds it once: data, model and trace are shared by all clients that it plays.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -13,8 +13,16 @@ from torch import nn
 
 from mest_fed.config import RunConfig, from_flat
 from mest_fed.config.load import Scalar
-from mest_fed.data import DataSplit, hold_out, image_shape, load_dataset, load_partitions, partition
-from mest_fed.devices import Work, load_profile, training_work
+from mest_fed.data import (
+    DataSplit,
+    SampledPartitions,
+    hold_out,
+    image_shape,
+    load_dataset,
+    load_partitions,
+    partition,
+)
+from mest_fed.devices import Assignment, Work, assign_devices, load_profile, training_work
 from mest_fed.errors import BudgetError, InputError
 from mest_fed.memory import (
     ModelTrace,
@@ -61,8 +69,8 @@ class Task:
         return _load_once(self.config.data.name, self.config.data.path)
 
     @cached_property
-    def partitions(self) -> list[Examples]:
-        """Training examples of each device.
+    def partitions(self) -> Sequence[Examples]:
+        """Training examples of each device; drawn one by one where the data is ``sampled``.
 
         Raises
         ------
@@ -78,15 +86,29 @@ class Task:
                     f"allowed: {devices} (fleet.devices)"
                 )
             return parts
+        labels, seed = self.data.train.labels.numpy(), self.config.run.seed
+        if self.draws_examples:
+            return SampledPartitions(labels, devices, data.examples_per_device, seed, data.alpha)
         return partition(
-            self.data.train.labels.numpy(),
+            labels,
             devices,
             scheme=data.partition,
-            seed=self.config.run.seed,
+            seed=seed,
             alpha=data.alpha,
             classes_per_partition=data.classes_per_partition,
             shards_per_partition=data.shards_per_partition,
         )
+
+    @property
+    def draws_examples(self) -> bool:
+        """Whether each device's examples are drawn when they are asked for, and are in no file."""
+        return self.config.data.partition == "sampled" and not self.config.data.partition_file
+
+    @cached_property
+    def devices(self) -> Assignment:
+        """Profile of each device of the fleet, by partition."""
+        fleet = self.config.fleet
+        return assign_devices(fleet.weights, fleet.devices, self.config.run.seed)
 
     def examples(self, partition_id: int) -> tuple[Examples, Examples]:
         """Return a device's (training, held-out) examples."""
@@ -176,7 +198,7 @@ class Task:
     def budget(self, device: str) -> int:
         """Return the memory budget of a device profile, in bytes."""
         override = self.config.fleet.budget_bytes.get(device)
-        return load_profile(device).budget_bytes if override is None else override
+        return _profile_once(device).budget_bytes if override is None else override
 
     def plan(self, budget: int, who: str) -> Plan:
         """Plan local training within a budget.
@@ -218,6 +240,7 @@ class Task:
 
 
 _load_once = lru_cache(maxsize=2)(load_dataset)
+_profile_once = lru_cache(maxsize=64)(load_profile)
 
 
 @lru_cache(maxsize=2)

@@ -15,6 +15,7 @@ import numpy as np
 from mest_fed.errors import InputError, WireError
 from mest_fed.nn import ModelSpec
 from mest_fed.wire import check_masks
+from server.modes.flight_records import FLIGHT_SECTIONS
 from server.strategy import MestStrategy
 
 Arrays = dict[str, np.ndarray]
@@ -36,13 +37,16 @@ def strategy_arrays(strategy: MestStrategy) -> tuple[Arrays, dict[str, Any]]:
         "newborn": model.newborn,
         **{f"moments:{kind}": tensors for kind, tensors in strategy.optimizer.moments.items()},
         **{f"masks-of:{key.hex()}": masks for key, masks in downlink.mask_sets.items()},
+        "selection": strategy.selector.arrays(),
         **{f"tier:{density!r}": masks for density, masks in downlink.tiers.items()},
     }
-    for section, tensors in sections.items():
+    sections_kept, facts_kept = strategy.kept()
+    for section, tensors in (sections | sections_kept).items():
         arrays |= {f"{section}|{name}": array for name, array in tensors.items()}
     facts = {
         "round": strategy.record.round,
         "known": {str(node): key.hex() for node, key in strategy.roster.known_mask.items()},
+        "kept": facts_kept,
     }
     return arrays, facts
 
@@ -64,6 +68,8 @@ def restore_strategy(strategy: MestStrategy, arrays: Arrays, facts: Mapping[str,
         _check(sections, model.spec)
         known = {int(node): bytes.fromhex(key) for node, key in facts["known"].items()}
         done = int(facts["round"])
+        strategy.selector.restore(sections.get("selection", {}))
+        strategy.restore(sections, facts.get("kept"))
     except (AttributeError, KeyError, TypeError, ValueError, WireError) as error:
         raise InputError(f"the checkpoint is not of this run: {error}") from None
     model.weights, model.masks = sections.get("weights", {}), sections.get("masks", {})
@@ -86,9 +92,10 @@ def _check(sections: Mapping[str, Arrays], spec: ModelSpec) -> None:
     weights = {layer: (layout.num_weights,) for layer, layout in spec.layouts.items()}
     shapes = weights | spec.dense
     for section, tensors in sections.items():
-        if section == "newborn":
+        kind = section.partition(":")[0]
+        if kind in ("newborn", "born", "selection", *FLIGHT_SECTIONS):
             continue
-        if section.partition(":")[0] in ("masks", "masks-of", "tier"):
+        if kind in ("masks", "masks-of", "tier"):
             check_masks(tensors, spec)
             continue
         for name, tensor in tensors.items():

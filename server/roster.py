@@ -1,19 +1,26 @@
 """The nodes of the fleet: who they are, what they can do, which mask each of them knows."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from logging import getLogger
 from time import sleep
+from typing import Any
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from mest_fed.errors import MestFedError
-from mest_fed.rng import numpy_generator
+from mest_fed.rng import in_random_order, numpy_generator
 
 log = getLogger(__name__)
 
 _POLL_SECONDS = 1.0
+#: Of a fleet that numbers its nodes, so many are remembered: those that were drawn last. One that
+#: is forgotten is asked again who it is, and is sent the mask again.
+REMEMBERED = 10_000
+
+Draw = Callable[[int, Collection[int]], list[int]]
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,10 @@ class Node:
 class Roster:
     """Knows the nodes of a grid, and keeps knowing which mask each of them has.
 
+    Node ids say nothing of who holds which partition, so all nodes are asked before the first draw.
+    But ids that come as a ``range`` are in the order of the partitions, as those of a simulated
+    fleet are: then only nodes that are drawn are asked.
+
     Parameters
     ----------
     densities : iterable of float
@@ -64,36 +75,119 @@ class Roster:
         self.densities = tuple(densities)
         self.nodes: dict[int, Node] = {}
         self.known_mask: dict[int, bytes] = {}
-        self._refused: set[int] = set()
+        self._refused: dict[int, None] = {}
+        self._numbered: range | None = None
+        self._grid: Grid | None = None
 
     def refresh(self, grid: Grid, min_nodes: int) -> None:
-        """Query nodes that are new; wait until ``min_nodes`` are there."""
+        """Look who is there, and wait until ``min_nodes`` are.
+
+        Raises
+        ------
+        MestFedError
+            If all were asked, and refused to take part.
+        """
+        self._grid = grid
         while True:
-            present = set(grid.get_node_ids())
-            self.nodes = {i: node for i, node in self.nodes.items() if i in present}
-            new = sorted(present - self.nodes.keys() - self._refused)
-            if new:
-                self._query(grid, new)
-            if len(self.nodes) >= min_nodes:
+            ids = grid.get_node_ids()
+            self._numbered = ids if isinstance(ids, range) else None
+            if self._numbered is None:
+                self._ask_all(set(ids))
+            there = len(self.nodes if self._numbered is None else self._numbered)
+            if there >= min_nodes:
                 return
-            if present and present <= self._refused:
-                raise MestFedError("every node refused to take part; see the log for their reasons")
-            log.info("waiting for nodes: %d of %d", len(self.nodes), min_nodes)
+            log.info("waiting for nodes: %d of %d", there, min_nodes)
             sleep(_POLL_SECONDS)
 
-    def sample(self, count: int, *path: int | str) -> list[Node]:
-        """Draw up to ``count`` nodes, the same for the same path whatever their ids."""
-        ordered = sorted(self.nodes.values(), key=lambda node: (node.partition, node.node_id))
+    def sample(self, count: int, *path: int | str, without: Collection[int] = ()) -> list[Node]:
+        """Draw up to ``count`` nodes, the same for the same path whatever their ids.
+
+        Others are drawn in the place of those that refuse to take part.
+
+        Parameters
+        ----------
+        count : int
+            How many are wanted.
+        *path : int or str
+            The run's seed, then what the draw is for.
+        without : collection of int
+            Ids of nodes that are not to be drawn.
+
+        Raises
+        ------
+        MestFedError
+            If all could be drawn, but only nodes were that refuse to take part.
+        """
         seed, *rest = path
-        generator = numpy_generator(int(seed), *rest)
-        chosen = generator.permutation(len(ordered))[:count]
-        return [ordered[index] for index in sorted(chosen)]
+        ids = self.in_order()
 
-    def by_partition(self) -> dict[int, Node]:
-        """Return the nodes by partition."""
-        return {node.partition: node for node in self.nodes.values()}
+        def draw(wanted: int, out: Collection[int]) -> list[int]:
+            numbers = in_random_order(len(ids), numpy_generator(int(seed), *rest))
+            drawn = (ids[number] for number in numbers if ids[number] not in out)
+            return list(islice(drawn, wanted))
 
-    def _query(self, grid: Grid, node_ids: list[int]) -> None:
+        return self.gather(count, draw, without)
+
+    def gather(self, count: int, draw: Draw, without: Collection[int] = ()) -> list[Node]:
+        """Draw up to ``count`` nodes that take part; others in the place of those that refuse.
+
+        Parameters
+        ----------
+        count, without : int, collection of int
+            As for :meth:`sample`.
+        draw : callable
+            Returns so many node ids, or fewer, none of which is in a collection.
+
+        Raises
+        ------
+        MestFedError
+            If only nodes were drawn that refuse to take part.
+        """
+        chosen, refused = dict[int, Node](), set[int]()
+        # Where nearly all refuse, a draw must not ask a million.
+        while len(chosen) < count and len(refused) <= 10 * count:
+            asked = draw(count - len(chosen), {*without, *chosen, *refused})
+            found = self._nodes_of(asked)
+            chosen |= found
+            if len(found) == len(asked):
+                break
+            refused |= set(asked) - found.keys()
+        if refused and not chosen and not without:
+            raise MestFedError(
+                f"all {len(refused)} nodes that were drawn refused to take part; see the log"
+            )
+        return sorted(chosen.values(), key=_place)
+
+    def in_order(self) -> Sequence[int]:
+        """Return the ids that are drawn from, in the order of the partitions."""
+        if self._numbered is not None:
+            return self._numbered
+        return [node.node_id for node in sorted(self.nodes.values(), key=_place)]
+
+    def _nodes_of(self, node_ids: list[int]) -> dict[int, Node]:
+        """Return those of some nodes that take part; ask who is not known."""
+        unknown = [i for i in node_ids if i not in self.nodes and i not in self._refused]
+        found = {i: self.nodes.pop(i) for i in node_ids if i in self.nodes}
+        self.nodes |= found  # at the end, as those that were used last
+        found |= self._query(unknown)
+        if self._numbered is not None:
+            tables: list[dict[int, Any]] = [self.nodes, self._refused, self.known_mask]
+            for table in tables:
+                for node_id in list(islice(table, max(0, len(table) - REMEMBERED))):
+                    del table[node_id]
+        return found
+
+    def _ask_all(self, present: set[int]) -> None:
+        self.nodes = {i: node for i, node in self.nodes.items() if i in present}
+        self._query(sorted(present - self.nodes.keys() - self._refused.keys()))
+        if present and present <= self._refused.keys():
+            raise MestFedError("every node refused to take part; see the log for their reasons")
+
+    def _query(self, node_ids: list[int]) -> dict[int, Node]:
+        """Ask nodes who they are; return those that take part."""
+        if not node_ids or self._grid is None:
+            return {}
+        found = {}
         messages = [
             Message(
                 content=RecordDict({"query": ConfigRecord({"version": 1})}),
@@ -102,13 +196,15 @@ class Roster:
             )
             for node_id in node_ids
         ]
-        for reply in grid.send_and_receive(messages):
+        for reply in self._grid.send_and_receive(messages):
             node_id = reply.metadata.src_node_id
             try:
-                self.nodes[node_id] = self._node(reply)
+                found[node_id] = self._node(reply)
             except (KeyError, TypeError, ValueError, OverflowError, MestFedError) as error:
-                self._refused.add(node_id)
+                self._refused[node_id] = None
                 log.warning("node %d does not take part: %s", node_id, error)
+        self.nodes |= found
+        return found
 
     def _node(self, reply: Message) -> Node:
         if reply.has_error():
@@ -130,3 +226,7 @@ class Roster:
         if node.examples < 1:
             raise MestFedError("it has no training examples")
         return node
+
+
+def _place(node: Node) -> tuple[int, int]:
+    return node.partition, node.node_id

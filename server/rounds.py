@@ -18,7 +18,8 @@ class ClientOutcome:
     node_id, partition, device : int, int, str
         Who.
     status : str
-        ``ok``, ``failed`` (an error came back) or ``rejected`` (the update was not acceptable).
+        ``ok``, ``failed`` (an error came back), ``rejected`` (the update was not acceptable) or
+        ``surplus`` (enough others were faster).
     reason : str or None
         Why not ok.
     examples, presented : int
@@ -29,6 +30,8 @@ class ClientOutcome:
         Of what it sent.
     bytes_down, bytes_up : int
         Content of the messages.
+    staleness : int
+        Rounds that ended between the instruction and the reply.
     """
 
     node_id: int
@@ -42,6 +45,13 @@ class ClientOutcome:
     density: float | None = None
     bytes_down: int = 0
     bytes_up: int = 0
+    staleness: int = 0
+
+    def note(self, presented: int, loss_sum: float, density: float) -> None:
+        """Note what a good update says of itself."""
+        self.presented = presented
+        self.train_loss = loss_sum / max(1, presented)
+        self.density = density
 
 
 @dataclass
@@ -61,9 +71,9 @@ class RoundRecord:
     train_loss : float or None
         Mean over all presentations.
     bytes_up, bytes_down : int
-        Content of all messages of the round, evaluation included.
+        Content of all messages that were received and sent in the round, evaluation included.
     clients : list of ClientOutcome
-        Of the round's cohort.
+        Of the round's cohort; of those who answered in it, where the server does not wait for all.
     """
 
     round: int

@@ -11,6 +11,7 @@ from mest_fed.nn import read_state
 from mest_fed.task import Task, task_from_run_config
 from server.evaluation import CentralEvaluation
 from server.global_model import GlobalModel
+from server.modes import build_strategy
 from server.rounds import RoundRecord
 from server.strategy import MestStrategy
 
@@ -52,7 +53,7 @@ def build_server_app(prepare: Preparation | None = None) -> ServerApp:
         log.info("mest-fed %s from %s", mest_fed.__version__, mest_fed.__file__)
         task = task_from_run_config(context.run_config)
         model = task.build_model()
-        strategy = MestStrategy(task, GlobalModel.from_state(task.spec, read_state(model)))
+        strategy = build_strategy(task, GlobalModel.from_state(task.spec, read_state(model)))
         observer = prepare(task, strategy) if prepare is not None else log_round
         strategy.start(
             grid=grid,

@@ -1,8 +1,11 @@
 """The MEST strategy: a Flower ``Strategy`` whose model is sparse and whose clients are unlike."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from logging import getLogger
+from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -19,6 +22,7 @@ from server.global_model import GlobalModel
 from server.optimizers import build_optimizer
 from server.roster import Node, Roster
 from server.rounds import ClientOutcome, RoundRecord, spread
+from server.selection import SELECTORS, Call, KnowsDurations, KnowsPresence, Report
 from server.uplink import read_counts, read_update
 
 log = getLogger(__name__)
@@ -53,6 +57,9 @@ class MestStrategy(Strategy):
         self.roster = Roster(task.density * step for step in steps)
         self.first_round = 0
         self.record = RoundRecord(0, model.state().density(model.spec))
+        self.selector = SELECTORS[server.selection]()
+        self._presence: KnowsPresence | None = None
+        self._durations: KnowsDurations | None = None
         self._positions = PositionCache(model.spec)
         self._sent: dict[int, tuple[Node, int]] = {}
 
@@ -86,12 +93,10 @@ class MestStrategy(Strategy):
         number = self.first_round + server_round
         self.record = RoundRecord(number, self.record.density)
         self.roster.refresh(grid, self.config.server.min_nodes)
-        cohort = self.roster.sample(
-            self.config.server.clients_per_round, self.config.run.seed, number, "cohort"
-        )
         self.downlink.open_round()
-        order = {"round": number, "mutate": self.clients_mutate(number)}
-        return self._messages(cohort, order, MessageType.TRAIN)
+        self._presence = grid if isinstance(grid, KnowsPresence) else None
+        self._durations = grid if isinstance(grid, KnowsDurations) else None
+        return self._instructions(self._cohort())
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -102,28 +107,20 @@ class MestStrategy(Strategy):
         losses, presented = 0.0, 0
         outcomes: dict[int, ClientOutcome] = {}
         for reply in replies:
-            outcome = self._take(reply, mean, number)
+            outcome = self._take(reply, mean)
             outcomes[outcome.node_id] = outcome
             if outcome.train_loss is not None:
                 losses += outcome.train_loss * outcome.presented
                 presented += outcome.presented
         for node, sent in self._sent.values():
-            outcomes.setdefault(
-                node.node_id,
-                ClientOutcome(
-                    node.node_id,
-                    node.partition,
-                    node.device,
-                    "failed",
-                    "no reply",
-                    bytes_down=sent,
-                ),
-            )
+            outcomes.setdefault(node.node_id, self._unanswered(node, sent))
         self.record.clients = sorted(outcomes.values(), key=lambda outcome: outcome.partition)
         self.record.train_loss = losses / presented if presented else None
+        self._complete(mean)
         self.model.absorb(mean, self.optimizer)
         self._update_masks(number)
         self.record.density = self.model.state().density(self.model.spec)
+        self._learn()
         metrics = {"density": self.record.density, "trained": self.record.count("ok")}
         return self.arrays(), MetricRecord(metrics)
 
@@ -137,9 +134,8 @@ class MestStrategy(Strategy):
         last = number == self.config.run.rounds
         if every == 0 or not (number % every == 0 or last):
             return []
-        nodes = self.roster.sample(
-            server.evaluate_clients, self.config.run.seed, number, "evaluation"
-        )
+        path = (self.config.run.seed, number, "evaluation")
+        nodes = self.roster.sample(server.evaluate_clients, *path, without=self._busy())
         self.downlink.open_round()
         order = {"round": number}
         able = [node for node in nodes if node.held_out > 0]
@@ -172,6 +168,81 @@ class MestStrategy(Strategy):
         self.record.client_accuracy = spread(accuracies, weights)
         return MetricRecord(dict(self.record.client_accuracy))
 
+    def kept(self) -> tuple[dict[str, Mapping[str, np.ndarray]], Any]:
+        """Return what a checkpoint holds beside model, optimizer and masks: arrays and facts."""
+        return {}, None
+
+    def restore(self, sections: Mapping[str, Mapping[str, np.ndarray]], facts: Any) -> None:
+        """Take back what :meth:`kept` gave.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError, WireError
+            If it is not of this run.
+        """
+
+    def _cohort(self) -> list[Node]:
+        """Choose who begins to train when the round begins."""
+        return self._select(self.config.server.clients_per_round)
+
+    def _select(
+        self, count: int, *path: int, without: Collection[int] = (), waits: bool = True
+    ) -> list[Node]:
+        """Have the selector choose who trains.
+
+        Parameters
+        ----------
+        count : int
+            How many are wanted.
+        *path : int
+            Which selection of the round it is, if there are several.
+        without : collection of int
+            Ids of nodes that are not to be chosen.
+        waits : bool
+            Whether time may pass until somebody is there.
+        """
+        number = self.record.round
+        asked = Call(
+            self.roster.in_order(),
+            count,
+            number,
+            (self.config.run.seed, number, "cohort", *path),
+            presence=self._presence,
+            waits=waits,
+        )
+
+        def draw(wanted: int, out: Collection[int]) -> list[int]:
+            return self.selector.select(replace(asked, count=wanted, without=out))
+
+        return self.roster.gather(count, draw, without)
+
+    def _learn(self) -> None:
+        """Tell the selector what became of the round's clients."""
+        seconds = {} if self._durations is None else self._durations.train_seconds()
+        self.selector.learn(
+            self.record.round,
+            [
+                Report(who.node_id, who.examples, who.train_loss, seconds.get(who.node_id))
+                for who in self.record.clients
+            ],
+        )
+
+    def _instructions(self, nodes: list[Node]) -> list[Message]:
+        """Return the order to train in this round, for each node."""
+        number = self.record.round
+        order = {"round": number, "mutate": self.clients_mutate(number)}
+        return self._messages(nodes, order, MessageType.TRAIN)
+
+    def _busy(self) -> set[int]:
+        """Return the nodes that have no time to evaluate."""
+        return set()
+
+    def _unanswered(self, node: Node, sent: int) -> ClientOutcome:
+        """Return what became of a node whose reply the round did not take."""
+        outcome = ClientOutcome(node.node_id, node.partition, node.device, bytes_down=sent)
+        outcome.status, outcome.reason = "failed", "no reply"
+        return outcome
+
     def _messages(
         self, nodes: list[Node], order: Mapping[str, int | bool], message_type: str
     ) -> list[Message]:
@@ -189,31 +260,42 @@ class MestStrategy(Strategy):
             )
         return messages
 
-    def _take(self, reply: Message, mean: MaskedMean, number: int) -> ClientOutcome:
+    def _take(self, reply: Message, mean: MaskedMean) -> ClientOutcome:
         node, sent = self._sent[reply.metadata.src_node_id]
+        return self._outcome(reply, node, sent, mean)
+
+    def _outcome(self, reply: Message, node: Node, sent: int, mean: MaskedMean) -> ClientOutcome:
+        """Add a node's update to the mean, if it is acceptable; return what became of the node."""
         outcome = ClientOutcome(node.node_id, node.partition, node.device, bytes_down=sent)
         outcome.examples = node.examples
         if reply.has_error():
             outcome.status, outcome.reason = "failed", reply.error.reason
             log.warning("node %d failed: %s", node.node_id, outcome.reason)
             return outcome
-        outcome.bytes_up = content_bytes(reply.content)
+        outcome.bytes_up = self._bytes_of(reply)
         self.record.bytes_up += outcome.bytes_up
         try:
-            counts = read_counts(reply, node.examples)
-            offered = self.downlink.state(self.model, node.density)
-            mutated = self.clients_mutate(number)
-            state = read_update(reply, self.model.spec, offered, mask_may_change=mutated)
+            self._judge(reply, node, mean, outcome)
         except WireError as error:
             outcome.status, outcome.reason = "rejected", str(error)
             log.warning("the update of node %d was rejected: %s", node.node_id, error)
-            return outcome
+        return outcome
+
+    def _bytes_of(self, reply: Message) -> int:
+        return content_bytes(reply.content)
+
+    def _complete(self, mean: MaskedMean) -> None:
+        """Add to the mean what did not come reply by reply."""
+
+    def _judge(self, reply: Message, node: Node, mean: MaskedMean, outcome: ClientOutcome) -> None:
+        """Add an update to the mean and note what it says; WireError if it is not acceptable."""
+        counts = read_counts(reply, node.examples)
+        offered = self.downlink.state(self.model, node.density)
+        mutated = self.clients_mutate(self.record.round)
+        state = read_update(reply, self.model.spec, offered, mask_may_change=mutated)
         mean.add(state, counts.examples, offered.masks if mutated else None)
         self._note_mask(node)
-        outcome.presented = counts.presented
-        outcome.train_loss = counts.loss_sum / max(1, counts.presented)
-        outcome.density = state.density(self.model.spec)
-        return outcome
+        outcome.note(counts.presented, counts.loss_sum, state.density(self.model.spec))
 
     def _note_mask(self, node: Node) -> None:
         # A node that answered has decoded, and kept, the mask set that it was sent.

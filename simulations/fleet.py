@@ -1,14 +1,17 @@
 """The fleet of a run: which device holds which share of the data, and what each device plans."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from clients.plans import GIVEN, GIVEN_PEAK
-from mest_fed.devices import DeviceProfile, assign_devices, load_profile
+from mest_fed.devices import Assignment, DeviceProfile, load_profile
 from mest_fed.errors import InputError
 from mest_fed.memory import Plan
 from mest_fed.task import Task
-from simulations.engine.nodes import FleetNode, make_nodes
+from simulations.engine.nodes import NodeKind, Nodes, make_nodes, node_id_of, partition_of
+
+Fact = TypeVar("Fact")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Fleet:
 
     Parameters
     ----------
-    devices : list of str
+    devices : Assignment
         Partition -> profile name.
     tiers : list of Tier
         One for each profile, by budget.
@@ -44,7 +47,7 @@ class Fleet:
         Profile name (or path), as in the mix -> its plan.
     """
 
-    devices: list[str]
+    devices: Assignment
     tiers: list[Tier]
     plans: dict[str, Plan]
 
@@ -64,21 +67,51 @@ class Fleet:
                 f"fleet.budgets names {strangers[0]}, which is not in the fleet; "
                 f"allowed: {', '.join(fleet.weights)}"
             )
-        devices = assign_devices(fleet.weights, fleet.devices, task.config.run.seed)
-        plans = {name: task.plan(task.budget(name), name) for name in sorted(set(devices))}
-        tiers = [
-            Tier(load_profile(name), devices.count(name), plan) for name, plan in plans.items()
-        ]
-        return cls(devices, sorted(tiers, key=lambda tier: tier.plan.budget), plans)
+        counts = task.devices.counts
+        plans = {name: task.plan(task.budget(name), name) for name in counts}
+        tiers = [Tier(load_profile(name), counts[name], plan) for name, plan in plans.items()]
+        return cls(task.devices, sorted(tiers, key=lambda tier: tier.plan.budget), plans)
 
-    def nodes(self, peaks: Mapping[Plan, int]) -> list[FleetNode]:
+    def nodes(self, peaks: Mapping[Plan, int]) -> Nodes:
         """Return the fleet's Flower nodes; each knows its plan and the plan's measured peak."""
-        configs = [_node(device, self.plans[device], peaks) for device in self.devices]
-        return make_nodes(len(self.devices), configs)
+        kinds = {device: _kind(device, plan, peaks) for device, plan in self.plans.items()}
+        return make_nodes(len(self.devices), lambda partition: kinds[self.devices[partition]])
+
+    @property
+    def profiles(self) -> Mapping[int, DeviceProfile]:
+        """Node id -> what its device is."""
+        return self.by_node({name: load_profile(name) for name in self.devices.counts})
+
+    def by_node(self, facts: Mapping[str, Fact]) -> Mapping[int, Fact]:
+        """Node id -> what is said of its device's profile."""
+        return _ByNode(self.devices, facts)
 
 
-def _node(device: str, plan: Plan, peaks: Mapping[Plan, int]) -> dict[str, str | int]:
-    node: dict[str, str | int] = {"device": device, GIVEN: plan.as_json()}
+class _ByNode(Mapping[int, Fact]):
+    """Facts of nodes, looked up by their devices when they are asked for."""
+
+    def __init__(self, devices: Assignment, facts: Mapping[str, Fact]) -> None:
+        self._devices = devices
+        self._facts = facts
+
+    def __getitem__(self, node_id: int) -> Fact:
+        """Return a node's fact; KeyError if there is no such node."""
+        partition = partition_of(node_id)
+        if not 0 <= partition < len(self):
+            raise KeyError(node_id)
+        return self._facts[self._devices[partition]]
+
+    def __iter__(self) -> Iterator[int]:
+        """Iterate over the node ids."""
+        return map(node_id_of, range(len(self)))
+
+    def __len__(self) -> int:
+        """Return the number of nodes."""
+        return len(self._devices)
+
+
+def _kind(device: str, plan: Plan, peaks: Mapping[Plan, int]) -> NodeKind:
+    config: dict[str, str | int] = {"device": device, GIVEN: plan.as_json()}
     if plan in peaks:
-        node[GIVEN_PEAK] = peaks[plan]
-    return node
+        config[GIVEN_PEAK] = peaks[plan]
+    return NodeKind(config, memory=peaks.get(plan, plan.footprint.total))

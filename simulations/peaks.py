@@ -52,7 +52,7 @@ class Peaks:
         unknown = [plan for plan in self._keys if plan not in self._known]
         # Plans of one shape need the same memory, whatever their budgets.
         distinct = list({plan.shape: plan for plan in unknown}.values())
-        self._probe = Probe.start(config, str(folder.partitions), kernels, distinct)
+        self._probe = Probe.start(config, folder.partition_file, kernels, distinct)
         self._unknown = unknown
 
     def wait(self) -> Mapping[Plan, int]:

@@ -96,7 +96,9 @@ class Probe:
 
 def measure_plans(task: Task, plans: Sequence[Plan]) -> Iterator[int]:
     """Measure plans, each by an epoch of the client that has most examples; yield bytes."""
-    busiest = int(np.argmax([len(part) for part in task.partitions]))
+    # Devices that draw their examples all have as many.
+    sizes = [1] if task.draws_examples else [len(part) for part in task.partitions]
+    busiest = int(np.argmax(sizes))
     training = task.config.training.model_copy(update={"local_epochs": 1})  # the peak is there
     task = Task(task.config.model_copy(update={"training": training}))
     small = Task(task.config.model_copy(update={"model": _narrow(task.config.model)}))

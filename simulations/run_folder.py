@@ -26,6 +26,11 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.partitions = path / "partitions.npz"
 
+    @property
+    def partition_file(self) -> str:
+        """Path of the partitions for ``data.partition_file``; empty if none were saved."""
+        return str(self.partitions) if self.partitions.exists() else ""
+
     @classmethod
     def create(cls, path: Path, config: RunConfig) -> "RunFolder":
         """Make the folder of a new run.

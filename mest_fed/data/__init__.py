@@ -6,6 +6,7 @@ from mest_fed.data.datasets import DATASETS, load_dataset
 from mest_fed.data.held_out import hold_out
 from mest_fed.data.images import DataSplit, ImageData
 from mest_fed.data.partition_file import load_partitions, save_partitions
+from mest_fed.data.partition_sampled import SampledPartitions
 from mest_fed.data.partitioners import SCHEMES, partition
 from mest_fed.data.shapes import image_shape
 
@@ -17,6 +18,7 @@ __all__ = [
     "Batches",
     "DataSplit",
     "ImageData",
+    "SampledPartitions",
     "crop_flip",
     "hold_out",
     "image_shape",

@@ -7,12 +7,13 @@ from mest_fed.devices.cost import (
     train_seconds,
     upload_seconds,
 )
-from mest_fed.devices.fleet import assign_devices
+from mest_fed.devices.fleet import Assignment, assign_devices
 from mest_fed.devices.flops import forward_flops, training_flops
 from mest_fed.devices.profile import DeviceProfile, load_profile, profile_names
 from mest_fed.devices.training import training_work
 
 __all__ = [
+    "Assignment",
     "DeviceProfile",
     "Work",
     "assign_devices",

@@ -1,23 +1,60 @@
 """Executors run clients and give their outcomes in the order of the jobs, whatever runs where."""
 
+import math
 import threading
-from collections.abc import Generator, Iterable
-from typing import Protocol
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
 
+from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from mest_fed.errors import not_allowed
+from mest_fed.folding import Fold, PairwiseSum, Partial
 from mest_fed.kernels.choice import Choices
-from simulations.engine.worker import Job, Outcome, load_client_app, run_job
+from simulations.engine.worker import Job, Outcome, Workplace, load_client_app
+
+
+class Exchange(Protocol):
+    """Jobs on their way."""
+
+    def take(self) -> Outcome | None:
+        """Return the outcome of the next job, in the order of the jobs; None if there is no job.
+
+        Jobs are taken, and run, as outcomes are asked for, with a bounded look-ahead. Jobs may
+        come later: None is no end.
+        """
+
+    def send(self) -> None:
+        """Have jobs run ahead, as far as there is room, without waiting for any."""
+
+    def total(self) -> Partial | None:
+        """Return the sum of what was folded out of the replies taken so far."""
+
+    def close(self) -> None:
+        """Nobody reads on: what still runs has no effect."""
 
 
 class Executor(Protocol):
     """Where clients run."""
 
-    def run(self, jobs: Iterable[Job]) -> Generator[Outcome, None, None]:
-        """Run jobs of distinct nodes; the n-th outcome is that of the n-th job.
+    def open(
+        self,
+        jobs: Iterator[Job],
+        *,
+        fold: Fold[Message] | None = None,
+        timeout: float | None = None,
+    ) -> Exchange:
+        """Begin an exchange.
 
-        Jobs are taken, and run, as outcomes are asked for, with a bounded look-ahead.
+        Parameters
+        ----------
+        jobs : iterator of Job
+            Jobs of distinct nodes.
+        fold : Fold, optional
+            Sums replies where they are made.
+        timeout : float, optional
+            Seconds of wall-clock time from now on after which no more outcomes come.
         """
 
     def close(self) -> None:
@@ -26,6 +63,8 @@ class Executor(Protocol):
 
 class SerialExecutor:
     """Runs clients in this process, one after the other.
+
+    A client that never returns cannot be stopped here; workers can.
 
     Parameters
     ----------
@@ -41,20 +80,67 @@ class SerialExecutor:
     """
 
     def __init__(self, client_app: ClientApp | str, choices: Choices | None = None) -> None:
-        self._client_app = load_client_app(client_app)
-        self._choices = choices
+        self._workplace = Workplace(load_client_app(client_app), choices)
         # Flower's older strategies call from a pool of threads.
         self._lock = threading.Lock()
 
-    def run(self, jobs: Iterable[Job]) -> Generator[Outcome, None, None]:
-        """See :meth:`Executor.run`."""
-        for job in jobs:
-            with self._lock:
-                outcome = run_job(self._client_app, job, self._choices)
-            yield outcome
+    def open(
+        self,
+        jobs: Iterator[Job],
+        *,
+        fold: Fold[Message] | None = None,
+        timeout: float | None = None,
+    ) -> "SerialExchange":
+        """See :meth:`Executor.open`."""
+        stop_at = None if timeout is None else time.monotonic() + timeout
+        return SerialExchange(self._workplace, jobs, self._lock, fold=fold, stop_at=stop_at)
 
     def close(self) -> None:
         """Nothing to stop."""
+
+
+class SerialExchange:
+    """See :class:`Exchange`."""
+
+    def __init__(
+        self,
+        workplace: Workplace,
+        jobs: Iterator[Job],
+        lock: threading.Lock,
+        *,
+        fold: Fold[Message] | None,
+        stop_at: float | None,
+    ) -> None:
+        self._workplace = workplace
+        self._jobs = jobs
+        self._lock = lock
+        self._fold = fold
+        self._stop_at = math.inf if stop_at is None else stop_at
+        self._sum = PairwiseSum()
+
+    def take(self) -> Outcome | None:
+        """See :meth:`Exchange.take`."""
+        if time.monotonic() >= self._stop_at:
+            return None
+        job = next(self._jobs, None)
+        if job is None:
+            return None
+        with self._lock:
+            block = self._workplace.run([job], self._fold)
+        if time.monotonic() >= self._stop_at:
+            return None
+        self._sum.add(block.partial)
+        return block.outcomes[0]
+
+    def send(self) -> None:
+        """Clients run as their outcomes are asked for."""
+
+    def total(self) -> Partial | None:
+        """See :meth:`Exchange.total`."""
+        return self._sum.total()
+
+    def close(self) -> None:
+        """Nothing runs between two outcomes."""
 
 
 def make_executor(
@@ -62,6 +148,7 @@ def make_executor(
     workers: int,
     address: str | None = None,
     choices: Choices | None = None,
+    **options: Any,
 ) -> Executor:
     """Return a serial executor for 0 workers, else one with that many Ray processes.
 
@@ -76,6 +163,8 @@ def make_executor(
         of this machine alone is started.
     choices : Choices, optional
         The run's kernels, for all workers, wherever they are.
+    **options
+        Further options of :class:`simulations.engine.ray_executor.RayExecutor`.
 
     Raises
     ------
@@ -86,6 +175,7 @@ def make_executor(
         raise not_allowed("workers", workers, "a whole number from 0")
     if workers == 0:
         return SerialExecutor(client_app, choices)
-    from simulations.engine.ray_executor import RayExecutor  # only those who want workers need Ray
+    # Only those who want workers need Ray.
+    from simulations.engine.ray_executor import RayExecutor
 
-    return RayExecutor(client_app, workers, address, choices)
+    return RayExecutor(client_app, workers, address, choices=choices, **options)

@@ -1,45 +1,65 @@
 """FleetGrid: Flower's Grid over an executor, so that any Flower ServerApp drives a fleet."""
 
-import itertools
+import math
 import threading
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from flwr.app import Context, Message, RecordDict, UserConfigValue
+from flwr.app import Message, RecordDict, UserConfigValue
 from flwr.serverapp import Grid
 
+from mest_fed.folding import Fold
+from simulations.engine.dispatch import Dispatcher
 from simulations.engine.executor import Executor
-from simulations.engine.fate import Fate
-from simulations.engine.flower_internals import (
-    NODE_UNAVAILABLE,
-    Run,
-    claim_identity,
-    empty_run,
-    error_reply,
-    set_message_id,
-)
-from simulations.engine.nodes import FleetNode
+from simulations.engine.fate import Fate, Foresight
+from simulations.engine.flower_internals import Run, claim_identity, empty_run
+from simulations.engine.launches import Launches
+from simulations.engine.nodes import Population
 from simulations.engine.replies import ReplyStream
-from simulations.engine.worker import Job, Outcome
+from simulations.engine.states import DictStates, States
+from simulations.engine.streaming import Streaming
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """An instruction that has not arrived, for a checkpoint.
+
+    Parameters
+    ----------
+    message_id : str
+        Of the instruction.
+    node_id : int
+        Its device.
+    start : float
+        Virtual time at which the device began.
+    number : int
+        That its circumstances were drawn by.
+    """
+
+    message_id: str
+    node_id: int
+    start: float
+    number: int
 
 
 class FleetGrid(Grid):
     """Flower's Grid over an executor of clients.
 
-    Replies come in the order of the messages and are the same whatever the executor. The state of
-    each client is kept here between exchanges.
+    Replies are the same whatever the executor. With a fate, time is virtual: an exchange takes as
+    long as its slowest device, and who polls for replies finds them as they arrive.
 
     Parameters
     ----------
-    nodes : sequence of FleetNode
-        The fleet, in the order that :meth:`get_node_ids` gives.
+    nodes : Population
+        The fleet.
     executor : Executor
         Where clients run; it stays open when the grid is no longer used.
     run_config : mapping of str to scalar, optional
         The run configuration that clients see.
     fate : Fate, optional
-        What happens to the devices; by default nothing does.
+        What happens to the devices; by default nothing does, and no time passes.
+    states : States, optional
+        Where clients' states are between exchanges; by default in memory.
     stream : bool
         True: :meth:`send_and_receive` gives an iterator that runs clients as it is read, so that
         memory stays flat however large the fleet. False: it runs all and gives a list, for
@@ -50,30 +70,37 @@ class FleetGrid(Grid):
 
     def __init__(
         self,
-        nodes: Sequence[FleetNode],
+        nodes: Population,
         executor: Executor,
         *,
         run_config: Mapping[str, UserConfigValue] | None = None,
         fate: Fate | None = None,
+        states: States | None = None,
         stream: bool = True,
         run_id: int = 1,
     ) -> None:
-        self._nodes = {node.node_id: node for node in nodes}
+        self.states: States = DictStates() if states is None else states
+        self._dispatcher = Dispatcher(
+            nodes,
+            run_id=run_id,
+            run_config=dict(run_config or {}),
+            fate=fate,
+            states=self.states,
+        )
+        self._foresight = fate if isinstance(fate, Foresight) else None
         self._executor = executor
-        self._run_config = dict(run_config or {})
-        self._fate = fate
         self._stream = stream
-        self._message_ids = itertools.count(1)
-        self._queue = threading.Lock()
-        self._pushed: list[Message] = []
+        self._lock = threading.Lock()
+        self._launches = Launches(executor)
         self._unread: dict[str, Message] = {}
-        #: State of each client that has any, by node id; checkpoints read and restore it.
-        self.states: dict[int, RecordDict] = {}
+        self._unwanted: set[str] = set()
+        self._fold: Fold[Message] | None = None
         self.set_run(empty_run(run_id))
 
     def set_run(self, run: Run) -> None:
         """Set the run; messages made in this process belong to it from now on."""
         self._run = run
+        self._dispatcher.run_id = run.run_id
         claim_identity(run.run_id)
 
     @property
@@ -92,27 +119,91 @@ class FleetGrid(Grid):
         """Return a new message, as ``Message(...)`` does."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
-    def get_node_ids(self) -> list[int]:
+    def get_node_ids(self) -> range:
         """Return the ids of all nodes, in the order of the fleet."""
-        return list(self._nodes)
+        return self._dispatcher.node_ids
+
+    @property
+    def now(self) -> float:
+        """Virtual seconds since the start of the run; 0 without a fate."""
+        return self._dispatcher.now
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Take messages in and return their ids; they run at the next :meth:`pull_messages`."""
-        taken = [self._take(message) for message in messages]
-        with self._queue:
-            self._pushed += taken
-        return [message.metadata.message_id for message in taken]
+        """Begin instructions now; return their ids."""
+        with self._lock:
+            return [self._begin(message) for message in messages]
+
+    def push_again(self, message: Message, start: float, number: int) -> str:
+        """Begin an instruction that was on its way when a run was interrupted.
+
+        Parameters
+        ----------
+        message : Message
+            The same as before.
+        start, number : float, int
+            As :meth:`in_flight` gave them.
+        """
+        with self._lock:
+            return self._begin(message, start=start, number=number)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Run all messages pushed so far as one exchange; return the replies to these ids.
+        """Return the replies to these ids that have arrived.
 
-        Replies to other ids wait until they are pulled.
+        If none has, virtual time passes until the first of them arrives. Replies to other ids
+        wait until they are pulled.
         """
-        with self._queue:
-            pushed, self._pushed = self._pushed, []
-            for reply in self._exchange(pushed):
-                self._unread[reply.metadata.reply_to_message_id] = reply
-            return [self._unread.pop(name) for name in message_ids if name in self._unread]
+        with self._lock:
+            ids = list(message_ids)
+            if not any(name in self._unread for name in ids):
+                self._pass_time(self._launches.next_arrival(ids))
+            return [self._unread.pop(name) for name in ids if name in self._unread]
+
+    def wait_until(self, now: float) -> None:
+        """Let virtual time pass; nothing happens if it has passed already."""
+        with self._lock:
+            self._pass_time(now)
+
+    def present_nodes(self, node_ids: Sequence[int]) -> list[int]:
+        """Return those nodes that are there now, in the order given; all if nobody knows."""
+        fate = self._foresight
+        return list(node_ids) if fate is None else fate.present_nodes(node_ids)
+
+    def wait_for_nodes(self, node_ids: Sequence[int]) -> bool:
+        """Let virtual time pass until one of these nodes may be there; False if none ever will."""
+        fate = self._foresight
+        moment = math.inf if fate is None else fate.next_present(node_ids)
+        if moment < math.inf:
+            self.wait_until(moment)
+        return moment < math.inf
+
+    def train_seconds(self) -> Mapping[int, float]:
+        """Return how long nodes took to train in this round, as far as somebody knows."""
+        return {} if self._foresight is None else self._foresight.train_seconds()
+
+    def discard(self, message_ids: Iterable[str]) -> None:
+        """Say that these replies will never be pulled; their devices go on all the same."""
+        with self._lock:
+            for name in message_ids:
+                self._unread.pop(name, None)
+                self._unwanted.add(name)
+
+    def in_flight(self) -> list[InFlight]:
+        """Return what is on its way, in the order in which it began, for a checkpoint."""
+        with self._lock:
+            return [
+                InFlight(
+                    launch.message.metadata.message_id, launch.node_id, launch.start, launch.number
+                )
+                for launch in self._launches
+            ]
+
+    def sum_in_workers(self, fold: Fold[Message]) -> None:
+        """Have the replies of the next exchange summed where they are made.
+
+        The replies of that exchange are what the fold leaves of them, and the fold gets the sum
+        once they were read to the end.
+        """
+        self._fold = fold
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -124,86 +215,33 @@ class FleetGrid(Grid):
         messages : iterable of Message
             Taken lazily if the grid streams.
         timeout : float, optional
-            Not used: a limit of wall-clock time would make results depend on this machine. A
-            fate may have a deadline in virtual time.
+            Seconds to wait: of virtual time with a fate, where a later reply becomes an error
+            reply; else of wall-clock time, after which the remaining messages have no reply.
         """
-        replies = self._exchange(self._take(message) for message in messages)
+        fold, self._fold = self._fold, None
+        exchange = Streaming(
+            self._executor, self._dispatcher, self._launches.last_of, fold=fold, timeout=timeout
+        )
+        replies = exchange.replies(map(self._dispatcher.name, messages))
         return ReplyStream(replies) if self._stream else list(replies)
 
-    def _take(self, message: Message) -> Message:
-        set_message_id(message, str(next(self._message_ids)))
-        return message
+    def _begin(
+        self, message: Message, *, start: float | None = None, number: int | None = None
+    ) -> str:
+        self._dispatcher.name(message)
+        earlier = self._launches.last_of(message.metadata.dst_node_id)
+        launch, job = self._dispatcher.launch(message, after=earlier, start=start, number=number)
+        self._launches.add(launch, job)
+        return message.metadata.message_id
 
-    def _exchange(self, messages: Iterable[Message]) -> Generator[Message, None, None]:
-        """Run messages in waves, each of distinct nodes: a node's second message needs its first.
-
-        An exchange ends where its reader stops.
-        """
-        try:
-            for _, wave in itertools.groupby(_with_wave(messages), key=lambda pair: pair[0]):
-                yield from self._run_wave(message for _, message in wave)
-        finally:
-            if self._fate is not None:
-                self._fate.end_of_exchange()
-
-    def _run_wave(self, messages: Iterable[Message]) -> Generator[Message, None, None]:
-        taken: deque[tuple[Message, str | None]] = deque()
-
-        def jobs() -> Iterator[Job]:
-            for message in messages:
-                refusal = self._refusal(message)
-                taken.append((message, refusal))
-                if refusal is None:
-                    yield Job(message, self._context(message.metadata.dst_node_id))
-
-        def refused() -> Iterator[Message]:
-            while taken and taken[0][1] is not None:
-                message, reason = taken.popleft()
-                yield self._settle(message, error_reply(message, NODE_UNAVAILABLE, str(reason)))
-
-        with closing(self._executor.run(jobs())) as outcomes:
-            for outcome in outcomes:
-                yield from refused()
-                message, _ = taken.popleft()
-                self._keep_state(message.metadata.dst_node_id, outcome)
-                yield self._settle(message, outcome.reply)
-        yield from refused()
-
-    def _refusal(self, message: Message) -> str | None:
-        node_id = message.metadata.dst_node_id
-        if node_id not in self._nodes:
-            return f"there is no node {node_id}"
-        return None if self._fate is None else self._fate.admits(message)
-
-    def _context(self, node_id: int) -> Context:
-        return Context(
-            run_id=self._run.run_id,
-            node_id=node_id,
-            node_config=dict(self._nodes[node_id].node_config),
-            state=self.states.get(node_id) or RecordDict(),
-            run_config=self._run_config,
-        )
-
-    def _keep_state(self, node_id: int, outcome: Outcome) -> None:
-        if outcome.state:
-            self.states[node_id] = outcome.state
-        else:
-            self.states.pop(node_id, None)
-
-    def _settle(self, instruction: Message, reply: Message) -> Message:
-        if self._fate is not None and instruction.metadata.dst_node_id in self._nodes:
-            reply = self._fate.settle(instruction, reply)
-        set_message_id(reply, str(next(self._message_ids)))
-        return reply
-
-
-def _with_wave(messages: Iterable[Message]) -> Iterator[tuple[int, Message]]:
-    """Count waves: a new one begins at a node that the present one has."""
-    wave, members = 0, set[int]()
-    for message in messages:
-        node_id = message.metadata.dst_node_id
-        if node_id in members:
-            wave += 1
-            members.clear()
-        members.add(node_id)
-        yield wave, message
+    def _pass_time(self, now: float) -> None:
+        """Let virtual time pass, and take in what arrives meanwhile."""
+        if now < math.inf:
+            self._dispatcher.advance(now)
+        for launch in self._launches.land(self.now):
+            reply = self._dispatcher.land(launch)
+            name = launch.message.metadata.message_id
+            if name in self._unwanted:
+                self._unwanted.remove(name)
+            else:
+                self._unread[name] = reply

@@ -4,6 +4,7 @@ Array records that many messages carry go once. The data of arrays goes beside t
 buffers, so that it is copied only into the shared memory and out of it.
 """
 
+import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -11,15 +12,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Metadata, MetricRecord, RecordDict
 
+from simulations.engine.fate import Conditions, Settled
 from simulations.engine.flower_internals import bare_array, rebuild_message
-from simulations.engine.worker import Job, Outcome
+from simulations.engine.lane import Lane, Span
+from simulations.engine.worker import Block, Job, Outcome
 
 #: Data below this many bytes stays in the pickle.
 BUFFER_FROM_BYTES = 4096
 #: Array records below this many bytes travel in each parcel.
 SHARE_FROM_BYTES = 16_384
 #: Array records that are remembered, in case a next message carries them too.
-REMEMBERED = 16
+REMEMBERED = 32
 
 
 class PackedArrays(NamedTuple):
@@ -27,7 +30,7 @@ class PackedArrays(NamedTuple):
 
     names: list[str]
     kinds: list[tuple[str, tuple[int, ...], str]]
-    data: list[bytes | np.ndarray]
+    data: list[bytes | np.ndarray | pickle.PickleBuffer]
 
 
 class Parcel(NamedTuple):
@@ -36,15 +39,50 @@ class Parcel(NamedTuple):
     metadata: Metadata
     records: list[tuple[str, PackedArrays | MetricRecord | ConfigRecord | int]]
     context: Context
+    conditions: Conditions | None
 
 
 class Return(NamedTuple):
-    """An outcome on its way back."""
+    """An outcome on its way back.
+
+    Records of the state that are as they were do not travel: only their names do.
+    """
 
     metadata: Metadata
     error: Error | None
     records: list[tuple[str, PackedArrays | MetricRecord | ConfigRecord]]
-    state: RecordDict
+    seconds: float
+    timing: Any
+    keeps_state: bool
+    state: list[tuple[str, PackedArrays | MetricRecord | ConfigRecord | None]]
+
+
+class Freight(NamedTuple):
+    """Pickles of the returns and of their sum, and the buffers of both: in a lane, or beside.
+
+    The first ``own`` buffers are of the returns.
+    """
+
+    returns: bytes
+    partial: bytes
+    own: int
+    buffers: list[Span] | list[np.ndarray]
+
+    @property
+    def size(self) -> int:
+        """Bytes of it all."""
+        beside = (b.size if isinstance(b, Span) else b.nbytes for b in self.buffers)
+        return len(self.returns) + len(self.partial) + sum(beside)
+
+
+def _shared(data: bytes) -> Any:
+    """Have Ray put data into shared memory: it does so with arrays."""
+    return np.frombuffer(data, np.uint8)
+
+
+def _beside(data: bytes) -> Any:
+    """Have data go beside the pickle, out of which it comes as the bytes that were read."""
+    return pickle.PickleBuffer(data)
 
 
 class RecordStore:
@@ -87,7 +125,7 @@ def pack_jobs(jobs: Iterable[Job], store: RecordStore) -> tuple[list[Parcel], li
                 numbers[id(record)] = len(references)
                 references.append(store.reference(record))
             records.append((name, numbers[id(record)]))
-        parcels.append(Parcel(job.message.metadata, records, job.context))
+        parcels.append(Parcel(job.message.metadata, records, job.context, job.conditions))
     return parcels, references
 
 
@@ -95,48 +133,94 @@ def unpack_jobs(parcels: Iterable[Parcel], shared: Sequence[PackedArrays]) -> li
     """Return the jobs of a chunk."""
     shared_records = [_unpack(packed) for packed in shared]
     jobs = []
-    for metadata, records, context in parcels:
+    for metadata, records, context, conditions in parcels:
         content = RecordDict()
         for name, record in records:
             content[name] = shared_records[record] if isinstance(record, int) else _unpack(record)
-        jobs.append(Job(rebuild_message(metadata, content), context))
+        jobs.append(Job(rebuild_message(metadata, content), context, conditions))
     return jobs
 
 
-def pack_outcome(outcome: Outcome) -> Return:
-    """Return an outcome as it travels."""
-    reply, state = outcome
-    if reply.has_error():
-        return Return(reply.metadata, reply.error, [], state)
-    records = [(name, _pack(record)) for name, record in reply.content.items()]
-    return Return(reply.metadata, None, records, state)
+def pack_block(jobs: Sequence[Job], block: Block, lane: Lane | None) -> Freight:
+    """Return what came of a chunk as it travels: through the lane if it has room."""
+    returns = [_pack_outcome(*pair) for pair in zip(jobs, block.outcomes, strict=True)]
+    buffers: list[pickle.PickleBuffer] = []
+    pickled = pickle.dumps(returns, 5, buffer_callback=buffers.append)
+    own = len(buffers)
+    partial = pickle.dumps(block.partial, 5, buffer_callback=buffers.append)
+    raw = [buffer.raw() for buffer in buffers]
+    spans = None if lane is None else lane.write(raw)
+    return Freight(pickled, partial, own, spans or [np.frombuffer(view, np.uint8) for view in raw])
 
 
-def unpack_outcome(parcel: Return) -> Outcome:
-    """Return the outcome that :func:`pack_outcome` packed."""
-    metadata, error, records, state = parcel
-    if error is not None:
-        return Outcome(rebuild_message(metadata, error), state)
-    content = RecordDict({name: _unpack(record) for name, record in records})
-    return Outcome(rebuild_message(metadata, content), state)
+def unpack_block(freight: Freight, jobs: Sequence[Job], lane: Lane | None) -> Block:
+    """Return what came of a chunk of jobs."""
+    own, summed = freight.buffers[: freight.own], freight.buffers[freight.own :]
+    # Pickled by our own worker; Ray, too, would have unpickled it.
+    returns = pickle.loads(freight.returns, buffers=[bytes(_view(item, lane)) for item in own])
+    # Sums are added to in place.
+    mutable = [bytearray(_view(item, lane)) for item in summed]
+    partial = pickle.loads(freight.partial, buffers=mutable)
+    pairs = zip(jobs, returns, strict=True)
+    return Block([_unpack_outcome(job, parcel) for job, parcel in pairs], partial)
 
 
-def _pack(record: Any) -> Any:
-    return _pack_arrays(record) if isinstance(record, ArrayRecord) else record
+def _view(item: Span | np.ndarray, lane: Lane | None) -> memoryview:
+    if isinstance(item, Span):
+        assert lane is not None
+        return lane.view(item)
+    return memoryview(item)
+
+
+def _pack_outcome(job: Job, outcome: Outcome) -> Return:
+    settled, before = outcome.settled, job.context.state
+    reply = settled.reply
+    error = reply.error if reply.has_error() else None
+    content = RecordDict() if error is not None else reply.content
+    state = [
+        (name, None if before.get(name) == record else _pack(record, _beside))
+        for name, record in outcome.state.items()
+    ]
+    return Return(
+        reply.metadata,
+        error,
+        [(name, _pack(record, _beside)) for name, record in content.items()],
+        settled.seconds,
+        settled.timing,
+        settled.keeps_state,
+        state,
+    )
+
+
+def _unpack_outcome(job: Job, parcel: Return) -> Outcome:
+    if parcel.error is not None:
+        reply = rebuild_message(parcel.metadata, parcel.error)
+    else:
+        content = RecordDict({name: _unpack(record) for name, record in parcel.records})
+        reply = rebuild_message(parcel.metadata, content)
+    before = job.context.state
+    state = RecordDict(
+        {n: before[n] if record is None else _unpack(record) for n, record in parcel.state}
+    )
+    return Outcome(Settled(reply, parcel.seconds, parcel.timing, parcel.keeps_state), state)
+
+
+def _pack(record: Any, buffer: Callable[[bytes], Any] = _shared) -> Any:
+    return _pack_arrays(record, buffer) if isinstance(record, ArrayRecord) else record
 
 
 def _unpack(record: Any) -> Any:
     return _unpack_arrays(record) if isinstance(record, PackedArrays) else record
 
 
-def _pack_arrays(record: ArrayRecord) -> PackedArrays:
+def _pack_arrays(record: ArrayRecord, buffer: Callable[[bytes], Any] = _shared) -> PackedArrays:
     arrays = record.values()
     kinds = [(array.dtype, array.shape, array.stype) for array in arrays]
     data = [array.data for array in arrays]
     return PackedArrays(
         list(record),
         kinds,
-        [item if len(item) < BUFFER_FROM_BYTES else np.frombuffer(item, np.uint8) for item in data],
+        [item if len(item) < BUFFER_FROM_BYTES else buffer(item) for item in data],
     )
 
 

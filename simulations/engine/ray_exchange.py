@@ -1,49 +1,31 @@
-"""One run of jobs over Ray actors: chunks out, outcomes back in order, the dead replaced."""
+"""One exchange over Ray actors: chunks out, outcomes back in order, the dead and hung replaced."""
 
 import math
-from collections import Counter, deque
-from collections.abc import Generator, Iterable
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Protocol
+import time
+from collections import deque
+from collections.abc import Iterator
+from logging import getLogger
 
 import ray
+from flwr.app import Message
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
+from mest_fed.folding import Fold, PairwiseSum, Partial
+from simulations.engine.chunks import MOST_JOBS, Chunk, Cutter
+from simulations.engine.crew import Crew, Member
+from simulations.engine.flights import Flight, Flights
 from simulations.engine.flower_internals import WORKER_DIED, error_reply
-from simulations.engine.parcel import RecordStore, pack_jobs, unpack_outcome
-from simulations.engine.worker import Job, Outcome
+from simulations.engine.parcel import RecordStore, pack_jobs, unpack_block
+from simulations.engine.worker import Block, Job, Outcome, settle
 
-#: Clients that travel together at most.
-CHUNK_SIZE = 16
-#: Work that pays for the journey of a chunk, which costs some 5 ms of all processes (measured).
-WORTHWHILE_SECONDS = 0.05
-#: Chunks that an actor has at a time.
-CHUNKS_PER_ACTOR = 2
-#: Clients an actor that may be on their way or done before their turn comes.
-LOOK_AHEAD = 4 * CHUNK_SIZE
+log = getLogger("flwr.mest_fed")
+
+#: Jobs for each worker that may be on their way or done before their turn comes.
+LOOK_AHEAD = 2 * MOST_JOBS
+#: Bytes of replies that may be on their way or wait for their turn.
+LOOK_AHEAD_BYTES = 256 << 20
 #: Times that a client may take its process down.
 MAX_RUNS = 3
-
-
-class Actors(Protocol):
-    """Actors with a ``run`` method, how long a client took last, and how to replace an actor."""
-
-    members: list[Any]
-    client_seconds: float
-
-    def replace(self, dead: Any) -> None:
-        """Put a new actor in the place of a dead one."""
-
-
-@dataclass
-class _Chunk:
-    first: int
-    jobs: list[Job]
-    runs: int = 0
-
-    def singles(self) -> list["_Chunk"]:
-        return [_Chunk(self.first + i, [job], self.runs) for i, job in enumerate(self.jobs)]
 
 
 class RayExchange:
@@ -51,108 +33,141 @@ class RayExchange:
 
     Parameters
     ----------
-    crew : Actors
+    crew : Crew
         Where chunks run.
-    jobs : iterable of Job
+    jobs : iterator of Job
         Taken lazily.
+    fold : Fold, optional
+        Sums replies in the workers.
+    stop_at : float
+        ``time.monotonic()`` after which nothing more is taken.
+    patience : float
+        Seconds of wall-clock time after which a client counts as hung.
     """
 
-    def __init__(self, crew: Actors, jobs: Iterable[Job]) -> None:
+    def __init__(
+        self,
+        crew: Crew,
+        jobs: Iterator[Job],
+        *,
+        fold: Fold[Message] | None = None,
+        stop_at: float = math.inf,
+        patience: float = math.inf,
+    ) -> None:
         self._crew = crew
-        self._jobs = iter(jobs)
+        self._fold = None if fold is None else ray.put(fold)
+        self._stop_at = stop_at
+        self._cutter = Cutter(jobs, crew.pace, aligned=fold is not None)
         self._store = RecordStore(ray.put)
-        self._taken = 0
-        self._waiting: deque[Job] = deque()
-        self._again: deque[_Chunk] = deque()
-        self._in_flight: dict[Any, tuple[_Chunk, Any]] = {}
-        self._done: dict[int, Outcome] = {}
+        self._flights = Flights(crew.pace, patience)
+        self._blocks: dict[int, Block] = {}
+        self._ready: deque[Outcome] = deque()
+        self._position = 0
+        self._sum = PairwiseSum()
 
-    def outcomes(self) -> Generator[Outcome, None, None]:
-        """Yield the outcome of each job, in the order of the jobs."""
-        position = 0
+    def take(self) -> Outcome | None:
+        """See :meth:`simulations.engine.executor.Exchange.take`."""
         while True:
-            self._send(position)
-            if position in self._done:
-                yield self._done.pop(position)
-                position += 1
-            elif self._in_flight:
-                self._collect()
-            else:
-                return
+            self.send()
+            if self._ready:
+                self._position += 1
+                return self._ready.popleft()
+            if self._position in self._blocks:
+                block = self._blocks.pop(self._position)
+                self._ready.extend(block.outcomes)
+                self._sum.add(block.partial, (len(block.outcomes) - 1).bit_length())
+            elif not self._flights or not self._collect():
+                return None
 
-    def _send(self, position: int) -> None:
-        """Give chunks to the actors until all have enough, or the look-ahead is used up."""
-        actors = self._crew.members
+    def total(self) -> Partial | None:
+        """See :meth:`simulations.engine.executor.Exchange.total`."""
+        return self._sum.total()
+
+    def close(self) -> None:
+        """See :meth:`simulations.engine.executor.Exchange.close`."""
+        self._flights.forget()
+
+    def send(self) -> None:
+        """Give chunks to the workers until all have enough, or the look-ahead is used up."""
         while True:
-            load = Counter(actor for _, actor in self._in_flight.values())
-            actor = min(actors, key=lambda member: load[member])
-            if load[actor] >= self._chunks_per_actor():
+            idlest = min(self._crew.members, key=lambda member: len(self._flights.of(member)))
+            if not self._flights.takes_more(idlest):
                 return
-            if self._again:
-                chunk = self._again.popleft()
-            elif self._taken - position < LOOK_AHEAD * len(actors) and self._fill():
-                chunk = self._next_chunk()
-            else:
+            chunk = self._cutter.next(self._room(), len(self._crew.members))
+            if chunk is None:
+                return
+            alone = chunk.runs == 0 or not self._flights.of(idlest)
+            if not alone or not self._flights.fits(chunk, idlest):
+                self._cutter.put_back(chunk)
                 return
             parcels, references = pack_jobs(chunk.jobs, self._store)
-            self._in_flight[actor.run.remote(parcels, *references)] = (chunk, actor)
+            lane = idlest.free_lanes[0]
+            sent = idlest.actor.run.remote(parcels, self._fold, lane, *references)
+            self._flights.add(sent, Flight(chunk, idlest, lane))
 
-    def _chunks_per_actor(self) -> int:
-        """One runs and one waits; but whoever may have taken a process down runs alone there."""
-        in_flight = (chunk for chunk, _ in self._in_flight.values())
-        return 1 if any(chunk.runs for chunk in [*self._again, *in_flight]) else CHUNKS_PER_ACTOR
+    def _room(self) -> int:
+        """Return how many more jobs may be taken."""
+        ahead = LOOK_AHEAD * len(self._crew.members)
+        if self._fold is None and self._cutter.reply_bytes:
+            ahead = min(ahead, max(1, LOOK_AHEAD_BYTES // self._cutter.reply_bytes))
+        return ahead - (self._cutter.taken - self._position)
 
-    def _fill(self) -> bool:
-        """Look as far ahead as chunk sizes need; return whether any job waits."""
-        wanted = CHUNKS_PER_ACTOR * len(self._crew.members) * CHUNK_SIZE
-        self._waiting.extend(islice(self._jobs, wanted - len(self._waiting)))
-        return bool(self._waiting)
-
-    def _next_chunk(self) -> _Chunk:
-        """Cut a chunk: smaller ones towards the end, so that all actors end at about one time.
-
-        But clients that take next to no time are not worth a journey each.
-        """
-        fair = -(-len(self._waiting) // (CHUNKS_PER_ACTOR * len(self._crew.members)))
-        worthwhile = math.ceil(WORTHWHILE_SECONDS / self._crew.client_seconds)
-        size = min(CHUNK_SIZE, len(self._waiting), max(fair, worthwhile))
-        chunk = _Chunk(self._taken, [self._waiting.popleft() for _ in range(size)])
-        self._taken += size
-        return chunk
-
-    def _collect(self) -> None:
-        """Wait for a chunk and keep its outcomes."""
-        (ready,), _ = ray.wait(list(self._in_flight), num_returns=1)
-        chunk, actor = self._in_flight[ready]
+    def _collect(self) -> bool:
+        """Wait for a chunk and keep its block; False if the exchange's time is over."""
+        until = min(self._stop_at, self._flights.next_due())
+        seconds = None if until == math.inf else max(0.0, until - time.monotonic())
+        ready, _ = ray.wait(self._flights.references(), num_returns=1, timeout=seconds)
+        if not ready:
+            for member in self._flights.hung():
+                self._recover(member, "gave no reply in time")
+            if time.monotonic() < self._stop_at:
+                return True
+            self._stop()
+            return False
+        flight = self._flights.get(ready[0])
         try:
-            seconds, returns = ray.get(ready)
+            freight = ray.get(ready[0])
         except RayTaskError as error:
             raise error.cause from error
         except (RayActorError, ObjectLostError):
-            self._recover(actor)
-            return
-        del self._in_flight[ready]
-        self._crew.client_seconds = seconds / len(returns)
-        self._done.update(enumerate(map(unpack_outcome, returns), chunk.first))
+            self._recover(flight.member, "died")
+            return True
+        _, seconds = self._flights.land(ready[0])
+        chunk = flight.chunk
+        block = unpack_block(freight, chunk.jobs, flight.member.lane(flight.lane))
+        self._blocks[chunk.first] = block
+        self._crew.pace[chunk.jobs[0].message.metadata.message_type] = seconds / chunk.cost
+        self._cutter.reply_bytes = freight.size // len(chunk.jobs)
+        return True
 
-    def _recover(self, dead: Any) -> None:
-        """Replace a dead actor; run what it had again.
+    def _stop(self) -> None:
+        """Replace workers that are busy with what nobody waits for any more: they may hang."""
+        for member in self._flights.members():
+            self._flights.lose(member)
+            self._crew.replace(member)
+
+    def _recover(self, member: Member, what: str) -> None:
+        """Replace a worker; run what it had again.
 
         The chunk it worked on is cut into single clients, so that whoever takes the process down
-        does not take the others along.
+        does not take the others along. Nothing of the chunk has counted yet.
         """
-        self._crew.replace(dead)
-        lost = [ref for ref, (_, actor) in self._in_flight.items() if actor is dead]
-        running, *queued = [self._in_flight.pop(ref)[0] for ref in lost]
+        running, *queued = self._flights.lose(member)
+        log.warning("a worker %s with %d clients; they run again", what, len(running.jobs))
+        self._crew.replace(member)
         running.runs += 1
-        if running.runs == MAX_RUNS:
-            self._give_up(running)
-            self._again.extend(queued)
+        hung_alone = what != "died" and len(running.jobs) == 1
+        if running.runs == MAX_RUNS or hung_alone:
+            times = f" {running.runs} times" if what == "died" else ""
+            self._give_up(running, f"the worker process {what}{times} while this client ran")
         else:
-            self._again.extend([*running.singles(), *queued])
+            queued += running.singles()
+        for chunk in queued:
+            self._cutter.put_back(chunk)
 
-    def _give_up(self, chunk: _Chunk) -> None:
-        reason = f"the worker process died {MAX_RUNS} times while this client ran"
-        for position, job in enumerate(chunk.jobs, chunk.first):
-            reply = error_reply(job.message, WORKER_DIED, reason)
-            self._done[position] = Outcome(reply, job.context.state)
+    def _give_up(self, chunk: Chunk, reason: str) -> None:
+        outcomes = [
+            settle(job, error_reply(job.message, WORKER_DIED, reason), job.context.state)
+            for job in chunk.jobs
+        ]
+        self._blocks[chunk.first] = Block(outcomes)

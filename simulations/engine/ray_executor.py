@@ -3,111 +3,20 @@
 import math
 import os
 import socket
-import sys
-import threading
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Iterator
 from typing import Any
 
 import ray
+from flwr.app import Message
 from flwr.clientapp import ClientApp
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from mest_fed.errors import InputError, not_allowed
+from mest_fed.folding import Fold
 from mest_fed.kernels.choice import Choices
-from simulations.engine.parcel import PackedArrays, Parcel, Return, pack_outcome, unpack_jobs
+from simulations.engine.crew import Crew, Furnishing
 from simulations.engine.ray_exchange import RayExchange
-from simulations.engine.worker import Job, Outcome, load_client_app, run_job
-
-#: How long workers may take to start, which waits for free cores.
-START_SECONDS = 120
-
-
-class FleetWorker:
-    """The actor: one process that runs chunks of clients.
-
-    Parameters
-    ----------
-    search_path : list of str
-        Where the server process finds modules; a client's may be there.
-    """
-
-    def __init__(self, search_path: list[str]) -> None:
-        sys.path.extend(path for path in search_path if path not in sys.path)
-
-    def load(self, client_app: ClientApp | str, choices: Choices | None) -> None:
-        """Take the ClientApp that later calls run, and the kernels that it computes with."""
-        self._client_app = load_client_app(client_app)
-        self._choices = choices
-
-    def run(self, parcels: list[Parcel], *shared: PackedArrays) -> tuple[float, list[Return]]:
-        """Run a chunk of clients, in order; return the seconds it took and what came of it."""
-        start = time.perf_counter()
-        jobs = unpack_jobs(parcels, shared)
-        returns = [pack_outcome(run_job(self._client_app, job, self._choices)) for job in jobs]
-        return time.perf_counter() - start, returns
-
-
-class Crew:
-    """The actors of an executor; a dead one is replaced."""
-
-    def __init__(self, client_app: ClientApp | str, size: int, choices: Choices | None) -> None:
-        try:
-            self._client_app = ray.put(client_app)
-        except TypeError as error:
-            hint = 'give it as "module:attribute"'
-            raise InputError(f"the ClientApp cannot be sent to worker processes; {hint}") from error
-        self._choices = choices
-        self._lock = threading.Lock()
-        #: What the last client took; until one is known, clients count as slow.
-        self.client_seconds = math.inf
-        self.members = [self._hire() for _ in range(size)]
-        self._loading = [self._load(member) for member in self.members]
-
-    def _hire(self) -> Any:
-        return ray.remote(num_cpus=1)(FleetWorker).remote(sys.path)
-
-    def _load(self, member: Any) -> Any:
-        return member.load.remote(self._client_app, self._choices)
-
-    def ensure_loaded(self) -> None:
-        """Wait until all have the ClientApp.
-
-        Raises
-        ------
-        InputError
-            If it cannot be loaded there, or the cluster has no cores to spare.
-        """
-        try:
-            ray.get(self._loading, timeout=START_SECONDS)
-        except GetTimeoutError as error:
-            free = int(ray.available_resources().get("CPU", 0))
-            raise InputError(
-                f"{len(self.members)} workers did not start within {START_SECONDS} s: "
-                f"the Ray cluster has {free} free cores"
-            ) from error
-        except (RayTaskError, RayActorError) as error:
-            cause = getattr(error, "cause", None)
-            if isinstance(cause, InputError):
-                raise cause from None
-            last_line = str(error).strip().splitlines()[-1]
-            raise InputError(f"cannot load the ClientApp in a worker: {last_line}") from error
-        self._loading.clear()
-
-    def replace(self, dead: Any) -> None:
-        """Put a new actor in the place of a dead one, once."""
-        with self._lock:
-            if dead in self.members:
-                ray.kill(dead)
-                hired = self._hire()
-                self._load(hired)
-                self.members[self.members.index(dead)] = hired
-
-    def dismiss(self) -> None:
-        """End all actors, whatever they do."""
-        for member in self.members:
-            ray.kill(member)
-        self.members = []
+from simulations.engine.worker import Job
 
 
 class RayExecutor:
@@ -124,6 +33,11 @@ class RayExecutor:
         one on this machine, without dashboard, that :meth:`close` ends.
     choices : Choices, optional
         The run's kernels; by default workers choose by the rule.
+    furnishing : Furnishing, optional
+        What each worker gets before its first client.
+    patience : float
+        Seconds of wall-clock time after which a client counts as hung: its process is ended, and
+        it gives an error reply.
 
     Raises
     ------
@@ -136,8 +50,12 @@ class RayExecutor:
         client_app: ClientApp | str,
         workers: int,
         address: str | None = None,
+        *,
         choices: Choices | None = None,
+        furnishing: Furnishing | None = None,
+        patience: float = math.inf,
     ) -> None:
+        self._patience = patience
         self._owns_session = not ray.is_initialized()
         if self._owns_session:
             _start_session(workers, address)
@@ -145,19 +63,26 @@ class RayExecutor:
             cores = int(ray.cluster_resources().get("CPU", 0))
             if not 1 <= workers <= cores:
                 raise not_allowed("workers", workers, f"1 to {cores}, the cores of the Ray cluster")
-            self._crew = Crew(client_app, workers, choices)
+            self._crew = Crew(client_app, workers, choices, furnishing)
         except BaseException:
             self._end_session()
             raise
 
-    def run(self, jobs: Iterable[Job]) -> Generator[Outcome, None, None]:
-        """See :meth:`simulations.engine.executor.Executor.run`.
+    def open(
+        self,
+        jobs: Iterator[Job],
+        *,
+        fold: Fold[Message] | None = None,
+        timeout: float | None = None,
+    ) -> RayExchange:
+        """See :meth:`simulations.engine.executor.Executor.open`.
 
         A client whose worker process dies runs again on a new one, at most 3 times in all; then
         it gives an error reply.
         """
         self._crew.ensure_loaded()
-        return RayExchange(self._crew, jobs).outcomes()
+        stop_at = math.inf if timeout is None else time.monotonic() + timeout
+        return RayExchange(self._crew, jobs, fold=fold, stop_at=stop_at, patience=self._patience)
 
     def close(self) -> None:
         """End the actors, and the Ray session if this executor started it."""

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mest_fed.devices import assign_devices
 from mest_fed.errors import InputError
+from mest_fed.rng import numpy_generator
 
 
 def test_largest_remainder_by_hand():
@@ -22,9 +23,9 @@ def test_ties_go_to_the_first_name():
 
 def test_order_is_shuffled_by_the_seed_alone():
     mix = {"a": 1.0, "b": 1.0}
-    first = assign_devices(mix, 40, 1)
-    assert first == assign_devices(dict(reversed(mix.items())), 40, 1)
-    assert first != assign_devices(mix, 40, 2)
+    first = list(assign_devices(mix, 40, 1))
+    assert first == list(assign_devices(dict(reversed(mix.items())), 40, 1))
+    assert first != list(assign_devices(mix, 40, 2))
     assert first != sorted(first)
 
 
@@ -37,9 +38,28 @@ def test_counts_are_within_one_of_the_quota(mix, num_devices, seed):
     assigned = assign_devices(mix, num_devices, seed)
     assert len(assigned) == num_devices
     counts, total = Counter(assigned), sum(mix.values())
+    assert assigned.counts == counts
+    assert list(assigned.counts) == sorted(counts)
     assert set(counts) <= set(mix)
     for name, weight in mix.items():
         assert abs(counts[name] - weight / total * num_devices) < 1 + 1e-9
+
+
+def test_a_shuffled_list_of_names_by_hand():
+    assigned = assign_devices({"b": 2, "a": 1, "c": 1}, 8, 5)
+    names = ["a", "a", "b", "b", "b", "b", "c", "c"]
+    order = numpy_generator(5, "devices").permutation(8)
+    assert list(assigned) == [names[index] for index in order]
+    assert assigned[2:5] == list(assigned)[2:5]
+    assert assigned[-1] == list(assigned)[-1]
+    with pytest.raises(IndexError):
+        assigned[8]
+
+
+def test_a_client_takes_a_byte():
+    assert assign_devices({"a": 1, "b": 3}, 1000, 0).codes.nbytes == 1000
+    many = {f"{number:03}": 1.0 for number in range(257)}
+    assert sorted(assign_devices(many, 257, 0)) == sorted(many)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from mest_fed.task import Task
 from mest_fed.wire import decode, encode, mask_hash
 from mest_fed.wire.records import from_record, to_record
 from server.global_model import GlobalModel
-from server.strategy import MestStrategy
+from server.modes import build_strategy
 
 #: Node ids of partitions 0..3; partition p has 10 (p + 1) examples.
 NODES = (31, 7, 99, 12)
@@ -170,7 +170,7 @@ def small_config(**sections):
 def strategy_of(**sections):
     """Return a strategy whose model is fresh."""
     task = Task(small_config(**sections))
-    return MestStrategy(task, GlobalModel.from_state(task.spec, read_state(task.build_model())))
+    return build_strategy(task, GlobalModel.from_state(task.spec, read_state(task.build_model())))
 
 
 def train_messages(strategy, grid, number=1):

@@ -145,4 +145,124 @@ def test_it_waits_for_the_first_node(monkeypatch):
     )
     roster = Roster(DENSITIES)
     roster.refresh(grid, 1)
-    assert list(roster.by_partition()) == [0]
+    assert [node.partition for node in roster.nodes.values()] == [0]
+
+
+class NumberedGrid(StubGrid):
+    """A fleet of so many nodes whose ids follow the partitions; most of them never come to be."""
+
+    def __init__(self, total, refuse=()):
+        super().__init__({})
+        self.ids, self.refuse = range(1000, 1000 + total), set(refuse)
+
+    def get_node_ids(self):
+        return self.ids
+
+    def send_and_receive(self, messages, *, timeout=None):
+        for message in messages:
+            node_id = message.metadata.dst_node_id
+            answer = "no data" if node_id in self.refuse else capability(node_id - 1000)
+            self.capabilities[node_id] = answer
+            yield from super().send_and_receive([message])
+
+
+def numbered(total, **options):
+    roster, grid = Roster(DENSITIES), NumberedGrid(total, **options)
+    roster.refresh(grid, 1)
+    return roster, grid
+
+
+def drawn(roster, count, *path, **options):
+    return [node.partition for node in roster.sample(count, *path, **options)]
+
+
+def test_of_a_numbered_fleet_only_drawn_nodes_are_asked():
+    roster, grid = numbered(1_000_000)
+    first = drawn(roster, 100, 1, 1, "cohort")
+    assert len(set(first)) == 100
+    assert sorted(grid.asked) == [1000 + partition for partition in first]
+    assert drawn(roster, 100, 1, 1, "cohort") == first
+    assert len(grid.asked) == 100  # they are known now
+    second = drawn(roster, 100, 1, 2, "cohort")
+    assert len(set(first) & set(second)) < 50
+    assert len(grid.asked) == 200
+
+
+def test_a_numbered_fleet_gives_the_same_draws_as_any_other():
+    roster, _ = numbered(20)
+    other = roster_of(honest({(7 * p) % 20: p for p in range(20)}))
+    for number in range(5):
+        assert drawn(roster, 6, 3, number, "c") == drawn(other, 6, 3, number, "c")
+
+
+def test_others_are_drawn_for_those_that_refuse():
+    everybody, _ = numbered(50)
+    wanted = drawn(everybody, 8, 1, 1, "cohort")
+    roster, grid = numbered(50, refuse={1000 + wanted[0], 1000 + wanted[5]})
+    chosen = drawn(roster, 8, 1, 1, "cohort")
+    assert len(set(chosen)) == 8
+    assert set(wanted) - set(chosen) == {wanted[0], wanted[5]}
+    again, _ = numbered(50, refuse=grid.refuse)
+    assert drawn(again, 8, 1, 1, "cohort") == chosen
+    asked = len(grid.asked)
+    assert drawn(roster, 8, 1, 1, "cohort") == chosen
+    assert len(grid.asked) == asked
+
+
+def test_a_small_numbered_fleet_gives_what_it_has():
+    roster, _ = numbered(5, refuse={1001, 1004})
+    assert drawn(roster, 4, 1, 1, "cohort") == [0, 2, 3]
+
+
+def test_not_everybody_of_a_numbered_fleet_is_asked_when_all_refuse():
+    roster, grid = numbered(100_000, refuse=range(1000, 101_000))
+    with pytest.raises(MestFedError, match="all 44 nodes that were drawn refused"):
+        roster.sample(4, 1, 1, "cohort")
+    assert len(grid.asked) == 44
+
+
+@pytest.mark.parametrize("ids", ["numbered", "any"])
+def test_busy_nodes_are_passed_over(ids):
+    roster = (
+        numbered(20)[0]
+        if ids == "numbered"
+        else roster_of(honest({p + 1000: p for p in range(20)}))
+    )
+    everybody = drawn(roster, 20, 1, 1, "cohort")
+    assert everybody == list(range(20))
+    busy = {1003, 1007}
+    assert drawn(roster, 20, 1, 1, "cohort", without=busy) == [
+        p for p in everybody if p not in (3, 7)
+    ]
+    assert drawn(roster, 3, 1, 1, "cohort", without=range(1000, 1020)) == []
+
+
+def test_the_others_may_be_busy_when_all_refuse_that_are_drawn():
+    roster, _ = numbered(4, refuse={1001, 1002})
+    assert drawn(roster, 2, 1, 1, "cohort", without={1000, 1003}) == []
+
+
+def test_a_numbered_fleet_is_remembered_in_part(monkeypatch):
+    monkeypatch.setattr(server.roster, "REMEMBERED", 30)
+    roster, grid = numbered(1000, refuse=range(1000, 1500))
+    roster.known_mask = dict.fromkeys(range(1500, 1600), b"mask")
+    before = [drawn(roster, 20, 1, number, "cohort") for number in range(8)]
+    assert len(roster.nodes) == 30
+    assert list(roster.known_mask) == list(range(1570, 1600))
+    assert set(before[-1]) <= {node.partition for node in roster.nodes.values()}
+    asked = len(grid.asked)
+    assert [drawn(roster, 20, 1, number, "cohort") for number in range(8)] == before
+    assert len(grid.asked) > asked  # who was forgotten is asked again
+
+
+def test_a_cohort_may_be_larger_than_what_is_remembered(monkeypatch):
+    monkeypatch.setattr(server.roster, "REMEMBERED", 3)
+    roster, _ = numbered(100)
+    assert len(drawn(roster, 40, 1, 1, "cohort")) == 40
+
+
+def test_it_waits_for_enough_numbered_nodes(monkeypatch):
+    roster, grid = Roster(DENSITIES), NumberedGrid(2)
+    monkeypatch.setattr(server.roster, "sleep", lambda _: setattr(grid, "ids", range(1000, 1004)))
+    roster.refresh(grid, 4)
+    assert drawn(roster, 9, 1, 1, "cohort") == [0, 1, 2, 3]

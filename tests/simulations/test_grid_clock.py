@@ -1,6 +1,7 @@
 """Virtual time by hand-worked numbers, and the bytes it rests on."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from simulations.engine.executor import SerialExecutor
 from simulations.engine.flower_internals import claim_identity
 from simulations.engine.grid import FleetGrid
 from simulations.engine.nodes import make_nodes
-from simulations.life.clock import ClientTiming, VirtualClock
+from simulations.life.clock import VirtualClock
+from simulations.life.timing import ClientTiming
 
 BOARD = DeviceProfile(
     name="board",
@@ -117,14 +119,14 @@ def test_an_exchange_ends_where_its_reader_stops() -> None:
     )
     next(replies)
     replies.close()
-    assert (virtual.now, virtual.exchanges) == (pytest.approx(6.75), 1)
+    assert (virtual.now, virtual.instructions) == (pytest.approx(6.75), 1)
 
 
 def test_a_resumed_clock_goes_on_from_where_it_was() -> None:
     virtual = clock()
-    virtual.now, virtual.exchanges = 100.0, 3
+    virtual.now, virtual.instructions = 100.0, 6
     send(fleet(virtual))
-    assert (virtual.now, virtual.exchanges) == (pytest.approx(135.75), 4)
+    assert (virtual.now, virtual.instructions) == (pytest.approx(135.75), 8)
 
 
 def test_queries_cost_nothing() -> None:
@@ -181,9 +183,13 @@ def test_availability_is_the_share_of_exchanges_that_a_device_is_there() -> None
     messages = [Message(INSTRUCTION, node_id, "train") for node_id in range(1000, 1100)]
     draws = []
     for _ in range(20):
-        draws.append([virtual.admits(message) for message in messages])
-        assert draws[-1] == [virtual.admits(message) for message in messages]
-        virtual.end_of_exchange()
+        met = [virtual.meet(message, start=0.0, within=math.inf) for message in messages]
+        draws.append([conditions.refusal for conditions in met])
+        again = [
+            virtual.meet(message, start=0.0, within=math.inf, number=conditions.number)
+            for message, conditions in zip(messages, met, strict=True)
+        ]
+        assert again == met
     away = np.array([[reason is not None for reason in row] for row in draws])
     # Binomial of 2000 draws: 4 standard deviations around one half.
     assert abs(away.mean() - 0.5) < 4 * 0.5 / np.sqrt(2000)

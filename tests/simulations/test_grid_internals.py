@@ -15,7 +15,7 @@ from flwr.app import (
 )
 
 from mest_fed.errors import InputError
-from simulations import flower_internals as internals
+from simulations.engine import flower_internals as internals
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from grid_apps import app, model, to_all
 from mest_fed.errors import InputError
 from simulations.engine.executor import SerialExecutor, make_executor
 from simulations.engine.grid import FleetGrid
-from simulations.engine.nodes import make_nodes, node_id_of
+from simulations.engine.nodes import FleetNode, NodeKind, make_nodes, node_id_of
 from simulations.engine.run_app import run_server_app
 
 logging.getLogger("flwr").setLevel(logging.ERROR)
@@ -32,13 +32,17 @@ def grid() -> FleetGrid:
 
 
 def test_nodes_have_the_same_ids_in_every_run() -> None:
-    nodes = make_nodes(2, [{"device": "a"}, {"device": "b"}])
-    assert [node.node_id for node in nodes] == [node_id_of(0), node_id_of(1)] == [1000, 1001]
-    assert nodes[1].node_config == {"device": "b", "partition-id": 1, "num-partitions": 2}
+    nodes = make_nodes(2, lambda partition: NodeKind({"device": "ab"[partition]}, 2.0, 500))
+    assert list(nodes.node_ids) == [node_id_of(0), node_id_of(1)] == [1000, 1001]
+    place = {"partition-id": 1, "num-partitions": 2}
+    assert nodes[1001] == FleetNode(1001, {"device": "b", **place}, cost=2.0, memory=500)
+    assert 1001 in nodes
+    for stranger in (999, 1002):
+        assert stranger not in nodes
+        with pytest.raises(KeyError):
+            nodes[stranger]
     with pytest.raises(InputError, match="num_partitions = 0"):
         make_nodes(0)
-    with pytest.raises(InputError, match="1 node configurations for 2 nodes"):
-        make_nodes(2, [{}])
 
 
 def test_replies_come_in_message_order(grid: FleetGrid) -> None:
@@ -145,7 +149,7 @@ def test_pushed_messages_run_at_the_next_pull(grid: FleetGrid) -> None:
 
 def test_grid_says_who_and_what_it_is(grid: FleetGrid) -> None:
     assert grid.run.run_id == 1
-    assert [info.node_id for info in grid.get_nodes()] == grid.get_node_ids()
+    assert [info.node_id for info in grid.get_nodes()] == list(grid.get_node_ids())
     message = grid.create_message(model(), "train", 1002, "3", ttl=60.0)
     metadata = message.metadata
     assert (metadata.dst_node_id, metadata.group_id, metadata.ttl) == (1002, "3", 60.0)

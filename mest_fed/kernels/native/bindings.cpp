@@ -1,14 +1,18 @@
 // The Python face: addresses and sizes, checked by the callers (native_*.py).
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <array>
 #include <limits>
 #include <stdexcept>
+#include <vector>
 
 #include "compact.h"
 #include "convolve.h"
 #include "norm.h"
+#include "sums.h"
 #include "threads.h"
 #include "variant.h"
 
@@ -142,6 +146,15 @@ void expand(const ImageSizes& n, const std::array<int64_t, 4>& from,
                  images[0], images[1], out(x), threads);
 }
 
+// arrays and weights: one of each
+void weighted_sum(const std::vector<int64_t>& arrays, const std::vector<double>& weights,
+                  int64_t size, int64_t sum) {
+    std::vector<const float*> given(arrays.size());
+    std::transform(arrays.begin(), arrays.end(), given.begin(), in);
+    mest::weighted_sum(given.data(), weights.data(), static_cast<int64_t>(given.size()), size,
+                       reinterpret_cast<double*>(sum));
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -161,4 +174,5 @@ NB_MODULE(_native, m) {
     m.def("squeeze_bits", &squeeze_bits, unlocked);
     m.def("squeeze_values", &squeeze_values, unlocked);
     m.def("expand", &expand, unlocked);
+    m.def("weighted_sum", &weighted_sum, unlocked);
 }

@@ -6,6 +6,7 @@
 #include "pack.h"
 #include "quantise_walk.h"
 #include "squeeze_walk.h"
+#include "sums_walk.h"
 #include "unpack.h"
 #include "walk.h"
 
@@ -152,6 +153,6 @@ void backward_values(const Plan& plan, const float* x, const float* dy, float* g
 extern const Variant table;
 const Variant table{MEST_TEXT(MEST_VARIANT), V, most_vectors(1), 32, forward, backward_input,
                     backward_values, norm_forward, norm_backward, quantise, dequantise,
-                    squeeze_bits, squeeze_values, expand, count_bits};
+                    squeeze_bits, squeeze_values, expand, count_bits, weigh, add};
 
 }  // namespace mest::MEST_VARIANT

@@ -43,6 +43,10 @@ struct Variant {
     void (*expand)(const uint8_t* bits, int64_t elements, const float* values, const float* end,
                    float* x);
     int64_t (*count_bits)(const uint8_t* bits, int64_t bytes);
+
+    // to = weight * x, and to += x; see sums.h.
+    void (*weigh)(const float* x, double weight, int64_t size, double* to);
+    void (*add)(const double* x, int64_t size, double* to);
 };
 
 constexpr int guard = 64;

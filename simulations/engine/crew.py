@@ -1,0 +1,244 @@
+"""The worker processes of an executor: Ray actors that stay, and are replaced when they die."""
+
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from logging import getLogger
+from typing import Any, Protocol
+
+import psutil
+import ray
+from flwr.app import Message
+from flwr.clientapp import ClientApp
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from mest_fed.errors import InputError
+from mest_fed.folding import Fold
+from mest_fed.kernels.choice import Choices
+from simulations.engine.lane import Address, Lane
+from simulations.engine.parcel import Freight, PackedArrays, Parcel, pack_block, unpack_jobs
+from simulations.engine.worker import Workplace, load_client_app
+
+log = getLogger("flwr.mest_fed")
+
+#: How long workers may take to start, which waits for free cores.
+START_SECONDS = 120
+#: Chunks that a worker has at a time: one runs and one waits. Each has a lane of its own, so that
+#: the next one can be written while the driver reads.
+CHUNKS_PER_WORKER = 2
+
+
+class Furnishing(Protocol):
+    """What every worker gets before its first client, such as data; Ray brings it there."""
+
+    def install(self) -> None:
+        """Put it to use in this process."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Where a worker found itself.
+
+    Parameters
+    ----------
+    node : str
+        Ray's id of the machine.
+    free_bytes : int
+        Memory of the machine that was free when the worker had started.
+    lanes : bool
+        Whether it shares memory with the driver.
+    """
+
+    node: str
+    free_bytes: int
+    lanes: bool
+
+
+class FleetWorker:
+    """The actor: one process that runs chunks of clients.
+
+    Parameters
+    ----------
+    search_path : list of str
+        Where the server process finds modules; a client's may be there.
+    """
+
+    def __init__(self, search_path: list[str]) -> None:
+        sys.path.extend(path for path in search_path if path not in sys.path)
+
+    def load(
+        self,
+        client_app: ClientApp | str,
+        choices: Choices | None,
+        furnishing: Furnishing | None,
+        addresses: Sequence[Address],
+    ) -> Surroundings:
+        """Take what later calls work with, and tell where this is."""
+        if furnishing is not None:
+            furnishing.install()
+        self._workplace = Workplace(load_client_app(client_app), choices)
+        found = [Lane.find(address) for address in addresses]
+        self._lanes = [lane for lane in found if lane is not None]
+        if len(self._lanes) < len(addresses):
+            self._lanes = []
+        node = ray.get_runtime_context().get_node_id()
+        return Surroundings(node, psutil.virtual_memory().available, bool(self._lanes))
+
+    def run(
+        self, parcels: list[Parcel], fold: Fold[Message] | None, lane: int, *shared: PackedArrays
+    ) -> Freight:
+        """Run a chunk of clients, in order; return what came of it."""
+        jobs = unpack_jobs(parcels, shared)
+        block = self._workplace.run(jobs, fold)
+        return pack_block(jobs, block, self._lanes[lane] if self._lanes else None)
+
+
+@dataclass(eq=False)
+class Member:
+    """A worker as the driver sees it.
+
+    Parameters
+    ----------
+    actor : ActorHandle
+        The process.
+    lanes : list of Lane
+        This end of its lanes; empty if there are none.
+    loading : ObjectRef
+        Gives its :class:`Surroundings`.
+    """
+
+    actor: Any
+    lanes: list[Lane]
+    loading: Any
+    surroundings: Surroundings | None = None
+    #: Numbers of the lanes that no chunk uses; as many chunks the worker takes.
+    free_lanes: list[int] = field(default_factory=lambda: list(range(CHUNKS_PER_WORKER)))
+
+    def lane(self, number: int) -> Lane | None:
+        """Return a lane if the worker has it, too."""
+        shared = self.surroundings is not None and self.surroundings.lanes
+        return self.lanes[number] if shared else None
+
+    def dismiss(self) -> None:
+        """End the process, whatever it does."""
+        ray.kill(self.actor)
+        for lane in self.lanes:
+            lane.close()
+        self.lanes = []
+
+
+class Crew:
+    """The workers of an executor; a dead one is replaced.
+
+    Parameters
+    ----------
+    client_app : ClientApp or str
+        What they run.
+    size : int
+        How many there are.
+    choices : Choices, optional
+        The run's kernels.
+    furnishing : Furnishing, optional
+        What each gets before its first client.
+
+    Raises
+    ------
+    InputError
+        If the ClientApp cannot be sent to other processes.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp | str,
+        size: int,
+        choices: Choices | None,
+        furnishing: Furnishing | None = None,
+    ) -> None:
+        try:
+            self._client_app = ray.put(client_app)
+        except TypeError as error:
+            hint = 'give it as "module:attribute"'
+            raise InputError(f"the ClientApp cannot be sent to worker processes; {hint}") from error
+        self._choices = choices
+        self._furnishing = ray.put(furnishing)
+        self._lock = threading.Lock()
+        #: Seconds that a job of cost 1 took lately, by type of message.
+        self.pace: dict[str, float] = {}
+        self.members = [self._hire() for _ in range(size)]
+
+    def _hire(self) -> Member:
+        made = [Lane.create() for _ in range(CHUNKS_PER_WORKER)]
+        lanes = [lane for lane, _ in filter(None, made)]
+        addresses = [address for _, address in filter(None, made)]
+        # A worker that dies on a lost machine must not come back by itself: we replace it.
+        actor = ray.remote(num_cpus=1, max_restarts=0)(FleetWorker).remote(sys.path)
+        loading = actor.load.remote(self._client_app, self._choices, self._furnishing, addresses)
+        return Member(actor, lanes, loading)
+
+    def ensure_loaded(self) -> None:
+        """Wait until all have what they work with.
+
+        Raises
+        ------
+        InputError
+            If the ClientApp cannot be loaded there, or the cluster has no cores to spare.
+        """
+        new = [member for member in self.members if member.surroundings is None]
+        try:
+            found = ray.get([member.loading for member in new], timeout=START_SECONDS)
+        except GetTimeoutError as error:
+            free = int(ray.available_resources().get("CPU", 0))
+            raise InputError(
+                f"{len(self.members)} workers did not start within {START_SECONDS} s: "
+                f"the Ray cluster has {free} free cores"
+            ) from error
+        except (RayTaskError, RayActorError) as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, InputError):
+                raise cause from None
+            last_line = str(error).strip().splitlines()[-1]
+            raise InputError(f"cannot load the ClientApp in a worker: {last_line}") from error
+        for member, surroundings in zip(new, found, strict=True):
+            member.surroundings = surroundings
+
+    def replace(self, dead: Member) -> None:
+        """Put a new worker in the place of a dead one, once; nobody if no core is left.
+
+        Raises
+        ------
+        InputError
+            If no worker is left.
+        """
+        with self._lock:
+            if dead not in self.members:
+                return
+            place = self.members.index(dead)
+            dead.dismiss()
+            others = self.members[:place] + self.members[place + 1 :]
+            hired = self._hire()
+            if self._arrives(hired, len(others)):
+                self.members[place] = hired
+            else:
+                log.warning("no core is left for a new worker; %d go on", len(others))
+                hired.dismiss()
+                self.members = others
+
+    def _arrives(self, hired: Member, others: int) -> bool:
+        """Wait for a new worker; say whether it starts. A lost machine leaves no core for it."""
+        for _ in range(START_SECONDS):
+            ready, _ = ray.wait([hired.loading], timeout=1.0)
+            if ready:
+                hired.surroundings = ray.get(hired.loading)
+                return True
+            if others and int(ray.cluster_resources().get("CPU", 0)) <= others:
+                return False
+        if others:
+            return False
+        raise InputError(f"no worker started within {START_SECONDS} s after the last one died")
+
+    def dismiss(self) -> None:
+        """End all workers, whatever they do."""
+        for member in self.members:
+            member.dismiss()
+        self.members = []

@@ -1,0 +1,140 @@
+"""Instructions on their way in virtual time: pushed, running on their devices, arrived.
+
+Events come in the order of virtual time whatever runs where: an arrival is certain once no client
+that is still computed could arrive before it. How soon one could at the earliest is known before
+it is computed (its download takes a while), so that clients run in parallel meanwhile.
+"""
+
+import math
+from collections import deque
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from flwr.app import Message
+
+from simulations.engine.executor import Exchange, Executor
+from simulations.engine.worker import Job, Outcome
+
+
+@dataclass
+class Launch:
+    """An instruction on its way.
+
+    Parameters
+    ----------
+    message : Message
+        The instruction.
+    number : int
+        That its circumstances were drawn by.
+    start : float
+        Virtual time at which its device begins.
+    at_least : float
+        Seconds from then on before which nothing arrives.
+    outcome : Outcome or None
+        What came of it, once it is computed.
+    """
+
+    message: Message
+    number: int
+    start: float
+    at_least: float = 0.0
+    outcome: Outcome | None = None
+
+    @property
+    def node_id(self) -> int:
+        """The device."""
+        return self.message.metadata.dst_node_id
+
+    @property
+    def arrival(self) -> float:
+        """When the server has the reply, or at the earliest."""
+        seconds = self.at_least if self.outcome is None else self.outcome.settled.seconds
+        return self.start + seconds
+
+    @property
+    def busy_until(self) -> float:
+        """When the device is done with it, or at the earliest."""
+        busy = 0.0 if self.outcome is None else self.outcome.settled.busy_seconds
+        return max(self.arrival, self.start + busy)
+
+
+class Launches:
+    """All launches that have not landed.
+
+    Parameters
+    ----------
+    executor : Executor
+        Where clients are computed.
+    """
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._exchange: Exchange | None = None
+        self._jobs: deque[Job] = deque()
+        self._computing: deque[Launch] = deque()
+        self._by_id: dict[str, Launch] = {}
+        self._last: dict[int, Launch] = {}
+
+    def __iter__(self) -> Iterator[Launch]:
+        """Iterate over the launches, in the order in which they began."""
+        return iter(self._by_id.values())
+
+    def add(self, launch: Launch, job: Job | None) -> None:
+        """Begin an instruction; without a job its outcome is there already."""
+        self._by_id[launch.message.metadata.message_id] = launch
+        self._last[launch.node_id] = launch
+        if job is not None:
+            self._computing.append(launch)
+            self._jobs.append(job)
+            if self._exchange is None:
+                self._exchange = self._executor.open(_Inbox(self._jobs))
+            self._exchange.send()
+
+    def last_of(self, node_id: int) -> Launch | None:
+        """Return a node's latest launch, computed; None if it has none."""
+        launch = self._last.get(node_id)
+        if launch is not None:
+            self._compute(launch)
+        return launch
+
+    def next_arrival(self, ids: Collection[str]) -> float:
+        """Return when the first of some launches arrives; infinite if none of them is there."""
+        asked = [self._by_id[name] for name in ids if name in self._by_id]
+        while asked:
+            first = min(asked, key=lambda launch: launch.arrival)
+            if first.outcome is not None:
+                return first.arrival
+            self._compute(first)
+        return math.inf
+
+    def land(self, now: float) -> list[Launch]:
+        """Take out what has arrived by a time, in the order of arrival."""
+        landed = []
+        for launch in list(self):
+            if launch.arrival <= now:
+                self._compute(launch)
+            if launch.arrival <= now:
+                landed.append(self._by_id.pop(launch.message.metadata.message_id))
+                if self._last[launch.node_id] is launch:
+                    del self._last[launch.node_id]
+        return sorted(landed, key=lambda launch: launch.arrival)
+
+    def _compute(self, launch: Launch) -> None:
+        while launch.outcome is None:
+            assert self._exchange is not None
+            outcome = self._exchange.take()
+            assert outcome is not None, "each launch without an outcome has a job"
+            self._computing.popleft().outcome = outcome
+
+
+class _Inbox(Iterator[Job]):
+    """Jobs as far as they are there; more may come after it has ended."""
+
+    def __init__(self, jobs: deque[Job]) -> None:
+        self._jobs = jobs
+
+    def __next__(self) -> Job:
+        """Return the next job."""
+        if not self._jobs:
+            raise StopIteration
+        return self._jobs.popleft()
