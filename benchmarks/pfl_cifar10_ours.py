@@ -3,12 +3,13 @@
 import logging
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mest_fed.config import from_flat
+from mest_fed.config import RunConfig, from_flat
 from simulations.records import Row
 from simulations.simulate import open_run
 
@@ -41,13 +42,13 @@ METHODS = {
 
 @dataclass
 class Watch:
-    """Times the rounds as a display of the run: from the end of one to the end of the next."""
+    """Observes a run and times its rounds: from the end of one to the end of the next."""
 
     seconds: list[float] = field(default_factory=list)
     accuracy: dict[int, float] = field(default_factory=dict)
     _last: float = 0.0
 
-    def begin(self, rounds: int, done: int) -> None:
+    def begin(self, config: RunConfig, name: str, done: Sequence[Row]) -> None:
         """Nothing to show."""
 
     def round_done(self, row: Row) -> None:
@@ -91,5 +92,5 @@ def train(
     with TemporaryDirectory() as folder:
         flat["fleet.mix"] = f"{always_there(Path(folder))}:{users}"
         out = Path(folder) / "run"
-        open_run("pfl", from_flat(flat), out, resume=False, display=watch).run(workers)
+        open_run("pfl", from_flat(flat), out, resume=False, observer=watch).run(workers)
     return watch
