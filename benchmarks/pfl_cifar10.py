@@ -21,11 +21,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from command_line import Parser, collect, positive, run, show
 from harness import Row, Timing, software, write_json
-from pfl_cifar10_ours import METHODS, train
+from pfl_cifar10_ours import METHODS, Watch, train
+
+from mest_fed.errors import InputError, not_allowed
 
 PEER = Path(__file__).with_name("pfl_cifar10_peer.py")
 COLUMNS = {
@@ -70,7 +73,9 @@ def run_peer(way: Way, options: argparse.Namespace, rounds: int, *flags: str) ->
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def run_ours(method: str, options: argparse.Namespace, rounds: int, evaluate: bool = False):
+def run_ours(
+    method: str, options: argparse.Namespace, rounds: int, evaluate: bool = False
+) -> Watch:
     """Run our side; return what watched it."""
     return train(
         method,
@@ -161,6 +166,10 @@ def main() -> None:
     parser.add_argument("--dropout", action="store_true", help="give pfl-research its dropout")
     parser.add_argument("--accuracy", action="store_true", help="accuracy instead of speed")
     options = parser.parse_args()
+    if not (options.data / "train.parquet").is_file():
+        raise not_allowed("--data", str(options.data), "a folder with train and test.parquet")
+    if find_spec("pfl") is None:
+        raise InputError('pfl-research is not here; install it with: pip install "mest-fed[peers]"')
     rows = collect(accuracy_rows(options) if options.accuracy else speed_rows(options))
     show("pfl-research's CIFAR-10 benchmark, measured", rows, COLUMNS)
     if options.json:
