@@ -116,6 +116,7 @@ class MestStrategy(Strategy):
             outcomes.setdefault(node.node_id, self._unanswered(node, sent))
         self.record.clients = sorted(outcomes.values(), key=lambda outcome: outcome.partition)
         self.record.train_loss = losses / presented if presented else None
+        self._complete(mean)
         self.model.absorb(mean, self.optimizer)
         self._update_masks(number)
         self.record.density = self.model.state().density(self.model.spec)
@@ -271,7 +272,7 @@ class MestStrategy(Strategy):
             outcome.status, outcome.reason = "failed", reply.error.reason
             log.warning("node %d failed: %s", node.node_id, outcome.reason)
             return outcome
-        outcome.bytes_up = content_bytes(reply.content)
+        outcome.bytes_up = self._bytes_of(reply)
         self.record.bytes_up += outcome.bytes_up
         try:
             self._judge(reply, node, mean, outcome)
@@ -279,6 +280,12 @@ class MestStrategy(Strategy):
             outcome.status, outcome.reason = "rejected", str(error)
             log.warning("the update of node %d was rejected: %s", node.node_id, error)
         return outcome
+
+    def _bytes_of(self, reply: Message) -> int:
+        return content_bytes(reply.content)
+
+    def _complete(self, mean: MaskedMean) -> None:
+        """Add to the mean what did not come reply by reply."""
 
     def _judge(self, reply: Message, node: Node, mean: MaskedMean, outcome: ClientOutcome) -> None:
         """Add an update to the mean and note what it says; WireError if it is not acceptable."""

@@ -92,7 +92,7 @@ class VirtualClock:
             _device(instruction.metadata.dst_node_id),
             number,
             start=start,
-            within=min(within, self._deadline),
+            within=min(within, self.now + self._deadline - start),
             trains=kind == MessageType.TRAIN,
             scheme=self._scheme,
         )

@@ -124,6 +124,8 @@ class DeviceConditions:
             timing = replace(timing, bytes_up=content_bytes(reply.content))
         if timing.seconds > self.within:
             reason = f"missed the deadline of {self.within:g} s"
+            if self.within <= 0:
+                reason = "was busy with an earlier instruction until the deadline"
             timing = replace(timing, status="late", reason=reason)
         if timing.status in ("ok", "failed"):
             return Settled(reply, timing.seconds, timing)

@@ -17,6 +17,8 @@ from tiny_run import (
 from mest_fed.config import from_table
 from mest_fed.data import load_partitions
 from server.checkpoint import load_checkpoint
+from simulations.report.energy import energy_by_tier
+from simulations.report.load import load_run
 
 #: What summary.json promises.
 SUMMARY = {
@@ -318,7 +320,8 @@ def test_a_run_that_diverges_ends_in_order(tmp_path):
 
 def test_a_deadline_costs_the_late_their_update(tmp_path):
     mix, data = {"mix": "rpi-zero-2w:1, rpi-5:1"}, {"partition": "iid"}
-    folder = start(tmp_path / "free", tiny_config(fleet=mix, data=data))
+    everybody = {"clients_per_round": 6}
+    folder = start(tmp_path / "free", tiny_config(fleet=mix, data=data, server=everybody))
     seconds = {}
     for row in read_rows(folder, "clients"):
         spent = row["download_seconds"] + row["train_seconds"] + row["upload_seconds"]
@@ -326,7 +329,8 @@ def test_a_deadline_costs_the_late_their_update(tmp_path):
             seconds.setdefault(row["device"], []).append(spent)
     deadline = (min(seconds["rpi-zero-2w"]) + max(seconds["rpi-5"])) / 2
     assert max(seconds["rpi-5"]) < deadline < min(seconds["rpi-zero-2w"])
-    folder = start(tmp_path / "tight", tiny_config(fleet=mix | {"deadline": deadline}, data=data))
+    tight = tiny_config(fleet=mix | {"deadline": deadline}, data=data, server=everybody)
+    folder = start(tmp_path / "tight", tight)
     for row in read_rows(folder, "clients"):
         if row["reason"] != "device was away":
             late = row["device"] == "rpi-zero-2w"
