@@ -1,4 +1,4 @@
-"""Whole runs over devices that live: one answer, also when resumed, and time that passes for all."""
+"""Whole runs over devices that live: one answer, also when resumed; and time that passes."""
 
 import pytest
 from tiny_run import StopAfter, assert_same_run, read_rows, read_summary, start, tiny_config
