@@ -16,6 +16,7 @@ from mest_fed.nn import ModelSpec, SparseState
 from mest_fed.task import Task
 from server.global_model import GlobalModel
 from simulations.fleet import Fleet, Tier
+from simulations.life.memory_gate import OUT_OF_MEMORY
 from simulations.records import totals
 
 
@@ -79,7 +80,8 @@ def build_summary(
         "target_density": task.density,
         "achieved_density": state.density(model.spec),
         **totals(logs.rounds),
-        "over_budget": _over_budget(logs.clients),
+        "over_budget": _count_failed(logs.clients, OVER_BUDGET),
+        "out_of_memory": _count_failed(logs.clients, OUT_OF_MEMORY),
         "tiers": tiers,
         "layers": _layers(model.spec, state),
         "dense_bytes": 4 * (model.spec.sparse_weights + _count(model.spec)),
@@ -88,9 +90,9 @@ def build_summary(
     }
 
 
-def _over_budget(clients: Sequence[Mapping[str, Any]]) -> int:
-    """Count the client rounds that failed because their device's budget did not hold them."""
-    return sum(OVER_BUDGET in str(row["reason"]) for row in clients if row["status"] == "failed")
+def _count_failed(clients: Sequence[Mapping[str, Any]], reason: str) -> int:
+    """Count the client rounds that failed for a reason that contains these words."""
+    return sum(reason in str(row["reason"]) for row in clients if row["status"] == "failed")
 
 
 def _tier(tier: Tier, peaks: Mapping[Plan, int]) -> dict[str, Any]:

@@ -77,12 +77,17 @@ class Lives:
         slow = 1.0
         if is_straggler(self._seed, device, self._life.stragglers):
             slow = self._life.straggler_factor
-        refusal, noticed = self._refusal(device, number, start)
+        charge = self._charge(device, start)
+        refusal, noticed = self._refusal(device, number, start, charge)
         if refusal is None and trains:
             refusal = self._shortage(device, drawn.held)
+        profile = self._profile_of(device)
+        joules = math.inf
+        if charge is not None and not self._is_plugged(device, start):
+            joules = charge * (profile.battery_joules or 0.0)
         return DeviceConditions(
             number,
-            slowed(self._profile_of(device), drawn.compute * slow, drawn.bandwidth * slow),
+            slowed(profile, drawn.compute * slow, drawn.bandwidth * slow),
             scheme,
             start,
             within,
@@ -90,8 +95,8 @@ class Lives:
             noticed,
             drops_at=drawn.drops_at,
             stays=math.inf if noticed is not None else self._stays(device, start),
-            joules=self._joules(device, start),
-            battery=self._charge(device, start),
+            joules=joules,
+            battery=charge,
         )
 
     def is_ready(self, device: int, time: float) -> bool:
@@ -99,7 +104,8 @@ class Lives:
 
         True of every device that is there by chance: that is drawn when it is asked.
         """
-        return self._availability.present(device, time) and not self._is_low(device, time)
+        there = self._availability.present(device, time)
+        return there and not self._is_low(self._charge(device, time))
 
     def next_ready(self, device: int, time: float) -> float:
         """Return a later moment at which a device that is not ready is worth asking again."""
@@ -131,7 +137,9 @@ class Lives:
     def _days(self, share: Callable[[int], float], purpose: str) -> Diurnal:
         return Diurnal(self._seed, share, spread=self._life.phase_spread, purpose=purpose)
 
-    def _refusal(self, device: int, number: int, start: float) -> tuple[str | None, float | None]:
+    def _refusal(
+        self, device: int, number: int, start: float, charge: float | None
+    ) -> tuple[str | None, float | None]:
         """Return why a device does not begin, and how many seconds later the server knows."""
         there = self._availability.present(device, start)
         if self._life.availability == "profile":
@@ -139,9 +147,8 @@ class Lives:
             there = chance < self._profile_of(device).availability
         if not there:
             return AWAY, self._life.away_seconds
-        if self._is_low(device, start):
-            floor = self._life.battery_floor
-            return f"{BATTERY_LOW}: {self._charge(device, start):.0%}, below {floor:.0%}", 0.0
+        if self._is_low(charge):
+            return f"{BATTERY_LOW}: {charge:.0%}, below {self._life.battery_floor:.0%}", 0.0
         return None, None
 
     def _shortage(self, device: int, held: float) -> str | None:
@@ -155,11 +162,8 @@ class Lives:
     def _charge(self, device: int, time: float) -> float | None:
         return None if self._batteries is None else self._batteries.share(device, time)
 
-    def _is_low(self, device: int, time: float) -> bool:
-        charge = self._charge(device, time)
+    def _is_low(self, charge: float | None) -> bool:
         return charge is not None and charge < self._life.battery_floor
 
-    def _joules(self, device: int, start: float) -> float:
-        if self._batteries is None or self._batteries.is_plugged(device, start):
-            return math.inf
-        return self._batteries.joules(device, start)
+    def _is_plugged(self, device: int, time: float) -> bool:
+        return self._batteries is not None and self._batteries.is_plugged(device, time)

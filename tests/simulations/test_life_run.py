@@ -1,4 +1,4 @@
-"""Whole runs over devices that live: one answer, when resumed too, and time passes for all."""
+"""Whole runs over devices that live: one answer, also when resumed; and time that passes."""
 
 import pytest
 from tiny_run import StopAfter, assert_same_run, read_rows, read_summary, start, tiny_config
@@ -15,6 +15,7 @@ LIVED = {
         "compute_jitter": 0.3,
         "bandwidth_jitter": 0.3,
         "stragglers": 0.3,
+        "memory_pressure": 0.03,
         "battery": True,
         "battery_floor": 0.5,
     },
@@ -39,9 +40,11 @@ def test_a_life_goes_on_when_a_run_is_resumed(tmp_path, server):
     assert read_summary(folder)["model_sha256"] == read_summary(whole)["model_sha256"]
     rows = read_rows(whole, "clients")
     # Whoever was selected had been seen to be there, with charge enough.
-    reasons = {row["reason"] for row in rows}
+    reasons = [row["reason"] for row in rows]
     assert not any("away" in str(reason) or "battery" in str(reason) for reason in reasons)
-    assert {None, "device dropped out"} <= reasons
+    short = sum(str(reason).startswith("out of memory: ") for reason in reasons)
+    assert read_summary(whole)["out_of_memory"] == short > 0
+    assert {None, "device dropped out"} <= set(reasons)
 
 
 def test_a_server_waits_for_devices_that_a_trace_says_are_away(tmp_path):
