@@ -110,7 +110,7 @@ def make_server_app(
 def run_ours(server_app: ServerApp, clients: int, workers: int) -> None:
     executor = make_executor(make_client_app(), workers)
     try:
-        run_server_app(server_app, FleetGrid(make_nodes(clients), executor))
+        run_server_app(server_app, FleetGrid(make_nodes(clients), executor, stream=True))
     finally:
         executor.close()
 

@@ -61,9 +61,9 @@ class FleetGrid(Grid):
     states : States, optional
         Where clients' states are between exchanges; by default in memory.
     stream : bool
-        True: :meth:`send_and_receive` gives an iterator that runs clients as it is read, so that
-        memory stays flat however large the fleet. False: it runs all and gives a list, for
-        strategies that read replies twice or not at all.
+        False: :meth:`send_and_receive` runs all clients and gives a list, as Flower does; some of
+        its strategies read it twice. True: it gives an iterator that runs clients as it is read,
+        so that memory stays flat however large the cohort.
     run_id : int
         Id of the run.
     """
@@ -76,7 +76,7 @@ class FleetGrid(Grid):
         run_config: Mapping[str, UserConfigValue] | None = None,
         fate: Fate | None = None,
         states: States | None = None,
-        stream: bool = True,
+        stream: bool = False,
         run_id: int = 1,
     ) -> None:
         self.states: States = DictStates() if states is None else states

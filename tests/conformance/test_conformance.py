@@ -62,7 +62,7 @@ def ours(request: pytest.FixtureRequest) -> Found:
 
     executor = make_executor(app, request.param)
     try:
-        grid = FleetGrid(make_nodes(PARTITIONS), executor, stream=False)
+        grid = FleetGrid(make_nodes(PARTITIONS), executor)
         run_server_app(server_app, grid)
     finally:
         executor.close()

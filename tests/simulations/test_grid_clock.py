@@ -57,7 +57,7 @@ def query(message: Message, context: Context) -> Message:
 
 
 def fleet(clock: VirtualClock, num_nodes: int = 2) -> FleetGrid:
-    return FleetGrid(make_nodes(num_nodes), SerialExecutor(app), fate=clock)
+    return FleetGrid(make_nodes(num_nodes), SerialExecutor(app), fate=clock, stream=True)
 
 
 def send(grid: FleetGrid, kind: str = "train") -> list[Message]:

@@ -28,7 +28,7 @@ logging.getLogger("flwr").setLevel(logging.ERROR)
 
 @pytest.fixture
 def grid() -> FleetGrid:
-    return FleetGrid(make_nodes(5), SerialExecutor(app))
+    return FleetGrid(make_nodes(5), SerialExecutor(app), stream=True)
 
 
 def test_nodes_have_the_same_ids_in_every_run() -> None:
@@ -78,7 +78,7 @@ def test_replies_that_were_read_cannot_silently_be_read_again(grid: FleetGrid) -
 
 
 def test_without_streaming_clients_run_at_once_and_replies_are_a_list() -> None:
-    grid = FleetGrid(make_nodes(5), SerialExecutor(app), stream=False)
+    grid = FleetGrid(make_nodes(5), SerialExecutor(app))
     replies = grid.send_and_receive(to_all(grid, model(), "train"))
     assert len(replies) == len(list(replies)) == len(list(replies)) == 5
     assert len(grid.states) == 5
