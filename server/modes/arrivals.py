@@ -118,9 +118,9 @@ class ArrivalStrategy(MestStrategy):
 
     def _draw(self, count: int) -> list[Node]:
         """Draw devices that are idle and have not answered in this round."""
+        self._draws += 1
         if count <= 0:
             return []
-        self._draws += 1
         path = (self.config.run.seed, self.record.round, "cohort", self._draws)
         return self.roster.sample(count, *path, without=self._busy() | self._answered)
 

@@ -1,6 +1,5 @@
 """Fleets of a million devices, which cost nothing until they are touched."""
 
-
 import pytest
 from tiny_run import read_rows, read_summary, start, tiny_config
 
