@@ -61,9 +61,9 @@ class WeightedSum:
         self.weights = np.zeros(self.size + 1)
         self.offered = np.zeros(self.size + 1, dtype=np.bool_)
 
-    def add(self, positions: npt.NDArray[np.int64], values: Floats, weight: float) -> None:
-        """Add a client's values, with its weight, at positions that are distinct."""
-        self.values[positions] += weight * values.astype(np.float64)
+    def add(self, positions: npt.NDArray[np.int64], weighted: Doubles, weight: float) -> None:
+        """Add weighted values, and their weight, at positions that are distinct."""
+        self.values[positions] += weighted
         self.weights[positions] += weight
 
     def mean(self) -> tuple[Floats, npt.NDArray[np.bool_]]:
@@ -114,11 +114,34 @@ class MaskedMean:
             for layer in layers:
                 total = self.layers[layer]
                 positions = self.cache.positions(layer, state.masks[group])
-                total.add(positions, state.values[layer], weight)
+                total.add(positions, weight * state.values[layer].astype(np.float64), weight)
                 if offered is not None:
                     total.offered[self.cache.positions(layer, offered[group])] = True
         for name, values in state.dense.items():
             self.dense[name] += weight * values.astype(np.float64)
+        self.weight += weight
+
+    def add_sums(
+        self, masks: Mapping[str, Slots], sums: Mapping[str, Doubles], weight: float
+    ) -> None:
+        """Add the weighted sums of several clients that hold one mask.
+
+        Parameters
+        ----------
+        masks : mapping of str to int32 array
+            Their mask.
+        sums : mapping of str to float64 array
+            Sums of weight times values: of each layer as ``sparse|NAME``, of each dense tensor as
+            ``dense|NAME``.
+        weight : float
+            Sum of their weights.
+        """
+        for group, layers in self.spec.groups.items():
+            for layer in layers:
+                positions = self.cache.positions(layer, masks[group])
+                self.layers[layer].add(positions, sums[f"sparse|{layer}"], weight)
+        for name in self.dense:
+            self.dense[name] += sums[f"dense|{name}"]
         self.weight += weight
 
     def dense_mean(self) -> dict[str, Floats]:

@@ -37,6 +37,7 @@ def strategy_arrays(strategy: MestStrategy) -> tuple[Arrays, dict[str, Any]]:
         "newborn": model.newborn,
         **{f"moments:{kind}": tensors for kind, tensors in strategy.optimizer.moments.items()},
         **{f"masks-of:{key.hex()}": masks for key, masks in downlink.mask_sets.items()},
+        "selection": strategy.selector.arrays(),
         **{f"tier:{density!r}": masks for density, masks in downlink.tiers.items()},
     }
     sections_kept, facts_kept = strategy.kept()
@@ -67,6 +68,7 @@ def restore_strategy(strategy: MestStrategy, arrays: Arrays, facts: Mapping[str,
         _check(sections, model.spec)
         known = {int(node): bytes.fromhex(key) for node, key in facts["known"].items()}
         done = int(facts["round"])
+        strategy.selector.restore(sections.get("selection", {}))
         strategy.restore(sections, facts.get("kept"))
     except (AttributeError, KeyError, TypeError, ValueError, WireError) as error:
         raise InputError(f"the checkpoint is not of this run: {error}") from None
@@ -91,7 +93,7 @@ def _check(sections: Mapping[str, Arrays], spec: ModelSpec) -> None:
     shapes = weights | spec.dense
     for section, tensors in sections.items():
         kind = section.partition(":")[0]
-        if kind in ("newborn", "born", *FLIGHT_SECTIONS):
+        if kind in ("newborn", "born", "selection", *FLIGHT_SECTIONS):
             continue
         if kind in ("masks", "masks-of", "tier"):
             check_masks(tensors, spec)

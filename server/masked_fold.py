@@ -5,6 +5,7 @@ position, and a sum is no larger than one update of each tier.
 """
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,27 +17,8 @@ from mest_fed.wire.size import content_bytes
 from server.array_sum import ArraySum
 from server.uplink import Counts, read_counts, read_update
 
-#: In what is left of a reply: that it was summed, or why it was rejected.
-SUMMED, REJECTED = "summed", "rejected"
-
-
-@dataclass(frozen=True)
-class Update:
-    """A reply that was accepted.
-
-    Parameters
-    ----------
-    counts : Counts
-        Its metrics.
-    density : float
-        Of what it brought.
-    bytes_up : int
-        Content of the reply.
-    """
-
-    counts: Counts
-    density: float
-    bytes_up: int
+#: The record of facts in what is left of a reply; in it, why the reply was rejected, if it was.
+FACTS, REASON = "summed", "reason"
 
 
 class TierSums:
@@ -80,33 +62,44 @@ class MaskedFold:
             counts = read_counts(reply, examples)
             state = read_update(reply, self.spec, self.offered[density], mask_may_change=False)
         except WireError as error:
-            facts = ConfigRecord({"reason": str(error), "bytes": size})
-            reply.content = RecordDict({REJECTED: facts})
-            return None, reply
+            facts = ConfigRecord({REASON: str(error), "bytes": size})
+            return None, _with(reply, RecordDict({FACTS: facts}))
         facts = ConfigRecord({"density": state.density(self.spec), "bytes": size})
         metrics = reply.content.metric_records["metrics"]
-        reply.content = RecordDict({"metrics": metrics, SUMMED: facts})
-        return TierSums({density: ArraySum(_arrays(state), counts.examples)}), reply
+        left = _with(reply, RecordDict({"metrics": metrics, FACTS: facts}))
+        return TierSums({density: ArraySum(_arrays(state), counts.examples)}), left
 
     def collect(self, total: TierSums | None) -> None:
         """Keep the sum."""
         self.total = total
 
-    def read(self, reply: Message) -> Update:
-        """Read what :meth:`lift` left of a reply.
+    def bytes_of(self, reply: Message) -> int:
+        """Return the bytes that a reply had before :meth:`lift`."""
+        return int(_facts(reply)["bytes"])
+
+    def read(self, reply: Message) -> tuple[Counts, float]:
+        """Read the metrics of a reply that was summed, and the density of its update.
 
         Raises
         ------
         WireError
             If the reply was rejected.
         """
-        rejected = reply.content.config_records.get(REJECTED)
-        if rejected is not None:
-            raise WireError(str(rejected["reason"]))
-        facts = reply.content.config_records[SUMMED]
+        facts = _facts(reply)
+        if REASON in facts:
+            raise WireError(str(facts[REASON]))
         _, examples = self.nodes[reply.metadata.src_node_id]
-        counts = read_counts(reply, examples)
-        return Update(counts, float(facts["density"]), int(facts["bytes"]))
+        return read_counts(reply, examples), float(facts["density"])
+
+
+def _with(reply: Message, content: RecordDict) -> Message:
+    other = copy(reply)
+    other.content = content
+    return other
+
+
+def _facts(reply: Message) -> ConfigRecord:
+    return reply.content.config_records[FACTS]
 
 
 def _arrays(state: SparseState) -> dict[str, np.ndarray]:

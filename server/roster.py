@@ -1,6 +1,6 @@
 """The nodes of the fleet: who they are, what they can do, which mask each of them knows."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from logging import getLogger
@@ -19,6 +19,8 @@ _POLL_SECONDS = 1.0
 #: Of a fleet that numbers its nodes, so many are remembered: those that were drawn last. One that
 #: is forgotten is asked again who it is, and is sent the mask again.
 REMEMBERED = 10_000
+
+Draw = Callable[[int, Collection[int]], list[int]]
 
 
 @dataclass(frozen=True)
@@ -114,28 +116,49 @@ class Roster:
         Raises
         ------
         MestFedError
-            If only nodes were drawn that refuse to take part.
+            If all could be drawn, but only nodes were that refuse to take part.
         """
         seed, *rest = path
-        ids = self._in_order()
-        numbers = in_random_order(len(ids), numpy_generator(int(seed), *rest))
-        drawn = (ids[number] for number in numbers if ids[number] not in without)
-        chosen, refusals = dict[int, Node](), 0
+        ids = self.in_order()
+
+        def draw(wanted: int, out: Collection[int]) -> list[int]:
+            numbers = in_random_order(len(ids), numpy_generator(int(seed), *rest))
+            drawn = (ids[number] for number in numbers if ids[number] not in out)
+            return list(islice(drawn, wanted))
+
+        return self.gather(count, draw, without)
+
+    def gather(self, count: int, draw: Draw, without: Collection[int] = ()) -> list[Node]:
+        """Draw up to ``count`` nodes that take part; others in the place of those that refuse.
+
+        Parameters
+        ----------
+        count, without : int, collection of int
+            As for :meth:`sample`.
+        draw : callable
+            Returns so many node ids, or fewer, none of which is in a collection.
+
+        Raises
+        ------
+        MestFedError
+            If only nodes were drawn that refuse to take part.
+        """
+        chosen, refused = dict[int, Node](), set[int]()
         # Where nearly all refuse, a draw must not ask a million.
-        while len(chosen) < count and refusals <= 10 * count:
-            batch = list(islice(drawn, count - len(chosen)))
-            if not batch:
-                break
-            found = self._nodes_of(batch)
-            refusals += len(batch) - len(found)
+        while len(chosen) < count and len(refused) <= 10 * count:
+            asked = draw(count - len(chosen), {*without, *chosen, *refused})
+            found = self._nodes_of(asked)
             chosen |= found
-        if refusals and not chosen:
+            if len(found) == len(asked):
+                break
+            refused |= set(asked) - found.keys()
+        if refused and not chosen and not without:
             raise MestFedError(
-                f"all {refusals} nodes that were drawn refused to take part; see the log"
+                f"all {len(refused)} nodes that were drawn refused to take part; see the log"
             )
         return sorted(chosen.values(), key=_place)
 
-    def _in_order(self) -> Sequence[int]:
+    def in_order(self) -> Sequence[int]:
         """Return the ids that are drawn from, in the order of the partitions."""
         if self._numbered is not None:
             return self._numbered

@@ -1,6 +1,7 @@
 """The MEST strategy: a Flower ``Strategy`` whose model is sparse and whose clients are unlike."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from logging import getLogger
 from typing import Any
 
@@ -21,6 +22,7 @@ from server.global_model import GlobalModel
 from server.optimizers import build_optimizer
 from server.roster import Node, Roster
 from server.rounds import ClientOutcome, RoundRecord, spread
+from server.selection import SELECTORS, Call, KnowsDurations, KnowsPresence, Report
 from server.uplink import read_counts, read_update
 
 log = getLogger(__name__)
@@ -55,6 +57,9 @@ class MestStrategy(Strategy):
         self.roster = Roster(task.density * step for step in steps)
         self.first_round = 0
         self.record = RoundRecord(0, model.state().density(model.spec))
+        self.selector = SELECTORS[server.selection]()
+        self._presence: KnowsPresence | None = None
+        self._durations: KnowsDurations | None = None
         self._positions = PositionCache(model.spec)
         self._sent: dict[int, tuple[Node, int]] = {}
 
@@ -89,6 +94,8 @@ class MestStrategy(Strategy):
         self.record = RoundRecord(number, self.record.density)
         self.roster.refresh(grid, self.config.server.min_nodes)
         self.downlink.open_round()
+        self._presence = grid if isinstance(grid, KnowsPresence) else None
+        self._durations = grid if isinstance(grid, KnowsDurations) else None
         return self._instructions(self._cohort())
 
     def aggregate_train(
@@ -109,9 +116,11 @@ class MestStrategy(Strategy):
             outcomes.setdefault(node.node_id, self._unanswered(node, sent))
         self.record.clients = sorted(outcomes.values(), key=lambda outcome: outcome.partition)
         self.record.train_loss = losses / presented if presented else None
+        self._complete(mean)
         self.model.absorb(mean, self.optimizer)
         self._update_masks(number)
         self.record.density = self.model.state().density(self.model.spec)
+        self._learn()
         metrics = {"density": self.record.density, "trained": self.record.count("ok")}
         return self.arrays(), MetricRecord(metrics)
 
@@ -174,8 +183,49 @@ class MestStrategy(Strategy):
 
     def _cohort(self) -> list[Node]:
         """Choose who begins to train when the round begins."""
-        server, run = self.config.server, self.config.run
-        return self.roster.sample(server.clients_per_round, run.seed, self.record.round, "cohort")
+        return self._select(self.config.server.clients_per_round)
+
+    def _select(
+        self, count: int, *path: int, without: Collection[int] = (), waits: bool = True
+    ) -> list[Node]:
+        """Have the selector choose who trains.
+
+        Parameters
+        ----------
+        count : int
+            How many are wanted.
+        *path : int
+            Which selection of the round it is, if there are several.
+        without : collection of int
+            Ids of nodes that are not to be chosen.
+        waits : bool
+            Whether time may pass until somebody is there.
+        """
+        number = self.record.round
+        asked = Call(
+            self.roster.in_order(),
+            count,
+            number,
+            (self.config.run.seed, number, "cohort", *path),
+            presence=self._presence,
+            waits=waits,
+        )
+
+        def draw(wanted: int, out: Collection[int]) -> list[int]:
+            return self.selector.select(replace(asked, count=wanted, without=out))
+
+        return self.roster.gather(count, draw, without)
+
+    def _learn(self) -> None:
+        """Tell the selector what became of the round's clients."""
+        seconds = {} if self._durations is None else self._durations.train_seconds()
+        self.selector.learn(
+            self.record.round,
+            [
+                Report(who.node_id, who.examples, who.train_loss, seconds.get(who.node_id))
+                for who in self.record.clients
+            ],
+        )
 
     def _instructions(self, nodes: list[Node]) -> list[Message]:
         """Return the order to train in this round, for each node."""
@@ -222,7 +272,7 @@ class MestStrategy(Strategy):
             outcome.status, outcome.reason = "failed", reply.error.reason
             log.warning("node %d failed: %s", node.node_id, outcome.reason)
             return outcome
-        outcome.bytes_up = content_bytes(reply.content)
+        outcome.bytes_up = self._bytes_of(reply)
         self.record.bytes_up += outcome.bytes_up
         try:
             self._judge(reply, node, mean, outcome)
@@ -230,6 +280,12 @@ class MestStrategy(Strategy):
             outcome.status, outcome.reason = "rejected", str(error)
             log.warning("the update of node %d was rejected: %s", node.node_id, error)
         return outcome
+
+    def _bytes_of(self, reply: Message) -> int:
+        return content_bytes(reply.content)
+
+    def _complete(self, mean: MaskedMean) -> None:
+        """Add to the mean what did not come reply by reply."""
 
     def _judge(self, reply: Message, node: Node, mean: MaskedMean, outcome: ClientOutcome) -> None:
         """Add an update to the mean and note what it says; WireError if it is not acceptable."""

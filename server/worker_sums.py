@@ -10,6 +10,7 @@ On a grid that cannot sum, as in a deployment, it behaves as its parent.
 """
 
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass, field
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -48,9 +49,11 @@ class MeanFold:
         if not weight >= 0:
             raise ValueError(f"{self.weighted_by} = {weight} is no weight")
         total = ArraySum({name: as_numpy(array) for name, array in arrays.items()}, weight)
-        for name in list(content.array_records):
-            del content[name]
-        return total, reply
+        left = copy(reply)
+        left.content = RecordDict(
+            {n: record for n, record in content.items() if not isinstance(record, ArrayRecord)}
+        )
+        return total, left
 
     def collect(self, total: ArraySum | None) -> None:
         """Keep the sum."""
@@ -93,8 +96,9 @@ class WorkerSums(FedAvg):
             name: Array((array / total.weight).astype(self._dtypes[name]))
             for name, array in total.sums().items()
         }
-        summed[0].content = RecordDict({"arrays": ArrayRecord(mean), "metrics": metrics})
-        return [*failed, summed[0]]
+        combined = copy(summed[0])
+        combined.content = RecordDict({"arrays": ArrayRecord(mean), "metrics": metrics})
+        return [*failed, combined]
 
 
 class SummedFedAvg(WorkerSums, FedAvg):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from clients.plans import GIVEN, GIVEN_PEAK
 from mest_fed.devices import Assignment, DeviceProfile, load_profile
@@ -9,6 +10,8 @@ from mest_fed.errors import InputError
 from mest_fed.memory import Plan
 from mest_fed.task import Task
 from simulations.engine.nodes import NodeKind, Nodes, make_nodes, node_id_of, partition_of
+
+Fact = TypeVar("Fact")
 
 
 @dataclass(frozen=True)
@@ -77,22 +80,26 @@ class Fleet:
     @property
     def profiles(self) -> Mapping[int, DeviceProfile]:
         """Node id -> what its device is."""
-        return _Profiles(self.devices)
+        return self.by_node({name: load_profile(name) for name in self.devices.counts})
+
+    def by_node(self, facts: Mapping[str, Fact]) -> Mapping[int, Fact]:
+        """Node id -> what is said of its device's profile."""
+        return _ByNode(self.devices, facts)
 
 
-class _Profiles(Mapping[int, DeviceProfile]):
-    """The profiles of nodes, looked up when they are asked for."""
+class _ByNode(Mapping[int, Fact]):
+    """Facts of nodes, looked up by their devices when they are asked for."""
 
-    def __init__(self, devices: Assignment) -> None:
+    def __init__(self, devices: Assignment, facts: Mapping[str, Fact]) -> None:
         self._devices = devices
-        self._by_name = {name: load_profile(name) for name in devices.counts}
+        self._facts = facts
 
-    def __getitem__(self, node_id: int) -> DeviceProfile:
-        """Return a node's profile; KeyError if there is no such node."""
+    def __getitem__(self, node_id: int) -> Fact:
+        """Return a node's fact; KeyError if there is no such node."""
         partition = partition_of(node_id)
         if not 0 <= partition < len(self):
             raise KeyError(node_id)
-        return self._by_name[self._devices[partition]]
+        return self._facts[self._devices[partition]]
 
     def __iter__(self) -> Iterator[int]:
         """Iterate over the node ids."""
@@ -107,4 +114,4 @@ def _kind(device: str, plan: Plan, peaks: Mapping[Plan, int]) -> NodeKind:
     config: dict[str, str | int] = {"device": device, GIVEN: plan.as_json()}
     if plan in peaks:
         config[GIVEN_PEAK] = peaks[plan]
-    return NodeKind(config)
+    return NodeKind(config, memory=peaks.get(plan, plan.footprint.total))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from server.rounds import RoundRecord
+from server.rounds import ClientOutcome, RoundRecord
 from simulations.life.timing import ClientTiming
 
 Row = dict[str, Any]
@@ -20,7 +20,7 @@ def client_rows(record: RoundRecord, timings: Sequence[ClientTiming]) -> list[Ro
                 "round": record.round,
                 "partition": client.partition,
                 "device": client.device,
-                "status": client.status,
+                "status": _status(client, timing),
                 "reason": client.reason,
                 "staleness": client.staleness,
                 "examples": client.examples,
@@ -28,6 +28,7 @@ def client_rows(record: RoundRecord, timings: Sequence[ClientTiming]) -> list[Ro
                 "train_loss": client.train_loss,
                 "bytes_down": client.bytes_down,
                 "bytes_up": client.bytes_up,
+                "start_seconds": timing.start if timing else None,
                 "download_seconds": timing.download_seconds if timing else 0.0,
                 "train_seconds": timing.train_seconds if timing else 0.0,
                 "upload_seconds": timing.upload_seconds if timing else 0.0,
@@ -36,6 +37,13 @@ def client_rows(record: RoundRecord, timings: Sequence[ClientTiming]) -> list[Ro
             }
         )
     return rows
+
+
+def _status(client: ClientOutcome, timing: ClientTiming | None) -> str:
+    """Return how it ended: the clock knows better why nothing came than the server does."""
+    if client.status == "failed" and timing is not None and timing.status != "ok":
+        return timing.status
+    return client.status
 
 
 def round_row(

@@ -23,13 +23,15 @@ from simulations.engine.grid import FleetGrid
 from simulations.engine.run_app import run_server_app
 from simulations.fleet import Fleet
 from simulations.kernels import run_kernels
+from simulations.life.checks import check_cohort, check_deadline, trace_of
 from simulations.life.clock import VirtualClock
+from simulations.life.memory_gate import memory_needs
 from simulations.peaks import Peaks
 from simulations.records import client_rows, round_row
 from simulations.run_folder import CLIENTS, ROUNDS, RunFolder
 from simulations.snapshot import Snapshot
 from simulations.summary import RunLogs, build_summary
-from simulations.watching.display import Display, SilentDisplay
+from simulations.watching.observers import Observer, Observers
 
 CLIENT_APP = "clients.client_app:app"
 
@@ -52,7 +54,7 @@ class Simulation:
         Where it leaves what it finds.
     resume : bool
         Whether to go on from the folder's newest checkpoint.
-    display : Display
+    observer : Observer
         Told of each round.
     """
 
@@ -60,7 +62,7 @@ class Simulation:
     config: RunConfig
     folder: RunFolder
     resume: bool = False
-    display: Display = field(default_factory=SilentDisplay)
+    observer: Observer = field(default_factory=Observers)
 
     def run(self, workers: int, address: str | None = None) -> Path:
         """Run to the end; return the path of the run folder.
@@ -121,6 +123,9 @@ class _Run:
             scheme=config.sparsity.scheme,
             seed=config.run.seed,
             deadline=config.fleet.deadline or None,
+            life=config.life,
+            trace=trace_of(config, self.fleet.devices),
+            needs=self.fleet.by_node(memory_needs(self.fleet.plans, peaks)),
         )
         flat = to_flat(config) | {"data.partition_file": self.folder.partition_file}
         self.grid = FleetGrid(nodes, executor, run_config=flat, fate=self.clock)
@@ -132,7 +137,7 @@ class _Run:
                 self.snapshot.save(self.folder.checkpoints)
             raise Interrupted from None
         finally:
-            self.simulation.display.end()
+            self.simulation.observer.end()
         return self.strategy.model
 
     def prepare(self, task: Task, strategy: MestStrategy) -> Callable[[RoundRecord], None]:
@@ -147,8 +152,8 @@ class _Run:
             # Round 0 is the evaluation before training, which is done anew.
             self.folder.cut_after(strategy.first_round or -1)
         self.snapshot = self._take_snapshot(self.wall_before)
-        rounds = task.config.run.rounds
-        self.simulation.display.begin(rounds, strategy.first_round)
+        done = self.folder.read(ROUNDS)
+        self.simulation.observer.begin(task.config, self.simulation.preset, done)
         return self.round_done
 
     def round_done(self, record: RoundRecord) -> None:
@@ -162,7 +167,7 @@ class _Run:
         run = self.simulation.config.run
         if record.round % run.checkpoint_every == 0 or record.round == run.rounds:
             self.snapshot.save(self.folder.checkpoints)
-        self.simulation.display.round_done(row)
+        self.simulation.observer.round_done(row)
 
     def _take_snapshot(self, wall_seconds: float) -> Snapshot:
         preset = self.simulation.preset
@@ -172,9 +177,16 @@ class _Run:
 
 
 def open_run(
-    preset: str, config: RunConfig | None, out: Path, *, resume: bool, display: Display
+    preset: str,
+    config: RunConfig | None,
+    out: Path,
+    *,
+    resume: bool,
+    observer: Observer | None = None,
 ) -> Simulation:
     """Prepare a run in a folder: a new one, or the one that is there.
+
+    An ``observer`` is told of each round.
 
     Raises
     ------
@@ -182,14 +194,19 @@ def open_run(
         If the folder is in use, holds nothing to resume, or data, fleet or the table of kernels
         are unusable: then no folder is made.
     """
+    observer = Observers() if observer is None else observer
     if resume:
         folder, config = RunFolder.reopen(out)
         newest_checkpoint(folder.checkpoints)
-        return Simulation(preset, config, folder, resume=True, display=display)
+        return Simulation(preset, config, folder, resume=True, observer=observer)
     if config is None:
         raise InputError("a new run needs a configuration")
+    check_cohort(config)
     task = task_of(config)
-    Fleet.of(task)
+    fleet = Fleet.of(task)
+    trace_of(config, fleet.devices)
+    tiers = [(tier.profile, tier.plan.density) for tier in fleet.tiers]
+    check_deadline(config, task.spec, tiers)
     given_table(task)
     _ = task.partitions  # what is wrong with the data is found before a folder is made
-    return Simulation(preset, config, RunFolder.create(out, config), display=display)
+    return Simulation(preset, config, RunFolder.create(out, config), observer=observer)

@@ -20,6 +20,7 @@ from simulations.engine.grid import FleetGrid
 from simulations.life.clock import VirtualClock
 
 _CLIENT = "client"
+_CLOCK = "clock"
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Snapshot:
     Parameters
     ----------
     arrays : dict of str to array
-        The server's tensors, and after loading the clients' states.
+        The server's tensors, the clock's state, and after loading the clients' states.
     facts : dict
         What is not an array.
     states : dict of int to RecordDict
@@ -54,7 +55,7 @@ class Snapshot:
     ) -> "Snapshot":
         """Take a snapshot of a run between two rounds."""
         arrays, facts = strategy_arrays(strategy)
-        facts |= {"virtual_seconds": clock.now, "instructions": clock.instructions}
+        arrays |= {f"{_CLOCK}|{name}": array for name, array in clock.state().items()}
         facts |= {"wall_seconds": wall_seconds, "preset": preset}
         return cls(arrays, facts, dict(grid.states))
 
@@ -71,12 +72,14 @@ class Snapshot:
     def restore(self, strategy: MestStrategy, grid: FleetGrid, clock: VirtualClock) -> None:
         """Put a run back to where the snapshot was taken."""
         server: Arrays = {}
+        time: Arrays = {}
         for key, array in self.arrays.items():
             section, _, name = key.partition("|")
             if section == _CLIENT:
                 grid.states.put(int(name), context_state_from_bytes(array.tobytes()))
+            elif section == _CLOCK:
+                time[name] = array
             else:
                 server[key] = array
         restore_strategy(strategy, server, self.facts)
-        clock.now = float(self.facts["virtual_seconds"])
-        clock.instructions = int(self.facts["instructions"])
+        clock.restore(time)

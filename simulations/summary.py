@@ -108,6 +108,7 @@ def _tier(tier: Tier, peaks: Mapping[Plan, int]) -> dict[str, Any]:
         "saved": tier.plan.savings.saved,
         "parts": parts.parts(),
         "plan": tier.plan.in_words(),
+        "watts": {"compute": tier.profile.compute_watts, "radio": tier.profile.radio_watts},
     }
 
 

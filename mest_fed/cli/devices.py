@@ -69,7 +69,7 @@ def _one(profile: DeviceProfile) -> Table:
     table.add_column("value", justify="right")
     table.add_column("source", style="dim")
     for key, value in _plain(profile).items():
-        if key in ("name", "title", "sources"):
+        if key in ("name", "title", "sources") or value is None:
             continue
         source = profile.sources.get(key, "")
         values = value.items() if isinstance(value, dict) else [("", value)]

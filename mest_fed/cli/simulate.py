@@ -35,6 +35,13 @@ def simulate(
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to join, such as auto or HOST:6379.")
     ] = None,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TOOL",
+            help="Log to tensorboard, wandb or mlflow, too, in the run folder; repeatable.",
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = False,
     quiet: Annotated[bool, typer.Option(help="Show no progress.")] = False,
 ) -> None:
@@ -45,7 +52,9 @@ def simulate(
     from simulations.run_folder import CONFIG
     from simulations.settings import resolve
     from simulations.simulate import Interrupted, open_run
-    from simulations.watching.display import RichDisplay, SilentDisplay
+    from simulations.watching.display import RichDisplay
+    from simulations.watching.observers import Observers
+    from simulations.watching.sinks import open_sinks
 
     _quieten()
     if preset is not None and config is not None:
@@ -57,8 +66,9 @@ def simulate(
     name, resolved = (None, None) if resume else resolve(preset, config, settings or [])
     folder = out or Path("runs") / (name or "quickstart")
     console = Console()
-    display = SilentDisplay() if quiet else RichDisplay(console, f"{name or folder.name}")
-    run = open_run(name or folder.name, resolved, folder, resume=resume, display=display)
+    display = [] if quiet else [RichDisplay(console)]
+    observer = Observers(*open_sinks(log or [], folder), *display)
+    run = open_run(name or folder.name, resolved, folder, resume=resume, observer=observer)
     try:
         run.run(os.cpu_count() or 1 if workers is None else workers, address)
     except Interrupted:

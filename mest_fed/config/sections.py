@@ -2,44 +2,21 @@
 
 from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from mest_fed.config.base import Positive, Section, Share, one_of
+from mest_fed.config.life import LifeSection
 from mest_fed.config.mixes import format_mix, parse_mix
 from mest_fed.errors import InputError
 from mest_fed.memory import FORMATS, PREFERENCE, RECOMPUTE
 from mest_fed.sparsity import DISTRIBUTIONS, METHODS, layout_for
 from mest_fed.units import parse_bytes
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-
-
-def _one_of(*allowed: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if value not in allowed:
-            raise ValueError(f"allowed: {', '.join(allowed)}")
-        return value
-
-    return AfterValidator(check)
-
 
 def _kernels(value: str) -> str:
     if value not in ("rule", "tuned", "dense") and not value.endswith(".json"):
         raise ValueError("allowed: rule, tuned, dense, or the path of a run's kernels.json")
     return value
-
-
-class Section(BaseModel):
-    """A part of the configuration: immutable, unknown keys refused, numbers finite."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class RunSection(Section):
@@ -54,12 +31,12 @@ class RunSection(Section):
 class DataSection(Section):
     """The data and how it is spread over the devices."""
 
-    name: Annotated[str, _one_of("digits", "cifar10")] = "digits"
+    name: Annotated[str, one_of("digits", "cifar10")] = "digits"
     path: str = ""
     """Folder with the data set's files; empty downloads it (digits needs neither)."""
     partition: Annotated[
         str,
-        _one_of(
+        one_of(
             "iid",
             "dirichlet",
             "pathological",
@@ -82,25 +59,25 @@ class DataSection(Section):
     """Partitions saved before, so that a device needs no partitioner."""
     hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of each client's examples that it keeps for evaluation."""
-    augmentation: Annotated[str, _one_of("none", "crop-flip")] = "none"
+    augmentation: Annotated[str, one_of("none", "crop-flip")] = "none"
 
 
 class ModelSection(Section):
     """The model."""
 
-    name: Annotated[str, _one_of("resnet8", "resnet18", "resnet20", "resnet32", "cnn2")] = "resnet8"
+    name: Annotated[str, one_of("resnet8", "resnet18", "resnet20", "resnet32", "cnn2")] = "resnet8"
     width: Annotated[float, Field(gt=0, le=16)] = 1.0
-    norm: Annotated[str, _one_of("batch", "group")] = "group"
+    norm: Annotated[str, one_of("batch", "group")] = "group"
 
 
 class SparsitySection(Section):
     """Sparse training: what lives, and how it changes."""
 
-    method: Annotated[str, _one_of(*METHODS)] = "mest-ems"
-    mutation: Annotated[str, _one_of("client", "server")] = "server"
+    method: Annotated[str, one_of(*METHODS)] = "mest-ems"
+    mutation: Annotated[str, one_of("client", "server")] = "server"
     scheme: str = "block"
     density: Annotated[float, Field(gt=0, le=1)] = 0.1
-    distribution: Annotated[str, _one_of(*DISTRIBUTIONS)] = "uniform"
+    distribution: Annotated[str, one_of(*DISTRIBUTIONS)] = "uniform"
     period: Annotated[float, Field(gt=0, le=1)] = 0.03125
     """Progress between mutations; MEST: 5 of 160 epochs."""
     gradient_weight: Annotated[float, Field(ge=0)] = 0.5
@@ -122,10 +99,10 @@ class TrainingSection(Section):
     local_epochs: Positive = 1
     batch_size: Positive = 32
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
-    schedule: Annotated[str, _one_of("constant", "cosine", "step")] = "cosine"
+    schedule: Annotated[str, one_of("constant", "cosine", "step")] = "cosine"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    device: Annotated[str, _one_of("auto", "cpu", "cuda")] = "auto"
+    device: Annotated[str, one_of("auto", "cpu", "cuda")] = "auto"
     kernels: Annotated[str, AfterValidator(_kernels)] = "rule"
     """How sparse layers compute on a CPU.
 
@@ -141,9 +118,9 @@ class TrainingSection(Section):
 class MemorySection(Section):
     """What training saves memory by whatever the budget, and what a plan gives up first."""
 
-    recompute: Annotated[str, _one_of(*RECOMPUTE)] = "none"
+    recompute: Annotated[str, one_of(*RECOMPUTE)] = "none"
     """What backward computes again: nothing, outputs of normalisations, or whole segments."""
-    saved: Annotated[str, _one_of(*FORMATS)] = "fp32"
+    saved: Annotated[str, one_of(*FORMATS)] = "fp32"
     """How activations stand in memory between forward and backward."""
     consume: bool = False
     """Whether gradients go into the momentum during backward."""
@@ -180,14 +157,16 @@ class ForgettingSection(Section):
 class WireSection(Section):
     """How values travel."""
 
-    upload: Annotated[str, _one_of("fp32", "fp16", "bf16", "int8")] = "fp32"
-    download: Annotated[str, _one_of("fp32", "fp16", "bf16")] = "fp32"
+    upload: Annotated[str, one_of("fp32", "fp16", "bf16", "int8")] = "fp32"
+    download: Annotated[str, one_of("fp32", "fp16", "bf16")] = "fp32"
 
 
 class ServerSection(Section):
     """Rounds, evaluation and the server's optimizer."""
 
     clients_per_round: Positive = 10
+    selection: Annotated[str, one_of("uniform", "available", "utility")] = "uniform"
+    """Who trains: anyone, those who are there, or those of most use (``server/selection/``)."""
     min_nodes: Positive = 1
     """Nodes to wait for before the first round (in deployment they join one by one)."""
     central_evaluation: bool = True
@@ -198,10 +177,10 @@ class ServerSection(Section):
     """Rounds between evaluations on the clients' held-out shares; 0 never."""
     evaluate_clients: Positive = 50
     """Largest number of clients to ask in such an evaluation."""
-    optimizer: Annotated[str, _one_of("fedavg", "fedavgm", "fedadam")] = "fedavg"
+    optimizer: Annotated[str, one_of("fedavg", "fedavgm", "fedadam")] = "fedavg"
     learning_rate: Annotated[float, Field(gt=0)] = 1.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    mode: Annotated[str, _one_of("sync", "buffered", "semi-sync")] = "sync"
+    mode: Annotated[str, one_of("sync", "buffered", "semi-sync")] = "sync"
     """When a round ends: with the cohort; with a full buffer; with a period of time."""
     over_selection: Annotated[float, Field(ge=1)] = 1.0
     """With ``sync``: asks so many times the cohort, and takes the first to arrive."""
@@ -215,7 +194,7 @@ class ServerSection(Section):
     """a of the weight (1 + staleness)^-a; FedBuff: 1/2."""
     max_staleness: Annotated[int, Field(ge=0)] = 20
     """Updates older than so many rounds are rejected."""
-    weighting: Annotated[str, _one_of("examples", "equal")] = "examples"
+    weighting: Annotated[str, one_of("examples", "equal")] = "examples"
     """With ``buffered`` and ``semi-sync``: what an update counts; in FedBuff all are equal."""
 
 
@@ -283,6 +262,7 @@ class RunConfig(Section):
     wire: WireSection = WireSection()
     server: ServerSection = ServerSection()
     fleet: FleetSection = FleetSection()
+    life: LifeSection = LifeSection()
 
     @model_validator(mode="after")
     def _rigl_mutates_on_clients(self) -> "RunConfig":
@@ -323,4 +303,14 @@ class RunConfig(Section):
                     f"server.{key} = {wanted} is never reached; "
                     f"allowed: 1 to {devices} (fleet.devices = {devices})"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _a_trace_is_there_if_needed(self) -> "RunConfig":
+        availability, trace = self.life.availability, self.life.trace
+        if (availability == "trace") != bool(trace):
+            raise ValueError(
+                f"life.trace = {trace!r} is not allowed with life.availability = "
+                f"{availability!r}; allowed: a file's path with 'trace', nothing otherwise"
+            )
         return self

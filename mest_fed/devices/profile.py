@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -16,6 +17,7 @@ from mest_fed.errors import InputError, not_allowed
 WORK_KINDS = ("dense", "unstructured", "block", "pattern", "channel")
 
 _RATES = ("download_rate", "upload_rate", "latency", "compute_watts", "radio_watts", "idle_watts")
+_BATTERY = ("battery_joules", "charge_watts")
 _MEASURES = ("memory_bytes", "budget_bytes", "flops", *_RATES, "availability")
 
 
@@ -47,6 +49,9 @@ class DeviceProfile:
     sources : mapping of str to str
         Field -> where its figure comes from, beginning with ``measured:``, ``data sheet:`` or
         ``modelled:``.
+    battery_joules, charge_watts : float or None
+        What a full battery holds, and the power that the device gets while it is plugged in. None
+        for a device on mains power.
     """
 
     name: str
@@ -62,6 +67,8 @@ class DeviceProfile:
     idle_watts: float
     availability: float
     sources: Mapping[str, str]
+    battery_joules: float | None = None
+    charge_watts: float | None = None
 
 
 def profile_names() -> list[str]:
@@ -84,10 +91,16 @@ def load_profile(name_or_path: str) -> DeviceProfile:
     """
     if name_or_path.endswith(".toml"):
         return _read(Path(name_or_path), name_or_path)
-    if name_or_path not in profile_names():
+    return _built_in(name_or_path)
+
+
+@lru_cache
+def _built_in(name: str) -> DeviceProfile:
+    """Return a built-in profile; a simulated fleet asks for it at each message."""
+    if name not in profile_names():
         allowed = f"{', '.join(profile_names())}, or the path of a .toml file"
-        raise not_allowed("device profile", name_or_path, allowed)
-    return _read(_folder() / f"{name_or_path}.toml", name_or_path)
+        raise not_allowed("device profile", name, allowed)
+    return _read(_folder() / f"{name}.toml", name)
 
 
 def _folder() -> Traversable:
@@ -106,10 +119,12 @@ def _read(file: Traversable, where: str) -> DeviceProfile:
 
 def _profile(name: str, table: dict[str, Any], where: str) -> DeviceProfile:
     """Check a table and build the profile; ``where`` begins each error."""
-    check_keys(where, table, [field.name for field in fields(DeviceProfile)][1:])
+    battery = _battery(table, where)
+    keys = [field.name for field in fields(DeviceProfile) if field.name not in _BATTERY]
+    check_keys(where, table, [*keys[1:], *battery])
     flops, sources = table["flops"], table["sources"]
     check_keys(where + "flops.", flops, WORK_KINDS)
-    check_sources(where + "sources.", sources, _MEASURES)
+    check_sources(where + "sources.", sources, [*_MEASURES, *battery])
     memory = positive_int(where + "memory_bytes", table["memory_bytes"])
     budget = positive_int(where + "budget_bytes", table["budget_bytes"])
     if budget > memory:
@@ -127,4 +142,15 @@ def _profile(name: str, table: dict[str, Any], where: str) -> DeviceProfile:
         availability=availability,
         sources=MappingProxyType(dict(sources)),
         **{key: positive_number(where + key, table[key]) for key in _RATES},
+        **battery,
     )
+
+
+def _battery(table: dict[str, Any], where: str) -> dict[str, float]:
+    """Return what the table says of a battery, if anything: then all of it."""
+    given = [key for key in _BATTERY if key in table]
+    battery = {key: positive_number(where + key, table[key]) for key in given}
+    if len(battery) == 1:
+        missing = next(key for key in _BATTERY if key not in battery)
+        raise InputError(f"{where}{missing} is missing; {given[0]} is given")
+    return battery

@@ -48,7 +48,8 @@ def _plain(array: npt.NDArray[Any]) -> bool:
 
 def _tree(arrays: Sequence[npt.NDArray[Any]], weights: Sequence[float]) -> Doubles:
     if len(arrays) == 1:
-        return np.multiply(arrays[0], weights[0], dtype=np.float64)
+        product: Doubles = np.multiply(arrays[0], weights[0], dtype=np.float64)
+        return product
     left = 1 << ((len(arrays) - 1).bit_length() - 1)
     total = _tree(arrays[:left], weights[:left])
     total += _tree(arrays[left:], weights[left:])

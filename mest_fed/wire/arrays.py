@@ -24,10 +24,16 @@ def as_numpy(array: Array) -> npt.NDArray[Any]:
     data = array.data
     dtype = np.dtype(array.dtype)
     if array.stype != "numpy.ndarray" or not data.startswith(_MAGIC) or dtype.hasobject:
-        return array.numpy()
+        return _parsed(array)
     start = 10 + int.from_bytes(data[8:10], "little")
     header = data[10:start]
     described = f"'descr': '{dtype.str}'".encode(), f"'shape': {tuple(array.shape)!r}".encode()
     if _C_ORDER not in header or not all(part in header for part in described):
-        return array.numpy()
-    return np.frombuffer(data, dtype, offset=start).reshape(array.shape)
+        return _parsed(array)
+    values: npt.NDArray[Any] = np.frombuffer(data, dtype, offset=start).reshape(array.shape)
+    return values
+
+
+def _parsed(array: Array) -> npt.NDArray[Any]:
+    values: npt.NDArray[Any] = array.numpy()
+    return values

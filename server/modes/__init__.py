@@ -4,6 +4,7 @@ from mest_fed.task import Task
 from server.global_model import GlobalModel
 from server.modes.buffered import Buffered, SemiSynchronous
 from server.modes.first_replies import FirstReplies
+from server.modes.summed import SummedRounds
 from server.strategy import MestStrategy
 
 
@@ -22,4 +23,4 @@ def build_strategy(task: Task, model: GlobalModel) -> MestStrategy:
         return Buffered(task, model)
     if server.mode == "semi-sync":
         return SemiSynchronous(task, model)
-    return FirstReplies(task, model) if server.over_selection > 1 else MestStrategy(task, model)
+    return FirstReplies(task, model) if server.over_selection > 1 else SummedRounds(task, model)

@@ -121,8 +121,8 @@ class ArrivalStrategy(MestStrategy):
         self._draws += 1
         if count <= 0:
             return []
-        path = (self.config.run.seed, self.record.round, "cohort", self._draws)
-        return self.roster.sample(count, *path, without=self._busy() | self._answered)
+        out = self._busy() | self._answered
+        return self._select(count, self._draws, without=out, waits=not self.flights)
 
     def _send(self, messages: list[Message]) -> None:
         now = self.mail.now

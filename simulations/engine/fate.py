@@ -1,7 +1,8 @@
 """Fate: what life does to simulated devices, as FleetGrid asks it, in virtual time."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from flwr.app import Message
 
@@ -93,3 +94,17 @@ class Fate(Protocol):
 
     def note(self, settled: Settled) -> None:
         """Learn what came of an instruction; called once for each, in message order."""
+
+
+@runtime_checkable
+class Foresight(Protocol):
+    """What a fate may know besides, for a server that selects by it."""
+
+    def present_nodes(self, node_ids: Sequence[int]) -> list[int]:
+        """Return those nodes that are there now, in the order given."""
+
+    def next_present(self, node_ids: Sequence[int]) -> float:
+        """Return when the first of some absent nodes is worth asking again; may be infinite."""
+
+    def train_seconds(self) -> Mapping[int, float]:
+        """Return how long nodes took to train, as far as nobody has logged it yet."""

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict, UserConfigValue
@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from mest_fed.folding import Fold
 from simulations.engine.dispatch import Dispatcher
 from simulations.engine.executor import Executor
-from simulations.engine.fate import Fate
+from simulations.engine.fate import Fate, Foresight
 from simulations.engine.flower_internals import Run, claim_identity, empty_run
 from simulations.engine.launches import Launches
 from simulations.engine.nodes import Population
@@ -87,6 +87,7 @@ class FleetGrid(Grid):
             fate=fate,
             states=self.states,
         )
+        self._foresight = fate if isinstance(fate, Foresight) else None
         self._executor = executor
         self._stream = stream
         self._lock = threading.Lock()
@@ -161,6 +162,23 @@ class FleetGrid(Grid):
         """Let virtual time pass; nothing happens if it has passed already."""
         with self._lock:
             self._pass_time(now)
+
+    def present_nodes(self, node_ids: Sequence[int]) -> list[int]:
+        """Return those nodes that are there now, in the order given; all if nobody knows."""
+        fate = self._foresight
+        return list(node_ids) if fate is None else fate.present_nodes(node_ids)
+
+    def wait_for_nodes(self, node_ids: Sequence[int]) -> bool:
+        """Let virtual time pass until one of these nodes may be there; False if none ever will."""
+        fate = self._foresight
+        moment = math.inf if fate is None else fate.next_present(node_ids)
+        if moment < math.inf:
+            self.wait_until(moment)
+        return moment < math.inf
+
+    def train_seconds(self) -> Mapping[int, float]:
+        """Return how long nodes took to train in this round, as far as somebody knows."""
+        return {} if self._foresight is None else self._foresight.train_seconds()
 
     def discard(self, message_ids: Iterable[str]) -> None:
         """Say that these replies will never be pulled; their devices go on all the same."""

@@ -1,46 +1,55 @@
-"""The virtual clock: draws what devices meet and keeps what it cost them. All modelled."""
+"""The virtual clock: has devices' lives meet instructions, and keeps what it cost them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
 from flwr.app import Message, MessageType
 
+from mest_fed.config.life import LifeSection
 from mest_fed.devices import DeviceProfile
 from mest_fed.errors import not_allowed
-from mest_fed.rng import numpy_generator
 from simulations.engine.fate import Settled
+from simulations.engine.nodes import FIRST_NODE_ID, node_id_of
+from simulations.life.availability import Availability
 from simulations.life.conditions import DeviceConditions, NoTime
+from simulations.life.lives import Lives
+from simulations.life.memory_gate import MemoryNeed
 from simulations.life.timing import ClientTiming
 
 _TIMED = (MessageType.TRAIN, MessageType.EVALUATE)
-_AWAY = "device was away"
 
 
 class VirtualClock:
     """Fate of a fleet: what its devices would take. See :class:`simulations.engine.fate.Fate`.
 
-    The work of a client is what its reply reports in a MetricRecord: ``flops-dense`` and
-    ``flops-sparse``, none where absent. Queries cost nothing.
+    All of it is modelled. Queries cost nothing.
 
     Parameters
     ----------
     profiles : mapping of int to DeviceProfile
-        The device of each node id.
+        The device of each node id; read one by one, so that it may be lazy.
     scheme : str
         Sparsity scheme, for the speed of sparse layers.
     seed : int
-        Seed of the run; whether a device is there is drawn from (seed, instruction, node id).
+        Seed of the run.
     deadline : float, optional
         Seconds after which the server no longer waits. A later reply is lost; its device spends
         the full time and energy all the same.
+    life : LifeSection, optional
+        Devices' lives; by default they are there by chance, as likely as their profile says.
+    trace : Availability, optional
+        Read from ``life.trace``, where there is one.
+    needs : mapping of int to MemoryNeed, optional
+        Node id -> what its plan takes, for ``life.memory_pressure``.
 
     Attributes
     ----------
     now : float
-        Virtual seconds since the start of the run. A resumed run sets it.
+        Virtual seconds since the start of the run; the grid moves it.
     instructions : int
-        Number of instructions so far that took time; a resumed run, which asks its nodes anew who
-        they are, sets it.
+        Number of instructions so far that took time.
     """
 
     def __init__(
@@ -50,13 +59,21 @@ class VirtualClock:
         scheme: str,
         seed: int,
         deadline: float | None = None,
+        life: LifeSection | None = None,
+        trace: Availability | None = None,
+        needs: Mapping[int, MemoryNeed] | None = None,
     ) -> None:
         if deadline is not None and not deadline > 0:
             raise not_allowed("deadline", deadline, "a positive number of seconds")
-        self._profiles = profiles
         self._scheme = scheme
-        self._seed = seed
         self._deadline = math.inf if deadline is None else deadline
+        self._lives = Lives(
+            LifeSection() if life is None else life,
+            seed,
+            lambda device: profiles[node_id_of(device)],
+            need_of=None if needs is None else lambda device: needs[node_id_of(device)],
+            trace=trace,
+        )
         self._timings: list[ClientTiming] = []
         self.now = 0.0
         self.instructions = 0
@@ -64,25 +81,75 @@ class VirtualClock:
     def meet(
         self, instruction: Message, *, start: float, within: float, number: int | None = None
     ) -> DeviceConditions | NoTime:
-        """Draw whether the device is there; see :meth:`simulations.engine.fate.Fate.meet`."""
-        if instruction.metadata.message_type.partition(".")[0] not in _TIMED:
+        """Draw the circumstances; see :meth:`simulations.engine.fate.Fate.meet`."""
+        kind = instruction.metadata.message_type.partition(".")[0]
+        if kind not in _TIMED:
             return NoTime()
         if number is None:
             self.instructions += 1
             number = self.instructions
-        node_id = instruction.metadata.dst_node_id
-        profile = self._profiles[node_id]
-        draw = numpy_generator(self._seed, "availability", number, node_id).random()
-        refusal = None if draw < profile.availability else _AWAY
-        limit = min(within, self._deadline)
-        return DeviceConditions(number, profile, self._scheme, start, limit, refusal)
+        return self._lives.meet(
+            _device(instruction.metadata.dst_node_id),
+            number,
+            start=start,
+            within=min(within, self.now + self._deadline - start),
+            trains=kind == MessageType.TRAIN,
+            scheme=self._scheme,
+        )
 
     def note(self, settled: Settled) -> None:
-        """Keep the timing for the logs."""
-        if settled.timing is not None:
-            self._timings.append(settled.timing)
+        """Keep the timing for the logs, and drain the battery."""
+        timing: ClientTiming | None = settled.timing
+        if timing is None:
+            return
+        self._timings.append(timing)
+        if timing.status != "away":
+            device = _device(timing.node_id)
+            self._lives.spend(device, timing.start, timing.seconds, timing.energy_joules)
+
+    def present_nodes(self, node_ids: Sequence[int]) -> list[int]:
+        """Return those nodes that are there now with charge enough, in the order given.
+
+        Where devices are there by chance, all are: that is drawn only when they are instructed.
+        """
+        return [node for node in node_ids if self._lives.is_ready(_device(node), self.now)]
+
+    def next_present(self, node_ids: Sequence[int]) -> float:
+        """Return when the first of some nodes, none of which is there, is worth asking again.
+
+        Infinite if none of them ever comes.
+        """
+        moments = (self._lives.next_ready(_device(node), self.now) for node in node_ids)
+        return min(moments, default=math.inf)
+
+    def train_seconds(self) -> dict[int, float]:
+        """Return how long nodes took to train, of the timings that nobody has taken yet."""
+        return {
+            timing.node_id: timing.seconds
+            for timing in self._timings
+            if timing.message_type == MessageType.TRAIN and timing.status in ("ok", "late")
+        }
 
     def take_timings(self) -> list[ClientTiming]:
         """Return the timings since the last call, in message order, and forget them."""
         timings, self._timings = self._timings, []
         return timings
+
+    def state(self) -> dict[str, npt.NDArray[np.float64 | np.int64]]:
+        """Return everything that a run needs to go on, but for timings that were not taken."""
+        return {
+            "now": np.array(self.now, np.float64),
+            "instructions": np.array(self.instructions, np.int64),
+            **self._lives.state(),
+        }
+
+    def restore(self, state: Mapping[str, npt.NDArray[np.float64 | np.int64]]) -> None:
+        """Take back what :meth:`state` gave."""
+        self.now = float(state["now"])
+        self.instructions = int(state["instructions"])
+        self._lives.restore(state)
+
+
+def _device(node_id: int) -> int:
+    """Return the partition of a node."""
+    return node_id - FIRST_NODE_ID

@@ -1,6 +1,7 @@
-"""What an instruction costs a device, and whether its reply is in time. All of it is modelled."""
+"""What an instruction costs a device, and whether its reply arrives. All of it is modelled."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from flwr.app import Message, MetricRecord, RecordDict
 
@@ -16,6 +17,9 @@ from mest_fed.wire.size import content_bytes
 from simulations.engine.fate import Settled
 from simulations.engine.flower_internals import NODE_UNAVAILABLE, error_reply
 from simulations.life.timing import ClientTiming
+
+#: Seconds that a device downloads, trains and uploads.
+Parts = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,8 @@ class DeviceConditions:
     ----------
     number : int
         Of the instruction.
-    profile : DeviceProfile
-        The device.
+    device : DeviceProfile
+        The device, as fast as it is this time; without sources.
     scheme : str
         Sparsity scheme, for the speed of sparse layers.
     start : float
@@ -51,63 +55,137 @@ class DeviceConditions:
     within : float
         Seconds from then on that the server waits.
     refusal : str or None
-        Why the device does not even begin.
+        Why the device does not train.
+    noticed : float or None
+        Seconds until the server knows of the refusal; None if that takes the download, as when
+        memory turns out to be short.
+    drops_at : float or None
+        Share of its round after which it drops out.
+    stays : float
+        Seconds after which it goes away.
+    joules : float
+        What it can spend before its battery is empty; infinite while it is plugged in.
+    battery : float or None
+        Share of a full charge at the start.
     """
 
     number: int
-    profile: DeviceProfile
+    device: DeviceProfile
     scheme: str
     start: float
-    within: float
+    within: float = math.inf
     refusal: str | None = None
+    noticed: float | None = None
+    drops_at: float | None = None
+    stays: float = math.inf
+    joules: float = math.inf
+    battery: float | None = None
 
     def at_least(self, instruction: Message) -> float:
-        """Return the time of the download: nothing arrives before it is over."""
-        if self.refusal is not None:
-            return 0.0
-        download = download_seconds(self.profile, content_bytes(instruction.content))
-        return min(self.within, download)
+        """Return the time of the download, or until the device is lost within it."""
+        if self.noticed is not None:
+            return min(self.within, self.noticed)
+        whole = (download_seconds(self.device, content_bytes(instruction.content)), 0.0, 0.0)
+        return min(self.within, whole[0], self._lost_after(whole)[0])
 
     def settle(self, instruction: Message, reply: Message) -> Settled:
-        """Charge the device; a reply after the deadline becomes an error reply."""
-        timing = self._timing(instruction, reply)
-        if timing.status == "late":
-            late = error_reply(instruction, NODE_UNAVAILABLE, timing.reason)
-            return Settled(late, self.within, timing, busy_seconds=timing.seconds)
-        return Settled(reply, timing.seconds, timing)
+        """Charge the device. What is late or lost becomes an error reply.
 
-    def _timing(self, instruction: Message, reply: Message) -> ClientTiming:
-        node_id, kind = instruction.metadata.dst_node_id, instruction.metadata.message_type
-        if self.refusal is not None:
-            return ClientTiming(node_id, kind, "away", self.refusal, start=self.start)
-        profile = self.profile
-        bytes_down = content_bytes(instruction.content)
-        download = download_seconds(profile, bytes_down)
-        failed = reply.has_error()
-        bytes_up = 0 if failed else content_bytes(reply.content)
-        upload = 0.0 if failed else upload_seconds(profile, bytes_up)
-        train = 0.0 if failed else train_seconds(profile, _work(reply.content), self.scheme)
-        status, reason = self._verdict(reply, download + train + upload)
-        return ClientTiming(
-            node_id,
-            kind,
-            status,
-            reason,
+        The work of a client is what its reply reports in a MetricRecord: ``flops-dense`` and
+        ``flops-sparse``, none where absent. A failed client is charged its download alone.
+        """
+        timing = ClientTiming(
+            instruction.metadata.dst_node_id,
+            instruction.metadata.message_type,
+            "ok",
             start=self.start,
-            bytes_down=bytes_down,
-            bytes_up=bytes_up,
-            download_seconds=download,
-            train_seconds=train,
-            upload_seconds=upload,
-            energy_joules=energy_joules(profile, train, download + upload),
+            battery=self.battery,
+        )
+        if self.noticed is not None:
+            timing = replace(timing, status="away", reason=self.refusal or "")
+            return self._without(instruction, timing, min(self.within, self.noticed))
+        whole = self._whole(instruction, reply)
+        lost_after, loss = self._lost_after(whole)
+        parts = _until(whole, lost_after)
+        timing = replace(
+            timing,
+            bytes_down=content_bytes(instruction.content),
+            download_seconds=parts[0],
+            train_seconds=parts[1],
+            upload_seconds=parts[2],
+            energy_joules=energy_joules(self.device, parts[1], parts[0] + parts[2]),
+        )
+        if parts != whole:
+            timing = replace(timing, status="dropped", reason=loss)
+        elif reply.has_error():
+            reason = reply.error.reason or "no reason given"
+            timing = replace(timing, status="failed", reason=reason)
+        else:
+            timing = replace(timing, bytes_up=content_bytes(reply.content))
+        if timing.seconds > self.within:
+            reason = f"missed the deadline of {self.within:g} s"
+            if self.within <= 0:
+                reason = "was busy with an earlier instruction until the deadline"
+            timing = replace(timing, status="late", reason=reason)
+        if timing.status in ("ok", "failed"):
+            return Settled(reply, timing.seconds, timing)
+        trained = parts[:2] == whole[:2]
+        return self._without(
+            instruction, timing, min(self.within, timing.seconds), keeps_state=trained
         )
 
-    def _verdict(self, reply: Message, seconds: float) -> tuple[str, str]:
+    def _whole(self, instruction: Message, reply: Message) -> Parts:
+        """Return the parts of a round in which nothing comes between."""
+        download = download_seconds(self.device, content_bytes(instruction.content))
         if reply.has_error():
-            return "failed", reply.error.reason or "no reason given"
-        if seconds > self.within:
-            return "late", f"missed the deadline of {self.within:g} s"
-        return "ok", ""
+            return download, 0.0, 0.0
+        train = train_seconds(self.device, _work(reply.content), self.scheme)
+        return download, train, upload_seconds(self.device, content_bytes(reply.content))
+
+    def _lost_after(self, whole: Parts) -> tuple[float, str]:
+        """Return after how many seconds a device is lost first, and why."""
+        dropout = math.inf if self.drops_at is None else self.drops_at * sum(whole)
+        return min(
+            (dropout, "device dropped out"),
+            (self.stays, "device went away"),
+            (_lasts(self.device, whole, self.joules), "battery ran empty"),
+        )
+
+    def _without(
+        self,
+        instruction: Message,
+        timing: ClientTiming,
+        seconds: float,
+        *,
+        keeps_state: bool = False,
+    ) -> Settled:
+        """Return what comes of an instruction whose reply does not reach the server."""
+        reply = error_reply(instruction, NODE_UNAVAILABLE, timing.reason)
+        return Settled(reply, seconds, timing, keeps_state, busy_seconds=timing.seconds)
+
+
+def _until(whole: Parts, seconds: float) -> Parts:
+    """Cut off what comes after some seconds."""
+    download, train, upload = whole
+    if seconds >= download + train + upload:
+        return whole
+    return (
+        min(download, seconds),
+        min(train, max(0.0, seconds - download)),
+        max(0.0, seconds - (download + train)),
+    )
+
+
+def _lasts(device: DeviceProfile, whole: Parts, joules: float) -> float:
+    """Return after how many seconds of a round so much energy is spent."""
+    passed = 0.0
+    watts = (device.radio_watts, device.compute_watts, device.radio_watts)
+    for seconds, power in zip(whole, watts, strict=True):
+        if power * seconds > joules:
+            return passed + joules / power
+        joules -= power * seconds
+        passed += seconds
+    return math.inf
 
 
 def _work(content: RecordDict) -> Work:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 class ClientTiming:
     """What one instruction cost one device (modelled).
 
+    The device downloads from its start on, then trains, then uploads; times are those that it came
+    to, so that a device that dropped out ends within one of the three.
+
     Parameters
     ----------
     node_id : int
@@ -14,17 +17,21 @@ class ClientTiming:
     message_type : str
         For example ``train``.
     status : str
-        ``ok``, ``away`` (never began), ``failed`` (the client gave an error) or ``late``.
+        ``ok``, ``away`` (never began), ``failed`` (an error, also out of memory), ``late`` (the
+        server had stopped waiting) or ``dropped`` (it went away before its reply was sent).
     reason : str
         Why it is not ``ok``; else empty.
     start : float
         Virtual time at which the device began.
     bytes_down, bytes_up : int
-        Content of the instruction and of the reply. A failed client sends nothing.
+        Content of the instruction and of the reply. A client that failed or dropped out sends
+        nothing.
     download_seconds, train_seconds, upload_seconds : float
         Time of each part. A failed client is charged its download alone.
     energy_joules : float
         Energy of the three parts; waiting for others is not counted.
+    battery : float or None
+        Share of a full charge at the start; None on mains power, or where nobody counts.
     """
 
     node_id: int
@@ -38,8 +45,9 @@ class ClientTiming:
     train_seconds: float = 0.0
     upload_seconds: float = 0.0
     energy_joules: float = 0.0
+    battery: float | None = None
 
     @property
     def seconds(self) -> float:
-        """From the start until the server has the reply."""
+        """From the instruction until the device is done with it."""
         return self.download_seconds + self.train_seconds + self.upload_seconds

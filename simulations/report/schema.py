@@ -13,6 +13,7 @@ from pydantic import Field
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
+Status = Literal["ok", "failed", "away", "late", "dropped", "surplus", "rejected"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +53,17 @@ class RoundRow:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRow:
-    """One line of ``clients.jsonl``: one client's part in one round; times are modelled."""
+    """One line of ``clients.jsonl``: one client's part in one round; times are modelled.
+
+    ``start_seconds`` is the virtual time at which the device began; older runs do not tell.
+    """
 
     round: Count
     partition: Count
     device: str
-    status: Literal["ok", "failed", "rejected", "surplus"]
+    status: Status
     reason: str | None = None
+    start_seconds: Amount | None = None
     bytes_down: Count
     bytes_up: Count
     download_seconds: Amount
@@ -70,6 +75,14 @@ class TaskRow:
     def seconds(self) -> float:
         """Download, training and upload together (modelled)."""
         return self.download_seconds + self.train_seconds + self.upload_seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watts:
+    """What a whole device draws while it computes, and while it sends or receives."""
+
+    compute: Amount
+    radio: Amount
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +99,7 @@ class Tier:
     micro_batch: Count
     parts: Mapping[str, Count]
     plan: str
+    watts: Watts | None = None
 
     @property
     def peak_bytes(self) -> int:

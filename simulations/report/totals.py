@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from simulations.report.schema import Run, TaskRow
@@ -63,20 +64,19 @@ def tasks_by_device(run: Run) -> list[DeviceTasks]:
 
 @dataclass(frozen=True)
 class LostTasks:
-    """Tasks that gave no update, for one reason."""
+    """Tasks that gave no update, for one reason: how many ended with which status."""
 
     reason: str
-    failed: int
-    rejected: int
+    counts: Mapping[str, int]
 
     @property
     def total(self) -> int:
-        """Failed and rejected tasks."""
-        return self.failed + self.rejected
+        """Number of tasks."""
+        return sum(self.counts.values())
 
 
 def lost_by_reason(run: Run) -> list[LostTasks]:
-    """Count failed and rejected tasks by reason, most frequent first.
+    """Count tasks without an update by reason, most frequent first.
 
     Reasons that differ in their numbers alone ("needs 24.1 MB", "needs 24.3 MB") are one; where
     they do differ, the numbers are written as an ellipsis.
@@ -90,11 +90,7 @@ def lost_by_reason(run: Run) -> list[LostTasks]:
             counts[kind][task.status] += 1
             wordings[kind].add(text)
     lost = [
-        LostTasks(
-            min(wordings[kind]) if len(wordings[kind]) == 1 else kind,
-            count["failed"],
-            count["rejected"],
-        )
+        LostTasks(min(wordings[kind]) if len(wordings[kind]) == 1 else kind, dict(count))
         for kind, count in counts.items()
     ]
     return sorted(lost, key=lambda entry: (-entry.total, entry.reason))

@@ -1,42 +1,17 @@
 """What a person sees while a fleet trains: one live panel, or plain lines without a terminal."""
 
-from typing import Protocol
+from collections.abc import Sequence
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from mest_fed.config import RunConfig
 from mest_fed.units import format_bytes, format_seconds
 from simulations.records import Row
 
 _ROWS_SHOWN = 10
-
-
-class Display(Protocol):
-    """Told of a run's progress."""
-
-    def begin(self, rounds: int, done: int) -> None:
-        """Start, at ``done`` of ``rounds``."""
-
-    def round_done(self, row: Row) -> None:
-        """Show a round's row of ``rounds.jsonl``."""
-
-    def end(self) -> None:
-        """Stop; also after an interruption."""
-
-
-class SilentDisplay:
-    """Shows nothing."""
-
-    def begin(self, rounds: int, done: int) -> None:
-        """Do nothing."""
-
-    def round_done(self, row: Row) -> None:
-        """Do nothing."""
-
-    def end(self) -> None:
-        """Do nothing."""
 
 
 class RichDisplay:
@@ -46,13 +21,10 @@ class RichDisplay:
     ----------
     console : Console
         Where to draw; without a terminal each round is one line.
-    title : str
-        What runs.
     """
 
-    def __init__(self, console: Console, title: str) -> None:
+    def __init__(self, console: Console) -> None:
         self.console = console
-        self.title = title
         self.rows: list[Row] = []
         self.bytes = 0
         self.clients = {"trained": 0, "failed": 0, "rejected": 0}
@@ -66,19 +38,19 @@ class RichDisplay:
         )
         self._live = Live(console=console, refresh_per_second=8, transient=False)
 
-    def begin(self, rounds: int, done: int) -> None:
-        """Draw the bar at ``done`` of ``rounds``."""
-        self._bar = self._progress.add_task(self.title, total=rounds, completed=done)
+    def begin(self, config: RunConfig, name: str, done: Sequence[Row]) -> None:
+        """Draw the bar, and what a resumed run begins with."""
+        for row in done:
+            self._count(row)
+        number = done[-1]["round"] if done else 0
+        self._bar = self._progress.add_task(name, total=config.run.rounds, completed=number)
         if self.console.is_terminal:
             self._live.start()
             self._draw()
 
     def round_done(self, row: Row) -> None:
         """Add a round."""
-        self.rows.append(row)
-        self.bytes += row["bytes_up"] + row["bytes_down"]
-        for key in self.clients:
-            self.clients[key] += row[key]
+        self._count(row)
         if self.console.is_terminal:
             self._progress.update(self._bar, completed=row["round"])
             self._draw()
@@ -89,6 +61,12 @@ class RichDisplay:
         """Leave the last state on the screen."""
         if self._live.is_started:
             self._live.stop()
+
+    def _count(self, row: Row) -> None:
+        self.rows.append(row)
+        self.bytes += row["bytes_up"] + row["bytes_down"]
+        for key in self.clients:
+            self.clients[key] += row[key]
 
     def _draw(self) -> None:
         table = Table(box=None, pad_edge=False, header_style="dim")

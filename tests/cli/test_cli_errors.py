@@ -38,6 +38,7 @@ def setting(text):
         (("simulate", "--config", "none.toml"), ["no such file: none.toml"]),
         (("simulate", "--workers", "-1"), ["--workers = -1", "a whole number from 0"]),
         (("simulate", "--preset", "quickstart", "--config", "x.toml"), ["--preset and --config"]),
+        (("simulate", "--log", "wand"), ["--log = 'wand'", "tensorboard, wandb, mlflow"]),
         (("simulate", "--resume"), ["no run in runs/quickstart"]),
         (("simulate", "--resume", "--preset", "quickstart"), ["--resume takes the run's own"]),
         (("devices", "toaster"), ["device profile = 'toaster'", "rpi-4"]),

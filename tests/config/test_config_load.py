@@ -109,6 +109,7 @@ def test_a_section_that_is_no_table():
         ("wire", "upload", ["int4"]),
         ("wire", "download", ["int8"]),
         ("server", "clients_per_round", [0]),
+        ("server", "selection", ["oort"]),
         ("server", "min_nodes", [0]),
         ("server", "evaluate_every", [0]),
         ("server", "evaluate_clients_every", [-1]),
@@ -117,6 +118,16 @@ def test_a_section_that_is_no_table():
         ("fleet", "mix", ["", "rpi-4:0", "rpi-4:-1", "rpi-4:x", "rpi-4:1, rpi-4:2", ":3"]),
         ("fleet", "budgets", ["rpi-4:lots", "rpi-4:0", "rpi-4:1MB, rpi-4:2MB"]),
         ("fleet", "deadline", [-1.0]),
+        ("life", "availability", ["never"]),
+        ("life", "phase_spread", [-0.1, 1.1]),
+        ("life", "dropout", [-0.1, 1.0]),
+        ("life", "compute_jitter", [-0.1, 3.5]),
+        ("life", "stragglers", [-0.1, 1.1]),
+        ("life", "straggler_factor", [0.5]),
+        ("life", "memory_pressure", [1.0]),
+        ("life", "battery_floor", [1.0]),
+        ("life", "charging", ["always"]),
+        ("life", "plugged", [0.0, 1.1]),
     ],
 )
 def test_a_value_that_is_not_allowed(section, key, values):
@@ -131,6 +142,14 @@ def test_a_value_that_is_not_allowed(section, key, values):
 def test_numbers_are_finite(key, value):
     section, _, name = key.partition(".")
     assert f"{key} = {value} is not allowed" in refusal({section: {name: value}})
+
+
+@pytest.mark.parametrize(
+    "life",
+    [{"availability": "trace"}, {"trace": "a.csv"}, {"availability": "always", "trace": "a"}],
+)
+def test_a_trace_goes_with_its_availability(life):
+    assert "life.trace = " in refusal({"life": life})
 
 
 def test_choices_are_listed():

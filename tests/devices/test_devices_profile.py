@@ -60,6 +60,43 @@ def test_own_file_is_read(write):
     assert profile.sources["flops"] == "measured: by hand"
 
 
+WITH_BATTERY = GOOD.replace(
+    "availability = 1\n", "availability = 1\nbattery_joules = 50_000\ncharge_watts = 10\n"
+)
+BATTERY_SOURCES = 'battery_joules = "data sheet: yes"\ncharge_watts = "modelled: x"\n'
+
+
+def test_a_battery_is_optional(write):
+    assert load_profile(write(GOOD)).battery_joules is None
+    profile = load_profile(write(WITH_BATTERY + BATTERY_SOURCES))
+    assert (profile.battery_joules, profile.charge_watts) == (50_000, 10)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("charge_watts = 10\n", "", "charge_watts is missing; battery_joules is given"),
+        ("battery_joules = 50_000\n", "", "battery_joules is missing; charge_watts is given"),
+        ("50_000", "0", "battery_joules = 0 is not allowed; allowed: a positive number"),
+        (BATTERY_SOURCES, "", "sources.battery_joules is missing"),
+    ],
+)
+def test_a_battery_is_given_whole(write, old, new, words):
+    text = WITH_BATTERY + BATTERY_SOURCES
+    assert old in text
+    with pytest.raises(InputError, match=words):
+        load_profile(write(text.replace(old, new, 1)))
+
+
+def test_phones_have_batteries_and_boards_have_none():
+    have = {name for name in profile_names() if load_profile(name).battery_joules}
+    assert have == {"phone-low", "phone-mid", "phone-high"}
+    for name in have:  # 8 to 28 Wh, charged within half an hour to four hours
+        profile = load_profile(name)
+        assert 30_000 < profile.battery_joules < 100_000
+        assert 1800 < profile.battery_joules / profile.charge_watts < 4 * 3600
+
+
 def test_mappings_cannot_be_changed(write):
     profile = load_profile(write(GOOD))
     with pytest.raises(TypeError):

@@ -33,17 +33,23 @@ PARTS = {
     "workspace": 0.11,
     "batch": 0.05,
 }
-REASONS = [
-    "dropped out during training",
-    "missed the deadline of 900 s",
-    "not available when sampled",
+LOSSES = [
+    ("dropped", "device dropped out"),
+    ("late", "missed the deadline of 900 s"),
+    ("away", "device was away"),
+    ("surplus", "enough others were faster"),
 ]
 
 
 def example_files(
-    *, rounds: int = 60, tiers: int = 5, clients_per_round: int = 20, losses: bool = True
+    *,
+    rounds: int = 60,
+    tiers: int = 5,
+    clients_per_round: int = 20,
+    fleet: int | None = None,
+    losses: bool = True,
 ) -> dict[str, Any]:
-    """Make the contents of a run folder.
+    """Make the contents of a run folder; a ``fleet`` is as large as a cohort if not given.
 
     Returns
     -------
@@ -52,10 +58,11 @@ def example_files(
     """
     random = numpy_generator(7, "example", rounds, tiers)
     devices = DEVICES[:tiers]
+    size = clients_per_round if fleet is None else fleet
     clients = [
-        _task(random, number, index, devices[int(random.integers(tiers))], losses=losses)
+        _task(random, number, int(index), devices[index % tiers], losses=losses)
         for number in range(1, rounds + 1)
-        for index in range(clients_per_round)
+        for index in np.sort(random.choice(size, clients_per_round, replace=False))
     ]
     rows = _rounds(random, rounds, clients)
     return {
@@ -98,13 +105,20 @@ def _task(
         "download_seconds": 0.04 * seconds + 1.1,
         "train_seconds": 0.86 * seconds,
         "upload_seconds": 0.10 * seconds + 1.6,
-        "energy_joules": seconds * device[8],
+        "energy_joules": (0.86 * seconds) * device[8] + (0.14 * seconds + 2.7) * 0.6 * device[8],
         "density": density,
     }
     draw = random.random()
     if losses and draw < 0.06:
-        reason = REASONS[int(random.integers(len(REASONS)))]
-        task |= {"status": "failed", "reason": reason, "bytes_up": 0, "density": None}
+        status, reason = LOSSES[int(random.integers(len(LOSSES)))]
+        task |= {"status": status, "reason": reason, "bytes_up": 0, "density": None}
+        if status == "dropped":
+            task |= {"train_seconds": 0.43 * seconds, "upload_seconds": 0.0}
+            radio = 0.6 * task["download_seconds"]
+            task["energy_joules"] = (0.43 * seconds + radio) * device[8]
+        if status == "away":
+            parts = ("bytes_down", "download_seconds", "train_seconds", "upload_seconds")
+            task |= dict.fromkeys((*parts, "energy_joules"), 0)
     elif losses and draw < 0.10 and device[0] == "rpi-zero-2w":
         wanted = f"{random.uniform(48.5, 52):.1f}"
         reason = f"out of memory: needs {wanted} MB, the budget is 48.0 MB"
@@ -114,6 +128,10 @@ def _task(
     return task
 
 
+def _seconds(task: dict[str, Any]) -> float:
+    return task["download_seconds"] + task["train_seconds"] + task["upload_seconds"]
+
+
 def _rounds(
     random: np.random.Generator, rounds: int, clients: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
@@ -121,7 +139,9 @@ def _rounds(
     for number in range(rounds + 1):
         tasks = [task for task in clients if task["round"] == number]
         done = [task for task in tasks if task["status"] == "ok"]
-        virtual += max((t["download_seconds"] + t["train_seconds"] for t in done), default=0.0)
+        for task in tasks:
+            task["start_seconds"] = virtual
+        virtual += max((_seconds(task) for task in done), default=0.0)
         wall += 2.4 * random.lognormal(0, 0.1)
         accuracy = 0.1 + 0.76 * (1 - 0.94**number) + (random.normal(0, 0.006) if number else 0)
         rows.append(
@@ -137,9 +157,11 @@ def _rounds(
                 "virtual_seconds": virtual,
                 "wall_seconds": wall,
                 "trained": len(done),
-                "failed": sum(task["status"] == "failed" for task in tasks),
+                "failed": len(
+                    [t for t in tasks if t["status"] not in ("ok", "rejected", "surplus")]
+                ),
                 "rejected": sum(task["status"] == "rejected" for task in tasks),
-                "energy_joules": sum(task["energy_joules"] for task in tasks),
+                "energy_joules": 1.04 * sum(task["energy_joules"] for task in tasks),
             }
         )
     return rows
@@ -195,7 +217,7 @@ def _summary(
 
 def _tier(device: tuple[Any, ...]) -> dict[str, Any]:
     profile, title, budget, predicted, measured, density, micro_batch = device[:7]
-    tight = predicted > 0.9 * budget
+    tight, watts = predicted > 0.9 * budget, device[8]
     return {
         "profile": profile,
         "title": title,
@@ -205,6 +227,7 @@ def _tier(device: tuple[Any, ...]) -> dict[str, Any]:
         "measured_peak_bytes": None if measured is None else int(measured),
         "density": density,
         "micro_batch": micro_batch,
+        "watts": {"compute": watts, "radio": 0.6 * watts},
         "parts": {name: int(share * predicted) for name, share in PARTS.items()},
         "plan": (
             f"Train {density:.0%} of the weights in blocks of 4 with EM, "

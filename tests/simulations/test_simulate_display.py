@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from mest_fed.config import from_table
 from simulations.watching.display import RichDisplay
 
 ROW = {
@@ -20,11 +21,14 @@ ROW = {
 }
 
 
-def shown(rows, *, terminal, begin=(20, 0)):
+CONFIG = from_table({"run": {"rounds": 20}}, "test")
+
+
+def shown(rows, *, terminal, done=()):
     output = io.StringIO()
     console = Console(file=output, force_terminal=terminal, width=100, color_system=None)
-    display = RichDisplay(console, "quickstart")
-    display.begin(*begin)
+    display = RichDisplay(console)
+    display.begin(CONFIG, "quickstart", done)
     for row in rows:
         display.round_done(row)
     display.end()
@@ -60,10 +64,13 @@ def test_a_terminal_shows_a_table_a_bar_and_totals():
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_run_that_ends_before_it_begins(terminal):
     console = Console(file=io.StringIO(), force_terminal=terminal)
-    RichDisplay(console, "x").end()
+    RichDisplay(console).end()
     assert console.file.getvalue() == ""
 
 
 def test_a_resumed_run_begins_where_it_was():
-    text = shown([], terminal=True, begin=(20, 7))
+    done = [ROW | {"round": number} for number in range(8)]
+    text = shown([], terminal=True, done=done)
     assert "7/20 rounds" in text
+    assert "72 trained, 8 failed, 8 rejected; 24 kB sent in all" in text
+    assert shown([], terminal=False, done=done) == ""

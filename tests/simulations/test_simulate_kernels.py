@@ -28,7 +28,6 @@ from simulations.kernels import run_kernels
 from simulations.probe import Probe
 from simulations.run_folder import RunFolder
 from simulations.simulate import Interrupted, open_run
-from simulations.watching.display import SilentDisplay
 
 pytestmark = pytest.mark.skipif(native.variant() is None, reason="no compiled kernels")
 
@@ -163,7 +162,7 @@ def test_workers_compute_with_the_same_table(mixed, tmp_path, timer, monkeypatch
     logging.getLogger("server").setLevel(logging.ERROR)
     config = tiny_config(**TUNED_CONFIG)
     folder = tmp_path / "run"
-    open_run("tiny", config, folder, resume=False, display=SilentDisplay()).run(2)
+    open_run("tiny", config, folder, resume=False).run(2)
     gc.collect()
     assert (folder / "kernels.json").read_bytes() == (mixed / "kernels.json").read_bytes()
     assert_same_run(folder, mixed)

@@ -9,7 +9,7 @@ from clients.memory_watch import OVER_BUDGET
 from mest_fed.errors import InputError
 from simulations.probe import Probe
 from simulations.simulate import Interrupted, open_run
-from simulations.watching.display import SilentDisplay
+from simulations.watching.observers import Observers
 
 FLEET = {"mix": "rpi-4:1, rpi-5:1", "budgets": "rpi-4:40MB, rpi-5:80MB"}
 CONFIG = tiny_config(fleet=FLEET | {"devices": 12})
@@ -40,8 +40,8 @@ def asked(tmp_path, monkeypatch):
 
 
 def run(folder, config=CONFIG, *, resume=False, display=None):
-    display = display or SilentDisplay()
-    return open_run("tiny", config, folder, resume=resume, display=display).run(0)
+    observer = display or Observers()
+    return open_run("tiny", config, folder, resume=resume, observer=observer).run(0)
 
 
 def test_over_budget_is_a_failed_round_and_counted(tmp_path, asked):

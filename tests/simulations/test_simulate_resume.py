@@ -20,7 +20,7 @@ import server.evaluation
 from mest_fed.errors import InputError
 from simulations.run_folder import RunFolder
 from simulations.simulate import Interrupted, open_run
-from simulations.watching.display import SilentDisplay
+from simulations.watching.observers import Observers
 
 BATCH_NORM = {"width": 0.25, "norm": "batch"}
 RUN = {"rounds": 4, "seed": 5, "checkpoint_every": 100}
@@ -95,7 +95,7 @@ def test_stopped_while_a_client_trains(whole, tmp_path, monkeypatch, call):
         return train(*arguments, **options)
 
     monkeypatch.setattr(clients.client_app, "train_round", interrupted)
-    folder = stopped(tmp_path / "run", config, SilentDisplay())
+    folder = stopped(tmp_path / "run", config, Observers())
     start(folder, resume=True)
     assert_same_run(folder, uninterrupted)
 
@@ -108,7 +108,7 @@ def test_stopped_before_anything_was_reported(whole, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(server.evaluation, "evaluate", interrupted)
-        folder = stopped(tmp_path / "run", config, SilentDisplay())
+        folder = stopped(tmp_path / "run", config, Observers())
     start(folder, resume=True)
     assert_same_run(folder, uninterrupted)
 
@@ -149,7 +149,7 @@ def test_availability_is_drawn_as_if_nothing_had_happened(tmp_path, monkeypatch)
     config = tiny_config(run=run, fleet={"mix": "half.toml:1"}, server={"clients_per_round": 6})
     uninterrupted = start(tmp_path / "whole", config)
     statuses = [row["status"] for row in read_rows(uninterrupted, "clients")]
-    assert 6 < statuses.count("failed") < 30
+    assert 6 < statuses.count("away") < 30
     folder = stopped(tmp_path / "run", config, StopAfter(2))
     start(folder, resume=True)
     assert_same_run(folder, uninterrupted)
@@ -221,7 +221,7 @@ def test_a_copied_run_goes_on_elsewhere(tmp_path):
 
 def test_a_new_run_needs_a_configuration(tmp_path):
     with pytest.raises(InputError, match="needs a configuration"):
-        open_run("x", None, tmp_path / "run", resume=False, display=SilentDisplay())
+        open_run("x", None, tmp_path / "run", resume=False)
 
 
 def contents(folder):

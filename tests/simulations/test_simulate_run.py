@@ -17,6 +17,8 @@ from tiny_run import (
 from mest_fed.config import from_table
 from mest_fed.data import load_partitions
 from server.checkpoint import load_checkpoint
+from simulations.report.energy import energy_by_tier
+from simulations.report.load import load_run
 
 #: What summary.json promises.
 SUMMARY = {
@@ -119,6 +121,15 @@ def test_the_summary_adds_up(finished):
     assert 0 <= summary["final_accuracy"] <= 1
 
 
+def test_the_report_accounts_for_all_energy(finished):
+    uses = energy_by_tier(load_run(finished))
+    assert {use.title for use in uses} > {"evaluations"}
+    for use in uses:
+        assert (use.other > 0) == (use.title == "evaluations")
+    total = sum(use.total for use in uses)
+    assert total == pytest.approx(read_summary(finished)["energy_joules"])
+
+
 def test_tiers_hold_to_their_budgets(finished):
     tiers = {tier["profile"]: tier for tier in read_summary(finished)["tiers"]}
     assert sum(tier["clients"] for tier in tiers.values()) == 12
@@ -140,6 +151,8 @@ def test_a_row_for_every_round_and_client(finished):
         cohort = [client for client in clients if client["round"] == row["round"]]
         assert [c["partition"] for c in cohort] == sorted({c["partition"] for c in cohort})
         assert row["trained"] == 3
+        began = rounds[row["round"] - 1]["virtual_seconds"]
+        assert {client["start_seconds"] for client in cohort} == {began}
         trained = sum(client["train_loss"] * client["presented"] for client in cohort)
         assert row["train_loss"] == pytest.approx(trained / sum(c["presented"] for c in cohort))
     # Clients are asked after every second round and the last; their traffic is in the rounds'.
@@ -307,7 +320,8 @@ def test_a_run_that_diverges_ends_in_order(tmp_path):
 
 def test_a_deadline_costs_the_late_their_update(tmp_path):
     mix, data = {"mix": "rpi-zero-2w:1, rpi-5:1"}, {"partition": "iid"}
-    folder = start(tmp_path / "free", tiny_config(fleet=mix, data=data))
+    everybody = {"clients_per_round": 6}
+    folder = start(tmp_path / "free", tiny_config(fleet=mix, data=data, server=everybody))
     seconds = {}
     for row in read_rows(folder, "clients"):
         spent = row["download_seconds"] + row["train_seconds"] + row["upload_seconds"]
@@ -315,11 +329,12 @@ def test_a_deadline_costs_the_late_their_update(tmp_path):
             seconds.setdefault(row["device"], []).append(spent)
     deadline = (min(seconds["rpi-zero-2w"]) + max(seconds["rpi-5"])) / 2
     assert max(seconds["rpi-5"]) < deadline < min(seconds["rpi-zero-2w"])
-    folder = start(tmp_path / "tight", tiny_config(fleet=mix | {"deadline": deadline}, data=data))
+    tight = tiny_config(fleet=mix | {"deadline": deadline}, data=data, server=everybody)
+    folder = start(tmp_path / "tight", tight)
     for row in read_rows(folder, "clients"):
         if row["reason"] != "device was away":
             late = row["device"] == "rpi-zero-2w"
-            assert row["status"] == ("failed" if late else "ok")
+            assert row["status"] == ("late" if late else "ok")
             assert ("missed the deadline" in (row["reason"] or "")) == late
     last = read_rows(folder, "rounds")[-1]
     # The server waits as long and no longer in 3 rounds of training and 2 of evaluation.

@@ -14,7 +14,7 @@ from mest_fed.memory.planner import ends, needed
 from mest_fed.task import Task
 from simulations.probe import Probe
 from simulations.simulate import open_run
-from simulations.watching.display import SilentDisplay
+from simulations.watching.observers import Observers
 
 TINY = {
     "run": {"rounds": 3, "seed": 5, "checkpoint_every": 100},
@@ -53,14 +53,15 @@ def budget_for(density, **sections):
     return needed(min(totals))
 
 
-class Recorder(SilentDisplay):
+class Recorder(Observers):
     """Keeps the rows that it is shown."""
 
     def __init__(self):
+        super().__init__()
         self.begun, self.rounds, self.ended = None, [], 0
 
-    def begin(self, rounds, done):
-        self.begun = (rounds, done)
+    def begin(self, config, name, done):
+        self.begun = (config.run.rounds, done[-1]["round"] if done else 0)
 
     def round_done(self, row):
         self.rounds.append(row["round"])
@@ -86,12 +87,12 @@ def start(folder, config=None, *, resume=False, display=None):
     """Run, or go on with, a simulation in this process; memory is not measured."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
     logging.getLogger("server").setLevel(logging.ERROR)
-    shown = SilentDisplay() if display is None else display
+    shown = Observers() if display is None else display
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the work is too small for two
     try:
         with patch.object(Probe, "start", lambda *_: Probe(None)):
-            return open_run("tiny", config, Path(folder), resume=resume, display=shown).run(0)
+            return open_run("tiny", config, Path(folder), resume=resume, observer=shown).run(0)
     finally:
         torch.set_num_threads(threads)
 

@@ -4,10 +4,12 @@ from simulations.report.figures.accuracy import accuracy_over_rounds
 from simulations.report.figures.accuracy_cost import accuracy_over_time, accuracy_over_traffic
 from simulations.report.figures.chart import Chart
 from simulations.report.figures.devices import time_and_energy_by_device
+from simulations.report.figures.energy import energy_by_tier_and_time
 from simulations.report.figures.failures import failures_by_reason
 from simulations.report.figures.layers import density_by_layer
 from simulations.report.figures.memory import memory_by_tier
 from simulations.report.figures.style import house_style
+from simulations.report.figures.timeline import what_devices_did
 from simulations.report.schema import Run
 
 _FIGURES = {
@@ -16,6 +18,8 @@ _FIGURES = {
     "accuracy_traffic": accuracy_over_traffic,
     "memory": memory_by_tier,
     "devices": time_and_energy_by_device,
+    "timeline": what_devices_did,
+    "energy": energy_by_tier_and_time,
     "layers": density_by_layer,
     "failures": failures_by_reason,
 }

@@ -1,5 +1,7 @@
 """Why tasks gave no update."""
 
+from collections import Counter
+
 from matplotlib.ticker import MaxNLocator
 
 from simulations.report.figures import style
@@ -9,6 +11,22 @@ from simulations.report.schema import Run
 from simulations.report.totals import LostTasks, lost_by_reason
 
 _MOST_ROWS = 10
+_COLOURS = {
+    "failed": style.ORANGE,
+    "rejected": style.INK,
+    "away": style.SLATE,
+    "late": style.SKY,
+    "dropped": style.VERMILION,
+    "surplus": style.PALE_BLUE,
+}
+_MEANINGS = {
+    "failed": "Failed: the device ended without a result.",
+    "rejected": "Rejected: the server refused what it sent.",
+    "away": "Away: it could not be asked.",
+    "late": "Late: the server had stopped waiting.",
+    "dropped": "Dropped: it went away before it was done.",
+    "surplus": "Surplus: others were faster, and enough.",
+}
 
 
 def failures_by_reason(run: Run) -> Chart | None:
@@ -20,10 +38,12 @@ def failures_by_reason(run: Run) -> Chart | None:
     figure = style.new_figure(style.FULL_WIDTH, 1.1 + 0.34 * len(shown))
     axes = figure.subplots()
     rows = range(len(shown))
-    failed = [entry.failed for entry in shown]
-    rejected = [entry.rejected for entry in shown]
-    axes.barh(rows, failed, height=0.5, color=style.ORANGE, label="failed")
-    axes.barh(rows, rejected, left=failed, height=0.5, color=style.MUTED, label="rejected")
+    starts = [0] * len(shown)
+    for status, colour in _COLOURS.items():
+        widths = [entry.counts.get(status, 0) for entry in shown]
+        if any(widths):
+            axes.barh(rows, widths, left=starts, height=0.5, color=colour, label=status)
+        starts = [start + width for start, width in zip(starts, widths, strict=True)]
     for row, entry in enumerate(shown):
         axes.annotate(
             str(entry.total),
@@ -38,7 +58,7 @@ def failures_by_reason(run: Run) -> Chart | None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlim(0, max(entry.total for entry in shown) * 1.1)
     axes.set_xlabel("tasks")
-    style.legend_above(axes, 2, handleheight=0.9)
+    style.legend_above(axes, 6, handleheight=0.9)
     return finish_chart(
         figure,
         key="failures",
@@ -52,19 +72,17 @@ def _merge_tail(lost: list[LostTasks]) -> list[LostTasks]:
     if len(lost) <= _MOST_ROWS:
         return lost
     head, tail = lost[: _MOST_ROWS - 1], lost[_MOST_ROWS - 1 :]
-    rest = LostTasks(
-        count_of(len(tail), "other reason"),
-        sum(entry.failed for entry in tail),
-        sum(entry.rejected for entry in tail),
-    )
+    counts = sum((Counter(entry.counts) for entry in tail), Counter[str]())
+    rest = LostTasks(count_of(len(tail), "other reason"), counts)
     return [*head, rest]
 
 
 def _caption(lost: list[LostTasks], tasks: int) -> str:
     total = sum(entry.total for entry in lost)
+    statuses = {status for entry in lost for status in entry.counts}
+    meanings = (_MEANINGS[status] for status in _COLOURS if status in statuses)
     return (
         f"{count_of(total, 'task')} of {format_count(tasks)} gave no update "
-        f"({format_percent(total / tasks)}). "
-        "Failed: the device ended without a result. Rejected: the server refused what it sent. "
-        "Whether a device is away, drops out or is late is drawn from its profile."
+        f"({format_percent(total / tasks)}). {' '.join(meanings)} "
+        "Whether a device is away, drops out or is late is modelled."
     )

@@ -13,6 +13,7 @@ from simulations.report.formats import format_percent
 INK = "#1f2933"
 MUTED = "#5f6b76"
 FAINT = "#d9dee3"
+SLATE = "#8793a0"
 BLUE = "#0072b2"
 SKY = "#56b4e9"
 PALE_BLUE = "#bcdcf0"
