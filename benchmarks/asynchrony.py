@@ -1,10 +1,10 @@
 """Virtual time to accuracy: synchronous rounds against FedBuff where some devices are stragglers.
 
-Forty devices train a small ResNet on digits with MEST; three of ten are slower in everything by a
-factor. All modes but over-selection have as many devices at work. All take about as many updates,
-small buffers in more steps. Accuracy is measured, time is modelled. A row is a mode at a target:
-medians over seeds of the virtual seconds until the test accuracy first reached it, and how many
-times sooner than synchronous rounds that is.
+Forty devices train a small ResNet on digits with MEST; about three of ten compute and send slower
+by a factor. All modes but over-selection have as many devices at work. All take about as many
+updates, small buffers in more steps. Accuracy is measured, time is modelled. A row is a mode at a
+target: medians over seeds of the virtual seconds until the test accuracy first reached it, and how
+many times sooner than synchronous rounds that is.
 
     python benchmarks/asynchrony.py --json asynchrony.json --picture asynchrony.svg
 """
@@ -12,11 +12,9 @@ times sooner than synchronous rounds that is.
 import argparse
 import json
 import logging
-import re
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,6 @@ from harness import Row, software, write_json
 from mest_fed.config import RunConfig, from_table
 from mest_fed.errors import not_allowed
 from simulations.simulate import open_run
-from simulations.watching.display import SilentDisplay
 
 COHORT, DEVICES, SHARE = 10, 40, 0.3
 MIX = {"rpi-zero-2w": 4, "rpi-3b-plus": 3, "rpi-4": 3, "rpi-5": 2, "jetson-nano": 2}
@@ -54,29 +51,8 @@ COLUMNS = {
 #: Virtual seconds, test accuracy and updates so far, after each round.
 Curve = list[tuple[float, float, int]]
 
-_SLOWER = re.compile(
-    r"^(download_rate|upload_rate|dense|unstructured|block|pattern|channel) = (.*)$"
-)
-_LATER = re.compile(r"^(latency) = (.*)$")
 
-
-def straggler(profile: str, factor: float, folder: Path) -> Path:
-    """Write the profile of a device that is slower in everything; return its path."""
-    text = (files("mest_fed.devices") / "profiles" / f"{profile}.toml").read_text(encoding="utf-8")
-    numbers, sources = text.split("[sources]")
-    lines = []
-    for line in numbers.splitlines():
-        if found := _SLOWER.match(line):
-            line = f"{found[1]} = {float(found[2].replace('_', '')) / factor}"
-        elif found := _LATER.match(line):
-            line = f"{found[1]} = {float(found[2]) * factor}"
-        lines.append(line)
-    path = folder / f"slow-{profile}.toml"
-    path.write_text("\n".join([*lines, "[sources]"]) + sources, encoding="utf-8")
-    return path
-
-
-def config_of(mode: str, seed: int, updates: int, mix: Mapping[str, float]) -> RunConfig:
+def config_of(mode: str, seed: int, updates: int, factor: float) -> RunConfig:
     """Return the configuration of one run."""
     section, each = MODES[mode]
     table = {
@@ -86,14 +62,15 @@ def config_of(mode: str, seed: int, updates: int, mix: Mapping[str, float]) -> R
         "sparsity": {"density": 0.1},
         "training": {"local_epochs": 2, "batch_size": 16, "device": "cpu"},
         "server": {"evaluate_clients_every": 0, **section},
-        "fleet": {"devices": DEVICES, "mix": dict(mix)},
+        "fleet": {"devices": DEVICES, "mix": MIX},
+        "life": {"stragglers": SHARE, "straggler_factor": factor},
     }
     return from_table(table, "benchmarks/asynchrony.py")
 
 
 def curve_of(config: RunConfig, workers: int, folder: Path) -> Curve:
     """Run; return its curve."""
-    run = open_run("asynchrony", config, folder, resume=False, display=SilentDisplay())
+    run = open_run("asynchrony", config, folder, resume=False)
     path = run.run(workers)
     rows = [json.loads(line) for line in (path / "rounds.jsonl").read_text().splitlines()]
     updates = accumulate(row["trained"] for row in rows)
@@ -177,11 +154,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     curves: dict[str, list[Curve]] = {mode: [] for mode in MODES}
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
-        slow = {str(straggler(p, options.factor, folder)): n * SHARE for p, n in MIX.items()}
-        mix = slow | {profile: n * (1 - SHARE) for profile, n in MIX.items()}
         for seed in range(1, options.seeds + 1):
             for mode, lines in curves.items():
-                config = config_of(mode, seed, options.updates, mix)
+                config = config_of(mode, seed, options.updates, float(options.factor))
                 lines.append(curve_of(config, options.workers, folder / f"{len(lines)}-{mode}"))
     done = collect(rows_of(curves))
     show("Virtual time (modelled) to accuracy (measured)", done, COLUMNS)

@@ -1,23 +1,9 @@
-"""The benchmark of asynchrony: slower profiles, rows from curves, the picture, one tiny run."""
+"""The benchmark of asynchrony: rows from curves, the picture, one tiny run."""
 
 import json
 
 import asynchrony
 import pytest
-
-from mest_fed.devices import load_profile
-
-
-def test_a_straggler_is_slower_in_everything(tmp_path):
-    slow = load_profile(str(asynchrony.straggler("rpi-4", 5, tmp_path)))
-    fast = load_profile("rpi-4")
-    assert slow.latency == pytest.approx(5 * fast.latency)
-    for rate in ("download_rate", "upload_rate"):
-        assert getattr(slow, rate) == pytest.approx(getattr(fast, rate) / 5)
-    assert slow.flops.keys() == fast.flops.keys()
-    for kind, rate in fast.flops.items():
-        assert slow.flops[kind] == pytest.approx(rate / 5)
-    assert slow.budget_bytes == fast.budget_bytes
 
 
 def test_rows_by_hand():

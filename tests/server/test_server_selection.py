@@ -270,7 +270,7 @@ def test_a_strategy_selects_as_it_is_configured_and_keeps_it_in_checkpoints():
 
 
 def test_who_refuses_is_replaced_by_others():
-    refusing = {node: "no data" for node in range(0, 20, 2)}
+    refusing = dict.fromkeys(range(0, 20, 2), "no data")
     grid = StubGrid(refusing | {node: capability(node) for node in range(1, 20, 2)})
     grid.get_node_ids = lambda: range(20)
     for known in SELECTORS:
