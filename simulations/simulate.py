@@ -143,7 +143,9 @@ class _Run:
             trace=trace_of(config, self.fleet.devices),
             needs=self.fleet.by_node(memory_needs(self.fleet.plans, peaks)),
         )
-        self.grid = FleetGrid(nodes, executor, run_config=flat, fate=self.clock, states=self.states, stream=True)
+        self.grid = FleetGrid(
+            nodes, executor, run_config=flat, fate=self.clock, states=self.states, stream=True
+        )
         self.started = time.perf_counter()
         try:
             run_server_app(build_server_app(self.prepare), self.grid, run_config=flat)

@@ -118,9 +118,9 @@ class ArrivalStrategy(MestStrategy):
 
     def _draw(self, count: int) -> list[Node]:
         """Draw devices that are idle and have not answered in this round."""
+        self._draws += 1
         if count <= 0:
             return []
-        self._draws += 1
         out = self._busy() | self._answered
         return self._select(count, self._draws, without=out, waits=not self.flights)
 

@@ -6,7 +6,7 @@ from server_parts import NODES, strategy_of
 from timed_grid import TimedGrid, drift, outcomes, play
 
 from mest_fed.wire import mask_hash
-from server.strategy import MestStrategy
+from server.modes.arrivals import ArrivalStrategy
 
 A, B, C, D = NODES  # of 10, 20, 30, 40 examples
 
@@ -16,8 +16,8 @@ def over_selected(cohort=2, factor=1.5, **sections):
     return strategy_of(server=server | sections.pop("server", {}), **sections)
 
 
-def test_without_over_selection_the_strategy_is_the_plain_one():
-    assert type(over_selected(factor=1.0)) is MestStrategy
+def test_without_over_selection_rounds_wait_for_all():
+    assert not isinstance(over_selected(factor=1.0), ArrivalStrategy)
 
 
 def test_a_schedule_by_hand():

@@ -89,6 +89,13 @@ def test_a_period_in_real_time(watch):
     assert ends == pytest.approx([1005, 1010])
 
 
+def test_nobody_begins_within_a_period(watch):
+    strategy = strategy_with(mode="semi-sync", period=5.0, concurrency=1)
+    timed = TimedGrid(strategy, dict.fromkeys(NODES, 7.0))
+    play(strategy, RealGrid(timed, watch), 3)
+    assert [start for start, *_ in timed.log] == pytest.approx([1000, 1010], abs=0.2)
+
+
 def test_who_never_answers_is_given_up_and_asked_again_later(watch):
     strategy = strategy_with(mode="buffered", buffer=4)
     grid = RealGrid(TimedGrid(strategy, {A: 1.0, B: 1.0, C: 1.0, D: math.inf}), watch)
