@@ -35,7 +35,7 @@ from mest_fed.memory import (
     trace_model,
 )
 from mest_fed.memory.activations import segments_of
-from mest_fed.nn import ModelSpec, Sparsity, build_model, build_shell, model_spec
+from mest_fed.nn import ModelSpec, SparseLayer, Sparsity, build_model, build_shell, model_spec
 from mest_fed.rng import numpy_generator, torch_generator
 from mest_fed.sparsity import Interval, Method, build_method
 from mest_fed.training import ForgettingPolicy, OptimizerSettings, learning_rate
@@ -180,8 +180,20 @@ class Task:
         return trace_model(self.model, self.shape)
 
     def work(self, presented: int, savings: Savings | None = None) -> Work:
-        """Return the operations of training the resident model, as it is, on so many examples."""
-        return training_work(self.model, self.shape, savings) * presented
+        """Return the operations of training the resident model, as it is, on so many examples.
+
+        Counting runs an image through the model, so it is done once for a number of live weights.
+        """
+        layers = (module for module in self.model.modules() if isinstance(module, SparseLayer))
+        key = (savings, *(layer.layout.live_weights(layer.slots) for layer in layers))
+        if key not in self._works:
+            self._works[key] = training_work(self.model, self.shape, savings)
+        return self._works[key] * presented
+
+    @cached_property
+    def _works(self) -> dict[tuple[object, ...], Work]:
+        """One image's work: (savings, live weights of each sparse layer) -> operations."""
+        return {}
 
     def budget(self, device: str) -> int:
         """Return the memory budget of a device profile, in bytes."""

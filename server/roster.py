@@ -116,7 +116,7 @@ class Roster:
         Raises
         ------
         MestFedError
-            If only nodes were drawn that refuse to take part.
+            If all could be drawn, but only nodes were that refuse to take part.
         """
         seed, *rest = path
         ids = self.in_order()
@@ -152,7 +152,7 @@ class Roster:
             if len(found) == len(asked):
                 break
             refused |= set(asked) - found.keys()
-        if refused and not chosen:
+        if refused and not chosen and not without:
             raise MestFedError(
                 f"all {len(refused)} nodes that were drawn refused to take part; see the log"
             )

@@ -114,4 +114,4 @@ def _kind(device: str, plan: Plan, peaks: Mapping[Plan, int]) -> NodeKind:
     config: dict[str, str | int] = {"device": device, GIVEN: plan.as_json()}
     if plan in peaks:
         config[GIVEN_PEAK] = peaks[plan]
-    return NodeKind(config)
+    return NodeKind(config, memory=peaks.get(plan, plan.footprint.total))

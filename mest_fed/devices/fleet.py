@@ -79,10 +79,10 @@ def assign_devices(mix: Mapping[str, float], num_devices: int, seed: int) -> Ass
         if not (math.isfinite(weight) and weight > 0):
             raise not_allowed(f"fleet.mix.{profile}", weight, "a positive number")
     counts = {name: count for name, count in _counts(mix, num_devices).items() if count}
-    ends = np.cumsum(list(counts.values()))
+    kinds = np.arange(len(counts), dtype=np.min_scalar_type(len(counts) - 1))
+    codes = np.repeat(kinds, list(counts.values()))
     order = numpy_generator(seed, "devices").permutation(num_devices)
-    codes = np.searchsorted(ends, order, side="right")
-    return Assignment(counts, codes.astype(np.min_scalar_type(len(counts) - 1)))
+    return Assignment(counts, codes[order])
 
 
 def _counts(mix: Mapping[str, float], num_devices: int) -> dict[str, int]:

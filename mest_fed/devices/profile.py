@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -90,10 +91,16 @@ def load_profile(name_or_path: str) -> DeviceProfile:
     """
     if name_or_path.endswith(".toml"):
         return _read(Path(name_or_path), name_or_path)
-    if name_or_path not in profile_names():
+    return _built_in(name_or_path)
+
+
+@lru_cache
+def _built_in(name: str) -> DeviceProfile:
+    """Return a built-in profile; a simulated fleet asks for it at each message."""
+    if name not in profile_names():
         allowed = f"{', '.join(profile_names())}, or the path of a .toml file"
-        raise not_allowed("device profile", name_or_path, allowed)
-    return _read(_folder() / f"{name_or_path}.toml", name_or_path)
+        raise not_allowed("device profile", name, allowed)
+    return _read(_folder() / f"{name}.toml", name)
 
 
 def _folder() -> Traversable:

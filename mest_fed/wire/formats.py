@@ -40,7 +40,7 @@ class FloatFormat(ABC):
             If a value is not finite, before or after rounding.
         """
         codes = self.narrow(values)
-        self.unpack(codes)
+        self.check(self.widen(codes))
         return codes
 
     def unpack(self, codes: Array) -> Floats:
@@ -52,15 +52,24 @@ class FloatFormat(ABC):
             If a value is not finite.
         """
         values = self.widen(codes)
+        self.check(values)
+        return values
+
+    def check(self, values: Floats) -> None:
+        """Raise WireError if a value is not finite."""
         if not np.isfinite(values).all():
             raise WireError(f"not every value is a finite number in {type(self).__name__}")
-        return values
 
 
 class Float32(FloatFormat):
     """IEEE single precision."""
 
     dtype = np.dtype("<f4")
+
+    def pack(self, values: Floats) -> Array:
+        """Copy finite values: there is nothing to round."""
+        self.check(values)
+        return self.narrow(values)
 
     def narrow(self, values: Floats) -> Array:
         """Copy."""

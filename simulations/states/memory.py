@@ -12,8 +12,8 @@ Before = dict[int, RecordDict | None]
 class MemoryStates:
     """Keeps states in a dict, and for each commit what the step had replaced.
 
-    See :class:`simulations.states.protocol.States`. What was replaced stays in memory until
-    :meth:`prune`.
+    See :class:`simulations.states.protocol.VersionedStates`. What was replaced stays in memory
+    until :meth:`prune`.
     """
 
     def __init__(self) -> None:
@@ -31,19 +31,19 @@ class MemoryStates:
         self._set(node_id, state)
 
     def commit(self, step: int) -> None:
-        """See :meth:`States.commit`."""
+        """See :meth:`VersionedStates.commit`."""
         check_commit(step, max(self._commits, default=-1))
         self._commits[step], self._replaced = self._replaced, {}
 
     def rewind(self, step: int) -> None:
-        """See :meth:`States.rewind`."""
+        """See :meth:`VersionedStates.rewind`."""
         check_rewind(step, list(self._commits), "this grid")
         for before in self._undone(step):
             for node_id, state in before.items():
                 self._set(node_id, state)
 
     def prune(self, keep_from: int) -> None:
-        """See :meth:`States.prune`."""
+        """See :meth:`VersionedStates.prune`."""
         keep_from = min(keep_from, max(self._commits, default=-1))
         self._commits = {step: old for step, old in self._commits.items() if step >= keep_from}
 

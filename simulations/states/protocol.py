@@ -1,25 +1,18 @@
-"""What the engine asks of a store of clients' states."""
+"""What a run asks of a store of clients' states, beside what the engine does."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
-from flwr.app import RecordDict
-
 from mest_fed.errors import InputError
+from simulations.engine.states import States
 
 
-class States(Protocol):
-    """Clients' states by node id, with versions: a run can be put back to any commit.
+class VersionedStates(States, Protocol):
+    """Clients' states that can be put back to any commit.
 
     A step is a whole number that increases from commit to commit, such as the number of the round
-    that has ended. Array records are shared with the caller: replace them, never edit them.
+    that has ended. A state without records is none.
     """
-
-    def get(self, node_id: int) -> RecordDict | None:
-        """Return a client's state, as it was put last; None if it has none."""
-
-    def put(self, node_id: int, state: RecordDict | None) -> None:
-        """Set a client's state; None, or a state without records, forgets it."""
 
     def commit(self, step: int) -> None:
         """Keep, as one, all that was put since the last commit; it belongs to this step.

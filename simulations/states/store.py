@@ -26,9 +26,9 @@ _TABLES = ("CREATE TABLE IF NOT EXISTS step (number INTEGER PRIMARY KEY)",)
 class DiskStates:
     """Keeps states in a folder; memory holds only what was used last.
 
-    See :class:`simulations.states.protocol.States`. A commit is on the disk, whole or not at all,
-    when :meth:`commit` returns: the files of all shards are written before the one that lists the
-    steps, and what no listed step owns is dropped when the folder is opened.
+    See :class:`simulations.states.protocol.VersionedStates`. A commit is on the disk, whole or not
+    at all, when :meth:`commit` returns: the files of all shards are written before the one that
+    lists the steps, and what no listed step owns is dropped when the folder is opened.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ class DiskStates:
             self._shard(node_id).put(node_id, self._last + 1, row, records)
 
     def commit(self, step: int) -> None:
-        """See :meth:`States.commit`."""
+        """See :meth:`VersionedStates.commit`."""
         with self._work():
             check_commit(step, self._last)
             for shard in self._shards:
@@ -104,7 +104,7 @@ class DiskStates:
             self._steps.append(step)
 
     def rewind(self, step: int) -> None:
-        """See :meth:`States.rewind`."""
+        """See :meth:`VersionedStates.rewind`."""
         with self._work():
             check_rewind(step, self._steps, str(self._folder))
             self._steps_file.execute("DELETE FROM step WHERE number > ?", (step,))
@@ -113,7 +113,7 @@ class DiskStates:
                 shard.rewind(step)
 
     def prune(self, keep_from: int) -> None:
-        """See :meth:`States.prune`."""
+        """See :meth:`VersionedStates.prune`."""
         with self._work():
             keep_from = min(keep_from, self._last)
             self._steps_file.execute("DELETE FROM step WHERE number < ?", (keep_from,))

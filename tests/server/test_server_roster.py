@@ -237,6 +237,11 @@ def test_busy_nodes_are_passed_over(ids):
     assert drawn(roster, 3, 1, 1, "cohort", without=range(1000, 1020)) == []
 
 
+def test_the_others_may_be_busy_when_all_refuse_that_are_drawn():
+    roster, _ = numbered(4, refuse={1001, 1002})
+    assert drawn(roster, 2, 1, 1, "cohort", without={1000, 1003}) == []
+
+
 def test_a_numbered_fleet_is_remembered_in_part(monkeypatch):
     monkeypatch.setattr(server.roster, "REMEMBERED", 30)
     roster, grid = numbered(1000, refuse=range(1000, 1500))

@@ -34,6 +34,8 @@ def test_a_fleet_agrees_with_itself(fleet):
         assert node.node_config[GIVEN] == fleet.plans[device].as_json()
         assert node.node_config.get(GIVEN_PEAK) == (12_345 if device == "rpi-5" else None)
         assert node.node_config["num-partitions"] == 1_000_000
+        predicted = fleet.plans["rpi-4"].footprint.total
+        assert node.memory == (12_345 if device == "rpi-5" else predicted)
     assert len(fleet.profiles) == 1_000_000
     assert next(iter(fleet.profiles)) == node_id_of(0)
     for stranger in (node_id_of(-1), node_id_of(1_000_000)):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mest_fed.nn.convolution import Conv2d
+from mest_fed.nn.pooling import ReLUMaxPool2d
 
 
 class CNN2(nn.Module):
@@ -39,14 +40,14 @@ class CNN2(nn.Module):
         self.conv1 = Conv2d(channels, first, 3)
         self.conv2 = nn.Conv2d(first, second, 3)
         self.relu = nn.ReLU(inplace=True)
-        self.pool = nn.MaxPool2d(2)
+        self.relu_pool = ReLUMaxPool2d()
         self.hidden = nn.Linear(second * ((height - 4) // 2) * ((side - 4) // 2), hidden)
         self.classifier = nn.Linear(hidden, num_classes)
 
     def features(self, x: Tensor) -> Tensor:
         """Map images (n, c, h, w) to pooled features (n, channels, h / 2 - 2, w / 2 - 2)."""
         x = self.relu(self.conv1(x))
-        return torch.as_tensor(self.pool(self.relu(self.conv2(x))))
+        return torch.as_tensor(self.relu_pool(self.conv2(x)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (n, c, h, w) to logits (n, classes)."""
