@@ -1,7 +1,7 @@
 """What is refused before a run begins: impossible deadlines, and cohorts larger than the fleet."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mest_fed.config import RunConfig
@@ -73,14 +73,14 @@ def least_transfer_seconds(
     return download_seconds(profile, down * values) + upload_seconds(profile, up * values)
 
 
-def trace_of(config: RunConfig, devices: list[str]) -> Trace | None:
+def trace_of(config: RunConfig, devices: Sequence[str]) -> Trace | None:
     """Read the run's trace, if it has one.
 
     Parameters
     ----------
     config : RunConfig
         The run.
-    devices : list of str
+    devices : sequence of str
         Profile of each partition.
 
     Raises

@@ -75,6 +75,8 @@ class VirtualClock:
             trace=trace,
         )
         self._timings: list[ClientTiming] = []
+        #: When instructions were sent whose devices were busy then, by their numbers.
+        self._sent: dict[int, float] = {}
         self.now = 0.0
         self.instructions = 0
 
@@ -88,11 +90,13 @@ class VirtualClock:
         if number is None:
             self.instructions += 1
             number = self.instructions
+            self._remember(number, start)
         return self._lives.meet(
             _device(instruction.metadata.dst_node_id),
             number,
             start=start,
-            within=min(within, self.now + self._deadline - start),
+            # A device that was not busy began when it was asked.
+            within=min(within, self._sent.get(number, start) + self._deadline - start),
             trains=kind == MessageType.TRAIN,
             scheme=self._scheme,
         )
@@ -140,6 +144,8 @@ class VirtualClock:
         return {
             "now": np.array(self.now, np.float64),
             "instructions": np.array(self.instructions, np.int64),
+            "sent.numbers": np.array(list(self._sent), np.int64),
+            "sent.moments": np.array(list(self._sent.values()), np.float64),
             **self._lives.state(),
         }
 
@@ -147,7 +153,16 @@ class VirtualClock:
         """Take back what :meth:`state` gave."""
         self.now = float(state["now"])
         self.instructions = int(state["instructions"])
+        numbers, moments = state["sent.numbers"].tolist(), state["sent.moments"].tolist()
+        self._sent = dict(zip(numbers, moments, strict=True))
         self._lives.restore(state)
+
+    def _remember(self, number: int, start: float) -> None:
+        """Keep when an instruction was sent, if that is not its start, until its deadline."""
+        if start > self.now and self._deadline < math.inf:
+            kept = self._sent.items()
+            self._sent = {n: sent for n, sent in kept if sent + self._deadline >= self.now}
+            self._sent[number] = self.now
 
 
 def _device(node_id: int) -> int:

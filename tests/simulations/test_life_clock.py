@@ -110,6 +110,25 @@ def test_an_instruction_that_is_met_again_finds_the_same():
     assert len({met.drops_at for met in first}) > 10
 
 
+def test_a_deadline_counts_from_when_the_device_was_asked():
+    def with_deadline():
+        return VirtualClock({1000: BOARD}, scheme="block", seed=1, deadline=10.0)
+
+    virtual = with_deadline()
+    virtual.now = 100.0
+    idle, busy = meet(virtual, start=100.0), meet(virtual, start=104.0)
+    assert (idle.within, busy.within) == (10.0, 6.0)
+    resumed = with_deadline()
+    virtual.now = 107.0
+    resumed.restore(virtual.state())
+    assert meet(resumed, start=100.0, number=idle.number).within == 10.0
+    assert meet(resumed, start=104.0, number=busy.number).within == 6.0
+    # What has passed its deadline is forgotten.
+    resumed.now = 120.0
+    meet(resumed, start=121.0)
+    assert resumed.state()["sent.moments"].tolist() == [120.0]
+
+
 # Presence
 
 

@@ -65,6 +65,20 @@ def test_a_server_waits_for_devices_that_a_trace_says_are_away(tmp_path):
     assert lost == ["device went away"] * 3
 
 
+def test_deadlines_stay_what_they_were_when_a_run_is_resumed(tmp_path):
+    config = tiny_config(
+        run={"rounds": 4, "seed": 5, "checkpoint_every": 100},
+        fleet={"devices": 12, "mix": "phone-low:2, phone-high:1", "deadline": 0.107},
+        life={"availability": "always"},
+        server={"mode": "buffered", "concurrency": 4, "buffer": 2, "evaluate_clients_every": 0},
+    )
+    whole = start(tmp_path / "whole", config)
+    assert {row["status"] for row in read_rows(whole, "clients")} == {"ok", "late"}
+    with pytest.raises(Interrupted):
+        start(tmp_path / "run", config, display=StopAfter(1))
+    assert_same_run(start(tmp_path / "run", resume=True), whole)
+
+
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
