@@ -128,6 +128,13 @@ class Member:
         self.lanes = []
 
 
+class SharesWorkers(Protocol):
+    """An exchange, as others see it."""
+
+    def make_room(self) -> bool:
+        """Collect a chunk; False if there is none."""
+
+
 class Crew:
     """The workers of an executor; a dead one is replaced.
 
@@ -166,6 +173,8 @@ class Crew:
         #: Seconds that a job of cost 1 took lately, by type of message.
         self.pace: dict[str, float] = {}
         self.members = [self._hire() for _ in range(size)]
+        #: Those that are open; the workers' lanes are shared among them.
+        self.exchanges: list[SharesWorkers] = []
 
     def _hire(self) -> Member:
         made = [Lane.create() for _ in range(CHUNKS_PER_WORKER)]
@@ -201,6 +210,11 @@ class Crew:
             raise InputError(f"cannot load the ClientApp in a worker: {last_line}") from error
         for member, surroundings in zip(new, found, strict=True):
             member.surroundings = surroundings
+
+    def make_room(self, exchange: "SharesWorkers") -> bool:
+        """Wait until a worker is done with a chunk of another exchange; False if none has any."""
+        others = [other for other in self.exchanges if other is not exchange]
+        return any(other.make_room() for other in others)
 
     def replace(self, dead: Member) -> None:
         """Put a new worker in the place of a dead one, once; nobody if no core is left.

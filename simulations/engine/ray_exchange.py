@@ -64,6 +64,8 @@ class RayExchange:
         self._ready: deque[Outcome] = deque()
         self._position = 0
         self._sum = PairwiseSum()
+        self._blocked = False
+        crew.exchanges.append(self)
 
     def take(self) -> Outcome | None:
         """See :meth:`simulations.engine.executor.Exchange.take`."""
@@ -76,7 +78,10 @@ class RayExchange:
                 block = self._blocks.pop(self._position)
                 self._ready.extend(block.outcomes)
                 self._sum.add(block.partial, (len(block.outcomes) - 1).bit_length())
-            elif not self._flights or not self._collect():
+            elif self._flights:
+                if not self._collect():
+                    return None
+            elif not (self._blocked and self._crew.make_room(self)):
                 return None
 
     def total(self) -> Partial | None:
@@ -86,12 +91,19 @@ class RayExchange:
     def close(self) -> None:
         """See :meth:`simulations.engine.executor.Exchange.close`."""
         self._flights.forget()
+        if self in self._crew.exchanges:
+            self._crew.exchanges.remove(self)
+
+    def make_room(self) -> bool:
+        """Collect a chunk, so that another exchange finds a worker; False if there is none."""
+        return bool(self._flights) and self._collect()
 
     def send(self) -> None:
         """Give chunks to the workers until all have enough, or the look-ahead is used up."""
         while True:
             idlest = min(self._crew.members, key=lambda member: len(self._flights.of(member)))
-            if not self._flights.takes_more(idlest):
+            self._blocked = not self._flights.takes_more(idlest)
+            if self._blocked:
                 return
             chunk = self._cutter.next(self._room(), len(self._crew.members))
             if chunk is None:
@@ -99,6 +111,7 @@ class RayExchange:
             alone = chunk.runs == 0 or not self._flights.of(idlest)
             if not alone or not self._flights.fits(chunk, idlest):
                 self._cutter.put_back(chunk)
+                self._blocked = True
                 return
             parcels, references = pack_jobs(chunk.jobs, self._store)
             lane = idlest.free_lanes[0]

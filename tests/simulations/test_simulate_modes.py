@@ -79,10 +79,6 @@ def test_a_run_that_was_stopped_twice(whole, tmp_path):
 @pytest.mark.filterwarnings("ignore:unclosed file .*/dev/null.*:ResourceWarning")
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.xfail(
-    strict=True,
-    reason="an exchange gives no replies while another one has all lanes of the workers",
-)
 def test_one_worker_gives_the_same_run(tmp_path, monkeypatch):
     config = config_of("buffered")
     alone = start(tmp_path / "alone", config)
