@@ -3,6 +3,7 @@
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from logging import getLogger
 from typing import Any, Protocol
@@ -86,12 +87,17 @@ class FleetWorker:
         return Surroundings(node, psutil.virtual_memory().available, bool(self._lanes))
 
     def run(
-        self, parcels: list[Parcel], fold: Fold[Message] | None, lane: int, *shared: PackedArrays
+        self,
+        parcels: list[Parcel],
+        fold: Fold[Message] | None,
+        lane: int | None,
+        *shared: PackedArrays,
     ) -> Freight:
         """Run a chunk of clients, in order; return what came of it."""
         jobs = unpack_jobs(parcels, shared)
         block = self._workplace.run(jobs, fold)
-        return pack_block(jobs, block, self._lanes[lane] if self._lanes else None)
+        shared_memory = self._lanes[lane] if self._lanes and lane is not None else None
+        return pack_block(jobs, block, shared_memory)
 
 
 @dataclass(eq=False)
@@ -112,13 +118,25 @@ class Member:
     lanes: list[Lane]
     loading: Any
     surroundings: Surroundings | None = None
-    #: Numbers of the lanes that no chunk uses; as many chunks the worker takes.
-    free_lanes: list[int] = field(default_factory=lambda: list(range(CHUNKS_PER_WORKER)))
+    #: Numbers of the lanes that no chunk uses, of whatever exchange.
+    _free_lanes: list[int] = field(default_factory=lambda: list(range(CHUNKS_PER_WORKER)))
 
-    def lane(self, number: int) -> Lane | None:
+    def take_lane(self) -> int | None:
+        """Return the number of a lane for a chunk; None if chunks of other exchanges have all."""
+        # Exchanges may run in several threads: asking first and popping then would be a race.
+        with suppress(IndexError):
+            return self._free_lanes.pop(0)
+        return None
+
+    def give_lane_back(self, number: int | None) -> None:
+        """Let other chunks use a lane: what was in it has been read."""
+        if number is not None:
+            self._free_lanes.append(number)
+
+    def lane(self, number: int | None) -> Lane | None:
         """Return a lane if the worker has it, too."""
         shared = self.surroundings is not None and self.surroundings.lanes
-        return self.lanes[number] if shared else None
+        return self.lanes[number] if shared and number is not None else None
 
     def dismiss(self) -> None:
         """End the process, whatever it does."""
@@ -220,7 +238,6 @@ class Crew:
             if self._arrives(hired, len(others)):
                 self.members[place] = hired
             else:
-                log.warning("no core is left for a new worker; %d go on", len(others))
                 hired.dismiss()
                 self.members = others
 
@@ -229,13 +246,26 @@ class Crew:
         for _ in range(START_SECONDS):
             ready, _ = ray.wait([hired.loading], timeout=1.0)
             if ready:
-                hired.surroundings = ray.get(hired.loading)
-                return True
+                return self._loaded(hired, others)
             if others and int(ray.cluster_resources().get("CPU", 0)) <= others:
+                log.warning("no core is left for a new worker; %d go on", others)
                 return False
         if others:
+            log.warning("no new worker started within %d s; %d go on", START_SECONDS, others)
             return False
         raise InputError(f"no worker started within {START_SECONDS} s after the last one died")
+
+    def _loaded(self, hired: Member, others: int) -> bool:
+        """Say whether a new worker that has started has what it works with."""
+        try:
+            hired.surroundings = ray.get(hired.loading)
+        except (RayTaskError, RayActorError) as error:
+            last_line = str(error).strip().splitlines()[-1]
+            if not others:
+                raise InputError(f"no worker is left: a new one failed: {last_line}") from error
+            log.warning("a new worker failed, %d go on: %s", others, last_line)
+            return False
+        return True
 
     def dismiss(self) -> None:
         """End all workers, whatever they do."""
