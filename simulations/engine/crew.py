@@ -25,6 +25,8 @@ log = getLogger("mest_fed.run")
 
 #: How long workers may take to start, which waits for free cores.
 START_SECONDS = 120
+#: New workers that are tried in the place of one that died.
+MOST_HIRES = 3
 #: Chunks that a worker has at a time: one runs and one waits. Each has a lane of its own, so that
 #: the next one can be written while the driver reads.
 CHUNKS_PER_WORKER = 2
@@ -234,38 +236,35 @@ class Crew:
             place = self.members.index(dead)
             dead.dismiss()
             others = self.members[:place] + self.members[place + 1 :]
-            hired = self._hire()
-            if self._arrives(hired, len(others)):
-                self.members[place] = hired
-            else:
+            for _ in range(MOST_HIRES):
+                hired = self._hire()
+                try:
+                    arrives = self._arrives(hired, len(others))
+                except RayActorError as error:
+                    # Ray may have sent it to a machine that is lost, before it knew.
+                    log.warning("a new worker failed: %s", str(error).strip().splitlines()[-1])
+                    hired.dismiss()
+                    continue
+                if arrives:
+                    self.members[place] = hired
+                    return
                 hired.dismiss()
-                self.members = others
+                break
+            if not others:
+                raise InputError("the last worker died, and no new one starts")
+            log.warning("there is no new worker; %d go on", len(others))
+            self.members = others
 
     def _arrives(self, hired: Member, others: int) -> bool:
         """Wait for a new worker; say whether it starts. A lost machine leaves no core for it."""
         for _ in range(START_SECONDS):
             ready, _ = ray.wait([hired.loading], timeout=1.0)
             if ready:
-                return self._loaded(hired, others)
+                hired.surroundings = ray.get(hired.loading)
+                return True
             if others and int(ray.cluster_resources().get("CPU", 0)) <= others:
-                log.warning("no core is left for a new worker; %d go on", others)
                 return False
-        if others:
-            log.warning("no new worker started within %d s; %d go on", START_SECONDS, others)
-            return False
-        raise InputError(f"no worker started within {START_SECONDS} s after the last one died")
-
-    def _loaded(self, hired: Member, others: int) -> bool:
-        """Say whether a new worker that has started has what it works with."""
-        try:
-            hired.surroundings = ray.get(hired.loading)
-        except (RayTaskError, RayActorError) as error:
-            last_line = str(error).strip().splitlines()[-1]
-            if not others:
-                raise InputError(f"no worker is left: a new one failed: {last_line}") from error
-            log.warning("a new worker failed, %d go on: %s", others, last_line)
-            return False
-        return True
+        return False
 
     def dismiss(self) -> None:
         """End all workers, whatever they do."""
