@@ -160,7 +160,7 @@ def test_array_sums_of_other_names_or_shapes_are_refused():
         one = ArraySum({"w": np.ones(2, np.float32)}, 1.0)
         with pytest.raises(ValueError, match=r"different names|different shapes"):
             one.add(ArraySum(other, 1.0)).sums()
+    one, other = (ArraySum({"w": np.ones(size, np.float32)}, 1.0) for size in (2, 3))
+    one.sums()
     with pytest.raises(ValueError, match="different shapes"):
-        one = ArraySum({"w": np.ones(2, np.float32)}, 1.0)
-        one.sums()
-        one.add(ArraySum({"w": np.ones(3, np.float32)}, 1.0))
+        one.add(other)

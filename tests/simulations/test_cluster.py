@@ -114,7 +114,7 @@ def play(rounds):
 
 def used(pids):
     processes = [psutil.Process(), *map(psutil.Process, sorted(pids))]
-    return [[p.memory_info().rss, p.memory_info().shared, p.num_fds()] for p in processes]
+    return [[p.memory_info().rss, p.num_fds()] for p in processes]
 
 pids = play(50)
 before = used(pids)
