@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,16 @@ class RunFolder:
         return folder, from_table(read_toml(path / CONFIG), str(path / CONFIG))
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows to one of the ``.jsonl`` files."""
-        with (self.path / name).open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        """Append rows to one of the ``.jsonl`` files.
+
+        Raises
+        ------
+        InputError
+            If the disk is full; :meth:`read` passes over what was cut off.
+        """
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        with _writing(self.path / name), (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(text)
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """Read a ``.jsonl`` file; empty if it does not exist.
@@ -148,5 +156,15 @@ class RunFolder:
 
     def _replace(self, name: str, text: str) -> None:
         unfinished = self.path / f"{name}.unfinished"
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, self.path / name)
+        with _writing(self.path / name):
+            unfinished.write_text(text, encoding="utf-8")
+            os.replace(unfinished, self.path / name)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say in one line that a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None

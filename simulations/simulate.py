@@ -89,6 +89,13 @@ class Simulation:
         Interrupted
             On Ctrl-C, after a checkpoint was written.
         """
+        # Whoever has the clients' states has the folder: nothing is written before.
+        with closing(DiskStates(self.folder.states)) as states, logged(self.folder.path / LOG):
+            return self._run(workers, address, patience, states)
+
+    def _run(
+        self, workers: int, address: str | None, patience: float, states: VersionedStates
+    ) -> Path:
         task = task_of(self.config)
         fleet = Fleet.of(task)
         kernels = run_kernels(task, fleet, self.folder, resume=self.resume)
@@ -100,9 +107,7 @@ class Simulation:
             options["furnishing"] = PlacedData.of(task, flat)
         choices = kernels.choices
         with (
-            logged(self.folder.path / LOG),
             using(choices),
-            closing(DiskStates(self.folder.states)) as states,
             closing(Peaks(self.config, fleet, self.folder, kernels)) as measured,
             closing(make_executor(CLIENT_APP, workers, address, choices, **options)) as executor,
         ):

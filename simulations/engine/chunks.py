@@ -89,6 +89,11 @@ class Cutter:
         """Have a chunk run again."""
         heapq.heappush(self._chunks, chunk)
 
+    def drain(self) -> list[Chunk]:
+        """Take out all chunks that wait."""
+        waiting, self._chunks = self._chunks, []
+        return waiting
+
     def next(self, room: int, workers: int) -> Chunk | None:
         """Return the next chunk; None if no job waits.
 

@@ -3,6 +3,7 @@
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from logging import getLogger
 from typing import Any, Protocol
@@ -25,6 +26,8 @@ log = getLogger("mest_fed.run")
 
 #: How long workers may take to start, which waits for free cores.
 START_SECONDS = 120
+#: New workers that are tried in the place of one that died.
+MOST_HIRES = 3
 #: Chunks that a worker has at a time: one runs and one waits. Each has a lane of its own, so that
 #: the next one can be written while the driver reads.
 CHUNKS_PER_WORKER = 2
@@ -88,12 +91,17 @@ class FleetWorker:
         return Surroundings(node, psutil.virtual_memory().available, bool(self._lanes))
 
     def run(
-        self, parcels: list[Parcel], fold: Fold[Message] | None, lane: int, *shared: PackedArrays
+        self,
+        parcels: list[Parcel],
+        fold: Fold[Message] | None,
+        lane: int | None,
+        *shared: PackedArrays,
     ) -> Freight:
         """Run a chunk of clients, in order; return what came of it."""
         jobs = unpack_jobs(parcels, shared)
         block = self._workplace.run(jobs, fold)
-        return pack_block(jobs, block, self._lanes[lane] if self._lanes else None)
+        shared_memory = self._lanes[lane] if self._lanes and lane is not None else None
+        return pack_block(jobs, block, shared_memory)
 
 
 @dataclass(eq=False)
@@ -114,13 +122,25 @@ class Member:
     lanes: list[Lane]
     loading: Any
     surroundings: Surroundings | None = None
-    #: Numbers of the lanes that no chunk uses; as many chunks the worker takes.
-    free_lanes: list[int] = field(default_factory=lambda: list(range(CHUNKS_PER_WORKER)))
+    #: Numbers of the lanes that no chunk uses, of whatever exchange.
+    _free_lanes: list[int] = field(default_factory=lambda: list(range(CHUNKS_PER_WORKER)))
 
-    def lane(self, number: int) -> Lane | None:
+    def take_lane(self) -> int | None:
+        """Return the number of a lane for a chunk; None if chunks of other exchanges have all."""
+        # Exchanges may run in several threads: asking first and popping then would be a race.
+        with suppress(IndexError):
+            return self._free_lanes.pop(0)
+        return None
+
+    def give_lane_back(self, number: int | None) -> None:
+        """Let other chunks use a lane: what was in it has been read."""
+        if number is not None:
+            self._free_lanes.append(number)
+
+    def lane(self, number: int | None) -> Lane | None:
         """Return a lane if the worker has it, too."""
         shared = self.surroundings is not None and self.surroundings.lanes
-        return self.lanes[number] if shared else None
+        return self.lanes[number] if shared and number is not None else None
 
     def dismiss(self) -> None:
         """End the process, whatever it does."""
@@ -128,13 +148,6 @@ class Member:
         for lane in self.lanes:
             lane.close()
         self.lanes = []
-
-
-class SharesWorkers(Protocol):
-    """An exchange, as others see it."""
-
-    def make_room(self) -> bool:
-        """Collect a chunk; False if there is none."""
 
 
 class Crew:
@@ -175,8 +188,6 @@ class Crew:
         #: Seconds that a job of cost 1 took lately, by type of message.
         self.pace: dict[str, float] = {}
         self.members = [self._hire() for _ in range(size)]
-        #: Those that are open; the workers' lanes are shared among them.
-        self.exchanges: list[SharesWorkers] = []
 
     def _hire(self) -> Member:
         made = [Lane.create() for _ in range(CHUNKS_PER_WORKER)]
@@ -213,11 +224,6 @@ class Crew:
         for member, surroundings in zip(new, found, strict=True):
             member.surroundings = surroundings
 
-    def make_room(self, exchange: "SharesWorkers") -> bool:
-        """Wait until a worker is done with a chunk of another exchange; False if none has any."""
-        others = [other for other in self.exchanges if other is not exchange]
-        return any(other.make_room() for other in others)
-
     def replace(self, dead: Member) -> None:
         """Put a new worker in the place of a dead one, once; nobody if no core is left.
 
@@ -232,13 +238,24 @@ class Crew:
             place = self.members.index(dead)
             dead.dismiss()
             others = self.members[:place] + self.members[place + 1 :]
-            hired = self._hire()
-            if self._arrives(hired, len(others)):
-                self.members[place] = hired
-            else:
-                log.warning("no core is left for a new worker; %d go on", len(others))
+            for _ in range(MOST_HIRES):
+                hired = self._hire()
+                try:
+                    arrives = self._arrives(hired, len(others))
+                except RayActorError as error:
+                    # Ray may have sent it to a machine that is lost, before it knew.
+                    log.warning("a new worker failed: %s", str(error).strip().splitlines()[-1])
+                    hired.dismiss()
+                    continue
+                if arrives:
+                    self.members[place] = hired
+                    return
                 hired.dismiss()
-                self.members = others
+                break
+            if not others:
+                raise InputError("the last worker died, and no new one starts")
+            log.warning("there is no new worker; %d go on", len(others))
+            self.members = others
 
     def _arrives(self, hired: Member, others: int) -> bool:
         """Wait for a new worker; say whether it starts. A lost machine leaves no core for it."""
@@ -249,9 +266,7 @@ class Crew:
                 return True
             if others and int(ray.cluster_resources().get("CPU", 0)) <= others:
                 return False
-        if others:
-            return False
-        raise InputError(f"no worker started within {START_SECONDS} s after the last one died")
+        return False
 
     def dismiss(self) -> None:
         """End all workers, whatever they do."""

@@ -12,17 +12,18 @@ from flwr.clientapp import ClientApp
 from mest_fed.errors import not_allowed
 from mest_fed.folding import Fold, PairwiseSum, Partial
 from mest_fed.kernels.choice import Choices
-from simulations.engine.worker import Job, Outcome, Workplace, load_client_app
+from simulations.engine.worker import Job, Missed, Outcome, Workplace, load_client_app
 
 
 class Exchange(Protocol):
     """Jobs on their way."""
 
-    def take(self) -> Outcome | None:
+    def take(self) -> Outcome | Missed | None:
         """Return the outcome of the next job, in the order of the jobs; None if there is no job.
 
         Jobs are taken, and run, as outcomes are asked for, with a bounded look-ahead. Jobs may
-        come later: None is no end.
+        come later: None is no end. After a timeout, outcomes that came before still do, and
+        ``Missed`` stands for those between them that did not.
         """
 
     def send(self) -> None:
@@ -54,7 +55,7 @@ class Executor(Protocol):
         fold : Fold, optional
             Sums replies where they are made.
         timeout : float, optional
-            Seconds of wall-clock time from now on after which no more outcomes come.
+            Seconds of wall-clock time from now on after which nothing is computed any more.
         """
 
     def close(self) -> None:

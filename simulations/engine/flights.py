@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from simulations.engine.chunks import Chunk
-from simulations.engine.crew import Member
+from simulations.engine.crew import CHUNKS_PER_WORKER, Member
 
 
 @dataclass
@@ -20,15 +20,15 @@ class Flight:
         The chunk.
     member : Member
         The worker.
-    lane : int
-        Number of the lane that its outcomes come through.
+    lane : int or None
+        Number of the lane that its outcomes come through; None if they take Ray's way.
     begun : float
         ``time.monotonic()`` when the worker came to it; infinite while it waits there.
     """
 
     chunk: Chunk
     member: Member
-    lane: int
+    lane: int | None
     begun: float = math.inf
 
 
@@ -69,7 +69,8 @@ class Flights:
 
         Whoever may have taken a process down runs alone: nobody else shall be taken along.
         """
-        return bool(member.free_lanes) and not any(f.chunk.runs for f in self.of(member))
+        flights = self.of(member)
+        return len(flights) < CHUNKS_PER_WORKER and not any(f.chunk.runs for f in flights)
 
     def fits(self, chunk: Chunk, member: Member) -> bool:
         """Say whether a machine's memory holds one more client; one always may run."""
@@ -85,7 +86,6 @@ class Flights:
 
     def add(self, reference: Any, flight: Flight) -> None:
         """Note a chunk that was sent."""
-        flight.member.free_lanes.remove(flight.lane)
         if not self.of(flight.member):
             flight.begun = time.monotonic()
         self._by_reference[reference] = flight
@@ -97,7 +97,6 @@ class Flights:
     def land(self, reference: Any) -> tuple[Flight, float]:
         """Note that a chunk is back; return its flight and the seconds that it took."""
         flight, now = self._by_reference.pop(reference), time.monotonic()
-        flight.member.free_lanes.append(flight.lane)
         for following in self.of(flight.member)[:1]:
             following.begun = min(following.begun, now)
         return flight, now - flight.begun
@@ -110,7 +109,7 @@ class Flights:
     def forget(self) -> None:
         """Let all chunks be: nobody will read what comes of them."""
         for flight in self._by_reference.values():
-            flight.member.free_lanes.append(flight.lane)
+            flight.member.give_lane_back(flight.lane)
         self._by_reference.clear()
 
     def next_due(self) -> float:

@@ -123,7 +123,7 @@ class Launches:
         while launch.outcome is None:
             assert self._exchange is not None
             outcome = self._exchange.take()
-            assert outcome is not None, "each launch without an outcome has a job"
+            assert isinstance(outcome, Outcome), "each launch without an outcome has a job"
             self._computing.popleft().outcome = outcome
 
 

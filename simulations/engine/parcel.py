@@ -54,6 +54,7 @@ class Return(NamedTuple):
     seconds: float
     timing: Any
     keeps_state: bool
+    busy_seconds: float
     state: list[tuple[str, PackedArrays | MetricRecord | ConfigRecord | None]]
 
 
@@ -188,6 +189,7 @@ def _pack_outcome(job: Job, outcome: Outcome) -> Return:
         settled.seconds,
         settled.timing,
         settled.keeps_state,
+        settled.busy_seconds,
         state,
     )
 
@@ -202,7 +204,8 @@ def _unpack_outcome(job: Job, parcel: Return) -> Outcome:
     state = RecordDict(
         {n: before[n] if record is None else _unpack(record) for n, record in parcel.state}
     )
-    return Outcome(Settled(reply, parcel.seconds, parcel.timing, parcel.keeps_state), state)
+    settled = Settled(reply, parcel.seconds, parcel.timing, parcel.keeps_state, parcel.busy_seconds)
+    return Outcome(settled, state)
 
 
 def _pack(record: Any, buffer: Callable[[bytes], Any] = _shared) -> Any:

@@ -3,12 +3,12 @@
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from logging import getLogger
 
 import ray
 from flwr.app import Message
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
 from mest_fed.folding import Fold, PairwiseSum, Partial
 from simulations.engine.chunks import MOST_JOBS, Chunk, Cutter
@@ -16,7 +16,7 @@ from simulations.engine.crew import Crew, Member
 from simulations.engine.flights import Flight, Flights
 from simulations.engine.flower_internals import WORKER_DIED, error_reply
 from simulations.engine.parcel import RecordStore, pack_jobs, unpack_block
-from simulations.engine.worker import Block, Job, Outcome, settle
+from simulations.engine.worker import Block, Job, Missed, Outcome, settle
 
 log = getLogger("mest_fed.run")
 
@@ -61,13 +61,12 @@ class RayExchange:
         self._store = RecordStore(ray.put)
         self._flights = Flights(crew.pace, patience)
         self._blocks: dict[int, Block] = {}
-        self._ready: deque[Outcome] = deque()
+        self._missed: dict[int, int] = {}
+        self._ready: deque[Outcome | Missed] = deque()
         self._position = 0
         self._sum = PairwiseSum()
-        self._blocked = False
-        crew.exchanges.append(self)
 
-    def take(self) -> Outcome | None:
+    def take(self) -> Outcome | Missed | None:
         """See :meth:`simulations.engine.executor.Exchange.take`."""
         while True:
             self.send()
@@ -78,10 +77,15 @@ class RayExchange:
                 block = self._blocks.pop(self._position)
                 self._ready.extend(block.outcomes)
                 self._sum.add(block.partial, (len(block.outcomes) - 1).bit_length())
+            elif self._position in self._missed:
+                number = self._missed.pop(self._position)
+                self._ready.extend([Missed.MISSED] * number)
+                self._sum.add(None, (number - 1).bit_length())
             elif self._flights:
-                if not self._collect():
-                    return None
-            elif not (self._blocked and self._crew.make_room(self)):
+                self._collect()
+            elif waiting := self._cutter.drain():  # there was no time left to send them
+                self._miss(waiting)
+            else:
                 return None
 
     def total(self) -> Partial | None:
@@ -91,19 +95,12 @@ class RayExchange:
     def close(self) -> None:
         """See :meth:`simulations.engine.executor.Exchange.close`."""
         self._flights.forget()
-        if self in self._crew.exchanges:
-            self._crew.exchanges.remove(self)
-
-    def make_room(self) -> bool:
-        """Collect a chunk, so that another exchange finds a worker; False if there is none."""
-        return bool(self._flights) and self._collect()
 
     def send(self) -> None:
         """Give chunks to the workers until all have enough, or the look-ahead is used up."""
-        while True:
+        while time.monotonic() < self._stop_at:
             idlest = min(self._crew.members, key=lambda member: len(self._flights.of(member)))
-            self._blocked = not self._flights.takes_more(idlest)
-            if self._blocked:
+            if not self._flights.takes_more(idlest):
                 return
             chunk = self._cutter.next(self._room(), len(self._crew.members))
             if chunk is None:
@@ -111,10 +108,9 @@ class RayExchange:
             alone = chunk.runs == 0 or not self._flights.of(idlest)
             if not alone or not self._flights.fits(chunk, idlest):
                 self._cutter.put_back(chunk)
-                self._blocked = True
                 return
             parcels, references = pack_jobs(chunk.jobs, self._store)
-            lane = idlest.free_lanes[0]
+            lane = idlest.take_lane()
             sent = idlest.actor.run.remote(parcels, self._fold, lane, *references)
             self._flights.add(sent, Flight(chunk, idlest, lane))
 
@@ -125,39 +121,44 @@ class RayExchange:
             ahead = min(ahead, max(1, LOOK_AHEAD_BYTES // self._cutter.reply_bytes))
         return ahead - (self._cutter.taken - self._position)
 
-    def _collect(self) -> bool:
-        """Wait for a chunk and keep its block; False if the exchange's time is over."""
+    def _collect(self) -> None:
+        """Wait for a chunk and keep its block, or for the end of the exchange's time."""
         until = min(self._stop_at, self._flights.next_due())
         seconds = None if until == math.inf else max(0.0, until - time.monotonic())
         ready, _ = ray.wait(self._flights.references(), num_returns=1, timeout=seconds)
         if not ready:
             for member in self._flights.hung():
                 self._recover(member, "gave no reply in time")
-            if time.monotonic() < self._stop_at:
-                return True
-            self._stop()
-            return False
+            if time.monotonic() >= self._stop_at:
+                self._stop()
+            return
         flight = self._flights.get(ready[0])
         try:
             freight = ray.get(ready[0])
         except RayTaskError as error:
             raise error.cause from error
-        except (RayActorError, ObjectLostError):
+        except (RayActorError, ObjectLostError, OutOfMemoryError):
             self._recover(flight.member, "died")
-            return True
+            return
         _, seconds = self._flights.land(ready[0])
         chunk = flight.chunk
         block = unpack_block(freight, chunk.jobs, flight.member.lane(flight.lane))
+        flight.member.give_lane_back(flight.lane)
         self._blocks[chunk.first] = block
         self._crew.pace[chunk.jobs[0].message.metadata.message_type] = seconds / chunk.cost
         self._cutter.reply_bytes = freight.size // len(chunk.jobs)
-        return True
 
     def _stop(self) -> None:
         """Replace workers that are busy with what nobody waits for any more: they may hang."""
         for member in self._flights.members():
-            self._flights.lose(member)
+            lost = self._flights.lose(member)
+            self._miss(lost)
+            clients = sum(len(chunk.jobs) for chunk in lost)
+            log.warning("time is over for %d clients of a worker, which is replaced", clients)
             self._crew.replace(member)
+
+    def _miss(self, chunks: Iterable[Chunk]) -> None:
+        self._missed |= {chunk.first: len(chunk.jobs) for chunk in chunks}
 
     def _recover(self, member: Member, what: str) -> None:
         """Replace a worker; run what it had again.
@@ -166,11 +167,14 @@ class RayExchange:
         does not take the others along. Nothing of the chunk has counted yet.
         """
         running, *queued = self._flights.lose(member)
-        log.warning("a worker %s with %d clients; they run again", what, len(running.jobs))
-        self._crew.replace(member)
         running.runs += 1
         hung_alone = what != "died" and len(running.jobs) == 1
-        if running.runs == MAX_RUNS or hung_alone:
+        gives_up = running.runs == MAX_RUNS or hung_alone
+        nodes = ", ".join(str(job.message.metadata.dst_node_id) for job in running.jobs)
+        then = "it gives an error" if gives_up else "they run again"
+        log.warning("a worker %s with the clients of nodes %s; %s", what, nodes, then)
+        self._crew.replace(member)
+        if gives_up:
             times = f" {running.runs} times" if what == "died" else ""
             self._give_up(running, f"the worker process {what}{times} while this client ran")
         else:

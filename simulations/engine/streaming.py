@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from mest_fed.folding import Fold, Partial
 from simulations.engine.dispatch import Dispatcher
 from simulations.engine.executor import Executor
 from simulations.engine.launches import Launch
-from simulations.engine.worker import Job
+from simulations.engine.worker import Job, Missed
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Streaming:
         """
         self._until = self.dispatcher.now
         self._total: Partial | None = None
+        self._began = time.monotonic()
         try:
             for _, wave in itertools.groupby(_with_wave(messages), key=lambda pair: pair[0]):
                 yield from self._run_wave(message for _, message in wave)
@@ -56,15 +58,17 @@ class Streaming:
 
     def _run_wave(self, messages: Iterable[Message]) -> Generator[Message, None, None]:
         launches: deque[Launch] = deque()
-        real_seconds = None if self.dispatcher.virtual else self.timeout
         exchange = self.executor.open(
-            self._jobs(messages, launches), fold=self.fold, timeout=real_seconds
+            self._jobs(messages, launches), fold=self.fold, timeout=self._seconds_left()
         )
         try:
             while (outcome := exchange.take()) is not None:
                 yield from self._refused(launches)
-                launches[0].outcome = outcome
-                yield self._land(launches.popleft())
+                launch = launches.popleft()
+                if isinstance(outcome, Missed):
+                    continue  # no reply, and the device's state stays as it was
+                launch.outcome = outcome
+                yield self._land(launch)
             yield from self._refused(launches)
             wave_total = exchange.total()
             if self._total is None:
@@ -73,6 +77,12 @@ class Streaming:
                 self._total = self._total.add(wave_total)
         finally:
             exchange.close()
+
+    def _seconds_left(self) -> float | None:
+        """Return the seconds of wall-clock time that are left for all waves together."""
+        if self.dispatcher.virtual or self.timeout is None:
+            return None
+        return max(0.0, self._began + self.timeout - time.monotonic())
 
     def _jobs(self, messages: Iterable[Message], launches: deque[Launch]) -> Iterator[Job]:
         for message in messages:

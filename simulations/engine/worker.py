@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import NamedTuple
 
 import torch
@@ -56,6 +57,12 @@ class Outcome(NamedTuple):
     def reply(self) -> Message:
         """The reply that reaches the server."""
         return self.settled.reply
+
+
+class Missed(Enum):
+    """What stands for the outcome of a job that did not come in time."""
+
+    MISSED = "missed"
 
 
 class Block(NamedTuple):

@@ -82,6 +82,24 @@ def sleep(message: Message, context: Context) -> Message:
     return Message(RecordDict(), reply_to=message)
 
 
+@app.query("echo")
+def echo(message: Message, context: Context) -> Message:
+    """Send back what came, and who this is."""
+    content = {"arrays": message.content["arrays"], "who": ConfigRecord({"pid": os.getpid()})}
+    return Message(RecordDict(content), reply_to=message)
+
+
+@app.query("hang")
+@app.query("stall")
+def hang(message: Message, context: Context) -> Message:
+    """Take a long time in one partition, which the message names; else count in the state."""
+    partition = context.node_config["partition-id"]
+    context.state["seen"] = MetricRecord({"partition": partition})
+    if partition == message.content["config"]["hangs"]:
+        time.sleep(60)
+    return Message(RecordDict(), reply_to=message)
+
+
 def model(num_weights: int = 300) -> RecordDict:
     """Return what the server sends: a model large enough to be shared, and a config."""
     weights = np.linspace(-1, 1, num_weights, dtype=np.float32)
