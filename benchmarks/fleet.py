@@ -62,18 +62,22 @@ def make_model(name: str) -> ArrayRecord:
     return ArrayRecord([generator.standard_normal(shape).astype(np.float32) for shape in shapes])
 
 
-def make_client_app() -> ClientApp:
-    """Return a client that gives the model back: a copy, as a trained one would be."""
+def make_client_app(*, copies: bool) -> ClientApp:
+    """Return a client that gives the model back: as it came, or a copy, as if it had trained."""
     app = ClientApp()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        model = {
-            name: Array(array.dtype, array.shape, array.stype, bytes(memoryview(array.data)))
-            for name, array in message.content["arrays"].items()
-        }
+        arrays = message.content["arrays"]
+        if copies:
+            arrays = ArrayRecord(
+                {
+                    name: Array(one.dtype, one.shape, one.stype, bytes(bytearray(one.data)))
+                    for name, one in arrays.items()
+                }
+            )
         metrics = MetricRecord({"num-examples": 1})
-        content = RecordDict({"arrays": ArrayRecord(model), "metrics": metrics})
+        content = RecordDict({"arrays": arrays, "metrics": metrics})
         return Message(content, reply_to=message)
 
     return app
@@ -107,18 +111,18 @@ def make_server_app(
     return app
 
 
-def run_ours(server_app: ServerApp, clients: int, workers: int) -> None:
-    executor = make_executor(make_client_app(), workers)
+def run_ours(server_app: ServerApp, client_app: ClientApp, clients: int, workers: int) -> None:
+    executor = make_executor(client_app, workers)
     try:
         run_server_app(server_app, FleetGrid(make_nodes(clients), executor, stream=True))
     finally:
         executor.close()
 
 
-def run_flower(server_app: ServerApp, clients: int, workers: int) -> None:
+def run_flower(server_app: ServerApp, client_app: ClientApp, clients: int, workers: int) -> None:
     run_simulation(
         server_app,
-        make_client_app(),
+        client_app,
         num_supernodes=clients,
         backend_config={
             "init_args": {"num_cpus": workers, "log_to_driver": False, "logging_level": "error"},
@@ -127,7 +131,7 @@ def run_flower(server_app: ServerApp, clients: int, workers: int) -> None:
     )
 
 
-Engine = Callable[[ServerApp, int, int], None]
+Engine = Callable[[ServerApp, ClientApp, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -137,11 +141,13 @@ class Case:
     model: str
     workers: int
     work: str
+    copies: bool = False
 
     @property
     def name(self) -> str:
         """Name of the row."""
-        return f"{self.work}, {self.model} model, {self.workers} workers"
+        client = ", clients give copies" if self.copies else ""
+        return f"{self.work}, {self.model} model, {self.workers} workers{client}"
 
 
 def measure(case: Case, engine: Engine, clients: int, rounds: int) -> Timings:
@@ -149,7 +155,7 @@ def measure(case: Case, engine: Engine, clients: int, rounds: int) -> Timings:
     model, timings = make_model(case.model), Timings()
     # On Flower's engine the strategy with partial sums is its parent, FedAvg.
     app = make_server_app(model, timings, clients, rounds=rounds, work=case.work)
-    engine(app, clients, case.workers)
+    engine(app, make_client_app(copies=case.copies), clients, case.workers)
     return timings
 
 
@@ -194,6 +200,7 @@ def main() -> None:
     cores = os.cpu_count() or 1
     cases = [
         Case("1.8 MB", cores, SUMS),
+        Case("1.8 MB", cores, SUMS, copies=True),
         Case("1.8 MB", cores, AVERAGE),
         Case("1.8 MB", cores, NOTHING),
         Case("1.8 MB", 1, NOTHING),

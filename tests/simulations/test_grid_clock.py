@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from life_cases import BOARD, SLOW
 
-from mest_fed.devices import DeviceProfile
 from mest_fed.errors import InputError
 from mest_fed.wire.size import content_bytes
 from simulations.engine.executor import SerialExecutor
@@ -17,23 +17,6 @@ from simulations.engine.grid import FleetGrid
 from simulations.engine.nodes import make_nodes
 from simulations.life.clock import VirtualClock
 from simulations.life.timing import ClientTiming
-
-BOARD = DeviceProfile(
-    name="board",
-    title="Board",
-    memory_bytes=10**9,
-    budget_bytes=10**8,
-    flops={"dense": 1e6, "block": 2e5},
-    download_rate=1000.0,
-    upload_rate=500.0,
-    latency=0.125,
-    compute_watts=5.0,
-    radio_watts=2.0,
-    idle_watts=1.0,
-    availability=1.0,
-    sources={},
-)
-SLOW = dataclasses.replace(BOARD, name="slow", flops={"dense": 1e5, "block": 1e5})
 
 #: "config" 6 + "pad" 3 + 991 bytes.
 INSTRUCTION = RecordDict({"config": ConfigRecord({"pad": b"x" * 991})})
