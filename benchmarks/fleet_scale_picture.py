@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness import Row
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from simulations.report.figures.style import (
     BLUE,
@@ -78,4 +78,5 @@ def _draw_memory(axes, row: Row) -> None:
     axes.set(xlabel="round", ylabel="GB resident (PSS, measured)", xlim=(numbers[0], numbers[-1]))
     axes.set(ylim=(0, 1.35 * max(map(sum, zip(*series, strict=True)))))
     axes.set_title(f"Memory: {row['population']:,} devices, {row['cohort']:,} of them a round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="upper left", ncols=2)
