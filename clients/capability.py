@@ -67,7 +67,7 @@ def capability_of(task: Task, context: Context) -> Capability:
 def capability_record(task: Task, capability: Capability) -> RecordDict:
     """Write a capability for the server."""
     plan = capability.plan
-    training, held = task.examples(capability.partition)
+    training, held = task.example_counts(capability.partition)
     return RecordDict(
         {
             RECORD: ConfigRecord(
@@ -78,8 +78,8 @@ def capability_record(task: Task, capability: Capability) -> RecordDict:
                     "density": plan.density,
                     "micro-batch": plan.micro_batch,
                     "predicted-peak": plan.footprint.total,
-                    "examples": len(training),
-                    "held-out": len(held),
+                    "examples": training,
+                    "held-out": held,
                 }
             )
         }

@@ -49,7 +49,7 @@ def train(message: Message, context: Context) -> Message:
     )
     kept.residual = residual
     metrics = {
-        "num-examples": len(task.examples(who.partition)[0]),
+        "num-examples": task.example_counts(who.partition)[0],
         "presented": result.tally.examples,
         "loss-sum": result.tally.loss,
         "correct": result.tally.correct,

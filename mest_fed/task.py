@@ -20,6 +20,7 @@ from mest_fed.data import (
     image_shape,
     load_dataset,
     load_partitions,
+    num_held_out,
     partition,
 )
 from mest_fed.devices import Assignment, Work, assign_devices, load_profile, training_work
@@ -120,6 +121,13 @@ class Task:
         """Return a device's (training, held-out) examples."""
         generator = numpy_generator(self.config.run.seed, "hold-out", partition_id)
         return hold_out(self.partitions[partition_id], self.config.data.hold_out, generator)
+
+    def example_counts(self, partition_id: int) -> tuple[int, int]:
+        """Return how many (training, held-out) examples a device has, without drawing them."""
+        parts = self.partitions
+        total = parts.size if isinstance(parts, SampledPartitions) else len(parts[partition_id])
+        held = num_held_out(total, self.config.data.hold_out)
+        return total - held, held
 
     @property
     def density(self) -> float:

@@ -188,9 +188,10 @@ class Roster:
         if not node_ids or self._grid is None:
             return {}
         found = {}
+        content = RecordDict({"query": ConfigRecord({"version": 1})})
         messages = [
             Message(
-                content=RecordDict({"query": ConfigRecord({"version": 1})}),
+                content=content,
                 message_type=MessageType.QUERY,
                 dst_node_id=node_id,
             )

@@ -3,7 +3,7 @@
 from mest_fed.data.augment import AUGMENTATIONS, crop_flip
 from mest_fed.data.batches import Batch, Batches
 from mest_fed.data.datasets import DATASETS, load_dataset
-from mest_fed.data.held_out import hold_out
+from mest_fed.data.held_out import hold_out, num_held_out
 from mest_fed.data.images import DataSplit, ImageData
 from mest_fed.data.partition_file import load_partitions, save_partitions
 from mest_fed.data.partition_sampled import SampledPartitions
@@ -24,6 +24,7 @@ __all__ = [
     "image_shape",
     "load_dataset",
     "load_partitions",
+    "num_held_out",
     "partition",
     "save_partitions",
 ]

@@ -32,7 +32,12 @@ def hold_out(
     """
     if not 0 <= fraction < 1:
         raise not_allowed("data.hold_out", fraction, "a number in [0, 1)")
-    count = max(0, min(round(fraction * len(indices)), len(indices) - 1))
+    count = num_held_out(len(indices), fraction)
     is_held = np.zeros(len(indices), dtype=bool)
     is_held[generator.permutation(len(indices))[:count]] = True
     return indices[~is_held], indices[is_held]
+
+
+def num_held_out(examples: int, fraction: float) -> int:
+    """Return how many of a partition's examples :func:`hold_out` holds out."""
+    return max(0, min(round(fraction * examples), examples - 1))

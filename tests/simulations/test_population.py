@@ -8,6 +8,7 @@ from mest_fed.errors import InputError
 from mest_fed.task import Task
 from simulations.engine.nodes import node_id_of
 from simulations.fleet import Fleet
+from simulations.settings import resolve
 
 MILLION = {
     "data": {"partition": "sampled", "examples_per_device": 20},
@@ -50,7 +51,7 @@ def test_examples_are_those_of_a_smaller_fleet(fleet):
         for one, other in zip(large.examples(partition), small.examples(partition), strict=True):
             assert one.tolist() == other.tolist()
     training, held = large.examples(999_999)
-    assert (len(training), len(held)) == (18, 2)
+    assert (len(training), len(held)) == (18, 2) == large.example_counts(999_999)
 
 
 def test_more_examples_than_there_are_refuse_the_run():
@@ -69,3 +70,19 @@ def test_a_million_devices_train(tmp_path):
     assert not (folder / "partitions.npz").exists()
     again = start(tmp_path / "again", tiny_config(**MILLION))
     assert read_summary(again)["model_sha256"] == summary["model_sha256"]
+
+
+def test_counts_are_those_of_the_examples_that_are_listed():
+    task = Task(tiny_config())
+    for partition in range(12):
+        training, held = task.examples(partition)
+        assert task.example_counts(partition) == (len(training), len(held))
+
+
+def test_the_preset_of_a_million_devices(tmp_path):
+    less = ["run.rounds=2", "server.clients_per_round=12", "training.local_epochs=1"]
+    _, config = resolve("million", None, less)
+    assert config.fleet.devices == 1_000_000
+    rows = read_rows(start(tmp_path / "run", config), "clients")
+    assert len(rows) == 24
+    assert "away" not in {row["status"] for row in rows}  # only who is there is selected
