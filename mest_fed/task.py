@@ -110,6 +110,12 @@ class Task:
         fleet = self.config.fleet
         return assign_devices(fleet.weights, fleet.devices, self.config.run.seed)
 
+    def num_examples(self, partition_id: int) -> int:
+        """Return how many examples a device has, held-out ones included, without drawing them."""
+        if self.draws_examples:
+            return self.config.data.examples_per_device
+        return len(self.partitions[partition_id])
+
     def examples(self, partition_id: int) -> tuple[Examples, Examples]:
         """Return a device's (training, held-out) examples."""
         generator = numpy_generator(self.config.run.seed, "hold-out", partition_id)

@@ -12,7 +12,7 @@ Doubles = npt.NDArray[np.float64]
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 #: Replies that are summed in one pass over memory; until then they stay as they came.
-AT_ONCE = 8
+AT_ONCE = 16
 
 
 class ArraySum:

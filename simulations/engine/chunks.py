@@ -11,9 +11,9 @@ from simulations.engine.worker import Job
 #: Jobs that travel together at most.
 MOST_JOBS = 64
 #: Work that pays for the journey of a chunk, which costs all processes some 1.5 ms (measured).
-WORTHWHILE_SECONDS = 0.015
-#: Chunks for each worker at least, so that all end at about one time.
-CHUNKS_FOR_BALANCE = 6
+WORTHWHILE_SECONDS = 0.03
+#: A chunk takes so little of what is left for each worker, so that all end at about one time.
+SHARE = 3
 #: Bytes of replies that travel together at most, where they travel one by one.
 MOST_BYTES = 16 << 20
 
@@ -111,7 +111,7 @@ class Cutter:
     def _cut(self, jobs: list[Job], workers: int) -> None:
         start = 0
         while start < len(jobs):
-            size = self._size(jobs[start], len(jobs), workers)
+            size = self._size(jobs[start], len(jobs) - start, workers)
             if self._aligned:
                 size = 1 << (size.bit_length() - 1)
                 while self.taken % size:
@@ -124,10 +124,10 @@ class Cutter:
             self.taken += len(cut)
             start += len(cut)
 
-    def _size(self, first: Job, waiting: int, workers: int) -> int:
+    def _size(self, first: Job, left: int, workers: int) -> int:
         seconds = first.cost * self._pace.get(first.message.metadata.message_type, math.inf)
         worthwhile = math.ceil(WORTHWHILE_SECONDS / seconds) if seconds > 0 else MOST_JOBS
-        size = max(worthwhile, waiting // (CHUNKS_FOR_BALANCE * workers))
+        size = max(worthwhile, left // (SHARE * workers))
         if not self._aligned and self.reply_bytes:
             size = min(size, MOST_BYTES // self.reply_bytes)
         return max(1, min(size, MOST_JOBS))

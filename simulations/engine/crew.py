@@ -17,6 +17,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from mest_fed.errors import InputError
 from mest_fed.folding import Fold
 from mest_fed.kernels.choice import Choices
+from simulations.engine.allocator import keep_freed_memory
 from simulations.engine.lane import Address, Lane
 from simulations.engine.parcel import Freight, PackedArrays, Parcel, pack_block, unpack_jobs
 from simulations.engine.worker import Workplace, load_client_app
@@ -78,6 +79,7 @@ class FleetWorker:
         addresses: Sequence[Address],
     ) -> Surroundings:
         """Take what later calls work with, and tell where this is."""
+        keep_freed_memory()
         if furnishing is not None:
             furnishing.install()
         self._workplace = Workplace(load_client_app(client_app), choices)

@@ -145,7 +145,7 @@ class Dispatcher:
             node_id=node.node_id,
             node_config=dict(node.node_config),
             state=RecordDict() if state is None else state,
-            run_config=dict(self._run_config),
+            run_config=self._run_config,  # one object, so that a chunk carries it once
         )
 
 

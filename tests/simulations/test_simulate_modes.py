@@ -1,11 +1,14 @@
 """Asynchronous, semi-synchronous and over-selected runs, from configuration to report."""
 
+import gc
+
 import pytest
 from test_simulate_resume import stopped
 from tiny_run import StopAfter, assert_same_run, read_rows, start, tiny_config
 
+from simulations.probe import Probe
 from simulations.report.load import load_run
-from simulations.simulate import Interrupted
+from simulations.simulate import Interrupted, open_run
 
 RUN = {"rounds": 6, "seed": 5, "checkpoint_every": 100}
 FLEET = {"devices": 12, "mix": "rpi-4:2, rpi-zero-2w:1, jetson-nano:1"}
@@ -69,3 +72,17 @@ def test_a_run_that_was_stopped_twice(whole, tmp_path):
         start(folder, resume=True, display=StopAfter(4))
     start(folder, resume=True)
     assert_same_run(folder, uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore:unclosed file .*/dev/null.*:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_one_worker_gives_the_same_run(tmp_path, monkeypatch):
+    config = config_of("buffered")
+    alone = start(tmp_path / "alone", config)
+    monkeypatch.setattr(Probe, "start", lambda *_: Probe(None))
+    folder = open_run("tiny", config, tmp_path / "worker", resume=False).run(1)
+    gc.collect()
+    assert_same_run(folder, alone)

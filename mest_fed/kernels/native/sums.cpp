@@ -10,7 +10,7 @@ namespace mest {
 
 namespace {
 
-constexpr int64_t tile = 1024;
+constexpr int64_t tile = 512;
 
 // The tree over `count` arrays; uses one tile of `spare` for each of its levels.
 void tree(const Variant& v, const float* const* arrays, const double* weights, int64_t count,
