@@ -64,11 +64,11 @@ class Streaming:
         try:
             while (outcome := exchange.take()) is not None:
                 yield from self._refused(launches)
-                launch = launches.popleft()
                 if isinstance(outcome, Missed):
-                    continue  # no reply, and the device's state stays as it was
-                launch.outcome = outcome
-                yield self._land(launch)
+                    launches.popleft()  # no reply, and the device's state stays as it was
+                    continue
+                launches[0].outcome = outcome
+                yield self._land(launches.popleft())
             yield from self._refused(launches)
             wave_total = exchange.total()
             if self._total is None:
