@@ -81,8 +81,9 @@ def curve_of(config: RunConfig, workers: int, folder: Path) -> Curve:
 
 
 def seconds_to(curve: Curve, target: float) -> float | None:
-    """Return when the accuracy first reached a target; None if it never did."""
-    return next((seconds for seconds, accuracy, _ in curve if accuracy >= target), None)
+    """Return when training first brought the accuracy to a target; None if it never did."""
+    reached = (seconds for seconds, accuracy, taken in curve if taken and accuracy >= target)
+    return next(reached, None)
 
 
 def rows_of(curves: Mapping[str, list[Curve]]) -> Iterator[Row]:

@@ -25,6 +25,11 @@ from simulations.engine.run_app import run_server_app
 from simulations.probe import Probe
 from simulations.simulate import open_run
 
+pytestmark = [
+    # Ray leaves open what its processes write to, and drops their handles while they run.
+    pytest.mark.filterwarnings("ignore:unclosed file .*/dev/null.*:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
+]
 logging.getLogger("flwr").setLevel(logging.ERROR)
 
 FLEET = {"devices": 12, "mix": "rpi-4:2, rpi-zero-2w:1, jetson-nano:1", "deadline": 0.0185}
@@ -54,8 +59,6 @@ def session():
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:unclosed file .*/dev/null.*:ResourceWarning")
-@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 @pytest.mark.parametrize("kind", RUNS)
 def test_none_one_and_two_workers_end_with_the_same_bits(session, kind, tmp_path):
     config = tiny_config(fleet=FLEET, server={"clients_per_round": 7}, **RUNS[kind])

@@ -181,10 +181,10 @@ def stopped(tmp_path, config):
 def test_a_damaged_table(tmp_path, timer, text):
     folder = stopped(tmp_path, tiny_config(**TUNED_CONFIG))
     (folder / "kernels.json").write_text(text, encoding="utf-8")
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in folder.glob("*") if path.is_file()}
     with pytest.raises(InputError, match=r"kernels\.json"):
         start(folder, resume=True)
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in folder.glob("*") if path.is_file()} == before
 
 
 def test_a_missing_table_is_made_again_only_where_it_comes_out_the_same(tmp_path, timer):

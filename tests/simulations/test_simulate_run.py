@@ -86,6 +86,7 @@ def test_the_folder_holds_all_files(finished):
         "clients.jsonl",
         "summary.json",
         "partitions.npz",
+        "states",
         "checkpoints",
     }
     assert checkpoints(finished) == [0, 3]
