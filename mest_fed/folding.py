@@ -7,7 +7,7 @@ the bits depend neither on how jobs were cut into blocks, nor on who ran them, n
 Pairwise sums also round less than running ones: O(log n) instead of O(n) errors (Higham 1993).
 """
 
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 
 class Partial(Protocol):
@@ -39,6 +39,14 @@ class Fold(Protocol[Reply]):
 
     def collect(self, total: Partial | None) -> None:
         """Take the sum over an exchange, once all its replies were read."""
+
+
+@runtime_checkable
+class SummingGrid(Protocol):
+    """A grid whose workers sum replies."""
+
+    def sum_in_workers(self, fold: Fold[Any]) -> None:
+        """Have the replies of the next exchange summed where they are made."""
 
 
 class PairwiseSum:

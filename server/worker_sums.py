@@ -12,11 +12,14 @@ On a grid that cannot sum, as in a deployment, it behaves as its parent.
 from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
+from mest_fed.folding import SummingGrid
 from mest_fed.wire.arrays import as_numpy
 from server.array_sum import ArraySum
 
@@ -72,7 +75,7 @@ class WorkerSums(FedAvg):
         messages = super().configure_train(server_round, arrays, config, grid)
         self._dtypes = {name: array.dtype for name, array in arrays.items()}
         self._fold = None
-        if hasattr(grid, "sum_in_workers"):
+        if isinstance(grid, SummingGrid):
             self._fold = MeanFold(self.weighted_by_key)
             grid.sum_in_workers(self._fold)
         return messages
@@ -93,12 +96,17 @@ class WorkerSums(FedAvg):
         metrics = self.train_metrics_aggr_fn([r.content for r in summed], self.weighted_by_key)
         metrics[self.weighted_by_key] = total.weight
         mean = {
-            name: Array((array / total.weight).astype(self._dtypes[name]))
+            name: Array((array / total.weight).astype(self._mean_type(name)))
             for name, array in total.sums().items()
         }
         combined = copy(summed[0])
         combined.content = RecordDict({"arrays": ArrayRecord(mean), "metrics": metrics})
         return [*failed, combined]
+
+    def _mean_type(self, name: str) -> np.dtype[Any]:
+        """Return the type of a mean: of whole numbers, too, it is a fraction."""
+        sent = np.dtype(self._dtypes.get(name, "float64"))
+        return sent if sent.kind == "f" else np.dtype("float64")
 
 
 class SummedFedAvg(WorkerSums, FedAvg):

@@ -1,25 +1,16 @@
 """Synchronous rounds whose replies are checked and summed where they are made, if the grid can."""
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol, runtime_checkable
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
-from mest_fed.folding import Fold, PairwiseSum
+from mest_fed.folding import PairwiseSum, SummingGrid
 from server.aggregate import MaskedMean
 from server.masked_fold import MaskedFold
 from server.roster import Node
 from server.rounds import ClientOutcome
 from server.strategy import MestStrategy
-
-
-@runtime_checkable
-class SummingGrid(Protocol):
-    """A grid whose workers sum replies."""
-
-    def sum_in_workers(self, fold: Fold[Message]) -> None:
-        """Have the replies of the next exchange summed."""
 
 
 class SummedRounds(MestStrategy):

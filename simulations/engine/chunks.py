@@ -10,7 +10,7 @@ from simulations.engine.worker import Job
 
 #: Jobs that travel together at most.
 MOST_JOBS = 64
-#: Work that pays for the journey of a chunk, which costs all processes some 1.5 ms (measured).
+#: Work that pays for the journey of a chunk.
 WORTHWHILE_SECONDS = 0.03
 #: A chunk takes so little of what is left for each worker, so that all end at about one time.
 SHARE = 3
@@ -38,11 +38,6 @@ class Chunk:
     first: int
     jobs: list[Job] = field(compare=False)
     runs: int = field(default=0, compare=False)
-
-    @property
-    def level(self) -> int:
-        """Height of the tree over its positions, were it whole."""
-        return math.ceil(math.log2(len(self.jobs)))
 
     @property
     def cost(self) -> float:
@@ -73,7 +68,7 @@ class Cutter:
         Seconds that a job of cost 1 took lately, by type of message.
     aligned : bool
         Whether chunks must be subtrees of the tree of positions: ``2**k`` jobs, of which the
-        first stands at a multiple of ``2**k``. The last one of all may be shorter.
+        first stands at a multiple of ``2**k``.
     """
 
     def __init__(self, jobs: Iterator[Job], pace: Mapping[str, float], *, aligned: bool) -> None:
@@ -111,15 +106,13 @@ class Cutter:
     def _cut(self, jobs: list[Job], workers: int) -> None:
         start = 0
         while start < len(jobs):
-            size = self._size(jobs[start], len(jobs) - start, workers)
+            left = len(jobs) - start
+            size = min(left, self._size(jobs[start], left, workers))
             if self._aligned:
                 size = 1 << (size.bit_length() - 1)
                 while self.taken % size:
                     size //= 2
             cut = jobs[start : start + size]
-            # A shorter one ends the exchange only if nothing follows; else it is no subtree.
-            while self._aligned and len(cut) & (len(cut) - 1):
-                cut = cut[: 1 << (len(cut).bit_length() - 1)]
             heapq.heappush(self._chunks, Chunk(-sum(j.cost for j in cut), self.taken, cut))
             self.taken += len(cut)
             start += len(cut)

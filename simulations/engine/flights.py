@@ -122,6 +122,8 @@ class Flights:
         return [f.member for f in self._by_reference.values() if self._due(f) <= now]
 
     def _due(self, flight: Flight) -> float:
-        kind = flight.chunk.jobs[0].message.metadata.message_type
-        expected = flight.chunk.cost * self._pace.get(kind, self._patience)
-        return flight.begun + self._patience + expected
+        jobs = flight.chunk.jobs
+        pace = self._pace.get(jobs[0].message.metadata.message_type)
+        # Until one chunk is back, nobody knows how long its clients take.
+        others = self._patience * (len(jobs) - 1) if pace is None else flight.chunk.cost * pace
+        return flight.begun + self._patience + others
