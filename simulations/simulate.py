@@ -91,9 +91,9 @@ class Simulation:
         """
         # Whoever has the clients' states has the folder: nothing is written before.
         with closing(DiskStates(self.folder.states)) as states, logged(self.folder.path / LOG):
-            return self._run(workers, address, patience, states)
+            return self._run_in_folder(workers, address, patience, states)
 
-    def _run(
+    def _run_in_folder(
         self, workers: int, address: str | None, patience: float, states: VersionedStates
     ) -> Path:
         task = task_of(self.config)

@@ -93,7 +93,6 @@ class FleetGrid(Grid):
         self._lock = threading.Lock()
         self._launches = Launches(executor)
         self._unread: dict[str, Message] = {}
-        self._unwanted: set[str] = set()
         self._fold: Fold[Message] | None = None
         self.set_run(empty_run(run_id))
 
@@ -189,13 +188,6 @@ class FleetGrid(Grid):
         """Return how long nodes took to train in this round, as far as somebody knows."""
         return {} if self._foresight is None else self._foresight.train_seconds()
 
-    def discard(self, message_ids: Iterable[str]) -> None:
-        """Say that these replies will never be pulled; their devices go on all the same."""
-        with self._lock:
-            for name in message_ids:
-                self._unread.pop(name, None)
-                self._unwanted.add(name)
-
     def in_flight(self) -> list[InFlight]:
         """Return what is on its way, in the order in which it began, for a checkpoint."""
         with self._lock:
@@ -248,9 +240,4 @@ class FleetGrid(Grid):
         if now < math.inf:
             self._dispatcher.advance(now)
         for launch in self._launches.land(self.now):
-            reply = self._dispatcher.land(launch)
-            name = launch.message.metadata.message_id
-            if name in self._unwanted:
-                self._unwanted.remove(name)
-            else:
-                self._unread[name] = reply
+            self._unread[launch.message.metadata.message_id] = self._dispatcher.land(launch)

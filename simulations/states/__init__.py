@@ -1,7 +1,6 @@
-"""What simulated clients keep between rounds: in memory, or on disk in the run folder."""
+"""What simulated clients keep between rounds: on disk, in the run folder."""
 
-from simulations.states.memory import MemoryStates
 from simulations.states.protocol import VersionedStates
 from simulations.states.store import DiskStates
 
-__all__ = ["DiskStates", "MemoryStates", "VersionedStates"]
+__all__ = ["DiskStates", "VersionedStates"]

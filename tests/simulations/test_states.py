@@ -1,4 +1,4 @@
-"""Stores of clients' states keep one contract, in memory and on disk."""
+"""The store of clients' states keeps its contract."""
 
 from contextlib import closing
 from pathlib import Path
@@ -12,16 +12,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from state_cases import content, records_in, state
 
 from mest_fed.errors import InputError
-from simulations.states import DiskStates, MemoryStates
+from simulations.states import DiskStates
 
 #: Two nodes of one shard on disk, and one of another.
 NODES = (1000, 1008, 1003)
 
 
-@pytest.fixture(params=["memory", "disk"])
-def states(request, tmp_path):
-    store = MemoryStates() if request.param == "memory" else DiskStates(tmp_path / "states")
-    with closing(store):
+@pytest.fixture
+def states(tmp_path):
+    with closing(DiskStates(tmp_path / "states")) as store:
         yield store
 
 
@@ -103,11 +102,12 @@ class AgainstADict(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
+        self.folder = TemporaryDirectory()
         self.states = self.open()
         self.now, self.copies = {}, {}
 
     def open(self):
-        return MemoryStates()
+        return DiskStates(Path(self.folder.name) / "states")
 
     @property
     def last(self):
@@ -152,18 +152,6 @@ class AgainstADict(RuleBasedStateMachine):
         for node in NODES:
             assert content(self.states.get(node)) == self.now.get(node)
 
-    def teardown(self):
-        self.states.close()
-
-
-class DiskAgainstADict(AgainstADict):
-    """The same on disk, where the store may be closed and opened at any time."""
-
-    def open(self):
-        if not hasattr(self, "folder"):
-            self.folder = TemporaryDirectory()
-        return DiskStates(Path(self.folder.name) / "states")
-
     @rule()
     def reopen(self):
         self.states.close()
@@ -171,15 +159,11 @@ class DiskAgainstADict(AgainstADict):
         self.now = dict(self.copies[self.last]) if self.copies else {}
 
     def teardown(self):
-        super().teardown()
+        self.states.close()
         for uses, held in records_in(Path(self.folder.name) / "states"):
             assert held == set(uses)
         self.folder.cleanup()
 
 
-AgainstADict.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
-DiskAgainstADict.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=25, deadline=None
-)
-TestMemoryAgainstADict = AgainstADict.TestCase
-TestDiskAgainstADict = DiskAgainstADict.TestCase
+AgainstADict.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestAgainstADict = AgainstADict.TestCase

@@ -52,34 +52,24 @@ def _draw_times(axes: Any, groups: list[DeviceTasks]) -> None:
     totals = [sorted(task.seconds for task in group.completed) for group in groups]
     spans = [_p10_p90(total) for total in totals]
     scale = time_scale(max(high for _, high in spans))
-    starts = [0.0] * len(groups)
+    parts = []
     for label, phase, colour in _PHASES:
         medians = [median(getattr(task, phase) for task in group.completed) for group in groups]
-        widths = [value / scale.factor for value in medians]
-        axes.barh(
-            range(len(groups)),
-            widths,
-            left=starts,
-            height=0.52,
-            color=colour,
-            edgecolor="white",
-            linewidth=0.6,
-            label=label,
-        )
-        starts = [start + width for start, width in zip(starts, widths, strict=True)]
+        parts.append((label, [value / scale.factor for value in medians], colour))
+    ends = style.stacked_bars(axes, parts)
     lows, highs = ([value / scale.factor for value in side] for side in zip(*spans, strict=True))
     axes.hlines(range(len(groups)), lows, highs, color=style.INK, linewidth=1, label=_SPAN)
     for row, total in enumerate(totals):
         axes.annotate(
             f"{format_seconds(median(total))} · {count_of(len(total), 'task')}",
-            (max(starts[row], highs[row]), row),
+            (max(ends[row], highs[row]), row),
             xytext=(6, 0),
             textcoords="offset points",
             va="center",
             fontsize=8.5,
             color=style.MUTED,
         )
-    axes.set_xlim(0, max(*starts, *highs) * 1.32 or 1)
+    axes.set_xlim(0, max(*ends, *highs) * 1.32 or 1)
     axes.set_xlabel(f"median time of one task, {scale.unit} (modelled)")
     handles, labels = axes.get_legend_handles_labels()
     in_order = sorted(zip(handles, labels, strict=True), key=lambda item: item[1] == _SPAN)

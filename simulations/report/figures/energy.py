@@ -38,28 +38,19 @@ def energy_by_tier_and_time(run: Run) -> Chart | None:
 
 
 def _draw_tiers(axes: Any, uses: list[EnergyUse]) -> None:
-    rows = range(len(uses))
     scale = joule_scale(uses[0].total)
-    starts = [0.0] * len(uses)
-    for label, part, colour in _PARTS:
-        widths = [getattr(use, part) / scale.factor for use in uses]
-        if any(widths):
-            axes.barh(
-                rows,
-                widths,
-                left=starts,
-                height=0.52,
-                color=colour,
-                edgecolor="white",
-                linewidth=0.6,
-                label=label,
-            )
-        starts = [start + width for start, width in zip(starts, widths, strict=True)]
+    ends = style.stacked_bars(
+        axes,
+        (
+            (label, [getattr(use, part) / scale.factor for use in uses], colour)
+            for label, part, colour in _PARTS
+        ),
+    )
     for row, use in enumerate(uses):
         share = f" · {format_joules(use.total / use.tasks)} a task" if use.tasks else ""
         axes.annotate(
             f"{format_joules(use.total)}{share}",
-            (starts[row], row),
+            (ends[row], row),
             xytext=(6, 0),
             textcoords="offset points",
             va="center",
@@ -67,7 +58,7 @@ def _draw_tiers(axes: Any, uses: list[EnergyUse]) -> None:
             color=style.MUTED,
         )
     style.row_axes(axes, [shorten(use.title, style.LABEL_LENGTH) for use in uses])
-    axes.set_xlim(0, max(starts) * 1.45)
+    axes.set_xlim(0, max(ends) * 1.45)
     axes.set_xlabel(f"energy in all rounds, {scale.unit} (modelled)")
     style.legend_above(axes, 3, handleheight=0.9)
 

@@ -1,6 +1,6 @@
 """How every figure looks: sizes, colours (Okabe & Ito 2008, safe for colour-blind readers)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -81,6 +81,29 @@ def row_axes(axes: Any, labels: list[str]) -> None:
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.spines["left"].set_visible(False)
+
+
+def stacked_bars(axes: Any, parts: Iterable[tuple[str, Sequence[float], str]]) -> list[float]:
+    """Draw bars of parts, one row each; return where they end.
+
+    A part is its label, its width in each row and its colour. One that is nowhere is left out.
+    """
+    ends: list[float] = []
+    for label, widths, colour in parts:
+        starts = ends or [0.0] * len(widths)
+        if any(widths):
+            axes.barh(
+                range(len(widths)),
+                widths,
+                left=starts,
+                height=0.52,
+                color=colour,
+                edgecolor="white",
+                linewidth=0.6,
+                label=label,
+            )
+        ends = [start + width for start, width in zip(starts, widths, strict=True)]
+    return ends
 
 
 def legend_above(axes: Any, columns: int, **options: Any) -> None:
