@@ -1,13 +1,16 @@
 """Chunks that are subtrees, and lanes between processes."""
 
 import os
+import time
 
 import pytest
 from flwr.app import Context, Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulations.engine.chunks import MOST_JOBS, Cutter
+from simulations.engine.chunks import MOST_JOBS, Chunk, Cutter
+from simulations.engine.crew import Member
+from simulations.engine.flights import Flight, Flights
 from simulations.engine.flower_internals import claim_identity
 from simulations.engine.lane import Lane, Span
 from simulations.engine.worker import Job
@@ -121,3 +124,13 @@ def test_a_span_is_as_large_as_it_says(ends):
     reader, writer, _ = ends
     (span,) = writer.write([memoryview(b"abcdef")])
     assert bytes(reader.view(Span(span.start + 2, 3))) == b"cde"
+
+
+@pytest.mark.parametrize(("pace", "due"), [({}, 3 * 2.0), ({"train": 0.5}, 2.0 + 3 * 100 * 0.5)])
+def test_a_chunk_is_due_by_the_pace_or_by_the_patience_for_each_client(pace, due):
+    flights = Flights(pace, patience=2.0)
+    member = Member(actor=None, lanes=[], loading=None)
+    chunk = Chunk(0.0, 0, [Job(MESSAGE, CONTEXT, cost=100.0)] * 3)
+    begun = time.monotonic()
+    flights.add("reference", Flight(chunk, member, None))
+    assert flights.next_due() - begun == pytest.approx(due, abs=0.5)

@@ -15,10 +15,10 @@ from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAdam, FedAvg
 from tiny_run import read_rows, read_summary, start, tiny_config
 
-from server.worker_sums import SummedFedAvg, WorkerSums
+from server.worker_sums import MeanFold, SummedFedAvg, WorkerSums
 from simulations.engine.executor import SerialExecutor
 from simulations.engine.fate import Settled
-from simulations.engine.flower_internals import NODE_UNAVAILABLE, error_reply
+from simulations.engine.flower_internals import NODE_UNAVAILABLE, claim_identity, error_reply
 from simulations.engine.grid import FleetGrid
 from simulations.engine.nodes import make_nodes
 from simulations.engine.run_app import run_server_app
@@ -164,3 +164,25 @@ def test_summed_strategies_do_as_their_parents(stock, summed):
     for number in (1, 2, 3):
         mine, theirs = (r.train_metrics_clientapp[number] for r in (after, before))
         assert mine["loss"] == pytest.approx(theirs["loss"])
+
+
+def test_the_mean_of_whole_numbers_is_a_fraction_as_in_the_parent():
+    counts = ArrayRecord({"seen": Array(np.array([0, 4]))})
+    claim_identity(1)
+    asked = Message(RecordDict(), 1000, "train")
+
+    def replies():
+        for seen, examples in ((1, 1), (2, 3)):
+            record = ArrayRecord({"seen": Array(np.array([seen, 4]))})
+            metrics = MetricRecord({"num-examples": examples})
+            yield Message(RecordDict({"a": record, "m": metrics}), reply_to=asked)
+
+    strategy = SummedFedAvg()
+    fold = strategy._fold = MeanFold("num-examples")
+    strategy._dtypes = {name: array.dtype for name, array in counts.items()}
+    (first, left), (second, other) = map(fold.lift, replies())
+    fold.collect(first.add(second))
+    summed, _ = strategy.aggregate_train(1, [left, other])
+    stock, _ = FedAvg().aggregate_train(1, list(replies()))
+    np.testing.assert_array_equal(summed["seen"].numpy(), [1.75, 4.0])
+    np.testing.assert_array_equal(stock["seen"].numpy(), [1.75, 4.0])
