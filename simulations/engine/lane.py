@@ -1,9 +1,9 @@
 """A lane: memory that one worker and the driver share, for data that is too much for a pipe.
 
 Ray's object store takes some 1.6 ms to put a reply of 1.8 MB, on fresh pages each time; a lane's
-pages stay: 0.08 ms to write and to read it (measured). A lane is a file without a name: it goes when
-both processes have gone, however they went. Where the worker is on another machine, or the system
-has no such files, there is no lane and data takes Ray's way.
+pages stay: 0.08 ms to write and to read it (measured). A lane is a file without a name: it goes
+when both processes have gone, however they went. Where the worker is on another machine, or the
+system has no such files, there is no lane and data takes Ray's way.
 """
 
 import mmap
