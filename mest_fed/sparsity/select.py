@@ -76,6 +76,8 @@ def keep_best(mask: Mask, scores: Tensor, count: int) -> Mask:
     if count >= len(mask):
         return mask
     layout = mask.layout
+    if layout.num_groups == 1:
+        return Mask(layout, mask.slots[select_best(scores, count)])
     every = torch.full((layout.num_granules,), -torch.inf, dtype=scores.dtype, device=scores.device)
     every[mask.granules] = scores
     alive = torch.zeros_like(every, dtype=torch.bool)

@@ -7,13 +7,14 @@
 #include "checks.h"
 #include "compacts.h"
 #include "norms.h"
+#include "pools.h"
 #include "threads.h"
 #include "variant.h"
 
 namespace selftest {
 namespace {
 
-constexpr int cases = 1000, norm_cases = 300, compact_cases = 400;
+constexpr int cases = 1000, norm_cases = 300, compact_cases = 400, pool_cases = 300;
 constexpr int not_on_this_machine = 77;  // tells CTest that the test was skipped
 const float nan = std::numeric_limits<float>::quiet_NaN();
 
@@ -188,6 +189,31 @@ void test_norm(uint64_t seed) {
     }
 }
 
+Pooled run(const PoolCase& c, int threads) {
+    Pooled got{std::vector<float>(c.dz.size(), nan), std::vector<float>(c.x.size(), nan)};
+    std::vector<uint8_t> where(c.dz.size(), 255);
+    mest::relu_pool_forward(c.pool, c.x.data(), got.z.data(), where.data(), threads);
+    mest::relu_pool_backward(c.pool, c.dz.data(), where.data(), got.dx.data(), threads);
+    return got;
+}
+
+bool same_numbers(const std::vector<float>& a, const std::vector<float>& b) {
+    return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                      [](float x, float y) { return x == y || (std::isnan(x) && std::isnan(y)); });
+}
+
+void test_pool(uint64_t seed) {
+    const PoolCase c = draw_pool(seed);
+    const Pooled expected = pool_reference(c), one = run(c, 1), three = run(c, 3);
+    check(same_numbers(one.z, expected.z), "relu_pool_forward", c.describe());
+    check(same_numbers(one.dx, expected.dx), "relu_pool_backward", c.describe());
+    check(same_numbers(three.z, one.z) && same_numbers(three.dx, one.dx), "pooling, 3 threads",
+          c.describe());
+    std::vector<float> alone(c.dz.size(), nan);
+    mest::relu_pool_forward(c.pool, c.x.data(), alone.data(), nullptr, 1);
+    check(same_numbers(alone, one.z), "relu_pool_forward without codes", c.describe());
+}
+
 void test_threads() {
     for (int threads : {1, 2, 3, 7}) {
         for (int units : {0, 1, 2, 100}) {
@@ -239,6 +265,7 @@ int run_all() {
     for (uint64_t seed = 0; seed < compact_cases; ++seed) test_quantise(seed), test_squeeze(seed);
     for (uint64_t seed = 0; seed < cases; ++seed) test_products(seed);
     for (uint64_t seed = 0; seed < norm_cases; ++seed) test_norm(seed);
+    for (uint64_t seed = 0; seed < pool_cases; ++seed) test_pool(seed);
     std::printf("%d failures\n", failures);
     return failures == 0 ? 0 : 1;
 }

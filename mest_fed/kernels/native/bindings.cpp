@@ -12,6 +12,7 @@
 #include "compact.h"
 #include "convolve.h"
 #include "norm.h"
+#include "pool.h"
 #include "sums.h"
 #include "threads.h"
 #include "variant.h"
@@ -111,6 +112,17 @@ void backward(const Numbers& numbers, const Weight& weight, const std::array<int
 const uint8_t* bytes_in(int64_t address) { return reinterpret_cast<const uint8_t*>(address); }
 uint8_t* bytes_out(int64_t address) { return reinterpret_cast<uint8_t*>(address); }
 
+// planes, height, width
+using PoolSizes = std::array<int64_t, 3>;
+
+void relu_pool_forward(const PoolSizes& n, int64_t x, int64_t z, int64_t where, int threads) {
+    mest::relu_pool_forward({n[0], n[1], n[2]}, in(x), out(z), bytes_out(where), threads);
+}
+
+void relu_pool_backward(const PoolSizes& n, int64_t dz, int64_t where, int64_t dx, int threads) {
+    mest::relu_pool_backward({n[0], n[1], n[2]}, in(dz), bytes_in(where), out(dx), threads);
+}
+
 // planes, plane
 using PlaneSizes = std::array<int64_t, 2>;
 
@@ -169,6 +181,8 @@ NB_MODULE(_native, m) {
     m.def("backward", &backward, unlocked);
     m.def("norm_forward", &norm_forward, unlocked);
     m.def("norm_backward", &norm_backward, unlocked);
+    m.def("relu_pool_forward", &relu_pool_forward, unlocked);
+    m.def("relu_pool_backward", &relu_pool_backward, unlocked);
     m.def("quantise", &quantise, unlocked);
     m.def("dequantise", &dequantise, unlocked);
     m.def("squeeze_bits", &squeeze_bits, unlocked);

@@ -83,14 +83,15 @@ void spread_input(const Convolution& p, const StripIndex& index, const float* va
 }
 
 // Sums over the batch in chunks of sets, whose number threads do not change: each chunk has a sum
-// of its own, and they are added in order. work(set, units, unit, sum) adds what a set gives.
+// of its own, and they are added in order. work(set, units, unit, sum) adds what a set gives. The
+// total itself is the first chunk's sum.
 template <class Work>
 void sum_in_chunks(const Plan& plan, float* total, Call call, const Work& work) {
     constexpr int64_t most_chunks = 8;
     const int64_t numbers = static_cast<int64_t>(plan.offsets.size()) * plan.rows;
     const int64_t chunks = std::min(plan.sets, most_chunks);
     const int64_t wave = std::min<int64_t>(chunks, call.threads);
-    std::vector<float> partial(wave * numbers);
+    std::vector<float> partial(chunks > 1 ? wave * numbers : 0);
     std::fill(total, total + numbers, 0.0f);
     for (int64_t done = 0; done < chunks; done += wave) {
         const int64_t now = std::min(wave, chunks - done);
@@ -98,12 +99,12 @@ void sum_in_chunks(const Plan& plan, float* total, Call call, const Work& work) 
         std::fill(partial.begin(), partial.end(), 0.0f);
         parallel_for(units.count(), call.threads, [&](int64_t i) {
             const int64_t chunk = done + units.set(i), next = chunk + 1;
-            float* sum = partial.data() + units.set(i) * numbers;
+            float* sum = chunk == 0 ? total : partial.data() + units.set(i) * numbers;
             for (int64_t set = chunk * plan.sets / chunks; set < next * plan.sets / chunks; ++set) {
                 work(set, units, i, sum);
             }
         });
-        for (int64_t c = 0; c < now; ++c) {
+        for (int64_t c = done == 0 ? 1 : 0; c < now; ++c) {
             const float* part = partial.data() + c * numbers;
             for (int64_t i = 0; i < numbers; ++i) total[i] += part[i];
         }

@@ -1,5 +1,6 @@
 #include "index.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace mest {
@@ -12,11 +13,16 @@ namespace {
 }
 
 void check(const Granules& granules, int64_t end) {
+    const int32_t* slots = granules.slots;
+    const int64_t live = granules.live;
+    if (live == 0) return;
+    bool falls = false;
+    for (int64_t i = 1; i < live; ++i) falls |= slots[i] <= slots[i - 1];
+    if (!falls && slots[0] >= 0 && slots[live - 1] < end) return;
     int64_t previous = -1;
-    for (int64_t i = 0; i < granules.live; ++i) {
-        const int64_t slot = granules.slots[i];
-        if (slot <= previous || slot >= end) reject(granules.slots[i], i, end);
-        previous = slot;
+    for (int64_t i = 0; i < live; ++i) {
+        if (slots[i] <= previous || slots[i] >= end) reject(slots[i], i, end);
+        previous = slots[i];
     }
 }
 
@@ -24,18 +30,19 @@ StripIndex from_strips(const Granules& granules, const Convolution& problem) {
     const int64_t columns = problem.columns();
     const int strips = (problem.out_channels - 1) / granules.rows + 1;
     check(granules, strips * columns);
+    const int32_t *slots = granules.slots, *end = slots + granules.live;
     StripIndex index{granules.rows, {}, {}};
     index.first.reserve(strips + 1);
     index.columns.resize(granules.live);
-    int64_t begin = -columns;  // slot of the first column of the current strip
-    for (int64_t e = 0; e < granules.live; ++e) {
-        while (granules.slots[e] >= begin + columns) {
-            begin += columns;
-            index.first.push_back(static_cast<int32_t>(e));
-        }
-        index.columns[e] = static_cast<int32_t>(granules.slots[e] - begin);
+    index.first.push_back(0);
+    const int32_t* at = slots;
+    for (int strip = 0; strip < strips; ++strip) {
+        const auto begin = static_cast<int32_t>(strip * columns);
+        const int64_t next = begin + columns;
+        const int32_t* until = std::lower_bound(at, end, next);
+        for (; at < until; ++at) index.columns[at - slots] = *at - begin;
+        index.first.push_back(static_cast<int32_t>(at - slots));
     }
-    index.first.resize(strips + 1, static_cast<int32_t>(granules.live));
     return index;
 }
 

@@ -29,7 +29,7 @@ inline void copy_out(const float* buffer, float* y, const Plan& plan, const Unit
                      int channels) {
     const Outputs& o = plan.outputs;
     if (plan.features) {
-        transpose(buffer, o.buffer_channel, y, o.image, channels, unit.count);
+        out_of_lanes(buffer, o.buffer_channel, y, o.image, channels, unit.count);
         return;
     }
     for (int image = 0; image < unit.count; ++image) {
@@ -52,7 +52,7 @@ inline const float* outputs_in(float* buffer, const float* y, const Plan& plan, 
         std::memset(buffer, 0, plan.out_channels * o.buffer_channel * sizeof(float));
     }
     if (plan.features) {
-        transpose(from, o.image, buffer, o.buffer_channel, unit.count, plan.out_channels);
+        into_lanes(from, o.image, buffer, o.buffer_channel, unit.count, plan.out_channels);
         return buffer;
     }
     for (int image = 0; image < unit.count; ++image) {

@@ -109,8 +109,8 @@ inline void pack(float* scratch, const float* x, const Plan& plan, const Unit& u
     const Scratch& s = plan.scratch;
     const int64_t size = int64_t{plan.reading.source_height} * plan.reading.source_width;
     if (plan.features) {
-        transpose(x + unit.first * plan.in_channels, plan.in_channels, scratch, s.channel_floats,
-                  unit.count, plan.in_channels);
+        into_lanes(x + unit.first * plan.in_channels, plan.in_channels, scratch, s.channel_floats,
+                   unit.count, plan.in_channels);
         return;
     }
     const Bounds bounds{x, x + plan.batch * plan.in_channels * size};

@@ -33,6 +33,24 @@ Outputs outputs_of(const Convolution& p, const Scratch& s, bool overlap, int wid
     return o;
 }
 
+std::vector<int32_t> offsets_of(const std::vector<int32_t>& columns, const Scratch& s,
+                                const Convolution& p) {
+    std::vector<int32_t> offsets(columns.size());
+    const auto channel = static_cast<int32_t>(s.channel_floats);
+    if (p.taps() == 1) {
+        const int32_t tap = s.tap_offset[0];
+        for (size_t e = 0; e < columns.size(); ++e) offsets[e] = columns[e] * channel + tap;
+        return offsets;
+    }
+    std::vector<int32_t> place;
+    place.reserve(p.columns());
+    for (int c = 0; c < p.in_channels; ++c) {
+        for (int32_t tap : s.tap_offset) place.push_back(c * channel + tap);
+    }
+    for (size_t e = 0; e < columns.size(); ++e) offsets[e] = place[columns[e]];
+    return offsets;
+}
+
 }  // namespace
 
 Plan make_plan(const Convolution& p, const StripIndex& index, const Wish& wish, int width) {
@@ -50,14 +68,7 @@ Plan make_plan(const Convolution& p, const StripIndex& index, const Wish& wish, 
     constexpr int walked_at_once = 4;
     plan.collected = plan.features ? width + walked_at_once - 1 : walked_at_once;
     plan.sets = (p.batch + plan.scratch.images() - 1) / plan.scratch.images();
-    std::vector<int32_t> place;
-    place.reserve(p.columns());
-    for (int c = 0; c < p.in_channels; ++c) {
-        const auto channel = static_cast<int32_t>(c * plan.scratch.channel_floats);
-        for (int32_t tap : plan.scratch.tap_offset) place.push_back(channel + tap);
-    }
-    plan.offsets.reserve(index.columns.size());
-    for (int32_t column : index.columns) plan.offsets.push_back(place[column]);
+    plan.offsets = offsets_of(index.columns, plan.scratch, p);
     return plan;
 }
 

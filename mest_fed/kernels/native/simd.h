@@ -54,11 +54,16 @@ inline Vector evens(Vector a, Vector b, std::integer_sequence<int, I...>) {
     return __builtin_shufflevector(a, b, (2 * I)...);
 }
 
+template <class Vector, int... I>
+inline Vector odds(Vector a, Vector b, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(a, b, (2 * I + 1)...);
+}
+
 // a[0], b[0], a[1], b[1] ...: the first or the second half of it.
 template <int Half, class Vector, int... I>
 inline Vector zipped(Vector a, Vector b, std::integer_sequence<int, I...>) {
     constexpr int n = sizeof...(I);
-    return __builtin_shufflevector(a, b, (Half * n / 2 + I / 2 + I % 2 * n)...);
+    return __builtin_shufflevector(a, b, ((Half * n + I) / 2 + (Half * n + I) % 2 * n)...);
 }
 
 // Lane i of the result is the sum of the lanes of v[i]; a tree, so its order is fixed.

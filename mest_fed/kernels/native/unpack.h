@@ -98,8 +98,8 @@ inline void unpack(float* scratch, float* x, const Plan& plan, const Unit& unit)
     const int64_t size = int64_t{r.source_height} * r.source_width;
     float* from = scratch + unit.begin * s.channel_floats;
     if (plan.features) {
-        transpose(from, s.channel_floats, x + unit.first * plan.in_channels + unit.begin,
-                  plan.in_channels, unit.end - unit.begin, unit.count);
+        out_of_lanes(from, s.channel_floats, x + unit.first * plan.in_channels + unit.begin,
+                     plan.in_channels, unit.end - unit.begin, unit.count);
         std::memset(from, 0, (unit.end - unit.begin) * s.channel_floats * sizeof(float));
         return;
     }

@@ -6,6 +6,7 @@
 #include "compact.h"
 #include "norm.h"
 #include "plan.h"
+#include "pool.h"
 
 namespace mest {
 
@@ -31,6 +32,10 @@ struct Variant {
                          int64_t unit);
     void (*norm_backward)(const Norm&, const NormGradient&, float* dx, float* dresidual,
                           double* sums, int64_t unit);
+
+    // One plane; see pool.h.
+    void (*pool_forward)(const Pool&, const float* x, float* z, uint8_t* where);
+    void (*pool_backward)(const Pool&, const float* dz, const uint8_t* where, float* dx);
 
     // One plane; see compact.h. `levels`: its two.
     void (*quantise)(const float* x, int64_t plane, uint8_t* codes, float* levels);
