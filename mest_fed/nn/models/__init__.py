@@ -1,6 +1,5 @@
 """The models by name, initialised from an explicit generator."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ from torch import nn
 from mest_fed.errors import not_allowed
 from mest_fed.nn.convert import Sparsifier
 from mest_fed.nn.models.cnn import CNN2
+from mest_fed.nn.models.initial import as_mest, initialise
 from mest_fed.nn.models.resnet import ResNet, resnet
 
 __all__ = ["CNN2", "MODELS", "ResNet", "Sparsity", "build_model", "build_shell"]
@@ -76,7 +76,7 @@ def build_model(
     for layer in [name for name, _ in model.named_modules()]:
         module = model.get_submodule(layer)
         _materialise(module)
-        _initialise(module, classifier, generator)
+        initialise(module, module is classifier, getattr(model, "draw", as_mest), generator)
         if sparsifier is not None and layer in sparsifier.layouts:
             sparsifier.convert(layer)
     return model
@@ -134,24 +134,3 @@ def _materialise(module: nn.Module) -> None:
     for name, buffer in module.named_buffers(recurse=False):
         setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
-
-def _initialise(module: nn.Module, classifier: nn.Module, generator: torch.Generator) -> None:
-    """Draw a layer: Kaiming-normal (fan out) convolutions, N(0, 0.01) for the classifier.
-
-    As MEST's release does, but for hidden linear layers, which are Kaiming-normal too.
-    """
-    if isinstance(module, nn.Conv2d):
-        fan_out = module.out_channels * math.prod(module.kernel_size)
-        _draw(module, math.sqrt(2 / fan_out), generator)
-    elif isinstance(module, nn.Linear):
-        last = module is classifier
-        _draw(module, 0.01 if last else math.sqrt(2 / module.in_features), generator)
-    elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
-        module.reset_parameters()
-
-
-def _draw(module: nn.Conv2d | nn.Linear, std: float, generator: torch.Generator) -> None:
-    with torch.no_grad():
-        module.weight.normal_(0, std, generator=generator)
-        if module.bias is not None:
-            module.bias.zero_()
