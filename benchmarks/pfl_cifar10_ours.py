@@ -36,6 +36,7 @@ METHODS = {
         "sparsity.method": "mest-ems",
         "sparsity.scheme": "block:4",
         "sparsity.density": 0.1,
+        "training.learning_rate": 0.2,  # after 40 rounds ahead of 0.1, level with 0.3
     },
 }
 

@@ -47,6 +47,8 @@ def sparsify(
     scheme: str = "block",
     density: float = 0.1,
     distribution: str = "uniform",
+    *,
+    keep_norm: bool = False,
 ) -> nn.Module:
     """Make a model's layers sparse, in place.
 
@@ -64,6 +66,8 @@ def sparsify(
         Live weights / weights over the layers that become sparse, in (0, 1].
     distribution : str
         ``uniform`` or ``erk``.
+    keep_norm : bool
+        As for :meth:`Sparsifier.convert`.
 
     Returns
     -------
@@ -78,7 +82,7 @@ def sparsify(
     sparsifier = Sparsifier(model, scheme)
     sparsifier.count(density, distribution)
     for name in sparsifier.layouts:
-        sparsifier.convert(name)
+        sparsifier.convert(name, keep_norm=keep_norm)
     return model
 
 
@@ -131,25 +135,38 @@ class Sparsifier:
         own = {name: it for name, it in self.layouts.items() if name not in self._leaders}
         self._counts = layer_counts(own, density, distribution)
 
-    def convert(self, name: str) -> None:
-        """Convert a layer: the granules of largest magnitude live; a leader before its follower."""
+    def convert(self, name: str, *, keep_norm: bool = False) -> None:
+        """Convert a layer: the granules of largest magnitude live; a leader before its follower.
+
+        Parameters
+        ----------
+        name : str
+            Of the layer.
+        keep_norm : bool
+            Scale the live values up to the norm that the dense weight had, so that outputs keep
+            their size. Without it, and without normalisation, the signal fades with each layer.
+        """
         layer, layout = self._layers[name], self.layouts[name]
         if name in self._leaders:
             mask = Mask(layout, self._masks[self._leaders[name]].slots)
         else:
             mask = magnitude_mask(layout, layer.weight.detach(), self._counts[name])
         self._masks[name] = mask
-        self._put(name, mask)
+        sparse = self._put(name, mask)
+        if keep_norm:
+            values = sparse.values.detach()
+            values.mul_(layer.weight.detach().norm() / values.norm())
 
     def empty(self, name: str) -> None:
         """Convert a layer to one in which nothing lives yet."""
         self._put(name, Mask(self.layouts[name], torch.empty(0, dtype=torch.int32)))
 
-    def _put(self, name: str, mask: Mask) -> None:
+    def _put(self, name: str, mask: Mask) -> SparseLayer:
         layer = self._layers.pop(name)
         sparse = _sparse(self.layouts[name], mask, layer)
         sparse.mask_of = self._leaders.get(name)
         _replace(self._model, layer, sparse)
+        return sparse
 
 
 def to_dense(model: nn.Module) -> nn.Module:

@@ -48,7 +48,8 @@ def equal(ours, expected):
 def test_sparse_from_the_start_is_sparsified_afterwards(name, scheme, distribution):
     given = Sparsity(scheme, 0.2, distribution)
     ours = build(name, sparsity=given)
-    equal(ours, sparsify(build(name), scheme, 0.2, distribution))
+    after = sparsify(build(name), scheme, 0.2, distribution, keep_norm=name == "cnn2")
+    equal(ours, after)
     assert any(isinstance(module, SparseLayer) for module in ours.modules())
 
 
@@ -56,7 +57,16 @@ def test_sparse_from_the_start_is_sparsified_afterwards(name, scheme, distributi
 def test_every_model(name):
     width = 1 / 16 if name == "resnet18" else 0.25
     ours = build(name, width=width, norm="group", sparsity=Sparsity("block", 0.3))
-    equal(ours, sparsify(build(name, width=width, norm="group"), "block", 0.3))
+    dense = build(name, width=width, norm="group")
+    equal(ours, sparsify(dense, "block", 0.3, keep_norm=name == "cnn2"))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_without_normalisation_sparse_layers_keep_their_norm(scheme):
+    dense, ours = build("cnn2", width=1), build("cnn2", width=1, sparsity=Sparsity(scheme, 0.1))
+    for name in ("conv2", "hidden"):
+        expected = dense.get_submodule(name).weight.norm().item()
+        assert ours.get_submodule(name).values.norm().item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("scheme", [None, *SCHEMES])
@@ -97,10 +107,10 @@ def test_at_most_one_dense_layer_at_a_time(monkeypatch, name, scheme):
     weights, alive = [], []
     convert = Sparsifier.convert
 
-    def noting(self, layer):
+    def noting(self, layer, **options):
         weights.append(weakref.ref(self._layers[layer].weight))
         alive.append(sum(ref() is not None for ref in weights))
-        convert(self, layer)
+        convert(self, layer, **options)
 
     monkeypatch.setattr(Sparsifier, "convert", noting)
     gc.disable()  # a weight must not wait for the collector either

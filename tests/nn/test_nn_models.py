@@ -116,8 +116,17 @@ def test_initialisation_is_kaiming_fan_out_with_a_small_classifier():
     assert not model.classifier.bias.any()
     assert model.norm1.weight.eq(1).all()
     assert model.norm1.running_var.eq(1).all()
-    hidden = build("cnn2").hidden
-    assert hidden.weight.std().item() == pytest.approx((2 / 12_544) ** 0.5, rel=0.02)
+
+
+def test_without_normalisation_initialisation_is_glorot_uniform():
+    model = build("cnn2")
+    hidden, bound = model.hidden.weight, (6 / (12_544 + 128)) ** 0.5
+    assert hidden.abs().max().item() == pytest.approx(bound, rel=0.001)
+    assert hidden.std().item() == pytest.approx(bound / 3**0.5, rel=0.01)
+    assert model.classifier.weight.abs().max().item() == pytest.approx((6 / 138) ** 0.5, rel=0.01)
+    bound = (6 / ((32 + 64) * 9)) ** 0.5
+    assert model.conv2.weight.abs().max().item() == pytest.approx(bound, rel=0.001)
+    assert not model.classifier.bias.any()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch import nn
 from mest_fed.errors import not_allowed
 from mest_fed.nn.convert import Sparsifier
 from mest_fed.nn.models.cnn import CNN2
-from mest_fed.nn.models.initial import as_mest, initialise
+from mest_fed.nn.models.initial import as_mest, glorot_uniform, initialise
 from mest_fed.nn.models.resnet import ResNet, resnet
 
 __all__ = ["CNN2", "MODELS", "ResNet", "Sparsity", "build_model", "build_shell"]
@@ -72,13 +72,15 @@ def build_model(
     if sparsity is not None:
         sparsifier = Sparsifier(model, sparsity.scheme)
         sparsifier.count(sparsity.density, sparsity.distribution)
+    normalised = getattr(model, "normalised", True)
+    draw = as_mest if normalised else glorot_uniform
     *_, classifier = (module for module in model.modules() if isinstance(module, nn.Linear))
     for layer in [name for name, _ in model.named_modules()]:
         module = model.get_submodule(layer)
         _materialise(module)
-        initialise(module, module is classifier, getattr(model, "draw", as_mest), generator)
+        initialise(module, module is classifier, draw, generator)
         if sparsifier is not None and layer in sparsifier.layouts:
-            sparsifier.convert(layer)
+            sparsifier.convert(layer, keep_norm=not normalised)
     return model
 
 
@@ -133,4 +135,3 @@ def _materialise(module: nn.Module) -> None:
         setattr(module, name, nn.Parameter(real, parameter.requires_grad))
     for name, buffer in module.named_buffers(recurse=False):
         setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
-

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from mest_fed.nn.convolution import Conv2d
-from mest_fed.nn.models.initial import glorot_uniform
 from mest_fed.nn.pooling import ReLUMaxPool2d
 
 
@@ -25,8 +24,8 @@ class CNN2(nn.Module):
         Accepted for the common signature; the network has no normalisation.
     """
 
-    #: Without normalisation the first weights must be of the right size: pfl-research's are Glorot's.
-    draw = staticmethod(glorot_uniform)
+    #: Nothing corrects the size of its activations: its first weights must see to it.
+    normalised: ClassVar = False
     segments: ClassVar = {"features": ("conv1", "conv2")}
 
     def __init__(
