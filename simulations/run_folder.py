@@ -50,7 +50,9 @@ class RunFolder:
                     f"--out {path} is not empty; allowed: a new folder, or --resume to go on "
                     "with the run in it"
                 )
-            (path / CONFIG).write_text(to_toml(config), encoding="utf-8")
+            # "x": of two runs that found the folder empty, one alone gets it.
+            with (path / CONFIG).open("x", encoding="utf-8") as stream:
+                stream.write(to_toml(config))
         except OSError as error:
             raise InputError(f"--out {path} cannot be used: {error}") from None
         return folder

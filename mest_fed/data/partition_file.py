@@ -16,8 +16,19 @@ def save_partitions(path: str | Path, parts: Sequence[Indices]) -> None:
     """Write partitions to an ``.npz`` file: all indices one after another, and the sizes.
 
     The file takes its name only when it is complete.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written, because the disk is full for example.
     """
-    target = Path(path)
+    try:
+        _save(Path(path), parts)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _save(target: Path, parts: Sequence[Indices]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     sizes = np.array([len(part) for part in parts], dtype=np.int64)
     handle, scratch = tempfile.mkstemp(dir=target.parent, prefix=f"{target.name}.")

@@ -1,5 +1,7 @@
 """Partitions: complete, disjoint, reproducible; and their file."""
 
+import errno
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -123,6 +125,16 @@ def test_file_round_trip(tmp_path):
     loaded = load_partitions(path, num_examples=600)
     assert all(np.array_equal(a, b) for a, b in zip(parts, loaded, strict=True))
     assert [entry.name for entry in path.parent.iterdir()] == ["parts.npz"]
+
+
+def test_what_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(stream, **arrays):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(InputError, match=r"cannot write .*parts.npz: No space left on device"):
+        save_partitions(tmp_path / "parts.npz", [np.arange(3)])
+    assert not list(tmp_path.iterdir())
 
 
 def test_file_of_a_larger_data_set(tmp_path):

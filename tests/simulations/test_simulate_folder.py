@@ -1,5 +1,7 @@
 """The run folder, and that wrong input leaves nothing behind."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from tiny_run import start, tiny_config
@@ -22,6 +24,15 @@ def test_a_folder_that_holds_anything_is_left_alone(tmp_path):
 def test_an_empty_folder_will_do(tmp_path):
     RunFolder.create(tmp_path, tiny_config())
     assert (tmp_path / "config.toml").exists()
+
+
+def test_of_two_runs_that_found_a_folder_empty_one_gets_it(tmp_path, monkeypatch):
+    RunFolder.create(tmp_path, tiny_config())
+    before = (tmp_path / "config.toml").read_text(encoding="utf-8")
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter(()))  # as the other one saw it
+    with pytest.raises(InputError, match="cannot be used: .*File exists"):
+        RunFolder.create(tmp_path, tiny_config(run={"seed": 2}))
+    assert (tmp_path / "config.toml").read_text(encoding="utf-8") == before
 
 
 def test_a_file_is_no_folder(tmp_path):
