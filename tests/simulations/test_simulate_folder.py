@@ -30,7 +30,7 @@ def test_of_two_runs_that_found_a_folder_empty_one_gets_it(tmp_path, monkeypatch
     RunFolder.create(tmp_path, tiny_config())
     before = (tmp_path / "config.toml").read_text(encoding="utf-8")
     monkeypatch.setattr(Path, "iterdir", lambda path: iter(()))  # as the other one saw it
-    with pytest.raises(InputError, match="cannot be used: .*File exists"):
+    with pytest.raises(InputError, match=r"cannot be used: .*File exists"):
         RunFolder.create(tmp_path, tiny_config(run={"seed": 2}))
     assert (tmp_path / "config.toml").read_text(encoding="utf-8") == before
 
