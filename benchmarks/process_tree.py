@@ -66,13 +66,14 @@ class TreeMeter:
 
     def _watch(self) -> None:
         root = psutil.Process(self.pid)
+        spent: dict[int, float] = {}  # by process; what has ended keeps what it took
         while not self._stop.wait(self.interval):
             try:
                 tree = [root, *root.children(recursive=True)]
             except psutil.NoSuchProcess:
                 return
             sizes: dict[str, int] = {}
-            at, cpu = time.time(), 0.0
+            at = time.time()
             for process in tree:
                 try:
                     kind = kind_of(process.cmdline(), is_root=process.pid == self.pid)
@@ -82,8 +83,8 @@ class TreeMeter:
                     continue  # it has ended meanwhile
                 sizes[kind] = sizes.get(kind, 0) + size
                 if kind in (DRIVER, WORKERS):
-                    cpu += times.user + times.system
-            self.samples.append(Sample(at, sizes, cpu))
+                    spent[process.pid] = times.user + times.system
+            self.samples.append(Sample(at, sizes, sum(spent.values())))
 
 
 def kind_of(command: list[str], *, is_root: bool) -> str:
