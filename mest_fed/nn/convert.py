@@ -155,7 +155,9 @@ class Sparsifier:
         sparse = self._put(name, mask)
         if keep_norm:
             values = sparse.values.detach()
-            values.mul_(layer.weight.detach().norm() / values.norm())
+            norm = values.norm()
+            if norm > 0:  # else the dense weight, too, is zero
+                values.mul_(layer.weight.detach().norm() / norm)
 
     def empty(self, name: str) -> None:
         """Convert a layer to one in which nothing lives yet."""

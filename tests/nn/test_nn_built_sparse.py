@@ -61,6 +61,13 @@ def test_every_model(name):
     equal(ours, sparsify(dense, "block", 0.3, keep_norm=name == "cnn2"))
 
 
+def test_a_weight_of_zeros_has_no_norm_to_keep():
+    layer = nn.Linear(8, 8)
+    nn.init.zeros_(layer.weight)
+    model = sparsify(nn.Sequential(layer, nn.Linear(8, 2)), "block", 0.5, keep_norm=True)
+    assert torch.equal(model[0].values, torch.zeros_like(model[0].values))
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_without_normalisation_sparse_layers_keep_their_norm(scheme):
     dense, ours = build("cnn2", width=1), build("cnn2", width=1, sparsity=Sparsity(scheme, 0.1))

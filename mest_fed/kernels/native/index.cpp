@@ -37,9 +37,8 @@ StripIndex from_strips(const Granules& granules, const Convolution& problem) {
     index.first.push_back(0);
     const int32_t* at = slots;
     for (int strip = 0; strip < strips; ++strip) {
-        const auto begin = static_cast<int32_t>(strip * columns);
-        const int64_t next = begin + columns;
-        const int32_t* until = std::lower_bound(at, end, next);
+        const int32_t* until = std::lower_bound(at, end, (strip + 1) * columns);
+        const auto begin = static_cast<int32_t>(strip * columns);  // where it wraps, no slot is left
         for (; at < until; ++at) index.columns[at - slots] = *at - begin;
         index.first.push_back(static_cast<int32_t>(at - slots));
     }

@@ -115,33 +115,22 @@ def _draw_parts(axes: Any, tiers: list[Tier]) -> None:
     parts = [_shares(tier) for tier in tiers]
     names = [name for name in _PART_COLOURS if any(share.get(name) for share in parts)]
     names += sorted({name for share in parts for name in share} - set(names) - set(_PART_COLOURS))
-    starts = [0.0] * len(tiers)
-    for name in names:
-        widths = [share.get(name, 0.0) for share in parts]
-        colour = _PART_COLOURS.get(name, style.FAINT)
-        axes.barh(
-            range(len(tiers)),
-            widths,
-            left=starts,
-            height=0.56,
-            color=colour,
-            edgecolor="white",
-            linewidth=0.8,
-            label=name,
+    style.stacked_bars(
+        axes,
+        [
+            (name, [share.get(name, 0.0) for share in parts], _PART_COLOURS.get(name, style.FAINT))
+            for name in names
+        ],
+    )
+    for bars in axes.containers:
+        dark = bars.get_label() in ("values", "gradients", "activations")
+        axes.bar_label(
+            bars,
+            [f"{width:.0%}" if width >= _LEAST_LABELLED else "" for width in bars.datavalues],
+            label_type="center",
+            fontsize=8,
+            color="white" if dark else style.INK,
         )
-        for row, width in enumerate(widths):
-            if width >= _LEAST_LABELLED:
-                dark = name in ("values", "gradients", "activations")
-                axes.text(
-                    starts[row] + width / 2,
-                    row,
-                    f"{width:.0%}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="white" if dark else style.INK,
-                )
-        starts = [start + width for start, width in zip(starts, widths, strict=True)]
     for row, tier in enumerate(tiers):
         axes.text(1.015, row, format_bytes(tier.predicted_peak_bytes), va="center", fontsize=8.5)
     axes.set_xlim(0, 1.17)
