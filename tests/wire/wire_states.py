@@ -71,16 +71,24 @@ def padding(layout, slots):
     return (layout.positions(torch.tensor(slots)) == layout.num_weights).numpy()
 
 
-def assert_same(got, want, tolerance=0.0):
-    """Compare two states: masks exactly, values to a share of each tensor's largest magnitude."""
+def assert_same(got, want, tolerance=0.0, reference=None):
+    """Compare two states: masks exactly, values to a share of each tensor's largest magnitude.
+
+    A difference from a reference may be as large as both tensors' largest magnitudes together.
+    """
     assert list(got.masks) == list(want.masks)
     for group, slots in want.masks.items():
         assert got.masks[group].dtype == np.int32
         np.testing.assert_array_equal(got.masks[group], slots)
-    for ours, theirs in ((got.values, want.values), (got.dense, want.dense)):
+    start = want if reference is None else reference
+    pairs = (got.values, want.values, start.values), (got.dense, want.dense, start.dense)
+    for ours, theirs, starts in pairs:
         assert ours.keys() == theirs.keys()
         for name, array in theirs.items():
             assert ours[name].dtype == np.float32
             assert ours[name].shape == array.shape
-            limit = tolerance * float(np.abs(array).max())
+            largest = float(np.abs(array).max())
+            if reference is not None:
+                largest += float(np.abs(starts[name]).max())
+            limit = tolerance * largest
             np.testing.assert_allclose(ours[name], array, rtol=0, atol=limit)
