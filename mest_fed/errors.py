@@ -4,6 +4,8 @@ MestFedError
 ├── InputError      what a person typed or a file holds is wrong; the CLI prints one line, status 2
 │   └── BudgetError     no plan fits into the given bytes
 └── WireError       a message from the network is not acceptable; costs only that message
+
+DensityWarning      a model that was made sparse is much denser than what was asked for
 """
 
 from collections.abc import Iterable
@@ -23,6 +25,10 @@ class BudgetError(InputError):
 
 class WireError(MestFedError):
     """A message from the network was rejected; the text is the reason."""
+
+
+class DensityWarning(UserWarning):
+    """A model that was made sparse is, as a whole, much denser than what was asked for."""
 
 
 def not_allowed(key: str, value: object, allowed: Iterable[object] | str) -> InputError:

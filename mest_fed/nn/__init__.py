@@ -1,17 +1,31 @@
 """Sparse layers, conversion of any module, and the models."""
 
-from mest_fed.nn.convert import sparsifiable, sparsify, to_dense
+from mest_fed.errors import DensityWarning
+from mest_fed.nn.convert import sparsify
+from mest_fed.nn.eligible import (
+    LayerDensity,
+    Reason,
+    layer_densities,
+    sparsifiable,
+    whole_density,
+)
+from mest_fed.nn.flow import Ends
 from mest_fed.nn.groups import MaskGroup, mask_groups
 from mest_fed.nn.layers import SparseConv2d, SparseLayer, SparseLinear
 from mest_fed.nn.models import MODELS, Sparsity, build_model, build_shell
 from mest_fed.nn.mutator import Mutator
+from mest_fed.nn.plain import to_dense
 from mest_fed.nn.state import ModelSpec, SparseState, model_spec, read_state, write_state
 
 __all__ = [
     "MODELS",
+    "DensityWarning",
+    "Ends",
+    "LayerDensity",
     "MaskGroup",
     "ModelSpec",
     "Mutator",
+    "Reason",
     "SparseConv2d",
     "SparseLayer",
     "SparseLinear",
@@ -19,11 +33,13 @@ __all__ = [
     "Sparsity",
     "build_model",
     "build_shell",
+    "layer_densities",
     "mask_groups",
     "model_spec",
     "read_state",
     "sparsifiable",
     "sparsify",
     "to_dense",
+    "whole_density",
     "write_state",
 ]

@@ -1,45 +1,31 @@
-"""``sparsify``: make any module sparse in place. ``to_dense``: give the plain module back."""
+"""``sparsify``: make any module sparse in place."""
 
-import copy
-import math
+import warnings
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from mest_fed.errors import InputError
+from mest_fed.errors import DensityWarning, InputError
+from mest_fed.nn.distributed import data_parallel
+from mest_fed.nn.eligible import (
+    LayerDensity,
+    Reason,
+    densities,
+    eligible,
+    reasons_of,
+    whole_density,
+)
 from mest_fed.nn.groups import channel_pairs
-from mest_fed.nn.layers import SparseConv2d, SparseLayer, SparseLinear
+from mest_fed.nn.layers import Plain, SparseConv2d, SparseLayer, SparseLinear, live_values
 from mest_fed.sparsity import Layout, Mask, layer_counts, layout_for
 from mest_fed.sparsity.schemes import Channel
 from mest_fed.sparsity.select import magnitude_mask
 
-Plain = nn.Conv2d | nn.Linear
-
-
-def sparsifiable(model: nn.Module) -> dict[str, Plain]:
-    """Return the layers that MEST makes sparse, by name.
-
-    These are all convolutions and linear layers but the first convolution (the stem), 1x1
-    convolutions (shortcuts), grouped convolutions, and the last linear layer (the classifier).
-    A subclass may compute something else, so it stays as it is.
-    """
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    convolutions = [n for n, m in layers.items() if isinstance(m, nn.Conv2d)]
-    linears = [n for n, m in layers.items() if isinstance(m, nn.Linear)]
-    dense = {*convolutions[:1], *linears[-1:]}
-    return {n: m for n, m in layers.items() if n not in dense and not _stays_dense(m)}
-
-
-def _stays_dense(layer: Plain) -> bool:
-    if isinstance(layer, nn.Linear):
-        return type(layer) is not nn.Linear
-    return (
-        type(layer) is not nn.Conv2d
-        or math.prod(layer.kernel_size) == 1
-        or layer.groups > 1
-        or layer.padding_mode != "zeros"
-        or isinstance(layer.padding, str)
-    )
+#: ``sparsify`` warns if the whole model's density exceeds this multiple of the density asked for,
+#: and this density, unless so few weights stay dense that no device would notice them.
+_FAR_TIMES, _FAR_FROM, _NOTICED = 2.0, 0.35, 1000
 
 
 def sparsify(
@@ -49,12 +35,16 @@ def sparsify(
     distribution: str = "uniform",
     *,
     keep_norm: bool = False,
+    keep_dense: Collection[str] = (),
 ) -> nn.Module:
     """Make a model's layers sparse, in place.
 
     The initial mask of each layer keeps the granules of largest magnitude of its weight, as MEST
     does with the random initialisation. Under the channel scheme, layers that face each other
     inside a residual block share one mask.
+
+    A layer stays the same object: hooks, attributes, its device, type and mode, and whether its
+    weight trains, stay as they are. The optimizer must be made afterwards.
 
     Parameters
     ----------
@@ -68,6 +58,8 @@ def sparsify(
         ``uniform`` or ``erk``.
     keep_norm : bool
         As for :meth:`Sparsifier.convert`.
+    keep_dense : collection of str
+        Names of modules that stay dense, with everything in them.
 
     Returns
     -------
@@ -77,13 +69,49 @@ def sparsify(
     Raises
     ------
     InputError
-        If scheme, density or distribution is not allowed, or no layer can be made sparse.
+        If scheme, density, distribution or a name is not allowed, no layer can be made sparse, or
+        the model is wrapped by ``DistributedDataParallel`` already. The model is then as before.
+
+    Warns
+    -----
+    DensityWarning
+        If layers that stay dense hold so much of the model that its whole density is far above
+        ``density``. :func:`layer_densities` lists them.
     """
-    sparsifier = Sparsifier(model, scheme)
+    sparsifier = Sparsifier(model, scheme, keep_dense)
     sparsifier.count(density, distribution)
-    for name in sparsifier.layouts:
-        sparsifier.convert(name, keep_norm=keep_norm)
+    # All that can fail comes before the first change.
+    for part in [sparsifier.part(name, keep_norm=keep_norm) for name in sparsifier.layouts]:
+        part.convert()
+    rows = densities(model, sparsifier.reasons)
+    dense = sum(row.weights for row in rows if row.reason is not None)
+    if whole_density(rows) > max(_FAR_TIMES * density, _FAR_FROM) and dense > _NOTICED:
+        warnings.warn(_above(type(model).__name__, density, rows), DensityWarning, stacklevel=2)
     return model
+
+
+@dataclass(frozen=True)
+class Part:
+    """A dense layer, and what it will be as a sparse one.
+
+    Parameters
+    ----------
+    layer : nn.Conv2d or nn.Linear
+        The dense layer.
+    mask : Mask
+        Which slots of its layout live.
+    values : Parameter
+        Their values.
+    """
+
+    layer: Plain
+    mask: Mask
+    values: nn.Parameter
+
+    def convert(self) -> SparseLayer:
+        """Turn the layer into the sparse one."""
+        sparse = SparseConv2d if isinstance(self.layer, nn.Conv2d) else SparseLinear
+        return sparse.convert(self.layer, self.mask.layout, self.mask, self.values)
 
 
 class Sparsifier:
@@ -95,22 +123,30 @@ class Sparsifier:
         Weights are read when their layer is converted, not before.
     scheme : str
         As for :func:`sparsify`.
+    keep_dense : collection of str
+        As for :func:`sparsify`.
 
     Attributes
     ----------
     layouts : dict
         Layer -> layout, in the model's order.
+    reasons : dict
+        Dense convolution or linear layer, as the model was -> why it stays dense, or that it can
+        be sparse.
 
     Raises
     ------
     InputError
-        If the scheme is not allowed, or no layer can be made sparse.
+        As for :func:`sparsify`.
     """
 
-    def __init__(self, model: nn.Module, scheme: str) -> None:
-        self._model, self._layers = model, sparsifiable(model)
+    def __init__(self, model: nn.Module, scheme: str, keep_dense: Collection[str] = ()) -> None:
+        self.reasons = reasons_of(model, keep_dense)
+        self._layers = eligible(model, self.reasons)
         if not self._layers:
-            raise InputError(f"{type(model).__name__} has no layer that can be made sparse")
+            raise InputError(_nothing_to_convert(model, densities(model, self.reasons)))
+        if data_parallel(model.parameters()) is not None:
+            raise InputError("make a model sparse before DistributedDataParallel wraps it")
         self.layouts: dict[str, Layout] = {
             name: layout_for(scheme, tuple(layer.weight.shape))
             for name, layer in self._layers.items()
@@ -146,49 +182,69 @@ class Sparsifier:
             Scale the live values up to the norm that the dense weight had, so that outputs keep
             their size. Without it, and without normalisation, the signal fades with each layer.
         """
-        layer, layout = self._layers[name], self.layouts[name]
+        self.part(name, keep_norm=keep_norm).convert()
+
+    def part(self, name: str, *, keep_norm: bool = False) -> Part:
+        """Decide what a layer will be; it stays as it is. See :meth:`convert`.
+
+        Raises
+        ------
+        InputError
+            If the layer is on the meta device: it has no numbers to choose by.
+        """
+        layer, layout = self._layers.pop(name), self.layouts[name]
+        weight = layer.get_parameter("weight")
+        if weight.is_meta:
+            raise InputError(f"layer {name} is on the meta device and has no weights to choose by")
         if name in self._leaders:
             mask = Mask(layout, self._masks[self._leaders[name]].slots)
         else:
-            mask = magnitude_mask(layout, layer.weight.detach(), self._counts[name])
+            mask = magnitude_mask(layout, weight.detach(), self._counts[name])
         self._masks[name] = mask
-        sparse = self._put(name, mask)
+        values = live_values(layout, mask, weight)
         if keep_norm:
-            values = sparse.values.detach()
-            norm = values.norm()
+            norm = values.detach().norm()
             if norm > 0:  # else the dense weight, too, is zero
-                values.mul_(layer.weight.detach().norm() / norm)
+                values.detach().mul_(weight.detach().norm() / norm)
+        return Part(layer, mask, values)
 
     def empty(self, name: str) -> None:
         """Convert a layer to one in which nothing lives yet."""
-        self._put(name, Mask(self.layouts[name], torch.empty(0, dtype=torch.int32)))
-
-    def _put(self, name: str, mask: Mask) -> SparseLayer:
         layer = self._layers.pop(name)
-        sparse = _sparse(self.layouts[name], mask, layer)
-        sparse.mask_of = self._leaders.get(name)
-        _replace(self._model, layer, sparse)
-        return sparse
+        mask = Mask(self.layouts[name], torch.empty(0, dtype=torch.int32))
+        Part(layer, mask, live_values(mask.layout, mask, layer.get_parameter("weight"))).convert()
 
 
-def to_dense(model: nn.Module) -> nn.Module:
-    """Return a plain copy of a model: its ``state_dict`` loads into the model as first built."""
-    plain = copy.deepcopy(model)
-    for module in list(plain.modules()):
-        if isinstance(module, SparseConv2d | SparseLinear):
-            _replace(plain, module, module.to_dense())
-    return plain
+def _nothing_to_convert(model: nn.Module, rows: Sequence[LayerDensity]) -> str:
+    sparse = sum(row.reason is None for row in rows)
+    parts = [f"{sparse} layers are sparse already"] if sparse else []
+    parts += _largest(rows)
+    why = f": {', '.join(parts)}" if parts else ""
+    return f"{type(model).__name__} has no layer that can be made sparse{why}"
 
 
-def _sparse(layout: Layout, mask: Mask, layer: Plain) -> SparseLayer:
-    if isinstance(layer, nn.Conv2d):
-        return SparseConv2d(layout, mask, layer)
-    return SparseLinear(layout, mask, layer)
+def _above(name: str, density: float, rows: Sequence[LayerDensity]) -> str:
+    weights = sum(row.weights for row in rows)
+    dense = sum(row.weights for row in rows if row.reason is not None)
+    return (
+        f"{name} was asked to be sparse at density {density:g}, and has {whole_density(rows):.2f} "
+        f"as a whole: {dense} of {weights} weights stay dense: {', '.join(_largest(rows))}; "
+        "layer_densities lists all"
+    )
 
 
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    # A module that is used in several places stands under several names.
-    for name, module in list(model.named_modules(remove_duplicate=False)):
-        if module is old:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, new)
+def _largest(rows: Sequence[LayerDensity], most: int = 4) -> list[str]:
+    """Name the largest kinds of dense parts, each with its largest layer."""
+    parts: dict[Reason, list[LayerDensity]] = {}
+    for row in rows:
+        if row.reason is not None:
+            parts.setdefault(row.reason, []).append(row)
+    sizes = {reason: sum(row.weights for row in part) for reason, part in parts.items()}
+    words = []
+    for reason in sorted(parts, key=lambda it: -sizes[it])[:most]:
+        first = max(parts[reason], key=lambda row: row.weights)
+        count = len(parts[reason])
+        where = first.name or first.kind
+        where += f" and {count - 1} more" if count > 1 else ""
+        words.append(f"{sizes[reason]} in {where} ({reason})")
+    return words

@@ -99,6 +99,7 @@ class Conv2d(nn.Conv2d):
             and not isinstance(self.padding, str)
             and x.device.type in ("cpu", "meta")
             and x.dtype == self.weight.dtype == torch.float32
+            and not torch.is_autocast_enabled("cpu")
             and available()
         )
 

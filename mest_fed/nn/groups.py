@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mest_fed.nn.layers import HasState, SparseLayer
 from mest_fed.sparsity import Layout, Mask
+from mest_fed.sparsity.schemes import Channel
 
 
 def channel_pairs(model: nn.Module) -> list[tuple[str, str]]:
@@ -66,8 +67,18 @@ class MaskGroup:
 
 def mask_groups(model: nn.Module) -> list[MaskGroup]:
     """Return the mask groups of a sparse model, in the order of its modules."""
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
+    leader_of = {
+        follower: leader
+        for leader, follower in channel_pairs(model)
+        if leader in layers and follower in layers and _reads_channels(layers[follower])
+    }
     members: dict[str, list[SparseLayer]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, SparseLayer):
-            members.setdefault(module.mask_of or name, []).append(module)
-    return [MaskGroup(name, tuple(layers)) for name, layers in members.items()]
+    for name, layer in layers.items():
+        members.setdefault(leader_of.get(name, name), []).append(layer)
+    return [MaskGroup(name, tuple(group)) for name, group in members.items()]
+
+
+def _reads_channels(layer: SparseLayer) -> bool:
+    """Say whether a layer's mask lists channels that it reads: those that its leader makes."""
+    return isinstance(layer.layout, Channel) and layer.layout.axis == "in"

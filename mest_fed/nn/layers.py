@@ -1,6 +1,12 @@
-"""Sparse layers: compact values and an index, never a dense weight."""
+"""Sparse layers: compact values and an index, never a dense weight.
 
-from typing import Any, Protocol, TypeVar
+A dense layer becomes a sparse one, and a sparse one dense again, by a change of its class, as
+``torch.nn.utils.parametrize`` does: the module stays the same object, so that hooks, names,
+attributes of a user's and every reference to it stay valid.
+"""
+
+import copy
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +21,10 @@ from mest_fed.kernels import (
 )
 from mest_fed.kernels.choice import EVERYTHING_DENSE
 from mest_fed.kernels.functions import backward, forward
+from mest_fed.nn.distributed import refuse_new_shape
 from mest_fed.sparsity import Layout, Mask, carry
 
-Plain = TypeVar("Plain", nn.Conv2d, nn.Linear)
+Plain = nn.Conv2d | nn.Linear
 
 
 class HasState(Protocol):
@@ -36,10 +43,8 @@ class SparseLayer(nn.Module):
         How the weight is cut.
     mask : Mask
         Which slots live; of a layout with the same granules.
-    dense : Tensor
-        Dense weight from which the live values are read.
-    bias : Tensor or None
-        Dense bias.
+    dense : nn.Conv2d or nn.Linear
+        Dense layer, which is copied and stays as it is; :meth:`convert` changes it instead.
 
     Attributes
     ----------
@@ -51,22 +56,87 @@ class SparseLayer(nn.Module):
         Set by a backward pass while ``keep_dense_gradient`` is true (RigL); else None.
     """
 
+    values: nn.Parameter
     slots: Tensor
+    bias: nn.Parameter | None
 
-    def __init__(self, layout: Layout, mask: Mask, dense: Tensor, bias: Tensor | None) -> None:
+    #: The dense class that the layer stands for.
+    dense_class: ClassVar[type[Plain]]
+    #: Attributes that the dense layer has not.
+    added: ClassVar[tuple[str, ...]] = ("layout", "keep_dense_gradient", "dense_gradient", "choice")
+
+    def __init__(self, layout: Layout, mask: Mask, dense: Plain) -> None:
         super().__init__()
-        self.layout = layout
-        live = len(mask.slots) > 0  # torch imports sympy to read a tensor on the meta device
-        values = layout.gather(dense.detach(), mask.slots) if live else torch.empty(0, layout.width)
-        self.values = nn.Parameter(values)
+        weight = dense.get_parameter("weight")
+        vars(self).update(vars(copy.deepcopy(dense, {id(weight): weight})))
+        self._compact(layout, mask, live_values(layout, mask, weight))
+
+    @classmethod
+    def convert(cls, dense: Plain, layout: Layout, mask: Mask, values: nn.Parameter) -> Self:
+        """Turn a dense layer into a sparse one; it stays the same object.
+
+        Parameters
+        ----------
+        dense : nn.Conv2d or nn.Linear
+            Of the type ``dense_class``.
+        layout, mask : Layout, Mask
+            As for the constructor.
+        values : Parameter
+            As from :func:`live_values`.
+        """
+        layer: Any = dense
+        inherit(values, dense.get_parameter("weight"))
+        layer.__class__ = cls
+        layer._compact(layout, mask, values)
+        sparse: Self = layer
+        return sparse
+
+    def _compact(self, layout: Layout, mask: Mask, values: nn.Parameter) -> None:
+        self._exchange("weight", "values", values)
         self.register_buffer("slots", mask.slots.clone())
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        self.layout = layout
         self.keep_dense_gradient = False
         self.dense_gradient: Tensor | None = None
         #: Which implementations the last forward pass chose; see mest_fed.kernels.choice.
         self.choice: Choice | None = None
-        #: Name of the layer whose mask this one shares; see mest_fed.nn.groups.
-        self.mask_of: str | None = None
+
+    def restore(self) -> None:
+        """Turn the layer into the plain dense one; it stays the same object."""
+        values = self.values
+        weight = nn.Parameter(self.dense_weight(), values.requires_grad)
+        inherit(weight, values)
+        self._exchange("values", "weight", weight)
+        del self.slots
+        for name in self.added:
+            delattr(self, name)
+        plain: Any = self
+        plain.__class__ = self.dense_class
+
+    def to_dense(self) -> Plain:
+        """Return a plain copy with the same weight."""
+        plain: Any = copy.deepcopy(self)
+        plain.restore()
+        dense: Plain = plain
+        return dense
+
+    def _exchange(self, old: str, new: str, parameter: nn.Parameter) -> None:
+        """Put a parameter in another's place, which decides the order of ``parameters()``."""
+        held = dict(self._parameters)
+        self._parameters.clear()
+        for name, it in held.items():
+            if name == old:
+                self._parameters[new] = parameter
+            else:
+                self._parameters[name] = it
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, built anew each time; its gradient reaches ``values``.
+
+        For code that reads ``layer.weight`` of any layer. It is no parameter, and what is written
+        into it is lost: change ``values``.
+        """
+        return self.layout.scatter(self.values, self.slots)
 
     @property
     def mask(self) -> Mask:
@@ -91,15 +161,20 @@ class SparseLayer(nn.Module):
     def load(self, slots: Tensor, values: Tensor) -> None:
         """Copy slots and values of shape ``(live,)`` and ``(live, width)`` in."""
         device, dtype = self.values.device, self.values.dtype
-        self._set(slots.to(device, torch.int32, copy=True), values.to(device, dtype, copy=True))
+        self._set(slots.to(device, torch.int32, copy=True), values.to(device, dtype))
 
     def _set(self, slots: Tensor, values: Tensor) -> None:
+        if values.shape == self.values.shape:
+            # In place: autograd keeps the node that DistributedDataParallel has its hooks on.
+            self.values.detach().copy_(values)
+        else:
+            refuse_new_shape([self.values])
+            # While a loss of the old shape is alive, autograd holds new gradients to that shape;
+            # a change of type makes it forget.
+            self.values.data = values.new_empty(0, dtype=torch.complex64)
+            self.values.data = values.clone()
         self.slots = slots
         self.values.grad = None
-        # While a loss of the old shape is alive, autograd holds new gradients to that shape; a
-        # change of type makes it forget.
-        self.values.data = values.new_empty(0, dtype=torch.complex64)
-        self.values.data = values
 
     def dense_weight(self) -> Tensor:
         """Build the dense weight."""
@@ -125,16 +200,18 @@ class SparseLayer(nn.Module):
     def _product(self, x: Tensor, geometry: ConvGeometry) -> Tensor:
         """Multiply by the weight and add the bias, with the implementation chosen for the case."""
         weight = self._weight()
-        how = self._how(x, weight, geometry)
-        y: Tensor = SparseProduct.apply(  # type: ignore[no-untyped-call]
-            x, self.values, self.bias, weight, how
-        )
+        given: tuple[Tensor, Tensor, Tensor | None] = (x, self.values, self.bias)
+        device = "cpu" if x.is_meta else x.device.type
+        if torch.is_autocast_enabled(device):
+            given = autocast(given, torch.get_autocast_dtype(device))
+        how = self._how(given[0], weight, geometry)
+        y: Tensor = SparseProduct.apply(*given, weight, how)  # type: ignore[no-untyped-call]
         return y
 
     def _keep_gradient(self, gradient: Tensor) -> None:
-        # Micro-batches add up, as they do in values.grad.
-        kept = self.dense_gradient
-        self.dense_gradient = gradient.detach() if kept is None else kept + gradient.detach()
+        # Micro-batches add up, as they do in values.grad, whatever type autocast computes in.
+        gradient, kept = gradient.detach().to(self.values.dtype), self.dense_gradient
+        self.dense_gradient = gradient if kept is None else kept + gradient
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -155,16 +232,17 @@ class SparseLayer(nn.Module):
 class SparseConv2d(SparseLayer):
     """2-D convolution with a sparse weight; see :class:`SparseLayer`."""
 
-    def __init__(self, layout: Layout, mask: Mask, conv: nn.Conv2d) -> None:
-        super().__init__(layout, mask, conv.weight, conv.bias)
-        if isinstance(conv.padding, str):
-            raise ValueError(f"padding = {conv.padding!r} by name is not supported, use numbers")
-        height, width = conv.padding
-        self.geometry = ConvGeometry(
-            (conv.stride[0], conv.stride[1]),
-            (height, width),
-            (conv.dilation[0], conv.dilation[1]),
-        )
+    dense_class = nn.Conv2d
+    added = (*SparseLayer.added, "geometry")
+    stride: tuple[int, int]
+    padding: tuple[int, int] | str
+    dilation: tuple[int, int]
+
+    def _compact(self, layout: Layout, mask: Mask, values: nn.Parameter) -> None:
+        if isinstance(self.padding, str):
+            raise ValueError(f"padding = {self.padding!r} by name is not supported, use numbers")
+        super()._compact(layout, mask, values)
+        self.geometry = ConvGeometry(self.stride, self.padding, self.dilation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x`` of shape (n, in, h, w)."""
@@ -201,42 +279,43 @@ class SparseConv2d(SparseLayer):
         gradient = backward(grad, x, self.values.detach(), weight, how, wanted=wanted, into=into)[1]
         return self.values, gradient
 
-    def to_dense(self) -> nn.Conv2d:
-        """Return a plain ``nn.Conv2d`` with the same weight."""
-        out_channels, in_channels, *kernel = self.layout.shape
-        conv = nn.Conv2d(
-            in_channels,
-            out_channels,
-            (kernel[0], kernel[1]),
-            stride=self.geometry.stride,
-            padding=self.geometry.padding,
-            dilation=self.geometry.dilation,
-            bias=self.bias is not None,
-            device="meta",  # draws nothing from the global generator
-        )
-        return _fill(conv, self)
-
 
 class SparseLinear(SparseLayer):
     """Linear map with a sparse weight; see :class:`SparseLayer`."""
 
-    def __init__(self, layout: Layout, mask: Mask, linear: nn.Linear) -> None:
-        super().__init__(layout, mask, linear.weight, linear.bias)
+    dense_class = nn.Linear
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` of shape (..., in)."""
         y = self._product(x.reshape(-1, x.shape[-1]), ConvGeometry())
         return y.view(*x.shape[:-1], self.layout.shape[0])
 
-    def to_dense(self) -> nn.Linear:
-        """Return a plain ``nn.Linear`` with the same weight."""
-        out_features, in_features = self.layout.shape
-        linear = nn.Linear(in_features, out_features, self.bias is not None, device="meta")
-        return _fill(linear, self)
+
+def live_values(layout: Layout, mask: Mask, weight: nn.Parameter) -> nn.Parameter:
+    """Read the live values of a dense weight, and of its gradient; they train if it does."""
+    at, live = mask.slots, len(mask.slots) > 0  # torch imports sympy to read a meta tensor
+    values = layout.gather(weight.detach(), at) if live else torch.empty(0, layout.width)
+    parameter = nn.Parameter(values, weight.requires_grad)
+    if weight.grad is not None:
+        parameter.grad = layout.gather(weight.grad, at)
+    return parameter
 
 
-def _fill(plain: Plain, layer: SparseLayer) -> Plain:
-    plain.weight = nn.Parameter(layer.dense_weight())
-    if layer.bias is not None:
-        plain.bias = nn.Parameter(layer.bias.detach().clone())
-    return plain
+def inherit(parameter: nn.Parameter, old: nn.Parameter) -> None:
+    """Hand on what a user hung on a parameter: attributes, and hooks with their handles."""
+    vars(parameter).update(vars(old))
+    for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+        if getattr(old, hooks) is not None:
+            setattr(parameter, hooks, getattr(old, hooks))
+
+
+def autocast(
+    tensors: tuple[Tensor, Tensor, Tensor | None], dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Cast a product's operands as autocast does: all but those of double precision."""
+    x, values, bias = (
+        it if it is None or it.dtype == torch.float64 else it.to(dtype) for it in tensors
+    )
+    assert x is not None
+    assert values is not None
+    return x, values, bias

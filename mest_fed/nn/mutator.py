@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from mest_fed.nn.distributed import averaged, refuse_new_shape, running, unwrapped
 from mest_fed.nn.groups import MaskGroup, mask_groups
 from mest_fed.nn.layers import HasState
 from mest_fed.rng import torch_generator
@@ -24,7 +25,8 @@ class Mutator:
     Parameters
     ----------
     model : nn.Module
-        A model after :func:`mest_fed.nn.sparsify`.
+        A model after :func:`mest_fed.nn.sparsify`, or what wraps one: under
+        ``DistributedDataParallel`` every process mutates alike, and counts must stay.
     method : Method
         What to drop and what to grow.
     optimizer : HasState or None
@@ -48,7 +50,7 @@ class Mutator:
         method: Method,
         optimizer: HasState | None = None,
     ) -> None:
-        self.groups = mask_groups(model)
+        self.groups = mask_groups(unwrapped(model))
         self.method = method
         self.optimizer = optimizer
         self.targets = {group.name: len(group.mask) for group in self.groups}
@@ -75,34 +77,53 @@ class Mutator:
 
     def mutate(self, bounds: Bounds, generators: GrowthGenerators) -> None:
         """Drop to the floor, then grow to the ceiling."""
-        for group in self.groups:
-            mask = self.method.mutate(
+
+        def mutated(group: MaskGroup) -> Mask:
+            return self.method.mutate(
                 group.mask,
                 self.method.importance(group.values(), group.gradients()),
                 self._proposal(group, generators),
                 self.targets[group.name],
                 bounds,
             )
-            group.replace_mask(mask, self.optimizer)
+
+        self._replace(mutated)
         self.keep_dense_gradients(False)
 
     def grow(self, bounds: Bounds, generators: GrowthGenerators) -> None:
         """Grow to the ceiling; nothing is dropped. Opens a soft-bounded round."""
-        for group in self.groups:
+
+        def grown(group: MaskGroup) -> Mask:
             count = bounds.ceiling_count(self.targets[group.name], group.layout)
-            proposal = self._proposal(group, generators)
-            group.replace_mask(grow(group.mask, count, proposal), self.optimizer)
+            return grow(group.mask, count, self._proposal(group, generators))
+
+        self._replace(grown)
 
     def drop(self) -> None:
         """Drop to the target, old and new ranked together. Closes a soft-bounded round."""
-        for group in self.groups:
+
+        def kept(group: MaskGroup) -> Mask:
             importance = self.method.importance(group.values(), group.gradients())
-            kept: Mask = keep_best(group.mask, importance, self.targets[group.name])
-            group.replace_mask(kept, self.optimizer)
+            return keep_best(group.mask, importance, self.targets[group.name])
+
+        self._replace(kept)
+
+    def _replace(self, new_mask: Callable[[MaskGroup], Mask]) -> None:
+        masks = ((group, new_mask(group)) for group in self.groups)
+        if running():  # all masks first, so that a refusal leaves the model as it is
+            pairs = list(masks)
+            changed = [group for group, mask in pairs if len(mask) != len(group.mask)]
+            refuse_new_shape(layer.values for group in changed for layer in group.layers)
+            masks = iter(pairs)  # type: ignore[assignment]
+        for group, mask in masks:
+            group.replace_mask(mask, self.optimizer)
 
     def _proposal(
         self, group: MaskGroup, generators: GrowthGenerators
     ) -> tuple[torch.Tensor, torch.Tensor]:
         # Layers that share a mask grow by the first one's gradient.
-        gradient = group.layers[0].dense_gradient
+        layer = group.layers[0]
+        gradient = layer.dense_gradient
+        if gradient is not None:
+            gradient = averaged(gradient, layer.values)
         return self.method.growth_order(group.layout, generators(group.name), gradient)

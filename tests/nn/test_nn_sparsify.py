@@ -1,5 +1,7 @@
 """sparsify on any module: which layers, how much of each, channel pairs, and the way back."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,8 +10,15 @@ from nn_cases import SCHEMES, chain, draw, generator, seeded, small_resnet
 from torch import nn
 
 from mest_fed.errors import InputError
-from mest_fed.nn import SparseConv2d, SparseLayer, SparseLinear, mask_groups, sparsify, to_dense
-from mest_fed.nn.convert import sparsifiable
+from mest_fed.nn import (
+    SparseConv2d,
+    SparseLayer,
+    SparseLinear,
+    mask_groups,
+    sparsifiable,
+    sparsify,
+    to_dense,
+)
 from mest_fed.nn.state import model_spec, read_state
 
 BLOCK_CONVOLUTIONS = {f"stage{s}.0.conv{c}" for s in (1, 2, 3) for c in (1, 2)}
@@ -176,6 +185,7 @@ def test_to_dense_gives_the_same_function_and_loads_into_the_model_as_first_buil
 def test_to_dense_keeps_geometry_bias_and_type():
     conv = nn.Conv2d(2, 4, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2))
     model = seeded(nn.Sequential(nn.Conv2d(1, 2, 3), conv).double())
+    conv = copy.deepcopy(conv)
     plain = to_dense(sparsify(model, "block", 1.0))[1]
     assert repr(plain) == repr(conv)
     assert torch.equal(plain.weight, conv.weight)

@@ -2,10 +2,10 @@
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from mest_fed.nn.convolution import Conv2d
+from mest_fed.nn.flow import Ends
 from mest_fed.nn.pooling import ReLUMaxPool2d
 
 
@@ -27,6 +27,8 @@ class CNN2(nn.Module):
     #: Nothing corrects the size of its activations: its first weights must see to it.
     normalised: ClassVar = False
     segments: ClassVar = {"features": ("conv1", "conv2")}
+    calls_fused: ClassVar = True
+    ends: ClassVar = Ends(stem=("conv1",), head=("classifier",))
 
     def __init__(
         self,
@@ -49,10 +51,12 @@ class CNN2(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """Map images (n, c, h, w) to pooled features (n, channels, h / 2 - 2, w / 2 - 2)."""
         x = self.relu(self.conv1(x))
-        return torch.as_tensor(self.relu_pool(self.conv2(x)))
+        pooled: Tensor = self.relu_pool(self.conv2(x))
+        return pooled
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (n, c, h, w) to logits (n, classes)."""
         x = self.features(x)
         x = self.relu(self.hidden(x.flatten(1)))
-        return torch.as_tensor(self.classifier(x))
+        logits: Tensor = self.classifier(x)
+        return logits

@@ -9,10 +9,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from mest_fed.nn.convolution import Conv2d
+from mest_fed.nn.flow import Ends
 from mest_fed.nn.norms import BatchNorm2d, GroupNorm
 
 Norm = Literal["batch", "group"]
@@ -30,6 +30,7 @@ class ResidualBlock(nn.Module):
 
     channel_pairs = (("conv1", "conv2"),)
     segments: ClassVar = {"forward": ()}
+    calls_fused: ClassVar = True
 
     def __init__(self, in_channels: int, channels: int, stride: int, norm: Norm) -> None:
         super().__init__()
@@ -47,7 +48,8 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, in_channels, h, w) to (n, channels, h / stride, w / stride)."""
         y = self.norm1(self.conv1(x), relu=True)
-        return torch.as_tensor(self.norm2(self.conv2(y), residual=self.shortcut(x), relu=True))
+        z: Tensor = self.norm2(self.conv2(y), residual=self.shortcut(x), relu=True)
+        return z
 
 
 class ResNet(nn.Module):
@@ -70,6 +72,8 @@ class ResNet(nn.Module):
     """
 
     segments: ClassVar = {"stem": ("conv1", "norm1")}
+    calls_fused: ClassVar = True
+    ends: ClassVar = Ends(stem=("conv1",), head=("classifier",))
 
     def __init__(
         self,
@@ -92,7 +96,8 @@ class ResNet(nn.Module):
 
     def stem(self, x: Tensor) -> Tensor:
         """Map images (n, c, h, w) to (n, channels, h, w)."""
-        return torch.as_tensor(self.norm1(self.conv1(x), relu=True))
+        y: Tensor = self.norm1(self.conv1(x), relu=True)
+        return y
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (n, c, h, w) to logits (n, classes)."""
@@ -101,7 +106,8 @@ class ResNet(nn.Module):
             # Block by block: a call of the stage would hold its input until its end.
             for block in self.get_submodule(f"stage{number}").children():
                 x = block(x)
-        return torch.as_tensor(self.classifier(x.mean(dim=(2, 3))))
+        logits: Tensor = self.classifier(x.mean(dim=(2, 3)))
+        return logits
 
 
 def _stage(in_channels: int, channels: int, stride: int, blocks: int, norm: Norm) -> nn.Sequential:
