@@ -217,7 +217,7 @@ class Sparsifier:
 
 def _nothing_to_convert(model: nn.Module, rows: Sequence[LayerDensity]) -> str:
     sparse = sum(row.reason is None for row in rows)
-    parts = [f"{sparse} layers are sparse already"] if sparse else []
+    parts = [f"sparse already: {sparse}"] if sparse else []
     parts += _largest(rows)
     why = f": {', '.join(parts)}" if parts else ""
     return f"{type(model).__name__} has no layer that can be made sparse{why}"

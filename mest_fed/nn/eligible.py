@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.nn.flow import find_ends, is_linear
-from mest_fed.nn.layers import Plain, SparseLayer
+from mest_fed.nn.layers import Plain, SparseConv2d, SparseLayer, SparseLinear
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -29,6 +29,7 @@ class Reason(StrEnum):
     SUBCLASS = "a class of its own, which may compute something else"
     COMPUTED = "its weight or output is computed by something else (parametrization, pruning)"
     SHARED = "its weight is shared with another layer"
+    NAME = "it has an attribute whose name the sparse layer needs"
     DTYPE = "its weight is not of a real floating-point type"
     KIND = "a kind of layer without a sparse form"
     ELIGIBLE = "can be sparse"
@@ -84,7 +85,7 @@ def sparsifiable(model: nn.Module, keep_dense: Collection[str] = ()) -> dict[str
     Raises
     ------
     InputError
-        If a name in ``keep_dense`` is no module of the model, or a lazy layer has no weight yet.
+        If a name in ``keep_dense`` is no module of the model, or a lazy layer has no shape yet.
     """
     return eligible(model, reasons_of(model, keep_dense))
 
@@ -132,10 +133,10 @@ def whole_density(rows: Collection[LayerDensity]) -> float:
 
 def reasons_of(model: nn.Module, keep_dense: Collection[str] = ()) -> dict[str, Reason]:
     """Say of each dense convolution and linear layer why it stays dense, or that it need not."""
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise InputError(f"parameter {name} is lazy and has no shape yet; run the model once")
     layers = _products(model)
-    for name, module in layers.items():
-        if any(is_lazy(parameter) for parameter in module.parameters()):
-            raise InputError(f"layer {name} is lazy and has no weight yet; run the model once")
     kept = _beneath(model, keep_dense)
     shared = _shared_weights(model)
     ends = find_ends(model, layers)
@@ -177,6 +178,10 @@ def _reason(layer: nn.Module, kept: set[nn.Module], shared: set[int]) -> Reason:
         return Reason.SUBCLASS
     if _identity(weight) in shared:
         return Reason.SHARED
+    sparse = SparseLinear if isinstance(layer, nn.Linear) else SparseConv2d
+    names = {*vars(layer), *layer._parameters, *layer._buffers, *layer._modules}
+    if (names - {"weight", "bias"}) & sparse.names():
+        return Reason.NAME
     return Reason.ELIGIBLE if weight.dtype in _DTYPES else Reason.DTYPE
 
 
@@ -194,7 +199,7 @@ def _shared_weights(model: nn.Module) -> set[int]:
         _identity(parameter)
         for module in model.modules()
         for parameter in module._parameters.values()
-        if parameter is not None and not is_lazy(parameter)
+        if parameter is not None
     )
     return {identity for identity, count in places.items() if count > 1}
 

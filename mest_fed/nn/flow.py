@@ -17,6 +17,8 @@ from torch import Tensor, fx, nn
 from mest_fed.nn.distributed import unwrapped
 from mest_fed.nn.layers import SparseLinear
 
+_MOST_CONDITIONS = 1000
+
 
 class Ends(NamedTuple):
     """Names of the layers at a model's ends.
@@ -32,8 +34,8 @@ def find_ends(model: nn.Module, layers: Mapping[str, nn.Module]) -> Ends:
     """Find stem and head among a model's convolutions and linear layers.
 
     They are taken from what the model declares, else from a symbolic trace of its ``forward``,
-    which runs on a copy without numbers. A module that cannot be traced (control flow that depends
-    on data) counts as one step, whose layers run in the order in which they are defined.
+    which runs on a copy without numbers; a condition on data is taken to hold. A module that cannot
+    be traced counts as one step, whose layers run in the order in which they are defined.
 
     Parameters
     ----------
@@ -109,10 +111,16 @@ class _Tracer(fx.Tracer):
     def __init__(self, layers: set[nn.Module]) -> None:
         super().__init__()
         self._layers = layers
+        self._conditions = 0
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         inside = any(it in self._layers for it in module.modules() if it is not module)
         return not inside or module in self._layers or super().is_leaf_module(module, name)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        # True passes assertions; a loop that waits for False must end.
+        self._conditions += 1
+        return self._conditions <= _MOST_CONDITIONS or super().to_bool(obj)
 
     def call_module(
         self, module: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -6,6 +6,7 @@ attributes of a user's and every reference to it stay valid.
 """
 
 import copy
+from collections import OrderedDict
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
@@ -25,6 +26,9 @@ from mest_fed.nn.distributed import refuse_new_shape
 from mest_fed.sparsity import Layout, Mask, carry
 
 Plain = nn.Conv2d | nn.Linear
+
+
+_ANYS = frozenset(dir(nn.Module))
 
 
 class HasState(Protocol):
@@ -90,6 +94,11 @@ class SparseLayer(nn.Module):
         layer._compact(layout, mask, values)
         sparse: Self = layer
         return sparse
+
+    @classmethod
+    def names(cls) -> set[str]:
+        """Return the names of what the layer has and no other module has."""
+        return {*cls.added, "values", "slots", *(name for name in dir(cls) if name not in _ANYS)}
 
     def _compact(self, layout: Layout, mask: Mask, values: nn.Parameter) -> None:
         self._exchange("weight", "values", values)
@@ -245,7 +254,9 @@ class SparseConv2d(SparseLayer):
         self.geometry = ConvGeometry(self.stride, self.padding, self.dilation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve ``x`` of shape (n, in, h, w)."""
+        """Convolve ``x`` of shape (n, in, h, w) or (in, h, w)."""
+        if x.dim() == 3:
+            return self._product(x.unsqueeze(0), self.geometry).squeeze(0)
         return self._product(x, self.geometry)
 
     def into(self, x: Tensor, y: Tensor) -> Tensor:
@@ -301,12 +312,17 @@ def live_values(layout: Layout, mask: Mask, weight: nn.Parameter) -> nn.Paramete
     return parameter
 
 
-def inherit(parameter: nn.Parameter, old: nn.Parameter) -> None:
-    """Hand on what a user hung on a parameter: attributes, and hooks with their handles."""
+def inherit(parameter: nn.Parameter, old: nn.Parameter, *, shared: bool = True) -> None:
+    """Hand on what a user hung on a parameter: attributes and hooks.
+
+    Hooks are shared if the parameter takes the place of the old one, so that their handles stay
+    valid, and are not if it stands beside it.
+    """
     vars(parameter).update(vars(old))
-    for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
-        if getattr(old, hooks) is not None:
-            setattr(parameter, hooks, getattr(old, hooks))
+    for name in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+        hooks = getattr(old, name)
+        if hooks is not None:
+            setattr(parameter, name, hooks if shared else OrderedDict(hooks))
 
 
 def autocast(

@@ -1,6 +1,6 @@
 """Mutation of a model and its optimizer, in place."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
@@ -20,7 +20,8 @@ class Mutator:
     """Mutates all mask groups of a model under one method.
 
     Momentum of what is dropped or grown is zero afterwards. The importance uses the gradients
-    that stand in ``values.grad``, so mutate before they are cleared.
+    that stand in ``values.grad``, so mutate before they are cleared. Frozen layers keep their
+    masks.
 
     Parameters
     ----------
@@ -87,7 +88,7 @@ class Mutator:
                 bounds,
             )
 
-        self._replace(mutated)
+        self._replace(self._training(), mutated)
         self.keep_dense_gradients(False)
 
     def grow(self, bounds: Bounds, generators: GrowthGenerators) -> None:
@@ -97,7 +98,7 @@ class Mutator:
             count = bounds.ceiling_count(self.targets[group.name], group.layout)
             return grow(group.mask, count, self._proposal(group, generators))
 
-        self._replace(grown)
+        self._replace(self._training(), grown)
 
     def drop(self) -> None:
         """Drop to the target, old and new ranked together. Closes a soft-bounded round."""
@@ -106,15 +107,18 @@ class Mutator:
             importance = self.method.importance(group.values(), group.gradients())
             return keep_best(group.mask, importance, self.targets[group.name])
 
-        self._replace(kept)
+        self._replace(self.groups, kept)
 
-    def _replace(self, new_mask: Callable[[MaskGroup], Mask]) -> None:
-        masks = ((group, new_mask(group)) for group in self.groups)
+    def _training(self) -> list[MaskGroup]:
+        """Return the groups that train: what grows in another one would stay zero."""
+        return [g for g in self.groups if any(it.values.requires_grad for it in g.layers)]
+
+    def _replace(self, groups: list[MaskGroup], new_mask: Callable[[MaskGroup], Mask]) -> None:
+        masks: Iterable[tuple[MaskGroup, Mask]] = ((group, new_mask(group)) for group in groups)
         if running():  # all masks first, so that a refusal leaves the model as it is
-            pairs = list(masks)
-            changed = [group for group, mask in pairs if len(mask) != len(group.mask)]
+            masks = list(masks)
+            changed = [group for group, mask in masks if len(mask) != len(group.mask)]
             refuse_new_shape(layer.values for group in changed for layer in group.layers)
-            masks = iter(pairs)  # type: ignore[assignment]
         for group, mask in masks:
             group.replace_mask(mask, self.optimizer)
 

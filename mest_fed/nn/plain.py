@@ -60,7 +60,7 @@ def _copied(model: nn.Module) -> nn.Module:
     }
     copied = copy.deepcopy(model, computed)
     for parameter, twin in zip(model.parameters(), copied.parameters(), strict=True):
-        inherit(twin, parameter)
+        inherit(twin, parameter, shared=False)
     return copied
 
 
