@@ -6,7 +6,7 @@ needs a new wrapper.
 """
 
 import gc
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch.distributed
 from torch import Tensor, nn
@@ -39,8 +39,15 @@ def data_parallel(parameters: Iterable[nn.Parameter]) -> DistributedDataParallel
     if not running():
         return None
     wanted = {id(parameter) for parameter in parameters}
-    # torch keeps no list of wrappers; one that waits for the collector averages nothing any more.
-    gc.collect()
+    found = _wrapper_of(wanted)
+    if found is not None:
+        del found
+        gc.collect()  # a wrapper that nothing refers to any more averages nothing
+    return _wrapper_of(wanted)
+
+
+def _wrapper_of(wanted: set[int]) -> DistributedDataParallel | None:
+    # torch keeps no list of its wrappers.
     for found in gc.get_objects():
         if issubclass(type(found), DistributedDataParallel) and any(
             id(parameter) in wanted for parameter in found.parameters()
@@ -66,11 +73,11 @@ def refuse_new_shape(parameters: Iterable[nn.Parameter]) -> None:
         )
 
 
-def averaged(gradient: Tensor, parameter: nn.Parameter) -> Tensor:
-    """Average a gradient over the processes that average the parameter's, if there are any."""
-    wrapper = data_parallel([parameter])
+def average(gradients: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> None:
+    """Average gradients, in place, over the processes that average the parameters', if any do."""
+    wrapper = data_parallel(parameters)
     if wrapper is None:
-        return gradient
-    total = gradient.clone()
-    torch.distributed.all_reduce(total, group=wrapper.process_group)
-    return total / torch.distributed.get_world_size(wrapper.process_group)
+        return
+    for gradient in gradients:
+        torch.distributed.all_reduce(gradient, group=wrapper.process_group)
+        gradient.div_(torch.distributed.get_world_size(wrapper.process_group))

@@ -170,7 +170,8 @@ class SparseLayer(nn.Module):
     def load(self, slots: Tensor, values: Tensor) -> None:
         """Copy slots and values of shape ``(live,)`` and ``(live, width)`` in."""
         device, dtype = self.values.device, self.values.dtype
-        self._set(slots.to(device, torch.int32, copy=True), values.to(device, dtype))
+        kept = values.shape != self.values.shape  # else they are copied into the old ones
+        self._set(slots.to(device, torch.int32, copy=True), values.to(device, dtype, copy=kept))
 
     def _set(self, slots: Tensor, values: Tensor) -> None:
         if values.shape == self.values.shape:
@@ -181,7 +182,7 @@ class SparseLayer(nn.Module):
             # While a loss of the old shape is alive, autograd holds new gradients to that shape;
             # a change of type makes it forget.
             self.values.data = values.new_empty(0, dtype=torch.complex64)
-            self.values.data = values.clone()
+            self.values.data = values
         self.slots = slots
         self.values.grad = None
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from mest_fed.nn.distributed import averaged, refuse_new_shape, running, unwrapped
+from mest_fed.nn.distributed import average, refuse_new_shape, running, unwrapped
 from mest_fed.nn.groups import MaskGroup, mask_groups
 from mest_fed.nn.layers import HasState
 from mest_fed.rng import torch_generator
@@ -88,6 +88,10 @@ class Mutator:
                 bounds,
             )
 
+        leaders = [group.layers[0] for group in self._training()]
+        kept = {it.values: it.dense_gradient for it in leaders if it.dense_gradient is not None}
+        if kept:
+            average(list(kept.values()), list(kept))
         self._replace(self._training(), mutated)
         self.keep_dense_gradients(False)
 
@@ -126,8 +130,5 @@ class Mutator:
         self, group: MaskGroup, generators: GrowthGenerators
     ) -> tuple[torch.Tensor, torch.Tensor]:
         # Layers that share a mask grow by the first one's gradient.
-        layer = group.layers[0]
-        gradient = layer.dense_gradient
-        if gradient is not None:
-            gradient = averaged(gradient, layer.values)
+        gradient = group.layers[0].dense_gradient
         return self.method.growth_order(group.layout, generators(group.name), gradient)

@@ -150,6 +150,15 @@ def test_an_ordinary_loop_may_hold_on_to_its_last_loss():
     assert train_step(model, optimizer, IMAGES, LABELS) < loss
 
 
+def test_the_gradients_of_an_old_mask_are_refused():
+    # The values were replaced in place: the old graph would multiply by weights of other slots.
+    model, optimizer = sparse_chain()
+    loss = model(IMAGES).sum()
+    Mutator(model, MestEM(), optimizer).mutate(Bounds(floor=0.5), growth())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_the_importance_reads_the_live_gradient():
     model, optimizer = sparse_chain()
     layer = model[2]
