@@ -43,7 +43,8 @@ class SparseProduct(torch.autograd.Function):
         """Return the gradients of the input, of the live values and of the bias."""
         x, values = ctx.saved_tensors
         weight, how, wanted = ctx.weight, ctx.how, ctx.needs_input_grad
-        dx, dvalues = backward(grad, x, values, weight, how, wanted=(wanted[0], wanted[1]))
+        with torch._C.DisableTorchFunctionSubclass():  # values may be of a subclass
+            dx, dvalues = backward(grad, x, values, weight, how, wanted=(wanted[0], wanted[1]))
         planes = tuple(range(2, grad.dim()))
         return (
             dx,

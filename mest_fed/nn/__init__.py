@@ -10,7 +10,7 @@ from mest_fed.nn.eligible import (
     whole_density,
 )
 from mest_fed.nn.flow import Ends
-from mest_fed.nn.groups import MaskGroup, mask_groups
+from mest_fed.nn.groups import MaskGroup, mask_groups, match_masks
 from mest_fed.nn.layers import SparseConv2d, SparseLayer, SparseLinear
 from mest_fed.nn.models import MODELS, Sparsity, build_model, build_shell
 from mest_fed.nn.mutator import Mutator
@@ -35,6 +35,7 @@ __all__ = [
     "build_shell",
     "layer_densities",
     "mask_groups",
+    "match_masks",
     "model_spec",
     "read_state",
     "sparsifiable",

@@ -17,7 +17,7 @@ from mest_fed.nn.eligible import (
     reasons_of,
     whole_density,
 )
-from mest_fed.nn.groups import channel_pairs
+from mest_fed.nn.groups import channel_pairs, check_what_is_loaded
 from mest_fed.nn.layers import Plain, SparseConv2d, SparseLayer, SparseLinear, live_values
 from mest_fed.sparsity import Layout, Mask, layer_counts, layout_for
 from mest_fed.sparsity.schemes import Channel
@@ -159,6 +159,7 @@ class Sparsifier:
                     self._leaders[follower] = leader
         self._counts: dict[str, int] = {}
         self._masks: dict[str, Mask] = {}
+        check_what_is_loaded(model)
 
     def count(self, density: float, distribution: str) -> None:
         """Fix how many granules of each layer will live.

@@ -7,11 +7,12 @@ attributes of a user's and every reference to it stay valid.
 
 import copy
 from collections import OrderedDict
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from mest_fed.errors import InputError
 from mest_fed.kernels import (
     Choice,
     ConvGeometry,
@@ -22,20 +23,16 @@ from mest_fed.kernels import (
 )
 from mest_fed.kernels.choice import EVERYTHING_DENSE
 from mest_fed.kernels.functions import backward, forward
-from mest_fed.nn.distributed import refuse_new_shape
+from mest_fed.nn.distributed import refuse_new_shape, running
+from mest_fed.nn.identity import Values, digest_of, plain_tensors
+from mest_fed.nn.optimizer_state import HasState, carry_state
+from mest_fed.nn.stored import DIGEST, SLOTS, TARGET, VALUES, check_slots, read_layer, write_layer
 from mest_fed.sparsity import Layout, Mask, carry
 
 Plain = nn.Conv2d | nn.Linear
 
 
 _ANYS = frozenset(dir(nn.Module))
-
-
-class HasState(Protocol):
-    """What mutation needs of an optimizer: torch's all have it."""
-
-    state: Any
-    """Parameter -> its state by name, such as the momentum."""
 
 
 class SparseLayer(nn.Module):
@@ -52,10 +49,12 @@ class SparseLayer(nn.Module):
 
     Attributes
     ----------
-    values : Parameter
-        Shape ``(live, width)``.
+    values : Values
+        A parameter of shape ``(live, width)`` that knows its mask.
     slots : Tensor
-        int32, shape ``(live,)``, increasing. A buffer.
+        int32, shape ``(live,)``, increasing. A buffer; replaced, never edited in place.
+    target : int
+        Live granules that the layer's density stands for. A mutation may leave more for a time.
     dense_gradient : Tensor or None
         Set by a backward pass while ``keep_dense_gradient`` is true (RigL); else None.
     """
@@ -67,7 +66,10 @@ class SparseLayer(nn.Module):
     #: The dense class that the layer stands for.
     dense_class: ClassVar[type[Plain]]
     #: Attributes that the dense layer has not.
-    added: ClassVar[tuple[str, ...]] = ("layout", "keep_dense_gradient", "dense_gradient", "choice")
+    added: ClassVar[tuple[str, ...]] = (
+        *("layout", "target", "keep_dense_gradient", "dense_gradient", "choice"),
+        *("_seen", "_stored"),
+    )
 
     def __init__(self, layout: Layout, mask: Mask, dense: Plain) -> None:
         super().__init__()
@@ -104,6 +106,12 @@ class SparseLayer(nn.Module):
         self._exchange("weight", "values", values)
         self.register_buffer("slots", mask.slots.clone())
         self.layout = layout
+        self.target = len(mask.slots)
+        #: Slots as they were last noted, and their version.
+        self._seen = self.slots, self.slots._version
+        #: What the last state_dict holds of the mask, and of which one; see _stored_mask.
+        self._stored: tuple[tuple[int, ...], dict[str, Tensor]] = (), {}
+        self._identify()
         self.keep_dense_gradient = False
         self.dense_gradient: Tensor | None = None
         #: Which implementations the last forward pass chose; see mest_fed.kernels.choice.
@@ -145,11 +153,13 @@ class SparseLayer(nn.Module):
         For code that reads ``layer.weight`` of any layer. It is no parameter, and what is written
         into it is lost: change ``values``.
         """
-        return self.layout.scatter(self.values, self.slots)
+        with plain_tensors():
+            return self.layout.scatter(self.values, self.slots)
 
     @property
     def mask(self) -> Mask:
         """The mask; replace it with :meth:`replace_mask`."""
+        self._check_slots_are_unedited()
         return Mask(self.layout, self.slots)
 
     def replace_mask(self, mask: Mask, optimizer: HasState | None = None) -> None:
@@ -157,21 +167,68 @@ class SparseLayer(nn.Module):
 
         The optimizer's state of the values (momentum) is edited with them, in place, so that new
         values have none. Gradients of the old mask are dropped.
-        """
-        rows = mask.rows_in(self.mask)
-        old = self.values.data
-        self._set(mask.slots, carry(old, rows))
-        if optimizer is not None:
-            state = optimizer.state.get(self.values, {})
-            for key, entry in state.items():
-                if isinstance(entry, Tensor) and entry.shape == old.shape:
-                    state[key] = carry(entry, rows)
 
-    def load(self, slots: Tensor, values: Tensor) -> None:
-        """Copy slots and values of shape ``(live,)`` and ``(live, width)`` in."""
+        Raises
+        ------
+        InputError
+            If the slots are no mask of the layout, or the optimizer keeps what cannot be edited.
+            Layer and optimizer then stay as they are.
+        """
+        self._check(mask.slots, None)
+        with plain_tensors():
+            rows = mask.rows_in(self.mask)
+            old, state = self.values.detach(), {}
+            if optimizer is not None:
+                state = carry_state(optimizer, self.values, rows)
+            self._set(mask.slots, carry(old, rows))
+            if optimizer is not None and state:
+                optimizer.state[self.values].update(state)
+
+    def load(self, slots: Tensor, values: Tensor, target: int | None = None) -> None:
+        """Copy slots and values of shape ``(live,)`` and ``(live, width)`` in.
+
+        Parameters
+        ----------
+        slots, values : Tensor
+            As the attributes, of any device.
+        target : int or None
+            As the attribute; None if it is the number of slots.
+
+        Raises
+        ------
+        InputError
+            If the slots are no mask of the layout, or the values have another shape. The layer
+            then stays as it is.
+        """
+        self._check(slots, values)
+        self.copy_in(slots, values, target)
+
+    def copy_in(self, slots: Tensor, values: Tensor, target: int | None) -> None:
+        """As :meth:`load`, of what was checked."""
         device, dtype = self.values.device, self.values.dtype
-        kept = values.shape != self.values.shape  # else they are copied into the old ones
-        self._set(slots.to(device, torch.int32, copy=True), values.to(device, dtype, copy=kept))
+        with plain_tensors():
+            kept = values.shape != self.values.shape  # else they are copied into the old ones
+            self._set(slots.to(device, torch.int32, copy=True), values.to(device, dtype, copy=kept))
+        self.target = len(slots) if target is None else target
+
+    def _check(self, slots: Tensor, values: Tensor | None) -> None:
+        name = f"slots of a {type(self).__name__} of shape {self.layout.shape}"
+        check_slots(name, self.layout, slots)
+        expected = (len(slots), self.layout.width)
+        if values is not None and tuple(values.shape) != expected:
+            raise InputError(
+                f"values of shape {tuple(values.shape)} are not allowed; allowed: {expected},"
+                f" as {name}"
+            )
+        self.check_mask_can_change()
+
+    def check_mask_can_change(self) -> None:
+        """Refuse a layer whose values are no parameter (pruning, a parametrization)."""
+        if VALUES not in self._parameters:
+            raise InputError(
+                f"the values of a {type(self).__name__} are computed (by pruning or a"
+                " parametrization), so that its mask cannot change; remove that first"
+            )
 
     def _set(self, slots: Tensor, values: Tensor) -> None:
         if values.shape == self.values.shape:
@@ -186,11 +243,58 @@ class SparseLayer(nn.Module):
         self.slots = slots
         self.values.grad = None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; values know the slots that were set last."""
+        super().__setattr__(name, value)
+        if name in (SLOTS, VALUES) and VALUES in self.__dict__.get("_parameters", ()):
+            self._identify()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled layer, whose values are a plain parameter."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if VALUES in self._parameters:
+            self._identify()
+
+    def _identify(self) -> None:
+        """Note the digest of the slots with the values."""
+        values: Tensor | None = self._parameters.get(VALUES)
+        slots = self.slots
+        if values is not None and not isinstance(values, Values):
+            values.__class__ = Values  # the same object: an optimizer may hold it
+            values._is_param = True
+        if isinstance(values, Values):
+            values.masks = () if slots.is_meta else (digest_of(self.layout, slots),)
+        self._seen = slots, slots._version
+        self._stored = (), {}
+
+    def _check_slots_are_unedited(self) -> None:
+        """Refuse slots that were edited in place, as an average over buffers does."""
+        slots, version = self._seen
+        if self.slots is not slots or slots._version == version:
+            return
+        # DistributedDataParallel copies slots and values of the first process over the others'.
+        masks = getattr(self._parameters.get(VALUES), "masks", ())
+        if not running() and masks and masks != (digest_of(self.layout, slots),):
+            raise InputError(
+                f"the slots of a {type(self).__name__} of shape {self.layout.shape} were edited in"
+                " place and are not those of its values; average parameters without buffers"
+                " (use_buffers=False), or use replace_mask"
+            )
+        self._identify()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "SparseLayer":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._seen = self.slots, self.slots._version
+        return self
+
     def dense_weight(self) -> Tensor:
         """Build the dense weight."""
-        return self.layout.scatter(self.values.detach(), self.slots)
+        with plain_tensors():
+            return self.layout.scatter(self.values.detach(), self.slots)
 
     def _weight(self) -> SparseWeight:
+        if not torch.compiler.is_compiling():
+            self._check_slots_are_unedited()
         slots = self.slots  # a backward pass must see the mask of its forward pass
         hook = self._keep_gradient if self.keep_dense_gradient else None
         layout = self.layout
@@ -209,13 +313,14 @@ class SparseLayer(nn.Module):
 
     def _product(self, x: Tensor, geometry: ConvGeometry) -> Tensor:
         """Multiply by the weight and add the bias, with the implementation chosen for the case."""
-        weight = self._weight()
-        given: tuple[Tensor, Tensor, Tensor | None] = (x, self.values, self.bias)
-        device = "cpu" if x.is_meta else x.device.type
-        if torch.is_autocast_enabled(device):
-            given = autocast(given, torch.get_autocast_dtype(device))
-        how = self._how(given[0], weight, geometry)
-        y: Tensor = SparseProduct.apply(*given, weight, how)  # type: ignore[no-untyped-call]
+        with plain_tensors():
+            weight = self._weight()
+            given: tuple[Tensor, Tensor, Tensor | None] = (x, self.values, self.bias)
+            device = "cpu" if x.is_meta else x.device.type
+            if torch.is_autocast_enabled(device):
+                given = autocast(given, torch.get_autocast_dtype(device))
+            how = self._how(given[0], weight, geometry)
+            y: Tensor = SparseProduct.apply(*given, weight, how)  # type: ignore[no-untyped-call]
         return y
 
     def _keep_gradient(self, gradient: Tensor) -> None:
@@ -223,15 +328,56 @@ class SparseLayer(nn.Module):
         gradient, kept = gradient.detach().to(self.values.dtype), self.dense_gradient
         self.dense_gradient = gradient if kept is None else kept + gradient
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        self._check_slots_are_unedited()
+        for key, tensor in self._stored_mask().items():
+            destination[prefix + key] = tensor
+
+    def _stored_mask(self) -> dict[str, Tensor]:
+        """Return slots, digest and target as a state holds them; the same tensors while they hold.
+
+        As with any module, two calls of ``state_dict`` then share memory.
+        """
+        made_for, stored = self._stored
+        if made_for != (id(self.slots), self.slots._version, self.target) or any(
+            tensor._version for tensor in stored.values()
+        ):
+            stored = write_layer(self.layout, self.slots, self.target)
+            self._stored = (id(self.slots), self.slots._version, self.target), stored
+        return stored
+
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        *lists: list[str],
     ) -> None:
-        # The number of live granules differs between checkpoints, so resize before copying.
-        # Another scheme's width stays as it is: load_state_dict then reports the mismatch.
-        slots, values = state_dict.get(prefix + "slots"), state_dict.get(prefix + "values")
-        if slots is not None and values is not None and values.shape[1:] == self.values.shape[1:]:
-            self.load(slots, values)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        # The number of live granules differs between states, so torch cannot copy them.
+        stored = read_layer(self.layout, state_dict, prefix)
+        rest = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
+        held = [prefix + key for key in (SLOTS, VALUES) if prefix + key in rest]
+        if stored is not None:
+            if local_metadata.get("assign_to_params_buffers", False):
+                values = stored.values.detach()
+                self.values = nn.Parameter(values, self.values.requires_grad)
+            target = self.target if stored.target is None and self.target else stored.target
+            self.load(stored.slots, stored.values, target)
+        elif VALUES not in self._parameters and held == [prefix + SLOTS]:  # they are computed
+            slots = check_slots(held[0], self.layout, state_dict[held[0]])
+            if not torch.equal(torch.from_numpy(slots), self.slots.cpu()):
+                lists[-1].append(f"{held[0]} are others, but the layer's values are computed")
+        elif len(held) == 1:  # also where the caller asked for no strict load
+            lists[-1].append(f"{held[0]} came alone, but values and slots belong together")
+        for key in held if stored is not None or len(held) == 1 else (prefix + SLOTS,):
+            if key in rest:
+                rest[key] = getattr(self, key.removeprefix(prefix))  # nothing more to copy
+        for key in (DIGEST, TARGET):
+            rest.pop(prefix + key, None)
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, *lists)
+        self._identify()
 
     def extra_repr(self) -> str:
         """Describe the layer for ``print(model)``."""
@@ -262,9 +408,10 @@ class SparseConv2d(SparseLayer):
 
     def into(self, x: Tensor, y: Tensor) -> Tensor:
         """Convolve ``x`` into ``y``, unseen by autograd."""
-        weight = self._weight()
-        how = self._how(x, weight, self.geometry)
-        return forward(x, self.values.detach(), self.bias, weight, how, into=y)
+        with plain_tensors():
+            weight = self._weight()
+            how = self._how(x, weight, self.geometry)
+            return forward(x, self.values.detach(), self.bias, weight, how, into=y)
 
     def gradients(
         self, x: Tensor, grad: Tensor, into: Tensor | None
@@ -285,10 +432,11 @@ class SparseConv2d(SparseLayer):
         gradient : Tensor or None
             Theirs, None where they do not train.
         """
-        weight = self._weight()
-        how = self._how(x, weight, self.geometry)
-        wanted = (into is not None, self.values.requires_grad)
-        gradient = backward(grad, x, self.values.detach(), weight, how, wanted=wanted, into=into)[1]
+        with plain_tensors():
+            weight = self._weight()
+            how = self._how(x, weight, self.geometry)
+            values, wanted = self.values.detach(), (into is not None, self.values.requires_grad)
+            gradient = backward(grad, x, values, weight, how, wanted=wanted, into=into)[1]
         return self.values, gradient
 
 
@@ -319,7 +467,8 @@ def inherit(parameter: nn.Parameter, old: nn.Parameter, *, shared: bool = True) 
     Hooks are shared if the parameter takes the place of the old one, so that their handles stay
     valid, and are not if it stands beside it.
     """
-    vars(parameter).update(vars(old))
+    own = ("masks", "joined", "_is_param")  # of Values, which say what they themselves are
+    vars(parameter).update({name: it for name, it in vars(old).items() if name not in own})
     for name in ("_backward_hooks", "_post_accumulate_grad_hooks"):
         hooks = getattr(old, name)
         if hooks is not None:

@@ -8,7 +8,8 @@ from torch import nn
 
 from mest_fed.nn.distributed import average, refuse_new_shape, running, unwrapped
 from mest_fed.nn.groups import MaskGroup, mask_groups
-from mest_fed.nn.layers import HasState
+from mest_fed.nn.layers import SparseLayer
+from mest_fed.nn.optimizer_state import HasState, check_optimizer
 from mest_fed.rng import torch_generator
 from mest_fed.sparsity import Bounds, Interval, Mask, Method, grow, keep_best
 
@@ -31,7 +32,18 @@ class Mutator:
     method : Method
         What to drop and what to grow.
     optimizer : HasState or None
-        Its state is edited with the values.
+        Its state is edited with the values. Make it after ``sparsify``, of the model's parameters.
+
+    Attributes
+    ----------
+    targets : dict of str to int
+        Mask group -> live granules at the target: what its layers say, whatever lives now.
+
+    Raises
+    ------
+    InputError
+        If the optimizer does not train the model's values, or keeps what mutation cannot edit;
+        here and at each mutation.
 
     Examples
     --------
@@ -51,10 +63,13 @@ class Mutator:
         method: Method,
         optimizer: HasState | None = None,
     ) -> None:
-        self.groups = mask_groups(unwrapped(model))
+        model = unwrapped(model)
+        self.groups = mask_groups(model)
         self.method = method
         self.optimizer = optimizer
-        self.targets = {group.name: len(group.mask) for group in self.groups}
+        self.targets = {group.name: group.target for group in self.groups}
+        self._layers = [(n, m) for n, m in model.named_modules() if isinstance(m, SparseLayer)]
+        self._check()
 
     def step(self, step: int, interval: Interval, seed: int) -> bool:
         """Mutate if this step (epoch, counted from 0) is due; say whether it was.
@@ -117,7 +132,14 @@ class Mutator:
         """Return the groups that train: what grows in another one would stay zero."""
         return [g for g in self.groups if any(it.values.requires_grad for it in g.layers)]
 
+    def _check(self) -> None:
+        for _, layer in self._layers:
+            layer.check_mask_can_change()
+        if self.optimizer is not None:
+            check_optimizer(self.optimizer, self._layers)
+
     def _replace(self, groups: list[MaskGroup], new_mask: Callable[[MaskGroup], Mask]) -> None:
+        self._check()
         masks: Iterable[tuple[MaskGroup, Mask]] = ((group, new_mask(group)) for group in groups)
         if running():  # all masks first, so that a refusal leaves the model as it is
             masks = list(masks)

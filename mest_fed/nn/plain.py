@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from mest_fed.nn.convolution import Conv2d
 from mest_fed.nn.distributed import unwrapped
+from mest_fed.nn.groups import check_what_is_loaded
 from mest_fed.nn.layers import SparseLayer, inherit
 from mest_fed.nn.norms import BatchNorm2d, GroupNorm
 from mest_fed.nn.pooling import ReLUMaxPool2d
@@ -38,6 +39,8 @@ def to_dense(model: nn.Module) -> nn.Module:
         Any; it stays as it is. Modules of a user's own class keep that class.
     """
     plain = _copied(unwrapped(model))
+    for module in plain.modules():
+        check_what_is_loaded(module, False)
     for module in list(plain.modules()):
         if getattr(module, "calls_fused", False):
             graph_module = _as_graph(module)

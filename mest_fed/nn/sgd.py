@@ -12,8 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mest_fed.nn.identity import plain_tensors
+
 #: Under this name a parameter's state holds its momentum, as in torch.
 MOMENTUM = "momentum_buffer"
+#: Under this one it holds the sum of a step's gradients, where there is no momentum.
+GRADIENT_SUM = "gradient_sum"
 
 
 class SGD:
@@ -41,7 +45,8 @@ class SGD:
     Attributes
     ----------
     state : dict
-        Parameter -> ``{"momentum_buffer": Tensor}``, which mutation edits in place.
+        Parameter -> ``{"momentum_buffer": Tensor}``, which mutation edits in place; without
+        momentum, the sum of consumed gradients until the step.
     keep_gradients : bool
         While true, gradients stay in ``.grad`` until after the step although ``consume`` was
         asked for, for a mutation that ranks by them.
@@ -62,7 +67,8 @@ class SGD:
         self.weight_decay = weight_decay
         self.keep_gradients = False
         self.state: dict[nn.Parameter, dict[str, Any]] = defaultdict(dict)
-        self._sums: dict[nn.Parameter, Tensor] = {}
+        #: Parameters of which gradients were consumed since the last step -> where their sum is.
+        self._sums: dict[nn.Parameter, str] = {}
         consumed = self.parameters if consume else []
         self._hooks = [
             p.register_post_accumulate_grad_hook(self._consume)  # type: ignore[no-untyped-call]
@@ -71,25 +77,33 @@ class SGD:
 
     def zero_grad(self) -> None:
         """Forget all gradients; call it before each step's first backward pass."""
-        self._sums.clear()
-        for parameter in self.parameters:
-            parameter.grad = None
+        self._forget_sums()
+        with plain_tensors():
+            for parameter in self.parameters:
+                parameter.grad = None
 
     @torch.no_grad()
     def step(self) -> None:
         """Take one step; parameters without a gradient stay, and so does their momentum."""
-        if self._sums:
-            for parameter, total in self._sums.items():
-                parameter.sub_(total, alpha=self.learning_rate)
-            self._sums.clear()
-        else:
-            self._step_by_gradients()
+        with plain_tensors():
+            if self._sums:
+                for parameter, key in self._sums.items():
+                    parameter.sub_(self.state[parameter][key], alpha=self.learning_rate)
+                self._forget_sums()
+            else:
+                self._step_by_gradients()
 
     def close(self) -> None:
         """Consume no more: gradients stay where backward puts them."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+    def _forget_sums(self) -> None:
+        for parameter, key in self._sums.items():
+            if key == GRADIENT_SUM:
+                del self.state[parameter]
+        self._sums.clear()
 
     def _step_by_gradients(self) -> None:
         moving: list[Tensor] = [p for p in self.parameters if p.grad is not None]
@@ -118,21 +132,21 @@ class SGD:
     @torch.no_grad()
     def _consume(self, parameter: Tensor) -> None:
         """Add a gradient that backward has just made to the parameter's sum, and free it."""
-        gradient = parameter.grad
-        if self.keep_gradients or gradient is None:
-            return
-        assert isinstance(parameter, nn.Parameter)
-        parameter.grad = None
-        total = self._sums.get(parameter)
-        if total is None:
-            self._sums[parameter] = self._first_of_step(parameter, gradient)
-        else:
-            total.add_(gradient)
+        with plain_tensors():
+            gradient = parameter.grad
+            if self.keep_gradients or gradient is None:
+                return
+            assert isinstance(parameter, nn.Parameter)
+            parameter.grad = None
+            if parameter in self._sums:
+                self.state[parameter][self._sums[parameter]].add_(gradient)
+                return
+            key = MOMENTUM if self.momentum else GRADIENT_SUM
+            self.state[parameter][key] = self._first_of_step(parameter, gradient)
+            self._sums[parameter] = key
 
     def _first_of_step(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
         """Begin a step's sum: what remains of the momentum, weight decay, the first gradient."""
         total: Tensor | None = self.state[parameter].get(MOMENTUM) if self.momentum else None
         total = gradient if total is None else total.mul_(self.momentum).add_(gradient)
-        if self.momentum:
-            self.state[parameter][MOMENTUM] = total
         return total.add_(parameter, alpha=self.weight_decay) if self.weight_decay else total

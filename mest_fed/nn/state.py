@@ -11,9 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from mest_fed.errors import InputError
 from mest_fed.nn.groups import mask_groups
+from mest_fed.nn.identity import plain_tensors
 from mest_fed.nn.layers import SparseLayer
-from mest_fed.sparsity import Layout
+from mest_fed.nn.stored import STORED_KEYS
+from mest_fed.sparsity import Layout, slot_objection
 
 Floats = npt.NDArray[np.float32]
 Slots = npt.NDArray[np.int32]
@@ -81,15 +84,15 @@ class SparseState:
 
 
 def _dense_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    compact = set()
-    for name, module in model.named_modules():
-        if isinstance(module, SparseLayer):
-            compact |= {f"{name}.values", f"{name}.slots"}
-    return {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if name not in compact and tensor.is_floating_point()
-    }
+    """Return what ``model.state_dict()`` holds beside masks and live values, without copies."""
+    tensors: dict[str, torch.Tensor | None] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        compact = STORED_KEYS if isinstance(module, SparseLayer) else ()
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if name not in compact and name not in module._non_persistent_buffers_set:
+                tensors[prefix + name] = tensor
+    return {n: t.detach() for n, t in tensors.items() if t is not None and t.is_floating_point()}
 
 
 def model_spec(model: nn.Module) -> ModelSpec:
@@ -105,7 +108,8 @@ def read_state(model: nn.Module) -> SparseState:
     """Copy a model's state out."""
 
     def array(tensor: torch.Tensor) -> Floats:
-        return tensor.detach().to("cpu", torch.float32, copy=True).numpy()
+        with plain_tensors():
+            return tensor.detach().to("cpu", torch.float32, copy=True).numpy()
 
     layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
     masks = {g.name: g.mask.slots.cpu().numpy().astype(np.int32) for g in mask_groups(model)}
@@ -115,15 +119,50 @@ def read_state(model: nn.Module) -> SparseState:
 
 
 def write_state(model: nn.Module, state: SparseState) -> None:
-    """Copy a state into a model of the same specification."""
-    for group in mask_groups(model):
-        slots = torch.from_numpy(state.masks[group.name])
+    """Copy a state into a model of the same specification.
+
+    The state's live counts become the layers' targets: what travels is at its target.
+
+    Raises
+    ------
+    InputError
+        If the state is not of the model's specification, or a mask is none. The model then stays
+        as it is.
+    """
+    groups, tensors = mask_groups(model), _dense_tensors(model)
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
+    names = {id(layer): name for name, layer in layers.items()}
+    for part, theirs, ours in (
+        ("masks", state.masks, {group.name for group in groups}),
+        ("values", state.values, layers.keys()),
+        ("dense tensors", state.dense, tensors.keys()),
+    ):
+        if theirs.keys() != ours:
+            odd = ", ".join(sorted(theirs.keys() ^ ours)[:3])
+            raise InputError(f"the {part} of a state are not those of the model: {odd}, ...")
+    shapes: dict[str, tuple[int, ...]] = {n: tuple(t.shape) for n, t in tensors.items()}
+    for group in groups:
+        slots = state.masks[group.name]
+        if slots.dtype != np.int32 or slots.ndim != 1:
+            raise InputError(
+                f"the mask of {group.name} = {slots.dtype} of shape {slots.shape} is not allowed;"
+                " allowed: int32 of shape (live,)"
+            )
         for layer in group.layers:
-            layer.slots = slots.to(layer.values.device)
-    for name, module in model.named_modules():
-        if isinstance(module, SparseLayer):
-            module.load(module.slots, torch.from_numpy(state.values[name]))
-    tensors = _dense_tensors(model)
+            layer.check_mask_can_change()
+            objection = slot_objection(layer.layout, slots)
+            if objection:
+                raise InputError(f"the mask of {group.name} is not allowed: {objection}")
+            shapes[names[id(layer)]] = len(slots), layer.layout.width
+    for name, array in (state.values | state.dense).items():
+        if array.shape != shapes[name]:
+            raise InputError(
+                f"{name} = array of {array.shape} is not allowed; allowed: {shapes[name]}"
+            )
+    for group in groups:
+        live = torch.from_numpy(state.masks[group.name])
+        for layer in group.layers:
+            layer.copy_in(live, torch.from_numpy(state.values[names[id(layer)]]), None)
     with torch.no_grad():
         for name, values in state.dense.items():
             tensors[name].copy_(torch.from_numpy(values))

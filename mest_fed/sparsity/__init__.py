@@ -2,7 +2,7 @@
 
 from mest_fed.sparsity.distribution import DISTRIBUTIONS, layer_counts
 from mest_fed.sparsity.layout import Layout
-from mest_fed.sparsity.mask import Mask, carry
+from mest_fed.sparsity.mask import Mask, carry, slot_objection
 from mest_fed.sparsity.methods import METHODS, MestEM, MestEMS, RigL, Set, Static, build_method
 from mest_fed.sparsity.mutation import Bounds, Method, grow
 from mest_fed.sparsity.nesting import nested_order
@@ -33,4 +33,5 @@ __all__ = [
     "magnitude_mask",
     "nested_order",
     "select_best",
+    "slot_objection",
 ]

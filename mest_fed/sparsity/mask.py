@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -76,3 +78,18 @@ def carry(values: Tensor, rows: Tensor) -> Tensor:
     found = rows >= 0
     carried[found] = values[rows[found]]
     return carried
+
+
+def slot_objection(layout: Layout, slots: npt.NDArray[np.int32]) -> str | None:
+    """Return why slots of shape ``(live,)`` are no mask of a layout, or None if they are one."""
+    if len(slots) == 0:
+        return None
+    if slots.min() < 0 or slots.max() >= layout.num_slots:
+        return f"a slot is out of range [0, {layout.num_slots})"
+    if not (slots[1:] > slots[:-1]).all():
+        return "slots do not increase"
+    if layout.variants > 1:
+        granules = slots // layout.variants
+        if not (granules[1:] > granules[:-1]).all():
+            return "two slots share a granule"
+    return None

@@ -19,7 +19,7 @@ import numpy as np
 
 from mest_fed.errors import WireError
 from mest_fed.nn.state import ModelSpec, Slots
-from mest_fed.sparsity import Layout
+from mest_fed.sparsity import Layout, slot_objection
 from mest_fed.wire.masks import MASK_CODECS, bitmap_bytes
 
 MaskSet = dict[str, Slots]
@@ -65,15 +65,7 @@ def check_masks(masks: MaskSet, spec: ModelSpec) -> None:
 def _objection(slots: Slots, layout: Layout) -> str | None:
     if slots.dtype != np.int32 or slots.ndim != 1 or len(slots) == 0:
         return f"{slots.dtype} of shape {slots.shape} where int32 of shape (live,) belongs"
-    if slots[0] < 0 or slots[-1] >= layout.num_slots:
-        return f"a slot is out of range [0, {layout.num_slots})"
-    if not (slots[1:] > slots[:-1]).all():
-        return "slots do not increase"
-    if layout.variants > 1:
-        granules = slots // layout.variants
-        if not (granules[1:] > granules[:-1]).all():
-            return "two slots share a granule"
-    return None
+    return slot_objection(layout, slots)
 
 
 def encode_masks(masks: MaskSet, spec: ModelSpec, base: MaskSet | None) -> tuple[bytes, bool]:

@@ -111,7 +111,11 @@ def test_values_and_momentum_are_as_large_as_they_really_get(name, scheme, distr
     mutator.grow(Bounds(ceiling=method.peak), lambda name: generator())
     cross_entropy(model(torch.zeros(2, *SMALL)), torch.zeros(2, dtype=torch.int64)).backward()
     optimizer.step()
-    held = {name: t.untyped_storage().nbytes() for name, t in model.state_dict().items()}
+    tensors = {
+        **dict(model.named_parameters()),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    held = {name: tensor.untyped_storage().nbytes() for name, tensor in tensors.items()}
     index = [size for name, size in held.items() if name.endswith("slots")]
     assert parts.index == sum(index)
     assert parts.values == sum(held.values()) - sum(index)

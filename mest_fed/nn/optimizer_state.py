@@ -1,0 +1,109 @@
+"""What a mutation does to an optimizer: its state of a layer's values is edited with the values."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mest_fed.errors import InputError
+from mest_fed.sparsity import carry
+
+
+class HasState(Protocol):
+    """What mutation needs of an optimizer.
+
+    The parameters that it trains stand in ``param_groups``, as in torch, or in ``parameters``.
+    """
+
+    state: Any
+    """Parameter -> its state by name, such as the momentum."""
+
+
+def check_optimizer(optimizer: HasState, layers: Iterable[tuple[str, nn.Module]]) -> None:
+    """Refuse an optimizer that does not train the values that a model's sparse layers have now.
+
+    Raises
+    ------
+    InputError
+        If values that require a gradient are not among the optimizer's parameters, or mutation
+        cannot edit what the optimizer keeps.
+    """
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise InputError("LBFGS keeps vectors over all parameters, which a mutation cannot edit")
+    trained = {id(parameter) for parameter in _parameters(optimizer)}
+    for name, layer in layers:
+        values = layer.values
+        assert isinstance(values, Tensor)
+        if values.requires_grad and id(values) not in trained:
+            raise InputError(
+                f"{name}.values is not among the optimizer's parameters: make the optimizer from"
+                " this model's parameters, after sparsify"
+            )
+
+
+def _parameters(optimizer: Any) -> Iterator[Tensor]:
+    if hasattr(optimizer, "param_groups"):
+        for group in optimizer.param_groups:
+            yield from group["params"]
+    elif hasattr(optimizer, "parameters"):
+        yield from optimizer.parameters
+    else:
+        raise InputError(
+            f"{type(optimizer).__name__} has no param_groups: give the optimizer that it wraps"
+        )
+
+
+def carry_state(optimizer: HasState, values: Tensor, rows: Tensor) -> dict[str, Tensor]:
+    """Return the state of values under a new mask, as far as it changes.
+
+    Parameters
+    ----------
+    optimizer : HasState
+        Stays as it is.
+    values : Tensor
+        The values before, shape ``(live, width)``.
+    rows : Tensor
+        int64, shape ``(new live,)``, as from :meth:`Mask.rows_in`.
+
+    Returns
+    -------
+    dict of str to Tensor
+        What has one entry for each value or each row, with new rows at zero.
+
+    Raises
+    ------
+    InputError
+        If the optimizer keeps a tensor of another shape than the values', a row's, a column's or a
+        number's: what a mutation would make of it is unknown.
+    """
+    carried = {}
+    live, width = values.shape
+    for key, entry in optimizer.state.get(values, {}).items():
+        kept = list(_tensors(entry))
+        if not kept or all(tensor.numel() <= 1 and tensor.shape != values.shape for tensor in kept):
+            continue
+        if isinstance(entry, Tensor):
+            shape = tuple(entry.shape)
+            if shape in {(live, width), (live, 1), (live,)}:
+                carried[key] = carry(entry, rows)
+                continue
+            if shape in {(1, width), (width,)}:  # a mean over rows
+                continue
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in kept)
+        raise InputError(
+            f"{type(optimizer).__name__} keeps {key!r} of shape {shapes} for values of shape"
+            f" {(live, width)}: a mutation cannot edit it"
+        )
+    return carried
+
+
+def _tensors(entry: Any) -> Iterator[Tensor]:
+    if isinstance(entry, Tensor):
+        yield entry
+    elif isinstance(entry, list | tuple):
+        for each in entry:
+            yield from _tensors(each)
+    elif isinstance(entry, dict):
+        for each in entry.values():
+            yield from _tensors(each)

@@ -1,0 +1,164 @@
+"""How a sparse layer stands in a ``state_dict``, so that a mean of states is right or refused.
+
+===================  ===============  ============================================================
+key                  type, shape      meaning
+===================  ===============  ============================================================
+``values``           float (live, w)  live values
+``slots``            float64 (live,)  whole numbers; a mean of equal ones rounds back to them
+``digest_of_slots``  float64 (8,)     the mask's :func:`~mest_fed.nn.identity.digest_of`
+``target_slots``     float64 ()       live granules that the layer's density stands for
+===================  ===============  ============================================================
+
+Averaged like weights, equal masks give back the mask and the digest; unlike ones give slots whose
+digest is another than the averaged one. Older states have int32 slots and neither of the last two.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mest_fed.errors import InputError
+from mest_fed.nn.identity import DIGEST_LENGTH, digest_of
+from mest_fed.sparsity import Layout, slot_objection
+
+SLOTS, VALUES, DIGEST, TARGET = "slots", "values", "digest_of_slots", "target_slots"
+STORED_KEYS = (SLOTS, VALUES, DIGEST, TARGET)
+
+#: Means leave rounding errors (a few steps of float32), and adaptive strategies magnify them. The
+#: digest decides in the end.
+_NEAR = 0.05
+_FLOAT32_STEPS = 8 * 2.0**-24
+_FARTHEST = 0.25
+#: A few steps of float32 at 2**20: a share of a few millionths of another mask is seen.
+_DIGEST_NEAR = 2.0
+
+_HINT = "average by slot, or keep one mask (mest_fed.nn.match_masks)"
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """A layer's part of a state, checked.
+
+    Parameters
+    ----------
+    slots : Tensor
+        int32, shape ``(live,)``, on the CPU.
+    values : Tensor
+        Shape ``(live, width)``.
+    target : int or None
+        None in an older state.
+    """
+
+    slots: Tensor
+    values: Tensor
+    target: int | None
+
+
+def write_layer(layout: Layout, slots: Tensor, target: int) -> dict[str, Tensor]:
+    """Return what stands in a state beside a layer's values and bias."""
+    digest = (0,) * DIGEST_LENGTH if slots.is_meta else digest_of(layout, slots)
+    numbers = {DIGEST: list(digest), TARGET: target}
+    tensors = {SLOTS: slots.detach().to(torch.float64)}
+    for key, number in numbers.items():
+        tensors[key] = torch.tensor(number, dtype=torch.float64, device=slots.device)
+    return tensors
+
+
+def read_layer(layout: Layout, state: Mapping[str, Any], prefix: str) -> StoredLayer | None:
+    """Read and check a layer's part of a state.
+
+    Returns
+    -------
+    StoredLayer or None
+        None if slots or values are missing, or the values are of another width: torch says so.
+
+    Raises
+    ------
+    InputError
+        If the slots are no mask of the layout, or do not belong to digest, values or target.
+    """
+    stored, values = state.get(prefix + SLOTS), state.get(prefix + VALUES)
+    if not isinstance(stored, Tensor) or not isinstance(values, Tensor):
+        return None
+    if tuple(values.shape[1:]) != (layout.width,):
+        return None
+    name = prefix + SLOTS
+    slots = check_slots(name, layout, stored)
+    digest = state.get(prefix + DIGEST)
+    if digest is None and stored.is_floating_point():
+        raise InputError(
+            f"{name} = {stored.dtype} without a {DIGEST} beside them is not allowed; allowed: both,"
+            " or int32 as older states have it"
+        )
+    if digest is not None:
+        _check_digest(name, layout, torch.from_numpy(slots), digest)
+    if len(values) != len(slots) or not values.is_floating_point():
+        raise InputError(
+            f"{prefix}{VALUES} = {values.dtype} of shape {tuple(values.shape)} is not allowed;"
+            f" allowed: floating-point, one row for each of the {len(slots)} slots"
+        )
+    target = state.get(prefix + TARGET)
+    count = None if target is None else _check_target(prefix + TARGET, layout, target)
+    return StoredLayer(torch.from_numpy(slots), values, count)
+
+
+def check_slots(name: str, layout: Layout, slots: Tensor) -> npt.NDArray[np.int32]:
+    """Return slots as int32 on the CPU.
+
+    Raises
+    ------
+    InputError
+        If they are not of shape ``(live,)``, whole, increasing, in range, one for each granule.
+    """
+    allowed = f"whole increasing numbers in [0, {layout.num_slots}), one for each granule"
+    if slots.dim() != 1 or slots.is_complex() or slots.dtype == torch.bool:
+        what = f"{slots.dtype} of shape {tuple(slots.shape)}"
+        raise InputError(f"{name} = {what} is not allowed; allowed: {allowed}, shape (live,)")
+    numbers = slots.detach().cpu().to(torch.float64).numpy()
+    whole = np.rint(numbers)
+    with np.errstate(invalid="ignore"):  # what is not finite is wrong, too
+        wrong = ~(np.abs(numbers - whole) <= _near(np.abs(whole)))
+    if wrong.any():
+        first = float(numbers[wrong][0])
+        raise InputError(
+            f"{name} holds {first:.6g}, which is not allowed; allowed: {allowed}."
+            f" A mean of states with unlike masks has such slots: {_HINT}"
+        )
+    outside = (whole < 0) | (whole >= layout.num_slots)
+    integers = np.where(outside, -1, whole).astype(np.int32)
+    objection = slot_objection(layout, integers)
+    if objection:
+        raise InputError(f"{name}: {objection}; allowed: {allowed}")
+    return integers
+
+
+def _check_digest(name: str, layout: Layout, slots: Tensor, digest: Tensor) -> None:
+    expected = torch.tensor(digest_of(layout, slots), dtype=torch.float64)
+    found = digest.detach().cpu().to(torch.float64)
+    if found.shape != expected.shape or not bool(((found - expected).abs() <= _DIGEST_NEAR).all()):
+        raise InputError(
+            f"{name} do not belong to the {DIGEST} beside them: the state is a mean of states with"
+            f" unlike masks, or of another scheme or shape; {_HINT}"
+        )
+
+
+def _check_target(name: str, layout: Layout, target: Tensor) -> int:
+    number = float(target) if target.numel() == 1 else math.nan
+    whole = round(number) if math.isfinite(number) else -1
+    if abs(number - whole) > _near(abs(whole)) or not 0 <= whole <= layout.num_granules:
+        raise InputError(
+            f"{name} = {number:.6g} is not allowed; allowed: a whole number in"
+            f" [0, {layout.num_granules}], the same in all states of a mean"
+        )
+    return whole
+
+
+def _near(whole: Any) -> Any:
+    """Return how far an averaged number may be from a whole one."""
+    return np.minimum(_FARTHEST, _NEAR + _FLOAT32_STEPS * whole)
