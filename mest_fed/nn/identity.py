@@ -20,9 +20,8 @@ from torch.optim import optimizer as torch_optimizer
 from mest_fed.errors import InputError
 from mest_fed.sparsity import Layout
 
-#: Whole numbers in [0, 2**20), so that a mean of equal digests is exact to within rounding, even
-#: in float32, and a mean of unlike ones is the digest of a third mask with probability 2**-140.
-MaskDigest = tuple[int, ...]
+#: Eight numbers in [0, 1), each a multiple of 2**-20, which float32 holds exactly.
+MaskDigest = tuple[float, ...]
 DIGEST_LENGTH = 8
 
 #: Run code without the dispatch to :class:`Values`: results are plain tensors, nothing is checked.
@@ -30,10 +29,10 @@ plain_tensors = torch._C.DisableTorchFunctionSubclass
 
 
 def digest_of(layout: Layout, slots: Tensor) -> MaskDigest:
-    """Name a mask: eight whole numbers that depend on the layout and on every slot."""
+    """Name a mask: eight numbers that depend on the layout and on every slot."""
     hashed = hashlib.blake2b(repr(layout).encode(), digest_size=4 * DIGEST_LENGTH)
     hashed.update(np.ascontiguousarray(slots.detach().cpu().numpy(), "<i4").data)
-    numbers = np.frombuffer(hashed.digest(), "<u4") >> 12
+    numbers = (np.frombuffer(hashed.digest(), "<u4") >> 12) / 2.0**20
     return tuple(numbers.tolist())
 
 

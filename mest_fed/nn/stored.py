@@ -35,8 +35,9 @@ STORED_KEYS = (SLOTS, VALUES, DIGEST, TARGET)
 _NEAR = 0.05
 _FLOAT32_STEPS = 8 * 2.0**-24
 _FARTHEST = 0.25
-#: A few steps of float32 at 2**20: a share of a few millionths of another mask is seen.
-_DIGEST_NEAR = 2.0
+#: As small as float32 sums over many clients allow: a share of 1e-4 of another mask is seen, and so
+#: is one step of an adaptive strategy, whose length does not depend on how far apart masks are.
+_DIGEST_NEAR = 1e-5
 
 _HINT = "average by slot, or keep one mask (mest_fed.nn.match_masks)"
 
@@ -62,7 +63,7 @@ class StoredLayer:
 
 def write_layer(layout: Layout, slots: Tensor, target: int) -> dict[str, Tensor]:
     """Return what stands in a state beside a layer's values and bias."""
-    digest = (0,) * DIGEST_LENGTH if slots.is_meta else digest_of(layout, slots)
+    digest = (0.0,) * DIGEST_LENGTH if slots.is_meta else digest_of(layout, slots)
     numbers = {DIGEST: list(digest), TARGET: target}
     tensors = {SLOTS: slots.detach().to(torch.float64)}
     for key, number in numbers.items():

@@ -131,12 +131,22 @@ def test_clients_of_unlike_masks_are_refused_by_name_and_the_model_stays():
         assert torch.equal(tensor, before[key]), key
 
 
-@pytest.mark.parametrize("share", [0.5, 0.1, 1e-3, 1e-5])
+@pytest.mark.parametrize("share", [0.5, 0.1, 1e-3, 1e-4])
 def test_even_a_small_share_of_another_mask_is_seen(share):
     model = linears()
     states = [model.state_dict(), mutated(model, 1, kept=0.9).state_dict()]
     with pytest.raises(InputError, match="slots"):
         loaded(numpy_mean(states, [1 - share, share]))
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.1, 0.01, 0.001])
+def test_one_step_of_an_adaptive_strategy_towards_another_mask_is_seen(rate):
+    model = linears()
+    other = mutated(model, 1, kept=0.9)
+    ours, theirs = ({k: t.numpy() for k, t in m.state_dict().items()} for m in (model, other))
+    step = {key: rate * np.sign(theirs[key] - ours[key]) for key in ours}
+    with pytest.raises(InputError, match="slots"):
+        loaded({key: ours[key] + step[key] for key in ours})
 
 
 def test_a_mean_whose_slots_are_whole_by_chance_is_refused():
