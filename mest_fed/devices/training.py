@@ -38,7 +38,7 @@ def _forward_passes(model: nn.Module, savings: Savings) -> dict[nn.Module, int]:
     for segment in segments_of(model)[savings.frozen :]:
         passes |= dict.fromkeys(segment.modules(), 2)
         by_hand: dict[str, int] = {}
-        if batch_norm_block.handles(segment.module):
+        if batch_norm_block.handles(segment):
             by_hand = batch_norm_block.FORWARDS
         elif batch_norm_stem.handles(segment):
             by_hand = batch_norm_stem.FORWARDS

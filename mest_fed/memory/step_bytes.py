@@ -1,5 +1,6 @@
 """The bytes of one training step, part by part, found by taking the step on a skeleton."""
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -133,26 +134,20 @@ def _keep_dense_gradients(model: nn.Module, keep: bool) -> None:
 
 @contextmanager
 def _naming(model: nn.Module) -> Iterator[None]:
-    """Turn what a layer raises for want of numbers into an error that names the layer."""
+    """Turn what a layer raises for want of numbers into an error that names the layer.
+
+    Hooks on the modules would change what is computed: a segment with hooks is run whole.
+    """
     names = {module: name or type(model).__name__ for name, module in model.named_modules()}
-    running: list[nn.Module] = []
-
-    def begins(module: nn.Module, _: Any) -> None:
-        running.append(module)
-
-    def ends(*_: Any) -> None:
-        running.pop()
-
-    hooks = [module.register_forward_pre_hook(begins) for module in names]
-    hooks += [module.register_forward_hook(ends) for module in names]
     try:
         yield
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        culprit = running[-1] if running else model
+        running = (
+            frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)
+        )
+        within = [module for module in running if isinstance(module, nn.Module)]
+        culprit = next((module for module in reversed(within) if module in names), model)
         raise UntraceableError(
             f"{names[culprit]} ({type(culprit).__name__}) cannot be traced without numbers: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()

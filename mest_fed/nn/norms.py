@@ -161,6 +161,17 @@ def watching(watcher: Watcher) -> Iterator[None]:
         _watchers.remove(watcher)
 
 
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """Have normalisations tell no watcher, where their outputs are not kept anyway."""
+    watchers = _watchers[:]
+    _watchers.clear()
+    try:
+        yield
+    finally:
+        _watchers.extend(watchers)
+
+
 def _norm_act(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     result: tuple[Tensor, Tensor, Tensor] = NormAct.apply(x, *rest)  # type: ignore[no-untyped-call]
     gamma, beta, residual, groups, relu, _ = rest

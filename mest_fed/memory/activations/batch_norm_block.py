@@ -13,10 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mest_fed.memory.activations.convolutions import convolve, convolve_back
+from mest_fed.memory.activations.convolutions import (
+    convolve,
+    convolve_back,
+    convolves_by_hand,
+)
 from mest_fed.memory.activations.formats import Packed
 from mest_fed.memory.activations.norm_backward import Gradients, NormBackward
 from mest_fed.memory.activations.pieces import pieces
+from mest_fed.memory.activations.recompute import keep, kept
+from mest_fed.memory.activations.rows import is_plain
+from mest_fed.memory.activations.segments import Segment
+from mest_fed.memory.activations.state import Autocast
 from mest_fed.memory.activations.workspace import Workspace
 from mest_fed.nn.models.resnet import ResidualBlock
 from mest_fed.nn.norms import BatchNorm2d, Statistics
@@ -25,12 +33,40 @@ from mest_fed.nn.norms import BatchNorm2d, Statistics
 FORWARDS = {"conv1": 4, "conv2": 2, "shortcut.0": 3}
 
 
-def handles(module: nn.Module) -> bool:
-    """Whether a module is a residual block whose norms are all of batches."""
-    if not isinstance(module, ResidualBlock):
+def handles(segment: Segment) -> bool:
+    """Whether a segment is a residual block whose norms are all of batches."""
+    block = segment.module
+    if not (isinstance(block, ResidualBlock) and segment.computes(ResidualBlock.forward)):
         return False
-    norms = [module.norm1, module.norm2, *list(module.shortcut)[1:]]
-    return all(isinstance(norm, BatchNorm2d) and norm.affine for norm in norms)
+    around = list(block.shortcut)
+    convolutions = [block.conv1, block.conv2, *around[:1]]
+    norms = [block.norm1, block.norm2, *around[1:]]
+    return len(around) in (0, 2) and walks_over(convolutions, norms)
+
+
+def walks_over(convolutions: list[nn.Module], norms: list[nn.Module]) -> bool:
+    """Whether the backward passes of such layers can be ordered by hand."""
+    layers = [*convolutions, *norms]
+    return (
+        len({id(layer) for layer in layers}) == len(layers)
+        and all(convolves_by_hand(layer) for layer in convolutions)
+        and all(type(norm) is BatchNorm2d and norm.affine for norm in norms)
+    )
+
+
+def suits(segment: Segment, x: Tensor) -> bool:
+    """Whether a segment that is handled can be computed by hand for an input, as things are.
+
+    A norm that its owner put into evaluation keeps to its running statistics; hooks, autocast and
+    tensors in the place of parameters are not looked at by hand.
+    """
+    parts = [module for module in segment.modules() if module is not segment.module]
+    return (
+        x.dim() == 4
+        and all(weight.dtype == x.dtype for weight in segment.parameters())
+        and all(module.training and is_plain(module) for module in parts)
+        and not Autocast(x.device).enabled
+    )
 
 
 def _norm(module: nn.Module) -> BatchNorm2d:
@@ -47,12 +83,15 @@ class RecomputedBlock(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         packed: Packed,
-        block: ResidualBlock,
+        segment: Segment,
         work: Workspace,
-        *parameters: nn.Parameter,
+        *parameters: Tensor,
     ) -> Tensor:
         """Run the block with one activation of the whole batch beside its input."""
-        ctx.packed, ctx.block, ctx.work, ctx.parameters = packed, block, work, parameters
+        keep(ctx, packed, parameters)
+        ctx.segment, ctx.work, ctx.parameters = segment, work, parameters
+        block = segment.module
+        assert isinstance(block, ResidualBlock)
         y: Tensor = block.conv1(x)
         first = _norm(block.norm1).normalise_(y, None, relu=True)
         for start, end in pieces(y.shape):
@@ -69,11 +108,11 @@ class RecomputedBlock(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Walk three times over the images."""
-        walks = _Walks(ctx.block, ctx.packed, grad, ctx.statistics, ctx.work)
+        packed, _ = kept(ctx, ctx.segment)
+        walks = _Walks(ctx.segment.module, packed, grad, ctx.statistics, ctx.work)
         walks.to_second_norm()
         walks.to_first_norm()
         dx = walks.to_input(wanted=ctx.needs_input_grad[0])
-        ctx.packed = None
         gradients = walks.gradients
         return dx, None, None, None, *(gradients.get(parameter) for parameter in ctx.parameters)
 

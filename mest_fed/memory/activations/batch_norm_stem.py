@@ -7,12 +7,14 @@ wants the gradient of its input.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from mest_fed.memory.activations.batch_norm_block import walks_over
 from mest_fed.memory.activations.convolutions import convolve, convolve_back
 from mest_fed.memory.activations.formats import Packed
 from mest_fed.memory.activations.norm_backward import Gradients, NormBackward
 from mest_fed.memory.activations.pieces import pieces
+from mest_fed.memory.activations.recompute import keep, kept
 from mest_fed.memory.activations.segments import Segment
 from mest_fed.memory.activations.workspace import Workspace
 from mest_fed.nn.models.resnet import ResNet
@@ -25,9 +27,9 @@ FORWARDS = {"conv1": 3}
 def handles(segment: Segment) -> bool:
     """Whether a segment is the stem of a ResNet with batch normalisation."""
     model = segment.module
-    if not (isinstance(model, ResNet) and segment.method == "stem"):
+    if not (isinstance(model, ResNet) and segment.computes(ResNet.stem)):
         return False
-    return isinstance(model.norm1, BatchNorm2d) and model.norm1.affine
+    return walks_over([model.conv1], [model.norm1])
 
 
 class RecomputedStem(torch.autograd.Function):
@@ -38,12 +40,15 @@ class RecomputedStem(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         packed: Packed,
-        model: ResNet,
+        segment: Segment,
         work: Workspace,
-        *parameters: nn.Parameter,
+        *parameters: Tensor,
     ) -> Tensor:
         """Run the stem, normalising in place."""
-        ctx.packed, ctx.model, ctx.work, ctx.parameters = packed, model, work, parameters
+        keep(ctx, packed, parameters)
+        ctx.segment, ctx.work, ctx.parameters = segment, work, parameters
+        model = segment.module
+        assert isinstance(model, ResNet)
         y: Tensor = model.conv1(x)
         assert isinstance(model.norm1, BatchNorm2d)
         ctx.statistics = model.norm1.normalise_(y, None, relu=True)
@@ -53,8 +58,9 @@ class RecomputedStem(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Walk up to the sums of the normalisation, then to the convolution's weight."""
         gradients: Gradients = {}
-        packed, conv, work = ctx.packed, ctx.model.conv1, ctx.work
-        norm = NormBackward(ctx.model.norm1, ctx.statistics, gradients)
+        packed, _ = kept(ctx, ctx.segment)
+        model, work = ctx.segment.module, ctx.work
+        conv, norm = model.conv1, NormBackward(model.norm1, ctx.statistics, gradients)
         for start, end in pieces(grad.shape):
             x, a = packed.images(start, end), work.take("a", grad[start:end].shape, grad)
             convolve(conv, x, a)
@@ -66,7 +72,6 @@ class RecomputedStem(torch.autograd.Function):
             convolve(conv, x, a)
             da = norm.input_gradient(_open_gradient(norm, a, grad[start:end], work), a, a)
             convolve_back(conv, x, da, None, gradients)
-        ctx.packed = None
         return None, None, None, None, *(gradients.get(p) for p in ctx.parameters)
 
 

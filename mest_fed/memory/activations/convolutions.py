@@ -7,6 +7,20 @@ from mest_fed.nn import SparseConv2d
 from mest_fed.nn.convolution import Conv2d, dense_gradients
 
 
+def convolves_by_hand(layer: nn.Module) -> bool:
+    """Whether the gradients of a layer are known here: plain convolutions without a bias."""
+    if isinstance(layer, SparseConv2d):
+        return type(layer) is SparseConv2d and layer.bias is None
+    return (
+        isinstance(layer, nn.Conv2d)
+        and type(layer) in (nn.Conv2d, Conv2d)
+        and layer.bias is None
+        and layer.groups == 1
+        and layer.padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
+    )
+
+
 def convolve(layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Convolve ``x`` into ``y``."""
     if isinstance(layer, SparseConv2d | Conv2d):

@@ -4,8 +4,10 @@ A format packs a float tensor of at least two dimensions, images first, and give
 some images.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -20,10 +22,25 @@ def packable(x: Tensor) -> bool:
 
 
 class Packed(ABC):
-    """A packed activation."""
+    """A packed activation.
 
-    def __init__(self, x: Tensor) -> None:
-        self.shape = x.shape
+    Attributes
+    ----------
+    shape, dtype
+        Of the activation.
+    parts : tuple of Tensor
+        What is in memory.
+    """
+
+    def __init__(self, x: Tensor, *parts: Tensor) -> None:
+        self.shape, self.dtype = x.shape, x.dtype
+        self.parts = parts
+
+    def made_of(self, *parts: Tensor) -> Self:
+        """Return the same activation with these parts."""
+        other = copy.copy(self)
+        other.parts = parts
+        return other
 
     @abstractmethod
     def images(self, first: int, last: int) -> Tensor:
@@ -38,8 +55,14 @@ class AsIs(Packed):
     """Exact: the tensor itself, of any type and number of dimensions, which must stay as it is."""
 
     def __init__(self, x: Tensor) -> None:
-        super().__init__(x)
-        self._x, self._version = x.detach(), x._version
+        super().__init__(x, x.detach())
+        self._version = x._version
+
+    def made_of(self, *parts: Tensor) -> Self:
+        """Return the same activation with these parts, which must stay as they are from now on."""
+        other = super().made_of(*parts)
+        other._version = parts[0]._version if parts else 0
+        return other
 
     def images(self, first: int, last: int) -> Tensor:
         """Return the images [first, last), of the same memory."""
@@ -47,51 +70,58 @@ class AsIs(Packed):
 
     def whole(self) -> Tensor:
         """Return the tensor, or say that it is not what it was."""
-        if self._x._version != self._version:  # autograd does not look where others keep tensors
+        (x,) = self.parts
+        if x._version != self._version:  # autograd does not look where others keep tensors
             raise MestFedError(
-                f"an activation of shape {tuple(self.shape)} was changed in place after it was "
-                "kept for backward"
+                f"a tensor of shape {tuple(self.shape)} was changed in place after it was kept for "
+                "backward"
             )
-        return self._x
+        return x
 
 
 class _Half(Packed):
     """16 bits. What leaves float16's range is held to its ends; NaN stays NaN."""
 
     def __init__(self, x: Tensor, dtype: torch.dtype) -> None:
-        super().__init__(x)
-        self._dtype = x.dtype
+        short = x.detach()
         if dtype == torch.float16:
             most = torch.finfo(dtype).max
-            x = x.detach().clamp(-most, most)
-        self._x = x.detach().to(dtype)
+            short = short.clamp(-most, most)
+        super().__init__(x, short.to(dtype))
 
     def images(self, first: int, last: int) -> Tensor:
-        return self._x[first:last].to(self._dtype)
+        return self.parts[0][first:last].to(self.dtype)
 
 
 class _Bytes(Packed):
     """8 bits, one affine scale for each channel of each image: off by half a step at most."""
 
     def __init__(self, x: Tensor) -> None:
-        super().__init__(x)
-        self._codes, self._levels = quantise(x.detach().contiguous())
-        self._planes = len(self._levels) // max(1, x.shape[0])
+        super().__init__(x, *quantise(x.detach().contiguous()))
 
     def images(self, first: int, last: int) -> Tensor:
-        levels = self._levels[first * self._planes : last * self._planes]
-        return dequantise(self._codes[first:last], levels)
+        codes, levels = self.parts
+        planes = len(levels) // max(1, self.shape[0])
+        return dequantise(codes[first:last], levels[first * planes : last * planes])
 
 
 class _Nonzero(Packed):
     """Exact: a bit for each element, and the values that are not zero; for what left a ReLU."""
 
     def __init__(self, x: Tensor) -> None:
-        super().__init__(x)
-        self._bits, self._values, self._starts = squeeze(x.detach().contiguous())
+        super().__init__(x, *squeeze(x.detach().contiguous()))
 
     def images(self, first: int, last: int) -> Tensor:
-        return expand(self._bits, self._values, self._starts, self.shape, first=first, last=last)
+        bits, values, starts = self.parts
+        return expand(bits, values, starts, self.shape, first=first, last=last)
+
+
+def _bytes(x: Tensor) -> Packed:
+    """Pack in 8 bits; an attention mask has infinities, which no scale holds, and stays."""
+    packed = _Bytes(x)
+    levels = packed.parts[1]
+    bounded = levels.is_meta or not bool(levels.isnan().any()) or bool(x.isnan().any())
+    return packed if bounded else AsIs(x)
 
 
 #: Formats by name, the exact ones first.
@@ -100,6 +130,6 @@ FORMATS: dict[str, Callable[[Tensor], Packed]] = {
     "mask": _Nonzero,
     "fp16": lambda x: _Half(x, torch.float16),
     "bf16": lambda x: _Half(x, torch.bfloat16),
-    "int8": _Bytes,
+    "int8": _bytes,
 }
 EXACT = ("fp32", "mask")

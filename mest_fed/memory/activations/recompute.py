@@ -1,57 +1,133 @@
-"""Recomputation of a segment: its input is kept, packed, and backward runs it again.
+"""Recomputation of a segment that keeps images apart: backward runs it a few images at a time.
 
 Chen et al. 2016 ("Training deep nets with sublinear memory cost", section 3). Sparse forward passes
-are cheap, so this costs less than it does a dense network. Here a segment is run again a few images
-at a time, so that what it computes within stands in memory for those images alone.
+are cheap, so this costs less than it does a dense network. What the segment computes within stands
+in memory for a few images alone. :mod:`mest_fed.memory.activations.rows` says which segments may
+be cut so; the others go by :mod:`mest_fed.memory.activations.whole`.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from mest_fed.errors import MestFedError
-from mest_fed.memory.activations.formats import Packed
+from mest_fed.memory.activations.formats import AsIs, Packed
 from mest_fed.memory.activations.pieces import pieces
 from mest_fed.memory.activations.segments import Segment
+from mest_fed.memory.activations.state import Autocast
+from mest_fed.memory.activations.workspace import Workspace
 
 
-class Recomputed(torch.autograd.Function):
-    """A segment whose backward pass runs it again.
+class Function(Protocol):
+    """An autograd function that computes a segment and orders its backward pass itself."""
 
-    The gradients of its parameters are accumulated from within, by a backward pass of its own;
-    ``anchor``, an empty tensor that needs a gradient, is there so that autograd comes here even
-    where ``x`` needs none. Gradients are those of the function at the packed input: exact if the
-    format is.
+    def apply(self, *given: Any) -> Tensor:
+        """Take x, packed x, the segment, a workspace, and the segment's parameters."""
+
+
+def by_function(
+    function: Any, segment: Segment, x: Tensor, packed: Packed, work: Workspace
+) -> Tensor:
+    """Compute a segment by an autograd function that keeps its packed input and its parameters.
+
+    The parameters are arguments, so that autograd alone decides where their gradients go.
+    """
+    # What a function keeps is packed already: hooks around the model shall not pack it again.
+    with saved_tensors_hooks(AsIs, AsIs.whole):
+        y: Tensor = function.apply(x, packed, segment, work, *segment.parameters())
+    return y
+
+
+def keep(ctx: Any, packed: Packed, parameters: tuple[Tensor, ...]) -> None:
+    """Have autograd keep what backward needs: until then, or longer if it retains the graph."""
+    ctx.save_for_backward(*packed.parts, *parameters)
+    ctx.packed = packed.made_of()
+    ctx.parts = len(packed.parts)
+
+
+def kept(ctx: Any, segment: Segment) -> tuple[Packed, tuple[Tensor, ...]]:
+    """Return what was kept: the packed input and the parameters.
+
+    Raises
+    ------
+    MestFedError
+        If gradients of gradients are to be taken, or what was kept was changed in place.
+    """
+    if torch.is_grad_enabled():
+        raise MestFedError(
+            f"segment {segment.name} is recomputed in pieces, which gives no gradient of a "
+            "gradient (create_graph=True); allowed: recompute = none or norms"
+        )
+    tensors = ctx.saved_tensors
+    return ctx.packed.made_of(*tensors[: ctx.parts]), tensors[ctx.parts :]
+
+
+class RecomputedInPieces(torch.autograd.Function):
+    """A segment whose backward pass runs it again, piece by piece, each with a backward pass.
+
+    Gradients are those of the function at the packed input: exact if the format is.
     """
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, x: Tensor, packed: Packed, segment: Segment) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        packed: Packed,
+        segment: Segment,
+        work: Workspace,
+        *parameters: Tensor,
+    ) -> Tensor:
         """Run the segment, and keep nothing but its packed input."""
-        ctx.packed, ctx.segment = packed, segment
-        before = torch.get_rng_state()
-        y = _run(segment, x)
-        ctx.random = None if torch.equal(before, torch.get_rng_state()) else before
-        return y
+        keep(ctx, packed, parameters)
+        ctx.segment, ctx.places, ctx.autocast = segment, _places(segment), Autocast(x.device)
+        return _run(segment, x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Run the segment again, piece by piece, each with its backward pass."""
-        packed, segment = ctx.packed, ctx.segment
-        dx = grad.new_empty(packed.shape) if ctx.needs_input_grad[1] else None
-        with _as_before(segment, ctx.random):
-            for first, last in _pieces(segment, _cut_by(ctx, grad)):
-                x = packed.images(first, last).detach().requires_grad_(dx is not None)
-                with torch.enable_grad():
-                    y = segment.function(x)
-                    if y.requires_grad:  # else its parameters do not train, and nobody wants dx
-                        _go_back(y, grad[first:last])
-                if dx is not None:
-                    dx[first:last] = 0 if x.grad is None else x.grad
-        ctx.packed = None
-        return None, dx, None, None
+        """Run the segment again, with stand-ins for its parameters that gather their gradients."""
+        segment = ctx.segment
+        packed, parameters = kept(ctx, segment)
+        wanted, _, _, _, *trains = ctx.needs_input_grad
+        stand_ins = [
+            parameter.detach().requires_grad_(needs)
+            for parameter, needs in zip(parameters, trains, strict=True)
+        ]
+        dx = grad.new_empty(packed.shape, dtype=packed.dtype) if wanted else None
+        larger = max(packed.shape, grad.shape, key=torch.Size.numel)
+        with _in_place_of(ctx.places, stand_ins), ctx.autocast.again(), torch.enable_grad():
+            for first, last in pieces(larger):
+                x = packed.images(first, last).detach().requires_grad_(wanted)
+                _go_back(segment.function(x), grad[first:last])
+                if dx is not None and x.grad is not None:
+                    dx[first:last] = x.grad
+        return dx, None, None, None, *(stand_in.grad for stand_in in stand_ins)
+
+
+#: Where each of a segment's parameters stands: module, name and the parameter's number.
+_Places = list[tuple[nn.Module, str, int]]
+
+
+def _places(segment: Segment) -> _Places:
+    number = {id(parameter): i for i, parameter in enumerate(segment.parameters())}
+    return [(module, name, number[id(p)]) for (module, name), p in segment.weights().items()]
+
+
+@contextmanager
+def _in_place_of(places: _Places, stand_ins: list[Tensor]) -> Iterator[None]:
+    """Have modules compute with other tensors than their parameters."""
+    found = [module._parameters[name] for module, name, _ in places]
+    tables: list[dict[str, Any]] = [module._parameters for module, _, _ in places]
+    for table, (_, name, number) in zip(tables, places, strict=True):
+        table[name] = stand_ins[number]
+    try:
+        yield
+    finally:
+        for table, (_, name, _), parameter in zip(tables, places, found, strict=True):
+            table[name] = parameter
 
 
 class _Seed(torch.autograd.Function):
@@ -73,39 +149,12 @@ def _go_back(y: Tensor, grad: Tensor) -> None:
 
 
 def _run(segment: Segment, x: Tensor) -> Tensor:
-    version = x._version
     result: Tensor | None = None
-    for first, last in _pieces(segment, x.shape):
-        y = segment.function(x[first:last])
+    for first, last in pieces(x.shape):
+        y: Tensor = segment.function(x[first:last])
         if last - first == len(x):
-            result = y
-        else:
-            result = y.new_empty(len(x), *y.shape[1:]) if result is None else result
-            result[first:last] = y
-    if x._version != version:
-        raise MestFedError(f"{segment.name} changes its input in place; it cannot be recomputed")
-    return segment.function(x) if result is None else result  # no image at all
-
-
-def _cut_by(ctx: Any, grad: Tensor) -> torch.Size:
-    """Return the larger of input and output; the input where draws must fall as before."""
-    shapes: list[torch.Size] = [ctx.packed.shape, grad.shape]
-    return shapes[0] if ctx.random is not None else max(shapes, key=torch.Size.numel)
-
-
-def _pieces(segment: Segment, shape: torch.Size) -> Iterator[tuple[int, int]]:
-    return iter([(0, shape[0])]) if segment.mixes_images() else pieces(shape)
-
-
-@contextmanager
-def _as_before(segment: Segment, random: Tensor | None) -> Iterator[None]:
-    """Draw what was drawn before, and leave running statistics as they are."""
-    buffers = [buffer for module in segment.modules() for buffer in module.buffers(recurse=False)]
-    kept = [buffer.clone() for buffer in buffers] if segment.mixes_images() else []
-    with ExitStack() as stack:
-        if random is not None:
-            stack.enter_context(torch.random.fork_rng(devices=[]))
-            torch.set_rng_state(random)
-        yield
-    for buffer, before in zip(buffers, kept, strict=False):
-        buffer.copy_(before)
+            return y.data  # no view of anything: what follows may change it in place
+        result = y.new_empty(len(x), *y.shape[1:]) if result is None else result
+        result[first:last] = y
+    assert result is not None
+    return result

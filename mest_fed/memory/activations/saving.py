@@ -1,8 +1,11 @@
 """The one door to all that saves activation memory: ``with saving(model, savings) as forward``."""
 
+import copy
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -10,10 +13,12 @@ from torch import Tensor, nn
 
 from mest_fed.errors import not_allowed
 from mest_fed.memory.activations import batch_norm_block, batch_norm_stem
-from mest_fed.memory.activations.formats import FORMATS, Packed, packable
+from mest_fed.memory.activations.formats import FORMATS, AsIs, Packed, packable
 from mest_fed.memory.activations.hooks import SavedActivations
-from mest_fed.memory.activations.recompute import Recomputed
+from mest_fed.memory.activations.recompute import RecomputedInPieces, by_function
+from mest_fed.memory.activations.rows import maps_rows
 from mest_fed.memory.activations.segments import Segment, segments_of
+from mest_fed.memory.activations.whole import recomputed_whole
 from mest_fed.memory.activations.workspace import Workspace
 
 #: What is computed again in backward: nothing; outputs of normalisations; whole segments.
@@ -55,102 +60,164 @@ class Savings:
             raise not_allowed("frozen", self.frozen, "a whole number from 0")
 
 
+class NothingSavedWarning(UserWarning):
+    """Segments shall be recomputed, and none was found, or none was called."""
+
+
 @contextmanager
-def saving(model: nn.Module, savings: Savings) -> Iterator[Callable[[Tensor], Tensor]]:
+def saving(model: nn.Module, savings: Savings) -> Iterator[Callable[..., Any]]:
     """Train a model with savings: within, call what this yields in place of the model.
 
     Parameters
     ----------
     model : nn.Module
         Any module; it is left as it was. Recomputation and freezing act on its segments, see
-        :mod:`mest_fed.memory.activations.segments`.
+        :mod:`mest_fed.memory.activations.segments`. A copy of it that is made within is a plain
+        model of its own.
     savings : Savings
         ``consume`` is the optimizer's to do.
+
+    Yields
+    ------
+    callable
+        Takes and returns what the model does.
 
     Raises
     ------
     InputError
         If more segments shall be frozen than the model has before its last.
+
+    Warns
+    -----
+    NothingSavedWarning
+        If segments shall be recomputed and the model has none, or calls none.
     """
-    segments, work = segments_of(model), Workspace()
+    segments = segments_of(model)
     if savings.frozen and savings.frozen >= len(segments):
         allowed = f"a whole number from 0 to {max(0, len(segments) - 1)}"
         raise not_allowed("frozen", savings.frozen, f"{allowed} (the model's segments but one)")
-    replaced = {
-        segment: _frozen(segment)
-        if number < savings.frozen
-        else _recomputed(segment, FORMATS[savings.saved], work)
-        for number, segment in enumerate(segments)
-        if number < savings.frozen or savings.recompute == "segments"
-    }
-    still = [p for s in segments[: savings.frozen] for p in s.parameters() if p.requires_grad]
-    for parameter in still:
-        parameter.requires_grad_(False)
-    found = {segment: vars(segment.module).get(segment.method) for segment in replaced}
-    for segment, function in replaced.items():
-        setattr(segment.module, segment.method, function)
+    recomputed: list[Recomputed] = []
+    if savings.recompute == "segments":
+        work = Workspace()
+        recomputed = [Recomputed(segment, FORMATS[savings.saved], work) for segment in segments]
+        if not segments:
+            _warn_of_nothing_saved(model, stacklevel=4)
+    frozen = [p for s in segments[: savings.frozen] for p in s.parameters() if p.requires_grad]
+    with ExitStack() as stack:
+        for parameter in frozen:
+            stack.callback(parameter.requires_grad_, parameter.requires_grad)
+            parameter.requires_grad_(False)
+        for function in recomputed:
+            stack.enter_context(_in_place(function))
+        yield _forward(model, savings, recomputed)
+
+
+def _warn_of_nothing_saved(model: nn.Module, stacklevel: int) -> None:
+    warnings.warn(
+        f"recompute = 'segments' saves nothing: {type(model).__name__} has no segments that it "
+        "calls; put its blocks into an nn.Sequential or an nn.ModuleList, or name them in an "
+        "attribute segments (see mest_fed.memory.activations.segments)",
+        NothingSavedWarning,
+        stacklevel=stacklevel,
+    )
+
+
+@contextmanager
+def _in_place(function: "Recomputed") -> Iterator[None]:
+    """Have a module call this in the place of its method."""
+    module, method = function.segment.module, function.segment.method
+    found = vars(module).get(method)
+    vars(module)[method] = function
     try:
-        yield _forward(model, savings)
+        yield
     finally:
-        for segment in replaced:
-            delattr(segment.module, segment.method)
-            if found[segment] is not None:
-                setattr(segment.module, segment.method, found[segment])
-        for parameter in still:
-            parameter.requires_grad_(True)
+        vars(module).pop(method, None)
+        if found is not None:
+            vars(module)[method] = found
 
 
-def _forward(model: nn.Module, savings: Savings) -> Callable[[Tensor], Tensor]:
+def _forward(
+    model: nn.Module, savings: Savings, recomputed: list["Recomputed"]
+) -> Callable[..., Any]:
     if savings.saved == "fp32" and savings.recompute == "none":
         return model
+    unsaid = bool(recomputed)
 
-    def forward(images: Tensor) -> Tensor:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        nonlocal unsaid
         own = [*model.parameters(), *model.buffers()]
         renormalise = savings.recompute != "none"
         with SavedActivations(FORMATS[savings.saved], own, renormalise=renormalise):
-            logits: Tensor = model(images)
-        return logits
+            result = model(*args, **kwargs)
+        if unsaid and model.training:
+            unsaid = False
+            if not any(function.called for function in recomputed):
+                _warn_of_nothing_saved(model, stacklevel=3)
+        return result
 
     return forward
 
 
-def _frozen(segment: Segment) -> Callable[[Tensor], Tensor]:
-    function = segment.function
+class Recomputed:
+    """A segment's function in training, run so that it is computed again in backward.
 
-    def forward(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return function(x)
+    It stands on the segment's module, as the method does in the class. A copy of the module, or a
+    pickle, gets the method instead, bound to the copy.
 
-    return forward
+    Attributes
+    ----------
+    called : bool
+        Whether it was.
+    """
+
+    def __init__(self, segment: Segment, pack: Callable[[Tensor], Packed], work: Workspace) -> None:
+        self.segment, self.called = segment, False
+        self._pack, self._work = pack, work
+        self._by_hand: Any = None
+        if batch_norm_block.handles(segment):
+            self._by_hand = batch_norm_block.RecomputedBlock
+        elif batch_norm_stem.handles(segment):
+            self._by_hand = batch_norm_stem.RecomputedStem
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the segment."""
+        self.called = True
+        segment = self.segment
+        if not (segment.module.training and torch.is_grad_enabled() and self._trains(args, kwargs)):
+            return segment.function(*args, **kwargs)
+        function = self._in_pieces(args) if not kwargs else None
+        if function is None:
+            return recomputed_whole(segment, self._pack, args, kwargs)
+        x = args[0]
+        packed = self._pack(x) if packable(x) else AsIs(x)
+        return by_function(function, segment, x, packed, self._work)
+
+    def _trains(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        tensors = (*args, *kwargs.values(), *self.segment.parameters())
+        return any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors)
+
+    def _in_pieces(self, args: tuple[Any, ...]) -> Any:
+        """Return the autograd function that takes a batch in pieces, None where none may."""
+        if len(args) != 1 or not isinstance(args[0], Tensor):
+            return None
+        (x,) = args
+        if not x.dim() or not x.shape[0]:
+            return None
+        if self._by_hand is batch_norm_stem.RecomputedStem and x.requires_grad:
+            return None
+        if self._by_hand is not None and batch_norm_block.suits(self.segment, x):
+            return self._by_hand
+        return RecomputedInPieces if maps_rows(self.segment, x) else None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        function = self.segment.function
+        if isinstance(function, MethodType) and id(function.__self__) not in memo:
+            return function.__func__  # a copy that does not say of which module it is one
+        return copy.deepcopy(function, memo)
+
+    def __reduce__(self) -> Any:
+        return _itself, (self.segment.function,)
 
 
-def _recomputed(
-    segment: Segment, pack: Callable[[Tensor], Packed], work: Workspace
-) -> Callable[[Tensor], Tensor]:
-    """Return a segment's function that keeps its packed input alone."""
-    by_hand: Any = None
-    if batch_norm_block.handles(segment.module):
-        by_hand = batch_norm_block.RecomputedBlock
-    elif batch_norm_stem.handles(segment):
-        by_hand = batch_norm_stem.RecomputedStem
-    parameters = tuple(segment.parameters())
-
-    def goes_by_hand(x: Tensor) -> bool:
-        if by_hand is batch_norm_stem.RecomputedStem and x.requires_grad:
-            return False
-        # A norm that its owner put into evaluation keeps to its running statistics.
-        return by_hand is not None and all(module.training for module in segment.modules())
-
-    def forward(x: Tensor) -> Tensor:
-        y: Tensor
-        if not (segment.module.training and torch.is_grad_enabled()):
-            return segment.function(x)
-        packed = pack(x) if packable(x) else FORMATS["fp32"](x)
-        if goes_by_hand(x):
-            y = by_hand.apply(x, packed, segment.module, work, *parameters)
-        else:
-            anchor = torch.empty(0, device=x.device, requires_grad=True)
-            y = Recomputed.apply(anchor, x, packed, segment)  # type: ignore[no-untyped-call]
-        return y
-
-    return forward
+def _itself(function: Any) -> Any:
+    return function

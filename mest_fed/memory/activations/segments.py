@@ -1,16 +1,16 @@
-"""Segments: parts of a model that map one tensor to one tensor and can be computed again.
+"""Segments: parts of a model that are run again in backward instead of keeping what they compute.
 
 A module names its own in an attribute ``segments``, as those of :mod:`mest_fed.nn.models` do:
 method -> the submodules that it calls, none for all. In a model that names none, the children of
-every ``nn.Sequential`` that stands in no other are its segments.
+its outermost ``nn.Sequential`` and ``nn.ModuleList`` are the segments; where it has neither, those
+of its children that have children of their own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Segment:
     module : nn.Module
         Whose method it is.
     method : str
-        Maps a tensor, images first, to a tensor with as many images.
+        Its name; it may take and return anything.
     function : callable
         The method, bound, as it was found.
     """
@@ -32,7 +32,7 @@ class Segment:
     name: str
     module: nn.Module
     method: str
-    function: Callable[[Tensor], Tensor]
+    function: Callable[..., Any]
 
     @classmethod
     def of(cls, owner: str, module: nn.Module, method: str) -> "Segment":
@@ -40,29 +40,36 @@ class Segment:
         name = f"{owner}.{method}".strip(".").removesuffix(".forward")
         return cls(name, module, method, getattr(module, method))
 
-    def mixes_images(self) -> bool:
-        """Whether statistics are taken over the images: of a batch, or running ones."""
-        return any(
-            isinstance(m, _BatchNorm) or (isinstance(m, _InstanceNorm) and m.track_running_stats)
-            for m in self.modules()
-        )
+    def computes(self, method: Callable[..., Any]) -> bool:
+        """Whether its function is this method of a class, and no override of it."""
+        return getattr(self.function, "__func__", None) is method
 
     def modules(self) -> list[nn.Module]:
         """Return the modules that it calls, and theirs."""
         called: dict[str, tuple[str, ...]] = getattr(self.module, "segments", {})
         names = called.get(self.method, ())
         parts = [self.module.get_submodule(name) for name in names] or [self.module]
-        return [module for part in parts for module in part.modules()]
+        return list(dict.fromkeys(module for part in parts for module in part.modules()))
 
-    def parameters(self) -> list[nn.Parameter]:
-        """Return its parameters."""
-        return [p for module in self.modules() for p in module.parameters(recurse=False)]
+    def weights(self) -> dict[tuple[nn.Module, str], Tensor]:
+        """Return its parameters by the places where they stand; a shared one stands in several."""
+        return {
+            (module, name): weight
+            for module in self.modules()
+            for name, weight in module._parameters.items()
+            if weight is not None
+        }
+
+    def parameters(self) -> list[Tensor]:
+        """Return its parameters, each once."""
+        return list(dict.fromkeys(self.weights().values()))
 
 
 def segments_of(model: nn.Module) -> list[Segment]:
-    """Return a model's segments, in the order of its modules."""
-    found = _declared(model)
-    return found or _children_of_sequentials(model)
+    """Return a model's segments, in the order of its modules; none where nothing can be told."""
+    found = _declared(model) or list(_in_containers("", model)) or list(_composite(model))
+    # A module that stands in several places is one segment.
+    return list({(s.module, s.method): s for s in reversed(found)}.values())[::-1]
 
 
 def _declared(model: nn.Module) -> list[Segment]:
@@ -73,16 +80,32 @@ def _declared(model: nn.Module) -> list[Segment]:
     ]
 
 
-def _children_of_sequentials(model: nn.Module) -> list[Segment]:
-    found: list[Segment] = []
-    inside: set[nn.Module] = set()
-    for name, module in model.named_modules():
-        if module in inside or not isinstance(module, nn.Sequential):
-            continue
-        inside |= set(module.modules())
-        found += [
-            Segment.of(f"{name}.{child}".strip("."), part, "forward")
-            for child, part in module.named_children()
-            if any(True for _ in part.parameters())
-        ]
-    return found
+def _in_containers(name: str, module: nn.Module) -> Iterator[Segment]:
+    """Yield the children of the outermost containers; a list of containers is looked into."""
+    for child, part in module.named_children():
+        at = f"{name}.{child}".strip(".")
+        looked_into = isinstance(part, nn.Sequential | nn.ModuleList)
+        if isinstance(module, nn.Sequential) or (
+            isinstance(module, nn.ModuleList) and not looked_into
+        ):
+            if _has_parameters(part):
+                yield Segment.of(at, part, "forward")
+        else:
+            yield from _in_containers(at, part)
+
+
+def _composite(model: nn.Module, name: str = "") -> Iterator[Segment]:
+    """Yield the children that have children; those of the only one where there is one."""
+    blocks = [
+        (f"{name}.{child}".strip("."), part)
+        for child, part in model.named_children()
+        if any(True for _ in part.children()) and _has_parameters(part)
+    ]
+    if len(blocks) == 1:
+        yield from _composite(blocks[0][1], blocks[0][0])
+    else:
+        yield from (Segment.of(at, part, "forward") for at, part in blocks)
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())

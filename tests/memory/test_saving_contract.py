@@ -1,0 +1,195 @@
+"""Whatever a model computes and however it is trained: with savings it is as without.
+
+Outputs, gradients, buffers, attributes and random generators, for a table of models and of uses.
+"""
+
+import copy
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from saving_users import USERS, build
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mest_fed.errors import MestFedError
+from mest_fed.memory import Savings, saving
+from mest_fed.memory.activations import hooks
+from mest_fed.memory.activations import pieces as cutting
+from mest_fed.nn.sgd import SGD
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    """Cut a batch of seven into several pieces wherever it is cut."""
+    monkeypatch.setattr(cutting, "PIECE_BYTES", 3 * 4 * 64)
+    monkeypatch.setattr(hooks, "LEAST_BYTES", 1)  # so that all that can be packed is
+
+
+def loss_of(y):
+    return (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)).sum()
+
+
+def plain_backward(net, forward, x):
+    y = forward(x)
+    loss_of(y).backward()
+    return [y]
+
+
+def gradients_of_parameters(net, forward, x):
+    trained = [p for p in net.parameters() if p.requires_grad]
+    return torch.autograd.grad(loss_of(forward(x)), trained)
+
+
+def gradient_of_the_input(net, forward, x):
+    x.requires_grad_()
+    (dx,) = torch.autograd.grad(loss_of(forward(x)), x)
+    return [dx]
+
+
+def attack_then_train(net, forward, x):
+    x.requires_grad_()
+    (dx,) = torch.autograd.grad(loss_of(forward(x)), x)
+    loss_of(forward((x + 0.01 * dx.sign()).detach())).backward()
+    return []
+
+
+def attack_a_model_in_evaluation(net, forward, x):
+    net.eval()
+    x.requires_grad_()
+    return torch.autograd.grad(loss_of(forward(x)), x)
+
+
+def backward_twice(net, forward, x):
+    x.requires_grad_()
+    y = forward(x)
+    loss_of(y).backward(retain_graph=True)
+    y.square().sum().backward()
+    return [x.grad]
+
+
+def two_passes_before_backward(net, forward, x):
+    (loss_of(forward(x)) + loss_of(forward(x * 0.5))).backward()
+    return []
+
+
+def evaluation_before_backward(net, forward, x):
+    loss = loss_of(forward(x))
+    net.eval()
+    loss.backward()
+    return []
+
+
+def freezing_before_backward(net, forward, x):
+    loss = loss_of(forward(x))
+    flags = [p.requires_grad for p in net.parameters()]
+    net.requires_grad_(False)
+    loss.backward()
+    for parameter, flag in zip(net.parameters(), flags, strict=True):
+        parameter.requires_grad_(flag)
+    return []
+
+
+def parameters_of_a_caller(net, forward, x):
+    own = {n: (p * 1.1) if p.requires_grad else p for n, p in net.named_parameters()}
+    if not isinstance(forward, nn.Module):
+        forward = net
+    loss_of(functional_call(net, own, (x,))).backward()
+    return []
+
+
+def without_gradients(net, forward, x):
+    with torch.no_grad():
+        return [forward(x)]
+
+
+def steps_that_consume(net, forward, x):
+    optimizer = SGD(net.parameters(), 0.01, momentum=0.9, consume=True)
+    for _ in range(2):
+        optimizer.zero_grad()
+        for part in (x, x.flip(-1)):
+            loss_of(forward(part)).backward()
+        optimizer.step()
+    optimizer.close()
+    return []
+
+
+USES = [
+    plain_backward,
+    gradients_of_parameters,
+    gradient_of_the_input,
+    attack_then_train,
+    attack_a_model_in_evaluation,
+    backward_twice,
+    two_passes_before_backward,
+    evaluation_before_backward,
+    freezing_before_backward,
+    parameters_of_a_caller,
+    without_gradients,
+    steps_that_consume,
+]
+
+
+def outcome(name, savings, use):
+    """Return all that a use leaves: its results, gradients, attributes, and what is drawn next."""
+    net, x = build(name)
+    random.seed(4)
+    np.random.seed(4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        with saving(net, savings) as forward:
+            results = use(net, forward, x)
+        drawn = [torch.rand(1), random.random(), np.random.rand()]
+    return [
+        [result.detach() for result in results],
+        {n: p.grad for n, p in net.named_parameters()},
+        dict(net.named_parameters()),
+        dict(net.named_buffers()),
+        {n: attributes(m) for n, m in net.named_modules()},
+        drawn,
+    ]
+
+
+def attributes(module):
+    shown = {}
+    for name, value in vars(module).items():
+        if isinstance(value, Tensor):
+            shown[name] = value.detach()
+        elif isinstance(value, torch.Generator):
+            shown[name] = value.get_state()
+        elif not name.startswith("_") and not callable(value) and name not in ("layout", "choice"):
+            shown[name] = str(getattr(value, "bit_generator", value) and value)
+    return shown
+
+
+def alike(ours, expected, where=""):
+    if isinstance(expected, dict):
+        assert ours.keys() == expected.keys(), where
+        ours, expected = [(d, d) and [(k, d[k]) for k in expected] for d in (ours, expected)]
+        for (key, a), (_, b) in zip(ours, expected, strict=True):
+            alike(a, b, f"{where}.{key}")
+    elif isinstance(expected, list | tuple):
+        assert len(ours) == len(expected), where
+        for number, (a, b) in enumerate(zip(ours, expected, strict=True)):
+            alike(a, b, f"{where}.{number}")
+    elif isinstance(expected, Tensor):
+        assert isinstance(ours, Tensor), where
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-10, msg=where)
+    else:
+        assert ours == expected, where
+
+
+EXACT = [Savings("segments"), Savings("segments", "mask"), Savings("norms"), Savings(saved="mask")]
+
+
+@pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
+@pytest.mark.parametrize("name", USERS)
+def test_training_with_exact_savings_is_training_without(name, use):
+    try:
+        expected = outcome(name, Savings(), use)
+    except (RuntimeError, ValueError, UserWarning) as error:
+        pytest.skip(f"not without savings either: {str(error).splitlines()[0]}")
+    for savings in EXACT:
+        alike(outcome(name, savings, use), expected, f"{savings}")
