@@ -1,6 +1,6 @@
 """Memory of training: what saves it, a model of its footprint, and a planner. Needs torch alone."""
 
-from mest_fed.memory.activations import FORMATS, RECOMPUTE, Savings, saving
+from mest_fed.memory.activations import FORMATS, RECOMPUTE, NothingSavedWarning, Savings, saving
 from mest_fed.memory.footprint import Footprint, Setting, footprint
 from mest_fed.memory.levers import BATCH_NORM_PREFERENCE, DENSITY_STEPS, PREFERENCE, Wish
 from mest_fed.memory.plan import Plan, read_plan
@@ -16,6 +16,7 @@ __all__ = [
     "RECOMPUTE",
     "Footprint",
     "ModelTrace",
+    "NothingSavedWarning",
     "Plan",
     "Planner",
     "Savings",

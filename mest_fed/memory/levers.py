@@ -63,7 +63,7 @@ class Wish:
     least_micro_batch : int
         Batch statistics need several images.
     segments : int
-        The model's segments, of which up to two thirds may be frozen.
+        The model's segments, which may be recomputed, and up to two thirds of them frozen.
     fixed : frozenset of str
         Levers that stay where the wish has them.
     sparse : bool
@@ -103,13 +103,18 @@ class Wish:
         shape, savings = self.shape, self.shape.savings
         return [
             Lever("consume", _from(savings.consume, (False, True)), _saving("consume")),
-            Lever("recompute", _from(savings.recompute, RECOMPUTE), _saving("recompute")),
+            Lever("recompute", self._recompute(), _saving("recompute")),
             Lever("saved", _from(savings.saved, SAVED_STEPS), _saving("saved")),
             Lever("frozen", self._frozen(), _saving("frozen")),
             Lever("micro_batch", self._micro_batches(), _part("micro_batch")),
             Lever("density", self._densities(), _part("density")),
             Lever("momentum", _from(shape.momentum, (True, False)), _part("momentum")),
         ]
+
+    def _recompute(self) -> Sequence[str]:
+        """Without segments there are none to recompute, unless that is wished all the same."""
+        steps = RECOMPUTE if self.segments else RECOMPUTE[:-1]
+        return _from(self.shape.savings.recompute, steps)
 
     def _micro_batches(self) -> list[int]:
         """Halve the micro-batch, as long as it is large enough."""

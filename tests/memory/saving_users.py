@@ -71,7 +71,7 @@ class Draws(nn.Module):
         self.torch, self.numpy = generator(7), np.random.default_rng(7)
 
     def forward(self, x):
-        factor = random.random() + np.random.rand() + self.numpy.random()
+        factor = random.random() + np.random.rand() + self.numpy.random()  # noqa: NPY002
         noise = torch.rand(x.shape, generator=self.torch) + torch.rand(x.shape)
         return functional.dropout(self.linear(x) * noise.to(x.dtype) * factor, 0.4)
 

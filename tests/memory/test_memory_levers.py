@@ -98,6 +98,12 @@ def test_savings_that_are_wished_for_are_where_their_levers_start():
     assert steps(without, "momentum") == [False]
 
 
+def test_without_segments_none_are_recomputed():
+    assert steps(Wish(SHAPE), "recompute") == ["none", "norms"]
+    wished = Wish(replace(SHAPE, savings=Savings("segments")))
+    assert steps(wished, "recompute") == ["segments"]
+
+
 @pytest.mark.parametrize("saved", [name for name in FORMATS if name in ("mask", "bf16")])
 def test_formats_that_are_only_chosen_by_hand_stay(saved):
     assert steps(saving(saved=saved), "saved") == [saved]

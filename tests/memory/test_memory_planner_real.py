@@ -12,7 +12,8 @@ from mest_fed.memory.planner import UNCERTAINTY, needed
 from mest_fed.sparsity import MestEM, MestEMS, Method, RigL
 
 SHAPE = TrainingShape(0.2, "uniform", 4, 4)
-FEW = Wish(SHAPE, least_micro_batch=2, fixed=frozenset({"momentum", "frozen", "density"}))
+FIXED = frozenset({"momentum", "frozen", "density"})
+FEW = Wish(SHAPE, least_micro_batch=2, segments=4, fixed=FIXED)
 
 
 @pytest.fixture(scope="module", params=["group", "batch"])

@@ -3,8 +3,6 @@
 Outputs, gradients, buffers, attributes and random generators, for a table of models and of uses.
 """
 
-import copy
-import pickle
 import random
 
 import numpy as np
@@ -14,7 +12,6 @@ from saving_users import USERS, build
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mest_fed.errors import MestFedError
 from mest_fed.memory import Savings, saving
 from mest_fed.memory.activations import hooks
 from mest_fed.memory.activations import pieces as cutting
@@ -136,12 +133,12 @@ def outcome(name, savings, use):
     """Return all that a use leaves: its results, gradients, attributes, and what is drawn next."""
     net, x = build(name)
     random.seed(4)
-    np.random.seed(4)
+    np.random.seed(4)  # noqa: NPY002
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
         with saving(net, savings) as forward:
             results = use(net, forward, x)
-        drawn = [torch.rand(1), random.random(), np.random.rand()]
+        drawn = [torch.rand(1), random.random(), np.random.rand()]  # noqa: NPY002
     return [
         [result.detach() for result in results],
         {n: p.grad for n, p in net.named_parameters()},

@@ -1,15 +1,18 @@
 """What saving leaves of a model: everything as it was, also after an exception."""
 
+import copy
+import io
+import pickle
 from functools import partial
 
 import pytest
 import torch
-from saving_cases import MODELS, PAIRS, cnn2, data, generator, resnet, train, users_own
+from saving_cases import IMAGE, MODELS, PAIRS, cnn2, data, generator, resnet, train, users_own
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from mest_fed.errors import InputError
-from mest_fed.memory import Savings, saving
+from mest_fed.memory import NothingSavedWarning, Savings, saving
 from mest_fed.memory.activations import segments_of
 from mest_fed.nn import norms
 
@@ -89,6 +92,75 @@ def test_a_forward_that_stands_on_a_module_stays_there():
     assert ours.requires_grad
 
 
+class CopiesByHand(nn.Module):
+    """Copies itself attribute by attribute, as many classes of users do."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.linear(x)
+
+    def __deepcopy__(self, memo):
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        for name, value in vars(self).items():
+            twin.__dict__[name] = copy.deepcopy(value, memo)
+        return twin
+
+
+def by_pickle(net):
+    return pickle.loads(pickle.dumps(net))
+
+
+def by_torch_save(net):
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIED = {
+    "resnet": (resnet, IMAGE),
+    "cnn2": (cnn2, IMAGE),
+    "own": (users_own, IMAGE),
+    "linear": (lambda: nn.Sequential(nn.Linear(2, 2)), (2,)),
+    "by hand": (lambda: nn.Sequential(CopiesByHand()), (2,)),
+}
+
+
+@pytest.mark.parametrize("name", COPIED)
+@pytest.mark.parametrize("copied", [copy.deepcopy, by_pickle, by_torch_save])
+@pytest.mark.parametrize("savings", [Savings("segments"), Savings("norms"), Savings(saved="int8")])
+def test_a_copy_made_within_has_its_own_weights(name, copied, savings):
+    build, shape = COPIED[name]
+    net, x = build().eval(), data(4, shape, torch.float32)[0]
+    expected = net(x)
+    with saving(net, savings) as forward:
+        twin = copied(net)
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.mul_(2.5)
+        assert torch.equal(twin(x), expected)
+        assert not torch.equal(forward(x), expected)
+        twin.train()(x).sum().backward()
+        assert all(parameter.grad is None for parameter in net.parameters())
+    assert type(twin) is type(net)
+    assert twin.state_dict().keys() == net.state_dict().keys()
+    with saving(twin, savings) as forward:  # and it can be trained and copied as any model
+        forward(x).sum().backward()
+    assert torch.equal(copied(twin).eval()(x), twin.eval()(x))
+
+
+def test_a_module_with_a_copy_of_its_attributes_alone_copies_its_method():
+    """As a traced model does: its attributes are copied without a word of whose they are."""
+    net = users_own()
+    with saving(net, Savings("segments")):
+        attributes = copy.deepcopy(vars(net[3]))
+    assert attributes["forward"] is nn.Sequential.forward
+
+
 def test_within_one_another():
     net = resnet("block", "group").double()
     images, labels = data(4)
@@ -134,7 +206,10 @@ def test_a_model_without_segments_has_none_to_freeze_and_none_to_run_again():
     ):
         pass
     images, labels = data(4, (64,))
-    with saving(net, Savings("segments", "int8")) as forward:
+    with (
+        pytest.warns(NothingSavedWarning, match="saves nothing: Linear has no segments"),
+        saving(net, Savings("segments", "int8")) as forward,
+    ):
         cross_entropy(forward(images), labels).backward()
     assert net.weight.grad is not None
 

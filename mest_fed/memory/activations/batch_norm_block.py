@@ -89,7 +89,7 @@ class RecomputedBlock(torch.autograd.Function):
     ) -> Tensor:
         """Run the block with one activation of the whole batch beside its input."""
         keep(ctx, packed, parameters)
-        ctx.segment, ctx.work, ctx.parameters = segment, work, parameters
+        ctx.segment, ctx.work = segment, work
         block = segment.module
         assert isinstance(block, ResidualBlock)
         y: Tensor = block.conv1(x)

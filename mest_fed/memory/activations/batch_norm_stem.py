@@ -46,7 +46,7 @@ class RecomputedStem(torch.autograd.Function):
     ) -> Tensor:
         """Run the stem, normalising in place."""
         keep(ctx, packed, parameters)
-        ctx.segment, ctx.work, ctx.parameters = segment, work, parameters
+        ctx.segment, ctx.work = segment, work
         model = segment.module
         assert isinstance(model, ResNet)
         y: Tensor = model.conv1(x)

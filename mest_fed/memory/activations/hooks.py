@@ -11,7 +11,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -53,7 +54,7 @@ class SavedActivations:
         self, pack: Callable[[Tensor], Packed], own: Iterable[Tensor], *, renormalise: bool
     ) -> None:
         self._pack, self._renormalise = pack, renormalise
-        self._own = {tensor.untyped_storage()._cdata for tensor in own}
+        self._own = {tensor.untyped_storage()._cdata for tensor in own if _has_storage(tensor)}
         self._kept: dict[tuple[Any, ...], tuple[StorageWeakRef, weakref.ref[_Kept]]] = {}
         self._made: list[_Kept] = []  # until the forward pass ends, someone may still save them
         self._stack = ExitStack()
@@ -84,7 +85,8 @@ class SavedActivations:
 
     def _worth_packing(self, tensor: Tensor) -> bool:
         return (
-            tensor.dim() >= 2
+            _has_storage(tensor)
+            and tensor.dim() >= 2
             and packable(tensor)
             and tensor.is_contiguous()
             and tensor.nbytes >= LEAST_BYTES
@@ -106,6 +108,11 @@ class SavedActivations:
         if isinstance(kept, _Renormalised):
             self._made.append(kept)
         return kept
+
+
+def _has_storage(tensor: Tensor) -> bool:
+    """Whether a tensor is a dense one whose memory is there: not sparse, not a lazy parameter."""
+    return tensor.layout == torch.strided and not nn.parameter.is_lazy(tensor)
 
 
 def _key(tensor: Tensor) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ be cut so; the others go by :mod:`mest_fed.memory.activations.whole`.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +18,8 @@ from mest_fed.errors import MestFedError
 from mest_fed.memory.activations.formats import AsIs, Packed
 from mest_fed.memory.activations.pieces import pieces
 from mest_fed.memory.activations.segments import Segment
-from mest_fed.memory.activations.state import Autocast
+from mest_fed.memory.activations.state import Autocast, replaced
 from mest_fed.memory.activations.workspace import Workspace
-
-
-class Function(Protocol):
-    """An autograd function that computes a segment and orders its backward pass itself."""
-
-    def apply(self, *given: Any) -> Tensor:
-        """Take x, packed x, the segment, a workspace, and the segment's parameters."""
 
 
 def by_function(
@@ -34,6 +27,7 @@ def by_function(
 ) -> Tensor:
     """Compute a segment by an autograd function that keeps its packed input and its parameters.
 
+    It takes x, the packed x, the segment, a workspace, and the segment's parameters.
     The parameters are arguments, so that autograd alone decides where their gradients go.
     """
     # What a function keeps is packed already: hooks around the model shall not pack it again.
@@ -45,8 +39,8 @@ def by_function(
 def keep(ctx: Any, packed: Packed, parameters: tuple[Tensor, ...]) -> None:
     """Have autograd keep what backward needs: until then, or longer if it retains the graph."""
     ctx.save_for_backward(*packed.parts, *parameters)
-    ctx.packed = packed.made_of()
-    ctx.parts = len(packed.parts)
+    ctx.packed, ctx.parts = packed.made_of(), len(packed.parts)
+    ctx.parameters = parameters
 
 
 def kept(ctx: Any, segment: Segment) -> tuple[Packed, tuple[Tensor, ...]]:
@@ -55,15 +49,18 @@ def kept(ctx: Any, segment: Segment) -> tuple[Packed, tuple[Tensor, ...]]:
     Raises
     ------
     MestFedError
-        If gradients of gradients are to be taken, or what was kept was changed in place.
+        If gradients of gradients are to be taken, or what was kept is not what it was.
     """
     if torch.is_grad_enabled():
         raise MestFedError(
             f"segment {segment.name} is recomputed in pieces, which gives no gradient of a "
             "gradient (create_graph=True); allowed: recompute = none or norms"
         )
-    tensors = ctx.saved_tensors
-    return ctx.packed.made_of(*tensors[: ctx.parts]), tensors[ctx.parts :]
+    parts, parameters = ctx.saved_tensors[: ctx.parts], ctx.saved_tensors[ctx.parts :]
+    for then, now in zip(parameters, ctx.parameters, strict=True):
+        if then.data_ptr() != now.data_ptr():  # as a mutation does it
+            raise replaced(segment.name)
+    return ctx.packed.made_of(*parts), parameters
 
 
 class RecomputedInPieces(torch.autograd.Function):

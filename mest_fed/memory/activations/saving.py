@@ -105,7 +105,7 @@ def saving(model: nn.Module, savings: Savings) -> Iterator[Callable[..., Any]]:
     frozen = [p for s in segments[: savings.frozen] for p in s.parameters() if p.requires_grad]
     with ExitStack() as stack:
         for parameter in frozen:
-            stack.callback(parameter.requires_grad_, parameter.requires_grad)
+            stack.callback(parameter.requires_grad_, True)
             parameter.requires_grad_(False)
         for function in recomputed:
             stack.enter_context(_in_place(function))
@@ -183,7 +183,7 @@ class Recomputed:
         """Compute the segment."""
         self.called = True
         segment = self.segment
-        if not (segment.module.training and torch.is_grad_enabled() and self._trains(args, kwargs)):
+        if not self._worthwhile(args, kwargs):
             return segment.function(*args, **kwargs)
         function = self._in_pieces(args) if not kwargs else None
         if function is None:
@@ -192,9 +192,15 @@ class Recomputed:
         packed = self._pack(x) if packable(x) else AsIs(x)
         return by_function(function, segment, x, packed, self._work)
 
-    def _trains(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        tensors = (*args, *kwargs.values(), *self.segment.parameters())
-        return any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors)
+    def _worthwhile(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether this is training, of a segment that is whole, with a gradient to take."""
+        if not (self.segment.module.training and torch.is_grad_enabled()):
+            return False
+        parameters = self.segment.parameters()
+        if any(nn.parameter.is_lazy(parameter) for parameter in parameters):
+            return False  # they are made in this run, which so cannot be repeated
+        given = (tensor for tensor in (*args, *kwargs.values()) if isinstance(tensor, Tensor))
+        return any(tensor.requires_grad for tensor in (*given, *parameters))
 
     def _in_pieces(self, args: tuple[Any, ...]) -> Any:
         """Return the autograd function that takes a batch in pieces, None where none may."""

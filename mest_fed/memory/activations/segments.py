@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -88,7 +89,7 @@ def _in_containers(name: str, module: nn.Module) -> Iterator[Segment]:
         if isinstance(module, nn.Sequential) or (
             isinstance(module, nn.ModuleList) and not looked_into
         ):
-            if _has_parameters(part):
+            if _can_be_segment(part):
                 yield Segment.of(at, part, "forward")
         else:
             yield from _in_containers(at, part)
@@ -99,7 +100,7 @@ def _composite(model: nn.Module, name: str = "") -> Iterator[Segment]:
     blocks = [
         (f"{name}.{child}".strip("."), part)
         for child, part in model.named_children()
-        if any(True for _ in part.children()) and _has_parameters(part)
+        if any(True for _ in part.children()) and _can_be_segment(part)
     ]
     if len(blocks) == 1:
         yield from _composite(blocks[0][1], blocks[0][0])
@@ -107,5 +108,7 @@ def _composite(model: nn.Module, name: str = "") -> Iterator[Segment]:
         yield from (Segment.of(at, part, "forward") for at, part in blocks)
 
 
-def _has_parameters(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters())
+def _can_be_segment(module: nn.Module) -> bool:
+    """Whether a module has parameters, and its state can be seen from Python."""
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    return not scripted and any(True for _ in module.parameters())

@@ -117,6 +117,7 @@ class KeptTensor(Kept):
         self._is_parameter = isinstance(tensor, nn.Parameter)
         self._tensor = tensor if self._is_parameter else tensor.detach()
         self._name, self._version = name, tensor._version
+        self._address = _address(tensor)
         self._requires_grad = tensor.requires_grad
         self._before = None if self._is_parameter else tensor.detach().clone()
 
@@ -125,13 +126,13 @@ class KeptTensor(Kept):
         tensor = self._tensor
         changed = tensor._version != self._version
         if self._before is None:
-            if changed and not nn.parameter.is_lazy(tensor):
+            if changed:
                 raise MestFedError(
                     f"segment {self._name} changes a parameter of shape {tuple(tensor.shape)} in "
                     "its forward pass; it cannot be recomputed"
                 )
             self._version = tensor._version
-        elif not changed and tensor.nbytes > _SMALL_BYTES:
+        elif not changed and tensor.numel() * tensor.element_size() > _SMALL_BYTES:
             self._before = None
         if self._before is not None:
             del self._tensor
@@ -140,6 +141,8 @@ class KeptTensor(Kept):
         if self._before is not None:
             return self._before.clone().requires_grad_(self._requires_grad)
         tensor = self._tensor
+        if _address(tensor) != self._address:
+            raise replaced(self._name)
         if tensor._version != self._version:
             raise MestFedError(
                 f"a tensor of shape {tuple(tensor.shape)} of segment {self._name} was changed in "
@@ -149,6 +152,17 @@ class KeptTensor(Kept):
             return tensor
         twin = tensor.detach().requires_grad_(self._requires_grad)
         return nn.Parameter(twin, self._requires_grad) if self._is_parameter else twin
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.data_ptr() if tensor.layout == torch.strided else 0
+
+
+def replaced(name: str) -> MestFedError:
+    """Return the error that a segment's weights are no longer those of its forward pass."""
+    return MestFedError(
+        f"weights of segment {name} were replaced between its forward and its backward pass"
+    )
 
 
 class ModuleState:

@@ -75,31 +75,36 @@ class _Run:
         modules = dict.fromkeys([segment.module, *segment.modules()])
         self._state = ModuleState(modules, segment.name)
         self._saved: list[tuple[weakref.ref[_Ticket], torch.Size, torch.dtype]] = []
+        self._ended = False
         self._made: weakref.WeakKeyDictionary[_Ticket, AsIs] = weakref.WeakKeyDictionary()
 
     def save(self, tensor: Tensor) -> _Ticket:
         """Give out a ticket for a tensor of the first run."""
         ticket = _Ticket()
         self._saved.append((weakref.ref(ticket), tensor.shape, tensor.dtype))
+        self._made[ticket] = AsIs(tensor)  # the segment itself may take gradients
         return ticket
 
     def ran(self) -> None:
         """Note that the first run is over."""
+        self._ended = True
+        self._made.clear()
         self._random.ran()
         self._state.ran()
         for argument in self._tensors:
             argument.ran(self._segment.name)
 
     def restore(self, ticket: _Ticket) -> Tensor:
-        """Return the tensor that a ticket stands for; it is kept no longer."""
+        """Return the tensor that a ticket stands for; backward keeps it no longer."""
         if ticket not in self._made:
             self._run_again()
-        return self._made.pop(ticket).whole()
+        kept = self._made.pop(ticket) if self._ended else self._made[ticket]
+        return kept.whole()
 
     def _run_again(self) -> None:
         count = 0
 
-        def save(tensor: Tensor) -> None:
+        def save(tensor: Tensor) -> AsIs:
             nonlocal count
             if count == len(self._saved):
                 raise self._differs()
@@ -107,15 +112,16 @@ class _Run:
             count += 1
             if (tensor.shape, tensor.dtype) != (shape, dtype):
                 raise self._differs()
-            ticket = reference()
+            ticket, kept = reference(), AsIs(tensor)
             if ticket is not None:
-                self._made[ticket] = AsIs(tensor)
+                self._made[ticket] = kept
+            return kept
 
         with ExitStack() as stack:
             for context in (self._state.again(), self._random.again(), self._autocast.again()):
                 stack.enter_context(context)
             stack.enter_context(torch.enable_grad())
-            stack.enter_context(saved_tensors_hooks(save, _never))
+            stack.enter_context(saved_tensors_hooks(save, AsIs.whole))
             stack.enter_context(unwatched())
             args, kwargs = copied(self._arguments, again, {})
             self._segment.function(*args, **kwargs)
@@ -160,7 +166,3 @@ class _Argument(Kept):
 
 def _worth_packing(tensor: Tensor) -> bool:
     return packable(tensor) and tensor.dim() >= 2 and tensor.layout == torch.strided
-
-
-def _never(_: Any) -> Tensor:
-    raise AssertionError("nothing goes back through a second run")
