@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from mest_fed.devices import forward_flops, training_flops, training_work
 from mest_fed.memory import Savings, TrainingShape, saving, trace_model
@@ -80,10 +81,18 @@ def test_convolutions_of_batch_norm_blocks_go_forward_as_often_as_counted(monkey
     convolutions = [
         m for m in model.modules() if hasattr(m, "geometry") or isinstance(m, nn.Conv2d)
     ]
-    for layer in convolutions:
-        layer.register_forward_hook(lambda layer, given, _: seen.update({layer: len(given[0])}))
-    with saving(model, SEGMENTS) as forward:
-        forward(images).sum().backward()
+
+    def called(layer, given, _):
+        if layer in convolutions:
+            seen[layer] += len(given[0])
+
+    # For all modules: a segment with a hook on one of its own would not be computed by hand.
+    hook = register_module_forward_hook(called)
+    try:
+        with saving(model, SEGMENTS) as forward:
+            forward(images).sum().backward()
+    finally:
+        hook.remove()
     times = {layer: seen[layer] // len(images) for layer in convolutions}
     plain, work = training_work(model, IMAGE), training_work(model, IMAGE, SEGMENTS)
     extra = sum(_flops(model, layer) * (times[layer] - 1) for layer in convolutions)

@@ -14,14 +14,18 @@ from torch.func import functional_call
 
 from mest_fed.memory import Savings, saving
 from mest_fed.memory.activations import hooks
-from mest_fed.memory.activations import pieces as cutting
 from mest_fed.nn.sgd import SGD
+
+
+def threes(shape):
+    """Cut a batch into pieces of three, whatever the size of an image."""
+    return iter([(first, min(shape[0], first + 3)) for first in range(0, shape[0], 3)])
 
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    """Cut a batch of seven into several pieces wherever it is cut."""
-    monkeypatch.setattr(cutting, "PIECE_BYTES", 3 * 4 * 64)
+    for name in ("recompute", "batch_norm_block", "batch_norm_stem"):
+        monkeypatch.setattr(f"mest_fed.memory.activations.{name}.pieces", threes)
     monkeypatch.setattr(hooks, "LEAST_BYTES", 1)  # so that all that can be packed is
 
 
@@ -97,6 +101,12 @@ def parameters_of_a_caller(net, forward, x):
     return []
 
 
+def an_empty_batch(net, forward, x):
+    y = forward(x[:0])
+    y.sum().backward()
+    return [y]
+
+
 def without_gradients(net, forward, x):
     with torch.no_grad():
         return [forward(x)]
@@ -124,6 +134,7 @@ USES = [
     evaluation_before_backward,
     freezing_before_backward,
     parameters_of_a_caller,
+    an_empty_batch,
     without_gradients,
     steps_that_consume,
 ]
@@ -178,15 +189,56 @@ def alike(ours, expected, where=""):
         assert ours == expected, where
 
 
-EXACT = [Savings("segments"), Savings("segments", "mask"), Savings("norms"), Savings(saved="mask")]
-
-
-@pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
-@pytest.mark.parametrize("name", USERS)
-def test_training_with_exact_savings_is_training_without(name, use):
+def check(name, use, *savings):
     try:
         expected = outcome(name, Savings(), use)
     except (RuntimeError, ValueError, UserWarning) as error:
         pytest.skip(f"not without savings either: {str(error).splitlines()[0]}")
-    for savings in EXACT:
-        alike(outcome(name, savings, use), expected, f"{savings}")
+    for each in savings:
+        alike(outcome(name, each, use), expected, f"{each}")
+
+
+@pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
+@pytest.mark.parametrize("name", USERS)
+def test_training_with_recomputed_segments_is_training_without(name, use):
+    check(name, use, Savings("segments"))
+
+
+@pytest.mark.parametrize("use", [backward_twice, attack_then_train], ids=lambda use: use.__name__)
+@pytest.mark.parametrize("name", USERS)
+def test_so_is_training_with_other_exact_savings(name, use):
+    check(name, use, Savings("segments", "mask"), Savings("norms"), Savings(saved="mask"))
+
+
+def test_a_sum_over_the_batch_by_hand():
+    net = nn.Sequential(USERS["sum over the batch"][0]()[0][0]).train()
+    nn.init.ones_(net[0].w)
+    with saving(net, Savings("segments")) as forward:
+        y = forward(torch.ones(2, 65536))
+    assert y[1].unique().tolist() == [2.0]
+
+
+@pytest.mark.parametrize("recompute", ["none", "norms", "segments"])
+def test_the_gradient_of_an_input_by_hand(recompute):
+    net, x = nn.Sequential(nn.Linear(1, 1, bias=False)), torch.ones(1, 1, requires_grad=True)
+    nn.init.constant_(net[0].weight, 2.0)
+    with saving(net, Savings(recompute, "int8")) as forward:
+        (dx,) = torch.autograd.grad(forward(x).sum(), x)
+        assert (dx.item(), net[0].weight.grad) == (2.0, None)
+        loss = forward(x).sum()
+        loss.backward(retain_graph=True)
+        loss.backward()
+    assert (x.grad.item(), net[0].weight.grad.item()) == (4.0, 2.0)
+
+
+def test_a_counter_by_hand():
+    class Counts(nn.Linear):
+        def forward(self, x):
+            self.steps += 1
+            return super().forward(x)
+
+    net = nn.Sequential(Counts(4, 4), nn.Linear(4, 1))
+    net[0].register_buffer("steps", torch.zeros((), dtype=torch.int64))
+    with saving(net, Savings("segments")) as forward:
+        forward(torch.ones(4096, 4)).sum().backward()
+    assert net[0].steps == 1

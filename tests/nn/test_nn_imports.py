@@ -34,6 +34,19 @@ for norm in ("batch", "group"):
                 optimizer.close()
         mutator = Mutator(net, MestEM(), optimizer)
         mutator.mutate(Bounds(floor=0.7), lambda name: torch.Generator().manual_seed(1))
+class Users(torch.nn.Sequential):  # which is recomputed whole
+    def forward(self, x):
+        return super().forward(x).cumsum(0)
+
+nn = torch.nn
+users = Users(nn.Flatten(), nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Dropout(0.1))
+net = nn.Sequential(users, nn.Linear(64, 10)).train()
+for recompute in RECOMPUTE:
+    for autocast in (True, False):
+        with saving(net, Savings(recompute, "int8")) as forward:
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                loss = torch.nn.functional.cross_entropy(forward(images), labels)
+            loss.backward()
 heavy = [name for name in ("sympy", "torch._dynamo", "torch._inductor") if name in sys.modules]
 print("heavy:", heavy)
 """

@@ -165,6 +165,10 @@ def replaced(name: str) -> MestFedError:
     )
 
 
+#: Attributes that torch gives a module, hooks and the like, which a forward pass leaves alone.
+_BOOKKEEPING = frozenset(vars(nn.Module())) - {"training", "_parameters", "_buffers"}
+
+
 class ModuleState:
     """The attributes of modules as they are now, for a later run.
 
@@ -181,12 +185,15 @@ class ModuleState:
         self._attributes: list[tuple[nn.Module, dict[str, Any]]] = []
         memo: dict[int, Any] = {}
         for module in modules:
-            state = vars(module)
+            state = vars(module).items()
             if keeps_no_state(module):
-                state = {"_parameters": module._parameters} if module._parameters else {}
-            if state:
-                kept = {key: copied(value, self._keep(name), memo) for key, value in state.items()}
-                self._attributes.append((module, kept))
+                state = {"_parameters": module._parameters}.items()
+            kept = {
+                key: copied(value, self._keep(name), memo)
+                for key, value in state
+                if key not in _BOOKKEEPING
+            }
+            self._attributes.append((module, kept))
 
     def _keep(self, name: str) -> Callable[[Tensor], KeptTensor]:
         def keep(tensor: Tensor) -> KeptTensor:
@@ -206,9 +213,14 @@ class ModuleState:
         memo: dict[int, Any] = {}
         before = []
         for module, attributes in self._attributes:
-            state = copied(attributes, again, memo)
             # Only the parameters were kept of a module without state: the rest is as it is.
-            before.append(state if "training" in state else vars(module) | state)
+            stateless = "training" not in attributes
+            shared = {
+                key: value
+                for key, value in vars(module).items()
+                if stateless or key in _BOOKKEEPING
+            }
+            before.append(shared | copied(attributes, again, memo))
         now = [(module, vars(module)) for module, _ in self._attributes]
         try:
             for (module, _), attributes in zip(now, before, strict=True):
