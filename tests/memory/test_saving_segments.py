@@ -59,6 +59,11 @@ def shared():
         (Model(blocks=nn.ModuleList([Block(), Block()])), ["blocks.0", "blocks.1"]),
         (Model(blocks=nn.ModuleList([Block(mlp), Block(mlp)])), ["blocks.0", "blocks.1"]),
         (Model(parts=nn.ModuleList([mlp(), Block()])), ["parts.0.0", "parts.0.2", "parts.1"]),
+        (Model(segments=nn.ModuleList([Block(), Block()])), ["segments.0", "segments.1"]),
+        (
+            Model(heads=nn.ModuleDict({"one": Block(), "two": mlp()})),
+            ["heads.one", "heads.two.0", "heads.two.2"],
+        ),
         (Model(a=Block(), b=Block(), c=nn.Linear(4, 4)), ["a", "b"]),
         (Model(only=Model(a=Block(), b=Block())), ["only.a", "only.b"]),
         (Model(only=Block()), []),

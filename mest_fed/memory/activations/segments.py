@@ -2,8 +2,8 @@
 
 A module names its own in an attribute ``segments``, as those of :mod:`mest_fed.nn.models` do:
 method -> the submodules that it calls, none for all. In a model that names none, the children of
-its outermost ``nn.Sequential`` and ``nn.ModuleList`` are the segments; where it has neither, those
-of its children that have children of their own.
+its outermost ``nn.Sequential``, ``nn.ModuleList`` and ``nn.ModuleDict`` are the segments; where it
+has none of them, those of its children that have children of their own.
 """
 
 from collections.abc import Callable, Iterator
@@ -47,8 +47,7 @@ class Segment:
 
     def modules(self) -> list[nn.Module]:
         """Return the modules that it calls, and theirs."""
-        called: dict[str, tuple[str, ...]] = getattr(self.module, "segments", {})
-        names = called.get(self.method, ())
+        names = _named_by(self.module).get(self.method, ())
         parts = [self.module.get_submodule(name) for name in names] or [self.module]
         return list(dict.fromkeys(module for part in parts for module in part.modules()))
 
@@ -77,22 +76,28 @@ def _declared(model: nn.Module) -> list[Segment]:
     return [
         Segment.of(name, module, method)
         for name, module in model.named_modules()
-        for method in getattr(module, "segments", ())
+        for method in _named_by(module)
     ]
+
+
+def _named_by(module: nn.Module) -> dict[str, tuple[str, ...]]:
+    named = getattr(module, "segments", None)
+    return named if isinstance(named, dict) else {}  # an attribute of that name may be another's
 
 
 def _in_containers(name: str, module: nn.Module) -> Iterator[Segment]:
     """Yield the children of the outermost containers; a list of containers is looked into."""
     for child, part in module.named_children():
         at = f"{name}.{child}".strip(".")
-        looked_into = isinstance(part, nn.Sequential | nn.ModuleList)
-        if isinstance(module, nn.Sequential) or (
-            isinstance(module, nn.ModuleList) and not looked_into
-        ):
+        looked_into = isinstance(part, nn.Sequential | _LISTS)
+        if isinstance(module, nn.Sequential) or (isinstance(module, _LISTS) and not looked_into):
             if _can_be_segment(part):
                 yield Segment.of(at, part, "forward")
         else:
             yield from _in_containers(at, part)
+
+
+_LISTS = nn.ModuleList | nn.ModuleDict
 
 
 def _composite(model: nn.Module, name: str = "") -> Iterator[Segment]:
