@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from mest_fed.errors import InputError
 from mest_fed.memory import NothingSavedWarning, Savings, saving
 from mest_fed.memory.activations import segments_of
-from mest_fed.nn import norms
+from mest_fed.nn import norms, to_dense
 
 
 def attributes(net):
@@ -147,10 +147,24 @@ def test_a_copy_made_within_has_its_own_weights(name, copied, savings):
         twin.train()(x).sum().backward()
         assert all(parameter.grad is None for parameter in net.parameters())
     assert type(twin) is type(net)
+    if name != "by hand":
+        assert attributes(twin) == attributes(net)
     assert twin.state_dict().keys() == net.state_dict().keys()
     with saving(twin, savings) as forward:  # and it can be trained and copied as any model
         forward(x).sum().backward()
     assert torch.equal(copied(twin).eval()(x), twin.eval()(x))
+
+
+def test_what_is_made_of_a_model_within_is_made_of_the_model():
+    net, own = resnet("block"), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    own[1].forward = partial(torch.mul, 2.0)
+    with saving(net, Savings("segments")), saving(net, Savings("segments")):
+        plain = to_dense(net)
+    with saving(own, Savings("segments")):
+        twin = copy.deepcopy(own)
+    assert all("forward" not in vars(module) for module in plain.modules())
+    assert twin[1](torch.tensor(3.0)) == 6.0
+    assert isinstance(vars(twin[1])["forward"], partial)
 
 
 def test_a_module_with_a_copy_of_its_attributes_alone_copies_its_method():

@@ -126,14 +126,44 @@ def _warn_of_nothing_saved(model: nn.Module, stacklevel: int) -> None:
 def _in_place(function: "Recomputed") -> Iterator[None]:
     """Have a module call this in the place of its method."""
     module, method = function.segment.module, function.segment.method
-    found = vars(module).get(method)
-    vars(module)[method] = function
+    attributes = vars(module)
+    found = {name: attributes[name] for name in (method, _STATE) if name in attributes}
+    attributes[method], attributes[_STATE] = function, _StateOfCopies(module)
+    function.covers = found.get(method)
     try:
         yield
     finally:
-        vars(module).pop(method, None)
-        if found is not None:
-            vars(module)[method] = found
+        for name in (method, _STATE):
+            attributes.pop(name, None)
+        attributes.update(found)
+
+
+#: Where copy and pickle ask a module for its attributes.
+_STATE = "__getstate__"
+
+
+class _StateOfCopies:
+    """Stands for a module's ``__getstate__``: copies and pickles get its own methods."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def __call__(self) -> Any:
+        state = type(self._module).__getstate__(self._module)  # type: ignore[no-untyped-call]
+        if not isinstance(state, dict):
+            return state
+        for name, value in list(state.items()):
+            own = value
+            while isinstance(own, Recomputed):
+                own = own.covers
+            if isinstance(value, _StateOfCopies) or own is None:
+                del state[name]
+            else:
+                state[name] = own
+        return state
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return _of_copy(MethodType(type(self._module).__getstate__, self._module), memo)
 
 
 def _forward(
@@ -161,17 +191,19 @@ def _forward(
 class Recomputed:
     """A segment's function in training, run so that it is computed again in backward.
 
-    It stands on the segment's module, as the method does in the class. A copy of the module, or a
-    pickle, gets the method instead, bound to the copy.
+    It stands on the segment's module, in the place of the class's method.
 
     Attributes
     ----------
     called : bool
         Whether it was.
+    covers : object
+        What stood there before: a ``forward`` of the user's, or None.
     """
 
     def __init__(self, segment: Segment, pack: Callable[[Tensor], Packed], work: Workspace) -> None:
         self.segment, self.called = segment, False
+        self.covers: Any = None
         self._pack, self._work = pack, work
         self._by_hand: Any = None
         if batch_norm_block.handles(segment):
@@ -216,13 +248,20 @@ class Recomputed:
         return RecomputedInPieces if maps_rows(self.segment, x) else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        function = self.segment.function
-        if isinstance(function, MethodType) and id(function.__self__) not in memo:
-            return function.__func__  # a copy that does not say of which module it is one
-        return copy.deepcopy(function, memo)
+        return _of_copy(self.segment.function, memo)
 
     def __reduce__(self) -> Any:
         return _itself, (self.segment.function,)
+
+
+def _of_copy(function: Any, memo: dict[int, Any]) -> Any:
+    """Return a method of the copy that is being made, where a class copies its attributes itself.
+
+    Where it does not say which object is the copy, return the function that is no method yet.
+    """
+    if isinstance(function, MethodType) and id(function.__self__) not in memo:
+        return function.__func__
+    return copy.deepcopy(function, memo)
 
 
 def _itself(function: Any) -> Any:
