@@ -5,7 +5,8 @@ they run as one operator (see mest_fed.kernels.norm); elsewhere as torch's separ
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -148,37 +149,35 @@ class Normalised:
 
 #: Is told of each fused normalisation without a residual: its output, and how it was made.
 Watcher = Callable[[Tensor, Normalised], None]
-_watchers: list[Watcher] = []
+_watchers: ContextVar[tuple[Watcher, ...]] = ContextVar("watchers", default=())
 
 
-@contextmanager
-def watching(watcher: Watcher) -> Iterator[None]:
-    """Have normalisations tell a watcher what they make."""
-    _watchers.append(watcher)
-    try:
-        yield
-    finally:
-        _watchers.remove(watcher)
+def watching(watcher: Watcher) -> AbstractContextManager[None]:
+    """Have normalisations tell a watcher what they make, within."""
+    return _told((*_watchers.get(), watcher))
 
 
-@contextmanager
-def unwatched() -> Iterator[None]:
+def unwatched() -> AbstractContextManager[None]:
     """Have normalisations tell no watcher, where their outputs are not kept anyway."""
-    watchers = _watchers[:]
-    _watchers.clear()
+    return _told(())
+
+
+@contextmanager
+def _told(watchers: tuple[Watcher, ...]) -> Iterator[None]:
+    before = _watchers.set(watchers)
     try:
         yield
     finally:
-        _watchers.extend(watchers)
+        _watchers.reset(before)
 
 
 def _norm_act(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     result: tuple[Tensor, Tensor, Tensor] = NormAct.apply(x, *rest)  # type: ignore[no-untyped-call]
     gamma, beta, residual, groups, relu, _ = rest
-    if residual is None and _watchers and torch.is_grad_enabled():
+    if residual is None and _watchers.get() and torch.is_grad_enabled():
         y, *statistics = result
         made = Normalised(x, gamma, beta, Statistics(*statistics), groups, relu)
-        for watcher in _watchers:
+        for watcher in _watchers.get():
             watcher(y, made)
     return result
 

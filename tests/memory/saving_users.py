@@ -11,6 +11,8 @@ from saving_cases import cnn2, generator, resnet, users_own
 from torch import nn
 from torch.nn import functional
 
+from mest_fed.nn.models.resnet import ResidualBlock
+
 
 def of(forward, **parts):
     """Return a module that computes ``forward(self, *args, **kwargs)`` with such attributes."""
@@ -232,6 +234,48 @@ def attends_over_the_batch(self, x):
     return (q @ k.transpose(-1, -2)).softmax(-1) @ v
 
 
+def changed(name, part):
+    """Return a ResNet of ours in whose first block a user has put something of her own."""
+
+    def build():
+        net = resnet(None, "batch")
+        setattr(net.stage1[0], name, part(net.stage1[0]))
+        return net
+
+    return build
+
+
+class Centred(nn.Conv2d):
+    def forward(self, x):
+        return self._conv_forward(x, self.weight - self.weight.mean(), None)
+
+
+class CentredBlock(ResidualBlock):
+    def forward(self, x):
+        return super().forward(x) - x.mean(0)
+
+
+def hooked_block():
+    net = resnet(None, "batch")
+    net.stage2[0].norm1.register_forward_hook(lambda _, x, y: y * 2)
+    return net
+
+
+def conv(**options):
+    return lambda _: nn.Conv2d(4, 4, 3, 1, 1, **{"bias": False, **options})
+
+
+#: Our residual block computes its gradients by hand: not those of what it does not know.
+CHANGED = {
+    "resnet, grouped": changed("conv2", conv(groups=2)),
+    "resnet, circular": changed("conv1", conv(padding_mode="circular")),
+    "resnet, with a bias": changed("conv1", conv(bias=True)),
+    "resnet, centred weight": changed("conv1", lambda _: Centred(4, 4, 3, 1, 1, bias=False)),
+    "resnet, one norm twice": changed("norm2", lambda block: block.norm1),
+    "resnet, of another class": changed("__class__", lambda _: CentredBlock),
+    "resnet, hooked": hooked_block,
+}
+
 ROWS, STEPS, IMAGES, WIDE = (7, 6), (5, 7, 6), (7, 1, 8, 8), (64, 6)
 
 #: name -> (builds a model, shape of its input)
@@ -315,6 +359,7 @@ USERS = {
     "resnet, batch norm": (lambda: resnet("block", "batch"), IMAGES),
     "resnet, group norm": (lambda: resnet("block", "group"), IMAGES),
     "resnet, dense": (lambda: resnet(None, "batch"), IMAGES),
+    **{name: (made, IMAGES) for name, made in CHANGED.items()},
 }
 
 
