@@ -41,7 +41,7 @@ class Counts(nn.Module):
         self.register_buffer("rebound", torch.zeros(()))
         self.alias = self.in_place
         self.number, self.seen, self.times = 0, [], Counter()
-        self.note, self.own = SimpleNamespace(n=0), Noted()
+        self.note, self.own, self.meter = SimpleNamespace(n=0), Noted(), Meter()
 
     def forward(self, x):
         self.alias.add_(1)
@@ -51,12 +51,23 @@ class Counts(nn.Module):
         self.times["runs"] += 1
         self.note.n += 1
         self.own.values.append(1)
+        self.meter.sum += 0.5
         if not hasattr(self, "first"):
             self.first = True
             x = x * 2
         counts = (self.number, len(self.seen), self.times["runs"], self.note.n)
-        factor = self.in_place + 2 * self.rebound + sum(counts) + len(self.own.values)
+        factor = (
+            self.meter.sum + self.in_place + 2 * self.rebound + sum(counts) + len(self.own.values)
+        )
         return self.linear(x).tanh() * factor
+
+
+class Meter:
+    def __init__(self):
+        self.sum = 0.0
+
+    def __repr__(self):
+        return f"Meter({self.sum})"
 
 
 @dataclass

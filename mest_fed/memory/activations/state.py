@@ -43,7 +43,8 @@ def again(kept: Kept) -> Tensor:
 def copied(value: Any, of_tensor: Callable[[Any], Any], memo: dict[int, Any]) -> Any:
     """Copy plain data: containers, dataclasses, arrays and generators, and what they hold.
 
-    Anything else is taken to have no state that a forward pass changes, and is shared.
+    Of other plain objects the attributes alone are copied, not what those hold: they may lead to
+    all of a program. Anything else is taken to have no state that a forward pass changes.
 
     Parameters
     ----------
@@ -80,9 +81,23 @@ def _copied(value: Any, of_tensor: Callable[[Any], Any], memo: dict[int, Any]) -
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     if isinstance(value, _CONTAINERS) or (is_dataclass(value) and not isinstance(value, type)):
         return _refilled(value, inner, memo)
-    return value
+    return copy.copy(value) if _is_plain(value) else value
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether an object is its attributes and nothing else, such as a meter of a user's own."""
+    kind: Any = type(value)
+    special = ("__copy__", "__del__", "__get__")
+    return (
+        hasattr(value, "__dict__")
+        and kind.__module__ != "builtins"
+        and not callable(value)
+        and not any(hasattr(value, name) for name in special)
+        and all(getattr(kind, name) is getattr(object, name) for name in _PICKLING)
+    )
+
+
+_PICKLING = ("__reduce__", "__reduce_ex__", "__getstate__")
 _DEEPLY_COPIED = (np.ndarray, np.random.Generator, np.random.RandomState, random.Random)
 _CONTAINERS = (dict, list, deque, set, SimpleNamespace)
 
