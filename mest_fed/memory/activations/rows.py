@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mest_fed.memory.activations.segments import Segment
 from mest_fed.nn import SparseConv2d, SparseLinear
 from mest_fed.nn.convolution import Conv2d
+from mest_fed.nn.identity import Values
 from mest_fed.nn.models.cnn import CNN2
 from mest_fed.nn.models.resnet import ResidualBlock, ResNet
 from mest_fed.nn.norms import GroupNorm
@@ -72,7 +73,7 @@ def is_plain(module: nn.Module) -> bool:
     return (
         not any(hooks)
         and "forward" not in vars(module)
-        and all(type(p) is nn.Parameter for p in module._parameters.values() if p is not None)
+        and all(type(p) in _PARAMETERS for p in module._parameters.values() if p is not None)
         and not _holds_computed_weights(module)
     )
 
@@ -83,6 +84,9 @@ def keeps_no_state(module: nn.Module) -> bool:
         buffer is not None for buffer in module._buffers.values()
     )
     return stateless and type(module) in _RULES and is_plain(module)
+
+
+_PARAMETERS = (nn.Parameter, Values)
 
 
 def _holds_computed_weights(module: nn.Module) -> bool:
