@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from server.exchange import Absence
+
 #: Quantiles of the clients' accuracies that are kept.
 SPREAD = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}
 
@@ -20,6 +22,8 @@ class ClientOutcome:
     status : str
         ``ok``, ``failed`` (an error came back), ``rejected`` (the update was not acceptable) or
         ``surplus`` (enough others were faster).
+    absence : Absence or None
+        Of a client that failed: why there was no reply of its own.
     reason : str or None
         Why not ok.
     examples, presented : int
@@ -46,6 +50,7 @@ class ClientOutcome:
     bytes_down: int = 0
     bytes_up: int = 0
     staleness: int = 0
+    absence: Absence | None = None
 
     def note(self, presented: int, loss_sum: float, density: float) -> None:
         """Note what a good update says of itself."""

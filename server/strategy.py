@@ -1,7 +1,7 @@
 """The MEST strategy: a Flower ``Strategy`` whose model is sparse and whose clients are unlike."""
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from logging import getLogger
 from typing import Any
 
@@ -18,6 +18,7 @@ from mest_fed.wire.records import to_record
 from mest_fed.wire.size import content_bytes
 from server.aggregate import MaskedMean, PositionCache
 from server.downlink import Downlink
+from server.exchange import Absence, Awaited, absence_of
 from server.global_model import GlobalModel
 from server.optimizers import build_optimizer
 from server.roster import Node, Roster
@@ -26,6 +27,22 @@ from server.selection import SELECTORS, Call, KnowsDurations, KnowsPresence, Rep
 from server.uplink import read_counts, read_update
 
 log = getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SentTask:
+    """An instruction that was sent.
+
+    Parameters
+    ----------
+    node : Node
+        To whom.
+    bytes_down : int
+        Bytes of its content.
+    """
+
+    node: Node
+    bytes_down: int
 
 
 class MestStrategy(Strategy):
@@ -61,7 +78,8 @@ class MestStrategy(Strategy):
         self._presence: KnowsPresence | None = None
         self._durations: KnowsDurations | None = None
         self._positions = PositionCache(model.spec)
-        self._sent: dict[int, tuple[Node, int]] = {}
+        self._sent: list[SentTask] = []
+        self._awaited = Awaited[SentTask]()
 
     def summary(self) -> None:
         """Log what the strategy is."""
@@ -105,16 +123,13 @@ class MestStrategy(Strategy):
         number = self.first_round + server_round
         mean = MaskedMean(self.model.spec, self._positions)
         losses, presented = 0.0, 0
-        outcomes: dict[int, ClientOutcome] = {}
-        for reply in replies:
-            outcome = self._take(reply, mean)
-            outcomes[outcome.node_id] = outcome
+        outcomes = []
+        for outcome in self._outcomes(replies, mean):
+            outcomes.append(outcome)
             if outcome.train_loss is not None:
                 losses += outcome.train_loss * outcome.presented
                 presented += outcome.presented
-        for node, sent in self._sent.values():
-            outcomes.setdefault(node.node_id, self._unanswered(node, sent))
-        self.record.clients = sorted(outcomes.values(), key=lambda outcome: outcome.partition)
+        self.record.clients = sorted(outcomes, key=lambda outcome: outcome.partition)
         self.record.train_loss = losses / presented if presented else None
         self._complete(mean)
         self.model.absorb(mean, self.optimizer)
@@ -147,8 +162,8 @@ class MestStrategy(Strategy):
         """Collect the clients' accuracies: their mean and their spread."""
         del server_round
         accuracies, weights = [], []
-        for reply in replies:
-            node, _ = self._sent[reply.metadata.src_node_id]
+        for sent, reply in self._matched(replies):
+            node = sent.node
             if reply.has_error():
                 log.warning("evaluation on node %d failed: %s", node.node_id, reply.error.reason)
                 continue
@@ -163,6 +178,8 @@ class MestStrategy(Strategy):
             self._note_mask(node)
             accuracies.append(counts.correct / counts.examples)
             weights.append(counts.examples)
+        for sent in self._awaited.rest():
+            log.warning("evaluation on node %d failed: no reply", sent.node.node_id)
         if not accuracies:
             return None
         self.record.client_accuracy = spread(accuracies, weights)
@@ -180,6 +197,10 @@ class MestStrategy(Strategy):
         KeyError, TypeError, ValueError, WireError
             If it is not of this run.
         """
+
+    def forget_devices(self) -> None:
+        """Forget the devices: to those of a new run that resumes another, the server is new."""
+        self.roster.forget()
 
     def _cohort(self) -> list[Node]:
         """Choose who begins to train when the round begins."""
@@ -237,32 +258,52 @@ class MestStrategy(Strategy):
         """Return the nodes that have no time to evaluate."""
         return set()
 
-    def _unanswered(self, node: Node, sent: int) -> ClientOutcome:
+    def _unanswered(self, sent: SentTask, absence: Absence = Absence.LATE) -> ClientOutcome:
         """Return what became of a node whose reply the round did not take."""
-        outcome = ClientOutcome(node.node_id, node.partition, node.device, bytes_down=sent)
-        outcome.status, outcome.reason = "failed", "no reply"
+        node = sent.node
+        outcome = ClientOutcome(
+            node.node_id, node.partition, node.device, bytes_down=sent.bytes_down
+        )
+        outcome.status, outcome.reason, outcome.absence = "failed", "no reply", absence
         return outcome
 
     def _messages(
         self, nodes: list[Node], order: Mapping[str, int | bool], message_type: str
     ) -> list[Message]:
         messages = []
-        self._sent = {}
+        self._sent = []
         for node in nodes:
             # Until it answers, nobody knows which mask set it holds.
             known = self.roster.known_mask.pop(node.node_id, b"")
             content = self.downlink.content(self.model, node.density, known, order)
             size = content_bytes(content)
             self.record.bytes_down += size
-            self._sent[node.node_id] = (node, size)
+            self._sent.append(SentTask(node, size))
             messages.append(
                 Message(content=content, message_type=message_type, dst_node_id=node.node_id)
             )
+        self._awaited = Awaited(zip(messages, self._sent, strict=True))
         return messages
 
-    def _take(self, reply: Message, mean: MaskedMean) -> ClientOutcome:
-        node, sent = self._sent[reply.metadata.src_node_id]
-        return self._outcome(reply, node, sent, mean)
+    def _matched(self, replies: Iterable[Message]) -> Iterator[tuple[SentTask, Message]]:
+        """Yield each reply with the instruction that it answers; drop others and repetitions."""
+        for reply in replies:
+            sent = self._awaited.take(reply)
+            if sent is None:
+                log.warning("a reply was dropped: it answers no instruction that is awaited")
+            else:
+                yield sent, reply
+
+    def _train_replies(self, replies: Iterable[Message]) -> Iterator[tuple[SentTask, Message]]:
+        """Yield the replies of a round of training, each with its instruction."""
+        return self._matched(replies)
+
+    def _outcomes(self, replies: Iterable[Message], mean: MaskedMean) -> Iterator[ClientOutcome]:
+        """Add up the updates of a round; yield what became of each node that it asked."""
+        for sent, reply in self._train_replies(replies):
+            yield self._outcome(reply, sent.node, sent.bytes_down, mean)
+        for sent in self._awaited.rest():
+            yield self._unanswered(sent)
 
     def _outcome(self, reply: Message, node: Node, sent: int, mean: MaskedMean) -> ClientOutcome:
         """Add a node's update to the mean, if it is acceptable; return what became of the node."""
@@ -270,6 +311,7 @@ class MestStrategy(Strategy):
         outcome.examples = node.examples
         if reply.has_error():
             outcome.status, outcome.reason = "failed", reply.error.reason
+            outcome.absence = absence_of(reply)
             log.warning("node %d failed: %s", node.node_id, outcome.reason)
             return outcome
         outcome.bytes_up = self._bytes_of(reply)

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from mest_fed.task import Task
 from mest_fed.wire import mask_hash
 from server.aggregate import MaskedMean
+from server.exchange import Absence
 from server.global_model import GlobalModel
 from server.modes.flight import Flight
 from server.modes.flight_records import read_flights, write_flights
@@ -20,7 +21,7 @@ from server.modes.lives import Lives
 from server.modes.mail import Mail
 from server.roster import Node
 from server.rounds import ClientOutcome
-from server.strategy import MestStrategy
+from server.strategy import MestStrategy, SentTask
 
 
 class ArrivalStrategy(MestStrategy):
@@ -57,8 +58,8 @@ class ArrivalStrategy(MestStrategy):
         self.accepted = 0
         self.opened = 0.0
         self._draws = 0
-        self._answered: set[int] = set()
-        self._lost: dict[int, tuple[Node, int]] = {}
+        self._answered: dict[int, Node] = {}
+        self._lost: list[tuple[SentTask, Absence]] = []
         self._stopped: list[tuple[Flight, float, int]] = []
 
     @abstractmethod
@@ -77,9 +78,9 @@ class ArrivalStrategy(MestStrategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Open a round and push its first instructions; there are none left for Flower to send."""
-        self.mail = Mail(grid)
+        self.mail = Mail(grid, self.config.fleet.deadline or math.inf)
         self.opened, self.accepted = self.mail.now, 0
-        self._draws, self._answered, self._lost = 0, set(), {}
+        self._draws, self._answered, self._lost = 0, {}, []
         self._send(list(super().configure_train(server_round, arrays, config, grid)))
         return []
 
@@ -87,8 +88,7 @@ class ArrivalStrategy(MestStrategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Take replies until the round is complete; then step."""
-        del replies  # Flower sent nothing
-        result = super().aggregate_train(server_round, self._arrivals())
+        result = super().aggregate_train(server_round, replies)
         self.lives.follow(self.model.masks, self.record.round)
         return result
 
@@ -108,6 +108,11 @@ class ArrivalStrategy(MestStrategy):
         self.lives.restore(sections.get("masks", {}), sections.get("born", {}))
         self._stopped = flights
 
+    def forget_devices(self) -> None:
+        """Forget the devices, and what was on its way to them."""
+        super().forget_devices()
+        self._stopped = []
+
     def _cohort(self) -> list[Node]:
         # A resumed run has just asked its nodes who they are; none of them was busy with that.
         self._send_again()
@@ -121,19 +126,21 @@ class ArrivalStrategy(MestStrategy):
         self._draws += 1
         if count <= 0:
             return []
-        out = self._busy() | self._answered
+        nodes = [*(flight.node for flight in self.flights.values()), *self._answered.values()]
+        out = {node.node_id for node in nodes}
+        out |= self.roster.rivals({node.partition for node in nodes})
         return self._select(count, self._draws, without=out, waits=not self.flights)
 
     def _send(self, messages: list[Message]) -> None:
         now = self.mail.now
-        for message, name in zip(messages, self.mail.send(messages), strict=True):
-            node, size = self._sent[message.metadata.dst_node_id]
-            if name is None:
-                self._lose(node, size)
+        names = self.mail.send(messages)
+        for message, sent, name in zip(messages, self._sent, names, strict=True):
+            if not name:
+                self._lose(sent, Absence.AWAY)
                 continue
+            node, number = sent.node, self.record.round
             state = self.downlink.state(self.model, node.density)
-            number = self.record.round
-            self.flights[name] = Flight(node, number, now, message.content, state, size)
+            self.flights[name] = Flight(node, number, now, message.content, state, sent.bytes_down)
 
     def _send_again(self) -> None:
         """Send what was on its way when the run stopped."""
@@ -157,23 +164,31 @@ class ArrivalStrategy(MestStrategy):
             if not replies and until < ends:
                 self._give_up(until)
             yield from replies
-        self._sent = self._lost
 
     def _give_up(self, now: float) -> None:
         """Wait no longer for the replies that are overdue."""
         for name, flight in list(self.flights.items()):
             if flight.started + self.mail.patience <= now:
                 del self.flights[name]
-                self._lose(flight.node, flight.bytes_down)
+                self._lose(SentTask(flight.node, flight.bytes_down), Absence.LATE)
 
-    def _lose(self, node: Node, size: int) -> None:
+    def _lose(self, sent: SentTask, absence: Absence) -> None:
         """Count a node as failed, without a reply, and do not ask it again in this round."""
-        self._answered.add(node.node_id)
-        self._lost[node.node_id] = (node, size)
+        self._answered[sent.node.node_id] = sent.node
+        self._lost.append((sent, absence))
 
-    def _take(self, reply: Message, mean: MaskedMean) -> ClientOutcome:
-        flight = self.landed = self.flights.pop(reply.metadata.reply_to_message_id)
-        self._answered.add(flight.node.node_id)
+    def _outcomes(self, replies: Iterable[Message], mean: MaskedMean) -> Iterator[ClientOutcome]:
+        del replies  # Flower sent nothing
+        for reply in self._arrivals():
+            flight = self.flights.pop(reply.metadata.reply_to_message_id, None)
+            if flight is not None:  # else it is no longer awaited
+                yield self._land(flight, reply, mean)
+        for sent, absence in self._lost:
+            yield self._unanswered(sent, absence)
+
+    def _land(self, flight: Flight, reply: Message, mean: MaskedMean) -> ClientOutcome:
+        self.landed = flight
+        self._answered[flight.node.node_id] = flight.node
         outcome = self._outcome(reply, flight.node, flight.bytes_down, mean)
         outcome.staleness = self.record.round - flight.round
         self.accepted += outcome.status == "ok"

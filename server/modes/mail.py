@@ -9,11 +9,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from mest_fed.errors import MestFedError
-
-#: Seconds between two looks for replies where time is real.
-POLL_SECONDS = 0.1
-#: Seconds after which a reply no longer comes where time is real; Flower's own default.
-PATIENCE = 3600.0
+from server.exchange import POLL_SECONDS
 
 
 class OnItsWay(Protocol):
@@ -58,24 +54,27 @@ class Mail:
     ----------
     grid : Grid
         Any. One that is a :class:`VirtualGrid` says what time it is; else it is real.
+    deadline : float
+        Real seconds after which a reply is too late. In virtual time the grid sees to that.
+
+    Attributes
+    ----------
+    patience : float
+        Seconds after which a reply no longer comes; a simulated device always answers.
     """
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: Grid, deadline: float = math.inf) -> None:
         self._grid = grid
         self._virtual = grid if isinstance(grid, VirtualGrid) else None
+        self.patience = deadline if self._virtual is None else math.inf
 
     @property
     def now(self) -> float:
         """Seconds since some moment."""
         return time.monotonic() if self._virtual is None else self._virtual.now
 
-    @property
-    def patience(self) -> float:
-        """Seconds after which a reply no longer comes; a simulated device always answers."""
-        return PATIENCE if self._virtual is None else math.inf
-
     def send(self, messages: Sequence[Message]) -> list[str | None]:
-        """Send messages; return their ids, None for those that could not be sent."""
+        """Send messages; return their ids, None (or empty) for those that could not be sent."""
         names: list[str | None] = list(self._grid.push_messages(messages))
         return names + [None] * (len(messages) - len(names))
 

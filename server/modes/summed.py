@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from mest_fed.folding import PairwiseSum, SummingGrid
@@ -10,7 +10,7 @@ from server.aggregate import MaskedMean
 from server.masked_fold import MaskedFold
 from server.roster import Node
 from server.rounds import ClientOutcome
-from server.strategy import MestStrategy
+from server.strategy import MestStrategy, SentTask
 
 
 class SummedRounds(MestStrategy):
@@ -29,7 +29,8 @@ class SummedRounds(MestStrategy):
         messages = super().configure_train(server_round, arrays, config, grid)
         self._fold = None
         if not self.clients_mutate(self.record.round):
-            nodes = {i: (node.density, node.examples) for i, (node, _) in self._sent.items()}
+            cohort = [sent.node for sent in self._sent]
+            nodes = {node.node_id: (node.density, node.examples) for node in cohort}
             offered = {
                 density: self.downlink.state(self.model, density)
                 for density in sorted({density for density, _ in nodes.values()})
@@ -40,13 +41,11 @@ class SummedRounds(MestStrategy):
                 grid.sum_in_workers(self._fold)
         return messages
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average, from the sum of what is acceptable."""
+    def _train_replies(self, replies: Iterable[Message]) -> Iterator[tuple[SentTask, Message]]:
+        matched = super()._train_replies(replies)
         if self._fold is not None and self._sums_here:
-            replies = _summed(self._fold, replies)
-        return super().aggregate_train(server_round, replies)
+            return _summed(self._fold, matched)
+        return matched
 
     def _bytes_of(self, reply: Message) -> int:
         return super()._bytes_of(reply) if self._fold is None else self._fold.bytes_of(reply)
@@ -66,11 +65,13 @@ class SummedRounds(MestStrategy):
             mean.add_sums(self._fold.offered[density].masks, total.sums(), total.weight)
 
 
-def _summed(fold: MaskedFold, replies: Iterable[Message]) -> Iterator[Message]:
+def _summed(
+    fold: MaskedFold, replies: Iterable[tuple[SentTask, Message]]
+) -> Iterator[tuple[SentTask, Message]]:
     pairwise = PairwiseSum()
-    for reply in replies:
+    for sent, reply in replies:
         if not reply.has_error():
             partial, reply = fold.lift(reply)
             pairwise.add(partial)
-        yield reply
+        yield sent, reply
     fold.collect(pairwise.total())

@@ -1,5 +1,7 @@
 """Specifications, states and replies by hand for the tests of the server."""
 
+import itertools
+
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
@@ -14,6 +16,7 @@ from mest_fed.wire import decode, encode, mask_hash
 from mest_fed.wire.records import from_record, to_record
 from server.global_model import GlobalModel
 from server.modes import build_strategy
+from simulations.engine.flower_internals import set_message_id
 
 #: Node ids of partitions 0..3; partition p has 10 (p + 1) examples.
 NODES = (31, 7, 99, 12)
@@ -113,6 +116,15 @@ def error_to(message, reason="out of memory"):
     return Message(Error(1, reason), reply_to=message)
 
 
+_NUMBERS = itertools.count(1)
+
+
+def named(message):
+    """Give a message an id, as a grid does that sends it."""
+    set_message_id(message, f"message {next(_NUMBERS)}")
+    return message
+
+
 class StubGrid:
     """A grid whose nodes answer the capability query, and nothing else.
 
@@ -128,6 +140,7 @@ class StubGrid:
 
     def send_and_receive(self, messages, *, timeout=None):
         for message in messages:
+            named(message)
             node_id = message.metadata.dst_node_id
             self.asked.append(node_id)
             answer = self.capabilities[node_id]
@@ -176,9 +189,9 @@ def strategy_of(**sections):
 def train_messages(strategy, grid, number=1):
     """Configure a round; return its instructions by node id."""
     messages = strategy.configure_train(number, ArrayRecord(), ConfigRecord(), grid)
-    return {message.metadata.dst_node_id: message for message in messages}
+    return {message.metadata.dst_node_id: named(message) for message in messages}
 
 
 def evaluate_messages(strategy, grid, number):
     messages = strategy.configure_evaluate(number, ArrayRecord(), ConfigRecord(), grid)
-    return {message.metadata.dst_node_id: message for message in messages}
+    return {message.metadata.dst_node_id: named(message) for message in messages}

@@ -1,10 +1,11 @@
 """The roster: who takes part, in what order, and who is sampled."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
-from flwr.app import ConfigRecord, MetricRecord
-from server_parts import StubGrid, capability
+from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
+from server_parts import StubGrid, capability, named
 
 import server.roster
 from mest_fed.errors import MestFedError
@@ -266,3 +267,143 @@ def test_it_waits_for_enough_numbered_nodes(monkeypatch):
     monkeypatch.setattr(server.roster, "sleep", lambda _: setattr(grid, "ids", range(1000, 1004)))
     roster.refresh(grid, 4)
     assert drawn(roster, 9, 1, 1, "cohort") == [0, 1, 2, 3]
+
+
+def test_a_partition_is_of_one_node(caplog):
+    caplog.set_level("WARNING", "server")
+    grid = StubGrid({1: capability(0), 2: capability(0), 3: capability(1)})
+    roster = Roster(DENSITIES)
+    roster.refresh(grid, 2)
+    roster.refresh(grid, 2)
+    assert set(roster.nodes) == {1, 3}
+    assert [node.partition for node in roster.sample(9, 1, 1, "cohort")] == [0, 1]
+    claims = [record for record in caplog.records if "claims partition 0" in record.message]
+    assert len(claims) == 1, "said once"
+    assert "node 2" in claims[0].message
+    assert "which node 1 holds" in claims[0].message
+    assert grid.asked == [1, 2, 3]
+
+
+def test_who_waits_for_a_partition_has_it_once_its_holder_is_away():
+    grid = StubGrid({1: capability(0), 2: capability(1)})
+    roster = Roster(DENSITIES)
+    roster.refresh(grid, 1)
+    grid.capabilities[3] = capability(0)  # node 1 was killed and began anew; it seems to be there
+    roster.refresh(grid, 1)
+    assert set(roster.nodes) == {1, 2}
+    del grid.capabilities[1]
+    roster.refresh(grid, 1)
+    assert set(roster.nodes) == {2, 3}
+    grid.capabilities[1] = capability(0)  # it was only paused
+    roster.refresh(grid, 1)
+    assert set(roster.nodes) == {2, 3}
+    assert grid.asked == [1, 2, 3, 1]
+
+
+def test_doubles_do_not_make_a_run_begin(monkeypatch):
+    grid = StubGrid({1: capability(0), 2: capability(0)})
+    monkeypatch.setattr(
+        server.roster, "sleep", lambda seconds: grid.capabilities.update({4: capability(1)})
+    )
+    roster = Roster(DENSITIES)
+    roster.refresh(grid, 2)
+    assert set(roster.nodes) == {1, 4}
+
+
+class DeviceStub(StubGrid):
+    """Knows since when nodes are there; some answer late, and some go away while they are asked.
+
+    ``silent`` nodes answer once they are no longer in the set; ``away`` nodes have gone.
+    """
+
+    def __init__(self, capabilities):
+        super().__init__(capabilities)
+        self.since = dict.fromkeys(capabilities, "morning")
+        self.silent, self.away, self.timeouts = set(), set(), []
+        self._late = {}
+
+    def get_nodes(self):
+        return [
+            SimpleNamespace(node_id=i, last_activated_at=self.since.get(i, "morning"))
+            for i in self.capabilities
+        ]
+
+    def send_and_receive(self, messages, *, timeout=None):
+        self.timeouts.append(timeout)
+        for message in messages:
+            node_id = message.metadata.dst_node_id
+            if node_id in self.silent | self.away:
+                self._late[named(message).metadata.message_id] = message
+                code = 5 if node_id in self.away else 4
+                yield Message(Error(code, "no reply"), reply_to=message)
+            else:
+                yield from super().send_and_receive([message])
+
+    def pull_messages(self, message_ids):
+        for name in message_ids:
+            node_id = self._late[name].metadata.dst_node_id
+            if node_id not in self.silent:
+                answer = RecordDict({"capability": self.capabilities[node_id]})
+                yield Message(answer, reply_to=self._late[name])
+
+
+def test_who_began_anew_is_asked_again_and_holds_no_mask():
+    grid = DeviceStub({1: capability(0), 2: capability(1)})
+    roster = Roster(DENSITIES)
+    roster.refresh(grid, 2)
+    roster.known_mask = {1: b"mask", 2: b"mask"}
+    grid.since[1], grid.capabilities[1] = "noon", capability(3)
+    roster.refresh(grid, 2)
+    assert grid.asked == [1, 2, 1]
+    assert {i: node.partition for i, node in roster.nodes.items()} == {1: 3, 2: 1}
+    assert roster.known_mask == {2: b"mask"}
+
+
+def test_who_refused_is_asked_again_when_it_began_anew():
+    grid = DeviceStub({1: "no data", 2: capability(1)})
+    roster = Roster(DENSITIES)
+    roster.refresh(grid, 1)
+    roster.refresh(grid, 1)
+    assert set(roster.nodes) == {2}
+    grid.since[1], grid.capabilities[1] = "noon", capability(0)
+    roster.refresh(grid, 1)
+    assert set(roster.nodes) == {1, 2}
+    assert grid.asked == [1, 2, 1]
+
+
+def test_no_round_waits_for_a_newcomer_and_a_late_answer_counts():
+    grid = DeviceStub({1: capability(0)})
+    roster = Roster(DENSITIES)
+    roster.refresh(grid, 1)
+    grid.capabilities[2] = capability(1)
+    grid.silent.add(2)
+    roster.refresh(grid, 1)
+    roster.refresh(grid, 1)
+    assert set(roster.nodes) == {1}
+    grid.silent.clear()
+    roster.refresh(grid, 1)
+    assert set(roster.nodes) == {1, 2}
+    assert grid.timeouts == [server.roster.QUERY_SECONDS, 0.0]  # it was asked once
+
+
+def test_who_goes_away_while_it_is_asked_has_not_refused():
+    grid = DeviceStub({1: capability(0), 2: capability(1)})
+    grid.away.add(2)
+    roster = Roster(DENSITIES)
+    roster.refresh(grid, 1)
+    assert set(roster.nodes) == {1}
+    grid.away.clear()
+    roster.refresh(grid, 1)
+    assert set(roster.nodes) == {1, 2}
+
+
+def test_when_the_others_are_away_a_refusal_does_not_end_the_run(monkeypatch):
+    grid = DeviceStub({1: capability(0), 2: "no data"})
+    roster = Roster(DENSITIES)
+    roster.refresh(grid, 1)
+    del grid.capabilities[1]
+    monkeypatch.setattr(
+        server.roster, "sleep", lambda seconds: grid.capabilities.update({1: capability(0)})
+    )
+    roster.refresh(grid, 1)
+    assert set(roster.nodes) == {1}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import Message, MessageType, MetricRecord, RecordDict
-from server_parts import NODES, StubGrid, capability, error_to, metrics
+from server_parts import NODES, StubGrid, capability, error_to, metrics, named
 
 from mest_fed.nn import SparseState
 from mest_fed.rng import numpy_generator
@@ -100,7 +100,7 @@ class TimedGrid(StubGrid):
         messages = list(messages)
         if messages and messages[0].metadata.message_type == MessageType.EVALUATE:
             self.now += self.evaluation_seconds
-            return [self._evaluated(message) for message in messages]
+            return [self._evaluated(named(message)) for message in messages]
         return list(super().send_and_receive(messages))
 
     def resumed(self, strategy):
