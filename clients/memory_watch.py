@@ -12,7 +12,7 @@ from logging import getLogger
 from flwr.app import Context
 
 from clients.capability import Capability
-from mest_fed.errors import MestFedError
+from mest_fed.errors import OVER_BUDGET, MestFedError
 from mest_fed.memory.limit import limit_of_process, usage
 from mest_fed.memory.meter import PeakMeter
 from mest_fed.memory.rehearsal import rehearse
@@ -21,9 +21,6 @@ from mest_fed.training import LocalTrainer
 from mest_fed.units import format_bytes
 
 log = getLogger("flwr.mest_fed")
-
-#: How the reason of a round begins that failed for its memory; the server counts by it.
-OVER_BUDGET = "over the memory budget"
 
 
 class OverBudgetError(MestFedError):

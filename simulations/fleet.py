@@ -9,28 +9,10 @@ from mest_fed.devices import Assignment, DeviceProfile, load_profile
 from mest_fed.errors import InputError
 from mest_fed.memory import Plan
 from mest_fed.task import Task
+from server.summary import Tier
 from simulations.engine.nodes import NodeKind, Nodes, make_nodes, node_id_of, partition_of
 
 Fact = TypeVar("Fact")
-
-
-@dataclass(frozen=True)
-class Tier:
-    """All devices of one profile.
-
-    Parameters
-    ----------
-    profile : DeviceProfile
-        What they are.
-    clients : int
-        How many there are.
-    plan : Plan
-        How each of them trains.
-    """
-
-    profile: DeviceProfile
-    clients: int
-    plan: Plan
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from clients.kernels import kernel_table
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.kernels.table import Table
 from mest_fed.task import Task
+from server.run_folder import KERNELS, RunFolder
 from simulations.engine.worker import one_thread
 from simulations.fleet import Fleet
-from simulations.run_folder import KERNELS, RunFolder
 
 
 def run_kernels(task: Task, fleet: Fleet, folder: RunFolder, *, resume: bool) -> Table:

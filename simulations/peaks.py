@@ -12,9 +12,9 @@ from mest_fed.data.cache import cache_folder
 from mest_fed.kernels import variant
 from mest_fed.kernels.table import Table, choices_to_rows
 from mest_fed.memory import Plan
+from server.run_folder import RunFolder
 from simulations.fleet import Fleet
 from simulations.probe import Probe
-from simulations.run_folder import RunFolder
 
 #: What of a configuration the memory of a round depends on, beside its plan.
 _SECTIONS = ("data", "model", "sparsity", "training", "forgetting", "wire", "fleet")

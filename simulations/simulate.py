@@ -19,8 +19,11 @@ from mest_fed.task import Task, task_of
 from server.checkpoint import load_newest
 from server.global_model import GlobalModel
 from server.rounds import RoundRecord
+from server.rows import client_rows, round_row
+from server.run_folder import CLIENTS, LOG, ROUNDS, RunFolder, logged
 from server.server_app import build_server_app
 from server.strategy import MestStrategy
+from server.summary import RunLogs, build_summary
 from simulations.engine.executor import Executor, make_executor
 from simulations.engine.grid import FleetGrid
 from simulations.engine.run_app import run_server_app
@@ -31,12 +34,8 @@ from simulations.life.clock import VirtualClock
 from simulations.life.memory_gate import memory_needs
 from simulations.peaks import Peaks
 from simulations.placement import PlacedData
-from simulations.records import client_rows, round_row
-from simulations.run_folder import CLIENTS, LOG, ROUNDS, RunFolder
 from simulations.snapshot import Snapshot
 from simulations.states import DiskStates, VersionedStates
-from simulations.summary import RunLogs, build_summary
-from simulations.watching.log_file import logged
 from simulations.watching.observers import Observer, Observers
 
 CLIENT_APP = "clients.client_app:app"
@@ -114,7 +113,10 @@ class Simulation:
             peaks = measured.wait()
             model = _Run(self, task, fleet, states).drive(executor, peaks, flat)
         logs = RunLogs(self.folder.read(ROUNDS), self.folder.read(CLIENTS))
-        summary = build_summary(task, fleet, model, preset=self.preset, logs=logs, peaks=peaks)
+        summary = build_summary(
+            task, fleet.tiers, model, preset=self.preset, logs=logs, peaks=peaks
+        )
+        self.folder.write_model(task, model.state())
         self.folder.write_summary(summary)
         return self.folder.path
 
@@ -235,6 +237,10 @@ def open_run(
         return Simulation(preset, config, folder, resume=True, observer=observer)
     if config is None:
         raise InputError("a new run needs a configuration")
+    if config.deployment.folder:
+        raise InputError(
+            f"deployment.folder = {config.deployment.folder!r} is for flwr run; allowed: --out"
+        )
     check_cohort(config)
     task = task_of(config)
     fleet = Fleet.of(task)

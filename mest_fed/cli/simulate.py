@@ -57,8 +57,8 @@ def simulate(
     """Simulate a fleet of unlike devices that train federatedly, and write a report."""
     needs("simulation", "flwr", "ray", "pydantic", "matplotlib", "jinja2")
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    from server.run_folder import CONFIG
     from simulations.report import write_report
-    from simulations.run_folder import CONFIG
     from simulations.settings import resolve
     from simulations.simulate import Interrupted, open_run
     from simulations.watching.display import RichDisplay

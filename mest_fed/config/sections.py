@@ -207,7 +207,8 @@ class FleetSection(Section):
     budgets: str = ""
     """Memory budgets that replace the profiles' own, such as ``rpi-zero-2w:24MB``."""
     deadline: Annotated[float, Field(ge=0)] = 0.0
-    """Virtual seconds after which a reply is too late; 0 waits for all."""
+    """Seconds after which a reply is too late (virtual in a simulation); 0 waits for all that are
+    there: of a real device that vanished the server learns after at most 60."""
 
     @field_validator("mix", "budgets", mode="before")
     @classmethod
@@ -249,6 +250,15 @@ class FleetSection(Section):
         return {name: parse_bytes(budget) for name, budget in parse_mix(self.budgets).items()}
 
 
+class DeploymentSection(Section):
+    """What ``flwr run`` leaves on the server; for ``mest-fed simulate`` options say so."""
+
+    folder: str = ""
+    """The run's folder on the server; empty: ``runs/flwr-RUN_ID``, where the server was started."""
+    resume: bool = False
+    """Go on with the run in the folder, from its newest checkpoint."""
+
+
 class RunConfig(Section):
     """A whole run."""
 
@@ -263,6 +273,7 @@ class RunConfig(Section):
     server: ServerSection = ServerSection()
     fleet: FleetSection = FleetSection()
     life: LifeSection = LifeSection()
+    deployment: DeploymentSection = DeploymentSection()
 
     @model_validator(mode="after")
     def _rigl_mutates_on_clients(self) -> "RunConfig":
@@ -303,6 +314,15 @@ class RunConfig(Section):
                     f"server.{key} = {wanted} is never reached; "
                     f"allowed: 1 to {devices} (fleet.devices = {devices})"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_resumed_is_named(self) -> "RunConfig":
+        if self.deployment.resume and not self.deployment.folder:
+            raise ValueError(
+                "deployment.resume = True is not allowed without deployment.folder; "
+                "allowed: the folder of the run to go on with"
+            )
         return self
 
     @model_validator(mode="after")

@@ -10,13 +10,13 @@ from flwr.app import Message, MessageType
 from mest_fed.config.life import LifeSection
 from mest_fed.devices import DeviceProfile
 from mest_fed.errors import not_allowed
+from server.timing import ClientTiming
 from simulations.engine.fate import Settled
 from simulations.engine.nodes import FIRST_NODE_ID, node_id_of
 from simulations.life.availability import Availability
 from simulations.life.conditions import DeviceConditions, NoTime
 from simulations.life.lives import Lives
 from simulations.life.memory_gate import MemoryNeed
-from simulations.life.timing import ClientTiming
 
 _TIMED = (MessageType.TRAIN, MessageType.EVALUATE)
 

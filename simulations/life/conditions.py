@@ -14,9 +14,9 @@ from mest_fed.devices import (
     upload_seconds,
 )
 from mest_fed.wire.size import content_bytes
+from server.timing import ClientTiming
 from simulations.engine.fate import Settled
 from simulations.engine.flower_internals import NODE_UNAVAILABLE, error_reply
-from simulations.life.timing import ClientTiming
 
 #: Seconds that a device downloads, trains and uploads.
 Parts = tuple[float, float, float]

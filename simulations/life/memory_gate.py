@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mest_fed.errors import OUT_OF_MEMORY
 from mest_fed.memory import Plan
 from mest_fed.units import format_bytes
-
-#: How the reason of a round begins for which memory was short.
-OUT_OF_MEMORY = "out of memory"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from mest_fed.config import RunConfig
 from mest_fed.units import format_bytes, format_seconds
-from simulations.records import Row
+from server.rows import Row
 
 _ROWS_SHOWN = 10
 

@@ -6,7 +6,7 @@ from logging import getLogger
 from typing import Protocol
 
 from mest_fed.config import RunConfig
-from simulations.records import Row
+from server.rows import Row
 
 log = getLogger(__name__)
 

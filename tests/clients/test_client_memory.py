@@ -9,8 +9,8 @@ import clients.memory_watch
 import clients.plans
 from clients.capability import capability_of
 from clients.client_app import app
-from clients.memory_watch import OVER_BUDGET, OverBudgetError, RoundMemory, limit_guard
-from mest_fed.errors import InputError
+from clients.memory_watch import OverBudgetError, RoundMemory, limit_guard
+from mest_fed.errors import OVER_BUDGET, InputError
 from mest_fed.memory.meter import PeakMeter
 from mest_fed.task import task_of
 from mest_fed.training import LocalTrainer, OptimizerSettings

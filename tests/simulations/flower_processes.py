@@ -100,21 +100,26 @@ class FlowerHome:
 
     def launch(self, *command):
         """Start a command in the background; its output goes to a file in the home."""
-        with (self.folder / f"{command[0]}.log").open("ab") as log:
+        with (self.folder / f"{Path(str(command[0])).name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [str(part) for part in command], env=self.environment, stdout=log, stderr=log
+                [str(part) for part in command],
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
             )
         self.launched.append(process)
         return process
 
     def launch_server(self, port, *command):
-        """Start a command in the background and wait until it listens."""
+        """Start a command in the background, wait until it listens, and return its process."""
         process = self.launch(*command, "--port", port)
         end = time.monotonic() + PATIENCE
         while not is_open(port):
             assert process.poll() is None, f"{command[0]} ended with {process.returncode}"
             assert time.monotonic() < end, f"{command[0]} does not listen on {port}"
             time.sleep(0.1)
+        return process
 
     def run_app(self, app, *arguments, settings):
         """Run an app with ``flwr run``; return what the server logged, and its rounds.
@@ -124,6 +129,7 @@ class FlowerHome:
         done = subprocess.run(
             ["flwr", "run", str(app), *arguments, "--stream", "--run-config", " ".join(settings)],
             env=self.environment,
+            cwd=self.folder,
             capture_output=True,
             text=True,
             timeout=PATIENCE,

@@ -28,6 +28,11 @@ def test_two_devices_train(tmp_path, home):
     assert [counts for *_, counts in rounds] == [[0, 0, 0], [2, 0, 0], [2, 0, 0]]
     accuracies = [float(accuracy) for _, accuracy, _ in rounds]
     assert len(set(accuracies)) > 1, "the model never changed"
+    (run,) = (home.folder / "runs").glob("flwr-*")
+    assert f"run folder: {run}" in text
+    assert {"config.toml", "rounds.jsonl", "summary.json", "model.pt"} <= {
+        path.name for path in run.iterdir()
+    }
     # The bundle carries no second copy of the library that would hide the installed one.
     assert list(home.folder.rglob("server_app.py"))
     assert not list(home.folder.rglob("mest_fed"))

@@ -11,12 +11,12 @@ from life_cases import BOARD, SLOW
 
 from mest_fed.errors import InputError
 from mest_fed.wire.size import content_bytes
+from server.timing import ClientTiming
 from simulations.engine.executor import SerialExecutor
 from simulations.engine.flower_internals import claim_identity
 from simulations.engine.grid import FleetGrid
 from simulations.engine.nodes import make_nodes
 from simulations.life.clock import VirtualClock
-from simulations.life.timing import ClientTiming
 
 #: "config" 6 + "pad" 3 + 991 bytes.
 INSTRUCTION = RecordDict({"config": ConfigRecord({"pad": b"x" * 991})})

@@ -13,13 +13,13 @@ from mest_fed.config.life import LifeSection
 from mest_fed.errors import InputError
 from mest_fed.nn import ModelSpec
 from mest_fed.sparsity import layout_for
+from server.timing import ClientTiming
 from simulations.engine.fate import Settled
 from simulations.engine.flower_internals import claim_identity
 from simulations.life.checks import check_cohort, check_deadline, least_transfer_seconds, trace_of
 from simulations.life.clock import VirtualClock
 from simulations.life.draws import draw
 from simulations.life.memory_gate import MemoryNeed, shortage
-from simulations.life.timing import ClientTiming
 
 MANY = range(1000, 3000)
 

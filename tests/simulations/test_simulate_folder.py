@@ -8,7 +8,7 @@ from tiny_run import start, tiny_config
 
 from mest_fed.data import save_partitions
 from mest_fed.errors import BudgetError, InputError
-from simulations.run_folder import CLIENTS, ROUNDS, RunFolder
+from server.run_folder import CLIENTS, ROUNDS, RunFolder
 from simulations.settings import preset_names, resolve
 
 

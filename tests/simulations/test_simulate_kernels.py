@@ -23,10 +23,10 @@ from mest_fed.kernels import native
 from mest_fed.kernels.choice import TUNED, told
 from mest_fed.nn.tuning import tune
 from mest_fed.task import Task
+from server.run_folder import RunFolder
 from simulations.fleet import Fleet
 from simulations.kernels import run_kernels
 from simulations.probe import Probe
-from simulations.run_folder import RunFolder
 from simulations.simulate import Interrupted, open_run
 
 pytestmark = pytest.mark.skipif(native.variant() is None, reason="no compiled kernels")

@@ -18,7 +18,7 @@ from tiny_run import (
 import clients.client_app
 import server.evaluation
 from mest_fed.errors import InputError
-from simulations.run_folder import RunFolder
+from server.run_folder import RunFolder
 from simulations.simulate import Interrupted, open_run
 from simulations.watching.observers import Observers
 

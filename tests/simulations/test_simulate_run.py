@@ -85,6 +85,7 @@ def test_the_folder_holds_all_files(finished):
         "rounds.jsonl",
         "clients.jsonl",
         "summary.json",
+        "model.pt",
         "partitions.npz",
         "states",
         "checkpoints",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mest_fed.config import RunConfig, to_flat
-from simulations.records import Row
+from server.rows import Row
 from simulations.watching.sinks.metrics import metrics
 
 _EXPERIMENT = "mest-fed"

@@ -12,7 +12,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import Summary
 
 from mest_fed.config import RunConfig
-from simulations.records import Row
+from server.rows import Row
 from simulations.watching.sinks.metrics import metrics
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mest_fed.config import RunConfig
-from simulations.records import Row
+from server.rows import Row
 from simulations.watching.sinks.metrics import metrics
 
 

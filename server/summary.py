@@ -3,21 +3,40 @@
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 import torch
 
-from clients.memory_watch import OVER_BUDGET
+from mest_fed.devices import DeviceProfile
+from mest_fed.errors import OUT_OF_MEMORY, OVER_BUDGET
 from mest_fed.memory import Footprint, Plan
 from mest_fed.nn import ModelSpec, SparseState
 from mest_fed.task import Task
 from server.global_model import GlobalModel
-from simulations.fleet import Fleet, Tier
-from simulations.life.memory_gate import OUT_OF_MEMORY
-from simulations.records import totals
+from server.rows import totals
+
+
+@dataclass(frozen=True)
+class Tier:
+    """All devices of one profile.
+
+    Parameters
+    ----------
+    profile : DeviceProfile
+        What they are.
+    clients : int
+        How many there are.
+    plan : Plan
+        How each of them trains.
+    """
+
+    profile: DeviceProfile
+    clients: int
+    plan: Plan
 
 
 @dataclass(frozen=True)
@@ -43,7 +62,7 @@ def model_sha256(state: SparseState) -> str:
 
 def build_summary(
     task: Task,
-    fleet: Fleet,
+    tiers: Sequence[Tier],
     model: GlobalModel,
     *,
     preset: str,
@@ -57,8 +76,8 @@ def build_summary(
 
     Parameters
     ----------
-    task, fleet, model : Task, Fleet, GlobalModel
-        What ran, and what came of it.
+    task, tiers, model : Task, sequence of Tier, GlobalModel
+        What ran, on which devices, and what came of it.
     preset : str
         What the configuration is called.
     logs : RunLogs
@@ -67,7 +86,6 @@ def build_summary(
         Measured bytes of each plan that was measured.
     """
     config, state = task.config, model.state()
-    tiers = [_tier(tier, peaks) for tier in fleet.tiers]
     return {
         "preset": preset,
         "seed": config.run.seed,
@@ -82,12 +100,21 @@ def build_summary(
         **totals(logs.rounds),
         "over_budget": _count_failed(logs.clients, OVER_BUDGET),
         "out_of_memory": _count_failed(logs.clients, OUT_OF_MEMORY),
-        "tiers": tiers,
+        "tiers": [_tier(tier, peaks) for tier in tiers],
         "layers": _layers(model.spec, state),
         "dense_bytes": 4 * (model.spec.sparse_weights + _count(model.spec)),
         "model_sha256": model_sha256(state),
-        "versions": {"python": platform.python_version()} | {n: version(n) for n in _VERSIONS},
+        "versions": _versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that are installed here."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONS:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _count_failed(clients: Sequence[Mapping[str, Any]], reason: str) -> int:

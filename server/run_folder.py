@@ -1,25 +1,40 @@
 """The run folder: everything that a run leaves behind, readable without mest-fed."""
 
+import io
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mest_fed.config import RunConfig, from_table, read_toml, to_toml
 from mest_fed.errors import InputError
 from mest_fed.kernels.table import Table, choices_to_rows
 from mest_fed.kernels.table_reader import read_table
+from mest_fed.nn import SparseState, to_dense, write_state
+from mest_fed.task import Task
 
 CONFIG, ROUNDS, CLIENTS, SUMMARY = "config.toml", "rounds.jsonl", "clients.jsonl", "summary.json"
-KERNELS, MEMORY, LOG = "kernels.json", "memory.json", "run.log"
+KERNELS, MEMORY, LOG, MODEL = "kernels.json", "memory.json", "run.log", "model.pt"
+#: Whose warnings go to ``run.log``: the engine and the checkpoints; in a deployment the server too.
+RUN_LOG, SERVER_LOG = "mest_fed.run", __name__.rpartition(".")[0]
+#: How a person names a run folder, and says that its run goes on: to the command and to Flower.
+COMMAND_KEYS, FLOWER_KEYS = ("--out", "--resume"), ("deployment.folder =", "deployment.resume=true")
 
 
 class RunFolder:
     """A folder of ``config.toml``, ``kernels.json``, ``rounds.jsonl`` and the like.
 
     Use :meth:`create` for a new run and :meth:`reopen` to go on with one.
+
+    Parameters
+    ----------
+    path : Path
+        Where it is.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,8 +49,10 @@ class RunFolder:
         return str(self.partitions) if self.partitions.exists() else ""
 
     @classmethod
-    def create(cls, path: Path, config: RunConfig) -> "RunFolder":
-        """Make the folder of a new run.
+    def create(
+        cls, path: Path, config: RunConfig, keys: tuple[str, str] = COMMAND_KEYS
+    ) -> "RunFolder":
+        """Make the folder of a new run; errors name it by the first of the keys.
 
         Raises
         ------
@@ -47,18 +64,20 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()):
                 raise InputError(
-                    f"--out {path} is not empty; allowed: a new folder, or --resume to go on "
+                    f"{keys[0]} {path} is not empty; allowed: a new folder, or {keys[1]} to go on "
                     "with the run in it"
                 )
             # "x": of two runs that found the folder empty, one alone gets it.
             with (path / CONFIG).open("x", encoding="utf-8") as stream:
                 stream.write(to_toml(config))
         except OSError as error:
-            raise InputError(f"--out {path} cannot be used: {error}") from None
+            raise InputError(f"{keys[0]} {path} cannot be used: {error}") from None
         return folder
 
     @classmethod
-    def reopen(cls, path: Path) -> tuple["RunFolder", RunConfig]:
+    def reopen(
+        cls, path: Path, keys: tuple[str, str] = COMMAND_KEYS
+    ) -> tuple["RunFolder", RunConfig]:
         """Open the folder of an interrupted run and read its configuration.
 
         Raises
@@ -68,9 +87,9 @@ class RunFolder:
         """
         folder = cls(path)
         if not (path / CONFIG).exists():
-            raise InputError(f"--resume: no run in {path} ({CONFIG} is missing)")
+            raise InputError(f"{keys[1]}: no run in {path} ({CONFIG} is missing)")
         if (path / SUMMARY).exists():
-            raise InputError(f"--resume: the run in {path} is finished ({SUMMARY} exists)")
+            raise InputError(f"{keys[1]}: the run in {path} is finished ({SUMMARY} exists)")
         return folder, from_table(read_toml(path / CONFIG), str(path / CONFIG))
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -116,6 +135,13 @@ class RunFolder:
         """Write ``summary.json``, the mark of a finished run."""
         self._replace(SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
+    def write_model(self, task: Task, state: SparseState) -> None:
+        """Write ``model.pt``: a plain ``state_dict``, which loads into the model as first built."""
+        write_state(task.model, state)
+        data = io.BytesIO()
+        torch.save(to_dense(task.model).state_dict(), data)
+        self._replace(MODEL, data.getvalue())
+
     def write_kernels(self, table: Table) -> None:
         """Write ``kernels.json``: which implementations the sparse layers run."""
         head = choices_to_rows(table)
@@ -156,10 +182,10 @@ class RunFolder:
             raise InputError(f"{path} is not a table of bytes by plan")
         return peaks
 
-    def _replace(self, name: str, text: str) -> None:
+    def _replace(self, name: str, content: str | bytes) -> None:
         unfinished = self.path / f"{name}.unfinished"
         with _writing(self.path / name):
-            unfinished.write_text(text, encoding="utf-8")
+            unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
             os.replace(unfinished, self.path / name)
 
 
@@ -170,3 +196,28 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+@contextmanager
+def logged(path: Path, *names: str) -> Iterator[None]:
+    """Append warnings of a run to a file, made when there is something to say.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    *names : str
+        Of the loggers whose warnings are kept beside those of :data:`RUN_LOG`.
+    """
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    loggers = [logging.getLogger(name) for name in (RUN_LOG, *names)]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from server.rounds import ClientOutcome, RoundRecord
-from simulations.life.timing import ClientTiming
+from server.timing import ClientTiming
 
 Row = dict[str, Any]
 
