@@ -248,3 +248,18 @@ def test_a_partition_is_not_asked_again_while_its_node_of_before_may_answer(cloc
     assert not any(A in nodes and C in nodes for nodes in rounds)
     assert sum(A in nodes for nodes in rounds) == 1
     assert C in rounds[-1]
+
+
+@pytest.mark.parametrize("mode", ["sync", "semi-sync"])
+def test_who_did_not_train_is_not_blamed_for_an_evaluation(clock, monkeypatch, caplog, mode):
+    caplog.set_level("WARNING", "server")
+    monkeypatch.setattr(mail, "time", clock)
+    strategy = strategy_of(server={"mode": mode, "concurrency": 4, "period": 5.0})
+    grid = FlowerGrid(dict.fromkeys(NODES, None))
+    grid.get_node_ids, grid.send_and_receive = stub().get_node_ids, stub().send_and_receive
+    strategy.configure_train(1, None, None, grid)
+    strategy.aggregate_train(1, [])
+    assert strategy.record.count("failed") == 4
+    assert list(strategy.configure_evaluate(1, None, None, grid)) == []
+    strategy.aggregate_evaluate(1, [])
+    assert "evaluation" not in caplog.text
