@@ -2,17 +2,18 @@
 
 import logging
 
-from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 import mest_fed
 from clients.capability import Capability, capability_of, capability_record
 from clients.kernels import device_kernels
 from clients.local_round import RoundOrder, evaluate_round, train_round
-from clients.memory_watch import limit_guard, watched
+from clients.memory_watch import OverBudgetError, limit_guard, watched
 from clients.state import ClientState
 from mest_fed.errors import WireError
 from mest_fed.nn import SparseState
+from mest_fed.schema import FailureKind, code_of_failure
 from mest_fed.task import Task, task_from_run_config
 from mest_fed.wire import decode, encode, mask_hash
 from mest_fed.wire.records import from_record, to_record
@@ -31,7 +32,21 @@ def query(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train one round and send the sparse update."""
+    """Train one round and send the sparse update, or an error that says why there is none."""
+    try:
+        return _train(message, context)
+    except OverBudgetError as error:
+        return _failure(FailureKind.OVER_BUDGET, error, message)
+    except MemoryError as error:
+        return _failure(FailureKind.OUT_OF_MEMORY, error, message)
+
+
+def _failure(kind: FailureKind, error: Exception, message: Message) -> Message:
+    reason = f"{type(error).__name__}: {error}"
+    return Message(Error(code_of_failure(kind), reason), reply_to=message)
+
+
+def _train(message: Message, context: Context) -> Message:
     task, who, kept = _open(context)
     received = _receive(task, message, kept)
     config = message.content.config_records["mest"]

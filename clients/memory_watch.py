@@ -12,7 +12,7 @@ from logging import getLogger
 from flwr.app import Context
 
 from clients.capability import Capability
-from mest_fed.errors import OVER_BUDGET, MestFedError
+from mest_fed.errors import MestFedError
 from mest_fed.memory.limit import limit_of_process, usage
 from mest_fed.memory.meter import PeakMeter
 from mest_fed.memory.rehearsal import rehearse
@@ -109,6 +109,6 @@ def _is_a_device(context: Context) -> bool:
 def _hold(peak: int, budget: int) -> None:
     if peak > budget:
         raise OverBudgetError(
-            f"{OVER_BUDGET}: training takes {format_bytes(peak)} (measured) of "
+            f"over the memory budget: training takes {format_bytes(peak)} (measured) of "
             f"{format_bytes(budget)}"
         )

@@ -10,9 +10,6 @@ DensityWarning      a model that was made sparse is much denser than what was as
 
 from collections.abc import Iterable
 
-#: How the reason of a round begins that failed for its memory, and for want of memory.
-OVER_BUDGET, OUT_OF_MEMORY = "over the memory budget", "out of memory"
-
 
 class MestFedError(Exception):
     """Base of all errors that mest-fed raises on purpose."""

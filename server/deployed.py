@@ -140,15 +140,14 @@ class DeployedRun:
 
     def _timing(self, outcome: ClientOutcome) -> ClientTiming:
         took = self.grid.durations.get(outcome.node_id)
-        status = outcome.absence or ("ok" if outcome.status != "failed" else "failed")
         if took is None:
-            return ClientTiming(outcome.node_id, "train", status)
+            return ClientTiming(outcome.node_id, "train", outcome.failure)
         profile = _profile(outcome.device)
         watts = 0.0 if profile is None else profile.compute_watts
         return ClientTiming(
             outcome.node_id,
             "train",
-            status,
+            outcome.failure,
             start=self._seconds_before + max(0.0, took.start - self._started),
             train_seconds=took.seconds,
             energy_joules=watts * took.seconds,

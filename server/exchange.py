@@ -4,11 +4,12 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from enum import StrEnum
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
+
+from mest_fed.schema import FailureKind, TaskStatus, code_of_failure, failure_of_code
 
 Who = TypeVar("Who")
 
@@ -16,23 +17,13 @@ Who = TypeVar("Who")
 POLL_SECONDS = 0.1
 
 
-class Absence(StrEnum):
-    """Why there is no reply of a device, in the words of ``clients.jsonl``."""
-
-    AWAY = "away"
-    DROPPED = "dropped"
-    LATE = "late"
-
-
-#: By the codes of the errors that Flower's server reports in a device's place: the upload of a
-#: reply broke off, or the SuperLink has lost the instruction; the time is over; the device is not
-#: online. Flower does not publish these numbers.
-ABSENCES = {3: Absence.DROPPED, 4: Absence.LATE, 5: Absence.AWAY}
-
-
-def absence_of(reply: Message) -> Absence | None:
+def absence_of(reply: Message) -> FailureKind | None:
     """Say why a device did not reply itself; None if it did, if only with an error of its own."""
-    return ABSENCES.get(reply.error.code) if reply.has_error() else None
+    if not reply.has_error():
+        return None
+    failure = failure_of_code(reply.error.code)
+    absent = (TaskStatus.AWAY, TaskStatus.DROPPED, TaskStatus.LATE)
+    return failure if failure.status in absent else None
 
 
 class Awaited(Generic[Who]):
@@ -199,7 +190,7 @@ class DeviceGrid(Grid):
             if name:
                 awaited[name] = message
             else:
-                yield _no_reply(message, Absence.AWAY, "the instruction could not be sent")
+                yield _no_reply(message, FailureKind.AWAY, "the instruction could not be sent")
         while awaited:
             for reply in self.pull_messages(awaited):
                 if awaited.pop(reply.metadata.reply_to_message_id, None) is not None:
@@ -209,9 +200,8 @@ class DeviceGrid(Grid):
             if awaited:
                 time.sleep(min(POLL_SECONDS, left))
         for message in awaited.values():
-            yield _no_reply(message, Absence.LATE, "no reply in time")
+            yield _no_reply(message, FailureKind.NO_REPLY, "no reply in time")
 
 
-def _no_reply(message: Message, absence: Absence, reason: str) -> Message:
-    code = next(code for code, known in ABSENCES.items() if known is absence)
-    return Message(Error(code, reason), reply_to=message)
+def _no_reply(message: Message, failure: FailureKind, reason: str) -> Message:
+    return Message(Error(code_of_failure(failure), reason), reply_to=message)

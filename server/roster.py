@@ -12,7 +12,8 @@ from flwr.serverapp import Grid
 
 from mest_fed.errors import MestFedError
 from mest_fed.rng import in_random_order, numpy_generator
-from server.exchange import Absence, Awaited, absence_of
+from mest_fed.schema import FailureKind
+from server.exchange import Awaited, absence_of
 
 log = getLogger(__name__)
 
@@ -261,7 +262,7 @@ class Roster:
         for reply in replies:
             node_id = self._queries.take(reply)
             absence = absence_of(reply)
-            if absence is Absence.LATE and node_id is not None:
+            if absence is FailureKind.NO_REPLY and node_id is not None:
                 self._queries.await_again(reply, node_id)
             if absence is not None or node_id is None:
                 continue  # one that went away is asked again when it is back

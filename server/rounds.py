@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from server.exchange import Absence
+from mest_fed.schema import FailureKind, TaskStatus
 
 #: Quantiles of the clients' accuracies that are kept.
 SPREAD = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}
@@ -19,13 +19,10 @@ class ClientOutcome:
     ----------
     node_id, partition, device : int, int, str
         Who.
-    status : str
-        ``ok``, ``failed`` (an error came back), ``rejected`` (the update was not acceptable) or
-        ``surplus`` (enough others were faster).
-    absence : Absence or None
-        Of a client that failed: why there was no reply of its own.
+    failure : FailureKind or None
+        Why the server took no update of it; None if it did.
     reason : str or None
-        Why not ok.
+        The same for people.
     examples, presented : int
         Training examples it has, and presentations in this round.
     train_loss : float or None
@@ -41,7 +38,7 @@ class ClientOutcome:
     node_id: int
     partition: int
     device: str
-    status: str = "ok"
+    failure: FailureKind | None = None
     reason: str | None = None
     examples: int = 0
     presented: int = 0
@@ -50,7 +47,15 @@ class ClientOutcome:
     bytes_down: int = 0
     bytes_up: int = 0
     staleness: int = 0
-    absence: Absence | None = None
+
+    @property
+    def status(self) -> TaskStatus:
+        """How its task ended."""
+        return TaskStatus.OK if self.failure is None else self.failure.status
+
+    def fail(self, failure: FailureKind, reason: str) -> None:
+        """Note why there is no update of it."""
+        self.failure, self.reason = failure, reason
 
     def note(self, presented: int, loss_sum: float, density: float) -> None:
         """Note what a good update says of itself."""
@@ -91,9 +96,15 @@ class RoundRecord:
     bytes_down: int = 0
     clients: list[ClientOutcome] = field(default_factory=list)
 
-    def count(self, status: str) -> int:
-        """Return how many clients ended with a status."""
-        return sum(client.status == status for client in self.clients)
+    def count(self, *statuses: TaskStatus) -> int:
+        """Return how many clients ended with one of these statuses."""
+        return sum(client.status in statuses for client in self.clients)
+
+    @property
+    def without_reply(self) -> int:
+        """Return how many clients gave the server nothing to judge."""
+        judged = (TaskStatus.OK, TaskStatus.REJECTED, TaskStatus.SURPLUS)
+        return len(self.clients) - self.count(*judged)
 
 
 RoundObserver = Callable[[RoundRecord], None]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mest_fed.schema import FailureKind, TaskStatus
 from server.rounds import ClientOutcome, RoundRecord
 from server.timing import ClientTiming
 
@@ -15,12 +16,14 @@ def client_rows(record: RoundRecord, timings: Sequence[ClientTiming]) -> list[Ro
     rows = []
     for client in record.clients:
         timing = by_node.get(client.node_id)
+        failure = _failure(client, timing)
         rows.append(
             {
                 "round": record.round,
                 "partition": client.partition,
                 "device": client.device,
-                "status": _status(client, timing),
+                "status": TaskStatus.OK if failure is None else failure.status,
+                "failure": failure,
                 "reason": client.reason,
                 "staleness": client.staleness,
                 "examples": client.examples,
@@ -39,11 +42,12 @@ def client_rows(record: RoundRecord, timings: Sequence[ClientTiming]) -> list[Ro
     return rows
 
 
-def _status(client: ClientOutcome, timing: ClientTiming | None) -> str:
-    """Return how it ended: the clock knows better why nothing came than the server does."""
-    if client.status == "failed" and timing is not None and timing.status != "ok":
-        return timing.status
-    return client.status
+def _failure(client: ClientOutcome, timing: ClientTiming | None) -> FailureKind | None:
+    """Return why there is no update: the clock knows better why nothing came than the server."""
+    judged = client.status in (TaskStatus.OK, TaskStatus.REJECTED, TaskStatus.SURPLUS)
+    if judged or timing is None or timing.failure is None:
+        return client.failure
+    return timing.failure
 
 
 def round_row(
@@ -65,9 +69,9 @@ def round_row(
         "bytes_down": record.bytes_down,
         "virtual_seconds": virtual_seconds,
         "wall_seconds": wall_seconds,
-        "trained": record.count("ok"),
-        "failed": record.count("failed"),
-        "rejected": record.count("rejected"),
+        "trained": record.count(TaskStatus.OK),
+        "failed": record.without_reply,
+        "rejected": record.count(TaskStatus.REJECTED),
         "energy_joules": sum(timing.energy_joules for timing in timings),
     }
 

@@ -8,6 +8,7 @@ from flwr.serverapp import Grid, ServerApp
 
 import mest_fed
 from mest_fed.nn import read_state
+from mest_fed.schema import TaskStatus
 from mest_fed.task import Task, task_from_run_config
 from server.deployed import DeployedRun
 from server.evaluation import CentralEvaluation
@@ -31,9 +32,9 @@ def log_round(record: RoundRecord) -> None:
         record.round,
         accuracy,
         record.density,
-        record.count("ok"),
-        record.count("failed"),
-        record.count("rejected"),
+        record.count(TaskStatus.OK),
+        record.without_reply,
+        record.count(TaskStatus.REJECTED),
         record.bytes_up,
         record.bytes_down,
     )

@@ -12,13 +12,14 @@ from flwr.serverapp.strategy import Strategy
 
 from mest_fed.errors import WireError
 from mest_fed.memory import DENSITY_STEPS
+from mest_fed.schema import FailureKind, TaskStatus, failure_of_code
 from mest_fed.task import Task
 from mest_fed.wire import encode
 from mest_fed.wire.records import to_record
 from mest_fed.wire.size import content_bytes
 from server.aggregate import MaskedMean, PositionCache
 from server.downlink import Downlink
-from server.exchange import Absence, Awaited, absence_of
+from server.exchange import Awaited
 from server.global_model import GlobalModel
 from server.optimizers import build_optimizer
 from server.roster import Node, Roster
@@ -136,7 +137,7 @@ class MestStrategy(Strategy):
         self._update_masks(number)
         self.record.density = self.model.state().density(self.model.spec)
         self._learn()
-        metrics = {"density": self.record.density, "trained": self.record.count("ok")}
+        metrics = {"density": self.record.density, "trained": self.record.count(TaskStatus.OK)}
         return self.arrays(), MetricRecord(metrics)
 
     def configure_evaluate(
@@ -259,13 +260,15 @@ class MestStrategy(Strategy):
         """Return the nodes that have no time to evaluate."""
         return set()
 
-    def _unanswered(self, sent: SentTask, absence: Absence = Absence.LATE) -> ClientOutcome:
+    def _unanswered(
+        self, sent: SentTask, failure: FailureKind = FailureKind.NO_REPLY
+    ) -> ClientOutcome:
         """Return what became of a node whose reply the round did not take."""
         node = sent.node
         outcome = ClientOutcome(
             node.node_id, node.partition, node.device, bytes_down=sent.bytes_down
         )
-        outcome.status, outcome.reason, outcome.absence = "failed", "no reply", absence
+        outcome.fail(failure, "no reply")
         return outcome
 
     def _messages(
@@ -311,8 +314,7 @@ class MestStrategy(Strategy):
         outcome = ClientOutcome(node.node_id, node.partition, node.device, bytes_down=sent)
         outcome.examples = node.examples
         if reply.has_error():
-            outcome.status, outcome.reason = "failed", reply.error.reason
-            outcome.absence = absence_of(reply)
+            outcome.fail(failure_of_code(reply.error.code), reply.error.reason)
             log.warning("node %d failed: %s", node.node_id, outcome.reason)
             return outcome
         outcome.bytes_up = self._bytes_of(reply)
@@ -320,7 +322,7 @@ class MestStrategy(Strategy):
         try:
             self._judge(reply, node, mean, outcome)
         except WireError as error:
-            outcome.status, outcome.reason = "rejected", str(error)
+            outcome.fail(FailureKind.UPDATE_REJECTED, str(error))
             log.warning("the update of node %d was rejected: %s", node.node_id, error)
         return outcome
 

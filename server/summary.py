@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ import numpy as np
 import torch
 
 from mest_fed.devices import DeviceProfile
-from mest_fed.errors import OUT_OF_MEMORY, OVER_BUDGET
 from mest_fed.memory import Footprint, Plan
 from mest_fed.nn import ModelSpec, SparseState
+from mest_fed.schema import FailureKind, TaskStatus
 from mest_fed.task import Task
 from server.global_model import GlobalModel
 from server.rows import totals
@@ -86,6 +87,8 @@ def build_summary(
         Measured bytes of each plan that was measured.
     """
     config, state = task.config, model.state()
+    statuses = Counter(row["status"] for row in logs.clients)
+    failures = Counter(row.get("failure") for row in logs.clients)
     return {
         "preset": preset,
         "seed": config.run.seed,
@@ -98,8 +101,10 @@ def build_summary(
         "target_density": task.density,
         "achieved_density": state.density(model.spec),
         **totals(logs.rounds),
-        "over_budget": _count_failed(logs.clients, OVER_BUDGET),
-        "out_of_memory": _count_failed(logs.clients, OUT_OF_MEMORY),
+        "over_budget": failures[FailureKind.OVER_BUDGET],
+        "out_of_memory": failures[FailureKind.OUT_OF_MEMORY],
+        "tasks": {status: statuses[status] for status in TaskStatus},
+        "failures": {kind: count for kind in FailureKind if (count := failures[kind])},
         "tiers": [_tier(tier, peaks) for tier in tiers],
         "layers": _layers(model.spec, state),
         "dense_bytes": 4 * (model.spec.sparse_weights + _count(model.spec)),
@@ -115,11 +120,6 @@ def _versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
-
-
-def _count_failed(clients: Sequence[Mapping[str, Any]], reason: str) -> int:
-    """Count the client rounds that failed for a reason that contains these words."""
-    return sum(reason in str(row["reason"]) for row in clients if row["status"] == "failed")
 
 
 def _tier(tier: Tier, peaks: Mapping[Plan, int]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from mest_fed.schema import FailureKind, TaskStatus
+
 
 @dataclass(frozen=True)
 class ClientTiming:
@@ -16,11 +18,10 @@ class ClientTiming:
         The device.
     message_type : str
         For example ``train``.
-    status : str
-        ``ok``, ``away`` (never began), ``failed`` (an error, also out of memory), ``late`` (the
-        server had stopped waiting) or ``dropped`` (it went away before its reply was sent).
+    failure : FailureKind or None
+        Why the device gave no result; None if it gave one.
     reason : str
-        Why it is not ``ok``; else empty.
+        The same for people; empty if it gave one.
     start : float
         Virtual time at which the device began.
     bytes_down, bytes_up : int
@@ -36,7 +37,7 @@ class ClientTiming:
 
     node_id: int
     message_type: str
-    status: str
+    failure: FailureKind | None = None
     reason: str = ""
     start: float = 0.0
     bytes_down: int = 0
@@ -46,6 +47,11 @@ class ClientTiming:
     upload_seconds: float = 0.0
     energy_joules: float = 0.0
     battery: float | None = None
+
+    @property
+    def status(self) -> TaskStatus:
+        """How it ended."""
+        return TaskStatus.OK if self.failure is None else self.failure.status
 
     @property
     def seconds(self) -> float:

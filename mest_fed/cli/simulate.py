@@ -1,17 +1,19 @@
 """``mest-fed simulate``."""
 
+import json
 import logging
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from mest_fed.cli.extras import needs
-from mest_fed.cli.status import INTERRUPTED
+from mest_fed.cli.status import INTERRUPTED, NOTHING_TRAINED
 from mest_fed.errors import InputError
 from mest_fed.units import format_bytes, format_seconds
 
@@ -54,10 +56,13 @@ def simulate(
     resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = False,
     quiet: Annotated[bool, typer.Option(help="Show no progress.")] = False,
 ) -> None:
-    """Simulate a fleet of unlike devices that train federatedly, and write a report."""
+    """Simulate a fleet of unlike devices that train federatedly, and write a report.
+
+    Ends with status 3 if no device gave an update that the server accepted.
+    """
     needs("simulation", "flwr", "ray", "pydantic", "matplotlib", "jinja2")
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    from server.run_folder import CONFIG
+    from server.run_folder import CONFIG, SUMMARY
     from simulations.report import write_report
     from simulations.settings import resolve
     from simulations.simulate import Interrupted, open_run
@@ -86,8 +91,12 @@ def simulate(
         typer.echo(f"stopped; go on with: {again}")
         sys.exit(INTERRUPTED)
     report = write_report(folder)
+    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     if not quiet:
-        _print_result(console, folder, report)
+        _print_result(console, summary, report)
+    if not summary["clients_trained"]:
+        typer.echo(_nothing_trained(summary), err=True)
+        sys.exit(NOTHING_TRAINED)
 
 
 def _quieten() -> None:
@@ -96,10 +105,15 @@ def _quieten() -> None:
     logging.getLogger("server").setLevel(logging.ERROR)
 
 
-def _print_result(console: Console, folder: Path, report: Path) -> None:
-    import json
+def _nothing_trained(summary: Mapping[str, Any]) -> str:
+    lost = ", ".join(f"{count} {status}" for status, count in summary["tasks"].items() if count)
+    return (
+        f"nothing was trained: the server accepted no update in {summary['rounds']} rounds "
+        f"({lost or 'no device was asked'}); the accuracy is that of the first weights"
+    )
 
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+def _print_result(console: Console, summary: Mapping[str, Any], report: Path) -> None:
     accuracy = summary["final_accuracy"]
     sent = summary["bytes_up"] + summary["bytes_down"]
     console.print(

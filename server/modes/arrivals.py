@@ -10,10 +10,10 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
+from mest_fed.schema import FailureKind, TaskStatus
 from mest_fed.task import Task
 from mest_fed.wire import mask_hash
 from server.aggregate import MaskedMean
-from server.exchange import Absence
 from server.global_model import GlobalModel
 from server.modes.flight import Flight
 from server.modes.flight_records import read_flights, write_flights
@@ -59,7 +59,7 @@ class ArrivalStrategy(MestStrategy):
         self.opened = 0.0
         self._draws = 0
         self._answered: dict[int, Node] = {}
-        self._lost: list[tuple[SentTask, Absence]] = []
+        self._lost: list[tuple[SentTask, FailureKind]] = []
         self._stopped: list[tuple[Flight, float, int]] = []
 
     @abstractmethod
@@ -136,7 +136,7 @@ class ArrivalStrategy(MestStrategy):
         names = self.mail.send(messages)
         for message, sent, name in zip(messages, self._sent, names, strict=True):
             if not name:
-                self._lose(sent, Absence.AWAY)
+                self._lose(sent, FailureKind.AWAY)
                 continue
             node, number = sent.node, self.record.round
             state = self.downlink.state(self.model, node.density)
@@ -170,12 +170,12 @@ class ArrivalStrategy(MestStrategy):
         for name, flight in list(self.flights.items()):
             if flight.started + self.mail.patience <= now:
                 del self.flights[name]
-                self._lose(SentTask(flight.node, flight.bytes_down), Absence.LATE)
+                self._lose(SentTask(flight.node, flight.bytes_down), FailureKind.NO_REPLY)
 
-    def _lose(self, sent: SentTask, absence: Absence) -> None:
+    def _lose(self, sent: SentTask, failure: FailureKind) -> None:
         """Count a node as failed, without a reply, and do not ask it again in this round."""
         self._answered[sent.node.node_id] = sent.node
-        self._lost.append((sent, absence))
+        self._lost.append((sent, failure))
 
     def _outcomes(self, replies: Iterable[Message], mean: MaskedMean) -> Iterator[ClientOutcome]:
         del replies  # Flower sent nothing
@@ -183,15 +183,15 @@ class ArrivalStrategy(MestStrategy):
             flight = self.flights.pop(reply.metadata.reply_to_message_id, None)
             if flight is not None:  # else it is no longer awaited
                 yield self._land(flight, reply, mean)
-        for sent, absence in self._lost:
-            yield self._unanswered(sent, absence)
+        for sent, failure in self._lost:
+            yield self._unanswered(sent, failure)
 
     def _land(self, flight: Flight, reply: Message, mean: MaskedMean) -> ClientOutcome:
         self.landed = flight
         self._answered[flight.node.node_id] = flight.node
         outcome = self._outcome(reply, flight.node, flight.bytes_down, mean)
         outcome.staleness = self.record.round - flight.round
-        self.accepted += outcome.status == "ok"
+        self.accepted += outcome.status is TaskStatus.OK
         del self.landed  # what it was sent may go
         return outcome
 

@@ -7,6 +7,7 @@ import math
 
 from flwr.app import Message
 
+from mest_fed.schema import FailureKind
 from server.aggregate import MaskedMean
 from server.modes.arrivals import ArrivalStrategy
 from server.modes.flight import Flight
@@ -40,5 +41,5 @@ class FirstReplies(ArrivalStrategy):
         if self._is_of_now(self.landed) and not self._has_enough():
             super()._judge(reply, node, mean, outcome)
         else:
-            outcome.status, outcome.reason = "surplus", "enough others were faster"
+            outcome.fail(FailureKind.SURPLUS, "enough others were faster")
             self._note_landed_mask()

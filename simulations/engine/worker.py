@@ -123,7 +123,7 @@ def run_client(workplace: Workplace, job: Job) -> tuple[Message, RecordDict]:
     """Run one client; return its reply and its state.
 
     A client that raises, or returns no message, gives an error reply with the exception in one
-    line, and its state stays as it was.
+    line. After an error its state stays as it was.
     """
     message = rebuild_message(job.message.metadata, _private(job.message.content))
     context = Context(
@@ -141,6 +141,8 @@ def run_client(workplace: Workplace, job: Job) -> tuple[Message, RecordDict]:
             raise TypeError(f"the ClientApp returned a {type(reply).__name__}, not a Message")
     except (Exception, SystemExit) as error:
         return error_reply(job.message, APP_RAISED, one_line(error)), job.context.state
+    if reply.has_error():
+        return reply, job.context.state
     return reply, context.state
 
 

@@ -10,6 +10,7 @@ from flwr.app import Message, MessageType
 from mest_fed.config.life import LifeSection
 from mest_fed.devices import DeviceProfile
 from mest_fed.errors import not_allowed
+from mest_fed.schema import TaskStatus
 from server.timing import ClientTiming
 from simulations.engine.fate import Settled
 from simulations.engine.nodes import FIRST_NODE_ID, node_id_of
@@ -107,7 +108,7 @@ class VirtualClock:
         if timing is None:
             return
         self._timings.append(timing)
-        if timing.status != "away":
+        if timing.status is not TaskStatus.AWAY:
             device = _device(timing.node_id)
             self._lives.spend(device, timing.start, timing.seconds, timing.energy_joules)
 
@@ -131,7 +132,8 @@ class VirtualClock:
         return {
             timing.node_id: timing.seconds
             for timing in self._timings
-            if timing.message_type == MessageType.TRAIN and timing.status in ("ok", "late")
+            if timing.message_type == MessageType.TRAIN
+            and timing.status in (TaskStatus.OK, TaskStatus.LATE)
         }
 
     def take_timings(self) -> list[ClientTiming]:

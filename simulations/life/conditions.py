@@ -13,6 +13,7 @@ from mest_fed.devices import (
     train_seconds,
     upload_seconds,
 )
+from mest_fed.schema import FailureKind, TaskStatus, failure_of_code
 from mest_fed.wire.size import content_bytes
 from server.timing import ClientTiming
 from simulations.engine.fate import Settled
@@ -56,6 +57,8 @@ class DeviceConditions:
         Seconds from then on that the server waits.
     refusal : str or None
         Why the device does not train.
+    refused_for : FailureKind or None
+        The same, as a value.
     noticed : float or None
         Seconds until the server knows of the refusal; None if that takes the download, as when
         memory turns out to be short.
@@ -75,6 +78,7 @@ class DeviceConditions:
     start: float
     within: float = math.inf
     refusal: str | None = None
+    refused_for: FailureKind | None = None
     noticed: float | None = None
     drops_at: float | None = None
     stays: float = math.inf
@@ -97,15 +101,16 @@ class DeviceConditions:
         timing = ClientTiming(
             instruction.metadata.dst_node_id,
             instruction.metadata.message_type,
-            "ok",
             start=self.start,
             battery=self.battery,
         )
         if self.noticed is not None:
-            timing = replace(timing, status="away", reason=self.refusal or "")
+            timing = replace(
+                timing, failure=self.refused_for or FailureKind.AWAY, reason=self.refusal or ""
+            )
             return self._without(instruction, timing, min(self.within, self.noticed))
         whole = self._whole(instruction, reply)
-        lost_after, loss = self._lost_after(whole)
+        lost_after, loss, kind = self._lost_after(whole)
         parts = _until(whole, lost_after)
         timing = replace(
             timing,
@@ -116,18 +121,20 @@ class DeviceConditions:
             energy_joules=energy_joules(self.device, parts[1], parts[0] + parts[2]),
         )
         if parts != whole:
-            timing = replace(timing, status="dropped", reason=loss)
+            timing = replace(timing, failure=kind, reason=loss)
         elif reply.has_error():
             reason = reply.error.reason or "no reason given"
-            timing = replace(timing, status="failed", reason=reason)
+            kind = self.refused_for or failure_of_code(reply.error.code)
+            timing = replace(timing, failure=kind, reason=reason)
         else:
             timing = replace(timing, bytes_up=content_bytes(reply.content))
         if timing.seconds > self.within:
-            reason = f"missed the deadline of {self.within:g} s"
+            reason, kind = f"missed the deadline of {self.within:g} s", FailureKind.DEADLINE
             if self.within <= 0:
                 reason = "was busy with an earlier instruction until the deadline"
-            timing = replace(timing, status="late", reason=reason)
-        if timing.status in ("ok", "failed"):
+                kind = FailureKind.BUSY
+            timing = replace(timing, failure=kind, reason=reason)
+        if timing.status in (TaskStatus.OK, TaskStatus.FAILED):
             return Settled(reply, timing.seconds, timing)
         trained = parts[:2] == whole[:2]
         return self._without(
@@ -142,13 +149,17 @@ class DeviceConditions:
         train = train_seconds(self.device, _work(reply.content), self.scheme)
         return download, train, upload_seconds(self.device, content_bytes(reply.content))
 
-    def _lost_after(self, whole: Parts) -> tuple[float, str]:
+    def _lost_after(self, whole: Parts) -> tuple[float, str, FailureKind]:
         """Return after how many seconds a device is lost first, and why."""
         dropout = math.inf if self.drops_at is None else self.drops_at * sum(whole)
         return min(
-            (dropout, "device dropped out"),
-            (self.stays, "device went away"),
-            (_lasts(self.device, whole, self.joules), "battery ran empty"),
+            (dropout, "device dropped out", FailureKind.DROPPED_OUT),
+            (self.stays, "device went away", FailureKind.WENT_AWAY),
+            (
+                _lasts(self.device, whole, self.joules),
+                "battery ran empty",
+                FailureKind.BATTERY_EMPTY,
+            ),
         )
 
     def _without(

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from mest_fed.config.life import LifeSection
 from mest_fed.rng import numpy_generator
+from mest_fed.schema import FailureKind
 from simulations.life.availability import Always, Availability
 from simulations.life.battery import Batteries, ProfileOf
 from simulations.life.conditions import DeviceConditions
@@ -15,9 +16,6 @@ from simulations.life.diurnal import Diurnal
 from simulations.life.draws import draw, is_straggler, slowed
 from simulations.life.memory_gate import MemoryNeed, shortage
 
-AWAY = "device was away"
-#: How the reason begins for which a device with too little charge refuses.
-BATTERY_LOW = "battery is low"
 #: Virtual seconds after which a device whose battery is low is worth asking again.
 _CHARGING_SECONDS = 900.0
 
@@ -78,9 +76,9 @@ class Lives:
         if is_straggler(self._seed, device, self._life.stragglers):
             slow = self._life.straggler_factor
         charge = self._charge(device, start)
-        refusal, noticed = self._refusal(device, number, start, charge)
-        if refusal is None and trains:
-            refusal = self._shortage(device, drawn.held)
+        kind, refusal, noticed = self._refusal(device, number, start, charge)
+        if refusal is None and trains and (refusal := self._shortage(device, drawn.held)):
+            kind = FailureKind.OUT_OF_MEMORY
         profile = self._profile_of(device)
         joules = math.inf
         if charge is not None and not self._is_plugged(device, start):
@@ -92,6 +90,7 @@ class Lives:
             start,
             within,
             refusal,
+            kind,
             noticed,
             drops_at=drawn.drops_at,
             stays=math.inf if noticed is not None else self._stays(device, start),
@@ -139,17 +138,18 @@ class Lives:
 
     def _refusal(
         self, device: int, number: int, start: float, charge: float | None
-    ) -> tuple[str | None, float | None]:
+    ) -> tuple[FailureKind | None, str | None, float | None]:
         """Return why a device does not begin, and how many seconds later the server knows."""
         there = self._availability.present(device, start)
         if self._life.availability == "profile":
             chance = numpy_generator(self._seed, "availability", number, device).random()
             there = chance < self._profile_of(device).availability
         if not there:
-            return AWAY, self._life.away_seconds
+            return FailureKind.AWAY, "device was away", self._life.away_seconds
         if self._is_low(charge):
-            return f"{BATTERY_LOW}: {charge:.0%}, below {self._life.battery_floor:.0%}", 0.0
-        return None, None
+            reason = f"battery is low: {charge:.0%}, below {self._life.battery_floor:.0%}"
+            return FailureKind.BATTERY_LOW, reason, 0.0
+        return None, None, None
 
     def _shortage(self, device: int, held: float) -> str | None:
         if self._need_of is None:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mest_fed.errors import OUT_OF_MEMORY
 from mest_fed.memory import Plan
 from mest_fed.units import format_bytes
 
@@ -51,6 +50,6 @@ def shortage(need: MemoryNeed, memory_bytes: int, held: float) -> str | None:
     if need.peak <= free:
         return None
     return (
-        f"{OUT_OF_MEMORY}: training takes {format_bytes(need.peak)}, and other programs leave "
+        f"out of memory: training takes {format_bytes(need.peak)}, and other programs leave "
         f"{format_bytes(free)} of {format_bytes(need.budget)}"
     )

@@ -7,6 +7,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from mest_fed.errors import InputError
+from mest_fed.schema import TaskStatus
 from simulations.report import tables
 from simulations.report.figures import draw_charts
 from simulations.report.formats import count_of, format_percent
@@ -14,6 +15,7 @@ from simulations.report.kernels import kernel_table
 from simulations.report.load import load_run
 from simulations.report.schema import Run
 from simulations.report.tiles import headline_tiles
+from simulations.report.totals import rounds_without_update
 
 
 def write_report(run_folder: Path) -> Path:
@@ -48,6 +50,8 @@ def render_page(run: Run) -> str:
         summary=run.summary,
         heading=f"{run.summary.method} on {run.summary.dataset}",
         in_short=_in_short(run),
+        warning=_warning(run),
+        every_task_ok=all(task.status == TaskStatus.OK for task in run.tasks),
         facts=_facts(run),
         tiles=headline_tiles(run),
         charts=draw_charts(run),
@@ -68,8 +72,9 @@ def _in_short(run: Run) -> str:
     else:
         share = format_percent(summary.achieved_density)
         alive = f"{share} of the sparse layers' weights are alive"
+    did = "trained" if summary.clients_trained else "were to train"
     text = (
-        f"{count_of(clients, 'simulated client')} on {kinds} of device trained {summary.model} "
+        f"{count_of(clients, 'simulated client')} on {kinds} of device {did} {summary.model} "
         f"on {summary.dataset} for {count_of(summary.rounds, 'round')}. "
         f"{alive} in the final global model"
     )
@@ -77,6 +82,21 @@ def _in_short(run: Run) -> str:
         return f"{text}."
     accuracy = format_percent(summary.final_accuracy)
     return f"{text}, which reaches {accuracy} on the central test set."
+
+
+def _warning(run: Run) -> str | None:
+    """Return what a reader must know first: that the run, or rounds of it, trained nothing."""
+    empty = rounds_without_update(run)
+    if not empty:
+        return None
+    if not any(task.status == TaskStatus.OK for task in run.tasks):
+        return (
+            "Nothing was trained: the server accepted no update in "
+            f"{count_of(len(empty), 'round')}. The accuracy is that of the first weights."
+        )
+    return (
+        f"The server accepted no update in {len(empty)} of {count_of(run.summary.rounds, 'round')}."
+    )
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:

@@ -6,14 +6,15 @@ Shares (accuracy, density) are in [0, 1], times in seconds, sizes in bytes, ener
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
+
+from mest_fed.schema import FailureKind, TaskStatus
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
-Status = Literal["ok", "failed", "away", "late", "dropped", "surplus", "rejected"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +56,15 @@ class RoundRow:
 class TaskRow:
     """One line of ``clients.jsonl``: one client's part in one round; times are modelled.
 
-    ``start_seconds`` is the virtual time at which the device began; older runs do not tell.
+    ``start_seconds`` is the virtual time at which the device began. Older runs have neither it nor
+    ``failure``.
     """
 
     round: Count
     partition: Count
     device: str
-    status: Status
+    status: TaskStatus
+    failure: FailureKind | None = None
     reason: str | None = None
     start_seconds: Amount | None = None
     bytes_down: Count

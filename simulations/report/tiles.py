@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from mest_fed.schema import TaskStatus
 from mest_fed.units import format_bytes, format_seconds
 from simulations.report.formats import (
     count_of,
@@ -12,7 +13,7 @@ from simulations.report.formats import (
     format_watt_hours,
 )
 from simulations.report.schema import Run
-from simulations.report.totals import Traffic, traffic
+from simulations.report.totals import Traffic, status_counts, traffic
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,11 @@ def _traffic_notes(sent: Traffic) -> tuple[str, ...]:
 
 
 def _tasks(run: Run) -> Tile:
-    summary = run.summary
-    tasks = summary.clients_trained + summary.clients_failed + summary.clients_rejected
-    notes = (
-        f"{format_count(summary.clients_failed)} failed, "
-        f"{format_count(summary.clients_rejected)} rejected",
-        f"of {count_of(tasks, 'task')} given to clients",
-    )
-    return Tile("Clients trained", format_count(summary.clients_trained), "measured", notes)
+    counts = status_counts(run)
+    accepted = counts.pop(TaskStatus.OK)
+    lost = ", ".join(f"{format_count(count)} {status}" for status, count in counts.items() if count)
+    notes = (f"of {count_of(len(run.tasks), 'task')} given to devices", lost or "none was lost")
+    return Tile("Updates accepted", format_count(accepted), "measured", notes, alarm=not accepted)
 
 
 def _virtual_time(run: Run) -> Tile:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from mest_fed.schema import TaskStatus
 from simulations.report.schema import Run, TaskRow
 
 #: What a device can be doing while it has something to do with a round.
@@ -27,7 +28,7 @@ class DeviceLine:
     title: str
     partition: int
     spans: tuple[Span, ...]
-    losses: tuple[tuple[float, str], ...]
+    losses: tuple[tuple[float, TaskStatus], ...]
 
 
 @dataclass(frozen=True)
@@ -89,16 +90,16 @@ def timeline(run: Run) -> Timeline | None:
 
 def _follow(
     tasks: Sequence[TaskRow], ends: dict[int, float], begin: float, end: float
-) -> tuple[tuple[Span, ...], tuple[tuple[float, str], ...]]:
+) -> tuple[tuple[Span, ...], tuple[tuple[float, TaskStatus], ...]]:
     """Lay a device's tasks one after the other and cut out what lies between two times."""
     spans: list[Span] = []
-    losses: list[tuple[float, str]] = []
+    losses: list[tuple[float, TaskStatus]] = []
     tasks = sorted(tasks, key=_start)
     nexts = [_start(task) for task in tasks[1:]] + [end]
     for task, following in zip(tasks, nexts, strict=True):
         done = _start(task) + task.seconds
         spans += _spans(task, min(ends.get(task.round, done), following))
-        if task.status not in ("ok", "away") and begin < done:
+        if task.status not in (TaskStatus.OK, TaskStatus.AWAY) and begin < done:
             losses.append((min(done, end), task.status))
     inside = (Span(s.phase, max(s.start, begin), min(s.end, end)) for s in spans)
     return tuple(span for span in inside if span.start < span.end), tuple(losses)
@@ -107,14 +108,14 @@ def _follow(
 def _spans(task: TaskRow, free: float) -> Iterator[Span]:
     """Yield a task's phases, and what the device does until its round is over, or its next task."""
     start = _start(task)
-    if task.status == "away":
+    if task.status == TaskStatus.AWAY:
         yield Span("away", start, free)
         return
     parts = (task.download_seconds, task.train_seconds, task.upload_seconds)
     for phase, seconds in zip(PHASES, parts, strict=False):
         yield Span(phase, start, start + seconds)
         start += seconds
-    yield Span("away" if task.status == "dropped" else "waiting", start, free)
+    yield Span("away" if task.status == TaskStatus.DROPPED else "waiting", start, free)
 
 
 def _start(task: TaskRow) -> float:

@@ -1,13 +1,11 @@
 """What the report counts from a run's rows: traffic, tasks by device, reasons of failure."""
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mest_fed.schema import FailureKind, TaskStatus
 from simulations.report.schema import Run, TaskRow
-
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class DeviceTasks:
     @property
     def completed(self) -> list[TaskRow]:
         """The tasks whose update was accepted."""
-        return [task for task in self.tasks if task.status == "ok"]
+        return [task for task in self.tasks if task.status == TaskStatus.OK]
 
 
 def tasks_by_device(run: Run) -> list[DeviceTasks]:
@@ -67,7 +65,7 @@ class LostTasks:
     """Tasks that gave no update, for one reason: how many ended with which status."""
 
     reason: str
-    counts: Mapping[str, int]
+    counts: Mapping[TaskStatus, int]
 
     @property
     def total(self) -> int:
@@ -75,22 +73,35 @@ class LostTasks:
         return sum(self.counts.values())
 
 
+#: Failures of which the reason says more than the kind does.
+_OPEN = (None, FailureKind.CLIENT_ERROR, FailureKind.WORKER_DIED, FailureKind.UPDATE_REJECTED)
+
+
 def lost_by_reason(run: Run) -> list[LostTasks]:
     """Count tasks without an update by reason, most frequent first.
 
-    Reasons that differ in their numbers alone ("needs 24.1 MB", "needs 24.3 MB") are one; where
-    they do differ, the numbers are written as an ellipsis.
+    The reason is the kind of the failure; errors of clients, and updates that the server refused,
+    are told apart by what they say.
     """
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    wordings: dict[str, set[str]] = defaultdict(set)
+    counts: dict[str, Counter[TaskStatus]] = defaultdict(Counter)
     for task in run.tasks:
-        if task.status in ("failed", "rejected"):
-            text = task.reason or "no reason given"
-            kind = _NUMBER.sub("…", text)
-            counts[kind][task.status] += 1
-            wordings[kind].add(text)
-    lost = [
-        LostTasks(min(wordings[kind]) if len(wordings[kind]) == 1 else kind, dict(count))
-        for kind, count in counts.items()
-    ]
+        if task.status != TaskStatus.OK:
+            kind = task.failure
+            if kind is None or kind in _OPEN:
+                reason = task.reason or (kind.label if kind else "no reason given")
+            else:
+                reason = kind.label
+            counts[reason][task.status] += 1
+    lost = [LostTasks(reason, dict(count)) for reason, count in counts.items()]
     return sorted(lost, key=lambda entry: (-entry.total, entry.reason))
+
+
+def status_counts(run: Run) -> dict[TaskStatus, int]:
+    """Count the tasks of a run by how they ended; every status is there."""
+    counts = Counter(task.status for task in run.tasks)
+    return {status: counts[status] for status in TaskStatus}
+
+
+def rounds_without_update(run: Run) -> list[int]:
+    """Return the rounds of training in which the server accepted no update."""
+    return [row.round for row in run.rounds if row.round > 0 and row.trained == 0]

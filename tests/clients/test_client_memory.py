@@ -1,6 +1,7 @@
 """A client's plan and its memory: given, kept, measured, held to the budget and the limit."""
 
 import json
+import re
 
 import pytest
 from client_parts import context_of, instruction, small_config, start_of
@@ -9,9 +10,10 @@ import clients.memory_watch
 import clients.plans
 from clients.capability import capability_of
 from clients.client_app import app
-from clients.memory_watch import OverBudgetError, RoundMemory, limit_guard
-from mest_fed.errors import OVER_BUDGET, InputError
+from clients.memory_watch import RoundMemory, limit_guard
+from mest_fed.errors import InputError
 from mest_fed.memory.meter import PeakMeter
+from mest_fed.schema import FailureKind, failure_of_code
 from mest_fed.task import task_of
 from mest_fed.training import LocalTrainer, OptimizerSettings
 
@@ -72,8 +74,9 @@ def test_a_plan_is_made_once_and_kept(monkeypatch):
 def test_a_plan_that_was_measured_over_the_budget_never_trains(monkeypatch):
     monkeypatch.setattr("clients.client_app.train_round", None)  # whoever trains fails otherwise
     context = context_of(CONFIG, **{"budget": "100MB", "measured-peak": 100 * MB + 1})
-    with pytest.raises(OverBudgetError, match=rf"{OVER_BUDGET}: .*\(measured\) of 100 MB"):
-        train(context)
+    error = train(context).error
+    assert failure_of_code(error.code) is FailureKind.OVER_BUDGET
+    assert re.search(r"over the memory budget: .*\(measured\) of 100 MB", error.reason)
 
 
 def test_a_plan_that_was_measured_within_the_budget_trains():
@@ -91,8 +94,18 @@ def test_a_device_measures_itself(monkeypatch):
 def test_a_device_over_its_budget_fails_its_round(monkeypatch):
     monkeypatch.setattr(PeakMeter, "so_far", lambda *_: 10**12)
     monkeypatch.setattr(clients.memory_watch.PeakMeter, "exact", True, raising=False)
-    with pytest.raises(OverBudgetError, match=OVER_BUDGET):
-        train(context_of(CONFIG, budget="500MB"))
+    error = train(context_of(CONFIG, budget="500MB")).error
+    assert failure_of_code(error.code) is FailureKind.OVER_BUDGET
+
+
+def test_a_device_without_memory_fails_its_round(monkeypatch):
+    def nothing_left(*_, **__):
+        raise MemoryError("no more")
+
+    monkeypatch.setattr("clients.client_app.train_round", nothing_left)
+    error = train(context_of(CONFIG)).error
+    assert failure_of_code(error.code) is FailureKind.OUT_OF_MEMORY
+    assert error.reason == "MemoryError: no more"
 
 
 def test_whoever_shares_a_process_is_not_measured(monkeypatch):

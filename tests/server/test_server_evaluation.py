@@ -5,6 +5,7 @@ import pytest
 from flwr.app import ArrayRecord
 from server_parts import strategy_of
 
+from mest_fed.schema import FailureKind, TaskStatus
 from server.evaluation import CentralEvaluation
 from server.rounds import ClientOutcome, RoundRecord, spread
 
@@ -59,9 +60,13 @@ def test_a_loss_that_is_no_number_is_none():
 
 
 def test_counts_of_a_round():
-    clients = [ClientOutcome(n, n, "d", s) for n, s in enumerate(["ok", "failed", "ok"])]
+    clients = [
+        ClientOutcome(n, n, "d", failure)
+        for n, failure in enumerate([None, FailureKind.AWAY, None])
+    ]
     record = RoundRecord(1, 0.1, clients=clients)
-    assert [record.count(s) for s in ("ok", "failed", "rejected")] == [2, 1, 0]
+    assert [record.count(status) for status in TaskStatus] == [2, 0, 0, 1, 0, 0, 0]
+    assert record.without_reply == 1
 
 
 def test_the_spread_by_hand():

@@ -122,7 +122,13 @@ def _task(
     elif losses and draw < 0.10 and device[0] == "rpi-zero-2w":
         wanted = f"{random.uniform(48.5, 52):.1f}"
         reason = f"out of memory: needs {wanted} MB, the budget is 48.0 MB"
-        task |= {"status": "failed", "reason": reason, "bytes_up": 0, "density": None}
+        task |= {
+            "failure": "out-of-memory",
+            "status": "failed",
+            "reason": reason,
+            "bytes_up": 0,
+            "density": None,
+        }
     elif losses and draw < 0.065:
         task |= {"status": "rejected", "reason": "values are not finite"}
     return task

@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 from life_cases import BOARD, SLOW
 
 from mest_fed.errors import InputError
+from mest_fed.schema import FailureKind
 from mest_fed.wire.size import content_bytes
 from server.timing import ClientTiming
 from simulations.engine.executor import SerialExecutor
@@ -80,7 +81,7 @@ def test_an_exchange_lasts_as_long_as_its_slowest_device() -> None:
     assert fast == ClientTiming(
         1000,
         "train",
-        "ok",
+        None,
         bytes_down=1000,
         bytes_up=250,
         download_seconds=1.125,
@@ -155,7 +156,9 @@ def test_a_device_that_is_away_does_not_run() -> None:
     assert here.has_content()
     assert (away.error.code, away.error.reason) == (5, "device was away")
     assert ran == [1000]
-    assert virtual.take_timings()[1] == ClientTiming(1001, "train", "away", "device was away")
+    assert virtual.take_timings()[1] == ClientTiming(
+        1001, "train", FailureKind.AWAY, "device was away"
+    )
     assert virtual.now == pytest.approx(1.125 + 0.125)
 
 

@@ -12,6 +12,7 @@ from mest_fed.config import from_table
 from mest_fed.config.life import LifeSection
 from mest_fed.errors import InputError
 from mest_fed.nn import ModelSpec
+from mest_fed.schema import FailureKind
 from mest_fed.sparsity import layout_for
 from server.timing import ClientTiming
 from simulations.engine.fate import Settled
@@ -209,9 +210,9 @@ def test_a_device_whose_battery_is_low_refuses_until_it_is_charged():
 def test_rounds_drain_the_battery_and_checkpoints_keep_it():
     virtual = clock(PHONE, battery=True, charging="never")
     before = meet(virtual, start=10.0).joules
-    timing = ClientTiming(1000, "train", "ok", start=10.0, train_seconds=5.0, energy_joules=25.0)
+    timing = ClientTiming(1000, "train", start=10.0, train_seconds=5.0, energy_joules=25.0)
     virtual.note(Settled(None, 5.0, timing))
-    virtual.note(Settled(None, 5.0, ClientTiming(1001, "train", "away", start=10.0)))
+    virtual.note(Settled(None, 5.0, ClientTiming(1001, "train", FailureKind.AWAY, start=10.0)))
     assert meet(virtual, start=15.0).joules == pytest.approx(before - 25)
     virtual.now = 20.0
     resumed = clock(PHONE, battery=True, charging="never")
@@ -234,12 +235,12 @@ def test_devices_that_are_plugged_in_do_not_run_empty():
 
 def test_the_time_that_nodes_took_is_known_until_it_is_logged():
     virtual = clock()
-    for node, kind, status in [
-        (1000, "train", "ok"),
-        (1001, "train", "failed"),
-        (1002, "evaluate", "ok"),
+    for node, kind, failure in [
+        (1000, "train", None),
+        (1001, "train", FailureKind.CLIENT_ERROR),
+        (1002, "evaluate", None),
     ]:
-        timing = ClientTiming(node, kind, status, train_seconds=5.0)
+        timing = ClientTiming(node, kind, failure, train_seconds=5.0)
         virtual.note(Settled(None, 5.0, timing))
     assert virtual.train_seconds() == {1000: 5.0}
     virtual.take_timings()

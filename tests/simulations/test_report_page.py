@@ -165,7 +165,7 @@ def test_a_dense_run_without_failures_but_over_budget_says_so(tmp_path):
     shown = page.text
     assert "All weights are alive in the final global model" in shown
     assert "All layers of the final model are dense." in shown
-    assert "came back with an accepted update" in shown
+    assert "accepted an update from every task" in shown
     assert any(attributes.get("class") == "tile alarm" for _, attributes in page.elements)
 
 

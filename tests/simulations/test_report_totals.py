@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 from example_run import DENSE_BYTES, example_files, write_files
 
+from mest_fed.schema import FailureKind, TaskStatus
 from simulations.report.figures.scales import byte_scale, joule_scale, time_scale
 from simulations.report.formats import (
     count_of,
@@ -13,7 +14,13 @@ from simulations.report.formats import (
     shorten,
 )
 from simulations.report.load import load_run
-from simulations.report.totals import LostTasks, lost_by_reason, tasks_by_device, traffic
+from simulations.report.totals import (
+    LostTasks,
+    lost_by_reason,
+    status_counts,
+    tasks_by_device,
+    traffic,
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,21 +53,43 @@ def test_without_traffic_there_is_no_saving(run):
     assert traffic(replace(run, summary=summary)).saving is None
 
 
-def test_reasons_that_differ_in_numbers_alone_are_one(run):
-    lost = with_lost(
-        run,
-        ("failed", "needs 24.1 MB"),
-        ("failed", "needs 31 MB"),
-        ("rejected", "late by 3 s"),
-        ("rejected", None),
-        ("failed", "late by 3 s"),
-    )
-    assert lost_by_reason(lost) == [
-        LostTasks("late by 3 s", {"failed": 1, "rejected": 1}),
-        LostTasks("needs … MB", {"failed": 2}),
-        LostTasks("no reason given", {"rejected": 1}),
+def test_tasks_are_lost_by_kind_whatever_the_reason_says(run):
+    kinds = [
+        (FailureKind.OUT_OF_MEMORY, "needs 24.1 MB"),
+        (FailureKind.OUT_OF_MEMORY, "needs 31 MB"),
+        (FailureKind.AWAY, "device was away"),
+        (FailureKind.CLIENT_ERROR, "KeyError: 'img'"),
+        (FailureKind.CLIENT_ERROR, "KeyError: 'image'"),
+        (FailureKind.CLIENT_ERROR, "KeyError: 'img'"),
+        (FailureKind.SURPLUS, None),
+    ]
+    tasks = [
+        replace(run.tasks[0], status=kind.status, failure=kind, reason=reason, bytes_up=0)
+        for kind, reason in kinds
+    ]
+    assert lost_by_reason(replace(run, tasks=(*run.tasks, *tasks))) == [
+        LostTasks("KeyError: 'img'", {"failed": 2}),
+        LostTasks("training ran out of memory", {"failed": 2}),
+        LostTasks("KeyError: 'image'", {"failed": 1}),
+        LostTasks("enough other devices were faster", {"surplus": 1}),
+        LostTasks("the device was away", {"away": 1}),
     ]
     assert lost_by_reason(run) == []
+
+
+def test_runs_that_logged_no_kind_are_counted_by_their_reasons(run):
+    lost = with_lost(run, ("failed", "late by 3 s"), ("rejected", None), ("late", "late by 3 s"))
+    assert lost_by_reason(lost) == [
+        LostTasks("late by 3 s", {"failed": 1, "late": 1}),
+        LostTasks("no reason given", {"rejected": 1}),
+    ]
+
+
+def test_every_status_is_counted(run):
+    statuses = [status for status in TaskStatus if status != "ok"]
+    lost = with_lost(run, *((status, "some reason") for status in statuses))
+    assert status_counts(lost) == {"ok": len(run.tasks) - 6, **dict.fromkeys(statuses, 1)}
+    assert sum(entry.total for entry in lost_by_reason(lost)) == 6
 
 
 def test_devices_come_in_the_tiers_order_and_unknown_ones_last(run):

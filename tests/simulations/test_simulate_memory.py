@@ -5,7 +5,8 @@ import json
 import pytest
 from tiny_run import StopAfter, read_rows, read_summary, tiny_config
 
-from mest_fed.errors import OVER_BUDGET, InputError
+from mest_fed.errors import InputError
+from mest_fed.schema import FailureKind
 from simulations.probe import Probe
 from simulations.simulate import Interrupted, open_run
 from simulations.watching.observers import Observers
@@ -50,8 +51,8 @@ def test_over_budget_is_a_failed_round_and_counted(tmp_path, asked):
     assert small
     for row in small:
         assert (row["status"], row["presented"]) == ("failed", 0)
-        assert OVER_BUDGET in row["reason"] or "away" in row["reason"]
-    over = [row for row in small if OVER_BUDGET in row["reason"]]
+        assert row["failure"] in (FailureKind.OVER_BUDGET, FailureKind.AWAY)
+    over = [row for row in small if row["failure"] == FailureKind.OVER_BUDGET]
     assert summary["over_budget"] == len(over) > 0
     assert any(row["status"] == "ok" for row in rows if row["device"] == "rpi-5")
     tiers = {tier["profile"]: tier for tier in summary["tiers"]}

@@ -4,6 +4,7 @@ from collections import Counter
 
 from matplotlib.ticker import MaxNLocator
 
+from mest_fed.schema import TaskStatus
 from simulations.report.figures import style
 from simulations.report.figures.chart import Chart, finish_chart
 from simulations.report.formats import count_of, format_count, format_percent, shorten
@@ -12,25 +13,25 @@ from simulations.report.totals import LostTasks, lost_by_reason
 
 _MOST_ROWS = 10
 _COLOURS = {
-    "failed": style.ORANGE,
-    "rejected": style.INK,
-    "away": style.SLATE,
-    "late": style.SKY,
-    "dropped": style.VERMILION,
-    "surplus": style.PALE_BLUE,
+    TaskStatus.FAILED: style.ORANGE,
+    TaskStatus.REJECTED: style.INK,
+    TaskStatus.AWAY: style.SLATE,
+    TaskStatus.LATE: style.SKY,
+    TaskStatus.DROPPED: style.VERMILION,
+    TaskStatus.SURPLUS: style.PALE_BLUE,
 }
 _MEANINGS = {
-    "failed": "Failed: the device ended without a result.",
-    "rejected": "Rejected: the server refused what it sent.",
-    "away": "Away: it could not be asked.",
-    "late": "Late: the server had stopped waiting.",
-    "dropped": "Dropped: it went away before it was done.",
-    "surplus": "Surplus: others were faster, and enough.",
+    TaskStatus.FAILED: "Failed: the device ended without a result.",
+    TaskStatus.REJECTED: "Rejected: the server refused what it sent.",
+    TaskStatus.AWAY: "Away: it could not be asked.",
+    TaskStatus.LATE: "Late: the server had stopped waiting.",
+    TaskStatus.DROPPED: "Dropped: it went away before it was done.",
+    TaskStatus.SURPLUS: "Surplus: enough other devices were faster.",
 }
 
 
 def failures_by_reason(run: Run) -> Chart | None:
-    """Draw failed and rejected tasks by reason; None if every task gave its update."""
+    """Draw the tasks without an update by reason; None if every task gave its update."""
     lost = lost_by_reason(run)
     if not lost:
         return None
@@ -64,7 +65,7 @@ def failures_by_reason(run: Run) -> Chart | None:
         key="failures",
         title="Tasks without an update, by reason",
         caption=_caption(lost, len(run.tasks)),
-        basis=("counts measured", "devices' fates modelled"),
+        basis=("counts measured", "devices' behaviour modelled"),
     )
 
 
@@ -72,7 +73,7 @@ def _merge_tail(lost: list[LostTasks]) -> list[LostTasks]:
     if len(lost) <= _MOST_ROWS:
         return lost
     head, tail = lost[: _MOST_ROWS - 1], lost[_MOST_ROWS - 1 :]
-    counts = sum((Counter(entry.counts) for entry in tail), Counter[str]())
+    counts = sum((Counter(entry.counts) for entry in tail), Counter[TaskStatus]())
     rest = LostTasks(count_of(len(tail), "other reason"), counts)
     return [*head, rest]
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from mest_fed.schema import TaskStatus
 from simulations.report.figures import style
 from simulations.report.figures.chart import Chart, finish_chart
 from simulations.report.figures.scales import time_scale
@@ -17,11 +18,11 @@ _COLOURS = {
     "away": style.SLATE,
 }
 _MARKS = {
-    "late": (">", style.VERMILION),
-    "dropped": ("X", style.VERMILION),
-    "failed": ("x", style.INK),
-    "rejected": ("s", style.INK),
-    "surplus": ("o", style.GREEN),
+    TaskStatus.LATE: (">", style.VERMILION),
+    TaskStatus.DROPPED: ("X", style.VERMILION),
+    TaskStatus.FAILED: ("x", style.INK),
+    TaskStatus.REJECTED: ("s", style.INK),
+    TaskStatus.SURPLUS: ("o", style.GREEN),
 }
 _LEAST_NUMBERED = 0.025  # of the width, that a round's number needs
 

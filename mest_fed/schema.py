@@ -1,0 +1,125 @@
+"""How a task ended, and why: the values that the server, logs, summary and report share.
+
+A task is one instruction to train, given to one device. It is ``ok``, or it failed for one
+:class:`FailureKind`, which decides its :class:`TaskStatus`. Reasons are sentences for people beside
+these values; no program reads them.
+"""
+
+from enum import StrEnum
+
+
+class TaskStatus(StrEnum):
+    """How a task ended."""
+
+    OK = "ok"
+    """Its update was accepted."""
+    FAILED = "failed"
+    """The device ended without a result."""
+    REJECTED = "rejected"
+    """The server refused what the device sent."""
+    AWAY = "away"
+    """The device could not be asked."""
+    LATE = "late"
+    """The server had stopped waiting."""
+    DROPPED = "dropped"
+    """The device went away before its reply was sent."""
+    SURPLUS = "surplus"
+    """Enough other devices were faster."""
+
+
+class FailureKind(StrEnum):
+    """Why a task gave no update. Each kind has one :attr:`status`."""
+
+    AWAY = "away"
+    BATTERY_LOW = "battery-low"
+    DROPPED_OUT = "dropped-out"
+    WENT_AWAY = "went-away"
+    BATTERY_EMPTY = "battery-empty"
+    UPLOAD_LOST = "upload-lost"
+    DEADLINE = "deadline"
+    BUSY = "busy"
+    NO_REPLY = "no-reply"
+    OVER_BUDGET = "over-budget"
+    OUT_OF_MEMORY = "out-of-memory"
+    CLIENT_ERROR = "client-error"
+    WORKER_DIED = "worker-died"
+    UPDATE_REJECTED = "update-rejected"
+    SURPLUS = "surplus"
+
+    @property
+    def status(self) -> TaskStatus:
+        """How a task ends that fails for this."""
+        return _STATUS[self]
+
+    @property
+    def label(self) -> str:
+        """What reports call it."""
+        return _LABELS[self]
+
+
+_STATUS = {
+    FailureKind.AWAY: TaskStatus.AWAY,
+    FailureKind.BATTERY_LOW: TaskStatus.AWAY,
+    FailureKind.DROPPED_OUT: TaskStatus.DROPPED,
+    FailureKind.WENT_AWAY: TaskStatus.DROPPED,
+    FailureKind.BATTERY_EMPTY: TaskStatus.DROPPED,
+    FailureKind.UPLOAD_LOST: TaskStatus.DROPPED,
+    FailureKind.DEADLINE: TaskStatus.LATE,
+    FailureKind.BUSY: TaskStatus.LATE,
+    FailureKind.NO_REPLY: TaskStatus.LATE,
+    FailureKind.OVER_BUDGET: TaskStatus.FAILED,
+    FailureKind.OUT_OF_MEMORY: TaskStatus.FAILED,
+    FailureKind.CLIENT_ERROR: TaskStatus.FAILED,
+    FailureKind.WORKER_DIED: TaskStatus.FAILED,
+    FailureKind.UPDATE_REJECTED: TaskStatus.REJECTED,
+    FailureKind.SURPLUS: TaskStatus.SURPLUS,
+}
+
+_LABELS = {
+    FailureKind.AWAY: "the device was away",
+    FailureKind.BATTERY_LOW: "the battery was too low to begin",
+    FailureKind.DROPPED_OUT: "the device dropped out",
+    FailureKind.WENT_AWAY: "the device went away during the task",
+    FailureKind.BATTERY_EMPTY: "the battery ran empty",
+    FailureKind.UPLOAD_LOST: "the upload broke off",
+    FailureKind.DEADLINE: "the reply missed the deadline",
+    FailureKind.BUSY: "the device was busy with an earlier task until the deadline",
+    FailureKind.NO_REPLY: "no reply came in time",
+    FailureKind.OVER_BUDGET: "training was over the memory budget",
+    FailureKind.OUT_OF_MEMORY: "training ran out of memory",
+    FailureKind.CLIENT_ERROR: "the client raised an error",
+    FailureKind.WORKER_DIED: "the process of the client died",
+    FailureKind.UPDATE_REJECTED: "the update was not acceptable",
+    FailureKind.SURPLUS: "enough other devices were faster",
+}
+
+#: Codes of the error replies that say why a task failed. The small ones are Flower's, which it
+#: does not publish: the ClientApp raised, or could not be loaded; the process of the client died;
+#: the upload of a reply broke off; the time was over; the device is not online. The large ones are
+#: ours: a client sends them itself, and Flower passes them on.
+FAILURE_CODES = {
+    1: FailureKind.CLIENT_ERROR,
+    2: FailureKind.CLIENT_ERROR,
+    3: FailureKind.UPLOAD_LOST,
+    4: FailureKind.NO_REPLY,
+    5: FailureKind.AWAY,
+    8: FailureKind.WORKER_DIED,
+    1001: FailureKind.OVER_BUDGET,
+    1002: FailureKind.OUT_OF_MEMORY,
+}
+
+
+def failure_of_code(code: int) -> FailureKind:
+    """Return why a task failed whose error reply has a code."""
+    return FAILURE_CODES.get(code, FailureKind.CLIENT_ERROR)
+
+
+def code_of_failure(kind: FailureKind) -> int:
+    """Return the code under which an error reply says why a task failed.
+
+    Raises
+    ------
+    KeyError
+        If no error reply says so: the server finds it out by itself.
+    """
+    return next(code for code, known in FAILURE_CODES.items() if known is kind)
