@@ -4,7 +4,7 @@ from clients.kernels import kernel_table
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.kernels.table import Table
 from mest_fed.task import Task
-from simulations.engine.worker import one_thread
+from simulations.engine.isolation import one_thread
 from simulations.fleet import Fleet
 from simulations.run_folder import KERNELS, RunFolder
 

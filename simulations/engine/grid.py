@@ -223,13 +223,13 @@ class FleetGrid(Grid):
         exchange = Streaming(
             self._executor, self._dispatcher, self._launches.last_of, fold=fold, timeout=timeout
         )
-        replies = exchange.replies(map(self._dispatcher.name, messages))
+        replies = exchange.replies(map(self._dispatcher.take, messages))
         return ReplyStream(replies) if self._stream else list(replies)
 
     def _begin(
         self, message: Message, *, start: float | None = None, number: int | None = None
     ) -> str:
-        self._dispatcher.name(message)
+        message = self._dispatcher.take(message)
         earlier = self._launches.last_of(message.metadata.dst_node_id)
         launch, job = self._dispatcher.launch(message, after=earlier, start=start, number=number)
         self._launches.add(launch, job)
