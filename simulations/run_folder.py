@@ -2,8 +2,10 @@
 
 import json
 import os
+import shlex
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,51 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.partitions = path / "partitions.npz"
         self.states = path / "states"
+        self._made: list[Path] = []
 
     @property
     def partition_file(self) -> str:
         """Path of the partitions for ``data.partition_file``; empty if none were saved."""
         return str(self.partitions) if self.partitions.exists() else ""
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether the run in it got as far as its first checkpoint."""
+        return self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+
+    @property
+    def resumable(self) -> bool:
+        """Whether there is a run in it that ``--resume`` goes on with."""
+        unfinished = (self.path / CONFIG).exists() and not (self.path / SUMMARY).exists()
+        return unfinished and self.has_checkpoint
+
+    def check_new(self) -> None:
+        """Refuse a folder that a new run cannot have.
+
+        Raises
+        ------
+        InputError
+            If it holds anything already: nothing is overwritten.
+        """
+        try:
+            if not self.path.exists() or not any(self.path.iterdir()):
+                return
+        except OSError as error:
+            raise InputError(f"--out {self.path} cannot be used: {error}") from None
+        found = "is not empty; allowed: a new folder, or --resume to go on with the run in it"
+        if self.resumable:
+            found = f"is not empty: it holds a run that is not finished; go on with: {self.resume}"
+        elif (self.path / CONFIG).exists() and not (self.path / SUMMARY).exists():
+            found = (
+                "is not empty: it holds a run that ended before its first checkpoint, which cannot "
+                "be resumed; allowed: a new folder, or remove this one"
+            )
+        raise InputError(f"--out {self.path} {found}")
+
+    @property
+    def resume(self) -> str:
+        """The command that goes on with the run."""
+        return f"mest-fed simulate --resume --out {shlex.quote(str(self.path))}"
 
     @classmethod
     def create(cls, path: Path, config: RunConfig) -> "RunFolder":
@@ -43,19 +85,43 @@ class RunFolder:
             If the folder holds anything already: nothing is overwritten.
         """
         folder = cls(path)
+        folder.check_new()
+        folder.begin(config)
+        return folder
+
+    def begin(self, config: RunConfig) -> None:
+        """Make the folder and write the configuration into it; :meth:`discard` takes it back.
+
+        Raises
+        ------
+        InputError
+            If the folder cannot be written, or another run has it.
+        """
+        self._made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise InputError(
-                    f"--out {path} is not empty; allowed: a new folder, or --resume to go on "
-                    "with the run in it"
-                )
+            self.path.mkdir(parents=True, exist_ok=True)
             # "x": of two runs that found the folder empty, one alone gets it.
-            with (path / CONFIG).open("x", encoding="utf-8") as stream:
+            stream = (self.path / CONFIG).open("x", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"--out {self.path} cannot be used: {error}") from None
+        try:
+            with stream:
                 stream.write(to_toml(config))
         except OSError as error:
-            raise InputError(f"--out {path} cannot be used: {error}") from None
-        return folder
+            self.discard()
+            raise InputError(f"--out {self.path} cannot be used: {error}") from None
+
+    def discard(self) -> None:
+        """Remove what a run that did not get to its first checkpoint has left since it began."""
+        with suppress(OSError):
+            for path in self.path.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink()
+        for folder in self._made:
+            with suppress(OSError):  # not empty: files of others
+                folder.rmdir()
 
     @classmethod
     def reopen(cls, path: Path) -> tuple["RunFolder", RunConfig]:
@@ -121,6 +187,13 @@ class RunFolder:
         head = choices_to_rows(table)
         rows = ",\n".join(json.dumps(row) for row in head.pop("rows"))  # a line each
         self._replace(KERNELS, f'{json.dumps(head)[:-1]}, "rows": [\n{rows}\n]}}\n')
+
+    def keep_facts(self, kernels: Table, peaks: Mapping[str, int]) -> None:
+        """Write down what a resumed run must not find out anew; what is there stays as it is."""
+        if not (self.path / KERNELS).exists():
+            self.write_kernels(kernels)
+        if not (self.path / MEMORY).exists() or self.read_memory() != peaks:
+            self.write_memory(peaks)
 
     def read_kernels(self) -> Table | None:
         """Read ``kernels.json``; None if it does not exist.

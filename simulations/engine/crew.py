@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from logging import getLogger
 from typing import Any, Protocol
 
-import psutil
 import ray
 from flwr.app import Message
 from flwr.clientapp import ClientApp
@@ -20,6 +19,7 @@ from mest_fed.folding import Fold
 from mest_fed.kernels.choice import Choices
 from simulations.engine.allocator import keep_freed_memory
 from simulations.engine.lane import Address, Lane
+from simulations.engine.machine import free_memory
 from simulations.engine.parcel import Freight, PackedArrays, Parcel, pack_block, unpack_jobs
 from simulations.engine.worker import Workplace, load_client_app, one_line
 
@@ -52,7 +52,7 @@ class Surroundings:
     node : str
         Ray's id of the machine.
     free_bytes : int
-        Memory of the machine that was free when the worker had started.
+        Memory that the worker could take when it had started.
     lanes : bool
         Whether it shares memory with the driver.
     """
@@ -91,7 +91,7 @@ class FleetWorker:
         if len(self._lanes) < len(addresses):
             self._lanes = []
         node = ray.get_runtime_context().get_node_id()
-        return Surroundings(node, psutil.virtual_memory().available, bool(self._lanes))
+        return Surroundings(node, free_memory(), bool(self._lanes))
 
     def run(
         self,
@@ -166,6 +166,8 @@ class Crew:
         The run's kernels.
     furnishing : Furnishing, optional
         What each gets before its first client.
+    gpus : float
+        Part of a GPU that each asks Ray for.
 
     Raises
     ------
@@ -179,6 +181,7 @@ class Crew:
         size: int,
         choices: Choices | None,
         furnishing: Furnishing | None = None,
+        gpus: float = 0.0,
     ) -> None:
         try:
             self._client_app = ray.put(client_app)
@@ -187,6 +190,8 @@ class Crew:
             raise InputError(f"the ClientApp cannot be sent to worker processes; {hint}") from error
         self._choices = choices
         self._furnishing = ray.put(furnishing)
+        # A worker that dies on a lost machine must not come back by itself: we replace it.
+        self._actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0)(FleetWorker)
         self._lock = threading.Lock()
         #: Seconds that a job of cost 1 took lately, by type of message.
         self.pace: dict[str, float] = {}
@@ -196,8 +201,7 @@ class Crew:
         made = [Lane.create() for _ in range(CHUNKS_PER_WORKER)]
         lanes = [lane for lane, _ in filter(None, made)]
         addresses = [address for _, address in filter(None, made)]
-        # A worker that dies on a lost machine must not come back by itself: we replace it.
-        actor = ray.remote(num_cpus=1, max_restarts=0)(FleetWorker).remote(sys.path)
+        actor = self._actor.remote(sys.path)
         loading = actor.load.remote(self._client_app, self._choices, self._furnishing, addresses)
         return Member(actor, lanes, loading)
 

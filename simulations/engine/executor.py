@@ -42,6 +42,15 @@ class Exchange(Protocol):
 class Executor(Protocol):
     """Where clients run."""
 
+    def ensure_ready(self) -> None:
+        """Wait until clients can run.
+
+        Raises
+        ------
+        InputError
+            If they cannot: the ClientApp cannot be loaded, or no worker starts.
+        """
+
     def open(
         self,
         jobs: Iterator[Job],
@@ -87,6 +96,9 @@ class SerialExecutor:
         self._workplace = Workplace(load_client_app(client_app), choices)
         # Flower's older strategies call from a pool of threads.
         self._lock = threading.Lock()
+
+    def ensure_ready(self) -> None:
+        """See :meth:`Executor.ensure_ready`."""
 
     def open(
         self,

@@ -71,14 +71,16 @@ class Generators:
     def kept(self) -> Iterator[None]:
         """Put them back after the block to where they were. Takes 0.1 ms."""
         python, native = random.getstate(), torch.default_generator.get_state()
-        bits, state = np.random.get_bit_generator(), np.random.get_state(legacy=False)
+        bits = np.random.get_bit_generator()
+        # The state holds half of a pair of normal draws as well, which the generator does not.
+        state = np.random.get_state(legacy=False)  # noqa: NPY002
         try:
             yield
         finally:
             random.setstate(python)
             torch.default_generator.set_state(native)
             np.random.set_bit_generator(bits)
-            np.random.set_state(state)  # which holds half of a pair of normal draws, too
+            np.random.set_state(state)  # noqa: NPY002
 
 
 @contextmanager

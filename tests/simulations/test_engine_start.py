@@ -65,7 +65,7 @@ def test_workers_that_always_die_while_they_start_are_one_line(
     imports: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MEST_DEATHS", "100")
-    with pytest.raises(InputError, match="^5 worker processes in a row died while they started; "):
+    with pytest.raises(InputError, match=r"^5 worker processes in a row died"):
         play(make_executor("mortal_app:app", 2))
     assert len(os.listdir(imports)) <= 6
 
@@ -96,11 +96,11 @@ def test_workers_that_are_killed_from_outside_as_they_start_are_replaced(
                 try:
                     name = process.name()
                     since = seen.setdefault(process, time.monotonic())
-                    if name.startswith("ray::Fleet") and len(killed) < 2 and process.is_running():
-                        if time.monotonic() - since >= 0.8 * len(killed):
-                            process.kill()
-                            process.wait(5)
-                            killed.append(time.monotonic())
+                    due = time.monotonic() - since >= 0.8 * len(killed)
+                    if name.startswith("ray::Fleet") and due and len(killed) < 2:
+                        process.kill()
+                        process.wait(5)
+                        killed.append(time.monotonic())
                 except psutil.Error:
                     continue
 
@@ -118,10 +118,8 @@ def test_a_grid_whose_workers_have_ended_says_so() -> None:
     executor = make_executor("grid_apps:app", 1)
     grid = FleetGrid(make_nodes(2), executor)
     arrived, unread = grid.push_messages(to_all(grid, model(), "evaluate"))
-    while not grid.pull_messages([arrived]):
-        pass
+    assert grid.pull_messages([arrived])
     executor.close()
     with pytest.raises(RuntimeError, match="executor is closed"):
-        for _ in range(3):
-            grid.send_and_receive(to_all(grid, model(), "evaluate"))
-    assert unread
+        grid.send_and_receive(to_all(grid, model(), "evaluate"))
+    assert grid.pull_messages([unread])[0].has_content()  # it had come before
