@@ -31,7 +31,8 @@ def end_orphans() -> None:
     alive: dict[str, bool] = {}
     here = _namespace()
     for pid, mark in _marked():
-        namespace, driver, *_ = mark.split("/")
+        namespace, _, rest = mark.partition("/")
+        driver = rest.partition("/")[0]
         if namespace != here or not driver.isdecimal():
             continue  # its number means nothing here: another container's
         if mark not in alive:

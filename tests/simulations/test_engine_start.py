@@ -3,9 +3,14 @@
 import gc
 import logging
 import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -13,6 +18,7 @@ import pytest
 from grid_apps import facts, model, to_all
 
 from mest_fed.errors import InputError
+from simulations.engine import marked, session
 from simulations.engine.executor import Executor, make_executor
 from simulations.engine.grid import FleetGrid
 from simulations.engine.nodes import make_nodes
@@ -37,6 +43,14 @@ def imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def _collected() -> Iterator[None]:
     yield
     gc.collect()  # Ray's open files, while their warnings are ignored
+
+
+@pytest.fixture
+def long_folder(tmp_path: Path) -> Path:
+    """Return a folder whose path Ray's sockets do not fit into."""
+    folder = tmp_path / ("x" * 80)
+    folder.mkdir()
+    return folder
 
 
 def play(executor: Executor) -> list[object]:
@@ -114,12 +128,79 @@ def test_workers_that_are_killed_from_outside_as_they_start_are_replaced(
     assert len(killed) == 2
 
 
-def test_a_grid_whose_workers_have_ended_says_so() -> None:
+def test_ray_that_cannot_start_is_one_line(
+    long_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(long_folder))
+    with pytest.raises(InputError, match=r"^Ray cannot start: .*; allowed: --workers 0") as caught:
+        make_executor("grid_apps:app", 1)
+    assert "\n" not in str(caught.value)
+    assert marked_processes() == []
+
+
+def test_a_cluster_that_does_not_answer_is_one_line_within_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "ANSWER_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        for given, environment in ((address, ""), ("auto", address)):
+            monkeypatch.setenv("RAY_ADDRESS", environment)
+            with pytest.raises(InputError, match=f"^cannot join the Ray cluster at '{given}': "):
+                make_executor("grid_apps:app", 1, given)
+    # The cluster that was started here last has ended since.
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1", encoding="utf-8")
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(InputError, match=r"at 'auto': \[Errno"):
+        make_executor("grid_apps:app", 1, "auto")
+
+
+def test_a_session_of_its_own_ignores_ray_address_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    handler = signal.getsignal(signal.SIGTERM)
     executor = make_executor("grid_apps:app", 1)
+    assert signal.getsignal(signal.SIGTERM) is handler
     grid = FleetGrid(make_nodes(2), executor)
     arrived, unread = grid.push_messages(to_all(grid, model(), "evaluate"))
     assert grid.pull_messages([arrived])
+    assert len(marked_processes()) > 4
     executor.close()
+    assert marked_processes() == []
     with pytest.raises(RuntimeError, match="executor is closed"):
         grid.send_and_receive(to_all(grid, model(), "evaluate"))
     assert grid.pull_messages([unread])[0].has_content()  # it had come before
+
+
+def test_processes_of_a_driver_that_has_gone_end_with_the_next_start() -> None:
+    def start(mark: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", "import time; time.sleep(60)"]
+        return subprocess.Popen(command, env=os.environ | {marked.NAME: mark})
+
+    own = marked.own_mark()
+    namespace, pid, started = own.split("/")
+    gone = [start(f"{namespace}/{pid}/{int(started) - 1}/a"), start(f"{namespace}/4194304/1/a")]
+    others = [start(f"{own}/a"), start("pid:[1]/4194304/1/a"), start("nonsense")]
+    while len(marked_processes()) < 5:
+        time.sleep(0.02)
+    marked.end_orphans()
+    assert [process.wait(10) for process in gone] == [-signal.SIGKILL] * 2
+    assert [process.poll() for process in others] == [None] * 3
+    marked.end_session(f"{own}/a")
+    assert others[0].wait(10) == -signal.SIGKILL
+    for process in others[1:]:
+        process.kill()
+        process.wait()
+
+
+def marked_processes() -> list[int]:
+    """Return this process's descendants that are marked as those of a session."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if marked.NAME in process.environ():
+                found.append(process.pid)
+    return found

@@ -7,8 +7,9 @@ from contextlib import suppress
 import psutil
 import pytest
 from fault_run import Folders, finish
-from mest_fed.cli.status import INTERRUPTED
 from tiny_run import read_rows, read_summary, start, tiny_config
+
+from mest_fed.cli.status import INTERRUPTED
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
