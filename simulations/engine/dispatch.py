@@ -79,13 +79,20 @@ class Dispatcher:
         self.busy = {node: until for node, until in self.busy.items() if until > self.now}
 
     def take(self, message: Message) -> Message:
-        """Give a message an id and return a copy, which is not affected by what becomes of it.
+        """Give a message an id, and return one of the same content that keeps it.
 
-        A server may edit what it has sent, and may send one message again before its reply is here.
+        A server may send one message again, before the reply is here.
         """
         set_message_id(message, str(next(self._message_ids)))
-        content = message.error if message.has_error() else private_copy(message.content)
+        content = message.error if message.has_error() else message.content
         return rebuild_message(message.metadata, content)
+
+    def take_copy(self, message: Message) -> Message:
+        """Do as :meth:`take`, for a server that may edit the content before the client has it."""
+        taken = self.take(message)
+        if taken.has_content():
+            taken.content = private_copy(taken.content)
+        return taken
 
     def launch(
         self,
@@ -101,7 +108,7 @@ class Dispatcher:
         Parameters
         ----------
         message : Message
-            The instruction, as :meth:`take` returned it.
+            The instruction, as :meth:`take` or :meth:`take_copy` returned it.
         within : float
             Virtual seconds that the server waits.
         after : Launch, optional
