@@ -1,10 +1,12 @@
-"""Memory control groups (Linux): where this process stands among them, and what they tell.
+"""Control groups (Linux) of memory and processor time: where this process is, what they allow.
 
 Version 1 has a tree for each controller, version 2 one tree for all. Either may be mounted
 anywhere, and a container sees a part of it: ``/proc/self/mountinfo`` tells.
 """
 
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -24,7 +26,7 @@ _EVENTS = {1: "memory.oom_control", 2: "memory.events"}
 
 @dataclass(frozen=True)
 class Cgroup:
-    """One memory control group.
+    """One control group.
 
     Parameters
     ----------
@@ -67,6 +69,17 @@ class Cgroup:
         charged = _read(self.folder / _USAGE[self.version]).strip()
         return min(held, int(charged)) if charged.isdecimal() else held
 
+    def cores(self) -> float | None:
+        """Return the processor time that it may use, in cores; None if it has no limit."""
+        if self.version == 2:
+            quota, _, period = _read(self.folder / "cpu.max").strip().partition(" ")
+        else:
+            quota = _read(self.folder / "cpu.cfs_quota_us").strip()
+            period = _read(self.folder / "cpu.cfs_period_us").strip()
+        if not (quota.isdecimal() and period.isdecimal() and int(period)):
+            return None  # "max", -1, or not there
+        return int(quota) / int(period)
+
     def kills(self) -> int:
         """Return how many of its processes the kernel has killed for memory."""
         return _numbers(self.folder / _EVENTS[self.version]).get("oom_kill", 0)
@@ -86,17 +99,28 @@ class Cgroup:
         (self.folder / PROCESSES).write_text(str(pid), encoding="ascii")
 
 
-def own_cgroups(proc: Path = PROC, pid: int | str = "self") -> list[Cgroup]:
-    """Return the groups that account a process's memory, version 2 first; empty elsewhere.
+def own_cgroups(
+    proc: Path = PROC, pid: int | str = "self", controller: str = "memory"
+) -> list[Cgroup]:
+    """Return the groups that account what a process uses, version 2 first; empty elsewhere.
 
-    A group of version 2 is returned even if memory is not among its controllers: those above it
-    may have limits.
+    A group of version 2 is returned even if it lacks the controller: those above it may have
+    limits.
+
+    Parameters
+    ----------
+    proc : Path
+        Where the kernel's ``proc`` is mounted.
+    pid : int or str
+        The process.
+    controller : str
+        ``memory`` or ``cpu``, as version 1 calls them.
     """
-    mounts = _mounts(proc)
+    mounts = _mounts(proc, controller)
     found = []
     for line in _read(proc / str(pid) / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
-        version = 2 if not controllers else 1 if "memory" in controllers.split(",") else 0
+        version = 2 if not controllers else 1 if controller in controllers.split(",") else 0
         if version not in mounts:
             continue
         root, mount = mounts[version]
@@ -107,15 +131,30 @@ def own_cgroups(proc: Path = PROC, pid: int | str = "self") -> list[Cgroup]:
     return sorted(found, key=lambda group: -group.version)
 
 
-def _mounts(proc: Path) -> dict[int, tuple[str, Path]]:
-    """Return the (root, mount point) of each version's tree of memory groups."""
+def available_cores(proc: Path = PROC) -> int:
+    """Return how many cores this process may keep busy; at least 1.
+
+    No more than the machine has, than the process is bound to (``taskset``, a cpuset) and than the
+    quotas of its control groups allow (``docker run --cpus``), rounded down.
+    """
+    cores = os.cpu_count() or 1
+    with suppress(AttributeError, OSError):
+        cores = len(os.sched_getaffinity(0))
+    quotas = (
+        group.cores() for own in own_cgroups(proc, controller="cpu") for group in own.lineage()
+    )
+    return max(1, int(min([cores, *(quota for quota in quotas if quota is not None)])))
+
+
+def _mounts(proc: Path, controller: str) -> dict[int, tuple[str, Path]]:
+    """Return the (root, mount point) of each version's tree of groups with a controller."""
     mounts: dict[int, tuple[str, Path]] = {}
     for line in _read(proc / "self" / "mountinfo").splitlines():
         before, _, after = line.partition(" - ")
         root, mount = before.split()[3:5]
         kind, *_, options = after.split()
         version = 2 if kind == "cgroup2" else 1 if kind == "cgroup" else 0
-        if version == 2 or (version == 1 and "memory" in options.split(",")):
+        if version == 2 or (version == 1 and controller in options.split(",")):
             mounts.setdefault(version, (root, Path(mount)))
     return mounts
 

@@ -31,10 +31,9 @@ from server.run_folder import (
     FLOWER_KEYS,
     LOG,
     ROUNDS,
-    SERVER_LOG,
     RunFolder,
-    logged,
 )
+from server.run_log import SERVER_LOG, logged
 from server.strategy import MestStrategy
 from server.summary import RunLogs, Tier, build_summary
 from server.timing import ClientTiming
@@ -81,7 +80,7 @@ class DeployedRun:
             self.folder = RunFolder.create(path, task.config, FLOWER_KEYS)
         log.info("run folder: %s", path)
         self._open = ExitStack()
-        self._open.enter_context(logged(path / LOG, SERVER_LOG))
+        self._open.enter_context(logged(SERVER_LOG)).write_to(path / LOG)
         self._open.enter_context(_shown(SERVER_LOG))
         self._started = time.monotonic()
 

@@ -2,10 +2,11 @@
 
 import io
 import json
-import logging
 import os
+import shlex
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,6 @@ from mest_fed.task import Task
 
 CONFIG, ROUNDS, CLIENTS, SUMMARY = "config.toml", "rounds.jsonl", "clients.jsonl", "summary.json"
 KERNELS, MEMORY, LOG, MODEL = "kernels.json", "memory.json", "run.log", "model.pt"
-#: Whose warnings go to ``run.log``: the engine and the checkpoints; in a deployment the server too.
-RUN_LOG, SERVER_LOG = "mest_fed.run", __name__.rpartition(".")[0]
 #: How a person names a run folder, and says that its run goes on: to the command and to Flower.
 COMMAND_KEYS, FLOWER_KEYS = ("--out", "--resume"), ("deployment.folder =", "deployment.resume=true")
 
@@ -35,18 +34,63 @@ class RunFolder:
     ----------
     path : Path
         Where it is.
+    keys : tuple of str
+        What a person types to name the folder, and to go on with the run in it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keys: tuple[str, str] = COMMAND_KEYS) -> None:
         self.path = path
+        self._named, self._resumed_by = keys
         self.checkpoints = path / "checkpoints"
         self.partitions = path / "partitions.npz"
         self.states = path / "states"
+        self._made: list[Path] = []
 
     @property
     def partition_file(self) -> str:
         """Path of the partitions for ``data.partition_file``; empty if none were saved."""
         return str(self.partitions) if self.partitions.exists() else ""
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether the run in it got as far as its first checkpoint."""
+        return self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+
+    @property
+    def resumable(self) -> bool:
+        """Whether there is a run in it that ``--resume`` goes on with."""
+        unfinished = (self.path / CONFIG).exists() and not (self.path / SUMMARY).exists()
+        return unfinished and self.has_checkpoint
+
+    def check_new(self) -> None:
+        """Refuse a folder that a new run cannot have.
+
+        Raises
+        ------
+        InputError
+            If it holds anything already: nothing is overwritten.
+        """
+        try:
+            if not self.path.exists() or not any(self.path.iterdir()):
+                return
+        except OSError as error:
+            raise InputError(f"{self._named} {self.path} cannot be used: {error}") from None
+        found = f"is not empty; allowed: a new folder, or {self._resumed_by} for the run in it"
+        if self.resumable:
+            found = f"is not empty: it holds a run that is not finished; go on with: {self.resume}"
+        elif (self.path / CONFIG).exists() and not (self.path / SUMMARY).exists():
+            found = (
+                "is not empty: it holds a run that ended before its first checkpoint, which cannot "
+                "be resumed; allowed: a new folder, or remove this one"
+            )
+        raise InputError(f"{self._named} {self.path} {found}")
+
+    @property
+    def resume(self) -> str:
+        """What a person types to go on with the run."""
+        if self._resumed_by != COMMAND_KEYS[1]:
+            return self._resumed_by
+        return f"mest-fed simulate --resume --out {shlex.quote(str(self.path))}"
 
     @classmethod
     def create(
@@ -59,20 +103,44 @@ class RunFolder:
         InputError
             If the folder holds anything already: nothing is overwritten.
         """
-        folder = cls(path)
+        folder = cls(path, keys)
+        folder.check_new()
+        folder.begin(config)
+        return folder
+
+    def begin(self, config: RunConfig) -> None:
+        """Make the folder and write the configuration into it; :meth:`discard` takes it back.
+
+        Raises
+        ------
+        InputError
+            If the folder cannot be written, or another run has it.
+        """
+        self._made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise InputError(
-                    f"{keys[0]} {path} is not empty; allowed: a new folder, or {keys[1]} to go on "
-                    "with the run in it"
-                )
+            self.path.mkdir(parents=True, exist_ok=True)
             # "x": of two runs that found the folder empty, one alone gets it.
-            with (path / CONFIG).open("x", encoding="utf-8") as stream:
+            stream = (self.path / CONFIG).open("x", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{self._named} {self.path} cannot be used: {error}") from None
+        try:
+            with stream:
                 stream.write(to_toml(config))
         except OSError as error:
-            raise InputError(f"{keys[0]} {path} cannot be used: {error}") from None
-        return folder
+            self.discard()
+            raise InputError(f"{self._named} {self.path} cannot be used: {error}") from None
+
+    def discard(self) -> None:
+        """Remove what a run that did not get to its first checkpoint has left since it began."""
+        with suppress(OSError):
+            for path in self.path.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink()
+        for folder in self._made:
+            with suppress(OSError):  # not empty: files of others
+                folder.rmdir()
 
     @classmethod
     def reopen(
@@ -85,7 +153,7 @@ class RunFolder:
         InputError
             If there is no run in it, or the run is finished.
         """
-        folder = cls(path)
+        folder = cls(path, keys)
         if not (path / CONFIG).exists():
             raise InputError(f"{keys[1]}: no run in {path} ({CONFIG} is missing)")
         if (path / SUMMARY).exists():
@@ -148,6 +216,13 @@ class RunFolder:
         rows = ",\n".join(json.dumps(row) for row in head.pop("rows"))  # a line each
         self._replace(KERNELS, f'{json.dumps(head)[:-1]}, "rows": [\n{rows}\n]}}\n')
 
+    def keep_facts(self, kernels: Table, peaks: Mapping[str, int]) -> None:
+        """Write down what a resumed run must not find out anew; what is there stays as it is."""
+        if not (self.path / KERNELS).exists():
+            self.write_kernels(kernels)
+        if not (self.path / MEMORY).exists() or self.read_memory() != peaks:
+            self.write_memory(peaks)
+
     def read_kernels(self) -> Table | None:
         """Read ``kernels.json``; None if it does not exist.
 
@@ -196,28 +271,3 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
-
-
-@contextmanager
-def logged(path: Path, *names: str) -> Iterator[None]:
-    """Append warnings of a run to a file, made when there is something to say.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    *names : str
-        Of the loggers whose warnings are kept beside those of :data:`RUN_LOG`.
-    """
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
-    handler.setLevel(logging.WARNING)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    loggers = [logging.getLogger(name) for name in (RUN_LOG, *names)]
-    for logger in loggers:
-        logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
-        handler.close()

@@ -1,16 +1,16 @@
-"""The kernels of a run: chosen once, before any worker starts, and kept in the run folder."""
+"""The kernels of a run: chosen once, before any worker starts; the run folder keeps them."""
 
 from clients.kernels import kernel_table
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.kernels.table import Table
 from mest_fed.task import Task
 from server.run_folder import KERNELS, RunFolder
-from simulations.engine.worker import one_thread
+from simulations.engine.isolation import one_thread
 from simulations.fleet import Fleet
 
 
 def run_kernels(task: Task, fleet: Fleet, folder: RunFolder, *, resume: bool) -> Table:
-    """Choose the kernels of a run and write them down, or take those of a run that is resumed.
+    """Choose the kernels of a run, or take those of a run that is resumed.
 
     Implementations differ in the last bits, so that a resumed run must have its own again, and
     all workers the same.
@@ -27,7 +27,6 @@ def run_kernels(task: Task, fleet: Fleet, folder: RunFolder, *, resume: bool) ->
         tiers = sorted(fleet.tiers, key=lambda tier: -tier.clients)
         with one_thread():  # as clients compute
             table = kernel_table(task, [tier.plan for tier in tiers])
-        folder.write_kernels(table)
     wanted = task.config.training.kernels
     if wanted != table.mode and not wanted.endswith(".json"):
         path = folder.path / KERNELS

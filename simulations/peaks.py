@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mest_fed.config import RunConfig
 from mest_fed.data.cache import cache_folder
+from mest_fed.errors import InputError
 from mest_fed.kernels import variant
 from mest_fed.kernels.table import Table, choices_to_rows
 from mest_fed.memory import Plan
@@ -35,13 +36,12 @@ class Peaks:
     fleet : Fleet
         Its tiers have the plans.
     folder : RunFolder
-        Of the run.
+        Of the run; nothing is written there.
     kernels : Table
         Its kernels.
     """
 
     def __init__(self, config: RunConfig, fleet: Fleet, folder: RunFolder, kernels: Table) -> None:
-        self._folder = folder
         self._keys = {
             plan: _key(config, kernels, plan)
             for plan in dict.fromkeys(tier.plan for tier in fleet.tiers)
@@ -56,14 +56,17 @@ class Peaks:
         self._unknown = unknown
 
     def wait(self) -> Mapping[Plan, int]:
-        """Wait for the probe; return measured bytes by plan, where they could be measured."""
+        """Wait for the probe; return measured bytes by plan, where they could be measured.
+
+        :attr:`by_key` then has what the run folder keeps.
+        """
         found = {plan.shape: size for plan, size in self._probe.results().items()}
         for plan in self._unknown:
             size = found.get(plan.shape)
             if size is not None:
                 self._known[plan] = size
                 _keep(self._keys[plan], size)
-        self._folder.write_memory({self._keys[plan]: size for plan, size in self._known.items()})
+        self.by_key = {self._keys[plan]: size for plan, size in self._known.items()}
         return dict(self._known)
 
     def close(self) -> None:
@@ -89,16 +92,16 @@ def _key(config: RunConfig, kernels: Table, plan: Plan) -> str:
 def _cached(key: str) -> int | None:
     try:
         return int(_file(key).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, InputError):
         return None
 
 
 def _keep(key: str, size: int) -> None:
-    file = _file(key)
     try:
+        file = _file(key)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"{size}\n", encoding="utf-8")
-    except OSError:  # a cache that cannot be written is none
+    except (OSError, InputError):  # a cache that cannot be written is none
         return
 
 

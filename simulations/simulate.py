@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,15 @@ from mest_fed.config.load import Scalar
 from mest_fed.data import save_partitions
 from mest_fed.errors import InputError
 from mest_fed.kernels.choice import using
+from mest_fed.kernels.table import Table
 from mest_fed.memory import Plan
 from mest_fed.task import Task, task_of
 from server.checkpoint import load_newest
 from server.global_model import GlobalModel
 from server.rounds import RoundRecord
 from server.rows import client_rows, round_row
-from server.run_folder import CLIENTS, LOG, ROUNDS, RunFolder, logged
+from server.run_folder import CLIENTS, LOG, ROUNDS, RunFolder
+from server.run_log import RunLog, logged
 from server.server_app import build_server_app
 from server.strategy import MestStrategy
 from server.summary import RunLogs, build_summary
@@ -42,7 +44,7 @@ CLIENT_APP = "clients.client_app:app"
 
 
 class Interrupted(Exception):
-    """The run was stopped by Ctrl-C; a checkpoint of the last whole round is in the folder."""
+    """The run was stopped by Ctrl-C; its folder has a checkpoint of the last whole round."""
 
 
 @dataclass
@@ -88,37 +90,60 @@ class Simulation:
         Interrupted
             On Ctrl-C, after a checkpoint was written.
         """
-        # Whoever has the clients' states has the folder: nothing is written before.
-        with closing(DiskStates(self.folder.states)) as states, logged(self.folder.path / LOG):
-            return self._run_in_folder(workers, address, patience, states)
-
-    def _run_in_folder(
-        self, workers: int, address: str | None, patience: float, states: VersionedStates
-    ) -> Path:
         task = task_of(self.config)
         fleet = Fleet.of(task)
         kernels = run_kernels(task, fleet, self.folder, resume=self.resume)
-        if not task.draws_examples:
-            save_partitions(self.folder.partitions, task.partitions)
-        flat = to_flat(self.config) | {"data.partition_file": self.folder.partition_file}
         options: dict[str, Any] = {"patience": patience} if workers else {}
+        flat = to_flat(self.config)
+        if not task.draws_examples:
+            flat |= {"data.partition_file": str(self.folder.partitions)}
         if address is not None and workers:
             options["furnishing"] = PlacedData.of(task, flat)
         choices = kernels.choices
         with (
+            logged() as log,
             using(choices),
             closing(Peaks(self.config, fleet, self.folder, kernels)) as measured,
             closing(make_executor(CLIENT_APP, workers, address, choices, **options)) as executor,
         ):
+            # All of this can fail, so the folder is left alone until it has not.
+            executor.ensure_ready()
             peaks = measured.wait()
-            model = _Run(self, task, fleet, states).drive(executor, peaks, flat)
+            with self._open_folder(task, kernels, measured.by_key, log) as states:
+                model = _Run(self, task, fleet, states).drive(executor, peaks, flat)
+                self._summarise(task, fleet, model, peaks)
+        return self.folder.path
+
+    @contextmanager
+    def _open_folder(
+        self, task: Task, kernels: Table, peaks: Mapping[str, int], log: RunLog
+    ) -> Iterator[VersionedStates]:
+        """Have the run's folder, which is as it was before if the run ends without a checkpoint."""
+        folder = self.folder
+        if not self.resume:
+            folder.begin(self.config)
+        try:
+            # The process that has the clients' states has the folder: nothing is written before.
+            with closing(DiskStates(folder.states)) as states:
+                log.write_to(folder.path / LOG)
+                folder.keep_facts(kernels, peaks)
+                if not task.draws_examples and not folder.partitions.exists():
+                    save_partitions(folder.partitions, task.partitions)
+                yield states
+        except BaseException:
+            if not self.resume and not folder.has_checkpoint:
+                folder.discard()
+            raise
+
+    def _summarise(
+        self, task: Task, fleet: Fleet, model: GlobalModel, peaks: Mapping[Plan, int]
+    ) -> None:
         logs = RunLogs(self.folder.read(ROUNDS), self.folder.read(CLIENTS))
         summary = build_summary(
             task, fleet.tiers, model, preset=self.preset, logs=logs, peaks=peaks
         )
         self.folder.write_model(task, model.state())
         self.folder.write_summary(summary)
-        return self.folder.path
 
 
 class _Run:
@@ -228,7 +253,7 @@ def open_run(
     ------
     InputError
         If the folder is in use, holds nothing to resume, or data, fleet or the table of kernels
-        are unusable: then no folder is made.
+        are unusable. No folder is made here: :meth:`Simulation.run` does, as late as it can.
     """
     observer = Observers() if observer is None else observer
     if resume:
@@ -237,6 +262,8 @@ def open_run(
         return Simulation(preset, config, folder, resume=True, observer=observer)
     if config is None:
         raise InputError("a new run needs a configuration")
+    folder = RunFolder(out)
+    folder.check_new()
     if config.deployment.folder:
         raise InputError(
             f"deployment.folder = {config.deployment.folder!r} is for flwr run; allowed: --out"
@@ -248,5 +275,5 @@ def open_run(
     tiers = [(tier.profile, tier.plan.density) for tier in fleet.tiers]
     check_deadline(config, task.spec, tiers)
     given_table(task)
-    _ = task.partitions  # what is wrong with the data is found before a folder is made
-    return Simulation(preset, config, RunFolder.create(out, config), observer=observer)
+    _ = task.partitions  # what is wrong with the data is found before workers start
+    return Simulation(preset, config, folder, observer=observer)

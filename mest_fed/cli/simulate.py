@@ -3,9 +3,10 @@
 import json
 import logging
 import os
-import shlex
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,7 +33,10 @@ def simulate(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(help="Ray worker processes, one core each; 0 runs in this process."),
+        typer.Option(
+            help="Ray worker processes, one core each; as many as there are cores and memory for "
+            "if nothing is said; 0 runs in this process."
+        ),
     ] = None,
     address: Annotated[
         str | None,
@@ -63,6 +67,7 @@ def simulate(
     needs("simulation", "flwr", "ray", "pydantic", "matplotlib", "jinja2")
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     from server.run_folder import CONFIG, SUMMARY
+    from simulations.engine.machine import default_workers
     from simulations.report import write_report
     from simulations.settings import resolve
     from simulations.simulate import Interrupted, open_run
@@ -84,11 +89,15 @@ def simulate(
     observer = Observers(*open_sinks(log or [], folder), *display)
     run = open_run(name or folder.name, resolved, folder, resume=resume, observer=observer)
     try:
-        cores = os.cpu_count() or 1
-        run.run(cores if workers is None else workers, address, patience=client_timeout)
-    except Interrupted:
-        again = f"mest-fed simulate --resume --out {shlex.quote(str(folder))}"
-        typer.echo(f"stopped; go on with: {again}")
+        with _ended_like_ctrl_c():
+            if workers is None:
+                workers = default_workers()
+            run.run(workers, address, patience=client_timeout)
+    except (Interrupted, KeyboardInterrupt):
+        if run.folder.resumable:
+            typer.echo(f"stopped; go on with: {run.folder.resume}")
+        else:
+            typer.echo("stopped before the first checkpoint; nothing was kept")
         sys.exit(INTERRUPTED)
     report = write_report(folder)
     summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
@@ -97,6 +106,16 @@ def simulate(
     if not summary["clients_trained"]:
         typer.echo(_nothing_trained(summary), err=True)
         sys.exit(NOTHING_TRAINED)
+
+
+@contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """Have a run that is told to end by SIGTERM leave a checkpoint, too."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _quieten() -> None:

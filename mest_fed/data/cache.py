@@ -12,11 +12,23 @@ from mest_fed.errors import InputError
 
 
 def cache_folder() -> Path:
-    """Return the cache folder: ``$MEST_FED_CACHE``, or ``mest-fed`` in the user's cache."""
+    """Return the cache folder: ``$MEST_FED_CACHE``, or ``mest-fed`` in the user's cache.
+
+    Raises
+    ------
+    InputError
+        If neither the environment nor the system names a home folder.
+    """
     if own := os.environ.get("MEST_FED_CACHE"):
         return Path(own)
-    user = os.environ.get("XDG_CACHE_HOME")
-    return (Path(user) if user else Path.home() / ".cache") / "mest-fed"
+    if user := os.environ.get("XDG_CACHE_HOME"):
+        return Path(user) / "mest-fed"
+    try:
+        return Path.home() / ".cache" / "mest-fed"
+    except RuntimeError:
+        raise InputError(
+            "MEST_FED_CACHE is not set, and this user has no home folder; allowed: a folder"
+        ) from None
 
 
 def cached(key: str, build: Callable[[Path], None]) -> Path:

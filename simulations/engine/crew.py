@@ -2,25 +2,26 @@
 
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from logging import getLogger
 from typing import Any, Protocol
 
-import psutil
 import ray
 from flwr.app import Message
 from flwr.clientapp import ClientApp
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from mest_fed.errors import InputError
 from mest_fed.folding import Fold
 from mest_fed.kernels.choice import Choices
 from simulations.engine.allocator import keep_freed_memory
 from simulations.engine.lane import Address, Lane
+from simulations.engine.machine import free_memory
 from simulations.engine.parcel import Freight, PackedArrays, Parcel, pack_block, unpack_jobs
-from simulations.engine.worker import Workplace, load_client_app
+from simulations.engine.worker import Workplace, load_client_app, one_line
 
 log = getLogger("mest_fed.run")
 
@@ -28,6 +29,8 @@ log = getLogger("mest_fed.run")
 START_SECONDS = 120
 #: New workers that are tried in the place of one that died.
 MOST_HIRES = 3
+#: Workers that may die one after the other while they start, before one of them has started.
+MOST_START_DEATHS = 5
 #: Chunks that a worker has at a time: one runs and one waits. Each has a lane of its own, so that
 #: the next one can be written while the driver reads.
 CHUNKS_PER_WORKER = 2
@@ -49,7 +52,7 @@ class Surroundings:
     node : str
         Ray's id of the machine.
     free_bytes : int
-        Memory of the machine that was free when the worker had started.
+        Memory that the worker could take when it had started.
     lanes : bool
         Whether it shares memory with the driver.
     """
@@ -88,7 +91,7 @@ class FleetWorker:
         if len(self._lanes) < len(addresses):
             self._lanes = []
         node = ray.get_runtime_context().get_node_id()
-        return Surroundings(node, psutil.virtual_memory().available, bool(self._lanes))
+        return Surroundings(node, free_memory(), bool(self._lanes))
 
     def run(
         self,
@@ -163,6 +166,8 @@ class Crew:
         The run's kernels.
     furnishing : Furnishing, optional
         What each gets before its first client.
+    gpus : float
+        Part of a GPU that each asks Ray for.
 
     Raises
     ------
@@ -176,6 +181,7 @@ class Crew:
         size: int,
         choices: Choices | None,
         furnishing: Furnishing | None = None,
+        gpus: float = 0.0,
     ) -> None:
         try:
             self._client_app = ray.put(client_app)
@@ -184,6 +190,8 @@ class Crew:
             raise InputError(f"the ClientApp cannot be sent to worker processes; {hint}") from error
         self._choices = choices
         self._furnishing = ray.put(furnishing)
+        # A worker that dies on a lost machine must not come back by itself: we replace it.
+        self._actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0)(FleetWorker)
         self._lock = threading.Lock()
         #: Seconds that a job of cost 1 took lately, by type of message.
         self.pace: dict[str, float] = {}
@@ -193,36 +201,49 @@ class Crew:
         made = [Lane.create() for _ in range(CHUNKS_PER_WORKER)]
         lanes = [lane for lane, _ in filter(None, made)]
         addresses = [address for _, address in filter(None, made)]
-        # A worker that dies on a lost machine must not come back by itself: we replace it.
-        actor = ray.remote(num_cpus=1, max_restarts=0)(FleetWorker).remote(sys.path)
+        actor = self._actor.remote(sys.path)
         loading = actor.load.remote(self._client_app, self._choices, self._furnishing, addresses)
         return Member(actor, lanes, loading)
 
     def ensure_loaded(self) -> None:
-        """Wait until all have what they work with.
+        """Wait until all have what they work with. One that dies meanwhile is replaced.
 
         Raises
         ------
         InputError
-            If the ClientApp cannot be loaded there, or the cluster has no cores to spare.
+            If the ClientApp cannot be loaded there, workers die again and again while they start,
+            or the cluster has no cores to spare.
         """
-        new = [member for member in self.members if member.surroundings is None]
-        try:
-            found = ray.get([member.loading for member in new], timeout=START_SECONDS)
-        except GetTimeoutError as error:
-            free = int(ray.available_resources().get("CPU", 0))
-            raise InputError(
-                f"{len(self.members)} workers did not start within {START_SECONDS} s: "
-                f"the Ray cluster has {free} free cores"
-            ) from error
-        except (RayTaskError, RayActorError) as error:
-            cause = getattr(error, "cause", None)
-            if isinstance(cause, InputError):
-                raise cause from None
-            last_line = str(error).strip().splitlines()[-1]
-            raise InputError(f"cannot load the ClientApp in a worker: {last_line}") from error
-        for member, surroundings in zip(new, found, strict=True):
-            member.surroundings = surroundings
+        with self._lock:
+            until = time.monotonic() + START_SECONDS
+            deaths = 0
+            while new := [member for member in self.members if member.surroundings is None]:
+                left = max(0.0, until - time.monotonic())
+                ready, _ = ray.wait([member.loading for member in new], timeout=left)
+                if not ready:
+                    raise InputError(self._not_started())
+                member = next(member for member in new if member.loading == ready[0])
+                try:
+                    member.surroundings = _surroundings(member)
+                    deaths = 0
+                except (RayActorError, OutOfMemoryError) as error:
+                    deaths += 1
+                    if deaths == MOST_START_DEATHS:
+                        raise InputError(
+                            f"{deaths} worker processes in a row died while they started; the "
+                            "ClientApp may crash when it is imported, or memory may be short"
+                        ) from error
+                    log.warning("a worker died while it started; another one starts")
+                    member.dismiss()
+                    self.members[self.members.index(member)] = self._hire()
+                    until = time.monotonic() + START_SECONDS
+
+    def _not_started(self) -> str:
+        free = int(ray.available_resources().get("CPU", 0))
+        return (
+            f"{len(self.members)} workers did not start within {START_SECONDS} s: "
+            f"the Ray cluster has {free} free cores"
+        )
 
     def replace(self, dead: Member) -> None:
         """Put a new worker in the place of a dead one, once; nobody if no core is left.
@@ -242,9 +263,9 @@ class Crew:
                 hired = self._hire()
                 try:
                     arrives = self._arrives(hired, len(others))
-                except RayActorError as error:
+                except (RayActorError, OutOfMemoryError):
                     # Ray may have sent it to a machine that is lost, before it knew.
-                    log.warning("a new worker failed: %s", str(error).strip().splitlines()[-1])
+                    log.warning("a new worker died while it started")
                     hired.dismiss()
                     continue
                 if arrives:
@@ -262,7 +283,7 @@ class Crew:
         for _ in range(START_SECONDS):
             ready, _ = ray.wait([hired.loading], timeout=1.0)
             if ready:
-                hired.surroundings = ray.get(hired.loading)
+                hired.surroundings = _surroundings(hired)
                 return True
             if others and int(ray.cluster_resources().get("CPU", 0)) <= others:
                 return False
@@ -273,3 +294,23 @@ class Crew:
         for member in self.members:
             member.dismiss()
         self.members = []
+
+
+def _surroundings(member: Member) -> Surroundings:
+    """Return what a worker found when it had loaded all that it works with.
+
+    Raises
+    ------
+    InputError
+        If it cannot load the ClientApp.
+    RayActorError, OutOfMemoryError
+        If it died.
+    """
+    try:
+        found: Surroundings = ray.get(member.loading)
+    except RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, InputError):
+            raise cause from None
+        raise InputError(f"cannot load the ClientApp in a worker: {one_line(cause)}") from error
+    return found

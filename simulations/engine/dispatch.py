@@ -6,8 +6,15 @@ from collections.abc import Mapping
 
 from flwr.app import Context, Message, RecordDict, UserConfigValue
 
+from mest_fed.rng import derive_seed
 from simulations.engine.fate import Conditions, Fate, Settled
-from simulations.engine.flower_internals import NODE_UNAVAILABLE, error_reply, set_message_id
+from simulations.engine.flower_internals import (
+    NODE_UNAVAILABLE,
+    error_reply,
+    rebuild_message,
+    set_message_id,
+)
+from simulations.engine.isolation import private_copy
 from simulations.engine.launches import Launch
 from simulations.engine.nodes import FleetNode, Population
 from simulations.engine.states import States
@@ -45,6 +52,7 @@ class Dispatcher:
         self._fate = fate
         self._states = states
         self._message_ids = itertools.count(1)
+        self._launched = 0
         self.run_id = run_id
         #: Until when devices work on what the server no longer waits for; checkpoints keep it.
         self.busy: dict[int, float] = {}
@@ -70,10 +78,21 @@ class Dispatcher:
             self._fate.now = max(self._fate.now, now)
         self.busy = {node: until for node, until in self.busy.items() if until > self.now}
 
-    def name(self, message: Message) -> Message:
-        """Give a message its id."""
+    def take(self, message: Message) -> Message:
+        """Give a message an id, and return one of the same content that keeps it.
+
+        A server may send one message again, before the reply is here.
+        """
         set_message_id(message, str(next(self._message_ids)))
-        return message
+        content = message.error if message.has_error() else message.content
+        return rebuild_message(message.metadata, content)
+
+    def take_copy(self, message: Message) -> Message:
+        """Do as :meth:`take`, for a server that may edit the content before the client has it."""
+        taken = self.take(message)
+        if taken.has_content():
+            taken.content = private_copy(taken.content)
+        return taken
 
     def launch(
         self,
@@ -89,7 +108,7 @@ class Dispatcher:
         Parameters
         ----------
         message : Message
-            The instruction.
+            The instruction, as :meth:`take` or :meth:`take_copy` returned it.
         within : float
             Virtual seconds that the server waits.
         after : Launch, optional
@@ -109,7 +128,8 @@ class Dispatcher:
             start = start if after is None else max(start, after.busy_until)
         conditions = self._meet(message, start, within - (start - self.now), number)
         node = self._nodes[node_id]
-        job = Job(message, self._context(node, state), conditions, node.cost, node.memory)
+        seed = self._seed(node_id, conditions)
+        job = Job(message, self._context(node, state), conditions, node.cost, node.memory, seed)
         if conditions is None:
             return Launch(message, 0, start), job
         launch = Launch(message, conditions.number, start, conditions.at_least(message))
@@ -130,7 +150,9 @@ class Dispatcher:
                 self.busy[node_id] = launch.busy_until
             if self._fate is not None:
                 self._fate.note(outcome.settled)
-        return self.name(outcome.reply)
+        # An id that does not depend on which replies were read before.
+        set_message_id(outcome.reply, f"{launch.message.metadata.message_id}-reply")
+        return outcome.reply
 
     def _meet(
         self, message: Message, start: float, within: float, number: int | None
@@ -138,6 +160,13 @@ class Dispatcher:
         if self._fate is None:
             return None
         return self._fate.meet(message, start=start, within=within, number=number)
+
+    def _seed(self, node_id: int, conditions: Conditions | None) -> int:
+        """Return where a client's generators begin: the same in a run that is resumed."""
+        self._launched += 1
+        if conditions is None or conditions.number == 0:
+            return derive_seed(self.run_id, "client", node_id, self._launched)
+        return derive_seed(self.run_id, "timed client", node_id, conditions.number)
 
     def _context(self, node: FleetNode, state: RecordDict | None) -> Context:
         return Context(

@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Protocol
 
 from flwr.app import Message
@@ -12,6 +13,8 @@ from flwr.clientapp import ClientApp
 from mest_fed.errors import not_allowed
 from mest_fed.folding import Fold, PairwiseSum, Partial
 from mest_fed.kernels.choice import Choices
+from simulations.engine.flower_internals import rebuild_message
+from simulations.engine.isolation import private_copy
 from simulations.engine.worker import Job, Missed, Outcome, Workplace, load_client_app
 
 
@@ -38,6 +41,15 @@ class Exchange(Protocol):
 
 class Executor(Protocol):
     """Where clients run."""
+
+    def ensure_ready(self) -> None:
+        """Wait until clients can run.
+
+        Raises
+        ------
+        InputError
+            If they cannot: the ClientApp cannot be loaded, or no worker starts.
+        """
 
     def open(
         self,
@@ -85,6 +97,9 @@ class SerialExecutor:
         # Flower's older strategies call from a pool of threads.
         self._lock = threading.Lock()
 
+    def ensure_ready(self) -> None:
+        """See :meth:`Executor.ensure_ready`."""
+
     def open(
         self,
         jobs: Iterator[Job],
@@ -126,12 +141,12 @@ class SerialExchange:
         job = next(self._jobs, None)
         if job is None:
             return None
-        with self._lock:
+        with self._lock, self._workplace.generators.kept():
             block = self._workplace.run([job], self._fold)
         if time.monotonic() >= self._stop_at:
             return None
         self._sum.add(block.partial)
-        return block.outcomes[0]
+        return _apart(block.outcomes[0])
 
     def send(self) -> None:
         """Clients run as their outcomes are asked for."""
@@ -142,6 +157,18 @@ class SerialExchange:
 
     def close(self) -> None:
         """Nothing runs between two outcomes."""
+
+
+def _apart(outcome: Outcome) -> Outcome:
+    """Return an outcome whose records are the server's alone, as after a journey.
+
+    Reply and state may share records with each other, and with what the client still holds.
+    """
+    reply, state = outcome.reply, private_copy(outcome.state)
+    if reply.has_error():
+        return Outcome(outcome.settled, state)
+    reply = rebuild_message(reply.metadata, private_copy(reply.content))
+    return Outcome(replace(outcome.settled, reply=reply), state)
 
 
 def make_executor(

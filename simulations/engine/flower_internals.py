@@ -6,7 +6,7 @@ is the contract test that fails when one of these moves.
 
 import copy
 
-from flwr.app import Array, Error, Message, Metadata, RecordDict
+from flwr.app import Array, ArrayRecord, Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
@@ -26,6 +26,7 @@ __all__ = [
     "claim_identity",
     "context_state_from_bytes",
     "context_state_to_bytes",
+    "copy_arrays",
     "empty_run",
     "error_reply",
     "rebuild_message",
@@ -67,6 +68,17 @@ def bare_array(dtype: str, shape: tuple[int, ...], stype: str, data: bytes) -> A
     array = Array.__new__(Array)
     array.__dict__.update(dtype=dtype, shape=shape, stype=stype, data=data)
     return array
+
+
+def copy_arrays(record: ArrayRecord) -> ArrayRecord:
+    """Return a record of new arrays over the same bytes."""
+    fresh = record.copy()
+    fresh.__dict__["_data"] = {
+        # An array may have been given a buffer that can be edited.
+        name: bare_array(array.dtype, array.shape, array.stype, bytes(array.data))
+        for name, array in record.items()
+    }
+    return fresh
 
 
 def error_reply(instruction: Message, code: int, reason: str) -> Message:

@@ -63,7 +63,8 @@ class FleetGrid(Grid):
     stream : bool
         False: :meth:`send_and_receive` runs all clients and gives a list, as Flower does; some of
         its strategies read it twice. True: it gives an iterator that runs clients as it is read,
-        so that memory stays flat however large the cohort.
+        so that memory stays flat however large the cohort; what was sent must not be edited before
+        all replies are read.
     run_id : int
         Id of the run.
     """
@@ -223,13 +224,13 @@ class FleetGrid(Grid):
         exchange = Streaming(
             self._executor, self._dispatcher, self._launches.last_of, fold=fold, timeout=timeout
         )
-        replies = exchange.replies(map(self._dispatcher.name, messages))
+        replies = exchange.replies(map(self._dispatcher.take, messages))
         return ReplyStream(replies) if self._stream else list(replies)
 
     def _begin(
         self, message: Message, *, start: float | None = None, number: int | None = None
     ) -> str:
-        self._dispatcher.name(message)
+        message = self._dispatcher.take_copy(message)
         earlier = self._launches.last_of(message.metadata.dst_node_id)
         launch, job = self._dispatcher.launch(message, after=earlier, start=start, number=number)
         self._launches.add(launch, job)

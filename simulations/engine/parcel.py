@@ -40,6 +40,7 @@ class Parcel(NamedTuple):
     records: list[tuple[str, PackedArrays | MetricRecord | ConfigRecord | int]]
     context: Context
     conditions: Conditions | None
+    seed: int
 
 
 class Return(NamedTuple):
@@ -86,8 +87,23 @@ def _beside(data: bytes) -> Any:
     return pickle.PickleBuffer(data)
 
 
+#: Names and kinds of arrays, and which bytes they hold: what tells one record from another.
+Fingerprint = tuple[tuple[str, str, tuple[int, ...], str, int], ...]
+
+
+def fingerprint(record: ArrayRecord) -> Fingerprint:
+    """Return what two records have in common that hold the same bytes, as long as those live.
+
+    Each message has a record of its own, so that the records themselves tell nothing.
+    """
+    return tuple(
+        (name, array.dtype, array.shape, array.stype, id(array.data))
+        for name, array in record.items()
+    )
+
+
 class RecordStore:
-    """Puts array records into a shared store, each object once.
+    """Puts array records into a shared store, each content once.
 
     Parameters
     ----------
@@ -97,14 +113,14 @@ class RecordStore:
 
     def __init__(self, put: Callable[[PackedArrays], Any]) -> None:
         self._put = put
-        # The record is kept beside its reference, so that its id() stays its own.
-        self._known: OrderedDict[int, tuple[ArrayRecord, Any]] = OrderedDict()
+        # The bytes are kept beside the reference, so that their id() stays their own.
+        self._known: OrderedDict[Fingerprint, tuple[list[bytes], Any]] = OrderedDict()
 
-    def reference(self, record: ArrayRecord) -> Any:
-        """Return the reference of a record, which is put if it is new."""
-        key = id(record)
+    def reference(self, record: ArrayRecord, key: Fingerprint) -> Any:
+        """Return the reference of a record, which is put if its content is new."""
         if key not in self._known:
-            self._known[key] = (record, self._put(_pack_arrays(record)))
+            data = [array.data for array in record.values()]
+            self._known[key] = (data, self._put(_pack_arrays(record)))
             if len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
         self._known.move_to_end(key)
@@ -113,7 +129,7 @@ class RecordStore:
 
 def pack_jobs(jobs: Iterable[Job], store: RecordStore) -> tuple[list[Parcel], list[Any]]:
     """Return the parcels of a chunk and the references of the array records they share."""
-    numbers: dict[int, int] = {}
+    numbers: dict[Fingerprint, int] = {}
     references: list[Any] = []
     parcels = []
     for job in jobs:
@@ -122,11 +138,13 @@ def pack_jobs(jobs: Iterable[Job], store: RecordStore) -> tuple[list[Parcel], li
             if not isinstance(record, ArrayRecord) or record.count_bytes() < SHARE_FROM_BYTES:
                 records.append((name, _pack(record)))
                 continue
-            if id(record) not in numbers:
-                numbers[id(record)] = len(references)
-                references.append(store.reference(record))
-            records.append((name, numbers[id(record)]))
-        parcels.append(Parcel(job.message.metadata, records, job.context, job.conditions))
+            key = fingerprint(record)
+            if key not in numbers:
+                numbers[key] = len(references)
+                references.append(store.reference(record, key))
+            records.append((name, numbers[key]))
+        metadata = job.message.metadata
+        parcels.append(Parcel(metadata, records, job.context, job.conditions, job.seed))
     return parcels, references
 
 
@@ -134,11 +152,11 @@ def unpack_jobs(parcels: Iterable[Parcel], shared: Sequence[PackedArrays]) -> li
     """Return the jobs of a chunk."""
     shared_records = [_unpack(packed) for packed in shared]
     jobs = []
-    for metadata, records, context, conditions in parcels:
+    for metadata, records, context, conditions, seed in parcels:
         content = RecordDict()
         for name, record in records:
             content[name] = shared_records[record] if isinstance(record, int) else _unpack(record)
-        jobs.append(Job(rebuild_message(metadata, content), context, conditions))
+        jobs.append(Job(rebuild_message(metadata, content), context, conditions, seed=seed))
     return jobs
 
 

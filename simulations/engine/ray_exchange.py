@@ -99,6 +99,8 @@ class RayExchange:
     def send(self) -> None:
         """Give chunks to the workers until all have enough, or the look-ahead is used up."""
         while time.monotonic() < self._stop_at:
+            if not self._crew.members:
+                raise RuntimeError("the workers have ended: their executor is closed")
             idlest = min(self._crew.members, key=lambda member: len(self._flights.of(member)))
             if not self._flights.takes_more(idlest):
                 return

@@ -1,21 +1,20 @@
 """Clients on resident Ray actors, one a core."""
 
 import math
-import os
-import socket
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import ray
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
-from mest_fed.errors import InputError, not_allowed
+from mest_fed.errors import not_allowed
 from mest_fed.folding import Fold
 from mest_fed.kernels.choice import Choices
 from simulations.engine.crew import Crew, Furnishing
+from simulations.engine.machine import cores_and_gpus, gpu_share
 from simulations.engine.ray_exchange import RayExchange
+from simulations.engine.session import Session
 from simulations.engine.worker import Job
 
 
@@ -42,7 +41,7 @@ class RayExecutor:
     Raises
     ------
     InputError
-        If the cluster cannot be reached or has fewer cores than workers.
+        If Ray cannot start, or the cluster cannot be reached or has fewer cores than workers.
     """
 
     def __init__(
@@ -56,17 +55,21 @@ class RayExecutor:
         patience: float = math.inf,
     ) -> None:
         self._patience = patience
-        self._owns_session = not ray.is_initialized()
-        if self._owns_session:
-            _start_session(workers, address)
+        self._session = Session(workers, address)
         try:
-            cores = int(ray.cluster_resources().get("CPU", 0))
+            machines = [cores_and_gpus(node) for node in ray.nodes()]
+            cores = sum(cores for cores, _ in machines)
             if not 1 <= workers <= cores:
                 raise not_allowed("workers", workers, f"1 to {cores}, the cores of the Ray cluster")
-            self._crew = Crew(client_app, workers, choices, furnishing)
+            gpus = gpu_share(workers, machines)
+            self._crew = Crew(client_app, workers, choices, furnishing, gpus)
         except BaseException:
-            self._end_session()
+            self._session.end()
             raise
+
+    def ensure_ready(self) -> None:
+        """See :meth:`simulations.engine.executor.Executor.ensure_ready`."""
+        self._crew.ensure_loaded()
 
     def open(
         self,
@@ -88,32 +91,4 @@ class RayExecutor:
         """End the actors, and the Ray session if this executor started it."""
         if ray.is_initialized():
             self._crew.dismiss()
-        self._end_session()
-
-    def _end_session(self) -> None:
-        if self._owns_session:
-            ray.shutdown()
-
-
-def _start_session(workers: int, address: str | None) -> None:
-    # Ray would count this machine in its usage statistics.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Workers see the accelerators of this machine, and Ray has nothing to warn about.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    if address is None:
-        # "local" starts a cluster even where RAY_ADDRESS names another.
-        ray.init("local", num_cpus=workers, include_dashboard=False, **options)
-        return
-    try:
-        _knock(address)
-        ray.init(address, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"cannot join the Ray cluster at {address!r}: {error}") from error
-
-
-def _knock(address: str) -> None:
-    """Raise OSError if nobody listens there: Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdecimal():
-        socket.create_connection((host, int(port)), timeout=5).close()
+        self._session.end()

@@ -1,19 +1,18 @@
 """Running clients: messages and contexts through a ClientApp, in whatever process this is.
 
-A client gets records of its own and one thread. What it does to them reaches nobody else, so the
-result depends on neither the process nor the clients that ran before it there.
+A client gets records, generators and one thread of its own. What it does to them reaches no other
+client and not the server, so the result depends on neither the process nor the clients that ran
+before it there.
 """
 
 import importlib
 import traceback
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import NamedTuple
 
-import torch
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from mest_fed.errors import InputError
@@ -21,6 +20,7 @@ from mest_fed.folding import Fold, PairwiseSum, Partial
 from mest_fed.kernels.choice import Choices, told, using
 from simulations.engine.fate import Conditions, Settled
 from simulations.engine.flower_internals import APP_RAISED, error_reply, rebuild_message
+from simulations.engine.isolation import Generators, private_copy, torch_defaults
 
 
 class Job(NamedTuple):
@@ -38,6 +38,8 @@ class Job(NamedTuple):
         How long it takes, compared with others of its kind.
     memory : int
         Bytes that it needs beside those of its process.
+    seed : int
+        Where the global generators begin for the client; from 0 to 2**63 - 1.
     """
 
     message: Message
@@ -45,6 +47,7 @@ class Job(NamedTuple):
     conditions: Conditions | None = None
     cost: float = 1.0
     memory: int = 0
+    seed: int = 0
 
 
 class Outcome(NamedTuple):
@@ -82,10 +85,13 @@ class Workplace:
         The client.
     choices : Choices, optional
         The kernels that the run chose; by default those of this process.
+    generators : Generators
+        The global generators that clients draw from.
     """
 
     client_app: ClientApp
     choices: Choices | None = None
+    generators: Generators = field(default_factory=Generators)
 
     def run(self, jobs: Iterable[Job], fold: Fold[Message] | None = None) -> Block:
         """Run clients one after the other, settle what comes of them and fold their replies."""
@@ -112,7 +118,7 @@ def load_client_app(client_app: ClientApp | str) -> ClientApp:
     module, _, attribute = client_app.partition(":")
     try:
         loaded = getattr(importlib.import_module(module), attribute)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"cannot load the ClientApp {client_app!r}: {one_line(error)}") from error
     if not isinstance(loaded, ClientApp):
         raise InputError(f"{client_app!r} is a {type(loaded).__name__}, not a ClientApp")
@@ -125,17 +131,18 @@ def run_client(workplace: Workplace, job: Job) -> tuple[Message, RecordDict]:
     A client that raises, or returns no message, gives an error reply with the exception in one
     line. After an error its state stays as it was.
     """
-    message = rebuild_message(job.message.metadata, _private(job.message.content))
+    message = rebuild_message(job.message.metadata, private_copy(job.message.content))
     context = Context(
         run_id=job.context.run_id,
         node_id=job.context.node_id,
         node_config=dict(job.context.node_config),
-        state=_private(job.context.state),
+        state=private_copy(job.context.state),
         run_config=dict(job.context.run_config),
     )
     choices = workplace.choices
     try:
-        with one_thread(), using(told() if choices is None else choices):
+        workplace.generators.begin_at(job.seed)
+        with torch_defaults(), using(told() if choices is None else choices):
             reply = workplace.client_app(message, context)
         if not isinstance(reply, Message):
             raise TypeError(f"the ClientApp returned a {type(reply).__name__}, not a Message")
@@ -165,30 +172,6 @@ def _fold(fold: Fold[Message], job: Job, outcome: Outcome) -> tuple[Outcome, Par
         )
         partial = None
     return Outcome(replace(outcome.settled, reply=reply), outcome.state), partial
-
-
-def _private(records: RecordDict) -> RecordDict:
-    """Copy records and the lists in them; arrays, which nobody edits in place, are shared."""
-    copies = RecordDict()
-    for name, record in records.items():
-        copies[name] = fresh = record.copy()
-        if isinstance(fresh, ArrayRecord):
-            continue
-        for key, value in fresh.items():
-            if isinstance(value, list):
-                fresh[key] = list(value)
-    return copies
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread: with more, sums have other bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def one_line(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """``mest-fed simulate`` from command to report, in this process and in one that is interrupted."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,9 +9,12 @@ import time
 
 import pytest
 
+import simulations.simulate
 from mest_fed import cli
 from mest_fed.cli.status import INTERRUPTED
+from mest_fed.errors import InputError
 from mest_fed.memory.meter import can_measure
+from server.run_folder import RunFolder
 from simulations.probe import Probe
 
 SMALL = [
@@ -28,6 +32,7 @@ SMALL = [
 ]
 COMMAND = [sys.executable, "-c", "from mest_fed.cli import main; main()"]
 PATIENCE = 120
+END_OF_SETUP = "simulations.snapshot.Snapshot.take"
 
 
 @pytest.fixture
@@ -174,6 +179,74 @@ def test_a_corrupt_table_of_kernels(monkeypatch, capsys, tmp_path, config):
     assert err.count("\n") == 1
     assert f"{folder / 'kernels.json'} has mode; allowed: format, mode" in err
     assert contents(folder) == before
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("unmeasured")
+def test_what_cannot_start_leaves_the_folder_as_it_was(monkeypatch, capsys, tmp_path, config):
+    settings = ("--config", config, "--set", "run.rounds=2", "--quiet")
+    (tmp_path / "empty").mkdir()
+    stopped = tmp_path / "stopped"
+    monkeypatch.setattr(RunFolder, "write_summary", end)
+    simulate(monkeypatch, capsys, *settings, "--out", stopped)
+    before = every_file(tmp_path)
+    too_long = tmp_path.parent / ("x" * 80)  # for Ray's sockets
+    too_long.mkdir(exist_ok=True)
+    monkeypatch.setenv("RAY_TMPDIR", str(too_long))
+    for out in (tmp_path / "a" / "new", tmp_path / "empty"):
+        status, _, err = simulate(monkeypatch, capsys, *settings, "--out", out, "--workers", "1")
+        assert (status, err.count("\n")) == (2, 1)
+        assert err.startswith("error: Ray cannot start: ")
+    again = ("--resume", "--out", stopped, "--quiet", "--workers", "1")
+    status, _, err = simulate(monkeypatch, capsys, *again)
+    assert (status, err.count("\n")) == (2, 1)
+    assert every_file(tmp_path) == before
+    monkeypatch.setattr(simulations.simulate, "CLIENT_APP", "there_is:nothing")
+    status, _, err = simulate(monkeypatch, capsys, *settings, "--out", tmp_path / "new")
+    assert err.startswith("error: cannot load the ClientApp 'there_is:nothing': ")
+    assert every_file(tmp_path) == before
+
+
+@pytest.mark.usefixtures("unmeasured")
+@pytest.mark.parametrize("where", ["simulations.simulate.save_partitions", END_OF_SETUP])
+def test_a_run_that_ends_before_its_first_checkpoint_is_put_back(
+    monkeypatch, capsys, tmp_path, config, where
+):
+    (tmp_path / "empty").mkdir()
+
+    def fail(*_, **__):
+        raise InputError("the disk is full")
+
+    monkeypatch.setattr(where, fail)
+    for out in (tmp_path / "a" / "new", tmp_path / "empty"):
+        status, _, err = simulate(monkeypatch, capsys, "--config", config, "--quiet", "--out", out)
+        assert (status, err) == (2, "error: the disk is full\n")
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "empty", config]
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_a_new_run_is_told_what_is_in_the_folder(monkeypatch, capsys, tmp_path, config):
+    settings = ("--config", config, "--set", "run.rounds=1", "--quiet", "--out", tmp_path / "a b")
+    monkeypatch.setattr(RunFolder, "write_summary", end)
+    simulate(monkeypatch, capsys, *settings)
+    status, _, err = simulate(monkeypatch, capsys, *settings)
+    assert status == 2
+    assert err.endswith(f"go on with: mest-fed simulate --resume --out '{tmp_path / 'a b'}'\n")
+    shutil.rmtree(tmp_path / "a b" / "checkpoints")  # as if it had been killed before the first
+    status, _, err = simulate(monkeypatch, capsys, *settings)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "it holds a run that ended before its first checkpoint" in err
+
+
+def end(*_):
+    """Raise what ends the command as if the run had been stopped."""
+    raise KeyboardInterrupt
+
+
+def every_file(folder):
+    """Return the bytes of all files, and all folders."""
+    paths = sorted(folder.rglob("*"))
+    return {path: path.read_bytes() if path.is_file() else None for path in paths}
 
 
 def contents(folder):

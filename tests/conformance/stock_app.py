@@ -71,6 +71,9 @@ def train(message: Message, context: Context) -> Message:
     context.state["seen"] = MetricRecord({"rounds": seen + 1})
     if config.get("failing") and config["server-round"] == 2 and partition == FAILING:
         raise ValueError("no battery left")
+    # The server samples and makes noise with the same generators, in a process of its own.
+    random.seed(partition)
+    np.random.seed(partition)  # noqa: NPY002 - as most users' clients do
     inputs, targets = examples_of(context)
     model = {name: array.numpy().copy() for name, array in message.content["arrays"].items()}
     step = np.float32(float(config["lr"]) / (1 + seen))

@@ -31,14 +31,14 @@ class Machine:
             (self.proc / pid / "status").write_text(STATUS)
             (self.proc / pid / "limits").write_text(LIMITS.format(address_space))
 
-    def mount(self, version, name, path, root="/"):
+    def mount(self, version, name, path, root="/", controller="memory"):
         """Mount a tree, put the process below it, and return (its top, its own group)."""
         top = self.folder / name
         own = top / Path(path).relative_to(root)
         own.mkdir(parents=True)
-        kind = "cgroup2 cgroup2 rw" if version == 2 else "cgroup cgroup rw,memory"
+        kind = "cgroup2 cgroup2 rw" if version == 2 else f"cgroup cgroup rw,{controller}"
         self.mounts.append(f"35 31 0:32 {root} {top} rw,relatime shared:9 - {kind}")
-        self.groups.append(f"0::{path}" if version == 2 else f"4:memory:{path}")
+        self.groups.append(f"0::{path}" if version == 2 else f"4:{controller}:{path}")
         self.groups.append("3:cpuset:/elsewhere")
         (self.proc / "self" / "mountinfo").write_text("\n".join(self.mounts) + "\n")
         for pid in ("self", "42"):

@@ -9,10 +9,10 @@ import pytest
 from fault_run import Folders, finish
 from tiny_run import read_rows, read_summary, start, tiny_config
 
+from mest_fed.cli.status import INTERRUPTED
+
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
-#: Ray's own helpers, which take up to a minute to notice that their driver has gone.
-RAY_AGENTS = ("ray::Dashboard", "ray::RuntimeEnv")
 # Moments make checkpoints larger than all other files of the run.
 SERVER = {"clients_per_round": 4, "optimizer": "fedadam", "learning_rate": 0.05}
 RUN = {"rounds": 3, "seed": 5, "checkpoint_every": 1}
@@ -56,22 +56,41 @@ def test_the_driver_killed(folders, undisturbed):
     run = folders.simulate("--workers", "2")
     folders.held(run)
     left = psutil.Process(run.pid).children(recursive=True)
-    agents = [process for process in left if process.name().startswith(RAY_AGENTS)]
-    workers = [process for process in left if process not in agents]
-    assert len(workers) >= 2
+    names = [process.name() for process in left]
+    assert sum(name.startswith("ray::") for name in names) >= 4, names  # two workers, two agents
     run.kill()
     run.wait()
     run.stderr.close()
     run.stdout.close()
+    # Long before Ray's own processes notice it.
+    _, alive = psutil.wait_procs(left, timeout=10)
+    assert [process.name() for process in alive if not _is_zombie(process)] == []
     (folders.faults / "go").touch()
-    status, errors = finish(folders.simulate("--workers", "1", resume=True))
-    assert (status, errors) == (0, "")
+    status, errors = finish(folders.simulate("--workers", "1"))
+    assert status == 2
+    assert errors.endswith(f"go on with: mest-fed simulate --resume --out {folders.run}\n")
+    assert errors.count("\n") == 1
+    assert finish(folders.simulate("--workers", "1", resume=True)) == (0, "")
     assert_same_end(folders, undisturbed)
-    _, alive = psutil.wait_procs(workers, timeout=20)
-    for process in [*alive, *agents]:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    assert [process.name() for process in alive] == []
+
+
+def _is_zombie(process):
+    """Say whether a process has ended, and none has asked how: some containers' first do not."""
+    with suppress(psutil.NoSuchProcess):
+        return process.status() == psutil.STATUS_ZOMBIE
+    return True
+
+
+def test_the_driver_told_to_end(folders, undisturbed):
+    run = folders.simulate("--workers", "1")
+    folders.held(run)
+    run.terminate()
+    out, errors = run.communicate(timeout=60)
+    assert (run.returncode, errors) == (INTERRUPTED, "")
+    assert out == f"stopped; go on with: mest-fed simulate --resume --out {folders.run}\n"
+    (folders.faults / "go").touch()
+    assert finish(folders.simulate("--workers", "0", resume=True)) == (0, "")
+    assert_same_end(folders, undisturbed)
 
 
 @pytest.mark.parametrize(
