@@ -64,7 +64,8 @@ def simulate(
 
     Ends with status 3 if no device gave an update that the server accepted.
     """
-    needs("simulation", "flwr", "ray", "pydantic", "matplotlib", "jinja2")
+    libraries = ("flwr", "pydantic", "matplotlib", "jinja2")
+    needs("simulation", *libraries, *(() if workers == 0 else ("ray",)))
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     from server.run_folder import CONFIG, SUMMARY
     from simulations.engine.machine import default_workers

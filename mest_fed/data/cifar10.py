@@ -1,7 +1,7 @@
 """CIFAR-10 from parquet files or from the Hugging Face hub; decoded once, then mapped."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from mest_fed.data.cache import cached
 from mest_fed.data.decode import Encoded, decode_images
 from mest_fed.data.images import DataSplit, ImageData
 from mest_fed.data.optional import require
-from mest_fed.data.parquet import read_encoded
+from mest_fed.data.parquet import find_split, read_encoded
 from mest_fed.errors import InputError, not_allowed
 
 _HUB_NAME = "uoft-cs/cifar10"
@@ -28,7 +28,8 @@ def load_cifar10(path: str) -> DataSplit:
     Parameters
     ----------
     path : str
-        Folder with ``train.parquet`` and ``test.parquet``, or empty to download the data set with
+        Folder with ``train.parquet`` and ``test.parquet``, or with their shards as a hub writes
+        them (``train-00000-of-00002.parquet``); empty to download the data set with
         ``flwr-datasets``.
 
     Raises
@@ -41,13 +42,20 @@ def load_cifar10(path: str) -> DataSplit:
 
 
 def _load_file(folder: Path, split: str) -> ImageData:
-    file = folder / f"{split}.parquet"
-    if not file.is_file():
-        allowed = "a folder with train.parquet and test.parquet"
+    files = find_split(folder, split)
+    if not files:
+        allowed = "a folder with train.parquet and test.parquet, or with a hub's shards of them"
         raise not_allowed("data.path", str(folder), allowed)
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return _load(f"cifar10-{digest[:32]}", str(file), lambda: read_encoded(file))
+    return _load(f"cifar10-{_digest(files)}", str(files[0]), lambda: read_encoded(files))
+
+
+def _digest(files: Sequence[Path]) -> str:
+    digests = []
+    for file in files:
+        with file.open("rb") as stream:
+            digests.append(hashlib.file_digest(stream, "sha256").digest())
+    whole = digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()
+    return whole.hex()[:32]
 
 
 def _load_hub(split: str) -> ImageData:

@@ -21,7 +21,7 @@ from simulations.engine.allocator import keep_freed_memory
 from simulations.engine.lane import Address, Lane
 from simulations.engine.machine import free_memory
 from simulations.engine.parcel import Freight, PackedArrays, Parcel, pack_block, unpack_jobs
-from simulations.engine.worker import Workplace, load_client_app, one_line
+from simulations.engine.worker import Tracebacks, Workplace, load_client_app, one_line
 
 log = getLogger("mest_fed.run")
 
@@ -195,6 +195,7 @@ class Crew:
         self._lock = threading.Lock()
         #: Seconds that a job of cost 1 took lately, by type of message.
         self.pace: dict[str, float] = {}
+        self.tracebacks = Tracebacks()
         self.members = [self._hire() for _ in range(size)]
 
     def _hire(self) -> Member:

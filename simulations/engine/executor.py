@@ -15,7 +15,7 @@ from mest_fed.folding import Fold, PairwiseSum, Partial
 from mest_fed.kernels.choice import Choices
 from simulations.engine.flower_internals import rebuild_message
 from simulations.engine.isolation import private_copy
-from simulations.engine.worker import Job, Missed, Outcome, Workplace, load_client_app
+from simulations.engine.worker import Job, Missed, Outcome, Tracebacks, Workplace, load_client_app
 
 
 class Exchange(Protocol):
@@ -94,6 +94,7 @@ class SerialExecutor:
 
     def __init__(self, client_app: ClientApp | str, choices: Choices | None = None) -> None:
         self._workplace = Workplace(load_client_app(client_app), choices)
+        self._tracebacks = Tracebacks()
         # Flower's older strategies call from a pool of threads.
         self._lock = threading.Lock()
 
@@ -109,7 +110,9 @@ class SerialExecutor:
     ) -> "SerialExchange":
         """See :meth:`Executor.open`."""
         stop_at = None if timeout is None else time.monotonic() + timeout
-        return SerialExchange(self._workplace, jobs, self._lock, fold=fold, stop_at=stop_at)
+        return SerialExchange(
+            self._workplace, jobs, self._lock, self._tracebacks, fold=fold, stop_at=stop_at
+        )
 
     def close(self) -> None:
         """Nothing to stop."""
@@ -123,6 +126,7 @@ class SerialExchange:
         workplace: Workplace,
         jobs: Iterator[Job],
         lock: threading.Lock,
+        tracebacks: Tracebacks,
         *,
         fold: Fold[Message] | None,
         stop_at: float | None,
@@ -130,6 +134,7 @@ class SerialExchange:
         self._workplace = workplace
         self._jobs = jobs
         self._lock = lock
+        self._tracebacks = tracebacks
         self._fold = fold
         self._stop_at = math.inf if stop_at is None else stop_at
         self._sum = PairwiseSum()
@@ -145,6 +150,7 @@ class SerialExchange:
             block = self._workplace.run([job], self._fold)
         if time.monotonic() >= self._stop_at:
             return None
+        self._tracebacks.log(block)
         self._sum.add(block.partial)
         return _apart(block.outcomes[0])
 

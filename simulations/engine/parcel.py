@@ -164,7 +164,7 @@ def pack_block(jobs: Sequence[Job], block: Block, lane: Lane | None) -> Freight:
     """Return what came of a chunk as it travels: through the lane if it has room."""
     returns = [_pack_outcome(*pair) for pair in zip(jobs, block.outcomes, strict=True)]
     buffers: list[pickle.PickleBuffer] = []
-    pickled = pickle.dumps(returns, 5, buffer_callback=buffers.append)
+    pickled = pickle.dumps((returns, block.tracebacks), 5, buffer_callback=buffers.append)
     own = len(buffers)
     partial = pickle.dumps(block.partial, 5, buffer_callback=buffers.append)
     raw = [buffer.raw() for buffer in buffers]
@@ -176,12 +176,14 @@ def unpack_block(freight: Freight, jobs: Sequence[Job], lane: Lane | None) -> Bl
     """Return what came of a chunk of jobs."""
     own, summed = freight.buffers[: freight.own], freight.buffers[freight.own :]
     # Pickled by our own worker; Ray, too, would have unpickled it.
-    returns = pickle.loads(freight.returns, buffers=[bytes(_view(item, lane)) for item in own])
+    returns, tracebacks = pickle.loads(
+        freight.returns, buffers=[bytes(_view(item, lane)) for item in own]
+    )
     # Sums are added to in place.
     mutable = [bytearray(_view(item, lane)) for item in summed]
     partial = pickle.loads(freight.partial, buffers=mutable)
     pairs = zip(jobs, returns, strict=True)
-    return Block([_unpack_outcome(job, parcel) for job, parcel in pairs], partial)
+    return Block([_unpack_outcome(job, parcel) for job, parcel in pairs], partial, tracebacks)
 
 
 def _view(item: Span | np.ndarray, lane: Lane | None) -> memoryview:

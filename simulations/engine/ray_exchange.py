@@ -146,6 +146,7 @@ class RayExchange:
         chunk = flight.chunk
         block = unpack_block(freight, chunk.jobs, flight.member.lane(flight.lane))
         flight.member.give_lane_back(flight.lane)
+        self._crew.tracebacks.log(block)
         self._blocks[chunk.first] = block
         self._crew.pace[chunk.jobs[0].message.metadata.message_type] = seconds / chunk.cost
         self._cutter.reply_bytes = freight.size // len(chunk.jobs)

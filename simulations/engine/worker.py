@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from logging import getLogger
 from typing import NamedTuple
 
 from flwr.app import Context, Message, RecordDict
@@ -21,6 +22,11 @@ from mest_fed.kernels.choice import Choices, told, using
 from simulations.engine.fate import Conditions, Settled
 from simulations.engine.flower_internals import APP_RAISED, error_reply, rebuild_message
 from simulations.engine.isolation import Generators, private_copy, torch_defaults
+
+log = getLogger("mest_fed.run")
+
+#: A client that raises something else each time shall not fill the disk.
+_MOST_TRACEBACKS = 100
 
 
 class Job(NamedTuple):
@@ -68,11 +74,34 @@ class Missed(Enum):
     MISSED = "missed"
 
 
+class ClientRun(NamedTuple):
+    """A client's reply, its state, and the traceback of what it raised, if it did."""
+
+    reply: Message
+    state: RecordDict
+    traceback: str | None = None
+
+
 class Block(NamedTuple):
-    """Outcomes of consecutive jobs, and the sum of what was folded out of their replies."""
+    """Outcomes of consecutive jobs, the sum of what was folded out of their replies, tracebacks."""
 
     outcomes: list[Outcome]
     partial: Partial | None = None
+    tracebacks: tuple[str, ...] = ()
+
+
+class Tracebacks:
+    """Writes what clients raised into ``run.log``, each traceback once."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def log(self, block: Block) -> None:
+        """Write the tracebacks of a block that were not written before."""
+        for text in block.tracebacks:
+            if text not in self._seen and len(self._seen) < _MOST_TRACEBACKS:
+                self._seen.add(text)
+                log.warning("a client raised an error:\n%s", text.rstrip())
 
 
 @dataclass(frozen=True)
@@ -96,13 +125,17 @@ class Workplace:
     def run(self, jobs: Iterable[Job], fold: Fold[Message] | None = None) -> Block:
         """Run clients one after the other, settle what comes of them and fold their replies."""
         outcomes, pairwise = [], PairwiseSum()
+        tracebacks: dict[str, None] = {}
         for job in jobs:
-            outcome = settle(job, *run_client(self, job))
+            done = run_client(self, job)
+            if done.traceback is not None:
+                tracebacks[done.traceback] = None
+            outcome = settle(job, done.reply, done.state)
             if fold is not None:
                 outcome, partial = _fold(fold, job, outcome)
                 pairwise.add(partial)
             outcomes.append(outcome)
-        return Block(outcomes, pairwise.total())
+        return Block(outcomes, pairwise.total(), tuple(tracebacks))
 
 
 def load_client_app(client_app: ClientApp | str) -> ClientApp:
@@ -125,8 +158,8 @@ def load_client_app(client_app: ClientApp | str) -> ClientApp:
     return loaded
 
 
-def run_client(workplace: Workplace, job: Job) -> tuple[Message, RecordDict]:
-    """Run one client; return its reply and its state.
+def run_client(workplace: Workplace, job: Job) -> ClientRun:
+    """Run one client.
 
     A client that raises, or returns no message, gives an error reply with the exception in one
     line. After an error its state stays as it was.
@@ -147,10 +180,9 @@ def run_client(workplace: Workplace, job: Job) -> tuple[Message, RecordDict]:
         if not isinstance(reply, Message):
             raise TypeError(f"the ClientApp returned a {type(reply).__name__}, not a Message")
     except (Exception, SystemExit) as error:
-        return error_reply(job.message, APP_RAISED, one_line(error)), job.context.state
-    if reply.has_error():
-        return reply, job.context.state
-    return reply, context.state
+        reply = error_reply(job.message, APP_RAISED, one_line(error))
+        return ClientRun(reply, job.context.state, _traceback(error))
+    return ClientRun(reply, job.context.state if reply.has_error() else context.state)
 
 
 def settle(job: Job, reply: Message, state: RecordDict) -> Outcome:
@@ -172,6 +204,12 @@ def _fold(fold: Fold[Message], job: Job, outcome: Outcome) -> tuple[Outcome, Par
         )
         partial = None
     return Outcome(replace(outcome.settled, reply=reply), outcome.state), partial
+
+
+def _traceback(error: BaseException) -> str:
+    """Return a traceback from the client's own code on: what runs it is left out."""
+    frames = error.__traceback__
+    return "".join(traceback.format_exception(error.with_traceback(frames and frames.tb_next)))
 
 
 def one_line(error: BaseException) -> str:

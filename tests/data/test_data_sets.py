@@ -111,6 +111,41 @@ def test_cifar10_from_parquet(folder, column):
     assert (data.train.num_classes, data.train.input_shape) == (10, (3, 32, 32))
 
 
+@pytest.mark.parametrize("wide", [False, True], ids=["binary", "large_binary"])
+@pytest.mark.parametrize("where", ["", "data", "plain_text"])
+def test_shards_as_a_hub_writes_them(folder, wide, where):
+    pixels, labels = random_pixels(5), [0, 9, 3, 3, 1]
+    (folder / where).mkdir(exist_ok=True)
+    for split in ("train", "test"):
+        for number, part in enumerate((slice(0, 3), slice(3, 5))):
+            images = [{"bytes": png(image), "path": None} for image in pixels[part]]
+            kind = pa.large_binary() if wide else pa.binary()
+            column = pa.array(images, pa.struct([("bytes", kind), ("path", pa.string())]))
+            table = pa.table({"img": column, "label": labels[part]})
+            pq.write_table(table, folder / where / f"{split}-0000{number}-of-00002.parquet")
+    data = load_dataset("cifar10", str(folder))
+    assert np.array_equal(data.train.images.numpy(), pixels.transpose(0, 3, 1, 2))
+    assert data.test.labels.tolist() == labels
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train-00000-of-00002.parquet"],
+        ["train-00001-of-00002.parquet", "train-00002-of-00002.parquet"],
+        ["train-00000-of-00001.parquet", "train-00000-of-00002.parquet"],
+        ["a/train-00000-of-00001.parquet", "b/train-00000-of-00001.parquet"],
+    ],
+)
+def test_shards_of_which_some_are_missing_or_too_many(folder, names):
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    message = load_error(folder)
+    assert "allowed: all shards of one download" in message
+    assert names[0].rpartition("/")[2] in message
+
+
 def test_second_load_does_not_decode(folder, monkeypatch):
     write(folder, [png(image) for image in random_pixels(3)], [0, 1, 2])
     first = load_dataset("cifar10", str(folder))
