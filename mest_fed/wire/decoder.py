@@ -110,5 +110,7 @@ def _unpack_dense(array: Array, spec: ModelSpec, form: FloatFormat) -> dict[str,
     for name, shape in spec.dense.items():
         size = math.prod(shape)
         dense[name] = flat[start : start + size].reshape(shape)
+        if name in spec.non_negative and (dense[name] < 0).any():
+            raise WireError(f"{name} has a negative number: it is a variance")
         start += size
     return dense
