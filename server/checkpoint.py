@@ -25,7 +25,7 @@ log = getLogger("mest_fed.run")
 
 Arrays = dict[str, np.ndarray]
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def strategy_arrays(strategy: MestStrategy) -> tuple[Arrays, dict[str, Any]]:

@@ -26,9 +26,8 @@ class Peaks:
     """Measures the plans of a run that nobody has measured yet; :meth:`wait` gives all of them.
 
     A run's peaks stand in its folder, so that a resumed run holds its devices to the same ones,
-    whatever machine it goes on with; nothing is then measured. In a new run a
-    peak that was measured once on this machine, for the same plan and the same versions, is taken
-    from the cache.
+    whatever machine it goes on with; nothing is then measured. In a new run, a peak that was
+    measured once on this machine, for the same plan and the same versions, is taken from the cache.
 
     Parameters
     ----------

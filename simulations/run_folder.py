@@ -165,16 +165,15 @@ class RunFolder:
         rows = ",\n".join(json.dumps(row) for row in head.pop("rows"))  # a line each
         self._replace(KERNELS, f'{json.dumps(head)[:-1]}, "rows": [\n{rows}\n]}}\n')
 
-    def read_kernels(self) -> Table | None:
-        """Read ``kernels.json``; None if it does not exist.
+    def read_kernels(self) -> Table:
+        """Read ``kernels.json``.
 
         Raises
         ------
         InputError
-            If it is not one that :meth:`write_kernels` wrote.
+            If it is missing, or not one that :meth:`write_kernels` wrote.
         """
-        path = self.path / KERNELS
-        return read_table(path) if path.exists() else None
+        return read_table(self.path / KERNELS)
 
     def write_memory(self, peaks: Mapping[str, int]) -> None:
         """Write ``memory.json``: measured peak of each plan, in bytes, by a hash of the plan."""
