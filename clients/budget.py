@@ -73,4 +73,4 @@ def _warm_up(task: Task) -> None:
     len(task.partitions)
     sparsity = task.config.sparsity
     rehearse(None if sparsity.method == "dense" else sparsity.scheme)
-    task.planner.smallest()
+    task.planner().smallest()

@@ -3,6 +3,7 @@
 import hashlib
 from functools import lru_cache
 
+import torch
 from flwr.app import ConfigRecord, Context
 
 from mest_fed.errors import InputError, not_allowed
@@ -34,9 +35,11 @@ def plan_of(task: Task, context: Context, budget: int, device: str) -> Plan:
         _check(task, plan)
         return plan
     kept = context.state.config_records.get(KEPT)
-    key = hashlib.sha256(f"{budget} {task.config.model_dump_json()}".encode()).hexdigest()
+    threads = torch.get_num_threads()  # of this process, which trains
+    given_by = f"{budget} {threads} {task.config.model_dump_json()}"
+    key = hashlib.sha256(given_by.encode()).hexdigest()
     if kept is None or kept["of"] != key:
-        kept = ConfigRecord({"of": key, "plan": _make(task, budget, device).as_json()})
+        kept = ConfigRecord({"of": key, "plan": _make(task, budget, device, threads).as_json()})
         context.state[KEPT] = kept
     return _read(str(kept["plan"]))
 
@@ -56,8 +59,8 @@ def measured_elsewhere(context: Context) -> int | None:
 
 
 @lru_cache(maxsize=64)
-def _make(task: Task, budget: int, device: str) -> Plan:
-    return task.plan(budget, device)
+def _make(task: Task, budget: int, device: str, threads: int) -> Plan:
+    return task.plan(budget, device, threads)
 
 
 @lru_cache(maxsize=64)

@@ -214,8 +214,17 @@ class Task:
         override = self.config.fleet.budget_bytes.get(device)
         return _profile_once(device).budget_bytes if override is None else override
 
-    def plan(self, budget: int, who: str) -> Plan:
+    def plan(self, budget: int, who: str, threads: int = 1) -> Plan:
         """Plan local training within a budget.
+
+        Parameters
+        ----------
+        budget : int
+            Bytes that training may add to the process.
+        who : str
+            Whose budget it is, for the error's text.
+        threads : int
+            That the device computes with. A simulated one has one thread.
 
         Raises
         ------
@@ -223,13 +232,12 @@ class Task:
             If nothing fits; names ``who`` and the bytes that would do.
         """
         try:
-            return self.planner.plan(budget, self.config.memory.preference)
+            return self.planner(threads).plan(budget, self.config.memory.preference)
         except BudgetError as error:
             raise BudgetError(f"{who}: {error}") from None
 
-    @cached_property
-    def planner(self) -> Planner:
-        """Plans for this task's model, batch and method."""
+    def planner(self, threads: int = 1) -> Planner:
+        """Return a planner for this task's model, batch and method on so many threads."""
         config = self.config
         training, memory, sparsity = config.training, config.memory, config.sparsity
         wish = TrainingShape(
@@ -242,7 +250,7 @@ class Task:
         )
         return Planner(
             self.trace,
-            Setting(self.method, mutates=sparsity.mutation == "client"),
+            Setting(self.method, mutates=sparsity.mutation == "client", threads=threads),
             Wish(
                 wish,
                 least_micro_batch=MIN_MICRO_BATCH[config.model.norm],

@@ -5,8 +5,10 @@ one ``.npz`` file, written beside its place and renamed, so that a file is whole
 """
 
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ log = getLogger("mest_fed.run")
 
 Arrays = dict[str, np.ndarray]
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def strategy_arrays(strategy: MestStrategy) -> tuple[Arrays, dict[str, Any]]:
@@ -49,6 +51,7 @@ def strategy_arrays(strategy: MestStrategy) -> tuple[Arrays, dict[str, Any]]:
     facts = {
         "round": strategy.record.round,
         "known": {str(node): key.hex() for node, key in strategy.roster.known_mask.items()},
+        "moments": sorted(strategy.optimizer.moments),
         "kept": facts_kept,
     }
     return arrays, facts
@@ -67,14 +70,19 @@ def restore_strategy(strategy: MestStrategy, arrays: Arrays, facts: Mapping[str,
         section, _, name = key.partition("|")
         sections.setdefault(section, {})[name] = array
     model, downlink = strategy.model, strategy.downlink
-    try:
+    with checkpoint_of_run():
         _check(sections, model.spec)
+        # The optimizer steps all tensors at once, so that each has moments, or none has.
+        everything = {*model.spec.layouts, *model.spec.dense}
+        for kind in facts["moments"]:
+            if missing := sorted(everything - sections[f"moments:{kind}"].keys()):
+                raise ValueError(f"the moments of {missing[0]} are missing")
         known = {int(node): bytes.fromhex(key) for node, key in facts["known"].items()}
-        done = int(facts["round"])
+        done = whole(facts["round"])
+        if done > strategy.config.run.rounds:
+            raise ValueError(f"round {done} of {strategy.config.run.rounds}")
         strategy.selector.restore(sections.get("selection", {}))
-        strategy.restore(sections, facts.get("kept"))
-    except (AttributeError, KeyError, TypeError, ValueError, WireError) as error:
-        raise InputError(f"the checkpoint is not of this run: {error}") from None
+        strategy.restore(sections, facts["kept"])
     model.weights, model.masks = sections.get("weights", {}), sections.get("masks", {})
     model.dense, model.newborn = sections["dense"], sections.get("newborn", {})
     for section, tensors in sections.items():
@@ -90,13 +98,42 @@ def restore_strategy(strategy: MestStrategy, arrays: Arrays, facts: Mapping[str,
     strategy.record.density = model.state().density(model.spec)
 
 
+@contextmanager
+def checkpoint_of_run() -> Iterator[None]:
+    """Turn what a checkpoint of something else causes into one line."""
+    try:
+        yield
+    except KeyError as error:
+        raise InputError(f"the checkpoint is not of this run: it has no {error}") from None
+    except (AttributeError, TypeError, ValueError, OverflowError, InputError, WireError) as error:
+        raise InputError(f"the checkpoint is not of this run: {error}") from None
+
+
+def whole(value: Any) -> int:
+    """Return a whole number from 0; TypeError or ValueError if a value is none."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{value!r} is no whole number from 0")
+    return value
+
+
+def finite(value: Any) -> float:
+    """Return a finite number; TypeError or ValueError if a value is none."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no finite number")
+    return float(value)
+
+
 def _check(sections: Mapping[str, Arrays], spec: ModelSpec) -> None:
     """Compare all tensors with the model; KeyError, ValueError or WireError if one is wrong."""
     weights = {layer: (layout.num_weights,) for layer, layout in spec.layouts.items()}
     shapes = weights | spec.dense
     for section, tensors in sections.items():
         kind = section.partition(":")[0]
-        if kind in ("newborn", "born", "selection", *FLIGHT_SECTIONS):
+        if kind == "newborn":
+            for group, slots in tensors.items():
+                _check_newborn(group, slots, spec)
+            continue
+        if kind in ("born", "selection", *FLIGHT_SECTIONS):
             continue
         if kind in ("masks", "masks-of", "tier"):
             check_masks(tensors, spec)
@@ -104,10 +141,22 @@ def _check(sections: Mapping[str, Arrays], spec: ModelSpec) -> None:
         for name, tensor in tensors.items():
             if tensor.dtype != np.float32 or tensor.shape != shapes[name]:
                 raise ValueError(f"{section} of {name} are {tensor.dtype} of {tensor.shape}")
+            if not np.isfinite(tensor).all():
+                raise ValueError(f"{section} of {name} are not all finite")
+            if kind == "dense" and name in spec.non_negative and (tensor < 0).any():
+                raise ValueError(f"{section} of {name} are negative, and a variance")
     for section, names in (("weights", weights), ("dense", spec.dense), ("masks", spec.groups)):
         missing = sorted(names.keys() - sections.get(section, {}).keys())
         if missing:
             raise ValueError(f"the {section} of {missing[0]} are missing")
+
+
+def _check_newborn(group: str, slots: np.ndarray, spec: ModelSpec) -> None:
+    most = spec.group_layout(group).num_slots
+    if slots.dtype != np.int32 or slots.ndim != 1:
+        raise ValueError(f"newborn slots of {group} are {slots.dtype} of {slots.shape}")
+    if len(slots) and not 0 <= slots.min() <= slots.max() < most:
+        raise ValueError(f"a newborn slot of {group} is out of range [0, {most})")
 
 
 def save_checkpoint(path: Path, arrays: Arrays, facts: Mapping[str, Any]) -> None:

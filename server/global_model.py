@@ -98,7 +98,9 @@ class GlobalModel:
             self.weights[layer] = np.where(total.dropped(), np.float32(0), new)
         for name, average in mean.dense_mean().items():
             old = self.dense[name]
-            self.dense[name] = optimizer.step(name, old, old - average)
+            new = optimizer.step(name, old, old - average)
+            # Momentum may carry a variance below zero.
+            self.dense[name] = np.maximum(new, 0) if name in self.spec.non_negative else new
 
     def adopt_masks(self, optimizer: ServerOptimizer) -> None:
         """Choose the mask anew by magnitude over all that clients brought (client mutation)."""

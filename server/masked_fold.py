@@ -47,11 +47,14 @@ class MaskedFold:
         What each tier was sent, by density.
     nodes : mapping of int to (float, int)
         Density and number of examples of each node of the cohort.
+    epochs : int
+        How often each example may be presented.
     """
 
     spec: ModelSpec
     offered: Mapping[float, SparseState]
     nodes: Mapping[int, tuple[float, int]]
+    epochs: int = 1
     total: TierSums | None = field(default=None, init=False)
 
     def lift(self, reply: Message) -> tuple[TierSums | None, Message]:
@@ -59,7 +62,7 @@ class MaskedFold:
         density, examples = self.nodes[reply.metadata.src_node_id]
         size = content_bytes(reply.content)
         try:
-            counts = read_counts(reply, examples)
+            counts = read_counts(reply, examples, self.epochs)
             state = read_update(reply, self.spec, self.offered[density], mask_may_change=False)
         except WireError as error:
             facts = ConfigRecord({REASON: str(error), "bytes": size})
@@ -89,7 +92,7 @@ class MaskedFold:
         if REASON in facts:
             raise WireError(str(facts[REASON]))
         _, examples = self.nodes[reply.metadata.src_node_id]
-        return read_counts(reply, examples), float(facts["density"])
+        return read_counts(reply, examples, self.epochs), float(facts["density"])
 
 
 def _with(reply: Message, content: RecordDict) -> Message:

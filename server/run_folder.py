@@ -1,5 +1,6 @@
 """The run folder: everything that a run leaves behind, readable without mest-fed."""
 
+import hashlib
 import io
 import json
 import os
@@ -21,8 +22,12 @@ from mest_fed.task import Task
 
 CONFIG, ROUNDS, CLIENTS, SUMMARY = "config.toml", "rounds.jsonl", "clients.jsonl", "summary.json"
 KERNELS, MEMORY, LOG, MODEL = "kernels.json", "memory.json", "run.log", "model.pt"
+PARTITIONS = "partitions.npz"
 #: How a person names a run folder, and says that its run goes on: to the command and to Flower.
 COMMAND_KEYS, FLOWER_KEYS = ("--out", "--resume"), ("deployment.folder =", "deployment.resume=true")
+
+#: Files that are written once, before the first round.
+SEALED = (CONFIG, KERNELS, MEMORY, PARTITIONS)
 
 
 class RunFolder:
@@ -41,8 +46,10 @@ class RunFolder:
     def __init__(self, path: Path, keys: tuple[str, str] = COMMAND_KEYS) -> None:
         self.path = path
         self._named, self._resumed_by = keys
+        self._logs = {name: _Log() for name in (ROUNDS, CLIENTS)}
+        self._files: dict[str, str | None] | None = None
         self.checkpoints = path / "checkpoints"
-        self.partitions = path / "partitions.npz"
+        self.partitions = path / PARTITIONS
         self.states = path / "states"
         self._made: list[Path] = []
 
@@ -168,9 +175,13 @@ class RunFolder:
         InputError
             If the disk is full; :meth:`read` passes over what was cut off.
         """
-        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        with _writing(self.path / name), (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(text)
+        self._append(name, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
+    def _append(self, name: str, text: str) -> None:
+        data = text.encode()
+        with _writing(self.path / name), (self.path / name).open("ab") as file:
+            file.write(data)
+        self._logs[name].add(data)
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """Read a ``.jsonl`` file; empty if it does not exist.
@@ -180,24 +191,67 @@ class RunFolder:
         Raises
         ------
         InputError
-            If a line is not JSON; names it.
+            If a line is no JSON object with the number of a round; names it.
         """
         path = self.path / name
         rows = []
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        for number, line in enumerate(text.split("\n")[:-1], start=1):
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        for number, line in enumerate(lines, start=1):
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
+                rows.append(_row(line))
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"{path}, line {number}: {error}") from None
         return rows
 
+    def seal(self) -> dict[str, Any]:
+        """Return what tells that the folder is as it is now: digests of files, and of log lines.
+
+        The files of :data:`SEALED` must be there, or never be: they are read once.
+        """
+        if self._files is None:
+            self._files = {name: _digest(self.path / name) for name in SEALED}
+        return {
+            "files": self._files,
+            "logs": {name: [log.size, log.digest()] for name, log in self._logs.items()},
+        }
+
+    def check_seal(self, seal: Mapping[str, Any]) -> None:
+        """Check that the folder is as :meth:`seal` found it, but for lines that came later.
+
+        Raises
+        ------
+        InputError
+            If a file is missing or has changed: names it.
+        """
+        for name, digest in seal["files"].items():
+            if (found := _digest(self.path / name)) != digest:
+                what = "is missing" if found is None else "has changed since the run wrote it"
+                raise InputError(f"--resume: {self.path / name} {what}")
+        for name, (size, digest) in seal["logs"].items():
+            self.read(name)  # lines that came later are dropped, but must be lines
+            path = self.path / name
+            log = _Log()
+            log.add(path.read_bytes()[:size] if path.exists() else b"")
+            if (log.size, log.digest()) != (size, digest):
+                raise InputError(f"--resume: {path} has changed since the run wrote it")
+
     def cut_after(self, server_round: int) -> None:
         """Drop what was logged after a round; a resumed run logs it again."""
-        for name in (ROUNDS, CLIENTS):
-            rows = [row for row in self.read(name) if row["round"] <= server_round]
-            text = "".join(json.dumps(row) + "\n" for row in rows)
-            self._replace(name, text)
+        for name in self._logs:
+            lines = [
+                json.dumps(row) + "\n" for row in self.read(name) if row["round"] <= server_round
+            ]
+            self.cut_to({name: 0})
+            self._append(name, "".join(lines))
+
+    def cut_to(self, sizes: Mapping[str, int]) -> None:
+        """Drop what was logged beyond a number of bytes; a resumed run logs it again."""
+        for name, size in sizes.items():
+            path = self.path / name
+            data = path.read_bytes()[:size] if path.exists() else b""
+            self._replace(name, data.decode())
+            self._logs[name] = _Log()
+            self._logs[name].add(data)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``, the mark of a finished run."""
@@ -220,26 +274,25 @@ class RunFolder:
         """Write down what a resumed run must not find out anew; what is there stays as it is."""
         if not (self.path / KERNELS).exists():
             self.write_kernels(kernels)
-        if not (self.path / MEMORY).exists() or self.read_memory() != peaks:
+        if not (self.path / MEMORY).exists():
             self.write_memory(peaks)
 
-    def read_kernels(self) -> Table | None:
-        """Read ``kernels.json``; None if it does not exist.
+    def read_kernels(self) -> Table:
+        """Read ``kernels.json``.
 
         Raises
         ------
         InputError
-            If it is not one that :meth:`write_kernels` wrote.
+            If it is missing, or not one that :meth:`write_kernels` wrote.
         """
-        path = self.path / KERNELS
-        return read_table(path) if path.exists() else None
+        return read_table(self.path / KERNELS)
 
     def write_memory(self, peaks: Mapping[str, int]) -> None:
         """Write ``memory.json``: measured peak of each plan, in bytes, by a hash of the plan."""
         self._replace(MEMORY, json.dumps(peaks, indent=2) + "\n")
 
-    def read_memory(self) -> dict[str, int]:
-        """Read ``memory.json``; empty if it does not exist.
+    def read_memory(self) -> dict[str, int] | None:
+        """Read ``memory.json``; None if it does not exist.
 
         Raises
         ------
@@ -248,7 +301,7 @@ class RunFolder:
         """
         path = self.path / MEMORY
         if not path.exists():
-            return {}
+            return None
         try:
             peaks = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -262,6 +315,38 @@ class RunFolder:
         with _writing(self.path / name):
             unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
             os.replace(unfinished, self.path / name)
+
+
+class _Log:
+    """Size and digest of a file that only grows."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._hash = hashlib.sha256()
+
+    def add(self, data: bytes) -> None:
+        self.size += len(data)
+        self._hash.update(data)
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _digest(path: Path) -> str | None:
+    """Return the digest of a file; None if it does not exist."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """Read a line of a log; ValueError if it is none."""
+    row = json.loads(line.decode())
+    number = row.get("round") if isinstance(row, dict) else None
+    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+        raise ValueError("it is no object with a round from 0")
+    return dict(row)
 
 
 @contextmanager

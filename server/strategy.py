@@ -334,7 +334,7 @@ class MestStrategy(Strategy):
 
     def _judge(self, reply: Message, node: Node, mean: MaskedMean, outcome: ClientOutcome) -> None:
         """Add an update to the mean and note what it says; WireError if it is not acceptable."""
-        counts = read_counts(reply, node.examples)
+        counts = read_counts(reply, node.examples, self.config.training.local_epochs)
         offered = self.downlink.state(self.model, node.density)
         mutated = self.clients_mutate(self.record.round)
         state = read_update(reply, self.model.spec, offered, mask_may_change=mutated)

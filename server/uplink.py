@@ -11,6 +11,9 @@ from mest_fed.wire.records import from_record
 
 #: The largest float32: the sum over a round of what clients report stays finite below it.
 _LARGEST = 3.4e38
+#: The largest magnitude of a weight or statistic. The server's optimizer squares differences of
+#: two, which must stay finite in float32.
+LARGEST_WEIGHT = 1e18
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,17 @@ class Counts:
     correct: int
 
 
-def read_counts(reply: Message, expected_examples: int) -> Counts:
+def read_counts(reply: Message, expected_examples: int, epochs: int = 1) -> Counts:
     """Read a reply's metrics.
+
+    Parameters
+    ----------
+    reply : Message
+        From a client.
+    expected_examples : int
+        Examples of the node.
+    epochs : int
+        How often it may have presented each.
 
     Raises
     ------
@@ -57,7 +69,13 @@ def read_counts(reply: Message, expected_examples: int) -> Counts:
         raise WireError(
             f"num-examples = {numbers['num-examples']}, but the node has {expected_examples}"
         )
-    if not isinstance(presented, int) or not numbers["correct"] <= presented:
+    if isinstance(presented, int) and presented > epochs * expected_examples:
+        raise WireError(
+            f"{presented} presented, more than {epochs} times {expected_examples} examples"
+        )
+    if numbers["correct"] % 1 or not (
+        isinstance(presented, int) and numbers["correct"] <= presented
+    ):
         raise WireError(f"{numbers['correct']} right of {presented!r} presented is impossible")
     return Counts(expected_examples, presented, float(numbers["loss-sum"]), int(numbers["correct"]))
 
@@ -84,13 +102,15 @@ def read_update(
         If anything about the update is wrong.
     """
     state = decode(
-        from_record(reply.content), spec, known={mask_hash(sent.masks): sent.masks}, reference=sent
+        from_record(reply.content),
+        spec,
+        known={mask_hash(sent.masks): sent.masks},
+        reference=sent,
+        max_live={group: len(slots) for group, slots in sent.masks.items()},
     )
-    for group, slots in state.masks.items():
-        if len(slots) > len(sent.masks[group]):
-            raise WireError(
-                f"{group} has {len(slots)} live granules; {len(sent.masks[group])} were sent"
-            )
+    for name, values in (state.values | state.dense).items():
+        if values.size and max(values.max(), -values.min()) > LARGEST_WEIGHT:
+            raise WireError(f"{name} has a number beyond {LARGEST_WEIGHT:g}")
     if not mask_may_change and mask_hash(state.masks) != mask_hash(sent.masks):
         raise WireError("the mask is not the one that was sent, and no mutation was asked for")
     return state

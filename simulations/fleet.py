@@ -37,8 +37,15 @@ class Fleet:
     examples_of: Callable[[int], int]
 
     @classmethod
-    def of(cls, task: Task) -> "Fleet":
+    def of(cls, task: Task, plans: Mapping[str, Plan] | None = None) -> "Fleet":
         """Mix the fleet of a run.
+
+        Parameters
+        ----------
+        task : Task
+            The run's task.
+        plans : mapping of str to Plan, optional
+            Profile name -> its plan, where the run has made them before.
 
         Raises
         ------
@@ -53,7 +60,11 @@ class Fleet:
                 f"allowed: {', '.join(fleet.weights)}"
             )
         counts = task.devices.counts
-        plans = {name: task.plan(task.budget(name), name) for name in counts}
+        if plans is None:
+            plans = {name: task.plan(task.budget(name), name) for name in counts}
+        elif plans.keys() != counts.keys():
+            raise InputError("the plans of the run are not those of its fleet")
+        plans = {name: plans[name] for name in counts}
         tiers = [Tier(load_profile(name), counts[name], plan) for name, plan in plans.items()]
         return cls(
             task.devices, sorted(tiers, key=lambda tier: tier.plan.budget), plans, task.num_examples

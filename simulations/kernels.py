@@ -1,10 +1,9 @@
 """The kernels of a run: chosen once, before any worker starts; the run folder keeps them."""
 
 from clients.kernels import kernel_table
-from mest_fed.errors import InputError, not_allowed
 from mest_fed.kernels.table import Table
 from mest_fed.task import Task
-from server.run_folder import KERNELS, RunFolder
+from server.run_folder import RunFolder
 from simulations.engine.isolation import one_thread
 from simulations.fleet import Fleet
 
@@ -18,17 +17,11 @@ def run_kernels(task: Task, fleet: Fleet, folder: RunFolder, *, resume: bool) ->
     Raises
     ------
     InputError
-        If the folder's table is unusable, or is missing and cannot be made again.
+        If the folder's table is unusable or missing.
     """
-    table = folder.read_kernels() if resume else None
-    if table is None:
-        if resume and task.config.training.kernels not in ("rule", "dense"):
-            raise InputError(f"--resume: {folder.path / KERNELS} is missing: the run timed it once")
-        tiers = sorted(fleet.tiers, key=lambda tier: -tier.clients)
-        with one_thread():  # as clients compute
-            table = kernel_table(task, [tier.plan for tier in tiers])
-    wanted = task.config.training.kernels
-    if wanted != table.mode and not wanted.endswith(".json"):
-        path = folder.path / KERNELS
-        raise not_allowed(f"{path}: mode", table.mode, f"{wanted} (training.kernels)")
+    if resume:
+        return folder.read_kernels()
+    tiers = sorted(fleet.tiers, key=lambda tier: -tier.clients)
+    with one_thread():  # as clients compute
+        table = kernel_table(task, [tier.plan for tier in tiers])
     return table

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from mest_fed.config import RunConfig
 from mest_fed.data.cache import cache_folder
@@ -25,9 +26,9 @@ _VERSIONS = ("mest-fed", "torch", "numpy")
 class Peaks:
     """Measures the plans of a run that nobody has measured yet; :meth:`wait` gives all of them.
 
-    A run's peaks stand in its folder, so that a resumed run holds its devices to the same ones. A
-    peak that was measured once on this machine, for the same plan and the same versions, is taken
-    from the cache.
+    A run's peaks stand in its folder, so that a resumed run holds its devices to the same ones,
+    whatever machine it goes on with; nothing is then measured. In a new run, a peak that was
+    measured once on this machine, for the same plan and the same versions, is taken from the cache.
 
     Parameters
     ----------
@@ -42,14 +43,16 @@ class Peaks:
     """
 
     def __init__(self, config: RunConfig, fleet: Fleet, folder: RunFolder, kernels: Table) -> None:
-        self._keys = {
-            plan: _key(config, kernels, plan)
-            for plan in dict.fromkeys(tier.plan for tier in fleet.tiers)
-        }
+        plans = list(dict.fromkeys(tier.plan for tier in fleet.tiers))
+        self._keys = {plan: _key(config, kernels, plan) for plan in plans}
         kept = folder.read_memory()
-        known = {plan: kept.get(key, _cached(key)) for plan, key in self._keys.items()}
+        known = (
+            {plan: _cached(key) for plan, key in self._keys.items()}
+            if kept is None
+            else {plan: kept.get(_plan_key(plan)) for plan in plans}
+        )
         self._known = {plan: size for plan, size in known.items() if size is not None}
-        unknown = [plan for plan in self._keys if plan not in self._known]
+        unknown = [plan for plan in plans if plan not in self._known] if kept is None else []
         # Plans of one shape need the same memory, whatever their budgets.
         distinct = list({plan.shape: plan for plan in unknown}.values())
         self._probe = Probe.start(config, folder.partition_file, kernels, distinct)
@@ -66,7 +69,7 @@ class Peaks:
             if size is not None:
                 self._known[plan] = size
                 _keep(self._keys[plan], size)
-        self.by_key = {self._keys[plan]: size for plan, size in self._known.items()}
+        self.by_key = {_plan_key(plan): size for plan, size in self._known.items()}
         return dict(self._known)
 
     def close(self) -> None:
@@ -75,16 +78,29 @@ class Peaks:
 
 
 def _key(config: RunConfig, kernels: Table, plan: Plan) -> str:
-    table = plan.as_table()
-    del table["budget_bytes"], table["parts"], table["predicted_peak_bytes"]
     facts = {
         "config": {name: getattr(config, name).model_dump() for name in _SECTIONS},
         "seed": config.run.seed,
         "kernels": choices_to_rows(kernels)["rows"],
-        "plan": table,
+        "plan": _shape(plan),
         "versions": {name: version(name) for name in _VERSIONS},
         "machine": (platform.machine(), platform.libc_ver(), variant()),
     }
+    return _hash(facts)
+
+
+def _plan_key(plan: Plan) -> str:
+    """Return the name of a plan in the run folder."""
+    return _hash(_shape(plan))
+
+
+def _shape(plan: Plan) -> dict[str, Any]:
+    table = plan.as_table()
+    del table["budget_bytes"], table["parts"], table["predicted_peak_bytes"]
+    return table
+
+
+def _hash(facts: Mapping[str, Any]) -> str:
     text = json.dumps(facts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -36,7 +36,7 @@ from simulations.life.clock import VirtualClock
 from simulations.life.memory_gate import memory_needs
 from simulations.peaks import Peaks
 from simulations.placement import PlacedData
-from simulations.snapshot import Snapshot
+from simulations.snapshot import RunFacts, Snapshot
 from simulations.states import DiskStates, VersionedStates
 from simulations.watching.observers import Observer, Observers
 
@@ -59,8 +59,8 @@ class Simulation:
         The run.
     folder : RunFolder
         Where it leaves what it finds.
-    resume : bool
-        Whether to go on from the folder's newest checkpoint.
+    resumed : Snapshot, optional
+        From which to go on.
     observer : Observer
         Told of each round.
     """
@@ -68,7 +68,7 @@ class Simulation:
     preset: str
     config: RunConfig
     folder: RunFolder
-    resume: bool = False
+    resumed: Snapshot | None = None
     observer: Observer = field(default_factory=Observers)
 
     def run(self, workers: int, address: str | None = None, *, patience: float = math.inf) -> Path:
@@ -90,9 +90,10 @@ class Simulation:
         Interrupted
             On Ctrl-C, after a checkpoint was written.
         """
+        facts = None if self.resumed is None else RunFacts.read(self.resumed.facts)
         task = task_of(self.config)
-        fleet = Fleet.of(task)
-        kernels = run_kernels(task, fleet, self.folder, resume=self.resume)
+        fleet = Fleet.of(task, None if facts is None else facts.plans)
+        kernels = run_kernels(task, fleet, self.folder, resume=facts is not None)
         options: dict[str, Any] = {"patience": patience} if workers else {}
         flat = to_flat(self.config)
         if not task.draws_examples:
@@ -119,19 +120,20 @@ class Simulation:
         self, task: Task, kernels: Table, peaks: Mapping[str, int], log: RunLog
     ) -> Iterator[VersionedStates]:
         """Have the run's folder, which is as it was before if the run ends without a checkpoint."""
-        folder = self.folder
-        if not self.resume:
+        folder, resumed = self.folder, self.resumed
+        if resumed is None:
             folder.begin(self.config)
+        expected = None if resumed is None else RunFacts.read(resumed.facts).states
         try:
             # The process that has the clients' states has the folder: nothing is written before.
-            with closing(DiskStates(folder.states)) as states:
+            with closing(DiskStates(folder.states, expected)) as states:
                 log.write_to(folder.path / LOG)
                 folder.keep_facts(kernels, peaks)
                 if not task.draws_examples and not folder.partitions.exists():
                     save_partitions(folder.partitions, task.partitions)
                 yield states
         except BaseException:
-            if not self.resume and not folder.has_checkpoint:
+            if resumed is None and not folder.has_checkpoint:
                 folder.discard()
             raise
 
@@ -192,15 +194,17 @@ class _Run:
     def prepare(self, task: Task, strategy: MestStrategy) -> Callable[[RoundRecord], None]:
         """Restore the strategy if the run is resumed; return the observer of its rounds."""
         self.strategy = strategy
-        if self.simulation.resume:
-            arrays, facts = load_newest(self.folder.checkpoints)
-            snapshot = Snapshot(arrays, facts)
+        snapshot = self.simulation.resumed
+        if snapshot is not None:
+            facts = RunFacts.read(snapshot.facts)
             snapshot.restore(strategy, self.grid, self.clock)
             self.states.rewind(strategy.first_round)
-            self.wall_before = float(facts["wall_seconds"])
-            self.simulation.preset = str(facts["preset"])
+            self.wall_before = facts.wall_seconds
+            self.simulation.preset = facts.preset
             # Round 0 is the evaluation before training, which is done anew.
-            self.folder.cut_after(strategy.first_round or -1)
+            kept = facts.seal["logs"].items() if strategy.first_round else ()
+            self.folder.cut_to({ROUNDS: 0, CLIENTS: 0} | {name: size for name, (size, _) in kept})
+            self.simulation.resumed = None
         else:
             self.states.commit(0)
         self.kept_from = strategy.first_round
@@ -231,10 +235,15 @@ class _Run:
         self.kept_from = self.strategy.record.round
 
     def _take_snapshot(self, wall_seconds: float) -> Snapshot:
-        preset = self.simulation.preset
-        return Snapshot.take(
-            self.strategy, self.grid, self.clock, wall_seconds=wall_seconds, preset=preset
+        facts = RunFacts(
+            self.strategy.record.round,
+            self.simulation.preset,
+            wall_seconds,
+            self.fleet.plans,
+            self.folder.seal(),
+            self.states.digest(),
         )
+        return Snapshot.take(self.strategy, self.grid, self.clock, run=facts.as_table())
 
 
 def open_run(
@@ -258,8 +267,9 @@ def open_run(
     observer = Observers() if observer is None else observer
     if resume:
         folder, config = RunFolder.reopen(out)
-        load_newest(folder.checkpoints)
-        return Simulation(preset, config, folder, resume=True, observer=observer)
+        snapshot = Snapshot(*load_newest(folder.checkpoints))
+        folder.check_seal(RunFacts.read(snapshot.facts).seal)
+        return Simulation(preset, config, folder, snapshot, observer)
     if config is None:
         raise InputError("a new run needs a configuration")
     folder = RunFolder(out)

@@ -1,19 +1,32 @@
-"""A run at the end of a round: server and clock. The clients' states are in their own store."""
+"""A run at the end of a round: server and clock, and digests of what else is in its folder.
 
+The clients' states are in their own store.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from mest_fed.memory import Plan, read_plan
 from server.checkpoint import (
     Arrays,
     checkpoint_name,
+    checkpoint_of_run,
+    finite,
     restore_strategy,
     save_checkpoint,
     strategy_arrays,
+    whole,
 )
+from server.run_folder import CLIENTS, ROUNDS, SEALED
 from server.strategy import MestStrategy
 from simulations.engine.grid import FleetGrid
 from simulations.life.clock import VirtualClock
+from simulations.states import StatesDigest
+from simulations.states.store import SHARDS
 
 _CLOCK = "clock"
 
@@ -42,13 +55,12 @@ class Snapshot:
         grid: FleetGrid,
         clock: VirtualClock,
         *,
-        wall_seconds: float,
-        preset: str,
+        run: Mapping[str, Any],
     ) -> "Snapshot":
-        """Take a snapshot of a run between two rounds."""
+        """Take a snapshot of a run between two rounds; ``run`` is what :class:`RunFacts` reads."""
         arrays, facts = strategy_arrays(strategy)
         arrays |= {f"{_CLOCK}|{name}": array for name, array in clock.state().items()}
-        facts |= {"wall_seconds": wall_seconds, "preset": preset}
+        facts |= run
         facts["busy"] = {str(node): until for node, until in grid.busy.items()}
         return cls(arrays, facts)
 
@@ -59,7 +71,13 @@ class Snapshot:
         return path
 
     def restore(self, strategy: MestStrategy, grid: FleetGrid, clock: VirtualClock) -> None:
-        """Put a run back to where the snapshot was taken."""
+        """Put a run back to where the snapshot was taken.
+
+        Raises
+        ------
+        InputError
+            If the snapshot is not one of this run.
+        """
         server: Arrays = {}
         time: Arrays = {}
         for key, array in self.arrays.items():
@@ -69,5 +87,76 @@ class Snapshot:
             else:
                 server[key] = array
         restore_strategy(strategy, server, self.facts)
-        clock.restore(time)
-        grid.busy = {int(node): until for node, until in self.facts["busy"].items()}
+        with checkpoint_of_run():
+            for name, array in time.items():
+                if np.isnan(array).any():
+                    raise ValueError(f"{name} of the clock is no number")
+            clock.restore(time)
+            busy = {int(node): finite(until) for node, until in self.facts["busy"].items()}
+        grid.busy = busy
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a checkpoint says of its run and its folder, beside the server and the clock.
+
+    Parameters
+    ----------
+    round : int
+        After which it was taken.
+    preset : str
+        What the configuration is called.
+    wall_seconds : float
+        That the run had taken.
+    plans : dict of str to Plan
+        Device profile -> its plan: a resumed run keeps it, whatever would be planned today.
+    seal : dict
+        See :meth:`RunFolder.seal`.
+    states : StatesDigest
+        Of the clients' states.
+    """
+
+    round: int
+    preset: str
+    wall_seconds: float
+    plans: dict[str, Plan]
+    seal: dict[str, Any]
+    states: StatesDigest
+
+    @classmethod
+    def read(cls, facts: Mapping[str, Any]) -> "RunFacts":
+        """Read what :meth:`as_table` wrote.
+
+        Raises
+        ------
+        InputError
+            If something is missing or of the wrong kind.
+        """
+        with checkpoint_of_run():
+            done = whole(facts["round"])
+            shards = tuple(str(digest) for digest in facts["states"])
+            if len(shards) != SHARDS:
+                raise ValueError(f"it has digests of {len(shards)} files of clients' states")
+            seal = facts["seal"]
+            for size, _ in seal["logs"].values():
+                whole(size)
+            if set(seal["logs"]) != {ROUNDS, CLIENTS} or set(seal["files"]) != set(SEALED):
+                raise ValueError("its seal is not of the files of a run")
+            return cls(
+                done,
+                str(facts["preset"]),
+                finite(facts["wall_seconds"]),
+                {name: read_plan(text, f"plan of {name}") for name, text in facts["plans"].items()},
+                seal,
+                StatesDigest(done, shards),
+            )
+
+    def as_table(self) -> dict[str, Any]:
+        """Return the facts as plain values; the round is the server's."""
+        return {
+            "preset": self.preset,
+            "wall_seconds": self.wall_seconds,
+            "plans": {name: plan.as_json() for name, plan in self.plans.items()},
+            "seal": self.seal,
+            "states": list(self.states.shards),
+        }

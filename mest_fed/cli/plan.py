@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from mest_fed.cli.extras import needs
@@ -54,6 +55,14 @@ def plan(
     ] = None,
     image: Annotated[str, typer.Option(help="CHANNELSxHEIGHTxWIDTH.")] = "3x32x32",
     classes: Annotated[int, typer.Option(help="Number of classes.", min=2)] = 10,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            help="That the device computes with; if left out, 1 for a --device (as in a "
+            "simulation), else this machine's.",
+            min=1,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     picture: Annotated[
         Path | None,
@@ -64,7 +73,18 @@ def plan(
     _check_picture(picture)
     profile = None if device is None else load_profile(device)
     order = read_preference(prefer)
-    question = Question(model, width, norm, scheme, density, method, batch, image, classes)
+    question = Question(
+        model,
+        width,
+        norm,
+        scheme,
+        density,
+        method,
+        batch,
+        image,
+        classes,
+        _threads(threads, device),
+    )
     answer = Answer(question, read_budget(budget, limit, profile), profile, order)
     with _no_collector():
         _answer(answer, as_json, picture)
@@ -80,6 +100,12 @@ def _answer(answer: Answer, as_json: bool, picture: Path | None) -> None:
         _draw(answer, picture)
         if not as_json:
             typer.echo(f"picture: {picture}")
+
+
+def _threads(given: int | None, device: str | None) -> int:
+    if given is None:
+        return torch.get_num_threads() if device is None else 1
+    return given
 
 
 @contextmanager

@@ -77,11 +77,16 @@ class Setting:
         Whether mutation happens on the device, where gradients must stand for it.
     messages : bool
         Whether messages are charged: false for training by itself.
+    threads : int
+        That the device computes with: the compiled kernels have scratch memory for each. It is the
+        device's number, not that of the process that plans for it, so that a plan is the same
+        wherever it is made.
     """
 
     method: Method
     mutates: bool = False
     messages: bool = True
+    threads: int = 1
 
 
 def footprint(trace: ModelTrace, setting: Setting, shape: TrainingShape) -> Footprint:
@@ -107,7 +112,7 @@ def _footprint(trace: ModelTrace, setting: Setting, shape: TrainingShape) -> Foo
     grows_by_gradient = setting.method.needs_dense_gradient and bool(trace.spec.groups)
     options = StepOptions(
         trace.input_shape,
-        trace.threads,
+        setting.threads,
         keep_gradients=setting.mutates,
         dense_gradients=grows_by_gradient,
     )
@@ -115,7 +120,7 @@ def _footprint(trace: ModelTrace, setting: Setting, shape: TrainingShape) -> Foo
         peak = dict(step_bytes(trace.at(live), shape, options))
     except UntraceableError as error:
         return _measured(trace, live, shape, error, messages=setting.messages)
-    peak["workspace"] = peak.get("workspace", 0) + trace.scratch
+    peak["workspace"] = peak.get("workspace", 0) + setting.threads * trace.scratch
     return Footprint(**peak, wire=_wire(trace, live) if setting.messages else 0)
 
 

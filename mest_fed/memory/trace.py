@@ -35,11 +35,8 @@ class ModelTrace:
     buffers : int
         Running statistics and the like.
     scratch : int
-        What the compiled kernels keep as scratch memory beyond what the rehearsal has them take
-        (which stands in the baseline): measured with a small batch, times torch's present number
-        of threads.
-    threads : int
-        That number.
+        What the compiled kernels keep as scratch memory for each thread, beyond what the rehearsal
+        has them take (which stands in the baseline); measured with a small batch.
     known : dict
         Footprints that were worked out.
     """
@@ -50,7 +47,6 @@ class ModelTrace:
     dense_parameters: int
     buffers: int
     scratch: int
-    threads: int
     known: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -92,7 +88,6 @@ def trace_model(model: nn.Module, input_shape: tuple[int, ...]) -> ModelTrace:
         dense_parameters=sum(size for name, size in sizes.items() if name in parameters),
         buffers=sum(size for name, size in sizes.items() if name not in parameters),
         scratch=_scratch(model, input_shape) if spec.groups else 0,
-        threads=torch.get_num_threads(),
     )
 
 
@@ -115,7 +110,7 @@ def _scratch(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     torch.set_num_threads(1)
     try:
         taken = scratch_of(lambda: twin(images).sum().backward())
-        return before * max(0, taken - _rehearsed())
+        return max(0, taken - _rehearsed())
     finally:
         torch.set_num_threads(before)
 

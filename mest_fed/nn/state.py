@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from mest_fed.errors import InputError
 from mest_fed.nn.groups import mask_groups
@@ -34,11 +35,14 @@ class ModelSpec:
         Sparse layer -> its layout.
     dense : dict of str to tuple of int
         Every other floating-point parameter or buffer -> its shape.
+    non_negative : frozenset of str
+        Those of the dense tensors of which no number may be negative: running variances.
     """
 
     groups: dict[str, tuple[str, ...]]
     layouts: dict[str, Layout]
     dense: dict[str, tuple[int, ...]]
+    non_negative: frozenset[str] = frozenset()
 
     def group_layout(self, group: str) -> Layout:
         """Return the layout of a group's mask."""
@@ -101,7 +105,16 @@ def model_spec(model: nn.Module) -> ModelSpec:
     groups = {g.name: tuple(names[id(m)] for m in g.layers) for g in mask_groups(model)}
     layouts = {n: m.layout for n, m in model.named_modules() if isinstance(m, SparseLayer)}
     dense = {name: tuple(tensor.shape) for name, tensor in _dense_tensors(model).items()}
-    return ModelSpec(groups, layouts, dense)
+    return ModelSpec(groups, layouts, dense, _variances(model) & dense.keys())
+
+
+def _variances(model: nn.Module) -> frozenset[str]:
+    """Return the names of the running variances of torch's batch and instance norms."""
+    return frozenset(
+        f"{name}.running_var" if name else "running_var"
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, _NormBase)
+    )
 
 
 def read_state(model: nn.Module) -> SparseState:

@@ -1,17 +1,24 @@
 """A payload as a sparse state. Nothing in it is believed."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mest_fed.errors import WireError
 from mest_fed.nn.state import Floats, ModelSpec, SparseState
 from mest_fed.wire.feedback import add, checksum, start_values
 from mest_fed.wire.formats import Array, FloatFormat
 from mest_fed.wire.header import Header, MaskSource
-from mest_fed.wire.maskset import MaskSet, check_masks, decode_masks, mask_hash, max_body_bytes
+from mest_fed.wire.maskset import (
+    MaskSet,
+    announced_counts,
+    check_masks,
+    decode_masks,
+    mask_hash,
+    max_body_bytes,
+)
 from mest_fed.wire.payload import Payload, UnknownMaskError
-from mest_fed.wire.rows import Rows, live_rows, unflatten
-from mest_fed.wire.values import Fields, value_codec_of
+from mest_fed.wire.rows import Rows, live_lengths, live_rows, unflatten
+from mest_fed.wire.values import Fields, ValueCodec, value_codec_of
 
 
 def decode(
@@ -21,8 +28,12 @@ def decode(
     known: Mapping[bytes, MaskSet] = {},
     reference: SparseState | None = None,
     max_density: float | None = None,
+    max_live: Mapping[str, int] = {},
 ) -> SparseState:
     """Read a state, in arrays of its own.
+
+    What a message announces is compared with the model, with ``max_live`` and with the values that
+    it holds before memory is taken for it.
 
     Parameters
     ----------
@@ -36,6 +47,8 @@ def decode(
         From which differences start; needed where the sender used one.
     max_density : float or None
         The largest density to accept, over all sparse layers.
+    max_live : mapping of str to int
+        Mask group -> the most live granules to accept; any number where it is absent.
 
     Raises
     ------
@@ -48,18 +61,17 @@ def decode(
     codec = value_codec_of(header.codec)
     if header.start is not None and not (codec.differences and spec.layouts):
         raise WireError("differences are not allowed here")
+    _check_kinds(payload.arrays, _fields(spec, codec, [0] * len(spec.layouts)))
+    if header.source != MaskSource.KNOWN:
+        _check_counts(announced_counts(header.body, spec), payload.arrays, spec, max_live)
     masks = _read_masks(header, spec, known)
-    rows = live_rows(masks, spec)
-    lengths = [row.length for row in rows]
+    lengths = live_lengths(masks, spec)
     if max_density is not None and sum(lengths) > max_density * spec.sparse_weights * (1 + 1e-9):
         density = sum(lengths) / spec.sparse_weights
         raise WireError(f"density {density:.4f} is above the allowed {max_density:.4f}")
-    fields = codec.fields(lengths) if rows else {}
-    if spec.dense:
-        fields["dense"] = (codec.dense.dtype, sum(map(math.prod, spec.dense.values())))
-    _check_arrays(payload.arrays, fields)
+    _check_lengths(payload.arrays, _fields(spec, codec, lengths))
     values = {}
-    if rows:
+    if rows := live_rows(masks, spec):
         change = codec.unpack(payload.arrays, lengths)
         values = unflatten(add(_start(header, reference, rows), change), rows)
     dense = _unpack_dense(payload.arrays["dense"], spec, codec.dense) if spec.dense else {}
@@ -83,15 +95,43 @@ def _read_masks(header: Header, spec: ModelSpec, known: Mapping[bytes, MaskSet])
     return masks
 
 
-def _check_arrays(arrays: Mapping[str, Array], fields: Fields) -> None:
+def _check_counts(
+    counts: Mapping[str, int],
+    arrays: Mapping[str, Array],
+    spec: ModelSpec,
+    max_live: Mapping[str, int],
+) -> None:
+    """Compare announced live slots with what may be, and with the values that are there."""
+    for group, count in counts.items():
+        if count > max_live.get(group, count):
+            raise WireError(f"{group} has {count} live granules; {max_live[group]} were sent")
+    # Each live slot has a value at least in each layer of its group.
+    least = sum(counts[group] * len(layers) for group, layers in spec.groups.items())
+    if counts and least > arrays["values"].size:
+        held = arrays["values"].shape
+        raise WireError(f"the masks announce {least} live slots, and there are {held} values")
+
+
+def _fields(spec: ModelSpec, codec: ValueCodec, lengths: Sequence[int]) -> Fields:
+    fields = codec.fields(lengths) if lengths else {}
+    if spec.dense:
+        fields["dense"] = (codec.dense.dtype, sum(map(math.prod, spec.dense.values())))
+    return fields
+
+
+def _check_kinds(arrays: Mapping[str, Array], fields: Fields) -> None:
+    """Compare names and types, which do not depend on the masks."""
     if arrays.keys() != fields.keys():
         raise WireError(f"arrays {sorted(arrays)} instead of {sorted(fields)}")
-    for name, (dtype, length) in fields.items():
-        array = arrays[name]
-        if array.dtype != dtype or array.shape != (length,):
-            raise WireError(
-                f"array {name}: {array.dtype} of shape {array.shape}, not {dtype} of ({length},)"
-            )
+    for name, (dtype, _) in fields.items():
+        if arrays[name].dtype != dtype:
+            raise WireError(f"array {name}: {arrays[name].dtype}, not {dtype}")
+
+
+def _check_lengths(arrays: Mapping[str, Array], fields: Fields) -> None:
+    for name, (_, length) in fields.items():
+        if arrays[name].shape != (length,):
+            raise WireError(f"array {name}: of shape {arrays[name].shape}, not ({length},)")
 
 
 def _start(header: Header, reference: SparseState | None, rows: list[Rows]) -> Floats | None:
@@ -110,5 +150,7 @@ def _unpack_dense(array: Array, spec: ModelSpec, form: FloatFormat) -> dict[str,
     for name, shape in spec.dense.items():
         size = math.prod(shape)
         dense[name] = flat[start : start + size].reshape(shape)
+        if name in spec.non_negative and (dense[name] < 0).any():
+            raise WireError(f"{name} has a negative number: it is a variance")
         start += size
     return dense

@@ -11,7 +11,7 @@ import numpy as np
 
 from mest_fed.errors import WireError
 from mest_fed.nn.state import Slots
-from mest_fed.wire.gaps import decode_gaps, encode_gaps
+from mest_fed.wire.gaps import count_ones, decode_gaps, encode_gaps
 
 
 class MaskCodec(ABC):
@@ -61,6 +61,8 @@ class Bitmap(MaskCodec):
         """Read the positions of the ones."""
         if len(body) != bitmap_bytes(num_slots):
             raise WireError(f"a bitmap of {num_slots} slots cannot take {len(body)} bytes")
+        if (held := count_ones(body)) != count:
+            raise WireError(f"a bitmap of {count} slots holds {held}")
         bits = np.unpackbits(np.frombuffer(body, np.uint8), bitorder="little")
         return np.flatnonzero(bits).astype(np.int32)
 

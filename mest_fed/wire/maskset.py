@@ -14,6 +14,7 @@ offset  type    meaning
 
 import hashlib
 import struct
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -96,6 +97,39 @@ def max_body_bytes(spec: ModelSpec) -> int:
     return sum(_ENTRY.size + bitmap_bytes(layout.num_slots) for layout in layouts)
 
 
+def announced_counts(body: bytes, spec: ModelSpec) -> dict[str, int]:
+    """Read how many live slots each group has as its entry says, without reading the slots.
+
+    Raises
+    ------
+    WireError
+        If the entries are cut off, or announce more than the model has.
+    """
+    return {group: count for group, _, count, _ in _entries(body, spec)}
+
+
+def _entries(body: bytes, spec: ModelSpec) -> Iterator[tuple[str, int, int, bytes]]:
+    """Yield each group, the number of its codec, its live slots and the bytes that hold them."""
+    start = 0
+    for group in spec.groups:
+        if len(body) - start < _ENTRY.size:
+            raise WireError(f"mask of {group}: cut off")
+        number, count, length = _ENTRY.unpack_from(body, start)
+        start += _ENTRY.size
+        entry, layout = body[start : start + length], spec.group_layout(group)
+        if len(entry) != length:
+            raise WireError(f"mask of {group}: cut off")
+        if not 0 < count <= layout.num_granules or len(entry) > bitmap_bytes(layout.num_slots):
+            raise WireError(
+                f"mask of {group}: {count} slots in {len(entry)} bytes for {layout.num_granules} "
+                "granules"
+            )
+        yield group, number, count, entry
+        start += length
+    if start != len(body):
+        raise WireError(f"{len(body) - start} bytes too many after the masks")
+
+
 def decode_masks(body: bytes, spec: ModelSpec, base: MaskSet | None) -> MaskSet:
     """Read what :func:`encode_masks` wrote; the result is checked with :func:`check_masks`.
 
@@ -104,23 +138,13 @@ def decode_masks(body: bytes, spec: ModelSpec, base: MaskSet | None) -> MaskSet:
     WireError
         If the bytes are cut off, too many, or do not give valid masks.
     """
-    masks, start = {}, 0
-    for group in spec.groups:
-        if len(body) - start < _ENTRY.size:
-            raise WireError(f"mask of {group}: cut off")
-        number, count, length = _ENTRY.unpack_from(body, start)
-        start += _ENTRY.size
-        entry = body[start : start + length]
-        if len(entry) != length:
-            raise WireError(f"mask of {group}: cut off")
+    masks = {}
+    for group, number, count, entry in _entries(body, spec):
         held = None if base is None else base[group]
         try:
             masks[group] = _decode_entry(number, entry, count, spec.group_layout(group), held)
         except WireError as error:
             raise WireError(f"mask of {group}: {error}") from None
-        start += length
-    if start != len(body):
-        raise WireError(f"{len(body) - start} bytes too many after the masks")
     check_masks(masks, spec)
     return masks
 
@@ -131,8 +155,6 @@ def _decode_entry(
     codec = next((codec for codec in MASK_CODECS.values() if codec.number == number), None)
     if codec is None or (codec.needs_base and base is None):
         raise WireError(f"mask codec {number} is not allowed here")
-    if not 0 < count <= layout.num_granules or len(entry) > bitmap_bytes(layout.num_slots):
-        raise WireError(f"{count} slots in {len(entry)} bytes for {layout.num_granules} granules")
     slots = codec.decode(entry, count, layout.num_slots, _NO_BASE if base is None else base)
     if len(slots) != count:
         raise WireError(f"a mask of {count} slots holds {len(slots)}")

@@ -41,6 +41,14 @@ class Rows:
     length: int
 
 
+def live_lengths(masks: MaskSet, spec: ModelSpec) -> list[int]:
+    """Return how many values of each sparse layer travel, padding left out."""
+    live = {layer: masks[group] for group, layers in spec.groups.items() for layer in layers}
+    return [
+        layout.live_weights(torch.tensor(live[layer])) for layer, layout in spec.layouts.items()
+    ]
+
+
 def live_rows(masks: MaskSet, spec: ModelSpec) -> list[Rows]:
     """List the live values of all sparse layers."""
     group_of = {layer: group for group, layers in spec.groups.items() for layer in layers}

@@ -31,7 +31,7 @@ class Buffered(ArrivalStrategy):
 
     def _judge(self, reply: Message, node: Node, mean: MaskedMean, outcome: ClientOutcome) -> None:
         flight, server, spec = self.landed, self.config.server, self.model.spec
-        counts = read_counts(reply, node.examples)
+        counts = read_counts(reply, node.examples, self.config.training.local_epochs)
         state = read_update(reply, spec, flight.sent, mask_may_change=False)
         self._note_landed_mask()
         staleness = self.record.round - flight.round

@@ -35,7 +35,8 @@ class SummedRounds(MestStrategy):
                 density: self.downlink.state(self.model, density)
                 for density in sorted({density for density, _ in nodes.values()})
             }
-            self._fold = MaskedFold(self.model.spec, offered, nodes)
+            epochs = self.config.training.local_epochs
+            self._fold = MaskedFold(self.model.spec, offered, nodes, epochs)
             self._sums_here = not isinstance(grid, SummingGrid)
             if isinstance(grid, SummingGrid):
                 grid.sum_in_workers(self._fold)

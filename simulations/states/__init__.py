@@ -1,6 +1,6 @@
 """What simulated clients keep between rounds: on disk, in the run folder."""
 
-from simulations.states.protocol import VersionedStates
+from simulations.states.protocol import StatesDigest, VersionedStates
 from simulations.states.store import DiskStates
 
-__all__ = ["DiskStates", "VersionedStates"]
+__all__ = ["DiskStates", "StatesDigest", "VersionedStates"]

@@ -1,10 +1,27 @@
 """What a run asks of a store of clients' states, beside what the engine does."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from mest_fed.errors import InputError
 from simulations.engine.states import States
+
+
+@dataclass(frozen=True)
+class StatesDigest:
+    """Tells whether states are those of a commit.
+
+    Parameters
+    ----------
+    step : int
+        Of the commit.
+    shards : tuple of str
+        A digest of each part of the store.
+    """
+
+    step: int
+    shards: tuple[str, ...]
 
 
 class VersionedStates(States, Protocol):
@@ -34,6 +51,9 @@ class VersionedStates(States, Protocol):
 
     def prune(self, keep_from: int) -> None:
         """Forget the commits of lower steps, and what only they need; the last commit stays."""
+
+    def digest(self) -> StatesDigest:
+        """Return the digest of the last commit. Nothing may be put since then."""
 
     def close(self) -> None:
         """Forget what was put since the last commit, and let go of files."""

@@ -3,21 +3,32 @@
 A version holds from the step ``since`` on, until another replaces it in the step ``until`` (none
 yet: null). What is pending belongs to the step after the last commit. The file has its own copy of
 each shared record that its states use, with the number of versions that use it.
+
+Each row has a digest of its content, which is checked whenever the row is read. The sum of the
+digests of the newest versions tells two contents of a file apart, and is kept up to date row by
+row (Bellare and Micciancio 1997, incremental hashing by sums). It finds damage; it is no defence
+against forgery.
 """
 
+import hashlib
 import json
 import sqlite3
+import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from flwr.app import ArrayRecord
 
-from simulations.states.codec import Row, record_to_bytes
+from mest_fed.errors import InputError
+from simulations.states.codec import Row, content_hash, record_from_bytes, record_to_bytes
+
+_MODULUS = 2**128
 
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS state (node INTEGER, since INTEGER, until INTEGER, own BLOB, "
-    "shared TEXT, PRIMARY KEY (node, since))",
+    "shared TEXT, digest BLOB, PRIMARY KEY (node, since))",
     "CREATE INDEX IF NOT EXISTS by_since ON state (since)",
     "CREATE INDEX IF NOT EXISTS by_until ON state (until) WHERE until IS NOT NULL",
     # Counts stand apart, so that a new one does not write the data again.
@@ -45,6 +56,25 @@ def connect(path: Path, tables: Iterable[str]) -> sqlite3.Connection:
     return database
 
 
+class _Version(NamedTuple):
+    since: int
+    row: Row
+    digest: bytes
+
+
+def _digest(node_id: int, since: int, own: bytes, shared: str) -> bytes:
+    """Return 128 bits of SHA-256 over what a row says."""
+    text = shared.encode()
+    digest = hashlib.sha256(struct.pack("<qqqq", node_id, since, len(own), len(text)))
+    digest.update(own)
+    digest.update(text)
+    return digest.digest()[:16]
+
+
+def _number(digest: bytes) -> int:
+    return int.from_bytes(digest)
+
+
 class Shard:
     """States of some nodes in one SQLite file.
 
@@ -55,27 +85,31 @@ class Shard:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._database = connect(path, _TABLES)
         self._uses: Counter[str] = Counter()
+        self._sum = 0
 
     def get(self, node_id: int) -> Row | None:
         """Return a node's newest version."""
         found = self._newest(node_id)
-        return None if found is None else found[1]
+        return None if found is None else found.row
 
     def put(
         self, node_id: int, step: int, row: Row | None, records: Mapping[str, ArrayRecord]
     ) -> None:
         """Set a node's version of the pending step; None ends the one before."""
         found = self._newest(node_id)
-        if (None if found is None else found[1]) == row:
+        if (None if found is None else found.row) == row:
             return
         self._begin()
-        if found is not None and found[0] == step:
-            self._delete("node = ? AND since = ?", node_id, step)
-        elif found is not None:
-            text = "UPDATE state SET until = ? WHERE node = ? AND since = ?"
-            self._database.execute(text, (step, node_id, found[0]))
+        if found is not None:
+            self._sum -= _number(found.digest)
+            if found.since == step:
+                self._delete("node = ? AND since = ?", node_id, step)
+            else:
+                text = "UPDATE state SET until = ? WHERE node = ? AND since = ?"
+                self._database.execute(text, (step, node_id, found.since))
         if row is None:
             return
         for key in row.shared.values():
@@ -83,15 +117,63 @@ class Shard:
             if not self._has(key):
                 data = record_to_bytes(records[key])
                 self._database.execute("INSERT INTO record VALUES (?, ?)", (key, data))
+        shared = json.dumps(row.shared)
+        digest = _digest(node_id, step, row.own, shared)
+        self._sum += _number(digest)
         self._database.execute(
-            "INSERT INTO state VALUES (?, ?, NULL, ?, ?)",
-            (node_id, step, row.own, json.dumps(row.shared)),
+            "INSERT INTO state VALUES (?, ?, NULL, ?, ?, ?)",
+            (node_id, step, row.own, shared, digest),
         )
 
-    def data(self, key: str) -> bytes | None:
-        """Return a shared record's bytes."""
+    def record(self, key: str) -> ArrayRecord:
+        """Return a shared record.
+
+        Raises
+        ------
+        InputError
+            If it is gone or damaged.
+        """
         found = self._database.execute("SELECT data FROM record WHERE hash = ?", (key,)).fetchone()
-        return None if found is None else bytes(found[0])
+        if found is None:
+            raise InputError(f"{self._path} is damaged: array record {key} is gone")
+        return self._checked_record(key, bytes(found[0]))
+
+    def digest(self) -> str:
+        """Return the digest of the newest versions, as hexadecimal digits."""
+        return f"{self._sum % _MODULUS:032x}"
+
+    def check(self, step: int, digest: str) -> None:
+        """Check that the versions of a step are whole, and those of a digest; change nothing.
+
+        All of the file is read: this is for a run that is resumed.
+
+        Raises
+        ------
+        InputError
+            If they are not: names the file.
+        """
+        (verdict,) = self._database.execute("PRAGMA integrity_check(1)").fetchone()
+        if verdict != "ok":
+            raise InputError(f"{self._path} is damaged: {' '.join(verdict.split())}")
+        total, uses = 0, Counter[str]()
+        text = "SELECT node, since, until, own, shared, digest FROM state"
+        for node, since, until, *stored in self._database.execute(text):
+            version = self._version(node, since, stored)
+            uses.update(version.row.shared.values())
+            if since <= step and (until is None or until > step):
+                total += _number(version.digest)
+        if f"{total % _MODULUS:032x}" != digest:
+            raise InputError(
+                f"{self._path} is damaged: the clients' states in it are not those of the "
+                f"checkpoint of round {step}"
+            )
+        records = set()
+        for key, data in self._database.execute("SELECT hash, data FROM record"):
+            self._checked_record(key, data)
+            records.add(key)
+        counted = dict(self._database.execute("SELECT hash, count FROM uses"))
+        if counted != uses or records != counted.keys():
+            raise InputError(f"{self._path} is damaged: array records are missing")
 
     def commit(self) -> None:
         """Write what is pending."""
@@ -107,6 +189,8 @@ class Shard:
         self._begin()
         self._delete("since > ?", step)
         self._database.execute("UPDATE state SET until = NULL WHERE until > ?", (step,))
+        digests = self._database.execute("SELECT digest FROM state WHERE until IS NULL")
+        self._sum = sum(_number(digest) for (digest,) in digests)
         self.commit()
 
     def prune(self, keep_from: int) -> None:
@@ -126,10 +210,29 @@ class Shard:
         text = "SELECT 1 FROM record WHERE hash = ?"
         return self._database.execute(text, (key,)).fetchone() is not None
 
-    def _newest(self, node_id: int) -> tuple[int, Row] | None:
-        text = "SELECT since, own, shared FROM state WHERE node = ? AND until IS NULL"
+    def _newest(self, node_id: int) -> "_Version | None":
+        text = "SELECT since, own, shared, digest FROM state WHERE node = ? AND until IS NULL"
         found = self._database.execute(text, (node_id,)).fetchone()
-        return None if found is None else (found[0], Row(bytes(found[1]), json.loads(found[2])))
+        return None if found is None else self._version(node_id, found[0], found[1:])
+
+    def _version(self, node_id: int, since: int, stored: Sequence[Any]) -> "_Version":
+        own, shared, digest = stored
+        try:
+            whole = _digest(node_id, since, own, shared) == digest
+        except (AttributeError, TypeError, UnicodeError, struct.error):  # of another type than ours
+            whole = False
+        if not whole:
+            raise InputError(f"{self._path} is damaged: the state of client {node_id} has changed")
+        return _Version(since, Row(bytes(own), json.loads(shared)), digest)
+
+    def _checked_record(self, key: str, data: bytes) -> ArrayRecord:
+        try:
+            record = record_from_bytes(data)
+        except Exception:  # what protobuf and Flower raise has no common base
+            record = None
+        if record is None or content_hash(record) != key:
+            raise InputError(f"{self._path} is damaged: array record {key} has changed")
+        return record
 
     def _delete(self, where: str, *values: int) -> None:
         """Delete versions; ``where`` is text of this file."""

@@ -10,16 +10,16 @@ from flwr.app import ArrayRecord, RecordDict
 
 from mest_fed.errors import InputError
 from simulations.states.cache import RecordCache
-from simulations.states.codec import from_row, record_from_bytes, to_row
+from simulations.states.codec import from_row, to_row
 from simulations.states.lock import FolderLock
-from simulations.states.protocol import check_commit, check_rewind
+from simulations.states.protocol import StatesDigest, check_commit, check_rewind
 from simulations.states.shard import Shard, connect
 
 #: Files that nodes are spread over. It belongs to the format: a folder keeps its number.
 SHARDS = 8
 #: Bytes of array records that are kept in memory.
 CACHE_BYTES = 64 * 1024 * 1024
-_FORMAT = 1
+_FORMAT = 2
 _TABLES = ("CREATE TABLE IF NOT EXISTS step (number INTEGER PRIMARY KEY)",)
 
 
@@ -34,6 +34,9 @@ class DiskStates:
     ----------
     folder : Path
         Made if it is missing. It is this process's own until :meth:`close`.
+    expected : StatesDigest, optional
+        What the folder must hold: states that are something else are refused, and nothing of them
+        is changed.
 
     Raises
     ------
@@ -41,7 +44,7 @@ class DiskStates:
         If another run uses the folder, or its files cannot be read or written; so do all methods.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, expected: StatesDigest | None = None) -> None:
         self._folder = folder
         self._threads = threading.RLock()  # Flower's older strategies call from a pool of threads
         self._cache = RecordCache(CACHE_BYTES)
@@ -54,13 +57,17 @@ class DiskStates:
         self._open: list[Shard | sqlite3.Connection] = []
         try:
             with self._work():
-                self._read_folder()
+                self._read_folder(expected)
         except InputError:
             self.close()
             raise
 
-    def _read_folder(self) -> None:
-        self._steps_file = connect(self._folder / "steps.db", _TABLES)
+    def _read_folder(self, expected: StatesDigest | None) -> None:
+        path = self._folder / "steps.db"
+        if expected is not None and not path.exists():
+            raise InputError(f"clients' states: {path} is missing")
+        with _naming(path):
+            self._steps_file = connect(path, _TABLES)
         self._open.append(self._steps_file)
         (found,) = self._steps_file.execute("PRAGMA user_version").fetchone()
         if found not in (0, _FORMAT):
@@ -68,14 +75,20 @@ class DiskStates:
         self._steps_file.execute(f"PRAGMA user_version = {_FORMAT}")
         rows = self._steps_file.execute("SELECT number FROM step ORDER BY number")
         self._steps = [int(number) for (number,) in rows]
+        if expected is not None:
+            check_rewind(expected.step, self._steps, str(path))
         self._shards = []
         for number in range(SHARDS):
             path = self._folder / f"states-{number}.db"
             if self._steps and not path.exists():
                 raise InputError(f"clients' states in {self._folder}: {path.name} is missing")
-            self._shards.append(Shard(path))
-            self._open.append(self._shards[-1])
-            self._shards[-1].rewind(self._last)
+            with _naming(path):
+                self._shards.append(Shard(path))
+                self._open.append(self._shards[-1])
+                if expected is not None:
+                    self._shards[-1].check(expected.step, expected.shards[number])
+        for shard in self._shards:  # after all were checked
+            shard.rewind(self._last)
 
     @property
     def _last(self) -> int:
@@ -112,6 +125,11 @@ class DiskStates:
             for shard in self._shards:
                 shard.rewind(step)
 
+    def digest(self) -> StatesDigest:
+        """See :meth:`VersionedStates.digest`."""
+        with self._work():
+            return StatesDigest(self._last, tuple(shard.digest() for shard in self._shards))
+
     def prune(self, keep_from: int) -> None:
         """See :meth:`VersionedStates.prune`."""
         with self._work():
@@ -136,10 +154,7 @@ class DiskStates:
     def _record(self, shard: Shard, key: str) -> ArrayRecord:
         record = self._cache.get(key)
         if record is None:
-            data = shard.data(key)
-            if data is None:
-                raise InputError(f"clients' states in {self._folder}: array record {key} is gone")
-            record = record_from_bytes(data)
+            record = shard.record(key)
             self._cache.remember(key, record)
         return record
 
@@ -154,3 +169,12 @@ class DiskStates:
             except sqlite3.Error as error:
                 self._broken = f"{error}; what was committed before is kept"
                 raise InputError(f"clients' states in {self._folder}: {self._broken}") from error
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name a file that SQLite cannot read."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise InputError(f"clients' states: {path} cannot be read: {error}") from error

@@ -146,3 +146,13 @@ def test_the_picture(monkeypatch, capsys, tmp_path):
     drawn = file.read_text(encoding="utf-8")
     for words in ("budget 4.2 MB", "resnet8 (width 0.5", "kept as int8", "the plan"):
         assert words in drawn
+
+
+def test_the_threads_of_the_device_are_planned_for(says):
+    def workspace(*options):
+        small = ("plan", "--model", "resnet8", "--width", "1", "--batch", "1", "--density", "0.3")
+        return json.loads(says(*small, *LARGE, "--json", *options))["parts"]["workspace"]
+
+    one, two, three = (workspace("--threads", count) for count in "123")
+    assert three - two == two - one > 0
+    assert workspace("--device", "rpi-4") == one  # as a simulation plans for it

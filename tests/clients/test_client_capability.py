@@ -1,6 +1,7 @@
 """Capability: which device a client is, what it may use, and what it tells the server."""
 
 import pytest
+import torch
 from client_parts import NODE_ID, context_of, small_config
 from flwr.app import Message, RecordDict
 
@@ -11,6 +12,8 @@ from mest_fed.errors import InputError
 from mest_fed.task import task_of
 
 CONFIG = small_config()
+#: A budget in which the scratch memory of each thread counts.
+TIGHT = 2_600_000
 
 
 def capability(partition=0, config=CONFIG, **node):
@@ -91,3 +94,30 @@ def test_what_the_server_is_told():
 def test_a_dense_client_holds_all_weights():
     config = small_config(sparsity={"method": "dense"})
     assert capability(config=config).plan.density == 1.0
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_device_plans_for_its_own_threads(threads):
+    before, config = torch.get_num_threads(), small_config(model={"width": 1.0})
+    torch.set_num_threads(threads)
+    try:
+        who = capability_of(task_of(config), context_of(config, budget=TIGHT))
+    finally:
+        torch.set_num_threads(before)
+    assert who.plan == task_of(config).plan(who.budget, who.device, threads)
+    other = task_of(config).plan(who.budget, who.device, threads + 1)
+    assert other.footprint != who.plan.footprint
+
+
+def test_a_device_that_gets_other_threads_plans_anew():
+    before, config = torch.get_num_threads(), small_config(model={"width": 1.0})
+    context = context_of(config, budget=TIGHT)
+    plans = []
+    try:
+        for threads in (1, 2, 1):
+            torch.set_num_threads(threads)
+            plans.append(capability_of(task_of(config), context).plan)
+    finally:
+        torch.set_num_threads(before)
+    assert plans[0] == plans[2]
+    assert plans[0].footprint != plans[1].footprint

@@ -20,7 +20,6 @@ def test_a_tiny_model_by_hand():
     assert trace.buffers == 0
     assert trace.image == 4 * 36
     assert trace.spec.sparse_weights == 72
-    assert trace.threads == torch.get_num_threads()
 
 
 def test_a_dense_model_has_no_scratch_and_no_groups():
@@ -108,5 +107,5 @@ def test_no_activation_outlives_the_trace(norm):
 
 def test_density_changes_nothing_but_the_skeleton():
     few, many = (trace_model(resnet("block", density), SMALL) for density in (0.1, 0.4))
-    for name in ("spec", "input_shape", "dense_parameters", "buffers", "threads"):
+    for name in ("spec", "input_shape", "dense_parameters", "buffers"):
         assert getattr(few, name) == getattr(many, name)

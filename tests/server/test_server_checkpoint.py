@@ -157,13 +157,13 @@ def test_a_wrong_header(tmp_path, header):
 
 def test_another_format(tmp_path):
     save_checkpoint(tmp_path / "c.npz", {}, {"format": 9})
-    with pytest.raises(InputError, match="has format 9; allowed: 1"):
+    with pytest.raises(InputError, match="has format 9; allowed: 2"):
         load_checkpoint(tmp_path / "c.npz")
 
 
 def test_pickled_objects_are_never_read(tmp_path):
     with (tmp_path / "c.npz").open("wb") as file:
-        np.savez(file, header=np.frombuffer(b'{"format": 1}', np.uint8), x=np.array([{"a": 1}]))
+        np.savez(file, header=np.frombuffer(b'{"format": 2}', np.uint8), x=np.array([{"a": 1}]))
     with pytest.raises(InputError, match="is not a whole checkpoint"):
         load_checkpoint(tmp_path / "c.npz")
 
@@ -185,7 +185,7 @@ def test_a_damaged_file_is_refused_or_unharmed(tmp_path_factory, data):
     except InputError:
         return
     assert arrays["x"].tolist() == list(range(30))
-    assert facts == {"format": 1, "round": 1, "known": {}}
+    assert facts == {"format": 2, "round": 1, "known": {}}
 
 
 def other_model(arrays, facts):

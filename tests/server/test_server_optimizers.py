@@ -5,8 +5,9 @@ import pytest
 from server_parts import column, line_model, line_state
 
 from mest_fed.errors import InputError
-from mest_fed.nn import SparseState
+from mest_fed.nn import ModelSpec, SparseState
 from server.aggregate import MaskedMean, PositionCache
+from server.global_model import GlobalModel
 from server.optimizers import build_optimizer
 
 OLD = np.array([1.0, -2.0], np.float32)
@@ -89,3 +90,18 @@ def test_only_what_clients_hold_is_stepped():
 def test_an_unknown_name_is_refused():
     with pytest.raises(InputError, match=r"server\.optimizer = 'sgd'.*fedavg, fedavgm, fedadam"):
         build_optimizer("sgd", 1.0, 0.9)
+
+
+def test_momentum_does_not_carry_a_running_variance_below_zero():
+    spec = ModelSpec({}, {}, {"mean": (1,), "var": (1,)}, frozenset({"var"}))
+
+    def state(value):
+        return SparseState({}, {}, {name: np.array([value], np.float32) for name in spec.dense})
+
+    model, optimizer = GlobalModel.from_state(spec, state(4.0)), build_optimizer("fedavgm", 1, 1)
+    for average in (2.0, 2.0, 0.0):  # 4 - 2 = 2; 2 - (2 + 0) = 0; 0 - (2 + 0) = -2
+        mean = MaskedMean(spec, PositionCache(spec))
+        mean.add(state(average), 1)
+        model.absorb(mean, optimizer)
+    assert model.dense["mean"].tolist() == [-2.0]
+    assert model.dense["var"].tolist() == [0.0]

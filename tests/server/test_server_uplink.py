@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from server_parts import metrics, random_masks, random_state, reply_with, spec_for
+from torch import nn
 
 from mest_fed.errors import WireError
-from mest_fed.nn import SparseState
+from mest_fed.nn import SparseState, model_spec, read_state
 from mest_fed.wire import UnknownMaskError, encode
 from mest_fed.wire.records import to_record
 from server.uplink import Counts, read_counts, read_update
@@ -29,7 +30,7 @@ def trained(masks=None):
 
 def counts_of(instruction, **changes):
     reply = Message(RecordDict({"metrics": metrics(20, **changes)}), reply_to=instruction)
-    return read_counts(reply, 20)
+    return read_counts(reply, 20, epochs=3)
 
 
 def read(reply, mask_may_change=False):
@@ -62,7 +63,8 @@ def test_another_number_of_examples_than_announced(instruction, examples):
 
 
 @pytest.mark.parametrize(
-    ("correct", "presented"), [(21, 20), (21, None), (1, 0), (5, -1), (5, 20.0), (5, [20])]
+    ("correct", "presented"),
+    [(21, 20), (21, None), (1, 0), (5, -1), (5, 20.0), (5, [20]), (0.5, 20)],
 )
 def test_impossible_presentations(instruction, correct, presented):
     with pytest.raises(WireError, match=f"{correct} right of .* presented is impossible"):
@@ -73,6 +75,43 @@ def test_a_loss_that_no_training_gives(instruction):
     # Sums of such losses would overflow, and no record could hold them.
     with pytest.raises(WireError, match="loss-sum = 1e\\+308"):
         counts_of(instruction, loss_sum=1e308)
+
+
+@pytest.mark.parametrize("presented", [61, 10**18])
+def test_more_presentations_than_the_order_allows(instruction, presented):
+    with pytest.raises(WireError, match=f"{presented} presented, more than 3 times 20 examples"):
+        counts_of(instruction, presented=presented)
+
+
+@pytest.mark.parametrize("value", [1.1e18, -3e38])
+@pytest.mark.parametrize("name", ["values", "dense"])
+def test_a_weight_whose_square_is_not_finite(instruction, name, value):
+    reply = reply_with(instruction, trained(), SPEC, 20)
+    spoiled = reply.content["arrays"][name].numpy().copy()
+    spoiled[0] = value
+    reply.content["arrays"][name] = Array(spoiled)
+    with pytest.raises(WireError, match=r"has a number beyond 1e\+18"):
+        read(reply)
+
+
+@pytest.mark.parametrize("value", [-1e-30, -1.0])
+@pytest.mark.parametrize("codec", ["fp32", "bf16"])
+def test_a_negative_running_variance(instruction, codec, value):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.InstanceNorm2d(4))
+    spec, sent = model_spec(net), read_state(net)
+    assert spec.non_negative == {"1.running_var"}
+    honest = SparseState({}, {}, {k: v.copy() for k, v in sent.dense.items()})
+    honest.dense["1.running_var"][:] = 0
+    honest.dense["1.running_mean"][:] = -5
+
+    def offered():
+        reply = Message(to_record(encode(honest, spec, values=codec)[0]), reply_to=instruction)
+        return read_update(reply, spec, sent, mask_may_change=False)
+
+    assert (offered().dense["1.running_mean"] == -5).all()
+    honest.dense["1.running_var"][2] = value
+    with pytest.raises(WireError, match=r"1\.running_var has a negative number"):
+        offered()
 
 
 def test_an_honest_update(instruction):

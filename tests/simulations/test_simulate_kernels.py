@@ -187,24 +187,11 @@ def test_a_damaged_table(tmp_path, timer, text):
     assert {path: path.read_bytes() for path in folder.glob("*") if path.is_file()} == before
 
 
-def test_a_missing_table_is_made_again_only_where_it_comes_out_the_same(tmp_path, timer):
-    folder = stopped(tmp_path / "tuned", tiny_config(**TUNED_CONFIG))
+@pytest.mark.parametrize("sections", [TUNED_CONFIG, {}], ids=["tuned", "rule"])
+def test_a_missing_table_is_not_made_again(tmp_path, timer, sections):
+    folder = stopped(tmp_path, tiny_config(**sections))
     (folder / "kernels.json").unlink()
     with pytest.raises(InputError, match=r"kernels\.json is missing"):
-        start(folder, resume=True)
-    folder = stopped(tmp_path / "rule", tiny_config())
-    (folder / "kernels.json").unlink()
-    start(folder, resume=True)
-    assert table_of(folder)["mode"] == "rule"
-    assert_same_run(folder, start(tmp_path / "whole", tiny_config()))
-
-
-def test_the_table_of_another_mode(tmp_path, timer):
-    folder = stopped(tmp_path, tiny_config(**TUNED_CONFIG))
-    config = folder / "config.toml"
-    text = config.read_text(encoding="utf-8").replace('"tuned"', '"rule"')
-    config.write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match=r"mode = 'tuned' is not allowed; allowed: rule"):
         start(folder, resume=True)
 
 

@@ -193,20 +193,20 @@ def test_a_damaged_checkpoint(tmp_path):
     assert len(read_rows(folder, "rounds")) == 4
 
 
-def test_the_checkpoint_of_another_model(tmp_path):
+def test_the_configuration_of_another_model(tmp_path):
     folder = stopped(tmp_path / "run", tiny_config(), StopAfter(1))
     config = folder / "config.toml"
     text = config.read_text(encoding="utf-8").replace("width = 0.25", "width = 0.5")
     config.write_text(text, encoding="utf-8")
     before = (folder / "rounds.jsonl").read_bytes()
-    with pytest.raises(InputError, match="the checkpoint is not of this run"):
+    with pytest.raises(InputError, match=r"config\.toml has changed since the run wrote it"):
         start(folder, resume=True)
     assert (folder / "rounds.jsonl").read_bytes() == before
 
 
 def test_a_log_that_is_no_json(tmp_path):
     folder = stopped(tmp_path / "run", tiny_config(), StopAfter(1))
-    (folder / "rounds.jsonl").write_text("{}\nnonsense\n", encoding="utf-8")
+    (folder / "rounds.jsonl").write_text('{"round": 0}\nnonsense\n', encoding="utf-8")
     with pytest.raises(InputError, match=r"rounds\.jsonl, line 2: "):
         start(folder, resume=True)
 

@@ -198,10 +198,10 @@ def test_damaged_and_missing_files(tmp_path):
 
 
 def test_a_store_of_another_format(tmp_path, monkeypatch):
-    monkeypatch.setattr("simulations.states.store._FORMAT", 2)
+    monkeypatch.setattr("simulations.states.store._FORMAT", 3)
     DiskStates(tmp_path).close()
     monkeypatch.undo()
-    with pytest.raises(InputError, match="has format 2; allowed: 1"):
+    with pytest.raises(InputError, match="has format 3; allowed: 2"):
         DiskStates(tmp_path)
 
 

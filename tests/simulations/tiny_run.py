@@ -45,7 +45,7 @@ def tiny_config(**sections):
 
 def budget_for(density, **sections):
     """Return the smallest budget within which a plan keeps a density."""
-    planner = Task(tiny_config(**sections)).planner
+    planner = Task(tiny_config(**sections)).planner()
     shape = replace(planner.wish.shape, density=density)
     kept = ("density", "momentum", "frozen")
     levers = [lever for lever in planner.wish.levers() if lever.name not in kept]

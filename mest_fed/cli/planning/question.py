@@ -44,6 +44,7 @@ class Question:
     batch: int
     image: str
     classes: int
+    threads: int = 1
 
     @property
     def channels_by(self) -> float:
@@ -103,7 +104,8 @@ class Question:
             sparse=self.sparse,
             batch_statistics=self.norm == "batch",
         )
-        return Planner(self.trace, Setting(build_method(self.method, self.density)), wished)
+        setting = Setting(build_method(self.method, self.density), threads=self.threads)
+        return Planner(self.trace, setting, wished)
 
 
 def read_preference(text: str | None) -> tuple[str, ...] | None:
