@@ -29,9 +29,18 @@ from simulations.engine.worker import one_line
 
 #: Seconds that a cluster may take to answer, which takes milliseconds.
 ANSWER_SECONDS = 5
-#: Of free memory, for what Ray's processes share. Ray's own rule, which takes the host's memory.
+#: Of free memory, for what Ray's processes share: Ray's own rule, but of what a limit leaves. It
+#: refuses less than 75 MiB, and more than 10 GB where /dev/shm is smaller.
 _SHARED_PART = 0.3
-_LEAST_SHARED = 80 << 20
+_SHARED_BYTES = (80 << 20, 10**10)
+#: Of Ray's processes, by their environment. The names that Ray gives them stay out of that. No
+#: worker starts before it is asked for: where one such dies, ``ray.init`` would wait for ever. One
+#: that dies before it has told Ray of itself is missed after 30 s instead of 60.
+_OPTIONS = {
+    "SPT_NOENV": "1",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_worker_register_timeout_seconds": "30",
+}
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
 
 
@@ -96,16 +105,20 @@ class Session:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is for the driver
             )
-        # The second keeps the names that Ray gives its processes out of their environments.
-        with _environment({marked.NAME: mark, "SPT_NOENV": "1"}):
+        with _environment({marked.NAME: mark} | _OPTIONS):
             # "local" starts a session even where RAY_ADDRESS names a cluster.
             ray.init(
                 "local",
                 num_cpus=workers,
                 include_dashboard=False,
-                object_store_memory=max(_LEAST_SHARED, int(_SHARED_PART * free_memory())),
+                object_store_memory=_shared_bytes(),
                 **_QUIET,
             )
+
+
+def _shared_bytes() -> int:
+    least, most = _SHARED_BYTES
+    return max(least, min(most, int(_SHARED_PART * free_memory())))
 
 
 @contextmanager

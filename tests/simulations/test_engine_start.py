@@ -196,6 +196,27 @@ def test_processes_of_a_driver_that_has_gone_end_with_the_next_start() -> None:
         process.wait()
 
 
+@pytest.mark.slow
+def test_a_worker_that_is_killed_before_ray_knows_it_is_replaced(
+    undisturbed: list[object],
+) -> None:
+    killed: list[psutil.Process] = []
+
+    def kill() -> None:
+        while not killed:
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    if process.name().startswith("ray::IDLE") and not killed:
+                        process.kill()
+                        killed.append(process)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    assert play(make_executor("grid_apps:app", 2)) == undisturbed
+    killer.join(1)
+    assert killed
+
+
 def marked_processes() -> list[int]:
     """Return this process's descendants that are marked as those of a session."""
     found = []
