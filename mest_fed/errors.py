@@ -3,12 +3,16 @@
 MestFedError
 ├── InputError      what a person typed or a file holds is wrong; the CLI prints one line, status 2
 │   └── BudgetError     no plan fits into the given bytes
-└── WireError       a message from the network is not acceptable; costs only that message
+├── WireError       a message from the network is not acceptable; costs only that message
+└── RefusedError    a server does not take this device, or there is none; status 4
 
 DensityWarning      a model that was made sparse is much denser than what was asked for
 """
 
 from collections.abc import Iterable
+
+#: How the reason of a round begins that failed for its memory, and for want of memory.
+OVER_BUDGET, OUT_OF_MEMORY = "over the memory budget", "out of memory"
 
 
 class MestFedError(Exception):
@@ -29,6 +33,10 @@ class WireError(MestFedError):
 
 class DensityWarning(UserWarning):
     """A model that was made sparse is, as a whole, much denser than what was asked for."""
+
+
+class RefusedError(MestFedError):
+    """A server does not take this device, or none answers; the text is the reason."""
 
 
 def not_allowed(key: str, value: object, allowed: Iterable[object] | str) -> InputError:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clients.memory_watch import OVER_BUDGET
+from mest_fed.errors import OVER_BUDGET
 from mest_fed.memory import Footprint, Plan
 from mest_fed.nn import ModelSpec, SparseState
 from mest_fed.task import Task

@@ -9,8 +9,8 @@ import clients.memory_watch
 import clients.plans
 from clients.capability import capability_of
 from clients.client_app import app
-from clients.memory_watch import OVER_BUDGET, OverBudgetError, RoundMemory, limit_guard
-from mest_fed.errors import InputError
+from clients.memory_watch import OverBudgetError, RoundMemory, limit_guard
+from mest_fed.errors import OVER_BUDGET, InputError
 from mest_fed.memory.meter import PeakMeter
 from mest_fed.task import task_of
 from mest_fed.training import LocalTrainer, OptimizerSettings
@@ -70,7 +70,7 @@ def test_a_plan_is_made_once_and_kept(monkeypatch):
 
 
 def test_a_plan_that_was_measured_over_the_budget_never_trains(monkeypatch):
-    monkeypatch.setattr("clients.client_app.train_round", None)  # whoever trains fails otherwise
+    monkeypatch.setattr("clients.handlers.train_round", None)  # whoever trains fails otherwise
     context = context_of(CONFIG, **{"budget": "100MB", "measured-peak": 100 * MB + 1})
     with pytest.raises(OverBudgetError, match=rf"{OVER_BUDGET}: .*\(measured\) of 100 MB"):
         train(context)
@@ -88,15 +88,20 @@ def test_a_device_measures_itself(monkeypatch):
     assert reply.content["metrics"]["micro-batch-halved"] == 0
 
 
+def test_a_device_without_limit_or_budget_measures_itself_too(monkeypatch):
+    monkeypatch.setattr(PeakMeter, "added", 12_345_678)
+    monkeypatch.setattr("clients.memory_watch.alone", lambda: True)
+    assert train(context_of(CONFIG)).content["metrics"]["measured-peak"] == 12_345_678
+
+
 def test_a_device_over_its_budget_fails_its_round(monkeypatch):
-    monkeypatch.setattr(PeakMeter, "so_far", lambda *_: 10**12)
-    monkeypatch.setattr(clients.memory_watch.PeakMeter, "exact", True, raising=False)
+    monkeypatch.setattr(PeakMeter, "added", 10**12)
     with pytest.raises(OverBudgetError, match=OVER_BUDGET):
         train(context_of(CONFIG, budget="500MB"))
 
 
 def test_whoever_shares_a_process_is_not_measured(monkeypatch):
-    monkeypatch.setattr(PeakMeter, "so_far", lambda *_: 10**12)
+    monkeypatch.setattr(PeakMeter, "added", 10**12)
     assert train(context_of(CONFIG)).content["metrics"]["measured-peak"] == 0
 
 

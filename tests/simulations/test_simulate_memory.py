@@ -5,8 +5,7 @@ import json
 import pytest
 from tiny_run import StopAfter, read_rows, read_summary, tiny_config
 
-from clients.memory_watch import OVER_BUDGET
-from mest_fed.errors import InputError
+from mest_fed.errors import OVER_BUDGET, InputError
 from simulations.probe import Probe
 from simulations.simulate import Interrupted, open_run
 from simulations.watching.observers import Observers
