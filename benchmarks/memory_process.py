@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from train_contestants import sgd
 
 from mest_fed.memory import saving
-from mest_fed.memory.meter import PeakMeter
+from mest_fed.memory.meter import PeakMeter, read_counters
 from mest_fed.memory.rehearsal import rehearse
 from mest_fed.nn import Sparsity, build_model
 from mest_fed.nn.sgd import SGD
@@ -92,7 +92,8 @@ def main() -> None:
     case = Case.of(json.load(sys.stdin))
     torch.set_num_threads(case.threads)
     batch = Images.draw(case.batch)
-    imported = PeakMeter().now()
+    now = read_counters()
+    imported = now.anonymous + now.files
     if case.side == "ours":
         rehearse(None if case.scheme == "dense" else case.scheme)
     else:

@@ -67,8 +67,7 @@ def _left(task: Task, limit: int, margin: float) -> int:
 def _warm_up(task: Task) -> None:
     """Bring in what is there before training whatever the plan: data, libraries, the planner.
 
-    Measured with torch 2.13 and flwr-datasets 0.6: 195 MB for sharing data out, 36 MB for planning
-    and 20 MB for a first training step.
+    Measured with torch 2.13: 36 MB for planning and 20 MB for a first training step.
     """
     len(task.partitions)
     sparsity = task.config.sparsity

@@ -2,32 +2,29 @@
 
 import logging
 
-from flwr.app import Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 import mest_fed
-from clients.capability import Capability, capability_of, capability_record
-from clients.kernels import device_kernels
-from clients.local_round import RoundOrder, evaluate_round, train_round
-from clients.memory_watch import OverBudgetError, limit_guard, watched
-from clients.state import ClientState
-from mest_fed.errors import WireError
-from mest_fed.nn import SparseState
+from clients.isolation import alone, isolated
+from mest_fed.errors import OutOfMemoryError, OverBudgetError
 from mest_fed.schema import FailureKind, code_of_failure
-from mest_fed.task import Task, task_from_run_config
-from mest_fed.wire import decode, encode, mask_hash
-from mest_fed.wire.records import from_record, to_record
 
 logging.getLogger(__name__).info("mest-fed %s from %s", mest_fed.__version__, mest_fed.__file__)
+
+if not alone():
+    import clients.handlers  # noqa: F401  (a device alone imports it in the child that needs it)
 
 app = ClientApp()
 
 
 @app.query()
+@isolated
 def query(message: Message, context: Context) -> Message:
     """Tell the server what this device is and how it will train."""
-    task = task_from_run_config(context.run_config)
-    return Message(capability_record(task, capability_of(task, context)), reply_to=message)
+    from clients.handlers import query as answer
+
+    return answer(message, context)
 
 
 @app.train()
@@ -37,8 +34,15 @@ def train(message: Message, context: Context) -> Message:
         return _train(message, context)
     except OverBudgetError as error:
         return _failure(FailureKind.OVER_BUDGET, error, message)
-    except MemoryError as error:
+    except (OutOfMemoryError, MemoryError) as error:
         return _failure(FailureKind.OUT_OF_MEMORY, error, message)
+
+
+@isolated
+def _train(message: Message, context: Context) -> Message:
+    from clients.handlers import train as answer
+
+    return answer(message, context)
 
 
 def _failure(kind: FailureKind, error: Exception, message: Message) -> Message:
@@ -46,67 +50,10 @@ def _failure(kind: FailureKind, error: Exception, message: Message) -> Message:
     return Message(Error(code_of_failure(kind), reason), reply_to=message)
 
 
-def _train(message: Message, context: Context) -> Message:
-    task, who, kept = _open(context)
-    received = _receive(task, message, kept)
-    config = message.content.config_records["mest"]
-    order = RoundOrder(int(config["round"]), bool(config["mutate"]))
-    with device_kernels(task, who, kept), watched(task, who, context) as memory:
-        guard = limit_guard(task, context, memory)
-        result = train_round(task, received, order, who, kept, guard=guard)
-    payload, residual = encode(
-        result.state,
-        task.spec,
-        values=task.config.wire.upload,
-        known=received.masks,
-        reference=received,
-        residual=kept.residual,
-    )
-    kept.residual = residual
-    metrics = {
-        "num-examples": task.example_counts(who.partition)[0],
-        "presented": result.tally.examples,
-        "loss-sum": result.tally.loss,
-        "correct": result.tally.correct,
-        "flops-dense": result.work_dense,
-        "flops-sparse": result.work_sparse,
-        "density": result.state.density(task.spec),
-        "predicted-peak": who.plan.footprint.total,
-        "measured-peak": memory.peak,
-        "micro-batch-halved": int(memory.halved),
-    }
-    content = to_record(payload)
-    content["metrics"] = MetricRecord(metrics)
-    return Message(content, reply_to=message)
-
-
 @app.evaluate()
+@isolated
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the global model on this client's held-out examples."""
-    task, who, kept = _open(context)
-    received = _receive(task, message, kept)
-    with device_kernels(task, who, kept):
-        tally = evaluate_round(task, received, who)
-    metrics = {
-        "num-examples": tally.examples,
-        "loss-sum": tally.loss,
-        "correct": tally.correct,
-    }
-    return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+    from clients.handlers import evaluate as answer
 
-
-def _open(context: Context) -> tuple[Task, Capability, ClientState]:
-    task = task_from_run_config(context.run_config)
-    return task, capability_of(task, context), ClientState(context)
-
-
-def _receive(task: Task, message: Message, kept: ClientState) -> SparseState:
-    payload = from_record(message.content)
-    masks = kept.masks
-    known = {mask_hash(masks): masks} if masks else {}
-    try:
-        state = decode(payload, task.spec, known=known)
-    except WireError as error:
-        raise WireError(f"the server's message was rejected: {error}") from None
-    kept.masks = state.masks
-    return state
+    return answer(message, context)

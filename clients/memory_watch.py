@@ -12,7 +12,8 @@ from logging import getLogger
 from flwr.app import Context
 
 from clients.capability import Capability
-from mest_fed.errors import MestFedError
+from clients.isolation import alone
+from mest_fed.errors import OverBudgetError
 from mest_fed.memory.limit import limit_of_process, usage
 from mest_fed.memory.meter import PeakMeter
 from mest_fed.memory.rehearsal import rehearse
@@ -21,10 +22,6 @@ from mest_fed.training import LocalTrainer
 from mest_fed.units import format_bytes
 
 log = getLogger("flwr.mest_fed")
-
-
-class OverBudgetError(MestFedError):
-    """Training took, or would take, more memory than the device's budget; its round has failed."""
 
 
 @dataclass
@@ -61,13 +58,19 @@ def watched(task: Task, who: Capability, context: Context) -> Iterator[RoundMemo
     if not _is_a_device(context):
         yield memory
         return
-    sparsity = task.config.sparsity
-    rehearse(None if sparsity.method == "dense" else sparsity.scheme)
+    prepare(task, who.partition)
     with PeakMeter() as meter:
         yield memory
     memory.peak = meter.added
-    if meter.exact:
-        _hold(meter.added, who.budget)
+    _hold(meter.added, who.budget)
+
+
+def prepare(task: Task, partition: int) -> None:
+    """Bring in what is there before training whatever the plan: data, and libraries' code."""
+    examples, _ = task.examples(partition)
+    task.data.train.touch(examples)
+    sparsity = task.config.sparsity
+    rehearse(None if sparsity.method == "dense" else sparsity.scheme)
 
 
 def limit_guard(
@@ -102,8 +105,8 @@ def limit_guard(
 
 
 def _is_a_device(context: Context) -> bool:
-    """Whether the node is by itself: it says what memory it may take."""
-    return "budget" in context.node_config or "memory-limit" in context.node_config
+    """Whether the process plays this node alone: it says so, or the node what it may take."""
+    return alone() or any(key in context.node_config for key in ("budget", "memory-limit"))
 
 
 def _hold(peak: int, budget: int) -> None:

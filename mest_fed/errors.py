@@ -3,7 +3,9 @@
 MestFedError
 ├── InputError      what a person typed or a file holds is wrong; the CLI prints one line, status 2
 │   └── BudgetError     no plan fits into the given bytes
-└── WireError       a message from the network is not acceptable; costs only that message
+├── OverBudgetError, OutOfMemoryError       a round of training took too much; costs that round
+├── WireError       a message from the network is not acceptable; costs only that message
+└── RefusedError    a server does not take this device, or there is none; status 4
 
 DensityWarning      a model that was made sparse is much denser than what was asked for
 """
@@ -23,12 +25,24 @@ class BudgetError(InputError):
     """No plan fits into the given number of bytes."""
 
 
+class OverBudgetError(MestFedError):
+    """Training took, or would take, more memory than the device's budget; its round has failed."""
+
+
+class OutOfMemoryError(MestFedError):
+    """There was no memory left to train; the device's round has failed."""
+
+
 class WireError(MestFedError):
     """A message from the network was rejected; the text is the reason."""
 
 
 class DensityWarning(UserWarning):
     """A model that was made sparse is, as a whole, much denser than what was asked for."""
+
+
+class RefusedError(MestFedError):
+    """A server does not take this device, or none answers; the text is the reason."""
 
 
 def not_allowed(key: str, value: object, allowed: Iterable[object] | str) -> InputError:

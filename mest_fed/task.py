@@ -4,8 +4,9 @@ A process builds it once: data, model and trace are shared by all clients that i
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from mest_fed.data import (
     hold_out,
     image_shape,
     load_dataset,
+    load_own,
     load_partitions,
     num_held_out,
     partition,
@@ -47,6 +49,19 @@ MIN_MICRO_BATCH = {"batch": 8, "group": 1}
 Examples = npt.NDArray[np.int64]
 
 
+class _Everything(Sequence[Examples]):
+    """The partitions of a device's own data: one, whatever its number is."""
+
+    def __init__(self, examples: Examples) -> None:
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, partition: Any) -> Any:
+        return self._examples
+
+
 @dataclass(frozen=True)
 class Task:
     """Data, model and schedules of one configuration.
@@ -55,9 +70,13 @@ class Task:
     ----------
     config : RunConfig
         The run.
+    own_data : str
+        Where a device's own examples are, which are then all that there is; empty where devices
+        share a data set.
     """
 
     config: RunConfig
+    own_data: str = ""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -66,12 +85,17 @@ class Task:
 
     @cached_property
     def data(self) -> DataSplit:
-        """Training and central test data."""
+        """Training and central test data; a device's own examples have no test data."""
+        if self.own_data:
+            own = load_own(self.config.data.name, self.own_data)
+            return DataSplit(own, replace(own, images=own.images[:0], labels=own.labels[:0]))
         return _load_once(self.config.data.name, self.config.data.path)
 
     @cached_property
     def partitions(self) -> Sequence[Examples]:
         """Training examples of each device; drawn one by one where the data is ``sampled``.
+
+        A device's own examples are the partition of any number.
 
         Raises
         ------
@@ -79,6 +103,8 @@ class Task:
             If the data cannot be loaded or shared out among so many devices.
         """
         data, devices = self.config.data, self.config.fleet.devices
+        if self.own_data:
+            return _Everything(np.arange(len(self.data.train)))
         if data.partition_file:
             parts = load_partitions(data.partition_file, num_examples=len(self.data.train))
             if len(parts) != devices:
@@ -103,7 +129,8 @@ class Task:
     @property
     def draws_examples(self) -> bool:
         """Whether each device's examples are drawn when they are asked for, and are in no file."""
-        return self.config.data.partition == "sampled" and not self.config.data.partition_file
+        data = self.config.data
+        return data.partition == "sampled" and not data.partition_file and not self.own_data
 
     @cached_property
     def devices(self) -> Assignment:
@@ -266,14 +293,14 @@ _profile_once = lru_cache(maxsize=64)(load_profile)
 
 
 @lru_cache(maxsize=2)
-def task_of(config: RunConfig) -> Task:
+def task_of(config: RunConfig, own_data: str = "") -> Task:
     """Return this process's task of a configuration."""
-    return Task(config)
+    return Task(config, own_data)
 
 
-def task_from_run_config(run_config: Mapping[str, Scalar]) -> Task:
-    """Return this process's task of a Flower run config."""
-    return _task_of_items(tuple(sorted(run_config.items())))
+def task_from_run_config(run_config: Mapping[str, Scalar], own_data: str = "") -> Task:
+    """Return this process's task of a Flower run config, with a device's own data if it has any."""
+    return _task_of_items(tuple(sorted(run_config.items())), own_data)
 
 
 def furnish(
@@ -290,5 +317,5 @@ def furnish(
 
 
 @lru_cache(maxsize=8)
-def _task_of_items(items: tuple[tuple[str, Scalar], ...]) -> Task:
-    return task_of(from_flat(dict(items)))
+def _task_of_items(items: tuple[tuple[str, Scalar], ...], own_data: str) -> Task:
+    return task_of(from_flat(dict(items)), own_data)

@@ -83,6 +83,7 @@ def _key(config: RunConfig, kernels: Table, plan: Plan) -> str:
         "seed": config.run.seed,
         "kernels": choices_to_rows(kernels)["rows"],
         "plan": _shape(plan),
+        "counted": "anonymous memory",
         "versions": {name: version(name) for name in _VERSIONS},
         "machine": (platform.machine(), platform.libc_ver(), variant()),
     }

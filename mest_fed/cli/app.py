@@ -6,8 +6,8 @@ import typer
 from rich.console import Console
 
 import mest_fed
-from mest_fed.cli.status import FAILED, WRONG_INPUT
-from mest_fed.errors import InputError, MestFedError
+from mest_fed.cli.status import FAILED, REFUSED, WRONG_INPUT
+from mest_fed.errors import InputError, MestFedError, RefusedError
 
 app = typer.Typer(
     name="mest-fed",
@@ -49,7 +49,7 @@ def main() -> None:
         sys.exit(WRONG_INPUT)
     except MestFedError as error:
         errors.print("[bold red]error:[/bold red]", _one_line(error), markup=True)
-        sys.exit(FAILED)
+        sys.exit(REFUSED if isinstance(error, RefusedError) else FAILED)
 
 
 def _one_line(error: Exception) -> str:

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
 
 from mest_fed.errors import MestFedError
@@ -92,21 +91,18 @@ def measure_client_app(environment: Mapping[str, str]) -> Weight:
     MestFedError
         If it cannot be imported.
     """
-    return _weigh(["flwr-clientapp", "clients.client_app"], environment)
+    return _weigh(["flwr-clientapp", "clients.handlers"], environment)
 
 
 def measure_reserved(environment: Mapping[str, str]) -> int:
     """Measure the address space that a ClientApp reserves beyond what is resident, in bytes.
-
-    With the libraries that share out the data, if they are installed: they reserve a gigabyte.
 
     Raises
     ------
     MestFedError
         If something cannot be imported.
     """
-    sharing = ["flwr_datasets.partitioner"] if find_spec("flwr_datasets") else []
-    return _weigh(["flwr-clientapp", "clients.client_app", *sharing], environment).reserved
+    return measure_client_app(environment).reserved
 
 
 def _weigh(what: Sequence[str], environment: Mapping[str, str]) -> Weight:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -14,23 +15,50 @@ from mest_fed.cli.environment import node_environment
 from mest_fed.cli.extras import needs
 from mest_fed.cli.node_config import write_node_config
 from mest_fed.cli.node_memory import MARGIN, MemoryWish
-from mest_fed.cli.supervise import become_supervisor
+from mest_fed.cli.superlink import Link, as_argument, wait_for_superlink
+from mest_fed.cli.supervise import Job, become_supervisor
 from mest_fed.devices import load_profile
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.memory.limit import limit_memory
 
 _SUPERNODE = "flower-supernode"
+#: Options of Flower's node that are set here -> by which of ours.
+_OURS = {
+    "--superlink": "--superlink",
+    "--insecure": "--insecure",
+    "--root-certificates": "--root-certificates",
+    "--auth-supernode-private-key": "--auth-key",
+    "--port": "--port",
+    "--node-config": "--partition, --data, --device, --budget and --memory-limit",
+}
 
 
 def client(
     superlink: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="The SuperLink's address for nodes.")
+        str, typer.Option(metavar="HOST:PORT", help="The SuperLink's address; its port is 8000.")
     ],
-    partition: Annotated[int, typer.Option(help="Which share of the data this device holds.")],
     device: Annotated[str, typer.Option(help="Profile name or path of a TOML file.")],
+    partition: Annotated[
+        int | None, typer.Option(help="Which share of the run's data set this device holds.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Where the run's data set is on this device; without --partition, the device's "
+            "own examples (an .npz file of images and labels, or a folder as of the data set).",
+        ),
+    ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Connect without TLS.")] = False,
     root_certificates: Annotated[
         Path | None, typer.Option(metavar="FILE", help="PEM file to know the SuperLink by.")
+    ] = None,
+    auth_key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="This device's private key (OpenSSH, ECDSA), registered with the SuperLink.",
+        ),
     ] = None,
     budget: Annotated[
         str | None,
@@ -47,50 +75,76 @@ def client(
     port: Annotated[
         int | None, typer.Option(help="Of the node's ClientApp API; a free one if left out.")
     ] = None,
+    wait: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long to wait for a SuperLink to answer.")
+    ] = 60.0,
+    supernode: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- OPTIONS]", help="Further options of flower-supernode."),
+    ] = None,
 ) -> None:
-    """Run this machine as a device of a federation, within a memory limit or budget."""
+    """Run this machine as a device of a federation, within a memory limit or budget.
+
+    Exit status: 2 if an option, a file or a certificate is wrong; 4 if no SuperLink answers, or it
+    refuses this device; 1 if the node fails; 130 after Ctrl-C, 143 after SIGTERM.
+    """
     needs("client", "flwr", "pydantic")
-    link = _link(superlink, insecure, root_certificates)
-    if partition < 0:
-        raise not_allowed("--partition", partition, "a whole number from 0")
+    link = Link.read(superlink, insecure, root_certificates, auth_key)
+    place = _place(partition, data)
+    further = _further(supernode or [])
+    if not wait >= 0:
+        raise not_allowed("--wait", wait, "a number of seconds from 0")
     profile = load_profile(device)
     name = str(Path(device).resolve()) if device.endswith(".toml") else device
-    config: dict[str, int | float | str] = {"partition-id": partition, "device": name}
+    config: dict[str, int | float | str] = {**place, "device": name}
     wish = MemoryWish.read(budget, memory_limit, margin)
     environment = node_environment()
-    supernode = shutil.which(_SUPERNODE, path=environment["PATH"])
-    if supernode is None:
+    program = shutil.which(_SUPERNODE, path=environment["PATH"])
+    if program is None:
         raise InputError(f"{_SUPERNODE} is not on the PATH; run: pip install 'mest-fed[client]'")
     local = ("--port", str(_port(port)))
+    wait_for_superlink(link, wait)
     baseline = measure_baseline(environment)
     text = write_node_config(config | wish.node_config())
-    command = [supernode, *link, *local, "--node-config", text]
+    command = [program, *link.options(), *local, "--node-config", text, *further]
+    job = Job(command, as_argument(link), limit=str(memory_limit or ""))
     if wish.limit is None:
         wish.check_budget(profile, baseline)
         typer.echo(wish.budget_in_words(profile, baseline))
-        become_supervisor(command, environment, None, "")
+        become_supervisor(job, environment)
     wish.check_limit()
     with limit_memory(wish.limit, reserved=partial(measure_reserved, environment)) as held:
         typer.echo(wish.limit_in_words(held, baseline))
-        become_supervisor(command, environment, held.confinement, str(memory_limit))
+        become_supervisor(replace(job, stay=held.confinement), environment)
 
 
-def _link(superlink: str, insecure: bool, certificates: Path | None) -> list[str]:
-    """Return Flower's options for the connection."""
-    host, _, port = superlink.rpartition(":")
-    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise not_allowed("--superlink", superlink, "HOST:PORT, such as 192.168.1.10:9092")
-    if insecure == (certificates is not None):
-        given = "both" if insecure else "neither"
+def _place(partition: int | None, data: Path | None) -> dict[str, int | float | str]:
+    """Return what the node config says of this device's data."""
+    if partition is None and data is None:
         raise InputError(
-            f"--insecure, --root-certificates: {given} of them is not allowed; "
-            "allowed: either --insecure or --root-certificates FILE"
+            "--partition, --data: neither of them is not allowed; allowed: --partition N of the "
+            "run's data set, or --data PATH of this device's own examples, or both"
         )
-    if certificates is None:
-        return ["--superlink", superlink, "--insecure"]
-    if not certificates.is_file() or not os.access(certificates, os.R_OK):
-        raise not_allowed("--root-certificates", str(certificates), "a PEM file that can be read")
-    return ["--superlink", superlink, "--root-certificates", str(certificates)]
+    if partition is not None and partition < 0:
+        raise not_allowed("--partition", partition, "a whole number from 0")
+    place: dict[str, int | float | str] = {}
+    if partition is not None:
+        place["partition-id"] = partition
+    if data is not None:
+        path = data.expanduser()
+        if not path.exists() or not os.access(path, os.R_OK):
+            raise not_allowed("--data", str(data), "a file or folder that can be read")
+        place["data"] = str(path.resolve())
+    return place
+
+
+def _further(options: list[str]) -> list[str]:
+    """Check the options for Flower's node that stand after ``--``."""
+    for option in options:
+        name = option.partition("=")[0]
+        if name in _OURS:
+            raise InputError(f"{name} after -- is not allowed; allowed: {_OURS[name]} before --")
+    return options
 
 
 def _port(port: int | None) -> int:

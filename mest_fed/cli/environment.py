@@ -8,8 +8,14 @@ from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT
 
 
 def node_environment() -> dict[str, str]:
-    """Return the environment of the node; Flower finds its own commands by the PATH."""
+    """Return the environment of the node; Flower finds its own commands by the PATH.
+
+    Each ClientApp plays this device alone (``clients/isolation.py``).
+    """
     scripts = Path(sys.executable).parent
     path = f"{scripts}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     quiet = {"FLWR_TELEMETRY_ENABLED": "0"}
-    return quiet | os.environ | ALLOCATOR_ENVIRONMENT | {"PATH": path}
+    ours = {"PATH": path, "MEST_FED_DEVICE": "1"}
+    for name in ("NO_PROXY", "no_proxy"):  # its processes speak HTTP with each other
+        ours[name] = ",".join(filter(None, (os.environ.get(name), "localhost,127.0.0.1,::1")))
+    return quiet | os.environ | ALLOCATOR_ENVIRONMENT | ours

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,75 +24,146 @@ from mest_fed.errors import MestFedError
 
 #: Seconds between two looks at the node, and that it has to end by itself.
 LOOK, PATIENCE = 0.2, 15.0
-#: PR_SET_CHILD_SUBREAPER of <linux/prctl.h>.
-_SUBREAPER = 36
+#: PR_SET_PDEATHSIG and PR_SET_CHILD_SUBREAPER of <linux/prctl.h>.
+_DEATH_SIGNAL, _SUBREAPER = 1, 36
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
-def become_supervisor(
-    command: Sequence[str], environment: dict[str, str], stay: Confinement | None, limit: str
-) -> NoReturn:
-    """Replace this process by one that runs a node.
+@dataclass(frozen=True)
+class Job:
+    """A node to be run.
 
     Parameters
     ----------
     command : sequence of str
-        What starts the node.
-    environment : dict of str to str
-        Its environment.
+        What starts it.
+    link : str
+        The SuperLink, as ``python -m mest_fed.cli.superlink`` reads it: asked for the cause if the
+        node ends by itself. Empty: nobody is asked.
+    limit : str
+        The memory limit as it was typed, for messages.
     stay : Confinement or None
         The control group that this process is in, to be left and removed in the end.
-    limit : str
-        The limit as it was typed, for the message that says it did not suffice.
     """
-    job = {"command": list(command), "stay": stay and asdict(stay), "limit": limit}
-    arguments = [sys.executable, "-m", "mest_fed.cli.supervise", json.dumps(job, default=str)]
+
+    command: Sequence[str]
+    link: str = ""
+    limit: str = ""
+    stay: Confinement | None = None
+
+    @classmethod
+    def from_json(cls, text: str) -> "Job":
+        """Read what :meth:`as_json` wrote."""
+        plain = json.loads(text)
+        return cls(**plain | {"stay": _stay(plain["stay"])})
+
+    def as_json(self) -> str:
+        """Write it as an argument of a process."""
+        return json.dumps(asdict(self), default=str)
+
+
+def become_supervisor(job: Job, environment: dict[str, str]) -> NoReturn:
+    """Replace this process by one that runs a node in an environment."""
+    arguments = [sys.executable, "-m", "mest_fed.cli.supervise", job.as_json()]
     sys.stdout.flush()
-    # Held back until there is somebody who leaves the group as well.
+    # Held back until there is a handler that leaves the group as well.
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     os.execve(sys.executable, arguments, environment)
 
 
-def run_node(command: Sequence[str], stay: Confinement | None, limit: str) -> int:
-    """Run a node until it ends, is killed for memory, or this process is told to stop.
+def run_node(job: Job) -> int:
+    """Run a node until it ends or this process is told to stop.
+
+    A process of the node that the kernel kills for memory costs the round that it worked for. Only
+    where it was one that the node cannot do without is it the end.
 
     Returns
     -------
     int
-        The exit status of the command: 0, or 128 and the number of the signal that stopped it.
+        The exit status of the command: 128 and the number of the signal that stopped it; that of
+        the question to the SuperLink, if the node ended by itself and the SuperLink says why; else
+        ``FAILED``.
 
     Raises
     ------
     MestFedError
-        If the kernel killed one of the node's processes for memory, or the node failed.
+        If the kernel killed a process that the node needs, or the node ended for no cause that the
+        SuperLink knows.
     """
     signals: list[int] = []
     for number in _STOPS:
         signal.signal(number, lambda received, _: signals.append(received))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
+    kills, status, crippled = _kills(job.stay), None, False
     try:
         # In a session of its own, so that Ctrl-C reaches it by this process alone.
-        node = subprocess.Popen(command, start_new_session=True)
-        while node.poll() is None and not signals and not _kills(stay):
+        node = subprocess.Popen(job.command, start_new_session=True, preexec_fn=_end_with_parent)
+        while node.poll() is None and not signals and not crippled:
             time.sleep(LOOK)
+            if (now := _kills(job.stay)) > kills:
+                kills, crippled = now, not _has_child(node, job.stay)
+                if node.poll() is None and not crippled:
+                    _say_killed(job)
         status = node.poll()
-        _end(node, stay)
+        _end(node, job.stay)
     finally:
-        kills = _kills(stay)
-        if stay is not None:
-            stay.end(os.getpid())
-    if kills:
+        killed = crippled or (status == -signal.SIGKILL and _kills(job.stay) > 0)
+        if job.stay is not None:
+            job.stay.end(os.getpid())
+    if killed:
         raise MestFedError(
-            f"the kernel killed a process of this node for memory (--memory-limit = {limit!r}); "
-            "allowed: a larger limit, or a larger --margin, which makes the plan smaller"
+            f"the kernel killed a process of this node for memory (--memory-limit = {job.limit!r}"
+            "); allowed: a larger limit, or a larger --margin, which makes the plan smaller"
         )
     if signals:
         return 128 + signals[0]
     if status == -signal.SIGKILL:
         raise MestFedError("the node was killed (SIGKILL), as the kernel does when memory runs out")
+    return _cause(job, status)
+
+
+def _cause(job: Job, status: int | None) -> int:
+    """Ask the SuperLink why a node ended by itself; return the exit status."""
+    if job.link:
+        command = [sys.executable, "-m", "mest_fed.cli.superlink", job.link]
+        told = subprocess.run(command, check=False).returncode
+        if told != OK:
+            return told
     if status:
         raise MestFedError(f"the node ended with status {status}; what it said stands above")
-    return OK
+    raise MestFedError(
+        "the node ended by itself (status 0), as Flower's does when the SuperLink no longer knows "
+        "it: it was unregistered, or the SuperLink was started anew without --database"
+    )
+
+
+def _say_killed(job: Job) -> None:
+    print(
+        f"the kernel killed a process of this node for memory (--memory-limit = {job.limit!r}); "
+        "its round has failed, the node stays",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _end_with_parent() -> None:
+    """Have the kernel tell this new process to stop when its parent has ended (Linux)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
+
+
+def _has_child(node: "subprocess.Popen[bytes]", stay: Confinement | None) -> bool:
+    """Say whether a child of the node lives: its SuperExec, without which no message is worked on.
+
+    The kernel says that it has killed a process before that one is gone.
+    """
+    time.sleep(LOOK)
+    for pid in stay.group.processes() if stay is not None else ():
+        with suppress(OSError):
+            state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == node.pid and state not in "ZX":
+                return True
+    return False
 
 
 def _kills(stay: Confinement | None) -> int:
@@ -149,10 +220,9 @@ def _stay(plain: dict[str, Any] | None) -> Confinement | None:
 
 
 def _main(text: str) -> int:
-    job = json.loads(text)
     _adopt_orphans()
     try:
-        return run_node(job["command"], _stay(job["stay"]), job["limit"])
+        return run_node(Job.from_json(text))
     except MestFedError as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED

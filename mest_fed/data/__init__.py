@@ -5,6 +5,7 @@ from mest_fed.data.batches import Batch, Batches
 from mest_fed.data.datasets import DATASETS, load_dataset
 from mest_fed.data.held_out import hold_out, num_held_out
 from mest_fed.data.images import DataSplit, ImageData
+from mest_fed.data.own import load_own
 from mest_fed.data.partition_file import load_partitions, save_partitions
 from mest_fed.data.partition_sampled import SampledPartitions
 from mest_fed.data.partitioners import SCHEMES, partition
@@ -23,6 +24,7 @@ __all__ = [
     "hold_out",
     "image_shape",
     "load_dataset",
+    "load_own",
     "load_partitions",
     "num_held_out",
     "partition",

@@ -18,8 +18,8 @@ _HUB_NAME = "uoft-cs/cifar10"
 _NUM_CLASSES = 10
 _SIDE = 32
 # Of the original data's training split, as commonly used.
-_MEAN = (0.4914, 0.4822, 0.4465)
-_STD = (0.2470, 0.2435, 0.2616)
+CHANNEL_MEAN = (0.4914, 0.4822, 0.4465)
+CHANNEL_STD = (0.2470, 0.2435, 0.2616)
 
 
 def load_cifar10(path: str) -> DataSplit:
@@ -37,11 +37,20 @@ def load_cifar10(path: str) -> DataSplit:
     InputError
         If files are missing or wrong, the download fails, or a library is not installed.
     """
-    load = _load_hub if not path else lambda split: _load_file(Path(path).expanduser(), split)
+    load = (
+        _load_hub if not path else lambda split: load_cifar10_split(Path(path).expanduser(), split)
+    )
     return DataSplit(load("train"), load("test"))
 
 
-def _load_file(folder: Path, split: str) -> ImageData:
+def load_cifar10_split(folder: Path, split: str) -> ImageData:
+    """Load one split from ``{split}.parquet``, or the shards of it, in a folder.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or wrong.
+    """
     files = find_split(folder, split)
     if not files:
         allowed = "a folder with train.parquet and test.parquet, or with a hub's shards of them"
@@ -81,7 +90,7 @@ def _load(key: str, where: str, read: Callable[[], Encoded]) -> ImageData:
         labels = torch.from_numpy(np.load(folder / "labels.npy"))
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} in the cache is damaged; delete it ({error})") from error
-    return ImageData(images, labels, _NUM_CLASSES, _MEAN, _STD)
+    return ImageData(images, labels, _NUM_CLASSES, CHANNEL_MEAN, CHANNEL_STD)
 
 
 def _check_labels(labels: np.ndarray, where: str) -> None:

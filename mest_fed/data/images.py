@@ -4,10 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 #: Positions of images in a data set, or of examples among a client's own.
 Indices = npt.NDArray[np.int64]
+#: Images that are read at a time only to have their pages mapped.
+_TOUCHED = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +39,11 @@ class ImageData:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.labels)
+
+    def touch(self, examples: Indices) -> None:
+        """Read images once, so that their pages are there where they are pages of a file."""
+        for start in range(0, len(examples), _TOUCHED):
+            self.images[torch.from_numpy(examples[start : start + _TOUCHED])]
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

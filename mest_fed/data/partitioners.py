@@ -1,13 +1,16 @@
-"""How a data set is shared out among the devices: flwr-datasets' partitioners on indices."""
+"""How a data set is shared out among the devices.
 
-import warnings
-from typing import Any
+The schemes are those of flwr-datasets 0.6, draw for draw: the same seed gives the partitions that
+its partitioners give. They are written out here because a device needs them, and the library with
+what it brings (pandas, pyarrow, the hub's client) is 27 packages and 195 MB of its memory.
+"""
+
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from mest_fed.data.images import Indices
-from mest_fed.data.optional import require
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.rng import derive_seed, numpy_generator
 
@@ -57,8 +60,7 @@ def partition(
     Raises
     ------
     InputError
-        If a value is not allowed, there are too many partitions for the examples, or
-        flwr-datasets is not installed.
+        If a value is not allowed, or there are too many partitions for the examples.
     """
     if scheme not in SCHEMES:
         raise not_allowed("data.partition", scheme, SCHEMES)
@@ -66,67 +68,111 @@ def partition(
         raise not_allowed(
             "fleet.devices", num_partitions, f"1 to {len(labels)}, the number of examples"
         )
-    options: dict[str, Any] = {"num_partitions": num_partitions}
-    if scheme == "dirichlet":
-        options |= _dirichlet(alpha)
-    elif scheme == "pathological":
-        options |= _pathological(classes_per_partition, len(np.unique(labels)))
-    elif scheme == "shard":
-        options |= _shard(shards_per_partition, len(labels) // num_partitions)
     order = numpy_generator(seed, "partition", "order").permutation(len(labels))
-    parts = _run(scheme, options, labels[order], derive_seed(seed, "partition", "scheme"))
-    if scheme == "dirichlet":
-        _fill_up(parts, max(1, min(_MINIMUM, len(labels) // (2 * num_partitions))))
+    generator = np.random.default_rng(derive_seed(seed, "partition", "scheme"))
+    shuffled, count = labels[order], num_partitions
+    parts: list[Indices] | None
+    if scheme == "iid":
+        parts = np.array_split(np.arange(len(labels)), count)
+    elif scheme == "dirichlet":
+        parts = _dirichlet(shuffled, count, alpha, generator)
+        _fill_up(parts, max(1, min(_MINIMUM, len(labels) // (2 * count))))
+    elif scheme == "pathological":
+        parts = _pathological(shuffled, count, classes_per_partition, generator)
+    elif scheme == "shard":
+        parts = _shard(shuffled, count, shards_per_partition, generator)
+    else:
+        parts = _growing(len(labels), count, _SIZES[scheme])
+    if parts is None or min(len(part) for part in parts) < 1:
+        raise InputError(
+            f"fleet.devices = {count} is too many for data.partition = {scheme!r} of "
+            f"{len(labels)} examples; some partitions would be empty"
+        )
     return [np.sort(order[part]) for part in parts]
 
 
-def _dirichlet(alpha: float) -> dict[str, Any]:
+def _dirichlet(
+    labels: Indices, count: int, alpha: float, generator: np.random.Generator
+) -> list[Indices]:
+    """Share out each class by proportions that a Dirichlet distribution gives."""
     if not 0 < alpha < np.inf:
         raise not_allowed("data.alpha", alpha, "a positive number")
-    return {"partition_by": "label", "alpha": float(alpha), "min_partition_size": 0}
+    parts: list[list[Indices]] = [[] for _ in range(count)]
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        shares = generator.dirichlet(np.full(count, float(alpha)))
+        cuts = (np.cumsum(shares) * len(members)).astype(np.int64)[:-1]
+        for number, share in enumerate(np.split(members, cuts)):
+            parts[number].append(share)
+    joined = [np.concatenate(shares) for shares in parts]
+    for part in joined:
+        generator.shuffle(part)
+    return joined
 
 
-def _pathological(classes_per_partition: int, num_classes: int) -> dict[str, Any]:
-    if not 1 <= classes_per_partition <= num_classes:
+def _pathological(
+    labels: Indices, count: int, classes_per_partition: int, generator: np.random.Generator
+) -> list[Indices] | None:
+    """Give each partition some classes: one in turn, the others drawn.
+
+    Return None where a class has fewer examples than partitions that should hold some.
+    """
+    classes = np.unique(labels)
+    if not 1 <= classes_per_partition <= len(classes):
         key = "data.classes_per_partition"
-        raise not_allowed(key, classes_per_partition, f"1 to {num_classes}")
-    return {
-        "partition_by": "label",
-        "num_classes_per_partition": classes_per_partition,
-        "class_assignment_mode": "first-deterministic",
-    }
+        raise not_allowed(key, classes_per_partition, f"1 to {len(classes)}")
+    chosen: list[list[int]] = []
+    for number in range(count):
+        own = [int(classes[number % len(classes)])]
+        while len(own) < classes_per_partition:
+            label = int(generator.choice(classes, size=1)[0])
+            if label not in own:
+                own.append(label)
+        chosen.append(own)
+    parts: list[list[Indices]] = [[] for _ in range(count)]
+    for label in classes:
+        holders = [number for number, own in enumerate(chosen) if label in own]
+        members = np.flatnonzero(labels == label)
+        if len(members) < len(holders):
+            return None
+        if holders:
+            for number, share in zip(holders, np.array_split(members, len(holders)), strict=True):
+                parts[number].append(share)
+    return [np.concatenate(shares) for shares in parts]
 
 
-def _shard(shards_per_partition: int, most: int) -> dict[str, Any]:
+def _shard(
+    labels: Indices, count: int, shards_per_partition: int, generator: np.random.Generator
+) -> list[Indices]:
+    """Cut the examples, sorted by class, into equal shards, and deal them out."""
+    most = len(labels) // count
     if not 1 <= shards_per_partition <= most:
         raise not_allowed("data.shards_per_partition", shards_per_partition, f"1 to {most}")
-    return {"partition_by": "label", "num_shards_per_partition": shards_per_partition}
+    used = count * shards_per_partition
+    size = len(labels) // used
+    dealt = generator.permutation(len(labels) // size)[:used].reshape(count, -1)
+    by_class = np.argsort(labels, kind="stable")
+    shards = by_class[: len(labels) // size * size].reshape(-1, size)
+    return [shards[own].reshape(-1) for own in dealt]
 
 
-def _run(
-    scheme: str, options: dict[str, Any], labels: npt.NDArray[np.int64], seed: int
+#: From a partition's number, counted from 1, to its size in units.
+_SIZES: dict[str, Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]] = {
+    "linear": lambda number: number,
+    "square": np.square,
+    "exponential": np.exp,
+}
+
+
+def _growing(
+    examples: int, count: int, units: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 ) -> list[Indices]:
-    with warnings.catch_warnings():
-        # The library warns of what is checked here, and of what its own dependencies deprecate.
-        warnings.simplefilter("ignore")
-        datasets = require("datasets", extra="simulation")
-        library = require("flwr_datasets.partitioner", extra="simulation")
-        if "partition_by" in options:
-            options = options | {"seed": seed}
-        partitioner = getattr(library, f"{scheme.capitalize()}Partitioner")(**options)
-        partitioner.dataset = datasets.Dataset.from_dict(
-            {"index": np.arange(len(labels)), "label": labels}
-        )
-        try:
-            return [
-                partitioner.load_partition(number).with_format("numpy")[:]["index"].astype(np.int64)
-                for number in range(options["num_partitions"])
-            ]
-        except ValueError as error:
-            raise InputError(
-                f"fleet.devices = {options['num_partitions']} is too many for data.partition = "
-                f"{scheme!r} of {len(labels)} examples; some partitions would be empty"
-            ) from error
+    """Cut the examples into parts of growing sizes; the last one takes what rounding leaves."""
+    numbers = np.arange(1.0, count + 1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        shares = units(numbers) / units(numbers).sum()
+        sizes = (np.nan_to_num(shares) * examples).astype(np.int64)
+    return np.split(np.arange(examples), np.cumsum(sizes)[:-1])
 
 
 def _fill_up(parts: list[Indices], minimum: int) -> None:

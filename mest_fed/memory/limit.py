@@ -18,14 +18,16 @@ from types import TracebackType
 from mest_fed.cgroups import PROC, UNLIMITED, Cgroup, own_cgroups
 from mest_fed.confinement import Confinement, confine
 from mest_fed.errors import MestFedError, not_allowed
+from mest_fed.units import format_bytes
 
 CGROUP_2, CGROUP_1, RLIMIT, NOTHING = "cgroup v2", "cgroup v1", "RLIMIT_AS", "nothing"
 
 _WHOLE = "counts this process and its children together; file cache is dropped before any is killed"
 _WITHOUT_SWAP = "; swap is not counted, so what is swapped out escapes the limit"
 _ADDRESSES = (
-    "bounds the address space of each process by itself, with what is reserved but not used "
-    "allowed for as measured before; an allocation beyond it fails (a delegated cgroup is exact)"
+    "bounds the address space of each process by itself to {soft}: the limit, and {extra} that a "
+    "ClientApp reserves without using it (measured); an allocation beyond it fails. A process that "
+    "used what it reserves would pass the limit (a delegated cgroup is exact)"
 )
 _UNHELD = "this system offers no limit that mest-fed knows; only the plan keeps within the bytes"
 
@@ -175,7 +177,8 @@ def _with_rlimit(
         with suppress(ProcessLookupError):
             resource.prlimit(pid, resource.RLIMIT_AS, before)
 
-    return MemoryLimit(RLIMIT, limit, _ADDRESSES, None, undo)
+    caveat = _ADDRESSES.format(soft=format_bytes(soft), extra=format_bytes(soft - limit))
+    return MemoryLimit(RLIMIT, limit, caveat, None, undo)
 
 
 def _resident(proc: Path) -> int:

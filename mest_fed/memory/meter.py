@@ -1,22 +1,26 @@
 """Measuring what a piece of work adds to a process's memory (Linux).
 
-A peak is resident memory's high-water mark, reset where the work begins. The baseline is resident
-memory at that moment: after imports, loaded data, and a rehearsal of the work at a small scale, so
-that pages of library code count as imports and not as the work's.
+What counts is anonymous memory: what the process allocated and wrote, in RAM or swapped out. Pages
+of files (library code, the data's file) do not count, because the kernel drops them when memory is
+short. The baseline is taken where the work begins, after imports, loaded data and a warm-up of the
+work at a small scale.
 """
 
 import ctypes
 import os
-import re
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mest_fed.errors import MestFedError
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
-_RESET_PEAK = "5"
+_RESET_PEAK = b"5"
+#: Seconds between two looks at the counters.
+_INTERVAL = 0.005
 
 #: What glibc must be told before a process starts, so that freed memory leaves it and the figure
 #: is about the work and not about arenas.
@@ -29,7 +33,7 @@ ALLOCATOR_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Measurement:
-    """Resident memory of a process, in bytes; measured.
+    """Anonymous memory of a process, in bytes; measured.
 
     Parameters
     ----------
@@ -48,45 +52,76 @@ class Measurement:
         return max(0, self.peak - self.baseline)
 
 
+class Counters(NamedTuple):
+    """The kernel's counters of this process, in bytes.
+
+    ``highest`` is the most that was resident since the last reset: ``anonymous`` and ``files``
+    together, at one moment.
+    """
+
+    anonymous: int = 0
+    files: int = 0
+    swapped: int = 0
+    highest: int = 0
+
+
 class PeakMeter:
     """Measures this process: ``with PeakMeter() as meter: work()``, then ``meter.added``.
+
+    The kernel keeps a high-water mark of all resident memory, and none of anonymous memory. So a
+    thread reads the counters every 5 ms and resets the mark. Between two looks anonymous memory was
+    at most the mark less the file pages that were there throughout. So no peak is missed, however
+    short, and file pages that come or go between the looks beside a peak are counted with it.
 
     Attributes
     ----------
     exact : bool
-        Whether the high-water mark could be reset. Else the peak is the process's own so far, which
-        may be of earlier work: an upper bound.
+        Whether the mark could be reset. Else the peak is the most that was seen at a look: a lower
+        bound. Without ``/proc`` nothing is measured, and it is 0.
+    baseline, peak : int
+        Bytes before the work, and the most during it.
     """
 
     def __init__(self) -> None:
         self.exact = False
         self.baseline = self.peak = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._last = Counters()
 
     def __enter__(self) -> "PeakMeter":
         release_freed()
         self.exact = can_reset()
         if self.exact:
-            _CLEAR_REFS.write_text(_RESET_PEAK)
-        self.baseline = self.now()
+            _CLEAR_REFS.write_bytes(_RESET_PEAK)
+        self._last = now = read_counters()
+        self.baseline = self.peak = now.anonymous + now.swapped
+        self._thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.peak = self.so_far()
-
-    @staticmethod
-    def now() -> int:
-        """Return resident memory now, in bytes; 0 where the system does not say."""
-        return _resident("VmRSS")
-
-    @staticmethod
-    def so_far() -> int:
-        """Return the high-water mark since the last reset, in bytes; 0 where nobody says."""
-        return _resident("VmHWM")
+        self._done.set()
+        self._thread.join()
+        self.look()
 
     @property
     def added(self) -> int:
         """What was added at the peak."""
         return Measurement(self.baseline, self.peak).added
+
+    def look(self) -> None:
+        """Take account of what happened since the last look."""
+        before, now = self._last, read_counters()
+        most = now.anonymous
+        if self.exact:
+            _CLEAR_REFS.write_bytes(_RESET_PEAK)
+            most = max(most, now.highest - min(before.files, now.files))
+        self.peak = max(self.peak, most + max(before.swapped, now.swapped))
+        self._last = now
+
+    def _watch(self) -> None:
+        while not self._done.wait(_INTERVAL):
+            self.look()
 
 
 def can_reset() -> bool:
@@ -147,10 +182,18 @@ def measure(work: Callable[[], object], warm_up: Callable[[], object]) -> Measur
     return Measurement(baseline, peak)
 
 
-def _resident(field: str) -> int:
+def read_counters() -> Counters:
+    """Return this process's counters; all 0 where the system does not say."""
     try:
-        status = _STATUS.read_text()
+        lines = _STATUS.read_bytes().splitlines()
     except OSError:  # no /proc
-        return 0
-    match = re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)
-    return int(match[1]) * 1024 if match else 0
+        return Counters()
+    sizes = {
+        name: int(value.split()[0]) * 1024
+        for name, _, value in (line.partition(b":") for line in lines)
+        if value.endswith(b" kB")
+    }
+    resident = sizes.get(b"VmRSS", 0)
+    anonymous = sizes.get(b"RssAnon", resident)  # gVisor's has VmRSS alone
+    swapped, highest = sizes.get(b"VmSwap", 0), sizes.get(b"VmHWM", resident)
+    return Counters(anonymous, resident - anonymous, swapped, highest)

@@ -7,13 +7,14 @@ from importlib.resources import files
 
 import pytest
 from flwr.common.config import parse_config_args
+from tls_files import write_key, write_tls
 
 from mest_fed import cli
 from mest_fed.cli.baseline import Baseline, Weight
 from mest_fed.cli.node_config import write_node_config
-from mest_fed.cli.status import FAILED
+from mest_fed.cli.status import FAILED, REFUSED
 from mest_fed.devices import load_profile
-from mest_fed.errors import MestFedError
+from mest_fed.errors import MestFedError, RefusedError
 from mest_fed.memory.limit import MemoryLimit
 
 MB = 10**6
@@ -24,9 +25,9 @@ BASELINE = Baseline(
 )
 
 
-def command(*more, superlink="127.0.0.1:9092", device="rpi-4", partition="0"):
-    place = ("--superlink", superlink, "--partition", partition, "--device", device)
-    return ("client", *place, *more)
+def command(*more, superlink="127.0.0.1:8000", device="rpi-4", partition="0"):
+    share = () if partition is None else ("--partition", partition)
+    return ("client", "--superlink", superlink, *share, "--device", device, *more)
 
 
 def insecure(*more, **changes):
@@ -38,10 +39,11 @@ def machine(monkeypatch):
     """Weigh nothing, be under no limit, and start nothing."""
     monkeypatch.setattr("mest_fed.cli.client.measure_baseline", lambda _: BASELINE)
     monkeypatch.setattr("mest_fed.cli.node_memory.limit_of_process", lambda: None)
+    monkeypatch.setattr("mest_fed.cli.client.wait_for_superlink", lambda *_: None)
     started, released = [], []
 
-    def start(*arguments):
-        started.append(arguments)
+    def start(job, environment):
+        started.append((job, environment))
         raise SystemExit(0)
 
     def limit(count, *, reserved):
@@ -59,11 +61,18 @@ def machine(monkeypatch):
         (insecure(superlink="127.0.0.1"), ["--superlink = '127.0.0.1'", "HOST:PORT"]),
         (insecure(superlink="http://a:9"), ["--superlink = 'http://a:9'"]),
         (insecure(superlink="a:0"), ["--superlink = 'a:0'"]),
-        (insecure(superlink=":9092"), ["--superlink = ':9092'"]),
+        (insecure(superlink=":8000"), ["--superlink = ':8000'"]),
         (command(), ["neither of them", "--insecure or --root-certificates"]),
         (insecure("--root-certificates", "ca.pem"), ["both of them"]),
         (command("--root-certificates", "ca.pem"), ["--root-certificates = 'ca.pem'", "PEM"]),
         (insecure(partition="-1"), ["--partition = -1", "a whole number from 0"]),
+        (insecure(partition=None), ["--partition, --data: neither", "--data PATH"]),
+        (insecure("--data", "/no/such"), ["--data = '/no/such'", "that can be read"]),
+        (insecure("--auth-key", "key"), ["--insecure beside --auth-key", "--root-certificates"]),
+        (insecure("--wait", "-1"), ["--wait = -1.0", "a number of seconds from 0"]),
+        (insecure("--wait", "nan"), ["--wait = nan"]),
+        (insecure("--", "--superlink", "b:1"), ["--superlink after -- is not allowed"]),
+        (insecure("--", "--port=1"), ["--port after -- is not allowed", "--port before --"]),
         (insecure(device="toaster"), ["device profile = 'toaster'", "rpi-4"]),
         (insecure(device="none.toml"), ["device profile none.toml"]),
         (insecure("--budget", "lots"), ["--budget = 'lots'", "MB"]),
@@ -130,8 +139,8 @@ def starts(monkeypatch, capsys, machine):
             cli.main()
         out, err = capsys.readouterr()
         assert (caught.value.code, err) == (0, "")
-        ((started, environment, _, limit),) = machine[0]
-        return out, started, environment, limit
+        ((job, environment),) = machine[0]
+        return out, job.command, environment, job.limit
 
     return run
 
@@ -150,7 +159,7 @@ def test_with_a_limit(starts, machine):
         "the run's data and first step bring in, measured at its first message",
     ]
     assert started[0] == shutil.which("flower-supernode", path=environment["PATH"])
-    assert started[1:4] == ["--superlink", "127.0.0.1:9092", "--insecure"]
+    assert started[1:4] == ["--superlink", "127.0.0.1:8000", "--insecure"]
     assert node_config(started) == {
         "partition-id": 3,
         "device": "rpi-4",
@@ -180,14 +189,47 @@ def test_with_a_budget(starts):
     assert started[started.index("--port") + 1] == "1"
 
 
-def test_with_a_certificate_and_neither_limit_nor_budget(starts, tmp_path):
-    file = tmp_path / "ca.pem"
-    file.write_text("not read here")
-    out, started, *_ = starts(*command("--root-certificates", str(file)))
+def test_with_a_certificate_a_key_and_neither_limit_nor_budget(starts, tmp_path):
+    file = write_tls(tmp_path) / "ca.pem"
+    key = write_key(tmp_path / "node")
+    out, started, *_ = starts(*command("--root-certificates", str(file), "--auth-key", str(key)))
     assert started[3:5] == ["--root-certificates", str(file)]
+    assert started[started.index("--auth-supernode-private-key") + 1] == str(key)
     assert "--insecure" not in started
     assert "rpi-4's own" in out
     assert node_config(started) == {"partition-id": 0, "device": "rpi-4"}
+
+
+def test_a_devices_own_data(starts, tmp_path, monkeypatch):
+    (tmp_path / "mine.npz").touch()
+    monkeypatch.chdir(tmp_path)
+    _, started, *_ = starts(*insecure("--data", "mine.npz", partition=None))
+    assert node_config(started) == {"data": str(tmp_path / "mine.npz"), "device": "rpi-4"}
+
+
+def test_the_runs_data_elsewhere(starts, tmp_path):
+    _, started, *_ = starts(*insecure("--data", str(tmp_path), partition="2"))
+    assert node_config(started) == {"partition-id": 2, "data": str(tmp_path), "device": "rpi-4"}
+
+
+def test_further_options_of_the_node(starts):
+    _, started, *_ = starts(*insecure("--", "--max-retries", "3", "--isolation=subprocess"))
+    assert started[-3:] == ["--max-retries", "3", "--isolation=subprocess"]
+
+
+def test_the_nodes_environment(starts, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    *_, environment, _ = starts(*insecure())
+    assert environment["MEST_FED_DEVICE"] == "1"
+    assert environment["NO_PROXY"] == "example.org,localhost,127.0.0.1,::1"
+
+
+def test_a_refusal_has_its_own_status(fails, monkeypatch):
+    def refuse(*_):
+        raise RefusedError("this machine's clock is 30 s ahead")
+
+    monkeypatch.setattr("mest_fed.cli.client.wait_for_superlink", refuse)
+    assert "clock is 30 s ahead" in fails(*insecure(), status=REFUSED)
 
 
 def test_a_profile_of_ones_own_is_found_from_anywhere(starts, tmp_path, monkeypatch):

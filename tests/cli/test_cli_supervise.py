@@ -12,6 +12,8 @@ import pytest
 
 from mest_fed.cli import supervise
 from mest_fed.cli.baseline import _weigh
+from mest_fed.cli.status import FAILED, REFUSED
+from mest_fed.cli.superlink import Link, as_argument
 from mest_fed.errors import MestFedError
 from mest_fed.memory.limit import limit_memory
 
@@ -28,6 +30,11 @@ DEAF = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
     "print('deaf', flush=True); time.sleep(100)"
 )
+#: As Flower's SuperExec, ends with its parent.
+FAITHFUL = (
+    "import os, time; parent = os.getppid(); print('there', flush=True)\n"
+    "while os.getppid() == parent: time.sleep(0.05)"
+)
 GREEDY = "import time; time.sleep(0.3); block = b'x' * 200_000_000; time.sleep(100)"
 
 #: Becomes a supervisor as soon as it is told which group it is in.
@@ -43,10 +50,11 @@ def start():
     """Return a function that starts a supervisor of a node; it returns its process."""
     started = []
 
-    def supervisor(child=SLEEP, then="time.sleep(100)", limit=None):
+    def supervisor(child=SLEEP, then="time.sleep(100)", limit=None, link=""):
         node = [sys.executable, "-c", NODE.format(child=child, then=then)]
+        job = {"command": node, "link": link, "limit": "64MB"}
         process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCH, json.dumps({"command": node, "limit": "64MB"})],
+            [sys.executable, "-c", LAUNCH, json.dumps(job)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -101,22 +109,38 @@ def test_what_does_not_hear(monkeypatch):
     assert gone(child)
 
 
+def test_a_supervisor_that_is_killed_takes_all_along(start):
+    process, _ = start(child=FAITHFUL)
+    child = child_of(process)
+    node = child.parent()
+    assert process.stdout.readline() == "there\n"
+    process.kill()
+    assert gone(node)
+    assert gone(child)
+
+
 @pytest.mark.parametrize(
-    ("then", "status", "line"),
+    ("then", "line"),
     [
-        ("sys.exit(0)", 0, ""),
-        ("sys.exit(3)", 1, "error: the node ended with status 3; what it said stands above\n"),
-        ("import os; os.kill(os.getpid(), 9)", 1, "error: the node was killed (SIGKILL), as "),
+        ("sys.exit(0)", "error: the node ended by itself (status 0), as Flower's does when the "),
+        ("sys.exit(3)", "error: the node ended with status 3; what it said stands above\n"),
+        ("import os; os.kill(os.getpid(), 9)", "error: the node was killed (SIGKILL), as "),
     ],
 )
-def test_a_node_that_ends(start, then, status, line):
+def test_a_node_that_ends_by_itself(start, then, line):
     process, _ = start(then=then)
     child = child_of(process)
-    assert process.wait(timeout=20) == status
+    assert process.wait(timeout=20) == FAILED
     assert gone(child)
     said = process.stderr.read()
     assert said.startswith(line)
-    assert said.count("\n") == status
+    assert said.count("\n") == 1
+
+
+def test_the_superlink_says_why_a_node_ended(start):
+    process, _ = start(then="sys.exit(0)", link=as_argument(Link("127.0.0.1:1")))
+    assert process.wait(timeout=60) == REFUSED
+    assert process.stderr.read() == "error: no SuperLink at 127.0.0.1:1: Connection refused\n"
 
 
 def test_killed_for_memory(start):
@@ -129,6 +153,26 @@ def test_killed_for_memory(start):
     assert said.count("\n") == 1
     assert "'64MB'" in said
     assert not held.confinement.group.folder.exists()
+
+
+def test_a_kill_that_costs_a_round_alone(start):
+    # The node's child stands for Flower's SuperExec: it lives on when its own child is killed.
+    child = (
+        "import subprocess, sys, time\n"
+        f"done = subprocess.run([sys.executable, '-c', {GREEDY!r}])\n"
+        "print('round over', done.returncode, flush=True)\n"
+        "time.sleep(100)"
+    )
+    process, _ = start(child=child, limit=64 * MB)
+    child = child_of(process)
+    assert process.stdout.readline() == "round over -9\n"
+    line = process.stderr.readline()
+    assert line.startswith("the kernel killed a process of this node for memory (--memory-limit = ")
+    assert line.endswith("its round has failed, the node stays\n")
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 128 + signal.SIGTERM
+    assert gone(child)
 
 
 def test_the_group_is_left_at_the_end(start):

@@ -1,11 +1,12 @@
 """Capability: which device a client is, what it may use, and what it tells the server."""
 
+import numpy as np
 import pytest
 import torch
-from client_parts import NODE_ID, context_of, small_config
+from client_parts import NODE_ID, context_of, instruction, small_config, start_of
 from flwr.app import Message, RecordDict
 
-from clients.capability import capability_of
+from clients.capability import capability_of, task_of_node
 from clients.client_app import app
 from mest_fed.devices import load_profile
 from mest_fed.errors import InputError
@@ -31,6 +32,47 @@ def test_the_node_config_replaces_the_device():
     client = capability(device="rpi-zero-2w")
     assert client.device == "rpi-zero-2w"
     assert client.budget == load_profile("rpi-zero-2w").budget_bytes
+
+
+def own_file(folder, count=30):
+    images = np.random.default_rng(2).integers(0, 256, (count, 1, 8, 8), dtype=np.uint8)
+    np.savez(folder / "own.npz", images=images, labels=np.arange(count) % 10)
+    return str(folder / "own.npz")
+
+
+def of_node(context):
+    return capability_of(task_of_node(context), context)
+
+
+def test_a_node_with_examples_of_its_own_needs_no_partition(tmp_path):
+    context = context_of(CONFIG, data=own_file(tmp_path), device="rpi-4")
+    del context.node_config["partition-id"]
+    client = of_node(context)
+    assert client.partition == 4 + NODE_ID  # after those of the fleet
+    told = app(Message(RecordDict(), NODE_ID, "query"), context).content["capability"]
+    assert (told["examples"], told["held-out"]) == (27, 3)
+    reply = app(instruction(CONFIG, start_of(CONFIG)), context)
+    assert reply.content["metrics"]["presented"] == 27
+
+
+def test_the_runs_data_set_elsewhere():
+    config = small_config(data={"name": "cifar10", "path": "/not/here"})
+    task = task_of_node(context_of(config, 1, data="/but/there"))
+    assert (task.config.data.path, task.own_data) == ("/but/there", "")
+    assert task_of_node(context_of(config, 1)).config.data.path == "/not/here"
+
+
+def test_a_data_set_without_files_is_nowhere_else(tmp_path):
+    with pytest.raises(InputError, match=r"data \(of this node\) = .*'digits' has no files"):
+        of_node(context_of(CONFIG, 1, data=own_file(tmp_path)))
+
+
+def test_own_examples_that_do_not_fit_are_told(tmp_path):
+    config = small_config(data={"name": "cifar10"})
+    context = context_of(config, data=own_file(tmp_path))
+    del context.node_config["partition-id"]
+    with pytest.raises(InputError, match=r"images are uint8, 1 x 8 x 8; allowed: uint8, 3 x 32"):
+        app(Message(RecordDict(), NODE_ID, "query"), context)
 
 
 @pytest.mark.parametrize("budget", ["90MB", 90_000_000, "90000000"])

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 from client_parts import context_of, instruction, small_config, start_of
 
-import clients.client_app
+import clients.handlers
 import clients.kernels
 from clients.client_app import app
 from clients.state import ClientState
@@ -37,13 +37,13 @@ def timed(monkeypatch):
 @pytest.fixture
 def inside(monkeypatch):
     """Return what processes were told while clients trained."""
-    seen, train = [], clients.client_app.train_round
+    seen, train = [], clients.handlers.train_round
 
     def note(*arguments, guard=None):
         seen.append((told(), dict(TUNED)))
         return train(*arguments)
 
-    monkeypatch.setattr(clients.client_app, "train_round", note)
+    monkeypatch.setattr(clients.handlers, "train_round", note)
     return seen
 
 

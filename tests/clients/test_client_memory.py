@@ -72,7 +72,7 @@ def test_a_plan_is_made_once_and_kept(monkeypatch):
 
 
 def test_a_plan_that_was_measured_over_the_budget_never_trains(monkeypatch):
-    monkeypatch.setattr("clients.client_app.train_round", None)  # whoever trains fails otherwise
+    monkeypatch.setattr("clients.handlers.train_round", None)  # whoever trains fails otherwise
     context = context_of(CONFIG, **{"budget": "100MB", "measured-peak": 100 * MB + 1})
     error = train(context).error
     assert failure_of_code(error.code) is FailureKind.OVER_BUDGET
@@ -91,9 +91,14 @@ def test_a_device_measures_itself(monkeypatch):
     assert reply.content["metrics"]["micro-batch-halved"] == 0
 
 
+def test_a_device_without_limit_or_budget_measures_itself_too(monkeypatch):
+    monkeypatch.setattr(PeakMeter, "added", 12_345_678)
+    monkeypatch.setattr("clients.memory_watch.alone", lambda: True)
+    assert train(context_of(CONFIG)).content["metrics"]["measured-peak"] == 12_345_678
+
+
 def test_a_device_over_its_budget_fails_its_round(monkeypatch):
-    monkeypatch.setattr(PeakMeter, "so_far", lambda *_: 10**12)
-    monkeypatch.setattr(clients.memory_watch.PeakMeter, "exact", True, raising=False)
+    monkeypatch.setattr(PeakMeter, "added", 10**12)
     error = train(context_of(CONFIG, budget="500MB")).error
     assert failure_of_code(error.code) is FailureKind.OVER_BUDGET
 
@@ -102,14 +107,14 @@ def test_a_device_without_memory_fails_its_round(monkeypatch):
     def nothing_left(*_, **__):
         raise MemoryError("no more")
 
-    monkeypatch.setattr("clients.client_app.train_round", nothing_left)
+    monkeypatch.setattr("clients.handlers.train_round", nothing_left)
     error = train(context_of(CONFIG)).error
     assert failure_of_code(error.code) is FailureKind.OUT_OF_MEMORY
     assert error.reason == "MemoryError: no more"
 
 
 def test_whoever_shares_a_process_is_not_measured(monkeypatch):
-    monkeypatch.setattr(PeakMeter, "so_far", lambda *_: 10**12)
+    monkeypatch.setattr(PeakMeter, "added", 10**12)
     assert train(context_of(CONFIG)).content["metrics"]["measured-peak"] == 0
 
 

@@ -1,6 +1,8 @@
 """Partitions: complete, disjoint, reproducible; and their file."""
 
 import errno
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from mest_fed.data import SCHEMES, hold_out, load_partitions, partition, save_partitions
 from mest_fed.errors import InputError
-from mest_fed.rng import numpy_generator
+from mest_fed.rng import derive_seed, numpy_generator
 
 LABELS = np.arange(600) % 10
 COMPLETE = ("iid", "dirichlet", "linear", "square")
@@ -112,10 +114,59 @@ def test_parameters_of_other_schemes_do_not_matter():
     assert len(partition(LABELS, 600, scheme="iid", seed=0, classes_per_partition=99)) == 600
 
 
-def test_missing_library_names_the_extra(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "flwr_datasets.partitioner", None)
-    with pytest.raises(InputError, match=r"pip install 'mest-fed\[simulation\]'"):
-        partition(LABELS, 3, scheme="iid", seed=0)
+SKEWED = np.minimum(numpy_generator(0, "labels").geometric(0.3, 700) - 1, 6)
+
+
+@pytest.mark.filterwarnings("ignore")  # the library's own, and its libraries'
+@pytest.mark.parametrize("labels", [LABELS, SKEWED], ids=["even", "skewed"])
+@pytest.mark.parametrize(
+    ("scheme", "count", "theirs", "ours"),
+    [
+        ("iid", 7, {}, {}),
+        ("dirichlet", 2, {"alpha": 0.3}, {"alpha": 0.3}),
+        ("dirichlet", 7, {"alpha": 5.0}, {"alpha": 5.0}),
+        (
+            "pathological",
+            5,
+            {"num_classes_per_partition": 3},
+            {"classes_per_partition": 3},
+        ),
+        ("shard", 6, {"num_shards_per_partition": 4}, {"shards_per_partition": 4}),
+        ("linear", 9, {}, {}),
+        ("square", 5, {}, {}),
+        ("exponential", 4, {}, {}),
+    ],
+)
+def test_the_draws_are_those_of_flwr_datasets(labels, scheme, count, theirs, ours):
+    library = pytest.importorskip("flwr_datasets.partitioner")
+    datasets = pytest.importorskip("datasets")
+    order = numpy_generator(3, "partition", "order").permutation(len(labels))
+    if theirs:
+        theirs = theirs | {"partition_by": "label", "seed": derive_seed(3, "partition", "scheme")}
+    if scheme == "dirichlet":
+        theirs["min_partition_size"] = 0  # where one is too small, both fill it up by our rule
+    if scheme == "pathological":
+        theirs["class_assignment_mode"] = "first-deterministic"
+    reference = getattr(library, f"{scheme.capitalize()}Partitioner")(count, **theirs)
+    columns = {"index": np.arange(len(labels)), "label": labels[order]}
+    reference.dataset = datasets.Dataset.from_dict(columns)
+    parts = partition(labels, count, scheme=scheme, seed=3, **ours)
+    for number, part in enumerate(parts):
+        chosen = order[np.array(reference.load_partition(number)["index"])]
+        assert np.array_equal(part, np.sort(chosen))
+
+
+def test_no_library_is_needed():
+    code = (
+        "import sys\n"
+        "sys.modules |= dict.fromkeys(['datasets', 'flwr_datasets', 'pandas', 'pyarrow'])\n"
+        "import numpy as np\n"
+        "from mest_fed.data import SCHEMES, partition\n"
+        "labels = np.arange(60) % 10\n"
+        "print([len(partition(labels, 3, scheme=s, seed=0)) for s in SCHEMES])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{[3] * len(SCHEMES)}\n"
 
 
 def test_file_round_trip(tmp_path):

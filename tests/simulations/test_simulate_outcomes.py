@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from tiny_run import read_rows, read_summary, start, tiny_config
 
-import clients.client_app
+import clients.handlers
 from mest_fed import cli
 from mest_fed.config import to_toml
 from mest_fed.schema import FailureKind, TaskStatus
@@ -57,7 +57,7 @@ def test_the_deadline_that_was_asked_for_ends_a_round(tmp_path):
 @pytest.fixture
 def fleet_of_all_fates(monkeypatch):
     """Make clients of some partitions fail, or send what the server refuses."""
-    train = clients.client_app.train_round
+    train = clients.handlers.train_round
 
     def sometimes(task, received, order, who, kept, **options):
         if who.partition % 9 == 1:
@@ -67,7 +67,7 @@ def fleet_of_all_fates(monkeypatch):
             result.tally.correct += 1_000_000  # more than it can have presented
         return result
 
-    monkeypatch.setattr(clients.client_app, "train_round", sometimes)
+    monkeypatch.setattr(clients.handlers, "train_round", sometimes)
 
 
 def test_every_status_is_told_alike_by_rows_summary_and_report(tmp_path, fleet_of_all_fates):
@@ -135,7 +135,7 @@ def test_a_run_in_which_every_client_failed_fails(monkeypatch, capsys, tmp_path)
     def broken(*_, **__):
         raise KeyError("img")
 
-    monkeypatch.setattr(clients.client_app, "train_round", broken)
+    monkeypatch.setattr(clients.handlers, "train_round", broken)
     folder = tmp_path / "run"
     config = config_file(tmp_path, life={"availability": "always"})
     status, _, err = simulate(monkeypatch, capsys, "--out", folder, "--config", config)
@@ -144,14 +144,14 @@ def test_a_run_in_which_every_client_failed_fails(monkeypatch, capsys, tmp_path)
 
 
 def test_a_run_of_which_a_round_was_empty_says_so(tmp_path, monkeypatch):
-    train = clients.client_app.train_round
+    train = clients.handlers.train_round
 
     def first_round_fails(task, received, order, who, kept, **options):
         if order.round == 1:
             raise KeyError("img")
         return train(task, received, order, who, kept, **options)
 
-    monkeypatch.setattr(clients.client_app, "train_round", first_round_fails)
+    monkeypatch.setattr(clients.handlers, "train_round", first_round_fails)
     config = tiny_config(run={"rounds": 2}, life={"availability": "always"})
     page = write_report(start(tmp_path / "run", config)).read_text(encoding="utf-8")
     assert "The server accepted no update in 1 of 2 rounds." in page.partition("<h2")[0]

@@ -15,7 +15,7 @@ from tiny_run import (
     tiny_config,
 )
 
-import clients.client_app
+import clients.handlers
 import server.evaluation
 from mest_fed.errors import InputError
 from server.run_folder import RunFolder
@@ -86,7 +86,7 @@ def test_stopped_twice(whole, tmp_path):
 @pytest.mark.parametrize("call", [2, 8])
 def test_stopped_while_a_client_trains(whole, tmp_path, monkeypatch, call):
     config, uninterrupted = whole
-    calls, train = [], clients.client_app.train_round
+    calls, train = [], clients.handlers.train_round
 
     def interrupted(*arguments, **options):
         calls.append(1)
@@ -94,7 +94,7 @@ def test_stopped_while_a_client_trains(whole, tmp_path, monkeypatch, call):
             raise KeyboardInterrupt
         return train(*arguments, **options)
 
-    monkeypatch.setattr(clients.client_app, "train_round", interrupted)
+    monkeypatch.setattr(clients.handlers, "train_round", interrupted)
     folder = stopped(tmp_path / "run", config, Observers())
     start(folder, resume=True)
     assert_same_run(folder, uninterrupted)
