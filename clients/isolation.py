@@ -87,7 +87,8 @@ def _in_child(handler: Handler, message: Message, context: Context) -> Message:
                 os.kill(child, signal.SIGKILL)
     if status == -signal.SIGKILL:
         raise OutOfMemoryError(
-            "the system killed the process that worked for this message (SIGKILL), as it does when memory runs out"
+            "the system killed the process that worked for this message (SIGKILL), as it does when "
+            "memory runs out"
         )
     if status != 0 or not report:
         raise MestFedError(f"the process that worked for this message ended with status {status}")

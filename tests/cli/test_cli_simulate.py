@@ -177,7 +177,7 @@ def test_a_corrupt_table_of_kernels(monkeypatch, capsys, tmp_path, config):
     status, out, err = simulate(monkeypatch, capsys, "--resume", "--out", folder)
     assert (status, out) == (2, "")
     assert err.count("\n") == 1
-    assert f"{folder / 'kernels.json'} has mode; allowed: format, mode" in err
+    assert f"--resume: {folder / 'kernels.json'} has changed since the run wrote it" in err
     assert contents(folder) == before
 
 

@@ -163,10 +163,9 @@ def test_what_speaks_no_http():
 
 
 def test_a_server_with_tls_asked_without_it(serve, files):
-    server = serve(KNOWN, tls=files)
-    assert "if it speaks TLS: --root-certificates FILE" in refusal(
-        Link.read(server.address, True, None, None)
-    )
+    # The server may close the connection before it was read, or reset it.
+    with pytest.raises(RefusedError, match="if it speaks TLS: --root-certificates FILE"):
+        ask(Link.read(serve(KNOWN, tls=files).address, True, None, None))
 
 
 def test_a_server_without_tls_asked_with_it(serve, files):

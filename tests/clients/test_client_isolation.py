@@ -55,7 +55,7 @@ def test_a_process_that_plays_several_devices_is_not_split(monkeypatch):
 
 
 def test_a_child_that_is_killed_is_out_of_memory(answer):
-    with pytest.raises(OutOfMemoryError, match="^the system killed the process"):
+    with pytest.raises(OutOfMemoryError, match=r"^the system killed the process"):
         answer(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 
 
