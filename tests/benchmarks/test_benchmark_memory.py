@@ -29,7 +29,7 @@ def test_both_sides_are_measured_in_processes_of_their_own():
     dense = memory.measured(replace(TINY, side="dense"), trimmed=False)
     for found in (ours, dense):
         assert found["peak"] - found["baseline"] == found["added"] > 0
-        assert found["baseline"] > found["imported"] > 10**8
+        assert found["baseline"] > found["imported"] > 10**7
         assert len(found["seconds"]) == 2
     row = memory._row("goals", "tiny", [ours], [dense], [dense])
     assert (
