@@ -24,7 +24,7 @@ from harness import Row, software, write_json
 
 from mest_fed.config import RunConfig, from_table
 from mest_fed.errors import not_allowed
-from simulations.simulate import open_run
+from mest_fed.simulation.simulate import open_run
 
 COHORT, DEVICES, SHARE = 10, 40, 0.3
 MIX = {"rpi-zero-2w": 4, "rpi-3b-plus": 3, "rpi-4": 3, "rpi-5": 2, "jetson-nano": 2}
@@ -63,7 +63,7 @@ def config_of(mode: str, seed: int, updates: int, factor: float) -> RunConfig:
         "training": {"local_epochs": 2, "batch_size": 16, "device": "cpu"},
         "server": {"evaluate_clients_every": 0, **section},
         "fleet": {"devices": DEVICES, "mix": MIX},
-        "life": {"stragglers": SHARE, "straggler_factor": factor},
+        "behaviour": {"stragglers": SHARE, "straggler_factor": factor},
     }
     return from_table(table, "benchmarks/asynchrony.py")
 
@@ -118,7 +118,14 @@ def draw(curves: Mapping[str, list[Curve]], path: Path) -> None:
     """Draw accuracy over virtual time, a line for each seed."""
     from matplotlib.figure import Figure
 
-    from simulations.report.figures.style import BLUE, GREEN, MUTED, ORANGE, VERMILION, house_style
+    from mest_fed.simulation.report.figures.style import (
+        BLUE,
+        GREEN,
+        MUTED,
+        ORANGE,
+        VERMILION,
+        house_style,
+    )
 
     colours = dict(zip(MODES, (MUTED, ORANGE, BLUE, GREEN, VERMILION), strict=True))
     with house_style():

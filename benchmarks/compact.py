@@ -28,7 +28,7 @@ from torch import Tensor
 
 from mest_fed.kernels import compact_reference as by_torch
 from mest_fed.kernels import variant
-from mest_fed.kernels.compact import dequantise, expand, quantise, squeeze
+from mest_fed.kernels.compact import dequantise, pack_nonzeros, quantise, unpack_nonzeros
 from mest_fed.rng import torch_generator
 
 COLUMNS = {
@@ -49,11 +49,14 @@ def activations(shape: Sequence[int]) -> Tensor:
 def check(x: Tensor) -> None:
     """Fail unless ours and torch's operators store, and bring back, the same bits."""
     codes, levels = quantise(x)
-    squeezed = squeeze(x)
-    back = (dequantise(codes, levels), expand(*squeezed, x.shape))
-    other = (by_torch.dequantise(codes, levels), by_torch.expand(squeezed, x.shape, 0, len(x)))
+    squeezed = pack_nonzeros(x)
+    back = (dequantise(codes, levels), unpack_nonzeros(*squeezed, x.shape))
+    other = (
+        by_torch.dequantise(codes, levels),
+        by_torch.unpack_nonzeros(squeezed, x.shape, 0, len(x)),
+    )
     ours = (codes, levels, *squeezed, *back)
-    theirs = (*by_torch.quantise(x), *by_torch.squeeze(x), *other)
+    theirs = (*by_torch.quantise(x), *by_torch.pack_nonzeros(x), *other)
     if not all(map(torch.equal, ours, theirs)) or not torch.equal(back[1], x):
         raise RuntimeError("our results differ from torch's")
 
@@ -61,18 +64,18 @@ def check(x: Tensor) -> None:
 def contestants(x: Tensor) -> dict[str, Contestant]:
     """Return all that are timed; those by torch's operators have names with ``torch ``."""
     codes, levels = quantise(x)
-    squeezed, copy = squeeze(x), torch.empty_like(x)
+    squeezed, copy = pack_nonzeros(x), torch.empty_like(x)
     half, short = x.to(torch.bfloat16), x.to(torch.float16)
     calls: dict[str, Callable[[], object]] = {
         "memcpy": lambda: copy.copy_(x),
         "quantise": lambda: quantise(x),
         "dequantise": lambda: dequantise(codes, levels),
-        "squeeze": lambda: squeeze(x),
-        "expand": lambda: expand(*squeezed, x.shape),
+        "squeeze": lambda: pack_nonzeros(x),
+        "expand": lambda: unpack_nonzeros(*squeezed, x.shape),
         "torch quantise": lambda: by_torch.quantise(x),
         "torch dequantise": lambda: by_torch.dequantise(codes, levels),
-        "torch squeeze": lambda: by_torch.squeeze(x),
-        "torch expand": lambda: by_torch.expand(squeezed, x.shape, 0, len(x)),
+        "torch squeeze": lambda: by_torch.pack_nonzeros(x),
+        "torch expand": lambda: by_torch.unpack_nonzeros(squeezed, x.shape, 0, len(x)),
         "to bfloat16": lambda: x.to(torch.bfloat16),
         "from bfloat16": lambda: half.to(torch.float32),
         "to float16": lambda: x.to(torch.float16),
@@ -87,7 +90,7 @@ def _call(call: Callable[[], object]) -> None:
 
 def stored_bytes(x: Tensor) -> dict[str, float]:
     """Return the bytes that an element takes, by the last word of a contestant's name."""
-    held = {"quantise": quantise(x), "squeeze": squeeze(x)}
+    held = {"quantise": quantise(x), "squeeze": pack_nonzeros(x)}
     found = {
         name: round(sum(part.numel() * part.element_size() for part in parts) / x.numel(), 3)
         for name, parts in held.items()

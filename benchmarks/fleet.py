@@ -27,11 +27,11 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 from harness import software, write_json
 
-from server.worker_sums import SummedFedAvg
-from simulations.engine.executor import make_executor
-from simulations.engine.grid import FleetGrid
-from simulations.engine.nodes import make_nodes
-from simulations.engine.run_app import run_server_app
+from mest_fed.server.aggregation.averaging import SummedFedAvg
+from mest_fed.simulation.engine.executor import make_executor
+from mest_fed.simulation.engine.flower import run_server_app
+from mest_fed.simulation.engine.grid import FleetGrid
+from mest_fed.simulation.engine.interfaces import make_nodes
 
 #: Convolutions and a classifier, 1.8 MB; and a model of 4 kB.
 SHAPES: dict[str, list[tuple[int, ...]]] = {

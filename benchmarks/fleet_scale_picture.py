@@ -6,7 +6,7 @@ from pathlib import Path
 from harness import Row
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from simulations.report.figures.style import (
+from mest_fed.simulation.report.figures.style import (
     BLUE,
     FULL_WIDTH,
     GREEN,

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mest_fed.config import RunConfig, from_table
-from simulations.simulate import open_run
-from simulations.watching.observers import Observers
+from mest_fed.simulation.simulate import open_run
+from mest_fed.simulation.trackers.progress import Observers
 
 KEYS = ("round", "trained", "failed", "accuracy")
 

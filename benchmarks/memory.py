@@ -1,7 +1,7 @@
 """Peak memory of training: ours against dense torch, each in a process of its own, in turn.
 
 What is measured is resident memory beyond what stands there before the model exists: after imports,
-loaded images and a rehearsal of the same training at a small scale, for either side. Dense torch
+loaded images and a warm-up of the same training at a small scale, for either side. Dense torch
 runs as it comes, and once more with the C library told, as it is for ours, to give freed memory
 back (`peer_trimmed`): that needs less memory and more time.
 
@@ -30,11 +30,11 @@ from harness import Row, software, write_json
 from memory_case import Case
 from memory_prediction import prediction_rows
 
-from mest_fed.memory import Savings
+from mest_fed.memory import MemoryOptions
 from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT
 
 PARTS = ["goals", "options", "prediction"]
-LEAN = Savings("segments", "int8", consume=True)
+LEAN = MemoryOptions("segments", "int8", release_gradients=True)
 COLUMNS = {
     "part": "part",
     "name": "name",
@@ -88,22 +88,28 @@ def options(runs: int) -> Iterator[Row]:
     """Try each way to save memory on MEST's ResNet-32, beside ours without any."""
     plain = Case()
     tried = {
-        "consume gradients": replace(plain, savings=Savings(consume=True)),
-        "recompute norms": replace(plain, savings=Savings("norms")),
-        "recompute segments": replace(plain, savings=Savings("segments")),
+        "release_gradients gradients": replace(
+            plain, savings=MemoryOptions(release_gradients=True)
+        ),
+        "recompute norms": replace(plain, savings=MemoryOptions("norms")),
+        "recompute segments": replace(plain, savings=MemoryOptions("segments")),
         **{
-            f"saved as {saved}": replace(plain, savings=Savings(saved=saved))
+            f"saved as {saved}": replace(plain, savings=MemoryOptions(saved=saved))
             for saved in ("mask", "fp16", "bf16", "int8")
         },
         **{
-            f"segments, saved as {saved}": replace(plain, savings=Savings("segments", saved))
+            f"segments, saved as {saved}": replace(plain, savings=MemoryOptions("segments", saved))
             for saved in ("mask", "fp16", "int8")
         },
         "micro-batch 8": replace(plain, micro_batch=8),
         "no momentum": replace(plain, momentum=False),
-        "first 5 of 16 segments frozen": replace(plain, savings=Savings(frozen=5)),
-        "segments, int8, consume, micro-batch 8": replace(plain, savings=LEAN, micro_batch=8),
-        "dense weights, segments, int8, consume": replace(plain, scheme="dense", savings=LEAN),
+        "first 5 of 16 segments frozen": replace(plain, savings=MemoryOptions(frozen=5)),
+        "segments, int8, release_gradients, micro-batch 8": replace(
+            plain, savings=LEAN, micro_batch=8
+        ),
+        "dense weights, segments, int8, release_gradients": replace(
+            plain, scheme="dense", savings=LEAN
+        ),
     }
     reference = [measured(plain, trimmed=True) for _ in range(runs)]
     for title, case in tried.items():
@@ -124,7 +130,7 @@ def _row(
         "name": name,
         "ours": _median(mine),
         "peer": _median(other),
-        "unit": "MB beyond imports, data and rehearsal; measured",
+        "unit": "MB beyond imports, data and warm-up; measured",
         "ratio": round(statistics.median(other) / statistics.median(mine), 2),
         "runs": len(ours),
         "ours_seconds": _step(ours),

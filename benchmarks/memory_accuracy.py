@@ -21,7 +21,7 @@ from command_line import Parser, collect, positive, run, show
 from harness import Row, software, write_json
 
 from mest_fed.data import Batches, DataSplit, load_dataset
-from mest_fed.memory import Savings
+from mest_fed.memory import MemoryOptions
 from mest_fed.nn import Mutator, Sparsity, build_model
 from mest_fed.rng import numpy_generator, torch_generator
 from mest_fed.sparsity import Interval, MestEM
@@ -47,27 +47,29 @@ class Variant:
     density: float = 0.1
     micro_batch: int = BATCH
     momentum: bool = True
-    savings: Savings = field(default_factory=Savings)
+    savings: MemoryOptions = field(default_factory=MemoryOptions)
 
 
 PLAIN = {"group": Variant(), "batch": Variant("batch")}
 VARIANTS = {
     "group norm, plain": PLAIN["group"],
-    "consume gradients": Variant(savings=Savings(consume=True)),
-    "recompute segments": Variant(savings=Savings("segments")),
+    "release_gradients gradients": Variant(savings=MemoryOptions(release_gradients=True)),
+    "recompute segments": Variant(savings=MemoryOptions("segments")),
     "micro-batch 8": Variant(micro_batch=8),
-    "segments, saved as fp16": Variant(savings=Savings("segments", "fp16")),
-    "segments, saved as bf16": Variant(savings=Savings("segments", "bf16")),
-    "segments, saved as int8": Variant(savings=Savings("segments", "int8")),
-    "everything saved as int8": Variant(savings=Savings(saved="int8")),
+    "segments, saved as fp16": Variant(savings=MemoryOptions("segments", "fp16")),
+    "segments, saved as bf16": Variant(savings=MemoryOptions("segments", "bf16")),
+    "segments, saved as int8": Variant(savings=MemoryOptions("segments", "int8")),
+    "everything saved as int8": Variant(savings=MemoryOptions(saved="int8")),
     "half the density": Variant(density=0.05),
     "a quarter of the density": Variant(density=0.025),
     "no momentum, rate x 10": Variant(momentum=False),
-    "first 1 of 4 segments frozen": Variant(savings=Savings(frozen=1)),
-    "first 2 of 4 segments frozen": Variant(savings=Savings(frozen=2)),
+    "first 1 of 4 segments frozen": Variant(savings=MemoryOptions(frozen=1)),
+    "first 2 of 4 segments frozen": Variant(savings=MemoryOptions(frozen=2)),
     "batch norm, plain": PLAIN["batch"],
     "batch norm, micro-batch 8": Variant("batch", micro_batch=8),
-    "batch norm, segments, saved as int8": Variant("batch", savings=Savings("segments", "int8")),
+    "batch norm, segments, saved as int8": Variant(
+        "batch", savings=MemoryOptions("segments", "int8")
+    ),
 }
 
 
@@ -83,7 +85,7 @@ def train(variant: Variant, data: DataSplit, seed: int, images: int, epochs: int
     )
     settings = OptimizerSettings(RATE)
     settings = settings if variant.momentum else settings.without_momentum()
-    optimizer = settings.build(model, consume=variant.savings.consume)
+    optimizer = settings.build(model, release_gradients=variant.savings.release_gradients)
     some = numpy_generator(seed, "images").permutation(len(data.train))[:images]
     batches = Batches(
         data.train,
@@ -102,8 +104,8 @@ def train(variant: Variant, data: DataSplit, seed: int, images: int, epochs: int
             mutator.step(epoch, interval, seed)
         trainer.fit(batches)
     optimizer.close()
-    tally, _ = evaluate(model, Batches(data.test, np.arange(len(data.test)), EVALUATION_BATCH))
-    return tally.accuracy
+    totals, _ = evaluate(model, Batches(data.test, np.arange(len(data.test)), EVALUATION_BATCH))
+    return totals.accuracy
 
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:

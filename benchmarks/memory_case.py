@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mest_fed.memory import Savings
+from mest_fed.memory import MemoryOptions
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Case:
         Images.
     momentum : bool
         Whether SGD keeps one.
-    savings : Savings
+    savings : MemoryOptions
         Of ours.
     steps : int
         Timed steps, the first included.
@@ -41,14 +41,14 @@ class Case:
     batch: int = 64
     micro_batch: int = 64
     momentum: bool = True
-    savings: Savings = field(default_factory=Savings)
+    savings: MemoryOptions = field(default_factory=MemoryOptions)
     steps: int = 3
     threads: int = 1
 
     @classmethod
     def of(cls, table: dict[str, Any]) -> "Case":
         """Read a case back."""
-        return cls(**{**table, "savings": Savings(**table["savings"])})
+        return cls(**{**table, "savings": MemoryOptions(**table["savings"])})
 
     def table(self) -> dict[str, Any]:
         """Return plain values."""
@@ -60,6 +60,13 @@ class Case:
         savings = self.savings
         parts = [self.model, self.norm, self.scheme, f"{self.density:g}", f"{self.micro_batch}"]
         parts += [savings.recompute, savings.saved]
-        parts += [w for w, on in (("consume", savings.consume), ("plain", not self.momentum)) if on]
+        parts += [
+            w
+            for w, on in (
+                ("release_gradients", savings.release_gradients),
+                ("plain", not self.momentum),
+            )
+            if on
+        ]
         parts += [f"frozen {savings.frozen}"] if savings.frozen else []
         return " ".join(parts)

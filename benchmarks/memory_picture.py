@@ -7,7 +7,7 @@ from harness import Row
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from simulations.report.figures.style import (
+from mest_fed.simulation.report.figures.style import (
     BLUE,
     FAINT,
     GREEN,

@@ -17,10 +17,16 @@ from harness import Row
 from memory_case import Case
 from memory_process import CLASSES, IMAGE, Images, step
 
-from mest_fed.memory import Footprint, Savings, Setting, TrainingShape, footprint, trace_model
-from mest_fed.memory import saving as training_with
-from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT, measure
-from mest_fed.memory.rehearsal import rehearse
+from mest_fed.memory import (
+    Footprint,
+    MemoryOptions,
+    TrainingSetup,
+    TrainingShape,
+    footprint,
+    trace_model,
+)
+from mest_fed.memory import memory_saving as training_with
+from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT, measure, warm_up
 from mest_fed.memory.trace import ModelTrace
 from mest_fed.nn import SparseState, Sparsity, build_model, build_shell, read_state, write_state
 from mest_fed.nn.sgd import SGD
@@ -32,10 +38,10 @@ MODELS += (("cnn2", 1.0, "group"), ("resnet8", 1.0, "batch"), ("resnet8", 1.0, "
 SCHEMES = (("block", 0.1), ("unstructured", 0.05), ("pattern", 0.1), ("channel", 0.2))
 SCHEMES += (("dense", 1.0),)
 WAYS = (
-    (32, Savings()),
-    (8, Savings("norms", "fp16", consume=True)),
-    (32, Savings("segments", "int8", consume=True)),
-    (8, Savings("segments", consume=True)),
+    (32, MemoryOptions()),
+    (8, MemoryOptions("norms", "fp16", release_gradients=True)),
+    (32, MemoryOptions("segments", "int8", release_gradients=True)),
+    (8, MemoryOptions("segments", release_gradients=True)),
 )
 
 
@@ -93,7 +99,7 @@ def predict(case: Case) -> Footprint:
         case.density, "uniform", case.micro_batch, case.batch, case.momentum, case.savings
     )
     trace = _trace(case.model, case.width, case.norm, None if dense else case.scheme)
-    return footprint(trace, Setting(method, messages=False), shape)
+    return footprint(trace, TrainingSetup(method, messages=False), shape)
 
 
 @cache
@@ -112,7 +118,7 @@ def measure_all() -> list[int]:
         generator = torch_generator(0, case.model)
         model = build_model(case.model, IMAGE, CLASSES, generator=generator, **options)
         work = partial(train, case, scheme, read_state(model))
-        sizes.append(measure(work, partial(rehearse, scheme)).added)
+        sizes.append(measure(work, partial(warm_up, scheme)).added)
     return sizes
 
 
@@ -121,7 +127,9 @@ def train(case: Case, scheme: str | None, state: SparseState) -> None:
     model = build_shell(case.model, IMAGE, CLASSES, width=case.width, norm=case.norm, scheme=scheme)
     write_state(model.train(), state)
     options = {"momentum": 0.9 * case.momentum, "weight_decay": 1e-4}
-    optimizer = SGD(model.parameters(), 0.01, consume=case.savings.consume, **options)
+    optimizer = SGD(
+        model.parameters(), 0.01, release_gradients=case.savings.release_gradients, **options
+    )
     batch = Images.draw(case.batch)
     with training_with(model, case.savings) as forward:
         for _ in range(case.steps):

@@ -2,7 +2,7 @@
 
     echo '{"side": "ours", "model": "resnet32", ...}' | python benchmarks/memory_process.py
 
-Resident memory is read before the model exists, after imports, loaded images and a rehearsal: the
+Resident memory is read before the model exists, after imports, loaded images and a warm_up_run: the
 same training at a small scale, whose pages of library code count as imports for either side.
 """
 
@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from train_contestants import sgd
 
-from mest_fed.memory import saving
-from mest_fed.memory.meter import PeakMeter, read_counters
-from mest_fed.memory.rehearsal import rehearse
+from mest_fed.memory import memory_saving
+from mest_fed.memory.meter import PeakMeter, read_counters, warm_up
 from mest_fed.nn import Sparsity, build_model
 from mest_fed.nn.sgd import SGD
 from mest_fed.rng import torch_generator
@@ -67,9 +66,11 @@ def train(case: Case, width: float, batch: Images, steps: int) -> list[float]:
         optimizer: torch.optim.Optimizer | SGD = sgd(model)
     else:
         options = {"momentum": 0.9 * case.momentum, "weight_decay": 1e-4}
-        optimizer = SGD(model.parameters(), 0.01, consume=case.savings.consume, **options)
+        optimizer = SGD(
+            model.parameters(), 0.01, release_gradients=case.savings.release_gradients, **options
+        )
     seconds = []
-    with saving(model, case.savings) as forward:
+    with memory_saving(model, case.savings) as forward:
         for _ in range(steps):
             start = time.perf_counter()
             step(forward, optimizer, batch, case.micro_batch)
@@ -95,7 +96,7 @@ def main() -> None:
     now = read_counters()
     imported = now.anonymous
     if case.side == "ours":
-        rehearse(None if case.scheme == "dense" else case.scheme)
+        warm_up(None if case.scheme == "dense" else case.scheme)
     else:
         train(case, case.width / 4, batch.first(8), 2)
     with PeakMeter() as meter:

@@ -10,8 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mest_fed.config import RunConfig, from_flat
-from server.rows import Row
-from simulations.simulate import open_run
+from mest_fed.server.rows import Row
+from mest_fed.simulation.simulate import open_run
 
 #: What is measured against: plain SGD, every image once, no device that could be short of memory.
 COMMON = {

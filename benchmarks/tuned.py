@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 
 from torch import nn
 
-from mest_fed.kernels.choice import Choices, using
+from mest_fed.kernels.choice import Choices, with_choices
 from mest_fed.nn.tuning import tune
 
 
@@ -14,6 +14,6 @@ def tuned(
 ) -> AbstractContextManager[None]:
     """Return a context in which a model runs tuned kernels, or those of the rule."""
     if kernels == "rule":
-        return using(None)
+        return with_choices(None)
     rows = tune(model, input_shape, batch)
-    return using(Choices({row.case: row.choice for row in rows}))
+    return with_choices(Choices({row.case: row.choice for row in rows}))

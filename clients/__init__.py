@@ -1,1 +1,1 @@
-"""The Flower ClientApp: the same client in a simulated fleet and on a device."""
+"""Entry point of Flower: the library is in ``mest_fed.client``."""

@@ -1,3 +1,133 @@
-"""mest-fed: federated memory-economic sparse training."""
+"""mest-fed: federated memory-economic sparse training.
+
+The public names stand here and are imported when they are asked for: the names of the library
+(sparse layers, methods, memory) need torch and NumPy alone, those of the fleet the extras.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from mest_fed.config import RunConfig as RunConfig
+    from mest_fed.config import from_table as from_table
+    from mest_fed.config import read_toml as read_toml
+    from mest_fed.data import load_dataset as load_dataset
+    from mest_fed.data import partition as partition
+    from mest_fed.devices import DeviceProfile as DeviceProfile
+    from mest_fed.devices import load_profile as load_profile
+    from mest_fed.errors import BudgetError as BudgetError
+    from mest_fed.errors import InputError as InputError
+    from mest_fed.errors import MestFedError as MestFedError
+    from mest_fed.errors import WireError as WireError
+    from mest_fed.memory import (
+        MemoryOptions as MemoryOptions,
+    )
+    from mest_fed.memory import (
+        Plan as Plan,
+    )
+    from mest_fed.memory import (
+        Planner as Planner,
+    )
+    from mest_fed.memory import (
+        memory_saving as memory_saving,
+    )
+    from mest_fed.memory import (
+        read_plan as read_plan,
+    )
+    from mest_fed.memory import (
+        trace_model as trace_model,
+    )
+    from mest_fed.memory.meter import PeakMeter as PeakMeter
+    from mest_fed.memory.meter import measure as measure
+    from mest_fed.nn import (
+        Mutator as Mutator,
+    )
+    from mest_fed.nn import (
+        SparseConv2d as SparseConv2d,
+    )
+    from mest_fed.nn import (
+        SparseLayer as SparseLayer,
+    )
+    from mest_fed.nn import (
+        SparseLinear as SparseLinear,
+    )
+    from mest_fed.nn import (
+        build_model as build_model,
+    )
+    from mest_fed.nn import (
+        layer_densities as layer_densities,
+    )
+    from mest_fed.nn import (
+        match_masks as match_masks,
+    )
+    from mest_fed.nn import (
+        sparsify as sparsify,
+    )
+    from mest_fed.nn import (
+        to_dense as to_dense,
+    )
+    from mest_fed.nn import (
+        whole_density as whole_density,
+    )
+    from mest_fed.nn.norms import BatchNorm2d as BatchNorm2d
+    from mest_fed.nn.norms import GroupNorm as GroupNorm
+    from mest_fed.nn.sgd import SGD as SGD
+    from mest_fed.schema import FailureKind as FailureKind
+    from mest_fed.schema import TaskStatus as TaskStatus
+    from mest_fed.server.selection import Selector as Selector
+    from mest_fed.server.strategy import MestStrategy as MestStrategy
+    from mest_fed.simulation.engine.executor import make_executor as make_executor
+    from mest_fed.simulation.engine.grid import FleetGrid as FleetGrid
+    from mest_fed.simulation.simulate import open_run as open_run
+    from mest_fed.sparsity import Interval as Interval
+    from mest_fed.sparsity import MestEM as MestEM
+    from mest_fed.sparsity import MestEMS as MestEMS
+    from mest_fed.sparsity import Method as Method
+    from mest_fed.sparsity import RigL as RigL
+    from mest_fed.sparsity import Set as Set
+    from mest_fed.sparsity import Static as Static
+    from mest_fed.system.limits import MemoryLimit as MemoryLimit
+    from mest_fed.system.limits import limit_memory as limit_memory
+    from mest_fed.task import Task as Task
+
+#: Public name -> the module that it is imported from.
+_HOMES = {
+    "mest_fed.config": ("RunConfig", "from_table", "read_toml"),
+    "mest_fed.data": ("load_dataset", "partition"),
+    "mest_fed.devices": ("DeviceProfile", "load_profile"),
+    "mest_fed.errors": ("BudgetError", "InputError", "MestFedError", "WireError"),
+    "mest_fed.memory": (
+        *("MemoryOptions", "Plan", "Planner", "memory_saving", "read_plan", "trace_model"),
+    ),
+    "mest_fed.memory.meter": ("PeakMeter", "measure"),
+    "mest_fed.nn": (
+        *("Mutator", "SparseConv2d", "SparseLayer", "SparseLinear", "build_model", "match_masks"),
+        *("layer_densities", "sparsify", "to_dense", "whole_density"),
+    ),
+    "mest_fed.nn.norms": ("BatchNorm2d", "GroupNorm"),
+    "mest_fed.nn.sgd": ("SGD",),
+    "mest_fed.schema": ("FailureKind", "TaskStatus"),
+    "mest_fed.server.selection": ("Selector",),
+    "mest_fed.server.strategy": ("MestStrategy",),
+    "mest_fed.simulation.engine.executor": ("make_executor",),
+    "mest_fed.simulation.engine.grid": ("FleetGrid",),
+    "mest_fed.simulation.simulate": ("open_run",),
+    "mest_fed.sparsity": ("Interval", "MestEM", "MestEMS", "Method", "RigL", "Set", "Static"),
+    "mest_fed.system.limits": ("MemoryLimit", "limit_memory"),
+    "mest_fed.task": ("Task",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(_HOME_OF[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME_OF])

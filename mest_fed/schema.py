@@ -93,13 +93,15 @@ _LABELS = {
     FailureKind.SURPLUS: "enough other devices were faster",
 }
 
+#: Flower's code of an error reply of a ClientApp that raised.
+RAISED = 2
 #: Codes of the error replies that say why a task failed. The small ones are Flower's, which it
 #: does not publish: the ClientApp raised, or could not be loaded; the process of the client died;
 #: the upload of a reply broke off; the time was over; the device is not online. The large ones are
 #: ours: a client sends them itself, and Flower passes them on.
 FAILURE_CODES = {
+    RAISED: FailureKind.CLIENT_ERROR,
     1: FailureKind.CLIENT_ERROR,
-    2: FailureKind.CLIENT_ERROR,
     3: FailureKind.UPLOAD_LOST,
     4: FailureKind.NO_REPLY,
     5: FailureKind.AWAY,

@@ -28,13 +28,13 @@ from mest_fed.data import (
 from mest_fed.devices import Assignment, Work, assign_devices, load_profile, training_work
 from mest_fed.errors import BudgetError, InputError
 from mest_fed.memory import (
+    MemoryOptions,
     ModelTrace,
     Plan,
+    PlanLimits,
     Planner,
-    Savings,
-    Setting,
+    TrainingSetup,
     TrainingShape,
-    Wish,
     trace_model,
 )
 from mest_fed.memory.activations import segments_of
@@ -220,7 +220,7 @@ class Task:
         """The model's memory needs."""
         return trace_model(self.model, self.shape)
 
-    def work(self, presented: int, savings: Savings | None = None) -> Work:
+    def work(self, presented: int, savings: MemoryOptions | None = None) -> Work:
         """Return the operations of training the resident model, as it is, on so many examples.
 
         Counting runs an image through the model, so it is done once for a number of live weights.
@@ -267,19 +267,21 @@ class Task:
         """Return a planner for this task's model, batch and method on so many threads."""
         config = self.config
         training, memory, sparsity = config.training, config.memory, config.sparsity
-        wish = TrainingShape(
+        limits = TrainingShape(
             density=self.density,
             distribution=sparsity.distribution,
             micro_batch=training.batch_size,
             batch=training.batch_size,
             momentum=training.momentum > 0,
-            savings=Savings(memory.recompute, memory.saved, memory.consume, memory.frozen),
+            savings=MemoryOptions(
+                memory.recompute, memory.saved, memory.release_gradients, memory.frozen
+            ),
         )
         return Planner(
             self.trace,
-            Setting(self.method, mutates=sparsity.mutation == "client", threads=threads),
-            Wish(
-                wish,
+            TrainingSetup(self.method, mutates=sparsity.mutation == "client", threads=threads),
+            PlanLimits(
+                limits,
                 least_micro_batch=MIN_MICRO_BATCH[config.model.norm],
                 segments=len(segments_of(self.model)),
                 sparse=bool(self.trace.spec.groups),

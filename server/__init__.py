@@ -1,1 +1,1 @@
-"""The Flower ServerApp and its strategy."""
+"""Entry point of Flower: the library is in ``mest_fed.server``."""

@@ -1,14 +1,15 @@
-"""Partial sums: the same bits however the positions are cut into blocks."""
+"""PartialAggregate sums: the same bits however the positions are cut into blocks."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mest_fed.folding import PairwiseSum
-from mest_fed.kernels import native, sums
-from mest_fed.kernels.sums import weighted_sum
-from server.array_sum import ArraySum
+from mest_fed.kernels import native
+from mest_fed.kernels import native as sums
+from mest_fed.kernels.native import weighted_sum
+from mest_fed.server.aggregation.averaging import ArraySum
+from mest_fed.server.aggregation.partial import PairwiseSum
 
 SINGLES = st.floats(-(2.0**100), 2.0**100, width=32)
 

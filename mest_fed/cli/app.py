@@ -1,13 +1,18 @@
 """``mest-fed``: its commands, and how errors leave it."""
 
 import sys
+from importlib.util import find_spec
 
 import typer
 from rich.console import Console
 
 import mest_fed
-from mest_fed.cli.status import FAILED, REFUSED, WRONG_INPUT
 from mest_fed.errors import InputError, MestFedError, RefusedError
+
+#: ``NOTHING_TRAINED``: of ``mest-fed simulate``, if the server accepted no update in the whole run.
+#: ``REFUSED``: of ``mest-fed client``, if no SuperLink answers or it does not take this device.
+OK, FAILED, WRONG_INPUT, NOTHING_TRAINED, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
 
 app = typer.Typer(
     name="mest-fed",
@@ -56,3 +61,16 @@ def _one_line(error: Exception) -> str:
     from rich.markup import escape
 
     return escape(" ".join(str(error).split()))
+
+
+def needs(extra: str, *modules: str) -> None:
+    """Check that modules can be imported.
+
+    Raises
+    ------
+    InputError
+        If one is missing; says which extra brings it.
+    """
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise InputError(f"{missing[0]} is not installed; run: pip install 'mest-fed[{extra}]'")

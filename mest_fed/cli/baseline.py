@@ -91,7 +91,7 @@ def measure_client_app(environment: Mapping[str, str]) -> Weight:
     MestFedError
         If it cannot be imported.
     """
-    return _weigh(["flwr-clientapp", "clients.handlers"], environment)
+    return _weigh(["flwr-clientapp", "mest_fed.client.handlers"], environment)
 
 
 def measure_reserved(environment: Mapping[str, str]) -> int:

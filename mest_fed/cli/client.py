@@ -10,16 +10,16 @@ from typing import Annotated
 
 import typer
 
+from mest_fed.cli.app import needs
 from mest_fed.cli.baseline import measure_baseline, measure_reserved
 from mest_fed.cli.environment import node_environment
-from mest_fed.cli.extras import needs
 from mest_fed.cli.node_config import write_node_config
-from mest_fed.cli.node_memory import MARGIN, MemoryWish
+from mest_fed.cli.node_memory import MARGIN, NodeMemory
 from mest_fed.cli.superlink import Link, as_argument, wait_for_superlink
 from mest_fed.cli.supervise import Job, become_supervisor
 from mest_fed.devices import load_profile
 from mest_fed.errors import InputError, not_allowed
-from mest_fed.memory.limit import limit_memory
+from mest_fed.system.limits import limit_memory
 
 _SUPERNODE = "flower-supernode"
 #: Options of Flower's node that are set here -> by which of ours.
@@ -76,7 +76,7 @@ def client(
         int | None, typer.Option(help="Of the node's ClientApp API; a free one if left out.")
     ] = None,
     wait: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long to wait for a SuperLink to answer.")
+        float, typer.Option(metavar="SECONDS", help="How long to wait for a SuperLink to report.")
     ] = 60.0,
     supernode: Annotated[
         list[str] | None,
@@ -97,7 +97,7 @@ def client(
     profile = load_profile(device)
     name = str(Path(device).resolve()) if device.endswith(".toml") else device
     config: dict[str, int | float | str] = {**place, "device": name}
-    wish = MemoryWish.read(budget, memory_limit, margin)
+    limits = NodeMemory.read(budget, memory_limit, margin)
     environment = node_environment()
     program = shutil.which(_SUPERNODE, path=environment["PATH"])
     if program is None:
@@ -105,16 +105,16 @@ def client(
     local = ("--port", str(_port(port)))
     wait_for_superlink(link, wait)
     baseline = measure_baseline(environment)
-    text = write_node_config(config | wish.node_config())
+    text = write_node_config(config | limits.node_config())
     command = [program, *link.options(), *local, "--node-config", text, *further]
     job = Job(command, as_argument(link), limit=str(memory_limit or ""))
-    if wish.limit is None:
-        wish.check_budget(profile, baseline)
-        typer.echo(wish.budget_in_words(profile, baseline))
+    if limits.limit is None:
+        limits.check_budget(profile, baseline)
+        typer.echo(limits.budget_in_words(profile, baseline))
         become_supervisor(job, environment)
-    wish.check_limit()
-    with limit_memory(wish.limit, reserved=partial(measure_reserved, environment)) as held:
-        typer.echo(wish.limit_in_words(held, baseline))
+    limits.check_limit()
+    with limit_memory(limits.limit, reserved=partial(measure_reserved, environment)) as held:
+        typer.echo(limits.limit_in_words(held, baseline))
         become_supervisor(replace(job, stay=held.confinement), environment)
 
 

@@ -10,7 +10,7 @@ from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT
 def node_environment() -> dict[str, str]:
     """Return the environment of the node; Flower finds its own commands by the PATH.
 
-    Each ClientApp plays this device alone (``clients/isolation.py``).
+    Each ClientApp plays this device alone (``mest_fed/client/isolation.py``).
     """
     scripts = Path(sys.executable).parent
     path = f"{scripts}{os.pathsep}{os.environ.get('PATH', os.defpath)}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from mest_fed.cli.baseline import Baseline
 from mest_fed.devices import DeviceProfile
 from mest_fed.errors import InputError, not_allowed
-from mest_fed.memory.limit import RLIMIT, MemoryLimit, limit_of_process
+from mest_fed.system.limits import RLIMIT, MemoryLimit, limit_of_process
 from mest_fed.units import format_bytes, parse_bytes
 
 #: Share of a limit that is left free if nothing is said.
@@ -13,7 +13,7 @@ MARGIN = 0.05
 
 
 @dataclass(frozen=True)
-class MemoryWish:
+class NodeMemory:
     """A memory limit, a budget, or neither.
 
     Parameters
@@ -31,7 +31,7 @@ class MemoryWish:
     margin: float
 
     @classmethod
-    def read(cls, budget: str | None, limit: str | None, margin: float | None) -> "MemoryWish":
+    def read(cls, budget: str | None, limit: str | None, margin: float | None) -> "NodeMemory":
         """Read the options as they were typed.
 
         Raises

@@ -10,11 +10,9 @@ from typing import Annotated
 import torch
 import typer
 
-from mest_fed.cli.extras import needs
-from mest_fed.cli.planning.answer import Answer
-from mest_fed.cli.planning.budget import read_budget
-from mest_fed.cli.planning.question import Question, read_preference
-from mest_fed.cli.planning.text import print_answer
+from mest_fed.cli.app import needs
+from mest_fed.cli.planning.request import PlanReport, PlanRequest, read_budget, read_preference
+from mest_fed.cli.planning.text import print_report
 from mest_fed.devices import load_profile
 from mest_fed.errors import not_allowed
 
@@ -39,9 +37,9 @@ def plan(
     prefer: Annotated[
         str | None,
         typer.Option(
-            metavar="LEVERS",
-            help="What to give up, least harm first: consume, micro_batch, recompute, saved, "
-            "density, momentum, frozen in another order.",
+            metavar="KNOBS",
+            help="What to give up, least harm first: release_gradients, micro_batch, recompute, "
+            "saved, density, momentum, frozen in another order.",
         ),
     ] = None,
     batch: Annotated[int, typer.Option(help="Images in one optimizer step.", min=1)] = 64,
@@ -73,7 +71,7 @@ def plan(
     _check_picture(picture)
     profile = None if device is None else load_profile(device)
     order = read_preference(prefer)
-    question = Question(
+    request = PlanRequest(
         model,
         width,
         norm,
@@ -85,19 +83,19 @@ def plan(
         classes,
         _threads(threads, device),
     )
-    answer = Answer(question, read_budget(budget, limit, profile), profile, order)
+    report = PlanReport(request, read_budget(budget, limit, profile), profile, order)
     with _no_collector():
-        _answer(answer, as_json, picture)
+        _report(report, as_json, picture)
 
 
-def _answer(answer: Answer, as_json: bool, picture: Path | None) -> None:
-    """Print the answer, and draw it if that is wanted."""
+def _report(report: PlanReport, as_json: bool, picture: Path | None) -> None:
+    """Print the report, and draw it if that is wanted."""
     if as_json:
-        typer.echo(json.dumps(answer.as_table(frontier=picture is not None), indent=2))
+        typer.echo(json.dumps(report.as_table(frontier=picture is not None), indent=2))
     else:
-        print_answer(answer)
+        print_report(report)
     if picture is not None:
-        _draw(answer, picture)
+        _draw(report, picture)
         if not as_json:
             typer.echo(f"picture: {picture}")
 
@@ -131,11 +129,11 @@ def _check_picture(picture: Path | None) -> None:
     needs("simulation", "matplotlib", "jinja2")
 
 
-def _draw(answer: Answer, picture: Path) -> None:
+def _draw(report: PlanReport, picture: Path) -> None:
     from mest_fed.cli.planning.picture import draw_frontier
 
     try:
-        draw_frontier(answer, picture)
+        draw_frontier(report, picture)
     except OSError as error:
         allowed = f"a file that can be written ({error.strerror})"
         raise not_allowed("--picture", str(picture), allowed) from None

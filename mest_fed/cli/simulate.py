@@ -13,8 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from mest_fed.cli.extras import needs
-from mest_fed.cli.status import INTERRUPTED, NOTHING_TRAINED
+from mest_fed.cli.app import INTERRUPTED, NOTHING_TRAINED, needs
 from mest_fed.errors import InputError
 from mest_fed.units import format_bytes, format_seconds
 
@@ -67,14 +66,13 @@ def simulate(
     libraries = ("flwr", "pydantic", "matplotlib", "jinja2")
     needs("simulation", *libraries, *(() if workers == 0 else ("ray",)))
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    from server.run_folder import CONFIG, SUMMARY
-    from simulations.engine.machine import default_workers
-    from simulations.report import write_report
-    from simulations.settings import resolve
-    from simulations.simulate import Interrupted, open_run
-    from simulations.watching.display import RichDisplay
-    from simulations.watching.observers import Observers
-    from simulations.watching.sinks import open_sinks
+    from mest_fed.server.run_folder import CONFIG, SUMMARY
+    from mest_fed.simulation.engine.machine import default_workers
+    from mest_fed.simulation.report import write_report
+    from mest_fed.simulation.settings import resolve
+    from mest_fed.simulation.simulate import Interrupted, open_run
+    from mest_fed.simulation.trackers.progress import Observers, RichDisplay
+    from mest_fed.simulation.trackers.trackers import open_trackers
 
     _quieten()
     if preset is not None and config is not None:
@@ -87,7 +85,7 @@ def simulate(
     folder = out or Path("runs") / (name or "quickstart")
     console = Console()
     display = [] if quiet else [RichDisplay(console)]
-    observer = Observers(*open_sinks(log or [], folder), *display)
+    observer = Observers(*open_trackers(log or [], folder), *display)
     run = open_run(name or folder.name, resolved, folder, resume=resume, observer=observer)
     try:
         with _ended_like_ctrl_c():
@@ -122,13 +120,15 @@ def _ended_like_ctrl_c() -> Iterator[None]:
 def _quieten() -> None:
     # Flower logs each step of its strategy loop; the display shows the same.
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    logging.getLogger("server").setLevel(logging.ERROR)
+    logging.getLogger("mest_fed.server").setLevel(logging.ERROR)
 
 
 def _nothing_trained(summary: Mapping[str, Any]) -> str:
     lost = ", ".join(f"{count} {status}" for status, count in summary["tasks"].items() if count)
+    rounds = summary["rounds"]
     return (
-        f"nothing was trained: the server accepted no update in {summary['rounds']} rounds "
+        f"nothing was trained: the server accepted no update in {rounds} "
+        f"{'round' if rounds == 1 else 'rounds'} "
         f"({lost or 'no device was asked'}); the accuracy is that of the first weights"
     )
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from random import SystemRandom
 from typing import Any
 
-from mest_fed.cli.status import OK, REFUSED, WRONG_INPUT
+from mest_fed.cli.app import OK, REFUSED, WRONG_INPUT
 from mest_fed.errors import InputError, MestFedError, RefusedError, not_allowed
 
 #: Codes of the Fleet API's errors (flwr.supercore.error.ApiErrorCode).

@@ -17,10 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mest_fed.cgroups import Cgroup
-from mest_fed.cli.status import FAILED, OK
-from mest_fed.confinement import Confinement
+from mest_fed.cli.app import FAILED, OK
 from mest_fed.errors import MestFedError
+from mest_fed.system.cgroups import Cgroup, Confinement
 
 #: Seconds between two looks at the node, and that it has to end by itself.
 LOOK, PATIENCE = 0.2, 15.0
@@ -81,7 +80,7 @@ def run_node(job: Job) -> int:
     -------
     int
         The exit status of the command: 128 and the number of the signal that stopped it; that of
-        the question to the SuperLink, if the node ended by itself and the SuperLink says why; else
+        the request to the SuperLink, if the node ended by itself and the SuperLink says why; else
         ``FAILED``.
 
     Raises

@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ from pydantic import ValidationError
 
 from mest_fed.config.sections import RunConfig
 from mest_fed.errors import InputError
+
+log = getLogger(__name__)
+
+#: Keys of earlier versions, and what they are called now. A whole section has no dot.
+RENAMED = {"life": "behaviour", "memory.consume": "memory.release_gradients"}
 
 Scalar = bool | int | float | str
 Table = dict[str, dict[str, Any]]
@@ -39,7 +45,7 @@ def from_table(table: Mapping[str, Any], source: str) -> RunConfig:
         If a key is unknown or a value not allowed; names the first such key.
     """
     try:
-        return RunConfig.model_validate(table)
+        return RunConfig.model_validate(_renamed(table, source))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -50,6 +56,38 @@ def from_table(table: Mapping[str, Any], source: str) -> RunConfig:
             raise InputError(f"{text} ({source})") from None
         message = f"{key} = {first['input']!r} is not allowed ({source}); {text}"
         raise InputError(message) from None
+
+
+def _renamed(table: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Read the keys of earlier versions under their new names, and say so in a line each.
+
+    Raises
+    ------
+    InputError
+        If a key is there under both names.
+    """
+    current: dict[str, Any] = {}
+    for section, keys in table.items():
+        if not isinstance(keys, Mapping):
+            current[section] = keys
+            continue
+        for key, value in keys.items():
+            old = section if section in RENAMED else f"{section}.{key}"
+            name = current_key(f"{section}.{key}")
+            if name != f"{section}.{key}":
+                log.warning("%s is now called %s (%s)", old, RENAMED[old], source)
+            place, _, leaf = name.partition(".")
+            if leaf in current.setdefault(place, {}):
+                raise InputError(f"{section}.{key} and {name} are the same key ({source})")
+            current[place][leaf] = value
+        current.setdefault(current_key(section), {})
+    return current
+
+
+def current_key(key: str) -> str:
+    """Return what a key, or a section, of an earlier version is called now."""
+    section, dot, name = key.partition(".")
+    return RENAMED.get(key, f"{RENAMED.get(section, section)}{dot}{name}")
 
 
 def _unknown(key: str, source: str) -> InputError:
@@ -85,14 +123,22 @@ def with_settings(table: Mapping[str, Any], settings: Iterable[str]) -> Table:
     InputError
         If a setting has not that form, or its key is unknown.
     """
-    merged: Table = {section: dict(keys) for section, keys in table.items()}
+    merged: Table = {}
+    for section, keys in table.items():
+        for key, value in keys.items():
+            place, _, leaf = current_key(f"{section}.{key}").partition(".")
+            merged.setdefault(place, {})[leaf] = value
     for setting in settings:
         key, equals, text = setting.partition("=")
         section, dot, name = key.strip().partition(".")
         if not (equals and dot and section and name):
             raise InputError(f"--set {setting!r} is not allowed; allowed: section.key=value")
-        if key.strip() not in known_keys():
+        current = current_key(key.strip())
+        if current not in known_keys():
             raise _unknown(key.strip(), "--set")
+        if current != key.strip():
+            log.warning("%s is now called %s (--set)", key.strip(), current)
+        section, _, name = current.partition(".")
         merged.setdefault(section, {})[name] = _toml_value(text.strip())
     return merged
 

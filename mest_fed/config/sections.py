@@ -4,11 +4,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from mest_fed.config.base import Positive, Section, Share, one_of
-from mest_fed.config.life import LifeSection
-from mest_fed.config.mixes import format_mix, parse_mix
+from mest_fed.config.base import Positive, Section, Share, format_mix, one_of, parse_mix
+from mest_fed.config.behaviour import BehaviourSection
 from mest_fed.errors import InputError
-from mest_fed.memory import FORMATS, PREFERENCE, RECOMPUTE
+from mest_fed.memory import COST_ORDER, FORMATS, RECOMPUTE
 from mest_fed.sparsity import DISTRIBUTIONS, METHODS, layout_for
 from mest_fed.units import parse_bytes
 
@@ -122,22 +121,24 @@ class MemorySection(Section):
     """What backward computes again: nothing, outputs of normalisations, or whole segments."""
     saved: Annotated[str, one_of(*FORMATS)] = "fp32"
     """How activations stand in memory between forward and backward."""
-    consume: bool = False
+    release_gradients: bool = False
     """Whether gradients go into the momentum during backward."""
     frozen: Annotated[int, Field(ge=0)] = 0
     """Segments at the start of the model that do not train."""
     prefer: str = ""
-    """Levers of the planner, least harm first; empty takes the order that suits the model."""
+    """Knobs of the planner, least harm first; empty takes the order that suits the model."""
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of a device's memory limit that stays free; nearer to it the micro-batch is halved."""
 
     @field_validator("prefer")
     @classmethod
     def _known_levers(cls, value: str) -> str:
-        levers = [name.strip() for name in value.split(",") if name.strip()]
-        if levers and sorted(levers) != sorted(PREFERENCE):
-            raise ValueError(f"allowed: each of {', '.join(PREFERENCE)}, in any order, or nothing")
-        return ", ".join(levers)
+        names = (name.strip() for name in value.split(","))
+        # ``consume`` is what an earlier version called it.
+        knobs = ["release_gradients" if name == "consume" else name for name in names if name]
+        if knobs and sorted(knobs) != sorted(COST_ORDER):
+            raise ValueError(f"allowed: each of {', '.join(COST_ORDER)}, in any order, or nothing")
+        return ", ".join(knobs)
 
     @property
     def preference(self) -> tuple[str, ...] | None:
@@ -272,7 +273,7 @@ class RunConfig(Section):
     wire: WireSection = WireSection()
     server: ServerSection = ServerSection()
     fleet: FleetSection = FleetSection()
-    life: LifeSection = LifeSection()
+    behaviour: BehaviourSection = BehaviourSection()
     deployment: DeploymentSection = DeploymentSection()
 
     @model_validator(mode="after")
@@ -327,10 +328,10 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _a_trace_is_there_if_needed(self) -> "RunConfig":
-        availability, trace = self.life.availability, self.life.trace
+        availability, trace = self.behaviour.availability, self.behaviour.trace
         if (availability == "trace") != bool(trace):
             raise ValueError(
-                f"life.trace = {trace!r} is not allowed with life.availability = "
+                f"behaviour.trace = {trace!r} is not allowed with behaviour.availability = "
                 f"{availability!r}; allowed: a file's path with 'trace', nothing otherwise"
             )
         return self

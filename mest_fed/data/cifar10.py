@@ -1,18 +1,218 @@
 """CIFAR-10 from parquet files or from the Hugging Face hub; decoded once, then mapped."""
 
 import hashlib
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from filelock import FileLock
 
-from mest_fed.data.cache import cached
-from mest_fed.data.decode import Encoded, decode_images
-from mest_fed.data.images import DataSplit, ImageData
-from mest_fed.data.optional import require
-from mest_fed.data.parquet import find_split, read_encoded
+from mest_fed.data.images import DataSplit, ImageData, require
 from mest_fed.errors import InputError, not_allowed
+
+
+def cache_folder() -> Path:
+    """Return the cache folder: ``$MEST_FED_CACHE``, or ``mest-fed`` in the user's cache.
+
+    Raises
+    ------
+    InputError
+        If neither the environment nor the system names a home folder.
+    """
+    if own := os.environ.get("MEST_FED_CACHE"):
+        return Path(own)
+    if user := os.environ.get("XDG_CACHE_HOME"):
+        return Path(user) / "mest-fed"
+    try:
+        return Path.home() / ".cache" / "mest-fed"
+    except RuntimeError:
+        raise InputError(
+            "MEST_FED_CACHE is not set, and this user has no home folder; allowed: a folder"
+        ) from None
+
+
+def cached(key: str, build: Callable[[Path], None]) -> Path:
+    """Return the cache's folder ``key``, built first if it is not there.
+
+    Parameters
+    ----------
+    key : str
+        A file name that stands for the content.
+    build : callable
+        Fills the empty folder that it gets. The folder takes its name only when this has
+        succeeded, and one process builds while others wait.
+
+    Raises
+    ------
+    InputError
+        If the cache folder cannot be written.
+    """
+    folder = cache_folder() / key
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.is_dir():
+                _build(folder, build)
+    except OSError as error:
+        raise InputError(
+            f"MEST_FED_CACHE = {str(cache_folder())!r}: cannot write to it ({error})"
+        ) from error
+    return folder
+
+
+def _build(folder: Path, build: Callable[[Path], None]) -> None:
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}."))
+    try:
+        build(scratch)
+        scratch.rename(folder)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+_FORMATS = ("JPEG", "PNG")
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Images as in their files, and int64 labels."""
+
+    images: Sequence[bytes]
+    labels: npt.NDArray[np.int64]
+
+
+def decode_images(images: Sequence[bytes], out: npt.NDArray[np.uint8], where: str) -> None:
+    """Decode images to RGB.
+
+    One thread: on images as small as these, two threads were measured slower than one, since they
+    wait for the interpreter lock more than they decode.
+
+    Parameters
+    ----------
+    images : sequence of bytes
+        JPEG or PNG.
+    out : uint8 array
+        Filled; shape ``(n, 3, height, width)``.
+    where : str
+        Names the source in errors.
+
+    Raises
+    ------
+    InputError
+        If an image cannot be decoded or has another size, or Pillow is not installed.
+    """
+    pillow = require("PIL.Image", extra="data")
+    height, width = out.shape[2:]
+    for position, content in enumerate(images):
+        try:
+            with pillow.open(BytesIO(content), formats=_FORMATS) as image:
+                if image.size != (width, height):
+                    raise ValueError(f"it has {image.size} pixels, not {(width, height)}")
+                out[position] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        except pillow.UnidentifiedImageError as error:
+            raise InputError(f"data.path: image {position} of {where} is no image") from error
+        except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
+            raise InputError(f"data.path: image {position} of {where}: {error}") from error
+
+
+_IMAGE_COLUMNS = ("img", "image")
+_EXPECTED = "columns img (or image) with a field bytes, and label"
+
+
+def find_split(folder: Path, split: str) -> list[Path]:
+    """Return the files of a split: ``SPLIT.parquet``, or the shards that a hub names.
+
+    Shards are ``SPLIT-00000-of-00002.parquet`` and so on, in the folder or in ``data`` or the name
+    of a configuration beneath it. Empty if there is neither.
+
+    Raises
+    ------
+    InputError
+        If a shard is missing, or shards of several downloads lie beside each other.
+    """
+    whole = folder / f"{split}.parquet"
+    if whole.is_file():
+        return [whole]
+    shards = sorted(folder.glob(f"{split}-*-of-*.parquet"))
+    shards = shards or sorted(folder.glob(f"*/{split}-*-of-*.parquet"))
+    if not shards:
+        return []
+    count = shards[0].stem.rpartition("-of-")[2].partition("-")[0]
+    numbers = range(int(count)) if count.isdecimal() else ()
+    expected = [f"{split}-{number:05d}-of-{count}" for number in numbers]
+    # A hub's older files carry a digest behind the numbers.
+    found = [shard.stem[: len(f"{split}-00000-of-00000")] for shard in shards]
+    if found != expected or len({shard.parent for shard in shards}) > 1:
+        raise InputError(
+            f"data.path: {folder} has {', '.join(shard.name for shard in shards)}; "
+            f"allowed: all shards of one download, {split}-00000-of-{count}.parquet and so on"
+        )
+    return shards
+
+
+def read_encoded(files: Sequence[Path]) -> Encoded:
+    """Read encoded images and their labels from the files of a split, in their order.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        Parquet files with a column ``img`` or ``image`` (struct of ``bytes`` and more) and an
+        integer column ``label``.
+
+    Raises
+    ------
+    InputError
+        As :func:`_read_file`.
+    """
+    parts = [_read_file(file) for file in files]
+    images = [image for part in parts for image in part.images]
+    return Encoded(images, np.concatenate([part.labels for part in parts]))
+
+
+def _read_file(file: Path) -> Encoded:
+    """Read one file.
+
+    Raises
+    ------
+    InputError
+        If the file is not parquet, has other columns or missing values, or pyarrow is not
+        installed.
+    """
+    arrow = require("pyarrow", extra="data")
+    parquet = require("pyarrow.parquet", extra="data")
+    try:
+        with parquet.ParquetFile(file) as source:
+            names = source.schema_arrow.names
+            column = next((name for name in _IMAGE_COLUMNS if name in names), None)
+            if column is None or "label" not in names:
+                raise _wrong(file, f"its columns are {', '.join(names)}")
+            table = source.read(columns=[column, "label"])
+    except (arrow.ArrowException, OSError) as error:
+        raise _wrong(file, str(error).splitlines()[0]) from error
+    images, labels = table[column].combine_chunks(), table["label"].combine_chunks()
+    if not arrow.types.is_integer(labels.type) or labels.null_count:
+        raise _wrong(file, "label is not a column of whole numbers")
+    if not arrow.types.is_struct(images.type) or images.type.get_field_index("bytes") < 0:
+        raise _wrong(file, f"{column} has no field bytes")
+    content = images.field("bytes")
+    binary = arrow.types.is_binary(content.type) or arrow.types.is_large_binary(content.type)
+    if not binary or images.null_count or content.null_count:
+        raise _wrong(file, f"{column}.bytes is not binary, or has missing values")
+    return Encoded(content.to_pylist(), labels.to_numpy(zero_copy_only=False).astype(np.int64))
+
+
+def _wrong(file: Path, reason: str) -> InputError:
+    return InputError(f"data.path: {file} must be a parquet file with {_EXPECTED}; {reason}")
+
 
 _HUB_NAME = "uoft-cs/cifar10"
 _NUM_CLASSES = 10

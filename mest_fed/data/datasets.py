@@ -1,11 +1,62 @@
 """The data sets by name."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
 
 from mest_fed.data.cifar10 import load_cifar10
-from mest_fed.data.digits import load_digits
-from mest_fed.data.images import DataSplit
+from mest_fed.data.images import DataSplit, ImageData, require
 from mest_fed.errors import not_allowed
+from mest_fed.rng import numpy_generator
+
+_TEST_FRACTION = 0.2
+_LARGEST = 16  # pixel values are 0..16
+
+
+def load_digits() -> DataSplit:
+    """Load the digits, split 80 / 20 within each class, always the same way.
+
+    Raises
+    ------
+    InputError
+        If scikit-learn is not installed.
+    """
+    pixels, labels = _read()
+    images = np.rint(pixels * (255 / _LARGEST)).astype(np.uint8).reshape(-1, 1, 8, 8)
+    generator = numpy_generator(0, "digits", "split")
+    is_test = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        is_test[members[: round(_TEST_FRACTION * len(members))]] = True
+    shares = images[~is_test] / 255
+    mean, std = (float(shares.mean()),), (float(shares.std()),)
+
+    def part(chosen: np.ndarray) -> ImageData:
+        shown, targets = torch.from_numpy(images[chosen]), torch.from_numpy(labels[chosen])
+        return ImageData(shown, targets, 10, mean, std)
+
+    return DataSplit(part(~is_test), part(is_test))
+
+
+def _read() -> tuple[np.ndarray, np.ndarray]:
+    """Return pixels of shape (n, 64) and labels.
+
+    The file is read without importing scikit-learn where it lies as expected: the import costs
+    every process of a fleet a second and 100 MB.
+    """
+    package = find_spec("sklearn")
+    folders = package.submodule_search_locations if package is not None else None
+    for folder in folders or ():
+        path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if path.exists():
+            table = np.loadtxt(path, delimiter=",", dtype=np.int64)
+            return table[:, :-1], table[:, -1]
+    bunch = require("sklearn.datasets", extra="data").load_digits()
+    return bunch.data, np.asarray(bunch.target, dtype=np.int64)
+
 
 DATASETS: dict[str, Callable[[str], DataSplit]] = {
     "digits": lambda _path: load_digits(),

@@ -1,11 +1,15 @@
 """Labelled images in memory, and a data set's two splits."""
 
+import importlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from mest_fed.errors import InputError, not_allowed
 
 #: Positions of images in a data set, or of examples among a client's own.
 Indices = npt.NDArray[np.int64]
@@ -58,3 +62,40 @@ class DataSplit:
 
     train: ImageData
     test: ImageData
+
+
+ImageShape = tuple[int, int, int]
+
+_SHAPES: dict[str, tuple[ImageShape, int]] = {
+    "digits": ((1, 8, 8), 10),
+    "cifar10": ((3, 32, 32), 10),
+}
+
+
+def image_shape(name: str) -> tuple[ImageShape, int]:
+    """Return a data set's (channels, height, width) and number of classes.
+
+    Raises
+    ------
+    InputError
+        If the name is unknown.
+    """
+    if name not in _SHAPES:
+        raise not_allowed("data.name", name, _SHAPES)
+    return _SHAPES[name]
+
+
+def require(module: str, *, extra: str) -> Any:
+    """Import a module of an optional library, as late as possible.
+
+    Raises
+    ------
+    InputError
+        If the library is not installed; the text says which extra brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{error.name} is not installed; install it with: pip install 'mest-fed[{extra}]'"
+        ) from error

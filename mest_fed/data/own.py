@@ -7,9 +7,8 @@ import numpy as np
 import torch
 
 from mest_fed.data.cifar10 import CHANNEL_MEAN, CHANNEL_STD, load_cifar10_split
-from mest_fed.data.digits import load_digits
-from mest_fed.data.images import ImageData
-from mest_fed.data.shapes import image_shape
+from mest_fed.data.datasets import load_digits
+from mest_fed.data.images import ImageData, image_shape
 from mest_fed.errors import InputError, not_allowed
 
 #: How errors name what is wrong: as an option of ``mest-fed client`` and in the node config.

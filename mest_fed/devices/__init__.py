@@ -4,13 +4,14 @@ from mest_fed.devices.cost import (
     Work,
     download_seconds,
     energy_joules,
+    forward_flops,
     train_seconds,
+    training_flops,
+    training_work,
     upload_seconds,
 )
 from mest_fed.devices.fleet import Assignment, assign_devices
-from mest_fed.devices.flops import forward_flops, training_flops
 from mest_fed.devices.profile import DeviceProfile, load_profile, profile_names
-from mest_fed.devices.training import training_work
 
 __all__ = [
     "Assignment",

@@ -1,7 +1,8 @@
 """Device profiles: one TOML file a device, read strictly."""
 
+import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from importlib import resources
@@ -10,8 +11,55 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mest_fed.devices.checks import check_keys, check_sources, positive_int, positive_number, text
 from mest_fed.errors import InputError, not_allowed
+
+_ORIGINS = ("measured: ", "data sheet: ", "modelled: ")
+
+
+def check_keys(where: str, table: object, keys: Sequence[str]) -> None:
+    """Raise InputError unless ``table`` is a table with exactly these keys."""
+    if not isinstance(table, dict):
+        raise not_allowed(where.removesuffix("."), table, f"a table with {', '.join(keys)}")
+    for key in table:
+        if key not in keys:
+            raise InputError(f"{where}{key} is not a known key; known: {', '.join(keys)}")
+    for key in keys:
+        if key not in table:
+            raise InputError(f"{where}{key} is missing")
+
+
+def check_sources(where: str, table: object, keys: Sequence[str]) -> None:
+    """Raise InputError unless every key has a source that says what kind of figure it is."""
+    check_keys(where, table, keys)
+    assert isinstance(table, dict)
+    for key, value in table.items():
+        if not text(where + key, value).startswith(_ORIGINS):
+            kinds = " or ".join(repr(origin) for origin in _ORIGINS)
+            raise not_allowed(where + key, value, f"a text that begins with {kinds}")
+
+
+def text(key: str, value: object) -> str:
+    """Return a text that is not empty, or raise InputError."""
+    if not isinstance(value, str) or not value.strip():
+        raise not_allowed(key, value, "a text")
+    return value
+
+
+def positive_int(key: str, value: object) -> int:
+    """Return a positive whole number, or raise InputError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise not_allowed(key, value, "a positive whole number")
+    return value
+
+
+def positive_number(key: str, value: object) -> float:
+    """Return a positive finite number, or raise InputError."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise not_allowed(key, value, "a positive number")
+    if not math.isfinite(value) or value <= 0:
+        raise not_allowed(key, value, "a positive number")
+    return float(value)
+
 
 #: Kinds of work that a profile gives a rate for: dense layers, and one kind for each scheme.
 WORK_KINDS = ("dense", "unstructured", "block", "pattern", "channel")

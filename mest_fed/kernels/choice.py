@@ -85,34 +85,34 @@ class Choices:
     dense: bool = False
 
 
-#: What this process was told and can run; :func:`use` replaces it.
-TUNED: dict[Case, Choice] = {}
-_told: Choices | None = None
+#: What this process was told and can run; :func:`set_choices` replaces it.
+SHIPPED_CHOICES: dict[Case, Choice] = {}
+_active_choices: Choices | None = None
 
 
-def told() -> Choices | None:
+def active_choices() -> Choices | None:
     """Return what this process was told, or None where nobody has told it anything."""
-    return _told
+    return _active_choices
 
 
-def use(choices: Choices | None) -> None:
+def set_choices(choices: Choices | None) -> None:
     """Choose so from now on, in this process; None: by the rule."""
-    global _told
-    _told = choices
-    TUNED.clear()
+    global _active_choices
+    _active_choices = choices
+    SHIPPED_CHOICES.clear()
     if choices is not None:
-        TUNED.update((case, it) for case, it in choices.named.items() if _runs_here(it))
+        SHIPPED_CHOICES.update((case, it) for case, it in choices.named.items() if _runs_here(it))
 
 
 @contextmanager
-def using(choices: Choices | None) -> Iterator[None]:
+def with_choices(choices: Choices | None) -> Iterator[None]:
     """Choose so for a while, then as before."""
-    before = _told
-    use(choices)
+    before = _active_choices
+    set_choices(choices)
     try:
         yield
     finally:
-        use(before)
+        set_choices(before)
 
 
 def _runs_here(choice: Choice) -> bool:
@@ -155,7 +155,7 @@ def rule(weight: SparseWeight) -> Choice:
 
 def choose(weight: SparseWeight, size: tuple[int, int], geometry: ConvGeometry) -> Choice:
     """Return what this process was told, else what the rule says."""
-    if _told is not None and _told.dense:
+    if _active_choices is not None and _active_choices.dense:
         return EVERYTHING_DENSE
-    found = TUNED.get(case_of(weight, size, geometry)) if TUNED else None
+    found = SHIPPED_CHOICES.get(case_of(weight, size, geometry)) if SHIPPED_CHOICES else None
     return rule(weight) if found is None else found

@@ -1,7 +1,8 @@
 """Compact storage for what autograd keeps between the forward and the backward pass.
 
 Eight bits a number with one scale a plane (:func:`quantise`), or a bit a number and those that are
-not zero (:func:`squeeze`), which loses nothing. Compiled for float32 on the CPU, else by torch.
+not zero (:func:`pack_nonzeros`), which loses nothing. Compiled for float32 on the CPU, else by
+torch.
 
 Results are storage: no gradient flows through any of these functions.
 """
@@ -10,9 +11,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mest_fed.kernels import compact_ops  # noqa: F401 - registers operators
-from mest_fed.kernels.compact_shapes import image_sizes
-from mest_fed.kernels.library import OPERATORS
+from mest_fed.kernels import native_compact  # noqa: F401 - registers operators
+from mest_fed.kernels.compact_reference import image_sizes
+from mest_fed.kernels.native import OPERATORS
 
 
 def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +74,7 @@ def dequantise(codes: Tensor, levels: Tensor) -> Tensor:
     return x
 
 
-def squeeze(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def pack_nonzeros(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Store what is not zero, and a bit for every element; -0.0 counts as zero.
 
     Parameters
@@ -97,11 +98,11 @@ def squeeze(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     ValueError
         If ``x`` has no dimension or holds no floats.
     """
-    bits, values, starts = OPERATORS.squeeze(x.detach())
+    bits, values, starts = OPERATORS.pack_nonzeros(x.detach())
     return bits, values, starts
 
 
-def expand(
+def unpack_nonzeros(
     bits: Tensor,
     values: Tensor,
     starts: Tensor,
@@ -110,7 +111,7 @@ def expand(
     first: int = 0,
     last: int | None = None,
 ) -> Tensor:
-    """Return the images ``first`` to ``last`` (not included) of what :func:`squeeze` stored.
+    """Return the images ``first`` to ``last`` (not included) of what :func:`pack_nonzeros` stored.
 
     Parameters
     ----------
@@ -134,5 +135,5 @@ def expand(
     """
     if last is None:
         last = image_sizes(shape)[0]
-    x: Tensor = OPERATORS.expand(bits, values, starts, shape, first, last)
+    x: Tensor = OPERATORS.unpack_nonzeros(bits, values, starts, shape, first, last)
     return x

@@ -8,8 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from mest_fed.kernels import channels, ops, reference  # noqa: F401 - ops registers operators
 from mest_fed.kernels.choice import CHANNELS, DENSE, Choice
-from mest_fed.kernels.library import OPERATORS
-from mest_fed.kernels.native import PLANES
+from mest_fed.kernels.native import OPERATORS, PLANES
 from mest_fed.kernels.weight import ConvGeometry, Kernels, SparseWeight, Strips
 
 

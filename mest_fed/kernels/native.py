@@ -1,10 +1,13 @@
 """The compiled kernels, behind checks: whatever arrives is refused with an error, or is safe."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import ModuleType
+from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -123,3 +126,97 @@ def module() -> ModuleType:
         raise RuntimeError("mest_fed was installed without its compiled kernels")
     variant()
     return _module
+
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+_library = torch.library.Library("mest_fed", "DEF")  # type: ignore[no-untyped-call]
+
+#: The operators.
+OPERATORS = torch.ops.mest_fed
+
+
+def define(schema: str) -> None:
+    """Declare an operator."""
+    _library.define(schema)  # type: ignore[no-untyped-call]
+
+
+def implement(name: str, where: str = "CPU") -> Callable[[Function], Function]:
+    """Register what computes an operator on the CPU, or where one of torch's dispatch keys says."""
+
+    def register(function: Function) -> Function:
+        _library.impl(name, function, where)  # type: ignore[no-untyped-call]
+        return function
+
+    return register
+
+
+def fake(name: str) -> Callable[[Function], Function]:
+    """Register what says an operator's shapes without computing."""
+
+    def register(function: Function) -> Function:
+        torch.library.register_fake(f"mest_fed::{name}", function, lib=_library)
+        return function
+
+    return register
+
+
+def same_device(*arguments: object) -> None:
+    """Refuse meta tensors beside real ones: torch asks for a shape and takes it for numbers.
+
+    Raises
+    ------
+    ValueError
+        If the tensors among the arguments are on several devices.
+    """
+    devices = {argument.device.type for argument in arguments if isinstance(argument, Tensor)}
+    if len(devices) > 1:
+        raise ValueError(f"tensors on several devices: {sorted(devices)}")
+
+
+Doubles = npt.NDArray[np.float64]
+
+
+def weighted_sum(arrays: Sequence[npt.NDArray[Any]], weights: Sequence[float]) -> Doubles:
+    """Return the sum of weight times array.
+
+    The order is a binary tree over the arrays that splits at the largest power of two below their
+    number; each product and each sum is rounded once. So the bits are the same with the compiled
+    kernels and without.
+
+    Parameters
+    ----------
+    arrays : sequence of arrays
+        Real numbers, at least one array, all of one shape. The compiled kernels take float32.
+    weights : sequence of float
+        One for each array.
+
+    Raises
+    ------
+    ValueError
+        If there is no array, or shapes or numbers differ.
+    """
+    if not arrays or len(arrays) != len(weights):
+        raise ValueError(f"{len(weights)} weights for {len(arrays)} arrays")
+    if any(array.shape != arrays[0].shape for array in arrays):
+        raise ValueError("the arrays have different shapes")
+    if available() and all(_plain(array) for array in arrays):
+        total = np.empty(arrays[0].shape)
+        addresses = [array.ctypes.data for array in arrays]
+        module().weighted_sum(addresses, list(weights), total.size, total.ctypes.data)
+        return total
+    return _tree(arrays, weights)
+
+
+def _plain(array: npt.NDArray[Any]) -> bool:
+    return array.dtype == np.float32 and array.flags.c_contiguous and array.flags.aligned
+
+
+def _tree(arrays: Sequence[npt.NDArray[Any]], weights: Sequence[float]) -> Doubles:
+    if len(arrays) == 1:
+        product: Doubles = np.multiply(arrays[0], weights[0], dtype=np.float64)
+        return product
+    left = 1 << ((len(arrays) - 1).bit_length() - 1)
+    total = _tree(arrays[:left], weights[:left])
+    total += _tree(arrays[left:], weights[left:])
+    return total

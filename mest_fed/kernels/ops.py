@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mest_fed.kernels import native_convolution as native
-from mest_fed.kernels.library import OPERATORS, define, fake, implement, same_device
+from mest_fed.kernels.native import OPERATORS, define, fake, implement, same_device
 from mest_fed.kernels.native_convolution import Problem
 from mest_fed.kernels.weight import ConvGeometry
 

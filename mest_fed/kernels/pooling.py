@@ -12,8 +12,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mest_fed.kernels import native
-from mest_fed.kernels.library import OPERATORS, define, fake, implement, same_device
-from mest_fed.kernels.native import address, checked
+from mest_fed.kernels.native import (
+    OPERATORS,
+    address,
+    checked,
+    define,
+    fake,
+    implement,
+    same_device,
+)
 
 define("relu_pool(Tensor x, bool keep) -> (Tensor, Tensor)")
 define("relu_pool_backward(Tensor dz, Tensor where, int[] size) -> Tensor")

@@ -27,16 +27,16 @@ MOST_ROUNDS, SECONDS = 7, 0.1
 #: Floats of a vector, by variant of the compiled kernels.
 _LANES = {"avx512": 16, "avx2": 8}
 
-Contestants = Mapping[str, Callable[[], object]]
+Candidates = Mapping[str, Callable[[], object]]
 #: Gives each contestant's seconds.
-Contest = Callable[[Contestants], Mapping[str, float]]
+Benchmark = Callable[[Candidates], Mapping[str, float]]
 
 #: Product -> implementation -> milliseconds.
 Milliseconds = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Specimen:
+class LayerCase:
     """A layer as the tuner sees it.
 
     Parameters
@@ -75,7 +75,7 @@ class Specimen:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Timing:
     """What the tuner found for a layer.
 
     Parameters
@@ -90,23 +90,23 @@ class Finding:
     milliseconds: Milliseconds = field(default_factory=dict)
 
 
-def candidates(specimen: Specimen, product: str) -> tuple[str, ...]:
+def candidates(layer_case: LayerCase, product: str) -> tuple[str, ...]:
     """Return the implementations of a product that may differ in speed."""
-    if isinstance(specimen.weight.cut, Channels):
+    if isinstance(layer_case.weight.cut, Channels):
         return DENSE, CHANNELS
     if native.variant() is None:
         return (DENSE,)
-    return DENSE, *(native.PLANES if _planes_differ(specimen, product) else native.PLANES[:1])
+    return DENSE, *(native.PLANES if _planes_differ(layer_case, product) else native.PLANES[:1])
 
 
-def _planes_differ(specimen: Specimen, product: str) -> bool:
+def _planes_differ(layer_case: LayerCase, product: str) -> bool:
     """Say whether source planes can lie padded at all; see ``arrange`` in native/scratch.cpp."""
-    if len(specimen.size) == 2 or specimen.weight.shape[3] == 1:
+    if len(layer_case.size) == 2 or layer_case.weight.shape[3] == 1:
         return False
-    if specimen.geometry.stride[1] != 1:
+    if layer_case.geometry.stride[1] != 1:
         return False
     lanes = _LANES.get(native.variant() or "", 4)
-    width, out_width = specimen.size[3], specimen.out_size[3]
+    width, out_width = layer_case.size[3], layer_case.out_size[3]
     if product == "forward":
         return out_width >= lanes
     whole = out_width >= lanes and out_width % lanes == 0
@@ -115,7 +115,7 @@ def _planes_differ(specimen: Specimen, product: str) -> bool:
 
 
 def time_in_turn(
-    contestants: Contestants, clock: Callable[[], float] = time.perf_counter
+    contestants: Candidates, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:
     """Return each contestant's median seconds.
 
@@ -145,40 +145,40 @@ def winner(seconds: Mapping[str, float], usual: str) -> str:
 
 @torch.no_grad()
 def tune_layer(
-    specimen: Specimen, generator: torch.Generator, contest: Contest = time_in_turn
-) -> Finding:
+    layer_case: LayerCase, generator: torch.Generator, contest: Benchmark = time_in_turn
+) -> Timing:
     """Time each implementation of each product of a layer.
 
     Parameters
     ----------
-    specimen : Specimen
+    layer_case : LayerCase
         The layer, in float32 on the CPU.
     generator : torch.Generator
         Draws the input and the gradient of the output.
     contest : callable
         What times.
     """
-    x = torch.randn(specimen.size, generator=generator)
-    grad = torch.randn(specimen.out_size, generator=generator)
-    usual = rule(specimen.weight)
+    x = torch.randn(layer_case.size, generator=generator)
+    grad = torch.randn(layer_case.out_size, generator=generator)
+    usual = rule(layer_case.weight)
     names, milliseconds = [], {}
     for product, default in zip(PRODUCTS, usual, strict=True):
-        implementations = candidates(specimen, product)
+        implementations = candidates(layer_case, product)
         seconds = contest(
-            {name: _run(specimen, product, name, (x, grad)) for name in implementations}
+            {name: _run(layer_case, product, name, (x, grad)) for name in implementations}
         )
         names.append(winner(seconds, default))
         milliseconds[product] = {name: 1000 * seconds[name] for name in implementations}
-    return Finding(Choice(*names), milliseconds)
+    return Timing(Choice(*names), milliseconds)
 
 
 def _run(
-    specimen: Specimen, product: str, name: str, tensors: tuple[Tensor, Tensor]
+    layer_case: LayerCase, product: str, name: str, tensors: tuple[Tensor, Tensor]
 ) -> Callable[[], object]:
     """Return one product of a layer, ready to run."""
     x, grad = tensors
-    weight, values = specimen.weight, specimen.values
-    how = How(specimen.geometry, Choice(name, name, name))
+    weight, values = layer_case.weight, layer_case.values
+    how = How(layer_case.geometry, Choice(name, name, name))
     if product == "forward":
         return lambda: functions.forward(x, values, None, weight, how)
     if product == "backward_input":

@@ -1,30 +1,41 @@
 """Memory of training: what saves it, a model of its footprint, and a planner. Needs torch alone."""
 
-from mest_fed.memory.activations import FORMATS, RECOMPUTE, NothingSavedWarning, Savings, saving
-from mest_fed.memory.footprint import Footprint, Setting, footprint
-from mest_fed.memory.levers import BATCH_NORM_PREFERENCE, DENSITY_STEPS, PREFERENCE, Wish
+from mest_fed.memory.activations import (
+    FORMATS,
+    RECOMPUTE,
+    MemoryOptions,
+    NothingSavedWarning,
+    memory_saving,
+)
+from mest_fed.memory.footprint import Footprint, TrainingSetup, footprint
 from mest_fed.memory.plan import Plan, read_plan
-from mest_fed.memory.planner import Planner
-from mest_fed.memory.shape import TrainingShape
+from mest_fed.memory.planner import (
+    BATCH_NORM_COST_ORDER,
+    COST_ORDER,
+    DENSITY_STEPS,
+    PlanLimits,
+    Planner,
+)
+from mest_fed.memory.step_bytes import TrainingShape
 from mest_fed.memory.trace import ModelTrace, trace_model
 
 __all__ = [
-    "BATCH_NORM_PREFERENCE",
+    "BATCH_NORM_COST_ORDER",
+    "COST_ORDER",
     "DENSITY_STEPS",
     "FORMATS",
-    "PREFERENCE",
     "RECOMPUTE",
     "Footprint",
+    "MemoryOptions",
     "ModelTrace",
     "NothingSavedWarning",
     "Plan",
+    "PlanLimits",
     "Planner",
-    "Savings",
-    "Setting",
+    "TrainingSetup",
     "TrainingShape",
-    "Wish",
     "footprint",
+    "memory_saving",
     "read_plan",
-    "saving",
     "trace_model",
 ]

@@ -3,10 +3,14 @@
 import warnings
 from dataclasses import dataclass, fields
 
-from mest_fed.memory.measured_step import measured_step
 from mest_fed.memory.meter import can_measure
-from mest_fed.memory.shape import TrainingShape
-from mest_fed.memory.step_bytes import StepOptions, UntraceableError, step_bytes
+from mest_fed.memory.step_bytes import (
+    StepOptions,
+    TrainingShape,
+    UntraceableError,
+    measured_step,
+    step_bytes,
+)
 from mest_fed.memory.trace import ModelTrace
 from mest_fed.sparsity import Method, layer_counts
 
@@ -35,8 +39,8 @@ class Footprint:
     activations : int
         What is kept of one micro-batch between forward and backward, in its format.
     workspace : int
-        What exists for a moment or is used again and again: gradients of activations, pieces of
-        recomputed segments, the kernels' scratch, blocked copies of dense convolutions.
+        What exists for a moment or is used again and again: gradients of activations, micro_chunks
+        of recomputed segments, the kernels' scratch, blocked copies of dense convolutions.
     batch : int
         Images and labels of a whole batch.
     wire : int
@@ -66,7 +70,7 @@ class Footprint:
 
 
 @dataclass(frozen=True)
-class Setting:
+class TrainingSetup:
     """What beside its shape decides a device's footprint.
 
     Parameters
@@ -89,7 +93,7 @@ class Setting:
     threads: int = 1
 
 
-def footprint(trace: ModelTrace, setting: Setting, shape: TrainingShape) -> Footprint:
+def footprint(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) -> Footprint:
     """Predict the footprint of local training.
 
     A model with a layer that cannot be traced is measured instead, in a child process for each
@@ -107,7 +111,7 @@ def footprint(trace: ModelTrace, setting: Setting, shape: TrainingShape) -> Foot
     return found
 
 
-def _footprint(trace: ModelTrace, setting: Setting, shape: TrainingShape) -> Footprint:
+def _footprint(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) -> Footprint:
     live = peak_granules(trace, setting.method, shape)
     grows_by_gradient = setting.method.needs_dense_gradient and bool(trace.spec.groups)
     options = StepOptions(

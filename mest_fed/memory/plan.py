@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from mest_fed.errors import InputError, not_allowed
-from mest_fed.memory.activations import Savings
+from mest_fed.memory.activations import MemoryOptions
 from mest_fed.memory.footprint import Footprint
-from mest_fed.memory.shape import TrainingShape
+from mest_fed.memory.step_bytes import TrainingShape
 from mest_fed.units import format_bytes
 
 
@@ -41,7 +41,7 @@ class Plan:
         return self.shape.micro_batch
 
     @property
-    def savings(self) -> Savings:
+    def savings(self) -> MemoryOptions:
         """What is recomputed, packed, consumed and frozen."""
         return self.shape.savings
 
@@ -54,7 +54,7 @@ class Plan:
             said.append("only block inputs are kept, the rest is computed again in backward")
         if savings.saved != "fp32":
             said.append(f"what is kept is kept as {savings.saved}")
-        if savings.consume:
+        if savings.release_gradients:
             said.append("gradients go into the momentum at once")
         if not self.shape.momentum:
             said.append("no momentum")
@@ -97,7 +97,7 @@ class Plan:
 
 
 _SHAPE = {f.name for f in fields(TrainingShape)} - {"savings"}
-_SAVINGS = {f.name for f in fields(Savings)}
+_SAVINGS = {f.name for f in fields(MemoryOptions)}
 _PARTS = {f.name for f in fields(Footprint)}
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "density": (int, float),
@@ -107,7 +107,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "momentum": bool,
     "recompute": str,
     "saved": str,
-    "consume": bool,
+    "release_gradients": bool,
     "frozen": int,
 }
 
@@ -132,7 +132,7 @@ def read_plan(text: str, source: str = "plan") -> Plan:
     for key, kind in _TYPES.items():
         _check(table[key], kind, f"{source}: {key}")
     try:
-        savings = Savings(**{key: table[key] for key in _SAVINGS})
+        savings = MemoryOptions(**{key: table[key] for key in _SAVINGS})
         shape = TrainingShape(**{key: table[key] for key in _SHAPE}, savings=savings)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None

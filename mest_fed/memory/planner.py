@@ -1,20 +1,167 @@
 """From a budget in bytes to the plan that fits with the least expected harm."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from mest_fed.errors import BudgetError
-from mest_fed.memory.footprint import Setting, footprint
-from mest_fed.memory.levers import Lever, Wish
+from mest_fed.errors import BudgetError, not_allowed
+from mest_fed.memory.activations import RECOMPUTE
+from mest_fed.memory.footprint import TrainingSetup, footprint
 from mest_fed.memory.plan import Plan
-from mest_fed.memory.shape import TrainingShape
+from mest_fed.memory.step_bytes import TrainingShape
 from mest_fed.memory.trace import ModelTrace
 from mest_fed.units import format_bytes
+
+#: Densities that a tier may get, as shares of the target.
+DENSITY_STEPS = (1.0, 0.5, 0.25, 0.125)
+
+#: Least harm first, by what each costs in short runs (docs/figures.md). Consuming gradients is
+#: exact and free. Smaller micro-batches are exact where no statistics are taken over a batch, and
+#: cost little time. Recomputation is exact and costs time. Fewer bits make gradients inexact. Less
+#: density, frozen segments and no momentum cost accuracy, in this order.
+COST_ORDER = (
+    "release_gradients",
+    "micro_batch",
+    "recompute",
+    "saved",
+    "density",
+    "frozen",
+    "momentum",
+)
+
+#: The same where batch normalisation takes its statistics over a micro-batch: smaller ones cost
+#: accuracy, more than 8 bits do.
+BATCH_NORM_COST_ORDER = (
+    "release_gradients",
+    "recompute",
+    "saved",
+    "micro_batch",
+    "density",
+    "frozen",
+    "momentum",
+)
+
+#: Formats that are chosen unasked: bf16 needs the bytes of fp16 and is less exact, and how many
+#: bytes ``mask`` needs depends on the data.
+SAVED_STEPS = ("fp32", "fp16", "int8")
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One knob: its steps, and how a step changes a shape."""
+
+    name: str
+    steps: Sequence[Any]
+    pull: Callable[[TrainingShape, Any], TrainingShape]
+
+    def step_of(self, shape: TrainingShape) -> int:
+        """Return at which of its steps the knob is in a shape; 0 is what was wished."""
+        return next(i for i, step in enumerate(self.steps) if self.pull(shape, step) == shape)
+
+
+@dataclass(frozen=True)
+class PlanLimits:
+    """What is wished for, and how far each knob may go.
+
+    Parameters
+    ----------
+    shape : TrainingShape
+        The limits: density, batch, momentum and the savings that are there in any case.
+    least_micro_batch : int
+        Batch statistics need several images.
+    segments : int
+        The model's segments, which may be recomputed, and up to two thirds of them frozen.
+    fixed : frozenset of str
+        Knobs that stay where the limits has them.
+    sparse : bool
+        Whether the model has a density.
+    batch_statistics : bool
+        Whether the model has batch normalisation.
+    """
+
+    shape: TrainingShape
+    least_micro_batch: int = 1
+    segments: int = 0
+    fixed: frozenset[str] = frozenset()
+    sparse: bool = True
+    batch_statistics: bool = False
+
+    @property
+    def preference(self) -> tuple[str, ...]:
+        """The order of preference where nobody gives another."""
+        return BATCH_NORM_COST_ORDER if self.batch_statistics else COST_ORDER
+
+    def knobs(self, preference: Sequence[str] | None = None) -> list[Knob]:
+        """Return the knobs in an order of preference.
+
+        Raises
+        ------
+        InputError
+            If the order is not one of :data:`COST_ORDER`.
+        """
+        preference = self.preference if preference is None else preference
+        if sorted(preference) != sorted(COST_ORDER):
+            allowed = f"each of {', '.join(COST_ORDER)}, in any order"
+            raise not_allowed("preference", ", ".join(preference), allowed)
+        every = {knob.name: knob for knob in self._all()}
+        return [every[name] for name in preference if name not in self.fixed]
+
+    def _all(self) -> list[Knob]:
+        shape, savings = self.shape, self.shape.savings
+        return [
+            Knob(
+                "release_gradients",
+                _from(savings.release_gradients, (False, True)),
+                _saving("release_gradients"),
+            ),
+            Knob("recompute", self._recompute(), _saving("recompute")),
+            Knob("saved", _from(savings.saved, SAVED_STEPS), _saving("saved")),
+            Knob("frozen", self._frozen(), _saving("frozen")),
+            Knob("micro_batch", self._micro_batches(), _part("micro_batch")),
+            Knob("density", self._densities(), _part("density")),
+            Knob("momentum", _from(shape.momentum, (True, False)), _part("momentum")),
+        ]
+
+    def _recompute(self) -> Sequence[str]:
+        """Without segments there are none to recompute, unless that is wished all the same."""
+        steps = RECOMPUTE if self.segments else RECOMPUTE[:-1]
+        return _from(self.shape.savings.recompute, steps)
+
+    def _micro_batches(self) -> list[int]:
+        """Halve the micro-batch, as long as it is large enough."""
+        sizes = [self.shape.micro_batch]
+        while sizes[-1] > min(self.least_micro_batch, self.shape.batch):
+            sizes.append(max(self.least_micro_batch, -(-sizes[-1] // 2)))
+        return sizes
+
+    def _densities(self) -> list[float]:
+        steps = DENSITY_STEPS if self.sparse else (1.0,)
+        return [self.shape.density * step for step in steps]
+
+    def _frozen(self) -> list[int]:
+        least = self.shape.savings.frozen
+        thirds = (self.segments // 3, 2 * self.segments // 3)
+        return [least, *(count for count in thirds if count > least)]
+
+
+def _from(wished: Any, steps: Sequence[Any]) -> Sequence[Any]:
+    """Return the steps from what is wished on; a limits that is no step stands alone."""
+    return steps[steps.index(wished) :] if wished in steps else (wished,)
+
+
+def _saving(name: str) -> Callable[[TrainingShape, Any], TrainingShape]:
+    return lambda shape, step: replace(shape, savings=replace(shape.savings, **{name: step}))
+
+
+def _part(name: str) -> Callable[[TrainingShape, Any], TrainingShape]:
+    return lambda shape, step: replace(shape, **{name: step})
+
 
 #: Share of a prediction that it may fall short of what is measured (docs/figures.md): a plan keeps
 #: so much of its budget free.
 UNCERTAINTY = 0.03
 
-#: Other orders of preference, whose plans are the runners-up: each spares another lever.
+#: Other orders of preference, whose plans are the runners-up: each spares another knob.
 _SPARING = ("micro_batch", "recompute", "saved", "density")
 
 
@@ -25,14 +172,14 @@ class Planner:
     ----------
     trace : ModelTrace
         Of the model.
-    setting : Setting
+    setting : TrainingSetup
         The method, and what else is charged.
-    wish : Wish
-        What is wished for, and how far levers may go.
+    limits : PlanLimits
+        What is wished for, and how far knobs may go.
     """
 
-    def __init__(self, trace: ModelTrace, setting: Setting, wish: Wish) -> None:
-        self.trace, self.setting, self.wish = trace, setting, wish
+    def __init__(self, trace: ModelTrace, setting: TrainingSetup, limits: PlanLimits) -> None:
+        self.trace, self.setting, self.limits = trace, setting, limits
 
     def plan(self, budget: int, preference: Sequence[str] | None = None) -> Plan:
         """Return the plan of least harm within a budget.
@@ -42,34 +189,34 @@ class Planner:
         budget : int
             Bytes that training may add to the process.
         preference : sequence of str, optional
-            Levers, least harm first; the wish's own by default.
+            Knobs, least harm first; the limits's own by default.
 
         Raises
         ------
         BudgetError
             If nothing fits; the text says how many bytes would.
         InputError
-            If the preference is not an order of the levers.
+            If the preference is not an order of the knobs.
         """
         room = int(budget / (1 + UNCERTAINTY))
-        shape = _first_fit(self.wish.shape, self.wish.levers(preference), self._fits(room))
+        shape = _first_fit(self.limits.shape, self.limits.knobs(preference), self._fits(room))
         if shape is None:
             raise self._nothing_fits(budget)
         return self._plan_of(shape, budget)
 
     def smallest(self) -> Plan:
         """Return the plan that needs least memory; its budget is what it needs."""
-        least = min(ends(self.wish.shape, self.wish.levers()), key=self._total)
+        least = min(ends(self.limits.shape, self.limits.knobs()), key=self._total)
         return self._plan_of(least, needed(self._total(least)))
 
     def runners_up(self, plan: Plan, preference: Sequence[str] | None = None) -> list[Plan]:
-        """Return what else fits the same budget, each sparing a lever that the plan pulled.
+        """Return what else fits the same budget, each sparing a knob that the plan pulled.
 
-        ``preference`` is the plan's own; to spare a lever is to put it last.
+        ``preference`` is the plan's own; to spare a knob is to put it last.
         """
         found: list[Plan] = []
-        preference = self.wish.preference if preference is None else preference
-        pulled = {each.name for each in self.wish.levers() if each.step_of(plan.shape)}
+        preference = self.limits.preference if preference is None else preference
+        pulled = {each.name for each in self.limits.knobs() if each.step_of(plan.shape)}
         for spared in (name for name in _SPARING if name in pulled):
             others = [name for name in preference if name != spared]
             try:
@@ -83,10 +230,10 @@ class Planner:
     def frontier(self) -> Iterator[Plan]:
         """Yield a plan for each step of what costs time: recomputation, format and micro-batch."""
         names = ("recompute", "saved", "micro_batch")
-        levers = {lever.name: lever for lever in self.wish.levers() if lever.name in names}
-        shapes = [self.wish.shape]
-        for lever in levers.values():
-            shapes = [lever.pull(shape, step) for shape in shapes for step in _some(lever)]
+        knobs = {knob.name: knob for knob in self.limits.knobs() if knob.name in names}
+        shapes = [self.limits.shape]
+        for knob in knobs.values():
+            shapes = [knob.pull(shape, step) for shape in shapes for step in _some(knob)]
         for shape in shapes:
             yield self._plan_of(shape, needed(self._total(shape)))
 
@@ -117,28 +264,28 @@ def needed(total: int) -> int:
 
 
 def _first_fit(
-    shape: TrainingShape, levers: Sequence[Lever], fits: Callable[[TrainingShape], bool]
+    shape: TrainingShape, knobs: Sequence[Knob], fits: Callable[[TrainingShape], bool]
 ) -> TrainingShape | None:
-    """Choose a step for each lever, the last first: the least with which the others can fit."""
-    if not levers:
+    """Choose a step for each knob, the last first: the least with which the others can fit."""
+    if not knobs:
         return shape if fits(shape) else None
-    *earlier, lever = levers
+    *earlier, knob = knobs
 
     def can_fit(step: int) -> bool:
-        pulled = lever.pull(shape, lever.steps[step])
+        pulled = knob.pull(shape, knob.steps[step])
         return any(fits(end) for end in ends(pulled, earlier))
 
-    if lever.name == "recompute":
-        step = next(filter(can_fit, range(len(lever.steps))), None)
+    if knob.name == "recompute":
+        step = next(filter(can_fit, range(len(knob.steps))), None)
     else:
-        step = _least(len(lever.steps), can_fit)
+        step = _least(len(knob.steps), can_fit)
     if step is None:
         return None
-    return _first_fit(lever.pull(shape, lever.steps[step]), earlier, fits)
+    return _first_fit(knob.pull(shape, knob.steps[step]), earlier, fits)
 
 
 def _least(count: int, can_fit: Callable[[int], bool]) -> int | None:
-    """Return the least step that can fit, by halving: what a lever saves grows step by step."""
+    """Return the least step that can fit, by halving: what a knob saves grows step by step."""
     if can_fit(0):
         return 0
     low, high = 0, count - 1
@@ -150,15 +297,15 @@ def _least(count: int, can_fit: Callable[[int], bool]) -> int | None:
     return high
 
 
-def ends(shape: TrainingShape, levers: Sequence[Lever]) -> list[TrainingShape]:
-    """Pull levers as far as they go. Recomputation in small models may cost more than it saves."""
+def ends(shape: TrainingShape, knobs: Sequence[Knob]) -> list[TrainingShape]:
+    """Pull knobs as far as they go. Recomputation in small models may cost more than it saves."""
     shapes = [shape]
-    for lever in levers:
-        steps = lever.steps if lever.name == "recompute" else lever.steps[-1:]
-        shapes = [lever.pull(each, step) for step in reversed(steps) for each in shapes]
+    for knob in knobs:
+        steps = knob.steps if knob.name == "recompute" else knob.steps[-1:]
+        shapes = [knob.pull(each, step) for step in reversed(steps) for each in shapes]
     return shapes
 
 
-def _some(lever: Lever) -> Sequence[object]:
+def _some(knob: Knob) -> Sequence[object]:
     """Return all steps, or every other one where there are many."""
-    return lever.steps if len(lever.steps) <= 4 else [*lever.steps[:-1:2], lever.steps[-1]]
+    return knob.steps if len(knob.steps) <= 4 else [*knob.steps[:-1:2], knob.steps[-1]]

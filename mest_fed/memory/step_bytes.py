@@ -1,23 +1,69 @@
-"""The bytes of one training step, part by part, found by taking the step on a skeleton."""
+"""The bytes of one training step, part by part, found by taking the step on a meta_model."""
 
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from mest_fed.errors import MestFedError
-from mest_fed.memory.activations import saving
-from mest_fed.memory.activations.pieces import only_the_ends
-from mest_fed.memory.hidden import Hidden
-from mest_fed.memory.live_bytes import WORK, Bytes, LiveBytes
-from mest_fed.memory.shape import TrainingShape
+from mest_fed.errors import MestFedError, not_allowed
+from mest_fed.memory.activations import MemoryOptions, memory_saving
+from mest_fed.memory.activations.micro_chunks import only_the_ends
+from mest_fed.memory.meter import measure, warm_up
+from mest_fed.memory.trace import WORK, Bytes, LiveBytes, OperatorOverhead
 from mest_fed.nn import SparseLayer
 from mest_fed.nn.sgd import MOMENTUM, SGD
+from mest_fed.sparsity import DISTRIBUTIONS
+
+
+@dataclass(frozen=True)
+class TrainingShape:
+    """How a device trains, as far as memory is concerned.
+
+    Parameters
+    ----------
+    density : float
+        Target density of the sparse layers (ignored for a dense model).
+    distribution : str
+        How density spreads over layers.
+    micro_batch : int
+        Images in one forward and backward pass.
+    batch : int
+        Images in one optimizer step.
+    momentum : bool
+        Whether the optimizer keeps a momentum.
+    savings : MemoryOptions
+        What is recomputed, packed, consumed and frozen.
+
+    Raises
+    ------
+    InputError
+        If a number is out of range, the micro-batch larger than the batch, or the distribution
+        unknown.
+    """
+
+    density: float
+    distribution: str
+    micro_batch: int
+    batch: int
+    momentum: bool = True
+    savings: MemoryOptions = field(default_factory=MemoryOptions)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.density <= 1:
+            raise not_allowed("density", self.density, "a number in (0, 1]")
+        if self.distribution not in DISTRIBUTIONS:
+            raise not_allowed("distribution", self.distribution, DISTRIBUTIONS)
+        if self.batch < 1:
+            raise not_allowed("batch", self.batch, "a whole number of at least 1")
+        if not 1 <= self.micro_batch <= self.batch:
+            raise not_allowed("micro_batch", self.micro_batch, f"1 to {self.batch} (the batch)")
+
 
 #: What stays in the workspace from one step to the next.
 _BUFFERS = "buffers"
@@ -55,7 +101,7 @@ def step_bytes(model: nn.Module, shape: TrainingShape, options: StepOptions) -> 
     Parameters
     ----------
     model : nn.Module
-        A skeleton at its peak of live weights; it is used up.
+        A meta_model at its peak of live weights; it is used up.
     shape : TrainingShape
         What is trained, and how.
     options : StepOptions
@@ -74,8 +120,8 @@ def step_bytes(model: nn.Module, shape: TrainingShape, options: StepOptions) -> 
     model.train()
     images = torch.empty(shape.batch, *options.input_shape, device="meta")
     labels = torch.empty(shape.batch, dtype=torch.int64, device="meta")
-    live = LiveBytes(Hidden(options.threads))
-    with live, only_the_ends(), saving(model, shape.savings) as forward, _naming(model):
+    live = LiveBytes(OperatorOverhead(options.threads))
+    with live, only_the_ends(), memory_saving(model, shape.savings) as forward, _naming(model):
         live.mark((*model.parameters(), *model.buffers()), "values")
         live.mark(_slots(model), "index")
         live.mark((images, labels), "batch")
@@ -107,8 +153,14 @@ def _pass(forward: Any, part: tuple[Tensor, Tensor], live: LiveBytes) -> None:
 
 def _optimizer(model: nn.Module, shape: TrainingShape) -> SGD:
     momentum = 0.9 if shape.momentum else 0.0
-    consume = shape.savings.consume
-    optimizer = SGD(model.parameters(), 0.1, momentum=momentum, weight_decay=1e-4, consume=consume)
+    release_gradients = shape.savings.release_gradients
+    optimizer = SGD(
+        model.parameters(),
+        0.1,
+        momentum=momentum,
+        weight_decay=1e-4,
+        release_gradients=release_gradients,
+    )
     if shape.momentum:
         for parameter in optimizer.parameters:
             optimizer.state[parameter][MOMENTUM] = torch.empty(parameter.shape, device="meta")
@@ -151,3 +203,66 @@ def _naming(model: nn.Module) -> Iterator[None]:
             f"{names[culprit]} ({type(culprit).__name__}) cannot be traced without numbers: "
             f"{str(error).splitlines()[0]}"
         ) from error
+
+
+def measured_step(meta_model: nn.Module, input_shape: tuple[int, ...], shape: TrainingShape) -> int:
+    """Measure what two training steps add to a process, model included.
+
+    Parameters
+    ----------
+    meta_model : nn.Module
+        On the meta device, at its peak of live weights; stays as it is.
+    input_shape : tuple of int
+        Of an image.
+    shape : TrainingShape
+        What is trained, and how.
+
+    Returns
+    -------
+    int
+        Bytes; measured. Exact to some hundred kilobytes in a process with one thread and an
+        allocator that gives memory back (:data:`mest_fed.memory.meter.ALLOCATOR_ENVIRONMENT`).
+        Gradients that a mutation keeps (RigL's dense ones too) are not part of it.
+
+    Raises
+    ------
+    MestFedError
+        If the child fails.
+    """
+    return measure(partial(_train, meta_model, input_shape, shape), _warm_up).added
+
+
+def _warm_up() -> None:
+    torch.set_num_threads(1)  # a forked child has none of its parent's other threads
+    warm_up()
+
+
+def _train(meta_model: nn.Module, input_shape: tuple[int, ...], shape: TrainingShape) -> None:
+    model = _real(meta_model).train()
+    images = torch.zeros(shape.batch, *input_shape)
+    labels = torch.zeros(shape.batch, dtype=torch.int64)
+    momentum = 0.9 if shape.momentum else 0.0
+    release_gradients = shape.savings.release_gradients
+    optimizer = SGD(model.parameters(), 0.0, momentum=momentum, release_gradients=release_gradients)
+    with memory_saving(model, shape.savings) as forward:
+        for _ in range(2):
+            optimizer.zero_grad()
+            for first in range(0, shape.batch, shape.micro_batch):
+                part = slice(first, first + shape.micro_batch)
+                loss = cross_entropy(forward(images[part]), labels[part], reduction="sum")
+                loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+
+def _real(meta_model: nn.Module) -> nn.Module:
+    """Give a meta model memory, in place of what the child has of it; numbers are zero."""
+    for module in meta_model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            real = torch.zeros(parameter.shape, dtype=parameter.dtype)
+            setattr(module, name, nn.Parameter(real, parameter.requires_grad))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype))
+        if isinstance(module, SparseLayer):
+            live = torch.arange(len(module.slots), dtype=torch.int32)
+            module.slots = live * module.layout.variants
+    return meta_model

@@ -1,17 +1,20 @@
-"""A model as the footprint sees it: its state, and a skeleton of it that can train without data."""
+"""A model as the footprint sees it: its state, and a meta model that can train without data."""
 
 import copy
 import math
-from collections.abc import Mapping
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mest_fed.kernels.native import scratch_of
-from mest_fed.memory.rehearsal import rehearse
+from mest_fed.memory.meter import warm_up
 from mest_fed.nn import ModelSpec, SparseLayer, model_spec
 
 #: Images of the pass that makes the kernels take their scratch memory.
@@ -20,13 +23,13 @@ _SCRATCH_IMAGES = 4
 
 @dataclass(frozen=True)
 class ModelTrace:
-    """Sizes of a model, in bytes unless said otherwise, and its skeleton.
+    """Sizes of a model, in bytes unless said otherwise, and its meta_model.
 
     Parameters
     ----------
     spec : ModelSpec
         The sparse layers and dense tensors.
-    skeleton : nn.Module
+    meta_model : nn.Module
         The model on torch's meta device: shapes, and no memory.
     input_shape : tuple of int
         (channels, height, width) of an image.
@@ -35,14 +38,14 @@ class ModelTrace:
     buffers : int
         Running statistics and the like.
     scratch : int
-        What the compiled kernels keep as scratch memory for each thread, beyond what the rehearsal
+        What the compiled kernels keep as scratch memory for each thread, beyond what the warm-up
         has them take (which stands in the baseline); measured with a small batch.
     known : dict
         Footprints that were worked out.
     """
 
     spec: ModelSpec
-    skeleton: nn.Module
+    meta_model: nn.Module
     input_shape: tuple[int, ...]
     dense_parameters: int
     buffers: int
@@ -55,8 +58,8 @@ class ModelTrace:
         return 4 * math.prod(self.input_shape)
 
     def at(self, live: Mapping[str, int]) -> nn.Module:
-        """Return a skeleton whose sparse layers have so many live granules, by layer."""
-        model = skeleton_of(self.skeleton)
+        """Return a meta model whose sparse layers have so many live granules, by layer."""
+        model = meta_model_of(self.meta_model)
         for name, count in live.items():
             layer = model.get_submodule(name)
             assert isinstance(layer, SparseLayer)
@@ -83,7 +86,7 @@ def trace_model(model: nn.Module, input_shape: tuple[int, ...]) -> ModelTrace:
     sizes = {name: 4 * math.prod(shape) for name, shape in spec.dense.items()}
     return ModelTrace(
         spec=spec,
-        skeleton=skeleton_of(model),
+        meta_model=meta_model_of(model),
         input_shape=tuple(input_shape),
         dense_parameters=sum(size for name, size in sizes.items() if name in parameters),
         buffers=sum(size for name, size in sizes.items() if name not in parameters),
@@ -91,7 +94,7 @@ def trace_model(model: nn.Module, input_shape: tuple[int, ...]) -> ModelTrace:
     )
 
 
-def skeleton_of(model: nn.Module) -> nn.Module:
+def meta_model_of(model: nn.Module) -> nn.Module:
     """Copy a model to the meta device without copying its numbers."""
     memo: dict[int, Tensor] = {}
     for parameter in model.parameters():
@@ -103,18 +106,201 @@ def skeleton_of(model: nn.Module) -> nn.Module:
 
 
 def _scratch(model: nn.Module, input_shape: tuple[int, ...]) -> int:
-    """Measure what the kernels of a thread take for a model, beyond what a rehearsal takes."""
+    """Measure what the kernels of a thread take for a model, beyond what a warm-up takes."""
     twin = copy.deepcopy(model).train()
     images = torch.zeros(_SCRATCH_IMAGES, *input_shape)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         taken = scratch_of(lambda: twin(images).sum().backward())
-        return max(0, taken - _rehearsed())
+        return max(0, taken - _warmed_up())
     finally:
         torch.set_num_threads(before)
 
 
 @cache
-def _rehearsed() -> int:
-    return scratch_of(rehearse)
+def _warmed_up() -> int:
+    return scratch_of(warm_up)
+
+
+_CONVOLUTIONS = ("aten::convolution", "aten::convolution_backward")
+_PRODUCTS = ("aten::mm", "aten::addmm")
+
+#: What oneDNN keeps of each distinct convolution: compiled code and its scratch. Measured, as the
+#: rest that dense networks leave unexplained, 25 to 70 kB.
+PRIMITIVE = 20_000
+#: A matrix product whose largest operand has so many bytes makes MKL keep packed copies, of about
+#: half that operand (measured).
+LARGE_OPERAND = 2**20
+
+
+class OperatorOverhead:
+    """Counts what operators take while they run, and what they keep from then on.
+
+    Parameters
+    ----------
+    threads : int
+        Of the compiled kernels.
+
+    Attributes
+    ----------
+    kept : int
+        Bytes that the operators so far have kept.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._seen: set[tuple[Any, ...]] = set()
+        self._packed = 0
+        self._primitives = 0
+
+    @property
+    def kept(self) -> int:
+        """Bytes that the operators so far have kept."""
+        return self._packed + self._primitives
+
+    def while_running(self, name: str, given: Any, made: Any) -> int:
+        """Note an operator; return what it takes beside its arguments and results.
+
+        Parameters
+        ----------
+        name : str
+            Such as ``mest_fed::conv2d``.
+        given, made : tuple
+            Its arguments and its result or results.
+        """
+        if name.startswith("mest_fed::conv2d"):
+            return _kernels(name, given, self._threads)
+        if name in _CONVOLUTIONS:
+            shapes = (name, *(tuple(t.shape) for t in given if isinstance(t, Tensor)))
+            if shapes not in self._seen:
+                self._seen.add(shapes)
+                # Forward is one primitive, backward two.
+                self._primitives += PRIMITIVE * (2 if "backward" in name else 1)
+            return _blocked_copies(given, given[2 if "backward" in name else 1], made)
+        if name in _PRODUCTS:
+            largest = max(t.nbytes for t in (*given, made) if isinstance(t, Tensor))
+            if largest >= LARGE_OPERAND:
+                self._packed = max(self._packed, largest // 2)
+        return 0
+
+
+def _kernels(name: str, given: Any, threads: int) -> int:
+    """Count the decoded mask and, for the values' gradient, a sum a thread (native/convolve.cpp).
+
+    Single rows go backward along a turned list of the mask: columns, origins and values once more.
+    """
+    tensors = [tensor for tensor in given if isinstance(tensor, Tensor)]
+    slots = next(tensor for tensor in tensors if tensor.dtype == torch.int32)
+    cells = [t for t in tensors if t.dtype == torch.int32 and t.dim() == 2]
+    rows = next(number for number in given if isinstance(number, int))
+    entries = len(slots) * (cells[0].shape[1] if cells else 1)
+    lists = 2
+    if rows == 1 and ("input" in name or "backward" in name):
+        lists += 4
+    sums = threads * entries * rows if "values" in name or "backward" in name else 0
+    return 4 * (lists * entries + sums)
+
+
+def _blocked_copies(given: Any, weight: Tensor, made: Any) -> int:
+    """Reckon what oneDNN takes to bring operands into its blocked forms.
+
+    That is a copy of each activation and of the weight, and two of a weight that is turned (as one
+    that lives in its input channels is). Reckoned so as to fit measurements.
+    """
+    results = made if isinstance(made, tuple | list) else (made,)
+    tensors = [t for t in (*given, *results) if isinstance(t, Tensor) and t.dim() == 4]
+    planes = [t for t in tensors if t.shape != weight.shape]
+    return sum(t.nbytes for t in planes) + weight.nbytes * (1 if weight.is_contiguous() else 3)
+
+
+#: What a storage is until someone says otherwise.
+WORK = "workspace"
+
+_PAGE = 4096
+#: Blocks from this size on are mapped by themselves, in whole pages; see meter.ALLOCATOR.
+_MAPPED = 2**16
+
+Bytes = Counter[str]
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of storages by kind, and keeps the counts of the peak.
+
+    Parameters
+    ----------
+    hidden : OperatorOverhead
+        Knows what operators take for themselves.
+
+    Attributes
+    ----------
+    peak : Counter
+        Bytes by kind at the peak since :meth:`begin`.
+    """
+
+    def __init__(self, hidden: OperatorOverhead) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._hidden = hidden
+        self._live: dict[int, tuple[str, int]] = {}
+        self._watched: dict[int, weakref.ref[Any]] = {}
+        self._now: Bytes = Counter()
+        self._most = -1
+        self.peak: Bytes = Counter()
+
+    def begin(self) -> None:
+        """Look for the peak from now on."""
+        self._most = -1
+        self._compare(0)
+
+    def mark(self, tensors: Iterable[Tensor], kind: str) -> None:
+        """Say what tensors are."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._live:
+                self._add(storage)
+            before, size = self._live[storage._cdata]
+            self._live[storage._cdata] = kind, size
+            self._now[before] -= size
+            self._now[kind] += size
+        self._compare(0)
+
+    def mark_rest(self, kind: str) -> None:
+        """Say what all storages are that nobody has said anything of."""
+        for key, (before, size) in self._live.items():
+            if before == WORK:
+                self._live[key] = kind, size
+        self._now[kind] += self._now.pop(WORK, 0)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator and count what it made."""
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._live:
+                    self._add(storage)
+        self._compare(self._hidden.while_running(func.name(), args, result))
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, in_memory(storage.nbytes())
+        self._live[key] = WORK, size
+        self._now[WORK] += size
+        self._watched[key] = weakref.ref(storage, lambda _: self._remove(key))
+
+    def _remove(self, key: int) -> None:
+        kind, size = self._live.pop(key)
+        self._now[kind] -= size
+        del self._watched[key]
+
+    def _compare(self, hidden: int) -> None:
+        hidden += self._hidden.kept
+        total = self._now.total() + hidden
+        if total > self._most:
+            self._most, self.peak = total, self._now.copy()
+            self.peak[WORK] += hidden
+
+
+def in_memory(count: int) -> int:
+    """Return what a block of some bytes takes: whole pages, and one more, where it is mapped."""
+    return count if count < _MAPPED else (math.ceil(count / _PAGE) + 1) * _PAGE

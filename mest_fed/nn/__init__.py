@@ -10,10 +10,9 @@ from mest_fed.nn.eligible import (
     whole_density,
 )
 from mest_fed.nn.flow import Ends
-from mest_fed.nn.groups import MaskGroup, mask_groups, match_masks
 from mest_fed.nn.layers import SparseConv2d, SparseLayer, SparseLinear
 from mest_fed.nn.models import MODELS, Sparsity, build_model, build_shell
-from mest_fed.nn.mutator import Mutator
+from mest_fed.nn.mutator import MaskGroup, Mutator, mask_groups, match_masks
 from mest_fed.nn.plain import to_dense
 from mest_fed.nn.state import ModelSpec, SparseState, model_spec, read_state, write_state
 

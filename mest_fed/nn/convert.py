@@ -17,11 +17,11 @@ from mest_fed.nn.eligible import (
     reasons_of,
     whole_density,
 )
-from mest_fed.nn.groups import channel_pairs, check_what_is_loaded
 from mest_fed.nn.layers import Plain, SparseConv2d, SparseLayer, SparseLinear, live_values
+from mest_fed.nn.mutator import channel_pairs, check_what_is_loaded
 from mest_fed.sparsity import Layout, Mask, layer_counts, layout_for
+from mest_fed.sparsity.mask import magnitude_mask
 from mest_fed.sparsity.schemes import Channel
-from mest_fed.sparsity.select import magnitude_mask
 
 #: ``sparsify`` warns if the whole model's density exceeds this multiple of the density asked for,
 #: and this density, unless so few weights stay dense that no device would notice them.

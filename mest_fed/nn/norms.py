@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mest_fed.kernels import available
-from mest_fed.kernels.library import OPERATORS
+from mest_fed.kernels.native import OPERATORS
 from mest_fed.kernels.norm import NormAct
 
 
@@ -154,16 +154,16 @@ _watchers: ContextVar[tuple[Watcher, ...]] = ContextVar("watchers", default=())
 
 def watching(watcher: Watcher) -> AbstractContextManager[None]:
     """Have normalisations tell a watcher what they make, within."""
-    return _told((*_watchers.get(), watcher))
+    return _active_choices((*_watchers.get(), watcher))
 
 
 def unwatched() -> AbstractContextManager[None]:
     """Have normalisations tell no watcher, where their outputs are not kept anyway."""
-    return _told(())
+    return _active_choices(())
 
 
 @contextmanager
-def _told(watchers: tuple[Watcher, ...]) -> Iterator[None]:
+def _active_choices(watchers: tuple[Watcher, ...]) -> Iterator[None]:
     before = _watchers.set(watchers)
     try:
         yield

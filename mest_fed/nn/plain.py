@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from mest_fed.nn.convolution import Conv2d
+from mest_fed.nn.dense import Conv2d, ReLUMaxPool2d
 from mest_fed.nn.distributed import unwrapped
-from mest_fed.nn.groups import check_what_is_loaded
 from mest_fed.nn.layers import SparseLayer, inherit
+from mest_fed.nn.mutator import check_what_is_loaded
 from mest_fed.nn.norms import BatchNorm2d, GroupNorm
-from mest_fed.nn.pooling import ReLUMaxPool2d
 
 _TORCHS: dict[type[nn.Module], type[nn.Module]] = {
     BatchNorm2d: nn.BatchNorm2d,

@@ -23,11 +23,11 @@ GRADIENT_SUM = "gradient_sum"
 class SGD:
     """Momentum SGD over the parameters that are trained.
 
-    With ``consume`` each gradient is added to its parameter's momentum as soon as backward has made
-    it, and is freed: gradients never stand beside each other. What several micro-batches, or
-    several pieces of a recomputed layer, contribute gathers there too: v = m v + g_1 + g_2 + ...,
-    then w -= lr v, as ever. Only the order of the additions differs. Without momentum the sum of
-    the gradients stands in its place until the step.
+    With ``release_gradients`` each gradient is added to its parameter's momentum as soon as
+    backward has made it, and is freed: gradients never stand beside each other. What several
+    micro-batches, or several pieces of a recomputed layer, contribute gathers there too: v = m v +
+    g_1 + g_2 + ..., then w -= lr v, as ever. Only the order of the additions differs. Without
+    momentum the sum of the gradients stands in its place until the step.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class SGD:
         0 keeps none.
     weight_decay : float
         L2 penalty.
-    consume : bool
+    release_gradients : bool
         Whether gradients go into the momentum during backward; :meth:`close` ends it.
 
     Attributes
@@ -48,8 +48,8 @@ class SGD:
         Parameter -> ``{"momentum_buffer": Tensor}``, which mutation edits in place; without
         momentum, the sum of consumed gradients until the step.
     keep_gradients : bool
-        While true, gradients stay in ``.grad`` until after the step although ``consume`` was
-        asked for, for a mutation that ranks by them.
+        While true, gradients stay in ``.grad`` until after the step although ``release_gradients``
+        was asked for, for a mutation that ranks by them.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class SGD:
         *,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
-        consume: bool = False,
+        release_gradients: bool = False,
     ) -> None:
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self.learning_rate = learning_rate
@@ -69,7 +69,7 @@ class SGD:
         self.state: dict[nn.Parameter, dict[str, Any]] = defaultdict(dict)
         #: Parameters of which gradients were consumed since the last step -> where their sum is.
         self._sums: dict[nn.Parameter, str] = {}
-        consumed = self.parameters if consume else []
+        consumed = self.parameters if release_gradients else []
         self._hooks = [
             p.register_post_accumulate_grad_hook(self._consume)  # type: ignore[no-untyped-call]
             for p in consumed

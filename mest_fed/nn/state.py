@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from mest_fed.errors import InputError
-from mest_fed.nn.groups import mask_groups
 from mest_fed.nn.identity import plain_tensors
 from mest_fed.nn.layers import SparseLayer
+from mest_fed.nn.mutator import mask_groups
 from mest_fed.nn.stored import STORED_KEYS
 from mest_fed.sparsity import Layout, slot_objection
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from mest_fed.errors import InputError
-from mest_fed.nn.identity import DIGEST_LENGTH, digest_of
+from mest_fed.nn.identity import DIGEST_LENGTH, Values, digest_of
 from mest_fed.sparsity import Layout, slot_objection
 
 SLOTS, VALUES, DIGEST, TARGET = "slots", "values", "digest_of_slots", "target_slots"
@@ -99,6 +99,11 @@ def read_layer(layout: Layout, state: Mapping[str, Any], prefix: str) -> StoredL
         )
     if digest is not None:
         _check_digest(name, layout, torch.from_numpy(slots), digest)
+    own = (digest_of(layout, torch.from_numpy(slots)),)
+    if isinstance(values, Values) and values.masks and values.masks != own:
+        raise InputError(
+            f"{prefix}{VALUES} are of another mask than {name}; allowed: both of one state"
+        )
     if len(values) != len(slots) or not values.is_floating_point():
         raise InputError(
             f"{prefix}{VALUES} = {values.dtype} of shape {tuple(values.shape)} is not allowed;"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mest_fed.kernels import ConvGeometry, SparseWeight, native
 from mest_fed.kernels.choice import Case, rule
 from mest_fed.kernels.table import Row
-from mest_fed.kernels.tuning import Contest, Finding, Specimen, time_in_turn, tune_layer
+from mest_fed.kernels.tuning import Benchmark, LayerCase, Timing, time_in_turn, tune_layer
 from mest_fed.nn.layers import SparseConv2d, SparseLayer
 from mest_fed.rng import torch_generator
 
@@ -21,7 +21,7 @@ def tune(
     input_shape: Sequence[int],
     batch: int,
     known: Mapping[Case, Row] | None = None,
-    contest: Contest = time_in_turn,
+    contest: Benchmark = time_in_turn,
 ) -> list[Row]:
     """Time the implementations of a model's sparse layers, once for each distinct case.
 
@@ -49,41 +49,41 @@ def tune(
     if native.variant() is None:
         return []
 
-    def decide(specimen: Specimen) -> Finding:
-        generator = torch_generator(0, "tuning", *specimen.size)
-        return tune_layer(specimen, generator, contest)
+    def decide(layer_case: LayerCase) -> Timing:
+        generator = torch_generator(0, "tuning", *layer_case.size)
+        return tune_layer(layer_case, generator, contest)
 
     return decide_layers(model, input_shape, batch, decide, known)
 
 
-def by_rule(specimen: Specimen) -> Finding:
+def by_rule(layer_case: LayerCase) -> Timing:
     """Decide as the rule does, without timing."""
-    return Finding(rule(specimen.weight))
+    return Timing(rule(layer_case.weight))
 
 
 def decide_layers(
     model: nn.Module,
     input_shape: Sequence[int],
     batch: int,
-    decide: Callable[[Specimen], Finding],
+    decide: Callable[[LayerCase], Timing],
     known: Mapping[Case, Row] | None = None,
 ) -> list[Row]:
     """Decide each distinct case of a model's sparse layers; see :func:`tune`."""
     before, rows = known or {}, dict[Case, Row]()
-    for name, specimen in _specimens(model, input_shape, batch):
-        case = specimen.case
+    for name, layer_case in _layer_cases(model, input_shape, batch):
+        case = layer_case.case
         row = rows.get(case) or before.get(case)
         if row is None:
-            finding = decide(specimen)
+            finding = decide(layer_case)
             row = Row((), case, finding.choice, finding.milliseconds)
         layers = tuple(dict.fromkeys((*row.layers, name)))
         rows[case] = replace(row, layers=layers)
     return list(rows.values())
 
 
-def _specimens(
+def _layer_cases(
     model: nn.Module, input_shape: Sequence[int], batch: int
-) -> Iterator[tuple[str, Specimen]]:
+) -> Iterator[tuple[str, LayerCase]]:
     """Yield the sparse layers that have a choice, once for each size of input that they see."""
     layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
     if not all(_has_a_choice(layer) for layer in layers.values()):
@@ -96,7 +96,10 @@ def _specimens(
         if len(rest) != 3:
             *leading, last = rest
             each, rest = torch.Size(leading).numel(), [last]
-        yield name, Specimen(_weight(layer), layer.values.detach(), geometry, (batch * each, *rest))
+        yield (
+            name,
+            LayerCase(_weight(layer), layer.values.detach(), geometry, (batch * each, *rest)),
+        )
 
 
 def _has_a_choice(layer: SparseLayer) -> bool:

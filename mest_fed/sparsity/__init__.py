@@ -2,13 +2,19 @@
 
 from mest_fed.sparsity.distribution import DISTRIBUTIONS, layer_counts
 from mest_fed.sparsity.layout import Layout
-from mest_fed.sparsity.mask import Mask, carry, slot_objection
+from mest_fed.sparsity.mask import (
+    Mask,
+    carry,
+    keep_best,
+    magnitude_mask,
+    nested_order,
+    select_best,
+    slot_objection,
+)
 from mest_fed.sparsity.methods import METHODS, MestEM, MestEMS, RigL, Set, Static, build_method
 from mest_fed.sparsity.mutation import Bounds, Method, grow
-from mest_fed.sparsity.nesting import nested_order
 from mest_fed.sparsity.schedules import Interval
 from mest_fed.sparsity.schemes import SCHEMES, layout_for
-from mest_fed.sparsity.select import keep_best, magnitude_mask, select_best
 
 __all__ = [
     "DISTRIBUTIONS",

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from mest_fed.sparsity.layout import Layout
-from mest_fed.sparsity.mask import Mask
-from mest_fed.sparsity.select import keep_best, select_best
+from mest_fed.sparsity.mask import Mask, keep_best, select_best
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,15 @@
 
 from mest_fed.training.forgetting import ForgettingPolicy, ForgettingState
 from mest_fed.training.mutation import LocalMutation, RoundMutation
-from mest_fed.training.rates import RATES, learning_rate
 from mest_fed.training.trainer import (
     EVALUATION_BATCH,
+    RATES,
     LocalTrainer,
+    Metrics,
     OptimizerSettings,
-    Tally,
     choose_device,
     evaluate,
+    learning_rate,
 )
 
 __all__ = [
@@ -19,9 +20,9 @@ __all__ = [
     "ForgettingState",
     "LocalMutation",
     "LocalTrainer",
+    "Metrics",
     "OptimizerSettings",
     "RoundMutation",
-    "Tally",
     "choose_device",
     "evaluate",
     "learning_rate",

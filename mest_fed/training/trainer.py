@@ -1,5 +1,6 @@
 """One client's local training: batches, micro-batches, optimizer steps."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from mest_fed.data import Batch
 from mest_fed.errors import not_allowed
-from mest_fed.memory import Savings, saving
+from mest_fed.memory import MemoryOptions, memory_saving
 from mest_fed.nn.sgd import SGD
 from mest_fed.training.forgetting import ForgettingState
 from mest_fed.training.mutation import LocalMutation
@@ -16,7 +17,7 @@ from mest_fed.training.mutation import LocalMutation
 #: Images in one forward pass of an evaluation.
 EVALUATION_BATCH = 256
 
-NO_SAVINGS = Savings()
+NO_SAVINGS = MemoryOptions()
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,14 @@ class OptimizerSettings:
     momentum: float = 0.9
     weight_decay: float = 1e-4
 
-    def build(self, model: nn.Module, *, consume: bool = False) -> SGD:
-        """Return a fresh optimizer for a model's parameters; ``consume`` as :class:`SGD` has it."""
+    def build(self, model: nn.Module, *, release_gradients: bool = False) -> SGD:
+        """Return a fresh optimizer for a model's parameters; the option is that of :class:`SGD`."""
         return SGD(
             model.parameters(),
             self.learning_rate,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
-            consume=consume,
+            release_gradients=release_gradients,
         )
 
     def without_momentum(self) -> "OptimizerSettings":
@@ -56,7 +57,7 @@ class OptimizerSettings:
 
 
 @dataclass
-class Tally:
+class Metrics:
     """Sums over examples.
 
     Parameters
@@ -114,7 +115,7 @@ class LocalTrainer:
     micro_batch : int
         Largest number of images in one forward and backward pass. It may be lowered during
         :meth:`fit`, by a guard for example.
-    savings : Savings
+    savings : MemoryOptions
         What is recomputed, packed and frozen; whether gradients are consumed is the optimizer's
         matter. By default nothing.
     guard : callable or None
@@ -129,7 +130,7 @@ class LocalTrainer:
         optimizer: SGD | torch.optim.Optimizer,
         *,
         micro_batch: int,
-        savings: Savings = NO_SAVINGS,
+        savings: MemoryOptions = NO_SAVINGS,
         guard: Callable[["LocalTrainer"], None] | None = None,
         forgetting: ForgettingState | None = None,
     ) -> None:
@@ -142,7 +143,7 @@ class LocalTrainer:
         self.guard = guard
         self.forgetting = forgetting
 
-    def fit(self, batches: Iterable[Batch], mutation: LocalMutation | None = None) -> Tally:
+    def fit(self, batches: Iterable[Batch], mutation: LocalMutation | None = None) -> Metrics:
         """Take one optimizer step for each batch.
 
         Parameters
@@ -154,33 +155,33 @@ class LocalTrainer:
 
         Returns
         -------
-        Tally
+        Metrics
             Of all presentations, each taken before its batch's update.
         """
         self.model.train()
-        tally = Tally()
-        with saving(self.model, self.savings) as forward:
+        totals = Metrics()
+        with memory_saving(self.model, self.savings) as forward:
             if mutation is not None:
                 mutation.open()
             for step, batch in enumerate(batches):
                 if mutation is not None:
                     mutation.before_step(step)
-                self._step(forward, batch, tally)
+                self._step(forward, batch, totals)
                 if mutation is not None:
                     mutation.after_step(step)
             if mutation is not None:
                 mutation.close()
-        return tally
+        return totals
 
-    def _step(self, forward: Callable[[Tensor], Tensor], batch: Batch, tally: Tally) -> None:
+    def _step(self, forward: Callable[[Tensor], Tensor], batch: Batch, totals: Metrics) -> None:
         self.optimizer.zero_grad()
-        correct = self._accumulate(forward, batch, tally)
+        correct = self._accumulate(forward, batch, totals)
         if self.forgetting is not None:
             self.forgetting.observe(batch.examples, correct.numpy())
         self.optimizer.step()
 
     def _accumulate(
-        self, forward: Callable[[Tensor], Tensor], batch: Batch, tally: Tally
+        self, forward: Callable[[Tensor], Tensor], batch: Batch, totals: Metrics
     ) -> Tensor:
         """Backpropagate the mean loss of a batch; return which examples were right."""
         size, right = len(batch.labels), []
@@ -195,35 +196,69 @@ class LocalTrainer:
             loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
             (loss / size).backward()  # type: ignore[no-untyped-call]
             right.append((logits.detach().argmax(dim=1) == labels).cpu())
-            tally.loss += loss.item()
-            tally.correct += int(right[-1].sum())
+            totals.loss += loss.item()
+            totals.correct += int(right[-1].sum())
             done = part.stop
             del logits, loss
             if self.guard is not None:
                 self.guard(self)
-        tally.examples += size
+        totals.examples += size
         return torch.cat(right)
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[Tally, Tensor]:
+def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[Metrics, Tensor]:
     """Evaluate a model.
 
     Returns
     -------
-    tally : Tally
+    totals : Metrics
         Loss and accuracy over all examples.
     correct : Tensor
         bool, in the order of the batches.
     """
     model.eval()
     device = next(model.parameters()).device
-    tally, right = Tally(), []
+    totals, right = Metrics(), []
     for batch in batches:
         labels = batch.labels.to(device)
         logits = model(batch.images.to(device))
-        tally.loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+        totals.loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
         right.append((logits.argmax(dim=1) == labels).cpu())
-        tally.correct += int(right[-1].sum())
-        tally.examples += len(labels)
-    return tally, torch.cat(right) if right else torch.zeros(0, dtype=torch.bool)
+        totals.correct += int(right[-1].sum())
+        totals.examples += len(labels)
+    return totals, torch.cat(right) if right else torch.zeros(0, dtype=torch.bool)
+
+
+def _constant(progress: float) -> float:
+    return 1.0
+
+
+def _cosine(progress: float) -> float:
+    """MEST anneals to 4e-8, here to zero."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _step(progress: float) -> float:
+    """Tenth at half, hundredth at three quarters (He et al. 2016)."""
+    return 1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01
+
+
+RATES: dict[str, Callable[[float], float]] = {
+    "constant": _constant,
+    "cosine": _cosine,
+    "step": _step,
+}
+
+
+def learning_rate(schedule: str, base: float, progress: float) -> float:
+    """Return the learning rate at a progress in [0, 1].
+
+    Raises
+    ------
+    InputError
+        If the schedule is unknown.
+    """
+    if schedule not in RATES:
+        raise not_allowed("training.schedule", schedule, RATES)
+    return base * RATES[schedule](progress)

@@ -1,7 +1,6 @@
 """Sparse states <-> bytes. Their passage through Flower is :mod:`mest_fed.wire.records`."""
 
-from mest_fed.wire.decoder import decode
-from mest_fed.wire.encoder import encode
+from mest_fed.wire.codec import decode, encode
 from mest_fed.wire.feedback import Residual
 from mest_fed.wire.masks import MASK_CODECS
 from mest_fed.wire.maskset import MaskSet, check_masks, mask_hash

@@ -5,13 +5,17 @@ other strategies may put more into the ``mest`` record, and more records beside 
 """
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from mest_fed.errors import WireError
 from mest_fed.wire.payload import Payload
+
+if TYPE_CHECKING:
+    pass
 
 ARRAYS, CONFIG, HEADER = "arrays", "mest", "header"
 _NAMES = ("values", "scales", "dense")
@@ -62,3 +66,74 @@ def _view(name: str, array: Array) -> np.ndarray[Any, np.dtype[Any]]:
     if array.dtype != str(dtype) or tuple(array.shape) != (count,):
         raise WireError(f"array {name} has another type or shape than its record says")
     return np.frombuffer(array.data, dtype, count, found.end())
+
+
+_MAGIC = b"\x93NUMPY\x01\x00"
+_C_ORDER = b"'fortran_order': False"
+
+
+def as_numpy(array: Array) -> npt.NDArray[Any]:
+    """Return an array's values, read-only and without a copy where its data is plain ``.npy``.
+
+    Equal to ``array.numpy()``, which parses the header of each array as Python source: 0.03 ms
+    an array, more than all arithmetic on a small one (measured).
+
+    Raises
+    ------
+    ValueError
+        If the data does not fit the array's type and shape.
+    """
+    data = array.data
+    dtype = np.dtype(array.dtype)
+    if array.stype != "numpy.ndarray" or not data.startswith(_MAGIC) or dtype.hasobject:
+        return _parsed(array)
+    start = 10 + int.from_bytes(data[8:10], "little")
+    header = data[10:start]
+    described = f"'descr': '{dtype.str}'".encode(), f"'shape': {tuple(array.shape)!r}".encode()
+    if _C_ORDER not in header or not all(part in header for part in described):
+        return _parsed(array)
+    values: npt.NDArray[Any] = np.frombuffer(data, dtype, offset=start).reshape(array.shape)
+    return values
+
+
+def _parsed(array: Array) -> npt.NDArray[Any]:
+    values: npt.NDArray[Any] = array.numpy()
+    return values
+
+
+_NUMBER_BYTES = 8
+
+
+def content_bytes(content: "RecordDict") -> int:
+    """Return the bytes that records hold: data of arrays, values, and all names and keys.
+
+    Numbers count 8 bytes and truth values 1, as in Flower's protobuf without its framing; an array
+    counts what it is serialised to.
+
+    Parameters
+    ----------
+    content : RecordDict
+        Content of a message, or state of a client.
+    """
+    return sum(
+        _text_bytes(name)
+        + sum(_text_bytes(key) + _value_bytes(value) for key, value in record.items())
+        for name, record in content.items()
+    )
+
+
+def _text_bytes(text: str) -> int:
+    return len(text.encode())
+
+
+def _value_bytes(value: object) -> int:
+    if isinstance(value, list):
+        return sum(_value_bytes(item) for item in value)
+    if isinstance(value, bool):
+        return 1
+    if isinstance(value, int | float):
+        return _NUMBER_BYTES
+    if isinstance(value, str):
+        return _text_bytes(value)
+    data = value if isinstance(value, bytes) else getattr(value, "data")  # noqa: B009
+    return len(data)

@@ -5,10 +5,112 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from mest_fed.errors import WireError, not_allowed
 from mest_fed.nn.state import Floats
-from mest_fed.wire.formats import Array, BFloat16, Float16, Float32, FloatFormat
+
+Array = npt.NDArray[Any]
+
+
+class FloatFormat(ABC):
+    """A floating-point format, element by element.
+
+    Attributes
+    ----------
+    dtype : dtype
+        Type of the array that travels.
+    """
+
+    dtype: np.dtype[Any]
+
+    @abstractmethod
+    def narrow(self, values: Floats) -> Array:
+        """Round float32 values to the format."""
+
+    @abstractmethod
+    def widen(self, codes: Array) -> Floats:
+        """Return the values as a new float32 array."""
+
+    def pack(self, values: Floats) -> Array:
+        """Round values to the format.
+
+        Raises
+        ------
+        WireError
+            If a value is not finite, before or after rounding.
+        """
+        codes = self.narrow(values)
+        self.check(self.widen(codes))
+        return codes
+
+    def unpack(self, codes: Array) -> Floats:
+        """Return finite values as a new float32 array.
+
+        Raises
+        ------
+        WireError
+            If a value is not finite.
+        """
+        values = self.widen(codes)
+        self.check(values)
+        return values
+
+    def check(self, values: Floats) -> None:
+        """Raise WireError if a value is not finite."""
+        if not np.isfinite(values).all():
+            raise WireError(f"not every value is a finite number in {type(self).__name__}")
+
+
+class Float32(FloatFormat):
+    """IEEE single precision."""
+
+    dtype = np.dtype("<f4")
+
+    def pack(self, values: Floats) -> Array:
+        """Copy finite values: there is nothing to round."""
+        self.check(values)
+        return self.narrow(values)
+
+    def narrow(self, values: Floats) -> Array:
+        """Copy."""
+        return values.astype(self.dtype)
+
+    def widen(self, codes: Array) -> Floats:
+        """Copy."""
+        return codes.astype(np.float32)
+
+
+class Float16(FloatFormat):
+    """IEEE half precision: 11 significant bits, up to 65504."""
+
+    dtype = np.dtype("<f2")
+
+    def narrow(self, values: Floats) -> Array:
+        """Round to nearest even; too large a value becomes infinite."""
+        with np.errstate(over="ignore"):
+            return values.astype(self.dtype)
+
+    def widen(self, codes: Array) -> Floats:
+        """Convert."""
+        return codes.astype(np.float32)
+
+
+class BFloat16(FloatFormat):
+    """The upper half of a float32, 8 significant bits; travels as uint16, for NumPy has no name."""
+
+    dtype = np.dtype("<u2")
+
+    def narrow(self, values: Floats) -> Array:
+        """Round to nearest even; NaN becomes infinite."""
+        bits = np.where(np.isnan(values), np.float32(np.inf), values).view(np.uint32)
+        even = (bits >> np.uint32(16)) & np.uint32(1)
+        return ((bits + np.uint32(0x7FFF) + even) >> np.uint32(16)).astype(self.dtype)
+
+    def widen(self, codes: Array) -> Floats:
+        """Put zeros below."""
+        return (codes.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
 
 #: Name -> type and length of a one-dimensional array.
 Fields = dict[str, tuple[np.dtype[Any], int]]

@@ -2,8 +2,10 @@
 
 import json
 import os
+from functools import partial
 
 import fleet_scale
+import fleet_scale_case
 import fleet_scale_picture
 import pytest
 from fleet_scale_case import Case, Course
@@ -65,7 +67,9 @@ def test_processes_by_what_they_are_for():
     assert kind_of(["python", "x.py"], is_root=True) == DRIVER
     assert kind_of(["ray::FleetWorker.run"], is_root=False) == WORKERS
     assert kind_of(["/lib/ray/core/src/ray/raylet/raylet"], is_root=False) == RAY
-    assert kind_of(["python", "-m", "simulations.probe"], is_root=False) == HELPERS
+    assert (
+        kind_of(["python", "-m", "mest_fed.simulation.peak_measurement"], is_root=False) == HELPERS
+    )
 
 
 def test_the_meter_sees_this_process():
@@ -99,6 +103,8 @@ def test_a_tiny_run(tmp_path, monkeypatch):
     monkeypatch.setattr(fleet_scale, "MILLION", 50)
     monkeypatch.setattr(fleet_scale, "FEW_DEVICES", 20)
     monkeypatch.setattr(fleet_scale, "cases_of", lambda _: [Case(50, 4, 2, 1)])
+    often = partial(TreeMeter, interval=0.01)  # such rounds take less than the usual interval
+    monkeypatch.setattr(fleet_scale_case, "TreeMeter", often)
     fleet_scale.main(["--json", str(tmp_path / "rows.json")])
     (row,) = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert row["runs"] == 1

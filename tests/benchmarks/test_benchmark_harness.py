@@ -10,7 +10,7 @@ from harness import Timing, compare, in_turn, machine, software, write_json
 from mest_fed.errors import InputError
 
 
-class Clock:
+class StepTime:
     """A clock that moves when it is told to."""
 
     def __init__(self):
@@ -38,7 +38,7 @@ def test_medians_and_quartiles():
 
 
 def test_warm_up_is_not_counted():
-    clock = Clock()
+    clock = StepTime()
     contestants = {"a": clock.work(9, 1, 3), "b": clock.work(8, 5, 6)}
     timings = in_turn(contestants, repeats=2, warm_up=1, clock=clock)
     assert timings["a"]["total"].runs == (1, 3)
@@ -52,7 +52,7 @@ def test_contestants_take_turns_and_change_places():
 
 
 def test_a_contestant_may_time_its_own_parts():
-    clock = Clock()
+    clock = StepTime()
     timings = in_turn({"a": lambda: {"forward": 1.0, "backward": 2.5}}, 2, 0, clock=clock)
     assert {part: timing.runs for part, timing in timings["a"].items()} == {
         "forward": (1.0, 1.0),

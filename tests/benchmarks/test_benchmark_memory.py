@@ -10,16 +10,18 @@ from memory_accuracy import Variant, train
 from memory_case import Case
 
 from mest_fed.data import load_dataset
-from mest_fed.memory import Savings
+from mest_fed.memory import MemoryOptions
 from mest_fed.memory.meter import can_measure
 
 TINY = Case(model="resnet8", width=1.0, batch=8, micro_batch=4, steps=2)
 
 
 def test_a_case_survives_the_pipe():
-    case = replace(TINY, savings=Savings("segments", "int8", consume=True, frozen=1))
+    case = replace(
+        TINY, savings=MemoryOptions("segments", "int8", release_gradients=True, frozen=1)
+    )
     assert Case.of(case.table()) == case
-    assert case.name == "resnet8 batch block 0.1 4 segments int8 consume frozen 1"
+    assert case.name == "resnet8 batch block 0.1 4 segments int8 release_gradients frozen 1"
 
 
 @pytest.mark.slow
@@ -57,7 +59,7 @@ def test_the_picture(tmp_path):
 
 def test_accuracy_is_measured_on_the_test_set(monkeypatch):
     digits = load_dataset("digits", "")
-    lean = Variant(savings=Savings("segments", "int8", consume=True))
+    lean = Variant(savings=MemoryOptions("segments", "int8", release_gradients=True))
     first, again = (train(lean, digits, 0, 256, 2) for _ in range(2))
     assert first == again
     assert first != train(lean, digits, 1, 256, 2)

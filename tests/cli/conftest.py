@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from mest_fed import cli
-from mest_fed.cli.status import WRONG_INPUT
+from mest_fed.cli.app import WRONG_INPUT
 
 
 @pytest.fixture

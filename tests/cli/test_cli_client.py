@@ -10,12 +10,12 @@ from flwr.common.config import parse_config_args
 from tls_files import write_key, write_tls
 
 from mest_fed import cli
+from mest_fed.cli.app import FAILED, REFUSED
 from mest_fed.cli.baseline import Baseline, Weight
 from mest_fed.cli.node_config import write_node_config
-from mest_fed.cli.status import FAILED, REFUSED
 from mest_fed.devices import load_profile
 from mest_fed.errors import MestFedError, RefusedError
-from mest_fed.memory.limit import MemoryLimit
+from mest_fed.system.limits import MemoryLimit
 
 MB = 10**6
 BASELINE = Baseline(

@@ -42,8 +42,8 @@ def test_help_of_client_names_its_options(says):
 
 def test_help_of_plan_names_its_options(says):
     text = says("plan", "--help")
-    wish = ("model", "width", "norm", "scheme", "density", "method", "batch", "image", "classes")
-    for option in (*wish, "budget", "limit", "device", "prefer", "json", "picture"):
+    limits = ("model", "width", "norm", "scheme", "density", "method", "batch", "image", "classes")
+    for option in (*limits, "budget", "limit", "device", "prefer", "json", "picture"):
         assert f"--{option}" in text
 
 

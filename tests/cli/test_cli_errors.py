@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from mest_fed import cli
-from mest_fed.cli.status import FAILED, WRONG_INPUT
+from mest_fed.cli.app import FAILED, WRONG_INPUT
 from mest_fed.errors import MestFedError
 
 
@@ -47,7 +47,10 @@ def setting(text):
         (("plan", "--budget", "24MB", "--limit", "1GB"), ["--budget and --limit exclude"]),
         (("plan", "--limit", "lots"), ["--limit = 'lots'", "MB"]),
         (("plan", "--budget", "1GB", "--prefer", "bits, saved"), ["does not know bits", "frozen"]),
-        (("plan", "--budget", "1GB", "--prefer", "saved"), ["lacks consume, micro_batch"]),
+        (
+            ("plan", "--budget", "1GB", "--prefer", "saved"),
+            ["lacks release_gradients, micro_batch"],
+        ),
         (("plan", "--budget", "1GB", "--picture", "a.pdf"), ["'a.pdf'", ".svg or .png"]),
         (("plan", "--budget", "1GB", "--picture", "no/a.svg"), ["no/a.svg", "folder that exists"]),
         (("plan", "--budget", "lots"), ["--budget = 'lots'", "MB"]),

@@ -9,12 +9,12 @@ from mest_fed import cli
 from mest_fed.cli import plan
 from mest_fed.cli.baseline import Weight
 from mest_fed.devices import load_profile, train_seconds, training_work
-from mest_fed.memory import PREFERENCE, read_plan
+from mest_fed.memory import COST_ORDER, read_plan
 from mest_fed.nn import Sparsity, build_model
 from mest_fed.rng import torch_generator
 
 SMALL = ("plan", "--model", "resnet8", "--width", "0.5", "--batch", "16")
-#: A budget that takes several levers, and one that takes none.
+#: A budget that takes several knobs, and one that takes none.
 TIGHT, LARGE = ("--budget", "4200kB"), ("--budget", "1GB")
 
 
@@ -25,7 +25,15 @@ def plans(says):
 
 
 def shape_of(table):
-    names = ("density", "micro_batch", "momentum", "recompute", "saved", "consume", "frozen")
+    names = (
+        "density",
+        "micro_batch",
+        "momentum",
+        "recompute",
+        "saved",
+        "release_gradients",
+        "frozen",
+    )
     return {name: table[name] for name in names}
 
 
@@ -55,7 +63,7 @@ def test_a_plan_within_a_tight_budget(plans):
 
 def test_a_runner_up_is_what_its_preference_gives(plans):
     first, *_ = plans(*TIGHT)["runners_up"]
-    order = [*(name for name in PREFERENCE if name != "micro_batch"), "micro_batch"]
+    order = [*(name for name in COST_ORDER if name != "micro_batch"), "micro_batch"]
     assert shape_of(plans(*TIGHT, "--prefer", ", ".join(order))) == shape_of(first)
 
 
@@ -72,7 +80,7 @@ def test_a_device_has_a_budget_and_a_speed(plans):
 
 
 def test_recomputation_takes_time(plans):
-    order = "recompute, consume, micro_batch, saved, density, momentum, frozen"
+    order = "recompute, release_gradients, micro_batch, saved, density, momentum, frozen"
     plan = plans("--batch", "64", "--budget", "17MB", "--prefer", order, "--device", "rpi-zero-2w")
     assert (plan["recompute"], plan["density"]) == ("segments", 0.1)
     assert 4 / 3 < plan["step_relative"] < 3 / 2  # of the stem, whose input has no gradient
@@ -85,7 +93,7 @@ def test_the_step_time_in_words(says):
 
 def test_a_limit_of_the_whole_process(says, plans, fails, monkeypatch):
     weight = Weight(200_000_000, 0, 0)
-    monkeypatch.setattr("mest_fed.cli.planning.budget.measure_client_app", lambda _: weight)
+    monkeypatch.setattr("mest_fed.cli.planning.request.measure_client_app", lambda _: weight)
     assert plans("--limit", "210MB")["budget_bytes"] == 10_000_000
     assert "takes 200 MB before it trains (measured" in says(*SMALL, "--limit", "210MB")
     line = fails(*SMALL, "--limit", "200MB")
@@ -130,9 +138,9 @@ def test_lines_fit_the_terminal(says, monkeypatch, columns):
 
 
 def test_the_picture(monkeypatch, capsys, tmp_path):
-    def draw_both(answer, path):
-        draw(answer, path)
-        draw(answer, path.with_suffix(".png"))
+    def draw_both(report, path):
+        draw(report, path)
+        draw(report, path.with_suffix(".png"))
 
     draw, file = plan._draw, tmp_path / "frontier.svg"
     monkeypatch.setattr(plan, "_draw", draw_both)

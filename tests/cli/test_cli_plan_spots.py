@@ -1,29 +1,29 @@
 """Where plans stand in the picture."""
 
-from mest_fed.cli.planning.spots import front, place
-from mest_fed.memory import Footprint, Plan, Savings, TrainingShape
+from mest_fed.cli.planning.step_time import front, place
+from mest_fed.memory import Footprint, MemoryOptions, Plan, TrainingShape
 
 
 def plan(peak, micro_batch=4, density=0.1, **savings):
-    shape = TrainingShape(density, "uniform", micro_batch, 8, savings=Savings(**savings))
+    shape = TrainingShape(density, "uniform", micro_batch, 8, savings=MemoryOptions(**savings))
     return Plan(100, shape, Footprint(values=peak, runtime=0))
 
 
 def test_a_lane_for_each_way_and_a_band_for_each_time():
     slow = plan(5, recompute="segments")
     timed = [(plan(9), 1.0), (plan(8, 2), 1.0), (plan(7, saved="int8"), 1.0), (slow, 1.3)]
-    spots = place(timed, timed[1])
-    heights = {(s.plan.savings.recompute, s.plan.savings.saved): s.height for s in spots}
+    points = place(timed, timed[1])
+    heights = {(s.plan.savings.recompute, s.plan.savings.saved): s.height for s in points}
     assert heights == {("none", "int8"): 0, ("none", "fp32"): 1, ("segments", "fp32"): 3}
-    assert len(spots) == 4
-    assert [spot.plan.micro_batch for spot in spots if spot.chosen] == [2]
+    assert len(points) == 4
+    assert [point.plan.micro_batch for point in points if point.chosen] == [2]
 
 
 def test_plans_that_recomputation_makes_no_different_are_one():
     same = [(plan(9), 1.0), (plan(9, recompute="norms"), 1.0)]
     chosen = plan(9, recompute="norms")
-    (spot,) = place(same, (chosen, 1.0))
-    assert spot.plan is chosen
+    (point,) = place(same, (chosen, 1.0))
+    assert point.plan is chosen
 
 
 def test_the_front_has_the_fastest_of_one_density():
@@ -33,5 +33,5 @@ def test_the_front_has_the_fastest_of_one_density():
         (plan(6, recompute="segments"), 1.3),
         (plan(8, 1, recompute="segments"), 1.3),
     ]
-    spots = place(timed, (plan(1, density=0.05), 0.5))
-    assert [(spot.time, spot.peak) for spot in front(spots, 0.1)] == [(1.0, 8), (1.3, 6)]
+    points = place(timed, (plan(1, density=0.05), 0.5))
+    assert [(point.time, point.peak) for point in front(points, 0.1)] == [(1.0, 8), (1.3, 6)]

@@ -9,13 +9,13 @@ import time
 
 import pytest
 
-import simulations.simulate
+import mest_fed.simulation.simulate
 from mest_fed import cli
-from mest_fed.cli.status import INTERRUPTED
+from mest_fed.cli.app import INTERRUPTED
 from mest_fed.errors import InputError
 from mest_fed.memory.meter import can_measure
-from server.run_folder import RunFolder
-from simulations.probe import Probe
+from mest_fed.server.run_folder import RunFolder
+from mest_fed.simulation.peak_measurement import Probe
 
 SMALL = [
     "[run]",
@@ -32,7 +32,7 @@ SMALL = [
 ]
 COMMAND = [sys.executable, "-c", "from mest_fed.cli import main; main()"]
 PATIENCE = 120
-END_OF_SETUP = "simulations.snapshot.Snapshot.take"
+END_OF_SETUP = "mest_fed.simulation.simulate.Snapshot.take"
 
 
 @pytest.fixture
@@ -201,14 +201,14 @@ def test_what_cannot_start_leaves_the_folder_as_it_was(monkeypatch, capsys, tmp_
     status, _, err = simulate(monkeypatch, capsys, *again)
     assert (status, err.count("\n")) == (2, 1)
     assert every_file(tmp_path) == before
-    monkeypatch.setattr(simulations.simulate, "CLIENT_APP", "there_is:nothing")
+    monkeypatch.setattr(mest_fed.simulation.simulate, "CLIENT_APP", "there_is:nothing")
     status, _, err = simulate(monkeypatch, capsys, *settings, "--out", tmp_path / "new")
     assert err.startswith("error: cannot load the ClientApp 'there_is:nothing': ")
     assert every_file(tmp_path) == before
 
 
 @pytest.mark.usefixtures("unmeasured")
-@pytest.mark.parametrize("where", ["simulations.simulate.save_partitions", END_OF_SETUP])
+@pytest.mark.parametrize("where", ["mest_fed.simulation.simulate.save_partitions", END_OF_SETUP])
 def test_a_run_that_ends_before_its_first_checkpoint_is_put_back(
     monkeypatch, capsys, tmp_path, config, where
 ):

@@ -11,11 +11,11 @@ import psutil
 import pytest
 
 from mest_fed.cli import supervise
+from mest_fed.cli.app import FAILED, REFUSED
 from mest_fed.cli.baseline import _weigh
-from mest_fed.cli.status import FAILED, REFUSED
 from mest_fed.cli.superlink import Link, as_argument
 from mest_fed.errors import MestFedError
-from mest_fed.memory.limit import limit_memory
+from mest_fed.system.limits import limit_memory
 
 MB = 10**6
 #: A node with a child of its own, whose id it tells.

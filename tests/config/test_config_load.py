@@ -118,16 +118,16 @@ def test_a_section_that_is_no_table():
         ("fleet", "mix", ["", "rpi-4:0", "rpi-4:-1", "rpi-4:x", "rpi-4:1, rpi-4:2", ":3"]),
         ("fleet", "budgets", ["rpi-4:lots", "rpi-4:0", "rpi-4:1MB, rpi-4:2MB"]),
         ("fleet", "deadline", [-1.0]),
-        ("life", "availability", ["never"]),
-        ("life", "phase_spread", [-0.1, 1.1]),
-        ("life", "dropout", [-0.1, 1.0]),
-        ("life", "compute_jitter", [-0.1, 3.5]),
-        ("life", "stragglers", [-0.1, 1.1]),
-        ("life", "straggler_factor", [0.5]),
-        ("life", "memory_pressure", [1.0]),
-        ("life", "battery_floor", [1.0]),
-        ("life", "charging", ["always"]),
-        ("life", "plugged", [0.0, 1.1]),
+        ("behaviour", "availability", ["never"]),
+        ("behaviour", "phase_spread", [-0.1, 1.1]),
+        ("behaviour", "dropout", [-0.1, 1.0]),
+        ("behaviour", "compute_jitter", [-0.1, 3.5]),
+        ("behaviour", "stragglers", [-0.1, 1.1]),
+        ("behaviour", "straggler_factor", [0.5]),
+        ("behaviour", "memory_pressure", [1.0]),
+        ("behaviour", "battery_floor", [1.0]),
+        ("behaviour", "charging", ["always"]),
+        ("behaviour", "plugged", [0.0, 1.1]),
     ],
 )
 def test_a_value_that_is_not_allowed(section, key, values):
@@ -145,11 +145,11 @@ def test_numbers_are_finite(key, value):
 
 
 @pytest.mark.parametrize(
-    "life",
+    "behaviour",
     [{"availability": "trace"}, {"trace": "a.csv"}, {"availability": "always", "trace": "a"}],
 )
-def test_a_trace_goes_with_its_availability(life):
-    assert "life.trace = " in refusal({"life": life})
+def test_a_trace_goes_with_its_availability(behaviour):
+    assert "behaviour.trace = " in refusal({"behaviour": behaviour})
 
 
 def test_choices_are_listed():
@@ -356,3 +356,32 @@ def test_the_mix_and_the_budgets_as_mappings():
     assert from_table({"fleet": {"mix": "rpi-4"}}, "test").fleet.weights == {"rpi-4": 1.0}
     path = from_table({"fleet": {"mix": "my/board.toml:2"}}, "test").fleet
     assert path.weights == {"my/board.toml": 2.0}
+
+
+def test_keys_of_earlier_versions_are_read_with_a_line_each(tmp_path, caplog):
+    path = tmp_path / "old.toml"
+    path.write_text("[life]\ndropout = 0.5\n[memory]\nconsume = true\n", encoding="utf-8")
+    config = from_table(read_toml(path), "old.toml")
+    assert (config.behaviour.dropout, config.memory.release_gradients) == (0.5, True)
+    assert [record.getMessage() for record in caplog.records] == [
+        "life is now called behaviour (old.toml)",
+        "memory.consume is now called memory.release_gradients (old.toml)",
+    ]
+
+
+def test_a_setting_under_an_old_name_replaces_the_value(caplog):
+    table = with_settings({"behaviour": {"dropout": 0.5}}, ["life.dropout=0.25"])
+    assert from_table(table, "test").behaviour.dropout == 0.25
+    assert caplog.messages == ["life.dropout is now called behaviour.dropout (--set)"]
+
+
+def test_a_key_under_both_names_is_refused():
+    table = {"memory": {"consume": True, "release_gradients": False}}
+    with pytest.raises(InputError, match=r"memory\.release_gradients .* same key \(test\)"):
+        from_table(table, "test")
+
+
+def test_an_old_name_of_a_knob_is_read():
+    order = "consume, micro_batch, recompute, saved, density, frozen, momentum"
+    config = from_table({"memory": {"prefer": order}}, "test")
+    assert config.memory.preference[0] == "release_gradients"

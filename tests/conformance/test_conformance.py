@@ -18,10 +18,10 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from stock_app import PARTITIONS, ROUNDS, STRATEGIES, app, play, play_strategy, states
 
-from simulations.engine.executor import make_executor
-from simulations.engine.grid import FleetGrid
-from simulations.engine.nodes import make_nodes
-from simulations.engine.run_app import run_server_app
+from mest_fed.simulation.engine.executor import make_executor
+from mest_fed.simulation.engine.flower import run_server_app
+from mest_fed.simulation.engine.grid import FleetGrid
+from mest_fed.simulation.engine.interfaces import make_nodes
 
 pytestmark = [
     pytest.mark.slow,

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from mest_fed.data import DATASETS, cifar10, load_dataset
-from mest_fed.data.shapes import image_shape
+from mest_fed.data.images import image_shape
 from mest_fed.errors import InputError
 
 
@@ -68,7 +68,7 @@ def test_digits():
 
 def test_digits_read_from_the_file_are_those_of_scikit_learn(monkeypatch):
     from_file = load_dataset("digits")
-    monkeypatch.setattr("mest_fed.data.digits.find_spec", lambda name: None)
+    monkeypatch.setattr("mest_fed.data.datasets.find_spec", lambda name: None)
     from_library = load_dataset("digits")
     assert torch.equal(from_file.train.images, from_library.train.images)
     assert torch.equal(from_file.test.labels, from_library.test.labels)
@@ -94,7 +94,7 @@ def test_unknown_name():
 
 def test_missing_scikit_learn_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    monkeypatch.setattr("mest_fed.data.digits.find_spec", lambda name: None)
+    monkeypatch.setattr("mest_fed.data.datasets.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"sklearn.* pip install 'mest-fed\[data\]'"):
         load_dataset("digits")
 

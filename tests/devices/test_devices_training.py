@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from mest_fed.devices import forward_flops, training_flops, training_work
-from mest_fed.memory import Savings, TrainingShape, saving, trace_model
+from mest_fed.memory import MemoryOptions, TrainingShape, memory_saving, trace_model
 from mest_fed.memory.activations import batch_norm_block, batch_norm_stem, segments_of
 from mest_fed.memory.footprint import peak_granules
 from mest_fed.nn import Sparsity, build_model, build_shell, sparsify
@@ -16,7 +16,7 @@ from mest_fed.rng import torch_generator
 from mest_fed.sparsity import Static
 
 IMAGE = (3, 8, 8)
-SEGMENTS = Savings("segments")
+SEGMENTS = MemoryOptions("segments")
 
 
 def build(scheme="block", norm="group"):
@@ -26,15 +26,15 @@ def build(scheme="block", norm="group"):
 
 
 @pytest.mark.parametrize("scheme", ["unstructured", "block", "pattern", "channel", None])
-@pytest.mark.parametrize("savings", [Savings(), Savings("segments", frozen=1)])
+@pytest.mark.parametrize("savings", [MemoryOptions(), MemoryOptions("segments", frozen=1)])
 def test_a_skeleton_counts_as_its_model(scheme, savings):
     trace = trace_model(
         build_shell("resnet8", IMAGE, 10, width=0.5, norm="group", scheme=scheme), IMAGE
     )
     shape = TrainingShape(0.2 if scheme else 1.0, "uniform", 8, 8)
-    skeleton = trace.at(peak_granules(trace, Static(), shape))
+    meta_model = trace.at(peak_granules(trace, Static(), shape))
     expected = training_work(build(scheme), IMAGE, savings)
-    assert training_work(skeleton, IMAGE, savings) == expected
+    assert training_work(meta_model, IMAGE, savings) == expected
     assert expected.dense_flops > 0
 
 
@@ -55,13 +55,13 @@ def test_recomputed_segments_go_forward_once_more():
 
 
 def test_norms_again_are_no_operations_that_are_counted():
-    assert training_work(build(), IMAGE, Savings("norms")) == training_work(build(), IMAGE)
+    assert training_work(build(), IMAGE, MemoryOptions("norms")) == training_work(build(), IMAGE)
 
 
 def test_frozen_segments_go_forward_alone():
     model = build()
     frozen = {module for s in segments_of(model)[:2] for module in s.modules()}
-    assert training_work(model, IMAGE, Savings(frozen=2)) == training_flops(
+    assert training_work(model, IMAGE, MemoryOptions(frozen=2)) == training_flops(
         model, IMAGE, frozen=frozen
     )
 
@@ -89,7 +89,7 @@ def test_convolutions_of_batch_norm_blocks_go_forward_as_often_as_counted(monkey
     # For all modules: a segment with a hook on one of its own would not be computed by hand.
     hook = register_module_forward_hook(called)
     try:
-        with saving(model, SEGMENTS) as forward:
+        with memory_saving(model, SEGMENTS) as forward:
             forward(images).sum().backward()
     finally:
         hook.remove()

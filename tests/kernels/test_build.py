@@ -71,7 +71,8 @@ def package_files():
     return {
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
-        for path in (ROOT / package).rglob("*")
+        for folder, _, names in os.walk(ROOT / package, followlinks=True)  # presets are a link
+        for path in (Path(folder) / name for name in names)
         if path.is_file()
         and "__pycache__" not in path.parts
         and not path.is_relative_to(KERNELS / "native")

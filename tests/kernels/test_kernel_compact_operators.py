@@ -6,8 +6,8 @@ from compact_cases import same_bits
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mest_fed.kernels import compact, native
-from mest_fed.kernels.compact import dequantise, expand, quantise, squeeze
-from mest_fed.kernels.library import OPERATORS
+from mest_fed.kernels.compact import dequantise, pack_nonzeros, quantise, unpack_nonzeros
+from mest_fed.kernels.native import OPERATORS
 
 FULL = torch.rand(4, 3, 5, 7, generator=torch.Generator().manual_seed(1)) + 0.5
 HALF = (FULL - 1).relu()
@@ -19,8 +19,8 @@ def arguments(x):
     return {
         "quantise": (x,),
         "dequantise": quantise(x),
-        "squeeze": (x,),
-        "expand": (*squeeze(x), list(x.shape), 1, 3),
+        "pack_nonzeros": (x,),
+        "unpack_nonzeros": (*pack_nonzeros(x), list(x.shape), 1, 3),
     }
 
 
@@ -53,18 +53,18 @@ def test_fake_and_meta_tensors_have_the_shapes_of_real_ones(name, dtype):
 
 
 def test_a_meta_tensor_keeps_all_its_values():
-    assert squeeze(HALF.to("meta"))[1].shape == (HALF.numel(),)
+    assert pack_nonzeros(HALF.to("meta"))[1].shape == (HALF.numel(),)
 
 
 def test_torch_stands_in_for_compiled_kernels(monkeypatch):
-    before = (*quantise(HALF), *squeeze(HALF))
+    before = (*quantise(HALF), *pack_nonzeros(HALF))
     monkeypatch.setattr(native, "_module", None)
-    after = (*quantise(HALF), *squeeze(HALF))
+    after = (*quantise(HALF), *pack_nonzeros(HALF))
     assert same_bits(before, after)
-    assert torch.equal(expand(*after[2:], HALF.shape, first=1), HALF[1:])
+    assert torch.equal(unpack_nonzeros(*after[2:], HALF.shape, first=1), HALF[1:])
 
 
-BITS, VALUES, STARTS = squeeze(HALF)
+BITS, VALUES, STARTS = pack_nonzeros(HALF)
 CODES, LEVELS = quantise(HALF)
 
 
@@ -77,17 +77,19 @@ def changed(tensor, at, number):
 
 WRONG_TYPES = {
     "x of one dimension": lambda: quantise(torch.ones(3)),
-    "x without any": lambda: squeeze(torch.ones(())),
+    "x without any": lambda: pack_nonzeros(torch.ones(())),
     "x of halves": lambda: quantise(HALF.half()),
     "x of integers": lambda: quantise(CODES),
-    "x of integers to squeeze": lambda: squeeze(CODES),
+    "x of integers to pack_nonzeros": lambda: pack_nonzeros(CODES),
     "codes of floats": lambda: dequantise(HALF, LEVELS),
     "codes of one dimension": lambda: dequantise(CODES.flatten(), LEVELS),
     "levels of halves": lambda: dequantise(CODES, LEVELS.half()),
     "levels of other planes": lambda: dequantise(CODES, LEVELS[1:]),
     "levels in a row": lambda: dequantise(CODES, LEVELS.flatten()),
     "levels on another device": lambda: dequantise(CODES, LEVELS.to("meta")),
-    "values on another device": lambda: expand(BITS, VALUES.to("meta"), STARTS, HALF.shape),
+    "values on another device": lambda: unpack_nonzeros(
+        BITS, VALUES.to("meta"), STARTS, HALF.shape
+    ),
 }
 
 
@@ -137,9 +139,9 @@ def test_parts_that_do_not_fit_are_refused(what, dtype):
     if parts["values"].dtype == torch.float32:
         parts["values"] = parts["values"].to(dtype)
     with pytest.raises(ValueError, match=r"\b(bits|values|starts|shape|first)\b"):
-        compact.expand(**parts)
+        compact.unpack_nonzeros(**parts)
 
 
 def test_images_that_fit_come_back_beside_one_that_does_not():
     spoiled = changed(BITS, 0, 255)
-    assert torch.equal(expand(spoiled, VALUES, STARTS, HALF.shape, first=1), HALF[1:])
+    assert torch.equal(unpack_nonzeros(spoiled, VALUES, STARTS, HALF.shape, first=1), HALF[1:])

@@ -5,19 +5,26 @@ import json
 
 import pytest
 import torch
-from tuning_cases import CUTS, specimen
+from tuning_cases import CUTS, layer_case
 
 from mest_fed.errors import InputError
 from mest_fed.kernels.choice import Choice, Choices
-from mest_fed.kernels.table import MODES, Row, Table, choices_to_rows
-from mest_fed.kernels.table_reader import load_choices, parse_table, read_table
+from mest_fed.kernels.table import (
+    MODES,
+    Row,
+    Table,
+    choices_to_rows,
+    load_choices,
+    parse_table,
+    read_table,
+)
 
 MIXED = Choice("padded", "dense", "shifted")
 TIMES = {name: {"dense": 0.5, "padded": 0.25} for name in Choice._fields}
 
 
 def table(mode="tuned", **changes):
-    strips, channels = specimen().case, specimen(CUTS["out"], live=1).case
+    strips, channels = layer_case().case, layer_case(CUTS["out"], live=1).case
     rows = (
         Row(("a", "b.conv"), strips, MIXED, TIMES),
         Row(("c",), channels, Choice("channels", "dense", "channels")),
@@ -35,7 +42,7 @@ def test_it_comes_back_as_it_was(mode, variant):
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_every_cut(cut):
-    layer = specimen(CUTS[cut], live=1)
+    layer = layer_case(CUTS[cut], live=1)
     before = Table("tuned", (Row((), layer.case, Choice(*["dense"] * 3)),), None, 1, "2")
     assert load_choices(choices_to_rows(before), "x") == before
 

@@ -2,10 +2,19 @@
 
 import pytest
 import torch
-from tuning_cases import CUTS, fixed_times, specimen
+from tuning_cases import CUTS, fixed_times, layer_case
 
 from mest_fed.kernels import Strips, case_of, choose, native
-from mest_fed.kernels.choice import EVERYTHING_DENSE, TUNED, Choice, Choices, rule, told, use, using
+from mest_fed.kernels.choice import (
+    EVERYTHING_DENSE,
+    SHIPPED_CHOICES,
+    Choice,
+    Choices,
+    active_choices,
+    rule,
+    set_choices,
+    with_choices,
+)
 from mest_fed.kernels.tuning import candidates, time_in_turn, tune_layer, winner
 
 PRODUCTS = ("forward", "backward_input", "backward_values")
@@ -17,7 +26,7 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-class Clock:
+class StepTime:
     """Stands still but for what contestants take."""
 
     def __init__(self):
@@ -41,7 +50,7 @@ class Clock:
 
 
 def test_the_median_after_a_warm_up_in_turn():
-    clock = Clock()
+    clock = StepTime()
     contestants = {
         "a": clock.contestant("a", 0.008, 0.002, 0.9, 0.001),  # a cold start, and a disturbance
         "b": clock.contestant("b", 0.002),
@@ -55,7 +64,7 @@ def test_the_median_after_a_warm_up_in_turn():
     ("seconds", "rounds"), [(0.0, 7), (0.001, 7), (0.012, 4), (0.03, 1), (4.0, 1)]
 )
 def test_what_is_slow_runs_less_often(seconds, rounds):
-    clock = Clock()
+    clock = StepTime()
     time_in_turn({name: clock.contestant(name, seconds) for name in "ab"}, clock)
     assert clock.order.count("a") == clock.order.count("b") == 1 + rounds
 
@@ -75,8 +84,8 @@ def test_noise_does_not_win():
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_channels_have_a_smaller_product(monkeypatch, variant, product):
     monkeypatch.setattr(native, "variant", lambda: variant)
-    assert candidates(specimen(CUTS["out"]), product) == ("dense", "channels")
-    assert candidates(specimen(CUTS["in"], live=3), product) == ("dense", "channels")
+    assert candidates(layer_case(CUTS["out"]), product) == ("dense", "channels")
+    assert candidates(layer_case(CUTS["in"], live=3), product) == ("dense", "channels")
 
 
 @pytest.mark.parametrize(
@@ -94,7 +103,7 @@ def test_channels_have_a_smaller_product(monkeypatch, variant, product):
 )
 def test_shifted_takes_part_where_it_is_something_else(monkeypatch, variant, width, shifted):
     monkeypatch.setattr(native, "variant", lambda: variant)
-    layer = specimen(size=(2, 4, width, width))
+    layer = layer_case(size=(2, 4, width, width))
     for product, both in zip(PRODUCTS, shifted, strict=True):
         expected = ("dense", "padded", "shifted") if both else ("dense", "padded")
         assert candidates(layer, product) == expected
@@ -103,16 +112,16 @@ def test_shifted_takes_part_where_it_is_something_else(monkeypatch, variant, wid
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_strides_and_single_columns_know_one_arrangement(monkeypatch, product):
     monkeypatch.setattr(native, "variant", lambda: "plain")
-    strided = specimen(size=(2, 4, 32, 32), stride=2)
-    column = specimen(shape=(8, 4, 3, 1), size=(2, 4, 32, 32))
-    linear = specimen(shape=(8, 4), size=(2, 4))
+    strided = layer_case(size=(2, 4, 32, 32), stride=2)
+    column = layer_case(shape=(8, 4, 3, 1), size=(2, 4, 32, 32))
+    linear = layer_case(shape=(8, 4), size=(2, 4))
     for layer in (strided, column, linear):
         assert candidates(layer, product) == ("dense", "padded")
 
 
 def test_without_compiled_kernels_there_is_the_dense_weight(monkeypatch):
     monkeypatch.setattr(native, "variant", lambda: None)
-    assert candidates(specimen(), "forward") == ("dense",)
+    assert candidates(layer_case(), "forward") == ("dense",)
 
 
 # A layer.
@@ -125,7 +134,7 @@ def test_every_implementation_runs(cut, shape):
     if cut == "kernels" and len(shape) == 2:
         pytest.skip("the pattern scheme is of 3x3 kernels")
     size = (2, 4, 16, 16) if len(shape) == 4 else (2, 4)
-    layer = specimen(CUTS[cut], live=3, shape=shape, size=size)
+    layer = layer_case(CUTS[cut], live=3, shape=shape, size=size)
     times = {"dense": 3.0, "channels": 2.0, "padded": 1.0, "shifted": 0.5}
     found = tune_layer(layer, generator(), fixed_times(times))
     for product, name in zip(PRODUCTS, found.choice, strict=True):
@@ -138,7 +147,7 @@ def test_every_implementation_runs(cut, shape):
 @needs_native
 def test_products_are_chosen_one_by_one():
     turns = iter([{"dense": 1, "padded": 2}, {"dense": 2, "padded": 1}, {"dense": 1, "padded": 1}])
-    layer = specimen(size=(2, 4, 2, 2))
+    layer = layer_case(size=(2, 4, 2, 2))
     assert rule(layer.weight) == PADDED
     found = tune_layer(layer, generator(), lambda contestants: next(turns))
     assert found.choice == Choice("dense", "padded", "padded")
@@ -146,7 +155,7 @@ def test_products_are_chosen_one_by_one():
 
 @needs_native
 def test_nothing_is_drawn_from_the_global_generator_and_nothing_needs_gradients():
-    layer = specimen()
+    layer = layer_case()
     layer.values.requires_grad_()
     before = torch.random.get_rng_state()
     seen = []
@@ -162,7 +171,7 @@ ONES = dict.fromkeys(("dense", "padded", "shifted"), 1.0)
 
 @needs_native
 def test_real_times_are_finite():
-    found = tune_layer(specimen(), generator())
+    found = tune_layer(layer_case(), generator())
     assert all(0 < ms < 60_000 for times in found.milliseconds.values() for ms in times.values())
 
 
@@ -171,10 +180,10 @@ def test_real_times_are_finite():
 
 @pytest.fixture(autouse=True)
 def _told_nothing():
-    assert told() is None
-    assert TUNED == {}
+    assert active_choices() is None
+    assert SHIPPED_CHOICES == {}
     yield
-    use(None)
+    set_choices(None)
 
 
 def chosen(layer):
@@ -182,53 +191,55 @@ def chosen(layer):
 
 
 def test_a_process_chooses_as_it_is_told_for_a_while():
-    layer, other = specimen(), specimen(size=(2, 4, 8, 8))
+    layer, other = layer_case(), layer_case(size=(2, 4, 8, 8))
     mixed = Choice("dense", "dense", "dense")
     choices = Choices({layer.case: mixed})
-    with using(choices):
-        assert told() is choices
+    with with_choices(choices):
+        assert active_choices() is choices
         assert chosen(layer) == mixed
         assert chosen(other) == rule(other.weight)
-        with using(Choices()):
+        with with_choices(Choices()):
             assert chosen(layer) == rule(layer.weight)
         assert chosen(layer) == mixed
-    assert told() is None
-    assert TUNED == {}
+    assert active_choices() is None
+    assert SHIPPED_CHOICES == {}
 
 
 def test_what_a_process_was_told_ends_with_an_error():
-    layer = specimen()
+    layer = layer_case()
 
     def fail():
-        with using(Choices({layer.case: PADDED})):
+        with with_choices(Choices({layer.case: PADDED})):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         fail()
-    assert TUNED == {}
+    assert SHIPPED_CHOICES == {}
 
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_dense_everywhere(cut):
-    layer = specimen(CUTS[cut], live=1)
-    with using(Choices({layer.case: PADDED}, dense=True)):
+    layer = layer_case(CUTS[cut], live=1)
+    with with_choices(Choices({layer.case: PADDED}, dense=True)):
         assert chosen(layer) == EVERYTHING_DENSE
 
 
 def test_a_choice_that_cannot_run_here_is_left_to_the_rule(monkeypatch):
-    layer, small = specimen(), specimen(size=(2, 4, 8, 8))
+    layer, small = layer_case(), layer_case(size=(2, 4, 8, 8))
     monkeypatch.setattr(native, "available", lambda: False)
-    use(Choices({layer.case: Choice("dense", "shifted", "dense"), small.case: EVERYTHING_DENSE}))
-    assert set(TUNED) == {small.case}
+    set_choices(
+        Choices({layer.case: Choice("dense", "shifted", "dense"), small.case: EVERYTHING_DENSE})
+    )
+    assert set(SHIPPED_CHOICES) == {small.case}
     assert chosen(layer) == EVERYTHING_DENSE  # what the rule says without compiled kernels
 
 
 def test_the_case_is_that_of_the_layer():
-    layer = specimen(Strips(2), live=9)
+    layer = layer_case(Strips(2), live=9)
     case = layer.case
     assert case == case_of(layer.weight, (16, 16), layer.geometry)
     assert (case.cut, case.shape, case.size) == ("strips:2", (8, 4, 3, 3), (16, 16))
     assert layer.out_size == (2, 8, 16, 16)
-    linear = specimen(shape=(8, 4), size=(5, 4))
+    linear = layer_case(shape=(8, 4), size=(5, 4))
     assert (linear.case.shape, linear.case.size) == ((8, 4, 1, 1), (1, 1))
     assert linear.out_size == (5, 8)

@@ -3,12 +3,12 @@
 import torch
 
 from mest_fed.kernels import Channels, ConvGeometry, Kernels, SparseWeight, Strips
-from mest_fed.kernels.tuning import Specimen
+from mest_fed.kernels.tuning import LayerCase
 
 PATTERNS = ((0, 1, 3, 4), (1, 2, 4, 5))
 
 
-def specimen(cut=None, live=6, size=(2, 4, 16, 16), shape=(8, 4, 3, 3), stride=1):
+def layer_case(cut=None, live=6, size=(2, 4, 16, 16), shape=(8, 4, 3, 3), stride=1):
     """Return a layer whose first granules live; its positions are not to be asked for."""
     cut = Strips(4) if cut is None else cut
     if isinstance(cut, Channels):
@@ -21,7 +21,7 @@ def specimen(cut=None, live=6, size=(2, 4, 16, 16), shape=(8, 4, 3, 3), stride=1
     positions = torch.arange(live * width).view(live, width)  # of no meaning, but in range
     weight = SparseWeight(shape, slots, cut, lambda: positions)
     geometry = ConvGeometry((stride, stride), (shape[-1] // 2,) * 2 if len(shape) == 4 else (0, 0))
-    return Specimen(weight, torch.ones(live, width), geometry, size)
+    return LayerCase(weight, torch.ones(live, width), geometry, size)
 
 
 def fixed_times(times, seen=None):

@@ -58,6 +58,14 @@ class GroupCalls:
     rmdir = staticmethod(shutil.rmtree)
 
     @staticmethod
+    def cpu_count():
+        return os.cpu_count()
+
+    @staticmethod
+    def sched_getaffinity(pid):
+        return os.sched_getaffinity(pid)
+
+    @staticmethod
     def mkdir(folder):
         os.mkdir(folder)
         home = Path(folder).parent

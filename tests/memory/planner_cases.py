@@ -5,16 +5,16 @@ from itertools import product
 
 from hypothesis import strategies as st
 
-from mest_fed.memory import Footprint, Planner, Setting, TrainingShape, Wish
+from mest_fed.memory import Footprint, PlanLimits, Planner, TrainingSetup, TrainingShape
 from mest_fed.sparsity import MestEM
 
 SHAPE = TrainingShape(0.2, "uniform", 8, 8)
-WISH = Wish(SHAPE, segments=6)
+WISH = PlanLimits(SHAPE, segments=6)
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Bytes by what a shape has; what a lever saves grows step by step, but for recomputation."""
+    """Bytes by what a shape has; what a knob saves grows step by step, but for recomputation."""
 
     image: int
     weights: int
@@ -27,7 +27,7 @@ class Costs:
         saved = dict(zip(("fp32", "fp16", "int8"), self.saved, strict=True))
         train = (6 - savings.frozen) / 6
         activations = self.image * shape.micro_batch * train
-        copies = 1 + shape.momentum * train + (not savings.consume) * train
+        copies = 1 + shape.momentum * train + (not savings.release_gradients) * train
         each = recompute[savings.recompute] * saved[savings.saved]
         return int(activations * each + self.weights * shape.density * copies)
 
@@ -49,15 +49,15 @@ def made_up(trace, setting, shape):
     return Footprint(values=trace(shape), runtime=0)
 
 
-def planner(costs=EVEN, wish=WISH):
-    return Planner(costs, Setting(MestEM()), wish)
+def planner(costs=EVEN, limits=WISH):
+    return Planner(costs, TrainingSetup(MestEM()), limits)
 
 
-def everything(levers, shape=SHAPE):
-    """Yield all shapes, by preference: (how far each lever is pulled, the last first; shape)."""
-    steps = [range(len(lever.steps)) for lever in reversed(levers)]
+def everything(knobs, shape=SHAPE):
+    """Yield all shapes, by preference: (how far each knob is pulled, the last first; shape)."""
+    steps = [range(len(knob.steps)) for knob in reversed(knobs)]
     for pulled in product(*steps):
         made = shape
-        for lever, step in zip(reversed(levers), pulled, strict=True):
-            made = lever.pull(made, lever.steps[step])
+        for knob, step in zip(reversed(knobs), pulled, strict=True):
+            made = knob.pull(made, knob.steps[step])
         yield pulled, made

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from mest_fed.memory import FORMATS, RECOMPUTE, Savings, saving
-from mest_fed.memory.activations.formats import EXACT
+from mest_fed.memory import FORMATS, RECOMPUTE, MemoryOptions, memory_saving
+from mest_fed.memory.activations.saved_tensors import LOSSLESS
 from mest_fed.nn import build_model, sparsify
 
 PAIRS = [(recompute, saved) for recompute in RECOMPUTE for saved in FORMATS]
-EXACT_PAIRS = [(recompute, saved) for recompute, saved in PAIRS if saved in EXACT]
-INEXACT_PAIRS = [(recompute, saved) for recompute, saved in PAIRS if saved not in EXACT]
+EXACT_PAIRS = [(recompute, saved) for recompute, saved in PAIRS if saved in LOSSLESS]
+INEXACT_PAIRS = [(recompute, saved) for recompute, saved in PAIRS if saved not in LOSSLESS]
 
 IMAGE = (1, 8, 8)
 
@@ -99,7 +99,7 @@ def backward(net, savings, batch):
     """Go forward and back once in training mode; dropout draws from a seed of its own."""
     images, labels = batch
     net.train()
-    with torch.random.fork_rng(devices=[]), saving(net, savings) as forward:
+    with torch.random.fork_rng(devices=[]), memory_saving(net, savings) as forward:
         torch.manual_seed(3)
         loss = cross_entropy(forward(images), labels)
         loss.backward()
@@ -113,4 +113,4 @@ def backward(net, savings, batch):
 def train(case, recompute, saved, *, dtype=torch.float64, count=8):
     """Take a model of :data:`MODELS` through a backward pass."""
     net = MODELS[case]().to(dtype)
-    return backward(net, Savings(recompute, saved), data(count, dtype=dtype))
+    return backward(net, MemoryOptions(recompute, saved), data(count, dtype=dtype))

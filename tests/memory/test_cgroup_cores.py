@@ -7,7 +7,7 @@ import sys
 import pytest
 from cgroup_trees import fill
 
-from mest_fed.cgroups import available_cores, own_cgroups
+from mest_fed.system.cgroups import available_cores, own_cgroups
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_without_any_group_all_cores_count(machine):
 def test_a_process_that_is_bound_to_a_core_has_one():
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "from mest_fed.cgroups import available_cores; print(available_cores())"
+        "from mest_fed.system.cgroups import available_cores; print(available_cores())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"

@@ -8,7 +8,7 @@ from memory_cases import SMALL, TINY, generator, resnet, tiny
 from torch.nn.functional import cross_entropy
 
 from mest_fed.errors import InputError
-from mest_fed.memory import Savings, Setting, TrainingShape, footprint, trace_model
+from mest_fed.memory import MemoryOptions, TrainingSetup, TrainingShape, footprint, trace_model
 from mest_fed.memory.footprint import RUNTIME, peak_granules
 from mest_fed.nn import Mutator, SparseLayer, sparsify
 from mest_fed.nn.sgd import MOMENTUM
@@ -17,11 +17,11 @@ from mest_fed.training import OptimizerSettings
 
 SHAPE = TrainingShape(density=0.5, distribution="uniform", micro_batch=2, batch=8)
 TRACE = trace_model(sparsify(tiny(), "block", 0.5), TINY)
-HARD = Setting(MestEM())
+HARD = TrainingSetup(MestEM())
 
 
 def predict(method=None, shape=SHAPE, *, trace=TRACE, **setting):
-    return footprint(trace, Setting(method or MestEM(), **setting), shape)
+    return footprint(trace, TrainingSetup(method or MestEM(), **setting), shape)
 
 
 def test_what_a_tiny_model_holds_by_hand():
@@ -62,7 +62,7 @@ def test_messages_are_charged_where_there_are_any():
 
 
 def test_consumed_gradients_stand_where_the_device_mutates():
-    consuming = replace(SHAPE, savings=Savings(consume=True))
+    consuming = replace(SHAPE, savings=MemoryOptions(release_gradients=True))
     assert predict(shape=consuming).gradients == 0
     assert predict(shape=consuming, mutates=True) == predict()
     assert predict(mutates=True) == predict()

@@ -1,4 +1,4 @@
-"""The levers: their steps, and what a step changes."""
+"""The knobs: their steps, and what a step changes."""
 
 from dataclasses import replace
 
@@ -7,45 +7,47 @@ from planner_cases import SHAPE, WISH, everything
 
 from mest_fed.errors import InputError
 from mest_fed.memory import (
-    BATCH_NORM_PREFERENCE,
+    BATCH_NORM_COST_ORDER,
+    COST_ORDER,
     DENSITY_STEPS,
     FORMATS,
-    PREFERENCE,
     RECOMPUTE,
-    Savings,
-    Wish,
+    MemoryOptions,
+    PlanLimits,
 )
 
 
-def steps(wish, name):
-    (lever,) = [lever for lever in wish.levers() if lever.name == name]
-    assert lever.pull(wish.shape, lever.steps[0]) == wish.shape  # the first step is the wish
-    return list(lever.steps)
+def steps(limits, name):
+    (knob,) = [knob for knob in limits.knobs() if knob.name == name]
+    assert knob.pull(limits.shape, knob.steps[0]) == limits.shape  # the first step is the limits
+    return list(knob.steps)
 
 
-def wish(batch=8, micro_batch=None, **what):
+def limits(batch=8, micro_batch=None, **what):
     shape = replace(SHAPE, batch=batch, micro_batch=micro_batch or batch)
-    return Wish(shape, **what)
+    return PlanLimits(shape, **what)
 
 
-def saving(**savings):
-    return Wish(replace(SHAPE, savings=Savings(**savings)), segments=6)
+def memory_saving(**savings):
+    return PlanLimits(replace(SHAPE, savings=MemoryOptions(**savings)), segments=6)
 
 
 def test_the_levers_come_in_the_order_of_preference():
-    assert [lever.name for lever in WISH.levers()] == list(PREFERENCE)
+    assert [knob.name for knob in WISH.knobs()] == list(COST_ORDER)
     batch = replace(WISH, batch_statistics=True)
-    assert [lever.name for lever in batch.levers()] == list(BATCH_NORM_PREFERENCE)
-    assert sorted(PREFERENCE) == sorted(BATCH_NORM_PREFERENCE)
-    assert PREFERENCE != BATCH_NORM_PREFERENCE
-    given = PREFERENCE[::-1]
-    assert [lever.name for lever in WISH.levers(given)] == list(given)
+    assert [knob.name for knob in batch.knobs()] == list(BATCH_NORM_COST_ORDER)
+    assert sorted(COST_ORDER) == sorted(BATCH_NORM_COST_ORDER)
+    assert COST_ORDER != BATCH_NORM_COST_ORDER
+    given = COST_ORDER[::-1]
+    assert [knob.name for knob in WISH.knobs(given)] == list(given)
 
 
-@pytest.mark.parametrize("wrong", [PREFERENCE[1:], (*PREFERENCE, "saved"), (), ("bits",) * 7])
+@pytest.mark.parametrize("wrong", [COST_ORDER[1:], (*COST_ORDER, "saved"), (), ("bits",) * 7])
 def test_an_order_names_each_lever_once(wrong):
-    with pytest.raises(InputError, match=r"preference = .* allowed: each of consume, micro_batch"):
-        WISH.levers(wrong)
+    with pytest.raises(
+        InputError, match=r"preference = .* allowed: each of release_gradients, micro_batch"
+    ):
+        WISH.knobs(wrong)
 
 
 @pytest.mark.parametrize(
@@ -60,11 +62,11 @@ def test_an_order_names_each_lever_once(wrong):
     ],
 )
 def test_micro_batches_halve_upwards_to_the_least(batch, least, sizes):
-    assert steps(wish(batch, least_micro_batch=least), "micro_batch") == sizes
+    assert steps(limits(batch, least_micro_batch=least), "micro_batch") == sizes
 
 
 def test_micro_batches_start_at_what_is_wished():
-    assert steps(wish(16, 5), "micro_batch") == [5, 3, 2, 1]
+    assert steps(limits(16, 5), "micro_batch") == [5, 3, 2, 1]
 
 
 def test_densities_are_shares_of_the_wish():
@@ -84,46 +86,46 @@ def test_densities_are_shares_of_the_wish():
     ],
 )
 def test_up_to_two_thirds_of_the_segments_freeze(segments, frozen, expected):
-    shape = replace(SHAPE, savings=Savings(frozen=frozen))
-    assert steps(Wish(shape, segments=segments), "frozen") == expected
+    shape = replace(SHAPE, savings=MemoryOptions(frozen=frozen))
+    assert steps(PlanLimits(shape, segments=segments), "frozen") == expected
 
 
 def test_savings_that_are_wished_for_are_where_their_levers_start():
     assert steps(WISH, "recompute") == list(RECOMPUTE)
     assert steps(WISH, "saved") == ["fp32", "fp16", "int8"]
-    assert steps(saving(recompute="norms"), "recompute") == ["norms", "segments"]
-    assert steps(saving(saved="fp16"), "saved") == ["fp16", "int8"]
-    assert steps(saving(consume=True), "consume") == [True]
-    without = Wish(replace(SHAPE, momentum=False))
+    assert steps(memory_saving(recompute="norms"), "recompute") == ["norms", "segments"]
+    assert steps(memory_saving(saved="fp16"), "saved") == ["fp16", "int8"]
+    assert steps(memory_saving(release_gradients=True), "release_gradients") == [True]
+    without = PlanLimits(replace(SHAPE, momentum=False))
     assert steps(without, "momentum") == [False]
 
 
 def test_without_segments_none_are_recomputed():
-    assert steps(Wish(SHAPE), "recompute") == ["none", "norms"]
-    wished = Wish(replace(SHAPE, savings=Savings("segments")))
+    assert steps(PlanLimits(SHAPE), "recompute") == ["none", "norms"]
+    wished = PlanLimits(replace(SHAPE, savings=MemoryOptions("segments")))
     assert steps(wished, "recompute") == ["segments"]
 
 
 @pytest.mark.parametrize("saved", [name for name in FORMATS if name in ("mask", "bf16")])
 def test_formats_that_are_only_chosen_by_hand_stay(saved):
-    assert steps(saving(saved=saved), "saved") == [saved]
+    assert steps(memory_saving(saved=saved), "saved") == [saved]
 
 
-@pytest.mark.parametrize("name", PREFERENCE)
+@pytest.mark.parametrize("name", COST_ORDER)
 def test_a_fixed_lever_is_none(name):
-    levers = replace(WISH, fixed=frozenset({name})).levers()
-    assert [lever.name for lever in levers] == [other for other in PREFERENCE if other != name]
+    knobs = replace(WISH, fixed=frozenset({name})).knobs()
+    assert [knob.name for knob in knobs] == [other for other in COST_ORDER if other != name]
 
 
 def test_a_lever_pulls_its_own_part_alone():
-    for lever in WISH.levers():
-        pulled = lever.pull(SHAPE, lever.steps[-1])
+    for knob in WISH.knobs():
+        pulled = knob.pull(SHAPE, knob.steps[-1])
         assert pulled != SHAPE
-        back = lever.pull(pulled, lever.steps[0])
+        back = knob.pull(pulled, knob.steps[0])
         assert back == SHAPE
 
 
 def test_all_combinations_are_different_plans():
-    shapes = [shape for _, shape in everything(WISH.levers())]
+    shapes = [shape for _, shape in everything(WISH.knobs())]
     assert len(set(shapes)) == len(shapes) == 2 * 4 * 3 * 3 * 4 * 2 * 3
     assert shapes[0] == SHAPE

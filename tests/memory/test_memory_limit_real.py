@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mest_fed.memory.limit import limit_memory, limit_of_process, usage
+from mest_fed.system.limits import limit_memory, limit_of_process, usage
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone")
 
@@ -95,7 +95,7 @@ def test_what_fits_lives(start):
 
 @pytest.mark.parametrize(("size", "word"), [(600 * MB, "MemoryError"), (100 * MB, "lives")])
 def test_the_address_space(start, monkeypatch, size, word):
-    monkeypatch.setattr("mest_fed.memory.limit.own_cgroups", lambda *_: [])
+    monkeypatch.setattr("mest_fed.system.limits.own_cgroups", lambda *_: [])
     process = start(ALLOCATE, size)
     with limit_memory(LIMIT, pid=process.pid) as limit:
         assert limit.kind == "RLIMIT_AS"
@@ -109,7 +109,7 @@ def test_the_address_space(start, monkeypatch, size, word):
 
 def test_a_process_learns_its_own_limit():
     code = (
-        "from mest_fed.memory.limit import limit_memory, limit_of_process, usage\n"
+        "from mest_fed.system.limits import limit_memory, limit_of_process, usage\n"
         f"with limit_memory(900 * {MB}) as limit:\n"
         "    block = b'x' * 50_000_000\n"
         "    print(limit.kind, limit_of_process(), usage())\n"

@@ -6,7 +6,7 @@ import pytest
 from cgroup_trees import UNLIMITED_1, fill
 
 from mest_fed.errors import InputError, MestFedError
-from mest_fed.memory.limit import limit_memory, limit_of_process, usage
+from mest_fed.system.limits import limit_memory, limit_of_process, usage
 
 MB = 10**6
 STAT_1 = "cache 900\nrss 1\ntotal_cache 90000000\ntotal_rss 30000000\ntotal_mapped_file 5000000\n"
@@ -26,7 +26,7 @@ def no_rlimit(monkeypatch):
         asked.append((pid, limits))
         return (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 
-    monkeypatch.setattr("mest_fed.memory.limit.resource.prlimit", prlimit)
+    monkeypatch.setattr("mest_fed.system.limits.resource.prlimit", prlimit)
     return asked
 
 
@@ -104,7 +104,7 @@ def test_without_any_group(machine, no_rlimit):
 
 
 def test_on_other_systems(machine, no_rlimit, monkeypatch):
-    monkeypatch.setattr("mest_fed.memory.limit.sys.platform", "darwin")
+    monkeypatch.setattr("mest_fed.system.limits.sys.platform", "darwin")
     with limit_memory(MB, proc=machine.folder / "none") as limit:
         assert limit.kind == "nothing"
         assert "only the plan" in limit.caveat
@@ -126,13 +126,13 @@ def test_no_limit_at_all(limit):
 
 def test_a_group_that_is_not_empty(machine, monkeypatch):
     machine.mount(1, "memory", "/a")
-    monkeypatch.setattr("mest_fed.confinement.PATIENCE", 0.05)
+    monkeypatch.setattr("mest_fed.system.cgroups.PATIENCE", 0.05)
 
     def busy(folder):
         raise OSError(16, "Device or resource busy")
 
     limit = limit_memory(MB, pid=42, proc=machine.proc)
-    monkeypatch.setattr("mest_fed.confinement.os.rmdir", busy)
+    monkeypatch.setattr("mest_fed.system.cgroups.os.rmdir", busy)
     with pytest.raises(MestFedError, match="processes in it: 42"):
         limit.release()
 

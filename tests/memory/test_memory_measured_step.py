@@ -16,7 +16,7 @@ CODE = """
 import json, warnings
 import torch
 from torch import nn
-from mest_fed.memory import Setting, TrainingShape, footprint, trace_model
+from mest_fed.memory import TrainingSetup, TrainingShape, footprint, trace_model
 from mest_fed.nn import sparsify
 from mest_fed.sparsity import build_method
 
@@ -31,7 +31,7 @@ layers = [
 ]
 odd = sparsify(nn.Sequential(*layers), "block", 0.1)
 plain = nn.Sequential(*(layer for layer in odd if not isinstance(layer, Odd)))
-setting = Setting(build_method("static", 0.1), messages=False)
+setting = TrainingSetup(build_method("static", 0.1), messages=False)
 shape = TrainingShape(0.1, "uniform", 32, 32)
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")

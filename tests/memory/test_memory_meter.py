@@ -12,7 +12,7 @@ from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT, can_measure
 pytestmark = pytest.mark.skipif(not can_measure(), reason="nothing can be measured here")
 
 MB = 10**6
-#: Measures pieces of work in one process; prints what each added in bytes.
+#: Measures micro_chunks of work in one process; prints what each added in bytes.
 CODE = """
 import json, sys, time
 import numpy as np

@@ -12,22 +12,24 @@ from mest_fed.memory import (
     FORMATS,
     RECOMPUTE,
     Footprint,
+    MemoryOptions,
     Plan,
-    Savings,
     TrainingShape,
     read_plan,
 )
 
 PLAN = Plan(
     2_000_000,
-    TrainingShape(0.1, "erk", 4, 32, True, Savings("norms", "fp16", True, 2)),
+    TrainingShape(0.1, "erk", 4, 32, True, MemoryOptions("norms", "fp16", True, 2)),
     Footprint(values=100_000, activations=600_000, runtime=300_000),
 )
 
 plans = st.builds(
     lambda density, distribution, sizes, momentum, savings, parts, spare: Plan(
         sum(parts) + spare,
-        TrainingShape(density, distribution, min(sizes), max(sizes), momentum, Savings(*savings)),
+        TrainingShape(
+            density, distribution, min(sizes), max(sizes), momentum, MemoryOptions(*savings)
+        ),
         Footprint(*parts),
     ),
     st.floats(0, 1, exclude_min=True),
@@ -55,10 +57,10 @@ def test_the_table_has_what_it_is_made_of():
     assert table["budget_bytes"] == 2_000_000
     assert table["predicted_peak_bytes"] == 1_000_000 == sum(table["parts"].values())
     assert table["kind"] == "modelled"
-    assert {k: table[k] for k in ("recompute", "saved", "consume", "frozen")} == {
+    assert {k: table[k] for k in ("recompute", "saved", "release_gradients", "frozen")} == {
         "recompute": "norms",
         "saved": "fp16",
-        "consume": True,
+        "release_gradients": True,
         "frozen": 2,
     }
 
@@ -77,7 +79,10 @@ WRONG = {
     "a list": ("[1]", r"the plan = \[1\] is not allowed; allowed: an object"),
     "a number": ("3", "the plan = 3 is not allowed; allowed: an object"),
     "bool for int": (changed(micro_batch=True), "micro_batch = True .* allowed: a whole number"),
-    "int for bool": (changed(consume=1), "consume = 1 .* allowed: true or false"),
+    "int for bool": (
+        changed(release_gradients=1),
+        "release_gradients = 1 .* allowed: true or false",
+    ),
     "float for int": (changed(batch=32.0), r"batch = 32\.0 .* allowed: a whole number"),
     "text for number": (changed(density="1"), "density = '1' .* allowed: a number"),
     "bool for number": (changed(density=True), "density = True .* allowed: a number"),
@@ -165,7 +170,7 @@ def test_a_plan_in_words():
     plain = replace(PLAN, shape=TrainingShape(1, "uniform", 8, 8))
     assert plain.in_words().startswith("Trains all of the sparse weights in batches of 8 taken 8")
     assert plain.measures() == []
-    least = TrainingShape(1, "uniform", 8, 8, False, Savings("segments"))
+    least = TrainingShape(1, "uniform", 8, 8, False, MemoryOptions("segments"))
     assert replace(PLAN, shape=least).measures() == [
         "only block inputs are kept, the rest is computed again in backward",
         "no momentum",

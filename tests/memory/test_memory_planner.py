@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from planner_cases import EVEN, SHAPE, WISH, Costs, costs, everything, made_up, planner
 
 from mest_fed.errors import BudgetError, InputError
-from mest_fed.memory import BATCH_NORM_PREFERENCE, PREFERENCE, Savings
+from mest_fed.memory import BATCH_NORM_COST_ORDER, COST_ORDER, MemoryOptions
 from mest_fed.memory import planner as planning
 from mest_fed.memory.planner import UNCERTAINTY, needed
 
-orders = st.permutations(PREFERENCE).map(tuple)
+orders = st.permutations(COST_ORDER).map(tuple)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -25,11 +25,11 @@ def _made_up():
 
 
 @cache
-def all_shapes(preference=PREFERENCE):
-    return list(everything(WISH.levers(preference)))
+def all_shapes(preference=COST_ORDER):
+    return list(everything(WISH.knobs(preference)))
 
 
-def place(shape, preference=PREFERENCE):
+def place(shape, preference=COST_ORDER):
     return next(pulled for pulled, made in all_shapes(preference) if made == shape)
 
 
@@ -44,7 +44,7 @@ def plan(costs, budget, preference=None):
 @settings(deadline=None, max_examples=60)
 @given(costs, st.floats(0, 1.1), orders)
 def test_it_is_the_first_in_the_order_of_preference_that_fits(costs, share, preference):
-    """So a lever is pulled only where those before it do not suffice, pulled as far as they go."""
+    """So a knob is pulled only where those before it do not suffice, pulled as far as they go."""
     budget = int(share * (1 + UNCERTAINTY) * max(1, costs(SHAPE)))
     room = budget / (1 + UNCERTAINTY)
     fitting = (shape for _, shape in all_shapes(preference) if costs(shape) <= int(room))
@@ -102,41 +102,41 @@ def test_a_large_budget_gives_the_wish():
 def test_levers_one_after_another_as_the_budget_shrinks():
     def pulled(budget):
         shape = planner().plan(budget).shape
-        return [lever.name for lever in WISH.levers() if lever.pull(shape, lever.steps[0]) != shape]
+        return [knob.name for knob in WISH.knobs() if knob.pull(shape, knob.steps[0]) != shape]
 
     whole = EVEN(SHAPE)  # 8 kB of activations, 60 kB of weights
     assert pulled(needed(whole)) == []
-    assert pulled(needed(whole) - 1) == ["consume"]
-    least = EVEN(replace(SHAPE, savings=Savings(consume=True)))
-    assert pulled(needed(least) - 1) == ["consume", "micro_batch"]
-    least = EVEN(replace(SHAPE, micro_batch=1, savings=Savings(consume=True)))
-    assert pulled(needed(least) - 1) == ["consume", "micro_batch", "recompute"]
-    savings = Savings("segments", "int8", consume=True)
+    assert pulled(needed(whole) - 1) == ["release_gradients"]
+    least = EVEN(replace(SHAPE, savings=MemoryOptions(release_gradients=True)))
+    assert pulled(needed(least) - 1) == ["release_gradients", "micro_batch"]
+    least = EVEN(replace(SHAPE, micro_batch=1, savings=MemoryOptions(release_gradients=True)))
+    assert pulled(needed(least) - 1) == ["release_gradients", "micro_batch", "recompute"]
+    savings = MemoryOptions("segments", "int8", release_gradients=True)
     least = EVEN(replace(SHAPE, micro_batch=1, savings=savings))
     assert "density" not in pulled(needed(least))
     assert "density" in pulled(needed(least) - 1)
-    assert pulled(planner().smallest().budget) == list(PREFERENCE)
+    assert pulled(planner().smallest().budget) == list(COST_ORDER)
 
 
 def test_another_order_is_another_plan():
     budget = needed(EVEN(SHAPE) - 21_000)  # more than consuming gives
-    first, batch = (planner().plan(budget, order) for order in (None, BATCH_NORM_PREFERENCE))
+    first, batch = (planner().plan(budget, order) for order in (None, BATCH_NORM_COST_ORDER))
     assert (first.micro_batch, first.savings.recompute) == (4, "none")
     assert (batch.micro_batch, batch.savings.recompute) == (8, "norms")
-    last = planner().plan(budget, ("density", *(n for n in PREFERENCE if n != "density")))
+    last = planner().plan(budget, ("density", *(n for n in COST_ORDER if n != "density")))
     assert last.shape == replace(SHAPE, density=0.1)
-    by_wish = planner(wish=replace(WISH, batch_statistics=True))
+    by_wish = planner(limits=replace(WISH, batch_statistics=True))
     assert by_wish.plan(budget) == batch
     with pytest.raises(InputError, match="preference = 'saved'"):
         planner().plan(budget, ("saved",))
 
 
-@pytest.mark.parametrize("name", PREFERENCE)
+@pytest.mark.parametrize("name", COST_ORDER)
 def test_fixed_levers_stay(name):
-    fixed = planner(wish=replace(WISH, fixed=frozenset({name})))
-    (lever,) = [lever for lever in WISH.levers() if lever.name == name]
+    fixed = planner(limits=replace(WISH, fixed=frozenset({name})))
+    (knob,) = [knob for knob in WISH.knobs() if knob.name == name]
     smallest = fixed.smallest()
-    assert lever.pull(smallest.shape, lever.steps[0]) == smallest.shape
+    assert knob.pull(smallest.shape, knob.steps[0]) == smallest.shape
     assert fixed.plan(smallest.budget).shape == smallest.shape
     assert smallest.footprint.total > planner().smallest().footprint.total
 

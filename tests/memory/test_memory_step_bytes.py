@@ -8,13 +8,12 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import cross_entropy
 
-from mest_fed.memory import Savings, TrainingShape, saving
+from mest_fed.memory import MemoryOptions, TrainingShape, memory_saving
 from mest_fed.memory import step_bytes as steps
-from mest_fed.memory.live_bytes import LiveBytes
 from mest_fed.memory.step_bytes import StepOptions, UntraceableError, step_bytes
-from mest_fed.memory.trace import skeleton_of
+from mest_fed.memory.trace import LiveBytes, meta_model_of
 from mest_fed.nn import SparseLayer
-from mest_fed.nn.convolution import Conv2d
+from mest_fed.nn.dense import Conv2d
 
 IMAGE = (1, 6, 6)
 
@@ -22,12 +21,12 @@ IMAGE = (1, 6, 6)
 @pytest.fixture(autouse=True)
 def nothing_hidden(monkeypatch):
     """Leave out what operators are reckoned to take for themselves: it is calibrated elsewhere."""
-    monkeypatch.setattr(steps, "Hidden", NothingHidden)
+    monkeypatch.setattr(steps, "OperatorOverhead", NothingHidden)
 
 
 def bytes_of(model, micro_batch, batch, savings=None, *, momentum=True, image=IMAGE, **options):
-    shape = TrainingShape(1.0, "uniform", micro_batch, batch, momentum, savings or Savings())
-    peak = step_bytes(skeleton_of(model), shape, StepOptions(image, **options))
+    shape = TrainingShape(1.0, "uniform", micro_batch, batch, momentum, savings or MemoryOptions())
+    peak = step_bytes(meta_model_of(model), shape, StepOptions(image, **options))
     return {kind: size for kind, size in peak.items() if size}
 
 
@@ -64,24 +63,24 @@ def test_a_second_micro_batch_finds_gradients():
 
 def test_consumed_gradients_are_not_there():
     without = bytes_of(linear(), 2, 8)
-    consumed = bytes_of(linear(), 2, 8, Savings(consume=True))
+    consumed = bytes_of(linear(), 2, 8, MemoryOptions(release_gradients=True))
     assert without.pop("gradients") == WEIGHTS
     assert consumed == without
-    kept = bytes_of(linear(), 2, 8, Savings(consume=True), keep_gradients=True)
+    kept = bytes_of(linear(), 2, 8, MemoryOptions(release_gradients=True), keep_gradients=True)
     assert kept == bytes_of(linear(), 2, 8)
 
 
 def test_without_momentum_the_sum_of_what_is_consumed_stands_in_its_place():
     plain = bytes_of(linear(), 2, 8, momentum=False)
     assert "optimizer" not in plain
-    consumed = bytes_of(linear(), 2, 8, Savings(consume=True), momentum=False)
+    consumed = bytes_of(linear(), 2, 8, MemoryOptions(release_gradients=True), momentum=False)
     assert sum(consumed.values()) == sum(plain.values())
     assert "gradients" not in consumed
 
 
 def test_frozen_parts_have_neither_gradient_nor_momentum():
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 36), nn.ReLU(), nn.Linear(36, 3))
-    parts = bytes_of(model, 2, 8, Savings(frozen=1))
+    parts = bytes_of(model, 2, 8, MemoryOptions(frozen=1))
     assert parts["values"] == WEIGHTS + 4 * (36 * 36 + 36)
     assert parts["optimizer"] == parts["gradients"] == WEIGHTS
 
@@ -120,10 +119,10 @@ def kept_for_real(model, images, labels):
 
 
 def kept_by_the_trace(model, count, savings):
-    model = skeleton_of(model)
+    model = meta_model_of(model)
     images = torch.empty(count, 1, 8, 8, device="meta")
     labels = torch.empty(count, dtype=torch.int64, device="meta")
-    with LiveBytes(NothingHidden()) as live, saving(model, savings) as forward:
+    with LiveBytes(NothingHidden()) as live, memory_saving(model, savings) as forward:
         live.mark((*model.parameters(), *model.buffers()), "values")
         live.mark((images, labels), "batch")
         loss = cross_entropy(forward(images), labels, reduction="sum")
@@ -141,7 +140,7 @@ def test_activations_are_those_that_autograd_keeps(case, count):
     real = kept_for_real(model, images, labels)
     # Beside what they save, dense convolutions keep a list of their strips, one number each.
     real += sum(4 * conv._values().shape[0] for conv in model.modules() if isinstance(conv, Conv2d))
-    assert kept_by_the_trace(MODELS[case]().train(), count, Savings()) == real
+    assert kept_by_the_trace(MODELS[case]().train(), count, MemoryOptions()) == real
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
@@ -149,7 +148,9 @@ def test_fewer_bits_are_fewer_bytes_and_recomputation_fewer_still(norm):
     model = resnet("block", norm, width=0.5, name="resnet20")
 
     def total(recompute, saved):
-        return sum(bytes_of(model, 16, 16, Savings(recompute, saved), image=(1, 8, 8)).values())
+        return sum(
+            bytes_of(model, 16, 16, MemoryOptions(recompute, saved), image=(1, 8, 8)).values()
+        )
 
     for recompute in ("none", "norms", "segments"):
         exact, half, byte = (total(recompute, saved) for saved in ("fp32", "fp16", "int8"))
@@ -168,6 +169,8 @@ class Asks(nn.Module):
 def test_a_layer_that_needs_numbers_is_named(recompute):
     model = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(36, 3), Asks()))
     with pytest.raises(UntraceableError, match=r"1\.1 \(Asks\) cannot be traced without numbers: "):
-        bytes_of(model, 2, 2, Savings(recompute) if recompute == "none" else Savings())
+        bytes_of(model, 2, 2, MemoryOptions(recompute) if recompute == "none" else MemoryOptions())
     with pytest.raises(UntraceableError, match="Asks"):
-        bytes_of(nn.Sequential(nn.Flatten(), nn.Linear(36, 3), Asks()), 2, 2, Savings(recompute))
+        bytes_of(
+            nn.Sequential(nn.Flatten(), nn.Linear(36, 3), Asks()), 2, 2, MemoryOptions(recompute)
+        )

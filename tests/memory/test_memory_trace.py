@@ -1,4 +1,4 @@
-"""A model's trace: its sizes, and a skeleton that shares nothing with it."""
+"""A model's trace: its sizes, and a meta model that shares nothing with it."""
 
 import gc
 import weakref
@@ -9,7 +9,7 @@ from memory_cases import SMALL, TINY, generator, resnet, tiny
 from torch import nn
 
 from mest_fed.memory import trace_model
-from mest_fed.memory.trace import skeleton_of
+from mest_fed.memory.trace import meta_model_of
 from mest_fed.nn import SparseLayer, sparsify
 
 
@@ -59,17 +59,17 @@ def test_the_model_is_left_as_it_was(training, norm):
     assert model.training is training
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not model.conv1.weight.requires_grad
-    assert not trace.skeleton.conv1.weight.requires_grad
+    assert not trace.meta_model.conv1.weight.requires_grad
     assert torch.equal(torch.get_rng_state(), rng)
 
 
 def test_a_skeleton_takes_no_memory_and_has_the_model_s_shapes():
     model = resnet("pattern", norm="batch")
-    skeleton = skeleton_of(model)
-    assert all(tensor.is_meta for tensor in tensors(skeleton))
+    meta_model = meta_model_of(model)
+    assert all(tensor.is_meta for tensor in tensors(meta_model))
     shapes = {name: (t.shape, t.dtype) for name, t in model.state_dict().items()}
-    assert {name: (t.shape, t.dtype) for name, t in skeleton.state_dict().items()} == shapes
-    mine, theirs = ({id(module) for module in it.modules()} for it in (model, skeleton))
+    assert {name: (t.shape, t.dtype) for name, t in meta_model.state_dict().items()} == shapes
+    mine, theirs = ({id(module) for module in it.modules()} for it in (model, meta_model))
     assert not mine & theirs
     assert not any(tensor.is_meta for tensor in tensors(model))
 
@@ -77,8 +77,8 @@ def test_a_skeleton_takes_no_memory_and_has_the_model_s_shapes():
 def test_tied_weights_stay_tied():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
-    skeleton = skeleton_of(model)
-    assert skeleton[1].weight is skeleton[0].weight
+    meta_model = meta_model_of(model)
+    assert meta_model[1].weight is meta_model[0].weight
 
 
 def test_at_other_densities():
@@ -89,8 +89,8 @@ def test_at_other_densities():
         if isinstance(layer, SparseLayer):
             assert layer.values.shape == (7, trace.spec.layouts[name].width)
             assert layer.slots.shape == (7,)
-    # The trace's own skeleton is as it was, for whoever asks next.
-    assert len(trace.skeleton.stage1[0].conv1.slots) != 7
+    # The trace's own meta_model is as it was, for whoever asks next.
+    assert len(trace.meta_model.stage1[0].conv1.slots) != 7
     assert len(live) == 6
 
 

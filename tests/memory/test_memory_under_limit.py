@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from mest_fed.memory.limit import limit_memory
 from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT
+from mest_fed.system.limits import limit_memory
 
 pytestmark = [
     pytest.mark.slow,
@@ -52,12 +52,12 @@ print("epoch done")
 OURS = (
     PROLOGUE
     + """
-from mest_fed.memory import Savings, saving
+from mest_fed.memory import MemoryOptions, memory_saving
 from mest_fed.nn.sgd import SGD
 model = build_model("resnet32", (3, 32, 32), 10, sparsity=Sparsity("block", 0.1), **options)
-savings = Savings("segments", "int8", consume=True)
-optimizer = SGD(model.parameters(), 0.1, momentum=0.9, consume=True)
-with saving(model, savings) as forward:
+savings = MemoryOptions("segments", "int8", release_gradients=True)
+optimizer = SGD(model.parameters(), 0.1, momentum=0.9, release_gradients=True)
+with memory_saving(model, savings) as forward:
     for part in (slice(0, 64), slice(64, 128)):
         optimizer.zero_grad()
         cross_entropy(forward(images[part]), labels[part]).backward()

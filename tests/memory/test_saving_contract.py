@@ -12,20 +12,20 @@ from saving_users import USERS, build
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mest_fed.memory import Savings, saving
-from mest_fed.memory.activations import hooks
+from mest_fed.memory import MemoryOptions, memory_saving
+from mest_fed.memory.activations import saved_tensors as hooks
 from mest_fed.nn.sgd import SGD
 
 
 def threes(shape):
-    """Cut a batch into pieces of three, whatever the size of an image."""
+    """Cut a batch into micro_chunks of three, whatever the size of an image."""
     return iter([(first, min(shape[0], first + 3)) for first in range(0, shape[0], 3)])
 
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     for name in ("recompute", "batch_norm_block", "batch_norm_stem"):
-        monkeypatch.setattr(f"mest_fed.memory.activations.{name}.pieces", threes)
+        monkeypatch.setattr(f"mest_fed.memory.activations.{name}.micro_chunks", threes)
     monkeypatch.setattr(hooks, "LEAST_BYTES", 1)  # so that all that can be packed is
 
 
@@ -113,7 +113,7 @@ def without_gradients(net, forward, x):
 
 
 def steps_that_consume(net, forward, x):
-    optimizer = SGD(net.parameters(), 0.01, momentum=0.9, consume=True)
+    optimizer = SGD(net.parameters(), 0.01, momentum=0.9, release_gradients=True)
     for _ in range(2):
         optimizer.zero_grad()
         for part in (x, x.flip(-1)):
@@ -147,7 +147,7 @@ def outcome(name, savings, use):
     np.random.seed(4)  # noqa: NPY002
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
-        with saving(net, savings) as forward:
+        with memory_saving(net, savings) as forward:
             results = use(net, forward, x)
         drawn = [torch.rand(1), random.random(), np.random.rand()]  # noqa: NPY002
     return [
@@ -191,7 +191,7 @@ def alike(ours, expected, where=""):
 
 def check(name, use, *savings):
     try:
-        expected = outcome(name, Savings(), use)
+        expected = outcome(name, MemoryOptions(), use)
     except (RuntimeError, ValueError, UserWarning) as error:
         pytest.skip(f"not without savings either: {str(error).splitlines()[0]}")
     for each in savings:
@@ -201,19 +201,25 @@ def check(name, use, *savings):
 @pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
 @pytest.mark.parametrize("name", USERS)
 def test_training_with_recomputed_segments_is_training_without(name, use):
-    check(name, use, Savings("segments"))
+    check(name, use, MemoryOptions("segments"))
 
 
 @pytest.mark.parametrize("use", [backward_twice, attack_then_train], ids=lambda use: use.__name__)
 @pytest.mark.parametrize("name", USERS)
 def test_so_is_training_with_other_exact_savings(name, use):
-    check(name, use, Savings("segments", "mask"), Savings("norms"), Savings(saved="mask"))
+    check(
+        name,
+        use,
+        MemoryOptions("segments", "mask"),
+        MemoryOptions("norms"),
+        MemoryOptions(saved="mask"),
+    )
 
 
 def test_a_sum_over_the_batch_by_hand():
     net = nn.Sequential(USERS["sum over the batch"][0]()[0][0]).train()
     nn.init.ones_(net[0].w)
-    with saving(net, Savings("segments")) as forward:
+    with memory_saving(net, MemoryOptions("segments")) as forward:
         y = forward(torch.ones(2, 65536))
     assert y[1].unique().tolist() == [2.0]
 
@@ -222,7 +228,7 @@ def test_a_sum_over_the_batch_by_hand():
 def test_the_gradient_of_an_input_by_hand(recompute):
     net, x = nn.Sequential(nn.Linear(1, 1, bias=False)), torch.ones(1, 1, requires_grad=True)
     nn.init.constant_(net[0].weight, 2.0)
-    with saving(net, Savings(recompute, "int8")) as forward:
+    with memory_saving(net, MemoryOptions(recompute, "int8")) as forward:
         (dx,) = torch.autograd.grad(forward(x).sum(), x)
         assert (dx.item(), net[0].weight.grad) == (2.0, None)
         loss = forward(x).sum()
@@ -239,6 +245,6 @@ def test_a_counter_by_hand():
 
     net = nn.Sequential(Counts(4, 4), nn.Linear(4, 1))
     net[0].register_buffer("steps", torch.zeros((), dtype=torch.int64))
-    with saving(net, Savings("segments")) as forward:
+    with memory_saving(net, MemoryOptions("segments")) as forward:
         forward(torch.ones(4096, 4)).sum().backward()
     assert net[0].steps == 1

@@ -1,11 +1,11 @@
-"""RigL's dense gradients under recomputation, in pieces and in micro-batches."""
+"""RigL's dense gradients under recomputation, in micro_chunks and in micro-batches."""
 
 import pytest
 import torch
 from saving_cases import EXACT_PAIRS, backward, data, resnet
 
-from mest_fed.memory import Savings
-from mest_fed.memory.activations import pieces as cutting
+from mest_fed.memory import MemoryOptions
+from mest_fed.memory.activations import micro_chunks as cutting
 from mest_fed.nn import Mutator, mask_groups
 from mest_fed.sparsity import RigL
 
@@ -36,28 +36,28 @@ def check(ours, expected, rel):
 @pytest.mark.parametrize("pair", EXACT_PAIRS)
 @pytest.mark.parametrize("size", [2**18, 3 * 4 * 4 * 64])  # in one piece, and in three
 def test_they_are_those_without(monkeypatch, pair, norm, dtype, size):
-    expected = dense_gradients(Savings(), norm=norm, dtype=dtype)
-    monkeypatch.setattr(cutting, "PIECE_BYTES", size)
-    ours = dense_gradients(Savings(*pair), norm=norm, dtype=dtype)
+    expected = dense_gradients(MemoryOptions(), norm=norm, dtype=dtype)
+    monkeypatch.setattr(cutting, "CHUNK_BYTES", size)
+    ours = dense_gradients(MemoryOptions(*pair), norm=norm, dtype=dtype)
     check(ours, expected, 1e-10 if dtype == torch.float64 else 1e-5)
 
 
 @pytest.mark.parametrize("scheme", ["block", "pattern", "channel"])
 def test_whatever_the_scheme(scheme):
     check(
-        dense_gradients(Savings("segments"), scheme=scheme),
-        dense_gradients(Savings(), scheme=scheme),
+        dense_gradients(MemoryOptions("segments"), scheme=scheme),
+        dense_gradients(MemoryOptions(), scheme=scheme),
         1e-10,
     )
 
 
 def test_micro_batches_add_up():
-    expected = dense_gradients(Savings(), norm="group", parts=2)
-    check(dense_gradients(Savings("segments"), norm="group", parts=2), expected, 1e-10)
+    expected = dense_gradients(MemoryOptions(), norm="group", parts=2)
+    check(dense_gradients(MemoryOptions("segments"), norm="group", parts=2), expected, 1e-10)
 
 
 def test_frozen_layers_have_none():
-    found = dense_gradients(Savings("segments", frozen=2))
+    found = dense_gradients(MemoryOptions("segments", frozen=2))
     assert [name for name, gradient in found.items() if gradient is None] == [
         "stage1.0.conv1 0",
         "stage1.0.conv2 0",

@@ -6,7 +6,7 @@ from saving_cases import generator
 
 from mest_fed.errors import MestFedError
 from mest_fed.memory import FORMATS
-from mest_fed.memory.activations.formats import EXACT, packable
+from mest_fed.memory.activations.saved_tensors import LOSSLESS, packable
 
 SHAPES = [(5, 3, 4, 4), (1, 2, 7, 3), (4, 9), (3, 2, 5)]
 #: Largest error, as a share of a channel's range: half a step of rounding.
@@ -27,7 +27,7 @@ def test_what_is_packed_comes_back(name, shape, dtype):
     assert packed.shape == whole.shape == x.shape
     assert whole.dtype == dtype
     assert not whole.requires_grad
-    if name in EXACT:
+    if name in LOSSLESS:
         assert torch.equal(whole, x)
     else:
         reach = x.amax() - x.amin() if name == "int8" else x.abs().amax()

@@ -6,9 +6,9 @@ from saving_cases import MODELS, PAIRS, backward, data, flat, resnet, train
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from mest_fed.memory import Savings, saving
+from mest_fed.memory import MemoryOptions, memory_saving
 from mest_fed.memory.activations import segments_of
-from mest_fed.memory.activations.formats import EXACT
+from mest_fed.memory.activations.saved_tensors import LOSSLESS
 
 
 def names_in(net, segments):
@@ -23,13 +23,13 @@ def test_frozen_segments_get_no_gradient_and_the_rest_trains(case, recompute, sa
     net = MODELS[case]().double()
     frozen = names_in(net, segments_of(net)[:2])
     assert frozen
-    outcome = backward(net, Savings(recompute, saved, frozen=2), data())
+    outcome = backward(net, MemoryOptions(recompute, saved, frozen=2), data())
     assert {name for name, g in outcome.gradients.items() if g is None} == frozen
     rest = [
         flat({n: g for n, g in it.gradients.items() if n not in frozen})
         for it in (outcome, expected)
     ]
-    rel = 1e-10 if saved in EXACT else 0.13  # see test_saving_inexact
+    rel = 1e-10 if saved in LOSSLESS else 0.13  # see test_saving_inexact
     assert (rest[0] - rest[1]).norm() <= rel * rest[1].norm()
     assert outcome.loss == pytest.approx(expected.loss, rel=1e-12)
 
@@ -41,7 +41,7 @@ def saved_shapes(net, savings, images):
         shapes.append(tuple(tensor.shape))
         return tensor
 
-    with saved_tensors_hooks(pack, lambda tensor: tensor), saving(net, savings):
+    with saved_tensors_hooks(pack, lambda tensor: tensor), memory_saving(net, savings):
         net(images)
     return shapes
 
@@ -50,15 +50,15 @@ def test_frozen_segments_keep_nothing():
     net = resnet("block", "group").double().train()
     images, _ = data(4)
     first = {(4, 1, 8, 8), (4, 4, 8, 8)}  # the images, and activations of the first stage
-    assert first <= set(saved_shapes(net, Savings(), images))
-    kept = saved_shapes(net, Savings(frozen=2), images)
+    assert first <= set(saved_shapes(net, MemoryOptions(), images))
+    kept = saved_shapes(net, MemoryOptions(frozen=2), images)
     assert kept.count((4, 4, 8, 8)) == 2  # read by stage2's first convolution and shortcut
     assert (4, 1, 8, 8) not in kept
 
 
 def test_frozen_segments_move_their_statistics_as_in_plain_training():
     expected = train("batch-block", "none", "fp32")
-    outcome = backward(resnet("block").double(), Savings("segments", frozen=2), data())
+    outcome = backward(resnet("block").double(), MemoryOptions("segments", frozen=2), data())
     for name, buffer in expected.buffers.items():
         torch.testing.assert_close(outcome.buffers[name], buffer, rtol=1e-10, atol=1e-10, msg=name)
 
@@ -77,8 +77,8 @@ def keep_from_training(net):
 @pytest.mark.parametrize("recompute", ["none", "norms", "segments"])
 def test_what_its_owner_keeps_from_training_stays_so(case, recompute):
     nets = [keep_from_training(MODELS[case]().double()) for _ in range(2)]
-    expected = backward(nets[0], Savings(), data())
-    outcome = backward(nets[1], Savings(recompute, "mask"), data())
+    expected = backward(nets[0], MemoryOptions(), data())
+    outcome = backward(nets[1], MemoryOptions(recompute, "mask"), data())
     assert {n for n, g in outcome.gradients.items() if g is None} == {
         n for n, g in expected.gradients.items() if g is None
     }
@@ -91,5 +91,5 @@ def test_what_its_owner_keeps_from_training_stays_so(case, recompute):
 def test_freezing_gives_back_only_what_trained_before():
     net = keep_from_training(resnet("block").double())
     before = [parameter.requires_grad for parameter in net.parameters()]
-    backward(net, Savings(frozen=3), data())
+    backward(net, MemoryOptions(frozen=3), data())
     assert [parameter.requires_grad for parameter in net.parameters()] == before

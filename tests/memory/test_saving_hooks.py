@@ -11,9 +11,8 @@ from torch.nn import functional
 from torch.nn.functional import cross_entropy
 
 from mest_fed.errors import MestFedError
-from mest_fed.memory import FORMATS, Savings, saving
-from mest_fed.memory.activations.formats import Packed
-from mest_fed.memory.activations.hooks import LEAST_BYTES, SavedActivations
+from mest_fed.memory import FORMATS, MemoryOptions, memory_saving
+from mest_fed.memory.activations.saved_tensors import LEAST_BYTES, Packed, SavedActivations
 
 
 class Noted(Packed):
@@ -103,7 +102,7 @@ def test_without_gradients_nothing_is_saved(saved, recompute, training):
             torch.manual_seed(0)
             expected = net(images)
             torch.manual_seed(0)
-            with saving(net, Savings(recompute, saved)) as forward:
+            with memory_saving(net, MemoryOptions(recompute, saved)) as forward:
                 logits = forward(images)
         assert logits.grad_fn is None
         torch.testing.assert_close(logits, expected)
@@ -113,8 +112,8 @@ def test_without_gradients_nothing_is_saved(saved, recompute, training):
 def test_evaluation_within_training(recompute):
     net = resnet("block").double()
     images, labels = data(8)
-    with saving(net, Savings(recompute, "mask")) as forward:
-        before = backward(resnet("block").double(), Savings(), (images, labels))
+    with memory_saving(net, MemoryOptions(recompute, "mask")) as forward:
+        before = backward(resnet("block").double(), MemoryOptions(), (images, labels))
         net.eval()
         assert torch.equal(forward(images), net(images))
         assert int(net.norm1.num_batches_tracked) == 0
@@ -128,9 +127,9 @@ def test_evaluation_within_training(recompute):
 @pytest.mark.parametrize("recompute", ["norms", "segments"])
 def test_two_forward_passes_before_one_backward(recompute):
     outcomes = []
-    for savings in (Savings(), Savings(recompute, "mask")):
+    for savings in (MemoryOptions(), MemoryOptions(recompute, "mask")):
         net = resnet("block").double().train()
-        with saving(net, savings) as forward:
+        with memory_saving(net, savings) as forward:
             losses = [cross_entropy(forward(x), y) for x, y in (data(8), data(5, seed=6))]
             sum(losses).backward()
         outcomes.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
@@ -152,11 +151,13 @@ def test_a_segment_that_changes_its_input_is_refused():
     net = nn.Sequential(nn.Conv2d(*IMAGE[:1], 2, 3), Overwrites(), nn.Flatten(), nn.Linear(32, 10))
     images, labels = data(4, dtype=torch.float32)
     with (
-        saving(net, Savings("segments")) as forward,
+        memory_saving(net, MemoryOptions("segments")) as forward,
         pytest.raises(MestFedError, match="1 changes its input in place; it cannot be recomputed"),
     ):
         forward(images)
-    with saving(net, Savings("norms")) as forward:  # which asks for nothing of the kind
+    with memory_saving(
+        net, MemoryOptions("norms")
+    ) as forward:  # which asks for nothing of the kind
         cross_entropy(forward(images), labels).backward()
 
 
@@ -173,8 +174,8 @@ def test_what_is_changed_after_it_was_kept_is_an_error_as_in_plain_training(reco
             return self.last(x.add_(self.body(x)).flatten(1))  # the body's input is not what it was
 
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        backward(AddsInPlace().double(), Savings(), data())
+        backward(AddsInPlace().double(), MemoryOptions(), data())
     with pytest.raises(
         MestFedError, match=r"\(8, 4, 6, 6\) was changed in place after it was kept"
     ):
-        backward(AddsInPlace().double(), Savings(recompute), data())
+        backward(AddsInPlace().double(), MemoryOptions(recompute), data())

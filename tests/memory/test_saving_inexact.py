@@ -10,7 +10,7 @@ import pytest
 import torch
 from saving_cases import INEXACT_PAIRS, MODELS, backward, data, resnet, train
 
-from mest_fed.memory import RECOMPUTE, Savings
+from mest_fed.memory import RECOMPUTE, MemoryOptions
 
 #: About twice the largest relative error of the whole gradient that was measured over the cases.
 ROUNDED = {"fp16": 1e-3, "bf16": 0.02, "int8": 0.08}
@@ -42,7 +42,7 @@ def test_more_bits_are_nearer(recompute, norm):
 
     def outcome(recompute, saved):
         net = resnet("unstructured", norm, width=0.5, image=(1, 16, 16))
-        return backward(net, Savings(recompute, saved), batch)
+        return backward(net, MemoryOptions(recompute, saved), batch)
 
     exact = outcome("none", "fp32")
     errors = {

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from mest_fed.errors import InputError
-from mest_fed.memory import NothingSavedWarning, Savings, saving
+from mest_fed.memory import MemoryOptions, NothingSavedWarning, memory_saving
 from mest_fed.memory.activations import segments_of
 from mest_fed.nn import norms, to_dense
 
@@ -38,7 +38,7 @@ def test_the_model_is_as_it_was(build, recompute, saved, frozen):
         frozen = 0  # it has one segment
     before = attributes(net)
     images, labels = data(2, dtype=torch.float32)
-    with saving(net, Savings(recompute, saved, frozen=frozen)) as forward:
+    with memory_saving(net, MemoryOptions(recompute, saved, frozen=frozen)) as forward:
         cross_entropy(forward(images), labels).backward()
     assert attributes(net) == before
     assert is_the_class_s(net)
@@ -65,7 +65,7 @@ def test_also_after_an_exception(recompute, saved, where):
     images, labels = data(2, dtype=torch.float32)
 
     def train():
-        with saving(net, Savings(recompute, saved)) as forward:
+        with memory_saving(net, MemoryOptions(recompute, saved)) as forward:
             if where == "within":
                 raise Broken
             cross_entropy(forward(images), labels).backward()
@@ -85,7 +85,7 @@ def test_a_forward_that_stands_on_a_module_stays_there():
     net = users_own().double()
     plain = type(net[3]).forward
     net[3].forward = own = partial(lambda x: 2 * plain(net[3], x))
-    with saving(net, Savings("segments")) as forward:
+    with memory_saving(net, MemoryOptions("segments")) as forward:
         ours = forward(data(4)[0])
     assert vars(net[3])["forward"] is own
     del net[3].forward
@@ -132,12 +132,14 @@ COPIED = {
 
 @pytest.mark.parametrize("name", COPIED)
 @pytest.mark.parametrize("copied", [copy.deepcopy, by_pickle, by_torch_save])
-@pytest.mark.parametrize("savings", [Savings("segments"), Savings("norms"), Savings(saved="int8")])
+@pytest.mark.parametrize(
+    "savings", [MemoryOptions("segments"), MemoryOptions("norms"), MemoryOptions(saved="int8")]
+)
 def test_a_copy_made_within_has_its_own_weights(name, copied, savings):
     build, shape = COPIED[name]
     net, x = build().eval(), data(4, shape, torch.float32)[0]
     expected = net(x)
-    with saving(net, savings) as forward:
+    with memory_saving(net, savings) as forward:
         twin = copied(net)
         with torch.no_grad():
             for parameter in net.parameters():
@@ -150,7 +152,7 @@ def test_a_copy_made_within_has_its_own_weights(name, copied, savings):
     if name != "by hand":
         assert attributes(twin) == attributes(net)
     assert twin.state_dict().keys() == net.state_dict().keys()
-    with saving(twin, savings) as forward:  # and it can be trained and copied as any model
+    with memory_saving(twin, savings) as forward:  # and it can be trained and copied as any model
         forward(x).sum().backward()
     assert torch.equal(copied(twin).eval()(x), twin.eval()(x))
 
@@ -158,9 +160,12 @@ def test_a_copy_made_within_has_its_own_weights(name, copied, savings):
 def test_what_is_made_of_a_model_within_is_made_of_the_model():
     net, own = resnet("block"), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     own[1].forward = partial(torch.mul, 2.0)
-    with saving(net, Savings("segments")), saving(net, Savings("segments")):
+    with (
+        memory_saving(net, MemoryOptions("segments")),
+        memory_saving(net, MemoryOptions("segments")),
+    ):
         plain = to_dense(net)
-    with saving(own, Savings("segments")):
+    with memory_saving(own, MemoryOptions("segments")):
         twin = copy.deepcopy(own)
     assert all("forward" not in vars(module) for module in plain.modules())
     assert twin[1](torch.tensor(3.0)) == 6.0
@@ -170,7 +175,7 @@ def test_what_is_made_of_a_model_within_is_made_of_the_model():
 def test_a_module_with_a_copy_of_its_attributes_alone_copies_its_method():
     """As a traced model does: its attributes are copied without a word of whose they are."""
     net = users_own()
-    with saving(net, Savings("segments")):
+    with memory_saving(net, MemoryOptions("segments")):
         attributes = copy.deepcopy(vars(net[3]))
     assert attributes["forward"] is nn.Sequential.forward
 
@@ -178,7 +183,10 @@ def test_a_module_with_a_copy_of_its_attributes_alone_copies_its_method():
 def test_within_one_another():
     net = resnet("block", "group").double()
     images, labels = data(4)
-    with saving(net, Savings("segments")), saving(net, Savings("segments", frozen=1)) as forward:
+    with (
+        memory_saving(net, MemoryOptions("segments")),
+        memory_saving(net, MemoryOptions("segments", frozen=1)) as forward,
+    ):
         cross_entropy(forward(images), labels).backward()
     assert is_the_class_s(net)
     assert all(parameter.requires_grad for parameter in net.parameters())
@@ -197,7 +205,7 @@ def test_within_one_another():
 )
 def test_refusals(wrong, message):
     with pytest.raises(InputError, match=message):
-        Savings(**wrong)
+        MemoryOptions(**wrong)
 
 
 @pytest.mark.parametrize("frozen", [4, 5])
@@ -206,7 +214,7 @@ def test_a_model_of_which_nothing_would_train_is_refused(frozen):
     before = attributes(net)
     with (
         pytest.raises(InputError, match=f"frozen = {frozen} .*from 0 to 3 .*segments but one"),
-        saving(net, Savings(frozen=frozen)),
+        memory_saving(net, MemoryOptions(frozen=frozen)),
     ):
         pass
     assert attributes(net) == before
@@ -216,13 +224,13 @@ def test_a_model_without_segments_has_none_to_freeze_and_none_to_run_again():
     net = nn.Linear(64, 10).double()
     with (
         pytest.raises(InputError, match=r"frozen = 1 .*from 0 to 0"),
-        saving(net, Savings(frozen=1)),
+        memory_saving(net, MemoryOptions(frozen=1)),
     ):
         pass
     images, labels = data(4, (64,))
     with (
         pytest.warns(NothingSavedWarning, match="saves nothing: Linear has no segments"),
-        saving(net, Savings("segments", "int8")) as forward,
+        memory_saving(net, MemoryOptions("segments", "int8")) as forward,
     ):
         cross_entropy(forward(images), labels).backward()
     assert net.weight.grad is not None

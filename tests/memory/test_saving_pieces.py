@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from saving_cases import MODELS, backward, data, train
 
-from mest_fed.memory import Savings
-from mest_fed.memory.activations import pieces as cutting
-from mest_fed.memory.activations.pieces import only_the_ends, pieces
+from mest_fed.memory import MemoryOptions
+from mest_fed.memory.activations import micro_chunks as cutting
+from mest_fed.memory.activations.micro_chunks import micro_chunks, only_the_ends
 
 
 def shape(count, elements=64):
@@ -21,10 +21,10 @@ def shape(count, elements=64):
 @given(st.integers(0, 40), st.integers(1, 300), st.integers(1, 4000))
 def test_cuts_cover_all_images_once(count, elements, size):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cutting, "PIECE_BYTES", size)
-        cuts = list(pieces(shape(count, elements)))
+        patch.setattr(cutting, "CHUNK_BYTES", size)
+        cuts = list(micro_chunks(shape(count, elements)))
         with only_the_ends():
-            ends = list(pieces(shape(count, elements))) if count else []
+            ends = list(micro_chunks(shape(count, elements))) if count else []
     assert [image for first, last in cuts for image in range(first, last)] == list(range(count))
     lengths = [last - first for first, last in cuts]
     assert all(length * 4 * elements <= size or length == 1 for length in lengths)
@@ -34,26 +34,26 @@ def test_cuts_cover_all_images_once(count, elements, size):
 
 
 def test_cuts_by_hand(monkeypatch):
-    monkeypatch.setattr(cutting, "PIECE_BYTES", 3 * 4 * 64)
-    assert list(pieces(shape(8))) == [(0, 3), (3, 6), (6, 8)]
-    assert list(pieces(shape(3))) == [(0, 3)]
+    monkeypatch.setattr(cutting, "CHUNK_BYTES", 3 * 4 * 64)
+    assert list(micro_chunks(shape(8))) == [(0, 3), (3, 6), (6, 8)]
+    assert list(micro_chunks(shape(3))) == [(0, 3)]
     with only_the_ends():
-        assert list(pieces(shape(8))) == [(0, 3), (6, 8)]
-    assert len(list(pieces(shape(8)))) == 3
+        assert list(micro_chunks(shape(8))) == [(0, 3), (6, 8)]
+    assert len(list(micro_chunks(shape(8)))) == 3
 
 
 def count_pieces(monkeypatch, size):
-    """Cut into pieces of so many bytes; return a list that notes the cuts of each walk."""
-    seen, whole = [], pieces
+    """Cut into micro_chunks of so many bytes; return a list that notes the cuts of each walk."""
+    seen, whole = [], micro_chunks
 
     def noting(shape):
         cuts = list(whole(shape))
         seen.append(len(cuts))
         return iter(cuts)
 
-    monkeypatch.setattr(cutting, "PIECE_BYTES", size)
+    monkeypatch.setattr(cutting, "CHUNK_BYTES", size)
     for name in ("recompute", "batch_norm_block", "batch_norm_stem"):
-        monkeypatch.setattr(f"mest_fed.memory.activations.{name}.pieces", noting)
+        monkeypatch.setattr(f"mest_fed.memory.activations.{name}.micro_chunks", noting)
     return seen
 
 
@@ -92,11 +92,11 @@ def test_dropout_draws_what_it_draws_without_savings(monkeypatch):
 @pytest.mark.parametrize("case", ["batch-block", "group-block", "own-None"])
 def test_the_gradient_of_the_images_is_there_where_someone_wants_it(monkeypatch, case):
     outcomes = []
-    for savings in (Savings(), Savings("norms"), Savings("segments")):
+    for savings in (MemoryOptions(), MemoryOptions("norms"), MemoryOptions("segments")):
         images, labels = data(8)
         images.requires_grad_()
         backward(MODELS[case]().double(), savings, (images, labels))
         outcomes.append(images.grad)
-        monkeypatch.setattr(cutting, "PIECE_BYTES", 3 * 4 * 4 * 64)
+        monkeypatch.setattr(cutting, "CHUNK_BYTES", 3 * 4 * 4 * 64)
     torch.testing.assert_close(outcomes[1], outcomes[0], rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(outcomes[2], outcomes[0], rtol=1e-10, atol=1e-10)

@@ -5,12 +5,12 @@ import torch
 from saving_cases import generator, resnet
 from torch import nn
 
-from mest_fed.memory.activations.rows import maps_rows
+from mest_fed.memory.activations.rows import is_plain, maps_rows
 from mest_fed.memory.activations.segments import Segment, segments_of
 from mest_fed.nn import sparsify
+from mest_fed.nn.dense import ReLUMaxPool2d
 from mest_fed.nn.models.resnet import ResidualBlock
 from mest_fed.nn.norms import GroupNorm
-from mest_fed.nn.pooling import ReLUMaxPool2d
 
 
 class Subclass(nn.Linear):
@@ -126,3 +126,11 @@ def test_segments_of_our_models_are_cut_where_no_statistics_are_taken_over_the_b
     stem, *_ = segments_of(net)
     net.norm1.register_forward_hook(lambda *_: None)
     assert not maps_rows(stem, draw((3, 1, 8, 8)))
+
+
+def test_a_method_of_the_instance_may_do_anything():
+    convolution = nn.Conv2d(3, 4, 3)
+    assert is_plain(convolution)
+    plain = convolution._conv_forward
+    convolution._conv_forward = lambda x, *rest: plain(x - x.mean(0, keepdim=True), *rest)
+    assert not is_plain(convolution)

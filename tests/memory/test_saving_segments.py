@@ -7,7 +7,7 @@ import torch
 from saving_cases import generator
 from torch import nn
 
-from mest_fed.memory import NothingSavedWarning, Savings, saving
+from mest_fed.memory import MemoryOptions, NothingSavedWarning, memory_saving
 from mest_fed.memory.activations import segments_of
 
 
@@ -78,7 +78,7 @@ def test_segments_are_found(model, names):
 
 def train(model):
     x = torch.randn(3, 4, generator=generator())
-    with saving(model, Savings("segments")) as forward:
+    with memory_saving(model, MemoryOptions("segments")) as forward:
         for _ in range(2):
             forward(x).sum().backward()
 
@@ -102,7 +102,7 @@ def test_where_nothing_is_saved_one_warning_says_so(model):
 
 def test_where_something_is_saved_nothing_is_said():
     train(Model(blocks=nn.ModuleList([Block(), Block()])))
-    with saving(nn.Linear(4, 4), Savings("norms", "int8")):
+    with memory_saving(nn.Linear(4, 4), MemoryOptions("norms", "int8")):
         pass
 
 
@@ -121,7 +121,7 @@ def test_the_first_segments_by_definition_may_be_called_last():
             return self.head(self.body(x))
 
     model = Turned(head=Block(), body=Block())
-    with saving(model, Savings(frozen=1)) as forward:
+    with memory_saving(model, MemoryOptions(frozen=1)) as forward:
         forward(torch.ones(2, 4)).sum().backward()
     assert all(parameter.grad is None for parameter in model.head.parameters())
     assert all(parameter.grad.any() for parameter in model.body.parameters())
@@ -132,6 +132,6 @@ def test_the_gradient_of_an_input_goes_through_frozen_segments(recompute):
     model = Model(a=Block(), b=Block())
     x = torch.randn(3, 4, generator=generator(), requires_grad=True)
     (expected,) = torch.autograd.grad(model(x).sum(), x)
-    with saving(model, Savings(recompute, frozen=1)) as forward:
+    with memory_saving(model, MemoryOptions(recompute, frozen=1)) as forward:
         (dx,) = torch.autograd.grad(forward(x).sum(), x)
     torch.testing.assert_close(dx, expected)

@@ -6,8 +6,8 @@ from saving_cases import backward, data, generator, resnet
 from torch import nn
 from torch.nn import functional
 
-from mest_fed.memory import FORMATS, Savings
-from mest_fed.memory.activations.formats import EXACT
+from mest_fed.memory import FORMATS, MemoryOptions
+from mest_fed.memory.activations.saved_tensors import LOSSLESS
 
 
 class Drops(nn.Module):
@@ -68,11 +68,11 @@ def model(layer):
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("saved", FORMATS)
 def test_segments_are_run_again_as_they_ran(layer, saved):
-    expected = backward(model(layer), Savings(), data())
-    outcome = backward(model(layer), Savings("segments", saved), data())
+    expected = backward(model(layer), MemoryOptions(), data())
+    outcome = backward(model(layer), MemoryOptions("segments", saved), data())
     assert outcome.loss == expected.loss
     # Inexact formats: rounding, and signs that flip; see test_saving_inexact.
-    assert outcome.away_from(expected) <= (1e-10 if saved in EXACT else 0.13)
+    assert outcome.away_from(expected) <= (1e-10 if saved in LOSSLESS else 0.13)
     for name, buffer in expected.buffers.items():
         torch.testing.assert_close(outcome.buffers[name], buffer, rtol=1e-10, atol=1e-10, msg=name)
 
@@ -90,7 +90,7 @@ class LetsNothingThrough(nn.Module):
 
 def test_no_gradient_comes_from_where_none_goes():
     net = nn.Sequential(convolution(), LetsNothingThrough(), nn.Flatten(), nn.Linear(144, 10))
-    outcome = backward(net.double(), Savings("segments"), data())
+    outcome = backward(net.double(), MemoryOptions("segments"), data())
     assert outcome.gradients["0.0.weight"] is None
     assert outcome.gradients["1.conv.weight"].any()
 
@@ -121,8 +121,8 @@ class HoldsStatistics(nn.Module):
 @pytest.mark.parametrize("part", ["", "norm1", "stage2.0.norm1", "stage3.0.shortcut"])
 @pytest.mark.parametrize("recompute", ["norms", "segments"])
 def test_norms_in_evaluation_keep_to_their_statistics(part, recompute):
-    expected = backward(HoldsStatistics(part).double(), Savings(), data())
-    outcome = backward(HoldsStatistics(part).double(), Savings(recompute, "mask"), data())
+    expected = backward(HoldsStatistics(part).double(), MemoryOptions(), data())
+    outcome = backward(HoldsStatistics(part).double(), MemoryOptions(recompute, "mask"), data())
     assert outcome.loss == pytest.approx(expected.loss, rel=1e-12)
     assert outcome.away_from(expected) <= 1e-10
     for name, buffer in expected.buffers.items():

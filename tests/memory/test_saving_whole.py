@@ -9,8 +9,8 @@ from saving_cases import data, generator, resnet, users_own
 from torch import nn
 
 from mest_fed.errors import MestFedError
-from mest_fed.memory import FORMATS, Savings, saving
-from mest_fed.memory.activations import pieces as cutting
+from mest_fed.memory import FORMATS, MemoryOptions, memory_saving
+from mest_fed.memory.activations import micro_chunks as cutting
 from mest_fed.sparsity import Mask
 
 
@@ -48,7 +48,7 @@ def noting(*change):
 
 def test_it_keeps_nothing_within_and_runs_once_more_for_each_backward_pass():
     net, made, x = noting()
-    with saving(net, Savings("segments")) as forward:
+    with memory_saving(net, MemoryOptions("segments")) as forward:
         loss = forward(x).sum()
         gc.collect()
         assert [reference() for reference in made] == [None]
@@ -66,7 +66,7 @@ def test_it_keeps_its_packed_input_until_the_graph_goes():
     net, _, _ = noting()
     x = torch.randn(64, 4, generator=generator())
     kept = weakref.ref(x.untyped_storage())
-    with saving(net, Savings("segments")) as forward:
+    with memory_saving(net, MemoryOptions("segments")) as forward:
         loss = forward(x).sum()
         del x
         assert kept() is not None
@@ -88,7 +88,7 @@ def large_buffer_between(net):
 def test_what_it_reads_must_not_change_before_backward(change):
     """Plain training refuses it as well, or would take gradients at weights that are no more."""
     net, _, x = noting()
-    with saving(net, Savings("segments")) as forward:
+    with memory_saving(net, MemoryOptions("segments")) as forward:
         loss = forward(x).sum()
         change(net)
         with pytest.raises(MestFedError, match=r"of segment 0 was changed in place between its"):
@@ -99,7 +99,7 @@ def test_what_it_reads_must_not_change_before_backward(change):
 def test_no_segment_takes_other_weights_than_those_of_its_forward_pass(net):
     net = net().train()
     images, _ = data(4, dtype=torch.float32)
-    with saving(net, Savings("segments")) as forward:
+    with memory_saving(net, MemoryOptions("segments")) as forward:
         loss = forward(images).sum()
         with torch.no_grad():
             for parameter in net.parameters():
@@ -114,7 +114,7 @@ def test_no_mutation_comes_between_forward_and_backward(norm, wants_images):
     for more, said in ((0, r"changed in place (after|between)"), (1, r"weights of segment stage1")):
         net = resnet("block", norm).train()
         images, _ = data(4, dtype=torch.float32)
-        with saving(net, Savings("segments")) as forward:
+        with memory_saving(net, MemoryOptions("segments")) as forward:
             loss = forward(images.requires_grad_(wants_images)).sum()
             layer = net.stage1[0].conv1
             slots = torch.arange(len(layer.slots) + more, dtype=torch.int32)
@@ -127,7 +127,7 @@ def test_no_mutation_comes_between_forward_and_backward(norm, wants_images):
 def test_small_buffers_may_change_before_backward():
     net, _, x = noting()
     expected = torch.autograd.grad(net(x).sum(), net[0].linear.weight)
-    with saving(net, Savings("segments")) as forward:
+    with memory_saving(net, MemoryOptions("segments")) as forward:
         loss = forward(x).sum()
         net[0].small.add_(1)
         torch.testing.assert_close(torch.autograd.grad(loss, net[0].linear.weight), expected)
@@ -143,7 +143,7 @@ def grows_its_weight(self, x):
 def test_a_segment_that_changes_its_own_weight_is_refused():
     net, _, x = noting(grows_its_weight)
     with (
-        saving(net, Savings("segments")) as forward,
+        memory_saving(net, MemoryOptions("segments")) as forward,
         pytest.raises(MestFedError, match=r"segment 0 changes a parameter of shape \(4, 4\) in"),
     ):
         forward(x)
@@ -154,7 +154,7 @@ def test_a_segment_that_changes_its_own_weight_is_refused():
 )
 def test_a_segment_that_does_not_repeat_itself_is_refused(other):
     net, _, x = noting(lambda self, y: y.square() if len(self.held[0].made) == 1 else other(y))
-    with saving(net, Savings("segments")) as forward:
+    with memory_saving(net, MemoryOptions("segments")) as forward:
         loss = forward(x).sum()
         with pytest.raises(MestFedError, match="segment 0 computes something else when it is run"):
             loss.backward()
@@ -169,11 +169,11 @@ def test_gradients_of_gradients_are_right_or_refused():
     net, _, x = noting()
     whole = nn.Sequential(net[0], nn.Sequential(net[1], nn.Dropout(0.0)))
     expected = penalty(whole, whole, x)
-    with saving(whole, Savings("segments")) as forward:
+    with memory_saving(whole, MemoryOptions("segments")) as forward:
         torch.testing.assert_close(penalty(whole, forward, x), expected)
     with (
-        saving(net, Savings("segments")) as forward,
-        pytest.raises(MestFedError, match=r"segment 1 is recomputed in pieces.*create_graph"),
+        memory_saving(net, MemoryOptions("segments")) as forward,
+        pytest.raises(MestFedError, match=r"segment 1 is recomputed in micro_chunks.*create_graph"),
     ):
         penalty(net, forward, x)
 
@@ -205,7 +205,7 @@ def test_infinite_masks_are_masks_in_every_format():
     for recompute in ("none", "norms", "segments"):
         for saved in FORMATS:
             net.zero_grad()
-            with saving(net, Savings(recompute, saved)) as forward:
+            with memory_saving(net, MemoryOptions(recompute, saved)) as forward:
                 forward(x, mask=mask).square().sum().backward()
             for parameter, gradient in zip(net.parameters(), expected, strict=True):
                 error = (parameter.grad - gradient).norm()
@@ -215,12 +215,12 @@ def test_infinite_masks_are_masks_in_every_format():
 @pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize("net", [users_own, lambda: resnet("block", "group"), resnet])
 def test_segments_run_again_in_the_types_of_their_first_run(net, inside, monkeypatch):
-    monkeypatch.setattr(cutting, "PIECE_BYTES", 3 * 4 * 64)
+    monkeypatch.setattr(cutting, "CHUNK_BYTES", 3 * 4 * 64)
     images, _ = data(6, dtype=torch.float32)
     found = []
-    for savings in (Savings(), Savings("segments")):
+    for savings in (MemoryOptions(), MemoryOptions("segments")):
         model = net().train()
-        with torch.random.fork_rng(devices=[]), saving(model, savings) as forward:
+        with torch.random.fork_rng(devices=[]), memory_saving(model, savings) as forward:
             torch.manual_seed(0)
             with torch.autocast("cpu", torch.bfloat16):
                 loss = forward(images).float().square().sum()

@@ -128,7 +128,7 @@ inline Parts squeezed(const CompactCase& c, int threads) {
 inline std::vector<float> expanded(const CompactCase& c, const Parts& parts, int64_t first,
                                    int64_t last, int threads) {
     std::vector<float> x((last - first) * c.elements, std::numeric_limits<float>::quiet_NaN());
-    mest::expand({c.images, c.elements},
+    mest::unpack_nonzeros({c.images, c.elements},
                  {parts.bits.data(), parts.values.data(), parts.starts.data(),
                   static_cast<int64_t>(parts.values.size())},
                  first, last, x.data(), threads);
@@ -145,7 +145,7 @@ inline void test_squeeze(uint64_t seed) {
     const Parts one = squeezed(c, 1), three = squeezed(c, 3);
     check(one.bits == three.bits && one.starts == three.starts &&
               same_floats(one.values, three.values),
-          "squeeze, 3 threads: other bits", c.describe());
+          "pack_nonzeros, 3 threads: other bits", c.describe());
     Parts expected{std::vector<uint8_t>(one.bits.size()), {0}, {}};
     for (int64_t i = 0; i < c.images * c.elements; ++i) {
         const int64_t image = i / c.elements, at = i % c.elements;
@@ -154,15 +154,15 @@ inline void test_squeeze(uint64_t seed) {
         expected.values.push_back(c.x[i]);
         expected.starts.resize(image + 2, -1), expected.starts[image + 1] = expected.values.size();
     }
-    check(one.bits == expected.bits && same_floats(one.values, expected.values), "squeeze",
+    check(one.bits == expected.bits && same_floats(one.values, expected.values), "pack_nonzeros",
           c.describe());
     for (float& x : c.x) x = x == 0 ? 0.0f : x;
-    check(same_floats(expanded(c, one, 0, c.images, 3), c.x), "expand", c.describe());
+    check(same_floats(expanded(c, one, 0, c.images, 3), c.x), "unpack_nonzeros", c.describe());
     const int64_t first = random.from(0, static_cast<int>(c.images));
     const int64_t last = random.from(static_cast<int>(first), static_cast<int>(c.images));
     const std::vector<float> some(c.x.begin() + first * c.elements,
                                   c.x.begin() + last * c.elements);
-    check(same_floats(expanded(c, one, first, last, 1), some), "expand some", c.describe());
+    check(same_floats(expanded(c, one, first, last, 1), some), "unpack_nonzeros some", c.describe());
 }
 
 // What lies is refused before anything is read where it says.

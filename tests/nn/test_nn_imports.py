@@ -8,7 +8,7 @@ import pytest
 TRAIN = """
 import sys
 import torch
-from mest_fed.memory import FORMATS, RECOMPUTE, Savings, saving
+from mest_fed.memory import FORMATS, RECOMPUTE, MemoryOptions, memory_saving
 from mest_fed.nn import Mutator, Sparsity, build_model, build_shell, read_state, write_state
 from mest_fed.nn.sgd import SGD
 from mest_fed.sparsity import Bounds, MestEM
@@ -25,9 +25,10 @@ for norm in ("batch", "group"):
         net.train()
         for recompute in RECOMPUTE:
             for saved in FORMATS:
-                savings = Savings(recompute, saved, consume=saved == "int8")
-                optimizer = SGD(net.parameters(), 0.1, momentum=0.9, consume=savings.consume)
-                with saving(net, savings) as forward:
+                savings = MemoryOptions(recompute, saved, release_gradients=saved == "int8")
+                optimizer = SGD(net.parameters(), 0.1, momentum=0.9,
+                                release_gradients=savings.release_gradients)
+                with memory_saving(net, savings) as forward:
                     optimizer.zero_grad()
                     torch.nn.functional.cross_entropy(forward(images), labels).backward()
                     optimizer.step()
@@ -43,7 +44,7 @@ users = Users(nn.Flatten(), nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Dropout(0.
 net = nn.Sequential(users, nn.Linear(64, 10)).train()
 for recompute in RECOMPUTE:
     for autocast in (True, False):
-        with saving(net, Savings(recompute, "int8")) as forward:
+        with memory_saving(net, MemoryOptions(recompute, "int8")) as forward:
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 loss = torch.nn.functional.cross_entropy(forward(images), labels)
             loss.backward()

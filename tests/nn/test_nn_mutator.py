@@ -406,7 +406,7 @@ def test_optimizers_train_on_over_mutations(name):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_consumed_gradients_move_with_their_values(momentum):
     model, _ = sparse_chain()
-    optimizer = SGD(model.parameters(), 0.1, momentum=momentum, consume=True)
+    optimizer = SGD(model.parameters(), 0.1, momentum=momentum, release_gradients=True)
     layer, old = model[2], model[2].mask
     nn.functional.cross_entropy(model(IMAGES), LABELS).backward()
     (total,) = (entry.clone() for entry in optimizer.state[layer.values].values())

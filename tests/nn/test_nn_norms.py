@@ -8,7 +8,7 @@ from nn_cases import draw, generator
 from torch import nn
 
 from mest_fed.kernels import native
-from mest_fed.nn.convolution import Conv2d
+from mest_fed.nn.dense import Conv2d
 from mest_fed.nn.norms import BatchNorm2d, GroupNorm
 
 compiled = pytest.mark.skipif(native._module is None, reason="no compiled kernels")

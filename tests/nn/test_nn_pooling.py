@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import max_pool2d, relu
 
 from mest_fed.kernels import native
-from mest_fed.nn.pooling import ReLUMaxPool2d
+from mest_fed.nn.dense import ReLUMaxPool2d
 
 compiled = pytest.mark.skipif(native._module is None, reason="no compiled kernels")
 

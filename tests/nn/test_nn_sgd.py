@@ -48,11 +48,17 @@ def theirs(steps, parts, momentum, decay):
     return train(net, optimizer, steps, parts)
 
 
-def ours(steps, parts, momentum, decay, *, consume):
+def ours(steps, parts, momentum, decay, *, release_gradients):
     net = TwoHeads()
-    optimizer = SGD(net.parameters(), 0.1, momentum=momentum, weight_decay=decay, consume=consume)
+    optimizer = SGD(
+        net.parameters(),
+        0.1,
+        momentum=momentum,
+        weight_decay=decay,
+        release_gradients=release_gradients,
+    )
     state = train(net, optimizer, steps, parts)
-    assert all((parameter.grad is None) or not consume for parameter in net.parameters())
+    assert all((parameter.grad is None) or not release_gradients for parameter in net.parameters())
     optimizer.close()
     return state
 
@@ -64,20 +70,20 @@ factors = st.sampled_from([0.0, 0.5, 0.9]) | st.floats(0, 0.999)
 @given(st.integers(1, 6), st.integers(1, 4), factors, st.sampled_from([0.0, 1e-4, 0.1]))
 def test_it_is_torch_s(steps, parts, momentum, decay):
     expected = theirs(steps, parts, momentum, decay)
-    for name, tensor in ours(steps, parts, momentum, decay, consume=False).items():
+    for name, tensor in ours(steps, parts, momentum, decay, release_gradients=False).items():
         assert torch.equal(tensor, expected[name]), name
-    for name, tensor in ours(steps, parts, momentum, decay, consume=True).items():
+    for name, tensor in ours(steps, parts, momentum, decay, release_gradients=True).items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
-def one(consume=True, **settings):
+def one(release_gradients=True, **settings):
     weight = nn.Parameter(torch.tensor([2.0, -4.0]))
-    return weight, SGD([weight], 0.5, consume=consume, **settings)
+    return weight, SGD([weight], 0.5, release_gradients=release_gradients, **settings)
 
 
-@pytest.mark.parametrize("consume", [False, True])
-def test_two_steps_by_hand(consume):
-    weight, optimizer = one(consume, momentum=0.5, weight_decay=0.25)
+@pytest.mark.parametrize("release_gradients", [False, True])
+def test_two_steps_by_hand(release_gradients):
+    weight, optimizer = one(release_gradients, momentum=0.5, weight_decay=0.25)
     # v = 0.5 v + g + 0.25 w; w -= 0.5 v
     optimizer.zero_grad()
     (weight * torch.tensor([1.0, 3.0])).sum().backward()
@@ -105,8 +111,8 @@ def test_consumed_gradients_leave_nothing_behind():
 
 
 def test_without_momentum_nothing_is_kept_from_step_to_step():
-    for consume in (False, True):
-        weight, optimizer = one(consume)
+    for release_gradients in (False, True):
+        weight, optimizer = one(release_gradients)
         weight.sum().backward()
         optimizer.step()
         assert weight.tolist() == [1.5, -4.5]
@@ -150,15 +156,21 @@ def test_what_is_forgotten_has_no_effect_on_the_step():
 
 def test_what_does_not_train_is_left_out():
     still = nn.Parameter(torch.ones(1), requires_grad=False)
-    assert SGD([still], 0.1, consume=True).parameters == []
+    assert SGD([still], 0.1, release_gradients=True).parameters == []
 
 
 @pytest.mark.parametrize("scheme", ["unstructured", "block", "pattern", "channel"])
-@pytest.mark.parametrize("consume", [False, True])
-def test_the_state_survives_a_mutation(scheme, consume):
+@pytest.mark.parametrize("release_gradients", [False, True])
+def test_the_state_survives_a_mutation(scheme, release_gradients):
     nets = [small_resnet(scheme, norm="group").double().train() for _ in range(2)]
     optimizers = [
-        SGD(nets[0].parameters(), 0.1, momentum=0.9, weight_decay=1e-3, consume=consume),
+        SGD(
+            nets[0].parameters(),
+            0.1,
+            momentum=0.9,
+            weight_decay=1e-3,
+            release_gradients=release_gradients,
+        ),
         torch.optim.SGD(nets[1].parameters(), 0.1, 0.9, weight_decay=1e-3),
     ]
     images, labels = draw(4, 1, 8, 8, dtype=torch.float64), torch.arange(4)

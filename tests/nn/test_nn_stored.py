@@ -388,3 +388,20 @@ def test_a_pruned_layer_keeps_its_mask_and_its_states():
     other = mutated(linears(), 1)[0].state_dict()["slots"]
     with pytest.raises(RuntimeError, match="values are computed"):
         model[0].load_state_dict(model[0].state_dict() | {"slots": other.int()})
+
+
+def test_values_of_one_mask_beside_slots_of_another_are_refused():
+    model, other = linear(0), linear(1)
+    mixed = {**model.state_dict(), **dict(other.named_parameters())}
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(InputError, match=r"are of another mask than .*slots"):
+        model.load_state_dict(mixed)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def linear(seed):
+    """Return a model with a mask of its own."""
+    torch.manual_seed(seed)
+    layers = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 2))
+    return sparsify(layers, "unstructured", density=0.2)

@@ -6,7 +6,7 @@ from nn_cases import SCHEMES, chain, draw, generator, seeded, small_resnet
 from torch import nn
 
 from mest_fed.kernels import native
-from mest_fed.kernels.choice import EVERYTHING_DENSE, Choices, case_of, rule, using
+from mest_fed.kernels.choice import EVERYTHING_DENSE, Choices, case_of, rule, with_choices
 from mest_fed.nn import SparseConv2d, SparseLayer, SparseLinear, sparsify
 from mest_fed.nn.tuning import by_rule, decide_layers, tune
 
@@ -39,7 +39,7 @@ def test_every_case_is_tuned_once_and_is_the_one_that_layers_look_up(scheme):
     assert judge.held == 3 * len(rows) == 3 * len({row.case for row in rows})
     assert {row.choice for row in rows} == {EVERYTHING_DENSE}
     assert all(set(row.milliseconds["forward"]) > {"dense"} for row in rows)
-    with using(Choices({row.case: row.choice for row in rows})):
+    with with_choices(Choices({row.case: row.choice for row in rows})):
         model(draw(4, *IMAGE))
     assert {layer.choice for layer in sparse_layers(model).values()} == {EVERYTHING_DENSE}
 
@@ -162,7 +162,7 @@ def test_a_tuned_model_computes_the_same():
     expected = model(x)
     for best in ("dense", "padded"):
         rows = tune(model, IMAGE, 3, contest=Judge(best))
-        with using(Choices({row.case: row.choice for row in rows})):
+        with with_choices(Choices({row.case: row.choice for row in rows})):
             torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -3,7 +3,7 @@ import logging
 import pytest
 from server_parts import NODES, StubGrid, capability, strategy_of
 
-from simulations.engine.flower_internals import claim_identity
+from mest_fed.simulation.engine.flower import claim_identity
 
 
 @pytest.fixture(autouse=True)
@@ -13,7 +13,7 @@ def _server_identity():
 
 @pytest.fixture(autouse=True)
 def _quiet():
-    logging.getLogger("server").setLevel(logging.ERROR)
+    logging.getLogger("mest_fed.server").setLevel(logging.ERROR)
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 from mest_fed.config import from_table
 from mest_fed.nn import ModelSpec, SparseState, read_state
 from mest_fed.rng import numpy_generator
+from mest_fed.server.global_model import GlobalModel
+from mest_fed.server.modes import build_strategy
+from mest_fed.simulation.engine.flower import set_message_id
 from mest_fed.sparsity import layout_for
 from mest_fed.sparsity.schemes import Channel
 from mest_fed.task import Task
 from mest_fed.wire import decode, encode, mask_hash
 from mest_fed.wire.records import from_record, to_record
-from server.global_model import GlobalModel
-from server.modes import build_strategy
-from simulations.engine.flower_internals import set_message_id
 
 #: Node ids of partitions 0..3; partition p has 10 (p + 1) examples.
 NODES = (31, 7, 99, 12)
@@ -126,9 +126,9 @@ def named(message):
 
 
 class StubGrid:
-    """A grid whose nodes answer the capability query, and nothing else.
+    """A grid whose nodes report the capability query, and nothing else.
 
-    ``capabilities`` is node id -> the answer's record, or a text for an error reply.
+    ``capabilities`` is node id -> the report's record, or a text for an error reply.
     """
 
     def __init__(self, capabilities):
@@ -143,11 +143,11 @@ class StubGrid:
             named(message)
             node_id = message.metadata.dst_node_id
             self.asked.append(node_id)
-            answer = self.capabilities[node_id]
-            if isinstance(answer, str):
-                yield error_to(message, answer)
+            report = self.capabilities[node_id]
+            if isinstance(report, str):
+                yield error_to(message, report)
             else:
-                yield Message(RecordDict({"capability": answer}), reply_to=message)
+                yield Message(RecordDict({"capability": report}), reply_to=message)
 
 
 def capability(partition, density=0.2, /, **changes):

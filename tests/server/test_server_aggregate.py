@@ -16,9 +16,9 @@ from server_parts import (
 )
 
 from mest_fed.nn import ModelSpec, SparseState
-from server.aggregate import MaskedMean, PositionCache
-from server.global_model import GlobalModel
-from server.optimizers import ServerOptimizer
+from mest_fed.server.aggregation.masked import MaskedMean, PositionCache
+from mest_fed.server.global_model import GlobalModel
+from mest_fed.server.optimizers import ServerOptimizer
 
 CLIENTS = st.lists(
     st.tuples(
@@ -93,7 +93,7 @@ def test_equal_clients_give_the_client(scheme, density, weights):
     client = random_state(spec, density, 3)
     mean = mean_of(spec, [(client, weight) for weight in weights])
     model = GlobalModel.from_state(spec, client)
-    model.absorb(mean, ServerOptimizer())
+    model.apply_update(mean, ServerOptimizer())
     after = model.state()
     for layer, values in client.values.items():
         np.testing.assert_allclose(after.values[layer], values, rtol=1e-6, atol=1e-7)
@@ -116,7 +116,7 @@ def test_the_order_of_clients_does_not_matter(drawn, order):
 
 def test_what_nobody_held_stays():
     model = line_model({0: 1.0, 1: 2.0, 2: 3.0}, weights=4)
-    model.absorb(mean_of(model.spec, [(line_state({0: 5.0}), 7)]), ServerOptimizer())
+    model.apply_update(mean_of(model.spec, [(line_state({0: 5.0}), 7)]), ServerOptimizer())
     assert model.weights["w"].tolist() == [5.0, 2.0, 3.0, 0.0]
     assert model.pseudo_gradient["w"].tolist() == [-4.0, 0.0, 0.0, 0.0]
 
@@ -129,7 +129,7 @@ def test_what_all_who_were_offered_it_dropped_is_zero():
     mean.add(line_state({0: 6.0, 5: 0.5}), 1, offered)
     mean.add(line_state({2: 7.0, 5: 0.1}), 3, offered)
     assert mean.layers["w"].dropped().tolist() == [False, True, False, False, False, False]
-    model.absorb(mean, ServerOptimizer(learning_rate=0.5))
+    model.apply_update(mean, ServerOptimizer(learning_rate=0.5))
     # Half way to the average; 3 was offered to nobody.
     np.testing.assert_allclose(model.weights["w"], [3.5, 0.0, 5.0, 4.0, 0.0, 0.1])
 

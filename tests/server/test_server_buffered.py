@@ -35,7 +35,7 @@ def test_a_schedule_by_hand():
     grid = TimedGrid(strategy, {A: 2.0, B: 3.0, C: 7.0, D: 100.0})
     ends = []
     records = play(strategy, grid, 4, lambda _: ends.append(grid.now))
-    # A and B answer at 2 and 3 and begin anew at 3, once their round is over: 5 and 6. They begin
+    # A and B report at 2 and 3 and begin anew at 3, once their round is over: 5 and 6. They begin
     # again at 6. C answers at 7, from the first model, and A at 8.
     assert [outcomes(record) for record in records] == [
         {A: ("ok", 0), B: ("ok", 0)},
@@ -129,7 +129,7 @@ def test_an_old_update_is_rejected_and_its_device_asked_again():
     assert reason == "2 rounds old; server.max_staleness = 1"
     assert records[2].count("ok") == 2
     assert [number for _, node, number in grid.log if node == C] == [1, 4]
-    assert C in strategy.roster.known_mask or C in strategy._busy()
+    assert C in strategy.clients.known_mask or C in strategy._busy()
 
 
 def test_a_failure_makes_room_and_does_not_count():
@@ -165,11 +165,11 @@ def test_states_of_a_version_go_with_its_last_instruction():
     references = {}
 
     def note(number):
-        for flight in strategy.flights.values():
-            references.setdefault(flight.round, weakref.ref(flight.sent))
+        for pending in strategy.pending_updates.values():
+            references.setdefault(pending.round, weakref.ref(pending.sent))
         gc.collect()
         alive = {number for number, reference in references.items() if reference() is not None}
-        on_their_way = {flight.round for flight in strategy.flights.values()}
+        on_their_way = {pending.round for pending in strategy.pending_updates.values()}
         assert alive - {number} == on_their_way - {number}
 
     play(strategy, grid, 25, note)
@@ -186,16 +186,16 @@ def test_updates_across_mutations_leave_the_dead_dead(scheme, upload):
     )
     grid = TimedGrid(strategy, {A: 2.0, B: 3.1, C: 17.0, D: 7.3})
     absorbed = []
-    absorb = strategy.model.absorb
+    apply_update = strategy.model.apply_update
 
     def watched(mean, optimizer):
-        absorb(mean, optimizer)
+        apply_update(mean, optimizer)
         for layer in strategy.model.spec.layouts:
             dead = ~strategy.model._live(layer)
             assert not strategy.model.weights[layer][dead].any()
         absorbed.append(mean.weight)
 
-    strategy.model.absorb = watched
+    strategy.model.apply_update = watched
     records = play(strategy, grid, 12)
     stale = [c.staleness for r in records for c in r.clients if c.status == "ok"]
     assert max(stale) > 2
@@ -223,7 +223,7 @@ def test_bytes_down_are_counted_when_sent_and_bytes_up_when_taken():
     taken = [client for record in records for client in record.clients]
     up = sum(client.bytes_up for client in taken)
     assert up == sum(record.bytes_up for record in records)
-    on_their_way = sum(flight.bytes_down for flight in strategy.flights.values())
+    on_their_way = sum(pending.bytes_down for pending in strategy.pending_updates.values())
     down = sum(client.bytes_down for client in taken)
     assert down + on_their_way == sum(record.bytes_down for record in records)
 

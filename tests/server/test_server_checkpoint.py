@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from server_parts import StubGrid, capability, random_state, reply_with, strategy_of, train_messages
 
 from mest_fed.errors import InputError
-from server.checkpoint import (
+from mest_fed.server.checkpoint import (
     checkpoint_name,
     load_checkpoint,
     load_newest,
@@ -36,11 +36,11 @@ def play(strategy, fleet, number):
     messages = train_messages(strategy, fleet, number)
     replies = []
     for node_id, message in messages.items():
-        masks = strategy.downlink.tiers[strategy.roster.nodes[node_id].density]
+        masks = strategy.broadcast.tiers[strategy.clients.nodes[node_id].density]
         state = random_state(
             strategy.model.spec, seed=100 * strategy.record.round + node_id, masks=masks
         )
-        examples = strategy.roster.nodes[node_id].examples
+        examples = strategy.clients.nodes[node_id].examples
         replies.append(reply_with(message, state, strategy.model.spec, examples, known=masks))
     strategy.aggregate_train(number, replies)
     return [message.content for message in messages.values()]

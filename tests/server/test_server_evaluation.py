@@ -6,8 +6,8 @@ from flwr.app import ArrayRecord
 from server_parts import strategy_of
 
 from mest_fed.schema import FailureKind, TaskStatus
-from server.evaluation import CentralEvaluation
-from server.rounds import ClientOutcome, RoundRecord, spread
+from mest_fed.server.app import CentralEvaluation
+from mest_fed.server.rows import ClientOutcome, RoundRecord, spread
 
 
 def evaluated(strategy, number, server_round=None):

@@ -18,10 +18,10 @@ from server_parts import (
 from test_server_strategy import honest
 
 from mest_fed.schema import FAILURE_CODES, FailureKind
-from mest_fed.wire.size import content_bytes
-from server import exchange
-from server.exchange import Awaited, DeviceGrid, absence_of
-from server.modes import mail
+from mest_fed.server import exchange
+from mest_fed.server.exchange import Awaited, DeviceGrid, absence_of
+from mest_fed.server.modes import arrivals as messenger
+from mest_fed.wire.records import content_bytes
 
 A, B, C, D = NODES
 
@@ -68,7 +68,7 @@ def test_messages_are_named_while_replies_are_read():
 
 
 class FlowerGrid:
-    """Instructions go to devices that answer after so many looks; ids and errors are Flower's.
+    """Instructions go to devices that report after so many looks; ids and errors are Flower's.
 
     ``looks`` is node id -> looks, or None for one that is away, or "gone" for one that has signed
     off, to which nothing can be sent.
@@ -76,7 +76,7 @@ class FlowerGrid:
 
     def __init__(self, looks):
         self.looks, self.sent, self.pulled = looks, {}, []
-        self.answer = lambda instruction: error_to(instruction, "its own")
+        self.report = lambda instruction: error_to(instruction, "its own")
 
     def push_messages(self, messages):
         ids = []
@@ -96,7 +96,7 @@ class FlowerGrid:
             if looks is None:
                 replies.append(of_superlink(each))
             elif looks == 0:
-                replies += [self.answer(each)] * 2  # the second is one too many
+                replies += [self.report(each)] * 2  # the second is one too many
             else:
                 self.sent[name][1] -= 1
         return replies
@@ -104,7 +104,7 @@ class FlowerGrid:
 
 @pytest.fixture
 def clock(monkeypatch):
-    class Clock:
+    class StepTime:
         now = 1000.0
 
         def monotonic(self):
@@ -113,7 +113,7 @@ def clock(monkeypatch):
         def sleep(self, seconds):
             self.now += seconds
 
-    monkeypatch.setattr(exchange, "time", made := Clock())
+    monkeypatch.setattr(exchange, "time", made := StepTime())
     return made
 
 
@@ -222,9 +222,9 @@ def test_rounds_of_arrivals_go_on_without_a_device_that_went_away(clock, monkeyp
     server = {"mode": mode, "concurrency": 4, "buffer": 2, "period": 5.0, "clients_per_round": 2}
     over = {"over_selection": 2.0} if mode == "sync" else {}
     strategy = strategy_of(server=server | over)
-    monkeypatch.setattr(mail, "time", clock)
+    monkeypatch.setattr(messenger, "time", clock)
     grid = FlowerGrid({A: None, B: "gone", C: 20, D: 2})
-    grid.answer = lambda each: honest(strategy, each)
+    grid.report = lambda each: honest(strategy, each)
     grid.get_node_ids, grid.send_and_receive = stub().get_node_ids, stub().send_and_receive
     strategy.configure_train(1, None, None, grid)
     strategy.aggregate_train(1, [])
@@ -239,17 +239,17 @@ def test_rounds_of_arrivals_go_on_without_a_device_that_went_away(clock, monkeyp
 
 def test_a_partition_is_not_asked_again_while_its_node_of_before_may_answer(clock, monkeypatch):
     strategy = strategy_of(server={"mode": "buffered", "concurrency": 4, "buffer": 1})
-    monkeypatch.setattr(mail, "time", clock)
+    monkeypatch.setattr(messenger, "time", clock)
     fleet = StubGrid({A: capability(0), B: capability(1)})
     grid = FlowerGrid({A: 5, B: 2, C: 2})
-    grid.answer = lambda each: honest(strategy, each)
+    grid.report = lambda each: honest(strategy, each)
     grid.get_node_ids, grid.send_and_receive = fleet.get_node_ids, fleet.send_and_receive
     rounds = []
     for number in range(1, 5):
         if number == 2:  # partition 0 has another node, but A's update is still on its way
             del fleet.capabilities[A]
             fleet.capabilities[C] = capability(0, examples=30)
-        strategy.roster.known_mask = {}
+        strategy.clients.known_mask = {}
         strategy.configure_train(number, None, None, grid)
         strategy.aggregate_train(number, [])
         assert {o.status for o in strategy.record.clients} == {"ok"}
@@ -261,8 +261,8 @@ def test_a_partition_is_not_asked_again_while_its_node_of_before_may_answer(cloc
 
 @pytest.mark.parametrize("mode", ["sync", "semi-sync"])
 def test_who_did_not_train_is_not_blamed_for_an_evaluation(clock, monkeypatch, caplog, mode):
-    caplog.set_level("WARNING", "server")
-    monkeypatch.setattr(mail, "time", clock)
+    caplog.set_level("WARNING", "mest_fed.server")
+    monkeypatch.setattr(messenger, "time", clock)
     strategy = strategy_of(server={"mode": mode, "concurrency": 4, "period": 5.0})
     grid = FlowerGrid(dict.fromkeys(NODES, None))
     grid.get_node_ids, grid.send_and_receive = stub().get_node_ids, stub().send_and_receive

@@ -1,12 +1,12 @@
-"""Over-selection: the first to answer are taken, the others are counted and dropped."""
+"""Over-selection: the first to report are taken, the others are counted and dropped."""
 
 import numpy as np
 import pytest
 from server_parts import NODES, strategy_of
 from timed_grid import TimedGrid, drift, outcomes, play
 
+from mest_fed.server.modes.arrivals import ArrivalStrategy
 from mest_fed.wire import mask_hash
-from server.modes.arrivals import ArrivalStrategy
 
 A, B, C, D = NODES  # of 10, 20, 30, 40 examples
 
@@ -25,7 +25,7 @@ def test_a_schedule_by_hand():
     grid = TimedGrid(strategy, {A: 1.0, B: 2.0, C: 2.5, D: 9.0})
     ends = []
     records = play(strategy, grid, 6, lambda _: ends.append(grid.now))
-    # C is busy until 2.5 and D until 9, so that A and B, who answer first, are alone in round 2.
+    # C is busy until 2.5 and D until 9, so that A and B, who report first, are alone in round 2.
     assert ends == [2.0, 4.0, 6.0, 8.0, 10.0, 12.0]
     assert [outcomes(record) for record in records] == [
         {A: ("ok", 0), B: ("ok", 0)},
@@ -75,9 +75,9 @@ def test_surplus_is_counted_and_knows_its_mask():
     assert surplus.bytes_up == records[0].clients[0].bytes_up
     assert surplus.presented == 0
     assert records[1].bytes_up == 3 * surplus.bytes_up
-    assert strategy.roster.known_mask[C] == mask_hash(grid.held[C])
+    assert strategy.clients.known_mask[C] == mask_hash(grid.held[C])
     down = sum(client.bytes_down for record in records for client in record.clients)
-    (waiting,) = strategy.flights.values()
+    (waiting,) = strategy.pending_updates.values()
     assert down + waiting.bytes_down == sum(record.bytes_down for record in records)
 
 

@@ -18,12 +18,12 @@ from server_parts import (
 )
 
 from mest_fed.nn import ModelSpec, SparseState, build_model, model_spec, read_state, sparsify
+from mest_fed.server.aggregation.masked import MaskedMean, PositionCache
+from mest_fed.server.global_model import GlobalModel
+from mest_fed.server.optimizers import ServerOptimizer
 from mest_fed.sparsity import DISTRIBUTIONS, Mask, build_method, layer_counts, layout_for
-from mest_fed.sparsity.select import keep_best
+from mest_fed.sparsity.mask import keep_best
 from mest_fed.wire import check_masks
-from server.aggregate import MaskedMean, PositionCache
-from server.global_model import GlobalModel
-from server.optimizers import ServerOptimizer
 
 TARGET = 0.2
 PATH = (1, "growth", 7)
@@ -43,11 +43,11 @@ def model_of(scheme, density=TARGET, distribution="uniform", seed=0):
     return GlobalModel.from_state(spec, random_state(spec, seed=seed, masks=masks))
 
 
-def absorb(model, *clients):
+def apply_update(model, *clients):
     mean = MaskedMean(model.spec, PositionCache(model.spec))
     for state, examples in clients:
         mean.add(state, examples)
-    model.absorb(mean, ServerOptimizer())
+    model.apply_update(mean, ServerOptimizer())
 
 
 def sizes(masks):
@@ -116,7 +116,7 @@ def test_a_pair_is_ranked_by_both_of_its_layers():
 @pytest.mark.parametrize("scheme", ["unstructured", "block", "pair"])
 def test_every_tier_gets_its_share_of_the_newborn(scheme):
     model = model_of(scheme, 0.5)
-    absorb(model, (model.state(), 1))
+    apply_update(model, (model.state(), 1))
     model.mutate(build_method("mest-em", 0.5), 0.0, ServerOptimizer(), PATH)
     for share in (0.5, 0.25):
         tier = model.tier_masks(0.5 * share, "uniform")
@@ -195,7 +195,7 @@ def test_mutation_is_drawn_from_its_path():
 def test_importance_adds_the_pseudo_gradient(gradient_weight, dropped):
     # |w| = 5, 4, 3, 2, 1 after the round. |g| = 4 at the last alone: 1 + 0.5 * 4 = 3 beats 2.
     model = line_model({0: 5.0, 1: 4.0, 2: 3.0, 3: 2.0, 4: 5.0}, weights=8)
-    absorb(model, (line_state({4: 1.0}), 3))
+    apply_update(model, (line_state({4: 1.0}), 3))
     method = build_method("mest-em", 0.5, gradient_weight)
     model.mutate(method, 0.0, ServerOptimizer(), PATH)
     assert sorted({0, 1, 2, 3, 4} - set(model.masks["w"].tolist())) == [dropped]
@@ -213,7 +213,7 @@ def test_cut_to_target_drops_the_smallest():
 
 def test_masks_that_clients_grew_are_adopted_by_magnitude():
     model = line_model({0: 1.0, 1: 0.1}, weights=4)
-    absorb(model, (line_state({0: 1.0, 2: 0.5}), 1), (line_state({0: 1.0, 3: -0.2}), 1))
+    apply_update(model, (line_state({0: 1.0, 2: 0.5}), 1), (line_state({0: 1.0, 3: -0.2}), 1))
     model.adopt_masks(ServerOptimizer())
     assert model.masks["w"].tolist() == [0, 2]
     assert model.newborn["w"].tolist() == [2]
@@ -223,7 +223,7 @@ def test_masks_that_clients_grew_are_adopted_by_magnitude():
 def test_a_granule_that_nobody_brought_is_not_adopted():
     # Both live weights are zero, yet they lived; 2 and 3 are zero because nobody held them.
     model = line_model({0: 0.0, 1: 0.0}, weights=4)
-    absorb(model, (line_state({0: 0.0}), 1))
+    apply_update(model, (line_state({0: 0.0}), 1))
     model.adopt_masks(ServerOptimizer())
     assert model.masks["w"].tolist() == [0, 1]
 
@@ -239,7 +239,7 @@ def test_adopted_masks_are_valid_and_at_target(scheme, seeds):
         drawn = random_masks(model.spec, 1.0, seed)
         masks = {group: np.sort(drawn[group])[: targets[group]] for group in drawn}
         clients.append((random_state(model.spec, seed=seed, masks=masks), 1))
-    absorb(model, *clients)
+    apply_update(model, *clients)
     model.adopt_masks(ServerOptimizer())
     check_masks(model.masks, model.spec)
     for group, count in sizes(model.masks).items():
@@ -263,7 +263,7 @@ def test_a_kernel_that_clients_grew_takes_their_pattern():
     # Kernel 0 has pattern 1, kernel 1 pattern 2; the client grew kernel 2 with pattern 5.
     model = GlobalModel.from_state(spec, state({1: [1, 1, 1, 1], 8 + 2: [0.1, 0, 0, 0]}))
     grown = state({1: [1, 1, 1, 1], 16 + 5: [2, 3, 4, 5]})
-    absorb(model, (grown, 1))
+    apply_update(model, (grown, 1))
     model.adopt_masks(ServerOptimizer())
     assert model.masks["w"].tolist() == [1, 16 + 5]
     assert model.newborn["w"].tolist() == [16 + 5]
@@ -285,7 +285,7 @@ def test_a_channel_that_clients_grew_counts_in_both_layers():
     client = state([0, 6])
     client.values["a"][0] = 0.02
     client.values["b"][1] = 0.5  # channel 6: nothing in the first layer, much in the second
-    absorb(model, (client, 2))
+    apply_update(model, (client, 2))
     model.adopt_masks(ServerOptimizer())
     assert model.masks["a"].tolist() == [0, 6]
     np.testing.assert_allclose(model.state().values["b"], client.values["b"])
@@ -293,10 +293,10 @@ def test_a_channel_that_clients_grew_counts_in_both_layers():
 
 def test_a_round_without_updates_leaves_no_gradient():
     model = line_model({0: 5.0, 1: 4.0}, weights=4)
-    absorb(model, (line_state({0: 1.0}), 3))
+    apply_update(model, (line_state({0: 1.0}), 3))
     assert model.pseudo_gradient["w"].any()
     before = model.weights["w"].copy()
-    absorb(model)
+    apply_update(model)
     assert model.pseudo_gradient == {}
     np.testing.assert_array_equal(model.weights["w"], before)
 
@@ -304,5 +304,5 @@ def test_a_round_without_updates_leaves_no_gradient():
 def test_states_share_nothing_with_the_model():
     model = GlobalModel.from_state(line_spec(4), line_state({0: 1.0, 2: 2.0}))
     state = model.state()
-    absorb(model, (SparseState(state.masks, {"w": column([7.0, 8.0])}, {}), 1))
+    apply_update(model, (SparseState(state.masks, {"w": column([7.0, 8.0])}, {}), 1))
     np.testing.assert_array_equal(state.values["w"], column([1.0, 2.0]))

@@ -7,8 +7,8 @@ from server_parts import NODES, strategy_of
 from timed_grid import TimedGrid, outcomes, play
 
 from mest_fed.errors import MestFedError
-from server.modes import mail
-from server.modes.mail import Mail
+from mest_fed.server.modes import arrivals as messenger
+from mest_fed.server.modes.arrivals import AsyncMessenger
 
 A, B, C, D = NODES
 
@@ -30,7 +30,7 @@ class Watch:
 @pytest.fixture
 def watch(monkeypatch):
     made = Watch()
-    monkeypatch.setattr(mail, "time", made)
+    monkeypatch.setattr(messenger, "time", made)
     return made
 
 
@@ -54,7 +54,7 @@ class RealGrid:
     def pull_messages(self, message_ids):
         assert message_ids, "Flower's grids are asked for something"
         self._timed.wait_until(self._watch.now)
-        flying = {flight.message_id for flight in self._timed.in_flight()}
+        flying = {pending.message_id for pending in self._timed.in_flight()}
         names = [name for name in message_ids if name not in flying]
         return self._timed.pull_messages(names) if names else []
 
@@ -73,7 +73,7 @@ def test_buffers_fill_in_real_time(watch):
         {A: ("ok", 0), B: ("ok", 0)},
         {A: ("ok", 0), C: ("ok", 2)},
     ]
-    assert set(watch.slept) == {mail.POLL_SECONDS}
+    assert set(watch.slept) == {messenger.POLL_SECONDS}
     assert watch.now == pytest.approx(1008, abs=1)
     assert strategy.kept()[1][0]["number"] == 0
 
@@ -135,4 +135,4 @@ def test_a_grid_whose_time_stands_still():
     grid = TimedGrid(strategy, dict.fromkeys(NODES, 0.0))
     grid.wait_until = lambda now: None
     with pytest.raises(MestFedError, match="take no time"):
-        Mail(grid).wait([], 5.0)
+        AsyncMessenger(grid).wait([], 5.0)

@@ -7,7 +7,7 @@ from timed_grid import TimedGrid, play
 
 from mest_fed.errors import InputError
 from mest_fed.rng import numpy_generator
-from server.checkpoint import (
+from mest_fed.server.checkpoint import (
     load_checkpoint,
     restore_strategy,
     save_checkpoint,
@@ -83,8 +83,8 @@ def test_what_is_sent_to_many_is_written_once():
     strategy, grid = fleet("buffered")
     grid.seconds = lambda node, number: float(NODES.index(node) + 1) * 10
     strategy.configure_train(1, None, None, grid)
-    assert len(strategy.flights) == 3
-    densities = {flight.node.density for flight in strategy.flights.values()}
+    assert len(strategy.pending_updates) == 3
+    densities = {pending.node.density for pending in strategy.pending_updates.values()}
     arrays, facts = strategy_arrays(strategy)
     assert {key.partition("|")[0] for key in arrays if key.startswith("sent-masks:")} == {
         f"sent-masks:{place}" for place in range(len(densities))
@@ -95,7 +95,7 @@ def test_what_is_sent_to_many_is_written_once():
 def stopped(mode="buffered"):
     strategy, grid = fleet(mode)
     play(strategy, grid, 2)
-    assert strategy.flights
+    assert strategy.pending_updates
     return strategy_arrays(strategy)
 
 

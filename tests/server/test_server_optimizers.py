@@ -6,9 +6,9 @@ from server_parts import column, line_model, line_state
 
 from mest_fed.errors import InputError
 from mest_fed.nn import ModelSpec, SparseState
-from server.aggregate import MaskedMean, PositionCache
-from server.global_model import GlobalModel
-from server.optimizers import build_optimizer
+from mest_fed.server.aggregation.masked import MaskedMean, PositionCache
+from mest_fed.server.global_model import GlobalModel
+from mest_fed.server.optimizers import build_optimizer
 
 OLD = np.array([1.0, -2.0], np.float32)
 
@@ -70,7 +70,7 @@ def test_the_global_model_clears_moments_where_weights_die_or_are_born():
     mean = MaskedMean(model.spec, PositionCache(model.spec))
     slots = np.array([0, 1, 2], np.int32)
     mean.add(SparseState({"w": slots}, {"w": column([2.0, 0.2, 1.0])}, {}), 1)
-    model.absorb(mean, optimizer)
+    model.apply_update(mean, optimizer)
     assert (optimizer.moments["first"]["w"] != 0).all()
     model.adopt_masks(optimizer)  # 1 dies, 2 is born
     assert model.masks["w"].tolist() == [0, 2]
@@ -81,7 +81,7 @@ def test_only_what_clients_hold_is_stepped():
     model = line_model({0: 3.0, 1: 0.5}, weights=3)
     mean = MaskedMean(model.spec, PositionCache(model.spec))
     mean.add(line_state({1: 2.0}), 4)
-    model.absorb(mean, build_optimizer("fedadam", 1.0, 0.9))
+    model.apply_update(mean, build_optimizer("fedadam", 1.0, 0.9))
     assert model.weights["w"][0] == 3.0
     assert model.weights["w"][2] == 0.0
     assert model.weights["w"][1] > 0.5
@@ -102,6 +102,6 @@ def test_momentum_does_not_carry_a_running_variance_below_zero():
     for average in (2.0, 2.0, 0.0):  # 4 - 2 = 2; 2 - (2 + 0) = 0; 0 - (2 + 0) = -2
         mean = MaskedMean(spec, PositionCache(spec))
         mean.add(state(average), 1)
-        model.absorb(mean, optimizer)
+        model.apply_update(mean, optimizer)
     assert model.dense["mean"].tolist() == [-2.0]
     assert model.dense["var"].tolist() == [0.0]

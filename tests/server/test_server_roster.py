@@ -1,4 +1,4 @@
-"""The roster: who takes part, in what order, and who is sampled."""
+"""The clients: who takes part, in what order, and who is sampled."""
 
 import math
 from types import SimpleNamespace
@@ -7,9 +7,9 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from server_parts import StubGrid, capability, named
 
-import server.roster
+import mest_fed.server.client_registry
 from mest_fed.errors import MestFedError
-from server.roster import Roster
+from mest_fed.server.client_registry import ClientRegistry
 
 DENSITIES = (0.2, 0.1, 0.05, 0.025)
 #: Node ids as Flower draws them, against the order of the partitions.
@@ -18,13 +18,13 @@ IDS = {7001: 2, 42: 0, 999: 3, 5: 1}
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
-    monkeypatch.setattr(server.roster, "sleep", lambda seconds: None)
+    monkeypatch.setattr(mest_fed.server.client_registry, "sleep", lambda seconds: None)
 
 
 def roster_of(capabilities, min_nodes=1):
-    roster = Roster(DENSITIES)
-    roster.refresh(StubGrid(capabilities), min_nodes)
-    return roster
+    clients = ClientRegistry(DENSITIES)
+    clients.refresh(StubGrid(capabilities), min_nodes)
+    return clients
 
 
 def honest(ids):
@@ -49,18 +49,18 @@ def test_samples_do_not_depend_on_node_ids():
     other = roster_of(honest({(7 * p) % 20: p for p in reversed(partitions)}))
     for number in range(5):
         drawn = [
-            [node.partition for node in roster.sample(6, 3, number, "cohort")]
-            for roster in (one, other)
+            [node.partition for node in clients.sample(6, 3, number, "cohort")]
+            for clients in (one, other)
         ]
         assert drawn[0] == drawn[1]
         assert len(set(drawn[0])) == 6
 
 
 def test_samples_follow_the_path():
-    roster = roster_of(honest({p: p for p in range(20)}))
+    clients = roster_of(honest({p: p for p in range(20)}))
 
     def drawn(*path):
-        return [node.partition for node in roster.sample(6, *path)]
+        return [node.partition for node in clients.sample(6, *path)]
 
     assert drawn(3, 1, "cohort") == drawn(3, 1, "cohort")
     assert (
@@ -79,7 +79,7 @@ def test_a_sample_is_never_larger_than_the_fleet():
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "report",
     [
         "out of memory",  # an error reply
         ConfigRecord(),
@@ -99,12 +99,12 @@ def test_a_sample_is_never_larger_than_the_fleet():
     ],
     ids=str,
 )
-def test_a_node_with_a_wrong_answer_is_left_out(answer):
-    grid = StubGrid({1: answer, 2: capability(1)})
-    roster = Roster(DENSITIES)
-    roster.refresh(grid, 1)
-    assert list(roster.nodes) == [2]
-    roster.refresh(grid, 1)
+def test_a_node_with_a_wrong_answer_is_left_out(report):
+    grid = StubGrid({1: report, 2: capability(1)})
+    clients = ClientRegistry(DENSITIES)
+    clients.refresh(grid, 1)
+    assert list(clients.nodes) == [2]
+    clients.refresh(grid, 1)
     assert grid.asked == [1, 2]  # nobody is asked twice
 
 
@@ -115,12 +115,12 @@ def test_when_all_refuse_the_run_ends():
 
 def test_nodes_come_and_go():
     grid = StubGrid(honest(IDS))
-    roster = Roster(DENSITIES)
-    roster.refresh(grid, 1)
+    clients = ClientRegistry(DENSITIES)
+    clients.refresh(grid, 1)
     del grid.capabilities[42]
     grid.capabilities[11] = capability(9)
-    roster.refresh(grid, 1)
-    assert set(roster.nodes) == {7001, 999, 5, 11}
+    clients.refresh(grid, 1)
+    assert set(clients.nodes) == {7001, 999, 5, 11}
     assert grid.asked == [*sorted(IDS), 11]
 
 
@@ -132,21 +132,23 @@ def test_it_waits_for_enough_nodes(monkeypatch):
         waits.append(seconds)
         grid.capabilities[1 + len(waits)] = capability(len(waits))
 
-    monkeypatch.setattr(server.roster, "sleep", sleep)
-    roster = Roster(DENSITIES)
-    roster.refresh(grid, 3)
+    monkeypatch.setattr(mest_fed.server.client_registry, "sleep", sleep)
+    clients = ClientRegistry(DENSITIES)
+    clients.refresh(grid, 3)
     assert len(waits) == 2
-    assert len(roster.nodes) == 3
+    assert len(clients.nodes) == 3
 
 
 def test_it_waits_for_the_first_node(monkeypatch):
     grid = StubGrid({})
     monkeypatch.setattr(
-        server.roster, "sleep", lambda seconds: grid.capabilities.update({4: capability(0)})
+        mest_fed.server.client_registry,
+        "sleep",
+        lambda seconds: grid.capabilities.update({4: capability(0)}),
     )
-    roster = Roster(DENSITIES)
-    roster.refresh(grid, 1)
-    assert [node.partition for node in roster.nodes.values()] == [0]
+    clients = ClientRegistry(DENSITIES)
+    clients.refresh(grid, 1)
+    assert [node.partition for node in clients.nodes.values()] == [0]
 
 
 class NumberedGrid(StubGrid):
@@ -162,121 +164,123 @@ class NumberedGrid(StubGrid):
     def send_and_receive(self, messages, *, timeout=None):
         for message in messages:
             node_id = message.metadata.dst_node_id
-            answer = "no data" if node_id in self.refuse else capability(node_id - 1000)
-            self.capabilities[node_id] = answer
+            report = "no data" if node_id in self.refuse else capability(node_id - 1000)
+            self.capabilities[node_id] = report
             yield from super().send_and_receive([message])
 
 
 def numbered(total, **options):
-    roster, grid = Roster(DENSITIES), NumberedGrid(total, **options)
-    roster.refresh(grid, 1)
-    return roster, grid
+    clients, grid = ClientRegistry(DENSITIES), NumberedGrid(total, **options)
+    clients.refresh(grid, 1)
+    return clients, grid
 
 
-def drawn(roster, count, *path, **options):
-    return [node.partition for node in roster.sample(count, *path, **options)]
+def drawn(clients, count, *path, **options):
+    return [node.partition for node in clients.sample(count, *path, **options)]
 
 
 def test_of_a_numbered_fleet_only_drawn_nodes_are_asked():
-    roster, grid = numbered(1_000_000)
-    first = drawn(roster, 100, 1, 1, "cohort")
+    clients, grid = numbered(1_000_000)
+    first = drawn(clients, 100, 1, 1, "cohort")
     assert len(set(first)) == 100
     assert sorted(grid.asked) == [1000 + partition for partition in first]
-    assert drawn(roster, 100, 1, 1, "cohort") == first
+    assert drawn(clients, 100, 1, 1, "cohort") == first
     assert len(grid.asked) == 100  # they are known now
-    second = drawn(roster, 100, 1, 2, "cohort")
+    second = drawn(clients, 100, 1, 2, "cohort")
     assert len(set(first) & set(second)) < 50
     assert len(grid.asked) == 200
 
 
 def test_a_numbered_fleet_gives_the_same_draws_as_any_other():
-    roster, _ = numbered(20)
+    clients, _ = numbered(20)
     other = roster_of(honest({(7 * p) % 20: p for p in range(20)}))
     for number in range(5):
-        assert drawn(roster, 6, 3, number, "c") == drawn(other, 6, 3, number, "c")
+        assert drawn(clients, 6, 3, number, "c") == drawn(other, 6, 3, number, "c")
 
 
 def test_others_are_drawn_for_those_that_refuse():
     everybody, _ = numbered(50)
     wanted = drawn(everybody, 8, 1, 1, "cohort")
-    roster, grid = numbered(50, refuse={1000 + wanted[0], 1000 + wanted[5]})
-    chosen = drawn(roster, 8, 1, 1, "cohort")
+    clients, grid = numbered(50, refuse={1000 + wanted[0], 1000 + wanted[5]})
+    chosen = drawn(clients, 8, 1, 1, "cohort")
     assert len(set(chosen)) == 8
     assert set(wanted) - set(chosen) == {wanted[0], wanted[5]}
     again, _ = numbered(50, refuse=grid.refuse)
     assert drawn(again, 8, 1, 1, "cohort") == chosen
     asked = len(grid.asked)
-    assert drawn(roster, 8, 1, 1, "cohort") == chosen
+    assert drawn(clients, 8, 1, 1, "cohort") == chosen
     assert len(grid.asked) == asked
 
 
 def test_a_small_numbered_fleet_gives_what_it_has():
-    roster, _ = numbered(5, refuse={1001, 1004})
-    assert drawn(roster, 4, 1, 1, "cohort") == [0, 2, 3]
+    clients, _ = numbered(5, refuse={1001, 1004})
+    assert drawn(clients, 4, 1, 1, "cohort") == [0, 2, 3]
 
 
 def test_not_everybody_of_a_numbered_fleet_is_asked_when_all_refuse():
-    roster, grid = numbered(100_000, refuse=range(1000, 101_000))
+    clients, grid = numbered(100_000, refuse=range(1000, 101_000))
     with pytest.raises(MestFedError, match="all 44 nodes that were drawn refused"):
-        roster.sample(4, 1, 1, "cohort")
+        clients.sample(4, 1, 1, "cohort")
     assert len(grid.asked) == 44
 
 
 @pytest.mark.parametrize("ids", ["numbered", "any"])
 def test_busy_nodes_are_passed_over(ids):
-    roster = (
+    clients = (
         numbered(20)[0]
         if ids == "numbered"
         else roster_of(honest({p + 1000: p for p in range(20)}))
     )
-    everybody = drawn(roster, 20, 1, 1, "cohort")
+    everybody = drawn(clients, 20, 1, 1, "cohort")
     assert everybody == list(range(20))
     busy = {1003, 1007}
-    assert drawn(roster, 20, 1, 1, "cohort", without=busy) == [
+    assert drawn(clients, 20, 1, 1, "cohort", without=busy) == [
         p for p in everybody if p not in (3, 7)
     ]
-    assert drawn(roster, 3, 1, 1, "cohort", without=range(1000, 1020)) == []
+    assert drawn(clients, 3, 1, 1, "cohort", without=range(1000, 1020)) == []
 
 
 def test_the_others_may_be_busy_when_all_refuse_that_are_drawn():
-    roster, _ = numbered(4, refuse={1001, 1002})
-    assert drawn(roster, 2, 1, 1, "cohort", without={1000, 1003}) == []
+    clients, _ = numbered(4, refuse={1001, 1002})
+    assert drawn(clients, 2, 1, 1, "cohort", without={1000, 1003}) == []
 
 
 def test_a_numbered_fleet_is_remembered_in_part(monkeypatch):
-    monkeypatch.setattr(server.roster, "REMEMBERED", 30)
-    roster, grid = numbered(1000, refuse=range(1000, 1500))
-    roster.known_mask = dict.fromkeys(range(1500, 1600), b"mask")
-    before = [drawn(roster, 20, 1, number, "cohort") for number in range(8)]
-    assert len(roster.nodes) == 30
-    assert list(roster.known_mask) == list(range(1570, 1600))
-    assert set(before[-1]) <= {node.partition for node in roster.nodes.values()}
+    monkeypatch.setattr(mest_fed.server.client_registry, "REMEMBERED", 30)
+    clients, grid = numbered(1000, refuse=range(1000, 1500))
+    clients.known_mask = dict.fromkeys(range(1500, 1600), b"mask")
+    before = [drawn(clients, 20, 1, number, "cohort") for number in range(8)]
+    assert len(clients.nodes) == 30
+    assert list(clients.known_mask) == list(range(1570, 1600))
+    assert set(before[-1]) <= {node.partition for node in clients.nodes.values()}
     asked = len(grid.asked)
-    assert [drawn(roster, 20, 1, number, "cohort") for number in range(8)] == before
+    assert [drawn(clients, 20, 1, number, "cohort") for number in range(8)] == before
     assert len(grid.asked) > asked  # who was forgotten is asked again
 
 
 def test_a_cohort_may_be_larger_than_what_is_remembered(monkeypatch):
-    monkeypatch.setattr(server.roster, "REMEMBERED", 3)
-    roster, _ = numbered(100)
-    assert len(drawn(roster, 40, 1, 1, "cohort")) == 40
+    monkeypatch.setattr(mest_fed.server.client_registry, "REMEMBERED", 3)
+    clients, _ = numbered(100)
+    assert len(drawn(clients, 40, 1, 1, "cohort")) == 40
 
 
 def test_it_waits_for_enough_numbered_nodes(monkeypatch):
-    roster, grid = Roster(DENSITIES), NumberedGrid(2)
-    monkeypatch.setattr(server.roster, "sleep", lambda _: setattr(grid, "ids", range(1000, 1004)))
-    roster.refresh(grid, 4)
-    assert drawn(roster, 9, 1, 1, "cohort") == [0, 1, 2, 3]
+    clients, grid = ClientRegistry(DENSITIES), NumberedGrid(2)
+    monkeypatch.setattr(
+        mest_fed.server.client_registry, "sleep", lambda _: setattr(grid, "ids", range(1000, 1004))
+    )
+    clients.refresh(grid, 4)
+    assert drawn(clients, 9, 1, 1, "cohort") == [0, 1, 2, 3]
 
 
 def test_a_partition_is_of_one_node(caplog):
-    caplog.set_level("WARNING", "server")
+    caplog.set_level("WARNING", "mest_fed.server")
     grid = StubGrid({1: capability(0), 2: capability(0), 3: capability(1)})
-    roster = Roster(DENSITIES)
-    roster.refresh(grid, 2)
-    roster.refresh(grid, 2)
-    assert set(roster.nodes) == {1, 3}
-    assert [node.partition for node in roster.sample(9, 1, 1, "cohort")] == [0, 1]
+    clients = ClientRegistry(DENSITIES)
+    clients.refresh(grid, 2)
+    clients.refresh(grid, 2)
+    assert set(clients.nodes) == {1, 3}
+    assert [node.partition for node in clients.sample(9, 1, 1, "cohort")] == [0, 1]
     claims = [record for record in caplog.records if "claims partition 0" in record.message]
     assert len(claims) == 1, "said once"
     assert "node 2" in claims[0].message
@@ -286,34 +290,36 @@ def test_a_partition_is_of_one_node(caplog):
 
 def test_who_waits_for_a_partition_has_it_once_its_holder_is_away():
     grid = StubGrid({1: capability(0), 2: capability(1)})
-    roster = Roster(DENSITIES)
-    roster.refresh(grid, 1)
+    clients = ClientRegistry(DENSITIES)
+    clients.refresh(grid, 1)
     grid.capabilities[3] = capability(0)  # node 1 was killed and began anew; it seems to be there
-    roster.refresh(grid, 1)
-    assert set(roster.nodes) == {1, 2}
+    clients.refresh(grid, 1)
+    assert set(clients.nodes) == {1, 2}
     del grid.capabilities[1]
-    roster.refresh(grid, 1)
-    assert set(roster.nodes) == {2, 3}
+    clients.refresh(grid, 1)
+    assert set(clients.nodes) == {2, 3}
     grid.capabilities[1] = capability(0)  # it was only paused
-    roster.refresh(grid, 1)
-    assert set(roster.nodes) == {2, 3}
+    clients.refresh(grid, 1)
+    assert set(clients.nodes) == {2, 3}
     assert grid.asked == [1, 2, 3, 1]
 
 
 def test_doubles_do_not_make_a_run_begin(monkeypatch):
     grid = StubGrid({1: capability(0), 2: capability(0)})
     monkeypatch.setattr(
-        server.roster, "sleep", lambda seconds: grid.capabilities.update({4: capability(1)})
+        mest_fed.server.client_registry,
+        "sleep",
+        lambda seconds: grid.capabilities.update({4: capability(1)}),
     )
-    roster = Roster(DENSITIES)
-    roster.refresh(grid, 2)
-    assert set(roster.nodes) == {1, 4}
+    clients = ClientRegistry(DENSITIES)
+    clients.refresh(grid, 2)
+    assert set(clients.nodes) == {1, 4}
 
 
 class DeviceStub(StubGrid):
-    """Knows since when nodes are there; some answer late, and some go away while they are asked.
+    """Knows since when nodes are there; some report late, and some go away while they are asked.
 
-    ``silent`` nodes answer once they are no longer in the set; ``away`` nodes have gone.
+    ``silent`` nodes report once they are no longer in the set; ``away`` nodes have gone.
     """
 
     def __init__(self, capabilities):
@@ -343,67 +349,72 @@ class DeviceStub(StubGrid):
         for name in message_ids:
             node_id = self._late[name].metadata.dst_node_id
             if node_id not in self.silent:
-                answer = RecordDict({"capability": self.capabilities[node_id]})
-                yield Message(answer, reply_to=self._late[name])
+                report = RecordDict({"capability": self.capabilities[node_id]})
+                yield Message(report, reply_to=self._late[name])
 
 
 def test_who_began_anew_is_asked_again_and_holds_no_mask():
     grid = DeviceStub({1: capability(0), 2: capability(1)})
-    roster = Roster(DENSITIES)
-    roster.refresh(grid, 2)
-    roster.known_mask = {1: b"mask", 2: b"mask"}
+    clients = ClientRegistry(DENSITIES)
+    clients.refresh(grid, 2)
+    clients.known_mask = {1: b"mask", 2: b"mask"}
     grid.since[1], grid.capabilities[1] = "noon", capability(3)
-    roster.refresh(grid, 2)
+    clients.refresh(grid, 2)
     assert grid.asked == [1, 2, 1]
-    assert {i: node.partition for i, node in roster.nodes.items()} == {1: 3, 2: 1}
-    assert roster.known_mask == {2: b"mask"}
+    assert {i: node.partition for i, node in clients.nodes.items()} == {1: 3, 2: 1}
+    assert clients.known_mask == {2: b"mask"}
 
 
 def test_who_refused_is_asked_again_when_it_began_anew():
     grid = DeviceStub({1: "no data", 2: capability(1)})
-    roster = Roster(DENSITIES)
-    roster.refresh(grid, 1)
-    roster.refresh(grid, 1)
-    assert set(roster.nodes) == {2}
+    clients = ClientRegistry(DENSITIES)
+    clients.refresh(grid, 1)
+    clients.refresh(grid, 1)
+    assert set(clients.nodes) == {2}
     grid.since[1], grid.capabilities[1] = "noon", capability(0)
-    roster.refresh(grid, 1)
-    assert set(roster.nodes) == {1, 2}
+    clients.refresh(grid, 1)
+    assert set(clients.nodes) == {1, 2}
     assert grid.asked == [1, 2, 1]
 
 
 def test_no_round_waits_for_a_newcomer_and_a_late_answer_counts():
     grid = DeviceStub({1: capability(0)})
-    roster = Roster(DENSITIES)
-    roster.refresh(grid, 1)
+    clients = ClientRegistry(DENSITIES)
+    clients.refresh(grid, 1)
     grid.capabilities[2] = capability(1)
     grid.silent.add(2)
-    roster.refresh(grid, 1)
-    roster.refresh(grid, 1)
-    assert set(roster.nodes) == {1}
+    clients.refresh(grid, 1)
+    clients.refresh(grid, 1)
+    assert set(clients.nodes) == {1}
     grid.silent.clear()
-    roster.refresh(grid, 1)
-    assert set(roster.nodes) == {1, 2}
-    assert grid.timeouts == [server.roster.QUERY_SECONDS, 0.0]  # it was asked once
+    clients.refresh(grid, 1)
+    assert set(clients.nodes) == {1, 2}
+    assert grid.timeouts == [
+        mest_fed.server.client_registry.QUERY_SECONDS,
+        0.0,
+    ]  # it was asked once
 
 
 def test_who_goes_away_while_it_is_asked_has_not_refused():
     grid = DeviceStub({1: capability(0), 2: capability(1)})
     grid.away.add(2)
-    roster = Roster(DENSITIES)
-    roster.refresh(grid, 1)
-    assert set(roster.nodes) == {1}
+    clients = ClientRegistry(DENSITIES)
+    clients.refresh(grid, 1)
+    assert set(clients.nodes) == {1}
     grid.away.clear()
-    roster.refresh(grid, 1)
-    assert set(roster.nodes) == {1, 2}
+    clients.refresh(grid, 1)
+    assert set(clients.nodes) == {1, 2}
 
 
 def test_when_the_others_are_away_a_refusal_does_not_end_the_run(monkeypatch):
     grid = DeviceStub({1: capability(0), 2: "no data"})
-    roster = Roster(DENSITIES)
-    roster.refresh(grid, 1)
+    clients = ClientRegistry(DENSITIES)
+    clients.refresh(grid, 1)
     del grid.capabilities[1]
     monkeypatch.setattr(
-        server.roster, "sleep", lambda seconds: grid.capabilities.update({1: capability(0)})
+        mest_fed.server.client_registry,
+        "sleep",
+        lambda seconds: grid.capabilities.update({1: capability(0)}),
     )
-    roster.refresh(grid, 1)
-    assert set(roster.nodes) == {1}
+    clients.refresh(grid, 1)
+    assert set(clients.nodes) == {1}

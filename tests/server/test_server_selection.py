@@ -7,8 +7,14 @@ import pytest
 from server_parts import StubGrid, capability, small_config, strategy_of, train_messages
 
 from mest_fed.errors import InputError
-from server.checkpoint import restore_strategy, strategy_arrays
-from server.selection import SELECTORS, Available, Call, Report, Utility
+from mest_fed.server.checkpoint import restore_strategy, strategy_arrays
+from mest_fed.server.selection import (
+    SELECTORS,
+    Available,
+    ClientFeedback,
+    SelectionRequest,
+    Utility,
+)
 
 POPULATION = range(1000, 1200)
 
@@ -46,11 +52,11 @@ class Lazy:
 
 
 def call(nodes=POPULATION, count=10, *, seed=1, number=1, **more):
-    return Call(nodes, count, number, (seed, number, "cohort"), **more)
+    return SelectionRequest(nodes, count, number, (seed, number, "cohort"), **more)
 
 
 def reports(nodes, loss=1.0, seconds=None, examples=10):
-    return [Report(node, examples, loss, seconds) for node in nodes]
+    return [ClientFeedback(node, examples, loss, seconds) for node in nodes]
 
 
 def taught(name, nodes=POPULATION, rounds=6):
@@ -59,7 +65,7 @@ def taught(name, nodes=POPULATION, rounds=6):
     for number in range(1, rounds):
         chosen = selector.select(call(nodes, number=number))
         losses = {node: 1 + nodes.index(node) % 7 for node in chosen}
-        told = [Report(node, 10, loss, float(loss)) for node, loss in losses.items()]
+        told = [ClientFeedback(node, 10, loss, float(loss)) for node, loss in losses.items()]
         selector.learn(number, told)
     return selector
 
@@ -136,7 +142,7 @@ def test_time_passes_until_somebody_is_there(informed):
 
 @pytest.mark.parametrize("informed", ["available", "utility"])
 def test_if_nobody_ever_comes_anyone_is_asked(informed, caplog):
-    with caplog.at_level("WARNING", "server.selection.hook"):
+    with caplog.at_level("WARNING", "mest_fed.server.selection.selector"):
         assert len(SELECTORS[informed]().select(call(presence=Presence([])))) == 10
     assert "round 1: no node is there, and none will be" in caplog.text
 
@@ -183,7 +189,11 @@ def test_the_utility_is_examples_times_loss_and_slow_nodes_are_worth_less():
     selector = Utility(preferred=0.5)
     selector.learn(
         1,
-        [Report(1, 10, 2.0, 4.0), Report(2, 40, 1.0, 8.0), Report(3, 20, 1.0, 2.0)],
+        [
+            ClientFeedback(1, 10, 2.0, 4.0),
+            ClientFeedback(2, 40, 1.0, 8.0),
+            ClientFeedback(3, 20, 1.0, 2.0),
+        ],
     )
     # Of 20, 40 and 20 the 95th percentile is 38; in round 1 nothing is added; T = 4 s.
     assert selector.scores([1, 2, 3], 1) == pytest.approx([20 / 38, (4 / 8) ** 2, 20 / 38])
@@ -204,7 +214,7 @@ def test_nodes_that_trained_long_ago_come_back():
 def test_the_useful_are_exploited():
     nodes = range(40)
     selector = Utility(explore=0.0, least=0.0)
-    selector.learn(1, [Report(node, 10, 5.0 if node < 8 else 0.1) for node in nodes])
+    selector.learn(1, [ClientFeedback(node, 10, 5.0 if node < 8 else 0.1) for node in nodes])
     chosen = selector.select(call(nodes, 6, number=2))
     assert len(chosen) == 6
     assert max(chosen) < 8

@@ -17,11 +17,11 @@ from server_parts import (
 
 from mest_fed.errors import WireError
 from mest_fed.nn import SparseState
-from server.aggregate import MaskedMean, PositionCache
-from server.global_model import GlobalModel
-from server.modes.lives import Lives
-from server.modes.staleness import discount, rebase
-from server.optimizers import ServerOptimizer
+from mest_fed.server.aggregation.masked import MaskedMean, PositionCache
+from mest_fed.server.global_model import GlobalModel
+from mest_fed.server.modes.buffered import discount, rebase
+from mest_fed.server.modes.in_flight import SlotAges
+from mest_fed.server.optimizers import ServerOptimizer
 
 
 def slots(*numbers):
@@ -85,13 +85,13 @@ def test_a_fresh_update_is_what_the_client_sent():
 
 
 def test_lives_by_hand():
-    lives = Lives({"w": slots(1, 4, 7)})
-    lives.follow({"w": slots(1, 2, 7)}, 3)  # 4 dies, 2 is born, at the end of round 3
-    lives.follow({"w": slots(1, 2, 4)}, 5)  # 7 dies, 4 is born again
+    ages = SlotAges({"w": slots(1, 4, 7)})
+    ages.follow({"w": slots(1, 2, 7)}, 3)  # 4 dies, 2 is born, at the end of round 3
+    ages.follow({"w": slots(1, 2, 4)}, 5)  # 7 dies, 4 is born again
     asked = slots(0, 1, 2, 4, 7)
 
     def still(number):
-        return asked[lives.still("w", asked, number)].tolist()
+        return asked[ages.still("w", asked, number)].tolist()
 
     assert still(1) == [1]
     assert still(3) == [1]  # of the mask before 2 was born
@@ -105,13 +105,13 @@ histories = st.lists(st.sets(st.integers(0, 9), min_size=1), min_size=2, max_siz
 
 @given(histories, st.data())
 def test_lives_are_of_those_who_were_there_all_along(history, data):
-    lives = Lives({"w": slots(*sorted(history[0]))})
+    ages = SlotAges({"w": slots(*sorted(history[0]))})
     for number, live in enumerate(history[1:], 1):
-        lives.follow({"w": slots(*sorted(live))}, number)
+        ages.follow({"w": slots(*sorted(live))}, number)
     number = data.draw(st.integers(1, len(history)))
     offered = slots(*sorted(history[number - 1]))
     expected = set.intersection(*history[number - 1 :])
-    assert set(offered[lives.still("w", offered, number)].tolist()) == expected
+    assert set(offered[ages.still("w", offered, number)].tolist()) == expected
 
 
 @settings(max_examples=60, deadline=None)
@@ -120,17 +120,17 @@ def test_stale_updates_leave_the_dead_and_the_newborn_alone(scheme, seed, versio
     spec = spec_for(scheme)
     masks = [random_masks(spec, 0.3, seed + number) for number in range(versions + staleness)]
     models = [GlobalModel.from_state(spec, random_state(spec, 0, seed, m)) for m in masks]
-    lives = Lives(masks[0])
+    ages = SlotAges(masks[0])
     for number, mask in enumerate(masks[1:], 1):
-        lives.follow(mask, number)
+        ages.follow(mask, number)
     fetched, model = models[versions - 1].state(), models[-1]
     update = random_state(spec, 0, seed + 1, fetched.masks)
-    rows = {group: lives.still(group, live, versions) for group, live in fetched.masks.items()}
+    rows = {group: ages.still(group, live, versions) for group, live in fetched.masks.items()}
     share = discount(staleness, 0.5)
     before = model.state()
     mean = MaskedMean(spec, PositionCache(spec))
     mean.add(rebase(update, fetched, rows, model, share), 7)
-    model.absorb(mean, ServerOptimizer())
+    model.apply_update(mean, ServerOptimizer())
     for layer in spec.layouts:
         after = model.weights[layer].astype(np.float64)
         start, live = dense_and_held(spec, before, layer)

@@ -19,7 +19,7 @@ from server_parts import (
 
 from mest_fed.nn import SparseState
 from mest_fed.wire import UnknownMaskError, mask_hash
-from mest_fed.wire.size import content_bytes
+from mest_fed.wire.records import content_bytes
 
 
 def examples_of(message):
@@ -207,9 +207,9 @@ def test_who_did_not_answer_well_is_sent_everything_anew(grid, spoil):
     if spoil is error_to:
         replies = [error_to(message)]
     elif spoil is not None:
-        strategy.roster.known_mask = {}
+        strategy.clients.known_mask = {}
         twin = train_messages(strategy, grid, 2)[NODES[2]]  # the same in full, to be read here
-        strategy.roster.known_mask = dict.fromkeys(NODES, mask_hash(masks))
+        strategy.clients.known_mask = dict.fromkeys(NODES, mask_hash(masks))
         train_messages(strategy, grid, 2)
         replies = [spoil(strategy, twin)]
     strategy.aggregate_train(2, replies)
@@ -276,7 +276,7 @@ def run_rounds(strategy, grid, rounds):
     """Run rounds with honest clients; return the density after each."""
     densities = []
     for number in range(1, rounds + 1):
-        strategy.roster.known_mask = {}  # so that the instructions can be read
+        strategy.clients.known_mask = {}  # so that the instructions can be read
         messages = train_messages(strategy, grid, number)
         strategy.aggregate_train(number, [honest(strategy, m, 0.01) for m in messages.values()])
         densities.append(strategy.record.density)
@@ -306,7 +306,7 @@ def test_clients_mutate_when_asked_and_their_masks_are_adopted(grid):
     spec = strategy.model.spec
     asked = []
     for number in range(1, 5):
-        strategy.roster.known_mask = {}
+        strategy.clients.known_mask = {}
         messages = train_messages(strategy, grid, number)
         asked.append({m.content["mest"]["mutate"] for m in messages.values()})
         replies = [honest(strategy, m, 0.01) for m in messages.values()]

@@ -76,7 +76,7 @@ def test_a_wrong_evaluation_counts_for_nothing(strategy, grid, changes):
     ]
     metrics = strategy.aggregate_evaluate(2, replies)
     assert (metrics["mean"], metrics["min"], metrics["max"]) == (0.75, 0.75, 0.75)
-    assert set(strategy.roster.known_mask) == {NODES[0]}
+    assert set(strategy.clients.known_mask) == {NODES[0]}
 
 
 def test_no_evaluation_at_all(strategy, grid):

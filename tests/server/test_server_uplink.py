@@ -10,9 +10,9 @@ from torch import nn
 
 from mest_fed.errors import WireError
 from mest_fed.nn import SparseState, model_spec, read_state
+from mest_fed.server.update_validator import Counts, read_counts, read_update
 from mest_fed.wire import UnknownMaskError, encode
 from mest_fed.wire.records import to_record
-from server.uplink import Counts, read_counts, read_update
 
 SPEC = spec_for("unstructured")
 SENT = random_state(SPEC, 0.2, seed=1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from training_cases import batches, model
 
-from mest_fed.memory import RECOMPUTE, Savings
+from mest_fed.memory import RECOMPUTE, MemoryOptions
 from mest_fed.nn import mask_groups
 from mest_fed.nn.sgd import MOMENTUM
 from mest_fed.sparsity import MestEM, MestEMS, RigL
@@ -16,23 +16,23 @@ SETTINGS = OptimizerSettings(0.05, 0.9, 1e-3)
 
 
 def train(savings, *, scheme="block", norm="group", method=None, steps=4, settings=SETTINGS):
-    """Train a round in micro-batches of 3 of 8; return the model, the optimizer and the tally."""
+    """Train a round in micro-batches of 3 of 8; return the model, the optimizer and the totals."""
     net = model(scheme, norm=norm).double()
-    optimizer = settings.build(net, consume=savings.consume)
+    optimizer = settings.build(net, release_gradients=savings.release_gradients)
     mutation = None
     if method is not None:
         what = RoundMutation(method, progress=0.1, seed=0, round=3)
         mutation = LocalMutation(net, optimizer, what, steps)
     trainer = LocalTrainer(net, optimizer, micro_batch=3, savings=savings)
-    tally = trainer.fit(batches(steps, dtype=torch.float64), mutation)
+    totals = trainer.fit(batches(steps, dtype=torch.float64), mutation)
     optimizer.close()
-    return net, optimizer, tally
+    return net, optimizer, totals
 
 
 def same(ours, expected):
-    (net, _, tally), (plain, _, plain_tally) = ours, expected
-    assert tally.loss == pytest.approx(plain_tally.loss, rel=1e-9)
-    assert (tally.correct, tally.examples) == (plain_tally.correct, plain_tally.examples)
+    (net, _, totals), (plain, _, plain_tally) = ours, expected
+    assert totals.loss == pytest.approx(plain_tally.loss, rel=1e-9)
+    assert (totals.correct, totals.examples) == (plain_tally.correct, plain_tally.examples)
     for name, tensor in plain.state_dict().items():
         torch.testing.assert_close(
             net.state_dict()[name], tensor, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}"
@@ -43,8 +43,13 @@ def same(ours, expected):
 @pytest.mark.parametrize("scheme", ["unstructured", "channel"])
 @pytest.mark.parametrize("recompute", RECOMPUTE)
 def test_a_round_with_savings_is_the_round_without(recompute, scheme, method):
-    expected = train(Savings(), scheme=scheme, method=method)
-    same(train(Savings(recompute, "mask", consume=True), scheme=scheme, method=method), expected)
+    expected = train(MemoryOptions(), scheme=scheme, method=method)
+    same(
+        train(
+            MemoryOptions(recompute, "mask", release_gradients=True), scheme=scheme, method=method
+        ),
+        expected,
+    )
     if scheme == "unstructured" and type(method) in (MestEM, RigL):  # there was a mutation
         first, last = (mask_groups(net)[0].mask.slots for net in (model(scheme), expected[0]))
         assert not torch.equal(first, last)
@@ -55,8 +60,8 @@ def test_a_round_with_savings_is_the_round_without(recompute, scheme, method):
 @pytest.mark.parametrize("decay", [0.0, 1e-2])
 def test_consuming_is_exact_whatever_the_optimizer(norm, momentum, decay):
     settings = OptimizerSettings(0.05, momentum, decay)
-    expected = train(Savings(), norm=norm, settings=settings)
-    ours = train(Savings("segments", consume=True), norm=norm, settings=settings)
+    expected = train(MemoryOptions(), norm=norm, settings=settings)
+    ours = train(MemoryOptions("segments", release_gradients=True), norm=norm, settings=settings)
     same(ours, expected)
     assert all(parameter.grad is None for parameter in ours[0].parameters())
     assert any(MOMENTUM in state for state in ours[1].state.values()) is (momentum > 0)
@@ -65,7 +70,7 @@ def test_consuming_is_exact_whatever_the_optimizer(norm, momentum, decay):
 @pytest.mark.parametrize(("method", "kept"), [(MestEM(), {1}), (MestEMS(), {3}), (None, set())])
 def test_gradients_stay_in_the_step_whose_mutation_reads_them_alone(method, kept):
     net = model("block")
-    optimizer = SETTINGS.build(net, consume=True)
+    optimizer = SETTINGS.build(net, release_gradients=True)
     step, seen = optimizer.step, []
 
     def noting_step():
@@ -81,7 +86,7 @@ def test_gradients_stay_in_the_step_whose_mutation_reads_them_alone(method, kept
 
 
 def test_frozen_blocks_stay_and_the_rest_trains():
-    net, _, _ = train(Savings("segments", consume=True, frozen=2))
+    net, _, _ = train(MemoryOptions("segments", release_gradients=True, frozen=2))
     before = model("block").double().state_dict()
     after = net.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -91,9 +96,9 @@ def test_frozen_blocks_stay_and_the_rest_trains():
 
 
 def test_fewer_bits_still_learn():
-    losses = [train(Savings("segments", "int8"), steps=n)[2].mean_loss for n in (1, 12)]
+    losses = [train(MemoryOptions("segments", "int8"), steps=n)[2].mean_loss for n in (1, 12)]
     assert losses[1] < math.log(10) + 0.3
-    exact = train(Savings(), steps=12)[2].mean_loss
+    exact = train(MemoryOptions(), steps=12)[2].mean_loss
     assert losses[1] == pytest.approx(exact, rel=0.05)
 
 

@@ -15,8 +15,8 @@ from mest_fed.sparsity import Bounds, RigL
 from mest_fed.training import (
     ForgettingState,
     LocalTrainer,
+    Metrics,
     OptimizerSettings,
-    Tally,
     choose_device,
     evaluate,
     learning_rate,
@@ -85,10 +85,10 @@ def test_one_step_by_hand():
     net = Constant([0.0, 0.0])
     batch = Batch(torch.zeros(3, 1), torch.tensor([0, 0, 1]), np.arange(3))
     optimizer = OptimizerSettings(learning_rate=6.0, momentum=0.0, weight_decay=0.0).build(net)
-    tally = LocalTrainer(net, optimizer, micro_batch=2).fit([batch])
+    totals = LocalTrainer(net, optimizer, micro_batch=2).fit([batch])
     assert net.logits.tolist() == pytest.approx([1.0, -1.0])
-    assert tally.examples == 3
-    assert tally.mean_loss == pytest.approx(math.log(2))
+    assert totals.examples == 3
+    assert totals.mean_loss == pytest.approx(math.log(2))
 
 
 def test_a_tally_is_taken_before_the_update():
@@ -104,10 +104,10 @@ def test_a_tally_is_taken_before_the_update():
 
 
 def test_an_empty_tally_has_no_mean():
-    assert math.isnan(Tally().mean_loss)
-    assert math.isnan(Tally().accuracy)
+    assert math.isnan(Metrics().mean_loss)
+    assert math.isnan(Metrics().accuracy)
     assert (
-        LocalTrainer(model(), torch.optim.SGD([nn.Parameter()]), micro_batch=1).fit([]) == Tally()
+        LocalTrainer(model(), torch.optim.SGD([nn.Parameter()]), micro_batch=1).fit([]) == Metrics()
     )
 
 
@@ -159,17 +159,17 @@ def test_evaluation_by_hand():
         Batch(torch.zeros(2, 1), torch.tensor([0, 1]), np.arange(2)),
         Batch(torch.zeros(1, 1), torch.tensor([0]), np.array([2])),
     ]
-    tally, correct = evaluate(net, data)
+    totals, correct = evaluate(net, data)
     assert correct.tolist() == [True, False, True]
     losses = [math.log(1 + math.exp(-1)), math.log(1 + math.exp(1)), math.log(1 + math.exp(-1))]
-    assert tally.loss == pytest.approx(sum(losses))
-    assert (tally.correct, tally.examples) == (2, 3)
+    assert totals.loss == pytest.approx(sum(losses))
+    assert (totals.correct, totals.examples) == (2, 3)
     assert net.logits.grad is None
 
 
 def test_evaluation_of_nothing():
-    tally, correct = evaluate(model(), [])
-    assert tally == Tally()
+    totals, correct = evaluate(model(), [])
+    assert totals == Metrics()
     assert correct.shape == (0,)
 
 
@@ -233,8 +233,8 @@ def test_training_and_mutation_on_cuda_are_those_on_the_cpu(scheme):
             mutator.keep_dense_gradients(True)
             trainer.fit(batches(1, dtype=torch.float64))
             mutator.mutate(bounds, lambda name: torch.Generator().manual_seed(0))
-        tally, _ = evaluate(net, batches(1, dtype=torch.float64))
-        nets.append((net.cpu(), tally))
+        totals, _ = evaluate(net, batches(1, dtype=torch.float64))
+        nets.append((net.cpu(), totals))
     (first, one), (second, two) = nets
     for name, tensor in first.state_dict().items():
         torch.testing.assert_close(second.state_dict()[name], tensor, msg=name)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mest_fed.wire.arrays import as_numpy
+from mest_fed.wire.records import as_numpy
 
 DTYPES = ["<f2", "<f4", "<f8", ">f4", "|i1", "<i4", ">i8", "|u1", "<u2", "|b1", "<c8", "<U3", "|S2"]
 

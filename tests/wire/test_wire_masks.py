@@ -12,7 +12,7 @@ from wire_states import moved_masks, random_masks, spec_for
 from mest_fed.errors import WireError
 from mest_fed.rng import numpy_generator
 from mest_fed.wire import MASK_CODECS, check_masks, mask_hash
-from mest_fed.wire.gaps import decode_gaps, encode_gaps
+from mest_fed.wire.masks import decode_gaps, encode_gaps
 from mest_fed.wire.maskset import decode_masks, encode_masks, max_body_bytes
 
 NOTHING = np.zeros(0, np.int32)

@@ -10,8 +10,8 @@ from wire_states import moved_masks, random_state, spec_for
 
 from mest_fed.errors import WireError
 from mest_fed.wire import Payload, decode, encode, mask_hash
-from mest_fed.wire.header import Header, MaskSource
 from mest_fed.wire.masks import MASK_CODECS
+from mest_fed.wire.payload import Header, MaskSource
 
 SHAPES = ((512, 512), (256, 512))
 SCHEMES = ("unstructured", "block", "block:3")

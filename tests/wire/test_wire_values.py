@@ -8,8 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from mest_fed.errors import InputError, WireError
 from mest_fed.wire import VALUE_CODECS
-from mest_fed.wire.formats import BFloat16
-from mest_fed.wire.values import value_codec, value_codec_of
+from mest_fed.wire.values import BFloat16, value_codec, value_codec_of
 
 LENGTHS = [5, 1, 6]
 NORMAL = arrays(

@@ -5,12 +5,56 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from mest_fed.cli.planning.answer import Answer
-from mest_fed.cli.planning.axes import BAND, memory_axis, time_axis
-from mest_fed.cli.planning.spots import Spot, front, place
-from mest_fed.units import format_bytes
-from simulations.report.figures import style
+from mest_fed.cli.planning.request import PlanReport
+from mest_fed.cli.planning.step_time import FrontierPoint, format_multiple, front, place
+from mest_fed.simulation.report.figures import style
+from mest_fed.units import format_bytes, format_seconds
+
+BAND = "#f4f6f8"
+
+
+def memory_axis(axes: Any, points: Sequence[FrontierPoint], report: PlanReport) -> None:
+    """Give the axes room for all peaks and the budget, on a logarithmic scale."""
+    peaks = [point.peak for point in points] + [report.plan.budget]
+    low, high = min(peaks), max(peaks)
+    axes.set_xscale("log")
+    axes.set_xlim(low / 1.25, high * 1.25)
+    steps = (1, 2, 3, 5, 7) if high / low < 10 else (1, 2, 5) if high / low < 100 else (1, 3)
+    axes.xaxis.set_major_locator(LogLocator(subs=steps, numticks=12))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_bytes(value)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel(
+        "predicted peak: bytes that training adds to the process (modelled, logarithmic)"
+    )
+
+
+def time_axis(axes: Any, points: Sequence[FrontierPoint], report: PlanReport) -> None:
+    """Write each time beside its band; bands are in order, not to scale."""
+    middles = {}
+    for time in sorted({point.time for point in points}):
+        heights = [point.height for point in points if point.time == time]
+        low, high = min(heights), max(heights)
+        middles[time] = (low + high) / 2
+        axes.axhspan(low - 0.6, high + 0.9, color=BAND, lw=0, zorder=0)
+    axes.set_ylim(-0.9, max(point.height for point in points) + 1.7)
+    axes.set_yticks(list(middles.values()), [_written(time, report) for time in middles])
+    axes.tick_params(axis="y", length=0, labelcolor=style.INK)
+    axes.set_ylabel(_time_label(report))
+    axes.grid(False, axis="y")
+
+
+def _written(time: float, report: PlanReport) -> str:
+    return format_multiple(time) if report.profile is None else format_seconds(time)
+
+
+def _time_label(report: PlanReport) -> str:
+    batch = report.plan.shape.batch
+    if report.profile is None:
+        return f"time of a step of {batch} images (modelled),\nplain training being 1"
+    return f"time of a step of {batch} images (modelled),\n{report.profile.title}"
+
 
 _COLOURS = {"none": style.BLUE, "norms": style.ORANGE, "segments": style.VERMILION}
 _RECOMPUTES = {
@@ -27,12 +71,12 @@ _WIDTH, _LANE, _DPI = 8, 0.33, 200
 _ROOM = 15
 
 
-def draw_frontier(answer: Answer, path: Path) -> None:
+def draw_frontier(report: PlanReport, path: Path) -> None:
     """Draw the frontier, the budget and the plan into a file.
 
     Parameters
     ----------
-    answer : Answer
+    report : PlanReport
         The plan, and all that it was chosen from.
     path : Path
         A .svg or .png file.
@@ -42,55 +86,55 @@ def draw_frontier(answer: Answer, path: Path) -> None:
     OSError
         If it cannot be written.
     """
-    spots = place(
-        [(plan, _time(answer, plan)) for plan in answer.frontier],
-        (answer.plan, _time(answer, answer.plan)),
+    points = place(
+        [(plan, _time(report, plan)) for plan in report.frontier],
+        (report.plan, _time(report, report.plan)),
     )
-    density = answer.question.wish.density
+    density = report.request.limits.density
     with style.house_style():
-        figure = style.new_figure(_WIDTH, 1.7 + _LANE * (1 + max(spot.height for spot in spots)))
-        figure.suptitle(answer.question.title, x=0.01, ha="left", fontsize=9)
+        figure = style.new_figure(_WIDTH, 1.7 + _LANE * (1 + max(point.height for point in points)))
+        figure.suptitle(report.request.title, x=0.01, ha="left", fontsize=9)
         axes = figure.add_subplot()
-        memory_axis(axes, spots, answer)
-        time_axis(axes, spots, answer)
-        _lanes(axes, spots)
-        _front(axes, front(spots, density))
-        _budget(axes, answer)
-        _chosen(axes, next(spot for spot in spots if spot.chosen), answer)
-        _legend(axes, spots, density)
-        _micro_batches(figure, axes, spots)
+        memory_axis(axes, points, report)
+        time_axis(axes, points, report)
+        _lanes(axes, points)
+        _front(axes, front(points, density))
+        _budget(axes, report)
+        _chosen(axes, next(point for point in points if point.chosen), report)
+        _legend(axes, points, density)
+        _micro_batches(figure, axes, points)
         metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
         figure.savefig(path, dpi=_DPI, facecolor="white", metadata=metadata)
 
 
-def _time(answer: Answer, plan: Any) -> float:
+def _time(report: PlanReport, plan: Any) -> float:
     """Return a plan's step time: seconds on the device, or against plain training."""
-    seconds = answer.clock.seconds(plan.shape)
-    return answer.clock.against(plan.shape, answer.question.wish) if seconds is None else seconds
+    seconds = report.clock.seconds(plan.shape)
+    return report.clock.against(plan.shape, report.request.limits) if seconds is None else seconds
 
 
-def _lanes(axes: Any, spots: Sequence[Spot]) -> None:
+def _lanes(axes: Any, points: Sequence[FrontierPoint]) -> None:
     """Draw the plans that differ in the micro-batch alone on one thin line."""
-    for height in {spot.height for spot in spots}:
-        lane = sorted((s for s in spots if s.height == height), key=lambda spot: spot.peak)
-        savings, peaks = lane[0].plan.savings, [spot.peak for spot in lane]
+    for height in {point.height for point in points}:
+        lane = sorted((s for s in points if s.height == height), key=lambda point: point.peak)
+        savings, peaks = lane[0].plan.savings, [point.peak for point in lane]
         look: dict[str, Any] = {"color": _COLOURS[savings.recompute], "zorder": 3}
         axes.plot(peaks, [height] * len(lane), lw=0.8, alpha=0.5, **look)
         marker = _MARKERS[savings.saved]
         axes.scatter(peaks, [height] * len(lane), marker=marker, s=26, **look)
 
 
-def _front(axes: Any, best: Sequence[Spot]) -> None:
+def _front(axes: Any, best: Sequence[FrontierPoint]) -> None:
     """Draw the least step time that each budget allows, as stairs."""
     xs, ys = [axes.get_xlim()[1]], [best[0].height]
-    for before, spot in zip([best[0], *best], best, strict=False):
-        xs += [before.peak, spot.peak]
-        ys += [spot.height, spot.height]
+    for before, point in zip([best[0], *best], best, strict=False):
+        xs += [before.peak, point.peak]
+        ys += [point.height, point.height]
     axes.plot(xs, ys, **_FRONT, zorder=1, solid_joinstyle="round")
 
 
-def _budget(axes: Any, answer: Answer) -> None:
-    budget = answer.plan.budget
+def _budget(axes: Any, report: PlanReport) -> None:
+    budget = report.plan.budget
     axes.axvline(budget, color=style.INK, lw=1.2, ls=(0, (4, 2)), zorder=2)
     axes.annotate(
         f"budget {format_bytes(budget)}",
@@ -103,21 +147,21 @@ def _budget(axes: Any, answer: Answer) -> None:
     )
 
 
-def _chosen(axes: Any, spot: Spot, answer: Answer) -> None:
+def _chosen(axes: Any, point: FrontierPoint, report: PlanReport) -> None:
     """Mark the plan, and write what of it the picture does not show."""
-    axes.scatter([spot.peak], [spot.height], zorder=5, **_RING)
-    shape, said = spot.plan.shape, []
-    if shape.density != answer.question.wish.density:
+    axes.scatter([point.peak], [point.height], zorder=5, **_RING)
+    shape, said = point.plan.shape, []
+    if shape.density != report.request.limits.density:
         said.append(f"density {shape.density:.3g}")
     if not shape.momentum:
         said.append("no momentum")
     if shape.savings.frozen:
         said.append(f"{shape.savings.frozen} blocks frozen")
     low, high = axes.get_xlim()
-    left = spot.peak < (low * high) ** 0.5
+    left = point.peak < (low * high) ** 0.5
     axes.annotate(
         ", ".join(said),
-        (max(spot.peak, spot.plan.budget) if left else spot.peak, spot.height),
+        (max(point.peak, point.plan.budget) if left else point.peak, point.height),
         xytext=(10 if left else -10, 0),
         textcoords="offset points",
         ha="left" if left else "right",
@@ -126,12 +170,12 @@ def _chosen(axes: Any, spot: Spot, answer: Answer) -> None:
     )
 
 
-def _legend(axes: Any, spots: Sequence[Spot], density: float) -> None:
+def _legend(axes: Any, points: Sequence[FrontierPoint], density: float) -> None:
     def mark(label: str, **look: Any) -> Line2D:
         plain: dict[str, Any] = {"lw": 0, "color": style.MUTED, "ms": 5}
         return Line2D([], [], label=label, **(plain | look))
 
-    savings = [spot.plan.savings for spot in sorted(spots, key=lambda spot: -spot.height)]
+    savings = [point.plan.savings for point in sorted(points, key=lambda point: -point.height)]
     recomputed = [each for each in _RECOMPUTES if any(s.recompute == each for s in savings)]
     saved = [each for each in _MARKERS if any(s.saved == each for s in savings)]
     handles = [
@@ -146,25 +190,25 @@ def _legend(axes: Any, spots: Sequence[Spot], density: float) -> None:
     style.legend_above(axes, 3 if len(handles) > 8 else 4, handles=handles)
 
 
-def _micro_batches(figure: Any, axes: Any, spots: Sequence[Spot]) -> None:
+def _micro_batches(figure: Any, axes: Any, points: Sequence[FrontierPoint]) -> None:
     """Write each micro-batch above its point, where there is room."""
     figure.canvas.draw()
     scale = 72 / figure.dpi
-    for height in {spot.height for spot in spots}:
+    for height in {point.height for point in points}:
         written: list[float] = []
-        lane = [spot for spot in spots if spot.height == height]
-        for spot in sorted(lane, key=lambda each: (not each.chosen, each.peak)):
-            x = axes.transData.transform((spot.peak, height))[0] * scale
+        lane = [point for point in points if point.height == height]
+        for point in sorted(lane, key=lambda each: (not each.chosen, each.peak)):
+            x = axes.transData.transform((point.peak, height))[0] * scale
             if any(abs(x - other) < _ROOM for other in written):
                 continue
             axes.annotate(
-                str(spot.plan.micro_batch),
-                (spot.peak, height),
-                xytext=(0, 8 if spot.chosen else 4),
+                str(point.plan.micro_batch),
+                (point.peak, height),
+                xytext=(0, 8 if point.chosen else 4),
                 textcoords="offset points",
                 ha="center",
                 fontsize=7,
-                color=style.INK if spot.chosen else style.MUTED,
+                color=style.INK if point.chosen else style.MUTED,
                 zorder=2.5,
                 bbox={"facecolor": BAND, "edgecolor": "none", "pad": 0.3},
             )

@@ -3,8 +3,8 @@
 from rich.console import Console
 from rich.table import Table
 
-from mest_fed.cli.planning.answer import Answer
-from mest_fed.cli.planning.clock import CAVEAT, format_multiple
+from mest_fed.cli.planning.request import PlanReport
+from mest_fed.cli.planning.step_time import CAVEAT, format_multiple
 from mest_fed.memory import Plan
 from mest_fed.units import format_bytes, format_seconds
 
@@ -26,34 +26,34 @@ _PARTS = {
 _TAKES = {"momentum": "no momentum", "frozen": "freezes {} blocks"}
 
 
-def print_answer(answer: Answer, console: Console | None = None) -> None:
+def print_report(report: PlanReport, console: Console | None = None) -> None:
     """Print the plan in words, its bytes by part, its step time, and what else fits."""
     console = console or Console()
     width = min(console.width, _WIDEST)
-    plan = answer.plan  # if nothing fits, nothing is printed
+    plan = report.plan  # if nothing fits, nothing is printed
 
     def say(text: str, style: str = "") -> None:
         console.print(text, style=style, width=width, highlight=False, markup=False)
 
-    say(answer.question.title, "bold")
-    if answer.budget.origin:
-        say(answer.budget.origin)
+    say(report.request.title, "bold")
+    if report.budget.origin:
+        say(report.budget.origin)
     say("")
     say(plan.in_words())
     say("")
     console.print(_parts(plan), width=width)
-    if answer.profile is not None:
-        say(f"\n{_time(answer)}")
-    if answer.runners_up:
+    if report.profile is not None:
+        say(f"\n{_time(report)}")
+    if report.runners_up:
         say("")
-        console.print(_others(answer), width=width)
+        console.print(_others(report), width=width)
         say(
-            f"\nTo take one of them, give --prefer with the lever that it spares last. {CAVEAT}",
+            f"\nTo take one of them, give --prefer with the knob that it spares last. {CAVEAT}",
             "dim",
         )
     else:
-        say(f"\n{_alone(answer)}")
-        say(f"\n{CAVEAT}" if answer.profile is not None else "", "dim")
+        say(f"\n{_alone(report)}")
+        say(f"\n{CAVEAT}" if report.profile is not None else "", "dim")
 
 
 def _parts(plan: Plan) -> Table:
@@ -70,35 +70,35 @@ def _parts(plan: Plan) -> Table:
     return table
 
 
-def _time(answer: Answer) -> str:
-    profile, shape = answer.profile, answer.plan.shape
-    seconds = answer.clock.seconds(shape)
+def _time(report: PlanReport) -> str:
+    profile, shape = report.profile, report.plan.shape
+    seconds = report.clock.seconds(shape)
     assert profile is not None
     assert seconds is not None
     step, took = f"A step of {shape.batch} images", format_seconds(seconds)
     text = f"{step} takes {took} on {profile.title} (modelled)"
-    plain = answer.clock.seconds(answer.question.wish)
+    plain = report.clock.seconds(report.request.limits)
     assert plain is not None
     if abs(plain - seconds) < 0.01 * plain:
         return f"{text}, no longer than it would with nothing given up."
     return f"{text}; with nothing given up it would take {format_seconds(plain)}."
 
 
-def _others(answer: Answer) -> Table:
-    table = _table(f"What else fits into {format_bytes(answer.plan.budget)} (modelled)")
+def _others(report: PlanReport) -> Table:
+    table = _table(f"What else fits into {format_bytes(report.plan.budget)} (modelled)")
     columns = ("spares", "peak", "micro-batch", "recomputes", "saved", "density", "step time")
     for heading in columns:
         justify = "left" if heading in ("spares", "recomputes", "saved") else "right"
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    table.add_row("(the plan)", *_cells(answer, answer.plan))
-    for other in answer.runners_up:
-        table.add_row(_differs(answer, other), *_cells(answer, other))
+    table.add_row("(the plan)", *_cells(report, report.plan))
+    for other in report.runners_up:
+        table.add_row(_differs(report, other), *_cells(report, other))
     return table
 
 
-def _cells(answer: Answer, plan: Plan) -> list[str]:
-    seconds = answer.clock.seconds(plan.shape)
-    against = format_multiple(answer.clock.against(plan.shape, answer.plan.shape))
+def _cells(report: PlanReport, plan: Plan) -> list[str]:
+    seconds = report.clock.seconds(plan.shape)
+    against = format_multiple(report.clock.against(plan.shape, report.plan.shape))
     return [
         format_bytes(plan.footprint.total),
         str(plan.micro_batch),
@@ -109,16 +109,16 @@ def _cells(answer: Answer, plan: Plan) -> list[str]:
     ]
 
 
-def _differs(answer: Answer, other: Plan) -> str:
+def _differs(report: PlanReport, other: Plan) -> str:
     """Say what another plan spares, and what it takes that has no column."""
-    spares = [name for name in answer.spared(other) if name != "consume"]  # costs nothing
-    takes = [name for name in answer.pulled_further(other) if name in _TAKES]
+    spares = [name for name in report.spared(other) if name != "release_gradients"]  # costs nothing
+    takes = [name for name in report.pulled_further(other) if name in _TAKES]
     phrases = ", ".join(_TAKES[name].format(other.savings.frozen) for name in takes)
     return ", ".join(spares) + (f" ({phrases})" if phrases else "")
 
 
-def _alone(answer: Answer) -> str:
-    if answer.plan.shape == answer.question.wish:
+def _alone(report: PlanReport) -> str:
+    if report.plan.shape == report.request.limits:
         return "All of it fits as wished: the plan gives nothing up."
     return "Nothing else fits that would spare what the plan gives up."
 

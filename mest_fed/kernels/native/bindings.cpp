@@ -150,9 +150,9 @@ void squeeze_values(const ImageSizes& n, const std::array<int64_t, 3>& given, in
 }
 
 // bits, values, starts, number of values; the first image and the one after the last
-void expand(const ImageSizes& n, const std::array<int64_t, 4>& from,
+void unpack_nonzeros(const ImageSizes& n, const std::array<int64_t, 4>& from,
             const std::array<int64_t, 2>& images, int64_t x, int threads) {
-    mest::expand({n[0], n[1]},
+    mest::unpack_nonzeros({n[0], n[1]},
                  {bytes_in(from[0]), in(from[1]), reinterpret_cast<const int64_t*>(from[2]),
                   from[3]},
                  images[0], images[1], out(x), threads);
@@ -187,6 +187,6 @@ NB_MODULE(_native, m) {
     m.def("dequantise", &dequantise, unlocked);
     m.def("squeeze_bits", &squeeze_bits, unlocked);
     m.def("squeeze_values", &squeeze_values, unlocked);
-    m.def("expand", &expand, unlocked);
+    m.def("unpack_nonzeros", &unpack_nonzeros, unlocked);
     m.def("weighted_sum", &weighted_sum, unlocked);
 }

@@ -82,7 +82,7 @@ void squeeze_values(const Bitmap& of, const float* x, const uint8_t* bits, const
     });
 }
 
-void expand(const Bitmap& of, const Squeezed& from, int64_t first, int64_t last, float* x,
+void unpack_nonzeros(const Bitmap& of, const Squeezed& from, int64_t first, int64_t last, float* x,
             int threads) {
     if (from.starts[0] != 0 || from.starts[of.images] != from.count) {
         throw std::invalid_argument("starts must rise, from 0 to the number of values");
@@ -91,7 +91,7 @@ void expand(const Bitmap& of, const Squeezed& from, int64_t first, int64_t last,
     const Variant& v = variant();
     for_runs(first, last, of.elements, threads, [&](int64_t i) {
         check_image(of, from, i);
-        v.expand(from.bits + i * of.bytes(), of.elements, from.values + from.starts[i],
+        v.unpack_nonzeros(from.bits + i * of.bytes(), of.elements, from.values + from.starts[i],
                  from.values + from.count, x + (i - first) * of.elements);
     });
 }

@@ -42,7 +42,7 @@ struct Squeezed {
 
 // x: the images [first, last). Throws std::invalid_argument if the parts of `from` that those images
 // need do not fit each other; nothing outside them is read.
-void expand(const Bitmap& of, const Squeezed& from, int64_t first, int64_t last, float* x,
+void unpack_nonzeros(const Bitmap& of, const Squeezed& from, int64_t first, int64_t last, float* x,
             int threads);
 
 }  // namespace mest

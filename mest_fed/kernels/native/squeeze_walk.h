@@ -136,7 +136,7 @@ void squeeze_values(const float* x, int64_t elements, const uint8_t* bits, float
 }
 
 // The image's values start at `values`; up to `end` there is something to read.
-void expand(const uint8_t* bits, int64_t elements, const float* values, const float* end,
+void unpack_nonzeros(const uint8_t* bits, int64_t elements, const float* values, const float* end,
             float* x) {
     int64_t i = 0;
     for (; i + 8 <= elements && end - values >= 8; i += 8) {

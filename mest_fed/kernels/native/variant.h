@@ -45,7 +45,7 @@ struct Variant {
     int64_t (*squeeze_bits)(const float* x, int64_t elements, uint8_t* bits);
     void (*squeeze_values)(const float* x, int64_t elements, const uint8_t* bits, float* values,
                            const float* end);
-    void (*expand)(const uint8_t* bits, int64_t elements, const float* values, const float* end,
+    void (*unpack_nonzeros)(const uint8_t* bits, int64_t elements, const float* values, const float* end,
                    float* x);
     int64_t (*count_bits)(const uint8_t* bits, int64_t bytes);
 

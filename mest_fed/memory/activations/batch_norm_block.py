@@ -13,19 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mest_fed.memory.activations.convolutions import (
+from mest_fed.memory.activations.batch_norm_backward import (
+    Gradients,
+    NormBackward,
     convolve,
     convolve_back,
     convolves_by_hand,
 )
-from mest_fed.memory.activations.formats import Packed
-from mest_fed.memory.activations.norm_backward import Gradients, NormBackward
-from mest_fed.memory.activations.pieces import pieces
+from mest_fed.memory.activations.micro_chunks import Workspace, micro_chunks
 from mest_fed.memory.activations.recompute import keep, kept
 from mest_fed.memory.activations.rows import is_plain
+from mest_fed.memory.activations.saved_tensors import Packed
 from mest_fed.memory.activations.segments import Segment
 from mest_fed.memory.activations.state import Autocast
-from mest_fed.memory.activations.workspace import Workspace
 from mest_fed.nn.models.resnet import ResidualBlock
 from mest_fed.nn.norms import BatchNorm2d, Statistics
 
@@ -94,7 +94,7 @@ class RecomputedBlock(torch.autograd.Function):
         assert isinstance(block, ResidualBlock)
         y: Tensor = block.conv1(x)
         first = _norm(block.norm1).normalise_(y, None, relu=True)
-        for start, end in pieces(y.shape):
+        for start, end in micro_chunks(y.shape):
             piece = y[start:end]
             piece.copy_(convolve(block.conv2, piece, work.take("conv2", piece.shape, y)))
         residual, around = x, None
@@ -145,7 +145,7 @@ class _Walks:
 
     def to_second_norm(self) -> None:
         """Compute what the convolutions gave, and the sums of norm2 and of the shortcut's norm."""
-        for start, end in pieces(self.grad.shape):
+        for start, end in micro_chunks(self.grad.shape):
             x, c = self.packed.images(start, end), self.second[start:end]
             a = self._first(x, start, end)
             y = self._buffer("y", start, end)
@@ -168,7 +168,7 @@ class _Walks:
 
     def to_first_norm(self) -> None:
         """Go back through norm2 and conv2, to the gradient behind norm1 and its sums."""
-        for start, end in pieces(self.grad.shape):
+        for start, end in micro_chunks(self.grad.shape):
             a = self._first(self.packed.images(start, end), start, end)
             c = self.second[start:end]
             grad = self._open_gradient(start, end)
@@ -184,7 +184,7 @@ class _Walks:
         same = self.packed.shape == self.grad.shape
         # A piece of `second` has been read when a piece of dx is written over it.
         dx = self.second if same else self.grad.new_empty(self.packed.shape if wanted else 0)
-        for start, end in pieces(self.grad.shape):
+        for start, end in micro_chunks(self.grad.shape):
             x = self.packed.images(start, end)
             a = self._first(x, start, end)
             da = self.norm1.input_gradient(self.second[start:end], a, a)

@@ -9,14 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mest_fed.memory.activations.batch_norm_backward import (
+    Gradients,
+    NormBackward,
+    convolve,
+    convolve_back,
+)
 from mest_fed.memory.activations.batch_norm_block import walks_over
-from mest_fed.memory.activations.convolutions import convolve, convolve_back
-from mest_fed.memory.activations.formats import Packed
-from mest_fed.memory.activations.norm_backward import Gradients, NormBackward
-from mest_fed.memory.activations.pieces import pieces
+from mest_fed.memory.activations.micro_chunks import Workspace, micro_chunks
 from mest_fed.memory.activations.recompute import keep, kept
+from mest_fed.memory.activations.saved_tensors import Packed
 from mest_fed.memory.activations.segments import Segment
-from mest_fed.memory.activations.workspace import Workspace
 from mest_fed.nn.models.resnet import ResNet
 from mest_fed.nn.norms import BatchNorm2d
 
@@ -61,13 +64,13 @@ class RecomputedStem(torch.autograd.Function):
         packed, _ = kept(ctx, ctx.segment)
         model, work = ctx.segment.module, ctx.work
         conv, norm = model.conv1, NormBackward(model.norm1, ctx.statistics, gradients)
-        for start, end in pieces(grad.shape):
+        for start, end in micro_chunks(grad.shape):
             x, a = packed.images(start, end), work.take("a", grad[start:end].shape, grad)
             convolve(conv, x, a)
             open_gradient = _open_gradient(norm, a, grad[start:end], work)
             norm.add(open_gradient, a, work.take("y", a.shape, a))
         norm.close(grad.shape[0] * grad.shape[2:].numel())
-        for start, end in pieces(grad.shape):
+        for start, end in micro_chunks(grad.shape):
             x, a = packed.images(start, end), work.take("a", grad[start:end].shape, grad)
             convolve(conv, x, a)
             da = norm.input_gradient(_open_gradient(norm, a, grad[start:end], work), a, a)

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from mest_fed.errors import MestFedError
-from mest_fed.memory.activations.formats import AsIs, Packed
-from mest_fed.memory.activations.pieces import pieces
+from mest_fed.memory.activations.micro_chunks import Workspace, micro_chunks
+from mest_fed.memory.activations.saved_tensors import AsIs, Packed
 from mest_fed.memory.activations.segments import Segment
 from mest_fed.memory.activations.state import Autocast, replaced
-from mest_fed.memory.activations.workspace import Workspace
 
 
 def by_function(
@@ -53,7 +52,7 @@ def kept(ctx: Any, segment: Segment) -> tuple[Packed, tuple[Tensor, ...]]:
     """
     if torch.is_grad_enabled():
         raise MestFedError(
-            f"segment {segment.name} is recomputed in pieces, which gives no gradient of a "
+            f"segment {segment.name} is recomputed in micro_chunks, which gives no gradient of a "
             "gradient (create_graph=True); allowed: recompute = none or norms"
         )
     parts, parameters = ctx.saved_tensors[: ctx.parts], ctx.saved_tensors[ctx.parts :]
@@ -96,7 +95,7 @@ class RecomputedInPieces(torch.autograd.Function):
         dx = grad.new_empty(packed.shape, dtype=packed.dtype) if wanted else None
         larger = max(packed.shape, grad.shape, key=torch.Size.numel)
         with _in_place_of(ctx.places, stand_ins), ctx.autocast.again(), torch.enable_grad():
-            for first, last in pieces(larger):
+            for first, last in micro_chunks(larger):
                 x = packed.images(first, last).detach().requires_grad_(wanted)
                 _go_back(segment.function(x), grad[first:last])
                 if dx is not None and x.grad is not None:
@@ -147,7 +146,7 @@ def _go_back(y: Tensor, grad: Tensor) -> None:
 
 def _run(segment: Segment, x: Tensor) -> Tensor:
     result: Tensor | None = None
-    for first, last in pieces(x.shape):
+    for first, last in micro_chunks(x.shape):
         y: Tensor = segment.function(x[first:last])
         if last - first == len(x):
             return y.data  # no view of anything: what follows may change it in place

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from mest_fed.memory.activations.segments import Segment
 from mest_fed.nn import SparseConv2d, SparseLinear
-from mest_fed.nn.convolution import Conv2d
+from mest_fed.nn.dense import Conv2d, ReLUMaxPool2d
 from mest_fed.nn.identity import Values
 from mest_fed.nn.models.cnn import CNN2
 from mest_fed.nn.models.resnet import ResidualBlock, ResNet
 from mest_fed.nn.norms import GroupNorm
-from mest_fed.nn.pooling import ReLUMaxPool2d
 
 
 class Rows(NamedTuple):
@@ -62,7 +61,8 @@ def maps_rows(segment: Segment, x: Tensor) -> bool:
 def is_plain(module: nn.Module) -> bool:
     """Whether a module within a segment computes what its class says, from parameters of its own.
 
-    Hooks, a ``forward`` of the instance and tensors in the place of parameters may change that.
+    Hooks, methods of the instance (``forward`` and what it calls) and tensors in the place of
+    parameters may change that.
     """
     hooks = (
         module._forward_hooks,
@@ -72,7 +72,9 @@ def is_plain(module: nn.Module) -> bool:
     )
     return (
         not any(hooks)
-        and "forward" not in vars(module)
+        and not any(
+            callable(held) and hasattr(type(module), name) for name, held in vars(module).items()
+        )
         and all(type(p) in _PARAMETERS for p in module._parameters.values() if p is not None)
         and not _holds_computed_weights(module)
     )

@@ -1,4 +1,4 @@
-"""The one door to all that saves activation memory: ``with saving(model, savings) as forward``."""
+"""What saves activation memory, in one call: ``with memory_saving(model, options) as forward``."""
 
 import copy
 import warnings
@@ -13,20 +13,25 @@ from torch import Tensor, nn
 
 from mest_fed.errors import not_allowed
 from mest_fed.memory.activations import batch_norm_block, batch_norm_stem
-from mest_fed.memory.activations.formats import FORMATS, AsIs, Packed, packable
-from mest_fed.memory.activations.hooks import SavedActivations
+from mest_fed.memory.activations.micro_chunks import Workspace
 from mest_fed.memory.activations.recompute import RecomputedInPieces, by_function
 from mest_fed.memory.activations.rows import maps_rows
+from mest_fed.memory.activations.saved_tensors import (
+    FORMATS,
+    AsIs,
+    Packed,
+    SavedActivations,
+    packable,
+)
 from mest_fed.memory.activations.segments import Segment, segments_of
 from mest_fed.memory.activations.whole import recomputed_whole
-from mest_fed.memory.activations.workspace import Workspace
 
 #: What is computed again in backward: nothing; outputs of normalisations; whole segments.
 RECOMPUTE = ("none", "norms", "segments")
 
 
 @dataclass(frozen=True)
-class Savings:
+class MemoryOptions:
     """What training gives up time, or exactness, for. By default nothing.
 
     Parameters
@@ -35,7 +40,7 @@ class Savings:
         One of :data:`RECOMPUTE`. Exact.
     saved : str
         Format of saved activations, one of ``FORMATS``; ``fp32`` and ``mask`` are exact.
-    consume : bool
+    release_gradients : bool
         Whether the optimizer takes gradients in during backward. Exact but for rounding.
     frozen : int
         Segments at the start of the model that do not train, and keep nothing.
@@ -48,7 +53,7 @@ class Savings:
 
     recompute: str = "none"
     saved: str = "fp32"
-    consume: bool = False
+    release_gradients: bool = False
     frozen: int = 0
 
     def __post_init__(self) -> None:
@@ -65,7 +70,7 @@ class NothingSavedWarning(UserWarning):
 
 
 @contextmanager
-def saving(model: nn.Module, savings: Savings) -> Iterator[Callable[..., Any]]:
+def memory_saving(model: nn.Module, savings: MemoryOptions) -> Iterator[Callable[..., Any]]:
     """Train a model with savings: within, call what this yields in place of the model.
 
     Parameters
@@ -74,8 +79,8 @@ def saving(model: nn.Module, savings: Savings) -> Iterator[Callable[..., Any]]:
         Any module; it is left as it was. Recomputation and freezing act on its segments, see
         :mod:`mest_fed.memory.activations.segments`. A copy of it that is made within is a plain
         model of its own.
-    savings : Savings
-        ``consume`` is the optimizer's to do.
+    savings : MemoryOptions
+        ``release_gradients`` is the optimizer's to do.
 
     Yields
     ------
@@ -167,7 +172,7 @@ class _StateOfCopies:
 
 
 def _forward(
-    model: nn.Module, savings: Savings, recomputed: list["Recomputed"]
+    model: nn.Module, savings: MemoryOptions, recomputed: list["Recomputed"]
 ) -> Callable[..., Any]:
     if savings.saved == "fp32" and savings.recompute == "none":
         return model
@@ -235,7 +240,7 @@ class Recomputed:
         return any(tensor.requires_grad for tensor in (*given, *parameters))
 
     def _in_pieces(self, args: tuple[Any, ...]) -> Any:
-        """Return the autograd function that takes a batch in pieces, None where none may."""
+        """Return the autograd function that takes a batch in micro_chunks, None where none may."""
         if len(args) != 1 or not isinstance(args[0], Tensor):
             return None
         (x,) = args

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from mest_fed.errors import MestFedError
-from mest_fed.memory.activations.formats import AsIs, Packed, packable
+from mest_fed.memory.activations.saved_tensors import AsIs, Packed, packable
 from mest_fed.memory.activations.segments import Segment
 from mest_fed.memory.activations.state import (
     Autocast,

@@ -4,9 +4,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from mest_fed.nn.convolution import Conv2d
+from mest_fed.nn.dense import Conv2d, ReLUMaxPool2d
 from mest_fed.nn.flow import Ends
-from mest_fed.nn.pooling import ReLUMaxPool2d
 
 
 class CNN2(nn.Module):

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from mest_fed.nn.convolution import Conv2d
+from mest_fed.nn.dense import Conv2d
 from mest_fed.nn.flow import Ends
 from mest_fed.nn.norms import BatchNorm2d, GroupNorm
 

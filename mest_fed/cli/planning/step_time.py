@@ -1,0 +1,173 @@
+"""How long a step of a plan takes: on a device, or against another plan. Modelled."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+from mest_fed.devices import DeviceProfile, Work, train_seconds, training_work
+from mest_fed.memory import ModelTrace, Plan, TrainingShape
+from mest_fed.memory.footprint import peak_granules
+from mest_fed.sparsity import Static
+
+#: Stands beside the figures.
+CAVEAT = (
+    "Step times count convolutions and linear layers; small micro-batches, packing and norms "
+    "computed again cost more than is modelled."
+)
+
+
+def format_multiple(ratio: float) -> str:
+    """Write how many times as long something takes."""
+    return f"\N{MULTIPLICATION SIGN} {ratio:.2f}"
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Step times of one model.
+
+    Parameters
+    ----------
+    trace : ModelTrace
+        Of the model.
+    scheme : str
+        Of its sparse layers; ``dense`` if it has none.
+    profile : DeviceProfile or None
+        The device, if there is one.
+    """
+
+    trace: ModelTrace
+    scheme: str
+    profile: DeviceProfile | None
+    _known: dict[Hashable, Work] = field(default_factory=dict, repr=False)
+
+    def seconds(self, shape: TrainingShape) -> float | None:
+        """Return how long the device takes for a step, a whole batch; None without a device."""
+        if self.profile is None:
+            return None
+        return train_seconds(self.profile, self._image(shape), self.scheme) * shape.batch
+
+    def against(self, shape: TrainingShape, other: TrainingShape) -> float:
+        """Return a step's time as a multiple of another's: on the device, or by operations."""
+        return self._amount(shape) / self._amount(other)
+
+    def as_table(self, plan: Plan, plain: TrainingShape) -> dict[str, float | None]:
+        """Return a plan's times as plain values; ``plain`` is training that saves nothing."""
+        seconds = self.seconds(plan.shape)
+        return {
+            "step_seconds": None if seconds is None else round(seconds, 6),
+            "step_relative": round(self.against(plan.shape, plain), 6),
+        }
+
+    def _amount(self, shape: TrainingShape) -> float:
+        work = self._image(shape) * shape.batch
+        seconds = self.seconds(shape)
+        return work.dense_flops + work.sparse_flops if seconds is None else seconds
+
+    def _image(self, shape: TrainingShape) -> Work:
+        """Count the operations of an image, at the target density and not at a method's peak."""
+        savings = shape.savings
+        key = shape.density, shape.distribution, savings.recompute, savings.frozen
+        if key not in self._known:
+            model = self.trace.at(peak_granules(self.trace, Static(), shape))
+            channels, height, width = self.trace.input_shape
+            self._known[key] = training_work(model, (channels, height, width), savings)
+        return self._known[key]
+
+
+#: Lanes left empty between two bands.
+_BETWEEN = 1
+#: Two times that differ by less, relatively, are one.
+_SAME = 1e-6
+
+Timed = tuple[Plan, float]
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """A plan in the picture.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan.
+    time : float
+        Its step time.
+    height : int
+        Number of its lane, from below.
+    chosen : bool
+        Whether it is the plan of the report.
+    """
+
+    plan: Plan
+    time: float
+    height: int
+    chosen: bool = False
+
+    @property
+    def peak(self) -> int:
+        """Predicted peak in bytes."""
+        return self.plan.footprint.total
+
+
+def place(frontier: Sequence[Timed], chosen: Timed) -> list[FrontierPoint]:
+    """Give each plan a lane.
+
+    Parameters
+    ----------
+    frontier : sequence of (Plan, float)
+        Plans and their step times. Of plans that recomputation makes no different, as in a model
+        without norms, the first stays.
+    chosen : (Plan, float)
+        The plan that was chosen, whether the frontier has it or not.
+    """
+    timed = _distinct([chosen, *frontier])
+    times = _levels([time for _, time in timed])
+    points, height = [], 0
+    for time in times:
+        here = [plan for plan, exact in timed if _level(exact, times) == time]
+        lanes = sorted({_lane(plan) for plan in here}, reverse=True)
+        for plan in here:
+            at = height + lanes.index(_lane(plan))
+            points.append(FrontierPoint(plan, time, at, plan is chosen[0]))
+        height += len(lanes) + _BETWEEN
+    return points
+
+
+def front(points: Sequence[FrontierPoint], density: float) -> list[FrontierPoint]:
+    """Return the points of a density that no other beats in memory and time, the fastest first."""
+    best: list[FrontierPoint] = []
+    like = [
+        point for point in points if point.plan.density == density and not point.plan.savings.frozen
+    ]
+    for point in sorted(like, key=lambda each: (each.time, each.peak)):
+        if not best or point.peak < best[-1].peak:
+            best.append(point)
+    return best
+
+
+_RECOMPUTE = ("none", "norms", "segments")
+_SAVED = ("fp32", "fp16", "bf16", "mask", "int8")
+
+
+def _lane(plan: Plan) -> tuple[int, int]:
+    savings = plan.savings
+    return _RECOMPUTE.index(savings.recompute), _SAVED.index(savings.saved)
+
+
+def _distinct(timed: Sequence[Timed]) -> list[Timed]:
+    first: dict[object, Timed] = {}
+    for plan, time in timed:
+        key = time, plan.footprint.total, plan.savings.saved, plan.micro_batch
+        first.setdefault(key, (plan, time))
+    return list(first.values())
+
+
+def _levels(times: Sequence[float]) -> list[float]:
+    levels: list[float] = []
+    for time in sorted(times):
+        if not levels or time - levels[-1] > _SAME * time:
+            levels.append(time)
+    return levels
+
+
+def _level(time: float, levels: Sequence[float]) -> float:
+    return min(levels, key=lambda level: abs(level - time))

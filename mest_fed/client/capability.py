@@ -1,0 +1,259 @@
+"""What a client tells the server before the first round: its device, budget and plan."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from logging import getLogger
+
+import torch
+from flwr.app import ConfigRecord, Context, RecordDict
+
+from mest_fed.errors import InputError, not_allowed
+from mest_fed.memory import Plan, read_plan
+from mest_fed.memory.activations import segments_of
+from mest_fed.memory.meter import warm_up
+from mest_fed.system.limits import limit_of_process, usage
+from mest_fed.task import Task, task_from_run_config
+from mest_fed.units import format_bytes, parse_bytes
+
+log = getLogger("flwr.mest_fed")
+
+BUDGET = "mest.budget"
+
+
+def budget_of(task: Task, context: Context, device: str) -> int:
+    """Return the bytes that training may add to this client's process.
+
+    The node config gives ``budget``, or ``memory-limit`` and perhaps ``memory-margin``: then it is
+    what the limit leaves beside all that is charged against it before the first training. That is
+    measured once and kept in ``Context.state``, so that the plan is the same in every round.
+
+    Raises
+    ------
+    InputError
+        If the node config says nonsense, or the limit leaves nothing.
+    """
+    node = context.node_config
+    if "memory-limit" not in node:
+        given = node.get("budget")
+        return task.budget(device) if given is None else parse_bytes(str(given), "budget")
+    if "budget" in node:
+        raise InputError("node config: budget and memory-limit exclude each other; allowed: one")
+    limit = parse_bytes(str(node["memory-limit"]), "memory-limit")
+    margin = node.get("memory-margin", task.config.memory.margin)
+    if not isinstance(margin, int | float) or not 0 <= margin < 1:
+        raise not_allowed("memory-margin", margin, "a number in [0, 1)")
+    limits: dict[str, int | float] = {"limit": limit, "margin": float(margin)}
+    kept = context.state.config_records.get(BUDGET)
+    if kept is None or any(kept[key] != value for key, value in limits.items()):
+        kept = ConfigRecord({**limits, "bytes": _left(task, limit, margin)})
+        context.state[BUDGET] = kept
+    return int(str(kept["bytes"]))
+
+
+def _left(task: Task, limit: int, margin: float) -> int:
+    """Measure what a limit leaves for training, once data and libraries are there."""
+    _warm_up(task)
+    present = limit_of_process()
+    tightest = limit if present is None else min(limit, present)
+    taken = usage()
+    left = int(tightest * (1 - margin)) - taken
+    if left < 1:
+        raise InputError(
+            f"memory-limit = {format_bytes(tightest)} leaves nothing for training: "
+            f"{format_bytes(taken)} are in use before it (measured), and a margin of {margin:.0%}"
+        )
+    log.info(
+        "memory budget: %s of a limit of %s; %s in use before training (measured)",
+        *map(format_bytes, (left, tightest, taken)),
+    )
+    return left
+
+
+def _warm_up(task: Task) -> None:
+    """Bring in what is there before training whatever the plan: data, libraries, the planner.
+
+    Measured with torch 2.13: 36 MB for planning and 20 MB for a first training step.
+    """
+    len(task.partitions)
+    sparsity = task.config.sparsity
+    warm_up(None if sparsity.method == "dense" else sparsity.scheme)
+    task.planner().smallest()
+
+
+#: In the node config: the plan as JSON, as ``mest-fed plan --json`` prints it.
+GIVEN = "plan"
+#: In the node config: the peak of that plan that was measured elsewhere, in bytes.
+GIVEN_PEAK = "measured-peak"
+#: In ``Context.state``: Flower may start a new process for each message, and planning takes time.
+KEPT = "mest.plan"
+
+
+def plan_of(task: Task, context: Context, budget: int, device: str) -> Plan:
+    """Return the plan of a device within its budget.
+
+    Raises
+    ------
+    InputError
+        If the node config gives a plan that is none, or not one of this run.
+    BudgetError
+        If nothing fits.
+    """
+    given = context.node_config.get(GIVEN)
+    if given is not None:
+        plan = _read(str(given))
+        _check(task, plan)
+        return plan
+    kept = context.state.config_records.get(KEPT)
+    threads = torch.get_num_threads()  # of this process, which trains
+    given_by = f"{budget} {threads} {task.config.model_dump_json()}"
+    key = hashlib.sha256(given_by.encode()).hexdigest()
+    if kept is None or kept["of"] != key:
+        kept = ConfigRecord({"of": key, "plan": _make(task, budget, device, threads).as_json()})
+        context.state[KEPT] = kept
+    return _read(str(kept["plan"]))
+
+
+def measured_elsewhere(context: Context) -> int | None:
+    """Return the measured peak that the node config gives, or None.
+
+    Raises
+    ------
+    InputError
+        If it gives something that is no number of bytes.
+    """
+    peak = context.node_config.get(GIVEN_PEAK)
+    if peak is not None and (not isinstance(peak, int) or isinstance(peak, bool) or peak < 0):
+        raise not_allowed(f"{GIVEN_PEAK} (node config)", peak, "a whole number of bytes")
+    return peak
+
+
+@lru_cache(maxsize=64)
+def _make(task: Task, budget: int, device: str, threads: int) -> Plan:
+    return task.plan(budget, device, threads)
+
+
+@lru_cache(maxsize=64)
+def _read(text: str) -> Plan:
+    return read_plan(text, "plan (node config)")
+
+
+def _check(task: Task, plan: Plan) -> None:
+    """Refuse a plan that was made for another batch or another model."""
+    batch = task.config.training.batch_size
+    if plan.shape.batch != batch:
+        allowed = f"{batch} (training.batch_size)"
+        raise not_allowed("plan (node config): batch", plan.shape.batch, allowed)
+    most = max(0, len(segments_of(task.model)) - 1)
+    if plan.savings.frozen > most:
+        raise InputError(
+            f"plan (node config): frozen = {plan.savings.frozen} is not allowed; "
+            f"allowed: 0 to {most}"
+        )
+
+
+RECORD = "capability"
+
+#: Numbers that nodes with examples of their own have, one each (with all but certainty).
+_NUMBERS = 2**31
+
+
+@dataclass(frozen=True)
+class Capability:
+    """A client's place in the fleet.
+
+    Parameters
+    ----------
+    partition : int
+        Which share of the data it holds.
+    device : str
+        Profile name.
+    budget : int
+        Bytes that training may add to the process.
+    plan : Plan
+        How it trains within the budget.
+    measured_peak : int or None
+        The plan's peak where it was measured elsewhere, as for a simulated device; in bytes.
+    """
+
+    partition: int
+    device: str
+    budget: int
+    plan: Plan
+    measured_peak: int | None = None
+
+
+def task_of_node(context: Context) -> Task:
+    """Return the run's task with the data that this node has.
+
+    The node config may give ``data``: with ``partition-id`` where the run's data set is on this
+    node, and without it the node's own examples (:func:`mest_fed.data.load_own`).
+
+    Raises
+    ------
+    InputError
+        If the run's data set has no files that could be elsewhere.
+    """
+    run, path = context.run_config, str(context.node_config.get("data", ""))
+    if not path:
+        return task_from_run_config(run)
+    if "partition-id" not in context.node_config:
+        return task_from_run_config(run, path)
+    if run["data.name"] == "digits":
+        raise not_allowed(
+            "data (of this node)",
+            path,
+            "none beside a partition, since data.name = 'digits' has no files",
+        )
+    return task_from_run_config({**run, "data.path": path})
+
+
+def capability_of(task: Task, context: Context) -> Capability:
+    """Work out a client's capability from its node config and the run's fleet.
+
+    The node config gives ``partition-id``, unless the node has examples of its own: then its number
+    comes after those of the fleet. ``device`` and ``budget`` or ``memory-limit`` replace
+    what the fleet's mix and the profile say, as a real device does. It may give a ``plan``, too.
+
+    Raises
+    ------
+    InputError
+        If the node config lacks a partition, names one that the fleet has not, or gives a budget
+        that is none.
+    """
+    node = context.node_config
+    partition = node.get("partition-id")
+    total = task.config.fleet.devices
+    if task.own_data:
+        partition = total + context.node_id % _NUMBERS
+    elif not isinstance(partition, int) or not 0 <= partition < total:
+        raise InputError(
+            f"partition-id = {partition!r} is not allowed (node config); "
+            f"allowed: 0 to {total - 1} (fleet.devices = {total})"
+        )
+    device = str(node.get("device") or task.devices[partition % total])
+    budget = budget_of(task, context, device)
+    plan = plan_of(task, context, budget, device)
+    return Capability(partition, device, budget, plan, measured_elsewhere(context))
+
+
+def capability_record(task: Task, capability: Capability) -> RecordDict:
+    """Write a capability for the server."""
+    plan = capability.plan
+    training, held = task.example_counts(capability.partition)
+    return RecordDict(
+        {
+            RECORD: ConfigRecord(
+                {
+                    "partition": capability.partition,
+                    "device": capability.device,
+                    "budget": capability.budget,
+                    "density": plan.density,
+                    "micro-batch": plan.micro_batch,
+                    "predicted-peak": plan.footprint.total,
+                    "examples": training,
+                    "held-out": held,
+                }
+            )
+        }
+    )

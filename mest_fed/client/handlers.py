@@ -1,0 +1,85 @@
+"""What a device does with each kind of instruction."""
+
+from flwr.app import Context, Message, MetricRecord, RecordDict
+
+from mest_fed.client.capability import Capability, capability_of, capability_record, task_of_node
+from mest_fed.client.kernels import device_kernels
+from mest_fed.client.local_round import ClientState, TrainInstruction, evaluate_round, train_round
+from mest_fed.client.memory_guard import limit_guard, watched
+from mest_fed.errors import WireError
+from mest_fed.nn import SparseState
+from mest_fed.task import Task
+from mest_fed.wire import decode, encode, mask_hash
+from mest_fed.wire.records import from_record, to_record
+
+
+def query(message: Message, context: Context) -> Message:
+    """Tell the server what this device is and how it will train."""
+    task = task_of_node(context)
+    return Message(capability_record(task, capability_of(task, context)), reply_to=message)
+
+
+def train(message: Message, context: Context) -> Message:
+    """Train one round and send the sparse update."""
+    task, who, kept = _open(context)
+    received = _receive(task, message, kept)
+    config = message.content.config_records["mest"]
+    order = TrainInstruction(int(config["round"]), bool(config["mutate"]))
+    with device_kernels(task, who, kept), watched(task, who, context) as memory:
+        guard = limit_guard(task, context, memory)
+        result = train_round(task, received, order, who, kept, guard=guard)
+    payload, residual = encode(
+        result.state,
+        task.spec,
+        values=task.config.wire.upload,
+        known=received.masks,
+        reference=received,
+        residual=kept.residual,
+    )
+    kept.residual = residual
+    metrics = {
+        "num-examples": task.example_counts(who.partition)[0],
+        "presented": result.totals.examples,
+        "loss-sum": result.totals.loss,
+        "correct": result.totals.correct,
+        "flops-dense": result.work_dense,
+        "flops-sparse": result.work_sparse,
+        "density": result.state.density(task.spec),
+        "predicted-peak": who.plan.footprint.total,
+        "measured-peak": memory.peak,
+        "micro-batch-halved": int(memory.halved),
+    }
+    content = to_record(payload)
+    content["metrics"] = MetricRecord(metrics)
+    return Message(content, reply_to=message)
+
+
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluate the global model on this client's held-out examples."""
+    task, who, kept = _open(context)
+    received = _receive(task, message, kept)
+    with device_kernels(task, who, kept):
+        totals = evaluate_round(task, received, who)
+    metrics = {
+        "num-examples": totals.examples,
+        "loss-sum": totals.loss,
+        "correct": totals.correct,
+    }
+    return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+
+
+def _open(context: Context) -> tuple[Task, Capability, ClientState]:
+    task = task_of_node(context)
+    return task, capability_of(task, context), ClientState(context)
+
+
+def _receive(task: Task, message: Message, kept: ClientState) -> SparseState:
+    payload = from_record(message.content)
+    masks = kept.masks
+    known = {mask_hash(masks): masks} if masks else {}
+    try:
+        state = decode(payload, task.spec, known=known)
+    except WireError as error:
+        raise WireError(f"the server's message was rejected: {error}") from None
+    kept.masks = state.masks
+    return state

@@ -1,0 +1,136 @@
+"""Which kernels clients compute with: as the configuration says, for a fleet or for one device."""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from logging import getLogger
+from pathlib import Path
+from time import perf_counter
+
+from torch import nn
+
+from mest_fed.client.capability import Capability
+from mest_fed.client.local_round import ClientState
+from mest_fed.errors import InputError
+from mest_fed.kernels.choice import EVERYTHING_DENSE, active_choices, with_choices
+from mest_fed.kernels.table import (
+    ALL_DENSE,
+    BY_RULE,
+    TIMED,
+    Table,
+    choices_to_rows,
+    parse_table,
+    read_table,
+)
+from mest_fed.kernels.tuning import Timing
+from mest_fed.memory import Plan
+from mest_fed.nn.tuning import by_rule, decide_layers, tune
+from mest_fed.task import Task
+from mest_fed.training import choose_device
+
+log = getLogger("flwr.mest_fed")
+
+#: Moments of a run at which its densities are looked up.
+_MOMENTS = 64
+
+
+def given_table(task: Task) -> Table | None:
+    """Return the table that the configuration names, or None where it names none.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
+    kernels = task.config.training.kernels
+    if not kernels.endswith(".json"):
+        return None
+    try:
+        return read_table(Path(kernels))
+    except InputError as error:
+        raise InputError(f"training.kernels: {error}") from None
+
+
+def kernel_table(task: Task, plans: Iterable[Plan]) -> Table:
+    """Choose the kernels of some plans, on this machine and torch's present number of threads.
+
+    Parameters
+    ----------
+    task : Task
+        Its configuration says how to choose.
+    plans : iterable of Plan
+        Where several have one density, the first one's micro-batch is timed.
+
+    Raises
+    ------
+    InputError
+        If the configuration names a table that cannot be read.
+    """
+    given, started = given_table(task), perf_counter()
+    mode = task.config.training.kernels if given is None else given.mode
+    rows = {row.case: row for row in given.rows} if given and mode == TIMED else {}
+    if choose_device(task.config.training.device).type == "cpu":
+        for density, batch in _densities(task, plans).items():
+            model = _model(task, density)
+            if model is None:
+                continue
+            if mode == TIMED and given is None:
+                found = tune(model, task.shape, batch, rows)
+            else:
+                decide = _dense if mode == ALL_DENSE else by_rule
+                found = decide_layers(model, task.shape, batch, decide, rows)
+            rows |= {row.case: row for row in found}
+    if given is not None and mode == TIMED:
+        return replace(given, rows=tuple(rows.values()))
+    if mode == TIMED:
+        log.info("kernels: %d cases timed in %.1f s", len(rows), perf_counter() - started)
+    return Table.made_here(mode, rows.values())
+
+
+@contextmanager
+def device_kernels(task: Task, who: Capability, kept: ClientState) -> Iterator[None]:
+    """Compute with the kernels that the configuration wants, on a device of its own.
+
+    A device chooses once and keeps its choice. A simulated one is told, as is its process.
+    """
+    if active_choices() is not None or task.config.training.kernels == BY_RULE:
+        yield
+        return
+    if kept.kernels is None:
+        kept.kernels = json.dumps(choices_to_rows(_once(task, who.plan)))
+    table = kept.kernels or ""
+    with with_choices(parse_table(table, "the kernels in this node's state").choices):
+        yield
+
+
+@lru_cache(maxsize=16)
+def _once(task: Task, plan: Plan) -> Table:
+    """Choose for a plan, once in a process, which may play many devices."""
+    return kernel_table(task, [plan])
+
+
+def _dense(_: object) -> Timing:
+    return Timing(EVERYTHING_DENSE)
+
+
+def _densities(task: Task, plans: Iterable[Plan]) -> dict[float, int]:
+    """Return the densities that plans meet, soft bounds included, and the micro-batch of each."""
+    moments = (moment / _MOMENTS for moment in range(_MOMENTS))
+    shares = {1.0, *(task.method.bounds(progress).ceiling for progress in moments)}
+    densities: dict[float, int] = {}
+    for plan in plans:
+        for share in sorted(shares):
+            densities.setdefault(min(1.0, plan.density * share), plan.micro_batch)
+    return densities
+
+
+def _model(task: Task, density: float) -> nn.Module | None:
+    """Build the run's model at a density; None if the scheme cannot hold so much."""
+    config = task.config
+    sparsity = config.sparsity.model_copy(update={"density": density})
+    try:
+        return Task(config.model_copy(update={"sparsity": sparsity})).build_model()
+    except InputError:
+        return None

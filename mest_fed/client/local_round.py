@@ -1,0 +1,235 @@
+"""One round on one client: receive, train under the plan, mutate if due, send."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import chain, repeat
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context
+from torch import nn
+
+from mest_fed.client.capability import Capability
+from mest_fed.data import Batches
+from mest_fed.nn import SparseState, read_state, write_state
+from mest_fed.nn.state import Slots
+from mest_fed.rng import torch_generator
+from mest_fed.task import Task
+from mest_fed.training import (
+    EVALUATION_BATCH,
+    ForgettingState,
+    LocalMutation,
+    LocalTrainer,
+    Metrics,
+    RoundMutation,
+    choose_device,
+    evaluate,
+)
+from mest_fed.wire import Residual
+
+MASKS = "mest.masks"
+FORGETTING = "mest.forgetting"
+RESIDUAL_MASKS = "mest.residual.masks"
+RESIDUAL_VALUES = "mest.residual.values"
+KERNELS = "mest.kernels"
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class ClientState:
+    """Typed access to a client's ``Context.state``.
+
+    Parameters
+    ----------
+    context : Context
+        Of this client; setting an attribute writes through to it.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._state = context.state
+
+    @property
+    def masks(self) -> dict[str, Slots] | None:
+        """The mask set that this client and the server both know, or None."""
+        return self._read(MASKS)
+
+    @masks.setter
+    def masks(self, masks: dict[str, Slots]) -> None:
+        self._write(MASKS, masks)
+
+    @property
+    def residual(self) -> Residual | None:
+        """What 8-bit uploads have left unsent so far, or None."""
+        masks, values = self._read(RESIDUAL_MASKS), self._read(RESIDUAL_VALUES)
+        return None if masks is None or values is None else Residual(masks, values)
+
+    @residual.setter
+    def residual(self, residual: Residual | None) -> None:
+        if residual is not None:
+            self._write(RESIDUAL_MASKS, residual.masks)
+            self._write(RESIDUAL_VALUES, residual.values)
+
+    @property
+    def kernels(self) -> str | None:
+        """The table of kernels that this device timed, as JSON, or None."""
+        record = self._state.config_records.get(KERNELS)
+        return None if record is None else str(record["table"])
+
+    @kernels.setter
+    def kernels(self, table: str) -> None:
+        self._state[KERNELS] = ConfigRecord({"table": table})
+
+    def forgetting(self, num_examples: int) -> ForgettingState:
+        """Return the forgetting state, fresh if there is none for so many examples."""
+        kept = self._read(FORGETTING)
+        if kept is None or len(kept["codes"]) != num_examples:
+            return ForgettingState.fresh(num_examples)
+        return ForgettingState(kept["codes"].copy())
+
+    def keep_forgetting(self, state: ForgettingState) -> None:
+        """Keep the forgetting state."""
+        self._write(FORGETTING, {"codes": state.codes})
+
+    def _read(self, key: str) -> Arrays | None:
+        record = self._state.array_records.get(key)
+        return None if record is None else {name: array.numpy() for name, array in record.items()}
+
+    def _write(self, key: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        self._state[key] = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+
+
+@dataclass(frozen=True)
+class TrainInstruction:
+    """What the server asks for.
+
+    Parameters
+    ----------
+    round : int
+        From 1.
+    mutate : bool
+        Whether the client mutates in this round.
+    """
+
+    round: int
+    mutate: bool
+
+    def progress(self, task: Task) -> float:
+        """Return the run's progress at the start of the round, in [0, 1)."""
+        return min(1.0, (self.round - 1) / task.config.run.rounds)
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What a client's round gave.
+
+    Parameters
+    ----------
+    state : SparseState
+        Weights and masks after training.
+    totals : Metrics
+        Of all presentations.
+    work_dense, work_sparse : float
+        Floating-point operations of training, modelled from live weights.
+    """
+
+    state: SparseState
+    totals: Metrics
+    work_dense: float
+    work_sparse: float
+
+
+def train_round(
+    task: Task,
+    received: SparseState,
+    order: TrainInstruction,
+    who: Capability,
+    kept: ClientState,
+    *,
+    guard: Callable[[LocalTrainer], None] | None = None,
+) -> RoundResult:
+    """Train the received state on this client's examples.
+
+    Every draw comes from (seed, round, partition, purpose). ``guard`` is the trainer's.
+    """
+    training, seed = task.config.training, task.config.run.seed
+    model = _resident_model(task)
+    write_state(model, received)
+    examples, _ = task.examples(who.partition)
+    forgetting = kept.forgetting(len(examples)) if task.forgetting.active else None
+    chosen = _examples_this_round(task, model, order, examples, forgetting)
+    progress = order.progress(task)
+    plan = who.plan
+    settings = task.optimizer(progress)
+    if not plan.shape.momentum:
+        settings = settings.without_momentum()
+    optimizer = settings.build(model, release_gradients=plan.savings.release_gradients)
+    epoch = Batches(
+        task.data.train,
+        examples,
+        training.batch_size,
+        generator=torch_generator(seed, order.round, who.partition, "batches"),
+        augmentation=task.config.data.augmentation,
+        kept=chosen,
+    )
+    mutation = None
+    if order.mutate:
+        what = RoundMutation(task.method, progress, seed, order.round)
+        mutation = LocalMutation(model, optimizer, what, training.local_epochs * len(epoch))
+    work = task.work(training.local_epochs * len(chosen), plan.savings)
+    trainer = LocalTrainer(
+        model,
+        optimizer,
+        micro_batch=plan.micro_batch,
+        savings=plan.savings,
+        guard=guard,
+        forgetting=forgetting,
+    )
+    batches = chain.from_iterable(repeat(epoch, training.local_epochs))
+    try:
+        totals = trainer.fit(batches, mutation)
+    finally:
+        optimizer.close()  # the model is resident: nothing of this round may stay on it
+    if forgetting is not None:
+        kept.keep_forgetting(forgetting)
+    return RoundResult(read_state(model), totals, work.dense_flops, work.sparse_flops)
+
+
+def evaluate_round(task: Task, received: SparseState, who: Capability) -> Metrics:
+    """Evaluate the received state on this client's held-out examples."""
+    model = _resident_model(task)
+    write_state(model, received)
+    _, held = task.examples(who.partition)
+    totals, _ = evaluate(model, Batches(task.data.train, held, EVALUATION_BATCH))
+    return totals
+
+
+def _resident_model(task: Task) -> nn.Module:
+    """Return the process's model on the device that computes; going through it takes 0.3 ms."""
+    model, device = task.model, choose_device(task.config.training.device)
+    if next(model.parameters()).device != device:
+        model.to(device)
+    return model
+
+
+def _examples_this_round(
+    task: Task,
+    model: nn.Module,
+    order: TrainInstruction,
+    examples: np.ndarray,
+    forgetting: ForgettingState | None,
+) -> np.ndarray:
+    """Return the positions within ``examples`` to train on, leaving out the unforgettable."""
+    if forgetting is None:
+        return np.arange(len(examples))
+    policy = task.forgetting
+    if order.progress(task) >= policy.start:
+        if not forgetting.removed.any():
+            forgetting.remove(policy.fraction)
+        elif policy.readmit:
+            left_out = np.flatnonzero(forgetting.removed)
+            _, correct = evaluate(
+                model, Batches(task.data.train, examples[left_out], EVALUATION_BATCH)
+            )
+            forgetting.readmit(left_out, correct.numpy())
+    return forgetting.kept()

@@ -1,0 +1,326 @@
+"""The nodes of the fleet: who they are, what they can do, which mask each of them knows."""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from logging import getLogger
+from time import sleep
+from typing import Any, Protocol, runtime_checkable
+
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from mest_fed.errors import MestFedError
+from mest_fed.rng import in_random_order, numpy_generator
+from mest_fed.schema import FailureKind
+from mest_fed.server.exchange import Awaited, absence_of
+
+log = getLogger(__name__)
+
+_POLL_SECONDS = 1.0
+#: Seconds for which a run waits for the answers of its first nodes. Later answers are taken, too.
+QUERY_SECONDS = 120.0
+#: Of a fleet that numbers its nodes, so many are remembered: those that were drawn last. One that
+#: is forgotten is asked again who it is, and is sent the mask again.
+REMEMBERED = 10_000
+
+Draw = Callable[[int, Collection[int]], list[int]]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node's answer to the capability query.
+
+    Parameters
+    ----------
+    node_id : int
+        Flower's id, random in most engines; order nodes by ``partition``.
+    partition : int
+        Its share of the data.
+    device : str
+        Profile name.
+    budget : int
+        Memory budget in bytes.
+    density : float
+        Density of its plan.
+    micro_batch : int
+        Micro-batch of its plan.
+    predicted_peak : int
+        Modelled bytes of its plan.
+    examples, held_out : int
+        Numbers of its training and evaluation examples.
+    """
+
+    node_id: int
+    partition: int
+    device: str
+    budget: int
+    density: float
+    micro_batch: int
+    predicted_peak: int
+    examples: int
+    held_out: int
+
+
+@runtime_checkable
+class KnowsActivations(Protocol):
+    """What a grid offers if it knows since when its nodes are there, as Flower's own does."""
+
+    def get_nodes(self) -> Iterable[Any]:
+        """Return the nodes that are there, each with ``node_id`` and ``last_activated_at``."""
+
+
+class ClientRegistry:
+    """Knows the nodes of a grid, and keeps knowing which mask each of them has.
+
+    Node ids say nothing of who holds which partition, so all nodes are asked before the first draw.
+    But ids that come as a ``range`` are in the order of the partitions, as those of a simulated
+    fleet are: then only nodes that are drawn are asked.
+
+    Real devices come and go. One that comes during the run is asked, and takes part once it has
+    answered; no round waits for that. One that went away is forgotten, and asked anew when it is
+    back. A partition is of one node at a time: another that claims it waits until that one is away.
+
+    Parameters
+    ----------
+    densities : iterable of float
+        The densities that a plan may have; a node that claims another is left out.
+
+    Attributes
+    ----------
+    nodes : dict of int to Node
+        The nodes that take part.
+    known_mask : dict of int to bytes
+        Hash of the mask set that a node holds.
+    """
+
+    def __init__(self, densities: Iterable[float]) -> None:
+        self.densities = tuple(densities)
+        self.nodes: dict[int, Node] = {}
+        self.known_mask: dict[int, bytes] = {}
+        self._refused: dict[int, None] = {}
+        self._waiting: dict[int, Node] = {}
+        self._queries = Awaited[int]()
+        self._activations: dict[int, str] = {}
+        self._numbered: range | None = None
+        self._grid: Grid | None = None
+
+    def refresh(self, grid: Grid, min_nodes: int) -> None:
+        """Look who is there, and wait until ``min_nodes`` take part.
+
+        Raises
+        ------
+        MestFedError
+            If so many were asked when the run began, and all of them refused to take part.
+        """
+        self._grid = grid
+        seen, begins = -1, not self.nodes
+        while True:
+            ids = grid.get_node_ids()
+            self._numbered = ids if isinstance(ids, range) else None
+            if self._numbered is None:
+                self._ask_all(_activations(grid, ids), min_nodes)
+            there = len(self.nodes if self._numbered is None else self._numbered)
+            if there >= min_nodes:
+                return
+            if begins and min_nodes <= len(self._activations) == len(self._refused):
+                raise MestFedError("every node refused to take part; see the log for their reasons")
+            if there != seen:
+                log.info("waiting for nodes: %d of %d", there, min_nodes)
+            seen = there
+            sleep(_POLL_SECONDS)
+
+    def forget(self) -> None:
+        """Forget all nodes: those of a run that is resumed are others, or hold nothing any more."""
+        self.nodes, self.known_mask, self._refused, self._waiting = {}, {}, {}, {}
+        self._activations = {}
+
+    def rivals(self, partitions: Collection[int]) -> set[int]:
+        """Return the nodes that hold these partitions now, where ids do not say so."""
+        if self._numbered is not None or not partitions:
+            return set()
+        return {node.node_id for node in self.nodes.values() if node.partition in partitions}
+
+    def sample(self, count: int, *path: int | str, without: Collection[int] = ()) -> list[Node]:
+        """Draw up to ``count`` nodes, the same for the same path whatever their ids.
+
+        Others are drawn in the place of those that refuse to take part.
+
+        Parameters
+        ----------
+        count : int
+            How many are wanted.
+        *path : int or str
+            The run's seed, then what the draw is for.
+        without : collection of int
+            Ids of nodes that are not to be drawn.
+
+        Raises
+        ------
+        MestFedError
+            If all could be drawn, but only nodes were that refuse to take part.
+        """
+        seed, *rest = path
+        ids = self.in_order()
+
+        def draw(wanted: int, out: Collection[int]) -> list[int]:
+            numbers = in_random_order(len(ids), numpy_generator(int(seed), *rest))
+            drawn = (ids[number] for number in numbers if ids[number] not in out)
+            return list(islice(drawn, wanted))
+
+        return self.gather(count, draw, without)
+
+    def gather(self, count: int, draw: Draw, without: Collection[int] = ()) -> list[Node]:
+        """Draw up to ``count`` nodes that take part; others in the place of those that refuse.
+
+        Parameters
+        ----------
+        count, without : int, collection of int
+            As for :meth:`sample`.
+        draw : callable
+            Returns so many node ids, or fewer, none of which is in a collection.
+
+        Raises
+        ------
+        MestFedError
+            If only nodes were drawn that refuse to take part.
+        """
+        chosen, refused = dict[int, Node](), set[int]()
+        # Where nearly all refuse, a draw must not ask a million.
+        while len(chosen) < count and len(refused) <= 10 * count:
+            asked = draw(count - len(chosen), {*without, *chosen, *refused})
+            found = self._nodes_of(asked)
+            chosen |= found
+            if len(found) == len(asked):
+                break
+            refused |= set(asked) - found.keys()
+        if refused and not chosen and not without:
+            raise MestFedError(
+                f"all {len(refused)} nodes that were drawn refused to take part; see the log"
+            )
+        return sorted(chosen.values(), key=_place)
+
+    def in_order(self) -> Sequence[int]:
+        """Return the ids that are drawn from, in the order of the partitions."""
+        if self._numbered is not None:
+            return self._numbered
+        return [node.node_id for node in sorted(self.nodes.values(), key=_place)]
+
+    def _nodes_of(self, node_ids: list[int]) -> dict[int, Node]:
+        """Return those of some nodes that take part; ask who is not known."""
+        unknown = [i for i in node_ids if i not in self.nodes and i not in self._refused]
+        found = {i: self.nodes.pop(i) for i in node_ids if i in self.nodes}
+        self.nodes |= found  # at the end, as those that were used last
+        found |= self._query(unknown)
+        if self._numbered is not None:
+            tables: list[dict[int, Any]] = [self.nodes, self._refused, self.known_mask]
+            for table in tables:
+                for node_id in list(islice(table, max(0, len(table) - REMEMBERED))):
+                    del table[node_id]
+        return found
+
+    def _ask_all(self, present: dict[int, str], min_nodes: int) -> None:
+        """Forget who went away or began anew, take late answers, and ask who is new."""
+        seen = self._activations
+        anew = {i for i, since in present.items() if i in seen and seen[i] != since}
+        tables: list[dict[int, Any]] = [self.nodes, self.known_mask, self._refused, self._waiting]
+        for table in tables:
+            for node_id in [i for i in table if i in anew or i not in present]:
+                del table[node_id]
+        self._activations = present
+        waiting = set(self._waiting)
+        self._settle()
+        for node_id in waiting - self._waiting.keys():
+            log.info("node %d takes part now: its partition is free", node_id)
+        if self._grid is not None and (names := self._queries.names()):
+            self._admit(self._grid.pull_messages(names))
+        known = self.nodes.keys() | self._refused.keys() | self._waiting.keys()
+        asked = set(self._queries.rest()) - anew
+        # No round waits for a newcomer.
+        patience = 0.0 if len(self.nodes) >= min_nodes else QUERY_SECONDS
+        self._query(sorted(present.keys() - known - asked), timeout=patience)
+
+    def _query(self, node_ids: list[int], timeout: float | None = None) -> dict[int, Node]:
+        """Ask nodes who they are; return those that answer in time and take part."""
+        if not node_ids or self._grid is None:
+            return {}
+        content = RecordDict({"query": ConfigRecord({"version": 1})})
+        messages = [
+            Message(
+                content=content,
+                message_type=MessageType.QUERY,
+                dst_node_id=node_id,
+            )
+            for node_id in node_ids
+        ]
+        self._queries.add(zip(messages, node_ids, strict=True))
+        return self._admit(self._grid.send_and_receive(messages, timeout=timeout))
+
+    def _admit(self, replies: Iterable[Message]) -> dict[int, Node]:
+        """Take in nodes by their answers; return those that take part."""
+        found = {}
+        for reply in replies:
+            node_id = self._queries.take(reply)
+            absence = absence_of(reply)
+            if absence is FailureKind.NO_REPLY and node_id is not None:
+                self._queries.await_again(reply, node_id)
+            if absence is not None or node_id is None:
+                continue  # one that went away is asked again when it is back
+            try:
+                found[node_id] = self._node(node_id, reply)
+            except (KeyError, TypeError, ValueError, OverflowError, MestFedError) as error:
+                self._refused[node_id] = None
+                log.warning("node %d does not take part: %s", node_id, error)
+        if self._numbered is not None:
+            self.nodes |= found
+            return found
+        self._waiting |= found
+        holders = self._settle()
+        for node_id in found.keys() & self._waiting.keys():
+            log.warning(
+                "node %d does not take part: it claims partition %d, which node %d holds",
+                node_id,
+                found[node_id].partition,
+                holders[found[node_id].partition],
+            )
+        return {node_id: node for node_id, node in found.items() if node_id in self.nodes}
+
+    def _settle(self) -> dict[int, int]:
+        """Give each partition that no node holds to the first that claims it; return who holds."""
+        holders = {node.partition: node.node_id for node in self.nodes.values()}
+        for node_id, node in list(self._waiting.items()):
+            if holders.setdefault(node.partition, node_id) == node_id:
+                self.nodes[node_id] = self._waiting.pop(node_id)
+        return holders
+
+    def _node(self, node_id: int, reply: Message) -> Node:
+        if reply.has_error():
+            raise MestFedError(reply.error.reason)
+        record = reply.content.config_records["capability"]
+        node = Node(
+            node_id=node_id,
+            partition=int(record["partition"]),
+            device=str(record["device"]),
+            budget=int(record["budget"]),
+            density=float(record["density"]),
+            micro_batch=int(record["micro-batch"]),
+            predicted_peak=int(record["predicted-peak"]),
+            examples=int(record["examples"]),
+            held_out=int(record["held-out"]),
+        )
+        if not any(abs(node.density - allowed) < 1e-12 for allowed in self.densities):
+            raise MestFedError(f"it claims density {node.density}; allowed: {self.densities}")
+        if node.examples < 1:
+            raise MestFedError("it has no training examples")
+        return node
+
+
+def _place(node: Node) -> tuple[int, int]:
+    return node.partition, node.node_id
+
+
+def _activations(grid: Grid, node_ids: Iterable[int]) -> dict[int, str]:
+    """Return since when each node is there, as far as the grid knows."""
+    if isinstance(grid, KnowsActivations):
+        return {info.node_id: info.last_activated_at for info in grid.get_nodes()}
+    return dict.fromkeys(node_ids, "")

@@ -1,0 +1,221 @@
+"""A deployed run's folder on the server: the same files as a simulation leaves."""
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from logging import INFO, getLogger
+from pathlib import Path
+from typing import Any
+
+from mest_fed.config import RunConfig, to_flat
+from mest_fed.devices import load_profile
+from mest_fed.errors import InputError
+from mest_fed.server.checkpoint import (
+    checkpoint_name,
+    load_newest,
+    restore_strategy,
+    save_checkpoint,
+    strategy_arrays,
+)
+from mest_fed.server.client_registry import Node
+from mest_fed.server.exchange import DeviceGrid
+from mest_fed.server.rows import ClientOutcome, ClientTiming, RoundRecord, client_rows, round_row
+from mest_fed.server.run_folder import (
+    CLIENTS,
+    FLOWER_KEYS,
+    LOG,
+    ROUNDS,
+    SERVER_LOG,
+    RunFolder,
+    logged,
+)
+from mest_fed.server.strategy import MestStrategy
+from mest_fed.server.summary import RunLogs, Tier, build_summary
+from mest_fed.task import Task
+
+log = getLogger("flwr.mest_fed")
+
+
+class DeployedRun:
+    """Keeps a run of real devices in a folder, and goes on with one that was stopped.
+
+    Times are real: a client's is from its instruction to its reply, transfers included. Energy is
+    modelled: the power of its device's profile while it computes, over that time.
+
+    Parameters
+    ----------
+    task : Task
+        The run's task.
+    strategy : MestStrategy
+        Fresh; a resumed run's state is put into it.
+    grid : DeviceGrid
+        Knows how long devices took.
+    run_id : int
+        Flower's id of the run, which names the folder where the configuration does not.
+
+    Raises
+    ------
+    InputError
+        If the folder is in use, or has no run of this configuration to go on with.
+    """
+
+    def __init__(
+        self, task: Task, strategy: MestStrategy, grid: DeviceGrid, *, run_id: int
+    ) -> None:
+        self.task = task
+        self.strategy = strategy
+        self.grid = grid
+        self._nodes: dict[int, Node] = {}
+        self._seconds_before = 0.0
+        deployment = task.config.deployment
+        path = Path(deployment.folder or f"runs/flwr-{run_id}").expanduser().absolute()
+        if deployment.resume:
+            self.folder = self._resume(path)
+        else:
+            self.folder = RunFolder.create(path, task.config, FLOWER_KEYS)
+        log.info("run folder: %s", path)
+        self._open = ExitStack()
+        self._open.enter_context(logged(SERVER_LOG)).write_to(path / LOG)
+        self._open.enter_context(_shown(SERVER_LOG))
+        self._started = time.monotonic()
+
+    def __enter__(self) -> "DeployedRun":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def round_done(self, record: RoundRecord) -> None:
+        """Log a round and write its checkpoint: a round of real devices is worth one."""
+        self._nodes |= {node.partition: node for node in self.strategy.clients.nodes.values()}
+        seconds = self._seconds_before + time.monotonic() - self._started
+        timings = [self._timing(outcome) for outcome in record.clients]
+        self.grid.durations.clear()
+        row = round_row(record, timings, virtual_seconds=seconds, wall_seconds=seconds)
+        self.folder.append(CLIENTS, client_rows(record, timings))
+        self.folder.append(ROUNDS, [row])
+        arrays, facts = strategy_arrays(self.strategy)
+        facts["wall_seconds"] = seconds
+        facts["nodes"] = [asdict(node) for node in self._nodes.values()]
+        save_checkpoint(self._checkpoint(record.round), arrays, facts)
+        # The last two stay, and as many as a simulation keeps.
+        if (record.round - 2) % self.task.config.run.checkpoint_every:
+            self._checkpoint(record.round - 2).unlink(missing_ok=True)
+
+    def finish(self) -> None:
+        """Write the model, the summary and, where its packages are installed, the report."""
+        model, folder = self.strategy.model, self.folder
+        logs = RunLogs(folder.read(ROUNDS), folder.read(CLIENTS))
+        name = folder.path.name
+        summary = build_summary(self.task, self._tiers(), model, preset=name, logs=logs, peaks={})
+        folder.write_model(self.task, model.state())
+        folder.write_summary(summary)
+        log.info("the model, the summary and the rows of all rounds are in %s", folder.path)
+        self._write_report()
+
+    def _resume(self, path: Path) -> RunFolder:
+        folder, config = RunFolder.reopen(path, FLOWER_KEYS)
+        _check_same(config, self.task.config, path)
+        arrays, facts = load_newest(folder.checkpoints)
+        restore_strategy(self.strategy, arrays, facts)
+        self.strategy.forget_devices()
+        try:
+            self._seconds_before = float(facts["wall_seconds"])
+            self._nodes = {node["partition"]: Node(**node) for node in facts["nodes"]}
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"the checkpoint is not of a deployed run: {error}") from None
+        # Round 0 is the evaluation before training, which is done anew.
+        folder.cut_after(self.strategy.first_round or -1)
+        log.info("going on after round %d", self.strategy.first_round)
+        return folder
+
+    def _checkpoint(self, number: int) -> Path:
+        return self.folder.checkpoints / checkpoint_name(number)
+
+    def _timing(self, outcome: ClientOutcome) -> ClientTiming:
+        took = self.grid.durations.get(outcome.node_id)
+        if took is None:
+            return ClientTiming(outcome.node_id, "train", outcome.failure)
+        profile = _profile(outcome.device)
+        watts = 0.0 if profile is None else profile.compute_watts
+        return ClientTiming(
+            outcome.node_id,
+            "train",
+            outcome.failure,
+            start=self._seconds_before + max(0.0, took.start - self._started),
+            train_seconds=took.seconds,
+            energy_joules=watts * took.seconds,
+        )
+
+    def _tiers(self) -> list[Tier]:
+        """Return the profiles of the devices seen, each with the plan of its smallest budget."""
+        by_device: dict[str, list[int]] = {}
+        for node in self._nodes.values():
+            by_device.setdefault(node.device, []).append(node.budget)
+        tiers = []
+        for device, budgets in by_device.items():
+            try:
+                profile = _profile(device)
+                if profile is not None:
+                    tiers.append(Tier(profile, len(budgets), self.task.plan(min(budgets), device)))
+            except InputError as error:
+                log.warning("the summary leaves out the plan of %s", error)
+        return sorted(tiers, key=lambda tier: tier.plan.budget)
+
+    def _write_report(self) -> None:
+        # The report's package is above the server's, so its command writes it.
+        command = shutil.which("mest-fed", path=Path(sys.executable).parent) or "mest-fed"
+        done: subprocess.CompletedProcess[str] | None = None
+        try:
+            done = subprocess.run(
+                [command, "report", str(self.folder.path)],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=600,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            log.warning("no report was written: %s", error)
+            return
+        if done.returncode:
+            log.warning("no report was written: %s", " ".join(done.stderr.split()))
+        else:
+            log.info("report: %s", self.folder.path / "report.html")
+
+
+@contextmanager
+def _shown(name: str) -> Iterator[None]:
+    """Have Flower show what a logger says, and send it to who streams the run's log."""
+    logger, handlers, level = getLogger(name), getLogger("flwr").handlers, getLogger(name).level
+    logger.setLevel(INFO)
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for handler in handlers:
+            logger.removeHandler(handler)
+
+
+def _profile(device: str) -> Any:
+    """Return a built-in profile; None for a device's own file, which is not on the server."""
+    try:
+        return None if device.endswith(".toml") else load_profile(device)
+    except InputError:
+        return None
+
+
+def _check_same(old: RunConfig, new: RunConfig, path: Path) -> None:
+    """Compare the run's configuration with that of its folder, where both say what to train."""
+    kept, given = to_flat(old), to_flat(new)
+    for key, value in kept.items():
+        if given[key] != value and not key.startswith("deployment."):
+            raise InputError(
+                f"{key} = {given[key]!r} is not allowed with deployment.resume; "
+                f"allowed: {value!r}, as the run in {path} began"
+            )

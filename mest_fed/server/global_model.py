@@ -1,0 +1,198 @@
+"""The global model: its weights and mask, the nested masks of the tiers, and its mutation."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mest_fed.nn.state import Floats, ModelSpec, Slots, SparseState
+from mest_fed.rng import torch_generator
+from mest_fed.server.aggregation.masked import MaskedMean
+from mest_fed.server.optimizers import ServerOptimizer
+from mest_fed.sparsity import Mask, Method, keep_best, layer_counts, nested_order
+
+MaskSet = dict[str, Slots]
+
+
+@dataclass
+class GlobalModel:
+    """What the server holds between rounds.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        Of the model.
+    weights : dict of str to float32 array
+        Sparse layer -> flattened dense weight, zero where dead. Arrays are replaced, not edited.
+    masks : dict of str to int32 array
+        Mask group -> live slots.
+    dense : dict of str to float32 array
+        Dense tensors.
+    targets : dict of str to int
+        Mask group -> live granules at the highest density of the fleet.
+    newborn : dict of str to int32 array
+        Mask group -> slots grown at the last mutation.
+    pseudo_gradient : dict of str to float32 array
+        Sparse layer -> old minus new weights of the last round.
+    """
+
+    spec: ModelSpec
+    weights: dict[str, Floats]
+    masks: MaskSet
+    dense: dict[str, Floats]
+    targets: dict[str, int]
+    newborn: MaskSet = field(default_factory=dict)
+    pseudo_gradient: dict[str, Floats] = field(default_factory=dict)
+
+    @classmethod
+    def from_state(cls, spec: ModelSpec, state: SparseState) -> "GlobalModel":
+        """Start from a model's state; its live counts are the targets."""
+        weights = {}
+        for group, layers in spec.groups.items():
+            slots = torch.from_numpy(state.masks[group])
+            for layer in layers:
+                values = torch.from_numpy(state.values[layer])
+                weights[layer] = spec.layouts[layer].scatter(values, slots).flatten().numpy()
+        targets = {group: len(slots) for group, slots in state.masks.items()}
+        return cls(spec, weights, dict(state.masks), dict(state.dense), targets)
+
+    def state(self, masks: MaskSet | None = None) -> SparseState:
+        """Return the state on the global mask, or on a tier's."""
+        masks = self.masks if masks is None else masks
+        values = {
+            layer: _gather(self.spec, layer, self.weights[layer], masks[group])
+            for group, layers in self.spec.groups.items()
+            for layer in layers
+        }
+        return SparseState(dict(masks), values, dict(self.dense))
+
+    def tier_masks(self, density: float, distribution: str) -> MaskSet:
+        """Return the nested mask of a density: the best granules of the global mask.
+
+        Above the target (soft bound), every tier holds the same share more.
+        """
+        layouts = {group: self.spec.group_layout(group) for group in self.spec.groups}
+        counts = layer_counts(layouts, density, distribution) if layouts else {}
+        tier: MaskSet = {}
+        for group, slots in self.masks.items():
+            ratio = len(slots) / self.targets[group]
+            count = min(len(slots), max(1, round(counts[group] * ratio)))
+            mask = Mask(layouts[group], torch.from_numpy(slots))
+            born = np.isin(slots, self.newborn.get(group, np.empty(0, np.int32)))
+            scores = nested_order(self._norms(group), torch.from_numpy(born))
+            tier[group] = keep_best(mask, scores, count).slots.numpy()
+        return tier
+
+    def apply_update(self, mean: MaskedMean, optimizer: ServerOptimizer) -> None:
+        """Take over a round's average; what nobody was offered stays as it was."""
+        self.pseudo_gradient = {}
+        if mean.weight == 0:
+            return
+        for layer, total in mean.layers.items():
+            average, held = total.mean()
+            old = self.weights[layer]
+            gradient = np.where(held, old - average, np.float32(0))
+            self.pseudo_gradient[layer] = gradient
+            new = np.where(held, optimizer.step(layer, old, gradient), old)
+            self.weights[layer] = np.where(total.dropped(), np.float32(0), new)
+        for name, average in mean.dense_mean().items():
+            old = self.dense[name]
+            new = optimizer.step(name, old, old - average)
+            # Momentum may carry a variance below zero.
+            self.dense[name] = np.maximum(new, 0) if name in self.spec.non_negative else new
+
+    def adopt_masks(self, optimizer: ServerOptimizer) -> None:
+        """Choose the mask anew by magnitude over all that clients brought (client mutation)."""
+        for group, layers in self.spec.groups.items():
+            layout = self.spec.group_layout(group)
+            old = Mask(layout, torch.from_numpy(self.masks[group]))
+            dense = torch.from_numpy(self.weights[layers[0]]).view(layout.shape)
+            slots, norms = layout.best_slots(dense)
+            for layer in layers[1:]:
+                other = self.spec.layouts[layer]
+                tensor = torch.from_numpy(self.weights[layer]).view(other.shape)
+                norms = torch.hypot(norms, other.best_slots(tensor)[1])
+            # A granule that is all zero was not brought by anybody, unless it lived before.
+            present = (norms > 0) | old.alive()
+            keep = Mask.of(layout, slots[present])
+            chosen = keep_best(keep, norms[present], self.targets[group])
+            born = chosen.slots[~old.alive()[chosen.granules]]
+            self._set_mask(group, chosen, born.numpy(), optimizer)
+
+    def mutate(
+        self,
+        method: Method,
+        progress: float,
+        optimizer: ServerOptimizer,
+        seed_path: tuple[int, str, int],
+    ) -> None:
+        """Drop and grow on the server, by the weights and the last round's pseudo-gradient.
+
+        Parameters
+        ----------
+        method : Method
+            What to drop and grow.
+        progress : float
+            In [0, 1].
+        optimizer : ServerOptimizer
+            Its moments are cleared where weights die or grow.
+        seed_path : tuple
+            Run seed, purpose and round, from which growth is drawn.
+        """
+        bounds = method.bounds(progress)
+        for group in self.spec.groups:
+            mask = Mask(self.spec.group_layout(group), torch.from_numpy(self.masks[group]))
+            importance = method.importance(
+                self._side_by_side(group, self.weights),
+                self._side_by_side(group, self.pseudo_gradient) if self.pseudo_gradient else None,
+            )
+            generator = torch_generator(*seed_path, group)
+            proposal = method.growth_order(mask.layout, generator)
+            new = method.mutate(mask, importance, proposal, self.targets[group], bounds)
+            born = new.slots[new.rows_in(mask) < 0]
+            self._set_mask(group, new, born.numpy(), optimizer)
+
+    def cut_to_target(self, optimizer: ServerOptimizer) -> None:
+        """Drop what stands above the target, by magnitude: the end of a soft bound."""
+        for group in self.spec.groups:
+            mask = Mask(self.spec.group_layout(group), torch.from_numpy(self.masks[group]))
+            if len(mask) > self.targets[group]:
+                kept = keep_best(mask, self._norms(group), self.targets[group])
+                self._set_mask(group, kept, np.empty(0, np.int32), optimizer)
+
+    def _set_mask(self, group: str, mask: Mask, born: Slots, optimizer: ServerOptimizer) -> None:
+        self.masks[group] = mask.slots.numpy()
+        self.newborn[group] = born
+        for layer in self.spec.groups[group]:
+            live = self._live(layer)
+            self.weights[layer] = np.where(live, self.weights[layer], np.float32(0))
+            grown = self.spec.layouts[layer].positions(torch.from_numpy(born)).numpy().ravel()
+            dead = ~live
+            dead[grown[grown < len(dead)]] = True
+            optimizer.forget(layer, dead)
+
+    def _live(self, layer: str) -> npt.NDArray[np.bool_]:
+        layout = self.spec.layouts[layer]
+        slots = torch.from_numpy(self.masks[self.spec.group_of(layer)])
+        flags = np.zeros(layout.num_weights + 1, dtype=np.bool_)
+        flags[layout.positions(slots).numpy()] = True
+        return flags[:-1]
+
+    def _side_by_side(self, group: str, tensors: dict[str, Floats]) -> torch.Tensor:
+        workers = [
+            torch.from_numpy(_gather(self.spec, layer, tensors[layer], self.masks[group]))
+            for layer in self.spec.groups[group]
+        ]
+        return torch.cat(workers, dim=1)
+
+    def _norms(self, group: str) -> torch.Tensor:
+        norms: torch.Tensor = torch.linalg.vector_norm(
+            self._side_by_side(group, self.weights), dim=1
+        )
+        return norms
+
+
+def _gather(spec: ModelSpec, layer: str, flat: Floats, slots: Slots) -> Floats:
+    values = spec.layouts[layer].gather(torch.from_numpy(flat), torch.from_numpy(slots))
+    return values.numpy()

@@ -1,0 +1,142 @@
+"""Asynchronous and semi-synchronous rounds: updates may be older than the model they go into."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Message
+
+from mest_fed.errors import WireError
+from mest_fed.nn import SparseState
+from mest_fed.nn.state import Floats
+from mest_fed.server.aggregation.masked import MaskedMean
+from mest_fed.server.client_registry import Node
+from mest_fed.server.global_model import GlobalModel, MaskSet
+from mest_fed.server.modes.arrivals import ArrivalStrategy
+from mest_fed.server.rows import ClientOutcome
+from mest_fed.server.update_validator import read_counts, read_update
+
+#: Names of dense tensors that are statistics of batches and not weights.
+_STATISTICS = ("running_mean", "running_var")
+
+
+def discount(staleness: int, exponent: float) -> float:
+    """Return the weight of an update that is so many versions old, (1 + staleness)^-exponent.
+
+    The paper takes the exponent 1/2.
+    """
+    return float((1.0 + staleness) ** -exponent)
+
+
+def rebase(
+    update: SparseState,
+    fetched: SparseState,
+    rows: Mapping[str, npt.NDArray[np.bool_]],
+    model: GlobalModel,
+    share: float,
+) -> SparseState:
+    """Make a share of a client's difference to the present model.
+
+    Parameters
+    ----------
+    update : SparseState
+        What the client came to, on the masks of ``fetched``.
+    fetched : SparseState
+        What it started from.
+    rows : mapping of str to bool array
+        Mask group -> which of its slots the present model still holds, shape ``(live,)``. The rest
+        of the update is left out.
+    model : GlobalModel
+        The present model.
+    share : float
+        Of the difference, in (0, 1].
+
+    Returns
+    -------
+    SparseState
+        The present values plus the share of the difference, on the slots that are left. A batch
+        statistic moves by the share from its present value towards the client's instead: a variance
+        that had differences added to it might become negative.
+
+    Raises
+    ------
+    WireError
+        If a value is not finite.
+    """
+    masks: MaskSet = {group: fetched.masks[group][rows[group]] for group in fetched.masks}
+    present = model.state(masks)
+    values = {}
+    for group, layers in model.spec.groups.items():
+        for layer in layers:
+            before, after = fetched.values[layer], update.values[layer]
+            left = rows[group]
+            values[layer] = _moved(present.values[layer], before[left], after[left], share)
+    dense = {}
+    for name, tensor in present.dense.items():
+        start = tensor if name.endswith(_STATISTICS) else fetched.dense[name]
+        dense[name] = _moved(tensor, start, update.dense[name], share)
+    return SparseState(masks, values, dense)
+
+
+def _moved(present: Floats, before: Floats, after: Floats, share: float) -> Floats:
+    """Return ``present + share (after - before)``, computed in double precision."""
+    change = after.astype(np.float64) - before
+    with np.errstate(over="ignore"):
+        moved: Floats = (present + share * change).astype(np.float32)
+    if not np.isfinite(moved).all():
+        raise WireError("not every value is a finite number once the difference is added")
+    return moved
+
+
+class Buffered(ArrivalStrategy):
+    """FedBuff: a step when ``server.buffer`` good updates have arrived (see ``staleness.py``).
+
+    ``server.concurrency`` devices train at a time: who has answered is replaced at once. What a
+    mutation of the server killed since an update's instruction is left out of the update; what it
+    grew since was not offered to that client, and is not touched.
+
+    The paper's divisor is the number of updates. Here it is, for each weight, the number of those
+    that were offered it, or the sum of their examples (``server.weighting``). Examples are the
+    default, since a buffer of fresh updates then is a synchronous round.
+    """
+
+    def _vacancies(self) -> int:
+        return self.config.server.concurrency - len(self.pending_updates)
+
+    def _is_complete(self) -> bool:
+        return self.accepted >= self.config.server.buffer
+
+    def _accept(self, reply: Message, node: Node, mean: MaskedMean, outcome: ClientOutcome) -> None:
+        pending, server, spec = self.landed, self.config.server, self.model.spec
+        counts = read_counts(reply, node.examples, self.config.training.local_epochs)
+        state = read_update(reply, spec, pending.sent, mask_may_change=False)
+        self._note_landed_mask()
+        staleness = self.record.round - pending.round
+        if staleness > server.max_staleness:
+            raise WireError(
+                f"{staleness} rounds old; server.max_staleness = {server.max_staleness}"
+            )
+        rows = {
+            group: self.ages.still(group, slots, pending.round)
+            for group, slots in pending.sent.masks.items()
+        }
+        share = discount(staleness, server.staleness_exponent)
+        weight = counts.examples if server.weighting == "examples" else 1
+        mean.add(rebase(state, pending.sent, rows, self.model, share), weight)
+        outcome.note(counts.presented, counts.loss_sum, state.density(spec))
+
+
+class SemiSynchronous(Buffered):
+    """A step every ``server.period`` seconds, with what has arrived; then idle devices are asked.
+
+    At each step as many begin as ``server.concurrency`` has room for.
+    """
+
+    def _vacancies(self) -> int:
+        return super()._vacancies() if self._draws == 0 else 0
+
+    def _is_complete(self) -> bool:
+        return self.messenger.now >= self._ends()
+
+    def _ends(self) -> float:
+        return self.opened + self.config.server.period

@@ -1,0 +1,259 @@
+"""Rows of the run folder, from the server's record of a round and the clock's timings."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mest_fed.schema import FailureKind, TaskStatus
+
+#: Quantiles of the clients' accuracies that are kept.
+SPREAD = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}
+
+
+@dataclass
+class ClientOutcome:
+    """One client's part in a round of training.
+
+    Parameters
+    ----------
+    node_id, partition, device : int, int, str
+        Who.
+    failure : FailureKind or None
+        Why the server took no update of it; None if it did.
+    reason : str or None
+        The same for people.
+    examples, presented : int
+        Training examples it has, and presentations in this round.
+    train_loss : float or None
+        Mean cross-entropy over the presentations.
+    density : float or None
+        Of what it sent.
+    bytes_down, bytes_up : int
+        Content of the messages.
+    staleness : int
+        Rounds that ended between the instruction and the reply.
+    """
+
+    node_id: int
+    partition: int
+    device: str
+    failure: FailureKind | None = None
+    reason: str | None = None
+    examples: int = 0
+    presented: int = 0
+    train_loss: float | None = None
+    density: float | None = None
+    bytes_down: int = 0
+    bytes_up: int = 0
+    staleness: int = 0
+
+    @property
+    def status(self) -> TaskStatus:
+        """How its task ended."""
+        return TaskStatus.OK if self.failure is None else self.failure.status
+
+    def fail(self, failure: FailureKind, reason: str) -> None:
+        """Note why there is no update of it."""
+        self.failure, self.reason = failure, reason
+
+    def note(self, presented: int, loss_sum: float, density: float) -> None:
+        """Note what a good update says of itself."""
+        self.presented = presented
+        self.train_loss = loss_sum / max(1, presented)
+        self.density = density
+
+
+@dataclass
+class RoundRecord:
+    """One round.
+
+    Parameters
+    ----------
+    round : int
+        From 1; 0 is the evaluation before training.
+    density : float
+        Of the global model.
+    accuracy, loss : float or None
+        On the central test set.
+    client_accuracy : dict or None
+        Mean and quantiles over the clients' held-out examples.
+    train_loss : float or None
+        Mean over all presentations.
+    bytes_up, bytes_down : int
+        Content of all messages that were received and sent in the round, evaluation included.
+    clients : list of ClientOutcome
+        Of the round's cohort; of those who answered in it, where the server does not wait for all.
+    """
+
+    round: int
+    density: float
+    accuracy: float | None = None
+    loss: float | None = None
+    client_accuracy: dict[str, float] | None = None
+    train_loss: float | None = None
+    bytes_up: int = 0
+    bytes_down: int = 0
+    clients: list[ClientOutcome] = field(default_factory=list)
+
+    def count(self, *statuses: TaskStatus) -> int:
+        """Return how many clients ended with one of these statuses."""
+        return sum(client.status in statuses for client in self.clients)
+
+    @property
+    def without_reply(self) -> int:
+        """Return how many clients gave the server nothing to judge."""
+        judged = (TaskStatus.OK, TaskStatus.REJECTED, TaskStatus.SURPLUS)
+        return len(self.clients) - self.count(*judged)
+
+
+RoundObserver = Callable[[RoundRecord], None]
+
+
+def spread(accuracies: Sequence[float], weights: Sequence[float]) -> dict[str, float]:
+    """Return the example-weighted mean and the unweighted quantiles of the clients' accuracies."""
+    values = np.asarray(accuracies)
+    summary = {"mean": float(np.average(values, weights=weights))}
+    return summary | {k: float(np.quantile(values, q)) for k, q in SPREAD.items()}
+
+
+@dataclass(frozen=True)
+class ClientTiming:
+    """What one instruction cost one device (modelled).
+
+    The device downloads from its start on, then trains, then uploads; times are those that it came
+    to, so that a device that dropped out ends within one of the three.
+
+    Parameters
+    ----------
+    node_id : int
+        The device.
+    message_type : str
+        For example ``train``.
+    failure : FailureKind or None
+        Why the device gave no result; None if it gave one.
+    reason : str
+        The same for people; empty if it gave one.
+    start : float
+        Virtual time at which the device began.
+    bytes_down, bytes_up : int
+        Content of the instruction and of the reply. A client that failed or dropped out sends
+        nothing.
+    download_seconds, train_seconds, upload_seconds : float
+        Time of each part. A failed client is charged its download alone.
+    energy_joules : float
+        Energy of the three parts; waiting for others is not counted.
+    battery : float or None
+        Share of a full charge at the start; None on mains power, or where nobody counts.
+    """
+
+    node_id: int
+    message_type: str
+    failure: FailureKind | None = None
+    reason: str = ""
+    start: float = 0.0
+    bytes_down: int = 0
+    bytes_up: int = 0
+    download_seconds: float = 0.0
+    train_seconds: float = 0.0
+    upload_seconds: float = 0.0
+    energy_joules: float = 0.0
+    battery: float | None = None
+
+    @property
+    def status(self) -> TaskStatus:
+        """How it ended."""
+        return TaskStatus.OK if self.failure is None else self.failure.status
+
+    @property
+    def seconds(self) -> float:
+        """From the instruction until the device is done with it."""
+        return self.download_seconds + self.train_seconds + self.upload_seconds
+
+
+Row = dict[str, Any]
+
+
+def client_rows(record: RoundRecord, timings: Sequence[ClientTiming]) -> list[Row]:
+    """Return a row for each client of a round's record; times and energy are modelled."""
+    by_node = {t.node_id: t for t in timings if t.message_type == "train"}
+    rows = []
+    for client in record.clients:
+        timing = by_node.get(client.node_id)
+        failure = _failure(client, timing)
+        rows.append(
+            {
+                "round": record.round,
+                "partition": client.partition,
+                "device": client.device,
+                "status": TaskStatus.OK if failure is None else failure.status,
+                "failure": failure,
+                "reason": client.reason,
+                "staleness": client.staleness,
+                "examples": client.examples,
+                "presented": client.presented,
+                "train_loss": client.train_loss,
+                "bytes_down": client.bytes_down,
+                "bytes_up": client.bytes_up,
+                "start_seconds": timing.start if timing else None,
+                "download_seconds": timing.download_seconds if timing else 0.0,
+                "train_seconds": timing.train_seconds if timing else 0.0,
+                "upload_seconds": timing.upload_seconds if timing else 0.0,
+                "energy_joules": timing.energy_joules if timing else 0.0,
+                "density": client.density,
+            }
+        )
+    return rows
+
+
+def _failure(client: ClientOutcome, timing: ClientTiming | None) -> FailureKind | None:
+    """Return why there is no update: the clock knows better why nothing came than the server."""
+    judged = client.status in (TaskStatus.OK, TaskStatus.REJECTED, TaskStatus.SURPLUS)
+    if judged or timing is None or timing.failure is None:
+        return client.failure
+    return timing.failure
+
+
+def round_row(
+    record: RoundRecord,
+    timings: Sequence[ClientTiming],
+    *,
+    virtual_seconds: float,
+    wall_seconds: float,
+) -> Row:
+    """Return the row of a round."""
+    return {
+        "round": record.round,
+        "accuracy": record.accuracy,
+        "loss": record.loss,
+        "client_accuracy": record.client_accuracy,
+        "train_loss": record.train_loss,
+        "density": record.density,
+        "bytes_up": record.bytes_up,
+        "bytes_down": record.bytes_down,
+        "virtual_seconds": virtual_seconds,
+        "wall_seconds": wall_seconds,
+        "trained": record.count(TaskStatus.OK),
+        "failed": record.without_reply,
+        "rejected": record.count(TaskStatus.REJECTED),
+        "energy_joules": sum(timing.energy_joules for timing in timings),
+    }
+
+
+def totals(rounds: Sequence[Mapping[str, Any]]) -> Row:
+    """Sum up a run from its round rows: what ``summary.json`` says of it as a whole."""
+    evaluated = [row for row in rounds if row["accuracy"] is not None]
+    asked = [row for row in rounds if row["client_accuracy"] is not None]
+    return {
+        "final_accuracy": evaluated[-1]["accuracy"] if evaluated else None,
+        "final_client_accuracy": asked[-1]["client_accuracy"] if asked else None,
+        "bytes_up": sum(row["bytes_up"] for row in rounds),
+        "bytes_down": sum(row["bytes_down"] for row in rounds),
+        "virtual_seconds": rounds[-1]["virtual_seconds"],
+        "wall_seconds": rounds[-1]["wall_seconds"],
+        "clients_trained": sum(row["trained"] for row in rounds),
+        "clients_failed": sum(row["failed"] for row in rounds),
+        "clients_rejected": sum(row["rejected"] for row in rounds),
+        "energy_joules": sum(row["energy_joules"] for row in rounds),
+    }

@@ -1,0 +1,409 @@
+"""The run folder: everything that a run leaves behind, readable without mest-fed."""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import shlex
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from logging.handlers import MemoryHandler
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mest_fed.config import RunConfig, from_table, read_toml, to_toml
+from mest_fed.errors import InputError
+from mest_fed.kernels.table import Table, choices_to_rows, read_table
+from mest_fed.nn import SparseState, to_dense, write_state
+from mest_fed.task import Task
+
+CONFIG, ROUNDS, CLIENTS, SUMMARY = "config.toml", "rounds.jsonl", "clients.jsonl", "summary.json"
+KERNELS, MEMORY, LOG, MODEL = "kernels.json", "memory.json", "run.log", "model.pt"
+PARTITIONS = "partitions.npz"
+#: How a person names a run folder, and says that its run goes on: to the command and to Flower.
+COMMAND_KEYS, FLOWER_KEYS = ("--out", "--resume"), ("deployment.folder =", "deployment.resume=true")
+
+#: Files that are written once, before the first round.
+SEALED = (CONFIG, KERNELS, MEMORY, PARTITIONS)
+
+
+class RunFolder:
+    """A folder of ``config.toml``, ``kernels.json``, ``rounds.jsonl`` and the like.
+
+    Use :meth:`create` for a new run and :meth:`reopen` to go on with one.
+
+    Parameters
+    ----------
+    path : Path
+        Where it is.
+    keys : tuple of str
+        What a person types to name the folder, and to go on with the run in it.
+    """
+
+    def __init__(self, path: Path, keys: tuple[str, str] = COMMAND_KEYS) -> None:
+        self.path = path
+        self._named, self._resumed_by = keys
+        self._logs = {name: _Log() for name in (ROUNDS, CLIENTS)}
+        self._files: dict[str, str | None] | None = None
+        self.checkpoints = path / "checkpoints"
+        self.partitions = path / PARTITIONS
+        self.states = path / "states"
+        self._made: list[Path] = []
+
+    @property
+    def partition_file(self) -> str:
+        """Path of the partitions for ``data.partition_file``; empty if none were saved."""
+        return str(self.partitions) if self.partitions.exists() else ""
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether the run in it got as far as its first checkpoint."""
+        return self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+
+    @property
+    def resumable(self) -> bool:
+        """Whether there is a run in it that ``--resume`` goes on with."""
+        unfinished = (self.path / CONFIG).exists() and not (self.path / SUMMARY).exists()
+        return unfinished and self.has_checkpoint
+
+    def check_new(self) -> None:
+        """Refuse a folder that a new run cannot have.
+
+        Raises
+        ------
+        InputError
+            If it holds anything already: nothing is overwritten.
+        """
+        try:
+            if not self.path.exists() or not any(self.path.iterdir()):
+                return
+        except OSError as error:
+            raise InputError(f"{self._named} {self.path} cannot be used: {error}") from None
+        found = f"is not empty; allowed: a new folder, or {self._resumed_by} for the run in it"
+        if self.resumable:
+            found = f"is not empty: it holds a run that is not finished; go on with: {self.resume}"
+        elif (self.path / CONFIG).exists() and not (self.path / SUMMARY).exists():
+            found = (
+                "is not empty: it holds a run that ended before its first checkpoint, which cannot "
+                "be resumed; allowed: a new folder, or remove this one"
+            )
+        raise InputError(f"{self._named} {self.path} {found}")
+
+    @property
+    def resume(self) -> str:
+        """What a person types to go on with the run."""
+        if self._resumed_by != COMMAND_KEYS[1]:
+            return self._resumed_by
+        return f"mest-fed simulate --resume --out {shlex.quote(str(self.path))}"
+
+    @classmethod
+    def create(
+        cls, path: Path, config: RunConfig, keys: tuple[str, str] = COMMAND_KEYS
+    ) -> "RunFolder":
+        """Make the folder of a new run; errors name it by the first of the keys.
+
+        Raises
+        ------
+        InputError
+            If the folder holds anything already: nothing is overwritten.
+        """
+        folder = cls(path, keys)
+        folder.check_new()
+        folder.begin(config)
+        return folder
+
+    def begin(self, config: RunConfig) -> None:
+        """Make the folder and write the configuration into it; :meth:`discard` takes it back.
+
+        Raises
+        ------
+        InputError
+            If the folder cannot be written, or another run has it.
+        """
+        self._made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            # "x": of two runs that found the folder empty, one alone gets it.
+            stream = (self.path / CONFIG).open("x", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{self._named} {self.path} cannot be used: {error}") from None
+        try:
+            with stream:
+                stream.write(to_toml(config))
+        except OSError as error:
+            self.discard()
+            raise InputError(f"{self._named} {self.path} cannot be used: {error}") from None
+
+    def discard(self) -> None:
+        """Remove what a run that did not get to its first checkpoint has left since it began."""
+        with suppress(OSError):
+            for path in self.path.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink()
+        for folder in self._made:
+            with suppress(OSError):  # not empty: files of others
+                folder.rmdir()
+
+    @classmethod
+    def reopen(
+        cls, path: Path, keys: tuple[str, str] = COMMAND_KEYS
+    ) -> tuple["RunFolder", RunConfig]:
+        """Open the folder of an interrupted run and read its configuration.
+
+        Raises
+        ------
+        InputError
+            If there is no run in it, or the run is finished.
+        """
+        folder = cls(path, keys)
+        if not (path / CONFIG).exists():
+            raise InputError(f"{keys[1]}: no run in {path} ({CONFIG} is missing)")
+        if (path / SUMMARY).exists():
+            raise InputError(f"{keys[1]}: the run in {path} is finished ({SUMMARY} exists)")
+        return folder, from_table(read_toml(path / CONFIG), str(path / CONFIG))
+
+    def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows to one of the ``.jsonl`` files.
+
+        Raises
+        ------
+        InputError
+            If the disk is full; :meth:`read` passes over what was cut off.
+        """
+        self._append(name, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
+    def _append(self, name: str, text: str) -> None:
+        data = text.encode()
+        with _writing(self.path / name), (self.path / name).open("ab") as file:
+            file.write(data)
+        self._logs[name].add(data)
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        """Read a ``.jsonl`` file; empty if it does not exist.
+
+        A last line without its end, which a killed process left, does not count.
+
+        Raises
+        ------
+        InputError
+            If a line is no JSON object with the number of a round; names it.
+        """
+        path = self.path / name
+        rows = []
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows.append(_row(line))
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}, line {number}: {error}") from None
+        return rows
+
+    def seal(self) -> dict[str, Any]:
+        """Return what tells that the folder is as it is now: digests of files, and of log lines.
+
+        The files of :data:`SEALED` must be there, or never be: they are read once.
+        """
+        if self._files is None:
+            self._files = {name: _digest(self.path / name) for name in SEALED}
+        return {
+            "files": self._files,
+            "logs": {name: [log.size, log.digest()] for name, log in self._logs.items()},
+        }
+
+    def check_seal(self, seal: Mapping[str, Any]) -> None:
+        """Check that the folder is as :meth:`seal` found it, but for lines that came later.
+
+        Raises
+        ------
+        InputError
+            If a file is missing or has changed: names it.
+        """
+        for name, digest in seal["files"].items():
+            if (found := _digest(self.path / name)) != digest:
+                what = "is missing" if found is None else "has changed since the run wrote it"
+                raise InputError(f"--resume: {self.path / name} {what}")
+        for name, (size, digest) in seal["logs"].items():
+            self.read(name)  # lines that came later are dropped, but must be lines
+            path = self.path / name
+            log = _Log()
+            log.add(path.read_bytes()[:size] if path.exists() else b"")
+            if (log.size, log.digest()) != (size, digest):
+                raise InputError(f"--resume: {path} has changed since the run wrote it")
+
+    def cut_after(self, server_round: int) -> None:
+        """Drop what was logged after a round; a resumed run logs it again."""
+        for name in self._logs:
+            lines = [
+                json.dumps(row) + "\n" for row in self.read(name) if row["round"] <= server_round
+            ]
+            self.cut_to({name: 0})
+            self._append(name, "".join(lines))
+
+    def cut_to(self, sizes: Mapping[str, int]) -> None:
+        """Drop what was logged beyond a number of bytes; a resumed run logs it again."""
+        for name, size in sizes.items():
+            path = self.path / name
+            data = path.read_bytes()[:size] if path.exists() else b""
+            self._replace(name, data.decode())
+            self._logs[name] = _Log()
+            self._logs[name].add(data)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``, the mark of a finished run."""
+        self._replace(SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+    def write_model(self, task: Task, state: SparseState) -> None:
+        """Write ``model.pt``: a plain ``state_dict``, which loads into the model as first built."""
+        write_state(task.model, state)
+        data = io.BytesIO()
+        torch.save(to_dense(task.model).state_dict(), data)
+        self._replace(MODEL, data.getvalue())
+
+    def write_kernels(self, table: Table) -> None:
+        """Write ``kernels.json``: which implementations the sparse layers run."""
+        head = choices_to_rows(table)
+        rows = ",\n".join(json.dumps(row) for row in head.pop("rows"))  # a line each
+        self._replace(KERNELS, f'{json.dumps(head)[:-1]}, "rows": [\n{rows}\n]}}\n')
+
+    def keep_facts(self, kernels: Table, peaks: Mapping[str, int]) -> None:
+        """Write down what a resumed run must not find out anew; what is there stays as it is."""
+        if not (self.path / KERNELS).exists():
+            self.write_kernels(kernels)
+        if not (self.path / MEMORY).exists():
+            self.write_memory(peaks)
+
+    def read_kernels(self) -> Table:
+        """Read ``kernels.json``.
+
+        Raises
+        ------
+        InputError
+            If it is missing, or not one that :meth:`write_kernels` wrote.
+        """
+        return read_table(self.path / KERNELS)
+
+    def write_memory(self, peaks: Mapping[str, int]) -> None:
+        """Write ``memory.json``: measured peak of each plan, in bytes, by a hash of the plan."""
+        self._replace(MEMORY, json.dumps(peaks, indent=2) + "\n")
+
+    def read_memory(self) -> dict[str, int] | None:
+        """Read ``memory.json``; None if it does not exist.
+
+        Raises
+        ------
+        InputError
+            If it is not one that :meth:`write_memory` wrote.
+        """
+        path = self.path / MEMORY
+        if not path.exists():
+            return None
+        try:
+            peaks = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from None
+        if not isinstance(peaks, dict) or not all(isinstance(p, int) for p in peaks.values()):
+            raise InputError(f"{path} is not a table of bytes by plan")
+        return peaks
+
+    def _replace(self, name: str, content: str | bytes) -> None:
+        unfinished = self.path / f"{name}.unfinished"
+        with _writing(self.path / name):
+            unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+            os.replace(unfinished, self.path / name)
+
+
+class _Log:
+    """Size and digest of a file that only grows."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._hash = hashlib.sha256()
+
+    def add(self, data: bytes) -> None:
+        self.size += len(data)
+        self._hash.update(data)
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _digest(path: Path) -> str | None:
+    """Return the digest of a file; None if it does not exist."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """Read a line of a log; ValueError if it is none."""
+    row = json.loads(line.decode())
+    number = row.get("round") if isinstance(row, dict) else None
+    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+        raise ValueError("it is no object with a round from 0")
+    return dict(row)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say in one line that a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+#: Whose warnings go to it: the engine and the checkpoints; in a deployment the server too.
+RUN_LOG, SERVER_LOG = "mest_fed.run", __name__.rpartition(".")[0]
+
+
+class RunLog:
+    """Keeps the warnings of a run until its folder is there, and writes them into it from then on.
+
+    Parameters
+    ----------
+    handler : MemoryHandler
+        Of the logger.
+    """
+
+    def __init__(self, handler: MemoryHandler) -> None:
+        self._handler = handler
+
+    def write_to(self, path: Path) -> None:
+        """Append to a file, made when there is something to say."""
+        file = logging.FileHandler(path, encoding="utf-8", delay=True)
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._handler.setTarget(file)
+        self._handler.flush()
+        self._handler.flushLevel = logging.NOTSET  # each at once
+
+
+@contextmanager
+def logged(*names: str) -> Iterator[RunLog]:
+    """Take in the warnings of a run.
+
+    Parameters
+    ----------
+    *names : str
+        Of the loggers whose warnings are kept beside those of :data:`RUN_LOG`.
+    """
+    handler = MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1)
+    handler.setLevel(logging.WARNING)
+    loggers = [logging.getLogger(name) for name in (RUN_LOG, *names)]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield RunLog(handler)
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        file = handler.target
+        handler.close()
+        if file is not None:
+            file.close()

@@ -1,0 +1,369 @@
+"""The MEST strategy: a Flower ``Strategy`` whose model is sparse and whose clients are unlike."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from logging import getLogger
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from mest_fed.errors import WireError
+from mest_fed.memory import DENSITY_STEPS
+from mest_fed.schema import FailureKind, TaskStatus, failure_of_code
+from mest_fed.server.aggregation.masked import MaskedMean, PositionCache
+from mest_fed.server.client_registry import ClientRegistry, Node
+from mest_fed.server.exchange import Awaited
+from mest_fed.server.global_model import GlobalModel
+from mest_fed.server.model_broadcast import ModelBroadcast
+from mest_fed.server.optimizers import build_optimizer
+from mest_fed.server.rows import ClientOutcome, RoundRecord, spread
+from mest_fed.server.selection import (
+    SELECTORS,
+    ClientFeedback,
+    KnowsDurations,
+    KnowsPresence,
+    SelectionRequest,
+)
+from mest_fed.server.update_validator import read_counts, read_update
+from mest_fed.task import Task
+from mest_fed.wire import encode
+from mest_fed.wire.records import content_bytes, to_record
+
+log = getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SentTask:
+    """An instruction that was sent.
+
+    Parameters
+    ----------
+    node : Node
+        To whom.
+    bytes_down : int
+        Bytes of its content.
+    """
+
+    node: Node
+    bytes_down: int
+
+
+class MestStrategy(Strategy):
+    """Federated sparse training with masks nested by device tier.
+
+    Parameters
+    ----------
+    task : Task
+        The run's task.
+    model : GlobalModel
+        Where training starts.
+
+    Attributes
+    ----------
+    first_round : int
+        Rounds done before :meth:`start`, when a run is resumed; Flower counts from 1 each time.
+    record : RoundRecord
+        Of the round in progress, or the last one.
+    """
+
+    def __init__(self, task: Task, model: GlobalModel) -> None:
+        self.task = task
+        self.config = task.config
+        self.model = model
+        sparsity, server = task.config.sparsity, task.config.server
+        self.optimizer = build_optimizer(server.optimizer, server.learning_rate, server.momentum)
+        self.broadcast = ModelBroadcast(
+            model.spec, sparsity.distribution, task.config.wire.download
+        )
+        steps = DENSITY_STEPS if model.spec.groups else (1.0,)
+        self.clients = ClientRegistry(task.density * step for step in steps)
+        self.first_round = 0
+        self.record = RoundRecord(0, model.state().density(model.spec))
+        self.selector = SELECTORS[server.selection]()
+        self._presence: KnowsPresence | None = None
+        self._durations: KnowsDurations | None = None
+        self._positions = PositionCache(model.spec)
+        self._sent: list[SentTask] = []
+        self._awaited = Awaited[SentTask]()
+
+    def summary(self) -> None:
+        """Log what the strategy is."""
+        sparsity = self.config.sparsity
+        log.info(
+            "%s, %s mutation, %s at density %g",
+            sparsity.method,
+            sparsity.mutation,
+            sparsity.scheme,
+            self.task.density,
+        )
+
+    def clients_mutate(self, server_round: int) -> bool:
+        """Say whether clients mutate in a round (from 1)."""
+        return self.config.sparsity.mutation == "client" and self.task.interval.due(
+            server_round - 1
+        )
+
+    def arrays(self) -> ArrayRecord:
+        """Return the global model as Flower's result holds it."""
+        payload, _ = encode(self.model.state(), self.model.spec)
+        return to_record(payload).array_records["arrays"]
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Sample the cohort and send each node its tier of the model."""
+        del arrays, config  # the model is self.model
+        number = self.first_round + server_round
+        self.record = RoundRecord(number, self.record.density)
+        self.clients.refresh(grid, self.config.server.min_nodes)
+        self.broadcast.open_round()
+        self._presence = grid if isinstance(grid, KnowsPresence) else None
+        self._durations = grid if isinstance(grid, KnowsDurations) else None
+        return self._instructions(self._cohort())
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average what is acceptable, reply by reply, then mutate if the server does."""
+        number = self.first_round + server_round
+        mean = MaskedMean(self.model.spec, self._positions)
+        losses, presented = 0.0, 0
+        outcomes = []
+        for outcome in self._outcomes(replies, mean):
+            outcomes.append(outcome)
+            if outcome.train_loss is not None:
+                losses += outcome.train_loss * outcome.presented
+                presented += outcome.presented
+        self.record.clients = sorted(outcomes, key=lambda outcome: outcome.partition)
+        self.record.train_loss = losses / presented if presented else None
+        self._complete(mean)
+        self.model.apply_update(mean, self.optimizer)
+        self._update_masks(number)
+        self.record.density = self.model.state().density(self.model.spec)
+        self._learn()
+        metrics = {"density": self.record.density, "trained": self.record.count(TaskStatus.OK)}
+        return self.arrays(), MetricRecord(metrics)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask clients to evaluate on their held-out examples, if this round is due."""
+        del arrays, config, grid
+        number, server = self.first_round + server_round, self.config.server
+        self._awaited = Awaited()  # what trained is task_result
+        every = server.evaluate_clients_every
+        last = number == self.config.run.rounds
+        if every == 0 or not (number % every == 0 or last):
+            return []
+        path = (self.config.run.seed, number, "evaluation")
+        nodes = self.clients.sample(server.evaluate_clients, *path, without=self._busy())
+        self.broadcast.open_round()
+        order = {"round": number}
+        able = [node for node in nodes if node.held_out > 0]
+        return self._messages(able, order, MessageType.EVALUATE)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Collect the clients' accuracies: their mean and their spread."""
+        del server_round
+        accuracies, weights = [], []
+        for sent, reply in self._matched(replies):
+            node = sent.node
+            if reply.has_error():
+                log.warning("evaluation on node %d failed: %s", node.node_id, reply.error.reason)
+                continue
+            self.record.bytes_up += content_bytes(reply.content)
+            try:
+                counts = read_counts(reply, node.held_out)
+                if counts.presented != node.held_out:
+                    raise WireError(f"{counts.presented} presented of {node.held_out} held out")
+            except WireError as error:
+                log.warning("evaluation of node %d was rejected: %s", node.node_id, error)
+                continue
+            self._note_mask(node)
+            accuracies.append(counts.correct / counts.examples)
+            weights.append(counts.examples)
+        for sent in self._awaited.rest():
+            log.warning("evaluation on node %d failed: no reply", sent.node.node_id)
+        if not accuracies:
+            return None
+        self.record.client_accuracy = spread(accuracies, weights)
+        return MetricRecord(dict(self.record.client_accuracy))
+
+    def kept(self) -> tuple[dict[str, Mapping[str, np.ndarray]], Any]:
+        """Return what a checkpoint holds beside model, optimizer and masks: arrays and facts."""
+        return {}, None
+
+    def restore(self, sections: Mapping[str, Mapping[str, np.ndarray]], facts: Any) -> None:
+        """Take back what :meth:`kept` gave.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError, WireError
+            If it is not of this run.
+        """
+
+    def forget_devices(self) -> None:
+        """Forget the devices: to those of a new run that resumes another, the server is new."""
+        self.clients.forget()
+
+    def _cohort(self) -> list[Node]:
+        """Choose who begins to train when the round begins."""
+        return self._select(self.config.server.clients_per_round)
+
+    def _select(
+        self, count: int, *path: int, without: Collection[int] = (), waits: bool = True
+    ) -> list[Node]:
+        """Have the selector choose who trains.
+
+        Parameters
+        ----------
+        count : int
+            How many are wanted.
+        *path : int
+            Which selection of the round it is, if there are several.
+        without : collection of int
+            Ids of nodes that are not to be chosen.
+        waits : bool
+            Whether time may pass until somebody is there.
+        """
+        number = self.record.round
+        asked = SelectionRequest(
+            self.clients.in_order(),
+            count,
+            number,
+            (self.config.run.seed, number, "cohort", *path),
+            presence=self._presence,
+            waits=waits,
+        )
+
+        def draw(wanted: int, out: Collection[int]) -> list[int]:
+            return self.selector.select(replace(asked, count=wanted, without=out))
+
+        return self.clients.gather(count, draw, without)
+
+    def _learn(self) -> None:
+        """Tell the selector what became of the round's clients."""
+        seconds = {} if self._durations is None else self._durations.train_seconds()
+        self.selector.learn(
+            self.record.round,
+            [
+                ClientFeedback(who.node_id, who.examples, who.train_loss, seconds.get(who.node_id))
+                for who in self.record.clients
+            ],
+        )
+
+    def _instructions(self, nodes: list[Node]) -> list[Message]:
+        """Return the order to train in this round, for each node."""
+        number = self.record.round
+        order = {"round": number, "mutate": self.clients_mutate(number)}
+        return self._messages(nodes, order, MessageType.TRAIN)
+
+    def _busy(self) -> set[int]:
+        """Return the nodes that have no time to evaluate."""
+        return set()
+
+    def _unanswered(
+        self, sent: SentTask, failure: FailureKind = FailureKind.NO_REPLY
+    ) -> ClientOutcome:
+        """Return what became of a node whose reply the round did not take."""
+        node = sent.node
+        outcome = ClientOutcome(
+            node.node_id, node.partition, node.device, bytes_down=sent.bytes_down
+        )
+        outcome.fail(failure, "no reply")
+        return outcome
+
+    def _messages(
+        self, nodes: list[Node], order: Mapping[str, int | bool], message_type: str
+    ) -> list[Message]:
+        messages = []
+        self._sent = []
+        for node in nodes:
+            # Until it answers, nobody knows which mask set it holds.
+            known = self.clients.known_mask.pop(node.node_id, b"")
+            content = self.broadcast.content(self.model, node.density, known, order)
+            size = content_bytes(content)
+            self.record.bytes_down += size
+            self._sent.append(SentTask(node, size))
+            messages.append(
+                Message(content=content, message_type=message_type, dst_node_id=node.node_id)
+            )
+        self._awaited = Awaited(zip(messages, self._sent, strict=True))
+        return messages
+
+    def _matched(self, replies: Iterable[Message]) -> Iterator[tuple[SentTask, Message]]:
+        """Yield each reply with the instruction that it answers; drop others and repetitions."""
+        for reply in replies:
+            sent = self._awaited.take(reply)
+            if sent is None:
+                log.warning("a reply was dropped: it answers no instruction that is awaited")
+            else:
+                yield sent, reply
+
+    def _train_replies(self, replies: Iterable[Message]) -> Iterator[tuple[SentTask, Message]]:
+        """Yield the replies of a round of training, each with its instruction."""
+        return self._matched(replies)
+
+    def _outcomes(self, replies: Iterable[Message], mean: MaskedMean) -> Iterator[ClientOutcome]:
+        """Add up the updates of a round; yield what became of each node that it asked."""
+        for sent, reply in self._train_replies(replies):
+            yield self._outcome(reply, sent.node, sent.bytes_down, mean)
+        for sent in self._awaited.rest():
+            yield self._unanswered(sent)
+
+    def _outcome(self, reply: Message, node: Node, sent: int, mean: MaskedMean) -> ClientOutcome:
+        """Add a node's update to the mean, if it is acceptable; return what became of the node."""
+        outcome = ClientOutcome(node.node_id, node.partition, node.device, bytes_down=sent)
+        outcome.examples = node.examples
+        if reply.has_error():
+            outcome.fail(failure_of_code(reply.error.code), reply.error.reason)
+            log.warning("node %d failed: %s", node.node_id, outcome.reason)
+            return outcome
+        outcome.bytes_up = self._bytes_of(reply)
+        self.record.bytes_up += outcome.bytes_up
+        try:
+            self._accept(reply, node, mean, outcome)
+        except WireError as error:
+            outcome.fail(FailureKind.UPDATE_REJECTED, str(error))
+            log.warning("the update of node %d was rejected: %s", node.node_id, error)
+        return outcome
+
+    def _bytes_of(self, reply: Message) -> int:
+        return content_bytes(reply.content)
+
+    def _complete(self, mean: MaskedMean) -> None:
+        """Add to the mean what did not come reply by reply."""
+
+    def _accept(self, reply: Message, node: Node, mean: MaskedMean, outcome: ClientOutcome) -> None:
+        """Add an update to the mean and note what it says; WireError if it is not acceptable."""
+        counts = read_counts(reply, node.examples, self.config.training.local_epochs)
+        offered = self.broadcast.state(self.model, node.density)
+        mutated = self.clients_mutate(self.record.round)
+        state = read_update(reply, self.model.spec, offered, mask_may_change=mutated)
+        mean.add(state, counts.examples, offered.masks if mutated else None)
+        self._note_mask(node)
+        outcome.note(counts.presented, counts.loss_sum, state.density(self.model.spec))
+
+    def _note_mask(self, node: Node) -> None:
+        # A node that answered has decoded, and kept, the mask set that it was sent.
+        self.clients.known_mask[node.node_id] = self.broadcast.tier_hash(node.density)
+
+    def _update_masks(self, number: int) -> None:
+        """Mutate, or adopt what clients mutated; at the end of the run hold the target."""
+        sparsity, interval = self.config.sparsity, self.task.interval
+        if self.clients_mutate(number):
+            self.model.adopt_masks(self.optimizer)
+        elif number == self.config.run.rounds:
+            self.model.cut_to_target(self.optimizer)
+        elif sparsity.mutation == "server" and interval.due(number):
+            path = (self.config.run.seed, "growth", number)
+            progress = interval.progress(number)
+            self.model.mutate(self.task.method, progress, self.optimizer, path)
+        else:
+            return
+        self.broadcast.forget_tiers()

@@ -1,0 +1,157 @@
+"""``summary.json``: what a finished run came to."""
+
+import hashlib
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import torch
+
+from mest_fed.devices import DeviceProfile
+from mest_fed.memory import Footprint, Plan
+from mest_fed.nn import ModelSpec, SparseState
+from mest_fed.schema import FailureKind, TaskStatus
+from mest_fed.server.global_model import GlobalModel
+from mest_fed.server.rows import totals
+from mest_fed.task import Task
+
+
+@dataclass(frozen=True)
+class Tier:
+    """All devices of one profile.
+
+    Parameters
+    ----------
+    profile : DeviceProfile
+        What they are.
+    clients : int
+        How many there are.
+    plan : Plan
+        How each of them trains.
+    """
+
+    profile: DeviceProfile
+    clients: int
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class RunLogs:
+    """The rows of ``rounds.jsonl`` and ``clients.jsonl``."""
+
+    rounds: Sequence[Mapping[str, Any]]
+    clients: Sequence[Mapping[str, Any]]
+
+
+_VERSIONS = ("mest-fed", "flwr", "torch", "numpy", "ray")
+
+
+def model_sha256(state: SparseState) -> str:
+    """Return a hash over all masks and values: equal for equal models, bit for bit."""
+    digest = hashlib.sha256()
+    for tensors in (state.masks, state.values, state.dense):
+        for name in sorted(tensors):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(tensors[name]).tobytes())
+    return digest.hexdigest()
+
+
+def build_summary(
+    task: Task,
+    tiers: Sequence[Tier],
+    model: GlobalModel,
+    *,
+    preset: str,
+    logs: RunLogs,
+    peaks: Mapping[Plan, int],
+) -> dict[str, Any]:
+    """Sum up a finished run.
+
+    Predicted bytes, virtual seconds and joules are modelled; measured bytes and wall seconds are
+    measured. A tier's ``measured_peak_bytes`` is null where no process was measured.
+
+    Parameters
+    ----------
+    task, tiers, model : Task, sequence of Tier, GlobalModel
+        What ran, on which devices, and what came of it.
+    preset : str
+        What the configuration is called.
+    logs : RunLogs
+        The rows of all rounds.
+    peaks : mapping
+        Measured bytes of each plan that was measured.
+    """
+    config, state = task.config, model.state()
+    statuses = Counter(row["status"] for row in logs.clients)
+    failures = Counter(row.get("failure") for row in logs.clients)
+    return {
+        "preset": preset,
+        "seed": config.run.seed,
+        "rounds": config.run.rounds,
+        "dataset": config.data.name,
+        "model": config.model.name,
+        "method": config.sparsity.method,
+        "mutation": config.sparsity.mutation,
+        "scheme": config.sparsity.scheme if model.spec.groups else "dense",
+        "target_density": task.density,
+        "achieved_density": state.density(model.spec),
+        **totals(logs.rounds),
+        "over_budget": failures[FailureKind.OVER_BUDGET],
+        "out_of_memory": failures[FailureKind.OUT_OF_MEMORY],
+        "tasks": {status: statuses[status] for status in TaskStatus},
+        "failures": {kind: count for kind in FailureKind if (count := failures[kind])},
+        "tiers": [_tier(tier, peaks) for tier in tiers],
+        "layers": _layers(model.spec, state),
+        "dense_bytes": 4 * (model.spec.sparse_weights + _count(model.spec)),
+        "model_sha256": model_sha256(state),
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that are installed here."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONS:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _tier(tier: Tier, peaks: Mapping[Plan, int]) -> dict[str, Any]:
+    parts: Footprint = tier.plan.footprint
+    return {
+        "profile": tier.profile.name,
+        "title": tier.profile.title,
+        "clients": tier.clients,
+        "budget_bytes": tier.plan.budget,
+        "predicted_peak_bytes": parts.total,
+        "measured_peak_bytes": peaks.get(tier.plan),
+        "density": tier.plan.density,
+        "micro_batch": tier.plan.micro_batch,
+        "recompute": tier.plan.savings.recompute,
+        "saved": tier.plan.savings.saved,
+        "parts": parts.parts(),
+        "plan": tier.plan.in_words(),
+        "watts": {"compute": tier.profile.compute_watts, "radio": tier.profile.radio_watts},
+    }
+
+
+def _count(spec: ModelSpec) -> int:
+    return sum(int(np.prod(shape)) for shape in spec.dense.values())
+
+
+def _layers(spec: ModelSpec, state: SparseState) -> list[dict[str, Any]]:
+    rows = []
+    for name, layout in spec.layouts.items():
+        live = layout.live_weights(torch.from_numpy(state.masks[spec.group_of(name)]))
+        rows.append(
+            {"name": name, "weights": layout.num_weights, "density": live / layout.num_weights}
+        )
+    weights = {n: s for n, s in spec.dense.items() if n.endswith("weight") and len(s) > 1}
+    rows += [{"name": n, "weights": int(np.prod(s)), "density": 1.0} for n, s in weights.items()]
+    return rows

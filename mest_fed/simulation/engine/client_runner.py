@@ -1,0 +1,307 @@
+"""Running clients: messages and contexts through a ClientApp, in whatever process this is.
+
+A client gets records, generators and one thread of its own. What it does to them reaches no other
+client and not the server, so the result depends on neither the process nor the clients that ran
+before it there.
+"""
+
+import importlib
+import random
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from logging import getLogger
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from mest_fed.errors import InputError
+from mest_fed.kernels.choice import Choices, active_choices, with_choices
+from mest_fed.server.aggregation.partial import PairwiseSum, PartialAggregate, WorkerAggregator
+from mest_fed.simulation.engine.flower import APP_RAISED, copy_arrays, error_reply, rebuild_message
+from mest_fed.simulation.engine.interfaces import TaskConditions, TaskResult
+
+
+def private_copy(records: RecordDict) -> RecordDict:
+    """Copy all of records that can be edited: records, arrays and lists.
+
+    The data of arrays are bytes, which cannot be edited, so that they are shared: a copy costs
+    less than a microsecond for each array, however large.
+    """
+    copies = RecordDict()
+    for name, record in records.items():
+        if isinstance(record, ArrayRecord):
+            copies[name] = copy_arrays(record)
+            continue
+        copies[name] = fresh = record.copy()
+        for key, value in fresh.items():
+            if isinstance(value, list):
+                fresh[key] = list(value)
+    return copies
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute on one thread: with more, sums have other bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Generators:
+    """The global generators of :mod:`random`, NumPy and torch, as clients find them.
+
+    A client that draws from them (to shuffle, to drop out, to add noise) draws the same in every
+    process, whatever ran there before. A server that runs in the same process draws from them, too:
+    Flower's strategies sample nodes by :mod:`random`, and its differential privacy takes its noise
+    from NumPy.
+    """
+
+    def __init__(self) -> None:
+        self._bits = np.random.MT19937(0)
+        # The one for all devices takes 80 us; without a GPU there is the CPU's generator alone.
+        on_gpu = torch.cuda.is_available()
+        self._seed_torch = torch.manual_seed if on_gpu else torch.default_generator.manual_seed
+
+    def begin_at(self, seed: int) -> None:
+        """Seed them; ``seed`` is from 0 to 2**63 - 1."""
+        random.seed(seed)
+        np.random.set_bit_generator(self._bits)  # type: ignore[attr-defined]
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - what clients draw from
+        self._seed_torch(seed)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Put them back after the block to where they were. Takes 0.1 ms."""
+        python, native = random.getstate(), torch.default_generator.get_state()
+        bits = np.random.get_bit_generator()  # type: ignore[attr-defined]
+        # The state holds half of a pair of normal draws as well, which the generator does not.
+        state = np.random.get_state(legacy=False)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            torch.default_generator.set_state(native)
+            np.random.set_bit_generator(bits)  # type: ignore[attr-defined]
+            np.random.set_state(state)  # noqa: NPY002
+
+
+@contextmanager
+def torch_defaults() -> Iterator[None]:
+    """Have torch compute on one thread, record gradients and make float32 tensors in the block.
+
+    What a client sets instead does not outlive it.
+    """
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with one_thread(), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+log = getLogger("mest_fed.run")
+
+#: A client that raises something else each time shall not fill the disk.
+_MOST_TRACEBACKS = 100
+
+
+class Job(NamedTuple):
+    """One client's work.
+
+    Parameters
+    ----------
+    message : Message
+        The instruction.
+    context : Context
+        What the client had so far.
+    conditions : TaskConditions or None
+        What behaviour does to it, if anything.
+    cost : float
+        How long it takes, compared with others of its kind.
+    memory : int
+        Bytes that it needs beside those of its process.
+    seed : int
+        Where the global generators begin for the client; from 0 to 2**63 - 1.
+    """
+
+    message: Message
+    context: Context
+    conditions: TaskConditions | None = None
+    cost: float = 1.0
+    memory: int = 0
+    seed: int = 0
+
+
+class Outcome(NamedTuple):
+    """What came of a job: what reaches the server, and the client's state from now on."""
+
+    task_result: TaskResult
+    state: RecordDict
+
+    @property
+    def reply(self) -> Message:
+        """The reply that reaches the server."""
+        return self.task_result.reply
+
+
+class TaskTimeout(Enum):
+    """What stands for the outcome of a job that did not come in time."""
+
+    MISSED = "missed"
+
+
+class ClientRun(NamedTuple):
+    """A client's reply, its state, and the traceback of what it raised, if it did."""
+
+    reply: Message
+    state: RecordDict
+    traceback: str | None = None
+
+
+class Block(NamedTuple):
+    """Outcomes of consecutive jobs, the sum of what was taken out of their replies, tracebacks."""
+
+    outcomes: list[Outcome]
+    partial: PartialAggregate | None = None
+    tracebacks: tuple[str, ...] = ()
+
+
+class Tracebacks:
+    """Writes what clients raised into ``run.log``, each traceback once."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def log(self, block: Block) -> None:
+        """Write the tracebacks of a block that were not written before."""
+        for text in block.tracebacks:
+            if text not in self._seen and len(self._seen) < _MOST_TRACEBACKS:
+                self._seen.add(text)
+                log.warning("a client raised an error:\n%s", text.rstrip())
+
+
+@dataclass(frozen=True)
+class ClientRunner:
+    """What a process needs to run any client.
+
+    Parameters
+    ----------
+    client_app : ClientApp
+        The client.
+    choices : Choices, optional
+        The kernels that the run chose; by default those of this process.
+    generators : Generators
+        The global generators that clients draw from.
+    """
+
+    client_app: ClientApp
+    choices: Choices | None = None
+    generators: Generators = field(default_factory=Generators)
+
+    def run(
+        self, jobs: Iterable[Job], aggregator: WorkerAggregator[Message] | None = None
+    ) -> Block:
+        """Run clients one after the other, resolve their replies and aggregate them."""
+        outcomes, pairwise = [], PairwiseSum()
+        tracebacks: dict[str, None] = {}
+        for job in jobs:
+            done = run_client(self, job)
+            if done.traceback is not None:
+                tracebacks[done.traceback] = None
+            outcome = resolve(job, done.reply, done.state)
+            if aggregator is not None:
+                outcome, partial = _aggregator(aggregator, job, outcome)
+                pairwise.add(partial)
+            outcomes.append(outcome)
+        return Block(outcomes, pairwise.total(), tuple(tracebacks))
+
+
+def load_client_app(client_app: ClientApp | str) -> ClientApp:
+    """Return a ClientApp given as an object or as ``"module:attribute"``.
+
+    Raises
+    ------
+    InputError
+        If the text does not lead to a ClientApp.
+    """
+    if isinstance(client_app, ClientApp):
+        return client_app
+    module, _, attribute = client_app.partition(":")
+    try:
+        loaded = getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:
+        raise InputError(f"cannot load the ClientApp {client_app!r}: {one_line(error)}") from error
+    if not isinstance(loaded, ClientApp):
+        raise InputError(f"{client_app!r} is a {type(loaded).__name__}, not a ClientApp")
+    return loaded
+
+
+def run_client(runner: ClientRunner, job: Job) -> ClientRun:
+    """Run one client.
+
+    A client that raises, or returns no message, gives an error reply with the exception in one
+    line. After an error its state stays as it was.
+    """
+    message = rebuild_message(job.message.metadata, private_copy(job.message.content))
+    context = Context(
+        run_id=job.context.run_id,
+        node_id=job.context.node_id,
+        node_config=dict(job.context.node_config),
+        state=private_copy(job.context.state),
+        run_config=dict(job.context.run_config),
+    )
+    choices = runner.choices
+    try:
+        runner.generators.begin_at(job.seed)
+        with torch_defaults(), with_choices(active_choices() if choices is None else choices):
+            reply = runner.client_app(message, context)
+        if not isinstance(reply, Message):
+            raise TypeError(f"the ClientApp returned a {type(reply).__name__}, not a Message")
+    except (Exception, SystemExit) as error:
+        reply = error_reply(job.message, APP_RAISED, one_line(error))
+        return ClientRun(reply, job.context.state, _traceback(error))
+    return ClientRun(reply, job.context.state if reply.has_error() else context.state)
+
+
+def resolve(job: Job, reply: Message, state: RecordDict) -> Outcome:
+    """Return what comes of a reply under the conditions of its job."""
+    if job.conditions is None:
+        return Outcome(TaskResult(reply), state)
+    task_result = job.conditions.resolve(job.message, reply)
+    return Outcome(task_result, state if task_result.keeps_state else job.context.state)
+
+
+def _aggregator(
+    aggregator: WorkerAggregator[Message], job: Job, outcome: Outcome
+) -> tuple[Outcome, PartialAggregate | None]:
+    if outcome.reply.has_error():
+        return outcome, None
+    try:
+        partial, reply = aggregator.map(outcome.reply)
+    except Exception as error:
+        reply = error_reply(
+            job.message, APP_RAISED, f"its reply cannot be summed: {one_line(error)}"
+        )
+        partial = None
+    return Outcome(replace(outcome.task_result, reply=reply), outcome.state), partial
+
+
+def _traceback(error: BaseException) -> str:
+    """Return a traceback from the client's own code on: what runs it is left out."""
+    frames = error.__traceback__
+    return "".join(traceback.format_exception(error.with_traceback(frames and frames.tb_next)))
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception as one line of text."""
+    return " ".join("".join(traceback.format_exception_only(error)).split())

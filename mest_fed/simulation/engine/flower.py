@@ -1,0 +1,146 @@
+"""The one place that touches Flower internals: what the fleet needs and Flower does not publish.
+
+Written against flwr 1.41, which pyproject.toml pins; ``tests/simulation/test_grid_internals.py``
+is the contract test that fails when one of these moves.
+"""
+
+import copy
+from collections.abc import Mapping
+
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    Context,
+    Error,
+    Message,
+    Metadata,
+    RecordDict,
+    UserConfigValue,
+)
+from flwr.app.message import make_message
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+from google.protobuf.message import DecodeError
+
+from mest_fed.errors import InputError
+
+__all__ = [
+    "APP_RAISED",
+    "NODE_UNAVAILABLE",
+    "WORKER_DIED",
+    "Run",
+    "bare_array",
+    "claim_identity",
+    "context_state_from_bytes",
+    "context_state_to_bytes",
+    "copy_arrays",
+    "empty_run",
+    "error_reply",
+    "rebuild_message",
+    "set_message_id",
+]
+
+#: Codes of error replies.
+APP_RAISED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+WORKER_DIED: int = ErrorCode.CLIENT_APP_CRASHED
+NODE_UNAVAILABLE: int = ErrorCode.NODE_UNAVAILABLE
+
+
+def empty_run(run_id: int) -> Run:
+    """Return a run that has an id and nothing else."""
+    return Run.create_empty(run_id)
+
+
+def claim_identity(run_id: int) -> None:
+    """Make this process the server of a run: ``Message(...)`` reads its source from there."""
+    TaskIdentity.task_id = 1
+    TaskIdentity.run_id = run_id
+    TaskIdentity.node_id = SUPERLINK_NODE_ID
+
+
+def set_message_id(message: Message, message_id: str) -> None:
+    """Give a message its id, as the SuperLink does when it takes one in."""
+    message.metadata.__dict__["_message_id"] = message_id
+
+
+def rebuild_message(metadata: Metadata, content: RecordDict | Error) -> Message:
+    """Return a message with a copy of the metadata, and this content or error."""
+    if isinstance(content, Error):
+        return make_message(copy.copy(metadata), error=content)
+    return make_message(copy.copy(metadata), content)
+
+
+def bare_array(dtype: str, shape: tuple[int, ...], stype: str, data: bytes) -> Array:
+    """Return an array, as ``Array(...)`` does, without its ten times slower checks."""
+    array = Array.__new__(Array)
+    array.__dict__.update(dtype=dtype, shape=shape, stype=stype, data=data)
+    return array
+
+
+def copy_arrays(record: ArrayRecord) -> ArrayRecord:
+    """Return a record of new arrays over the same bytes."""
+    fresh = record.copy()
+    fresh.__dict__["_data"] = {
+        # An array may have been given a buffer that can be edited.
+        name: bare_array(array.dtype, array.shape, array.stype, bytes(array.data))
+        for name, array in record.items()
+    }
+    return fresh
+
+
+def error_reply(instruction: Message, code: int, reason: str) -> Message:
+    """Return the reply that says why an instruction has no result."""
+    return Message(Error(code, reason), reply_to=instruction)
+
+
+def context_state_to_bytes(state: RecordDict) -> bytes:
+    """Write a client's state as Flower's protobuf, for a checkpoint."""
+    encoded: bytes = recorddict_to_proto(state).SerializeToString(deterministic=True)
+    return encoded
+
+
+def context_state_from_bytes(data: bytes) -> RecordDict:
+    """Read what :func:`context_state_to_bytes` wrote.
+
+    Raises
+    ------
+    InputError
+        If the bytes are not a client's state.
+    """
+    try:
+        return recorddict_from_proto(ProtoRecordDict.FromString(data))
+    except (DecodeError, TypeError, ValueError) as error:
+        raise InputError(f"these {len(data)} bytes are not a client's state: {error}") from error
+
+
+def run_server_app(
+    server_app: ServerApp,
+    grid: Grid,
+    *,
+    run_config: Mapping[str, UserConfigValue] | None = None,
+) -> Context:
+    """Run a ServerApp to its end and return its context.
+
+    Parameters
+    ----------
+    server_app : ServerApp
+        Any Flower ServerApp.
+    grid : Grid
+        The fleet.
+    run_config : mapping of str to scalar, optional
+        What the app finds in ``context.run_config``.
+    """
+    claim_identity(grid.run.run_id)
+    context = Context(
+        run_id=grid.run.run_id,
+        node_id=0,
+        node_config={},
+        state=RecordDict(),
+        run_config=dict(run_config or {}),
+    )
+    server_app(grid, context)
+    return context

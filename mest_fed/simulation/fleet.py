@@ -1,0 +1,201 @@
+"""The fleet of a run: which device holds which share of the data, and what each device plans."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mest_fed.client.capability import GIVEN, GIVEN_PEAK
+from mest_fed.config.load import Scalar
+from mest_fed.data import DataSplit, ImageData
+from mest_fed.devices import Assignment, DeviceProfile, load_profile
+from mest_fed.errors import InputError
+from mest_fed.memory import Plan
+from mest_fed.server.summary import Tier
+from mest_fed.simulation.engine.interfaces import (
+    NodeKind,
+    Nodes,
+    make_nodes,
+    node_id_of,
+    partition_of,
+)
+from mest_fed.task import Examples, Task, furnish
+
+Fact = TypeVar("Fact")
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Devices by partition, and their tiers.
+
+    Parameters
+    ----------
+    devices : Assignment
+        Partition -> profile name.
+    tiers : list of Tier
+        One for each profile, by budget.
+    plans : dict of str to Plan
+        Profile name (or path), as in the mix -> its plan.
+    examples_of : callable
+        Partition -> number of its examples.
+    """
+
+    devices: Assignment
+    tiers: list[Tier]
+    plans: dict[str, Plan]
+    examples_of: Callable[[int], int]
+
+    @classmethod
+    def of(cls, task: Task, plans: Mapping[str, Plan] | None = None) -> "Fleet":
+        """Mix the fleet of a run.
+
+        Parameters
+        ----------
+        task : Task
+            The run's task.
+        plans : mapping of str to Plan, optional
+            Profile name -> its plan, where the run has made them before.
+
+        Raises
+        ------
+        InputError
+            If a profile is unknown, an override names none of the fleet, or a budget fits no plan.
+        """
+        fleet = task.config.fleet
+        strangers = sorted(set(fleet.budget_bytes) - set(fleet.weights))
+        if strangers:
+            raise InputError(
+                f"fleet.budgets names {strangers[0]}, which is not in the fleet; "
+                f"allowed: {', '.join(fleet.weights)}"
+            )
+        counts = task.devices.counts
+        if plans is None:
+            plans = {name: task.plan(task.budget(name), name) for name in counts}
+        elif plans.keys() != counts.keys():
+            raise InputError("the plans of the run are not those of its fleet")
+        plans = {name: plans[name] for name in counts}
+        tiers = [Tier(load_profile(name), counts[name], plan) for name, plan in plans.items()]
+        return cls(
+            task.devices, sorted(tiers, key=lambda tier: tier.plan.budget), plans, task.num_examples
+        )
+
+    def nodes(self, peaks: Mapping[Plan, int]) -> Nodes:
+        """Return the fleet's Flower nodes; each knows its plan and the plan's measured peak."""
+        kinds = {device: _kind(device, plan, peaks) for device, plan in self.plans.items()}
+
+        def kind_of(partition: int) -> NodeKind:
+            kind = kinds[self.devices[partition]]
+            return replace(kind, cost=kind.cost * self.examples_of(partition))
+
+        return make_nodes(len(self.devices), kind_of)
+
+    @property
+    def profiles(self) -> Mapping[int, DeviceProfile]:
+        """Node id -> what its device is."""
+        return self.by_node({name: load_profile(name) for name in self.devices.counts})
+
+    def by_node(self, facts: Mapping[str, Fact]) -> Mapping[int, Fact]:
+        """Node id -> what is said of its device's profile."""
+        return _ByNode(self.devices, facts)
+
+
+class _ByNode(Mapping[int, Fact]):
+    """Facts of nodes, looked up by their devices when they are asked for."""
+
+    def __init__(self, devices: Assignment, facts: Mapping[str, Fact]) -> None:
+        self._devices = devices
+        self._facts = facts
+
+    def __getitem__(self, node_id: int) -> Fact:
+        """Return a node's fact; KeyError if there is no such node."""
+        partition = partition_of(node_id)
+        if not 0 <= partition < len(self):
+            raise KeyError(node_id)
+        return self._facts[self._devices[partition]]
+
+    def __iter__(self) -> Iterator[int]:
+        """Iterate over the node ids."""
+        return map(node_id_of, range(len(self)))
+
+    def __len__(self) -> int:
+        """Return the number of nodes."""
+        return len(self._devices)
+
+
+def _kind(device: str, plan: Plan, peaks: Mapping[Plan, int]) -> NodeKind:
+    config: dict[str, str | int] = {"device": device, GIVEN: plan.as_json()}
+    if plan in peaks:
+        config[GIVEN_PEAK] = peaks[plan]
+    return NodeKind(config, cost=_cost(plan), memory=peaks.get(plan, plan.footprint.total))
+
+
+def _cost(plan: Plan) -> float:
+    """Return how long an example takes, compared with a dense model's: the longest run first.
+
+    A step of the small CNN at density 0.1 takes 0.4 of a dense one (measured, batch 10).
+    """
+    return (1 + 2 * plan.density) / 3
+
+
+Arrays = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class SharedData:
+    """A run's data, as arrays that processes of a machine share.
+
+    Parameters
+    ----------
+    run_config : mapping of str to scalar
+        The run, as its clients see it.
+    facts : tuple
+        Number of classes, mean and deviation of the channels.
+    train, test : (array, array)
+        Images, uint8 of shape (n, channels, height, width), and labels, int64 of shape (n,).
+    examples, ends : array or None
+        int64: examples of all partitions, and where each partition ends; None where each device's
+        examples are drawn when they are asked for.
+    """
+
+    run_config: Mapping[str, Scalar]
+    facts: tuple[int, tuple[float, ...], tuple[float, ...]]
+    train: Arrays
+    test: Arrays
+    examples: npt.NDArray[np.int64] | None
+    ends: npt.NDArray[np.int64] | None
+
+    @classmethod
+    def of(cls, task: Task, run_config: Mapping[str, Scalar]) -> "SharedData":
+        """Take the data of a task."""
+        train, test = task.data.train, task.data.test
+        facts = (train.num_classes, train.mean, train.std)
+        examples = ends = None
+        if not task.draws_examples:
+            examples = np.concatenate(task.partitions)
+            ends = np.cumsum([len(part) for part in task.partitions])
+        return cls(run_config, facts, _arrays(train), _arrays(test), examples, ends)
+
+    def install(self) -> None:
+        """Give it to this process's task."""
+        data = DataSplit(self._images(self.train), self._images(self.test))
+        furnish(self.run_config, data, self._partitions())
+
+    def _images(self, arrays: Arrays) -> ImageData:
+        with warnings.catch_warnings():
+            # They are read-only, as is what they are used for.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            images, labels = map(torch.from_numpy, arrays)
+        return ImageData(images, labels, *self.facts)
+
+    def _partitions(self) -> Sequence[Examples] | None:
+        if self.examples is None or self.ends is None:
+            return None
+        return np.split(self.examples, self.ends[:-1])
+
+
+def _arrays(data: ImageData) -> Arrays:
+    return data.images.numpy(), data.labels.numpy()

@@ -1,0 +1,266 @@
+"""The measured peaks of a run's plans: from the run folder, from earlier runs, or from a probe."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Context, RecordDict
+
+from mest_fed.client.capability import Capability
+from mest_fed.client.local_round import ClientState, TrainInstruction, train_round
+from mest_fed.config import RunConfig, from_flat, to_flat
+from mest_fed.config.sections import ModelSection
+from mest_fed.data.cifar10 import cache_folder
+from mest_fed.errors import InputError
+from mest_fed.kernels import variant
+from mest_fed.kernels.choice import set_choices
+from mest_fed.kernels.table import Table, choices_to_rows, load_choices
+from mest_fed.memory import Plan, read_plan
+from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT, can_measure, measure, warm_up
+from mest_fed.nn import SparseState, read_state
+from mest_fed.server.global_model import GlobalModel
+from mest_fed.server.optimizers import ServerOptimizer
+from mest_fed.server.run_folder import RunFolder
+from mest_fed.simulation.fleet import Fleet
+from mest_fed.task import Task
+from mest_fed.wire import Payload, decode, encode
+
+log = getLogger(__name__)
+
+
+@dataclass
+class Probe:
+    """A probe at work in its own process.
+
+    Parameters
+    ----------
+    process : subprocess.Popen or None
+        None where this system cannot measure, or nothing is to be measured.
+    plans : sequence of Plan
+        What it measures.
+    """
+
+    process: "subprocess.Popen[str] | None"
+    plans: Sequence[Plan] = ()
+
+    @classmethod
+    def start(
+        cls, config: RunConfig, partition_file: str, kernels: Table, plans: Sequence[Plan]
+    ) -> "Probe":
+        """Start measuring plans of a run, with the run's kernels."""
+        if not (plans and can_measure()):
+            return cls(None)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mest_fed.simulation.peak_measurement"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | ALLOCATOR_ENVIRONMENT,
+            text=True,
+        )
+        assert process.stdin is not None
+        flat = to_flat(config) | {"data.partition_file": partition_file}
+        rows, tables = choices_to_rows(kernels), [plan.as_json() for plan in plans]
+        process.stdin.write(json.dumps({"config": flat, "kernels": rows, "plans": tables}))
+        process.stdin.close()
+        process.stdin = None
+        return cls(process, plans)
+
+    def results(self) -> dict[Plan, int]:
+        """Wait, and return measured bytes by plan; what failed is absent."""
+        if self.process is None:
+            return {}
+        output, errors = self.process.communicate()
+        if self.process.returncode != 0:
+            reason = errors.strip().rpartition("\n")[2]
+            log.warning("memory was not measured for every plan: %s", reason)
+        return dict(zip(self.plans, map(int, output.split()), strict=False))
+
+    def stop(self) -> None:
+        """End the process if it still runs."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate()
+
+
+def measure_plans(task: Task, plans: Sequence[Plan]) -> Iterator[int]:
+    """Measure plans, each by an epoch of the client that has most examples; yield bytes."""
+    # Devices that draw their examples all have as many.
+    sizes = [1] if task.draws_examples else [len(part) for part in task.partitions]
+    busiest = int(np.argmax(sizes))
+    training = task.config.training.model_copy(update={"local_epochs": 1})  # the peak is there
+    task = Task(task.config.model_copy(update={"training": training}))
+    small = Task(task.config.model_copy(update={"model": _narrow(task.config.model)}))
+    for plan in plans:
+        who = Capability(busiest, "probe", plan.budget, plan)
+        messages = [encode(_received(each, plan.density), each.spec)[0] for each in (small, task)]
+        warm_up_run = partial(_warm_up, small, messages[0], who)
+        yield measure(partial(_round, task, messages[1], who), warm_up_run).added
+
+
+def _narrow(model: ModelSection) -> ModelSection:
+    """Return the model at a quarter of its width."""
+    return model.model_copy(update={"width": model.width / 4})
+
+
+def _warm_up(small: Task, message: Payload, who: Capability) -> None:
+    """Bring in what any round brings in, of training and of the client around it."""
+    warm_up(small.config.sparsity.scheme if small.spec.groups else None)
+    _round(small, message, who)
+
+
+def _received(task: Task, density: float) -> SparseState:
+    """Return what a device of a density receives when the mask is at its peak."""
+    sparsity = task.config.sparsity
+    model = GlobalModel.from_state(task.spec, read_state(task.build_model()))
+    if sparsity.mutation == "server":
+        model.mutate(task.method, 0.0, ServerOptimizer(), (task.config.run.seed, "probe", 0))
+    return model.state(model.tier_masks(density, sparsity.distribution))
+
+
+def _round(task: Task, payload: Payload, who: Capability) -> None:
+    """Do what a client does: decode, train, encode."""
+    received = decode(payload, task.spec)
+    kept = ClientState(Context(0, 0, {}, RecordDict(), {}))
+    mutate = task.config.sparsity.mutation == "client"
+    result = train_round(task, received, TrainInstruction(1, mutate), who, kept)
+    encode(result.state, task.spec, values=task.config.wire.upload, reference=received)
+
+
+def main() -> None:
+    """Measure the plans on standard input."""
+    torch.set_num_threads(1)
+    given = json.load(sys.stdin)
+    task = Task(from_flat(given["config"]))
+    set_choices(load_choices(given["kernels"], "kernels").choices)
+    for size in measure_plans(task, [read_plan(text) for text in given["plans"]]):
+        print(size, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+#: What of a configuration the memory of a round depends on, beside its plan.
+_SECTIONS = ("data", "model", "sparsity", "training", "forgetting", "wire", "fleet")
+_VERSIONS = ("mest-fed", "torch", "numpy")
+
+
+class Peaks:
+    """Measures the plans of a run that nobody has measured yet; :meth:`wait` gives all of them.
+
+    A run's peaks stand in its folder, so that a resumed run holds its devices to the same ones,
+    whatever machine it goes on with; nothing is then measured. In a new run, a peak that was
+    measured once on this machine, for the same plan and the same versions, is taken from the cache.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+    fleet : Fleet
+        Its tiers have the plans.
+    folder : RunFolder
+        Of the run; nothing is written there.
+    kernels : Table
+        Its kernels.
+    """
+
+    def __init__(self, config: RunConfig, fleet: Fleet, folder: RunFolder, kernels: Table) -> None:
+        plans = list(dict.fromkeys(tier.plan for tier in fleet.tiers))
+        self._keys = {plan: _key(config, kernels, plan) for plan in plans}
+        kept = folder.read_memory()
+        known = (
+            {plan: _cached(key) for plan, key in self._keys.items()}
+            if kept is None
+            else {plan: kept.get(_plan_key(plan)) for plan in plans}
+        )
+        self._known = {plan: size for plan, size in known.items() if size is not None}
+        unknown = [plan for plan in plans if plan not in self._known] if kept is None else []
+        # Plans of one shape need the same memory, whatever their budgets.
+        distinct = list({plan.shape: plan for plan in unknown}.values())
+        self._probe = Probe.start(config, folder.partition_file, kernels, distinct)
+        self._unknown = unknown
+
+    def wait(self) -> Mapping[Plan, int]:
+        """Wait for the probe; return measured bytes by plan, where they could be measured.
+
+        :attr:`by_key` then has what the run folder keeps.
+        """
+        found = {plan.shape: size for plan, size in self._probe.results().items()}
+        for plan in self._unknown:
+            size = found.get(plan.shape)
+            if size is not None:
+                self._known[plan] = size
+                _keep(self._keys[plan], size)
+        self.by_key = {_plan_key(plan): size for plan, size in self._known.items()}
+        return dict(self._known)
+
+    def close(self) -> None:
+        """End the probe if it still runs."""
+        self._probe.stop()
+
+
+def _key(config: RunConfig, kernels: Table, plan: Plan) -> str:
+    facts = {
+        "config": {name: getattr(config, name).model_dump() for name in _SECTIONS},
+        "seed": config.run.seed,
+        "kernels": choices_to_rows(kernels)["rows"],
+        "plan": _shape(plan),
+        "counted": "anonymous memory",
+        "versions": {name: version(name) for name in _VERSIONS},
+        "machine": (platform.machine(), platform.libc_ver(), variant()),
+    }
+    return _hash(facts)
+
+
+def _plan_key(plan: Plan) -> str:
+    """Return the name of a plan in the run folder."""
+    return _hash(_shape(plan))
+
+
+def _shape(plan: Plan) -> dict[str, Any]:
+    table = plan.as_table()
+    del table["budget_bytes"], table["parts"], table["predicted_peak_bytes"]
+    return table
+
+
+def _hash(facts: Mapping[str, Any]) -> str:
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _cached(key: str) -> int | None:
+    try:
+        return int(_file(key).read_text(encoding="utf-8"))
+    except (OSError, ValueError, InputError):
+        return None
+
+
+def _keep(key: str, size: int) -> None:
+    try:
+        file = _file(key)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{size}\n", encoding="utf-8")
+    except (OSError, InputError):  # a cache that cannot be written is none
+        return
+
+
+def _file(key: str) -> Path:
+    return cache_folder() / "peaks" / key

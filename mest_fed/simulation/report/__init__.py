@@ -1,0 +1,5 @@
+"""The report of a run: one self-contained HTML page written from the run folder."""
+
+from mest_fed.simulation.report.render import write_report
+
+__all__ = ["write_report"]

@@ -1,0 +1,89 @@
+"""Why tasks gave no update."""
+
+from collections import Counter
+
+from matplotlib.ticker import MaxNLocator
+
+from mest_fed.schema import TaskStatus
+from mest_fed.simulation.report.figures import style
+from mest_fed.simulation.report.figures.style import Chart, finish_chart
+from mest_fed.simulation.report.formats import count_of, format_count, format_percent, shorten
+from mest_fed.simulation.report.load import Run
+from mest_fed.simulation.report.statistics import LostTasks, lost_by_reason
+
+_MOST_ROWS = 10
+_COLOURS = {
+    TaskStatus.FAILED: style.ORANGE,
+    TaskStatus.REJECTED: style.INK,
+    TaskStatus.AWAY: style.SLATE,
+    TaskStatus.LATE: style.SKY,
+    TaskStatus.DROPPED: style.VERMILION,
+    TaskStatus.SURPLUS: style.PALE_BLUE,
+}
+_MEANINGS = {
+    TaskStatus.FAILED: "Failed: the device ended without a result.",
+    TaskStatus.REJECTED: "Rejected: the server refused what it sent.",
+    TaskStatus.AWAY: "Away: it could not be asked.",
+    TaskStatus.LATE: "Late: the server had stopped waiting.",
+    TaskStatus.DROPPED: "Dropped: it went away before it was done.",
+    TaskStatus.SURPLUS: "Surplus: enough other devices were faster.",
+}
+
+
+def failures_by_reason(run: Run) -> Chart | None:
+    """Draw the tasks without an update by reason; None if every task gave its update."""
+    lost = lost_by_reason(run)
+    if not lost:
+        return None
+    shown = _merge_tail(lost)
+    figure = style.new_figure(style.FULL_WIDTH, 1.1 + 0.34 * len(shown))
+    axes = figure.subplots()
+    rows = range(len(shown))
+    starts = [0] * len(shown)
+    for status, colour in _COLOURS.items():
+        widths = [entry.counts.get(status, 0) for entry in shown]
+        if any(widths):
+            axes.barh(rows, widths, left=starts, height=0.5, color=colour, label=status)
+        starts = [start + width for start, width in zip(starts, widths, strict=True)]
+    for row, entry in enumerate(shown):
+        axes.annotate(
+            str(entry.total),
+            (entry.total, row),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8.5,
+            color=style.MUTED,
+        )
+    style.row_axes(axes, [shorten(entry.reason, 56) for entry in shown])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(0, max(entry.total for entry in shown) * 1.1)
+    axes.set_xlabel("tasks")
+    style.legend_above(axes, 6, handleheight=0.9)
+    return finish_chart(
+        figure,
+        key="failures",
+        title="Tasks without an update, by reason",
+        caption=_caption(lost, len(run.tasks)),
+        basis=("counts measured", "devices' behaviour modelled"),
+    )
+
+
+def _merge_tail(lost: list[LostTasks]) -> list[LostTasks]:
+    if len(lost) <= _MOST_ROWS:
+        return lost
+    head, tail = lost[: _MOST_ROWS - 1], lost[_MOST_ROWS - 1 :]
+    counts = sum((Counter(entry.counts) for entry in tail), Counter[TaskStatus]())
+    rest = LostTasks(count_of(len(tail), "other reason"), counts)
+    return [*head, rest]
+
+
+def _caption(lost: list[LostTasks], tasks: int) -> str:
+    total = sum(entry.total for entry in lost)
+    statuses = {status for entry in lost for status in entry.counts}
+    meanings = (_MEANINGS[status] for status in _COLOURS if status in statuses)
+    return (
+        f"{count_of(total, 'task')} of {format_count(tasks)} gave no update "
+        f"({format_percent(total / tasks)}). {' '.join(meanings)} "
+        "Whether a device is away, drops out or is late is modelled."
+    )

@@ -1,0 +1,306 @@
+"""Read and check a run folder."""
+
+import json
+import reprlib
+import shlex
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from mest_fed.errors import InputError
+from mest_fed.schema import FailureKind, TaskStatus
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """The distribution of the clients' accuracy on their held-out shares (measured)."""
+
+    mean: Share
+    min: Share
+    p10: Share
+    median: Share
+    p90: Share
+    max: Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRow:
+    """One line of ``rounds.jsonl``; round 0 is the model before training.
+
+    Bytes and energy are of this round alone; both clocks are cumulative.
+    """
+
+    round: Count
+    accuracy: Share | None = None
+    loss: float | None = None
+    client_accuracy: Spread | None = None
+    train_loss: float | None = None
+    density: Share
+    bytes_up: Count
+    bytes_down: Count
+    virtual_seconds: Amount
+    wall_seconds: Amount
+    trained: Count
+    failed: Count
+    rejected: Count
+    energy_joules: Amount
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRow:
+    """One line of ``clients.jsonl``: one client's part in one round; times are modelled.
+
+    ``start_seconds`` is the virtual time at which the device began. Older runs have neither it nor
+    ``failure``.
+    """
+
+    round: Count
+    partition: Count
+    device: str
+    status: TaskStatus
+    failure: FailureKind | None = None
+    reason: str | None = None
+    start_seconds: Amount | None = None
+    bytes_down: Count
+    bytes_up: Count
+    download_seconds: Amount
+    train_seconds: Amount
+    upload_seconds: Amount
+    energy_joules: Amount
+
+    @property
+    def seconds(self) -> float:
+        """Download, training and upload together (modelled)."""
+        return self.download_seconds + self.train_seconds + self.upload_seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watts:
+    """What a whole device draws while it computes, and while it sends or receives."""
+
+    compute: Amount
+    radio: Amount
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tier:
+    """The devices of one profile, which train under one plan."""
+
+    profile: str
+    title: str
+    clients: Count
+    budget_bytes: Count
+    predicted_peak_bytes: Count
+    measured_peak_bytes: Count | None = None
+    density: Share
+    micro_batch: Count
+    parts: Mapping[str, Count]
+    plan: str
+    watts: Watts | None = None
+
+    @property
+    def peak_bytes(self) -> int:
+        """The measured peak where there is one, the predicted one otherwise."""
+        return self.measured_peak_bytes or self.predicted_peak_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One layer of the final global model; a dense one has density 1."""
+
+    name: str
+    weights: Count
+    density: Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """``summary.json``, written when a run has ended."""
+
+    preset: str
+    seed: int
+    rounds: Count
+    dataset: str
+    model: str
+    method: str
+    mutation: str | None
+    scheme: str
+    target_density: Share
+    achieved_density: Share
+    final_accuracy: Share | None
+    final_client_accuracy: Spread | None
+    bytes_up: Count
+    bytes_down: Count
+    virtual_seconds: Amount
+    wall_seconds: Amount
+    clients_trained: Count
+    clients_failed: Count
+    clients_rejected: Count
+    over_budget: Count
+    energy_joules: Amount
+    tiers: tuple[Tier, ...]
+    layers: tuple[Layer, ...]
+    dense_bytes: Count
+    model_sha256: str
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelCase:
+    """Where a choice of kernels holds: a shape of weight under a size of input."""
+
+    size: tuple[Count, Count]
+    band: Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelRow:
+    """One row of ``kernels.json``: implementations by product, and the times that were measured."""
+
+    layers: tuple[str, ...]
+    case: KernelCase
+    choice: Mapping[str, str]
+    milliseconds: Mapping[str, Mapping[str, Amount]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """``kernels.json``: which implementations the sparse layers ran on a CPU."""
+
+    mode: str
+    variant: str | None
+    rows: tuple[KernelRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run: its folder's files, read and checked."""
+
+    folder: Path
+    config: str
+    summary: Summary
+    rounds: tuple[RoundRow, ...]
+    tasks: tuple[TaskRow, ...]
+    kernels: Kernels | None = None
+
+
+Row = TypeVar("Row")
+
+_ROUND = TypeAdapter(RoundRow)
+_TASK = TypeAdapter(TaskRow)
+_SUMMARY = TypeAdapter(Summary)
+_KERNELS = TypeAdapter(Kernels)
+_MAY_BE_NULL = {"mutation", "final_accuracy", "final_client_accuracy"}
+
+
+def load_run(folder: Path) -> Run:
+    """Read ``config.toml``, ``summary.json``, the logs and, where there is one, ``kernels.json``.
+
+    Raises
+    ------
+    InputError
+        If the folder is not that of a finished run, or a file is missing or broken; names the
+        file and, where there is one, the line.
+    """
+    if not folder.is_dir():
+        raise InputError(f"run folder {folder} does not exist")
+    config = _read_text(folder / "config.toml")
+    try:
+        tomllib.loads(config)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{folder / 'config.toml'}: {error}") from None
+    summary = _read_summary(folder)
+    rounds = tuple(_read_lines(folder / "rounds.jsonl", _ROUND))
+    _check_rounds(folder, rounds, summary.rounds)
+    tasks = tuple(_read_lines(folder / "clients.jsonl", _TASK))
+    return Run(
+        folder=folder,
+        config=config,
+        summary=summary,
+        rounds=rounds,
+        tasks=tasks,
+        kernels=_read_kernels(folder),
+    )
+
+
+def _read_kernels(folder: Path) -> Kernels | None:
+    path = folder / "kernels.json"
+    if not path.exists():  # a run of an earlier version
+        return None
+    return _validate(_KERNELS, _parse_json(_read_text(path), str(path)), str(path))
+
+
+def _read_summary(folder: Path) -> Summary:
+    path = folder / "summary.json"
+    if not path.exists():
+        raise _unfinished(folder, f"{path} does not exist")
+    raw = _parse_json(_read_text(path), str(path))
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: expected an object with the run's final values")
+    for key in (field.name for field in fields(Summary)):
+        if key not in raw or (raw[key] is None and key not in _MAY_BE_NULL):
+            raise _unfinished(folder, f"{path} has no value for {key!r}")
+    return _validate(_SUMMARY, raw, str(path))
+
+
+def _check_rounds(folder: Path, rounds: tuple[RoundRow, ...], expected: int) -> None:
+    path = folder / "rounds.jsonl"
+    numbers = [row.round for row in rounds]
+    for before, after in pairwise(numbers):
+        if after <= before:
+            raise InputError(f"{path}: round {after} follows round {before}; rounds must increase")
+    last = numbers[-1] if numbers else None
+    if last != expected:
+        found = "holds no round" if last is None else f"ends at round {last}"
+        raise _unfinished(folder, f"{path} {found}, summary.json says {expected}")
+
+
+def _read_lines(path: Path, adapter: TypeAdapter[Row]) -> Iterator[Row]:
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield _validate(adapter, _parse_json(line, where), where)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: not a run folder, or not a whole one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+
+
+def _parse_json(text: str, where: str) -> object:
+    """Parse JSON; NaN and infinities, which a diverged loss gives, become null."""
+    try:
+        parsed: object = json.loads(text, parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not valid JSON: {error}") from None
+    return parsed
+
+
+def _validate(adapter: TypeAdapter[Row], raw: object, where: str) -> Row:
+    try:
+        return adapter.validate_python(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        raise InputError(f"{where}: {key!r} is missing")
+    given = f"{key} = " if key else ""
+    raise InputError(f"{where}: {given}{reprlib.repr(first['input'])}: {first['msg']}")
+
+
+def _unfinished(folder: Path, why: str) -> InputError:
+    command = f"mest-fed simulate --resume --out {shlex.quote(str(folder))}"
+    return InputError(f"{why}: the run is unfinished; continue it with `{command}`")

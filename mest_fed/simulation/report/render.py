@@ -1,0 +1,112 @@
+"""A run folder as one HTML page."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from mest_fed.errors import InputError
+from mest_fed.schema import TaskStatus
+from mest_fed.simulation.report import tables
+from mest_fed.simulation.report.figures import draw_charts
+from mest_fed.simulation.report.formats import count_of, format_percent
+from mest_fed.simulation.report.load import Run, load_run
+from mest_fed.simulation.report.statistics import rounds_without_update
+from mest_fed.simulation.report.tables import headline_tiles, kernel_table
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write ``report.html`` into a finished run's folder and return its path.
+
+    The page is self-contained: it opens without a network, and the same run gives the same bytes.
+
+    Raises
+    ------
+    InputError
+        If the folder does not hold a finished run, or the page cannot be written.
+    """
+    page = render_page(load_run(run_folder))
+    path = run_folder / "report.html"
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error}") from None
+    return path
+
+
+def render_page(run: Run) -> str:
+    """Render the report of a run; whatever the run's files say is escaped."""
+    here = files("mest_fed.simulation.report")
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string((here / "report.html.j2").read_text(encoding="utf-8"))
+    return template.render(
+        css=Markup((here / "report.css").read_text(encoding="utf-8")),
+        run=run,
+        summary=run.summary,
+        heading=f"{run.summary.method} on {run.summary.dataset}",
+        in_short=_in_short(run),
+        warning=_warning(run),
+        every_task_ok=all(task.status == TaskStatus.OK for task in run.tasks),
+        facts=_facts(run),
+        tiles=headline_tiles(run),
+        charts=draw_charts(run),
+        plan_columns=tables.PLAN_COLUMNS,
+        plan_rows=tables.plan_rows(run),
+        kernels=kernel_table(run),
+        round_columns=tables.ROUND_COLUMNS,
+        last_rounds=tables.last_rounds(run),
+    )
+
+
+def _in_short(run: Run) -> str:
+    summary = run.summary
+    clients = sum(tier.clients for tier in summary.tiers)
+    kinds = count_of(len({tier.profile for tier in summary.tiers}), "kind")
+    if summary.achieved_density == 1:
+        alive = "All weights are alive"
+    else:
+        share = format_percent(summary.achieved_density)
+        alive = f"{share} of the sparse layers' weights are alive"
+    did = "trained" if summary.clients_trained else "were to train"
+    text = (
+        f"{count_of(clients, 'simulated client')} on {kinds} of device {did} {summary.model} "
+        f"on {summary.dataset} for {count_of(summary.rounds, 'round')}. "
+        f"{alive} in the final global model"
+    )
+    if summary.final_accuracy is None:
+        return f"{text}."
+    accuracy = format_percent(summary.final_accuracy)
+    return f"{text}, which reaches {accuracy} on the central test set."
+
+
+def _warning(run: Run) -> str | None:
+    """Return what a reader must know first: that the run, or rounds of it, trained nothing."""
+    empty = rounds_without_update(run)
+    if not empty:
+        return None
+    if not any(task.status == TaskStatus.OK for task in run.tasks):
+        return (
+            "Nothing was trained: the server accepted no update in "
+            f"{count_of(len(empty), 'round')}. The accuracy is that of the first weights."
+        )
+    return (
+        f"The server accepted no update in {len(empty)} of {count_of(run.summary.rounds, 'round')}."
+    )
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    summary = run.summary
+    mutation = f", mutation by the {summary.mutation}" if summary.mutation else ""
+    return [
+        ("Preset", summary.preset),
+        ("Data set", summary.dataset),
+        ("Model", summary.model),
+        ("Method", f"{summary.method}{mutation}"),
+        ("Scheme", summary.scheme),
+        ("Target density", format_percent(summary.target_density)),
+        ("Seed", str(summary.seed)),
+        ("Rounds", str(summary.rounds)),
+    ]

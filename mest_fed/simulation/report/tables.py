@@ -1,0 +1,270 @@
+"""The report's tables: the plan of each tier, and the last rounds."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mest_fed.schema import TaskStatus
+from mest_fed.simulation.report.formats import (
+    count_of,
+    format_count,
+    format_joules,
+    format_percent,
+    format_watt_hours,
+)
+from mest_fed.simulation.report.load import KernelRow, Kernels, RoundRow, Run, Tier
+from mest_fed.simulation.report.statistics import Traffic, status_counts, traffic
+from mest_fed.units import format_bytes, format_seconds
+
+_LAST_ROUNDS = 10
+NOTHING = "—"
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One tier, formatted."""
+
+    title: str
+    profile: str
+    cells: tuple[str, ...]
+    parts: str
+    plan: str
+    over_budget: bool
+
+
+PLAN_COLUMNS = (
+    ("clients", ""),
+    ("budget", ""),
+    ("peak", "modelled"),
+    ("peak", "measured"),
+    ("of budget", ""),
+    ("density", ""),
+    ("micro-batch", ""),
+)
+
+ROUND_COLUMNS = (
+    ("round", ""),
+    ("accuracy", "measured"),
+    ("clients' median", "measured"),
+    ("training loss", "measured"),
+    ("density", "measured"),
+    ("up", "measured"),
+    ("down", "measured"),
+    ("updates", ""),
+    ("no reply", ""),
+    ("rejected", ""),
+    ("virtual time", "modelled"),
+    ("energy", "modelled"),
+)
+
+
+def plan_rows(run: Run) -> list[PlanRow]:
+    """Format the tiers, tightest budget first, in the columns of ``PLAN_COLUMNS``."""
+    return [_plan_row(tier) for tier in sorted(run.summary.tiers, key=lambda t: t.budget_bytes)]
+
+
+def _plan_row(tier: Tier) -> PlanRow:
+    measured = tier.measured_peak_bytes
+    parts = sorted(tier.parts.items(), key=lambda part: -part[1])
+    return PlanRow(
+        title=tier.title,
+        profile=tier.profile,
+        cells=(
+            format_count(tier.clients),
+            format_bytes(tier.budget_bytes),
+            format_bytes(tier.predicted_peak_bytes),
+            format_bytes(measured) if measured else NOTHING,
+            format_percent(tier.peak_bytes / max(tier.budget_bytes, 1)),
+            format_percent(tier.density),
+            format_count(tier.micro_batch),
+        ),
+        parts=", ".join(f"{name} {format_bytes(size)}" for name, size in parts if size),
+        plan=tier.plan,
+        over_budget=tier.peak_bytes > tier.budget_bytes,
+    )
+
+
+def last_rounds(run: Run) -> list[tuple[str, ...]]:
+    """Format the last rounds in the columns of ``ROUND_COLUMNS``."""
+    return [_round_cells(row) for row in run.rounds[-_LAST_ROUNDS:]]
+
+
+def _round_cells(row: RoundRow) -> tuple[str, ...]:
+    clients = row.client_accuracy
+    return (
+        str(row.round),
+        NOTHING if row.accuracy is None else f"{row.accuracy:.2%}",
+        NOTHING if clients is None else f"{clients.median:.2%}",
+        NOTHING if row.train_loss is None else f"{row.train_loss:.4f}",
+        format_percent(row.density),
+        format_bytes(row.bytes_up),
+        format_bytes(row.bytes_down),
+        str(row.trained),
+        str(row.failed),
+        str(row.rejected),
+        format_seconds(row.virtual_seconds),
+        format_joules(row.energy_joules),
+    )
+
+
+_PRODUCTS = {
+    "forward": "forward",
+    "backward_input": "gradient of input",
+    "backward_values": "gradient of values",
+}
+_HOW = {
+    "rule": "Chosen by shape and density; nothing was timed",
+    "tuned": "Timed before the first round, one thread; the fastest was chosen",
+    "dense": "Dense weights everywhere, as configured",
+}
+
+
+@dataclass(frozen=True)
+class KernelTable:
+    """The table, formatted; a cell is an implementation and its time."""
+
+    caption: str
+    columns: tuple[tuple[str, str], ...]
+    rows: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+
+
+def kernel_table(run: Run) -> KernelTable | None:
+    """Format ``kernels.json``; None where no sparse layer had a choice."""
+    kernels = run.kernels
+    if kernels is None or not kernels.rows:
+        return None
+    basis = "measured" if any(row.milliseconds for row in kernels.rows) else ""
+    columns = [("input", ""), ("density up to", "")]
+    columns += [(title, basis) for title in _PRODUCTS.values()]
+    rows = tuple((", ".join(row.layers), _cells(row)) for row in kernels.rows)
+    return KernelTable(_caption(kernels), tuple(columns), rows)
+
+
+def _caption(kernels: Kernels) -> str:
+    how = _HOW.get(kernels.mode, kernels.mode)
+    compiled = f"compiled for {kernels.variant}" if kernels.variant else "not compiled"
+    return (
+        f"{how}. dense: a dense weight for the moment; channels: the live channels alone; "
+        f"padded, shifted: sparse kernels ({compiled})"
+    )
+
+
+def _cells(row: KernelRow) -> tuple[tuple[str, str], ...]:
+    height, width = row.case.size
+    facts = [(f"{height}\N{MULTIPLICATION SIGN}{width}", ""), (format_percent(row.case.band), "")]
+    return (*facts, *(_choice(row, product) for product in _PRODUCTS))
+
+
+def _choice(row: KernelRow, product: str) -> tuple[str, str]:
+    """Return the implementation, and its time beside the others'."""
+    chosen, times = row.choice.get(product, ""), row.milliseconds.get(product, {})
+    if chosen not in times:
+        return chosen, ""
+    others = (f"{name} {times[name]:.3g}" for name in times if name != chosen)
+    return chosen, ", ".join([f"{times[chosen]:.3g} ms", *others])
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One headline number with a line or two beneath it."""
+
+    label: str
+    value: str
+    basis: Literal["measured", "modelled"]
+    notes: tuple[str, ...] = ()
+    alarm: bool = False
+
+
+def headline_tiles(run: Run) -> list[Tile]:
+    """Build the tiles in reading order."""
+    sent = traffic(run)
+    return [
+        _accuracy(run),
+        _density(run),
+        Tile("Traffic", format_bytes(sent.total), "measured", _traffic_notes(sent)),
+        _tasks(run),
+        _virtual_time(run),
+        _wall_time(run),
+        _energy(run),
+        _over_budget(run),
+    ]
+
+
+def _accuracy(run: Run) -> Tile:
+    central = run.summary.final_accuracy
+    clients = run.summary.final_client_accuracy
+    notes: tuple[str, ...] = ()
+    if clients is not None:
+        notes = (
+            f"clients: median {format_percent(clients.median)}",
+            f"p10 {format_percent(clients.p10)}, p90 {format_percent(clients.p90)}",
+        )
+    if central is not None:
+        return Tile("Final accuracy", format_percent(central), "measured", notes)
+    if clients is not None:
+        notes = ("median of clients; no central test set", *notes[1:])
+        return Tile("Final accuracy", format_percent(clients.median), "measured", notes)
+    return Tile("Final accuracy", "—", "measured", ("not evaluated in this run",))
+
+
+def _density(run: Run) -> Tile:
+    layers = run.summary.layers
+    weights = sum(layer.weights for layer in layers)
+    live = sum(round(layer.weights * layer.density) for layer in layers)
+    notes = (
+        f"target {format_percent(run.summary.target_density)}, over sparse layers",
+        f"{format_count(live)} of {format_count(weights)} weights live in all layers",
+    )
+    return Tile("Achieved density", format_percent(run.summary.achieved_density), "measured", notes)
+
+
+def _traffic_notes(sent: Traffic) -> tuple[str, ...]:
+    directions = f"{format_bytes(sent.up)} up, {format_bytes(sent.down)} down"
+    saving = sent.saving
+    if saving is None:
+        return (directions,)
+    training = f"training: {format_bytes(sent.training)}"
+    dense = f"dense fp32 ({format_bytes(sent.dense)})"
+    if saving >= 1.05:
+        return directions, f"{training}, {saving:.3g} times less than {dense}"
+    if saving <= 0.95:
+        return directions, f"{training}, {1 / saving:.3g} times more than {dense}"
+    return directions, f"{training}, about as much as {dense}"
+
+
+def _tasks(run: Run) -> Tile:
+    counts = status_counts(run)
+    accepted = counts.pop(TaskStatus.OK)
+    lost = ", ".join(f"{format_count(count)} {status}" for status, count in counts.items() if count)
+    notes = (f"of {count_of(len(run.tasks), 'task')} given to devices", lost or "none was lost")
+    return Tile("Updates accepted", format_count(accepted), "measured", notes, alarm=not accepted)
+
+
+def _virtual_time(run: Run) -> Tile:
+    seconds = run.summary.virtual_seconds
+    notes: tuple[str, ...] = ("on the devices' own clocks",)
+    if run.summary.rounds:
+        notes += (f"{format_seconds(seconds / run.summary.rounds)} a round",)
+    return Tile("Virtual time", format_seconds(seconds), "modelled", notes)
+
+
+def _wall_time(run: Run) -> Tile:
+    seconds = run.summary.wall_seconds
+    notes: tuple[str, ...] = ("of the simulation itself",)
+    if 0 < seconds < run.summary.virtual_seconds:
+        ratio = run.summary.virtual_seconds / seconds
+        notes += (f"{ratio:.3g} times faster than virtual",)
+    return Tile("Wall time", format_seconds(seconds), "measured", notes)
+
+
+def _energy(run: Run) -> Tile:
+    joules = run.summary.energy_joules
+    notes: tuple[str, ...] = (f"{format_watt_hours(joules)}, whole fleet",)
+    if run.summary.clients_trained:
+        notes += (f"{format_joules(joules / run.summary.clients_trained)} per accepted update",)
+    return Tile("Energy", format_joules(joules), "modelled", notes)
+
+
+def _over_budget(run: Run) -> Tile:
+    over = run.summary.over_budget
+    note = "times a client went over its budget" if over else "no client went over its budget"
+    return Tile("Over budget", format_count(over), "measured", (note,), alarm=over > 0)

@@ -1,0 +1,431 @@
+"""One simulated run from configuration to report."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mest_fed.client.kernels import given_table
+from mest_fed.config import RunConfig, to_flat
+from mest_fed.config.load import Scalar
+from mest_fed.data import save_partitions
+from mest_fed.errors import InputError
+from mest_fed.kernels.choice import with_choices
+from mest_fed.kernels.table import Table
+from mest_fed.memory import Plan, read_plan
+from mest_fed.server.app import build_server_app
+from mest_fed.server.checkpoint import (
+    Arrays,
+    checkpoint_name,
+    checkpoint_of_run,
+    finite,
+    load_newest,
+    restore_strategy,
+    save_checkpoint,
+    strategy_arrays,
+    whole,
+)
+from mest_fed.server.global_model import GlobalModel
+from mest_fed.server.rows import RoundRecord, client_rows, round_row
+from mest_fed.server.run_folder import CLIENTS, LOG, ROUNDS, SEALED, RunFolder, RunLog, logged
+from mest_fed.server.strategy import MestStrategy
+from mest_fed.server.summary import RunLogs, build_summary
+from mest_fed.simulation.behaviour.behaviour import memory_needs
+from mest_fed.simulation.behaviour.clock import VirtualClock, check_cohort, check_deadline, trace_of
+from mest_fed.simulation.client_state import DiskStates, StatesDigest, VersionedStates
+from mest_fed.simulation.client_state.store import SHARDS
+from mest_fed.simulation.engine.executor import Executor, make_executor
+from mest_fed.simulation.engine.flower import run_server_app
+from mest_fed.simulation.engine.grid import FleetGrid
+from mest_fed.simulation.fleet import Fleet, SharedData
+from mest_fed.simulation.peak_measurement import Peaks
+from mest_fed.simulation.settings import run_kernels
+from mest_fed.simulation.trackers.progress import Observer, Observers
+from mest_fed.task import Task, task_of
+
+_CLOCK = "clock"
+
+
+@dataclass
+class Snapshot:
+    """Taken after every round, written to disk when a checkpoint is due or the run is stopped.
+
+    Taking one copies nothing: arrays are replaced in a run, never edited.
+
+    Parameters
+    ----------
+    arrays : dict of str to array
+        The server's tensors and the clock's state.
+    facts : dict
+        What is not an array.
+    """
+
+    arrays: Arrays
+    facts: dict[str, Any]
+
+    @classmethod
+    def take(
+        cls,
+        strategy: MestStrategy,
+        grid: FleetGrid,
+        clock: VirtualClock,
+        *,
+        run: Mapping[str, Any],
+    ) -> "Snapshot":
+        """Take a snapshot of a run between two rounds; ``run`` is what :class:`RunFacts` reads."""
+        arrays, facts = strategy_arrays(strategy)
+        arrays |= {f"{_CLOCK}|{name}": array for name, array in clock.state().items()}
+        facts |= run
+        facts["busy"] = {str(node): until for node, until in grid.busy.items()}
+        return cls(arrays, facts)
+
+    def save(self, folder: Path) -> Path:
+        """Write a checkpoint file; return its path."""
+        path = folder / checkpoint_name(self.facts["round"])
+        save_checkpoint(path, self.arrays, self.facts)
+        return path
+
+    def restore(self, strategy: MestStrategy, grid: FleetGrid, clock: VirtualClock) -> None:
+        """Put a run back to where the snapshot was taken.
+
+        Raises
+        ------
+        InputError
+            If the snapshot is not one of this run.
+        """
+        server: Arrays = {}
+        time: Arrays = {}
+        for key, array in self.arrays.items():
+            section, _, name = key.partition("|")
+            if section == _CLOCK:
+                time[name] = array
+            else:
+                server[key] = array
+        restore_strategy(strategy, server, self.facts)
+        with checkpoint_of_run():
+            for name, array in time.items():
+                if np.isnan(array).any():
+                    raise ValueError(f"{name} of the clock is no number")
+            clock.restore(time)
+            busy = {int(node): finite(until) for node, until in self.facts["busy"].items()}
+        grid.busy = busy
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a checkpoint says of its run and its folder, beside the server and the clock.
+
+    Parameters
+    ----------
+    round : int
+        After which it was taken.
+    preset : str
+        What the configuration is called.
+    wall_seconds : float
+        That the run had taken.
+    plans : dict of str to Plan
+        Device profile -> its plan: a resumed run keeps it, whatever would be planned today.
+    seal : dict
+        See :meth:`RunFolder.seal`.
+    states : StatesDigest
+        Of the clients' states.
+    """
+
+    round: int
+    preset: str
+    wall_seconds: float
+    plans: dict[str, Plan]
+    seal: dict[str, Any]
+    states: StatesDigest
+
+    @classmethod
+    def read(cls, facts: Mapping[str, Any]) -> "RunFacts":
+        """Read what :meth:`as_table` wrote.
+
+        Raises
+        ------
+        InputError
+            If something is missing or of the wrong kind.
+        """
+        with checkpoint_of_run():
+            done = whole(facts["round"])
+            shards = tuple(str(digest) for digest in facts["states"])
+            if len(shards) != SHARDS:
+                raise ValueError(f"it has digests of {len(shards)} files of clients' states")
+            seal = facts["seal"]
+            for size, _ in seal["logs"].values():
+                whole(size)
+            if set(seal["logs"]) != {ROUNDS, CLIENTS} or set(seal["files"]) != set(SEALED):
+                raise ValueError("its seal is not of the files of a run")
+            return cls(
+                done,
+                str(facts["preset"]),
+                finite(facts["wall_seconds"]),
+                {name: read_plan(text, f"plan of {name}") for name, text in facts["plans"].items()},
+                seal,
+                StatesDigest(done, shards),
+            )
+
+    def as_table(self) -> dict[str, Any]:
+        """Return the facts as plain values; the round is the server's."""
+        return {
+            "preset": self.preset,
+            "wall_seconds": self.wall_seconds,
+            "plans": {name: plan.as_json() for name, plan in self.plans.items()},
+            "seal": self.seal,
+            "states": list(self.states.shards),
+        }
+
+
+CLIENT_APP = "mest_fed.client.app:app"
+
+
+class Interrupted(Exception):
+    """The run was stopped by Ctrl-C; its folder has a checkpoint of the last whole round."""
+
+
+@dataclass
+class Simulation:
+    """A run about to start, with everything checked.
+
+    Parameters
+    ----------
+    preset : str
+        What the configuration is called; a resumed run takes its own name from the checkpoint.
+    config : RunConfig
+        The run.
+    folder : RunFolder
+        Where it leaves what it finds.
+    resumed : Snapshot, optional
+        From which to go on.
+    observer : Observer
+        Told of each round.
+    """
+
+    preset: str
+    config: RunConfig
+    folder: RunFolder
+    resumed: Snapshot | None = None
+    observer: Observer = field(default_factory=Observers)
+
+    def run(self, workers: int, address: str | None = None, *, patience: float = math.inf) -> Path:
+        """Run to the end; return the path of the run folder.
+
+        Parameters
+        ----------
+        workers : int
+            Ray worker processes; 0 runs all clients in this process, with the same result.
+        address : str, optional
+            Ray cluster to join. The data goes there by Ray.
+        patience : float
+            Seconds of wall-clock time after which a client counts as hung, where there are workers.
+
+        Raises
+        ------
+        InputError
+            If data, fleet, checkpoint, clients' states or table of kernels is unusable.
+        Interrupted
+            On Ctrl-C, after a checkpoint was written.
+        """
+        facts = None if self.resumed is None else RunFacts.read(self.resumed.facts)
+        task = task_of(self.config)
+        fleet = Fleet.of(task, None if facts is None else facts.plans)
+        kernels = run_kernels(task, fleet, self.folder, resume=facts is not None)
+        options: dict[str, Any] = {"patience": patience} if workers else {}
+        flat = to_flat(self.config)
+        if not task.draws_examples:
+            flat |= {"data.partition_file": str(self.folder.partitions)}
+        if address is not None and workers:
+            options["setup"] = SharedData.of(task, flat)
+        choices = kernels.choices
+        with (
+            logged() as log,
+            with_choices(choices),
+            closing(Peaks(self.config, fleet, self.folder, kernels)) as measured,
+            closing(make_executor(CLIENT_APP, workers, address, choices, **options)) as executor,
+        ):
+            # All of this can fail, so the folder is left alone until it has not.
+            executor.ensure_ready()
+            peaks = measured.wait()
+            with self._open_folder(task, kernels, measured.by_key, log) as states:
+                model = _Run(self, task, fleet, states).drive(executor, peaks, flat)
+                self._summarise(task, fleet, model, peaks)
+        return self.folder.path
+
+    @contextmanager
+    def _open_folder(
+        self, task: Task, kernels: Table, peaks: Mapping[str, int], log: RunLog
+    ) -> Iterator[VersionedStates]:
+        """Have the run's folder, which is as it was before if the run ends without a checkpoint."""
+        folder, resumed = self.folder, self.resumed
+        if resumed is None:
+            folder.begin(self.config)
+        expected = None if resumed is None else RunFacts.read(resumed.facts).states
+        try:
+            # The process that has the clients' states has the folder: nothing is written before.
+            with closing(DiskStates(folder.states, expected)) as states:
+                log.write_to(folder.path / LOG)
+                folder.keep_facts(kernels, peaks)
+                if not task.draws_examples and not folder.partitions.exists():
+                    save_partitions(folder.partitions, task.partitions)
+                yield states
+        except BaseException:
+            if resumed is None and not folder.has_checkpoint:
+                folder.discard()
+            raise
+
+    def _summarise(
+        self, task: Task, fleet: Fleet, model: GlobalModel, peaks: Mapping[Plan, int]
+    ) -> None:
+        logs = RunLogs(self.folder.read(ROUNDS), self.folder.read(CLIENTS))
+        summary = build_summary(
+            task, fleet.tiers, model, preset=self.preset, logs=logs, peaks=peaks
+        )
+        self.folder.write_model(task, model.state())
+        self.folder.write_summary(summary)
+
+
+class _Run:
+    """A run in progress: connects the strategy, the grid, the clock and the folder."""
+
+    def __init__(
+        self, simulation: Simulation, task: Task, fleet: Fleet, states: VersionedStates
+    ) -> None:
+        self.simulation = simulation
+        self.states = states
+        self.folder = simulation.folder
+        self.task = task
+        self.fleet = fleet
+        self.snapshot: Snapshot | None = None  # until the strategy exists
+        self.wall_before = 0.0
+
+    def drive(
+        self, executor: Executor, peaks: Mapping[Plan, int], flat: Mapping[str, Scalar]
+    ) -> GlobalModel:
+        """Run the ServerApp over devices whose plans have measured peaks; return the model."""
+        config = self.simulation.config
+        nodes = self.fleet.nodes(peaks)
+        self.clock = VirtualClock(
+            self.fleet.profiles,
+            scheme=config.sparsity.scheme,
+            seed=config.run.seed,
+            deadline=config.fleet.deadline or None,
+            behaviour=config.behaviour,
+            trace=trace_of(config, self.fleet.devices),
+            needs=self.fleet.by_node(memory_needs(self.fleet.plans, peaks)),
+        )
+        self.grid = FleetGrid(
+            nodes, executor, run_config=flat, simulator=self.clock, states=self.states, stream=True
+        )
+        self.started = time.perf_counter()
+        try:
+            run_server_app(build_server_app(self.prepare), self.grid, run_config=flat)
+        except KeyboardInterrupt:
+            if self.snapshot is not None:
+                self.snapshot.save(self.folder.checkpoints)
+            raise Interrupted from None
+        finally:
+            self.simulation.observer.end()
+        return self.strategy.model
+
+    def prepare(self, task: Task, strategy: MestStrategy) -> Callable[[RoundRecord], None]:
+        """Restore the strategy if the run is resumed; return the observer of its rounds."""
+        self.strategy = strategy
+        snapshot = self.simulation.resumed
+        if snapshot is not None:
+            facts = RunFacts.read(snapshot.facts)
+            snapshot.restore(strategy, self.grid, self.clock)
+            self.states.rewind(strategy.first_round)
+            self.wall_before = facts.wall_seconds
+            self.simulation.preset = facts.preset
+            # Round 0 is the evaluation before training, which is done anew.
+            kept = facts.seal["logs"].items() if strategy.first_round else ()
+            self.folder.cut_to({ROUNDS: 0, CLIENTS: 0} | {name: size for name, (size, _) in kept})
+            self.simulation.resumed = None
+        else:
+            self.states.commit(0)
+        self.kept_from = strategy.first_round
+        self.snapshot = self._take_snapshot(self.wall_before)
+        done = self.folder.read(ROUNDS)
+        self.simulation.observer.begin(task.config, self.simulation.preset, done)
+        return self.round_done
+
+    def round_done(self, record: RoundRecord) -> None:
+        """Log a round, and write a checkpoint if one is due."""
+        timings = self.clock.take_timings()
+        wall = self.wall_before + time.perf_counter() - self.started
+        row = round_row(record, timings, virtual_seconds=self.clock.now, wall_seconds=wall)
+        self.folder.append(CLIENTS, client_rows(record, timings))
+        self.folder.append(ROUNDS, [row])
+        if record.round > 0:
+            self.states.commit(record.round)
+        self.snapshot = self._take_snapshot(wall)
+        run = self.simulation.config.run
+        if record.round % run.checkpoint_every == 0 or record.round == run.rounds:
+            self._checkpoint(self.snapshot)
+        self.simulation.observer.round_done(row)
+
+    def _checkpoint(self, snapshot: Snapshot) -> None:
+        """Write a checkpoint, and forget states that neither it nor the one before needs."""
+        snapshot.save(self.folder.checkpoints)
+        self.states.prune(self.kept_from)
+        self.kept_from = self.strategy.record.round
+
+    def _take_snapshot(self, wall_seconds: float) -> Snapshot:
+        facts = RunFacts(
+            self.strategy.record.round,
+            self.simulation.preset,
+            wall_seconds,
+            self.fleet.plans,
+            self.folder.seal(),
+            self.states.digest(),
+        )
+        return Snapshot.take(self.strategy, self.grid, self.clock, run=facts.as_table())
+
+
+def open_run(
+    preset: str,
+    config: RunConfig | None,
+    out: Path,
+    *,
+    resume: bool,
+    observer: Observer | None = None,
+) -> Simulation:
+    """Prepare a run in a folder: a new one, or the one that is there.
+
+    An ``observer`` is told of each round.
+
+    Raises
+    ------
+    InputError
+        If the folder is in use, holds nothing to resume, or data, fleet or the table of kernels
+        are unusable. No folder is made here: :meth:`Simulation.run` does, as late as it can.
+    """
+    observer = Observers() if observer is None else observer
+    if resume:
+        folder, config = RunFolder.reopen(out)
+        snapshot = Snapshot(*load_newest(folder.checkpoints))
+        folder.check_seal(RunFacts.read(snapshot.facts).seal)
+        return Simulation(preset, config, folder, snapshot, observer)
+    if config is None:
+        raise InputError("a new run needs a configuration")
+    folder = RunFolder(out)
+    folder.check_new()
+    if config.deployment.folder:
+        raise InputError(
+            f"deployment.folder = {config.deployment.folder!r} is for flwr run; allowed: --out"
+        )
+    check_cohort(config)
+    task = task_of(config)
+    fleet = Fleet.of(task)
+    trace_of(config, fleet.devices)
+    tiers = [(tier.profile, tier.plan.density) for tier in fleet.tiers]
+    check_deadline(config, task.spec, tiers)
+    given_table(task)
+    _ = task.partitions  # what is wrong with the data is found before workers start
+    return Simulation(preset, config, folder, observer=observer)

@@ -1,0 +1,224 @@
+"""The sparsity schemes by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mest_fed.errors import InputError, not_allowed
+from mest_fed.kernels import Channels, Kernels, Strips
+from mest_fed.sparsity.layout import Layout
+
+__all__ = ["PATTERNS", "SCHEMES", "Block", "Channel", "Pattern", "Unstructured", "layout_for"]
+
+
+@dataclass(frozen=True)
+class Block(Layout):
+    """``rows`` consecutive output channels at one column of the (out, in * kh * kw) matrix.
+
+    The last strip of a weight whose output channels ``rows`` does not divide is padded: its
+    surplus values stay zero, and no count includes them.
+    """
+
+    rows: int = 4
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise not_allowed("block rows", self.rows, "a whole number of at least 1")
+
+    @property
+    def columns(self) -> int:
+        """Columns of the (out, in * kh * kw) matrix."""
+        return self.num_weights // self.shape[0]
+
+    @property
+    def num_granules(self) -> int:
+        """Strips, incomplete ones included."""
+        return -(-self.shape[0] // self.rows) * self.columns
+
+    @property
+    def width(self) -> int:
+        """``rows`` values."""
+        return self.rows
+
+    @property
+    def cut(self) -> Strips:
+        """Strips of ``rows``."""
+        return Strips(self.rows)
+
+    def positions(self, slots: Tensor) -> Tensor:
+        """Return positions of shape ``(n, rows)``: slot = strip * columns + column."""
+        slots = slots.long()
+        strip, column = slots // self.columns, slots % self.columns
+        row = strip.unsqueeze(1) * self.rows + torch.arange(self.rows, device=slots.device)
+        inside = row < self.shape[0]
+        return torch.where(inside, row * self.columns + column.unsqueeze(1), self.num_weights)
+
+    def live_weights(self, slots: Tensor) -> int:
+        """Count the weights of slots; an incomplete strip counts what it has."""
+        missing = -self.shape[0] % self.rows
+        last = self.num_granules - self.columns
+        return len(slots) * self.rows - missing * int((slots >= last).sum())
+
+    def best_slots(self, dense: Tensor) -> tuple[Tensor, Tensor]:
+        """Return every strip and its L2 norm."""
+        if self.shape[0] % self.rows:
+            return super().best_slots(dense)
+        strips = dense.reshape(-1, self.rows, self.columns)
+        norms = torch.linalg.vector_norm(strips, dim=1).reshape(-1)
+        return torch.arange(self.num_slots, device=dense.device), norms
+
+
+@dataclass(frozen=True)
+class Channel(Layout):
+    """One output channel (``axis="out"``) or input channel (``axis="in"``) a granule."""
+
+    axis: Literal["out", "in"] = "out"
+
+    @property
+    def num_granules(self) -> int:
+        """Channels along the axis."""
+        return self.shape[0] if self.axis == "out" else self.shape[1]
+
+    @property
+    def width(self) -> int:
+        """All weights of one channel."""
+        return self.num_weights // self.num_granules
+
+    @property
+    def cut(self) -> Channels:
+        """Whole channels."""
+        return Channels(self.axis)
+
+    def positions(self, slots: Tensor) -> Tensor:
+        """Return positions of shape ``(n, width)``, row-major within the channel."""
+        slots = slots.long().unsqueeze(1)
+        if self.axis == "out":
+            return slots * self.width + torch.arange(self.width, device=slots.device)
+        kernel = self.num_weights // (self.shape[0] * self.shape[1])
+        outputs = torch.arange(self.shape[0], device=slots.device) * (self.shape[1] * kernel)
+        cells = torch.arange(kernel, device=slots.device)
+        within = (outputs.unsqueeze(1) + cells).reshape(-1)
+        return slots * kernel + within
+
+
+#: Kept cells of each pattern, as ``row * 3 + column``.
+PATTERNS = (
+    (4, 5, 7, 8),
+    (3, 4, 6, 7),
+    (1, 2, 4, 5),
+    (0, 1, 3, 4),
+    (5, 6, 7, 8),
+    (3, 4, 5, 7),
+    (1, 4, 5, 7),
+    (1, 3, 4, 7),
+)
+
+
+@dataclass(frozen=True)
+class Pattern(Layout):
+    """One 3x3 kernel a granule, eight variants, four values."""
+
+    variants = len(PATTERNS)
+
+    def __post_init__(self) -> None:
+        if self.shape[2:] != (3, 3):
+            raise InputError(f"the pattern scheme needs 3x3 kernels, not a weight of {self.shape}")
+
+    @property
+    def num_granules(self) -> int:
+        """One for each (output, input) channel pair."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def width(self) -> int:
+        """Four values."""
+        return 4
+
+    @property
+    def num_groups(self) -> int:
+        """Live kernels are balanced over the output filters."""
+        return self.shape[0]
+
+    @property
+    def max_density(self) -> float:
+        """All kernels live: 4/9."""
+        return 4 / 9
+
+    @property
+    def cut(self) -> Kernels:
+        """Kernels of four taps."""
+        return Kernels(PATTERNS)
+
+    def positions(self, slots: Tensor) -> Tensor:
+        """Return positions of shape ``(n, 4)``: slot = (out * in_channels + in) * 8 + pattern."""
+        slots = slots.long()
+        cells = torch.tensor(PATTERNS, device=slots.device)
+        return (slots // self.variants * 9).unsqueeze(1) + cells[slots % self.variants]
+
+
+@dataclass(frozen=True)
+class Unstructured(Layout):
+    """One weight a granule."""
+
+    @property
+    def num_granules(self) -> int:
+        """One for each weight."""
+        return self.num_weights
+
+    @property
+    def width(self) -> int:
+        """One value."""
+        return 1
+
+    @property
+    def cut(self) -> Strips:
+        """Strips of one row."""
+        return Strips(1)
+
+    def positions(self, slots: Tensor) -> Tensor:
+        """Return the slots themselves: granules are numbered as the flattened weight is."""
+        return slots.long().unsqueeze(1)
+
+    def best_slots(self, dense: Tensor) -> tuple[Tensor, Tensor]:
+        """Return every slot and its magnitude."""
+        return torch.arange(self.num_slots, device=dense.device), dense.abs().reshape(-1)
+
+
+def _pattern_or_block(shape: tuple[int, ...]) -> Layout:
+    # Patterns exist for 3x3 kernels alone; the other layers of a pattern net take blocks.
+    return Pattern(shape) if shape[2:] == (3, 3) else Block(shape)
+
+
+SCHEMES: dict[str, Callable[[tuple[int, ...]], Layout]] = {
+    "unstructured": Unstructured,
+    "block": Block,
+    "pattern": _pattern_or_block,
+    "channel": Channel,
+}
+
+
+def layout_for(scheme: str, shape: tuple[int, ...]) -> Layout:
+    """Return the layout of a weight of ``shape`` under a scheme.
+
+    Parameters
+    ----------
+    scheme : str
+        ``unstructured``, ``block`` (4 rows), ``block:R`` (R rows), ``pattern`` (weights that are
+        not 3x3 convolutions take ``block``) or ``channel``.
+    shape : tuple of int
+        Dense weight shape, ``(out, in, kh, kw)`` or ``(out, in)``.
+
+    Raises
+    ------
+    InputError
+        If the scheme is unknown.
+    """
+    name, _, rows = scheme.partition(":")
+    if name == "block" and rows.isdecimal() and int(rows) > 0:
+        return Block(shape, rows=int(rows))
+    if name not in SCHEMES or scheme != name:
+        raise not_allowed("scheme", scheme, [*SCHEMES, "block:ROWS"])
+    return SCHEMES[name](shape)

@@ -1,0 +1,1 @@
+"""What the operating system offers: control groups, limits, what processes use."""

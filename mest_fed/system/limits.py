@@ -1,0 +1,196 @@
+"""A memory limit that the operating system holds for this process and its children.
+
+First of what is there: a control group of version 2, if memory has been delegated to this process;
+one of version 1; RLIMIT_AS. Elsewhere than on Linux nothing holds the limit, and the result says
+so. Needs neither torch nor NumPy.
+"""
+
+import os
+import re
+import resource
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from mest_fed.errors import MestFedError, not_allowed
+from mest_fed.system.cgroups import PROC, UNLIMITED, Cgroup, Confinement, confine, own_cgroups
+from mest_fed.units import format_bytes
+
+CGROUP_2, CGROUP_1, RLIMIT, NOTHING = "cgroup v2", "cgroup v1", "RLIMIT_AS", "nothing"
+
+_WHOLE = "counts this process and its children together; file cache is dropped before any is killed"
+_WITHOUT_SWAP = "; swap is not counted, so what is swapped out escapes the limit"
+_ADDRESSES = (
+    "bounds the address space of each process by itself to {soft}: the limit, and {extra} that a "
+    "ClientApp reserves without using it (measured); an allocation beyond it fails. A process that "
+    "used what it reserves would pass the limit (a delegated cgroup is exact)"
+)
+_UNHELD = "this system offers no limit that mest-fed knows; only the plan keeps within the bytes"
+
+
+@dataclass(frozen=True)
+class MemoryLimit:
+    """A limit that stands until it is released; as a context manager, until the block ends.
+
+    Parameters
+    ----------
+    kind : str
+        What holds it: ``cgroup v2``, ``cgroup v1``, ``RLIMIT_AS`` or ``nothing``.
+    bytes : int
+        The limit.
+    caveat : str
+        What it counts and what it does not, in one line.
+    confinement : Confinement or None
+        The control group that holds it, if one does.
+    undo : callable
+        Takes the limit back.
+    """
+
+    kind: str
+    bytes: int
+    caveat: str
+    confinement: Confinement | None
+    undo: Callable[[], object]
+
+    def release(self) -> None:
+        """Take the limit back, and remove its group.
+
+        Raises
+        ------
+        MestFedError
+            If other processes still live in the group.
+        """
+        self.undo()
+
+    def __enter__(self) -> "MemoryLimit":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+def limit_memory(
+    limit: int,
+    *,
+    pid: int | None = None,
+    reserved: Callable[[], int] | None = None,
+    proc: Path = PROC,
+) -> MemoryLimit:
+    """Have the operating system limit the memory of a process and its future children.
+
+    What the process holds already stays charged where it is; only RLIMIT_AS counts it.
+
+    Parameters
+    ----------
+    limit : int
+        Bytes of resident memory.
+    pid : int, optional
+        The process; this one if left out.
+    reserved : callable, optional
+        Asked only for RLIMIT_AS: bytes of address space that will be reserved and not resident
+        (torch reserves much). Left out, those of the process now.
+    proc : Path
+        Where the kernel's ``proc`` is mounted.
+
+    Raises
+    ------
+    InputError
+        If the limit is not positive, or RLIMIT_AS would hold it and the process is larger.
+    """
+    if limit < 1:
+        raise not_allowed("memory limit", limit, "a positive number of bytes")
+    pid = os.getpid() if pid is None else pid
+    for home in own_cgroups(proc, pid):
+        with suppress(OSError):
+            return _with_cgroup(home, limit, pid)
+    if not sys.platform.startswith("linux"):
+        return MemoryLimit(NOTHING, limit, _UNHELD, None, lambda: None)
+    return _with_rlimit(limit, pid, reserved, proc)
+
+
+def limit_of_process(proc: Path = PROC) -> int | None:
+    """Return the tightest limit that this process is under, in bytes; None if there is none.
+
+    A limit of the address space counts less what is reserved and not resident.
+    """
+    bounds = _bounds(proc)
+    return min(bounds, key=lambda bound: bound[0])[0] if bounds else None
+
+
+def usage(proc: Path = PROC) -> int:
+    """Return the bytes now charged against :func:`limit_of_process`.
+
+    Of a control group: what its processes cannot do without (:meth:`Cgroup.usage`). Otherwise the
+    resident memory of this process, or its peak where that is all the system tells.
+    """
+    bounds = _bounds(proc)
+    return min(bounds, key=lambda bound: bound[0])[1]() if bounds else _resident(proc)
+
+
+def _bounds(proc: Path) -> list[tuple[int, Callable[[], int]]]:
+    """Return every limit on this process, with how to learn what is charged against it."""
+    bounds: list[tuple[int, Callable[[], int]]] = []
+    for own in own_cgroups(proc):
+        for group in own.lineage():
+            limit = group.limit()
+            if limit is not None:
+                bounds.append((limit, group.usage))
+    with suppress(OSError):
+        text = (proc / "self" / "limits").read_text("ascii")
+        soft = re.search(r"^Max address space\s+(\d+)", text, re.MULTILINE)
+        if soft and int(soft[1]) < UNLIMITED:
+            reserved = _size(proc, "self", "VmSize") - _resident(proc)
+            bounds.append((max(0, int(soft[1]) - reserved), lambda: _resident(proc)))
+    return bounds
+
+
+def _with_cgroup(home: Cgroup, limit: int, pid: int) -> MemoryLimit:
+    held = confine(home, limit, pid)
+    kind = CGROUP_2 if home.version == 2 else CGROUP_1
+    caveat = _WHOLE if held.counts_swap else _WHOLE + _WITHOUT_SWAP
+    return MemoryLimit(kind, limit, caveat, held, lambda: held.end(pid))
+
+
+def _with_rlimit(
+    limit: int, pid: int, reserved: Callable[[], int] | None, proc: Path
+) -> MemoryLimit:
+    resident = _size(proc, pid, "VmRSS")
+    extra = _size(proc, pid, "VmSize") - resident if reserved is None else reserved()
+    if limit <= resident:
+        raise not_allowed("memory limit", limit, f"more than {resident} bytes, which are in use")
+    before = resource.prlimit(pid, resource.RLIMIT_AS)
+    soft, hard = extra + limit, before[1]
+    if hard != resource.RLIM_INFINITY:
+        soft = min(soft, hard)
+    resource.prlimit(pid, resource.RLIMIT_AS, (soft, hard))
+
+    def undo() -> None:
+        with suppress(ProcessLookupError):
+            resource.prlimit(pid, resource.RLIMIT_AS, before)
+
+    caveat = _ADDRESSES.format(soft=format_bytes(soft), extra=format_bytes(soft - limit))
+    return MemoryLimit(RLIMIT, limit, caveat, None, undo)
+
+
+def _resident(proc: Path) -> int:
+    try:
+        return _size(proc, "self", "VmRSS")
+    except (OSError, MestFedError):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _size(proc: Path, pid: int | str, field: str) -> int:
+    text = (proc / str(pid) / "status").read_text("utf-8")
+    match = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
+    if match is None:
+        raise MestFedError(f"/proc/{pid}/status has no {field}: the process has ended")
+    return int(match[1]) * 1024

@@ -1,0 +1,247 @@
+"""A sparse state as a payload."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mest_fed.errors import WireError
+from mest_fed.nn.state import Floats, ModelSpec, SparseState
+from mest_fed.wire.feedback import (
+    Residual,
+    Rows,
+    add,
+    checksum,
+    flatten,
+    live_lengths,
+    live_rows,
+    pack_with_feedback,
+    start_values,
+    unflatten,
+)
+from mest_fed.wire.maskset import (
+    MaskSet,
+    announced_counts,
+    check_masks,
+    decode_masks,
+    encode_masks,
+    mask_hash,
+    max_body_bytes,
+)
+from mest_fed.wire.payload import Header, MaskSource, Payload, UnknownMaskError
+from mest_fed.wire.values import Array, Fields, FloatFormat, ValueCodec, value_codec, value_codec_of
+
+
+def encode(
+    state: SparseState,
+    spec: ModelSpec,
+    *,
+    values: str = "fp32",
+    known: MaskSet | None = None,
+    reference: SparseState | None = None,
+    residual: Residual | None = None,
+) -> tuple[Payload, Residual | None]:
+    """Write a state.
+
+    Parameters
+    ----------
+    state : SparseState
+        What to send.
+    spec : ModelSpec
+        Specification of the model.
+    values : str
+        ``fp32``, ``fp16``, ``bf16`` or ``int8``. The first three send the values as they are; of
+        these, bf16 travels as uint16, so what edits arrays on their way needs one of the others.
+    known : dict of str to int32 array or None
+        Masks that the receiver holds. If they are the state's, their hash alone travels.
+    reference : SparseState or None
+        For int8 alone: a state that both ends hold bit for bit, such as the one the sender had
+        decoded. Differences from it travel.
+    residual : Residual or None
+        For int8 alone: what the last call returned.
+
+    Returns
+    -------
+    payload : Payload
+        The message.
+    residual : Residual or None
+        For int8, what the message left out, to be given to the next call.
+
+    Raises
+    ------
+    InputError
+        If there is no such value codec.
+    WireError
+        If the state cannot be sent: masks that break the rules, values that are not finite or too
+        large for the codec.
+    """
+    codec = value_codec(values)
+    check_masks(state.masks, spec)
+    rows = live_rows(state.masks, spec)
+    arrays: dict[str, Array] = {}
+    owed, start = None, None
+    if rows and codec.differences:
+        start = None if reference is None else start_values(reference, rows)
+        arrays, owed = pack_with_feedback(state, rows, codec, start, residual)
+    elif rows:
+        arrays = codec.pack(flatten(state.values, rows), [row.length for row in rows])
+    if spec.dense:
+        arrays["dense"] = _pack_dense(state.dense, spec, codec.dense)
+    start_sum = None if start is None else checksum(start)
+    return Payload(arrays, _header(codec, start_sum, state.masks, spec, known).pack()), owed
+
+
+def _header(
+    codec: ValueCodec, start: int | None, masks: MaskSet, spec: ModelSpec, known: MaskSet | None
+) -> Header:
+    name = mask_hash(masks)
+    held = mask_hash(known) if known else b""
+    if held == name:
+        return Header(codec.number, MaskSource.KNOWN, name, start)
+    body, needs_base = encode_masks(masks, spec, known or None)
+    if needs_base:
+        return Header(codec.number, MaskSource.BASE, name, start, held, body)
+    return Header(codec.number, MaskSource.FULL, name, start, body=body)
+
+
+def _pack_dense(dense: Mapping[str, Floats], spec: ModelSpec, form: FloatFormat) -> Array:
+    for name, shape in spec.dense.items():
+        if dense[name].shape != shape:
+            raise ValueError(f"{name} has shape {dense[name].shape}, not {shape}")
+    parts = [dense[name].reshape(-1) for name in spec.dense]
+    return form.pack(np.concatenate(parts, dtype=np.float32))
+
+
+def decode(
+    payload: Payload,
+    spec: ModelSpec,
+    *,
+    known: Mapping[bytes, MaskSet] = {},
+    reference: SparseState | None = None,
+    max_density: float | None = None,
+    max_live: Mapping[str, int] = {},
+) -> SparseState:
+    """Read a state, in arrays of its own.
+
+    What a message announces is compared with the model, with ``max_live`` and with the values that
+    it holds before memory is taken for it.
+
+    Parameters
+    ----------
+    payload : Payload
+        The message; none of it is believed.
+    spec : ModelSpec
+        Specification of the model.
+    known : mapping of bytes to dict
+        Masks held here, by :func:`mask_hash`.
+    reference : SparseState or None
+        From which differences start; needed where the sender used one.
+    max_density : float or None
+        The largest density to accept, over all sparse layers.
+    max_live : mapping of str to int
+        Mask group -> the most live granules to accept; any number where it is absent.
+
+    Raises
+    ------
+    UnknownMaskError
+        If the message names masks that are not in ``known``.
+    WireError
+        If anything else is wrong.
+    """
+    header = Header.unpack(payload.header, max_body_bytes(spec))
+    codec = value_codec_of(header.codec)
+    if header.start is not None and not (codec.differences and spec.layouts):
+        raise WireError("differences are not allowed here")
+    _check_kinds(payload.arrays, _fields(spec, codec, [0] * len(spec.layouts)))
+    if header.source != MaskSource.KNOWN:
+        _check_counts(announced_counts(header.body, spec), payload.arrays, spec, max_live)
+    masks = _read_masks(header, spec, known)
+    lengths = live_lengths(masks, spec)
+    if max_density is not None and sum(lengths) > max_density * spec.sparse_weights * (1 + 1e-9):
+        density = sum(lengths) / spec.sparse_weights
+        raise WireError(f"density {density:.4f} is above the allowed {max_density:.4f}")
+    _check_lengths(payload.arrays, _fields(spec, codec, lengths))
+    values = {}
+    if rows := live_rows(masks, spec):
+        change = codec.unpack(payload.arrays, lengths)
+        values = unflatten(add(_start(header, reference, rows), change), rows)
+    dense = _unpack_dense(payload.arrays["dense"], spec, codec.dense) if spec.dense else {}
+    return SparseState(masks, values, dense)
+
+
+def _read_masks(header: Header, spec: ModelSpec, known: Mapping[bytes, MaskSet]) -> MaskSet:
+    def held(name: bytes) -> MaskSet:
+        if name not in known:
+            raise UnknownMaskError(name)
+        check_masks(known[name], spec)
+        return known[name]
+
+    if header.source == MaskSource.KNOWN:
+        masks = held(header.mask_hash)
+        return {group: masks[group].copy() for group in spec.groups}
+    base = held(header.base_hash) if header.source == MaskSource.BASE else None
+    masks = decode_masks(header.body, spec, base)
+    if mask_hash(masks) != header.mask_hash:
+        raise WireError("the masks do not have the hash that the header names")
+    return masks
+
+
+def _check_counts(
+    counts: Mapping[str, int],
+    arrays: Mapping[str, Array],
+    spec: ModelSpec,
+    max_live: Mapping[str, int],
+) -> None:
+    """Compare announced live slots with what may be, and with the values that are there."""
+    for group, count in counts.items():
+        if count > max_live.get(group, count):
+            raise WireError(f"{group} has {count} live granules; {max_live[group]} were sent")
+    # Each live slot has a value at least in each layer of its group.
+    least = sum(counts[group] * len(layers) for group, layers in spec.groups.items())
+    if counts and least > arrays["values"].size:
+        held = arrays["values"].shape
+        raise WireError(f"the masks announce {least} live slots, and there are {held} values")
+
+
+def _fields(spec: ModelSpec, codec: ValueCodec, lengths: Sequence[int]) -> Fields:
+    fields = codec.fields(lengths) if lengths else {}
+    if spec.dense:
+        fields["dense"] = (codec.dense.dtype, sum(map(math.prod, spec.dense.values())))
+    return fields
+
+
+def _check_kinds(arrays: Mapping[str, Array], fields: Fields) -> None:
+    """Compare names and types, which do not depend on the masks."""
+    if arrays.keys() != fields.keys():
+        raise WireError(f"arrays {sorted(arrays)} instead of {sorted(fields)}")
+    for name, (dtype, _) in fields.items():
+        if arrays[name].dtype != dtype:
+            raise WireError(f"array {name}: {arrays[name].dtype}, not {dtype}")
+
+
+def _check_lengths(arrays: Mapping[str, Array], fields: Fields) -> None:
+    for name, (_, length) in fields.items():
+        if arrays[name].shape != (length,):
+            raise WireError(f"array {name}: of shape {arrays[name].shape}, not ({length},)")
+
+
+def _start(header: Header, reference: SparseState | None, rows: list[Rows]) -> Floats | None:
+    if header.start is None:
+        return None
+    if reference is None:
+        raise WireError("the values are differences, and there is no reference to add them to")
+    start = start_values(reference, rows)
+    if checksum(start) != header.start:
+        raise WireError("the values are differences from another reference than the one held here")
+    return start
+
+
+def _unpack_dense(array: Array, spec: ModelSpec, form: FloatFormat) -> dict[str, Floats]:
+    flat, dense, start = form.unpack(array), {}, 0
+    for name, shape in spec.dense.items():
+        size = math.prod(shape)
+        dense[name] = flat[start : start + size].reshape(shape)
+        if name in spec.non_negative and (dense[name] < 0).any():
+            raise WireError(f"{name} has a negative number: it is a variance")
+        start += size
+    return dense

@@ -1,1 +1,0 @@
-"""Devices' lives in virtual time: when they are there, how long they take, what they spend."""

@@ -1,0 +1,8 @@
+import pytest
+
+from mest_fed.simulation.engine.flower import claim_identity
+
+
+@pytest.fixture(autouse=True)
+def _server_identity():
+    claim_identity(run_id=1)

@@ -1,0 +1,102 @@
+"""The budget that a client works out from its memory limit."""
+
+import pytest
+from client_parts import context_of, small_config
+from flwr.app import RecordDict
+
+from mest_fed.client import capability as budget
+from mest_fed.client.capability import budget_of, capability_of
+from mest_fed.errors import InputError
+from mest_fed.simulation.engine.flower import context_state_from_bytes, context_state_to_bytes
+from mest_fed.task import task_of
+
+CONFIG = small_config()
+MB = 10**6
+
+
+@pytest.fixture
+def system(monkeypatch):
+    """Return what the system tells: [bytes charged, limit that holds]."""
+    told = [400 * MB, None]
+    monkeypatch.setattr(budget, "usage", lambda: told[0])
+    monkeypatch.setattr(budget, "limit_of_process", lambda: told[1])
+    return told
+
+
+def left(state=None, **node):
+    context = context_of(CONFIG, state=RecordDict() if state is None else state, **node)
+    return budget_of(task_of(CONFIG), context, "rpi-4")
+
+
+@pytest.mark.parametrize(
+    ("node", "expected"),
+    [
+        ({"memory-limit": 900 * MB}, 455 * MB),
+        ({"memory-limit": "900MB", "memory-margin": 0.1}, 410 * MB),
+        ({"memory-limit": 900 * MB, "memory-margin": 0}, 500 * MB),
+    ],
+)
+def test_what_a_limit_leaves(system, node, expected):
+    assert left(**node) == expected
+
+
+def test_the_limit_that_really_holds(system):
+    system[1] = 800 * MB
+    assert left(**{"memory-limit": 900 * MB, "memory-margin": 0}) == 400 * MB
+    system[1] = 1000 * MB
+    assert left(**{"memory-limit": 900 * MB, "memory-margin": 0}) == 500 * MB
+
+
+def test_it_is_worked_out_once(system):
+    node, state = {"memory-limit": 900 * MB}, RecordDict()
+    assert left(state, **node) == 455 * MB
+    system[0] = 500 * MB
+    # The next message may come to another process, which gets the state from Flower's node.
+    state = context_state_from_bytes(context_state_to_bytes(state))
+    assert left(state, **node) == 455 * MB
+    # Another limit is another budget.
+    assert left(state, **node, **{"memory-margin": 0.1}) == 310 * MB
+    assert left(state, **{"memory-limit": 1000 * MB}) == 450 * MB
+
+
+def test_the_plan_keeps_within_it(system):
+    context = context_of(CONFIG, **{"memory-limit": 900 * MB})
+    fits = capability_of(task_of(CONFIG), context)
+    assert fits.budget == fits.plan.budget == 455 * MB
+    needed = fits.plan.footprint.total
+    system[0] = 855 * MB - needed + 1
+    tight = capability_of(task_of(CONFIG), context_of(CONFIG, **{"memory-limit": 900 * MB}))
+    assert tight.plan.footprint.total <= tight.budget == needed - 1
+
+
+def test_the_first_step_comes_before_the_measure(system, monkeypatch):
+    told = []
+    monkeypatch.setattr(budget, "_warm_up", lambda _: told.append("warm"))
+    monkeypatch.setattr(budget, "usage", lambda: told.append("measured") or 1)
+    left(**{"memory-limit": 900 * MB})
+    assert told == ["warm", "measured"]
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({"memory-limit": "much"}, "memory-limit = 'much'"),
+        ({"memory-limit": 0}, "memory-limit = '0'"),
+        ({"memory-limit": -5}, "memory-limit = '-5'"),
+        ({"memory-limit": 900 * MB, "memory-margin": 1.0}, r"memory-margin = 1.0 .* \[0, 1\)"),
+        ({"memory-limit": 900 * MB, "memory-margin": -0.1}, "memory-margin = -0.1"),
+        ({"memory-limit": 900 * MB, "memory-margin": "5%"}, "memory-margin = '5%'"),
+        ({"memory-limit": 900 * MB, "budget": "9MB"}, "exclude each other"),
+        ({"memory-limit": 420 * MB}, "leaves nothing for training: 400 MB are in use"),
+    ],
+)
+def test_nonsense(system, node, message):
+    with pytest.raises(InputError, match=message):
+        left(**node)
+
+
+def test_a_client_without_a_limit_measures_nothing(monkeypatch):
+    monkeypatch.setattr(budget, "usage", None)
+    state = RecordDict()
+    assert left(state, budget="90MB") == 90 * MB
+    assert len(state) == 0

@@ -1,0 +1,119 @@
+"""A device chooses its kernels once, by itself, unless its process was told which."""
+
+from functools import partial
+
+import pytest
+from client_parts import context_of, instruction, small_config, start_of
+
+import mest_fed.client.handlers
+import mest_fed.client.kernels
+from mest_fed.client.app import app
+from mest_fed.client.local_round import ClientState
+from mest_fed.kernels import native
+from mest_fed.kernels.choice import SHIPPED_CHOICES, Choices, active_choices, with_choices
+from mest_fed.kernels.table import parse_table
+from mest_fed.nn.tuning import tune
+
+pytestmark = pytest.mark.skipif(native.variant() is None, reason="no compiled kernels")
+
+
+@pytest.fixture(autouse=True)
+def timed(monkeypatch):
+    """Let dense weights win; return what took part in each contest."""
+    held = []
+
+    def contest(contestants):
+        held.append(tuple(contestants))
+        return {name: 1.0 if name == "dense" else 2.0 for name in contestants}
+
+    mest_fed.client.kernels._once.cache_clear()
+    monkeypatch.setattr(mest_fed.client.kernels, "tune", partial(tune, contest=contest))
+    yield held
+    mest_fed.client.kernels._once.cache_clear()
+    assert active_choices() is None
+    assert SHIPPED_CHOICES == {}
+
+
+@pytest.fixture
+def inside(monkeypatch):
+    """Return what processes were told while clients trained."""
+    seen, train = [], mest_fed.client.handlers.train_round
+
+    def note(*arguments, guard=None):
+        seen.append((active_choices(), dict(SHIPPED_CHOICES)))
+        return train(*arguments)
+
+    monkeypatch.setattr(mest_fed.client.handlers, "train_round", note)
+    return seen
+
+
+def with_kernels(kernels):
+    training = {"batch_size": 64, "device": "cpu", "kernels": str(kernels)}
+    return small_config(training=training)
+
+
+def play(config, context, kind="train"):
+    reply = app(instruction(config, start_of(config), kind), context)
+    assert not reply.has_error()
+    return reply
+
+
+def test_a_device_times_once_and_keeps_what_it_found(timed, inside):
+    config = with_kernels("tuned")
+    context = context_of(config)
+    play(config, context)
+    count = len(timed)
+    assert count > 0
+    mest_fed.client.kernels._once.cache_clear()  # as in another process
+    play(config, context)
+    play(config, context, "evaluate")
+    assert len(timed) == count
+    table = parse_table(ClientState(context).kernels, "state")
+    assert table.mode == "tuned"
+    assert {str(row.choice) for row in table.rows} == {"dense"}
+    assert inside == [(table.choices, table.choices.named)] * 2
+
+
+def test_a_process_that_plays_many_devices_times_once(timed):
+    config = with_kernels("tuned")
+    play(config, context_of(config, 0, device="rpi-4"))
+    count = len(timed)
+    play(config, context_of(config, 1, device="rpi-4"), "evaluate")
+    assert len(timed) == count > 0
+
+
+def test_nothing_is_chosen_where_the_process_was_told(timed, inside):
+    config, choices = with_kernels("tuned"), Choices()
+    context = context_of(config)
+    with with_choices(choices):
+        play(config, context)
+    assert timed == []
+    assert inside == [(choices, {})]
+    assert ClientState(context).kernels is None
+
+
+def test_the_rule_needs_nothing(timed, inside):
+    config = with_kernels("rule")
+    context = context_of(config)
+    play(config, context)
+    assert (timed, inside) == ([], [(None, {})])
+    assert ClientState(context).kernels is None
+
+
+def test_the_dense_weight(timed, inside):
+    config = with_kernels("dense")
+    play(config, context_of(config))
+    assert (timed, inside) == ([], [(Choices(dense=True), {})])
+
+
+def test_a_table_of_an_earlier_run(timed, inside, tmp_path):
+    config = with_kernels("tuned")
+    context = context_of(config)
+    play(config, context)
+    path = tmp_path / "kernels.json"
+    path.write_text(ClientState(context).kernels, encoding="utf-8")
+    timed.clear()
+    again = with_kernels(path)
+    play(again, context_of(again))
+    assert timed == []
+    assert inside[0] == inside[1]

@@ -1,8 +1,0 @@
-import pytest
-
-from simulations.engine.flower_internals import claim_identity
-
-
-@pytest.fixture(autouse=True)
-def _server_identity():
-    claim_identity(run_id=1)

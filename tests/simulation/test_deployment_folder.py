@@ -1,0 +1,157 @@
+"""What the ServerApp of real devices leaves; here the devices are of this process."""
+
+import json
+from contextlib import closing
+
+import pytest
+import torch
+from tiny_run import tiny_config
+
+from mest_fed.config import from_table, read_toml, to_flat
+from mest_fed.errors import InputError
+from mest_fed.server.app import build_server_app
+from mest_fed.server.deployed import DeployedRun
+from mest_fed.simulation.engine.executor import SerialExecutor
+from mest_fed.simulation.engine.flower import run_server_app
+from mest_fed.simulation.engine.grid import FleetGrid
+from mest_fed.simulation.fleet import Fleet
+from mest_fed.simulation.simulate import open_run
+from mest_fed.task import Task
+
+CONFIG = {
+    "run": {"rounds": 4},
+    "fleet": {"devices": 4},
+    "server": {"clients_per_round": 3},
+    "sparsity": {"period": 0.25},
+}
+
+
+class StoppedAfter(FleetGrid):
+    """Stops the server, as a kill does, when a round begins."""
+
+    last = 10**9
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        for message in messages:
+            if "mest" in message.content and message.content["mest"]["round"] > self.last:
+                raise KeyboardInterrupt
+        return super().push_messages(messages)
+
+
+def deploy(folder, last=10**9, **sections):
+    """Run the ServerApp as it is deployed; devices know nothing of an earlier run."""
+    table = {name: keys | sections.get(name, {}) for name, keys in CONFIG.items()}
+    resume = sections.get("deployment", {})
+    deployment = {"folder": str(folder)} | resume
+    config = tiny_config(**{**sections, **table, "deployment": deployment})
+    nodes = Fleet.of(Task(config)).nodes({})
+    with closing(SerialExecutor("mest_fed.client.app:app")) as executor:
+        grid = StoppedAfter(nodes, executor, run_config=to_flat(config))
+        grid.last = last
+        run_server_app(build_server_app(), grid, run_config=to_flat(config))
+    return folder
+
+
+def rows(folder, name):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def _no_report(monkeypatch):
+    """Let the first run alone write its report, which takes a process and matplotlib."""
+    monkeypatch.setattr(DeployedRun, "_write_report", lambda self: None)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return deploy(tmp_path_factory.mktemp("whole") / "run")
+
+
+def test_the_folder_holds_what_a_simulation_leaves(whole):
+    assert {path.name for path in whole.iterdir()} == {
+        "config.toml",
+        "rounds.jsonl",
+        "clients.jsonl",
+        "summary.json",
+        "checkpoints",
+        "model.pt",
+        "report.html",
+    }
+    assert from_table(read_toml(whole / "config.toml"), "it").run.rounds == 4
+    assert [row["round"] for row in rows(whole, "rounds.jsonl")] == [0, 1, 2, 3, 4]
+    assert [row["status"] for row in rows(whole, "clients.jsonl")] == ["ok"] * 12
+    summary = json.loads((whole / "summary.json").read_text())
+    assert (summary["clients_trained"], summary["tiers"][0]["clients"]) == (12, 4)
+    assert summary["virtual_seconds"] == summary["wall_seconds"] > 0
+
+
+def test_the_model_is_a_plain_one(whole):
+    config = tiny_config(**CONFIG, model={"width": 0.25})
+    dense = Task(
+        config.model_copy(update={"sparsity": tiny_config(sparsity={"method": "dense"}).sparsity})
+    )
+    state = torch.load(whole / "model.pt", weights_only=True)
+    dense.build_model().load_state_dict(state)
+    live = sum(int((state[f"{name}.weight"] != 0).sum()) for name in Task(config).spec.layouts)
+    share = live / Task(config).spec.sparse_weights
+    summary = json.loads((whole / "summary.json").read_text())
+    assert share == pytest.approx(summary["achieved_density"], rel=0.02)
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_model(whole, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        deploy(tmp_path / "run", last=2)
+    folder = deploy(tmp_path / "run", deployment={"resume": True})
+    summaries = [json.loads((each / "summary.json").read_text()) for each in (whole, folder)]
+    assert summaries[0]["model_sha256"] == summaries[1]["model_sha256"]
+    assert summaries[0]["clients_trained"] == summaries[1]["clients_trained"]
+    assert [row["round"] for row in rows(folder, "rounds.jsonl")] == [0, 1, 2, 3, 4]
+    seconds = [row["wall_seconds"] for row in rows(folder, "rounds.jsonl")]
+    assert seconds == sorted(seconds)
+    kept = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert kept == {f"round-00000{number}.npz" for number in (0, 3, 4)}  # every hundredth, the last
+
+
+def test_a_run_that_was_stopped_before_its_first_round_goes_on(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        deploy(tmp_path / "run", last=0)
+    folder = deploy(tmp_path / "run", deployment={"resume": True})
+    assert [row["round"] for row in rows(folder, "rounds.jsonl")] == [0, 1, 2, 3, 4]
+
+
+def test_instructions_on_their_way_are_not_sent_to_the_devices_of_another_run(tmp_path):
+    server = {"mode": "buffered", "concurrency": 3, "buffer": 2}
+    with pytest.raises(KeyboardInterrupt):
+        deploy(tmp_path / "run", last=2, server=server)
+    folder = deploy(tmp_path / "run", server=server, deployment={"resume": True})
+    assert {row["status"] for row in rows(folder, "clients.jsonl")} == {"ok"}
+    assert [row["round"] for row in rows(folder, "rounds.jsonl")] == [0, 1, 2, 3, 4]
+
+
+def test_a_folder_is_not_overwritten(whole):
+    with pytest.raises(InputError, match=r"deployment\.folder = .* is not empty; .*resume=true"):
+        deploy(whole)
+    with pytest.raises(InputError, match=r"deployment\.resume=true: the run in .* is finished"):
+        deploy(whole, deployment={"resume": True})
+
+
+def test_only_the_run_that_began_goes_on(tmp_path):
+    with pytest.raises(InputError, match=r"deployment\.resume=true: no run in"):
+        deploy(tmp_path / "run", deployment={"resume": True})
+    with pytest.raises(KeyboardInterrupt):
+        deploy(tmp_path / "run", last=1)
+    with pytest.raises(InputError, match=r"run\.rounds = 5 is not allowed .*; allowed: 4"):
+        deploy(tmp_path / "run", run={"rounds": 5}, deployment={"resume": True})
+
+
+def test_a_simulation_has_an_option_for_its_folder(tmp_path):
+    config = tiny_config(deployment={"folder": "runs/here"})
+    with pytest.raises(InputError, match=r"deployment\.folder = 'runs/here' .*; allowed: --out"):
+        open_run("tiny", config, tmp_path / "run", resume=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_goes_on_has_a_name():
+    with pytest.raises(InputError, match=r"deployment\.resume = True is not allowed without"):
+        tiny_config(deployment={"resume": True})

@@ -1,0 +1,74 @@
+"""What clients raise: one line in the reply, the traceback once in the log of the run."""
+
+import gc
+import logging
+import subprocess
+import sys
+
+import pytest
+from flwr.app import Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from mest_fed.simulation.engine.executor import make_executor
+from mest_fed.simulation.engine.grid import FleetGrid
+from mest_fed.simulation.engine.interfaces import make_nodes
+
+pytestmark = [
+    # Ray leaves open what its processes write to, and drops their handles while they run.
+    pytest.mark.filterwarnings("ignore:unclosed file .*/dev/null.*:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
+]
+
+app = ClientApp()
+
+
+@app.train()
+def train(message, context):
+    return read_image({"image": 1})
+
+
+def read_image(row):
+    return row["img"]
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.ray)])
+def test_a_traceback_is_logged_once(workers, caplog):
+    executor = make_executor("test_engine_tracebacks:app", workers)
+    try:
+        grid = FleetGrid(make_nodes(5), executor)
+        messages = [Message(RecordDict(), node, "train") for node in grid.get_node_ids()]
+        with caplog.at_level(logging.WARNING, "mest_fed.run"):
+            replies = list(grid.send_and_receive(messages))
+    finally:
+        executor.close()
+        gc.collect()  # what Ray left open is closed here, where that is no error
+    assert [reply.error.reason for reply in replies] == ["KeyError: 'img'"] * 5
+    (record,) = [record for record in caplog.records if "raised" in record.getMessage()]
+    text = record.getMessage()
+    assert 'return row["img"]' in text
+    assert text.endswith("KeyError: 'img'")
+
+
+WITHOUT_RAY = """
+import sys
+sys.modules["ray"] = None
+import importlib.util as util
+find = util.find_spec
+util.find_spec = lambda name, *rest: None if name == "ray" else find(name, *rest)
+from mest_fed.cli import main
+sys.argv = ["mest-fed", "simulate", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.slow
+def test_no_workers_need_no_ray(tmp_path):
+    options = ["--set", "run.rounds=1", "--set", "fleet.devices=3", "--set", "fleet.mix=rpi-4:1"]
+    options += ["--set", "server.clients_per_round=2", "--set", "fleet.budgets=", "--quiet"]
+    command = [sys.executable, "-c", WITHOUT_RAY, *options, "--out", str(tmp_path / "run")]
+    done = subprocess.run([*command, "--workers", "0"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "run" / "report.html").exists()
+    done = subprocess.run([*command[:-1], str(tmp_path / "other")], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "ray is not installed" in done.stderr

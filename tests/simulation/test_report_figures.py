@@ -1,0 +1,224 @@
+import re
+from collections import Counter
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import matplotlib
+import pytest
+from example_run import example_files, write_files
+
+from mest_fed.simulation.report.figures import draw_charts
+from mest_fed.simulation.report.figures.accuracy import (
+    accuracy_over_rounds,
+    accuracy_over_time,
+    accuracy_over_traffic,
+)
+from mest_fed.simulation.report.figures.devices import time_and_energy_by_device
+from mest_fed.simulation.report.figures.failures import failures_by_reason
+from mest_fed.simulation.report.figures.layers import density_by_layer
+from mest_fed.simulation.report.figures.memory import memory_by_tier
+from mest_fed.simulation.report.figures.style import house_style
+from mest_fed.simulation.report.load import load_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    contents = example_files(rounds=3, tiers=3, clients_per_round=6)
+    return load_run(write_files(tmp_path_factory.mktemp("run"), contents))
+
+
+@pytest.fixture(scope="module")
+def charts(run):
+    return draw_charts(run)
+
+
+@pytest.fixture(autouse=True)
+def styled():
+    with house_style():
+        yield
+
+
+def texts(chart):
+    return [element.text for element in ElementTree.fromstring(chart.svg).iter("text")]
+
+
+def with_rounds(run, **changes):
+    return replace(run, rounds=tuple(replace(row, **changes) for row in run.rounds))
+
+
+def with_tier(run, **changes):
+    tiers = (replace(run.summary.tiers[0], **changes), *run.summary.tiers[1:])
+    return replace(run, summary=replace(run.summary, tiers=tiers))
+
+
+def test_every_drawing_is_titled_and_described(charts):
+    for chart in charts.values():
+        svg = ElementTree.fromstring(chart.svg)
+        assert svg.get("role") == "img"
+        label, description = svg.get("aria-labelledby").split()
+        assert svg.find(f"title[@id='{label}']").text == chart.title
+        assert svg.find(f"desc[@id='{description}']").text == chart.caption
+        assert all(basis.endswith(("measured", "modelled")) for basis in chart.basis)
+
+
+def test_ids_are_unique_in_the_page_and_references_resolve(charts):
+    page = "".join(chart.svg for chart in charts.values())
+    ids = Counter(re.findall(r'\bid="([^"]*)"', page))
+    assert max(ids.values()) == 1
+    references = set(re.findall(r"url\(#([^)]*)\)", page)) | set(
+        re.findall(r'href="#([^"]*)"', page)
+    )
+    assert references
+    assert references <= set(ids)
+
+
+def test_drawings_bring_no_style_sheet_and_no_addresses(charts):
+    for chart in charts.values():
+        assert "<style" not in chart.svg
+        assert "http" not in chart.svg
+
+
+def test_drawing_is_repeatable_and_leaves_matplotlib_alone(run, charts):
+    before = dict(matplotlib.rcParams)
+    with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path"}):
+        again = draw_charts(run)
+    assert again == charts
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_without_any_accuracy_there_are_no_curves(run):
+    blind = with_rounds(run, accuracy=None, client_accuracy=None)
+    assert accuracy_over_rounds(blind) is None
+    assert accuracy_over_time(blind) is None
+    assert accuracy_over_traffic(blind) is None
+
+
+def test_without_a_central_test_set_the_clients_median_is_drawn(run):
+    clients = with_rounds(run, accuracy=None)
+    drawn = texts(accuracy_over_rounds(clients))
+    assert "central test set" not in drawn
+    assert "clients, median" in drawn
+    assert "accuracy, clients' median" in texts(accuracy_over_time(clients))
+
+
+def test_without_client_accuracy_only_the_central_curve_is_drawn(run):
+    drawn = texts(accuracy_over_rounds(with_rounds(run, client_accuracy=None)))
+    assert "central test set" in drawn
+    assert not any("clients" in text for text in drawn)
+
+
+def test_a_single_round_is_drawn_at_a_whole_number(run):
+    drawn = texts(accuracy_over_rounds(replace(run, rounds=run.rounds[-1:])))
+    assert "3" in drawn
+    assert not any("." in text and "%" not in text for text in drawn)
+
+
+def test_a_run_that_cost_nothing_can_be_drawn(run):
+    rounds = {"virtual_seconds": 0.0, "bytes_up": 0, "bytes_down": 0, "accuracy": 0.0}
+    idle = {"download_seconds": 0.0, "train_seconds": 0.0, "upload_seconds": 0.0}
+    tasks = tuple(replace(task, energy_joules=0.0, **idle) for task in run.tasks)
+    charts = draw_charts(replace(with_rounds(run, **rounds), tasks=tasks))
+    assert [name for name, chart in charts.items() if chart is None] == ["timeline"]
+
+
+def test_cost_captions_name_when_the_goal_was_reached(run):
+    rounds = tuple(
+        replace(
+            row, accuracy=accuracy, virtual_seconds=60.0 * row.round, bytes_up=0, bytes_down=500
+        )
+        for row, accuracy in zip(run.rounds, (0.1, 0.5, 0.79, 0.8), strict=True)
+    )
+    climb = replace(run, rounds=rounds)
+    assert "reached after 2 min 00 s" in accuracy_over_time(climb).caption
+    assert "had cost 1.5 kB" in accuracy_over_traffic(climb).caption
+
+
+def test_memory_names_the_use_of_each_budget(charts, run):
+    tier = run.summary.tiers[0]
+    drawn = texts(charts["memory"])
+    assert "90% of 48 MB" in drawn
+    assert tier.title in drawn
+    assert "measured peak" in drawn
+    assert f"{tier.title}, 90% of it" in charts["memory"].caption
+    assert charts["memory"].basis == ("prediction modelled", "peak measured")
+
+
+def test_memory_over_budget_is_said(run):
+    over = with_tier(run, measured_peak_bytes=60_000_000)
+    chart = memory_by_tier(over)
+    assert chart.caption.startswith("Over budget: Raspberry Pi Zero 2 W.")
+    assert "125% of 48 MB" in texts(chart)
+
+
+def test_memory_without_measurements_is_modelled_alone(run):
+    tiers = tuple(replace(tier, measured_peak_bytes=None) for tier in run.summary.tiers)
+    chart = memory_by_tier(replace(run, summary=replace(run.summary, tiers=tiers)))
+    assert chart.basis == ("modelled",)
+    assert "measured peak" not in texts(chart)
+    assert "No peak was measured" in chart.caption
+
+
+def test_parts_that_do_not_explain_the_peak_leave_a_rest(run):
+    tier = with_tier(run, predicted_peak_bytes=100, parts={"values": 60, "kernel scratch": 30})
+    drawn = texts(memory_by_tier(tier))
+    assert {"60%", "30%", "10%", "kernel scratch", "other"} <= set(drawn)
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_any_number_of_tiers_can_be_drawn(tmp_path, count):
+    contents = example_files(rounds=2, tiers=count, clients_per_round=30)
+    run = load_run(write_files(tmp_path, contents))
+    drawn = texts(memory_by_tier(run))
+    assert all(tier.title in drawn for tier in run.summary.tiers)
+
+
+def test_devices_show_medians_of_completed_tasks(run):
+    task = run.tasks[0]
+    phases = {"download_seconds": 1.0, "upload_seconds": 2.0}
+    tasks = tuple(
+        replace(task, device="solo", status=status, train_seconds=seconds, reason=None, **phases)
+        for seconds, status in ((7.0, "ok"), (9.0, "ok"), (17.0, "ok"), (900.0, "failed"))
+    )
+    chart = time_and_energy_by_device(replace(run, tasks=tasks))
+    assert "12.0 s · 3 tasks" in texts(chart)
+    assert chart.caption.startswith("A task on solo takes 12.0 s.")
+
+
+def test_without_tasks_there_is_nothing_to_draw(run):
+    assert time_and_energy_by_device(replace(run, tasks=())) is None
+    assert failures_by_reason(replace(run, tasks=())) is None
+
+
+def test_many_reasons_are_merged_into_a_last_row(run):
+    tasks = tuple(
+        replace(task, status="failed", reason=f"reason {chr(97 + index)}")
+        for index, task in enumerate(run.tasks)
+    )
+    drawn = texts(failures_by_reason(replace(run, tasks=tasks)))
+    assert len(tasks) == 18
+    assert "9 other reasons" in drawn
+    assert sum(text.startswith("reason") for text in drawn) == 9
+
+
+def test_dense_layers_get_a_word_in_place_of_a_bar(charts, run):
+    drawn = texts(charts["layers"])
+    assert drawn.count("dense") == 2
+    assert "100%, 864 of 864 weights" in drawn
+    dense = tuple(replace(layer, density=1.0) for layer in run.summary.layers)
+    summary = replace(run.summary, layers=dense)
+    assert density_by_layer(replace(run, summary=summary)) is None
+
+
+def test_a_deep_model_shows_its_largest_layers_in_order(run):
+    layer = run.summary.layers[1]
+    layers = tuple(replace(layer, name=f"layer{i}", weights=1000 + i) for i in range(100))
+    chart = density_by_layer(replace(run, summary=replace(run.summary, layers=layers)))
+    names = [text for text in texts(chart) if text.startswith("layer")]
+    assert names == [f"layer{i}" for i in range(40, 100)]
+    assert "the 60 largest of 100 layers" in chart.caption
+
+
+def test_names_are_neither_markup_nor_mathematics(run):
+    drawn = memory_by_tier(with_tier(run, title=r"<b> $\frac$"))
+    assert r"<b> $\frac$" in texts(drawn)
+    assert "<b>" not in drawn.svg

@@ -1,0 +1,157 @@
+"""How tasks end, and that a run in which nothing happened does not pass for a success."""
+
+import json
+import sys
+from collections import Counter
+
+import pytest
+from tiny_run import read_rows, read_summary, start, tiny_config
+
+import mest_fed.client.handlers
+from mest_fed import cli
+from mest_fed.config import to_toml
+from mest_fed.schema import FailureKind, TaskStatus
+from mest_fed.simulation.peak_measurement import Probe
+from mest_fed.simulation.report import write_report
+from mest_fed.simulation.report.load import load_run
+from mest_fed.simulation.report.statistics import lost_by_reason, status_counts
+from mest_fed.simulation.report.tables import headline_tiles
+
+#: So slow that each task takes days, and no deadline: whoever waits gets every update.
+SLOW = {"stragglers": 1.0, "straggler_factor": 1e8, "availability": "always"}
+DAY = 86_400.0
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        {},
+        {"over_selection": 1.5},
+        {"mode": "buffered", "concurrency": 3, "buffer": 3},
+        {"mode": "semi-sync", "concurrency": 3, "period": 1e9},
+    ],
+    ids=["sync", "over-selected", "buffered", "semi-sync"],
+)
+@pytest.mark.parametrize("deadline", [0.0, 1e12])
+def test_no_wait_that_was_not_asked_for_ends_a_round(tmp_path, server, deadline):
+    config = tiny_config(
+        run={"rounds": 1},
+        behaviour=SLOW,
+        fleet={"deadline": deadline},
+        server={**server, "evaluate_clients_every": 1},
+    )
+    folder = start(tmp_path / "run", config)
+    summary, rows = read_summary(folder), read_rows(folder, "clients")
+    assert summary["tasks"]["ok"] == len(rows) == 3
+    assert min(row["download_seconds"] + row["upload_seconds"] for row in rows) > 1.0
+    assert summary["virtual_seconds"] > DAY
+    assert summary["final_client_accuracy"] is not None  # evaluation waits, too
+
+
+def test_the_deadline_that_was_asked_for_ends_a_round(tmp_path):
+    config = tiny_config(run={"rounds": 1}, behaviour=SLOW, fleet={"deadline": 5000.0})
+    rows = read_rows(start(tmp_path / "run", config), "clients")
+    assert {(row["status"], row["failure"]) for row in rows} == {("late", "deadline")}
+
+
+@pytest.fixture
+def fleet_of_all_fates(monkeypatch):
+    """Make clients of some partitions fail, or send what the server refuses."""
+    train = mest_fed.client.handlers.train_round
+
+    def sometimes(task, received, order, who, kept, **options):
+        if who.partition % 9 == 1:
+            raise KeyError("img")
+        result = train(task, received, order, who, kept, **options)
+        if who.partition % 9 == 2:
+            result.totals.correct += 1_000_000  # more than it can have presented
+        return result
+
+    monkeypatch.setattr(mest_fed.client.handlers, "train_round", sometimes)
+
+
+def test_every_status_is_told_alike_by_rows_summary_and_report(tmp_path, fleet_of_all_fates):
+    config = tiny_config(
+        run={"rounds": 8},
+        fleet={"devices": 30, "mix": "rpi-zero-2w:1, phone-high:1", "deadline": 0.04},
+        behaviour={"availability": "profile", "dropout": 0.1, "stragglers": 0.1},
+        server={"clients_per_round": 6, "over_selection": 2.0, "evaluate_clients_every": 0},
+    )
+    folder = start(tmp_path / "run", config)
+    run, summary = load_run(folder), read_summary(folder)
+    rows = read_rows(folder, "clients")
+    counts = Counter(row["status"] for row in rows)
+    assert set(counts) == set(TaskStatus), counts
+    assert summary["tasks"] == status_counts(run) == dict(counts)
+    assert summary["failures"] == Counter(row["failure"] for row in rows if row["failure"])
+    for row in rows:
+        expected = "ok" if row["failure"] is None else FailureKind(row["failure"]).status
+        assert row["status"] == expected
+    lost = lost_by_reason(run)
+    assert sum(entry.total for entry in lost) == len(rows) - counts["ok"]
+    tile = next(tile for tile in headline_tiles(run) if tile.label == "Updates accepted")
+    assert tile.value == str(counts["ok"])
+    for status in set(TaskStatus) - {TaskStatus.OK}:
+        assert f"{counts[status]} {status}" in tile.notes[1]
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "accepted an update from every task" not in page
+    share = f"{len(rows) - counts['ok']} tasks of {len(rows)} gave no update"
+    assert share in page
+
+
+def simulate(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(Probe, "start", lambda *_: Probe(None))
+    command = ["mest-fed", "simulate", "--workers", "0", *map(str, arguments)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return caught.value.code, *capsys.readouterr()
+
+
+def config_file(tmp_path, **sections):
+    path = tmp_path / "tiny.toml"
+    path.write_text(to_toml(tiny_config(run={"rounds": 2}, **sections)), encoding="utf-8")
+    return path
+
+
+def never_there(tmp_path):
+    trace = tmp_path / "never.json"
+    trace.write_text(json.dumps({"devices": {"*": [[999_999_998, 999_999_999]]}}), encoding="utf-8")
+    return {"behaviour": {"availability": "trace", "trace": str(trace)}}
+
+
+def test_a_run_in_which_no_device_was_there_fails(monkeypatch, capsys, tmp_path):
+    folder = tmp_path / "run"
+    config = config_file(tmp_path, **never_there(tmp_path))
+    status, _, err = simulate(monkeypatch, capsys, "--out", folder, "--config", config)
+    assert status == 3, err
+    assert "nothing was trained: the server accepted no update in 2 rounds (6 away)" in err
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Nothing was trained" in page.partition("<h2")[0]  # before all else
+    assert read_summary(folder)["clients_trained"] == 0
+
+
+def test_a_run_in_which_every_client_failed_fails(monkeypatch, capsys, tmp_path):
+    def broken(*_, **__):
+        raise KeyError("img")
+
+    monkeypatch.setattr(mest_fed.client.handlers, "train_round", broken)
+    folder = tmp_path / "run"
+    config = config_file(tmp_path, behaviour={"availability": "always"})
+    status, _, err = simulate(monkeypatch, capsys, "--out", folder, "--config", config)
+    assert (status, "(6 failed)" in err) == (3, True)
+    assert read_summary(folder)["failures"] == {"client-error": 6}
+
+
+def test_a_run_of_which_a_round_was_empty_says_so(tmp_path, monkeypatch):
+    train = mest_fed.client.handlers.train_round
+
+    def first_round_fails(task, received, order, who, kept, **options):
+        if order.round == 1:
+            raise KeyError("img")
+        return train(task, received, order, who, kept, **options)
+
+    monkeypatch.setattr(mest_fed.client.handlers, "train_round", first_round_fails)
+    config = tiny_config(run={"rounds": 2}, behaviour={"availability": "always"})
+    page = write_report(start(tmp_path / "run", config)).read_text(encoding="utf-8")
+    assert "The server accepted no update in 1 of 2 rounds." in page.partition("<h2")[0]

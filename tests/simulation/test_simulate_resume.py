@@ -1,0 +1,231 @@
+"""A run that was stopped goes on to the same end, wherever and however it was stopped."""
+
+import shutil
+from importlib.resources import files
+
+import pytest
+from tiny_run import (
+    Recorder,
+    StopAfter,
+    assert_same_run,
+    budget_for,
+    read_rows,
+    read_summary,
+    start,
+    tiny_config,
+)
+
+import mest_fed.client.handlers
+import mest_fed.server.app
+from mest_fed.errors import InputError
+from mest_fed.server.run_folder import RunFolder
+from mest_fed.simulation.simulate import Interrupted, open_run
+from mest_fed.simulation.trackers.progress import Observers
+
+BATCH_NORM = {"width": 0.25, "norm": "batch"}
+RUN = {"rounds": 4, "seed": 5, "checkpoint_every": 100}
+CONFIGS = {
+    # Every part of the state at once: residuals, forgetting, moments, masks that clients change.
+    "client": {
+        "run": RUN,
+        "sparsity": {"method": "mest-em", "mutation": "client", "density": 0.2},
+        "wire": {"upload": "int8", "download": "fp16"},
+        "forgetting": {"fraction": 0.3, "start": 0.5},
+        "server": {"optimizer": "fedadam", "learning_rate": 0.05, "clients_per_round": 3},
+    },
+    # Unlike budgets, batch statistics, a mask above its target between the rounds.
+    "server": {
+        "run": RUN,
+        "model": BATCH_NORM,
+        "server": {"optimizer": "fedavgm", "learning_rate": 0.5, "clients_per_round": 3},
+    },
+}
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def whole(request, tmp_path_factory):
+    """A configuration and its run without interruption."""
+    sections = CONFIGS[request.param]
+    if request.param == "server":
+        budget = budget_for(0.1, model=BATCH_NORM)
+        fleet = {"mix": "rpi-4:1, rpi-3b-plus:1", "budgets": {"rpi-3b-plus": budget}}
+        sections = sections | {"fleet": fleet}
+    config = tiny_config(**sections)
+    return config, start(tmp_path_factory.mktemp("whole") / "run", config)
+
+
+def stopped(folder, config, display):
+    with pytest.raises(Interrupted):
+        start(folder, config, display=display)
+    return folder
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_stopped_after_a_round(whole, tmp_path, number):
+    config, uninterrupted = whole
+    display = StopAfter(number)
+    folder = stopped(tmp_path / "run", config, display)
+    assert display.ended == 1
+    assert not (folder / "summary.json").exists()
+    assert (folder / "checkpoints" / f"round-{number:06d}.npz").exists()
+    resumed = Recorder()
+    start(folder, resume=True, display=resumed)
+    assert resumed.begun == (4, number)
+    assert_same_run(folder, uninterrupted)
+
+
+def test_stopped_twice(whole, tmp_path):
+    config, uninterrupted = whole
+    folder = stopped(tmp_path / "run", config, StopAfter(1))
+    with pytest.raises(Interrupted):
+        start(folder, resume=True, display=StopAfter(3))
+    start(folder, resume=True)
+    assert_same_run(folder, uninterrupted)
+
+
+@pytest.mark.parametrize("call", [2, 8])
+def test_stopped_while_a_client_trains(whole, tmp_path, monkeypatch, call):
+    config, uninterrupted = whole
+    calls, train = [], mest_fed.client.handlers.train_round
+
+    def interrupted(*arguments, **options):
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(mest_fed.client.handlers, "train_round", interrupted)
+    folder = stopped(tmp_path / "run", config, Observers())
+    start(folder, resume=True)
+    assert_same_run(folder, uninterrupted)
+
+
+def test_stopped_before_anything_was_reported(whole, tmp_path, monkeypatch):
+    config, uninterrupted = whole
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mest_fed.server.app, "evaluate", interrupted)
+        folder = stopped(tmp_path / "run", config, Observers())
+    start(folder, resume=True)
+    assert_same_run(folder, uninterrupted)
+
+
+class Killed(BaseException):
+    """The end of a process that has no time to write anything."""
+
+
+def test_killed_after_rounds_that_no_checkpoint_holds(tmp_path):
+    run = {"rounds": 4, "seed": 5, "checkpoint_every": 2}
+    config = tiny_config(run=run)
+    uninterrupted = start(tmp_path / "whole", config)
+    folder = tmp_path / "run"
+    with pytest.raises(Killed):
+        start(folder, config, display=StopAfter(3, Killed))
+    for name in ("rounds.jsonl", "clients.jsonl"):
+        with (folder / name).open("a", encoding="utf-8") as file:
+            file.write('{"round": 4, "accu')  # it was just about to write this
+    start(folder, resume=True)
+    assert_same_run(folder, uninterrupted)
+
+
+def test_killed_before_the_summary(tmp_path):
+    config = tiny_config()
+    folder = start(tmp_path / "run", config)
+    before = read_summary(folder)
+    (folder / "summary.json").unlink()
+    start(folder, resume=True)
+    assert read_summary(folder) == before
+
+
+def test_availability_is_drawn_as_if_nothing_had_happened(tmp_path, monkeypatch):
+    profile = files("mest_fed.devices") / "profiles" / "rpi-4.toml"
+    text = profile.read_text(encoding="utf-8").replace("availability = 0.98", "availability = 0.5")
+    (tmp_path / "half.toml").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    run = {"rounds": 6, "seed": 5, "checkpoint_every": 100}
+    config = tiny_config(run=run, fleet={"mix": "half.toml:1"}, server={"clients_per_round": 6})
+    uninterrupted = start(tmp_path / "whole", config)
+    statuses = [row["status"] for row in read_rows(uninterrupted, "clients")]
+    assert 6 < statuses.count("away") < 30
+    folder = stopped(tmp_path / "run", config, StopAfter(2))
+    start(folder, resume=True)
+    assert_same_run(folder, uninterrupted)
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(InputError, match=r"--resume: no run in .* \(config\.toml is missing\)"):
+        start(tmp_path, resume=True)
+    with pytest.raises(InputError, match="--resume: no run in"):
+        start(tmp_path / "nowhere", resume=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_never_began(tmp_path):
+    RunFolder.create(tmp_path / "run", tiny_config())
+    with pytest.raises(InputError, match=r"no checkpoint in .*checkpoints"):
+        start(tmp_path / "run", resume=True)
+
+
+def test_a_finished_run_is_not_resumed(tmp_path):
+    folder = start(tmp_path / "run", tiny_config(run={"rounds": 1}))
+    before = contents(folder)
+    with pytest.raises(InputError, match=r"is finished \(summary\.json exists\)"):
+        start(folder, resume=True)
+    assert contents(folder) == before
+
+
+def test_a_damaged_checkpoint(tmp_path):
+    folder = stopped(tmp_path / "run", tiny_config(), StopAfter(1))
+    newest, first = sorted((folder / "checkpoints").iterdir(), reverse=True)
+    whole, earlier = newest.read_bytes(), first.read_bytes()
+    first.write_bytes(b"")
+    for damaged in (b"", whole[: len(whole) // 2], whole[:5000] + b"\0" * 200 + whole[5200:]):
+        newest.write_bytes(damaged)
+        before = contents(folder)
+        with pytest.raises(InputError, match=r"round-00000[01]\.npz is not a whole checkpoint"):
+            start(folder, resume=True)
+        assert contents(folder) == before
+    first.write_bytes(earlier)
+    start(folder, resume=True)  # the one before is as good
+    assert len(read_rows(folder, "rounds")) == 4
+
+
+def test_the_configuration_of_another_model(tmp_path):
+    folder = stopped(tmp_path / "run", tiny_config(), StopAfter(1))
+    config = folder / "config.toml"
+    text = config.read_text(encoding="utf-8").replace("width = 0.25", "width = 0.5")
+    config.write_text(text, encoding="utf-8")
+    before = (folder / "rounds.jsonl").read_bytes()
+    with pytest.raises(InputError, match=r"config\.toml has changed since the run wrote it"):
+        start(folder, resume=True)
+    assert (folder / "rounds.jsonl").read_bytes() == before
+
+
+def test_a_log_that_is_no_json(tmp_path):
+    folder = stopped(tmp_path / "run", tiny_config(), StopAfter(1))
+    (folder / "rounds.jsonl").write_text('{"round": 0}\nnonsense\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"rounds\.jsonl, line 2: "):
+        start(folder, resume=True)
+
+
+def test_a_copied_run_goes_on_elsewhere(tmp_path):
+    config = tiny_config()
+    uninterrupted = start(tmp_path / "whole", config)
+    folder = stopped(tmp_path / "run", config, StopAfter(1))
+    shutil.move(folder, tmp_path / "moved")
+    start(tmp_path / "moved", resume=True)
+    assert_same_run(tmp_path / "moved", uninterrupted)
+
+
+def test_a_new_run_needs_a_configuration(tmp_path):
+    with pytest.raises(InputError, match="needs a configuration"):
+        open_run("x", None, tmp_path / "run", resume=False)
+
+
+def contents(folder):
+    """Return the bytes of all files but the store's, whose book-keeping changes as it is opened."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path: path.read_bytes() for path in files if path.parent.name != "states"}
