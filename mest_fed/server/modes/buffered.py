@@ -89,7 +89,7 @@ def _moved(present: Floats, before: Floats, after: Floats, share: float) -> Floa
 
 
 class Buffered(ArrivalStrategy):
-    """FedBuff: a step when ``server.buffer`` good updates have arrived (see ``staleness.py``).
+    """FedBuff: a step when ``server.buffer`` good updates have arrived (see :func:`rebase`).
 
     ``server.concurrency`` devices train at a time: who has answered is replaced at once. What a
     mutation of the server killed since an update's instruction is left out of the update; what it
