@@ -39,7 +39,7 @@ class Footprint:
     activations : int
         What is kept of one micro-batch between forward and backward, in its format.
     workspace : int
-        What exists for a moment or is used again and again: gradients of activations, micro_chunks
+        What exists for a moment or is used again and again: gradients of activations, micro-chunks
         of recomputed segments, the kernels' scratch, blocked copies of dense convolutions.
     batch : int
         Images and labels of a whole batch.

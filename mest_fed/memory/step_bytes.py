@@ -101,7 +101,7 @@ def step_bytes(model: nn.Module, shape: TrainingShape, options: StepOptions) -> 
     Parameters
     ----------
     model : nn.Module
-        A meta_model at its peak of live weights; it is used up.
+        A meta model at its peak of live weights; it is used up.
     shape : TrainingShape
         What is trained, and how.
     options : StepOptions

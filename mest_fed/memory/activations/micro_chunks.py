@@ -1,4 +1,4 @@
-"""Cutting a batch into micro_chunks that stay in a processor's cache."""
+"""Cutting a batch into micro-chunks that stay in a processor's cache."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ _ends_only = False
 def micro_chunks(shape: torch.Size) -> Iterator[tuple[int, int]]:
     """Yield [first, last) over the images of a float32 activation of some shape.
 
-    The cuts depend on the shape alone, so that sums over micro_chunks have the same bits every
+    The cuts depend on the shape alone, so that sums over micro-chunks have the same bits every
     time.
     """
     count, each = shape[0], max(1, 4 * shape[1:].numel())

@@ -240,7 +240,7 @@ class Recomputed:
         return any(tensor.requires_grad for tensor in (*given, *parameters))
 
     def _in_pieces(self, args: tuple[Any, ...]) -> Any:
-        """Return the autograd function that takes a batch in micro_chunks, None where none may."""
+        """Return the autograd function that takes a batch in micro-chunks, None where none may."""
         if len(args) != 1 or not isinstance(args[0], Tensor):
             return None
         (x,) = args

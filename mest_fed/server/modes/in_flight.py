@@ -20,7 +20,7 @@ from mest_fed.wire.records import content_bytes, to_record
 class PendingUpdate:
     """An instruction to train whose reply is awaited.
 
-    What is sent to many is one object in all their pending_updates, and goes when the last of them
+    What is sent to many is one object in all their pending updates, and goes when the last of them
     lands.
 
     Parameters
@@ -66,7 +66,7 @@ PENDING_SECTIONS = (_HEADERS, *_PARTS)
 def write_pending(
     pending_updates: Sequence[tuple[PendingUpdate, float, int]],
 ) -> tuple[Sections, list[dict[str, Any]]]:
-    """Return pending_updates as arrays, which are shared with them, and as JSON-able facts.
+    """Return pending updates as arrays, which are shared with them, and as JSON-able facts.
 
     The encoded values are not written: they are those of the state that was sent.
 
@@ -109,7 +109,7 @@ def read_pending(
     spec: ModelSpec,
     values: str,
 ) -> list[tuple[PendingUpdate, float, int]]:
-    """Return the pending_updates that :func:`write_pending` wrote.
+    """Return the pending updates that :func:`write_pending` wrote.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def read_pending(
     Raises
     ------
     KeyError, TypeError, ValueError, WireError
-        If they are not pending_updates of this model.
+        If they are not pending updates of this model.
     """
     states: dict[int, tuple[SparseState, Any]] = {}
     pending_updates = []

@@ -140,7 +140,7 @@ class InFlightChunk:
     worker : WorkerHandle
         The worker.
     memory_file : int or None
-        Number of the memory_file that its outcomes come through; None if they take Ray's way.
+        Number of the memory file that its outcomes come through; None if they take Ray's way.
     begun : float
         ``time.monotonic()`` when the worker came to it; infinite while it waits there.
     """

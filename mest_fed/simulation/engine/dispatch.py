@@ -209,7 +209,7 @@ class Streaming:
     dispatcher : Dispatcher
         Begins and ends instructions.
     last_of : callable
-        Gives the pending_task that a node still has on its way, if any.
+        Gives the pending task that a node still has on its way, if any.
     aggregator : WorkerAggregator, optional
         Sums replies in the workers.
     timeout : float, optional

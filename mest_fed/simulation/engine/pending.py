@@ -91,7 +91,7 @@ class PendingTasks:
             self._exchange.send()
 
     def last_of(self, node_id: int) -> PendingTask | None:
-        """Return a node's latest pending_task, computed; None if it has none."""
+        """Return a node's latest pending task, computed; None if it has none."""
         pending_task = self._last.get(node_id)
         if pending_task is not None:
             self._compute(pending_task)

@@ -34,7 +34,7 @@ class Span(NamedTuple):
 
 
 class Address(NamedTuple):
-    """How a worker on the same machine finds a memory_file, and knows it by its first bytes."""
+    """How a worker on the same machine finds a memory file, and knows it by its first bytes."""
 
     path: str
     token: bytes
@@ -52,7 +52,7 @@ class SharedMemory:
 
     @classmethod
     def create(cls) -> tuple["SharedMemory", Address] | None:
-        """Make a memory_file, and say how to find it; None where there cannot be one."""
+        """Make a memory file, and say how to find it; None where there cannot be one."""
         if not hasattr(os, "memfd_create"):
             return None
         try:
@@ -65,7 +65,7 @@ class SharedMemory:
 
     @classmethod
     def find(cls, address: Address) -> "SharedMemory | None":
-        """Open the memory_file at an address; None if it is not there, as on another machine."""
+        """Open the memory file at an address; None if it is not there, as on another machine."""
         try:
             descriptor = os.open(address.path, os.O_RDWR)
         except OSError:
@@ -77,7 +77,7 @@ class SharedMemory:
         return None
 
     def write(self, buffers: Sequence[memoryview]) -> list[Span] | None:
-        """Write buffers of bytes; None if the memory_file cannot hold so much."""
+        """Write buffers of bytes; None if the memory file cannot hold so much."""
         spans = list(_layout(len(buffer) for buffer in buffers))
         end = spans[-1].start + spans[-1].size if spans else 0
         if end > len(self._map) and not self._grow(end):
@@ -267,7 +267,7 @@ def unpack_jobs(parcels: Iterable[EncodedJobs], shared: Sequence[PackedArrays]) 
 def pack_block(
     jobs: Sequence[Job], block: Block, memory_file: SharedMemory | None
 ) -> EncodedRecords:
-    """Return what came of a chunk as it travels: through the memory_file if it has room."""
+    """Return what came of a chunk as it travels: through the memory file if it has room."""
     returns = [_pack_outcome(*pair) for pair in zip(jobs, block.outcomes, strict=True)]
     buffers: list[pickle.PickleBuffer] = []
     pickled = pickle.dumps((returns, block.tracebacks), 5, buffer_callback=buffers.append)

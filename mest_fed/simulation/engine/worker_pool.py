@@ -61,7 +61,7 @@ START_SECONDS = 120
 MOST_SPAWNS = 3
 #: Workers that may die one after the other while they start, before one of them has started.
 MOST_START_DEATHS = 5
-#: Chunks that a worker has at a time: one runs and one waits. Each has a memory_file of its own, so
+#: Chunks that a worker has at a time: one runs and one waits. Each has a memory file of its own, so
 #: that the next one can be written while the driver reads.
 CHUNKS_PER_WORKER = 2
 
@@ -148,7 +148,7 @@ class WorkerHandle:
     actor : ActorHandle
         The process.
     memory_files : list of SharedMemory
-        This end of its memory_files; empty if there are none.
+        This end of its memory files; empty if there are none.
     loading : ObjectRef
         Gives its :class:`WorkerInfo`.
     """
@@ -157,7 +157,7 @@ class WorkerHandle:
     memory_files: list[SharedMemory]
     loading: Any
     worker_info: WorkerInfo | None = None
-    #: Numbers of the memory_files that no chunk uses, of whatever exchange.
+    #: Numbers of the memory files that no chunk uses, of whatever exchange.
     _free_memory_files: list[int] = field(default_factory=lambda: list(range(CHUNKS_PER_WORKER)))
 
     def take_memory_file(self) -> int | None:
@@ -173,7 +173,7 @@ class WorkerHandle:
             self._free_memory_files.append(number)
 
     def memory_file(self, number: int | None) -> SharedMemory | None:
-        """Return a memory_file if the worker has it, too."""
+        """Return a memory file if the worker has it, too."""
         shared = self.worker_info is not None and self.worker_info.memory_files
         return self.memory_files[number] if shared and number is not None else None
 
