@@ -49,13 +49,13 @@ def activations(shape: Sequence[int]) -> Tensor:
 def check(x: Tensor) -> None:
     """Fail unless ours and torch's operators store, and bring back, the same bits."""
     codes, levels = quantise(x)
-    squeezed = pack_nonzeros(x)
-    back = (dequantise(codes, levels), unpack_nonzeros(*squeezed, x.shape))
+    packed = pack_nonzeros(x)
+    back = (dequantise(codes, levels), unpack_nonzeros(*packed, x.shape))
     other = (
         by_torch.dequantise(codes, levels),
-        by_torch.unpack_nonzeros(squeezed, x.shape, 0, len(x)),
+        by_torch.unpack_nonzeros(packed, x.shape, 0, len(x)),
     )
-    ours = (codes, levels, *squeezed, *back)
+    ours = (codes, levels, *packed, *back)
     theirs = (*by_torch.quantise(x), *by_torch.pack_nonzeros(x), *other)
     if not all(map(torch.equal, ours, theirs)) or not torch.equal(back[1], x):
         raise RuntimeError("our results differ from torch's")
@@ -64,18 +64,18 @@ def check(x: Tensor) -> None:
 def contestants(x: Tensor) -> dict[str, Contestant]:
     """Return all that are timed; those by torch's operators have names with ``torch ``."""
     codes, levels = quantise(x)
-    squeezed, copy = pack_nonzeros(x), torch.empty_like(x)
+    packed, copy = pack_nonzeros(x), torch.empty_like(x)
     half, short = x.to(torch.bfloat16), x.to(torch.float16)
     calls: dict[str, Callable[[], object]] = {
         "memcpy": lambda: copy.copy_(x),
         "quantise": lambda: quantise(x),
         "dequantise": lambda: dequantise(codes, levels),
         "squeeze": lambda: pack_nonzeros(x),
-        "expand": lambda: unpack_nonzeros(*squeezed, x.shape),
+        "expand": lambda: unpack_nonzeros(*packed, x.shape),
         "torch quantise": lambda: by_torch.quantise(x),
         "torch dequantise": lambda: by_torch.dequantise(codes, levels),
         "torch squeeze": lambda: by_torch.pack_nonzeros(x),
-        "torch expand": lambda: by_torch.unpack_nonzeros(squeezed, x.shape, 0, len(x)),
+        "torch expand": lambda: by_torch.unpack_nonzeros(packed, x.shape, 0, len(x)),
         "to bfloat16": lambda: x.to(torch.bfloat16),
         "from bfloat16": lambda: half.to(torch.float32),
         "to float16": lambda: x.to(torch.float16),

@@ -131,18 +131,18 @@ def agree(work: Work, layer: nn.Module, masked: nn.Module) -> bool:
     for module in (layer, masked):
         work(module)
         with torch.no_grad():
-            results.append((module(work.x), work.x.grad, live_gradient(module, masked)))
+            results.append((module(work.x), work.x.grad, active_gradient(module, masked)))
     pairs = zip(*results, strict=True)
     return all((a - b).abs().max() <= 1e-3 * b.abs().max() for a, b in pairs)
 
 
-def live_gradient(layer: nn.Module, masked: nn.Module) -> Tensor:
-    """Return the gradient of the live weights, in the order of the dense weight."""
-    live = masked.weight != 0
+def active_gradient(layer: nn.Module, masked: nn.Module) -> Tensor:
+    """Return the gradient of the active weights, in the order of the dense weight."""
+    active = masked.weight != 0
     if layer is masked:
-        return masked.weight.grad[live]
+        return masked.weight.grad[active]
     if isinstance(layer, SparseLayer):
-        return layer.layout.scatter(layer.values.grad, layer.slots)[live]
+        return layer.layout.scatter(layer.values.grad, layer.slots)[active]
     return weight_gradient(layer)
 
 

@@ -8,7 +8,7 @@ back (`peer_trimmed`): that needs less memory and more time.
 - ``goals``: MEST's ResNet-32 and ResNet-18 against dense torch;
 - ``options``: what each way to save memory does to ours, alone and together;
 - ``prediction``: the footprint model (modelled) beside a measurement, over models, schemes, norms,
-  micro-batches and savings. ``ratio`` is predicted / measured.
+  micro-batches and memory options. ``ratio`` is predicted / measured.
 
     python benchmarks/memory.py --json memory.json --picture memory.svg
     python benchmarks/memory.py --parts goals --runs 1
@@ -71,7 +71,7 @@ def goals(runs: int) -> Iterator[Row]:
             "dense": (dense, False),
             "trimmed": (dense, True),
             **{
-                str(size): (replace(base, micro_batch=size, savings=LEAN), True)
+                str(size): (replace(base, micro_batch=size, memory=LEAN), True)
                 for size in micro_batches
             },
         }
@@ -88,27 +88,25 @@ def options(runs: int) -> Iterator[Row]:
     """Try each way to save memory on MEST's ResNet-32, beside ours without any."""
     plain = Case()
     tried = {
-        "release_gradients gradients": replace(
-            plain, savings=MemoryOptions(release_gradients=True)
-        ),
-        "recompute norms": replace(plain, savings=MemoryOptions("norms")),
-        "recompute segments": replace(plain, savings=MemoryOptions("segments")),
+        "release_gradients gradients": replace(plain, memory=MemoryOptions(release_gradients=True)),
+        "recompute norms": replace(plain, memory=MemoryOptions("norms")),
+        "recompute segments": replace(plain, memory=MemoryOptions("segments")),
         **{
-            f"saved as {saved}": replace(plain, savings=MemoryOptions(saved=saved))
+            f"saved as {saved}": replace(plain, memory=MemoryOptions(saved=saved))
             for saved in ("mask", "fp16", "bf16", "int8")
         },
         **{
-            f"segments, saved as {saved}": replace(plain, savings=MemoryOptions("segments", saved))
+            f"segments, saved as {saved}": replace(plain, memory=MemoryOptions("segments", saved))
             for saved in ("mask", "fp16", "int8")
         },
         "micro-batch 8": replace(plain, micro_batch=8),
         "no momentum": replace(plain, momentum=False),
-        "first 5 of 16 segments frozen": replace(plain, savings=MemoryOptions(frozen=5)),
+        "first 5 of 16 segments frozen": replace(plain, memory=MemoryOptions(frozen=5)),
         "segments, int8, release_gradients, micro-batch 8": replace(
-            plain, savings=LEAN, micro_batch=8
+            plain, memory=LEAN, micro_batch=8
         ),
         "dense weights, segments, int8, release_gradients": replace(
-            plain, scheme="dense", savings=LEAN
+            plain, scheme="dense", memory=LEAN
         ),
     }
     reference = [measured(plain, trimmed=True) for _ in range(runs)]

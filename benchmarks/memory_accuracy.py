@@ -1,9 +1,9 @@
 """What each way to save memory costs in accuracy: short central runs on CIFAR-10.
 
 ResNet-8, block density .1, mest-em, SGD with a cosine rate; every variant trains on the same images
-in the same order for each seed, and differs in its savings alone. Accuracies are measured on the
-whole test set, after few epochs on part of the training set: they rank savings, and say nothing of
-how far such a network can get.
+in the same order for each seed, and differs in its memory options alone. Accuracies are measured on
+the whole test set, after few epochs on part of the training set: they rank memory options, and say
+nothing of how far such a network can get.
 
     python benchmarks/memory_accuracy.py --data FOLDER --json memory_accuracy.json
 """
@@ -47,28 +47,28 @@ class Variant:
     density: float = 0.1
     micro_batch: int = BATCH
     momentum: bool = True
-    savings: MemoryOptions = field(default_factory=MemoryOptions)
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
 
 
 PLAIN = {"group": Variant(), "batch": Variant("batch")}
 VARIANTS = {
     "group norm, plain": PLAIN["group"],
-    "release_gradients gradients": Variant(savings=MemoryOptions(release_gradients=True)),
-    "recompute segments": Variant(savings=MemoryOptions("segments")),
+    "release_gradients gradients": Variant(memory=MemoryOptions(release_gradients=True)),
+    "recompute segments": Variant(memory=MemoryOptions("segments")),
     "micro-batch 8": Variant(micro_batch=8),
-    "segments, saved as fp16": Variant(savings=MemoryOptions("segments", "fp16")),
-    "segments, saved as bf16": Variant(savings=MemoryOptions("segments", "bf16")),
-    "segments, saved as int8": Variant(savings=MemoryOptions("segments", "int8")),
-    "everything saved as int8": Variant(savings=MemoryOptions(saved="int8")),
+    "segments, saved as fp16": Variant(memory=MemoryOptions("segments", "fp16")),
+    "segments, saved as bf16": Variant(memory=MemoryOptions("segments", "bf16")),
+    "segments, saved as int8": Variant(memory=MemoryOptions("segments", "int8")),
+    "everything saved as int8": Variant(memory=MemoryOptions(saved="int8")),
     "half the density": Variant(density=0.05),
     "a quarter of the density": Variant(density=0.025),
     "no momentum, rate x 10": Variant(momentum=False),
-    "first 1 of 4 segments frozen": Variant(savings=MemoryOptions(frozen=1)),
-    "first 2 of 4 segments frozen": Variant(savings=MemoryOptions(frozen=2)),
+    "first 1 of 4 segments frozen": Variant(memory=MemoryOptions(frozen=1)),
+    "first 2 of 4 segments frozen": Variant(memory=MemoryOptions(frozen=2)),
     "batch norm, plain": PLAIN["batch"],
     "batch norm, micro-batch 8": Variant("batch", micro_batch=8),
     "batch norm, segments, saved as int8": Variant(
-        "batch", savings=MemoryOptions("segments", "int8")
+        "batch", memory=MemoryOptions("segments", "int8")
     ),
 }
 
@@ -85,7 +85,7 @@ def train(variant: Variant, data: DataSplit, seed: int, images: int, epochs: int
     )
     settings = OptimizerSettings(RATE)
     settings = settings if variant.momentum else settings.without_momentum()
-    optimizer = settings.build(model, release_gradients=variant.savings.release_gradients)
+    optimizer = settings.build(model, release_gradients=variant.memory.release_gradients)
     some = numpy_generator(seed, "images").permutation(len(data.train))[:images]
     batches = Batches(
         data.train,
@@ -94,9 +94,7 @@ def train(variant: Variant, data: DataSplit, seed: int, images: int, epochs: int
         generator=torch_generator(seed, "batches"),
         augmentation="crop-flip",
     )
-    trainer = LocalTrainer(
-        model, optimizer, micro_batch=variant.micro_batch, savings=variant.savings
-    )
+    trainer = LocalTrainer(model, optimizer, micro_batch=variant.micro_batch, memory=variant.memory)
     mutator, interval = Mutator(model, MestEM(), optimizer), Interval(epochs, period=1 / epochs)
     for epoch in range(epochs):
         optimizer.learning_rate = rate_at("cosine", settings.learning_rate, epoch / epochs)

@@ -19,12 +19,12 @@ class Case:
     scheme : str
         ``dense`` for ours without sparsity.
     density : float
-        Live weights / weights.
+        Active weights / weights.
     batch, micro_batch : int
         Images.
     momentum : bool
         Whether SGD keeps one.
-    savings : MemoryOptions
+    memory : MemoryOptions
         Of ours.
     steps : int
         Timed steps, the first included.
@@ -41,14 +41,14 @@ class Case:
     batch: int = 64
     micro_batch: int = 64
     momentum: bool = True
-    savings: MemoryOptions = field(default_factory=MemoryOptions)
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
     steps: int = 3
     threads: int = 1
 
     @classmethod
     def of(cls, table: dict[str, Any]) -> "Case":
         """Read a case back."""
-        return cls(**{**table, "savings": MemoryOptions(**table["savings"])})
+        return cls(**{**table, "memory": MemoryOptions(**table["memory"])})
 
     def table(self) -> dict[str, Any]:
         """Return plain values."""
@@ -57,16 +57,16 @@ class Case:
     @property
     def name(self) -> str:
         """Return a short name."""
-        savings = self.savings
+        memory = self.memory
         parts = [self.model, self.norm, self.scheme, f"{self.density:g}", f"{self.micro_batch}"]
-        parts += [savings.recompute, savings.saved]
+        parts += [memory.recompute, memory.saved]
         parts += [
             w
             for w, on in (
-                ("release_gradients", savings.release_gradients),
+                ("release_gradients", memory.release_gradients),
                 ("plain", not self.momentum),
             )
             if on
         ]
-        parts += [f"frozen {savings.frozen}"] if savings.frozen else []
+        parts += [f"frozen {memory.frozen}"] if memory.frozen else []
         return " ".join(parts)

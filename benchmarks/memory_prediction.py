@@ -56,12 +56,12 @@ def cases() -> list[Case]:
             density=density,
             batch=32,
             micro_batch=micro_batch,
-            savings=savings,
+            memory=memory,
             steps=2,
         )
         for model, width, norm in MODELS
         for scheme, density in SCHEMES
-        for micro_batch, savings in WAYS
+        for micro_batch, memory in WAYS
     ]
 
 
@@ -96,7 +96,7 @@ def predict(case: Case) -> Footprint:
     dense = case.scheme == "dense"
     method = build_method("dense" if dense else "static", case.density)
     shape = TrainingShape(
-        case.density, "uniform", case.micro_batch, case.batch, case.momentum, case.savings
+        case.density, "uniform", case.micro_batch, case.batch, case.momentum, case.memory
     )
     trace = _trace(case.model, case.width, case.norm, None if dense else case.scheme)
     return footprint(trace, TrainingSetup(method, messages=False), shape)
@@ -128,10 +128,10 @@ def train(case: Case, scheme: str | None, state: SparseState) -> None:
     write_state(model.train(), state)
     options = {"momentum": 0.9 * case.momentum, "weight_decay": 1e-4}
     optimizer = SGD(
-        model.parameters(), 0.01, release_gradients=case.savings.release_gradients, **options
+        model.parameters(), 0.01, release_gradients=case.memory.release_gradients, **options
     )
     batch = Images.draw(case.batch)
-    with training_with(model, case.savings) as forward:
+    with training_with(model, case.memory) as forward:
         for _ in range(case.steps):
             step(forward, optimizer, batch, case.micro_batch)
 

@@ -67,10 +67,10 @@ def train(case: Case, width: float, batch: Images, steps: int) -> list[float]:
     else:
         options = {"momentum": 0.9 * case.momentum, "weight_decay": 1e-4}
         optimizer = SGD(
-            model.parameters(), 0.01, release_gradients=case.savings.release_gradients, **options
+            model.parameters(), 0.01, release_gradients=case.memory.release_gradients, **options
         )
     seconds = []
-    with memory_saving(model, case.savings) as forward:
+    with memory_saving(model, case.memory) as forward:
         for _ in range(steps):
             start = time.perf_counter()
             step(forward, optimizer, batch, case.micro_batch)

@@ -25,10 +25,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from amdahl import clocked_step, modelled_limits, operations
 from command_line import Parser, collect, positive, run, share, show
 from harness import Row, compare, in_turn, keep_memory, software, torch_threads, write_json
 from layer_clock import LayerClock
-from possible import clocked_step, operations, what_was_possible
 from train_contestants import dense, ours
 from tuned import tuned
 
@@ -124,7 +124,7 @@ def measure(case: Case, repeats: int, warm_up: int, kernels: str) -> Row:
         threads=case.threads,
         choices=choices(sparse.model),
     )
-    row |= what_was_possible(timings["clocked"], case.build(), sparse.model)
+    row |= modelled_limits(timings["clocked"], case.build(), sparse.model)
     row["reached"] = round(row["ratio"] / row["modelled_possible"], 3)
     return row | operations(case.build(), sparse.model, IMAGE)
 

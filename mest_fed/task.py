@@ -220,20 +220,20 @@ class Task:
         """The model's memory needs."""
         return trace_model(self.model, self.shape)
 
-    def work(self, presented: int, savings: MemoryOptions | None = None) -> Work:
+    def work(self, presented: int, memory: MemoryOptions | None = None) -> Work:
         """Return the operations of training the resident model, as it is, on so many examples.
 
-        Counting runs an image through the model, so it is done once for a number of live weights.
+        Counting runs an image through the model, so it is done once for a number of active weights.
         """
         layers = (module for module in self.model.modules() if isinstance(module, SparseLayer))
-        key = (savings, *(layer.layout.live_weights(layer.slots) for layer in layers))
+        key = (memory, *(layer.layout.active_weights(layer.slots) for layer in layers))
         if key not in self._works:
-            self._works[key] = training_work(self.model, self.shape, savings)
+            self._works[key] = training_work(self.model, self.shape, memory)
         return self._works[key] * presented
 
     @cached_property
     def _works(self) -> dict[tuple[object, ...], Work]:
-        """One image's work: (savings, live weights of each sparse layer) -> operations."""
+        """One image's work: (memory options, active weights of each sparse layer) -> operations."""
         return {}
 
     def budget(self, device: str) -> int:
@@ -273,7 +273,7 @@ class Task:
             micro_batch=training.batch_size,
             batch=training.batch_size,
             momentum=training.momentum > 0,
-            savings=MemoryOptions(
+            memory=MemoryOptions(
                 memory.recompute, memory.saved, memory.release_gradients, memory.frozen
             ),
         )

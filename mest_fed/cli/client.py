@@ -115,7 +115,7 @@ def client(
     limits.check_limit()
     with limit_memory(limits.limit, reserved=partial(measure_reserved, environment)) as held:
         typer.echo(limits.limit_in_words(held, baseline))
-        become_supervisor(replace(job, stay=held.confinement), environment)
+        become_supervisor(replace(job, cgroup_limit=held.cgroup_limit), environment)
 
 
 def _place(partition: int | None, data: Path | None) -> dict[str, int | float | str]:

@@ -57,7 +57,7 @@ def _all(profiles: list[DeviceProfile]) -> Table:
             f"{each.compute_watts:g}",
         )
     table.caption = (
-        "Training rates are modelled, on live weights; mest-fed devices NAME shows every source."
+        "Training rates are modelled, on active weights; mest-fed devices NAME shows every source."
     )
     table.caption_justify = "left"
     return table

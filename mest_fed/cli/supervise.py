@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from mest_fed.cli.app import FAILED, OK
 from mest_fed.errors import MestFedError
-from mest_fed.system.cgroups import Cgroup, Confinement
+from mest_fed.system.cgroups import Cgroup, CgroupLimit
 
 #: Seconds between two looks at the node, and that it has to end by itself.
 LOOK, PATIENCE = 0.2, 15.0
@@ -41,20 +41,20 @@ class Job:
         node ends by itself. Empty: nobody is asked.
     limit : str
         The memory limit as it was typed, for messages.
-    stay : Confinement or None
+    cgroup_limit : CgroupLimit or None
         The control group that this process is in, to be left and removed in the end.
     """
 
     command: Sequence[str]
     link: str = ""
     limit: str = ""
-    stay: Confinement | None = None
+    cgroup_limit: CgroupLimit | None = None
 
     @classmethod
     def from_json(cls, text: str) -> "Job":
         """Read what :meth:`as_json` wrote."""
         plain = json.loads(text)
-        return cls(**plain | {"stay": _stay(plain["stay"])})
+        return cls(**plain | {"cgroup_limit": _cgroup_limit(plain["cgroup_limit"])})
 
     def as_json(self) -> str:
         """Write it as an argument of a process."""
@@ -93,22 +93,22 @@ def run_node(job: Job) -> int:
     for number in _STOPS:
         signal.signal(number, lambda received, _: signals.append(received))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
-    kills, status, crippled = _kills(job.stay), None, False
+    kills, status, crippled = _kills(job.cgroup_limit), None, False
     try:
         # In a session of its own, so that Ctrl-C reaches it by this process alone.
         node = subprocess.Popen(job.command, start_new_session=True, preexec_fn=_end_with_parent)
         while node.poll() is None and not signals and not crippled:
             time.sleep(LOOK)
-            if (now := _kills(job.stay)) > kills:
-                kills, crippled = now, not _has_child(node, job.stay)
+            if (now := _kills(job.cgroup_limit)) > kills:
+                kills, crippled = now, not _has_child(node, job.cgroup_limit)
                 if node.poll() is None and not crippled:
                     _say_killed(job)
         status = node.poll()
-        _end(node, job.stay)
+        _end(node, job.cgroup_limit)
     finally:
-        killed = crippled or (status == -signal.SIGKILL and _kills(job.stay) > 0)
-        if job.stay is not None:
-            job.stay.end(os.getpid())
+        killed = crippled or (status == -signal.SIGKILL and _kills(job.cgroup_limit) > 0)
+        if job.cgroup_limit is not None:
+            job.cgroup_limit.leave(os.getpid())
     if killed:
         raise MestFedError(
             f"the kernel killed a process of this node for memory (--memory-limit = {job.limit!r}"
@@ -151,13 +151,13 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
 
 
-def _has_child(node: "subprocess.Popen[bytes]", stay: Confinement | None) -> bool:
+def _has_child(node: "subprocess.Popen[bytes]", cgroup_limit: CgroupLimit | None) -> bool:
     """Say whether a child of the node lives: its SuperExec, without which no message is worked on.
 
     The kernel says that it has killed a process before that one is gone.
     """
     time.sleep(LOOK)
-    for pid in stay.group.processes() if stay is not None else ():
+    for pid in cgroup_limit.group.processes() if cgroup_limit is not None else ():
         with suppress(OSError):
             state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
             if int(parent) == node.pid and state not in "ZX":
@@ -165,11 +165,11 @@ def _has_child(node: "subprocess.Popen[bytes]", stay: Confinement | None) -> boo
     return False
 
 
-def _kills(stay: Confinement | None) -> int:
-    return 0 if stay is None else stay.group.kills()
+def _kills(cgroup_limit: CgroupLimit | None) -> int:
+    return 0 if cgroup_limit is None else cgroup_limit.group.kills()
 
 
-def _end(node: "subprocess.Popen[bytes]", stay: Confinement | None) -> None:
+def _end(node: "subprocess.Popen[bytes]", cgroup_limit: CgroupLimit | None) -> None:
     """End the node and all that it started: kindly, and then by force."""
     with suppress(ProcessLookupError):
         os.killpg(node.pid, signal.SIGTERM)
@@ -178,7 +178,7 @@ def _end(node: "subprocess.Popen[bytes]", stay: Confinement | None) -> None:
         time.sleep(0.05)
     with suppress(ProcessLookupError):
         os.killpg(node.pid, signal.SIGKILL)
-    for pid in stay.group.processes() if stay is not None else ():
+    for pid in cgroup_limit.group.processes() if cgroup_limit is not None else ():
         if pid != os.getpid():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -208,14 +208,14 @@ def _adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
 
 
-def _stay(plain: dict[str, Any] | None) -> Confinement | None:
+def _cgroup_limit(plain: dict[str, Any] | None) -> CgroupLimit | None:
     if plain is None:
         return None
-    groups = {key: plain.pop(key) for key in ("group", "home")}
+    groups = {key: plain.pop(key) for key in ("group", "parent_group")}
     for key, group in groups.items():
         folder, mount = Path(group["folder"]), Path(group["mount"])
         groups[key] = Cgroup(group["version"], folder, mount)
-    return Confinement(**groups, **plain)
+    return CgroupLimit(**groups, **plain)
 
 
 def _main(text: str) -> int:

@@ -145,9 +145,9 @@ def _check(task: Task, plan: Plan) -> None:
         allowed = f"{batch} (training.batch_size)"
         raise not_allowed("plan (node config): batch", plan.shape.batch, allowed)
     most = max(0, len(segments_of(task.model)) - 1)
-    if plan.savings.frozen > most:
+    if plan.memory.frozen > most:
         raise InputError(
-            f"plan (node config): frozen = {plan.savings.frozen} is not allowed; "
+            f"plan (node config): frozen = {plan.memory.frozen} is not allowed; "
             f"allowed: 0 to {most}"
         )
 

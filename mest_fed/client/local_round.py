@@ -130,7 +130,7 @@ class RoundResult:
     totals : Metrics
         Of all presentations.
     work_dense, work_sparse : float
-        Floating-point operations of training, modelled from live weights.
+        Floating-point operations of training, modelled from active weights.
     """
 
     state: SparseState
@@ -163,7 +163,7 @@ def train_round(
     settings = task.optimizer(progress)
     if not plan.shape.momentum:
         settings = settings.without_momentum()
-    optimizer = settings.build(model, release_gradients=plan.savings.release_gradients)
+    optimizer = settings.build(model, release_gradients=plan.memory.release_gradients)
     epoch = Batches(
         task.data.train,
         examples,
@@ -176,12 +176,12 @@ def train_round(
     if order.mutate:
         what = RoundMutation(task.method, progress, seed, order.round)
         mutation = LocalMutation(model, optimizer, what, training.local_epochs * len(epoch))
-    work = task.work(training.local_epochs * len(chosen), plan.savings)
+    work = task.work(training.local_epochs * len(chosen), plan.memory)
     trainer = LocalTrainer(
         model,
         optimizer,
         micro_batch=plan.micro_batch,
-        savings=plan.savings,
+        memory=plan.memory,
         guard=guard,
         forgetting=forgetting,
     )

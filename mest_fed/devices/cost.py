@@ -16,7 +16,7 @@ from mest_fed.nn import SparseLayer
 
 @dataclass(frozen=True)
 class Work:
-    """Floating-point operations, 2 for each multiply-add, of live weights only.
+    """Floating-point operations, 2 for each multiply-add, of active weights only.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def forward_flops(model: nn.Module, input_shape: tuple[int, int, int]) -> Work:
     ----------
     model : nn.Module
         Dense or sparse; run once on a zero image in evaluation mode, and left as it was. It may be
-        a skeleton on torch's meta device: then how many granules live decides, not which.
+        a skeleton on torch's meta device: then how many granules are active decides, not which.
     input_shape : tuple of int
         (channels, height, width) of an image.
     """
@@ -143,7 +143,7 @@ def _calls(model: nn.Module, input_shape: tuple[int, int, int]) -> list[tuple[nn
     calls: list[tuple[nn.Module, int]] = []
 
     def count(layer: nn.Module, _inputs: Any, output: Tensor) -> None:
-        weights, channels = _live_weights(layer)
+        weights, channels = _active_weights(layer)
         calls.append((layer, 2 * weights * (output.numel() // channels)))
 
     hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, _COUNTED)]
@@ -161,25 +161,25 @@ def _calls(model: nn.Module, input_shape: tuple[int, int, int]) -> list[tuple[nn
     return calls
 
 
-def _live_weights(layer: nn.Module) -> tuple[int, int]:
-    """Return live weights and output channels; each weight is used once an output position."""
+def _active_weights(layer: nn.Module) -> tuple[int, int]:
+    """Return active weights and output channels; each weight is used once an output position."""
     if isinstance(layer, SparseLayer):
-        return _live_in(layer), layer.layout.shape[0]
+        return _active_in(layer), layer.layout.shape[0]
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     return layer.weight.numel(), layer.weight.shape[0]
 
 
-def _live_in(layer: SparseLayer) -> int:
-    """Count live weights; of a skeleton's unknown granules, each is as large as the average one."""
+def _active_in(layer: SparseLayer) -> int:
+    """Count active weights; unknown granules of a meta model count as average ones."""
     layout = layer.layout
     if not layer.slots.is_meta:
-        return layout.live_weights(layer.slots)
+        return layout.active_weights(layer.slots)
     each = min(layout.width, layout.num_weights / layout.num_granules)
     return round(len(layer.slots) * each)
 
 
 def training_work(
-    model: nn.Module, input_shape: tuple[int, int, int], savings: MemoryOptions | None = None
+    model: nn.Module, input_shape: tuple[int, int, int], memory: MemoryOptions | None = None
 ) -> Work:
     """Return the operations of training a model on one image.
 
@@ -190,22 +190,22 @@ def training_work(
     ----------
     model, input_shape
         As for :func:`forward_flops`.
-    savings : MemoryOptions, optional
+    memory : MemoryOptions, optional
         What is computed again, and what is frozen; nothing by default.
     """
-    savings = savings or MemoryOptions()
-    frozen = {m for s in segments_of(model)[: savings.frozen] for m in s.modules()}
+    memory = memory or MemoryOptions()
+    frozen = {m for s in segments_of(model)[: memory.frozen] for m in s.modules()}
     return training_flops(
-        model, input_shape, forwards=_forward_passes(model, savings), frozen=frozen
+        model, input_shape, forwards=_forward_passes(model, memory), frozen=frozen
     )
 
 
-def _forward_passes(model: nn.Module, savings: MemoryOptions) -> dict[nn.Module, int]:
+def _forward_passes(model: nn.Module, memory: MemoryOptions) -> dict[nn.Module, int]:
     """Count how often each layer of a recomputed segment goes forward."""
     passes: dict[nn.Module, int] = {}
-    if savings.recompute != "segments":
+    if memory.recompute != "segments":
         return passes
-    for segment in segments_of(model)[savings.frozen :]:
+    for segment in segments_of(model)[memory.frozen :]:
         passes |= dict.fromkeys(segment.modules(), 2)
         by_hand: dict[str, int] = {}
         if batch_norm_block.handles(segment):

@@ -85,7 +85,7 @@ class DeviceProfile:
         Default training budget: bytes that training may add to the process.
     flops : mapping of str to float
         Kind of work (:data:`WORK_KINDS`) -> floating-point operations a second that training
-        reaches, 2 for each multiply-add, on live weights only.
+        reaches, 2 for each multiply-add, on active weights only.
     download_rate, upload_rate : float
         Bytes a second.
     latency : float

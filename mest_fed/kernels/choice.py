@@ -9,9 +9,16 @@ from typing import NamedTuple
 import torch
 
 from mest_fed.kernels import native
-from mest_fed.kernels.weight import Channels, ConvGeometry, Cut, Kernels, SparseWeight, Strips
+from mest_fed.kernels.weight import (
+    Channels,
+    ConvGeometry,
+    Kernels,
+    SparseWeight,
+    StorageFormat,
+    Strips,
+)
 
-#: Implementations: a dense weight for the moment, a smaller dense convolution over the live
+#: Implementations: a dense weight for the moment, a smaller dense convolution over the active
 #: channels, and the compiled kernels with source planes laid out in either way.
 DENSE, CHANNELS = "dense", "channels"
 IMPLEMENTATIONS = (DENSE, CHANNELS, *native.PLANES)
@@ -43,8 +50,8 @@ class Case:
 
     Parameters
     ----------
-    cut : str
-        Name of the cut, with its rows.
+    storage : str
+        Name of the storage format, with its rows.
     shape : tuple of int
         Of the dense weight.
     size : tuple of int
@@ -52,13 +59,13 @@ class Case:
     geometry : ConvGeometry
         Stride, padding, dilation.
     band : float
-        Density, rounded up to one of :data:`BANDS`, so that a few more or fewer live weights are
+        Density, rounded up to one of :data:`BANDS`, so that a few more or fewer active weights are
         the same case.
     threads : int
         torch's.
     """
 
-    cut: str
+    storage: str
     shape: tuple[int, ...]
     size: tuple[int, int]
     geometry: ConvGeometry
@@ -126,28 +133,28 @@ def band(density: float) -> float:
     return next((top for top in BANDS if density <= top * 1.1), 1.0)
 
 
-def cut_name(cut: Cut) -> str:
-    """Return a short name of a cut."""
-    if isinstance(cut, Strips):
-        return f"strips:{cut.rows}"
-    return "kernels" if isinstance(cut, Kernels) else f"channels:{cut.axis}"
+def storage_name(storage: StorageFormat) -> str:
+    """Return a short name of a storage format."""
+    if isinstance(storage, Strips):
+        return f"strips:{storage.rows}"
+    return "kernels" if isinstance(storage, Kernels) else f"channels:{storage.axis}"
 
 
 def case_of(weight: SparseWeight, size: tuple[int, int], geometry: ConvGeometry) -> Case:
     """Return the case of a weight under an input of some height and width."""
     threads = torch.get_num_threads()
     shape = (*weight.shape, 1, 1)[:4]
-    return Case(cut_name(weight.cut), shape, size, geometry, band(weight.density), threads)
+    return Case(storage_name(weight.storage), shape, size, geometry, band(weight.density), threads)
 
 
 def rule(weight: SparseWeight) -> Choice:
     """Choose without timing, so that every machine of a kind computes the same bits."""
-    if isinstance(weight.cut, Channels):
+    if isinstance(weight.storage, Channels):
         return Choice(CHANNELS, CHANNELS, CHANNELS)
-    if isinstance(weight.cut, Kernels):
+    if isinstance(weight.storage, Kernels):
         limit = DENSE_FROM["kernels"]
     else:
-        limit = DENSE_FROM["strips" if weight.cut.rows > 1 else "rows"]
+        limit = DENSE_FROM["strips" if weight.storage.rows > 1 else "rows"]
     if weight.density >= limit or not native.available():
         return EVERYTHING_DENSE
     return PADDED

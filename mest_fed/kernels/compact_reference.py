@@ -64,9 +64,9 @@ def check_quantised(codes: Tensor, levels: Tensor) -> None:
 
 
 def check_packed(
-    squeezed: tuple[Tensor, Tensor, Tensor], shape: Sequence[int], first: int, last: int
+    packed: tuple[Tensor, Tensor, Tensor], shape: Sequence[int], first: int, last: int
 ) -> None:
-    """Refuse parts of a squeezed tensor that cannot be of ``shape``, as far as sizes and types say.
+    """Refuse parts of a packed tensor that cannot be of ``shape``, as far as sizes and types say.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def check_packed(
         If bits, values or starts are of another type or shape, or there are no images
         ``first`` to ``last``.
     """
-    bits, values, starts = squeezed
+    bits, values, starts = packed
     images, elements = image_sizes(shape)
     rows = (images, bytes_of(elements))
     if bits.dtype != torch.uint8 or tuple(bits.shape) != rows:
@@ -142,13 +142,13 @@ def pack_nonzeros(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return bits, values and starts; see :func:`mest_fed.kernels.compact.pack_nonzeros`."""
     images, elements = image_sizes(x.shape)
     flat = x.contiguous().view(images, elements)
-    live = flat != 0
+    active = flat != 0
     starts = x.new_zeros(images + 1, dtype=torch.int64)
-    torch.cumsum(live.sum(1), 0, out=starts[1:])
-    padded = torch.nn.functional.pad(live, (0, bytes_of(elements) * 8 - elements))
+    torch.cumsum(active.sum(1), 0, out=starts[1:])
+    padded = torch.nn.functional.pad(active, (0, bytes_of(elements) * 8 - elements))
     ones = padded.view(images, bytes_of(elements), 8).to(torch.uint8)
     bits = (ones << _places(x.device)).sum(2, dtype=torch.uint8)
-    return bits, flat[live], starts
+    return bits, flat[active], starts
 
 
 def _places(device: torch.device) -> Tensor:
@@ -156,29 +156,29 @@ def _places(device: torch.device) -> Tensor:
 
 
 def unpack_nonzeros(
-    squeezed: tuple[Tensor, Tensor, Tensor], shape: Sequence[int], first: int, last: int
+    packed: tuple[Tensor, Tensor, Tensor], shape: Sequence[int], first: int, last: int
 ) -> Tensor:
-    """Return the images ``first`` to ``last`` of a squeezed tensor of ``shape``.
+    """Return the images ``first`` to ``last`` of a packed tensor of ``shape``.
 
     Raises
     ------
     ValueError
         If types, shapes, or bits and starts of these images do not fit each other.
     """
-    check_packed(squeezed, shape, first, last)
-    bits, values, starts = squeezed
+    check_packed(packed, shape, first, last)
+    bits, values, starts = packed
     _, elements = image_sizes(shape)
     ones = (bits[first:last].unsqueeze(2) >> _places(bits.device)) & 1
-    live = ones.view(last - first, bytes_of(elements) * 8).bool()
-    if bool(live[:, elements:].any()):
+    active = ones.view(last - first, bytes_of(elements) * 8).bool()
+    if bool(active[:, elements:].any()):
         raise ValueError("bits of an image go on after its last element")
-    live = live[:, :elements]
+    active = active[:, :elements]
     counts = starts[first : last + 1].diff()
     ends = int(starts[0]), int(starts[-1])
     if ends != (0, len(values)) or bool((counts < 0).any()):
         raise ValueError("starts must rise, from 0 to the number of values")
-    if not torch.equal(live.sum(1), counts):
+    if not torch.equal(active.sum(1), counts):
         raise ValueError("bits of an image must be as many as starts say")
     x = values.new_zeros(last - first, elements)
-    x[live] = values[int(starts[first]) : int(starts[last])]
+    x[active] = values[int(starts[first]) : int(starts[last])]
     return x.view(last - first, *shape[1:])

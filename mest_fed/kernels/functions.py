@@ -39,7 +39,7 @@ class SparseProduct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of the input, of the live values and of the bias."""
+        """Return the gradients of the input, of the active values and of the bias."""
         x, values = ctx.saved_tensors
         weight, how, wanted = ctx.weight, ctx.how, ctx.needs_input_grad
         with torch._C.DisableTorchFunctionSubclass():  # values may be of a subclass
@@ -64,7 +64,7 @@ def backward(
     wanted: tuple[bool, bool] = (True, True),
     into: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients of ``x`` and of the live values, each if it is wanted.
+    """Return the gradients of ``x`` and of the active values, each if it is wanted.
 
     That of ``x`` stands in ``into`` if that is given.
     """
@@ -131,7 +131,7 @@ def backward_input(
 def backward_values(
     grad: Tensor, x: Tensor, values: Tensor, weight: SparseWeight, how: How
 ) -> Tensor:
-    """Return the gradient of the live values with the chosen implementation."""
+    """Return the gradient of the active values with the chosen implementation."""
     name = how.choice.backward_values
     # Where someone wants the dense gradient (RigL), it has to be made.
     if name == DENSE or weight.on_dense_gradient is not None:
@@ -161,13 +161,13 @@ def _numbers(geometry: ConvGeometry) -> list[int]:
 def _granules(weight: SparseWeight) -> tuple[Tensor, Tensor | None, int, list[int]]:
     """Return slots, cells, rows and shape, as the operators take them."""
     shape = list((*weight.shape, 1, 1)[:4])
-    if isinstance(weight.cut, Strips):
-        return weight.slots, None, weight.cut.rows, shape
-    if isinstance(weight.cut, Kernels):
+    if isinstance(weight.storage, Strips):
+        return weight.slots, None, weight.storage.rows, shape
+    if isinstance(weight.storage, Kernels):
         return weight.slots, _cells(weight), 1, shape
-    raise TypeError(f"{weight.cut} has no compiled kernel")
+    raise TypeError(f"{weight.storage} has no compiled kernel")
 
 
 def _cells(weight: SparseWeight) -> Tensor:
-    assert isinstance(weight.cut, Kernels)
-    return torch.tensor(weight.cut.cells, dtype=torch.int32, device=weight.slots.device)
+    assert isinstance(weight.storage, Kernels)
+    return torch.tensor(weight.storage.cells, dtype=torch.int32, device=weight.slots.device)

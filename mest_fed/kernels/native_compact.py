@@ -57,25 +57,25 @@ def pack_nonzeros(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     bits = torch.empty(sizes[0], bytes_of(sizes[1]), dtype=torch.uint8)
     starts = torch.empty(sizes[0] + 1, dtype=torch.int64)
     module, threads = native.module(), torch.get_num_threads()
-    module.squeeze_bits(sizes, address(x), address(bits), address(starts), threads)
+    module.pack_bits(sizes, address(x), address(bits), address(starts), threads)
     values = torch.empty(int(starts[-1]))
     given = (address(x), address(bits), address(starts))
-    module.squeeze_values(sizes, given, address(values), threads)
+    module.pack_values(sizes, given, address(values), threads)
     return bits, values, starts
 
 
 def unpack_nonzeros(
-    squeezed: tuple[Tensor, Tensor, Tensor], shape: Sequence[int], first: int, last: int
+    packed: tuple[Tensor, Tensor, Tensor], shape: Sequence[int], first: int, last: int
 ) -> Tensor:
-    """Return the images ``first`` to ``last`` of a squeezed tensor of ``shape``.
+    """Return the images ``first`` to ``last`` of a packed tensor of ``shape``.
 
     Raises
     ------
     ValueError
         If types, shapes, or bits and starts of these images do not fit each other.
     """
-    check_packed(squeezed, shape, first, last)
-    bits, values, starts = squeezed
+    check_packed(packed, shape, first, last)
+    bits, values, starts = packed
     sizes = image_sizes(shape)
     bits = checked(bits, "bits", (sizes[0], bytes_of(sizes[1])), torch.uint8)
     values = checked(values, "values", (values.numel(),))

@@ -88,7 +88,7 @@ class Problem:
         return self.size[0] == 0
 
     def weight(self, slots: Tensor) -> tuple[int, int, int, int, int, int]:
-        """Return the compiled kernels' view of the live granules; keep ``slots`` alive."""
+        """Return the compiled kernels' view of the active granules; keep ``slots`` alive."""
         variants = 1 if self.cells is None else len(self.cells)
         return (address(slots), len(slots), self.rows, address(self.cells), variants, self.width)
 
@@ -146,7 +146,7 @@ def backward_input(
 
 
 def backward_values(grad: Tensor, x: Tensor, slots: Tensor, problem: Problem, plane: int) -> Tensor:
-    """Return the gradient of the live values, (live, width)."""
+    """Return the gradient of the active values, (active, width)."""
     slots = checked(slots, "slots", (slots.numel(),), torch.int32)
     grad = checked(grad, "grad", problem.out_shape)
     x = checked(x, "x", problem.in_shape)
@@ -174,7 +174,7 @@ def backward(
     plane: int,
     dx: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return both gradients, of the input and of the live values, reading ``grad`` once.
+    """Return both gradients, of the input and of the active values, reading ``grad`` once.
 
     That of the input goes into ``dx`` if that is given.
     """

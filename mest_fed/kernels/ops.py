@@ -145,7 +145,7 @@ def _fake_conv2d_backward(
 
 
 def _flops(values: tuple[int, ...], images_and_plane: tuple[int, ...]) -> int:
-    """Multiply and add once for each live value, image and output position."""
+    """Multiply and add once for each active value, image and output position."""
     n, _, *plane = images_and_plane
     return 2 * math.prod(values) * n * math.prod(plane)
 

@@ -1,4 +1,4 @@
-"""Reference kernels in torch: right everywhere, fast only where little is dead.
+"""Reference kernels in torch: right everywhere, fast only where few weights are inactive.
 
 A layer's dense weight exists only while one product is computed: forward builds it and drops it,
 backward builds it again. Weights of shape (out, in, kh, kw) convolve (n, in, h, w), weights of
@@ -30,7 +30,7 @@ def backward_input(
 def backward_values(
     grad: Tensor, x: Tensor, values: Tensor, weight: SparseWeight, geometry: ConvGeometry
 ) -> Tensor:
-    """Return the gradient of the live values, by way of the dense weight's."""
+    """Return the gradient of the active values, by way of the dense weight's."""
     dense = values.new_empty(weight.shape)
     return weight.compact(dense_backward_weight(grad, x, dense, geometry), weight.positions())
 

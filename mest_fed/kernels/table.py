@@ -105,7 +105,7 @@ def choices_to_rows(table: Table) -> dict[str, Any]:
 
 
 def _case_to_json(case: Case) -> dict[str, Any]:
-    facts = {"cut": case.cut, "shape": list(case.shape), "size": list(case.size)}
+    facts = {"cut": case.storage, "shape": list(case.shape), "size": list(case.size)}
     sides = {name: list(pair) for name, pair in asdict(case.geometry).items()}
     return facts | sides | {"band": case.band, "threads": case.threads}
 
@@ -184,7 +184,7 @@ def _row(raw: object, where: str) -> Row:
 
 
 def _implementations(case: Case) -> tuple[str, ...]:
-    if case.cut.startswith("channels"):
+    if case.storage.startswith("channels"):
         return DENSE, CHANNELS
     return tuple(name for name in IMPLEMENTATIONS if name != CHANNELS)
 

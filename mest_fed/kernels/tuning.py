@@ -44,7 +44,7 @@ class LayerCase:
     weight : SparseWeight
         Without a hook for the dense gradient.
     values : Tensor
-        Live values.
+        Active values.
     geometry : ConvGeometry
         Stride, padding, dilation.
     size : tuple of int
@@ -92,7 +92,7 @@ class Timing:
 
 def candidates(layer_case: LayerCase, product: str) -> tuple[str, ...]:
     """Return the implementations of a product that may differ in speed."""
-    if isinstance(layer_case.weight.cut, Channels):
+    if isinstance(layer_case.weight.storage, Channels):
         return DENSE, CHANNELS
     if native.variant() is None:
         return (DENSE,)

@@ -54,7 +54,7 @@ class Channels:
     axis: Literal["out", "in"]
 
 
-Cut = Strips | Kernels | Channels
+StorageFormat = Strips | Kernels | Channels
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class SparseWeight:
     shape : tuple of int
         Shape of the dense weight, (out, in, kh, kw) or (out, in).
     slots : Tensor
-        int32, the live granules, strictly increasing.
-    cut : Strips, Kernels or Channels
+        int32, the active granules, strictly increasing.
+    storage : Strips, Kernels or Channels
         How slots and values stand for weights.
     positions : callable
         Computes where the values stand in the flattened dense weight, int64 of the values' shape.
@@ -78,23 +78,23 @@ class SparseWeight:
 
     shape: tuple[int, ...]
     slots: Tensor
-    cut: Cut
+    storage: StorageFormat
     positions: Callable[[], Tensor]
     on_dense_gradient: Callable[[Tensor], None] | None = None
 
     @property
     def density(self) -> float:
-        """Live weights / weights; padding counts as live."""
-        if isinstance(self.cut, Strips):
-            width = self.cut.rows
-        elif isinstance(self.cut, Kernels):
-            width = len(self.cut.cells[0])
+        """Active weights / weights; padding counts as active."""
+        if isinstance(self.storage, Strips):
+            width = self.storage.rows
+        elif isinstance(self.storage, Kernels):
+            width = len(self.storage.cells[0])
         else:
-            return len(self.slots) / self.shape[0 if self.cut.axis == "out" else 1]
+            return len(self.slots) / self.shape[0 if self.storage.axis == "out" else 1]
         return min(1.0, len(self.slots) * width / math.prod(self.shape))
 
     def compact(self, gradient: Tensor, at: Tensor) -> Tensor:
-        """Read the live values' gradient at positions of a dense one."""
+        """Read the active values' gradient at positions of a dense one."""
         if self.on_dense_gradient is not None:
             self.on_dense_gradient(gradient)
         return gather(gradient, at)

@@ -29,13 +29,13 @@ class Footprint:
     Parameters
     ----------
     values : int
-        Live weights at their peak, dense parameters and buffers.
+        Active weights at their peak, dense parameters and buffers.
     gradients : int
         Those that stand beside the values then; for RigL also dense ones.
     optimizer : int
         Momentum, one for each trained value; with consumed gradients their sum as well.
     index : int
-        Slots of the live granules.
+        Slots of the active granules.
     activations : int
         What is kept of one micro-batch between forward and backward, in its format.
     workspace : int
@@ -112,7 +112,7 @@ def footprint(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) -
 
 
 def _footprint(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) -> Footprint:
-    live = peak_granules(trace, setting.method, shape)
+    active = peak_granules(trace, setting.method, shape)
     grows_by_gradient = setting.method.needs_dense_gradient and bool(trace.spec.groups)
     options = StepOptions(
         trace.input_shape,
@@ -121,16 +121,16 @@ def _footprint(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) 
         dense_gradients=grows_by_gradient,
     )
     try:
-        peak = dict(step_bytes(trace.at(live), shape, options))
+        peak = dict(step_bytes(trace.at(active), shape, options))
     except UntraceableError as error:
-        return _measured(trace, live, shape, error, messages=setting.messages)
+        return _measured(trace, active, shape, error, messages=setting.messages)
     peak["workspace"] = peak.get("workspace", 0) + setting.threads * trace.scratch
-    return Footprint(**peak, wire=_wire(trace, live) if setting.messages else 0)
+    return Footprint(**peak, wire=_wire(trace, active) if setting.messages else 0)
 
 
 def _measured(
     trace: ModelTrace,
-    live: dict[str, int],
+    active: dict[str, int],
     shape: TrainingShape,
     why: UntraceableError,
     *,
@@ -140,22 +140,22 @@ def _measured(
     if not can_measure():
         raise why
     warnings.warn(f"{why}; its memory is measured instead", RuntimeWarning, stacklevel=4)
-    total = measured_step(trace.at(live), trace.input_shape, shape)
-    sparse = sum(FLOAT * count * trace.spec.layouts[name].width for name, count in live.items())
+    total = measured_step(trace.at(active), trace.input_shape, shape)
+    sparse = sum(FLOAT * count * trace.spec.layouts[name].width for name, count in active.items())
     values = sparse + trace.dense_parameters
     known = {
         "values": values + trace.buffers,
         "optimizer": values if shape.momentum else 0,
-        "index": sum(INDEX * count for count in live.values()),
+        "index": sum(INDEX * count for count in active.values()),
         "batch": trace.image * shape.batch,
     }
     rest = max(0, total - sum(known.values()))
-    wire = _wire(trace, live) if messages else 0
+    wire = _wire(trace, active) if messages else 0
     return Footprint(**known, workspace=rest, wire=wire, runtime=0)
 
 
 def peak_granules(trace: ModelTrace, method: Method, shape: TrainingShape) -> dict[str, int]:
-    """Return each sparse layer's live granules at the method's peak."""
+    """Return each sparse layer's active granules at the method's peak."""
     spec = trace.spec
     layouts = {group: spec.group_layout(group) for group in spec.groups}
     counts = layer_counts(layouts, shape.density, shape.distribution) if layouts else {}
@@ -166,9 +166,9 @@ def peak_granules(trace: ModelTrace, method: Method, shape: TrainingShape) -> di
     }
 
 
-def _wire(trace: ModelTrace, live: dict[str, int]) -> int:
+def _wire(trace: ModelTrace, active: dict[str, int]) -> int:
     """Charge a message and the state that it carries."""
     layouts = trace.spec.layouts
-    values = sum(FLOAT * count * layouts[name].width for name, count in live.items())
-    masks = sum(INDEX * live[layers[0]] for layers in trace.spec.groups.values())
+    values = sum(FLOAT * count * layouts[name].width for name, count in active.items())
+    masks = sum(INDEX * active[layers[0]] for layers in trace.spec.groups.values())
     return 2 * (values + masks + trace.dense_parameters + trace.buffers)

@@ -234,11 +234,11 @@ def warm_up(scheme: str | None = "block") -> None:
             sparsity=sparsity,
         ).train()
         for recompute, saved in zip(RECOMPUTE * 2, FORMATS, strict=False):
-            savings = MemoryOptions(recompute, saved, release_gradients=recompute == "segments")
+            memory = MemoryOptions(recompute, saved, release_gradients=recompute == "segments")
             optimizer = SGD(
-                model.parameters(), 0.1, momentum=0.9, release_gradients=savings.release_gradients
+                model.parameters(), 0.1, momentum=0.9, release_gradients=memory.release_gradients
             )
-            with memory_saving(model, savings) as forward:
+            with memory_saving(model, memory) as forward:
                 optimizer.zero_grad()
                 cross_entropy(forward(images), labels).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()

@@ -21,7 +21,7 @@ class Plan:
     budget : int
         Bytes that training may add to the process.
     shape : TrainingShape
-        Density, micro-batch, savings and the rest.
+        Density, micro-batch, memory options and the rest.
     footprint : Footprint
         Predicted bytes by part; its total is within the budget.
     """
@@ -41,25 +41,25 @@ class Plan:
         return self.shape.micro_batch
 
     @property
-    def savings(self) -> MemoryOptions:
+    def memory(self) -> MemoryOptions:
         """What is recomputed, packed, consumed and frozen."""
-        return self.shape.savings
+        return self.shape.memory
 
     def measures(self) -> list[str]:
         """Say what the plan does to need little memory, a phrase each."""
-        savings, said = self.savings, []
-        if savings.recompute == "norms":
+        memory, said = self.memory, []
+        if memory.recompute == "norms":
             said.append("normalised activations are computed again in backward")
-        if savings.recompute == "segments":
+        if memory.recompute == "segments":
             said.append("only block inputs are kept, the rest is computed again in backward")
-        if savings.saved != "fp32":
-            said.append(f"what is kept is kept as {savings.saved}")
-        if savings.release_gradients:
+        if memory.saved != "fp32":
+            said.append(f"what is kept is kept as {memory.saved}")
+        if memory.release_gradients:
             said.append("gradients go into the momentum at once")
         if not self.shape.momentum:
             said.append("no momentum")
-        if savings.frozen:
-            said.append(f"the first {savings.frozen} blocks are frozen")
+        if memory.frozen:
+            said.append(f"the first {memory.frozen} blocks are frozen")
         return said
 
     def in_words(self) -> str:
@@ -85,9 +85,9 @@ class Plan:
             **{
                 f.name: getattr(self.shape, f.name)
                 for f in fields(self.shape)
-                if f.name != "savings"
+                if f.name != "memory"
             },
-            **asdict(self.savings),
+            **asdict(self.memory),
             "parts": self.footprint.parts(),
         }
 
@@ -96,8 +96,8 @@ class Plan:
         return json.dumps(self.as_table())
 
 
-_SHAPE = {f.name for f in fields(TrainingShape)} - {"savings"}
-_SAVINGS = {f.name for f in fields(MemoryOptions)}
+_SHAPE = {f.name for f in fields(TrainingShape)} - {"memory"}
+_MEMORY = {f.name for f in fields(MemoryOptions)}
 _PARTS = {f.name for f in fields(Footprint)}
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "density": (int, float),
@@ -126,14 +126,14 @@ def read_plan(text: str, source: str = "plan") -> Plan:
         raise InputError(f"{source} is no JSON: {error}") from None
     if not isinstance(table, dict):
         raise not_allowed(source, table, "an object, as mest-fed plan --json writes it")
-    missing = sorted((_SHAPE | _SAVINGS | {"budget_bytes", "parts"}) - set(table))
+    missing = sorted((_SHAPE | _MEMORY | {"budget_bytes", "parts"}) - set(table))
     if missing:
         raise InputError(f"{source} has no {missing[0]}; allowed: what mest-fed plan --json writes")
     for key, kind in _TYPES.items():
         _check(table[key], kind, f"{source}: {key}")
     try:
-        savings = MemoryOptions(**{key: table[key] for key in _SAVINGS})
-        shape = TrainingShape(**{key: table[key] for key in _SHAPE}, savings=savings)
+        memory = MemoryOptions(**{key: table[key] for key in _MEMORY})
+        shape = TrainingShape(**{key: table[key] for key in _SHAPE}, memory=memory)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     plan = Plan(

@@ -66,7 +66,7 @@ class PlanLimits:
     Parameters
     ----------
     shape : TrainingShape
-        The limits: density, batch, momentum and the savings that are there in any case.
+        The limits: density, batch, momentum and the memory options that apply in any case.
     least_micro_batch : int
         Batch statistics need several images.
     segments : int
@@ -107,15 +107,15 @@ class PlanLimits:
         return [every[name] for name in preference if name not in self.fixed]
 
     def _all(self) -> list[Knob]:
-        shape, savings = self.shape, self.shape.savings
+        shape, memory = self.shape, self.shape.memory
         return [
             Knob(
                 "release_gradients",
-                _from(savings.release_gradients, (False, True)),
+                _from(memory.release_gradients, (False, True)),
                 _saving("release_gradients"),
             ),
             Knob("recompute", self._recompute(), _saving("recompute")),
-            Knob("saved", _from(savings.saved, SAVED_STEPS), _saving("saved")),
+            Knob("saved", _from(memory.saved, SAVED_STEPS), _saving("saved")),
             Knob("frozen", self._frozen(), _saving("frozen")),
             Knob("micro_batch", self._micro_batches(), _part("micro_batch")),
             Knob("density", self._densities(), _part("density")),
@@ -125,7 +125,7 @@ class PlanLimits:
     def _recompute(self) -> Sequence[str]:
         """Without segments there are none to recompute, unless that is wished all the same."""
         steps = RECOMPUTE if self.segments else RECOMPUTE[:-1]
-        return _from(self.shape.savings.recompute, steps)
+        return _from(self.shape.memory.recompute, steps)
 
     def _micro_batches(self) -> list[int]:
         """Halve the micro-batch, as long as it is large enough."""
@@ -139,7 +139,7 @@ class PlanLimits:
         return [self.shape.density * step for step in steps]
 
     def _frozen(self) -> list[int]:
-        least = self.shape.savings.frozen
+        least = self.shape.memory.frozen
         thirds = (self.segments // 3, 2 * self.segments // 3)
         return [least, *(count for count in thirds if count > least)]
 
@@ -150,7 +150,7 @@ def _from(wished: Any, steps: Sequence[Any]) -> Sequence[Any]:
 
 
 def _saving(name: str) -> Callable[[TrainingShape, Any], TrainingShape]:
-    return lambda shape, step: replace(shape, savings=replace(shape.savings, **{name: step}))
+    return lambda shape, step: replace(shape, memory=replace(shape.memory, **{name: step}))
 
 
 def _part(name: str) -> Callable[[TrainingShape, Any], TrainingShape]:

@@ -37,7 +37,7 @@ class TrainingShape:
         Images in one optimizer step.
     momentum : bool
         Whether the optimizer keeps a momentum.
-    savings : MemoryOptions
+    memory : MemoryOptions
         What is recomputed, packed, consumed and frozen.
 
     Raises
@@ -52,7 +52,7 @@ class TrainingShape:
     micro_batch: int
     batch: int
     momentum: bool = True
-    savings: MemoryOptions = field(default_factory=MemoryOptions)
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
@@ -121,7 +121,7 @@ def step_bytes(model: nn.Module, shape: TrainingShape, options: StepOptions) -> 
     images = torch.empty(shape.batch, *options.input_shape, device="meta")
     labels = torch.empty(shape.batch, dtype=torch.int64, device="meta")
     live = LiveBytes(OperatorOverhead(options.threads))
-    with live, only_the_ends(), memory_saving(model, shape.savings) as forward, _naming(model):
+    with live, only_the_ends(), memory_saving(model, shape.memory) as forward, _naming(model):
         live.mark((*model.parameters(), *model.buffers()), "values")
         live.mark(_slots(model), "index")
         live.mark((images, labels), "batch")
@@ -153,7 +153,7 @@ def _pass(forward: Any, part: tuple[Tensor, Tensor], live: LiveBytes) -> None:
 
 def _optimizer(model: nn.Module, shape: TrainingShape) -> SGD:
     momentum = 0.9 if shape.momentum else 0.0
-    release_gradients = shape.savings.release_gradients
+    release_gradients = shape.memory.release_gradients
     optimizer = SGD(
         model.parameters(),
         0.1,
@@ -242,9 +242,9 @@ def _train(meta_model: nn.Module, input_shape: tuple[int, ...], shape: TrainingS
     images = torch.zeros(shape.batch, *input_shape)
     labels = torch.zeros(shape.batch, dtype=torch.int64)
     momentum = 0.9 if shape.momentum else 0.0
-    release_gradients = shape.savings.release_gradients
+    release_gradients = shape.memory.release_gradients
     optimizer = SGD(model.parameters(), 0.0, momentum=momentum, release_gradients=release_gradients)
-    with memory_saving(model, shape.savings) as forward:
+    with memory_saving(model, shape.memory) as forward:
         for _ in range(2):
             optimizer.zero_grad()
             for first in range(0, shape.batch, shape.micro_batch):

@@ -17,7 +17,7 @@ from mest_fed.nn.eligible import (
     reasons_of,
     whole_density,
 )
-from mest_fed.nn.layers import Plain, SparseConv2d, SparseLayer, SparseLinear, live_values
+from mest_fed.nn.layers import Plain, SparseConv2d, SparseLayer, SparseLinear, active_values
 from mest_fed.nn.mutator import channel_pairs, check_what_is_loaded
 from mest_fed.sparsity import Layout, Mask, layer_counts, layout_for
 from mest_fed.sparsity.mask import magnitude_mask
@@ -53,7 +53,7 @@ def sparsify(
     scheme : str
         ``unstructured``, ``block``, ``block:ROWS``, ``pattern`` or ``channel``.
     density : float
-        Live weights / weights over the layers that become sparse, in (0, 1].
+        Active weights / weights over the layers that become sparse, in (0, 1].
     distribution : str
         ``uniform`` or ``erk``.
     keep_norm : bool
@@ -99,7 +99,7 @@ class Part:
     layer : nn.Conv2d or nn.Linear
         The dense layer.
     mask : Mask
-        Which slots of its layout live.
+        Which slots of its layout are active.
     values : Parameter
         Their values.
     """
@@ -162,7 +162,7 @@ class Sparsifier:
         check_what_is_loaded(model)
 
     def count(self, density: float, distribution: str) -> None:
-        """Fix how many granules of each layer will live.
+        """Fix how many granules of each layer become active.
 
         Raises
         ------
@@ -173,14 +173,14 @@ class Sparsifier:
         self._counts = layer_counts(own, density, distribution)
 
     def convert(self, name: str, *, keep_norm: bool = False) -> None:
-        """Convert a layer: the granules of largest magnitude live; a leader before its follower.
+        """Convert a layer: the largest granules become active; a leader before its follower.
 
         Parameters
         ----------
         name : str
             Of the layer.
         keep_norm : bool
-            Scale the live values up to the norm that the dense weight had, so that outputs keep
+            Scale the active values up to the norm that the dense weight had, so that outputs keep
             their size. Without it, and without normalisation, the signal fades with each layer.
         """
         self.part(name, keep_norm=keep_norm).convert()
@@ -202,7 +202,7 @@ class Sparsifier:
         else:
             mask = magnitude_mask(layout, weight.detach(), self._counts[name])
         self._masks[name] = mask
-        values = live_values(layout, mask, weight)
+        values = active_values(layout, mask, weight)
         if keep_norm:
             norm = values.detach().norm()
             if norm > 0:  # else the dense weight, too, is zero
@@ -210,10 +210,10 @@ class Sparsifier:
         return Part(layer, mask, values)
 
     def empty(self, name: str) -> None:
-        """Convert a layer to one in which nothing lives yet."""
+        """Convert a layer to one without active granules."""
         layer = self._layers.pop(name)
         mask = Mask(self.layouts[name], torch.empty(0, dtype=torch.int32))
-        Part(layer, mask, live_values(mask.layout, mask, layer.get_parameter("weight"))).convert()
+        Part(layer, mask, active_values(mask.layout, mask, layer.get_parameter("weight"))).convert()
 
 
 def _nothing_to_convert(model: nn.Module, rows: Sequence[LayerDensity]) -> str:

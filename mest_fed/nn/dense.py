@@ -1,7 +1,7 @@
 """A dense convolution of few columns, computed by the sparse kernels where they are there.
 
 The first convolution and the 1x1 shortcuts stay dense, and are small: torch spends more on bringing
-their planes into its blocked form than on multiplying. Every strip of them lives.
+their planes into its blocked form than on multiplying. All of their strips are active.
 """
 
 import torch
@@ -77,8 +77,8 @@ class Conv2d(nn.Conv2d):
 
     def _everything(self) -> SparseWeight:
         weight = self.weight
-        live = weight.numel() // self._rows
-        slots = torch.arange(live, dtype=torch.int32, device=weight.device)
+        active = weight.numel() // self._rows
+        slots = torch.arange(active, dtype=torch.int32, device=weight.device)
         return SparseWeight(tuple(weight.shape), slots, Strips(self._rows), lambda: slots)
 
     @property

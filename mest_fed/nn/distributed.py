@@ -67,7 +67,7 @@ def refuse_new_shape(parameters: Iterable[nn.Parameter]) -> None:
     """
     if data_parallel(parameters) is not None:
         raise InputError(
-            "the number of live weights cannot change under DistributedDataParallel; delete the "
+            "the number of active weights cannot change under DistributedDataParallel; delete the "
             "wrapper before the change and wrap the model again after it, or take a method that "
             "keeps the number (mest-em, set, rigl)"
         )

@@ -113,7 +113,7 @@ def densities(model: nn.Module, reasons: Mapping[str, Reason]) -> list[LayerDens
         reason: Reason | None = reasons.get(name, Reason.KIND)
         if isinstance(module, SparseLayer):
             reason, weights = None, module.layout.num_weights
-            active = module.layout.live_weights(module.slots)
+            active = module.layout.active_weights(module.slots)
         else:
             # A layer's parametrizations are its children, and hold its weight.
             own = module.parameters(recurse=name in reasons)

@@ -37,7 +37,7 @@ def digest_of(layout: Layout, slots: Tensor) -> MaskDigest:
 
 
 class Values(Tensor):
-    """Live values that know their mask; a parameter where :meth:`parameter` made it.
+    """Active values that know their mask; a parameter where :meth:`parameter` made it.
 
     Copies (``detach``, ``data``, ``clone``, ``to``) and what is computed element by element know it
     too. Gradients, ``zeros_like`` and sums do not. Pickled, it is a plain tensor.
@@ -178,7 +178,7 @@ def _refuse_unlike(func: Any, together: Iterable[Any]) -> None:
         if not _agree(values[0], other):
             what = "data" if func.__name__ == "__set__" else func.__name__
             raise InputError(
-                f"{what} would combine live values of unlike masks, whose rows are different"
+                f"{what} would combine active values of unlike masks, whose rows are different"
                 " weights; give both models one mask first (mest_fed.nn.match_masks)"
             )
 

@@ -36,25 +36,25 @@ _ANYS = frozenset(dir(nn.Module))
 
 
 class SparseLayer(nn.Module):
-    """A weight held as live values and their slots.
+    """A weight held as active values and their slots.
 
     Parameters
     ----------
     layout : Layout
         How the weight is cut.
     mask : Mask
-        Which slots live; of a layout with the same granules.
+        Which slots are active; of a layout with the same granules.
     dense : nn.Conv2d or nn.Linear
         Dense layer, which is copied and stays as it is; :meth:`convert` changes it instead.
 
     Attributes
     ----------
     values : Values
-        A parameter of shape ``(live, width)`` that knows its mask.
+        A parameter of shape ``(active, width)`` that knows its mask.
     slots : Tensor
-        int32, shape ``(live,)``, increasing. A buffer; replaced, never edited in place.
+        int32, shape ``(active,)``, increasing. A buffer; replaced, never edited in place.
     target : int
-        Live granules that the layer's density stands for. A mutation may leave more for a time.
+        Active granules that the layer's density stands for. A mutation may leave more for a time.
     dense_gradient : Tensor or None
         Set by a backward pass while ``keep_dense_gradient`` is true (RigL); else None.
     """
@@ -75,7 +75,7 @@ class SparseLayer(nn.Module):
         super().__init__()
         weight = dense.get_parameter("weight")
         vars(self).update(vars(copy.deepcopy(dense, {id(weight): weight})))
-        self._compact(layout, mask, live_values(layout, mask, weight))
+        self._compact(layout, mask, active_values(layout, mask, weight))
 
     @classmethod
     def convert(cls, dense: Plain, layout: Layout, mask: Mask, values: nn.Parameter) -> Self:
@@ -88,7 +88,7 @@ class SparseLayer(nn.Module):
         layout, mask : Layout, Mask
             As for the constructor.
         values : Parameter
-            As from :func:`live_values`.
+            As from :func:`active_values`.
         """
         layer: Any = dense
         inherit(values, dense.get_parameter("weight"))
@@ -185,7 +185,7 @@ class SparseLayer(nn.Module):
                 optimizer.state[self.values].update(state)
 
     def load(self, slots: Tensor, values: Tensor, target: int | None = None) -> None:
-        """Copy slots and values of shape ``(live,)`` and ``(live, width)`` in.
+        """Copy slots and values of shape ``(active,)`` and ``(active, width)`` in.
 
         Parameters
         ----------
@@ -298,7 +298,9 @@ class SparseLayer(nn.Module):
         slots = self.slots  # a backward pass must see the mask of its forward pass
         hook = self._keep_gradient if self.keep_dense_gradient else None
         layout = self.layout
-        return SparseWeight(layout.shape, slots, layout.cut, lambda: layout.positions(slots), hook)
+        return SparseWeight(
+            layout.shape, slots, layout.storage, lambda: layout.positions(slots), hook
+        )
 
     def _how(self, x: Tensor, weight: SparseWeight, geometry: ConvGeometry) -> How:
         """Choose the implementations for an input, and note the choice."""
@@ -355,7 +357,7 @@ class SparseLayer(nn.Module):
         strict: bool,
         *lists: list[str],
     ) -> None:
-        # The number of live granules differs between states, so torch cannot copy them.
+        # The number of active granules differs between states, so torch cannot copy them.
         stored = read_layer(self.layout, state_dict, prefix)
         rest = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
         held = [prefix + key for key in (SLOTS, VALUES) if prefix + key in rest]
@@ -451,10 +453,10 @@ class SparseLinear(SparseLayer):
         return y.view(*x.shape[:-1], self.layout.shape[0])
 
 
-def live_values(layout: Layout, mask: Mask, weight: nn.Parameter) -> nn.Parameter:
-    """Read the live values of a dense weight, and of its gradient; they train if it does."""
-    at, live = mask.slots, len(mask.slots) > 0  # torch imports sympy to read a meta tensor
-    values = layout.gather(weight.detach(), at) if live else torch.empty(0, layout.width)
+def active_values(layout: Layout, mask: Mask, weight: nn.Parameter) -> nn.Parameter:
+    """Read the active values of a dense weight, and of its gradient; they train if it does."""
+    at, active = mask.slots, len(mask.slots) > 0  # torch imports sympy to read a meta tensor
+    values = layout.gather(weight.detach(), at) if active else torch.empty(0, layout.width)
     parameter = nn.Parameter(values, weight.requires_grad)
     if weight.grad is not None:
         parameter.grad = layout.gather(weight.grad, at)

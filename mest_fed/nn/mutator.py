@@ -59,7 +59,7 @@ class MaskGroup:
 
     @property
     def target(self) -> int:
-        """Live granules that the density stands for."""
+        """Active granules that the density stands for."""
         return self.layers[0].target
 
     def replace_mask(self, mask: Mask, optimizer: HasState | None = None) -> None:
@@ -68,7 +68,7 @@ class MaskGroup:
             layer.replace_mask(Mask(layer.layout, mask.slots), optimizer)
 
     def values(self) -> Tensor:
-        """Return all members' values side by side, shape ``(live, sum of widths)``."""
+        """Return all members' values side by side, shape ``(active, sum of widths)``."""
         with plain_tensors():
             return torch.cat([layer.values.detach() for layer in self.layers], dim=1)
 
@@ -192,7 +192,7 @@ class Mutator:
     Attributes
     ----------
     targets : dict of str to int
-        Mask group -> live granules at the target: what its layers say, whatever lives now.
+        Mask group -> active granules at the target, however many are active now.
 
     Raises
     ------

@@ -62,9 +62,9 @@ def carry_state(optimizer: HasState, values: Tensor, rows: Tensor) -> dict[str, 
     optimizer : HasState
         Stays as it is.
     values : Tensor
-        The values before, shape ``(live, width)``.
+        The values before, shape ``(active, width)``.
     rows : Tensor
-        int64, shape ``(new live,)``, as from :meth:`Mask.rows_in`.
+        int64, shape ``(new active,)``, as from :meth:`Mask.rows_in`.
 
     Returns
     -------
@@ -78,14 +78,14 @@ def carry_state(optimizer: HasState, values: Tensor, rows: Tensor) -> dict[str, 
         number's: what a mutation would make of it is unknown.
     """
     carried = {}
-    live, width = values.shape
+    active, width = values.shape
     for key, entry in optimizer.state.get(values, {}).items():
         kept = list(_tensors(entry))
         if not kept or all(tensor.numel() <= 1 and tensor.shape != values.shape for tensor in kept):
             continue
         if isinstance(entry, Tensor):
             shape = tuple(entry.shape)
-            if shape in {(live, width), (live, 1), (live,)}:
+            if shape in {(active, width), (active, 1), (active,)}:
                 carried[key] = carry(entry, rows)
                 continue
             if shape in {(1, width), (width,)}:  # a mean over rows
@@ -93,7 +93,7 @@ def carry_state(optimizer: HasState, values: Tensor, rows: Tensor) -> dict[str, 
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in kept)
         raise InputError(
             f"{type(optimizer).__name__} keeps {key!r} of shape {shapes} for values of shape"
-            f" {(live, width)}: a mutation cannot edit it"
+            f" {(active, width)}: a mutation cannot edit it"
         )
     return carried
 

@@ -54,20 +54,20 @@ class ModelSpec:
 
     @property
     def sparse_weights(self) -> int:
-        """Weights of the sparse layers, dead ones included."""
+        """Weights of the sparse layers, inactive ones included."""
         return sum(layout.num_weights for layout in self.layouts.values())
 
 
 @dataclass
 class SparseState:
-    """Masks, live values and dense tensors of a model.
+    """Masks, active values and dense tensors of a model.
 
     Parameters
     ----------
     masks : dict of str to int32 array
-        Mask group -> increasing slots, shape ``(live,)``.
+        Mask group -> increasing slots, shape ``(active,)``.
     values : dict of str to float32 array
-        Sparse layer -> shape ``(live, width)``.
+        Sparse layer -> shape ``(active, width)``.
     dense : dict of str to float32 array
         Everything else.
     """
@@ -77,18 +77,18 @@ class SparseState:
     dense: dict[str, Floats]
 
     def density(self, spec: ModelSpec) -> float:
-        """Return live weights / weights over the sparse layers (1 for a model without any)."""
+        """Return active weights / weights over the sparse layers (1 for a model without any)."""
         if not spec.layouts:
             return 1.0
-        live = 0
+        active = 0
         for group, layers in spec.groups.items():
             slots = torch.from_numpy(self.masks[group])
-            live += sum(spec.layouts[layer].live_weights(slots) for layer in layers)
-        return live / spec.sparse_weights
+            active += sum(spec.layouts[layer].active_weights(slots) for layer in layers)
+        return active / spec.sparse_weights
 
 
 def _dense_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return what ``model.state_dict()`` holds beside masks and live values, without copies."""
+    """Return what ``model.state_dict()`` holds beside masks and active values, without copies."""
     tensors: dict[str, torch.Tensor | None] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
@@ -134,7 +134,7 @@ def read_state(model: nn.Module) -> SparseState:
 def write_state(model: nn.Module, state: SparseState) -> None:
     """Copy a state into a model of the same specification.
 
-    The state's live counts become the layers' targets: what travels is at its target.
+    The state's active counts become the layers' targets: what travels is at its target.
 
     Raises
     ------
@@ -159,7 +159,7 @@ def write_state(model: nn.Module, state: SparseState) -> None:
         if slots.dtype != np.int32 or slots.ndim != 1:
             raise InputError(
                 f"the mask of {group.name} = {slots.dtype} of shape {slots.shape} is not allowed;"
-                " allowed: int32 of shape (live,)"
+                " allowed: int32 of shape (active,)"
             )
         for layer in group.layers:
             layer.check_mask_can_change()
@@ -173,9 +173,9 @@ def write_state(model: nn.Module, state: SparseState) -> None:
                 f"{name} = array of {array.shape} is not allowed; allowed: {shapes[name]}"
             )
     for group in groups:
-        live = torch.from_numpy(state.masks[group.name])
+        active = torch.from_numpy(state.masks[group.name])
         for layer in group.layers:
-            layer.copy_in(live, torch.from_numpy(state.values[names[id(layer)]]), None)
+            layer.copy_in(active, torch.from_numpy(state.values[names[id(layer)]]), None)
     with torch.no_grad():
         for name, values in state.dense.items():
             tensors[name].copy_(torch.from_numpy(values))

@@ -3,10 +3,10 @@
 ===================  ===============  ============================================================
 key                  type, shape      meaning
 ===================  ===============  ============================================================
-``values``           float (live, w)  live values
-``slots``            float64 (live,)  whole numbers; a mean of equal ones rounds back to them
+``values``           float (active, w)  active values
+``slots``            float64 (active,)  whole numbers; a mean of equal ones rounds back to them
 ``digest_of_slots``  float64 (8,)     the mask's :func:`~mest_fed.nn.identity.digest_of`
-``target_slots``     float64 ()       live granules that the layer's density stands for
+``target_slots``     float64 ()       active granules that the layer's density stands for
 ===================  ===============  ============================================================
 
 Averaged like weights, equal masks give back the mask and the digest; unlike ones give slots whose
@@ -49,9 +49,9 @@ class StoredLayer:
     Parameters
     ----------
     slots : Tensor
-        int32, shape ``(live,)``, on the CPU.
+        int32, shape ``(active,)``, on the CPU.
     values : Tensor
-        Shape ``(live, width)``.
+        Shape ``(active, width)``.
     target : int or None
         None in an older state.
     """
@@ -120,12 +120,12 @@ def check_slots(name: str, layout: Layout, slots: Tensor) -> npt.NDArray[np.int3
     Raises
     ------
     InputError
-        If they are not of shape ``(live,)``, whole, increasing, in range, one for each granule.
+        If they are not of shape ``(active,)``, whole, increasing, in range, one for each granule.
     """
     allowed = f"whole increasing numbers in [0, {layout.num_slots}), one for each granule"
     if slots.dim() != 1 or slots.is_complex() or slots.dtype == torch.bool:
         what = f"{slots.dtype} of shape {tuple(slots.shape)}"
-        raise InputError(f"{name} = {what} is not allowed; allowed: {allowed}, shape (live,)")
+        raise InputError(f"{name} = {what} is not allowed; allowed: {allowed}, shape (active,)")
     numbers = slots.detach().cpu().to(torch.float64).numpy()
     whole = np.rint(numbers)
     with np.errstate(invalid="ignore"):  # what is not finite is wrong, too

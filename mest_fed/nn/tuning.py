@@ -108,7 +108,7 @@ def _has_a_choice(layer: SparseLayer) -> bool:
 
 def _weight(layer: SparseLayer) -> SparseWeight:
     layout, slots = layer.layout, layer.slots
-    return SparseWeight(layout.shape, slots, layout.cut, lambda: layout.positions(slots))
+    return SparseWeight(layout.shape, slots, layout.storage, lambda: layout.positions(slots))
 
 
 def _input_sizes(

@@ -39,7 +39,7 @@ def strategy_arrays(strategy: MestStrategy) -> tuple[Arrays, dict[str, Any]]:
         "weights": model.weights,
         "masks": model.masks,
         "dense": model.dense,
-        "newborn": model.newborn,
+        "grown": model.grown,
         **{f"moments:{kind}": tensors for kind, tensors in strategy.optimizer.moments.items()},
         **{f"masks-of:{key.hex()}": masks for key, masks in broadcast.mask_sets.items()},
         "selection": strategy.selector.arrays(),
@@ -68,6 +68,7 @@ def restore_strategy(strategy: MestStrategy, arrays: Arrays, facts: Mapping[str,
     sections: dict[str, Arrays] = {}
     for key, array in arrays.items():
         section, _, name = key.partition("|")
+        section = "grown" if section == "newborn" else section  # as earlier versions called it
         sections.setdefault(section, {})[name] = array
     model, broadcast = strategy.model, strategy.broadcast
     with checkpoint_of_run():
@@ -84,7 +85,7 @@ def restore_strategy(strategy: MestStrategy, arrays: Arrays, facts: Mapping[str,
         strategy.selector.restore(sections.get("selection", {}))
         strategy.restore(sections, facts["kept"])
     model.weights, model.masks = sections.get("weights", {}), sections.get("masks", {})
-    model.dense, model.newborn = sections["dense"], sections.get("newborn", {})
+    model.dense, model.grown = sections["dense"], sections.get("grown", {})
     for section, tensors in sections.items():
         kind, colon, value = section.partition(":")
         if kind == "moments" and colon:
@@ -129,9 +130,9 @@ def _check(sections: Mapping[str, Arrays], spec: ModelSpec) -> None:
     shapes = weights | spec.dense
     for section, tensors in sections.items():
         kind = section.partition(":")[0]
-        if kind == "newborn":
+        if kind == "grown":
             for group, slots in tensors.items():
-                _check_newborn(group, slots, spec)
+                _check_grown(group, slots, spec)
             continue
         if kind in ("born", "selection", *PENDING_SECTIONS):
             continue
@@ -151,12 +152,12 @@ def _check(sections: Mapping[str, Arrays], spec: ModelSpec) -> None:
             raise ValueError(f"the {section} of {missing[0]} are missing")
 
 
-def _check_newborn(group: str, slots: np.ndarray, spec: ModelSpec) -> None:
+def _check_grown(group: str, slots: np.ndarray, spec: ModelSpec) -> None:
     most = spec.group_layout(group).num_slots
     if slots.dtype != np.int32 or slots.ndim != 1:
-        raise ValueError(f"newborn slots of {group} are {slots.dtype} of {slots.shape}")
+        raise ValueError(f"grown slots of {group} are {slots.dtype} of {slots.shape}")
     if len(slots) and not 0 <= slots.min() <= slots.max() < most:
-        raise ValueError(f"a newborn slot of {group} is out of range [0, {most})")
+        raise ValueError(f"a grown slot of {group} is out of range [0, {most})")
 
 
 def save_checkpoint(path: Path, arrays: Arrays, facts: Mapping[str, Any]) -> None:

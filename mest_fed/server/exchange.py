@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from flwr.app import Error, Message, MessageType, RecordDict
@@ -179,6 +179,14 @@ class DeviceGrid(Grid):
         end = math.inf if timeout is None else time.monotonic() + timeout
         messages = list(messages)
         return self._replies(messages, self.push_messages(messages), end)
+
+    def present_nodes(self, node_ids: Sequence[int]) -> list[int]:
+        """Return all of the nodes: Flower names those alone that are connected."""
+        return list(node_ids)
+
+    def wait_for_nodes(self, node_ids: Sequence[int]) -> bool:
+        """Return False: which node comes next is not known."""
+        return False
 
     def train_seconds(self) -> Mapping[int, float]:
         """Return how long each node took for its last instruction to train."""

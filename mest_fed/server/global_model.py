@@ -24,14 +24,15 @@ class GlobalModel:
     spec : ModelSpec
         Of the model.
     weights : dict of str to float32 array
-        Sparse layer -> flattened dense weight, zero where dead. Arrays are replaced, not edited.
+        Sparse layer -> flattened dense weight, zero where inactive. Arrays are replaced,
+        not edited.
     masks : dict of str to int32 array
-        Mask group -> live slots.
+        Mask group -> active slots.
     dense : dict of str to float32 array
         Dense tensors.
     targets : dict of str to int
-        Mask group -> live granules at the highest density of the fleet.
-    newborn : dict of str to int32 array
+        Mask group -> active granules at the highest density of the fleet.
+    grown : dict of str to int32 array
         Mask group -> slots grown at the last mutation.
     pseudo_gradient : dict of str to float32 array
         Sparse layer -> old minus new weights of the last round.
@@ -42,12 +43,12 @@ class GlobalModel:
     masks: MaskSet
     dense: dict[str, Floats]
     targets: dict[str, int]
-    newborn: MaskSet = field(default_factory=dict)
+    grown: MaskSet = field(default_factory=dict)
     pseudo_gradient: dict[str, Floats] = field(default_factory=dict)
 
     @classmethod
     def from_state(cls, spec: ModelSpec, state: SparseState) -> "GlobalModel":
-        """Start from a model's state; its live counts are the targets."""
+        """Start from a model's state; its active counts are the targets."""
         weights = {}
         for group, layers in spec.groups.items():
             slots = torch.from_numpy(state.masks[group])
@@ -79,7 +80,7 @@ class GlobalModel:
             ratio = len(slots) / self.targets[group]
             count = min(len(slots), max(1, round(counts[group] * ratio)))
             mask = Mask(layouts[group], torch.from_numpy(slots))
-            born = np.isin(slots, self.newborn.get(group, np.empty(0, np.int32)))
+            born = np.isin(slots, self.grown.get(group, np.empty(0, np.int32)))
             scores = nested_order(self._norms(group), torch.from_numpy(born))
             tier[group] = keep_best(mask, scores, count).slots.numpy()
         return tier
@@ -113,11 +114,11 @@ class GlobalModel:
                 other = self.spec.layouts[layer]
                 tensor = torch.from_numpy(self.weights[layer]).view(other.shape)
                 norms = torch.hypot(norms, other.best_slots(tensor)[1])
-            # A granule that is all zero was not brought by anybody, unless it lived before.
-            present = (norms > 0) | old.alive()
+            # A granule of zeros alone came with no update, unless it was active before.
+            present = (norms > 0) | old.active()
             keep = Mask.of(layout, slots[present])
             chosen = keep_best(keep, norms[present], self.targets[group])
-            born = chosen.slots[~old.alive()[chosen.granules]]
+            born = chosen.slots[~old.active()[chosen.granules]]
             self._set_mask(group, chosen, born.numpy(), optimizer)
 
     def mutate(
@@ -136,7 +137,7 @@ class GlobalModel:
         progress : float
             In [0, 1].
         optimizer : ServerOptimizer
-            Its moments are cleared where weights die or grow.
+            Its moments are cleared where weights are dropped or grown.
         seed_path : tuple
             Run seed, purpose and round, from which growth is drawn.
         """
@@ -163,16 +164,16 @@ class GlobalModel:
 
     def _set_mask(self, group: str, mask: Mask, born: Slots, optimizer: ServerOptimizer) -> None:
         self.masks[group] = mask.slots.numpy()
-        self.newborn[group] = born
+        self.grown[group] = born
         for layer in self.spec.groups[group]:
-            live = self._live(layer)
-            self.weights[layer] = np.where(live, self.weights[layer], np.float32(0))
+            active = self._active(layer)
+            self.weights[layer] = np.where(active, self.weights[layer], np.float32(0))
             grown = self.spec.layouts[layer].positions(torch.from_numpy(born)).numpy().ravel()
-            dead = ~live
-            dead[grown[grown < len(dead)]] = True
-            optimizer.forget(layer, dead)
+            inactive = ~active
+            inactive[grown[grown < len(inactive)]] = True
+            optimizer.forget(layer, inactive)
 
-    def _live(self, layer: str) -> npt.NDArray[np.bool_]:
+    def _active(self, layer: str) -> npt.NDArray[np.bool_]:
         layout = self.spec.layouts[layer]
         slots = torch.from_numpy(self.masks[self.spec.group_of(layer)])
         flags = np.zeros(layout.num_weights + 1, dtype=np.bool_)

@@ -36,11 +36,11 @@ class ServerOptimizer:
         """Return the new weights of one tensor; where the gradient is zero nothing was held."""
         return weights - np.float32(self.learning_rate) * gradient
 
-    def forget(self, name: str, dead: np.ndarray) -> None:
-        """Zero the moments of dead weights (a bool mask over the tensor)."""
+    def forget(self, name: str, inactive: np.ndarray) -> None:
+        """Zero the moments of inactive weights (a bool mask over the tensor)."""
         for moments in self.moments.values():
             if name in moments:
-                moments[name] = np.where(dead, np.float32(0), moments[name])
+                moments[name] = np.where(inactive, np.float32(0), moments[name])
 
     def _moment(self, kind: str, name: str, like: Floats) -> Floats:
         return self.moments.setdefault(kind, {}).setdefault(name, np.zeros_like(like))

@@ -22,9 +22,8 @@ from mest_fed.server.optimizers import build_optimizer
 from mest_fed.server.rows import ClientOutcome, RoundRecord, spread
 from mest_fed.server.selection import (
     SELECTORS,
+    AvailabilityInfo,
     ClientFeedback,
-    KnowsDurations,
-    KnowsPresence,
     SelectionRequest,
 )
 from mest_fed.server.update_validator import read_counts, read_update
@@ -83,8 +82,7 @@ class MestStrategy(Strategy):
         self.first_round = 0
         self.record = RoundRecord(0, model.state().density(model.spec))
         self.selector = SELECTORS[server.selection]()
-        self._presence: KnowsPresence | None = None
-        self._durations: KnowsDurations | None = None
+        self._availability: AvailabilityInfo | None = None
         self._positions = PositionCache(model.spec)
         self._sent: list[SentTask] = []
         self._awaited = Awaited[SentTask]()
@@ -120,8 +118,7 @@ class MestStrategy(Strategy):
         self.record = RoundRecord(number, self.record.density)
         self.clients.refresh(grid, self.config.server.min_nodes)
         self.broadcast.open_round()
-        self._presence = grid if isinstance(grid, KnowsPresence) else None
-        self._durations = grid if isinstance(grid, KnowsDurations) else None
+        self._availability = grid if isinstance(grid, AvailabilityInfo) else None
         return self._instructions(self._cohort())
 
     def aggregate_train(
@@ -237,7 +234,7 @@ class MestStrategy(Strategy):
             count,
             number,
             (self.config.run.seed, number, "cohort", *path),
-            presence=self._presence,
+            availability=self._availability,
             waits=waits,
         )
 
@@ -248,7 +245,7 @@ class MestStrategy(Strategy):
 
     def _learn(self) -> None:
         """Tell the selector what became of the round's clients."""
-        seconds = {} if self._durations is None else self._durations.train_seconds()
+        seconds = {} if self._availability is None else self._availability.train_seconds()
         self.selector.learn(
             self.record.round,
             [

@@ -133,8 +133,8 @@ def _tier(tier: Tier, peaks: Mapping[Plan, int]) -> dict[str, Any]:
         "measured_peak_bytes": peaks.get(tier.plan),
         "density": tier.plan.density,
         "micro_batch": tier.plan.micro_batch,
-        "recompute": tier.plan.savings.recompute,
-        "saved": tier.plan.savings.saved,
+        "recompute": tier.plan.memory.recompute,
+        "saved": tier.plan.memory.saved,
         "parts": parts.parts(),
         "plan": tier.plan.in_words(),
         "watts": {"compute": tier.profile.compute_watts, "radio": tier.profile.radio_watts},
@@ -148,9 +148,9 @@ def _count(spec: ModelSpec) -> int:
 def _layers(spec: ModelSpec, state: SparseState) -> list[dict[str, Any]]:
     rows = []
     for name, layout in spec.layouts.items():
-        live = layout.live_weights(torch.from_numpy(state.masks[spec.group_of(name)]))
+        active = layout.active_weights(torch.from_numpy(state.masks[spec.group_of(name)]))
         rows.append(
-            {"name": name, "weights": layout.num_weights, "density": live / layout.num_weights}
+            {"name": name, "weights": layout.num_weights, "density": active / layout.num_weights}
         )
     weights = {n: s for n, s in spec.dense.items() if n.endswith("weight") and len(s) > 1}
     rows += [{"name": n, "weights": int(np.prod(s)), "density": 1.0} for n, s in weights.items()]

@@ -106,7 +106,7 @@ def read_update(
         spec,
         known={mask_hash(sent.masks): sent.masks},
         reference=sent,
-        max_live={group: len(slots) for group, slots in sent.masks.items()},
+        max_active={group: len(slots) for group, slots in sent.masks.items()},
     )
     for name, values in (state.values | state.dense).items():
         if values.size and max(values.max(), -values.min()) > LARGEST_WEIGHT:

@@ -1,4 +1,4 @@
-"""How much of each layer lives: uniform, or Erdős–Rényi-Kernel (ERK)."""
+"""The density of each layer: uniform, or Erdős–Rényi-Kernel (ERK)."""
 
 from collections.abc import Callable, Mapping
 
@@ -18,7 +18,7 @@ def erk(layouts: Layouts, density: float) -> dict[str, float]:
 
     Erdős–Rényi-Kernel of Evci et al., "Rigging the Lottery" (2020), section 3: layers with few
     weights stay denser. Layers that would exceed what they can hold are filled, and the rest is
-    scaled so that the live weights add up to ``density``.
+    scaled so that the active weights add up to ``density``.
     """
     budget = density * sum(layout.num_weights for layout in layouts.values())
     raw = {name: sum(layout.shape) / layout.num_weights for name, layout in layouts.items()}
@@ -45,14 +45,14 @@ DISTRIBUTIONS: dict[str, Callable[[Layouts, float], dict[str, float]]] = {
 
 
 def layer_counts(layouts: Layouts, density: float, distribution: str = "uniform") -> dict[str, int]:
-    """Return the number of live granules of each layer.
+    """Return the number of active granules of each layer.
 
     Parameters
     ----------
     layouts : mapping of str to Layout
         The sparsifiable layers.
     density : float
-        Live weights / weights over all of them, in (0, 1].
+        Active weights / weights over all of them, in (0, 1].
     distribution : str
         ``uniform`` or ``erk``.
 

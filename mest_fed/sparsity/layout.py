@@ -1,9 +1,9 @@
-"""How a scheme cuts one weight tensor into granules, and where each granule lives.
+"""How a scheme cuts one weight tensor into granules, and where each granule's weights are.
 
-A *granule* is the smallest thing that lives or dies. A *slot* is a granule together with its
-variant: a scheme whose granules have one variant only numbers slots as granules, the pattern
-scheme has eight slots for each 3x3 kernel. Everything above this file (masks, mutation, layers,
-wire, server) speaks of slots and of values of shape ``(live, width)``, never of a scheme.
+A *granule* is the smallest part of a weight that becomes active or inactive. A *slot* is a granule
+together with its variant: a scheme whose granules have one variant only numbers slots as granules,
+the pattern scheme has eight slots for each 3x3 kernel. Everything above this file (masks, mutation,
+layers, wire, server) speaks of slots and of values of shape ``(active, width)``, never of a scheme.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mest_fed.errors import not_allowed
-from mest_fed.kernels import Cut, gather, scatter
+from mest_fed.kernels import StorageFormat, gather, scatter
 
 #: Slots whose norms are taken at once: their positions take 8 bytes a weight.
 _SLOTS_AT_ONCE = 2**14
@@ -38,21 +38,21 @@ class Layout(ABC):
     @property
     @abstractmethod
     def num_granules(self) -> int:
-        """Number of granules, live or dead."""
+        """Number of granules, active or inactive."""
 
     @property
     @abstractmethod
     def width(self) -> int:
-        """Values stored for one live granule."""
+        """Values stored for one active granule."""
 
     @property
     @abstractmethod
-    def cut(self) -> Cut:
+    def storage(self) -> StorageFormat:
         """How kernels read slots and values."""
 
     @property
     def num_groups(self) -> int:
-        """Equal consecutive runs of granules over which the live ones are balanced within one."""
+        """Equal consecutive runs of granules over which the active ones are balanced within one."""
         return 1
 
     @abstractmethod
@@ -87,7 +87,7 @@ class Layout(ABC):
         return 1.0
 
     def count_for(self, density: float) -> int:
-        """Return the number of live granules that comes nearest to a density; at least one.
+        """Return the number of active granules that comes nearest to a density; at least one.
 
         Raises
         ------
@@ -103,7 +103,7 @@ class Layout(ABC):
         """Return the granule of each slot."""
         return slots if self.variants == 1 else slots // self.variants
 
-    def live_weights(self, slots: Tensor) -> int:
+    def active_weights(self, slots: Tensor) -> int:
         """Count the weights that slots cover, padding left out."""
         return len(slots) * self.width
 

@@ -1,4 +1,4 @@
-"""The mask of one weight (or of two that share it): which slots live. The one authority on it."""
+"""The mask of one weight (or of two that share it): which slots are active."""
 
 from dataclasses import dataclass
 
@@ -12,14 +12,14 @@ from mest_fed.sparsity.layout import Layout
 
 @dataclass(frozen=True)
 class Mask:
-    """Live slots of a layout.
+    """Active slots of a layout.
 
     Parameters
     ----------
     layout : Layout
         How the weight is cut. For layers that share a mask, the first one's layout.
     slots : Tensor
-        int32, shape ``(live,)``, strictly increasing, at most one slot for each granule.
+        int32, shape ``(active,)``, strictly increasing, at most one slot for each granule.
     """
 
     layout: Layout
@@ -31,27 +31,27 @@ class Mask:
         return cls(layout, slots.sort().values.to(torch.int32))
 
     def __len__(self) -> int:
-        """Return the number of live granules."""
+        """Return the number of active granules."""
         return len(self.slots)
 
     @property
     def granules(self) -> Tensor:
-        """Live granules, int64, increasing."""
+        """Active granules, int64, increasing."""
         return self.layout.granules(self.slots.long())
 
     @property
     def density(self) -> float:
-        """Live weights / weights."""
-        return self.layout.live_weights(self.slots) / self.layout.num_weights
+        """Active weights / weights."""
+        return self.layout.active_weights(self.slots) / self.layout.num_weights
 
-    def alive(self) -> Tensor:
-        """Return a bool tensor over all granules: which are live."""
+    def active(self) -> Tensor:
+        """Return a bool tensor over all granules: which are active."""
         flags = torch.zeros(self.layout.num_granules, dtype=torch.bool, device=self.slots.device)
         flags[self.granules] = True
         return flags
 
     def rows_in(self, other: "Mask") -> Tensor:
-        """Return for each live slot its row in another mask of the same layout, or -1.
+        """Return for each active slot its row in another mask of the same layout, or -1.
 
         Returns
         -------
@@ -70,9 +70,9 @@ def carry(values: Tensor, rows: Tensor) -> Tensor:
     Parameters
     ----------
     values : Tensor
-        Shape ``(old live, width)``.
+        Shape ``(old active, width)``.
     rows : Tensor
-        int64, shape ``(new live,)``, as from :meth:`Mask.rows_in`.
+        int64, shape ``(new active,)``, as from :meth:`Mask.rows_in`.
     """
     carried = values.new_zeros((len(rows), *values.shape[1:]))
     found = rows >= 0
@@ -81,7 +81,7 @@ def carry(values: Tensor, rows: Tensor) -> Tensor:
 
 
 def slot_objection(layout: Layout, slots: npt.NDArray[np.int32]) -> str | None:
-    """Return why slots of shape ``(live,)`` are no mask of a layout, or None if they are one."""
+    """Return why slots of shape ``(active,)`` are no mask of a layout, or None if they are one."""
     if len(slots) == 0:
         return None
     if slots.min() < 0 or slots.max() >= layout.num_slots:
@@ -149,7 +149,7 @@ def magnitude_mask(layout: Layout, dense: Tensor, count: int) -> Mask:
 
 
 def keep_best(mask: Mask, scores: Tensor, count: int) -> Mask:
-    """Return the mask of the ``count`` live granules with the best scores.
+    """Return the mask of the ``count`` active granules with the best scores.
 
     Masks kept from the same mask and scores are nested: the smaller lies within the larger.
 
@@ -158,7 +158,7 @@ def keep_best(mask: Mask, scores: Tensor, count: int) -> Mask:
     mask : Mask
         The mask to cut down; returned as it is when it has no more than ``count``.
     scores : Tensor
-        Of its live granules, shape ``(live,)``.
+        Of its active granules, shape ``(active,)``.
     """
     if count >= len(mask):
         return mask
@@ -167,32 +167,32 @@ def keep_best(mask: Mask, scores: Tensor, count: int) -> Mask:
         return Mask(layout, mask.slots[select_best(scores, count)])
     every = torch.full((layout.num_granules,), -torch.inf, dtype=scores.dtype, device=scores.device)
     every[mask.granules] = scores
-    alive = torch.zeros_like(every, dtype=torch.bool)
-    alive[select_best(every, count, layout.num_groups)] = True
-    return Mask(layout, mask.slots[alive[mask.granules]])
+    chosen = torch.zeros_like(every, dtype=torch.bool)
+    chosen[select_best(every, count, layout.num_groups)] = True
+    return Mask(layout, mask.slots[chosen[mask.granules]])
 
 
-def nested_order(importance: Tensor, newborn: Tensor) -> Tensor:
-    """Score live granules so that every share of the best holds its share of the newborn.
+def nested_order(importance: Tensor, grown: Tensor) -> Tensor:
+    """Score active granules so that every share of the best holds its share of the grown.
 
     A granule that was just grown is worth nothing yet. Ranked by importance alone it would reach
-    only the devices of highest density, and mutation would pass the small ones by. So newborn
+    only the devices of highest density, and mutation would pass the small ones by. So grown
     granules are spread evenly over the ranking of the old ones.
 
     Parameters
     ----------
     importance : Tensor
-        Of the live granules, shape ``(live,)``; the order among newborn ones is kept as given.
-    newborn : Tensor
-        bool, shape ``(live,)``.
+        Of the active granules, shape ``(active,)``; the order among grown ones is kept as given.
+    grown : Tensor
+        bool, shape ``(active,)``.
 
     Returns
     -------
     Tensor
-        Scores in (0, 1], larger is better, shape ``(live,)``.
+        Scores in (0, 1], larger is better, shape ``(active,)``.
     """
     scores = torch.empty(len(importance), dtype=torch.float64, device=importance.device)
-    for group, offset in ((~newborn, 0.0), (newborn, 0.5)):
+    for group, offset in ((~grown, 0.0), (grown, 0.5)):
         size = int(group.sum())
         if size == 0:
             continue

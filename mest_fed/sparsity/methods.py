@@ -24,13 +24,13 @@ class Set(Method):
     Parameters
     ----------
     fraction : Schedule
-        Share of the live granules that a mutation replaces.
+        Share of the active granules that a mutation replaces.
     """
 
     fraction: Schedule = field(default=Constant(0.3))
 
     def bounds(self, progress: float) -> Bounds:
-        """Replace ``fraction`` of the live granules; the ceiling is hard."""
+        """Replace ``fraction`` of the active granules; the ceiling is hard."""
         return Bounds(floor=1 - self.fraction(progress))
 
 
@@ -53,7 +53,7 @@ class RigL(Set):
 
 @dataclass(frozen=True)
 class MestEM(Set):
-    """MEST, Elastic Mutation: replace 20%, 10%, then none of the live granules; hard bound."""
+    """MEST, Elastic Mutation: replace 20%, 10%, then none of the active granules; hard bound."""
 
     gradient_weight: float = 0.5
     fraction: Schedule = field(default=Stages(0.2, 0.1))
@@ -68,7 +68,7 @@ class MestEMS(MestEM):
     Parameters
     ----------
     overshoot : Schedule
-        Extra live granules as a share of the target; MEST uses 50% -> 25% -> 0 at 90% sparsity.
+        Extra active granules as a share of the target; MEST uses 50% -> 25% -> 0 at 90% sparsity.
     """
 
     overshoot: Schedule = field(default=Stages(0.5, 0.25))

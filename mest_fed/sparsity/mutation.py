@@ -1,8 +1,8 @@
 """Mutation of a mask: drop the least important granules, grow others. The one mechanism.
 
 A method (see :mod:`mest_fed.sparsity.methods`) is its difference from :class:`Method`: how far the
-mask shrinks and grows at a given progress, what a live granule is worth, and which dead one comes
-first. Both the client's trainer and the server mutate through it.
+mask shrinks and grows at a given progress, what an active granule is worth, and which inactive one
+comes first. Both the client's trainer and the server mutate through it.
 """
 
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from mest_fed.sparsity.mask import Mask, keep_best, select_best
 
 @dataclass(frozen=True)
 class Bounds:
-    """How far one mutation goes, as multiples of the target number of live granules.
+    """How far one mutation goes, as multiples of the target number of active granules.
 
     Parameters
     ----------
     floor : float
-        Live granules after dropping.
+        Active granules after dropping.
     ceiling : float
-        Live granules after growing. Above 1 the bound is soft: memory must hold the ceiling.
+        Active granules after growing. Above 1 the bound is soft: memory must hold the ceiling.
     """
 
     floor: float = 1.0
@@ -31,26 +31,28 @@ class Bounds:
 
     def floor_count(self, target: int, layout: Layout) -> int:
         """Return the granules to keep; never so few that growth would need the just-dropped."""
-        dead_in_group = layout.num_granules // layout.num_groups - -(-target // layout.num_groups)
-        replaceable = layout.num_groups * dead_in_group
+        inactive_in_group = layout.num_granules // layout.num_groups - -(
+            -target // layout.num_groups
+        )
+        replaceable = layout.num_groups * inactive_in_group
         return max(1, round(target * self.floor), target - replaceable)
 
     def ceiling_count(self, target: int, layout: Layout) -> int:
-        """Return the live granules after growing; never more than there are."""
+        """Return the active granules after growing; never more than there are."""
         return min(layout.num_granules, round(target * self.ceiling))
 
 
 def grow(
     mask: Mask, count: int, proposal: tuple[Tensor, Tensor], banned: Tensor | None = None
 ) -> Mask:
-    """Grow a mask to ``count`` live granules.
+    """Grow a mask to ``count`` active granules.
 
     Parameters
     ----------
     mask : Mask
         The mask to grow.
     count : int
-        Live granules after growth.
+        Active granules after growth.
     proposal : tuple of Tensor
         Slots and scores as from :meth:`Method.growth_order`.
     banned : Tensor or None
@@ -61,8 +63,10 @@ def grow(
     slots, scores = (part.to(mask.slots.device) for part in proposal)
     if banned is not None:
         scores = scores.masked_fill(banned, -torch.inf)
-    chosen = select_best(scores.masked_fill(mask.alive(), torch.inf), count, mask.layout.num_groups)
-    born = chosen[~mask.alive()[chosen]]
+    chosen = select_best(
+        scores.masked_fill(mask.active(), torch.inf), count, mask.layout.num_groups
+    )
+    born = chosen[~mask.active()[chosen]]
     return Mask.of(mask.layout, torch.cat([mask.slots.long(), slots[born]]))
 
 
@@ -78,7 +82,7 @@ class Method:
 
     gradient_weight: float = 0.0
 
-    #: Growth reads the gradient of dead weights, so a dense gradient must exist at the mutation.
+    #: Growth reads the gradient of inactive weights: a mutation needs a dense gradient.
     needs_dense_gradient = False
 
     def bounds(self, progress: float) -> Bounds:
@@ -91,14 +95,14 @@ class Method:
         return max(self.bounds(step / 64).ceiling for step in range(65))
 
     def importance(self, values: Tensor, gradients: Tensor | None) -> Tensor:
-        """Score live granules: ||w|| + lambda ||g||, norms over the granule's values.
+        """Score active granules: ||w|| + lambda ||g||, norms over the granule's values.
 
         For unstructured sparsity this is MEST's |w| + lambda |g|.
 
         Parameters
         ----------
         values : Tensor
-            Shape ``(live, width)``.
+            Shape ``(active, width)``.
         gradients : Tensor or None
             The loss gradient of the values, same shape; needed if lambda is not zero.
         """
@@ -110,7 +114,7 @@ class Method:
     def growth_order(
         self, layout: Layout, generator: torch.Generator, dense_gradient: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Propose a slot for every granule, and a score; dead ones with the best score grow first.
+        """Propose a slot and a score for every granule; the best inactive ones grow first.
 
         The base draws both at random. All who draw from the same generator propose the same.
 
@@ -151,15 +155,15 @@ class Method:
         mask : Mask
             The mask before.
         importance : Tensor
-            Of its live granules, shape ``(live,)``.
+            Of its active granules, shape ``(active,)``.
         proposal : tuple of Tensor
             As from :meth:`growth_order`.
         target : int
-            Live granules that the device's density stands for.
+            Active granules that the device's density stands for.
         bounds : Bounds
             As from :meth:`bounds`.
         """
         kept = keep_best(mask, importance, bounds.floor_count(target, mask.layout))
-        just_dropped = mask.alive() & ~kept.alive()
+        just_dropped = mask.active() & ~kept.active()
         count = bounds.ceiling_count(target, mask.layout)
         return grow(kept, count, proposal, just_dropped)

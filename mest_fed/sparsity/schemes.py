@@ -44,7 +44,7 @@ class Block(Layout):
         return self.rows
 
     @property
-    def cut(self) -> Strips:
+    def storage(self) -> Strips:
         """Strips of ``rows``."""
         return Strips(self.rows)
 
@@ -56,7 +56,7 @@ class Block(Layout):
         inside = row < self.shape[0]
         return torch.where(inside, row * self.columns + column.unsqueeze(1), self.num_weights)
 
-    def live_weights(self, slots: Tensor) -> int:
+    def active_weights(self, slots: Tensor) -> int:
         """Count the weights of slots; an incomplete strip counts what it has."""
         missing = -self.shape[0] % self.rows
         last = self.num_granules - self.columns
@@ -88,7 +88,7 @@ class Channel(Layout):
         return self.num_weights // self.num_granules
 
     @property
-    def cut(self) -> Channels:
+    def storage(self) -> Channels:
         """Whole channels."""
         return Channels(self.axis)
 
@@ -139,16 +139,16 @@ class Pattern(Layout):
 
     @property
     def num_groups(self) -> int:
-        """Live kernels are balanced over the output filters."""
+        """Active kernels are balanced over the output filters."""
         return self.shape[0]
 
     @property
     def max_density(self) -> float:
-        """All kernels live: 4/9."""
+        """All kernels are active: 4/9."""
         return 4 / 9
 
     @property
-    def cut(self) -> Kernels:
+    def storage(self) -> Kernels:
         """Kernels of four taps."""
         return Kernels(PATTERNS)
 
@@ -174,7 +174,7 @@ class Unstructured(Layout):
         return 1
 
     @property
-    def cut(self) -> Strips:
+    def storage(self) -> Strips:
         """Strips of one row."""
         return Strips(1)
 

@@ -184,27 +184,27 @@ _SWAP = {1: "memory.memsw.limit_in_bytes", 2: "memory.swap.max"}
 
 
 @dataclass(frozen=True)
-class Confinement:
-    """A process's stay in a group with a limit.
+class CgroupLimit:
+    """A process in a control group with a memory limit.
 
     Parameters
     ----------
     group : Cgroup
         Where the process is.
-    home : Cgroup
+    parent_group : Cgroup
         Where it came from: the group's parent.
     counts_swap : bool
         Whether what is swapped out counts.
-    handed_on : bool
-        Whether ``home`` was made to hand memory on to its children (version 2).
+    delegated : bool
+        Whether ``parent_group`` delegates memory to its children because of this limit (version 2).
     """
 
     group: Cgroup
-    home: Cgroup
+    parent_group: Cgroup
     counts_swap: bool = True
-    handed_on: bool = False
+    delegated: bool = False
 
-    def end(self, pid: int) -> None:
+    def leave(self, pid: int) -> None:
         """Move the process back and remove the group.
 
         Raises
@@ -212,11 +212,11 @@ class Confinement:
         MestFedError
             If other processes still live in the group.
         """
-        if self.handed_on:
+        if self.delegated:
             with suppress(OSError):  # one with children of its own keeps it
-                (self.home.folder / _CONTROLLERS).write_text("-memory", "ascii")
+                (self.parent_group.folder / _CONTROLLERS).write_text("-memory", "ascii")
         with suppress(OSError):  # it has ended
-            self.home.take(pid)
+            self.parent_group.take(pid)
         end = time.monotonic() + PATIENCE
         while not self._removed():
             if time.monotonic() > end:
@@ -234,12 +234,12 @@ class Confinement:
         return True
 
 
-def confine(home: Cgroup, limit: int, pid: int) -> Confinement:
+def enter(parent_group: Cgroup, limit: int, pid: int) -> CgroupLimit:
     """Make a group below a process's own, limit it, and move the process into it.
 
     Parameters
     ----------
-    home : Cgroup
+    parent_group : Cgroup
         The process's own group.
     limit : int
         Bytes; swap is counted with them (version 1) or not allowed (version 2) where the kernel
@@ -252,48 +252,48 @@ def confine(home: Cgroup, limit: int, pid: int) -> Confinement:
     OSError
         If that is not permitted, or memory is not delegated to the group.
     """
-    if home.version == 2:
-        controllers = (home.folder / "cgroup.controllers").read_text("ascii").split()
+    if parent_group.version == 2:
+        controllers = (parent_group.folder / "cgroup.controllers").read_text("ascii").split()
         if "memory" not in controllers:
-            raise PermissionError(f"{home.folder} has no memory controller")
-    stay = Confinement(_child(home, pid), home)
+            raise PermissionError(f"{parent_group.folder} has no memory controller")
+    cgroup_limit = CgroupLimit(_child(parent_group, pid), parent_group)
     try:
-        if home.version == 2:
-            stay = _hand_on(stay, pid)  # to be undone, too, if what follows fails
-        return _limited(stay, limit, pid)
+        if parent_group.version == 2:
+            cgroup_limit = _delegate(cgroup_limit, pid)  # to be undone, too, if what follows fails
+        return _limited(cgroup_limit, limit, pid)
     except OSError:
-        stay.end(pid)
+        cgroup_limit.leave(pid)
         raise
 
 
-def _child(home: Cgroup, pid: int) -> Cgroup:
+def _child(parent_group: Cgroup, pid: int) -> Cgroup:
     for number in count():
-        folder = home.folder / f"mest-fed-{pid}-{number}"
+        folder = parent_group.folder / f"mest-fed-{pid}-{number}"
         with suppress(FileExistsError):
             os.mkdir(folder)
-            return replace(home, folder=folder)
+            return replace(parent_group, folder=folder)
     raise AssertionError("count() has no end")
 
 
-def _hand_on(stay: Confinement, pid: int) -> Confinement:
+def _delegate(cgroup_limit: CgroupLimit, pid: int) -> CgroupLimit:
     """Make memory a controller of the group (version 2).
 
-    A group with processes of its own cannot hand memory on to its children. So the process goes
-    first, and where others stay behind this fails, as it should: that group is not ours alone.
+    A group with processes of its own cannot delegate memory to its children. So the process moves
+    first; where other processes are in the group, this fails: the group is shared.
     """
-    stay.group.take(pid)
-    switch = stay.home.folder / _CONTROLLERS
+    cgroup_limit.group.take(pid)
+    switch = cgroup_limit.parent_group.folder / _CONTROLLERS
     if "memory" in switch.read_text("ascii").split():
-        return stay
+        return cgroup_limit
     switch.write_text("+memory", "ascii")
-    return replace(stay, handed_on=True)
+    return replace(cgroup_limit, delegated=True)
 
 
-def _limited(stay: Confinement, limit: int, pid: int) -> Confinement:
-    version, folder = stay.group.version, stay.group.folder
+def _limited(cgroup_limit: CgroupLimit, limit: int, pid: int) -> CgroupLimit:
+    version, folder = cgroup_limit.group.version, cgroup_limit.group.folder
     (folder / _MAXIMUM[version]).write_text(str(limit), "ascii")
     swap = folder / _SWAP[version]
     if swap.exists():
         swap.write_text(str(limit if version == 1 else 0), "ascii")
-    stay.group.take(pid)
-    return replace(stay, counts_swap=swap.exists())
+    cgroup_limit.group.take(pid)
+    return replace(cgroup_limit, counts_swap=swap.exists())

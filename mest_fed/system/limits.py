@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from mest_fed.errors import MestFedError, not_allowed
-from mest_fed.system.cgroups import PROC, UNLIMITED, Cgroup, Confinement, confine, own_cgroups
+from mest_fed.system.cgroups import PROC, UNLIMITED, Cgroup, CgroupLimit, enter, own_cgroups
 from mest_fed.units import format_bytes
 
 CGROUP_2, CGROUP_1, RLIMIT, NOTHING = "cgroup v2", "cgroup v1", "RLIMIT_AS", "nothing"
@@ -43,7 +43,7 @@ class MemoryLimit:
         The limit.
     caveat : str
         What it counts and what it does not, in one line.
-    confinement : Confinement or None
+    cgroup_limit : CgroupLimit or None
         The control group that holds it, if one does.
     undo : callable
         Takes the limit back.
@@ -52,7 +52,7 @@ class MemoryLimit:
     kind: str
     bytes: int
     caveat: str
-    confinement: Confinement | None
+    cgroup_limit: CgroupLimit | None
     undo: Callable[[], object]
 
     def release(self) -> None:
@@ -108,9 +108,9 @@ def limit_memory(
     if limit < 1:
         raise not_allowed("memory limit", limit, "a positive number of bytes")
     pid = os.getpid() if pid is None else pid
-    for home in own_cgroups(proc, pid):
+    for parent_group in own_cgroups(proc, pid):
         with suppress(OSError):
-            return _with_cgroup(home, limit, pid)
+            return _with_cgroup(parent_group, limit, pid)
     if not sys.platform.startswith("linux"):
         return MemoryLimit(NOTHING, limit, _UNHELD, None, lambda: None)
     return _with_rlimit(limit, pid, reserved, proc)
@@ -152,11 +152,11 @@ def _bounds(proc: Path) -> list[tuple[int, Callable[[], int]]]:
     return bounds
 
 
-def _with_cgroup(home: Cgroup, limit: int, pid: int) -> MemoryLimit:
-    held = confine(home, limit, pid)
-    kind = CGROUP_2 if home.version == 2 else CGROUP_1
+def _with_cgroup(parent_group: Cgroup, limit: int, pid: int) -> MemoryLimit:
+    held = enter(parent_group, limit, pid)
+    kind = CGROUP_2 if parent_group.version == 2 else CGROUP_1
     caveat = _WHOLE if held.counts_swap else _WHOLE + _WITHOUT_SWAP
-    return MemoryLimit(kind, limit, caveat, held, lambda: held.end(pid))
+    return MemoryLimit(kind, limit, caveat, held, lambda: held.leave(pid))
 
 
 def _with_rlimit(

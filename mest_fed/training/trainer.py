@@ -17,7 +17,7 @@ from mest_fed.training.mutation import LocalMutation
 #: Images in one forward pass of an evaluation.
 EVALUATION_BATCH = 256
 
-NO_SAVINGS = MemoryOptions()
+NO_MEMORY_OPTIONS = MemoryOptions()
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class LocalTrainer:
     micro_batch : int
         Largest number of images in one forward and backward pass. It may be lowered during
         :meth:`fit`, by a guard for example.
-    savings : MemoryOptions
+    memory : MemoryOptions
         What is recomputed, packed and frozen; whether gradients are consumed is the optimizer's
         matter. By default nothing.
     guard : callable or None
@@ -130,7 +130,7 @@ class LocalTrainer:
         optimizer: SGD | torch.optim.Optimizer,
         *,
         micro_batch: int,
-        savings: MemoryOptions = NO_SAVINGS,
+        memory: MemoryOptions = NO_MEMORY_OPTIONS,
         guard: Callable[["LocalTrainer"], None] | None = None,
         forgetting: ForgettingState | None = None,
     ) -> None:
@@ -139,7 +139,7 @@ class LocalTrainer:
         self.model = model
         self.optimizer = optimizer
         self.micro_batch = micro_batch
-        self.savings = savings
+        self.memory = memory
         self.guard = guard
         self.forgetting = forgetting
 
@@ -160,7 +160,7 @@ class LocalTrainer:
         """
         self.model.train()
         totals = Metrics()
-        with memory_saving(self.model, self.savings) as forward:
+        with memory_saving(self.model, self.memory) as forward:
             if mutation is not None:
                 mutation.open()
             for step, batch in enumerate(batches):

@@ -10,11 +10,11 @@ from mest_fed.nn.state import Floats, ModelSpec, SparseState
 from mest_fed.wire.feedback import (
     Residual,
     Rows,
+    active_lengths,
+    active_rows,
     add,
     checksum,
     flatten,
-    live_lengths,
-    live_rows,
     pack_with_feedback,
     start_values,
     unflatten,
@@ -77,7 +77,7 @@ def encode(
     """
     codec = value_codec(values)
     check_masks(state.masks, spec)
-    rows = live_rows(state.masks, spec)
+    rows = active_rows(state.masks, spec)
     arrays: dict[str, Array] = {}
     owed, start = None, None
     if rows and codec.differences:
@@ -119,12 +119,12 @@ def decode(
     known: Mapping[bytes, MaskSet] = {},
     reference: SparseState | None = None,
     max_density: float | None = None,
-    max_live: Mapping[str, int] = {},
+    max_active: Mapping[str, int] = {},
 ) -> SparseState:
     """Read a state, in arrays of its own.
 
-    What a message announces is compared with the model, with ``max_live`` and with the values that
-    it holds before memory is taken for it.
+    What a message announces is compared with the model, with ``max_active`` and with the values
+    that it holds before memory is taken for it.
 
     Parameters
     ----------
@@ -138,8 +138,8 @@ def decode(
         From which differences start; needed where the sender used one.
     max_density : float or None
         The largest density to accept, over all sparse layers.
-    max_live : mapping of str to int
-        Mask group -> the most live granules to accept; any number where it is absent.
+    max_active : mapping of str to int
+        Mask group -> the most active granules to accept; any number where it is absent.
 
     Raises
     ------
@@ -154,15 +154,15 @@ def decode(
         raise WireError("differences are not allowed here")
     _check_kinds(payload.arrays, _fields(spec, codec, [0] * len(spec.layouts)))
     if header.source != MaskSource.KNOWN:
-        _check_counts(announced_counts(header.body, spec), payload.arrays, spec, max_live)
+        _check_counts(announced_counts(header.body, spec), payload.arrays, spec, max_active)
     masks = _read_masks(header, spec, known)
-    lengths = live_lengths(masks, spec)
+    lengths = active_lengths(masks, spec)
     if max_density is not None and sum(lengths) > max_density * spec.sparse_weights * (1 + 1e-9):
         density = sum(lengths) / spec.sparse_weights
         raise WireError(f"density {density:.4f} is above the allowed {max_density:.4f}")
     _check_lengths(payload.arrays, _fields(spec, codec, lengths))
     values = {}
-    if rows := live_rows(masks, spec):
+    if rows := active_rows(masks, spec):
         change = codec.unpack(payload.arrays, lengths)
         values = unflatten(add(_start(header, reference, rows), change), rows)
     dense = _unpack_dense(payload.arrays["dense"], spec, codec.dense) if spec.dense else {}
@@ -190,17 +190,17 @@ def _check_counts(
     counts: Mapping[str, int],
     arrays: Mapping[str, Array],
     spec: ModelSpec,
-    max_live: Mapping[str, int],
+    max_active: Mapping[str, int],
 ) -> None:
-    """Compare announced live slots with what may be, and with the values that are there."""
+    """Compare announced active slots with what may be, and with the values that are there."""
     for group, count in counts.items():
-        if count > max_live.get(group, count):
-            raise WireError(f"{group} has {count} live granules; {max_live[group]} were sent")
-    # Each live slot has a value at least in each layer of its group.
+        if count > max_active.get(group, count):
+            raise WireError(f"{group} has {count} active granules; {max_active[group]} were sent")
+    # Each active slot has a value at least in each layer of its group.
     least = sum(counts[group] * len(layers) for group, layers in spec.groups.items())
     if counts and least > arrays["values"].size:
         held = arrays["values"].shape
-        raise WireError(f"the masks announce {least} live slots, and there are {held} values")
+        raise WireError(f"the masks announce {least} active slots, and there are {held} values")
 
 
 def _fields(spec: ModelSpec, codec: ValueCodec, lengths: Sequence[int]) -> Fields:

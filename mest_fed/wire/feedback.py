@@ -20,18 +20,18 @@ from mest_fed.wire.values import Array, ValueCodec
 
 @dataclass(frozen=True)
 class Rows:
-    """Live values of one layer.
+    """Active values of one layer.
 
     Parameters
     ----------
     layer, group : str
         Name of the layer and of its mask group.
     slots : int32 array
-        The group's live slots, shape ``(live,)``.
+        The group's active slots, shape ``(active,)``.
     width : int
         Values of a slot, padding included.
     inside : bool array or None
-        Which values are no padding, shape ``(live, width)``; None where none is padding.
+        Which values are no padding, shape ``(active, width)``; None where none is padding.
     length : int
         How many values travel.
     """
@@ -44,16 +44,16 @@ class Rows:
     length: int
 
 
-def live_lengths(masks: MaskSet, spec: ModelSpec) -> list[int]:
+def active_lengths(masks: MaskSet, spec: ModelSpec) -> list[int]:
     """Return how many values of each sparse layer travel, padding left out."""
-    live = {layer: masks[group] for group, layers in spec.groups.items() for layer in layers}
+    active = {layer: masks[group] for group, layers in spec.groups.items() for layer in layers}
     return [
-        layout.live_weights(torch.tensor(live[layer])) for layer, layout in spec.layouts.items()
+        layout.active_weights(torch.tensor(active[layer])) for layer, layout in spec.layouts.items()
     ]
 
 
-def live_rows(masks: MaskSet, spec: ModelSpec) -> list[Rows]:
-    """List the live values of all sparse layers."""
+def active_rows(masks: MaskSet, spec: ModelSpec) -> list[Rows]:
+    """List the active values of all sparse layers."""
     group_of = {layer: group for group, layers in spec.groups.items() for layer in layers}
     return [_rows(layer, group_of[layer], masks, spec) for layer in spec.layouts]
 
@@ -61,7 +61,7 @@ def live_rows(masks: MaskSet, spec: ModelSpec) -> list[Rows]:
 def _rows(layer: str, group: str, masks: MaskSet, spec: ModelSpec) -> Rows:
     layout, slots = spec.layouts[layer], masks[group]
     tensor = torch.tensor(slots)  # from_numpy would warn of arrays that cannot be written
-    length, inside = layout.live_weights(tensor), None
+    length, inside = layout.active_weights(tensor), None
     if length != len(slots) * layout.width:
         inside = (layout.positions(tensor) != layout.num_weights).numpy()
     return Rows(layer, group, slots, layout.width, inside, length)
@@ -79,7 +79,7 @@ def flatten(values: Mapping[str, Floats], rows: Sequence[Rows]) -> Floats:
     for row in rows:
         layer = values[row.layer]
         if layer.shape != (len(row.slots), row.width):
-            raise ValueError(f"{row.layer} has {len(row.slots)} live slots, values {layer.shape}")
+            raise ValueError(f"{row.layer} has {len(row.slots)} active slots, values {layer.shape}")
         parts.append(layer.reshape(-1) if row.inside is None else layer[row.inside])
     return np.concatenate(parts, dtype=np.float32)
 
@@ -118,7 +118,7 @@ class Residual:
     masks : dict of str to int32 array
         The masks of the last message.
     values : dict of str to float32 array
-        Sparse layer -> shape ``(live, width)``.
+        Sparse layer -> shape ``(active, width)``.
     """
 
     masks: MaskSet

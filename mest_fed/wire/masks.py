@@ -107,7 +107,7 @@ class MaskCodec(ABC):
 
     @abstractmethod
     def encode(self, slots: Slots, num_slots: int, base: Slots) -> bytes:
-        """Write slots, int32 increasing of shape ``(live,)``; ``base`` likewise."""
+        """Write slots, int32 increasing of shape ``(active,)``; ``base`` likewise."""
 
     @abstractmethod
     def decode(self, body: bytes, count: int, num_slots: int, base: Slots) -> Slots:

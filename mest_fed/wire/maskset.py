@@ -6,7 +6,7 @@ Each group takes an entry, in the order of :attr:`mest_fed.nn.ModelSpec.groups`:
 offset  type    meaning
 ======  ======  ==============================================
 0       uint8   number of the mask codec
-1       uint32  live slots of the group
+1       uint32  active slots of the group
 5       uint32  length of what follows
 9       bytes   the slots, as :mod:`mest_fed.wire.masks` says
 ======  ======  ==============================================
@@ -65,7 +65,7 @@ def check_masks(masks: MaskSet, spec: ModelSpec) -> None:
 
 def _objection(slots: Slots, layout: Layout) -> str | None:
     if slots.dtype != np.int32 or slots.ndim != 1 or len(slots) == 0:
-        return f"{slots.dtype} of shape {slots.shape} where int32 of shape (live,) belongs"
+        return f"{slots.dtype} of shape {slots.shape} where int32 of shape (active,) belongs"
     return slot_objection(layout, slots)
 
 
@@ -98,7 +98,7 @@ def max_body_bytes(spec: ModelSpec) -> int:
 
 
 def announced_counts(body: bytes, spec: ModelSpec) -> dict[str, int]:
-    """Read how many live slots each group has as its entry says, without reading the slots.
+    """Read how many active slots each group has as its entry says, without reading the slots.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def announced_counts(body: bytes, spec: ModelSpec) -> dict[str, int]:
 
 
 def _entries(body: bytes, spec: ModelSpec) -> Iterator[tuple[str, int, int, bytes]]:
-    """Yield each group, the number of its codec, its live slots and the bytes that hold them."""
+    """Yield each group, the number of its codec, its active slots and the bytes that hold them."""
     start = 0
     for group in spec.groups:
         if len(body) - start < _ENTRY.size:

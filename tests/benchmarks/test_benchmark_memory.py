@@ -17,9 +17,7 @@ TINY = Case(model="resnet8", width=1.0, batch=8, micro_batch=4, steps=2)
 
 
 def test_a_case_survives_the_pipe():
-    case = replace(
-        TINY, savings=MemoryOptions("segments", "int8", release_gradients=True, frozen=1)
-    )
+    case = replace(TINY, memory=MemoryOptions("segments", "int8", release_gradients=True, frozen=1))
     assert Case.of(case.table()) == case
     assert case.name == "resnet8 batch block 0.1 4 segments int8 release_gradients frozen 1"
 
@@ -27,7 +25,7 @@ def test_a_case_survives_the_pipe():
 @pytest.mark.slow
 @pytest.mark.skipif(not can_measure(), reason="nothing can be measured here")
 def test_both_sides_are_measured_in_processes_of_their_own():
-    ours = memory.measured(replace(TINY, savings=memory.LEAN), trimmed=True)
+    ours = memory.measured(replace(TINY, memory=memory.LEAN), trimmed=True)
     dense = memory.measured(replace(TINY, side="dense"), trimmed=False)
     for found in (ours, dense):
         assert found["peak"] - found["baseline"] == found["added"] > 0
@@ -59,7 +57,7 @@ def test_the_picture(tmp_path):
 
 def test_accuracy_is_measured_on_the_test_set(monkeypatch):
     digits = load_dataset("digits", "")
-    lean = Variant(savings=MemoryOptions("segments", "int8", release_gradients=True))
+    lean = Variant(memory=MemoryOptions("segments", "int8", release_gradients=True))
     first, again = (train(lean, digits, 0, 256, 2) for _ in range(2))
     assert first == again
     assert first != train(lean, digits, 1, 256, 2)

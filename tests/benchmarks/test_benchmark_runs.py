@@ -8,9 +8,9 @@ import pytest
 import sparseprop_peer
 import torch
 import train_step
+from amdahl import amdahl, modelled_limits
 from benchmark_cases import timings
 from layer_clock import LayerClock
-from possible import amdahl, what_was_possible
 from torch import nn
 from train_contestants import dense, ours
 
@@ -122,13 +122,13 @@ def test_amdahl():
     assert amdahl([], []) == 1
 
 
-def test_what_was_possible():
+def test_modelled_limits():
     def net():
         return nn.Sequential(nn.Linear(10, 10, bias=False), nn.Linear(10, 10, bias=False))
 
     sparse = ours(net(), "unstructured", 0.5).model
     clocked = {"layer 0": [6.0], "optimizer": [2.0], "rest": [2.0]}
-    assert what_was_possible(timings(**clocked), net(), sparse) == {
+    assert modelled_limits(timings(**clocked), net(), sparse) == {
         "measured_share": 0.6,
         "measured_optimizer_share": 0.2,
         "modelled_possible_by_layers": round(1 / 0.7, 3),

@@ -4,8 +4,8 @@ from mest_fed.cli.planning.step_time import front, place
 from mest_fed.memory import Footprint, MemoryOptions, Plan, TrainingShape
 
 
-def plan(peak, micro_batch=4, density=0.1, **savings):
-    shape = TrainingShape(density, "uniform", micro_batch, 8, savings=MemoryOptions(**savings))
+def plan(peak, micro_batch=4, density=0.1, **memory):
+    shape = TrainingShape(density, "uniform", micro_batch, 8, memory=MemoryOptions(**memory))
     return Plan(100, shape, Footprint(values=peak, runtime=0))
 
 
@@ -13,7 +13,7 @@ def test_a_lane_for_each_way_and_a_band_for_each_time():
     slow = plan(5, recompute="segments")
     timed = [(plan(9), 1.0), (plan(8, 2), 1.0), (plan(7, saved="int8"), 1.0), (slow, 1.3)]
     points = place(timed, timed[1])
-    heights = {(s.plan.savings.recompute, s.plan.savings.saved): s.height for s in points}
+    heights = {(s.plan.memory.recompute, s.plan.memory.saved): s.height for s in points}
     assert heights == {("none", "int8"): 0, ("none", "fp32"): 1, ("segments", "fp32"): 3}
     assert len(points) == 4
     assert [point.plan.micro_batch for point in points if point.chosen] == [2]

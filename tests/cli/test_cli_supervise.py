@@ -40,7 +40,7 @@ GREEDY = "import time; time.sleep(0.3); block = b'x' * 200_000_000; time.sleep(1
 #: Becomes a supervisor as soon as it is told which group it is in.
 LAUNCH = """
 import json, os, sys
-job = json.loads(sys.argv[1]) | {"stay": json.loads(input())}
+job = json.loads(sys.argv[1]) | {"cgroup_limit": json.loads(input())}
 os.execv(sys.executable, [sys.executable, "-m", "mest_fed.cli.supervise", json.dumps(job)])
 """
 
@@ -62,11 +62,11 @@ def start():
         )
         started.append(process)
         held = None if limit is None else limit_memory(limit, pid=process.pid)
-        if held is not None and held.confinement is None:
+        if held is not None and held.cgroup_limit is None:
             held.release()
             pytest.skip(f"no memory control group can be made here; {held.kind} would hold it")
-        stay = None if held is None else asdict(held.confinement)
-        process.stdin.write(json.dumps(stay, default=str) + "\n")
+        cgroup_limit = None if held is None else asdict(held.cgroup_limit)
+        process.stdin.write(json.dumps(cgroup_limit, default=str) + "\n")
         process.stdin.flush()
         return process, held
 
@@ -152,7 +152,7 @@ def test_killed_for_memory(start):
     assert said.startswith("error: the kernel killed a process of this node for memory (--memory-")
     assert said.count("\n") == 1
     assert "'64MB'" in said
-    assert not held.confinement.group.folder.exists()
+    assert not held.cgroup_limit.group.folder.exists()
 
 
 def test_a_kill_that_costs_a_round_alone(start):
@@ -178,10 +178,10 @@ def test_a_kill_that_costs_a_round_alone(start):
 def test_the_group_is_left_at_the_end(start):
     process, held = start(limit=200 * MB)
     child = child_of(process)
-    assert set(held.confinement.group.processes()) >= {process.pid, child.pid}
+    assert set(held.cgroup_limit.group.processes()) >= {process.pid, child.pid}
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 128 + signal.SIGTERM
-    assert not held.confinement.group.folder.exists()
+    assert not held.cgroup_limit.group.folder.exists()
 
 
 def test_weighing_a_process():

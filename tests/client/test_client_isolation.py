@@ -142,7 +142,7 @@ def test_the_kernel_kills_the_child_alone():
         text=True,
     )
     with process, limit_memory(200 * MB, pid=process.pid) as limit:
-        if limit.confinement is None:
+        if limit.cgroup_limit is None:
             process.kill()
             pytest.skip(f"no memory control group can be made here; {limit.kind} would hold it")
         output, _ = process.communicate("\n", timeout=120)

@@ -33,7 +33,7 @@ def train(context):
 def test_a_given_plan_is_followed():
     context = context_of(CONFIG, plan=plan_text(micro_batch=8, recompute="segments", saved="int8"))
     plan = capability_of(task_of(CONFIG), context).plan
-    assert (plan.micro_batch, plan.savings.recompute, plan.savings.saved) == (8, "segments", "int8")
+    assert (plan.micro_batch, plan.memory.recompute, plan.memory.saved) == (8, "segments", "int8")
     metrics = train(context).content["metrics"]
     assert metrics["predicted-peak"] == plan.footprint.total
     assert len(context.state.config_records) == 0  # nothing was planned

@@ -50,20 +50,20 @@ def test_dense_training_agrees_with_torch():
 
 
 @pytest.mark.parametrize("scheme", ["unstructured", "block", "block:8", "pattern", "channel"])
-def test_sparse_counts_live_weights_only(scheme):
+def test_sparse_counts_active_weights_only(scheme):
     model = sparsify(build(), scheme, 0.2)
     dense = forward_flops(build(), (3, 16, 16)).dense_flops
     sides = {"stage1": 16, "stage2": 8, "stage3": 4}
-    live = sum(
-        2 * layer.layout.live_weights(layer.slots) * sides[name.split(".")[0]] ** 2
+    active = sum(
+        2 * layer.layout.active_weights(layer.slots) * sides[name.split(".")[0]] ** 2
         for name, layer in model.named_modules()
         if isinstance(layer, SparseLayer)
     )
     work = forward_flops(model, (3, 16, 16))
-    assert work.sparse_flops == live
+    assert work.sparse_flops == active
     assert 0 < work.dense_flops < dense / 3
     # The stem is dense and the first; every sparse layer is counted three times.
-    assert training_flops(model, (3, 16, 16)).sparse_flops == 3 * live
+    assert training_flops(model, (3, 16, 16)).sparse_flops == 3 * active
 
 
 def test_padding_of_an_incomplete_strip_is_not_counted():

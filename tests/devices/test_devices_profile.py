@@ -115,7 +115,7 @@ def test_built_in_profile_is_plausible(name):
     assert profile.name == name
     assert profile.budget_bytes < profile.memory_bytes / 4
     assert 1e9 < profile.flops["dense"] < 1e12
-    # A live weight never goes faster in a sparse kernel than in the dense one.
+    # An active weight never goes faster in a sparse kernel than in the dense one.
     assert max(profile.flops.values()) == profile.flops["dense"]
     assert min(profile.flops.values()) == profile.flops["unstructured"]
     assert profile.idle_watts < profile.radio_watts <= profile.compute_watts

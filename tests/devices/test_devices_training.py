@@ -1,4 +1,4 @@
-"""Operations of training with savings, on models and on their skeletons."""
+"""Operations of training with memory options, on models and on their skeletons."""
 
 from collections import Counter
 
@@ -26,15 +26,15 @@ def build(scheme="block", norm="group"):
 
 
 @pytest.mark.parametrize("scheme", ["unstructured", "block", "pattern", "channel", None])
-@pytest.mark.parametrize("savings", [MemoryOptions(), MemoryOptions("segments", frozen=1)])
-def test_a_skeleton_counts_as_its_model(scheme, savings):
+@pytest.mark.parametrize("memory", [MemoryOptions(), MemoryOptions("segments", frozen=1)])
+def test_a_skeleton_counts_as_its_model(scheme, memory):
     trace = trace_model(
         build_shell("resnet8", IMAGE, 10, width=0.5, norm="group", scheme=scheme), IMAGE
     )
     shape = TrainingShape(0.2 if scheme else 1.0, "uniform", 8, 8)
     meta_model = trace.at(peak_granules(trace, Static(), shape))
-    expected = training_work(build(scheme), IMAGE, savings)
-    assert training_work(meta_model, IMAGE, savings) == expected
+    expected = training_work(build(scheme), IMAGE, memory)
+    assert training_work(meta_model, IMAGE, memory) == expected
     assert expected.dense_flops > 0
 
 

@@ -38,19 +38,19 @@ def threads(count):
         torch.set_num_threads(before)
 
 
-def positions(cut, shape, slots):
+def positions(storage, shape, slots):
     """List for each slot where its values stand in the flat weight, by the cuts' definitions."""
     columns, taps, total = math.prod(shape[1:]), math.prod(shape[2:]), math.prod(shape)
 
     def of(slot):
-        if isinstance(cut, Strips):
+        if isinstance(storage, Strips):
             strip, column = divmod(slot, columns)
-            rows = [strip * cut.rows + r for r in range(cut.rows)]
+            rows = [strip * storage.rows + r for r in range(storage.rows)]
             return [row * columns + column if row < shape[0] else total for row in rows]
-        if isinstance(cut, Kernels):
-            kernel, variant = divmod(slot, len(cut.cells))
-            return [kernel * taps + cell for cell in cut.cells[variant]]
-        if cut.axis == "out":
+        if isinstance(storage, Kernels):
+            kernel, variant = divmod(slot, len(storage.cells))
+            return [kernel * taps + cell for cell in storage.cells[variant]]
+        if storage.axis == "out":
             return list(range(slot * columns, (slot + 1) * columns))
         return [(o * shape[1] + slot) * taps + t for o in range(shape[0]) for t in range(taps)]
 
@@ -89,7 +89,7 @@ class Case:
         bias = None if self.bias is None else leaf(self.bias)
         shape = self.weight.shape
         flat = torch.zeros(math.prod(shape) + 1, dtype=torch.float64)
-        at = positions(self.weight.cut, shape, self.weight.slots.tolist())
+        at = positions(self.weight.storage, shape, self.weight.slots.tolist())
         dense = flat.index_put((at,), values)[:-1].view(shape)
         if len(shape) == 2:
             y = torch.nn.functional.linear(x, dense, bias)
@@ -142,33 +142,33 @@ class Sizes:
     """Of a case without its numbers."""
 
     shape: tuple[int, ...]
-    cut: Strips | Kernels | Channels
+    storage: Strips | Kernels | Channels
     size: tuple[int, ...]
     geometry: ConvGeometry = PLAIN
 
     @property
     def variants(self):
-        """Return how many slots a granule has; one of them at most may live."""
-        return len(self.cut.cells) if isinstance(self.cut, Kernels) else 1
+        """Return how many slots a granule has; one of them at most may be active."""
+        return len(self.storage.cells) if isinstance(self.storage, Kernels) else 1
 
     @property
     def num_granules(self):
         """Return how many granules the weight has."""
-        if isinstance(self.cut, Strips):
-            return -(-self.shape[0] // self.cut.rows) * math.prod(self.shape[1:])
-        if isinstance(self.cut, Kernels):
+        if isinstance(self.storage, Strips):
+            return -(-self.shape[0] // self.storage.rows) * math.prod(self.shape[1:])
+        if isinstance(self.storage, Kernels):
             return math.prod(self.shape[:2])
-        return self.shape[0 if self.cut.axis == "out" else 1]
+        return self.shape[0 if self.storage.axis == "out" else 1]
 
-    def case(self, live, seed=0, bias=True, whole=False, strides=("", "", "")):
-        """Draw ``live`` granules, and the numbers: values, input, bias and upstream gradient."""
+    def case(self, active, seed=0, bias=True, whole=False, strides=("", "", "")):
+        """Draw ``active`` granules, and the numbers: values, input, bias and upstream gradient."""
         generator = torch.Generator().manual_seed(seed)
-        granules = torch.randperm(self.num_granules, generator=generator)[:live].sort().values
+        granules = torch.randperm(self.num_granules, generator=generator)[:active].sort().values
         variants = torch.randint(self.variants, granules.shape, generator=generator)
         slots = (granules * self.variants + variants).to(torch.int32)
-        at = positions(self.cut, self.shape, slots.tolist())
-        weight = SparseWeight(self.shape, slots, self.cut, lambda: at)
-        width = positions(self.cut, self.shape, [0]).shape[1]
+        at = positions(self.storage, self.shape, slots.tolist())
+        weight = SparseWeight(self.shape, slots, self.storage, lambda: at)
+        width = positions(self.storage, self.shape, [0]).shape[1]
         out = (self.size[0], self.shape[0])
         if len(self.shape) == 4:
             out += self.geometry.out_size(self.size[2:], self.shape[2:])

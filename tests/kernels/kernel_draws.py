@@ -1,4 +1,4 @@
-"""Drawn products: sizes below, at and above the vector width, odd ones, and few live granules."""
+"""Drawn products: sizes below, at and above the vector width, odd ones, and few active granules."""
 
 import math
 
@@ -55,10 +55,10 @@ def sizes(draw, channels=None):
 def cases(draw, channels=None):
     """Draw a case: no slot, one, some, all; integers or not; with or without bias; any strides."""
     drawn = draw(sizes(channels))
-    live = draw(st.sampled_from(("none", "one", "all", "some", "some", "some")))
+    active = draw(st.sampled_from(("none", "one", "all", "some", "some", "some")))
     share = draw(st.floats(0, 1))
     some = int(share * drawn.num_granules)
-    count = {"none": 0, "one": 1, "all": drawn.num_granules}.get(live, some)
+    count = {"none": 0, "one": 1, "all": drawn.num_granules}.get(active, some)
     how = st.sampled_from(("", "strided", "transposed", "last"))
     return drawn.case(
         count,

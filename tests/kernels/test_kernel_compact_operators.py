@@ -33,7 +33,7 @@ def outputs(name, given):
 @DTYPES
 @pytest.mark.parametrize("name", arguments(FULL))
 def test_torch_accepts_the_operators(name, dtype):
-    # Without a zero: of a squeezed tensor that has some, no shape can be told beforehand.
+    # Without a zero: of a packed tensor that has some, no shape can be told beforehand.
     torch.library.opcheck(getattr(OPERATORS, name).default, arguments(FULL.to(dtype))[name])
 
 

@@ -24,7 +24,7 @@ TIMES = {name: {"dense": 0.5, "padded": 0.25} for name in Choice._fields}
 
 
 def table(mode="tuned", **changes):
-    strips, channels = layer_case().case, layer_case(CUTS["out"], live=1).case
+    strips, channels = layer_case().case, layer_case(CUTS["out"], active=1).case
     rows = (
         Row(("a", "b.conv"), strips, MIXED, TIMES),
         Row(("c",), channels, Choice("channels", "dense", "channels")),
@@ -42,7 +42,7 @@ def test_it_comes_back_as_it_was(mode, variant):
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_every_cut(cut):
-    layer = layer_case(CUTS[cut], live=1)
+    layer = layer_case(CUTS[cut], active=1)
     before = Table("tuned", (Row((), layer.case, Choice(*["dense"] * 3)),), None, 1, "2")
     assert load_choices(choices_to_rows(before), "x") == before
 

@@ -85,7 +85,7 @@ def test_noise_does_not_win():
 def test_channels_have_a_smaller_product(monkeypatch, variant, product):
     monkeypatch.setattr(native, "variant", lambda: variant)
     assert candidates(layer_case(CUTS["out"]), product) == ("dense", "channels")
-    assert candidates(layer_case(CUTS["in"], live=3), product) == ("dense", "channels")
+    assert candidates(layer_case(CUTS["in"], active=3), product) == ("dense", "channels")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_every_implementation_runs(cut, shape):
     if cut == "kernels" and len(shape) == 2:
         pytest.skip("the pattern scheme is of 3x3 kernels")
     size = (2, 4, 16, 16) if len(shape) == 4 else (2, 4)
-    layer = layer_case(CUTS[cut], live=3, shape=shape, size=size)
+    layer = layer_case(CUTS[cut], active=3, shape=shape, size=size)
     times = {"dense": 3.0, "channels": 2.0, "padded": 1.0, "shifted": 0.5}
     found = tune_layer(layer, generator(), fixed_times(times))
     for product, name in zip(PRODUCTS, found.choice, strict=True):
@@ -219,7 +219,7 @@ def test_what_a_process_was_told_ends_with_an_error():
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_dense_everywhere(cut):
-    layer = layer_case(CUTS[cut], live=1)
+    layer = layer_case(CUTS[cut], active=1)
     with with_choices(Choices({layer.case: PADDED}, dense=True)):
         assert chosen(layer) == EVERYTHING_DENSE
 
@@ -235,10 +235,10 @@ def test_a_choice_that_cannot_run_here_is_left_to_the_rule(monkeypatch):
 
 
 def test_the_case_is_that_of_the_layer():
-    layer = layer_case(Strips(2), live=9)
+    layer = layer_case(Strips(2), active=9)
     case = layer.case
     assert case == case_of(layer.weight, (16, 16), layer.geometry)
-    assert (case.cut, case.shape, case.size) == ("strips:2", (8, 4, 3, 3), (16, 16))
+    assert (case.storage, case.shape, case.size) == ("strips:2", (8, 4, 3, 3), (16, 16))
     assert layer.out_size == (2, 8, 16, 16)
     linear = layer_case(shape=(8, 4), size=(5, 4))
     assert (linear.case.shape, linear.case.size) == ((8, 4, 1, 1), (1, 1))

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(native._module is None, reason="no compiled kern
 
 def granules(case):
     """Return what the operators take of a weight and a geometry."""
-    cut, geometry = case.weight.cut, case.geometry
+    cut, geometry = case.weight.storage, case.geometry
     cells = torch.tensor(cut.cells, dtype=torch.int32) if isinstance(cut, Kernels) else None
     shape = [*case.weight.shape, 1, 1][:4]
     numbers = [*geometry.stride, *geometry.padding, *geometry.dilation]
@@ -110,8 +110,8 @@ def test_what_an_earlier_call_left_in_scratch_does_not_show():
 def test_features_below_and_above_the_vector_width(numbers, rows, plane, count, how):
     batch, features, outputs = numbers
     sizes = Sizes((outputs, features), Strips(rows), (batch, features))
-    live = max(1, sizes.num_granules // (1 + sum(numbers) % 7))
-    case = sizes.case(live, seed=sum(numbers), whole=True, strides=(how, "", how))
+    active = max(1, sizes.num_granules // (1 + sum(numbers) % 7))
+    case = sizes.case(active, seed=sum(numbers), whole=True, strides=(how, "", how))
     with threads(count):
         case.check(case.gradients(every(plane)))
         check_both(case, plane)

@@ -103,7 +103,7 @@ def test_a_compiled_model_gives_the_same_bits_in_one_graph(scheme):
 
 @pytest.mark.parametrize("plane", PLANES)
 @pytest.mark.parametrize("cut", [Strips(1), Strips(4), Kernels(((0, 2, 3), (1, 4, 8)))])
-def test_flops_are_two_for_each_live_weight_and_position(cut, plane):
+def test_flops_are_two_for_each_active_weight_and_position(cut, plane):
     sizes = Sizes((8, 3, 3, 3), cut, (5, 3, 7, 9), ConvGeometry((2, 1), (1, 0)))
     case = sizes.case(sizes.num_granules // 3)
     once = 2 * case.values.numel() * 5 * math.prod(case.upstream.shape[2:])
@@ -122,7 +122,7 @@ def flops(case, choice):
 
 
 @pytest.mark.parametrize("axis", ["out", "in"])
-def test_flops_of_live_channels(axis):
+def test_flops_of_active_channels(axis):
     sizes = Sizes((8, 4, 3, 3), Channels(axis), (5, 4, 7, 9))
     case = sizes.case(2)
     with FlopCounterMode(display=False) as counter:

@@ -44,7 +44,7 @@ def test_channel_products_are_the_dense_ones(case):
 
 @pytest.mark.parametrize("axis", ["out", "in"])
 @pytest.mark.parametrize("shape", [(4, 3, 3, 3), (4, 3)])
-def test_channel_products_without_a_live_channel(shape, axis):
+def test_channel_products_without_a_active_channel(shape, axis):
     case = Sizes(shape, Channels(axis), (2, 3, 5, 5)[: len(shape)]).case(0)
     case.check(case.gradients(every("channels")))
 

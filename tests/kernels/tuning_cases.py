@@ -8,8 +8,8 @@ from mest_fed.kernels.tuning import LayerCase
 PATTERNS = ((0, 1, 3, 4), (1, 2, 4, 5))
 
 
-def layer_case(cut=None, live=6, size=(2, 4, 16, 16), shape=(8, 4, 3, 3), stride=1):
-    """Return a layer whose first granules live; its positions are not to be asked for."""
+def layer_case(cut=None, active=6, size=(2, 4, 16, 16), shape=(8, 4, 3, 3), stride=1):
+    """Return a layer whose first granules are active; its positions are not to be asked for."""
     cut = Strips(4) if cut is None else cut
     if isinstance(cut, Channels):
         width = shape[0] * shape[1] // shape[cut.axis == "in"]
@@ -17,11 +17,11 @@ def layer_case(cut=None, live=6, size=(2, 4, 16, 16), shape=(8, 4, 3, 3), stride
             width *= side
     else:
         width = cut.rows if isinstance(cut, Strips) else len(cut.cells[0])
-    slots = torch.arange(live, dtype=torch.int32)
-    positions = torch.arange(live * width).view(live, width)  # of no meaning, but in range
+    slots = torch.arange(active, dtype=torch.int32)
+    positions = torch.arange(active * width).view(active, width)  # of no meaning, but in range
     weight = SparseWeight(shape, slots, cut, lambda: positions)
     geometry = ConvGeometry((stride, stride), (shape[-1] // 2,) * 2 if len(shape) == 4 else (0, 0))
-    return LayerCase(weight, torch.ones(live, width), geometry, size)
+    return LayerCase(weight, torch.ones(active, width), geometry, size)
 
 
 def fixed_times(times, seen=None):

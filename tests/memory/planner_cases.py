@@ -22,13 +22,13 @@ class Costs:
     saved: tuple[float, float, float]
 
     def __call__(self, shape):
-        savings = shape.savings
+        memory = shape.memory
         recompute = dict(zip(("none", "norms", "segments"), self.recompute, strict=True))
         saved = dict(zip(("fp32", "fp16", "int8"), self.saved, strict=True))
-        train = (6 - savings.frozen) / 6
+        train = (6 - memory.frozen) / 6
         activations = self.image * shape.micro_batch * train
-        copies = 1 + shape.momentum * train + (not savings.release_gradients) * train
-        each = recompute[savings.recompute] * saved[savings.saved]
+        copies = 1 + shape.momentum * train + (not memory.release_gradients) * train
+        each = recompute[memory.recompute] * saved[memory.saved]
         return int(activations * each + self.weights * shape.density * copies)
 
 

@@ -1,4 +1,4 @@
-"""Models to train with savings, a step on them, and what came of it."""
+"""Models to train with memory options, a step on them, and what came of it."""
 
 from dataclasses import dataclass
 
@@ -95,11 +95,11 @@ def gradients(net):
     return {name: parameter.grad for name, parameter in net.named_parameters()}
 
 
-def backward(net, savings, batch):
+def backward(net, memory, batch):
     """Go forward and back once in training mode; dropout draws from a seed of its own."""
     images, labels = batch
     net.train()
-    with torch.random.fork_rng(devices=[]), memory_saving(net, savings) as forward:
+    with torch.random.fork_rng(devices=[]), memory_saving(net, memory) as forward:
         torch.manual_seed(3)
         loss = cross_entropy(forward(images), labels)
         loss.backward()

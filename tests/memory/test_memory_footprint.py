@@ -62,7 +62,7 @@ def test_messages_are_charged_where_there_are_any():
 
 
 def test_consumed_gradients_stand_where_the_device_mutates():
-    consuming = replace(SHAPE, savings=MemoryOptions(release_gradients=True))
+    consuming = replace(SHAPE, memory=MemoryOptions(release_gradients=True))
     assert predict(shape=consuming).gradients == 0
     assert predict(shape=consuming, mutates=True) == predict()
     assert predict(mutates=True) == predict()
@@ -122,8 +122,10 @@ def test_values_and_momentum_are_as_large_as_they_really_get(name, scheme, distr
     assert parts.gradients == sum(p.grad.untyped_storage().nbytes() for p in model.parameters())
     moments = [state[MOMENTUM] for state in optimizer.state.values()]
     assert parts.optimizer == sum(t.untyped_storage().nbytes() for t in moments)
-    live = peak_granules(trace, method, shape)
-    assert live == {n: len(m.slots) for n, m in model.named_modules() if isinstance(m, SparseLayer)}
+    active = peak_granules(trace, method, shape)
+    assert active == {
+        n: len(m.slots) for n, m in model.named_modules() if isinstance(m, SparseLayer)
+    }
 
 
 def test_sparser_is_smaller_in_every_part_that_holds_weights():

@@ -28,8 +28,8 @@ def limits(batch=8, micro_batch=None, **what):
     return PlanLimits(shape, **what)
 
 
-def memory_saving(**savings):
-    return PlanLimits(replace(SHAPE, savings=MemoryOptions(**savings)), segments=6)
+def memory_saving(**options):
+    return PlanLimits(replace(SHAPE, memory=MemoryOptions(**options)), segments=6)
 
 
 def test_the_levers_come_in_the_order_of_preference():
@@ -86,7 +86,7 @@ def test_densities_are_shares_of_the_wish():
     ],
 )
 def test_up_to_two_thirds_of_the_segments_freeze(segments, frozen, expected):
-    shape = replace(SHAPE, savings=MemoryOptions(frozen=frozen))
+    shape = replace(SHAPE, memory=MemoryOptions(frozen=frozen))
     assert steps(PlanLimits(shape, segments=segments), "frozen") == expected
 
 
@@ -102,7 +102,7 @@ def test_savings_that_are_wished_for_are_where_their_levers_start():
 
 def test_without_segments_none_are_recomputed():
     assert steps(PlanLimits(SHAPE), "recompute") == ["none", "norms"]
-    wished = PlanLimits(replace(SHAPE, savings=MemoryOptions("segments")))
+    wished = PlanLimits(replace(SHAPE, memory=MemoryOptions("segments")))
     assert steps(wished, "recompute") == ["segments"]
 
 

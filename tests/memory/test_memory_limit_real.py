@@ -51,7 +51,7 @@ def go(process):
 
 def held(process):
     limit = limit_memory(LIMIT, pid=process.pid)
-    if limit.confinement is None:
+    if limit.cgroup_limit is None:
         limit.release()
         pytest.skip(f"no memory control group can be made here; {limit.kind} would hold the limit")
     return limit
@@ -62,8 +62,8 @@ def test_too_much_is_killed(start):
     with held(process) as limit:
         go(process)
         assert process.wait(timeout=30) == -signal.SIGKILL
-        assert limit.confinement.group.kills() == 1
-    assert not limit.confinement.group.folder.exists()
+        assert limit.cgroup_limit.group.kills() == 1
+    assert not limit.cgroup_limit.group.folder.exists()
 
 
 def test_too_much_in_a_child_of_a_child_is_killed(start):
@@ -72,14 +72,14 @@ def test_too_much_in_a_child_of_a_child_is_killed(start):
         go(process)
         assert process.stdout.readline() == f"{-signal.SIGKILL}\n"
         assert process.poll() is None
-        assert limit.confinement.group.kills() == 1
-    assert not limit.confinement.group.folder.exists()
+        assert limit.cgroup_limit.group.kills() == 1
+    assert not limit.cgroup_limit.group.folder.exists()
 
 
 def test_what_fits_lives(start):
     process = start(ALLOCATE, 100 * MB)
     with held(process) as limit:
-        group = limit.confinement.group
+        group = limit.cgroup_limit.group
         before = group.usage()
         go(process)
         assert process.stdout.readline() == "lives\n"
@@ -90,7 +90,7 @@ def test_what_fits_lives(start):
     # It lives on where it came from.
     assert process.poll() is None
     assert not group.folder.exists()
-    assert process.pid in limit.confinement.home.processes()
+    assert process.pid in limit.cgroup_limit.parent_group.processes()
 
 
 @pytest.mark.parametrize(("size", "word"), [(600 * MB, "MemoryError"), (100 * MB, "lives")])

@@ -74,7 +74,7 @@ def test_version_2_without_memory_leaves_it_to_version_1(machine):
     fill(own, cgroup__controllers="hugetlb\n", cgroup__subtree_control="")
     with limit_memory(MB, pid=42, proc=machine.proc) as limit:
         assert limit.kind == "cgroup v1"
-        assert limit.confinement.home.folder == memory
+        assert limit.cgroup_limit.parent_group.folder == memory
 
 
 def test_where_the_group_is_not_ours_alone(machine, no_rlimit):
@@ -190,7 +190,7 @@ def test_a_group_outside_of_what_is_mounted(machine, no_rlimit):
 def test_killed_for_memory(machine):
     machine.mount(1, "memory", "/a")
     with limit_memory(MB, pid=42, proc=machine.proc) as limit:
-        group = limit.confinement.group
+        group = limit.cgroup_limit.group
         assert group.kills() == 0
         fill(group.folder, memory__oom_control="oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
         assert group.kills() == 2

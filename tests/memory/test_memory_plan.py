@@ -25,10 +25,10 @@ PLAN = Plan(
 )
 
 plans = st.builds(
-    lambda density, distribution, sizes, momentum, savings, parts, spare: Plan(
+    lambda density, distribution, sizes, momentum, memory, parts, spare: Plan(
         sum(parts) + spare,
         TrainingShape(
-            density, distribution, min(sizes), max(sizes), momentum, MemoryOptions(*savings)
+            density, distribution, min(sizes), max(sizes), momentum, MemoryOptions(*memory)
         ),
         Footprint(*parts),
     ),

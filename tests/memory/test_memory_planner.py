@@ -107,12 +107,12 @@ def test_levers_one_after_another_as_the_budget_shrinks():
     whole = EVEN(SHAPE)  # 8 kB of activations, 60 kB of weights
     assert pulled(needed(whole)) == []
     assert pulled(needed(whole) - 1) == ["release_gradients"]
-    least = EVEN(replace(SHAPE, savings=MemoryOptions(release_gradients=True)))
+    least = EVEN(replace(SHAPE, memory=MemoryOptions(release_gradients=True)))
     assert pulled(needed(least) - 1) == ["release_gradients", "micro_batch"]
-    least = EVEN(replace(SHAPE, micro_batch=1, savings=MemoryOptions(release_gradients=True)))
+    least = EVEN(replace(SHAPE, micro_batch=1, memory=MemoryOptions(release_gradients=True)))
     assert pulled(needed(least) - 1) == ["release_gradients", "micro_batch", "recompute"]
-    savings = MemoryOptions("segments", "int8", release_gradients=True)
-    least = EVEN(replace(SHAPE, micro_batch=1, savings=savings))
+    memory = MemoryOptions("segments", "int8", release_gradients=True)
+    least = EVEN(replace(SHAPE, micro_batch=1, memory=memory))
     assert "density" not in pulled(needed(least))
     assert "density" in pulled(needed(least) - 1)
     assert pulled(planner().smallest().budget) == list(COST_ORDER)
@@ -121,8 +121,8 @@ def test_levers_one_after_another_as_the_budget_shrinks():
 def test_another_order_is_another_plan():
     budget = needed(EVEN(SHAPE) - 21_000)  # more than consuming gives
     first, batch = (planner().plan(budget, order) for order in (None, BATCH_NORM_COST_ORDER))
-    assert (first.micro_batch, first.savings.recompute) == (4, "none")
-    assert (batch.micro_batch, batch.savings.recompute) == (8, "norms")
+    assert (first.micro_batch, first.memory.recompute) == (4, "none")
+    assert (batch.micro_batch, batch.memory.recompute) == (8, "norms")
     last = planner().plan(budget, ("density", *(n for n in COST_ORDER if n != "density")))
     assert last.shape == replace(SHAPE, density=0.1)
     by_wish = planner(limits=replace(WISH, batch_statistics=True))
@@ -162,7 +162,7 @@ def test_runners_up_spare_what_was_pulled():
 
 def test_the_frontier_has_a_plan_for_each_step_of_time():
     plans = list(planner().frontier())
-    settings_of = {(p.savings.recompute, p.savings.saved, p.micro_batch) for p in plans}
+    settings_of = {(p.memory.recompute, p.memory.saved, p.micro_batch) for p in plans}
     assert len(settings_of) == len(plans) == 3 * 3 * 4
     for each in plans:
         assert each.budget == needed(each.footprint.total)
@@ -172,6 +172,6 @@ def test_the_frontier_has_a_plan_for_each_step_of_time():
 def test_recomputation_that_costs_more_than_it_saves_is_passed_over():
     dear = Costs(1000, 0, (1.0, 1.5, 0.4), (1.0, 0.9, 0.8))
     found = planner(dear).plan(needed(dear(replace(SHAPE, micro_batch=1)) - 1))
-    assert found.savings.recompute == "segments"
+    assert found.memory.recompute == "segments"
     dearer = Costs(1000, 0, (1.0, 1.5, 2.0), (1.0, 0.9, 0.8))
-    assert planner(dearer).smallest().savings.recompute == "none"
+    assert planner(dearer).smallest().memory.recompute == "none"

@@ -83,8 +83,8 @@ def test_a_density_that_the_scheme_cannot_hold_is_refused():
 
 
 def test_a_wish_that_saves_already_is_kept(trace):
-    savings = MemoryOptions("segments", "bf16", release_gradients=True, frozen=1)
-    limits = PlanLimits(replace(SHAPE, savings=savings), segments=4)
+    memory = MemoryOptions("segments", "bf16", release_gradients=True, frozen=1)
+    limits = PlanLimits(replace(SHAPE, memory=memory), segments=4)
     found = Planner(trace, TrainingSetup(MestEM()), limits).smallest()
-    assert (found.savings.recompute, found.savings.saved) == ("segments", "bf16")
-    assert found.savings.frozen == 2
+    assert (found.memory.recompute, found.memory.saved) == ("segments", "bf16")
+    assert found.memory.frozen == 2

@@ -24,8 +24,8 @@ def nothing_hidden(monkeypatch):
     monkeypatch.setattr(steps, "OperatorOverhead", NothingHidden)
 
 
-def bytes_of(model, micro_batch, batch, savings=None, *, momentum=True, image=IMAGE, **options):
-    shape = TrainingShape(1.0, "uniform", micro_batch, batch, momentum, savings or MemoryOptions())
+def bytes_of(model, micro_batch, batch, memory=None, *, momentum=True, image=IMAGE, **options):
+    shape = TrainingShape(1.0, "uniform", micro_batch, batch, momentum, memory or MemoryOptions())
     peak = step_bytes(meta_model_of(model), shape, StepOptions(image, **options))
     return {kind: size for kind, size in peak.items() if size}
 
@@ -118,18 +118,18 @@ def kept_for_real(model, images, labels):
     return sum(storage.nbytes() for storage in kept.values()) + loss.nbytes
 
 
-def kept_by_the_trace(model, count, savings):
+def kept_by_the_trace(model, count, memory):
     model = meta_model_of(model)
     images = torch.empty(count, 1, 8, 8, device="meta")
     labels = torch.empty(count, dtype=torch.int64, device="meta")
-    with LiveBytes(NothingHidden()) as live, memory_saving(model, savings) as forward:
-        live.mark((*model.parameters(), *model.buffers()), "values")
-        live.mark((images, labels), "batch")
+    with LiveBytes(NothingHidden()) as active, memory_saving(model, memory) as forward:
+        active.mark((*model.parameters(), *model.buffers()), "values")
+        active.mark((images, labels), "batch")
         loss = cross_entropy(forward(images), labels, reduction="sum")
-        live.mark_rest("activations")
-        live.begin()
+        active.mark_rest("activations")
+        active.begin()
     assert loss.shape == ()
-    return live.peak["activations"]
+    return active.peak["activations"]
 
 
 @pytest.mark.parametrize("case", [case for case in MODELS if not case.startswith("own")])

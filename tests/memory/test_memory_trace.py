@@ -83,15 +83,15 @@ def test_tied_weights_stay_tied():
 
 def test_at_other_densities():
     trace = trace_model(resnet("block"), SMALL)
-    live = dict.fromkeys(trace.spec.layouts, 7)
-    model = trace.at(live)
+    active = dict.fromkeys(trace.spec.layouts, 7)
+    model = trace.at(active)
     for name, layer in model.named_modules():
         if isinstance(layer, SparseLayer):
             assert layer.values.shape == (7, trace.spec.layouts[name].width)
             assert layer.slots.shape == (7,)
     # The trace's own meta_model is as it was, for whoever asks next.
     assert len(trace.meta_model.stage1[0].conv1.slots) != 7
-    assert len(live) == 6
+    assert len(active) == 6
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])

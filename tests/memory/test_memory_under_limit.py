@@ -55,9 +55,9 @@ OURS = (
 from mest_fed.memory import MemoryOptions, memory_saving
 from mest_fed.nn.sgd import SGD
 model = build_model("resnet32", (3, 32, 32), 10, sparsity=Sparsity("block", 0.1), **options)
-savings = MemoryOptions("segments", "int8", release_gradients=True)
+memory = MemoryOptions("segments", "int8", release_gradients=True)
 optimizer = SGD(model.parameters(), 0.1, momentum=0.9, release_gradients=True)
-with memory_saving(model, savings) as forward:
+with memory_saving(model, memory) as forward:
     for part in (slice(0, 64), slice(64, 128)):
         optimizer.zero_grad()
         cross_entropy(forward(images[part]), labels[part]).backward()
@@ -83,7 +83,7 @@ def under_the_limit():
         )
         started.append(process)
         with limit_memory(LIMIT, pid=process.pid) as limit:
-            if limit.confinement is None:
+            if limit.cgroup_limit is None:
                 pytest.skip(f"no memory control group can be made here; {limit.kind} would hold it")
             output, errors = process.communicate("\n", timeout=120)
         return process.returncode, output or errors

@@ -1,4 +1,4 @@
-"""Whatever a model computes and however it is trained: with savings it is as without.
+"""Whatever a model computes and however it is trained: with memory options it is as without.
 
 Outputs, gradients, buffers, attributes and random generators, for a table of models and of uses.
 """
@@ -18,7 +18,7 @@ from mest_fed.nn.sgd import SGD
 
 
 def threes(shape):
-    """Cut a batch into micro_chunks of three, whatever the size of an image."""
+    """StorageFormat a batch into micro_chunks of three, whatever the size of an image."""
     return iter([(first, min(shape[0], first + 3)) for first in range(0, shape[0], 3)])
 
 
@@ -140,14 +140,14 @@ USES = [
 ]
 
 
-def outcome(name, savings, use):
+def outcome(name, memory, use):
     """Return all that a use leaves: its results, gradients, attributes, and what is drawn next."""
     net, x = build(name)
     random.seed(4)
     np.random.seed(4)  # noqa: NPY002
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
-        with memory_saving(net, savings) as forward:
+        with memory_saving(net, memory) as forward:
             results = use(net, forward, x)
         drawn = [torch.rand(1), random.random(), np.random.rand()]  # noqa: NPY002
     return [
@@ -189,12 +189,12 @@ def alike(ours, expected, where=""):
         assert ours == expected, where
 
 
-def check(name, use, *savings):
+def check(name, use, *memory):
     try:
         expected = outcome(name, MemoryOptions(), use)
     except (RuntimeError, ValueError, UserWarning) as error:
-        pytest.skip(f"not without savings either: {str(error).splitlines()[0]}")
-    for each in savings:
+        pytest.skip(f"not without memory options either: {str(error).splitlines()[0]}")
+    for each in memory:
         alike(outcome(name, each, use), expected, f"{each}")
 
 

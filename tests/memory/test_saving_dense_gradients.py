@@ -10,12 +10,12 @@ from mest_fed.nn import Mutator, mask_groups
 from mest_fed.sparsity import RigL
 
 
-def dense_gradients(savings, *, norm="batch", scheme="unstructured", dtype=torch.float64, parts=1):
+def dense_gradients(memory, *, norm="batch", scheme="unstructured", dtype=torch.float64, parts=1):
     net = resnet(scheme, norm).to(dtype)
     Mutator(net, RigL()).keep_dense_gradients(True)
     images, labels = data(8, dtype=dtype)
     for part in zip(images.chunk(parts), labels.chunk(parts), strict=True):
-        backward(net, savings, part)
+        backward(net, memory, part)
     return {
         f"{group.name} {number}": layer.dense_gradient
         for group in mask_groups(net)

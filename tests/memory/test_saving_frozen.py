@@ -34,14 +34,14 @@ def test_frozen_segments_get_no_gradient_and_the_rest_trains(case, recompute, sa
     assert outcome.loss == pytest.approx(expected.loss, rel=1e-12)
 
 
-def saved_shapes(net, savings, images):
+def saved_shapes(net, memory, images):
     shapes = []
 
     def pack(tensor):
         shapes.append(tuple(tensor.shape))
         return tensor
 
-    with saved_tensors_hooks(pack, lambda tensor: tensor), memory_saving(net, savings):
+    with saved_tensors_hooks(pack, lambda tensor: tensor), memory_saving(net, memory):
         net(images)
     return shapes
 

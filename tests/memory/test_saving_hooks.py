@@ -127,9 +127,9 @@ def test_evaluation_within_training(recompute):
 @pytest.mark.parametrize("recompute", ["norms", "segments"])
 def test_two_forward_passes_before_one_backward(recompute):
     outcomes = []
-    for savings in (MemoryOptions(), MemoryOptions(recompute, "mask")):
+    for memory in (MemoryOptions(), MemoryOptions(recompute, "mask")):
         net = resnet("block").double().train()
-        with memory_saving(net, savings) as forward:
+        with memory_saving(net, memory) as forward:
             losses = [cross_entropy(forward(x), y) for x, y in (data(8), data(5, seed=6))]
             sum(losses).backward()
         outcomes.append(torch.cat([p.grad.flatten() for p in net.parameters()]))

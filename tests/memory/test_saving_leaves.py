@@ -133,13 +133,13 @@ COPIED = {
 @pytest.mark.parametrize("name", COPIED)
 @pytest.mark.parametrize("copied", [copy.deepcopy, by_pickle, by_torch_save])
 @pytest.mark.parametrize(
-    "savings", [MemoryOptions("segments"), MemoryOptions("norms"), MemoryOptions(saved="int8")]
+    "memory", [MemoryOptions("segments"), MemoryOptions("norms"), MemoryOptions(saved="int8")]
 )
-def test_a_copy_made_within_has_its_own_weights(name, copied, savings):
+def test_a_copy_made_within_has_its_own_weights(name, copied, memory):
     build, shape = COPIED[name]
     net, x = build().eval(), data(4, shape, torch.float32)[0]
     expected = net(x)
-    with memory_saving(net, savings) as forward:
+    with memory_saving(net, memory) as forward:
         twin = copied(net)
         with torch.no_grad():
             for parameter in net.parameters():
@@ -152,7 +152,7 @@ def test_a_copy_made_within_has_its_own_weights(name, copied, savings):
     if name != "by hand":
         assert attributes(twin) == attributes(net)
     assert twin.state_dict().keys() == net.state_dict().keys()
-    with memory_saving(twin, savings) as forward:  # and it can be trained and copied as any model
+    with memory_saving(twin, memory) as forward:  # and it can be trained and copied as any model
         forward(x).sum().backward()
     assert torch.equal(copied(twin).eval()(x), twin.eval()(x))
 

@@ -92,10 +92,10 @@ def test_dropout_draws_what_it_draws_without_savings(monkeypatch):
 @pytest.mark.parametrize("case", ["batch-block", "group-block", "own-None"])
 def test_the_gradient_of_the_images_is_there_where_someone_wants_it(monkeypatch, case):
     outcomes = []
-    for savings in (MemoryOptions(), MemoryOptions("norms"), MemoryOptions("segments")):
+    for memory in (MemoryOptions(), MemoryOptions("norms"), MemoryOptions("segments")):
         images, labels = data(8)
         images.requires_grad_()
-        backward(MODELS[case]().double(), savings, (images, labels))
+        backward(MODELS[case]().double(), memory, (images, labels))
         outcomes.append(images.grad)
         monkeypatch.setattr(cutting, "CHUNK_BYTES", 3 * 4 * 4 * 64)
     torch.testing.assert_close(outcomes[1], outcomes[0], rtol=1e-10, atol=1e-10)

@@ -218,9 +218,9 @@ def test_segments_run_again_in_the_types_of_their_first_run(net, inside, monkeyp
     monkeypatch.setattr(cutting, "CHUNK_BYTES", 3 * 4 * 64)
     images, _ = data(6, dtype=torch.float32)
     found = []
-    for savings in (MemoryOptions(), MemoryOptions("segments")):
+    for memory in (MemoryOptions(), MemoryOptions("segments")):
         model = net().train()
-        with torch.random.fork_rng(devices=[]), memory_saving(model, savings) as forward:
+        with torch.random.fork_rng(devices=[]), memory_saving(model, memory) as forward:
             torch.manual_seed(0)
             with torch.autocast("cpu", torch.bfloat16):
                 loss = forward(images).float().square().sum()

@@ -62,7 +62,7 @@ inline std::string describe(const Case& c) {
          << "x" << p.width << " out=" << p.out_channels << "x" << p.out_height << "x" << p.out_width
          << " kernel=" << p.kernel_height << "x" << p.kernel_width << " stride=" << p.stride_height
          << "," << p.stride_width << " padding=" << p.padding_height << "," << p.padding_width
-         << " dilation=" << p.dilation_height << "," << p.dilation_width << " live="
+         << " dilation=" << p.dilation_height << "," << p.dilation_width << " active="
          << c.slots.size() << "/" << c.num_slots();
     if (c.cells.empty()) text << " strips of " << c.rows;
     if (!c.cells.empty()) text << " kernels of " << c.width << " in " << c.variants << " variants";

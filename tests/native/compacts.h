@@ -1,4 +1,4 @@
-// Compact storage by its definition: 8-bit codes in doubles, squeezing element by element.
+// Compact storage by its definition: 8-bit codes in doubles, packing element by element.
 #pragma once
 
 #include <functional>
@@ -112,14 +112,14 @@ struct Parts {
     std::vector<float> values;
 };
 
-inline Parts squeezed(const CompactCase& c, int threads) {
+inline Parts packed(const CompactCase& c, int threads) {
     const mest::Bitmap of{c.images, c.elements};
     Parts got{std::vector<uint8_t>(c.images * of.bytes(), 255),
               std::vector<int64_t>(c.images + 1, -1), {}};
-    mest::squeeze_bits(of, c.x.data(), got.bits.data(), got.starts.data(), threads);
+    mest::pack_bits(of, c.x.data(), got.bits.data(), got.starts.data(), threads);
     got.values.resize(got.starts.back());
     got.values.shrink_to_fit();
-    mest::squeeze_values(of, c.x.data(), got.bits.data(), got.starts.data(), got.values.data(),
+    mest::pack_values(of, c.x.data(), got.bits.data(), got.starts.data(), got.values.data(),
                          threads);
     return got;
 }
@@ -135,14 +135,14 @@ inline std::vector<float> expanded(const CompactCase& c, const Parts& parts, int
     return x;
 }
 
-inline void test_squeeze(uint64_t seed) {
+inline void test_pack_nonzeros(uint64_t seed) {
     CompactCase c = draw_compact(seed);
     Random random(seed + 1);
     for (int i = 0; i < 3 && !c.x.empty(); ++i) {  // zeros stay: -0.0 apart
         float& x = c.x[random.bits() % c.x.size()];
         x = i == 0 ? std::numeric_limits<float>::quiet_NaN() : i == 1 ? 0x1p-149f : -0.0f;
     }
-    const Parts one = squeezed(c, 1), three = squeezed(c, 3);
+    const Parts one = packed(c, 1), three = packed(c, 3);
     check(one.bits == three.bits && one.starts == three.starts &&
               same_floats(one.values, three.values),
           "pack_nonzeros, 3 threads: other bits", c.describe());
@@ -169,7 +169,7 @@ inline void test_squeeze(uint64_t seed) {
 inline void test_parts_that_do_not_fit() {
     Random random(3);
     const CompactCase c{3, 4, 13, draw_floats(random, 4 * 13, true)};
-    const Parts good = squeezed(c, 1);
+    const Parts good = packed(c, 1);
     check(same_floats(expanded(c, good, 0, 4, 1), c.x), "parts that fit");
     const auto refused = [&](const std::string& what, const std::function<void(Parts&)>& spoil) {
         for (int threads : {1, 3}) {

@@ -28,7 +28,7 @@ struct Expected {
     std::vector<Sum> y, dx, gradient;
 };
 
-// One live weight: values[value] at (out, column).
+// One active weight: values[value] at (out, column).
 struct Entry {
     int out, column;
     int64_t value;

@@ -262,7 +262,7 @@ int run_all() {
     test_many_turns();
     test_planes_that_are_no_numbers();
     test_parts_that_do_not_fit();
-    for (uint64_t seed = 0; seed < compact_cases; ++seed) test_quantise(seed), test_squeeze(seed);
+    for (uint64_t seed = 0; seed < compact_cases; ++seed) test_quantise(seed), test_pack_nonzeros(seed);
     for (uint64_t seed = 0; seed < cases; ++seed) test_products(seed);
     for (uint64_t seed = 0; seed < norm_cases; ++seed) test_norm(seed);
     for (uint64_t seed = 0; seed < pool_cases; ++seed) test_pool(seed);

@@ -83,12 +83,12 @@ def test_type_mode_attributes_and_gradients_stay(dtype):
     assert (layer.training, layer.note, layer.in_features) == (False, "mine", 8)
     assert layer.values.dtype is dtype
     assert layer.values.lr_scale == 3
-    live = layer.slots.long()
-    assert torch.equal(layer.values.grad.flatten(), dense_gradient.flatten()[live])
+    active = layer.slots.long()
+    assert torch.equal(layer.values.grad.flatten(), dense_gradient.flatten()[active])
     plain = to_dense(model)[0]
     assert (plain.training, plain.note, plain.weight.lr_scale) == (False, "mine", 3)
     assert type(plain) is nn.Linear
-    assert torch.equal(plain.weight.flatten()[live], weight.flatten()[live])
+    assert torch.equal(plain.weight.flatten()[active], weight.flatten()[active])
     assert vars(plain).keys() == vars(nn.Linear(8, 8)).keys() | {"note"}
 
 

@@ -180,9 +180,9 @@ def test_matched_masks_average_by_slot():
     match_masks(averaged, other)
     lerp(averaged, other)
     assert torch.equal(averaged[0].slots, other[0].slots)
-    live = torch.zeros(256, dtype=torch.bool)
-    live[other[0].slots.long()] = True
-    torch.testing.assert_close(averaged[0].dense_weight(), expected * live.view(16, 16))
+    active = torch.zeros(256, dtype=torch.bool)
+    active[other[0].slots.long()] = True
+    torch.testing.assert_close(averaged[0].dense_weight(), expected * active.view(16, 16))
 
 
 def test_masks_of_another_model_cannot_be_matched():

@@ -25,10 +25,10 @@ for norm in ("batch", "group"):
         net.train()
         for recompute in RECOMPUTE:
             for saved in FORMATS:
-                savings = MemoryOptions(recompute, saved, release_gradients=saved == "int8")
+                memory = MemoryOptions(recompute, saved, release_gradients=saved == "int8")
                 optimizer = SGD(net.parameters(), 0.1, momentum=0.9,
-                                release_gradients=savings.release_gradients)
-                with memory_saving(net, savings) as forward:
+                                release_gradients=memory.release_gradients)
+                with memory_saving(net, memory) as forward:
                     optimizer.zero_grad()
                     torch.nn.functional.cross_entropy(forward(images), labels).backward()
                     optimizer.step()

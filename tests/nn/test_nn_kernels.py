@@ -26,9 +26,9 @@ def sparse_of(plain, scheme, share):
 def check_against_dense(layer, plain, x, product):
     """Compare output and all gradients with ``product(x, weight, bias)`` on the masked weight."""
     weight = layer.dense_weight()
-    live = weight != 0
-    assert torch.equal(weight, plain.weight.detach() * live)
-    assert int(live.sum()) == layer.layout.live_weights(layer.slots)
+    active = weight != 0
+    assert torch.equal(weight, plain.weight.detach() * active)
+    assert int(active.sum()) == layer.layout.active_weights(layer.slots)
     weight.requires_grad_()
     bias = None if plain.bias is None else plain.bias.detach().clone().requires_grad_()
     other = x.clone().requires_grad_()
@@ -133,12 +133,12 @@ def test_values_gradients_and_momentum_are_compact(scheme):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     train_step(model, optimizer, draw(4, 1, 6, 6), torch.tensor([0, 1, 2, 0]))
     layer = model[2]
-    live = layer.layout.count_for(0.2)
+    active = layer.layout.count_for(0.2)
     kept = (layer.values, layer.values.grad, optimizer.state[layer.values]["momentum_buffer"])
     for tensor in kept:
-        assert tensor.shape == (live, layer.layout.width)
-        assert tensor.untyped_storage().nbytes() == 4 * live * layer.layout.width
-    assert layer.slots.untyped_storage().nbytes() == 4 * live
+        assert tensor.shape == (active, layer.layout.width)
+        assert tensor.untyped_storage().nbytes() == 4 * active * layer.layout.width
+    assert layer.slots.untyped_storage().nbytes() == 4 * active
     largest = max(t.numel() for t in model.state_dict().values() if t.dim() == 4)
     assert largest == 6 * 1 * 3 * 3  # the stem's: no dense weight of the sparse layer is kept
 
@@ -177,7 +177,7 @@ def test_the_dense_gradient_is_that_of_the_masked_weight_and_micro_batches_add_u
     y = nn.functional.conv2d(x, weight, conv.bias, stride=2, padding=1)
     y.square().sum().backward()
     torch.testing.assert_close(layer.dense_gradient, weight.grad)
-    assert int((layer.dense_gradient != 0).sum()) > layer.values.numel()  # dead weights as well
+    assert int((layer.dense_gradient != 0).sum()) > layer.values.numel()  # inactive weights as well
 
 
 @pytest.mark.cuda

@@ -1,4 +1,4 @@
-"""Mutation of models: what is kept, what starts at zero, and how many granules live."""
+"""Mutation of models: what is kept, what starts at zero, and how many granules active."""
 
 import pytest
 import torch
@@ -171,7 +171,7 @@ def test_the_gradients_of_an_old_mask_are_refused():
         loss.backward()
 
 
-def test_the_importance_reads_the_live_gradient():
+def test_the_importance_reads_the_active_gradient():
     model, optimizer = sparse_chain()
     layer = model[2]
     weakest = int(layer.values.detach().abs().argmin())
@@ -213,8 +213,8 @@ def test_rigl_grows_where_the_dense_gradient_is_largest_and_then_forgets_it():
     before = set(layer.slots.tolist())
     mutator.mutate(Bounds(floor=0.7), growth())
     grown = set(layer.slots.tolist()) - before
-    dead = sorted(set(range(layer.layout.num_weights)) - before, key=lambda p: -gradient[p])
-    assert grown == set(dead[: len(grown)])
+    inactive = sorted(set(range(layer.layout.num_weights)) - before, key=lambda p: -gradient[p])
+    assert grown == set(inactive[: len(grown)])
     assert grown
     assert layer.dense_gradient is None
     assert not layer.keep_dense_gradient

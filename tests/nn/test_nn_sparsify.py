@@ -160,10 +160,10 @@ def test_the_first_mask_keeps_the_largest_weights():
     dense = chain()
     weight = dense[2].weight.detach().clone()
     layer = sparsify(dense, "unstructured", 0.2)[2]
-    live = layer.dense_weight() != 0
-    assert int(live.sum()) == round(0.2 * weight.numel())
-    assert weight[live].abs().min() > weight[~live].abs().max()
-    assert torch.equal(layer.dense_weight(), weight * live)
+    active = layer.dense_weight() != 0
+    assert int(active.sum()) == round(0.2 * weight.numel())
+    assert weight[active].abs().min() > weight[~active].abs().max()
+    assert torch.equal(layer.dense_weight(), weight * active)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -213,25 +213,25 @@ def test_channel_pairs_share_one_mask():
         assert torch.equal(first.slots, second.slots)
         assert (first.layout.axis, second.layout.axis) == ("out", "in")
         assert group.values().shape[1] == first.layout.width + second.layout.width
-        dead = ~group.mask.alive()
-        assert not first.dense_weight()[dead].any()
-        assert not second.dense_weight()[:, dead].any()
+        inactive = ~group.mask.active()
+        assert not first.dense_weight()[inactive].any()
+        assert not second.dense_weight()[:, inactive].any()
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
-def test_a_dead_channel_contributes_nothing(norm):
+def test_a_inactive_channel_contributes_nothing(norm):
     model = small_resnet("channel", 0.5, norm=norm)
     x = draw(4, 1, 8, 8)
     expected = model(x)
     for block in (model.stage1[0], model.stage2[0], model.stage3[0]):
-        alive = block.conv1.mask.alive()
+        alive = block.conv1.mask.active()
         with torch.no_grad():
             block.norm1.weight[~alive] = 7.0
             block.norm1.bias[~alive] = 5.0
     assert torch.equal(model(x), expected)
     with torch.no_grad():
-        model.stage1[0].norm1.bias[model.stage1[0].conv1.mask.alive()] += 5.0
-    assert not torch.allclose(model(x), expected)  # a live channel does
+        model.stage1[0].norm1.bias[model.stage1[0].conv1.mask.active()] += 5.0
+    assert not torch.allclose(model(x), expected)  # an active channel does
 
 
 def test_layers_that_are_no_pair_have_their_own_channels():

@@ -1,4 +1,4 @@
-"""State dictionaries and SparseState between models of different live counts."""
+"""State dictionaries and SparseState between models of different active counts."""
 
 import copy
 
@@ -22,7 +22,7 @@ def sgd(model):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_state_dict_loads_into_a_model_of_another_live_count(scheme):
+def test_state_dict_loads_into_a_model_of_another_active_count(scheme):
     sparser, denser = small_resnet(scheme, 0.1), small_resnet(scheme, 0.4)
     expected = denser.eval()(images())
     sparser.load_state_dict(denser.state_dict())

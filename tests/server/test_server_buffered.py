@@ -178,7 +178,7 @@ def test_states_of_a_version_go_with_its_last_instruction():
 
 @pytest.mark.parametrize("scheme", ["unstructured", "pattern", "channel"])
 @pytest.mark.parametrize("upload", ["fp32", "int8"])
-def test_updates_across_mutations_leave_the_dead_dead(scheme, upload):
+def test_updates_across_mutations_leave_the_inactive_inactive(scheme, upload):
     strategy = buffered(
         run={"rounds": 12},
         sparsity={"method": "mest-em", "period": 2 / 12, "scheme": scheme},
@@ -191,8 +191,8 @@ def test_updates_across_mutations_leave_the_dead_dead(scheme, upload):
     def watched(mean, optimizer):
         apply_update(mean, optimizer)
         for layer in strategy.model.spec.layouts:
-            dead = ~strategy.model._live(layer)
-            assert not strategy.model.weights[layer][dead].any()
+            inactive = ~strategy.model._active(layer)
+            assert not strategy.model.weights[layer][inactive].any()
         absorbed.append(mean.weight)
 
     strategy.model.apply_update = watched

@@ -211,7 +211,7 @@ def with_a_slot_out_of_range(arrays, facts):
     arrays[key] = np.append(arrays[key], np.int32(10**9)).astype(np.int32)
 
 
-def with_a_dead_tier(arrays, facts):
+def with_a_inactive_tier(arrays, facts):
     key = next(key for key in arrays if key.startswith("tier:"))
     arrays[key] = np.zeros(0, np.int32)
 
@@ -240,7 +240,7 @@ def without_round(arrays, facts):
         without_a_layer,
         with_a_stranger,
         with_a_slot_out_of_range,
-        with_a_dead_tier,
+        with_a_inactive_tier,
         with_text,
         without_known,
         with_wrong_known,

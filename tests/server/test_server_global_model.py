@@ -30,7 +30,7 @@ PATH = (1, "growth", 7)
 
 
 def model_of(scheme, density=TARGET, distribution="uniform", seed=0):
-    """Return a model whose live counts are those of a density."""
+    """Return a model whose active counts are those of a density."""
     spec = spec_for(scheme)
     layouts = {group: spec.group_layout(group) for group in spec.groups}
     counts = layer_counts(layouts, density, distribution)
@@ -114,13 +114,13 @@ def test_a_pair_is_ranked_by_both_of_its_layers():
 
 
 @pytest.mark.parametrize("scheme", ["unstructured", "block", "pair"])
-def test_every_tier_gets_its_share_of_the_newborn(scheme):
+def test_every_tier_gets_its_share_of_the_grown(scheme):
     model = model_of(scheme, 0.5)
     apply_update(model, (model.state(), 1))
     model.mutate(build_method("mest-em", 0.5), 0.0, ServerOptimizer(), PATH)
     for share in (0.5, 0.25):
         tier = model.tier_masks(0.5 * share, "uniform")
-        for group, born in model.newborn.items():
+        for group, born in model.grown.items():
             want = len(born) * len(tier[group]) / len(model.masks[group])
             assert abs(np.isin(tier[group], born).sum() - want) <= 1
 
@@ -161,23 +161,23 @@ def test_mutation_goes_to_its_ceiling(scheme, method, progress, ceiling):
             # nothing that was just dropped comes back in another variant
             assert not np.isin(gone // layout.variants, model.masks[group] // layout.variants).any()
             fresh = np.setdiff1d(model.masks[group], before[group])
-            np.testing.assert_array_equal(np.sort(model.newborn[group]), fresh)
+            np.testing.assert_array_equal(np.sort(model.grown[group]), fresh)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_after_mutation_dead_and_newborn_weights_are_zero(scheme):
+def test_after_mutation_inactive_and_grown_weights_are_zero(scheme):
     model = model_of(scheme)
     before = {layer: weights.copy() for layer, weights in model.weights.items()}
     model.mutate(build_method("mest-em", TARGET), 0.0, ServerOptimizer(), PATH)
     state = model.state()
     for layer, weights in model.weights.items():
-        _, live = dense_and_held(model.spec, state, layer)
-        born = model.newborn[model.spec.group_of(layer)]
+        _, active = dense_and_held(model.spec, state, layer)
+        born = model.grown[model.spec.group_of(layer)]
         assert len(born) > 0
         positions = model.spec.layouts[layer].positions(torch.from_numpy(born)).numpy().ravel()
-        live[positions[positions < len(live)]] = False
-        assert not weights[~live].any()
-        np.testing.assert_array_equal(weights[live], before[layer][live])
+        active[positions[positions < len(active)]] = False
+        assert not weights[~active].any()
+        np.testing.assert_array_equal(weights[active], before[layer][active])
 
 
 def test_mutation_is_drawn_from_its_path():
@@ -216,12 +216,12 @@ def test_masks_that_clients_grew_are_adopted_by_magnitude():
     apply_update(model, (line_state({0: 1.0, 2: 0.5}), 1), (line_state({0: 1.0, 3: -0.2}), 1))
     model.adopt_masks(ServerOptimizer())
     assert model.masks["w"].tolist() == [0, 2]
-    assert model.newborn["w"].tolist() == [2]
+    assert model.grown["w"].tolist() == [2]
     np.testing.assert_allclose(model.weights["w"], [1.0, 0.0, 0.5, 0.0])
 
 
 def test_a_granule_that_nobody_brought_is_not_adopted():
-    # Both live weights are zero, yet they lived; 2 and 3 are zero because nobody held them.
+    # Both active weights are zero, yet they lived; 2 and 3 are zero because nobody held them.
     model = line_model({0: 0.0, 1: 0.0}, weights=4)
     apply_update(model, (line_state({0: 0.0}), 1))
     model.adopt_masks(ServerOptimizer())
@@ -243,12 +243,12 @@ def test_adopted_masks_are_valid_and_at_target(scheme, seeds):
     model.adopt_masks(ServerOptimizer())
     check_masks(model.masks, model.spec)
     for group, count in sizes(model.masks).items():
-        # Patterns are balanced over filters, and some filters have nothing live to give.
+        # Patterns are balanced over filters, and some filters have nothing active to give.
         assert count <= targets[group]
         assert count == targets[group] or model.spec.group_layout(group).num_groups > 1
     for layer, weights in model.weights.items():
-        _, live = dense_and_held(model.spec, model.state(), layer)
-        assert not weights[~live].any()
+        _, active = dense_and_held(model.spec, model.state(), layer)
+        assert not weights[~active].any()
 
 
 def test_a_kernel_that_clients_grew_takes_their_pattern():
@@ -266,7 +266,7 @@ def test_a_kernel_that_clients_grew_takes_their_pattern():
     apply_update(model, (grown, 1))
     model.adopt_masks(ServerOptimizer())
     assert model.masks["w"].tolist() == [1, 16 + 5]
-    assert model.newborn["w"].tolist() == [16 + 5]
+    assert model.grown["w"].tolist() == [16 + 5]
     np.testing.assert_array_equal(model.state().values["w"], [[1, 1, 1, 1], [2, 3, 4, 5]])
 
 

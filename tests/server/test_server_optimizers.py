@@ -52,7 +52,7 @@ def test_fedadam_two_steps():
 @pytest.mark.parametrize(
     ("name", "kinds"), [("fedavgm", ["first"]), ("fedadam", ["first", "second"])]
 )
-def test_moments_of_dead_weights_are_cleared(name, kinds):
+def test_moments_of_inactive_weights_are_cleared(name, kinds):
     optimizer = build_optimizer(name, 1.0, 0.9)
     optimizer.step("w", OLD, np.array([2.0, 4.0], np.float32))
     before = {kind: moments["w"].copy() for kind, moments in optimizer.moments.items()}

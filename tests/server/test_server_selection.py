@@ -19,7 +19,7 @@ from mest_fed.server.selection import (
 POPULATION = range(1000, 1200)
 
 
-class Presence:
+class Availability:
     """Nodes that are there, and after how many waits more come."""
 
     def __init__(self, there, after=None):
@@ -117,50 +117,50 @@ def test_a_checkpoint_keeps_what_was_learned(name):
 
 
 def test_a_million_nodes_are_not_touched(name):
-    nodes, presence = Lazy(10**6), Presence([])
-    SELECTORS[name]().select(call(nodes, 100, presence=presence))
+    nodes, availability = Lazy(10**6), Availability([])
+    SELECTORS[name]().select(call(nodes, 100, availability=availability))
     assert len(nodes.touched) < 20_000
 
 
 @pytest.mark.parametrize("informed", ["available", "utility"])
 def test_only_those_who_are_there_are_selected(informed):
-    presence = Presence(range(1000, 1200, 3))
+    availability = Availability(range(1000, 1200, 3))
     selector = SELECTORS[informed]()
     for number in range(1, 9):
-        chosen = selector.select(call(number=number, presence=presence))
+        chosen = selector.select(call(number=number, availability=availability))
         assert len(chosen) == 10
-        assert set(chosen) <= presence.there
+        assert set(chosen) <= availability.there
         selector.learn(number, reports(chosen))
 
 
 @pytest.mark.parametrize("informed", ["available", "utility"])
 def test_time_passes_until_somebody_is_there(informed):
-    presence = Presence([], after=3)
-    assert len(SELECTORS[informed]().select(call(presence=presence))) == 10
-    assert presence.waits == 3
+    availability = Availability([], after=3)
+    assert len(SELECTORS[informed]().select(call(availability=availability))) == 10
+    assert availability.waits == 3
 
 
 @pytest.mark.parametrize("informed", ["available", "utility"])
 def test_if_nobody_ever_comes_anyone_is_asked(informed, caplog):
     with caplog.at_level("WARNING", "mest_fed.server.selection.selector"):
-        assert len(SELECTORS[informed]().select(call(presence=Presence([])))) == 10
+        assert len(SELECTORS[informed]().select(call(availability=Availability([])))) == 10
     assert "round 1: no node is there, and none will be" in caplog.text
 
 
 def test_some_nodes_are_not_to_be_selected(name):
     without = set(range(1000, 1190))
     selector = taught(name)
-    for presence in (None, Presence(POPULATION)):
-        chosen = selector.select(call(number=6, without=without, presence=presence))
+    for availability in (None, Availability(POPULATION)):
+        chosen = selector.select(call(number=6, without=without, availability=availability))
         assert sorted(chosen) == list(range(1190, 1200))
     assert selector.select(call(number=6, without=set(POPULATION))) == []
 
 
 @pytest.mark.parametrize("informed", ["available", "utility"])
 def test_no_time_passes_while_others_are_on_their_way(informed):
-    presence = Presence([], after=1)
-    assert SELECTORS[informed]().select(call(presence=presence, waits=False)) == []
-    assert presence.waits == 0
+    availability = Availability([], after=1)
+    assert SELECTORS[informed]().select(call(availability=availability, waits=False)) == []
+    assert availability.waits == 0
 
 
 # Uniform and available
@@ -175,11 +175,11 @@ def test_all_nodes_are_equally_likely(name):
 
 
 def test_a_few_who_are_there_are_found_among_many():
-    presence = Presence(range(0, 1000, 40))
-    chosen = Available().select(call(range(1000), 10, presence=presence))
+    availability = Availability(range(0, 1000, 40))
+    chosen = Available().select(call(range(1000), 10, availability=availability))
     assert len(chosen) == 10
-    few = Presence([7])
-    assert Available().select(call(range(100), 10, presence=few)) == [7]
+    few = Availability([7])
+    assert Available().select(call(range(100), 10, availability=few)) == [7]
 
 
 # Utility

@@ -1,4 +1,4 @@
-"""The rule for stale updates, by hand and as a property: the dead stay dead."""
+"""The rule for stale updates, by hand and as a property: the inactive stay inactive."""
 
 import numpy as np
 import pytest
@@ -60,7 +60,7 @@ def test_statistics_move_towards_the_clients_by_hand():
         return SparseState(masks, drawn.values, drawn.dense | dense)
 
     model = GlobalModel.from_state(spec, state(2, 2))
-    rows = {group: np.ones(len(live), bool) for group, live in masks.items()}
+    rows = {group: np.ones(len(active), bool) for group, active in masks.items()}
     result = rebase(state(1, 1), state(9, 9), rows, model, 0.5)
     assert result.dense["norm.running_var"] == [1.5]
     assert result.dense["norm.weight"] == [-2.0]
@@ -77,7 +77,7 @@ def test_a_fresh_update_is_what_the_client_sent():
     spec = spec_for("block:3")
     fetched = random_state(spec, seed=1)
     update = random_state(spec, seed=2, masks=fetched.masks)
-    rows = {group: np.ones(len(live), bool) for group, live in fetched.masks.items()}
+    rows = {group: np.ones(len(active), bool) for group, active in fetched.masks.items()}
     result = rebase(update, fetched, rows, GlobalModel.from_state(spec, fetched), 1.0)
     for layer, values in update.values.items():
         np.testing.assert_array_equal(result.values[layer], values)
@@ -106,8 +106,8 @@ histories = st.lists(st.sets(st.integers(0, 9), min_size=1), min_size=2, max_siz
 @given(histories, st.data())
 def test_lives_are_of_those_who_were_there_all_along(history, data):
     ages = SlotAges({"w": slots(*sorted(history[0]))})
-    for number, live in enumerate(history[1:], 1):
-        ages.follow({"w": slots(*sorted(live))}, number)
+    for number, active in enumerate(history[1:], 1):
+        ages.follow({"w": slots(*sorted(active))}, number)
     number = data.draw(st.integers(1, len(history)))
     offered = slots(*sorted(history[number - 1]))
     expected = set.intersection(*history[number - 1 :])
@@ -116,7 +116,7 @@ def test_lives_are_of_those_who_were_there_all_along(history, data):
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(SCHEMES), st.integers(0, 10**6), st.integers(1, 4), st.integers(0, 3))
-def test_stale_updates_leave_the_dead_and_the_newborn_alone(scheme, seed, versions, staleness):
+def test_stale_updates_leave_the_inactive_and_the_grown_alone(scheme, seed, versions, staleness):
     spec = spec_for(scheme)
     masks = [random_masks(spec, 0.3, seed + number) for number in range(versions + staleness)]
     models = [GlobalModel.from_state(spec, random_state(spec, 0, seed, m)) for m in masks]
@@ -125,7 +125,7 @@ def test_stale_updates_leave_the_dead_and_the_newborn_alone(scheme, seed, versio
         ages.follow(mask, number)
     fetched, model = models[versions - 1].state(), models[-1]
     update = random_state(spec, 0, seed + 1, fetched.masks)
-    rows = {group: ages.still(group, live, versions) for group, live in fetched.masks.items()}
+    rows = {group: ages.still(group, active, versions) for group, active in fetched.masks.items()}
     share = discount(staleness, 0.5)
     before = model.state()
     mean = MaskedMean(spec, PositionCache(spec))
@@ -133,8 +133,8 @@ def test_stale_updates_leave_the_dead_and_the_newborn_alone(scheme, seed, versio
     model.apply_update(mean, ServerOptimizer())
     for layer in spec.layouts:
         after = model.weights[layer].astype(np.float64)
-        start, live = dense_and_held(spec, before, layer)
-        assert not after[~live].any()
+        start, active = dense_and_held(spec, before, layer)
+        assert not after[~active].any()
         history = [
             dense_and_held(spec, random_state(spec, 0, 0, mask), layer)[1]
             for mask in masks[versions - 1 :]
@@ -144,7 +144,7 @@ def test_stale_updates_leave_the_dead_and_the_newborn_alone(scheme, seed, versio
             dense_and_held(spec, update, layer)[0] - dense_and_held(spec, fetched, layer)[0]
         )
         np.testing.assert_array_equal(after[~lived], start[~lived])
-        if scheme != "pattern":  # where a kernel may live on by another pattern
+        if scheme != "pattern":  # where a kernel may active on by another pattern
             np.testing.assert_allclose(
                 after[lived], (start + share * difference)[lived], rtol=1e-5, atol=1e-5
             )

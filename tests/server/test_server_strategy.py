@@ -344,7 +344,7 @@ def test_what_all_clients_replaced_is_replaced(grid):
     replies = [reply_with(m, after, spec, examples_of(m)) for m in messages.values()]
     strategy.aggregate_train(1, replies)
     np.testing.assert_array_equal(strategy.model.masks[group], masks[group])
-    np.testing.assert_array_equal(np.sort(strategy.model.newborn[group]), born)
+    np.testing.assert_array_equal(np.sort(strategy.model.grown[group]), born)
 
 
 def test_a_resumed_strategy_counts_on(grid):

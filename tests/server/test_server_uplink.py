@@ -148,11 +148,13 @@ def test_another_mask_after_mutation(instruction):
 
 @pytest.mark.parametrize("mask_may_change", [False, True])
 def test_a_mask_that_grew(instruction, mask_may_change):
-    dead = np.setdiff1d(np.arange(SPEC.layouts["b"].num_slots), SENT.masks["b"])
-    grown = np.sort(np.append(SENT.masks["b"], dead[0])).astype(np.int32)
+    inactive = np.setdiff1d(np.arange(SPEC.layouts["b"].num_slots), SENT.masks["b"])
+    grown = np.sort(np.append(SENT.masks["b"], inactive[0])).astype(np.int32)
     state = trained({"a": SENT.masks["a"], "b": grown})
     reply = reply_with(instruction, state, SPEC, 20, known=SENT.masks)
-    with pytest.raises(WireError, match=f"b has {len(grown)} live granules; {len(grown) - 1} were"):
+    with pytest.raises(
+        WireError, match=f"b has {len(grown)} active granules; {len(grown) - 1} were"
+    ):
         read(reply, mask_may_change=mask_may_change)
 
 

@@ -93,8 +93,8 @@ def test_the_model_is_a_plain_one(whole):
     )
     state = torch.load(whole / "model.pt", weights_only=True)
     dense.build_model().load_state_dict(state)
-    live = sum(int((state[f"{name}.weight"] != 0).sum()) for name in Task(config).spec.layouts)
-    share = live / Task(config).spec.sparse_weights
+    active = sum(int((state[f"{name}.weight"] != 0).sum()) for name in Task(config).spec.layouts)
+    share = active / Task(config).spec.sparse_weights
     summary = json.loads((whole / "summary.json").read_text())
     assert share == pytest.approx(summary["achieved_density"], rel=0.02)
 

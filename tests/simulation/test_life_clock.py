@@ -266,7 +266,7 @@ def config(**sections):
 def test_a_deadline_that_nobody_can_meet():
     fast = dataclasses.replace(BOARD, name="fast", upload_rate=1000.0)
     plan = config(fleet={"deadline": 1.5}, wire={"upload": "int8"})
-    # 100 live weights and 50 others: 600 B down and 150 B up, and 0.125 s each way.
+    # 100 active weights and 50 others: 600 B down and 150 B up, and 0.125 s each way.
     assert least_transfer_seconds(plan, SPEC, fast, 0.1) == pytest.approx(0.6 + 0.15 + 0.25)
     tiers = [(BOARD, 0.2), (fast, 0.1)]
     check_deadline(plan, SPEC, tiers)

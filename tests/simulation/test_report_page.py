@@ -163,7 +163,7 @@ def test_a_dense_run_without_failures_but_over_budget_says_so(tmp_path):
         layer["density"] = 1.0
     page = page_of(tmp_path, contents)
     shown = page.text
-    assert "All weights are alive in the final global model" in shown
+    assert "All weights are active in the final global model" in shown
     assert "All layers of the final model are dense." in shown
     assert "accepted an update from every task" in shown
     assert any(attributes.get("class") == "tile alarm" for _, attributes in page.elements)

@@ -229,7 +229,7 @@ def test_a_checkpoint_without_an_array(folder, section):
         ("masks|", 2**30),
         ("tier:", 0),
         ("masks-of:", 7),
-        ("newborn|", 2**30),
+        ("grown|", 2**30),
     ],
 )
 def test_an_array_with_an_impossible_number(folder, key, value):

@@ -191,8 +191,8 @@ def test_the_partitions_are_left_for_devices(finished):
 def test_the_last_checkpoint_is_the_model_of_the_summary(finished):
     arrays, facts = load_checkpoint(finished / "checkpoints" / "round-000003.npz")
     assert facts["round"] == 3
-    live = sum(len(a) for key, a in arrays.items() if key.startswith("masks|"))
-    assert live > 0
+    active = sum(len(a) for key, a in arrays.items() if key.startswith("masks|"))
+    assert active > 0
 
 
 def test_the_display_is_told(finished, shown):

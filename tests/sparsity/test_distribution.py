@@ -20,7 +20,7 @@ def test_uniform_gives_each_layer_the_same():
 
 
 def test_erk_by_hand():
-    # sum(shape) / prod(shape): a 26/576, b 54/4608, c 192/8192; live = scale * sum(shape)
+    # sum(shape) / prod(shape): a 26/576, b 54/4608, c 192/8192; active = scale * sum(shape)
     counts = layer_counts(layouts(), 0.1, "erk")
     total = 0.1 * (576 + 4608 + 8192)
     scale = total / (26 + 54 + 192)

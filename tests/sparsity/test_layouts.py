@@ -25,7 +25,7 @@ def test_block_pads_output_channels_that_rows_does_not_divide():
     layout = Block((5, 2), rows=4)  # strips of rows 0-3 and 4-7, of which only row 4 exists
     positions = layout.positions(torch.tensor([1, 2]))
     assert positions.tolist() == [[1, 3, 5, 7], [8, 10, 10, 10]]  # 10 is one past the end
-    assert layout.live_weights(torch.tensor([1, 2])) == 4 + 1
+    assert layout.active_weights(torch.tensor([1, 2])) == 4 + 1
 
 
 def test_pattern_positions_and_the_eight_patterns():
@@ -69,7 +69,7 @@ def test_scatter_inverts_gather(scheme, data):
     rebuilt = layout.scatter(values, slots)
     kept = rebuilt != 0
     assert torch.equal(rebuilt[kept], dense[kept])
-    assert int(kept.sum()) == layout.live_weights(slots)
+    assert int(kept.sum()) == layout.active_weights(slots)
     assert torch.equal(layout.gather(rebuilt, slots), values)
 
 

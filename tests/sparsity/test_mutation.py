@@ -37,7 +37,7 @@ def test_importance_is_weight_plus_lambda_gradient():
     assert method.importance(values, None).tolist() == [3.0, 1.0]
 
 
-def test_a_live_gradient_changes_what_is_dropped():
+def test_a_active_gradient_changes_what_is_dropped():
     layout = layout_for("unstructured", (1, 10))
     mask = Mask.of(layout, torch.arange(5))
     values = torch.tensor([[5.0], [4.0], [3.0], [2.0], [1.0]])
@@ -60,15 +60,15 @@ def test_the_just_dropped_do_not_come_back_even_if_proposed_first():
     assert new.slots.tolist() == [0, 1, 2, 4]
 
 
-def test_a_nearly_dense_mask_replaces_no_more_than_the_dead():
+def test_a_nearly_dense_mask_replaces_no_more_than_the_inactive():
     layout = layout_for("unstructured", (1, 10))
     mask = Mask.of(layout, torch.arange(9))
     proposal = Set().growth_order(layout, generator())
     new = Set().mutate(mask, torch.arange(9.0), proposal, 9, Bounds(floor=0.5))
-    assert new.slots.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9]  # one dropped, the one dead came
+    assert new.slots.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9]  # one dropped, the one inactive came
 
 
-def test_an_active_weight_that_is_zero_stays_live():
+def test_an_active_weight_that_is_zero_stays_active():
     layout = layout_for("unstructured", (1, 4))
     mask = Mask.of(layout, torch.tensor([1, 2]))
     zero = torch.zeros(2, 1)
@@ -98,14 +98,14 @@ def test_every_method_holds_its_bounds_on_every_scheme(name, scheme):
         bounds = method.bounds(progress)
         gradient = torch.randn(layout.shape, generator=generator(step))
         values = layout.gather(dense, mask.slots)
-        before = mask.alive()
+        before = mask.active()
         importance = method.importance(values, layout.gather(gradient, mask.slots))
         proposal = method.growth_order(layout, generator(step), gradient)
         mask = method.mutate(mask, importance, proposal, target, bounds)
         assert len(mask) == round(target * bounds.ceiling)
         assert torch.equal(mask.slots, mask.slots.unique())
         assert len(mask.granules.unique()) == len(mask)
-        born = mask.alive() & ~before
+        born = mask.active() & ~before
         assert int(born.sum()) >= len(mask) - int(before.sum())
     assert len(mask) == target  # every schedule ends at the target
 

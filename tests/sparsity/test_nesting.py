@@ -12,10 +12,10 @@ def test_old_granules_are_ranked_by_importance():
     assert scores.argsort(descending=True).tolist() == [1, 2, 0]
 
 
-def test_newborn_granules_are_spread_over_the_ranking():
-    newborn = torch.tensor([False] * 6 + [True] * 3)
+def test_grown_granules_are_spread_over_the_ranking():
+    grown = torch.tensor([False] * 6 + [True] * 3)
     importance = torch.tensor([6.0, 5, 4, 3, 2, 1, 0, 0, 0])
-    order = nested_order(importance, newborn).argsort(descending=True).tolist()
+    order = nested_order(importance, grown).argsort(descending=True).tolist()
     for share in (3, 6, 9):
         assert sum(index >= 6 for index in order[:share]) == share // 3
 

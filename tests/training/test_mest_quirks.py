@@ -143,7 +143,7 @@ def test_8_a_granule_whose_weights_sum_to_zero_is_not_empty(scheme):
     assert set(mask.slots.tolist()) <= set(grown.slots.tolist())
 
 
-def test_9_a_live_weight_that_is_exactly_zero_stays_live():
+def test_9_a_active_weight_that_is_exactly_zero_stays_active():
     net = model("unstructured")
     before = masks_of(net)
     with torch.no_grad():
@@ -230,12 +230,12 @@ def test_15_what_a_sparse_model_holds_is_what_it_counts(scheme):
 @pytest.mark.parametrize(("density", "shares"), [(0.1, (1.5, 1.25, 1)), (0.05, (2, 1.5, 1))])
 def test_16_the_soft_bound_is_that_of_the_scripts(density, shares):
     method = build_method("mest-ems", density)
-    live = []
+    active = []
     for progress in (0.1, 0.6, 0.9):
         net = model("unstructured", density)
         what = RoundMutation(method, progress, seed=0, round=1)
         mutation = LocalMutation(net, OptimizerSettings().build(net), what, 1)
         mutation.open()
-        live.append(mask_groups(net)[-1].mask.density)
+        active.append(mask_groups(net)[-1].mask.density)
         mutation.close()
-    assert live == pytest.approx([density * share for share in shares], rel=0.01)
+    assert active == pytest.approx([density * share for share in shares], rel=0.01)

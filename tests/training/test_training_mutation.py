@@ -10,7 +10,7 @@ from mest_fed.training import LocalMutation, LocalTrainer, OptimizerSettings, Ro
 
 
 class Watched:
-    """Batches that note the live granules of a model before each step."""
+    """Batches that note the active granules of a model before each step."""
 
     def __init__(self, net, data):
         self.groups, self.data, self.slots = mask_groups(net), data, []
@@ -21,8 +21,8 @@ class Watched:
             yield batch
 
     @property
-    def live(self):
-        """Live granules of the first group before each step."""
+    def active(self):
+        """Active granules of the first group before each step."""
         return [len(slots[0]) for slots in self.slots]
 
     @property
@@ -52,7 +52,7 @@ def test_a_hard_bound_mutates_once_in_the_middle(steps, first):
     net, seen, _ = round_of(MestEM(), steps)
     assert seen.changes == [first]
     target = len(mask_groups(model("block"))[0].mask)
-    assert set(seen.live) == {target} == {len(mask_groups(net)[0].mask)}
+    assert set(seen.active) == {target} == {len(mask_groups(net)[0].mask)}
 
 
 @pytest.mark.parametrize("scheme", ["unstructured", "block", "pattern", "channel"])
@@ -78,7 +78,7 @@ def test_rounds_of_one_step(name):
     before = read_state(model("block"))
     net, seen, _ = round_of(build_method(name, 0.25), 1)
     target = len(before.masks["stage1.0.conv1"])
-    assert seen.live == [round(1.5 * target) if name == "mest-ems" else target]
+    assert seen.active == [round(1.5 * target) if name == "mest-ems" else target]
     after = read_state(net)
     assert {g: len(s) for g, s in after.masks.items()} == {
         g: len(s) for g, s in before.masks.items()

@@ -1,4 +1,4 @@
-"""Training with savings: whole rounds, mutation included, are those without."""
+"""Training with memory options: whole rounds, mutation included, are those without."""
 
 import math
 
@@ -15,15 +15,15 @@ from mest_fed.training import LocalMutation, LocalTrainer, OptimizerSettings, Ro
 SETTINGS = OptimizerSettings(0.05, 0.9, 1e-3)
 
 
-def train(savings, *, scheme="block", norm="group", method=None, steps=4, settings=SETTINGS):
+def train(memory, *, scheme="block", norm="group", method=None, steps=4, settings=SETTINGS):
     """Train a round in micro-batches of 3 of 8; return the model, the optimizer and the totals."""
     net = model(scheme, norm=norm).double()
-    optimizer = settings.build(net, release_gradients=savings.release_gradients)
+    optimizer = settings.build(net, release_gradients=memory.release_gradients)
     mutation = None
     if method is not None:
         what = RoundMutation(method, progress=0.1, seed=0, round=3)
         mutation = LocalMutation(net, optimizer, what, steps)
-    trainer = LocalTrainer(net, optimizer, micro_batch=3, savings=savings)
+    trainer = LocalTrainer(net, optimizer, micro_batch=3, memory=memory)
     totals = trainer.fit(batches(steps, dtype=torch.float64), mutation)
     optimizer.close()
     return net, optimizer, totals

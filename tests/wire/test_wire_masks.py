@@ -52,10 +52,10 @@ def test_delta_of_the_same_mask_is_its_sizes_alone():
 @pytest.mark.parametrize("density", [0.02, 0.1, 0.4])
 def test_gaps_come_near_the_entropy(density):
     size = 50_000
-    live = np.flatnonzero(numpy_generator(0, "entropy").random(size) < density)
-    share = len(live) / size
+    active = np.flatnonzero(numpy_generator(0, "entropy").random(size) < density)
+    share = len(active) / size
     entropy = -size * (share * np.log2(share) + (1 - share) * np.log2(1 - share)) / 8
-    assert entropy < len(encode_gaps(live)) < 1.05 * entropy
+    assert entropy < len(encode_gaps(active)) < 1.05 * entropy
 
 
 def test_mask_codecs_have_numbers_of_their_own():

@@ -87,14 +87,14 @@ def test_a_mask_that_claims_more_than_it_holds_is_cheap_to_refuse(scheme):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_mask_of_more_live_granules_than_allowed_is_not_read(scheme):
+def test_a_mask_of_more_active_granules_than_allowed_is_not_read(scheme):
     spec = spec_for(scheme, SHAPES)
     state = random_state(spec, 0.5)
     payload, _ = encode(state, spec)
     most = {group: len(slots) for group, slots in state.masks.items()}
-    assert not peak(lambda: decode(payload, spec, max_live=most))[1]
+    assert not peak(lambda: decode(payload, spec, max_active=most))[1]
     most["layer1"] -= 1
-    with pytest.raises(WireError, match=f"layer1 has {most['layer1'] + 1} live granules; "):
-        decode(payload, spec, max_live=most)
-    taken, _ = peak(lambda: decode(payload, spec, max_live=most))
+    with pytest.raises(WireError, match=f"layer1 has {most['layer1'] + 1} active granules; "):
+        decode(payload, spec, max_active=most)
+    taken, _ = peak(lambda: decode(payload, spec, max_active=most))
     assert taken < 4 * len(payload.header) + 50_000

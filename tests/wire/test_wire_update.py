@@ -78,9 +78,9 @@ def test_what_travels(scheme):
     spec = spec_for(scheme)
     state = random_state(spec)
     payload, residual = encode(state, spec)
-    live = round(state.density(spec) * spec.sparse_weights)  # padding is not among them
+    active = round(state.density(spec) * spec.sparse_weights)  # padding is not among them
     sizes = {name: array.size for name, array in payload.arrays.items()}
-    assert sizes == ({"values": live} if spec.groups else {}) | {"dense": 54 + 3 + 1}
+    assert sizes == ({"values": active} if spec.groups else {}) | {"dense": 54 + 3 + 1}
     assert all(array.dtype == np.float32 and array.ndim == 1 for array in payload.arrays.values())
     assert payload.num_bytes == 4 * sum(sizes.values()) + len(payload.header)
     assert residual is None

@@ -35,15 +35,15 @@ def random_masks(spec, density, seed):
 
 
 def moved_masks(masks, spec, seed):
-    """Let some granules of each mask die and as many others live."""
+    """Let some granules of each mask die and as many others active."""
     rng = numpy_generator(seed, "moved")
     moved = {}
     for group, slots in masks.items():
         layout = spec.group_layout(group)
-        dead = np.setdiff1d(np.arange(layout.num_granules), slots // layout.variants)
-        count = min(len(dead), len(slots) // 5)
+        inactive = np.setdiff1d(np.arange(layout.num_granules), slots // layout.variants)
+        count = min(len(inactive), len(slots) // 5)
         kept = rng.choice(slots, len(slots) - count, replace=False)
-        grown = rng.choice(dead, count, replace=False) * layout.variants
+        grown = rng.choice(inactive, count, replace=False) * layout.variants
         moved[group] = np.sort(np.concatenate([kept, grown])).astype(np.int32)
     return moved
 

@@ -117,10 +117,10 @@ def _lanes(axes: Any, points: Sequence[FrontierPoint]) -> None:
     """Draw the plans that differ in the micro-batch alone on one thin line."""
     for height in {point.height for point in points}:
         lane = sorted((s for s in points if s.height == height), key=lambda point: point.peak)
-        savings, peaks = lane[0].plan.savings, [point.peak for point in lane]
-        look: dict[str, Any] = {"color": _COLOURS[savings.recompute], "zorder": 3}
+        memory, peaks = lane[0].plan.memory, [point.peak for point in lane]
+        look: dict[str, Any] = {"color": _COLOURS[memory.recompute], "zorder": 3}
         axes.plot(peaks, [height] * len(lane), lw=0.8, alpha=0.5, **look)
-        marker = _MARKERS[savings.saved]
+        marker = _MARKERS[memory.saved]
         axes.scatter(peaks, [height] * len(lane), marker=marker, s=26, **look)
 
 
@@ -155,8 +155,8 @@ def _chosen(axes: Any, point: FrontierPoint, report: PlanReport) -> None:
         said.append(f"density {shape.density:.3g}")
     if not shape.momentum:
         said.append("no momentum")
-    if shape.savings.frozen:
-        said.append(f"{shape.savings.frozen} blocks frozen")
+    if shape.memory.frozen:
+        said.append(f"{shape.memory.frozen} blocks frozen")
     low, high = axes.get_xlim()
     left = point.peak < (low * high) ** 0.5
     axes.annotate(
@@ -175,9 +175,9 @@ def _legend(axes: Any, points: Sequence[FrontierPoint], density: float) -> None:
         plain: dict[str, Any] = {"lw": 0, "color": style.MUTED, "ms": 5}
         return Line2D([], [], label=label, **(plain | look))
 
-    savings = [point.plan.savings for point in sorted(points, key=lambda point: -point.height)]
-    recomputed = [each for each in _RECOMPUTES if any(s.recompute == each for s in savings)]
-    saved = [each for each in _MARKERS if any(s.saved == each for s in savings)]
+    memory = [point.plan.memory for point in sorted(points, key=lambda point: -point.height)]
+    recomputed = [each for each in _RECOMPUTES if any(s.recompute == each for s in memory)]
+    saved = [each for each in _MARKERS if any(s.saved == each for s in memory)]
     handles = [
         mark(_RECOMPUTES[each], color=_COLOURS[each], marker="o", lw=0.8) for each in recomputed
     ]

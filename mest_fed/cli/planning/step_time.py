@@ -64,12 +64,12 @@ class StepTime:
 
     def _image(self, shape: TrainingShape) -> Work:
         """Count the operations of an image, at the target density and not at a method's peak."""
-        savings = shape.savings
-        key = shape.density, shape.distribution, savings.recompute, savings.frozen
+        memory = shape.memory
+        key = shape.density, shape.distribution, memory.recompute, memory.frozen
         if key not in self._known:
             model = self.trace.at(peak_granules(self.trace, Static(), shape))
             channels, height, width = self.trace.input_shape
-            self._known[key] = training_work(model, (channels, height, width), savings)
+            self._known[key] = training_work(model, (channels, height, width), memory)
         return self._known[key]
 
 
@@ -136,7 +136,7 @@ def front(points: Sequence[FrontierPoint], density: float) -> list[FrontierPoint
     """Return the points of a density that no other beats in memory and time, the fastest first."""
     best: list[FrontierPoint] = []
     like = [
-        point for point in points if point.plan.density == density and not point.plan.savings.frozen
+        point for point in points if point.plan.density == density and not point.plan.memory.frozen
     ]
     for point in sorted(like, key=lambda each: (each.time, each.peak)):
         if not best or point.peak < best[-1].peak:
@@ -149,14 +149,14 @@ _SAVED = ("fp32", "fp16", "bf16", "mask", "int8")
 
 
 def _lane(plan: Plan) -> tuple[int, int]:
-    savings = plan.savings
-    return _RECOMPUTE.index(savings.recompute), _SAVED.index(savings.saved)
+    memory = plan.memory
+    return _RECOMPUTE.index(memory.recompute), _SAVED.index(memory.saved)
 
 
 def _distinct(timed: Sequence[Timed]) -> list[Timed]:
     first: dict[object, Timed] = {}
     for plan, time in timed:
-        key = time, plan.footprint.total, plan.savings.saved, plan.micro_batch
+        key = time, plan.footprint.total, plan.memory.saved, plan.micro_batch
         first.setdefault(key, (plan, time))
     return list(first.values())
 

@@ -12,10 +12,10 @@ from mest_fed.units import format_bytes, format_seconds
 _WIDEST = 100
 
 _PARTS = {
-    "values": "live weights, dense parameters, buffers",
+    "values": "active weights, dense parameters, buffers",
     "gradients": "of the values",
     "optimizer": "momentum",
-    "index": "which weights live",
+    "index": "which weights are active",
     "activations": "kept of a micro-batch for backward",
     "workspace": "what exists for a moment",
     "batch": "images and labels of a step",
@@ -102,8 +102,8 @@ def _cells(report: PlanReport, plan: Plan) -> list[str]:
     return [
         format_bytes(plan.footprint.total),
         str(plan.micro_batch),
-        plan.savings.recompute,
-        plan.savings.saved,
+        plan.memory.recompute,
+        plan.memory.saved,
         f"{plan.density:.3g}",
         against if seconds is None else f"{format_seconds(seconds)} {against}",
     ]
@@ -113,7 +113,7 @@ def _differs(report: PlanReport, other: Plan) -> str:
     """Say what another plan spares, and what it takes that has no column."""
     spares = [name for name in report.spared(other) if name != "release_gradients"]  # costs nothing
     takes = [name for name in report.pulled_further(other) if name in _TAKES]
-    phrases = ", ".join(_TAKES[name].format(other.savings.frozen) for name in takes)
+    phrases = ", ".join(_TAKES[name].format(other.memory.frozen) for name in takes)
     return ", ".join(spares) + (f" ({phrases})" if phrases else "")
 
 

@@ -35,7 +35,7 @@ mest::Convolution convolution(const Numbers& n) {
             at(8), at(9), at(10), at(11), at(12), at(13), at(14)};
 }
 
-// slots, live granules, rows of a strip, cells, variants, cells of a variant
+// slots, active granules, rows of a strip, cells, variants, cells of a variant
 using Weight = std::array<int64_t, 6>;
 
 mest::StripIndex index_of(const Weight& w, const mest::Convolution& problem) {
@@ -137,15 +137,15 @@ void dequantise(const PlaneSizes& n, int64_t codes, int64_t levels, int64_t x, i
 // images, elements
 using ImageSizes = std::array<int64_t, 2>;
 
-void squeeze_bits(const ImageSizes& n, int64_t x, int64_t bits, int64_t starts, int threads) {
-    mest::squeeze_bits({n[0], n[1]}, in(x), bytes_out(bits), reinterpret_cast<int64_t*>(starts),
+void pack_bits(const ImageSizes& n, int64_t x, int64_t bits, int64_t starts, int threads) {
+    mest::pack_bits({n[0], n[1]}, in(x), bytes_out(bits), reinterpret_cast<int64_t*>(starts),
                        threads);
 }
 
 // x, bits, starts
-void squeeze_values(const ImageSizes& n, const std::array<int64_t, 3>& given, int64_t values,
+void pack_values(const ImageSizes& n, const std::array<int64_t, 3>& given, int64_t values,
                     int threads) {
-    mest::squeeze_values({n[0], n[1]}, in(given[0]), bytes_in(given[1]),
+    mest::pack_values({n[0], n[1]}, in(given[0]), bytes_in(given[1]),
                          reinterpret_cast<const int64_t*>(given[2]), out(values), threads);
 }
 
@@ -185,8 +185,8 @@ NB_MODULE(_native, m) {
     m.def("relu_pool_backward", &relu_pool_backward, unlocked);
     m.def("quantise", &quantise, unlocked);
     m.def("dequantise", &dequantise, unlocked);
-    m.def("squeeze_bits", &squeeze_bits, unlocked);
-    m.def("squeeze_values", &squeeze_values, unlocked);
+    m.def("pack_bits", &pack_bits, unlocked);
+    m.def("pack_values", &pack_values, unlocked);
     m.def("unpack_nonzeros", &unpack_nonzeros, unlocked);
     m.def("weighted_sum", &weighted_sum, unlocked);
 }

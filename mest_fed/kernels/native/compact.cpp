@@ -22,7 +22,7 @@ void for_runs(int64_t first, int64_t last, int64_t size, int threads, const Work
     });
 }
 
-void check_image(const Bitmap& of, const Squeezed& from, int64_t image) {
+void check_image(const Bitmap& of, const Packed& from, int64_t image) {
     const int64_t begin = from.starts[image], end = from.starts[image + 1];
     const uint8_t* bits = from.bits + image * of.bytes();
     if (begin < 0 || end < begin || end > from.count) {
@@ -62,27 +62,27 @@ void dequantise(const Quantised& of, const uint8_t* codes, const float* levels, 
     });
 }
 
-void squeeze_bits(const Bitmap& of, const float* x, uint8_t* bits, int64_t* starts, int threads) {
+void pack_bits(const Bitmap& of, const float* x, uint8_t* bits, int64_t* starts, int threads) {
     std::fill(starts, starts + of.images + 1, int64_t{0});
     if (of.elements == 0) return;
     const Variant& v = variant();
     for_runs(0, of.images, of.elements, threads, [&](int64_t i) {
-        starts[i + 1] = v.squeeze_bits(x + i * of.elements, of.elements, bits + i * of.bytes());
+        starts[i + 1] = v.pack_bits(x + i * of.elements, of.elements, bits + i * of.bytes());
     });
     for (int64_t i = 0; i < of.images; ++i) starts[i + 1] += starts[i];
 }
 
-void squeeze_values(const Bitmap& of, const float* x, const uint8_t* bits, const int64_t* starts,
+void pack_values(const Bitmap& of, const float* x, const uint8_t* bits, const int64_t* starts,
                     float* values, int threads) {
     if (of.elements == 0) return;
     const Variant& v = variant();
     for_runs(0, of.images, of.elements, threads, [&](int64_t i) {
-        v.squeeze_values(x + i * of.elements, of.elements, bits + i * of.bytes(),
+        v.pack_values(x + i * of.elements, of.elements, bits + i * of.bytes(),
                          values + starts[i], values + starts[i + 1]);
     });
 }
 
-void unpack_nonzeros(const Bitmap& of, const Squeezed& from, int64_t first, int64_t last, float* x,
+void unpack_nonzeros(const Bitmap& of, const Packed& from, int64_t first, int64_t last, float* x,
             int threads) {
     if (from.starts[0] != 0 || from.starts[of.images] != from.count) {
         throw std::invalid_argument("starts must rise, from 0 to the number of values");

@@ -27,13 +27,13 @@ struct Bitmap {
     int64_t bytes() const { return (elements + 7) / 8; }  // of an image's bits
 };
 
-// Both halves of squeezing: the values have room for starts[images] floats. -0.0 is zero.
-void squeeze_bits(const Bitmap& of, const float* x, uint8_t* bits, int64_t* starts, int threads);
-void squeeze_values(const Bitmap& of, const float* x, const uint8_t* bits, const int64_t* starts,
+// Both halves of packing: the values have room for starts[images] floats. -0.0 is zero.
+void pack_bits(const Bitmap& of, const float* x, uint8_t* bits, int64_t* starts, int threads);
+void pack_values(const Bitmap& of, const float* x, const uint8_t* bits, const int64_t* starts,
                     float* values, int threads);
 
-// What squeezing gave, from wherever it came.
-struct Squeezed {
+// What packing gave, from wherever it came.
+struct Packed {
     const uint8_t* bits;
     const float* values;
     const int64_t* starts;
@@ -42,7 +42,7 @@ struct Squeezed {
 
 // x: the images [first, last). Throws std::invalid_argument if the parts of `from` that those images
 // need do not fit each other; nothing outside them is read.
-void unpack_nonzeros(const Bitmap& of, const Squeezed& from, int64_t first, int64_t last, float* x,
+void unpack_nonzeros(const Bitmap& of, const Packed& from, int64_t first, int64_t last, float* x,
             int threads);
 
 }  // namespace mest

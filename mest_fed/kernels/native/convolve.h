@@ -13,7 +13,7 @@ void forward(const Convolution& p, const StripIndex& index, const float* values,
 void backward_input(const Convolution& p, const StripIndex& index, const float* values,
                     const float* dy, float* dx, Call call);
 
-// Gradients of the live values alone, (entries, rows), from x and dy.
+// Gradients of the active values alone, (entries, rows), from x and dy.
 void backward_values(const Convolution& p, const StripIndex& index, const float* x, const float* dy,
                      float* gradient, Call call);
 

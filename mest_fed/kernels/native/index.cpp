@@ -14,13 +14,13 @@ namespace {
 
 void check(const Granules& granules, int64_t end) {
     const int32_t* slots = granules.slots;
-    const int64_t live = granules.live;
-    if (live == 0) return;
+    const int64_t active = granules.active;
+    if (active == 0) return;
     bool falls = false;
-    for (int64_t i = 1; i < live; ++i) falls |= slots[i] <= slots[i - 1];
-    if (!falls && slots[0] >= 0 && slots[live - 1] < end) return;
+    for (int64_t i = 1; i < active; ++i) falls |= slots[i] <= slots[i - 1];
+    if (!falls && slots[0] >= 0 && slots[active - 1] < end) return;
     int64_t previous = -1;
-    for (int64_t i = 0; i < live; ++i) {
+    for (int64_t i = 0; i < active; ++i) {
         if (slots[i] <= previous || slots[i] >= end) reject(slots[i], i, end);
         previous = slots[i];
     }
@@ -30,10 +30,10 @@ StripIndex from_strips(const Granules& granules, const Convolution& problem) {
     const int64_t columns = problem.columns();
     const int strips = (problem.out_channels - 1) / granules.rows + 1;
     check(granules, strips * columns);
-    const int32_t *slots = granules.slots, *end = slots + granules.live;
+    const int32_t *slots = granules.slots, *end = slots + granules.active;
     StripIndex index{granules.rows, {}, {}};
     index.first.reserve(strips + 1);
-    index.columns.resize(granules.live);
+    index.columns.resize(granules.active);
     index.first.push_back(0);
     const int32_t* at = slots;
     for (int strip = 0; strip < strips; ++strip) {
@@ -56,8 +56,8 @@ StripIndex from_kernels(const Granules& granules, const Convolution& problem) {
     }
     StripIndex index{1, {}, {}};
     index.first.reserve(problem.out_channels + 1);
-    index.columns.reserve(granules.live * granules.width);
-    for (int64_t i = 0; i < granules.live; ++i) {
+    index.columns.reserve(granules.active * granules.width);
+    for (int64_t i = 0; i < granules.active; ++i) {
         const int kernel = granules.slots[i] / granules.variants;
         const int variant = granules.slots[i] % granules.variants;
         const int row = kernel / channels, channel = kernel % channels;

@@ -18,14 +18,14 @@ struct Convolution {
     int64_t columns() const { return int64_t{in_channels} * taps(); }
 };
 
-// Live granules of a weight seen as a matrix (out_channels, in_channels * taps).
+// Active granules of a weight seen as a matrix (out_channels, in_channels * taps).
 //
 // A granule is a strip of `rows` consecutive output channels at one column, slot = strip * columns
 // + column; or, where `cells` is set, one kernel that keeps `width` of its taps, slot =
 // (out * in_channels + in) * variants + variant, its taps being cells[variant * width + i].
 struct Granules {
     const int32_t* slots;  // strictly increasing
-    int64_t live;
+    int64_t active;
     int rows;
     const int32_t* cells;
     int variants, width;

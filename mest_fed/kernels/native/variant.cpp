@@ -6,7 +6,7 @@
 #include "pack.h"
 #include "pool_walk.h"
 #include "quantise_walk.h"
-#include "squeeze_walk.h"
+#include "pack_walk.h"
 #include "sums_walk.h"
 #include "unpack.h"
 #include "walk.h"
@@ -154,7 +154,7 @@ void backward_values(const Plan& plan, const float* x, const float* dy, float* g
 extern const Variant table;
 const Variant table{MEST_TEXT(MEST_VARIANT), V, most_vectors(1), 32, forward, backward_input,
                     backward_values, norm_forward, norm_backward, pool_forward, pool_backward,
-                    quantise, dequantise, squeeze_bits, squeeze_values, unpack_nonzeros, count_bits, weigh,
+                    quantise, dequantise, pack_bits, pack_values, unpack_nonzeros, count_bits, weigh,
                     add};
 
 }  // namespace mest::MEST_VARIANT

@@ -42,8 +42,8 @@ struct Variant {
     void (*dequantise)(const uint8_t* codes, int64_t plane, const float* levels, float* x);
 
     // One image, not empty; see compact.h.
-    int64_t (*squeeze_bits)(const float* x, int64_t elements, uint8_t* bits);
-    void (*squeeze_values)(const float* x, int64_t elements, const uint8_t* bits, float* values,
+    int64_t (*pack_bits)(const float* x, int64_t elements, uint8_t* bits);
+    void (*pack_values)(const float* x, int64_t elements, const uint8_t* bits, float* values,
                            const float* end);
     void (*unpack_nonzeros)(const uint8_t* bits, int64_t elements, const float* values, const float* end,
                    float* x);

@@ -70,8 +70,8 @@ class NothingSavedWarning(UserWarning):
 
 
 @contextmanager
-def memory_saving(model: nn.Module, savings: MemoryOptions) -> Iterator[Callable[..., Any]]:
-    """Train a model with savings: within, call what this yields in place of the model.
+def memory_saving(model: nn.Module, options: MemoryOptions) -> Iterator[Callable[..., Any]]:
+    """Train a model with memory options: within, call what this yields in place of the model.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def memory_saving(model: nn.Module, savings: MemoryOptions) -> Iterator[Callable
         Any module; it is left as it was. Recomputation and freezing act on its segments, see
         :mod:`mest_fed.memory.activations.segments`. A copy of it that is made within is a plain
         model of its own.
-    savings : MemoryOptions
+    options : MemoryOptions
         ``release_gradients`` is the optimizer's to do.
 
     Yields
@@ -98,23 +98,23 @@ def memory_saving(model: nn.Module, savings: MemoryOptions) -> Iterator[Callable
         If segments shall be recomputed and the model has none, or calls none.
     """
     segments = segments_of(model)
-    if savings.frozen and savings.frozen >= len(segments):
+    if options.frozen and options.frozen >= len(segments):
         allowed = f"a whole number from 0 to {max(0, len(segments) - 1)}"
-        raise not_allowed("frozen", savings.frozen, f"{allowed} (the model's segments but one)")
+        raise not_allowed("frozen", options.frozen, f"{allowed} (the model's segments but one)")
     recomputed: list[Recomputed] = []
-    if savings.recompute == "segments":
+    if options.recompute == "segments":
         work = Workspace()
-        recomputed = [Recomputed(segment, FORMATS[savings.saved], work) for segment in segments]
+        recomputed = [Recomputed(segment, FORMATS[options.saved], work) for segment in segments]
         if not segments:
             _warn_of_nothing_saved(model, stacklevel=4)
-    frozen = [p for s in segments[: savings.frozen] for p in s.parameters() if p.requires_grad]
+    frozen = [p for s in segments[: options.frozen] for p in s.parameters() if p.requires_grad]
     with ExitStack() as stack:
         for parameter in frozen:
             stack.callback(parameter.requires_grad_, True)
             parameter.requires_grad_(False)
         for function in recomputed:
             stack.enter_context(_in_place(function))
-        yield _forward(model, savings, recomputed)
+        yield _forward(model, options, recomputed)
 
 
 def _warn_of_nothing_saved(model: nn.Module, stacklevel: int) -> None:
@@ -172,17 +172,17 @@ class _StateOfCopies:
 
 
 def _forward(
-    model: nn.Module, savings: MemoryOptions, recomputed: list["Recomputed"]
+    model: nn.Module, options: MemoryOptions, recomputed: list["Recomputed"]
 ) -> Callable[..., Any]:
-    if savings.saved == "fp32" and savings.recompute == "none":
+    if options.saved == "fp32" and options.recompute == "none":
         return model
     unsaid = bool(recomputed)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         nonlocal unsaid
         own = [*model.parameters(), *model.buffers()]
-        renormalise = savings.recompute != "none"
-        with SavedActivations(FORMATS[savings.saved], own, renormalise=renormalise):
+        renormalise = options.recompute != "none"
+        with SavedActivations(FORMATS[options.saved], own, renormalise=renormalise):
             result = model(*args, **kwargs)
         if unsaid and model.training:
             unsaid = False

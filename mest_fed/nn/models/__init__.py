@@ -95,8 +95,8 @@ def build_shell(
 ) -> nn.Module:
     """Build a model without weights, for :func:`mest_fed.nn.write_state` to fill.
 
-    In its sparse layers nothing lives; whatever is dense holds arbitrary numbers. Parameters and
-    errors as for :func:`build_model`; ``scheme`` is None for a dense model.
+    Its sparse layers have no active weights; dense parameters hold arbitrary numbers. Parameters
+    and errors as for :func:`build_model`; ``scheme`` is None for a dense model.
     """
     model = _on_meta(name, input_shape, num_classes, width=width, norm=norm)
     if scheme is not None:

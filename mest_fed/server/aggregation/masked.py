@@ -1,7 +1,7 @@
 """Streamed, mask-aware, example-weighted averaging.
 
 Each weight is averaged over the clients that hold it, weighted by their examples (the rule of
-FedDST, Bibikar et al. 2022, algorithm 1). An update costs O(its live weights). A weight that all
+FedDST, Bibikar et al. 2022, algorithm 1). An update costs O(its active weights). A weight that all
 who were offered it have dropped is zero; one that nobody was offered is not touched.
 """
 
@@ -37,7 +37,7 @@ class PositionCache:
         self._kept: dict[tuple[str, bytes], npt.NDArray[np.int64]] = {}
 
     def positions(self, layer: str, slots: Slots) -> npt.NDArray[np.int64]:
-        """Return int64 positions of shape ``(live, width)``; padding is one past the end."""
+        """Return int64 positions of shape ``(active, width)``; padding is one past the end."""
         key = (layer, slots.tobytes())
         if key not in self._kept:
             while len(self._kept) >= _POSITIONS_KEPT * max(1, len(self.spec.layouts)):
@@ -75,9 +75,9 @@ class WeightedSum:
     def mean(self) -> tuple[Floats, npt.NDArray[np.bool_]]:
         """Return the mean where anybody held the weight, zero elsewhere, and where that is."""
         held = self.weights[:-1] > 0
-        live = np.flatnonzero(held)  # few: three times as fast as the flags themselves
+        active = np.flatnonzero(held)  # few: three times as fast as the flags themselves
         mean = np.zeros(self.size, dtype=np.float32)
-        mean[live] = self.values[live] / self.weights[live]
+        mean[active] = self.values[active] / self.weights[active]
         return mean, held
 
     def dropped(self) -> npt.NDArray[np.bool_]:

@@ -140,7 +140,7 @@ class ArrivalStrategy(MestStrategy):
     pending_updates : dict of str to PendingUpdate
         Instructions on their way, by the id of their messages.
     ages : SlotAges
-        Since when each live slot has lived.
+        Round since which each slot has been active.
     accepted : int
         Updates that the round in progress has taken.
     landed : PendingUpdate

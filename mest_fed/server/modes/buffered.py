@@ -44,8 +44,8 @@ def rebase(
     fetched : SparseState
         What it started from.
     rows : mapping of str to bool array
-        Mask group -> which of its slots the present model still holds, shape ``(live,)``. The rest
-        of the update is left out.
+        Mask group -> which of its slots the present model still holds, shape ``(active,)``.
+        The rest of the update is left out.
     model : GlobalModel
         The present model.
     share : float

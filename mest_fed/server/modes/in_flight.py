@@ -149,7 +149,7 @@ def read_pending(
 
 
 class SlotAges:
-    """Since which round each slot of the global mask has lived without a break.
+    """Since which round each slot of the global mask has been active without a break.
 
     A slot that died and was grown again holds another weight, of which an update from before its
     death knows nothing.
@@ -162,7 +162,7 @@ class SlotAges:
     Attributes
     ----------
     born : dict of str to int32 array
-        Mask group -> the round at whose end each live slot was grown, shape ``(live,)``.
+        Mask group -> the round at whose end each active slot was grown, shape ``(active,)``.
     """
 
     def __init__(self, masks: MaskSet) -> None:
@@ -178,7 +178,7 @@ class SlotAges:
         self._masks = dict(masks)
 
     def still(self, group: str, slots: Slots, number: int) -> npt.NDArray[np.bool_]:
-        """Return which slots of a round's instruction have lived ever since; shape ``(live,)``."""
+        """Return which of a round's slots have been active ever since; shape ``(active,)``."""
         place, ages = self._find(group, slots)
         return ages & (self.born[group][place] < number)
 

@@ -3,10 +3,9 @@
 from collections.abc import Callable
 
 from mest_fed.server.selection.selector import (
+    AvailabilityInfo,
     Available,
     ClientFeedback,
-    KnowsDurations,
-    KnowsPresence,
     SelectionRequest,
     Selector,
     Uniform,
@@ -15,10 +14,9 @@ from mest_fed.server.selection.utility import Utility
 
 __all__ = [
     "SELECTORS",
+    "AvailabilityInfo",
     "Available",
     "ClientFeedback",
-    "KnowsDurations",
-    "KnowsPresence",
     "SelectionRequest",
     "Selector",
     "Uniform",

@@ -28,19 +28,14 @@ _MOST_WAITS = 1000
 
 
 @runtime_checkable
-class KnowsPresence(Protocol):
-    """What a grid offers if it knows which nodes are there; Flower's own does not."""
+class AvailabilityInfo(Protocol):
+    """What a grid knows of its nodes beyond their ids."""
 
     def present_nodes(self, node_ids: Sequence[int]) -> list[int]:
         """Return those nodes that are there now, in the order given."""
 
     def wait_for_nodes(self, node_ids: Sequence[int]) -> bool:
         """Let time pass until one of these nodes may be there; False if none ever will."""
-
-
-@runtime_checkable
-class KnowsDurations(Protocol):
-    """What a grid offers if it knows how long nodes took."""
 
     def train_seconds(self) -> Mapping[int, float]:
         """Return the seconds that each node of the round took, as far as known."""
@@ -62,8 +57,8 @@ class SelectionRequest:
         The run's seed, and what else draws come from.
     without : collection of int
         Nodes that are not to be selected.
-    presence : KnowsPresence, optional
-        Knows who is there.
+    availability : AvailabilityInfo, optional
+        Which nodes are available; None: the grid does not know.
     waits : bool
         Whether time may pass until somebody is there.
     """
@@ -73,7 +68,7 @@ class SelectionRequest:
     round: int
     path: tuple[int | str, ...]
     without: Collection[int] = ()
-    presence: KnowsPresence | None = None
+    availability: AvailabilityInfo | None = None
     waits: bool = True
 
     def generator(self) -> np.random.Generator:
@@ -89,9 +84,9 @@ class SelectionRequest:
 
     def present(self, node_ids: Sequence[int]) -> list[int]:
         """Return those nodes that are there, all of them where nobody knows."""
-        if self.presence is None:
+        if self.availability is None:
             return list(node_ids)
-        return self.presence.present_nodes(node_ids)
+        return self.availability.present_nodes(node_ids)
 
 
 @dataclass(frozen=True)
@@ -169,9 +164,9 @@ def select_with_retry(
     generator = call.generator()
     for _ in range(_MOST_WAITS):
         chosen, looked_at = attempt(generator)
-        if chosen or not looked_at or call.presence is None or not call.waits:
+        if chosen or not looked_at or call.availability is None or not call.waits:
             return chosen
-        if not call.presence.wait_for_nodes(looked_at):
+        if not call.availability.wait_for_nodes(looked_at):
             break
     log.warning("round %d: no node is there, and none will be; asking anyone", call.round)
     return list(islice(call.drawn(generator), call.count))

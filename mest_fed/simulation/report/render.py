@@ -66,15 +66,15 @@ def _in_short(run: Run) -> str:
     clients = sum(tier.clients for tier in summary.tiers)
     kinds = count_of(len({tier.profile for tier in summary.tiers}), "kind")
     if summary.achieved_density == 1:
-        alive = "All weights are alive"
+        active = "All weights are active"
     else:
         share = format_percent(summary.achieved_density)
-        alive = f"{share} of the sparse layers' weights are alive"
+        active = f"{share} of the sparse layers' weights are active"
     did = "trained" if summary.clients_trained else "were to train"
     text = (
         f"{count_of(clients, 'simulated client')} on {kinds} of device {did} {summary.model} "
         f"on {summary.dataset} for {count_of(summary.rounds, 'round')}. "
-        f"{alive} in the final global model"
+        f"{active} in the final global model"
     )
     if summary.final_accuracy is None:
         return f"{text}."

@@ -143,7 +143,7 @@ def _caption(kernels: Kernels) -> str:
     how = _HOW.get(kernels.mode, kernels.mode)
     compiled = f"compiled for {kernels.variant}" if kernels.variant else "not compiled"
     return (
-        f"{how}. dense: a dense weight for the moment; channels: the live channels alone; "
+        f"{how}. dense: a dense weight for the moment; channels: the active channels alone; "
         f"padded, shifted: sparse kernels ({compiled})"
     )
 
@@ -209,10 +209,10 @@ def _accuracy(run: Run) -> Tile:
 def _density(run: Run) -> Tile:
     layers = run.summary.layers
     weights = sum(layer.weights for layer in layers)
-    live = sum(round(layer.weights * layer.density) for layer in layers)
+    active = sum(round(layer.weights * layer.density) for layer in layers)
     notes = (
         f"target {format_percent(run.summary.target_density)}, over sparse layers",
-        f"{format_count(live)} of {format_count(weights)} weights live in all layers",
+        f"{format_count(active)} of {format_count(weights)} weights are active in all layers",
     )
     return Tile("Achieved density", format_percent(run.summary.achieved_density), "measured", notes)
 

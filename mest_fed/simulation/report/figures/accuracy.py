@@ -143,7 +143,7 @@ def _caption(points: Points, *, central: bool, has_clients: bool) -> str:
             "The orange band holds 80% of the clients, each on its own held-out share; a wide "
             "band is a model that serves some clients much better than others. "
         )
-    return text + "Below, the share of weights that are alive in the global model."
+    return text + "Below, the share of weights that are active in the global model."
 
 
 _GOAL = 0.95

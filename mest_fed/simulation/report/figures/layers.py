@@ -45,8 +45,8 @@ def _draw_bars(axes: Any, layers: list[Layer], target: float) -> None:
             axes.barh(row, layer.density, height=0.62, color=style.BLUE)
         else:
             _write(axes, 0.006 * limit, row, "dense")
-        live = round(layer.weights * layer.density)
-        share = f"{format_percent(layer.density)}, {format_count(live)} of "
+        active = round(layer.weights * layer.density)
+        share = f"{format_percent(layer.density)}, {format_count(active)} of "
         _write(axes, 1.04 * limit, row, f"{share}{format_count(layer.weights)} weights")
     if target < 1:
         dashes = (0, (4, 3))
@@ -56,7 +56,7 @@ def _draw_bars(axes: Any, layers: list[Layer], target: float) -> None:
     ticks = [tick for tick in MaxNLocator(6).tick_values(0, limit) if tick <= 1.03 * limit]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(style.PERCENT_TICKS)
-    axes.set_xlabel("live weights / weights, in the final global model")
+    axes.set_xlabel("active weights / weights, in the final global model")
 
 
 def _write(axes: Any, x: float, row: int, text: str) -> None:
@@ -66,12 +66,12 @@ def _write(axes: Any, x: float, row: int, text: str) -> None:
 def _caption(layers: list[Layer], *, shown: int) -> str:
     sparse = [layer for layer in layers if layer.density < 1]
     weights = sum(layer.weights for layer in layers)
-    live = sum(round(layer.weights * layer.density) for layer in layers)
+    active = sum(round(layer.weights * layer.density) for layer in layers)
     densest = max(sparse, key=lambda layer: layer.density)
     sparsest = min(sparse, key=lambda layer: layer.density)
     text = (
-        f"Layers in the model's order. {format_count(live)} of {format_count(weights)} weights "
-        f"are alive ({format_percent(live / max(weights, 1))}, dense layers included). "
+        f"Layers in the model's order. {format_count(active)} of {format_count(weights)} weights "
+        f"are active ({format_percent(active / max(weights, 1))}, dense layers included). "
     )
     if densest.density > sparsest.density:
         text += (

@@ -67,19 +67,19 @@ inline int front(float* to, const float* x, unsigned byte) {
 inline int spread(float* to, const float* values, unsigned byte) {
 #ifdef MEST_PERMUTES
     constexpr Eight bit = {1, 2, 4, 8, 16, 32, 64, 128};
-    const Eight live = (Eight)((bit & byte) == bit);
-    const Eight moved = permuted(load_eight(values), byte_table.rank[byte]) & live;
+    const Eight active = (Eight)((bit & byte) == bit);
+    const Eight moved = permuted(load_eight(values), byte_table.rank[byte]) & active;
     std::memcpy(to, &moved, sizeof moved);
     return __builtin_popcount(byte);
 #else
     unsigned count = 0;
     for (int j = 0; j < 8; ++j) {
-        const unsigned live = byte >> j & 1;
+        const unsigned active = byte >> j & 1;
         uint32_t word;
         std::memcpy(&word, values + count, sizeof word);
-        word &= -live;
+        word &= -active;
         std::memcpy(to + j, &word, sizeof word);
-        count += live;
+        count += active;
     }
     return static_cast<int>(count);
 #endif
@@ -98,16 +98,16 @@ inline bool is_zero(const float* p) {
 }
 
 // Writes an image's bits; returns how many elements are not zero.
-int64_t squeeze_bits(const float* __restrict x, int64_t elements, uint8_t* __restrict bits) {
+int64_t pack_bits(const float* __restrict x, int64_t elements, uint8_t* __restrict bits) {
     constexpr int block = 64;
     constexpr uint64_t ones = 0x0101010101010101, to_bits = 0x0102040810204080;
     int64_t count = 0, i = 0;
     for (; i + block <= elements; i += block) {
-        uint8_t live[block];
-        for (int j = 0; j < block; ++j) live[j] = !is_zero(x + i + j);
+        uint8_t active[block];
+        for (int j = 0; j < block; ++j) active[j] = !is_zero(x + i + j);
         for (int j = 0; j < block; j += 8) {
             // Of 8 bytes that are 0 or 1, the products' top bytes are their bits, and their sum.
-            const uint64_t bytes = eight_bytes(live + j);
+            const uint64_t bytes = eight_bytes(active + j);
             bits[(i + j) / 8] = static_cast<uint8_t>(bytes * to_bits >> 56);
             count += static_cast<int64_t>(bytes * ones >> 56);
         }
@@ -122,7 +122,7 @@ int64_t squeeze_bits(const float* __restrict x, int64_t elements, uint8_t* __res
 }
 
 // The image's values are [values, end).
-void squeeze_values(const float* x, int64_t elements, const uint8_t* bits, float* values,
+void pack_values(const float* x, int64_t elements, const uint8_t* bits, float* values,
                     const float* end) {
     int64_t i = 0;  // while there is room for 8 floats, which are written whatever the bits say
     for (; i + 8 <= elements && end - values >= 8; i += 8) {

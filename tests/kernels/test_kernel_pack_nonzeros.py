@@ -20,7 +20,7 @@ def positive_zeros(x):
 
 
 def check(x):
-    """Squeeze a tensor by its definition, and bring all and some of its images back."""
+    """Pack a tensor by its definition, and bring all and some of its images back."""
     bits, values, starts = pack_nonzeros(x)
     images, elements = x.shape[0], x[0].numel() if len(x) else x.new_empty(1, *x.shape[1:]).numel()
     flat = x.reshape(images, elements)

@@ -20,7 +20,7 @@ def clocked_step(step: Step, clock: LayerClock, images: Tensor, labels: Tensor) 
     return layers | {"optimizer": parts["optimizer"], "rest": rest}
 
 
-def what_was_possible(clocked: Timings, dense: nn.Module, sparse: nn.Module) -> Row:
+def modelled_limits(clocked: Timings, dense: nn.Module, sparse: nn.Module) -> Row:
     """Return measured shares of the dense step, and what they allow a sparse one (modelled).
 
     Parameters
@@ -62,9 +62,9 @@ def operations(dense: nn.Module, sparse: nn.Module, image: tuple[int, int, int])
     """Return the achieved density and the ratio of operations (modelled)."""
     before, after = (training_flops(model, image) for model in (dense, sparse))
     layers = [module for module in sparse.modules() if isinstance(module, SparseLayer)]
-    live = sum(layer.layout.live_weights(layer.slots) for layer in layers)
+    active = sum(layer.layout.active_weights(layer.slots) for layer in layers)
     ratio = before.dense_flops / (after.dense_flops + after.sparse_flops)
     return {
-        "density": round(live / sum(layer.layout.num_weights for layer in layers), 4),
+        "density": round(active / sum(layer.layout.num_weights for layer in layers), 4),
         "modelled_flops_ratio": round(ratio, 3),
     }
