@@ -88,7 +88,7 @@ def options(runs: int) -> Iterator[Row]:
     """Try each way to save memory on MEST's ResNet-32, beside ours without any."""
     plain = Case()
     tried = {
-        "release_gradients gradients": replace(plain, memory=MemoryOptions(release_gradients=True)),
+        "consume gradients": replace(plain, memory=MemoryOptions(release_gradients=True)),
         "recompute norms": replace(plain, memory=MemoryOptions("norms")),
         "recompute segments": replace(plain, memory=MemoryOptions("segments")),
         **{
@@ -102,12 +102,8 @@ def options(runs: int) -> Iterator[Row]:
         "micro-batch 8": replace(plain, micro_batch=8),
         "no momentum": replace(plain, momentum=False),
         "first 5 of 16 segments frozen": replace(plain, memory=MemoryOptions(frozen=5)),
-        "segments, int8, release_gradients, micro-batch 8": replace(
-            plain, memory=LEAN, micro_batch=8
-        ),
-        "dense weights, segments, int8, release_gradients": replace(
-            plain, scheme="dense", memory=LEAN
-        ),
+        "segments, int8, consume, micro-batch 8": replace(plain, memory=LEAN, micro_batch=8),
+        "dense weights, segments, int8, consume": replace(plain, scheme="dense", memory=LEAN),
     }
     reference = [measured(plain, trimmed=True) for _ in range(runs)]
     for title, case in tried.items():

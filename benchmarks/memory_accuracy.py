@@ -53,7 +53,7 @@ class Variant:
 PLAIN = {"group": Variant(), "batch": Variant("batch")}
 VARIANTS = {
     "group norm, plain": PLAIN["group"],
-    "release_gradients gradients": Variant(memory=MemoryOptions(release_gradients=True)),
+    "consume gradients": Variant(memory=MemoryOptions(release_gradients=True)),
     "recompute segments": Variant(memory=MemoryOptions("segments")),
     "micro-batch 8": Variant(micro_batch=8),
     "segments, saved as fp16": Variant(memory=MemoryOptions("segments", "fp16")),

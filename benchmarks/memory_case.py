@@ -60,13 +60,7 @@ class Case:
         memory = self.memory
         parts = [self.model, self.norm, self.scheme, f"{self.density:g}", f"{self.micro_batch}"]
         parts += [memory.recompute, memory.saved]
-        parts += [
-            w
-            for w, on in (
-                ("release_gradients", memory.release_gradients),
-                ("plain", not self.momentum),
-            )
-            if on
-        ]
+        parts += ["consume"] if memory.release_gradients else []  # rows keep their names
+        parts += [] if self.momentum else ["plain"]
         parts += [f"frozen {memory.frozen}"] if memory.frozen else []
         return " ".join(parts)

@@ -1,6 +1,8 @@
 """The benchmarks of memory: one tiny process of each side, rows, prediction and picture."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import memory
 import memory_picture
@@ -13,13 +15,14 @@ from mest_fed.data import load_dataset
 from mest_fed.memory import MemoryOptions
 from mest_fed.memory.meter import can_measure
 
+PUBLISHED = Path(__file__).parents[2] / "docs" / "benchmarks"
 TINY = Case(model="resnet8", width=1.0, batch=8, micro_batch=4, steps=2)
 
 
 def test_a_case_survives_the_pipe():
     case = replace(TINY, memory=MemoryOptions("segments", "int8", release_gradients=True, frozen=1))
     assert Case.of(case.table()) == case
-    assert case.name == "resnet8 batch block 0.1 4 segments int8 release_gradients frozen 1"
+    assert case.name == "resnet8 batch block 0.1 4 segments int8 consume frozen 1"
 
 
 @pytest.mark.slow
@@ -35,6 +38,15 @@ def test_both_sides_are_measured_in_processes_of_their_own():
     assert (
         row["ratio"] == row["ratio_trimmed"] == pytest.approx(row["peer"] / row["ours"], rel=0.02)
     )
+
+
+def test_rows_keep_the_names_of_the_published_results(monkeypatch):
+    facts = {"added": 10**7, "peak": 10**8, "baseline": 9 * 10**7, "seconds": [1.0, 1.0]}
+    monkeypatch.setattr(memory, "measured", lambda case, *, trimmed: facts)
+    made = [row["name"] for part in (memory.goals, memory.options) for row in part(1)]
+    made += [case.name for case in memory_prediction.cases()]
+    table = json.loads((PUBLISHED / "memory-2026-11-24.json").read_text(encoding="utf-8"))
+    assert sorted(made) == sorted(row["name"] for row in table["rows"])
 
 
 def test_every_combination_is_predicted_at_least_once():
