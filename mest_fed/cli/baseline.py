@@ -28,7 +28,7 @@ class Weight:
     resident : int
         All that is resident.
     own : int
-        The part of it that is no file's and so is shared with nobody.
+        The part of it that no file backs, so that no other process shares it.
     reserved : int
         Address space beyond what is resident.
     """

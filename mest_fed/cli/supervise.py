@@ -1,4 +1,4 @@
-"""Running a device's node: its end, whoever causes it, is the end of all its processes.
+"""Running a device's node: when it ends, for any reason, all its processes end.
 
 ``mest-fed client`` becomes this process (``python -m mest_fed.cli.supervise JSON``) once all is
 checked. It imports next to nothing: its memory is the device's, too.
@@ -38,7 +38,7 @@ class Job:
         What starts it.
     link : str
         The SuperLink, as ``python -m mest_fed.cli.superlink`` reads it: asked for the cause if the
-        node ends by itself. Empty: nobody is asked.
+        node ends by itself. Empty: no question is asked.
     limit : str
         The memory limit as it was typed, for messages.
     cgroup_limit : CgroupLimit or None
@@ -202,7 +202,7 @@ def _alive(node: "subprocess.Popen[bytes]") -> bool:
 def _adopt_orphans() -> None:
     """Have what the node leaves behind come to this process, which can see it end (Linux).
 
-    In a container nobody else may do so, and an ended process that nobody sees looks alive.
+    In a container no other process may do so, and an ended process without a parent looks alive.
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)

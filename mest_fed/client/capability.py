@@ -71,7 +71,7 @@ def _left(task: Task, limit: int, margin: float) -> int:
 
 
 def _warm_up(task: Task) -> None:
-    """Bring in what is there before training whatever the plan: data, libraries, the planner.
+    """Load what every plan needs before training: data, libraries, the planner.
 
     Measured with torch 2.13: 36 MB for planning and 20 MB for a first training step.
     """

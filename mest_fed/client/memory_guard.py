@@ -30,7 +30,7 @@ class RoundMemory:
     Parameters
     ----------
     peak : int
-        Bytes that training added to the process; measured. 0 where nobody could measure.
+        Bytes that training added to the process; measured. 0 where measuring is not possible.
     halved : bool
         Whether the limit came so near that the micro-batch was halved.
     """
@@ -65,7 +65,7 @@ def watched(task: Task, who: Capability, context: Context) -> Iterator[RoundMemo
 
 
 def prepare(task: Task, partition: int) -> None:
-    """Bring in what is there before training whatever the plan: data, and libraries' code."""
+    """Load what every plan needs before training: data, and the code of libraries."""
     examples, _ = task.examples(partition)
     task.data.train.touch(examples)
     sparsity = task.config.sparsity

@@ -21,7 +21,7 @@ class BehaviourSection(Section):
     """CSV or JSON file of the intervals in which devices are there. Its format is described in
     ``mest_fed/simulation/behaviour/traces.py``."""
     trace_repeats: bool = True
-    """Whether a trace begins again at its end; else nobody is there after it."""
+    """Whether a trace begins again at its end; else no device is available after it."""
     phase_spread: Share = 1.0
     """Share of a day over which devices' midnights spread: 0 one time zone, 1 around the globe."""
     away_seconds: Annotated[float, Field(ge=0)] = 0.0

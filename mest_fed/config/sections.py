@@ -115,7 +115,7 @@ class TrainingSection(Section):
 
 
 class MemorySection(Section):
-    """What training saves memory by whatever the budget, and what a plan gives up first."""
+    """What saves memory under any budget, and what a plan gives up first."""
 
     recompute: Annotated[str, one_of(*RECOMPUTE)] = "none"
     """What backward computes again: nothing, outputs of normalisations, or whole segments."""

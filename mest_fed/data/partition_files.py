@@ -89,7 +89,7 @@ def _wrong(path: str | Path, reason: str) -> InputError:
 
 @dataclass(frozen=True, eq=False)
 class SampledPartitions(Sequence[Indices]):
-    """Partitions that exist only while somebody looks at them.
+    """Partitions drawn on demand.
 
     A device's mix of labels is drawn from a symmetric Dirichlet distribution over the classes, as
     Hsu, Qi & Brown (2019), "Measuring the effects of non-identical data distribution for federated

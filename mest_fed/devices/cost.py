@@ -95,7 +95,7 @@ def forward_flops(model: nn.Module, input_shape: tuple[int, int, int]) -> Work:
     ----------
     model : nn.Module
         Dense or sparse; run once on a zero image in evaluation mode, and left as it was. It may be
-        a skeleton on torch's meta device: then how many granules are active decides, not which.
+        a model on torch's meta device: then how many granules are active decides, not which.
     input_shape : tuple of int
         (channels, height, width) of an image.
     """

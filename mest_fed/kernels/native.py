@@ -1,4 +1,4 @@
-"""The compiled kernels, behind checks: whatever arrives is refused with an error, or is safe."""
+"""The compiled kernels, behind checks: unsafe arguments are refused with an error."""
 
 import warnings
 from collections.abc import Callable, Sequence

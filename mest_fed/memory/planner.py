@@ -1,4 +1,4 @@
-"""From a budget in bytes to the plan that fits with the least expected harm."""
+"""From a budget in bytes to the plan that fits of least cost."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -88,7 +88,7 @@ class PlanLimits:
 
     @property
     def preference(self) -> tuple[str, ...]:
-        """The order of preference where nobody gives another."""
+        """The order of preference unless another is given."""
         return BATCH_NORM_COST_ORDER if self.batch_statistics else COST_ORDER
 
     def knobs(self, preference: Sequence[str] | None = None) -> list[Knob]:

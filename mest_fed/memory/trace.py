@@ -265,7 +265,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._compare(0)
 
     def mark_rest(self, kind: str) -> None:
-        """Say what all storages are that nobody has said anything of."""
+        """Give a kind to all storages that have none yet."""
         for key, (before, size) in self._live.items():
             if before == WORK:
                 self._live[key] = kind, size

@@ -142,11 +142,11 @@ def _traced(model: nn.Module, layers: set[nn.Module]) -> fx.Graph | None:
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.no_grad():
             warnings.simplefilter("ignore")
-            skeleton = copy_without_numbers(model)
-            twins = dict(zip(model.modules(), skeleton.modules(), strict=True))
+            meta_model = copy_without_numbers(model)
+            twins = dict(zip(model.modules(), meta_model.modules(), strict=True))
             parameters = inspect.signature(model.forward).parameters.values()
             defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-            return _Tracer({twins[layer] for layer in layers}).trace(skeleton, defaults)
+            return _Tracer({twins[layer] for layer in layers}).trace(meta_model, defaults)
     except Exception:  # as above; or the model cannot be copied
         return None
 
@@ -162,8 +162,8 @@ def copy_without_numbers(model: nn.Module) -> nn.Module:
                     trains = tensor.requires_grad
                     is_parameter = isinstance(tensor, nn.Parameter)
                     memo[id(tensor)] = nn.Parameter(meta, trains) if is_parameter else meta
-    skeleton = copy.deepcopy(model, memo)
-    for module in skeleton.modules():
+    meta_model = copy.deepcopy(model, memo)
+    for module in meta_model.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
-    return skeleton
+    return meta_model

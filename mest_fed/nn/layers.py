@@ -304,7 +304,7 @@ class SparseLayer(nn.Module):
 
     def _how(self, x: Tensor, weight: SparseWeight, geometry: ConvGeometry) -> How:
         """Choose the implementations for an input, and note the choice."""
-        # Meta tensors stand for the CPU's: whoever traces a model wants what will really run.
+        # Meta tensors stand for the CPU's: a trace wants what will really run.
         on_cpu = x.device.type in ("cpu", "meta")
         if on_cpu and x.dtype == self.values.dtype == torch.float32:
             size = (x.shape[2], x.shape[3]) if x.dim() == 4 else (1, 1)

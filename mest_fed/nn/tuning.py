@@ -130,7 +130,7 @@ def _input_sizes(
 
 @contextmanager
 def _left_as_it_is(model: nn.Module, layers: dict[str, SparseLayer]) -> Iterator[None]:
-    """Let a model run without gradients, statistics or draws that anybody could notice."""
+    """Let a model run without gradients, and restore its statistics and generators."""
     modes = {module: module.training for module in model.modules()}
     choices = {layer: layer.choice for layer in layers.values()}
     try:

@@ -86,7 +86,7 @@ class GlobalModel:
         return tier
 
     def apply_update(self, mean: MaskedMean, optimizer: ServerOptimizer) -> None:
-        """Take over a round's average; what nobody was offered stays as it was."""
+        """Take over a round's average; weights that no client was offered stay as they were."""
         self.pseudo_gradient = {}
         if mean.weight == 0:
             return

@@ -145,7 +145,7 @@ class ClientTiming:
     energy_joules : float
         Energy of the three parts; waiting for others is not counted.
     battery : float or None
-        Share of a full charge at the start; None on mains power, or where nobody counts.
+        Share of a full charge at the start; None on mains power, or where no battery is modelled.
     """
 
     node_id: int

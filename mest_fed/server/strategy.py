@@ -226,7 +226,7 @@ class MestStrategy(Strategy):
         without : collection of int
             Ids of nodes that are not to be chosen.
         waits : bool
-            Whether time may pass until somebody is there.
+            Whether time may pass until a node is available.
         """
         number = self.record.round
         asked = SelectionRequest(
@@ -281,7 +281,7 @@ class MestStrategy(Strategy):
         messages = []
         self._sent = []
         for node in nodes:
-            # Until it answers, nobody knows which mask set it holds.
+            # Until it answers, the server does not know which mask set it holds.
             known = self.clients.known_mask.pop(node.node_id, b"")
             content = self.broadcast.content(self.model, node.density, known, order)
             size = content_bytes(content)

@@ -164,7 +164,7 @@ _VERSIONS = ("mest-fed", "torch", "numpy")
 
 
 class Peaks:
-    """Measures the plans of a run that nobody has measured yet; :meth:`wait` gives all of them.
+    """Measures the plans of a run that were not measured yet; :meth:`wait` gives all of them.
 
     A run's peaks stand in its folder, so that a resumed run holds its devices to the same ones,
     whatever machine it goes on with; nothing is then measured. In a new run, a peak that was

@@ -21,7 +21,7 @@ ARRAYS, CONFIG, HEADER = "arrays", "mest", "header"
 _NAMES = ("values", "scales", "dense")
 _DTYPES = {"<f4": np.float32, "<f2": np.float16, "<u2": np.uint16, "|i1": np.int8}
 #: The .npy header of a one-dimensional array in version 1.0, the only thing that ever is sent.
-#: numpy.load would evaluate whatever stands there, and allocate what it announces.
+#: numpy.load would evaluate what the header says, and allocate what it announces.
 _NPY = re.compile(
     rb"\x93NUMPY\x01\x00(?P<length>..)"
     rb"\{'descr': '(?P<dtype><f4|<f2|<u2|\|i1)', 'fortran_order': False,"

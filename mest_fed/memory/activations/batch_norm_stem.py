@@ -1,6 +1,6 @@
 """A convolution with batch normalisation and ReLU that reads the images, recomputed in two walks.
 
-As :mod:`mest_fed.memory.activations.batch_norm_block`, for the first layer of a network: nobody
+As :mod:`mest_fed.memory.activations.batch_norm_block`, for the first layer of a network: nothing
 wants the gradient of its input.
 """
 

@@ -2,7 +2,7 @@
 
 Each weight is averaged over the clients that hold it, weighted by their examples (the rule of
 FedDST, Bibikar et al. 2022, algorithm 1). An update costs O(its active weights). A weight that all
-who were offered it have dropped is zero; one that nobody was offered is not touched.
+who were offered it have dropped is zero; one that no client was offered is not touched.
 """
 
 from collections.abc import Mapping
@@ -73,7 +73,7 @@ class WeightedSum:
         self.weights[positions] += weight
 
     def mean(self) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        """Return the mean where anybody held the weight, zero elsewhere, and where that is."""
+        """Return the mean where a client held the weight, zero elsewhere, and where that is."""
         held = self.weights[:-1] > 0
         active = np.flatnonzero(held)  # few: three times as fast as the flags themselves
         mean = np.zeros(self.size, dtype=np.float32)

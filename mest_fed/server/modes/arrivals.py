@@ -264,7 +264,7 @@ class ArrivalStrategy(MestStrategy):
                 self._send(self._instructions(beginners))
             ends = self._ends()
             if not self.pending_updates and ends == math.inf:
-                break  # nobody is left to ask
+                break  # no node is left to ask
             oldest = min(
                 (pending.started for pending in self.pending_updates.values()), default=math.inf
             )

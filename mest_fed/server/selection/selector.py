@@ -23,7 +23,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 #: How many nodes are looked at for each one that is wanted: at first, and at most.
 OVERDRAW = 4
 MOST_DRAWN = 64
-#: How often to wait for somebody to be there.
+#: How often to wait for a node to become available.
 _MOST_WAITS = 1000
 
 
@@ -60,7 +60,7 @@ class SelectionRequest:
     availability : AvailabilityInfo, optional
         Which nodes are available; None: the grid does not know.
     waits : bool
-        Whether time may pass until somebody is there.
+        Whether time may pass until a node is available.
     """
 
     nodes: Sequence[int]
@@ -83,7 +83,7 @@ class SelectionRequest:
                 yield node
 
     def present(self, node_ids: Sequence[int]) -> list[int]:
-        """Return those nodes that are there, all of them where nobody knows."""
+        """Return the available nodes; all of them where availability is unknown."""
         if self.availability is None:
             return list(node_ids)
         return self.availability.present_nodes(node_ids)
@@ -102,7 +102,7 @@ class ClientFeedback:
     train_loss : float or None
         Their mean loss; None if it failed.
     seconds : float or None
-        How long it took, where somebody knows.
+        How long it took, where known.
     """
 
     node_id: int
@@ -151,7 +151,7 @@ def select_with_retry(
     call: SelectionRequest,
     attempt: Callable[[np.random.Generator], tuple[list[int], Sequence[int]]],
 ) -> list[int]:
-    """Return what an attempt selects; if that is nobody, let time pass and try again.
+    """Return what an attempt selects; if that is no node, let time pass and try again.
 
     Parameters
     ----------
@@ -191,9 +191,9 @@ class Uniform:
 
 
 class Available(Uniform):
-    """Any node that is there, all equally likely; where nobody knows, any node.
+    """Any available node, all equally likely; where availability is unknown, any node.
 
-    If nobody is, time passes until somebody comes.
+    If none is, time passes until one is.
     """
 
     def select(self, call: SelectionRequest) -> list[int]:

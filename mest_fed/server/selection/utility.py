@@ -33,7 +33,7 @@ class ClientStats:
     utility : float
         Statistical utility when it last trained.
     seconds : float
-        How long it then took; NaN where nobody knows.
+        How long it then took; NaN where unknown.
     last, picked : int
         Round in which it last trained, and how often it was selected since it first did.
     """
@@ -53,7 +53,7 @@ class Utility:
     their 95th percentile, so that none stands out, and sqrt(0.1 ln R / R_i) is added for a node
     that last trained in round R_i; here they are first scaled by the largest, to have one scale.
     T is a quantile of the seconds known; Oort's pacer, which moves it, is left out. Nodes say
-    themselves what their loss is: whoever exaggerates it is selected until it is left out.
+    themselves what their loss is: a client that exaggerates it is selected until it is left out.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ class Utility:
         unknown = [node for node in there if node not in self._known]
         chosen = unknown[: math.floor(share * call.count + generator.random())]
         chosen += self._exploit(call, call.count - len(chosen), generator)
-        # Too few are known, or too few are not: whoever was drawn will do.
+        # Too few are known, or too few are not: any drawn node will do.
         taken = set(chosen)
         rest = [node for node in dict.fromkeys([*unknown, *there]) if node not in taken]
         return chosen + rest[: call.count - len(chosen)], looked_at

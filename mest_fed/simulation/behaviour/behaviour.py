@@ -86,7 +86,7 @@ class MemoryNeed:
     budget : int
         Bytes that training may take while other programs hold no more than usual.
     peak : int
-        Bytes that it takes: measured, or where nobody measured what the plan predicts.
+        Bytes that it takes: measured; where not measured, what the plan predicts.
     """
 
     budget: int

@@ -131,7 +131,7 @@ class VirtualClock:
         return min(moments, default=math.inf)
 
     def train_seconds(self) -> dict[int, float]:
-        """Return how long nodes took to train, of the timings that nobody has taken yet."""
+        """Return how long nodes took to train, of the timings that were not taken yet."""
         return {
             timing.node_id: timing.seconds
             for timing in self._timings
@@ -212,7 +212,7 @@ def check_deadline(
     Raises
     ------
     InputError
-        If nobody can meet it; says what the fastest device needs at least.
+        If no device can meet it; says what the fastest device needs at least.
     """
     deadline = config.fleet.deadline or math.inf
     needed = {

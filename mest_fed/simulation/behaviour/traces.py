@@ -189,7 +189,7 @@ class Trace(Periods):
     span : float
         Length of the trace, in seconds.
     repeats : bool
-        Whether it begins again at its end; else nobody is there after it.
+        Whether it begins again at its end; else no device is available after it.
     """
 
     limit = 2

@@ -186,7 +186,7 @@ class InFlightChunks:
     def takes_more(self, worker: WorkerHandle) -> bool:
         """Say whether a worker may have one more chunk.
 
-        Whoever may have taken a process down runs alone: nobody else shall be taken along.
+        A client that may have crashed a process runs alone, so that no other client fails with it.
         """
         in_flight = self.of(worker)
         return len(in_flight) < CHUNKS_PER_WORKER and not any(f.chunk.runs for f in in_flight)
@@ -226,7 +226,7 @@ class InFlightChunks:
         return [self._by_reference.pop(reference).chunk for reference in lost]
 
     def forget(self) -> None:
-        """Let all chunks be: nobody will read what comes of them."""
+        """Drop all chunks: their results are not read."""
         for sent in self._by_reference.values():
             sent.worker.give_memory_file_back(sent.memory_file)
         self._by_reference.clear()
@@ -243,6 +243,6 @@ class InFlightChunks:
     def _due(self, sent: InFlightChunk) -> float:
         jobs = sent.chunk.jobs
         pace = self._pace.get(jobs[0].message.metadata.message_type)
-        # Until one chunk is back, nobody knows how long its clients take.
+        # Until one chunk is back, the clients' run time is unknown.
         others = self._patience * (len(jobs) - 1) if pace is None else sent.chunk.cost * pace
         return sent.begun + self._patience + others

@@ -1,4 +1,4 @@
-"""Running clients: messages and contexts through a ClientApp, in whatever process this is.
+"""Running clients: messages and contexts through a ClientApp, in any process.
 
 A client gets records, generators and one thread of its own. What it does to them reaches no other
 client and not the server, so the result depends on neither the process nor the clients that ran

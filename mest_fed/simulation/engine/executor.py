@@ -43,7 +43,7 @@ class Exchange(Protocol):
         """Return the sum of what was aggregated out of the replies taken so far."""
 
     def close(self) -> None:
-        """Nobody reads on: what still runs has no effect."""
+        """Discard the outcomes that are still being computed."""
 
 
 class Executor(Protocol):

@@ -215,7 +215,7 @@ class FleetGrid(Grid):
             self._pass_time(now)
 
     def present_nodes(self, node_ids: Sequence[int]) -> list[int]:
-        """Return those nodes that are there now, in the order given; all if nobody knows."""
+        """Return those nodes that are there now, in the order given; all if availability is not simulated."""
         simulator = self._availability
         return list(node_ids) if simulator is None else simulator.present_nodes(node_ids)
 
@@ -228,7 +228,7 @@ class FleetGrid(Grid):
         return moment < math.inf
 
     def train_seconds(self) -> Mapping[int, float]:
-        """Return how long nodes took to train in this round, as far as somebody knows."""
+        """Return how long nodes took to train in this round, as far as known."""
         return {} if self._availability is None else self._availability.train_seconds()
 
     def in_flight(self) -> list[InFlight]:

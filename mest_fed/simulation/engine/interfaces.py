@@ -56,7 +56,7 @@ class TaskConditions(Protocol):
         """See above."""
 
     def at_least(self, instruction: Message) -> float:
-        """Return seconds that will pass at least, whatever the client does."""
+        """Return seconds that will pass at least."""
 
     def resolve(self, instruction: Message, reply: Message) -> TaskResult:
         """Return what comes of a reply; the same wherever, and whenever, it is asked.
@@ -109,14 +109,14 @@ class AvailabilityInfo(Protocol):
         """Return when the first of some absent nodes is worth asking again; may be infinite."""
 
     def train_seconds(self) -> Mapping[int, float]:
-        """Return how long nodes took to train, as far as nobody has logged it yet."""
+        """Return how long nodes took to train, as far as not logged yet."""
 
 
 class States(Protocol):
     """States by node id."""
 
     def get(self, node_id: int) -> RecordDict | None:
-        """Return a client's state; None if it has none. Whoever gets it does not edit it."""
+        """Return a client's state; None if it has none. The caller does not edit it."""
 
     def put(self, node_id: int, state: RecordDict | None) -> None:
         """Keep a client's state from now on; None forgets it."""

@@ -162,7 +162,7 @@ class RayExchange:
         self._cutter.reply_bytes = records.size // len(chunk.jobs)
 
     def _stop(self) -> None:
-        """Replace workers that are busy with what nobody waits for any more: they may hang."""
+        """Replace workers that are busy with discarded chunks: they may hang."""
         for worker in self._in_flight.workers():
             lost = self._in_flight.lose(worker)
             self._miss(lost)

@@ -43,7 +43,7 @@ class Address(NamedTuple):
 class SharedMemory:
     """One end of a memory_file: the worker writes, the driver reads what it was told of.
 
-    Whoever reads must be done before the writer writes again.
+    The reader must be done before the writer writes again.
     """
 
     def __init__(self, descriptor: int) -> None:

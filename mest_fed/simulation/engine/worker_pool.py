@@ -186,7 +186,7 @@ class WorkerHandle:
 
 
 class WorkerPool:
-    """The workers of an executor; a dead one is replaced.
+    """The workers of an executor; a crashed one is replaced.
 
     Parameters
     ----------
@@ -278,8 +278,8 @@ class WorkerPool:
             f"the Ray cluster has {free} free cores"
         )
 
-    def replace(self, dead: WorkerHandle) -> None:
-        """Put a new worker in the place of a dead one, once; nobody if no core is left.
+    def replace(self, crashed: WorkerHandle) -> None:
+        """Put a new worker in the place of a crashed one, once; none if no core is left.
 
         Raises
         ------
@@ -287,10 +287,10 @@ class WorkerPool:
             If no worker is left.
         """
         with self._lock:
-            if dead not in self.workers:
+            if crashed not in self.workers:
                 return
-            place = self.workers.index(dead)
-            dead.kill()
+            place = self.workers.index(crashed)
+            crashed.kill()
             others = self.workers[:place] + self.workers[place + 1 :]
             for _ in range(MOST_SPAWNS):
                 hired = self._spawn()

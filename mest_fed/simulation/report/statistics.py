@@ -127,7 +127,7 @@ _ROUNDING = 1e-6  # sums of many rows agree no better
 class EnergyUse:
     """Joules of one tier, or of the evaluations of all.
 
-    ``other`` is what nobody divided: all of it in runs of earlier versions and in evaluations.
+    ``other`` is what is not divided: all of it in runs of earlier versions and in evaluations.
     """
 
     title: str

@@ -153,7 +153,7 @@ class MLflowTracker:
 
 # tensorboardX has the event format in 0.7 MB. torch.utils.tensorboard would need TensorBoard itself
 # (gRPC, a web server), and imports TensorFlow where that is installed. This writer is synchronous:
-# the usual one has a thread, which a full disk kills, and whoever writes then waits for ever.
+# the usual one has a thread, which a full disk kills; writers then wait for ever.
 
 
 class TensorBoardTracker:
