@@ -215,7 +215,7 @@ class FleetGrid(Grid):
             self._pass_time(now)
 
     def present_nodes(self, node_ids: Sequence[int]) -> list[int]:
-        """Return those nodes that are there now, in the given order; all of them without a simulator."""
+        """Return the available nodes in the given order; without a simulator all."""
         simulator = self._availability
         return list(node_ids) if simulator is None else simulator.present_nodes(node_ids)
 
