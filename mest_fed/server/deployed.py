@@ -4,10 +4,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
-from logging import INFO, getLogger
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,8 @@ from mest_fed.server.checkpoint import (
 from mest_fed.server.client_registry import Node
 from mest_fed.server.exchange import DeviceGrid
 from mest_fed.server.rows import ClientOutcome, ClientTiming, RoundRecord, client_rows, round_row
-from mest_fed.server.run_folder import (
-    CLIENTS,
-    FLOWER_KEYS,
-    LOG,
-    ROUNDS,
-    SERVER_LOG,
-    RunFolder,
-    logged,
-)
+from mest_fed.server.run_folder import CLIENTS, FLOWER_KEYS, LOG, ROUNDS, RunFolder
+from mest_fed.server.run_log import SERVER_LOG, logged, shown_by_flower
 from mest_fed.server.strategy import MestStrategy
 from mest_fed.server.summary import RunLogs, Tier, build_summary
 from mest_fed.task import Task
@@ -80,7 +72,7 @@ class DeployedRun:
         log.info("run folder: %s", path)
         self._open = ExitStack()
         self._open.enter_context(logged(SERVER_LOG)).write_to(path / LOG)
-        self._open.enter_context(_shown(SERVER_LOG))
+        self._open.enter_context(shown_by_flower(SERVER_LOG))
         self._started = time.monotonic()
 
     def __enter__(self) -> "DeployedRun":
@@ -185,21 +177,6 @@ class DeployedRun:
             log.warning("no report was written: %s", " ".join(done.stderr.split()))
         else:
             log.info("report: %s", self.folder.path / "report.html")
-
-
-@contextmanager
-def _shown(name: str) -> Iterator[None]:
-    """Have Flower show what a logger says, and send it to who streams the run's log."""
-    logger, handlers, level = getLogger(name), getLogger("flwr").handlers, getLogger(name).level
-    logger.setLevel(INFO)
-    for handler in handlers:
-        logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        for handler in handlers:
-            logger.removeHandler(handler)
 
 
 def _profile(device: str) -> Any:

@@ -32,7 +32,7 @@ SMALL = [
 ]
 COMMAND = [sys.executable, "-c", "from mest_fed.cli import main; main()"]
 PATIENCE = 120
-END_OF_SETUP = "mest_fed.simulation.simulate.Snapshot.take"
+END_OF_SETUP = "mest_fed.simulation.checkpoint.Snapshot.take"
 
 
 @pytest.fixture

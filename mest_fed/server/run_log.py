@@ -1,0 +1,72 @@
+"""``run.log``: the warnings of a run, kept until its folder is there."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging.handlers import MemoryHandler
+from pathlib import Path
+
+#: Loggers whose warnings go to it: the engine and the checkpoints; in a deployment the server too.
+RUN_LOG, SERVER_LOG = "mest_fed.run", __name__.rpartition(".")[0]
+
+
+class RunLog:
+    """Keeps the warnings of a run until its folder is there, and writes them into it from then on.
+
+    Parameters
+    ----------
+    handler : MemoryHandler
+        Of the logger.
+    """
+
+    def __init__(self, handler: MemoryHandler) -> None:
+        self._handler = handler
+
+    def write_to(self, path: Path) -> None:
+        """Append to a file, made when there is something to say."""
+        file = logging.FileHandler(path, encoding="utf-8", delay=True)
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._handler.setTarget(file)
+        self._handler.flush()
+        self._handler.flushLevel = logging.NOTSET  # each at once
+
+
+@contextmanager
+def logged(*names: str) -> Iterator[RunLog]:
+    """Take in the warnings of a run.
+
+    Parameters
+    ----------
+    *names : str
+        Of the loggers whose warnings are kept beside those of :data:`RUN_LOG`.
+    """
+    handler = MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1)
+    handler.setLevel(logging.WARNING)
+    loggers = [logging.getLogger(name) for name in (RUN_LOG, *names)]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield RunLog(handler)
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        file = handler.target
+        handler.close()
+        if file is not None:
+            file.close()
+
+
+@contextmanager
+def shown_by_flower(name: str) -> Iterator[None]:
+    """Have Flower's handlers print what a logger says, and stream it with the run's log."""
+    logger, handlers = logging.getLogger(name), logging.getLogger("flwr").handlers
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for handler in handlers:
+            logger.removeHandler(handler)
