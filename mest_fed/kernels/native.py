@@ -205,18 +205,19 @@ def weighted_sum(arrays: Sequence[npt.NDArray[Any]], weights: Sequence[float]) -
         addresses = [array.ctypes.data for array in arrays]
         module().weighted_sum(addresses, list(weights), total.size, total.ctypes.data)
         return total
-    return _tree(arrays, weights)
+    return tree_sum(arrays, weights)
 
 
 def _plain(array: npt.NDArray[Any]) -> bool:
     return array.dtype == np.float32 and array.flags.c_contiguous and array.flags.aligned
 
 
-def _tree(arrays: Sequence[npt.NDArray[Any]], weights: Sequence[float]) -> Doubles:
+def tree_sum(arrays: Sequence[npt.NDArray[Any]], weights: Sequence[float]) -> Doubles:
+    """Add weighted arrays pairwise in NumPy: the reference, with the compiled kernel's bits."""
     if len(arrays) == 1:
         product: Doubles = np.multiply(arrays[0], weights[0], dtype=np.float64)
         return product
     left = 1 << ((len(arrays) - 1).bit_length() - 1)
-    total = _tree(arrays[:left], weights[:left])
-    total += _tree(arrays[left:], weights[left:])
+    total = tree_sum(arrays[:left], weights[:left])
+    total += tree_sum(arrays[left:], weights[left:])
     return total

@@ -166,14 +166,15 @@ class GlobalModel:
         self.masks[group] = mask.slots.numpy()
         self.grown[group] = born
         for layer in self.spec.groups[group]:
-            active = self._active(layer)
+            active = self.active(layer)
             self.weights[layer] = np.where(active, self.weights[layer], np.float32(0))
             grown = self.spec.layouts[layer].positions(torch.from_numpy(born)).numpy().ravel()
             inactive = ~active
             inactive[grown[grown < len(inactive)]] = True
             optimizer.forget(layer, inactive)
 
-    def _active(self, layer: str) -> npt.NDArray[np.bool_]:
+    def active(self, layer: str) -> npt.NDArray[np.bool_]:
+        """Return which weights of a layer are active, over its flattened dense weight."""
         layout = self.spec.layouts[layer]
         slots = torch.from_numpy(self.masks[self.spec.group_of(layer)])
         flags = np.zeros(layout.num_weights + 1, dtype=np.bool_)

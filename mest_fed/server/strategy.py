@@ -156,7 +156,7 @@ class MestStrategy(Strategy):
         if every == 0 or not (number % every == 0 or last):
             return []
         path = (self.config.run.seed, number, "evaluation")
-        nodes = self.clients.sample(server.evaluate_clients, *path, without=self._busy())
+        nodes = self.clients.sample(server.evaluate_clients, *path, without=self.busy())
         self.broadcast.open_round()
         order = {"round": number}
         able = [node for node in nodes if node.held_out > 0]
@@ -260,7 +260,7 @@ class MestStrategy(Strategy):
         order = {"round": number, "mutate": self.clients_mutate(number)}
         return self._messages(nodes, order, MessageType.TRAIN)
 
-    def _busy(self) -> set[int]:
+    def busy(self) -> set[int]:
         """Return the nodes that have no time to evaluate."""
         return set()
 

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mest_fed.kernels import native
 from mest_fed.kernels.native import OPERATORS
 
-pytestmark = pytest.mark.skipif(native._module is None, reason="no compiled kernels")
+pytestmark = pytest.mark.skipif(not native.available(), reason="no compiled kernels")
 KINDS = pytest.mark.parametrize("groups", [0, 1, 3, 6], ids=["batch", "layer", "3", "instance"])
 BEHIND = pytest.mark.parametrize(
     ("relu", "residual"), [(False, False), (True, False), (False, True), (True, True)]

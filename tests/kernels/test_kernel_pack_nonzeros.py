@@ -11,7 +11,7 @@ from kernel_cases import threads
 from mest_fed.kernels import compact_reference, native
 from mest_fed.kernels.compact import pack_nonzeros, unpack_nonzeros
 
-compiled = pytest.mark.skipif(native._module is None, reason="no compiled kernels")
+compiled = pytest.mark.skipif(not native.available(), reason="no compiled kernels")
 
 
 def positive_zeros(x):

@@ -13,7 +13,7 @@ from kernel_cases import threads
 from mest_fed.kernels import compact_reference, native
 from mest_fed.kernels.compact import dequantise, quantise
 
-compiled = pytest.mark.skipif(native._module is None, reason="no compiled kernels")
+compiled = pytest.mark.skipif(not native.available(), reason="no compiled kernels")
 
 
 def stored(x):

@@ -11,7 +11,7 @@ from kernel_draws import cases
 
 from mest_fed.kernels import ConvGeometry, Kernels, Strips, native, ops
 
-pytestmark = pytest.mark.skipif(native._module is None, reason="no compiled kernels")
+pytestmark = pytest.mark.skipif(not native.available(), reason="no compiled kernels")
 
 
 def granules(case):

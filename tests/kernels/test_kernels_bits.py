@@ -9,7 +9,7 @@ from kernel_draws import cases
 
 from mest_fed.kernels import ConvGeometry, Kernels, Strips, native
 
-pytestmark = pytest.mark.skipif(native._module is None, reason="no compiled kernels")
+pytestmark = pytest.mark.skipif(not native.available(), reason="no compiled kernels")
 NAMES = ("y", "dx", "dvalues", "dbias")
 
 

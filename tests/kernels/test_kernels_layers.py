@@ -70,7 +70,7 @@ def linear(bias=True):
     return nn.utils.skip_init(nn.Linear, 30, 22, bias=bias)
 
 
-@pytest.mark.skipif(native._module is None, reason="no compiled kernels")
+@pytest.mark.skipif(not native.available(), reason="no compiled kernels")
 @pytest.mark.parametrize("scheme", ALL_SCHEMES)
 def test_sparse_layers_run_compiled_kernels(scheme):
     for plain, x in ((conv(), whole(2, 6, 5, 5)), (linear(), whole(3, 30))):

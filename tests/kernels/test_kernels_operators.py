@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mest_fed.kernels import Channels, Choice, ConvGeometry, Kernels, Strips, channels, native, ops
 from mest_fed.nn import sparsify
 
-pytestmark = pytest.mark.skipif(native._module is None, reason="no compiled kernels")
+pytestmark = pytest.mark.skipif(not native.available(), reason="no compiled kernels")
 SCHEMES = ("unstructured", "block", "block:3", "pattern", "channel")
 STRIDED = {
     "geometry": [2, 1, 1, 0, 1, 2],

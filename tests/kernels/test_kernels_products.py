@@ -19,7 +19,7 @@ from mest_fed.kernels import (
     scatter,
 )
 
-compiled = pytest.mark.skipif(native._module is None, reason="no compiled kernels")
+compiled = pytest.mark.skipif(not native.available(), reason="no compiled kernels")
 
 
 @compiled

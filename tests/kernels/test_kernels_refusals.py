@@ -10,7 +10,7 @@ import torch
 
 from mest_fed.kernels import native, ops
 
-pytestmark = pytest.mark.skipif(native._module is None, reason="no compiled kernels")
+pytestmark = pytest.mark.skipif(not native.available(), reason="no compiled kernels")
 
 
 def int32(*numbers):

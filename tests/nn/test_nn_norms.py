@@ -11,7 +11,7 @@ from mest_fed.kernels import native
 from mest_fed.nn.dense import Conv2d
 from mest_fed.nn.norms import BatchNorm2d, GroupNorm
 
-compiled = pytest.mark.skipif(native._module is None, reason="no compiled kernels")
+compiled = pytest.mark.skipif(not native.available(), reason="no compiled kernels")
 KINDS = {
     "batch": lambda: (BatchNorm2d(6), nn.BatchNorm2d(6)),
     "no momentum": lambda: (BatchNorm2d(6, momentum=None), nn.BatchNorm2d(6, momentum=None)),

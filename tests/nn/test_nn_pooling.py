@@ -9,7 +9,7 @@ from torch.nn.functional import max_pool2d, relu
 from mest_fed.kernels import native
 from mest_fed.nn.dense import ReLUMaxPool2d
 
-compiled = pytest.mark.skipif(native._module is None, reason="no compiled kernels")
+compiled = pytest.mark.skipif(not native.available(), reason="no compiled kernels")
 
 
 def both(x, grad, pool):

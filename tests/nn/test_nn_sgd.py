@@ -117,7 +117,6 @@ def test_without_momentum_nothing_is_kept_from_step_to_step():
         optimizer.step()
         assert weight.tolist() == [1.5, -4.5]
         assert not any(MOMENTUM in state for state in optimizer.state.values())
-        assert not optimizer._sums
 
 
 def test_gradients_that_are_asked_for_stay_until_after_the_step():

@@ -129,7 +129,7 @@ def test_an_old_update_is_rejected_and_its_device_asked_again():
     assert reason == "2 rounds old; server.max_staleness = 1"
     assert records[2].count("ok") == 2
     assert [number for _, node, number in grid.log if node == C] == [1, 4]
-    assert C in strategy.clients.known_mask or C in strategy._busy()
+    assert C in strategy.clients.known_mask or C in strategy.busy()
 
 
 def test_a_failure_makes_room_and_does_not_count():
@@ -191,7 +191,7 @@ def test_updates_across_mutations_leave_the_inactive_inactive(scheme, upload):
     def watched(mean, optimizer):
         apply_update(mean, optimizer)
         for layer in strategy.model.spec.layouts:
-            inactive = ~strategy.model._active(layer)
+            inactive = ~strategy.model.active(layer)
             assert not strategy.model.weights[layer][inactive].any()
         absorbed.append(mean.weight)
 

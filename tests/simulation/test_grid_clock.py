@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 import pytest
+from behaviour_cases import BOARD, SLOW
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from life_cases import BOARD, SLOW
 
 from mest_fed.errors import InputError
 from mest_fed.schema import FailureKind

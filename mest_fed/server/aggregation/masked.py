@@ -36,6 +36,10 @@ class PositionCache:
         self.spec = spec
         self._kept: dict[tuple[str, bytes], npt.NDArray[np.int64]] = {}
 
+    def __len__(self) -> int:
+        """Return how many masks' positions are kept."""
+        return len(self._kept)
+
     def positions(self, layer: str, slots: Slots) -> npt.NDArray[np.int64]:
         """Return int64 positions of shape ``(active, width)``; padding is one past the end."""
         key = (layer, slots.tobytes())

@@ -220,7 +220,8 @@ class ArrivalStrategy(MestStrategy):
         self._send_again()
         return self._draw(self._vacancies())
 
-    def _busy(self) -> set[int]:
+    def busy(self) -> set[int]:
+        """Return the nodes that train."""
         return {pending.node.node_id for pending in self.pending_updates.values()}
 
     def _draw(self, count: int) -> list[Node]:

@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 import pytest
+from behaviour_cases import BOARD, PHONE, Fixed
 from flwr.app import Message, RecordDict
-from life_cases import BOARD, PHONE, Fixed
 
 from mest_fed.config import from_table
 from mest_fed.config.behaviour import BehaviourSection

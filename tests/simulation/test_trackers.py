@@ -4,8 +4,8 @@ import logging
 import sys
 
 import pytest
-from sink_readers import READERS, mlflow_run
 from tiny_run import StopAfter, read_rows, start, tiny_config
+from tracker_readers import READERS, mlflow_run
 
 from mest_fed.config import to_flat
 from mest_fed.errors import InputError

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from behaviour_cases import BOARD, PHONE, Fixed
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from life_cases import BOARD, PHONE, Fixed
 
 from mest_fed.simulation.behaviour.availability import DAY, Diurnal
 from mest_fed.simulation.behaviour.battery import Batteries

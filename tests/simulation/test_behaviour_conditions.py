@@ -5,10 +5,10 @@ import math
 import pickle
 
 import pytest
+from behaviour_cases import BOARD
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
-from life_cases import BOARD
 
 from mest_fed.simulation.behaviour.behaviour import slowed
 from mest_fed.simulation.behaviour.conditions import DeviceConditions

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mest_fed.kernels import native
-from mest_fed.kernels import native as sums
 from mest_fed.kernels.native import weighted_sum
 from mest_fed.server.aggregation.averaging import ArraySum
 from mest_fed.server.aggregation.partial import PairwiseSum
@@ -108,7 +107,7 @@ def test_weighted_sums_have_the_bits_of_the_tree_compiled_or_not(terms):
     arrays = rows(values)
     expected = eager(arrays, weights)
     assert weighted_sum(arrays, weights).tobytes() == expected.tobytes()
-    assert sums._tree(arrays, weights).tobytes() == expected.tobytes()
+    assert native.tree_sum(arrays, weights).tobytes() == expected.tobytes()
 
 
 @pytest.mark.skipif(not native.available(), reason="there are no compiled kernels")
@@ -119,7 +118,7 @@ def test_compiled_sums_over_any_number_of_long_arrays(count):
     scales = np.float32(10) ** (np.arange(count) % 7)
     arrays = [generator.standard_normal((37, 29), np.float32) * scale for scale in scales]
     weights = generator.uniform(0, 200, count)
-    expected = sums._tree(arrays, weights)
+    expected = native.tree_sum(arrays, weights)
     assert weighted_sum(arrays, weights).tobytes() == expected.tobytes()
 
 
