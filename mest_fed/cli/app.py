@@ -41,9 +41,16 @@ def _root(
 
 def main() -> None:
     """Run the command line; wrong input is one line on standard error and exit status 2."""
-    from mest_fed.cli import client, devices, plan, report, simulate
+    from mest_fed.cli import client, devices, export, plan, report, simulate
 
-    commands = (simulate.simulate, client.client, devices.devices, plan.plan, report.report)
+    commands = (
+        simulate.simulate,
+        client.client,
+        devices.devices,
+        plan.plan,
+        report.report,
+        export.export,
+    )
     for command in commands:
         app.command()(command)
     errors = Console(stderr=True, soft_wrap=True, highlight=False)

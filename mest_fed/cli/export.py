@@ -1,0 +1,33 @@
+"""``mest-fed export``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mest_fed.cli.app import needs
+from mest_fed.units import format_bytes
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format", metavar="FORMAT", help="state-dict, safetensors, onnx or torchscript."
+        ),
+    ] = "state-dict",
+    out: Annotated[
+        Path | None, typer.Option(help="The file; exported.SUFFIX in the run folder if left out.")
+    ] = None,
+) -> None:
+    """Write a run's final model so that it loads where mest-fed is not installed.
+
+    The model is dense, in evaluation mode, of torch's own operators. Of an unfinished run it is the
+    model of the newest checkpoint.
+    """
+    needs("client", "flwr", "pydantic")
+    from mest_fed.server.export import export_model
+
+    path = export_model(folder, form, out)
+    typer.echo(f"{form}: {path} ({format_bytes(path.stat().st_size)})")

@@ -1,0 +1,213 @@
+"""Take a run's final model out: weights, or a program, that load where mest-fed is not installed.
+
+Each format holds torch's own operators alone, in evaluation mode, for batches of any size. Facts
+about the run travel with it as metadata, among them the mean and standard deviation by which
+inputs are normalised.
+"""
+
+import io
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mest_fed.config import from_table, read_toml
+from mest_fed.data.images import require
+from mest_fed.errors import InputError, not_allowed
+from mest_fed.nn import to_dense
+from mest_fed.server.checkpoint import load_newest
+from mest_fed.server.run_folder import CONFIG, MODEL, RunFolder
+from mest_fed.task import Task
+
+
+@dataclass(frozen=True)
+class FinalModel:
+    """A run's model, ready to be written.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Of torch's modules alone, in evaluation mode.
+    example : Tensor
+        Two inputs, by which programs are traced.
+    facts : dict of str to str
+        Metadata: ``model``, ``dataset``, ``round``, and ``normalisation`` where the data is there.
+    """
+
+    model: nn.Module
+    example: Tensor
+    facts: dict[str, str]
+
+
+def load_final(folder: Path) -> FinalModel:
+    """Read a run's final model; of an unfinished run the model of its newest checkpoint.
+
+    Raises
+    ------
+    InputError
+        If the folder holds no run, or no whole model or checkpoint.
+    """
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder} is not a run folder: {CONFIG} is missing")
+    task = Task(from_table(read_toml(folder / CONFIG), str(folder / CONFIG)))
+    model, last = to_dense(task.build_model()), task.config.run.rounds
+    if (folder / MODEL).exists():
+        state, source = _read_state(folder / MODEL), folder / MODEL
+    else:
+        source = RunFolder(folder).checkpoints
+        arrays, header = load_newest(source)
+        last, state = header["round"], _dense_state(model, arrays)
+    try:
+        model.load_state_dict(model.state_dict() | state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{source} does not fit the run's model: {reason}") from None
+    facts = {
+        "model": task.config.model.name,
+        "dataset": task.config.data.name,
+        "round": str(last),
+    }
+    with suppress(InputError):  # a model is of use without the data that it was trained on
+        train = task.data.train
+        facts["normalisation"] = json.dumps({"mean": train.mean, "std": train.std})
+    return FinalModel(model.eval(), torch.zeros(2, *task.shape), facts)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # what damaged files raise has no common base
+        raise InputError(f"{path} cannot be read: it is no state_dict of tensors") from error
+
+
+def _dense_state(model: nn.Module, arrays: dict[str, Any]) -> dict[str, Tensor]:
+    """Return a checkpoint's global weights under their names in the dense model."""
+    state, shapes = {}, {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for key, array in arrays.items():
+        section, _, name = key.partition("|")
+        name = f"{name}.weight" if section == "weights" else name
+        if section in ("weights", "dense") and name in shapes:
+            state[name] = torch.from_numpy(array).reshape(shapes[name])
+    return state
+
+
+def export_model(folder: Path, form: str, out: Path | None = None) -> Path:
+    """Write a run's final model in one of :data:`EXPORTS`; return the file's path.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder.
+    form : str
+        A key of :data:`EXPORTS`.
+    out : Path, optional
+        The file; the run folder's ``model`` with the format's suffix by default.
+
+    Raises
+    ------
+    InputError
+        If there is no such format, no model, a library is missing, the model cannot be written so,
+        or the file cannot be written.
+    """
+    if form not in EXPORTS:
+        raise not_allowed("--format", form, EXPORTS)
+    suffix, write = EXPORTS[form]
+    path = out or folder / f"exported{suffix}"
+    final = load_final(folder)
+    if not path.absolute().parent.is_dir():
+        raise not_allowed("--out", str(path), "a file in a folder that exists")
+    buffer = io.BytesIO()
+    write(final, buffer)
+    try:
+        _replace(path, buffer.getvalue())
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    return path
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}", delete=False) as file:
+        file.write(content)
+    os.replace(file.name, path)
+
+
+def _state_dict(final: FinalModel, file: io.BytesIO) -> None:
+    torch.save(final.model.state_dict(), file)
+
+
+def _safetensors(final: FinalModel, file: io.BytesIO) -> None:
+    save = require("safetensors.torch", extra="export").save
+    # Tied weights share memory, which the format does not hold.
+    state = {name: tensor.clone().contiguous() for name, tensor in final.model.state_dict().items()}
+    file.write(save(state, metadata={"format": "pt", **final.facts}))
+
+
+def _torchscript(final: FinalModel, file: io.BytesIO) -> None:
+    other = torch.cat([final.example, final.example[:1]]) + 1  # another batch, other values
+    with _silent(), torch.no_grad():
+        try:
+            program = torch.jit.trace(final.model, final.example)  # type: ignore[no-untyped-call]
+            same = torch.allclose(program(other), final.model(other), rtol=1e-4, atol=1e-5)
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"the model cannot be written as TorchScript: {reason}") from None
+        if not same:
+            raise InputError(
+                "the model cannot be written as TorchScript: what it computes depends on its "
+                "input's values or on the size of a batch; allowed: --format state-dict"
+            )
+        torch.jit.save(program, file, _extra_files={"facts.json": json.dumps(final.facts)})
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep an exporter's progress and warnings from the terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _onnx(final: FinalModel, file: io.BytesIO) -> None:
+    for module in ("onnx", "onnxscript"):
+        require(module, extra="export")
+    with _silent():
+        try:
+            program = torch.onnx.export(
+                final.model,
+                (final.example,),
+                dynamo=True,
+                input_names=["input"],
+                output_names=["output"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"the model cannot be written as ONNX: {reason}") from None
+    assert program is not None
+    program.model.metadata_props.update(final.facts)
+    file.write(program.model_proto.SerializeToString())
+
+
+#: Format -> suffix of its file, and how it is written.
+EXPORTS: dict[str, tuple[str, Callable[[FinalModel, io.BytesIO], None]]] = {
+    "state-dict": (".pt", _state_dict),
+    "safetensors": (".safetensors", _safetensors),
+    "onnx": (".onnx", _onnx),
+    "torchscript": (".ts", _torchscript),
+}

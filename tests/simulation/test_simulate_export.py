@@ -1,0 +1,116 @@
+"""Models taken out of runs: each format loads without mest-fed and computes what the run's does."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny_run import StopAfter, start, tiny_config
+
+from mest_fed.errors import InputError
+from mest_fed.nn import to_dense
+from mest_fed.server.export import EXPORTS, export_model, load_final
+from mest_fed.simulation.simulate import Interrupted
+from mest_fed.task import Task
+
+#: Reads inputs and a program, and writes outputs, where mest-fed cannot be imported.
+ELSEWHERE = """
+import sys
+sys.modules["mest_fed"] = None
+import numpy, torch
+form, path, inputs, outputs = sys.argv[1:]
+x = torch.load(inputs)
+if form == "torchscript":
+    y = torch.jit.load(path)(x)
+else:
+    import onnxruntime
+    session = onnxruntime.InferenceSession(path)
+    assert session.get_inputs()[0].name == "input"
+    y = torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
+torch.save(y, outputs)
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Return the folder of a finished run."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    start(folder, tiny_config())
+    return folder
+
+
+def dense_model(folder):
+    model = to_dense(Task(tiny_config()).build_model())
+    model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
+    return model.eval()
+
+
+@pytest.mark.parametrize("form", ["torchscript", "onnx"])
+def test_a_program_computes_the_same_without_mest_fed(form, run, tmp_path):
+    if form == "onnx":
+        pytest.importorskip("onnxruntime")
+    path = export_model(run, form, tmp_path / "program")
+    x = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    torch.save(x, tmp_path / "x.pt")
+    given = [form, str(path), str(tmp_path / "x.pt"), str(tmp_path / "y.pt")]
+    subprocess.run([sys.executable, "-W", "ignore", "-c", ELSEWHERE, *given], check=True)
+    expected = dense_model(run)(x)
+    torch.testing.assert_close(torch.load(tmp_path / "y.pt"), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_are_those_of_the_run(run):
+    expected = torch.load(run / "model.pt", weights_only=True)
+    assert export_model(run, "state-dict") == run / "exported.pt"
+    found = torch.load(run / "exported.pt", weights_only=True)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_safetensors_hold_the_weights_and_facts(run, tmp_path):
+    safetensors = pytest.importorskip("safetensors")
+    path = export_model(run, "safetensors", tmp_path / "m.safetensors")
+    expected = torch.load(run / "model.pt", weights_only=True)
+    with safetensors.safe_open(path, "pt") as file:
+        facts = file.metadata()
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert {"model": "resnet8", "dataset": "digits", "round": "3"}.items() <= facts.items()
+    assert len(json.loads(facts["normalisation"])["mean"]) == 1
+
+
+def test_an_unfinished_run_gives_the_model_of_its_newest_checkpoint(run, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    shutil.copytree(run, whole)
+    (whole / "model.pt").unlink()
+    final = load_final(whole)
+    assert final.facts["round"] == "3"
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(final.model(x), dense_model(run)(x))
+    with pytest.raises(Interrupted):
+        start(cut, tiny_config(), display=StopAfter(2))
+    assert load_final(cut).facts["round"] == "2"
+
+
+def test_what_cannot_be_exported_is_said_in_one_line(run, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(run, damaged)
+    (damaged / "model.pt").write_bytes(b"nothing")
+    other = torch.nn.Linear(2, 2).state_dict()
+    wrong = tmp_path / "wrong"
+    shutil.copytree(run, wrong)
+    torch.save({**torch.load(run / "model.pt"), "stem.weight": other["weight"]}, wrong / "model.pt")
+    for folder, form, message in (
+        (tmp_path / "nowhere", "onnx", "is not a run folder"),
+        (run, "pickle", "allowed: state-dict, safetensors, onnx, torchscript"),
+        (damaged, "onnx", "model.pt cannot be read"),
+        (wrong, "onnx", "model.pt does not fit the run's model"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            export_model(folder, form)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="a file in a folder that exists"):
+        export_model(run, "state-dict", tmp_path / "no" / "model.pt")
+    assert {*EXPORTS} == {"state-dict", "safetensors", "onnx", "torchscript"}
