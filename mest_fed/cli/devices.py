@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from mest_fed.cli.tables import check_format, write_table
 from mest_fed.devices import DeviceProfile, load_profile, profile_names
 from mest_fed.units import format_bytes
 
@@ -17,11 +19,22 @@ def devices(
         str | None, typer.Argument(help="Profile name or path of a TOML file; all if left out.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    form: Annotated[
+        str | None, typer.Option("--format", metavar="FORMAT", help="csv or parquet.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File for --format; standard output if left out.")
+    ] = None,
 ) -> None:
     """List the device profiles, or show one with the source of every number."""
+    if form is not None:
+        check_format(form)
     profiles = [load_profile(name)] if name else [load_profile(each) for each in profile_names()]
     if as_json:
         typer.echo(json.dumps([_plain(profile) for profile in profiles], indent=2))
+        return
+    if form is not None:
+        write_table([_plain(profile) for profile in profiles], form, out)
         return
     console = Console()
     console.print(_one(profiles[0]) if name else _all(profiles))

@@ -7,11 +7,12 @@ import sys
 
 import pytest
 import torch
-from tiny_run import StopAfter, start, tiny_config
+from tiny_run import StopAfter, read_rows, start, tiny_config
 
 from mest_fed.errors import InputError
 from mest_fed.nn import to_dense
 from mest_fed.server.export import EXPORTS, export_model, load_final
+from mest_fed.simulation.report import run_tables
 from mest_fed.simulation.simulate import Interrupted
 from mest_fed.task import Task
 
@@ -114,3 +115,14 @@ def test_what_cannot_be_exported_is_said_in_one_line(run, tmp_path):
     with pytest.raises(InputError, match="a file in a folder that exists"):
         export_model(run, "state-dict", tmp_path / "no" / "model.pt")
     assert {*EXPORTS} == {"state-dict", "safetensors", "onnx", "torchscript"}
+
+
+def test_the_tables_of_a_run_are_its_rows(run):
+    tables = run_tables(run)
+    assert set(tables) == {"rounds", "clients", "tiers", "layers"}
+    logged = read_rows(run, "rounds")
+    assert [row["virtual_seconds"] for row in tables["rounds"]] == [
+        row["virtual_seconds"] for row in logged
+    ]
+    assert len(tables["clients"]) == len(read_rows(run, "clients"))
+    assert tables["clients"][0]["status"] == "ok"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -230,6 +230,29 @@ def load_run(folder: Path) -> Run:
         tasks=tasks,
         kernels=_read_kernels(folder),
     )
+
+
+def run_tables(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return a finished run's tables as plain rows: rounds, clients, tiers and layers.
+
+    Raises
+    ------
+    InputError
+        As :func:`load_run`.
+    """
+    run = load_run(folder)
+    tables = {
+        "rounds": run.rounds,
+        "clients": run.tasks,
+        "tiers": run.summary.tiers,
+        "layers": run.summary.layers,
+    }
+    return {name: [_plain(row) for row in rows] for name, rows in tables.items()}
+
+
+def _plain(row: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = TypeAdapter(type(row)).dump_python(row, mode="json")
+    return plain
 
 
 def _read_kernels(folder: Path) -> Kernels | None:

@@ -1,0 +1,91 @@
+"""Tables for other programs: rows as CSV or Parquet."""
+
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mest_fed.cli.app import needs
+from mest_fed.errors import InputError, not_allowed
+
+#: What ``--format`` may be where a command has a table to give.
+TABLE_FORMATS = ("csv", "parquet")
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def check_format(form: str, allowed: Sequence[str] = TABLE_FORMATS) -> str:
+    """Return a format that is allowed, if the library that writes it is there.
+
+    Raises
+    ------
+    InputError
+        If it is not.
+    """
+    if form not in allowed:
+        raise not_allowed("--format", form, allowed)
+    if form in TABLE_FORMATS:
+        needs("data", "pyarrow")
+    return form
+
+
+def write_table(rows: Rows, form: str, path: Path | None) -> None:
+    """Write rows to a file, or CSV to standard output.
+
+    Values that are tables themselves become columns with dotted names; a key that some rows lack
+    is empty there.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        Plain values by column.
+    form : {"csv", "parquet"}
+        The format.
+    path : Path or None
+        The file; None writes to standard output, which Parquet cannot be written to.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be written.
+    """
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    if path is None and form != "csv":
+        raise not_allowed("--out", "", "a file, for --format parquet")
+    table = _flat(rows)
+    buffer = io.BytesIO()
+    if form == "csv":
+        pyarrow.csv.write_csv(table, buffer)
+    else:
+        pyarrow.parquet.write_table(table, buffer)
+    if path is None:
+        sys.stdout.write(buffer.getvalue().decode())
+        return
+    try:
+        path.write_bytes(buffer.getvalue())
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _flat(rows: Rows) -> Any:
+    """Return rows as an Arrow table without nested columns."""
+    import pyarrow
+
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = pyarrow.table({name: _column([row.get(name) for row in rows]) for name in names})
+    while any(pyarrow.types.is_struct(field.type) for field in table.schema):
+        table = table.flatten()
+    kept = [field.name for field in table.schema if not pyarrow.types.is_nested(field.type)]
+    return table.select(kept)
+
+
+def _column(values: list[Any]) -> Any:
+    """Return an Arrow array; whole numbers among fractions are fractions, too."""
+    import pyarrow
+
+    if any(isinstance(value, float) for value in values):
+        values = [float(value) if isinstance(value, int) else value for value in values]
+    return pyarrow.array(values)
