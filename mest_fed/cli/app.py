@@ -39,8 +39,8 @@ def _root(
     """Federated memory-economic sparse training."""
 
 
-def main() -> None:
-    """Run the command line; wrong input is one line on standard error and exit status 2."""
+def register_commands() -> None:
+    """Bring all commands into :data:`app`."""
     from mest_fed.cli import client, devices, export, plan, report, simulate
 
     commands = (
@@ -53,6 +53,11 @@ def main() -> None:
     )
     for command in commands:
         app.command()(command)
+
+
+def main() -> None:
+    """Run the command line; wrong input is one line on standard error and exit status 2."""
+    register_commands()
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
         app(prog_name="mest-fed")

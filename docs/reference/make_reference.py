@@ -1,0 +1,153 @@
+"""Write the reference pages from the code: configuration keys, commands and public names."""
+
+import ast
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import typer
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from pydantic_core import PydanticUndefined
+
+import mest_fed
+from mest_fed.cli.app import app, register_commands
+from mest_fed.config import RunConfig
+from mest_fed.config.base import Named
+
+ADRS = Path("docs/adr")
+ROLE = re.compile(r":(?:class|meth|func|mod|data|attr):<code>~?")
+BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+
+
+def configuration() -> Iterator[str]:
+    """Yield the page of all configuration keys, section by section."""
+    yield "# Configuration\n"
+    yield (
+        "A run is one TOML file: `mest-fed simulate --config my.toml`, or a preset, with single "
+        "keys changed by `--set section.key=value`. Every key has a default. A wrong key or value "
+        "is one line that says what is allowed, and status 2. Where a key takes a *name*, it also "
+        "takes `package.module:attribute` or `file.py:attribute`.\n"
+    )
+    for section, field in RunConfig.model_fields.items():
+        model = type(field.default)
+        yield f"## [{section}]\n"
+        yield f"{inspect.getdoc(model)}\n"
+        yield "| key | default | allowed | meaning |\n|---|---|---|---|"
+        meanings = attribute_docstrings(model)
+        for key, each in model.model_fields.items():
+            cells = key_cells(each, meanings.get(key, ""))
+            yield f"| `{key}` | " + " | ".join(cells) + " |"
+        yield ""
+
+
+def key_cells(field: Any, meaning: str) -> list[str]:
+    """Return default, allowed values and meaning of one key."""
+    default = "" if field.default is PydanticUndefined else field.default
+    shown = f'"{default}"' if isinstance(default, str) else str(default).lower()
+    return [f"`{shorten(shown)}`", allowed(field), " ".join(meaning.split()).replace("|", "\\|")]
+
+
+def allowed(field: Any) -> str:
+    """Say which values a key takes, as its checks have them."""
+    for check in field.metadata:
+        named = getattr(check, "func", None)
+        if isinstance(named, Named):
+            return ", ".join(f"`{name}`" for name in named.choices)
+    bounds = [
+        f"{sign} {getattr(check, name):g}"
+        for check in field.metadata
+        for name, sign in BOUNDS.items()
+        if getattr(check, name, None) is not None
+    ]
+    kind = {int: "whole number", float: "number", bool: "`true`, `false`", str: "text"}
+    return " ".join([kind.get(field.annotation, "text"), *bounds])
+
+
+def shorten(text: str) -> str:
+    """Cut a long default."""
+    return text if len(text) <= 40 else text[:37] + '..."'
+
+
+def attribute_docstrings(model: type) -> dict[str, str]:
+    """Return the string that follows each attribute of a class."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(model))).body[0].body
+    found = {}
+    for before, after in zip(body, body[1:], strict=False):
+        if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr):
+            found[ast.unparse(before.target)] = ast.literal_eval(after.value)
+    return found
+
+
+def commands() -> Iterator[str]:
+    """Yield the page of all commands with their options."""
+    register_commands()
+    group = typer.main.get_command(app)
+    yield "# Commands\n"
+    for name, command in sorted(group.commands.items()):
+        yield f"## mest-fed {name}\n"
+        yield f"{inspect.cleandoc(command.help or '')}\n"
+        yield "| argument | default | meaning |\n|---|---|---|"
+        for each in command.params:
+            if getattr(each, "hidden", False) or each.name == "help":
+                continue
+            yield f"| {argument(each)} | {default_of(each)} | {meaning_of(each)} |"
+        yield ""
+
+
+def argument(parameter: click.Parameter) -> str:
+    """Return how an argument or option is typed."""
+    if parameter.param_type_name == "argument":
+        return f"`{parameter.human_readable_name}`"
+    value = (
+        "" if parameter.is_flag else f" {parameter.make_metavar(click.Context(click.Command('')))}"
+    )
+    return ", ".join(f"`{name}{value}`" for name in parameter.opts)
+
+
+def default_of(parameter: click.Parameter) -> str:
+    """Return a default that is worth saying."""
+    default = parameter.default
+    return "" if default is None or callable(default) or default is False else f"`{default}`"
+
+
+def meaning_of(parameter: click.Parameter) -> str:
+    """Return the help text as one cell."""
+    return " ".join((getattr(parameter, "help", "") or "").split()).replace("|", "\\|")
+
+
+def library() -> Iterator[str]:
+    """Yield the page of the public names."""
+    yield "# Library\n"
+    yield "All public names are attributes of `mest_fed`, each imported at its first use.\n"
+    for name in sorted(mest_fed.__all__, key=str.lower):
+        thing = getattr(mest_fed, name)
+        if getattr(thing, "__module__", "").startswith("mest_fed"):
+            yield f"::: {thing.__module__}.{thing.__qualname__}\n"
+
+
+def decisions() -> Iterator[str]:
+    """Yield the list of design decisions by their titles."""
+    yield "# Decisions\n"
+    yield "Design decisions that were worth an argument, with what was measured.\n"
+    for path in sorted(ADRS.glob("*.md")):
+        title = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        yield f"- [{title}](../adr/{path.name})"
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages (called by mkdocs)."""
+    for page in (configuration, commands, library, decisions):
+        content = "\n".join(page())
+        uri = f"reference/{page.__name__}.md"
+        files.append(File.generated(config, uri, content=content))
+    return files
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """Leave out the roles of docstrings, such as ``:class:``, before code (called by mkdocs)."""
+    return ROLE.sub("<code>", html)
