@@ -5,6 +5,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def attribute_docstrings(model: type) -> dict[str, str]:
     """Return the string that follows each attribute of a class."""
     body = ast.parse(textwrap.dedent(inspect.getsource(model))).body[0].body
     found = {}
-    for before, after in zip(body, body[1:], strict=False):
+    for before, after in pairwise(body):
         if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr):
             found[ast.unparse(before.target)] = ast.literal_eval(after.value)
     return found
