@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from mest_fed.catalogue import DATASETS, PARTITIONERS
 from mest_fed.config import RunConfig, from_flat
 from mest_fed.config.load import Scalar
 from mest_fed.data import (
     DataSplit,
-    SampledPartitions,
     hold_out,
     image_shape,
     load_dataset,
@@ -39,12 +39,13 @@ from mest_fed.memory import (
 )
 from mest_fed.memory.activations import segments_of
 from mest_fed.nn import ModelSpec, SparseLayer, Sparsity, build_model, build_shell, model_spec
+from mest_fed.nn.norms import has_batch_statistics
 from mest_fed.rng import numpy_generator, torch_generator
 from mest_fed.sparsity import Interval, Method, build_method
 from mest_fed.training import ForgettingPolicy, OptimizerSettings, learning_rate
 
-#: BatchNorm needs several images in a micro-batch for its statistics.
-MIN_MICRO_BATCH = {"batch": 8, "group": 1}
+#: Images that a micro-batch needs for statistics over it.
+_FOR_STATISTICS = 8
 
 Examples = npt.NDArray[np.int64]
 
@@ -81,7 +82,14 @@ class Task:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of an image."""
-        return image_shape(self.config.data.name)[0]
+        return self._form[0]
+
+    @cached_property
+    def _form(self) -> tuple[tuple[int, int, int], int]:
+        """Shape of an image and number of classes: known of our data sets, else read."""
+        if DATASETS.is_builtin(self.config.data.name):
+            return image_shape(self.config.data.name)
+        return self.data.train.input_shape, self.data.train.num_classes
 
     @cached_property
     def data(self) -> DataSplit:
@@ -114,14 +122,13 @@ class Task:
                 )
             return parts
         labels, seed = self.data.train.labels.numpy(), self.config.run.seed
-        if self.draws_examples:
-            return SampledPartitions(labels, devices, data.examples_per_device, seed, data.alpha)
         return partition(
             labels,
             devices,
             scheme=data.partition,
             seed=seed,
             alpha=data.alpha,
+            examples_per_device=data.examples_per_device,
             classes_per_partition=data.classes_per_partition,
             shards_per_partition=data.shards_per_partition,
         )
@@ -130,7 +137,8 @@ class Task:
     def draws_examples(self) -> bool:
         """Whether each device's examples are drawn when they are asked for, and are in no file."""
         data = self.config.data
-        return data.partition == "sampled" and not data.partition_file and not self.own_data
+        draws = getattr(PARTITIONERS.find(data.partition), "draws_examples", False)
+        return draws and not data.partition_file and not self.own_data
 
     @cached_property
     def devices(self) -> Assignment:
@@ -151,8 +159,7 @@ class Task:
 
     def example_counts(self, partition_id: int) -> tuple[int, int]:
         """Return how many (training, held-out) examples a device has, without drawing them."""
-        parts = self.partitions
-        total = parts.size if isinstance(parts, SampledPartitions) else len(parts[partition_id])
+        total = self.num_examples(partition_id)
         held = num_held_out(total, self.config.data.hold_out)
         return total - held, held
 
@@ -160,7 +167,12 @@ class Task:
     def density(self) -> float:
         """Target density of the sparse layers: 1 for the dense method, which has none."""
         sparsity = self.config.sparsity
-        return 1.0 if sparsity.method == "dense" else sparsity.density
+        return sparsity.density if self.method.sparse else 1.0
+
+    @property
+    def scheme(self) -> str | None:
+        """Scheme of the sparse layers; None for the dense method, which has none."""
+        return self.config.sparsity.scheme if self.method.sparse else None
 
     @cached_property
     def method(self) -> Method:
@@ -186,9 +198,9 @@ class Task:
 
     def build_model(self) -> nn.Module:
         """Build the model of this seed at the target density (dense for the dense method)."""
-        (shape, classes), model = image_shape(self.config.data.name), self.config.model
+        (shape, classes), model = self._form, self.config.model
         given, sparsity = self.config.sparsity, None
-        if given.method != "dense":
+        if self.method.sparse:
             sparsity = Sparsity(given.scheme, given.density, given.distribution)
         return build_model(
             model.name,
@@ -203,11 +215,9 @@ class Task:
     @cached_property
     def model(self) -> nn.Module:
         """The process's resident model, a shell: whoever uses it writes a state into it first."""
-        (shape, classes), model = image_shape(self.config.data.name), self.config.model
-        sparsity = self.config.sparsity
-        scheme = None if sparsity.method == "dense" else sparsity.scheme
+        (shape, classes), model = self._form, self.config.model
         return build_shell(
-            model.name, shape, classes, width=model.width, norm=model.norm, scheme=scheme
+            model.name, shape, classes, width=model.width, norm=model.norm, scheme=self.scheme
         )
 
     @cached_property
@@ -277,15 +287,16 @@ class Task:
                 memory.recompute, memory.saved, memory.release_gradients, memory.frozen
             ),
         )
+        statistics = has_batch_statistics(self.model)
         return Planner(
             self.trace,
             TrainingSetup(self.method, mutates=sparsity.mutation == "client", threads=threads),
             PlanLimits(
                 limits,
-                least_micro_batch=MIN_MICRO_BATCH[config.model.norm],
+                least_micro_batch=_FOR_STATISTICS if statistics else 1,
                 segments=len(segments_of(self.model)),
                 sparse=bool(self.trace.spec.groups),
-                batch_statistics=config.model.norm == "batch",
+                batch_statistics=statistics,
             ),
         )
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import torch
 import typer
 
+from mest_fed.catalogue import KNOBS, METHODS, MODELS, NORMS, SCHEMES
 from mest_fed.cli.app import needs
 from mest_fed.cli.planning.request import PlanReport, PlanRequest, read_budget, read_preference
 from mest_fed.cli.planning.text import print_report
@@ -18,9 +19,7 @@ from mest_fed.errors import not_allowed
 
 
 def plan(
-    model: Annotated[
-        str, typer.Option(help="resnet8, resnet18, resnet20, resnet32 or cnn2.")
-    ] = "resnet32",
+    model: Annotated[str, typer.Option(help=f"{MODELS.allowed}.")] = "resnet32",
     budget: Annotated[
         str | None, typer.Option(metavar="BYTES", help="What training may add, such as 24MB.")
     ] = None,
@@ -38,15 +37,14 @@ def plan(
         str | None,
         typer.Option(
             metavar="KNOBS",
-            help="What to give up, least harm first: release_gradients, micro_batch, recompute, "
-            "saved, density, momentum, frozen in another order.",
+            help=f"What to give up, least harm first: {', '.join(KNOBS)} in another order.",
         ),
     ] = None,
     batch: Annotated[int, typer.Option(help="Images in one optimizer step.", min=1)] = 64,
-    scheme: Annotated[str, typer.Option(help="Sparsity scheme.")] = "block",
+    scheme: Annotated[str, typer.Option(help=f"{SCHEMES.allowed}.")] = "block",
     density: Annotated[float, typer.Option(help="Target density.")] = 0.1,
-    method: Annotated[str, typer.Option(help="Sparse-training method.")] = "mest-ems",
-    norm: Annotated[str, typer.Option(help="batch or group.")] = "group",
+    method: Annotated[str, typer.Option(help=f"{METHODS.allowed}.")] = "mest-ems",
+    norm: Annotated[str, typer.Option(help=f"{NORMS.allowed}.")] = "group",
     width: Annotated[
         float | None,
         typer.Option(help="Factor on the channel counts; 2 for resnet32, else 1 if left out."),

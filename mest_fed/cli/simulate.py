@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from mest_fed.catalogue import TRACKERS
 from mest_fed.cli.app import INTERRUPTED, NOTHING_TRAINED, needs
 from mest_fed.errors import InputError
 from mest_fed.units import format_bytes, format_seconds
@@ -45,7 +46,7 @@ def simulate(
         list[str] | None,
         typer.Option(
             metavar="TOOL",
-            help="Log to tensorboard, wandb or mlflow, too, in the run folder; repeatable.",
+            help=f"Log with a tracker, too, in the run folder: {TRACKERS.allowed}; repeatable.",
         ),
     ] = None,
     client_timeout: Annotated[

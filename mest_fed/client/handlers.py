@@ -11,6 +11,7 @@ from mest_fed.nn import SparseState
 from mest_fed.task import Task
 from mest_fed.wire import decode, encode, mask_hash
 from mest_fed.wire.records import from_record, to_record
+from mest_fed.wire.values import value_codec
 
 
 def query(message: Message, context: Context) -> Message:
@@ -70,6 +71,8 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def _open(context: Context) -> tuple[Task, Capability, ClientState]:
     task = task_of_node(context)
+    for name in (task.config.wire.download, task.config.wire.upload):
+        value_codec(name)
     return task, capability_of(task, context), ClientState(context)
 
 

@@ -68,8 +68,7 @@ def prepare(task: Task, partition: int) -> None:
     """Load what every plan needs before training: data, and the code of libraries."""
     examples, _ = task.examples(partition)
     task.data.train.touch(examples)
-    sparsity = task.config.sparsity
-    warm_up(None if sparsity.method == "dense" else sparsity.scheme)
+    warm_up(task.scheme)
 
 
 def limit_guard(

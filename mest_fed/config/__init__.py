@@ -1,9 +1,11 @@
 """The run configuration."""
 
 from mest_fed.config.load import (
+    find_named,
     from_flat,
     from_table,
     known_keys,
+    named,
     read_toml,
     to_flat,
     to_toml,
@@ -13,9 +15,11 @@ from mest_fed.config.sections import RunConfig
 
 __all__ = [
     "RunConfig",
+    "find_named",
     "from_flat",
     "from_table",
     "known_keys",
+    "named",
     "read_toml",
     "to_flat",
     "to_toml",

@@ -1,22 +1,53 @@
 """What every section of the run configuration is made of."""
 
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+
+from mest_fed.errors import InputError
+from mest_fed.registry import Registry
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 
-def one_of(*allowed: str) -> AfterValidator:
-    """Return the check that a text is one of these."""
+@dataclass(frozen=True)
+class Named:
+    """The check that a text names a thing of a registry, or a member of an enum.
 
-    def check(value: str) -> str:
-        if value not in allowed:
-            raise ValueError(f"allowed: {', '.join(allowed)}")
-        return value
+    A path of a file becomes absolute: relative ones are so to the folder of the validation context,
+    or else to the current one.
+    """
 
-    return AfterValidator(check)
+    choices: Registry[Any] | type[StrEnum]
+
+    def __call__(self, value: str, info: ValidationInfo) -> str:
+        """Return the name under which any process finds the thing.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        """
+        if not isinstance(self.choices, Registry):
+            if value not in list(self.choices):
+                raise ValueError(f"allowed: {', '.join(self.choices)}")
+            return value
+        try:
+            return self.choices.check(value, (info.context or {}).get(FOLDER))
+        except InputError:
+            raise ValueError(f"allowed: {self.choices.allowed}") from None
+
+
+#: In the context of a validation: the folder that paths of files are relative to.
+FOLDER = "folder"
+
+
+def one_of(choices: Registry[Any] | type[StrEnum]) -> AfterValidator:
+    """Return the check that a text is a name of a registry or an enum."""
+    return AfterValidator(Named(choices))
 
 
 class Section(BaseModel):

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from mest_fed.catalogue import AVAILABILITIES, CHARGING
 from mest_fed.config.base import Section, Share, one_of
 
 Sigma = Annotated[float, Field(ge=0, le=3)]
@@ -13,7 +14,7 @@ NotAll = Annotated[float, Field(ge=0, lt=1)]
 class BehaviourSection(Section):
     """Devices' lives in a simulated fleet; everything drawn derives from the run's seed."""
 
-    availability: Annotated[str, one_of("always", "profile", "diurnal", "trace")] = "profile"
+    availability: Annotated[str, one_of(AVAILABILITIES)] = "profile"
     """When devices are there: always; by chance, as likely as the profile says, each time they are
     asked; in one drawn interval a day whose mean length is the profile's availability; or as a
     trace says."""
@@ -42,7 +43,7 @@ class BehaviourSection(Section):
     """Whether devices that have a battery drain it."""
     battery_floor: NotAll = 0.2
     """Share of its charge below which a device refuses to take part."""
-    charging: Annotated[str, one_of("diurnal", "never")] = "diurnal"
+    charging: Annotated[str, one_of(CHARGING)] = "diurnal"
     """When batteries are charged: in one drawn interval a day, around midnight, or never."""
     plugged: Annotated[float, Field(gt=0, le=1)] = 0.35
     """Mean share of the day for which a device is plugged in."""

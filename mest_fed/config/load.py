@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from enum import StrEnum
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
+from mest_fed.config.base import FOLDER, Named
 from mest_fed.config.sections import RunConfig
 from mest_fed.errors import InputError
+from mest_fed.registry import Registry
 
 log = getLogger(__name__)
 
@@ -29,7 +32,32 @@ def known_keys() -> list[str]:
     ]
 
 
-def from_table(table: Mapping[str, Any], source: str) -> RunConfig:
+def named() -> dict[str, Registry[Any] | type[StrEnum]]:
+    """Return ``section.key`` -> what it may name, for the keys that name anything."""
+    found: dict[str, Registry[Any] | type[StrEnum]] = {}
+    for section, values in RunConfig():
+        for key, field in type(values).model_fields.items():
+            for check in field.metadata:
+                if isinstance(choices := getattr(check, "func", None), Named):
+                    found[f"{section}.{key}"] = choices.choices
+    return found
+
+
+def find_named(config: RunConfig) -> None:
+    """Find everything that a configuration names, so that what is missing is said at once.
+
+    Raises
+    ------
+    InputError
+        If a reference leads nowhere, or to what is no function or class.
+    """
+    flat = to_flat(config)
+    for key, choices in named().items():
+        if isinstance(choices, Registry):
+            choices.find(str(flat[key]))
+
+
+def from_table(table: Mapping[str, Any], source: str, folder: Path | None = None) -> RunConfig:
     """Build a configuration from sections of keys.
 
     Parameters
@@ -38,6 +66,9 @@ def from_table(table: Mapping[str, Any], source: str) -> RunConfig:
         Section -> key -> value; what is absent keeps its default.
     source : str
         Where it comes from, for error messages.
+    folder : Path, optional
+        What paths in references (``file.py:attribute``) are relative to; the current folder by
+        default.
 
     Raises
     ------
@@ -45,7 +76,7 @@ def from_table(table: Mapping[str, Any], source: str) -> RunConfig:
         If a key is unknown or a value not allowed; names the first such key.
     """
     try:
-        return RunConfig.model_validate(_renamed(table, source))
+        return RunConfig.model_validate(_renamed(table, source), context={FOLDER: folder})
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

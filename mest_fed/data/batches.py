@@ -8,12 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mest_fed.catalogue import AUGMENTATIONS
 from mest_fed.data.images import ImageData, Indices
 from mest_fed.errors import not_allowed
 
-AUGMENTATIONS = ("none", "crop-flip")
-
 _PADDING = 4
+
+
+def unchanged(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the images: no augmentation."""
+    del generator
+    return images
 
 
 def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -73,8 +78,8 @@ class Batches:
     generator : torch.Generator, optional
         Draws the order and the augmentation anew in each iteration. Without one, examples come in
         order.
-    augmentation : {"none", "crop-flip"}
-        See :func:`~mest_fed.data.batches.crop_flip`; needs a generator.
+    augmentation : str
+        A name of :data:`~mest_fed.catalogue.AUGMENTATIONS`; all but ``none`` need a generator.
     kept : int64 array, optional
         Positions in ``indices`` to present; all by default.
 
@@ -96,16 +101,15 @@ class Batches:
     ) -> None:
         if batch_size < 1:
             raise not_allowed("training.batch_size", batch_size, "a positive whole number")
-        if augmentation not in AUGMENTATIONS:
-            raise not_allowed("data.augmentation", augmentation, AUGMENTATIONS)
-        if augmentation != "none" and generator is None:
+        augment = AUGMENTATIONS.find(augmentation)
+        if augment is not unchanged and generator is None:
             raise ValueError("augmentation needs a generator")
         self._data = data
         self._indices = torch.from_numpy(np.asarray(indices, dtype=np.int64))
         self._kept = torch.arange(len(indices)) if kept is None else torch.from_numpy(kept)
         self._batch_size = batch_size
         self._generator = generator
-        self._augmentation = augmentation
+        self._augment = augment
         self._mean = torch.tensor(data.mean).view(-1, 1, 1) * 255
         self._std = torch.tensor(data.std).view(-1, 1, 1) * 255
 
@@ -132,7 +136,7 @@ class Batches:
     def _batch(self, examples: Tensor) -> Batch:
         rows = self._indices[examples]
         images = self._data.images[rows]
-        if self._augmentation == "crop-flip" and self._generator is not None:
-            images = crop_flip(images, self._generator)
+        if self._generator is not None:
+            images = self._augment(images, self._generator)
         pixels = images.to(torch.float32).sub_(self._mean).div_(self._std)
         return Batch(pixels, self._data.labels[rows], examples.numpy())

@@ -1,15 +1,13 @@
 """The data sets by name."""
 
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from mest_fed.data.cifar10 import load_cifar10
+from mest_fed.catalogue import DATASETS
 from mest_fed.data.images import DataSplit, ImageData, require
-from mest_fed.errors import not_allowed
 from mest_fed.rng import numpy_generator
 
 _TEST_FRACTION = 0.2
@@ -58,19 +56,13 @@ def _read() -> tuple[np.ndarray, np.ndarray]:
     return bunch.data, np.asarray(bunch.target, dtype=np.int64)
 
 
-DATASETS: dict[str, Callable[[str], DataSplit]] = {
-    "digits": lambda _path: load_digits(),
-    "cifar10": load_cifar10,
-}
-
-
 def load_dataset(name: str, path: str = "") -> DataSplit:
     """Load a data set.
 
     Parameters
     ----------
     name : str
-        A key of ``DATASETS``.
+        A name of :data:`~mest_fed.catalogue.DATASETS`, or a reference to a user's own.
     path : str
         Folder with the data set's files. Empty: download it. ``digits`` needs neither.
 
@@ -80,6 +72,5 @@ def load_dataset(name: str, path: str = "") -> DataSplit:
         If the name is unknown, the files are missing or wrong, they cannot be downloaded, or a
         library is not installed.
     """
-    if name not in DATASETS:
-        raise not_allowed("data.name", name, DATASETS)
-    return DATASETS[name](path)
+    data: DataSplit = DATASETS.build(name, path)
+    return data

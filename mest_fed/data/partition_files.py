@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import overload
+from typing import ClassVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -104,7 +104,7 @@ class SampledPartitions(Sequence[Indices]):
         Shape ``(n,)``.
     num_partitions : int
         Number of devices.
-    size : int
+    examples_per_device : int
         Examples of each device, at most ``n``.
     seed : int
         The run's seed; partition ``p`` is drawn by the generator of (seed, ``"examples"``, p).
@@ -117,9 +117,12 @@ class SampledPartitions(Sequence[Indices]):
         If a value is not allowed.
     """
 
+    #: Partitions are drawn when they are asked for, and are in no file.
+    draws_examples: ClassVar = True
+
     labels: npt.NDArray[np.int64]
     num_partitions: int
-    size: int
+    examples_per_device: int
     seed: int
     alpha: float = 0.3
 
@@ -127,9 +130,9 @@ class SampledPartitions(Sequence[Indices]):
         examples = len(self.labels)
         if self.num_partitions < 1:
             raise not_allowed("fleet.devices", self.num_partitions, "a positive whole number")
-        if not 1 <= self.size <= examples:
+        if not 1 <= self.examples_per_device <= examples:
             allowed = f"1 to {examples}, the number of examples"
-            raise not_allowed("data.examples_per_device", self.size, allowed)
+            raise not_allowed("data.examples_per_device", self.examples_per_device, allowed)
         if not 0 < self.alpha < np.inf:
             raise not_allowed("data.alpha", self.alpha, "a positive number")
 
@@ -150,7 +153,7 @@ class SampledPartitions(Sequence[Indices]):
     def __getitem__(self, partition: slice) -> list[Indices]: ...
 
     def __getitem__(self, partition: int | slice) -> Indices | list[Indices]:
-        """Draw a device's examples: increasing indices, int64, shape ``(size,)``."""
+        """Draw a device's examples: increasing indices, int64, shape ``(examples_per_device,)``."""
         numbers = range(self.num_partitions)[partition]
         if isinstance(numbers, range):
             return [self._draw(number) for number in numbers]
@@ -160,7 +163,7 @@ class SampledPartitions(Sequence[Indices]):
         generator = numpy_generator(self.seed, "examples", partition)
         mix = generator.dirichlet(np.full(len(self._classes), self.alpha))
         sizes = np.array([len(members) for members in self._classes])
-        counts = _counts(mix, sizes, self.size, generator)
+        counts = _counts(mix, sizes, self.examples_per_device, generator)
         chosen = [
             generator.choice(members, count, replace=False)
             for members, count in zip(self._classes, counts, strict=True)

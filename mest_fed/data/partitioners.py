@@ -5,16 +5,16 @@ its partitioners give. They are written out here because a device needs them, an
 what it brings (pandas, pyarrow, the hub's client) is 27 packages and 195 MB of its memory.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mest_fed.catalogue import PARTITIONERS
 from mest_fed.data.images import Indices
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.rng import derive_seed, numpy_generator
-
-SCHEMES = ("iid", "dirichlet", "pathological", "shard", "linear", "square", "exponential")
 
 _MINIMUM = 10  # examples a Dirichlet partition holds at least, as flwr-datasets' default
 
@@ -25,10 +25,8 @@ def partition(
     *,
     scheme: str,
     seed: int,
-    alpha: float = 0.3,
-    classes_per_partition: int = 2,
-    shards_per_partition: int = 2,
-) -> list[Indices]:
+    **options: Any,
+) -> Sequence[Indices]:
     """Share examples out among partitions.
 
     Parameters
@@ -38,68 +36,77 @@ def partition(
     num_partitions : int
         Number of devices.
     scheme : str
-        ``iid``; ``dirichlet`` (Yurochkin et al. 2019; where a partition stays too small, it is
-        filled up from the largest ones to 10 examples, or to half of the mean size where that is
-        less); ``pathological`` (each partition has some classes only); ``shard`` (McMahan et al.
-        2017); or ``linear``, ``square``, ``exponential``: sizes that grow with the number of the
-        partition. ``pathological`` and ``shard`` may leave a few examples out.
+        A name of :data:`~mest_fed.catalogue.PARTITIONERS`, or a reference to a user's own.
     seed : int
         The run's seed; the same seed gives the same partitions.
-    alpha : float
-        Dirichlet concentration.
-    classes_per_partition : int
-        For ``pathological``.
-    shards_per_partition : int
-        For ``shard``.
+    **options
+        Options of all schemes, such as ``alpha``; a scheme takes those that it knows.
 
     Returns
     -------
-    list of int64 array
-        Increasing indices of each partition; disjoint, none empty.
+    sequence of int64 array
+        Increasing indices of each partition; none empty.
 
     Raises
     ------
     InputError
         If a value is not allowed, or there are too many partitions for the examples.
     """
-    if scheme not in SCHEMES:
-        raise not_allowed("data.partition", scheme, SCHEMES)
-    if not 1 <= num_partitions <= len(labels):
+    share = PARTITIONERS.find(scheme)
+    draws = getattr(share, "draws_examples", False)
+    if not draws and not 1 <= num_partitions <= len(labels):
         raise not_allowed(
             "fleet.devices", num_partitions, f"1 to {len(labels)}, the number of examples"
         )
-    order = numpy_generator(seed, "partition", "order").permutation(len(labels))
-    generator = np.random.default_rng(derive_seed(seed, "partition", "scheme"))
-    shuffled, count = labels[order], num_partitions
-    parts: list[Indices] | None
-    if scheme == "iid":
-        parts = np.array_split(np.arange(len(labels)), count)
-    elif scheme == "dirichlet":
-        parts = _dirichlet(shuffled, count, alpha, generator)
-        _fill_up(parts, max(1, min(_MINIMUM, len(labels) // (2 * count))))
-    elif scheme == "pathological":
-        parts = _pathological(shuffled, count, classes_per_partition, generator)
-    elif scheme == "shard":
-        parts = _shard(shuffled, count, shards_per_partition, generator)
-    else:
-        parts = _growing(len(labels), count, _SIZES[scheme])
-    if parts is None or min(len(part) for part in parts) < 1:
+    found = PARTITIONERS.build(scheme, labels, num_partitions, seed=seed, **options)
+    if draws:
+        drawn: Sequence[Indices] = found
+        return drawn
+    parts = [np.asarray(part) for part in found] if found is not None else []
+    if not parts or min(len(part) for part in parts) < 1:
         raise InputError(
-            f"fleet.devices = {count} is too many for data.partition = {scheme!r} of "
+            f"fleet.devices = {num_partitions} is too many for data.partition = {scheme!r} of "
             f"{len(labels)} examples; some partitions would be empty"
         )
-    return [np.sort(order[part]) for part in parts]
+    if reason := _objection(parts, num_partitions, len(labels)):
+        raise InputError(f"data.partition = {scheme!r} gives {reason}")
+    return [np.sort(part).astype(np.int64, copy=False) for part in parts]
 
 
-def _dirichlet(
-    labels: Indices, count: int, alpha: float, generator: np.random.Generator
-) -> list[Indices]:
-    """Share out each class by proportions that a Dirichlet distribution gives."""
+def _objection(parts: list[npt.NDArray[Any]], count: int, examples: int) -> str:
+    """Return what is wrong with partitions; empty if nothing is."""
+    if len(parts) != count:
+        return f"{len(parts)} partitions; allowed: {count} (fleet.devices)"
+    if any(part.ndim != 1 or not np.issubdtype(part.dtype, np.integer) for part in parts):
+        return "what is no vector of whole numbers; allowed: the positions of examples"
+    every = np.concatenate(parts)
+    if every.min() < 0 or every.max() >= examples:
+        wrong = every.min() if every.min() < 0 else every.max()
+        return f"the position {wrong}; allowed: 0 to {examples - 1}"
+    if len(np.unique(every)) != len(every):
+        return "an example twice; allowed: each position once at most"
+    return ""
+
+
+def iid(labels: Indices, count: int, *, seed: int) -> list[Indices]:
+    """Share examples out in equal parts, whatever their classes are."""
+    order, _ = _drawn_order(labels, seed)
+    return np.array_split(order, count)
+
+
+def dirichlet(labels: Indices, count: int, *, seed: int, alpha: float = 0.3) -> list[Indices]:
+    """Share out each class by proportions that a Dirichlet distribution gives.
+
+    Yurochkin et al. 2019. Where a partition stays too small, it is filled up from the largest ones
+    to 10 examples, or to half of the mean size where that is less.
+    """
     if not 0 < alpha < np.inf:
         raise not_allowed("data.alpha", alpha, "a positive number")
+    order, generator = _drawn_order(labels, seed)
+    shuffled = labels[order]
     parts: list[list[Indices]] = [[] for _ in range(count)]
     for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
+        members = np.flatnonzero(shuffled == label)
         shares = generator.dirichlet(np.full(count, float(alpha)))
         cuts = (np.cumsum(shares) * len(members)).astype(np.int64)[:-1]
         for number, share in enumerate(np.split(members, cuts)):
@@ -107,20 +114,24 @@ def _dirichlet(
     joined = [np.concatenate(shares) for shares in parts]
     for part in joined:
         generator.shuffle(part)
-    return joined
+    _fill_up(joined, max(1, min(_MINIMUM, len(labels) // (2 * count))))
+    return [order[part] for part in joined]
 
 
-def _pathological(
-    labels: Indices, count: int, classes_per_partition: int, generator: np.random.Generator
+def pathological(
+    labels: Indices, count: int, *, seed: int, classes_per_partition: int = 2
 ) -> list[Indices] | None:
     """Give each partition some classes: one in turn, the others drawn.
 
-    Return None where a class has fewer examples than partitions that should hold some.
+    A few examples may be left out. Return None where a class has fewer examples than partitions
+    that should hold some.
     """
     classes = np.unique(labels)
     if not 1 <= classes_per_partition <= len(classes):
         key = "data.classes_per_partition"
         raise not_allowed(key, classes_per_partition, f"1 to {len(classes)}")
+    order, generator = _drawn_order(labels, seed)
+    shuffled = labels[order]
     chosen: list[list[int]] = []
     for number in range(count):
         own = [int(classes[number % len(classes)])]
@@ -132,47 +143,63 @@ def _pathological(
     parts: list[list[Indices]] = [[] for _ in range(count)]
     for label in classes:
         holders = [number for number, own in enumerate(chosen) if label in own]
-        members = np.flatnonzero(labels == label)
+        members = np.flatnonzero(shuffled == label)
         if len(members) < len(holders):
             return None
         if holders:
             for number, share in zip(holders, np.array_split(members, len(holders)), strict=True):
                 parts[number].append(share)
-    return [np.concatenate(shares) for shares in parts]
+    return [order[np.concatenate(shares)] for shares in parts]
 
 
-def _shard(
-    labels: Indices, count: int, shards_per_partition: int, generator: np.random.Generator
+def shard(
+    labels: Indices, count: int, *, seed: int, shards_per_partition: int = 2
 ) -> list[Indices]:
-    """Cut the examples, sorted by class, into equal shards, and deal them out."""
+    """Cut the examples, sorted by class, into equal shards, and deal them out.
+
+    McMahan et al. 2017. A few examples may be left out.
+    """
     most = len(labels) // count
     if not 1 <= shards_per_partition <= most:
         raise not_allowed("data.shards_per_partition", shards_per_partition, f"1 to {most}")
+    order, generator = _drawn_order(labels, seed)
     used = count * shards_per_partition
     size = len(labels) // used
     dealt = generator.permutation(len(labels) // size)[:used].reshape(count, -1)
-    by_class = np.argsort(labels, kind="stable")
+    by_class = np.argsort(labels[order], kind="stable")
     shards = by_class[: len(labels) // size * size].reshape(-1, size)
-    return [shards[own].reshape(-1) for own in dealt]
+    return [order[shards[own].reshape(-1)] for own in dealt]
 
 
-#: From a partition's number, counted from 1, to its size in units.
-_SIZES: dict[str, Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]] = {
-    "linear": lambda number: number,
-    "square": np.square,
-    "exponential": np.exp,
-}
+def linear(labels: Indices, count: int, *, seed: int) -> list[Indices]:
+    """Have sizes grow with the number of the partition, counted from 1."""
+    return _growing(labels, np.arange(1.0, count + 1), seed)
 
 
-def _growing(
-    examples: int, count: int, units: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
-) -> list[Indices]:
-    """Cut the examples into parts of growing sizes; the last one takes what rounding leaves."""
-    numbers = np.arange(1.0, count + 1)
+def square(labels: Indices, count: int, *, seed: int) -> list[Indices]:
+    """Have sizes grow with the square of the number of the partition, counted from 1."""
+    return _growing(labels, np.square(np.arange(1.0, count + 1)), seed)
+
+
+def exponential(labels: Indices, count: int, *, seed: int) -> list[Indices]:
+    """Have sizes grow by e from partition to partition."""
+    with np.errstate(over="ignore"):
+        return _growing(labels, np.exp(np.arange(1.0, count + 1)), seed)
+
+
+def _growing(labels: Indices, units: npt.NDArray[np.float64], seed: int) -> list[Indices]:
+    """Cut the examples into parts of sizes in units; the last one takes what rounding leaves."""
+    order, _ = _drawn_order(labels, seed)
     with np.errstate(over="ignore", invalid="ignore"):
-        shares = units(numbers) / units(numbers).sum()
-        sizes = (np.nan_to_num(shares) * examples).astype(np.int64)
-    return np.split(np.arange(examples), np.cumsum(sizes)[:-1])
+        shares = units / units.sum()
+        sizes = (np.nan_to_num(shares) * len(labels)).astype(np.int64)
+    return np.split(order, np.cumsum(sizes)[:-1])
+
+
+def _drawn_order(labels: Indices, seed: int) -> tuple[Indices, np.random.Generator]:
+    """Return an order of the examples, and the generator of what else is drawn."""
+    order = numpy_generator(seed, "partition", "order").permutation(len(labels))
+    return order, np.random.default_rng(derive_seed(seed, "partition", "scheme"))
 
 
 def _fill_up(parts: list[Indices], minimum: int) -> None:

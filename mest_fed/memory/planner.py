@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mest_fed.catalogue import KNOBS
 from mest_fed.errors import BudgetError, not_allowed
 from mest_fed.memory.activations import RECOMPUTE
 from mest_fed.memory.footprint import TrainingSetup, footprint
@@ -19,15 +20,7 @@ DENSITY_STEPS = (1.0, 0.5, 0.25, 0.125)
 #: exact and free. Smaller micro-batches are exact where no statistics are taken over a batch, and
 #: cost little time. Recomputation is exact and costs time. Fewer bits make gradients inexact. Less
 #: density, frozen segments and no momentum cost accuracy, in this order.
-COST_ORDER = (
-    "release_gradients",
-    "micro_batch",
-    "recompute",
-    "saved",
-    "density",
-    "frozen",
-    "momentum",
-)
+COST_ORDER = tuple(KNOBS)
 
 #: The same where batch normalisation takes its statistics over a micro-batch: smaller ones cost
 #: accuracy, more than 8 bits do.
@@ -103,45 +96,56 @@ class PlanLimits:
         if sorted(preference) != sorted(COST_ORDER):
             allowed = f"each of {', '.join(COST_ORDER)}, in any order"
             raise not_allowed("preference", ", ".join(preference), allowed)
-        every = {knob.name: knob for knob in self._all()}
-        return [every[name] for name in preference if name not in self.fixed]
-
-    def _all(self) -> list[Knob]:
-        shape, memory = self.shape, self.shape.memory
         return [
-            Knob(
-                "release_gradients",
-                _from(memory.release_gradients, (False, True)),
-                _saving("release_gradients"),
-            ),
-            Knob("recompute", self._recompute(), _saving("recompute")),
-            Knob("saved", _from(memory.saved, SAVED_STEPS), _saving("saved")),
-            Knob("frozen", self._frozen(), _saving("frozen")),
-            Knob("micro_batch", self._micro_batches(), _part("micro_batch")),
-            Knob("density", self._densities(), _part("density")),
-            Knob("momentum", _from(shape.momentum, (True, False)), _part("momentum")),
+            Knob(name, *KNOBS.find(name)(self)) for name in preference if name not in self.fixed
         ]
 
-    def _recompute(self) -> Sequence[str]:
-        """Without segments there are none to recompute, unless that is wished all the same."""
-        steps = RECOMPUTE if self.segments else RECOMPUTE[:-1]
-        return _from(self.shape.memory.recompute, steps)
 
-    def _micro_batches(self) -> list[int]:
-        """Halve the micro-batch, as long as it is large enough."""
-        sizes = [self.shape.micro_batch]
-        while sizes[-1] > min(self.least_micro_batch, self.shape.batch):
-            sizes.append(max(self.least_micro_batch, -(-sizes[-1] // 2)))
-        return sizes
+#: What a knob is made of: its steps, and how a step changes a shape.
+Steps = tuple[Sequence[Any], Callable[[TrainingShape, Any], TrainingShape]]
 
-    def _densities(self) -> list[float]:
-        steps = DENSITY_STEPS if self.sparse else (1.0,)
-        return [self.shape.density * step for step in steps]
 
-    def _frozen(self) -> list[int]:
-        least = self.shape.memory.frozen
-        thirds = (self.segments // 3, 2 * self.segments // 3)
-        return [least, *(count for count in thirds if count > least)]
+def release_gradients(limits: PlanLimits) -> Steps:
+    """Have the optimizer take gradients in during backward."""
+    wished = limits.shape.memory.release_gradients
+    return _from(wished, (False, True)), _saving("release_gradients")
+
+
+def recompute(limits: PlanLimits) -> Steps:
+    """Recompute; without segments there are none to recompute, unless that is wished."""
+    steps = RECOMPUTE if limits.segments else RECOMPUTE[:-1]
+    return _from(limits.shape.memory.recompute, steps), _saving("recompute")
+
+
+def saved(limits: PlanLimits) -> Steps:
+    """Keep activations in fewer bits."""
+    return _from(limits.shape.memory.saved, SAVED_STEPS), _saving("saved")
+
+
+def frozen(limits: PlanLimits) -> Steps:
+    """Do not train a third of the segments, or two thirds."""
+    least = limits.shape.memory.frozen
+    thirds = (limits.segments // 3, 2 * limits.segments // 3)
+    return [least, *(count for count in thirds if count > least)], _saving("frozen")
+
+
+def micro_batch(limits: PlanLimits) -> Steps:
+    """Halve the micro-batch, as long as it is large enough."""
+    sizes = [limits.shape.micro_batch]
+    while sizes[-1] > min(limits.least_micro_batch, limits.shape.batch):
+        sizes.append(max(limits.least_micro_batch, -(-sizes[-1] // 2)))
+    return sizes, _part("micro_batch")
+
+
+def density(limits: PlanLimits) -> Steps:
+    """Lower the density of the sparse layers."""
+    steps = DENSITY_STEPS if limits.sparse else (1.0,)
+    return [limits.shape.density * step for step in steps], _part("density")
+
+
+def momentum(limits: PlanLimits) -> Steps:
+    """Keep no momentum."""
+    return _from(limits.shape.momentum, (True, False)), _part("momentum")
 
 
 def _from(wished: Any, steps: Sequence[Any]) -> Sequence[Any]:

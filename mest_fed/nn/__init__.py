@@ -1,5 +1,6 @@
 """Sparse layers, conversion of any module, and the models."""
 
+from mest_fed.catalogue import MODELS
 from mest_fed.errors import DensityWarning
 from mest_fed.nn.convert import sparsify
 from mest_fed.nn.eligible import (
@@ -11,7 +12,7 @@ from mest_fed.nn.eligible import (
 )
 from mest_fed.nn.flow import Ends
 from mest_fed.nn.layers import SparseConv2d, SparseLayer, SparseLinear
-from mest_fed.nn.models import MODELS, Sparsity, build_model, build_shell
+from mest_fed.nn.models import Sparsity, build_model, build_shell
 from mest_fed.nn.mutator import MaskGroup, Mutator, mask_groups, match_masks
 from mest_fed.nn.plain import to_dense
 from mest_fed.nn.state import ModelSpec, SparseState, model_spec, read_state, write_state

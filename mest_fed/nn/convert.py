@@ -152,7 +152,7 @@ class Sparsifier:
             for name, layer in self._layers.items()
         }
         self._leaders: dict[str, str] = {}
-        if scheme == "channel":
+        if any(isinstance(layout, Channel) for layout in self.layouts.values()):
             for leader, follower in channel_pairs(model):
                 if leader in self._layers and follower in self._layers:
                     self.layouts[follower] = Channel(self.layouts[follower].shape, axis="in")

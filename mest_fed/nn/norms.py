@@ -4,6 +4,7 @@ They are torch's own layers with the same parameters and buffers. On a CPU with 
 they run as one operator (see mest_fed.kernels.norm); elsewhere as torch's separate ones.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -100,6 +101,16 @@ class GroupNorm(nn.GroupNorm):
             return _behind(super().forward(x), residual, relu)
         groups = self.num_groups
         return _norm_act(x, self.weight, self.bias, residual, groups, relu, self.eps)[0]
+
+
+def group_norm(channels: int) -> GroupNorm:
+    """Return GroupNorm of gcd(channels, 8) groups."""
+    return GroupNorm(math.gcd(channels, 8), channels)
+
+
+def has_batch_statistics(model: nn.Module) -> bool:
+    """Say whether a model takes statistics over a batch, of which each part then needs several."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
 @dataclass(frozen=True)

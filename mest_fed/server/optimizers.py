@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mest_fed.errors import not_allowed
+from mest_fed.catalogue import SERVER_OPTIMIZERS
 from mest_fed.nn.state import Floats
 
 Moments = dict[str, Floats]
@@ -74,13 +74,6 @@ class FedAdam(ServerOptimizer):
         return weights - np.float32(self.learning_rate) * change
 
 
-OPTIMIZERS: dict[str, type[ServerOptimizer]] = {
-    "fedavg": ServerOptimizer,
-    "fedavgm": FedAvgM,
-    "fedadam": FedAdam,
-}
-
-
 def build_optimizer(name: str, learning_rate: float, momentum: float) -> ServerOptimizer:
     """Build a server optimizer by name.
 
@@ -89,6 +82,7 @@ def build_optimizer(name: str, learning_rate: float, momentum: float) -> ServerO
     InputError
         If the name is unknown.
     """
-    if name not in OPTIMIZERS:
-        raise not_allowed("server.optimizer", name, OPTIMIZERS)
-    return OPTIMIZERS[name](learning_rate, momentum)
+    optimizer: ServerOptimizer = SERVER_OPTIMIZERS.build(
+        name, learning_rate=learning_rate, momentum=momentum
+    )
+    return optimizer

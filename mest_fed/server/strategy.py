@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from mest_fed.catalogue import SELECTORS
 from mest_fed.errors import WireError
 from mest_fed.memory import DENSITY_STEPS
 from mest_fed.schema import FailureKind, TaskStatus, failure_of_code
@@ -21,15 +22,16 @@ from mest_fed.server.model_broadcast import ModelBroadcast
 from mest_fed.server.optimizers import build_optimizer
 from mest_fed.server.rows import ClientOutcome, RoundRecord, spread
 from mest_fed.server.selection import (
-    SELECTORS,
     AvailabilityInfo,
     ClientFeedback,
     SelectionRequest,
+    Selector,
 )
 from mest_fed.server.update_validator import read_counts, read_update
 from mest_fed.task import Task
 from mest_fed.wire import encode
 from mest_fed.wire.records import content_bytes, to_record
+from mest_fed.wire.values import value_codec
 
 log = getLogger(__name__)
 
@@ -81,7 +83,8 @@ class MestStrategy(Strategy):
         self.clients = ClientRegistry(task.density * step for step in steps)
         self.first_round = 0
         self.record = RoundRecord(0, model.state().density(model.spec))
-        self.selector = SELECTORS[server.selection]()
+        value_codec(task.config.wire.upload)  # so that uploads can be read
+        self.selector: Selector = SELECTORS.build(server.selection)
         self._availability: AvailabilityInfo | None = None
         self._positions = PositionCache(model.spec)
         self._sent: list[SentTask] = []

@@ -57,9 +57,13 @@ def resolve(
             encoding="utf-8"
         )
         table = tomllib.loads(text)
-    source = str(config_file) if config_file else f"preset {name}"
-    from_table(table, source)  # so that an error in the file is blamed on the file
-    return name, from_table(with_settings(table, settings), "--set" if settings else source)
+    if config_file is None:
+        config = from_table(table, f"preset {name}")
+    else:
+        config = from_table(table, str(config_file), config_file.absolute().parent)
+    if settings:  # their paths are relative to the current folder
+        config = from_table(with_settings(config.model_dump(), settings), "--set")
+    return name, config
 
 
 def run_kernels(task: Task, fleet: Fleet, folder: RunFolder, *, resume: bool) -> Table:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mest_fed.client.kernels import given_table
-from mest_fed.config import RunConfig, to_flat
+from mest_fed.config import RunConfig, find_named, to_flat
 from mest_fed.config.load import Scalar
 from mest_fed.data import save_partitions
 from mest_fed.errors import InputError
@@ -21,6 +21,7 @@ from mest_fed.server.checkpoint import (
     load_newest,
 )
 from mest_fed.server.global_model import GlobalModel
+from mest_fed.server.modes import check_mode
 from mest_fed.server.rows import RoundRecord, client_rows, round_row
 from mest_fed.server.run_folder import CLIENTS, LOG, ROUNDS, RunFolder
 from mest_fed.server.run_log import RunLog, logged
@@ -278,6 +279,8 @@ def open_run(
             f"deployment.folder = {config.deployment.folder!r} is for flwr run; allowed: --out"
         )
     check_cohort(config)
+    find_named(config)
+    check_mode(config)
     task = task_of(config)
     fleet = Fleet.of(task)
     trace_of(config, fleet.devices)

@@ -1,6 +1,7 @@
 """Sparse training on compact storage: schemes, masks, mutation. Needs torch and numpy alone."""
 
-from mest_fed.sparsity.distribution import DISTRIBUTIONS, layer_counts
+from mest_fed.catalogue import DISTRIBUTIONS, METHODS, SCHEMES
+from mest_fed.sparsity.distribution import layer_counts
 from mest_fed.sparsity.layout import Layout
 from mest_fed.sparsity.mask import (
     Mask,
@@ -11,10 +12,10 @@ from mest_fed.sparsity.mask import (
     select_best,
     slot_objection,
 )
-from mest_fed.sparsity.methods import METHODS, MestEM, MestEMS, RigL, Set, Static, build_method
+from mest_fed.sparsity.methods import MestEM, MestEMS, RigL, Set, Static, build_method
 from mest_fed.sparsity.mutation import Bounds, Method, grow
 from mest_fed.sparsity.schedules import Interval
-from mest_fed.sparsity.schemes import SCHEMES, layout_for
+from mest_fed.sparsity.schemes import layout_for
 
 __all__ = [
     "DISTRIBUTIONS",

@@ -1,7 +1,8 @@
 """The density of each layer: uniform, or Erdős–Rényi-Kernel (ERK)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
+from mest_fed.catalogue import DISTRIBUTIONS
 from mest_fed.errors import not_allowed
 from mest_fed.sparsity.layout import Layout
 
@@ -38,12 +39,6 @@ def erk(layouts: Layouts, density: float) -> dict[str, float]:
     }
 
 
-DISTRIBUTIONS: dict[str, Callable[[Layouts, float], dict[str, float]]] = {
-    "uniform": uniform,
-    "erk": erk,
-}
-
-
 def layer_counts(layouts: Layouts, density: float, distribution: str = "uniform") -> dict[str, int]:
     """Return the number of active granules of each layer.
 
@@ -54,19 +49,17 @@ def layer_counts(layouts: Layouts, density: float, distribution: str = "uniform"
     density : float
         Active weights / weights over all of them, in (0, 1].
     distribution : str
-        ``uniform`` or ``erk``.
+        A name of :data:`~mest_fed.catalogue.DISTRIBUTIONS`.
 
     Raises
     ------
     InputError
         If the density is outside what the layouts can hold, or the distribution is unknown.
     """
-    if distribution not in DISTRIBUTIONS:
-        raise not_allowed("distribution", distribution, DISTRIBUTIONS)
     total = sum(layout.num_weights for layout in layouts.values())
     room = sum(layout.num_weights * layout.max_density for layout in layouts.values())
     limit = room / total if total else 1.0
     if not 0 < density <= limit + 1e-9:
         raise not_allowed("density", density, f"a number in (0, {limit:.4g}]")
-    densities = DISTRIBUTIONS[distribution](layouts, density)
+    densities = DISTRIBUTIONS.build(distribution, layouts, density)
     return {name: layout.count_for(max(densities[name], 1e-9)) for name, layout in layouts.items()}

@@ -1,15 +1,23 @@
 """The sparse-training methods, each as its difference from its parent."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from mest_fed.errors import not_allowed
+from mest_fed.catalogue import METHODS
 from mest_fed.sparsity.layout import Layout
 from mest_fed.sparsity.mutation import Bounds, Method
 from mest_fed.sparsity.schedules import Constant, CosineDecay, Schedule, Stages
+
+
+@dataclass(frozen=True)
+class Dense(Method):
+    """Dense layers, which have no mask."""
+
+    sparse = False
 
 
 @dataclass(frozen=True)
@@ -77,15 +85,12 @@ class MestEMS(MestEM):
         """Drop to the target, grow above it."""
         return Bounds(ceiling=1 + self.overshoot(progress))
 
-
-METHODS: dict[str, Callable[..., Method]] = {
-    "dense": Method,
-    "static": Static,
-    "set": Set,
-    "rigl": RigL,
-    "mest-em": MestEM,
-    "mest-ems": MestEMS,
-}
+    @classmethod
+    def for_density(cls, density: float, **options: Any) -> Self:
+        """Overshoot by 100% -> 50% at a density of 5% and below, as MEST does at 95% sparsity."""
+        if density <= 0.05:
+            options = {"overshoot": Stages(1.0, 0.5), **options}
+        return super().for_density(density, **options)
 
 
 def build_method(name: str, density: float, gradient_weight: float | None = None) -> Method:
@@ -94,9 +99,9 @@ def build_method(name: str, density: float, gradient_weight: float | None = None
     Parameters
     ----------
     name : str
-        A key of ``METHODS``. ``dense`` trains dense layers: nothing mutates.
+        A name of :data:`~mest_fed.catalogue.METHODS`. ``dense`` trains dense layers.
     density : float
-        Target density. At 5% and below, EM&S overshoots by 100% -> 50% as MEST does at 95%.
+        Target density, of which some methods make their options.
     gradient_weight : float, optional
         Lambda of the importance; the method's own if left out.
 
@@ -105,11 +110,9 @@ def build_method(name: str, density: float, gradient_weight: float | None = None
     InputError
         If the name is unknown.
     """
-    if name not in METHODS:
-        raise not_allowed("method", name, METHODS)
-    options: dict[str, object] = {}
-    if gradient_weight is not None:
-        options["gradient_weight"] = gradient_weight
-    if name == "mest-ems" and density <= 0.05:
-        options["overshoot"] = Stages(1.0, 0.5)
-    return METHODS[name](**options)
+    options = {} if gradient_weight is None else {"gradient_weight": gradient_weight}
+    kind = METHODS.find(name)
+    if isinstance(kind, type) and issubclass(kind, Method):
+        kind = partial(kind.for_density, density)
+    method: Method = METHODS.call(name, kind, **options)
+    return method

@@ -6,6 +6,7 @@ comes first. Both the client's trainer and the server mutate through it.
 """
 
 from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -82,8 +83,15 @@ class Method:
 
     gradient_weight: float = 0.0
 
+    #: Whether layers are sparse at all.
+    sparse: ClassVar[bool] = True
     #: Growth reads the gradient of inactive weights: a mutation needs a dense gradient.
-    needs_dense_gradient = False
+    needs_dense_gradient: ClassVar[bool] = False
+
+    @classmethod
+    def for_density(cls, density: float, **options: Any) -> Self:
+        """Return the method with the options that suit a target density."""
+        return cls(**options)
 
     def bounds(self, progress: float) -> Bounds:
         """Return how far a mutation at this progress goes."""

@@ -2,16 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mest_fed.catalogue import SCHEMES
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.kernels import Channels, Kernels, Strips
 from mest_fed.sparsity.layout import Layout
 
-__all__ = ["PATTERNS", "SCHEMES", "Block", "Channel", "Pattern", "Unstructured", "layout_for"]
+__all__ = ["PATTERNS", "Block", "Channel", "Pattern", "Unstructured", "layout_for"]
 
 
 @dataclass(frozen=True)
@@ -187,17 +189,22 @@ class Unstructured(Layout):
         return torch.arange(self.num_slots, device=dense.device), dense.abs().reshape(-1)
 
 
-def _pattern_or_block(shape: tuple[int, ...]) -> Layout:
-    # Patterns exist for 3x3 kernels alone; the other layers of a pattern net take blocks.
+def pattern_or_block(shape: tuple[int, ...]) -> Layout:
+    """Return patterns for 3x3 kernels, for which alone they exist, and blocks otherwise."""
     return Pattern(shape) if shape[2:] == (3, 3) else Block(shape)
 
 
-SCHEMES: dict[str, Callable[[tuple[int, ...]], Layout]] = {
-    "unstructured": Unstructured,
-    "block": Block,
-    "pattern": _pattern_or_block,
-    "channel": Channel,
-}
+def block_of(rows: str) -> Callable[[tuple[int, ...]], Layout]:
+    """Return the scheme ``block:ROWS``.
+
+    Raises
+    ------
+    InputError
+        If the number of rows is not one.
+    """
+    if not rows.isdecimal() or int(rows) < 1:
+        raise not_allowed("block rows", rows, "a whole number of at least 1")
+    return partial(Block, rows=int(rows))
 
 
 def layout_for(scheme: str, shape: tuple[int, ...]) -> Layout:
@@ -207,7 +214,7 @@ def layout_for(scheme: str, shape: tuple[int, ...]) -> Layout:
     ----------
     scheme : str
         ``unstructured``, ``block`` (4 rows), ``block:R`` (R rows), ``pattern`` (weights that are
-        not 3x3 convolutions take ``block``) or ``channel``.
+        not 3x3 convolutions take ``block``), ``channel``, or a reference to a user's own.
     shape : tuple of int
         Dense weight shape, ``(out, in, kh, kw)`` or ``(out, in)``.
 
@@ -216,9 +223,5 @@ def layout_for(scheme: str, shape: tuple[int, ...]) -> Layout:
     InputError
         If the scheme is unknown.
     """
-    name, _, rows = scheme.partition(":")
-    if name == "block" and rows.isdecimal() and int(rows) > 0:
-        return Block(shape, rows=int(rows))
-    if name not in SCHEMES or scheme != name:
-        raise not_allowed("scheme", scheme, [*SCHEMES, "block:ROWS"])
-    return SCHEMES[name](shape)
+    layout: Layout = SCHEMES.build(scheme, shape)
+    return layout

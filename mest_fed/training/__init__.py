@@ -4,7 +4,6 @@ from mest_fed.training.forgetting import ForgettingPolicy, ForgettingState
 from mest_fed.training.mutation import LocalMutation, RoundMutation
 from mest_fed.training.trainer import (
     EVALUATION_BATCH,
-    RATES,
     LocalTrainer,
     Metrics,
     OptimizerSettings,
@@ -15,7 +14,6 @@ from mest_fed.training.trainer import (
 
 __all__ = [
     "EVALUATION_BATCH",
-    "RATES",
     "ForgettingPolicy",
     "ForgettingState",
     "LocalMutation",

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mest_fed.catalogue import LEARNING_RATES, ComputeDevice
 from mest_fed.data import Batch
-from mest_fed.errors import not_allowed
+from mest_fed.errors import InputError, not_allowed
 from mest_fed.memory import MemoryOptions, memory_saving
 from mest_fed.nn.sgd import SGD
 from mest_fed.training.forgetting import ForgettingState
@@ -93,11 +94,13 @@ def choose_device(name: str) -> torch.device:
     InputError
         If the name is unknown, or CUDA is asked for and absent.
     """
-    if name not in ("auto", "cpu", "cuda"):
-        raise not_allowed("training.device", name, ("auto", "cpu", "cuda"))
-    if name == "cuda" and not torch.cuda.is_available():
+    if name not in list(ComputeDevice):
+        raise not_allowed("training.device", name, ComputeDevice)
+    if name == ComputeDevice.CUDA and not torch.cuda.is_available():
         raise not_allowed("training.device", name, "auto or cpu: this machine has no CUDA device")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    return torch.device(
+        "cuda" if name != ComputeDevice.CPU and torch.cuda.is_available() else "cpu"
+    )
 
 
 class LocalTrainer:
@@ -230,25 +233,20 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[Metrics, Tenso
     return totals, torch.cat(right) if right else torch.zeros(0, dtype=torch.bool)
 
 
-def _constant(progress: float) -> float:
+def constant(progress: float) -> float:
+    """Keep the learning rate."""
+    del progress
     return 1.0
 
 
-def _cosine(progress: float) -> float:
+def cosine(progress: float) -> float:
     """MEST anneals to 4e-8, here to zero."""
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _step(progress: float) -> float:
+def step(progress: float) -> float:
     """Tenth at half, hundredth at three quarters (He et al. 2016)."""
     return 1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01
-
-
-RATES: dict[str, Callable[[float], float]] = {
-    "constant": _constant,
-    "cosine": _cosine,
-    "step": _step,
-}
 
 
 def learning_rate(schedule: str, base: float, progress: float) -> float:
@@ -257,8 +255,10 @@ def learning_rate(schedule: str, base: float, progress: float) -> float:
     Raises
     ------
     InputError
-        If the schedule is unknown.
+        If the schedule is unknown, or gives something else than a number from 0 on.
     """
-    if schedule not in RATES:
-        raise not_allowed("training.schedule", schedule, RATES)
-    return base * RATES[schedule](progress)
+    factor = LEARNING_RATES.build(schedule, progress)
+    if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
+        key = f"{LEARNING_RATES.key} = {schedule!r}"
+        raise InputError(f"{key} gives {factor!r} at {progress:g}; allowed: a number from 0 on")
+    return base * factor

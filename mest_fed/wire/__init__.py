@@ -1,11 +1,10 @@
 """Sparse states <-> bytes. Their passage through Flower is :mod:`mest_fed.wire.records`."""
 
+from mest_fed.catalogue import MASK_CODECS, VALUE_CODECS
 from mest_fed.wire.codec import decode, encode
 from mest_fed.wire.feedback import Residual
-from mest_fed.wire.masks import MASK_CODECS
 from mest_fed.wire.maskset import MaskSet, check_masks, mask_hash
 from mest_fed.wire.payload import Payload, UnknownMaskError
-from mest_fed.wire.values import VALUE_CODECS
 
 __all__ = [
     "MASK_CODECS",

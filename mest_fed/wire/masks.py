@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 import numpy.typing as npt
 
+from mest_fed.catalogue import MASK_CODECS
 from mest_fed.errors import WireError
 from mest_fed.nn.state import Slots
 
@@ -190,8 +191,10 @@ class Delta(MaskCodec):
         return np.sort(np.concatenate([base[kept], grown]))
 
 
-#: Mask codecs by name.
-MASK_CODECS: dict[str, MaskCodec] = {"bitmap": Bitmap(), "gaps": Gaps(), "delta": Delta()}
+def mask_codec(name: str) -> MaskCodec:
+    """Return a codec by name."""
+    codec: MaskCodec = MASK_CODECS.build(name)
+    return codec
 
 
 def bitmap_bytes(num_slots: int) -> int:

@@ -18,10 +18,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from mest_fed.catalogue import MASK_CODECS
 from mest_fed.errors import WireError
 from mest_fed.nn.state import ModelSpec, Slots
 from mest_fed.sparsity import Layout, slot_objection
-from mest_fed.wire.masks import MASK_CODECS, bitmap_bytes
+from mest_fed.wire.masks import bitmap_bytes, mask_codec
 
 MaskSet = dict[str, Slots]
 
@@ -80,7 +81,8 @@ def encode_masks(masks: MaskSet, spec: ModelSpec, base: MaskSet | None) -> tuple
         Whether the receiver must hold ``base`` to read them.
     """
     entries, needs_base = [], False
-    codecs = [codec for codec in MASK_CODECS.values() if base is not None or not codec.needs_base]
+    every = map(mask_codec, MASK_CODECS)
+    codecs = [codec for codec in every if base is not None or not codec.needs_base]
     for group in spec.groups:
         slots, held = masks[group], _NO_BASE if base is None else base[group]
         num_slots = spec.group_layout(group).num_slots
@@ -152,7 +154,7 @@ def decode_masks(body: bytes, spec: ModelSpec, base: MaskSet | None) -> MaskSet:
 def _decode_entry(
     number: int, entry: bytes, count: int, layout: Layout, base: Slots | None
 ) -> Slots:
-    codec = next((codec for codec in MASK_CODECS.values() if codec.number == number), None)
+    codec = next((codec for codec in map(mask_codec, MASK_CODECS) if codec.number == number), None)
     if codec is None or (codec.needs_base and base is None):
         raise WireError(f"mask codec {number} is not allowed here")
     slots = codec.decode(entry, count, layout.num_slots, _NO_BASE if base is None else base)

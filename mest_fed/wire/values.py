@@ -2,12 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from mest_fed.errors import WireError, not_allowed
+from mest_fed.catalogue import VALUE_CODECS
+from mest_fed.errors import InputError, WireError
 from mest_fed.nn.state import Floats
 
 Array = npt.NDArray[Any]
@@ -112,6 +114,9 @@ class BFloat16(FloatFormat):
         return (codes.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
+#: A codec's number travels in one byte.
+_LARGEST = 255
+
 #: Name -> type and length of a one-dimensional array.
 Fields = dict[str, tuple[np.dtype[Any], int]]
 
@@ -132,6 +137,12 @@ class ValueCodec(ABC):
     number: int
     dense: FloatFormat
     differences: ClassVar[bool] = False
+
+    def value_bytes(self) -> int:
+        """Return the bytes of a value, what goes with whole layers left out."""
+        many = 1 << 20
+        fields = self.fields([many]).values()
+        return sum(dtype.itemsize * length for dtype, length in fields) // many
 
     @abstractmethod
     def fields(self, lengths: Sequence[int]) -> Fields:
@@ -159,11 +170,7 @@ class ValueCodec(ABC):
 
 
 class Plain(ValueCodec):
-    """Values as they are, in a floating-point format."""
-
-    def __init__(self, number: int, form: FloatFormat) -> None:
-        self.number = number
-        self.dense = form
+    """Values as they are, in the format of the dense tensors; subclasses name one."""
 
     def fields(self, lengths: Sequence[int]) -> Fields:
         """Return ``values`` alone."""
@@ -176,6 +183,27 @@ class Plain(ValueCodec):
     def unpack(self, arrays: Mapping[str, Array], lengths: Sequence[int]) -> Floats:
         """Widen."""
         return self.dense.unpack(arrays["values"])
+
+
+class SinglePrecision(Plain):
+    """Float32."""
+
+    number = 0
+    dense = Float32()
+
+
+class HalfPrecision(Plain):
+    """Float16."""
+
+    number = 1
+    dense = Float16()
+
+
+class BrainFloat(Plain):
+    """BFloat16."""
+
+    number = 2
+    dense = BFloat16()
 
 
 class Int8(ValueCodec):
@@ -221,37 +249,37 @@ class Int8(ValueCodec):
         return values
 
 
-#: Value codecs by name.
-VALUE_CODECS: dict[str, ValueCodec] = {
-    "fp32": Plain(0, Float32()),
-    "fp16": Plain(1, Float16()),
-    "bf16": Plain(2, BFloat16()),
-    "int8": Int8(),
-}
-
-
+@lru_cache(maxsize=64)
 def value_codec(name: str) -> ValueCodec:
     """Return a codec by name.
 
     Raises
     ------
     InputError
-        If there is none.
+        If there is none, or its number on the wire is another's.
     """
-    if name not in VALUE_CODECS:
-        raise not_allowed("values", name, VALUE_CODECS)
-    return VALUE_CODECS[name]
+    codec: ValueCodec = VALUE_CODECS.build(name)
+    number, kind = getattr(codec, "number", None), VALUE_CODECS.find(name)
+    taken = {other().number for other in VALUE_CODECS.found() if other is not kind}
+    if not isinstance(number, int) or not 0 <= number <= _LARGEST or number in taken:
+        raise InputError(
+            f"{VALUE_CODECS.key} = {name!r} has the number {number!r} on the wire; allowed: one of "
+            f"its own, from 0 to {_LARGEST} but for {', '.join(map(str, sorted(taken)))}"
+        )
+    return codec
 
 
 def value_codec_of(number: int) -> ValueCodec:
-    """Return a codec by its number on the wire.
+    """Return a codec by its number on the wire, among those that this process has found.
+
+    A codec of a user's own is found when the configuration that names it is read.
 
     Raises
     ------
     WireError
         If there is none.
     """
-    for codec in VALUE_CODECS.values():
-        if codec.number == number:
+    for kind in VALUE_CODECS.found():
+        if (codec := kind()).number == number:
             return codec
     raise WireError(f"value codec {number} is unknown")

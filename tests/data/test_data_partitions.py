@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mest_fed.data import SCHEMES, hold_out, load_partitions, partition, save_partitions
+from mest_fed.catalogue import PARTITIONERS
+from mest_fed.data import hold_out, load_partitions, partition, save_partitions
 from mest_fed.errors import InputError
 from mest_fed.rng import derive_seed, numpy_generator
 
+SCHEMES = [name for name in PARTITIONERS if name != "sampled"]
 LABELS = np.arange(600) % 10
 COMPLETE = ("iid", "dirichlet", "linear", "square")
 
@@ -161,12 +163,13 @@ def test_no_library_is_needed():
         "import sys\n"
         "sys.modules |= dict.fromkeys(['datasets', 'flwr_datasets', 'pandas', 'pyarrow'])\n"
         "import numpy as np\n"
-        "from mest_fed.data import SCHEMES, partition\n"
+        "from mest_fed.catalogue import PARTITIONERS\n"
+        "from mest_fed.data import partition\n"
         "labels = np.arange(60) % 10\n"
-        "print([len(partition(labels, 3, scheme=s, seed=0)) for s in SCHEMES])\n"
+        "print([len(partition(labels, 3, scheme=s, seed=0)) for s in PARTITIONERS])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == f"{[3] * len(SCHEMES)}\n"
+    assert done.stdout == f"{[3] * len(PARTITIONERS)}\n"
 
 
 def test_file_round_trip(tmp_path):

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mest_fed.data import DATASETS, cifar10, load_dataset
+from mest_fed.catalogue import DATASETS
+from mest_fed.data import cifar10, load_dataset
 from mest_fed.data.images import image_shape
 from mest_fed.errors import InputError
 

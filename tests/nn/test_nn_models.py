@@ -132,8 +132,16 @@ def test_without_normalisation_initialisation_is_glorot_uniform():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet9", {}, "model = 'resnet9' is not allowed; allowed: resnet8, resnet18, resnet20"),
-        ("resnet8", {"norm": "layer"}, "norm = 'layer' is not allowed; allowed: batch, group"),
+        (
+            "resnet9",
+            {},
+            "model.name = 'resnet9' is not allowed; allowed: resnet8, resnet18, resnet20",
+        ),
+        (
+            "resnet8",
+            {"norm": "layer"},
+            "model.norm = 'layer' is not allowed; allowed: batch, group",
+        ),
         ("resnet8", {"width": 0}, r"width = 0 is not allowed; allowed: a number in \(0, 16\]"),
         ("resnet8", {"width": 17.0}, r"width = 17\.0 is not allowed"),
     ],

@@ -93,7 +93,13 @@ def test_patterns_hold_four_ninths_at_most():
         layout.count_for(0.5)
 
 
-@pytest.mark.parametrize("scheme", ["blok", "block:0", "block:x", "unstructured:2", ""])
+@pytest.mark.parametrize("scheme", ["block:0", "block:x", "block:"])
+def test_a_block_of_no_rows_is_refused(scheme):
+    with pytest.raises(InputError, match=f"sparsity.scheme = '{scheme}': block rows = .* at least"):
+        layout_for(scheme, (8, 8))
+
+
+@pytest.mark.parametrize("scheme", ["blok", "unstructured:2", ""])
 def test_unknown_schemes_are_refused_by_name(scheme):
     with pytest.raises(InputError, match="unstructured, block, pattern, channel, block:ROWS"):
         layout_for(scheme, (4, 4))

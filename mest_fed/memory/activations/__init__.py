@@ -1,6 +1,6 @@
 """Activations that training keeps between forward and backward: in fewer bytes, or made again."""
 
-from mest_fed.memory.activations.saved_tensors import FORMATS
+from mest_fed.catalogue import FORMATS
 from mest_fed.memory.activations.saving import (
     RECOMPUTE,
     MemoryOptions,

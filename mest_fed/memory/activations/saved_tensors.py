@@ -86,7 +86,7 @@ class AsIs(Packed):
         return x
 
 
-class _Half(Packed):
+class Half(Packed):
     """16 bits. What leaves float16's range is held to its ends; NaN stays NaN."""
 
     def __init__(self, x: Tensor, dtype: torch.dtype) -> None:
@@ -97,48 +97,53 @@ class _Half(Packed):
         super().__init__(x, short.to(dtype))
 
     def images(self, first: int, last: int) -> Tensor:
+        """Unpack the images [first, last)."""
         return self.parts[0][first:last].to(self.dtype)
 
 
-class _Bytes(Packed):
+class Bytes(Packed):
     """8 bits, one affine scale for each channel of each image: off by half a step at most."""
 
     def __init__(self, x: Tensor) -> None:
         super().__init__(x, *quantise(x.detach().contiguous()))
 
     def images(self, first: int, last: int) -> Tensor:
+        """Unpack the images [first, last)."""
         codes, levels = self.parts
         planes = len(levels) // max(1, self.shape[0])
         return dequantise(codes[first:last], levels[first * planes : last * planes])
 
 
-class _Nonzero(Packed):
+class Nonzero(Packed):
     """Exact: a bit for each element, and the values that are not zero; for what left a ReLU."""
 
     def __init__(self, x: Tensor) -> None:
         super().__init__(x, *pack_nonzeros(x.detach().contiguous()))
 
     def images(self, first: int, last: int) -> Tensor:
+        """Unpack the images [first, last)."""
         bits, values, starts = self.parts
         return unpack_nonzeros(bits, values, starts, self.shape, first=first, last=last)
 
 
-def _bytes(x: Tensor) -> Packed:
+def int8(x: Tensor) -> Packed:
     """Pack in 8 bits; an attention mask has infinities, which no scale holds, and stays."""
-    packed = _Bytes(x)
+    packed = Bytes(x)
     levels = packed.parts[1]
     bounded = levels.is_meta or not bool(levels.isnan().any()) or bool(x.isnan().any())
     return packed if bounded else AsIs(x)
 
 
-#: Formats by name, the exact ones first.
-FORMATS: dict[str, Callable[[Tensor], Packed]] = {
-    "fp32": AsIs,
-    "mask": _Nonzero,
-    "fp16": lambda x: _Half(x, torch.float16),
-    "bf16": lambda x: _Half(x, torch.bfloat16),
-    "int8": _bytes,
-}
+def float16(x: Tensor) -> Packed:
+    """Pack in IEEE half precision."""
+    return Half(x, torch.float16)
+
+
+def bfloat16(x: Tensor) -> Packed:
+    """Pack in the upper half of single precision."""
+    return Half(x, torch.bfloat16)
+
+
 LOSSLESS = ("fp32", "mask")
 
 

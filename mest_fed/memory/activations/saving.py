@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mest_fed.catalogue import FORMATS, Recompute
 from mest_fed.errors import not_allowed
 from mest_fed.memory.activations import batch_norm_block, batch_norm_stem
 from mest_fed.memory.activations.micro_chunks import Workspace
 from mest_fed.memory.activations.recompute import RecomputedInPieces, by_function
 from mest_fed.memory.activations.rows import maps_rows
 from mest_fed.memory.activations.saved_tensors import (
-    FORMATS,
     AsIs,
     Packed,
     SavedActivations,
@@ -26,8 +26,8 @@ from mest_fed.memory.activations.saved_tensors import (
 from mest_fed.memory.activations.segments import Segment, segments_of
 from mest_fed.memory.activations.whole import recomputed_whole
 
-#: What is computed again in backward: nothing; outputs of normalisations; whole segments.
-RECOMPUTE = ("none", "norms", "segments")
+#: What is computed again in backward, the least first.
+RECOMPUTE = tuple(kind.value for kind in Recompute)
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,7 @@ class MemoryOptions:
     def __post_init__(self) -> None:
         if self.recompute not in RECOMPUTE:
             raise not_allowed("recompute", self.recompute, RECOMPUTE)
-        if self.saved not in FORMATS:
-            raise not_allowed("saved", self.saved, FORMATS)
+        FORMATS.check(self.saved)
         if self.frozen < 0:
             raise not_allowed("frozen", self.frozen, "a whole number from 0")
 
@@ -102,9 +101,11 @@ def memory_saving(model: nn.Module, options: MemoryOptions) -> Iterator[Callable
         allowed = f"a whole number from 0 to {max(0, len(segments) - 1)}"
         raise not_allowed("frozen", options.frozen, f"{allowed} (the model's segments but one)")
     recomputed: list[Recomputed] = []
-    if options.recompute == "segments":
+    if options.recompute == Recompute.SEGMENTS:
         work = Workspace()
-        recomputed = [Recomputed(segment, FORMATS[options.saved], work) for segment in segments]
+        recomputed = [
+            Recomputed(segment, FORMATS.find(options.saved), work) for segment in segments
+        ]
         if not segments:
             _warn_of_nothing_saved(model, stacklevel=4)
     frozen = [p for s in segments[: options.frozen] for p in s.parameters() if p.requires_grad]
@@ -174,15 +175,15 @@ class _StateOfCopies:
 def _forward(
     model: nn.Module, options: MemoryOptions, recomputed: list["Recomputed"]
 ) -> Callable[..., Any]:
-    if options.saved == "fp32" and options.recompute == "none":
+    if options.saved == "fp32" and options.recompute == Recompute.NONE:
         return model
     unsaid = bool(recomputed)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         nonlocal unsaid
         own = [*model.parameters(), *model.buffers()]
-        renormalise = options.recompute != "none"
-        with SavedActivations(FORMATS[options.saved], own, renormalise=renormalise):
+        renormalise = options.recompute != Recompute.NONE
+        with SavedActivations(FORMATS.find(options.saved), own, renormalise=renormalise):
             result = model(*args, **kwargs)
         if unsaid and model.training:
             unsaid = False

@@ -1,26 +1,19 @@
 """The models by name, initialised from an explicit generator."""
 
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from mest_fed.catalogue import MODELS, NORMS
 from mest_fed.errors import not_allowed
 from mest_fed.nn.convert import Sparsifier
 from mest_fed.nn.models.cnn import CNN2
 from mest_fed.nn.models.initial import as_mest, glorot_uniform, initialise
-from mest_fed.nn.models.resnet import ResNet, resnet
+from mest_fed.nn.models.resnet import ResNet
 
-__all__ = ["CNN2", "MODELS", "ResNet", "Sparsity", "build_model", "build_shell"]
-
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    "resnet8": resnet((16, 32, 64), blocks=1),
-    "resnet18": resnet((64, 128, 256, 512), blocks=2),
-    "resnet20": resnet((16, 32, 64), blocks=3),
-    "resnet32": resnet((16, 32, 64), blocks=5),
-    "cnn2": CNN2,
-}
+__all__ = ["CNN2", "ResNet", "Sparsity", "build_model", "build_shell"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +40,7 @@ def build_model(
     Parameters
     ----------
     name : str
-        A key of ``MODELS``.
+        A name of :data:`~mest_fed.catalogue.MODELS`, or a reference to a user's own.
     input_shape : tuple of int
         (channels, height, width) of an image.
     num_classes : int
@@ -56,8 +49,8 @@ def build_model(
         Source of the initial weights.
     width : float
         Factor on the channel counts.
-    norm : {"batch", "group"}
-        Normalisation layer.
+    norm : str
+        A name of :data:`~mest_fed.catalogue.NORMS`.
     sparsity : Sparsity, optional
         Gives what ``sparsify`` would make of the dense model, with one dense layer in memory at a
         time.
@@ -67,18 +60,19 @@ def build_model(
     InputError
         If the name, width, norm or sparsity is not allowed.
     """
-    model = _on_meta(name, input_shape, num_classes, width=width, norm=norm)
+    seed = generator.initial_seed()
+    model = _structure(name, input_shape, num_classes, width=width, norm=norm, seed=seed)
     sparsifier = None
     if sparsity is not None:
         sparsifier = Sparsifier(model, sparsity.scheme)
         sparsifier.count(sparsity.density, sparsity.distribution)
     normalised = getattr(model, "normalised", True)
     draw = as_mest if normalised else glorot_uniform
-    *_, classifier = (module for module in model.modules() if isinstance(module, nn.Linear))
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     for layer in [name for name, _ in model.named_modules()]:
         module = model.get_submodule(layer)
         _materialise(module)
-        initialise(module, module is classifier, draw, generator)
+        initialise(module, module in linear[-1:], draw, generator)
         if sparsifier is not None and layer in sparsifier.layouts:
             sparsifier.convert(layer, keep_norm=not normalised)
     return model
@@ -98,7 +92,7 @@ def build_shell(
     Its sparse layers have no active weights; dense parameters hold arbitrary numbers. Parameters
     and errors as for :func:`build_model`; ``scheme`` is None for a dense model.
     """
-    model = _on_meta(name, input_shape, num_classes, width=width, norm=norm)
+    model = _structure(name, input_shape, num_classes, width=width, norm=norm)
     if scheme is not None:
         sparsifier = Sparsifier(model, scheme)
         for layer in sparsifier.layouts:
@@ -110,18 +104,31 @@ def build_shell(
     return model
 
 
-def _on_meta(
-    name: str, input_shape: tuple[int, int, int], num_classes: int, *, width: float, norm: str
+def _structure(
+    name: str,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    width: float,
+    norm: str,
+    seed: int = 0,
 ) -> nn.Module:
-    """Build a model's structure; nothing is drawn, and nothing takes memory."""
-    if name not in MODELS:
-        raise not_allowed("model", name, MODELS)
-    if norm not in ("batch", "group"):
-        raise not_allowed("norm", norm, ("batch", "group"))
+    """Build a model before :func:`initialise` draws the layers that it knows.
+
+    One of ours is built on the meta device: nothing is drawn, and nothing takes memory. A user's
+    own may have parameters and buffers of any kind, which its constructor makes, from a seed.
+    """
+    NORMS.find(norm)
     if not 0 < width <= 16:
         raise not_allowed("width", width, "a number in (0, 16]")
-    with torch.device("meta"):  # constructors would draw from the global generator
-        return MODELS[name](input_shape, num_classes, width=width, norm=norm)
+    with ExitStack() as stack:
+        if MODELS.is_builtin(name):
+            stack.enter_context(torch.device("meta"))
+        else:
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            torch.manual_seed(seed)
+        model: nn.Module = MODELS.build(name, input_shape, num_classes, width=width, norm=norm)
+    return model
 
 
 def _materialise(module: nn.Module) -> None:
@@ -131,7 +138,10 @@ def _materialise(module: nn.Module) -> None:
     Python and with them sympy, 36 MB that a small device would carry ever after.
     """
     for name, parameter in module.named_parameters(recurse=False):
+        if not parameter.is_meta:
+            continue
         real = torch.empty(parameter.shape, dtype=parameter.dtype)
         setattr(module, name, nn.Parameter(real, parameter.requires_grad))
     for name, buffer in module.named_buffers(recurse=False):
-        setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+        if buffer.is_meta:
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))

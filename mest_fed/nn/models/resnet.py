@@ -5,24 +5,14 @@ ResNet-8, -20 and -32 are those of He et al. 2016, section 4.2: three stages. ME
 behind the stem of the others: a 3x3 convolution of stride 1, and no pooling.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor, nn
 
+from mest_fed.catalogue import NORMS
 from mest_fed.nn.dense import Conv2d
 from mest_fed.nn.flow import Ends
-from mest_fed.nn.norms import BatchNorm2d, GroupNorm
-
-Norm = Literal["batch", "group"]
-
-
-def norm_layer(norm: Norm, channels: int) -> BatchNorm2d | GroupNorm:
-    """Return BatchNorm, or GroupNorm of gcd(channels, 8) groups."""
-    if norm == "batch":
-        return BatchNorm2d(channels)
-    return GroupNorm(math.gcd(channels, 8), channels)
 
 
 class ResidualBlock(nn.Module):
@@ -32,17 +22,17 @@ class ResidualBlock(nn.Module):
     segments: ClassVar = {"forward": ()}
     calls_fused: ClassVar = True
 
-    def __init__(self, in_channels: int, channels: int, stride: int, norm: Norm) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, norm: str) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
-        self.norm1 = norm_layer(norm, channels)
+        self.norm1 = NORMS.build(norm, channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.norm2 = norm_layer(norm, channels)
+        self.norm2 = NORMS.build(norm, channels)
         self.shortcut = nn.Sequential()
         if stride != 1 or in_channels != channels:
             self.shortcut = nn.Sequential(
                 Conv2d(in_channels, channels, 1, stride, bias=False),
-                norm_layer(norm, channels),
+                NORMS.build(norm, channels),
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,8 +57,8 @@ class ResNet(nn.Module):
         Outputs.
     width : float
         Factor on the channels of the stages.
-    norm : {"batch", "group"}
-        Normalisation layer.
+    norm : str
+        A name of :data:`~mest_fed.catalogue.NORMS`.
     """
 
     segments: ClassVar = {"stem": ("conv1", "norm1")}
@@ -83,12 +73,12 @@ class ResNet(nn.Module):
         num_classes: int,
         *,
         width: float = 1.0,
-        norm: Norm = "batch",
+        norm: str = "batch",
     ) -> None:
         super().__init__()
         channels = [max(1, round(base * width)) for base in stages]
         self.conv1 = Conv2d(input_shape[0], channels[0], 3, 1, 1, bias=False)
-        self.norm1 = norm_layer(norm, channels[0])
+        self.norm1 = NORMS.build(norm, channels[0])
         self.num_stages = len(channels)
         for i, (before, after) in enumerate(zip(channels[:1] + channels, channels, strict=False)):
             self.add_module(f"stage{i + 1}", _stage(before, after, 2 if i else 1, blocks, norm))
@@ -110,7 +100,7 @@ class ResNet(nn.Module):
         return logits
 
 
-def _stage(in_channels: int, channels: int, stride: int, blocks: int, norm: Norm) -> nn.Sequential:
+def _stage(in_channels: int, channels: int, stride: int, blocks: int, norm: str) -> nn.Sequential:
     first = ResidualBlock(in_channels, channels, stride, norm)
     rest = (ResidualBlock(channels, channels, 1, norm) for _ in range(blocks - 1))
     return nn.Sequential(first, *rest)
@@ -123,3 +113,9 @@ def resnet(stages: Sequence[int], blocks: int) -> Callable[..., ResNet]:
         return ResNet(stages, blocks, input_shape, num_classes, **options)  # type: ignore[arg-type]
 
     return build
+
+
+resnet8 = resnet((16, 32, 64), blocks=1)
+resnet18 = resnet((64, 128, 256, 512), blocks=2)
+resnet20 = resnet((16, 32, 64), blocks=3)
+resnet32 = resnet((16, 32, 64), blocks=5)

@@ -1,12 +1,15 @@
 """Asynchronous and semi-synchronous rounds: updates may be older than the model they go into."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from flwr.app import Message
 
-from mest_fed.errors import WireError
+from mest_fed.catalogue import WEIGHTINGS, MutationPlace
+from mest_fed.config import RunConfig
+from mest_fed.errors import InputError, WireError
 from mest_fed.nn import SparseState
 from mest_fed.nn.state import Floats
 from mest_fed.server.aggregation.masked import MaskedMean
@@ -88,6 +91,17 @@ def _moved(present: Floats, before: Floats, after: Floats, share: float) -> Floa
     return moved
 
 
+def by_examples(examples: int) -> float:
+    """Have an update count as its examples."""
+    return examples
+
+
+def equal(examples: int) -> float:
+    """Have all updates count alike, as in FedBuff."""
+    del examples
+    return 1
+
+
 class Buffered(ArrivalStrategy):
     """FedBuff: a step when ``server.buffer`` good updates have arrived (see :func:`rebase`).
 
@@ -99,6 +113,37 @@ class Buffered(ArrivalStrategy):
     that were offered it, or the sum of their examples (``server.weighting``). Examples are the
     default, since a buffer of fresh updates then is a synchronous round.
     """
+
+    #: Keys of ``[server]`` that say how many devices a round waits for.
+    waits_for: ClassVar[tuple[str, ...]] = ("concurrency", "buffer")
+
+    @classmethod
+    def check_config(cls, config: RunConfig) -> None:
+        """Refuse what these rounds cannot do.
+
+        Raises
+        ------
+        InputError
+            If updates would be of several masks, or a round would never be complete.
+        """
+        server = config.server
+        if server.over_selection > 1:
+            raise InputError(
+                f"server.over_selection = {server.over_selection} is for synchronous rounds; "
+                f"allowed: 1 (server.mode = {server.mode!r})"
+            )
+        if config.sparsity.mutation == MutationPlace.CLIENT:
+            raise InputError(
+                f"server.mode = {server.mode!r} mixes updates of several masks; "
+                "allowed: sparsity.mutation = 'server'"
+            )
+        for key in cls.waits_for:
+            wanted, devices = getattr(server, key), config.fleet.devices
+            if wanted > devices:
+                raise InputError(
+                    f"server.{key} = {wanted} is never reached; "
+                    f"allowed: 1 to {devices} (fleet.devices = {devices})"
+                )
 
     def _vacancies(self) -> int:
         return self.config.server.concurrency - len(self.pending_updates)
@@ -121,7 +166,7 @@ class Buffered(ArrivalStrategy):
             for group, slots in pending.sent.masks.items()
         }
         share = discount(staleness, server.staleness_exponent)
-        weight = counts.examples if server.weighting == "examples" else 1
+        weight = WEIGHTINGS.build(server.weighting, counts.examples)
         mean.add(rebase(state, pending.sent, rows, self.model, share), weight)
         outcome.note(counts.presented, counts.loss_sum, state.density(spec))
 
@@ -131,6 +176,8 @@ class SemiSynchronous(Buffered):
 
     At each step as many begin as ``server.concurrency`` has room for.
     """
+
+    waits_for = ("concurrency",)
 
     def _vacancies(self) -> int:
         return super()._vacancies() if self._draws == 0 else 0

@@ -1,7 +1,5 @@
 """Selection of the nodes that train in a round."""
 
-from collections.abc import Callable
-
 from mest_fed.server.selection.selector import (
     AvailabilityInfo,
     Available,
@@ -13,7 +11,6 @@ from mest_fed.server.selection.selector import (
 from mest_fed.server.selection.utility import Utility
 
 __all__ = [
-    "SELECTORS",
     "AvailabilityInfo",
     "Available",
     "ClientFeedback",
@@ -22,10 +19,3 @@ __all__ = [
     "Uniform",
     "Utility",
 ]
-
-#: What ``server.selection`` may name.
-SELECTORS: dict[str, Callable[[], Selector]] = {
-    "uniform": Uniform,
-    "available": Available,
-    "utility": Utility,
-}

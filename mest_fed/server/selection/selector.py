@@ -111,6 +111,7 @@ class ClientFeedback:
     seconds: float | None = None
 
 
+@runtime_checkable
 class Selector(Protocol):
     """Chooses the nodes of each round; the hook."""
 

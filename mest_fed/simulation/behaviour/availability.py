@@ -4,13 +4,16 @@ import bisect
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from mest_fed.config.behaviour import BehaviourSection
+from mest_fed.devices import DeviceProfile
 from mest_fed.rng import numpy_generator
 
 Interval = tuple[float, float]
 
 
+@runtime_checkable
 class Availability(Protocol):
     """When each device is there. Devices are numbered by partition; times are virtual seconds.
 
@@ -44,6 +47,27 @@ class Always:
         """Return ``time``."""
         del device
         return time
+
+
+class ByChance(Always):
+    """Devices are asked at any time, and answer by chance, as likely as their profile says.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the run.
+    profile_of : callable
+        Partition -> its device.
+    """
+
+    def __init__(self, seed: int, profile_of: Callable[[int], DeviceProfile]) -> None:
+        self._seed = seed
+        self._profile_of = profile_of
+
+    def answers(self, device: int, number: int) -> bool:
+        """Draw whether a device answers an instruction, from (seed, number, device)."""
+        chance = numpy_generator(self._seed, "availability", number, device).random()
+        return bool(chance < self._profile_of(device).availability)
 
 
 class Periods:
@@ -175,6 +199,29 @@ class Diurnal(Periods):
 
     def _noon(self, device: int) -> float:
         return _phase(self._seed, device) * self._spread * DAY - DAY / 2
+
+
+def diurnal(
+    behaviour: BehaviourSection, seed: int, profile_of: Callable[[int], DeviceProfile]
+) -> Diurnal:
+    """Return one interval a day whose mean length is the profile's availability."""
+    return Diurnal(
+        seed,
+        lambda device: profile_of(device).availability,
+        spread=behaviour.phase_spread,
+        purpose="availability",
+    )
+
+
+def plugged_diurnally(behaviour: BehaviourSection, seed: int) -> Diurnal:
+    """Return one interval a day, of mean length ``behaviour.plugged``, of being plugged in."""
+    return Diurnal(
+        seed, lambda _: behaviour.plugged, spread=behaviour.phase_spread, purpose="charging"
+    )
+
+
+def never_plugged() -> None:
+    """Return nothing: no device is ever plugged in."""
 
 
 @lru_cache(maxsize=1 << 16)

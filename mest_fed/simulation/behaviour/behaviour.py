@@ -9,12 +9,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mest_fed.catalogue import AVAILABILITIES, CHARGING
 from mest_fed.config.behaviour import BehaviourSection
 from mest_fed.devices import DeviceProfile
+from mest_fed.errors import InputError
 from mest_fed.memory import Plan
 from mest_fed.rng import numpy_generator
 from mest_fed.schema import FailureKind
-from mest_fed.simulation.behaviour.availability import Always, Availability, Diurnal
+from mest_fed.simulation.behaviour.availability import Availability, ByChance, Periods
 from mest_fed.simulation.behaviour.battery import Batteries, ProfileOf
 from mest_fed.simulation.behaviour.conditions import DeviceConditions
 from mest_fed.units import format_bytes
@@ -159,12 +161,19 @@ class DeviceBehaviour:
         self._seed = seed
         self._profile_of = profile_of
         self._need_of = need_of if behaviour.memory_pressure else None
-        self._availability = self._build_availability(trace)
+        given = {"behaviour": behaviour, "seed": seed, "profile_of": profile_of}
+        self._availability: Availability = AVAILABILITIES.build(
+            behaviour.availability, trace=trace, **given
+        )
         self._batteries: Batteries | None = None
         if behaviour.battery:
-            plugged = self._days(lambda _: behaviour.plugged, "charging")
-            charges = behaviour.charging == "diurnal"
-            self._batteries = Batteries(profile_of, seed, plugged if charges else None)
+            plugged = CHARGING.build(behaviour.charging, **given)
+            if plugged is not None and not isinstance(plugged, Periods):
+                raise InputError(
+                    f"{CHARGING.key} = {behaviour.charging!r} gives a {type(plugged).__name__}; "
+                    f"allowed: what gives a {Periods.__module__}.Periods, or None for never"
+                )
+            self._batteries = Batteries(profile_of, seed, plugged)
 
     def draw_conditions(
         self, device: int, number: int, *, start: float, within: float, trains: bool, scheme: str
@@ -234,25 +243,13 @@ class DeviceBehaviour:
         if self._batteries is not None:
             self._batteries.restore(state)
 
-    def _build_availability(self, trace: Availability | None) -> Availability:
-        if self._life.availability == "diurnal":
-            return self._days(lambda device: self._profile_of(device).availability, "availability")
-        if self._life.availability == "trace":
-            assert trace is not None, "who configures a trace reads it"
-            return trace
-        return Always()  # by chance: see _refusal
-
-    def _days(self, share: Callable[[int], float], purpose: str) -> Diurnal:
-        return Diurnal(self._seed, share, spread=self._life.phase_spread, purpose=purpose)
-
     def _refusal(
         self, device: int, number: int, start: float, charge: float | None
     ) -> tuple[FailureKind | None, str | None, float | None]:
         """Return why a device does not begin, and how many seconds later the server knows."""
         there = self._availability.present(device, start)
-        if self._life.availability == "profile":
-            chance = numpy_generator(self._seed, "availability", number, device).random()
-            there = chance < self._profile_of(device).availability
+        if isinstance(self._availability, ByChance):
+            there = self._availability.answers(device, number)
         if not there:
             return FailureKind.AWAY, "device was away", self._life.away_seconds
         if self._is_low(charge):

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import Message, MessageType
 
+from mest_fed.catalogue import AVAILABILITIES
 from mest_fed.config import RunConfig
 from mest_fed.config.behaviour import BehaviourSection
 from mest_fed.devices import DeviceProfile, download_seconds, upload_seconds
@@ -21,6 +22,7 @@ from mest_fed.simulation.behaviour.conditions import DeviceConditions, NoTime
 from mest_fed.simulation.behaviour.traces import Trace, load_trace
 from mest_fed.simulation.engine.interfaces import FIRST_NODE_ID, TaskResult, node_id_of
 from mest_fed.units import format_seconds
+from mest_fed.wire.values import value_codec
 
 _TIMED = (MessageType.TRAIN, MessageType.EVALUATE)
 
@@ -175,10 +177,6 @@ def _device(node_id: int) -> int:
     return node_id - FIRST_NODE_ID
 
 
-#: Least bytes of a value in each format.
-_VALUE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
-
-
 def check_cohort(config: RunConfig) -> None:
     """Refuse a cohort that is larger than the fleet.
 
@@ -233,7 +231,9 @@ def least_transfer_seconds(
 ) -> float:
     """Return the time to receive and to send the values of a model, and nothing else (modelled)."""
     values = density * spec.sparse_weights + sum(math.prod(s) for s in spec.dense.values())
-    down, up = (_VALUE_BYTES[form] for form in (config.wire.download, config.wire.upload))
+    down, up = (
+        value_codec(form).value_bytes() for form in (config.wire.download, config.wire.upload)
+    )
     return download_seconds(profile, down * values) + upload_seconds(profile, up * values)
 
 
@@ -253,6 +253,11 @@ def trace_of(config: RunConfig, devices: Sequence[str]) -> Trace | None:
         If the file is missing or wrong.
     """
     behaviour = config.behaviour
-    if behaviour.availability != "trace":
+    if AVAILABILITIES.takes(behaviour.availability, "trace") != bool(behaviour.trace):
+        raise InputError(
+            f"behaviour.trace = {behaviour.trace!r} is not allowed with behaviour.availability = "
+            f"{behaviour.availability!r}; allowed: a file's path with 'trace', nothing otherwise"
+        )
+    if not behaviour.trace:
         return None
     return load_trace(Path(behaviour.trace), devices, repeats=behaviour.trace_repeats)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from logging import getLogger
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -17,6 +17,7 @@ from mest_fed.units import format_bytes, format_seconds
 log = getLogger(__name__)
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Told of a run's progress: a display, or a tracker of its rows."""
 

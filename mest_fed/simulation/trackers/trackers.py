@@ -9,7 +9,6 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,11 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import Summary
 
+from mest_fed.catalogue import TRACKERS
 from mest_fed.config import RunConfig, to_flat
-from mest_fed.errors import InputError, not_allowed
+from mest_fed.errors import InputError
 from mest_fed.server.rows import Row
 from mest_fed.simulation.trackers.progress import FaultTolerantTracker, Observer
-
-#: Name -> the class, made with the run folder. A name is also that of the extra it needs.
-TRACKERS = {
-    "tensorboard": "mest_fed.simulation.trackers.trackers:TensorBoardTracker",
-    "wandb": "mest_fed.simulation.trackers.trackers:WandbTracker",
-    "mlflow": "mest_fed.simulation.trackers.trackers:MLflowTracker",
-}
 
 
 def open_trackers(names: Sequence[str], folder: Path) -> list[Observer]:
@@ -41,17 +34,15 @@ def open_trackers(names: Sequence[str], folder: Path) -> list[Observer]:
         If a name is unknown, or the library behind it cannot be imported.
     """
     for name in names:
-        if name not in TRACKERS:
-            raise not_allowed("--log", name, TRACKERS)
+        TRACKERS.check(name)
     return [
         FaultTolerantTracker(f"--log {name}", _make(name, folder)) for name in dict.fromkeys(names)
     ]
 
 
 def _make(name: str, folder: Path) -> Observer:
-    module, _, kind = TRACKERS[name].partition(":")
     try:
-        tracker: Observer = getattr(import_module(module), kind)(folder)
+        tracker: Observer = TRACKERS.build(name, folder)
     except ImportError as error:
         raise InputError(f"--log {name}: {error}; run: pip install 'mest-fed[{name}]'") from None
     return tracker

@@ -1,0 +1,296 @@
+"""Everything that a configuration or an option may name, each name once.
+
+Names stand for references, which are imported when they are asked for. So this module needs no
+library, and any floor can look names up: the configuration checks ``server.selection`` though the
+selectors stand above it and need Flower.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from mest_fed.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import torch
+    from torch import Tensor, nn
+
+    from mest_fed.data import DataSplit
+    from mest_fed.memory.activations.saved_tensors import Packed
+    from mest_fed.server.optimizers import ServerOptimizer
+    from mest_fed.server.selection import Selector
+    from mest_fed.server.strategy import MestStrategy
+    from mest_fed.simulation.behaviour.availability import Availability
+    from mest_fed.simulation.trackers.progress import Observer
+    from mest_fed.sparsity import Layout, Method
+    from mest_fed.wire.masks import MaskCodec
+    from mest_fed.wire.values import ValueCodec
+
+    Densities = Callable[[Mapping[str, Layout], float], dict[str, float]]
+
+#: ``build(input_shape, num_classes, *, width, norm)``; more of a model's declarations are described
+#: in docs/architecture.md.
+MODELS: Registry[Callable[..., nn.Module]] = Registry(
+    "model.name",
+    {
+        "resnet8": "mest_fed.nn.models.resnet:resnet8",
+        "resnet18": "mest_fed.nn.models.resnet:resnet18",
+        "resnet20": "mest_fed.nn.models.resnet:resnet20",
+        "resnet32": "mest_fed.nn.models.resnet:resnet32",
+        "cnn2": "mest_fed.nn.models.cnn:CNN2",
+    },
+    makes="torch.nn:Module",
+)
+
+#: ``norm(channels)``, called as ``(x, residual=None, relu=False)``.
+NORMS: Registry[Callable[[int], nn.Module]] = Registry(
+    "model.norm",
+    {
+        "batch": "mest_fed.nn.norms:BatchNorm2d",
+        "group": "mest_fed.nn.norms:group_norm",
+    },
+    makes="torch.nn:Module",
+)
+
+#: ``load(path)``.
+DATASETS: Registry[Callable[..., DataSplit]] = Registry(
+    "data.name",
+    {
+        "digits": "mest_fed.data.datasets:load_digits",
+        "cifar10": "mest_fed.data.cifar10:load_cifar10",
+    },
+    makes="mest_fed.data:DataSplit",
+)
+
+#: ``share(labels, count, *, seed, alpha, classes_per_partition, shards_per_partition,
+#: examples_per_device)``: the positions of each partition's examples.
+PARTITIONERS: Registry[Callable[..., Any]] = Registry(
+    "data.partition",
+    {
+        "iid": "mest_fed.data.partitioners:iid",
+        "dirichlet": "mest_fed.data.partitioners:dirichlet",
+        "pathological": "mest_fed.data.partitioners:pathological",
+        "shard": "mest_fed.data.partitioners:shard",
+        "linear": "mest_fed.data.partitioners:linear",
+        "square": "mest_fed.data.partitioners:square",
+        "exponential": "mest_fed.data.partitioners:exponential",
+        "sampled": "mest_fed.data.partition_files:SampledPartitions",
+    },
+)
+
+#: ``augment(images, generator)``.
+AUGMENTATIONS: Registry[Callable[[Tensor, torch.Generator], Tensor]] = Registry(
+    "data.augmentation",
+    {
+        "none": "mest_fed.data.batches:unchanged",
+        "crop-flip": "mest_fed.data.batches:crop_flip",
+    },
+)
+
+#: ``scheme(shape)``.
+SCHEMES: Registry[Callable[[tuple[int, ...]], Layout]] = Registry(
+    "sparsity.scheme",
+    {
+        "unstructured": "mest_fed.sparsity.schemes:Unstructured",
+        "block": "mest_fed.sparsity.schemes:Block",
+        "pattern": "mest_fed.sparsity.schemes:pattern_or_block",
+        "channel": "mest_fed.sparsity.schemes:Channel",
+    },
+    makes="mest_fed.sparsity.layout:Layout",
+    with_argument={"block:ROWS": "mest_fed.sparsity.schemes:block_of"},
+)
+
+#: ``method(*, gradient_weight)``, or its ``for_density(density, *, gradient_weight)``.
+METHODS: Registry[Callable[..., Method]] = Registry(
+    "sparsity.method",
+    {
+        "dense": "mest_fed.sparsity.methods:Dense",
+        "static": "mest_fed.sparsity.methods:Static",
+        "set": "mest_fed.sparsity.methods:Set",
+        "rigl": "mest_fed.sparsity.methods:RigL",
+        "mest-em": "mest_fed.sparsity.methods:MestEM",
+        "mest-ems": "mest_fed.sparsity.methods:MestEMS",
+    },
+    makes="mest_fed.sparsity.mutation:Method",
+)
+
+#: ``densities(layouts, density)``.
+DISTRIBUTIONS: Registry[Densities] = Registry(
+    "sparsity.distribution",
+    {
+        "uniform": "mest_fed.sparsity.distribution:uniform",
+        "erk": "mest_fed.sparsity.distribution:erk",
+    },
+)
+
+#: ``factor(progress)`` on the learning rate, for a progress in [0, 1].
+LEARNING_RATES: Registry[Callable[[float], float]] = Registry(
+    "training.schedule",
+    {
+        "constant": "mest_fed.training.trainer:constant",
+        "cosine": "mest_fed.training.trainer:cosine",
+        "step": "mest_fed.training.trainer:step",
+    },
+)
+
+#: ``optimizer(parameters, learning_rate, *, momentum, weight_decay, release_gradients)``.
+OPTIMIZERS: Registry[Callable[..., torch.optim.Optimizer]] = Registry(
+    "training.optimizer", {"sgd": "mest_fed.nn.sgd:SGD"}
+)
+
+#: ``pack(activation)``; the exact formats first.
+FORMATS: Registry[Callable[[Tensor], Packed]] = Registry(
+    "memory.saved",
+    {
+        "fp32": "mest_fed.memory.activations.saved_tensors:AsIs",
+        "mask": "mest_fed.memory.activations.saved_tensors:Nonzero",
+        "fp16": "mest_fed.memory.activations.saved_tensors:float16",
+        "bf16": "mest_fed.memory.activations.saved_tensors:bfloat16",
+        "int8": "mest_fed.memory.activations.saved_tensors:int8",
+    },
+)
+
+#: The planner's knobs, ``knob(limits)``, those of least harm first.
+KNOBS: Registry[Callable[..., Any]] = Registry(
+    "memory.prefer",
+    {
+        "release_gradients": "mest_fed.memory.planner:release_gradients",
+        "micro_batch": "mest_fed.memory.planner:micro_batch",
+        "recompute": "mest_fed.memory.planner:recompute",
+        "saved": "mest_fed.memory.planner:saved",
+        "density": "mest_fed.memory.planner:density",
+        "frozen": "mest_fed.memory.planner:frozen",
+        "momentum": "mest_fed.memory.planner:momentum",
+    },
+)
+
+#: ``codec()``.
+VALUE_CODECS: Registry[Callable[[], ValueCodec]] = Registry(
+    "wire.upload or wire.download",
+    {
+        "fp32": "mest_fed.wire.values:SinglePrecision",
+        "fp16": "mest_fed.wire.values:HalfPrecision",
+        "bf16": "mest_fed.wire.values:BrainFloat",
+        "int8": "mest_fed.wire.values:Int8",
+    },
+    makes="mest_fed.wire.values:ValueCodec",
+)
+
+#: ``codec()``. The shortest result travels; no key names one.
+MASK_CODECS: Registry[Callable[[], MaskCodec]] = Registry(
+    "mask codec",
+    {
+        "bitmap": "mest_fed.wire.masks:Bitmap",
+        "gaps": "mest_fed.wire.masks:Gaps",
+        "delta": "mest_fed.wire.masks:Delta",
+    },
+    makes="mest_fed.wire.masks:MaskCodec",
+)
+
+#: ``selector()``.
+SELECTORS: Registry[Callable[[], Selector]] = Registry(
+    "server.selection",
+    {
+        "uniform": "mest_fed.server.selection:Uniform",
+        "available": "mest_fed.server.selection:Available",
+        "utility": "mest_fed.server.selection:Utility",
+    },
+    makes="mest_fed.server.selection:Selector",
+)
+
+#: ``optimizer(*, learning_rate, momentum)``.
+SERVER_OPTIMIZERS: Registry[Callable[..., ServerOptimizer]] = Registry(
+    "server.optimizer",
+    {
+        "fedavg": "mest_fed.server.optimizers:ServerOptimizer",
+        "fedavgm": "mest_fed.server.optimizers:FedAvgM",
+        "fedadam": "mest_fed.server.optimizers:FedAdam",
+    },
+    makes="mest_fed.server.optimizers:ServerOptimizer",
+)
+
+#: ``strategy(task, model)``; a class may have ``check_config(config)``.
+MODES: Registry[Callable[..., MestStrategy]] = Registry(
+    "server.mode",
+    {
+        "sync": "mest_fed.server.modes:synchronous",
+        "buffered": "mest_fed.server.modes.buffered:Buffered",
+        "semi-sync": "mest_fed.server.modes.buffered:SemiSynchronous",
+    },
+    makes="mest_fed.server.strategy:MestStrategy",
+)
+
+#: ``weight(examples)`` of an update, in rounds that do not wait.
+WEIGHTINGS: Registry[Callable[[int], float]] = Registry(
+    "server.weighting",
+    {
+        "examples": "mest_fed.server.modes.buffered:by_examples",
+        "equal": "mest_fed.server.modes.buffered:equal",
+    },
+)
+
+#: ``availability(*, behaviour, seed, profile_of, trace)``.
+AVAILABILITIES: Registry[Callable[..., Availability]] = Registry(
+    "behaviour.availability",
+    {
+        "always": "mest_fed.simulation.behaviour.availability:Always",
+        "profile": "mest_fed.simulation.behaviour.availability:ByChance",
+        "diurnal": "mest_fed.simulation.behaviour.availability:diurnal",
+        "trace": "mest_fed.simulation.behaviour.traces:recorded",
+    },
+    makes="mest_fed.simulation.behaviour.availability:Availability",
+)
+
+#: ``charging(*, behaviour, seed, profile_of)``: when a device is plugged in, or None for never.
+CHARGING: Registry[Callable[..., Any]] = Registry(
+    "behaviour.charging",
+    {
+        "diurnal": "mest_fed.simulation.behaviour.availability:plugged_diurnally",
+        "never": "mest_fed.simulation.behaviour.availability:never_plugged",
+    },
+)
+
+#: ``tracker(folder)``. A built-in name is also that of the extra that it needs.
+TRACKERS: Registry[Callable[..., Observer]] = Registry(
+    "--log",
+    {
+        "tensorboard": "mest_fed.simulation.trackers.trackers:TensorBoardTracker",
+        "wandb": "mest_fed.simulation.trackers.trackers:WandbTracker",
+        "mlflow": "mest_fed.simulation.trackers.trackers:MLflowTracker",
+    },
+    makes="mest_fed.simulation.trackers.progress:Observer",
+)
+
+
+class MutationPlace(StrEnum):
+    """Where masks mutate."""
+
+    CLIENT = "client"
+    SERVER = "server"
+
+
+class ComputeDevice(StrEnum):
+    """What clients train on; ``auto`` takes CUDA where there is any."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class KernelMode(StrEnum):
+    """How kernels are chosen: by rule, timed once, or dense weights everywhere."""
+
+    RULE = "rule"
+    TUNED = "tuned"
+    DENSE = "dense"
+
+
+class Recompute(StrEnum):
+    """What backward computes again: nothing, outputs of normalisations, or whole segments."""
+
+    NONE = "none"
+    NORMS = "norms"
+    SEGMENTS = "segments"

@@ -1,0 +1,350 @@
+"""From the names in a configuration to the things that they stand for.
+
+Each kind of thing that a configuration or an option names (models, data sets, schemes, selectors)
+has one :class:`Registry`; :mod:`mest_fed.catalogue` lists them. What is registered is what the
+configuration allows. Beside a registered name, ``package.module:attribute`` and
+``file.py:attribute`` stand for things of a user's own.
+"""
+
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from hashlib import blake2b
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Generic, TypeVar, cast
+
+from mest_fed.errors import InputError, MestFedError, not_allowed
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+#: What a name may be beside a registered one.
+REFERENCES = ("package.module:attribute", "file.py:attribute")
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """The things of one kind, by name: functions or classes, whose calls make what is used.
+
+    Parameters
+    ----------
+    key : str
+        The configuration key or option that names such a thing, for error messages.
+    builtin : mapping of str to str
+        Name -> reference. A reference is imported when the thing is asked for, so that a name can
+        be checked where the library behind the thing is not installed.
+    makes : str
+        Reference to the class of what a thing makes, checked by :meth:`build`; empty where the
+        caller checks.
+    with_argument : mapping of str to str
+        Names with an argument, such as ``block:ROWS`` -> reference to a function that returns the
+        thing for an argument's text.
+
+    Examples
+    --------
+    ::
+
+        @SELECTORS.register("by-battery")
+        class ByBattery(Selector): ...
+
+        SELECTORS.build("by-battery")
+        SELECTORS.build("my_selectors.py:ByBattery")
+    """
+
+    def __init__(
+        self,
+        key: str,
+        builtin: Mapping[str, str],
+        *,
+        makes: str = "",
+        with_argument: Mapping[str, str] | None = None,
+    ) -> None:
+        self.key = key
+        self._references = dict(builtin)
+        self._makes = makes
+        self._with_argument = {
+            name.partition(":")[0]: (name, reference)
+            for name, reference in (with_argument or {}).items()
+        }
+        self._registered: dict[str, T] = {}
+        self._found: dict[str, T] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._references
+        yield from self._registered
+
+    def __len__(self) -> int:
+        return len(self._references) + len(self._registered)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._references or name in self._registered
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self:
+            raise KeyError(name)
+        return self.find(name)
+
+    @property
+    def allowed(self) -> str:
+        """What a name may be, for people: all names, and the two forms of a reference."""
+        names = [*self, *(name for name, _ in self._with_argument.values())]
+        return ", ".join([*names, *REFERENCES])
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Return a decorator that registers a thing under a name.
+
+        Raises
+        ------
+        ValueError
+            If another thing has the name, or the name contains a colon.
+        """
+
+        def keep(thing: T) -> T:
+            before = self._registered.get(name)
+            taken = name in self._references or (
+                before is not None and reference_of(before) != reference_of(thing)
+            )
+            if taken or ":" in name:
+                raise ValueError(f"{self.key}: the name {name!r} is taken or contains a colon")
+            self._registered[name] = thing
+            return thing
+
+        return keep
+
+    def check(self, name: str, folder: Path | None = None) -> str:
+        """Check the form of a name and return the name under which any process finds the thing.
+
+        Nothing is imported. A relative path becomes absolute, and a name that was registered in
+        this process becomes a reference, if one leads to the thing.
+
+        Parameters
+        ----------
+        name : str
+            A registered name or a reference.
+        folder : Path, optional
+            What the path of a file is relative to; the current folder by default.
+
+        Raises
+        ------
+        InputError
+            If it is neither.
+        """
+        if name in self._registered:
+            return reference_of(self._registered[name]) or name
+        if self.is_builtin(name):
+            return name
+        if not is_reference(name):
+            raise not_allowed(self.key, name, self.allowed)
+        place, _, attribute = name.rpartition(":")
+        if not place.endswith(".py"):
+            return name
+        return f"{os.path.abspath((folder or Path()) / Path(place).expanduser())}:{attribute}"
+
+    def find(self, name: str) -> T:
+        """Return the thing that a name or a reference stands for.
+
+        Raises
+        ------
+        InputError
+            If there is none, or it is no function or class.
+        """
+        if name in self._registered:
+            return self._registered[name]
+        if name not in self._found:
+            self._found[name] = self._resolve(self.check(name))
+        return self._found[name]
+
+    def takes(self, name: str, option: str) -> bool:
+        """Say whether the thing that a name stands for has a parameter of that name."""
+        return option in inspect.signature(self.find(name)).parameters
+
+    def is_builtin(self, name: str) -> bool:
+        """Say whether a name is one of this package's own things."""
+        return name in self._references or self._argument(name) is not None
+
+    def found(self) -> list[T]:
+        """Return the built-in and registered things, and those found by reference so far."""
+        return [*self.values(), *(self._found[name] for name in self._found if name not in self)]
+
+    def build(self, name: str, *args: object, **options: object) -> Any:
+        """Call what a name stands for, and return what it makes.
+
+        A thing may have fewer parameters: it gets the first of the arguments, and the options that
+        it names.
+
+        Raises
+        ------
+        InputError
+            If there is no such thing, a thing of a user's own raises, or it makes something else
+            than it should.
+        """
+        return self.call(name, self.find(name), *args, **options)
+
+    def call(
+        self, name: str, function: Callable[..., Any], *args: object, **options: object
+    ) -> Any:
+        """Call a function of the thing that has a name, as :meth:`build` does."""
+        try:
+            args, options = accepted(function, args, options)
+            made = function(*args, **options)
+        except MestFedError:
+            raise
+        except Exception as error:
+            if self.is_builtin(name):
+                raise
+            raise InputError(f"{self.key} = {name!r}: {_described(error)}") from error
+        if self._makes and not isinstance(made, self._made):
+            raise InputError(
+                f"{self.key} = {name!r} gives {_kind_of(made)}; "
+                f"allowed: what gives a {self._makes.replace(':', '.')}"
+            )
+        return made
+
+    @cached_property
+    def _made(self) -> type:
+        made = resolve(self._makes)
+        assert isinstance(made, type)
+        return made
+
+    def _argument(self, name: str) -> tuple[str, str] | None:
+        """Return (reference, argument) of a name such as ``block:8``, None for other names."""
+        head, colon, argument = name.partition(":")
+        if not colon or head not in self._with_argument:
+            return None
+        return self._with_argument[head][1], argument
+
+    def _resolve(self, name: str) -> T:
+        """Return what a checked name stands for."""
+        try:
+            if (parts := self._argument(name)) is not None:
+                thing = resolve(parts[0])(parts[1])  # type: ignore[operator]
+            else:
+                thing = resolve(self._references.get(name, name))
+        except InputError as error:
+            raise InputError(f"{self.key} = {name!r}: {error}") from error.__cause__
+        if not callable(thing):
+            raise InputError(
+                f"{self.key} = {name!r} is {_kind_of(thing)}; allowed: a function or class"
+            )
+        return cast(T, thing)
+
+
+def accepted(
+    function: Callable[..., Any], args: tuple[object, ...], options: Mapping[str, object]
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    """Return the arguments that a function takes: the first ones, and options by their names."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # a function of C that does not say
+        return args, dict(options)
+    kinds = {parameter.kind for parameter in parameters}
+    by_place = [
+        parameter.name
+        for parameter in parameters
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        args = args[: len(by_place)]
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        return args, dict(options)
+    named = {*by_place[len(args) :]} | {
+        parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    return args, {name: value for name, value in options.items() if name in named}
+
+
+def is_reference(name: str) -> bool:
+    """Say whether a name has the form ``package.module:attribute`` or ``file.py:attribute``."""
+    place, colon, attribute = name.rpartition(":")
+    if not colon or not all(part.isidentifier() for part in attribute.split(".")):
+        return False
+    return place.endswith(".py") or all(part.isidentifier() for part in place.split("."))
+
+
+def reference_of(thing: object) -> str:
+    """Return the reference that leads to a function or class; empty if none does.
+
+    It names the file of a module that is in no package: a script, or a file beside it, which other
+    processes may not find by its name.
+    """
+    module = sys.modules.get(getattr(thing, "__module__", ""))
+    name = getattr(thing, "__qualname__", "<unnamed>")
+    file = getattr(module, "__file__", None)
+    if module is None or not all(part.isidentifier() for part in name.split(".")):
+        return ""
+    if not module.__package__ and file is not None and file.endswith(".py"):
+        return f"{os.path.abspath(file)}:{name}"
+    return "" if module.__name__ == "__main__" else f"{module.__name__}:{name}"
+
+
+def resolve(reference: str) -> object:
+    """Return what a reference stands for; a file is executed once in a process.
+
+    Raises
+    ------
+    InputError
+        If the module or file cannot be imported, or has no such attribute.
+    """
+    place, _, attribute = reference.rpartition(":")
+    try:
+        found: object = _from_file(Path(place)) if place.endswith(".py") else import_module(place)
+    except MestFedError:
+        raise
+    except Exception as error:
+        raise InputError(f"cannot import {place}: {_described(error)}") from error
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise InputError(f"{place} has no attribute {attribute!r}") from None
+    return found
+
+
+def _from_file(path: Path) -> ModuleType:
+    """Import a file, once in a process, under a name made from its path.
+
+    Its folder can be imported from afterwards, as if the file were run as a script.
+    """
+    path = path.expanduser().resolve()
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    for module in list(sys.modules.values()):  # the script that runs, or a module imported by name
+        if getattr(module, "__file__", None) == str(path) and not module.__package__:
+            return module
+    digest = blake2b(str(path).encode(), digest_size=6).hexdigest()
+    spec = spec_from_file_location(f"{path.stem}_{digest}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = module_from_spec(spec)
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
+    return module
+
+
+def _described(error: Exception) -> str:
+    """Say in one line what an error is and where it was raised."""
+    text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, SyntaxError) or not frames:
+        return text
+    own = [frame for frame in frames if not frame.filename.startswith((_HERE, sys.prefix, "<"))]
+    place = (own or frames)[-1]
+    return f"{text} ({place.filename}:{place.lineno})"
+
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def _kind_of(thing: object) -> str:
+    if isinstance(thing, type):
+        return f"the class {thing.__name__}"
+    return "None" if thing is None else f"a {type(thing).__name__}"
