@@ -135,7 +135,10 @@ class Registry(Mapping[str, T], Generic[T]):
         """
         if name in self._registered:
             return reference_of(self._registered[name]) or name
-        if self.is_builtin(name):
+        if name in self._references:
+            return name
+        if self._argument(name) is not None:
+            self._with_its_argument(name)
             return name
         if not is_reference(name):
             raise not_allowed(self.key, name, self.allowed)
@@ -166,9 +169,9 @@ class Registry(Mapping[str, T], Generic[T]):
         """Say whether a name is one of this package's own things."""
         return name in self._references or self._argument(name) is not None
 
-    def found(self) -> list[T]:
-        """Return the built-in and registered things, and those found by reference so far."""
-        return [*self.values(), *(self._found[name] for name in self._found if name not in self)]
+    def found(self) -> list[str]:
+        """Return all names, and the references that have been found so far."""
+        return list(dict.fromkeys([*self, *self._found]))
 
     def build(self, name: str, *args: object, **options: object) -> Any:
         """Call what a name stands for, and return what it makes.
@@ -217,13 +220,19 @@ class Registry(Mapping[str, T], Generic[T]):
             return None
         return self._with_argument[head][1], argument
 
+    def _with_its_argument(self, name: str) -> T:
+        """Return the thing of a name such as ``block:8``; InputError if the argument is wrong."""
+        parts = self._argument(name)
+        assert parts is not None
+        of_argument = cast(Callable[[str], T], resolve(parts[0]))
+        return of_argument(parts[1])
+
     def _resolve(self, name: str) -> T:
         """Return what a checked name stands for."""
         try:
-            if (parts := self._argument(name)) is not None:
-                thing = resolve(parts[0])(parts[1])  # type: ignore[operator]
-            else:
-                thing = resolve(self._references.get(name, name))
+            if self._argument(name) is not None:
+                return self._with_its_argument(name)
+            thing = resolve(self._references.get(name, name))
         except InputError as error:
             raise InputError(f"{self.key} = {name!r}: {error}") from error.__cause__
         if not callable(thing):

@@ -7,6 +7,7 @@ already. Which granules and variants the slots stand for is the layout's affair.
 import math
 import struct
 from abc import ABC, abstractmethod
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -191,6 +192,7 @@ class Delta(MaskCodec):
         return np.sort(np.concatenate([base[kept], grown]))
 
 
+@lru_cache(maxsize=64)
 def mask_codec(name: str) -> MaskCodec:
     """Return a codec by name."""
     codec: MaskCodec = MASK_CODECS.build(name)

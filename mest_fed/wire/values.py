@@ -250,6 +250,11 @@ class Int8(ValueCodec):
 
 
 @lru_cache(maxsize=64)
+def _codec(name: str) -> ValueCodec:
+    codec: ValueCodec = VALUE_CODECS.build(name)
+    return codec
+
+
 def value_codec(name: str) -> ValueCodec:
     """Return a codec by name.
 
@@ -258,28 +263,33 @@ def value_codec(name: str) -> ValueCodec:
     InputError
         If there is none, or its number on the wire is another's.
     """
-    codec: ValueCodec = VALUE_CODECS.build(name)
-    number, kind = getattr(codec, "number", None), VALUE_CODECS.find(name)
-    taken = {other().number for other in VALUE_CODECS.found() if other is not kind}
-    if not isinstance(number, int) or not 0 <= number <= _LARGEST or number in taken:
+    codec = _codec(name)
+    number = getattr(codec, "number", None)
+    if not isinstance(number, int) or not 0 <= number <= _LARGEST:
         raise InputError(
-            f"{VALUE_CODECS.key} = {name!r} has the number {number!r} on the wire; allowed: one of "
-            f"its own, from 0 to {_LARGEST} but for {', '.join(map(str, sorted(taken)))}"
+            f"{VALUE_CODECS.key} = {name!r} has the number {number!r} on the wire; "
+            f"allowed: a whole number from 0 to {_LARGEST}"
         )
+    for other in VALUE_CODECS.found():
+        if _codec(other).number == number and type(_codec(other)) is not type(codec):
+            raise InputError(
+                f"{VALUE_CODECS.key} = {name!r} has the number {number} on the wire, which is "
+                f"{other}'s; allowed: one of its own"
+            )
     return codec
 
 
 def value_codec_of(number: int) -> ValueCodec:
     """Return a codec by its number on the wire, among those that this process has found.
 
-    A codec of a user's own is found when the configuration that names it is read.
+    A codec of a user's own is found where the configuration names it.
 
     Raises
     ------
     WireError
         If there is none.
     """
-    for kind in VALUE_CODECS.found():
-        if (codec := kind()).number == number:
-            return codec
+    for name in VALUE_CODECS.found():
+        if _codec(name).number == number:
+            return _codec(name)
     raise WireError(f"value codec {number} is unknown")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from server_parts import StubGrid, capability, small_config, strategy_of, train_messages
 
+from mest_fed.catalogue import SELECTORS
 from mest_fed.errors import InputError
 from mest_fed.server.checkpoint import restore_strategy, strategy_arrays
 from mest_fed.server.selection import (
-    SELECTORS,
     Available,
     ClientFeedback,
     SelectionRequest,

@@ -7,11 +7,12 @@ import pytest
 from tiny_run import StopAfter, read_rows, start, tiny_config
 from tracker_readers import READERS, mlflow_run
 
+from mest_fed.catalogue import TRACKERS
 from mest_fed.config import to_flat
 from mest_fed.errors import InputError
 from mest_fed.simulation.simulate import Interrupted
 from mest_fed.simulation.trackers.progress import Observers
-from mest_fed.simulation.trackers.trackers import TRACKERS, metrics, open_trackers
+from mest_fed.simulation.trackers.trackers import metrics, open_trackers
 
 # What other people's libraries warn of.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -12,7 +12,7 @@ from wire_states import moved_masks, random_masks, spec_for
 from mest_fed.errors import WireError
 from mest_fed.rng import numpy_generator
 from mest_fed.wire import MASK_CODECS, check_masks, mask_hash
-from mest_fed.wire.masks import decode_gaps, encode_gaps
+from mest_fed.wire.masks import decode_gaps, encode_gaps, mask_codec
 from mest_fed.wire.maskset import decode_masks, encode_masks, max_body_bytes
 
 NOTHING = np.zeros(0, np.int32)
@@ -29,24 +29,24 @@ def slot_sets(draw, num_slots):
 
 def test_bitmap_by_hand():
     # Slots 0 and 3 are bits 0 and 3 of the first byte, slot 9 is bit 1 of the second.
-    assert MASK_CODECS["bitmap"].encode(slots(0, 3, 9), 10, NOTHING) == bytes([0b1001, 0b10])
+    assert mask_codec("bitmap").encode(slots(0, 3, 9), 10, NOTHING) == bytes([0b1001, 0b10])
 
 
 def test_gaps_by_hand():
     # Gaps 2, 0, 5; k = 1 leaves remainders 0, 0, 1 and quotients 1, 0, 2: 01 1 001.
     assert encode_gaps(slots(2, 3, 9)) == bytes([1, 0b100, 0b100110])
-    assert MASK_CODECS["gaps"].encode(slots(2, 3, 9), 16, NOTHING) == bytes([1, 0b100, 0b100110])
+    assert mask_codec("gaps").encode(slots(2, 3, 9), 16, NOTHING) == bytes([1, 0b100, 0b100110])
 
 
 def test_delta_by_hand():
-    body = MASK_CODECS["delta"].encode(slots(2, 7, 9), 16, slots(2, 5, 9))
+    body = mask_codec("delta").encode(slots(2, 7, 9), 16, slots(2, 5, 9))
     dropped = bytes([0, 0b10])  # row 1: k = 0, quotient 1
     grown = bytes([2, 0b11, 0b10])  # slot 7: k = 2, remainder 3, quotient 1
     assert body == struct.pack("<III", 1, 1, 2) + dropped + grown
 
 
 def test_delta_of_the_same_mask_is_its_sizes_alone():
-    assert MASK_CODECS["delta"].encode(slots(2, 5), 9, slots(2, 5)) == bytes(12)
+    assert mask_codec("delta").encode(slots(2, 5), 9, slots(2, 5)) == bytes(12)
 
 
 @pytest.mark.parametrize("density", [0.02, 0.1, 0.4])
@@ -59,13 +59,13 @@ def test_gaps_come_near_the_entropy(density):
 
 
 def test_mask_codecs_have_numbers_of_their_own():
-    assert len({codec.number for codec in MASK_CODECS.values()}) == len(MASK_CODECS)
+    assert len({codec.number for codec in map(mask_codec, MASK_CODECS)}) == len(MASK_CODECS)
 
 
 @pytest.mark.parametrize("name", MASK_CODECS)
 @given(data=st.data(), num_slots=st.integers(1, 300))
 def test_every_mask_codec_gives_the_slots_back(name, data, num_slots):
-    codec = MASK_CODECS[name]
+    codec = mask_codec(name)
     mask, base = data.draw(slot_sets(num_slots)), data.draw(slot_sets(num_slots))
     body = codec.encode(mask, num_slots, base)
     got = codec.decode(body, len(mask), num_slots, base)
@@ -77,7 +77,7 @@ def test_every_mask_codec_gives_the_slots_back(name, data, num_slots):
 @given(body=st.binary(max_size=30), count=st.integers(0, 2**32 - 1) | st.integers(1, 9))
 def test_any_bytes_give_a_valid_mask_or_an_error(name, body, count):
     spec = spec_for("unstructured", ((11, 21),))
-    entry = struct.pack("<BII", MASK_CODECS[name].number, count, len(body)) + body
+    entry = struct.pack("<BII", mask_codec(name).number, count, len(body)) + body
     try:
         masks = decode_masks(entry, spec, {"layer0": slots(*range(0, 231, 30))})
     except WireError:
@@ -112,13 +112,13 @@ def test_gap_lists_that_are_wrong(body, count, universe):
 )
 def test_deltas_that_are_wrong(sizes, rest):
     with pytest.raises(WireError):
-        MASK_CODECS["delta"].decode(struct.pack("<III", *sizes) + rest, 3, 16, slots(2, 5, 9))
+        mask_codec("delta").decode(struct.pack("<III", *sizes) + rest, 3, 16, slots(2, 5, 9))
 
 
 def test_a_delta_that_grows_what_lives_is_rejected():
     spec = spec_for("unstructured", ((4, 4),))
     body = struct.pack("<III", 1, 1, 2) + bytes([0, 0b1]) * 1 + encode_gaps(slots(5))
-    entry = struct.pack("<BII", MASK_CODECS["delta"].number, 2, len(body)) + body
+    entry = struct.pack("<BII", mask_codec("delta").number, 2, len(body)) + body
     with pytest.raises(WireError):
         decode_masks(entry, spec, {"layer0": slots(2, 5)})
 
@@ -137,7 +137,7 @@ def test_each_group_takes_its_smallest_codec(scheme, density):
             codec.number: len(
                 codec.encode(masks[group], spec.group_layout(group).num_slots, base[group])
             )
-            for codec in MASK_CODECS.values()
+            for codec in map(mask_codec, MASK_CODECS)
         }
         assert count == len(masks[group])
         assert length == min(sizes.values()) == sizes[number]

@@ -10,7 +10,7 @@ from wire_states import moved_masks, random_state, spec_for
 
 from mest_fed.errors import WireError
 from mest_fed.wire import Payload, decode, encode, mask_hash
-from mest_fed.wire.masks import MASK_CODECS
+from mest_fed.wire.masks import mask_codec
 from mest_fed.wire.payload import Header, MaskSource
 
 SHAPES = ((512, 512), (256, 512))
@@ -45,7 +45,7 @@ def claims(spec, base):
             parts += [_ENTRY.pack(codec.number, said, len(data)), data]
         return b"".join(parts)
 
-    bitmap, gaps, delta = (MASK_CODECS[name] for name in ("bitmap", "gaps", "delta"))
+    bitmap, gaps, delta = (mask_codec(name) for name in ("bitmap", "gaps", "delta"))
     ones = {layout: b"\xff" * -(-layout.num_slots // 8) for layout in layouts}
     few = {layout: round(layout.num_granules * 0.02) for layout in layouts}
     full = {layout: np.arange(layout.num_slots, dtype=np.int32) for layout in layouts}
