@@ -12,6 +12,7 @@ from mest_fed.errors import not_allowed
 from mest_fed.memory import MemoryOptions
 from mest_fed.memory.activations import batch_norm_block, batch_norm_stem, segments_of
 from mest_fed.nn import SparseLayer
+from mest_fed.sparsity import base_scheme
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def train_seconds(profile: DeviceProfile, work: Work, scheme: str) -> float:
     InputError
         If the profile has no rate for the scheme.
     """
-    kind = scheme.partition(":")[0]
+    kind = scheme if scheme in profile.flops else base_scheme(scheme)
     if kind not in profile.flops:
         raise not_allowed("scheme", scheme, profile.flops)
     return work.dense_flops / profile.flops["dense"] + work.sparse_flops / profile.flops[kind]

@@ -57,8 +57,7 @@ class TrainingShape:
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
             raise not_allowed("density", self.density, "a number in (0, 1]")
-        if self.distribution not in DISTRIBUTIONS:
-            raise not_allowed("distribution", self.distribution, DISTRIBUTIONS)
+        DISTRIBUTIONS.check(self.distribution)
         if self.batch < 1:
             raise not_allowed("batch", self.batch, "a whole number of at least 1")
         if not 1 <= self.micro_batch <= self.batch:

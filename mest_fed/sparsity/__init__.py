@@ -15,7 +15,7 @@ from mest_fed.sparsity.mask import (
 from mest_fed.sparsity.methods import MestEM, MestEMS, RigL, Set, Static, build_method
 from mest_fed.sparsity.mutation import Bounds, Method, grow
 from mest_fed.sparsity.schedules import Interval
-from mest_fed.sparsity.schemes import layout_for
+from mest_fed.sparsity.schemes import base_scheme, layout_for
 
 __all__ = [
     "DISTRIBUTIONS",
@@ -31,6 +31,7 @@ __all__ = [
     "RigL",
     "Set",
     "Static",
+    "base_scheme",
     "build_method",
     "carry",
     "grow",

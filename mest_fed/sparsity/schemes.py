@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Literal
 
 import torch
@@ -203,8 +203,20 @@ def block_of(rows: str) -> Callable[[tuple[int, ...]], Layout]:
         If the number of rows is not one.
     """
     if not rows.isdecimal() or int(rows) < 1:
-        raise not_allowed("block rows", rows, "a whole number of at least 1")
+        allowed = "block:ROWS with a whole number of rows, at least 1"
+        raise not_allowed(SCHEMES.key, f"block:{rows}", allowed)
     return partial(Block, rows=int(rows))
+
+
+@lru_cache(maxsize=64)
+def base_scheme(scheme: str) -> str:
+    """Return the name of the built-in scheme whose kernels compute the layers of a scheme."""
+    if (name := scheme.partition(":")[0]) in SCHEMES:
+        return name
+    storage = layout_for(scheme, (8, 8, 3, 3)).storage
+    if isinstance(storage, Strips):
+        return "block" if storage.rows > 1 else "unstructured"
+    return "pattern" if isinstance(storage, Kernels) else "channel"
 
 
 def layout_for(scheme: str, shape: tuple[int, ...]) -> Layout:

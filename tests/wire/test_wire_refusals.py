@@ -85,7 +85,7 @@ def test_differences_that_overflow_are_not_taken():
 
 
 def test_what_the_encoder_refuses():
-    with pytest.raises(InputError, match="wire.upload or wire.download = 'fp8'"):
+    with pytest.raises(InputError, match=r"wire\.upload or wire\.download = 'fp8'"):
         encode(STATE, SPEC, values="fp8")
     backwards = {group: slots[::-1] for group, slots in STATE.masks.items()}
     with pytest.raises(WireError, match="do not increase"):

@@ -48,7 +48,7 @@ def test_value_codecs_have_numbers_of_their_own():
 
 
 def test_unknown_codecs():
-    with pytest.raises(InputError, match="wire.download = 'fp8' is not allowed; allowed: fp32"):
+    with pytest.raises(InputError, match=r"wire\.download = 'fp8' is not allowed; allowed: fp32"):
         value_codec("fp8")
     with pytest.raises(WireError, match="value codec 77"):
         value_codec_of(77)
