@@ -1,10 +1,10 @@
 """One thing of each kind, as a user writes them into a file of her own."""
 
 import numpy as np
+import own_helpers  # a module beside this file
 import torch
 from torch import nn
 
-import own_helpers  # a module beside this file
 from mest_fed.data import DataSplit, load_dataset
 from mest_fed.server.modes.synchronous import SummedRounds
 from mest_fed.server.optimizers import ServerOptimizer
@@ -67,7 +67,7 @@ class Pairs(Block):
 
 def halves(layouts: dict[str, Layout], density):
     """Give each layer half of what was asked for."""
-    return {name: density / 2 for name in layouts}
+    return dict.fromkeys(layouts, density / 2)
 
 
 class Restless(Set):
