@@ -14,12 +14,14 @@ from mest_fed.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from io import BytesIO
 
     import torch
     from torch import Tensor, nn
 
     from mest_fed.data import DataSplit
     from mest_fed.memory.activations.saved_tensors import Packed
+    from mest_fed.server.export import FinalModel
     from mest_fed.server.optimizers import ServerOptimizer
     from mest_fed.server.selection import Selector
     from mest_fed.server.strategy import MestStrategy
@@ -262,6 +264,27 @@ TRACKERS: Registry[Callable[..., Observer]] = Registry(
         "mlflow": "mest_fed.simulation.trackers.trackers:MLflowTracker",
     },
     makes="mest_fed.simulation.trackers.progress:Observer",
+)
+
+
+#: ``write(model, file)``; attribute ``suffix`` of the file.
+EXPORTS: Registry[Callable[[FinalModel, BytesIO], None]] = Registry(
+    "--format",
+    {
+        "state-dict": "mest_fed.server.export:state_dict",
+        "safetensors": "mest_fed.server.export:safetensors",
+        "onnx": "mest_fed.server.export:onnx",
+        "torchscript": "mest_fed.server.export:torchscript",
+    },
+)
+
+#: ``write(table, file)`` of an Arrow table. A name is also the suffix of a file.
+TABLE_FORMATS: Registry[Callable[[Any, BytesIO], None]] = Registry(
+    "--format",
+    {
+        "csv": "mest_fed.cli.tables:as_csv",
+        "parquet": "mest_fed.cli.tables:as_parquet",
+    },
 )
 
 

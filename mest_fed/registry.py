@@ -105,10 +105,8 @@ class Registry(Mapping[str, T], Generic[T]):
 
         def keep(thing: T) -> T:
             before = self._registered.get(name)
-            taken = name in self._references or (
-                before is not None and reference_of(before) != reference_of(thing)
-            )
-            if taken or ":" in name:
+            again = before is thing or _is_reloaded(before, thing)
+            if name in self._references or ":" in name or (before is not None and not again):
                 raise ValueError(f"{self.key}: the name {name!r} is taken or contains a colon")
             self._registered[name] = thing
             return thing
@@ -290,6 +288,11 @@ def reference_of(thing: object) -> str:
     return "" if module.__name__ == "__main__" else f"{module.__name__}:{name}"
 
 
+def _is_reloaded(before: object, after: object) -> bool:
+    """Say whether two things are one of a module that was executed again."""
+    return reference_of(before) == reference_of(after) != ""
+
+
 def resolve(reference: str) -> object:
     """Return what a reference stands for; a file is executed once in a process.
 
@@ -356,4 +359,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 def _kind_of(thing: object) -> str:
     if isinstance(thing, type):
         return f"the class {thing.__name__}"
-    return "None" if thing is None else f"a {type(thing).__name__}"
+    if thing is None:
+        return "None"
+    name = type(thing).__name__
+    return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"

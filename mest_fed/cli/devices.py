@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mest_fed.catalogue import TABLE_FORMATS
 from mest_fed.cli.tables import check_format, write_table
 from mest_fed.devices import DeviceProfile, load_profile, profile_names
 from mest_fed.units import format_bytes
@@ -20,7 +21,7 @@ def devices(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     form: Annotated[
-        str | None, typer.Option("--format", metavar="FORMAT", help="csv or parquet.")
+        str | None, typer.Option("--format", metavar="FORMAT", help=f"{', '.join(TABLE_FORMATS)}.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="File for --format; standard output if left out.")

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from mest_fed.catalogue import EXPORTS
 from mest_fed.cli.app import needs
 from mest_fed.units import format_bytes
 
@@ -13,9 +14,7 @@ def export(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
     form: Annotated[
         str,
-        typer.Option(
-            "--format", metavar="FORMAT", help="state-dict, safetensors, onnx or torchscript."
-        ),
+        typer.Option("--format", metavar="FORMAT", help=f"{EXPORTS.allowed}."),
     ] = "state-dict",
     out: Annotated[
         Path | None, typer.Option(help="The file; exported.SUFFIX in the run folder if left out.")

@@ -5,32 +5,39 @@ from typing import Annotated
 
 import typer
 
+from mest_fed.catalogue import TABLE_FORMATS
 from mest_fed.cli.app import needs
-from mest_fed.cli.tables import TABLE_FORMATS, check_format, write_table
+from mest_fed.cli.tables import check_format, write_table
 from mest_fed.errors import not_allowed
+
+#: The page, beside the formats of tables.
+HTML = "html"
 
 
 def report(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
     form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="html, csv or parquet.")
-    ] = "html",
+        str,
+        typer.Option("--format", metavar="FORMAT", help=f"{HTML}, {', '.join(TABLE_FORMATS)}."),
+    ] = HTML,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the tables of csv and parquet; the run folder if left out."),
+        typer.Option(help="Folder for the tables; the run folder if left out."),
     ] = None,
 ) -> None:
     """Write a run's report.html anew from what the run left in its folder, or its tables.
 
     The tables are rounds, clients, tiers and layers, a file for each.
     """
-    check_format(form, ("html", *TABLE_FORMATS))
+    check_format(form, HTML)
     needs("simulation", "matplotlib", "jinja2")
     from mest_fed.simulation.report import run_tables, write_report
 
-    if form == "html":
+    if form == HTML:
         if out is not None:
-            raise not_allowed("--out", str(out), "only beside --format csv or parquet")
+            raise not_allowed(
+                "--out", str(out), f"only beside --format {' or '.join(TABLE_FORMATS)}"
+            )
         typer.echo(f"report: {write_report(folder)}")
         return
     place = out or folder

@@ -6,25 +6,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mest_fed.catalogue import TABLE_FORMATS
 from mest_fed.cli.app import needs
 from mest_fed.errors import InputError, not_allowed
-
-#: What ``--format`` may be where a command has a table to give.
-TABLE_FORMATS = ("csv", "parquet")
 
 Rows = Sequence[Mapping[str, Any]]
 
 
-def check_format(form: str, allowed: Sequence[str] = TABLE_FORMATS) -> str:
-    """Return a format that is allowed, if the library that writes it is there.
+def check_format(form: str, *others: str) -> str:
+    """Return a format of tables, or one of the others, if the library that writes it is there.
 
     Raises
     ------
     InputError
         If it is not.
     """
-    if form not in allowed:
-        raise not_allowed("--format", form, allowed)
+    if form not in (*others, *TABLE_FORMATS):
+        raise not_allowed("--format", form, (*others, *TABLE_FORMATS))
     if form in TABLE_FORMATS:
         needs("data", "pyarrow")
     return form
@@ -40,8 +38,8 @@ def write_table(rows: Rows, form: str, path: Path | None) -> None:
     ----------
     rows : sequence of mapping
         Plain values by column.
-    form : {"csv", "parquet"}
-        The format.
+    form : str
+        A name of :data:`~mest_fed.catalogue.TABLE_FORMATS`.
     path : Path or None
         The file; None writes to standard output, which Parquet cannot be written to.
 
@@ -50,24 +48,32 @@ def write_table(rows: Rows, form: str, path: Path | None) -> None:
     InputError
         If the file cannot be written.
     """
-    import pyarrow.csv
-    import pyarrow.parquet
-
-    if path is None and form != "csv":
-        raise not_allowed("--out", "", "a file, for --format parquet")
-    table = _flat(rows)
     buffer = io.BytesIO()
-    if form == "csv":
-        pyarrow.csv.write_csv(table, buffer)
-    else:
-        pyarrow.parquet.write_table(table, buffer)
+    TABLE_FORMATS.find(form)(_flat(rows), buffer)
     if path is None:
-        sys.stdout.write(buffer.getvalue().decode())
+        try:
+            sys.stdout.write(buffer.getvalue().decode())
+        except UnicodeDecodeError:
+            raise not_allowed("--out", "", f"a file, for --format {form}") from None
         return
     try:
         path.write_bytes(buffer.getvalue())
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def as_csv(table: Any, file: io.BytesIO) -> None:
+    """Write an Arrow table as CSV."""
+    import pyarrow.csv
+
+    pyarrow.csv.write_csv(table, file)
+
+
+def as_parquet(table: Any, file: io.BytesIO) -> None:
+    """Write an Arrow table as Parquet."""
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(table, file)
 
 
 def _flat(rows: Rows) -> Any:

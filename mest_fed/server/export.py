@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mest_fed.catalogue import EXPORTS
 from mest_fed.config import from_table, read_toml
 from mest_fed.data.images import require
 from mest_fed.errors import InputError, not_allowed
@@ -101,14 +102,14 @@ def _dense_state(model: nn.Module, arrays: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def export_model(folder: Path, form: str, out: Path | None = None) -> Path:
-    """Write a run's final model in one of :data:`EXPORTS`; return the file's path.
+    """Write a run's final model in a format; return the file's path.
 
     Parameters
     ----------
     folder : Path
         The run's folder.
     form : str
-        A key of :data:`EXPORTS`.
+        A name of :data:`~mest_fed.catalogue.EXPORTS`.
     out : Path, optional
         The file; the run folder's ``model`` with the format's suffix by default.
 
@@ -118,15 +119,13 @@ def export_model(folder: Path, form: str, out: Path | None = None) -> Path:
         If there is no such format, no model, a library is missing, the model cannot be written so,
         or the file cannot be written.
     """
-    if form not in EXPORTS:
-        raise not_allowed("--format", form, EXPORTS)
-    suffix, write = EXPORTS[form]
+    suffix = getattr(EXPORTS.find(form), "suffix", "")
     path = out or folder / f"exported{suffix}"
     final = load_final(folder)
     if not path.absolute().parent.is_dir():
         raise not_allowed("--out", str(path), "a file in a folder that exists")
     buffer = io.BytesIO()
-    write(final, buffer)
+    EXPORTS.build(form, final, buffer)
     try:
         _replace(path, buffer.getvalue())
     except OSError as error:
@@ -204,10 +203,27 @@ def _onnx(final: FinalModel, file: io.BytesIO) -> None:
     file.write(program.model_proto.SerializeToString())
 
 
-#: Format -> suffix of its file, and how it is written.
-EXPORTS: dict[str, tuple[str, Callable[[FinalModel, io.BytesIO], None]]] = {
-    "state-dict": (".pt", _state_dict),
-    "safetensors": (".safetensors", _safetensors),
-    "onnx": (".onnx", _onnx),
-    "torchscript": (".ts", _torchscript),
-}
+@dataclass(frozen=True)
+class Export:
+    """How a model is written in one format.
+
+    Parameters
+    ----------
+    suffix : str
+        Of the file.
+    write : callable
+        Writes a model to a file.
+    """
+
+    suffix: str
+    write: Callable[[FinalModel, io.BytesIO], None]
+
+    def __call__(self, final: FinalModel, file: io.BytesIO) -> None:
+        """Write a model to a file."""
+        self.write(final, file)
+
+
+state_dict = Export(".pt", _state_dict)
+safetensors = Export(".safetensors", _safetensors)
+onnx = Export(".onnx", _onnx)
+torchscript = Export(".ts", _torchscript)

@@ -32,7 +32,7 @@ def fails(monkeypatch, capsys, tmp_path):
 def says(monkeypatch, capsys, tmp_path):
     """Return a function that runs a command and returns what it prints."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "400")
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["mest-fed", *arguments])

@@ -7,7 +7,7 @@ from importlib.resources import files
 import pytest
 
 import mest_fed
-from mest_fed import cli
+from mest_fed import catalogue, cli
 from mest_fed.devices import load_profile, profile_names
 
 COMMANDS = ("simulate", "client", "plan", "devices", "report")
@@ -45,6 +45,22 @@ def test_help_of_plan_names_its_options(says):
     limits = ("model", "width", "norm", "scheme", "density", "method", "batch", "image", "classes")
     for option in (*limits, "budget", "limit", "device", "prefer", "json", "picture"):
         assert f"--{option}" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "registries"),
+    [
+        ("plan", ["MODELS", "SCHEMES", "METHODS", "NORMS", "KNOBS"]),
+        ("simulate", ["TRACKERS"]),
+        ("export", ["EXPORTS"]),
+        ("report", ["TABLE_FORMATS"]),
+        ("devices", ["TABLE_FORMATS"]),
+    ],
+)
+def test_help_names_what_is_registered(says, command, registries):
+    text = says(command, "--help")
+    for registry in registries:
+        assert ", ".join(getattr(catalogue, registry)) in text
 
 
 def test_the_version(says):

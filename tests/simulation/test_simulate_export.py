@@ -9,9 +9,10 @@ import pytest
 import torch
 from tiny_run import StopAfter, read_rows, start, tiny_config
 
+from mest_fed.catalogue import EXPORTS
 from mest_fed.errors import InputError
 from mest_fed.nn import to_dense
-from mest_fed.server.export import EXPORTS, export_model, load_final
+from mest_fed.server.export import export_model, load_final
 from mest_fed.simulation.report import run_tables
 from mest_fed.simulation.simulate import Interrupted
 from mest_fed.task import Task

@@ -95,9 +95,7 @@ def test_patterns_hold_four_ninths_at_most():
 
 @pytest.mark.parametrize("scheme", ["block:0", "block:x", "block:"])
 def test_a_block_of_no_rows_is_refused(scheme):
-    with pytest.raises(
-        InputError, match=f"'{scheme}' is not allowed; .* at least 1"
-    ):
+    with pytest.raises(InputError, match=f"'{scheme}' is not allowed; .* at least 1"):
         layout_for(scheme, (8, 8))
 
 

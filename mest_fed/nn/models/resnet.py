@@ -110,6 +110,7 @@ def resnet(stages: Sequence[int], blocks: int) -> Callable[..., ResNet]:
     """Return the constructor of a ResNet; its depth is 2 + 2 * blocks * stages."""
 
     def build(input_shape: tuple[int, int, int], num_classes: int, **options: object) -> ResNet:
+        """Build the network; parameters as those of :class:`ResNet`."""
         return ResNet(stages, blocks, input_shape, num_classes, **options)  # type: ignore[arg-type]
 
     return build
