@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from mest_fed.catalogue import DATASETS, PARTITIONERS
+from mest_fed.catalogue import AUGMENTATIONS, DATASETS, PARTITIONERS
 from mest_fed.config import RunConfig, from_flat
 from mest_fed.config.load import Scalar
 from mest_fed.data import (
+    Batches,
     DataSplit,
     hold_out,
     image_shape,
@@ -195,6 +196,26 @@ class Task:
         training = self.config.training
         rate = learning_rate(training.schedule, training.learning_rate, progress)
         return OptimizerSettings(rate, training.momentum, training.weight_decay)
+
+    def try_out(self) -> None:
+        """Use schedule and augmentation once, so that faults in them are found before a run.
+
+        Raises
+        ------
+        InputError
+            If one of a user's own raises, or gives what it should not.
+        """
+        for number in range(self.config.run.rounds):
+            self.optimizer(self.interval.progress(number))
+        name, seed = self.config.data.augmentation, self.config.run.seed
+        two = Batches(
+            self.data.train,
+            np.arange(min(2, len(self.data.train))),
+            2,
+            generator=torch_generator(seed, "try"),
+            augmentation=name,
+        )
+        AUGMENTATIONS.call(name, lambda: next(iter(two)))
 
     def build_model(self) -> nn.Module:
         """Build the model of this seed at the target density (dense for the dense method)."""

@@ -288,4 +288,5 @@ def open_run(
     check_deadline(config, task.spec, tiers)
     given_table(task)
     _ = task.partitions  # what is wrong with the data is found before workers start
+    task.try_out()
     return Simulation(preset, config, folder, observer=observer)

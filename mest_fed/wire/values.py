@@ -270,7 +270,7 @@ def value_codec(name: str) -> ValueCodec:
             f"{VALUE_CODECS.key} = {name!r} has the number {number!r} on the wire; "
             f"allowed: a whole number from 0 to {_LARGEST}"
         )
-    for other in VALUE_CODECS.found():
+    for other in VALUE_CODECS.in_use():
         if _codec(other).number == number and type(_codec(other)) is not type(codec):
             raise InputError(
                 f"{VALUE_CODECS.key} = {name!r} has the number {number} on the wire, which is "
@@ -280,16 +280,16 @@ def value_codec(name: str) -> ValueCodec:
 
 
 def value_codec_of(number: int) -> ValueCodec:
-    """Return a codec by its number on the wire, among those that this process has found.
+    """Return a codec by its number on the wire, among those in use in this process.
 
-    A codec of a user's own is found where the configuration names it.
+    A codec of a user's own is in use once :func:`value_codec` has returned it.
 
     Raises
     ------
     WireError
         If there is none.
     """
-    for name in VALUE_CODECS.found():
+    for name in VALUE_CODECS.in_use():
         if _codec(name).number == number:
             return _codec(name)
     raise WireError(f"value codec {number} is unknown")

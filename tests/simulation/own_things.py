@@ -111,7 +111,7 @@ class Halves(Plain):
     dense = Float16()
 
 
-class AwayAtFirst(Always):
+class Everybody(Always):
     """All devices are there."""
 
 
