@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from mest_fed.catalogue import AUGMENTATIONS, DATASETS, PARTITIONERS
+from mest_fed.catalogue import AUGMENTATIONS, DATASETS, PARTITIONERS, MutationPlace
 from mest_fed.config import RunConfig, from_flat
 from mest_fed.config.load import Scalar
 from mest_fed.data import (
@@ -309,9 +309,12 @@ class Task:
             ),
         )
         statistics = has_batch_statistics(self.model)
+        mutates = sparsity.mutation == MutationPlace.CLIENT
         return Planner(
             self.trace,
-            TrainingSetup(self.method, mutates=sparsity.mutation == "client", threads=threads),
+            TrainingSetup(
+                self.method, mutates=sparsity.mutation == MutationPlace.CLIENT, threads=threads
+            ),
             PlanLimits(
                 limits,
                 least_micro_batch=_FOR_STATISTICS if statistics else 1,

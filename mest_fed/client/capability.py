@@ -8,6 +8,7 @@ from logging import getLogger
 import torch
 from flwr.app import ConfigRecord, Context, RecordDict
 
+from mest_fed.catalogue import DATASETS
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.memory import Plan, read_plan
 from mest_fed.memory.activations import segments_of
@@ -198,11 +199,11 @@ def task_of_node(context: Context) -> Task:
         return task_from_run_config(run)
     if "partition-id" not in context.node_config:
         return task_from_run_config(run, path)
-    if run["data.name"] == "digits":
+    if not DATASETS.takes(str(run["data.name"]), "path"):
         raise not_allowed(
             "data (of this node)",
             path,
-            "none beside a partition, since data.name = 'digits' has no files",
+            f"none beside a partition, since data.name = {run['data.name']!r} has no files",
         )
     return task_from_run_config({**run, "data.path": path})
 

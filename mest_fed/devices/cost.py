@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mest_fed.catalogue import Recompute
 from mest_fed.devices.profile import DeviceProfile
 from mest_fed.errors import not_allowed
 from mest_fed.memory import MemoryOptions
@@ -204,7 +205,7 @@ def training_work(
 def _forward_passes(model: nn.Module, memory: MemoryOptions) -> dict[nn.Module, int]:
     """Count how often each layer of a recomputed segment goes forward."""
     passes: dict[nn.Module, int] = {}
-    if memory.recompute != "segments":
+    if memory.recompute != Recompute.SEGMENTS:
         return passes
     for segment in segments_of(model)[memory.frozen :]:
         passes |= dict.fromkeys(segment.modules(), 2)

@@ -8,6 +8,7 @@ from mest_fed.nn import ModelSpec, SparseState
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.wire import MaskSet, decode, encode, mask_hash
 from mest_fed.wire.records import to_record
+from mest_fed.wire.values import value_codec
 
 _MASK_SETS_KEPT = 16
 
@@ -52,7 +53,7 @@ class ModelBroadcast:
             self._remember(self.tiers[density])
         if density not in self._states:
             exact = model.state(self.tiers[density])
-            if self.values != "fp32":
+            if not value_codec(self.values).exact:
                 # 8-bit uploads are differences from what was received, rounding and all.
                 payload, _ = encode(exact, self.spec, values=self.values)
                 exact = decode(payload, self.spec)

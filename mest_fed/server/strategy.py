@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from mest_fed.catalogue import SELECTORS
+from mest_fed.catalogue import SELECTORS, MutationPlace
 from mest_fed.errors import WireError
 from mest_fed.memory import DENSITY_STEPS
 from mest_fed.schema import FailureKind, TaskStatus, failure_of_code
@@ -103,7 +103,7 @@ class MestStrategy(Strategy):
 
     def clients_mutate(self, server_round: int) -> bool:
         """Say whether clients mutate in a round (from 1)."""
-        return self.config.sparsity.mutation == "client" and self.task.interval.due(
+        return self.config.sparsity.mutation == MutationPlace.CLIENT and self.task.interval.due(
             server_round - 1
         )
 
@@ -360,7 +360,7 @@ class MestStrategy(Strategy):
             self.model.adopt_masks(self.optimizer)
         elif number == self.config.run.rounds:
             self.model.cut_to_target(self.optimizer)
-        elif sparsity.mutation == "server" and interval.due(number):
+        elif sparsity.mutation == MutationPlace.SERVER and interval.due(number):
             path = (self.config.run.seed, "growth", number)
             progress = interval.progress(number)
             self.model.mutate(self.task.method, progress, self.optimizer, path)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from flwr.app import Context, RecordDict
 
+from mest_fed.catalogue import MutationPlace
 from mest_fed.client.capability import Capability
 from mest_fed.client.local_round import ClientState, TrainInstruction, train_round
 from mest_fed.config import RunConfig, from_flat, to_flat
@@ -126,7 +127,7 @@ def _received(task: Task, density: float) -> SparseState:
     """Return what a device of a density receives when the mask is at its peak."""
     sparsity = task.config.sparsity
     model = GlobalModel.from_state(task.spec, read_state(task.build_model()))
-    if sparsity.mutation == "server":
+    if sparsity.mutation == MutationPlace.SERVER:
         model.mutate(task.method, 0.0, ServerOptimizer(), (task.config.run.seed, "probe", 0))
     return model.state(model.tier_masks(density, sparsity.distribution))
 
@@ -135,7 +136,7 @@ def _round(task: Task, payload: Payload, who: Capability) -> None:
     """Do what a client does: decode, train, encode."""
     received = decode(payload, task.spec)
     kept = ClientState(Context(0, 0, {}, RecordDict(), {}))
-    mutate = task.config.sparsity.mutation == "client"
+    mutate = task.config.sparsity.mutation == MutationPlace.CLIENT
     result = train_round(task, received, TrainInstruction(1, mutate), who, kept)
     encode(result.state, task.spec, values=task.config.wire.upload, reference=received)
 

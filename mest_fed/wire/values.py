@@ -132,11 +132,14 @@ class ValueCodec(ABC):
         Format of the dense tensors.
     differences : bool
         Whether the codec sends differences from a reference and feeds its error back.
+    exact : bool
+        Whether all float32 values arrive as they were.
     """
 
     number: int
     dense: FloatFormat
     differences: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
 
     def value_bytes(self) -> int:
         """Return the bytes of a value, what goes with whole layers left out."""
@@ -190,6 +193,7 @@ class SinglePrecision(Plain):
 
     number = 0
     dense = Float32()
+    exact = True
 
 
 class HalfPrecision(Plain):

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from saving_cases import generator
+from saving_cases import LOSSLESS, generator
 
 from mest_fed.errors import MestFedError
 from mest_fed.memory import FORMATS
-from mest_fed.memory.activations.saved_tensors import LOSSLESS, packable
+from mest_fed.memory.activations.saved_tensors import packable
 
 SHAPES = [(5, 3, 4, 4), (1, 2, 7, 3), (4, 9), (3, 2, 5)]
 #: Largest error, as a share of a channel's range: half a step of rounding.

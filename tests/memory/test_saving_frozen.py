@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from saving_cases import MODELS, PAIRS, backward, data, flat, resnet, train
+from saving_cases import LOSSLESS, MODELS, PAIRS, backward, data, flat, resnet, train
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from mest_fed.memory import MemoryOptions, memory_saving
 from mest_fed.memory.activations import segments_of
-from mest_fed.memory.activations.saved_tensors import LOSSLESS
 
 
 def names_in(net, segments):

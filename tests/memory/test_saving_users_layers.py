@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from saving_cases import backward, data, generator, resnet
+from saving_cases import LOSSLESS, backward, data, generator, resnet
 from torch import nn
 from torch.nn import functional
 
 from mest_fed.memory import FORMATS, MemoryOptions
-from mest_fed.memory.activations.saved_tensors import LOSSLESS
 
 
 class Drops(nn.Module):

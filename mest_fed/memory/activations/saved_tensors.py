@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,11 @@ class Packed(ABC):
         Of the activation.
     parts : tuple of Tensor
         What is in memory.
+    exact : bool
+        Whether the activation comes back as it was.
     """
+
+    exact: ClassVar[bool] = False
 
     def __init__(self, x: Tensor, *parts: Tensor) -> None:
         self.shape, self.dtype = x.shape, x.dtype
@@ -60,6 +64,8 @@ class Packed(ABC):
 
 class AsIs(Packed):
     """Exact: the tensor itself, of any type and number of dimensions, which must stay as it is."""
+
+    exact = True
 
     def __init__(self, x: Tensor) -> None:
         super().__init__(x, x.detach())
@@ -117,6 +123,8 @@ class Bytes(Packed):
 class Nonzero(Packed):
     """Exact: a bit for each element, and the values that are not zero; for what left a ReLU."""
 
+    exact = True
+
     def __init__(self, x: Tensor) -> None:
         super().__init__(x, *pack_nonzeros(x.detach().contiguous()))
 
@@ -142,9 +150,6 @@ def float16(x: Tensor) -> Packed:
 def bfloat16(x: Tensor) -> Packed:
     """Pack in the upper half of single precision."""
     return Half(x, torch.bfloat16)
-
-
-LOSSLESS = ("fp32", "mask")
 
 
 #: Smaller tensors, such as statistics and losses, stay as they are.

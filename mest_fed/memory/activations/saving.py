@@ -175,7 +175,7 @@ class _StateOfCopies:
 def _forward(
     model: nn.Module, options: MemoryOptions, recomputed: list["Recomputed"]
 ) -> Callable[..., Any]:
-    if options.saved == "fp32" and options.recompute == Recompute.NONE:
+    if FORMATS.find(options.saved) is AsIs and options.recompute == Recompute.NONE:
         return model
     unsaid = bool(recomputed)
 
