@@ -312,9 +312,7 @@ class Task:
         mutates = sparsity.mutation == MutationPlace.CLIENT
         return Planner(
             self.trace,
-            TrainingSetup(
-                self.method, mutates=sparsity.mutation == MutationPlace.CLIENT, threads=threads
-            ),
+            TrainingSetup(self.method, mutates=mutates, threads=threads),
             PlanLimits(
                 limits,
                 least_micro_batch=_FOR_STATISTICS if statistics else 1,
