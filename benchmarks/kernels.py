@@ -47,7 +47,7 @@ from harness import (
 from layer_shapes import LAYERS
 from sparseprop_peer import WHY_ABSENT, sparseprop_layers, weight_gradient
 from torch import Tensor, nn
-from tuned import tuned
+from tuned import set_kernels
 
 from mest_fed.errors import InputError
 from mest_fed.nn import SparseConv2d, SparseLayer, SparseLinear
@@ -169,8 +169,8 @@ def measure(
     contestants: dict[str, Contestant] = {
         n: partial(work.warm, layer) for n, layer in layers.items()
     }
-    with tuned(ours, x.shape[1:], len(x), case.kernels):
-        timings = in_turn(contestants, repeats, warm_up)
+    set_kernels(ours, x.shape[1:], len(x), case.kernels)
+    timings = in_turn(contestants, repeats, warm_up)
     for peer, variant in best_variants(timings, peers).items():
         yield compare(
             f"{case.name}, against {peer}",

@@ -1,11 +1,14 @@
 """The learning task of a run, as both the clients and the server build it from the configuration.
 
-A process builds it once: data, model and trace are shared by all clients that it plays.
+``Task(config)`` builds one. :data:`TASKS` has those of this process, so that data, model and trace
+are shared by all clients that it plays.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, lru_cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,7 @@ from mest_fed.data import (
 )
 from mest_fed.devices import Assignment, Work, assign_devices, load_profile, training_work
 from mest_fed.errors import BudgetError, InputError
+from mest_fed.kernels.choice import Choices
 from mest_fed.memory import (
     MemoryOptions,
     ModelTrace,
@@ -41,6 +45,7 @@ from mest_fed.memory import (
 from mest_fed.memory.activations import segments_of
 from mest_fed.nn import ModelSpec, SparseLayer, Sparsity, build_model, build_shell, model_spec
 from mest_fed.nn.norms import has_batch_statistics
+from mest_fed.nn.tuning import set_choices
 from mest_fed.rng import numpy_generator, torch_generator
 from mest_fed.sparsity import Interval, Method, build_method
 from mest_fed.training import ForgettingPolicy, OptimizerSettings, learning_rate
@@ -51,7 +56,7 @@ _FOR_STATISTICS = 8
 Examples = npt.NDArray[np.int64]
 
 
-class _Everything(Sequence[Examples]):
+class _OnePartition(Sequence[Examples]):
     """The partitions of a device's own data: one, whatever its number is."""
 
     def __init__(self, examples: Examples) -> None:
@@ -64,7 +69,6 @@ class _Everything(Sequence[Examples]):
         return self._examples
 
 
-@dataclass(frozen=True)
 class Task:
     """Data, model and schedules of one configuration.
 
@@ -72,48 +76,81 @@ class Task:
     ----------
     config : RunConfig
         The run.
-    own_data : str
-        Where a device's own examples are, which are then all that there is; empty where devices
-        share a data set.
+    data : DataSplit, optional
+        Training and central test data; by default the configuration's data set, which is loaded
+        when it is used.
+    partitions : sequence of arrays, optional
+        Training examples of each device; by default as the configuration shares them out.
+    choices : Choices, optional
+        Implementations of the model's sparse layers; by default those of the rule.
     """
 
-    config: RunConfig
-    own_data: str = ""
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        data: DataSplit | None = None,
+        partitions: Sequence[Examples] | None = None,
+        choices: Choices | None = None,
+    ) -> None:
+        self.config = config
+        self.choices = choices
+        self._data = data
+        self._partitions = partitions
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of an image."""
-        return self._form[0]
+    @classmethod
+    def with_own_data(cls, config: RunConfig, path: str) -> "Task":
+        """Return the task of a device that has examples of its own and no test data.
+
+        They are the partition of any number.
+
+        Raises
+        ------
+        InputError
+            If they cannot be loaded, or are not of the kind of the run's data set.
+        """
+        own = load_own(config.data.name, path)
+        data = DataSplit(own, replace(own, images=own.images[:0], labels=own.labels[:0]))
+        return cls(config, data=data, partitions=_OnePartition(np.arange(len(own))))
+
+    def reconfigured(self, config: RunConfig, choices: Choices | None) -> "Task":
+        """Return the task of another configuration, or kernels, with this one's data and shares."""
+        partitions = None if self.draws_examples else self.partitions
+        return Task(config, data=self.data, partitions=partitions, choices=choices)
 
     @cached_property
-    def _form(self) -> tuple[tuple[int, int, int], int]:
-        """Shape of an image and number of classes: known of our data sets, else read."""
+    def image_facts(self) -> tuple[tuple[int, int, int], int]:
+        """(channels, height, width) of an image, and classes: known of our data sets, else read."""
+        if self._data is not None:
+            return self._data.train.input_shape, self._data.train.num_classes
         if DATASETS.is_builtin(self.config.data.name):
             return image_shape(self.config.data.name)
         return self.data.train.input_shape, self.data.train.num_classes
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an image."""
+        return self.image_facts[0]
+
     @cached_property
     def data(self) -> DataSplit:
-        """Training and central test data; a device's own examples have no test data."""
-        if self.own_data:
-            own = load_own(self.config.data.name, self.own_data)
-            return DataSplit(own, replace(own, images=own.images[:0], labels=own.labels[:0]))
+        """Training and central test data."""
+        if self._data is not None:
+            return self._data
         return _load_once(self.config.data.name, self.config.data.path)
 
     @cached_property
     def partitions(self) -> Sequence[Examples]:
         """Training examples of each device; drawn one by one where the data is ``sampled``.
 
-        A device's own examples are the partition of any number.
-
         Raises
         ------
         InputError
             If the data cannot be loaded or shared out among so many devices.
         """
+        if self._partitions is not None:
+            return self._partitions
         data, devices = self.config.data, self.config.fleet.devices
-        if self.own_data:
-            return _Everything(np.arange(len(self.data.train)))
         if data.partition_file:
             parts = load_partitions(data.partition_file, num_examples=len(self.data.train))
             if len(parts) != devices:
@@ -138,8 +175,9 @@ class Task:
     def draws_examples(self) -> bool:
         """Whether each device's examples are drawn when they are asked for, and are in no file."""
         data = self.config.data
+        given = self._partitions is not None or bool(data.partition_file)
         draws = getattr(PARTITIONERS.find(data.partition), "draws_examples", False)
-        return draws and not data.partition_file and not self.own_data
+        return draws and not given
 
     @cached_property
     def devices(self) -> Assignment:
@@ -219,11 +257,11 @@ class Task:
 
     def build_model(self) -> nn.Module:
         """Build the model of this seed at the target density (dense for the dense method)."""
-        (shape, classes), model = self._form, self.config.model
+        (shape, classes), model = self.image_facts, self.config.model
         given, sparsity = self.config.sparsity, None
         if self.method.sparse:
             sparsity = Sparsity(given.scheme, given.density, given.distribution)
-        return build_model(
+        built = build_model(
             model.name,
             shape,
             classes,
@@ -232,11 +270,13 @@ class Task:
             norm=model.norm,
             sparsity=sparsity,
         )
+        set_choices(built, self.choices)
+        return built
 
     @cached_property
     def model(self) -> nn.Module:
         """The process's resident model, a shell: whoever uses it writes a state into it first."""
-        (shape, classes), model = self._form, self.config.model
+        (shape, classes), model = self.image_facts, self.config.model
         return build_shell(
             model.name, shape, classes, width=model.width, norm=model.norm, scheme=self.scheme
         )
@@ -327,30 +367,62 @@ _load_once = lru_cache(maxsize=2)(load_dataset)
 _profile_once = lru_cache(maxsize=64)(load_profile)
 
 
-@lru_cache(maxsize=2)
-def task_of(config: RunConfig, own_data: str = "") -> Task:
-    """Return this process's task of a configuration."""
-    return Task(config, own_data)
+class ProcessTasks:
+    """The tasks of this process, by run config; the least recently used are dropped.
 
+    Flower hands a ClientApp a message and its node's context, nothing that this process made. So
+    what its clients share, and what the process was given for them, is kept here.
 
-def task_from_run_config(run_config: Mapping[str, Scalar], own_data: str = "") -> Task:
-    """Return this process's task of a Flower run config, with a device's own data if it has any."""
-    return _task_of_items(tuple(sorted(run_config.items())), own_data)
-
-
-def furnish(
-    run_config: Mapping[str, Scalar], data: DataSplit, partitions: Sequence[Examples] | None
-) -> None:
-    """Give this process's task of a run config its data, so that it needs no file.
-
-    Without partitions, it shares the data out itself.
+    Parameters
+    ----------
+    keep : int
+        How many tasks are kept.
     """
-    places = vars(task_from_run_config(run_config))  # of its cached properties
-    places["data"] = data
-    if partitions is not None:
-        places["partitions"] = partitions
+
+    def __init__(self, keep: int = 8) -> None:
+        self._keep = keep
+        self._tasks: OrderedDict[object, Task] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, run_config: Mapping[str, Scalar], own_data: str = "") -> Task:
+        """Return the task of a run config, which is built if it is not here.
+
+        Parameters
+        ----------
+        run_config : mapping of str to scalar
+            As Flower gives it.
+        own_data : str
+            Where a device's own examples are; empty where devices share a data set.
+
+        Raises
+        ------
+        InputError
+            If a key or value of the run config, or the device's own data, is wrong.
+        """
+        key = _key(run_config, own_data)
+        with self._lock:
+            if key in self._tasks:
+                self._tasks.move_to_end(key)
+                return self._tasks[key]
+        config = from_flat(run_config)
+        return self._put(key, Task.with_own_data(config, own_data) if own_data else Task(config))
+
+    def put(self, run_config: Mapping[str, Scalar], task: Task) -> Task:
+        """Give the clients of a run config a task; return it."""
+        return self._put(_key(run_config, ""), task)
+
+    def _put(self, key: object, task: Task) -> Task:
+        with self._lock:
+            self._tasks[key] = task
+            self._tasks.move_to_end(key)
+            while len(self._tasks) > self._keep:
+                self._tasks.popitem(last=False)
+        return task
 
 
-@lru_cache(maxsize=8)
-def _task_of_items(items: tuple[tuple[str, Scalar], ...], own_data: str) -> Task:
-    return task_of(from_flat(dict(items)), own_data)
+def _key(run_config: Mapping[str, Scalar], own_data: str) -> object:
+    return own_data, tuple(sorted(run_config.items()))
+
+
+#: The tasks of this process.
+TASKS = ProcessTasks()

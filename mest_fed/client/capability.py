@@ -14,7 +14,7 @@ from mest_fed.memory import Plan, read_plan
 from mest_fed.memory.activations import segments_of
 from mest_fed.memory.meter import warm_up
 from mest_fed.system.limits import limit_of_process, usage
-from mest_fed.task import Task, task_from_run_config
+from mest_fed.task import TASKS, Task
 from mest_fed.units import format_bytes, parse_bytes
 
 log = getLogger("flwr.mest_fed")
@@ -196,16 +196,22 @@ def task_of_node(context: Context) -> Task:
     """
     run, path = context.run_config, str(context.node_config.get("data", ""))
     if not path:
-        return task_from_run_config(run)
-    if "partition-id" not in context.node_config:
-        return task_from_run_config(run, path)
+        return TASKS.get(run)
+    if _has_own_data(context):
+        return TASKS.get(run, path)
     if not DATASETS.takes(str(run["data.name"]), "path"):
         raise not_allowed(
             "data (of this node)",
             path,
             f"none beside a partition, since data.name = {run['data.name']!r} has no files",
         )
-    return task_from_run_config({**run, "data.path": path})
+    return TASKS.get({**run, "data.path": path})
+
+
+def _has_own_data(context: Context) -> bool:
+    """Whether the node has examples of its own, and no partition of the run's data set."""
+    node = context.node_config
+    return bool(node.get("data")) and "partition-id" not in node
 
 
 def capability_of(task: Task, context: Context) -> Capability:
@@ -224,7 +230,7 @@ def capability_of(task: Task, context: Context) -> Capability:
     node = context.node_config
     partition = node.get("partition-id")
     total = task.config.fleet.devices
-    if task.own_data:
+    if _has_own_data(context):
         partition = total + context.node_id % _NUMBERS
     elif not isinstance(partition, int) or not 0 <= partition < total:
         raise InputError(

@@ -3,7 +3,7 @@
 from flwr.app import Context, Message, MetricRecord, RecordDict
 
 from mest_fed.client.capability import Capability, capability_of, capability_record, task_of_node
-from mest_fed.client.kernels import device_kernels
+from mest_fed.client.kernels import client_choices
 from mest_fed.client.local_round import ClientState, TrainInstruction, evaluate_round, train_round
 from mest_fed.client.memory_guard import limit_guard, watched
 from mest_fed.errors import WireError
@@ -26,9 +26,10 @@ def train(message: Message, context: Context) -> Message:
     received = _receive(task, message, kept)
     config = message.content.config_records["mest"]
     order = TrainInstruction(int(config["round"]), bool(config["mutate"]))
-    with device_kernels(task, who, kept), watched(task, who, context) as memory:
+    choices = client_choices(task, who, kept)
+    with watched(task, who, context) as memory:
         guard = limit_guard(task, context, memory)
-        result = train_round(task, received, order, who, kept, guard=guard)
+        result = train_round(task, received, order, who, kept, choices=choices, guard=guard)
     payload, residual = encode(
         result.state,
         task.spec,
@@ -59,8 +60,7 @@ def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the global model on this client's held-out examples."""
     task, who, kept = _open(context)
     received = _receive(task, message, kept)
-    with device_kernels(task, who, kept):
-        totals = evaluate_round(task, received, who)
+    totals = evaluate_round(task, received, who, client_choices(task, who, kept))
     metrics = {
         "num-examples": totals.examples,
         "loss-sum": totals.loss,

@@ -1,8 +1,7 @@
 """Which kernels clients compute with: as the configuration says, for a fleet or for one device."""
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 from logging import getLogger
@@ -14,7 +13,7 @@ from torch import nn
 from mest_fed.client.capability import Capability
 from mest_fed.client.local_round import ClientState
 from mest_fed.errors import InputError
-from mest_fed.kernels.choice import EVERYTHING_DENSE, active_choices, with_choices
+from mest_fed.kernels.choice import EVERYTHING_DENSE, Choices
 from mest_fed.kernels.table import (
     ALL_DENSE,
     BY_RULE,
@@ -89,20 +88,17 @@ def kernel_table(task: Task, plans: Iterable[Plan]) -> Table:
     return Table.made_here(mode, rows.values())
 
 
-@contextmanager
-def device_kernels(task: Task, who: Capability, kept: ClientState) -> Iterator[None]:
-    """Compute with the kernels that the configuration wants, on a device of its own.
+def client_choices(task: Task, who: Capability, kept: ClientState) -> Choices | None:
+    """Return the kernels that a client computes with; None for those of the rule.
 
-    A device chooses once and keeps its choice. A simulated one is told, as is its process.
+    A simulated client takes the run's, which its task holds. A device of its own chooses once, as
+    the configuration says, and keeps its choice.
     """
-    if active_choices() is not None or task.config.training.kernels == BY_RULE:
-        yield
-        return
+    if task.choices is not None or task.config.training.kernels == BY_RULE:
+        return task.choices
     if kept.kernels is None:
         kept.kernels = json.dumps(choices_to_rows(_once(task, who.plan)))
-    table = kept.kernels or ""
-    with with_choices(parse_table(table, "the kernels in this node's state").choices):
-        yield
+    return parse_table(kept.kernels or "", "the kernels in this node's state").choices
 
 
 @lru_cache(maxsize=16)
@@ -130,7 +126,8 @@ def _model(task: Task, density: float) -> nn.Module | None:
     """Build the run's model at a density; None if the scheme cannot hold so much."""
     config = task.config
     sparsity = config.sparsity.model_copy(update={"density": density})
+    config = config.model_copy(update={"sparsity": sparsity})
     try:
-        return Task(config.model_copy(update={"sparsity": sparsity})).build_model()
+        return Task(config).build_model()
     except InputError:
         return None

@@ -1,7 +1,6 @@
 """Which implementation each product of a layer runs: by rule, or as timed once by the tuner."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
@@ -78,12 +77,12 @@ BANDS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
 
 @dataclass(frozen=True)
 class Choices:
-    """What a process is told to choose.
+    """The choices that a model's sparse layers hold (``mest_fed.nn.tuning.set_choices``).
 
     Parameters
     ----------
     named : mapping of Case to Choice
-        What the tuner found; the rule speaks for all other cases.
+        What the tuner found; the rule chooses for all other cases.
     dense : bool
         Take the dense weight everywhere, whatever is named.
     """
@@ -91,35 +90,9 @@ class Choices:
     named: Mapping[Case, Choice] = field(default_factory=dict)
     dense: bool = False
 
-
-#: What this process was told and can run; :func:`set_choices` replaces it.
-SHIPPED_CHOICES: dict[Case, Choice] = {}
-_active_choices: Choices | None = None
-
-
-def active_choices() -> Choices | None:
-    """Return what this process was told, or None where nobody has told it anything."""
-    return _active_choices
-
-
-def set_choices(choices: Choices | None) -> None:
-    """Choose so from now on, in this process; None: by the rule."""
-    global _active_choices
-    _active_choices = choices
-    SHIPPED_CHOICES.clear()
-    if choices is not None:
-        SHIPPED_CHOICES.update((case, it) for case, it in choices.named.items() if _runs_here(it))
-
-
-@contextmanager
-def with_choices(choices: Choices | None) -> Iterator[None]:
-    """Choose so for a while, then as before."""
-    before = _active_choices
-    set_choices(choices)
-    try:
-        yield
-    finally:
-        set_choices(before)
+    def __deepcopy__(self, memo: dict[int, object]) -> "Choices":
+        """Return the same object, which does not change: copies of a model share it."""
+        return self
 
 
 def _runs_here(choice: Choice) -> bool:
@@ -160,9 +133,16 @@ def rule(weight: SparseWeight) -> Choice:
     return PADDED
 
 
-def choose(weight: SparseWeight, size: tuple[int, int], geometry: ConvGeometry) -> Choice:
-    """Return what this process was told, else what the rule says."""
-    if _active_choices is not None and _active_choices.dense:
+def choose(
+    weight: SparseWeight,
+    size: tuple[int, int],
+    geometry: ConvGeometry,
+    choices: Choices | None = None,
+) -> Choice:
+    """Return the choice for a product: what ``choices`` names and can run here, else the rule's."""
+    if choices is None:
+        return rule(weight)
+    if choices.dense:
         return EVERYTHING_DENSE
-    found = SHIPPED_CHOICES.get(case_of(weight, size, geometry)) if SHIPPED_CHOICES else None
-    return rule(weight) if found is None else found
+    found = choices.named.get(case_of(weight, size, geometry)) if choices.named else None
+    return rule(weight) if found is None or not _runs_here(found) else found

@@ -21,7 +21,7 @@ from mest_fed.kernels import (
     SparseWeight,
     choose,
 )
-from mest_fed.kernels.choice import EVERYTHING_DENSE
+from mest_fed.kernels.choice import EVERYTHING_DENSE, Choices
 from mest_fed.kernels.functions import backward, forward
 from mest_fed.nn.distributed import refuse_new_shape, running
 from mest_fed.nn.identity import Values, digest_of, plain_tensors
@@ -68,7 +68,7 @@ class SparseLayer(nn.Module):
     #: Attributes that the dense layer has not.
     added: ClassVar[tuple[str, ...]] = (
         *("layout", "target", "keep_dense_gradient", "dense_gradient", "choice"),
-        *("_seen", "_stored"),
+        *("choices", "_seen", "_stored"),
     )
 
     def __init__(self, layout: Layout, mask: Mask, dense: Plain) -> None:
@@ -116,6 +116,8 @@ class SparseLayer(nn.Module):
         self.dense_gradient: Tensor | None = None
         #: Which implementations the last forward pass chose; see mest_fed.kernels.choice.
         self.choice: Choice | None = None
+        #: Choices to take instead of the rule's; see mest_fed.nn.tuning.set_choices.
+        self.choices: Choices | None = None
 
     def restore(self) -> None:
         """Turn the layer into the plain dense one; it stays the same object."""
@@ -308,7 +310,7 @@ class SparseLayer(nn.Module):
         on_cpu = x.device.type in ("cpu", "meta")
         if on_cpu and x.dtype == self.values.dtype == torch.float32:
             size = (x.shape[2], x.shape[3]) if x.dim() == 4 else (1, 1)
-            self.choice = choose(weight, size, geometry)
+            self.choice = choose(weight, size, geometry, self.choices)
         else:
             self.choice = EVERYTHING_DENSE
         return How(geometry, self.choice)

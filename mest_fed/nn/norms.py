@@ -165,16 +165,16 @@ _watchers: ContextVar[tuple[Watcher, ...]] = ContextVar("watchers", default=())
 
 def watching(watcher: Watcher) -> AbstractContextManager[None]:
     """Have normalisations tell a watcher what they make, within."""
-    return _active_choices((*_watchers.get(), watcher))
+    return _watched_by((*_watchers.get(), watcher))
 
 
 def unwatched() -> AbstractContextManager[None]:
     """Have normalisations tell no watcher, where their outputs are not kept anyway."""
-    return _active_choices(())
+    return _watched_by(())
 
 
 @contextmanager
-def _active_choices(watchers: tuple[Watcher, ...]) -> Iterator[None]:
+def _watched_by(watchers: tuple[Watcher, ...]) -> Iterator[None]:
     before = _watchers.set(watchers)
     try:
         yield

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mest_fed.kernels import ConvGeometry, SparseWeight, native
-from mest_fed.kernels.choice import Case, rule
+from mest_fed.kernels.choice import Case, Choices, rule
 from mest_fed.kernels.table import Row
 from mest_fed.kernels.tuning import Benchmark, LayerCase, Timing, time_in_turn, tune_layer
 from mest_fed.nn.layers import SparseConv2d, SparseLayer
@@ -54,6 +54,16 @@ def tune(
         return tune_layer(layer_case, generator, contest)
 
     return decide_layers(model, input_shape, batch, decide, known)
+
+
+def set_choices(model: nn.Module, choices: Choices | None) -> None:
+    """Have a model's sparse layers run these implementations from now on; None: the rule's.
+
+    Layers keep them in copies of the model, and not in its ``state_dict``.
+    """
+    for module in model.modules():
+        if isinstance(module, SparseLayer):
+            module.choices = choices
 
 
 def by_rule(layer_case: LayerCase) -> Timing:

@@ -18,7 +18,7 @@ from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.modes import build_strategy
 from mest_fed.server.rows import RoundObserver, RoundRecord
 from mest_fed.server.strategy import MestStrategy
-from mest_fed.task import Task, task_from_run_config
+from mest_fed.task import TASKS, Task
 from mest_fed.training import EVALUATION_BATCH, choose_device, evaluate
 
 
@@ -104,7 +104,7 @@ def build_server_app(prepare: Preparation | None = None) -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         log.info("mest-fed %s from %s", mest_fed.__version__, mest_fed.__file__)
-        task = task_from_run_config(context.run_config)
+        task = TASKS.get(context.run_config)
         model = task.build_model()
         strategy = build_strategy(task, GlobalModel.from_state(task.spec, read_state(model)))
         if prepare is not None:

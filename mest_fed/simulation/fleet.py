@@ -10,10 +10,12 @@ import numpy.typing as npt
 import torch
 
 from mest_fed.client.capability import GIVEN, GIVEN_PEAK
+from mest_fed.config import from_flat
 from mest_fed.config.load import Scalar
 from mest_fed.data import DataSplit, ImageData
 from mest_fed.devices import Assignment, DeviceProfile, load_profile
 from mest_fed.errors import InputError
+from mest_fed.kernels.choice import Choices
 from mest_fed.memory import Plan
 from mest_fed.server.summary import Tier
 from mest_fed.simulation.engine.interfaces import (
@@ -23,7 +25,7 @@ from mest_fed.simulation.engine.interfaces import (
     node_id_of,
     partition_of,
 )
-from mest_fed.task import Examples, Task, furnish
+from mest_fed.task import TASKS, Examples, Task
 
 Fact = TypeVar("Fact")
 
@@ -150,8 +152,6 @@ class SharedData:
 
     Parameters
     ----------
-    run_config : mapping of str to scalar
-        The run, as its clients see it.
     facts : tuple
         Number of classes, mean and deviation of the channels.
     train, test : (array, array)
@@ -161,7 +161,6 @@ class SharedData:
         examples are drawn when they are asked for.
     """
 
-    run_config: Mapping[str, Scalar]
     facts: tuple[int, tuple[float, ...], tuple[float, ...]]
     train: Arrays
     test: Arrays
@@ -169,7 +168,7 @@ class SharedData:
     ends: npt.NDArray[np.int64] | None
 
     @classmethod
-    def of(cls, task: Task, run_config: Mapping[str, Scalar]) -> "SharedData":
+    def of(cls, task: Task) -> "SharedData":
         """Take the data of a task."""
         train, test = task.data.train, task.data.test
         facts = (train.num_classes, train.mean, train.std)
@@ -177,12 +176,19 @@ class SharedData:
         if not task.draws_examples:
             examples = np.concatenate(task.partitions)
             ends = np.cumsum([len(part) for part in task.partitions])
-        return cls(run_config, facts, _arrays(train), _arrays(test), examples, ends)
+        return cls(facts, _arrays(train), _arrays(test), examples, ends)
 
-    def install(self) -> None:
-        """Give it to this process's task."""
-        data = DataSplit(self._images(self.train), self._images(self.test))
-        furnish(self.run_config, data, self._partitions())
+    @property
+    def data(self) -> DataSplit:
+        """The data, for a task."""
+        return DataSplit(self._images(self.train), self._images(self.test))
+
+    @property
+    def partitions(self) -> Sequence[Examples] | None:
+        """The partitions, for a task; None where it draws them."""
+        if self.examples is None or self.ends is None:
+            return None
+        return np.split(self.examples, self.ends[:-1])
 
     def _images(self, arrays: Arrays) -> ImageData:
         with warnings.catch_warnings():
@@ -191,10 +197,34 @@ class SharedData:
             images, labels = map(torch.from_numpy, arrays)
         return ImageData(images, labels, *self.facts)
 
-    def _partitions(self) -> Sequence[Examples] | None:
-        if self.examples is None or self.ends is None:
-            return None
-        return np.split(self.examples, self.ends[:-1])
+
+@dataclass(frozen=True)
+class TaskSetup:
+    """What a worker builds the run's task from, before its first client.
+
+    Parameters
+    ----------
+    run_config : mapping of str to scalar
+        The run, as its clients see it.
+    choices : Choices
+        The run's kernels.
+    data : SharedData or None
+        Its data; None where the worker finds them as the run config says.
+    """
+
+    run_config: Mapping[str, Scalar]
+    choices: Choices
+    data: SharedData | None = None
+
+    def install(self) -> None:
+        """Give the task to the clients of this process."""
+        config = from_flat(self.run_config)
+        if self.data is None:
+            task = Task(config, choices=self.choices)
+        else:
+            data, partitions = self.data.data, self.data.partitions
+            task = Task(config, data=data, partitions=partitions, choices=self.choices)
+        TASKS.put(self.run_config, task)
 
 
 def _arrays(data: ImageData) -> Arrays:

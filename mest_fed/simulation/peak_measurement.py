@@ -27,7 +27,6 @@ from mest_fed.config.sections import ModelSection
 from mest_fed.data.cifar10 import cache_folder
 from mest_fed.errors import InputError
 from mest_fed.kernels import variant
-from mest_fed.kernels.choice import set_choices
 from mest_fed.kernels.table import Table, choices_to_rows, load_choices
 from mest_fed.memory import Plan, read_plan
 from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT, can_measure, measure, warm_up
@@ -103,8 +102,9 @@ def measure_plans(task: Task, plans: Sequence[Plan]) -> Iterator[int]:
     sizes = [1] if task.draws_examples else [len(part) for part in task.partitions]
     busiest = int(np.argmax(sizes))
     training = task.config.training.model_copy(update={"local_epochs": 1})  # the peak is there
-    task = Task(task.config.model_copy(update={"training": training}))
-    small = Task(task.config.model_copy(update={"model": _narrow(task.config.model)}))
+    task = task.reconfigured(task.config.model_copy(update={"training": training}), task.choices)
+    narrow = task.config.model_copy(update={"model": _narrow(task.config.model)})
+    small = task.reconfigured(narrow, task.choices)
     for plan in plans:
         who = Capability(busiest, "probe", plan.budget, plan)
         messages = [encode(_received(each, plan.density), each.spec)[0] for each in (small, task)]
@@ -137,7 +137,8 @@ def _round(task: Task, payload: Payload, who: Capability) -> None:
     received = decode(payload, task.spec)
     kept = ClientState(Context(0, 0, {}, RecordDict(), {}))
     mutate = task.config.sparsity.mutation == MutationPlace.CLIENT
-    result = train_round(task, received, TrainInstruction(1, mutate), who, kept)
+    instruction = TrainInstruction(1, mutate)
+    result = train_round(task, received, instruction, who, kept, choices=task.choices)
     encode(result.state, task.spec, values=task.config.wire.upload, reference=received)
 
 
@@ -145,8 +146,8 @@ def main() -> None:
     """Measure the plans on standard input."""
     torch.set_num_threads(1)
     given = json.load(sys.stdin)
-    task = Task(from_flat(given["config"]))
-    set_choices(load_choices(given["kernels"], "kernels").choices)
+    kernels = load_choices(given["kernels"], "kernels")
+    task = Task(from_flat(given["config"]), choices=kernels.choices)
     for size in measure_plans(task, [read_plan(text) for text in given["plans"]]):
         print(size, flush=True)
 

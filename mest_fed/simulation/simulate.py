@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from mest_fed.config import RunConfig, find_named, to_flat
 from mest_fed.config.load import Scalar
 from mest_fed.data import save_partitions
 from mest_fed.errors import InputError
-from mest_fed.kernels.choice import with_choices
 from mest_fed.kernels.table import Table
 from mest_fed.memory import Plan
 from mest_fed.server.app import build_server_app
@@ -34,11 +34,11 @@ from mest_fed.simulation.client_state import DiskStates, VersionedStates
 from mest_fed.simulation.engine.executor import Executor, make_executor
 from mest_fed.simulation.engine.flower import run_server_app
 from mest_fed.simulation.engine.grid import FleetGrid
-from mest_fed.simulation.fleet import Fleet, SharedData
+from mest_fed.simulation.fleet import Fleet, SharedData, TaskSetup
 from mest_fed.simulation.peak_measurement import Peaks
 from mest_fed.simulation.settings import run_kernels
 from mest_fed.simulation.trackers.progress import Observer, Observers
-from mest_fed.task import Task, task_of
+from mest_fed.task import TASKS, Task
 
 CLIENT_APP = "mest_fed.client.app:app"
 
@@ -71,6 +71,11 @@ class Simulation:
     resumed: Snapshot | None = None
     observer: Observer = field(default_factory=Observers)
 
+    @cached_property
+    def task(self) -> Task:
+        """The run's task."""
+        return Task(self.config)
+
     def run(self, workers: int, address: str | None = None, *, patience: float = math.inf) -> Path:
         """Run to the end; return the path of the run folder.
 
@@ -91,21 +96,21 @@ class Simulation:
             On Ctrl-C, after a checkpoint was written.
         """
         facts = None if self.resumed is None else RunFacts.read(self.resumed.facts)
-        task = task_of(self.config)
-        fleet = Fleet.of(task, None if facts is None else facts.plans)
-        kernels = run_kernels(task, fleet, self.folder, resume=facts is not None)
-        options: dict[str, Any] = {"patience": patience} if workers else {}
+        fleet = Fleet.of(self.task, None if facts is None else facts.plans)
+        kernels = run_kernels(self.task, fleet, self.folder, resume=facts is not None)
+        task = self.task.reconfigured(self.config, kernels.choices)
         flat = to_flat(self.config)
         if not task.draws_examples:
             flat |= {"data.partition_file": str(self.folder.partitions)}
-        if address is not None and workers:
-            options["setup"] = SharedData.of(task, flat)
-        choices = kernels.choices
+        TASKS.put(flat, task)  # of the server, and of clients that run in this process
+        options: dict[str, Any] = {}
+        if workers:
+            data = None if address is None else SharedData.of(task)
+            options = {"patience": patience, "setup": TaskSetup(flat, kernels.choices, data)}
         with (
             logged() as log,
-            with_choices(choices),
             closing(Peaks(self.config, fleet, self.folder, kernels)) as measured,
-            closing(make_executor(CLIENT_APP, workers, address, choices, **options)) as executor,
+            closing(make_executor(CLIENT_APP, workers, address, **options)) as executor,
         ):
             # All of this can fail, so the folder is left alone until it has not.
             executor.ensure_ready()
@@ -281,7 +286,8 @@ def open_run(
     check_cohort(config)
     find_named(config)
     check_mode(config)
-    task = task_of(config)
+    simulation = Simulation(preset, config, folder, observer=observer)
+    task = simulation.task
     fleet = Fleet.of(task)
     trace_of(config, fleet.devices)
     tiers = [(tier.profile, tier.plan.density) for tier in fleet.tiers]
@@ -289,4 +295,4 @@ def open_run(
     given_table(task)
     _ = task.partitions  # what is wrong with the data is found before workers start
     task.try_out()
-    return Simulation(preset, config, folder, observer=observer)
+    return simulation

@@ -1,14 +1,13 @@
 """The budget that a client works out from its memory limit."""
 
 import pytest
-from client_parts import context_of, small_config
+from client_parts import context_of, small_config, task_of
 from flwr.app import RecordDict
 
 from mest_fed.client import capability as budget
 from mest_fed.client.capability import budget_of, capability_of
 from mest_fed.errors import InputError
 from mest_fed.simulation.engine.flower import context_state_from_bytes, context_state_to_bytes
-from mest_fed.task import task_of
 
 CONFIG = small_config()
 MB = 10**6

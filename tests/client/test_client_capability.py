@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from client_parts import NODE_ID, context_of, instruction, small_config, start_of
+from client_parts import NODE_ID, context_of, instruction, small_config, start_of, task_of
 from flwr.app import Message, RecordDict
 
 from mest_fed.client.app import app
 from mest_fed.client.capability import capability_of, task_of_node
 from mest_fed.devices import load_profile
 from mest_fed.errors import InputError
-from mest_fed.task import task_of
 
 CONFIG = small_config()
 #: A budget in which the scratch memory of each thread counts.
@@ -58,7 +57,7 @@ def test_a_node_with_examples_of_its_own_needs_no_partition(tmp_path):
 def test_the_runs_data_set_elsewhere():
     config = small_config(data={"name": "cifar10", "path": "/not/here"})
     task = task_of_node(context_of(config, 1, data="/but/there"))
-    assert (task.config.data.path, task.own_data) == ("/but/there", "")
+    assert task.config.data.path == "/but/there"
     assert task_of_node(context_of(config, 1)).config.data.path == "/not/here"
 
 

@@ -1,4 +1,4 @@
-"""A device chooses its kernels once, by itself, unless its process was told which."""
+"""A device chooses its kernels once, by itself, unless its task has those of the run."""
 
 from functools import partial
 
@@ -9,10 +9,13 @@ import mest_fed.client.handlers
 import mest_fed.client.kernels
 from mest_fed.client.app import app
 from mest_fed.client.local_round import ClientState
+from mest_fed.config import to_flat
 from mest_fed.kernels import native
-from mest_fed.kernels.choice import SHIPPED_CHOICES, Choices, active_choices, with_choices
+from mest_fed.kernels.choice import EVERYTHING_DENSE, Choices
 from mest_fed.kernels.table import parse_table
+from mest_fed.nn import SparseLayer
 from mest_fed.nn.tuning import tune
+from mest_fed.task import TASKS, Task
 
 pytestmark = pytest.mark.skipif(native.variant() is None, reason="no compiled kernels")
 
@@ -30,18 +33,16 @@ def timed(monkeypatch):
     monkeypatch.setattr(mest_fed.client.kernels, "tune", partial(tune, contest=contest))
     yield held
     mest_fed.client.kernels._once.cache_clear()
-    assert active_choices() is None
-    assert SHIPPED_CHOICES == {}
 
 
 @pytest.fixture
 def inside(monkeypatch):
-    """Return what processes were told while clients trained."""
+    """Return the kernels that clients trained with."""
     seen, train = [], mest_fed.client.handlers.train_round
 
-    def note(*arguments, guard=None):
-        seen.append((active_choices(), dict(SHIPPED_CHOICES)))
-        return train(*arguments)
+    def note(*arguments, choices, guard):
+        seen.append(choices)
+        return train(*arguments, choices=choices, guard=guard)
 
     monkeypatch.setattr(mest_fed.client.handlers, "train_round", note)
     return seen
@@ -71,7 +72,7 @@ def test_a_device_times_once_and_keeps_what_it_found(timed, inside):
     table = parse_table(ClientState(context).kernels, "state")
     assert table.mode == "tuned"
     assert {str(row.choice) for row in table.rows} == {"dense"}
-    assert inside == [(table.choices, table.choices.named)] * 2
+    assert inside == [table.choices] * 2
 
 
 def test_a_process_that_plays_many_devices_times_once(timed):
@@ -82,13 +83,17 @@ def test_a_process_that_plays_many_devices_times_once(timed):
     assert len(timed) == count > 0
 
 
-def test_nothing_is_chosen_where_the_process_was_told(timed, inside):
-    config, choices = with_kernels("tuned"), Choices()
+def test_nothing_is_chosen_where_the_task_has_the_runs_kernels(timed, inside):
+    config, choices = with_kernels("tuned"), Choices(dense=True)
+    config = config.model_copy(update={"run": config.run.model_copy(update={"seed": 99})})
+    task = TASKS.put(to_flat(config), Task(config, choices=choices))
     context = context_of(config)
-    with with_choices(choices):
-        play(config, context)
+    play(config, context)
     assert timed == []
-    assert inside == [(choices, {})]
+    assert inside == [choices]
+    sparse = [layer for layer in task.model.modules() if isinstance(layer, SparseLayer)]
+    assert sparse
+    assert {layer.choice for layer in sparse} == {EVERYTHING_DENSE}
     assert ClientState(context).kernels is None
 
 
@@ -96,14 +101,14 @@ def test_the_rule_needs_nothing(timed, inside):
     config = with_kernels("rule")
     context = context_of(config)
     play(config, context)
-    assert (timed, inside) == ([], [(None, {})])
+    assert (timed, inside) == ([], [None])
     assert ClientState(context).kernels is None
 
 
 def test_the_dense_weight(timed, inside):
     config = with_kernels("dense")
     play(config, context_of(config))
-    assert (timed, inside) == ([], [(Choices(dense=True), {})])
+    assert (timed, inside) == ([], [Choices(dense=True)])
 
 
 def test_a_table_of_an_earlier_run(timed, inside, tmp_path):

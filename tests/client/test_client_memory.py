@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from client_parts import context_of, instruction, small_config, start_of
+from client_parts import context_of, instruction, small_config, start_of, task_of
 
 import mest_fed.client.capability
 import mest_fed.client.memory_guard
@@ -14,7 +14,6 @@ from mest_fed.client.memory_guard import RoundMemory, limit_guard
 from mest_fed.errors import InputError
 from mest_fed.memory.meter import PeakMeter
 from mest_fed.schema import FailureKind, failure_of_code
-from mest_fed.task import task_of
 from mest_fed.training import LocalTrainer, OptimizerSettings
 
 CONFIG = small_config()

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from client_parts import context_of, instruction, small_config, start_of
+from client_parts import context_of, instruction, small_config, start_of, task_of
 
 from mest_fed.client.app import app
 from mest_fed.client.local_round import ClientState
 from mest_fed.errors import WireError
-from mest_fed.task import task_of
 from mest_fed.wire import UnknownMaskError, decode, mask_hash
 from mest_fed.wire.records import from_record
 

@@ -7,7 +7,7 @@ import torch
 from mest_fed.config import from_table
 from mest_fed.data import load_dataset, load_own
 from mest_fed.errors import InputError
-from mest_fed.task import task_of
+from mest_fed.task import Task
 
 SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
 
@@ -90,7 +90,7 @@ def test_a_folder_of_the_runs_data_set_is_named_where_it_may_be(tmp_path):
 
 def test_a_task_of_own_examples(tmp_path):
     config = from_table({"fleet": {"devices": 4, "mix": "rpi-4:1"}}, "test")
-    task = task_of(config, write(tmp_path / "own.npz", **arrays()))
+    task = Task.with_own_data(config, write(tmp_path / "own.npz", **arrays()))
     training, held = task.examples(123)
     assert sorted([*training, *held]) == list(range(30))
     assert task.example_counts(123) == (len(training), len(held)) == (27, 3)
@@ -103,5 +103,5 @@ def test_own_examples_are_not_drawn(tmp_path):
         "data": {"partition": "sampled", "examples_per_device": 5},
         "fleet": {"devices": 4, "mix": "rpi-4:1"},
     }
-    task = task_of(from_table(table, "test"), write(tmp_path / "own.npz", **arrays()))
+    task = Task.with_own_data(from_table(table, "test"), write(tmp_path / "own.npz", **arrays()))
     assert sum(task.example_counts(9)) == task.num_examples(9) == 30

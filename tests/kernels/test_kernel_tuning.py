@@ -7,13 +7,9 @@ from tuning_cases import CUTS, fixed_times, layer_case
 from mest_fed.kernels import Strips, case_of, choose, native
 from mest_fed.kernels.choice import (
     EVERYTHING_DENSE,
-    SHIPPED_CHOICES,
     Choice,
     Choices,
-    active_choices,
     rule,
-    set_choices,
-    with_choices,
 )
 from mest_fed.kernels.tuning import candidates, time_in_turn, tune_layer, winner
 
@@ -175,63 +171,37 @@ def test_real_times_are_finite():
     assert all(0 < ms < 60_000 for times in found.milliseconds.values() for ms in times.values())
 
 
-# What a process is told.
+# Choices that a layer holds.
 
 
-@pytest.fixture(autouse=True)
-def _told_nothing():
-    assert active_choices() is None
-    assert SHIPPED_CHOICES == {}
-    yield
-    set_choices(None)
+def chosen(layer, choices=None):
+    return choose(layer.weight, (layer.size[2], layer.size[3]), layer.geometry, choices)
 
 
-def chosen(layer):
-    return choose(layer.weight, (layer.size[2], layer.size[3]), layer.geometry)
-
-
-def test_a_process_chooses_as_it_is_told_for_a_while():
+def test_a_named_case_runs_what_is_named_and_all_others_what_the_rule_says():
     layer, other = layer_case(), layer_case(size=(2, 4, 8, 8))
     mixed = Choice("dense", "dense", "dense")
     choices = Choices({layer.case: mixed})
-    with with_choices(choices):
-        assert active_choices() is choices
-        assert chosen(layer) == mixed
-        assert chosen(other) == rule(other.weight)
-        with with_choices(Choices()):
-            assert chosen(layer) == rule(layer.weight)
-        assert chosen(layer) == mixed
-    assert active_choices() is None
-    assert SHIPPED_CHOICES == {}
-
-
-def test_what_a_process_was_told_ends_with_an_error():
-    layer = layer_case()
-
-    def fail():
-        with with_choices(Choices({layer.case: PADDED})):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fail()
-    assert SHIPPED_CHOICES == {}
+    assert chosen(layer, choices) == mixed
+    assert chosen(other, choices) == rule(other.weight)
+    assert chosen(layer, Choices()) == chosen(layer) == rule(layer.weight)
 
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_dense_everywhere(cut):
     layer = layer_case(CUTS[cut], active=1)
-    with with_choices(Choices({layer.case: PADDED}, dense=True)):
-        assert chosen(layer) == EVERYTHING_DENSE
+    assert chosen(layer, Choices({layer.case: PADDED}, dense=True)) == EVERYTHING_DENSE
 
 
 def test_a_choice_that_cannot_run_here_is_left_to_the_rule(monkeypatch):
     layer, small = layer_case(), layer_case(size=(2, 4, 8, 8))
     monkeypatch.setattr(native, "available", lambda: False)
-    set_choices(
-        Choices({layer.case: Choice("dense", "shifted", "dense"), small.case: EVERYTHING_DENSE})
-    )
-    assert set(SHIPPED_CHOICES) == {small.case}
-    assert chosen(layer) == EVERYTHING_DENSE  # what the rule says without compiled kernels
+    choices = Choices({layer.case: Choice("dense", "shifted", "dense"), small.case: CHANNELWISE})
+    assert chosen(small, choices) == CHANNELWISE
+    assert chosen(layer, choices) == EVERYTHING_DENSE  # the rule's without compiled kernels
+
+
+CHANNELWISE = Choice("channels", "channels", "channels")
 
 
 def test_the_case_is_that_of_the_layer():

@@ -1,14 +1,16 @@
 """Tuning a model: every case once, and the model as it was."""
 
+import copy
+
 import pytest
 import torch
 from nn_cases import SCHEMES, chain, draw, generator, seeded, small_resnet
 from torch import nn
 
 from mest_fed.kernels import native
-from mest_fed.kernels.choice import EVERYTHING_DENSE, Choices, case_of, rule, with_choices
-from mest_fed.nn import SparseConv2d, SparseLayer, SparseLinear, sparsify
-from mest_fed.nn.tuning import by_rule, decide_layers, tune
+from mest_fed.kernels.choice import EVERYTHING_DENSE, PADDED, Choices, case_of, rule
+from mest_fed.nn import SparseConv2d, SparseLayer, SparseLinear, sparsify, to_dense
+from mest_fed.nn.tuning import by_rule, decide_layers, set_choices, tune
 
 pytestmark = pytest.mark.skipif(native.variant() is None, reason="no compiled kernels")
 
@@ -39,8 +41,8 @@ def test_every_case_is_tuned_once_and_is_the_one_that_layers_look_up(scheme):
     assert judge.held == 3 * len(rows) == 3 * len({row.case for row in rows})
     assert {row.choice for row in rows} == {EVERYTHING_DENSE}
     assert all(set(row.milliseconds["forward"]) > {"dense"} for row in rows)
-    with with_choices(Choices({row.case: row.choice for row in rows})):
-        model(draw(4, *IMAGE))
+    set_choices(model, Choices({row.case: row.choice for row in rows}))
+    model(draw(4, *IMAGE))
     assert {layer.choice for layer in sparse_layers(model).values()} == {EVERYTHING_DENSE}
 
 
@@ -162,8 +164,20 @@ def test_a_tuned_model_computes_the_same():
     expected = model(x)
     for best in ("dense", "padded"):
         rows = tune(model, IMAGE, 3, contest=Judge(best))
-        with with_choices(Choices({row.case: row.choice for row in rows})):
-            torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
+        set_choices(model, Choices({row.case: row.choice for row in rows}))
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_copy_keeps_its_choices_and_a_dense_model_has_none():
+    model = small_resnet("block", density=0.1)
+    set_choices(model, Choices(dense=True))
+    twin = copy.deepcopy(model)
+    twin(draw(2, *IMAGE))
+    assert {layer.choice for layer in sparse_layers(twin).values()} == {EVERYTHING_DENSE}
+    assert not any(hasattr(module, "choices") for module in to_dense(model).modules())
+    set_choices(twin, None)
+    twin(draw(2, *IMAGE))
+    assert {layer.choice for layer in sparse_layers(twin).values()} == {PADDED}
 
 
 def test_real_times():

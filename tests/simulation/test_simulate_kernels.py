@@ -20,7 +20,6 @@ from tiny_run import (
 import mest_fed.client.kernels
 from mest_fed.errors import InputError
 from mest_fed.kernels import native
-from mest_fed.kernels.choice import SHIPPED_CHOICES, active_choices
 from mest_fed.nn.tuning import tune
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.simulation.fleet import Fleet
@@ -32,13 +31,6 @@ from mest_fed.task import Task
 pytestmark = pytest.mark.skipif(native.variant() is None, reason="no compiled kernels")
 
 TUNED_CONFIG = {"training": {"kernels": "tuned", "batch_size": 32, "device": "cpu"}}
-
-
-@pytest.fixture(autouse=True)
-def _nothing_leaks():
-    yield
-    assert active_choices() is None
-    assert SHIPPED_CHOICES == {}
 
 
 class Timer:

@@ -21,7 +21,6 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from mest_fed.errors import InputError
-from mest_fed.kernels.choice import Choices, active_choices, with_choices
 from mest_fed.server.aggregation.partial import PairwiseSum, PartialAggregate, WorkerAggregator
 from mest_fed.simulation.engine.flower import APP_RAISED, copy_arrays, error_reply, rebuild_message
 from mest_fed.simulation.engine.interfaces import TaskConditions, TaskResult
@@ -198,14 +197,11 @@ class ClientRunner:
     ----------
     client_app : ClientApp
         The client.
-    choices : Choices, optional
-        The kernels that the run chose; by default those of this process.
     generators : Generators
         The global generators that clients draw from.
     """
 
     client_app: ClientApp
-    choices: Choices | None = None
     generators: Generators = field(default_factory=Generators)
 
     def run(
@@ -260,10 +256,9 @@ def run_client(runner: ClientRunner, job: Job) -> ClientRun:
         state=private_copy(job.context.state),
         run_config=dict(job.context.run_config),
     )
-    choices = runner.choices
     try:
         runner.generators.begin_at(job.seed)
-        with torch_defaults(), with_choices(active_choices() if choices is None else choices):
+        with torch_defaults():
             reply = runner.client_app(message, context)
         if not isinstance(reply, Message):
             raise TypeError(f"the ClientApp returned a {type(reply).__name__}, not a Message")

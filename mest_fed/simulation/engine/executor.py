@@ -11,7 +11,6 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from mest_fed.errors import not_allowed
-from mest_fed.kernels.choice import Choices
 from mest_fed.server.aggregation.partial import PairwiseSum, PartialAggregate, WorkerAggregator
 from mest_fed.simulation.engine.client_runner import (
     ClientRunner,
@@ -90,8 +89,6 @@ class SerialExecutor:
     ----------
     client_app : ClientApp or str
         The client, as an object or as ``"module:attribute"``.
-    choices : Choices, optional
-        The run's kernels; by default those of this process.
 
     Raises
     ------
@@ -99,8 +96,8 @@ class SerialExecutor:
         If there is no such ClientApp.
     """
 
-    def __init__(self, client_app: ClientApp | str, choices: Choices | None = None) -> None:
-        self._runner = ClientRunner(load_client_app(client_app), choices)
+    def __init__(self, client_app: ClientApp | str) -> None:
+        self._runner = ClientRunner(load_client_app(client_app))
         self._tracebacks = Tracebacks()
         # Flower's older strategies call from a pool of threads.
         self._lock = threading.Lock()
@@ -188,7 +185,6 @@ def make_executor(
     client_app: ClientApp | str,
     workers: int,
     address: str | None = None,
-    choices: Choices | None = None,
     **options: Any,
 ) -> Executor:
     """Return a serial executor for 0 workers, else one with that many Ray processes.
@@ -202,8 +198,6 @@ def make_executor(
     address : str, optional
         Ray cluster to join, for example ``"auto"`` or ``"10.0.0.1:6379"``; by default a cluster
         of this machine alone is started.
-    choices : Choices, optional
-        The run's kernels, for all workers, wherever they are.
     **options
         Further options of :class:`mest_fed.simulation.engine.ray_executor.RayExecutor`.
 
@@ -215,8 +209,8 @@ def make_executor(
     if workers < 0:
         raise not_allowed("workers", workers, "a whole number from 0")
     if workers == 0:
-        return SerialExecutor(client_app, choices)
+        return SerialExecutor(client_app)
     # Only those who want workers need Ray.
     from mest_fed.simulation.engine.ray_executor import RayExecutor
 
-    return RayExecutor(client_app, workers, address, choices=choices, **options)
+    return RayExecutor(client_app, workers, address, **options)

@@ -12,7 +12,6 @@ from flwr.clientapp import ClientApp
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
 from mest_fed.errors import not_allowed
-from mest_fed.kernels.choice import Choices
 from mest_fed.server.aggregation.partial import PairwiseSum, PartialAggregate, WorkerAggregator
 from mest_fed.simulation.engine.chunks import (
     MOST_JOBS,
@@ -215,8 +214,6 @@ class RayExecutor:
     address : str, optional
         Ray cluster to join. By default the session that this process already has, else a new
         one on this machine, without dashboard, that :meth:`close` ends.
-    choices : Choices, optional
-        The run's kernels; by default workers choose by the rule.
     setup : WorkerSetup, optional
         What each worker gets before its first client.
     patience : float
@@ -235,7 +232,6 @@ class RayExecutor:
         workers: int,
         address: str | None = None,
         *,
-        choices: Choices | None = None,
         setup: WorkerSetup | None = None,
         patience: float = math.inf,
     ) -> None:
@@ -247,7 +243,7 @@ class RayExecutor:
             if not 1 <= workers <= cores:
                 raise not_allowed("workers", workers, f"1 to {cores}, the cores of the Ray cluster")
             gpus = gpu_share(workers, machines)
-            self._pool = WorkerPool(client_app, workers, choices, setup, gpus)
+            self._pool = WorkerPool(client_app, workers, setup, gpus)
         except BaseException:
             self._session.end()
             raise

@@ -16,7 +16,6 @@ from flwr.clientapp import ClientApp
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from mest_fed.errors import InputError
-from mest_fed.kernels.choice import Choices
 from mest_fed.server.aggregation.partial import WorkerAggregator
 from mest_fed.simulation.engine.client_runner import (
     ClientRunner,
@@ -107,7 +106,6 @@ class FleetWorker:
     def load(
         self,
         client_app: ClientApp | str,
-        choices: Choices | None,
         setup: WorkerSetup | None,
         addresses: Sequence[Address],
     ) -> WorkerInfo:
@@ -115,7 +113,7 @@ class FleetWorker:
         keep_freed_memory()
         if setup is not None:
             setup.install()
-        self._runner = ClientRunner(load_client_app(client_app), choices)
+        self._runner = ClientRunner(load_client_app(client_app))
         found = [SharedMemory.find(address) for address in addresses]
         self._lanes = [memory_file for memory_file in found if memory_file is not None]
         if len(self._lanes) < len(addresses):
@@ -194,8 +192,6 @@ class WorkerPool:
         What they run.
     size : int
         How many there are.
-    choices : Choices, optional
-        The run's kernels.
     setup : WorkerSetup, optional
         What each gets before its first client.
     gpus : float
@@ -211,7 +207,6 @@ class WorkerPool:
         self,
         client_app: ClientApp | str,
         size: int,
-        choices: Choices | None,
         setup: WorkerSetup | None = None,
         gpus: float = 0.0,
     ) -> None:
@@ -220,7 +215,6 @@ class WorkerPool:
         except TypeError as error:
             hint = 'give it as "module:attribute"'
             raise InputError(f"the ClientApp cannot be sent to worker processes; {hint}") from error
-        self._choices = choices
         self._setup = ray.put(setup)
         # A worker that dies on a lost machine must not come back by itself: we replace it.
         self._actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0)(FleetWorker)
@@ -235,7 +229,7 @@ class WorkerPool:
         memory_files = [memory_file for memory_file, _ in filter(None, made)]
         addresses = [address for _, address in filter(None, made)]
         actor = self._actor.remote(sys.path)
-        loading = actor.load.remote(self._client_app, self._choices, self._setup, addresses)
+        loading = actor.load.remote(self._client_app, self._setup, addresses)
         return WorkerHandle(actor, memory_files, loading)
 
     def ensure_loaded(self) -> None:
