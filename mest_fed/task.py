@@ -42,16 +42,11 @@ from mest_fed.memory import (
     TrainingShape,
     trace_model,
 )
-from mest_fed.memory.activations import segments_of
 from mest_fed.nn import ModelSpec, SparseLayer, Sparsity, build_model, build_shell, model_spec
-from mest_fed.nn.norms import has_batch_statistics
 from mest_fed.nn.tuning import set_choices
 from mest_fed.rng import numpy_generator, torch_generator
 from mest_fed.sparsity import Interval, Method, build_method
 from mest_fed.training import ForgettingPolicy, OptimizerSettings, learning_rate
-
-#: Images that a micro-batch needs for statistics over it.
-_FOR_STATISTICS = 8
 
 Examples = npt.NDArray[np.int64]
 
@@ -312,6 +307,25 @@ class Task:
         override = self.config.fleet.budget_bytes.get(device)
         return _profile_once(device).budget_bytes if override is None else override
 
+    def fleet_plans(self) -> dict[str, Plan]:
+        """Return the plan of each device profile of the fleet, within its budget.
+
+        Raises
+        ------
+        InputError
+            If a profile is unknown, or ``fleet.budgets`` names none of the fleet.
+        BudgetError
+            If nothing fits a device; names it and the bytes that would do.
+        """
+        fleet = self.config.fleet
+        strangers = sorted(set(fleet.budget_bytes) - set(fleet.weights))
+        if strangers:
+            raise InputError(
+                f"fleet.budgets names {strangers[0]}, which is not in the fleet; "
+                f"allowed: {', '.join(fleet.weights)}"
+            )
+        return {name: self.plan(self.budget(name), name) for name in self.devices.counts}
+
     def plan(self, budget: int, who: str, threads: int = 1) -> Plan:
         """Plan local training within a budget.
 
@@ -336,31 +350,17 @@ class Task:
 
     def planner(self, threads: int = 1) -> Planner:
         """Return a planner for this task's model, batch and method on so many threads."""
-        config = self.config
-        training, memory, sparsity = config.training, config.memory, config.sparsity
-        limits = TrainingShape(
+        training, sparsity = self.config.training, self.config.sparsity
+        shape = TrainingShape(
             density=self.density,
             distribution=sparsity.distribution,
             micro_batch=training.batch_size,
             batch=training.batch_size,
             momentum=training.momentum > 0,
-            memory=MemoryOptions(
-                memory.recompute, memory.saved, memory.release_gradients, memory.frozen
-            ),
+            memory=self.config.memory.options,
         )
-        statistics = has_batch_statistics(self.model)
-        mutates = sparsity.mutation == MutationPlace.CLIENT
-        return Planner(
-            self.trace,
-            TrainingSetup(self.method, mutates=mutates, threads=threads),
-            PlanLimits(
-                limits,
-                least_micro_batch=_FOR_STATISTICS if statistics else 1,
-                segments=len(segments_of(self.model)),
-                sparse=bool(self.trace.spec.groups),
-                batch_statistics=statistics,
-            ),
-        )
+        setup = TrainingSetup(self.method, mutates=sparsity.mutation == MutationPlace.CLIENT, threads=threads)
+        return Planner(self.trace, setup, PlanLimits.of(self.trace, shape))
 
 
 _load_once = lru_cache(maxsize=2)(load_dataset)

@@ -15,6 +15,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from mest_fed.errors import MestFedError
+from mest_fed.system.limits import RLIMIT
 
 _STATUS = Path("/proc/self/status")
 
@@ -61,6 +62,11 @@ class Baseline:
     def together(self) -> int:
         """Bytes of all three."""
         return self.client_app.resident + self.beside
+
+    def taken(self, kind: str) -> int:
+        """Return the bytes charged against a limit of a kind (``MemoryLimit.kind``)."""
+        alone = kind == RLIMIT  # it bounds each process by itself
+        return self.client_app.resident if alone else self.together
 
 
 def measure_baseline(environment: Mapping[str, str]) -> Baseline:

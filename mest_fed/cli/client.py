@@ -14,7 +14,7 @@ from mest_fed.cli.app import needs
 from mest_fed.cli.baseline import measure_baseline, measure_reserved
 from mest_fed.cli.environment import node_environment
 from mest_fed.cli.node_config import write_node_config
-from mest_fed.cli.node_memory import MARGIN, NodeMemory
+from mest_fed.cli.node_memory import NodeMemory
 from mest_fed.cli.superlink import Link, as_argument, wait_for_superlink
 from mest_fed.cli.supervise import Job, become_supervisor
 from mest_fed.devices import load_profile
@@ -70,7 +70,10 @@ def client(
     ] = None,
     margin: Annotated[
         float | None,
-        typer.Option(metavar="SHARE", help=f"Part of the limit left free; {MARGIN} if left out."),
+        typer.Option(
+            metavar="SHARE",
+            help="Part of the limit left free; the run's memory.margin if left out.",
+        ),
     ] = None,
     port: Annotated[
         int | None, typer.Option(help="Of the node's ClientApp API; a free one if left out.")

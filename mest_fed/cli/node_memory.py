@@ -5,11 +5,8 @@ from dataclasses import dataclass
 from mest_fed.cli.baseline import Baseline
 from mest_fed.devices import DeviceProfile
 from mest_fed.errors import InputError, not_allowed
-from mest_fed.system.limits import RLIMIT, MemoryLimit, limit_of_process
+from mest_fed.system.limits import MARGIN, MemoryLimit, left_for_training, limit_of_process
 from mest_fed.units import format_bytes, parse_bytes
-
-#: Share of a limit that is left free if nothing is said.
-MARGIN = 0.05
 
 
 @dataclass(frozen=True)
@@ -22,13 +19,13 @@ class NodeMemory:
         Bytes that training may add.
     limit : int or None
         Bytes that all of the node may take.
-    margin : float
-        Share of the limit that is left free.
+    margin : float or None
+        Share of the limit that stays free; None where the run says which (``memory.margin``).
     """
 
     budget: int | None
     limit: int | None
-    margin: float
+    margin: float | None
 
     @classmethod
     def read(cls, budget: str | None, limit: str | None, margin: float | None) -> "NodeMemory":
@@ -48,14 +45,15 @@ class NodeMemory:
         return cls(
             None if budget is None else parse_bytes(budget, "--budget"),
             None if limit is None else parse_bytes(limit, "--memory-limit"),
-            MARGIN if margin is None else margin,
+            margin,
         )
 
     def node_config(self) -> dict[str, int | float | str]:
         """Return what the ClientApp is told."""
-        if self.limit is not None:
-            return {"memory-limit": self.limit, "memory-margin": self.margin}
-        return {} if self.budget is None else {"budget": self.budget}
+        if self.limit is None:
+            return {} if self.budget is None else {"budget": self.budget}
+        margin = {} if self.margin is None else {"memory-margin": self.margin}
+        return {"memory-limit": self.limit, **margin}
 
     def check_budget(self, profile: DeviceProfile, baseline: Baseline) -> None:
         """Check a budget against the limit that this process is under, if there is one.
@@ -89,8 +87,17 @@ class NodeMemory:
             allowed = f"at most {present} bytes, the limit that this process is under"
             raise not_allowed("--memory-limit", given, allowed)
 
-    def left(self, taken: int) -> int:
-        """Return the bytes that a limit leaves for training.
+    def left(self, baseline: Baseline, kind: str, margin: float) -> int:
+        """Return the bytes that the limit leaves for training.
+
+        Parameters
+        ----------
+        baseline : Baseline
+            The node's processes before they train.
+        kind : str
+            What holds the limit (``MemoryLimit.kind``).
+        margin : float
+            Share of the limit that stays free where the options do not say.
 
         Raises
         ------
@@ -98,16 +105,8 @@ class NodeMemory:
             If it leaves none.
         """
         assert self.limit is not None
-        left = int(self.limit * (1 - self.margin)) - taken
-        if left < 1:
-            least = format_bytes(taken / (1 - self.margin))
-            raise not_allowed(
-                "--memory-limit",
-                format_bytes(self.limit),
-                f"more than {least}, of which the node takes {format_bytes(taken)} before it "
-                f"trains (measured) and {self.margin:.0%} are left free",
-            )
-        return left
+        margin = margin if self.margin is None else self.margin
+        return left_for_training(self.limit, baseline.taken(kind), margin, "--memory-limit")
 
     def limit_in_words(self, held: MemoryLimit, baseline: Baseline) -> str:
         """Say what holds the limit, what the baseline is and what remains.
@@ -117,15 +116,15 @@ class NodeMemory:
         InputError
             If nothing remains.
         """
-        alone = held.kind == RLIMIT  # each process by itself
-        taken = baseline.client_app.resident if alone else baseline.together
-        left = format_bytes(self.left(taken))
+        margin = MARGIN if self.margin is None else self.margin
+        left = format_bytes(self.left(baseline, held.kind, MARGIN))
+        or_else = " (unless the run sets another)" if self.margin is None else ""
         return (
             f"memory limit: {format_bytes(held.bytes)}, held by {held.kind}: it {held.caveat}\n"
             f"{_baseline_in_words(baseline)}\n"
-            f"budget: up to about {left} for training: the limit less {self.margin:.0%} margin, "
-            "the baseline, and what the run's data and first step bring in, measured at its first "
-            "message"
+            f"budget: up to about {left} for training: the limit less {margin:.0%} margin"
+            f"{or_else}, the baseline, and what the run's data and first step bring in, measured "
+            "at its first message"
         )
 
     def budget_in_words(self, profile: DeviceProfile, baseline: Baseline) -> str:

@@ -12,20 +12,53 @@ import typer
 
 from mest_fed.catalogue import KNOBS, METHODS, MODELS, NORMS, SCHEMES
 from mest_fed.cli.app import needs
-from mest_fed.cli.planning.request import PlanReport, PlanRequest, read_budget, read_preference
-from mest_fed.cli.planning.text import print_report
+from mest_fed.cli.node_memory import NodeMemory
+from mest_fed.cli.planning.report import FleetReport, PlanReport
+from mest_fed.cli.planning.request import (
+    Budget,
+    PlanRequest,
+    budget_within,
+    device_budget,
+    read_request,
+)
+from mest_fed.cli.planning.text import print_fleet, print_report
+from mest_fed.config.load import Scalar
 from mest_fed.devices import load_profile
-from mest_fed.errors import not_allowed
+from mest_fed.errors import InputError, not_allowed
+from mest_fed.task import Task
 
 
 def plan(
-    model: Annotated[str, typer.Option(help=f"{MODELS.allowed}.")] = "resnet32",
+    config: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[CONFIG.toml]",
+            help="A simulation's configuration: plans what it would, for each device of its fleet.",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="A preset of mest-fed simulate instead of a file.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key; repeatable."),
+    ] = None,
     budget: Annotated[
         str | None, typer.Option(metavar="BYTES", help="What training may add, such as 24MB.")
     ] = None,
-    limit: Annotated[
+    memory_limit: Annotated[
         str | None,
-        typer.Option(metavar="BYTES", help="What the whole client process may take, instead."),
+        typer.Option(
+            metavar="BYTES", help="What all of the client may take, as mest-fed client's."
+        ),
+    ] = None,
+    limit: Annotated[str | None, typer.Option(hidden=True)] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Part of the limit that stays free; memory.margin (0.05) if left out.",
+        ),
     ] = None,
     device: Annotated[
         str | None,
@@ -40,17 +73,27 @@ def plan(
             help=f"What to give up, least harm first: {', '.join(KNOBS)} in another order.",
         ),
     ] = None,
-    batch: Annotated[int, typer.Option(help="Images in one optimizer step.", min=1)] = 64,
-    scheme: Annotated[str, typer.Option(help=f"{SCHEMES.allowed}.")] = "block",
-    density: Annotated[float, typer.Option(help="Target density.")] = 0.1,
-    method: Annotated[str, typer.Option(help=f"{METHODS.allowed}.")] = "mest-ems",
-    norm: Annotated[str, typer.Option(help=f"{NORMS.allowed}.")] = "group",
+    model: Annotated[
+        str | None, typer.Option(help=f"{MODELS.allowed}; resnet32 without a configuration.")
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Images in one optimizer step; 64 without a configuration.", min=1),
+    ] = None,
+    scheme: Annotated[str | None, typer.Option(help=f"{SCHEMES.allowed}.")] = None,
+    density: Annotated[float | None, typer.Option(help="Target density.")] = None,
+    method: Annotated[str | None, typer.Option(help=f"{METHODS.allowed}.")] = None,
+    norm: Annotated[str | None, typer.Option(help=f"{NORMS.allowed}.")] = None,
     width: Annotated[
         float | None,
-        typer.Option(help="Factor on the channel counts; 2 for resnet32, else 1 if left out."),
+        typer.Option(help="Factor on the channel counts; without a configuration 2 for resnet32."),
     ] = None,
-    image: Annotated[str, typer.Option(help="CHANNELSxHEIGHTxWIDTH.")] = "3x32x32",
-    classes: Annotated[int, typer.Option(help="Number of classes.", min=2)] = 10,
+    image: Annotated[
+        str | None, typer.Option(help="CHANNELSxHEIGHTxWIDTH, instead of the data set's.")
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(help="Number of classes, instead of the data set's.", min=2)
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -65,25 +108,62 @@ def plan(
         typer.Option(metavar="FILE", help="Draw memory against time to a .svg or .png file."),
     ] = None,
 ) -> None:
-    """Plan training within a memory budget, and say what it costs. All figures are modelled."""
+    """Plan training within a memory budget, and say what it costs. All figures are modelled.
+
+    With a configuration or a preset: the plan of each device of its fleet, which is the one that
+    mest-fed simulate gives it. Its model and method can be changed by options.
+    """
+    needs("client", "flwr", "pydantic")
     _check_picture(picture)
+    if limit is not None:
+        typer.echo("--limit is now called --memory-limit", err=True)
+        memory_limit = limit if memory_limit is None else memory_limit
+    memory = NodeMemory.read(budget, memory_limit, margin)
+    options: dict[str, Scalar | None] = {
+        "model.name": model,
+        "model.width": width,
+        "model.norm": norm,
+        "sparsity.scheme": scheme,
+        "sparsity.density": density,
+        "sparsity.method": method,
+        "training.batch_size": batch,
+        "memory.prefer": prefer,
+    }
     profile = None if device is None else load_profile(device)
-    order = read_preference(prefer)
-    request = PlanRequest(
-        model,
-        width,
-        norm,
-        scheme,
-        density,
-        method,
-        batch,
-        image,
-        classes,
-        _threads(threads, device),
-    )
-    report = PlanReport(request, read_budget(budget, limit, profile), profile, order)
+    request = read_request((preset, config), options, settings or [], (image, classes))
     with _no_collector():
+        if device is None and memory.budget is None and memory.limit is None:
+            _report_fleet(request, as_json, picture)
+            return
+        found = _budget(memory, request.task, device)
+        report = PlanReport(request, found, _threads(threads, device), profile)
         _report(report, as_json, picture)
+
+
+def _budget(memory: NodeMemory, task: Task, device: str | None) -> Budget:
+    """Return the budget that the options give, or else the device's."""
+    if memory.budget is not None:
+        return Budget(memory.budget)
+    if memory.limit is not None:
+        return budget_within(memory, task.config.memory.margin)
+    assert device is not None
+    return device_budget(task, device)
+
+
+def _report_fleet(request: PlanRequest, as_json: bool, picture: Path | None) -> None:
+    """Print the plans of a configuration's fleet."""
+    if not request.name:
+        raise InputError(
+            "plan needs a budget; allowed: --budget BYTES, --memory-limit BYTES, the budget that "
+            "--device NAME has, or those of a fleet, from CONFIG.toml or --preset NAME"
+        )
+    if picture is not None:
+        raise not_allowed("--picture", str(picture), "beside a --device or a budget")
+    report = FleetReport(request)
+    if as_json:
+        typer.echo(json.dumps(report.as_table(), indent=2))
+    else:
+        print_fleet(report)
 
 
 def _report(report: PlanReport, as_json: bool, picture: Path | None) -> None:

@@ -13,7 +13,7 @@ from mest_fed.errors import InputError, not_allowed
 from mest_fed.memory import Plan, read_plan
 from mest_fed.memory.activations import segments_of
 from mest_fed.memory.meter import warm_up
-from mest_fed.system.limits import limit_of_process, usage
+from mest_fed.system.limits import left_for_training, limit_of_process, usage
 from mest_fed.task import TASKS, Task
 from mest_fed.units import format_bytes, parse_bytes
 
@@ -40,16 +40,27 @@ def budget_of(task: Task, context: Context, device: str) -> int:
         return task.budget(device) if given is None else parse_bytes(str(given), "budget")
     if "budget" in node:
         raise InputError("node config: budget and memory-limit exclude each other; allowed: one")
-    limit = parse_bytes(str(node["memory-limit"]), "memory-limit")
-    margin = node.get("memory-margin", task.config.memory.margin)
-    if not isinstance(margin, int | float) or not 0 <= margin < 1:
-        raise not_allowed("memory-margin", margin, "a number in [0, 1)")
-    limits: dict[str, int | float] = {"limit": limit, "margin": float(margin)}
+    limit, margin = parse_bytes(str(node["memory-limit"]), "memory-limit"), margin_of(task, context)
+    limits: dict[str, int | float] = {"limit": limit, "margin": margin}
     kept = context.state.config_records.get(BUDGET)
     if kept is None or any(kept[key] != value for key, value in limits.items()):
         kept = ConfigRecord({**limits, "bytes": _left(task, limit, margin)})
         context.state[BUDGET] = kept
     return int(str(kept["bytes"]))
+
+
+def margin_of(task: Task, context: Context) -> float:
+    """Return the share of a node's memory limit that stays free: its own, or else the run's.
+
+    Raises
+    ------
+    InputError
+        If the node config gives one that is none.
+    """
+    margin = context.node_config.get("memory-margin", task.config.memory.margin)
+    if not isinstance(margin, int | float) or not 0 <= margin < 1:
+        raise not_allowed("memory-margin", margin, "a number in [0, 1)")
+    return float(margin)
 
 
 def _left(task: Task, limit: int, margin: float) -> int:
@@ -58,12 +69,7 @@ def _left(task: Task, limit: int, margin: float) -> int:
     present = limit_of_process()
     tightest = limit if present is None else min(limit, present)
     taken = usage()
-    left = int(tightest * (1 - margin)) - taken
-    if left < 1:
-        raise InputError(
-            f"memory-limit = {format_bytes(tightest)} leaves nothing for training: "
-            f"{format_bytes(taken)} are in use before it (measured), and a margin of {margin:.0%}"
-        )
+    left = left_for_training(tightest, taken, margin)
     log.info(
         "memory budget: %s of a limit of %s; %s in use before training (measured)",
         *map(format_bytes, (left, tightest, taken)),

@@ -11,11 +11,11 @@ from logging import getLogger
 
 from flwr.app import Context
 
-from mest_fed.client.capability import Capability
+from mest_fed.client.capability import Capability, margin_of
 from mest_fed.client.isolation import alone
 from mest_fed.errors import OverBudgetError
 from mest_fed.memory.meter import PeakMeter, warm_up
-from mest_fed.system.limits import limit_of_process, usage
+from mest_fed.system.limits import limit_of_process, usable, usage
 from mest_fed.task import Task
 from mest_fed.training import LocalTrainer
 from mest_fed.units import format_bytes
@@ -82,8 +82,7 @@ def limit_guard(
     limit = limit_of_process() if "memory-limit" in context.node_config else None
     if limit is None:
         return None
-    margin = context.node_config.get("memory-margin", task.config.memory.margin)
-    near = int(limit * (1 - float(str(margin))))
+    near = usable(limit, margin_of(task, context))
 
     def guard(trainer: LocalTrainer) -> None:
         if memory.halved or trainer.micro_batch == 1:

@@ -29,6 +29,8 @@ from mest_fed.catalogue import (
 from mest_fed.config.base import Positive, Section, Share, format_mix, one_of, parse_mix
 from mest_fed.config.behaviour import BehaviourSection
 from mest_fed.errors import InputError
+from mest_fed.memory import MemoryOptions
+from mest_fed.system.limits import MARGIN
 from mest_fed.units import parse_bytes
 
 
@@ -135,18 +137,30 @@ class MemorySection(Section):
     """Segments at the start of the model that do not train."""
     prefer: str = ""
     """Knobs of the planner, least harm first; empty takes the order that suits the model."""
-    margin: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    margin: Annotated[float, Field(ge=0, lt=1)] = MARGIN
     """Share of a device's memory limit that stays free; nearer to it the micro-batch is halved."""
 
     @field_validator("prefer")
     @classmethod
-    def _known_levers(cls, value: str) -> str:
+    def _each_knob_once(cls, value: str) -> str:
         names = (name.strip() for name in value.split(","))
         # ``consume`` is what an earlier version called it.
         knobs = ["release_gradients" if name == "consume" else name for name in names if name]
-        if knobs and sorted(knobs) != sorted(KNOBS):
-            raise ValueError(f"allowed: each of {', '.join(KNOBS)}, in any order, or nothing")
+        wrong = {
+            "unknown": [name for name in knobs if name not in KNOBS],
+            "missing": [name for name in KNOBS if name not in knobs],
+            "repeated": sorted({name for name in knobs if knobs.count(name) > 1}),
+        }
+        for what, named in wrong.items():
+            if knobs and named:
+                allowed = f"each of {', '.join(KNOBS)} once, in any order, or nothing"
+                raise ValueError(f"{what}: {', '.join(named)}; allowed: {allowed}")
         return ", ".join(knobs)
+
+    @property
+    def options(self) -> MemoryOptions:
+        """What training saves memory by in any case."""
+        return MemoryOptions(self.recompute, self.saved, self.release_gradients, self.frozen)
 
     @property
     def preference(self) -> tuple[str, ...] | None:

@@ -6,11 +6,12 @@ from typing import Any
 
 from mest_fed.catalogue import KNOBS
 from mest_fed.errors import BudgetError, not_allowed
-from mest_fed.memory.activations import RECOMPUTE
+from mest_fed.memory.activations import RECOMPUTE, segments_of
 from mest_fed.memory.footprint import TrainingSetup, footprint
 from mest_fed.memory.plan import Plan
 from mest_fed.memory.step_bytes import TrainingShape
 from mest_fed.memory.trace import ModelTrace
+from mest_fed.nn.norms import has_batch_statistics
 from mest_fed.units import format_bytes
 
 #: Densities that a tier may get, as shares of the target.
@@ -33,6 +34,9 @@ BATCH_NORM_COST_ORDER = (
     "frozen",
     "momentum",
 )
+
+#: Images of a micro-batch that statistics are taken over, at least.
+LEAST_FOR_STATISTICS = 8
 
 #: Formats that are chosen unasked: bf16 needs the bytes of fp16 and is less exact, and how many
 #: bytes ``mask`` needs depends on the data.
@@ -69,7 +73,7 @@ class PlanLimits:
     sparse : bool
         Whether the model has a density.
     batch_statistics : bool
-        Whether the model has batch normalisation.
+        Whether the model takes statistics over a batch, as batch normalisation does.
     """
 
     shape: TrainingShape
@@ -78,6 +82,19 @@ class PlanLimits:
     fixed: frozenset[str] = frozenset()
     sparse: bool = True
     batch_statistics: bool = False
+
+    @classmethod
+    def of(cls, trace: ModelTrace, shape: TrainingShape) -> "PlanLimits":
+        """Return the limits of a model: what it is decides how far each knob may go."""
+        model = trace.meta_model
+        statistics = has_batch_statistics(model)
+        return cls(
+            shape,
+            least_micro_batch=LEAST_FOR_STATISTICS if statistics else 1,
+            segments=len(segments_of(model)),
+            sparse=bool(trace.spec.groups),
+            batch_statistics=statistics,
+        )
 
     @property
     def preference(self) -> tuple[str, ...]:

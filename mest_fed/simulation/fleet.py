@@ -10,14 +10,18 @@ import numpy.typing as npt
 import torch
 
 from mest_fed.client.capability import GIVEN, GIVEN_PEAK
+from mest_fed.client.kernels import kernel_table
 from mest_fed.config import from_flat
 from mest_fed.config.load import Scalar
 from mest_fed.data import DataSplit, ImageData
 from mest_fed.devices import Assignment, DeviceProfile, load_profile
 from mest_fed.errors import InputError
 from mest_fed.kernels.choice import Choices
+from mest_fed.kernels.table import Table
 from mest_fed.memory import Plan
+from mest_fed.server.run_folder import RunFolder
 from mest_fed.server.summary import Tier
+from mest_fed.simulation.engine.client_runner import one_thread
 from mest_fed.simulation.engine.interfaces import (
     NodeKind,
     Nodes,
@@ -67,16 +71,9 @@ class Fleet:
         InputError
             If a profile is unknown, an override names none of the fleet, or a budget fits no plan.
         """
-        fleet = task.config.fleet
-        strangers = sorted(set(fleet.budget_bytes) - set(fleet.weights))
-        if strangers:
-            raise InputError(
-                f"fleet.budgets names {strangers[0]}, which is not in the fleet; "
-                f"allowed: {', '.join(fleet.weights)}"
-            )
         counts = task.devices.counts
         if plans is None:
-            plans = {name: task.plan(task.budget(name), name) for name in counts}
+            plans = task.fleet_plans()
         elif plans.keys() != counts.keys():
             raise InputError("the plans of the run are not those of its fleet")
         plans = {name: plans[name] for name in counts}
@@ -141,6 +138,25 @@ def _cost(plan: Plan) -> float:
     A step of the small CNN at density 0.1 takes 0.4 of a dense one (measured, batch 10).
     """
     return (1 + 2 * plan.density) / 3
+
+
+def run_kernels(task: Task, fleet: Fleet, folder: RunFolder, *, resume: bool) -> Table:
+    """Choose the kernels of a run, or take those of a run that is resumed.
+
+    Implementations differ in the last bits, so that a resumed run must have its own again, and
+    all workers the same.
+
+    Raises
+    ------
+    InputError
+        If the folder's table is unusable or missing.
+    """
+    if resume:
+        return folder.read_kernels()
+    tiers = sorted(fleet.tiers, key=lambda tier: -tier.clients)
+    with one_thread():  # as clients compute
+        table = kernel_table(task, [tier.plan for tier in tiers])
+    return table
 
 
 Arrays = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]

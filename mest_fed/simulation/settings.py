@@ -6,14 +6,9 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from mest_fed.client.kernels import kernel_table
 from mest_fed.config import RunConfig, from_table, read_toml, with_settings
-from mest_fed.errors import not_allowed
-from mest_fed.kernels.table import Table
-from mest_fed.server.run_folder import RunFolder
-from mest_fed.simulation.engine.client_runner import one_thread
-from mest_fed.simulation.fleet import Fleet
-from mest_fed.task import Task
+from mest_fed.config.load import Table
+from mest_fed.errors import InputError, not_allowed
 
 DEFAULT_PRESET = "quickstart"
 
@@ -28,10 +23,8 @@ def _presets() -> Traversable:
     return files("mest_fed.simulation") / "presets"
 
 
-def resolve(
-    preset: str | None, config_file: Path | None, settings: Sequence[str]
-) -> tuple[str, RunConfig]:
-    """Return the name of what was chosen, and the configuration.
+def load_table(preset: str | None, config_file: Path | None) -> tuple[str, str, Table]:
+    """Return the name of a preset or file, how errors call it, and its sections of keys.
 
     Parameters
     ----------
@@ -39,6 +32,36 @@ def resolve(
         Name of a preset; ``quickstart`` if there is no file either.
     config_file : Path or None
         A TOML file instead of a preset.
+
+    Raises
+    ------
+    InputError
+        If preset, file, key or value is wrong, or both are given.
+    """
+    if preset is not None and config_file is not None:
+        raise InputError("a preset and a file exclude each other; allowed: one of them")
+    if config_file is not None:
+        name, source, folder = config_file.stem, str(config_file), config_file.absolute().parent
+        config = from_table(read_toml(config_file), source, folder)
+    else:
+        name = preset or DEFAULT_PRESET
+        if name not in preset_names():
+            raise not_allowed("--preset", name, preset_names())
+        source = f"preset {name}"
+        text = (_presets() / f"{name}.toml").read_text(encoding="utf-8")
+        config = from_table(tomllib.loads(text), source)
+    return name, source, config.model_dump()
+
+
+def resolve(
+    preset: str | None, config_file: Path | None, settings: Sequence[str]
+) -> tuple[str, RunConfig]:
+    """Return the name of what was chosen, and the configuration.
+
+    Parameters
+    ----------
+    preset, config_file : str or None, Path or None
+        As for :func:`load_table`.
     settings : sequence of str
         ``section.key=value`` to lay over it.
 
@@ -47,39 +70,6 @@ def resolve(
     InputError
         If preset, file, key or value is wrong.
     """
-    if config_file is not None:
-        table, name = read_toml(config_file), config_file.stem
-    else:
-        name = preset or DEFAULT_PRESET
-        if name not in preset_names():
-            raise not_allowed("--preset", name, preset_names())
-        text = (files("mest_fed.simulation") / "presets" / f"{name}.toml").read_text(
-            encoding="utf-8"
-        )
-        table = tomllib.loads(text)
-    if config_file is None:
-        config = from_table(table, f"preset {name}")
-    else:
-        config = from_table(table, str(config_file), config_file.absolute().parent)
-    if settings:  # their paths are relative to the current folder
-        config = from_table(with_settings(config.model_dump(), settings), "--set")
-    return name, config
-
-
-def run_kernels(task: Task, fleet: Fleet, folder: RunFolder, *, resume: bool) -> Table:
-    """Choose the kernels of a run, or take those of a run that is resumed.
-
-    Implementations differ in the last bits, so that a resumed run must have its own again, and
-    all workers the same.
-
-    Raises
-    ------
-    InputError
-        If the folder's table is unusable or missing.
-    """
-    if resume:
-        return folder.read_kernels()
-    tiers = sorted(fleet.tiers, key=lambda tier: -tier.clients)
-    with one_thread():  # as clients compute
-        table = kernel_table(task, [tier.plan for tier in tiers])
-    return table
+    name, source, table = load_table(preset, config_file)
+    # Paths of settings are relative to the current folder.
+    return name, from_table(with_settings(table, settings), "--set" if settings else source)

@@ -34,9 +34,8 @@ from mest_fed.simulation.client_state import DiskStates, VersionedStates
 from mest_fed.simulation.engine.executor import Executor, make_executor
 from mest_fed.simulation.engine.flower import run_server_app
 from mest_fed.simulation.engine.grid import FleetGrid
-from mest_fed.simulation.fleet import Fleet, SharedData, TaskSetup
+from mest_fed.simulation.fleet import Fleet, SharedData, TaskSetup, run_kernels
 from mest_fed.simulation.peak_measurement import Peaks
-from mest_fed.simulation.settings import run_kernels
 from mest_fed.simulation.trackers.progress import Observer, Observers
 from mest_fed.task import TASKS, Task
 

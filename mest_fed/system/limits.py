@@ -1,4 +1,4 @@
-"""A memory limit that the operating system holds for this process and its children.
+"""A memory limit that the operating system holds for a process, and what it leaves for training.
 
 First of what is there: a control group of version 2, if memory has been delegated to this process;
 one of version 1; RLIMIT_AS. Elsewhere than on Linux nothing holds the limit, and the result says
@@ -18,6 +18,9 @@ from types import TracebackType
 from mest_fed.errors import MestFedError, not_allowed
 from mest_fed.system.cgroups import PROC, UNLIMITED, Cgroup, CgroupLimit, enter, own_cgroups
 from mest_fed.units import format_bytes
+
+#: Share of a memory limit that stays free if nothing else is said: ``memory.margin``.
+MARGIN = 0.05
 
 CGROUP_2, CGROUP_1, RLIMIT, NOTHING = "cgroup v2", "cgroup v1", "RLIMIT_AS", "nothing"
 
@@ -114,6 +117,50 @@ def limit_memory(
     if not sys.platform.startswith("linux"):
         return MemoryLimit(NOTHING, limit, _UNHELD, None, lambda: None)
     return _with_rlimit(limit, pid, reserved, proc)
+
+
+def kind_of_limit() -> str:
+    """Return what would hold a memory limit of this process, which is under none for longer.
+
+    The process enters a limit that is too large to hold it back, and leaves it.
+    """
+    with limit_memory(UNLIMITED // 2) as limit:
+        return limit.kind
+
+
+def usable(limit: int, margin: float) -> int:
+    """Return the bytes of a limit that its processes may use: all but the margin."""
+    return int(limit * (1 - margin))
+
+
+def left_for_training(limit: int, taken: int, margin: float, key: str = "memory-limit") -> int:
+    """Return the bytes that a memory limit leaves for training.
+
+    Parameters
+    ----------
+    limit : int
+        Of all processes that are charged against it.
+    taken : int
+        Bytes that they take before training.
+    margin : float
+        Share of the limit that stays free; in [0, 1).
+    key : str
+        What gave the limit, for error messages.
+
+    Raises
+    ------
+    InputError
+        If it leaves none.
+    """
+    left = usable(limit, margin) - taken
+    if left < 1:
+        raise not_allowed(
+            key,
+            format_bytes(limit),
+            f"more than {format_bytes(taken / (1 - margin))}: {format_bytes(taken)} are taken "
+            f"before training (measured), and {margin:.0%} stay free",
+        )
+    return left
 
 
 def limit_of_process(proc: Path = PROC) -> int | None:

@@ -89,7 +89,7 @@ def machine(monkeypatch):
         (insecure("--port", "70000"), ["--port = 70000"]),
         (
             insecure("--memory-limit", "500MB"),
-            ["--memory-limit = '500 MB'", "more than 505 MB", "takes 480 MB", "5% are left free"],
+            ["--memory-limit = '500 MB'", "more than 505 MB", "480 MB are taken", "5% stay free"],
         ),
     ],
     ids=lambda value: " ".join(value[7:]) if isinstance(value, tuple) else "",
@@ -155,8 +155,8 @@ def test_with_a_limit(starts, machine):
         "memory limit: 900 MB, held by cgroup v9: it counts.",
         "baseline: 480 MB before training (measured: ClientApp 300 MB, beside it SuperNode 90 MB "
         "and SuperExec 90 MB)",
-        "budget: up to about 375 MB for training: the limit less 5% margin, the baseline, and what "
-        "the run's data and first step bring in, measured at its first message",
+        "budget: up to about 375 MB for training: the limit less 5% margin (unless the run "
+        "sets another), the baseline, and what the run's data and first step bring in, measured at its first message",
     ]
     assert started[0] == shutil.which("flower-supernode", path=environment["PATH"])
     assert started[1:4] == ["--superlink", "127.0.0.1:8000", "--insecure"]
@@ -164,7 +164,6 @@ def test_with_a_limit(starts, machine):
         "partition-id": 3,
         "device": "rpi-4",
         "memory-limit": 900 * MB,
-        "memory-margin": 0.05,
     }
     assert environment["MALLOC_ARENA_MAX"] == "1"
     assert limit == "900MB"
@@ -177,8 +176,9 @@ def test_each_process_by_itself(starts, monkeypatch):
         return MemoryLimit("RLIMIT_AS", count, "bounds.", None, lambda: None)
 
     monkeypatch.setattr("mest_fed.cli.client.limit_memory", limit)
-    out, *_ = starts(*insecure("--memory-limit", "500MB", "--margin", "0.1"))
-    assert "budget: up to about 150 MB" in out
+    out, started, *_ = starts(*insecure("--memory-limit", "500MB", "--margin", "0.1"))
+    assert "budget: up to about 150 MB for training: the limit less 10% margin, the" in out
+    assert node_config(started)["memory-margin"] == 0.1
 
 
 def test_with_a_budget(starts):

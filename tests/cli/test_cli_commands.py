@@ -43,7 +43,18 @@ def test_help_of_client_names_its_options(says):
 def test_help_of_plan_names_its_options(says):
     text = says("plan", "--help")
     limits = ("model", "width", "norm", "scheme", "density", "method", "batch", "image", "classes")
-    for option in (*limits, "budget", "limit", "device", "prefer", "json", "picture"):
+    for option in (
+        *limits,
+        "budget",
+        "memory-limit",
+        "margin",
+        "device",
+        "preset",
+        "set",
+        "prefer",
+        "json",
+        "picture",
+    ):
         assert f"--{option}" in text
 
 

@@ -4,14 +4,25 @@ import json
 import sys
 
 import pytest
+from flwr.app import Context, RecordDict
+from flwr.common.config import parse_config_args
 
 from mest_fed import cli
 from mest_fed.cli import plan
-from mest_fed.cli.baseline import Weight
+from mest_fed.cli.baseline import Baseline, Weight
+from mest_fed.client.capability import budget_of
+from mest_fed.config import RunConfig, to_flat
 from mest_fed.devices import load_profile, train_seconds, training_work
 from mest_fed.memory import COST_ORDER, read_plan
 from mest_fed.nn import Sparsity, build_model
 from mest_fed.rng import torch_generator
+from mest_fed.simulation.settings import resolve
+from mest_fed.simulation.simulate import open_run
+from mest_fed.system.limits import MemoryLimit
+from mest_fed.task import Task
+from mest_fed.units import format_bytes
+
+MB = 10**6
 
 SMALL = ("plan", "--model", "resnet8", "--width", "0.5", "--batch", "16")
 #: A budget that takes several knobs, and one that takes none.
@@ -91,13 +102,139 @@ def test_the_step_time_in_words(says):
     assert "on Raspberry Pi Zero 2 W (modelled), no longer than it would" in text
 
 
-def test_a_limit_of_the_whole_process(says, plans, fails, monkeypatch):
-    weight = Weight(200_000_000, 0, 0)
-    monkeypatch.setattr("mest_fed.cli.planning.request.measure_client_app", lambda _: weight)
-    assert plans("--limit", "210MB")["budget_bytes"] == 10_000_000
-    assert "takes 200 MB before it trains (measured" in says(*SMALL, "--limit", "210MB")
-    line = fails(*SMALL, "--limit", "200MB")
-    assert "--limit = '200 MB' is not allowed; allowed: more than 200 MB" in line
+@pytest.fixture
+def measured(monkeypatch):
+    """Have a client take 200 MB before it trains, and 100 MB beside it."""
+    weights = Weight(200 * MB, 0, 0), Weight(0, 60 * MB, 0), Weight(0, 40 * MB, 0)
+    baseline = Baseline(*weights)
+    for place in ("cli.planning.request", "cli.client"):
+        monkeypatch.setattr(f"mest_fed.{place}.measure_baseline", lambda _: baseline)
+    monkeypatch.setattr("mest_fed.cli.planning.request.kind_of_limit", lambda: "cgroup v2")
+    return baseline
+
+
+def test_a_limit_of_the_whole_client(says, plans, fails, measured):
+    assert plans("--memory-limit", "400MB")["budget_bytes"] == 80 * MB
+    assert plans("--memory-limit", "400MB", "--margin", "0")["budget_bytes"] == 100 * MB
+    margin = ("--set", "memory.margin=0.1")
+    assert plans("--memory-limit", "400MB", *margin)["budget_bytes"] == 60 * MB
+    said = " ".join(says(*SMALL, "--memory-limit", "400MB").split())
+    assert "5% stay free and the client's processes take 300 MB before training (measured" in said
+    line = fails(*SMALL, "--memory-limit", "310MB")
+    assert "--memory-limit = '310 MB' is not allowed; allowed: more than 316 MB: 300 MB" in line
+
+
+def test_each_process_by_itself_where_a_limit_bounds_them_so(plans, measured, monkeypatch):
+    monkeypatch.setattr("mest_fed.cli.planning.request.kind_of_limit", lambda: "RLIMIT_AS")
+    assert plans("--memory-limit", "400MB")["budget_bytes"] == 180 * MB
+
+
+def test_the_earlier_name_of_the_limit(monkeypatch, capsys, measured):
+    monkeypatch.setattr(sys, "argv", ["mest-fed", *SMALL, "--limit", "400MB", "--json"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert (caught.value.code, err) == (0, "--limit is now called --memory-limit\n")
+    assert json.loads(out)["budget_bytes"] == 80 * MB
+
+
+@pytest.mark.parametrize("margin", [(), ("--margin", "0.2")])
+def test_a_plan_promises_what_a_client_gives(plans, measured, monkeypatch, capsys, margin):
+    options = ("--memory-limit", "400MB", *margin)
+    promised = plans(*options)["budget_bytes"]
+    # What mest-fed client says as it starts, and hands to its ClientApp.
+    started = []
+    held = MemoryLimit("cgroup v2", 400 * MB, "counts.", None, lambda: None)
+    monkeypatch.setattr("mest_fed.cli.client.limit_memory", lambda *_, **__: held)
+    monkeypatch.setattr("mest_fed.cli.node_memory.limit_of_process", lambda: None)
+    monkeypatch.setattr("mest_fed.cli.client.wait_for_superlink", lambda *_: None)
+
+    def start(job, _):
+        started.extend(job.command)
+        raise SystemExit(0)
+
+    monkeypatch.setattr("mest_fed.cli.client.become_supervisor", start)
+    node = ("--superlink", "127.0.0.1:8000", "--insecure", "--partition", "0", "--device", "rpi-4")
+    monkeypatch.setattr(sys, "argv", ["mest-fed", "client", *node, *options])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert f"budget: up to about {format_bytes(promised)} for training" in capsys.readouterr().out
+    # What the ClientApp works out when the processes take as much as was measured before.
+    monkeypatch.setattr("mest_fed.client.capability.usage", lambda: measured.together)
+    monkeypatch.setattr("mest_fed.client.capability.limit_of_process", lambda: None)
+    told = parse_config_args([started[started.index("--node-config") + 1]])
+    context = Context(1, 1, told, RecordDict(), to_flat(RunConfig()))
+    assert budget_of(Task(RunConfig()), context, "rpi-4") == promised
+
+
+# A configuration.
+
+
+TINY = """
+run = { rounds = 1, seed = 5 }
+model = { width = 0.25 }
+sparsity = { density = 0.2 }
+training = { batch_size = 32, device = "cpu" }
+server = { clients_per_round = 6, evaluate_clients_every = 0 }
+fleet = { devices = 6, mix = "rpi-zero-2w:1, rpi-4:1, rpi-5:1", budgets = "rpi-zero-2w:2510kB" }
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path_factory):
+    """Return the path of a configuration whose devices get unlike plans."""
+    file = tmp_path_factory.mktemp("config") / "tiny.toml"
+    file.write_text(TINY, encoding="utf-8")
+    return file
+
+
+def test_the_plans_of_a_configuration_are_those_of_its_simulation(says, tiny, tmp_path_factory):
+    table = json.loads(says("plan", str(tiny), "--json"))
+    planned = {device["device"]: device for device in table["devices"]}
+    folder = tmp_path_factory.mktemp("run") / "run"
+    _, config = resolve(None, tiny, [])
+    open_run("tiny", config, folder, resume=False).run(0)
+    tiers = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["tiers"]
+    assert len(tiers) == len(planned) == 3
+    same = ("budget_bytes", "predicted_peak_bytes", "micro_batch", "density", "parts")
+    for tier in tiers:
+        plan = planned[tier["profile"]]
+        assert tier["clients"] == plan["count"]
+        assert [tier[key] for key in same] == [plan[key] for key in same]
+    assert len({plan["predicted_peak_bytes"] for plan in planned.values()}) > 1
+    rows = [json.loads(line) for line in (folder / "clients.jsonl").read_text().splitlines()]
+    assert {row["device"] for row in rows} == planned.keys()
+
+
+def test_one_device_of_a_configuration(says, tiny):
+    table = json.loads(says("plan", str(tiny), "--json"))
+    (row,) = [device for device in table["devices"] if device["device"] == "rpi-zero-2w"]
+    one = json.loads(says("plan", str(tiny), "--json", "--device", "rpi-zero-2w"))
+    assert one["budget_bytes"] == 2_510_000
+    assert all(row[key] == one[key] for key in row.keys() - {"count"})
+    text = says("plan", str(tiny), "--device", "rpi-zero-2w")
+    assert "tiny: resnet8 (width 0.25; group norm)" in text
+    assert "The budget of rpi-zero-2w, 2.51 MB, is the one of fleet.budgets." in text
+
+
+def test_options_and_settings_change_a_configuration(says, tiny):
+    def plan(*more):
+        return json.loads(says("plan", str(tiny), "--device", "rpi-5", "--json", *more))
+
+    assert plan()["batch"] == 32
+    assert plan("--batch", "16")["batch"] == 16
+    assert plan("--batch", "16", "--set", "training.batch_size=8")["batch"] == 8
+    assert plan("--density", "0.5")["density"] == 0.5
+    larger = plan("--image", "1x16x16")["parts"]["activations"]
+    assert larger > 3 * plan()["parts"]["activations"]
+
+
+def test_a_fleet_in_a_table(says):
+    lines = says("plan", "--preset", "quickstart").splitlines()
+    assert lines[0].startswith("quickstart: resnet8 (width 1; group norm), mest-ems, block")
+    assert [line.split()[:2] for line in lines if line.strip().startswith("rpi-4 ")] == [
+        ["rpi-4", "3"]
+    ]
 
 
 def test_the_usual_width(says):

@@ -86,7 +86,7 @@ def test_the_first_step_comes_before_the_measure(system, monkeypatch):
         ({"memory-limit": 900 * MB, "memory-margin": -0.1}, "memory-margin = -0.1"),
         ({"memory-limit": 900 * MB, "memory-margin": "5%"}, "memory-margin = '5%'"),
         ({"memory-limit": 900 * MB, "budget": "9MB"}, "exclude each other"),
-        ({"memory-limit": 420 * MB}, "leaves nothing for training: 400 MB are in use"),
+        ({"memory-limit": 420 * MB}, "more than 421 MB: 400 MB are taken before"),
     ],
 )
 def test_nonsense(system, node, message):

@@ -22,9 +22,8 @@ from mest_fed.errors import InputError
 from mest_fed.kernels import native
 from mest_fed.nn.tuning import tune
 from mest_fed.server.run_folder import RunFolder
-from mest_fed.simulation.fleet import Fleet
+from mest_fed.simulation.fleet import Fleet, run_kernels
 from mest_fed.simulation.peak_measurement import Probe
-from mest_fed.simulation.settings import run_kernels
 from mest_fed.simulation.simulate import Interrupted, open_run
 from mest_fed.task import Task
 

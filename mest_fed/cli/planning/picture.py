@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from mest_fed.cli.planning.request import PlanReport
+from mest_fed.cli.planning.report import PlanReport
 from mest_fed.cli.planning.step_time import FrontierPoint, format_multiple, front, place
 from mest_fed.simulation.report.figures import style
 from mest_fed.units import format_bytes, format_seconds
@@ -90,7 +90,7 @@ def draw_frontier(report: PlanReport, path: Path) -> None:
         [(plan, _time(report, plan)) for plan in report.frontier],
         (report.plan, _time(report, report.plan)),
     )
-    density = report.request.limits.density
+    density = report.wished.density
     with style.house_style():
         figure = style.new_figure(_WIDTH, 1.7 + _LANE * (1 + max(point.height for point in points)))
         figure.suptitle(report.request.title, x=0.01, ha="left", fontsize=9)
@@ -110,7 +110,7 @@ def draw_frontier(report: PlanReport, path: Path) -> None:
 def _time(report: PlanReport, plan: Any) -> float:
     """Return a plan's step time: seconds on the device, or against plain training."""
     seconds = report.clock.seconds(plan.shape)
-    return report.clock.against(plan.shape, report.request.limits) if seconds is None else seconds
+    return report.clock.against(plan.shape, report.wished) if seconds is None else seconds
 
 
 def _lanes(axes: Any, points: Sequence[FrontierPoint]) -> None:
@@ -151,7 +151,7 @@ def _chosen(axes: Any, point: FrontierPoint, report: PlanReport) -> None:
     """Mark the plan, and write what of it the picture does not show."""
     axes.scatter([point.peak], [point.height], zorder=5, **_RING)
     shape, said = point.plan.shape, []
-    if shape.density != report.request.limits.density:
+    if shape.density != report.wished.density:
         said.append(f"density {shape.density:.3g}")
     if not shape.momentum:
         said.append("no momentum")

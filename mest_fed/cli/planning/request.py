@@ -1,145 +1,128 @@
-"""What is to be planned: a model, a method and a batch; and the planner for it."""
+"""What is to be planned: the task of a configuration or of the command's options, and a budget."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 from rich.console import Console
 
-from mest_fed.cli.app import needs
-from mest_fed.cli.baseline import measure_client_app
+from mest_fed.cli.baseline import measure_baseline
 from mest_fed.cli.environment import node_environment
-from mest_fed.cli.planning.step_time import StepTime
-from mest_fed.devices import DeviceProfile
-from mest_fed.errors import InputError, not_allowed
-from mest_fed.memory import (
-    COST_ORDER,
-    ModelTrace,
-    Plan,
-    PlanLimits,
-    Planner,
-    TrainingSetup,
-    TrainingShape,
-    trace_model,
-)
-from mest_fed.memory.activations import segments_of
-from mest_fed.nn import build_shell
-from mest_fed.sparsity import build_method
-from mest_fed.units import format_bytes, parse_bytes
+from mest_fed.cli.node_memory import NodeMemory
+from mest_fed.config import from_table, with_settings
+from mest_fed.config.load import Scalar, Table
+from mest_fed.data import DataSplit, ImageData, image_shape
+from mest_fed.errors import not_allowed
+from mest_fed.simulation.settings import load_table
+from mest_fed.system.limits import RLIMIT, kind_of_limit
+from mest_fed.task import Task
+from mest_fed.units import format_bytes
 
+#: What is planned where no configuration is given.
+_DEFAULTS: Table = {
+    "data": {"name": "cifar10"},
+    "model": {"name": "resnet32"},
+    "training": {"batch_size": 64},
+}
 #: Factors on the channel counts that a model usually has, where it is not 1: MEST's ResNet-32.
 _USUAL_WIDTH = {"resnet32": 2.0}
-#: Batch statistics need several images.
-_LEAST_MICRO_BATCH = {"batch": 8, "group": 1}
-
-DENSE = "dense"
 
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What is asked for; the fields are the command's options.
+    """What is to be planned.
 
-    Raises
-    ------
-    InputError
-        If a value is not allowed; some are found only when the planner is built.
+    Parameters
+    ----------
+    name : str
+        Of the preset or file; empty where there is none.
+    task : Task
+        Gives the planner.
+    usual_width : bool
+        Whether the model's width was left out.
     """
 
-    model: str
-    width: float | None
-    norm: str
-    scheme: str
-    density: float
-    method: str
-    batch: int
-    image: str
-    classes: int
-    threads: int = 1
-
-    @property
-    def channels_by(self) -> float:
-        """Factor on the channel counts: the one given, or the model's usual one."""
-        return _USUAL_WIDTH.get(self.model, 1.0) if self.width is None else self.width
-
-    @property
-    def sparse(self) -> bool:
-        """Whether the method has sparse layers."""
-        return self.method != DENSE
+    name: str
+    task: Task
+    usual_width: bool = False
 
     @property
     def title(self) -> str:
         """Say what is planned."""
-        usual = ", the usual" if self.width is None else ""
-        sparse = f", {self.scheme} at density {self.density:.3g}" if self.sparse else ""
+        config = self.task.config
+        model, sparsity = config.model, config.sparsity
+        name = f"{self.name}: " if self.name else ""
+        usual = ", the usual" if self.usual_width else ""
+        dense = sparsity.method == "dense"
+        sparse = "" if dense else f", {sparsity.scheme} at density {sparsity.density:.3g}"
+        image = "x".join(map(str, self.task.shape))
         return (
-            f"{self.model} (width {self.channels_by:g}{usual}; {self.norm} norm), "
-            f"{self.method}{sparse}, {self.batch} images of {self.image} a step"
+            f"{name}{model.name} (width {model.width:g}{usual}; {model.norm} norm), "
+            f"{sparsity.method}{sparse}, {config.training.batch_size} images of {image} a step"
         )
 
-    @property
-    def limits(self) -> TrainingShape:
-        """Return what is wished for: the whole batch at once, nothing saved."""
-        density = self.density if self.sparse else 1.0
-        return TrainingShape(density, "uniform", self.batch, self.batch)
 
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of an image."""
-        parts = self.image.split("x")
-        if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-            raise not_allowed("--image", self.image, "CHANNELSxHEIGHTxWIDTH, such as 3x32x32")
-        return int(parts[0]), int(parts[1]), int(parts[2])
+def read_request(
+    source: tuple[str | None, Path | None],
+    options: Mapping[str, Scalar | None],
+    settings: Sequence[str] = (),
+    image: tuple[str | None, int | None] = (None, None),
+) -> PlanRequest:
+    """Return what a preset, a file or neither, changed by options, asks to be planned.
 
-    @cached_property
-    def trace(self) -> ModelTrace:
-        """The model's memory needs."""
-        shell = build_shell(
-            self.model,
-            self.input_shape,
-            self.classes,
-            width=self.channels_by,
-            norm=self.norm,
-            scheme=self.scheme if self.sparse else None,
-        )
-        return trace_model(shell, self.input_shape)
-
-    @cached_property
-    def planner(self) -> Planner:
-        """The planner."""
-        limits = self.limits
-        wished = PlanLimits(
-            limits,
-            _LEAST_MICRO_BATCH.get(self.norm, 1),
-            len(segments_of(self.trace.meta_model)),
-            sparse=self.sparse,
-            batch_statistics=self.norm == "batch",
-        )
-        setting = TrainingSetup(build_method(self.method, self.density), threads=self.threads)
-        return Planner(self.trace, setting, wished)
-
-
-def read_preference(text: str | None) -> tuple[str, ...] | None:
-    """Read an order of the planner's knobs, comma separated; None stays None.
+    Parameters
+    ----------
+    source : (str or None, Path or None)
+        Preset and TOML file.
+    options : mapping of str to scalar or None
+        ``section.key`` -> value; None leaves the key as it is.
+    settings : sequence of str
+        ``section.key=value``, laid over all else.
+    image : (str or None, int or None)
+        ``CHANNELSxHEIGHTxWIDTH`` and the number of classes, where they are not the data set's.
 
     Raises
     ------
     InputError
-        If a name is unknown, missing or given twice: names it.
+        If a preset, file, key or value is wrong.
     """
-    if text is None:
-        return None
-    given = [name.strip() for name in text.split(",") if name.strip()]
-    allowed = f"each of {', '.join(COST_ORDER)} once, in any order"
-    wrong = {
-        "does not know": [name for name in given if name not in COST_ORDER],
-        "lacks": [name for name in COST_ORDER if name not in given],
-        "repeats": sorted({name for name in given if given.count(name) > 1}),
-    }
-    for what, names in wrong.items():
-        if names:
-            raise InputError(f"--prefer {what} {', '.join(names)}; allowed: {allowed}")
-    return tuple(given)
+    name, table = "", {section: dict(keys) for section, keys in _DEFAULTS.items()}
+    if any(part is not None for part in source):
+        name, _, table = load_table(*source)
+    table = with_settings(table, ())
+    for key, value in options.items():
+        section, _, leaf = key.partition(".")
+        if value is not None:
+            table.setdefault(section, {})[leaf] = value
+    table = with_settings(table, settings)
+    usual = not name and "width" not in table["model"]
+    if usual:
+        table["model"]["width"] = _USUAL_WIDTH.get(table["model"]["name"], 1.0)
+    if not name and table.get("sparsity", {}).get("method") == "rigl":
+        table["sparsity"].setdefault("mutation", "client")  # all that RigL can do
+    config = from_table(table, "options")
+    shape, classes = image_shape(config.data.name)
+    given, count = image
+    if given is None and count is None:
+        return PlanRequest(name, Task(config), usual)
+    shape = shape if given is None else _read_image(given)
+    empty = _no_images(shape, classes if count is None else count)
+    return PlanRequest(name, Task(config, data=DataSplit(empty, empty)), usual)
+
+
+def _read_image(text: str) -> tuple[int, int, int]:
+    parts = text.split("x")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise not_allowed("--image", text, "CHANNELSxHEIGHTxWIDTH, such as 3x32x32")
+    return int(parts[0]), int(parts[1]), int(parts[2])
+
+
+def _no_images(shape: tuple[int, int, int], classes: int) -> ImageData:
+    """Return data of a shape: a plan needs no more of them."""
+    plain = (0.0,) * shape[0], (1.0,) * shape[0]
+    images = torch.empty(0, *shape, dtype=torch.uint8)
+    return ImageData(images, torch.empty(0, dtype=torch.int64), classes, *plain)
 
 
 @dataclass(frozen=True)
@@ -158,113 +141,40 @@ class Budget:
     origin: str = ""
 
 
-def read_budget(budget: str | None, limit: str | None, profile: DeviceProfile | None) -> Budget:
-    """Find the budget. For a limit this measures a client process, which takes seconds.
+def device_budget(task: Task, device: str) -> Budget:
+    """Return the budget that a device has in a task's fleet, or by its profile."""
+    own = device not in task.config.fleet.budget_bytes
+    size = task.budget(device)
+    whose = "its own" if own else "the one of fleet.budgets"
+    return Budget(size, f"The budget of {device}, {format_bytes(size)}, is {whose}.")
+
+
+def budget_within(memory: NodeMemory, margin: float) -> Budget:
+    """Return what a memory limit leaves for training, as ``mest-fed client`` does.
+
+    It measures a client's processes before they train, which takes seconds.
+
+    Parameters
+    ----------
+    memory : NodeMemory
+        The limit.
+    margin : float
+        Share of it that stays free where ``memory`` does not say.
 
     Raises
     ------
     InputError
-        If there is none or more than one, or the limit is too small.
+        If it leaves nothing.
     """
-    if budget is not None and limit is not None:
-        raise InputError("--budget and --limit exclude each other; allowed: one of them")
-    if budget is not None:
-        return Budget(parse_bytes(budget, "--budget"))
-    if limit is not None:
-        return _left_by(parse_bytes(limit, "--limit"))
-    if profile is not None:
-        origin = f"The budget of {format_bytes(profile.budget_bytes)} is {profile.name}'s own."
-        return Budget(profile.budget_bytes, origin)
-    raise InputError(
-        "plan needs a budget; allowed: --budget BYTES, --limit BYTES, or the budget that "
-        "--device NAME has"
-    )
-
-
-def _left_by(limit: int) -> Budget:
-    """Return what a limit leaves beside a client process that has not begun to train."""
-    needs("client", "flwr", "pydantic")
-    with Console(stderr=True).status("measuring a client process before it trains (seconds) ..."):
-        taken = measure_client_app(node_environment()).resident
-    if limit <= taken:
-        allowed = f"more than {format_bytes(taken)}, which a client process takes before it trains"
-        raise not_allowed("--limit", format_bytes(limit), f"{allowed} (measured)")
+    with Console(stderr=True).status("measuring a client before it trains (seconds) ..."):
+        kind, baseline = kind_of_limit(), measure_baseline(node_environment())
+    left = memory.left(baseline, kind, margin)
+    assert memory.limit is not None
+    margin = margin if memory.margin is None else memory.margin
+    whose = "the ClientApp takes" if kind == RLIMIT else "the client's processes take"
     return Budget(
-        limit - taken,
-        f"Of the limit of {format_bytes(limit)}, a client process takes {format_bytes(taken)} "
-        f"before it trains (measured on this machine): {format_bytes(limit - taken)} are left.",
+        left,
+        f"Of the limit of {format_bytes(memory.limit)}, {margin:.0%} stay free and {whose} "
+        f"{format_bytes(baseline.taken(kind))} before training (measured on this machine): up to "
+        f"{format_bytes(left)} are left, less what the run's data and first step bring in.",
     )
-
-
-@dataclass(frozen=True)
-class PlanReport:
-    """The plan for a request within a budget.
-
-    Parameters
-    ----------
-    request : PlanRequest
-        What is planned.
-    budget : Budget
-        Bytes, and where they come from.
-    profile : DeviceProfile or None
-        The device, if there is one.
-    preference : sequence of str or None
-        Knobs, least harm first; None takes the order that suits the model.
-
-    Raises
-    ------
-    BudgetError
-        From :attr:`plan`, if nothing fits.
-    """
-
-    request: PlanRequest
-    budget: Budget
-    profile: DeviceProfile | None = None
-    preference: Sequence[str] | None = field(default=None)
-
-    @cached_property
-    def plan(self) -> Plan:
-        """The plan of least harm."""
-        return self.request.planner.plan(self.budget.bytes, self.preference)
-
-    @cached_property
-    def runners_up(self) -> list[Plan]:
-        """Other plans for the same budget, each sparing a knob that the plan pulled."""
-        return self.request.planner.runners_up(self.plan, self.preference)
-
-    @cached_property
-    def frontier(self) -> list[Plan]:
-        """A plan for each step of recomputation, format and micro-batch, whatever it needs."""
-        return list(self.request.planner.frontier())
-
-    @cached_property
-    def clock(self) -> StepTime:
-        """Step times."""
-        scheme = self.request.scheme if self.request.sparse else DENSE
-        return StepTime(self.request.trace, scheme, self.profile)
-
-    def spared(self, other: Plan) -> list[str]:
-        """Return the knobs that another plan pulls less far than the plan does."""
-        return [name for name, here, there in self._steps(other) if there < here]
-
-    def pulled_further(self, other: Plan) -> list[str]:
-        """Return the knobs that another plan pulls further than the plan does."""
-        return [name for name, here, there in self._steps(other) if there > here]
-
-    def as_table(self, *, frontier: bool) -> dict[str, Any]:
-        """Return all of it as plain values: the plan's own, and what goes with it."""
-        table = self._table(self.plan)
-        table["device"] = None if self.profile is None else self.profile.name
-        table["runners_up"] = [self._table(plan) for plan in self.runners_up]
-        if frontier:
-            table["frontier"] = [self._table(plan) for plan in self.frontier]
-        return table
-
-    def _table(self, plan: Plan) -> dict[str, Any]:
-        return plan.as_table() | self.clock.as_table(plan, self.request.limits)
-
-    def _steps(self, other: Plan) -> list[tuple[str, int, int]]:
-        knobs = self.request.planner.limits.knobs()
-        return [
-            (each.name, each.step_of(self.plan.shape), each.step_of(other.shape)) for each in knobs
-        ]

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from mest_fed.cli.planning.request import PlanReport
+from mest_fed.cli.planning.report import FleetReport, PlanReport
 from mest_fed.cli.planning.step_time import CAVEAT, format_multiple
 from mest_fed.memory import Plan
 from mest_fed.units import format_bytes, format_seconds
@@ -56,6 +56,34 @@ def print_report(report: PlanReport, console: Console | None = None) -> None:
         say(f"\n{CAVEAT}" if report.profile is not None else "", "dim")
 
 
+def print_fleet(report: FleetReport, console: Console | None = None) -> None:
+    """Print the plan of each device of a fleet, a line each."""
+    console = console or Console()
+    width = min(console.width, _WIDEST)
+    table = _table("What each device of the fleet trains with (modelled)")
+    table.add_column("device", no_wrap=True)
+    for heading in ("number", "budget", "peak", "step", "micro-batch", "density"):
+        table.add_column(heading, justify="right", no_wrap=heading != "micro-batch")
+    table.add_column("gives up")
+    for device in report.devices:
+        plan, seconds = device.plan, report.clock(device).seconds(device.plan.shape)
+        table.add_row(
+            device.profile.name,
+            str(device.count),
+            format_bytes(plan.budget),
+            format_bytes(plan.footprint.total),
+            "" if seconds is None else format_seconds(seconds),
+            str(plan.micro_batch),
+            f"{plan.density:.3g}",
+            "; ".join(plan.measures()),
+        )
+    console.print(report.request.title, style="bold", width=width, highlight=False, markup=False)
+    console.print("")
+    console.print(table, width=console.width)
+    hint = f"\nFor one of them in detail, give --device. {CAVEAT}"
+    console.print(hint, style="dim", width=width, highlight=False, markup=False)
+
+
 def _parts(plan: Plan) -> Table:
     table = _table("Bytes that training adds to the process (modelled)")
     table.add_column("part", no_wrap=True)
@@ -77,7 +105,7 @@ def _time(report: PlanReport) -> str:
     assert seconds is not None
     step, took = f"A step of {shape.batch} images", format_seconds(seconds)
     text = f"{step} takes {took} on {profile.title} (modelled)"
-    plain = report.clock.seconds(report.request.limits)
+    plain = report.clock.seconds(report.wished)
     assert plain is not None
     if abs(plain - seconds) < 0.01 * plain:
         return f"{text}, no longer than it would with nothing given up."
@@ -118,7 +146,7 @@ def _differs(report: PlanReport, other: Plan) -> str:
 
 
 def _alone(report: PlanReport) -> str:
-    if report.plan.shape == report.request.limits:
+    if report.plan.shape == report.wished:
         return "All of it fits as wished: the plan gives nothing up."
     return "Nothing else fits that would spare what the plan gives up."
 
