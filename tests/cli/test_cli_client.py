@@ -156,7 +156,8 @@ def test_with_a_limit(starts, machine):
         "baseline: 480 MB before training (measured: ClientApp 300 MB, beside it SuperNode 90 MB "
         "and SuperExec 90 MB)",
         "budget: up to about 375 MB for training: the limit less 5% margin (unless the run "
-        "sets another), the baseline, and what the run's data and first step bring in, measured at its first message",
+        "sets another), the baseline, and what the run's data and first step bring in, measured at "
+        "its first message",
     ]
     assert started[0] == shutil.which("flower-supernode", path=environment["PATH"])
     assert started[1:4] == ["--superlink", "127.0.0.1:8000", "--insecure"]
