@@ -5,19 +5,15 @@ Started as a process (``python -m mest_fed.cli.baseline COMMAND [MODULE ...]``) 
 
 import importlib
 import json
-import re
-import resource
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import entry_points
-from pathlib import Path
 
 from mest_fed.errors import MestFedError
 from mest_fed.system.limits import RLIMIT
-
-_STATUS = Path("/proc/self/status")
+from mest_fed.system.proc import read_sizes, resident_bytes
 
 
 @dataclass(frozen=True)
@@ -126,13 +122,9 @@ def _weigh(what: Sequence[str], environment: Mapping[str, str]) -> Weight:
 
 
 def _this_process() -> Weight:
-    if not _STATUS.exists():
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        return Weight(peak, peak, 0)
-    fields = dict(re.findall(r"^(\w+):\s+(\d+) kB", _STATUS.read_text("utf-8"), re.MULTILINE))
-    size, resident, files = (int(fields[key]) * 1024 for key in ("VmSize", "VmRSS", "RssFile"))
-    return Weight(resident, resident - files, size - resident)
+    sizes, resident = read_sizes(), resident_bytes()
+    own = resident - sizes.get("RssFile", 0)
+    return Weight(resident, own, max(0, sizes.get("VmSize", resident) - resident))
 
 
 def _main(command: str, *modules: str) -> None:

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from mest_fed.cli.app import FAILED, OK
 from mest_fed.errors import MestFedError
 from mest_fed.system.cgroups import Cgroup, CgroupLimit
+from mest_fed.system.proc import read_stat
 
 #: Seconds between two looks at the node, and that it has to end by itself.
 LOOK, PATIENCE = 0.2, 15.0
@@ -158,10 +159,9 @@ def _has_child(node: "subprocess.Popen[bytes]", cgroup_limit: CgroupLimit | None
     """
     time.sleep(LOOK)
     for pid in cgroup_limit.group.processes() if cgroup_limit is not None else ():
-        with suppress(OSError):
-            state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
-            if int(parent) == node.pid and state not in "ZX":
-                return True
+        stat = read_stat(pid)
+        if stat is not None and stat.parent == node.pid:
+            return True
     return False
 
 

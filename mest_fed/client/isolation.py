@@ -16,12 +16,12 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
-from pathlib import Path
 from typing import NoReturn
 
 from flwr.app import Context, Message
 
 from mest_fed.errors import MestFedError, OutOfMemoryError
+from mest_fed.system.proc import offer_to_be_killed
 
 #: In the environment: the ClientApp's process plays one device alone, as ``mest-fed client`` says.
 #: A process that plays several is not split, and what one of them takes cannot be measured.
@@ -31,7 +31,6 @@ Handler = Callable[[Message, Context], Message]
 
 #: PR_SET_PDEATHSIG of <linux/prctl.h>.
 _DEATH_SIGNAL = 1
-_FIRST_TO_KILL = "1000"
 
 
 def alone() -> bool:
@@ -107,8 +106,7 @@ def _work(handler: Handler, message: Message, context: Context, place: tuple[int
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
             signal.signal(number, signal.SIG_DFL)
         ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
-        with suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_KILL, "ascii")
+        offer_to_be_killed()
         if os.getppid() == parent:
             report = _report(handler, message, context)
             with os.fdopen(pipe, "wb") as stream:

@@ -11,7 +11,6 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -22,10 +21,8 @@ from mest_fed.memory.activations import FORMATS, RECOMPUTE, MemoryOptions, memor
 from mest_fed.nn import Sparsity, build_model
 from mest_fed.nn.sgd import SGD
 from mest_fed.rng import torch_generator
+from mest_fed.system.proc import can_reset_peak, read_sizes, reset_peak
 
-_STATUS = Path("/proc/self/status")
-_CLEAR_REFS = Path("/proc/self/clear_refs")
-_RESET_PEAK = b"5"
 #: Seconds between two looks at the counters.
 _INTERVAL = 0.005
 
@@ -98,9 +95,9 @@ class PeakMeter:
 
     def __enter__(self) -> "PeakMeter":
         release_freed()
-        self.exact = can_reset()
+        self.exact = can_reset_peak()
         if self.exact:
-            _CLEAR_REFS.write_bytes(_RESET_PEAK)
+            reset_peak()
         self._last = now = read_counters()
         self.baseline = self.peak = now.anonymous + now.swapped
         self._thread.start()
@@ -121,7 +118,7 @@ class PeakMeter:
         before, now = self._last, read_counters()
         most = now.anonymous
         if self.exact:
-            _CLEAR_REFS.write_bytes(_RESET_PEAK)
+            reset_peak()
             most = max(most, now.highest - min(before.files, now.files))
         self.peak = max(self.peak, most + max(before.swapped, now.swapped))
         self._last = now
@@ -131,14 +128,9 @@ class PeakMeter:
             self.look()
 
 
-def can_reset() -> bool:
-    """Say whether this process may reset its high-water mark."""
-    return os.access(_CLEAR_REFS, os.W_OK)
-
-
 def can_measure() -> bool:
     """Say whether this system lets a process measure work in a child, and its own peak."""
-    return hasattr(os, "fork") and can_reset()
+    return hasattr(os, "fork") and can_reset_peak()
 
 
 def release_freed() -> None:
@@ -191,18 +183,10 @@ def measure(work: Callable[[], object], warm_up: Callable[[], object]) -> Measur
 
 def read_counters() -> Counters:
     """Return this process's counters; all 0 where the system does not say."""
-    try:
-        lines = _STATUS.read_bytes().splitlines()
-    except OSError:  # no /proc
-        return Counters()
-    sizes = {
-        name: int(value.split()[0]) * 1024
-        for name, _, value in (line.partition(b":") for line in lines)
-        if value.endswith(b" kB")
-    }
-    resident = sizes.get(b"VmRSS", 0)
-    anonymous = sizes.get(b"RssAnon", resident)  # gVisor's has VmRSS alone
-    swapped, highest = sizes.get(b"VmSwap", 0), sizes.get(b"VmHWM", resident)
+    sizes = read_sizes()
+    resident = sizes.get("VmRSS", 0)
+    anonymous = sizes.get("RssAnon", resident)  # gVisor's has VmRSS alone
+    swapped, highest = sizes.get("VmSwap", 0), sizes.get("VmHWM", resident)
     return Counters(anonymous, resident - anonymous, swapped, highest)
 
 

@@ -13,8 +13,8 @@ from itertools import count
 from pathlib import Path, PurePosixPath
 
 from mest_fed.errors import MestFedError
+from mest_fed.system.proc import PROC
 
-PROC = Path("/proc")
 PROCESSES = "cgroup.procs"
 #: Version 1 has no word for "unlimited": it shows its largest number of pages, which differs.
 UNLIMITED = 2**42

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import TracebackType
 
 from mest_fed.errors import MestFedError, not_allowed
-from mest_fed.system.cgroups import PROC, UNLIMITED, Cgroup, CgroupLimit, enter, own_cgroups
+from mest_fed.system.cgroups import UNLIMITED, Cgroup, CgroupLimit, enter, own_cgroups
+from mest_fed.system.proc import PROC, read_sizes, resident_bytes
 from mest_fed.units import format_bytes
 
 #: Share of a memory limit that stays free if nothing else is said: ``memory.margin``.
@@ -179,7 +180,7 @@ def usage(proc: Path = PROC) -> int:
     resident memory of this process, or its peak where that is all the system tells.
     """
     bounds = _bounds(proc)
-    return min(bounds, key=lambda bound: bound[0])[1]() if bounds else _resident(proc)
+    return min(bounds, key=lambda bound: bound[0])[1]() if bounds else resident_bytes(proc)
 
 
 def _bounds(proc: Path) -> list[tuple[int, Callable[[], int]]]:
@@ -194,8 +195,9 @@ def _bounds(proc: Path) -> list[tuple[int, Callable[[], int]]]:
         text = (proc / "self" / "limits").read_text("ascii")
         soft = re.search(r"^Max address space\s+(\d+)", text, re.MULTILINE)
         if soft and int(soft[1]) < UNLIMITED:
-            reserved = _size(proc, "self", "VmSize") - _resident(proc)
-            bounds.append((max(0, int(soft[1]) - reserved), lambda: _resident(proc)))
+            resident = resident_bytes(proc)
+            reserved = read_sizes("self", proc).get("VmSize", resident) - resident
+            bounds.append((max(0, int(soft[1]) - reserved), lambda: resident_bytes(proc)))
     return bounds
 
 
@@ -209,8 +211,11 @@ def _with_cgroup(parent_group: Cgroup, limit: int, pid: int) -> MemoryLimit:
 def _with_rlimit(
     limit: int, pid: int, reserved: Callable[[], int] | None, proc: Path
 ) -> MemoryLimit:
-    resident = _size(proc, pid, "VmRSS")
-    extra = _size(proc, pid, "VmSize") - resident if reserved is None else reserved()
+    sizes = read_sizes(pid, proc)
+    resident = sizes.get("VmRSS")
+    if resident is None:
+        raise MestFedError(f"process {pid} has ended")
+    extra = sizes.get("VmSize", resident) - resident if reserved is None else reserved()
     if limit <= resident:
         raise not_allowed("memory limit", limit, f"more than {resident} bytes, which are in use")
     before = resource.prlimit(pid, resource.RLIMIT_AS)
@@ -225,19 +230,3 @@ def _with_rlimit(
 
     caveat = _ADDRESSES.format(soft=format_bytes(soft), extra=format_bytes(soft - limit))
     return MemoryLimit(RLIMIT, limit, caveat, None, undo)
-
-
-def _resident(proc: Path) -> int:
-    try:
-        return _size(proc, "self", "VmRSS")
-    except (OSError, MestFedError):
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _size(proc: Path, pid: int | str, field: str) -> int:
-    text = (proc / str(pid) / "status").read_text("utf-8")
-    match = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
-    if match is None:
-        raise MestFedError(f"/proc/{pid}/status has no {field}: the process has ended")
-    return int(match[1]) * 1024

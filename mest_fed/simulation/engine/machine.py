@@ -6,8 +6,9 @@ from typing import Any
 
 import psutil
 
-from mest_fed.system.cgroups import PROC, available_cores
+from mest_fed.system.cgroups import available_cores
 from mest_fed.system.limits import limit_of_process, usage
+from mest_fed.system.proc import PROC
 
 #: Memory of the server process and Ray's own, and of one worker with torch and data (measured:
 #: 560 MB and 225 MB before any client has run).

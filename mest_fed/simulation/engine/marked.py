@@ -1,8 +1,8 @@
 """Processes that carry a mark in their environment, and end with the process that it names.
 
-As a script, with a mark: waits until its standard input is closed, then ends them. It runs beside
-the driver for as long as a session lasts, so it is small: it imports the standard library alone.
-Linux only, where a process's environment can be read.
+A guard process (:func:`guard_command`) ends them when its standard input is closed. It runs beside
+the driver for as long as a session lasts, so it is small: this file imports the standard library
+and :mod:`mest_fed.system.proc` alone. Linux only, where a process's environment can be read.
 """
 
 import os
@@ -10,15 +10,30 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
+
+import mest_fed
+from mest_fed.system.proc import process_ids, process_namespace, read_stat, read_variable
 
 #: The variable. Its value is ``NAMESPACE/PID/START/...``: of the driver, and what tells sessions
 #: of one driver apart.
 NAME = "MEST_FED_RAY_SESSION"
 
 
-def possible() -> bool:
-    """Say whether this system shows processes' environments."""
-    return os.path.exists("/proc/self/environ")
+#: What the guard runs, without site-packages: where the package is, and a mark, are its arguments.
+_GUARD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from mest_fed.simulation.engine.marked import end_session
+sys.stdin.buffer.read()
+end_session(sys.argv[2])
+"""
+
+
+def guard_command(mark: str) -> list[str]:
+    """Return the command of a process that ends all marked ones when its input is closed."""
+    package = str(Path(mest_fed.__file__).parents[1])
+    return [sys.executable, "-I", "-S", "-c", _GUARD, package, mark]
 
 
 def own_mark() -> str:
@@ -29,7 +44,7 @@ def own_mark() -> str:
 def end_orphans() -> None:
     """End all marked processes whose driver has gone."""
     alive: dict[str, bool] = {}
-    here = _namespace()
+    here = process_namespace()
     for pid, mark in _marked():
         namespace, _, rest = mark.partition("/")
         driver = rest.partition("/")[0]
@@ -49,28 +64,16 @@ def end_session(mark: str) -> None:
 
 
 def _marked() -> Iterator[tuple[int, str]]:
-    for name in os.listdir("/proc"):
-        if not name.isdecimal() or int(name) == os.getpid():
-            continue
-        with suppress(OSError), open(f"/proc/{name}/environ", "rb") as file:
-            for item in file.read().split(b"\0"):
-                if item.startswith(f"{NAME}=".encode()):
-                    yield int(name), item.decode(errors="replace").partition("=")[2]
+    for pid in process_ids():
+        mark = None if pid == os.getpid() else read_variable(pid, NAME)
+        if mark is not None:
+            yield pid, mark
 
 
 def _mark_of(pid: int) -> str | None:
     """Return the first three parts of a process's mark; None if it has ended."""
-    with suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8") as file:
-        state, *rest = file.read().rpartition(")")[2].split()
-        if state not in "ZX":
-            return f"{_namespace()}/{pid}/{rest[18]}"
-    return None
-
-
-def _namespace() -> str:
-    with suppress(OSError):
-        return os.readlink("/proc/self/ns/pid")
-    return ""
+    stat = read_stat(pid)
+    return None if stat is None else f"{process_namespace()}/{pid}/{stat.start}"
 
 
 def _kill(pid: int) -> bool:
@@ -78,8 +81,3 @@ def _kill(pid: int) -> bool:
         os.kill(pid, signal.SIGKILL)
         return True
     return False
-
-
-if __name__ == "__main__":
-    sys.stdin.buffer.read()
-    end_session(sys.argv[1])

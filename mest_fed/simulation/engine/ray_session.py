@@ -11,7 +11,6 @@ import secrets
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -26,6 +25,7 @@ from mest_fed.errors import InputError
 from mest_fed.simulation.engine import marked
 from mest_fed.simulation.engine.client_runner import one_line
 from mest_fed.simulation.engine.machine import free_memory
+from mest_fed.system.proc import can_read_environments
 
 #: Seconds that a cluster may take to report, which takes milliseconds.
 ANSWER_SECONDS = 5
@@ -96,10 +96,10 @@ class Session:
 
     def _start(self, workers: int) -> None:
         mark = f"{marked.own_mark()}/{secrets.token_hex(8)}"
-        if marked.possible():
+        if can_read_environments():
             marked.end_orphans()
             self._guard = subprocess.Popen(
-                [sys.executable, "-I", "-S", marked.__file__, mark],
+                marked.guard_command(mark),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
