@@ -25,6 +25,7 @@ from typing import Any
 
 from mest_fed.cli.app import OK, REFUSED, WRONG_INPUT
 from mest_fed.errors import InputError, MestFedError, RefusedError, not_allowed
+from mest_fed.strict_json import parse_json
 
 #: Codes of the Fleet API's errors (flwr.supercore.error.ApiErrorCode).
 REGISTRATION_DISABLED, INVALID_INTERVAL, ACTIVATION_FAILED = 2001, 2003, 2004
@@ -314,8 +315,8 @@ def _public_bytes(key: Any) -> bytes:
 
 def _code(body: bytes) -> int:
     try:
-        code = json.loads(body)["code"]
-    except (ValueError, KeyError, TypeError):
+        code = parse_json(body, "the answer", dict).get("code")
+    except InputError:
         return 0
     return code if isinstance(code, int) else 0
 

@@ -1,6 +1,5 @@
 """The table of a run's choices, for people to read and for machines to repeat."""
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,7 @@ from mest_fed.errors import InputError, not_allowed
 from mest_fed.kernels import native
 from mest_fed.kernels.choice import BANDS, CHANNELS, DENSE, IMPLEMENTATIONS, Case, Choice, Choices
 from mest_fed.kernels.weight import ConvGeometry
+from mest_fed.strict_json import parse_json, read_json
 
 #: How a table came about.
 BY_RULE, TIMED, ALL_DENSE = MODES = ("rule", "tuned", "dense")
@@ -115,20 +115,12 @@ _CUT = re.compile(r"strips:[1-9][0-9]{0,5}|kernels|channels:(in|out)")
 
 def read_table(path: Path) -> Table:
     """Read a table from a file; see :func:`load_choices`."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
-    return parse_table(text, str(path))
+    return load_choices(read_json(path, dict), str(path))
 
 
 def parse_table(text: str, source: str) -> Table:
     """Read a table from the text of such a file; see :func:`load_choices`."""
-    try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{source}: not valid JSON: {error}") from None
-    return load_choices(raw, source)
+    return load_choices(parse_json(text, source, dict), source)
 
 
 def load_choices(raw: object, source: str) -> Table:

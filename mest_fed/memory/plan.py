@@ -9,6 +9,7 @@ from mest_fed.errors import InputError, not_allowed
 from mest_fed.memory.activations import MemoryOptions
 from mest_fed.memory.footprint import Footprint
 from mest_fed.memory.step_bytes import TrainingShape
+from mest_fed.strict_json import parse_json
 from mest_fed.units import format_bytes
 
 
@@ -120,12 +121,7 @@ def read_plan(text: str, source: str = "plan") -> Plan:
     InputError
         If it is no JSON, a key is missing or a value not possible: names it.
     """
-    try:
-        table = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{source} is no JSON: {error}") from None
-    if not isinstance(table, dict):
-        raise not_allowed(source, table, "an object, as mest-fed plan --json writes it")
+    table = parse_json(text, source, dict)
     missing = sorted((_SHAPE | _MEMORY | {"budget_bytes", "parts"}) - set(table))
     if missing:
         raise InputError(f"{source} has no {missing[0]}; allowed: what mest-fed plan --json writes")

@@ -207,6 +207,7 @@ def load_checkpoint(path: Path) -> tuple[Arrays, dict[str, Any]]:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
+        # Ours, and checked: NaN may stand in it, as the loss of a pending update.
         facts = dict(json.loads(arrays.pop("header").tobytes()))
         found, expected = facts["format"], facts.pop("arrays", [])
         if found == _FORMAT and sorted(arrays) != expected:

@@ -17,6 +17,7 @@ from mest_fed.config import RunConfig, from_table, read_toml, to_toml
 from mest_fed.errors import InputError
 from mest_fed.kernels.table import Table, choices_to_rows, read_table
 from mest_fed.nn import SparseState, to_dense, write_state
+from mest_fed.strict_json import parse_json, read_json
 from mest_fed.task import Task
 
 CONFIG, ROUNDS, CLIENTS, SUMMARY = "config.toml", "rounds.jsonl", "clients.jsonl", "summary.json"
@@ -196,10 +197,7 @@ class RunFolder:
         rows = []
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         for number, line in enumerate(lines, start=1):
-            try:
-                rows.append(_row(line))
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}, line {number}: {error}") from None
+            rows.append(_row(line, f"{path}, line {number}"))
         return rows
 
     def seal(self) -> dict[str, Any]:
@@ -301,11 +299,8 @@ class RunFolder:
         path = self.path / MEMORY
         if not path.exists():
             return None
-        try:
-            peaks = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path}: {error}") from None
-        if not isinstance(peaks, dict) or not all(isinstance(p, int) for p in peaks.values()):
+        peaks = read_json(path, dict)
+        if not all(isinstance(size, int) for size in peaks.values()):
             raise InputError(f"{path} is not a table of bytes by plan")
         return peaks
 
@@ -339,13 +334,13 @@ def _digest(path: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _row(line: bytes) -> dict[str, Any]:
-    """Read a line of a log; ValueError if it is none."""
-    row = json.loads(line.decode())
-    number = row.get("round") if isinstance(row, dict) else None
+def _row(line: bytes, where: str) -> dict[str, Any]:
+    """Read a line of a log."""
+    row = parse_json(line, where, dict)
+    number = row.get("round")
     if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-        raise ValueError("it is no object with a round from 0")
-    return dict(row)
+        raise InputError(f"{where}: it is no object with a round from 0")
+    return row
 
 
 @contextmanager

@@ -74,10 +74,10 @@ def parts(**values):
 
 
 WRONG = {
-    "no JSON": ("{", "the plan is no JSON: "),
-    "nothing": ("", "the plan is no JSON: "),
-    "a list": ("[1]", r"the plan = \[1\] is not allowed; allowed: an object"),
-    "a number": ("3", "the plan = 3 is not allowed; allowed: an object"),
+    "no JSON": ("{", "the plan: not valid JSON: "),
+    "nothing": ("", "the plan: not valid JSON: "),
+    "a list": ("[1]", "the plan: it is a list; allowed: an object"),
+    "a number": ("3", "the plan: it is a number; allowed: an object"),
     "bool for int": (changed(micro_batch=True), "micro_batch = True .* allowed: a whole number"),
     "int for bool": (
         changed(release_gradients=1),
@@ -88,7 +88,7 @@ WRONG = {
     "bool for number": (changed(density=True), "density = True .* allowed: a number"),
     "number for text": (changed(saved=8), "saved = 8 .* allowed: a text"),
     "null": (changed(recompute=None), "recompute = None .* allowed: a text"),
-    "NaN": (changed(density=float("nan")), "density = nan .* allowed: a number in"),
+    "NaN": (changed(density=float("nan")), "NaN is no finite number"),
     "micro-batch above the batch": (changed(micro_batch=33), r"micro_batch = 33 .* 1 to 32"),
     "no density": (changed(density=0), "density = 0 .* allowed: a number in"),
     "unknown format": (changed(saved="fp8"), "saved = 'fp8' .* allowed: fp32, mask"),

@@ -214,8 +214,9 @@ def test_states_cover_the_whole_span(tmp_path, rows, expected):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", "trace.json is not JSON"),
-        ("[]", "trace.json: allowed: an object with devices, and perhaps span"),
+        ("", "trace.json: not valid JSON"),
+        ("[]", "trace.json: it is a list; allowed: an object"),
+        ("{}", "trace.json: allowed: an object with devices, and perhaps span"),
         ('{"devices": {}}', "trace.json holds no intervals"),
         ('{"devices": {}, "unit": "s"}', "unknown key 'unit'; allowed: devices, span"),
         ('{"devices": {"*": [[0, 5]]}, "span": 4}', "[0, 5) ends after span = 4"),
@@ -225,7 +226,7 @@ def test_states_cover_the_whole_span(tmp_path, rows, expected):
         ('{"devices": {"*": [[0, 5], 7]}}', "device *, interval 2: allowed: [start, end] or"),
         ('{"devices": {"*": [[0, "5"]]}}', "device *, interval 1: from 0 to '5' is not allowed"),
         ('{"devices": {"*": [[0, true]]}}', "from 0 to True is not allowed"),
-        ('{"devices": {"*": [[0, NaN]]}}', "from 0 to nan is not allowed"),
+        ('{"devices": {"*": [[0, NaN]]}}', "NaN is no finite number"),
         ('{"devices": {"*": [[0, 1' + 400 * "0" + "]]}}", "is not allowed; allowed: two numbers"),
         ('{"devices": {"*": [[0, 5, []]]}}', "state [] is not allowed; allowed: on, off"),
         ('{"devices": {"*": [[0, 5, "on"]], "0": [[0, 5]]}}', "some rows have states and some"),

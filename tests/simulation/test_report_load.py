@@ -102,7 +102,7 @@ def test_a_repeated_round_is_refused(tmp_path, contents):
     ("where", "text", "words"),
     [
         (("rounds.jsonl", 2), '{"round": 1, "accu', "not valid JSON"),
-        (("clients.jsonl", 4), "[1, 2]", "[1, 2]"),
+        (("clients.jsonl", 4), "[1, 2]", "it is a list; allowed: an object"),
         (("clients.jsonl", 1), "{}", "'round' is missing"),
     ],
 )

@@ -19,7 +19,6 @@ rows may come in any order, and must not overlap.
 """
 
 import csv
-import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,6 +29,7 @@ from typing import Any
 
 from mest_fed.errors import InputError
 from mest_fed.simulation.behaviour.availability import Interval, Periods
+from mest_fed.strict_json import parse_json
 
 _HEADERS = (["device", "start", "end"], ["device", "start", "end", "state"])
 _STATES = {"on": True, "off": False}
@@ -119,11 +119,8 @@ def _number(cell: str) -> float | None:
 
 
 def _json(path: Path, text: str) -> tuple[list[Row], float | None]:
-    try:
-        table = json.loads(text, object_pairs_hook=_without_repeats)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
-    if not isinstance(table, dict) or not isinstance(table.get("devices"), dict):
+    table = parse_json(text, str(path), dict)
+    if not isinstance(table.get("devices"), dict):
         raise InputError(f"{path}: allowed: an object with devices, and perhaps span")
     if strangers := table.keys() - {"devices", "span"}:
         raise InputError(f"{path}: unknown key {min(strangers)!r}; allowed: devices, span")
@@ -134,14 +131,6 @@ def _json(path: Path, text: str) -> tuple[list[Row], float | None]:
     if len({row.on is None for row in rows}) > 1:
         raise InputError(f"{path}: some rows have states and some have none; allowed: all or none")
     return rows, None if span is None else float(span)
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} stands twice")
-    return table
 
 
 def _json_rows(path: Path, devices: dict[str, Any]) -> Iterable[Row]:

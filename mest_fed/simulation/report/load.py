@@ -1,6 +1,5 @@
 """Read and check a run folder."""
 
-import json
 import reprlib
 import shlex
 import tomllib
@@ -14,6 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from mest_fed.errors import InputError
 from mest_fed.schema import FailureKind, TaskStatus
+from mest_fed.strict_json import parse_json
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -259,16 +259,14 @@ def _read_kernels(folder: Path) -> Kernels | None:
     path = folder / "kernels.json"
     if not path.exists():  # a run of an earlier version
         return None
-    return _validate(_KERNELS, _parse_json(_read_text(path), str(path)), str(path))
+    return _validate(_KERNELS, _parsed(_read_text(path), str(path)), str(path))
 
 
 def _read_summary(folder: Path) -> Summary:
     path = folder / "summary.json"
     if not path.exists():
         raise _unfinished(folder, f"{path} does not exist")
-    raw = _parse_json(_read_text(path), str(path))
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: expected an object with the run's final values")
+    raw = _parsed(_read_text(path), str(path))
     for key in (field.name for field in fields(Summary)):
         if key not in raw or (raw[key] is None and key not in _MAY_BE_NULL):
             raise _unfinished(folder, f"{path} has no value for {key!r}")
@@ -291,7 +289,7 @@ def _read_lines(path: Path, adapter: TypeAdapter[Row]) -> Iterator[Row]:
     for number, line in enumerate(_read_text(path).split("\n"), start=1):
         if line.strip():
             where = f"{path}, line {number}"
-            yield _validate(adapter, _parse_json(line, where), where)
+            yield _validate(adapter, _parsed(line, where), where)
 
 
 def _read_text(path: Path) -> str:
@@ -303,13 +301,9 @@ def _read_text(path: Path) -> str:
         raise InputError(f"{path} cannot be read: {error}") from None
 
 
-def _parse_json(text: str, where: str) -> object:
-    """Parse JSON; NaN and infinities, which a diverged loss gives, become null."""
-    try:
-        parsed: object = json.loads(text, parse_constant=lambda _: None)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not valid JSON: {error}") from None
-    return parsed
+def _parsed(text: str, where: str) -> dict[str, Any]:
+    """Parse an object; NaN and infinities, which a diverged loss gives, become null."""
+    return parse_json(text, where, dict, infinite_as_null=True)
 
 
 def _validate(adapter: TypeAdapter[Row], raw: object, where: str) -> Row:
