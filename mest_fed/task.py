@@ -359,7 +359,9 @@ class Task:
             momentum=training.momentum > 0,
             memory=self.config.memory.options,
         )
-        setup = TrainingSetup(self.method, mutates=sparsity.mutation == MutationPlace.CLIENT, threads=threads)
+        setup = TrainingSetup(
+            self.method, mutates=sparsity.mutation == MutationPlace.CLIENT, threads=threads
+        )
         return Planner(self.trace, setup, PlanLimits.of(self.trace, shape))
 
 

@@ -20,7 +20,7 @@ from mest_fed.simulation.behaviour.availability import Availability
 from mest_fed.simulation.behaviour.behaviour import DeviceBehaviour, MemoryNeed
 from mest_fed.simulation.behaviour.conditions import DeviceConditions, NoTime
 from mest_fed.simulation.behaviour.traces import Trace, load_trace
-from mest_fed.simulation.engine.interfaces import FIRST_NODE_ID, TaskResult, node_id_of
+from mest_fed.simulation.engine.interfaces import TaskResult, node_id_of, partition_of
 from mest_fed.units import format_seconds
 from mest_fed.wire.values import value_codec
 
@@ -98,7 +98,7 @@ class VirtualClock:
             number = self.instructions
             self._remember(number, start)
         return self._behaviour.draw_conditions(
-            _device(instruction.metadata.dst_node_id),
+            partition_of(instruction.metadata.dst_node_id),
             number,
             start=start,
             # A device that was not busy began when it was asked.
@@ -114,7 +114,7 @@ class VirtualClock:
             return
         self._timings.append(timing)
         if timing.status is not TaskStatus.AWAY:
-            device = _device(timing.node_id)
+            device = partition_of(timing.node_id)
             self._behaviour.spend(device, timing.start, timing.seconds, timing.energy_joules)
 
     def present_nodes(self, node_ids: Sequence[int]) -> list[int]:
@@ -122,14 +122,14 @@ class VirtualClock:
 
         Where devices are there by chance, all are: that is drawn only when they are instructed.
         """
-        return [node for node in node_ids if self._behaviour.is_ready(_device(node), self.now)]
+        return [node for node in node_ids if self._behaviour.is_ready(partition_of(node), self.now)]
 
     def next_present(self, node_ids: Sequence[int]) -> float:
         """Return when the first of some nodes, none of which is there, is worth asking again.
 
         Infinite if none of them ever comes.
         """
-        moments = (self._behaviour.next_ready(_device(node), self.now) for node in node_ids)
+        moments = (self._behaviour.next_ready(partition_of(node), self.now) for node in node_ids)
         return min(moments, default=math.inf)
 
     def train_seconds(self) -> dict[int, float]:
@@ -170,11 +170,6 @@ class VirtualClock:
             kept = self._sent.items()
             self._sent = {n: sent for n, sent in kept if sent + self._deadline >= self.now}
             self._sent[number] = self.now
-
-
-def _device(node_id: int) -> int:
-    """Return the partition of a node."""
-    return node_id - FIRST_NODE_ID
 
 
 def check_cohort(config: RunConfig) -> None:
