@@ -4,7 +4,6 @@
 are shared by all clients that it plays.
 """
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -370,7 +369,7 @@ _profile_once = lru_cache(maxsize=64)(load_profile)
 
 
 class ProcessTasks:
-    """The tasks of this process, by run config; the least recently used are dropped.
+    """The tasks of this process, by run config; the oldest are dropped.
 
     Flower hands a ClientApp a message and its node's context, nothing that this process made. So
     what its clients share, and what the process was given for them, is kept here.
@@ -383,7 +382,7 @@ class ProcessTasks:
 
     def __init__(self, keep: int = 8) -> None:
         self._keep = keep
-        self._tasks: OrderedDict[object, Task] = OrderedDict()
+        self._tasks: dict[object, Task] = {}
         self._lock = Lock()
 
     def get(self, run_config: Mapping[str, Scalar], own_data: str = "") -> Task:
@@ -401,11 +400,10 @@ class ProcessTasks:
         InputError
             If a key or value of the run config, or the device's own data, is wrong.
         """
-        key = _key(run_config, own_data)
-        with self._lock:
-            if key in self._tasks:
-                self._tasks.move_to_end(key)
-                return self._tasks[key]
+        key = _key(run_config, own_data)  # its hash takes microseconds, so one look-up
+        task = self._tasks.get(key)
+        if task is not None:
+            return task
         config = from_flat(run_config)
         return self._put(key, Task.with_own_data(config, own_data) if own_data else Task(config))
 
@@ -415,10 +413,10 @@ class ProcessTasks:
 
     def _put(self, key: object, task: Task) -> Task:
         with self._lock:
+            self._tasks.pop(key, None)
             self._tasks[key] = task
-            self._tasks.move_to_end(key)
             while len(self._tasks) > self._keep:
-                self._tasks.popitem(last=False)
+                del self._tasks[next(iter(self._tasks))]
         return task
 
 

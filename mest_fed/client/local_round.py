@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import nn
 from mest_fed.client.capability import Capability
 from mest_fed.data import Batches
 from mest_fed.kernels.choice import Choices
-from mest_fed.nn import SparseState, read_state, write_state
+from mest_fed.nn import SparseLayer, SparseState, read_state, write_state
 from mest_fed.nn.state import Slots
 from mest_fed.nn.tuning import set_choices
 from mest_fed.rng import torch_generator
@@ -218,7 +218,9 @@ def _resident_model(task: Task, choices: Choices | None) -> nn.Module:
     model, device = task.model, choose_device(task.config.training.device)
     if next(model.parameters()).device != device:
         model.to(device)
-    set_choices(model, choices)
+    layers = (layer for layer in model.modules() if isinstance(layer, SparseLayer))
+    if any(layer.choices is not choices for layer in islice(layers, 1)):  # all hold the same
+        set_choices(model, choices)
     return model
 
 
