@@ -246,6 +246,16 @@ def accepted(
     function: Callable[..., Any], args: tuple[object, ...], options: Mapping[str, object]
 ) -> tuple[tuple[object, ...], dict[str, object]]:
     """Return the arguments that a function takes: the first ones, and options by their names."""
+    plain = (object.__init__, object.__new__)
+    if (
+        isinstance(function, type)
+        and (
+            getattr(function, "__init__"),
+            function.__new__,  # noqa: B009
+        )
+        == plain
+    ):
+        return (), {}  # else inspect parses a text, which takes half a megabyte
     try:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:  # a function of C that does not say
