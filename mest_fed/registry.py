@@ -246,14 +246,10 @@ def accepted(
     function: Callable[..., Any], args: tuple[object, ...], options: Mapping[str, object]
 ) -> tuple[tuple[object, ...], dict[str, object]]:
     """Return the arguments that a function takes: the first ones, and options by their names."""
-    plain = (object.__init__, object.__new__)
-    if (
-        isinstance(function, type)
-        and (
-            getattr(function, "__init__"),
-            function.__new__,  # noqa: B009
-        )
-        == plain
+    made: Any = function
+    plain: Any = object
+    if isinstance(made, type) and all(
+        getattr(made, name) is getattr(plain, name) for name in ("__init__", "__new__")
     ):
         return (), {}  # else inspect parses a text, which takes half a megabyte
     try:
