@@ -246,6 +246,12 @@ def accepted(
     function: Callable[..., Any], args: tuple[object, ...], options: Mapping[str, object]
 ) -> tuple[tuple[object, ...], dict[str, object]]:
     """Return the arguments that a function takes: the first ones, and options by their names."""
+    made: Any = function
+    plain: Any = object
+    if isinstance(made, type) and all(
+        getattr(made, name) is getattr(plain, name) for name in ("__init__", "__new__")
+    ):
+        return (), {}  # else inspect parses a text, which takes half a megabyte
     try:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:  # a function of C that does not say
