@@ -77,7 +77,7 @@ def train(variant: Variant, data: DataSplit, seed: int, images: int, epochs: int
     """Train a variant; return its accuracy on the test set."""
     model = build_model(
         "resnet8",
-        tuple(data.train.images.shape[1:]),
+        tuple(data.train.inputs.shape[1:]),
         10,
         generator=torch_generator(seed, "model"),
         norm=variant.norm,

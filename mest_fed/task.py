@@ -97,7 +97,7 @@ class Task:
         """Training and central test data; a device's own examples have no test data."""
         if self.own_data:
             own = load_own(self.config.data.name, self.own_data)
-            return DataSplit(own, replace(own, images=own.images[:0], labels=own.labels[:0]))
+            return DataSplit(own, replace(own, inputs=own.inputs[:0], targets=own.targets[:0]))
         return _load_once(self.config.data.name, self.config.data.path)
 
     @cached_property
@@ -122,7 +122,7 @@ class Task:
                     f"allowed: {devices} (fleet.devices)"
                 )
             return parts
-        labels, seed = self.data.train.labels.numpy(), self.config.run.seed
+        labels, seed = self.data.train.targets.numpy(), self.config.run.seed
         return partition(
             labels,
             devices,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mest_fed.catalogue import AUGMENTATIONS
-from mest_fed.data.images import ImageData, Indices
+from mest_fed.data.arrays import ArrayData, Indices
 from mest_fed.errors import not_allowed
 
 _PADDING = 4
@@ -48,16 +48,16 @@ class Batch:
 
     Parameters
     ----------
-    images : Tensor
+    inputs : Tensor
         float32, shape ``(n, channels, height, width)``: ``(pixel / 255 - mean) / std``.
-    labels : Tensor
+    targets : Tensor
         int64, shape ``(n,)``.
     examples : int64 array
         Shape ``(n,)``: the position of each example among the client's own.
     """
 
-    images: Tensor
-    labels: Tensor
+    inputs: Tensor
+    targets: Tensor
     examples: Indices
 
 
@@ -69,7 +69,7 @@ class Batches:
 
     Parameters
     ----------
-    data : ImageData
+    data : ArrayData
         Images of all clients; they stay uint8 until they are batched.
     indices : int64 array
         The client's examples.
@@ -91,7 +91,7 @@ class Batches:
 
     def __init__(
         self,
-        data: ImageData,
+        data: ArrayData,
         indices: Indices,
         batch_size: int,
         *,
@@ -135,8 +135,8 @@ class Batches:
 
     def _batch(self, examples: Tensor) -> Batch:
         rows = self._indices[examples]
-        images = self._data.images[rows]
+        images = self._data.inputs[rows]
         if self._generator is not None:
             images = self._augment(images, self._generator)
         pixels = images.to(torch.float32).sub_(self._mean).div_(self._std)
-        return Batch(pixels, self._data.labels[rows], examples.numpy())
+        return Batch(pixels, self._data.targets[rows], examples.numpy())

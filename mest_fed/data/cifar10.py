@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from filelock import FileLock
 
-from mest_fed.data.images import DataSplit, ImageData, require
+from mest_fed.data.arrays import ArrayData, DataSplit, require
 from mest_fed.errors import InputError, not_allowed
 
 
@@ -243,7 +243,7 @@ def load_cifar10(path: str) -> DataSplit:
     return DataSplit(load("train"), load("test"))
 
 
-def load_cifar10_split(folder: Path, split: str) -> ImageData:
+def load_cifar10_split(folder: Path, split: str) -> ArrayData:
     """Load one split from ``{split}.parquet``, or the shards of it, in a folder.
 
     Raises
@@ -267,11 +267,11 @@ def _digest(files: Sequence[Path]) -> str:
     return whole.hex()[:32]
 
 
-def _load_hub(split: str) -> ImageData:
+def _load_hub(split: str) -> ArrayData:
     return _load(f"cifar10-hub-{split}", _HUB_NAME, lambda: _download(split))
 
 
-def _load(key: str, where: str, read: Callable[[], Encoded]) -> ImageData:
+def _load(key: str, where: str, read: Callable[[], Encoded]) -> ArrayData:
     """Map the decoded split from the cache, decoding it first where it is not there."""
 
     def build(folder: Path) -> None:
@@ -290,7 +290,7 @@ def _load(key: str, where: str, read: Callable[[], Encoded]) -> ImageData:
         labels = torch.from_numpy(np.load(folder / "labels.npy"))
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} in the cache is damaged; delete it ({error})") from error
-    return ImageData(images, labels, _NUM_CLASSES, CHANNEL_MEAN, CHANNEL_STD)
+    return ArrayData(images, labels, _NUM_CLASSES, CHANNEL_MEAN, CHANNEL_STD)
 
 
 def _check_labels(labels: np.ndarray, where: str) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from mest_fed.catalogue import DATASETS
-from mest_fed.data.images import DataSplit, ImageData, require
+from mest_fed.data.arrays import ArrayData, DataSplit, require
 from mest_fed.rng import numpy_generator
 
 _TEST_FRACTION = 0.2
@@ -32,9 +32,9 @@ def load_digits() -> DataSplit:
     shares = images[~is_test] / 255
     mean, std = (float(shares.mean()),), (float(shares.std()),)
 
-    def part(chosen: np.ndarray) -> ImageData:
+    def part(chosen: np.ndarray) -> ArrayData:
         shown, targets = torch.from_numpy(images[chosen]), torch.from_numpy(labels[chosen])
-        return ImageData(shown, targets, 10, mean, std)
+        return ArrayData(shown, targets, 10, mean, std)
 
     return DataSplit(part(~is_test), part(is_test))
 

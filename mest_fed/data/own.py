@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mest_fed.data.arrays import ArrayData, image_shape
 from mest_fed.data.cifar10 import CHANNEL_MEAN, CHANNEL_STD, load_cifar10_split
 from mest_fed.data.datasets import load_digits
-from mest_fed.data.images import ImageData, image_shape
 from mest_fed.errors import InputError, not_allowed
 
 #: How errors name what is wrong: as an option of ``mest-fed client`` and in the node config.
 _KEY = "data (of this node)"
 
 
-def load_own(name: str, path: str) -> ImageData:
+def load_own(name: str, path: str) -> ArrayData:
     """Load the examples that a device holds itself, in the shape of a run's data set.
 
     They are normalised by the constants of the run's data set, as all devices' are.
@@ -55,7 +55,7 @@ def load_own(name: str, path: str) -> ImageData:
         raise _wrong(place, given, f"0 to {classes - 1}, the classes of data.name = {name!r}")
     shown = torch.from_numpy(np.ascontiguousarray(images))
     targets = torch.from_numpy(labels.astype(np.int64))
-    return ImageData(shown, targets, classes, *_statistics(name))
+    return ArrayData(shown, targets, classes, *_statistics(name))
 
 
 def _statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -11,7 +11,7 @@ import torch
 
 from mest_fed.client.capability import GIVEN, GIVEN_PEAK
 from mest_fed.config.load import Scalar
-from mest_fed.data import DataSplit, ImageData
+from mest_fed.data import ArrayData, DataSplit
 from mest_fed.devices import Assignment, DeviceProfile, load_profile
 from mest_fed.errors import InputError
 from mest_fed.memory import Plan
@@ -184,12 +184,12 @@ class SharedData:
         data = DataSplit(self._images(self.train), self._images(self.test))
         furnish(self.run_config, data, self._partitions())
 
-    def _images(self, arrays: Arrays) -> ImageData:
+    def _images(self, arrays: Arrays) -> ArrayData:
         with warnings.catch_warnings():
             # They are read-only, as is what they are used for.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             images, labels = map(torch.from_numpy, arrays)
-        return ImageData(images, labels, *self.facts)
+        return ArrayData(images, labels, *self.facts)
 
     def _partitions(self) -> Sequence[Examples] | None:
         if self.examples is None or self.ends is None:
@@ -197,5 +197,5 @@ class SharedData:
         return np.split(self.examples, self.ends[:-1])
 
 
-def _arrays(data: ImageData) -> Arrays:
-    return data.images.numpy(), data.labels.numpy()
+def _arrays(data: ArrayData) -> Arrays:
+    return data.inputs.numpy(), data.targets.numpy()

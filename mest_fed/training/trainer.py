@@ -187,15 +187,15 @@ class LocalTrainer:
         self, forward: Callable[[Tensor], Tensor], batch: Batch, totals: Metrics
     ) -> Tensor:
         """Backpropagate the mean loss of a batch; return which examples were right."""
-        size, right = len(batch.labels), []
+        size, right = len(batch.targets), []
         device = next(self.model.parameters()).device
         done = 0
         while done < size:
             # Even pieces of what is left, so that none is a lone example.
             left = size - done
             part = slice(done, done + -(-left // -(-left // self.micro_batch)))
-            labels = batch.labels[part].to(device)
-            logits = forward(batch.images[part].to(device))
+            labels = batch.targets[part].to(device)
+            logits = forward(batch.inputs[part].to(device))
             loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
             (loss / size).backward()  # type: ignore[no-untyped-call]
             right.append((logits.detach().argmax(dim=1) == labels).cpu())
@@ -224,8 +224,8 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[Metrics, Tenso
     device = next(model.parameters()).device
     totals, right = Metrics(), []
     for batch in batches:
-        labels = batch.labels.to(device)
-        logits = model(batch.images.to(device))
+        labels = batch.targets.to(device)
+        logits = model(batch.inputs.to(device))
         totals.loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
         right.append((logits.argmax(dim=1) == labels).cpu())
         totals.correct += int(right[-1].sum())

@@ -27,10 +27,10 @@ def write(file, **content):
 def test_what_is_in_the_file(tmp_path, name):
     content = arrays(name)
     own = load_own(name, write(tmp_path / "own.npz", **content))
-    assert own.images.dtype == torch.uint8
-    assert np.array_equal(own.images, content["images"])
-    assert own.labels.dtype == torch.int64
-    assert own.labels.tolist() == content["labels"].tolist()
+    assert own.inputs.dtype == torch.uint8
+    assert np.array_equal(own.inputs, content["images"])
+    assert own.targets.dtype == torch.int64
+    assert own.targets.tolist() == content["labels"].tolist()
     assert own.num_classes == 10
 
 

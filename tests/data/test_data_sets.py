@@ -14,7 +14,7 @@ from PIL import Image
 
 from mest_fed.catalogue import DATASETS
 from mest_fed.data import cifar10, load_dataset
-from mest_fed.data.images import image_shape
+from mest_fed.data.arrays import image_shape
 from mest_fed.errors import InputError
 
 
@@ -54,14 +54,14 @@ def test_digits():
     data = load_dataset("digits")
     assert len(data.train) + len(data.test) == 1797
     assert data.train.input_shape == (1, 8, 8)
-    assert data.train.images.dtype == torch.uint8
-    assert data.train.labels.dtype == torch.int64
-    assert data.train.images.max() == 255
+    assert data.train.inputs.dtype == torch.uint8
+    assert data.train.targets.dtype == torch.int64
+    assert data.train.inputs.max() == 255
     shares = (
-        data.test.labels.bincount() / torch.cat([data.train.labels, data.test.labels]).bincount()
+        data.test.targets.bincount() / torch.cat([data.train.targets, data.test.targets]).bincount()
     )
     assert ((shares > 0.19) & (shares < 0.21)).all()
-    pixels = data.train.images.double() / 255
+    pixels = data.train.inputs.double() / 255
     assert data.train.mean[0] == pytest.approx(pixels.mean().item(), abs=1e-6)
     assert data.train.std[0] == pytest.approx(pixels.std().item(), rel=1e-3)
     assert data.test.mean == data.train.mean
@@ -71,14 +71,14 @@ def test_digits_read_from_the_file_are_those_of_scikit_learn(monkeypatch):
     from_file = load_dataset("digits")
     monkeypatch.setattr("mest_fed.data.datasets.find_spec", lambda name: None)
     from_library = load_dataset("digits")
-    assert torch.equal(from_file.train.images, from_library.train.images)
-    assert torch.equal(from_file.test.labels, from_library.test.labels)
+    assert torch.equal(from_file.train.inputs, from_library.train.inputs)
+    assert torch.equal(from_file.test.targets, from_library.test.targets)
 
 
 def test_digits_are_always_split_the_same_way():
     first, second = load_dataset("digits"), load_dataset("digits")
-    assert torch.equal(first.test.images, second.test.images)
-    assert torch.equal(first.train.labels, second.train.labels)
+    assert torch.equal(first.test.inputs, second.test.inputs)
+    assert torch.equal(first.train.targets, second.train.targets)
 
 
 def test_shapes_are_known_without_the_data(folder):
@@ -105,10 +105,10 @@ def test_cifar10_from_parquet(folder, column):
     pixels = random_pixels(5)
     write(folder, [png(image) for image in pixels], [0, 9, 3, 3, 1], column=column)
     data = load_dataset("cifar10", str(folder))
-    assert data.train.images.dtype == torch.uint8
-    assert np.array_equal(data.train.images.numpy(), pixels.transpose(0, 3, 1, 2))
-    assert data.test.labels.tolist() == [0, 9, 3, 3, 1]
-    assert data.train.labels.dtype == torch.int64
+    assert data.train.inputs.dtype == torch.uint8
+    assert np.array_equal(data.train.inputs.numpy(), pixels.transpose(0, 3, 1, 2))
+    assert data.test.targets.tolist() == [0, 9, 3, 3, 1]
+    assert data.train.targets.dtype == torch.int64
     assert (data.train.num_classes, data.train.input_shape) == (10, (3, 32, 32))
 
 
@@ -125,8 +125,8 @@ def test_shards_as_a_hub_writes_them(folder, wide, where):
             table = pa.table({"img": column, "label": labels[part]})
             pq.write_table(table, folder / where / f"{split}-0000{number}-of-00002.parquet")
     data = load_dataset("cifar10", str(folder))
-    assert np.array_equal(data.train.images.numpy(), pixels.transpose(0, 3, 1, 2))
-    assert data.test.labels.tolist() == labels
+    assert np.array_equal(data.train.inputs.numpy(), pixels.transpose(0, 3, 1, 2))
+    assert data.test.targets.tolist() == labels
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_second_load_does_not_decode(folder, monkeypatch):
 
     monkeypatch.setattr(cifar10, "read_encoded", fail)
     second = load_dataset("cifar10", str(folder))
-    assert torch.equal(first.train.images, second.train.images)
+    assert torch.equal(first.train.inputs, second.train.inputs)
 
 
 def test_another_content_is_decoded_anew(folder):
@@ -165,22 +165,22 @@ def test_another_content_is_decoded_anew(folder):
     load_dataset("cifar10", str(folder))
     write(folder, [png(pixels[1])], [1])
     data = load_dataset("cifar10", str(folder))
-    assert np.array_equal(data.train.images[0].numpy(), pixels[1].transpose(2, 0, 1))
+    assert np.array_equal(data.train.inputs[0].numpy(), pixels[1].transpose(2, 0, 1))
 
 
 def test_writing_to_the_images_does_not_change_the_cache(folder):
     write(folder, [png(image) for image in random_pixels(2)], [0, 1])
-    before = load_dataset("cifar10", str(folder)).train.images
+    before = load_dataset("cifar10", str(folder)).train.inputs
     copy = before.clone()
     before.zero_()
-    assert torch.equal(load_dataset("cifar10", str(folder)).train.images, copy)
+    assert torch.equal(load_dataset("cifar10", str(folder)).train.inputs, copy)
 
 
 def test_grey_images_become_rgb(folder):
     grey = random_pixels(1)[0, :, :, 0]
     write(folder, [png(grey)], [0])
     data = load_dataset("cifar10", str(folder))
-    assert np.array_equal(data.train.images[0].numpy(), np.stack([grey] * 3))
+    assert np.array_equal(data.train.inputs[0].numpy(), np.stack([grey] * 3))
 
 
 def load_error(folder):
@@ -312,8 +312,8 @@ def test_download_is_decoded_once(monkeypatch):
     monkeypatch.setattr(hub, "FederatedDataset", Hub)
     for _ in range(2):
         data = load_dataset("cifar10")
-        assert np.array_equal(data.train.images.numpy(), pixels.transpose(0, 3, 1, 2))
-        assert data.test.labels.tolist() == [4, 2]
+        assert np.array_equal(data.train.inputs.numpy(), pixels.transpose(0, 3, 1, 2))
+        assert data.test.targets.tolist() == [4, 2]
     assert asked == ["uoft-cs/cifar10"] * 2  # once for each split
 
 
@@ -325,7 +325,7 @@ def test_download_is_decoded_once(monkeypatch):
 def test_real_cifar10():
     data = load_dataset("cifar10", str(Path(os.environ["MEST_FED_TEST_CIFAR10"])))
     assert (len(data.train), len(data.test)) == (50_000, 10_000)
-    assert data.train.labels.bincount().tolist() == [5000] * 10
-    sample = data.train.images[::10].float() / 255
+    assert data.train.targets.bincount().tolist() == [5000] * 10
+    sample = data.train.inputs[::10].float() / 255
     assert torch.allclose(sample.mean((0, 2, 3)), torch.tensor(data.train.mean), atol=0.01)
     assert torch.allclose(sample.std((0, 2, 3)), torch.tensor(data.train.std), atol=0.01)

@@ -37,7 +37,7 @@ def gradients_after(net, batch, micro_batch):
 def test_micro_batches_accumulate_the_gradient_of_the_whole_batch(scheme, micro_batch):
     (batch,) = batches(1, size=11, dtype=torch.float64)
     net = model(scheme).double()
-    nn.functional.cross_entropy(net(batch.images), batch.labels).backward()
+    nn.functional.cross_entropy(net(batch.inputs), batch.targets).backward()
     whole = {name: p.grad.clone() for name, p in net.named_parameters()}
     parts = gradients_after(net, batch, micro_batch)
     for name, gradient in whole.items():
@@ -72,7 +72,7 @@ def test_five_steps_are_those_of_a_plain_loop(scheme, norm):
     plain.train()
     for batch in data:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(plain(batch.images), batch.labels).backward()
+        nn.functional.cross_entropy(plain(batch.inputs), batch.targets).backward()
         optimizer.step()
     expected = plain.state_dict()
     for name, tensor in ours.state_dict().items():

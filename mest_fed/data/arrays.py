@@ -18,41 +18,41 @@ _TOUCHED = 64
 
 
 @dataclass(frozen=True, eq=False)
-class ImageData:
+class ArrayData:
     """Labelled images.
 
     Parameters
     ----------
-    images : Tensor
+    inputs : Tensor
         uint8, shape ``(n, channels, height, width)``. They may be pages of a file that processes
         share: read them only.
-    labels : Tensor
+    targets : Tensor
         int64, shape ``(n,)``, in ``range(num_classes)``.
     num_classes : int
         Number of classes.
     mean, std : tuple of float
-        Of each channel of ``images / 255``, over the training split.
+        Of each channel of ``inputs / 255``, over the training split.
     """
 
-    images: Tensor
-    labels: Tensor
+    inputs: Tensor
+    targets: Tensor
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def __len__(self) -> int:
         """Return the number of images."""
-        return len(self.labels)
+        return len(self.targets)
 
     def touch(self, examples: Indices) -> None:
         """Read images once, so that their pages are there where they are pages of a file."""
         for start in range(0, len(examples), _TOUCHED):
-            self.images[torch.from_numpy(examples[start : start + _TOUCHED])]
+            self.inputs[torch.from_numpy(examples[start : start + _TOUCHED])]
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of an image."""
-        _, channels, height, width = self.images.shape
+        _, channels, height, width = self.inputs.shape
         return channels, height, width
 
 
@@ -60,8 +60,8 @@ class ImageData:
 class DataSplit:
     """A data set: what the clients share out among them, and the central test set."""
 
-    train: ImageData
-    test: ImageData
+    train: ArrayData
+    test: ArrayData
 
 
 ImageShape = tuple[int, int, int]
