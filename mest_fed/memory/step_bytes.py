@@ -79,19 +79,22 @@ class StepOptions:
     Parameters
     ----------
     input_shape : tuple of int
-        Of an image.
+        Of one input.
     threads : int
         Of the kernels.
     keep_gradients : bool
         Whether the step's gradients stay although they are consumed: a mutation reads them.
     dense_gradients : bool
         Whether the sparse layers keep a dense gradient too (RigL).
+    input_dtype : torch.dtype
+        Of the inputs.
     """
 
     input_shape: tuple[int, ...]
     threads: int = 1
     keep_gradients: bool = False
     dense_gradients: bool = False
+    input_dtype: torch.dtype = torch.float32
 
 
 def step_bytes(model: nn.Module, shape: TrainingShape, options: StepOptions) -> Bytes:
@@ -117,7 +120,9 @@ def step_bytes(model: nn.Module, shape: TrainingShape, options: StepOptions) -> 
         If a layer needs numbers.
     """
     model.train()
-    images = torch.empty(shape.batch, *options.input_shape, device="meta")
+    images = torch.empty(
+        shape.batch, *options.input_shape, dtype=options.input_dtype, device="meta"
+    )
     labels = torch.empty(shape.batch, dtype=torch.int64, device="meta")
     live = LiveBytes(OperatorOverhead(options.threads))
     with live, only_the_ends(), memory_saving(model, shape.memory) as forward, _naming(model):
@@ -204,7 +209,12 @@ def _naming(model: nn.Module) -> Iterator[None]:
         ) from error
 
 
-def measured_step(meta_model: nn.Module, input_shape: tuple[int, ...], shape: TrainingShape) -> int:
+def measured_step(
+    meta_model: nn.Module,
+    input_shape: tuple[int, ...],
+    shape: TrainingShape,
+    input_dtype: torch.dtype = torch.float32,
+) -> int:
     """Measure what two training steps add to a process, model included.
 
     Parameters
@@ -212,9 +222,11 @@ def measured_step(meta_model: nn.Module, input_shape: tuple[int, ...], shape: Tr
     meta_model : nn.Module
         On the meta device, at its peak of live weights; stays as it is.
     input_shape : tuple of int
-        Of an image.
+        Of one input.
     shape : TrainingShape
         What is trained, and how.
+    input_dtype : torch.dtype
+        Of the inputs.
 
     Returns
     -------
@@ -228,7 +240,8 @@ def measured_step(meta_model: nn.Module, input_shape: tuple[int, ...], shape: Tr
     MestFedError
         If the child fails.
     """
-    return measure(partial(_train, meta_model, input_shape, shape), _warm_up).added
+    inputs = torch.empty(shape.batch, *input_shape, dtype=input_dtype, device="meta")
+    return measure(partial(_train, meta_model, inputs, shape), _warm_up).added
 
 
 def _warm_up() -> None:
@@ -236,9 +249,9 @@ def _warm_up() -> None:
     warm_up()
 
 
-def _train(meta_model: nn.Module, input_shape: tuple[int, ...], shape: TrainingShape) -> None:
+def _train(meta_model: nn.Module, inputs: Tensor, shape: TrainingShape) -> None:
     model = _real(meta_model).train()
-    images = torch.zeros(shape.batch, *input_shape)
+    images = torch.zeros(inputs.shape, dtype=inputs.dtype)
     labels = torch.zeros(shape.batch, dtype=torch.int64)
     momentum = 0.9 if shape.momentum else 0.0
     release_gradients = shape.memory.release_gradients
