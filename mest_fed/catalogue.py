@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from mest_fed.data import DataSplit
     from mest_fed.memory.activations.saved_tensors import Packed
     from mest_fed.server.export import FinalModel
     from mest_fed.server.optimizers import ServerOptimizer
@@ -57,17 +56,28 @@ NORMS: Registry[Callable[[int], nn.Module]] = Registry(
     makes="torch.nn:Module",
 )
 
-#: ``load(path)``.
-DATASETS: Registry[Callable[..., DataSplit]] = Registry(
+#: ``load(path, **options)``: (train, test), each a pair of arrays or a map-style data set; ours
+#: are called with a :class:`~mest_fed.data.DataRequest`.
+DATASETS: Registry[Callable[..., Any]] = Registry(
     "data.name",
     {
-        "digits": "mest_fed.data.datasets:load_digits",
-        "cifar10": "mest_fed.data.cifar10:load_cifar10",
+        "digits": "mest_fed.data.digits:DIGITS",
+        "cifar10": "mest_fed.data.image_sets:CIFAR10",
+        "cifar100": "mest_fed.data.image_sets:CIFAR100",
+        "mnist": "mest_fed.data.image_sets:MNIST",
+        "femnist": "mest_fed.data.image_sets:FEMNIST",
+        "speech-commands": "mest_fed.data.speech:SPEECH_COMMANDS",
+        "shakespeare": "mest_fed.data.datasets:SHAKESPEARE",
+        "files": "mest_fed.data.datasets:FILES",
+        "folder": "mest_fed.data.datasets:FOLDER",
+        "parquet": "mest_fed.data.datasets:PARQUET",
+        "npz": "mest_fed.data.datasets:NPZ",
+        "csv": "mest_fed.data.datasets:CSV",
+        "text": "mest_fed.data.datasets:TEXT",
     },
-    makes="mest_fed.data:DataSplit",
 )
 
-#: ``share(labels, count, *, seed, alpha, classes_per_partition, shards_per_partition,
+#: ``share(labels, count, *, seed, groups, alpha, classes_per_partition, shards_per_partition,
 #: examples_per_device)``: the positions of each partition's examples.
 PARTITIONERS: Registry[Callable[..., Any]] = Registry(
     "data.partition",
@@ -80,7 +90,9 @@ PARTITIONERS: Registry[Callable[..., Any]] = Registry(
         "square": "mest_fed.data.partitioners:square",
         "exponential": "mest_fed.data.partitioners:exponential",
         "sampled": "mest_fed.data.partition_files:SampledPartitions",
+        "groups": "mest_fed.data.partitioners:by_group",
     },
+    with_argument={"column:NAME": "mest_fed.data.partitioners:by_column"},
 )
 
 #: ``augment(images, generator)``.

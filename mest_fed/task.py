@@ -12,17 +12,21 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from mest_fed.catalogue import AUGMENTATIONS, DATASETS, PARTITIONERS, MutationPlace
-from mest_fed.config import RunConfig, from_flat
+from mest_fed.catalogue import AUGMENTATIONS, PARTITIONERS, MutationPlace
+from mest_fed.config import DataSection, RunConfig, from_flat, read_options
 from mest_fed.config.load import Scalar
 from mest_fed.data import (
     Batches,
+    Columns,
+    DataRequest,
     DataSplit,
+    Encoding,
+    ExampleSpec,
+    find_source,
     hold_out,
-    image_shape,
-    load_dataset,
     load_own,
     load_partitions,
+    needs_classes,
     num_held_out,
     partition,
 )
@@ -80,25 +84,22 @@ class Task:
     config: RunConfig
     own_data: str = ""
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of an image."""
-        return self._form[0]
-
     @cached_property
-    def _form(self) -> tuple[tuple[int, int, int], int]:
-        """Shape of an image and number of classes: known of our data sets, else read."""
-        if DATASETS.is_builtin(self.config.data.name):
-            return image_shape(self.config.data.name)
-        return self.data.train.input_shape, self.data.train.num_classes
+    def example(self) -> ExampleSpec:
+        """What the model gets and gives for one example: known by the data's name, or found."""
+        if "data" in vars(self):  # a worker that was given data may lack what loads it
+            return self.data.train.example
+        if encoding := data_request(self.config.data).encoding:
+            return encoding.example
+        return find_source(self.config.data.name).example or self.data.train.example
 
     @cached_property
     def data(self) -> DataSplit:
         """Training and central test data; a device's own examples have no test data."""
         if self.own_data:
-            own = load_own(self.config.data.name, self.own_data)
-            return DataSplit(own, replace(own, inputs=own.inputs[:0], targets=own.targets[:0]))
-        return _load_once(self.config.data.name, self.config.data.path)
+            own = load_own(self.config.data.name, self.own_data, data_request(self.config.data))
+            return DataSplit(own, own.take(np.arange(0)))
+        return _load_once(_as_read(self.config.data))
 
     @cached_property
     def partitions(self) -> Sequence[Examples]:
@@ -122,12 +123,18 @@ class Task:
                     f"allowed: {devices} (fleet.devices)"
                 )
             return parts
-        labels, seed = self.data.train.targets.numpy(), self.config.run.seed
+        train = self.data.train
+        if train.classes is None and needs_classes(data.partition):
+            raise InputError(
+                f"data.partition = {data.partition!r} shares examples out by class, and targets "
+                "are no classes; allowed: iid, linear, square, exponential, sampled, or groups"
+            )
         return partition(
-            labels,
+            np.zeros(len(train), np.int64) if train.classes is None else train.classes,
             devices,
             scheme=data.partition,
-            seed=seed,
+            seed=self.config.run.seed,
+            groups=None if train.groups is None else train.groups.numpy(),
             alpha=data.alpha,
             examples_per_device=data.examples_per_device,
             classes_per_partition=data.classes_per_partition,
@@ -219,14 +226,14 @@ class Task:
 
     def build_model(self) -> nn.Module:
         """Build the model of this seed at the target density (dense for the dense method)."""
-        (shape, classes), model = self._form, self.config.model
+        example, model = self.example, self.config.model
         given, sparsity = self.config.sparsity, None
         if self.method.sparse:
             sparsity = Sparsity(given.scheme, given.density, given.distribution)
         return build_model(
             model.name,
-            shape,
-            classes,
+            example.input_shape,
+            example.num_outputs,
             generator=torch_generator(self.config.run.seed, "model"),
             width=model.width,
             norm=model.norm,
@@ -236,9 +243,14 @@ class Task:
     @cached_property
     def model(self) -> nn.Module:
         """The process's resident model, a shell: whoever uses it writes a state into it first."""
-        (shape, classes), model = self._form, self.config.model
+        example, model = self.example, self.config.model
         return build_shell(
-            model.name, shape, classes, width=model.width, norm=model.norm, scheme=self.scheme
+            model.name,
+            example.input_shape,
+            example.num_outputs,
+            width=model.width,
+            norm=model.norm,
+            scheme=self.scheme,
         )
 
     @cached_property
@@ -249,7 +261,7 @@ class Task:
     @cached_property
     def trace(self) -> ModelTrace:
         """The model's memory needs."""
-        return trace_model(self.model, self.shape)
+        return trace_model(self.model, self.example.input_shape, self.example.input_dtype)
 
     def work(self, presented: int, memory: MemoryOptions | None = None) -> Work:
         """Return the operations of training the resident model, as it is, on so many examples.
@@ -259,7 +271,10 @@ class Task:
         layers = (module for module in self.model.modules() if isinstance(module, SparseLayer))
         key = (memory, *(layer.layout.active_weights(layer.slots) for layer in layers))
         if key not in self._works:
-            self._works[key] = training_work(self.model, self.shape, memory)
+            example = self.example
+            self._works[key] = training_work(
+                self.model, example.input_shape, memory, example.input_dtype
+            )
         return self._works[key] * presented
 
     @cached_property
@@ -323,7 +338,41 @@ class Task:
         )
 
 
-_load_once = lru_cache(maxsize=2)(load_dataset)
+@lru_cache(maxsize=2)
+def _load_once(data: DataSection) -> DataSplit:
+    return find_source(data.name)(data_request(data))
+
+
+def _as_read(data: DataSection) -> DataSection:
+    """Return what of a configuration says how data is read; how it is shared out is another's."""
+    keys = {"name", "path", "columns", "options", "normalise", "encoding"}
+    if data.partition.startswith("column:"):
+        keys.add("partition")
+    return DataSection.model_construct(**data.model_dump(include=keys))
+
+
+def data_request(data: DataSection) -> DataRequest:
+    """Return what a configuration asks of its data set.
+
+    Raises
+    ------
+    InputError
+        If ``data.columns`` has other keys than a table has.
+    """
+    columns = Columns.of(read_options(data.columns))
+    head, _, group = data.partition.partition(":")
+    if head == "column":
+        columns = replace(columns, groups=group)
+    encoding = read_options(data.encoding)
+    return DataRequest(
+        data.path,
+        columns,
+        read_options(data.options),
+        data.normalise,
+        encoding=Encoding.read(encoding, "data.encoding") if encoding else None,
+    )
+
+
 _profile_once = lru_cache(maxsize=64)(load_profile)
 
 

@@ -1,8 +1,9 @@
 """The run configuration: one frozen section for each part, every key with its default."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from mest_fed.catalogue import (
     AUGMENTATIONS,
@@ -26,7 +27,16 @@ from mest_fed.catalogue import (
     MutationPlace,
     Recompute,
 )
-from mest_fed.config.base import Positive, Section, Share, format_mix, one_of, parse_mix
+from mest_fed.config.base import (
+    FOLDER,
+    Options,
+    Positive,
+    Section,
+    Share,
+    format_mix,
+    one_of,
+    parse_mix,
+)
 from mest_fed.config.behaviour import BehaviourSection
 from mest_fed.errors import InputError
 from mest_fed.units import parse_bytes
@@ -61,10 +71,22 @@ class DataSection(Section):
 
     name: Annotated[str, one_of(DATASETS)] = "digits"
     path: str = ""
-    """Folder with the data set's files; empty downloads it (digits needs neither)."""
+    """File, or folder with the data set's files; empty downloads it (digits needs neither)."""
+    columns: Options = ""
+    """Which columns of a table are ``inputs``, ``targets``, ``groups`` and ``categories``."""
+    options: Options = ""
+    """What a kind of files, or a user's loader, takes beside the path."""
+    normalise: bool = True
+    """Whether bytes, and floats of a file, are normalised by the training part."""
+    encoding: Options = ""
+    """How examples become numbers (shape, classes, statistics): the path of a run's
+    ``encoding.json``, or its content. Empty: found in the training part. For servers and devices
+    that do not have it."""
     partition: Annotated[str, one_of(PARTITIONERS)] = "dirichlet"
     """How examples are shared out. ``sampled`` draws each device's examples by itself, so that
-    devices may share some: this is how there can be more devices than examples."""
+    devices may share some: this is how there can be more devices than examples. ``column:NAME``
+    gives each device the rows of one value, such as a person; ``groups`` does so where a data set
+    or loader has groups."""
     alpha: Annotated[float, Field(gt=0)] = 0.3
     """Dirichlet concentration: smaller is less alike."""
     examples_per_device: Positive = 40
@@ -76,6 +98,18 @@ class DataSection(Section):
     hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of each client's examples that it keeps for evaluation."""
     augmentation: Annotated[str, one_of(AUGMENTATIONS)] = "none"
+
+    @field_validator("encoding", mode="before")
+    @classmethod
+    def _read(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, str) or not value.endswith(".json"):
+            return value
+        folder = (info.context or {}).get(FOLDER) or Path()
+        path = folder / Path(value).expanduser()
+        try:
+            return path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"allowed: a file that can be read ({error})") from None
 
 
 class ModelSection(Section):

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -141,7 +141,7 @@ def _cost(plan: Plan) -> float:
     return (1 + 2 * plan.density) / 3
 
 
-Arrays = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
+Arrays = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -152,17 +152,17 @@ class SharedData:
     ----------
     run_config : mapping of str to scalar
         The run, as its clients see it.
-    facts : tuple
-        Number of classes, mean and deviation of the channels.
+    facts : dict
+        What both parts have beside their arrays, such as the number of classes.
     train, test : (array, array)
-        Images, uint8 of shape (n, channels, height, width), and labels, int64 of shape (n,).
+        Inputs and targets.
     examples, ends : array or None
         int64: examples of all partitions, and where each partition ends; None where each device's
         examples are drawn when they are asked for.
     """
 
     run_config: Mapping[str, Scalar]
-    facts: tuple[int, tuple[float, ...], tuple[float, ...]]
+    facts: Mapping[str, Any]
     train: Arrays
     test: Arrays
     examples: npt.NDArray[np.int64] | None
@@ -172,7 +172,8 @@ class SharedData:
     def of(cls, task: Task, run_config: Mapping[str, Scalar]) -> "SharedData":
         """Take the data of a task."""
         train, test = task.data.train, task.data.test
-        facts = (train.num_classes, train.mean, train.std)
+        names = ("num_classes", "mean", "std", "num_tokens")
+        facts = {name: getattr(train, name) for name in names}
         examples = ends = None
         if not task.draws_examples:
             examples = np.concatenate(task.partitions)
@@ -181,15 +182,15 @@ class SharedData:
 
     def install(self) -> None:
         """Give it to this process's task."""
-        data = DataSplit(self._images(self.train), self._images(self.test))
+        data = DataSplit(self._data(self.train), self._data(self.test))
         furnish(self.run_config, data, self._partitions())
 
-    def _images(self, arrays: Arrays) -> ArrayData:
+    def _data(self, arrays: Arrays) -> ArrayData:
         with warnings.catch_warnings():
             # They are read-only, as is what they are used for.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            images, labels = map(torch.from_numpy, arrays)
-        return ArrayData(images, labels, *self.facts)
+            inputs, targets = map(torch.from_numpy, arrays)
+        return ArrayData(inputs, targets, **self.facts)
 
     def _partitions(self) -> Sequence[Examples] | None:
         if self.examples is None or self.ends is None:

@@ -98,13 +98,13 @@ class Simulation:
         flat = to_flat(self.config)
         if not task.draws_examples:
             flat |= {"data.partition_file": str(self.folder.partitions)}
-        if address is not None and workers:
+        if workers and (address is not None or not task.data.reloads):
             options["setup"] = SharedData.of(task, flat)
         choices = kernels.choices
         with (
             logged() as log,
             with_choices(choices),
-            closing(Peaks(self.config, fleet, self.folder, kernels)) as measured,
+            closing(Peaks(task, fleet, self.folder, kernels)) as measured,
             closing(make_executor(CLIENT_APP, workers, address, choices, **options)) as executor,
         ):
             # All of this can fail, so the folder is left alone until it has not.
@@ -145,6 +145,7 @@ class Simulation:
             task, fleet.tiers, model, preset=self.preset, logs=logs, peaks=peaks
         )
         self.folder.write_model(task, model.state())
+        self.folder.write_encoding(task.data.encoding)
         self.folder.write_summary(summary)
 
 
