@@ -19,6 +19,7 @@ class Digits(DataSource):
     """Split 80 / 20 within each class, always the same way."""
 
     name = "digits"
+    has_files = False
 
     @property
     def example(self) -> ExampleSpec:

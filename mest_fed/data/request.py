@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from mest_fed.data.arrays import DataSplit, ExampleSpec, Indices
 from mest_fed.data.encoding import Encoding
@@ -66,7 +66,15 @@ class DataRequest:
 
 
 class DataSource:
-    """A data set that has a name: called with a request, it loads both parts."""
+    """A data set that has a name: called with a request, it loads both parts.
+
+    Attributes
+    ----------
+    has_files : bool
+        Whether it is read from ``data.path``.
+    """
+
+    has_files: ClassVar[bool] = True
 
     @property
     def encoding(self) -> Encoding | None:
