@@ -165,6 +165,8 @@ class Encoding:
         kinds = _categories(train)
         bare = cls((), "", None, categories=kinds[0], tokens=kinds[1])
         inputs = bare._inputs(train)
+        if not inputs.size:
+            raise train.error("its inputs are empty; allowed: at least one number in each")
         found = replace(bare, shape=inputs.shape[1:], dtype=str(inputs.dtype))
         found = found._with_targets(train, inputs, numbers)
         if inputs.dtype == np.int64:

@@ -338,6 +338,8 @@ def _drawn(part: Part, fraction: float) -> np.ndarray:
     generator = numpy_generator(0, "files", "split")
     are_classes = len(part.targets) == 1 and first.ndim == 1 and first.dtype.kind != "f"
     labels = first.astype(str) if are_classes else np.zeros(len(part), dtype=np.int64)
+    if round(fraction * np.unique(labels, return_counts=True)[1].max(initial=0)) == 0:
+        labels = np.zeros(len(part), dtype=np.int64)  # classes too rare for a share of each
     for label in np.unique(labels):
         members = generator.permutation(np.flatnonzero(labels == label))
         held[members[: round(fraction * len(members))]] = True

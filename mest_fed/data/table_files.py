@@ -115,12 +115,13 @@ class CsvTable(Table):
         self._delimiter = delimiter or ("\t" if files[0].suffix == ".tsv" else ",")
         self._table = self._read({})
         self.names, self.num_rows = list(self._table.column_names), self._table.num_rows
-        if len(set(self.names)) < len(self.names):
-            raise self.error("two columns have one name")
 
     def column(self, name: str) -> Any:
         """Return a column as an Arrow array."""
-        return self._table[name].combine_chunks()
+        values = self._table[name].combine_chunks()
+        if require("pyarrow", extra="data").types.is_binary(values.type):
+            raise self.error(f"column {name} is no UTF-8 text; allowed: UTF-8")
+        return values
 
     def as_text(self, name: str) -> Values:
         """Return a column as the strings that are in the file."""
@@ -130,20 +131,30 @@ class CsvTable(Table):
     def _read(self, types: Mapping[str, Any]) -> Any:
         arrow = require("pyarrow", extra="data")
         csv = require("pyarrow.csv", extra="data")
-        tables = []
+        convert = csv.ConvertOptions(column_types=types, strings_can_be_null=False)
+        tables: list[Any] = []
         for file in self.files:
             try:
-                tables.append(
-                    csv.read_csv(
-                        file,
-                        read_options=csv.ReadOptions(use_threads=False),
-                        parse_options=csv.ParseOptions(delimiter=self._delimiter),
-                        convert_options=csv.ConvertOptions(
-                            column_types=types, strings_can_be_null=False
-                        ),
-                    )
+                table = csv.read_csv(
+                    file,
+                    read_options=csv.ReadOptions(use_threads=False),
+                    parse_options=csv.ParseOptions(
+                        delimiter=self._delimiter, newlines_in_values=True
+                    ),
+                    convert_options=convert,
                 )
             except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise self.error(f"{file.name} is no CSV table ({reason})") from error
-        return arrow.concat_tables(tables, promote_options="permissive")
+            names = table.column_names
+            if len(set(names)) < len(names):
+                raise self.error(f"{file.name} has two columns of one name")
+            if tables and names != tables[0].column_names:
+                first = self.files[0].name
+                raise self.error(f"{file.name} has other columns than {first}")
+            tables.append(table)
+        try:
+            return arrow.concat_tables(tables, promote_options="permissive")
+        except arrow.ArrowException as error:
+            reason = str(error).splitlines()[0]
+            raise self.error(f"its files have columns of unlike types ({reason})") from error

@@ -13,7 +13,7 @@ from mest_fed.data.cache import content_digest
 from mest_fed.data.images import decoded
 from mest_fed.data.parts import Column, Part, Values
 from mest_fed.data.table_files import Table
-from mest_fed.data.text import sequences, split_text
+from mest_fed.data.text import TOKENS, check_length, sequences, split_text
 from mest_fed.errors import not_allowed
 
 
@@ -52,8 +52,10 @@ class Columns:
             if name not in allowed:
                 raise not_allowed("data.columns", key, allowed)
             names = (value,) if isinstance(value, str) else value
-            is_list = isinstance(names, list | tuple)
-            if not is_list or not all(isinstance(each, str) and each for each in names):
+            are_texts = isinstance(names, list | tuple) and all(
+                isinstance(each, str) and each for each in names
+            )
+            if not are_texts or len(set(names)) < len(names):
                 raise not_allowed(
                     f"data.columns.{key}", value, "a column's name, or a list of them"
                 )
@@ -117,6 +119,11 @@ class TableOptions:
     series: Series = Series()
     pixels: tuple[int, int, int] | None = None
 
+    def __post_init__(self) -> None:
+        check_length(self.length)
+        if self.tokens not in ("", *TOKENS):
+            raise not_allowed("data.options.tokens", self.tokens, TOKENS)
+
 
 def read_table(table: Table, columns: Columns, options: TableOptions) -> Part:
     """Read a table as examples.
@@ -141,8 +148,7 @@ def read_table(table: Table, columns: Columns, options: TableOptions) -> Part:
     return _windows(part, options.series) if options.series.window else part
 
 
-_INPUTS = ("inputs", "img", "image", "images", "x", "X", "features", "text", "audio")
-_TARGETS = ("label", "labels", "target", "targets", "y", "class", "fine_label", "character")
+_TARGETS = ("label", "labels", "target", "targets", "class", "fine_label")
 
 
 def _chosen(table: Table, columns: Columns, options: TableOptions) -> Columns:
@@ -161,9 +167,8 @@ def _chosen(table: Table, columns: Columns, options: TableOptions) -> Columns:
         targets = (usual[0] if usual else left[0],)
         left = [name for name in left if name not in targets]
     if not inputs:
-        usual = [name for name in _INPUTS if name in left]
         pictures = [name for name in left if _is_image(table.type_of(name))]
-        inputs = tuple(pictures[:1] or usual[:1] or left)
+        inputs = tuple(pictures[:1] or left)
     return replace(columns, inputs=inputs, targets=targets)
 
 
@@ -278,8 +283,6 @@ def _shaped(table: Table, inputs: list[Column], options: TableOptions) -> list[C
 def _padded(texts: Values, options: TableOptions) -> Values:
     """Cut texts into tokens, as many for each."""
     length = options.length
-    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
-        raise not_allowed("data.options.length", length, "a positive whole number")
     rows = [split_text(text, options.tokens)[:length] for text in texts]
     return np.array([row + [""] * (length - len(row)) for row in rows])
 

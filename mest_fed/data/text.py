@@ -55,6 +55,18 @@ def split_text(text: str, tokens: str) -> list[str]:
     return [word for line in text.splitlines() for word in (*line.split(), "\n")]
 
 
+def check_length(length: object) -> None:
+    """Check a number of tokens.
+
+    Raises
+    ------
+    InputError
+        If it is no positive whole number.
+    """
+    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
+        raise not_allowed("data.options.length", length, "a positive whole number")
+
+
 def sequences(tokens: list[str], length: int, where: str) -> Part:
     """Cut tokens into inputs and targets of ``length``; see :func:`read_text`.
 
@@ -63,8 +75,7 @@ def sequences(tokens: list[str], length: int, where: str) -> Part:
     InputError
         If there are too few tokens, or the length is not allowed.
     """
-    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
-        raise not_allowed("data.options.length", length, "a positive whole number")
+    check_length(length)
     count = (len(tokens) - 1) // length
     if count < 1:
         raise InputError(

@@ -29,7 +29,8 @@ def save_images(folder, classes, *, count=5, mode="RGB", seed=0):
 
 
 def write_csv(file, header, rows):
-    file.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    text = "\n".join([header, *rows]) + "\n"
+    file.write_text(text, encoding="utf-8", errors="surrogateescape")
     return str(file)
 
 
@@ -117,6 +118,15 @@ def test_a_csv_of_numbers_and_categories(tmp_path):
     assert plain.train.mean == ()
 
 
+def test_all_columns_but_the_target_are_inputs(tmp_path):
+    path = write_csv(tmp_path / "a.csv", "x,y,z,label", [f"{n},{n},1,{n % 2}" for n in range(10)])
+    data = load_dataset("csv", path).train
+    assert data.input_shape == (3,)
+    assert data.std[2] == 1  # a constant has no deviation
+    write_csv(tmp_path / "b.csv", "x,x,label", ["1,2,a"] * 5)
+    assert "b.csv has two columns of one name" in error_of("csv", tmp_path / "b.csv")
+
+
 def test_targets_of_a_table_may_be_numbers(tmp_path):
     path = write_csv(tmp_path / "a.csv", "x,y,z", [f"{n},{n / 2},{n % 2}" for n in range(10)])
     one = load_dataset("csv", path, columns={"inputs": "x", "targets": "y"}).train
@@ -142,6 +152,7 @@ def test_categories_of_numbers_and_values_that_look_like_numbers(tmp_path):
         (["1,a", "nan,b"], ["1,a"], "train.csv, row 2: column x has no value"),
         (["1,a", "inf,b"], ["1,a"], "train.csv, row 2: x has inf; allowed: finite numbers"),
         (["1,a", "2"], ["1,a"], "train.csv is no CSV table (CSV parse error: Row #3"),
+        (["1,caf\udce9"], ["1,a"], "train.csv: column label is no UTF-8 text"),
         ([], ["1,a"], "train.csv: it has no rows"),
         (["1,a", "2,b"], ["1,c"], "test.csv, row 1: label 'c' was never seen in train; allowed: a"),
         (["1,a", "2,b"], ["one,b"], "test.csv: column x holds 'one'; allowed: numbers"),
@@ -163,12 +174,16 @@ def test_a_wrong_csv(tmp_path, train, test, words):
         ({"columns": {"input": "w"}}, "a.csv: no column 'w'; allowed: x, v"),
         ({"columns": {"features": "x"}}, "data.columns = 'features' is not allowed; allowed: inp"),
         ({"columns": {"inputs": 3}}, "data.columns.inputs = 3 is not allowed"),
+        ({"columns": {"inputs": ["x", "x"]}}, "data.columns.inputs = ['x', 'x'] is not allowed"),
+        ({"options": {"tokens": "bytes"}}, "data.options.tokens = 'bytes' is not allowed"),
+        ({"options": {"length": "9"}}, "data.options.length = '9' is not allowed"),
         ({"columns": {"groups": "user"}}, "a.csv: no column 'user'"),
         (
             {"options": {"windows": 3}},
             "data.options.windows = 3 is not allowed; allowed: delimiter",
         ),
         ({}, "a.csv: no column is named label"),
+        ({"columns": {"inputs": [], "targets": ["x", "v"]}}, "no column is left for the inputs"),
         ({"columns": {"targets": "v"}, "options": {"shape": "2x2"}}, "data.options.shape = '2x2'"),
         ({"columns": {"targets": "v"}, "options": {"window": 30}}, "no group has the 30 rows"),
         ({"columns": {"targets": "v"}, "options": {"test_fraction": 2}}, "data.options.test_fract"),
@@ -314,6 +329,8 @@ def test_arrays_of_an_npz_file(tmp_path):
     assert "has the arrays series, kind, who; allowed: inputs and targets" in message
     np.savez(tmp_path / "b.npz", x=series, y=classes[:19])
     assert "19 y and 20 x; allowed: as many" in error_of("npz", tmp_path / "b.npz")
+    np.savez(tmp_path / "c.npz", inputs=np.ones((20, 0)), targets=classes)
+    assert "its inputs are empty" in error_of("npz", tmp_path / "c.npz")
 
 
 def test_an_npz_file_with_both_parts(tmp_path):
