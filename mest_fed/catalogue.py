@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mest_fed.simulation.behaviour.availability import Availability
     from mest_fed.simulation.trackers.progress import Observer
     from mest_fed.sparsity import Layout, Method
+    from mest_fed.training.objective import Objective
     from mest_fed.wire.masks import MaskCodec
     from mest_fed.wire.values import ValueCodec
 
@@ -44,6 +45,18 @@ MODELS: Registry[Callable[..., nn.Module]] = Registry(
         "cnn2": "mest_fed.nn.models.cnn:CNN2",
     },
     makes="torch.nn:Module",
+)
+
+#: ``task(**options)``.
+TASKS: Registry[Callable[..., Objective]] = Registry(
+    "task.name",
+    {
+        "classification": "mest_fed.training.tasks:Classification",
+        "next-token": "mest_fed.training.tasks:NextToken",
+        "regression": "mest_fed.training.tasks:Regression",
+        "multi-label": "mest_fed.training.tasks:MultiLabel",
+    },
+    makes="mest_fed.training.objective:Objective",
 )
 
 #: ``norm(channels)``, called as ``(x, residual=None, relu=False)``.
@@ -305,6 +318,13 @@ class MutationPlace(StrEnum):
 
     CLIENT = "client"
     SERVER = "server"
+
+
+class KeptModel(StrEnum):
+    """Which round's model a run leaves."""
+
+    LAST = "last"
+    BEST = "best"
 
 
 class ComputeDevice(StrEnum):

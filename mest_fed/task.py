@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
 from mest_fed.catalogue import AUGMENTATIONS, PARTITIONERS, MutationPlace
@@ -38,6 +39,7 @@ from mest_fed.memory import (
     Plan,
     PlanLimits,
     Planner,
+    TrainingLoss,
     TrainingSetup,
     TrainingShape,
     trace_model,
@@ -47,10 +49,21 @@ from mest_fed.nn import ModelSpec, SparseLayer, Sparsity, build_model, build_she
 from mest_fed.nn.norms import has_batch_statistics
 from mest_fed.rng import numpy_generator, torch_generator
 from mest_fed.sparsity import Interval, Method, build_method
-from mest_fed.training import ForgettingPolicy, OptimizerSettings, learning_rate
+from mest_fed.training import (
+    ForgettingPolicy,
+    Objective,
+    OptimizerSettings,
+    Progress,
+    learning_rate,
+    objective_of,
+    try_objective,
+)
 
 #: Images that a micro-batch needs for statistics over it.
 _FOR_STATISTICS = 8
+
+#: Examples on which a learning task is tried.
+_TRIED = 32
 
 Examples = npt.NDArray[np.int64]
 
@@ -86,7 +99,22 @@ class Task:
 
     @cached_property
     def example(self) -> ExampleSpec:
-        """What the model gets and gives for one example: known by the data's name, or found."""
+        """What the model gets and gives for one example: known by the data's name, or found.
+
+        Raises
+        ------
+        InputError
+            If the data are not of the learning task.
+        """
+        found = self._data_example
+        try:
+            outputs = self.objective.num_outputs(found.target_shape, found.num_outputs)
+        except InputError as error:
+            raise InputError(f"{self._task_key}: {error}") from None
+        return replace(found, num_outputs=outputs)
+
+    @property
+    def _data_example(self) -> ExampleSpec:
         if "data" in vars(self):  # a worker that was given data may lack what loads it
             return self.data.train.example
         if encoding := data_request(self.config.data).encoding:
@@ -94,12 +122,25 @@ class Task:
         return find_source(self.config.data.name).example or self.data.train.example
 
     @cached_property
+    def objective(self) -> Objective:
+        """What is learned.
+
+        Raises
+        ------
+        InputError
+            If there is no such task, or its options are not allowed.
+        """
+        return objective_of(self.config.task.name, self.config.task.options)
+
+    @cached_property
     def data(self) -> DataSplit:
         """Training and central test data; a device's own examples have no test data."""
+        numbers = self.objective.targets_are_numbers
         if self.own_data:
-            own = load_own(self.config.data.name, self.own_data, data_request(self.config.data))
+            request = data_request(self.config.data, numbers=numbers)
+            own = load_own(self.config.data.name, self.own_data, request)
             return DataSplit(own, own.take(np.arange(0)))
-        return _load_once(_as_read(self.config.data))
+        return _load_once(_as_read(self.config.data), numbers)
 
     @cached_property
     def partitions(self) -> Sequence[Examples]:
@@ -140,6 +181,33 @@ class Task:
             classes_per_partition=data.classes_per_partition,
             shards_per_partition=data.shards_per_partition,
         )
+
+    def try_objective(self) -> None:
+        """Try the objective on a few examples, before anything is trained.
+
+        Raises
+        ------
+        InputError
+            If its loss or metrics are not usable, it does not go with the data and the model,
+            forgetting is asked for and it does not tell what is correct, or ``server.stop_when``
+            names no metric of it.
+        """
+        objective, train = self.objective, self.data.train
+        Progress.of(objective, self.config.server.stop_when)
+        few = np.unique(np.linspace(0, len(train) - 1, _TRIED).astype(np.int64))
+        (batch,) = Batches(train, few, _TRIED)
+        with torch.no_grad():
+            outputs = self.build_model().eval()(batch.inputs)
+        try_objective(objective, outputs, batch.targets, key=self._task_key)
+        if self.forgetting.active and objective.correct(outputs, batch.targets) is None:
+            raise InputError(
+                f"forgetting.fraction = {self.forgetting.fraction} is not allowed with "
+                f"{self._task_key}, which does not tell what is correct; allowed: 0"
+            )
+
+    @property
+    def _task_key(self) -> str:
+        return f"task.name = {self.config.task.name!r}"
 
     @property
     def draws_examples(self) -> bool:
@@ -261,7 +329,9 @@ class Task:
     @cached_property
     def trace(self) -> ModelTrace:
         """The model's memory needs."""
-        return trace_model(self.model, self.example.input_shape, self.example.input_dtype)
+        example = self.example
+        loss = TrainingLoss(self.objective.total_loss, example.target_shape, example.target_dtype)
+        return trace_model(self.model, example.input_shape, example.input_dtype, loss)
 
     def work(self, presented: int, memory: MemoryOptions | None = None) -> Work:
         """Return the operations of training the resident model, as it is, on so many examples.
@@ -339,8 +409,8 @@ class Task:
 
 
 @lru_cache(maxsize=2)
-def _load_once(data: DataSection) -> DataSplit:
-    return find_source(data.name)(data_request(data))
+def _load_once(data: DataSection, numbers: bool) -> DataSplit:
+    return find_source(data.name)(data_request(data, numbers=numbers))
 
 
 def _as_read(data: DataSection) -> DataSection:
@@ -351,8 +421,8 @@ def _as_read(data: DataSection) -> DataSection:
     return DataSection.model_construct(**data.model_dump(include=keys))
 
 
-def data_request(data: DataSection) -> DataRequest:
-    """Return what a configuration asks of its data set.
+def data_request(data: DataSection, *, numbers: bool = False) -> DataRequest:
+    """Return what a configuration asks of its data set; ``numbers``: also whole targets are such.
 
     Raises
     ------
@@ -369,6 +439,7 @@ def data_request(data: DataSection) -> DataRequest:
         columns,
         read_options(data.options),
         data.normalise,
+        numbers,
         encoding=Encoding.read(encoding, "data.encoding") if encoding else None,
     )
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from mest_fed.client.capability import Capability
 from mest_fed.data import Batches
+from mest_fed.errors import ObjectiveError
 from mest_fed.nn import SparseState, read_state, write_state
 from mest_fed.nn.state import Slots
 from mest_fed.rng import torch_generator
@@ -25,6 +26,7 @@ from mest_fed.training import (
     RoundMutation,
     choose_device,
     evaluate,
+    judge,
 )
 from mest_fed.wire import Residual
 
@@ -184,10 +186,13 @@ def train_round(
         memory=plan.memory,
         guard=guard,
         forgetting=forgetting,
+        objective=task.objective,
     )
     batches = chain.from_iterable(repeat(epoch, training.local_epochs))
     try:
         totals = trainer.fit(batches, mutation)
+    except ObjectiveError as error:
+        raise ObjectiveError(_placed(task, who, order.round, error)) from None
     finally:
         optimizer.close()  # the model is resident: nothing of this round may stay on it
     if forgetting is not None:
@@ -195,13 +200,21 @@ def train_round(
     return RoundResult(read_state(model), totals, work.dense_flops, work.sparse_flops)
 
 
-def evaluate_round(task: Task, received: SparseState, who: Capability) -> Metrics:
-    """Evaluate the received state on this client's held-out examples."""
+def evaluate_round(task: Task, received: SparseState, who: Capability, number: int) -> Metrics:
+    """Evaluate the received state of a round on this client's held-out examples."""
     model = _resident_model(task)
     write_state(model, received)
     _, held = task.examples(who.partition)
-    totals, _ = evaluate(model, Batches(task.data.train, held, EVALUATION_BATCH))
-    return totals
+    batches = Batches(task.data.train, held, EVALUATION_BATCH)
+    try:
+        return evaluate(model, batches, task.objective)
+    except ObjectiveError as error:
+        raise ObjectiveError(_placed(task, who, number, error)) from None
+
+
+def _placed(task: Task, who: Capability, number: int, error: ObjectiveError) -> str:
+    """Say where a learning task failed."""
+    return f"task.name = {task.config.task.name!r}: client {who.partition}, round {number}: {error}"
 
 
 def _resident_model(task: Task) -> nn.Module:
@@ -228,8 +241,7 @@ def _examples_this_round(
             forgetting.remove(policy.fraction)
         elif policy.readmit:
             left_out = np.flatnonzero(forgetting.removed)
-            _, correct = evaluate(
-                model, Batches(task.data.train, examples[left_out], EVALUATION_BATCH)
-            )
+            batches = Batches(task.data.train, examples[left_out], EVALUATION_BATCH)
+            correct = judge(model, batches, task.objective)
             forgetting.readmit(left_out, correct.numpy())
     return forgetting.kept()

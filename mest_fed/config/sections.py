@@ -20,9 +20,11 @@ from mest_fed.catalogue import (
     SCHEMES,
     SELECTORS,
     SERVER_OPTIMIZERS,
+    TASKS,
     VALUE_CODECS,
     WEIGHTINGS,
     ComputeDevice,
+    KeptModel,
     KernelMode,
     MutationPlace,
     Recompute,
@@ -39,6 +41,8 @@ from mest_fed.config.base import (
 )
 from mest_fed.config.behaviour import BehaviourSection
 from mest_fed.errors import InputError
+from mest_fed.training.stopping import FORMS as STOP_FORMS
+from mest_fed.training.stopping import StopRule
 from mest_fed.units import parse_bytes
 
 
@@ -64,6 +68,15 @@ class RunSection(Section):
     rounds: Positive = 10
     checkpoint_every: Positive = 10
     """Rounds between checkpoints; one is also written at the end and on Ctrl-C."""
+
+
+class TaskSection(Section):
+    """What is learned: the loss, the metrics, what counts as correct."""
+
+    name: Annotated[str, one_of(TASKS)] = "classification"
+    """What is learned; see ``docs/tasks.md``."""
+    options: Options = ""
+    """Arguments of the task, such as ``{loss = "mae"}``."""
 
 
 class DataSection(Section):
@@ -220,6 +233,12 @@ class ServerSection(Section):
     """Rounds between evaluations on the clients' held-out shares; 0 never."""
     evaluate_clients: Positive = 50
     """Largest number of clients to ask in such an evaluation."""
+    stop_when: str = ""
+    """Ends the run early: ``METRIC >= NUMBER``, ``METRIC <= NUMBER`` or ``no improvement of METRIC
+    in N rounds``, of the global model's evaluations; empty: after ``run.rounds``."""
+    keep: Annotated[str, one_of(KeptModel)] = "last"
+    """The model that a run leaves: that of the last round, or the best one by the task's primary
+    metric among those that were evaluated."""
     optimizer: Annotated[str, one_of(SERVER_OPTIMIZERS)] = "fedavg"
     learning_rate: Annotated[float, Field(gt=0)] = 1.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -239,6 +258,20 @@ class ServerSection(Section):
     """Updates older than so many rounds are rejected."""
     weighting: Annotated[str, one_of(WEIGHTINGS)] = "examples"
     """With ``buffered`` and ``semi-sync``: what an update counts; in FedBuff all are equal."""
+
+    @field_validator("stop_when")
+    @classmethod
+    def _known_rule(cls, value: str) -> str:
+        try:
+            StopRule.parse(value)
+        except InputError:
+            raise ValueError(f"allowed: {STOP_FORMS}, or nothing") from None
+        return " ".join(value.split())
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the global model is evaluated at all."""
+        return self.central_evaluation or self.evaluate_clients_every > 0
 
 
 class FleetSection(Section):
@@ -306,6 +339,7 @@ class RunConfig(Section):
     """A whole run."""
 
     run: RunSection = RunSection()
+    task: TaskSection = TaskSection()
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
     sparsity: SparsitySection = SparsitySection()
@@ -337,6 +371,20 @@ class RunConfig(Section):
                 f"server.min_nodes = {self.server.min_nodes} is never reached; "
                 f"allowed: 1 to {self.fleet.devices} (fleet.devices = {self.fleet.devices})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_compared_is_evaluated(self) -> "RunConfig":
+        server = self.server
+        for key, value, default in (
+            ("stop_when", server.stop_when, ""),
+            ("keep", server.keep, KeptModel.LAST),
+        ):
+            if value != default and not server.evaluates:
+                raise ValueError(
+                    f"server.{key} = {value!r} needs evaluations; allowed with "
+                    "server.central_evaluation = true or server.evaluate_clients_every > 0"
+                )
         return self
 
     @model_validator(mode="after")

@@ -9,13 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from mest_fed.errors import MestFedError, not_allowed
 from mest_fed.memory.activations import MemoryOptions, memory_saving
 from mest_fed.memory.activations.micro_chunks import only_the_ends
 from mest_fed.memory.meter import measure, warm_up
-from mest_fed.memory.trace import WORK, Bytes, LiveBytes, OperatorOverhead
+from mest_fed.memory.trace import (
+    CROSS_ENTROPY,
+    WORK,
+    Bytes,
+    LiveBytes,
+    OperatorOverhead,
+    TrainingLoss,
+)
 from mest_fed.nn import SparseLayer
 from mest_fed.nn.sgd import MOMENTUM, SGD
 from mest_fed.sparsity import DISTRIBUTIONS
@@ -82,6 +88,8 @@ class StepOptions:
         Of one input.
     threads : int
         Of the kernels.
+    loss : TrainingLoss
+        What the step minimises.
     keep_gradients : bool
         Whether the step's gradients stay although they are consumed: a mutation reads them.
     dense_gradients : bool
@@ -92,6 +100,7 @@ class StepOptions:
 
     input_shape: tuple[int, ...]
     threads: int = 1
+    loss: TrainingLoss = CROSS_ENTROPY
     keep_gradients: bool = False
     dense_gradients: bool = False
     input_dtype: torch.dtype = torch.float32
@@ -123,21 +132,21 @@ def step_bytes(model: nn.Module, shape: TrainingShape, options: StepOptions) -> 
     images = torch.empty(
         shape.batch, *options.input_shape, dtype=options.input_dtype, device="meta"
     )
-    labels = torch.empty(shape.batch, dtype=torch.int64, device="meta")
+    targets = options.loss.targets(shape.batch, "meta")
     live = LiveBytes(OperatorOverhead(options.threads))
     with live, only_the_ends(), memory_saving(model, shape.memory) as forward, _naming(model):
         live.mark((*model.parameters(), *model.buffers()), "values")
         live.mark(_slots(model), "index")
-        live.mark((images, labels), "batch")
+        live.mark((images, targets), "batch")
         optimizer = _optimizer(model, shape)
         live.mark((state[MOMENTUM] for state in optimizer.state.values()), "optimizer")
         optimizer.keep_gradients = options.keep_gradients
         _keep_dense_gradients(model, options.dense_gradients)
-        part = images[: shape.micro_batch], labels[: shape.micro_batch]
+        part = images[: shape.micro_batch], targets[: shape.micro_batch]
         for last in (False, True):  # the first pass brings in what then stays
             if shape.micro_batch == shape.batch:
                 optimizer.zero_grad()  # each pass is a step
-            _pass(forward, part, live)
+            _pass(forward, part, live, options.loss)
             live.mark(_gradients(model), "gradients")
             if not last:
                 live.mark_rest(_BUFFERS)
@@ -148,9 +157,9 @@ def step_bytes(model: nn.Module, shape: TrainingShape, options: StepOptions) -> 
     return peak
 
 
-def _pass(forward: Any, part: tuple[Tensor, Tensor], live: LiveBytes) -> None:
-    images, labels = part
-    loss = cross_entropy(forward(images), labels, reduction="sum")
+def _pass(forward: Any, part: tuple[Tensor, Tensor], live: LiveBytes, step: TrainingLoss) -> None:
+    images, targets = part
+    loss = step.total(forward(images), targets)
     live.mark_rest("activations")
     loss.backward()  # type: ignore[no-untyped-call]
 
@@ -203,10 +212,9 @@ def _naming(model: nn.Module) -> Iterator[None]:
         )
         within = [module for module in running if isinstance(module, nn.Module)]
         culprit = next((module for module in reversed(within) if module in names), model)
-        raise UntraceableError(
-            f"{names[culprit]} ({type(culprit).__name__}) cannot be traced without numbers: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
+        what = f"{names[culprit]} ({type(culprit).__name__})"
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UntraceableError(f"{what} cannot be traced without numbers: {reason}") from error
 
 
 def measured_step(
@@ -214,6 +222,7 @@ def measured_step(
     input_shape: tuple[int, ...],
     shape: TrainingShape,
     input_dtype: torch.dtype = torch.float32,
+    loss: TrainingLoss = CROSS_ENTROPY,
 ) -> int:
     """Measure what two training steps add to a process, model included.
 
@@ -227,6 +236,8 @@ def measured_step(
         What is trained, and how.
     input_dtype : torch.dtype
         Of the inputs.
+    loss : TrainingLoss
+        What the step minimises.
 
     Returns
     -------
@@ -241,7 +252,7 @@ def measured_step(
         If the child fails.
     """
     inputs = torch.empty(shape.batch, *input_shape, dtype=input_dtype, device="meta")
-    return measure(partial(_train, meta_model, inputs, shape), _warm_up).added
+    return measure(partial(_train, meta_model, inputs, shape, loss), _warm_up).added
 
 
 def _warm_up() -> None:
@@ -249,10 +260,10 @@ def _warm_up() -> None:
     warm_up()
 
 
-def _train(meta_model: nn.Module, inputs: Tensor, shape: TrainingShape) -> None:
+def _train(meta_model: nn.Module, inputs: Tensor, shape: TrainingShape, loss: TrainingLoss) -> None:
     model = _real(meta_model).train()
     images = torch.zeros(inputs.shape, dtype=inputs.dtype)
-    labels = torch.zeros(shape.batch, dtype=torch.int64)
+    targets = loss.targets(shape.batch, "cpu")
     momentum = 0.9 if shape.momentum else 0.0
     release_gradients = shape.memory.release_gradients
     optimizer = SGD(model.parameters(), 0.0, momentum=momentum, release_gradients=release_gradients)
@@ -261,8 +272,8 @@ def _train(meta_model: nn.Module, inputs: Tensor, shape: TrainingShape) -> None:
             optimizer.zero_grad()
             for first in range(0, shape.batch, shape.micro_batch):
                 part = slice(first, first + shape.micro_batch)
-                loss = cross_entropy(forward(images[part]), labels[part], reduction="sum")
-                loss.backward()  # type: ignore[no-untyped-call]
+                total = loss.total(forward(images[part]), targets[part])
+                total.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
 

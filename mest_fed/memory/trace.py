@@ -2,10 +2,11 @@
 
 import copy
 import math
+import warnings
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -19,6 +20,61 @@ from mest_fed.nn import ModelSpec, SparseLayer, model_spec
 
 #: Images of the pass that makes the kernels take their scratch memory.
 _SCRATCH_IMAGES = 4
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the sum of the cross-entropies of a batch."""
+    return nn.functional.cross_entropy(outputs, targets, reduction="sum")
+
+
+@dataclass(frozen=True)
+class TrainingLoss:
+    """What a step minimises, whose tensors are part of its memory; cross-entropy by default.
+
+    Parameters
+    ----------
+    total : callable
+        (outputs, targets) -> the sum of a batch's losses, a scalar.
+    target_shape : tuple of int
+        Of one example's target.
+    target_dtype : torch.dtype
+        Of targets.
+    """
+
+    total: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+    target_shape: tuple[int, ...] = ()
+    target_dtype: torch.dtype = torch.int64
+
+    def targets(self, count: int, device: str) -> Tensor:
+        """Return targets of so many examples, all zero."""
+        return torch.zeros(count, *self.target_shape, dtype=self.target_dtype, device=device)
+
+
+CROSS_ENTROPY = TrainingLoss()
+
+
+def _stand_in(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Take what a softmax and its gradient take, whatever the targets are."""
+    return nn.functional.log_softmax(outputs, dim=-1).square().sum()
+
+
+def _traceable(loss: TrainingLoss, meta_model: nn.Module, inputs: Tensor) -> TrainingLoss:
+    """Return a loss, or a stand-in for one that cannot be computed without numbers."""
+    try:
+        outputs = meta_model.train()(inputs)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError):
+        return loss  # a model that cannot be traced either is measured as a whole
+    try:
+        loss.total(outputs, loss.targets(len(inputs), "meta"))
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        warnings.warn(
+            f"the loss cannot be traced without numbers ({reason}); plans count it as a softmax",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return replace(loss, total=_stand_in)
+    return loss
 
 
 @dataclass(frozen=True)
@@ -42,6 +98,8 @@ class ModelTrace:
         has them take (which stands in the baseline); measured with a small batch.
     input_dtype : torch.dtype
         Of the inputs: float32, or int64 for tokens.
+    loss : TrainingLoss
+        What training minimises.
     known : dict
         Footprints that were worked out.
     """
@@ -53,6 +111,7 @@ class ModelTrace:
     buffers: int
     scratch: int
     input_dtype: torch.dtype = torch.float32
+    loss: TrainingLoss = CROSS_ENTROPY
     known: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -73,7 +132,10 @@ class ModelTrace:
 
 
 def trace_model(
-    model: nn.Module, input_shape: tuple[int, ...], input_dtype: torch.dtype = torch.float32
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    input_dtype: torch.dtype = torch.float32,
+    loss: TrainingLoss = CROSS_ENTROPY,
 ) -> ModelTrace:
     """Trace a (sparse or dense) model.
 
@@ -87,6 +149,8 @@ def trace_model(
         Of one input, such as (channels, height, width).
     input_dtype : torch.dtype
         Of the inputs: float32, or int64 for tokens.
+    loss : TrainingLoss
+        What training minimises. One that needs numbers is counted as a softmax; a warning says so.
     """
     spec = model_spec(model)
     parameters = {name for name, _ in model.named_parameters()}
@@ -99,6 +163,11 @@ def trace_model(
         buffers=sum(size for name, size in sizes.items() if name not in parameters),
         scratch=_scratch(model, input_shape, input_dtype) if spec.groups else 0,
         input_dtype=input_dtype,
+        loss=_traceable(
+            loss,
+            meta_model_of(model),
+            torch.empty(2, *input_shape, dtype=input_dtype, device="meta"),
+        ),
     )
 
 

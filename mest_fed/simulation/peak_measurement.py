@@ -160,7 +160,7 @@ if __name__ == "__main__":
 
 
 #: What of a configuration the memory of a round depends on, beside its plan.
-_SECTIONS = ("data", "model", "sparsity", "training", "forgetting", "wire", "fleet")
+_SECTIONS = ("task", "data", "model", "sparsity", "training", "forgetting", "wire", "fleet")
 _VERSIONS = ("mest-fed", "torch", "numpy")
 
 

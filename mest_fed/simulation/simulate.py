@@ -20,7 +20,6 @@ from mest_fed.server.app import build_server_app
 from mest_fed.server.checkpoint import (
     load_newest,
 )
-from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.modes import check_mode
 from mest_fed.server.rows import RoundRecord, client_rows, round_row
 from mest_fed.server.run_folder import CLIENTS, LOG, ROUNDS, RunFolder
@@ -111,8 +110,8 @@ class Simulation:
             executor.ensure_ready()
             peaks = measured.wait()
             with self._open_folder(task, kernels, measured.by_key, log) as states:
-                model = _Run(self, task, fleet, states).drive(executor, peaks, flat)
-                self._summarise(task, fleet, model, peaks)
+                strategy = _Run(self, task, fleet, states).drive(executor, peaks, flat)
+                self._summarise(task, fleet, strategy, peaks)
         return self.folder.path
 
     @contextmanager
@@ -138,13 +137,13 @@ class Simulation:
             raise
 
     def _summarise(
-        self, task: Task, fleet: Fleet, model: GlobalModel, peaks: Mapping[Plan, int]
+        self, task: Task, fleet: Fleet, strategy: MestStrategy, peaks: Mapping[Plan, int]
     ) -> None:
         logs = RunLogs(self.folder.read(ROUNDS), self.folder.read(CLIENTS))
         summary = build_summary(
-            task, fleet.tiers, model, preset=self.preset, logs=logs, peaks=peaks
+            task, fleet.tiers, strategy, preset=self.preset, logs=logs, peaks=peaks
         )
-        self.folder.write_model(task, model.state())
+        self.folder.write_model(task, strategy.model.state())
         self.folder.write_encoding(task.data.encoding)
         self.folder.write_summary(summary)
 
@@ -165,8 +164,8 @@ class _Run:
 
     def drive(
         self, executor: Executor, peaks: Mapping[Plan, int], flat: Mapping[str, Scalar]
-    ) -> GlobalModel:
-        """Run the ServerApp over devices whose plans have measured peaks; return the model."""
+    ) -> MestStrategy:
+        """Run the ServerApp over devices whose plans have measured peaks; return its strategy."""
         config = self.simulation.config
         nodes = self.fleet.nodes(peaks)
         self.clock = VirtualClock(
@@ -190,7 +189,7 @@ class _Run:
             raise Interrupted from None
         finally:
             self.simulation.observer.end()
-        return self.strategy.model
+        return self.strategy
 
     def prepare(self, task: Task, strategy: MestStrategy) -> Callable[[RoundRecord], None]:
         """Restore the strategy if the run is resumed; return the observer of its rounds."""
@@ -225,7 +224,8 @@ class _Run:
             self.states.commit(record.round)
         self.snapshot = self._take_snapshot(wall)
         run = self.simulation.config.run
-        if record.round % run.checkpoint_every == 0 or record.round == run.rounds:
+        ends = record.round == run.rounds or bool(self.strategy.progress.stopped)
+        if record.round % run.checkpoint_every == 0 or ends:
             self._checkpoint(self.snapshot)
         self.simulation.observer.round_done(row)
 
@@ -283,6 +283,7 @@ def open_run(
     find_named(config)
     check_mode(config)
     task = task_of(config)
+    task.try_objective()
     fleet = Fleet.of(task)
     trace_of(config, fleet.devices)
     tiers = [(tier.profile, tier.plan.density) for tier in fleet.tiers]

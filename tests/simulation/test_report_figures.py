@@ -8,15 +8,15 @@ import pytest
 from example_run import example_files, write_files
 
 from mest_fed.simulation.report.figures import draw_charts
-from mest_fed.simulation.report.figures.accuracy import (
-    accuracy_over_rounds,
-    accuracy_over_time,
-    accuracy_over_traffic,
-)
 from mest_fed.simulation.report.figures.devices import time_and_energy_by_device
 from mest_fed.simulation.report.figures.failures import failures_by_reason
 from mest_fed.simulation.report.figures.layers import density_by_layer
 from mest_fed.simulation.report.figures.memory import memory_by_tier
+from mest_fed.simulation.report.figures.metric import (
+    metric_over_rounds,
+    metric_over_time,
+    metric_over_traffic,
+)
 from mest_fed.simulation.report.figures.style import house_style
 from mest_fed.simulation.report.load import load_run
 
@@ -88,27 +88,27 @@ def test_drawing_is_repeatable_and_leaves_matplotlib_alone(run, charts):
 
 def test_without_any_accuracy_there_are_no_curves(run):
     blind = with_rounds(run, accuracy=None, client_accuracy=None)
-    assert accuracy_over_rounds(blind) is None
-    assert accuracy_over_time(blind) is None
-    assert accuracy_over_traffic(blind) is None
+    assert metric_over_rounds(blind) is None
+    assert metric_over_time(blind) is None
+    assert metric_over_traffic(blind) is None
 
 
 def test_without_a_central_test_set_the_clients_median_is_drawn(run):
     clients = with_rounds(run, accuracy=None)
-    drawn = texts(accuracy_over_rounds(clients))
+    drawn = texts(metric_over_rounds(clients))
     assert "central test set" not in drawn
     assert "clients, median" in drawn
-    assert "accuracy, clients' median" in texts(accuracy_over_time(clients))
+    assert "accuracy, clients' median" in texts(metric_over_time(clients))
 
 
 def test_without_client_accuracy_only_the_central_curve_is_drawn(run):
-    drawn = texts(accuracy_over_rounds(with_rounds(run, client_accuracy=None)))
+    drawn = texts(metric_over_rounds(with_rounds(run, client_accuracy=None)))
     assert "central test set" in drawn
     assert not any("clients" in text for text in drawn)
 
 
 def test_a_single_round_is_drawn_at_a_whole_number(run):
-    drawn = texts(accuracy_over_rounds(replace(run, rounds=run.rounds[-1:])))
+    drawn = texts(metric_over_rounds(replace(run, rounds=run.rounds[-1:])))
     assert "3" in drawn
     assert not any("." in text and "%" not in text for text in drawn)
 
@@ -129,8 +129,8 @@ def test_cost_captions_name_when_the_goal_was_reached(run):
         for row, accuracy in zip(run.rounds, (0.1, 0.5, 0.79, 0.8), strict=True)
     )
     climb = replace(run, rounds=rounds)
-    assert "reached after 2 min 00 s" in accuracy_over_time(climb).caption
-    assert "had cost 1.5 kB" in accuracy_over_traffic(climb).caption
+    assert "reached after 2 min 00 s" in metric_over_time(climb).caption
+    assert "had cost 1.5 kB" in metric_over_traffic(climb).caption
 
 
 def test_memory_names_the_use_of_each_budget(charts, run):
