@@ -16,6 +16,7 @@ from torch import nn
 from mest_fed.catalogue import AUGMENTATIONS, PARTITIONERS, MutationPlace
 from mest_fed.config import DataSection, RunConfig, from_flat, read_options
 from mest_fed.config.load import Scalar
+from mest_fed.config.stopping import StopRule
 from mest_fed.data import (
     Batches,
     Columns,
@@ -53,7 +54,6 @@ from mest_fed.training import (
     ForgettingPolicy,
     Objective,
     OptimizerSettings,
-    Progress,
     learning_rate,
     objective_of,
     try_objective,
@@ -193,7 +193,8 @@ class Task:
             names no metric of it.
         """
         objective, train = self.objective, self.data.train
-        Progress.of(objective, self.config.server.stop_when)
+        if rule := StopRule.parse(self.config.server.stop_when):
+            rule.watched(objective)
         few = np.unique(np.linspace(0, len(train) - 1, _TRIED).astype(np.int64))
         (batch,) = Batches(train, few, _TRIED)
         with torch.no_grad():

@@ -40,9 +40,9 @@ from mest_fed.config.base import (
     parse_mix,
 )
 from mest_fed.config.behaviour import BehaviourSection
+from mest_fed.config.stopping import FORMS as STOP_FORMS
+from mest_fed.config.stopping import StopRule
 from mest_fed.errors import InputError
-from mest_fed.training.stopping import FORMS as STOP_FORMS
-from mest_fed.training.stopping import StopRule
 from mest_fed.units import parse_bytes
 
 

@@ -21,6 +21,7 @@ from mest_fed.server.exchange import Awaited
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.model_broadcast import ModelBroadcast
 from mest_fed.server.optimizers import build_optimizer
+from mest_fed.server.progress import Progress
 from mest_fed.server.rows import ClientOutcome, RoundRecord, spread_of
 from mest_fed.server.selection import (
     AvailabilityInfo,
@@ -30,7 +31,7 @@ from mest_fed.server.selection import (
 )
 from mest_fed.server.update_validator import read_counts, read_update
 from mest_fed.task import Task
-from mest_fed.training import Metrics, Progress
+from mest_fed.training import Metrics
 from mest_fed.wire import encode
 from mest_fed.wire.records import content_bytes, to_record
 from mest_fed.wire.values import value_codec

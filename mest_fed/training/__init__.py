@@ -4,7 +4,6 @@ from mest_fed.schema import LOSS, Metric
 from mest_fed.training.forgetting import ForgettingPolicy, ForgettingState
 from mest_fed.training.mutation import LocalMutation, RoundMutation
 from mest_fed.training.objective import Metrics, Objective, try_objective
-from mest_fed.training.stopping import Progress, StopRule
 from mest_fed.training.tasks import objective_of
 from mest_fed.training.trainer import (
     CLASSIFICATION,
@@ -29,9 +28,7 @@ __all__ = [
     "Metrics",
     "Objective",
     "OptimizerSettings",
-    "Progress",
     "RoundMutation",
-    "StopRule",
     "choose_device",
     "evaluate",
     "judge",

@@ -27,14 +27,14 @@ class Tokens(nn.Module):
         self.embedding = nn.Embedding(vocabulary, 32)
         self.output = nn.Linear(32, vocabulary)
     def forward(self, tokens):
-        return self.output(self.embedding(tokens.long()))
+        return self.output(self.embedding(tokens))
 
 torch.set_num_threads(1)
 loss = TrainingLoss(NextToken().total_loss, (32,), torch.int64)
-trace = trace_model(Tokens(20_000), (32,), loss)
+trace = trace_model(Tokens(20_000), (32,), torch.int64, loss)
 shape = TrainingShape(1.0, "uniform", 8, 8)
 setting = TrainingSetup(build_method("dense", 1.0), messages=False)
-measured = measured_step(trace.at({}), (32,), shape, loss)
+measured = measured_step(trace.at({}), (32,), shape, torch.int64, loss)
 print(json.dumps([footprint(trace, setting, shape).total, measured]))
 """
 
@@ -56,7 +56,7 @@ def test_the_logits_of_a_large_vocabulary_are_planned_as_they_are_measured():
 
 def total_of(loss, **target):
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 1000))
-    trace = trace_model(model, (1, 4, 4), TrainingLoss(loss, **target))
+    trace = trace_model(model, (1, 4, 4), loss=TrainingLoss(loss, **target))
     setting = TrainingSetup(build_method("dense", 1.0), messages=False)
     return footprint(trace, setting, TrainingShape(1.0, "uniform", 64, 64)).total
 

@@ -1,6 +1,7 @@
 """Runs whose task is not classification: by name, and one of a user's own; what ends them early."""
 
 import gc
+import math
 import subprocess
 import sys
 import textwrap
@@ -130,6 +131,67 @@ def test_a_task_of_ones_own(tmp_path, own_task):
     assert summary["final_metrics"].keys() == {"within", "loss"}
     assert 0 <= summary["final_metrics"]["within"] <= 1
     assert summary["clients_failed"] == 0
+
+
+#: Sequences in which each token follows the one before, and rows whose labels are their signs.
+THINGS = """
+    import numpy as np
+    from torch import nn
+
+    def sequences(path):
+        start = np.arange(240).reshape(-1, 1) % 12
+        tokens = (start + np.arange(9)) % 12
+        return tuple((part[:, :-1], part[:, 1:]) for part in (tokens[40:], tokens[:40]))
+
+    def rows(path):
+        values = np.random.default_rng(0).normal(size=(240, 6)).astype(np.float32)
+        labels = (values[:, :3] > 0).astype(np.int64)
+        return (values[40:], labels[40:]), (values[:40], labels[:40])
+
+    class Next(nn.Module):
+        def __init__(self, shape, vocabulary):
+            super().__init__()
+            self.embedding = nn.Embedding(vocabulary, 16)
+            self.hidden, self.output = nn.Linear(16, 32), nn.Linear(32, vocabulary)
+
+        def forward(self, tokens):
+            return self.output(self.hidden(self.embedding(tokens)).relu())
+
+    def linear(shape, outputs):
+        return nn.Sequential(nn.Linear(shape[0], 32), nn.ReLU(), nn.Linear(32, outputs))
+"""
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "model", "metrics"),
+    [
+        ("next-token", "sequences", "Next", {"perplexity", "accuracy", "loss"}),
+        ("multi-label", "rows", "linear", {"f1", "label-accuracy", "loss"}),
+        ("regression", "rows", "linear", {"mse", "mae", "loss"}),
+    ],
+)
+def test_tasks_on_data_and_models_of_ones_own(tmp_path, task, data, model, metrics):
+    file = tmp_path / "things.py"
+    file.write_text(textwrap.dedent(THINGS))
+    config = tiny_config(
+        run={"rounds": 6, "seed": 1},
+        task={"name": task},
+        data={"name": f"{file}:{data}", "partition": "iid"},
+        model={"name": f"{file}:{model}", "width": 1.0},
+        sparsity={"scheme": "unstructured", "density": 0.5},
+        training={"batch_size": 8, "local_epochs": 2, "learning_rate": 0.1},
+        behaviour={"availability": "always"},
+    )
+    folder = start(tmp_path / "run", config)
+    summary, rounds = read_summary(folder), read_rows(folder, "rounds")
+    assert summary["clients_failed"] == summary["clients_rejected"] == 0
+    assert summary["final_metrics"].keys() == metrics
+    assert summary["final_metrics"]["loss"] < 0.8 * rounds[0]["metrics"]["loss"]
+    if task == "next-token":
+        perplexity = summary["final_metrics"]["perplexity"]
+        assert perplexity == pytest.approx(math.exp(summary["final_metrics"]["loss"]))
+        assert summary["final_accuracy"] == summary["final_metrics"]["accuracy"]
+    write_report(folder)
 
 
 def test_a_loss_that_is_no_number_on_some_clients_fails_those_alone(tmp_path, own_task):

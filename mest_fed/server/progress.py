@@ -1,67 +1,13 @@
-"""When a run ends before its last round, and which round's model was best."""
+"""How far a run has come: its best round, and whether it ends before its last one."""
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mest_fed.errors import InputError
+from mest_fed.config.stopping import StopRule
 from mest_fed.schema import Metric
-from mest_fed.training.objective import Objective
-
-#: What ``server.stop_when`` may be.
-FORMS = "'METRIC >= NUMBER', 'METRIC <= NUMBER' or 'no improvement of METRIC in N rounds'"
-
-_NAME = r"(?P<metric>[A-Za-z][A-Za-z0-9_-]*)"
-_NUMBER = r"(?P<value>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
-_THRESHOLD = re.compile(rf"{_NAME}\s*(?P<comparison>>=|<=)\s*{_NUMBER}")
-_PATIENCE = re.compile(rf"no\s+improvement\s+of\s+{_NAME}\s+in\s+(?P<rounds>\d+)\s+rounds?")
-
-
-@dataclass(frozen=True)
-class StopRule:
-    """One condition on a metric of the global model.
-
-    Parameters
-    ----------
-    metric : str
-        Its name.
-    comparison : {">=", "<=", ""}
-        How it is compared with ``value``; empty: the rule is about improvement.
-    value : float
-        The threshold.
-    rounds : int
-        Rounds without improvement after which the run stops.
-    """
-
-    metric: str
-    comparison: str = ""
-    value: float = math.nan
-    rounds: int = 0
-
-    @classmethod
-    def parse(cls, text: str) -> "StopRule | None":
-        """Read a rule; an empty text is none.
-
-        Raises
-        ------
-        InputError
-            If it has none of the :data:`FORMS`.
-        """
-        text = text.strip()
-        if not text:
-            return None
-        if found := _THRESHOLD.fullmatch(text):
-            return cls(found["metric"], found["comparison"], float(found["value"]))
-        found = _PATIENCE.fullmatch(text)
-        if found is None or int(found["rounds"]) < 1:
-            raise InputError(f"{text!r} is no rule; allowed: {FORMS}")
-        return cls(found["metric"], rounds=int(found["rounds"]))
-
-    def holds(self, value: float) -> bool:
-        """Say whether a value is beyond the threshold."""
-        return value >= self.value if self.comparison == ">=" else value <= self.value
+from mest_fed.training import Objective
 
 
 @dataclass
@@ -119,16 +65,7 @@ class Progress:
             If the rule is none, or names a metric that the objective has not.
         """
         rule = StopRule.parse(stop_when)
-        if rule is None:
-            return cls(objective.primary)
-        watched = objective.metric(rule.metric)
-        if watched is None:
-            names = dict.fromkeys([*(metric.name for metric in objective.metrics), "loss"])
-            raise InputError(
-                f"server.stop_when = {stop_when!r} names {rule.metric!r}, which the task has not; "
-                f"allowed: {', '.join(names)}"
-            )
-        return cls(objective.primary, rule, watched)
+        return cls(objective.primary, rule, None if rule is None else rule.watched(objective))
 
     def see(self, number: int, values: Mapping[str, float]) -> bool:
         """Note the metrics of the model after a round; return whether it is the best so far.

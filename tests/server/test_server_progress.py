@@ -4,8 +4,10 @@ import math
 
 import pytest
 
+from mest_fed.config.stopping import StopRule
 from mest_fed.errors import InputError
-from mest_fed.training import CLASSIFICATION, Progress, StopRule
+from mest_fed.server.progress import Progress
+from mest_fed.training import CLASSIFICATION
 from mest_fed.training.tasks import Regression
 
 
