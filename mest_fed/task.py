@@ -3,6 +3,7 @@
 A process builds it once: data, model and trace are shared by all clients that it plays.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -51,6 +52,7 @@ from mest_fed.nn.norms import has_batch_statistics
 from mest_fed.rng import numpy_generator, torch_generator
 from mest_fed.sparsity import Interval, Method, build_method
 from mest_fed.training import (
+    EVALUATION_BATCH,
     ForgettingPolicy,
     Objective,
     OptimizerSettings,
@@ -62,6 +64,8 @@ from mest_fed.training import (
 #: Images that a micro-batch needs for statistics over it.
 _FOR_STATISTICS = 8
 
+#: Outputs of one forward pass of an evaluation: 64 MB of float32.
+_MOST_OUTPUTS = 2**24
 #: Examples on which a learning task is tried.
 _TRIED = 32
 
@@ -181,6 +185,12 @@ class Task:
             classes_per_partition=data.classes_per_partition,
             shards_per_partition=data.shards_per_partition,
         )
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Examples in one forward pass of an evaluation: fewer where each has many outputs."""
+        outputs = self.example.num_outputs * math.prod(self.example.target_shape)
+        return max(1, min(EVALUATION_BATCH, _MOST_OUTPUTS // max(1, outputs)))
 
     def try_objective(self) -> None:
         """Try the objective on a few examples, before anything is trained.

@@ -18,7 +18,6 @@ from mest_fed.nn.state import Slots
 from mest_fed.rng import torch_generator
 from mest_fed.task import Task
 from mest_fed.training import (
-    EVALUATION_BATCH,
     ForgettingState,
     LocalMutation,
     LocalTrainer,
@@ -205,7 +204,7 @@ def evaluate_round(task: Task, received: SparseState, who: Capability, number: i
     model = _resident_model(task)
     write_state(model, received)
     _, held = task.examples(who.partition)
-    batches = Batches(task.data.train, held, EVALUATION_BATCH)
+    batches = Batches(task.data.train, held, task.evaluation_batch)
     try:
         return evaluate(model, batches, task.objective)
     except ObjectiveError as error:
@@ -241,7 +240,7 @@ def _examples_this_round(
             forgetting.remove(policy.fraction)
         elif policy.readmit:
             left_out = np.flatnonzero(forgetting.removed)
-            batches = Batches(task.data.train, examples[left_out], EVALUATION_BATCH)
+            batches = Batches(task.data.train, examples[left_out], task.evaluation_batch)
             correct = judge(model, batches, task.objective)
             forgetting.readmit(left_out, correct.numpy())
     return forgetting.kept()

@@ -20,7 +20,7 @@ from mest_fed.server.modes import build_strategy
 from mest_fed.server.rows import RoundObserver, RoundRecord, finite_only
 from mest_fed.server.strategy import MestStrategy
 from mest_fed.task import Task, task_from_run_config
-from mest_fed.training import EVALUATION_BATCH, Metric, choose_device, evaluate
+from mest_fed.training import Metric, choose_device, evaluate
 
 log = getLogger("flwr.mest_fed")
 
@@ -83,7 +83,7 @@ class CentralEvaluation:
     def _evaluate(self) -> dict[str, float]:
         write_state(self.model, self.strategy.model.state())
         test = self.task.data.test
-        everything = Batches(test, np.arange(len(test)), EVALUATION_BATCH)
+        everything = Batches(test, np.arange(len(test)), self.task.evaluation_batch)
         objective = self.task.objective
         try:
             # What is not finite is of a model that diverged.

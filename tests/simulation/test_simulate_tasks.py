@@ -18,9 +18,11 @@ from tiny_run import (
 )
 
 from mest_fed.cli import main
+from mest_fed.data.arrays import ExampleSpec
 from mest_fed.errors import InputError
 from mest_fed.simulation.report import write_report
 from mest_fed.simulation.simulate import Interrupted
+from mest_fed.task import Task
 
 REGRESSION = {"task": {"name": "regression"}, "training": {"learning_rate": 0.01}}
 
@@ -297,10 +299,28 @@ def test_a_task_of_ones_own_on_two_workers_gives_the_same_bits(tmp_path, own_tas
     (tmp_path / "run.toml").write_text((tmp_path / "here" / "config.toml").read_text())
     script = Path(sys.executable).with_name("mest-fed")
     command = [str(script), "simulate", "--workers", "2", "--quiet"]
-    command += ["--config", str(tmp_path / "run.toml"), "--out", str(tmp_path / "there")]
+    command += [
+        "--config",
+        "run.toml",
+        "--out",
+        "there",
+        "--set",
+        "task.name=elsewhere/my_task.py:Task",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     gc.collect()
     assert done.returncode == 0, done.stderr
     there = read_summary(tmp_path / "there")
     assert there["model_sha256"] == here["model_sha256"]
     assert there["final_metrics"] == here["final_metrics"]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "target_shape", "batch"), [(10, (), 256), (32_000, (128,), 4), (10**8, (), 1)]
+)
+def test_an_evaluation_takes_fewer_examples_where_each_has_many_outputs(
+    outputs, target_shape, batch
+):
+    task = Task(tiny_config())
+    vars(task)["example"] = ExampleSpec((8,), outputs, target_shape=target_shape)
+    assert task.evaluation_batch == batch
