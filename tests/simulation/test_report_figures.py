@@ -7,6 +7,7 @@ import matplotlib
 import pytest
 from example_run import example_files, write_files
 
+from mest_fed.schema import Metric
 from mest_fed.simulation.report.figures import draw_charts
 from mest_fed.simulation.report.figures.devices import time_and_energy_by_device
 from mest_fed.simulation.report.figures.failures import failures_by_reason
@@ -222,3 +223,46 @@ def test_names_are_neither_markup_nor_mathematics(run):
     drawn = memory_by_tier(with_tier(run, title=r"<b> $\frac$"))
     assert r"<b> $\frac$" in texts(drawn)
     assert "<b>" not in drawn.svg
+
+
+def with_metric(run, metric, values):
+    """Return a run whose task has another primary metric; nothing is known of its accuracy."""
+    rows = [
+        replace(
+            row,
+            accuracy=None,
+            client_accuracy=None,
+            metrics={metric.name: value},
+            virtual_seconds=60.0 * row.round,
+        )
+        for row, value in zip(run.rounds, values, strict=True)
+    ]
+    summary = replace(run.summary, primary_metric=metric, final_metrics=rows[-1].metrics)
+    return replace(run, rounds=tuple(rows), summary=summary)
+
+
+def test_a_metric_of_which_less_is_better(run):
+    metric = Metric("perplexity", higher_is_better=False)
+    chart = metric_over_rounds(with_metric(run, metric, (900.0, 40.0, 20.0, 21.0)))
+    assert chart.title == "Perplexity over rounds"
+    assert (
+        "Best perplexity on the central test set: 20 at round 2. Lower is better." in chart.caption
+    )
+    time = metric_over_time(with_metric(run, metric, (900.0, 60.0, 20.0, 21.0)))
+    reached = "95% of the way from the first to the best perplexity was reached after 1 min 00 s"
+    assert reached in time.caption
+    assert time.basis == ("perplexity measured", "time modelled")
+
+
+def test_a_metric_that_only_got_worse(run):
+    metric = Metric("mse", higher_is_better=False)
+    worse = with_metric(run, metric, (1.0, 2.0, 2.0, 3.0))
+    assert "Best mse on the central test set: 1 at round 0" in metric_over_rounds(worse).caption
+    assert "was reached after 0" in metric_over_time(worse).caption
+
+
+@pytest.mark.parametrize("values", [(0.0,) * 4, (-5.0, -3.0, 1.0, 2.0), (1e-9, 1.0, 5.0, 1e9)])
+def test_any_values_of_a_metric_can_be_drawn(run, values):
+    metric = Metric("r2", higher_is_better=True)
+    charts = draw_charts(with_metric(run, metric, values))
+    assert "r2" in texts(charts["metric_rounds"])
