@@ -25,7 +25,13 @@ from mest_fed.memory import MemoryOptions
 from mest_fed.nn import Mutator, Sparsity, build_model
 from mest_fed.rng import numpy_generator, torch_generator
 from mest_fed.sparsity import Interval, MestEM
-from mest_fed.training import EVALUATION_BATCH, LocalTrainer, OptimizerSettings, evaluate
+from mest_fed.training import (
+    CLASSIFICATION,
+    EVALUATION_BATCH,
+    LocalTrainer,
+    OptimizerSettings,
+    evaluate,
+)
 from mest_fed.training import learning_rate as rate_at
 
 RATE, BATCH = 0.1, 64
@@ -77,7 +83,7 @@ def train(variant: Variant, data: DataSplit, seed: int, images: int, epochs: int
     """Train a variant; return its accuracy on the test set."""
     model = build_model(
         "resnet8",
-        tuple(data.train.images.shape[1:]),
+        tuple(data.train.inputs.shape[1:]),
         10,
         generator=torch_generator(seed, "model"),
         norm=variant.norm,
@@ -102,8 +108,8 @@ def train(variant: Variant, data: DataSplit, seed: int, images: int, epochs: int
             mutator.step(epoch, interval, seed)
         trainer.fit(batches)
     optimizer.close()
-    totals, _ = evaluate(model, Batches(data.test, np.arange(len(data.test)), EVALUATION_BATCH))
-    return totals.accuracy
+    totals = evaluate(model, Batches(data.test, np.arange(len(data.test)), EVALUATION_BATCH))
+    return totals.values(CLASSIFICATION)["accuracy"]
 
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:

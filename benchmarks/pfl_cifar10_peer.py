@@ -33,7 +33,7 @@ from pfl.metrics import Metrics, Weighted
 from pfl.model.pytorch import PyTorchModel
 from torch import nn
 
-from mest_fed.data import ImageData, load_dataset, partition
+from mest_fed.data import ArrayData, load_dataset, partition
 
 #: Dropout behind the pooling and behind the hidden layer, in pfl-research's network.
 DROPOUT = (0.25, 0.5)
@@ -77,15 +77,15 @@ def _metrics(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> 
     return {"accuracy": Weighted(correct, len(images))}
 
 
-def normalised(data: ImageData) -> torch.Tensor:
+def normalised(data: ArrayData) -> torch.Tensor:
     """Return images as our clients see them: float32, (n, channels, height, width)."""
     mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (data.mean, data.std))
-    return (data.images.float() / 255).sub_(mean).div_(std)
+    return (data.inputs.float() / 255).sub_(mean).div_(std)
 
 
-def users_of(data: ImageData, users: int, seed: int) -> FederatedDataset:
+def users_of(data: ArrayData, users: int, seed: int) -> FederatedDataset:
     """Share the images out among the users as our fleet does."""
-    images, labels = normalised(data), data.labels
+    images, labels = normalised(data), data.targets
     parts = partition(labels.numpy(), users, scheme="iid", seed=seed)
     own = {user: (images[part], labels[part]) for user, part in enumerate(parts)}
     return FederatedDataset.from_slices(own, get_user_sampler("random", range(users)))
@@ -129,7 +129,7 @@ def train(options: argparse.Namespace) -> Watch:
         central_optimizer=torch.optim.SGD(network.parameters(), 1.0),
         use_torch_compile=options.compile,
     )
-    test = (normalised(data.test), data.test.labels) if options.evaluate_every else None
+    test = (normalised(data.test), data.test.targets) if options.evaluate_every else None
     watch = Watch(test, options.evaluate_every)
     FederatedAveraging().run(
         algorithm_params=NNAlgorithmParams(

@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from mest_fed.nn.norms import GroupNorm as GroupNorm
     from mest_fed.nn.sgd import SGD as SGD
     from mest_fed.schema import FailureKind as FailureKind
+    from mest_fed.schema import Metric as Metric
     from mest_fed.schema import TaskStatus as TaskStatus
     from mest_fed.server.selection import Selector as Selector
     from mest_fed.server.strategy import MestStrategy as MestStrategy
@@ -91,6 +92,7 @@ if TYPE_CHECKING:
     from mest_fed.system.limits import MemoryLimit as MemoryLimit
     from mest_fed.system.limits import limit_memory as limit_memory
     from mest_fed.task import Task as Task
+    from mest_fed.training.objective import Objective as Objective
 
 #: Public name -> the module that it is imported from.
 _HOMES = {
@@ -108,7 +110,7 @@ _HOMES = {
     ),
     "mest_fed.nn.norms": ("BatchNorm2d", "GroupNorm"),
     "mest_fed.nn.sgd": ("SGD",),
-    "mest_fed.schema": ("FailureKind", "TaskStatus"),
+    "mest_fed.schema": ("FailureKind", "Metric", "TaskStatus"),
     "mest_fed.server.selection": ("Selector",),
     "mest_fed.server.strategy": ("MestStrategy",),
     "mest_fed.simulation.engine.executor": ("make_executor",),
@@ -117,6 +119,7 @@ _HOMES = {
     "mest_fed.sparsity": ("Interval", "MestEM", "MestEMS", "Method", "RigL", "Set", "Static"),
     "mest_fed.system.limits": ("MemoryLimit", "limit_memory"),
     "mest_fed.task": ("Task",),
+    "mest_fed.training.objective": ("Objective",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)

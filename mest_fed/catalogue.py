@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from mest_fed.data import DataSplit
     from mest_fed.memory.activations.saved_tensors import Packed
     from mest_fed.server.export import FinalModel
     from mest_fed.server.optimizers import ServerOptimizer
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from mest_fed.simulation.behaviour.availability import Availability
     from mest_fed.simulation.trackers.progress import Observer
     from mest_fed.sparsity import Layout, Method
+    from mest_fed.training.objective import Objective
     from mest_fed.wire.masks import MaskCodec
     from mest_fed.wire.values import ValueCodec
 
@@ -47,6 +47,18 @@ MODELS: Registry[Callable[..., nn.Module]] = Registry(
     makes="torch.nn:Module",
 )
 
+#: ``task(**options)``.
+TASKS: Registry[Callable[..., Objective]] = Registry(
+    "task.name",
+    {
+        "classification": "mest_fed.training.tasks:Classification",
+        "next-token": "mest_fed.training.tasks:NextToken",
+        "regression": "mest_fed.training.tasks:Regression",
+        "multi-label": "mest_fed.training.tasks:MultiLabel",
+    },
+    makes="mest_fed.training.objective:Objective",
+)
+
 #: ``norm(channels)``, called as ``(x, residual=None, relu=False)``.
 NORMS: Registry[Callable[[int], nn.Module]] = Registry(
     "model.norm",
@@ -57,17 +69,28 @@ NORMS: Registry[Callable[[int], nn.Module]] = Registry(
     makes="torch.nn:Module",
 )
 
-#: ``load(path)``.
-DATASETS: Registry[Callable[..., DataSplit]] = Registry(
+#: ``load(path, **options)``: (train, test), each a pair of arrays or a map-style data set; ours
+#: are called with a :class:`~mest_fed.data.DataRequest`.
+DATASETS: Registry[Callable[..., Any]] = Registry(
     "data.name",
     {
-        "digits": "mest_fed.data.datasets:load_digits",
-        "cifar10": "mest_fed.data.cifar10:load_cifar10",
+        "digits": "mest_fed.data.digits:DIGITS",
+        "cifar10": "mest_fed.data.image_sets:CIFAR10",
+        "cifar100": "mest_fed.data.image_sets:CIFAR100",
+        "mnist": "mest_fed.data.image_sets:MNIST",
+        "femnist": "mest_fed.data.image_sets:FEMNIST",
+        "speech-commands": "mest_fed.data.speech:SPEECH_COMMANDS",
+        "shakespeare": "mest_fed.data.datasets:SHAKESPEARE",
+        "files": "mest_fed.data.datasets:FILES",
+        "folder": "mest_fed.data.datasets:FOLDER",
+        "parquet": "mest_fed.data.datasets:PARQUET",
+        "npz": "mest_fed.data.datasets:NPZ",
+        "csv": "mest_fed.data.datasets:CSV",
+        "text": "mest_fed.data.datasets:TEXT",
     },
-    makes="mest_fed.data:DataSplit",
 )
 
-#: ``share(labels, count, *, seed, alpha, classes_per_partition, shards_per_partition,
+#: ``share(labels, count, *, seed, groups, alpha, classes_per_partition, shards_per_partition,
 #: examples_per_device)``: the positions of each partition's examples.
 PARTITIONERS: Registry[Callable[..., Any]] = Registry(
     "data.partition",
@@ -80,7 +103,9 @@ PARTITIONERS: Registry[Callable[..., Any]] = Registry(
         "square": "mest_fed.data.partitioners:square",
         "exponential": "mest_fed.data.partitioners:exponential",
         "sampled": "mest_fed.data.partition_files:SampledPartitions",
+        "groups": "mest_fed.data.partitioners:by_group",
     },
+    with_argument={"column:NAME": "mest_fed.data.partitioners:by_column"},
 )
 
 #: ``augment(images, generator)``.
@@ -293,6 +318,13 @@ class MutationPlace(StrEnum):
 
     CLIENT = "client"
     SERVER = "server"
+
+
+class KeptModel(StrEnum):
+    """Which round's model a run leaves."""
+
+    LAST = "last"
+    BEST = "best"
 
 
 class ComputeDevice(StrEnum):

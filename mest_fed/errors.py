@@ -2,7 +2,9 @@
 
 MestFedError
 ├── InputError      what a person typed or a file holds is wrong; the CLI prints one line, status 2
-│   └── BudgetError     no plan fits into the given bytes
+│   ├── BudgetError     no plan fits into the given bytes
+│   └── ObjectiveError  a learning task gives a loss or a metric that is none; on a client it costs
+│                       that round
 ├── OverBudgetError, OutOfMemoryError       a round of training took too much; costs that round
 ├── WireError       a message from the network is not acceptable; costs only that message
 └── RefusedError    a server does not take this device, or there is none; status 4
@@ -31,6 +33,10 @@ class OverBudgetError(MestFedError):
 
 class OutOfMemoryError(MestFedError):
     """There was no memory left to train; the device's round has failed."""
+
+
+class ObjectiveError(InputError):
+    """A learning task's loss or metric is not usable; the text says which, and for what."""
 
 
 class WireError(MestFedError):

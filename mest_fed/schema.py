@@ -1,11 +1,46 @@
-"""How a task ended, and why: the values that the server, logs, summary and report share.
+"""How a task ended, and why, and metrics: what the server, logs, summary and report share.
 
 A task is one instruction to train, given to one device. It is ``ok``, or it failed for one
 :class:`FailureKind`, which decides its :class:`TaskStatus`. Reasons are sentences for people beside
 these values; no program reads them.
 """
 
+from dataclasses import dataclass
 from enum import StrEnum
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of merit.
+
+    Parameters
+    ----------
+    name : str
+        As in rows, summary and ``server.stop_when``: lower-case words joined by hyphens.
+    higher_is_better : bool
+        The direction.
+    share : bool
+        Whether it lies in [0, 1] and is shown as a percentage.
+    """
+
+    name: str
+    higher_is_better: bool
+    share: bool = False
+
+    def is_better(self, value: float, than: float) -> bool:
+        """Say whether a value is strictly better than another."""
+        return value > than if self.higher_is_better else value < than
+
+    def format(self, value: float | None) -> str:
+        """Write a value for people, for example ``97.2%`` or ``0.0312``; a dash for None."""
+        if value is None:
+            return "\N{EM DASH}"
+        return f"{value:.1%}" if self.share else f"{value:.4g}"
+
+
+#: The mean loss, which every learning task has.
+LOSS = Metric("loss", higher_is_better=False)
+ACCURACY = Metric("accuracy", higher_is_better=True, share=True)
 
 
 class TaskStatus(StrEnum):

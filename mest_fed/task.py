@@ -4,6 +4,7 @@
 are shared by all clients that it plays.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -12,19 +13,25 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
-from mest_fed.catalogue import AUGMENTATIONS, DATASETS, PARTITIONERS, MutationPlace
-from mest_fed.config import RunConfig, from_flat
+from mest_fed.catalogue import AUGMENTATIONS, PARTITIONERS, MutationPlace
+from mest_fed.config import DataSection, RunConfig, from_flat, read_options
 from mest_fed.config.load import Scalar
+from mest_fed.config.stopping import StopRule
 from mest_fed.data import (
     Batches,
+    Columns,
+    DataRequest,
     DataSplit,
+    Encoding,
+    ExampleSpec,
+    find_source,
     hold_out,
-    image_shape,
-    load_dataset,
     load_own,
     load_partitions,
+    needs_classes,
     num_held_out,
     partition,
 )
@@ -37,6 +44,7 @@ from mest_fed.memory import (
     Plan,
     PlanLimits,
     Planner,
+    TrainingLoss,
     TrainingSetup,
     TrainingShape,
     trace_model,
@@ -45,7 +53,20 @@ from mest_fed.nn import ModelSpec, SparseLayer, Sparsity, build_model, build_she
 from mest_fed.nn.tuning import set_choices
 from mest_fed.rng import numpy_generator, torch_generator
 from mest_fed.sparsity import Interval, Method, build_method
-from mest_fed.training import ForgettingPolicy, OptimizerSettings, learning_rate
+from mest_fed.training import (
+    EVALUATION_BATCH,
+    ForgettingPolicy,
+    Objective,
+    OptimizerSettings,
+    learning_rate,
+    objective_of,
+    try_objective,
+)
+
+#: Outputs of one forward pass of an evaluation: 64 MB of float32.
+_MOST_OUTPUTS = 2**24
+#: Examples on which a learning task is tried.
+_TRIED = 32
 
 Examples = npt.NDArray[np.int64]
 
@@ -103,8 +124,9 @@ class Task:
         InputError
             If they cannot be loaded, or are not of the kind of the run's data set.
         """
-        own = load_own(config.data.name, path)
-        data = DataSplit(own, replace(own, images=own.images[:0], labels=own.labels[:0]))
+        numbers = objective_of(config.task.name, config.task.options).targets_are_numbers
+        own = load_own(config.data.name, path, data_request(config.data, numbers=numbers))
+        data = DataSplit(own, own.take(np.arange(0)))
         return cls(config, data=data, partitions=_OnePartition(np.arange(len(own))))
 
     def reconfigured(self, config: RunConfig, choices: Choices | None) -> "Task":
@@ -113,25 +135,46 @@ class Task:
         return Task(config, data=self.data, partitions=partitions, choices=choices)
 
     @cached_property
-    def image_facts(self) -> tuple[tuple[int, int, int], int]:
-        """(channels, height, width) of an image, and classes: known of our data sets, else read."""
-        if self._data is not None:
-            return self._data.train.input_shape, self._data.train.num_classes
-        if DATASETS.is_builtin(self.config.data.name):
-            return image_shape(self.config.data.name)
-        return self.data.train.input_shape, self.data.train.num_classes
+    def example(self) -> ExampleSpec:
+        """What the model gets and gives for one example: known by the data's name, or found.
+
+        Raises
+        ------
+        InputError
+            If the data are not of the learning task.
+        """
+        found = self._data_example
+        try:
+            outputs = self.objective.num_outputs(found.target_shape, found.num_outputs)
+        except InputError as error:
+            raise InputError(f"{self._task_key}: {error}") from None
+        return replace(found, num_outputs=outputs)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of an image."""
-        return self.image_facts[0]
+    def _data_example(self) -> ExampleSpec:
+        if self._data is not None:  # a worker that was given data may lack what loads it
+            return self._data.train.example
+        if encoding := data_request(self.config.data).encoding:
+            return encoding.example
+        return find_source(self.config.data.name).example or self.data.train.example
+
+    @cached_property
+    def objective(self) -> Objective:
+        """What is learned.
+
+        Raises
+        ------
+        InputError
+            If there is no such task, or its options are not allowed.
+        """
+        return objective_of(self.config.task.name, self.config.task.options)
 
     @cached_property
     def data(self) -> DataSplit:
         """Training and central test data."""
         if self._data is not None:
             return self._data
-        return _load_once(self.config.data.name, self.config.data.path)
+        return _load_once(_as_read(self.config.data), self.objective.targets_are_numbers)
 
     @cached_property
     def partitions(self) -> Sequence[Examples]:
@@ -153,17 +196,57 @@ class Task:
                     f"allowed: {devices} (fleet.devices)"
                 )
             return parts
-        labels, seed = self.data.train.labels.numpy(), self.config.run.seed
+        train = self.data.train
+        if train.classes is None and needs_classes(data.partition):
+            raise InputError(
+                f"data.partition = {data.partition!r} shares examples out by class, and targets "
+                "are no classes; allowed: iid, linear, square, exponential, sampled, or groups"
+            )
         return partition(
-            labels,
+            np.zeros(len(train), np.int64) if train.classes is None else train.classes,
             devices,
             scheme=data.partition,
-            seed=seed,
+            seed=self.config.run.seed,
+            groups=None if train.groups is None else train.groups.numpy(),
             alpha=data.alpha,
             examples_per_device=data.examples_per_device,
             classes_per_partition=data.classes_per_partition,
             shards_per_partition=data.shards_per_partition,
         )
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Examples in one forward pass of an evaluation: fewer where each has many outputs."""
+        outputs = self.example.num_outputs * math.prod(self.example.target_shape)
+        return max(1, min(EVALUATION_BATCH, _MOST_OUTPUTS // max(1, outputs)))
+
+    def try_objective(self) -> None:
+        """Try the objective on a few examples, before anything is trained.
+
+        Raises
+        ------
+        InputError
+            If its loss or metrics are not usable, it does not go with the data and the model,
+            forgetting is asked for and it does not tell what is correct, or ``server.stop_when``
+            names no metric of it.
+        """
+        objective, train = self.objective, self.data.train
+        if rule := StopRule.parse(self.config.server.stop_when):
+            rule.watched(objective)
+        few = np.unique(np.linspace(0, len(train) - 1, _TRIED).astype(np.int64))
+        (batch,) = Batches(train, few, _TRIED)
+        with torch.no_grad():
+            outputs = self.build_model().eval()(batch.inputs)
+        try_objective(objective, outputs, batch.targets, key=self._task_key)
+        if self.forgetting.active and objective.correct(outputs, batch.targets) is None:
+            raise InputError(
+                f"forgetting.fraction = {self.forgetting.fraction} is not allowed with "
+                f"{self._task_key}, which does not tell what is correct; allowed: 0"
+            )
+
+    @property
+    def _task_key(self) -> str:
+        return f"task.name = {self.config.task.name!r}"
 
     @property
     def draws_examples(self) -> bool:
@@ -251,14 +334,14 @@ class Task:
 
     def build_model(self) -> nn.Module:
         """Build the model of this seed at the target density (dense for the dense method)."""
-        (shape, classes), model = self.image_facts, self.config.model
+        example, model = self.example, self.config.model
         given, sparsity = self.config.sparsity, None
         if self.method.sparse:
             sparsity = Sparsity(given.scheme, given.density, given.distribution)
         built = build_model(
             model.name,
-            shape,
-            classes,
+            example.input_shape,
+            example.num_outputs,
             generator=torch_generator(self.config.run.seed, "model"),
             width=model.width,
             norm=model.norm,
@@ -270,9 +353,14 @@ class Task:
     @cached_property
     def model(self) -> nn.Module:
         """The process's resident model, a shell: whoever uses it writes a state into it first."""
-        (shape, classes), model = self.image_facts, self.config.model
+        example, model = self.example, self.config.model
         return build_shell(
-            model.name, shape, classes, width=model.width, norm=model.norm, scheme=self.scheme
+            model.name,
+            example.input_shape,
+            example.num_outputs,
+            width=model.width,
+            norm=model.norm,
+            scheme=self.scheme,
         )
 
     @cached_property
@@ -283,7 +371,9 @@ class Task:
     @cached_property
     def trace(self) -> ModelTrace:
         """The model's memory needs."""
-        return trace_model(self.model, self.shape)
+        example = self.example
+        loss = TrainingLoss(self.objective.total_loss, example.target_shape, example.target_dtype)
+        return trace_model(self.model, example.input_shape, example.input_dtype, loss)
 
     def work(self, presented: int, memory: MemoryOptions | None = None) -> Work:
         """Return the operations of training the resident model, as it is, on so many examples.
@@ -293,7 +383,10 @@ class Task:
         layers = (module for module in self.model.modules() if isinstance(module, SparseLayer))
         key = (memory, *(layer.layout.active_weights(layer.slots) for layer in layers))
         if key not in self._works:
-            self._works[key] = training_work(self.model, self.shape, memory)
+            example = self.example
+            self._works[key] = training_work(
+                self.model, example.input_shape, memory, example.input_dtype
+            )
         return self._works[key] * presented
 
     @cached_property
@@ -364,7 +457,42 @@ class Task:
         return Planner(self.trace, setup, PlanLimits.of(self.trace, shape))
 
 
-_load_once = lru_cache(maxsize=2)(load_dataset)
+@lru_cache(maxsize=2)
+def _load_once(data: DataSection, numbers: bool) -> DataSplit:
+    return find_source(data.name)(data_request(data, numbers=numbers))
+
+
+def _as_read(data: DataSection) -> DataSection:
+    """Return what of a configuration says how data is read; how it is shared out is another's."""
+    keys = {"name", "path", "columns", "options", "normalise", "encoding"}
+    if data.partition.startswith("column:"):
+        keys.add("partition")
+    return DataSection.model_construct(**data.model_dump(include=keys))
+
+
+def data_request(data: DataSection, *, numbers: bool = False) -> DataRequest:
+    """Return what a configuration asks of its data set; ``numbers``: also whole targets are such.
+
+    Raises
+    ------
+    InputError
+        If ``data.columns`` has other keys than a table has.
+    """
+    columns = Columns.of(read_options(data.columns))
+    head, _, group = data.partition.partition(":")
+    if head == "column":
+        columns = replace(columns, groups=group)
+    encoding = read_options(data.encoding)
+    return DataRequest(
+        data.path,
+        columns,
+        read_options(data.options),
+        data.normalise,
+        numbers,
+        encoding=Encoding.read(encoding, "data.encoding") if encoding else None,
+    )
+
+
 _profile_once = lru_cache(maxsize=64)(load_profile)
 
 

@@ -57,6 +57,8 @@ def test_nothing_is_imported_for_a_look_at_the_names():
 def test_every_choice_of_the_configuration_is_registered():
     """A text is a choice, or is free: a path, a mix, an order of the planner's knobs."""
     free = {
+        "task.options",
+        "server.stop_when",
         "data.path",
         "data.partition_file",
         "training.kernels",  # a name of KernelMode, or a path

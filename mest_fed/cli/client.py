@@ -46,7 +46,7 @@ def client(
         typer.Option(
             metavar="PATH",
             help="Where the run's data set is on this device; without --partition, the device's "
-            "own examples (an .npz file of images and labels, or a folder as of the data set).",
+            "own examples: images by class, parquet, .npz, CSV or text.",
         ),
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Connect without TLS.")] = False,

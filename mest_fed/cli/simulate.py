@@ -16,6 +16,7 @@ from rich.console import Console
 from mest_fed.catalogue import TRACKERS
 from mest_fed.cli.app import INTERRUPTED, NOTHING_TRAINED, needs
 from mest_fed.errors import InputError
+from mest_fed.schema import Metric
 from mest_fed.units import format_bytes, format_seconds
 
 
@@ -130,15 +131,21 @@ def _nothing_trained(summary: Mapping[str, Any]) -> str:
     return (
         f"nothing was trained: the server accepted no update in {rounds} "
         f"{'round' if rounds == 1 else 'rounds'} "
-        f"({lost or 'no device was asked'}); the accuracy is that of the first weights"
+        f"({lost or 'no device was asked'}); the "
+        f"{summary['primary_metric']['name']} is that of the first weights"
     )
 
 
 def _print_result(console: Console, summary: Mapping[str, Any], report: Path) -> None:
-    accuracy = summary["final_accuracy"]
+    metric = Metric(**summary["primary_metric"])
+    value = metric.format(summary["final_metrics"].get(metric.name))
+    if summary["stopped"]:
+        typer.echo(f"stopped early: {summary['stopped']}")
+    if summary["kept"] == "best":
+        typer.echo(f"the model kept is that of round {summary['kept_round']}")
     sent = summary["bytes_up"] + summary["bytes_down"]
     console.print(
-        f"[bold]accuracy {'—' if accuracy is None else format(accuracy, '.1%')}[/bold] at density "
+        f"[bold]{metric.name} {value}[/bold] at density "
         f"{summary['achieved_density']:.3f}; {format_bytes(sent)} sent; "
         f"{format_seconds(summary['virtual_seconds'])} of virtual time (modelled) in "
         f"{format_seconds(summary['wall_seconds'])} (measured)",

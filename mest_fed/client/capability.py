@@ -8,7 +8,7 @@ from logging import getLogger
 import torch
 from flwr.app import ConfigRecord, Context, RecordDict
 
-from mest_fed.catalogue import DATASETS
+from mest_fed.data import find_source
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.memory import Plan, read_plan
 from mest_fed.memory.activations import segments_of
@@ -205,7 +205,7 @@ def task_of_node(context: Context) -> Task:
         return TASKS.get(run)
     if _has_own_data(context):
         return TASKS.get(run, path)
-    if not DATASETS.takes(str(run["data.name"]), "path"):
+    if not find_source(str(run["data.name"])).has_files:
         raise not_allowed(
             "data (of this node)",
             path,

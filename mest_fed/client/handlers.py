@@ -10,7 +10,7 @@ from mest_fed.errors import WireError
 from mest_fed.nn import SparseState
 from mest_fed.task import Task
 from mest_fed.wire import decode, encode, mask_hash
-from mest_fed.wire.records import from_record, to_record
+from mest_fed.wire.records import from_record, to_record, totals_record
 from mest_fed.wire.values import value_codec
 
 
@@ -42,8 +42,7 @@ def train(message: Message, context: Context) -> Message:
     metrics = {
         "num-examples": task.example_counts(who.partition)[0],
         "presented": result.totals.examples,
-        "loss-sum": result.totals.loss,
-        "correct": result.totals.correct,
+        **totals_record(result.totals),
         "flops-dense": result.work_dense,
         "flops-sparse": result.work_sparse,
         "density": result.state.density(task.spec),
@@ -60,12 +59,9 @@ def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the global model on this client's held-out examples."""
     task, who, kept = _open(context)
     received = _receive(task, message, kept)
-    totals = evaluate_round(task, received, who, client_choices(task, who, kept))
-    metrics = {
-        "num-examples": totals.examples,
-        "loss-sum": totals.loss,
-        "correct": totals.correct,
-    }
+    number = int(message.content.config_records["mest"]["round"])
+    totals = evaluate_round(task, received, who, number, client_choices(task, who, kept))
+    metrics = {"num-examples": totals.examples, **totals_record(totals)}
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
 

@@ -71,15 +71,16 @@ def kernel_table(task: Task, plans: Iterable[Plan]) -> Table:
     mode = task.config.training.kernels if given is None else given.mode
     rows = {row.case: row for row in given.rows} if given and mode == TIMED else {}
     if choose_device(task.config.training.device).type == "cpu":
+        shape, dtype = task.example.input_shape, task.example.input_dtype
         for density, batch in _densities(task, plans).items():
             model = _model(task, density)
             if model is None:
                 continue
             if mode == TIMED and given is None:
-                found = tune(model, task.shape, batch, rows)
+                found = tune(model, shape, batch, rows, input_dtype=dtype)
             else:
                 decide = _dense if mode == ALL_DENSE else by_rule
-                found = decide_layers(model, task.shape, batch, decide, rows)
+                found = decide_layers(model, shape, batch, decide, rows, input_dtype=dtype)
             rows |= {row.case: row for row in found}
     if given is not None and mode == TIMED:
         return replace(given, rows=tuple(rows.values()))

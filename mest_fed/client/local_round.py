@@ -12,6 +12,7 @@ from torch import nn
 
 from mest_fed.client.capability import Capability
 from mest_fed.data import Batches
+from mest_fed.errors import ObjectiveError
 from mest_fed.kernels.choice import Choices
 from mest_fed.nn import SparseLayer, SparseState, read_state, write_state
 from mest_fed.nn.state import Slots
@@ -19,7 +20,6 @@ from mest_fed.nn.tuning import set_choices
 from mest_fed.rng import torch_generator
 from mest_fed.task import Task
 from mest_fed.training import (
-    EVALUATION_BATCH,
     ForgettingState,
     LocalMutation,
     LocalTrainer,
@@ -27,6 +27,7 @@ from mest_fed.training import (
     RoundMutation,
     choose_device,
     evaluate,
+    judge,
 )
 from mest_fed.wire import Residual
 
@@ -188,10 +189,13 @@ def train_round(
         memory=plan.memory,
         guard=guard,
         forgetting=forgetting,
+        objective=task.objective,
     )
     batches = chain.from_iterable(repeat(epoch, training.local_epochs))
     try:
         totals = trainer.fit(batches, mutation)
+    except ObjectiveError as error:
+        raise ObjectiveError(_placed(task, who, order.round, error)) from None
     finally:
         optimizer.close()  # the model is resident: nothing of this round may stay on it
     if forgetting is not None:
@@ -200,14 +204,26 @@ def train_round(
 
 
 def evaluate_round(
-    task: Task, received: SparseState, who: Capability, choices: Choices | None = None
+    task: Task,
+    received: SparseState,
+    who: Capability,
+    number: int,
+    choices: Choices | None = None,
 ) -> Metrics:
-    """Evaluate the received state on this client's held-out examples."""
+    """Evaluate the received state of a round on this client's held-out examples."""
     model = _resident_model(task, choices)
     write_state(model, received)
     _, held = task.examples(who.partition)
-    totals, _ = evaluate(model, Batches(task.data.train, held, EVALUATION_BATCH))
-    return totals
+    batches = Batches(task.data.train, held, task.evaluation_batch)
+    try:
+        return evaluate(model, batches, task.objective)
+    except ObjectiveError as error:
+        raise ObjectiveError(_placed(task, who, number, error)) from None
+
+
+def _placed(task: Task, who: Capability, number: int, error: ObjectiveError) -> str:
+    """Say where a learning task failed."""
+    return f"task.name = {task.config.task.name!r}: client {who.partition}, round {number}: {error}"
 
 
 def _resident_model(task: Task, choices: Choices | None) -> nn.Module:
@@ -240,8 +256,7 @@ def _examples_this_round(
             forgetting.remove(policy.fraction)
         elif policy.readmit:
             left_out = np.flatnonzero(forgetting.removed)
-            _, correct = evaluate(
-                model, Batches(task.data.train, examples[left_out], EVALUATION_BATCH)
-            )
+            batches = Batches(task.data.train, examples[left_out], task.evaluation_batch)
+            correct = judge(model, batches, task.objective)
             forgetting.readmit(left_out, correct.numpy())
     return forgetting.kept()

@@ -1,5 +1,6 @@
 """The run configuration."""
 
+from mest_fed.config.base import read_options
 from mest_fed.config.load import (
     find_named,
     from_flat,
@@ -11,15 +12,17 @@ from mest_fed.config.load import (
     to_toml,
     with_settings,
 )
-from mest_fed.config.sections import RunConfig
+from mest_fed.config.sections import DataSection, RunConfig
 
 __all__ = [
+    "DataSection",
     "RunConfig",
     "find_named",
     "from_flat",
     "from_table",
     "known_keys",
     "named",
+    "read_options",
     "read_toml",
     "to_flat",
     "to_toml",

@@ -1,10 +1,12 @@
 """What every section of the run configuration is made of."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 from mest_fed.errors import InputError
 from mest_fed.registry import Registry
@@ -48,6 +50,43 @@ FOLDER = "folder"
 def one_of(choices: Registry[Any] | type[StrEnum]) -> AfterValidator:
     """Return the check that a text is a name of a registry or an enum."""
     return AfterValidator(Named(choices))
+
+
+def _as_text(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    try:
+        return json.dumps(value, sort_keys=True, allow_nan=False) if value else ""
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"allowed: a table of numbers, texts and lists ({error})") from None
+
+
+def is_table(value: str) -> str:
+    """Check that a text is a table, as JSON.
+
+    Raises
+    ------
+    ValueError
+        If it is not.
+    """
+    try:
+        table = json.loads(value or "{}")
+    except (ValueError, RecursionError):
+        table = None
+    if not isinstance(table, dict):
+        raise ValueError("allowed: a table")
+    return value
+
+
+#: A table whose keys are another's to name. It is kept as JSON text, since Flower's run
+#: configuration holds texts and numbers alone.
+Options = Annotated[str, BeforeValidator(_as_text), AfterValidator(is_table)]
+
+
+def read_options(text: str) -> dict[str, Any]:
+    """Return the table that :data:`Options` keeps as text."""
+    table: dict[str, Any] = json.loads(text or "{}")
+    return table
 
 
 class Section(BaseModel):

@@ -1,7 +1,7 @@
 """Reading and writing run configurations: TOML files, ``section.key=value``, flat Flower config."""
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from enum import StrEnum
 from logging import getLogger
@@ -11,7 +11,7 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
-from mest_fed.config.base import FOLDER, Named
+from mest_fed.config.base import FOLDER, Named, is_table, read_options
 from mest_fed.config.sections import RunConfig
 from mest_fed.errors import InputError
 from mest_fed.registry import Registry
@@ -165,6 +165,9 @@ def with_settings(table: Mapping[str, Any], settings: Iterable[str]) -> Table:
         if not (equals and dot and section and name):
             raise InputError(f"--set {setting!r} is not allowed; allowed: section.key=value")
         current = current_key(key.strip())
+        if table_key(current):
+            _set_in_table(merged, current, _toml_value(text.strip()))
+            continue
         if current not in known_keys():
             raise _unknown(key.strip(), "--set")
         if current != key.strip():
@@ -172,6 +175,27 @@ def with_settings(table: Mapping[str, Any], settings: Iterable[str]) -> Table:
         section, _, name = current.partition(".")
         merged.setdefault(section, {})[name] = _toml_value(text.strip())
     return merged
+
+
+def table_key(key: str) -> bool:
+    """Whether a key, such as ``data.options.length``, is one within a table of options."""
+    parent, _, name = key.rpartition(".")
+    return bool(name) and any(f"{section}.{leaf}" == parent for section, leaf in _tables())
+
+
+def _tables() -> Iterator[tuple[str, str]]:
+    """Yield the (section, key) whose values are tables of options."""
+    for section, values in RunConfig():
+        for key, field in type(values).model_fields.items():
+            if any(getattr(check, "func", None) is is_table for check in field.metadata):
+                yield section, key
+
+
+def _set_in_table(merged: Table, key: str, value: Any) -> None:
+    section, name, option = key.split(".", 2)
+    before = merged.setdefault(section, {}).get(name, {})
+    table = read_options(before) if isinstance(before, str) else before
+    merged[section][name] = {**table, option: value}
 
 
 def _toml_value(text: str) -> Any:

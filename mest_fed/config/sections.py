@@ -1,8 +1,9 @@
 """The run configuration: one frozen section for each part, every key with its default."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from mest_fed.catalogue import (
     AUGMENTATIONS,
@@ -19,15 +20,28 @@ from mest_fed.catalogue import (
     SCHEMES,
     SELECTORS,
     SERVER_OPTIMIZERS,
+    TASKS,
     VALUE_CODECS,
     WEIGHTINGS,
     ComputeDevice,
+    KeptModel,
     KernelMode,
     MutationPlace,
     Recompute,
 )
-from mest_fed.config.base import Positive, Section, Share, format_mix, one_of, parse_mix
+from mest_fed.config.base import (
+    FOLDER,
+    Options,
+    Positive,
+    Section,
+    Share,
+    format_mix,
+    one_of,
+    parse_mix,
+)
 from mest_fed.config.behaviour import BehaviourSection
+from mest_fed.config.stopping import FORMS as STOP_FORMS
+from mest_fed.config.stopping import StopRule
 from mest_fed.errors import InputError
 from mest_fed.memory import MemoryOptions
 from mest_fed.system.limits import MARGIN
@@ -58,15 +72,36 @@ class RunSection(Section):
     """Rounds between checkpoints; one is also written at the end and on Ctrl-C."""
 
 
+class TaskSection(Section):
+    """What is learned: the loss, the metrics, what counts as correct."""
+
+    name: Annotated[str, one_of(TASKS)] = "classification"
+    """What is learned; see ``docs/tasks.md``."""
+    options: Options = ""
+    """Arguments of the task, such as ``{loss = "mae"}``."""
+
+
 class DataSection(Section):
     """The data and how it is spread over the devices."""
 
     name: Annotated[str, one_of(DATASETS)] = "digits"
     path: str = ""
-    """Folder with the data set's files; empty downloads it (digits needs neither)."""
+    """File, or folder with the data set's files; empty downloads it (digits needs neither)."""
+    columns: Options = ""
+    """Which columns of a table are ``inputs``, ``targets``, ``groups`` and ``categories``."""
+    options: Options = ""
+    """What a kind of files, or a user's loader, takes beside the path."""
+    normalise: bool = True
+    """Whether bytes, and floats of a file, are normalised by the training part."""
+    encoding: Options = ""
+    """How examples become numbers (shape, classes, statistics): the path of a run's
+    ``encoding.json``, or its content. Empty: found in the training part. For servers and devices
+    that do not have it."""
     partition: Annotated[str, one_of(PARTITIONERS)] = "dirichlet"
     """How examples are shared out. ``sampled`` draws each device's examples by itself, so that
-    devices may share some: this is how there can be more devices than examples."""
+    devices may share some: this is how there can be more devices than examples. ``column:NAME``
+    gives each device the rows of one value, such as a person; ``groups`` does so where a data set
+    or loader has groups."""
     alpha: Annotated[float, Field(gt=0)] = 0.3
     """Dirichlet concentration: smaller is less alike."""
     examples_per_device: Positive = 40
@@ -78,6 +113,18 @@ class DataSection(Section):
     hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of each client's examples that it keeps for evaluation."""
     augmentation: Annotated[str, one_of(AUGMENTATIONS)] = "none"
+
+    @field_validator("encoding", mode="before")
+    @classmethod
+    def _read(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, str) or not value.endswith(".json"):
+            return value
+        folder = (info.context or {}).get(FOLDER) or Path()
+        path = folder / Path(value).expanduser()
+        try:
+            return path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"allowed: a file that can be read ({error})") from None
 
 
 class ModelSection(Section):
@@ -200,6 +247,12 @@ class ServerSection(Section):
     """Rounds between evaluations on the clients' held-out shares; 0 never."""
     evaluate_clients: Positive = 50
     """Largest number of clients to ask in such an evaluation."""
+    stop_when: str = ""
+    """Ends the run early: ``METRIC >= NUMBER``, ``METRIC <= NUMBER`` or ``no improvement of METRIC
+    in N rounds``, of the global model's evaluations; empty: after ``run.rounds``."""
+    keep: Annotated[str, one_of(KeptModel)] = "last"
+    """The model that a run leaves: that of the last round, or the best one by the task's primary
+    metric among those that were evaluated."""
     optimizer: Annotated[str, one_of(SERVER_OPTIMIZERS)] = "fedavg"
     learning_rate: Annotated[float, Field(gt=0)] = 1.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -219,6 +272,20 @@ class ServerSection(Section):
     """Updates older than so many rounds are rejected."""
     weighting: Annotated[str, one_of(WEIGHTINGS)] = "examples"
     """With ``buffered`` and ``semi-sync``: what an update counts; in FedBuff all are equal."""
+
+    @field_validator("stop_when")
+    @classmethod
+    def _known_rule(cls, value: str) -> str:
+        try:
+            StopRule.parse(value)
+        except InputError:
+            raise ValueError(f"allowed: {STOP_FORMS}, or nothing") from None
+        return " ".join(value.split())
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the global model is evaluated at all."""
+        return self.central_evaluation or self.evaluate_clients_every > 0
 
 
 class FleetSection(Section):
@@ -286,6 +353,7 @@ class RunConfig(Section):
     """A whole run."""
 
     run: RunSection = RunSection()
+    task: TaskSection = TaskSection()
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
     sparsity: SparsitySection = SparsitySection()
@@ -317,6 +385,20 @@ class RunConfig(Section):
                 f"server.min_nodes = {self.server.min_nodes} is never reached; "
                 f"allowed: 1 to {self.fleet.devices} (fleet.devices = {self.fleet.devices})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_compared_is_evaluated(self) -> "RunConfig":
+        server = self.server
+        for key, value, default in (
+            ("stop_when", server.stop_when, ""),
+            ("keep", server.keep, KeptModel.LAST),
+        ):
+            if value != default and not server.evaluates:
+                raise ValueError(
+                    f"server.{key} = {value!r} needs evaluations; allowed with "
+                    "server.central_evaluation = true or server.evaluate_clients_every > 0"
+                )
         return self
 
     @model_validator(mode="after")

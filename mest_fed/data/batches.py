@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mest_fed.catalogue import AUGMENTATIONS
-from mest_fed.data.images import ImageData, Indices
-from mest_fed.errors import not_allowed
+from mest_fed.data.arrays import ArrayData, Indices
+from mest_fed.errors import InputError, not_allowed
 
 _PADDING = 4
 
@@ -32,7 +32,17 @@ def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
         Shape ``(n, channels, height, width)``, any type.
     generator : torch.Generator
         Draws the shifts and the flips, one of each for each image.
+
+    Raises
+    ------
+    InputError
+        If the inputs are no images.
     """
+    if images.dim() != 4 or images.dtype == torch.int64:
+        shape = " x ".join(map(str, images.shape[1:]))
+        raise InputError(
+            f"data.augmentation = 'crop-flip' is for images; allowed for inputs of {shape}: none"
+        )
     count, _, height, width = images.shape
     padded = nn.functional.pad(images, (_PADDING,) * 4)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: (n, c, 9, 9, h, w)
@@ -48,16 +58,17 @@ class Batch:
 
     Parameters
     ----------
-    images : Tensor
-        float32, shape ``(n, channels, height, width)``: ``(pixel / 255 - mean) / std``.
-    labels : Tensor
-        int64, shape ``(n,)``.
+    inputs : Tensor
+        float32, shape ``(n, ...)``: ``(value - mean) / std``, where a value of uint8 is in units
+        of 255; or int64 tokens.
+    targets : Tensor
+        int64 or float32, shape ``(n, ...)``.
     examples : int64 array
         Shape ``(n,)``: the position of each example among the client's own.
     """
 
-    images: Tensor
-    labels: Tensor
+    inputs: Tensor
+    targets: Tensor
     examples: Indices
 
 
@@ -69,8 +80,8 @@ class Batches:
 
     Parameters
     ----------
-    data : ImageData
-        Images of all clients; they stay uint8 until they are batched.
+    data : ArrayData
+        Examples of all clients; they keep their type until they are batched.
     indices : int64 array
         The client's examples.
     batch_size : int
@@ -91,7 +102,7 @@ class Batches:
 
     def __init__(
         self,
-        data: ImageData,
+        data: ArrayData,
         indices: Indices,
         batch_size: int,
         *,
@@ -110,8 +121,8 @@ class Batches:
         self._batch_size = batch_size
         self._generator = generator
         self._augment = augment
-        self._mean = torch.tensor(data.mean).view(-1, 1, 1) * 255
-        self._std = torch.tensor(data.std).view(-1, 1, 1) * 255
+        self._mean = _per_channel(data.mean, data.inputs)
+        self._std = _per_channel(data.std, data.inputs)
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -135,8 +146,17 @@ class Batches:
 
     def _batch(self, examples: Tensor) -> Batch:
         rows = self._indices[examples]
-        images = self._data.images[rows]
+        inputs = self._data.inputs[rows]
         if self._generator is not None:
-            images = self._augment(images, self._generator)
-        pixels = images.to(torch.float32).sub_(self._mean).div_(self._std)
-        return Batch(pixels, self._data.labels[rows], examples.numpy())
+            inputs = self._augment(inputs, self._generator)
+        if self._mean is not None and self._std is not None:
+            inputs = inputs.to(torch.float32).sub_(self._mean).div_(self._std)
+        return Batch(inputs, self._data.targets[rows], examples.numpy())
+
+
+def _per_channel(values: tuple[float, ...], inputs: Tensor) -> Tensor | None:
+    """Return statistics in the inputs' units, one for each index of their second dimension."""
+    if not values:
+        return None
+    wide = torch.tensor(values).view(-1, *(1,) * (inputs.dim() - 2))
+    return wide * 255 if inputs.dtype == torch.uint8 else wide

@@ -1,70 +1,130 @@
-"""The data sets by name."""
+"""The data sets by name: ours, kinds of files, and loaders of users."""
 
-from importlib.util import find_spec
-from pathlib import Path
-
-import numpy as np
-import torch
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from mest_fed.catalogue import DATASETS
-from mest_fed.data.images import DataSplit, ImageData, require
-from mest_fed.rng import numpy_generator
+from mest_fed.data.arrays import DataSplit
+from mest_fed.data.files import KINDS, Kind, load_files
+from mest_fed.data.loaders import Loader, call_loader, parts_of
+from mest_fed.data.parts import Part
+from mest_fed.data.request import DataRequest, DataSource
+from mest_fed.data.tables import Columns
+from mest_fed.errors import InputError
 
-_TEST_FRACTION = 0.2
-_LARGEST = 16  # pixel values are 0..16
+
+@dataclass(frozen=True)
+class Files(DataSource):
+    """Files of one kind, or of the kind that they turn out to be."""
+
+    kind: Kind | None
+
+    def __call__(self, request: DataRequest) -> DataSplit:
+        """Load both parts; see :func:`mest_fed.data.files.load_files`."""
+        return load_files(self.kind, request)
 
 
-def load_digits() -> DataSplit:
-    """Load the digits, split 80 / 20 within each class, always the same way.
+class Shakespeare(DataSource):
+    """Plays by character, as ``flwrlabs/shakespeare``: 80 characters ``x``, and the next one ``y``.
+
+    Groups are the roles (``character_id``).
+    """
+
+    def __call__(self, request: DataRequest) -> DataSplit:
+        """Load both parts, from parquet files."""
+        request.refuse_options("shakespeare")
+        columns = Columns(("x",), ("y",), request.columns.groups or "character_id")
+        options = {"tokens": "characters", "length": 80}
+        return load_files(KINDS["parquet"], replace(request, columns=columns, options=options))
+
+
+@dataclass(frozen=True)
+class UserLoader(DataSource):
+    """A loader of a user: ``load(path, **options) -> (train, test)``."""
+
+    name: str
+    loader: Loader
+
+    def __call__(self, request: DataRequest) -> DataSplit:
+        """Call the loader, and encode what it returns.
+
+        uint8 inputs are normalised; floats stay as the loader made them.
+        """
+        train, test = self.read(request)
+        encoding = request.fit(train, floats=False)
+        if request.encoding is None:
+            encoding = encoding.with_tokens_of(test)
+        return DataSplit(encoding.encode(train), encoding.encode(test), encoding=encoding)
+
+    def read(self, request: DataRequest) -> tuple[Part, Part]:
+        """Call the loader; return train and test.
+
+        Raises
+        ------
+        InputError
+            If it raises, or returns something else.
+        """
+        if request.columns != Columns():
+            raise InputError(
+                "data.columns and data.partition = 'column:...' are for files; allowed with "
+                f"data.name = {self.name!r}: data.partition = 'groups'"
+            )
+        result = call_loader(self.name, self.loader, request.path, request.options)
+        return parts_of(self.name, result)
+
+
+#: The kind that files turn out to be, or the kind that is named.
+FILES = Files(None)
+FOLDER, PARQUET, NPZ, CSV, TEXT = (
+    Files(KINDS[name]) for name in ("folder", "parquet", "npz", "csv", "text")
+)
+SHAKESPEARE = Shakespeare()
+
+
+def find_source(name: str) -> DataSource:
+    """Return the data set of a name, or a user's loader.
+
+    Parameters
+    ----------
+    name : str
+        A name of :data:`~mest_fed.catalogue.DATASETS`, ``file.py:load`` or
+        ``package.module:load``.
 
     Raises
     ------
     InputError
-        If scikit-learn is not installed.
+        If there is none.
     """
-    pixels, labels = _read()
-    images = np.rint(pixels * (255 / _LARGEST)).astype(np.uint8).reshape(-1, 1, 8, 8)
-    generator = numpy_generator(0, "digits", "split")
-    is_test = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        members = generator.permutation(np.flatnonzero(labels == label))
-        is_test[members[: round(_TEST_FRACTION * len(members))]] = True
-    shares = images[~is_test] / 255
-    mean, std = (float(shares.mean()),), (float(shares.std()),)
-
-    def part(chosen: np.ndarray) -> ImageData:
-        shown, targets = torch.from_numpy(images[chosen]), torch.from_numpy(labels[chosen])
-        return ImageData(shown, targets, 10, mean, std)
-
-    return DataSplit(part(~is_test), part(is_test))
+    source = DATASETS.find(name)
+    return source if isinstance(source, DataSource) else UserLoader(name, source)
 
 
-def _read() -> tuple[np.ndarray, np.ndarray]:
-    """Return pixels of shape (n, 64) and labels.
-
-    The file is read without importing scikit-learn where it lies as expected: the import costs
-    every process of a fleet a second and 100 MB.
-    """
-    package = find_spec("sklearn")
-    folders = package.submodule_search_locations if package is not None else None
-    for folder in folders or ():
-        path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
-        if path.exists():
-            table = np.loadtxt(path, delimiter=",", dtype=np.int64)
-            return table[:, :-1], table[:, -1]
-    bunch = require("sklearn.datasets", extra="data").load_digits()
-    return bunch.data, np.asarray(bunch.target, dtype=np.int64)
-
-
-def load_dataset(name: str, path: str = "") -> DataSplit:
+def load_dataset(
+    name: str,
+    path: str = "",
+    *,
+    columns: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    normalise: bool = True,
+    numbers: bool = False,
+) -> DataSplit:
     """Load a data set.
 
     Parameters
     ----------
     name : str
-        A name of :data:`~mest_fed.catalogue.DATASETS`, or a reference to a user's own.
+        See :func:`find_source`.
     path : str
-        Folder with the data set's files. Empty: download it. ``digits`` needs neither.
+        File, or folder with the data set's files. Empty: download it. ``digits`` needs neither.
+    columns : mapping, optional
+        Which columns of a table are ``inputs``, ``targets``, ``groups`` and ``categories``.
+    options : mapping, optional
+        What the kind of files, or the loader, takes beside.
+    normalise : bool
+        Whether uint8, and floats of a file, are normalised by the training part.
+    numbers : bool
+        Whether whole numbers as targets are numbers to predict, and no classes.
 
     Raises
     ------
@@ -72,5 +132,5 @@ def load_dataset(name: str, path: str = "") -> DataSplit:
         If the name is unknown, the files are missing or wrong, they cannot be downloaded, or a
         library is not installed.
     """
-    data: DataSplit = DATASETS.build(name, path)
-    return data
+    chosen = Columns.of(columns or {})
+    return find_source(name)(DataRequest(path, chosen, options or {}, normalise, numbers))

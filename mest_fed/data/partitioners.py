@@ -5,16 +5,18 @@ its partitioners give. They are written out here because a device needs them, an
 what it brings (pandas, pyarrow, the hub's client) is 27 packages and 195 MB of its memory.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from mest_fed.catalogue import PARTITIONERS
-from mest_fed.data.images import Indices
+from mest_fed.data.arrays import Indices
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.rng import derive_seed, numpy_generator
+
+Share = TypeVar("Share", bound=Callable[..., Any])
 
 _MINIMUM = 10  # examples a Dirichlet partition holds at least, as flwr-datasets' default
 
@@ -94,6 +96,18 @@ def iid(labels: Indices, count: int, *, seed: int) -> list[Indices]:
     return np.array_split(order, count)
 
 
+def _of_classes(share: Share) -> Share:
+    """Mark a scheme that shares examples out by their classes."""
+    share.needs_classes = True  # type: ignore[attr-defined]
+    return share
+
+
+def needs_classes(scheme: str) -> bool:
+    """Return whether a scheme shares examples out by their classes."""
+    return bool(getattr(PARTITIONERS.find(scheme), "needs_classes", False))
+
+
+@_of_classes
 def dirichlet(labels: Indices, count: int, *, seed: int, alpha: float = 0.3) -> list[Indices]:
     """Share out each class by proportions that a Dirichlet distribution gives.
 
@@ -118,6 +132,7 @@ def dirichlet(labels: Indices, count: int, *, seed: int, alpha: float = 0.3) -> 
     return [order[part] for part in joined]
 
 
+@_of_classes
 def pathological(
     labels: Indices, count: int, *, seed: int, classes_per_partition: int = 2
 ) -> list[Indices] | None:
@@ -152,6 +167,7 @@ def pathological(
     return [order[np.concatenate(shares)] for shares in parts]
 
 
+@_of_classes
 def shard(
     labels: Indices, count: int, *, seed: int, shards_per_partition: int = 2
 ) -> list[Indices]:
@@ -194,6 +210,50 @@ def _growing(labels: Indices, units: npt.NDArray[np.float64], seed: int) -> list
         shares = units / units.sum()
         sizes = (np.nan_to_num(shares) * len(labels)).astype(np.int64)
     return np.split(order, np.cumsum(sizes)[:-1])
+
+
+def by_group(
+    labels: Indices, count: int, *, seed: int, groups: Indices | None = None
+) -> list[Indices]:
+    """Give each partition the examples of one group, such as a person.
+
+    Where there are more groups than partitions, the groups are drawn.
+
+    Parameters
+    ----------
+    labels : int64 array
+        Shape ``(n,)``; only its length counts.
+    count : int
+        Number of devices, at most as many as there are groups.
+    seed : int
+        Decides which groups take part.
+    groups : int64 array, optional
+        Shape ``(n,)``: the group of each example.
+
+    Raises
+    ------
+    InputError
+        If the data has no groups, or too few.
+    """
+    if groups is None:
+        raise InputError(
+            "data.partition needs the group of each example, which this data set does not have; "
+            "allowed: a table with data.partition = 'column:NAME', or a loader that gives groups"
+        )
+    names, sizes = np.unique(groups, return_counts=True)
+    if count > len(names):
+        allowed = f"1 to {len(names)}, the number of groups (data.partition)"
+        raise not_allowed("fleet.devices", count, allowed)
+    parts = np.split(np.argsort(groups, kind="stable"), np.cumsum(sizes)[:-1])
+    chosen = numpy_generator(seed, "partition", "groups").permutation(len(names))[:count]
+    return [parts[number] for number in np.sort(chosen)]
+
+
+def by_column(name: str) -> Callable[..., list[Indices]]:
+    """Return :func:`by_group`; the data set's reader takes the groups from the column."""
+    if not name:
+        raise InputError("'column:' names no column; allowed: column:NAME")
+    return by_group
 
 
 def _drawn_order(labels: Indices, seed: int) -> tuple[Indices, np.random.Generator]:

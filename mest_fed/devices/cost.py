@@ -90,35 +90,40 @@ def energy_joules(
 _COUNTED = (SparseLayer, nn.Conv2d, nn.Linear)
 
 
-def forward_flops(model: nn.Module, input_shape: tuple[int, int, int]) -> Work:
-    """Count the operations of one image's forward pass, 2 for each multiply-add.
+def forward_flops(
+    model: nn.Module, input_shape: tuple[int, ...], input_dtype: torch.dtype | None = None
+) -> Work:
+    """Count the operations of one example's forward pass, 2 for each multiply-add.
 
     Parameters
     ----------
     model : nn.Module
-        Dense or sparse; run once on a zero image in evaluation mode, and left as it was. It may be
-        a model on torch's meta device: then how many granules are active decides, not which.
+        Dense or sparse; run once on an input of zeros in evaluation mode, and left as it was. It
+        may be a model on torch's meta device: then how many granules are active decides, not which.
     input_shape : tuple of int
-        (channels, height, width) of an image.
+        Of one input, such as (channels, height, width).
+    input_dtype : torch.dtype, optional
+        Of the inputs, such as int64 for tokens; by default that of the parameters.
     """
-    return _work(_calls(model, input_shape))
+    return _work(_calls(model, input_shape, input_dtype))
 
 
 def training_flops(
     model: nn.Module,
-    input_shape: tuple[int, int, int],
+    input_shape: tuple[int, ...],
+    input_dtype: torch.dtype | None = None,
     *,
     forwards: Mapping[nn.Module, int] | None = None,
     frozen: Collection[nn.Module] = (),
 ) -> Work:
-    """Count the operations of one image's training step: forward and both backward passes.
+    """Count the operations of one example's training step: forward and both backward passes.
 
     Each backward pass costs what a forward pass does. The first layer needs no gradient of its
     input.
 
     Parameters
     ----------
-    model, input_shape
+    model, input_shape, input_dtype
         As for :func:`forward_flops`.
     forwards : mapping of nn.Module to int, optional
         Forward passes that a layer makes in a step, where it is not one: backward may compute
@@ -126,7 +131,7 @@ def training_flops(
     frozen : collection of nn.Module
         Layers that go forward once, and never backward.
     """
-    calls = _calls(model, input_shape)
+    calls = _calls(model, input_shape, input_dtype)
     forwards = forwards or {}
     trained = [layer for layer, _ in calls if layer not in frozen]
     passes = {layer: forwards.get(layer, 1) + 2 for layer in trained}
@@ -140,8 +145,10 @@ def _work(calls: list[tuple[nn.Module, int]]) -> Work:
     return Work(float(sum(flops for _, flops in calls) - sparse), float(sparse))
 
 
-def _calls(model: nn.Module, input_shape: tuple[int, int, int]) -> list[tuple[nn.Module, int]]:
-    """Run one zero image and list each call of a counted layer with its operations."""
+def _calls(
+    model: nn.Module, input_shape: tuple[int, ...], input_dtype: torch.dtype | None
+) -> list[tuple[nn.Module, int]]:
+    """Run an input of zeros and list each call of a counted layer with its operations."""
     calls: list[tuple[nn.Module, int]] = []
 
     def count(layer: nn.Module, _inputs: Any, output: Tensor) -> None:
@@ -151,10 +158,11 @@ def _calls(model: nn.Module, input_shape: tuple[int, int, int]) -> list[tuple[nn
     hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, _COUNTED)]
     modes = {module: module.training for module in model.modules()}
     parameter = next(model.parameters(), torch.empty(0))
-    image = torch.zeros(1, *input_shape, dtype=parameter.dtype, device=parameter.device)
+    dtype = input_dtype or parameter.dtype
+    example = torch.zeros(1, *input_shape, dtype=dtype, device=parameter.device)
     try:
         with torch.no_grad():
-            model.eval()(image)
+            model.eval()(example)
     finally:
         for hook in hooks:
             hook.remove()
@@ -181,16 +189,19 @@ def _active_in(layer: SparseLayer) -> int:
 
 
 def training_work(
-    model: nn.Module, input_shape: tuple[int, int, int], memory: MemoryOptions | None = None
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    memory: MemoryOptions | None = None,
+    input_dtype: torch.dtype | None = None,
 ) -> Work:
-    """Return the operations of training a model on one image.
+    """Return the operations of training a model on one example.
 
     Counted are convolutions and linear layers. Computing normalisations again, packing what is kept
     and small micro-batches cost time as well, and no operations that are counted.
 
     Parameters
     ----------
-    model, input_shape
+    model, input_shape, input_dtype
         As for :func:`forward_flops`.
     memory : MemoryOptions, optional
         What is computed again, and what is frozen; nothing by default.
@@ -198,7 +209,7 @@ def training_work(
     memory = memory or MemoryOptions()
     frozen = {m for s in segments_of(model)[: memory.frozen] for m in s.modules()}
     return training_flops(
-        model, input_shape, forwards=_forward_passes(model, memory), frozen=frozen
+        model, input_shape, input_dtype, forwards=_forward_passes(model, memory), frozen=frozen
     )
 
 

@@ -17,7 +17,7 @@ from mest_fed.memory.planner import (
     Planner,
 )
 from mest_fed.memory.step_bytes import TrainingShape
-from mest_fed.memory.trace import ModelTrace, trace_model
+from mest_fed.memory.trace import ModelTrace, TrainingLoss, trace_model
 
 __all__ = [
     "BATCH_NORM_COST_ORDER",
@@ -32,6 +32,7 @@ __all__ = [
     "Plan",
     "PlanLimits",
     "Planner",
+    "TrainingLoss",
     "TrainingSetup",
     "TrainingShape",
     "footprint",

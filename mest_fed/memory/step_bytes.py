@@ -9,13 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from mest_fed.errors import MestFedError, not_allowed
 from mest_fed.memory.activations import MemoryOptions, memory_saving
 from mest_fed.memory.activations.micro_chunks import only_the_ends
 from mest_fed.memory.meter import measure, warm_up
-from mest_fed.memory.trace import WORK, Bytes, LiveBytes, OperatorOverhead
+from mest_fed.memory.trace import (
+    CROSS_ENTROPY,
+    WORK,
+    Bytes,
+    LiveBytes,
+    OperatorOverhead,
+    TrainingLoss,
+)
 from mest_fed.nn import SparseLayer
 from mest_fed.nn.sgd import MOMENTUM, SGD
 from mest_fed.sparsity import DISTRIBUTIONS
@@ -79,19 +85,25 @@ class StepOptions:
     Parameters
     ----------
     input_shape : tuple of int
-        Of an image.
+        Of one input.
     threads : int
         Of the kernels.
+    loss : TrainingLoss
+        What the step minimises.
     keep_gradients : bool
         Whether the step's gradients stay although they are consumed: a mutation reads them.
     dense_gradients : bool
         Whether the sparse layers keep a dense gradient too (RigL).
+    input_dtype : torch.dtype
+        Of the inputs.
     """
 
     input_shape: tuple[int, ...]
     threads: int = 1
+    loss: TrainingLoss = CROSS_ENTROPY
     keep_gradients: bool = False
     dense_gradients: bool = False
+    input_dtype: torch.dtype = torch.float32
 
 
 def step_bytes(model: nn.Module, shape: TrainingShape, options: StepOptions) -> Bytes:
@@ -117,22 +129,24 @@ def step_bytes(model: nn.Module, shape: TrainingShape, options: StepOptions) -> 
         If a layer needs numbers.
     """
     model.train()
-    images = torch.empty(shape.batch, *options.input_shape, device="meta")
-    labels = torch.empty(shape.batch, dtype=torch.int64, device="meta")
+    images = torch.empty(
+        shape.batch, *options.input_shape, dtype=options.input_dtype, device="meta"
+    )
+    targets = options.loss.targets(shape.batch, "meta")
     live = LiveBytes(OperatorOverhead(options.threads))
     with live, only_the_ends(), memory_saving(model, shape.memory) as forward, _naming(model):
         live.mark((*model.parameters(), *model.buffers()), "values")
         live.mark(_slots(model), "index")
-        live.mark((images, labels), "batch")
+        live.mark((images, targets), "batch")
         optimizer = _optimizer(model, shape)
         live.mark((state[MOMENTUM] for state in optimizer.state.values()), "optimizer")
         optimizer.keep_gradients = options.keep_gradients
         _keep_dense_gradients(model, options.dense_gradients)
-        part = images[: shape.micro_batch], labels[: shape.micro_batch]
+        part = images[: shape.micro_batch], targets[: shape.micro_batch]
         for last in (False, True):  # the first pass brings in what then stays
             if shape.micro_batch == shape.batch:
                 optimizer.zero_grad()  # each pass is a step
-            _pass(forward, part, live)
+            _pass(forward, part, live, options.loss)
             live.mark(_gradients(model), "gradients")
             if not last:
                 live.mark_rest(_BUFFERS)
@@ -143,9 +157,9 @@ def step_bytes(model: nn.Module, shape: TrainingShape, options: StepOptions) -> 
     return peak
 
 
-def _pass(forward: Any, part: tuple[Tensor, Tensor], live: LiveBytes) -> None:
-    images, labels = part
-    loss = cross_entropy(forward(images), labels, reduction="sum")
+def _pass(forward: Any, part: tuple[Tensor, Tensor], live: LiveBytes, step: TrainingLoss) -> None:
+    images, targets = part
+    loss = step.total(forward(images), targets)
     live.mark_rest("activations")
     loss.backward()  # type: ignore[no-untyped-call]
 
@@ -198,13 +212,18 @@ def _naming(model: nn.Module) -> Iterator[None]:
         )
         within = [module for module in running if isinstance(module, nn.Module)]
         culprit = next((module for module in reversed(within) if module in names), model)
-        raise UntraceableError(
-            f"{names[culprit]} ({type(culprit).__name__}) cannot be traced without numbers: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
+        what = f"{names[culprit]} ({type(culprit).__name__})"
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UntraceableError(f"{what} cannot be traced without numbers: {reason}") from error
 
 
-def measured_step(meta_model: nn.Module, input_shape: tuple[int, ...], shape: TrainingShape) -> int:
+def measured_step(
+    meta_model: nn.Module,
+    input_shape: tuple[int, ...],
+    shape: TrainingShape,
+    input_dtype: torch.dtype = torch.float32,
+    loss: TrainingLoss = CROSS_ENTROPY,
+) -> int:
     """Measure what two training steps add to a process, model included.
 
     Parameters
@@ -212,9 +231,13 @@ def measured_step(meta_model: nn.Module, input_shape: tuple[int, ...], shape: Tr
     meta_model : nn.Module
         On the meta device, at its peak of live weights; stays as it is.
     input_shape : tuple of int
-        Of an image.
+        Of one input.
     shape : TrainingShape
         What is trained, and how.
+    input_dtype : torch.dtype
+        Of the inputs.
+    loss : TrainingLoss
+        What the step minimises.
 
     Returns
     -------
@@ -228,7 +251,8 @@ def measured_step(meta_model: nn.Module, input_shape: tuple[int, ...], shape: Tr
     MestFedError
         If the child fails.
     """
-    return measure(partial(_train, meta_model, input_shape, shape), _warm_up).added
+    inputs = torch.empty(shape.batch, *input_shape, dtype=input_dtype, device="meta")
+    return measure(partial(_train, meta_model, inputs, shape, loss), _warm_up).added
 
 
 def _warm_up() -> None:
@@ -236,10 +260,10 @@ def _warm_up() -> None:
     warm_up()
 
 
-def _train(meta_model: nn.Module, input_shape: tuple[int, ...], shape: TrainingShape) -> None:
+def _train(meta_model: nn.Module, inputs: Tensor, shape: TrainingShape, loss: TrainingLoss) -> None:
     model = _real(meta_model).train()
-    images = torch.zeros(shape.batch, *input_shape)
-    labels = torch.zeros(shape.batch, dtype=torch.int64)
+    images = torch.zeros(inputs.shape, dtype=inputs.dtype)
+    targets = loss.targets(shape.batch, "cpu")
     momentum = 0.9 if shape.momentum else 0.0
     release_gradients = shape.memory.release_gradients
     optimizer = SGD(model.parameters(), 0.0, momentum=momentum, release_gradients=release_gradients)
@@ -248,8 +272,8 @@ def _train(meta_model: nn.Module, input_shape: tuple[int, ...], shape: TrainingS
             optimizer.zero_grad()
             for first in range(0, shape.batch, shape.micro_batch):
                 part = slice(first, first + shape.micro_batch)
-                loss = cross_entropy(forward(images[part]), labels[part], reduction="sum")
-                loss.backward()  # type: ignore[no-untyped-call]
+                total = loss.total(forward(images[part]), targets[part])
+                total.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
 

@@ -22,6 +22,8 @@ def tune(
     batch: int,
     known: Mapping[Case, Row] | None = None,
     contest: Benchmark = time_in_turn,
+    *,
+    input_dtype: torch.dtype = torch.float32,
 ) -> list[Row]:
     """Time the implementations of a model's sparse layers, once for each distinct case.
 
@@ -39,6 +41,8 @@ def tune(
         Rows of cases that need no timing.
     contest : callable
         What times; see :func:`mest_fed.kernels.tuning.time_in_turn`.
+    input_dtype : torch.dtype
+        Of the inputs, such as int64 for tokens.
 
     Returns
     -------
@@ -53,7 +57,7 @@ def tune(
         generator = torch_generator(0, "tuning", *layer_case.size)
         return tune_layer(layer_case, generator, contest)
 
-    return decide_layers(model, input_shape, batch, decide, known)
+    return decide_layers(model, input_shape, batch, decide, known, input_dtype=input_dtype)
 
 
 def set_choices(model: nn.Module, choices: Choices | None) -> None:
@@ -77,10 +81,14 @@ def decide_layers(
     batch: int,
     decide: Callable[[LayerCase], Timing],
     known: Mapping[Case, Row] | None = None,
+    *,
+    input_dtype: torch.dtype = torch.float32,
 ) -> list[Row]:
     """Decide each distinct case of a model's sparse layers; see :func:`tune`."""
     before, rows = known or {}, dict[Case, Row]()
-    for name, layer_case in _layer_cases(model, input_shape, batch):
+    for name, layer_case in _layer_cases(
+        model, torch.zeros(1, *input_shape, dtype=input_dtype), batch
+    ):
         case = layer_case.case
         row = rows.get(case) or before.get(case)
         if row is None:
@@ -91,14 +99,12 @@ def decide_layers(
     return list(rows.values())
 
 
-def _layer_cases(
-    model: nn.Module, input_shape: Sequence[int], batch: int
-) -> Iterator[tuple[str, LayerCase]]:
+def _layer_cases(model: nn.Module, example: Tensor, batch: int) -> Iterator[tuple[str, LayerCase]]:
     """Yield the sparse layers that have a choice, once for each size of input that they see."""
     layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
     if not all(_has_a_choice(layer) for layer in layers.values()):
         return
-    for name, (_, *rest) in _input_sizes(model, layers, input_shape):
+    for name, (_, *rest) in _input_sizes(model, layers, example):
         layer = layers[name]
         geometry = layer.geometry if isinstance(layer, SparseConv2d) else ConvGeometry()
         # A linear layer takes all leading dimensions as one.
@@ -122,7 +128,7 @@ def _weight(layer: SparseLayer) -> SparseWeight:
 
 
 def _input_sizes(
-    model: nn.Module, layers: dict[str, SparseLayer], input_shape: Sequence[int]
+    model: nn.Module, layers: dict[str, SparseLayer], example: Tensor
 ) -> list[tuple[str, tuple[int, ...]]]:
     """Return the layers' input sizes for one example, in the order in which they run."""
     seen: dict[tuple[str, tuple[int, ...]], None] = {}
@@ -134,7 +140,7 @@ def _input_sizes(
         for name, layer in layers.items():
             hooks.callback(layer.register_forward_pre_hook(partial(note, name)).remove)
         if layers:
-            model(torch.zeros(1, *input_shape))
+            model(example)
     return list(seen)
 
 

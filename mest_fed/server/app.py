@@ -1,7 +1,7 @@
 """The Flower ServerApp: the same under ``flwr run``, in deployment and in the simulated fleet."""
 
-import math
 from collections.abc import Callable
+from contextlib import suppress
 from logging import getLogger
 
 import numpy as np
@@ -10,16 +10,23 @@ from flwr.serverapp import Grid, ServerApp
 
 import mest_fed
 from mest_fed.data import Batches
+from mest_fed.errors import InputError, ObjectiveError
 from mest_fed.nn import read_state, write_state
 from mest_fed.schema import TaskStatus
 from mest_fed.server.deployed import DeployedRun
 from mest_fed.server.exchange import DeviceGrid
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.modes import build_strategy
-from mest_fed.server.rows import RoundObserver, RoundRecord
+from mest_fed.server.rows import RoundObserver, RoundRecord, finite_only
 from mest_fed.server.strategy import MestStrategy
 from mest_fed.task import TASKS, Task
-from mest_fed.training import EVALUATION_BATCH, choose_device, evaluate
+from mest_fed.training import Metric, choose_device, evaluate
+
+log = getLogger("flwr.mest_fed")
+
+
+class Stopped(Exception):
+    """Leaves Flower's loop over the rounds: the run has come to what ``server.stop_when`` says."""
 
 
 class CentralEvaluation:
@@ -44,23 +51,48 @@ class CentralEvaluation:
         self.model = task.build_model().to(choose_device(task.config.training.device))
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        """Evaluate after a round (0: before training)."""
+        """Evaluate after a round (0: before training).
+
+        Raises
+        ------
+        Stopped
+            If the run ends here; the round's record is complete.
+        """
         del arrays  # the model is the strategy's
-        record = self.strategy.record
-        if server_round == 0 and self.strategy.first_round > 0:
+        strategy, record = self.strategy, self.strategy.record
+        if server_round == 0 and strategy.first_round > 0:
             return None  # a resumed run has reported this round already
-        metrics = None
-        if self._due(record.round):
-            write_state(self.model, self.strategy.model.state())
-            test = self.task.data.test
-            everything = Batches(test, np.arange(len(test)), EVALUATION_BATCH)
-            totals, _ = evaluate(self.model, everything)
-            record.accuracy = totals.accuracy
-            metrics = MetricRecord({"accuracy": totals.accuracy})
-            if math.isfinite(totals.mean_loss):  # a model that diverged has none
-                record.loss = metrics["loss"] = totals.mean_loss
+        due = self._due(record.round)
+        if due:
+            record.metrics = self._evaluate()
+        strategy.note_evaluation()
+        record.stopped = stopped = strategy.progress.stopped
+        if stopped and strategy.hold_target() and due:
+            record.metrics = self._evaluate()
         self.observer(record)
-        return metrics
+        if stopped:
+            log.info("the run stops: %s", stopped)
+            raise Stopped
+        return MetricRecord(dict(record.metrics)) if due else None
+
+    def finish(self) -> None:
+        """End the run with the model that it keeps, whose metrics are then known."""
+        if self.strategy.take_best() and self.task.config.server.central_evaluation:
+            self.strategy.final_metrics = self._evaluate()
+
+    def _evaluate(self) -> dict[str, float]:
+        write_state(self.model, self.strategy.model.state())
+        test = self.task.data.test
+        everything = Batches(test, np.arange(len(test)), self.task.evaluation_batch)
+        objective = self.task.objective
+        try:
+            # What is not finite is of a model that diverged.
+            return finite_only(evaluate(self.model, everything, objective).values(objective))
+        except ObjectiveError as error:
+            name, number = self.task.config.task.name, self.strategy.record.round
+            raise InputError(
+                f"task.name = {name!r}: central evaluation, round {number}: {error}"
+            ) from None
 
     def _due(self, number: int) -> bool:
         server = self.task.config.server
@@ -68,19 +100,18 @@ class CentralEvaluation:
         return server.central_evaluation and (number % server.evaluate_every == 0 or last)
 
 
-log = getLogger("flwr.mest_fed")
-
 #: Prepares a strategy before it starts (a resumed run restores it) and gives what observes it.
 Preparation = Callable[[Task, MestStrategy], RoundObserver]
 
 
-def log_round(record: RoundRecord) -> None:
-    """Log a round in one line."""
-    accuracy = "-" if record.accuracy is None else f"{record.accuracy:.4f}"
+def log_round(record: RoundRecord, primary: Metric) -> None:
+    """Log a round in one line, with the primary metric."""
+    value = record.metrics.get(primary.name)
     log.info(
-        "round %d: accuracy %s, density %.4f; %d trained, %d failed, %d rejected; %d B up, %d down",
+        "round %d: %s %s, density %.4f; %d trained, %d failed, %d rejected; %d B up, %d down",
         record.round,
-        accuracy,
+        primary.name,
+        "-" if value is None else f"{value:.4f}",
         record.density,
         record.count(TaskStatus.OK),
         record.without_reply,
@@ -115,7 +146,7 @@ def build_server_app(prepare: Preparation | None = None) -> ServerApp:
 
             def observer(record: RoundRecord) -> None:
                 run.round_done(record)
-                log_round(record)
+                log_round(record, task.objective.primary)
 
             # Real seconds; in virtual time the grid itself keeps the deadline.
             _run(strategy, devices, task, observer, task.config.fleet.deadline or None)
@@ -131,13 +162,17 @@ def _run(
     observer: RoundObserver,
     timeout: float | None = None,
 ) -> None:
-    strategy.start(
-        grid=grid,
-        initial_arrays=strategy.arrays(),
-        num_rounds=task.config.run.rounds - strategy.first_round,
-        timeout=timeout,  # None waits for all
-        evaluate_fn=CentralEvaluation(task, strategy, observer),
-    )
+    evaluation = CentralEvaluation(task, strategy, observer)
+    done = strategy.progress.stopped or strategy.first_round >= task.config.run.rounds
+    with suppress(Stopped):
+        strategy.start(
+            grid=grid,
+            initial_arrays=strategy.arrays(),
+            num_rounds=0 if done else task.config.run.rounds - strategy.first_round,
+            timeout=timeout,  # None waits for all
+            evaluate_fn=evaluation,
+        )
+    evaluation.finish()
 
 
 app = build_server_app()

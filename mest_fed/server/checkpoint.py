@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mest_fed.errors import InputError, WireError
-from mest_fed.nn import ModelSpec
+from mest_fed.nn import ModelSpec, SparseState
 from mest_fed.server.modes.in_flight import PENDING_SECTIONS
 from mest_fed.server.strategy import MestStrategy
 from mest_fed.wire import check_masks
@@ -26,6 +26,8 @@ log = getLogger("mest_fed.run")
 Arrays = dict[str, np.ndarray]
 
 _FORMAT = 2
+#: Sections of the best round's model.
+_BEST = ("best-masks", "best-values", "best-dense")
 
 
 def strategy_arrays(strategy: MestStrategy) -> tuple[Arrays, dict[str, Any]]:
@@ -45,6 +47,9 @@ def strategy_arrays(strategy: MestStrategy) -> tuple[Arrays, dict[str, Any]]:
         "selection": strategy.selector.arrays(),
         **{f"tier:{density!r}": masks for density, masks in broadcast.tiers.items()},
     }
+    best = strategy.best
+    if best is not None:
+        sections |= dict(zip(_BEST, (best.masks, best.values, best.dense), strict=True))
     sections_kept, facts_kept = strategy.kept()
     for section, tensors in (sections | sections_kept).items():
         arrays |= {f"{section}|{name}": array for name, array in tensors.items()}
@@ -53,6 +58,7 @@ def strategy_arrays(strategy: MestStrategy) -> tuple[Arrays, dict[str, Any]]:
         "known": {str(node): key.hex() for node, key in strategy.clients.known_mask.items()},
         "moments": sorted(strategy.optimizer.moments),
         "kept": facts_kept,
+        "progress": strategy.progress.facts(),
     }
     return arrays, facts
 
@@ -84,6 +90,9 @@ def restore_strategy(strategy: MestStrategy, arrays: Arrays, facts: Mapping[str,
             raise ValueError(f"round {done} of {strategy.config.run.rounds}")
         strategy.selector.restore(sections.get("selection", {}))
         strategy.restore(sections, facts["kept"])
+        if "progress" in facts:  # a checkpoint of an earlier version has none
+            strategy.progress.restore(facts["progress"])
+        strategy.best = _best_of(sections, model.spec)
     model.weights, model.masks = sections.get("weights", {}), sections.get("masks", {})
     model.dense, model.grown = sections["dense"], sections.get("grown", {})
     for section, tensors in sections.items():
@@ -134,7 +143,7 @@ def _check(sections: Mapping[str, Arrays], spec: ModelSpec) -> None:
             for group, slots in tensors.items():
                 _check_grown(group, slots, spec)
             continue
-        if kind in ("born", "selection", *PENDING_SECTIONS):
+        if kind in ("born", "selection", *PENDING_SECTIONS, *_BEST):
             continue
         if kind in ("masks", "masks-of", "tier"):
             check_masks(tensors, spec)
@@ -150,6 +159,23 @@ def _check(sections: Mapping[str, Arrays], spec: ModelSpec) -> None:
         missing = sorted(names.keys() - sections.get(section, {}).keys())
         if missing:
             raise ValueError(f"the {section} of {missing[0]} are missing")
+
+
+def _best_of(sections: Mapping[str, Arrays], spec: ModelSpec) -> SparseState | None:
+    """Return the best round's model, or None; ValueError or the like if it is wrong."""
+    if _BEST[2] not in sections:
+        return None
+    masks, values, dense = (sections.get(section, {}) for section in _BEST)
+    check_masks(masks, spec)
+    shapes: dict[str, tuple[int, ...]] = dict(spec.dense)
+    for layer, layout in spec.layouts.items():
+        shapes[layer] = (len(masks[spec.group_of(layer)]), layout.width)
+    for name, tensor in (values | dense).items():
+        if tensor.dtype != np.float32 or tensor.shape != shapes[name]:
+            raise ValueError(f"the best {name} are {tensor.dtype} of {tensor.shape}")
+    if missing := sorted(shapes.keys() - (values | dense).keys()):
+        raise ValueError(f"the best {missing[0]} are missing")
+    return SparseState(masks, values, dense)
 
 
 def _check_grown(group: str, slots: np.ndarray, spec: ModelSpec) -> None:

@@ -103,7 +103,9 @@ class DeployedRun:
         model, folder = self.strategy.model, self.folder
         logs = RunLogs(folder.read(ROUNDS), folder.read(CLIENTS))
         name = folder.path.name
-        summary = build_summary(self.task, self._tiers(), model, preset=name, logs=logs, peaks={})
+        summary = build_summary(
+            self.task, self._tiers(), self.strategy, preset=name, logs=logs, peaks={}
+        )
         folder.write_model(self.task, model.state())
         folder.write_summary(summary)
         log.info("the model, the summary and the rows of all rounds are in %s", folder.path)

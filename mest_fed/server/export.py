@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mest_fed.catalogue import EXPORTS
 from mest_fed.config import from_table, read_toml
-from mest_fed.data.images import require
+from mest_fed.data.arrays import require
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.nn import to_dense
 from mest_fed.server.checkpoint import load_newest
@@ -80,7 +80,7 @@ def load_final(folder: Path) -> FinalModel:
     with suppress(InputError):  # a model is of use without the data that it was trained on
         train = task.data.train
         facts["normalisation"] = json.dumps({"mean": train.mean, "std": train.std})
-    return FinalModel(model.eval(), torch.zeros(2, *task.shape), facts)
+    return FinalModel(model.eval(), task.example.zeros(2), facts)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

@@ -58,6 +58,12 @@ class GlobalModel:
         targets = {group: len(slots) for group, slots in state.masks.items()}
         return cls(spec, weights, dict(state.masks), dict(state.dense), targets)
 
+    def put(self, state: SparseState) -> None:
+        """Take another state's weights and mask; the targets stay."""
+        other = GlobalModel.from_state(self.spec, state)
+        self.weights, self.masks, self.dense = other.weights, other.masks, other.dense
+        self.grown = {}
+
     def state(self, masks: MaskSet | None = None) -> SparseState:
         """Return the state on the global mask, or on a tier's."""
         masks = self.masks if masks is None else masks

@@ -1,5 +1,6 @@
 """Rows of the run folder, from the server's record of a round and the clock's timings."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from mest_fed.schema import FailureKind, TaskStatus
+from mest_fed.training import Metrics, Objective
 
-#: Quantiles of the clients' accuracies that are kept.
+#: Quantiles of the clients' metrics that are kept.
 SPREAD = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}
 
 
@@ -26,8 +28,10 @@ class ClientOutcome:
         The same for people.
     examples, presented : int
         Training examples it has, and presentations in this round.
+    counted : float
+        What the presentations count in the mean loss: examples, or tokens and the like.
     train_loss : float or None
-        Mean cross-entropy over the presentations.
+        Mean loss over the presentations.
     density : float or None
         Of what it sent.
     bytes_down, bytes_up : int
@@ -43,6 +47,7 @@ class ClientOutcome:
     reason: str | None = None
     examples: int = 0
     presented: int = 0
+    counted: float = 0.0
     train_loss: float | None = None
     density: float | None = None
     bytes_down: int = 0
@@ -58,10 +63,10 @@ class ClientOutcome:
         """Note why there is no update of it."""
         self.failure, self.reason = failure, reason
 
-    def note(self, presented: int, loss_sum: float, density: float) -> None:
+    def note(self, totals: Metrics, density: float) -> None:
         """Note what a good update says of itself."""
-        self.presented = presented
-        self.train_loss = loss_sum / max(1, presented)
+        self.presented, self.counted = totals.examples, totals.count
+        self.train_loss = totals.loss / (totals.count or 1)
         self.density = density
 
 
@@ -75,12 +80,16 @@ class RoundRecord:
         From 1; 0 is the evaluation before training.
     density : float
         Of the global model.
-    accuracy, loss : float or None
-        On the central test set.
-    client_accuracy : dict or None
-        Mean and quantiles over the clients' held-out examples.
+    metrics : dict of str to float
+        The task's metrics and the loss on the central test set; empty where it was not evaluated.
+        What is not finite, as the loss of a model that diverged, is left out.
+    client_metrics : dict of str to dict
+        The same on the clients' held-out examples, of each the value over all of them together as
+        ``mean``, and quantiles over the clients.
     train_loss : float or None
         Mean over all presentations.
+    stopped : str
+        Why the run ends with this round although others were to come; empty if it does not.
     bytes_up, bytes_down : int
         Content of all messages that were received and sent in the round, evaluation included.
     clients : list of ClientOutcome
@@ -89,13 +98,19 @@ class RoundRecord:
 
     round: int
     density: float
-    accuracy: float | None = None
-    loss: float | None = None
-    client_accuracy: dict[str, float] | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    client_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     train_loss: float | None = None
+    stopped: str = ""
     bytes_up: int = 0
     bytes_down: int = 0
     clients: list[ClientOutcome] = field(default_factory=list)
+
+    @property
+    def judged(self) -> dict[str, float]:
+        """The metrics that speak for the model: central ones, or else the clients' together."""
+        together = {name: each["mean"] for name, each in self.client_metrics.items()}
+        return self.metrics or together
 
     def count(self, *statuses: TaskStatus) -> int:
         """Return how many clients ended with one of these statuses."""
@@ -111,11 +126,31 @@ class RoundRecord:
 RoundObserver = Callable[[RoundRecord], None]
 
 
-def spread(accuracies: Sequence[float], weights: Sequence[float]) -> dict[str, float]:
-    """Return the example-weighted mean and the unweighted quantiles of the clients' accuracies."""
-    values = np.asarray(accuracies)
-    summary = {"mean": float(np.average(values, weights=weights))}
-    return summary | {k: float(np.quantile(values, q)) for k, q in SPREAD.items()}
+def spread_of(clients: Sequence[Metrics], objective: Objective) -> dict[str, dict[str, float]]:
+    """Return how the clients' metrics spread.
+
+    ``mean`` is the metric over all their examples together; the quantiles are unweighted. A metric
+    that is not finite for a client is left out.
+    """
+    together = Metrics()
+    for client in clients:
+        together.loss += client.loss
+        together.examples += client.examples
+        together.count += client.count
+        together.add_sums(client.sums)
+    values = [client.values(objective) for client in clients if client.count]
+    spreads = {}
+    for name, mean in finite_only(together.values(objective)).items():
+        each = np.asarray([value[name] for value in values])
+        if np.isfinite(each).all():
+            quantiles = {key: float(np.quantile(each, share)) for key, share in SPREAD.items()}
+            spreads[name] = {"mean": mean, **quantiles}
+    return spreads
+
+
+def finite_only(values: Mapping[str, float]) -> dict[str, float]:
+    """Leave out what is not finite."""
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 @dataclass(frozen=True)
@@ -225,9 +260,11 @@ def round_row(
     """Return the row of a round."""
     return {
         "round": record.round,
-        "accuracy": record.accuracy,
-        "loss": record.loss,
-        "client_accuracy": record.client_accuracy,
+        "accuracy": record.metrics.get("accuracy"),
+        "loss": record.metrics.get("loss"),
+        "client_accuracy": record.client_metrics.get("accuracy"),
+        "metrics": record.metrics,
+        "client_metrics": record.client_metrics,
         "train_loss": record.train_loss,
         "density": record.density,
         "bytes_up": record.bytes_up,
@@ -238,15 +275,14 @@ def round_row(
         "failed": record.without_reply,
         "rejected": record.count(TaskStatus.REJECTED),
         "energy_joules": sum(timing.energy_joules for timing in timings),
+        "stopped": record.stopped or None,
     }
 
 
 def totals(rounds: Sequence[Mapping[str, Any]]) -> Row:
     """Sum up a run from its round rows: what ``summary.json`` says of it as a whole."""
-    evaluated = [row for row in rounds if row["accuracy"] is not None]
     asked = [row for row in rounds if row["client_accuracy"] is not None]
     return {
-        "final_accuracy": evaluated[-1]["accuracy"] if evaluated else None,
         "final_client_accuracy": asked[-1]["client_accuracy"] if asked else None,
         "bytes_up": sum(row["bytes_up"] for row in rounds),
         "bytes_down": sum(row["bytes_down"] for row in rounds),

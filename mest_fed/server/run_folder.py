@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from mest_fed.config import RunConfig, from_table, read_toml, to_toml
+from mest_fed.data import Encoding
 from mest_fed.errors import InputError
 from mest_fed.kernels.table import Table, choices_to_rows, read_table
 from mest_fed.nn import SparseState, to_dense, write_state
@@ -22,6 +23,7 @@ from mest_fed.task import Task
 
 CONFIG, ROUNDS, CLIENTS, SUMMARY = "config.toml", "rounds.jsonl", "clients.jsonl", "summary.json"
 KERNELS, MEMORY, LOG, MODEL = "kernels.json", "memory.json", "run.log", "model.pt"
+ENCODING = "encoding.json"
 PARTITIONS = "partitions.npz"
 #: How a person names a run folder, and says that its run goes on: to the command and to Flower.
 COMMAND_KEYS, FLOWER_KEYS = ("--out", "--resume"), ("deployment.folder =", "deployment.resume=true")
@@ -253,6 +255,11 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``, the mark of a finished run."""
         self._replace(SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+    def write_encoding(self, encoding: Encoding | None) -> None:
+        """Write ``encoding.json``: how examples became numbers, for devices with their own."""
+        if encoding is not None:
+            self._replace(ENCODING, json.dumps(encoding.as_table(), indent=2) + "\n")
 
     def write_model(self, task: Task, state: SparseState) -> None:
         """Write ``model.pt``: a plain ``state_dict``, which loads into the model as first built."""

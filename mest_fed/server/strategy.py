@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import Strategy
 from mest_fed.catalogue import SELECTORS, MutationPlace
 from mest_fed.errors import WireError
 from mest_fed.memory import DENSITY_STEPS
+from mest_fed.nn import SparseState
 from mest_fed.schema import FailureKind, TaskStatus, failure_of_code
 from mest_fed.server.aggregation.masked import MaskedMean, PositionCache
 from mest_fed.server.client_registry import ClientRegistry, Node
@@ -20,7 +21,8 @@ from mest_fed.server.exchange import Awaited
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.model_broadcast import ModelBroadcast
 from mest_fed.server.optimizers import build_optimizer
-from mest_fed.server.rows import ClientOutcome, RoundRecord, spread
+from mest_fed.server.progress import Progress
+from mest_fed.server.rows import ClientOutcome, RoundRecord, spread_of
 from mest_fed.server.selection import (
     AvailabilityInfo,
     ClientFeedback,
@@ -29,6 +31,7 @@ from mest_fed.server.selection import (
 )
 from mest_fed.server.update_validator import read_counts, read_update
 from mest_fed.task import Task
+from mest_fed.training import Metrics
 from mest_fed.wire import encode
 from mest_fed.wire.records import content_bytes, to_record
 from mest_fed.wire.values import value_codec
@@ -68,6 +71,12 @@ class MestStrategy(Strategy):
         Rounds done before :meth:`start`, when a run is resumed; Flower counts from 1 each time.
     record : RoundRecord
         Of the round in progress, or the last one.
+    progress : Progress
+        What the evaluations came to: the best round, and whether the run stops.
+    best : SparseState or None
+        The model of the best round, where the run keeps that.
+    final_metrics : dict of str to float
+        Of the best model once it is in place, where it was evaluated again.
     """
 
     def __init__(self, task: Task, model: GlobalModel) -> None:
@@ -84,6 +93,9 @@ class MestStrategy(Strategy):
         self.first_round = 0
         self.record = RoundRecord(0, model.state().density(model.spec))
         value_codec(task.config.wire.upload)  # so that uploads can be read
+        self.progress = Progress.of(task.objective, server.stop_when)
+        self.best: SparseState | None = None
+        self.final_metrics: dict[str, float] = {}
         self.selector: Selector = SELECTORS.build(server.selection)
         self._availability: AvailabilityInfo | None = None
         self._positions = PositionCache(model.spec)
@@ -130,15 +142,15 @@ class MestStrategy(Strategy):
         """Average what is acceptable, reply by reply, then mutate if the server does."""
         number = self.first_round + server_round
         mean = MaskedMean(self.model.spec, self._positions)
-        losses, presented = 0.0, 0
+        losses, counted = 0.0, 0.0
         outcomes = []
         for outcome in self._outcomes(replies, mean):
             outcomes.append(outcome)
             if outcome.train_loss is not None:
-                losses += outcome.train_loss * outcome.presented
-                presented += outcome.presented
+                losses += outcome.train_loss * outcome.counted
+                counted += outcome.counted
         self.record.clients = sorted(outcomes, key=lambda outcome: outcome.partition)
-        self.record.train_loss = losses / presented if presented else None
+        self.record.train_loss = losses / counted if counted else None
         self._complete(mean)
         self.model.apply_update(mean, self.optimizer)
         self._update_masks(number)
@@ -168,9 +180,10 @@ class MestStrategy(Strategy):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Collect the clients' accuracies: their mean and their spread."""
+        """Collect the clients' metrics: those of all their examples together, and the spread."""
         del server_round
-        accuracies, weights = [], []
+        objective = self.task.objective
+        found: list[Metrics] = []
         for sent, reply in self._matched(replies):
             node = sent.node
             if reply.has_error():
@@ -178,21 +191,41 @@ class MestStrategy(Strategy):
                 continue
             self.record.bytes_up += content_bytes(reply.content)
             try:
-                counts = read_counts(reply, node.held_out)
-                if counts.presented != node.held_out:
-                    raise WireError(f"{counts.presented} presented of {node.held_out} held out")
+                totals = read_counts(reply, node.held_out, objective=objective).totals
+                if totals.examples != node.held_out:
+                    raise WireError(f"{totals.examples} presented of {node.held_out} held out")
             except WireError as error:
                 log.warning("evaluation of node %d was rejected: %s", node.node_id, error)
                 continue
             self._note_mask(node)
-            accuracies.append(counts.correct / counts.examples)
-            weights.append(counts.examples)
+            found.append(totals)
         for sent in self._awaited.rest():
             log.warning("evaluation on node %d failed: no reply", sent.node.node_id)
-        if not accuracies:
-            return None
-        self.record.client_accuracy = spread(accuracies, weights)
-        return MetricRecord(dict(self.record.client_accuracy))
+        self.record.client_metrics = spread_of(found, objective)
+        primary = self.record.client_metrics.get(objective.primary.name)
+        return None if primary is None else MetricRecord(dict(primary))
+
+    def note_evaluation(self) -> None:
+        """Take note of the round's evaluation: the best model so far, and the end of the run."""
+        number = self.record.round
+        if self.progress.see(number, self.record.judged) and self.config.server.keep == "best":
+            self.best = self.model.state()
+
+    def hold_target(self) -> bool:
+        """Cut the model to the target density, as after the last round; say if it was above."""
+        before = self.record.density
+        self.model.cut_to_target(self.optimizer)
+        self.broadcast.forget_tiers()
+        self.record.density = self.model.state().density(self.model.spec)
+        return self.record.density != before
+
+    def take_best(self) -> bool:
+        """Put the best round's model in the last one's place, where the run keeps it."""
+        if self.best is None:
+            return False
+        self.model.put(self.best)
+        self.hold_target()
+        return True
 
     def kept(self) -> tuple[dict[str, Mapping[str, np.ndarray]], Any]:
         """Return what a checkpoint holds beside model, optimizer and masks: arrays and facts."""
@@ -341,13 +374,14 @@ class MestStrategy(Strategy):
 
     def _accept(self, reply: Message, node: Node, mean: MaskedMean, outcome: ClientOutcome) -> None:
         """Add an update to the mean and note what it says; WireError if it is not acceptable."""
-        counts = read_counts(reply, node.examples, self.config.training.local_epochs)
+        epochs = self.config.training.local_epochs
+        counts = read_counts(reply, node.examples, epochs, self.task.objective)
         offered = self.broadcast.state(self.model, node.density)
         mutated = self.clients_mutate(self.record.round)
         state = read_update(reply, self.model.spec, offered, mask_may_change=mutated)
         mean.add(state, counts.examples, offered.masks if mutated else None)
         self._note_mask(node)
-        outcome.note(counts.presented, counts.loss_sum, state.density(self.model.spec))
+        outcome.note(counts.totals, state.density(self.model.spec))
 
     def _note_mask(self, node: Node) -> None:
         # A node that answered has decoded, and kept, the mask set that it was sent.

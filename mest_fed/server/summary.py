@@ -5,7 +5,7 @@ import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -16,8 +16,8 @@ from mest_fed.devices import DeviceProfile
 from mest_fed.memory import Footprint, Plan
 from mest_fed.nn import ModelSpec, SparseState
 from mest_fed.schema import FailureKind, TaskStatus
-from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.rows import totals
+from mest_fed.server.strategy import MestStrategy
 from mest_fed.task import Task
 
 
@@ -64,7 +64,7 @@ def model_sha256(state: SparseState) -> str:
 def build_summary(
     task: Task,
     tiers: Sequence[Tier],
-    model: GlobalModel,
+    strategy: MestStrategy,
     *,
     preset: str,
     logs: RunLogs,
@@ -77,7 +77,7 @@ def build_summary(
 
     Parameters
     ----------
-    task, tiers, model : Task, sequence of Tier, GlobalModel
+    task, tiers, strategy : Task, sequence of Tier, MestStrategy
         What ran, on which devices, and what came of it.
     preset : str
         What the configuration is called.
@@ -86,13 +86,14 @@ def build_summary(
     peaks : mapping
         Measured bytes of each plan that was measured.
     """
-    config, state = task.config, model.state()
+    config, model = task.config, strategy.model
+    state = model.state()
     statuses = Counter(row["status"] for row in logs.clients)
     failures = Counter(row.get("failure") for row in logs.clients)
     return {
         "preset": preset,
         "seed": config.run.seed,
-        "rounds": config.run.rounds,
+        "rounds": strategy.record.round,
         "dataset": config.data.name,
         "model": config.model.name,
         "method": config.sparsity.method,
@@ -100,6 +101,7 @@ def build_summary(
         "scheme": config.sparsity.scheme if model.spec.groups else "dense",
         "target_density": task.density,
         "achieved_density": state.density(model.spec),
+        **_learned(task, strategy, logs),
         **totals(logs.rounds),
         "over_budget": failures[FailureKind.OVER_BUDGET],
         "out_of_memory": failures[FailureKind.OUT_OF_MEMORY],
@@ -110,6 +112,26 @@ def build_summary(
         "dense_bytes": 4 * (model.spec.sparse_weights + _count(model.spec)),
         "model_sha256": model_sha256(state),
         "versions": _versions(),
+    }
+
+
+def _learned(task: Task, strategy: MestStrategy, logs: RunLogs) -> dict[str, Any]:
+    """Say how good the model is that the run leaves, which round's it is, and why it ended."""
+    objective, server = task.objective, task.config.server
+    primary, best = objective.primary, strategy.progress.best
+    takes_best = server.keep == "best" and strategy.best is not None
+    rows = [row for row in logs.rounds if not takes_best or row["round"] == best.round]
+    evaluated = [row["metrics"] for row in rows if row["metrics"]]
+    metrics = strategy.final_metrics or (evaluated[-1] if evaluated else {})
+    return {
+        "task": task.config.task.name,
+        "primary_metric": asdict(primary),
+        "final_metrics": metrics,
+        "final_accuracy": metrics.get("accuracy"),
+        "best_round": None if best.round < 0 else best.round,
+        "kept": server.keep,
+        "kept_round": best.round if takes_best else strategy.record.round,
+        "stopped": strategy.progress.stopped or None,
     }
 
 

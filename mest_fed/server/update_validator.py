@@ -6,11 +6,10 @@ from flwr.app import Message
 
 from mest_fed.errors import WireError
 from mest_fed.nn import ModelSpec, SparseState
+from mest_fed.training import CLASSIFICATION, Metrics, Objective
 from mest_fed.wire import decode, mask_hash
-from mest_fed.wire.records import from_record
+from mest_fed.wire.records import EXAMPLES, from_record, read_totals
 
-#: The largest float32: the sum over a round of what clients report stays finite below it.
-_LARGEST = 3.4e38
 #: The largest magnitude of a weight or statistic. The server's optimizer squares differences of
 #: two, which must stay finite in float32.
 LARGEST_WEIGHT = 1e18
@@ -24,21 +23,17 @@ class Counts:
     ----------
     examples : int
         Training (or held-out) examples of the node.
-    presented : int
-        Presentations behind ``loss_sum`` and ``correct``.
-    loss_sum : float
-        Sum of cross-entropies.
-    correct : int
-        Right classifications.
+    totals : Metrics
+        Sums over what it presented of them.
     """
 
     examples: int
-    presented: int
-    loss_sum: float
-    correct: int
+    totals: Metrics
 
 
-def read_counts(reply: Message, expected_examples: int, epochs: int = 1) -> Counts:
+def read_counts(
+    reply: Message, expected_examples: int, epochs: int = 1, objective: Objective = CLASSIFICATION
+) -> Counts:
     """Read a reply's metrics.
 
     Parameters
@@ -49,6 +44,8 @@ def read_counts(reply: Message, expected_examples: int, epochs: int = 1) -> Coun
         Examples of the node.
     epochs : int
         How often it may have presented each.
+    objective : Objective
+        What was learned.
 
     Raises
     ------
@@ -58,26 +55,14 @@ def read_counts(reply: Message, expected_examples: int, epochs: int = 1) -> Coun
     metrics = reply.content.metric_records.get("metrics")
     if metrics is None:
         raise WireError("the reply has no metrics")
-    numbers = {}
-    for key in ("num-examples", "loss-sum", "correct"):
-        value = metrics.get(key)
-        if not isinstance(value, int | float) or not 0 <= value <= _LARGEST:
-            raise WireError(f"metric {key} = {value!r} is not a number from 0 to {_LARGEST:g}")
-        numbers[key] = value
-    presented = metrics.get("presented", numbers["num-examples"])
-    if numbers["num-examples"] != expected_examples:
+    totals = read_totals(metrics, objective)
+    if metrics[EXAMPLES] != expected_examples:
+        raise WireError(f"num-examples = {metrics[EXAMPLES]}, but the node has {expected_examples}")
+    if totals.examples > epochs * expected_examples:
         raise WireError(
-            f"num-examples = {numbers['num-examples']}, but the node has {expected_examples}"
+            f"{totals.examples} presented, more than {epochs} times {expected_examples} examples"
         )
-    if isinstance(presented, int) and presented > epochs * expected_examples:
-        raise WireError(
-            f"{presented} presented, more than {epochs} times {expected_examples} examples"
-        )
-    if numbers["correct"] % 1 or not (
-        isinstance(presented, int) and numbers["correct"] <= presented
-    ):
-        raise WireError(f"{numbers['correct']} right of {presented!r} presented is impossible")
-    return Counts(expected_examples, presented, float(numbers["loss-sum"]), int(numbers["correct"]))
+    return Counts(expected_examples, totals)
 
 
 def read_update(

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from mest_fed.client.capability import GIVEN, GIVEN_PEAK
 from mest_fed.client.kernels import kernel_table
 from mest_fed.config import from_flat
 from mest_fed.config.load import Scalar
-from mest_fed.data import DataSplit, ImageData
+from mest_fed.data import ArrayData, DataSplit
 from mest_fed.devices import Assignment, DeviceProfile, load_profile
 from mest_fed.errors import InputError
 from mest_fed.kernels.choice import Choices
@@ -159,7 +159,7 @@ def run_kernels(task: Task, fleet: Fleet, folder: RunFolder, *, resume: bool) ->
     return table
 
 
-Arrays = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
+Arrays = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -168,16 +168,16 @@ class SharedData:
 
     Parameters
     ----------
-    facts : tuple
-        Number of classes, mean and deviation of the channels.
+    facts : dict
+        What both parts have beside their arrays, such as the number of classes.
     train, test : (array, array)
-        Images, uint8 of shape (n, channels, height, width), and labels, int64 of shape (n,).
+        Inputs and targets.
     examples, ends : array or None
         int64: examples of all partitions, and where each partition ends; None where each device's
         examples are drawn when they are asked for.
     """
 
-    facts: tuple[int, tuple[float, ...], tuple[float, ...]]
+    facts: Mapping[str, Any]
     train: Arrays
     test: Arrays
     examples: npt.NDArray[np.int64] | None
@@ -187,7 +187,8 @@ class SharedData:
     def of(cls, task: Task) -> "SharedData":
         """Take the data of a task."""
         train, test = task.data.train, task.data.test
-        facts = (train.num_classes, train.mean, train.std)
+        names = ("num_classes", "mean", "std", "num_tokens")
+        facts = {name: getattr(train, name) for name in names}
         examples = ends = None
         if not task.draws_examples:
             examples = np.concatenate(task.partitions)
@@ -197,7 +198,7 @@ class SharedData:
     @property
     def data(self) -> DataSplit:
         """The data, for a task."""
-        return DataSplit(self._images(self.train), self._images(self.test))
+        return DataSplit(self._data(self.train), self._data(self.test))
 
     @property
     def partitions(self) -> Sequence[Examples] | None:
@@ -206,12 +207,12 @@ class SharedData:
             return None
         return np.split(self.examples, self.ends[:-1])
 
-    def _images(self, arrays: Arrays) -> ImageData:
+    def _data(self, arrays: Arrays) -> ArrayData:
         with warnings.catch_warnings():
             # They are read-only, as is what they are used for.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            images, labels = map(torch.from_numpy, arrays)
-        return ImageData(images, labels, *self.facts)
+            inputs, targets = map(torch.from_numpy, arrays)
+        return ArrayData(inputs, targets, **self.facts)
 
 
 @dataclass(frozen=True)
@@ -243,5 +244,5 @@ class TaskSetup:
         TASKS.put(self.run_config, task)
 
 
-def _arrays(data: ImageData) -> Arrays:
-    return data.images.numpy(), data.labels.numpy()
+def _arrays(data: ArrayData) -> Arrays:
+    return data.inputs.numpy(), data.targets.numpy()

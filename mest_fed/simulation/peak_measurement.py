@@ -8,7 +8,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from logging import getLogger
@@ -24,7 +24,7 @@ from mest_fed.client.capability import Capability
 from mest_fed.client.local_round import ClientState, TrainInstruction, train_round
 from mest_fed.config import RunConfig, from_flat, to_flat
 from mest_fed.config.sections import ModelSection
-from mest_fed.data.cifar10 import cache_folder
+from mest_fed.data.cache import cache_folder
 from mest_fed.errors import InputError
 from mest_fed.kernels import variant
 from mest_fed.kernels.table import Table, choices_to_rows, load_choices
@@ -161,7 +161,7 @@ if __name__ == "__main__":
 
 
 #: What of a configuration the memory of a round depends on, beside its plan.
-_SECTIONS = ("data", "model", "sparsity", "training", "forgetting", "wire", "fleet")
+_SECTIONS = ("task", "data", "model", "sparsity", "training", "forgetting", "wire", "fleet")
 _VERSIONS = ("mest-fed", "torch", "numpy")
 
 
@@ -174,8 +174,8 @@ class Peaks:
 
     Parameters
     ----------
-    config : RunConfig
-        The run.
+    task : Task
+        The run's.
     fleet : Fleet
         Its tiers have the plans.
     folder : RunFolder
@@ -184,9 +184,9 @@ class Peaks:
         Its kernels.
     """
 
-    def __init__(self, config: RunConfig, fleet: Fleet, folder: RunFolder, kernels: Table) -> None:
+    def __init__(self, task: Task, fleet: Fleet, folder: RunFolder, kernels: Table) -> None:
         plans = list(dict.fromkeys(tier.plan for tier in fleet.tiers))
-        self._keys = {plan: _key(config, kernels, plan) for plan in plans}
+        self._keys = {plan: _key(task, kernels, plan) for plan in plans}
         kept = folder.read_memory()
         known = (
             {plan: _cached(key) for plan, key in self._keys.items()}
@@ -197,7 +197,7 @@ class Peaks:
         unknown = [plan for plan in plans if plan not in self._known] if kept is None else []
         # Plans of one shape need the same memory, whatever their budgets.
         distinct = list({plan.shape: plan for plan in unknown}.values())
-        self._probe = Probe.start(config, folder.partition_file, kernels, distinct)
+        self._probe = Probe.start(task.config, folder.partition_file, kernels, distinct)
         self._unknown = unknown
 
     def wait(self) -> Mapping[Plan, int]:
@@ -219,10 +219,12 @@ class Peaks:
         self._probe.stop()
 
 
-def _key(config: RunConfig, kernels: Table, plan: Plan) -> str:
+def _key(task: Task, kernels: Table, plan: Plan) -> str:
+    config = task.config
     facts = {
         "config": {name: getattr(config, name).model_dump() for name in _SECTIONS},
         "seed": config.run.seed,
+        "example": asdict(task.example),
         "kernels": choices_to_rows(kernels)["rows"],
         "plan": _shape(plan),
         "counted": "anonymous memory",

@@ -20,7 +20,6 @@ from mest_fed.server.app import build_server_app
 from mest_fed.server.checkpoint import (
     load_newest,
 )
-from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.modes import check_mode
 from mest_fed.server.rows import RoundRecord, client_rows, round_row
 from mest_fed.server.run_folder import CLIENTS, LOG, ROUNDS, RunFolder
@@ -104,19 +103,20 @@ class Simulation:
         TASKS.put(flat, task)  # of the server, and of clients that run in this process
         options: dict[str, Any] = {}
         if workers:
-            data = None if address is None else SharedData.of(task)
+            shares = address is not None or not task.data.reloads
+            data = SharedData.of(task) if shares else None
             options = {"patience": patience, "setup": TaskSetup(flat, kernels.choices, data)}
         with (
             logged() as log,
-            closing(Peaks(self.config, fleet, self.folder, kernels)) as measured,
+            closing(Peaks(task, fleet, self.folder, kernels)) as measured,
             closing(make_executor(CLIENT_APP, workers, address, **options)) as executor,
         ):
             # All of this can fail, so the folder is left alone until it has not.
             executor.ensure_ready()
             peaks = measured.wait()
             with self._open_folder(task, kernels, measured.by_key, log) as states:
-                model = _Run(self, task, fleet, states).drive(executor, peaks, flat)
-                self._summarise(task, fleet, model, peaks)
+                strategy = _Run(self, task, fleet, states).drive(executor, peaks, flat)
+                self._summarise(task, fleet, strategy, peaks)
         return self.folder.path
 
     @contextmanager
@@ -142,13 +142,14 @@ class Simulation:
             raise
 
     def _summarise(
-        self, task: Task, fleet: Fleet, model: GlobalModel, peaks: Mapping[Plan, int]
+        self, task: Task, fleet: Fleet, strategy: MestStrategy, peaks: Mapping[Plan, int]
     ) -> None:
         logs = RunLogs(self.folder.read(ROUNDS), self.folder.read(CLIENTS))
         summary = build_summary(
-            task, fleet.tiers, model, preset=self.preset, logs=logs, peaks=peaks
+            task, fleet.tiers, strategy, preset=self.preset, logs=logs, peaks=peaks
         )
-        self.folder.write_model(task, model.state())
+        self.folder.write_model(task, strategy.model.state())
+        self.folder.write_encoding(task.data.encoding)
         self.folder.write_summary(summary)
 
 
@@ -168,8 +169,8 @@ class _Run:
 
     def drive(
         self, executor: Executor, peaks: Mapping[Plan, int], flat: Mapping[str, Scalar]
-    ) -> GlobalModel:
-        """Run the ServerApp over devices whose plans have measured peaks; return the model."""
+    ) -> MestStrategy:
+        """Run the ServerApp over devices whose plans have measured peaks; return its strategy."""
         config = self.simulation.config
         nodes = self.fleet.nodes(peaks)
         self.clock = VirtualClock(
@@ -193,7 +194,7 @@ class _Run:
             raise Interrupted from None
         finally:
             self.simulation.observer.end()
-        return self.strategy.model
+        return self.strategy
 
     def prepare(self, task: Task, strategy: MestStrategy) -> Callable[[RoundRecord], None]:
         """Restore the strategy if the run is resumed; return the observer of its rounds."""
@@ -228,7 +229,8 @@ class _Run:
             self.states.commit(record.round)
         self.snapshot = self._take_snapshot(wall)
         run = self.simulation.config.run
-        if record.round % run.checkpoint_every == 0 or record.round == run.rounds:
+        ends = record.round == run.rounds or bool(self.strategy.progress.stopped)
+        if record.round % run.checkpoint_every == 0 or ends:
             self._checkpoint(self.snapshot)
         self.simulation.observer.round_done(row)
 
@@ -287,6 +289,7 @@ def open_run(
     check_mode(config)
     simulation = Simulation(preset, config, folder, observer=observer)
     task = simulation.task
+    task.try_objective()
     fleet = Fleet.of(task)
     trace_of(config, fleet.devices)
     tiers = [(tier.profile, tier.plan.density) for tier in fleet.tiers]

@@ -9,16 +9,25 @@ from torch import Tensor, nn
 
 from mest_fed.catalogue import LEARNING_RATES, ComputeDevice
 from mest_fed.data import Batch
-from mest_fed.errors import InputError, not_allowed
+from mest_fed.errors import InputError, ObjectiveError, not_allowed
 from mest_fed.memory import MemoryOptions, memory_saving
 from mest_fed.nn.sgd import SGD
 from mest_fed.training.forgetting import ForgettingState
 from mest_fed.training.mutation import LocalMutation
+from mest_fed.training.objective import (
+    Metrics,
+    Objective,
+    check_finite,
+    judge_correct,
+    weight_of,
+)
+from mest_fed.training.tasks import Classification
 
 #: Images in one forward pass of an evaluation.
 EVALUATION_BATCH = 256
 
 NO_MEMORY_OPTIONS = MemoryOptions()
+CLASSIFICATION = Classification()
 
 
 @dataclass(frozen=True)
@@ -55,35 +64,6 @@ class OptimizerSettings:
         With momentum m a constant gradient moves weights 1 / (1 - m) times as far.
         """
         return OptimizerSettings(self.learning_rate / (1 - self.momentum), 0.0, self.weight_decay)
-
-
-@dataclass
-class Metrics:
-    """Sums over examples.
-
-    Parameters
-    ----------
-    loss : float
-        Sum of the examples' cross-entropies.
-    correct : int
-        Examples classified rightly.
-    examples : int
-        Examples presented.
-    """
-
-    loss: float = 0.0
-    correct: int = 0
-    examples: int = 0
-
-    @property
-    def mean_loss(self) -> float:
-        """Mean cross-entropy; NaN without examples."""
-        return self.loss / self.examples if self.examples else float("nan")
-
-    @property
-    def accuracy(self) -> float:
-        """Share classified rightly; NaN without examples."""
-        return self.correct / self.examples if self.examples else float("nan")
 
 
 def choose_device(name: str) -> torch.device:
@@ -125,6 +105,8 @@ class LocalTrainer:
         Called after each micro-batch with the trainer; may lower ``micro_batch``.
     forgetting : ForgettingState or None
         Told of each presentation, before the batch's update.
+    objective : Objective
+        What is learned; classification by default.
     """
 
     def __init__(
@@ -136,6 +118,7 @@ class LocalTrainer:
         memory: MemoryOptions = NO_MEMORY_OPTIONS,
         guard: Callable[["LocalTrainer"], None] | None = None,
         forgetting: ForgettingState | None = None,
+        objective: Objective = CLASSIFICATION,
     ) -> None:
         if micro_batch < 1:
             raise not_allowed("micro_batch", micro_batch, "a whole number of at least 1")
@@ -145,6 +128,7 @@ class LocalTrainer:
         self.memory = memory
         self.guard = guard
         self.forgetting = forgetting
+        self.objective = objective
 
     def fit(self, batches: Iterable[Batch], mutation: LocalMutation | None = None) -> Metrics:
         """Take one optimizer step for each batch.
@@ -152,7 +136,7 @@ class LocalTrainer:
         Parameters
         ----------
         batches : iterable of Batch
-            Images, labels and example positions.
+            Inputs, targets and example positions.
         mutation : LocalMutation, optional
             Mutates the model between the steps, where gradients stand.
 
@@ -160,6 +144,12 @@ class LocalTrainer:
         -------
         Metrics
             Of all presentations, each taken before its batch's update.
+
+        Raises
+        ------
+        ObjectiveError
+            If the objective gives a loss that is not finite or not one for each example, or sums
+            that are none; the text says in which batch.
         """
         self.model.train()
         totals = Metrics()
@@ -169,7 +159,10 @@ class LocalTrainer:
             for step, batch in enumerate(batches):
                 if mutation is not None:
                     mutation.before_step(step)
-                self._step(forward, batch, totals)
+                try:
+                    self._step(forward, batch, totals)
+                except ObjectiveError as error:
+                    raise ObjectiveError(f"batch {step + 1}: {error}") from None
                 if mutation is not None:
                     mutation.after_step(step)
             if mutation is not None:
@@ -180,57 +173,94 @@ class LocalTrainer:
         self.optimizer.zero_grad()
         correct = self._accumulate(forward, batch, totals)
         if self.forgetting is not None:
-            self.forgetting.observe(batch.examples, correct.numpy())
+            self.forgetting.observe(batch.examples, torch.cat(correct).numpy())
         self.optimizer.step()
 
     def _accumulate(
         self, forward: Callable[[Tensor], Tensor], batch: Batch, totals: Metrics
-    ) -> Tensor:
-        """Backpropagate the mean loss of a batch; return which examples were right."""
-        size, right = len(batch.labels), []
+    ) -> list[Tensor]:
+        """Backpropagate the mean loss of a batch; return which examples were right, by parts.
+
+        Nothing is returned where forgetting is not counted.
+        """
+        objective = self.objective
+        size, right = len(batch.targets), list[Tensor]()
+        weight = weight_of(objective, batch.targets) or 1.0  # of nothing that counts, no loss
         device = next(self.model.parameters()).device
         done = 0
         while done < size:
             # Even pieces of what is left, so that none is a lone example.
             left = size - done
             part = slice(done, done + -(-left // -(-left // self.micro_batch)))
-            labels = batch.labels[part].to(device)
-            logits = forward(batch.images[part].to(device))
-            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-            (loss / size).backward()  # type: ignore[no-untyped-call]
-            right.append((logits.detach().argmax(dim=1) == labels).cpu())
-            totals.loss += loss.item()
-            totals.correct += int(right[-1].sum())
+            targets = batch.targets[part].to(device)
+            loss = self._forward(forward, batch.inputs[part].to(device), targets, totals, right)
+            (loss / weight).backward()  # type: ignore[no-untyped-call]
             done = part.stop
-            del logits, loss
+            del loss
             if self.guard is not None:
                 self.guard(self)
-        totals.examples += size
-        return torch.cat(right)
+        return right
+
+    def _forward(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        inputs: Tensor,
+        targets: Tensor,
+        totals: Metrics,
+        right: list[Tensor],
+    ) -> Tensor:
+        """Return the loss of a micro-batch, and count it; its outputs do not stay for backward."""
+        objective = self.objective
+        outputs = forward(inputs)
+        loss = objective.total_loss(outputs, targets)
+        outputs, total = outputs.detach(), loss.item()
+        check_finite(total, objective, outputs, targets)
+        totals.add(total, targets, objective, objective.sums(outputs, targets))
+        if self.forgetting is not None:
+            right.append(judge_correct(objective, outputs, targets))
+        return loss
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[Metrics, Tensor]:
-    """Evaluate a model.
+def evaluate(
+    model: nn.Module, batches: Iterable[Batch], objective: Objective = CLASSIFICATION
+) -> Metrics:
+    """Evaluate a model on all examples of some batches.
 
-    Returns
-    -------
-    totals : Metrics
-        Loss and accuracy over all examples.
-    correct : Tensor
-        bool, in the order of the batches.
+    Raises
+    ------
+    ObjectiveError
+        If the objective gives something that is no loss or no sum. A loss that is not finite stays.
     """
     model.eval()
     device = next(model.parameters()).device
-    totals, right = Metrics(), []
+    totals = Metrics()
     for batch in batches:
-        labels = batch.labels.to(device)
-        logits = model(batch.images.to(device))
-        totals.loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-        right.append((logits.argmax(dim=1) == labels).cpu())
-        totals.correct += int(right[-1].sum())
-        totals.examples += len(labels)
-    return totals, torch.cat(right) if right else torch.zeros(0, dtype=torch.bool)
+        targets = batch.targets.to(device)
+        outputs = model(batch.inputs.to(device))
+        loss = objective.total_loss(outputs, targets).item()
+        totals.add(loss, targets, objective, objective.sums(outputs, targets))
+    return totals
+
+
+@torch.no_grad()
+def judge(
+    model: nn.Module, batches: Iterable[Batch], objective: Objective = CLASSIFICATION
+) -> Tensor:
+    """Return which examples a model answers correctly; bool, in the order of the batches.
+
+    Raises
+    ------
+    ObjectiveError
+        If the objective does not tell.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    right = [
+        judge_correct(objective, model(batch.inputs.to(device)), batch.targets.to(device))
+        for batch in batches
+    ]
+    return torch.cat(right) if right else torch.zeros(0, dtype=torch.bool)
 
 
 def constant(progress: float) -> float:

@@ -1,4 +1,4 @@
-"""Payloads as Flower records: values as an ``ArrayRecord``, the header as bytes.
+"""Payloads and metrics as Flower records: values as an ``ArrayRecord``, the header as bytes.
 
 Arrays stay arrays, so that Flower's own mods (clipping, noise, message size) see them. Caller and
 other strategies may put more into the ``mest`` record, and more records beside it.
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from mest_fed.errors import WireError
+from mest_fed.errors import ObjectiveError, WireError
+from mest_fed.training.objective import RESERVED, Metrics, Objective, Sum
 from mest_fed.wire.payload import Payload
 
 if TYPE_CHECKING:
@@ -137,3 +138,64 @@ def _value_bytes(value: object) -> int:
         return _text_bytes(value)
     data = value if isinstance(value, bytes) else getattr(value, "data")  # noqa: B009
     return len(data)
+
+
+#: The largest float32: the sum over a round of what clients report stays finite below it.
+_LARGEST = 3.4e38
+LOSS_SUM, COUNTED, EXAMPLES, PRESENTED = "loss-sum", "counted", "num-examples", "presented"
+
+
+def totals_record(totals: Metrics) -> dict[str, float | list[float]]:
+    """Return the sums of a client for its ``MetricRecord``.
+
+    The count stands there where it is not the number of examples presented.
+    """
+    counted = {} if totals.count == totals.examples else {COUNTED: float(totals.count)}
+    sums = {
+        name: value.tolist() if isinstance(value, np.ndarray) else value
+        for name, value in totals.sums.items()
+    }
+    return {LOSS_SUM: totals.loss, **counted, **sums}
+
+
+def read_totals(record: MetricRecord, objective: Objective) -> Metrics:
+    """Read the sums that :func:`totals_record` wrote, beside the number of examples.
+
+    Raises
+    ------
+    WireError
+        If one is missing, not a finite number, or not possible for the objective.
+    """
+    examples = _number(record, EXAMPLES, least=0.0)
+    presented = record.get(PRESENTED, examples)
+    if not isinstance(presented, int | float) or presented < 0 or presented % 1:
+        raise WireError(f"metric {PRESENTED} = {presented!r} is not a whole number from 0")
+    counted = _number(record, COUNTED, least=0.0) if COUNTED in record else presented
+    loss = _number(record, LOSS_SUM, least=max(-_LARGEST, objective.least_loss))
+    totals = Metrics(loss, int(presented), counted)
+    for name in record:
+        if name.isidentifier() and name not in RESERVED:
+            totals.sums[name] = _sum(record, name)
+    if not totals.count and any(np.any(value) for value in totals.sums.values()):
+        raise WireError("it has sums over no example")
+    try:
+        totals.values(objective)
+    except ObjectiveError as error:
+        raise WireError(f"its sums over {presented:g} presented are impossible: {error}") from None
+    return totals
+
+
+def _number(record: MetricRecord, name: str, *, least: float = -_LARGEST) -> float:
+    value = record.get(name)
+    if not isinstance(value, int | float) or not least <= value <= _LARGEST:
+        raise WireError(f"metric {name} = {value!r} is not a number from {least:g} to {_LARGEST:g}")
+    return float(value)
+
+
+def _sum(record: MetricRecord, name: str) -> Sum:
+    if not isinstance(record[name], list):
+        return _number(record, name)
+    values = np.asarray(record[name], dtype=np.float64)
+    if not (np.abs(values) <= _LARGEST).all():
+        raise WireError(f"metric {name} is not all numbers up to {_LARGEST:g}")
+    return values

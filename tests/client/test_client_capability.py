@@ -70,7 +70,7 @@ def test_own_examples_that_do_not_fit_are_told(tmp_path):
     config = small_config(data={"name": "cifar10"})
     context = context_of(config, data=own_file(tmp_path))
     del context.node_config["partition-id"]
-    with pytest.raises(InputError, match=r"images are uint8, 1 x 8 x 8; allowed: uint8, 3 x 32"):
+    with pytest.raises(InputError, match=r"inputs are uint8, 1 x 8 x 8; allowed: uint8, 3 x 32"):
         app(Message(RecordDict(), NODE_ID, "query"), context)
 
 

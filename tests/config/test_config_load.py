@@ -82,10 +82,11 @@ def test_a_section_that_is_no_table():
     [
         ("run", "rounds", [0, -1]),
         ("run", "checkpoint_every", [0]),
-        ("data", "name", ["mnist", ""]),
+        ("data", "name", ["mnisd", ""]),
         ("data", "partition", ["random"]),
         ("data", "alpha", [0.0, -1.0]),
         ("data", "classes_per_partition", [0]),
+        ("data", "options", ["size: 3", "[3]", 3]),
         ("data", "hold_out", [1.0, -0.1]),
         ("data", "augmentation", ["mixup"]),
         ("model", "name", ["resnet50"]),

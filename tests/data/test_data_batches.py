@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mest_fed.data import Batches, ImageData, crop_flip
+from mest_fed.data import ArrayData, Batches, crop_flip
 from mest_fed.errors import InputError
 from mest_fed.rng import torch_generator
 
@@ -16,11 +16,11 @@ def images(count, channels=3, side=6):
         0, 256, (count, channels, side, side), dtype=torch.uint8, generator=torch_generator(0, "x")
     )
     mean, std = (0.5, 0.25, 0.1)[:channels], (0.2, 0.3, 0.4)[:channels]
-    return ImageData(pixels, torch.arange(count) % 10, 10, mean, std)
+    return ArrayData(pixels, torch.arange(count) % 10, 10, mean, std)
 
 
 def sizes(batches):
-    return [len(batch.labels) for batch in batches]
+    return [len(batch.targets) for batch in batches]
 
 
 @pytest.mark.parametrize(
@@ -55,22 +55,22 @@ def test_values_labels_and_positions():
     data = images(8)
     indices = np.array([5, 0, 7])
     (batch,) = Batches(data, indices, 4)
-    assert batch.images.dtype == torch.float32
-    assert batch.labels.tolist() == [5, 0, 7]
+    assert batch.inputs.dtype == torch.float32
+    assert batch.targets.tolist() == [5, 0, 7]
     assert batch.examples.tolist() == [0, 1, 2]
     assert batch.examples.dtype == np.int64
-    pixel = data.images[7, 1, 2, 3].item()
-    assert batch.images[2, 1, 2, 3].item() == pytest.approx((pixel / 255 - 0.25) / 0.3, abs=1e-5)
+    pixel = data.inputs[7, 1, 2, 3].item()
+    assert batch.inputs[2, 1, 2, 3].item() == pytest.approx((pixel / 255 - 0.25) / 0.3, abs=1e-5)
 
 
 def test_the_data_are_not_touched():
     data = images(8)
-    before = data.images.clone()
+    before = data.inputs.clone()
     for batch in Batches(
         data, np.arange(8), 4, generator=torch_generator(0), augmentation="crop-flip"
     ):
-        batch.images.zero_()
-    assert torch.equal(data.images, before)
+        batch.inputs.zero_()
+    assert torch.equal(data.inputs, before)
 
 
 def test_order_is_drawn_from_the_generator_and_anew_each_epoch():
@@ -97,7 +97,7 @@ def test_kept_examples_only():
     )
     (batch,) = batches
     assert sorted(batch.examples) == [1, 4, 9]
-    assert batch.labels.tolist() == [(10 + example) % 10 for example in batch.examples]
+    assert batch.targets.tolist() == [(10 + example) % 10 for example in batch.examples]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_augmentation_without_a_generator_is_a_mistake():
 
 def test_each_crop_is_a_shift_of_its_image_into_zeros():
     side, pad = 6, 4
-    originals = images(300, channels=2, side=side).images.clamp(min=1)
+    originals = images(300, channels=2, side=side).inputs.clamp(min=1)
     crops = crop_flip(originals, torch_generator(3))
     assert crops.shape == originals.shape
     assert crops.dtype == torch.uint8

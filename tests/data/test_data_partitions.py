@@ -14,7 +14,7 @@ from mest_fed.data import hold_out, load_partitions, partition, save_partitions
 from mest_fed.errors import InputError
 from mest_fed.rng import derive_seed, numpy_generator
 
-SCHEMES = [name for name in PARTITIONERS if name != "sampled"]
+SCHEMES = [name for name in PARTITIONERS if name not in ("sampled", "groups")]
 LABELS = np.arange(600) % 10
 COMPLETE = ("iid", "dirichlet", "linear", "square")
 
@@ -39,6 +39,41 @@ def test_disjoint_not_empty_and_reproducible(scheme, capfd):
     assert not all(np.array_equal(a, b) for a, b in zip(parts, other, strict=True))
     captured = capfd.readouterr()
     assert captured.out == captured.err == ""
+
+
+def test_each_partition_is_a_group():
+    groups = np.repeat([7, 2, 5], [1, 4, 2])[[6, 2, 4, 0, 1, 3, 5]]
+    parts = partition(np.zeros(7, np.int64), 3, scheme="groups", seed=0, groups=groups)
+    assert [set(groups[part]) for part in parts] == [{2}, {5}, {7}]
+    assert [len(part) for part in parts] == [4, 2, 1]
+    assert PARTITIONERS.find("column:user_id") is PARTITIONERS.find("groups")
+
+
+def test_groups_are_drawn_where_there_are_more_than_devices():
+    groups = np.arange(40) % 20
+
+    def drawn(seed):
+        parts = partition(LABELS[:40], 5, scheme="groups", seed=seed, groups=groups)
+        assert all(len(set(groups[part])) == 1 and len(part) == 2 for part in parts)
+        return [groups[part[0]] for part in parts]
+
+    assert drawn(1) == drawn(1) != drawn(2)
+
+
+@pytest.mark.parametrize(
+    ("groups", "count", "words"),
+    [
+        (
+            np.arange(60) % 4,
+            5,
+            r"fleet\.devices = 5 is not allowed; allowed: 1 to 4, the number of g",
+        ),
+        (None, 5, r"data\.partition needs the group of each example"),
+    ],
+)
+def test_too_few_groups(groups, count, words):
+    with pytest.raises(InputError, match=words):
+        partition(LABELS[:60], count, scheme="groups", seed=0, groups=groups)
 
 
 def test_iid_sizes_are_even():
@@ -163,13 +198,12 @@ def test_no_library_is_needed():
         "import sys\n"
         "sys.modules |= dict.fromkeys(['datasets', 'flwr_datasets', 'pandas', 'pyarrow'])\n"
         "import numpy as np\n"
-        "from mest_fed.catalogue import PARTITIONERS\n"
         "from mest_fed.data import partition\n"
         "labels = np.arange(60) % 10\n"
-        "print([len(partition(labels, 3, scheme=s, seed=0)) for s in PARTITIONERS])\n"
+        f"print([len(partition(labels, 3, scheme=s, seed=0)) for s in {SCHEMES}])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == f"{[3] * len(PARTITIONERS)}\n"
+    assert done.stdout == f"{[3] * len(SCHEMES)}\n"
 
 
 def test_file_round_trip(tmp_path):

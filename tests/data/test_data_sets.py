@@ -1,7 +1,9 @@
-"""Data sets: digits as shipped, CIFAR-10 from parquet files that the test writes."""
+"""Data sets by name: digits as shipped, others from files that the tests write."""
 
+import gzip
 import io
 import os
+import struct
 import sys
 from pathlib import Path
 
@@ -12,9 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mest_fed.catalogue import DATASETS
-from mest_fed.data import cifar10, load_dataset
-from mest_fed.data.images import image_shape
+from mest_fed.data import find_source, load_dataset
 from mest_fed.errors import InputError
 
 
@@ -28,10 +28,13 @@ def random_pixels(count, side=32):
     return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
 
-def write(folder, images, labels, *, column="img", splits=("train", "test")):
+PNG = png(random_pixels(1)[0])
+
+
+def write(folder, images, labels, *, column="img", label="label", splits=("train", "test")):
     rows = [{"bytes": image, "path": None} for image in images]
-    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    table = pa.table({column: pa.array(rows, struct), "label": labels})
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table({column: pa.array(rows, kind), label: labels})
     for split in splits:
         pq.write_table(table, folder / f"{split}.parquet")
 
@@ -54,14 +57,14 @@ def test_digits():
     data = load_dataset("digits")
     assert len(data.train) + len(data.test) == 1797
     assert data.train.input_shape == (1, 8, 8)
-    assert data.train.images.dtype == torch.uint8
-    assert data.train.labels.dtype == torch.int64
-    assert data.train.images.max() == 255
+    assert data.train.inputs.dtype == torch.uint8
+    assert data.train.targets.dtype == torch.int64
+    assert data.train.inputs.max() == 255
     shares = (
-        data.test.labels.bincount() / torch.cat([data.train.labels, data.test.labels]).bincount()
+        data.test.targets.bincount() / torch.cat([data.train.targets, data.test.targets]).bincount()
     )
     assert ((shares > 0.19) & (shares < 0.21)).all()
-    pixels = data.train.images.double() / 255
+    pixels = data.train.inputs.double() / 255
     assert data.train.mean[0] == pytest.approx(pixels.mean().item(), abs=1e-6)
     assert data.train.std[0] == pytest.approx(pixels.std().item(), rel=1e-3)
     assert data.test.mean == data.train.mean
@@ -69,33 +72,37 @@ def test_digits():
 
 def test_digits_read_from_the_file_are_those_of_scikit_learn(monkeypatch):
     from_file = load_dataset("digits")
-    monkeypatch.setattr("mest_fed.data.datasets.find_spec", lambda name: None)
+    monkeypatch.setattr("mest_fed.data.digits.find_spec", lambda name: None)
     from_library = load_dataset("digits")
-    assert torch.equal(from_file.train.images, from_library.train.images)
-    assert torch.equal(from_file.test.labels, from_library.test.labels)
+    assert torch.equal(from_file.train.inputs, from_library.train.inputs)
+    assert torch.equal(from_file.test.targets, from_library.test.targets)
 
 
 def test_digits_are_always_split_the_same_way():
     first, second = load_dataset("digits"), load_dataset("digits")
-    assert torch.equal(first.test.images, second.test.images)
-    assert torch.equal(first.train.labels, second.train.labels)
+    assert torch.equal(first.test.inputs, second.test.inputs)
+    assert torch.equal(first.train.targets, second.train.targets)
 
 
-def test_shapes_are_known_without_the_data(folder):
-    write(folder, [png(random_pixels(1)[0])], [0])
-    for name in DATASETS:
-        data = load_dataset(name, str(folder)).train
-        assert image_shape(name) == (data.input_shape, data.num_classes)
+@pytest.mark.parametrize(
+    ("name", "side", "label"),
+    [("cifar10", 32, "label"), ("cifar100", 32, "fine_label"), ("mnist", 28, "label")],
+)
+def test_shapes_are_known_without_the_data(folder, name, side, label):
+    example = find_source(name).example
+    write(folder, [png(random_pixels(1, side)[0])], [0], label=label)
+    assert load_dataset(name, str(folder)).train.example == example
+    assert load_dataset("digits").train.example == find_source("digits").example
 
 
 def test_unknown_name():
-    with pytest.raises(InputError, match=r"data\.name = 'mnist' is not allowed; allowed: digits"):
-        load_dataset("mnist")
+    with pytest.raises(InputError, match=r"data\.name = 'mnisd' is not allowed; allowed: digits"):
+        load_dataset("mnisd")
 
 
 def test_missing_scikit_learn_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    monkeypatch.setattr("mest_fed.data.datasets.find_spec", lambda name: None)
+    monkeypatch.setattr("mest_fed.data.digits.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"sklearn.* pip install 'mest-fed\[data\]'"):
         load_dataset("digits")
 
@@ -105,10 +112,10 @@ def test_cifar10_from_parquet(folder, column):
     pixels = random_pixels(5)
     write(folder, [png(image) for image in pixels], [0, 9, 3, 3, 1], column=column)
     data = load_dataset("cifar10", str(folder))
-    assert data.train.images.dtype == torch.uint8
-    assert np.array_equal(data.train.images.numpy(), pixels.transpose(0, 3, 1, 2))
-    assert data.test.labels.tolist() == [0, 9, 3, 3, 1]
-    assert data.train.labels.dtype == torch.int64
+    assert data.train.inputs.dtype == torch.uint8
+    assert np.array_equal(data.train.inputs.numpy(), pixels.transpose(0, 3, 1, 2))
+    assert data.test.targets.tolist() == [0, 9, 3, 3, 1]
+    assert data.train.targets.dtype == torch.int64
     assert (data.train.num_classes, data.train.input_shape) == (10, (3, 32, 32))
 
 
@@ -125,8 +132,8 @@ def test_shards_as_a_hub_writes_them(folder, wide, where):
             table = pa.table({"img": column, "label": labels[part]})
             pq.write_table(table, folder / where / f"{split}-0000{number}-of-00002.parquet")
     data = load_dataset("cifar10", str(folder))
-    assert np.array_equal(data.train.images.numpy(), pixels.transpose(0, 3, 1, 2))
-    assert data.test.labels.tolist() == labels
+    assert np.array_equal(data.train.inputs.numpy(), pixels.transpose(0, 3, 1, 2))
+    assert data.test.targets.tolist() == labels
 
 
 @pytest.mark.parametrize(
@@ -154,9 +161,9 @@ def test_second_load_does_not_decode(folder, monkeypatch):
     def fail(*_):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(cifar10, "read_encoded", fail)
+    monkeypatch.setattr("mest_fed.data.images.decode_images", fail)
     second = load_dataset("cifar10", str(folder))
-    assert torch.equal(first.train.images, second.train.images)
+    assert torch.equal(first.train.inputs, second.train.inputs)
 
 
 def test_another_content_is_decoded_anew(folder):
@@ -165,22 +172,22 @@ def test_another_content_is_decoded_anew(folder):
     load_dataset("cifar10", str(folder))
     write(folder, [png(pixels[1])], [1])
     data = load_dataset("cifar10", str(folder))
-    assert np.array_equal(data.train.images[0].numpy(), pixels[1].transpose(2, 0, 1))
+    assert np.array_equal(data.train.inputs[0].numpy(), pixels[1].transpose(2, 0, 1))
 
 
 def test_writing_to_the_images_does_not_change_the_cache(folder):
     write(folder, [png(image) for image in random_pixels(2)], [0, 1])
-    before = load_dataset("cifar10", str(folder)).train.images
+    before = load_dataset("cifar10", str(folder)).train.inputs
     copy = before.clone()
     before.zero_()
-    assert torch.equal(load_dataset("cifar10", str(folder)).train.images, copy)
+    assert torch.equal(load_dataset("cifar10", str(folder)).train.inputs, copy)
 
 
 def test_grey_images_become_rgb(folder):
     grey = random_pixels(1)[0, :, :, 0]
     write(folder, [png(grey)], [0])
     data = load_dataset("cifar10", str(folder))
-    assert np.array_equal(data.train.images[0].numpy(), np.stack([grey] * 3))
+    assert np.array_equal(data.train.inputs[0].numpy(), np.stack([grey] * 3))
 
 
 def load_error(folder):
@@ -214,17 +221,17 @@ def test_wrong_image(folder, cache, content, words):
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ({"pixels": [b"x"], "label": [1]}, "its columns are pixels, label"),
-        ({"img": [{"bytes": b"x"}]}, "its columns are img"),
-        ({"img": [b"x"], "label": [1]}, "img has no field bytes"),
-        ({"img": [{"path": "x"}], "label": [1]}, "img has no field bytes"),
-        ({"img": [{"bytes": "text"}], "label": [1]}, "img.bytes is not binary"),
-        ({"img": [{"bytes": b"x"}, {"bytes": None}], "label": [1, 1]}, "missing values"),
-        ({"img": [{"bytes": b"x"}, None], "label": [1, 1]}, "missing values"),
-        ({"img": [{"bytes": b"x"}], "label": ["cat"]}, "label is not a column of whole numbers"),
-        ({"img": [{"bytes": b"x"}] * 2, "label": [1, None]}, "label is not a column of whole"),
-        ({"img": [{"bytes": b"x"}], "label": [10]}, "labels outside 0..9"),
-        ({"img": [{"bytes": b"x"}], "label": [-1]}, "labels outside 0..9"),
+        ({"pixels": [b"x"], "label": [1]}, "no column 'img'; allowed: pixels, label"),
+        ({"img": [{"bytes": b"x"}]}, "no column 'label'; allowed: img"),
+        ({"img": [b"x"], "label": [1]}, "column img is binary; allowed: numbers, strings"),
+        ({"img": [{"path": "x"}], "label": [1]}, "column img is struct<path: string>"),
+        ({"img": [{"bytes": "text"}], "label": [1]}, "img.bytes is string; allowed: binary"),
+        ({"img": [{"bytes": b"x"}, {"bytes": None}], "label": [1, 1]}, "row 2: img.bytes has no"),
+        ({"img": [{"bytes": b"x"}, None], "label": [1, 1]}, "row 2: column img has no value"),
+        ({"img": [{"bytes": PNG}], "label": ["cat"]}, "label is not a column of whole numbers"),
+        ({"img": [{"bytes": b"x"}] * 2, "label": [1, None]}, "row 2: column label has no"),
+        ({"img": [{"bytes": PNG}], "label": [10]}, "is out of range; allowed: 0 to 9"),
+        ({"img": [{"bytes": PNG}], "label": [-1]}, "is out of range; allowed: 0 to 9"),
     ],
 )
 def test_wrong_table(folder, table, words):
@@ -235,14 +242,14 @@ def test_wrong_table(folder, table, words):
 
 def test_empty_table(folder):
     write(folder, [], pa.array([], pa.int64()))
-    assert "holds no images" in load_error(folder)
+    assert "it has no rows" in load_error(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 no parquet at all PAR1", b"x" * 100])
 def test_no_parquet(folder, content):
     for split in ("train", "test"):
         (folder / f"{split}.parquet").write_bytes(content)
-    assert "must be a parquet file with columns img" in load_error(folder)
+    assert "is no parquet file" in load_error(folder)
 
 
 def test_missing_files(folder):
@@ -276,6 +283,34 @@ def test_cache_that_cannot_be_written(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("MEST_FED_CACHE", str(tmp_path / "file"))
     with pytest.raises(InputError, match=r"MEST_FED_CACHE = .*file': cannot write to it"):
         load_dataset("cifar10", str(folder))
+
+
+def test_mnist_from_its_original_files(folder):
+    pixels = random_pixels(3, 28)[..., 0]
+    for name, part, wrap in (("train", pixels, gzip.compress), ("t10k", pixels[:2], bytes)):
+        suffix = ".gz" if wrap is gzip.compress else ""
+        images = b"\0\0\x08\x03" + struct.pack(">3I", *part.shape) + part.tobytes()
+        labels = b"\0\0\x08\x01" + struct.pack(">I", len(part)) + bytes(range(len(part)))
+        (folder / f"{name}-images-idx3-ubyte{suffix}").write_bytes(wrap(images))
+        (folder / f"{name}-labels-idx1-ubyte{suffix}").write_bytes(wrap(labels))
+    data = load_dataset("mnist", str(folder))
+    assert np.array_equal(data.train.inputs[:, 0].numpy(), pixels)
+    assert data.test.targets.tolist() == [0, 1]
+    (folder / "t10k-images-idx3-ubyte").write_bytes(images[:100])
+    with pytest.raises(InputError, match=r"data\.path: .*t10k-images-idx3-ubyte cannot be read"):
+        load_dataset("mnist", str(folder))
+
+
+def test_femnist_has_writers_and_no_test_part(folder):
+    rows = [{"bytes": png(image), "path": None} for image in random_pixels(20, 28)]
+    table = {"image": rows, "writer_id": ["f1", "f0"] * 10, "character": [3, 61] * 10}
+    pq.write_table(pa.table(table), folder / "train-00000-of-00001.parquet")
+    data = load_dataset("femnist", str(folder), columns={"groups": "writer_id"})
+    assert (len(data.train), len(data.test)) == (16, 4)
+    assert data.train.example.input_shape == (1, 28, 28)
+    assert data.train.num_classes == 62
+    # f1 wrote every 3, f0 every 61.
+    assert torch.equal(data.train.groups == 1, data.train.targets == 3)
 
 
 class _NoHub:
@@ -312,8 +347,8 @@ def test_download_is_decoded_once(monkeypatch):
     monkeypatch.setattr(hub, "FederatedDataset", Hub)
     for _ in range(2):
         data = load_dataset("cifar10")
-        assert np.array_equal(data.train.images.numpy(), pixels.transpose(0, 3, 1, 2))
-        assert data.test.labels.tolist() == [4, 2]
+        assert np.array_equal(data.train.inputs.numpy(), pixels.transpose(0, 3, 1, 2))
+        assert data.test.targets.tolist() == [4, 2]
     assert asked == ["uoft-cs/cifar10"] * 2  # once for each split
 
 
@@ -325,7 +360,7 @@ def test_download_is_decoded_once(monkeypatch):
 def test_real_cifar10():
     data = load_dataset("cifar10", str(Path(os.environ["MEST_FED_TEST_CIFAR10"])))
     assert (len(data.train), len(data.test)) == (50_000, 10_000)
-    assert data.train.labels.bincount().tolist() == [5000] * 10
-    sample = data.train.images[::10].float() / 255
+    assert data.train.targets.bincount().tolist() == [5000] * 10
+    sample = data.train.inputs[::10].float() / 255
     assert torch.allclose(sample.mean((0, 2, 3)), torch.tensor(data.train.mean), atol=0.01)
     assert torch.allclose(sample.std((0, 2, 3)), torch.tensor(data.train.std), atol=0.01)

@@ -98,8 +98,8 @@ def test_a_buffer_of_all_fresh_updates_is_a_synchronous_round(optimizer):
         np.testing.assert_array_equal(ours.masks[group], slots)
     for layer, values in theirs.values.items():
         np.testing.assert_allclose(ours.values[layer], values, rtol=1e-6, atol=1e-9)
-    assert one.record.client_accuracy is None  # round 5 is odd
-    assert records[3].client_accuracy == {"mean": 0.75} | dict.fromkeys(
+    assert one.record.client_metrics == {}  # round 5 is odd
+    assert records[3].client_metrics["accuracy"] == {"mean": 0.75} | dict.fromkeys(
         ("min", "p10", "median", "p90", "max"), 0.75
     )
 

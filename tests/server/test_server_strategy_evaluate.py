@@ -48,7 +48,7 @@ def test_the_spread_of_the_clients_accuracies(strategy, grid):
     # accuracies 0, 1/4, 1/2, 1 of 4, 4, 4, 12 examples
     assert metrics["mean"] == pytest.approx(15 / 24)
     assert (metrics["min"], metrics["median"], metrics["max"]) == (0.0, 0.375, 1.0)
-    assert strategy.record.client_accuracy == dict(metrics)
+    assert strategy.record.client_metrics["accuracy"] == dict(metrics)
 
 
 def test_clients_without_held_out_examples_are_not_asked(strategy, grid):
@@ -82,4 +82,4 @@ def test_a_wrong_evaluation_counts_for_nothing(strategy, grid, changes):
 def test_no_evaluation_at_all(strategy, grid):
     messages = evaluated(strategy, grid)
     assert strategy.aggregate_evaluate(2, [error_to(m) for m in messages.values()]) is None
-    assert strategy.record.client_accuracy is None
+    assert strategy.record.client_metrics == {}

@@ -11,6 +11,7 @@ from torch import nn
 from mest_fed.errors import WireError
 from mest_fed.nn import SparseState, model_spec, read_state
 from mest_fed.server.update_validator import Counts, read_counts, read_update
+from mest_fed.training import Metrics, Objective
 from mest_fed.wire import UnknownMaskError, encode
 from mest_fed.wire.records import to_record
 
@@ -39,8 +40,8 @@ def read(reply, mask_may_change=False):
 
 def test_honest_counts(instruction):
     counts = counts_of(instruction, presented=60, correct=45, loss_sum=12.5)
-    assert counts == Counts(examples=20, presented=60, loss_sum=12.5, correct=45)
-    assert counts_of(instruction, presented=None).presented == 20
+    assert counts == Counts(20, Metrics(12.5, 60, 60, {"correct": 45.0}))
+    assert counts_of(instruction, presented=None).totals.examples == 20
 
 
 def test_no_metrics(instruction):
@@ -49,7 +50,7 @@ def test_no_metrics(instruction):
             read_counts(Message(RecordDict(content), reply_to=instruction), 20)
 
 
-@pytest.mark.parametrize("key", ["num-examples", "loss-sum", "correct"])
+@pytest.mark.parametrize("key", ["num-examples", "loss-sum"])
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, -1, -0.5, [1.0, 2.0]])
 def test_a_metric_that_is_no_count(instruction, key, value):
     with pytest.raises(WireError, match=f"metric {key} = .* is not a number from 0"):
@@ -62,13 +63,44 @@ def test_another_number_of_examples_than_announced(instruction, examples):
         counts_of(instruction, num_examples=examples)
 
 
-@pytest.mark.parametrize(
-    ("correct", "presented"),
-    [(21, 20), (21, None), (1, 0), (5, -1), (5, 20.0), (5, [20]), (0.5, 20)],
-)
-def test_impossible_presentations(instruction, correct, presented):
-    with pytest.raises(WireError, match=f"{correct} right of .* presented is impossible"):
+@pytest.mark.parametrize(("correct", "presented"), [(21, 20), (21, None), (-1, 20), (-0.5, 20)])
+def test_an_accuracy_that_is_no_share(instruction, correct, presented):
+    with pytest.raises(WireError, match="over 20 presented are impossible: accuracy = "):
         counts_of(instruction, correct=correct, presented=presented)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, [math.nan]])
+def test_a_sum_that_is_not_finite(instruction, value):
+    with pytest.raises(WireError, match="metric correct "):
+        counts_of(instruction, correct=value)
+
+
+@pytest.mark.parametrize(
+    ("correct", "reason"), [(None, "KeyError: 'correct'"), ([1.0, 2.0], "TypeError")]
+)
+def test_a_sum_that_is_missing_or_of_another_shape(instruction, correct, reason):
+    with pytest.raises(WireError, match=f"values\\(\\) raised {reason}"):
+        counts_of(instruction, correct=correct)
+
+
+def test_sums_over_nothing(instruction):
+    with pytest.raises(WireError, match="it has sums over no example"):
+        counts_of(instruction, correct=1, presented=0)
+
+
+@pytest.mark.parametrize("presented", [-1, 20.5, [20]])
+def test_impossible_presentations(instruction, presented):
+    with pytest.raises(WireError, match=r"presented = .* is not a whole number from 0"):
+        counts_of(instruction, correct=5, presented=presented)
+
+
+def test_a_negative_loss_where_the_task_may_have_one(instruction):
+    class Likelihood(Objective):
+        def losses(self, outputs, targets):
+            return outputs - targets
+
+    reply = Message(RecordDict({"metrics": metrics(20, loss_sum=-3.0)}), reply_to=instruction)
+    assert read_counts(reply, 20, objective=Likelihood()).totals.mean_loss == -0.15
 
 
 def test_a_loss_that_no_training_gives(instruction):

@@ -7,16 +7,17 @@ import matplotlib
 import pytest
 from example_run import example_files, write_files
 
+from mest_fed.schema import Metric
 from mest_fed.simulation.report.figures import draw_charts
-from mest_fed.simulation.report.figures.accuracy import (
-    accuracy_over_rounds,
-    accuracy_over_time,
-    accuracy_over_traffic,
-)
 from mest_fed.simulation.report.figures.devices import time_and_energy_by_device
 from mest_fed.simulation.report.figures.failures import failures_by_reason
 from mest_fed.simulation.report.figures.layers import density_by_layer
 from mest_fed.simulation.report.figures.memory import memory_by_tier
+from mest_fed.simulation.report.figures.metric import (
+    metric_over_rounds,
+    metric_over_time,
+    metric_over_traffic,
+)
 from mest_fed.simulation.report.figures.style import house_style
 from mest_fed.simulation.report.load import load_run
 
@@ -88,27 +89,27 @@ def test_drawing_is_repeatable_and_leaves_matplotlib_alone(run, charts):
 
 def test_without_any_accuracy_there_are_no_curves(run):
     blind = with_rounds(run, accuracy=None, client_accuracy=None)
-    assert accuracy_over_rounds(blind) is None
-    assert accuracy_over_time(blind) is None
-    assert accuracy_over_traffic(blind) is None
+    assert metric_over_rounds(blind) is None
+    assert metric_over_time(blind) is None
+    assert metric_over_traffic(blind) is None
 
 
 def test_without_a_central_test_set_the_clients_median_is_drawn(run):
     clients = with_rounds(run, accuracy=None)
-    drawn = texts(accuracy_over_rounds(clients))
+    drawn = texts(metric_over_rounds(clients))
     assert "central test set" not in drawn
     assert "clients, median" in drawn
-    assert "accuracy, clients' median" in texts(accuracy_over_time(clients))
+    assert "accuracy, clients' median" in texts(metric_over_time(clients))
 
 
 def test_without_client_accuracy_only_the_central_curve_is_drawn(run):
-    drawn = texts(accuracy_over_rounds(with_rounds(run, client_accuracy=None)))
+    drawn = texts(metric_over_rounds(with_rounds(run, client_accuracy=None)))
     assert "central test set" in drawn
     assert not any("clients" in text for text in drawn)
 
 
 def test_a_single_round_is_drawn_at_a_whole_number(run):
-    drawn = texts(accuracy_over_rounds(replace(run, rounds=run.rounds[-1:])))
+    drawn = texts(metric_over_rounds(replace(run, rounds=run.rounds[-1:])))
     assert "3" in drawn
     assert not any("." in text and "%" not in text for text in drawn)
 
@@ -129,8 +130,8 @@ def test_cost_captions_name_when_the_goal_was_reached(run):
         for row, accuracy in zip(run.rounds, (0.1, 0.5, 0.79, 0.8), strict=True)
     )
     climb = replace(run, rounds=rounds)
-    assert "reached after 2 min 00 s" in accuracy_over_time(climb).caption
-    assert "had cost 1.5 kB" in accuracy_over_traffic(climb).caption
+    assert "reached after 2 min 00 s" in metric_over_time(climb).caption
+    assert "had cost 1.5 kB" in metric_over_traffic(climb).caption
 
 
 def test_memory_names_the_use_of_each_budget(charts, run):
@@ -222,3 +223,46 @@ def test_names_are_neither_markup_nor_mathematics(run):
     drawn = memory_by_tier(with_tier(run, title=r"<b> $\frac$"))
     assert r"<b> $\frac$" in texts(drawn)
     assert "<b>" not in drawn.svg
+
+
+def with_metric(run, metric, values):
+    """Return a run whose task has another primary metric; nothing is known of its accuracy."""
+    rows = [
+        replace(
+            row,
+            accuracy=None,
+            client_accuracy=None,
+            metrics={metric.name: value},
+            virtual_seconds=60.0 * row.round,
+        )
+        for row, value in zip(run.rounds, values, strict=True)
+    ]
+    summary = replace(run.summary, primary_metric=metric, final_metrics=rows[-1].metrics)
+    return replace(run, rounds=tuple(rows), summary=summary)
+
+
+def test_a_metric_of_which_less_is_better(run):
+    metric = Metric("perplexity", higher_is_better=False)
+    chart = metric_over_rounds(with_metric(run, metric, (900.0, 40.0, 20.0, 21.0)))
+    assert chart.title == "Perplexity over rounds"
+    assert (
+        "Best perplexity on the central test set: 20 at round 2. Lower is better." in chart.caption
+    )
+    time = metric_over_time(with_metric(run, metric, (900.0, 60.0, 20.0, 21.0)))
+    reached = "95% of the way from the first to the best perplexity was reached after 1 min 00 s"
+    assert reached in time.caption
+    assert time.basis == ("perplexity measured", "time modelled")
+
+
+def test_a_metric_that_only_got_worse(run):
+    metric = Metric("mse", higher_is_better=False)
+    worse = with_metric(run, metric, (1.0, 2.0, 2.0, 3.0))
+    assert "Best mse on the central test set: 1 at round 0" in metric_over_rounds(worse).caption
+    assert "was reached after 0" in metric_over_time(worse).caption
+
+
+@pytest.mark.parametrize("values", [(0.0,) * 4, (-5.0, -3.0, 1.0, 2.0), (1e-9, 1.0, 5.0, 1e9)])
+def test_any_values_of_a_metric_can_be_drawn(run, values):
+    metric = Metric("r2", higher_is_better=True)
+    charts = draw_charts(with_metric(run, metric, values))
+    assert "r2" in texts(charts["metric_rounds"])

@@ -10,7 +10,7 @@ from mest_fed.simulation.trackers.progress import RichDisplay
 
 ROW = {
     "round": 1,
-    "accuracy": 0.5,
+    "metrics": {"accuracy": 0.5},
     "density": 0.1,
     "trained": 9,
     "failed": 1,
@@ -38,7 +38,8 @@ def shown(rows, *, terminal, done=()):
 
 def test_without_a_terminal_each_round_is_a_line():
     rows = [
-        ROW | {"round": number, "accuracy": None if number == 2 else 0.5} for number in range(3)
+        ROW | {"round": number, "metrics": {} if number == 2 else {"accuracy": 0.5}}
+        for number in range(3)
     ]
     assert shown(rows, terminal=False).splitlines() == [
         "1  50.0%  9 done, 2 lost  0.100  3 kB  1 min 15 s",

@@ -86,6 +86,7 @@ def test_the_folder_holds_all_files(finished):
         "clients.jsonl",
         "summary.json",
         "model.pt",
+        "encoding.json",
         "partitions.npz",
         "states",
         "checkpoints",

@@ -156,3 +156,10 @@ def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch, tmp_path
 def test_a_name_that_is_no_sink(tmp_path):
     with pytest.raises(InputError, match="--log = 'jsonl' is not allowed; allowed: tensorboard"):
         open_trackers(["jsonl"], tmp_path)
+
+
+def test_a_run_that_stopped_early_is_finished(folder):
+    pytest.importorskip("mlflow")
+    log("mlflow", folder, [*ROWS[:2], ROWS[2] | {"stopped": "accuracy was 0.9 after round 2"}])
+    _, run = mlflow_run(folder)
+    assert run.info.status == "FINISHED"

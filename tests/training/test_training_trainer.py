@@ -13,12 +13,14 @@ from mest_fed.errors import InputError
 from mest_fed.nn import Mutator, mask_groups
 from mest_fed.sparsity import Bounds, RigL
 from mest_fed.training import (
+    CLASSIFICATION,
     ForgettingState,
     LocalTrainer,
     Metrics,
     OptimizerSettings,
     choose_device,
     evaluate,
+    judge,
     learning_rate,
 )
 
@@ -37,7 +39,7 @@ def gradients_after(net, batch, micro_batch):
 def test_micro_batches_accumulate_the_gradient_of_the_whole_batch(scheme, micro_batch):
     (batch,) = batches(1, size=11, dtype=torch.float64)
     net = model(scheme).double()
-    nn.functional.cross_entropy(net(batch.images), batch.labels).backward()
+    nn.functional.cross_entropy(net(batch.inputs), batch.targets).backward()
     whole = {name: p.grad.clone() for name, p in net.named_parameters()}
     parts = gradients_after(net, batch, micro_batch)
     for name, gradient in whole.items():
@@ -72,7 +74,7 @@ def test_five_steps_are_those_of_a_plain_loop(scheme, norm):
     plain.train()
     for batch in data:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(plain(batch.images), batch.labels).backward()
+        nn.functional.cross_entropy(plain(batch.inputs), batch.targets).backward()
         optimizer.step()
     expected = plain.state_dict()
     for name, tensor in ours.state_dict().items():
@@ -97,15 +99,16 @@ def test_a_tally_is_taken_before_the_update():
     optimizer = OptimizerSettings(learning_rate=8.0, momentum=0.0, weight_decay=0.0).build(net)
     trainer = LocalTrainer(net, optimizer, micro_batch=4)
     first = trainer.fit([batch])
-    assert (first.correct, first.examples, first.accuracy) == (1, 4, 0.25)
+    assert (first.sums, first.examples) == ({"correct": 1}, 4)
+    assert first.values(CLASSIFICATION)["accuracy"] == 0.25
     second = trainer.fit([batch, batch])
     assert second.examples == 8
-    assert second.correct >= 3  # the first of the two was met after one update
+    assert second.sums["correct"] >= 3  # the first of the two was met after one update
 
 
 def test_an_empty_tally_has_no_mean():
     assert math.isnan(Metrics().mean_loss)
-    assert math.isnan(Metrics().accuracy)
+    assert Metrics().values(CLASSIFICATION) == {}
     assert (
         LocalTrainer(model(), torch.optim.SGD([nn.Parameter()]), micro_batch=1).fit([]) == Metrics()
     )
@@ -159,18 +162,17 @@ def test_evaluation_by_hand():
         Batch(torch.zeros(2, 1), torch.tensor([0, 1]), np.arange(2)),
         Batch(torch.zeros(1, 1), torch.tensor([0]), np.array([2])),
     ]
-    totals, correct = evaluate(net, data)
-    assert correct.tolist() == [True, False, True]
+    totals = evaluate(net, data)
+    assert judge(net, data).tolist() == [True, False, True]
     losses = [math.log(1 + math.exp(-1)), math.log(1 + math.exp(1)), math.log(1 + math.exp(-1))]
     assert totals.loss == pytest.approx(sum(losses))
-    assert (totals.correct, totals.examples) == (2, 3)
+    assert (totals.sums, totals.examples, totals.count) == ({"correct": 2}, 3, 3)
     assert net.logits.grad is None
 
 
 def test_evaluation_of_nothing():
-    totals, correct = evaluate(model(), [])
-    assert totals == Metrics()
-    assert correct.shape == (0,)
+    assert evaluate(model(), []) == Metrics()
+    assert judge(model(), []).shape == (0,)
 
 
 def test_evaluation_leaves_the_model_as_it_is():
@@ -233,7 +235,7 @@ def test_training_and_mutation_on_cuda_are_those_on_the_cpu(scheme):
             mutator.keep_dense_gradients(True)
             trainer.fit(batches(1, dtype=torch.float64))
             mutator.mutate(bounds, lambda name: torch.Generator().manual_seed(0))
-        totals, _ = evaluate(net, batches(1, dtype=torch.float64))
+        totals = evaluate(net, batches(1, dtype=torch.float64))
         nets.append((net.cpu(), totals))
     (first, one), (second, two) = nets
     for name, tensor in first.state_dict().items():

@@ -12,7 +12,7 @@ from mest_fed.cli.environment import node_environment
 from mest_fed.cli.node_memory import NodeMemory
 from mest_fed.config import from_table, with_settings
 from mest_fed.config.load import Scalar, Table
-from mest_fed.data import DataSplit, ImageData, image_shape
+from mest_fed.data import ArrayData, DataSplit
 from mest_fed.errors import not_allowed
 from mest_fed.simulation.settings import load_table
 from mest_fed.system.limits import RLIMIT, kind_of_limit
@@ -56,10 +56,12 @@ class PlanRequest:
         usual = ", the usual" if self.usual_width else ""
         dense = sparsity.method == "dense"
         sparse = "" if dense else f", {sparsity.scheme} at density {sparsity.density:.3g}"
-        image = "x".join(map(str, self.task.shape))
+        example = self.task.example
+        shape = "x".join(map(str, example.input_shape))
+        kind = "images" if len(example.input_shape) == 3 else "examples"
         return (
             f"{name}{model.name} (width {model.width:g}{usual}; {model.norm} norm), "
-            f"{sparsity.method}{sparse}, {config.training.batch_size} images of {image} a step"
+            f"{sparsity.method}{sparse}, {config.training.batch_size} {kind} of {shape} a step"
         )
 
 
@@ -102,12 +104,12 @@ def read_request(
     if not name and table.get("sparsity", {}).get("method") == "rigl":
         table["sparsity"].setdefault("mutation", "client")  # all that RigL can do
     config = from_table(table, "options")
-    shape, classes = image_shape(config.data.name)
     given, count = image
     if given is None and count is None:
         return PlanRequest(name, Task(config), usual)
-    shape = shape if given is None else _read_image(given)
-    empty = _no_images(shape, classes if count is None else count)
+    example = Task(config).example
+    shape = example.input_shape if given is None else _read_image(given)
+    empty = _no_examples(shape, example.num_outputs if count is None else count)
     return PlanRequest(name, Task(config, data=DataSplit(empty, empty)), usual)
 
 
@@ -118,11 +120,10 @@ def _read_image(text: str) -> tuple[int, int, int]:
     return int(parts[0]), int(parts[1]), int(parts[2])
 
 
-def _no_images(shape: tuple[int, int, int], classes: int) -> ImageData:
+def _no_examples(shape: tuple[int, ...], classes: int) -> ArrayData:
     """Return data of a shape: a plan needs no more of them."""
-    plain = (0.0,) * shape[0], (1.0,) * shape[0]
-    images = torch.empty(0, *shape, dtype=torch.uint8)
-    return ImageData(images, torch.empty(0, dtype=torch.int64), classes, *plain)
+    inputs = torch.empty(0, *shape, dtype=torch.uint8)
+    return ArrayData(inputs, torch.empty(0, dtype=torch.int64), classes)
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,8 @@ class StepTime:
         key = shape.density, shape.distribution, memory.recompute, memory.frozen
         if key not in self._known:
             model = self.trace.at(peak_granules(self.trace, Static(), shape))
-            channels, height, width = self.trace.input_shape
-            self._known[key] = training_work(model, (channels, height, width), memory)
+            trace = self.trace
+            self._known[key] = training_work(model, trace.input_shape, memory, trace.input_dtype)
         return self._known[key]
 
 

@@ -27,7 +27,7 @@ class Sparsity:
 
 def build_model(
     name: str,
-    input_shape: tuple[int, int, int],
+    input_shape: tuple[int, ...],
     num_classes: int,
     *,
     generator: torch.Generator,
@@ -80,7 +80,7 @@ def build_model(
 
 def build_shell(
     name: str,
-    input_shape: tuple[int, int, int],
+    input_shape: tuple[int, ...],
     num_classes: int,
     *,
     width: float = 1.0,
@@ -106,7 +106,7 @@ def build_shell(
 
 def _structure(
     name: str,
-    input_shape: tuple[int, int, int],
+    input_shape: tuple[int, ...],
     num_classes: int,
     *,
     width: float,

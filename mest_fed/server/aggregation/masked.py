@@ -18,6 +18,7 @@ from mest_fed.errors import WireError
 from mest_fed.nn.state import Floats, ModelSpec, Slots, SparseState
 from mest_fed.server.aggregation.averaging import ArraySum
 from mest_fed.server.update_validator import Counts, read_counts, read_update
+from mest_fed.training import objective_of
 from mest_fed.wire.records import content_bytes
 
 Doubles = npt.NDArray[np.float64]
@@ -192,12 +193,15 @@ class MaskedAggregator:
         Density and number of examples of each node of the cohort.
     epochs : int
         How often each example may be presented.
+    task : tuple of (str, str)
+        Name and options of what is learned, as in the configuration.
     """
 
     spec: ModelSpec
     offered: Mapping[float, SparseState]
     nodes: Mapping[int, tuple[float, int]]
     epochs: int = 1
+    task: tuple[str, str] = ("classification", "")
     total: TierSums | None = field(default=None, init=False)
 
     def map(self, reply: Message) -> tuple[TierSums | None, Message]:
@@ -205,7 +209,7 @@ class MaskedAggregator:
         density, examples = self.nodes[reply.metadata.src_node_id]
         size = content_bytes(reply.content)
         try:
-            counts = read_counts(reply, examples, self.epochs)
+            counts = self._counts(reply, examples)
             state = read_update(reply, self.spec, self.offered[density], mask_may_change=False)
         except WireError as error:
             facts = ConfigRecord({REASON: str(error), "bytes": size})
@@ -235,7 +239,10 @@ class MaskedAggregator:
         if REASON in facts:
             raise WireError(str(facts[REASON]))
         _, examples = self.nodes[reply.metadata.src_node_id]
-        return read_counts(reply, examples, self.epochs), float(facts["density"])
+        return self._counts(reply, examples), float(facts["density"])
+
+    def _counts(self, reply: Message, examples: int) -> Counts:
+        return read_counts(reply, examples, self.epochs, objective_of(*self.task))
 
 
 def _with(reply: Message, content: RecordDict) -> Message:

@@ -193,6 +193,12 @@ class ArrivalStrategy(MestStrategy):
         self.ages.follow(self.model.masks, self.record.round)
         return result
 
+    def hold_target(self) -> bool:
+        """Cut the model to the target density; say if it was above."""
+        changed = super().hold_target()
+        self.ages.follow(self.model.masks, self.record.round)
+        return changed
+
     def kept(self) -> tuple[dict[str, Mapping[str, np.ndarray]], Any]:
         """Return what a checkpoint holds of instructions on their way."""
         in_flight = self.messenger.in_flight() if self.pending_updates else {}

@@ -153,7 +153,8 @@ class Buffered(ArrivalStrategy):
 
     def _accept(self, reply: Message, node: Node, mean: MaskedMean, outcome: ClientOutcome) -> None:
         pending, server, spec = self.landed, self.config.server, self.model.spec
-        counts = read_counts(reply, node.examples, self.config.training.local_epochs)
+        epochs = self.config.training.local_epochs
+        counts = read_counts(reply, node.examples, epochs, self.task.objective)
         state = read_update(reply, spec, pending.sent, mask_may_change=False)
         self._note_landed_mask()
         staleness = self.record.round - pending.round
@@ -168,7 +169,7 @@ class Buffered(ArrivalStrategy):
         share = discount(staleness, server.staleness_exponent)
         weight = WEIGHTINGS.build(server.weighting, counts.examples)
         mean.add(rebase(state, pending.sent, rows, self.model, share), weight)
-        outcome.note(counts.presented, counts.loss_sum, state.density(spec))
+        outcome.note(counts.totals, state.density(spec))
 
 
 class SemiSynchronous(Buffered):

@@ -40,7 +40,8 @@ class SummedRounds(MestStrategy):
                 for density in sorted({density for density, _ in nodes.values()})
             }
             epochs = self.config.training.local_epochs
-            self._aggregator = MaskedAggregator(self.model.spec, offered, nodes, epochs)
+            learned = self.config.task.name, self.config.task.options
+            self._aggregator = MaskedAggregator(self.model.spec, offered, nodes, epochs, learned)
             self._sums_here = not isinstance(grid, SummingGrid)
             if isinstance(grid, SummingGrid):
                 grid.sum_in_workers(self._aggregator)
@@ -65,7 +66,7 @@ class SummedRounds(MestStrategy):
             return
         counts, density = self._aggregator.read(reply)
         self._note_mask(node)
-        outcome.note(counts.presented, counts.loss_sum, density)
+        outcome.note(counts.totals, density)
 
     def _complete(self, mean: MaskedMean) -> None:
         if self._aggregator is None or self._aggregator.total is None:

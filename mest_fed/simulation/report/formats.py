@@ -1,5 +1,7 @@
 """Shares, energies, counts and names as the report writes them."""
 
+from mest_fed.schema import Metric
+
 _JOULES_PER_WATT_HOUR = 3600
 
 
@@ -7,6 +9,11 @@ def format_percent(share: float) -> str:
     """Write a share in [0, 1] with three significant digits, for example ``97.2%``."""
     percent = 100 * share
     return f"{percent:.4g}%" if 99.9 < percent < 100 else f"{percent:.3g}%"
+
+
+def format_metric(metric: Metric, value: float) -> str:
+    """Write a metric: a share as a percentage, another number with four significant digits."""
+    return format_percent(value) if metric.share else f"{value:.4g}"
 
 
 def format_joules(joules: float) -> str:

@@ -4,7 +4,7 @@ import reprlib
 import shlex
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -12,37 +12,41 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 from mest_fed.errors import InputError
-from mest_fed.schema import FailureKind, TaskStatus
+from mest_fed.schema import ACCURACY, FailureKind, Metric, TaskStatus
 from mest_fed.strict_json import parse_json
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """The distribution of the clients' accuracy on their held-out shares (measured)."""
+    """The distribution of a metric over clients, on their held-out shares (measured)."""
 
-    mean: Share
-    min: Share
-    p10: Share
-    median: Share
-    p90: Share
-    max: Share
+    mean: Number
+    min: Number
+    p10: Number
+    median: Number
+    p90: Number
+    max: Number
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundRow:
     """One line of ``rounds.jsonl``; round 0 is the model before training.
 
-    Bytes and energy are of this round alone; both clocks are cumulative.
+    Bytes and energy are of this round alone; both clocks are cumulative. Older runs have accuracies
+    and no other metrics.
     """
 
     round: Count
     accuracy: Share | None = None
     loss: float | None = None
     client_accuracy: Spread | None = None
+    metrics: Mapping[str, Number] = field(default_factory=dict)
+    client_metrics: Mapping[str, Spread] = field(default_factory=dict)
     train_loss: float | None = None
     density: Share
     bytes_up: Count
@@ -53,6 +57,14 @@ class RoundRow:
     failed: Count
     rejected: Count
     energy_joules: Amount
+
+    def value(self, metric: Metric) -> float | None:
+        """Return a metric on the central test set, or None."""
+        return self.accuracy if metric == ACCURACY else self.metrics.get(metric.name)
+
+    def spread(self, metric: Metric) -> Spread | None:
+        """Return how a metric spreads over the clients, or None."""
+        return self.client_accuracy if metric == ACCURACY else self.client_metrics.get(metric.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +150,12 @@ class Summary:
     achieved_density: Share
     final_accuracy: Share | None
     final_client_accuracy: Spread | None
+    task: str = "classification"
+    primary_metric: Metric = ACCURACY
+    final_metrics: Mapping[str, Number] = field(default_factory=dict)
+    kept: str = "last"
+    kept_round: Count | None = None
+    stopped: str | None = None
     bytes_up: Count
     bytes_down: Count
     virtual_seconds: Amount
@@ -152,6 +170,12 @@ class Summary:
     dense_bytes: Count
     model_sha256: str
     versions: Mapping[str, str]
+
+    @property
+    def final_value(self) -> float | None:
+        """The primary metric of the final model on the central test set, or None."""
+        metric = self.primary_metric
+        return self.final_accuracy if metric == ACCURACY else self.final_metrics.get(metric.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +215,15 @@ class Run:
     rounds: tuple[RoundRow, ...]
     tasks: tuple[TaskRow, ...]
     kernels: Kernels | None = None
+
+    @property
+    def final_spread(self) -> Spread | None:
+        """How the primary metric of the last model that clients evaluated spreads, or None."""
+        metric = self.summary.primary_metric
+        if metric == ACCURACY:
+            return self.summary.final_client_accuracy
+        spreads = [row.spread(metric) for row in self.rounds]
+        return next((each for each in reversed(spreads) if each is not None), None)
 
 
 Row = TypeVar("Row")
@@ -267,7 +300,8 @@ def _read_summary(folder: Path) -> Summary:
     if not path.exists():
         raise _unfinished(folder, f"{path} does not exist")
     raw = _parsed(_read_text(path), str(path))
-    for key in (field.name for field in fields(Summary)):
+    needed = (f.name for f in fields(Summary) if f.default is f.default_factory is MISSING)
+    for key in needed:
         if key not in raw or (raw[key] is None and key not in _MAY_BE_NULL):
             raise _unfinished(folder, f"{path} has no value for {key!r}")
     return _validate(_SUMMARY, raw, str(path))

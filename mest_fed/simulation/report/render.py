@@ -7,10 +7,10 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from mest_fed.errors import InputError
-from mest_fed.schema import TaskStatus
+from mest_fed.schema import ACCURACY, TaskStatus
 from mest_fed.simulation.report import tables
 from mest_fed.simulation.report.figures import draw_charts
-from mest_fed.simulation.report.formats import count_of, format_percent
+from mest_fed.simulation.report.formats import count_of, format_metric, format_percent
 from mest_fed.simulation.report.load import Run, load_run
 from mest_fed.simulation.report.statistics import rounds_without_update
 from mest_fed.simulation.report.tables import headline_tiles, kernel_table
@@ -56,7 +56,7 @@ def render_page(run: Run) -> str:
         plan_columns=tables.PLAN_COLUMNS,
         plan_rows=tables.plan_rows(run),
         kernels=kernel_table(run),
-        round_columns=tables.ROUND_COLUMNS,
+        round_columns=tables.round_columns(run),
         last_rounds=tables.last_rounds(run),
     )
 
@@ -76,10 +76,18 @@ def _in_short(run: Run) -> str:
         f"on {summary.dataset} for {count_of(summary.rounds, 'round')}. "
         f"{active} in the final global model"
     )
-    if summary.final_accuracy is None:
+    if summary.stopped:
+        text = f"The run ended early: {summary.stopped}. {text}"
+    if summary.kept == "best" and summary.kept_round is not None:
+        text += f", that of round {summary.kept_round}, the best one"
+    metric, value = summary.primary_metric, summary.final_value
+    if value is None:
         return f"{text}."
-    accuracy = format_percent(summary.final_accuracy)
-    return f"{text}, which reaches {accuracy} on the central test set."
+    reached = format_metric(metric, value)
+    if metric.share:
+        what = "" if metric == ACCURACY else f" {metric.name}"
+        return f"{text}, which reaches {reached}{what} on the central test set."
+    return f"{text}, whose {metric.name} is {reached} on the central test set."
 
 
 def _warning(run: Run) -> str | None:
@@ -90,7 +98,8 @@ def _warning(run: Run) -> str | None:
     if not any(task.status == TaskStatus.OK for task in run.tasks):
         return (
             "Nothing was trained: the server accepted no update in "
-            f"{count_of(len(empty), 'round')}. The accuracy is that of the first weights."
+            f"{count_of(len(empty), 'round')}. "
+            f"The {run.summary.primary_metric.name} is that of the first weights."
         )
     return (
         f"The server accepted no update in {len(empty)} of {count_of(run.summary.rounds, 'round')}."
@@ -104,6 +113,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("Preset", summary.preset),
         ("Data set", summary.dataset),
         ("Model", summary.model),
+        ("Task", summary.task),
         ("Method", f"{summary.method}{mutation}"),
         ("Scheme", summary.scheme),
         ("Target density", format_percent(summary.target_density)),

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mest_fed.schema import TaskStatus
+from mest_fed.schema import Metric, TaskStatus
 from mest_fed.simulation.report.formats import (
     count_of,
     format_count,
     format_joules,
+    format_metric,
     format_percent,
     format_watt_hours,
 )
@@ -41,20 +42,23 @@ PLAN_COLUMNS = (
     ("micro-batch", ""),
 )
 
-ROUND_COLUMNS = (
-    ("round", ""),
-    ("accuracy", "measured"),
-    ("clients' median", "measured"),
-    ("training loss", "measured"),
-    ("density", "measured"),
-    ("up", "measured"),
-    ("down", "measured"),
-    ("updates", ""),
-    ("no reply", ""),
-    ("rejected", ""),
-    ("virtual time", "modelled"),
-    ("energy", "modelled"),
-)
+
+def round_columns(run: Run) -> tuple[tuple[str, str], ...]:
+    """Return the headings of :func:`last_rounds`."""
+    return (
+        ("round", ""),
+        (run.summary.primary_metric.name, "measured"),
+        ("clients' median", "measured"),
+        ("training loss", "measured"),
+        ("density", "measured"),
+        ("up", "measured"),
+        ("down", "measured"),
+        ("updates", ""),
+        ("no reply", ""),
+        ("rejected", ""),
+        ("virtual time", "modelled"),
+        ("energy", "modelled"),
+    )
 
 
 def plan_rows(run: Run) -> list[PlanRow]:
@@ -84,16 +88,18 @@ def _plan_row(tier: Tier) -> PlanRow:
 
 
 def last_rounds(run: Run) -> list[tuple[str, ...]]:
-    """Format the last rounds in the columns of ``ROUND_COLUMNS``."""
-    return [_round_cells(row) for row in run.rounds[-_LAST_ROUNDS:]]
+    """Format the last rounds in the columns of :func:`round_columns`."""
+    metric = run.summary.primary_metric
+    return [_round_cells(row, metric) for row in run.rounds[-_LAST_ROUNDS:]]
 
 
-def _round_cells(row: RoundRow) -> tuple[str, ...]:
-    clients = row.client_accuracy
+def _round_cells(row: RoundRow, metric: Metric) -> tuple[str, ...]:
+    central, clients = row.value(metric), row.spread(metric)
+    write = "{:.2%}" if metric.share else "{:.4g}"
     return (
         str(row.round),
-        NOTHING if row.accuracy is None else f"{row.accuracy:.2%}",
-        NOTHING if clients is None else f"{clients.median:.2%}",
+        NOTHING if central is None else write.format(central),
+        NOTHING if clients is None else write.format(clients.median),
         NOTHING if row.train_loss is None else f"{row.train_loss:.4f}",
         format_percent(row.density),
         format_bytes(row.bytes_up),
@@ -178,7 +184,7 @@ def headline_tiles(run: Run) -> list[Tile]:
     """Build the tiles in reading order."""
     sent = traffic(run)
     return [
-        _accuracy(run),
+        _metric(run),
         _density(run),
         Tile("Traffic", format_bytes(sent.total), "measured", _traffic_notes(sent)),
         _tasks(run),
@@ -189,21 +195,21 @@ def headline_tiles(run: Run) -> list[Tile]:
     ]
 
 
-def _accuracy(run: Run) -> Tile:
-    central = run.summary.final_accuracy
-    clients = run.summary.final_client_accuracy
+def _metric(run: Run) -> Tile:
+    metric, clients = run.summary.primary_metric, run.final_spread
+    central, label = run.summary.final_value, f"Final {metric.name}"
     notes: tuple[str, ...] = ()
     if clients is not None:
         notes = (
-            f"clients: median {format_percent(clients.median)}",
-            f"p10 {format_percent(clients.p10)}, p90 {format_percent(clients.p90)}",
+            f"clients: median {format_metric(metric, clients.median)}",
+            f"p10 {format_metric(metric, clients.p10)}, p90 {format_metric(metric, clients.p90)}",
         )
     if central is not None:
-        return Tile("Final accuracy", format_percent(central), "measured", notes)
+        return Tile(label, format_metric(metric, central), "measured", notes)
     if clients is not None:
         notes = ("median of clients; no central test set", *notes[1:])
-        return Tile("Final accuracy", format_percent(clients.median), "measured", notes)
-    return Tile("Final accuracy", "—", "measured", ("not evaluated in this run",))
+        return Tile(label, format_metric(metric, clients.median), "measured", notes)
+    return Tile(label, NOTHING, "measured", ("not evaluated in this run",))
 
 
 def _density(run: Run) -> Tile:

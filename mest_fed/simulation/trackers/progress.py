@@ -12,6 +12,7 @@ from rich.table import Table
 
 from mest_fed.config import RunConfig
 from mest_fed.server.rows import Row
+from mest_fed.training import objective_of
 from mest_fed.units import format_bytes, format_seconds
 
 log = getLogger(__name__)
@@ -152,6 +153,7 @@ class RichDisplay:
         for row in done:
             self._count(row)
         number = done[-1]["round"] if done else 0
+        self._metric = objective_of(config.task.name, config.task.options).primary
         self._bar = self._progress.add_task(name, total=config.run.rounds, completed=number)
         if self.console.is_terminal:
             self._live.start()
@@ -179,7 +181,14 @@ class RichDisplay:
 
     def _draw(self) -> None:
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for heading in ("round", "accuracy", "clients", "density", "traffic", "virtual time"):
+        for heading in (
+            "round",
+            self._metric.name,
+            "clients",
+            "density",
+            "traffic",
+            "virtual time",
+        ):
             table.add_column(heading, justify="right", min_width=9)
         for row in self.rows[-_ROWS_SHOWN:]:
             table.add_row(*self._cells(row))
@@ -191,9 +200,9 @@ class RichDisplay:
         self._live.update(Group(self._progress, table, footer))
 
     def _cells(self, row: Row) -> list[str]:
-        accuracy = "—" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
+        value = self._metric.format(row["metrics"].get(self._metric.name))
         lost = row["failed"] + row["rejected"]
         clients = f"{row['trained']} done" + (f", {lost} lost" if lost else "")
         traffic = format_bytes(row["bytes_up"] + row["bytes_down"])
         virtual = format_seconds(row["virtual_seconds"])
-        return [str(row["round"]), accuracy, clients, f"{row['density']:.3f}", traffic, virtual]
+        return [str(row["round"]), value, clients, f"{row['density']:.3f}", traffic, virtual]

@@ -106,6 +106,8 @@ class MLflowTracker:
 
     def round_done(self, row: Row) -> None:
         """Log a round, unless the store has it."""
+        if row.get("stopped"):  # no more rounds come
+            self._rounds = row["round"]
         if row["round"] in self._held:
             return
         now = int(1000 * time.time())
@@ -242,6 +244,8 @@ class WandbTracker:
 
     def round_done(self, row: Row) -> None:
         """Log a round."""
+        if row.get("stopped"):  # no more rounds come
+            self._rounds = row["round"]
         self._run.log(metrics(row), step=row["round"], commit=True)
         self._last = row["round"]
 

@@ -1,10 +1,5 @@
 """The report's figures, each one function of a run."""
 
-from mest_fed.simulation.report.figures.accuracy import (
-    accuracy_over_rounds,
-    accuracy_over_time,
-    accuracy_over_traffic,
-)
 from mest_fed.simulation.report.figures.devices import (
     energy_by_tier_and_time,
     time_and_energy_by_device,
@@ -12,14 +7,19 @@ from mest_fed.simulation.report.figures.devices import (
 from mest_fed.simulation.report.figures.failures import failures_by_reason
 from mest_fed.simulation.report.figures.layers import density_by_layer
 from mest_fed.simulation.report.figures.memory import memory_by_tier
+from mest_fed.simulation.report.figures.metric import (
+    metric_over_rounds,
+    metric_over_time,
+    metric_over_traffic,
+)
 from mest_fed.simulation.report.figures.style import Chart, house_style
 from mest_fed.simulation.report.figures.timeline import what_devices_did
 from mest_fed.simulation.report.load import Run
 
 _FIGURES = {
-    "accuracy_rounds": accuracy_over_rounds,
-    "accuracy_time": accuracy_over_time,
-    "accuracy_traffic": accuracy_over_traffic,
+    "metric_rounds": metric_over_rounds,
+    "metric_time": metric_over_time,
+    "metric_traffic": metric_over_traffic,
     "memory": memory_by_tier,
     "devices": time_and_energy_by_device,
     "timeline": what_devices_did,

@@ -4,7 +4,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from mest_fed.simulation.report.figures import style
-from mest_fed.simulation.report.figures.accuracy import MOST_MARKERS
+from mest_fed.simulation.report.figures.metric import MOST_MARKERS
 from mest_fed.simulation.report.figures.style import Chart, finish_chart, joule_scale, time_scale
 from mest_fed.simulation.report.formats import count_of, format_joules, format_percent, shorten
 from mest_fed.simulation.report.load import Run
