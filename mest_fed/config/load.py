@@ -57,6 +57,13 @@ def find_named(config: RunConfig) -> None:
             choices.find(str(flat[key]))
 
 
+def named_files(config: RunConfig) -> list[Path]:
+    """Return the files of a user's own that a configuration refers to, in order."""
+    flat = to_flat(config)
+    places = {str(flat[key]).rpartition(":")[0] for key in named()}
+    return sorted(Path(place) for place in places if place.endswith(".py"))
+
+
 def from_table(table: Mapping[str, Any], source: str, folder: Path | None = None) -> RunConfig:
     """Build a configuration from sections of keys.
 

@@ -22,7 +22,7 @@ from flwr.app import Context, RecordDict
 from mest_fed.catalogue import MutationPlace
 from mest_fed.client.capability import Capability
 from mest_fed.client.local_round import ClientState, TrainInstruction, train_round
-from mest_fed.config import RunConfig, from_flat, to_flat
+from mest_fed.config import RunConfig, from_flat, named_files, to_flat
 from mest_fed.config.sections import ModelSection
 from mest_fed.data.cache import cache_folder
 from mest_fed.errors import InputError
@@ -223,6 +223,7 @@ def _key(task: Task, kernels: Table, plan: Plan) -> str:
     config = task.config
     facts = {
         "config": {name: getattr(config, name).model_dump() for name in _SECTIONS},
+        "files": [hashlib.sha256(file.read_bytes()).hexdigest() for file in named_files(config)],
         "seed": config.run.seed,
         "example": asdict(task.example),
         "kernels": choices_to_rows(kernels)["rows"],

@@ -39,7 +39,7 @@ def test_dense_and_sparse_parts_add_up(profile, scheme, seconds):
 
 
 def test_unknown_scheme(profile):
-    with pytest.raises(InputError, match=r"scheme = 'nm' is not allowed; allowed: dense, unstr"):
+    with pytest.raises(InputError, match=r"scheme = 'nm' is not allowed; allowed: unstructured"):
         train_seconds(profile, Work(1.0, 1.0), "nm")
 
 

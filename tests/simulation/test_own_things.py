@@ -10,7 +10,7 @@ import tomli_w
 from tiny_run import StopAfter, read_rows, read_summary, start, tiny_table
 
 from mest_fed.cli import main
-from mest_fed.config import named, read_toml
+from mest_fed.config import RunConfig, named, named_files, read_toml
 from mest_fed.simulation.settings import resolve
 from mest_fed.simulation.simulate import Interrupted
 from mest_fed.simulation.trackers.progress import Observers
@@ -94,6 +94,12 @@ def test_a_run_is_resumed_from_elsewhere(own, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     start(tmp_path / "run", resume=True)
     assert read_summary(tmp_path / "run")["model_sha256"] == read_summary(run)["model_sha256"]
+
+
+def test_the_files_that_a_configuration_refers_to(own):
+    _, config = resolve(None, own / "own.toml", [])
+    assert named_files(config) == [own / "own_things.py"]
+    assert named_files(RunConfig()) == []
 
 
 @pytest.mark.ray
