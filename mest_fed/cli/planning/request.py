@@ -12,7 +12,7 @@ from mest_fed.cli.environment import node_environment
 from mest_fed.cli.node_memory import NodeMemory
 from mest_fed.config import from_table, with_settings
 from mest_fed.config.load import Scalar, Table
-from mest_fed.data import DataSplit, ImageData, image_shape
+from mest_fed.data import DataSplit, ImageData
 from mest_fed.errors import not_allowed
 from mest_fed.simulation.settings import load_table
 from mest_fed.system.limits import RLIMIT, kind_of_limit
@@ -54,8 +54,8 @@ class PlanRequest:
         model, sparsity = config.model, config.sparsity
         name = f"{self.name}: " if self.name else ""
         usual = ", the usual" if self.usual_width else ""
-        dense = sparsity.method == "dense"
-        sparse = "" if dense else f", {sparsity.scheme} at density {sparsity.density:.3g}"
+        scheme = self.task.scheme
+        sparse = "" if scheme is None else f", {scheme} at density {sparsity.density:.3g}"
         image = "x".join(map(str, self.task.shape))
         return (
             f"{name}{model.name} (width {model.width:g}{usual}; {model.norm} norm), "
@@ -102,10 +102,11 @@ def read_request(
     if not name and table.get("sparsity", {}).get("method") == "rigl":
         table["sparsity"].setdefault("mutation", "client")  # all that RigL can do
     config = from_table(table, "options")
-    shape, classes = image_shape(config.data.name)
     given, count = image
+    task = Task(config)
     if given is None and count is None:
-        return PlanRequest(name, Task(config), usual)
+        return PlanRequest(name, task, usual)
+    shape, classes = task.image_facts
     shape = shape if given is None else _read_image(given)
     empty = _no_images(shape, classes if count is None else count)
     return PlanRequest(name, Task(config, data=DataSplit(empty, empty)), usual)
