@@ -129,6 +129,6 @@ def _model(task: Task, density: float) -> nn.Module | None:
     sparsity = config.sparsity.model_copy(update={"density": density})
     config = config.model_copy(update={"sparsity": sparsity})
     try:
-        return Task(config).build_model()
+        return task.reconfigured(config, None).build_model()
     except InputError:
         return None

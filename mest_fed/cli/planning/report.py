@@ -14,9 +14,7 @@ from mest_fed.task import Task
 
 def step_time(task: Task, profile: DeviceProfile | None) -> StepTime:
     """Return the step times of a task's model, on a device if there is one."""
-    sparsity = task.config.sparsity
-    scheme = "dense" if sparsity.method == "dense" else sparsity.scheme
-    return StepTime(task.trace, scheme, profile)
+    return StepTime(task.trace, task.scheme or "dense", profile)
 
 
 @dataclass(frozen=True)

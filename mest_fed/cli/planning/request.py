@@ -54,8 +54,8 @@ class PlanRequest:
         model, sparsity = config.model, config.sparsity
         name = f"{self.name}: " if self.name else ""
         usual = ", the usual" if self.usual_width else ""
-        dense = sparsity.method == "dense"
-        sparse = "" if dense else f", {sparsity.scheme} at density {sparsity.density:.3g}"
+        scheme = self.task.scheme
+        sparse = "" if scheme is None else f", {scheme} at density {sparsity.density:.3g}"
         example = self.task.example
         shape = "x".join(map(str, example.input_shape))
         kind = "images" if len(example.input_shape) == 3 else "examples"
@@ -105,11 +105,11 @@ def read_request(
         table["sparsity"].setdefault("mutation", "client")  # all that RigL can do
     config = from_table(table, "options")
     given, count = image
+    task = Task(config)
     if given is None and count is None:
-        return PlanRequest(name, Task(config), usual)
-    example = Task(config).example
-    shape = example.input_shape if given is None else _read_image(given)
-    empty = _no_examples(shape, example.num_outputs if count is None else count)
+        return PlanRequest(name, task, usual)
+    shape = task.example.input_shape if given is None else _read_image(given)
+    empty = _no_examples(shape, task.example.num_outputs if count is None else count)
     return PlanRequest(name, Task(config, data=DataSplit(empty, empty)), usual)
 
 
