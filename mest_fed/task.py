@@ -195,10 +195,20 @@ class Task:
         """Return the client optimizer's settings at a progress in [0, 1]."""
         training = self.config.training
         rate = learning_rate(training.schedule, training.learning_rate, progress)
-        return OptimizerSettings(rate, training.momentum, training.weight_decay)
+        return OptimizerSettings(
+            rate,
+            training.momentum,
+            training.weight_decay,
+            name=training.optimizer,
+            beta1=training.beta1,
+            beta2=training.beta2,
+            eps=training.eps,
+            clip_norm=training.clip_norm,
+            proximal=training.proximal,
+        )
 
     def try_out(self) -> None:
-        """Use schedule and augmentation once, so that faults in them are found before a run.
+        """Use schedule, optimizer and augmentation once: faults in them are found before a run.
 
         Raises
         ------
@@ -207,6 +217,7 @@ class Task:
         """
         for number in range(self.config.run.rounds):
             self.optimizer(self.interval.progress(number))
+        self.optimizer(0.0).build(self.model).close()
         name, seed = self.config.data.augmentation, self.config.run.seed
         two = Batches(
             self.data.train,
@@ -298,12 +309,15 @@ class Task:
         """Return a planner for this task's model, batch and method on so many threads."""
         config = self.config
         training, memory, sparsity = config.training, config.memory, config.sparsity
+        optimizer = self.optimizer(0.0)
         limits = TrainingShape(
             density=self.density,
             distribution=sparsity.distribution,
             micro_batch=training.batch_size,
             batch=training.batch_size,
-            momentum=training.momentum > 0,
+            momentum=optimizer.has_momentum,
+            optimizer=optimizer.name,
+            proximal=optimizer.proximal > 0,
             memory=MemoryOptions(
                 memory.recompute, memory.saved, memory.release_gradients, memory.frozen
             ),
@@ -317,6 +331,7 @@ class Task:
                 limits,
                 least_micro_batch=_FOR_STATISTICS if statistics else 1,
                 segments=len(segments_of(self.model)),
+                fixed=frozenset() if optimizer.can_release else frozenset({"release_gradients"}),
                 sparse=bool(self.trace.spec.groups),
                 batch_statistics=statistics,
             ),

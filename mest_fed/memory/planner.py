@@ -106,9 +106,10 @@ Steps = tuple[Sequence[Any], Callable[[TrainingShape, Any], TrainingShape]]
 
 
 def release_gradients(limits: PlanLimits) -> Steps:
-    """Have the optimizer take gradients in during backward."""
+    """Have the optimizer take gradients in during backward, if it can."""
     wished = limits.shape.memory.release_gradients
-    return _from(wished, (False, True)), _saving("release_gradients")
+    steps = (False, True) if limits.shape.can_release else (False,)
+    return _from(wished, steps), _saving("release_gradients")
 
 
 def recompute(limits: PlanLimits) -> Steps:

@@ -1,12 +1,12 @@
 """One client's local training: trainer, mutation within a round, data pruning by forgetting."""
 
+from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.training.forgetting import ForgettingPolicy, ForgettingState
 from mest_fed.training.mutation import LocalMutation, RoundMutation
 from mest_fed.training.trainer import (
     EVALUATION_BATCH,
     LocalTrainer,
     Metrics,
-    OptimizerSettings,
     choose_device,
     evaluate,
     learning_rate,
