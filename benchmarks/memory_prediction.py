@@ -29,7 +29,7 @@ from mest_fed.memory import memory_saving as training_with
 from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT, measure, warm_up
 from mest_fed.memory.trace import ModelTrace
 from mest_fed.nn import SparseState, Sparsity, build_model, build_shell, read_state, write_state
-from mest_fed.nn.sgd import SGD
+from mest_fed.nn.optimizers import SGD
 from mest_fed.rng import torch_generator
 from mest_fed.sparsity import build_method
 

@@ -20,7 +20,7 @@ from train_contestants import sgd
 from mest_fed.memory import memory_saving
 from mest_fed.memory.meter import PeakMeter, read_counters, warm_up
 from mest_fed.nn import Sparsity, build_model
-from mest_fed.nn.sgd import SGD
+from mest_fed.nn.optimizers import SGD
 from mest_fed.rng import torch_generator
 
 IMAGE, CLASSES = (3, 32, 32), 10

@@ -73,7 +73,9 @@ if TYPE_CHECKING:
     )
     from mest_fed.nn.norms import BatchNorm2d as BatchNorm2d
     from mest_fed.nn.norms import GroupNorm as GroupNorm
-    from mest_fed.nn.sgd import SGD as SGD
+    from mest_fed.nn.optimizers import SGD as SGD
+    from mest_fed.nn.optimizers import Adam as Adam
+    from mest_fed.nn.optimizers import AdamW as AdamW
     from mest_fed.schema import FailureKind as FailureKind
     from mest_fed.schema import Metric as Metric
     from mest_fed.schema import TaskStatus as TaskStatus
@@ -109,7 +111,7 @@ _HOMES = {
         *("layer_densities", "sparsify", "to_dense", "whole_density"),
     ),
     "mest_fed.nn.norms": ("BatchNorm2d", "GroupNorm"),
-    "mest_fed.nn.sgd": ("SGD",),
+    "mest_fed.nn.optimizers": ("SGD", "Adam", "AdamW"),
     "mest_fed.schema": ("FailureKind", "Metric", "TaskStatus"),
     "mest_fed.server.selection": ("Selector",),
     "mest_fed.server.strategy": ("MestStrategy",),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mest_fed.memory.activations.saved_tensors import Packed
+    from mest_fed.nn.optimizers import ClientOptimizer
     from mest_fed.server.export import FinalModel
     from mest_fed.server.optimizers import ServerOptimizer
     from mest_fed.server.selection import Selector
@@ -163,9 +164,15 @@ LEARNING_RATES: Registry[Callable[[float], float]] = Registry(
     },
 )
 
-#: ``optimizer(parameters, learning_rate, *, momentum, weight_decay, release_gradients)``.
-OPTIMIZERS: Registry[Callable[..., torch.optim.Optimizer]] = Registry(
-    "training.optimizer", {"sgd": "mest_fed.nn.sgd:SGD"}
+#: ``optimizer(parameters, learning_rate, *, momentum, betas, eps, weight_decay)``, of mest_fed or
+#: of torch.
+OPTIMIZERS: Registry[Callable[..., ClientOptimizer | torch.optim.Optimizer]] = Registry(
+    "training.optimizer",
+    {
+        "sgd": "mest_fed.nn.optimizers:SGD",
+        "adam": "mest_fed.nn.optimizers:Adam",
+        "adamw": "mest_fed.nn.optimizers:AdamW",
+    },
 )
 
 #: ``pack(activation)``; the exact formats first.
@@ -228,13 +235,15 @@ SELECTORS: Registry[Callable[[], Selector]] = Registry(
     makes="mest_fed.server.selection:Selector",
 )
 
-#: ``optimizer(*, learning_rate, momentum)``.
+#: ``optimizer(*, learning_rate, momentum, beta2, tau)``.
 SERVER_OPTIMIZERS: Registry[Callable[..., ServerOptimizer]] = Registry(
     "server.optimizer",
     {
         "fedavg": "mest_fed.server.optimizers:ServerOptimizer",
         "fedavgm": "mest_fed.server.optimizers:FedAvgM",
         "fedadam": "mest_fed.server.optimizers:FedAdam",
+        "fedyogi": "mest_fed.server.optimizers:FedYogi",
+        "fedadagrad": "mest_fed.server.optimizers:FedAdagrad",
     },
     makes="mest_fed.server.optimizers:ServerOptimizer",
 )

@@ -310,10 +310,20 @@ class Task:
         """Return the client optimizer's settings at a progress in [0, 1]."""
         training = self.config.training
         rate = learning_rate(training.schedule, training.learning_rate, progress)
-        return OptimizerSettings(rate, training.momentum, training.weight_decay)
+        return OptimizerSettings(
+            rate,
+            training.momentum,
+            training.weight_decay,
+            name=training.optimizer,
+            beta1=training.beta1,
+            beta2=training.beta2,
+            eps=training.eps,
+            clip_norm=training.clip_norm,
+            proximal=training.proximal,
+        )
 
     def try_out(self) -> None:
-        """Use schedule and augmentation once, so that faults in them are found before a run.
+        """Use schedule, optimizer and augmentation once: faults in them are found before a run.
 
         Raises
         ------
@@ -322,6 +332,7 @@ class Task:
         """
         for number in range(self.config.run.rounds):
             self.optimizer(self.interval.progress(number))
+        self.optimizer(0.0).build(self.model).close()
         name, seed = self.config.data.augmentation, self.config.run.seed
         two = Batches(
             self.data.train,
@@ -443,18 +454,22 @@ class Task:
     def planner(self, threads: int = 1) -> Planner:
         """Return a planner for this task's model, batch and method on so many threads."""
         training, sparsity = self.config.training, self.config.sparsity
+        optimizer = self.optimizer(0.0)
         shape = TrainingShape(
             density=self.density,
             distribution=sparsity.distribution,
             micro_batch=training.batch_size,
             batch=training.batch_size,
-            momentum=training.momentum > 0,
+            momentum=optimizer.has_momentum,
+            optimizer=optimizer.name,
+            proximal=optimizer.proximal > 0,
             memory=self.config.memory.options,
         )
         setup = TrainingSetup(
             self.method, mutates=sparsity.mutation == MutationPlace.CLIENT, threads=threads
         )
-        return Planner(self.trace, setup, PlanLimits.of(self.trace, shape))
+        fixed = frozenset() if optimizer.can_release else frozenset({"release_gradients"})
+        return Planner(self.trace, setup, PlanLimits.of(self.trace, shape, fixed))
 
 
 @lru_cache(maxsize=2)

@@ -13,6 +13,7 @@ from mest_fed.errors import InputError, not_allowed
 from mest_fed.memory import Plan, read_plan
 from mest_fed.memory.activations import segments_of
 from mest_fed.memory.meter import warm_up
+from mest_fed.nn.optimizers import WHERE_RELEASED
 from mest_fed.system.limits import left_for_training, limit_of_process, usage
 from mest_fed.task import TASKS, Task
 from mest_fed.units import format_bytes, parse_bytes
@@ -145,11 +146,20 @@ def _read(text: str) -> Plan:
 
 
 def _check(task: Task, plan: Plan) -> None:
-    """Refuse a plan that was made for another batch or another model."""
+    """Refuse a plan that was made for another batch, optimizer or model."""
     batch = task.config.training.batch_size
     if plan.shape.batch != batch:
         allowed = f"{batch} (training.batch_size)"
         raise not_allowed("plan (node config): batch", plan.shape.batch, allowed)
+    settings = task.optimizer(0.0)
+    for key, planned, wanted, named in (
+        ("optimizer", plan.shape.optimizer, settings.name, "training.optimizer"),
+        ("proximal", plan.shape.proximal, settings.proximal > 0, "training.proximal > 0"),
+    ):
+        if planned != wanted:
+            raise not_allowed(f"plan (node config): {key}", planned, f"{wanted!r} ({named})")
+    if plan.memory.release_gradients and not settings.can_release:
+        raise not_allowed("plan (node config): release_gradients", True, WHERE_RELEASED)
     most = max(0, len(segments_of(task.model)) - 1)
     if plan.memory.frozen > most:
         raise InputError(

@@ -133,7 +133,8 @@ class RoundResult:
     totals : Metrics
         Of all presentations.
     work_dense, work_sparse : float
-        Floating-point operations of training, modelled from active weights.
+        Floating-point operations of training, modelled from active weights; the dense ones include
+        what the optimizer does beyond SGD.
     """
 
     state: SparseState
@@ -182,6 +183,8 @@ def train_round(
         what = RoundMutation(task.method, progress, seed, order.round)
         mutation = LocalMutation(model, optimizer, what, training.local_epochs * len(epoch))
     work = task.work(training.local_epochs * len(chosen), plan.memory)
+    weights = sum(parameter.numel() for parameter in optimizer.parameters)
+    updates = settings.extra_flops * weights * training.local_epochs * len(epoch)
     trainer = LocalTrainer(
         model,
         optimizer,
@@ -200,7 +203,7 @@ def train_round(
         optimizer.close()  # the model is resident: nothing of this round may stay on it
     if forgetting is not None:
         kept.keep_forgetting(forgetting)
-    return RoundResult(read_state(model), totals, work.dense_flops, work.sparse_flops)
+    return RoundResult(read_state(model), totals, work.dense_flops + updates, work.sparse_flops)
 
 
 def evaluate_round(

@@ -16,6 +16,7 @@ from mest_fed.catalogue import (
     MODELS,
     MODES,
     NORMS,
+    OPTIMIZERS,
     PARTITIONERS,
     SCHEMES,
     SELECTORS,
@@ -156,8 +157,25 @@ class TrainingSection(Section):
     batch_size: Positive = 32
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
     schedule: Annotated[str, one_of(LEARNING_RATES)] = "cosine"
+    optimizer: Annotated[str, one_of(OPTIMIZERS)] = "sgd"
+    """The client's optimizer. It is made anew in each round: no momentum, moment or count of steps
+    is carried from one round to the next. A usual rate for ``adam`` and ``adamw`` is 0.001. One of
+    your own, or of torch (``torch.optim:RMSprop``), gets the keys below that it names, as well."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of ``sgd``."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the mean of gradients, for ``adam`` and ``adamw``; 0 keeps none."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of the mean of squared gradients, for ``adam`` and ``adamw``."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Term in the denominator of ``adam`` and ``adamw``."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """L2 penalty; ``adamw`` shrinks the weights by it instead."""
+    clip_norm: Annotated[float, Field(ge=0)] = 0.0
+    """Largest norm of a step's gradient over all parameters; 0 does not clip."""
+    proximal: Annotated[float, Field(ge=0)] = 0.0
+    """mu of FedProx: each client adds mu/2 times its squared distance from the received model to
+    its loss. 0 adds nothing."""
     device: Annotated[str, one_of(ComputeDevice)] = "auto"
     kernels: Annotated[str, AfterValidator(_kernels)] = "rule"
     """How sparse layers compute on a CPU.
@@ -179,7 +197,7 @@ class MemorySection(Section):
     saved: Annotated[str, one_of(FORMATS)] = "fp32"
     """How activations stand in memory between forward and backward."""
     release_gradients: bool = False
-    """Whether gradients go into the momentum during backward."""
+    """Whether gradients go into the momentum during backward: for ``sgd`` without clipping."""
     frozen: Annotated[int, Field(ge=0)] = 0
     """Segments at the start of the model that do not train."""
     prefer: str = ""
@@ -225,7 +243,7 @@ class ForgettingSection(Section):
 
 
 class WireSection(Section):
-    """How values travel."""
+    """How values travel. A value beyond the range of ``fp16`` or ``bf16`` becomes its largest."""
 
     upload: Annotated[str, one_of(VALUE_CODECS)] = "fp32"
     download: Annotated[str, one_of(VALUE_CODECS), AfterValidator(_whole_values)] = "fp32"
@@ -254,8 +272,16 @@ class ServerSection(Section):
     """The model that a run leaves: that of the last round, or the best one by the task's primary
     metric among those that were evaluated."""
     optimizer: Annotated[str, one_of(SERVER_OPTIMIZERS)] = "fedavg"
+    """What is done with the clients' average (``server/optimizers.py`` has the formulas)."""
     learning_rate: Annotated[float, Field(gt=0)] = 1.0
+    """1 suits ``fedavg``. The adaptive ones move a weight by about this much in a round: 0.1 or
+    less suits them."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of ``fedavgm``; beta1 of ``fedadam`` and ``fedyogi``. ``fedadagrad`` has none."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay of the second moment of ``fedadam`` and ``fedyogi``."""
+    tau: Annotated[float, Field(gt=0)] = 1e-3
+    """Term in the denominator of ``fedadam``, ``fedyogi`` and ``fedadagrad``."""
     mode: Annotated[str, one_of(MODES)] = "sync"
     """When a round ends: with the cohort; with a full buffer; with a period of time."""
     over_selection: Annotated[float, Field(ge=1)] = 1.0
@@ -375,6 +401,23 @@ class RunConfig(Section):
             raise ValueError(
                 f"sparsity.method = {method!r} grows by dense gradients, which exist on clients "
                 f"alone; allowed: sparsity.mutation = {MutationPlace.CLIENT.value!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gradients_that_can_be_released(self) -> "RunConfig":
+        if not self.memory.release_gradients:
+            return self
+        from mest_fed.nn.optimizer_settings import OptimizerSettings
+        from mest_fed.nn.optimizers import WHERE_RELEASED
+
+        training = self.training
+        settings = OptimizerSettings(name=training.optimizer, clip_norm=training.clip_norm)
+        if not settings.can_release:
+            raise ValueError(
+                f"memory.release_gradients = True is not allowed with training.optimizer = "
+                f"{training.optimizer!r} and training.clip_norm = {training.clip_norm:g}; "
+                f"allowed: {WHERE_RELEASED}"
             )
         return self
 

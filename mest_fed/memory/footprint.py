@@ -3,6 +3,8 @@
 import warnings
 from dataclasses import dataclass, fields
 
+from torch import nn
+
 from mest_fed.memory.meter import can_measure
 from mest_fed.memory.step_bytes import (
     StepOptions,
@@ -33,7 +35,8 @@ class Footprint:
     gradients : int
         Those that stand beside the values then; for RigL also dense ones.
     optimizer : int
-        Momentum, one for each trained value; with consumed gradients their sum as well.
+        What it keeps of each trained value: SGD's momentum, Adam's two moments, and the values from
+        which FedProx's term measures; with released gradients their sum as well.
     index : int
         Slots of the active granules.
     activations : int
@@ -147,13 +150,21 @@ def _measured(
     values = sparse + trace.dense_parameters
     known = {
         "values": values + trace.buffers,
-        "optimizer": values if shape.momentum else 0,
+        "optimizer": _optimizer_state(trace.at(active), shape),
         "index": sum(INDEX * count for count in active.values()),
         "batch": trace.image * shape.batch,
     }
     rest = max(0, total - sum(known.values()))
     wire = _wire(trace, active) if messages else 0
     return Footprint(**known, workspace=rest, wire=wire, runtime=0)
+
+
+def _optimizer_state(meta_model: nn.Module, shape: TrainingShape) -> int:
+    """Count what an optimizer keeps; 0 for one that needs numbers, whose state is workspace."""
+    try:
+        return sum(tensor.nbytes for tensor in shape.build_optimizer(meta_model).make_state())
+    except (NotImplementedError, RuntimeError):
+        return 0
 
 
 def peak_granules(trace: ModelTrace, method: Method, shape: TrainingShape) -> dict[str, int]:

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from mest_fed.errors import MestFedError
 from mest_fed.memory.activations import FORMATS, RECOMPUTE, MemoryOptions, memory_saving
 from mest_fed.nn import Sparsity, build_model
-from mest_fed.nn.sgd import SGD
+from mest_fed.nn.optimizers import SGD
 from mest_fed.rng import torch_generator
 from mest_fed.system.proc import can_reset_peak, read_sizes, reset_peak
 

@@ -106,6 +106,8 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "micro_batch": int,
     "batch": int,
     "momentum": bool,
+    "optimizer": str,
+    "proximal": bool,
     "recompute": str,
     "saved": str,
     "release_gradients": bool,

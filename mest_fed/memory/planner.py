@@ -84,7 +84,9 @@ class PlanLimits:
     batch_statistics: bool = False
 
     @classmethod
-    def of(cls, trace: ModelTrace, shape: TrainingShape) -> "PlanLimits":
+    def of(
+        cls, trace: ModelTrace, shape: TrainingShape, fixed: frozenset[str] = frozenset()
+    ) -> "PlanLimits":
         """Return the limits of a model: what it is decides how far each knob may go."""
         model = trace.meta_model
         statistics = has_batch_statistics(model)
@@ -92,6 +94,7 @@ class PlanLimits:
             shape,
             least_micro_batch=LEAST_FOR_STATISTICS if statistics else 1,
             segments=len(segments_of(model)),
+            fixed=fixed,
             sparse=bool(trace.spec.groups),
             batch_statistics=statistics,
         )
@@ -123,9 +126,10 @@ Steps = tuple[Sequence[Any], Callable[[TrainingShape, Any], TrainingShape]]
 
 
 def release_gradients(limits: PlanLimits) -> Steps:
-    """Have the optimizer take gradients in during backward."""
+    """Have the optimizer take gradients in during backward, if it can."""
     wished = limits.shape.memory.release_gradients
-    return _from(wished, (False, True)), _saving("release_gradients")
+    steps = (False, True) if limits.shape.can_release else (False,)
+    return _from(wished, steps), _saving("release_gradients")
 
 
 def recompute(limits: PlanLimits) -> Steps:

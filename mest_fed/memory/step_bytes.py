@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mest_fed.catalogue import OPTIMIZERS
 from mest_fed.errors import MestFedError, not_allowed
 from mest_fed.memory.activations import MemoryOptions, memory_saving
 from mest_fed.memory.activations.micro_chunks import only_the_ends
@@ -23,7 +24,8 @@ from mest_fed.memory.trace import (
     TrainingLoss,
 )
 from mest_fed.nn import SparseLayer
-from mest_fed.nn.sgd import MOMENTUM, SGD
+from mest_fed.nn.optimizer_settings import OptimizerSettings
+from mest_fed.nn.optimizers import WHERE_RELEASED, ClientOptimizer
 from mest_fed.sparsity import DISTRIBUTIONS
 
 
@@ -42,15 +44,19 @@ class TrainingShape:
     batch : int
         Images in one optimizer step.
     momentum : bool
-        Whether the optimizer keeps a momentum.
+        Whether the optimizer keeps a momentum (for Adam the first moment).
     memory : MemoryOptions
         What is recomputed, packed, consumed and frozen.
+    optimizer : str
+        Name of the client's optimizer.
+    proximal : bool
+        Whether FedProx's term keeps the parameters from which it measures.
 
     Raises
     ------
     InputError
         If a number is out of range, the micro-batch larger than the batch, or the distribution
-        unknown.
+        or optimizer unknown.
     """
 
     density: float
@@ -59,6 +65,8 @@ class TrainingShape:
     batch: int
     momentum: bool = True
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    optimizer: str = "sgd"
+    proximal: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
@@ -68,6 +76,23 @@ class TrainingShape:
             raise not_allowed("batch", self.batch, "a whole number of at least 1")
         if not 1 <= self.micro_batch <= self.batch:
             raise not_allowed("micro_batch", self.micro_batch, f"1 to {self.batch} (the batch)")
+        OPTIMIZERS.check(self.optimizer)
+        if self.memory.release_gradients and not self.can_release:
+            raise not_allowed("release_gradients", True, WHERE_RELEASED)
+
+    @property
+    def can_release(self) -> bool:
+        """Whether the optimizer can do with released gradients."""
+        return OptimizerSettings(name=self.optimizer).can_release
+
+    def build_optimizer(self, model: nn.Module, learning_rate: float = 0.1) -> ClientOptimizer:
+        """Return an optimizer that keeps, for a model, what the shape's optimizer does."""
+        settings = OptimizerSettings(
+            learning_rate, name=self.optimizer, proximal=1.0 if self.proximal else 0.0
+        )
+        if not self.momentum:
+            settings = settings.without_momentum()
+        return settings.build(model, release_gradients=self.memory.release_gradients)
 
 
 #: What stays in the workspace from one step to the next.
@@ -138,8 +163,8 @@ def step_bytes(model: nn.Module, shape: TrainingShape, options: StepOptions) -> 
         live.mark((*model.parameters(), *model.buffers()), "values")
         live.mark(_slots(model), "index")
         live.mark((images, targets), "batch")
-        optimizer = _optimizer(model, shape)
-        live.mark((state[MOMENTUM] for state in optimizer.state.values()), "optimizer")
+        optimizer = shape.build_optimizer(model)
+        live.mark(optimizer.make_state(), "optimizer")
         optimizer.keep_gradients = options.keep_gradients
         _keep_dense_gradients(model, options.dense_gradients)
         part = images[: shape.micro_batch], targets[: shape.micro_batch]
@@ -162,22 +187,6 @@ def _pass(forward: Any, part: tuple[Tensor, Tensor], live: LiveBytes, step: Trai
     loss = step.total(forward(images), targets)
     live.mark_rest("activations")
     loss.backward()  # type: ignore[no-untyped-call]
-
-
-def _optimizer(model: nn.Module, shape: TrainingShape) -> SGD:
-    momentum = 0.9 if shape.momentum else 0.0
-    release_gradients = shape.memory.release_gradients
-    optimizer = SGD(
-        model.parameters(),
-        0.1,
-        momentum=momentum,
-        weight_decay=1e-4,
-        release_gradients=release_gradients,
-    )
-    if shape.momentum:
-        for parameter in optimizer.parameters:
-            optimizer.state[parameter][MOMENTUM] = torch.empty(parameter.shape, device="meta")
-    return optimizer
 
 
 def _slots(model: nn.Module) -> Iterator[Tensor]:
@@ -264,9 +273,7 @@ def _train(meta_model: nn.Module, inputs: Tensor, shape: TrainingShape, loss: Tr
     model = _real(meta_model).train()
     images = torch.zeros(inputs.shape, dtype=inputs.dtype)
     targets = loss.targets(shape.batch, "cpu")
-    momentum = 0.9 if shape.momentum else 0.0
-    release_gradients = shape.memory.release_gradients
-    optimizer = SGD(model.parameters(), 0.0, momentum=momentum, release_gradients=release_gradients)
+    optimizer = shape.build_optimizer(model, learning_rate=0.0)
     with memory_saving(model, shape.memory) as forward:
         for _ in range(2):
             optimizer.zero_grad()

@@ -39,8 +39,9 @@ def digest_of(layout: Layout, slots: Tensor) -> MaskDigest:
 class Values(Tensor):
     """Active values that know their mask; a parameter where :meth:`parameter` made it.
 
-    Copies (``detach``, ``data``, ``clone``, ``to``) and what is computed element by element know it
-    too. Gradients, ``zeros_like`` and sums do not. Pickled, it is a plain tensor.
+    Copies (``detach``, ``data``, ``clone``, ``to``), what is computed element by element, and
+    gradients (``grad``, ``torch.autograd.grad``) know it too. ``zeros_like`` and sums do not.
+    Pickled, it is a plain tensor.
 
     Attributes
     ----------
@@ -82,6 +83,8 @@ class Values(Tensor):
             rule = _rule(func)
             if rule is _Rule.NONE:
                 return func(*args, **kwargs)
+            if rule is _Rule.GRADIENT:
+                return _with_gradients(args, kwargs, func(*args, **kwargs))
             arguments = (*args, *kwargs.values()) if kwargs else args
             if rule is not _Rule.MARK and rule is not _Rule.JOIN:
                 for together in _combined(rule, arguments):
@@ -124,6 +127,7 @@ class _Rule(Enum):
 
     NONE = auto()  # reads them: nothing is checked, and the result has no mask
     MARK = auto()  # shows them in another form
+    GRADIENT = auto()  # gives their gradients
     JOIN = auto()  # lays those of a list end to end
     STACK = auto()  # combines those of a list
     LISTS = auto()  # combines those at the same place of several lists
@@ -134,9 +138,10 @@ _NAMES = {
     _Rule.NONE: (
         *("eq", "ne", "lt", "le", "gt", "ge", "__eq__", "__ne__", "equal", "allclose", "isclose"),
         *("matmul", "mm", "__matmul__", "__rmatmul__", "bmm", "linear", "einsum", "tensordot"),
-        *("grad", "backward", "is_same_size", "is_set_to", "_has_compatible_shallow_copy_type"),
+        *("backward", "is_same_size", "is_set_to", "_has_compatible_shallow_copy_type"),
         *(f"{kind}_like" for kind in ("zeros", "ones", "empty", "full", "rand", "randn")),
     ),
+    _Rule.GRADIENT: ("grad",),
     _Rule.MARK: ("view_as", "reshape_as", "expand_as", "type_as"),
     _Rule.JOIN: ("cat", "concat", "concatenate"),
     _Rule.STACK: ("stack", "hstack", "vstack", "dstack", "column_stack", "row_stack"),
@@ -153,8 +158,11 @@ def _rule(func: Any) -> _Rule:
     name = func.__name__
     if isinstance(func, torch._ops.OpOverload) or name.startswith("new_"):
         return _Rule.NONE
-    if name in ("__get__", "__set__", "__delete__"):  # of an attribute, such as grad
-        return _Rule.COMBINE if func.__self__ is Tensor.data else _Rule.NONE
+    if name in ("__get__", "__set__", "__delete__"):  # of an attribute, such as shape
+        if func.__self__ is Tensor.grad and name == "__get__":
+            return _Rule.GRADIENT
+        combined = func.__self__ in (Tensor.data, Tensor.grad)
+        return _Rule.COMBINE if combined else _Rule.NONE
     if name.startswith(("_foreach_", "_fused_")):
         return _Rule.LISTS
     return _BY_NAME.get(name, _Rule.COMBINE)
@@ -176,10 +184,11 @@ def _refuse_unlike(func: Any, together: Iterable[Any]) -> None:
     values = [each for each in together if isinstance(each, Values) and each.masks]
     for other in values[1:]:
         if not _agree(values[0], other):
-            what = "data" if func.__name__ == "__set__" else func.__name__
+            what = "an assignment" if func.__name__ == "__set__" else func.__name__
             raise InputError(
                 f"{what} would combine active values of unlike masks, whose rows are different"
-                " weights; give both models one mask first (mest_fed.nn.match_masks)"
+                " weights; give both models one mask first (mest_fed.nn.match_masks), and the"
+                " optimizer to the Mutator that changes a mask"
             )
 
 
@@ -216,12 +225,35 @@ def _marked(name: str, result: Any, arguments: Sequence[Any]) -> Any:
         whole = result.numel() == source.numel() and result.dim() > 0
         if whole or (source.joined and name in _PARTS):
             if any(result is argument for argument in arguments):  # a sum, edited in place
-                result.__class__ = Values
-                summed = cast(Values, result)
-                summed.masks, summed.joined = source.masks, source.joined
-                return summed
+                return _become(result, source)
             return _mark(result, source.masks, joined=source.joined)
     return result
+
+
+def _with_gradients(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+    """Have gradients know the masks of what they are gradients of.
+
+    The arguments are those of ``Tensor.grad`` or of ``torch.autograd.grad``.
+    """
+    if result is None or _is_values(result):
+        return result  # there is none, or it knows
+    if isinstance(result, Tensor):
+        inputs, gradients = args[:1], (result,)
+    else:
+        given = kwargs.get("inputs", args[1] if len(args) > 1 else ())
+        inputs, gradients = (given,) if isinstance(given, Tensor) else tuple(given), result
+    for source, gradient in zip(inputs, gradients, strict=False):
+        if _is_values(source) and isinstance(gradient, Tensor):
+            _become(gradient, source)
+    return result
+
+
+def _become(tensor: Tensor, source: Values) -> Values:
+    """Turn a tensor into values of the source's mask; it stays the same object."""
+    tensor.__class__ = Values
+    values = cast(Values, tensor)
+    values.masks, values.joined = source.masks, source.joined
+    return values
 
 
 def _mark(result: Tensor, masks: tuple[MaskDigest, ...], *, joined: bool) -> Values:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from mest_fed.errors import InputError
 from mest_fed.kernels import (
@@ -33,6 +34,20 @@ Plain = nn.Conv2d | nn.Linear
 
 
 _ANYS = frozenset(dir(nn.Module))
+
+
+def _is_wanted(tensor: Tensor) -> bool:
+    """Whether the backward pass in progress goes on to a tensor.
+
+    ``autograd.grad(loss, inputs)`` does not go to the values, although it calls the function that
+    computes their gradient too.
+    """
+    with plain_tensors():
+        node = get_gradient_edge(tensor).node
+    try:
+        return bool(torch._C._will_engine_execute_node(node))
+    except RuntimeError:  # it ends there: autograd.grad(loss, values)
+        return True
 
 
 class SparseLayer(nn.Module):
@@ -328,6 +343,8 @@ class SparseLayer(nn.Module):
         return y
 
     def _keep_gradient(self, gradient: Tensor) -> None:
+        if not _is_wanted(self.values):
+            return
         # Micro-batches add up, as they do in values.grad, whatever type autocast computes in.
         gradient, kept = gradient.detach().to(self.values.dtype), self.dense_gradient
         self.dense_gradient = gradient if kept is None else kept + gradient

@@ -74,9 +74,10 @@ class MaskGroup:
 
     def gradients(self) -> Tensor | None:
         """Return all members' value gradients side by side, or None where one is missing."""
-        gradients = [layer.values.grad for layer in self.layers]
-        present = [gradient for gradient in gradients if gradient is not None]
-        return torch.cat(present, dim=1) if len(present) == len(gradients) else None
+        with plain_tensors():
+            gradients = [layer.values.grad for layer in self.layers]
+            present = [gradient for gradient in gradients if gradient is not None]
+            return torch.cat(present, dim=1) if len(present) == len(gradients) else None
 
 
 def mask_groups(model: nn.Module) -> list[MaskGroup]:

@@ -9,6 +9,18 @@ from torch import Tensor, nn
 from mest_fed.errors import InputError
 from mest_fed.sparsity import carry
 
+#: Optimizers of torch that do not suit sparse layers, and why.
+_REFUSED = {
+    "LBFGS": "keeps vectors over all parameters, which a mutation cannot edit",
+    "Muon": "takes a layer's values for a matrix of weights, which they are not",
+}
+
+#: Where a state does not begin at zero: (optimizer of torch, state) -> the option it begins at.
+_BEGINS_AT = {
+    ("Rprop", "step_size"): "lr",
+    ("Adagrad", "sum"): "initial_accumulator_value",
+}
+
 
 class HasState(Protocol):
     """What mutation needs of an optimizer.
@@ -29,8 +41,7 @@ def check_optimizer(optimizer: HasState, layers: Iterable[tuple[str, nn.Module]]
         If values that require a gradient are not among the optimizer's parameters, or mutation
         cannot edit what the optimizer keeps.
     """
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise InputError("LBFGS keeps vectors over all parameters, which a mutation cannot edit")
+    refuse_unsuited(optimizer)
     trained = {id(parameter) for parameter in _parameters(optimizer)}
     for name, layer in layers:
         values = layer.values
@@ -40,6 +51,13 @@ def check_optimizer(optimizer: HasState, layers: Iterable[tuple[str, nn.Module]]
                 f"{name}.values is not among the optimizer's parameters: make the optimizer from"
                 " this model's parameters, after sparsify"
             )
+
+
+def refuse_unsuited(optimizer: Any) -> None:
+    """Refuse an optimizer of torch that does not suit sparse layers."""
+    name = type(optimizer).__name__
+    if isinstance(optimizer, torch.optim.Optimizer) and name in _REFUSED:
+        raise InputError(f"{name} {_REFUSED[name]}")
 
 
 def _parameters(optimizer: Any) -> Iterator[Tensor]:
@@ -69,7 +87,8 @@ def carry_state(optimizer: HasState, values: Tensor, rows: Tensor) -> dict[str, 
     Returns
     -------
     dict of str to Tensor
-        What has one entry for each value or each row, with new rows at zero.
+        What has one entry for each value or each row; new rows are as before the first step: zero,
+        but for Rprop's step sizes and Adagrad's sums. Counts of steps go on.
 
     Raises
     ------
@@ -87,6 +106,9 @@ def carry_state(optimizer: HasState, values: Tensor, rows: Tensor) -> dict[str, 
             shape = tuple(entry.shape)
             if shape in {(active, width), (active, 1), (active,)}:
                 carried[key] = carry(entry, rows)
+                start = _start(optimizer, values, key)
+                if start is not None:
+                    carried[key][rows < 0] = start
                 continue
             if shape in {(1, width), (width,)}:  # a mean over rows
                 continue
@@ -96,6 +118,18 @@ def carry_state(optimizer: HasState, values: Tensor, rows: Tensor) -> dict[str, 
             f" {(active, width)}: a mutation cannot edit it"
         )
     return carried
+
+
+def _start(optimizer: Any, values: Tensor, key: str) -> float | Tensor | None:
+    """Return what a state begins at, None if that is zero."""
+    optimizer = getattr(optimizer, "wrapped", optimizer)
+    option = _BEGINS_AT.get((type(optimizer).__name__, key))
+    if option is None or not isinstance(optimizer, torch.optim.Optimizer):
+        return None
+    groups = optimizer.param_groups
+    group = next(g for g in groups if any(it is values for it in g["params"]))
+    start: float | Tensor = group[option]
+    return start
 
 
 def _tensors(entry: Any) -> Iterator[Tensor]:

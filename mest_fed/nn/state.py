@@ -37,12 +37,16 @@ class ModelSpec:
         Every other floating-point parameter or buffer -> its shape.
     non_negative : frozenset of str
         Those of the dense tensors of which no number may be negative: running variances.
+    statistics : frozenset of str
+        Those of the dense tensors that are buffers, such as running statistics: they are averaged,
+        and no optimizer moves them.
     """
 
     groups: dict[str, tuple[str, ...]]
     layouts: dict[str, Layout]
     dense: dict[str, tuple[int, ...]]
     non_negative: frozenset[str] = frozenset()
+    statistics: frozenset[str] = frozenset()
 
     def group_layout(self, group: str) -> Layout:
         """Return the layout of a group's mask."""
@@ -105,7 +109,9 @@ def model_spec(model: nn.Module) -> ModelSpec:
     groups = {g.name: tuple(names[id(m)] for m in g.layers) for g in mask_groups(model)}
     layouts = {n: m.layout for n, m in model.named_modules() if isinstance(m, SparseLayer)}
     dense = {name: tuple(tensor.shape) for name, tensor in _dense_tensors(model).items()}
-    return ModelSpec(groups, layouts, dense, _variances(model) & dense.keys())
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    statistics = frozenset(dense.keys() - parameters)
+    return ModelSpec(groups, layouts, dense, _variances(model) & dense.keys(), statistics)
 
 
 def _variances(model: nn.Module) -> frozenset[str]:

@@ -80,7 +80,7 @@ def restore_strategy(strategy: MestStrategy, arrays: Arrays, facts: Mapping[str,
     with checkpoint_of_run():
         _check(sections, model.spec)
         # The optimizer steps all tensors at once, so that each has moments, or none has.
-        everything = {*model.spec.layouts, *model.spec.dense}
+        everything = {*model.spec.layouts, *model.spec.dense} - model.spec.statistics
         for kind in facts["moments"]:
             if missing := sorted(everything - sections[f"moments:{kind}"].keys()):
                 raise ValueError(f"the moments of {missing[0]} are missing")

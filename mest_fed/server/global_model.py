@@ -101,13 +101,12 @@ class GlobalModel:
             old = self.weights[layer]
             gradient = np.where(held, old - average, np.float32(0))
             self.pseudo_gradient[layer] = gradient
-            new = np.where(held, optimizer.step(layer, old, gradient), old)
+            new = optimizer.step(layer, old, gradient, held)
             self.weights[layer] = np.where(total.dropped(), np.float32(0), new)
         for name, average in mean.dense_mean().items():
             old = self.dense[name]
-            new = optimizer.step(name, old, old - average)
-            # Momentum may carry a variance below zero.
-            self.dense[name] = np.maximum(new, 0) if name in self.spec.non_negative else new
+            is_weight = name not in self.spec.statistics
+            self.dense[name] = optimizer.step(name, old, old - average) if is_weight else average
 
     def adopt_masks(self, optimizer: ServerOptimizer) -> None:
         """Choose the mask anew by magnitude over all that clients brought (client mutation)."""

@@ -84,7 +84,13 @@ class MestStrategy(Strategy):
         self.config = task.config
         self.model = model
         sparsity, server = task.config.sparsity, task.config.server
-        self.optimizer = build_optimizer(server.optimizer, server.learning_rate, server.momentum)
+        self.optimizer = build_optimizer(
+            server.optimizer,
+            learning_rate=server.learning_rate,
+            momentum=server.momentum,
+            beta2=server.beta2,
+            tau=server.tau,
+        )
         self.broadcast = ModelBroadcast(
             model.spec, sparsity.distribution, task.config.wire.download
         )

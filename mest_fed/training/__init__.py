@@ -1,5 +1,6 @@
 """One client's local training: trainer, learning tasks, mutation within a round, data pruning."""
 
+from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.schema import LOSS, Metric
 from mest_fed.training.forgetting import ForgettingPolicy, ForgettingState
 from mest_fed.training.mutation import LocalMutation, RoundMutation
@@ -9,7 +10,6 @@ from mest_fed.training.trainer import (
     CLASSIFICATION,
     EVALUATION_BATCH,
     LocalTrainer,
-    OptimizerSettings,
     choose_device,
     evaluate,
     judge,

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mest_fed.nn import Mutator
-from mest_fed.nn.sgd import SGD
+from mest_fed.nn.optimizers import ClientOptimizer
 from mest_fed.rng import torch_generator
 from mest_fed.sparsity import Bounds, Method
 
@@ -48,7 +48,11 @@ class LocalMutation:
     """A round's mutation as steps that the trainer calls."""
 
     def __init__(
-        self, model: nn.Module, optimizer: SGD | Optimizer, mutation: RoundMutation, steps: int
+        self,
+        model: nn.Module,
+        optimizer: ClientOptimizer | Optimizer,
+        mutation: RoundMutation,
+        steps: int,
     ) -> None:
         self.optimizer = optimizer
         self.last = steps - 1
@@ -69,7 +73,7 @@ class LocalMutation:
 
     def before_step(self, step: int) -> None:
         """Before a step's gradients are computed."""
-        if isinstance(self.optimizer, SGD):  # gradients stay, for the importance
+        if isinstance(self.optimizer, ClientOptimizer):  # gradients stay, for the importance
             self.optimizer.keep_gradients = self._reads_gradients_of(step)
         if self._mutates_at(step):
             self.mutator.keep_dense_gradients(True)

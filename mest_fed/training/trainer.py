@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from mest_fed.catalogue import LEARNING_RATES, ComputeDevice
 from mest_fed.data import Batch
 from mest_fed.errors import InputError, ObjectiveError, not_allowed
 from mest_fed.memory import MemoryOptions, memory_saving
-from mest_fed.nn.sgd import SGD
+from mest_fed.nn.optimizers import ClientOptimizer
 from mest_fed.training.forgetting import ForgettingState
 from mest_fed.training.mutation import LocalMutation
 from mest_fed.training.objective import (
@@ -28,42 +27,6 @@ EVALUATION_BATCH = 256
 
 NO_MEMORY_OPTIONS = MemoryOptions()
 CLASSIFICATION = Classification()
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """SGD as MEST uses it.
-
-    Parameters
-    ----------
-    learning_rate : float
-        Step size.
-    momentum : float
-        0 keeps no momentum, and no memory for it.
-    weight_decay : float
-        L2 penalty on all parameters.
-    """
-
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-
-    def build(self, model: nn.Module, *, release_gradients: bool = False) -> SGD:
-        """Return a fresh optimizer for a model's parameters; the option is that of :class:`SGD`."""
-        return SGD(
-            model.parameters(),
-            self.learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            release_gradients=release_gradients,
-        )
-
-    def without_momentum(self) -> "OptimizerSettings":
-        """Return settings of the same step length in the long run, that keep no momentum.
-
-        With momentum m a constant gradient moves weights 1 / (1 - m) times as far.
-        """
-        return OptimizerSettings(self.learning_rate / (1 - self.momentum), 0.0, self.weight_decay)
 
 
 def choose_device(name: str) -> torch.device:
@@ -93,7 +56,7 @@ class LocalTrainer:
     ----------
     model : nn.Module
         Sparse or dense.
-    optimizer : SGD or torch.optim.Optimizer
+    optimizer : ClientOptimizer or torch.optim.Optimizer
         Of the model's parameters.
     micro_batch : int
         Largest number of images in one forward and backward pass. It may be lowered during
@@ -112,7 +75,7 @@ class LocalTrainer:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: SGD | torch.optim.Optimizer,
+        optimizer: ClientOptimizer | torch.optim.Optimizer,
         *,
         micro_batch: int,
         memory: MemoryOptions = NO_MEMORY_OPTIONS,

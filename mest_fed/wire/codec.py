@@ -72,8 +72,8 @@ def encode(
     InputError
         If there is no such value codec.
     WireError
-        If the state cannot be sent: masks that break the rules, values that are not finite or too
-        large for the codec.
+        If the state cannot be sent: masks that break the rules, values that are not finite, or
+        differences that overflow.
     """
     codec = value_codec(values)
     check_masks(state.masks, spec)

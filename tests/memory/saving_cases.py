@@ -12,8 +12,7 @@ from mest_fed.nn import build_model, sparsify
 PAIRS = [(recompute, saved) for recompute in RECOMPUTE for saved in FORMATS]
 LOSSLESS = [name for name, pack in FORMATS.items() if getattr(pack, "exact", False)]
 EXACT_PAIRS = [(recompute, saved) for recompute, saved in PAIRS if saved in LOSSLESS]
-INLOSSLESS = [name for name, pack in FORMATS.items() if getattr(pack, "exact", False)]
-EXACT_PAIRS = [(recompute, saved) for recompute, saved in PAIRS if saved not in LOSSLESS]
+INEXACT_PAIRS = [(recompute, saved) for recompute, saved in PAIRS if saved not in LOSSLESS]
 
 IMAGE = (1, 8, 8)
 

@@ -53,7 +53,7 @@ OURS = (
     PROLOGUE
     + """
 from mest_fed.memory import MemoryOptions, memory_saving
-from mest_fed.nn.sgd import SGD
+from mest_fed.nn.optimizers import SGD
 model = build_model("resnet32", (3, 32, 32), 10, sparsity=Sparsity("block", 0.1), **options)
 memory = MemoryOptions("segments", "int8", release_gradients=True)
 optimizer = SGD(model.parameters(), 0.1, momentum=0.9, release_gradients=True)

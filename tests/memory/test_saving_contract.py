@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from mest_fed.memory import MemoryOptions, memory_saving
 from mest_fed.memory.activations import saved_tensors as hooks
-from mest_fed.nn.sgd import SGD
+from mest_fed.nn.optimizers import SGD
 
 
 def threes(shape):

@@ -162,9 +162,9 @@ def test_copying_values_or_a_vector_of_them_under_another_mask_is_refused():
     before = [parameter.detach().clone() for parameter in ours.parameters()]
     with torch.no_grad(), pytest.raises(InputError, match="copy_"):
         ours[0].values.copy_(theirs[0].values)
-    with pytest.raises(InputError, match="data"):
+    with pytest.raises(InputError, match="an assignment"):
         ours[0].values.data = theirs[0].values.data
-    with pytest.raises(InputError, match="data"):
+    with pytest.raises(InputError, match="an assignment"):
         vector_to_parameters(parameters_to_vector(theirs.parameters()), ours.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, ours.parameters(), strict=True))
 
@@ -198,10 +198,56 @@ def test_what_is_no_average_of_rows_is_free():
     assert (a == b).shape == a.shape
     penalty = sum(p.pow(2).sum() for m in (ours, theirs) for p in m.parameters())
     (penalty + (ours(torch.ones(2, 16)) - theirs(torch.ones(2, 16))).square().sum()).backward()
-    for blank in (torch.zeros_like(a), torch.empty_like(a), a.new_zeros(a.shape), a.grad):
+    for blank in (torch.zeros_like(a), torch.empty_like(a), a.new_zeros(a.shape)):
         assert type(blank) is torch.Tensor
-    (a.grad + b.grad).sum()
     a.data[:3].lerp_(b.data[4:7], 0.5)  # the user's own choice of rows
+
+
+def gradients(model, x):
+    """Return the gradients of a loss as ``backward`` leaves them."""
+    model(x).square().sum().backward()
+    return [parameter.grad for parameter in model.parameters()]
+
+
+def gradients_at_once(model, x):
+    return torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+
+
+@pytest.mark.parametrize("take", [gradients, gradients_at_once])
+def test_gradients_of_unlike_masks_are_not_averaged(take):
+    first, second, third = (mutated(linears(), seed) for seed in (1, 1, 2))
+    x = torch.randn(4, 16, generator=generator())
+    ours, same, unlike = (take(model, x) for model in (first, second, third))
+    for one, other in zip(ours, same, strict=True):
+        torch.testing.assert_close(torch.stack([one, other]).mean(0), one)
+    for average in (
+        lambda a, b: torch.stack([a, b]).mean(0),
+        lambda a, b: (a + b) / 2,
+        lambda a, b: torch.zeros_like(a).add_(a).add_(b),
+    ):
+        with pytest.raises(InputError, match="unlike masks"):
+            average(ours[0], unlike[0])
+    with pytest.raises(InputError, match="an assignment"):
+        first[0].values.grad = unlike[0]
+    with torch.no_grad():
+        first[0].values.sub_(0.5 * (ours[0] + same[0]))  # FedSGD's step
+        with pytest.raises(InputError, match="unlike masks"):
+            third[0].values.sub_(ours[0])
+
+
+def test_a_gradient_stays_the_object_that_it_was():
+    layer = linears()[0]
+    layer(torch.ones(2, 16)).sum().backward()
+    kept = layer.values.grad
+    assert layer.values.grad is kept
+    assert kept.masks == layer.values.masks
+    layer(torch.ones(2, 16)).sum().backward()
+    assert layer.values.grad is kept  # the second gradient was added
+    kept.zero_()
+    layer(torch.ones(2, 16)).sum().backward()
+    assert layer.values.grad.masks == layer.values.masks
+    layer.values.grad = None
+    assert layer.values.grad is None
 
 
 def test_a_parameter_that_is_set_as_values_stays_the_same_object():

@@ -10,7 +10,7 @@ import sys
 import torch
 from mest_fed.memory import FORMATS, RECOMPUTE, MemoryOptions, memory_saving
 from mest_fed.nn import Mutator, Sparsity, build_model, build_shell, read_state, write_state
-from mest_fed.nn.sgd import SGD
+from mest_fed.nn.optimizers import SGD
 from mest_fed.sparsity import Bounds, MestEM
 
 torch.set_num_threads(1)

@@ -10,7 +10,7 @@ from torch import nn
 from mest_fed.errors import InputError
 from mest_fed.nn import Mutator, mask_groups, sparsify
 from mest_fed.nn.models.resnet import ResidualBlock
-from mest_fed.nn.sgd import SGD
+from mest_fed.nn.optimizers import SGD
 from mest_fed.sparsity import (
     Bounds,
     Interval,
@@ -220,6 +220,23 @@ def test_rigl_grows_where_the_dense_gradient_is_largest_and_then_forgets_it():
     assert not layer.keep_dense_gradient
     train_step(model, optimizer, IMAGES, LABELS)
     assert layer.dense_gradient is None  # the next step keeps none
+
+
+def test_a_dense_gradient_is_kept_of_backward_passes_to_the_values_alone():
+    model, _ = sparse_chain()
+    layer = model[2]
+    layer.keep_dense_gradient = True
+    images = IMAGES.clone().requires_grad_()
+    loss = torch.nn.functional.cross_entropy(model(images), LABELS)
+    torch.autograd.grad(loss, images, retain_graph=True)
+    torch.autograd.backward(loss, inputs=[images], retain_graph=True)
+    assert layer.dense_gradient is None
+    torch.autograd.backward(loss, inputs=[layer.values], retain_graph=True)
+    once = layer.dense_gradient.clone()
+    torch.autograd.grad(loss, images, retain_graph=True)
+    assert torch.equal(layer.dense_gradient, once)
+    loss.backward()
+    torch.testing.assert_close(layer.dense_gradient, 2 * once)
 
 
 @pytest.mark.parametrize("method", [MestEM(), MestEMS(), Set(), Static()])

@@ -31,7 +31,8 @@ CONFIGS = {
         "sparsity": {"method": "mest-em", "mutation": "client", "density": 0.2},
         "wire": {"upload": "int8", "download": "fp16"},
         "forgetting": {"fraction": 0.3, "start": 0.5},
-        "server": {"optimizer": "fedadam", "learning_rate": 0.05, "clients_per_round": 3},
+        "training": {"optimizer": "adam", "learning_rate": 0.01, "proximal": 0.1, "clip_norm": 1},
+        "server": {"optimizer": "fedyogi", "learning_rate": 0.05, "clients_per_round": 3},
     },
     # Unlike budgets, batch statistics, a mask above its target between the rounds.
     "server": {

@@ -293,7 +293,7 @@ def test_forgetting(tmp_path):
     assert sum(row["presented"] for row in late) < 2 * sum(row["examples"] for row in late)
 
 
-@pytest.mark.parametrize("optimizer", ["fedavgm", "fedadam"])
+@pytest.mark.parametrize("optimizer", ["fedavgm", "fedadam", "fedyogi", "fedadagrad"])
 def test_server_optimizers(tmp_path, optimizer):
     assert_runs(
         tmp_path, server={"optimizer": optimizer, "learning_rate": 0.1, "clients_per_round": 3}

@@ -14,7 +14,7 @@ _WIDEST = 100
 _PARTS = {
     "values": "active weights, dense parameters, buffers",
     "gradients": "of the values",
-    "optimizer": "momentum",
+    "optimizer": "momentum, moments, FedProx's reference",
     "index": "which weights are active",
     "activations": "kept of a micro-batch for backward",
     "workspace": "what exists for a moment",

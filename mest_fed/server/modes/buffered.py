@@ -19,9 +19,6 @@ from mest_fed.server.modes.arrivals import ArrivalStrategy
 from mest_fed.server.rows import ClientOutcome
 from mest_fed.server.update_validator import read_counts, read_update
 
-#: Names of dense tensors that are statistics of batches and not weights.
-_STATISTICS = ("running_mean", "running_var")
-
 
 def discount(staleness: int, exponent: float) -> float:
     """Return the weight of an update that is so many versions old, (1 + staleness)^-exponent.
@@ -76,7 +73,7 @@ def rebase(
             values[layer] = _moved(present.values[layer], before[left], after[left], share)
     dense = {}
     for name, tensor in present.dense.items():
-        start = tensor if name.endswith(_STATISTICS) else fetched.dense[name]
+        start = tensor if name in model.spec.statistics else fetched.dense[name]
         dense[name] = _moved(tensor, start, update.dense[name], share)
     return SparseState(masks, values, dense)
 
