@@ -39,7 +39,17 @@ from mest_fed.memory import (
     trace_model,
 )
 from mest_fed.memory.activations import segments_of
-from mest_fed.nn import ModelSpec, SparseLayer, Sparsity, build_model, build_shell, model_spec
+from mest_fed.nn import (
+    LayerDensity,
+    ModelSpec,
+    Selection,
+    SparseLayer,
+    Sparsity,
+    build_model,
+    build_shell,
+    layer_densities,
+    model_spec,
+)
 from mest_fed.nn.norms import has_batch_statistics
 from mest_fed.rng import numpy_generator, torch_generator
 from mest_fed.sparsity import Interval, Method, build_method
@@ -222,7 +232,7 @@ class Task:
         (shape, classes), model = self._form, self.config.model
         given, sparsity = self.config.sparsity, None
         if self.method.sparse:
-            sparsity = Sparsity(given.scheme, given.density, given.distribution)
+            sparsity = Sparsity(given.scheme, given.density, given.densities, self._selection)
         return build_model(
             model.name,
             shape,
@@ -238,8 +248,29 @@ class Task:
         """The process's resident model, a shell: whoever uses it writes a state into it first."""
         (shape, classes), model = self._form, self.config.model
         return build_shell(
-            model.name, shape, classes, width=model.width, norm=model.norm, scheme=self.scheme
+            model.name,
+            shape,
+            classes,
+            width=model.width,
+            norm=model.norm,
+            scheme=self.scheme,
+            distribution=self.config.sparsity.densities,
+            selection=self._selection,
         )
+
+    @property
+    def _selection(self) -> Selection:
+        """Which layers the configuration wants sparse."""
+        sparsity = self.config.sparsity
+        return Selection((), sparsity.included, sparsity.excluded, section="sparsity.")
+
+    @property
+    def layers(self) -> list[LayerDensity]:
+        """Which layers of the model are sparse, and why the others are dense."""
+        if not self.method.sparse:
+            return layer_densities(self.model)
+        chosen = self._selection
+        return layer_densities(self.model, include=chosen.include, exclude=chosen.exclude)
 
     @cached_property
     def spec(self) -> ModelSpec:
@@ -300,12 +331,16 @@ class Task:
         training, memory, sparsity = config.training, config.memory, config.sparsity
         limits = TrainingShape(
             density=self.density,
-            distribution=sparsity.distribution,
+            distribution=sparsity.densities,
             micro_batch=training.batch_size,
             batch=training.batch_size,
             momentum=training.momentum > 0,
             memory=MemoryOptions(
-                memory.recompute, memory.saved, memory.release_gradients, memory.frozen
+                memory.recompute,
+                memory.saved,
+                memory.release_gradients,
+                memory.frozen,
+                memory.segments,
             ),
         )
         statistics = has_batch_statistics(self.model)
@@ -316,7 +351,7 @@ class Task:
             PlanLimits(
                 limits,
                 least_micro_batch=_FOR_STATISTICS if statistics else 1,
-                segments=len(segments_of(self.model)),
+                segments=len(segments_of(self.model, memory.segments)),
                 sparse=bool(self.trace.spec.groups),
                 batch_statistics=statistics,
             ),

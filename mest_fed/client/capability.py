@@ -144,7 +144,7 @@ def _check(task: Task, plan: Plan) -> None:
     if plan.shape.batch != batch:
         allowed = f"{batch} (training.batch_size)"
         raise not_allowed("plan (node config): batch", plan.shape.batch, allowed)
-    most = max(0, len(segments_of(task.model)) - 1)
+    most = max(0, len(segments_of(task.model, plan.memory.segments)) - 1)
     if plan.memory.frozen > most:
         raise InputError(
             f"plan (node config): frozen = {plan.memory.frozen} is not allowed; "

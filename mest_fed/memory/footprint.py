@@ -119,6 +119,7 @@ def _footprint(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) 
         setting.threads,
         keep_gradients=setting.mutates,
         dense_gradients=grows_by_gradient,
+        input_dtype=trace.input_dtype,
     )
     try:
         peak = dict(step_bytes(trace.at(active), shape, options))
@@ -140,7 +141,7 @@ def _measured(
     if not can_measure():
         raise why
     warnings.warn(f"{why}; its memory is measured instead", RuntimeWarning, stacklevel=4)
-    total = measured_step(trace.at(active), trace.input_shape, shape)
+    total = measured_step(trace.at(active), trace.input_shape, shape, trace.input_dtype)
     sparse = sum(FLOAT * count * trace.spec.layouts[name].width for name, count in active.items())
     values = sparse + trace.dense_parameters
     known = {

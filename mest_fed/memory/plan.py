@@ -109,6 +109,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "saved": str,
     "release_gradients": bool,
     "frozen": int,
+    "segments": str,
 }
 
 
@@ -126,6 +127,7 @@ def read_plan(text: str, source: str = "plan") -> Plan:
         raise InputError(f"{source} is no JSON: {error}") from None
     if not isinstance(table, dict):
         raise not_allowed(source, table, "an object, as mest-fed plan --json writes it")
+    table.setdefault("segments", "")  # which earlier plans have not
     missing = sorted((_SHAPE | _MEMORY | {"budget_bytes", "parts"}) - set(table))
     if missing:
         raise InputError(f"{source} has no {missing[0]}; allowed: what mest-fed plan --json writes")

@@ -18,7 +18,7 @@ from mest_fed.memory.meter import measure, warm_up
 from mest_fed.memory.trace import WORK, Bytes, LiveBytes, OperatorOverhead
 from mest_fed.nn import SparseLayer
 from mest_fed.nn.sgd import MOMENTUM, SGD
-from mest_fed.sparsity import DISTRIBUTIONS
+from mest_fed.sparsity import parse_distribution
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class TrainingShape:
     density : float
         Target density of the sparse layers (ignored for a dense model).
     distribution : str
-        How density spreads over layers.
+        How density spreads over layers; see :func:`mest_fed.sparsity.parse_distribution`.
     micro_batch : int
         Images in one forward and backward pass.
     batch : int
@@ -57,7 +57,7 @@ class TrainingShape:
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
             raise not_allowed("density", self.density, "a number in (0, 1]")
-        DISTRIBUTIONS.check(self.distribution)
+        parse_distribution(self.distribution)
         if self.batch < 1:
             raise not_allowed("batch", self.batch, "a whole number of at least 1")
         if not 1 <= self.micro_batch <= self.batch:
@@ -86,12 +86,15 @@ class StepOptions:
         Whether the step's gradients stay although they are consumed: a mutation reads them.
     dense_gradients : bool
         Whether the sparse layers keep a dense gradient too (RigL).
+    input_dtype : torch.dtype
+        Of the input.
     """
 
     input_shape: tuple[int, ...]
     threads: int = 1
     keep_gradients: bool = False
     dense_gradients: bool = False
+    input_dtype: torch.dtype = torch.float32
 
 
 def step_bytes(model: nn.Module, shape: TrainingShape, options: StepOptions) -> Bytes:
@@ -116,8 +119,11 @@ def step_bytes(model: nn.Module, shape: TrainingShape, options: StepOptions) -> 
     UntraceableError
         If a layer needs numbers.
     """
+    _refuse_recurrent(model)
     model.train()
-    images = torch.empty(shape.batch, *options.input_shape, device="meta")
+    images = torch.empty(
+        shape.batch, *options.input_shape, dtype=options.input_dtype, device="meta"
+    )
     labels = torch.empty(shape.batch, dtype=torch.int64, device="meta")
     live = LiveBytes(OperatorOverhead(options.threads))
     with live, only_the_ends(), memory_saving(model, shape.memory) as forward, _naming(model):
@@ -141,6 +147,16 @@ def step_bytes(model: nn.Module, shape: TrainingShape, options: StepOptions) -> 
     peak = live.peak
     peak[WORK] += peak.pop(_BUFFERS, 0)
     return peak
+
+
+def _refuse_recurrent(model: nn.Module) -> None:
+    """Refuse what computes otherwise on a CPU than on the meta device."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.RNNBase):
+            raise UntraceableError(
+                f"{name} ({type(module).__name__}) cannot be traced without numbers: on a CPU it "
+                "runs one operator of oneDNN's, whose memory no trace shows"
+            )
 
 
 def _pass(forward: Any, part: tuple[Tensor, Tensor], live: LiveBytes) -> None:
@@ -204,7 +220,12 @@ def _naming(model: nn.Module) -> Iterator[None]:
         ) from error
 
 
-def measured_step(meta_model: nn.Module, input_shape: tuple[int, ...], shape: TrainingShape) -> int:
+def measured_step(
+    meta_model: nn.Module,
+    input_shape: tuple[int, ...],
+    shape: TrainingShape,
+    input_dtype: torch.dtype = torch.float32,
+) -> int:
     """Measure what two training steps add to a process, model included.
 
     Parameters
@@ -215,6 +236,8 @@ def measured_step(meta_model: nn.Module, input_shape: tuple[int, ...], shape: Tr
         Of an image.
     shape : TrainingShape
         What is trained, and how.
+    input_dtype : torch.dtype
+        Of the input.
 
     Returns
     -------
@@ -228,7 +251,7 @@ def measured_step(meta_model: nn.Module, input_shape: tuple[int, ...], shape: Tr
     MestFedError
         If the child fails.
     """
-    return measure(partial(_train, meta_model, input_shape, shape), _warm_up).added
+    return measure(partial(_train, meta_model, input_shape, shape, input_dtype), _warm_up).added
 
 
 def _warm_up() -> None:
@@ -236,9 +259,14 @@ def _warm_up() -> None:
     warm_up()
 
 
-def _train(meta_model: nn.Module, input_shape: tuple[int, ...], shape: TrainingShape) -> None:
+def _train(
+    meta_model: nn.Module,
+    input_shape: tuple[int, ...],
+    shape: TrainingShape,
+    input_dtype: torch.dtype,
+) -> None:
     model = _real(meta_model).train()
-    images = torch.zeros(shape.batch, *input_shape)
+    images = torch.zeros(shape.batch, *input_shape, dtype=input_dtype)
     labels = torch.zeros(shape.batch, dtype=torch.int64)
     momentum = 0.9 if shape.momentum else 0.0
     release_gradients = shape.memory.release_gradients

@@ -40,6 +40,8 @@ class ModelTrace:
     scratch : int
         What the compiled kernels keep as scratch memory for each thread, beyond what the warm-up
         has them take (which stands in the baseline); measured with a small batch.
+    input_dtype : torch.dtype
+        Of the model's input: int64 for tokens.
     known : dict
         Footprints that were worked out.
     """
@@ -50,12 +52,13 @@ class ModelTrace:
     dense_parameters: int
     buffers: int
     scratch: int
+    input_dtype: torch.dtype = torch.float32
     known: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def image(self) -> int:
-        """One image as float32."""
-        return 4 * math.prod(self.input_shape)
+        """One example of the input."""
+        return self.input_dtype.itemsize * math.prod(self.input_shape)
 
     def at(self, live: Mapping[str, int]) -> nn.Module:
         """Return a meta model whose sparse layers have so many live granules, by layer."""
@@ -69,7 +72,9 @@ class ModelTrace:
         return model
 
 
-def trace_model(model: nn.Module, input_shape: tuple[int, ...]) -> ModelTrace:
+def trace_model(
+    model: nn.Module, input_shape: tuple[int, ...], input_dtype: torch.dtype = torch.float32
+) -> ModelTrace:
     """Trace a (sparse or dense) model.
 
     The model stays as it is, its buffers and gradients included; nothing is drawn.
@@ -79,7 +84,9 @@ def trace_model(model: nn.Module, input_shape: tuple[int, ...]) -> ModelTrace:
     model : nn.Module
         Maps (n, *input_shape) to logits.
     input_shape : tuple of int
-        (channels, height, width) of an image.
+        Of one example, such as (channels, height, width) of an image.
+    input_dtype : torch.dtype
+        Of the input: int64 for tokens.
     """
     spec = model_spec(model)
     parameters = {name for name, _ in model.named_parameters()}
@@ -90,7 +97,8 @@ def trace_model(model: nn.Module, input_shape: tuple[int, ...]) -> ModelTrace:
         input_shape=tuple(input_shape),
         dense_parameters=sum(size for name, size in sizes.items() if name in parameters),
         buffers=sum(size for name, size in sizes.items() if name not in parameters),
-        scratch=_scratch(model, input_shape) if spec.groups else 0,
+        scratch=_scratch(model, input_shape, input_dtype) if spec.groups else 0,
+        input_dtype=input_dtype,
     )
 
 
@@ -105,10 +113,10 @@ def meta_model_of(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _scratch(model: nn.Module, input_shape: tuple[int, ...]) -> int:
+def _scratch(model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) -> int:
     """Measure what the kernels of a thread take for a model, beyond what a warm-up takes."""
     twin = copy.deepcopy(model).train()
-    images = torch.zeros(_SCRATCH_IMAGES, *input_shape)
+    images = torch.zeros(_SCRATCH_IMAGES, *input_shape, dtype=dtype)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -76,9 +76,7 @@ class MestStrategy(Strategy):
         self.model = model
         sparsity, server = task.config.sparsity, task.config.server
         self.optimizer = build_optimizer(server.optimizer, server.learning_rate, server.momentum)
-        self.broadcast = ModelBroadcast(
-            model.spec, sparsity.distribution, task.config.wire.download
-        )
+        self.broadcast = ModelBroadcast(model.spec, sparsity.densities, task.config.wire.download)
         steps = DENSITY_STEPS if model.spec.groups else (1.0,)
         self.clients = ClientRegistry(task.density * step for step in steps)
         self.first_round = 0

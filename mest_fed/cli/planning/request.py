@@ -24,7 +24,7 @@ from mest_fed.memory import (
     trace_model,
 )
 from mest_fed.memory.activations import segments_of
-from mest_fed.nn import build_shell
+from mest_fed.nn import build_shell, layer_densities
 from mest_fed.sparsity import build_method
 from mest_fed.units import format_bytes, parse_bytes
 
@@ -255,6 +255,10 @@ class PlanReport:
         """Return all of it as plain values: the plan's own, and what goes with it."""
         table = self._table(self.plan)
         table["device"] = None if self.profile is None else self.profile.name
+        table["layers"] = [
+            {"name": row.name, "weights": row.weights, "reason": row.reason}
+            for row in layer_densities(self.request.trace.meta_model)
+        ]
         table["runners_up"] = [self._table(plan) for plan in self.runners_up]
         if frontier:
             table["frontier"] = [self._table(plan) for plan in self.frontier]
