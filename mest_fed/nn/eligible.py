@@ -137,6 +137,12 @@ class Selection:
     exclude: Collection[str] = ()
     section: str = ""
 
+    def __post_init__(self) -> None:
+        for key in ("keep_dense", "include", "exclude"):
+            given = getattr(self, key)
+            patterns = (given,) if isinstance(given, str) else tuple(given)  # one may stand alone
+            object.__setattr__(self, key, patterns)
+
 
 class Place(NamedTuple):
     """A layer, and where it stands.

@@ -114,6 +114,7 @@ def sparse_names(model):
         (("encoder",), (), ["encoder.query", "encoder.key", "encoder.value"]),
         (("*.query", "stem"), (), ["stem", "encoder.query"]),
         (("encoder.*",), ("*.value",), ["encoder.query", "encoder.key"]),
+        ("encoder.*", "*.value", ["encoder.query", "encoder.key"]),
     ],
 )
 def test_patterns_say_which_layers_may_be_sparse(include, exclude, sparse):
