@@ -45,6 +45,12 @@ if TYPE_CHECKING:
         Mutator as Mutator,
     )
     from mest_fed.nn import (
+        SparseAttention as SparseAttention,
+    )
+    from mest_fed.nn import (
+        SparseConv1d as SparseConv1d,
+    )
+    from mest_fed.nn import (
         SparseConv2d as SparseConv2d,
     )
     from mest_fed.nn import (
@@ -107,7 +113,8 @@ _HOMES = {
     ),
     "mest_fed.memory.meter": ("PeakMeter", "measure"),
     "mest_fed.nn": (
-        *("Mutator", "SparseConv2d", "SparseLayer", "SparseLinear", "build_model", "match_masks"),
+        *("Mutator", "SparseAttention", "SparseConv1d", "SparseConv2d", "SparseLayer"),
+        *("SparseLinear", "build_model", "match_masks"),
         *("layer_densities", "sparsify", "to_dense", "whole_density"),
     ),
     "mest_fed.nn.norms": ("BatchNorm2d", "GroupNorm"),

@@ -49,7 +49,17 @@ from mest_fed.memory import (
     TrainingShape,
     trace_model,
 )
-from mest_fed.nn import ModelSpec, SparseLayer, Sparsity, build_model, build_shell, model_spec
+from mest_fed.nn import (
+    LayerDensity,
+    ModelSpec,
+    Selection,
+    SparseLayer,
+    Sparsity,
+    build_model,
+    build_shell,
+    layer_densities,
+    model_spec,
+)
 from mest_fed.nn.tuning import set_choices
 from mest_fed.rng import numpy_generator, torch_generator
 from mest_fed.sparsity import Interval, Method, build_method
@@ -348,7 +358,7 @@ class Task:
         example, model = self.example, self.config.model
         given, sparsity = self.config.sparsity, None
         if self.method.sparse:
-            sparsity = Sparsity(given.scheme, given.density, given.distribution)
+            sparsity = Sparsity(given.scheme, given.density, given.densities, self._selection)
         built = build_model(
             model.name,
             example.input_shape,
@@ -372,7 +382,23 @@ class Task:
             width=model.width,
             norm=model.norm,
             scheme=self.scheme,
+            distribution=self.config.sparsity.densities,
+            selection=self._selection,
         )
+
+    @property
+    def _selection(self) -> Selection:
+        """Which layers the configuration wants sparse."""
+        sparsity = self.config.sparsity
+        return Selection((), sparsity.included, sparsity.excluded, section="sparsity.")
+
+    @property
+    def layers(self) -> list[LayerDensity]:
+        """Which layers of the model are sparse, and why the others are dense."""
+        if not self.method.sparse:
+            return layer_densities(self.model)
+        chosen = self._selection
+        return layer_densities(self.model, include=chosen.include, exclude=chosen.exclude)
 
     @cached_property
     def spec(self) -> ModelSpec:
@@ -457,7 +483,7 @@ class Task:
         optimizer = self.optimizer(0.0)
         shape = TrainingShape(
             density=self.density,
-            distribution=sparsity.distribution,
+            distribution=sparsity.densities,
             micro_batch=training.batch_size,
             batch=training.batch_size,
             momentum=optimizer.has_momentum,

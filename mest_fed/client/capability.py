@@ -160,7 +160,7 @@ def _check(task: Task, plan: Plan) -> None:
             raise not_allowed(f"plan (node config): {key}", planned, f"{wanted!r} ({named})")
     if plan.memory.release_gradients and not settings.can_release:
         raise not_allowed("plan (node config): release_gradients", True, WHERE_RELEASED)
-    most = max(0, len(segments_of(task.model)) - 1)
+    most = max(0, len(segments_of(task.model, plan.memory.segments)) - 1)
     if plan.memory.frozen > most:
         raise InputError(
             f"plan (node config): frozen = {plan.memory.frozen} is not allowed; "

@@ -116,3 +116,8 @@ def parse_mix(text: str) -> dict[str, str]:
 def format_mix(mix: dict[str, Any]) -> str:
     """Write a dict as ``a:1, b:2``."""
     return ", ".join(f"{name}:{value}" for name, value in mix.items())
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Read ``a, b`` into names."""
+    return tuple(filter(None, (piece.strip() for piece in text.split(","))))

@@ -39,6 +39,7 @@ from mest_fed.config.base import (
     format_mix,
     one_of,
     parse_mix,
+    parse_names,
 )
 from mest_fed.config.behaviour import BehaviourSection
 from mest_fed.config.stopping import FORMS as STOP_FORMS
@@ -62,6 +63,12 @@ def _whole_values(value: str) -> str:
             "nothing; allowed: codecs that send the values as they are"
         )
     return value
+
+
+def _as_text(value: Any) -> Any:
+    """Write a list of names as ``a, b``; leave everything else to the check of the type."""
+    names = isinstance(value, list | tuple) and all(isinstance(it, str) for it in value)
+    return ", ".join(value) if names else value
 
 
 class RunSection(Section):
@@ -144,10 +151,58 @@ class SparsitySection(Section):
     scheme: Annotated[str, one_of(SCHEMES)] = "block"
     density: Annotated[float, Field(gt=0, le=1)] = 0.1
     distribution: Annotated[str, one_of(DISTRIBUTIONS)] = "uniform"
+    include: str = ""
+    """Patterns of the layers that may be sparse, such as ``encoder.*``; empty for all. Also as a
+    TOML list."""
+    exclude: str = ""
+    """Patterns of modules that stay dense, with everything in them; also as a TOML list."""
+    layers: str = ""
+    """Densities of single layers, such as ``stage1.*:0.3, hidden:0.05``, also as a TOML table
+    ``[sparsity.layers]``. The first pattern that names a layer decides; ``density`` is that of the
+    other layers. It holds in every tier."""
     period: Annotated[float, Field(gt=0, le=1)] = 0.03125
     """Progress between mutations; MEST: 5 of 160 epochs."""
     gradient_weight: Annotated[float, Field(ge=0)] = 0.5
     """Lambda of the importance |w| + lambda |g|."""
+
+    @field_validator("include", "exclude", mode="before")
+    @classmethod
+    def _names_as_text(cls, value: Any) -> Any:
+        return _as_text(value)
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _table_as_text(cls, value: Any) -> Any:
+        return format_mix(value) if isinstance(value, dict) else value
+
+    @field_validator("layers")
+    @classmethod
+    def _densities(cls, value: str) -> str:
+        for pattern, density in parse_mix(value).items():
+            try:
+                ok = 0 < float(density) <= 1
+            except ValueError:
+                ok = False
+            if not ok:
+                raise ValueError(
+                    f"the density of {pattern} is {density!r}; allowed: a number in (0, 1]"
+                )
+        return value
+
+    @property
+    def included(self) -> tuple[str, ...]:
+        """The patterns of ``include``."""
+        return parse_names(self.include)
+
+    @property
+    def excluded(self) -> tuple[str, ...]:
+        """The patterns of ``exclude``."""
+        return parse_names(self.exclude)
+
+    @property
+    def densities(self) -> str:
+        """The distribution with the densities of single layers, as the sparsifier reads it."""
+        return f"{self.distribution}, {self.layers}" if self.layers else self.distribution
 
 
 class TrainingSection(Section):
@@ -200,10 +255,17 @@ class MemorySection(Section):
     """Whether gradients go into the momentum during backward: for ``sgd`` without clipping."""
     frozen: Annotated[int, Field(ge=0)] = 0
     """Segments at the start of the model that do not train."""
+    segments: str = ""
+    """Patterns of the modules that are segments, also as a TOML list; empty: they are found."""
     prefer: str = ""
     """Knobs of the planner, least harm first; empty takes the order that suits the model."""
     margin: Annotated[float, Field(ge=0, lt=1)] = MARGIN
     """Share of a device's memory limit that stays free; nearer to it the micro-batch is halved."""
+
+    @field_validator("segments", mode="before")
+    @classmethod
+    def _names_as_text(cls, value: Any) -> Any:
+        return _as_text(value)
 
     @field_validator("prefer")
     @classmethod
@@ -225,7 +287,9 @@ class MemorySection(Section):
     @property
     def options(self) -> MemoryOptions:
         """What training saves memory by in any case."""
-        return MemoryOptions(self.recompute, self.saved, self.release_gradients, self.frozen)
+        return MemoryOptions(
+            self.recompute, self.saved, self.release_gradients, self.frozen, self.segments
+        )
 
     @property
     def preference(self) -> tuple[str, ...] | None:

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mest_fed.catalogue import Recompute
 from mest_fed.devices.profile import DeviceProfile
 from mest_fed.errors import not_allowed
 from mest_fed.memory import MemoryOptions
 from mest_fed.memory.activations import batch_norm_block, batch_norm_stem, segments_of
-from mest_fed.nn import SparseLayer
+from mest_fed.nn import SparseAttention, SparseLayer
 from mest_fed.sparsity import base_scheme
 
 
@@ -87,7 +87,10 @@ def energy_joules(
     )
 
 
-_COUNTED = (SparseLayer, nn.Conv2d, nn.Linear)
+_COUNTED = (
+    *(SparseLayer, nn.Conv1d, nn.Conv2d, nn.Linear),
+    *(nn.MultiheadAttention, nn.RNNBase),
+)
 
 
 def forward_flops(
@@ -151,8 +154,9 @@ def _calls(
     """Run an input of zeros and list each call of a counted layer with its operations."""
     calls: list[tuple[nn.Module, int]] = []
 
-    def count(layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+    def count(layer: nn.Module, _inputs: Any, output: Any) -> None:
         weights, channels = _active_weights(layer)
+        output = output[0] if isinstance(output, tuple) else output
         calls.append((layer, 2 * weights * (output.numel() // channels)))
 
     hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, _COUNTED)]
@@ -174,18 +178,16 @@ def _calls(
 def _active_weights(layer: nn.Module) -> tuple[int, int]:
     """Return active weights and output channels; each weight is used once an output position."""
     if isinstance(layer, SparseLayer):
-        return _active_in(layer), layer.layout.shape[0]
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
+        return layer.active_weights, layer.layout.shape[0]
+    if isinstance(layer, nn.MultiheadAttention):
+        # Dense projections: its own, and in torch's attention the last one, which is not called.
+        own = layer.parameters(recurse=not isinstance(layer, SparseAttention))
+        return sum(it.numel() for it in own if it.dim() == 2), layer.embed_dim
+    if isinstance(layer, nn.RNNBase):
+        outputs = (layer.proj_size or layer.hidden_size) * (1 + layer.bidirectional)
+        return sum(it.numel() for it in layer.parameters() if it.dim() == 2), outputs
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear)
     return layer.weight.numel(), layer.weight.shape[0]
-
-
-def _active_in(layer: SparseLayer) -> int:
-    """Count active weights; unknown granules of a meta model count as average ones."""
-    layout = layer.layout
-    if not layer.slots.is_meta:
-        return layout.active_weights(layer.slots)
-    each = min(layout.width, layout.num_weights / layout.num_granules)
-    return round(len(layer.slots) * each)
 
 
 def training_work(
@@ -196,8 +198,9 @@ def training_work(
 ) -> Work:
     """Return the operations of training a model on one example.
 
-    Counted are convolutions and linear layers. Computing normalisations again, packing what is kept
-    and small micro-batches cost time as well, and no operations that are counted.
+    Counted are convolutions, linear and recurrent layers, and attention's projections. Computing
+    normalisations again, packing what is kept and small micro-batches cost time as well, and no
+    operations that are counted.
 
     Parameters
     ----------
@@ -207,7 +210,7 @@ def training_work(
         What is computed again, and what is frozen; nothing by default.
     """
     memory = memory or MemoryOptions()
-    frozen = {m for s in segments_of(model)[: memory.frozen] for m in s.modules()}
+    frozen = {m for s in segments_of(model, memory.segments)[: memory.frozen] for m in s.modules()}
     return training_flops(
         model, input_shape, input_dtype, forwards=_forward_passes(model, memory), frozen=frozen
     )
@@ -218,7 +221,7 @@ def _forward_passes(model: nn.Module, memory: MemoryOptions) -> dict[nn.Module, 
     passes: dict[nn.Module, int] = {}
     if memory.recompute != Recompute.SEGMENTS:
         return passes
-    for segment in segments_of(model)[memory.frozen :]:
+    for segment in segments_of(model, memory.segments)[memory.frozen :]:
         passes |= dict.fromkeys(segment.modules(), 2)
         by_hand: dict[str, int] = {}
         if batch_norm_block.handles(segment):

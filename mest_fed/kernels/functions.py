@@ -4,10 +4,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mest_fed.kernels import channels, ops, reference  # noqa: F401 - ops registers operators
-from mest_fed.kernels.choice import CHANNELS, DENSE, Choice
+from mest_fed.kernels.choice import CHANNELS, DENSE, EVERYTHING_DENSE, Choice
 from mest_fed.kernels.native import OPERATORS, PLANES
 from mest_fed.kernels.weight import ConvGeometry, Kernels, SparseWeight, Strips
 
@@ -37,11 +36,16 @@ class SparseProduct(torch.autograd.Function):
         return forward(x, values, bias, weight, how)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of the input, of the active values and of the bias."""
+        """Return the gradients of the input, of the active values and of the bias.
+
+        Under ``create_graph`` they are computed with a dense weight, by operators that have
+        gradients themselves.
+        """
         x, values = ctx.saved_tensors
         weight, how, wanted = ctx.weight, ctx.how, ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            how = how._replace(choice=EVERYTHING_DENSE)
         with torch._C.DisableTorchFunctionSubclass():  # values may be of a subclass
             dx, dvalues = backward(grad, x, values, weight, how, wanted=(wanted[0], wanted[1]))
         planes = tuple(range(2, grad.dim()))

@@ -112,6 +112,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "saved": str,
     "release_gradients": bool,
     "frozen": int,
+    "segments": str,
 }
 
 
@@ -124,6 +125,7 @@ def read_plan(text: str, source: str = "plan") -> Plan:
         If it is no JSON, a key is missing or a value not possible: names it.
     """
     table = parse_json(text, source, dict)
+    table.setdefault("segments", "")  # which earlier plans have not
     missing = sorted((_SHAPE | _MEMORY | {"budget_bytes", "parts"}) - set(table))
     if missing:
         raise InputError(f"{source} has no {missing[0]}; allowed: what mest-fed plan --json writes")

@@ -93,7 +93,7 @@ class PlanLimits:
         return cls(
             shape,
             least_micro_batch=LEAST_FOR_STATISTICS if statistics else 1,
-            segments=len(segments_of(model)),
+            segments=len(segments_of(model, shape.memory.segments)),
             fixed=fixed,
             sparse=bool(trace.spec.groups),
             batch_statistics=statistics,

@@ -26,7 +26,7 @@ from mest_fed.memory.trace import (
 from mest_fed.nn import SparseLayer
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.nn.optimizers import WHERE_RELEASED, ClientOptimizer
-from mest_fed.sparsity import DISTRIBUTIONS
+from mest_fed.sparsity import parse_distribution
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TrainingShape:
     density : float
         Target density of the sparse layers (ignored for a dense model).
     distribution : str
-        How density spreads over layers.
+        How density spreads over layers; see :func:`mest_fed.sparsity.parse_distribution`.
     micro_batch : int
         Images in one forward and backward pass.
     batch : int
@@ -71,7 +71,7 @@ class TrainingShape:
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
             raise not_allowed("density", self.density, "a number in (0, 1]")
-        DISTRIBUTIONS.check(self.distribution)
+        parse_distribution(self.distribution)
         if self.batch < 1:
             raise not_allowed("batch", self.batch, "a whole number of at least 1")
         if not 1 <= self.micro_batch <= self.batch:
@@ -153,6 +153,7 @@ def step_bytes(model: nn.Module, shape: TrainingShape, options: StepOptions) -> 
     UntraceableError
         If a layer needs numbers.
     """
+    _refuse_recurrent(model)
     model.train()
     images = torch.empty(
         shape.batch, *options.input_shape, dtype=options.input_dtype, device="meta"
@@ -180,6 +181,16 @@ def step_bytes(model: nn.Module, shape: TrainingShape, options: StepOptions) -> 
     peak = live.peak
     peak[WORK] += peak.pop(_BUFFERS, 0)
     return peak
+
+
+def _refuse_recurrent(model: nn.Module) -> None:
+    """Refuse what computes otherwise on a CPU than on the meta device."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.RNNBase):
+            raise UntraceableError(
+                f"{name} ({type(module).__name__}) cannot be traced without numbers: on a CPU it "
+                "runs one operator of oneDNN's, whose memory no trace shows"
+            )
 
 
 def _pass(forward: Any, part: tuple[Tensor, Tensor], live: LiveBytes, step: TrainingLoss) -> None:

@@ -2,19 +2,22 @@
 
 from mest_fed.catalogue import MODELS
 from mest_fed.errors import DensityWarning
+from mest_fed.nn.attention import SparseAttention
 from mest_fed.nn.convert import sparsify
 from mest_fed.nn.eligible import (
     LayerDensity,
     Reason,
+    Selection,
     layer_densities,
     sparsifiable,
     whole_density,
 )
 from mest_fed.nn.flow import Ends
-from mest_fed.nn.layers import SparseConv2d, SparseLayer, SparseLinear
+from mest_fed.nn.layers import SparseLayer
 from mest_fed.nn.models import Sparsity, build_model, build_shell
 from mest_fed.nn.mutator import MaskGroup, Mutator, mask_groups, match_masks
 from mest_fed.nn.plain import to_dense
+from mest_fed.nn.products import SparseConv1d, SparseConv2d, SparseLinear
 from mest_fed.nn.state import ModelSpec, SparseState, model_spec, read_state, write_state
 
 __all__ = [
@@ -26,6 +29,9 @@ __all__ = [
     "ModelSpec",
     "Mutator",
     "Reason",
+    "Selection",
+    "SparseAttention",
+    "SparseConv1d",
     "SparseConv2d",
     "SparseLayer",
     "SparseLinear",

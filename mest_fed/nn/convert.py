@@ -1,25 +1,39 @@
 """``sparsify``: make any module sparse in place."""
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
 
-from mest_fed.errors import DensityWarning, InputError
+from mest_fed.errors import DensityWarning, InputError, not_allowed
+from mest_fed.nn.attention import PROJECTIONS, SparseAttention, projections
 from mest_fed.nn.distributed import data_parallel
 from mest_fed.nn.eligible import (
     LayerDensity,
     Reason,
+    Selection,
     densities,
     eligible,
+    layers_named,
+    places,
     reasons_of,
     whole_density,
 )
-from mest_fed.nn.layers import Plain, SparseConv2d, SparseLayer, SparseLinear, active_values
+from mest_fed.nn.identity import active_values
+from mest_fed.nn.layers import Plain, SparseLayer
 from mest_fed.nn.mutator import channel_pairs, check_what_is_loaded
-from mest_fed.sparsity import Layout, Mask, layer_counts, layout_for
+from mest_fed.nn.products import SPARSE_CLASSES
+from mest_fed.sparsity import (
+    Layout,
+    Mask,
+    format_distribution,
+    layer_counts,
+    layout_for,
+    parse_distribution,
+)
 from mest_fed.sparsity.mask import magnitude_mask
 from mest_fed.sparsity.schemes import Channel
 
@@ -35,6 +49,9 @@ def sparsify(
     distribution: str = "uniform",
     *,
     keep_norm: bool = False,
+    include: Collection[str] = (),
+    exclude: Collection[str] = (),
+    layers: Mapping[str, float] | None = None,
     keep_dense: Collection[str] = (),
 ) -> nn.Module:
     """Make a model's layers sparse, in place.
@@ -49,17 +66,23 @@ def sparsify(
     Parameters
     ----------
     model : nn.Module
-        Any module with ``Conv2d`` or ``Linear`` layers. See :func:`sparsifiable`.
+        Any module with ``Conv1d``, ``Conv2d``, ``Linear`` or ``MultiheadAttention`` layers. See
+        :func:`sparsifiable`.
     scheme : str
         ``unstructured``, ``block``, ``block:ROWS``, ``pattern`` or ``channel``.
     density : float
-        Active weights / weights over the layers that become sparse, in (0, 1].
+        Active weights / weights over the layers that become sparse without a density of their own,
+        in (0, 1].
     distribution : str
         ``uniform`` or ``erk``.
     keep_norm : bool
         As for :meth:`Sparsifier.convert`.
-    keep_dense : collection of str
-        Names of modules that stay dense, with everything in them.
+    include, exclude, keep_dense : collection of str
+        Patterns of layers that may be sparse, and of modules that stay dense; see
+        :func:`sparsifiable`.
+    layers : mapping of str to float
+        Pattern -> density of the layers that it names, by themselves or with a module that they are
+        in. The first pattern that names a layer decides.
 
     Returns
     -------
@@ -78,14 +101,15 @@ def sparsify(
         If layers that stay dense hold so much of the model that its whole density is far above
         ``density``. :func:`layer_densities` lists them.
     """
-    sparsifier = Sparsifier(model, scheme, keep_dense)
-    sparsifier.count(density, distribution)
+    sparsifier = Sparsifier(model, scheme, Selection(keep_dense, include, exclude))
+    sparsifier.count(density, format_distribution(distribution, layers or {}))
     # All that can fail comes before the first change.
     for part in [sparsifier.part(name, keep_norm=keep_norm) for name in sparsifier.layouts]:
         part.convert()
     rows = densities(model, sparsifier.reasons)
     dense = sum(row.weights for row in rows if row.reason is not None)
-    if whole_density(rows) > max(_FAR_TIMES * density, _FAR_FROM) and dense > _NOTICED:
+    asked = max(density, whole_density([row for row in rows if row.reason is None]))
+    if whole_density(rows) > max(_FAR_TIMES * asked, _FAR_FROM) and dense > _NOTICED:
         warnings.warn(_above(type(model).__name__, density, rows), DensityWarning, stacklevel=2)
     return model
 
@@ -96,22 +120,31 @@ class Part:
 
     Parameters
     ----------
-    layer : nn.Conv2d or nn.Linear
+    name : str
+        Its name in the model.
+    layer : nn.Conv1d, nn.Conv2d or nn.Linear
         The dense layer.
+    owner : nn.MultiheadAttention or None
+        The attention of which it is a projection.
     mask : Mask
         Which slots of its layout are active.
     values : Parameter
         Their values.
     """
 
+    name: str
     layer: Plain
+    owner: nn.MultiheadAttention | None
     mask: Mask
     values: nn.Parameter
 
     def convert(self) -> SparseLayer:
         """Turn the layer into the sparse one."""
-        sparse = SparseConv2d if isinstance(self.layer, nn.Conv2d) else SparseLinear
-        return sparse.convert(self.layer, self.mask.layout, self.mask, self.values)
+        kind = SPARSE_CLASSES[type(self.layer)]
+        sparse = kind.convert(self.layer, self.mask.layout, self.mask, self.values)
+        if self.owner is not None and type(self.owner) in (nn.MultiheadAttention, SparseAttention):
+            SparseAttention.adopt(self.owner, self.name.rpartition(".")[2], sparse)
+        return sparse
 
 
 class Sparsifier:
@@ -123,8 +156,8 @@ class Sparsifier:
         Weights are read when their layer is converted, not before.
     scheme : str
         As for :func:`sparsify`.
-    keep_dense : collection of str
-        As for :func:`sparsify`.
+    selection : Selection, optional
+        Which layers may be sparse; all by default.
 
     Attributes
     ----------
@@ -140,21 +173,25 @@ class Sparsifier:
         As for :func:`sparsify`.
     """
 
-    def __init__(self, model: nn.Module, scheme: str, keep_dense: Collection[str] = ()) -> None:
-        self.reasons = reasons_of(model, keep_dense)
-        self._layers = eligible(model, self.reasons)
-        if not self._layers:
+    def __init__(self, model: nn.Module, scheme: str, selection: Selection | None = None) -> None:
+        self.model = model
+        self._key = f"{selection.section if selection else ''}layers"
+        self.reasons = reasons_of(model, selection)
+        layers = eligible(model, self.reasons)
+        self._owners = {
+            name: place.owner for name, place in places(model).items() if place.owner is not None
+        }
+        if not layers:
             raise InputError(_nothing_to_convert(model, densities(model, self.reasons)))
         if data_parallel(model.parameters()) is not None:
             raise InputError("make a model sparse before DistributedDataParallel wraps it")
         self.layouts: dict[str, Layout] = {
-            name: layout_for(scheme, tuple(layer.weight.shape))
-            for name, layer in self._layers.items()
+            name: layout_for(scheme, tuple(layer.weight.shape)) for name, layer in layers.items()
         }
         self._leaders: dict[str, str] = {}
         if any(isinstance(layout, Channel) for layout in self.layouts.values()):
             for leader, follower in channel_pairs(model):
-                if leader in self._layers and follower in self._layers:
+                if leader in layers and follower in layers:
                     self.layouts[follower] = Channel(self.layouts[follower].shape, axis="in")
                     self._leaders[follower] = leader
         self._counts: dict[str, int] = {}
@@ -167,10 +204,22 @@ class Sparsifier:
         Raises
         ------
         InputError
-            If density or distribution is not allowed.
+            If density or distribution is not allowed, or a pattern in it names no layer that can be
+            sparse, or only layers that share the mask of one that it does not name.
         """
+        self.check_names(distribution)
         own = {name: it for name, it in self.layouts.items() if name not in self._leaders}
         self._counts = layer_counts(own, density, distribution)
+
+    def check_names(self, distribution: str) -> None:
+        """Refuse a distribution with a density for what is no sparse layer; see :meth:`count`."""
+        for pattern in parse_distribution(distribution)[1]:
+            named = layers_named(self.model, self._key, pattern, self.reasons)
+            leaders = {self._leaders.get(name, name) for name in named}
+            if not leaders & set(named):
+                raise not_allowed(
+                    self._key, pattern, f"{min(leaders)}, whose mask {named[0]} shares"
+                )
 
     def convert(self, name: str, *, keep_norm: bool = False) -> None:
         """Convert a layer: the largest granules become active; a leader before its follower.
@@ -193,7 +242,7 @@ class Sparsifier:
         InputError
             If the layer is on the meta device: it has no numbers to choose by.
         """
-        layer, layout = self._layers.pop(name), self.layouts[name]
+        layer, layout = self._layer(name), self.layouts[name]
         weight = layer.get_parameter("weight")
         if weight.is_meta:
             raise InputError(f"layer {name} is on the meta device and has no weights to choose by")
@@ -207,13 +256,29 @@ class Sparsifier:
             norm = values.detach().norm()
             if norm > 0:  # else the dense weight, too, is zero
                 values.detach().mul_(weight.detach().norm() / norm)
-        return Part(layer, mask, values)
+        return Part(name, layer, self._owners.get(name), mask, values)
 
     def empty(self, name: str) -> None:
-        """Convert a layer to one without active granules."""
-        layer = self._layers.pop(name)
+        """Convert a layer without active granules."""
+        layer = self._layer(name)
         mask = Mask(self.layouts[name], torch.empty(0, dtype=torch.int32))
-        Part(layer, mask, active_values(mask.layout, mask, layer.get_parameter("weight"))).convert()
+        values = active_values(mask.layout, mask, layer.get_parameter("weight"))
+        Part(name, layer, self._owners.get(name), mask, values).convert()
+
+    def of(self, module_name: str) -> list[str]:
+        """Return the layers whose weights a module holds: itself, or its packed projections."""
+        own = [module_name] if module_name in self.layouts else []
+        prefix = f"{module_name}." if module_name else ""
+        packed = (f"{prefix}{leaf}" for leaf in PROJECTIONS.values())
+        return own + [name for name in packed if name in self.layouts and name in self._owners]
+
+    def _layer(self, name: str) -> Plain:
+        """Return a dense layer; a packed projection as a linear layer of the same weight."""
+        leaf = name.rpartition(".")[2]
+        owner = self._owners.get(name)
+        if owner is None or leaf in owner._modules:
+            return cast(Plain, self.model.get_submodule(name))
+        return projections(owner)[leaf]
 
 
 def _nothing_to_convert(model: nn.Module, rows: Sequence[LayerDensity]) -> str:

@@ -1,19 +1,24 @@
 """Which layers of a model are sparse, or can be, which stay dense, and why."""
 
-import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import StrEnum
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from mest_fed.errors import InputError, not_allowed
+from mest_fed.nn.attention import SparseAttention, projections
 from mest_fed.nn.flow import find_ends, is_linear
-from mest_fed.nn.layers import Plain, SparseConv2d, SparseLayer, SparseLinear
+from mest_fed.nn.layers import Plain, SparseLayer
+from mest_fed.nn.products import SPARSE_CLASSES
+from mest_fed.sparsity import matches
 
+_PRODUCTS = (nn.Conv1d, nn.Conv2d, nn.Linear, SparseLayer)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -22,8 +27,9 @@ class Reason(StrEnum):
 
     STEM = "stem: the first convolution"
     HEAD = "head: makes the model's output"
+    SHORTCUT = "projection shortcut: 1x1 convolution beside other layers"
     KEPT = "kept dense on request"
-    POINTWISE = "1x1 convolution"
+    NOT_INCLUDED = "not among the layers to include"
     GROUPED = "grouped convolution"
     PADDING = "padding by name, or not by zeros"
     SUBCLASS = "a class of its own, which may compute something else"
@@ -68,60 +74,140 @@ class LayerDensity:
         return self.active / self.weights if self.weights else 1.0
 
 
-def sparsifiable(model: nn.Module, keep_dense: Collection[str] = ()) -> dict[str, Plain]:
+def sparsifiable(
+    model: nn.Module,
+    keep_dense: Collection[str] = (),
+    *,
+    include: Collection[str] = (),
+    exclude: Collection[str] = (),
+) -> dict[str, Plain]:
     """Return the dense layers that MEST makes sparse, by name.
 
-    These are all convolutions and linear layers but the stem and the head (see
-    :mod:`mest_fed.nn.flow`), 1x1 convolutions (shortcuts), grouped convolutions, and whatever
-    computes something else than the plain layer does; :class:`Reason` lists the cases.
+    These are all convolutions (1-D and 2-D) and linear layers but the stem, the head and projection
+    shortcuts (see :mod:`mest_fed.nn.flow`), grouped convolutions, and whatever computes something
+    else than the plain layer does; :class:`Reason` lists the cases. An attention's packed
+    projections are named as its children, such as ``attention.in_proj``; they are returned as
+    linear layers of the same weight.
 
     Parameters
     ----------
     model : nn.Module
         Any.
     keep_dense : collection of str
-        Names of modules that stay dense with everything in them.
+        An earlier name of ``exclude``; both count.
+    include : collection of str
+        Patterns (``fnmatch``) of the layers that may be sparse, or of modules that they are in;
+        none for all.
+    exclude : collection of str
+        Patterns of modules that stay dense with everything in them.
 
     Raises
     ------
     InputError
-        If a name in ``keep_dense`` is no module of the model, or a lazy layer has no shape yet.
+        If a pattern names nothing, or one of ``include`` only layers that cannot be sparse, or a
+        lazy layer has no shape yet.
     """
-    return eligible(model, reasons_of(model, keep_dense))
+    return eligible(model, reasons_of(model, Selection(keep_dense, include, exclude)))
 
 
-def layer_densities(model: nn.Module, keep_dense: Collection[str] = ()) -> list[LayerDensity]:
+def layer_densities(
+    model: nn.Module,
+    keep_dense: Collection[str] = (),
+    *,
+    include: Collection[str] = (),
+    exclude: Collection[str] = (),
+) -> list[LayerDensity]:
     """List the layers that hold weights: how dense each is, and why it is dense.
 
     Parameters and errors are those of :func:`sparsifiable`. The sum of ``active`` over that of
     ``weights`` is the density of the whole model.
     """
-    return densities(model, reasons_of(model, keep_dense))
+    return densities(model, reasons_of(model, Selection(keep_dense, include, exclude)))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which layers a user wants sparse; parameters as for :func:`sparsifiable`.
+
+    ``section`` is where errors say that a pattern stands, such as ``sparsity.``.
+    """
+
+    keep_dense: Collection[str] = ()
+    include: Collection[str] = ()
+    exclude: Collection[str] = ()
+    section: str = ""
+
+    def __post_init__(self) -> None:
+        for key in ("keep_dense", "include", "exclude"):
+            given = getattr(self, key)
+            patterns = (given,) if isinstance(given, str) else tuple(given)  # one may stand alone
+            object.__setattr__(self, key, patterns)
+
+
+class Place(NamedTuple):
+    """A layer, and where it stands.
+
+    Parameters
+    ----------
+    layer : nn.Module
+        Convolution or linear layer, dense or sparse. For a packed projection that is dense, a
+        linear layer of the same weight.
+    owner : nn.MultiheadAttention or None
+        The attention of which it is a projection.
+    """
+
+    layer: nn.Module
+    owner: nn.MultiheadAttention | None
+
+
+def places(model: nn.Module) -> dict[str, Place]:
+    """Return the convolutions and linear layers of a model, packed projections among them."""
+    found: dict[str, Place] = {}
+    owners: dict[nn.Module, nn.MultiheadAttention] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, _PRODUCTS):
+            found[name] = Place(module, owners.get(module))
+        elif isinstance(module, nn.MultiheadAttention):
+            for leaf, linear in projections(module).items():
+                found[f"{name}.{leaf}".lstrip(".")] = Place(linear, module)
+            owners |= dict.fromkeys(module.children(), module)
+    return found
 
 
 def eligible(model: nn.Module, reasons: Mapping[str, Reason]) -> dict[str, Plain]:
     """Return the layers that can be made sparse, in the model's order."""
-    names = [name for name, reason in reasons.items() if reason is Reason.ELIGIBLE]
-    layers = ((name, model.get_submodule(name)) for name in names)
-    return {n: m for n, m in layers if isinstance(m, nn.Conv2d | nn.Linear)}
+    layers = {name: place.layer for name, place in places(model).items()}
+    return {
+        name: cast(Plain, layers[name])
+        for name, reason in reasons.items()
+        if reason is Reason.ELIGIBLE
+    }
 
 
 def densities(model: nn.Module, reasons: Mapping[str, Reason]) -> list[LayerDensity]:
     """Count weights layer by layer, with reasons that are known already."""
-    counted, rows = set[int](), []
+    counted, rows = set[int](), list[LayerDensity]()
+    found = places(model)
+    packed = [(name, place) for name, place in found.items() if _is_packed(place)]
+
+    def add(name: str, module: nn.Module, weights: Iterable[Tensor]) -> None:
+        new = {id(it): it.numel() for it in weights if it.dim() > 1 and id(it) not in counted}
+        counted.update(new)
+        total = sum(new.values())
+        if total or name in reasons:
+            reason = reasons.get(name, Reason.KIND)
+            rows.append(LayerDensity(name, type(module).__name__, total, total, reason))
+
     for name, module in model.named_modules():
-        reason: Reason | None = reasons.get(name, Reason.KIND)
         if isinstance(module, SparseLayer):
-            reason, weights = None, module.layout.num_weights
-            active = module.layout.active_weights(module.slots)
-        else:
-            # A layer's parametrizations are its children, and hold its weight.
-            own = module.parameters(recurse=name in reasons)
-            new = {id(it): it.numel() for it in own if it.dim() > 1 and id(it) not in counted}
-            counted |= set(new)
-            weights = active = sum(new.values())
-        if weights or name in reasons:
-            rows.append(LayerDensity(name, type(module).__name__, weights, active, reason))
+            weights, active = module.layout.num_weights, module.active_weights
+            rows.append(LayerDensity(name, type(module).__name__, weights, active, None))
+            continue
+        inside = [(inner, place.layer) for inner, place in packed if place.owner is module]
+        for inner, layer in inside:
+            add(inner, module, layer.parameters())
+        # A layer's parametrizations are its children, and hold its weight.
+        add(name, module, module.parameters(recurse=name in reasons))
     return rows
 
 
@@ -131,66 +217,143 @@ def whole_density(rows: Collection[LayerDensity]) -> float:
     return sum(row.active for row in rows) / weights if weights else 1.0
 
 
-def reasons_of(model: nn.Module, keep_dense: Collection[str] = ()) -> dict[str, Reason]:
+def reasons_of(model: nn.Module, selection: Selection | None = None) -> dict[str, Reason]:
     """Say of each dense convolution and linear layer why it stays dense, or that it need not."""
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise InputError(f"parameter {name} is lazy and has no shape yet; run the model once")
-    layers = _products(model)
-    kept = _beneath(model, keep_dense)
-    shared = _shared_weights(model)
-    ends = find_ends(model, layers)
-    dense = {n: m for n, m in layers.items() if not isinstance(m, SparseLayer)}
-    reasons = {name: _reason(module, kept, shared) for name, module in dense.items()}
-    open_layers = {name for name, reason in reasons.items() if reason is Reason.ELIGIBLE}
-    inner = open_layers.difference(ends.stem, ends.head)
-    if not inner and len(dense) == len(layers):
-        # Nothing but ends: a convolution at the output, which is no classifier, may be sparse.
-        inner = {n for n in open_layers.difference(ends.stem) if not is_linear(layers[n])}
-    for name in dense.keys() - inner:
-        if reasons[name] is not Reason.KEPT:
-            if name in ends.head:
-                reasons[name] = Reason.HEAD
-            if name in ends.stem:
-                reasons[name] = Reason.STEM
+    found, shared = places(model), _shared_weights(model)
+    reasons = {
+        name: _reason(name, place, shared)
+        for name, place in found.items()
+        if not isinstance(place.layer, SparseLayer)
+    }
+    _keep_ends(model, {name: place.layer for name, place in found.items()}, reasons)
+    if selection is not None:
+        _select(model, selection, reasons)
     return reasons
 
 
-def _products(model: nn.Module) -> dict[str, nn.Module]:
-    kinds = (nn.Conv2d, nn.Linear, SparseLayer)
-    return {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
+def _keep_ends(
+    model: nn.Module, layers: Mapping[str, nn.Module], reasons: dict[str, Reason]
+) -> None:
+    """Keep stem, head and projection shortcuts dense."""
+    modules = dict(model.named_modules())
+    ends = find_ends(model, {name: it for name, it in layers.items() if name in modules})
+    outer = {*ends.stem, *ends.head, *(ends.shortcuts or ())}
+    open_layers = {name for name, reason in reasons.items() if reason is Reason.ELIGIBLE}
+    inner = open_layers - outer
+    if not inner and len(reasons) == len(layers):
+        # Nothing but ends: a convolution at the output, which is no classifier, may be sparse.
+        inner = {n for n in open_layers.difference(ends.stem) if not is_linear(layers[n])}
+        inner -= set(ends.shortcuts or ())
+    named = ((ends.shortcuts or (), Reason.SHORTCUT), (ends.head, Reason.HEAD))
+    for names, reason in (*named, (ends.stem, Reason.STEM)):
+        reasons.update(dict.fromkeys(set(names) & reasons.keys() - inner, reason))
 
 
-def _reason(layer: nn.Module, kept: set[nn.Module], shared: set[int]) -> Reason:
-    if layer in kept:
-        return Reason.KEPT
-    if isinstance(layer, nn.Conv2d):
-        if math.prod(layer.kernel_size) == 1:
-            return Reason.POINTWISE
+def _select(model: nn.Module, selection: Selection, reasons: dict[str, Reason]) -> None:
+    """Keep dense what a user excludes, or does not include."""
+    for key in ("keep_dense", "exclude"):
+        for pattern in getattr(selection, key):
+            for name in layers_named(model, selection.section + key, pattern, of_any_kind=True):
+                if name in reasons:
+                    reasons[name] = Reason.KEPT
+    if selection.include:
+        included = {
+            name
+            for pattern in selection.include
+            for name in layers_named(model, f"{selection.section}include", pattern, reasons)
+        }
+        for name, reason in reasons.items():
+            if reason is Reason.ELIGIBLE and name not in included:
+                reasons[name] = Reason.NOT_INCLUDED
+
+
+def layers_named(
+    model: nn.Module,
+    key: str,
+    pattern: str,
+    reasons: Mapping[str, Reason] | None = None,
+    *,
+    of_any_kind: bool = False,
+) -> list[str]:
+    """Return the layers that a pattern names, by themselves or with a module that they are in.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any.
+    key : str
+        What the pattern was given as, for the error's text.
+    pattern : str
+        See :func:`mest_fed.sparsity.matches`.
+    reasons : mapping of str to Reason, optional
+        Why layers are dense.
+    of_any_kind : bool
+        Whether it may name layers that cannot be sparse.
+
+    Raises
+    ------
+    InputError
+        If it names no module, or no layer that is sparse or can be.
+    """
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    layers: dict[str, list[str]] = {}
+    for name, place in places(model).items():
+        leaf = name.rpartition(".")[2]
+        outer = names[place.owner] if place.owner is not None else []
+        layers[name] = names.get(place.layer) or [f"{it}.{leaf}".lstrip(".") for it in outer]
+    found = [n for n, aliases in layers.items() if any(matches(pattern, it) for it in aliases)]
+    every = [it for aliases in (*names.values(), *layers.values()) for it in aliases]
+    if not found and not any(matches(pattern, it) for it in every if it):
+        near = get_close_matches(pattern, every, n=1)
+        hint = f", such as {near[0]}" if near else ""
+        raise not_allowed(key, pattern, f"names of modules of the model, or patterns{hint}")
+    if of_any_kind:
+        return found
+    reasons = reasons or {}
+    good = [it for it in found if reasons.get(it, Reason.ELIGIBLE) is Reason.ELIGIBLE]
+    if not good:
+        why = f": {found[0]} stays dense ({reasons[found[0]]})" if found else ""
+        raise not_allowed(key, pattern, f"layers that can be sparse{why}")
+    return good
+
+
+def _is_packed(place: Place) -> bool:
+    """Say whether an attention itself holds the layer's weight."""
+    return place.owner is not None and place.layer not in place.owner._modules.values()
+
+
+def _reason(name: str, place: Place, shared: set[int]) -> Reason:
+    layer, owner = place
+    packed = _is_packed(place)
+    holder: nn.Module = owner if packed and owner is not None else layer
+    if isinstance(layer, nn.Conv1d | nn.Conv2d):
         if layer.groups > 1:
             return Reason.GROUPED
         if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
             return Reason.PADDING
-    if not {"weight", "bias"} <= layer._parameters.keys() or "forward" in vars(layer):
+    if not {"weight", "bias"} <= layer._parameters.keys() or "forward" in vars(holder):
         return Reason.COMPUTED
     weight = layer._parameters["weight"]
-    if type(layer) not in (nn.Conv2d, nn.Linear) or type(weight) is not nn.Parameter:
+    known = (nn.MultiheadAttention, SparseAttention) if packed else tuple(SPARSE_CLASSES)
+    if type(holder) not in known or type(weight) is not nn.Parameter:
         return Reason.SUBCLASS
     if _identity(weight) in shared:
         return Reason.SHARED
-    sparse = SparseLinear if isinstance(layer, nn.Linear) else SparseConv2d
-    names = {*vars(layer), *layer._parameters, *layer._buffers, *layer._modules}
-    if (names - {"weight", "bias"}) & sparse.names():
+    names = {*vars(holder), *holder._parameters, *holder._buffers, *holder._modules}
+    if packed:
+        taken = name.rpartition(".")[2] in names
+    else:
+        taken = bool(
+            (names - {"weight", "bias"}) & SPARSE_CLASSES[type(cast(Plain, layer))].names()
+        )
+    if taken:
         return Reason.NAME
     return Reason.ELIGIBLE if weight.dtype in _DTYPES else Reason.DTYPE
-
-
-def _beneath(model: nn.Module, names: Collection[str]) -> set[nn.Module]:
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for name in names:
-        if name not in modules or not name:
-            raise not_allowed("keep_dense", name, "names of modules of the model")
-    return {module for name in names for module in modules[name].modules()}
 
 
 def _shared_weights(model: nn.Module) -> set[int]:

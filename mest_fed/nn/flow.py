@@ -1,41 +1,50 @@
-"""Where a model begins and ends: its stem and its head, found by the flow of data.
+"""Where a model begins and ends, and its shortcuts, found by the flow of data.
 
 The stem reads the model's input, the head makes its output; both stay dense. A layer is a head if
 no other layer reads what it makes, and a convolution is a stem if it reads what no layer made. A
-model may have several of either.
+model may have several of either. A projection shortcut is a 1x1 convolution whose output is added
+to what other layers made of the same input.
 """
 
 import copy
 import inspect
+import math
+import operator
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from mest_fed.nn.distributed import unwrapped
-from mest_fed.nn.layers import SparseLinear
+from mest_fed.nn.layers import SparseLayer
+from mest_fed.nn.products import SparseLinear
 
 _MOST_CONDITIONS = 1000
+_SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
 class Ends(NamedTuple):
-    """Names of the layers at a model's ends.
+    """Names of the layers at a model's ends, and of its projection shortcuts.
 
     A model that knows its own declares them as its attribute ``ends``; it is then not traced.
     """
 
     stem: tuple[str, ...]
     head: tuple[str, ...]
+    shortcuts: tuple[str, ...] | None = None
+    """None: find them by the flow of data."""
 
 
 def find_ends(model: nn.Module, layers: Mapping[str, nn.Module]) -> Ends:
-    """Find stem and head among a model's convolutions and linear layers.
+    """Find stem, head and projection shortcuts among a model's convolutions and linear layers.
 
     They are taken from what the model declares, else from a symbolic trace of its ``forward``,
     which runs on a copy without numbers; a condition on data is taken to hold. A module that cannot
-    be traced counts as one step, whose layers run in the order in which they are defined.
+    be traced counts as one step, whose layers run in the order in which they are defined; shortcuts
+    are looked for in its parts.
 
     Parameters
     ----------
@@ -45,36 +54,60 @@ def find_ends(model: nn.Module, layers: Mapping[str, nn.Module]) -> Ends:
         The layers by name, in order of definition.
     """
     root = unwrapped(model)
-    declared: Ends | None = getattr(root, "ends", None)
     names = {module: name for name, module in layers.items()}
-    if declared is not None:
-        own = dict(root.named_modules())
-        stem, head = ([own.get(name) for name in end] for end in declared)
-        if all(module in names for module in (*stem, *head)):
-            return Ends(*(tuple(names[m] for m in end if m is not None) for end in (stem, head)))
+    declared = _declared(root, names)
+    if declared is not None and declared.shortcuts is not None:
+        return declared
+    if declared is not None and not any(map(is_pointwise, names)):
+        return declared._replace(shortcuts=())
     graph = _traced(root, set(names))
+    shortcuts = tuple(dict.fromkeys(_shortcuts_in(root, names, graph)))
+    if declared is not None:
+        return declared._replace(shortcuts=shortcuts)
     if graph is None:
-        return Ends(_first_convolution(layers), _last(layers))
+        return Ends(_first_convolution(layers), _last(layers), shortcuts)
+    return _ends_of(graph, root, layers)._replace(shortcuts=shortcuts)
+
+
+def _declared(root: nn.Module, names: Mapping[nn.Module, str]) -> Ends | None:
+    """Return what a model says of itself, under the names that its layers have here."""
+    declared: Ends | None = getattr(root, "ends", None)
+    if declared is None:
+        return None
+    own = dict(root.named_modules())
+    found = [[own.get(name) for name in some or ()] for some in declared]
+    if not all(module in names for modules in found for module in modules):
+        return None
+    stem, head, *rest = [tuple(names[m] for m in some if m is not None) for some in found]
+    shortcuts = Ends(*declared).shortcuts
+    return Ends(stem, head, None if shortcuts is None else rest[0])
+
+
+def _ends_of(graph: fx.Graph, root: nn.Module, layers: Mapping[str, nn.Module]) -> Ends:
+    names = {module: name for name, module in layers.items()}
     kinds = dict(root.named_modules())
-    return _ends_of(graph, {node: _run_by(node, kinds, names) for node in graph.nodes}, layers)
-
-
-def _ends_of(
-    graph: fx.Graph, run: Mapping[fx.Node, list[str]], layers: Mapping[str, nn.Module]
-) -> Ends:
+    run = {node: _run_by(node, kinds, names) for node in graph.nodes}
+    makes = {node for node in graph.nodes if run[node] or _has_weights(node, kinds)}
     stem: dict[str, None] = {}
     head: dict[str, None] = {}
-    behind: dict[fx.Node, bool] = {}  # a layer
+    behind: dict[fx.Node, bool] = {}  # a layer, or another module with weights
     for node in graph.nodes:
-        behind[node] = any(behind[it] or run[it] for it in node.all_input_nodes)
+        behind[node] = any(behind[it] or it in makes for it in node.all_input_nodes)
         if run[node] and not behind[node]:
             stem |= dict.fromkeys(_first_convolution({n: layers[n] for n in run[node]}))
     before: dict[fx.Node, bool] = {}
     for node in reversed(graph.nodes):
-        before[node] = any(before[it] or run[it] for it in node.users)
+        before[node] = any(before[it] or it in makes for it in node.users)
         if run[node] and not before[node]:
             head |= dict.fromkeys(_last({n: layers[n] for n in run[node]}))
     return Ends(tuple(stem), tuple(head))
+
+
+def _has_weights(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Say whether a step calls a module with weights, such as an embedding or an LSTM."""
+    if node.op != "call_module":
+        return False
+    return any(it.dim() > 1 for it in modules[str(node.target)].parameters())
 
 
 def _run_by(
@@ -91,6 +124,63 @@ def _run_by(
     return [names[module] for module in dict.fromkeys(found) if module in names]
 
 
+def _shortcuts_in(
+    root: nn.Module, names: Mapping[nn.Module, str], graph: fx.Graph | None
+) -> Iterator[str]:
+    """Yield the projection shortcuts of a module, of which a trace may have failed."""
+    if not any(is_pointwise(it) for it in root.modules() if it in names):
+        return
+    opaque = [root]
+    if graph is not None:
+        kinds = dict(root.named_modules())
+        run = {node: _run_by(node, kinds, names) for node in graph.nodes}
+        layers = {name: module for module, name in names.items()}
+        for node in graph.nodes:
+            alone = len(run[node]) == 1 and is_pointwise(layers[run[node][0]])
+            if alone and _is_shortcut(node, run, layers):
+                yield run[node][0]
+        called = (kinds[str(node.target)] for node in graph.nodes if node.op == "call_module")
+        opaque = [module for module in called if module not in names]
+    for module in opaque:
+        for child in module.children():
+            yield from _shortcuts_in(child, names, _traced(child, set(names)))
+
+
+def _is_shortcut(
+    node: fx.Node, run: Mapping[fx.Node, list[str]], layers: Mapping[str, nn.Module]
+) -> bool:
+    """Say whether what a 1x1 convolution makes is added to what layers made of its input."""
+    sources = _reached(node, lambda it: it.all_input_nodes, lambda it: not run[it])
+    path = _reached(
+        node, lambda it: it.users, lambda it: not run[it] and len(it.all_input_nodes) < 2
+    )
+    for total in path:
+        if total.target not in _SUMS:
+            continue
+        for other in total.all_input_nodes:
+            if other is node or other in path:
+                continue
+            before = {other} | _reached(other, lambda it: it.all_input_nodes)
+            for source in sources & before:
+                after = _reached(source, lambda it: it.users)
+                beside = [name for it in before & after for name in run[it]]
+                if len(beside) > 1 or any(not is_pointwise(layers[name]) for name in beside):
+                    return True
+    return False
+
+
+def _reached(start: fx.Node, steps: Any, passes: Any = lambda _: True) -> set[fx.Node]:
+    """Return the nodes that can be reached from one; through those alone that ``passes``."""
+    found: set[fx.Node] = set()
+    todo: list[fx.Node] = list(steps(start))
+    while todo:
+        node = todo.pop()
+        if node not in found:
+            found.add(node)
+            todo += steps(node) if passes(node) else ()
+    return found
+
+
 def _first_convolution(layers: Mapping[str, nn.Module]) -> tuple[str, ...]:
     return tuple(n for n, m in layers.items() if not is_linear(m))[:1]
 
@@ -103,6 +193,13 @@ def _last(layers: Mapping[str, nn.Module]) -> tuple[str, ...]:
 def is_linear(layer: nn.Module) -> bool:
     """Say whether a layer, dense or sparse, is linear and not a convolution."""
     return isinstance(layer, nn.Linear | SparseLinear)
+
+
+def is_pointwise(layer: nn.Module) -> bool:
+    """Say whether a layer, dense or sparse, is a convolution whose kernel has one tap."""
+    kernel: tuple[int, ...] = getattr(layer, "kernel_size", ())
+    convolution = isinstance(layer, _ConvNd | SparseLayer)
+    return convolution and bool(kernel) and math.prod(kernel) == 1
 
 
 class _Tracer(fx.Tracer):
@@ -146,7 +243,8 @@ def _traced(model: nn.Module, layers: set[nn.Module]) -> fx.Graph | None:
             twins = dict(zip(model.modules(), meta_model.modules(), strict=True))
             parameters = inspect.signature(model.forward).parameters.values()
             defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-            return _Tracer({twins[layer] for layer in layers}).trace(meta_model, defaults)
+            found = {twins[layer] for layer in layers if layer in twins}
+            return _Tracer(found).trace(meta_model, defaults)
     except Exception:  # as above; or the model cannot be copied
         return None
 

@@ -7,6 +7,7 @@ by row, with values of another one.
 """
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 from functools import lru_cache
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import optimizer as torch_optimizer
 
 from mest_fed.errors import InputError
-from mest_fed.sparsity import Layout
+from mest_fed.sparsity import Layout, Mask
 
 #: Eight numbers in [0, 1), each a multiple of 2**-20, which float32 holds exactly.
 MaskDigest = tuple[float, ...]
@@ -26,6 +27,13 @@ DIGEST_LENGTH = 8
 
 #: Run code without the dispatch to :class:`Values`: results are plain tensors, nothing is checked.
 plain_tensors = torch._C.DisableTorchFunctionSubclass
+
+
+def transformed() -> bool:
+    """Say whether a transform of ``torch.func`` (vmap, grad, ...) runs."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.maybe_current_level() is not None
 
 
 def digest_of(layout: Layout, slots: Tensor) -> MaskDigest:
@@ -54,6 +62,8 @@ class Values(Tensor):
 
     masks: tuple[MaskDigest, ...] = ()
     joined = False
+    trainer: tuple[Any, int] | None = None
+    """Weak reference to the last optimizer, and which state it had; see ``trainer_of``."""
 
     @classmethod
     def parameter(cls, values: Tensor, requires_grad: bool) -> "Values":
@@ -260,3 +270,32 @@ def _mark(result: Tensor, masks: tuple[MaskDigest, ...], *, joined: bool) -> Val
     marked = result.as_subclass(Values)
     marked.masks, marked.joined = masks, joined
     return marked
+
+
+def active_values(layout: Layout, mask: Mask, weight: nn.Parameter) -> nn.Parameter:
+    """Read the active values of a dense weight, and of its gradient; they train if it does."""
+    at, active = mask.slots, len(mask.slots) > 0  # torch imports sympy to read a meta tensor
+    values = layout.gather(weight.detach(), at) if active else torch.empty(0, layout.width)
+    parameter = nn.Parameter(values, weight.requires_grad)
+    if weight.grad is not None:
+        parameter.grad = layout.gather(weight.grad, at)
+    return parameter
+
+
+def inherit(parameter: nn.Parameter, old: nn.Parameter, *, shared: bool = True) -> None:
+    """Hand on what a user hung on a parameter: attributes and hooks.
+
+    Hooks are shared if the parameter takes the place of the old one, so that their handles stay
+    valid, and are not if it stands beside it.
+    """
+    own = (
+        "masks",
+        "joined",
+        "trainer",
+        "_is_param",
+    )  # of Values, which say what they themselves are
+    vars(parameter).update({name: it for name, it in vars(old).items() if name not in own})
+    for name in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+        hooks = getattr(old, name)
+        if hooks is not None:
+            setattr(parameter, name, hooks if shared else OrderedDict(hooks))

@@ -1,12 +1,15 @@
 """What a mutation does to an optimizer: its state of a layer's values is edited with the values."""
 
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mest_fed.errors import InputError
+from mest_fed.nn.identity import Values
 from mest_fed.sparsity import carry
 
 #: Optimizers of torch that do not suit sparse layers, and why.
@@ -70,6 +73,33 @@ def _parameters(optimizer: Any) -> Iterator[Tensor]:
         raise InputError(
             f"{type(optimizer).__name__} has no param_groups: give the optimizer that it wraps"
         )
+
+
+def trainer_of(values: Tensor) -> HasState | None:
+    """Return the torch optimizer that took the last step with values, if its state is still of it.
+
+    State that was loaded since belongs to the values that are loaded with it.
+    """
+    noted = vars(values).get("trainer")
+    if noted is None:
+        return None
+    reference, state = noted
+    optimizer: torch.optim.Optimizer | None = reference()
+    if optimizer is None or id(optimizer.state.get(values)) != state:
+        return None
+    return optimizer
+
+
+def _note_trainer(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Note with values which optimizer has state of them."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if isinstance(parameter, Values):
+                parameter.trainer = weakref.ref(optimizer), id(optimizer.state.get(parameter))
+
+
+# An optimizer does not know that a layer gets another mask, and a layer no optimizer.
+register_optimizer_step_post_hook(_note_trainer)
 
 
 def carry_state(optimizer: HasState, values: Tensor, rows: Tensor) -> dict[str, Tensor]:

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from mest_fed.nn.attention import SparseAttention
 from mest_fed.nn.dense import Conv2d, ReLUMaxPool2d
 from mest_fed.nn.distributed import unwrapped
-from mest_fed.nn.layers import SparseLayer, inherit
+from mest_fed.nn.identity import inherit
+from mest_fed.nn.layers import SparseLayer
 from mest_fed.nn.mutator import check_what_is_loaded
 from mest_fed.nn.norms import BatchNorm2d, GroupNorm
 
@@ -46,8 +48,9 @@ def to_dense(model: nn.Module) -> nn.Module:
             if module is plain:
                 plain = graph_module
             _replace(plain, module, graph_module)
+    weights: dict[tuple[Any, ...], nn.Parameter] = {}
     for module in list(plain.modules()):
-        _to_torchs(module)
+        _to_torchs(module, weights)
     return plain
 
 
@@ -66,10 +69,10 @@ def _copied(model: nn.Module) -> nn.Module:
     return copied
 
 
-def _to_torchs(module: nn.Module) -> None:
-    """Make one module torch's own, in place."""
-    if isinstance(module, SparseLayer):
-        module.restore()
+def _to_torchs(module: nn.Module, weights: dict[tuple[Any, ...], nn.Parameter]) -> None:
+    """Make one module torch's own, in place; see ``SparseLayer.restore`` for ``weights``."""
+    if isinstance(module, SparseLayer | SparseAttention):
+        module.restore(weights)
     elif type(module) in _TORCHS:
         vars(module).pop("fused", None)
         module.__class__ = _TORCHS[type(module)]

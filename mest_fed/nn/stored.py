@@ -6,7 +6,7 @@ key                  type, shape      meaning
 ``values``           float (active, w)  active values
 ``slots``            float64 (active,)  whole numbers; a mean of equal ones rounds back to them
 ``digest_of_slots``  float64 (8,)     the mask's :func:`~mest_fed.nn.identity.digest_of`
-``target_slots``     float64 ()       active granules that the layer's density stands for
+``target_slots``     float64 (1,)     active granules that the layer's density stands for
 ===================  ===============  ============================================================
 
 Averaged like weights, equal masks give back the mask and the digest; unlike ones give slots whose
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mest_fed.errors import InputError
 from mest_fed.nn.identity import DIGEST_LENGTH, Values, digest_of
@@ -61,10 +61,81 @@ class StoredLayer:
     target: int | None
 
 
+class StoredInState(nn.Module):
+    """A module that holds a mask, and writes it into its ``state_dict`` and reads it again."""
+
+    layout: Layout
+    slots: Tensor
+    values: nn.Parameter
+    target: int
+    _stored: tuple[tuple[int, ...], dict[str, Tensor]]
+
+    def load(self, slots: Tensor, values: Tensor, target: int | None = None) -> None:
+        """Copy slots and values in."""
+        raise NotImplementedError
+
+    def _check_slots_are_unedited(self) -> None:
+        raise NotImplementedError
+
+    def _identify(self) -> None:
+        raise NotImplementedError
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        self._check_slots_are_unedited()
+        for key, tensor in self._stored_mask().items():
+            destination[prefix + key] = tensor
+
+    def _stored_mask(self) -> dict[str, Tensor]:
+        """Return slots, digest and target as a state holds them; the same tensors while they hold.
+
+        As with any module, two calls of ``state_dict`` then share memory.
+        """
+        made_for, stored = self._stored
+        if made_for != (id(self.slots), self.slots._version, self.target) or any(
+            tensor._version for tensor in stored.values()
+        ):
+            stored = write_layer(self.layout, self.slots, self.target)
+            self._stored = (id(self.slots), self.slots._version, self.target), stored
+        return stored
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        *lists: list[str],
+    ) -> None:
+        # The number of active granules differs between states, so torch cannot copy them.
+        stored = read_layer(self.layout, state_dict, prefix)
+        rest = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
+        held = [prefix + key for key in (SLOTS, VALUES) if prefix + key in rest]
+        if stored is not None:
+            if local_metadata.get("assign_to_params_buffers", False):
+                values = stored.values.detach()
+                self.values = nn.Parameter(values, self.values.requires_grad)
+            target = self.target if stored.target is None and self.target else stored.target
+            self.load(stored.slots, stored.values, target)
+        elif VALUES not in self._parameters and held == [prefix + SLOTS]:  # they are computed
+            slots = check_slots(held[0], self.layout, state_dict[held[0]])
+            if not torch.equal(torch.from_numpy(slots), self.slots.cpu()):
+                lists[-1].append(f"{held[0]} are others, but the layer's values are computed")
+        elif len(held) == 1:  # also where the caller asked for no strict load
+            lists[-1].append(f"{held[0]} came alone, but values and slots belong together")
+        for key in held if stored is not None or len(held) == 1 else (prefix + SLOTS,):
+            if key in rest:
+                rest[key] = getattr(self, key.removeprefix(prefix))  # nothing more to copy
+        for key in (DIGEST, TARGET):
+            rest.pop(prefix + key, None)
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, *lists)
+        self._identify()
+
+
 def write_layer(layout: Layout, slots: Tensor, target: int) -> dict[str, Tensor]:
     """Return what stands in a state beside a layer's values and bias."""
     digest = (0.0,) * DIGEST_LENGTH if slots.is_meta else digest_of(layout, slots)
-    numbers = {DIGEST: list(digest), TARGET: target}
+    numbers = {DIGEST: list(digest), TARGET: [target]}
     tensors = {SLOTS: slots.detach().to(torch.float64)}
     for key, number in numbers.items():
         tensors[key] = torch.tensor(number, dtype=torch.float64, device=slots.device)

@@ -12,7 +12,8 @@ from mest_fed.kernels import ConvGeometry, SparseWeight, native
 from mest_fed.kernels.choice import Case, Choices, rule
 from mest_fed.kernels.table import Row
 from mest_fed.kernels.tuning import Benchmark, LayerCase, Timing, time_in_turn, tune_layer
-from mest_fed.nn.layers import SparseConv2d, SparseLayer
+from mest_fed.nn.layers import SparseLayer
+from mest_fed.nn.products import SparseConv1d, SparseConv2d
 from mest_fed.rng import torch_generator
 
 
@@ -106,10 +107,13 @@ def _layer_cases(model: nn.Module, example: Tensor, batch: int) -> Iterator[tupl
         return
     for name, (_, *rest) in _input_sizes(model, layers, example):
         layer = layers[name]
-        geometry = layer.geometry if isinstance(layer, SparseConv2d) else ConvGeometry()
-        # A linear layer takes all leading dimensions as one.
+        geometry = getattr(layer, "geometry", ConvGeometry())
         each = 1
-        if len(rest) != 3:
+        if isinstance(layer, SparseConv1d):
+            channels, length = rest
+            rest = [channels, 1, length]
+        elif not isinstance(layer, SparseConv2d):
+            # A linear layer takes all leading dimensions as one.
             *leading, last = rest
             each, rest = torch.Size(leading).numel(), [last]
         yield (
@@ -124,7 +128,8 @@ def _has_a_choice(layer: SparseLayer) -> bool:
 
 def _weight(layer: SparseLayer) -> SparseWeight:
     layout, slots = layer.layout, layer.slots
-    return SparseWeight(layout.shape, slots, layout.storage, lambda: layout.positions(slots))
+    shape = layer.product_shape if isinstance(layer, SparseConv1d) else layout.shape
+    return SparseWeight(shape, slots, layout.storage, lambda: layout.positions(slots))
 
 
 def _input_sizes(

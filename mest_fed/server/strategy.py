@@ -91,9 +91,7 @@ class MestStrategy(Strategy):
             beta2=server.beta2,
             tau=server.tau,
         )
-        self.broadcast = ModelBroadcast(
-            model.spec, sparsity.distribution, task.config.wire.download
-        )
+        self.broadcast = ModelBroadcast(model.spec, sparsity.densities, task.config.wire.download)
         steps = DENSITY_STEPS if model.spec.groups else (1.0,)
         self.clients = ClientRegistry(task.density * step for step in steps)
         self.first_round = 0

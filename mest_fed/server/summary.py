@@ -14,7 +14,7 @@ import torch
 
 from mest_fed.devices import DeviceProfile
 from mest_fed.memory import Footprint, Plan
-from mest_fed.nn import ModelSpec, SparseState
+from mest_fed.nn import ModelSpec, Reason, SparseState
 from mest_fed.schema import FailureKind, TaskStatus
 from mest_fed.server.rows import totals
 from mest_fed.server.strategy import MestStrategy
@@ -108,7 +108,7 @@ def build_summary(
         "tasks": {status: statuses[status] for status in TaskStatus},
         "failures": {kind: count for kind in FailureKind if (count := failures[kind])},
         "tiers": [_tier(tier, peaks) for tier in tiers],
-        "layers": _layers(model.spec, state),
+        "layers": _layers(task, model.spec, state),
         "dense_bytes": 4 * (model.spec.sparse_weights + _count(model.spec)),
         "model_sha256": model_sha256(state),
         "versions": _versions(),
@@ -167,13 +167,18 @@ def _count(spec: ModelSpec) -> int:
     return sum(int(np.prod(shape)) for shape in spec.dense.values())
 
 
-def _layers(spec: ModelSpec, state: SparseState) -> list[dict[str, Any]]:
-    rows = []
+def _layers(task: Task, spec: ModelSpec, state: SparseState) -> list[dict[str, Any]]:
+    """List the layers, sparse ones first; ``reason`` says why a layer is dense."""
+    rows: list[dict[str, Any]] = []
     for name, layout in spec.layouts.items():
         active = layout.active_weights(torch.from_numpy(state.masks[spec.group_of(name)]))
         rows.append(
             {"name": name, "weights": layout.num_weights, "density": active / layout.num_weights}
         )
-    weights = {n: s for n, s in spec.dense.items() if n.endswith("weight") and len(s) > 1}
-    rows += [{"name": n, "weights": int(np.prod(s)), "density": 1.0} for n, s in weights.items()]
+    reasons = {row.name: row.reason for row in task.layers}
+    for name, shape in spec.dense.items():
+        if name.endswith("weight") and len(shape) > 1:
+            reason = reasons.get(name.removesuffix("weight").rstrip("._"), Reason.KIND)
+            row = {"name": name, "weights": int(np.prod(shape)), "density": 1.0}
+            rows.append(row | {"reason": str(reason)})
     return rows

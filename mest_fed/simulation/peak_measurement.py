@@ -129,7 +129,7 @@ def _received(task: Task, density: float) -> SparseState:
     model = GlobalModel.from_state(task.spec, read_state(task.build_model()))
     if sparsity.mutation == MutationPlace.SERVER:
         model.mutate(task.method, 0.0, ServerOptimizer(), (task.config.run.seed, "probe", 0))
-    return model.state(model.tier_masks(density, sparsity.distribution))
+    return model.state(model.tier_masks(density, sparsity.densities))
 
 
 def _round(task: Task, payload: Payload, who: Capability) -> None:

@@ -1,7 +1,12 @@
 """Sparse training on compact storage: schemes, masks, mutation. Needs torch and numpy alone."""
 
 from mest_fed.catalogue import DISTRIBUTIONS, METHODS, SCHEMES
-from mest_fed.sparsity.distribution import layer_counts
+from mest_fed.sparsity.distribution import (
+    format_distribution,
+    layer_counts,
+    matches,
+    parse_distribution,
+)
 from mest_fed.sparsity.layout import Layout
 from mest_fed.sparsity.mask import (
     Mask,
@@ -34,12 +39,15 @@ __all__ = [
     "base_scheme",
     "build_method",
     "carry",
+    "format_distribution",
     "grow",
     "keep_best",
     "layer_counts",
     "layout_for",
     "magnitude_mask",
+    "matches",
     "nested_order",
+    "parse_distribution",
     "select_best",
     "slot_objection",
 ]

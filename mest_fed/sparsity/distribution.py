@@ -1,6 +1,7 @@
 """The density of each layer: uniform, or Erdős–Rényi-Kernel (ERK)."""
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 
 from mest_fed.catalogue import DISTRIBUTIONS
 from mest_fed.errors import not_allowed
@@ -39,6 +40,43 @@ def erk(layouts: Layouts, density: float) -> dict[str, float]:
     }
 
 
+def matches(pattern: str, name: str) -> bool:
+    """Say whether a pattern (``fnmatch``) names a module or one that it is in.
+
+    ``encoder.*.linear1`` names these layers, and ``encoder`` all that are in it; ``*`` stands for
+    dots, too.
+    """
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[: i + 1]), pattern) for i in range(len(parts)))
+
+
+def parse_distribution(text: str) -> tuple[str, dict[str, float]]:
+    """Read a distribution: a name, which densities of single layers may follow.
+
+    ``erk`` gives ``("erk", {})``, and ``erk, fc*:0.3`` gives ``("erk", {"fc*": 0.3})``.
+
+    Raises
+    ------
+    InputError
+        If the name is unknown, or a density is none.
+    """
+    name, *rest = (part.strip() for part in text.split(","))
+    DISTRIBUTIONS.check(name)
+    densities = {}
+    for part in rest:
+        pattern, _, number = part.rpartition(":")
+        try:
+            densities[pattern.strip()] = float(number)
+        except ValueError:
+            raise not_allowed("distribution", text, "NAME, PATTERN:DENSITY, ...") from None
+    return name, densities
+
+
+def format_distribution(name: str, densities: Mapping[str, float]) -> str:
+    """Write what :func:`parse_distribution` reads."""
+    return ", ".join([name, *(f"{pattern}:{number}" for pattern, number in densities.items())])
+
+
 def layer_counts(layouts: Layouts, density: float, distribution: str = "uniform") -> dict[str, int]:
     """Return the number of active granules of each layer.
 
@@ -47,19 +85,30 @@ def layer_counts(layouts: Layouts, density: float, distribution: str = "uniform"
     layouts : mapping of str to Layout
         The sparsifiable layers.
     density : float
-        Active weights / weights over all of them, in (0, 1].
+        Active weights / weights over all of them that have no density of their own, in (0, 1].
     distribution : str
-        A name of :data:`~mest_fed.catalogue.DISTRIBUTIONS`.
+        A name of :data:`~mest_fed.catalogue.DISTRIBUTIONS`; densities of single layers may follow,
+        see :func:`parse_distribution`. The first pattern that names a layer decides.
 
     Raises
     ------
     InputError
-        If the density is outside what the layouts can hold, or the distribution is unknown.
+        If a density is outside what the layouts can hold, or the distribution is unknown.
     """
-    total = sum(layout.num_weights for layout in layouts.values())
-    room = sum(layout.num_weights * layout.max_density for layout in layouts.values())
+    kind, own = parse_distribution(distribution)
+    densities: dict[str, float] = {}
+    for name, layout in layouts.items():
+        found = next((number for pattern, number in own.items() if matches(pattern, name)), None)
+        if found is not None:
+            if not 0 < found <= layout.max_density + 1e-9:
+                allowed = f"a number in (0, {layout.max_density:.4g}]"
+                raise not_allowed(f"density of {name}", found, allowed)
+            densities[name] = found
+    others = {name: layout for name, layout in layouts.items() if name not in densities}
+    total = sum(layout.num_weights for layout in others.values())
+    room = sum(layout.num_weights * layout.max_density for layout in others.values())
     limit = room / total if total else 1.0
     if not 0 < density <= limit + 1e-9:
         raise not_allowed("density", density, f"a number in (0, {limit:.4g}]")
-    densities = DISTRIBUTIONS.build(distribution, layouts, density)
+    densities |= DISTRIBUTIONS.build(kind, others, density)
     return {name: layout.count_for(max(densities[name], 1e-9)) for name, layout in layouts.items()}

@@ -14,7 +14,7 @@ from mest_fed.client.capability import budget_of
 from mest_fed.config import RunConfig, to_flat
 from mest_fed.devices import load_profile, train_seconds, training_work
 from mest_fed.memory import COST_ORDER, read_plan
-from mest_fed.nn import Sparsity, build_model
+from mest_fed.nn import Reason, Sparsity, build_model
 from mest_fed.rng import torch_generator
 from mest_fed.simulation.peak_measurement import Probe
 from mest_fed.simulation.settings import resolve
@@ -55,7 +55,11 @@ def test_what_fits_as_wished(says, plans):
         assert part in text
     assert "Trains 10.0% of the sparse weights in batches of 16 taken 16 at a time" in text
     assert "the plan gives nothing up" in text
+    assert "projection shortcut" in text
     plan = plans(*LARGE)
+    reasons = {row["name"]: row["reason"] for row in plan["layers"]}
+    assert reasons["stage2.0.conv1"] is None
+    assert reasons["conv1"] == Reason.STEM
     assert plan["runners_up"] == []
     assert (plan["device"], plan["step_seconds"], plan["step_relative"]) == (None, None, 1.0)
     assert "frontier" not in plan

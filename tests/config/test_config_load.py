@@ -18,6 +18,7 @@ from mest_fed.config import (
     with_settings,
 )
 from mest_fed.errors import InputError
+from mest_fed.sparsity import parse_distribution
 
 FLOATS = [key for key, value in to_flat(RunConfig()).items() if isinstance(value, float)]
 ODD = {
@@ -103,6 +104,8 @@ def test_a_section_that_is_no_table():
         ("training", "batch_size", [0]),
         ("training", "learning_rate", [0.0, -0.1]),
         ("training", "schedule", ["linear"]),
+        ("sparsity", "layers", ["fc:0", "fc:1.1", "fc:x", "fc:0.1, fc:0.2", {"fc": -1}]),
+        ("sparsity", "include", [["fc", 1], 3]),
         ("training", "momentum", [1.0, -0.1]),
         ("training", "device", ["gpu"]),
         ("forgetting", "fraction", [1.0, -0.1]),
@@ -312,6 +315,18 @@ def test_a_file_that_is_not_toml(tmp_path, content):
 def test_a_folder_is_no_file(tmp_path):
     with pytest.raises(InputError, match="cannot read"):
         read_toml(tmp_path)
+
+
+def test_layers_as_lists_and_tables():
+    table = {"include": ["encoder.*", "fc"], "exclude": "a, b", "layers": {"fc": 0.3, "a*": 1}}
+    config = from_table({"sparsity": {**table, "distribution": "erk"}}, "test")
+    sparsity = config.sparsity
+    assert sparsity.included == ("encoder.*", "fc")
+    assert sparsity.excluded == ("a", "b")
+    assert sparsity.layers == "fc:0.3, a*:1"
+    assert parse_distribution(sparsity.densities) == ("erk", {"fc": 0.3, "a*": 1.0})
+    assert from_flat(to_flat(config)) == config
+    assert from_table(tomllib.loads(to_toml(config)), "test") == config
 
 
 def test_the_mix_and_the_budgets_as_mappings():

@@ -90,3 +90,24 @@ def test_hooks_go_even_if_the_model_fails():
         forward_flops(model, (5, 16, 16))
     assert model.training
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.filterwarnings("ignore::mest_fed.errors.DensityWarning")
+def test_attention_recurrent_and_1d_layers_by_hand():
+    line = nn.Conv1d(2, 4, 3)  # 24 weights at 6 positions
+    assert forward_flops(line, (2, 8)) == Work(2.0 * 24 * 6, 0.0)
+    lstm = nn.LSTM(3, 5, batch_first=True)  # 4 gates of 5 x (3 + 5) weights, 7 steps
+    assert forward_flops(lstm, (7, 3)) == Work(2.0 * 160 * 7, 0.0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.Sequential(layer, nn.Linear(8, 4))
+    weights = 4 * 64 + 2 * 128  # projections, and both linear layers; 5 steps
+    assert forward_flops(model, (5, 8)) == Work(2.0 * (weights + 32) * 5, 0.0)
+    sparsify(model, "unstructured", 0.5)
+    assert forward_flops(model, (5, 8)) == Work(2.0 * 32 * 5, 2.0 * weights / 2 * 5)
+    sparsify(model := nn.Sequential(layer_of(8), nn.Linear(8, 4)), exclude=["*.in_proj"])
+    dense = forward_flops(model, (5, 8)).dense_flops
+    assert dense == 2.0 * (192 + 32) * 5
+
+
+def layer_of(features):
+    return nn.TransformerEncoderLayer(features, 2, 16, batch_first=True)

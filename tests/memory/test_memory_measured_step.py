@@ -40,6 +40,55 @@ print(json.dumps([found, [str(warning.message) for warning in said]]))
 """
 
 
+#: Networks of 1-D convolutions and of attention, predicted and measured, kept and recomputed.
+KINDS = """
+import json
+import torch
+from torch import nn
+from mest_fed.memory import MemoryOptions, TrainingSetup, TrainingShape, footprint, trace_model
+from mest_fed.memory.step_bytes import measured_step
+from mest_fed.nn import sparsify
+from mest_fed.sparsity import build_method
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(64, 4, 128, 0.0, batch_first=True)
+        self.words, self.encoder = nn.Embedding(80, 64), nn.TransformerEncoder(layer, 2)
+        self.head = nn.Linear(64, 80)
+
+    def forward(self, x):
+        return self.head(self.encoder(self.words(x)).mean(1))
+
+torch.set_num_threads(1)
+blocks = (nn.Sequential(nn.Conv1d(64, 64, 5, padding=2), nn.ReLU()) for _ in range(3))
+end = nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(64, 6)
+line = nn.Sequential(nn.Conv1d(9, 64, 5, padding=2), *blocks, *end)
+setup, found = TrainingSetup(build_method("static", 0.2), messages=False), []
+for model, size, dtype in ((Tokens(), (64,), torch.int64), (line, (9, 256), torch.float32)):
+    trace = trace_model(sparsify(model, "block", 0.2), size, dtype)
+    counts = {n: len(m.slots) for n, m in model.named_modules() if hasattr(m, "slots")}
+    for recompute in ("none", "segments"):
+        shape = TrainingShape(0.2, "uniform", 64, 64, memory=MemoryOptions(recompute))
+        measured = measured_step(trace.at(counts), size, shape, dtype)
+        found.append(footprint(trace, setup, shape).total / measured)
+print(json.dumps(found))
+"""
+
+
+def test_predictions_for_attention_and_1d_convolutions_are_near_what_is_measured():
+    done = subprocess.run(
+        [sys.executable, "-c", KINDS],
+        env=os.environ | ALLOCATOR_ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    ratios = json.loads(done.stdout)
+    assert len(ratios) == 4
+    assert all(0.85 < ratio < 1.25 for ratio in ratios), ratios
+
+
 def test_what_is_measured_is_near_what_would_be_traced():
     done = subprocess.run(
         [sys.executable, "-c", CODE],

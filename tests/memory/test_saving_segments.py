@@ -58,11 +58,15 @@ def shared():
         (Model(body=mlp(), end=nn.Linear(4, 4)), ["body.0", "body.2"]),
         (Model(blocks=nn.ModuleList([Block(), Block()])), ["blocks.0", "blocks.1"]),
         (Model(blocks=nn.ModuleList([Block(mlp), Block(mlp)])), ["blocks.0", "blocks.1"]),
-        (Model(parts=nn.ModuleList([mlp(), Block()])), ["parts.0.0", "parts.0.2", "parts.1"]),
+        (Model(parts=nn.ModuleList([mlp(), Block()])), ["parts.0", "parts.1"]),
+        (
+            Model(stages=nn.ModuleList([nn.Sequential(Block(), Block()), Block()])),
+            ["stages.0.0", "stages.0.1", "stages.1"],
+        ),
         (Model(segments=nn.ModuleList([Block(), Block()])), ["segments.0", "segments.1"]),
         (
             Model(heads=nn.ModuleDict({"one": Block(), "two": mlp()})),
-            ["heads.one", "heads.two.0", "heads.two.2"],
+            ["heads.one", "heads.two"],
         ),
         (Model(a=Block(), b=Block(), c=nn.Linear(4, 4)), ["a", "b"]),
         (Model(only=Model(a=Block(), b=Block())), ["only.a", "only.b"]),

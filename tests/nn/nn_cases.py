@@ -46,3 +46,12 @@ def train_step(model, optimizer, x, labels):
     loss.backward()
     optimizer.step()
     return loss
+
+
+def growth(seed=0):
+    return lambda name: generator(seed)
+
+
+def sparse_chain(scheme="unstructured", density=0.25):
+    model = sparsify(chain(), scheme, density)
+    return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

@@ -115,7 +115,7 @@ def test_at_most_one_dense_layer_at_a_time(monkeypatch, name, scheme):
     convert = Sparsifier.convert
 
     def noting(self, layer, **options):
-        weights.append(weakref.ref(self._layers[layer].weight))
+        weights.append(weakref.ref(self.model.get_submodule(layer).weight))
         alive.append(sum(ref() is not None for ref in weights))
         convert(self, layer, **options)
 

@@ -285,7 +285,7 @@ def test_the_weight_can_be_read_and_its_gradient_reaches_the_values():
     expected = layer.layout.gather(plain.inner.weight.grad, layer.slots)
     torch.testing.assert_close(layer.values.grad, expected)
     assert "weight" not in dict(layer.named_parameters())
-    with pytest.raises(KeyError, match="weight"):
+    with pytest.raises(InputError, match="weight"):
         layer.weight = nn.Parameter(torch.ones(8, 8))
 
 

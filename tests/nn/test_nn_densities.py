@@ -22,10 +22,11 @@ from mest_fed.nn import (
 
 
 def bottlenecks():
-    """Return a network of 3x3 convolutions between 1x1 ones that hold most of its weights."""
-    layers = [nn.Conv2d(3, 16, 3)]
+    """Return a network whose weights are mostly in layers that stay dense."""
+    layers, valid = [nn.Conv2d(3, 16, 3)], {"padding": "valid"}
     for _ in range(2):
-        layers += [nn.Conv2d(16, 64, 1), nn.Conv2d(64, 64, 3, groups=64), nn.Conv2d(64, 16, 1)]
+        layers += [nn.Conv2d(16, 64, 1, **valid), nn.Conv2d(64, 64, 3, groups=64)]
+        layers += [nn.Conv2d(64, 16, 1, **valid)]
         layers += [nn.BatchNorm2d(16), nn.Conv2d(16, 16, 3)]
     return seeded(nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 10)))
 
@@ -51,19 +52,19 @@ def test_every_layer_stands_in_the_table_with_its_reason():
     assert [(row.name, row.weights, row.active, row.reason) for row in rows] == [
         ("0", 216, 216, Reason.STEM),
         ("1", 576, 144, None),
-        ("2", 64, 64, Reason.POINTWISE),
+        ("2", 64, 16, None),
         ("3", 288, 288, Reason.GROUPED),
         ("4", 576, 576, Reason.PADDING),
         ("5", 576, 576, Reason.PADDING),
         ("8", 64, 64, Reason.DTYPE),
         ("9", 64, 64, Reason.KEPT),
-        ("10", 192, 192, Reason.KIND),
-        ("10.out_proj", 64, 64, Reason.SUBCLASS),
+        ("10.in_proj", 192, 48, None),
+        ("10.out_proj", 64, 16, None),
         ("11", 32, 32, Reason.HEAD),
     ]
     assert rows[1] == LayerDensity("1", "SparseConv2d", 576, 144, None)
     assert rows[1].density == 0.25
-    assert whole_density(rows) == pytest.approx((2712 - 432) / 2712)
+    assert whole_density(rows) == pytest.approx((2712 - 432 - 240) / 2712)
 
 
 def test_a_shared_weight_is_counted_once():
@@ -87,6 +88,101 @@ def test_keeping_a_module_keeps_everything_in_it():
         sparsify(model, keep_dense=["nine"])
 
 
+def deep():
+    """Return a stem, an encoder of three layers, and a head."""
+    encoder = nn.ModuleDict({name: nn.Linear(16, 16) for name in ("query", "key", "value")})
+    parts = {"stem": nn.Linear(8, 16), **encoder, "head": nn.Linear(16, 4)}
+    model = nn.Sequential()
+    model.add_module("stem", parts["stem"])
+    model.add_module("encoder", nn.Sequential())
+    for name in encoder:
+        model.encoder.add_module(name, parts[name])
+    model.add_module("head", parts["head"])
+    return seeded(model)
+
+
+def sparse_names(model):
+    return [row.name for row in layer_densities(model) if row.reason is None]
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "sparse"),
+    [
+        ((), ("encoder.key",), ["stem", "encoder.query", "encoder.value"]),
+        ((), ("encoder",), ["stem"]),
+        ((), ("*e*y",), ["stem", "encoder.value"]),
+        (("encoder",), (), ["encoder.query", "encoder.key", "encoder.value"]),
+        (("*.query", "stem"), (), ["stem", "encoder.query"]),
+        (("encoder.*",), ("*.value",), ["encoder.query", "encoder.key"]),
+        ("encoder.*", "*.value", ["encoder.query", "encoder.key"]),
+    ],
+)
+def test_patterns_say_which_layers_may_be_sparse(include, exclude, sparse):
+    model = deep()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DensityWarning)
+        sparsify(model, "block", 0.5, include=include, exclude=exclude)
+    assert sparse_names(model) == sparse
+
+
+def test_including_a_layer_that_cannot_be_sparse_is_refused():
+    with pytest.raises(InputError, match=r"include = 'head\*' .* head stays dense \(head"):
+        sparsify(deep(), "block", 0.5, include=["encoder.*", "head*"])
+
+
+def test_the_table_says_why_a_layer_is_not_chosen():
+    rows = layer_densities(deep(), include=["encoder"], exclude=["*.key"])
+    assert {row.name: row.reason for row in rows} == {
+        "stem": Reason.NOT_INCLUDED,
+        "encoder.query": Reason.ELIGIBLE,
+        "encoder.key": Reason.KEPT,
+        "encoder.value": Reason.ELIGIBLE,
+        "head": Reason.HEAD,
+    }
+
+
+@pytest.mark.parametrize("key", ["include", "exclude", "keep_dense", "layers"])
+def test_a_pattern_that_names_nothing_is_refused_in_one_line(key):
+    given = {"decoder.*": 0.5} if key == "layers" else ["decoder.*"]
+    model = deep()
+    with pytest.raises(InputError, match=rf"^{key} = 'decoder\.\*' is not allowed; allowed: names"):
+        sparsify(model, "block", 0.5, **{key: given})
+    assert not sparse_names(model)
+
+
+def test_a_layer_may_have_a_density_of_its_own():
+    model = sparsify(deep(), "unstructured", 0.25, layers={"*.key": 0.75, "encoder": 0.5})
+    rows = {row.name: row.density for row in layer_densities(model) if row.reason is None}
+    assert rows == {
+        "stem": 0.25,
+        "encoder.query": 0.5,
+        "encoder.key": 0.75,  # the first pattern that names it decides
+        "encoder.value": 0.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({"head": 0.5}, r"layers = 'head' is not allowed; .* head stays dense \(head"),
+        ({"stem": 0}, r"density of stem = 0\.0 is not allowed; allowed: a number in \(0, 1\]"),
+        ({"stem": 1.5}, r"density of stem = 1\.5 is not allowed"),
+        ({"stem": "much"}, "distribution = 'uniform, stem:much' is not allowed"),
+    ],
+)
+def test_a_density_that_no_layer_can_have_is_refused(layers, message):
+    with pytest.raises(InputError, match=message):
+        sparsify(deep(), "unstructured", 0.25, layers=layers)
+
+
+def test_a_density_for_a_layer_that_shares_its_mask_is_refused():
+    model = build_model("resnet8", (3, 8, 8), 10, generator=generator(), width=0.5)
+    with pytest.raises(InputError, match=r"allowed: stage1\.0\.conv1, whose mask .*conv2 shares"):
+        sparsify(model, "channel", 0.5, layers={"stage1.0.conv2": 0.25})
+    sparsify(model, "channel", 0.5, layers={"stage1": 0.25})
+    assert len(model.stage1[0].conv2.slots) == len(model.stage1[0].conv1.slots) == 2
+
+
 def test_one_warning_says_how_dense_the_whole_is_and_why():
     model = bottlenecks()
     with warnings.catch_warnings(record=True) as caught:
@@ -102,9 +198,9 @@ def test_one_warning_says_how_dense_the_whole_is_and_why():
     assert "\n" not in text
     assert f"at density 0.1, and has {whole:.2f} as a whole" in text
     assert f"{dense} of {weights} weights stay dense" in text
-    assert "4096 in 1 and 3 more (1x1 convolution)" in text
+    assert "4096 in 1 and 3 more (padding by name, or not by zeros)" in text
     assert "1152 in 2 and 1 more (grouped convolution)" in text
-    assert text.index("1x1") < text.index("grouped") < text.index("head") < text.index("stem")
+    assert text.index("padding") < text.index("grouped") < text.index("head") < text.index("stem")
 
 
 def test_a_density_that_is_not_far_off_needs_no_word():

@@ -185,3 +185,143 @@ def test_looking_at_a_model_does_not_move_it():
     assert list(sparsifiable(model)) == ["inner.0", "inner.1"]
     assert (model.calls, model.count.item(), model.seen) == (0, 0, [])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Block(nn.Module):
+    """A residual block of any order: ``body`` and ``shortcut`` add up."""
+
+    def __init__(self, body, shortcut=None, before=None, after=None):
+        super().__init__()
+        self.shortcut = shortcut or nn.Identity()
+        self.before, self.after = before or nn.Identity(), after or nn.Identity()
+        self.body = body
+
+    def forward(self, x):
+        x = self.before(x)
+        y = self.body(x)
+        y += self.shortcut(x)
+        return self.after(y)
+
+
+class Untraced(Block):
+    """Counts its examples, which a trace cannot."""
+
+    def forward(self, x):
+        return torch.cat([super(Untraced, self).forward(row[None]) for row in list(x)])
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation by 1x1 convolutions."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(channels, 4, 1), nn.Conv2d(4, channels, 1)
+
+    def forward(self, x):
+        return x * self.up(self.down(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+
+
+class Parallel(nn.Module):
+    """Two 1x1 convolutions side by side, and branches that are laid end to end."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.small, self.large = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        x = self.left(x) + self.right(x)
+        return torch.cat([self.small(x), self.large(x)], 1)
+
+
+def conv(inputs, outputs, kernel=1, **options):
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False, **options)
+
+
+def bottleneck(inputs, width, outputs):
+    """Return the body of a ResNet-50 block."""
+    return nn.Sequential(
+        *(conv(inputs, width), nn.BatchNorm2d(width), nn.ReLU()),
+        *(conv(width, width, 3), nn.BatchNorm2d(width), nn.ReLU()),
+        *(conv(width, outputs), nn.BatchNorm2d(outputs)),
+    )
+
+
+def inverted(channels):
+    """Return the body of a MobileNetV2 block."""
+    wide = 2 * channels
+    depthwise = conv(wide, wide, 3, groups=wide)
+    return nn.Sequential(conv(channels, wide), nn.ReLU6(), depthwise, conv(wide, channels))
+
+
+def line(kernel):
+    return nn.Conv1d(8, 8, kernel, padding=kernel // 2)
+
+
+BLOCKS = {
+    "ResNet-50": (
+        Block(
+            bottleneck(8, 4, 16), nn.Sequential(conv(8, 16), nn.BatchNorm2d(16)), after=nn.ReLU()
+        ),
+        {"shortcut.0"},
+        {"body.0", "body.3", "body.6"},
+    ),
+    "identity": (Block(bottleneck(8, 4, 8)), set(), {"body.0", "body.3", "body.6"}),
+    "normalised first": (
+        Block(conv(8, 16, 3), conv(8, 16), before=nn.Sequential(nn.BatchNorm2d(8), nn.ReLU())),
+        {"shortcut"},
+        {"body"},
+    ),
+    "pooled shortcut": (
+        Block(
+            nn.Sequential(conv(8, 8, 3, stride=2), conv(8, 8, 3)),
+            nn.Sequential(nn.AvgPool2d(2), conv(8, 8)),
+        ),
+        {"shortcut.1"},
+        {"body.0", "body.1"},
+    ),
+    "MobileNetV2": (Block(inverted(8)), set(), {"body.0", "body.3"}),
+    "squeeze and excitation": (
+        Block(nn.Sequential(conv(8, 8, 3), Gated(8))),
+        set(),
+        {"body.0", "body.1.down", "body.1.up"},
+    ),
+    "side by side": (Parallel(), set(), {"left", "right", "small", "large"}),
+    "not traced": (
+        nn.Sequential(Untraced(Block(conv(8, 8, 3), conv(8, 8)))),
+        {"0.body.shortcut"},
+        {"0.body.body"},
+    ),
+    "1-D": (Block(nn.Sequential(line(3), line(1)), line(1)), {"shortcut"}, {"body.0", "body.1"}),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_projection_shortcuts_alone_of_1x1_convolutions_stay_dense(name):
+    block, shortcuts, sparse = BLOCKS[name]
+    if name == "1-D":
+        model = nn.Sequential(nn.Conv1d(1, 8, 3), block, nn.Flatten(), nn.LazyLinear(2))
+        model(draw(1, 1, 8))
+    else:
+        model = nn.Sequential(nn.Conv2d(1, 8, 3), block, nn.Flatten(), nn.LazyLinear(2))
+        model(draw(1, 1, 10, 10))
+    rows = {row.name.removeprefix("1."): row.reason for row in layer_densities(model)}
+    assert {name for name, it in rows.items() if it is Reason.SHORTCUT} == shortcuts
+    assert {name for name, it in rows.items() if it is Reason.ELIGIBLE} == sparse
+
+
+def test_a_layer_behind_an_embedding_is_no_stem_and_one_before_a_recurrent_layer_no_head():
+    class Text(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.conv = nn.Embedding(10, 8), nn.Conv1d(8, 8, 3)
+            self.lstm = nn.LSTM(8, 8)
+
+        def forward(self, x):
+            return self.lstm(self.conv(self.words(x).transpose(1, 2)).transpose(1, 2))[0]
+
+    assert {row.name: row.reason for row in layer_densities(Text())} == {
+        "words": Reason.KIND,
+        "conv": Reason.ELIGIBLE,
+        "lstm": Reason.KIND,
+    }

@@ -52,12 +52,12 @@ def test_a_multilayer_perceptron_keeps_its_classifier():
 @pytest.mark.parametrize(
     "odd",
     [
-        nn.Conv2d(4, 4, 1),
+        nn.Conv2d(4, 4, 1, groups=4),
         nn.Conv2d(4, 4, 3, groups=2),
         nn.Conv2d(4, 4, 3, padding="same"),
         nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
     ],
-    ids=["1x1", "grouped", "padded by name", "reflecting"],
+    ids=["grouped 1x1", "grouped", "padded by name", "reflecting"],
 )
 def test_convolutions_that_the_kernels_do_not_know_stay_dense(odd):
     model = nn.Sequential(nn.Conv2d(1, 4, 3), odd, nn.Conv2d(4, 4, 3))
@@ -106,10 +106,10 @@ def test_a_layer_used_in_two_places_stays_one_layer():
     [
         nn.Linear(4, 4),
         nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4, 2)),
-        nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1)),
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1, groups=2)),
         nn.Sequential(),
     ],
-    ids=["classifier alone", "stem and classifier", "stem and 1x1", "empty"],
+    ids=["classifier alone", "stem and classifier", "stem and grouped", "empty"],
 )
 def test_a_model_without_eligible_layers_is_refused(model):
     with pytest.raises(InputError, match=f"{type(model).__name__} has no layer that can be made"):

@@ -46,6 +46,18 @@ def test_every_case_is_tuned_once_and_is_the_one_that_layers_look_up(scheme):
     assert {layer.choice for layer in sparse_layers(model).values()} == {EVERYTHING_DENSE}
 
 
+def test_cases_of_1d_convolutions_and_projections_are_those_that_layers_look_up():
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    line = nn.Sequential(nn.Conv1d(3, 8, 3), nn.Conv1d(8, 8, 3), nn.Conv1d(8, 2, 3))
+    for model, size in ((nn.Sequential(encoder, nn.Linear(8, 3)), (5, 8)), (line, (3, 12))):
+        sparsify(seeded(model), "block", 0.25)
+        rows = tune(model, size, 4, contest=Judge())
+        assert sorted(n for row in rows for n in row.layers) == sorted(sparse_layers(model))
+        set_choices(model, Choices({row.case: row.choice for row in rows}))
+        model(draw(4, *size))
+        assert {it.choice for it in sparse_layers(model).values()} == {EVERYTHING_DENSE}
+
+
 def test_equal_layers_share_a_row():
     rows = tune(small_resnet("block"), IMAGE, 4, contest=Judge())
     shared = [row.layers for row in rows if len(row.layers) > 1]

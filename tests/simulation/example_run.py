@@ -245,7 +245,8 @@ def _tier(device: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def _layers() -> list[dict[str, Any]]:
-    layers = [{"name": "stem", "weights": 864, "density": 1.0}]
+    reason = "stem: the first convolution"
+    layers = [{"name": "stem", "weights": 864, "density": 1.0, "reason": reason}]
     for stage, channels in enumerate((32, 64, 128)):
         for block in range(5):
             for half in (1, 2):

@@ -114,6 +114,10 @@ def test_each_tier_states_its_plan_and_numbers(folder, page):
         assert tier["plan"] in page.text
 
 
+def test_each_layer_says_why_it_is_dense(page):
+    assert "stem 864 100% stem: the first convolution" in page.text
+
+
 def test_the_configuration_is_quoted(folder, page):
     config = (folder / "config.toml").read_text()
     assert pack_nonzeros(config) in page.text
@@ -131,7 +135,7 @@ def test_hostile_names_stay_text(tmp_path):
     for key in ("preset", "dataset", "model", "method", "mutation", "scheme", "model_sha256"):
         summary[key] = HOSTILE
     summary["versions"] = {HOSTILE: HOSTILE}
-    summary["layers"][1]["name"] = HOSTILE
+    summary["layers"][1] |= {"name": HOSTILE, "reason": HOSTILE}
     summary["tiers"][0] |= {"title": HOSTILE, "profile": HOSTILE, "plan": HOSTILE}
     summary["tiers"][0]["parts"] = {HOSTILE: 5}
     for task in contents["clients"][:3]:

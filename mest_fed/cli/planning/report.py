@@ -90,6 +90,10 @@ class PlanReport:
         """Return all of it as plain values: the plan's own, and what goes with it."""
         table = self._table(self.plan)
         table["device"] = None if self.profile is None else self.profile.name
+        table["layers"] = [
+            {"name": row.name, "weights": row.weights, "reason": row.reason}
+            for row in self.request.task.layers
+        ]
         table["runners_up"] = [self._table(plan) for plan in self.runners_up]
         if frontier:
             table["frontier"] = [self._table(plan) for plan in self.frontier]

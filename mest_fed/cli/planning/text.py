@@ -1,11 +1,14 @@
 """A plan as people read it in a terminal."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
 from mest_fed.cli.planning.report import FleetReport, PlanReport
 from mest_fed.cli.planning.step_time import CAVEAT, format_multiple
 from mest_fed.memory import Plan
+from mest_fed.nn import LayerDensity
 from mest_fed.units import format_bytes, format_seconds
 
 #: Wider text is hard to read.
@@ -42,6 +45,8 @@ def print_report(report: PlanReport, console: Console | None = None) -> None:
     say(plan.in_words())
     say("")
     console.print(_parts(plan), width=width)
+    say("")
+    console.print(layer_table(report.request.task.layers), width=width)
     if report.profile is not None:
         say(f"\n{_time(report)}")
     if report.runners_up:
@@ -95,6 +100,25 @@ def _parts(plan: Plan) -> Table:
         table.add_row(name, format_bytes(size), f"{size / total:.0%}", _PARTS.get(name, ""))
     share = f"{total / plan.budget:.0%} of the budget, {format_bytes(plan.budget)}"
     table.add_row("predicted peak", format_bytes(total), "", share, style="bold")
+    return table
+
+
+def layer_table(rows: Sequence[LayerDensity]) -> Table:
+    """Tabulate which layers are sparse, and why the others are dense; one row a reason."""
+    table = _table("Layers")
+    table.add_column("", no_wrap=True)
+    table.add_column("weights", justify="right", no_wrap=True)
+    table.add_column("share", justify="right", no_wrap=True)
+    table.add_column("layers")
+    table.add_column("why", style="dim")
+    total = sum(row.weights for row in rows)
+    for reason in dict.fromkeys(row.reason for row in sorted(rows, key=lambda it: bool(it.reason))):
+        some = [row for row in rows if row.reason is reason]
+        weights = sum(row.weights for row in some)
+        names = some[0].name or some[0].kind
+        names += f" and {len(some) - 1} more" if len(some) > 1 else ""
+        kind = "sparse" if reason is None else "dense"
+        table.add_row(kind, f"{weights:,}", f"{weights / max(1, total):.0%}", names, reason or "")
     return table
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mest_fed.memory.activations.segments import Segment
-from mest_fed.nn import SparseConv2d, SparseLinear
+from mest_fed.nn import SparseConv1d, SparseConv2d, SparseLayer, SparseLinear
 from mest_fed.nn.dense import Conv2d, ReLUMaxPool2d
 from mest_fed.nn.identity import Values
 from mest_fed.nn.models.cnn import CNN2
@@ -82,7 +82,7 @@ def is_plain(module: nn.Module) -> bool:
 
 def keeps_no_state(module: nn.Module) -> bool:
     """Whether a module is known to change nothing of itself, whether or not it is training."""
-    stateless = type(module) in (SparseConv2d, SparseLinear) or not any(
+    stateless = isinstance(module, SparseLayer) or not any(
         buffer is not None for buffer in module._buffers.values()
     )
     return stateless and type(module) in _RULES and is_plain(module)
@@ -177,7 +177,7 @@ _RULES: dict[type[nn.Module], Rule] = {
     nn.Identity: lambda _, rows: rows,
     **dict.fromkeys((nn.Linear, SparseLinear, nn.GroupNorm, GroupNorm, nn.PReLU), _matrix),
     **dict.fromkeys((nn.Conv2d, Conv2d, SparseConv2d, nn.ConvTranspose2d), _of_rank(4)),
-    **dict.fromkeys((nn.Conv1d, nn.ConvTranspose1d), _of_rank(3)),
+    **dict.fromkeys((nn.Conv1d, SparseConv1d, nn.ConvTranspose1d), _of_rank(3)),
     **dict.fromkeys((nn.Conv3d, nn.ConvTranspose3d), _of_rank(5)),
     **dict.fromkeys((nn.AvgPool2d, nn.AdaptiveAvgPool2d, ReLUMaxPool2d), _pooling(4)),
     **dict.fromkeys((nn.MaxPool2d, nn.AdaptiveMaxPool2d), _pooling(4)),

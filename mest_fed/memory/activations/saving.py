@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mest_fed.catalogue import FORMATS, Recompute
-from mest_fed.errors import not_allowed
+from mest_fed.errors import InputError, not_allowed
 from mest_fed.memory.activations import batch_norm_block, batch_norm_stem
 from mest_fed.memory.activations.micro_chunks import Workspace
 from mest_fed.memory.activations.recompute import RecomputedInPieces, by_function
@@ -25,6 +25,7 @@ from mest_fed.memory.activations.saved_tensors import (
 )
 from mest_fed.memory.activations.segments import Segment, segments_of
 from mest_fed.memory.activations.whole import recomputed_whole
+from mest_fed.nn.identity import transformed
 
 #: What is computed again in backward, the least first.
 RECOMPUTE = tuple(kind.value for kind in Recompute)
@@ -44,6 +45,9 @@ class MemoryOptions:
         Whether the optimizer takes gradients in during backward. Exact but for rounding.
     frozen : int
         Segments at the start of the model that do not train, and keep nothing.
+    segments : str
+        Patterns of the modules that are segments, separated by commas; empty: they are found. See
+        :func:`mest_fed.memory.activations.segments_of`.
 
     Raises
     ------
@@ -55,6 +59,7 @@ class MemoryOptions:
     saved: str = "fp32"
     release_gradients: bool = False
     frozen: int = 0
+    segments: str = ""
 
     def __post_init__(self) -> None:
         if self.recompute not in RECOMPUTE:
@@ -89,14 +94,15 @@ def memory_saving(model: nn.Module, options: MemoryOptions) -> Iterator[Callable
     Raises
     ------
     InputError
-        If more segments shall be frozen than the model has before its last.
+        If more segments shall be frozen than the model has before its last, or segments are named
+        that it has not.
 
     Warns
     -----
     NothingSavedWarning
         If segments shall be recomputed and the model has none, or calls none.
     """
-    segments = segments_of(model)
+    segments = segments_of(model, options.segments)
     if options.frozen and options.frozen >= len(segments):
         allowed = f"a whole number from 0 to {max(0, len(segments) - 1)}"
         raise not_allowed("frozen", options.frozen, f"{allowed} (the model's segments but one)")
@@ -181,6 +187,11 @@ def _forward(
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         nonlocal unsaid
+        if transformed():
+            raise InputError(
+                "recomputed or packed activations are not allowed within torch.func (vmap, grad, "
+                "...); allowed: recompute = none with saved = fp32"
+            )
         own = [*model.parameters(), *model.buffers()]
         renormalise = options.recompute != Recompute.NONE
         with SavedActivations(FORMATS.find(options.saved), own, renormalise=renormalise):

@@ -3,15 +3,19 @@
 A module names its own in an attribute ``segments``, as those of :mod:`mest_fed.nn.models` do:
 method -> the submodules that it calls, none for all. In a model that names none, the children of
 its outermost ``nn.Sequential``, ``nn.ModuleList`` and ``nn.ModuleDict`` are the segments; where it
-has none of them, those of its children that have children of their own.
+has none of them, those of its children that have children of their own. ``MemoryOptions.segments``
+names others.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from mest_fed.errors import not_allowed
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,63 @@ class Segment:
         return list(dict.fromkeys(self.weights().values()))
 
 
-def segments_of(model: nn.Module) -> list[Segment]:
-    """Return a model's segments, in the order of its modules; none where nothing can be told."""
+def segments_of(model: nn.Module, named: str = "") -> list[Segment]:
+    """Return a model's segments, in the order of its modules; none where nothing can be told.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any.
+    named : str
+        Patterns (``fnmatch``) of the modules that are its segments, separated by commas, such as
+        ``encoder.layers.*, head``; they may name segments that the model declares, too. Empty:
+        they are found.
+
+    Raises
+    ------
+    InputError
+        If a pattern names nothing, or what cannot be a segment, or segments overlap.
+    """
+    if named:
+        return _chosen(model, [it.strip() for it in named.split(",") if it.strip()])
     found = _declared(model) or list(_in_containers("", model)) or list(_composite(model))
     # A module that stands in several places is one segment.
     return list({(s.module, s.method): s for s in reversed(found)}.values())[::-1]
+
+
+def _chosen(model: nn.Module, patterns: list[str]) -> list[Segment]:
+    """Return the segments that patterns name."""
+    declared = {segment.name: segment for segment in _declared(model)}
+    modules = {name: module for name, module in model.named_modules() if name}
+    found: dict[str, Segment] = {}
+    for pattern in patterns:
+        names = [name for name in declared | modules if fnmatchcase(name, pattern)]
+        if not names:
+            raise not_allowed("segments", pattern, "names of modules of the model, or patterns")
+        for name in names:
+            if any(name.startswith(f"{other}.") for other in names):
+                continue  # it is in another one: a star stands for dots, too
+            if name not in declared:
+                _check_module(name, modules[name])
+            found[name] = declared.get(name) or Segment.of(name, modules[name], "forward")
+    owners: dict[nn.Module, str] = {}
+    for name, segment in found.items():
+        for module in segment.modules():
+            other = owners.setdefault(module, name)
+            if other != name:
+                raise not_allowed(
+                    "segments", name, f"segments that do not overlap, as with {other}"
+                )
+    order = {module: i for i, module in enumerate(model.modules())}
+    return sorted(found.values(), key=lambda it: min(order[m] for m in it.modules()))
+
+
+def _check_module(name: str, module: nn.Module) -> None:
+    """Refuse a module that cannot be a segment."""
+    if isinstance(module, _LISTS):
+        raise not_allowed("segments", name, f"modules that are called, such as {name}.*")
+    if not _can_be_segment(module):
+        raise not_allowed("segments", name, "modules with parameters, and no compiled script")
 
 
 def _declared(model: nn.Module) -> list[Segment]:
@@ -86,10 +142,12 @@ def _named_by(module: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def _in_containers(name: str, module: nn.Module) -> Iterator[Segment]:
-    """Yield the children of the outermost containers; a list of containers is looked into."""
+    """Yield the children of the outermost containers; of a list, a sequence of blocks apart."""
     for child, part in module.named_children():
         at = f"{name}.{child}".strip(".")
-        looked_into = isinstance(part, nn.Sequential | _LISTS)
+        looked_into = isinstance(part, _LISTS) or (
+            isinstance(part, nn.Sequential) and any(True for it in part for _ in it.children())
+        )
         if isinstance(module, nn.Sequential) or (isinstance(module, _LISTS) and not looked_into):
             if _can_be_segment(part):
                 yield Segment.of(at, part, "forward")

@@ -9,6 +9,7 @@ from torch import nn
 from mest_fed.catalogue import MODELS, NORMS
 from mest_fed.errors import not_allowed
 from mest_fed.nn.convert import Sparsifier
+from mest_fed.nn.eligible import Selection
 from mest_fed.nn.models.cnn import CNN2
 from mest_fed.nn.models.initial import as_mest, glorot_uniform, initialise
 from mest_fed.nn.models.resnet import ResNet
@@ -18,11 +19,16 @@ __all__ = ["CNN2", "ResNet", "Sparsity", "build_model", "build_shell"]
 
 @dataclass(frozen=True)
 class Sparsity:
-    """What of a model is sparse from the start; see :func:`mest_fed.nn.sparsify`."""
+    """What of a model is sparse from the start; see :func:`mest_fed.nn.sparsify`.
+
+    Densities of single layers may follow the name of the distribution; see
+    :func:`mest_fed.sparsity.parse_distribution`.
+    """
 
     scheme: str = "block"
     density: float = 0.1
     distribution: str = "uniform"
+    selection: Selection | None = None
 
 
 def build_model(
@@ -64,7 +70,7 @@ def build_model(
     model = _structure(name, input_shape, num_classes, width=width, norm=norm, seed=seed)
     sparsifier = None
     if sparsity is not None:
-        sparsifier = Sparsifier(model, sparsity.scheme)
+        sparsifier = Sparsifier(model, sparsity.scheme, sparsity.selection)
         sparsifier.count(sparsity.density, sparsity.distribution)
     normalised = getattr(model, "normalised", True)
     draw = as_mest if normalised else glorot_uniform
@@ -73,8 +79,9 @@ def build_model(
         module = model.get_submodule(layer)
         _materialise(module)
         initialise(module, module in linear[-1:], draw, generator)
-        if sparsifier is not None and layer in sparsifier.layouts:
-            sparsifier.convert(layer, keep_norm=not normalised)
+        if sparsifier is not None:
+            for part in sparsifier.of(layer):
+                sparsifier.convert(part, keep_norm=not normalised)
     return model
 
 
@@ -86,15 +93,19 @@ def build_shell(
     width: float = 1.0,
     norm: str = "batch",
     scheme: str | None = None,
+    distribution: str = "uniform",
+    selection: Selection | None = None,
 ) -> nn.Module:
     """Build a model without weights, for :func:`mest_fed.nn.write_state` to fill.
 
     Its sparse layers have no active weights; dense parameters hold arbitrary numbers. Parameters
-    and errors as for :func:`build_model`; ``scheme`` is None for a dense model.
+    and errors as for :func:`build_model`; ``scheme`` is None for a dense model. The densities in
+    ``distribution`` are not used, but their names are checked.
     """
     model = _structure(name, input_shape, num_classes, width=width, norm=norm)
     if scheme is not None:
-        sparsifier = Sparsifier(model, scheme)
+        sparsifier = Sparsifier(model, scheme, selection)
+        sparsifier.check_names(distribution)
         for layer in sparsifier.layouts:
             sparsifier.empty(layer)
     for module in model.modules():

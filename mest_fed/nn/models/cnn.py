@@ -27,7 +27,7 @@ class CNN2(nn.Module):
     normalised: ClassVar = False
     segments: ClassVar = {"features": ("conv1", "conv2")}
     calls_fused: ClassVar = True
-    ends: ClassVar = Ends(stem=("conv1",), head=("classifier",))
+    ends: ClassVar = Ends(stem=("conv1",), head=("classifier",), shortcuts=())
 
     def __init__(
         self,

@@ -63,7 +63,6 @@ class ResNet(nn.Module):
 
     segments: ClassVar = {"stem": ("conv1", "norm1")}
     calls_fused: ClassVar = True
-    ends: ClassVar = Ends(stem=("conv1",), head=("classifier",))
 
     def __init__(
         self,
@@ -83,6 +82,12 @@ class ResNet(nn.Module):
         for i, (before, after) in enumerate(zip(channels[:1] + channels, channels, strict=False)):
             self.add_module(f"stage{i + 1}", _stage(before, after, 2 if i else 1, blocks, norm))
         self.classifier = nn.Linear(channels[-1], num_classes)
+
+    @property
+    def ends(self) -> Ends:
+        """Stem, classifier, and the shortcuts of those blocks that project."""
+        shortcuts = (name for name, _ in self.named_modules() if name.endswith(".shortcut.0"))
+        return Ends(stem=("conv1",), head=("classifier",), shortcuts=tuple(shortcuts))
 
     def stem(self, x: Tensor) -> Tensor:
         """Map images (n, c, h, w) to (n, channels, h, w)."""

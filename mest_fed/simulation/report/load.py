@@ -127,11 +127,12 @@ class Tier:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One layer of the final global model; a dense one has density 1."""
+    """One layer of the final global model; a dense one has density 1, and the reason for it."""
 
     name: str
     weights: Count
     density: Share
+    reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,8 @@ def render_page(run: Run) -> str:
         charts=draw_charts(run),
         plan_columns=tables.PLAN_COLUMNS,
         plan_rows=tables.plan_rows(run),
+        layer_columns=tables.LAYER_COLUMNS,
+        layer_rows=tables.layer_rows(run),
         kernels=kernel_table(run),
         round_columns=tables.round_columns(run),
         last_rounds=tables.last_rounds(run),

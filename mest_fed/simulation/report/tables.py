@@ -112,6 +112,22 @@ def _round_cells(row: RoundRow, metric: Metric) -> tuple[str, ...]:
     )
 
 
+LAYER_COLUMNS = (("weights", ""), ("density", "measured"), ("dense because", ""))
+
+
+def layer_rows(run: Run) -> list[tuple[str, ...]]:
+    """Format each layer, in the columns of ``LAYER_COLUMNS`` after its name."""
+    return [
+        (
+            layer.name,
+            format_count(layer.weights),
+            format_percent(layer.density),
+            layer.reason or "",
+        )
+        for layer in run.summary.layers
+    ]
+
+
 _PRODUCTS = {
     "forward": "forward",
     "backward_input": "gradient of input",
