@@ -1,4 +1,4 @@
-"""The contract with the pinned Flower: each line fails clearly when an internal moves."""
+"""The contract with the Flower that pyproject.toml allows: each line fails clearly when an internal moves."""
 
 from importlib.metadata import version
 
@@ -25,7 +25,7 @@ def instruction() -> Message:
 
 
 def test_internals_are_written_for_this_flower() -> None:
-    assert version("flwr").startswith("1.41.")
+    assert version("flwr").rpartition(".")[0] in ("1.41", "1.42")
 
 
 def test_messages_belong_to_the_claimed_run_and_come_from_the_superlink(

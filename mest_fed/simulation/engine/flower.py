@@ -1,7 +1,7 @@
 """The one place that touches Flower internals: what the fleet needs and Flower does not publish.
 
-Written against flwr 1.41, which pyproject.toml pins; ``tests/simulation/test_grid_internals.py``
-is the contract test that fails when one of these moves.
+Written against flwr 1.41 and 1.42, as pyproject.toml allows;
+``tests/simulation/test_grid_internals.py`` is the contract test that fails when one of these moves.
 """
 
 import copy
