@@ -6,6 +6,8 @@ Written against flwr 1.41 and 1.42, as pyproject.toml allows;
 
 import copy
 from collections.abc import Mapping
+from logging import StreamHandler
+from typing import TextIO
 
 from flwr.app import (
     Array,
@@ -19,6 +21,7 @@ from flwr.app import (
 )
 from flwr.app.message import make_message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.common.logger import console_handler
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import Grid, ServerApp
@@ -30,6 +33,7 @@ from mest_fed.errors import InputError
 
 __all__ = [
     "APP_RAISED",
+    "FLOWER_CONSOLE",
     "NODE_UNAVAILABLE",
     "WORKER_DIED",
     "Run",
@@ -44,6 +48,8 @@ __all__ = [
     "set_message_id",
 ]
 
+#: The handler that writes Flower's log to the console.
+FLOWER_CONSOLE: StreamHandler[TextIO] = console_handler
 #: Codes of error replies.
 APP_RAISED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 WORKER_DIED: int = ErrorCode.CLIENT_APP_CRASHED
