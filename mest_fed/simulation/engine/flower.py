@@ -7,7 +7,7 @@ Written against flwr 1.41 and 1.42, as pyproject.toml allows;
 import copy
 from collections.abc import Mapping
 from logging import StreamHandler
-from typing import TextIO
+from typing import Any
 
 from flwr.app import (
     Array,
@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 #: The handler that writes Flower's log to the console.
-FLOWER_CONSOLE: StreamHandler[TextIO] = console_handler
+FLOWER_CONSOLE: StreamHandler[Any] = console_handler
 #: Codes of error replies.
 APP_RAISED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 WORKER_DIED: int = ErrorCode.CLIENT_APP_CRASHED
