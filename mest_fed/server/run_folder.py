@@ -111,11 +111,11 @@ class RunFolder:
         """
         folder = cls(path, keys)
         folder.check_new()
-        folder.begin(config)
+        folder.begin(to_toml(config))
         return folder
 
-    def begin(self, config: RunConfig) -> None:
-        """Make the folder and write the configuration into it; :meth:`discard` takes it back.
+    def begin(self, config: str) -> None:
+        """Make the folder and write a configuration into it, as TOML; :meth:`discard` undoes it.
 
         Raises
         ------
@@ -131,7 +131,7 @@ class RunFolder:
             raise InputError(f"{self._named} {self.path} cannot be used: {error}") from None
         try:
             with stream:
-                stream.write(to_toml(config))
+                stream.write(config)
         except OSError as error:
             self.discard()
             raise InputError(f"{self._named} {self.path} cannot be used: {error}") from None

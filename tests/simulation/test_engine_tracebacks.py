@@ -10,7 +10,7 @@ from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from mest_fed.simulation.engine.executor import make_executor
-from mest_fed.simulation.engine.grid import FleetGrid
+from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import make_nodes
 
 pytestmark = [
@@ -35,7 +35,7 @@ def read_image(row):
 def test_a_traceback_is_logged_once(workers, caplog):
     executor = make_executor("test_engine_tracebacks:app", workers)
     try:
-        grid = FleetGrid(make_nodes(5), executor)
+        grid = EngineGrid(make_nodes(5), executor)
         messages = [Message(RecordDict(), node, "train") for node in grid.get_node_ids()]
         with caplog.at_level(logging.WARNING, "mest_fed.run"):
             replies = list(grid.send_and_receive(messages))
@@ -88,7 +88,7 @@ def talk(message, context):
 def test_what_clients_print_is_logged_with_their_nodes_in_order(workers, caplog, capsys):
     executor = make_executor("test_engine_tracebacks:app", workers)
     try:
-        grid = FleetGrid(make_nodes(4), executor)
+        grid = EngineGrid(make_nodes(4), executor)
         messages = [Message(RecordDict(), node, "query") for node in grid.get_node_ids()]
         with (
             caplog.at_level(logging.INFO, "mest_fed.run.clients"),
