@@ -81,7 +81,9 @@ class RunFolder:
                 return
         except OSError as error:
             raise InputError(f"{self._named} {self.path} cannot be used: {error}") from None
-        found = f"is not empty; allowed: a new folder, or {self._resumed_by} for the run in it"
+        found = "is not empty; allowed: a new folder"
+        if self._resumed_by:
+            found += f", or {self._resumed_by} for the run in it"
         if self.resumable:
             found = f"is not empty: it holds a run that is not finished; go on with: {self.resume}"
         elif (self.path / CONFIG).exists() and not (self.path / SUMMARY).exists():

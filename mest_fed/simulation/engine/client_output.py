@@ -111,6 +111,11 @@ class OutputCapture:
             self._out.client = self._err.client = None
 
 
+def in_client() -> bool:
+    """Whether a client runs in this process now."""
+    return isinstance(sys.stdout, _Switch)
+
+
 class ClientLog:
     """Writes what clients print and raise into the log of the run, each traceback once."""
 
