@@ -101,7 +101,7 @@ def run(
 @contextmanager
 def _consoles(show_clients: bool, quiet: bool) -> Iterator[None]:
     """Show on standard error what was asked for."""
-    from mest_fed.server.run_folder import CLIENT_LOG
+    from mest_fed.server.run_log import CLIENT_LOG
     from mest_fed.simulation.engine.flower import FLOWER_CONSOLE
 
     shown = logging.StreamHandler()

@@ -39,9 +39,7 @@ def is_kept(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def logged(
-    *names: str, keep: Callable[[logging.LogRecord], bool] = is_kept
-) -> Iterator[RunLog]:
+def logged(*names: str, keep: Callable[[logging.LogRecord], bool] = is_kept) -> Iterator[RunLog]:
     """Take in the warnings of a run, and what its clients print.
 
     Parameters

@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from mest_fed.config.fleet import FleetConfig, read_fleet
 from mest_fed.devices import Assignment, DeviceProfile, assign_devices, load_profile
 from mest_fed.errors import InputError, not_allowed
-from mest_fed.server.run_folder import CLIENT_LOG
+from mest_fed.server.run_log import CLIENT_LOG
 from mest_fed.simulation.behaviour.behaviour import MemoryNeed
 from mest_fed.simulation.behaviour.clock import VirtualClock
 from mest_fed.simulation.behaviour.traces import load_trace

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, TextIO
 
+from mest_fed.server.run_log import CLIENT_LOG, RUN_LOG
 from mest_fed.simulation.engine.flower import FLOWER_CONSOLE
 
-log = logging.getLogger("mest_fed.run")
+log = logging.getLogger(RUN_LOG)
 #: Gets what clients print, a record for each client that printed something, at level INFO.
-client_log = logging.getLogger("mest_fed.run.clients")
+client_log = logging.getLogger(CLIENT_LOG)
 
 #: Characters that are kept of one client's part in one exchange, and of all clients in a run.
 _MOST_OF_A_CLIENT = 16_384

@@ -19,7 +19,8 @@ from flwr.serverapp import ServerApp
 from mest_fed.config.fleet import FleetConfig, SeedSection
 from mest_fed.errors import MestFedError
 from mest_fed.rng import derive_seed
-from mest_fed.server.run_folder import LOG, RunFolder, is_kept, logged
+from mest_fed.server.run_folder import LOG, RunFolder
+from mest_fed.server.run_log import RUN_LOG, is_kept, logged
 from mest_fed.simulation.engine.client_output import in_client
 from mest_fed.simulation.engine.client_runner import one_line
 from mest_fed.simulation.engine.executor import make_executor
@@ -33,7 +34,7 @@ from mest_fed.simulation.flower_app.record import AppRecord, build_summary
 #: Nodes of an app that does not say how many it wants.
 DEFAULT_NODES = 10
 FLOWER_LOG = "flwr"
-log = logging.getLogger("mest_fed.run")
+log = logging.getLogger(RUN_LOG)
 
 
 class RecordedGrid(EngineGrid):
