@@ -8,8 +8,9 @@ from pathlib import Path
 
 #: Loggers whose warnings go to it: the engine and the checkpoints; in a deployment the server too.
 RUN_LOG, SERVER_LOG = "mest_fed.run", __name__.rpartition(".")[0]
-#: Gets what clients print.
-CLIENT_LOG = f"{RUN_LOG}.clients"
+#: Loggers that get what clients print, and what the ServerApp of another's app prints.
+CLIENT_LOG, SERVERAPP_LOG = f"{RUN_LOG}.clients", f"{RUN_LOG}.serverapp"
+_PRINTED = (CLIENT_LOG, SERVERAPP_LOG)
 
 
 class RunLog:
@@ -34,8 +35,8 @@ class RunLog:
 
 
 def is_kept(record: logging.LogRecord) -> bool:
-    """Whether a record is a warning, or what a client prints."""
-    return record.levelno >= (logging.INFO if record.name == CLIENT_LOG else logging.WARNING)
+    """Whether a record is a warning, or what an app prints."""
+    return record.levelno >= (logging.INFO if record.name in _PRINTED else logging.WARNING)
 
 
 @contextmanager
@@ -51,9 +52,9 @@ def logged(*names: str, keep: Callable[[logging.LogRecord], bool] = is_kept) -> 
     """
     handler = MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1)
     handler.addFilter(keep)
-    clients = logging.getLogger(CLIENT_LOG)
-    before = clients.level
-    clients.setLevel(logging.INFO)
+    levels = [(logger, logger.level) for logger in map(logging.getLogger, _PRINTED)]
+    for logger, _ in levels:
+        logger.setLevel(logging.INFO)
     loggers = [logging.getLogger(name) for name in (RUN_LOG, *names)]
     for logger in loggers:
         logger.addHandler(handler)
@@ -62,7 +63,8 @@ def logged(*names: str, keep: Callable[[logging.LogRecord], bool] = is_kept) -> 
     finally:
         for logger in loggers:
             logger.removeHandler(handler)
-        clients.setLevel(before)
+        for logger, level in levels:
+            logger.setLevel(level)
         file = handler.target
         handler.close()
         if file is not None:

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ log = logging.getLogger(RUN_LOG)
 #: Gets what clients print, a record for each client that printed something, at level INFO.
 client_log = logging.getLogger(CLIENT_LOG)
 
+#: What a terminal takes for colours, such as Flower's log has.
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 #: Characters that are kept of one client's part in one exchange, and of all clients in a run.
 _MOST_OF_A_CLIENT = 16_384
 _MOST_OF_A_RUN = 16 << 20
@@ -130,7 +133,7 @@ class ClientLog:
             if self._room <= 0:
                 break
             self._room -= len(text)
-            client_log.info("node %d: %s", node_id, text.rstrip())
+            client_log.info("node %d: %s", node_id, _COLOURS.sub("", text).rstrip())
             if self._room <= 0:
                 log.warning("clients print much: what they print from now on is not kept")
         for node_id, text in tracebacks:

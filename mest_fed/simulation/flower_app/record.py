@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +30,9 @@ _MOST_PENDING_ROWS = 1000
 class AppRecord:
     """Writes the rows of a run as it goes on.
 
-    A round begins with each exchange of training; what comes before the first is round 0.
+    A round begins with each exchange of training, unless its messages belong to the same round of
+    the server as those before: by their group, or by the ``server-round`` that strategies write.
+    What comes before the first is round 0.
 
     Parameters
     ----------
@@ -44,7 +47,10 @@ class AppRecord:
         self._devices = devices
         self._rows: list[Row] = []
         self._round = _Round(0)
+        self._server_round = ""
         self._pushed: dict[str, int] = {}
+        # Flower's older strategies send from a pool of threads.
+        self._lock = threading.Lock()
         self._began = time.perf_counter()
         self._rounds: list[Row] = []
         #: How many tasks ended so, and failed for this, in the whole run.
@@ -58,9 +64,15 @@ class AppRecord:
 
     def exchange(self, messages: Iterable[Message], now: float) -> None:
         """Begin a new round if messages of training are about to be sent."""
-        if any(_is_kind(message, MessageType.TRAIN) for message in messages):
-            self._end_round(now)
-            self._round = _Round(self._round.number + 1)
+        first = next((m for m in messages if _kind(m) == MessageType.TRAIN), None)
+        if first is None:
+            return
+        with self._lock:
+            server_round = _server_round(first)
+            if not server_round or server_round != self._server_round:
+                self._end_round(now)
+                self._round = _Round(self._round.number + 1)
+            self._server_round = server_round
 
     def pushed(self, message_ids: Iterable[str]) -> None:
         """Remember of which round messages are whose replies are pulled later."""
@@ -68,6 +80,15 @@ class AppRecord:
 
     def task_ended(self, instruction: Message, result: TaskResult) -> None:
         """Take in a task; see :data:`mest_fed.simulation.engine.interfaces.TaskObserver`."""
+        with self._lock:
+            self._take_in(instruction, result)
+
+    def end(self, now: float) -> None:
+        """Write what is not written yet."""
+        with self._lock:
+            self._end_round(now)
+
+    def _take_in(self, instruction: Message, result: TaskResult) -> None:
         metadata, reply = instruction.metadata, result.reply
         number = self._pushed.pop(metadata.message_id, self._round.number)
         timing: ClientTiming | None = result.timing
@@ -77,7 +98,7 @@ class AppRecord:
             up = 0 if reply.has_error() else content_bytes(reply.content)
         else:
             failure, up = timing.failure, timing.bytes_up
-        kind = metadata.message_type.partition(".")[0]
+        kind = _kind(instruction)
         joules = 0.0 if timing is None else timing.energy_joules
         self._round.count("failed" if failure else kind, up=up, down=down, joules=joules)
         if kind not in (MessageType.TRAIN, MessageType.EVALUATE):
@@ -108,10 +129,6 @@ class AppRecord:
         )
         if len(self._rows) >= _MOST_PENDING_ROWS:
             self._write_tasks()
-
-    def end(self, now: float) -> None:
-        """Write what is not written yet."""
-        self._end_round(now)
 
     def _end_round(self, now: float) -> None:
         self._write_tasks()
@@ -175,8 +192,16 @@ class _Round:
         return {name: total / weights for name, (weights, total) in self._means[kind].items()}
 
 
-def _is_kind(message: Message, kind: str) -> bool:
-    return message.metadata.message_type.partition(".")[0] == kind
+def _kind(message: Message) -> str:
+    return str(message.metadata.message_type).partition(".")[0]
+
+
+def _server_round(message: Message) -> str:
+    """Return what a message calls the server's round; empty if it does not say."""
+    if message.metadata.group_id:
+        return str(message.metadata.group_id)
+    records = message.content.config_records.values() if message.has_content() else ()
+    return next((str(r["server-round"]) for r in records if "server-round" in r), "")
 
 
 def metrics_of(content: RecordDict) -> dict[str, float]:

@@ -1,13 +1,15 @@
 """A run of a Flower app on a simulated fleet, from its folder to the run folder."""
 
+import io
 import logging
 import random
+import sys
 import traceback
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import closing, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import tomli_w
@@ -20,7 +22,7 @@ from mest_fed.config.fleet import FleetConfig, SeedSection
 from mest_fed.errors import MestFedError
 from mest_fed.rng import derive_seed
 from mest_fed.server.run_folder import LOG, RunFolder
-from mest_fed.server.run_log import RUN_LOG, is_kept, logged
+from mest_fed.server.run_log import RUN_LOG, SERVERAPP_LOG, is_kept, logged
 from mest_fed.simulation.engine.client_output import in_client
 from mest_fed.simulation.engine.client_runner import one_line
 from mest_fed.simulation.engine.executor import make_executor
@@ -34,7 +36,7 @@ from mest_fed.simulation.flower_app.record import AppRecord, build_summary
 #: Nodes of an app that does not say how many it wants.
 DEFAULT_NODES = 10
 FLOWER_LOG = "flwr"
-log = logging.getLogger(RUN_LOG)
+log, server_log = logging.getLogger(RUN_LOG), logging.getLogger(SERVERAPP_LOG)
 
 
 class RecordedGrid(EngineGrid):
@@ -167,7 +169,8 @@ class AppRun:
     def _serve(self, server_app: ServerApp, grid: EngineGrid, record: AppRecord) -> Context:
         """Run the ServerApp; what it has done is written even if it raises."""
         try:
-            return run_server_app(server_app, grid, run_config=self.project.run_config)
+            with redirect_stdout(_Copied(sys.stdout)):
+                return run_server_app(server_app, grid, run_config=self.project.run_config)
         except (Exception, SystemExit) as error:
             log.error("the ServerApp raised an error:\n%s", traceback.format_exc().rstrip())
             where = f"the traceback is in {self.out / LOG}"
@@ -192,6 +195,37 @@ class AppRun:
         if self.fleet is not None:
             table |= self.fleet.model_dump()
         return tomli_w.dumps(table)
+
+
+class _Copied(io.TextIOBase):
+    """Standard output of the ServerApp: each whole line also goes to the log of the run."""
+
+    def __init__(self, outer: TextIO) -> None:
+        self._outer = outer
+        self._line = ""
+
+    def write(self, text: str) -> int:
+        """Write text."""
+        *lines, self._line = f"{self._line}{text}".split("\n")
+        for line in filter(None, lines):
+            server_log.info("%s", line)
+        return self._outer.write(text)
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def flush(self) -> None:
+        """Flush standard output."""
+        self._outer.flush()
+
+    def isatty(self) -> bool:
+        """Whether standard output is a terminal."""
+        return self._outer.isatty()
+
+    def fileno(self) -> int:
+        """Return the descriptor of standard output; what goes there is not copied."""
+        return self._outer.fileno()
 
 
 def _keep(record: logging.LogRecord) -> bool:

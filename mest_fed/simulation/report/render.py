@@ -10,6 +10,7 @@ from markupsafe import Markup
 from mest_fed.errors import InputError
 from mest_fed.schema import TaskStatus
 from mest_fed.simulation.report import tables
+from mest_fed.simulation.report.app_run import is_app_run, load_app_run, page_values
 from mest_fed.simulation.report.figures import draw_charts
 from mest_fed.simulation.report.formats import count_of, format_percent
 from mest_fed.simulation.report.load import Run, load_run
@@ -27,7 +28,10 @@ def write_report(run_folder: Path) -> Path:
     InputError
         If the folder does not hold a finished run, or the page cannot be written.
     """
-    page = render_page(load_run(run_folder))
+    if is_app_run(run_folder):
+        page = fill_template("app.html.j2", **page_values(load_app_run(run_folder)))
+    else:
+        page = render_page(load_run(run_folder))
     path = run_folder / "report.html"
     try:
         path.write_text(page, encoding="utf-8")

@@ -36,7 +36,7 @@ def train(message: Message, context: Context) -> Message:
     if "momentum" in context.state:
         momentum = context.state["momentum"]["momentum"].numpy()
     momentum = np.float32(context.run_config["decay.factor"]) * momentum
-    momentum = momentum + (np.float32(partition) - weights)
+    momentum = momentum + (np.float32(1 + partition) - weights)
     context.state["momentum"] = ArrayRecord({"momentum": Array(momentum)})
     arrays = ArrayRecord({"weights": Array(weights + momentum)})
     metrics = MetricRecord({"num-examples": 1 + partition, "step": float(np.abs(momentum).max())})
