@@ -2,7 +2,7 @@
 
 Flower's engine plays all strategies once, in a process of its own, ours on no and on two workers.
 Everything random is seeded alike, and Flower's nodes and replies are put in order
-(:class:`flower_engine.Ordered`), as ours always are. What is left is arithmetic, so that all bits
+(:class:`ordered.Ordered`), as ours always are. What is left is arithmetic, so that all bits
 must agree. Without that order float sums differ in their last bits, and one test says by how much.
 """
 

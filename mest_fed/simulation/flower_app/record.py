@@ -245,6 +245,11 @@ def arrays_sha256(arrays: ArrayRecord) -> str:
     return digest.hexdigest()
 
 
+def state_digests(state: RecordDict) -> dict[str, str]:
+    """Return a hash of each record of arrays in a state, by name."""
+    return {name: arrays_sha256(arrays) for name, arrays in state.array_records.items()}
+
+
 def build_summary(
     project: AppProject,
     record: AppRecord,
@@ -289,6 +294,7 @@ def build_summary(
         "tiers": [] if devices is None else _tiers(devices),
         "results": [result_row(strategy, result) for strategy, result in results],
         "server_state": metrics_of(state),
+        "server_arrays": state_digests(state),
         "versions": versions(),
     }
 

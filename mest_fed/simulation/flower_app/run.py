@@ -127,7 +127,7 @@ class AppRun:
         folder = RunFolder(self.out, ("--out", ""))
         folder.check_new()
         devices = None if self.fleet is None else SimulatedDevices(self.fleet)
-        _seed_generators(self.seed)
+        seed_generators(self.seed)
         server_app = load_app(self.project.serverapp, ServerApp, self.project.folder)
         with (
             logged(FLOWER_LOG, keep=_keep) as run_log,
@@ -168,6 +168,7 @@ class AppRun:
 
     def _serve(self, server_app: ServerApp, grid: EngineGrid, record: AppRecord) -> Context:
         """Run the ServerApp; what it has done is written even if it raises."""
+        seed_generators(self.seed)  # again: Ray draws from them as it starts
         try:
             with redirect_stdout(_Copied(sys.stdout)):
                 return run_server_app(server_app, grid, run_config=self.project.run_config)
@@ -235,7 +236,7 @@ def _keep(record: logging.LogRecord) -> bool:
     return is_kept(record)
 
 
-def _seed_generators(seed: int) -> None:
+def seed_generators(seed: int) -> None:
     """Have the ServerApp draw the same in every run: strategies sample nodes by :mod:`random`."""
     start = derive_seed(seed, "server app")
     random.seed(start)

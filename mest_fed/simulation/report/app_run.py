@@ -107,6 +107,7 @@ class AppSummary:
     tiers: tuple[AppDevice, ...]
     results: tuple[AppResult, ...]
     server_state: Metrics
+    server_arrays: Mapping[str, str]
     versions: Mapping[str, str]
 
 
