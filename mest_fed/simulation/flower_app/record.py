@@ -132,9 +132,9 @@ class AppRecord:
 
     def _end_round(self, now: float) -> None:
         self._write_tasks()
-        row = self._round.row(now, time.perf_counter() - self._began)
-        if row["round"] == 0 and not row["bytes_down"]:
+        if self._round.number == 0 and self._round.is_empty:
             return  # nothing was sent before training
+        row = self._round.row(now, time.perf_counter() - self._began)
         self._rounds.append(row)
         self._folder.append(ROUNDS, [row])
 
@@ -156,6 +156,11 @@ class _Round:
         self._joules = 0.0
         #: Kind -> metric -> (sum of weights, weighted sum).
         self._means: dict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no task has ended in it."""
+        return not self._counts
 
     def count(self, counted_as: str, *, up: int, down: int, joules: float) -> None:
         """Count a task of any kind, or as ``failed``, with its bytes and energy."""
