@@ -2,7 +2,6 @@
 
 import gc
 import json
-import logging
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed file .*/dev/null.*:ResourceWarning"),
     pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
 ]
-logging.getLogger("flwr").setLevel(logging.INFO)
 
 APPS = Path(__file__).parent.parent / "flower_apps"
 FLEET = FleetConfig.model_validate(

@@ -5,8 +5,8 @@ import logging
 import random
 import sys
 import traceback
-from collections.abc import Iterable
-from contextlib import closing, redirect_stdout
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -130,6 +130,7 @@ class AppRun:
         seed_generators(self.seed)
         server_app = load_app(self.project.serverapp, ServerApp, self.project.folder)
         with (
+            _at_info(logging.getLogger(FLOWER_LOG)),
             logged(FLOWER_LOG, keep=_keep) as run_log,
             closing(self._executor(workers, address)) as executor,
         ):
@@ -227,6 +228,17 @@ class _Copied(io.TextIOBase):
     def fileno(self) -> int:
         """Return the descriptor of standard output; what goes there is not copied."""
         return self._outer.fileno()
+
+
+@contextmanager
+def _at_info(logger: logging.Logger) -> Iterator[None]:
+    """Have a logger say in the block what it says in a new process, such as a worker."""
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _keep(record: logging.LogRecord) -> bool:
