@@ -57,7 +57,7 @@ def run(
         typer.Option(
             "--ray-address",
             "--address",
-            help="Ray cluster to join: auto or HOST:PORT. Its machines must have APP_DIR, too.",
+            help="Ray cluster to join: auto or HOST:PORT. The app's files go there by Ray.",
         ),
     ] = None,
     show_clients: Annotated[

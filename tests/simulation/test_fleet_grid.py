@@ -1,8 +1,10 @@
 """FleetGrid in a script: few lines, with devices or without, the same bits on any workers."""
 
 import gc
+import inspect
 import logging
 import random
+import textwrap
 
 import numpy as np
 import pytest
@@ -53,6 +55,14 @@ def test_ten_lines_train_with_devices_in_virtual_time():
     assert result.evaluate_metrics_clientapp[2]["accuracy"] == 0.5
     # 4 kB down and up in two rounds over 3.2 Mbit/s, and four times there and back.
     assert 0.08 * 4 < now < 1
+
+
+def test_the_lines_of_the_docstring_run(capsys):
+    lines = textwrap.dedent(inspect.getdoc(FleetGrid).partition("::\n")[2].partition("Results")[0])
+    code = lines.replace("workers=2", "workers=0")
+    exec(code, {"client_app": app, "arrays": ArrayRecord([np.zeros(1000, np.float32)])})
+    assert "virtual seconds" in capsys.readouterr().out
+    assert len(lines.strip().splitlines()) <= 10
 
 
 def test_without_devices_no_time_passes():

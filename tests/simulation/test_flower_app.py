@@ -2,13 +2,26 @@
 
 import gc
 import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from flwr.app import Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
 
 from mest_fed.config.fleet import FleetConfig
-from mest_fed.simulation.flower_app.project import read_project
-from mest_fed.simulation.flower_app.run import AppRun
+from mest_fed.server.run_folder import RunFolder
+from mest_fed.simulation.engine.executor import SerialExecutor
+from mest_fed.simulation.engine.flower import run_server_app
+from mest_fed.simulation.engine.interfaces import make_nodes
+from mest_fed.simulation.flower_app.project import AppFolder, read_project
+from mest_fed.simulation.flower_app.record import AppRecord
+from mest_fed.simulation.flower_app.run import AppRun, RecordedGrid
 from mest_fed.simulation.report import write_report
 
 pytestmark = [
@@ -120,3 +133,57 @@ def test_a_fleet_gives_the_same_bits_on_any_number_of_workers(name, tmp_path):
     assert [t for t in texts[0] if "finished in" not in t] == [
         t for t in texts[1] if "finished in" not in t
     ]
+
+
+ELSEWHERE = """
+import pickle, sys
+from pathlib import Path
+from mest_fed.simulation.flower_app.project import AppFolder
+folder = pickle.loads(Path(sys.argv[1]).read_bytes())
+folder.install()
+import numpyapp.client_app
+print(numpyapp.client_app.__file__)
+"""
+
+
+def test_a_machine_without_the_apps_folder_gets_its_files(tmp_path):
+    shutil.copytree(APPS / "numpy_app", tmp_path / "app")
+    (tmp_path / "app" / ".secret").write_text("stays here")
+    (tmp_path / "app" / "data.bin").write_bytes(bytes(2 << 20))
+    folder = AppFolder.with_files(tmp_path / "app")
+    names = {name for name, _ in folder.files}
+    assert {"pyproject.toml", "numpyapp/client_app.py"} <= names
+    assert not names & {".secret", "data.bin"}
+    shutil.rmtree(tmp_path / "app")
+    (tmp_path / "folder").write_bytes(pickle.dumps(folder))
+    command = [sys.executable, "-c", ELSEWHERE, str(tmp_path / "folder")]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.startswith(f"{tmp_path}/mest-fed-app-")
+
+
+def test_pushed_messages_belong_to_the_round_in_which_they_were_pushed(tmp_path):
+    server_app, client_app = ServerApp(), ClientApp()
+
+    @client_app.train()
+    def train(message, context):
+        return Message(RecordDict(), reply_to=message)
+
+    @server_app.main()
+    def main(grid, context):
+        nodes = list(grid.get_node_ids())
+        first = grid.push_messages([Message(RecordDict(), node, "train") for node in nodes[:2]])
+        second = grid.push_messages([Message(RecordDict(), node, "train") for node in nodes[2:]])
+        left = {*first, *second}
+        while left:
+            left -= {m.metadata.reply_to_message_id for m in grid.pull_messages(left)}
+
+    folder = RunFolder(tmp_path / "run")
+    folder.begin("")
+    record = AppRecord(folder, None)
+    grid = RecordedGrid(record, make_nodes(4), SerialExecutor(client_app))
+    run_server_app(server_app, grid)
+    record.end(grid.now)
+    rows = (tmp_path / "run" / "clients.jsonl").read_text().splitlines()
+    found = [(json.loads(row)["round"], json.loads(row)["partition"]) for row in rows]
+    assert sorted(found) == [(1, 0), (1, 1), (2, 2), (2, 3)]

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import tempfile
 import tomllib
 import traceback
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from mest_fed.simulation.engine.flower import flat_config, parse_overrides
 App = TypeVar("App")
 
 PROJECT = "pyproject.toml"
+_LARGEST_FILE = 1 << 20
 _COMPONENTS = "[tool.flwr.app.components]"
 
 
@@ -146,15 +148,37 @@ class AppFolder:
     ----------
     path : str
         The folder, absolute.
+    files : tuple of (str, bytes)
+        Its files by relative path, for machines that do not have it.
     """
 
     path: str
+    files: tuple[tuple[str, bytes], ...] = ()
+
+    @classmethod
+    def with_files(cls, folder: Path) -> "AppFolder":
+        """Take a folder along: its files of at most 1 MB, but for hidden ones and caches."""
+        files = []
+        for path in sorted(folder.rglob("*")):
+            parts = path.relative_to(folder).parts
+            if any(part.startswith((".", "__pycache__")) for part in parts):
+                continue
+            if path.is_file() and path.stat().st_size <= _LARGEST_FILE:
+                files.append((str(path.relative_to(folder)), path.read_bytes()))
+        return cls(str(folder), tuple(files))
 
     def install(self) -> None:
-        """Put it first."""
-        if self.path in sys.path:
-            sys.path.remove(self.path)
-        sys.path.insert(0, self.path)
+        """Put it first; on a machine without it, write its files to a temporary folder."""
+        path = self.path
+        if not Path(path).is_dir():
+            path = tempfile.mkdtemp(prefix="mest-fed-app-")
+            for name, data in self.files:
+                file = Path(path, name)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(data)
+        if path in sys.path:
+            sys.path.remove(path)
+        sys.path.insert(0, path)
 
 
 def load_app(reference: str, kind: type[App], folder: Path) -> App:

@@ -164,7 +164,7 @@ class AppRun:
         reference, folder = self.project.clientapp, self.project.folder
         if workers == 0:
             return make_executor(load_app(reference, ClientApp, folder), 0)
-        setup = AppFolder(str(folder))
+        setup = AppFolder(str(folder)) if address is None else AppFolder.with_files(folder)
         return make_executor(reference, workers, address, setup=setup)
 
     def _serve(self, server_app: ServerApp, grid: EngineGrid, record: AppRecord) -> Context:
