@@ -1,5 +1,6 @@
 """``mest-fed run``: wrong input is one line with status 2, and leaves no folder behind."""
 
+import gc
 import shutil
 import sys
 from pathlib import Path
@@ -145,6 +146,25 @@ def test_a_wrong_fleet_is_one_line(fleet, expected, make_app, fails, tmp_path_fa
     line = fails("run", str(make_app()), "--workers", "0", "--fleet", str(file))
     for text in expected:
         assert text in line
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore:unclosed file .*/dev/null.*:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+def test_a_client_that_no_worker_can_import_is_one_line(make_app, fails):
+    line = fails("run", str(make_app(client="import no_such_package")), "--workers", "1")
+    assert "cannot load the ClientApp" in line
+    assert "No module named 'no_such_package'" in line
+    gc.collect()  # what Ray left open is closed here, where that is no error
+
+
+def test_apps_may_be_attributes_of_attributes_and_names_odd(make_app, run, tmp_path):
+    folder = make_app(
+        COMPONENTS.replace("client_app:app", "client_app:holder.app") + "[project]\nname='../x'\n",
+        client=CLIENT + "class holder:\n    app = app\n",
+    )
+    assert run(str(folder), "--workers", "0")[0] == 0
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [folder.name]
 
 
 def test_a_folder_that_is_in_use_stays_as_it_is(make_app, fails, tmp_path):

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -231,7 +232,7 @@ def load_client_app(client_app: ClientApp | str) -> ClientApp:
         return client_app
     module, _, attribute = client_app.partition(":")
     try:
-        loaded = getattr(importlib.import_module(module), attribute)
+        loaded = reduce(getattr, attribute.split("."), importlib.import_module(module))
     except (Exception, SystemExit) as error:
         raise InputError(f"cannot load the ClientApp {client_app!r}: {one_line(error)}") from error
     if not isinstance(loaded, ClientApp):

@@ -1,6 +1,7 @@
 """The folder of a Flower app: what its ``pyproject.toml`` says, and how its apps are loaded."""
 
 import importlib
+import re
 import sys
 import tempfile
 import tomllib
@@ -20,6 +21,8 @@ from mest_fed.simulation.engine.flower import flat_config, parse_overrides
 App = TypeVar("App")
 
 PROJECT = "pyproject.toml"
+#: Of a Python project, as packaging tools have it; it names the run folder.
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _LARGEST_FILE = 1 << 20
 _COMPONENTS = "[tool.flwr.app.components]"
 
@@ -97,7 +100,7 @@ def read_project(folder: Path) -> AppProject:
     name = _table(project, path, "project").get("name")
     return AppProject(
         folder=folder,
-        name=name if isinstance(name, str) and name else folder.name,
+        name=name if isinstance(name, str) and _NAME.fullmatch(name) else folder.name,
         serverapp=_reference(components, "serverapp", "ServerApp", path),
         clientapp=_reference(components, "clientapp", "ClientApp", path),
         run_config=run_config,

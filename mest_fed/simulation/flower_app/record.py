@@ -194,7 +194,8 @@ class _Round:
         }
 
     def _mean(self, kind: str) -> dict[str, float]:
-        return {name: total / weights for name, (weights, total) in self._means[kind].items()}
+        means = {name: total / weights for name, (weights, total) in self._means[kind].items()}
+        return {name: mean for name, mean in means.items() if math.isfinite(mean)}
 
 
 def _kind(message: Message) -> str:
