@@ -78,6 +78,8 @@ def test_no_workers_need_no_ray(tmp_path):
 def talk(message, context):
     print("partition", context.node_config["partition-id"])
     print("short of data", file=sys.stderr)
+    assert sys.stdout.encoding.lower() == "utf-8"
+    sys.stdout.buffer.flush()
     logging.getLogger("flwr").info("in Flower's log")
     if context.node_config["partition-id"] == 1:
         print("x" * 20_000)

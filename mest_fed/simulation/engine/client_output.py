@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from mest_fed.server.run_log import CLIENT_LOG, RUN_LOG
 from mest_fed.simulation.engine.flower import FLOWER_CONSOLE
@@ -58,9 +58,17 @@ class _Switch(io.TextIOBase):
     clients of a process.
     """
 
+    encoding = "utf-8"
+
     def __init__(self) -> None:
         self.outer: TextIO | None = None
         self.client: _Text | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what only the process's own stream has, such as ``buffer``."""
+        if name == "outer" or self.outer is None:
+            raise AttributeError(name)
+        return getattr(self.outer, name)
 
     def write(self, text: str) -> int:
         """Write text."""

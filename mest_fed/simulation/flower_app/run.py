@@ -25,7 +25,7 @@ from mest_fed.server.run_folder import LOG, RunFolder
 from mest_fed.server.run_log import RUN_LOG, SERVERAPP_LOG, is_kept, logged
 from mest_fed.simulation.engine.client_output import in_client
 from mest_fed.simulation.engine.client_runner import one_line
-from mest_fed.simulation.engine.executor import make_executor
+from mest_fed.simulation.engine.executor import Executor, make_executor
 from mest_fed.simulation.engine.flower import recorded_results, run_server_app
 from mest_fed.simulation.engine.grid import EngineGrid, ReplyStream
 from mest_fed.simulation.engine.interfaces import make_nodes
@@ -160,7 +160,7 @@ class AppRun:
             folder.write_summary(summary)
         return folder.path
 
-    def _executor(self, workers: int, address: str | None) -> Any:
+    def _executor(self, workers: int, address: str | None) -> Executor:
         reference, folder = self.project.clientapp, self.project.folder
         if workers == 0:
             return make_executor(load_app(reference, ClientApp, folder), 0)
@@ -202,9 +202,17 @@ class AppRun:
 class _Copied(io.TextIOBase):
     """Standard output of the ServerApp: each whole line also goes to the log of the run."""
 
+    encoding = "utf-8"
+
     def __init__(self, outer: TextIO) -> None:
         self._outer = outer
         self._line = ""
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what only standard output itself has, such as ``buffer``."""
+        if name == "_outer":
+            raise AttributeError(name)
+        return getattr(self._outer, name)
 
     def write(self, text: str) -> int:
         """Write text."""
