@@ -72,4 +72,4 @@ def read_fleet(path: Path) -> FleetConfig:
     InputError
         If the file is missing or is not TOML, a key is unknown, or a value is not allowed.
     """
-    return validated(FleetConfig, read_toml(path), str(path))
+    return validated(FleetConfig, read_toml(path), str(path), path.parent)

@@ -14,8 +14,7 @@ from mest_fed.devices import Assignment, DeviceProfile, assign_devices, load_pro
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.server.run_log import CLIENT_LOG
 from mest_fed.simulation.behaviour.behaviour import MemoryNeed
-from mest_fed.simulation.behaviour.clock import VirtualClock
-from mest_fed.simulation.behaviour.traces import load_trace
+from mest_fed.simulation.behaviour.clock import VirtualClock, trace_of
 from mest_fed.simulation.engine.executor import make_executor
 from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import (
@@ -57,11 +56,7 @@ class SimulatedDevices:
             )
         self.assignment: Assignment = assign_devices(fleet.weights, fleet.devices, seed)
         self.profiles = {name: load_profile(name) for name in self.assignment.counts}
-        self._trace = None
-        if config.behaviour.availability == "trace":
-            path = Path(config.behaviour.trace)
-            repeats = config.behaviour.trace_repeats
-            self._trace = load_trace(path, self.assignment, repeats=repeats)
+        self._trace = trace_of(config, self.assignment)
 
     def profile_of(self, node_id: int) -> DeviceProfile:
         """Return the profile of a node's device."""

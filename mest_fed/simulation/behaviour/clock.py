@@ -10,7 +10,7 @@ import numpy.typing as npt
 from flwr.app import Message, MessageType
 
 from mest_fed.catalogue import AVAILABILITIES
-from mest_fed.config import RunConfig
+from mest_fed.config import FleetConfig, RunConfig
 from mest_fed.config.behaviour import BehaviourSection
 from mest_fed.devices import DeviceProfile, download_seconds, upload_seconds
 from mest_fed.errors import InputError, not_allowed
@@ -247,13 +247,13 @@ def least_transfer_seconds(
     return download_seconds(profile, down * values) + upload_seconds(profile, up * values)
 
 
-def trace_of(config: RunConfig, devices: Sequence[str]) -> Trace | None:
+def trace_of(config: RunConfig | FleetConfig, devices: Sequence[str]) -> Trace | None:
     """Read the run's trace, if it has one.
 
     Parameters
     ----------
-    config : RunConfig
-        The run.
+    config : RunConfig or FleetConfig
+        The run, or its devices alone.
     devices : sequence of str
         Profile of each partition.
 
