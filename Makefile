@@ -17,7 +17,7 @@ ARM_TOOLS := test-arm: skipped, for want of $(ARM_CXX) or qemu-aarch64 (Debian: 
 	g++-aarch64-linux-gnu, qemu-user)
 
 .DEFAULT_GOAL := help
-.PHONY: help native simulate test test-quick test-native test-arm docs lint format clean
+.PHONY: help native simulate test test-quick test-flwr-next test-native test-arm docs lint format clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -44,6 +44,22 @@ test: $(READY) ## Run all tests
 
 test-quick: $(READY) ## Run the tests that need no cluster, network or patience
 	$(PYTEST) -m "not slow and not ray and not net"
+
+# The newest Flower that pyproject.toml allows, in an environment of its own that sees what $(VENV) has.
+FLWR_NEXT := 1.42
+NEXT := $(VENV)-flwr-$(FLWR_NEXT)
+
+$(NEXT)/.ready: $(READY)
+	$(BIN)/python -m venv $(NEXT)
+	outer="$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')" && \
+	inner="$$($(NEXT)/bin/python -c 'import site; print(site.getsitepackages()[0])')" && \
+	echo "import site; site.addsitedir('$$outer')" > "$$inner/outer.pth"
+	$(NEXT)/bin/pip install --quiet --disable-pip-version-check "flwr[simulation]==$(FLWR_NEXT).*"
+	touch $@
+
+test-flwr-next: $(NEXT)/.ready ## Test the parts that meet Flower with the newer of its two versions
+	OMP_WAIT_POLICY=passive $(NEXT)/bin/python -m pytest -n 2 --dist loadfile \
+		tests/conformance tests/server tests/simulation
 
 test-native: $(READY) ## Test the C++ kernels alone, as they ship and under sanitizers
 	@if ! command -v $(firstword $(CXX)) >/dev/null; then \
@@ -76,4 +92,4 @@ format: $(READY) ## Format the code
 	$(BIN)/ruff format .
 
 clean: ## Remove the environment and caches (runs/ stays)
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NEXT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -30,7 +30,7 @@ from harness import software, write_json
 from mest_fed.server.aggregation.averaging import SummedFedAvg
 from mest_fed.simulation.engine.executor import make_executor
 from mest_fed.simulation.engine.flower import run_server_app
-from mest_fed.simulation.engine.grid import FleetGrid
+from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import make_nodes
 
 #: Convolutions and a classifier, 1.8 MB; and a model of 4 kB.
@@ -114,7 +114,7 @@ def make_server_app(
 def run_ours(server_app: ServerApp, client_app: ClientApp, clients: int, workers: int) -> None:
     executor = make_executor(client_app, workers)
     try:
-        run_server_app(server_app, FleetGrid(make_nodes(clients), executor, stream=True))
+        run_server_app(server_app, EngineGrid(make_nodes(clients), executor, stream=True))
     finally:
         executor.close()
 

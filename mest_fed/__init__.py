@@ -88,7 +88,7 @@ if TYPE_CHECKING:
     from mest_fed.server.selection import Selector as Selector
     from mest_fed.server.strategy import MestStrategy as MestStrategy
     from mest_fed.simulation.engine.executor import make_executor as make_executor
-    from mest_fed.simulation.engine.grid import FleetGrid as FleetGrid
+    from mest_fed.simulation.fleet_grid import FleetGrid as FleetGrid
     from mest_fed.simulation.simulate import open_run as open_run
     from mest_fed.sparsity import Interval as Interval
     from mest_fed.sparsity import MestEM as MestEM
@@ -123,7 +123,7 @@ _HOMES = {
     "mest_fed.server.selection": ("Selector",),
     "mest_fed.server.strategy": ("MestStrategy",),
     "mest_fed.simulation.engine.executor": ("make_executor",),
-    "mest_fed.simulation.engine.grid": ("FleetGrid",),
+    "mest_fed.simulation.fleet_grid": ("FleetGrid",),
     "mest_fed.simulation.simulate": ("open_run",),
     "mest_fed.sparsity": ("Interval", "MestEM", "MestEMS", "Method", "RigL", "Set", "Static"),
     "mest_fed.system.limits": ("MemoryLimit", "limit_memory"),

@@ -41,10 +41,11 @@ def _root(
 
 def register_commands() -> None:
     """Bring all commands into :data:`app`."""
-    from mest_fed.cli import client, devices, export, plan, report, simulate
+    from mest_fed.cli import client, devices, export, plan, report, run, simulate
 
     commands = (
         simulate.simulate,
+        run.run,
         client.client,
         devices.devices,
         plan.plan,

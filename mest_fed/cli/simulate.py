@@ -90,7 +90,7 @@ def simulate(
     observer = Observers(*open_trackers(log or [], folder), *display)
     run = open_run(name or folder.name, resolved, folder, resume=resume, observer=observer)
     try:
-        with _ended_like_ctrl_c():
+        with ended_like_ctrl_c():
             if workers is None:
                 workers = default_workers()
             run.run(workers, address, patience=client_timeout)
@@ -110,7 +110,7 @@ def simulate(
 
 
 @contextmanager
-def _ended_like_ctrl_c() -> Iterator[None]:
+def ended_like_ctrl_c() -> Iterator[None]:
     """Have a run that is told to end by SIGTERM leave a checkpoint, too."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -5,8 +5,8 @@ the same call is made here first, with the same headers, over the same HTTP clie
 nothing on the server. ``python -m mest_fed.cli.superlink JSON`` makes it once more, for a
 supervisor whose node has ended by itself.
 
-The calls are those of Flower 1.41's Fleet API, which Flower does not publish; a test holds the
-numbers and names here against the installed package and a real SuperLink.
+The calls are those of the Fleet API of Flower 1.41 and 1.42, which Flower does not publish; a test
+holds the numbers and names here against the installed package and a real SuperLink.
 """
 
 import base64
@@ -301,8 +301,8 @@ def _unauthorized(date: str | None, now: datetime) -> RefusedError:
 
 def _unexpected(link: Link, status: int) -> RefusedError:
     return RefusedError(
-        f"{link.address} answers HTTP status {status}, as no SuperLink of Flower 1.41 does; "
-        "look whether the port is its own (8000 if nothing is said)"
+        f"{link.address} answers HTTP status {status}, as no SuperLink of Flower 1.41 or 1.42 "
+        "does; look whether the port is its own (8000 if nothing is said)"
     )
 
 

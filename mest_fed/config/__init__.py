@@ -1,6 +1,7 @@
 """The run configuration."""
 
 from mest_fed.config.base import read_options
+from mest_fed.config.fleet import FleetConfig, read_fleet
 from mest_fed.config.load import (
     find_named,
     from_flat,
@@ -17,6 +18,7 @@ from mest_fed.config.sections import DataSection, RunConfig
 
 __all__ = [
     "DataSection",
+    "FleetConfig",
     "RunConfig",
     "find_named",
     "from_flat",
@@ -24,6 +26,7 @@ __all__ = [
     "known_keys",
     "named",
     "named_files",
+    "read_fleet",
     "read_options",
     "read_toml",
     "to_flat",

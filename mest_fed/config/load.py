@@ -6,10 +6,10 @@ from difflib import get_close_matches
 from enum import StrEnum
 from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tomli_w
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from mest_fed.config.base import FOLDER, Named, is_table, read_options
 from mest_fed.config.sections import RunConfig
@@ -27,9 +27,11 @@ Table = dict[str, dict[str, Any]]
 
 def known_keys() -> list[str]:
     """Return every key as ``section.key``."""
-    return [
-        f"{section}.{key}" for section, keys in RunConfig().model_dump().items() for key in keys
-    ]
+    return _keys(RunConfig)
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    return [f"{section}.{key}" for section, keys in model().model_dump().items() for key in keys]
 
 
 def named() -> dict[str, Registry[Any] | type[StrEnum]]:
@@ -82,13 +84,23 @@ def from_table(table: Mapping[str, Any], source: str, folder: Path | None = None
     InputError
         If a key is unknown or a value not allowed; names the first such key.
     """
+    return validated(RunConfig, table, source, folder)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(
+    model: type[Model], table: Mapping[str, Any], source: str, folder: Path | None = None
+) -> Model:
+    """Build a configuration of any kind from sections of keys; see :func:`from_table`."""
     try:
-        return RunConfig.model_validate(_renamed(table, source), context={FOLDER: folder})
+        return model.model_validate(_renamed(table, source), context={FOLDER: folder})
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise _unknown(key, source) from None
+            raise _unknown(key, source, model) from None
         text = first["msg"].removeprefix("Value error, ").replace("Input should be", "allowed:")
         if not key:  # a rule between sections
             raise InputError(f"{text} ({source})") from None
@@ -128,11 +140,12 @@ def current_key(key: str) -> str:
     return RENAMED.get(key, f"{RENAMED.get(section, section)}{dot}{name}")
 
 
-def _unknown(key: str, source: str) -> InputError:
-    near = get_close_matches(key, known_keys(), n=1)
+def _unknown(key: str, source: str, model: type[BaseModel] = RunConfig) -> InputError:
+    keys = _keys(model)
+    near = get_close_matches(key, keys, n=1)
     section = key.partition(".")[0]
-    siblings = [known for known in known_keys() if known.startswith(f"{section}.")]
-    allowed = ", ".join(siblings) or ", ".join(RunConfig.model_fields)
+    siblings = [known for known in keys if known.startswith(f"{section}.")]
+    allowed = ", ".join(siblings) or ", ".join(model.model_fields)
     hint = f"did you mean {near[0]}? " if near else ""
     return InputError(f"unknown key {key} ({source}); {hint}allowed: {allowed}")
 
@@ -212,7 +225,7 @@ def _toml_value(text: str) -> Any:
         return text
 
 
-def to_toml(config: RunConfig) -> str:
+def to_toml(config: BaseModel) -> str:
     """Write a configuration, every key of it."""
     return tomli_w.dumps(config.model_dump())
 

@@ -84,7 +84,9 @@ class RunFolder:
                 return
         except OSError as error:
             raise InputError(f"{self._named} {self.path} cannot be used: {error}") from None
-        found = f"is not empty; allowed: a new folder, or {self._resumed_by} for the run in it"
+        found = "is not empty; allowed: a new folder"
+        if self._resumed_by:
+            found += f", or {self._resumed_by} for the run in it"
         if self.resumable:
             found = f"is not empty: it holds a run that is not finished; go on with: {self.resume}"
         elif (self.path / CONFIG).exists() and not (self.path / SUMMARY).exists():
@@ -114,11 +116,11 @@ class RunFolder:
         """
         folder = cls(path, keys)
         folder.check_new()
-        folder.begin(config)
+        folder.begin(to_toml(config))
         return folder
 
-    def begin(self, config: RunConfig) -> None:
-        """Make the folder and write the configuration into it; :meth:`discard` takes it back.
+    def begin(self, config: str) -> None:
+        """Make the folder and write a configuration into it, as TOML; :meth:`discard` undoes it.
 
         Raises
         ------
@@ -134,7 +136,7 @@ class RunFolder:
             raise InputError(f"{self._named} {self.path} cannot be used: {error}") from None
         try:
             with stream:
-                stream.write(to_toml(config))
+                stream.write(config)
         except OSError as error:
             self.discard()
             raise InputError(f"{self._named} {self.path} cannot be used: {error}") from None

@@ -1,13 +1,16 @@
-"""``run.log``: the warnings of a run, kept until its folder is there."""
+"""``run.log``: warnings of a run and what its clients print, kept until its folder is there."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
 #: Loggers whose warnings go to it: the engine and the checkpoints; in a deployment the server too.
 RUN_LOG, SERVER_LOG = "mest_fed.run", __name__.rpartition(".")[0]
+#: Loggers that get what clients print, and what the ServerApp of another's app prints.
+CLIENT_LOG, SERVERAPP_LOG = f"{RUN_LOG}.clients", f"{RUN_LOG}.serverapp"
+_PRINTED = (CLIENT_LOG, SERVERAPP_LOG)
 
 
 class RunLog:
@@ -31,17 +34,27 @@ class RunLog:
         self._handler.flushLevel = logging.NOTSET  # each at once
 
 
+def is_kept(record: logging.LogRecord) -> bool:
+    """Whether a record is a warning, or what an app prints."""
+    return record.levelno >= (logging.INFO if record.name in _PRINTED else logging.WARNING)
+
+
 @contextmanager
-def logged(*names: str) -> Iterator[RunLog]:
-    """Take in the warnings of a run.
+def logged(*names: str, keep: Callable[[logging.LogRecord], bool] = is_kept) -> Iterator[RunLog]:
+    """Take in the warnings of a run, and what its clients print.
 
     Parameters
     ----------
     *names : str
-        Of the loggers whose warnings are kept beside those of :data:`RUN_LOG`.
+        Of the loggers whose records are kept beside those of :data:`RUN_LOG`.
+    keep : callable
+        Which of their records are kept.
     """
     handler = MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1)
-    handler.setLevel(logging.WARNING)
+    handler.addFilter(keep)
+    levels = [(logger, logger.level) for logger in map(logging.getLogger, _PRINTED)]
+    for logger, _ in levels:
+        logger.setLevel(logging.INFO)
     loggers = [logging.getLogger(name) for name in (RUN_LOG, *names)]
     for logger in loggers:
         logger.addHandler(handler)
@@ -50,6 +63,8 @@ def logged(*names: str) -> Iterator[RunLog]:
     finally:
         for logger in loggers:
             logger.removeHandler(handler)
+        for logger, level in levels:
+            logger.setLevel(level)
         file = handler.target
         handler.close()
         if file is not None:

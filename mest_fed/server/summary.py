@@ -111,7 +111,7 @@ def build_summary(
         "layers": _layers(task, model.spec, state),
         "dense_bytes": 4 * (model.spec.sparse_weights + _count(model.spec)),
         "model_sha256": model_sha256(state),
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
@@ -135,7 +135,7 @@ def _learned(task: Task, strategy: MestStrategy, logs: RunLogs) -> dict[str, Any
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that are installed here."""
     found = {"python": platform.python_version()}
     for name in _VERSIONS:

@@ -23,7 +23,7 @@ from mest_fed.server.strategy import MestStrategy
 from mest_fed.simulation.behaviour.clock import VirtualClock
 from mest_fed.simulation.client_state import StatesDigest
 from mest_fed.simulation.client_state.store import SHARDS
-from mest_fed.simulation.engine.grid import FleetGrid
+from mest_fed.simulation.engine.grid import EngineGrid
 
 _CLOCK = "clock"
 
@@ -49,7 +49,7 @@ class Snapshot:
     def take(
         cls,
         strategy: MestStrategy,
-        grid: FleetGrid,
+        grid: EngineGrid,
         clock: VirtualClock,
         *,
         run: Mapping[str, Any],
@@ -67,7 +67,7 @@ class Snapshot:
         save_checkpoint(path, self.arrays, self.facts)
         return path
 
-    def restore(self, strategy: MestStrategy, grid: FleetGrid, clock: VirtualClock) -> None:
+    def restore(self, strategy: MestStrategy, grid: EngineGrid, clock: VirtualClock) -> None:
         """Put a run back to where the snapshot was taken.
 
         Raises

@@ -99,10 +99,10 @@ class Fleet:
 
     def by_node(self, facts: Mapping[str, Fact]) -> Mapping[int, Fact]:
         """Node id -> what is said of its device's profile."""
-        return _ByNode(self.devices, facts)
+        return ByNode(self.devices, facts)
 
 
-class _ByNode(Mapping[int, Fact]):
+class ByNode(Mapping[int, Fact]):
     """Facts of nodes, looked up by their devices when they are asked for."""
 
     def __init__(self, devices: Assignment, facts: Mapping[str, Fact]) -> None:

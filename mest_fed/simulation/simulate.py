@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mest_fed.client.kernels import given_table
-from mest_fed.config import RunConfig, find_named, to_flat
+from mest_fed.config import RunConfig, find_named, to_flat, to_toml
 from mest_fed.config.load import Scalar
 from mest_fed.data import save_partitions
 from mest_fed.errors import InputError
@@ -32,7 +32,7 @@ from mest_fed.simulation.checkpoint import RunFacts, Snapshot
 from mest_fed.simulation.client_state import DiskStates, VersionedStates
 from mest_fed.simulation.engine.executor import Executor, make_executor
 from mest_fed.simulation.engine.flower import run_server_app
-from mest_fed.simulation.engine.grid import FleetGrid
+from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.fleet import Fleet, SharedData, TaskSetup, run_kernels
 from mest_fed.simulation.peak_measurement import Peaks
 from mest_fed.simulation.trackers.progress import Observer, Observers
@@ -126,7 +126,7 @@ class Simulation:
         """Have the run's folder, which is as it was before if the run ends without a checkpoint."""
         folder, resumed = self.folder, self.resumed
         if resumed is None:
-            folder.begin(self.config)
+            folder.begin(to_toml(self.config))
         expected = None if resumed is None else RunFacts.read(resumed.facts).states
         try:
             # The process that has the clients' states has the folder: nothing is written before.
@@ -173,6 +173,7 @@ class _Run:
         """Run the ServerApp over devices whose plans have measured peaks; return its strategy."""
         config = self.simulation.config
         nodes = self.fleet.nodes(peaks)
+        needs = memory_needs(self.fleet.plans, peaks)
         self.clock = VirtualClock(
             self.fleet.profiles,
             scheme=config.sparsity.scheme,
@@ -180,9 +181,9 @@ class _Run:
             deadline=config.fleet.deadline or None,
             behaviour=config.behaviour,
             trace=trace_of(config, self.fleet.devices),
-            needs=self.fleet.by_node(memory_needs(self.fleet.plans, peaks)),
+            needs=self.fleet.by_node(needs) if config.behaviour.memory_pressure else None,
         )
-        self.grid = FleetGrid(
+        self.grid = EngineGrid(
             nodes, executor, run_config=flat, simulator=self.clock, states=self.states, stream=True
         )
         self.started = time.perf_counter()

@@ -142,7 +142,7 @@ def test_a_signature_that_is_refused(serve, files, ahead):
 @pytest.mark.parametrize("report", [(404, b"not here"), (200, b""), (500, b"{}"), (412, b"[1]")])
 def test_another_server(serve, files, report):
     line = refusal(link_of(serve(report, tls=files), files))
-    assert f"answers HTTP status {report[0]}, as no SuperLink of Flower 1.41 does" in line
+    assert f"answers HTTP status {report[0]}, as no SuperLink of Flower 1.41 or 1.42 does" in line
 
 
 def test_what_speaks_no_http():

@@ -9,7 +9,6 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
@@ -18,59 +17,20 @@ import numpy as np
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
+from ordered import Ordered
 from stock_app import PARTITIONS, app, play, play_strategy, states
 
 #: Stands between the names of a strategy and of one of its arrays.
 SEPARATOR = "::"
 
 
-class Ordered(Grid):
-    """Flower's grid with nodes in the order of their partitions and replies in that of messages.
-
-    Flower gives both in any order: node ids are random, and replies come as they are ready.
-    Strategies draw positions in the list of nodes and add up floats, so that both orders are in
-    the bits of their results.
-    """
-
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
-        while len(nodes := list(grid.get_node_ids())) < PARTITIONS:
-            time.sleep(0.1)
-        replies = grid.send_and_receive([Message(RecordDict(), node, "query") for node in nodes])
-        partition = {
-            reply.metadata.src_node_id: reply.content["who"]["partition"] for reply in replies
-        }
-        self._nodes = sorted(partition, key=lambda node: partition[node])
-
-    def get_node_ids(self) -> list[int]:
-        return list(self._nodes)
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> list[Message]:
-        messages = list(messages)
-        replies = list(self._grid.send_and_receive(messages, timeout=timeout))
-        order = {message.metadata.message_id: place for place, message in enumerate(messages)}
-        return sorted(replies, key=lambda reply: order[reply.metadata.reply_to_message_id])
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return self._grid.pull_messages(message_ids)
-
-    def set_run(self, run):
-        self._grid.set_run(run)
-
-    @property
-    def run(self):
-        return self._grid.run
-
-    def create_message(self, *arguments, **keywords):
-        return self._grid.create_message(*arguments, **keywords)
-
-    def get_nodes(self):
-        return self._grid.get_nodes()
+def nodes_in_order(grid: Grid) -> list[int]:
+    """Ask all nodes for their partitions; return the nodes in the order of those."""
+    while len(nodes := list(grid.get_node_ids())) < PARTITIONS:
+        time.sleep(0.1)
+    replies = grid.send_and_receive([Message(RecordDict(), node, "query") for node in nodes])
+    partition = {reply.metadata.src_node_id: reply.content["who"]["partition"] for reply in replies}
+    return sorted(partition, key=lambda node: partition[node])
 
 
 def main(path: str) -> None:
@@ -80,7 +40,7 @@ def main(path: str) -> None:
 
     @server_app.main()
     def serve(grid: Grid, context: Context) -> None:
-        ordered = Ordered(grid)
+        ordered = Ordered(grid, nodes_in_order(grid))
         endings = play(ordered)
         found["states"] = states(ordered)
         endings["any order"] = play_strategy(grid, "FedAvg")

@@ -2,7 +2,7 @@
 
 Flower's engine plays all strategies once, in a process of its own, ours on no and on two workers.
 Everything random is seeded alike, and Flower's nodes and replies are put in order
-(:class:`flower_engine.Ordered`), as ours always are. What is left is arithmetic, so that all bits
+(:class:`ordered.Ordered`), as ours always are. What is left is arithmetic, so that all bits
 must agree. Without that order float sums differ in their last bits, and one test says by how much.
 """
 
@@ -20,7 +20,7 @@ from stock_app import PARTITIONS, ROUNDS, STRATEGIES, app, play, play_strategy, 
 
 from mest_fed.simulation.engine.executor import make_executor
 from mest_fed.simulation.engine.flower import run_server_app
-from mest_fed.simulation.engine.grid import FleetGrid
+from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import make_nodes
 
 pytestmark = [
@@ -62,7 +62,7 @@ def ours(request: pytest.FixtureRequest) -> Found:
 
     executor = make_executor(app, request.param)
     try:
-        grid = FleetGrid(make_nodes(PARTITIONS), executor)
+        grid = EngineGrid(make_nodes(PARTITIONS), executor)
         run_server_app(server_app, grid)
     finally:
         executor.close()

@@ -10,7 +10,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from mest_fed.simulation.engine.grid import FleetGrid
+from mest_fed.simulation.engine.grid import EngineGrid
 
 app = ClientApp()
 
@@ -108,7 +108,7 @@ def model(num_weights: int = 300) -> RecordDict:
     return RecordDict({"arrays": arrays, "config": ConfigRecord({"lr": 0.5})})
 
 
-def to_all(grid: FleetGrid, content: RecordDict, kind: str) -> list[Message]:
+def to_all(grid: EngineGrid, content: RecordDict, kind: str) -> list[Message]:
     """Return one message for each node."""
     return [Message(content, node_id, kind) for node_id in grid.get_node_ids()]
 

@@ -97,11 +97,11 @@ import psutil
 from flwr.app import Array, ArrayRecord, RecordDict
 from grid_apps import to_all
 from mest_fed.simulation.engine.executor import make_executor
-from mest_fed.simulation.engine.grid import FleetGrid
+from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import make_nodes
 
 executor = make_executor("grid_apps:app", 2)
-grid = FleetGrid(make_nodes(130), executor, stream=True)
+grid = EngineGrid(make_nodes(130), executor, stream=True)
 
 def play(rounds):
     found = set()

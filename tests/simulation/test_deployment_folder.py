@@ -13,7 +13,7 @@ from mest_fed.server.app import build_server_app
 from mest_fed.server.deployed import DeployedRun
 from mest_fed.simulation.engine.executor import SerialExecutor
 from mest_fed.simulation.engine.flower import run_server_app
-from mest_fed.simulation.engine.grid import FleetGrid
+from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.fleet import Fleet
 from mest_fed.simulation.simulate import open_run
 from mest_fed.task import Task
@@ -26,7 +26,7 @@ CONFIG = {
 }
 
 
-class StoppedAfter(FleetGrid):
+class StoppedAfter(EngineGrid):
     """Stops the server, as a kill does, when a round begins."""
 
     last = 10**9

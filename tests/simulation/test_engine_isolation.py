@@ -11,7 +11,7 @@ from flwr.app import Array, ConfigRecord, Message, RecordDict
 from rude_apps import app, content
 
 from mest_fed.simulation.engine.executor import Executor, make_executor
-from mest_fed.simulation.engine.grid import FleetGrid
+from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import make_nodes
 
 pytestmark = [
@@ -33,25 +33,25 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
 
 
 @pytest.fixture
-def grid(executor: Executor) -> FleetGrid:
-    return FleetGrid(make_nodes(NODES), executor, run_config={"lr": 0.1})
+def grid(executor: Executor) -> EngineGrid:
+    return EngineGrid(make_nodes(NODES), executor, run_config={"lr": 0.1})
 
 
-def exchange(grid: FleetGrid, kind: str, records: RecordDict) -> list[Message]:
+def exchange(grid: EngineGrid, kind: str, records: RecordDict) -> list[Message]:
     messages = [Message(records, node_id, f"query.{kind}") for node_id in grid.get_node_ids()]
     replies = list(grid.send_and_receive(messages))
     assert not any(reply.has_error() for reply in replies), replies[0].error
     return replies
 
 
-def pulled(grid: FleetGrid, ids: list[str]) -> list[Message]:
+def pulled(grid: EngineGrid, ids: list[str]) -> list[Message]:
     replies: list[Message] = []
     while len(replies) < len(ids):
         replies += grid.pull_messages(ids)
     return sorted(replies, key=lambda reply: ids.index(reply.metadata.reply_to_message_id))
 
 
-def test_what_the_server_draws_does_not_depend_on_clients_that_seed(grid: FleetGrid) -> None:
+def test_what_the_server_draws_does_not_depend_on_clients_that_seed(grid: EngineGrid) -> None:
     def draws() -> tuple[object, ...]:
         # An odd number of normal draws: they are made in pairs, and one is kept.
         normal = np.random.normal()  # noqa: NPY002
@@ -69,19 +69,19 @@ def test_what_the_server_draws_does_not_depend_on_clients_that_seed(grid: FleetG
     assert (first, draws()) == expected
 
 
-def test_what_clients_draw_is_the_same_on_any_number_of_workers(grid: FleetGrid) -> None:
+def test_what_clients_draw_is_the_same_on_any_number_of_workers(grid: EngineGrid) -> None:
     drawn = []
     for _ in range(2):
         replies = exchange(grid, "draw", RecordDict())
         drawn += [tuple(reply.content["drawn"]["values"]) for reply in replies]
         exchange(grid, "seed", RecordDict())
     assert len(set(drawn)) == 2 * NODES  # each client in each round draws its own
-    alone = FleetGrid(make_nodes(NODES), make_executor(app, 0))
+    alone = EngineGrid(make_nodes(NODES), make_executor(app, 0))
     again = [tuple(r.content["drawn"]["values"]) for r in exchange(alone, "draw", RecordDict())]
     assert drawn[:NODES] == again
 
 
-def test_what_a_client_edits_reaches_neither_server_nor_others(grid: FleetGrid) -> None:
+def test_what_a_client_edits_reaches_neither_server_nor_others(grid: EngineGrid) -> None:
     sent = content()
     for reply in exchange(grid, "edit", sent):
         np.testing.assert_array_equal(reply.content["arrays"]["w"].numpy(), 2 * NUMBERS)
@@ -93,7 +93,7 @@ def test_what_a_client_edits_reaches_neither_server_nor_others(grid: FleetGrid) 
 
 
 def test_what_the_server_edits_in_a_reply_does_not_reach_the_clients_state(
-    grid: FleetGrid,
+    grid: EngineGrid,
 ) -> None:
     for reply in exchange(grid, "edit", content()):
         reply.content["arrays"]["w"].data = b""
@@ -105,7 +105,7 @@ def test_what_the_server_edits_in_a_reply_does_not_reach_the_clients_state(
         np.testing.assert_array_equal(reply.content["arrays"]["w"].numpy(), 2 * NUMBERS)
 
 
-def test_what_the_server_edits_after_a_push_does_not_reach_the_clients(grid: FleetGrid) -> None:
+def test_what_the_server_edits_after_a_push_does_not_reach_the_clients(grid: EngineGrid) -> None:
     records, ids = content(), []
     for number in range(3):
         records["arrays"]["w"] = Array(NUMBERS + number)
@@ -115,7 +115,7 @@ def test_what_the_server_edits_after_a_push_does_not_reach_the_clients(grid: Fle
         np.testing.assert_array_equal(reply.content["arrays"]["w"].numpy(), NUMBERS + number)
 
 
-def test_a_message_that_is_pushed_twice_is_answered_twice(grid: FleetGrid) -> None:
+def test_a_message_that_is_pushed_twice_is_answered_twice(grid: EngineGrid) -> None:
     messages = [Message(content(), node_id, "query.echo") for node_id in (1000, 1001)]
     first, retry = grid.push_messages(messages), grid.push_messages(messages)
     assert len({*first, *retry}) == 4
@@ -127,7 +127,9 @@ def test_a_message_that_is_pushed_twice_is_answered_twice(grid: FleetGrid) -> No
     assert len(exchange(grid, "echo", content())) == NODES
 
 
-def test_one_message_may_go_to_several_nodes_one_of_which_does_not_exist(grid: FleetGrid) -> None:
+def test_one_message_may_go_to_several_nodes_one_of_which_does_not_exist(
+    grid: EngineGrid,
+) -> None:
     message = Message(content(), 1000, "query.echo")
     ids = []
     for node_id in (1000, 1001, 9):
@@ -140,13 +142,13 @@ def test_one_message_may_go_to_several_nodes_one_of_which_does_not_exist(grid: F
     assert len({reply.metadata.reply_to_message_id for reply in twice}) == 2
 
 
-def test_pushing_and_pulling_nothing_or_what_is_unknown_gives_nothing(grid: FleetGrid) -> None:
+def test_pushing_and_pulling_nothing_or_what_is_unknown_gives_nothing(grid: EngineGrid) -> None:
     assert grid.push_messages([]) == []
     assert grid.pull_messages([]) == []
     assert grid.pull_messages(["there is no such id"]) == []
 
 
-def test_torch_defaults_that_a_client_leaves_behind_reach_no_other(grid: FleetGrid) -> None:
+def test_torch_defaults_that_a_client_leaves_behind_reach_no_other(grid: EngineGrid) -> None:
     threads = torch.get_num_threads()
     expected = {"grad": True, "float32": True, "threads": 1}
     for _ in range(2):
@@ -157,7 +159,7 @@ def test_torch_defaults_that_a_client_leaves_behind_reach_no_other(grid: FleetGr
     assert torch.get_num_threads() == threads
 
 
-def test_ids_are_the_same_on_any_number_of_workers(grid: FleetGrid) -> None:
+def test_ids_are_the_same_on_any_number_of_workers(grid: EngineGrid) -> None:
     messages = [Message(RecordDict({"c": ConfigRecord()}), 1000 + n, "query.draw") for n in (0, 1)]
     replies = list(grid.send_and_receive(messages))
     assert [reply.metadata.reply_to_message_id for reply in replies] == ["1", "2"]

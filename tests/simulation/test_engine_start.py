@@ -21,7 +21,7 @@ from mest_fed.errors import InputError
 from mest_fed.simulation.engine import marked
 from mest_fed.simulation.engine import ray_session as session
 from mest_fed.simulation.engine.executor import Executor, make_executor
-from mest_fed.simulation.engine.grid import FleetGrid
+from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import make_nodes
 
 pytestmark = [
@@ -56,7 +56,7 @@ def long_folder(tmp_path: Path) -> Path:
 
 def play(executor: Executor) -> list[object]:
     try:
-        grid = FleetGrid(make_nodes(5), executor)
+        grid = EngineGrid(make_nodes(5), executor)
         return facts(grid.send_and_receive(to_all(grid, model(), "train")))
     finally:
         executor.close()
@@ -165,7 +165,7 @@ def test_a_session_of_its_own_ignores_ray_address_and_leaves_nothing(
     handler = signal.getsignal(signal.SIGTERM)
     executor = make_executor("grid_apps:app", 1)
     assert signal.getsignal(signal.SIGTERM) is handler
-    grid = FleetGrid(make_nodes(2), executor)
+    grid = EngineGrid(make_nodes(2), executor)
     arrived, unread = grid.push_messages(to_all(grid, model(), "evaluate"))
     assert grid.pull_messages([arrived])
     assert len(marked_processes()) > 4

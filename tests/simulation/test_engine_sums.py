@@ -23,7 +23,7 @@ from mest_fed.simulation.engine.flower import (
     error_reply,
     run_server_app,
 )
-from mest_fed.simulation.engine.grid import FleetGrid
+from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import TaskResult, make_nodes
 from mest_fed.simulation.peak_measurement import Probe
 from mest_fed.simulation.simulate import open_run
@@ -128,7 +128,7 @@ class LateFate:
 
 def run(strategy, *, nodes=6, simulator=None, rounds=1):
     """Run a strategy from weights of 0; return the weights in the end."""
-    grid = FleetGrid(make_nodes(nodes), SerialExecutor(app), simulator=simulator)
+    grid = EngineGrid(make_nodes(nodes), SerialExecutor(app), simulator=simulator)
     results = []
     server = ServerApp()
 

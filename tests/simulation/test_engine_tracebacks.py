@@ -1,4 +1,4 @@
-"""What clients raise: one line in the reply, the traceback once in the log of the run."""
+"""What clients print and raise: in the log of the run, with the node; a traceback once."""
 
 import gc
 import logging
@@ -10,7 +10,7 @@ from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from mest_fed.simulation.engine.executor import make_executor
-from mest_fed.simulation.engine.grid import FleetGrid
+from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import make_nodes
 
 pytestmark = [
@@ -35,7 +35,7 @@ def read_image(row):
 def test_a_traceback_is_logged_once(workers, caplog):
     executor = make_executor("test_engine_tracebacks:app", workers)
     try:
-        grid = FleetGrid(make_nodes(5), executor)
+        grid = EngineGrid(make_nodes(5), executor)
         messages = [Message(RecordDict(), node, "train") for node in grid.get_node_ids()]
         with caplog.at_level(logging.WARNING, "mest_fed.run"):
             replies = list(grid.send_and_receive(messages))
@@ -72,3 +72,41 @@ def test_no_workers_need_no_ray(tmp_path):
     done = subprocess.run([*command[:-1], str(tmp_path / "other")], capture_output=True, text=True)
     assert done.returncode == 2
     assert "ray is not installed" in done.stderr
+
+
+@app.query()
+def talk(message, context):
+    print("partition", context.node_config["partition-id"])
+    print("short of data", file=sys.stderr)
+    assert sys.stdout.encoding.lower() == "utf-8"
+    sys.stdout.buffer.flush()
+    logging.getLogger("flwr").info("in Flower's log")
+    if context.node_config["partition-id"] == 1:
+        print("x" * 20_000)
+    return Message(RecordDict(), reply_to=message)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.ray)])
+def test_what_clients_print_is_logged_with_their_nodes_in_order(workers, caplog, capsys):
+    executor = make_executor("test_engine_tracebacks:app", workers)
+    try:
+        grid = EngineGrid(make_nodes(4), executor)
+        messages = [Message(RecordDict(), node, "query") for node in grid.get_node_ids()]
+        with (
+            caplog.at_level(logging.INFO, "mest_fed.run.clients"),
+            caplog.at_level(logging.INFO, "flwr"),
+        ):
+            replies = list(grid.send_and_receive(messages))
+    finally:
+        executor.close()
+        gc.collect()
+    assert not any(reply.has_error() for reply in replies)
+    texts = [r.getMessage() for r in caplog.records if r.name == "mest_fed.run.clients"]
+    assert [text.split("\n")[0] for text in texts] == [
+        f"node {1000 + partition}: partition {partition}" for partition in range(4)
+    ]
+    assert "short of data" in texts[0]
+    assert "in Flower's log" in texts[0]
+    assert len(texts[1]) < 17_000
+    assert "more characters)" in texts[1]
+    assert capsys.readouterr() == ("", "")

@@ -15,7 +15,7 @@ from mest_fed.server.rows import ClientTiming
 from mest_fed.simulation.behaviour.clock import VirtualClock
 from mest_fed.simulation.engine.executor import SerialExecutor
 from mest_fed.simulation.engine.flower import claim_identity
-from mest_fed.simulation.engine.grid import FleetGrid
+from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import make_nodes
 from mest_fed.wire.records import content_bytes
 
@@ -40,11 +40,11 @@ def query(message: Message, context: Context) -> Message:
     return Message(RecordDict(), reply_to=message)
 
 
-def fleet(clock: VirtualClock, num_nodes: int = 2) -> FleetGrid:
-    return FleetGrid(make_nodes(num_nodes), SerialExecutor(app), simulator=clock, stream=True)
+def fleet(clock: VirtualClock, num_nodes: int = 2) -> EngineGrid:
+    return EngineGrid(make_nodes(num_nodes), SerialExecutor(app), simulator=clock, stream=True)
 
 
-def send(grid: FleetGrid, kind: str = "train") -> list[Message]:
+def send(grid: EngineGrid, kind: str = "train") -> list[Message]:
     messages = [Message(INSTRUCTION, node_id, kind) for node_id in grid.get_node_ids()]
     return list(grid.send_and_receive(messages))
 
@@ -152,7 +152,7 @@ def test_a_device_that_is_away_does_not_run() -> None:
         ran.append(context.node_id)
         return Message(RecordDict(), reply_to=message)
 
-    here, away = send(FleetGrid(make_nodes(2), SerialExecutor(counting), simulator=virtual))
+    here, away = send(EngineGrid(make_nodes(2), SerialExecutor(counting), simulator=virtual))
     assert here.has_content()
     assert (away.error.code, away.error.reason) == (5, "device was away")
     assert ran == [1000]

@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from grid_apps import facts, model, to_all
 
 from mest_fed.simulation.engine.executor import SerialExecutor, make_executor
-from mest_fed.simulation.engine.grid import FleetGrid
+from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import make_nodes
 
 pytestmark = [
@@ -51,10 +51,10 @@ def seen(partitions):
 
 
 def test_a_client_that_hangs_fails_alone(executor, caplog):
-    grid = FleetGrid(make_nodes(NODES), executor)
+    grid = EngineGrid(make_nodes(NODES), executor)
     # Once clients are known to be quick, all of them travel in one chunk.
     list(grid.send_and_receive(to_all(grid, order(-1), "query.hang")))
-    fresh = FleetGrid(make_nodes(NODES), executor)
+    fresh = EngineGrid(make_nodes(NODES), executor)
     started = time.monotonic()
     replies = list(fresh.send_and_receive(to_all(fresh, order(4), "query.hang")))
     assert time.monotonic() - started < MOST_SECONDS
@@ -71,7 +71,7 @@ def test_a_client_that_hangs_fails_alone(executor, caplog):
 
 
 def test_when_time_is_over_replies_that_came_are_there(executor):
-    grid = FleetGrid(make_nodes(NODES), executor)
+    grid = EngineGrid(make_nodes(NODES), executor)
     started = time.monotonic()
     # Of this kind none has run yet: each travels alone. The first one hangs.
     replies = list(grid.send_and_receive(to_all(grid, order(0), "query.stall"), timeout=2.0))
@@ -89,14 +89,14 @@ def test_when_time_is_over_replies_that_came_are_there(executor):
 
 def test_no_time_means_no_reply(executor):
     for each in (executor, SerialExecutor("grid_apps:app")):
-        grid = FleetGrid(make_nodes(NODES), each)
+        grid = EngineGrid(make_nodes(NODES), each)
         assert list(grid.send_and_receive(to_all(grid, order(-1), "query.stall"), timeout=0)) == []
         assert grid.states == {}
 
 
 def play(executor):
     """Begin instructions that occupy all workers, and exchange others before these are read."""
-    grid = FleetGrid(make_nodes(40), executor)
+    grid = EngineGrid(make_nodes(40), executor)
     pushed = grid.push_messages(to_all(grid, model(), "train")[:30])
     between = facts(grid.send_and_receive(to_all(grid, model(), "evaluate")[30:]))
     assert len(between) == 10

@@ -1,4 +1,4 @@
-"""FleetGrid on Ray: the same bits as in one process, and workers that die."""
+"""EngineGrid on Ray: the same bits as in one process, and workers that die."""
 
 import gc
 import logging
@@ -19,7 +19,7 @@ from grid_apps import app, facts, model, to_all
 
 from mest_fed.errors import InputError
 from mest_fed.simulation.engine.executor import Executor, SerialExecutor, make_executor
-from mest_fed.simulation.engine.grid import FleetGrid
+from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import make_nodes
 
 pytestmark = [
@@ -49,7 +49,7 @@ def two_workers() -> Iterator[Executor]:
 
 def play(executor: Executor) -> list[object]:
     """Play three rounds in which all train, some fail and one gets two messages."""
-    grid = FleetGrid(make_nodes(NUM_NODES), executor)
+    grid = EngineGrid(make_nodes(NUM_NODES), executor)
     seen: list[object] = []
     for _ in range(3):
         seen += facts(grid.send_and_receive(to_all(grid, model(), "train")))
@@ -70,7 +70,7 @@ def test_outcomes_are_the_same_bits_on_none_one_and_two_workers(two_workers: Exe
 def test_a_worker_that_dies_is_replaced_and_its_clients_run_again(
     two_workers: Executor, tmp_path: Path
 ) -> None:
-    grid = FleetGrid(make_nodes(6), two_workers)
+    grid = EngineGrid(make_nodes(6), two_workers)
     content = RecordDict({"config": ConfigRecord({"folder": str(tmp_path)})})
     replies = list(grid.send_and_receive(to_all(grid, content, "query.die")))
     assert [reply.metadata.src_node_id - 1000 for reply in replies] == list(range(6))
@@ -83,7 +83,7 @@ def test_a_worker_that_dies_is_replaced_and_its_clients_run_again(
 
 def test_interrupting_does_not_wait_for_the_clients(two_workers: Executor) -> None:
     executor = make_executor(app, 1)
-    grid = FleetGrid(make_nodes(3), executor)
+    grid = EngineGrid(make_nodes(3), executor)
     list(grid.send_and_receive(to_all(grid, model(), "evaluate")))
     main = threading.main_thread().ident
     assert main is not None
@@ -101,7 +101,7 @@ def test_wrong_input_to_workers_is_one_line(two_workers: Executor) -> None:
     with pytest.raises(InputError, match="workers = 64 is not allowed; allowed: 1 to 3"):
         make_executor(app, 64)
     nobody = make_executor("grid_apps:nobody", 1)
-    grid = FleetGrid(make_nodes(2), nobody)
+    grid = EngineGrid(make_nodes(2), nobody)
     with pytest.raises(InputError, match="cannot load the ClientApp 'grid_apps:nobody'"):
         list(grid.send_and_receive(to_all(grid, model(), "train")))
     nobody.close()
@@ -125,11 +125,11 @@ import sys
 import ray
 from grid_apps import model, to_all
 from mest_fed.simulation.engine.executor import make_executor
-from mest_fed.simulation.engine.grid import FleetGrid
+from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import make_nodes
 
 executor = make_executor("grid_apps:app", 1, *sys.argv[1:])
-grid = FleetGrid(make_nodes(3), executor)
+grid = EngineGrid(make_nodes(3), executor)
 print(len(list(grid.send_and_receive(to_all(grid, model(), "train")))), ray.is_initialized())
 executor.close()
 print(ray.is_initialized(), *sys.argv[1:])
@@ -152,7 +152,7 @@ def test_an_executor_joins_a_cluster_by_its_address(two_workers: Executor) -> No
     address = ray.get_runtime_context().gcs_address
     assert run_alone(address) == (f"3 True\nFalse {address}\n", "")
     assert ray.is_initialized()
-    list(FleetGrid(make_nodes(1), two_workers).send_and_receive([Message(model(), 1000, "train")]))
+    list(EngineGrid(make_nodes(1), two_workers).send_and_receive([Message(model(), 1000, "train")]))
 
 
 def test_an_address_where_nobody_listens_is_an_input_error() -> None:

@@ -1,4 +1,4 @@
-"""FleetGrid in one process: order, isolation, state, errors, and Flower's own apps."""
+"""EngineGrid in one process: order, isolation, state, errors, and Flower's own apps."""
 
 import gc
 import logging
@@ -20,15 +20,15 @@ from grid_apps import app, model, to_all
 from mest_fed.errors import InputError
 from mest_fed.simulation.engine.executor import SerialExecutor, make_executor
 from mest_fed.simulation.engine.flower import run_server_app
-from mest_fed.simulation.engine.grid import FleetGrid
+from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import FleetNode, NodeKind, make_nodes, node_id_of
 
 logging.getLogger("flwr").setLevel(logging.ERROR)
 
 
 @pytest.fixture
-def grid() -> FleetGrid:
-    return FleetGrid(make_nodes(5), SerialExecutor(app), stream=True)
+def grid() -> EngineGrid:
+    return EngineGrid(make_nodes(5), SerialExecutor(app), stream=True)
 
 
 def test_nodes_have_the_same_ids_in_every_run() -> None:
@@ -45,7 +45,7 @@ def test_nodes_have_the_same_ids_in_every_run() -> None:
         make_nodes(0)
 
 
-def test_replies_come_in_message_order(grid: FleetGrid) -> None:
+def test_replies_come_in_message_order(grid: EngineGrid) -> None:
     messages = to_all(grid, model(), "train")[::-1]
     replies = list(grid.send_and_receive(messages))
     assert [reply.metadata.src_node_id for reply in replies] == [1004, 1003, 1002, 1001, 1000]
@@ -54,7 +54,7 @@ def test_replies_come_in_message_order(grid: FleetGrid) -> None:
     assert len({reply.metadata.message_id for reply in replies} | set(sent)) == 10
 
 
-def test_clients_run_only_as_replies_are_read(grid: FleetGrid) -> None:
+def test_clients_run_only_as_replies_are_read(grid: EngineGrid) -> None:
     taken = []
 
     def messages() -> Iterator[Message]:
@@ -70,7 +70,7 @@ def test_clients_run_only_as_replies_are_read(grid: FleetGrid) -> None:
     assert set(grid.states) == {1000}
 
 
-def test_replies_that_were_read_cannot_silently_be_read_again(grid: FleetGrid) -> None:
+def test_replies_that_were_read_cannot_silently_be_read_again(grid: EngineGrid) -> None:
     replies = grid.send_and_receive(to_all(grid, model(), "train"))
     assert len(list(replies)) == 5
     with pytest.raises(RuntimeError, match="stream=False"):
@@ -78,13 +78,13 @@ def test_replies_that_were_read_cannot_silently_be_read_again(grid: FleetGrid) -
 
 
 def test_without_streaming_clients_run_at_once_and_replies_are_a_list() -> None:
-    grid = FleetGrid(make_nodes(5), SerialExecutor(app))
+    grid = EngineGrid(make_nodes(5), SerialExecutor(app))
     replies = grid.send_and_receive(to_all(grid, model(), "train"))
     assert len(replies) == len(list(replies)) == len(list(replies)) == 5
     assert len(grid.states) == 5
 
 
-def test_a_client_cannot_change_what_others_get(grid: FleetGrid) -> None:
+def test_a_client_cannot_change_what_others_get(grid: EngineGrid) -> None:
     content = model()
     list(grid.send_and_receive(to_all(grid, content, "train")))  # each clears its arrays
     assert content == model()
@@ -92,20 +92,20 @@ def test_a_client_cannot_change_what_others_get(grid: FleetGrid) -> None:
     assert {reply.content["metrics"]["lr"] for reply in replies} == {0.5}
 
 
-def test_state_stays_with_its_client_over_rounds(grid: FleetGrid) -> None:
+def test_state_stays_with_its_client_over_rounds(grid: EngineGrid) -> None:
     ids = grid.get_node_ids()
     list(grid.send_and_receive([Message(model(), ids[0], "train")]))
     replies = list(grid.send_and_receive(to_all(grid, model(), "train")))
     assert [reply.content["metrics"]["rounds"] for reply in replies] == [2, 1, 1, 1, 1]
 
 
-def test_a_node_may_get_several_messages_in_one_exchange(grid: FleetGrid) -> None:
+def test_a_node_may_get_several_messages_in_one_exchange(grid: EngineGrid) -> None:
     messages = [Message(model(), 1000 + i, "train") for i in (0, 1, 0, 0, 1)]
     replies = list(grid.send_and_receive(messages))
     assert [reply.content["metrics"]["rounds"] for reply in replies] == [1, 1, 2, 3, 2]
 
 
-def test_a_client_that_raises_gives_one_line_and_keeps_its_state(grid: FleetGrid) -> None:
+def test_a_client_that_raises_gives_one_line_and_keeps_its_state(grid: EngineGrid) -> None:
     list(grid.send_and_receive(to_all(grid, model(), "train")))
     replies = list(grid.send_and_receive(to_all(grid, model(), "query.fail")))
     assert [reply.error.reason for reply in replies] == [
@@ -115,18 +115,18 @@ def test_a_client_that_raises_gives_one_line_and_keeps_its_state(grid: FleetGrid
     assert grid.states[1003] == RecordDict({"seen": MetricRecord({"rounds": 1})})
 
 
-def test_a_client_that_exits_or_returns_nothing_gives_an_error(grid: FleetGrid) -> None:
+def test_a_client_that_exits_or_returns_nothing_gives_an_error(grid: EngineGrid) -> None:
     first, second, *_ = grid.send_and_receive(to_all(grid, model(), "query.odd"))
     assert first.error.reason == "SystemExit: leaving"
     assert second.error.reason == "TypeError: the ClientApp returned a NoneType, not a Message"
 
 
-def test_a_message_to_nobody_gives_an_error(grid: FleetGrid) -> None:
+def test_a_message_to_nobody_gives_an_error(grid: EngineGrid) -> None:
     (reply,) = grid.send_and_receive([Message(model(), 7, "train")])
     assert (reply.error.code, reply.error.reason) == (5, "there is no node 7")
 
 
-def test_torch_has_its_threads_back_after_a_client(grid: FleetGrid) -> None:
+def test_torch_has_its_threads_back_after_a_client(grid: EngineGrid) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -136,7 +136,7 @@ def test_torch_has_its_threads_back_after_a_client(grid: FleetGrid) -> None:
         torch.set_num_threads(before)
 
 
-def test_pushed_messages_run_at_the_next_pull(grid: FleetGrid) -> None:
+def test_pushed_messages_run_at_the_next_pull(grid: EngineGrid) -> None:
     ids = grid.push_messages(to_all(grid, model(), "train"))
     assert grid.states == {}
     (reply,) = grid.pull_messages([ids[3]])
@@ -147,7 +147,7 @@ def test_pushed_messages_run_at_the_next_pull(grid: FleetGrid) -> None:
     assert grid.pull_messages(ids) == []
 
 
-def test_grid_says_who_and_what_it_is(grid: FleetGrid) -> None:
+def test_grid_says_who_and_what_it_is(grid: EngineGrid) -> None:
     assert grid.run.run_id == 1
     assert [info.node_id for info in grid.get_nodes()] == list(grid.get_node_ids())
     message = grid.create_message(model(), "train", 1002, "3", ttl=60.0)
@@ -162,12 +162,12 @@ def test_an_interrupt_is_no_failure_of_the_client() -> None:
     def train(message: Message, context: Context) -> Message:
         raise KeyboardInterrupt
 
-    grid = FleetGrid(make_nodes(1), SerialExecutor(interrupted))
+    grid = EngineGrid(make_nodes(1), SerialExecutor(interrupted))
     with pytest.raises(KeyboardInterrupt):
         list(grid.send_and_receive(to_all(grid, model(), "train")))
 
 
-def test_nothing_of_an_exchange_is_kept_but_states(grid: FleetGrid) -> None:
+def test_nothing_of_an_exchange_is_kept_but_states(grid: EngineGrid) -> None:
     def count() -> int:
         gc.collect()
         return sum(type(thing) is Message for thing in gc.get_objects())
@@ -182,7 +182,7 @@ def test_nothing_of_an_exchange_is_kept_but_states(grid: FleetGrid) -> None:
 
 
 def test_client_app_by_name() -> None:
-    grid = FleetGrid(make_nodes(1), make_executor("grid_apps:app", 0))
+    grid = EngineGrid(make_nodes(1), make_executor("grid_apps:app", 0))
     (reply,) = grid.send_and_receive(to_all(grid, model(), "evaluate"))
     assert reply.content["metrics"]["lr"] == 0.5
 
@@ -207,7 +207,7 @@ def test_wrong_number_of_workers_is_an_input_error() -> None:
 
 
 def test_flowers_fedavg_runs_unchanged() -> None:
-    grid = FleetGrid(make_nodes(4), SerialExecutor(app))
+    grid = EngineGrid(make_nodes(4), SerialExecutor(app))
     results: list[Result] = []
     server_app = ServerApp()
 
@@ -226,7 +226,7 @@ def test_flowers_fedavg_runs_unchanged() -> None:
     losses = [result.train_metrics_clientapp[i]["loss"] for i in range(1, 9)]
     assert losses == sorted(losses, reverse=True)
     # The plain average, weighted by examples, of what the four clients make of the same model.
-    grid = FleetGrid(make_nodes(4), SerialExecutor(app))
+    grid = EngineGrid(make_nodes(4), SerialExecutor(app))
     content = RecordDict({"arrays": _zeros(), "config": ConfigRecord({"lr": 0.1})})
     replies = list(grid.send_and_receive(to_all(grid, content, "train")))
     shares = [reply.content["metrics"]["num-examples"] / 406 for reply in replies]
@@ -268,7 +268,7 @@ def test_flowers_older_apps_run_unchanged() -> None:
         strategy = Strategy(fraction_evaluate=0.0, initial_parameters=initial)
         return ServerAppComponents(strategy=strategy, config=ServerConfig(num_rounds=2))
 
-    grid = FleetGrid(make_nodes(5), SerialExecutor(client_app))
+    grid = EngineGrid(make_nodes(5), SerialExecutor(client_app))
     run_server_app(ServerApp(server_fn=server), grid)
     from flwr.common import parameters_to_ndarrays
 

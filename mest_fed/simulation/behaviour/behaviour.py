@@ -143,7 +143,7 @@ class DeviceBehaviour:
     profile_of : callable
         Partition -> its device.
     need_of : callable, optional
-        Partition -> what its plan takes, for ``behaviour.memory_pressure``.
+        Partition -> what training takes there. A device that has too little left refuses to train.
     trace : Availability, optional
         Read from ``behaviour.trace``, where there is one.
     """
@@ -160,7 +160,7 @@ class DeviceBehaviour:
         self._life = behaviour
         self._seed = seed
         self._profile_of = profile_of
-        self._need_of = need_of if behaviour.memory_pressure else None
+        self._need_of = need_of
         given = {"behaviour": behaviour, "seed": seed, "profile_of": profile_of}
         self._availability: Availability = AVAILABILITIES.build(
             behaviour.availability, trace=trace, **given

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 from flwr.app import Message, MessageType
 
 from mest_fed.catalogue import AVAILABILITIES
-from mest_fed.config import RunConfig
+from mest_fed.config import FleetConfig, RunConfig
 from mest_fed.config.behaviour import BehaviourSection
 from mest_fed.devices import DeviceProfile, download_seconds, upload_seconds
 from mest_fed.errors import InputError, not_allowed
@@ -48,7 +49,11 @@ class VirtualClock:
     trace : Availability, optional
         Read from ``behaviour.trace``, where there is one.
     needs : mapping of int to MemoryNeed, optional
-        Node id -> what its plan takes, for ``behaviour.memory_pressure``.
+        Node id -> what training takes there. A device that has too little left refuses to train;
+        by default memory is not simulated.
+    flops_per_example : float
+        Operations of a train task for each example that a client reports, where it does not report
+        its work; an evaluate task takes a third.
 
     Attributes
     ----------
@@ -68,10 +73,12 @@ class VirtualClock:
         behaviour: BehaviourSection | None = None,
         trace: Availability | None = None,
         needs: Mapping[int, MemoryNeed] | None = None,
+        flops_per_example: float = 0.0,
     ) -> None:
         if deadline is not None and not deadline > 0:
             raise not_allowed("deadline", deadline, "a positive number of seconds")
         self._scheme = scheme
+        self._flops_per_example = flops_per_example
         self._deadline = math.inf if deadline is None else deadline
         self._behaviour = DeviceBehaviour(
             BehaviourSection() if behaviour is None else behaviour,
@@ -97,7 +104,7 @@ class VirtualClock:
             self.instructions += 1
             number = self.instructions
             self._remember(number, start)
-        return self._behaviour.draw_conditions(
+        conditions = self._behaviour.draw_conditions(
             partition_of(instruction.metadata.dst_node_id),
             number,
             start=start,
@@ -106,6 +113,9 @@ class VirtualClock:
             trains=kind == MessageType.TRAIN,
             scheme=self._scheme,
         )
+        if self._flops_per_example:
+            conditions = replace(conditions, flops_per_example=self._flops_per_example)
+        return conditions
 
     def record(self, task_result: TaskResult) -> None:
         """Keep the timing for the logs, and drain the battery."""
@@ -232,13 +242,13 @@ def least_transfer_seconds(
     return download_seconds(profile, down * values) + upload_seconds(profile, up * values)
 
 
-def trace_of(config: RunConfig, devices: Sequence[str]) -> Trace | None:
+def trace_of(config: RunConfig | FleetConfig, devices: Sequence[str]) -> Trace | None:
     """Read the run's trace, if it has one.
 
     Parameters
     ----------
-    config : RunConfig
-        The run.
+    config : RunConfig or FleetConfig
+        The run, or its devices alone.
     devices : sequence of str
         Profile of each partition.
 

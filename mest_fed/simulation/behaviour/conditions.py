@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import Message, MessageType, MetricRecord, RecordDict
 
 from mest_fed.devices import (
     DeviceProfile,
@@ -70,6 +70,9 @@ class DeviceConditions:
         What it can spend before its battery is empty; infinite while it is plugged in.
     battery : float or None
         Share of a full charge at the start.
+    flops_per_example : float
+        Operations of a train task for each example that a reply reports, where it does not report
+        its work; an evaluate task takes a third.
     """
 
     number: int
@@ -84,6 +87,7 @@ class DeviceConditions:
     stays: float = math.inf
     joules: float = math.inf
     battery: float | None = None
+    flops_per_example: float = 0.0
 
     def at_least(self, instruction: Message) -> float:
         """Return the time of the download, or until the device is lost within it."""
@@ -96,7 +100,8 @@ class DeviceConditions:
         """Charge the device. What is late or lost becomes an error reply.
 
         The work of a client is what its reply reports in a MetricRecord: ``flops-dense`` and
-        ``flops-sparse``, none where absent. A failed client is charged its download alone.
+        ``flops-sparse``; where it reports neither, ``flops_per_example`` times its
+        ``num-examples``. A failed client is charged its download alone.
         """
         timing = ClientTiming(
             instruction.metadata.dst_node_id,
@@ -146,7 +151,10 @@ class DeviceConditions:
         download = download_seconds(self.device, content_bytes(instruction.content))
         if reply.has_error():
             return download, 0.0, 0.0
-        train = train_seconds(self.device, _work(reply.content), self.scheme)
+        # Forward and backward against forward alone.
+        passes = 1 if instruction.metadata.message_type.startswith(MessageType.TRAIN) else 1 / 3
+        work = _work(reply.content, passes * self.flops_per_example)
+        train = train_seconds(self.device, work, self.scheme)
         return download, train, upload_seconds(self.device, content_bytes(reply.content))
 
     def _lost_after(self, whole: Parts) -> tuple[float, str, FailureKind]:
@@ -199,11 +207,15 @@ def _lasts(device: DeviceProfile, whole: Parts, joules: float) -> float:
     return math.inf
 
 
-def _work(content: RecordDict) -> Work:
-    """Return the work that a reply reports."""
+def _work(content: RecordDict, flops_per_example: float) -> Work:
+    """Return the work that a reply reports, by itself or by its number of examples."""
     metrics = [record for record in content.values() if isinstance(record, MetricRecord)]
-    dense, sparse = (
-        sum(float(record.get(key, 0.0)) for record in metrics)
-        for key in ("flops-dense", "flops-sparse")
-    )
-    return Work(dense, sparse)
+    if any(key in record for record in metrics for key in ("flops-dense", "flops-sparse")):
+        return Work(_sum(metrics, "flops-dense"), _sum(metrics, "flops-sparse"))
+    return Work(flops_per_example * _sum(metrics, "num-examples"), 0.0)
+
+
+def _sum(metrics: list[MetricRecord], key: str) -> float:
+    """Add up a number over records, 0 where it is absent or no number from 0 on."""
+    found = (record.get(key, 0.0) for record in metrics)
+    return sum(float(x) for x in found if isinstance(x, int | float) and 0 <= x < math.inf)

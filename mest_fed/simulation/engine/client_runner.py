@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from logging import getLogger
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from flwr.clientapp import ClientApp
 
 from mest_fed.errors import InputError
 from mest_fed.server.aggregation.partial import PairwiseSum, PartialAggregate, WorkerAggregator
+from mest_fed.simulation.engine.client_output import OutputCapture, Printed
 from mest_fed.simulation.engine.flower import APP_RAISED, copy_arrays, error_reply, rebuild_message
 from mest_fed.simulation.engine.interfaces import TaskConditions, TaskResult
 
@@ -108,12 +109,6 @@ def torch_defaults() -> Iterator[None]:
         torch.set_default_dtype(dtype)
 
 
-log = getLogger("mest_fed.run")
-
-#: A client that raises something else each time shall not fill the disk.
-_MOST_TRACEBACKS = 100
-
-
 class Job(NamedTuple):
     """One client's work.
 
@@ -160,33 +155,24 @@ class TaskTimeout(Enum):
 
 
 class ClientRun(NamedTuple):
-    """A client's reply, its state, and the traceback of what it raised, if it did."""
+    """A client's reply, its state, what it printed, and the traceback of what it raised."""
 
     reply: Message
     state: RecordDict
+    printed: str = ""
     traceback: str | None = None
 
 
 class Block(NamedTuple):
-    """Outcomes of consecutive jobs, the sum of what was taken out of their replies, tracebacks."""
+    """Outcomes of consecutive jobs, the sum of what was taken out of their replies, their output.
+
+    Clients that raise the same give one traceback.
+    """
 
     outcomes: list[Outcome]
     partial: PartialAggregate | None = None
-    tracebacks: tuple[str, ...] = ()
-
-
-class Tracebacks:
-    """Writes what clients raised into ``run.log``, each traceback once."""
-
-    def __init__(self) -> None:
-        self._seen: set[str] = set()
-
-    def log(self, block: Block) -> None:
-        """Write the tracebacks of a block that were not written before."""
-        for text in block.tracebacks:
-            if text not in self._seen and len(self._seen) < _MOST_TRACEBACKS:
-                self._seen.add(text)
-                log.warning("a client raised an error:\n%s", text.rstrip())
+    printed: tuple[Printed, ...] = ()
+    tracebacks: tuple[Printed, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -199,27 +185,35 @@ class ClientRunner:
         The client.
     generators : Generators
         The global generators that clients draw from.
+    output : OutputCapture
+        Catches what clients print.
     """
 
     client_app: ClientApp
     generators: Generators = field(default_factory=Generators)
+    output: OutputCapture = field(default_factory=OutputCapture)
 
     def run(
         self, jobs: Iterable[Job], aggregator: WorkerAggregator[Message] | None = None
     ) -> Block:
         """Run clients one after the other, resolve their replies and aggregate them."""
         outcomes, pairwise = [], PairwiseSum()
-        tracebacks: dict[str, None] = {}
+        printed: list[Printed] = []
+        tracebacks: dict[str, int] = {}
         for job in jobs:
             done = run_client(self, job)
+            node_id = job.message.metadata.dst_node_id
+            if done.printed:
+                printed.append(Printed(node_id, done.printed))
             if done.traceback is not None:
-                tracebacks[done.traceback] = None
+                tracebacks.setdefault(done.traceback, node_id)
             outcome = resolve(job, done.reply, done.state)
             if aggregator is not None:
                 outcome, partial = _aggregator(aggregator, job, outcome)
                 pairwise.add(partial)
             outcomes.append(outcome)
-        return Block(outcomes, pairwise.total(), tuple(tracebacks))
+        raised = (Printed(node_id, text) for text, node_id in tracebacks.items())
+        return Block(outcomes, pairwise.total(), tuple(printed), tuple(raised))
 
 
 def load_client_app(client_app: ClientApp | str) -> ClientApp:
@@ -234,7 +228,7 @@ def load_client_app(client_app: ClientApp | str) -> ClientApp:
         return client_app
     module, _, attribute = client_app.partition(":")
     try:
-        loaded = getattr(importlib.import_module(module), attribute)
+        loaded = reduce(getattr, attribute.split("."), importlib.import_module(module))
     except (Exception, SystemExit) as error:
         raise InputError(f"cannot load the ClientApp {client_app!r}: {one_line(error)}") from error
     if not isinstance(loaded, ClientApp):
@@ -256,16 +250,18 @@ def run_client(runner: ClientRunner, job: Job) -> ClientRun:
         state=private_copy(job.context.state),
         run_config=dict(job.context.run_config),
     )
-    try:
-        runner.generators.begin_at(job.seed)
-        with torch_defaults():
-            reply = runner.client_app(message, context)
-        if not isinstance(reply, Message):
-            raise TypeError(f"the ClientApp returned a {type(reply).__name__}, not a Message")
-    except (Exception, SystemExit) as error:
-        reply = error_reply(job.message, APP_RAISED, one_line(error))
-        return ClientRun(reply, job.context.state, _traceback(error))
-    return ClientRun(reply, job.context.state if reply.has_error() else context.state)
+    with runner.output.client() as text:
+        try:
+            runner.generators.begin_at(job.seed)
+            with torch_defaults():
+                reply = runner.client_app(message, context)
+            if not isinstance(reply, Message):
+                raise TypeError(f"the ClientApp returned a {type(reply).__name__}, not a Message")
+        except (Exception, SystemExit) as error:
+            reply = error_reply(job.message, APP_RAISED, one_line(error))
+            return ClientRun(reply, job.context.state, str(text), _traceback(error))
+    state = job.context.state if reply.has_error() else context.state
+    return ClientRun(reply, state, str(text))
 
 
 def resolve(job: Job, reply: Message, state: RecordDict) -> Outcome:

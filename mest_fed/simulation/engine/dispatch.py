@@ -31,6 +31,7 @@ from mest_fed.simulation.engine.interfaces import (
     Population,
     States,
     TaskConditions,
+    TaskObserver,
     TaskResult,
 )
 from mest_fed.simulation.engine.pending import PendingTask
@@ -51,6 +52,8 @@ class Dispatcher:
         What happens to the devices; by default nothing does, and no time passes.
     states : States
         The clients' states.
+    observer : callable, optional
+        Called with each instruction that ends and its result.
     """
 
     def __init__(
@@ -61,11 +64,13 @@ class Dispatcher:
         run_config: Mapping[str, UserConfigValue],
         simulator: DeviceSimulator | None,
         states: States,
+        observer: TaskObserver | None = None,
     ) -> None:
         self._nodes = nodes
         self._run_config = run_config
         self._simulator = simulator
         self._states = states
+        self._observer = observer
         self._message_ids = itertools.count(1)
         self._launched = 0
         self.run_id = run_id
@@ -167,6 +172,8 @@ class Dispatcher:
                 self._simulator.record(outcome.task_result)
         # An id that does not depend on which replies were read before.
         set_message_id(outcome.reply, f"{pending_task.message.metadata.message_id}-reply")
+        if self._observer is not None:
+            self._observer(pending_task.message, outcome.task_result)
         return outcome.reply
 
     def _draw_conditions(
@@ -213,7 +220,7 @@ class Streaming:
     aggregator : WorkerAggregator, optional
         Sums replies in the workers.
     timeout : float, optional
-        As for :meth:`mest_fed.simulation.engine.grid.FleetGrid.send_and_receive`.
+        As for :meth:`mest_fed.simulation.engine.grid.EngineGrid.send_and_receive`.
     """
 
     executor: Executor

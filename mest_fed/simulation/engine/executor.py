@@ -12,12 +12,12 @@ from flwr.clientapp import ClientApp
 
 from mest_fed.errors import not_allowed
 from mest_fed.server.aggregation.partial import PairwiseSum, PartialAggregate, WorkerAggregator
+from mest_fed.simulation.engine.client_output import ClientLog
 from mest_fed.simulation.engine.client_runner import (
     ClientRunner,
     Job,
     Outcome,
     TaskTimeout,
-    Tracebacks,
     load_client_app,
     private_copy,
 )
@@ -98,7 +98,7 @@ class SerialExecutor:
 
     def __init__(self, client_app: ClientApp | str) -> None:
         self._runner = ClientRunner(load_client_app(client_app))
-        self._tracebacks = Tracebacks()
+        self._client_log = ClientLog()
         # Flower's older strategies call from a pool of threads.
         self._lock = threading.Lock()
 
@@ -115,7 +115,7 @@ class SerialExecutor:
         """See :meth:`Executor.open`."""
         stop_at = None if timeout is None else time.monotonic() + timeout
         return SerialExchange(
-            self._runner, jobs, self._lock, self._tracebacks, aggregator=aggregator, stop_at=stop_at
+            self._runner, jobs, self._lock, self._client_log, aggregator=aggregator, stop_at=stop_at
         )
 
     def close(self) -> None:
@@ -130,7 +130,7 @@ class SerialExchange:
         runner: ClientRunner,
         jobs: Iterator[Job],
         lock: threading.Lock,
-        tracebacks: Tracebacks,
+        client_log: ClientLog,
         *,
         aggregator: WorkerAggregator[Message] | None,
         stop_at: float | None,
@@ -138,7 +138,7 @@ class SerialExchange:
         self._runner = runner
         self._jobs = jobs
         self._lock = lock
-        self._tracebacks = tracebacks
+        self._client_log = client_log
         self._aggregator = aggregator
         self._stop_at = math.inf if stop_at is None else stop_at
         self._sum = PairwiseSum()
@@ -154,7 +154,7 @@ class SerialExchange:
             block = self._runner.run([job], self._aggregator)
         if time.monotonic() >= self._stop_at:
             return None
-        self._tracebacks.log(block)
+        self._client_log.write(block.printed, block.tracebacks)
         self._sum.add(block.partial)
         return _apart(block.outcomes[0])
 

@@ -1,12 +1,17 @@
 """The one place that touches Flower internals: what the fleet needs and Flower does not publish.
 
-Written against flwr 1.41, which pyproject.toml pins; ``tests/simulation/test_grid_internals.py``
-is the contract test that fails when one of these moves.
+Written against flwr 1.41 and 1.42, as pyproject.toml allows;
+``tests/simulation/test_grid_internals.py`` is the contract test that fails when one of these moves.
 """
 
 import copy
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from logging import StreamHandler
+from typing import Any
 
+from click import ClickException
 from flwr.app import (
     Array,
     ArrayRecord,
@@ -18,20 +23,25 @@ from flwr.app import (
     UserConfigValue,
 )
 from flwr.app.message import make_message
+from flwr.common.config import flatten_dict, parse_config_args
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.common.logger import console_handler
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from google.protobuf.message import DecodeError
 
-from mest_fed.errors import InputError
+from mest_fed.errors import InputError, not_allowed
 
 __all__ = [
     "APP_RAISED",
+    "FLOWER_CONSOLE",
     "NODE_UNAVAILABLE",
     "WORKER_DIED",
+    "Result",
     "Run",
     "bare_array",
     "claim_identity",
@@ -40,10 +50,15 @@ __all__ = [
     "copy_arrays",
     "empty_run",
     "error_reply",
+    "flat_config",
+    "parse_overrides",
     "rebuild_message",
+    "recorded_results",
     "set_message_id",
 ]
 
+#: The handler that writes Flower's log to the console.
+FLOWER_CONSOLE: StreamHandler[Any] = console_handler
 #: Codes of error replies.
 APP_RAISED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 WORKER_DIED: int = ErrorCode.CLIENT_APP_CRASHED
@@ -115,6 +130,67 @@ def context_state_from_bytes(data: bytes) -> RecordDict:
         return recorddict_from_proto(ProtoRecordDict.FromString(data))
     except (DecodeError, TypeError, ValueError) as error:
         raise InputError(f"these {len(data)} bytes are not a client's state: {error}") from error
+
+
+def flat_config(table: Mapping[str, Any]) -> dict[str, UserConfigValue]:
+    """Flatten the run configuration of an app: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``.
+
+    Raises
+    ------
+    ValueError
+        If a value is not a scalar or a table.
+    """
+    return dict(flatten_dict(dict(table)))
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, UserConfigValue]:
+    """Read the values of ``flwr run --run-config``.
+
+    Raises
+    ------
+    InputError
+        If one is neither ``key=value`` pairs nor, alone, the path of a TOML file.
+    """
+    found: dict[str, UserConfigValue] = {}
+    alone = len(overrides) == 1
+    for text in overrides:
+        try:
+            if not alone and text.endswith(".toml"):
+                raise ValueError("a file stands alone")
+            given = parse_config_args([text])
+        except FileNotFoundError:
+            raise InputError(f"--run-config: no such file: {text}") from None
+        except (ClickException, OSError, ValueError) as error:
+            reason = " ".join(str(getattr(error, "message", error)).split())
+            raise InputError(f"--run-config {text!r} is not allowed: {reason}") from None
+        if not given and text.strip() and not text.endswith(".toml"):
+            allowed = "\"key=value key2='text'\", or the path of a TOML file"
+            raise not_allowed("--run-config", text, allowed)
+        found |= given
+    return found
+
+
+@contextmanager
+def recorded_results() -> Iterator[list[tuple[str, Result]]]:
+    """Collect what strategies return in the block: the name of each strategy and its result.
+
+    A ServerApp returns nothing, and its strategy keeps nothing, so that ``Strategy.start`` is
+    wrapped for the block. A strategy with a ``start`` of its own is not seen.
+    """
+    results: list[tuple[str, Result]] = []
+    start = Strategy.start
+
+    @functools.wraps(start)
+    def recorded(strategy: Strategy, *arguments: Any, **keywords: Any) -> Result:
+        result = start(strategy, *arguments, **keywords)
+        results.append((type(strategy).__name__, result))
+        return result
+
+    Strategy.start = recorded
+    try:
+        yield results
+    finally:
+        Strategy.start = start
 
 
 def run_server_app(

@@ -1,4 +1,8 @@
-"""FleetGrid: Flower's Grid over an executor, so that any Flower ServerApp drives a fleet."""
+"""EngineGrid: Flower's Grid over an executor, so that any Flower ServerApp drives a fleet.
+
+:class:`mest_fed.FleetGrid` is the one for scripts and notebooks: it makes population, executor and
+simulated devices itself.
+"""
 
 import math
 import threading
@@ -18,6 +22,7 @@ from mest_fed.simulation.engine.interfaces import (
     DictStates,
     Population,
     States,
+    TaskObserver,
 )
 from mest_fed.simulation.engine.pending import PendingTasks
 
@@ -45,7 +50,7 @@ class ReplyStream(Iterator[Message]):
         """
         if self._exhausted:
             raise RuntimeError(
-                "these replies were read already; FleetGrid(..., stream=False) gives lists"
+                "these replies were read already; a grid with stream=False gives lists"
             )
         return self
 
@@ -84,7 +89,7 @@ class InFlight:
     number: int
 
 
-class FleetGrid(Grid):
+class EngineGrid(Grid):
     """Flower's Grid over an executor of clients.
 
     Replies are the same whatever the executor. With a simulator, time is virtual: an exchange takes
@@ -109,6 +114,8 @@ class FleetGrid(Grid):
         all replies are read.
     run_id : int
         Id of the run.
+    observer : callable, optional
+        Called with each instruction that ends and its result, in the order in which replies count.
     """
 
     def __init__(
@@ -121,6 +128,7 @@ class FleetGrid(Grid):
         states: States | None = None,
         stream: bool = False,
         run_id: int = 1,
+        observer: TaskObserver | None = None,
     ) -> None:
         self.states: States = DictStates() if states is None else states
         self._dispatcher = Dispatcher(
@@ -129,6 +137,7 @@ class FleetGrid(Grid):
             run_config=dict(run_config or {}),
             simulator=simulator,
             states=self.states,
+            observer=observer,
         )
         self._availability = simulator if isinstance(simulator, AvailabilityInfo) else None
         self._executor = executor

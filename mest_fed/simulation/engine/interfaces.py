@@ -1,4 +1,4 @@
-"""What FleetGrid asks of its surroundings: simulated devices, their states, the population."""
+"""What a grid asks of its surroundings: simulated devices, their states, the population."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +34,10 @@ class TaskResult:
     timing: Any = None
     keeps_state: bool = True
     busy_seconds: float = 0.0
+
+
+#: Told of an instruction that has ended, and of its result.
+TaskObserver = Callable[[Message, TaskResult], None]
 
 
 class TaskConditions(Protocol):

@@ -84,6 +84,7 @@ class RayExchange:
                 return self._ready.popleft()
             if self._position in self._blocks:
                 block = self._blocks.pop(self._position)
+                self._pool.client_log.write(block.printed, block.tracebacks)
                 self._ready.extend(block.outcomes)
                 self._sum.add(block.partial, (len(block.outcomes) - 1).bit_length())
             elif self._position in self._missed:
@@ -155,7 +156,6 @@ class RayExchange:
         chunk = sent.chunk
         block = unpack_block(records, chunk.jobs, sent.worker.memory_file(sent.memory_file))
         sent.worker.give_memory_file_back(sent.memory_file)
-        self._pool.tracebacks.log(block)
         self._blocks[chunk.first] = block
         self._pool.pace[chunk.jobs[0].message.metadata.message_type] = seconds / chunk.cost
         self._cutter.reply_bytes = records.size // len(chunk.jobs)

@@ -7,6 +7,7 @@ Where that was killed as well, the next session does it.
 """
 
 import os
+import random
 import secrets
 import signal
 import socket
@@ -74,7 +75,7 @@ class Session:
         what = "Ray cannot start" if address is None else joined
         hint = "; allowed: --workers 0, which needs no Ray" if address is None else ""
         try:
-            with _signals_kept():
+            with _signals_kept(), _random_kept():
                 if address is None:
                     self._start(workers)
                 else:
@@ -147,6 +148,16 @@ def _signals_kept() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _random_kept() -> Iterator[None]:
+    """Put :mod:`random` back: Ray draws from it as it starts, and Flower's strategies later."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def _knock(address: str) -> None:

@@ -17,9 +17,9 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from mest_fed.errors import InputError
 from mest_fed.server.aggregation.partial import WorkerAggregator
+from mest_fed.simulation.engine.client_output import ClientLog
 from mest_fed.simulation.engine.client_runner import (
     ClientRunner,
-    Tracebacks,
     load_client_app,
     one_line,
 )
@@ -221,7 +221,7 @@ class WorkerPool:
         self._lock = threading.Lock()
         #: Seconds that a job of cost 1 took lately, by type of message.
         self.pace: dict[str, float] = {}
-        self.tracebacks = Tracebacks()
+        self.client_log = ClientLog()
         self.workers = [self._spawn() for _ in range(size)]
 
     def _spawn(self) -> WorkerHandle:

@@ -3,11 +3,11 @@
 import reprlib
 import shlex
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -76,6 +76,7 @@ class TaskRow:
     """
 
     round: Count
+    type: str = "train"
     partition: Count
     device: str
     status: TaskStatus
@@ -206,6 +207,58 @@ class Kernels:
     rows: tuple[KernelRow, ...]
 
 
+class Device(Protocol):
+    """Devices of one kind, as the figures of a fleet need them."""
+
+    @property
+    def profile(self) -> str:
+        """Short name."""
+
+    @property
+    def title(self) -> str:
+        """Name for people."""
+
+    @property
+    def watts(self) -> Watts | None:
+        """What each draws."""
+
+
+class FleetRound(Protocol):
+    """A round, as the figures of a fleet need it."""
+
+    @property
+    def round(self) -> int:
+        """Its number."""
+
+    @property
+    def virtual_seconds(self) -> float:
+        """Virtual time at its end."""
+
+    @property
+    def energy_joules(self) -> float:
+        """Energy of the fleet in it."""
+
+
+class FleetRun(Protocol):
+    """A run of any kind, as the figures of a fleet need it."""
+
+    @property
+    def rounds(self) -> Sequence[FleetRound]:
+        """All rounds."""
+
+    @property
+    def tasks(self) -> Sequence[TaskRow]:
+        """All tasks."""
+
+    @property
+    def devices(self) -> Sequence[Device]:
+        """The kinds of device of the fleet."""
+
+    @property
+    def energy_joules(self) -> float:
+        """Energy of the fleet in the whole run."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A finished run: its folder's files, read and checked."""
@@ -225,6 +278,16 @@ class Run:
             return self.summary.final_client_accuracy
         spreads = [row.spread(metric) for row in self.rounds]
         return next((each for each in reversed(spreads) if each is not None), None)
+
+    @property
+    def devices(self) -> tuple[Tier, ...]:
+        """The kinds of device of the fleet."""
+        return self.summary.tiers
+
+    @property
+    def energy_joules(self) -> float:
+        """Energy of the fleet in the whole run."""
+        return self.summary.energy_joules
 
 
 Row = TypeVar("Row")
@@ -247,15 +310,15 @@ def load_run(folder: Path) -> Run:
     """
     if not folder.is_dir():
         raise InputError(f"run folder {folder} does not exist")
-    config = _read_text(folder / "config.toml")
+    config = read_text(folder / "config.toml")
     try:
         tomllib.loads(config)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{folder / 'config.toml'}: {error}") from None
     summary = _read_summary(folder)
-    rounds = tuple(_read_lines(folder / "rounds.jsonl", _ROUND))
+    rounds = tuple(read_lines(folder / "rounds.jsonl", _ROUND))
     _check_rounds(folder, rounds, summary.rounds)
-    tasks = tuple(_read_lines(folder / "clients.jsonl", _TASK))
+    tasks = tuple(read_lines(folder / "clients.jsonl", _TASK))
     return Run(
         folder=folder,
         config=config,
@@ -293,19 +356,19 @@ def _read_kernels(folder: Path) -> Kernels | None:
     path = folder / "kernels.json"
     if not path.exists():  # a run of an earlier version
         return None
-    return _validate(_KERNELS, _parsed(_read_text(path), str(path)), str(path))
+    return validate(_KERNELS, parse_object(read_text(path), str(path)), str(path))
 
 
 def _read_summary(folder: Path) -> Summary:
     path = folder / "summary.json"
     if not path.exists():
         raise _unfinished(folder, f"{path} does not exist")
-    raw = _parsed(_read_text(path), str(path))
+    raw = parse_object(read_text(path), str(path))
     needed = (f.name for f in fields(Summary) if f.default is f.default_factory is MISSING)
     for key in needed:
         if key not in raw or (raw[key] is None and key not in _MAY_BE_NULL):
             raise _unfinished(folder, f"{path} has no value for {key!r}")
-    return _validate(_SUMMARY, raw, str(path))
+    return validate(_SUMMARY, raw, str(path))
 
 
 def _check_rounds(folder: Path, rounds: tuple[RoundRow, ...], expected: int) -> None:
@@ -320,14 +383,28 @@ def _check_rounds(folder: Path, rounds: tuple[RoundRow, ...], expected: int) -> 
         raise _unfinished(folder, f"{path} {found}, summary.json says {expected}")
 
 
-def _read_lines(path: Path, adapter: TypeAdapter[Row]) -> Iterator[Row]:
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+def read_lines(path: Path, adapter: TypeAdapter[Row]) -> Iterator[Row]:
+    """Read and check a file with a JSON object a line.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or a line is wrong; names it.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             where = f"{path}, line {number}"
-            yield _validate(adapter, _parsed(line, where), where)
+            yield validate(adapter, parse_object(line, where), where)
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Read a file of a run folder.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -336,12 +413,19 @@ def _read_text(path: Path) -> str:
         raise InputError(f"{path} cannot be read: {error}") from None
 
 
-def _parsed(text: str, where: str) -> dict[str, Any]:
+def parse_object(text: str, where: str) -> dict[str, Any]:
     """Parse an object; NaN and infinities, which a diverged loss gives, become null."""
     return parse_json(text, where, dict, infinite_as_null=True)
 
 
-def _validate(adapter: TypeAdapter[Row], raw: object, where: str) -> Row:
+def validate(adapter: TypeAdapter[Row], raw: object, where: str) -> Row:
+    """Check what JSON holds.
+
+    Raises
+    ------
+    InputError
+        If a value is missing or wrong; names it.
+    """
     try:
         return adapter.validate_python(raw)
     except ValidationError as error:

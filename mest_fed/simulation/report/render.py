@@ -2,13 +2,15 @@
 
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from mest_fed.errors import InputError
 from mest_fed.schema import ACCURACY, TaskStatus
 from mest_fed.simulation.report import tables
+from mest_fed.simulation.report.app_run import is_app_run, load_app_run, page_values
 from mest_fed.simulation.report.figures import draw_charts
 from mest_fed.simulation.report.formats import count_of, format_metric, format_percent
 from mest_fed.simulation.report.load import Run, load_run
@@ -26,7 +28,10 @@ def write_report(run_folder: Path) -> Path:
     InputError
         If the folder does not hold a finished run, or the page cannot be written.
     """
-    page = render_page(load_run(run_folder))
+    if is_app_run(run_folder):
+        page = fill_template("app.html.j2", **page_values(load_app_run(run_folder)))
+    else:
+        page = render_page(load_run(run_folder))
     path = run_folder / "report.html"
     try:
         path.write_text(page, encoding="utf-8")
@@ -37,13 +42,8 @@ def write_report(run_folder: Path) -> Path:
 
 def render_page(run: Run) -> str:
     """Render the report of a run; whatever the run's files say is escaped."""
-    here = files("mest_fed.simulation.report")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string((here / "report.html.j2").read_text(encoding="utf-8"))
-    return template.render(
-        css=Markup((here / "report.css").read_text(encoding="utf-8")),
+    return fill_template(
+        "report.html.j2",
         run=run,
         summary=run.summary,
         heading=f"{run.summary.method} on {run.summary.dataset}",
@@ -61,6 +61,22 @@ def render_page(run: Run) -> str:
         round_columns=tables.round_columns(run),
         last_rounds=tables.last_rounds(run),
     )
+
+
+def fill_template(name: str, **values: Any) -> str:
+    """Fill a template of this folder; what the values say is escaped."""
+    environment = Environment(
+        loader=FunctionLoader(_text),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name).render(css=Markup(_text("report.css")), **values)
+
+
+def _text(name: str) -> str:
+    return (files("mest_fed.simulation.report") / name).read_text(encoding="utf-8")
 
 
 def _in_short(run: Run) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from mest_fed.schema import FailureKind, TaskStatus
-from mest_fed.simulation.report.load import Run, TaskRow, Tier
+from mest_fed.simulation.report.load import Device, FleetRun, Run, TaskRow
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ class DeviceTasks:
         return [task for task in self.tasks if task.status == TaskStatus.OK]
 
 
-def tasks_by_device(run: Run) -> list[DeviceTasks]:
+def tasks_by_device(run: FleetRun) -> list[DeviceTasks]:
     """Group tasks by device profile: the tiers' order first, then profiles that no tier names."""
-    groups: dict[str, list[TaskRow]] = {tier.profile: [] for tier in run.summary.tiers}
+    groups: dict[str, list[TaskRow]] = {tier.profile: [] for tier in run.devices}
     for task in run.tasks:
         groups.setdefault(task.device, []).append(task)
-    titles = {tier.profile: tier.title for tier in run.summary.tiers}
+    titles = {tier.profile: tier.title for tier in run.devices}
     return [
         DeviceTasks(titles.get(device, device), tuple(tasks))
         for device, tasks in groups.items()
@@ -90,7 +90,7 @@ class LostTasks:
 _OPEN = (None, FailureKind.CLIENT_ERROR, FailureKind.WORKER_DIED, FailureKind.UPDATE_REJECTED)
 
 
-def lost_by_reason(run: Run) -> list[LostTasks]:
+def lost_by_reason(run: FleetRun) -> list[LostTasks]:
     """Count tasks without an update by reason, most frequent first.
 
     The reason is the kind of the failure; errors of clients, and updates that the server refused,
@@ -109,7 +109,7 @@ def lost_by_reason(run: Run) -> list[LostTasks]:
     return sorted(lost, key=lambda entry: (-entry.total, entry.reason))
 
 
-def status_counts(run: Run) -> dict[TaskStatus, int]:
+def status_counts(run: FleetRun) -> dict[TaskStatus, int]:
     """Count the tasks of a run by how they ended; every status is there."""
     counts = Counter(task.status for task in run.tasks)
     return {status: counts[status] for status in TaskStatus}
@@ -142,21 +142,21 @@ class EnergyUse:
         return self.compute + self.radio + self.other
 
 
-def energy_by_tier(run: Run) -> list[EnergyUse]:
+def energy_by_tier(run: FleetRun) -> list[EnergyUse]:
     """Divide the run's energy; what its tasks do not account for went into evaluations."""
-    tiers = {tier.profile: tier for tier in run.summary.tiers}
+    tiers = {tier.profile: tier for tier in run.devices}
     uses = [
         _use(group.title, group.tasks, tiers.get(group.tasks[0].device))
         for group in tasks_by_device(run)
     ]
-    whole = run.summary.energy_joules
+    whole = run.energy_joules
     rest = whole - sum(use.total for use in uses)
     if rest > _ROUNDING * whole:
         uses.append(EnergyUse("evaluations", 0.0, 0.0, rest))
     return uses
 
 
-def _use(title: str, tasks: tuple[TaskRow, ...], tier: Tier | None) -> EnergyUse:
+def _use(title: str, tasks: tuple[TaskRow, ...], tier: Device | None) -> EnergyUse:
     joules = sum(task.energy_joules for task in tasks)
     if tier is None or tier.watts is None:
         return EnergyUse(title, 0.0, 0.0, joules, len(tasks))
@@ -168,13 +168,13 @@ def _use(title: str, tasks: tuple[TaskRow, ...], tier: Tier | None) -> EnergyUse
     )
 
 
-def energy_over_time(run: Run) -> list[tuple[float, float]]:
+def energy_over_time(run: FleetRun) -> list[tuple[float, float]]:
     """Return (virtual seconds, joules so far) at the end of each round."""
     sums = accumulate(row.energy_joules for row in run.rounds)
     return [(row.virtual_seconds, total) for row, total in zip(run.rounds, sums, strict=True)]
 
 
-def lost_energy(run: Run) -> float:
+def lost_energy(run: FleetRun) -> float:
     """Return the joules of tasks that gave no update."""
     return sum(task.energy_joules for task in run.tasks if task.status != "ok")
 
@@ -235,7 +235,7 @@ class Timeline:
         return self.rounds[-1][1]
 
 
-def timeline(run: Run) -> Timeline | None:
+def timeline(run: FleetRun) -> Timeline | None:
     """Follow the devices of the last rounds; None where no task says when it began."""
     ends = {row.round: row.virtual_seconds for row in run.rounds}
     numbers = [number for number in ends if number > 0][-_MOST_ROUNDS:]
@@ -246,7 +246,7 @@ def timeline(run: Run) -> Timeline | None:
     for task in run.tasks:
         if task.start_seconds is not None and task.start_seconds < end:
             tasks.setdefault((task.device, task.partition), []).append(task)
-    titles = {tier.profile: tier.title for tier in run.summary.tiers}
+    titles = {tier.profile: tier.title for tier in run.devices}
     lines: dict[str, list[DeviceLine]] = {profile: [] for profile in titles}
     for (device, partition), theirs in sorted(tasks.items(), key=lambda item: item[0][1]):
         spans, losses = _follow(theirs, ends, begin, end)

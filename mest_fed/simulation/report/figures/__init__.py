@@ -1,5 +1,7 @@
 """The report's figures, each one function of a run."""
 
+from collections.abc import Callable
+
 from mest_fed.simulation.report.figures.devices import (
     energy_by_tier_and_time,
     time_and_energy_by_device,
@@ -14,18 +16,22 @@ from mest_fed.simulation.report.figures.metric import (
 )
 from mest_fed.simulation.report.figures.style import Chart, house_style
 from mest_fed.simulation.report.figures.timeline import what_devices_did
-from mest_fed.simulation.report.load import Run
+from mest_fed.simulation.report.load import FleetRun, Run
 
-_FIGURES = {
+#: What there is to draw of any fleet, whatever its clients did.
+FLEET_FIGURES: dict[str, Callable[[FleetRun], Chart | None]] = {
+    "devices": time_and_energy_by_device,
+    "timeline": what_devices_did,
+    "energy": energy_by_tier_and_time,
+    "failures": failures_by_reason,
+}
+_FIGURES: dict[str, Callable[[Run], Chart | None]] = {
     "metric_rounds": metric_over_rounds,
     "metric_time": metric_over_time,
     "metric_traffic": metric_over_traffic,
     "memory": memory_by_tier,
-    "devices": time_and_energy_by_device,
-    "timeline": what_devices_did,
-    "energy": energy_by_tier_and_time,
     "layers": density_by_layer,
-    "failures": failures_by_reason,
+    **FLEET_FIGURES,
 }
 
 
@@ -35,4 +41,4 @@ def draw_charts(run: Run) -> dict[str, Chart | None]:
         return {name: draw(run) for name, draw in _FIGURES.items()}
 
 
-__all__ = ["Chart", "draw_charts"]
+__all__ = ["FLEET_FIGURES", "Chart", "draw_charts"]

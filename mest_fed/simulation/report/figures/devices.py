@@ -7,7 +7,7 @@ from mest_fed.simulation.report.figures import style
 from mest_fed.simulation.report.figures.metric import MOST_MARKERS
 from mest_fed.simulation.report.figures.style import Chart, finish_chart, joule_scale, time_scale
 from mest_fed.simulation.report.formats import count_of, format_joules, format_percent, shorten
-from mest_fed.simulation.report.load import Run
+from mest_fed.simulation.report.load import FleetRun
 from mest_fed.simulation.report.statistics import (
     DeviceTasks,
     EnergyUse,
@@ -27,7 +27,7 @@ _SPAN = "p10 to p90 of the sum"
 _MOST_ROWS = 24
 
 
-def time_and_energy_by_device(run: Run) -> Chart | None:
+def time_and_energy_by_device(run: FleetRun) -> Chart | None:
     """Draw the median time of a task by phase and its median energy; None without tasks."""
     groups = [group for group in tasks_by_device(run) if group.completed]
     groups = sorted(groups, key=lambda group: len(group.tasks), reverse=True)[:_MOST_ROWS]
@@ -130,7 +130,7 @@ _PARTS = (
 _MOST_TIERS = 24
 
 
-def energy_by_tier_and_time(run: Run) -> Chart | None:
+def energy_by_tier_and_time(run: FleetRun) -> Chart | None:
     """Draw joules by tier, divided, and the fleet's joules so far; None where none were spent."""
     uses = sorted(energy_by_tier(run), key=lambda use: use.total, reverse=True)
     if not uses or uses[0].total == 0:
@@ -175,7 +175,7 @@ def _draw_tiers(axes: Any, uses: list[EnergyUse]) -> None:
     style.legend_above(axes, 3, handleheight=0.9)
 
 
-def _draw_time(axes: Any, run: Run) -> None:
+def _draw_time(axes: Any, run: FleetRun) -> None:
     points = energy_over_time(run)
     seconds, joules = time_scale(points[-1][0]), joule_scale(points[-1][1])
     x = [time / seconds.factor for time, _ in points]
@@ -188,7 +188,7 @@ def _draw_time(axes: Any, run: Run) -> None:
     axes.set_ylabel(f"energy so far, {joules.unit} (modelled)")
 
 
-def _energy_caption(run: Run, uses: list[EnergyUse]) -> str:
+def _energy_caption(run: FleetRun, uses: list[EnergyUse]) -> str:
     whole = sum(use.total for use in uses)
     text = (
         f"Of the fleet's {format_joules(whole)}, {uses[0].title} took "

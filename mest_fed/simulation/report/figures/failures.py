@@ -8,7 +8,7 @@ from mest_fed.schema import TaskStatus
 from mest_fed.simulation.report.figures import style
 from mest_fed.simulation.report.figures.style import Chart, finish_chart
 from mest_fed.simulation.report.formats import count_of, format_count, format_percent, shorten
-from mest_fed.simulation.report.load import Run
+from mest_fed.simulation.report.load import FleetRun
 from mest_fed.simulation.report.statistics import LostTasks, lost_by_reason
 
 _MOST_ROWS = 10
@@ -30,7 +30,7 @@ _MEANINGS = {
 }
 
 
-def failures_by_reason(run: Run) -> Chart | None:
+def failures_by_reason(run: FleetRun) -> Chart | None:
     """Draw the tasks without an update by reason; None if every task gave its update."""
     lost = lost_by_reason(run)
     if not lost:

@@ -6,7 +6,7 @@ from mest_fed.schema import TaskStatus
 from mest_fed.simulation.report.figures import style
 from mest_fed.simulation.report.figures.style import Chart, finish_chart, time_scale
 from mest_fed.simulation.report.formats import count_of, format_percent, shorten
-from mest_fed.simulation.report.load import Run
+from mest_fed.simulation.report.load import FleetRun
 from mest_fed.simulation.report.statistics import Timeline, timeline
 
 _COLOURS = {
@@ -26,7 +26,7 @@ _MARKS = {
 _LEAST_NUMBERED = 0.025  # of the width, that a round's number needs
 
 
-def what_devices_did(run: Run) -> Chart | None:
+def what_devices_did(run: FleetRun) -> Chart | None:
     """Draw the last rounds as rows of phases; None where no task says when it began."""
     shown = timeline(run)
     if shown is None:

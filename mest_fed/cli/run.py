@@ -1,0 +1,131 @@
+"""``mest-fed run``."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from mest_fed.cli.app import INTERRUPTED, needs
+from mest_fed.cli.simulate import ended_like_ctrl_c
+from mest_fed.errors import InputError
+from mest_fed.units import format_bytes, format_seconds
+
+
+def run(
+    app_dir: Annotated[
+        Path, typer.Argument(metavar="APP_DIR", help="Folder of a Flower app: its pyproject.toml.")
+    ],
+    fleet: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="TOML file of the devices, with sections fleet, behaviour, work and run; without "
+            "it nodes have no device, and no time passes.",
+        ),
+    ] = None,
+    run_config: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--run-config",
+            "-c",
+            metavar="'KEY=VALUE ...' | FILE",
+            help="Replace values of the app's run configuration, as for flwr run; repeatable.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Ray worker processes, one core each; as many as there are cores and memory for "
+            "if nothing is said; 0 runs in this process."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; runs/APP if nothing is said.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the run; replaces run.seed of the fleet's file.")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--ray-address",
+            "--address",
+            help="Ray cluster to join: auto or HOST:PORT. The app's files go there by Ray.",
+        ),
+    ] = None,
+    show_clients: Annotated[
+        bool, typer.Option(help="Show what clients print; run.log has it in any case.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option(help="Hide the log of Flower's ServerApp.")] = False,
+) -> None:
+    """Run any Flower app on a simulated fleet of devices, and write a report.
+
+    The app's ServerApp and ClientApp run unchanged, as in flwr run.
+    """
+    libraries = ("flwr", "pydantic", "matplotlib", "jinja2")
+    needs("simulation", *libraries, *(() if workers == 0 else ("ray",)))
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    from mest_fed.config.fleet import read_fleet
+    from mest_fed.server.run_folder import SUMMARY
+    from mest_fed.simulation.engine.machine import default_workers
+    from mest_fed.simulation.flower_app.project import read_project
+    from mest_fed.simulation.flower_app.run import AppRun
+    from mest_fed.simulation.report import write_report
+
+    if workers is not None and workers < 0:
+        raise InputError(f"--workers = {workers} is not allowed; allowed: a whole number from 0")
+    project = read_project(app_dir).with_overrides(run_config or [])
+    devices = None if fleet is None else read_fleet(fleet)
+    prepared = AppRun.of(project, devices, out or Path("runs") / project.name, seed=seed)
+    if workers is None:
+        workers = min(default_workers(), prepared.num_nodes)
+    try:
+        with ended_like_ctrl_c(), _consoles(show_clients, quiet):
+            folder = prepared.run(workers, address)
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; what the run has logged so far is in {prepared.out}", err=True)
+        sys.exit(INTERRUPTED)
+    report = write_report(folder)
+    if not quiet:
+        _print_result(Console(), json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
+        typer.echo(f"report: {report}")
+
+
+@contextmanager
+def _consoles(show_clients: bool, quiet: bool) -> Iterator[None]:
+    """Show on standard error what was asked for."""
+    from mest_fed.server.run_log import CLIENT_LOG
+    from mest_fed.simulation.engine.flower import FLOWER_CONSOLE
+
+    shown = logging.StreamHandler()
+    clients, level = logging.getLogger(CLIENT_LOG), FLOWER_CONSOLE.level
+    if show_clients:
+        clients.addHandler(shown)
+    if quiet:
+        FLOWER_CONSOLE.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        clients.removeHandler(shown)
+        FLOWER_CONSOLE.setLevel(level)
+
+
+def _print_result(console: Console, summary: Mapping[str, Any]) -> None:
+    lost = ", ".join(f"{count} {status}" for status, count in summary["tasks"].items() if count)
+    sent = summary["bytes_up"] + summary["bytes_down"]
+    virtual = f"{format_seconds(summary['virtual_seconds'])} of virtual time (modelled) in "
+    console.print(
+        f"[bold]{summary['app']}[/bold]: {summary['rounds']} rounds on {summary['nodes']} nodes; "
+        f"tasks: {lost or 'none'}; {format_bytes(sent)} sent; "
+        f"{virtual if summary['tiers'] else ''}"
+        f"{format_seconds(summary['wall_seconds'])} (measured)",
+        highlight=False,
+        soft_wrap=True,
+    )

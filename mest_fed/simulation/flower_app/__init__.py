@@ -1,0 +1,1 @@
+"""Any Flower app on a simulated fleet: its folder, its run, what the run leaves."""

@@ -1,0 +1,317 @@
+"""What a run of a Flower app leaves: rows of tasks and rounds, and a summary."""
+
+import hashlib
+import math
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
+
+from mest_fed.schema import FailureKind, TaskStatus, failure_of_code
+from mest_fed.server.rows import ClientTiming, Row
+from mest_fed.server.run_folder import CLIENTS, ROUNDS, RunFolder
+from mest_fed.server.summary import versions
+from mest_fed.simulation.engine.flower import Result
+from mest_fed.simulation.engine.interfaces import TaskResult, partition_of
+from mest_fed.simulation.fleet_grid import SimulatedDevices
+from mest_fed.simulation.flower_app.project import AppProject
+from mest_fed.wire.records import content_bytes
+
+#: What ``summary.json`` of such a run says of itself.
+KIND = "flower-app"
+#: What replies call their number of examples: today's apps, and those of NumPyClient.
+_WEIGHTS = ("num-examples", "num_examples")
+_MOST_PENDING_ROWS = 1000
+
+
+class AppRecord:
+    """Writes the rows of a run as it goes on.
+
+    A round begins with each exchange of training, unless its messages belong to the same round of
+    the server as those before: by their group, or by the ``server-round`` that strategies write.
+    What comes before the first is round 0.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        Gets the rows.
+    devices : SimulatedDevices, optional
+        The fleet, if the nodes have devices.
+    """
+
+    def __init__(self, folder: RunFolder, devices: SimulatedDevices | None) -> None:
+        self._folder = folder
+        self._devices = devices
+        self._rows: list[Row] = []
+        self._round = _Round(0)
+        self._server_round = ""
+        self._pushed: dict[str, int] = {}
+        # Flower's older strategies send from a pool of threads.
+        self._lock = threading.Lock()
+        self._began = time.perf_counter()
+        self._rounds: list[Row] = []
+        #: How many tasks ended so, and failed for this, in the whole run.
+        self.statuses: Counter[TaskStatus] = Counter()
+        self.failures: Counter[FailureKind] = Counter()
+
+    @property
+    def rounds(self) -> Sequence[Row]:
+        """The rows of the rounds that are over."""
+        return self._rounds
+
+    def exchange(self, messages: Iterable[Message], now: float) -> None:
+        """Begin a new round if messages of training are about to be sent."""
+        first = next((m for m in messages if _kind(m) == MessageType.TRAIN), None)
+        if first is None:
+            return
+        with self._lock:
+            server_round = _server_round(first)
+            if not server_round or server_round != self._server_round:
+                self._end_round(now)
+                self._round = _Round(self._round.number + 1)
+            self._server_round = server_round
+
+    def pushed(self, message_ids: Iterable[str]) -> None:
+        """Remember of which round messages are whose replies are pulled later."""
+        self._pushed |= dict.fromkeys(message_ids, self._round.number)
+
+    def task_ended(self, instruction: Message, result: TaskResult) -> None:
+        """Take in a task; see :data:`mest_fed.simulation.engine.interfaces.TaskObserver`."""
+        with self._lock:
+            self._take_in(instruction, result)
+
+    def end(self, now: float) -> None:
+        """Write what is not written yet."""
+        with self._lock:
+            self._end_round(now)
+
+    def _take_in(self, instruction: Message, result: TaskResult) -> None:
+        metadata, reply = instruction.metadata, result.reply
+        number = self._pushed.pop(metadata.message_id, self._round.number)
+        timing: ClientTiming | None = result.timing
+        down = content_bytes(instruction.content) if timing is None else timing.bytes_down
+        if timing is None:
+            failure = failure_of_code(reply.error.code) if reply.has_error() else None
+            up = 0 if reply.has_error() else content_bytes(reply.content)
+        else:
+            failure, up = timing.failure, timing.bytes_up
+        kind = _kind(instruction)
+        joules = 0.0 if timing is None else timing.energy_joules
+        self._round.count("failed" if failure else kind, up=up, down=down, joules=joules)
+        if kind not in (MessageType.TRAIN, MessageType.EVALUATE):
+            return
+        if failure is None:
+            self._round.learn(kind, metrics_of(reply.content))
+        status = TaskStatus.OK if failure is None else failure.status
+        self.statuses[status] += 1
+        if failure is not None:
+            self.failures[failure] += 1
+        self._rows.append(
+            {
+                "round": number,
+                "type": kind,
+                "partition": partition_of(metadata.dst_node_id),
+                "device": self._device(metadata.dst_node_id),
+                "status": status,
+                "failure": failure,
+                "reason": (reply.error.reason if reply.has_error() else None) or None,
+                "bytes_down": down,
+                "bytes_up": up,
+                "start_seconds": None if timing is None else timing.start,
+                "download_seconds": timing.download_seconds if timing else 0.0,
+                "train_seconds": timing.train_seconds if timing else 0.0,
+                "upload_seconds": timing.upload_seconds if timing else 0.0,
+                "energy_joules": joules,
+            }
+        )
+        if len(self._rows) >= _MOST_PENDING_ROWS:
+            self._write_tasks()
+
+    def _end_round(self, now: float) -> None:
+        self._write_tasks()
+        if self._round.number == 0 and self._round.is_empty:
+            return  # nothing was sent before training
+        row = self._round.row(now, time.perf_counter() - self._began)
+        self._rounds.append(row)
+        self._folder.append(ROUNDS, [row])
+
+    def _write_tasks(self) -> None:
+        rows, self._rows = self._rows, []
+        self._folder.append(CLIENTS, rows)
+
+    def _device(self, node_id: int) -> str:
+        return "" if self._devices is None else self._devices.profile_of(node_id).name
+
+
+class _Round:
+    """The tasks that ended in one round, added up."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._bytes = {"bytes_down": 0, "bytes_up": 0}
+        self._counts: Counter[str] = Counter()
+        self._joules = 0.0
+        #: Kind -> metric -> (sum of weights, weighted sum).
+        self._means: dict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no task has ended in it."""
+        return not self._counts
+
+    def count(self, counted_as: str, *, up: int, down: int, joules: float) -> None:
+        """Count a task of any kind, or as ``failed``, with its bytes and energy."""
+        self._bytes["bytes_down"] += down
+        self._bytes["bytes_up"] += up
+        self._joules += joules
+        self._counts[counted_as] += 1
+
+    def learn(self, kind: str, metrics: Mapping[str, float]) -> None:
+        """Take in the metrics of a reply, weighted by its number of examples."""
+        weight = next((metrics[key] for key in _WEIGHTS if metrics.get(key, 0) > 0), 1.0)
+        means = self._means[kind]
+        for name, value in metrics.items():
+            if name not in _WEIGHTS:
+                weights, total = means.get(name, (0.0, 0.0))
+                means[name] = (weights + weight, total + weight * value)
+
+    def row(self, now: float, wall_seconds: float) -> Row:
+        """Return the row of the round."""
+        return {
+            "round": self.number,
+            "virtual_seconds": now,
+            "wall_seconds": wall_seconds,
+            **self._bytes,
+            "trained": self._counts[MessageType.TRAIN],
+            "evaluated": self._counts[MessageType.EVALUATE],
+            "failed": self._counts["failed"],
+            "energy_joules": self._joules,
+            "train_metrics": self._mean(MessageType.TRAIN),
+            "evaluate_metrics": self._mean(MessageType.EVALUATE),
+        }
+
+    def _mean(self, kind: str) -> dict[str, float]:
+        means = {name: total / weights for name, (weights, total) in self._means[kind].items()}
+        return {name: mean for name, mean in means.items() if math.isfinite(mean)}
+
+
+def _kind(message: Message) -> str:
+    return str(message.metadata.message_type).partition(".")[0]
+
+
+def _server_round(message: Message) -> str:
+    """Return what a message calls the server's round; empty if it does not say."""
+    if message.metadata.group_id:
+        return str(message.metadata.group_id)
+    records = message.content.config_records.values() if message.has_content() else ()
+    return next((str(r["server-round"]) for r in records if "server-round" in r), "")
+
+
+def metrics_of(content: RecordDict) -> dict[str, float]:
+    """Return the finite numbers in the MetricRecords of a reply, by name; the last one counts."""
+    records = (record for record in content.values() if isinstance(record, MetricRecord))
+    return {name: value for record in records for name, value in _numbers(record).items()}
+
+
+def _numbers(record: MetricRecord) -> dict[str, float]:
+    return {
+        name: float(value)
+        for name, value in record.items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }
+
+
+def result_row(strategy: str, result: Result) -> Row:
+    """Return what a strategy returned: its metrics by source, round and name."""
+    sources = {
+        "train": result.train_metrics_clientapp,
+        "evaluate": result.evaluate_metrics_clientapp,
+        "server": result.evaluate_metrics_serverapp,
+    }
+    metrics = {
+        source: {str(number): _numbers(record) for number, record in sorted(rounds.items())}
+        for source, rounds in sources.items()
+    }
+    return {
+        "strategy": strategy,
+        "metrics": metrics,
+        "arrays_sha256": arrays_sha256(result.arrays),
+    }
+
+
+def arrays_sha256(arrays: ArrayRecord) -> str:
+    """Return a hash of arrays: their names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, array in arrays.items():
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def state_digests(state: RecordDict) -> dict[str, str]:
+    """Return a hash of each record of arrays in a state, by name."""
+    return {name: arrays_sha256(arrays) for name, arrays in state.array_records.items()}
+
+
+def build_summary(
+    project: AppProject,
+    record: AppRecord,
+    devices: SimulatedDevices | None,
+    *,
+    seed: int,
+    num_nodes: int,
+    results: Sequence[tuple[str, Result]],
+    state: RecordDict,
+) -> dict[str, Any]:
+    """Sum up a finished run.
+
+    Parameters
+    ----------
+    project, record, devices : AppProject, AppRecord, SimulatedDevices or None
+        What ran, what came of it, and on which devices.
+    seed, num_nodes : int
+        Of the run.
+    results : sequence of (str, Result)
+        What strategies returned.
+    state : RecordDict
+        The ServerApp's state at the end.
+    """
+    rounds = record.rounds
+    last = rounds[-1] if rounds else {"virtual_seconds": 0.0, "wall_seconds": 0.0}
+    return {
+        "kind": KIND,
+        "app": project.name,
+        "serverapp": project.serverapp,
+        "clientapp": project.clientapp,
+        "seed": seed,
+        "nodes": num_nodes,
+        "rounds": last.get("round", 0),
+        **{
+            key: sum(row[key] for row in rounds)
+            for key in ("bytes_up", "bytes_down", "trained", "evaluated", "failed", "energy_joules")
+        },
+        "virtual_seconds": last["virtual_seconds"],
+        "wall_seconds": last["wall_seconds"],
+        "tasks": {status: record.statuses[status] for status in TaskStatus},
+        "failures": {kind: n for kind in FailureKind if (n := record.failures[kind])},
+        "tiers": [] if devices is None else _tiers(devices),
+        "results": [result_row(strategy, result) for strategy, result in results],
+        "server_state": metrics_of(state),
+        "server_arrays": state_digests(state),
+        "versions": versions(),
+    }
+
+
+def _tiers(devices: SimulatedDevices) -> list[Row]:
+    return [
+        {
+            "profile": profile.name,
+            "title": profile.title,
+            "clients": devices.assignment.counts[name],
+            "watts": {"compute": profile.compute_watts, "radio": profile.radio_watts},
+        }
+        for name, profile in devices.profiles.items()
+    ]

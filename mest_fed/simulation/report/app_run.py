@@ -1,0 +1,281 @@
+"""The run folder of a Flower app as a page: devices, tasks, traffic, and the app's own metrics."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
+
+from mest_fed.errors import InputError
+from mest_fed.schema import TaskStatus
+from mest_fed.simulation.report.figures import FLEET_FIGURES
+from mest_fed.simulation.report.figures.app_metrics import Curve, metrics_over_rounds
+from mest_fed.simulation.report.figures.style import Chart, house_style
+from mest_fed.simulation.report.formats import count_of, format_count, format_joules
+from mest_fed.simulation.report.load import (
+    Amount,
+    Count,
+    TaskRow,
+    Watts,
+    parse_object,
+    read_lines,
+    read_text,
+    validate,
+)
+from mest_fed.simulation.report.statistics import status_counts
+from mest_fed.simulation.report.tables import Tile
+from mest_fed.units import format_bytes, format_seconds
+
+Metrics = Mapping[str, Annotated[float, Field(allow_inf_nan=False)]]
+
+ROUND_COLUMNS = (
+    ("round", ""),
+    ("trained", ""),
+    ("evaluated", ""),
+    ("no result", ""),
+    ("up", "measured"),
+    ("down", "measured"),
+    ("virtual time", "modelled"),
+    ("energy", "modelled"),
+    ("metrics of training", "measured"),
+    ("metrics of evaluation", "measured"),
+)
+_LAST_ROUNDS = 20
+#: Names of the sources of a strategy's metrics, in the order in which they are drawn.
+_SOURCES = {
+    "server": "on the server",
+    "evaluate": "clients, evaluation",
+    "train": "clients, training",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppRound:
+    """One line of ``rounds.jsonl``; bytes and energy are of this round, clocks since the start."""
+
+    round: Count
+    virtual_seconds: Amount
+    wall_seconds: Amount
+    bytes_up: Count
+    bytes_down: Count
+    trained: Count
+    evaluated: Count
+    failed: Count
+    energy_joules: Amount
+    train_metrics: Metrics
+    evaluate_metrics: Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppDevice:
+    """The devices of one profile."""
+
+    profile: str
+    title: str
+    clients: Count
+    watts: Watts | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppResult:
+    """What a strategy returned: source -> round -> metrics."""
+
+    strategy: str
+    metrics: Mapping[str, Mapping[int, Metrics]]
+    arrays_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppSummary:
+    """``summary.json`` of a Flower app."""
+
+    app: str
+    serverapp: str
+    clientapp: str
+    seed: int
+    nodes: Count
+    rounds: Count
+    bytes_up: Count
+    bytes_down: Count
+    trained: Count
+    evaluated: Count
+    failed: Count
+    energy_joules: Amount
+    virtual_seconds: Amount
+    wall_seconds: Amount
+    tiers: tuple[AppDevice, ...]
+    results: tuple[AppResult, ...]
+    server_state: Metrics
+    server_arrays: Mapping[str, str]
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppRun:
+    """A finished run of a Flower app: its folder's files, read and checked."""
+
+    config: str
+    summary: AppSummary
+    rounds: tuple[AppRound, ...]
+    tasks: tuple[TaskRow, ...]
+
+    @property
+    def devices(self) -> tuple[AppDevice, ...]:
+        """The kinds of device of the fleet."""
+        return self.summary.tiers
+
+    @property
+    def energy_joules(self) -> float:
+        """Energy of the fleet in the whole run."""
+        return self.summary.energy_joules
+
+
+_ROUND = TypeAdapter(AppRound)
+_TASK = TypeAdapter(TaskRow)
+_SUMMARY = TypeAdapter(AppSummary)
+
+
+def is_app_run(folder: Path) -> bool:
+    """Whether a folder is that of a Flower app: its ``config.toml`` names one."""
+    try:
+        return "\n[app]\n" in f"\n{(folder / 'config.toml').read_text(encoding='utf-8')}"
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def load_app_run(folder: Path) -> AppRun:
+    """Read the files of a run.
+
+    Raises
+    ------
+    InputError
+        If the run is not finished, or a file is missing or broken.
+    """
+    path = folder / "summary.json"
+    if not path.exists():
+        raise InputError(f"{path} does not exist: the run did not end; see {folder / 'run.log'}")
+    return AppRun(
+        config=read_text(folder / "config.toml"),
+        summary=validate(_SUMMARY, parse_object(read_text(path), str(path)), str(path)),
+        rounds=_rows(folder / "rounds.jsonl", _ROUND),
+        tasks=_rows(folder / "clients.jsonl", _TASK),
+    )
+
+
+def _rows(path: Path, adapter: TypeAdapter[Any]) -> tuple[Any, ...]:
+    return tuple(read_lines(path, adapter)) if path.exists() else ()  # an app may send nothing
+
+
+def page_values(run: AppRun) -> dict[str, Any]:
+    """Return what the template ``app.html.j2`` shows of a run."""
+    return {
+        "run": run,
+        "summary": run.summary,
+        "heading": run.summary.app,
+        "in_short": _in_short(run),
+        "warning": _warning(run),
+        "tiles": _tiles(run),
+        "charts": _charts(run),
+        "round_columns": ROUND_COLUMNS,
+        "last_rounds": [_cells(row) for row in run.rounds[-_LAST_ROUNDS:]],
+    }
+
+
+def _in_short(run: AppRun) -> str:
+    summary = run.summary
+    text = f"A Flower app on {count_of(summary.nodes, 'simulated client')}"
+    if summary.tiers:
+        text += f" on {count_of(len(summary.tiers), 'kind')} of device"
+    return f"{text}, for {count_of(summary.rounds, 'round')} of training."
+
+
+def _warning(run: AppRun) -> str | None:
+    counts = status_counts(run)
+    if not run.tasks:
+        return "No client was asked to train or to evaluate."
+    return None if counts[TaskStatus.OK] else "No client gave a result."
+
+
+def _tiles(run: AppRun) -> list[Tile]:
+    summary, counts = run.summary, status_counts(run)
+    done = counts.pop(TaskStatus.OK)
+    lost = ", ".join(f"{format_count(count)} {status}" for status, count in counts.items() if count)
+    sent = f"{format_bytes(summary.bytes_up)} up, {format_bytes(summary.bytes_down)} down"
+    tiles = [
+        Tile(
+            "Tasks done",
+            format_count(done),
+            "measured",
+            (f"of {count_of(len(run.tasks), 'task')}", lost or "none was lost"),
+            alarm=not done,
+        ),
+        Tile("Traffic", format_bytes(summary.bytes_up + summary.bytes_down), "measured", (sent,)),
+        Tile("Wall time", format_seconds(summary.wall_seconds), "measured"),
+    ]
+    if summary.tiers:
+        note = ("on the devices' own clocks",)
+        tiles += [
+            Tile("Virtual time", format_seconds(summary.virtual_seconds), "modelled", note),
+            Tile("Energy", format_joules(summary.energy_joules), "modelled", ("whole fleet",)),
+        ]
+    return tiles
+
+
+def curves(run: AppRun) -> list[Curve]:
+    """Return the metrics of a run by round.
+
+    What strategies returned; where none did, the means of the clients' replies.
+    """
+    if not run.summary.results:
+        kinds = {"evaluate": "evaluate_metrics", "train": "train_metrics"}
+        means = {
+            source: {row.round: getattr(row, name) for row in run.rounds}
+            for source, name in kinds.items()
+        }
+        return list(_curves(means, ""))
+    several = len(run.summary.results) > 1
+    found: list[Curve] = []
+    for number, result in enumerate(run.summary.results, start=1):
+        found += _curves(result.metrics, f" ({number}. {result.strategy})" if several else "")
+    return found
+
+
+def _curves(metrics: Mapping[str, Mapping[int, Metrics]], suffix: str) -> Iterable[Curve]:
+    for source, label in _SOURCES.items():
+        by_name: dict[str, list[tuple[int, float]]] = {}
+        for number, values in metrics.get(source, {}).items():
+            for name, value in values.items():
+                by_name.setdefault(name, []).append((number, value))
+        for name, points in by_name.items():
+            yield Curve(name, f"{label}{suffix}", tuple(sorted(points)))
+
+
+def _charts(run: AppRun) -> dict[str, Chart | None]:
+    trained = [task for task in run.tasks if task.type == "train"]
+    of_training = replace(run, tasks=tuple(trained)) if trained else run
+    with house_style():
+        charts = {"metrics": metrics_over_rounds(curves(run))}
+        for name, draw in FLEET_FIGURES.items():
+            if run.devices or name == "failures":
+                charts[name] = draw(of_training if name == "devices" else run)
+    return dict.fromkeys(FLEET_FIGURES) | charts
+
+
+def _cells(row: AppRound) -> tuple[str, ...]:
+    return (
+        str(row.round),
+        str(row.trained),
+        str(row.evaluated),
+        str(row.failed),
+        format_bytes(row.bytes_up),
+        format_bytes(row.bytes_down),
+        format_seconds(row.virtual_seconds),
+        format_joules(row.energy_joules),
+        _in_words(row.train_metrics),
+        _in_words(row.evaluate_metrics),
+    )
+
+
+def _in_words(metrics: Metrics) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
