@@ -41,7 +41,7 @@ def _root(
 
 def register_commands() -> None:
     """Bring all commands into :data:`app`."""
-    from mest_fed.cli import client, devices, export, plan, report, run, simulate
+    from mest_fed.cli import client, compare, devices, export, plan, report, run, simulate
 
     commands = (
         simulate.simulate,
@@ -51,6 +51,7 @@ def register_commands() -> None:
         plan.plan,
         report.report,
         export.export,
+        compare.compare,
     )
     for command in commands:
         app.command()(command)

@@ -1,0 +1,36 @@
+"""``mest-fed compare``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mest_fed.cli.app import needs
+from mest_fed.cli.tables import TABLE_FORMATS, check_format, write_table
+
+
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of finished runs, two or more.")],
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="html, csv or parquet.")
+    ] = "html",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file; compare.FORMAT here if left out, csv to standard output."),
+    ] = None,
+) -> None:
+    """Compare runs on one page: their curves, what each cost, how their configurations differ."""
+    check_format(form, ("html", *TABLE_FORMATS))
+    needs("simulation", "matplotlib", "jinja2")
+    from mest_fed.simulation.report.compare import Comparison, write_comparison
+
+    compared = Comparison.of(folders)
+    if form == "html":
+        path = out or Path("compare.html")
+        write_comparison(compared, path)
+    else:
+        path = out or Path(f"compare.{form}")
+        write_table(compared.rows(), form, None if form == "csv" and out is None else path)
+        if form == "csv" and out is None:
+            return
+    typer.echo(f"comparison: {path}")
