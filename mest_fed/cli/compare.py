@@ -5,27 +5,30 @@ from typing import Annotated
 
 import typer
 
+from mest_fed.catalogue import TABLE_FORMATS
 from mest_fed.cli.app import needs
-from mest_fed.cli.tables import TABLE_FORMATS, check_format, write_table
+from mest_fed.cli.report import HTML
+from mest_fed.cli.tables import check_format, write_table
 
 
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="Folders of finished runs, two or more.")],
     form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="html, csv or parquet.")
-    ] = "html",
+        str,
+        typer.Option("--format", metavar="FORMAT", help=f"{HTML}, {', '.join(TABLE_FORMATS)}."),
+    ] = HTML,
     out: Annotated[
         Path | None,
         typer.Option(help="The file; compare.FORMAT here if left out, csv to standard output."),
     ] = None,
 ) -> None:
     """Compare runs on one page: their curves, what each cost, how their configurations differ."""
-    check_format(form, ("html", *TABLE_FORMATS))
+    check_format(form, HTML)
     needs("simulation", "matplotlib", "jinja2")
     from mest_fed.simulation.report.compare import Comparison, write_comparison
 
     compared = Comparison.of(folders)
-    if form == "html":
+    if form == HTML:
         path = out or Path("compare.html")
         write_comparison(compared, path)
     else:
