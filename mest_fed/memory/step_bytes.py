@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from mest_fed.catalogue import Recompute
 from mest_fed.errors import MestFedError, not_allowed
 from mest_fed.memory.activations import MemoryOptions, memory_saving
 from mest_fed.memory.activations.micro_chunks import only_the_ends
 from mest_fed.memory.meter import measure, warm_up
-from mest_fed.memory.trace import WORK, Bytes, LiveBytes, OperatorOverhead
+from mest_fed.memory.trace import WORK, Bytes, FusedAttention, LiveBytes, OperatorOverhead
 from mest_fed.nn import SparseLayer
 from mest_fed.nn.sgd import MOMENTUM, SGD
 from mest_fed.sparsity import DISTRIBUTIONS
@@ -119,13 +120,27 @@ def step_bytes(model: nn.Module, shape: TrainingShape, options: StepOptions) -> 
     UntraceableError
         If a layer needs numbers.
     """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.RNNBase):
+            raise UntraceableError(
+                f"{name or 'the model'} ({type(module).__name__}) is computed by oneDNN, whose "
+                "memory no trace shows"
+            )
     model.train()
     images = torch.empty(
         shape.batch, *options.input_shape, dtype=options.input_dtype, device="meta"
     )
     labels = torch.empty(shape.batch, dtype=torch.int64, device="meta")
     live = LiveBytes(OperatorOverhead(options.threads))
-    with live, only_the_ends(), memory_saving(model, shape.memory) as forward, _naming(model):
+    recomputes = shape.memory.recompute == Recompute.SEGMENTS
+    attention = nullcontext() if recomputes else FusedAttention()
+    with (
+        attention,
+        live,
+        only_the_ends(),
+        memory_saving(model, shape.memory) as forward,
+        _naming(model),
+    ):
         live.mark((*model.parameters(), *model.buffers()), "values")
         live.mark(_slots(model), "index")
         live.mark((images, labels), "batch")
