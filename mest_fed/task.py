@@ -6,13 +6,15 @@ A process builds it once: data, model and trace are shared by all clients that i
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
-from mest_fed.catalogue import AUGMENTATIONS, PARTITIONERS, MutationPlace
+from mest_fed.catalogue import AUGMENTATIONS, MODELS, PARTITIONERS, MutationPlace
 from mest_fed.config import DataSection, RunConfig, from_flat, read_options
 from mest_fed.config.load import Scalar
 from mest_fed.data import (
@@ -43,7 +45,8 @@ from mest_fed.memory import (
     trace_model,
 )
 from mest_fed.memory.activations import segments_of
-from mest_fed.nn import ModelSpec, SparseLayer, Sparsity, build_model, build_shell, model_spec
+from mest_fed.nn import ModelSpec, SparseLayer, Sparsity, model_spec
+from mest_fed.nn.models import Architecture, Weights
 from mest_fed.nn.norms import has_batch_statistics
 from mest_fed.rng import numpy_generator, torch_generator
 from mest_fed.sparsity import Interval, Method, build_method
@@ -224,34 +227,43 @@ class Task:
         )
         AUGMENTATIONS.call(name, lambda: next(iter(two)))
 
-    def build_model(self) -> nn.Module:
-        """Build the model of this seed at the target density (dense for the dense method)."""
+    @cached_property
+    def architecture(self) -> Architecture:
+        """Which model is trained, for the data's shapes."""
         example, model = self.example, self.config.model
-        given, sparsity = self.config.sparsity, None
-        if self.method.sparse:
-            sparsity = Sparsity(given.scheme, given.density, given.distribution)
-        return build_model(
+        return Architecture(
             model.name,
             example.input_shape,
             example.num_outputs,
-            generator=torch_generator(self.config.run.seed, "model"),
-            width=model.width,
-            norm=model.norm,
-            sparsity=sparsity,
+            width=self._given("width"),
+            norm=self._given("norm"),
+            options=read_options(model.options),
+            num_tokens=example.num_tokens,
+            target_shape=example.target_shape,
         )
+
+    def _given(self, key: str) -> Any:
+        """Return a key of the model; None where it is at its default and the model has no such."""
+        value = getattr(self.config.model, key)
+        at_default = value == type(self.config.model).model_fields[key].default
+        return None if at_default and not MODELS.takes(self.config.model.name, key) else value
+
+    def build_model(self) -> nn.Module:
+        """Build the model of this seed at the target density (dense for the dense method)."""
+        given, sparsity = self.config.sparsity, None
+        if self.method.sparse:
+            sparsity = Sparsity(given.scheme, given.density, given.distribution)
+        source = self.config.model.weights
+        weights = Weights.read(Path(source)) if source else None
+        return self.architecture.model(self._model_generator(), sparsity, weights)
+
+    def _model_generator(self) -> torch.Generator:
+        return torch_generator(self.config.run.seed, "model")
 
     @cached_property
     def model(self) -> nn.Module:
         """The process's resident model, a shell: whoever uses it writes a state into it first."""
-        example, model = self.example, self.config.model
-        return build_shell(
-            model.name,
-            example.input_shape,
-            example.num_outputs,
-            width=model.width,
-            norm=model.norm,
-            scheme=self.scheme,
-        )
+        return self.architecture.shell(self.scheme, self._model_generator().initial_seed())
 
     @cached_property
     def spec(self) -> ModelSpec:
@@ -261,6 +273,7 @@ class Task:
     @cached_property
     def trace(self) -> ModelTrace:
         """The model's memory needs."""
+        self.architecture.try_out(self.model, self.example.input_dtype)
         return trace_model(self.model, self.example.input_shape, self.example.input_dtype)
 
     def work(self, presented: int, memory: MemoryOptions | None = None) -> Work:

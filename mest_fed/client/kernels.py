@@ -131,7 +131,8 @@ def _model(task: Task, density: float) -> nn.Module | None:
     """Build the run's model at a density; None if the scheme cannot hold so much."""
     config = task.config
     sparsity = config.sparsity.model_copy(update={"density": density})
+    model = config.model.model_copy(update={"weights": ""})  # a device has no such file
     try:
-        return Task(config.model_copy(update={"sparsity": sparsity})).build_model()
+        return Task(config.model_copy(update={"sparsity": sparsity, "model": model})).build_model()
     except InputError:
         return None
