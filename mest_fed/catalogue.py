@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 
     Densities = Callable[[Mapping[str, Layout], float], dict[str, float]]
 
-#: ``build(input_shape, num_classes, *, width, norm)``; more of a model's declarations are described
-#: in docs/architecture.md.
+#: ``build(input_shape, num_classes, **options)``; docs/models.md says what a model may declare.
 MODELS: Registry[Callable[..., nn.Module]] = Registry(
     "model.name",
     {
@@ -43,7 +42,14 @@ MODELS: Registry[Callable[..., nn.Module]] = Registry(
         "resnet18": "mest_fed.nn.models.resnet:resnet18",
         "resnet20": "mest_fed.nn.models.resnet:resnet20",
         "resnet32": "mest_fed.nn.models.resnet:resnet32",
+        "resnet50": "mest_fed.nn.models.resnet:resnet50",
         "cnn2": "mest_fed.nn.models.cnn:CNN2",
+        "mobilenetv2": "mest_fed.nn.models.mobilenet:MobileNetV2",
+        "dscnn": "mest_fed.nn.models.mobilenet:DSCNN",
+        "mlp": "mest_fed.nn.models.series:MLP",
+        "har1d": "mest_fed.nn.models.series:SeriesNet",
+        "transformer": "mest_fed.nn.models.tokens:Transformer",
+        "lstm": "mest_fed.nn.models.tokens:LSTM",
     },
     makes="torch.nn:Module",
 )

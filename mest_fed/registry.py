@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from hashlib import blake2b
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar, cast
@@ -327,27 +327,37 @@ def resolve(reference: str) -> object:
 def _from_file(path: Path) -> ModuleType:
     """Import a file, once in a process, under a name made from its path.
 
-    Its folder can be imported from afterwards, as if the file were run as a script.
+    Its folder can be imported from afterwards, as if the file were run as a script. A process that
+    was given the file's source may lack the file.
     """
-    path = path.expanduser().resolve()
+    path = path.expanduser()
+    name = module_of_file(path)
+    if name in sys.modules or find_spec(name) is not None:
+        return import_module(name)
+    path = path.resolve()
     if not path.is_file():
         raise InputError(f"no such file: {path}")
     for module in list(sys.modules.values()):  # the script that runs, or a module imported by name
         if getattr(module, "__file__", None) == str(path) and not module.__package__:
             return module
-    digest = blake2b(str(path).encode(), digest_size=6).hexdigest()
-    spec = spec_from_file_location(f"{path.stem}_{digest}", path)
+    spec = spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
-    module = sys.modules[spec.name] = module_from_spec(spec)
+    module = sys.modules[name] = module_from_spec(spec)
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[spec.name]
+        del sys.modules[name]
         raise
     return module
+
+
+def module_of_file(path: Path) -> str:
+    """Return the name under which a file is imported: the same in every process."""
+    digest = blake2b(os.path.abspath(path).encode(), digest_size=6).hexdigest()
+    return f"{path.stem}_{digest}"
 
 
 def _described(error: Exception) -> str:

@@ -5,7 +5,9 @@ the same seed gives the same bits on one worker or a hundred.
 """
 
 import hashlib
+import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -34,6 +36,24 @@ def torch_generator(seed: int, *path: int | str) -> torch.Generator:
 def numpy_generator(seed: int, *path: int | str) -> np.random.Generator:
     """Return a NumPy generator for the path; see :func:`derive_seed`."""
     return np.random.default_rng(derive_seed(seed, *path))
+
+
+@contextmanager
+def seeded_globals(seed: int) -> Iterator[None]:
+    """Seed the global generators of torch (CPU), NumPy and Python for code that draws from them.
+
+    Afterwards they are as they were.
+    """
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)  # noqa: NPY002
 
 
 def in_random_order(total: int, generator: np.random.Generator) -> Iterator[int]:

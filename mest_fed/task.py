@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from mest_fed.catalogue import AUGMENTATIONS, PARTITIONERS, MutationPlace
+from mest_fed.catalogue import AUGMENTATIONS, MODELS, PARTITIONERS, MutationPlace
 from mest_fed.config import DataSection, RunConfig, from_flat, read_options
 from mest_fed.config.load import Scalar
 from mest_fed.config.stopping import StopRule
@@ -55,11 +56,10 @@ from mest_fed.nn import (
     Selection,
     SparseLayer,
     Sparsity,
-    build_model,
-    build_shell,
     layer_densities,
     model_spec,
 )
+from mest_fed.nn.models import Architecture, Weights
 from mest_fed.nn.tuning import set_choices
 from mest_fed.rng import numpy_generator, torch_generator
 from mest_fed.sparsity import Interval, Method, build_method
@@ -353,38 +353,50 @@ class Task:
         )
         AUGMENTATIONS.call(name, lambda: next(iter(two)))
 
-    def build_model(self) -> nn.Module:
-        """Build the model of this seed at the target density (dense for the dense method)."""
+    @cached_property
+    def architecture(self) -> Architecture:
+        """Which model is trained, for the data's shapes."""
         example, model = self.example, self.config.model
-        given, sparsity = self.config.sparsity, None
-        if self.method.sparse:
-            sparsity = Sparsity(given.scheme, given.density, given.densities, self._selection)
-        built = build_model(
+        return Architecture(
             model.name,
             example.input_shape,
             example.num_outputs,
-            generator=torch_generator(self.config.run.seed, "model"),
-            width=model.width,
-            norm=model.norm,
-            sparsity=sparsity,
+            width=self._given("width"),
+            norm=self._given("norm"),
+            options=read_options(model.options),
+            num_tokens=example.num_tokens,
+            target_shape=example.target_shape,
         )
+
+    def _given(self, key: str) -> Any:
+        """Return a key of the model; None where it is at its default and the model has no such."""
+        value = getattr(self.config.model, key)
+        at_default = value == type(self.config.model).model_fields[key].default
+        return None if at_default and not MODELS.takes(self.config.model.name, key) else value
+
+    def build_model(self) -> nn.Module:
+        """Build the model of this seed at the target density (dense for the dense method)."""
+        source = self.config.model.weights
+        weights = Weights.read(Path(source)) if source else None
+        built = self.architecture.model(self._model_generator(), self._sparsity, weights)
         set_choices(built, self.choices)
         return built
+
+    def _model_generator(self) -> torch.Generator:
+        return torch_generator(self.config.run.seed, "model")
 
     @cached_property
     def model(self) -> nn.Module:
         """The process's resident model, a shell: whoever uses it writes a state into it first."""
-        example, model = self.example, self.config.model
-        return build_shell(
-            model.name,
-            example.input_shape,
-            example.num_outputs,
-            width=model.width,
-            norm=model.norm,
-            scheme=self.scheme,
-            distribution=self.config.sparsity.densities,
-            selection=self._selection,
-        )
+        return self.architecture.shell(self._sparsity, self._model_generator().initial_seed())
+
+    @property
+    def _sparsity(self) -> Sparsity | None:
+        """What of the model is sparse from the start; None for the dense method."""
+        given = self.config.sparsity
+        if not self.method.sparse:
+            return None
+        return Sparsity(given.scheme, given.density, given.densities, self._selection)
 
     @property
     def _selection(self) -> Selection:
@@ -409,6 +421,7 @@ class Task:
     def trace(self) -> ModelTrace:
         """The model's memory needs."""
         example = self.example
+        self.architecture.try_out(self.model, example.input_dtype)
         loss = TrainingLoss(self.objective.total_loss, example.target_shape, example.target_dtype)
         return trace_model(self.model, example.input_shape, example.input_dtype, loss)
 

@@ -127,7 +127,8 @@ def _model(task: Task, density: float) -> nn.Module | None:
     """Build the run's model at a density; None if the scheme cannot hold so much."""
     config = task.config
     sparsity = config.sparsity.model_copy(update={"density": density})
-    config = config.model_copy(update={"sparsity": sparsity})
+    model = config.model.model_copy(update={"weights": ""})  # a device has no such file
+    config = config.model_copy(update={"sparsity": sparsity, "model": model})
     try:
         return task.reconfigured(config, None).build_model()
     except InputError:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
@@ -45,6 +46,12 @@ class Named:
 
 #: In the context of a validation: the folder that paths of files are relative to.
 FOLDER = "folder"
+
+
+def absolute(value: str, info: ValidationInfo) -> str:
+    """Make the path of a file absolute; an empty one stays empty."""
+    folder = (info.context or {}).get(FOLDER) or Path()
+    return str((folder / Path(value).expanduser()).absolute()) if value else ""
 
 
 def one_of(choices: Registry[Any] | type[StrEnum]) -> AfterValidator:

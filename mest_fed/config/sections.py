@@ -36,6 +36,7 @@ from mest_fed.config.base import (
     Positive,
     Section,
     Share,
+    absolute,
     format_mix,
     one_of,
     parse_mix,
@@ -140,7 +141,14 @@ class ModelSection(Section):
 
     name: Annotated[str, one_of(MODELS)] = "resnet8"
     width: Annotated[float, Field(gt=0, le=16)] = 1.0
+    """Factor on the channel counts, for a builder that has a parameter of this name."""
     norm: Annotated[str, one_of(NORMS)] = "group"
+    """Normalisation layer, for a builder that has a parameter of this name."""
+    options: Options = ""
+    """Further arguments of the builder; see ``docs/models.md``."""
+    weights: Annotated[str, AfterValidator(absolute)] = ""
+    """Weights to start from instead of random ones: a ``state_dict`` of the dense model, or the
+    folder of a finished run. Sparse layers keep their largest weights. Only the server reads it."""
 
 
 class SparsitySection(Section):

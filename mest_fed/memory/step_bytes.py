@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mest_fed.catalogue import OPTIMIZERS
+from mest_fed.catalogue import OPTIMIZERS, Recompute
 from mest_fed.errors import MestFedError, not_allowed
 from mest_fed.memory.activations import MemoryOptions, memory_saving
 from mest_fed.memory.activations.micro_chunks import only_the_ends
@@ -19,6 +19,7 @@ from mest_fed.memory.trace import (
     CROSS_ENTROPY,
     WORK,
     Bytes,
+    FusedAttention,
     LiveBytes,
     OperatorOverhead,
     TrainingLoss,
@@ -160,7 +161,15 @@ def step_bytes(model: nn.Module, shape: TrainingShape, options: StepOptions) -> 
     )
     targets = options.loss.targets(shape.batch, "meta")
     live = LiveBytes(OperatorOverhead(options.threads))
-    with live, only_the_ends(), memory_saving(model, shape.memory) as forward, _naming(model):
+    recomputes = shape.memory.recompute == Recompute.SEGMENTS
+    attention = nullcontext() if recomputes else FusedAttention()
+    with (
+        attention,
+        live,
+        only_the_ends(),
+        memory_saving(model, shape.memory) as forward,
+        _naming(model),
+    ):
         live.mark((*model.parameters(), *model.buffers()), "values")
         live.mark(_slots(model), "index")
         live.mark((images, targets), "batch")

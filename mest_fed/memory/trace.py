@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mest_fed.kernels.native import scratch_of
@@ -376,6 +378,49 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if total > self._most:
             self._most, self.peak = total, self._now.copy()
             self.peak[WORK] += hidden
+
+
+class FusedAttention(TorchFunctionMode):
+    """Has attention on meta tensors keep what the CPU's fused kernel keeps, not all scores.
+
+    It does not reach what backward computes again: torch runs backward outside of such modes.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function of torch."""
+        kwargs = kwargs or {}
+        if func is scaled_dot_product_attention and _is_fused(*args, **kwargs):
+            query, key, value = args[:3]
+            return _FusedProduct.apply(query, key, value)  # type: ignore[no-untyped-call]
+        return func(*args, **kwargs)
+
+
+def _is_fused(*args: Any, **options: Any) -> bool:
+    """Whether the CPU computes attention with its fused kernel: as torch 2.13 decides."""
+    plain = len(args) == 3 and not options.get("dropout_p") and not options.get("enable_gqa")
+    mask = options.get("attn_mask")
+    sizes = {it.shape[-1] for it in args[:3]}
+    return (
+        plain
+        and len(sizes) == 1
+        and args[0].dim() == 4
+        and not (mask is not None and mask.requires_grad)
+    )
+
+
+class _FusedProduct(torch.autograd.Function):
+    """Attention of (n, heads, length, features): its output, and a number for each query."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:-1]))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        query, key, value, *_ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
 def in_memory(count: int) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from flwr.app import Context, RecordDict
 
-from mest_fed.catalogue import MutationPlace
+from mest_fed.catalogue import MODELS, MutationPlace
 from mest_fed.client.capability import Capability
 from mest_fed.client.local_round import ClientState, TrainInstruction, train_round
 from mest_fed.config import RunConfig, from_flat, named_files, to_flat
@@ -103,8 +103,7 @@ def measure_plans(task: Task, plans: Sequence[Plan]) -> Iterator[int]:
     busiest = int(np.argmax(sizes))
     training = task.config.training.model_copy(update={"local_epochs": 1})  # the peak is there
     task = task.reconfigured(task.config.model_copy(update={"training": training}), task.choices)
-    narrow = task.config.model_copy(update={"model": _narrow(task.config.model)})
-    small = task.reconfigured(narrow, task.choices)
+    small = task.reconfigured(_small(task), task.choices)
     for plan in plans:
         who = Capability(busiest, "probe", plan.budget, plan)
         messages = [encode(_received(each, plan.density), each.spec)[0] for each in (small, task)]
@@ -112,9 +111,17 @@ def measure_plans(task: Task, plans: Sequence[Plan]) -> Iterator[int]:
         yield measure(partial(_round, task, messages[1], who), warm_up_run).added
 
 
-def _narrow(model: ModelSection) -> ModelSection:
-    """Return the model at a quarter of its width."""
-    return model.model_copy(update={"width": model.width / 4})
+def _small(task: Task) -> RunConfig:
+    """Return the run with a model a quarter as wide, or with one of ours for a user's own."""
+    config = task.config
+    model, width = ModelSection(norm=config.model.norm), config.model.width / 4
+    if MODELS.is_builtin(config.model.name):
+        model = config.model.model_copy(update={"weights": ""})
+    elif task.example.input_dtype == torch.int64:
+        model = ModelSection(name="transformer")
+    elif len(task.example.input_shape) != 3:
+        model = ModelSection(name="mlp")
+    return config.model_copy(update={"model": model.model_copy(update={"width": width})})
 
 
 def _warm_up(small: Task, message: Payload, who: Capability) -> None:

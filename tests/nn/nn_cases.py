@@ -3,9 +3,30 @@
 import torch
 from torch import nn
 
+from mest_fed.catalogue import MODELS
 from mest_fed.nn import build_model, sparsify
 
 SCHEMES = ("unstructured", "block", "block:3", "pattern", "channel")
+
+
+#: Model -> shape of a small input, where it is no image.
+SHAPES = {"dscnn": (1, 49, 10), "har1d": (6, 32), "transformer": (12,), "lstm": (12,)}
+
+
+def input_of(name, count=2, seed=0):
+    """Return a small input of a model; tokens are below 10."""
+    shape = (count, *SHAPES.get(name, (3, 8, 8)))
+    if len(shape) == 2:
+        return torch.randint(10, shape, generator=generator(seed))
+    return draw(*shape, seed=seed)
+
+
+def small(name, seed=0, **options):
+    """Build a model of the catalogue at a quarter of its width, with group normalisation."""
+    if MODELS.takes(name, "norm"):
+        options.setdefault("norm", "group")
+    shape = SHAPES.get(name, (3, 8, 8))
+    return build_model(name, shape, 10, generator=generator(seed), width=0.25, **options)
 
 
 def generator(seed=0):

@@ -1,6 +1,7 @@
 """Runs on a Ray cluster of several nodes, which share no disk and may be lost; flat memory."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,17 @@ def test_two_nodes_that_share_no_disk(cluster, serial, faults, tmp_path):
     assert_same_end(folders.run, serial[1])
     processes = [int(path.name.partition("-")[2]) for path in faults.glob("process-*")]
     assert len(processes) == 2  # both had clients
+
+
+def test_a_users_model_is_sent_to_the_nodes(cluster, tmp_path):
+    for name in ("own_nets.py", "own_sizes.py"):
+        shutil.copy(Path(__file__).parent / name, tmp_path)
+    model = {"name": str(tmp_path / "own_nets.py:build"), "width": 1.0}  # asserts where it is from
+    config = tiny_config(run={"rounds": 1}, model=model)
+    folders = Folders(tmp_path, config)
+    expected = start(tmp_path / "serial", config)
+    assert finish(folders.simulate("--workers", "2", "--ray-address", cluster.address)) == (0, "")
+    assert_same_end(folders.run, expected)
 
 
 def test_a_node_lost(cluster, serial, faults, tmp_path):

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from mest_fed.nn.dense import Conv2d, ReLUMaxPool2d
 from mest_fed.nn.flow import Ends
+from mest_fed.nn.models.initial import glorot_uniform
 
 
 class CNN2(nn.Module):
@@ -20,11 +21,11 @@ class CNN2(nn.Module):
     width : float
         Factor on the 32 and 64 channels and on the 128 hidden units.
     norm : str
-        Accepted for the common signature; the network has no normalisation.
+        Accepted as an earlier version did; the network has no normalisation.
     """
 
     #: Nothing corrects the size of its activations: its first weights must see to it.
-    normalised: ClassVar = False
+    initial: ClassVar = staticmethod(glorot_uniform)
     segments: ClassVar = {"features": ("conv1", "conv2")}
     calls_fused: ClassVar = True
     ends: ClassVar = Ends(stem=("conv1",), head=("classifier",), shortcuts=())

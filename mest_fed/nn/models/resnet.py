@@ -2,7 +2,8 @@
 
 ResNet-8, -20 and -32 are those of He et al. 2016, section 4.2: three stages. MEST's ResNet-32 is
 ``width=2``: stages of 32, 64 and 128 channels. ResNet-18 has the four stages of their section 4.1
-behind the stem of the others: a 3x3 convolution of stride 1, and no pooling.
+behind the stem of the others: a 3x3 convolution of stride 1, and no pooling. ResNet-50 has four
+such stages of bottlenecks.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 from mest_fed.catalogue import NORMS
 from mest_fed.nn.dense import Conv2d
 from mest_fed.nn.flow import Ends
+from mest_fed.nn.models.initial import as_mest
 
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with a shortcut."""
 
+    expansion: ClassVar = 1
     channel_pairs = (("conv1", "conv2"),)
     segments: ClassVar = {"forward": ()}
     calls_fused: ClassVar = True
@@ -28,18 +31,47 @@ class ResidualBlock(nn.Module):
         self.norm1 = NORMS.build(norm, channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.norm2 = NORMS.build(norm, channels)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or in_channels != channels:
-            self.shortcut = nn.Sequential(
-                Conv2d(in_channels, channels, 1, stride, bias=False),
-                NORMS.build(norm, channels),
-            )
+        self.shortcut = _shortcut(in_channels, channels, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, in_channels, h, w) to (n, channels, h / stride, w / stride)."""
         y = self.norm1(self.conv1(x), relu=True)
         z: Tensor = self.norm2(self.conv2(y), residual=self.shortcut(x), relu=True)
         return z
+
+
+class Bottleneck(nn.Module):
+    """A 1x1, a 3x3 and a 1x1 convolution to four times the channels, with a shortcut."""
+
+    expansion: ClassVar = 4
+    channel_pairs = (("conv1", "conv2"),)
+    segments: ClassVar = {"forward": ()}
+    calls_fused: ClassVar = True
+
+    def __init__(self, in_channels: int, channels: int, stride: int, norm: str) -> None:
+        super().__init__()
+        out_channels = channels * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.norm1 = NORMS.build(norm, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
+        self.norm2 = NORMS.build(norm, channels)
+        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
+        self.norm3 = NORMS.build(norm, out_channels)
+        self.shortcut = _shortcut(in_channels, out_channels, stride, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, in_channels, h, w) to (n, 4 * channels, h / stride, w / stride)."""
+        y = self.norm1(self.conv1(x), relu=True)
+        y = self.norm2(self.conv2(y), relu=True)
+        z: Tensor = self.norm3(self.conv3(y), residual=self.shortcut(x), relu=True)
+        return z
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int, norm: str) -> nn.Sequential:
+    if stride == 1 and in_channels == out_channels:
+        return nn.Sequential()
+    projection = Conv2d(in_channels, out_channels, 1, stride, bias=False)
+    return nn.Sequential(projection, NORMS.build(norm, out_channels))
 
 
 class ResNet(nn.Module):
@@ -49,7 +81,7 @@ class ResNet(nn.Module):
     ----------
     stages : sequence of int
         Channels of each stage at width 1.
-    blocks : int
+    blocks : int or sequence of int
         Residual blocks of each stage.
     input_shape : tuple of int
         (channels, height, width) of an image.
@@ -59,29 +91,39 @@ class ResNet(nn.Module):
         Factor on the channels of the stages.
     norm : str
         A name of :data:`~mest_fed.catalogue.NORMS`.
+    block : type
+        ``ResidualBlock`` or ``Bottleneck``.
     """
 
+    initial: ClassVar = staticmethod(as_mest)
     segments: ClassVar = {"stem": ("conv1", "norm1")}
     calls_fused: ClassVar = True
 
     def __init__(
         self,
         stages: Sequence[int],
-        blocks: int,
+        blocks: int | Sequence[int],
         input_shape: tuple[int, int, int],
         num_classes: int,
         *,
         width: float = 1.0,
         norm: str = "batch",
+        block: type[ResidualBlock] | type[Bottleneck] = ResidualBlock,
     ) -> None:
         super().__init__()
         channels = [max(1, round(base * width)) for base in stages]
         self.conv1 = Conv2d(input_shape[0], channels[0], 3, 1, 1, bias=False)
         self.norm1 = NORMS.build(norm, channels[0])
         self.num_stages = len(channels)
-        for i, (before, after) in enumerate(zip(channels[:1] + channels, channels, strict=False)):
-            self.add_module(f"stage{i + 1}", _stage(before, after, 2 if i else 1, blocks, norm))
-        self.classifier = nn.Linear(channels[-1], num_classes)
+        depths = [blocks] * len(channels) if isinstance(blocks, int) else blocks
+        before = channels[0]
+        for i, (after, depth) in enumerate(zip(channels, depths, strict=True)):
+            stage = nn.Sequential()
+            for number in range(depth):
+                stage.append(block(before, after, 2 if i and not number else 1, norm))
+                before = after * block.expansion
+            self.add_module(f"stage{i + 1}", stage)
+        self.classifier = nn.Linear(before, num_classes)
 
     @property
     def ends(self) -> Ends:
@@ -105,18 +147,22 @@ class ResNet(nn.Module):
         return logits
 
 
-def _stage(in_channels: int, channels: int, stride: int, blocks: int, norm: str) -> nn.Sequential:
-    first = ResidualBlock(in_channels, channels, stride, norm)
-    rest = (ResidualBlock(channels, channels, 1, norm) for _ in range(blocks - 1))
-    return nn.Sequential(first, *rest)
+def resnet(
+    stages: Sequence[int],
+    blocks: int | Sequence[int],
+    block: type[ResidualBlock] | type[Bottleneck] = ResidualBlock,
+) -> Callable[..., ResNet]:
+    """Return the constructor of a ResNet."""
 
-
-def resnet(stages: Sequence[int], blocks: int) -> Callable[..., ResNet]:
-    """Return the constructor of a ResNet; its depth is 2 + 2 * blocks * stages."""
-
-    def build(input_shape: tuple[int, int, int], num_classes: int, **options: object) -> ResNet:
+    def build(
+        input_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        width: float = 1.0,
+        norm: str = "batch",
+    ) -> ResNet:
         """Build the network; parameters as those of :class:`ResNet`."""
-        return ResNet(stages, blocks, input_shape, num_classes, **options)  # type: ignore[arg-type]
+        return ResNet(stages, blocks, input_shape, num_classes, width=width, norm=norm, block=block)
 
     return build
 
@@ -125,3 +171,4 @@ resnet8 = resnet((16, 32, 64), blocks=1)
 resnet18 = resnet((64, 128, 256, 512), blocks=2)
 resnet20 = resnet((16, 32, 64), blocks=3)
 resnet32 = resnet((16, 32, 64), blocks=5)
+resnet50 = resnet((64, 128, 256, 512), blocks=(3, 4, 6, 3), block=Bottleneck)

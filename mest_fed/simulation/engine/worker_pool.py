@@ -24,6 +24,7 @@ from mest_fed.simulation.engine.client_runner import (
     one_line,
 )
 from mest_fed.simulation.engine.machine import free_memory
+from mest_fed.simulation.engine.own_code import OwnCode
 from mest_fed.simulation.engine.serialization import (
     Address,
     EncodedJobs,
@@ -98,9 +99,12 @@ class FleetWorker:
     ----------
     search_path : list of str
         Where the server process finds modules; a client's may be there.
+    own_code : OwnCode
+        Modules of a user's own.
     """
 
-    def __init__(self, search_path: list[str]) -> None:
+    def __init__(self, search_path: list[str], own_code: OwnCode) -> None:
+        own_code.install()
         sys.path.extend(path for path in search_path if path not in sys.path)
 
     def load(
@@ -216,6 +220,7 @@ class WorkerPool:
             hint = 'give it as "module:attribute"'
             raise InputError(f"the ClientApp cannot be sent to worker processes; {hint}") from error
         self._setup = ray.put(setup)
+        self._own_code = ray.put(OwnCode.imported())
         # A worker that dies on a lost machine must not come back by itself: we replace it.
         self._actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0)(FleetWorker)
         self._lock = threading.Lock()
@@ -228,7 +233,7 @@ class WorkerPool:
         made = [SharedMemory.create() for _ in range(CHUNKS_PER_WORKER)]
         memory_files = [memory_file for memory_file, _ in filter(None, made)]
         addresses = [address for _, address in filter(None, made)]
-        actor = self._actor.remote(sys.path)
+        actor = self._actor.remote(sys.path, self._own_code)
         loading = actor.load.remote(self._client_app, self._setup, addresses)
         return WorkerHandle(actor, memory_files, loading)
 

@@ -1,0 +1,109 @@
+"""Modules of a user's own, which workers on other machines import as the driver did.
+
+A worker may run where the user's files are not. So every worker gets the source of the modules that
+the driver has imported and that are not installed, and imports them from it. A worker that starts
+late gets the same code, even if a file was edited meanwhile.
+"""
+
+import site
+import sys
+import sysconfig
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.abc import ExecutionLoader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+from mest_fed.registry import module_of_file
+
+_PACKAGE = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A module's source.
+
+    Parameters
+    ----------
+    file : str
+        Where it is on the driver's machine; tracebacks name it.
+    text : str
+        What is in the file.
+    is_package : bool
+        Whether it may have submodules.
+    """
+
+    file: str
+    text: str
+    is_package: bool
+
+
+@dataclass(frozen=True)
+class OwnCode:
+    """The sources of modules, by name."""
+
+    sources: Mapping[str, Source]
+
+    @classmethod
+    def imported(cls) -> "OwnCode":
+        """Take the modules that this process has imported and that are not installed.
+
+        A script counts as a file that a reference names.
+        """
+        found: dict[str, Source] = {}
+        for name, module in list(sys.modules.items()):
+            file = getattr(module, "__file__", None)
+            if isinstance(module, ModuleType) and isinstance(file, str) and _is_own(Path(file)):
+                path = Path(file).absolute()
+                source = Source(str(path), path.read_text("utf-8"), hasattr(module, "__path__"))
+                if name != "__main__":
+                    found[name] = source
+                if not module.__package__:  # a reference may name the file
+                    found[module_of_file(path)] = source
+        for name in list(found):
+            while name := name.rpartition(".")[0]:  # packages without a file
+                found.setdefault(name, Source(f"<{name}>", "", is_package=True))
+        return cls(found)
+
+    def install(self) -> None:
+        """Have this process import these modules from their sources."""
+        if self.sources:
+            sys.meta_path.insert(0, _Finder(self.sources))
+
+
+class _Finder(MetaPathFinder, ExecutionLoader):
+    """Finds and loads modules whose sources it has."""
+
+    def __init__(self, sources: Mapping[str, Source]) -> None:
+        self._sources = sources
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        source = self._sources.get(name)
+        if source is None:
+            return None
+        places: list[str] | None = [] if source.is_package else None
+        return spec_from_file_location(
+            name, source.file, loader=self, submodule_search_locations=places
+        )
+
+    def get_filename(self, name: str) -> str:
+        return self._sources[name].file
+
+    def get_source(self, name: str) -> str:
+        return self._sources[name].text
+
+    def is_package(self, name: str) -> bool:
+        return self._sources[name].is_package
+
+
+def _is_own(file: Path) -> bool:
+    if file.suffix != ".py" or not file.is_file():
+        return False
+    paths = sysconfig.get_paths()
+    installed = [paths["stdlib"], paths["purelib"], paths["platlib"], *site.getsitepackages()]
+    installed += [site.getusersitepackages(), str(_PACKAGE)]
+    return not any(file.is_relative_to(place) for place in installed)

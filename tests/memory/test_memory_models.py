@@ -1,0 +1,60 @@
+"""Models of each family: the predicted peak of a step against the measured one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT, can_measure
+
+pytestmark = pytest.mark.skipif(not can_measure(), reason="nothing can be measured here")
+
+CODE = """
+import json, warnings
+import torch
+from mest_fed.memory import TrainingSetup, TrainingShape, trace_model
+from mest_fed.memory.footprint import footprint, peak_granules
+from mest_fed.memory.step_bytes import measured_step
+from mest_fed.nn import sparsifiable
+from mest_fed.nn.models import Architecture
+from mest_fed.sparsity import build_method
+
+warnings.simplefilter("ignore")
+torch.set_num_threads(1)
+CASES = {
+    "resnet50": (Architecture("resnet50", (3, 16, 16), 10, width=0.5), torch.float32),
+    "mobilenetv2": (Architecture("mobilenetv2", (3, 16, 16), 10), torch.float32),
+    "dscnn": (Architecture("dscnn", (1, 49, 10), 12, width=2.0), torch.float32),
+    "har1d": (Architecture("har1d", (9, 128), 6, width=2.0), torch.float32),
+    "transformer": (Architecture("transformer", (128,), 10, num_tokens=100), torch.int64),
+    "lstm": (Architecture("lstm", (32,), 10, num_tokens=100), torch.int64),
+}
+found = {}
+for name, (architecture, dtype) in CASES.items():
+    scheme = "block" if sparsifiable(architecture.shell()) else None
+    trace = trace_model(architecture.shell(scheme), architecture.input_shape, dtype)
+    setting = TrainingSetup(build_method("static" if scheme else "dense", 0.1), messages=False)
+    shape = TrainingShape(0.1 if scheme else 1.0, "uniform", 32, 32)
+    model = trace.at(peak_granules(trace, setting.method, shape))
+    measured = measured_step(model, architecture.input_shape, shape, dtype)
+    found[name] = footprint(trace, setting, shape).total / measured
+print(json.dumps(found))
+"""
+
+
+def test_prediction_is_near_what_is_measured():
+    done = subprocess.run(
+        [sys.executable, "-c", CODE],
+        env=os.environ | ALLOCATOR_ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    ratios = json.loads(done.stdout)
+    print(ratios)
+    for name, ratio in ratios.items():
+        assert 0.92 < ratio < 1.19, name

@@ -1,0 +1,43 @@
+"""Models as users bring them: one of their own, and a copy of one of ours."""
+
+import sys
+
+import own_sizes  # a module beside this file
+from torch import nn
+
+from mest_fed.nn.models.resnet import ResNet
+
+if "default_worker" in sys.argv[0]:
+    # A worker imports what the driver sent, and does not look for the file.
+    assert type(__loader__).__module__ == "mest_fed.simulation.engine.own_code"
+    assert type(own_sizes.__loader__).__module__ == "mest_fed.simulation.engine.own_code"
+
+
+def build(input_shape, num_classes, depth=1):
+    channels = own_sizes.CHANNELS
+    layers = [nn.Conv2d(input_shape[0], channels, 3, padding=1), nn.BatchNorm2d(channels)]
+    for _ in range(depth):
+        layers += [nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)]
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes)]
+    return nn.Sequential(*layers)
+
+
+def ours(input_shape, num_classes, width=1.0, norm="batch"):
+    return ResNet((16, 32, 64), 1, input_shape, num_classes, width=width, norm=norm)
+
+
+def too_narrow(input_shape, num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3, 8), nn.Linear(8, num_classes))
+
+
+def a_dict(input_shape, num_classes):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten())
+            self.out = nn.Linear(64, num_classes)
+
+        def forward(self, x):
+            return {"logits": self.out(self.body(x))}
+
+    return Net()

@@ -1,0 +1,3 @@
+"""A module that own_nets.py imports."""
+
+CHANNELS = 12

@@ -1,0 +1,123 @@
+"""Runs of models that are no part of mest-fed, from a folder of their own, and of their weights."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tomli_w
+import torch
+from tiny_run import read_summary, start, tiny_config, tiny_table
+
+from mest_fed.cli import main
+from mest_fed.nn import to_dense
+from mest_fed.simulation.settings import resolve
+from mest_fed.task import Task
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """Return a folder with a configuration and the files of its model."""
+    folder = tmp_path_factory.mktemp("own")
+    for name in ("own_nets.py", "own_sizes.py"):
+        shutil.copy(HERE / name, folder)
+    table = tiny_table(run={"rounds": 2}, sparsity={"density": 0.4})
+    table["model"] = {"name": "own_nets.py:build", "options": {"depth": 2}}
+    (folder / "own.toml").write_text(tomli_w.dumps(table))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(own, tmp_path_factory):
+    """Return the folder of a run in this process."""
+    folder = tmp_path_factory.mktemp("elsewhere") / "run"
+    _, config = resolve(None, own / "own.toml", [])
+    start(folder, config)
+    return folder
+
+
+def test_the_model_is_trained_with_its_options(run):
+    state = torch.load(run / "model.pt", weights_only=True)
+    assert [name for name in state if name.endswith("weight")] == [
+        f"{number}.weight" for number in (0, 1, 3, 5, 8)
+    ]
+    assert read_summary(run)["achieved_density"] == pytest.approx(0.4, abs=0.05)
+    assert (state["3.weight"] == 0).float().mean() > 0.4
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_workers_started_elsewhere_give_the_same_bits(own, run, tmp_path):
+    command = [Path(sys.executable).parent / "mest-fed", "simulate", "--config", own / "own.toml"]
+    done = subprocess.run(
+        [*command, "--workers", "2", "--out", "run", "--quiet"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert read_summary(tmp_path / "run")["model_sha256"] == read_summary(run)["model_sha256"]
+
+
+def test_our_model_from_a_users_file_gives_the_same_bits(own, tmp_path):
+    given = {"run": {"rounds": 1}, "model": {"width": 0.25}}
+    start(tmp_path / "ours", tiny_config(**given))
+    given["model"]["name"] = f"{own}/own_nets.py:ours"
+    start(tmp_path / "theirs", tiny_config(**given))
+    ours, theirs = (read_summary(tmp_path / name)["model_sha256"] for name in ("ours", "theirs"))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("source", ["", "model.pt"])
+def test_a_run_starts_from_an_earlier_one(own, run, source):
+    _, config = resolve(None, own / "own.toml", [f"model.weights={run / source}"])
+    state = to_dense(Task(config).build_model()).state_dict()
+    for name, tensor in torch.load(run / "model.pt", weights_only=True).items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(state[name], tensor), name
+
+
+@pytest.fixture
+def refused(own, tmp_path, monkeypatch, capsys):
+    """Return a function that runs with settings, and returns the one line that it costs."""
+    (tmp_path / "tiny.toml").write_text(tomli_w.dumps(tiny_table()))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*settings):
+        options = ["--config", "tiny.toml", "--workers", "0", "--out", "run"]
+        for setting in settings:
+            options += ["--set", setting]
+        monkeypatch.setattr(sys, "argv", ["mest-fed", "simulate", *options])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsys.readouterr()
+        assert (caught.value.code, out, err.count("\n")) == (2, "", 1)
+        assert not (tmp_path / "run").exists()
+        return err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["model.name=absent.py:build"], "no such file: "),
+        (["model.name={own}:absent"], "has no attribute 'absent'"),
+        (["model.name={own}:build", "model.options.width=3"], "model.options.width is no option"),
+        (["model.name={own}:build", "model.width=0.5"], "model.width = 0.5 is not allowed"),
+        (["model.name={own}:too_narrow", "model.width=1.0"], "ValueError: an input of shape"),
+        (["model.name={own}:a_dict", "model.width=1.0"], "a dict; allowed: a tensor"),
+        (["model.options=3"], "model.options = 3 is not allowed"),
+        (["model.options.depth=3"], "model.options.depth is no option of model.name = 'resnet8'"),
+        (["model.weights=absent.pt"], "is no file"),
+    ],
+)
+def test_what_is_wrong_costs_one_line(settings, words, own, refused):
+    err = refused(*(setting.format(own=own / "own_nets.py") for setting in settings))
+    assert err.startswith("error: model.")
+    assert words in err
