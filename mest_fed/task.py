@@ -245,8 +245,10 @@ class Task:
             rule.watched(objective)
         few = np.unique(np.linspace(0, len(train) - 1, _TRIED).astype(np.int64))
         (batch,) = Batches(train, few, _TRIED)
+        model = self.build_model().eval()
+        self.architecture.try_out(model, self.example.input_dtype)
         with torch.no_grad():
-            outputs = self.build_model().eval()(batch.inputs)
+            outputs = model(batch.inputs)
         try_objective(objective, outputs, batch.targets, key=self._task_key)
         if self.forgetting.active and objective.correct(outputs, batch.targets) is None:
             raise InputError(

@@ -13,7 +13,7 @@ from torch import nn
 
 import mest_fed.catalogue as catalogue
 from mest_fed.config import RunConfig, from_table, named, to_flat
-from mest_fed.data import DataSplit, partition
+from mest_fed.data import DataSplit, load_dataset, partition
 from mest_fed.devices import load_profile
 from mest_fed.errors import InputError
 from mest_fed.memory import PlanLimits, TrainingShape
@@ -29,6 +29,12 @@ from mest_fed.task import Task
 REGISTRIES = {name: value for name, value in vars(catalogue).items() if isinstance(value, Registry)}
 SOURCE = Path(catalogue.__file__).parent
 LABELS = np.arange(60) % 5
+#: Models that take no image: the shape and type of their input.
+INPUTS = {
+    "har1d": ((6, 32), torch.float32),
+    "lstm": ((12,), torch.int64),
+    "transformer": ((12,), torch.int64),
+}
 
 
 def every(registry):
@@ -57,10 +63,19 @@ def test_nothing_is_imported_for_a_look_at_the_names():
 def test_every_choice_of_the_configuration_is_registered():
     """A text is a choice, or is free: a path, a mix, an order of the planner's knobs."""
     free = {
-        "task.options",
-        "server.stop_when",
-        "data.path",
+        "data.columns",
+        "data.encoding",
+        "data.options",
         "data.partition_file",
+        "data.path",
+        "memory.segments",
+        "model.options",
+        "model.weights",
+        "server.stop_when",
+        "sparsity.exclude",
+        "sparsity.include",
+        "sparsity.layers",
+        "task.options",
         "training.kernels",  # a name of KernelMode, or a path
         "memory.prefer",  # names of KNOBS
         "behaviour.trace",
@@ -104,8 +119,9 @@ def test_what_is_registered_is_allowed_and_nothing_else(section, key):
 
 @every(catalogue.MODELS)
 def test_models(name):
-    model = build_model(name, (3, 8, 8), 4, generator=torch.Generator(), width=0.25)
-    assert model.eval()(torch.zeros(2, 3, 8, 8)).shape == (2, 4)
+    shape, dtype = INPUTS.get(name, ((3, 8, 8), torch.float32))
+    model = build_model(name, shape, 4, generator=torch.Generator(), width=0.25)
+    assert model.eval()(torch.zeros(2, *shape, dtype=dtype)).shape == (2, 4)
 
 
 @every(catalogue.NORMS)
@@ -115,15 +131,16 @@ def test_norms(name):
 
 
 def test_data_sets_say_what_a_split_is():
-    assert isinstance(catalogue.DATASETS.build("digits", ""), DataSplit)
+    assert isinstance(load_dataset("digits"), DataSplit)
 
 
 @every(catalogue.PARTITIONERS)
 def test_partitioners(name):
-    parts = partition(LABELS, 4, scheme=name, seed=0, examples_per_device=20, alpha=1.0)
+    options = {"examples_per_device": 20, "alpha": 1.0, "groups": np.arange(len(LABELS)) % 5}
+    parts = partition(LABELS, 4, scheme=name, seed=0, **options)
     assert len(parts) == 4
     assert all(len(set(part.tolist())) == len(part) > 0 for part in parts)
-    again = partition(LABELS, 4, scheme=name, seed=0, examples_per_device=20, alpha=1.0)
+    again = partition(LABELS, 4, scheme=name, seed=0, **options)
     assert all(np.array_equal(*pair) for pair in zip(parts, again, strict=True))
 
 

@@ -1,7 +1,7 @@
 """The run configuration: one frozen section for each part, every key with its default."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
@@ -46,9 +46,11 @@ from mest_fed.config.behaviour import BehaviourSection
 from mest_fed.config.stopping import FORMS as STOP_FORMS
 from mest_fed.config.stopping import StopRule
 from mest_fed.errors import InputError
-from mest_fed.memory import MemoryOptions
 from mest_fed.system.limits import MARGIN
 from mest_fed.units import parse_bytes
+
+if TYPE_CHECKING:
+    from mest_fed.memory import MemoryOptions
 
 
 def _kernels(value: str) -> str:
@@ -293,8 +295,10 @@ class MemorySection(Section):
         return ", ".join(knobs)
 
     @property
-    def options(self) -> MemoryOptions:
+    def options(self) -> "MemoryOptions":
         """What training saves memory by in any case."""
+        from mest_fed.memory import MemoryOptions  # torch: reading a configuration needs none
+
         return MemoryOptions(
             self.recompute, self.saved, self.release_gradients, self.frozen, self.segments
         )

@@ -121,7 +121,15 @@ def _small(task: Task) -> RunConfig:
         model = ModelSection(name="transformer")
     elif len(task.example.input_shape) != 3:
         model = ModelSection(name="mlp")
-    return config.model_copy(update={"model": model.model_copy(update={"width": width})})
+    # Names of layers and segments are those of the run's model.
+    sparsity = {"include": "", "exclude": "", "layers": ""}
+    return config.model_copy(
+        update={
+            "model": model.model_copy(update={"width": width}),
+            "sparsity": config.sparsity.model_copy(update=sparsity),
+            "memory": config.memory.model_copy(update={"segments": ""}),
+        }
+    )
 
 
 def _warm_up(small: Task, message: Payload, who: Capability) -> None:

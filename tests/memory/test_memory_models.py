@@ -18,7 +18,7 @@ from mest_fed.memory import TrainingSetup, TrainingShape, trace_model
 from mest_fed.memory.footprint import footprint, peak_granules
 from mest_fed.memory.step_bytes import measured_step
 from mest_fed.nn import sparsifiable
-from mest_fed.nn.models import Architecture
+from mest_fed.nn.models import Architecture, Sparsity
 from mest_fed.sparsity import build_method
 
 warnings.simplefilter("ignore")
@@ -33,10 +33,11 @@ CASES = {
 }
 found = {}
 for name, (architecture, dtype) in CASES.items():
-    scheme = "block" if sparsifiable(architecture.shell()) else None
-    trace = trace_model(architecture.shell(scheme), architecture.input_shape, dtype)
-    setting = TrainingSetup(build_method("static" if scheme else "dense", 0.1), messages=False)
-    shape = TrainingShape(0.1 if scheme else 1.0, "uniform", 32, 32)
+    sparse = bool(sparsifiable(architecture.shell()))
+    shell = architecture.shell(Sparsity("block") if sparse else None)
+    trace = trace_model(shell, architecture.input_shape, dtype)
+    setting = TrainingSetup(build_method("static" if sparse else "dense", 0.1), messages=False)
+    shape = TrainingShape(0.1 if sparse else 1.0, "uniform", 32, 32)
     model = trace.at(peak_granules(trace, setting.method, shape))
     measured = measured_step(model, architecture.input_shape, shape, dtype)
     found[name] = footprint(trace, setting, shape).total / measured

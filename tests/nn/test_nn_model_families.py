@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from mest_fed.nn.sgd import SGD
 from nn_cases import SHAPES, generator, input_of, small
 from torch import nn
 
@@ -23,6 +22,7 @@ from mest_fed.nn import (
     write_state,
 )
 from mest_fed.nn.models import Architecture
+from mest_fed.nn.optimizers import SGD
 from mest_fed.wire import decode, encode
 
 NEW = ("resnet50", "mobilenetv2", "dscnn", "mlp", "har1d", "transformer", "lstm")
@@ -86,7 +86,7 @@ def test_a_state_travels_into_a_shell(name):
         10,
         width=0.25,
         norm="group" if MODELS.takes(name, "norm") else None,
-    ).shell("block")
+    ).shell(Sparsity("block"))
     write_state(shell, decode(payload, model_spec(shell)))
     inputs = input_of(name)
     assert torch.equal(shell.eval()(inputs), model(inputs))

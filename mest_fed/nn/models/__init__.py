@@ -234,7 +234,7 @@ class Architecture:
         try:
             return Sparsifier(model, sparsity.scheme, sparsity.selection)
         except InputError as error:
-            raise InputError(f"model.name = {self.name!r}: {error}") from error
+            raise InputError(f"{error} (model.name = {self.name!r})") from error
 
 
 #: What a builder gets beside the data's shapes if it has a parameter of the name -> whether one
