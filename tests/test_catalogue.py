@@ -59,6 +59,8 @@ def test_every_choice_of_the_configuration_is_registered():
     free = {
         "data.path",
         "data.partition_file",
+        "model.options",
+        "model.weights",
         "training.kernels",  # a name of KernelMode, or a path
         "memory.prefer",  # names of KNOBS
         "behaviour.trace",
@@ -102,8 +104,11 @@ def test_what_is_registered_is_allowed_and_nothing_else(section, key):
 
 @every(catalogue.MODELS)
 def test_models(name):
-    model = build_model(name, (3, 8, 8), 4, generator=torch.Generator(), width=0.25)
-    assert model.eval()(torch.zeros(2, 3, 8, 8)).shape == (2, 4)
+    sequences = {"har1d": (3, 8), "transformer": (8,), "lstm": (8,)}
+    shape = sequences.get(name, (3, 8, 8))
+    model = build_model(name, shape, 4, generator=torch.Generator(), width=0.25)
+    inputs = torch.zeros(2, *shape, dtype=torch.int64 if len(shape) == 1 else torch.float32)
+    assert model.eval()(inputs).shape == (2, 4)
 
 
 @every(catalogue.NORMS)
