@@ -90,7 +90,7 @@ def test_a_section_that_is_no_table():
         ("data", "options", ["size: 3", "[3]", 3]),
         ("data", "hold_out", [1.0, -0.1]),
         ("data", "augmentation", ["mixup"]),
-        ("model", "name", ["resnet50"]),
+        ("model", "name", ["vgg16"]),
         ("model", "width", [0.0, 17.0]),
         ("model", "norm", ["layer"]),
         ("sparsity", "method", ["mest"]),

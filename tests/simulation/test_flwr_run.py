@@ -32,3 +32,15 @@ def test_two_rounds(tmp_path, home):
     assert [number for number, *_ in rounds] == [0, 1, 2], text
     assert [counts for *_, counts in rounds] == [[0, 0, 0], [2, 0, 0], [2, 0, 0]]
     assert "median" in text  # clients evaluate after the last round
+
+
+def test_a_users_model_in_the_bundle(tmp_path, home):
+    app = copy_app(tmp_path / "mest-fed")
+    net = "nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, n))"
+    (app / "clients" / "my_nets.py").write_text(
+        f"from torch import nn\n\n\ndef build(shape, n):\n    return {net}\n"
+    )
+    settings = [it for it in SETTINGS if not it.startswith(("model.", "run."))]
+    settings += ["model.name='clients.my_nets:build'", "run.rounds=1"]
+    text, rounds = home.run_app(app, *FEDERATION, settings=settings)
+    assert [counts for *_, counts in rounds] == [[0, 0, 0], [2, 0, 0]], text

@@ -12,7 +12,7 @@ from torch import nn
 from mest_fed.catalogue import MODELS, NORMS
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.nn.convert import Sparsifier
-from mest_fed.nn.eligible import Selection
+from mest_fed.nn.eligible import Selection, sparsifiable
 from mest_fed.nn.models.cnn import CNN2
 from mest_fed.nn.models.initial import (
     NORMS_OF_TORCH,
@@ -202,9 +202,10 @@ class Architecture:
         parameters = _parameters(builder)
         by_name = {it.name for it in parameters if it.kind in _BY_NAME}
         data = {"input_shape": self.input_shape, "num_classes": self.num_classes}
-        takes_any = {it.kind for it in parameters}
+        kinds = {it.kind for it in parameters}
+        takes_all = inspect.Parameter.VAR_KEYWORD in kinds
         keywords = dict(self.options or {})
-        unknown = [] if inspect.Parameter.VAR_KEYWORD in takes_any else keywords.keys() - by_name
+        unknown = [] if takes_all else keywords.keys() - by_name
         for name in sorted(unknown):
             allowed = ", ".join(sorted(by_name - _GIVEN.keys() - data.keys())) or "none"
             raise InputError(
@@ -213,7 +214,7 @@ class Architecture:
             )
         for name, required in _GIVEN.items():
             value = getattr(self, name)
-            if name in by_name and value is not None:
+            if value is not None and (name in by_name or (required and takes_all)):
                 keywords.setdefault(name, value)
             elif required and value is not None:
                 raise InputError(
@@ -222,7 +223,7 @@ class Architecture:
                 )
         keywords = {it: value for it, value in data.items() if it in by_name} | keywords
         rest = [value for it, value in data.items() if it not in by_name]
-        if inspect.Parameter.VAR_POSITIONAL in takes_any:
+        if inspect.Parameter.VAR_POSITIONAL in kinds:
             return partial(builder, *rest, **keywords)
         needed = [it for it in parameters if _is_needed(it, keywords)]
         given = list(zip(needed, rest, strict=False))
@@ -234,7 +235,9 @@ class Architecture:
         try:
             return Sparsifier(model, sparsity.scheme, sparsity.selection)
         except InputError as error:
-            raise InputError(f"{error} (model.name = {self.name!r})") from error
+            if sparsifiable(model):
+                raise
+            raise InputError(f"model.name = {self.name!r}: {error}") from error
 
 
 #: What a builder gets beside the data's shapes if it has a parameter of the name -> whether one
