@@ -5,7 +5,8 @@ import own_helpers  # a module beside this file
 import torch
 from torch import nn
 
-from mest_fed.data import DataSplit, load_dataset
+from mest_fed.data import load_dataset
+from mest_fed.nn.optimizers import SGD
 from mest_fed.server.modes.synchronous import SummedRounds
 from mest_fed.server.optimizers import ServerOptimizer
 from mest_fed.server.selection import Uniform
@@ -13,6 +14,7 @@ from mest_fed.simulation.behaviour.availability import Always, Diurnal
 from mest_fed.sparsity import Layout
 from mest_fed.sparsity.methods import Set
 from mest_fed.sparsity.schemes import Block
+from mest_fed.training.tasks import Classification
 from mest_fed.wire.values import Float16, Plain
 
 
@@ -43,9 +45,10 @@ def net(input_shape, num_classes):
     )
 
 
-def some_digits():
+def some_digits(path):
+    del path
     data = load_dataset("digits")
-    return DataSplit(data.train, data.test)
+    return tuple((part.inputs, part.targets) for part in (data.train, data.test))
 
 
 def in_turn(labels, count):
@@ -92,12 +95,20 @@ class FirstOnes(Uniform):
 class HalfWay(ServerOptimizer):
     """Goes half of the way."""
 
-    def step(self, name, weights, gradient):
-        return weights - np.float32(0.5) * gradient
+    def update(self, gradient, moments):
+        return np.float32(0.5) * gradient, moments
 
 
 class Rounds(SummedRounds):
     """Synchronous rounds under a name of their own."""
+
+
+class Guesses(Classification):
+    """Classification under a name of its own."""
+
+
+class Descent(SGD):
+    """SGD under a name of its own."""
 
 
 def squared(examples):

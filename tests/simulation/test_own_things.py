@@ -22,7 +22,8 @@ OWN = {
     "data": {"name": "some_digits", "partition": "in_turn", "augmentation": "negative"},
     "model": {"name": "net"},
     "sparsity": {"method": "Restless", "scheme": "Pairs", "distribution": "halves"},
-    "training": {"schedule": "falling"},
+    "task": {"name": "Guesses"},
+    "training": {"schedule": "falling", "optimizer": "Descent"},
     "wire": {"upload": "Halves", "download": "Halves"},
     "server": {
         "selection": "FirstOnes",
@@ -80,7 +81,7 @@ def test_the_run_keeps_absolute_references(run, own):
     for section, keys in OWN.items():
         for key, name in keys.items():
             assert table[section][key] == f"{own}/own_things.py:{name}"
-    closed = {"sparsity.mutation", "training.device", "memory.recompute"}
+    closed = {"sparsity.mutation", "training.device", "memory.recompute", "server.keep"}
     others = {"model.norm", "memory.saved"}  # ours are named there
     assert {f"{section}.{key}" for section, keys in OWN.items() for key in keys} == (
         set(named()) - closed - others
@@ -171,8 +172,8 @@ def refused(tmp_path, monkeypatch, capsys):
         ("model.name", "nothing", "gives None; allowed: what gives a torch.nn.Module"),
         ("model.name", "value", "is an int; allowed: a function or class"),
         ("model.name", "absent", "has no attribute 'absent'"),
-        ("data.name", "fails", "KeyError: 'nothing there' ({file}:5)"),
-        ("data.name", "nothing", "gives None"),
+        ("data.name", "fails", "raised KeyError: 'nothing there'"),
+        ("data.name", "nothing", "returned None; allowed: (train, test)"),
         ("data.partition", "fails", "KeyError"),
         ("data.partition", "twice", "gives an example twice"),
         ("data.partition", "beyond", "gives the position"),
