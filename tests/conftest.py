@@ -1,6 +1,8 @@
 """What all tests need of their process."""
 
+import os
 import signal
+import tempfile
 
 import torch
 
@@ -10,3 +12,7 @@ torch.set_num_threads(1)
 # A shell that starts tests in the background has them ignore Ctrl-C, and so would every process
 # that they start and stop by it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Measured peaks and decoded data are cached: what an earlier run of the tests left there would decide.
+_cache = tempfile.TemporaryDirectory(prefix="mest-fed-tests-")
+os.environ["XDG_CACHE_HOME"] = _cache.name
