@@ -13,6 +13,6 @@ torch.set_num_threads(1)
 # that they start and stop by it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Measured peaks and decoded data are cached: what an earlier run of the tests left there would decide.
+# Measured peaks and decoded data are cached; what an earlier run left there shall decide nothing.
 _cache = tempfile.TemporaryDirectory(prefix="mest-fed-tests-")
 os.environ["XDG_CACHE_HOME"] = _cache.name
