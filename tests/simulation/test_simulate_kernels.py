@@ -205,7 +205,7 @@ def test_every_density_of_the_fleet_is_tuned_at_its_micro_batch(tmp_path, monkey
     config = tiny_config(**TUNED_CONFIG, model=model, fleet=fleet)
     calls = []
 
-    def note(net, shape, batch, known):
+    def note(net, shape, batch, known, input_dtype):
         largest = max(
             (m for m in net.modules() if hasattr(m, "mask")), key=lambda m: m.layout.num_weights
         )
