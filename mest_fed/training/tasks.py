@@ -25,6 +25,16 @@ class Classification(Objective):
     metrics = (ACCURACY,)
     least_loss = 0.0
 
+    def num_outputs(self, target_shape: tuple[int, ...], num_classes: int) -> int:
+        """Return the number of classes."""
+        if target_shape:
+            shape = ", ".join(map(str, ("n", *target_shape)))
+            raise InputError(
+                f"targets of shape ({shape}) are no classes; allowed: (n,), or task.name = "
+                "'regression', 'multi-label' or 'next-token'"
+            )
+        return num_classes
+
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return cross-entropies."""
         return F.cross_entropy(outputs, targets, reduction="none")

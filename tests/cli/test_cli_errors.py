@@ -121,7 +121,7 @@ def test_corrupt_parquet(fails, tmp_path, tmp_path_factory, content, monkeypatch
     for split in ("train", "test"):
         (tmp_path / "images" / f"{split}.parquet").write_bytes(content)
     line = fails(*CIFAR)
-    assert "data.path: images/train.parquet must be a parquet file" in line
+    assert "data.path: images/train.parquet: train.parquet is no parquet file" in line
 
 
 def test_a_folder_in_use(fails, tmp_path):

@@ -4,12 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from client_parts import context_of, instruction, small_config, start_of
+from client_parts import context_of, instruction, small_config, start_of, task_of
 
 from mest_fed.catalogue import OPTIMIZERS
 from mest_fed.client.app import app
 from mest_fed.errors import InputError
-from mest_fed.task import task_of
 from mest_fed.wire import decode, mask_hash
 from mest_fed.wire.records import from_record
 

@@ -39,7 +39,8 @@ def test_a_skeleton_counts_as_its_model(scheme, memory):
 
 
 def test_padding_is_left_out_of_a_skeleton_on_average():
-    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1))
+    ends = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1), *ends)
     trace = trace_model(sparsify(net, "block", 1.0), IMAGE)
     full = trace.at({"1": 2 * 36})  # strips of 4 channels: the second holds 2
     assert forward_flops(full, IMAGE).sparse_flops == 2 * 6 * 36 * 64

@@ -15,7 +15,7 @@ from mest_fed.config import from_flat, from_table, to_flat, to_toml, with_settin
 from mest_fed.data import load_dataset, load_partitions
 from mest_fed.errors import InputError
 from mest_fed.simulation.peak_measurement import Probe
-from mest_fed.task import task_of
+from mest_fed.task import Task
 
 COMMAND = [sys.executable, "-c", "from mest_fed.cli import main; main()"]
 LOADER = """
@@ -172,13 +172,17 @@ def test_numbers_are_not_shared_out_by_class(simulate, tmp_path, config):
     settings = ("data.name=npz", f"data.path={tmp_path / 'a.npz'}", "data.options={}")
     status, error = simulate(tmp_path / "run", *settings, "data.partition=dirichlet")
     assert status == 2
+    assert "targets of shape (n, 1) are no classes; allowed: (n,), or task.name" in error
+    settings += ("task.name=regression", "data.partition=dirichlet")
+    status, error = simulate(tmp_path / "run", *settings)
+    assert status == 2
     assert "data.partition = 'dirichlet' shares examples out by class" in error
 
 
 def test_augmentation_is_for_images(tmp_path):
     np.savez(tmp_path / "a.npz", inputs=np.ones((50, 8)), targets=np.arange(50) % 2)
     data = {"name": "npz", "path": str(tmp_path / "a.npz"), "augmentation": "crop-flip"}
-    task = task_of(tiny_config(data=data))
+    task = Task(tiny_config(data=data))
     with pytest.raises(
         InputError, match="'crop-flip' is for images; allowed for inputs of 8: none"
     ):
@@ -190,7 +194,7 @@ def test_a_task_finds_shape_and_classes_in_the_data(tmp_path):
     windows = generator.normal(size=(60, 3, 20))
     np.savez(tmp_path / "a.npz", inputs=windows, targets=np.arange(60) % 5)
     data = {"name": "npz", "path": str(tmp_path / "a.npz"), "partition": "iid"}
-    task = task_of(tiny_config(data=data))
+    task = Task(tiny_config(data=data))
     assert (task.example.input_shape, task.example.num_outputs) == ((3, 20), 5)
     assert sum(task.num_examples(number) for number in range(12)) == 50
     prepare(task, 3)
@@ -203,7 +207,7 @@ def test_an_encoding_stands_for_the_data(tmp_path):
     (tmp_path / "encoding.json").write_text(json.dumps(encoding.as_table(), indent=2))
     data = {"name": "npz", "path": "nowhere.npz", "encoding": "encoding.json"}
     config = from_table({"data": data}, "test", tmp_path)
-    example = task_of(from_flat(to_flat(config))).example
+    example = Task(from_flat(to_flat(config))).example
     assert (example.input_shape, example.num_outputs) == ((3, 20), 5)
     with pytest.raises(InputError, match=r"data\.encoding = 'no\.json' is not allowed"):
         from_table({"data": {"encoding": "no.json"}}, "test", tmp_path)
