@@ -389,7 +389,7 @@ class Task:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The process's resident model, a shell: whoever uses it writes a state into it first."""
+        """The process's resident model, a shell: its user writes a state into it first."""
         return self.architecture.shell(self._sparsity, self._model_generator().initial_seed())
 
     @property

@@ -99,7 +99,7 @@ def _in_child(handler: Handler, message: Message, context: Context) -> Message:
 
 
 def _work(handler: Handler, message: Message, context: Context, place: tuple[int, int]) -> NoReturn:
-    """Be the child: report, report and end."""
+    """Run in the child process: send the results, then exit."""
     parent, pipe = place
     status = 1
     try:

@@ -1,4 +1,4 @@
-"""The configuration of simulated devices' lives."""
+"""The configuration of simulated devices' behaviour."""
 
 from typing import Annotated
 
@@ -12,7 +12,7 @@ NotAll = Annotated[float, Field(ge=0, lt=1)]
 
 
 class BehaviourSection(Section):
-    """Devices' lives in a simulated fleet; everything drawn derives from the run's seed."""
+    """Behaviour of devices in a simulated fleet; everything drawn derives from the run's seed."""
 
     availability: Annotated[str, one_of(AVAILABILITIES)] = "profile"
     """When devices are there: always; by chance, as likely as the profile says, each time they are

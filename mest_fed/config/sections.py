@@ -154,7 +154,7 @@ class ModelSection(Section):
 
 
 class SparsitySection(Section):
-    """Sparse training: what lives, and how it changes."""
+    """Sparse training: method, scheme, density and mutation."""
 
     method: Annotated[str, one_of(METHODS)] = "mest-ems"
     mutation: Annotated[str, one_of(MutationPlace)] = "server"

@@ -26,7 +26,7 @@ class Columns:
     inputs, targets : tuple of str
         Empty: found by type and by the names that are usual.
     groups : str
-        Whose example a row is, such as ``user_id``; empty: nobody's.
+        Whose example a row is, such as ``user_id``; empty: no column.
     categories : tuple of str
         Columns of numbers that stand for kinds, as strings do.
     """

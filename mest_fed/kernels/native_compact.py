@@ -147,7 +147,7 @@ def _fake_dequantise(codes: Tensor, levels: Tensor) -> Tensor:
 
 @fake("pack_nonzeros")
 def _fake_pack_nonzeros(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    # How many values there are is known by their numbers alone: at most all.
+    # The number of values depends on the data; at most all.
     images, elements = image_sizes(x.shape)
     bits = x.new_empty(images, bytes_of(elements), dtype=torch.uint8)
     return bits, x.new_empty(x.numel()), x.new_empty(images + 1, dtype=torch.int64)

@@ -21,14 +21,14 @@ PRODUCTS = Choice._fields
 
 #: Share by which an implementation must beat the rule's: less than that is noise.
 MARGIN = 0.03
-#: Rounds in which all contestants of a product run once, and the seconds that decide how many.
+#: Rounds in which all candidates of a product run once, and the seconds that decide how many.
 MOST_ROUNDS, SECONDS = 7, 0.1
 
 #: Floats of a vector, by variant of the compiled kernels.
 _LANES = {"avx512": 16, "avx2": 8}
 
 Candidates = Mapping[str, Callable[[], object]]
-#: Gives each contestant's seconds.
+#: Gives each candidate's seconds.
 Benchmark = Callable[[Candidates], Mapping[str, float]]
 
 #: Product -> implementation -> milliseconds.
@@ -115,9 +115,9 @@ def _planes_differ(layer_case: LayerCase, product: str) -> bool:
 
 
 def time_in_turn(
-    contestants: Candidates, clock: Callable[[], float] = time.perf_counter
+    candidates: Candidates, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:
-    """Return each contestant's median seconds.
+    """Return each candidate's median seconds.
 
     All run once to warm up, then in turn, so that whatever slows the machine slows all: seven
     times where they are quick, fewer where that would take long.
@@ -128,11 +128,11 @@ def time_in_turn(
         run()
         return clock() - start
 
-    warm_up = sum(seconds(run) for run in contestants.values())
+    warm_up = sum(seconds(run) for run in candidates.values())
     rounds = MOST_ROUNDS if warm_up <= 0 else int(min(MOST_ROUNDS, max(1.0, SECONDS / warm_up)))
-    laps: dict[str, list[float]] = {name: [] for name in contestants}
+    laps: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
-        for name, run in contestants.items():
+        for name, run in candidates.items():
             laps[name].append(seconds(run))
     return {name: statistics.median(lap) for name, lap in laps.items()}
 
@@ -145,7 +145,7 @@ def winner(seconds: Mapping[str, float], usual: str) -> str:
 
 @torch.no_grad()
 def tune_layer(
-    layer_case: LayerCase, generator: torch.Generator, contest: Benchmark = time_in_turn
+    layer_case: LayerCase, generator: torch.Generator, benchmark: Benchmark = time_in_turn
 ) -> Timing:
     """Time each implementation of each product of a layer.
 
@@ -155,7 +155,7 @@ def tune_layer(
         The layer, in float32 on the CPU.
     generator : torch.Generator
         Draws the input and the gradient of the output.
-    contest : callable
+    benchmark : callable
         What times.
     """
     x = torch.randn(layer_case.size, generator=generator)
@@ -164,7 +164,7 @@ def tune_layer(
     names, milliseconds = [], {}
     for product, default in zip(PRODUCTS, usual, strict=True):
         implementations = candidates(layer_case, product)
-        seconds = contest(
+        seconds = benchmark(
             {name: _run(layer_case, product, name, (x, grad)) for name in implementations}
         )
         names.append(winner(seconds, default))

@@ -1,4 +1,4 @@
-"""The bytes of one training step, part by part, found by taking the step on a meta_model."""
+"""The bytes of one training step, part by part, measured by running the step on a meta model."""
 
 import traceback
 from collections.abc import Iterator

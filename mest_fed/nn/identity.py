@@ -241,7 +241,7 @@ def _marked(name: str, result: Any, arguments: Sequence[Any]) -> Any:
 
 
 def _with_gradients(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
-    """Have gradients know the masks of what they are gradients of.
+    """Attach to gradients the masks of their parameters.
 
     The arguments are those of ``Tensor.grad`` or of ``torch.autograd.grad``.
     """

@@ -142,7 +142,7 @@ def match_masks(model: nn.Module, like: nn.Module) -> nn.Module:
 
 
 def check_what_is_loaded(model: nn.Module, check: bool = True) -> None:
-    """Have ``model.load_state_dict`` check all masks before it loads anything, or no longer."""
+    """Turn the check of all masks before ``model.load_state_dict`` on or off."""
     hooks = model._load_state_dict_pre_hooks
     ours = [key for key, hook in hooks.items() if getattr(hook, "hook", None) is _check_masks]
     if check and not ours:

@@ -169,7 +169,7 @@ def watching(watcher: Watcher) -> AbstractContextManager[None]:
 
 
 def unwatched() -> AbstractContextManager[None]:
-    """Have normalisations tell no watcher, where their outputs are not kept anyway."""
+    """Disable watchers in the block: the outputs in it are not kept."""
     return _watched_by(())
 
 

@@ -22,7 +22,7 @@ def tune(
     input_shape: Sequence[int],
     batch: int,
     known: Mapping[Case, Row] | None = None,
-    contest: Benchmark = time_in_turn,
+    benchmark: Benchmark = time_in_turn,
     *,
     input_dtype: torch.dtype = torch.float32,
 ) -> list[Row]:
@@ -40,7 +40,7 @@ def tune(
         Examples in the batch that is timed.
     known : mapping of Case to Row, optional
         Rows of cases that need no timing.
-    contest : callable
+    benchmark : callable
         What times; see :func:`mest_fed.kernels.tuning.time_in_turn`.
     input_dtype : torch.dtype
         Of the inputs, such as int64 for tokens.
@@ -56,7 +56,7 @@ def tune(
 
     def decide(layer_case: LayerCase) -> Timing:
         generator = torch_generator(0, "tuning", *layer_case.size)
-        return tune_layer(layer_case, generator, contest)
+        return tune_layer(layer_case, generator, benchmark)
 
     return decide_layers(model, input_shape, batch, decide, known, input_dtype=input_dtype)
 
@@ -93,8 +93,8 @@ def decide_layers(
         case = layer_case.case
         row = rows.get(case) or before.get(case)
         if row is None:
-            finding = decide(layer_case)
-            row = Row((), case, finding.choice, finding.milliseconds)
+            timing = decide(layer_case)
+            row = Row((), case, timing.choice, timing.milliseconds)
         layers = tuple(dict.fromkeys((*row.layers, name)))
         rows[case] = replace(row, layers=layers)
     return list(rows.values())

@@ -229,7 +229,7 @@ class ClientRegistry:
                 del table[node_id]
         self._activations = present
         waiting = set(self._waiting)
-        self._settle()
+        self._resolve_claims()
         for node_id in waiting - self._waiting.keys():
             log.info("node %d takes part now: its partition is free", node_id)
         if self._grid is not None and (names := self._queries.names()):
@@ -275,7 +275,7 @@ class ClientRegistry:
             self.nodes |= found
             return found
         self._waiting |= found
-        holders = self._settle()
+        holders = self._resolve_claims()
         for node_id in found.keys() & self._waiting.keys():
             log.warning(
                 "node %d does not take part: it claims partition %d, which node %d holds",
@@ -285,7 +285,7 @@ class ClientRegistry:
             )
         return {node_id: node for node_id, node in found.items() if node_id in self.nodes}
 
-    def _settle(self) -> dict[int, int]:
+    def _resolve_claims(self) -> dict[int, int]:
         """Give each partition that no node holds to the first that claims it; return who holds."""
         holders = {node.partition: node.node_id for node in self.nodes.values()}
         for node_id, node in list(self._waiting.items()):

@@ -169,7 +169,7 @@ class MestStrategy(Strategy):
         """Ask clients to evaluate on their held-out examples, if this round is due."""
         del arrays, config, grid
         number, server = self.first_round + server_round, self.config.server
-        self._awaited = Awaited()  # what trained is task_result
+        self._awaited = Awaited()  # training replies have been handled
         every = server.evaluate_clients_every
         last = number == self.config.run.rounds
         if every == 0 or not (number % every == 0 or last):

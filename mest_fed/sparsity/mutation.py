@@ -64,11 +64,10 @@ def grow(
     slots, scores = (part.to(mask.slots.device) for part in proposal)
     if banned is not None:
         scores = scores.masked_fill(banned, -torch.inf)
-    chosen = select_best(
-        scores.masked_fill(mask.active(), torch.inf), count, mask.layout.num_groups
-    )
-    born = chosen[~mask.active()[chosen]]
-    return Mask.of(mask.layout, torch.cat([mask.slots.long(), slots[born]]))
+    active = mask.active()
+    chosen = select_best(scores.masked_fill(active, torch.inf), count, mask.layout.num_groups)
+    grown = chosen[~active[chosen]]
+    return Mask.of(mask.layout, torch.cat([mask.slots.long(), slots[grown]]))
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,15 @@ pytestmark = pytest.mark.skipif(native.variant() is None, reason="no compiled ke
 
 @pytest.fixture(autouse=True)
 def timed(monkeypatch):
-    """Let dense weights win; return what took part in each contest."""
+    """Let dense weights win; return what took part in each benchmark."""
     held = []
 
-    def contest(contestants):
-        held.append(tuple(contestants))
-        return {name: 1.0 if name == "dense" else 2.0 for name in contestants}
+    def benchmark(benchmarkants):
+        held.append(tuple(benchmarkants))
+        return {name: 1.0 if name == "dense" else 2.0 for name in benchmarkants}
 
     mest_fed.client.kernels._once.cache_clear()
-    monkeypatch.setattr(mest_fed.client.kernels, "tune", partial(tune, contest=contest))
+    monkeypatch.setattr(mest_fed.client.kernels, "tune", partial(tune, benchmark=benchmark))
     yield held
     mest_fed.client.kernels._once.cache_clear()
 

@@ -23,7 +23,7 @@ def generator(seed=0):
 
 
 class StepTime:
-    """Stands still but for what contestants take."""
+    """Stands still but for what candidates take."""
 
     def __init__(self):
         self.now, self.order = 0.0, []
@@ -31,7 +31,7 @@ class StepTime:
     def __call__(self):
         return self.now
 
-    def contestant(self, name, *seconds):
+    def candidate(self, name, *seconds):
         """Take so long at the first, the second, ... run, and at all further ones the last."""
         left = list(seconds)
 
@@ -47,11 +47,11 @@ class StepTime:
 
 def test_the_median_after_a_warm_up_in_turn():
     clock = StepTime()
-    contestants = {
-        "a": clock.contestant("a", 0.008, 0.002, 0.9, 0.001),  # a cold start, and a disturbance
-        "b": clock.contestant("b", 0.002),
+    candidates = {
+        "a": clock.candidate("a", 0.008, 0.002, 0.9, 0.001),  # a cold start, and a disturbance
+        "b": clock.candidate("b", 0.002),
     }
-    seconds = time_in_turn(contestants, clock)
+    seconds = time_in_turn(candidates, clock)
     assert seconds == {"a": pytest.approx(0.001), "b": pytest.approx(0.002)}
     assert "".join(clock.order) == "ab" * 8
 
@@ -61,7 +61,7 @@ def test_the_median_after_a_warm_up_in_turn():
 )
 def test_what_is_slow_runs_less_often(seconds, rounds):
     clock = StepTime()
-    time_in_turn({name: clock.contestant(name, seconds) for name in "ab"}, clock)
+    time_in_turn({name: clock.candidate(name, seconds) for name in "ab"}, clock)
     assert clock.order.count("a") == clock.order.count("b") == 1 + rounds
 
 
@@ -145,7 +145,7 @@ def test_products_are_chosen_one_by_one():
     turns = iter([{"dense": 1, "padded": 2}, {"dense": 2, "padded": 1}, {"dense": 1, "padded": 1}])
     layer = layer_case(size=(2, 4, 2, 2))
     assert rule(layer.weight) == PADDED
-    found = tune_layer(layer, generator(), lambda contestants: next(turns))
+    found = tune_layer(layer, generator(), lambda candidates: next(turns))
     assert found.choice == Choice("dense", "padded", "padded")
 
 

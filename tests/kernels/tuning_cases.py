@@ -25,16 +25,16 @@ def layer_case(cut=None, active=6, size=(2, 4, 16, 16), shape=(8, 4, 3, 3), stri
 
 
 def fixed_times(times, seen=None):
-    """Return a contest with times by implementation; it runs each once, and notes who took part."""
+    """Return a benchmark with times by implementation; it runs each once and notes their names."""
 
-    def contest(contestants):
-        for run in contestants.values():
+    def benchmark(candidates):
+        for run in candidates.values():
             run()
         if seen is not None:
-            seen.append(tuple(contestants))
-        return {name: times[name] for name in contestants}
+            seen.append(tuple(candidates))
+        return {name: times[name] for name in candidates}
 
-    return contest
+    return benchmark
 
 
 CUTS = {

@@ -18,14 +18,14 @@ IMAGE = (1, 8, 8)
 
 
 class Judge:
-    """A contest that dense weights win, and that counts itself."""
+    """A benchmark that dense weights win, and that counts itself."""
 
     def __init__(self, best="dense"):
         self.best, self.held = best, 0
 
-    def __call__(self, contestants):
+    def __call__(self, candidates):
         self.held += 1
-        return {name: 1.0 if name == self.best else 2.0 for name in contestants}
+        return {name: 1.0 if name == self.best else 2.0 for name in candidates}
 
 
 def sparse_layers(model):
@@ -35,7 +35,7 @@ def sparse_layers(model):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_case_is_tuned_once_and_is_the_one_that_layers_look_up(scheme):
     model, judge = small_resnet(scheme), Judge()
-    rows = tune(model, IMAGE, 4, contest=judge)
+    rows = tune(model, IMAGE, 4, benchmark=judge)
     names = [name for row in rows for name in row.layers]
     assert sorted(names) == sorted(sparse_layers(model))
     assert judge.held == 3 * len(rows) == 3 * len({row.case for row in rows})
@@ -51,7 +51,7 @@ def test_cases_of_1d_convolutions_and_projections_are_those_that_layers_look_up(
     line = nn.Sequential(nn.Conv1d(3, 8, 3), nn.Conv1d(8, 8, 3), nn.Conv1d(8, 2, 3))
     for model, size in ((nn.Sequential(encoder, nn.Linear(8, 3)), (5, 8)), (line, (3, 12))):
         sparsify(seeded(model), "block", 0.25)
-        rows = tune(model, size, 4, contest=Judge())
+        rows = tune(model, size, 4, benchmark=Judge())
         assert sorted(n for row in rows for n in row.layers) == sorted(sparse_layers(model))
         set_choices(model, Choices({row.case: row.choice for row in rows}))
         model(draw(4, *size))
@@ -59,7 +59,7 @@ def test_cases_of_1d_convolutions_and_projections_are_those_that_layers_look_up(
 
 
 def test_equal_layers_share_a_row():
-    rows = tune(small_resnet("block"), IMAGE, 4, contest=Judge())
+    rows = tune(small_resnet("block"), IMAGE, 4, benchmark=Judge())
     shared = [row.layers for row in rows if len(row.layers) > 1]
     assert shared == [("stage1.0.conv1", "stage1.0.conv2")]
     assert len(rows) == 5
@@ -67,7 +67,7 @@ def test_equal_layers_share_a_row():
 
 def test_known_cases_are_not_timed_again():
     model, judge = small_resnet("block"), Judge()
-    first, *others = tune(model, IMAGE, 4, contest=Judge("padded"))
+    first, *others = tune(model, IMAGE, 4, benchmark=Judge("padded"))
     again = tune(model, IMAGE, 4, {first.case: first}, judge)
     assert judge.held == 3 * len(others)
     assert again[0] == first
@@ -91,7 +91,7 @@ def test_the_model_stays_as_it_is():
     next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).eval()  # frozen by somebody
     tensors, modes, rest = facts(model)
     state = torch.random.get_rng_state()
-    tune(model, IMAGE, 4, contest=Judge())
+    tune(model, IMAGE, 4, benchmark=Judge())
     after, modes_after, rest_after = facts(model)
     assert all(torch.equal(tensor, after[name]) for name, tensor in tensors.items())
     assert modes_after == modes
@@ -109,7 +109,7 @@ class Drawing(nn.Module):
 def test_a_model_that_draws_leaves_no_trace():
     model = nn.Sequential(Drawing(), *sparsify(chain(), "block", 0.5))
     state = torch.random.get_rng_state()
-    tune(model, (1, 6, 6), 2, contest=Judge())
+    tune(model, (1, 6, 6), 2, benchmark=Judge())
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -117,7 +117,7 @@ def test_a_model_that_fails_stays_as_it_is():
     model = small_resnet("block").train()
     before = facts(model)[1:]
     with pytest.raises((RuntimeError, ValueError), match=r"channels|does not fit"):
-        tune(model, (3, 8, 8), 2, contest=Judge())
+        tune(model, (3, 8, 8), 2, benchmark=Judge())
     assert facts(model)[1:] == before
 
 
@@ -145,7 +145,7 @@ def test_a_layer_that_meets_two_sizes_and_one_with_more_dimensions():
     rows = decide_layers(model, IMAGE, 5, lambda s: sizes.append(s.size) or by_rule(s))
     assert sizes == [(5, 4, 8, 8), (5, 4, 4, 8), (5 * 32, 8)]
     assert [row.layers for row in rows] == [("conv",), ("conv",), ("linear",)]
-    assert tune(model, IMAGE, 5, contest=Judge())
+    assert tune(model, IMAGE, 5, benchmark=Judge())
 
 
 def test_the_rule_without_timing():
@@ -163,11 +163,11 @@ def test_nothing_to_tune(monkeypatch):
     def never(_):
         raise AssertionError("timed")
 
-    assert tune(small_resnet(), IMAGE, 4, contest=never) == []
-    assert tune(small_resnet("block").double(), IMAGE, 4, contest=never) == []
-    assert tune(small_resnet("block").to("meta"), IMAGE, 4, contest=never) == []
+    assert tune(small_resnet(), IMAGE, 4, benchmark=never) == []
+    assert tune(small_resnet("block").double(), IMAGE, 4, benchmark=never) == []
+    assert tune(small_resnet("block").to("meta"), IMAGE, 4, benchmark=never) == []
     monkeypatch.setattr(native, "variant", lambda: None)
-    assert tune(small_resnet("block"), IMAGE, 4, contest=never) == []
+    assert tune(small_resnet("block"), IMAGE, 4, benchmark=never) == []
 
 
 def test_a_tuned_model_computes_the_same():
@@ -175,7 +175,7 @@ def test_a_tuned_model_computes_the_same():
     x = torch.randn(3, *IMAGE, generator=generator())
     expected = model(x)
     for best in ("dense", "padded"):
-        rows = tune(model, IMAGE, 3, contest=Judge(best))
+        rows = tune(model, IMAGE, 3, benchmark=Judge(best))
         set_choices(model, Choices({row.case: row.choice for row in rows}))
         torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
 

@@ -21,7 +21,7 @@ def _no_waiting(monkeypatch):
     monkeypatch.setattr(mest_fed.server.client_registry, "sleep", lambda seconds: None)
 
 
-def roster_of(capabilities, min_nodes=1):
+def registry_of(capabilities, min_nodes=1):
     clients = ClientRegistry(DENSITIES)
     clients.refresh(StubGrid(capabilities), min_nodes)
     return clients
@@ -32,21 +32,21 @@ def honest(ids):
 
 
 def test_a_node_is_what_it_answers():
-    node = roster_of({8: capability(3, density=0.05, device="jetson-nano", held_out=0)}).nodes[8]
+    node = registry_of({8: capability(3, density=0.05, device="jetson-nano", held_out=0)}).nodes[8]
     assert (node.node_id, node.partition, node.device, node.density) == (8, 3, "jetson-nano", 0.05)
     assert (node.budget, node.micro_batch, node.predicted_peak) == (10**9, 32, 10**6)
     assert (node.examples, node.held_out) == (40, 0)
 
 
 def test_samples_are_ordered_by_partition():
-    sample = roster_of(honest(IDS)).sample(4, 1, 1, "cohort")
+    sample = registry_of(honest(IDS)).sample(4, 1, 1, "cohort")
     assert [node.partition for node in sample] == [0, 1, 2, 3]
 
 
 def test_samples_do_not_depend_on_node_ids():
     partitions = range(20)
-    one = roster_of(honest({100 + p: p for p in partitions}))
-    other = roster_of(honest({(7 * p) % 20: p for p in reversed(partitions)}))
+    one = registry_of(honest({100 + p: p for p in partitions}))
+    other = registry_of(honest({(7 * p) % 20: p for p in reversed(partitions)}))
     for number in range(5):
         drawn = [
             [node.partition for node in clients.sample(6, 3, number, "cohort")]
@@ -57,7 +57,7 @@ def test_samples_do_not_depend_on_node_ids():
 
 
 def test_samples_follow_the_path():
-    clients = roster_of(honest({p: p for p in range(20)}))
+    clients = registry_of(honest({p: p for p in range(20)}))
 
     def drawn(*path):
         return [node.partition for node in clients.sample(6, *path)]
@@ -75,7 +75,7 @@ def test_samples_follow_the_path():
 
 
 def test_a_sample_is_never_larger_than_the_fleet():
-    assert len(roster_of(honest(IDS)).sample(50, 1, 1, "cohort")) == 4
+    assert len(registry_of(honest(IDS)).sample(50, 1, 1, "cohort")) == 4
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_node_with_a_wrong_answer_is_left_out(report):
 
 def test_when_all_refuse_the_run_ends():
     with pytest.raises(MestFedError, match="every node refused"):
-        roster_of({1: "no data", 2: "no data"})
+        registry_of({1: "no data", 2: "no data"})
 
 
 def test_nodes_come_and_go():
@@ -193,7 +193,7 @@ def test_of_a_numbered_fleet_only_drawn_nodes_are_asked():
 
 def test_a_numbered_fleet_gives_the_same_draws_as_any_other():
     clients, _ = numbered(20)
-    other = roster_of(honest({(7 * p) % 20: p for p in range(20)}))
+    other = registry_of(honest({(7 * p) % 20: p for p in range(20)}))
     for number in range(5):
         assert drawn(clients, 6, 3, number, "c") == drawn(other, 6, 3, number, "c")
 
@@ -229,7 +229,7 @@ def test_busy_nodes_are_passed_over(ids):
     clients = (
         numbered(20)[0]
         if ids == "numbered"
-        else roster_of(honest({p + 1000: p for p in range(20)}))
+        else registry_of(honest({p + 1000: p for p in range(20)}))
     )
     everybody = drawn(clients, 20, 1, 1, "cohort")
     assert everybody == list(range(20))

@@ -114,7 +114,7 @@ class LateAt:
         return TaskResult(reply, 1.0)
 
 
-class LateFate:
+class LateReply:
     """Time of a fleet in which nodes 1001 and 1003 are late."""
 
     now = 0.0
@@ -147,7 +147,7 @@ def options(nodes=6):
 
 def test_a_late_or_absent_client_is_not_in_the_sum():
     # Partitions 0, 2 and 5 with 1, 3 and 6 examples: (0*1 + 2*3 + 5*6) / 10.
-    weights, result = run(SummedFedAvg(**options()), simulator=LateFate())
+    weights, result = run(SummedFedAvg(**options()), simulator=LateReply())
     assert weights.tolist() == [np.float32(3.6)] * 3
     # Of the losses, too: they are the partitions.
     assert result.train_metrics_clientapp[1]["loss"] == pytest.approx(3.6)

@@ -55,7 +55,7 @@ def test_the_deadline_that_was_asked_for_ends_a_round(tmp_path):
 
 
 @pytest.fixture
-def fleet_of_all_fates(monkeypatch):
+def fleet_of_all_statuses(monkeypatch):
     """Make clients of some partitions fail, or send what the server refuses."""
     train = mest_fed.client.handlers.train_round
 
@@ -70,7 +70,7 @@ def fleet_of_all_fates(monkeypatch):
     monkeypatch.setattr(mest_fed.client.handlers, "train_round", sometimes)
 
 
-def test_every_status_is_told_alike_by_rows_summary_and_report(tmp_path, fleet_of_all_fates):
+def test_every_status_is_told_alike_by_rows_summary_and_report(tmp_path, fleet_of_all_statuses):
     config = tiny_config(
         run={"rounds": 8},
         fleet={"devices": 30, "mix": "rpi-zero-2w:1, phone-high:1", "deadline": 0.04},

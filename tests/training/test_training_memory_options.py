@@ -30,9 +30,9 @@ def train(memory, *, scheme="block", norm="group", method=None, steps=4, setting
 
 
 def same(ours, expected):
-    (net, _, totals), (plain, _, plain_tally) = ours, expected
-    assert totals.loss == pytest.approx(plain_tally.loss, rel=1e-9)
-    assert (totals.sums, totals.examples) == (plain_tally.sums, plain_tally.examples)
+    (net, _, totals), (plain, _, plain_metrics) = ours, expected
+    assert totals.loss == pytest.approx(plain_metrics.loss, rel=1e-9)
+    assert (totals.sums, totals.examples) == (plain_metrics.sums, plain_metrics.examples)
     for name, tensor in plain.state_dict().items():
         torch.testing.assert_close(
             net.state_dict()[name], tensor, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}"

@@ -53,11 +53,11 @@ std::vector<int32_t> offsets_of(const std::vector<int32_t>& columns, const Scrat
 
 }  // namespace
 
-Plan make_plan(const Convolution& p, const StripIndex& index, const Wish& wish, int width) {
+Plan make_plan(const Convolution& p, const StripIndex& index, const Request& request, int width) {
     Plan plan{};
     plan.reading = reading_of(p);
-    plan.scratch = arrange(plan.reading, wish, p.batch, width);
-    plan.outputs = outputs_of(p, plan.scratch, wish.overlap, width);
+    plan.scratch = arrange(plan.reading, request, p.batch, width);
+    plan.outputs = outputs_of(p, plan.scratch, request.overlap, width);
     plan.index = &index;
     plan.rows = index.rows, plan.strips = static_cast<int>(index.first.size()) - 1;
     plan.taps = p.taps();

@@ -37,7 +37,7 @@ struct Plan {
 };
 
 // `width` is that of the variant's vectors. Throws std::length_error if offsets leave 32 bits.
-Plan make_plan(const Convolution& p, const StripIndex& index, const Wish& wish, int width);
+Plan make_plan(const Convolution& p, const StripIndex& index, const Request& request, int width);
 
 // One unit of work: some images, and a range of strips or of channels.
 struct Unit {

@@ -69,13 +69,13 @@ int piece_of(const Reading& r, int width) {
 
 }  // namespace
 
-Scratch arrange(const Reading& r, const Wish& wish, int64_t batch, int width) {
+Scratch arrange(const Reading& r, const Request& request, int64_t batch, int width) {
     constexpr int64_t farthest = std::numeric_limits<int32_t>::max();
     constexpr int64_t large = 160 * 1024;  // floats: what a second-level cache surely holds
     Scratch s{};
     const bool narrow = r.domain_width < width;
-    const bool ragged = !wish.overlap && r.domain_width % width != 0;
-    s.padded = wish.plane == Plane::padded && !narrow && !ragged && r.step_width == 1;
+    const bool ragged = !request.overlap && r.domain_width % width != 0;
+    s.padded = request.plane == Plane::padded && !narrow && !ragged && r.step_width == 1;
     s.piece = piece_of(r, width);
     s.side_by_side = narrow ? static_cast<int>(std::min<int64_t>(width / r.domain_width, batch)) : 1;
     place_rows(s, r);
@@ -89,18 +89,18 @@ Scratch arrange(const Reading& r, const Wish& wish, int64_t batch, int width) {
     // Before anything is multiplied further: 64 bits do not hold every product either.
     const auto copies = static_cast<int64_t>(starts.size());
     const int64_t positions = int64_t{r.domain_height} * r.domain_width;
-    if (copy_floats > farthest / copies / wish.channels || positions > farthest) {
+    if (copy_floats > farthest / copies / request.channels || positions > farthest) {
         throw std::length_error("one image takes more scratch memory than 32-bit offsets reach");
     }
     for (int start : starts) s.copies.push_back(make_copy(start, r, std::max(1, s.piece)));
     s.image_floats = copy_floats * copies;
     for (int at = 0; at == 0 || at < r.domain_width; at += width) {
-        s.column.push_back(wish.overlap ? std::max(0, std::min(at, r.domain_width - width)) : at);
+        s.column.push_back(request.overlap ? std::max(0, std::min(at, r.domain_width - width)) : at);
     }
     s.vectors = r.domain_height * static_cast<int>(s.column.size());
     s.stacked = 1;
-    while (s.vectors * s.stacked < wish.vectors && s.images() < batch &&
-           s.image_floats * wish.channels * (s.stacked + 1) <= large) {
+    while (s.vectors * s.stacked < request.vectors && s.images() < batch &&
+           s.image_floats * request.channels * (s.stacked + 1) <= large) {
         ++s.stacked;
     }
     s.channel_floats = s.image_floats * s.stacked;

@@ -53,7 +53,7 @@ struct Scratch {
 };
 
 // What a kernel wants of its scratch.
-struct Wish {
+struct Request {
     Plane plane;
     int channels;
     int vectors;   // images are stacked until one walk has that many, or scratch is large
@@ -61,6 +61,6 @@ struct Wish {
 };
 
 // `width` is that of the variant's vectors.
-Scratch arrange(const Reading& r, const Wish& wish, int64_t batch, int width);
+Scratch arrange(const Reading& r, const Request& request, int64_t batch, int width);
 
 }  // namespace mest

@@ -62,7 +62,7 @@ def kept(ctx: Any, segment: Segment) -> tuple[Packed, tuple[Tensor, ...]]:
     return ctx.packed.made_of(*parts), parameters
 
 
-class RecomputedInPieces(torch.autograd.Function):
+class RecomputedInChunks(torch.autograd.Function):
     """A segment whose backward pass runs it again, piece by piece, each with a backward pass.
 
     Gradients are those of the function at the packed input: exact if the format is.

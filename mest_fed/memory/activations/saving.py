@@ -15,7 +15,7 @@ from mest_fed.catalogue import FORMATS, Recompute
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.memory.activations import batch_norm_block, batch_norm_stem
 from mest_fed.memory.activations.micro_chunks import Workspace
-from mest_fed.memory.activations.recompute import RecomputedInPieces, by_function
+from mest_fed.memory.activations.recompute import RecomputedInChunks, by_function
 from mest_fed.memory.activations.rows import maps_rows
 from mest_fed.memory.activations.saved_tensors import (
     AsIs,
@@ -234,7 +234,7 @@ class Recomputed:
         segment = self.segment
         if not self._worthwhile(args, kwargs):
             return segment.function(*args, **kwargs)
-        function = self._in_pieces(args) if not kwargs else None
+        function = self._in_chunks(args) if not kwargs else None
         if function is None:
             return recomputed_whole(segment, self._pack, args, kwargs)
         x = args[0]
@@ -251,7 +251,7 @@ class Recomputed:
         given = (tensor for tensor in (*args, *kwargs.values()) if isinstance(tensor, Tensor))
         return any(tensor.requires_grad for tensor in (*given, *parameters))
 
-    def _in_pieces(self, args: tuple[Any, ...]) -> Any:
+    def _in_chunks(self, args: tuple[Any, ...]) -> Any:
         """Return the autograd function that takes a batch in micro-chunks, None where none may."""
         if len(args) != 1 or not isinstance(args[0], Tensor):
             return None
@@ -262,7 +262,7 @@ class Recomputed:
             return None
         if self._by_hand is not None and batch_norm_block.suits(self.segment, x):
             return self._by_hand
-        return RecomputedInPieces if maps_rows(self.segment, x) else None
+        return RecomputedInChunks if maps_rows(self.segment, x) else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return _of_copy(self.segment.function, memo)

@@ -224,7 +224,7 @@ class ModuleState:
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Have the modules as they were, within; what is changed there is lost."""
+        """Restore the recorded module state in the block; discard changes after it."""
         memo: dict[int, Any] = {}
         before = []
         for module, attributes in self._attributes:
@@ -318,7 +318,7 @@ class Autocast:
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Have the same, within."""
+        """Restore the recorded generators in the block."""
         with ExitStack() as stack:
             for kind, dtype, enabled in self._settings:
                 stack.enter_context(torch.autocast(kind, dtype, enabled))

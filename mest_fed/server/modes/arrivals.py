@@ -1,4 +1,4 @@
-"""Rounds that do not wait for everybody: replies are taken as they arrive."""
+"""Asynchronous rounds: replies are handled as they arrive."""
 
 import math
 import time

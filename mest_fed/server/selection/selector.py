@@ -159,8 +159,8 @@ def select_with_retry(
     call : SelectionRequest
         What is asked.
     attempt : callable
-        Given the generator, returns the selection and the nodes that were looked at. Where nobody
-        ever comes, anyone is selected.
+        Given the generator, returns the selection and the nodes that were looked at. Where no node
+        ever becomes available, any node is selected.
     """
     generator = call.generator()
     for _ in range(_MOST_WAITS):

@@ -137,7 +137,7 @@ class DeviceBehaviour:
     Parameters
     ----------
     behaviour : BehaviourSection
-        What behaviour are like.
+        The ``[behaviour]`` section.
     seed : int
         Seed of the run.
     profile_of : callable
@@ -157,7 +157,7 @@ class DeviceBehaviour:
         need_of: Callable[[int], MemoryNeed] | None = None,
         trace: Availability | None = None,
     ) -> None:
-        self._life = behaviour
+        self._settings = behaviour
         self._seed = seed
         self._profile_of = profile_of
         self._need_of = need_of
@@ -189,10 +189,10 @@ class DeviceBehaviour:
         trains : bool
             Whether it shall train, and so needs memory.
         """
-        drawn = draw(self._life, self._seed, number, device)
+        drawn = draw(self._settings, self._seed, number, device)
         slow = 1.0
-        if is_straggler(self._seed, device, self._life.stragglers):
-            slow = self._life.straggler_factor
+        if is_straggler(self._seed, device, self._settings.stragglers):
+            slow = self._settings.straggler_factor
         charge = self._charge(device, start)
         kind, refusal, noticed = self._refusal(device, number, start, charge)
         if refusal is None and trains and (refusal := self._shortage(device, drawn.held)):
@@ -251,9 +251,9 @@ class DeviceBehaviour:
         if isinstance(self._availability, ByChance):
             there = self._availability.answers(device, number)
         if not there:
-            return FailureKind.AWAY, "device was away", self._life.away_seconds
+            return FailureKind.AWAY, "device was away", self._settings.away_seconds
         if self._is_low(charge):
-            reason = f"battery is low: {charge:.0%}, below {self._life.battery_floor:.0%}"
+            reason = f"battery is low: {charge:.0%}, below {self._settings.battery_floor:.0%}"
             return FailureKind.BATTERY_LOW, reason, 0.0
         return None, None, None
 
@@ -269,7 +269,7 @@ class DeviceBehaviour:
         return None if self._batteries is None else self._batteries.share(device, time)
 
     def _is_low(self, charge: float | None) -> bool:
-        return charge is not None and charge < self._life.battery_floor
+        return charge is not None and charge < self._settings.battery_floor
 
     def _is_plugged(self, device: int, time: float) -> bool:
         return self._batteries is not None and self._batteries.is_plugged(device, time)

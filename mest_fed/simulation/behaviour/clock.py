@@ -1,4 +1,4 @@
-"""The virtual clock: has devices' behaviour meet instructions, and keeps what it cost them."""
+"""The virtual clock: decides when and whether each simulated device replies, and at what cost."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

@@ -77,7 +77,7 @@ class FolderLock:
         owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
 
     def release(self) -> None:
-        """Let others have the folder."""
+        """Release the folder's lock."""
         self._lock.release()
 
 

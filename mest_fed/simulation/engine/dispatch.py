@@ -72,7 +72,7 @@ class Dispatcher:
         self._states = states
         self._observer = observer
         self._message_ids = itertools.count(1)
-        self._launched = 0
+        self._sent = 0
         self.run_id = run_id
         #: Until when devices work on what the server no longer waits for; checkpoints keep it.
         self.busy: dict[int, float] = {}
@@ -185,9 +185,9 @@ class Dispatcher:
 
     def _seed(self, node_id: int, conditions: TaskConditions | None) -> int:
         """Return where a client's generators begin: the same in a run that is resumed."""
-        self._launched += 1
+        self._sent += 1
         if conditions is None or conditions.number == 0:
-            return derive_seed(self.run_id, "client", node_id, self._launched)
+            return derive_seed(self.run_id, "client", node_id, self._sent)
         return derive_seed(self.run_id, "timed client", node_id, conditions.number)
 
     def _context(self, node: FleetNode, state: RecordDict | None) -> Context:

@@ -175,7 +175,7 @@ class RayExchange:
     def _recover(self, worker: WorkerHandle, what: str) -> None:
         """Replace a worker; run what it had again.
 
-        The chunk it worked on is cut into single clients, so that whoever takes the process down
+        The chunk it worked on is cut into single clients, so that a client that crashes the process
         does not take the others along. Nothing of the chunk has counted yet.
         """
         running, *queued = self._in_flight.lose(worker)

@@ -27,7 +27,7 @@ _ALIGNMENT = 64
 
 
 class Span(NamedTuple):
-    """Where data stands in a memory_file."""
+    """Where data stands in a memory file."""
 
     start: int
     size: int
@@ -41,7 +41,7 @@ class Address(NamedTuple):
 
 
 class SharedMemory:
-    """One end of a memory_file: the worker writes, the driver reads what it was told of.
+    """One end of a memory file: the worker writes, the driver reads at the addresses it gets.
 
     The reader must be done before the writer writes again.
     """
@@ -94,7 +94,7 @@ class SharedMemory:
         return memoryview(self._map)[span.start : end]
 
     def close(self) -> None:
-        """Let this end go."""
+        """Close this mapping."""
         self._map.close()
         os.close(self._descriptor)
 
@@ -187,7 +187,7 @@ def _shared(data: bytes) -> Any:
 
 
 def _beside(data: bytes) -> Any:
-    """Have data go beside the pickle, out of which it comes as the bytes that were read."""
+    """Send buffers out of band of the pickle; reading gives the same bytes."""
     return pickle.PickleBuffer(data)
 
 

@@ -170,7 +170,7 @@ class WorkerHandle:
         return None
 
     def give_memory_file_back(self, number: int | None) -> None:
-        """Let other chunks use a memory_file: what was in it has been read."""
+        """Release a memory file for other chunks: its content has been read."""
         if number is not None:
             self._free_memory_files.append(number)
 
@@ -256,7 +256,7 @@ class WorkerPool:
                     raise InputError(self._not_started())
                 worker = next(worker for worker in new if worker.loading == ready[0])
                 try:
-                    worker.worker_info = _surroundings(worker)
+                    worker.worker_info = _worker_info(worker)
                     deaths = 0
                 except (RayActorError, OutOfMemoryError) as error:
                     deaths += 1
@@ -292,30 +292,30 @@ class WorkerPool:
             crashed.kill()
             others = self.workers[:place] + self.workers[place + 1 :]
             for _ in range(MOST_SPAWNS):
-                hired = self._spawn()
+                spawned = self._spawn()
                 try:
-                    arrives = self._arrives(hired, len(others))
+                    arrives = self._arrives(spawned, len(others))
                 except (RayActorError, OutOfMemoryError):
                     # Ray may have sent it to a machine that is lost, before it knew.
                     log.warning("a new worker died while it started")
-                    hired.kill()
+                    spawned.kill()
                     continue
                 if arrives:
-                    self.workers[place] = hired
+                    self.workers[place] = spawned
                     return
-                hired.kill()
+                spawned.kill()
                 break
             if not others:
                 raise InputError("the last worker died, and no new one starts")
             log.warning("there is no new worker; %d go on", len(others))
             self.workers = others
 
-    def _arrives(self, hired: WorkerHandle, others: int) -> bool:
+    def _arrives(self, spawned: WorkerHandle, others: int) -> bool:
         """Wait for a new worker; say whether it starts. A lost machine leaves no core for it."""
         for _ in range(START_SECONDS):
-            ready, _ = ray.wait([hired.loading], timeout=1.0)
+            ready, _ = ray.wait([spawned.loading], timeout=1.0)
             if ready:
-                hired.worker_info = _surroundings(hired)
+                spawned.worker_info = _worker_info(spawned)
                 return True
             if others and int(ray.cluster_resources().get("CPU", 0)) <= others:
                 return False
@@ -328,7 +328,7 @@ class WorkerPool:
         self.workers = []
 
 
-def _surroundings(worker: WorkerHandle) -> WorkerInfo:
+def _worker_info(worker: WorkerHandle) -> WorkerInfo:
     """Return what a worker found when it had loaded all that it works with.
 
     Raises

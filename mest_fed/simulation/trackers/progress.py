@@ -1,4 +1,4 @@
-"""Who is told of a run's progress, and how a run tells several at once."""
+"""Observers of a run's progress, and how several are combined."""
 
 from collections.abc import Sequence
 from contextlib import suppress

@@ -116,7 +116,7 @@ def _caption(groups: list[DeviceTasks]) -> str:
         ratio = _median_seconds(slowest) / _median_seconds(fastest)
         text += f", {ratio:.3g} times as long as on {fastest.title}"
     return text + (
-        ". A round that waits for everybody lasts as long as its slowest task. "
+        ". A round that waits for all devices lasts as long as its slowest task. "
         "Bars are the medians of the three phases over completed tasks; the thin line is where "
         "80% of the tasks lie."
     )
