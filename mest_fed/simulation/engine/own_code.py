@@ -31,13 +31,13 @@ class Source:
         Where it is on the driver's machine; tracebacks name it.
     text : str
         What is in the file.
-    is_package : bool
-        Whether it may have submodules.
+    folders : tuple of str or None
+        Where a package's other modules are on the driver's machine; None if it is no package.
     """
 
     file: str
     text: str
-    is_package: bool
+    folders: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,15 @@ class OwnCode:
             file = getattr(module, "__file__", None)
             if isinstance(module, ModuleType) and isinstance(file, str) and _is_own(Path(file)):
                 path = Path(file).absolute()
-                source = Source(str(path), path.read_text("utf-8"), hasattr(module, "__path__"))
+                source = Source(str(path), path.read_text("utf-8"), _folders(module))
                 if name != "__main__":
                     found[name] = source
                 if not module.__package__:  # a reference may name the file
                     found[module_of_file(path)] = source
         for name in list(found):
             while name := name.rpartition(".")[0]:  # packages without a file
-                found.setdefault(name, Source(f"<{name}>", "", is_package=True))
+                folders = _folders(sys.modules.get(name)) or ()
+                found.setdefault(name, Source(f"<{name}>", "", folders))
         return cls(found)
 
     def install(self) -> None:
@@ -85,9 +86,10 @@ class _Finder(MetaPathFinder, ExecutionLoader):
         source = self._sources.get(name)
         if source is None:
             return None
-        places: list[str] | None = [] if source.is_package else None
+        # What the driver has not imported is looked for where it would look.
+        folders = None if source.folders is None else list(source.folders)
         return spec_from_file_location(
-            name, source.file, loader=self, submodule_search_locations=places
+            name, source.file, loader=self, submodule_search_locations=folders
         )
 
     def get_filename(self, name: str) -> str:
@@ -97,7 +99,12 @@ class _Finder(MetaPathFinder, ExecutionLoader):
         return self._sources[name].text
 
     def is_package(self, name: str) -> bool:
-        return self._sources[name].is_package
+        return self._sources[name].folders is not None
+
+
+def _folders(module: ModuleType | None) -> tuple[str, ...] | None:
+    path = getattr(module, "__path__", None)
+    return None if path is None else tuple(path)
 
 
 def _is_own(file: Path) -> bool:
