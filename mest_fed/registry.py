@@ -195,7 +195,7 @@ class Registry(Mapping[str, T], Generic[T]):
             made = function(*args, **options)
         except MestFedError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a user's code may end the process
             if self.is_builtin(name):
                 raise
             raise InputError(f"{self.key} = {name!r}: {_described(error)}") from error
@@ -360,7 +360,7 @@ def module_of_file(path: Path) -> str:
     return f"{path.stem}_{digest}"
 
 
-def _described(error: Exception) -> str:
+def _described(error: BaseException) -> str:
     """Say in one line what an error is and where it was raised."""
     text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
     frames = traceback.extract_tb(error.__traceback__)

@@ -468,7 +468,11 @@ class Task:
                 f"fleet.budgets names {strangers[0]}, which is not in the fleet; "
                 f"allowed: {', '.join(fleet.weights)}"
             )
-        return {name: self.plan(self.budget(name), name) for name in self.devices.counts}
+        own = self.config.fleet.budget_bytes
+        named = {
+            name: f"{name} (fleet.budgets)" if name in own else name for name in self.devices.counts
+        }
+        return {name: self.plan(self.budget(name), who) for name, who in named.items()}
 
     def plan(self, budget: int, who: str, threads: int = 1) -> Plan:
         """Plan local training within a budget.

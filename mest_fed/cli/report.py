@@ -8,7 +8,7 @@ import typer
 from mest_fed.catalogue import TABLE_FORMATS
 from mest_fed.cli.app import needs
 from mest_fed.cli.tables import check_format, write_table
-from mest_fed.errors import not_allowed
+from mest_fed.errors import InputError, not_allowed
 
 #: The page, beside the formats of tables.
 HTML = "html"
@@ -41,9 +41,12 @@ def report(
         typer.echo(f"report: {write_report(folder)}")
         return
     place = out or folder
-    if not place.is_dir():
-        raise not_allowed("--out", str(place), "a folder that exists")
-    for name, rows in run_tables(folder).items():
+    tables = run_tables(folder)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {place} cannot be used: {error.strerror or error}") from None
+    for name, rows in tables.items():
         path = place / f"{name}.{form}"
         write_table(rows, form, path)
         typer.echo(f"{name}: {path} ({len(rows)} rows)")

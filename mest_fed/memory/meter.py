@@ -176,7 +176,7 @@ def measure(work: Callable[[], object], warm_up: Callable[[], object]) -> Measur
         report = pipe.read()
     os.waitpid(child, 0)
     if not report:
-        raise MestFedError("the measured process failed; its error stands above")
+        raise MestFedError("the measured process failed; its error is on standard error")
     baseline, peak = (int(number) for number in report.split())
     return Measurement(baseline, peak)
 

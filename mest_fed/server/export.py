@@ -9,7 +9,6 @@ import io
 import json
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -135,9 +134,9 @@ def export_model(folder: Path, form: str, out: Path | None = None) -> Path:
 
 def _replace(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}", delete=False) as file:
-        file.write(content)
-    os.replace(file.name, path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_bytes(content)
+    os.replace(unfinished, path)
 
 
 def _state_dict(final: FinalModel, file: io.BytesIO) -> None:

@@ -86,3 +86,11 @@ def test_what_cannot_be_compared(folders, tmp_path):
     other = write_files(tmp_path / "other", files)
     with pytest.raises(InputError, match="other is judged by mean-squared-error, fast by accuracy"):
         Comparison.of([folders[0], other])
+
+
+def test_a_run_of_a_flower_app_is_refused_by_name(folders, tmp_path):
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "config.toml").write_text('[app]\nname = "x"\n')
+    with pytest.raises(InputError, match="holds the run of a Flower app"):
+        Comparison.of([folders[0], app])

@@ -1,6 +1,5 @@
 """Weights of a trained model: a checkpoint of a dense model, or what an earlier run left."""
 
-import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,9 +51,8 @@ class Weights:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of what is no checkpoint
                 found = torch.load(file, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-            reason = str(error).partition("\n")[0].strip()
-            raise InputError(f"{source} is no state_dict that torch can load: {reason}") from error
+        except Exception as error:  # what other files raise has no common base
+            raise InputError(f"{source} is no state_dict that torch can load") from error
         found = found.get("state_dict", found) if isinstance(found, Mapping) else found
         if not isinstance(found, Mapping) or not found:
             raise InputError(f"{source} holds a {type(found).__name__}; allowed: a state_dict")

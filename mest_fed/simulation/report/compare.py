@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from mest_fed.errors import InputError
+from mest_fed.simulation.report.app_run import is_app_run
 from mest_fed.simulation.report.figures import comparison
 from mest_fed.simulation.report.figures.metric import Curve
 from mest_fed.simulation.report.formats import format_joules, format_metric, format_percent
@@ -72,6 +73,11 @@ class Comparison:
         for place, folder in enumerate(resolved):
             if folder in resolved[:place]:
                 raise InputError(f"{folders[place]} stands twice; allowed: each run once")
+        for folder in folders:
+            if folder.is_dir() and is_app_run(folder):
+                raise InputError(
+                    f"{folder} holds the run of a Flower app; allowed: runs of mest-fed simulate"
+                )
         runs = dict(zip(_names(resolved), map(load_run, folders), strict=True))
         metrics = {name: run.summary.primary_metric for name, run in runs.items()}
         first, *others = metrics.items()
@@ -199,14 +205,16 @@ def _cells(
     best: dict[str, Any] = {}
     for column in columns:
         values = [row[column.key] for row in rows if row.get(column.key) is not None]
-        if column.better and len(set(values)) > 1:
+        if column.better and len(set(map(column.write, values))) > 1:
             best[column.key] = max(values) if column.better > 0 else min(values)
 
     def cell(row: Mapping[str, Any], column: Column) -> tuple[str, bool]:
         value = row.get(column.key)
         if value is None:
             return NOTHING, False
-        return column.write(value), value == best.get(column.key)
+        written = column.write(value)
+        marked = column.key in best and written == column.write(best[column.key])
+        return written, marked
 
     return [(row["run"], [cell(row, column) for column in columns]) for row in rows]
 
