@@ -28,7 +28,16 @@ if TYPE_CHECKING:
         Plan as Plan,
     )
     from mest_fed.memory import (
+        PlanLimits as PlanLimits,
+    )
+    from mest_fed.memory import (
         Planner as Planner,
+    )
+    from mest_fed.memory import (
+        TrainingSetup as TrainingSetup,
+    )
+    from mest_fed.memory import (
+        TrainingShape as TrainingShape,
     )
     from mest_fed.memory import (
         memory_saving as memory_saving,
@@ -85,11 +94,14 @@ if TYPE_CHECKING:
     from mest_fed.schema import FailureKind as FailureKind
     from mest_fed.schema import Metric as Metric
     from mest_fed.schema import TaskStatus as TaskStatus
+    from mest_fed.server.selection import ClientFeedback as ClientFeedback
+    from mest_fed.server.selection import SelectionRequest as SelectionRequest
     from mest_fed.server.selection import Selector as Selector
     from mest_fed.server.strategy import MestStrategy as MestStrategy
     from mest_fed.simulation.engine.executor import make_executor as make_executor
     from mest_fed.simulation.fleet_grid import FleetGrid as FleetGrid
     from mest_fed.simulation.simulate import open_run as open_run
+    from mest_fed.sparsity import Bounds as Bounds
     from mest_fed.sparsity import Interval as Interval
     from mest_fed.sparsity import MestEM as MestEM
     from mest_fed.sparsity import MestEMS as MestEMS
@@ -109,7 +121,8 @@ _HOMES = {
     "mest_fed.devices": ("DeviceProfile", "load_profile"),
     "mest_fed.errors": ("BudgetError", "InputError", "MestFedError", "WireError"),
     "mest_fed.memory": (
-        *("MemoryOptions", "Plan", "Planner", "memory_saving", "read_plan", "trace_model"),
+        *("MemoryOptions", "Plan", "PlanLimits", "Planner", "TrainingSetup", "TrainingShape"),
+        *("memory_saving", "read_plan", "trace_model"),
     ),
     "mest_fed.memory.meter": ("PeakMeter", "measure"),
     "mest_fed.nn": (
@@ -120,12 +133,14 @@ _HOMES = {
     "mest_fed.nn.norms": ("BatchNorm2d", "GroupNorm"),
     "mest_fed.nn.optimizers": ("SGD", "Adam", "AdamW"),
     "mest_fed.schema": ("FailureKind", "Metric", "TaskStatus"),
-    "mest_fed.server.selection": ("Selector",),
+    "mest_fed.server.selection": ("ClientFeedback", "SelectionRequest", "Selector"),
     "mest_fed.server.strategy": ("MestStrategy",),
     "mest_fed.simulation.engine.executor": ("make_executor",),
     "mest_fed.simulation.fleet_grid": ("FleetGrid",),
     "mest_fed.simulation.simulate": ("open_run",),
-    "mest_fed.sparsity": ("Interval", "MestEM", "MestEMS", "Method", "RigL", "Set", "Static"),
+    "mest_fed.sparsity": (
+        *("Bounds", "Interval", "MestEM", "MestEMS", "Method", "RigL", "Set", "Static"),
+    ),
     "mest_fed.system.limits": ("MemoryLimit", "limit_memory"),
     "mest_fed.task": ("Task",),
     "mest_fed.training.objective": ("Objective",),

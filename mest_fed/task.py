@@ -306,7 +306,12 @@ class Task:
     def method(self) -> Method:
         """The sparse-training method."""
         sparsity = self.config.sparsity
-        return build_method(sparsity.method, sparsity.density, sparsity.gradient_weight)
+        return build_method(
+            sparsity.method,
+            sparsity.density,
+            sparsity.gradient_weight,
+            gradients=sparsity.mutation == MutationPlace.CLIENT,
+        )
 
     @cached_property
     def interval(self) -> Interval:

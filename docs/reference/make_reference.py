@@ -1,7 +1,8 @@
-"""Write the reference pages from the code: configuration keys, commands and public names."""
+"""Write pages from the code: configuration keys, commands, public names and the examples."""
 
 import ast
 import inspect
+import json
 import re
 import textwrap
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ from mest_fed.config import RunConfig
 from mest_fed.config.base import Named
 
 ADRS = Path("docs/adr")
+EXAMPLES = Path("examples")
+#: The name of an example in the table of its README, and the file or folder that it links to.
+EXAMPLE = re.compile(r"^\| \[(\w+)\]\(([\w.]+)/?.*?\)", re.MULTILINE)
 ROLE = re.compile(r":(?:class|meth|func|mod|data|attr):<code>~?")
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 
@@ -140,12 +144,46 @@ def decisions() -> Iterator[str]:
         yield f"- [{title}](../adr/{path.name})"
 
 
+def examples() -> Iterator[str]:
+    """Yield the page of the examples: their README, and below it each with its files."""
+    readme = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    yield EXAMPLE.sub(r"| [\1](#\1)", readme)
+    for name, place in EXAMPLE.findall(readme):
+        yield f"## {name}\n"
+        for file in files_of(EXAMPLES / place):
+            yield f"`{file}`\n"
+            yield from shown(file)
+
+
+def files_of(place: Path) -> list[Path]:
+    """Return the files of an example, which is a file or a folder."""
+    if place.is_file():
+        return [place]
+    return [file for kind in ("*.toml", "*.py") for file in sorted(place.rglob(kind))]
+
+
+def shown(file: Path) -> Iterator[str]:
+    """Yield the content of a file as Markdown; a notebook cell by cell."""
+    text = file.read_text(encoding="utf-8")
+    language = {".py": "python", ".toml": "toml"}
+    if file.suffix in language:
+        yield f"```{language[file.suffix]}\n{text}```\n"
+        return
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":  # its headings go below the example's own
+            yield re.sub("^#", "###", source, flags=re.MULTILINE) + "\n"
+        else:
+            yield f"```python\n{source}\n```\n"
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages (called by mkdocs)."""
     for page in (configuration, commands, library, decisions):
         content = "\n".join(page())
         uri = f"reference/{page.__name__}.md"
         files.append(File.generated(config, uri, content=content))
+    files.append(File.generated(config, "examples.md", content="\n".join(examples())))
     return files
 
 

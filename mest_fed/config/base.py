@@ -44,7 +44,8 @@ class Named:
             raise ValueError(f"allowed: {self.choices.allowed}") from None
 
 
-#: In the context of a validation: the folder that paths of files are relative to.
+#: In the context of a validation: the folder that paths of files are relative to; that of the
+#: configuration file, if one is read.
 FOLDER = "folder"
 
 
@@ -52,6 +53,12 @@ def absolute(value: str, info: ValidationInfo) -> str:
     """Make the path of a file absolute; an empty one stays empty."""
     folder = (info.context or {}).get(FOLDER) or Path()
     return str((folder / Path(value).expanduser()).absolute()) if value else ""
+
+
+def beside_file(value: str, info: ValidationInfo) -> str:
+    """Find a path of a configuration file in that file's folder; leave others as they are."""
+    folder = (info.context or {}).get(FOLDER)
+    return absolute(value, info) if folder is not None else value
 
 
 def one_of(choices: Registry[Any] | type[StrEnum]) -> AfterValidator:

@@ -37,6 +37,7 @@ from mest_fed.config.base import (
     Section,
     Share,
     absolute,
+    beside_file,
     format_mix,
     one_of,
     parse_mix,
@@ -53,10 +54,10 @@ if TYPE_CHECKING:
     from mest_fed.memory import MemoryOptions
 
 
-def _kernels(value: str) -> str:
+def _kernels(value: str, info: ValidationInfo) -> str:
     if value not in list(KernelMode) and not value.endswith(".json"):
         raise ValueError(f"allowed: {', '.join(KernelMode)}, or the path of a run's kernels.json")
-    return value
+    return value if value in list(KernelMode) else beside_file(value, info)
 
 
 def _whole_values(value: str) -> str:
@@ -97,7 +98,8 @@ class DataSection(Section):
 
     name: Annotated[str, one_of(DATASETS)] = "digits"
     path: str = ""
-    """File, or folder with the data set's files; empty downloads it (digits needs neither)."""
+    """File, or folder with the data set's files, relative to the configuration file; empty
+    downloads it (digits needs neither). A loader of one's own gets the text as it is."""
     columns: Options = ""
     """Which columns of a table are ``inputs``, ``targets``, ``groups`` and ``categories``."""
     options: Options = ""
@@ -124,6 +126,12 @@ class DataSection(Section):
     hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of each client's examples that it keeps for evaluation."""
     augmentation: Annotated[str, one_of(AUGMENTATIONS)] = "none"
+
+    @field_validator("path")
+    @classmethod
+    def _beside_file(cls, value: str, info: ValidationInfo) -> str:
+        known = DATASETS.is_builtin(info.data.get("name", ""))
+        return beside_file(value, info) if known else value
 
     @field_validator("encoding", mode="before")
     @classmethod

@@ -279,7 +279,8 @@ class MestStrategy(Strategy):
         )
 
         def draw(wanted: int, out: Collection[int]) -> list[int]:
-            return self.selector.select(replace(asked, count=wanted, without=out))
+            request = replace(asked, count=wanted, without=out)
+            return request.checked(self.selector.select(request))
 
         return self.clients.gather(count, draw, without)
 

@@ -258,7 +258,7 @@ def open_run(
     config: RunConfig | None,
     out: Path,
     *,
-    resume: bool,
+    resume: bool = False,
     observer: Observer | None = None,
 ) -> Simulation:
     """Prepare a run in a folder: a new one, or the one that is there.

@@ -1,5 +1,6 @@
 """The sparse-training methods, each as its difference from its parent."""
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
@@ -8,9 +9,12 @@ import torch
 from torch import Tensor
 
 from mest_fed.catalogue import METHODS
+from mest_fed.errors import InputError
+from mest_fed.rng import torch_generator
 from mest_fed.sparsity.layout import Layout
 from mest_fed.sparsity.mutation import Bounds, Method
 from mest_fed.sparsity.schedules import Constant, CosineDecay, Schedule, Stages
+from mest_fed.sparsity.schemes import Unstructured
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,10 @@ class MestEMS(MestEM):
         return super().for_density(density, **options)
 
 
-def build_method(name: str, density: float, gradient_weight: float | None = None) -> Method:
-    """Build a method by name.
+def build_method(
+    name: str, density: float, gradient_weight: float | None = None, *, gradients: bool = True
+) -> Method:
+    """Build a method by name, and try its hooks on a small layer.
 
     Parameters
     ----------
@@ -104,15 +110,52 @@ def build_method(name: str, density: float, gradient_weight: float | None = None
         Target density, of which some methods make their options.
     gradient_weight : float, optional
         Lambda of the importance; the method's own if left out.
+    gradients : bool
+        Whether importance will be given gradients, as where masks mutate on clients.
 
     Raises
     ------
     InputError
-        If the name is unknown.
+        If the name is unknown, or a hook of a user's own raises or gives what it should not.
     """
     options = {} if gradient_weight is None else {"gradient_weight": gradient_weight}
     kind = METHODS.find(name)
     if isinstance(kind, type) and issubclass(kind, Method):
         kind = partial(kind.for_density, density)
     method: Method = METHODS.call(name, kind, **options)
+    METHODS.call(name, partial(_tried, method, name, gradients))
     return method
+
+
+def _tried(method: Method, name: str, gradients: bool) -> Method:
+    """Call each hook as a run does; an InputError says what is wrong with what it gives."""
+    key = f"{METHODS.key} = {name!r}"
+    for step in range(5):
+        bounds = method.bounds(step / 4)
+        if not (isinstance(bounds, Bounds) and 0 <= bounds.floor <= 1 <= bounds.ceiling < math.inf):
+            raise InputError(
+                f"{key}: bounds({step / 4}) gives {bounds!r}; allowed: Bounds with a floor in "
+                "[0, 1] and a ceiling from 1"
+            )
+    layout = Unstructured((4, 4))
+    values = torch.linspace(-1, 1, 8).unsqueeze(1)
+    importance = method.importance(values, values if gradients else None)
+    _check_scores(f"{key}: importance", importance, len(values))
+    dense = torch.ones(layout.shape) if method.needs_dense_gradient else None
+    slots, scores = method.growth_order(layout, torch_generator(0, "try"), dense)
+    _check_scores(f"{key}: growth_order", scores, layout.num_granules)
+    if slots.shape != scores.shape or slots.dtype != torch.int64:
+        raise InputError(
+            f"{key}: growth_order gives slots of shape {tuple(slots.shape)} and {slots.dtype}; "
+            f"allowed: ({layout.num_granules},), one for each granule, and torch.int64"
+        )
+    return method
+
+
+def _check_scores(hook: str, scores: object, count: int) -> None:
+    if not isinstance(scores, Tensor) or scores.shape != (count,) or not scores.isfinite().all():
+        found = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else repr(scores)
+        raise InputError(
+            f"{hook} gives {found}; allowed: finite scores of shape ({count},), one for each of "
+            "the granules"
+        )

@@ -366,3 +366,23 @@ def test_an_old_name_of_a_knob_is_read():
     order = "consume, micro_batch, recompute, saved, density, frozen, momentum"
     config = from_table({"memory": {"prefer": order}}, "test")
     assert config.memory.preference[0] == "release_gradients"
+
+
+PATHS = {
+    "data": {"name": "csv", "path": "mine.csv"},
+    "training": {"kernels": "mine.json"},
+    "behaviour": {"availability": "trace", "trace": "mine.csv"},
+}
+
+
+@pytest.mark.parametrize("key", ["data.path", "training.kernels", "behaviour.trace"])
+def test_a_path_in_a_file_is_relative_to_the_file(key, tmp_path):
+    section, _, name = key.partition(".")
+    file = PATHS[section][name]
+    assert to_flat(from_table(PATHS, "test", tmp_path))[key] == str(tmp_path / file)
+    assert to_flat(from_table(PATHS, "test"))[key] == file
+
+
+def test_a_loader_gets_its_path_as_it_is(tmp_path):
+    table = {"data": {"name": "my_data.py:load", "path": "hub://mine"}}
+    assert from_table(table, "test", tmp_path).data.path == "hub://mine"

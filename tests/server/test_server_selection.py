@@ -293,3 +293,29 @@ def test_who_refuses_is_replaced_by_others():
 def test_every_selector_may_be_configured():
     for known in SELECTORS:
         assert small_config(server={"selection": known}).server.selection == known
+
+
+@pytest.mark.parametrize(
+    ("chosen", "found"),
+    [
+        (None, "None"),
+        (["a"], r"\['a'\]"),
+        ([1000, 1001, 1002], "3 nodes"),
+        ([1000, 1000], "a node twice"),
+        ([1, 1000], "node 1;"),
+        ([1007], "node 1007;"),
+    ],
+)
+@pytest.mark.parametrize("nodes", [POPULATION, list(POPULATION)])
+def test_a_selection_that_was_not_asked_for_is_refused(nodes, chosen, found):
+    asked = call(nodes, count=2, without={1007})
+    with pytest.raises(InputError, match=f"server.selection chose {found}.*at most 2 distinct"):
+        asked.checked(chosen)
+    assert asked.checked(np.array([1003, 1001])) == [1003, 1001]
+
+
+def test_a_strategy_refuses_a_selector_that_chooses_strangers():
+    strategy = strategy_of(server={"clients_per_round": 2})
+    strategy.selector.select = lambda request: [99]
+    with pytest.raises(InputError, match="chose node 99"):
+        train_messages(strategy, StubGrid({node: capability(node) for node in range(4)}))

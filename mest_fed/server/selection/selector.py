@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from mest_fed.errors import InputError
 from mest_fed.rng import in_random_order, numpy_generator
 
 log = getLogger(__name__)
@@ -81,6 +82,32 @@ class SelectionRequest:
         for place in in_random_order(len(self.nodes), generator):
             if (node := self.nodes[place]) not in self.without:
                 yield node
+
+    def checked(self, chosen: Iterable[int]) -> list[int]:
+        """Return what a selector chose, if it is what was asked for.
+
+        Raises
+        ------
+        InputError
+            If it is no list of distinct nodes that may be selected, or one of too many.
+        """
+        try:
+            nodes = [int(node) for node in chosen]
+        except (TypeError, ValueError):
+            raise self._not_selectable(f"{chosen!r}") from None
+        if len(nodes) > self.count:
+            raise self._not_selectable(f"{len(nodes)} nodes")
+        if len(set(nodes)) < len(nodes):
+            raise self._not_selectable("a node twice")
+        known = self.nodes if isinstance(self.nodes, range) else set(self.nodes)
+        for node in nodes:
+            if node not in known or node in self.without:
+                raise self._not_selectable(f"node {node}")
+        return nodes
+
+    def _not_selectable(self, chosen: str) -> InputError:
+        allowed = f"at most {self.count} distinct nodes of the request, none of its without"
+        return InputError(f"server.selection chose {chosen}; allowed: {allowed}")
 
     def present(self, node_ids: Sequence[int]) -> list[int]:
         """Return the available nodes; all of them where availability is unknown."""
