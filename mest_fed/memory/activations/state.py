@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import _get_current_function_mode_stack
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from mest_fed.errors import MestFedError
 from mest_fed.memory.activations.rows import keeps_no_state
@@ -310,7 +310,7 @@ class Autocast:
     """
 
     def __init__(self, *devices: torch.device) -> None:
-        self._modes = _get_current_function_mode_stack()
+        self._modes = _function_modes()
         self._settings = [
             (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
             for kind in sorted({"cpu", *(device.type for device in devices)})
@@ -329,6 +329,11 @@ class Autocast:
             for kind, dtype, enabled in self._settings:
                 stack.enter_context(torch.autocast(kind, dtype, enabled))
             for mode in self._modes:
-                if mode not in _get_current_function_mode_stack():
+                if mode not in _function_modes():
                     stack.enter_context(mode)
             yield
+
+
+def _function_modes() -> list[TorchFunctionMode]:
+    modes: list[TorchFunctionMode] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    return modes
