@@ -186,6 +186,14 @@ class Task:
             return self._data
         return _load_once(_as_read(self.config.data), self.objective.targets_are_numbers)
 
+    @property
+    def encoding(self) -> Encoding | None:
+        """How the run's examples became numbers; loads the data only where nothing else says it."""
+        known = (
+            data_request(self.config.data).encoding or find_source(self.config.data.name).encoding
+        )
+        return known or self.data.encoding
+
     @cached_property
     def partitions(self) -> Sequence[Examples]:
         """Training examples of each device; drawn one by one where the data is ``sampled``.

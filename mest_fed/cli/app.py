@@ -1,6 +1,7 @@
 """``mest-fed``: its commands, and how errors leave it."""
 
 import sys
+import warnings
 from importlib.util import find_spec
 
 import typer
@@ -59,6 +60,7 @@ def register_commands() -> None:
 
 def main() -> None:
     """Run the command line; wrong input is one line on standard error and exit status 2."""
+    warnings.formatwarning = _warning_line
     register_commands()
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
@@ -69,6 +71,11 @@ def main() -> None:
     except MestFedError as error:
         errors.print("[bold red]error:[/bold red]", _one_line(error), markup=True)
         sys.exit(REFUSED if isinstance(error, RefusedError) else FAILED)
+
+
+def _warning_line(message: Warning | str, *_: object, **__: object) -> str:
+    """Show a warning as a line, without the code that gave it."""
+    return f"warning: {' '.join(str(message).split())}\n"
 
 
 def _one_line(error: Exception) -> str:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from mest_fed.config.base import FOLDER, Named, is_table, read_options
 from mest_fed.config.sections import RunConfig
 from mest_fed.errors import InputError
+from mest_fed.nn.models.weights import weights_file
 from mest_fed.registry import Registry
 
 log = getLogger(__name__)
@@ -60,10 +61,19 @@ def find_named(config: RunConfig) -> None:
 
 
 def named_files(config: RunConfig) -> list[Path]:
-    """Return the files of a user's own that a configuration refers to, in order."""
+    """Return the Python files of a user's own that a configuration refers to, in order."""
     flat = to_flat(config)
     places = {str(flat[key]).rpartition(":")[0] for key in named()}
     return sorted(Path(place) for place in places if place.endswith(".py"))
+
+
+def own_files(config: RunConfig) -> list[Path]:
+    """Return all files of a user's own that decide what a run computes, data excepted, in order."""
+    others = [place for place in config.fleet.weights if place.endswith(".toml")]
+    others += [config.behaviour.trace] if config.behaviour.trace else []
+    weights = config.model.weights
+    files = [Path(place).absolute() for place in others]
+    return sorted(named_files(config) + files + ([weights_file(Path(weights))] if weights else []))
 
 
 def from_table(table: Mapping[str, Any], source: str, folder: Path | None = None) -> RunConfig:
@@ -117,20 +127,22 @@ def _renamed(table: Mapping[str, Any], source: str) -> dict[str, Any]:
         If a key is there under both names.
     """
     current: dict[str, Any] = {}
+    renamed: dict[str, None] = {}
     for section, keys in table.items():
         if not isinstance(keys, Mapping):
             current[section] = keys
             continue
         for key, value in keys.items():
-            old = section if section in RENAMED else f"{section}.{key}"
             name = current_key(f"{section}.{key}")
             if name != f"{section}.{key}":
-                log.warning("%s is now called %s (%s)", old, RENAMED[old], source)
+                renamed.setdefault(section if section in RENAMED else f"{section}.{key}")
             place, _, leaf = name.partition(".")
             if leaf in current.setdefault(place, {}):
                 raise InputError(f"{section}.{key} and {name} are the same key ({source})")
             current[place][leaf] = value
         current.setdefault(current_key(section), {})
+    for old in renamed:
+        log.warning("%s is now called %s (%s)", old, RENAMED[old], source)
     return current
 
 

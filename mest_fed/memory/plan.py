@@ -114,6 +114,10 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "frozen": int,
     "segments": str,
 }
+#: Keys that plans of earlier versions lack, and what those plans do.
+_LATER: dict[str, Any] = {"segments": "", "optimizer": "sgd", "proximal": False}
+#: Keys of earlier versions, and what they are called now.
+_RENAMED = {"consume": "release_gradients"}
 
 
 def read_plan(text: str, source: str = "plan") -> Plan:
@@ -125,7 +129,11 @@ def read_plan(text: str, source: str = "plan") -> Plan:
         If it is no JSON, a key is missing or a value not possible: names it.
     """
     table = parse_json(text, source, dict)
-    table.setdefault("segments", "")  # which earlier plans have not
+    for key, value in _LATER.items():
+        table.setdefault(key, value)
+    for old, key in _RENAMED.items():
+        if old in table:
+            table.setdefault(key, table[old])
     missing = sorted((_SHAPE | _MEMORY | {"budget_bytes", "parts"}) - set(table))
     if missing:
         raise InputError(f"{source} has no {missing[0]}; allowed: what mest-fed plan --json writes")

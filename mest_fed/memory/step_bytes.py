@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mest_fed.catalogue import OPTIMIZERS, Recompute
+from mest_fed.catalogue import OPTIMIZERS
 from mest_fed.errors import MestFedError, not_allowed
 from mest_fed.memory.activations import MemoryOptions, memory_saving
 from mest_fed.memory.activations.micro_chunks import only_the_ends
@@ -161,10 +161,8 @@ def step_bytes(model: nn.Module, shape: TrainingShape, options: StepOptions) -> 
     )
     targets = options.loss.targets(shape.batch, "meta")
     live = LiveBytes(OperatorOverhead(options.threads))
-    recomputes = shape.memory.recompute == Recompute.SEGMENTS
-    attention = nullcontext() if recomputes else FusedAttention()
     with (
-        attention,
+        FusedAttention(),
         live,
         only_the_ends(),
         memory_saving(model, shape.memory) as forward,

@@ -381,10 +381,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class FusedAttention(TorchFunctionMode):
-    """Has attention on meta tensors keep what the CPU's fused kernel keeps, not all scores.
-
-    It does not reach what backward computes again: torch runs backward outside of such modes.
-    """
+    """Has attention on meta tensors keep what the CPU's fused kernel keeps, not all scores."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a function of torch."""

@@ -149,23 +149,38 @@ def _shortcuts_in(
 def _is_shortcut(
     node: fx.Node, run: Mapping[fx.Node, list[str]], layers: Mapping[str, nn.Module]
 ) -> bool:
-    """Say whether what a 1x1 convolution makes is added to what layers made of its input."""
+    """Say whether a 1x1 convolution is alone between a fork and a sum with what layers made.
+
+    Paths through the convolution itself do not count: what is computed of its output is no branch
+    beside it.
+    """
+
+    def inputs(it: fx.Node) -> Any:
+        return () if it is node else it.all_input_nodes
+
+    def users(it: fx.Node) -> Any:
+        return () if it is node else it.users
+
     sources = _reached(node, lambda it: it.all_input_nodes, lambda it: not run[it])
+    above = _reached(node, lambda it: it.all_input_nodes)
     path = _reached(
         node, lambda it: it.users, lambda it: not run[it] and len(it.all_input_nodes) < 2
     )
-    for total in path:
-        if total.target not in _SUMS:
-            continue
-        for other in total.all_input_nodes:
-            if other is node or other in path:
-                continue
-            before = {other} | _reached(other, lambda it: it.all_input_nodes)
-            for source in sources & before:
-                after = _reached(source, lambda it: it.users)
-                beside = [name for it in before & after for name in run[it]]
-                if len(beside) > 1 or any(not is_pointwise(layers[name]) for name in beside):
-                    return True
+    others = {
+        other
+        for total in path
+        if total.target in _SUMS
+        for other in total.all_input_nodes
+        if other is not node and other not in path
+    }
+    for other in others:
+        before = {other} | _reached(other, inputs)
+        for fork in sources & before:
+            after = _reached(fork, users)
+            beside = [name for it in before & after if it is not node for name in run[it]]
+            alone = not any(run[it] for it in above & after)
+            if alone and (len(beside) > 1 or any(not is_pointwise(layers[n]) for n in beside)):
+                return True
     return False
 
 

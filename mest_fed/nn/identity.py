@@ -96,7 +96,12 @@ class Values(Tensor):
             if rule is _Rule.GRADIENT:
                 return _with_gradients(args, kwargs, func(*args, **kwargs))
             arguments = (*args, *kwargs.values()) if kwargs else args
-            if rule is not _Rule.MARK and rule is not _Rule.JOIN:
+            if rule is _Rule.COMBINE:  # the most frequent one, at the least cost
+                values = [each for each in arguments if isinstance(each, Values) and each.masks]
+                if len(values) > 1:
+                    _refuse_unlike(func, values)
+                return _marked(func.__name__, func(*args, **kwargs), arguments)
+            if rule in (_Rule.STACK, _Rule.LISTS):
                 for together in _combined(rule, arguments):
                     _refuse_unlike(func, together)
             return _with_masks(rule, func.__name__, arguments, func(*args, **kwargs))
@@ -148,7 +153,7 @@ _NAMES = {
     _Rule.NONE: (
         *("eq", "ne", "lt", "le", "gt", "ge", "__eq__", "__ne__", "equal", "allclose", "isclose"),
         *("matmul", "mm", "__matmul__", "__rmatmul__", "bmm", "linear", "einsum", "tensordot"),
-        *("backward", "is_same_size", "is_set_to", "_has_compatible_shallow_copy_type"),
+        *("backward", "_has_compatible_shallow_copy_type"),
         *(f"{kind}_like" for kind in ("zeros", "ones", "empty", "full", "rand", "randn")),
     ),
     _Rule.GRADIENT: ("grad",),
@@ -166,7 +171,7 @@ _PARTS = frozenset(("__getitem__", "narrow", "split", "split_with_sizes", "chunk
 @lru_cache(maxsize=1024)
 def _rule(func: Any) -> _Rule:
     name = func.__name__
-    if isinstance(func, torch._ops.OpOverload) or name.startswith("new_"):
+    if isinstance(func, torch._ops.OpOverload) or name.startswith(("new_", "is_")):
         return _Rule.NONE
     if name in ("__get__", "__set__", "__delete__"):  # of an attribute, such as shape
         if func.__self__ is Tensor.grad and name == "__get__":
@@ -183,9 +188,7 @@ def _is_values(thing: Any) -> TypeGuard[Values]:
 
 
 def _combined(rule: _Rule, arguments: tuple[Any, ...]) -> Iterable[Iterable[Any]]:
-    """Return the arguments that a function combines element by element."""
-    if rule is _Rule.COMBINE:
-        return (arguments,)
+    """Return what a function of lists combines element by element."""
     lists = [each for each in arguments if isinstance(each, list | tuple)]
     return lists if rule is _Rule.STACK else zip(*lists, strict=False)
 

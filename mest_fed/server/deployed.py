@@ -23,7 +23,7 @@ from mest_fed.server.checkpoint import (
 from mest_fed.server.client_registry import Node
 from mest_fed.server.exchange import DeviceGrid
 from mest_fed.server.rows import ClientOutcome, ClientTiming, RoundRecord, client_rows, round_row
-from mest_fed.server.run_folder import CLIENTS, FLOWER_KEYS, LOG, ROUNDS, RunFolder
+from mest_fed.server.run_folder import CLIENTS, ENCODING, FLOWER_KEYS, LOG, ROUNDS, RunFolder
 from mest_fed.server.run_log import SERVER_LOG, logged, shown_by_flower
 from mest_fed.server.strategy import MestStrategy
 from mest_fed.server.summary import RunLogs, Tier, build_summary
@@ -107,9 +107,16 @@ class DeployedRun:
             self.task, self._tiers(), self.strategy, preset=name, logs=logs, peaks={}
         )
         folder.write_model(self.task, model.state())
+        self._write_encoding()
         folder.write_summary(summary)
         log.info("the model, the summary and the rows of all rounds are in %s", folder.path)
         self._write_report()
+
+    def _write_encoding(self) -> None:
+        try:
+            self.folder.write_encoding(self.task.encoding)
+        except InputError as error:  # a server that does not evaluate may be without the data
+            log.warning("no %s was written: %s", ENCODING, error)
 
     def _resume(self, path: Path) -> RunFolder:
         folder, config = RunFolder.reopen(path, FLOWER_KEYS)

@@ -279,6 +279,14 @@ def round_row(
     }
 
 
+def with_metrics(row: Row) -> Row:
+    """Return the row of a round with its metrics by name, which earlier versions did not write."""
+    if "metrics" in row or "accuracy" not in row:
+        return row
+    found = {name: row.get(name) for name in ("accuracy", "loss")}
+    return row | {"metrics": {name: value for name, value in found.items() if value is not None}}
+
+
 def totals(rounds: Sequence[Mapping[str, Any]]) -> Row:
     """Sum up a run from its round rows: what ``summary.json`` says of it as a whole."""
     asked = [row for row in rounds if row["client_accuracy"] is not None]

@@ -18,6 +18,7 @@ from mest_fed.data import Encoding
 from mest_fed.errors import InputError
 from mest_fed.kernels.table import Table, choices_to_rows, read_table
 from mest_fed.nn import SparseState, to_dense, write_state
+from mest_fed.server.rows import with_metrics
 from mest_fed.strict_json import parse_json, read_json
 from mest_fed.task import Task
 
@@ -201,16 +202,19 @@ class RunFolder:
         rows = []
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         for number, line in enumerate(lines, start=1):
-            rows.append(_row(line, f"{path}, line {number}"))
+            row = _row(line, f"{path}, line {number}")
+            rows.append(with_metrics(row) if name == ROUNDS else row)
         return rows
 
-    def seal(self) -> dict[str, Any]:
+    def seal(self, own: Iterable[Path] = ()) -> dict[str, Any]:
         """Return what tells that the folder is as it is now: digests of files, and of log lines.
 
-        The files of :data:`SEALED` must be there, or never be: they are read once.
+        The files of :data:`SEALED` must be there, or never be. They and the user's ``own``, by
+        absolute paths, are read once.
         """
         if self._files is None:
-            self._files = {name: _digest(self.path / name) for name in SEALED}
+            names = (*SEALED, *map(str, own))
+            self._files = {name: _digest(self.path / name) for name in names}
         return {
             "files": self._files,
             "logs": {name: [log.size, log.digest()] for name, log in self._logs.items()},
@@ -226,7 +230,8 @@ class RunFolder:
         """
         for name, digest in seal["files"].items():
             if (found := _digest(self.path / name)) != digest:
-                what = "is missing" if found is None else "has changed since the run wrote it"
+                done = "wrote" if name in SEALED else "first read"
+                what = "is missing" if found is None else f"has changed since the run {done} it"
                 raise InputError(f"--resume: {self.path / name} {what}")
         for name, (size, digest) in seal["logs"].items():
             self.read(name)  # lines that came later are dropped, but must be lines

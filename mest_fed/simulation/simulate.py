@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mest_fed.client.kernels import given_table
-from mest_fed.config import RunConfig, find_named, to_flat, to_toml
+from mest_fed.config import RunConfig, find_named, own_files, to_flat, to_toml
 from mest_fed.config.load import Scalar
 from mest_fed.data import save_partitions
 from mest_fed.errors import InputError
@@ -149,7 +149,7 @@ class Simulation:
             task, fleet.tiers, strategy, preset=self.preset, logs=logs, peaks=peaks
         )
         self.folder.write_model(task, strategy.model.state())
-        self.folder.write_encoding(task.data.encoding)
+        self.folder.write_encoding(task.encoding)
         self.folder.write_summary(summary)
 
 
@@ -247,7 +247,7 @@ class _Run:
             self.simulation.preset,
             wall_seconds,
             self.fleet.plans,
-            self.folder.seal(),
+            self.folder.seal(own_files(self.simulation.config)),
             self.states.digest(),
         )
         return Snapshot.take(self.strategy, self.grid, self.clock, run=facts.as_table())

@@ -2,7 +2,9 @@
 
 import json
 import sys
+import warnings
 
+import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
 from flwr.common.config import parse_config_args
@@ -243,6 +245,55 @@ def test_a_fleet_in_a_table(says):
     assert [line.split()[:2] for line in lines if line.strip().startswith("rpi-4 ")] == [
         ["rpi-4", "3"]
     ]
+
+
+OWN = """
+from torch import nn
+
+
+def build(input_shape, num_classes):
+    body = nn.Conv2d(input_shape[0], 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU()
+    return nn.Sequential(*body, nn.Flatten(), nn.Linear(256, num_classes))
+"""
+
+
+def test_a_model_of_ones_own_from_another_folder(says, tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("elsewhere")
+    (folder / "own").mkdir()
+    (folder / "own" / "my.py").write_text(OWN, encoding="utf-8")
+    toml = '[model]\nname = "my.py:build"\n[fleet]\nmix = "rpi-4"\n'
+    (folder / "own" / "my.toml").write_text(toml, encoding="utf-8")
+    monkeypatch.chdir(folder)
+    arguments = ("--model", "own/my.py:build", "--image", "3x8x8", "--classes", "5")
+    report = json.loads(says("plan", *arguments, "--device", "rpi-4", "--json"))
+    assert [row["name"] for row in report["layers"] if row["reason"] is None] == ["2"]
+    text = says("plan", "own/my.toml")
+    assert f"{folder}/own/my.py:build, mest-ems" in text.replace("\n", "")  # it has no norm
+
+
+@pytest.mark.parametrize("model", ["transformer", "lstm", "har1d"])
+def test_a_model_that_does_not_take_the_data_is_refused(fails, model):
+    message = fails("plan", "--model", model, "--set", "data.name=digits", "--device", "rpi-4")
+    expected = f"error: model.name = '{model}' does not take inputs of shape (1, 8, 8) and torch."
+    assert message.startswith(expected)
+
+
+def test_models_of_tokens_and_series_are_planned_for_data_of_theirs(says, tmp_path_factory):
+    drawn, folder = np.random.default_rng(0), tmp_path_factory.mktemp("data")
+    tokens, series = folder / "tokens.npz", folder / "series.npz"
+    np.savez(tokens, inputs=drawn.integers(0, 9, (50, 8)), targets=np.arange(50) % 3)
+    np.savez(series, inputs=drawn.normal(size=(50, 3, 8)), targets=np.arange(50) % 3)
+    for model, path in (("transformer", tokens), ("har1d", series)):
+        data = ("--set", "data.name=npz", "--set", f"data.path={path}")
+        text = says("plan", "--model", model, *data, "--device", "rpi-4")
+        assert f"{model} (width 1, the usual" in text
+
+
+def test_a_warning_is_a_line(says, monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    says("--version")
+    line = warnings.formatwarning("of two\nlines", RuntimeWarning, "some.py", 3)
+    assert line == "warning: of two lines\n"
 
 
 def test_the_usual_width(says):

@@ -341,7 +341,9 @@ def test_the_mix_and_the_budgets_as_mappings():
 
 def test_keys_of_earlier_versions_are_read_with_a_line_each(tmp_path, caplog):
     path = tmp_path / "old.toml"
-    path.write_text("[life]\ndropout = 0.5\n[memory]\nconsume = true\n", encoding="utf-8")
+    path.write_text(
+        "[life]\ndropout = 0.5\nstragglers = 0.5\n[memory]\nconsume = true\n", encoding="utf-8"
+    )
     config = from_table(read_toml(path), "old.toml")
     assert (config.behaviour.dropout, config.memory.release_gradients) == (0.5, True)
     assert [record.getMessage() for record in caplog.records] == [

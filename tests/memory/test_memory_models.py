@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not can_measure(), reason="nothing can be measur
 CODE = """
 import json, warnings
 import torch
-from mest_fed.memory import TrainingSetup, TrainingShape, trace_model
+from mest_fed.memory import MemoryOptions, TrainingSetup, TrainingShape, trace_model
 from mest_fed.memory.footprint import footprint, peak_granules
 from mest_fed.memory.step_bytes import measured_step
 from mest_fed.nn import sparsifiable
@@ -31,13 +31,15 @@ CASES = {
     "transformer": (Architecture("transformer", (128,), 10, num_tokens=100), torch.int64),
     "lstm": (Architecture("lstm", (32,), 10, num_tokens=100), torch.int64),
 }
+CASES["transformer, segments"] = CASES["transformer"]
 found = {}
 for name, (architecture, dtype) in CASES.items():
     sparse = bool(sparsifiable(architecture.shell()))
     shell = architecture.shell(Sparsity("block") if sparse else None)
     trace = trace_model(shell, architecture.input_shape, dtype)
     setting = TrainingSetup(build_method("static" if sparse else "dense", 0.1), messages=False)
-    shape = TrainingShape(0.1 if sparse else 1.0, "uniform", 32, 32)
+    memory = MemoryOptions("segments" if "segments" in name else "none")
+    shape = TrainingShape(0.1 if sparse else 1.0, "uniform", 32, 32, memory=memory)
     model = trace.at(peak_granules(trace, setting.method, shape))
     measured = measured_step(model, architecture.input_shape, shape, dtype)
     found[name] = footprint(trace, setting, shape).total / measured

@@ -116,7 +116,8 @@ def test_refusals(what):
 
 
 #: What is said twice, and what earlier plans have not.
-OPTIONAL = {"kind", "predicted_peak_bytes", "segments"}
+LATER = {"segments": "", "optimizer": "sgd", "proximal": False}
+OPTIONAL = {"kind", "predicted_peak_bytes", *LATER}
 
 
 @pytest.mark.parametrize("key", sorted(set(PLAN.as_table()) - OPTIONAL))
@@ -125,6 +126,13 @@ def test_each_key_is_needed(key):
     del table[key]
     with pytest.raises(InputError, match=f"plan has no {key}; allowed: what mest-fed plan --json"):
         read_plan(json.dumps(table))
+
+
+def test_plans_of_earlier_versions_are_read():
+    old = {key: value for key, value in PLAN.as_table().items() if key not in LATER}
+    old["consume"] = old.pop("release_gradients")
+    assert {**read_plan(json.dumps(old)).as_table(), **LATER} == {**PLAN.as_table(), **LATER}
+    assert read_plan(json.dumps(old)).as_table().items() >= LATER.items()
 
 
 def reads_or_refuses(text):

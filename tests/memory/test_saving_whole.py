@@ -7,6 +7,8 @@ import pytest
 import torch
 from saving_cases import data, generator, resnet, users_own
 from torch import nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from mest_fed.errors import MestFedError
 from mest_fed.memory import FORMATS, MemoryOptions, memory_saving
@@ -232,3 +234,32 @@ def test_segments_run_again_in_the_types_of_their_first_run(net, inside, monkeyp
         found.append(torch.cat([gradient.flatten() for gradient in gradients]))
     assert found[0].dtype == torch.float32
     assert (found[1] - found[0]).norm() <= 0.02 * found[0].norm()  # bfloat16: 2^-8
+
+
+class ReluForGelu(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return args[0].relu() if func is functional.gelu else func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_segments_run_again_in_the_function_modes_of_their_first_run(inside):
+    def gelu():
+        layers = (nn.Sequential(nn.Linear(6, 6), nn.GELU()) for _ in range(2))
+        return nn.Sequential(*layers)
+
+    x, found = torch.linspace(-1, 1, 24).view(4, 6), []
+    weights = [torch.randn(it.shape, generator=generator(0)) for it in gelu().parameters()]
+    for memory in (MemoryOptions(), MemoryOptions("segments")):
+        model = gelu()
+        for parameter, weight in zip(model.parameters(), weights, strict=True):
+            parameter.data = weight.clone()
+        with memory_saving(model, memory) as forward:
+            with ReluForGelu():
+                loss = forward(x).square().sum()
+                if inside:
+                    loss.backward()
+            if not inside:
+                loss.backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    for plain, again in zip(*found, strict=True):
+        assert torch.equal(plain, again)

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from mest_fed.nn import Ends, Reason, layer_densities, sparsifiable, sparsify
+from mest_fed.nn.models import Architecture
 
 
 def ends(model):
@@ -281,6 +282,48 @@ BLOCKS = {
         {"body.0", "body.1"},
     ),
     "MobileNetV2": (Block(inverted(8)), set(), {"body.0", "body.3"}),
+    "MobileNetV2 stage": (
+        nn.Sequential(inverted(8), Block(inverted(8)), Block(inverted(8))),
+        set(),
+        {f"{block}.{layer}" for block in ("0", "1.body", "2.body") for layer in (0, 3)},
+    ),
+    "1x1 convolution before a fork": (
+        nn.Sequential(conv(8, 8), Block(bottleneck(8, 4, 8))),
+        set(),
+        {"0", "1.body.0", "1.body.3", "1.body.6"},
+    ),
+    "ResNet-50 stage": (
+        nn.Sequential(
+            Block(bottleneck(8, 4, 16), conv(8, 16), after=nn.ReLU()),
+            Block(bottleneck(16, 4, 16), after=nn.ReLU()),
+            Block(bottleneck(16, 4, 8), conv(16, 8), after=nn.ReLU()),
+        ),
+        {"0.shortcut", "2.shortcut"},
+        {f"{block}.body.{layer}" for block in range(3) for layer in (0, 3, 6)},
+    ),
+    "normalised first, stage": (
+        nn.Sequential(
+            Block(
+                bottleneck(8, 4, 16),
+                conv(8, 16),
+                before=nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()),
+            ),
+            Block(nn.Sequential(nn.BatchNorm2d(16), nn.ReLU(), bottleneck(16, 4, 16))),
+        ),
+        {"0.shortcut"},
+        {f"{body}.{layer}" for body in ("0.body", "1.body.2") for layer in (0, 3, 6)},
+    ),
+    "inverted residuals with a gate": (
+        nn.Sequential(
+            nn.Sequential(conv(8, 16), conv(16, 16, 3, groups=16), Gated(16), conv(16, 8)),
+            Block(nn.Sequential(conv(8, 16), Gated(16), conv(16, 8))),
+        ),
+        set(),
+        {
+            *("0.0", "0.2.down", "0.2.up", "0.3"),
+            *("1.body.0", "1.body.1.down", "1.body.1.up", "1.body.2"),
+        },
+    ),
     "squeeze and excitation": (
         Block(nn.Sequential(conv(8, 8, 3), Gated(8))),
         set(),
@@ -308,6 +351,12 @@ def test_projection_shortcuts_alone_of_1x1_convolutions_stay_dense(name):
     rows = {row.name.removeprefix("1."): row.reason for row in layer_densities(model)}
     assert {name for name, it in rows.items() if it is Reason.SHORTCUT} == shortcuts
     assert {name for name, it in rows.items() if it is Reason.ELIGIBLE} == sparse
+
+
+def test_mobilenetv2_has_no_projection_shortcut():
+    rows = layer_densities(Architecture("mobilenetv2", (3, 32, 32), 10).shell())
+    assert not [row.name for row in rows if row.reason is Reason.SHORTCUT]
+    assert all(row.reason is Reason.ELIGIBLE for row in rows if row.name.endswith("project"))
 
 
 def test_a_layer_behind_an_embedding_is_no_stem_and_one_before_a_recurrent_layer_no_head():

@@ -30,7 +30,7 @@ def test_two_devices_train(tmp_path, home):
     assert len(set(accuracies)) > 1, "the model never changed"
     (run,) = (home.folder / "runs").glob("flwr-*")
     assert f"run folder: {run}" in text
-    assert {"config.toml", "rounds.jsonl", "summary.json", "model.pt"} <= {
+    assert {"config.toml", "rounds.jsonl", "summary.json", "model.pt", "encoding.json"} <= {
         path.name for path in run.iterdir()
     }
     # The bundle carries no second copy of the library that would hide the installed one.

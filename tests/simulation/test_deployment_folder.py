@@ -76,6 +76,7 @@ def test_the_folder_holds_what_a_simulation_leaves(whole):
         "summary.json",
         "checkpoints",
         "model.pt",
+        "encoding.json",
         "report.html",
     }
     assert from_table(read_toml(whole / "config.toml"), "it").run.rounds == 4
@@ -84,6 +85,16 @@ def test_the_folder_holds_what_a_simulation_leaves(whole):
     summary = json.loads((whole / "summary.json").read_text())
     assert (summary["clients_trained"], summary["tiers"][0]["clients"]) == (12, 4)
     assert summary["virtual_seconds"] == summary["wall_seconds"] > 0
+
+
+def test_the_encoding_is_that_of_the_data(whole):
+    given = {"encoding": str(whole / "encoding.json")}
+    assert Task(tiny_config(data=given)).encoding == Task(tiny_config()).data.encoding
+
+
+def test_a_server_without_the_data_leaves_the_encoding_that_it_was_given(whole):
+    given = {"encoding": str(whole / "encoding.json"), "name": "npz", "path": "nowhere.npz"}
+    assert Task(tiny_config(data=given)).encoding == Task(tiny_config()).data.encoding
 
 
 def test_the_model_is_a_plain_one(whole):

@@ -35,6 +35,15 @@ def test_of_two_runs_that_found_a_folder_empty_one_gets_it(tmp_path, monkeypatch
     assert (tmp_path / "config.toml").read_text(encoding="utf-8") == before
 
 
+def test_rows_of_earlier_versions_have_their_metrics_by_name(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", tiny_config())
+    old = {"round": 0, "accuracy": 0.5, "loss": None}
+    folder.append(ROUNDS, [old, {"round": 1, "metrics": {"perplexity": 2.0}}])
+    first, second = folder.read(ROUNDS)
+    assert first == old | {"metrics": {"accuracy": 0.5}}
+    assert second["metrics"] == {"perplexity": 2.0}
+
+
 def test_a_file_is_no_folder(tmp_path):
     path = tmp_path / "run"
     path.write_text("mine", encoding="utf-8")

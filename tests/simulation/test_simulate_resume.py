@@ -4,6 +4,7 @@ import shutil
 from importlib.resources import files
 
 import pytest
+import torch
 from tiny_run import (
     Recorder,
     StopAfter,
@@ -18,6 +19,7 @@ from tiny_run import (
 import mest_fed.client.handlers
 import mest_fed.server.app
 from mest_fed.errors import InputError
+from mest_fed.nn.models import Architecture
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.simulation.simulate import Interrupted, open_run
 from mest_fed.simulation.trackers.progress import Observers
@@ -203,6 +205,39 @@ def test_the_configuration_of_another_model(tmp_path):
     with pytest.raises(InputError, match=r"config\.toml has changed since the run wrote it"):
         start(folder, resume=True)
     assert (folder / "rounds.jsonl").read_bytes() == before
+
+
+OWN_MODEL = """
+from torch import nn
+
+
+def build(num_classes):
+    layers = nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, num_classes)
+    return nn.Sequential(nn.Flatten(), *layers)
+"""
+
+
+def test_files_of_the_users_own_are_sealed(tmp_path):
+    model, weights, board = (tmp_path / name for name in ("own.py", "first.pt", "board.toml"))
+    model.write_text(OWN_MODEL, encoding="utf-8")
+    board.write_bytes((files("mest_fed.devices") / "profiles" / "rpi-4.toml").read_bytes())
+    fleet = {"mix": f"{board}:1"}
+    dense = Architecture(f"{model}:build", (1, 8, 8), 10).model(torch.Generator())
+    torch.save(dense.state_dict(), weights)
+    own = {"name": f"{model}:build", "weights": str(weights), "width": 1.0}
+    folder = stopped(tmp_path / "run", tiny_config(model=own, fleet=fleet), StopAfter(1))
+    before = contents(folder)
+    for file in (model, weights, board):
+        whole = file.read_bytes()
+        file.write_bytes(whole + b"\n")
+        with pytest.raises(InputError, match=f"^--resume: {file} has changed since the run first"):
+            start(folder, resume=True)
+        file.rename(tmp_path / "elsewhere")
+        with pytest.raises(InputError, match=f"^--resume: {file} is missing$"):
+            start(folder, resume=True)
+        file.write_bytes(whole)
+    assert contents(folder) == before
+    start(folder, resume=True)
 
 
 def test_a_log_that_is_no_json(tmp_path):

@@ -51,16 +51,20 @@ class PlanRequest:
     def title(self) -> str:
         """Say what is planned."""
         config = self.task.config
-        model, sparsity = config.model, config.sparsity
+        sparsity = config.sparsity
         name = f"{self.name}: " if self.name else ""
+        architecture = self.task.architecture
         usual = ", the usual" if self.usual_width else ""
+        built = [] if architecture.width is None else [f"width {architecture.width:g}{usual}"]
+        built += [] if architecture.norm is None else [f"{architecture.norm} norm"]
+        how = f" ({'; '.join(built)})" if built else ""
         scheme = self.task.scheme
         sparse = "" if scheme is None else f", {scheme} at density {sparsity.density:.3g}"
         example = self.task.example
         shape = "x".join(map(str, example.input_shape))
         kind = "images" if len(example.input_shape) == 3 else "examples"
         return (
-            f"{name}{model.name} (width {model.width:g}{usual}; {model.norm} norm), "
+            f"{name}{config.model.name}{how}, "
             f"{sparsity.method}{sparse}, {config.training.batch_size} {kind} of {shape} a step"
         )
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from mest_fed.errors import MestFedError
 from mest_fed.memory.activations.rows import keeps_no_state
@@ -302,9 +303,14 @@ def _same(state: Any, other: Any) -> bool:
 
 
 class Autocast:
-    """Whether operators run in other types, and which, on a device and on the CPU."""
+    """Whether operators run in other types, and which, on a device and on the CPU.
+
+    So it is with the function modes that are active (``torch.overrides``), such as
+    ``torch.device``'s: torch runs backward outside of them.
+    """
 
     def __init__(self, *devices: torch.device) -> None:
+        self._modes = _function_modes()
         self._settings = [
             (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
             for kind in sorted({"cpu", *(device.type for device in devices)})
@@ -322,4 +328,12 @@ class Autocast:
         with ExitStack() as stack:
             for kind, dtype, enabled in self._settings:
                 stack.enter_context(torch.autocast(kind, dtype, enabled))
+            for mode in self._modes:
+                if mode not in _function_modes():
+                    stack.enter_context(mode)
             yield
+
+
+def _function_modes() -> list[TorchFunctionMode]:
+    modes: list[TorchFunctionMode] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    return modes

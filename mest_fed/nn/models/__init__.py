@@ -152,7 +152,7 @@ class Architecture:
         return model
 
     def try_out(self, model: nn.Module, dtype: torch.dtype) -> None:
-        """Compute the output for an input of zeros, if the model is a user's own.
+        """Compute the output for an input of zeros.
 
         Parameters
         ----------
@@ -166,8 +166,6 @@ class Architecture:
         InputError
             If it cannot, or gives something else than a tensor with a row for each example.
         """
-        if MODELS.is_builtin(self.name):
-            return
         shape = (2, *self.input_shape)
         outputs: list[Any] = []
 
@@ -177,10 +175,18 @@ class Architecture:
 
         modes = {module: module.training for module in model.modules()}
         model.eval()
-        with torch.no_grad(), seeded_globals(0):
-            MODELS.call(self.name, compute)
-        for module, mode in modes.items():
-            module.training = mode
+        try:
+            with torch.no_grad(), seeded_globals(0):
+                MODELS.call(self.name, compute)
+        except (RuntimeError, ValueError) as error:  # of ours; a user's own raises InputError
+            reason = str(error).partition("\n")[0]
+            raise InputError(
+                f"model.name = {self.name!r} does not take inputs of shape {self.input_shape} and "
+                f"{dtype}, which data.name gives: {reason}"
+            ) from error
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
         (output,) = outputs
         ours = f"model.name = {self.name!r} gives, for inputs of shape {shape},"
         if not isinstance(output, torch.Tensor):

@@ -15,6 +15,11 @@ RUN_MODEL = "model.pt"
 _NOT_NEEDED = "num_batches_tracked"
 
 
+def weights_file(path: Path) -> Path:
+    """Return the file of weights that a path means: itself, or the model in a run's folder."""
+    return path / RUN_MODEL if path.is_dir() else path
+
+
 class Weights:
     """A ``state_dict``, to be loaded into a dense model layer by layer.
 
@@ -43,7 +48,7 @@ class Weights:
             If it is missing, or is no such file.
         """
         source = f"model.weights = {str(path)!r}"
-        file = path / RUN_MODEL if path.is_dir() else path
+        file = weights_file(path)
         if not file.is_file():
             what = f"has no {RUN_MODEL}; allowed: a finished run" if path.is_dir() else "is no file"
             raise InputError(f"{source} {what}")
