@@ -26,7 +26,7 @@ from mest_fed.server.rows import ClientOutcome, ClientTiming, RoundRecord, clien
 from mest_fed.server.run_folder import CLIENTS, ENCODING, FLOWER_KEYS, LOG, ROUNDS, RunFolder
 from mest_fed.server.run_log import SERVER_LOG, logged, shown_by_flower
 from mest_fed.server.strategy import MestStrategy
-from mest_fed.server.summary import RunLogs, Tier, build_summary
+from mest_fed.server.summary import RunLogs, TierPlan, build_summary
 from mest_fed.task import Task
 
 log = getLogger("flwr.mest_fed")
@@ -152,7 +152,7 @@ class DeployedRun:
             energy_joules=watts * took.seconds,
         )
 
-    def _tiers(self) -> list[Tier]:
+    def _tiers(self) -> list[TierPlan]:
         """Return the profiles of the devices seen, each with the plan of its smallest budget."""
         by_device: dict[str, list[int]] = {}
         for node in self._nodes.values():
@@ -162,7 +162,9 @@ class DeployedRun:
             try:
                 profile = _profile(device)
                 if profile is not None:
-                    tiers.append(Tier(profile, len(budgets), self.task.plan(min(budgets), device)))
+                    tiers.append(
+                        TierPlan(profile, len(budgets), self.task.plan(min(budgets), device))
+                    )
             except InputError as error:
                 log.warning("the summary leaves out the plan of %s", error)
         return sorted(tiers, key=lambda tier: tier.plan.budget)

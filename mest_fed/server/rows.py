@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mest_fed.rows import ClientRow, RoundRow, Row, Spread, as_row
 from mest_fed.schema import FailureKind, TaskStatus
 from mest_fed.training import Metrics, Objective
 
@@ -83,9 +84,8 @@ class RoundRecord:
     metrics : dict of str to float
         The task's metrics and the loss on the central test set; empty where it was not evaluated.
         What is not finite, as the loss of a model that diverged, is left out.
-    client_metrics : dict of str to dict
-        The same on the clients' held-out examples, of each the value over all of them together as
-        ``mean``, and quantiles over the clients.
+    client_metrics : dict of str to Spread
+        The same on the clients' held-out examples.
     train_loss : float or None
         Mean over all presentations.
     stopped : str
@@ -99,7 +99,7 @@ class RoundRecord:
     round: int
     density: float
     metrics: dict[str, float] = field(default_factory=dict)
-    client_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    client_metrics: dict[str, Spread] = field(default_factory=dict)
     train_loss: float | None = None
     stopped: str = ""
     bytes_up: int = 0
@@ -109,7 +109,7 @@ class RoundRecord:
     @property
     def judged(self) -> dict[str, float]:
         """The metrics that speak for the model: central ones, or else the clients' together."""
-        together = {name: each["mean"] for name, each in self.client_metrics.items()}
+        together = {name: each.mean for name, each in self.client_metrics.items()}
         return self.metrics or together
 
     def count(self, *statuses: TaskStatus) -> int:
@@ -126,12 +126,8 @@ class RoundRecord:
 RoundObserver = Callable[[RoundRecord], None]
 
 
-def spread_of(clients: Sequence[Metrics], objective: Objective) -> dict[str, dict[str, float]]:
-    """Return how the clients' metrics spread.
-
-    ``mean`` is the metric over all their examples together; the quantiles are unweighted. A metric
-    that is not finite for a client is left out.
-    """
+def spread_of(clients: Sequence[Metrics], objective: Objective) -> dict[str, Spread]:
+    """Return how the clients' metrics spread, without those that are not finite for a client."""
     together = Metrics()
     for client in clients:
         together.loss += client.loss
@@ -144,7 +140,7 @@ def spread_of(clients: Sequence[Metrics], objective: Objective) -> dict[str, dic
         each = np.asarray([value[name] for value in values])
         if np.isfinite(each).all():
             quantiles = {key: float(np.quantile(each, share)) for key, share in SPREAD.items()}
-            spreads[name] = {"mean": mean, **quantiles}
+            spreads[name] = Spread(mean=mean, **quantiles)
     return spreads
 
 
@@ -207,9 +203,6 @@ class ClientTiming:
         return self.download_seconds + self.train_seconds + self.upload_seconds
 
 
-Row = dict[str, Any]
-
-
 def client_rows(record: RoundRecord, timings: Sequence[ClientTiming]) -> list[Row]:
     """Return a row for each client of a round's record; times and energy are modelled."""
     by_node = {t.node_id: t for t in timings if t.message_type == "train"}
@@ -217,29 +210,35 @@ def client_rows(record: RoundRecord, timings: Sequence[ClientTiming]) -> list[Ro
     for client in record.clients:
         timing = by_node.get(client.node_id)
         failure = _failure(client, timing)
-        rows.append(
-            {
-                "round": record.round,
-                "partition": client.partition,
-                "device": client.device,
-                "status": TaskStatus.OK if failure is None else failure.status,
-                "failure": failure,
-                "reason": client.reason,
-                "staleness": client.staleness,
-                "examples": client.examples,
-                "presented": client.presented,
-                "train_loss": client.train_loss,
-                "bytes_down": client.bytes_down,
-                "bytes_up": client.bytes_up,
-                "start_seconds": timing.start if timing else None,
-                "download_seconds": timing.download_seconds if timing else 0.0,
-                "train_seconds": timing.train_seconds if timing else 0.0,
-                "upload_seconds": timing.upload_seconds if timing else 0.0,
-                "energy_joules": timing.energy_joules if timing else 0.0,
-                "density": client.density,
-            }
+        row = ClientRow(
+            round=record.round,
+            partition=client.partition,
+            device=client.device,
+            status=TaskStatus.OK if failure is None else failure.status,
+            failure=failure,
+            reason=client.reason,
+            staleness=client.staleness,
+            examples=client.examples,
+            presented=client.presented,
+            train_loss=client.train_loss,
+            bytes_down=client.bytes_down,
+            bytes_up=client.bytes_up,
+            **timed(timing),
+            density=client.density,
         )
+        rows.append(as_row(row, optional=("type",)))
     return rows
+
+
+def timed(timing: ClientTiming | None) -> Row:
+    """Return the times and the energy of a client's row; nothing was modelled where None."""
+    return {
+        "start_seconds": timing.start if timing else None,
+        "download_seconds": timing.download_seconds if timing else 0.0,
+        "train_seconds": timing.train_seconds if timing else 0.0,
+        "upload_seconds": timing.upload_seconds if timing else 0.0,
+        "energy_joules": timing.energy_joules if timing else 0.0,
+    }
 
 
 def _failure(client: ClientOutcome, timing: ClientTiming | None) -> FailureKind | None:
@@ -258,25 +257,26 @@ def round_row(
     wall_seconds: float,
 ) -> Row:
     """Return the row of a round."""
-    return {
-        "round": record.round,
-        "accuracy": record.metrics.get("accuracy"),
-        "loss": record.metrics.get("loss"),
-        "client_accuracy": record.client_metrics.get("accuracy"),
-        "metrics": record.metrics,
-        "client_metrics": record.client_metrics,
-        "train_loss": record.train_loss,
-        "density": record.density,
-        "bytes_up": record.bytes_up,
-        "bytes_down": record.bytes_down,
-        "virtual_seconds": virtual_seconds,
-        "wall_seconds": wall_seconds,
-        "trained": record.count(TaskStatus.OK),
-        "failed": record.without_reply,
-        "rejected": record.count(TaskStatus.REJECTED),
-        "energy_joules": sum(timing.energy_joules for timing in timings),
-        "stopped": record.stopped or None,
-    }
+    row = RoundRow(
+        round=record.round,
+        accuracy=record.metrics.get("accuracy"),
+        loss=record.metrics.get("loss"),
+        client_accuracy=record.client_metrics.get("accuracy"),
+        metrics=record.metrics,
+        client_metrics=record.client_metrics,
+        train_loss=record.train_loss,
+        density=record.density,
+        bytes_up=record.bytes_up,
+        bytes_down=record.bytes_down,
+        virtual_seconds=virtual_seconds,
+        wall_seconds=wall_seconds,
+        trained=record.count(TaskStatus.OK),
+        failed=record.without_reply,
+        rejected=record.count(TaskStatus.REJECTED),
+        energy_joules=sum(timing.energy_joules for timing in timings),
+        stopped=record.stopped or None,
+    )
+    return as_row(row)
 
 
 def with_metrics(row: Row) -> Row:
@@ -288,10 +288,10 @@ def with_metrics(row: Row) -> Row:
 
 
 def totals(rounds: Sequence[Mapping[str, Any]]) -> Row:
-    """Sum up a run from its round rows: what ``summary.json`` says of it as a whole."""
-    asked = [row for row in rounds if row["client_accuracy"] is not None]
+    """Sum up a run from the rows of ``rounds.jsonl``: fields of its summary."""
+    asked = [row["client_accuracy"] for row in rounds if row["client_accuracy"] is not None]
     return {
-        "final_client_accuracy": asked[-1]["client_accuracy"] if asked else None,
+        "final_client_accuracy": Spread(**asked[-1]) if asked else None,
         "bytes_up": sum(row["bytes_up"] for row in rounds),
         "bytes_down": sum(row["bytes_down"] for row in rounds),
         "virtual_seconds": rounds[-1]["virtual_seconds"],

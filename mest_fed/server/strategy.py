@@ -1,7 +1,7 @@
 """The MEST strategy: a Flower ``Strategy`` whose model is sparse and whose clients are unlike."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from logging import getLogger
 from typing import Any
 
@@ -207,7 +207,7 @@ class MestStrategy(Strategy):
             log.warning("evaluation on node %d failed: no reply", sent.node.node_id)
         self.record.client_metrics = spread_of(found, objective)
         primary = self.record.client_metrics.get(objective.primary.name)
-        return None if primary is None else MetricRecord(dict(primary))
+        return None if primary is None else MetricRecord(asdict(primary))
 
     def note_evaluation(self) -> None:
         """Take note of the round's evaluation: the best model so far, and the end of the run."""

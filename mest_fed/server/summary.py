@@ -3,9 +3,9 @@
 import hashlib
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from mest_fed.devices import DeviceProfile
-from mest_fed.memory import Footprint, Plan
+from mest_fed.memory import Plan
 from mest_fed.nn import ModelSpec, Reason, SparseState
+from mest_fed.rows import Layer, Row, Summary, Tier, Watts, as_row
 from mest_fed.schema import FailureKind, TaskStatus
 from mest_fed.server.rows import totals
 from mest_fed.server.strategy import MestStrategy
@@ -22,7 +23,7 @@ from mest_fed.task import Task
 
 
 @dataclass(frozen=True)
-class Tier:
+class TierPlan:
     """All devices of one profile.
 
     Parameters
@@ -63,13 +64,13 @@ def model_sha256(state: SparseState) -> str:
 
 def build_summary(
     task: Task,
-    tiers: Sequence[Tier],
+    tiers: Sequence[TierPlan],
     strategy: MestStrategy,
     *,
     preset: str,
     logs: RunLogs,
     peaks: Mapping[Plan, int],
-) -> dict[str, Any]:
+) -> Row:
     """Sum up a finished run.
 
     Predicted bytes, virtual seconds and joules are modelled; measured bytes and wall seconds are
@@ -77,7 +78,7 @@ def build_summary(
 
     Parameters
     ----------
-    task, tiers, strategy : Task, sequence of Tier, MestStrategy
+    task, tiers, strategy : Task, sequence of TierPlan, MestStrategy
         What ran, on which devices, and what came of it.
     preset : str
         What the configuration is called.
@@ -90,32 +91,33 @@ def build_summary(
     state = model.state()
     statuses = Counter(row["status"] for row in logs.clients)
     failures = Counter(row.get("failure") for row in logs.clients)
-    return {
-        "preset": preset,
-        "seed": config.run.seed,
-        "rounds": strategy.record.round,
-        "dataset": config.data.name,
-        "model": config.model.name,
-        "method": config.sparsity.method,
-        "mutation": config.sparsity.mutation,
-        "scheme": config.sparsity.scheme if model.spec.groups else "dense",
-        "target_density": task.density,
-        "achieved_density": state.density(model.spec),
+    summary = Summary(
+        preset=preset,
+        seed=config.run.seed,
+        rounds=strategy.record.round,
+        dataset=config.data.name,
+        model=config.model.name,
+        method=config.sparsity.method,
+        mutation=config.sparsity.mutation,
+        scheme=config.sparsity.scheme if model.spec.groups else "dense",
+        target_density=task.density,
+        achieved_density=state.density(model.spec),
         **_learned(task, strategy, logs),
         **totals(logs.rounds),
-        "over_budget": failures[FailureKind.OVER_BUDGET],
-        "out_of_memory": failures[FailureKind.OUT_OF_MEMORY],
-        "tasks": {status: statuses[status] for status in TaskStatus},
-        "failures": {kind: count for kind in FailureKind if (count := failures[kind])},
-        "tiers": [_tier(tier, peaks) for tier in tiers],
-        "layers": _layers(task, model.spec, state),
-        "dense_bytes": 4 * (model.spec.sparse_weights + _count(model.spec)),
-        "model_sha256": model_sha256(state),
-        "versions": versions(),
-    }
+        over_budget=failures[FailureKind.OVER_BUDGET],
+        out_of_memory=failures[FailureKind.OUT_OF_MEMORY],
+        tasks={status: statuses[status] for status in TaskStatus},
+        failures={kind: count for kind in FailureKind if (count := failures[kind])},
+        tiers=tuple(_tier(tier, peaks) for tier in tiers),
+        layers=tuple(_layers(task, model.spec, state)),
+        dense_bytes=4 * (model.spec.sparse_weights + _count(model.spec)),
+        model_sha256=model_sha256(state),
+        versions=versions(),
+    )
+    return as_row(summary, optional=("reason",))
 
 
-def _learned(task: Task, strategy: MestStrategy, logs: RunLogs) -> dict[str, Any]:
+def _learned(task: Task, strategy: MestStrategy, logs: RunLogs) -> Row:
     """Say how good the model is that the run leaves, which round's it is, and why it ended."""
     objective, server = task.objective, task.config.server
     primary, best = objective.primary, strategy.progress.best
@@ -125,7 +127,7 @@ def _learned(task: Task, strategy: MestStrategy, logs: RunLogs) -> dict[str, Any
     metrics = strategy.final_metrics or (evaluated[-1] if evaluated else {})
     return {
         "task": task.config.task.name,
-        "primary_metric": asdict(primary),
+        "primary_metric": primary,
         "final_metrics": metrics,
         "final_accuracy": metrics.get("accuracy"),
         "best_round": None if best.round < 0 else best.round,
@@ -144,41 +146,38 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _tier(tier: Tier, peaks: Mapping[Plan, int]) -> dict[str, Any]:
-    parts: Footprint = tier.plan.footprint
-    return {
-        "profile": tier.profile.name,
-        "title": tier.profile.title,
-        "clients": tier.clients,
-        "budget_bytes": tier.plan.budget,
-        "predicted_peak_bytes": parts.total,
-        "measured_peak_bytes": peaks.get(tier.plan),
-        "density": tier.plan.density,
-        "micro_batch": tier.plan.micro_batch,
-        "recompute": tier.plan.memory.recompute,
-        "saved": tier.plan.memory.saved,
-        "parts": parts.parts(),
-        "plan": tier.plan.in_words(),
-        "watts": {"compute": tier.profile.compute_watts, "radio": tier.profile.radio_watts},
-    }
+def _tier(tier: TierPlan, peaks: Mapping[Plan, int]) -> Tier:
+    profile, plan = tier.profile, tier.plan
+    return Tier(
+        profile=profile.name,
+        title=profile.title,
+        clients=tier.clients,
+        budget_bytes=plan.budget,
+        predicted_peak_bytes=plan.footprint.total,
+        measured_peak_bytes=peaks.get(plan),
+        density=plan.density,
+        micro_batch=plan.micro_batch,
+        recompute=plan.memory.recompute,
+        saved=plan.memory.saved,
+        parts=plan.footprint.parts(),
+        plan=plan.in_words(),
+        watts=Watts(compute=profile.compute_watts, radio=profile.radio_watts),
+    )
 
 
 def _count(spec: ModelSpec) -> int:
     return sum(int(np.prod(shape)) for shape in spec.dense.values())
 
 
-def _layers(task: Task, spec: ModelSpec, state: SparseState) -> list[dict[str, Any]]:
-    """List the layers, sparse ones first; ``reason`` says why a layer is dense."""
-    rows: list[dict[str, Any]] = []
+def _layers(task: Task, spec: ModelSpec, state: SparseState) -> Iterator[Layer]:
+    """Yield the layers, sparse ones first; ``reason`` says why a layer is dense."""
     for name, layout in spec.layouts.items():
         active = layout.active_weights(torch.from_numpy(state.masks[spec.group_of(name)]))
-        rows.append(
-            {"name": name, "weights": layout.num_weights, "density": active / layout.num_weights}
-        )
+        weights = layout.num_weights
+        yield Layer(name=name, weights=weights, density=active / weights)
     reasons = {row.name: row.reason for row in task.layers}
     for name, shape in spec.dense.items():
         if name.endswith("weight") and len(shape) > 1:
             reason = reasons.get(name.removesuffix("weight").rstrip("._"), Reason.KIND)
-            row = {"name": name, "weights": int(np.prod(shape)), "density": 1.0}
-            rows.append(row | {"reason": str(reason)})
-    return rows
+            weights = int(np.prod(shape))
+            yield Layer(name=name, weights=weights, density=1.0, reason=str(reason))

@@ -20,7 +20,7 @@ from mest_fed.kernels.choice import Choices
 from mest_fed.kernels.table import Table
 from mest_fed.memory import Plan
 from mest_fed.server.run_folder import RunFolder
-from mest_fed.server.summary import Tier
+from mest_fed.server.summary import TierPlan
 from mest_fed.simulation.engine.client_runner import one_thread
 from mest_fed.simulation.engine.interfaces import (
     NodeKind,
@@ -42,7 +42,7 @@ class Fleet:
     ----------
     devices : Assignment
         Partition -> profile name.
-    tiers : list of Tier
+    tiers : list of TierPlan
         One for each profile, by budget.
     plans : dict of str to Plan
         Profile name (or path), as in the mix -> its plan.
@@ -51,7 +51,7 @@ class Fleet:
     """
 
     devices: Assignment
-    tiers: list[Tier]
+    tiers: list[TierPlan]
     plans: dict[str, Plan]
     examples_of: Callable[[int], int]
 
@@ -77,7 +77,7 @@ class Fleet:
         elif plans.keys() != counts.keys():
             raise InputError("the plans of the run are not those of its fleet")
         plans = {name: plans[name] for name in counts}
-        tiers = [Tier(load_profile(name), counts[name], plan) for name, plan in plans.items()]
+        tiers = [TierPlan(load_profile(name), counts[name], plan) for name, plan in plans.items()]
         return cls(
             task.devices, sorted(tiers, key=lambda tier: tier.plan.budget), plans, task.num_examples
         )

@@ -9,6 +9,7 @@ from server_parts import NODES, strategy_of
 from timed_grid import TimedGrid, outcomes, play
 
 from mest_fed.nn import SparseState
+from mest_fed.rows import Spread
 
 A, B, C, D = NODES  # of 10, 20, 30, 40 examples
 
@@ -99,8 +100,8 @@ def test_a_buffer_of_all_fresh_updates_is_a_synchronous_round(optimizer):
     for layer, values in theirs.values.items():
         np.testing.assert_allclose(ours.values[layer], values, rtol=1e-6, atol=1e-9)
     assert one.record.client_metrics == {}  # round 5 is odd
-    assert records[3].client_metrics["accuracy"] == {"mean": 0.75} | dict.fromkeys(
-        ("min", "p10", "median", "p90", "max"), 0.75
+    assert records[3].client_metrics["accuracy"] == Spread(
+        **dict.fromkeys(("mean", "min", "p10", "median", "p90", "max"), 0.75)
     )
 
 

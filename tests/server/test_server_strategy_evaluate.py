@@ -13,6 +13,8 @@ from server_parts import (
     train_messages,
 )
 
+from mest_fed.rows import Spread
+
 
 def evaluation_reply(message, correct, examples=4, **changes):
     metrics = {"num-examples": examples, "loss-sum": 1.0, "correct": correct} | changes
@@ -48,7 +50,7 @@ def test_the_spread_of_the_clients_accuracies(strategy, grid):
     # accuracies 0, 1/4, 1/2, 1 of 4, 4, 4, 12 examples
     assert metrics["mean"] == pytest.approx(15 / 24)
     assert (metrics["min"], metrics["median"], metrics["max"]) == (0.0, 0.375, 1.0)
-    assert strategy.record.client_metrics["accuracy"] == dict(metrics)
+    assert strategy.record.client_metrics["accuracy"] == Spread(**metrics)
 
 
 def test_clients_without_held_out_examples_are_not_asked(strategy, grid):

@@ -15,6 +15,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from mest_fed.config.fleet import FleetConfig
+from mest_fed.rows import as_row
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.simulation.engine.executor import SerialExecutor
 from mest_fed.simulation.engine.flower import run_server_app
@@ -23,6 +24,7 @@ from mest_fed.simulation.flower_app.project import AppFolder, read_project
 from mest_fed.simulation.flower_app.record import AppRecord
 from mest_fed.simulation.flower_app.run import AppRun, RecordedGrid
 from mest_fed.simulation.report import write_report
+from mest_fed.simulation.report.app_run import load_app_run
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed file .*/dev/null.*:ResourceWarning"),
@@ -110,6 +112,10 @@ def test_devices_take_time_and_drop_out_and_the_report_shows_it(tmp_path):
     trained = [t for t in tasks if t["type"] == "train" and t["status"] == "ok"]
     assert all(task["train_seconds"] > 0 for task in trained)
     assert summary["energy_joules"] == pytest.approx(sum(t["energy_joules"] for t in tasks))
+    read = load_app_run(tmp_path / "run").tasks
+    assert [as_row(task) | row for task, row in zip(read, tasks, strict=True)] == [
+        as_row(task) for task in read
+    ]
     page = write_report(tmp_path / "run").read_text()
     for figure in ("metrics", "devices", "timeline", "energy", "failures"):
         assert f'id="{figure}"' in page

@@ -97,6 +97,12 @@ def test_every_status_is_counted(run):
     assert sum(entry.total for entry in lost_by_reason(lost)) == 6
 
 
+def test_the_counts_of_the_summary_are_taken_where_there_are_any(run):
+    summary = replace(run.summary, tasks={TaskStatus.OK: 90, TaskStatus.LATE: 10})
+    counts = status_counts(replace(run, summary=summary))
+    assert counts == dict.fromkeys(TaskStatus, 0) | {"ok": 90, "late": 10}
+
+
 def test_devices_come_in_the_tiers_order_and_unknown_ones_last(run):
     tasks = [replace(task, device="rpi-zero-2w") for task in run.tasks[:3]]
     tasks = [replace(run.tasks[0], device="mystery"), *tasks]

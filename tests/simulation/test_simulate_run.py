@@ -1,5 +1,6 @@
 """A simulated run as a whole: what it leaves behind, that it repeats, that every option runs."""
 
+import json
 import tomllib
 from importlib.resources import files
 
@@ -16,6 +17,7 @@ from tiny_run import (
 
 from mest_fed.config import from_table
 from mest_fed.data import load_partitions
+from mest_fed.rows import as_row
 from mest_fed.server.checkpoint import load_checkpoint
 from mest_fed.simulation.report.load import load_run
 from mest_fed.simulation.report.statistics import energy_by_tier
@@ -365,3 +367,14 @@ def write_profile(path, availability):
     ]
     assert f"availability = {availability}" in lines
     path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def test_what_a_run_writes_is_what_the_report_reads(finished):
+    read = load_run(finished)
+    assert [as_row(row) for row in read.rounds] == read_rows(finished, "rounds")
+    assert [as_row(row, optional=("type",)) for row in read.tasks] == read_rows(finished, "clients")
+    written = json.loads((finished / "summary.json").read_text())
+    summary = as_row(read.summary, optional=("reason",))
+    assert json.loads(json.dumps(summary)) == written
+    assert [*summary] == [*written]
+    assert [*as_row(read.tasks[0], optional=("type",))] == [*read_rows(finished, "clients")[0]]

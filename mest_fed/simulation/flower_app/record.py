@@ -10,8 +10,9 @@ from typing import Any
 
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 
+from mest_fed.rows import ClientRow, Row, as_row
 from mest_fed.schema import FailureKind, TaskStatus, failure_of_code
-from mest_fed.server.rows import ClientTiming, Row
+from mest_fed.server.rows import ClientTiming, timed
 from mest_fed.server.run_folder import CLIENTS, ROUNDS, RunFolder
 from mest_fed.server.summary import versions
 from mest_fed.simulation.engine.flower import Result
@@ -25,6 +26,8 @@ KIND = "flower-app"
 #: What replies call their number of examples: today's apps, and those of NumPyClient.
 _WEIGHTS = ("num-examples", "num_examples")
 _MOST_PENDING_ROWS = 1000
+#: Keys of a client's row that the clients of a Flower app do not tell.
+_OF_OUR_CLIENTS = ("staleness", "examples", "presented", "train_loss", "density")
 
 
 class AppRecord:
@@ -109,24 +112,19 @@ class AppRecord:
         self.statuses[status] += 1
         if failure is not None:
             self.failures[failure] += 1
-        self._rows.append(
-            {
-                "round": number,
-                "type": kind,
-                "partition": partition_of(metadata.dst_node_id),
-                "device": self._device(metadata.dst_node_id),
-                "status": status,
-                "failure": failure,
-                "reason": (reply.error.reason if reply.has_error() else None) or None,
-                "bytes_down": down,
-                "bytes_up": up,
-                "start_seconds": None if timing is None else timing.start,
-                "download_seconds": timing.download_seconds if timing else 0.0,
-                "train_seconds": timing.train_seconds if timing else 0.0,
-                "upload_seconds": timing.upload_seconds if timing else 0.0,
-                "energy_joules": joules,
-            }
+        row = ClientRow(
+            round=number,
+            type=kind,
+            partition=partition_of(metadata.dst_node_id),
+            device=self._device(metadata.dst_node_id),
+            status=status,
+            failure=failure,
+            reason=(reply.error.reason if reply.has_error() else None) or None,
+            bytes_down=down,
+            bytes_up=up,
+            **timed(timing),
         )
+        self._rows.append(as_row(row, optional=_OF_OUR_CLIENTS))
         if len(self._rows) >= _MOST_PENDING_ROWS:
             self._write_tasks()
 

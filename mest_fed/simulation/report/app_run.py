@@ -1,28 +1,20 @@
 """The run folder of a Flower app as a page: devices, tasks, traffic, and the app's own metrics."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
 from mest_fed.errors import InputError
-from mest_fed.schema import TaskStatus
+from mest_fed.rows import Amount, ClientRow, Count, Watts
+from mest_fed.schema import FailureKind, TaskStatus
 from mest_fed.simulation.report.figures import FLEET_FIGURES
 from mest_fed.simulation.report.figures.app_metrics import Curve, metrics_over_rounds
 from mest_fed.simulation.report.figures.style import Chart, house_style
 from mest_fed.simulation.report.formats import count_of, format_count, format_joules
-from mest_fed.simulation.report.load import (
-    Amount,
-    Count,
-    TaskRow,
-    Watts,
-    parse_object,
-    read_lines,
-    read_text,
-    validate,
-)
+from mest_fed.simulation.report.load import parse_object, read_lines, read_text, validate
 from mest_fed.simulation.report.statistics import status_counts
 from mest_fed.simulation.report.tables import Tile
 from mest_fed.units import format_bytes, format_seconds
@@ -104,6 +96,8 @@ class AppSummary:
     energy_joules: Amount
     virtual_seconds: Amount
     wall_seconds: Amount
+    tasks: Mapping[TaskStatus, Count] = field(default_factory=dict)
+    failures: Mapping[FailureKind, Count] = field(default_factory=dict)
     tiers: tuple[AppDevice, ...]
     results: tuple[AppResult, ...]
     server_state: Metrics
@@ -118,7 +112,7 @@ class AppRun:
     config: str
     summary: AppSummary
     rounds: tuple[AppRound, ...]
-    tasks: tuple[TaskRow, ...]
+    tasks: tuple[ClientRow, ...]
 
     @property
     def devices(self) -> tuple[AppDevice, ...]:
@@ -130,9 +124,14 @@ class AppRun:
         """Energy of the fleet in the whole run."""
         return self.summary.energy_joules
 
+    @property
+    def task_counts(self) -> Mapping[TaskStatus, int]:
+        """How many tasks ended so, as the summary says; empty in runs of earlier versions."""
+        return self.summary.tasks
+
 
 _ROUND = TypeAdapter(AppRound)
-_TASK = TypeAdapter(TaskRow)
+_TASK = TypeAdapter(ClientRow)
 _SUMMARY = TypeAdapter(AppSummary)
 
 

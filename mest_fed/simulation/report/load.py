@@ -4,180 +4,28 @@ import reprlib
 import shlex
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from mest_fed.errors import InputError
-from mest_fed.schema import ACCURACY, FailureKind, Metric, TaskStatus
+from mest_fed.rows import (
+    Amount,
+    ClientRow,
+    Count,
+    RoundRow,
+    Row,
+    Share,
+    Spread,
+    Summary,
+    Tier,
+    Watts,
+)
+from mest_fed.schema import ACCURACY, TaskStatus
 from mest_fed.strict_json import parse_json
-
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spread:
-    """The distribution of a metric over clients, on their held-out shares (measured)."""
-
-    mean: Number
-    min: Number
-    p10: Number
-    median: Number
-    p90: Number
-    max: Number
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundRow:
-    """One line of ``rounds.jsonl``; round 0 is the model before training.
-
-    Bytes and energy are of this round alone; both clocks are cumulative. Older runs have accuracies
-    and no other metrics.
-    """
-
-    round: Count
-    accuracy: Share | None = None
-    loss: float | None = None
-    client_accuracy: Spread | None = None
-    metrics: Mapping[str, Number] = field(default_factory=dict)
-    client_metrics: Mapping[str, Spread] = field(default_factory=dict)
-    train_loss: float | None = None
-    density: Share
-    bytes_up: Count
-    bytes_down: Count
-    virtual_seconds: Amount
-    wall_seconds: Amount
-    trained: Count
-    failed: Count
-    rejected: Count
-    energy_joules: Amount
-
-    def value(self, metric: Metric) -> float | None:
-        """Return a metric on the central test set, or None."""
-        return self.accuracy if metric == ACCURACY else self.metrics.get(metric.name)
-
-    def spread(self, metric: Metric) -> Spread | None:
-        """Return how a metric spreads over the clients, or None."""
-        return self.client_accuracy if metric == ACCURACY else self.client_metrics.get(metric.name)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskRow:
-    """One line of ``clients.jsonl``: one client's part in one round; times are modelled.
-
-    ``start_seconds`` is the virtual time at which the device began. Older runs have neither it nor
-    ``failure``.
-    """
-
-    round: Count
-    type: str = "train"
-    partition: Count
-    device: str
-    status: TaskStatus
-    failure: FailureKind | None = None
-    reason: str | None = None
-    start_seconds: Amount | None = None
-    bytes_down: Count
-    bytes_up: Count
-    download_seconds: Amount
-    train_seconds: Amount
-    upload_seconds: Amount
-    energy_joules: Amount
-
-    @property
-    def seconds(self) -> float:
-        """Download, training and upload together (modelled)."""
-        return self.download_seconds + self.train_seconds + self.upload_seconds
-
-
-@dataclass(frozen=True, kw_only=True)
-class Watts:
-    """What a whole device draws while it computes, and while it sends or receives."""
-
-    compute: Amount
-    radio: Amount
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tier:
-    """The devices of one profile, which train under one plan."""
-
-    profile: str
-    title: str
-    clients: Count
-    budget_bytes: Count
-    predicted_peak_bytes: Count
-    measured_peak_bytes: Count | None = None
-    density: Share
-    micro_batch: Count
-    parts: Mapping[str, Count]
-    plan: str
-    watts: Watts | None = None
-
-    @property
-    def peak_bytes(self) -> int:
-        """The measured peak where there is one, the predicted one otherwise."""
-        return self.measured_peak_bytes or self.predicted_peak_bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """One layer of the final global model; a dense one has density 1, and the reason for it."""
-
-    name: str
-    weights: Count
-    density: Share
-    reason: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """``summary.json``, written when a run has ended."""
-
-    preset: str
-    seed: int
-    rounds: Count
-    dataset: str
-    model: str
-    method: str
-    mutation: str | None
-    scheme: str
-    target_density: Share
-    achieved_density: Share
-    final_accuracy: Share | None
-    final_client_accuracy: Spread | None
-    task: str = "classification"
-    primary_metric: Metric = ACCURACY
-    final_metrics: Mapping[str, Number] = field(default_factory=dict)
-    kept: str = "last"
-    kept_round: Count | None = None
-    stopped: str | None = None
-    bytes_up: Count
-    bytes_down: Count
-    virtual_seconds: Amount
-    wall_seconds: Amount
-    clients_trained: Count
-    clients_failed: Count
-    clients_rejected: Count
-    over_budget: Count
-    energy_joules: Amount
-    tiers: tuple[Tier, ...]
-    layers: tuple[Layer, ...]
-    dense_bytes: Count
-    model_sha256: str
-    versions: Mapping[str, str]
-
-    @property
-    def final_value(self) -> float | None:
-        """The primary metric of the final model on the central test set, or None."""
-        metric = self.primary_metric
-        return self.final_accuracy if metric == ACCURACY else self.final_metrics.get(metric.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +95,7 @@ class FleetRun(Protocol):
         """All rounds."""
 
     @property
-    def tasks(self) -> Sequence[TaskRow]:
+    def tasks(self) -> Sequence[ClientRow]:
         """All tasks."""
 
     @property
@@ -258,6 +106,10 @@ class FleetRun(Protocol):
     def energy_joules(self) -> float:
         """Energy of the fleet in the whole run."""
 
+    @property
+    def task_counts(self) -> Mapping[TaskStatus, int]:
+        """How many tasks ended so, as the summary says; empty in runs of earlier versions."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -267,7 +119,7 @@ class Run:
     config: str
     summary: Summary
     rounds: tuple[RoundRow, ...]
-    tasks: tuple[TaskRow, ...]
+    tasks: tuple[ClientRow, ...]
     kernels: Kernels | None = None
 
     @property
@@ -289,11 +141,16 @@ class Run:
         """Energy of the fleet in the whole run."""
         return self.summary.energy_joules
 
+    @property
+    def task_counts(self) -> Mapping[TaskStatus, int]:
+        """How many tasks ended so, as the summary says; empty in runs of earlier versions."""
+        return self.summary.tasks
 
-Row = TypeVar("Row")
+
+T = TypeVar("T")
 
 _ROUND = TypeAdapter(RoundRow)
-_TASK = TypeAdapter(TaskRow)
+_TASK = TypeAdapter(ClientRow)
 _SUMMARY = TypeAdapter(Summary)
 _KERNELS = TypeAdapter(Kernels)
 _MAY_BE_NULL = {"mutation", "final_accuracy", "final_client_accuracy"}
@@ -329,7 +186,7 @@ def load_run(folder: Path) -> Run:
     )
 
 
-def run_tables(folder: Path) -> dict[str, list[dict[str, Any]]]:
+def run_tables(folder: Path) -> dict[str, list[Row]]:
     """Return a finished run's tables as plain rows: rounds, clients, tiers and layers.
 
     Raises
@@ -347,8 +204,9 @@ def run_tables(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return {name: [_plain(row) for row in rows] for name, rows in tables.items()}
 
 
-def _plain(row: Any) -> dict[str, Any]:
-    plain: dict[str, Any] = TypeAdapter(type(row)).dump_python(row, mode="json")
+def _plain(row: Any) -> Row:
+    # A row of our own clients has no type.
+    plain: Row = TypeAdapter(type(row)).dump_python(row, mode="json", exclude={"type"})
     return plain
 
 
@@ -383,7 +241,7 @@ def _check_rounds(folder: Path, rounds: tuple[RoundRow, ...], expected: int) -> 
         raise _unfinished(folder, f"{path} {found}, summary.json says {expected}")
 
 
-def read_lines(path: Path, adapter: TypeAdapter[Row]) -> Iterator[Row]:
+def read_lines(path: Path, adapter: TypeAdapter[T]) -> Iterator[T]:
     """Read and check a file with a JSON object a line.
 
     Raises
@@ -418,7 +276,7 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
     return parse_json(text, where, dict, infinite_as_null=True)
 
 
-def validate(adapter: TypeAdapter[Row], raw: object, where: str) -> Row:
+def validate(adapter: TypeAdapter[T], raw: object, where: str) -> T:
     """Check what JSON holds.
 
     Raises

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from mest_fed.rows import ClientRow
 from mest_fed.schema import FailureKind, TaskStatus
-from mest_fed.simulation.report.load import Device, FleetRun, Run, TaskRow
+from mest_fed.simulation.report.load import Device, FleetRun, Run
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,17 @@ class DeviceTasks:
     """All tasks of the devices of one profile."""
 
     title: str
-    tasks: tuple[TaskRow, ...]
+    tasks: tuple[ClientRow, ...]
 
     @property
-    def completed(self) -> list[TaskRow]:
+    def completed(self) -> list[ClientRow]:
         """The tasks whose update was accepted."""
         return [task for task in self.tasks if task.status == TaskStatus.OK]
 
 
 def tasks_by_device(run: FleetRun) -> list[DeviceTasks]:
     """Group tasks by device profile: the tiers' order first, then profiles that no tier names."""
-    groups: dict[str, list[TaskRow]] = {tier.profile: [] for tier in run.devices}
+    groups: dict[str, list[ClientRow]] = {tier.profile: [] for tier in run.devices}
     for task in run.tasks:
         groups.setdefault(task.device, []).append(task)
     titles = {tier.profile: tier.title for tier in run.devices}
@@ -110,9 +111,9 @@ def lost_by_reason(run: FleetRun) -> list[LostTasks]:
 
 
 def status_counts(run: FleetRun) -> dict[TaskStatus, int]:
-    """Count the tasks of a run by how they ended; every status is there."""
-    counts = Counter(task.status for task in run.tasks)
-    return {status: counts[status] for status in TaskStatus}
+    """Return how many tasks of a run ended in which way; every status is there."""
+    counts = run.task_counts or Counter(task.status for task in run.tasks)
+    return {status: counts.get(status, 0) for status in TaskStatus}
 
 
 def rounds_without_update(run: Run) -> list[int]:
@@ -156,7 +157,7 @@ def energy_by_tier(run: FleetRun) -> list[EnergyUse]:
     return uses
 
 
-def _use(title: str, tasks: tuple[TaskRow, ...], tier: Device | None) -> EnergyUse:
+def _use(title: str, tasks: tuple[ClientRow, ...], tier: Device | None) -> EnergyUse:
     joules = sum(task.energy_joules for task in tasks)
     if tier is None or tier.watts is None:
         return EnergyUse(title, 0.0, 0.0, joules, len(tasks))
@@ -242,7 +243,7 @@ def timeline(run: FleetRun) -> Timeline | None:
     if not numbers:
         return None
     begin, end = ends.get(numbers[0] - 1, 0.0), ends[numbers[-1]]
-    tasks: dict[tuple[str, int], list[TaskRow]] = {}
+    tasks: dict[tuple[str, int], list[ClientRow]] = {}
     for task in run.tasks:
         if task.start_seconds is not None and task.start_seconds < end:
             tasks.setdefault((task.device, task.partition), []).append(task)
@@ -262,7 +263,7 @@ def timeline(run: FleetRun) -> Timeline | None:
 
 
 def _follow(
-    tasks: Sequence[TaskRow], ends: dict[int, float], begin: float, end: float
+    tasks: Sequence[ClientRow], ends: dict[int, float], begin: float, end: float
 ) -> tuple[tuple[Span, ...], tuple[tuple[float, TaskStatus], ...]]:
     """Lay a device's tasks one after the other and cut out what lies between two times."""
     spans: list[Span] = []
@@ -278,7 +279,7 @@ def _follow(
     return tuple(span for span in inside if span.start < span.end), tuple(losses)
 
 
-def _spans(task: TaskRow, free: float) -> Iterator[Span]:
+def _spans(task: ClientRow, free: float) -> Iterator[Span]:
     """Yield a task's phases, and what the device does until its round is over, or its next task."""
     start = _start(task)
     if task.status == TaskStatus.AWAY:
@@ -291,7 +292,7 @@ def _spans(task: TaskRow, free: float) -> Iterator[Span]:
     yield Span("away" if task.status == TaskStatus.DROPPED else "waiting", start, free)
 
 
-def _start(task: TaskRow) -> float:
+def _start(task: ClientRow) -> float:
     return task.start_seconds or 0.0
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from mest_fed.rows import RoundRow, Tier
 from mest_fed.schema import Metric, TaskStatus
 from mest_fed.simulation.report.formats import (
     count_of,
@@ -12,7 +13,7 @@ from mest_fed.simulation.report.formats import (
     format_percent,
     format_watt_hours,
 )
-from mest_fed.simulation.report.load import KernelRow, Kernels, RoundRow, Run, Tier
+from mest_fed.simulation.report.load import KernelRow, Kernels, Run
 from mest_fed.simulation.report.statistics import Traffic, status_counts, traffic
 from mest_fed.units import format_bytes, format_seconds
 

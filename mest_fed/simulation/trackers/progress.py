@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from mest_fed.config import RunConfig
-from mest_fed.server.rows import Row
+from mest_fed.rows import Row
 from mest_fed.training import objective_of
 from mest_fed.units import format_bytes, format_seconds
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
+from mest_fed.rows import RoundRow
 from mest_fed.simulation.report.figures import style
 from mest_fed.simulation.report.figures.metric import MOST_MARKERS, Curve
 from mest_fed.simulation.report.figures.style import (
@@ -18,7 +19,7 @@ from mest_fed.simulation.report.figures.style import (
     time_scale,
 )
 from mest_fed.simulation.report.formats import shorten
-from mest_fed.simulation.report.load import RoundRow, Run
+from mest_fed.simulation.report.load import Run
 
 _COLOURS = (style.BLUE, style.VERMILION, style.GREEN, style.ORANGE, "#cc79a7", style.SKY, style.INK)
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))

@@ -4,10 +4,11 @@ from typing import Any
 
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
+from mest_fed.rows import Layer
 from mest_fed.simulation.report.figures import style
 from mest_fed.simulation.report.figures.style import Chart, finish_chart
 from mest_fed.simulation.report.formats import format_count, format_percent, shorten
-from mest_fed.simulation.report.load import Layer, Run
+from mest_fed.simulation.report.load import Run
 
 _MOST_ROWS = 60
 

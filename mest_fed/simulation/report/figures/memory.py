@@ -4,10 +4,11 @@ from typing import Any
 
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from mest_fed.rows import Tier
 from mest_fed.simulation.report.figures import style
 from mest_fed.simulation.report.figures.style import Chart, finish_chart
 from mest_fed.simulation.report.formats import count_of, format_percent, shorten
-from mest_fed.simulation.report.load import Run, Tier
+from mest_fed.simulation.report.load import Run
 from mest_fed.units import format_bytes
 
 # Blues are what the weights cost, oranges what the images cost, greys all else.

@@ -8,11 +8,12 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mest_fed.rows import RoundRow
 from mest_fed.schema import Metric
 from mest_fed.simulation.report.figures import style
 from mest_fed.simulation.report.figures.style import Chart, byte_scale, finish_chart, time_scale
 from mest_fed.simulation.report.formats import format_metric, format_percent
-from mest_fed.simulation.report.load import RoundRow, Run
+from mest_fed.simulation.report.load import Run
 from mest_fed.units import format_bytes, format_seconds
 
 MOST_MARKERS = 40

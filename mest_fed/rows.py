@@ -1,0 +1,256 @@
+"""The rows and the summary of a run folder: what a run writes, and what the report reads.
+
+Each class is one kind of JSON object. A run makes instances and writes them with :func:`as_row`;
+the order of the fields is that of the keys. The report reads the same classes and checks the limits
+of their values. A field that runs of earlier versions lack has a default.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+from mest_fed.schema import ACCURACY, FailureKind, Metric, TaskStatus
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of a number, which pydantic checks where a row is read.
+
+    Parameters
+    ----------
+    least, most : float, float or None
+        The smallest and the largest value allowed; None: no largest.
+    """
+
+    least: float
+    most: float | None = None
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: Callable[[Any], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Tell pydantic the limits; this module does not import it."""
+        most = {} if self.most is None else {"le": self.most}
+        return handler(source) | {"ge": self.least} | most
+
+
+Share = Annotated[float, Limits(0, 1)]
+Amount = Annotated[float, Limits(0)]
+Count = Annotated[int, Limits(0)]
+
+
+def as_row(row: "DataclassInstance", optional: Collection[str] = ()) -> Row:
+    """Return a row as the dict that is written as JSON.
+
+    Parameters
+    ----------
+    row : dataclass
+        An instance of a class of this module.
+    optional : collection of str
+        Keys that are left out where their value is None, at any depth.
+    """
+    return {
+        key: _plain(value, optional)
+        for key, value in vars(row).items()
+        if value is not None or key not in optional
+    }
+
+
+def _plain(value: Any, optional: Collection[str]) -> Any:
+    # Most values are scalars; dataclasses.asdict copies each deeply, which takes longer.
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {key: _plain(each, optional) for key, each in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(each, optional) for each in value]
+    return as_row(value, optional)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """The distribution of a metric over clients, on their held-out shares (measured).
+
+    ``mean`` is the metric over all their examples together; the quantiles are unweighted.
+    """
+
+    mean: float
+    min: float
+    p10: float
+    median: float
+    p90: float
+    max: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRow:
+    """One line of ``rounds.jsonl``; round 0 is the model before training.
+
+    Bytes and energy are of this round alone; both clocks are cumulative. ``stopped`` says why the
+    run ended with this round although others were to come. Older runs have accuracies and no other
+    metrics.
+    """
+
+    round: Count
+    accuracy: Share | None = None
+    loss: float | None = None
+    client_accuracy: Spread | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    client_metrics: Mapping[str, Spread] = field(default_factory=dict)
+    train_loss: float | None = None
+    density: Share
+    bytes_up: Count
+    bytes_down: Count
+    virtual_seconds: Amount
+    wall_seconds: Amount
+    trained: Count
+    failed: Count
+    rejected: Count
+    energy_joules: Amount
+    stopped: str | None = None
+
+    def value(self, metric: Metric) -> float | None:
+        """Return a metric on the central test set, or None."""
+        return self.accuracy if metric == ACCURACY else self.metrics.get(metric.name)
+
+    def spread(self, metric: Metric) -> Spread | None:
+        """Return how a metric spreads over the clients, or None."""
+        return self.client_accuracy if metric == ACCURACY else self.client_metrics.get(metric.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientRow:
+    """One line of ``clients.jsonl``: one client's part in one round; times are modelled.
+
+    ``start_seconds`` is the virtual time at which the device began. Rows of Flower apps have a
+    ``type``, ``train`` or ``evaluate``, and lack what our own clients alone tell: ``staleness``,
+    ``examples``, ``presented``, ``train_loss`` and ``density``. A row without a type is of
+    training.
+    """
+
+    round: Count
+    type: str | None = None
+    partition: Count
+    device: str
+    status: TaskStatus
+    failure: FailureKind | None = None
+    reason: str | None = None
+    staleness: Count | None = None
+    examples: Count | None = None
+    presented: Count | None = None
+    train_loss: float | None = None
+    bytes_down: Count
+    bytes_up: Count
+    start_seconds: Amount | None = None
+    download_seconds: Amount
+    train_seconds: Amount
+    upload_seconds: Amount
+    energy_joules: Amount
+    density: Share | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Download, training and upload together (modelled)."""
+        return self.download_seconds + self.train_seconds + self.upload_seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watts:
+    """What a whole device draws while it computes, and while it sends or receives."""
+
+    compute: Amount
+    radio: Amount
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tier:
+    """The devices of one profile, which train under one plan.
+
+    ``recompute`` and ``saved`` are how training saves memory, as in
+    :class:`mest_fed.memory.MemoryOptions`.
+    """
+
+    profile: str
+    title: str
+    clients: Count
+    budget_bytes: Count
+    predicted_peak_bytes: Count
+    measured_peak_bytes: Count | None = None
+    density: Share
+    micro_batch: Count
+    recompute: str | None = None
+    saved: str | None = None
+    parts: Mapping[str, Count]
+    plan: str
+    watts: Watts | None = None
+
+    @property
+    def peak_bytes(self) -> int:
+        """The measured peak where there is one, the predicted one otherwise."""
+        return self.measured_peak_bytes or self.predicted_peak_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One layer of the final global model; a dense one has density 1, and the reason for it."""
+
+    name: str
+    weights: Count
+    density: Share
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """``summary.json``, written when a run has ended.
+
+    ``tasks`` and ``failures`` count the tasks of the whole run by how, and why, they ended; a kind
+    of failure that did not occur is left out. ``kept`` is the rule by which the model was kept.
+    """
+
+    preset: str
+    seed: int
+    rounds: Count
+    dataset: str
+    model: str
+    method: str
+    mutation: str | None
+    scheme: str
+    target_density: Share
+    achieved_density: Share
+    task: str = "classification"
+    primary_metric: Metric = ACCURACY
+    final_metrics: Mapping[str, float] = field(default_factory=dict)
+    final_accuracy: Share | None
+    best_round: Count | None = None
+    kept: str = "last"
+    kept_round: Count | None = None
+    stopped: str | None = None
+    final_client_accuracy: Spread | None
+    bytes_up: Count
+    bytes_down: Count
+    virtual_seconds: Amount
+    wall_seconds: Amount
+    clients_trained: Count
+    clients_failed: Count
+    clients_rejected: Count
+    energy_joules: Amount
+    over_budget: Count
+    out_of_memory: Count | None = None
+    tasks: Mapping[TaskStatus, Count] = field(default_factory=dict)
+    failures: Mapping[FailureKind, Count] = field(default_factory=dict)
+    tiers: tuple[Tier, ...]
+    layers: tuple[Layer, ...]
+    dense_bytes: Count
+    model_sha256: str
+    versions: Mapping[str, str]
+
+    @property
+    def final_value(self) -> float | None:
+        """The primary metric of the final model on the central test set, or None."""
+        metric = self.primary_metric
+        return self.final_accuracy if metric == ACCURACY else self.final_metrics.get(metric.name)
