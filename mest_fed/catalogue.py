@@ -115,12 +115,12 @@ PARTITIONERS: Registry[Callable[..., Any]] = Registry(
     with_argument={"column:NAME": "mest_fed.data.partitioners:by_column"},
 )
 
-#: ``augment(images, generator)``.
+#: ``augment(inputs, generator)``; attribute ``for_images`` where it is for images alone.
 AUGMENTATIONS: Registry[Callable[[Tensor, torch.Generator], Tensor]] = Registry(
     "data.augmentation",
     {
         "none": "mest_fed.data.batches:unchanged",
-        "crop-flip": "mest_fed.data.batches:crop_flip",
+        "crop-flip": "mest_fed.data.batches:CROP_FLIP",
     },
 )
 

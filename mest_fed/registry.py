@@ -141,10 +141,7 @@ class Registry(Mapping[str, T], Generic[T]):
             return name
         if not is_reference(name):
             raise not_allowed(self.key, name, self.allowed)
-        place, _, attribute = name.rpartition(":")
-        if not place.endswith(".py"):
-            return name
-        return f"{os.path.abspath((folder or Path()) / Path(place).expanduser())}:{attribute}"
+        return absolute_reference(name, folder)
 
     def find(self, name: str) -> T:
         """Return the thing that a name or a reference stands for.
@@ -280,6 +277,14 @@ def is_reference(name: str) -> bool:
     return place.endswith(".py") or all(part.isidentifier() for part in place.split("."))
 
 
+def absolute_reference(reference: str, folder: Path | None = None) -> str:
+    """Return a reference in which the path of a file, if it has one, is absolute."""
+    place, _, attribute = reference.rpartition(":")
+    if not place.endswith(".py"):
+        return reference
+    return f"{os.path.abspath((folder or Path()) / Path(place).expanduser())}:{attribute}"
+
+
 def reference_of(thing: object) -> str:
     """Return the reference that leads to a function or class; empty if none does.
 
@@ -314,7 +319,7 @@ def resolve(reference: str) -> object:
         found: object = _from_file(Path(place)) if place.endswith(".py") else import_module(place)
     except MestFedError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"cannot import {place}: {_described(error)}") from error
     for part in attribute.split("."):
         try:

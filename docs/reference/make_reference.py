@@ -33,7 +33,7 @@ def configuration() -> Iterator[str]:
     """Yield the page of all configuration keys, section by section."""
     yield "# Configuration\n"
     yield (
-        "A run is one TOML file: `mest-fed simulate --config my.toml`, or a preset, with single "
+        "A run is one TOML file: `mest-fed simulate my.toml`, or a preset, with single "
         "keys changed by `--set section.key=value`. Every key has a default. A wrong key or value "
         "is one line that says what is allowed, and status 2. Where a key takes a *name*, it also "
         "takes `package.module:attribute` or `file.py:attribute`.\n"

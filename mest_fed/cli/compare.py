@@ -8,14 +8,14 @@ import typer
 from mest_fed.catalogue import TABLE_FORMATS
 from mest_fed.cli.app import needs
 from mest_fed.cli.report import HTML
-from mest_fed.cli.tables import check_format, write_table
+from mest_fed.cli.tables import check_format, suffix_of, write_table
 
 
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="Folders of finished runs, two or more.")],
     form: Annotated[
         str,
-        typer.Option("--format", metavar="FORMAT", help=f"{HTML}, {', '.join(TABLE_FORMATS)}."),
+        typer.Option("--format", metavar="FORMAT", help=f"{HTML}, {TABLE_FORMATS.allowed}."),
     ] = HTML,
     out: Annotated[
         Path | None,
@@ -32,7 +32,7 @@ def compare(
         path = out or Path("compare.html")
         write_comparison(compared, path)
     else:
-        path = out or Path(f"compare.{form}")
+        path = out or Path(f"compare{suffix_of(form)}")
         write_table(compared.rows(), form, None if form == "csv" and out is None else path)
         if form == "csv" and out is None:
             return

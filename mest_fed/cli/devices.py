@@ -21,7 +21,7 @@ def devices(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     form: Annotated[
-        str | None, typer.Option("--format", metavar="FORMAT", help=f"{', '.join(TABLE_FORMATS)}.")
+        str | None, typer.Option("--format", metavar="FORMAT", help=f"{TABLE_FORMATS.allowed}.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="File for --format; standard output if left out.")

@@ -25,6 +25,7 @@ from mest_fed.cli.planning.text import print_fleet, print_report
 from mest_fed.config.load import Scalar
 from mest_fed.devices import load_profile
 from mest_fed.errors import InputError, not_allowed
+from mest_fed.system.limits import MARGIN
 from mest_fed.task import Task
 
 
@@ -57,7 +58,7 @@ def plan(
         float | None,
         typer.Option(
             metavar="SHARE",
-            help="Part of the limit that stays free; memory.margin (0.05) if left out.",
+            help=f"Part of the limit that stays free; memory.margin ({MARGIN:g}) if left out.",
         ),
     ] = None,
     device: Annotated[
@@ -70,7 +71,8 @@ def plan(
         str | None,
         typer.Option(
             metavar="KNOBS",
-            help=f"What to give up, least harm first: {', '.join(KNOBS)} in another order.",
+            help=f"What to give up, least harm first: {', '.join(KNOBS)} in another order, "
+            "and file.py:knob beside them.",
         ),
     ] = None,
     model: Annotated[

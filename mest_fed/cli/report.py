@@ -7,7 +7,7 @@ import typer
 
 from mest_fed.catalogue import TABLE_FORMATS
 from mest_fed.cli.app import needs
-from mest_fed.cli.tables import check_format, write_table
+from mest_fed.cli.tables import check_format, suffix_of, write_table
 from mest_fed.errors import InputError, not_allowed
 
 #: The page, beside the formats of tables.
@@ -18,7 +18,7 @@ def report(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
     form: Annotated[
         str,
-        typer.Option("--format", metavar="FORMAT", help=f"{HTML}, {', '.join(TABLE_FORMATS)}."),
+        typer.Option("--format", metavar="FORMAT", help=f"{HTML}, {TABLE_FORMATS.allowed}."),
     ] = HTML,
     out: Annotated[
         Path | None,
@@ -35,9 +35,7 @@ def report(
 
     if form == HTML:
         if out is not None:
-            raise not_allowed(
-                "--out", str(out), f"only beside --format {' or '.join(TABLE_FORMATS)}"
-            )
+            raise not_allowed("--out", str(out), f"only beside --format {TABLE_FORMATS.allowed}")
         typer.echo(f"report: {write_report(folder)}")
         return
     place = out or folder
@@ -47,6 +45,6 @@ def report(
     except OSError as error:
         raise InputError(f"--out {place} cannot be used: {error.strerror or error}") from None
     for name, rows in tables.items():
-        path = place / f"{name}.{form}"
+        path = place / f"{name}{suffix_of(form)}"
         write_table(rows, form, path)
         typer.echo(f"{name}: {path} ({len(rows)} rows)")

@@ -1,6 +1,5 @@
 """``mest-fed run``."""
 
-import json
 import logging
 import os
 import sys
@@ -15,6 +14,7 @@ from rich.console import Console
 from mest_fed.cli.app import INTERRUPTED, needs
 from mest_fed.cli.simulate import ended_like_ctrl_c
 from mest_fed.errors import InputError
+from mest_fed.strict_json import read_json
 from mest_fed.units import format_bytes, format_seconds
 
 
@@ -94,7 +94,7 @@ def run(
         sys.exit(INTERRUPTED)
     report = write_report(folder)
     if not quiet:
-        _print_result(Console(), json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
+        _print_result(Console(), read_json(folder / SUMMARY, dict))
         typer.echo(f"report: {report}")
 
 

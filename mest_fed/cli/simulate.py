@@ -1,6 +1,5 @@
 """``mest-fed simulate``."""
 
-import json
 import logging
 import os
 import signal
@@ -17,14 +16,19 @@ from mest_fed.catalogue import TRACKERS
 from mest_fed.cli.app import INTERRUPTED, NOTHING_TRAINED, needs
 from mest_fed.errors import InputError
 from mest_fed.schema import Metric
+from mest_fed.strict_json import read_json
 from mest_fed.units import format_bytes, format_seconds
 
 
 def simulate(
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[CONFIG.toml]", help="A TOML file instead of a preset."),
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="Preset to run; quickstart if nothing is said.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="A TOML file instead of a preset.")] = None,
+    config: Annotated[Path | None, typer.Option(help="The same, by name.")] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key; repeatable."),
@@ -77,8 +81,11 @@ def simulate(
     from mest_fed.simulation.trackers.trackers import open_trackers
 
     _quieten()
+    if file is not None and config is not None:
+        raise InputError("CONFIG.toml and --config name the same thing; allowed: one of them")
+    config = file if config is None else config
     if preset is not None and config is not None:
-        raise InputError("--preset and --config exclude each other; allowed: one of them")
+        raise InputError("--preset and CONFIG.toml exclude each other; allowed: one of them")
     if workers is not None and workers < 0:
         raise InputError(f"--workers = {workers} is not allowed; allowed: a whole number from 0")
     if resume and (preset or config or settings):
@@ -101,7 +108,7 @@ def simulate(
             typer.echo("stopped before the first checkpoint; nothing was kept")
         sys.exit(INTERRUPTED)
     report = write_report(folder)
-    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    summary = read_json(folder / SUMMARY, dict)
     if not quiet:
         _print_result(console, summary, report)
     if not summary["clients_trained"]:

@@ -21,11 +21,21 @@ def check_format(form: str, *others: str) -> str:
     InputError
         If it is not.
     """
-    if form not in (*others, *TABLE_FORMATS):
-        raise not_allowed("--format", form, (*others, *TABLE_FORMATS))
-    if form in TABLE_FORMATS:
-        needs("data", "pyarrow")
+    if form in others:
+        return form
+    try:
+        TABLE_FORMATS.check(form)
+    except InputError:
+        allowed = ", ".join((*others, TABLE_FORMATS.allowed))
+        raise not_allowed(TABLE_FORMATS.key, form, allowed) from None
+    TABLE_FORMATS.find(form)
+    needs("data", "pyarrow")
     return form
+
+
+def suffix_of(form: str) -> str:
+    """Return what a file of a format ends in: its name, or its attribute's in a reference."""
+    return f".{form.rpartition(':')[2]}"
 
 
 def write_table(rows: Rows, form: str, path: Path | None) -> None:
@@ -39,7 +49,7 @@ def write_table(rows: Rows, form: str, path: Path | None) -> None:
     rows : sequence of mapping
         Plain values by column.
     form : str
-        A name of :data:`~mest_fed.catalogue.TABLE_FORMATS`.
+        A name of :data:`~mest_fed.catalogue.TABLE_FORMATS`, or a reference.
     path : Path or None
         The file; None writes to standard output, which Parquet cannot be written to.
 
@@ -49,7 +59,7 @@ def write_table(rows: Rows, form: str, path: Path | None) -> None:
         If the file cannot be written.
     """
     buffer = io.BytesIO()
-    TABLE_FORMATS.find(form)(_flat(rows), buffer)
+    TABLE_FORMATS.build(form, _flat(rows), buffer)
     if path is None:
         try:
             sys.stdout.write(buffer.getvalue().decode())

@@ -10,14 +10,12 @@ from time import perf_counter
 
 from torch import nn
 
+from mest_fed.catalogue import KernelMode
 from mest_fed.client.capability import Capability
 from mest_fed.client.local_round import ClientState
 from mest_fed.errors import InputError
 from mest_fed.kernels.choice import EVERYTHING_DENSE, Choices
 from mest_fed.kernels.table import (
-    ALL_DENSE,
-    BY_RULE,
-    TIMED,
     Table,
     choices_to_rows,
     parse_table,
@@ -69,22 +67,22 @@ def kernel_table(task: Task, plans: Iterable[Plan]) -> Table:
     """
     given, started = given_table(task), perf_counter()
     mode = task.config.training.kernels if given is None else given.mode
-    rows = {row.case: row for row in given.rows} if given and mode == TIMED else {}
+    rows = {row.case: row for row in given.rows} if given and mode == KernelMode.TUNED else {}
     if choose_device(task.config.training.device).type == "cpu":
         shape, dtype = task.example.input_shape, task.example.input_dtype
         for density, batch in _densities(task, plans).items():
             model = _model(task, density)
             if model is None:
                 continue
-            if mode == TIMED and given is None:
+            if mode == KernelMode.TUNED and given is None:
                 found = tune(model, shape, batch, rows, input_dtype=dtype)
             else:
-                decide = _dense if mode == ALL_DENSE else by_rule
+                decide = _dense if mode == KernelMode.DENSE else by_rule
                 found = decide_layers(model, shape, batch, decide, rows, input_dtype=dtype)
             rows |= {row.case: row for row in found}
-    if given is not None and mode == TIMED:
+    if given is not None and mode == KernelMode.TUNED:
         return replace(given, rows=tuple(rows.values()))
-    if mode == TIMED:
+    if mode == KernelMode.TUNED:
         log.info("kernels: %d cases timed in %.1f s", len(rows), perf_counter() - started)
     return Table.made_here(mode, rows.values())
 
@@ -95,7 +93,7 @@ def client_choices(task: Task, who: Capability, kept: ClientState) -> Choices | 
     A simulated client takes the run's, which its task holds. A device of its own chooses once, as
     the configuration says, and keeps its choice.
     """
-    if task.choices is not None or task.config.training.kernels == BY_RULE:
+    if task.choices is not None or task.config.training.kernels == KernelMode.RULE:
         return task.choices
     if kept.kernels is None:
         kept.kernels = json.dumps(choices_to_rows(_once(task, who.plan)))

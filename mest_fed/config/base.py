@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from mest_fed.errors import InputError
 from mest_fed.registry import Registry
+from mest_fed.strict_json import parse_json
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -84,11 +85,9 @@ def is_table(value: str) -> str:
         If it is not.
     """
     try:
-        table = json.loads(value or "{}")
-    except (ValueError, RecursionError):
-        table = None
-    if not isinstance(table, dict):
-        raise ValueError("allowed: a table")
+        read_options(value)
+    except InputError as error:
+        raise ValueError(f"allowed: a table ({error})") from None
     return value
 
 
@@ -98,9 +97,14 @@ Options = Annotated[str, BeforeValidator(_as_text), AfterValidator(is_table)]
 
 
 def read_options(text: str) -> dict[str, Any]:
-    """Return the table that :data:`Options` keeps as text."""
-    table: dict[str, Any] = json.loads(text or "{}")
-    return table
+    """Return the table that :data:`Options` keeps as text.
+
+    Raises
+    ------
+    InputError
+        If it is none.
+    """
+    return parse_json(text or "{}", "the text", dict)
 
 
 class Section(BaseModel):

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from mest_fed.config.base import FOLDER, Named, is_table, read_options
+from mest_fed.catalogue import KNOBS
+from mest_fed.config.base import FOLDER, Named, is_table, parse_names, read_options
 from mest_fed.config.sections import RunConfig
 from mest_fed.errors import InputError
 from mest_fed.nn.models.weights import weights_file
@@ -54,16 +55,14 @@ def find_named(config: RunConfig) -> None:
     InputError
         If a reference leads nowhere, or to what is no function or class.
     """
-    flat = to_flat(config)
-    for key, choices in named().items():
+    for choices, name in _choices(config):
         if isinstance(choices, Registry):
-            choices.find(str(flat[key]))
+            choices.find(name)
 
 
 def named_files(config: RunConfig) -> list[Path]:
     """Return the Python files of a user's own that a configuration refers to, in order."""
-    flat = to_flat(config)
-    places = {str(flat[key]).rpartition(":")[0] for key in named()}
+    places = {name.rpartition(":")[0] for _, name in _choices(config)}
     return sorted(Path(place) for place in places if place.endswith(".py"))
 
 
@@ -74,6 +73,15 @@ def own_files(config: RunConfig) -> list[Path]:
     weights = config.model.weights
     files = [Path(place).absolute() for place in others]
     return sorted(named_files(config) + files + ([weights_file(Path(weights))] if weights else []))
+
+
+def _choices(config: RunConfig) -> Iterator[tuple[Registry[Any] | type[StrEnum], str]]:
+    """Yield all that a configuration names, and what each name is of."""
+    flat = to_flat(config)
+    for key, choices in named().items():
+        yield choices, str(flat[key])
+    for name in config.memory.preference or ():
+        yield KNOBS, name
 
 
 def from_table(table: Mapping[str, Any], source: str, folder: Path | None = None) -> RunConfig:
@@ -128,6 +136,7 @@ def _renamed(table: Mapping[str, Any], source: str) -> dict[str, Any]:
     """
     current: dict[str, Any] = {}
     renamed: dict[str, None] = {}
+    typed: dict[str, str] = {}
     for section, keys in table.items():
         if not isinstance(keys, Mapping):
             current[section] = keys
@@ -136,14 +145,28 @@ def _renamed(table: Mapping[str, Any], source: str) -> dict[str, Any]:
             name = current_key(f"{section}.{key}")
             if name != f"{section}.{key}":
                 renamed.setdefault(section if section in RENAMED else f"{section}.{key}")
+            before = typed.setdefault(name, f"{section}.{key}")
+            if before != f"{section}.{key}":
+                raise InputError(f"{before} and {section}.{key} are the same key ({source})")
             place, _, leaf = name.partition(".")
-            if leaf in current.setdefault(place, {}):
-                raise InputError(f"{section}.{key} and {name} are the same key ({source})")
-            current[place][leaf] = value
+            if name == KNOBS.key and isinstance(value, str):
+                value = _renamed_knobs(value, source)
+            current.setdefault(place, {})[leaf] = value
         current.setdefault(current_key(section), {})
     for old in renamed:
         log.warning("%s is now called %s (%s)", old, RENAMED[old], source)
     return current
+
+
+def _renamed_knobs(order: str, source: str) -> str:
+    """Read the knobs of earlier versions in an order under their new names, alike."""
+    names = []
+    for old in parse_names(order):
+        name = current_key(f"memory.{old}").removeprefix("memory.")  # some are keys, too
+        if name != old:
+            log.warning("%s: %s is now called %s (%s)", KNOBS.key, old, name, source)
+        names.append(name)
+    return ", ".join(names)
 
 
 def current_key(key: str) -> str:

@@ -47,11 +47,23 @@ from mest_fed.config.behaviour import BehaviourSection
 from mest_fed.config.stopping import FORMS as STOP_FORMS
 from mest_fed.config.stopping import StopRule
 from mest_fed.errors import InputError
+from mest_fed.registry import REFERENCES, is_reference
 from mest_fed.system.limits import MARGIN
 from mest_fed.units import parse_bytes
 
 if TYPE_CHECKING:
     from mest_fed.memory import MemoryOptions
+
+
+def mutates_on_clients_alone(method: str) -> bool:
+    """Whether a method's masks cannot mutate on the server, which has no dense gradients.
+
+    Raises
+    ------
+    InputError
+        If there is no such method.
+    """
+    return getattr(METHODS.find(method), "needs_dense_gradient", False)
 
 
 def _kernels(value: str, info: ValidationInfo) -> str:
@@ -287,18 +299,24 @@ class MemorySection(Section):
 
     @field_validator("prefer")
     @classmethod
-    def _each_knob_once(cls, value: str) -> str:
-        names = (name.strip() for name in value.split(","))
-        # ``consume`` is what an earlier version called it.
-        knobs = ["release_gradients" if name == "consume" else name for name in names if name]
+    def _each_knob_once(cls, value: str, info: ValidationInfo) -> str:
+        names = parse_names(value)
+        folder = (info.context or {}).get(FOLDER)
+        knobs = [
+            KNOBS.check(name, folder) if name in KNOBS or is_reference(name) else name
+            for name in names
+        ]
         wrong = {
-            "unknown": [name for name in knobs if name not in KNOBS],
-            "missing": [name for name in KNOBS if name not in knobs],
+            "unknown": [name for name in knobs if name not in KNOBS and not is_reference(name)],
+            "missing": [name for name in KNOBS if knobs and KNOBS.check(name) not in knobs],
             "repeated": sorted({name for name in knobs if knobs.count(name) > 1}),
         }
         for what, named in wrong.items():
-            if knobs and named:
-                allowed = f"each of {', '.join(KNOBS)} once, in any order, or nothing"
+            if named:
+                allowed = (
+                    f"each of {', '.join(KNOBS)} once, in any order, with knobs of your own "
+                    f"({', '.join(REFERENCES)}) beside them, or nothing"
+                )
                 raise ValueError(f"{what}: {', '.join(named)}; allowed: {allowed}")
         return ", ".join(knobs)
 
@@ -314,7 +332,7 @@ class MemorySection(Section):
     @property
     def preference(self) -> tuple[str, ...] | None:
         """The order of preference, or None for the model's own."""
-        return tuple(self.prefer.split(", ")) if self.prefer else None
+        return parse_names(self.prefer) or None
 
 
 class ForgettingSection(Section):
@@ -479,9 +497,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _dense_gradients_exist_on_clients(self) -> "RunConfig":
         method, place = self.sparsity.method, self.sparsity.mutation
-        if place == MutationPlace.SERVER and getattr(
-            METHODS.find(method), "needs_dense_gradient", False
-        ):
+        if place == MutationPlace.SERVER and mutates_on_clients_alone(method):
             raise ValueError(
                 f"sparsity.method = {method!r} grows by dense gradients, which exist on clients "
                 f"alone; allowed: sparsity.mutation = {MutationPlace.CLIENT.value!r}"

@@ -1,8 +1,9 @@
 """Minibatches: normalised, perhaps augmented, in a random order."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -32,17 +33,7 @@ def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
         Shape ``(n, channels, height, width)``, any type.
     generator : torch.Generator
         Draws the shifts and the flips, one of each for each image.
-
-    Raises
-    ------
-    InputError
-        If the inputs are no images.
     """
-    if images.dim() != 4 or images.dtype == torch.int64:
-        shape = " x ".join(map(str, images.shape[1:]))
-        raise InputError(
-            f"data.augmentation = 'crop-flip' is for images; allowed for inputs of {shape}: none"
-        )
     count, _, height, width = images.shape
     padded = nn.functional.pad(images, (_PADDING,) * 4)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: (n, c, 9, 9, h, w)
@@ -50,6 +41,21 @@ def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     cropped = windows[torch.arange(count), :, top, left]
     mirrored = torch.rand(count, generator=generator) < 0.5
     return torch.where(mirrored.view(-1, 1, 1, 1), cropped.flip(3), cropped)
+
+
+@dataclass(frozen=True)
+class ImageAugmentation:
+    """An augmentation that is for images alone."""
+
+    augment: Callable[[Tensor, torch.Generator], Tensor]
+    for_images: ClassVar[bool] = True
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the images, changed."""
+        return self.augment(images, generator)
+
+
+CROP_FLIP = ImageAugmentation(crop_flip)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +119,13 @@ class Batches:
         if batch_size < 1:
             raise not_allowed("training.batch_size", batch_size, "a positive whole number")
         augment = AUGMENTATIONS.find(augmentation)
+        if _is_for_images(augment) and (data.inputs.dim() != 4 or data.inputs.dtype == torch.int64):
+            shape = " x ".join(map(str, data.inputs.shape[1:]))
+            others = [name for name, each in AUGMENTATIONS.items() if not _is_for_images(each)]
+            raise InputError(
+                f"{AUGMENTATIONS.key} = {augmentation!r} is for images; allowed for inputs of "
+                f"{shape}: {', '.join(others)}"
+            )
         if augment is not unchanged and generator is None:
             raise ValueError("augmentation needs a generator")
         self._data = data
@@ -152,6 +165,10 @@ class Batches:
         if self._mean is not None and self._std is not None:
             inputs = inputs.to(torch.float32).sub_(self._mean).div_(self._std)
         return Batch(inputs, self._data.targets[rows], examples.numpy())
+
+
+def _is_for_images(augment: object) -> bool:
+    return getattr(augment, "for_images", False)
 
 
 def _per_channel(values: tuple[float, ...], inputs: Tensor) -> Tensor | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from mest_fed.catalogue import SCHEMES
 from mest_fed.errors import InputError, not_allowed
 
 _ORIGINS = ("measured: ", "data sheet: ", "modelled: ")
@@ -61,8 +62,8 @@ def positive_number(key: str, value: object) -> float:
     return float(value)
 
 
-#: Kinds of work that a profile gives a rate for: dense layers, and one kind for each scheme.
-WORK_KINDS = ("dense", "unstructured", "block", "pattern", "channel")
+#: Kinds of work that a profile gives a rate for: dense layers, and one for each built-in scheme.
+WORK_KINDS = ("dense", *filter(SCHEMES.is_builtin, SCHEMES))
 
 _RATES = ("download_rate", "upload_rate", "latency", "compute_watts", "radio_watts", "idle_watts")
 _BATTERY = ("battery_joules", "charge_watts")

@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 
+from mest_fed.catalogue import KernelMode
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.kernels import native
 from mest_fed.kernels.choice import BANDS, CHANNELS, DENSE, IMPLEMENTATIONS, Case, Choice, Choices
 from mest_fed.kernels.weight import ConvGeometry
 from mest_fed.strict_json import parse_json, read_json
-
-#: How a table came about.
-BY_RULE, TIMED, ALL_DENSE = MODES = ("rule", "tuned", "dense")
 
 FORMAT = 1
 
@@ -50,7 +48,7 @@ class Table:
     Parameters
     ----------
     mode : str
-        One of :data:`MODES`: by rule, timed, or dense everywhere.
+        A :class:`~mest_fed.catalogue.KernelMode`: by rule, timed, or dense everywhere.
     rows : tuple of Row
         One for each case.
     variant : str or None
@@ -79,8 +77,8 @@ class Table:
 
         The rule's rows are not named: it decides anew at each density, within a band as well.
         """
-        if self.mode != TIMED:
-            return Choices(dense=self.mode == ALL_DENSE)
+        if self.mode != KernelMode.TUNED:
+            return Choices(dense=self.mode == KernelMode.DENSE)
         return Choices({row.case: row.choice for row in self.rows})
 
 
@@ -144,7 +142,7 @@ def load_choices(raw: object, source: str) -> Table:
     top = _object(raw, source, keys)
     if top["format"] != FORMAT:
         raise not_allowed(f"{source}: format", top["format"], str(FORMAT))
-    mode = _one_of(top["mode"], f"{source}: mode", MODES)
+    mode = _one_of(top["mode"], f"{source}: mode", tuple(KernelMode))
     variant, version = top["variant"], top["torch"]
     if variant is not None and not isinstance(variant, str):
         raise not_allowed(f"{source}: variant", variant, "a name, or null")

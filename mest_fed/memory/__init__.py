@@ -10,8 +10,6 @@ from mest_fed.memory.activations import (
 from mest_fed.memory.footprint import Footprint, TrainingSetup, footprint
 from mest_fed.memory.plan import Plan, read_plan
 from mest_fed.memory.planner import (
-    BATCH_NORM_COST_ORDER,
-    COST_ORDER,
     DENSITY_STEPS,
     PlanLimits,
     Planner,
@@ -20,8 +18,6 @@ from mest_fed.memory.step_bytes import TrainingShape
 from mest_fed.memory.trace import ModelTrace, TrainingLoss, trace_model
 
 __all__ = [
-    "BATCH_NORM_COST_ORDER",
-    "COST_ORDER",
     "DENSITY_STEPS",
     "FORMATS",
     "RECOMPUTE",

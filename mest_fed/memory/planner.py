@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mest_fed.catalogue import KNOBS
-from mest_fed.errors import BudgetError, not_allowed
+from mest_fed.errors import BudgetError, InputError, not_allowed
 from mest_fed.memory.activations import RECOMPUTE, segments_of
 from mest_fed.memory.footprint import TrainingSetup, footprint
 from mest_fed.memory.plan import Plan
@@ -17,30 +17,33 @@ from mest_fed.units import format_bytes
 #: Densities that a tier may get, as shares of the target.
 DENSITY_STEPS = (1.0, 0.5, 0.25, 0.125)
 
-#: Least harm first, by what each costs in short runs (docs/figures.md). Consuming gradients is
-#: exact and free. Smaller micro-batches are exact where no statistics are taken over a batch, and
-#: cost little time. Recomputation is exact and costs time. Fewer bits make gradients inexact. Less
-#: density, frozen segments and no momentum cost accuracy, in this order.
-COST_ORDER = tuple(KNOBS)
-
-#: The same where batch normalisation takes its statistics over a micro-batch: smaller ones cost
-#: accuracy, more than 8 bits do.
-BATCH_NORM_COST_ORDER = (
-    "release_gradients",
-    "recompute",
-    "saved",
-    "micro_batch",
-    "density",
-    "frozen",
-    "momentum",
-)
-
 #: Images of a micro-batch that statistics are taken over, at least.
 LEAST_FOR_STATISTICS = 8
 
 #: Formats that are chosen unasked: bf16 needs the bytes of fp16 and is less exact, and how many
 #: bytes ``mask`` needs depends on the data.
 SAVED_STEPS = ("fp32", "fp16", "int8")
+
+
+def cost_order(batch_statistics: bool = False) -> tuple[str, ...]:
+    """Return the registered knobs, least harm first.
+
+    The order is by what each costs in short runs (docs/figures.md). Releasing gradients is exact
+    and free. Smaller micro-batches are exact where no statistics are taken over a batch, and cost
+    little time. Recomputation is exact and costs time. Fewer bits make gradients inexact. Less
+    density, frozen segments and no momentum cost accuracy, in this order.
+
+    Parameters
+    ----------
+    batch_statistics : bool
+        Whether the model takes statistics over a micro-batch, as batch normalisation does: then
+        smaller ones cost accuracy, more than 8 bits do.
+    """
+    order = list(KNOBS)
+    if batch_statistics:
+        order.remove("micro_batch")
+        order.insert(order.index("saved") + 1, "micro_batch")
+    return tuple(order)
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,12 @@ class Knob:
     pull: Callable[[TrainingShape, Any], TrainingShape]
 
     def step_of(self, shape: TrainingShape) -> int:
-        """Return at which of its steps the knob is in a shape; 0 is what was wished."""
-        return next(i for i, step in enumerate(self.steps) if self.pull(shape, step) == shape)
+        """Return at which of its steps the knob is in a shape; 0 is what was wished.
+
+        The last where none leads there: another knob changed the same part.
+        """
+        numbers = (i for i, step in enumerate(self.steps) if self.pull(shape, step) == shape)
+        return next(numbers, len(self.steps) - 1)
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ class PlanLimits:
     @property
     def preference(self) -> tuple[str, ...]:
         """The order of preference unless another is given."""
-        return BATCH_NORM_COST_ORDER if self.batch_statistics else COST_ORDER
+        return cost_order(self.batch_statistics)
 
     def knobs(self, preference: Sequence[str] | None = None) -> list[Knob]:
         """Return the knobs in an order of preference.
@@ -110,15 +117,51 @@ class PlanLimits:
         Raises
         ------
         InputError
-            If the order is not one of :data:`COST_ORDER`.
+            If the order has not each registered knob once, or one of a user's own is wrong.
         """
-        preference = self.preference if preference is None else preference
-        if sorted(preference) != sorted(COST_ORDER):
-            allowed = f"each of {', '.join(COST_ORDER)}, in any order"
-            raise not_allowed("preference", ", ".join(preference), allowed)
-        return [
-            Knob(name, *KNOBS.find(name)(self)) for name in preference if name not in self.fixed
-        ]
+        preference = self.preference if preference is None else check_order(preference)
+        return [self._knob(name) for name in preference if name not in self.fixed]
+
+    def _knob(self, name: str) -> Knob:
+        made = KNOBS.build(name, self)
+        if KNOBS.is_builtin(name):
+            return Knob(name, *made)
+        where = f"{KNOBS.key} = {name!r}"
+        if not (
+            isinstance(made, Sequence)
+            and len(made) == 2
+            and isinstance(made[0], Sequence)
+            and made[0]
+            and callable(made[1])
+        ):
+            allowed = "(steps, pull), where steps are one or more and pull(shape, step) is a shape"
+            raise InputError(f"{where} gives {made!r}; allowed: {allowed}")
+        steps, own = made
+
+        def pull(shape: TrainingShape, step: Any) -> TrainingShape:
+            pulled = KNOBS.call(name, own, shape, step)
+            if not isinstance(pulled, TrainingShape):
+                raise InputError(f"{where}: pull gives {pulled!r}; allowed: a TrainingShape")
+            return pulled
+
+        return Knob(name, steps, pull)
+
+
+def check_order(preference: Sequence[str]) -> tuple[str, ...]:
+    """Return an order of the planner's knobs if it is one.
+
+    Each registered knob stands in it once, and references to a user's own beside them.
+
+    Raises
+    ------
+    InputError
+        If it is no such order.
+    """
+    given = [KNOBS.check(name) for name in preference]
+    if len(set(given)) < len(given) or not {KNOBS.check(name) for name in KNOBS} <= set(given):
+        allowed = f"each of {', '.join(KNOBS)} once, in any order, and references beside them"
+        raise not_allowed(KNOBS.key, ", ".join(preference), allowed)
+    return tuple(preference)
 
 
 #: What a knob is made of: its steps, and how a step changes a shape.
@@ -226,12 +269,12 @@ class Planner:
         room = int(budget / (1 + UNCERTAINTY))
         shape = _first_fit(self.limits.shape, self.limits.knobs(preference), self._fits(room))
         if shape is None:
-            raise self._nothing_fits(budget)
+            raise self._nothing_fits(budget, preference)
         return self._plan_of(shape, budget)
 
-    def smallest(self) -> Plan:
+    def smallest(self, preference: Sequence[str] | None = None) -> Plan:
         """Return the plan that needs least memory; its budget is what it needs."""
-        least = min(ends(self.limits.shape, self.limits.knobs()), key=self._total)
+        least = min(ends(self.limits.shape, self.limits.knobs(preference)), key=self._total)
         return self._plan_of(least, needed(self._total(least)))
 
     def runners_up(self, plan: Plan, preference: Sequence[str] | None = None) -> list[Plan]:
@@ -241,7 +284,7 @@ class Planner:
         """
         found: list[Plan] = []
         preference = self.limits.preference if preference is None else preference
-        pulled = {each.name for each in self.limits.knobs() if each.step_of(plan.shape)}
+        pulled = {each.name for each in self.limits.knobs(preference) if each.step_of(plan.shape)}
         for spared in (name for name in _SPARING if name in pulled):
             others = [name for name in preference if name != spared]
             try:
@@ -271,8 +314,8 @@ class Planner:
     def _plan_of(self, shape: TrainingShape, budget: int) -> Plan:
         return Plan(budget, shape, footprint(self.trace, self.setting, shape))
 
-    def _nothing_fits(self, budget: int) -> BudgetError:
-        least = self.smallest()
+    def _nothing_fits(self, budget: int, preference: Sequence[str] | None) -> BudgetError:
+        least = self.smallest(preference)
         return BudgetError(
             f"memory budget = {format_bytes(budget)} fits no plan; the smallest needs "
             f"{least.budget} bytes ({format_bytes(least.budget)}, modelled: density "

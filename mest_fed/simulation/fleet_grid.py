@@ -130,7 +130,7 @@ class FleetGrid(EngineGrid):
     Parameters
     ----------
     client_app : ClientApp or str
-        The client, as an object or as ``"module:attribute"``.
+        The client, as an object or as ``"module:attribute"`` or ``"file.py:attribute"``.
     devices : int, mapping of str to int, FleetConfig or path
         How many clients there are, without a device each: no time passes and none is away. Or the
         number of devices of each profile (names: ``mest-fed devices``), which are always there. Or

@@ -1,6 +1,5 @@
 """The learning tasks by name: classification, next token, regression, several labels."""
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from mest_fed.catalogue import TASKS
 from mest_fed.errors import InputError, ObjectiveError, not_allowed
 from mest_fed.schema import ACCURACY, Metric
+from mest_fed.strict_json import parse_json
 from mest_fed.training.objective import BatchSums, Objective, Sum
 
 
@@ -274,7 +274,7 @@ def objective_of(name: str, options: str = "") -> Objective:
     InputError
         If the name is unknown, or an option is not allowed.
     """
-    arguments = json.loads(options) if options else {}
+    arguments = parse_json(options or "{}", "task.options", dict)
     task = TASKS.find(name)
     try:
         signature(task).bind(**arguments)

@@ -10,12 +10,14 @@ from flwr.app import Context, RecordDict
 from flwr.common.config import parse_config_args
 
 from mest_fed import cli
+from mest_fed.catalogue import MODELS
 from mest_fed.cli import plan
 from mest_fed.cli.baseline import Baseline, Weight
 from mest_fed.client.capability import budget_of
 from mest_fed.config import RunConfig, to_flat
 from mest_fed.devices import load_profile, train_seconds, training_work
-from mest_fed.memory import COST_ORDER, read_plan
+from mest_fed.memory import read_plan
+from mest_fed.memory.planner import cost_order
 from mest_fed.nn import Reason, Sparsity, build_model
 from mest_fed.rng import torch_generator
 from mest_fed.simulation.peak_measurement import Probe
@@ -81,7 +83,7 @@ def test_a_plan_within_a_tight_budget(plans):
 
 def test_a_runner_up_is_what_its_preference_gives(plans):
     first, *_ = plans(*TIGHT)["runners_up"]
-    order = [*(name for name in COST_ORDER if name != "micro_batch"), "micro_batch"]
+    order = [*(name for name in cost_order() if name != "micro_batch"), "micro_batch"]
     assert shape_of(plans(*TIGHT, "--prefer", ", ".join(order))) == shape_of(first)
 
 
@@ -360,3 +362,25 @@ def test_the_threads_of_the_device_are_planned_for(says):
     one, two, three = (workspace("--threads", count) for count in "123")
     assert three - two == two - one > 0
     assert workspace("--device", "rpi-4") == one  # as a simulation plans for it
+
+
+def test_the_picture_of_a_format_of_ones_own(monkeypatch, tmp_path):
+    text = "from mest_fed.memory.activations.saved_tensors import AsIs as fmt\n"
+    (tmp_path / "own.py").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    own = ("--set", "memory.saved=own.py:fmt", "--picture", "p.svg")
+    monkeypatch.setattr(sys, "argv", ["mest-fed", *SMALL, *LARGE, *own])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 0
+    assert "kept as own.py:fmt" in (tmp_path / "p.svg").read_text(encoding="utf-8")
+
+
+def test_the_models_that_have_a_usual_width():
+    assert {name: getattr(model, "usual_width", 1.0) for name, model in MODELS.items()} == {
+        name: 2.0 if name == "resnet32" else 1.0 for name in MODELS
+    }
+
+
+def test_a_method_that_mutates_on_clients_alone_is_planned_so(says):
+    assert "rigl" in says(*SMALL, *LARGE, "--method", "rigl")

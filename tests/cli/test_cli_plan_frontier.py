@@ -1,5 +1,8 @@
 """Where plans stand in the picture."""
 
+import pytest
+
+from mest_fed.catalogue import FORMATS
 from mest_fed.cli.planning.step_time import front, place
 from mest_fed.memory import Footprint, MemoryOptions, Plan, TrainingShape
 
@@ -35,3 +38,17 @@ def test_the_front_has_the_fastest_of_one_density():
     ]
     points = place(timed, (plan(1, density=0.05), 0.5))
     assert [(point.time, point.peak) for point in front(points, 0.1)] == [(1.0, 8), (1.3, 6)]
+
+
+def test_formats_of_ones_own_have_lanes_of_their_own():
+    own = [f"/there/own.py:{name}" for name in ("fmt", "other")]
+    timed = [(plan(9, saved="int8"), 1.0)] + [(plan(7, saved=name), 1.0) for name in own]
+    points = place(timed, timed[1])
+    heights = {point.plan.memory.saved: point.height for point in points}
+    assert [heights[name] for name in ("int8", *own)] == [2, 1, 0]
+
+
+@pytest.mark.parametrize("saved", FORMATS)
+def test_every_format_has_a_lane(saved):
+    (point,) = place([], (plan(9, saved=saved), 1.0))
+    assert point.height == 0

@@ -94,7 +94,7 @@ def test_from_command_to_report(monkeypatch, capsys, tmp_path, config):
 @pytest.mark.usefixtures("unmeasured")
 def test_quiet_says_nothing(monkeypatch, capsys, tmp_path, config):
     settings = ("--set", "run.rounds=1", "--quiet", "--out", tmp_path / "run")
-    assert simulate(monkeypatch, capsys, "--config", config, *settings) == (0, "", "")
+    assert simulate(monkeypatch, capsys, config, *settings) == (0, "", "")
     assert read(tmp_path / "run")["rounds"] == 1
 
 

@@ -2,11 +2,13 @@
 
 import csv
 import io
+import sys
 
 import pyarrow.parquet
 import pytest
 
-from mest_fed.cli.tables import write_table
+from mest_fed import cli
+from mest_fed.cli.tables import check_format, suffix_of, write_table
 from mest_fed.devices import profile_names
 from mest_fed.errors import InputError
 
@@ -63,10 +65,39 @@ def test_devices_as_csv(says):
         (("devices", "--format", "parquet"), "--out = '' is not allowed"),
         (("devices", "--format", "csv", "--out", "no/x.csv"), "cannot write no/x.csv"),
         (("report", ".", "--format", "json"), "allowed: html, csv, parquet"),
-        (("report", ".", "--out", "x"), "allowed: only beside --format csv or parquet"),
+        (("report", ".", "--out", "x"), "allowed: only beside --format csv, parquet"),
         (("report", ".", "--format", "csv"), "config.toml does not exist"),
         (("export", "."), "is not a run folder"),
     ],
 )
 def test_wrong_input_is_one_line(fails, arguments, message):
     assert message in fails(*arguments)
+
+
+OWN = """
+def tsv(table, file):
+    rows = [table.column_names, *zip(*(column.to_pylist() for column in table.columns))]
+    for row in rows:
+        file.write("\\t".join(map(str, row)).encode() + b"\\n")
+
+def raises(table, file):
+    raise KeyError("column")
+"""
+
+
+def test_a_format_of_ones_own(monkeypatch, capsys, tmp_path):
+    (tmp_path / "own.py").write_text(OWN, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert check_format("own.py:tsv", "html") == "own.py:tsv"
+    assert suffix_of("own.py:tsv") == ".tsv"
+    assert suffix_of("parquet") == ".parquet"
+    write_table(ROWS, "own.py:tsv", tmp_path / "t.tsv")
+    assert (tmp_path / "t.tsv").read_text().splitlines()[1].startswith("a, b\t1\t1.0")
+    monkeypatch.setattr(sys, "argv", ["mest-fed", "devices", "--format", "own.py:tsv"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(profile_names())
+    for name in ("own.py:none", "own.py:raises"):
+        with pytest.raises(InputError, match=f"^--format = '.*{name}'"):
+            write_table(ROWS, check_format(name), None)

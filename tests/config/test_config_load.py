@@ -1,17 +1,21 @@
 """Reading and writing configurations: what is refused and how the refusal reads."""
 
 import math
+import re
 import tomllib
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mest_fed.catalogue import KNOBS
 from mest_fed.config import (
     RunConfig,
+    find_named,
     from_flat,
     from_table,
     known_keys,
+    named_files,
     read_toml,
     to_flat,
     to_toml,
@@ -358,16 +362,34 @@ def test_a_setting_under_an_old_name_replaces_the_value(caplog):
     assert caplog.messages == ["life.dropout is now called behaviour.dropout (--set)"]
 
 
-def test_a_key_under_both_names_is_refused():
-    table = {"memory": {"consume": True, "release_gradients": False}}
-    with pytest.raises(InputError, match=r"memory\.release_gradients .* same key \(test\)"):
+@pytest.mark.parametrize(
+    ("table", "both"),
+    [
+        (
+            {"memory": {"consume": True, "release_gradients": False}},
+            "memory.consume and memory.release_gradients",
+        ),
+        (
+            {"life": {"dropout": 0.1}, "behaviour": {"dropout": 0.2}},
+            "life.dropout and behaviour.dropout",
+        ),
+        (
+            {"behaviour": {"dropout": 0.2}, "life": {"dropout": 0.1}},
+            "behaviour.dropout and life.dropout",
+        ),
+    ],
+)
+def test_a_key_under_both_names_is_refused_as_typed(table, both):
+    with pytest.raises(InputError, match=rf"^{re.escape(both)} are the same key \(test\)"):
         from_table(table, "test")
 
 
-def test_an_old_name_of_a_knob_is_read():
+def test_an_old_name_of_a_knob_is_read_with_a_line(caplog):
     order = "consume, micro_batch, recompute, saved, density, frozen, momentum"
     config = from_table({"memory": {"prefer": order}}, "test")
     assert config.memory.preference[0] == "release_gradients"
+    line = "memory.prefer: consume is now called release_gradients (test)"
+    assert caplog.messages == [line]
 
 
 PATHS = {
@@ -388,3 +410,29 @@ def test_a_path_in_a_file_is_relative_to_the_file(key, tmp_path):
 def test_a_loader_gets_its_path_as_it_is(tmp_path):
     table = {"data": {"name": "my_data.py:load", "path": "hub://mine"}}
     assert from_table(table, "test", tmp_path).data.path == "hub://mine"
+
+
+def test_an_order_of_knobs_takes_references_from_the_files_folder(tmp_path):
+    (tmp_path / "own.py").write_text("def knob(limits): ...\n", encoding="utf-8")
+    order = ", ".join([*KNOBS, "own.py:knob"])
+    config = from_table({"memory": {"prefer": order}}, "test", tmp_path)
+    assert config.memory.preference == (*KNOBS, f"{tmp_path / 'own.py'}:knob")
+    assert named_files(config) == [tmp_path / "own.py"]
+    find_named(config)
+    wrong = from_table({"memory": {"prefer": order.replace(":knob", ":none")}}, "test", tmp_path)
+    with pytest.raises(InputError, match="has no attribute 'none'"):
+        find_named(wrong)
+
+
+@pytest.mark.parametrize("key", ["task.options", "data.options", "model.options"])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"a": 1, "a": 2}', "'a' stands twice"),
+        ('{"a": NaN}', "NaN is no finite number"),
+        ("[1]", "it is a list"),
+    ],
+)
+def test_a_table_as_text_is_strict_json(key, text, reason):
+    with pytest.raises(InputError, match=rf"^{key} = .*allowed: a table .*{reason}"):
+        from_table({key.partition(".")[0]: {"options": text}}, "--set")

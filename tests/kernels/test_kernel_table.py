@@ -7,10 +7,10 @@ import pytest
 import torch
 from tuning_cases import CUTS, layer_case
 
+from mest_fed.catalogue import KernelMode
 from mest_fed.errors import InputError
 from mest_fed.kernels.choice import Choice, Choices
 from mest_fed.kernels.table import (
-    MODES,
     Row,
     Table,
     choices_to_rows,
@@ -34,7 +34,7 @@ def table(mode="tuned", **changes):
 
 
 @pytest.mark.parametrize("variant", ["avx512", "something", None])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", KernelMode)
 def test_it_comes_back_as_it_was(mode, variant):
     before = table(mode, variant=variant)
     assert parse_table(json.dumps(choices_to_rows(before)), "x") == before

@@ -1,5 +1,7 @@
 """The knobs: their steps, and what a step changes."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -7,14 +9,15 @@ from planner_cases import SHAPE, WISH, everything
 
 from mest_fed.errors import InputError
 from mest_fed.memory import (
-    BATCH_NORM_COST_ORDER,
-    COST_ORDER,
     DENSITY_STEPS,
     FORMATS,
     RECOMPUTE,
     MemoryOptions,
     PlanLimits,
 )
+from mest_fed.memory.planner import cost_order
+
+COST_ORDER = cost_order()
 
 
 def steps(limits, name):
@@ -35,9 +38,9 @@ def memory_saving(**options):
 def test_the_levers_come_in_the_order_of_preference():
     assert [knob.name for knob in WISH.knobs()] == list(COST_ORDER)
     batch = replace(WISH, batch_statistics=True)
-    assert [knob.name for knob in batch.knobs()] == list(BATCH_NORM_COST_ORDER)
-    assert sorted(COST_ORDER) == sorted(BATCH_NORM_COST_ORDER)
-    assert COST_ORDER != BATCH_NORM_COST_ORDER
+    assert [knob.name for knob in batch.knobs()] == list(cost_order(batch_statistics=True))
+    assert sorted(COST_ORDER) == sorted(cost_order(batch_statistics=True))
+    assert cost_order(batch_statistics=True) != COST_ORDER
     given = COST_ORDER[::-1]
     assert [knob.name for knob in WISH.knobs(given)] == list(given)
 
@@ -45,7 +48,7 @@ def test_the_levers_come_in_the_order_of_preference():
 @pytest.mark.parametrize("wrong", [COST_ORDER[1:], (*COST_ORDER, "saved"), (), ("bits",) * 7])
 def test_an_order_names_each_lever_once(wrong):
     with pytest.raises(
-        InputError, match=r"preference = .* allowed: each of release_gradients, micro_batch"
+        InputError, match=r"memory.prefer = .* allowed: (each of )?release_gradients, micro_batch"
     ):
         WISH.knobs(wrong)
 
@@ -129,3 +132,78 @@ def test_all_combinations_are_different_plans():
     shapes = [shape for _, shape in everything(WISH.knobs())]
     assert len(set(shapes)) == len(shapes) == 2 * 4 * 3 * 3 * 4 * 2 * 3
     assert shapes[0] == SHAPE
+
+
+OWN = """
+from dataclasses import replace
+
+def halved(limits):
+    def pull(shape, step):
+        return replace(shape, micro_batch=step)
+    return [limits.shape.micro_batch, limits.shape.micro_batch // 2], pull
+
+def no_steps(limits):
+    return [], None
+
+def wrong_pull(limits):
+    return [1], lambda shape, step: step
+
+def raises(limits):
+    raise KeyError("steps")
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(OWN, encoding="utf-8")
+    return file
+
+
+def test_a_knob_of_ones_own_stands_anywhere_in_the_order(own):
+    name = f"{own}:halved"
+    assert name not in [knob.name for knob in WISH.knobs()]
+    first, *others = WISH.knobs([name, *COST_ORDER])
+    assert [knob.name for knob in others] == list(COST_ORDER)
+    assert first.pull(SHAPE, first.steps[1]).micro_batch == SHAPE.micro_batch // 2
+
+
+@pytest.mark.parametrize(
+    ("attribute", "line"),
+    [
+        ("no_steps", "no_steps' gives .*; allowed: \\(steps, pull\\)"),
+        ("wrong_pull", "wrong_pull': pull gives 1; allowed: a TrainingShape"),
+        ("raises", "raises': KeyError: 'steps'"),
+        ("missing", "has no attribute 'missing'"),
+    ],
+)
+def test_a_wrong_knob_of_ones_own_is_named(own, attribute, line):
+    with pytest.raises(InputError, match=line):
+        [knob.pull(SHAPE, 1) for knob in WISH.knobs([f"{own}:{attribute}", *COST_ORDER])]
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_a_registered_knob_joins_every_order(as_file, tmp_path):
+    script = (
+        "from mest_fed.catalogue import KNOBS\n"
+        "from mest_fed.config import from_table\n"
+        "from mest_fed.task import Task\n"
+        "@KNOBS.register('mine')\n"
+        "def mine(limits):\n"
+        "    return [0], lambda shape, step: shape\n"
+        "order = ['mine', *(name for name in KNOBS if name != 'mine')]\n"
+        "config = from_table({'memory': {'prefer': ', '.join(order)}}, 'here')\n"
+        "print(Task(config).plan(10**9, 'it').micro_batch)\n"
+        "print(Task(from_table({}, 'here')).plan(10**9, 'it').micro_batch)\n"
+        "try:\n"
+        "    from_table({'memory': {'prefer': ', '.join(order[1:])}}, 'here')\n"
+        "except Exception as error:\n"
+        "    print(error)\n"
+    )
+    file = tmp_path / "script.py"
+    file.write_text(script, encoding="utf-8")
+    what = [file] if as_file else ["-c", script]
+    done = subprocess.run([sys.executable, *what], capture_output=True, text=True, check=True)
+    first, second, line = done.stdout.splitlines()
+    assert first == second
+    assert "missing: mine; allowed: each of release_gradients" in line

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from planner_cases import EVEN, SHAPE, WISH, Costs, costs, everything, made_up, planner
 
 from mest_fed.errors import BudgetError, InputError
-from mest_fed.memory import BATCH_NORM_COST_ORDER, COST_ORDER, MemoryOptions
+from mest_fed.memory import MemoryOptions
 from mest_fed.memory import planner as planning
-from mest_fed.memory.planner import UNCERTAINTY, needed
+from mest_fed.memory.planner import UNCERTAINTY, cost_order, needed
 
+COST_ORDER = cost_order()
 orders = st.permutations(COST_ORDER).map(tuple)
 
 
@@ -120,14 +121,15 @@ def test_levers_one_after_another_as_the_budget_shrinks():
 
 def test_another_order_is_another_plan():
     budget = needed(EVEN(SHAPE) - 21_000)  # more than consuming gives
-    first, batch = (planner().plan(budget, order) for order in (None, BATCH_NORM_COST_ORDER))
+    orders = (None, cost_order(batch_statistics=True))
+    first, batch = (planner().plan(budget, order) for order in orders)
     assert (first.micro_batch, first.memory.recompute) == (4, "none")
     assert (batch.micro_batch, batch.memory.recompute) == (8, "norms")
     last = planner().plan(budget, ("density", *(n for n in COST_ORDER if n != "density")))
     assert last.shape == replace(SHAPE, density=0.1)
     by_wish = planner(limits=replace(WISH, batch_statistics=True))
     assert by_wish.plan(budget) == batch
-    with pytest.raises(InputError, match="preference = 'saved'"):
+    with pytest.raises(InputError, match=r"memory\.prefer = 'saved'"):
         planner().plan(budget, ("saved",))
 
 

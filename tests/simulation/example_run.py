@@ -37,7 +37,7 @@ LOSSES = [
     ("dropped", "device dropped out"),
     ("late", "missed the deadline of 900 s"),
     ("away", "device was away"),
-    ("surplus", "enough others were faster"),
+    ("surplus", "enough other devices were faster"),
 ]
 
 

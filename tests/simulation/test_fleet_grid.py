@@ -135,3 +135,17 @@ def test_a_device_without_the_memory_refuses_to_train():
 def test_wrong_devices_are_one_line(devices, line):
     with pytest.raises(InputError, match=line):
         FleetGrid(app, devices=devices)
+
+
+@pytest.mark.parametrize("attribute", ["app", "none", "train"])
+def test_a_client_app_in_a_file(attribute, tmp_path, monkeypatch):
+    text = "from flwr.clientapp import ClientApp\napp = ClientApp()\ntrain = 3\n"
+    (tmp_path / "capp.py").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    reference = f"capp.py:{attribute}"
+    if attribute == "app":
+        with FleetGrid(reference, devices=2) as grid:
+            assert len(grid.get_node_ids()) == 2
+        return
+    with pytest.raises(InputError, match=r"capp\.py:.*(has no attribute|not a ClientApp)"):
+        FleetGrid(reference, devices=2)

@@ -190,8 +190,14 @@ def test_client_app_by_name() -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("grid_apps:nothing", "cannot load the ClientApp 'grid_apps:nothing': AttributeError"),
-        ("no_such_module:app", "cannot load the ClientApp 'no_such_module:app': ModuleNotFound"),
+        (
+            "grid_apps:nothing",
+            "'grid_apps:nothing': grid_apps has no attribute 'nothing'",
+        ),
+        (
+            "no_such_module:app",
+            "'no_such_module:app': cannot import no_such_module: ModuleNotFound",
+        ),
         ("grid_apps", "cannot load the ClientApp 'grid_apps': "),
         ("grid_apps:np", "'grid_apps:np' is a module, not a ClientApp"),
     ],

@@ -127,3 +127,15 @@ def test_the_tables_of_a_run_are_its_rows(run):
     ]
     assert len(tables["clients"]) == len(read_rows(run, "clients"))
     assert tables["clients"][0]["status"] == "ok"
+
+
+def test_a_format_of_ones_own(run, tmp_path, monkeypatch):
+    text = "def parts(model, file):\n    file.write(b'own')\nparts.suffix = '.own'\n"
+    (tmp_path / "own.py").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    path = export_model(run, "own.py:parts")
+    assert path == run / "exported.own"
+    assert path.read_bytes() == b"own"
+    path.unlink()
+    with pytest.raises(InputError, match=r"--format = '.*own\.py:none'"):
+        export_model(run, "own.py:none")

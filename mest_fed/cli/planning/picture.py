@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from mest_fed.catalogue import FORMATS, Recompute
 from mest_fed.cli.planning.report import PlanReport
 from mest_fed.cli.planning.step_time import FrontierPoint, format_multiple, front, place
 from mest_fed.simulation.report.figures import style
@@ -56,13 +57,9 @@ def _time_label(report: PlanReport) -> str:
     return f"time of a step of {batch} images (modelled),\n{report.profile.title}"
 
 
-_COLOURS = {"none": style.BLUE, "norms": style.ORANGE, "segments": style.VERMILION}
-_RECOMPUTES = {
-    "none": "nothing recomputed",
-    "norms": "norms recomputed",
-    "segments": "segments recomputed",
-}
-_MARKERS = {"fp32": "o", "fp16": "s", "bf16": "s", "int8": "^", "mask": "D"}
+_COLOURS = dict(zip(Recompute, (style.BLUE, style.ORANGE, style.VERMILION), strict=True))
+#: Of the formats, in the registry's order; what has none of its own gets the last.
+_MARKERS = ("o", "D", "s", "v", "^", "X")
 _FRONT: dict[str, Any] = {"color": style.MUTED, "lw": 5, "alpha": 0.22}
 _RING: dict[str, Any] = {"s": 150, "facecolor": "none", "edgecolor": style.INK, "lw": 1.6}
 #: Inches, and dots to each.
@@ -118,10 +115,14 @@ def _lanes(axes: Any, points: Sequence[FrontierPoint]) -> None:
     for height in {point.height for point in points}:
         lane = sorted((s for s in points if s.height == height), key=lambda point: point.peak)
         memory, peaks = lane[0].plan.memory, [point.peak for point in lane]
-        look: dict[str, Any] = {"color": _COLOURS[memory.recompute], "zorder": 3}
+        look: dict[str, Any] = {"color": _COLOURS[Recompute(memory.recompute)], "zorder": 3}
         axes.plot(peaks, [height] * len(lane), lw=0.8, alpha=0.5, **look)
-        marker = _MARKERS[memory.saved]
-        axes.scatter(peaks, [height] * len(lane), marker=marker, s=26, **look)
+        axes.scatter(peaks, [height] * len(lane), marker=_marker(memory.saved), s=26, **look)
+
+
+def _marker(saved: str) -> str:
+    """Return the marker of a format; all of a user's own share one."""
+    return dict(zip(FORMATS, _MARKERS[:-1], strict=False)).get(saved, _MARKERS[-1])
 
 
 def _front(axes: Any, best: Sequence[FrontierPoint]) -> None:
@@ -176,18 +177,26 @@ def _legend(axes: Any, points: Sequence[FrontierPoint], density: float) -> None:
         return Line2D([], [], label=label, **(plain | look))
 
     memory = [point.plan.memory for point in sorted(points, key=lambda point: -point.height)]
-    recomputed = [each for each in _RECOMPUTES if any(s.recompute == each for s in memory)]
-    saved = [each for each in _MARKERS if any(s.saved == each for s in memory)]
+    recomputed = [each for each in Recompute if any(s.recompute == each for s in memory)]
+    used = dict.fromkeys(s.saved for s in memory)
+    saved = [each for each in FORMATS if each in used]
+    saved += [each for each in used if each not in FORMATS]
     handles = [
-        mark(_RECOMPUTES[each], color=_COLOURS[each], marker="o", lw=0.8) for each in recomputed
+        mark(_written_recompute(each), color=_COLOURS[each], marker="o", lw=0.8)
+        for each in recomputed
     ]
-    handles += [mark(f"kept as {each}", marker=_MARKERS[each]) for each in saved]
+    # Of a reference to a file, its name without the folder.
+    handles += [mark(f"kept as {Path(each).name}", marker=_marker(each)) for each in saved]
     handles += [
         Line2D([], [], label=f"fastest at density {density:.3g}", **_FRONT),
         mark("number: micro-batch", marker=""),
         mark("the plan", marker="o", ms=10, mfc="none", mec=style.INK, mew=1.6),
     ]
     style.legend_above(axes, 3 if len(handles) > 8 else 4, handles=handles)
+
+
+def _written_recompute(recompute: Recompute) -> str:
+    return f"{'nothing' if recompute is Recompute.NONE else recompute} recomputed"
 
 
 def _micro_batches(figure: Any, axes: Any, points: Sequence[FrontierPoint]) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from mest_fed.catalogue import MODELS, MutationPlace
 from mest_fed.cli.baseline import measure_baseline
 from mest_fed.cli.environment import node_environment
 from mest_fed.cli.node_memory import NodeMemory
 from mest_fed.config import from_table, with_settings
 from mest_fed.config.load import Scalar, Table
+from mest_fed.config.sections import mutates_on_clients_alone
 from mest_fed.data import ArrayData, DataSplit
 from mest_fed.errors import not_allowed
 from mest_fed.simulation.settings import load_table
@@ -25,8 +27,6 @@ _DEFAULTS: Table = {
     "model": {"name": "resnet32"},
     "training": {"batch_size": 64},
 }
-#: Factors on the channel counts that a model usually has, where it is not 1: MEST's ResNet-32.
-_USUAL_WIDTH = {"resnet32": 2.0}
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,11 @@ def read_request(
     table = with_settings(table, settings)
     usual = not name and "width" not in table["model"]
     if usual:
-        table["model"]["width"] = _USUAL_WIDTH.get(table["model"]["name"], 1.0)
-    if not name and table.get("sparsity", {}).get("method") == "rigl":
-        table["sparsity"].setdefault("mutation", "client")  # all that RigL can do
+        model = MODELS.find(str(table["model"]["name"]))
+        table["model"]["width"] = getattr(model, "usual_width", 1.0)
+    method = table.get("sparsity", {}).get("method")
+    if not name and method is not None and mutates_on_clients_alone(str(method)):
+        table["sparsity"].setdefault("mutation", MutationPlace.CLIENT.value)
     config = from_table(table, "options")
     given, count = image
     task = Task(config)

@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
+from mest_fed.catalogue import FORMATS, Recompute
 from mest_fed.devices import DeviceProfile, Work, train_seconds, training_work
 from mest_fed.memory import ModelTrace, Plan, TrainingShape
 from mest_fed.memory.footprint import peak_granules
@@ -144,13 +145,11 @@ def front(points: Sequence[FrontierPoint], density: float) -> list[FrontierPoint
     return best
 
 
-_RECOMPUTE = ("none", "norms", "segments")
-_SAVED = ("fp32", "fp16", "bf16", "mask", "int8")
-
-
-def _lane(plan: Plan) -> tuple[int, int]:
-    memory = plan.memory
-    return _RECOMPUTE.index(memory.recompute), _SAVED.index(memory.saved)
+def _lane(plan: Plan) -> tuple[int, int, str]:
+    """Return what orders lanes: recomputation, then the format; a user's own come last."""
+    saved, formats = plan.memory.saved, list(FORMATS)
+    place = formats.index(saved) if saved in formats else len(formats)
+    return list(Recompute).index(Recompute(plan.memory.recompute)), place, saved
 
 
 def _distinct(timed: Sequence[Timed]) -> list[Timed]:

@@ -6,7 +6,8 @@ behind the stem of the others: a 3x3 convolution of stride 1, and no pooling. Re
 such stages of bottlenecks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -147,14 +148,25 @@ class ResNet(nn.Module):
         return logits
 
 
-def resnet(
-    stages: Sequence[int],
-    blocks: int | Sequence[int],
-    block: type[ResidualBlock] | type[Bottleneck] = ResidualBlock,
-) -> Callable[..., ResNet]:
-    """Return the constructor of a ResNet."""
+@dataclass(frozen=True)
+class ResNetBuilder:
+    """Builds a ResNet.
 
-    def build(
+    Parameters
+    ----------
+    stages, blocks, block : sequence of int, int or sequence of int, type
+        As those of :class:`ResNet`.
+    usual_width : float
+        Factor on the channel counts that the network usually has in papers.
+    """
+
+    stages: Sequence[int]
+    blocks: int | Sequence[int]
+    block: type[ResidualBlock] | type[Bottleneck] = ResidualBlock
+    usual_width: float = 1.0
+
+    def __call__(
+        self,
         input_shape: tuple[int, int, int],
         num_classes: int,
         *,
@@ -162,13 +174,19 @@ def resnet(
         norm: str = "batch",
     ) -> ResNet:
         """Build the network; parameters as those of :class:`ResNet`."""
-        return ResNet(stages, blocks, input_shape, num_classes, width=width, norm=norm, block=block)
+        return ResNet(
+            self.stages,
+            self.blocks,
+            input_shape,
+            num_classes,
+            width=width,
+            norm=norm,
+            block=self.block,
+        )
 
-    return build
 
-
-resnet8 = resnet((16, 32, 64), blocks=1)
-resnet18 = resnet((64, 128, 256, 512), blocks=2)
-resnet20 = resnet((16, 32, 64), blocks=3)
-resnet32 = resnet((16, 32, 64), blocks=5)
-resnet50 = resnet((64, 128, 256, 512), blocks=(3, 4, 6, 3), block=Bottleneck)
+resnet8 = ResNetBuilder((16, 32, 64), blocks=1)
+resnet18 = ResNetBuilder((64, 128, 256, 512), blocks=2)
+resnet20 = ResNetBuilder((16, 32, 64), blocks=3)
+resnet32 = ResNetBuilder((16, 32, 64), blocks=5, usual_width=2.0)  # MEST's
+resnet50 = ResNetBuilder((64, 128, 256, 512), blocks=(3, 4, 6, 3), block=Bottleneck)

@@ -115,5 +115,5 @@ class FirstReplies(ArrivalStrategy):
         if self._is_of_now(self.landed) and not self._has_enough():
             super()._accept(reply, node, mean, outcome)
         else:
-            outcome.fail(FailureKind.SURPLUS, "enough others were faster")
+            outcome.fail(FailureKind.SURPLUS, FailureKind.SURPLUS.label)
             self._note_landed_mask()

@@ -5,14 +5,12 @@ client and not the server, so the result depends on neither the process nor the 
 before it there.
 """
 
-import importlib
 import random
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +19,8 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from mest_fed.errors import InputError
+from mest_fed.registry import REFERENCES, is_reference
+from mest_fed.registry import resolve as resolve_reference
 from mest_fed.server.aggregation.partial import PairwiseSum, PartialAggregate, WorkerAggregator
 from mest_fed.simulation.engine.client_output import OutputCapture, Printed
 from mest_fed.simulation.engine.flower import APP_RAISED, copy_arrays, error_reply, rebuild_message
@@ -217,7 +217,7 @@ class ClientRunner:
 
 
 def load_client_app(client_app: ClientApp | str) -> ClientApp:
-    """Return a ClientApp given as an object or as ``"module:attribute"``.
+    """Return a ClientApp given as an object or as a reference.
 
     Raises
     ------
@@ -226,11 +226,13 @@ def load_client_app(client_app: ClientApp | str) -> ClientApp:
     """
     if isinstance(client_app, ClientApp):
         return client_app
-    module, _, attribute = client_app.partition(":")
+    what = f"cannot load the ClientApp {client_app!r}"
+    if not is_reference(client_app):
+        raise InputError(f"{what}: allowed: {', '.join(REFERENCES)}")
     try:
-        loaded = reduce(getattr, attribute.split("."), importlib.import_module(module))
-    except (Exception, SystemExit) as error:
-        raise InputError(f"cannot load the ClientApp {client_app!r}: {one_line(error)}") from error
+        loaded = resolve_reference(client_app)
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from error.__cause__
     if not isinstance(loaded, ClientApp):
         raise InputError(f"{client_app!r} is a {type(loaded).__name__}, not a ClientApp")
     return loaded

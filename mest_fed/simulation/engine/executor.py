@@ -11,6 +11,7 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from mest_fed.errors import not_allowed
+from mest_fed.registry import absolute_reference
 from mest_fed.server.aggregation.partial import PairwiseSum, PartialAggregate, WorkerAggregator
 from mest_fed.simulation.engine.client_output import ClientLog
 from mest_fed.simulation.engine.client_runner import (
@@ -88,7 +89,7 @@ class SerialExecutor:
     Parameters
     ----------
     client_app : ClientApp or str
-        The client, as an object or as ``"module:attribute"``.
+        The client, as an object or as ``"module:attribute"`` or ``"file.py:attribute"``.
 
     Raises
     ------
@@ -192,7 +193,7 @@ def make_executor(
     Parameters
     ----------
     client_app : ClientApp or str
-        The client, as an object or as ``"module:attribute"``.
+        The client, as an object or as ``"module:attribute"`` or ``"file.py:attribute"``.
     workers : int
         Number of worker processes, one core each.
     address : str, optional
@@ -210,6 +211,8 @@ def make_executor(
         raise not_allowed("workers", workers, "a whole number from 0")
     if workers == 0:
         return SerialExecutor(client_app)
+    if isinstance(client_app, str):
+        client_app = absolute_reference(client_app)  # workers have folders of their own
     # Only those who want workers need Ray.
     from mest_fed.simulation.engine.ray_executor import RayExecutor
 

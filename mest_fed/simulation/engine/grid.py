@@ -17,7 +17,7 @@ from mest_fed.simulation.engine.dispatch import Dispatcher, Streaming
 from mest_fed.simulation.engine.executor import Executor
 from mest_fed.simulation.engine.flower import Run, claim_identity, empty_run
 from mest_fed.simulation.engine.interfaces import (
-    AvailabilityInfo,
+    AvailabilitySimulator,
     DeviceSimulator,
     DictStates,
     Population,
@@ -139,7 +139,7 @@ class EngineGrid(Grid):
             states=self.states,
             observer=observer,
         )
-        self._availability = simulator if isinstance(simulator, AvailabilityInfo) else None
+        self._availability = simulator if isinstance(simulator, AvailabilitySimulator) else None
         self._executor = executor
         self._stream = stream
         self._lock = threading.Lock()

@@ -103,7 +103,7 @@ class DeviceSimulator(Protocol):
 
 
 @runtime_checkable
-class AvailabilityInfo(Protocol):
+class AvailabilitySimulator(Protocol):
     """What a simulator may know besides, for a server that selects by it."""
 
     def present_nodes(self, node_ids: Sequence[int]) -> list[int]:

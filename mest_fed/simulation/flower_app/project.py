@@ -1,21 +1,18 @@
 """The folder of a Flower app: what its ``pyproject.toml`` says, and how its apps are loaded."""
 
-import importlib
 import re
 import sys
 import tempfile
 import tomllib
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
 from flwr.app import UserConfigValue
 
 from mest_fed.errors import InputError, not_allowed
-from mest_fed.simulation.engine.client_runner import one_line
+from mest_fed.registry import absolute_reference, resolve
 from mest_fed.simulation.engine.flower import flat_config, parse_overrides
 
 App = TypeVar("App")
@@ -203,27 +200,22 @@ def load_app(reference: str, kind: type[App], folder: Path) -> App:
         installed, or the attribute is something else.
     """
     AppFolder(str(folder)).install()
-    module, _, attribute = reference.partition(":")
     what = f"cannot load the {kind.__name__} {reference!r}"
     try:
-        found = reduce(getattr, attribute.split("."), importlib.import_module(module))
-    except (Exception, SystemExit) as error:
-        raise InputError(f"{what}: {one_line(error)}{_hint(error, module, folder)}") from error
+        found = resolve(absolute_reference(reference, folder))
+    except InputError as error:
+        hint = _hint(error.__cause__, reference.partition(":")[0], folder)
+        raise InputError(f"{what}: {error}{hint}") from error.__cause__
     if not isinstance(found, kind):
         raise InputError(f"{what}: it is a {type(found).__name__}, not a {kind.__name__}")
     return found
 
 
-def _hint(error: BaseException, module: str, folder: Path) -> str:
-    """Return what to do about an error, or where in the app's own code it was raised."""
+def _hint(error: BaseException | None, module: str, folder: Path) -> str:
+    """Return what to do about a module that is missing."""
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if missing and (missing == module or module.startswith(f"{missing}.")):
         return f"; there is no such module in {folder}"
     if missing:
         return f"; install what the app depends on: pip install {folder}"
-    own = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename).is_relative_to(folder)
-    ]
-    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+    return ""

@@ -176,7 +176,7 @@ def energy_over_time(run: FleetRun) -> list[tuple[float, float]]:
 
 def lost_energy(run: FleetRun) -> float:
     """Return the joules of tasks that gave no update."""
-    return sum(task.energy_joules for task in run.tasks if task.status != "ok")
+    return sum(task.energy_joules for task in run.tasks if task.status != TaskStatus.OK)
 
 
 #: What a device can be doing while it has something to do with a round.
