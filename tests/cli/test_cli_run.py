@@ -95,7 +95,7 @@ def test_a_wrong_project_is_one_line(project, expected, make_app, fails):
     ("code", "expected"),
     [
         ("import no_such_package", ["No module named 'no_such_package'", "pip install"]),
-        ("x = 1\nraise ValueError('out of luck')", ["ValueError: out of luck", ".py, line 2"]),
+        ("x = 1\nraise ValueError('out of luck')", ["ValueError: out of luck", ".py:2"]),
         ("import sys\nsys.exit(3)", ["SystemExit: 3"]),
         ("def app(:", ["SyntaxError"]),
         ("app = 3", ["it is a int, not a"]),
