@@ -2,6 +2,7 @@
 
 from mest_fed.config.base import read_options
 from mest_fed.config.fleet import FleetConfig, read_fleet
+from mest_fed.config.learning import DataSection
 from mest_fed.config.load import (
     find_named,
     from_flat,
@@ -15,7 +16,7 @@ from mest_fed.config.load import (
     to_toml,
     with_settings,
 )
-from mest_fed.config.sections import DataSection, RunConfig
+from mest_fed.config.sections import RunConfig
 
 __all__ = [
     "DataSection",

@@ -23,7 +23,7 @@ from mest_fed.catalogue import MODELS, MutationPlace
 from mest_fed.client.capability import Capability
 from mest_fed.client.local_round import ClientState, TrainInstruction, train_round
 from mest_fed.config import RunConfig, from_flat, named_files, to_flat
-from mest_fed.config.sections import ModelSection
+from mest_fed.config.learning import ModelSection
 from mest_fed.data.cache import cache_folder
 from mest_fed.errors import InputError
 from mest_fed.kernels import variant

@@ -12,8 +12,8 @@ from mest_fed.cli.baseline import measure_baseline
 from mest_fed.cli.environment import node_environment
 from mest_fed.cli.node_memory import NodeMemory
 from mest_fed.config import from_table, with_settings
+from mest_fed.config.learning import mutates_on_clients_alone
 from mest_fed.config.load import Scalar, Table
-from mest_fed.config.sections import mutates_on_clients_alone
 from mest_fed.data import ArrayData, DataSplit
 from mest_fed.errors import not_allowed
 from mest_fed.simulation.settings import load_table
