@@ -1,15 +1,14 @@
 """The learning task of a run, as both the clients and the server build it from the configuration.
 
-``Task(config)`` builds one. :data:`TASKS` has those of this process, so that data, model and trace
-are shared by all clients that it plays.
+``Task(config)`` builds one. :mod:`mest_fed.process_tasks` has those of this process, so that data,
+model and trace are shared by all clients that it plays.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,7 @@ import torch
 from torch import nn
 
 from mest_fed.catalogue import AUGMENTATIONS, MODELS, PARTITIONERS, MutationPlace
-from mest_fed.config import DataSection, RunConfig, from_flat, read_options
-from mest_fed.config.load import Scalar
+from mest_fed.config import DataSection, RunConfig, read_options
 from mest_fed.config.stopping import StopRule
 from mest_fed.data import (
     Batches,
@@ -567,63 +565,3 @@ def data_request(data: DataSection, *, numbers: bool = False) -> DataRequest:
 
 
 _profile_once = lru_cache(maxsize=64)(load_profile)
-
-
-class ProcessTasks:
-    """The tasks of this process, by run config; the oldest are dropped.
-
-    Flower hands a ClientApp a message and its node's context, nothing that this process made. So
-    what its clients share, and what the process was given for them, is kept here.
-
-    Parameters
-    ----------
-    keep : int
-        How many tasks are kept.
-    """
-
-    def __init__(self, keep: int = 8) -> None:
-        self._keep = keep
-        self._tasks: dict[object, Task] = {}
-        self._lock = Lock()
-
-    def get(self, run_config: Mapping[str, Scalar], own_data: str = "") -> Task:
-        """Return the task of a run config, which is built if it is not here.
-
-        Parameters
-        ----------
-        run_config : mapping of str to scalar
-            As Flower gives it.
-        own_data : str
-            Where a device's own examples are; empty where devices share a data set.
-
-        Raises
-        ------
-        InputError
-            If a key or value of the run config, or the device's own data, is wrong.
-        """
-        key = _key(run_config, own_data)  # its hash takes microseconds, so one look-up
-        task = self._tasks.get(key)
-        if task is not None:
-            return task
-        config = from_flat(run_config)
-        return self._put(key, Task.with_own_data(config, own_data) if own_data else Task(config))
-
-    def put(self, run_config: Mapping[str, Scalar], task: Task) -> Task:
-        """Give the clients of a run config a task; return it."""
-        return self._put(_key(run_config, ""), task)
-
-    def _put(self, key: object, task: Task) -> Task:
-        with self._lock:
-            self._tasks.pop(key, None)
-            self._tasks[key] = task
-            while len(self._tasks) > self._keep:
-                del self._tasks[next(iter(self._tasks))]
-        return task
-
-
-def _key(run_config: Mapping[str, Scalar], own_data: str) -> object:
-    return own_data, tuple(sorted(run_config.items()))
-
-
-#: The tasks of this process.
-TASKS = ProcessTasks()

@@ -14,8 +14,9 @@ from mest_fed.memory import Plan, read_plan
 from mest_fed.memory.activations import segments_of
 from mest_fed.memory.meter import warm_up
 from mest_fed.nn.optimizers import WHERE_RELEASED
+from mest_fed.process_tasks import PROCESS_TASKS
 from mest_fed.system.limits import left_for_training, limit_of_process, usage
-from mest_fed.task import TASKS, Task
+from mest_fed.task import Task
 from mest_fed.units import format_bytes, parse_bytes
 
 log = getLogger("flwr.mest_fed")
@@ -212,16 +213,16 @@ def task_of_node(context: Context) -> Task:
     """
     run, path = context.run_config, str(context.node_config.get("data", ""))
     if not path:
-        return TASKS.get(run)
+        return PROCESS_TASKS.get(run)
     if _has_own_data(context):
-        return TASKS.get(run, path)
+        return PROCESS_TASKS.get(run, path)
     if not find_source(str(run["data.name"])).has_files:
         raise not_allowed(
             "data (of this node)",
             path,
             f"none beside a partition, since data.name = {run['data.name']!r} has no files",
         )
-    return TASKS.get({**run, "data.path": path})
+    return PROCESS_TASKS.get({**run, "data.path": path})
 
 
 def _has_own_data(context: Context) -> bool:

@@ -12,6 +12,7 @@ import mest_fed
 from mest_fed.data import Batches
 from mest_fed.errors import InputError, ObjectiveError
 from mest_fed.nn import read_state, write_state
+from mest_fed.process_tasks import PROCESS_TASKS
 from mest_fed.schema import TaskStatus
 from mest_fed.server.deployed import DeployedRun
 from mest_fed.server.exchange import DeviceGrid
@@ -19,7 +20,7 @@ from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.modes import build_strategy
 from mest_fed.server.rows import RoundObserver, RoundRecord, finite_only
 from mest_fed.server.strategy import MestStrategy
-from mest_fed.task import TASKS, Task
+from mest_fed.task import Task
 from mest_fed.training import Metric, choose_device, evaluate
 
 log = getLogger("flwr.mest_fed")
@@ -135,7 +136,7 @@ def build_server_app(prepare: Preparation | None = None) -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         log.info("mest-fed %s from %s", mest_fed.__version__, mest_fed.__file__)
-        task = TASKS.get(context.run_config)
+        task = PROCESS_TASKS.get(context.run_config)
         model = task.build_model()
         strategy = build_strategy(task, GlobalModel.from_state(task.spec, read_state(model)))
         if prepare is not None:

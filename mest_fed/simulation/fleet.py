@@ -19,6 +19,7 @@ from mest_fed.errors import InputError
 from mest_fed.kernels.choice import Choices
 from mest_fed.kernels.table import Table
 from mest_fed.memory import Plan
+from mest_fed.process_tasks import PROCESS_TASKS
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.server.summary import TierPlan
 from mest_fed.simulation.engine.client_runner import one_thread
@@ -29,7 +30,7 @@ from mest_fed.simulation.engine.interfaces import (
     node_id_of,
     partition_of,
 )
-from mest_fed.task import TASKS, Examples, Task
+from mest_fed.task import Examples, Task
 
 Fact = TypeVar("Fact")
 
@@ -241,7 +242,7 @@ class TaskSetup:
         else:
             data, partitions = self.data.data, self.data.partitions
             task = Task(config, data=data, partitions=partitions, choices=self.choices)
-        TASKS.put(self.run_config, task)
+        PROCESS_TASKS.put(self.run_config, task)
 
 
 def _arrays(data: ArrayData) -> Arrays:

@@ -16,6 +16,7 @@ from mest_fed.data import save_partitions
 from mest_fed.errors import InputError
 from mest_fed.kernels.table import Table
 from mest_fed.memory import Plan
+from mest_fed.process_tasks import PROCESS_TASKS
 from mest_fed.server.app import build_server_app
 from mest_fed.server.checkpoint import (
     load_newest,
@@ -36,7 +37,7 @@ from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.fleet import Fleet, SharedData, TaskSetup, run_kernels
 from mest_fed.simulation.peak_measurement import Peaks
 from mest_fed.simulation.trackers.progress import Observer, Observers
-from mest_fed.task import TASKS, Task
+from mest_fed.task import Task
 
 CLIENT_APP = "mest_fed.client.app:app"
 
@@ -100,7 +101,7 @@ class Simulation:
         flat = to_flat(self.config)
         if not task.draws_examples:
             flat |= {"data.partition_file": str(self.folder.partitions)}
-        TASKS.put(flat, task)  # of the server, and of clients that run in this process
+        PROCESS_TASKS.put(flat, task)  # of the server, and of clients that run in this process
         options: dict[str, Any] = {}
         if workers:
             shares = address is not None or not task.data.reloads

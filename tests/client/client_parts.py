@@ -4,7 +4,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from mest_fed.config import from_table, to_flat
 from mest_fed.nn import read_state
-from mest_fed.task import TASKS
+from mest_fed.process_tasks import PROCESS_TASKS
 from mest_fed.wire import encode
 from mest_fed.wire.records import to_record
 
@@ -38,7 +38,7 @@ def context_of(config, partition=0, state=None, **node):
 
 def task_of(config):
     """Return the task that clients of a configuration have in this process."""
-    return TASKS.get(to_flat(config))
+    return PROCESS_TASKS.get(to_flat(config))
 
 
 def start_of(config):

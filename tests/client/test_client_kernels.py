@@ -15,7 +15,8 @@ from mest_fed.kernels.choice import EVERYTHING_DENSE, Choices
 from mest_fed.kernels.table import parse_table
 from mest_fed.nn import SparseLayer
 from mest_fed.nn.tuning import tune
-from mest_fed.task import TASKS, Task
+from mest_fed.process_tasks import PROCESS_TASKS
+from mest_fed.task import Task
 
 pytestmark = pytest.mark.skipif(native.variant() is None, reason="no compiled kernels")
 
@@ -86,7 +87,7 @@ def test_a_process_that_plays_many_devices_times_once(timed):
 def test_nothing_is_chosen_where_the_task_has_the_runs_kernels(timed, inside):
     config, choices = with_kernels("tuned"), Choices(dense=True)
     config = config.model_copy(update={"run": config.run.model_copy(update={"seed": 99})})
-    task = TASKS.put(to_flat(config), Task(config, choices=choices))
+    task = PROCESS_TASKS.put(to_flat(config), Task(config, choices=choices))
     context = context_of(config)
     play(config, context)
     assert timed == []
