@@ -33,7 +33,7 @@ TUNED_CONFIG = {"training": {"kernels": "tuned", "batch_size": 32, "device": "cp
 
 
 class Timer:
-    """A contest that each implementation wins in its turn; counts how often it is held."""
+    """A benchmark that each implementation wins in its turn; counts how often it is held."""
 
     def __init__(self):
         self.held, self._turns = 0, cycle(("dense", "padded", "padded", "dense", "dense"))
@@ -48,7 +48,7 @@ class Timer:
 def timer(monkeypatch):
     """Put a timer in the place of the clock."""
     timer = Timer()
-    monkeypatch.setattr(mest_fed.client.kernels, "tune", partial(tune, contest=timer))
+    monkeypatch.setattr(mest_fed.client.kernels, "tune", partial(tune, benchmark=timer))
     return timer
 
 
@@ -56,7 +56,7 @@ def timer(monkeypatch):
 def mixed(tmp_path_factory):
     """The folder of a tuned run whose layers run dense and compiled, product by product."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(mest_fed.client.kernels, "tune", partial(tune, contest=Timer()))
+        patched.setattr(mest_fed.client.kernels, "tune", partial(tune, benchmark=Timer()))
         return start(tmp_path_factory.mktemp("mixed") / "run", tiny_config(**TUNED_CONFIG))
 
 
