@@ -17,7 +17,7 @@ ARM_TOOLS := test-arm: skipped, for want of $(ARM_CXX) or qemu-aarch64 (Debian: 
 	g++-aarch64-linux-gnu, qemu-user)
 
 .DEFAULT_GOAL := help
-.PHONY: help native simulate test test-quick test-flwr-next test-native test-arm docs lint format clean
+.PHONY: help native simulate test test-soak test-quick test-flwr-next test-native test-arm docs lint format clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -35,15 +35,18 @@ native: $(READY) ## Build the native kernels again, and fail if the compiler doe
 simulate: $(READY) ## Run the quickstart fleet and write runs/quickstart/report.html
 	$(BIN)/mest-fed simulate --preset quickstart --out runs/quickstart
 
-# Three processes for two cores, since many tests wait for processes of their own; each has the whole
-# of a file, since fixtures are shared within files. Threads that wait do so without turning.
-PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist loadfile
+# Two processes, each with the whole of a file, since fixtures are shared within files; threads that
+# wait do so without turning.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test: $(READY) ## Run all tests
+test: $(READY) ## Run the tests, all but those of test-soak
 	$(PYTEST)
 
+test-soak: $(READY) ## Run the long tests that `make test` leaves out
+	$(PYTEST) -m soak
+
 test-quick: $(READY) ## Run the tests that need no cluster, network or patience
-	$(PYTEST) -m "not slow and not ray and not net"
+	$(PYTEST) -m "not slow and not ray and not net and not soak"
 
 # The newest Flower that pyproject.toml allows, in an environment of its own that sees what $(VENV) has.
 FLWR_NEXT := 1.42
@@ -58,7 +61,7 @@ $(NEXT)/.ready: $(READY)
 	touch $@
 
 test-flwr-next: $(NEXT)/.ready ## Test the parts that meet Flower with the newer of its two versions
-	OMP_WAIT_POLICY=passive $(NEXT)/bin/python -m pytest -n 3 --dist loadfile \
+	OMP_WAIT_POLICY=passive $(NEXT)/bin/python -m pytest -n 2 --dist loadfile \
 		tests/conformance tests/server tests/simulation
 
 test-native: $(READY) ## Test the C++ kernels alone, as they ship and under sanitizers

@@ -97,7 +97,7 @@ def test_the_notebook_is_kept_without_outputs():
     assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_own_model(run, tmp_path):
     run("own_model")
     summary = summary_of(tmp_path / "runs/own_model")
@@ -106,7 +106,7 @@ def test_own_model(run, tmp_path):
     assert summary["final_accuracy"] > 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_own_data_give_each_person_a_device(run, tmp_path):
     run("own_data")
     summary = summary_of(tmp_path / "runs/own_data")
@@ -114,7 +114,7 @@ def test_own_data_give_each_person_a_device(run, tmp_path):
     assert summary["final_accuracy"] > 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_own_method(run, tmp_path):
     run("own_method")
     summary = summary_of(tmp_path / "runs/own_method")
@@ -123,7 +123,7 @@ def test_own_method(run, tmp_path):
     assert summary["final_accuracy"] > 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_own_selector_has_each_device_train_equally_often(run, tmp_path):
     run("own_selector")
     summary_of(tmp_path / "runs/own_selector")
@@ -132,7 +132,7 @@ def test_own_selector_has_each_device_train_equally_often(run, tmp_path):
     assert trained == dict.fromkeys(range(12), 2)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_flower_app_meets_its_devices(run, tmp_path):
     run("flower_app")
     summary = summary_of(tmp_path / "runs/flower_app")
@@ -144,7 +144,7 @@ def test_a_flower_app_meets_its_devices(run, tmp_path):
     assert last["eval_acc"] > 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_central_training(run):
     printed = run("central")
     (accuracy,) = re.findall(r"^accuracy ([\d.]+)%$", printed, re.MULTILINE)
@@ -152,7 +152,7 @@ def test_central_training(run):
     assert printed.count(", sparse") == 4
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_notebook_ends_with_a_figure(run, tmp_path):
     run("budget")
     cells = json.loads((tmp_path / "examples/executed.ipynb").read_text(encoding="utf-8"))["cells"]

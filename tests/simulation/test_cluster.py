@@ -136,6 +136,7 @@ executor.close()
 """
 
 
+@pytest.mark.soak
 def test_memory_is_flat_over_200_rounds():
     done = subprocess.run(
         [sys.executable, "-c", ROUNDS],
