@@ -17,6 +17,7 @@ import numpy as np
 
 from mest_fed.errors import InputError, WireError
 from mest_fed.nn import ModelSpec, SparseState
+from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.modes.in_flight import PENDING_SECTIONS
 from mest_fed.server.strategy import MestStrategy
 from mest_fed.wire import check_masks
@@ -63,6 +64,30 @@ def strategy_arrays(strategy: MestStrategy) -> tuple[Arrays, dict[str, Any]]:
     return arrays, facts
 
 
+def global_state(arrays: Arrays, spec: ModelSpec) -> SparseState:
+    """Return the global model that a checkpoint holds.
+
+    Raises
+    ------
+    InputError
+        If the checkpoint is not one of such a model.
+    """
+    sections = _sections(arrays)
+    with checkpoint_of_run():
+        _check({name: sections.get(name, {}) for name in ("weights", "masks", "dense")}, spec)
+        weights, masks = sections.get("weights", {}), sections.get("masks", {})
+        return GlobalModel(spec, weights, masks, sections["dense"], {}).state()
+
+
+def _sections(arrays: Arrays) -> dict[str, Arrays]:
+    sections: dict[str, Arrays] = {}
+    for key, array in arrays.items():
+        section, _, name = key.partition("|")
+        section = "grown" if section == "newborn" else section  # as earlier versions called it
+        sections.setdefault(section, {})[name] = array
+    return sections
+
+
 def restore_strategy(strategy: MestStrategy, arrays: Arrays, facts: Mapping[str, Any]) -> None:
     """Put a strategy back to where :func:`strategy_arrays` found it.
 
@@ -71,11 +96,7 @@ def restore_strategy(strategy: MestStrategy, arrays: Arrays, facts: Mapping[str,
     InputError
         If the checkpoint is not one of the strategy's run.
     """
-    sections: dict[str, Arrays] = {}
-    for key, array in arrays.items():
-        section, _, name = key.partition("|")
-        section = "grown" if section == "newborn" else section  # as earlier versions called it
-        sections.setdefault(section, {})[name] = array
+    sections = _sections(arrays)
     model, broadcast = strategy.model, strategy.broadcast
     with checkpoint_of_run():
         _check(sections, model.spec)

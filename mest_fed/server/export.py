@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +22,10 @@ from mest_fed.catalogue import EXPORTS
 from mest_fed.config import from_table, read_toml
 from mest_fed.data.arrays import require
 from mest_fed.errors import InputError, not_allowed
-from mest_fed.nn import to_dense
-from mest_fed.server.checkpoint import load_newest
-from mest_fed.server.run_folder import CONFIG, MODEL, RunFolder
+from mest_fed.nn import to_dense, write_state
+from mest_fed.server.checkpoint import global_state, load_newest
+from mest_fed.server.run_folder import CONFIG, MODEL, SUMMARY, RunFolder
+from mest_fed.strict_json import read_json
 from mest_fed.task import Task
 
 
@@ -59,18 +59,13 @@ def load_final(folder: Path) -> FinalModel:
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder} is not a run folder: {CONFIG} is missing")
     task = Task(from_table(read_toml(folder / CONFIG), str(folder / CONFIG)))
-    model, last = to_dense(task.build_model()), task.config.run.rounds
     if (folder / MODEL).exists():
-        state, source = _read_state(folder / MODEL), folder / MODEL
+        model, last = to_dense(task.model), _kept_round(folder, task)
+        _load(model, folder / MODEL)
     else:
-        source = RunFolder(folder).checkpoints
-        arrays, header = load_newest(source)
-        last, state = header["round"], _dense_state(model, arrays)
-    try:
-        model.load_state_dict(model.state_dict() | state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{source} does not fit the run's model: {reason}") from None
+        arrays, header = load_newest(RunFolder(folder).checkpoints)
+        write_state(task.model, global_state(arrays, task.spec))
+        model, last = to_dense(task.model), header["round"]
     facts = {
         "model": task.config.model.name,
         "dataset": task.config.data.name,
@@ -82,22 +77,24 @@ def load_final(folder: Path) -> FinalModel:
     return FinalModel(model.eval(), task.example.zeros(2), facts)
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def _kept_round(folder: Path, task: Task) -> int:
+    """Return which round's model a finished run has kept; the last one in earlier versions."""
+    summary = folder / SUMMARY
+    found = read_json(summary, dict) if summary.exists() else {}
+    return int(found.get("kept_round", task.config.run.rounds))
+
+
+def _load(model: nn.Module, path: Path) -> None:
+    """Load a whole state_dict: a tensor that is missing is an error, as one too many is."""
     try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
+        state = dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # what damaged files raise has no common base
         raise InputError(f"{path} cannot be read: it is no state_dict of tensors") from error
-
-
-def _dense_state(model: nn.Module, arrays: dict[str, Any]) -> dict[str, Tensor]:
-    """Return a checkpoint's global weights under their names in the dense model."""
-    state, shapes = {}, {name: tensor.shape for name, tensor in model.state_dict().items()}
-    for key, array in arrays.items():
-        section, _, name = key.partition("|")
-        name = f"{name}.weight" if section == "weights" else name
-        if section in ("weights", "dense") and name in shapes:
-            state[name] = torch.from_numpy(array).reshape(shapes[name])
-    return state
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} does not fit the run's model: {reason}") from None
 
 
 def export_model(folder: Path, form: str, out: Path | None = None) -> Path:
@@ -110,7 +107,7 @@ def export_model(folder: Path, form: str, out: Path | None = None) -> Path:
     form : str
         A name of :data:`~mest_fed.catalogue.EXPORTS`.
     out : Path, optional
-        The file; the run folder's ``model`` with the format's suffix by default.
+        The file; by default ``exported`` with the format's suffix, in the run folder.
 
     Raises
     ------

@@ -96,6 +96,62 @@ def test_an_unfinished_run_gives_the_model_of_its_newest_checkpoint(run, tmp_pat
     assert load_final(cut).facts["round"] == "2"
 
 
+OWN = """
+import numpy as np
+import torch
+from torch import nn
+
+class Encoder(nn.Module):
+    def __init__(self, input_shape, num_classes, num_tokens):
+        super().__init__()
+        self.embed = nn.Embedding(num_tokens, 16)
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
+        self.head = nn.Linear(16, num_classes)
+
+    def forward(self, tokens):
+        return self.head(self.layer(self.embed(tokens)).mean(1))
+
+def load(path):
+    tokens = np.random.default_rng(1).integers(0, 9, (80, 12))
+    return (tokens[:60], tokens[:60, 0] % 3), (tokens[60:], tokens[60:, 0] % 3)
+"""
+
+
+def test_a_checkpoint_gives_each_weight_whatever_a_layer_calls_it(tmp_path):
+    """Attention's packed projection is no ``weight`` of a layer in the dense model."""
+    file = tmp_path / "own.py"
+    file.write_text(OWN, encoding="utf-8")
+    data = {"name": f"{file}:load", "partition": "iid"}
+    model = {"name": f"{file}:Encoder", "width": 1.0}
+    config = tiny_config(run={"rounds": 1}, data=data, model=model, fleet={"devices": 4})
+    folder = tmp_path / "run"
+    start(folder, config)
+    expected = torch.load(folder / "model.pt", weights_only=True)
+    assert any("in_proj_weight" in name for name in expected)
+    (folder / "model.pt").unlink()
+    found = load_final(folder).model.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_model_that_lacks_a_tensor_is_refused(run, tmp_path):
+    cut = tmp_path / "cut"
+    shutil.copytree(run, cut)
+    state = torch.load(run / "model.pt", weights_only=True)
+    name = next(iter(state))
+    torch.save({key: tensor for key, tensor in state.items() if key != name}, cut / "model.pt")
+    with pytest.raises(InputError, match=f"does not fit the run's model: .*{name}"):
+        load_final(cut)
+
+
+def test_the_round_is_that_of_the_model_that_was_kept(run, tmp_path):
+    kept = tmp_path / "kept"
+    shutil.copytree(run, kept)
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    (kept / "summary.json").write_text(json.dumps(summary | {"kept_round": 2}), encoding="utf-8")
+    assert load_final(kept).facts["round"] == "2"
+
+
 def test_what_cannot_be_exported_is_said_in_one_line(run, tmp_path):
     damaged = tmp_path / "damaged"
     shutil.copytree(run, damaged)
