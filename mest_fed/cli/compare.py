@@ -5,18 +5,14 @@ from typing import Annotated
 
 import typer
 
-from mest_fed.catalogue import TABLE_FORMATS
 from mest_fed.cli.app import needs
-from mest_fed.cli.report import HTML
+from mest_fed.cli.report import HTML, PageOrTable
 from mest_fed.cli.tables import check_format, suffix_of, write_table
 
 
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="Folders of finished runs, two or more.")],
-    form: Annotated[
-        str,
-        typer.Option("--format", metavar="FORMAT", help=f"{HTML}, {TABLE_FORMATS.allowed}."),
-    ] = HTML,
+    form: PageOrTable = HTML,
     out: Annotated[
         Path | None,
         typer.Option(help="The file; compare.FORMAT here if left out, csv to standard output."),

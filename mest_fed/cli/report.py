@@ -12,14 +12,14 @@ from mest_fed.errors import InputError, not_allowed
 
 #: The page, beside the formats of tables.
 HTML = "html"
+PageOrTable = Annotated[
+    str, typer.Option("--format", metavar="FORMAT", help=f"{HTML}, {TABLE_FORMATS.allowed}.")
+]
 
 
 def report(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
-    form: Annotated[
-        str,
-        typer.Option("--format", metavar="FORMAT", help=f"{HTML}, {TABLE_FORMATS.allowed}."),
-    ] = HTML,
+    form: PageOrTable = HTML,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for the tables; the run folder if left out."),

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from mest_fed.cli.app import INTERRUPTED, needs
-from mest_fed.cli.simulate import ended_like_ctrl_c
+from mest_fed.cli.simulate import Workers, ended_like_ctrl_c
 from mest_fed.errors import InputError
 from mest_fed.strict_json import read_json
 from mest_fed.units import format_bytes, format_seconds
@@ -39,13 +39,7 @@ def run(
             help="Replace values of the app's run configuration, as for flwr run; repeatable.",
         ),
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            help="Ray worker processes, one core each; as many as there are cores and memory for "
-            "if nothing is said; 0 runs in this process."
-        ),
-    ] = None,
+    workers: Workers = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder; runs/APP if nothing is said.")
     ] = None,

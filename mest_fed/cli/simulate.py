@@ -19,6 +19,15 @@ from mest_fed.schema import Metric
 from mest_fed.strict_json import read_json
 from mest_fed.units import format_bytes, format_seconds
 
+#: An option of all commands that run a fleet.
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="Ray worker processes, one core each; as many as there are cores and memory for "
+        "if nothing is said; 0 runs in this process."
+    ),
+]
+
 
 def simulate(
     file: Annotated[
@@ -36,13 +45,7 @@ def simulate(
     out: Annotated[
         Path | None, typer.Option(help="Run folder; runs/PRESET if nothing is said.")
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            help="Ray worker processes, one core each; as many as there are cores and memory for "
-            "if nothing is said; 0 runs in this process."
-        ),
-    ] = None,
+    workers: Workers = None,
     address: Annotated[
         str | None,
         typer.Option("--ray-address", "--address", help="Ray cluster to join: auto or HOST:PORT."),
