@@ -97,6 +97,7 @@ def test_wrong_input():
         fleet_scale.main(["--cohort", "0"])
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_tiny_run(tmp_path, monkeypatch):

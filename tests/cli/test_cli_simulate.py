@@ -118,8 +118,9 @@ def test_ctrl_c_and_resume(tmp_path, config):
     assert f"stopped; go on with: mest-fed simulate --resume --out '{folder}'\n" in out
     logged = rounds(folder)
     assert 2 <= logged[-1] < 40
-    checkpoints = [path.name for path in (folder / "checkpoints").iterdir()]
-    assert f"round-{logged[-1]:06d}.npz" in checkpoints
+    checkpoints = [path.stem for path in (folder / "checkpoints").iterdir()]
+    # A row comes before its checkpoint, and the signal may come between them.
+    assert int(max(checkpoints).removeprefix("round-")) >= logged[-1] - 1
     assert not (folder / "summary.json").exists()
     done = subprocess.run(
         [*COMMAND, "simulate", "--workers", "0", "--resume", "--out", folder],

@@ -33,18 +33,30 @@ class Folders:
         self.faults.mkdir()
         self.config_file = self.base / "tiny.toml"
         self.config_file.write_text(to_toml(self.config), encoding="utf-8")
+        self.started = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        """End what still runs, so that a test that fails disturbs no other."""
+        for run in self.started:
+            with run:
+                run.kill()
 
     def simulate(self, *options, resume=False, **environment):
         """Start ``mest-fed simulate`` in a process of its own."""
         source = ["--resume"] if resume else ["--config", str(self.config_file)]
         command = [sys.executable, __file__, "simulate", *source, "--out", str(self.run)]
-        return subprocess.Popen(
+        run = subprocess.Popen(
             [*command, "--quiet", *options],
             env=os.environ | {"MEST_FAULTS": str(self.faults)} | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.started.append(run)
+        return run
 
     def held(self, run):
         """Wait until a client holds still; return the id of its process."""

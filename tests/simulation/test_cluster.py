@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -47,13 +48,20 @@ def serial(tmp_path_factory):
     return config, start(tmp_path_factory.mktemp("serial") / "run", config)
 
 
+@pytest.fixture
+def folders_of(tmp_path):
+    """Return a function from a configuration to its folders; what it started ends with the test."""
+    with ExitStack() as stack:
+        yield lambda config: stack.enter_context(Folders(tmp_path, config))
+
+
 def assert_same_end(folder, expected):
     assert read_summary(folder)["model_sha256"] == read_summary(expected)["model_sha256"]
     assert read_rows(folder, "clients") == read_rows(expected, "clients")
 
 
-def test_two_nodes_that_share_no_disk(cluster, serial, faults, tmp_path):
-    folders = Folders(tmp_path, serial[0])
+def test_two_nodes_that_share_no_disk(cluster, serial, faults, folders_of):
+    folders = folders_of(serial[0])
     (faults / "held").touch()  # nobody holds still
     run = folders.simulate("--workers", "2", "--ray-address", cluster.address)
     assert finish(run) == (0, "")
@@ -62,19 +70,20 @@ def test_two_nodes_that_share_no_disk(cluster, serial, faults, tmp_path):
     assert len(processes) == 2  # both had clients
 
 
-def test_a_users_model_is_sent_to_the_nodes(cluster, tmp_path):
+def test_a_users_model_is_sent_to_the_nodes(cluster, folders_of, tmp_path):
     for name in ("own_nets.py", "own_sizes.py"):
         shutil.copy(Path(__file__).parent / name, tmp_path)
     model = {"name": str(tmp_path / "own_nets.py:build"), "width": 1.0}  # asserts where it is from
     config = tiny_config(run={"rounds": 1}, model=model)
-    folders = Folders(tmp_path, config)
+    folders = folders_of(config)
     expected = start(tmp_path / "serial", config)
     assert finish(folders.simulate("--workers", "2", "--ray-address", cluster.address)) == (0, "")
     assert_same_end(folders.run, expected)
 
 
-def test_a_node_lost(cluster, serial, faults, tmp_path):
-    folders = Folders(tmp_path, serial[0])
+@pytest.mark.soak
+def test_a_node_lost(cluster, serial, faults, folders_of):
+    folders = folders_of(serial[0])
     folders.faults = faults
     (faults / "held").unlink(missing_ok=True)
     run = folders.simulate("--workers", "2", "--ray-address", cluster.address)
@@ -93,8 +102,8 @@ def raylet_of(node):
     return info.process.pid
 
 
-def test_nobody_listens(serial, tmp_path):
-    folders = Folders(tmp_path, serial[0])
+def test_nobody_listens(serial, folders_of):
+    folders = folders_of(serial[0])
     run = folders.simulate("--workers", "1", "--ray-address", "127.0.0.1:1")
     status, errors = finish(run)
     assert status == 2

@@ -15,6 +15,7 @@ def home(tmp_path):
         yield home
 
 
+@pytest.mark.soak
 def test_two_devices_train(tmp_path, home):
     port, *node_ports = free_ports(1 + len(NODES))
     (home.folder / "config.toml").write_text(CONNECTION.format(port=port), encoding="utf-8")

@@ -126,6 +126,7 @@ def test_a_run_survives_its_devices_and_its_server(deployment):
     assert_whole(deployment.folder)
 
 
+@pytest.mark.soak
 def test_a_device_that_hangs_costs_a_deadline(deployment):
     settings = ("run.rounds=2", "fleet.devices=2", "server.min_nodes=2", "fleet.mix='rpi-4:1'")
     deployment.start(*settings, "fleet.deadline=3.0", "server.clients_per_round=2")

@@ -75,6 +75,7 @@ def test_workers_that_are_killed_while_they_load_the_client_are_replaced(
     assert len(os.listdir(imports)) == 4
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_workers_that_always_die_while_they_start_are_one_line(
     imports: Path, monkeypatch: pytest.MonkeyPatch
@@ -97,6 +98,7 @@ def test_a_client_that_exits_when_it_is_imported_is_named_at_once(
         make_executor("mortal_app:app", 0)
 
 
+@pytest.mark.soak
 def test_workers_that_are_killed_from_outside_as_they_start_are_replaced(
     undisturbed: list[object],
 ) -> None:
@@ -197,6 +199,7 @@ def test_processes_of_a_driver_that_has_gone_end_with_the_next_start() -> None:
         process.wait()
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_worker_that_is_killed_before_ray_knows_it_is_replaced(
     undisturbed: list[object],

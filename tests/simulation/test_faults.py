@@ -2,11 +2,12 @@
 
 import os
 import signal
+import time
 from contextlib import suppress
 
 import psutil
 import pytest
-from fault_run import Folders, finish
+from fault_run import SECONDS, Folders, finish
 from tiny_run import read_rows, read_summary, start, tiny_config
 
 from mest_fed.cli.app import INTERRUPTED
@@ -26,7 +27,8 @@ def undisturbed(tmp_path_factory):
 
 @pytest.fixture
 def folders(undisturbed, tmp_path):
-    return Folders(tmp_path, undisturbed[0])
+    with Folders(tmp_path, undisturbed[0]) as folders:
+        yield folders
 
 
 def assert_same_end(folders, undisturbed):
@@ -55,13 +57,9 @@ def test_a_worker_killed_and_a_second_run_in_the_folder(folders, undisturbed):
 def test_the_driver_killed(folders, undisturbed):
     run = folders.simulate("--workers", "2")
     folders.held(run)
-    left = psutil.Process(run.pid).children(recursive=True)
-    names = [process.name() for process in left]
-    assert sum(name.startswith("ray::") for name in names) >= 4, names  # two workers, two agents
+    left = ray_processes(run.pid)
     run.kill()
     run.wait()
-    run.stderr.close()
-    run.stdout.close()
     # Long before Ray's own processes notice it.
     _, alive = psutil.wait_procs(left, timeout=10)
     assert [process.name() for process in alive if not _is_zombie(process)] == []
@@ -74,6 +72,21 @@ def test_the_driver_killed(folders, undisturbed):
     assert_same_end(folders, undisturbed)
 
 
+def ray_processes(driver):
+    """Wait until the two workers and two agents have their names; return all of the driver's."""
+    end = time.monotonic() + SECONDS
+    while True:
+        processes = psutil.Process(driver).children(recursive=True)
+        names = []
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                names.append(process.name())
+        if sum(name.startswith("ray::") for name in names) >= 4:
+            return processes
+        assert time.monotonic() < end, names
+        time.sleep(0.1)
+
+
 def _is_zombie(process):
     """Say whether a process has ended, and none has asked how: some containers' first do not."""
     with suppress(psutil.NoSuchProcess):
@@ -81,6 +94,7 @@ def _is_zombie(process):
     return True
 
 
+@pytest.mark.soak
 def test_the_driver_told_to_end(folders, undisturbed):
     run = folders.simulate("--workers", "1")
     folders.held(run)
@@ -96,9 +110,9 @@ def test_the_driver_told_to_end(folders, undisturbed):
 @pytest.mark.parametrize(
     ("most_bytes", "what"),
     [
-        (100_000, "cannot write the checkpoint"),
+        pytest.param(100_000, "cannot write the checkpoint", marks=pytest.mark.soak),
         (20_000, "clients' states in"),
-        (1_000, "clients.jsonl: File too large"),
+        pytest.param(1_000, "clients.jsonl: File too large", marks=pytest.mark.soak),
     ],
 )
 def test_the_disk_full(folders, undisturbed, most_bytes, what):

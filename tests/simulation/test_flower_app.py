@@ -124,7 +124,7 @@ def test_devices_take_time_and_drop_out_and_the_report_shows_it(tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["torch_app", "mods_app"])
+@pytest.mark.parametrize("name", [pytest.param("torch_app", marks=pytest.mark.soak), "mods_app"])
 def test_a_fleet_gives_the_same_bits_on_any_number_of_workers(name, tmp_path):
     alone = play(name, tmp_path / "alone", fleet=FLEET)
     both = play(name, tmp_path / "both", fleet=FLEET, workers=2)

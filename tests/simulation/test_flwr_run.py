@@ -26,6 +26,7 @@ def home(tmp_path):
     assert not is_open(LOCAL_SUPERLINK)
 
 
+@pytest.mark.soak
 def test_two_rounds(tmp_path, home):
     app = copy_app(tmp_path / "mest-fed")
     text, rounds = home.run_app(app, *FEDERATION, settings=SETTINGS)

@@ -143,6 +143,7 @@ def test_a_resumed_run_takes_its_own_table_and_times_nothing(mixed, tmp_path, ti
     assert_same_run(tmp_path / "run", mixed)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore:unclosed file .*/dev/null.*:ResourceWarning")

@@ -99,6 +99,7 @@ def test_a_loader_of_a_users_own(simulate, tmp_path, config):
     assert {row["examples"] for row in read_rows(tmp_path / "run", "clients")} == {9}
 
 
+@pytest.mark.soak
 @pytest.mark.ray
 def test_workers_get_the_data_that_the_loader_gave(simulate, tmp_path, config):
     """Two workers find the weights that this process finds; the loader runs in no worker."""

@@ -291,6 +291,7 @@ def test_the_command_says_what_went_wrong_in_one_line(tmp_path, own_task, capsys
     assert not folder.exists()
 
 
+@pytest.mark.soak
 @pytest.mark.ray
 def test_a_task_of_ones_own_on_two_workers_gives_the_same_bits(tmp_path, own_task):
     name = own_task()
