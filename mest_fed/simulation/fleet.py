@@ -30,7 +30,8 @@ from mest_fed.simulation.engine.interfaces import (
     node_id_of,
     partition_of,
 )
-from mest_fed.task import Examples, Task
+from mest_fed.task import Task
+from mest_fed.task_data import Examples
 
 Fact = TypeVar("Fact")
 
