@@ -105,7 +105,7 @@ def run_node(job: Job) -> int:
                 if node.poll() is None and not crippled:
                     _say_killed(job)
         status = node.poll()
-        _end(node, job.cgroup_limit)
+        end_node(node, job.cgroup_limit)
     finally:
         killed = crippled or (status == -signal.SIGKILL and _kills(job.cgroup_limit) > 0)
         if job.cgroup_limit is not None:
@@ -126,9 +126,9 @@ def _cause(job: Job, status: int | None) -> int:
     """Ask the SuperLink why a node ended by itself; return the exit status."""
     if job.link:
         command = [sys.executable, "-m", "mest_fed.cli.superlink", job.link]
-        told = subprocess.run(command, check=False).returncode
-        if told != OK:
-            return told
+        answer = subprocess.run(command, check=False).returncode
+        if answer != OK:
+            return answer
     if status:
         raise MestFedError(f"the node ended with status {status}; what it said stands above")
     raise MestFedError(
@@ -153,7 +153,7 @@ def _end_with_parent() -> None:
 
 
 def _has_child(node: "subprocess.Popen[bytes]", cgroup_limit: CgroupLimit | None) -> bool:
-    """Say whether a child of the node lives: its SuperExec, without which no message is worked on.
+    """Return whether a child of the node runs: its SuperExec, which works on all messages.
 
     The kernel says that it has killed a process before that one is gone.
     """
@@ -169,8 +169,8 @@ def _kills(cgroup_limit: CgroupLimit | None) -> int:
     return 0 if cgroup_limit is None else cgroup_limit.group.kills()
 
 
-def _end(node: "subprocess.Popen[bytes]", cgroup_limit: CgroupLimit | None) -> None:
-    """End the node and all that it started: kindly, and then by force."""
+def end_node(node: "subprocess.Popen[bytes]", cgroup_limit: CgroupLimit | None) -> None:
+    """End a node and all that it started: by SIGTERM, and what still runs then by SIGKILL."""
     with suppress(ProcessLookupError):
         os.killpg(node.pid, signal.SIGTERM)
     end = time.monotonic() + PATIENCE
@@ -186,7 +186,7 @@ def _end(node: "subprocess.Popen[bytes]", cgroup_limit: CgroupLimit | None) -> N
 
 
 def _alive(node: "subprocess.Popen[bytes]") -> bool:
-    """Say whether any process of the node's session lives."""
+    """Return whether any process of the node's session still runs."""
     if node.poll() is None:
         return True
     with suppress(ChildProcessError):

@@ -11,8 +11,8 @@ from flwr.common.config import parse_config_args
 
 from mest_fed import cli
 from mest_fed.catalogue import MODELS
-from mest_fed.cli import plan
-from mest_fed.cli.baseline import Baseline, Weight
+from mest_fed.cli.baseline import Baseline, ProcessMemory
+from mest_fed.cli.planning import picture
 from mest_fed.client.capability import budget_of
 from mest_fed.config import RunConfig, to_flat
 from mest_fed.devices import load_profile, train_seconds, training_work
@@ -114,8 +114,8 @@ def test_the_step_time_in_words(says):
 @pytest.fixture
 def measured(monkeypatch):
     """Have a client take 200 MB before it trains, and 100 MB beside it."""
-    weights = Weight(200 * MB, 0, 0), Weight(0, 60 * MB, 0), Weight(0, 40 * MB, 0)
-    baseline = Baseline(*weights)
+    sizes = [(200 * MB, 0, 0), (0, 60 * MB, 0), (0, 40 * MB, 0)]
+    baseline = Baseline(*(ProcessMemory(*each) for each in sizes))
     for place in ("cli.planning.request", "cli.client"):
         monkeypatch.setattr(f"mest_fed.{place}.measure_baseline", lambda _: baseline)
     monkeypatch.setattr("mest_fed.cli.planning.request.kind_of_limit", lambda: "cgroup v2")
@@ -340,8 +340,8 @@ def test_the_picture(monkeypatch, capsys, tmp_path):
         draw(report, path)
         draw(report, path.with_suffix(".png"))
 
-    draw, file = plan._draw, tmp_path / "frontier.svg"
-    monkeypatch.setattr(plan, "_draw", draw_both)
+    draw, file = picture.draw_frontier, tmp_path / "frontier.svg"
+    monkeypatch.setattr(picture, "draw_frontier", draw_both)
     monkeypatch.setattr(sys, "argv", ["mest-fed", *SMALL, *TIGHT, "--picture", str(file), "--json"])
     with pytest.raises(SystemExit) as caught:
         cli.main()

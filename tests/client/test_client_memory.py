@@ -63,7 +63,7 @@ def test_a_measured_peak_that_is_none_is_refused(peak):
 def test_a_plan_is_made_once_and_kept(monkeypatch):
     context = context_of(CONFIG, budget="3MB")
     first = capability_of(task_of(CONFIG), context).plan
-    monkeypatch.setattr(mest_fed.client.capability, "_make", None)  # whoever plans again fails
+    monkeypatch.setattr(mest_fed.client.capability, "make_plan", None)  # to plan again fails
     again = context_of(CONFIG, budget="3MB", state=context.state)
     assert capability_of(task_of(CONFIG), again).plan == first
     with pytest.raises(TypeError):

@@ -9,13 +9,13 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import ray
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAdam, FedAvg
 from tiny_run import read_rows, read_summary, start, tiny_config
 
-from mest_fed.server.aggregation.averaging import MeanAggregator, SummedFedAvg, WorkerSums
+from mest_fed.server.aggregation.averaging import SummedFedAvg, WorkerSums
 from mest_fed.simulation.engine.executor import SerialExecutor
 from mest_fed.simulation.engine.flower import (
     NODE_UNAVAILABLE,
@@ -172,6 +172,7 @@ def test_summed_strategies_do_as_their_parents(stock, summed):
 def test_the_mean_of_whole_numbers_is_a_fraction_as_in_the_parent():
     counts = ArrayRecord({"seen": Array(np.array([0, 4]))})
     claim_identity(1)
+    grid, offered = EngineGrid(make_nodes(2), SerialExecutor(app)), []
     asked = Message(RecordDict(), 1000, "train")
 
     def replies():
@@ -180,9 +181,10 @@ def test_the_mean_of_whole_numbers_is_a_fraction_as_in_the_parent():
             metrics = MetricRecord({"num-examples": examples})
             yield Message(RecordDict({"a": record, "m": metrics}), reply_to=asked)
 
-    strategy = SummedFedAvg()
-    aggregator = strategy._aggregator = MeanAggregator("num-examples")
-    strategy._dtypes = {name: array.dtype for name, array in counts.items()}
+    strategy = SummedFedAvg(**options(2))
+    grid.sum_in_workers = offered.append
+    strategy.configure_train(1, counts, ConfigRecord(), grid)
+    (aggregator,) = offered
     (first, left), (second, other) = map(aggregator.map, replies())
     aggregator.finalize(first.add(second))
     summed, _ = strategy.aggregate_train(1, [left, other])
