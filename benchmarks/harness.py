@@ -60,8 +60,8 @@ def in_turn(
 ) -> dict[str, Timings]:
     """Time contestants alternately, so that what disturbs the machine disturbs all of them.
 
-    Every second round runs backwards: nobody always follows the same one. ``total`` is the sum
-    of the parts where a contestant gives parts, and the time of its call where it gives None.
+    Every second round runs backwards, so that none always follows the same one. ``total`` is the
+    sum of the parts where a contestant gives parts, and the time of its call where it gives None.
     """
     runs: dict[str, dict[str, list[float]]] = {name: {} for name in contestants}
     for number in range(-warm_up, repeats):

@@ -193,7 +193,7 @@ FORMATS: Registry[Callable[[Tensor], Packed]] = Registry(
     },
 )
 
-#: The planner's knobs, ``knob(limits)``, those of least harm first.
+#: The planner's knobs, ``knob(limits)``, the least costly first.
 KNOBS: Registry[Callable[..., Any]] = Registry(
     "memory.prefer",
     {

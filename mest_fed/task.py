@@ -136,10 +136,10 @@ class Task(TaskModel):
             If nothing fits a device; names it and the bytes that would do.
         """
         fleet = self.config.fleet
-        strangers = sorted(set(fleet.budget_bytes) - set(fleet.weights))
-        if strangers:
+        unknown = sorted(set(fleet.budget_bytes) - set(fleet.weights))
+        if unknown:
             raise InputError(
-                f"fleet.budgets names {strangers[0]}, which is not in the fleet; "
+                f"fleet.budgets names {unknown[0]}, which is not in the fleet; "
                 f"allowed: {', '.join(fleet.weights)}"
             )
         own = self.config.fleet.budget_bytes

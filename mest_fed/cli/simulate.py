@@ -121,7 +121,7 @@ def simulate(
 
 @contextmanager
 def ended_like_ctrl_c() -> Iterator[None]:
-    """Have a run that is told to end by SIGTERM leave a checkpoint, too."""
+    """Have a run that SIGTERM ends leave a checkpoint, too."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

@@ -72,7 +72,7 @@ def become_supervisor(job: Job, environment: dict[str, str]) -> NoReturn:
 
 
 def run_node(job: Job) -> int:
-    """Run a node until it ends or this process is told to stop.
+    """Run a node until it ends or a signal stops this process.
 
     A process of the node that the kernel kills for memory costs the round that it worked for. Only
     where it was one that the node cannot do without is it the end.

@@ -1,7 +1,7 @@
 """A device answers each message in a child process, so that the kernel's kill costs one round.
 
 When memory runs out the kernel kills the process that it finds worst. A child that offers itself is
-that one; its parent, which holds the connection to Flower's node, lives on and answers with an
+that one; its parent, which holds the connection to Flower's node, stays and answers with an
 error that says why.
 """
 
@@ -81,7 +81,7 @@ def _in_child(handler: Handler, message: Message, context: Context) -> Message:
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     finally:
         gc.unfreeze()
-        if status is None:  # this process is told to end
+        if status is None:  # a signal ends this process
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
     if status == -signal.SIGKILL:

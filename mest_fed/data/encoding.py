@@ -234,8 +234,8 @@ class Encoding:
             if array.ndim == 1 or (array.ndim == 3 and array.dtype == np.uint8):
                 array = array[:, None]  # grey images without their channel
             return array if array.dtype == np.uint8 else array.astype(np.float32, copy=False)
-        pieces = [self._feature(part, column) for column in columns]
-        return np.concatenate(pieces, axis=1, dtype=np.float32)
+        features = [self._feature(part, column) for column in columns]
+        return np.concatenate(features, axis=1, dtype=np.float32)
 
     def _feature(self, part: Part, column: Column) -> Values:
         """Return a column of a table as float32, shape ``(n, width)``."""
@@ -384,12 +384,12 @@ def _numeric(
     """Return which inputs of a table are numbers, and no categories; all of other data."""
     if not categories:
         return np.ones(width, dtype=bool)
-    pieces = []
+    found = []
     for column in columns:
         kinds = categories.get(column.name)
         each = int(np.prod(column.values.shape[1:])) if kinds is None else len(kinds)
-        pieces.append(np.full(each, kinds is None))
-    return np.concatenate(pieces)
+        found.append(np.full(each, kinds is None))
+    return np.concatenate(found)
 
 
 def _statistics(inputs: Values) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -26,7 +26,7 @@ SAVED_STEPS = ("fp32", "fp16", "int8")
 
 
 def cost_order(batch_statistics: bool = False) -> tuple[str, ...]:
-    """Return the registered knobs, least harm first.
+    """Return the registered knobs, the least costly first.
 
     The order is by what each costs in short runs (docs/figures.md). Releasing gradients is exact
     and free. Smaller micro-batches are exact where no statistics are taken over a batch, and cost
@@ -55,7 +55,7 @@ class Knob:
     pull: Callable[[TrainingShape, Any], TrainingShape]
 
     def step_of(self, shape: TrainingShape) -> int:
-        """Return at which of its steps the knob is in a shape; 0 is what was wished.
+        """Return at which of its steps the knob is in a shape; 0 is what is requested.
 
         The last where none leads there: another knob changed the same part.
         """
@@ -65,7 +65,7 @@ class Knob:
 
 @dataclass(frozen=True)
 class PlanLimits:
-    """What is wished for, and how far each knob may go.
+    """What is requested, and how far each knob may go.
 
     Parameters
     ----------
@@ -170,13 +170,13 @@ Steps = tuple[Sequence[Any], Callable[[TrainingShape, Any], TrainingShape]]
 
 def release_gradients(limits: PlanLimits) -> Steps:
     """Have the optimizer take gradients in during backward, if it can."""
-    wished = limits.shape.memory.release_gradients
+    requested = limits.shape.memory.release_gradients
     steps = (False, True) if limits.shape.can_release else (False,)
-    return _from(wished, steps), _saving("release_gradients")
+    return _from(requested, steps), _saving("release_gradients")
 
 
 def recompute(limits: PlanLimits) -> Steps:
-    """Recompute; without segments there are none to recompute, unless that is wished."""
+    """Recompute; without segments there are none to recompute, unless that is requested."""
     steps = RECOMPUTE if limits.segments else RECOMPUTE[:-1]
     return _from(limits.shape.memory.recompute, steps), _saving("recompute")
 
@@ -212,9 +212,9 @@ def momentum(limits: PlanLimits) -> Steps:
     return _from(limits.shape.momentum, (True, False)), _part("momentum")
 
 
-def _from(wished: Any, steps: Sequence[Any]) -> Sequence[Any]:
-    """Return the steps from what is wished on; a limits that is no step stands alone."""
-    return steps[steps.index(wished) :] if wished in steps else (wished,)
+def _from(requested: Any, steps: Sequence[Any]) -> Sequence[Any]:
+    """Return the steps from the requested one on; one that is no step stands alone."""
+    return steps[steps.index(requested) :] if requested in steps else (requested,)
 
 
 def _saving(name: str) -> Callable[[TrainingShape, Any], TrainingShape]:
@@ -243,21 +243,21 @@ class Planner:
     setting : TrainingSetup
         The method, and what else is charged.
     limits : PlanLimits
-        What is wished for, and how far knobs may go.
+        What is requested, and how far knobs may go.
     """
 
     def __init__(self, trace: ModelTrace, setting: TrainingSetup, limits: PlanLimits) -> None:
         self.trace, self.setting, self.limits = trace, setting, limits
 
     def plan(self, budget: int, preference: Sequence[str] | None = None) -> Plan:
-        """Return the plan of least harm within a budget.
+        """Return the least costly plan within a budget.
 
         Parameters
         ----------
         budget : int
             Bytes that training may add to the process.
         preference : sequence of str, optional
-            Knobs, least harm first; the limits's own by default.
+            Knobs, the least costly first; by default those of the limits.
 
         Raises
         ------

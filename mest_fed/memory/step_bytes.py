@@ -138,7 +138,7 @@ def step_bytes(model: nn.Module, shape: TrainingShape, options: StepOptions) -> 
     Parameters
     ----------
     model : nn.Module
-        A meta model at its peak of live weights; it is used up.
+        A meta model at its peak of active weights; it is used up.
     shape : TrainingShape
         What is trained, and how.
     options : StepOptions
@@ -256,7 +256,7 @@ def measured_step(
     Parameters
     ----------
     meta_model : nn.Module
-        On the meta device, at its peak of live weights; stays as it is.
+        On the meta device, at its peak of active weights; stays as it is.
     input_shape : tuple of int
         Of one input.
     shape : TrainingShape
@@ -311,6 +311,6 @@ def _real(meta_model: nn.Module) -> nn.Module:
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype))
         if isinstance(module, SparseLayer):
-            live = torch.arange(len(module.slots), dtype=torch.int32)
-            module.slots = live * module.layout.variants
+            active = torch.arange(len(module.slots), dtype=torch.int32)
+            module.slots = active * module.layout.variants
     return meta_model

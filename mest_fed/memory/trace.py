@@ -121,10 +121,10 @@ class ModelTrace:
         """One input."""
         return self.input_dtype.itemsize * math.prod(self.input_shape)
 
-    def at(self, live: Mapping[str, int]) -> nn.Module:
-        """Return a meta model whose sparse layers have so many live granules, by layer."""
+    def at(self, active: Mapping[str, int]) -> nn.Module:
+        """Return a meta model whose sparse layers have so many active granules, by layer."""
         model = meta_model_of(self.meta_model)
-        for name, count in live.items():
+        for name, count in active.items():
             layer = model.get_submodule(name)
             assert isinstance(layer, SparseLayer)
             values = torch.empty(count, layer.layout.width, device="meta")
@@ -285,7 +285,7 @@ def _blocked_copies(given: Any, weight: Tensor, made: Any) -> int:
     """Reckon what oneDNN takes to bring operands into its blocked forms.
 
     That is a copy of each activation and of the weight, and two of a weight that is turned (as one
-    that lives in its input channels is). Reckoned so as to fit measurements.
+    of a layer that is sparse in its input channels is). Reckoned so as to fit measurements.
     """
     results = made if isinstance(made, tuple | list) else (made,)
     tensors = [t for t in (*given, *results) if isinstance(t, Tensor) and t.dim() == 4]
@@ -308,8 +308,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Parameters
     ----------
-    hidden : OperatorOverhead
-        Knows what operators take for themselves.
+    overhead : OperatorOverhead
+        Computes the workspace that operators allocate internally.
 
     Attributes
     ----------
@@ -317,9 +317,9 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         Bytes by kind at the peak since :meth:`begin`.
     """
 
-    def __init__(self, hidden: OperatorOverhead) -> None:
+    def __init__(self, overhead: OperatorOverhead) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._hidden = hidden
+        self._overhead = overhead
         self._live: dict[int, tuple[str, int]] = {}
         self._watched: dict[int, weakref.ref[Any]] = {}
         self._now: Bytes = Counter()
@@ -358,7 +358,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 storage = tensor.untyped_storage()
                 if storage._cdata not in self._live:
                     self._add(storage)
-        self._compare(self._hidden.while_running(func.name(), args, result))
+        self._compare(self._overhead.while_running(func.name(), args, result))
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
@@ -372,12 +372,12 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._now[kind] -= size
         del self._watched[key]
 
-    def _compare(self, hidden: int) -> None:
-        hidden += self._hidden.kept
-        total = self._now.total() + hidden
+    def _compare(self, overhead: int) -> None:
+        overhead += self._overhead.kept
+        total = self._now.total() + overhead
         if total > self._most:
             self._most, self.peak = total, self._now.copy()
-            self.peak[WORK] += hidden
+            self.peak[WORK] += overhead
 
 
 class FusedAttention(TorchFunctionMode):

@@ -210,7 +210,7 @@ class CgroupLimit:
         Raises
         ------
         MestFedError
-            If other processes still live in the group.
+            If other processes still run in the group.
         """
         if self.delegated:
             with suppress(OSError):  # one with children of its own keeps it

@@ -65,7 +65,7 @@ class MemoryLimit:
         Raises
         ------
         MestFedError
-            If other processes still live in the group.
+            If other processes still run in the group.
         """
         self.undo()
 

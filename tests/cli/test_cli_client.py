@@ -250,7 +250,7 @@ def test_texts_in_a_node_config(text):
     assert parse_config_args([write_node_config(values)]) == values
 
 
-def test_what_cannot_be_weighed(fails, monkeypatch):
+def test_processes_that_cannot_be_measured(fails, monkeypatch):
     def broken(_):
         raise MestFedError("flwr-clientapp cannot be imported: no such thing")
 

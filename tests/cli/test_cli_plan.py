@@ -20,7 +20,7 @@ from mest_fed.memory import read_plan
 from mest_fed.memory.planner import cost_order
 from mest_fed.nn import Reason, Sparsity, build_model
 from mest_fed.rng import torch_generator
-from mest_fed.simulation.peak_measurement import Probe
+from mest_fed.simulation.peak_measurement import PeakMeasurement
 from mest_fed.simulation.settings import resolve
 from mest_fed.simulation.simulate import open_run
 from mest_fed.system.limits import MemoryLimit
@@ -200,7 +200,9 @@ def tiny(tmp_path_factory):
 def test_the_plans_of_a_configuration_are_those_of_its_simulation(
     says, tiny, tmp_path_factory, monkeypatch
 ):
-    monkeypatch.setattr(Probe, "start", lambda *_: Probe(None))  # measures no memory
+    monkeypatch.setattr(
+        PeakMeasurement, "start", lambda *_: PeakMeasurement(None)
+    )  # measures no memory
     table = json.loads(says("plan", str(tiny), "--json"))
     planned = {device["device"]: device for device in table["devices"]}
     folder = tmp_path_factory.mktemp("run") / "run"

@@ -66,7 +66,7 @@ def test_a_data_set_without_files_is_nowhere_else(tmp_path):
         of_node(context_of(CONFIG, 1, data=own_file(tmp_path)))
 
 
-def test_own_examples_that_do_not_fit_are_told(tmp_path):
+def test_own_examples_that_do_not_fit_are_named(tmp_path):
     config = small_config(data={"name": "cifar10"})
     context = context_of(config, data=own_file(tmp_path))
     del context.node_config["partition-id"]
@@ -115,7 +115,7 @@ def test_a_wrong_node_config(node, message):
         capability(**node)
 
 
-def test_what_the_server_is_told():
+def test_what_a_client_reports():
     reply = app(Message(RecordDict(), NODE_ID, "query"), context_of(CONFIG, 2, device="rpi-4"))
     assert list(reply.content) == ["capability"]
     told = dict(reply.content["capability"])

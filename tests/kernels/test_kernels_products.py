@@ -91,7 +91,7 @@ def test_empty_rows_and_columns(plane):
 
 @compiled
 @pytest.mark.parametrize("plane", PLANES)
-def test_gradients_that_nobody_asks_for_are_not_made(plane):
+def test_unused_gradients_are_not_computed(plane):
     sizes = Sizes((4, 3, 3, 3), Strips(2), (2, 3, 6, 6))
     case = sizes.case(9, whole=True)
     y, dx, dvalues, dbias = case.gradients(every(plane))

@@ -9,8 +9,8 @@ TINY = (1, 6, 6)
 SMALL = (1, 8, 8)
 
 
-class NothingHidden:
-    """Operators that take nothing for themselves: what they take is calibrated, not counted."""
+class NoOverhead:
+    """Operators without workspace: theirs is calibrated, not counted."""
 
     kept = 0
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from memory_cases import NothingHidden
+from memory_cases import NoOverhead
 from saving_cases import MODELS, data, resnet
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -21,7 +21,7 @@ IMAGE = (1, 6, 6)
 @pytest.fixture(autouse=True)
 def nothing_hidden(monkeypatch):
     """Leave out what operators are reckoned to take for themselves: it is calibrated elsewhere."""
-    monkeypatch.setattr(steps, "OperatorOverhead", NothingHidden)
+    monkeypatch.setattr(steps, "OperatorOverhead", NoOverhead)
 
 
 def bytes_of(model, micro_batch, batch, memory=None, *, momentum=True, image=IMAGE, **options):
@@ -122,7 +122,7 @@ def kept_by_the_trace(model, count, memory):
     model = meta_model_of(model)
     images = torch.empty(count, 1, 8, 8, device="meta")
     labels = torch.empty(count, dtype=torch.int64, device="meta")
-    with LiveBytes(NothingHidden()) as active, memory_saving(model, memory) as forward:
+    with LiveBytes(NoOverhead()) as active, memory_saving(model, memory) as forward:
         active.mark((*model.parameters(), *model.buffers()), "values")
         active.mark((images, labels), "batch")
         loss = cross_entropy(forward(images), labels, reduction="sum")

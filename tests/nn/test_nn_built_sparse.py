@@ -84,7 +84,7 @@ def test_a_shell_and_a_state_are_the_model(scheme, norm):
     assert torch.equal(ours.eval()(x), model.eval()(x))
 
 
-def test_nothing_lives_in_a_shell():
+def test_nothing_is_active_in_a_shell():
     ours = shell()
     layers = [module for module in ours.modules() if isinstance(module, SparseLayer)]
     assert len(layers) == 6

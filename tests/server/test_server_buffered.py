@@ -273,7 +273,7 @@ def test_a_period_without_replies_changes_nothing():
     assert grid.now == 20.0
 
 
-def test_periods_pass_when_nobody_is_there():
+def test_periods_pass_without_available_devices():
     strategy = semi_synchronous()
     grid = TimedGrid(strategy, dict.fromkeys(NODES, 0.0), train=lambda *_: "away")
     play(strategy, grid, 2)

@@ -25,7 +25,7 @@ from mest_fed.simulation.engine.flower import (
 )
 from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import TaskResult, make_nodes
-from mest_fed.simulation.peak_measurement import Probe
+from mest_fed.simulation.peak_measurement import PeakMeasurement
 from mest_fed.simulation.simulate import open_run
 
 pytestmark = [
@@ -70,7 +70,7 @@ def test_none_one_and_two_workers_end_with_the_same_bits(session, kind, tmp_path
     assert {"ok", "late"} <= statuses
     for workers in (1, 2):
         folder = tmp_path / str(workers)
-        with patch.object(Probe, "start", lambda *_: Probe(None)):
+        with patch.object(PeakMeasurement, "start", lambda *_: PeakMeasurement(None)):
             open_run("tiny", config, folder, resume=False).run(workers)
         assert read_rows(folder, "clients") == read_rows(serial, "clients")
         expected = read_summary(serial)["model_sha256"]

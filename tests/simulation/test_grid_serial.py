@@ -121,7 +121,7 @@ def test_a_client_that_exits_or_returns_nothing_gives_an_error(grid: EngineGrid)
     assert second.error.reason == "TypeError: the ClientApp returned a NoneType, not a Message"
 
 
-def test_a_message_to_nobody_gives_an_error(grid: EngineGrid) -> None:
+def test_a_message_to_an_unknown_node_gives_an_error(grid: EngineGrid) -> None:
     (reply,) = grid.send_and_receive([Message(model(), 7, "train")])
     assert (reply.error.code, reply.error.reason) == (5, "there is no node 7")
 

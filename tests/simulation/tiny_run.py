@@ -11,7 +11,7 @@ import torch
 from mest_fed.config import from_table
 from mest_fed.memory import footprint
 from mest_fed.memory.planner import ends, needed
-from mest_fed.simulation.peak_measurement import Probe
+from mest_fed.simulation.peak_measurement import PeakMeasurement
 from mest_fed.simulation.simulate import open_run
 from mest_fed.simulation.trackers.progress import Observers
 from mest_fed.task import Task
@@ -91,7 +91,7 @@ def start(folder, config=None, *, resume=False, display=None):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the work is too small for two
     try:
-        with patch.object(Probe, "start", lambda *_: Probe(None)):
+        with patch.object(PeakMeasurement, "start", lambda *_: PeakMeasurement(None)):
             return open_run("tiny", config, Path(folder), resume=resume, observer=shown).run(0)
     finally:
         torch.set_num_threads(threads)

@@ -36,7 +36,7 @@ _SHARED_PART = 0.3
 _SHARED_BYTES = (80 << 20, 10**10)
 #: Of Ray's processes, by their environment. The names that Ray gives them stay out of that. No
 #: worker starts before it is asked for: where one such dies, ``ray.init`` would wait for ever. One
-#: that dies before it has told Ray of itself is missed after 30 s instead of 60.
+#: that dies before it has registered with Ray is missed after 30 s instead of 60.
 _OPTIONS = {
     "SPT_NOENV": "1",
     "RAY_prestart_worker_first_driver": "0",

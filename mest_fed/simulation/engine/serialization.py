@@ -196,7 +196,7 @@ Fingerprint = tuple[tuple[str, str, tuple[int, ...], str, int], ...]
 
 
 def fingerprint(record: ArrayRecord) -> Fingerprint:
-    """Return what two records have in common that hold the same bytes, as long as those live.
+    """Return what two records have in common that hold the same bytes, as long as those exist.
 
     Each message has a record of its own, so that the records themselves tell nothing.
     """

@@ -20,7 +20,7 @@ log = getLogger(__name__)
 
 @runtime_checkable
 class Observer(Protocol):
-    """Told of a run's progress: a display, or a tracker of its rows."""
+    """Receives a run's progress: a display, or a tracker of its rows."""
 
     def begin(self, config: RunConfig, name: str, done: Sequence[Row]) -> None:
         """Start.
@@ -45,7 +45,7 @@ class Observer(Protocol):
 
 
 class Observers:
-    """Several observers as one, told in their order.
+    """Several observers as one, called in their order.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class FaultTolerantTracker:
     name : str
         What the warning calls it.
     observer : Observer
-        Ended at its first exception and told nothing any more. What is no ``Exception``, such as
+        Ended at its first exception and not called again. What is no ``Exception``, such as
         Ctrl-C, passes.
     """
 
