@@ -141,7 +141,7 @@ def keep_memory() -> None:
     to the system at once. Both sides gain the same milliseconds. Does nothing beside glibc.
     """
     trim_threshold, mmap_threshold = -1, -3  # malloc.h
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError):  # without glibc
         library = ctypes.CDLL("libc.so.6")
         library.mallopt(mmap_threshold, 2**30)
         library.mallopt(trim_threshold, 2**31 - 1)

@@ -148,7 +148,7 @@ def _say_killed(job: Job) -> None:
 
 def _end_with_parent() -> None:
     """Have the kernel tell this new process to stop when its parent has ended (Linux)."""
-    with suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError):  # another system than Linux
         ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
 
 
@@ -171,16 +171,16 @@ def _kills(cgroup_limit: CgroupLimit | None) -> int:
 
 def end_node(node: "subprocess.Popen[bytes]", cgroup_limit: CgroupLimit | None) -> None:
     """End a node and all that it started: by SIGTERM, and what still runs then by SIGKILL."""
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError):  # all of its processes have ended
         os.killpg(node.pid, signal.SIGTERM)
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end and _alive(node):
         time.sleep(0.05)
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError):  # as above
         os.killpg(node.pid, signal.SIGKILL)
     for pid in cgroup_limit.group.processes() if cgroup_limit is not None else ():
         if pid != os.getpid():
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError):  # it has ended
                 os.kill(pid, signal.SIGKILL)
     node.wait()
 
@@ -189,7 +189,7 @@ def _alive(node: "subprocess.Popen[bytes]") -> bool:
     """Return whether any process of the node's session still runs."""
     if node.poll() is None:
         return True
-    with suppress(ChildProcessError):
+    with suppress(ChildProcessError):  # none of the session is a child of this process
         while os.waitpid(-node.pid, os.WNOHANG)[0]:
             pass
     try:
@@ -204,7 +204,7 @@ def _adopt_orphans() -> None:
 
     In a container no other process may do so, and an ended process without a parent looks alive.
     """
-    with suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError):  # another system than Linux
         ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
 
 

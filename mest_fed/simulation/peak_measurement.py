@@ -6,7 +6,6 @@ import os
 import platform
 import subprocess
 import sys
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -168,11 +167,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
+    main()
 
 
 #: What of a configuration the memory of a round depends on, beside its plan.
@@ -271,7 +266,7 @@ def _hash(facts: Mapping[str, Any]) -> str:
 def _cached(key: str) -> int | None:
     try:
         return int(_file(key).read_text(encoding="utf-8"))
-    except (OSError, ValueError, InputError):
+    except (OSError, ValueError, InputError):  # it was not measured, or the cache is unusable
         return None
 
 

@@ -112,6 +112,7 @@ def _csv_row(path: Path, number: int, cells: Sequence[str], width: int) -> Row:
 
 
 def _number(cell: str) -> float | None:
+    """Return the number of a cell, or None, which the row's check refuses."""
     try:
         return None if "_" in cell else float(cell)
     except ValueError:

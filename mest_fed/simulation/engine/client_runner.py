@@ -281,7 +281,7 @@ def _aggregator(
         return outcome, None
     try:
         partial, reply = aggregator.map(outcome.reply)
-    except Exception as error:
+    except Exception as error:  # an aggregator of a user's strategy may raise anything
         reply = error_reply(
             job.message, APP_RAISED, f"its reply cannot be summed: {one_line(error)}"
         )

@@ -181,6 +181,6 @@ def _knock(address: str) -> None:
 def _last_cluster() -> str:
     """Return the address of the cluster that ``ray start`` started here last, or nothing."""
     folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    with suppress(OSError):
+    with suppress(OSError):  # no cluster was started here
         return (Path(folder) / "ray" / "ray_current_cluster").read_text(encoding="utf-8").strip()
     return ""

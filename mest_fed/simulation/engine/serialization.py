@@ -70,7 +70,7 @@ class SharedMemory:
             descriptor = os.open(address.path, os.O_RDWR)
         except OSError:
             return None
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError):  # another file than ours has this name
             if os.pread(descriptor, _TOKEN_BYTES, 0) == address.token:
                 return cls(descriptor)
         os.close(descriptor)

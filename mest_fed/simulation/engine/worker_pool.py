@@ -47,7 +47,7 @@ def keep_freed_memory() -> None:
     By default arrays of a megabyte go back to the system at once, and the next client's touch new
     pages, each of which costs a fault.
     """
-    with suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError):  # without glibc
         library = ctypes.CDLL("libc.so.6")
         library.mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
         library.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)

@@ -1,6 +1,6 @@
 """Observers of a run's progress, and how several are combined."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from logging import getLogger
 from typing import Protocol, runtime_checkable
@@ -90,32 +90,27 @@ class FaultTolerantTracker:
 
     def begin(self, config: RunConfig, name: str, done: Sequence[Row]) -> None:
         """Start it."""
-        if self._observer is not None:
-            try:
-                self._observer.begin(config, name, done)
-            except Exception as error:
-                self._drop(error)
+        self._call(lambda observer: observer.begin(config, name, done))
 
     def round_done(self, row: Row) -> None:
         """Give it a round's row."""
-        if self._observer is not None:
-            try:
-                self._observer.round_done(row)
-            except Exception as error:
-                self._drop(error)
+        self._call(lambda observer: observer.round_done(row))
 
     def end(self) -> None:
         """Stop it."""
+        self._call(lambda observer: observer.end())
+
+    def _call(self, method: Callable[[Observer], None]) -> None:
         if self._observer is not None:
             try:
-                self._observer.end()
-            except Exception as error:
+                method(self._observer)
+            except Exception as error:  # another tool's code may raise anything
                 self._drop(error)
 
     def _drop(self, error: Exception) -> None:
         observer, self._observer = self._observer, None
         if observer is not None:
-            with suppress(Exception):
+            with suppress(Exception):  # it has failed already, which the warning says
                 observer.end()
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         log.warning("%s stopped (%s); the run goes on without it", self._name, reason)
