@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mest_fed.kernels import torch_threads
 from mest_fed.kernels.native import scratch_of
 from mest_fed.memory.meter import warm_up
 from mest_fed.nn import ModelSpec, SparseLayer, model_spec
@@ -188,13 +189,9 @@ def _scratch(model: nn.Module, input_shape: tuple[int, ...], input_dtype: torch.
     """Measure what the kernels of a thread take for a model, beyond what a warm-up takes."""
     twin = copy.deepcopy(model).train()
     images = torch.zeros(_SCRATCH_IMAGES, *input_shape, dtype=input_dtype)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         taken = scratch_of(lambda: twin(images).sum().backward())
         return max(0, taken - _warmed_up())
-    finally:
-        torch.set_num_threads(before)
 
 
 @cache

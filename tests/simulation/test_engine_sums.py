@@ -28,11 +28,6 @@ from mest_fed.simulation.engine.interfaces import TaskResult, make_nodes
 from mest_fed.simulation.peak_measurement import PeakMeasurement
 from mest_fed.simulation.simulate import open_run
 
-pytestmark = [
-    # Ray leaves open what its processes write to, and drops their handles while they run.
-    pytest.mark.filterwarnings("ignore:unclosed file .*/dev/null.*:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
-]
 logging.getLogger("flwr").setLevel(logging.ERROR)
 
 FLEET = {"devices": 12, "mix": "rpi-4:2, rpi-zero-2w:1, jetson-nano:1", "deadline": 0.0185}

@@ -22,12 +22,7 @@ from mest_fed.simulation.engine.executor import Executor, SerialExecutor, make_e
 from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import make_nodes
 
-pytestmark = [
-    pytest.mark.ray,
-    # Ray leaves open what its processes write to, and drops their handles while they run.
-    pytest.mark.filterwarnings("ignore:unclosed file .*/dev/null.*:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
-]
+pytestmark = pytest.mark.ray
 logging.getLogger("flwr").setLevel(logging.ERROR)
 
 NUM_NODES = 21

@@ -18,6 +18,7 @@ from flwr.serverapp.strategy import FedAvg, Result
 from grid_apps import app, model, to_all
 
 from mest_fed.errors import InputError
+from mest_fed.kernels import torch_threads
 from mest_fed.simulation.engine.executor import SerialExecutor, make_executor
 from mest_fed.simulation.engine.flower import run_server_app
 from mest_fed.simulation.engine.grid import EngineGrid
@@ -127,13 +128,9 @@ def test_a_message_to_an_unknown_node_gives_an_error(grid: EngineGrid) -> None:
 
 
 def test_torch_has_its_threads_back_after_a_client(grid: EngineGrid) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    with torch_threads(2):
         list(grid.send_and_receive(to_all(grid, model(), "train")))
         assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_pushed_messages_run_at_the_next_pull(grid: EngineGrid) -> None:

@@ -146,8 +146,6 @@ def test_a_resumed_run_takes_its_own_table_and_times_nothing(mixed, tmp_path, ti
 @pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.filterwarnings("ignore:unclosed file .*/dev/null.*:ResourceWarning")
-@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_workers_compute_with_the_same_table(mixed, tmp_path, timer, monkeypatch):
     monkeypatch.setattr(PeakMeasurement, "start", lambda *_: PeakMeasurement(None))

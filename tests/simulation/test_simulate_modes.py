@@ -76,8 +76,6 @@ def test_a_run_that_was_stopped_twice(whole, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.filterwarnings("ignore:unclosed file .*/dev/null.*:ResourceWarning")
-@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_one_worker_gives_the_same_run(tmp_path, monkeypatch):
     config = config_of("buffered")
