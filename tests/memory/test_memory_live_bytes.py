@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from memory_cases import NoOverhead
 
-from mest_fed.memory.trace import WORK, LiveBytes, in_memory
+from mest_fed.memory.live_bytes import WORK, LiveBytes, in_memory
 
 
 def counting(overhead=None):

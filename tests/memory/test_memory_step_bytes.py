@@ -10,8 +10,9 @@ from torch.nn.functional import cross_entropy
 
 from mest_fed.memory import MemoryOptions, TrainingShape, memory_saving
 from mest_fed.memory import step_bytes as steps
+from mest_fed.memory.live_bytes import LiveBytes
 from mest_fed.memory.step_bytes import StepOptions, UntraceableError, step_bytes
-from mest_fed.memory.trace import LiveBytes, meta_model_of
+from mest_fed.memory.trace import meta_model_of
 from mest_fed.nn import SparseLayer
 from mest_fed.nn.dense import Conv2d
 
