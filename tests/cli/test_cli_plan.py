@@ -17,7 +17,7 @@ from mest_fed.client.capability import budget_of
 from mest_fed.config import RunConfig, to_flat
 from mest_fed.devices import load_profile, train_seconds, training_work
 from mest_fed.memory import read_plan
-from mest_fed.memory.planner import cost_order
+from mest_fed.memory.knobs import cost_order
 from mest_fed.nn import Reason, Sparsity, build_model
 from mest_fed.rng import torch_generator
 from mest_fed.simulation.peak_measurement import PeakMeasurement

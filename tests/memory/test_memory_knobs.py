@@ -15,7 +15,7 @@ from mest_fed.memory import (
     MemoryOptions,
     PlanLimits,
 )
-from mest_fed.memory.planner import cost_order
+from mest_fed.memory.knobs import cost_order
 
 COST_ORDER = cost_order()
 

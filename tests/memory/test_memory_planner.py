@@ -12,7 +12,8 @@ from planner_cases import EVEN, LIMITS, SHAPE, Costs, costs, everything, made_up
 from mest_fed.errors import BudgetError, InputError
 from mest_fed.memory import MemoryOptions
 from mest_fed.memory import planner as planning
-from mest_fed.memory.planner import UNCERTAINTY, cost_order, needed
+from mest_fed.memory.knobs import cost_order
+from mest_fed.memory.planner import UNCERTAINTY, needed
 
 COST_ORDER = cost_order()
 orders = st.permutations(COST_ORDER).map(tuple)

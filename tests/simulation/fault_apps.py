@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 
 import mest_fed.client.app
 import mest_fed.task_data
-from mest_fed.simulation.engine.serialization import SharedMemory
+from mest_fed.simulation.engine.shared_memory import SharedMemory
 
 #: In which round.
 HELD_ROUND = 2
