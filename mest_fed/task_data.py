@@ -41,13 +41,8 @@ class TaskData:
 
     Parameters
     ----------
-    config : RunConfig
-        The run.
-    data : DataSplit, optional
-        Training and central test data; by default the configuration's data set, which is loaded
-        when it is used.
-    partitions : sequence of arrays, optional
-        Training examples of each device; by default as the configuration shares them out.
+    config, data, partitions
+        As for :class:`~mest_fed.task.Task`.
     """
 
     def __init__(

@@ -35,14 +35,8 @@ class TaskModel(TaskData):
 
     Parameters
     ----------
-    config : RunConfig
-        The run.
-    data : DataSplit, optional
-        As :class:`TaskData` takes it.
-    partitions : sequence of arrays, optional
-        As :class:`TaskData` takes it.
-    choices : Choices, optional
-        Implementations of the model's sparse layers; by default those of the rule.
+    config, data, partitions, choices
+        As for :class:`~mest_fed.task.Task`.
     """
 
     def __init__(
