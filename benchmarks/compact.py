@@ -21,13 +21,12 @@ from harness import (
     in_turn,
     keep_memory,
     software,
-    torch_threads,
     write_json,
 )
 from torch import Tensor
 
 from mest_fed.kernels import compact_reference as by_torch
-from mest_fed.kernels import variant
+from mest_fed.kernels import torch_threads, variant
 from mest_fed.kernels.compact import dequantise, pack_nonzeros, quantise, unpack_nonzeros
 from mest_fed.rng import torch_generator
 

@@ -12,8 +12,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -60,8 +59,8 @@ def in_turn(
 ) -> dict[str, Timings]:
     """Time contestants alternately, so that what disturbs the machine disturbs all of them.
 
-    Every second round runs backwards: nobody always follows the same one. ``total`` is the sum
-    of the parts where a contestant gives parts, and the time of its call where it gives None.
+    Every second round runs backwards, so that none always follows the same one. ``total`` is the
+    sum of the parts where a contestant gives parts, and the time of its call where it gives None.
     """
     runs: dict[str, dict[str, list[float]]] = {name: {} for name in contestants}
     for number in range(-warm_up, repeats):
@@ -141,20 +140,7 @@ def keep_memory() -> None:
     to the system at once. Both sides gain the same milliseconds. Does nothing beside glibc.
     """
     trim_threshold, mmap_threshold = -1, -3  # malloc.h
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError):  # without glibc
         library = ctypes.CDLL("libc.so.6")
         library.mallopt(mmap_threshold, 2**30)
         library.mallopt(trim_threshold, 2**31 - 1)
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Let torch, and what shares its OpenMP runtime, compute on ``count`` threads."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

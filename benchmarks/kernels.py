@@ -41,7 +41,6 @@ from harness import (
     in_turn,
     keep_memory,
     software,
-    torch_threads,
     write_json,
 )
 from layer_shapes import LAYERS
@@ -50,6 +49,7 @@ from torch import Tensor, nn
 from tuned import set_kernels
 
 from mest_fed.errors import InputError
+from mest_fed.kernels import torch_threads
 from mest_fed.nn import SparseConv2d, SparseLayer, SparseLinear
 from mest_fed.rng import torch_generator
 from mest_fed.sparsity import layout_for, magnitude_mask

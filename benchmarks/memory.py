@@ -81,7 +81,7 @@ def goals(runs: int) -> Iterator[Row]:
                 found[name].append(measured(case, trimmed=trimmed))
         for size in map(str, micro_batches):
             title = f"{base.model}, batch {base.batch}, micro-batch {size}, block 0.1, batch norm"
-            yield _row("goals", title, found[size], found["dense"], found["trimmed"])
+            yield comparison_row("goals", title, found[size], found["dense"], found["trimmed"])
 
 
 def options(runs: int) -> Iterator[Row]:
@@ -108,16 +108,17 @@ def options(runs: int) -> Iterator[Row]:
     reference = [measured(plain, trimmed=True) for _ in range(runs)]
     for title, case in tried.items():
         ours = [measured(case, trimmed=True) for _ in range(runs)]
-        yield _row("options", title, ours, reference)
+        yield comparison_row("options", title, ours, reference)
 
 
-def _row(
+def comparison_row(
     part: str,
     name: str,
     ours: Sequence[Mapping[str, Any]],
     peer: Sequence[Mapping[str, Any]],
     trimmed: Sequence[Mapping[str, Any]] | None = None,
 ) -> Row:
+    """Compare runs of ours and of the peer; ``trimmed``: the peer with freed memory given back."""
     mine, other = _megabytes(ours), _megabytes(peer)
     row: Row = {
         "part": part,

@@ -27,11 +27,12 @@ from functools import partial
 import torch
 from amdahl import clocked_step, modelled_limits, operations
 from command_line import Parser, collect, positive, run, share, show
-from harness import Row, compare, in_turn, keep_memory, software, torch_threads, write_json
+from harness import Row, compare, in_turn, keep_memory, software, write_json
 from layer_clock import LayerClock
 from train_contestants import dense, ours
 from tuned import set_kernels
 
+from mest_fed.kernels import torch_threads
 from mest_fed.nn import SparseLayer, build_model, sparsifiable
 from mest_fed.rng import torch_generator
 from mest_fed.sparsity import layout_for

@@ -193,17 +193,17 @@ FORMATS: Registry[Callable[[Tensor], Packed]] = Registry(
     },
 )
 
-#: The planner's knobs, ``knob(limits)``, those of least harm first.
+#: The planner's knobs, ``knob(limits)``, the least costly first.
 KNOBS: Registry[Callable[..., Any]] = Registry(
     "memory.prefer",
     {
-        "release_gradients": "mest_fed.memory.planner:release_gradients",
-        "micro_batch": "mest_fed.memory.planner:micro_batch",
-        "recompute": "mest_fed.memory.planner:recompute",
-        "saved": "mest_fed.memory.planner:saved",
-        "density": "mest_fed.memory.planner:density",
-        "frozen": "mest_fed.memory.planner:frozen",
-        "momentum": "mest_fed.memory.planner:momentum",
+        "release_gradients": "mest_fed.memory.knobs:release_gradients",
+        "micro_batch": "mest_fed.memory.knobs:micro_batch",
+        "recompute": "mest_fed.memory.knobs:recompute",
+        "saved": "mest_fed.memory.knobs:saved",
+        "density": "mest_fed.memory.knobs:density",
+        "frozen": "mest_fed.memory.knobs:frozen",
+        "momentum": "mest_fed.memory.knobs:momentum",
     },
 )
 

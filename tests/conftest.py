@@ -4,6 +4,7 @@ import os
 import signal
 import tempfile
 
+import pytest
 import torch
 
 # The tensors here are too small to share among threads, and machines are busy.
@@ -16,3 +17,20 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Measured peaks and decoded data are cached; what an earlier run left there shall decide nothing.
 _cache = tempfile.TemporaryDirectory(prefix="mest-fed-tests-")
 os.environ["XDG_CACHE_HOME"] = _cache.name
+
+#: Ray leaves open what its processes write to, and drops their handles while they run. Python warns
+#: of either when it finds them, perhaps in a later test of the file.
+LEFT_BY_RAY = (
+    "ignore:unclosed file .*/dev/null.*:ResourceWarning",
+    "ignore:subprocess .* is still running:ResourceWarning",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Allow what Ray leaves open, in the files that have a test with it."""
+    with_ray = {item.path for item in items if item.get_closest_marker("ray")}
+    for item in items:
+        if item.path in with_ray:
+            for warning in LEFT_BY_RAY:
+                item.add_marker(pytest.mark.filterwarnings(warning), append=False)

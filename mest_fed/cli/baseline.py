@@ -1,6 +1,6 @@
 """What a device's processes take before they train: each is imported in a process of its own.
 
-Started as a process (``python -m mest_fed.cli.baseline COMMAND [MODULE ...]``) this weighs one.
+Started as a process (``python -m mest_fed.cli.baseline COMMAND [MODULE ...]``) this measures one.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from mest_fed.system.proc import read_sizes, resident_bytes
 
 
 @dataclass(frozen=True)
-class Weight:
+class ProcessMemory:
     """Memory of one process, in bytes; measured.
 
     Parameters
@@ -41,13 +41,13 @@ class Baseline:
 
     Parameters
     ----------
-    client_app, supernode, superexec : Weight
+    client_app, supernode, superexec : ProcessMemory
         The ClientApp, and the two processes of Flower that stay beside it.
     """
 
-    client_app: Weight
-    supernode: Weight
-    superexec: Weight
+    client_app: ProcessMemory
+    supernode: ProcessMemory
+    superexec: ProcessMemory
 
     @property
     def beside(self) -> int:
@@ -80,12 +80,12 @@ def measure_baseline(environment: Mapping[str, str]) -> Baseline:
     """
     return Baseline(
         measure_client_app(environment),
-        _weigh(["flower-supernode"], environment),
-        _weigh(["flower-superexec"], environment),
+        measure_process(["flower-supernode"], environment),
+        measure_process(["flower-superexec"], environment),
     )
 
 
-def measure_client_app(environment: Mapping[str, str]) -> Weight:
+def measure_client_app(environment: Mapping[str, str]) -> ProcessMemory:
     """Measure a ClientApp alone, which is the process that trains.
 
     Raises
@@ -93,7 +93,7 @@ def measure_client_app(environment: Mapping[str, str]) -> Weight:
     MestFedError
         If it cannot be imported.
     """
-    return _weigh(["flwr-clientapp", "mest_fed.client.handlers"], environment)
+    return measure_process(["flwr-clientapp", "mest_fed.client.handlers"], environment)
 
 
 def measure_reserved(environment: Mapping[str, str]) -> int:
@@ -107,7 +107,21 @@ def measure_reserved(environment: Mapping[str, str]) -> int:
     return measure_client_app(environment).reserved
 
 
-def _weigh(what: Sequence[str], environment: Mapping[str, str]) -> Weight:
+def measure_process(what: Sequence[str], environment: Mapping[str, str]) -> ProcessMemory:
+    """Measure a process that imports a console script's module, and others after it.
+
+    Parameters
+    ----------
+    what : sequence of str
+        Name of the script, then names of modules.
+    environment : mapping of str to str
+        The environment of the process.
+
+    Raises
+    ------
+    MestFedError
+        If something cannot be imported.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "mest_fed.cli.baseline", *what],
         env=dict(environment),
@@ -118,13 +132,13 @@ def _weigh(what: Sequence[str], environment: Mapping[str, str]) -> Weight:
     if done.returncode != 0:
         reason = done.stderr.strip().rpartition("\n")[2]
         raise MestFedError(f"{what[0]} cannot be imported: {reason}")
-    return Weight(**json.loads(done.stdout.splitlines()[-1]))
+    return ProcessMemory(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def _this_process() -> Weight:
+def _this_process() -> ProcessMemory:
     sizes, resident = read_sizes(), resident_bytes()
     own = resident - sizes.get("RssFile", 0)
-    return Weight(resident, own, max(0, sizes.get("VmSize", resident) - resident))
+    return ProcessMemory(resident, own, max(0, sizes.get("VmSize", resident) - resident))
 
 
 def _main(command: str, *modules: str) -> None:

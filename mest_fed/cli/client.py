@@ -153,10 +153,10 @@ def _further(options: list[str]) -> list[str]:
 def _port(port: int | None) -> int:
     if port is not None and not 0 < port < 2**16:
         raise not_allowed("--port", port, "1 to 65535")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port or 0))
+            listener.bind(("127.0.0.1", port or 0))
         except OSError as error:
             raise not_allowed("--port", port, f"one that is free ({error.strerror})") from None
-        return int(probe.getsockname()[1])
+        return int(listener.getsockname()[1])

@@ -49,7 +49,7 @@ class NodeMemory:
         )
 
     def node_config(self) -> dict[str, int | float | str]:
-        """Return what the ClientApp is told."""
+        """Return the keys of the node config for the ClientApp."""
         if self.limit is None:
             return {} if self.budget is None else {"budget": self.budget}
         margin = {} if self.margin is None else {"memory-margin": self.margin}

@@ -1,7 +1,6 @@
 """``mest-fed run``."""
 
 import logging
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,9 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from mest_fed.cli.app import INTERRUPTED, needs
-from mest_fed.cli.simulate import Workers, ended_like_ctrl_c
-from mest_fed.errors import InputError
+from mest_fed.cli.app import INTERRUPTED
+from mest_fed.cli.simulate import Workers, ended_like_ctrl_c, prepare_engine
 from mest_fed.strict_json import read_json
 from mest_fed.units import format_bytes, format_seconds
 
@@ -63,9 +61,7 @@ def run(
 
     The app's ServerApp and ClientApp run unchanged, as in flwr run.
     """
-    libraries = ("flwr", "pydantic", "matplotlib", "jinja2")
-    needs("simulation", *libraries, *(() if workers == 0 else ("ray",)))
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    prepare_engine(workers)
     from mest_fed.config.fleet import read_fleet
     from mest_fed.server.run_folder import SUMMARY
     from mest_fed.simulation.engine.machine import default_workers
@@ -73,8 +69,6 @@ def run(
     from mest_fed.simulation.flower_app.run import AppRun
     from mest_fed.simulation.report import write_report
 
-    if workers is not None and workers < 0:
-        raise InputError(f"--workers = {workers} is not allowed; allowed: a whole number from 0")
     project = read_project(app_dir).with_overrides(run_config or [])
     devices = None if fleet is None else read_fleet(fleet)
     prepared = AppRun.of(project, devices, out or Path("runs") / project.name, seed=seed)

@@ -72,9 +72,7 @@ def simulate(
 
     Ends with status 3 if no device gave an update that the server accepted.
     """
-    libraries = ("flwr", "pydantic", "matplotlib", "jinja2")
-    needs("simulation", *libraries, *(() if workers == 0 else ("ray",)))
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    prepare_engine(workers)
     from mest_fed.server.run_folder import CONFIG, SUMMARY
     from mest_fed.simulation.engine.machine import default_workers
     from mest_fed.simulation.report import write_report
@@ -89,8 +87,6 @@ def simulate(
     config = file if config is None else config
     if preset is not None and config is not None:
         raise InputError("--preset and CONFIG.toml exclude each other; allowed: one of them")
-    if workers is not None and workers < 0:
-        raise InputError(f"--workers = {workers} is not allowed; allowed: a whole number from 0")
     if resume and (preset or config or settings):
         raise InputError(f"--resume takes the run's own {CONFIG}; allowed beside it: --out")
     name, resolved = (None, None) if resume else resolve(preset, config, settings or [])
@@ -119,9 +115,24 @@ def simulate(
         sys.exit(NOTHING_TRAINED)
 
 
+def prepare_engine(workers: int | None) -> None:
+    """Check that a fleet can be run with so many workers, and switch Flower's telemetry off.
+
+    Raises
+    ------
+    InputError
+        If the number is negative, or a library is missing.
+    """
+    libraries = ("flwr", "pydantic", "matplotlib", "jinja2")
+    needs("simulation", *libraries, *(() if workers == 0 else ("ray",)))
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    if workers is not None and workers < 0:
+        raise InputError(f"--workers = {workers} is not allowed; allowed: a whole number from 0")
+
+
 @contextmanager
 def ended_like_ctrl_c() -> Iterator[None]:
-    """Have a run that is told to end by SIGTERM leave a checkpoint, too."""
+    """Have a run that SIGTERM ends leave a checkpoint, too."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

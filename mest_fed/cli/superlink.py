@@ -95,7 +95,7 @@ class Link:
         return link
 
     def options(self) -> list[str]:
-        """Return what Flower's node is told."""
+        """Return the arguments of Flower's node."""
         options = ["--superlink", self.address]
         if self.certificates:
             options += ["--root-certificates", self.certificates]
@@ -280,8 +280,10 @@ def _why(link: Link, error: Exception) -> MestFedError:
         return RefusedError(f"{link.address} answers, but not as a SuperLink does{hint}")
     if not isinstance(error, httpx.ReadError):
         hint = ""
-    told = (cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror)
-    return UnreachableError(f"no SuperLink at {link.address}: {next(told, _reason(error))}{hint}")
+    reasons = (cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror)
+    return UnreachableError(
+        f"no SuperLink at {link.address}: {next(reasons, _reason(error))}{hint}"
+    )
 
 
 def _unauthorized(date: str | None, now: datetime) -> RefusedError:

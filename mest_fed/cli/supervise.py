@@ -72,7 +72,7 @@ def become_supervisor(job: Job, environment: dict[str, str]) -> NoReturn:
 
 
 def run_node(job: Job) -> int:
-    """Run a node until it ends or this process is told to stop.
+    """Run a node until it ends or a signal stops this process.
 
     A process of the node that the kernel kills for memory costs the round that it worked for. Only
     where it was one that the node cannot do without is it the end.
@@ -105,7 +105,7 @@ def run_node(job: Job) -> int:
                 if node.poll() is None and not crippled:
                     _say_killed(job)
         status = node.poll()
-        _end(node, job.cgroup_limit)
+        end_node(node, job.cgroup_limit)
     finally:
         killed = crippled or (status == -signal.SIGKILL and _kills(job.cgroup_limit) > 0)
         if job.cgroup_limit is not None:
@@ -126,9 +126,9 @@ def _cause(job: Job, status: int | None) -> int:
     """Ask the SuperLink why a node ended by itself; return the exit status."""
     if job.link:
         command = [sys.executable, "-m", "mest_fed.cli.superlink", job.link]
-        told = subprocess.run(command, check=False).returncode
-        if told != OK:
-            return told
+        answer = subprocess.run(command, check=False).returncode
+        if answer != OK:
+            return answer
     if status:
         raise MestFedError(f"the node ended with status {status}; what it said stands above")
     raise MestFedError(
@@ -148,12 +148,12 @@ def _say_killed(job: Job) -> None:
 
 def _end_with_parent() -> None:
     """Have the kernel tell this new process to stop when its parent has ended (Linux)."""
-    with suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError):  # another system than Linux
         ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
 
 
 def _has_child(node: "subprocess.Popen[bytes]", cgroup_limit: CgroupLimit | None) -> bool:
-    """Say whether a child of the node lives: its SuperExec, without which no message is worked on.
+    """Return whether a child of the node runs: its SuperExec, which works on all messages.
 
     The kernel says that it has killed a process before that one is gone.
     """
@@ -169,27 +169,27 @@ def _kills(cgroup_limit: CgroupLimit | None) -> int:
     return 0 if cgroup_limit is None else cgroup_limit.group.kills()
 
 
-def _end(node: "subprocess.Popen[bytes]", cgroup_limit: CgroupLimit | None) -> None:
-    """End the node and all that it started: kindly, and then by force."""
-    with suppress(ProcessLookupError):
+def end_node(node: "subprocess.Popen[bytes]", cgroup_limit: CgroupLimit | None) -> None:
+    """End a node and all that it started: by SIGTERM, and what still runs then by SIGKILL."""
+    with suppress(ProcessLookupError):  # all of its processes have ended
         os.killpg(node.pid, signal.SIGTERM)
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end and _alive(node):
         time.sleep(0.05)
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError):  # as above
         os.killpg(node.pid, signal.SIGKILL)
     for pid in cgroup_limit.group.processes() if cgroup_limit is not None else ():
         if pid != os.getpid():
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError):  # it has ended
                 os.kill(pid, signal.SIGKILL)
     node.wait()
 
 
 def _alive(node: "subprocess.Popen[bytes]") -> bool:
-    """Say whether any process of the node's session lives."""
+    """Return whether any process of the node's session still runs."""
     if node.poll() is None:
         return True
-    with suppress(ChildProcessError):
+    with suppress(ChildProcessError):  # none of the session is a child of this process
         while os.waitpid(-node.pid, os.WNOHANG)[0]:
             pass
     try:
@@ -204,7 +204,7 @@ def _adopt_orphans() -> None:
 
     In a container no other process may do so, and an ended process without a parent looks alive.
     """
-    with suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError):  # another system than Linux
         ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
 
 

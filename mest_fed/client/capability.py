@@ -117,7 +117,7 @@ def plan_of(task: Task, context: Context, budget: int, device: str) -> Plan:
     given_by = f"{budget} {threads} {task.config.model_dump_json()}"
     key = hashlib.sha256(given_by.encode()).hexdigest()
     if kept is None or kept["of"] != key:
-        kept = ConfigRecord({"of": key, "plan": _make(task, budget, device, threads).as_json()})
+        kept = ConfigRecord({"of": key, "plan": make_plan(task, budget, device, threads).as_json()})
         context.state[KEPT] = kept
     return _read(str(kept["plan"]))
 
@@ -137,7 +137,8 @@ def measured_elsewhere(context: Context) -> int | None:
 
 
 @lru_cache(maxsize=64)
-def _make(task: Task, budget: int, device: str, threads: int) -> Plan:
+def make_plan(task: Task, budget: int, device: str, threads: int) -> Plan:
+    """Plan for a device, once in a process, which may play many devices."""
     return task.plan(budget, device, threads)
 
 

@@ -1,7 +1,7 @@
 """A device answers each message in a child process, so that the kernel's kill costs one round.
 
 When memory runs out the kernel kills the process that it finds worst. A child that offers itself is
-that one; its parent, which holds the connection to Flower's node, lives on and answers with an
+that one; its parent, which holds the connection to Flower's node, stays and answers with an
 error that says why.
 """
 
@@ -81,8 +81,8 @@ def _in_child(handler: Handler, message: Message, context: Context) -> Message:
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     finally:
         gc.unfreeze()
-        if status is None:  # this process is told to end
-            with suppress(ProcessLookupError):
+        if status is None:  # a signal ends this process
+            with suppress(ProcessLookupError):  # it has ended by itself
                 os.kill(child, signal.SIGKILL)
     if status == -signal.SIGKILL:
         raise OutOfMemoryError(
@@ -112,7 +112,7 @@ def _work(handler: Handler, message: Message, context: Context, place: tuple[int
             with os.fdopen(pipe, "wb") as stream:
                 stream.write(report)
             status = 0
-    except BaseException:
+    except BaseException:  # the child ends here, and its status says that it failed
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -125,7 +125,7 @@ def _report(handler: Handler, message: Message, context: Context) -> bytes:
         reply = handler(message, context)
     except MemoryError as error:
         return _pickled_error(OutOfMemoryError(str(error) or "no more is given"))
-    except Exception as error:
+    except Exception as error:  # the parent raises it anew, whatever it is
         if not isinstance(error, MestFedError):
             traceback.print_exc()
         return _pickled_error(error)
@@ -137,7 +137,7 @@ def _pickled_error(error: Exception) -> bytes:
     try:
         report = pickle.dumps((None, None, error))
         pickle.loads(report)
-    except Exception:
+    except Exception:  # pickling calls code of the error's class
         plain = MestFedError(f"{type(error).__name__}: {error}")
         report = pickle.dumps((None, None, plain))
     return report

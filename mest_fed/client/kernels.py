@@ -96,12 +96,12 @@ def client_choices(task: Task, who: Capability, kept: ClientState) -> Choices | 
     if task.choices is not None or task.config.training.kernels == KernelMode.RULE:
         return task.choices
     if kept.kernels is None:
-        kept.kernels = json.dumps(choices_to_rows(_once(task, who.plan)))
+        kept.kernels = json.dumps(choices_to_rows(_table_of(task, who.plan)))
     return parse_table(kept.kernels or "", "the kernels in this node's state").choices
 
 
 @lru_cache(maxsize=16)
-def _once(task: Task, plan: Plan) -> Table:
+def _table_of(task: Task, plan: Plan) -> Table:
     """Choose for a plan, once in a process, which may play many devices."""
     return kernel_table(task, [plan])
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context
-from torch import nn
+from torch import Generator, nn
 
 from mest_fed.client.capability import Capability
 from mest_fed.data import Batches
@@ -158,7 +158,7 @@ def train_round(
     Every draw comes from (seed, round, partition, purpose). ``choices`` are the kernels of the
     sparse layers, ``guard`` is the trainer's.
     """
-    training, seed = task.config.training, task.config.run.seed
+    training = task.config.training
     model = _resident_model(task, choices)
     write_state(model, received)
     examples, _ = task.examples(who.partition)
@@ -170,17 +170,11 @@ def train_round(
     if not plan.shape.momentum:
         settings = settings.without_momentum()
     optimizer = settings.build(model, release_gradients=plan.memory.release_gradients)
-    epoch = Batches(
-        task.data.train,
-        examples,
-        training.batch_size,
-        generator=torch_generator(seed, order.round, who.partition, "batches"),
-        augmentation=task.config.data.augmentation,
-        kept=chosen,
-    )
+    generator = torch_generator(task.config.run.seed, order.round, who.partition, "batches")
+    epoch = _epoch(task, examples, chosen, generator)
     mutation = None
     if order.mutate:
-        what = RoundMutation(task.method, progress, seed, order.round)
+        what = RoundMutation(task.method, progress, task.config.run.seed, order.round)
         mutation = LocalMutation(model, optimizer, what, training.local_epochs * len(epoch))
     work = task.work(training.local_epochs * len(chosen), plan.memory)
     weights = sum(parameter.numel() for parameter in optimizer.parameters)
@@ -204,6 +198,23 @@ def train_round(
     if forgetting is not None:
         kept.keep_forgetting(forgetting)
     return RoundResult(read_state(model), totals, work.dense_flops + updates, work.sparse_flops)
+
+
+def _epoch(
+    task: Task,
+    examples: npt.NDArray[np.int64],
+    chosen: npt.NDArray[np.int64],
+    generator: Generator,
+) -> Batches:
+    """Return the batches of one epoch over the chosen ones of a client's examples."""
+    return Batches(
+        task.data.train,
+        examples,
+        task.config.training.batch_size,
+        generator=generator,
+        augmentation=task.config.data.augmentation,
+        kept=chosen,
+    )
 
 
 def evaluate_round(

@@ -269,7 +269,7 @@ class MemorySection(Section):
     segments: str = ""
     """Patterns of the modules that are segments, also as a TOML list; empty: they are found."""
     prefer: str = ""
-    """Knobs of the planner, least harm first; empty takes the order that suits the model."""
+    """Knobs of the planner, the least costly first; empty takes the order that suits the model."""
     margin: Annotated[float, Field(ge=0, lt=1)] = MARGIN
     """Share of a device's memory limit that stays free; nearer to it the micro-batch is halved."""
 

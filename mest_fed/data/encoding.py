@@ -5,12 +5,11 @@ set and a device's own examples are encoded as it was.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,7 +21,6 @@ from mest_fed.data.parts import (
     Values,
     are_tokens,
     check_not_negative,
-    chunks,
     codes_of,
     group_codes,
     numbers_of,
@@ -30,6 +28,7 @@ from mest_fed.data.parts import (
     shape_text,
     text_of,
 )
+from mest_fed.data.statistics import categories_of, mean_and_deviation, numeric_inputs
 from mest_fed.errors import InputError, not_allowed
 
 #: A token that is no target, as torch's losses have it.
@@ -162,7 +161,7 @@ class Encoding:
         """
         if len(train) == 0:
             raise train.error("it holds no examples; allowed: at least one")
-        kinds = _categories(train)
+        kinds = categories_of(train)
         bare = cls((), "", None, categories=kinds[0], tokens=kinds[1])
         inputs = bare._inputs(train)
         if not inputs.size:
@@ -175,8 +174,8 @@ class Encoding:
             channels = inputs.shape[1]
             return replace(found, mean=(0.0,) * channels, std=(1.0,) * channels)
         if normalise and (floats or inputs.dtype == np.uint8):
-            mean, std = _statistics(inputs if rows is None else inputs[rows])
-            numeric = _numeric(train.inputs, bare.categories, inputs.shape[1])
+            mean, std = mean_and_deviation(inputs if rows is None else inputs[rows])
+            numeric = numeric_inputs(train.inputs, bare.categories, inputs.shape[1])
             mean, std = np.where(numeric, mean, 0.0), np.where(numeric, std, 1.0)
             return replace(found, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
         return found
@@ -234,8 +233,8 @@ class Encoding:
             if array.ndim == 1 or (array.ndim == 3 and array.dtype == np.uint8):
                 array = array[:, None]  # grey images without their channel
             return array if array.dtype == np.uint8 else array.astype(np.float32, copy=False)
-        pieces = [self._feature(part, column) for column in columns]
-        return np.concatenate(pieces, axis=1, dtype=np.float32)
+        features = [self._feature(part, column) for column in columns]
+        return np.concatenate(features, axis=1, dtype=np.float32)
 
     def _feature(self, part: Part, column: Column) -> Values:
         """Return a column of a table as float32, shape ``(n, width)``."""
@@ -360,61 +359,6 @@ def _list(values: object, kind: type, key: str) -> tuple[Any, ...]:
     if not isinstance(values, list | tuple) or not all(_is(value, kind) for value in values):
         raise not_allowed(key, values, f"a list of {kind.__name__}")
     return tuple(values)
-
-
-def _categories(train: Part) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
-    """Return the values of the columns of strings, and the vocabulary of a column of sequences."""
-    found: dict[str, tuple[str, ...]] = {}
-    for column in train.inputs:
-        if not column.is_text:
-            continue
-        values = text_of(train, column)
-        names = tuple(np.unique(values).tolist())
-        if values.ndim > 1:
-            if len(train.inputs) > 1:
-                raise train.error(f"column {column.name} has sequences; allowed: it alone")
-            return {}, names
-        found[column.name] = names
-    return found, ()
-
-
-def _numeric(
-    columns: Sequence[Column], categories: Mapping[str, tuple[str, ...]], width: int
-) -> npt.NDArray[np.bool_]:
-    """Return which inputs of a table are numbers, and no categories; all of other data."""
-    if not categories:
-        return np.ones(width, dtype=bool)
-    pieces = []
-    for column in columns:
-        kinds = categories.get(column.name)
-        each = int(np.prod(column.values.shape[1:])) if kinds is None else len(kinds)
-        pieces.append(np.full(each, kinds is None))
-    return np.concatenate(pieces)
-
-
-def _statistics(inputs: Values) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return mean and deviation for each index of the second dimension; 1 where all are equal.
-
-    uint8 is in units of 255. Sums of whole numbers are exact.
-    """
-    channels = inputs.shape[1]
-    each = inputs.size // channels
-    if inputs.dtype == np.uint8:
-        total, squares = np.zeros(channels, np.int64), np.zeros(channels, np.int64)
-        for _, chunk in chunks(inputs):
-            pixels = np.moveaxis(chunk, 1, 0).reshape(channels, -1).astype(np.int64)
-            total += pixels.sum(axis=1)
-            squares += (pixels * pixels).sum(axis=1)
-        mean = total / each
-        deviation = np.sqrt(np.maximum(squares / each - mean * mean, 0))
-        return mean / 255, np.where(deviation > 0, deviation / 255, 1.0)
-    axes = (0, *range(2, inputs.ndim))
-    mean = sum(chunk.sum(axis=axes, dtype=np.float64) for _, chunk in chunks(inputs)) / each
-    wide = mean.reshape(channels, *(1,) * (inputs.ndim - 2))
-    spread = sum(np.square(chunk - wide).sum(axis=axes) for _, chunk in chunks(inputs)) / each
-    deviation = np.sqrt(spread)
-    equal = deviation <= 1e-7 * np.abs(mean)
-    return mean, np.where(equal, 1.0, deviation)
 
 
 def _tensor(array: Values) -> Tensor:

@@ -131,7 +131,7 @@ def read_table(table: Table, columns: Columns, options: TableOptions) -> Part:
     Raises
     ------
     InputError
-        If columns are missing or cannot be told apart, values are missing, or rows are ragged.
+        If columns are missing or are ambiguous, values are missing, or rows are ragged.
     """
     if not table.num_rows:
         raise table.error("it has no rows; allowed: at least one")

@@ -13,9 +13,9 @@ TOKENS = ("characters", "words")
 def read_text(file: Path, key: str, *, length: int = 32, tokens: str = "characters") -> Part:
     """Read a text file as sequences.
 
-    The text is cut into pieces of ``length + 1`` tokens, each of which begins with the last token
-    of the piece before: the first ``length`` are the input, the last ``length`` the targets. What
-    is left at the end is too short, and is left out.
+    The text is cut into sequences of ``length + 1`` tokens, each of which begins with the last
+    token of the sequence before: the first ``length`` are the input, the last ``length`` the
+    targets. What is left at the end is too short, and is left out.
 
     Parameters
     ----------

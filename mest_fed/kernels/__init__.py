@@ -2,7 +2,7 @@
 
 from mest_fed.kernels.choice import PADDED, Case, Choice, case_of, choose
 from mest_fed.kernels.functions import How, SparseProduct
-from mest_fed.kernels.native import available, scratch_bytes, variant
+from mest_fed.kernels.native import available, scratch_bytes, torch_threads, variant
 from mest_fed.kernels.weight import (
     Channels,
     ConvGeometry,
@@ -32,5 +32,6 @@ __all__ = [
     "gather",
     "scatter",
     "scratch_bytes",
+    "torch_threads",
     "variant",
 ]

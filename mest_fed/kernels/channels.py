@@ -17,13 +17,13 @@ def forward(
     """Multiply ``x`` by the weight; inactive output channels are zero, or their bias."""
     if len(weight.slots) == 0:  # torch convolves with no empty weight
         y = x.new_zeros(_out_shape(x, weight, geometry))
-        return y if bias is None else y.add_(bias.view(-1, *[1] * (y.dim() - 2)))
-    slots, active_weight = weight.slots.long(), _active_weight(values, weight)
-    if _axis(weight) == "in":
-        return dense_forward(x[:, slots], active_weight, bias, geometry)
-    active = dense_forward(x, active_weight, None, geometry)
-    y = active.new_zeros(active.shape[0], weight.shape[0], *active.shape[2:])
-    y.index_copy_(1, slots, active)
+    else:
+        slots, active_weight = weight.slots.long(), _active_weight(values, weight)
+        if _axis(weight) == "in":
+            return dense_forward(x[:, slots], active_weight, bias, geometry)
+        active = dense_forward(x, active_weight, None, geometry)
+        y = active.new_zeros(active.shape[0], weight.shape[0], *active.shape[2:])
+        y.index_copy_(1, slots, active)
     return y if bias is None else y.add_(bias.view(-1, *[1] * (y.dim() - 2)))
 
 

@@ -1,7 +1,8 @@
 """The compiled kernels, behind checks: unsafe arguments are refused with an error."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 from typing import Any, TypeVar
@@ -55,6 +56,17 @@ def variant() -> str | None:
         return str(_module.variant())
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch, and the compiled kernels with it, compute on ``count`` threads in the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def scratch_bytes() -> int:

@@ -73,7 +73,7 @@ class Table:
 
     @property
     def choices(self) -> Choices:
-        """What a process is to be told.
+        """The choices that a process computes with.
 
         The rule's rows are not named: it decides anew at each density, within a band as well.
         """

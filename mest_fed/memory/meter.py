@@ -1,4 +1,4 @@
-"""Measuring what a piece of work adds to a process's memory (Linux).
+"""Measuring what some work adds to a process's memory (Linux).
 
 What counts is anonymous memory: what the process allocated and wrote, in RAM or swapped out. Pages
 of files (library code, the data's file) do not count, because the kernel drops them when memory is
@@ -26,7 +26,7 @@ from mest_fed.system.proc import can_reset_peak, read_sizes, reset_peak
 #: Seconds between two looks at the counters.
 _INTERVAL = 0.005
 
-#: What glibc must be told before a process starts, so that freed memory leaves it and the figure
+#: Settings of glibc that a process must start with, so that freed memory leaves it and the figure
 #: is about the work and not about arenas.
 ALLOCATOR_ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",

@@ -14,16 +14,9 @@ from mest_fed.catalogue import OPTIMIZERS
 from mest_fed.errors import MestFedError, not_allowed
 from mest_fed.memory.activations import MemoryOptions, memory_saving
 from mest_fed.memory.activations.micro_chunks import only_the_ends
+from mest_fed.memory.live_bytes import WORK, Bytes, FusedAttention, LiveBytes, OperatorOverhead
 from mest_fed.memory.meter import measure, warm_up
-from mest_fed.memory.trace import (
-    CROSS_ENTROPY,
-    WORK,
-    Bytes,
-    FusedAttention,
-    LiveBytes,
-    OperatorOverhead,
-    TrainingLoss,
-)
+from mest_fed.memory.trace import CROSS_ENTROPY, TrainingLoss
 from mest_fed.nn import SparseLayer
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.nn.optimizers import WHERE_RELEASED, ClientOptimizer
@@ -138,7 +131,7 @@ def step_bytes(model: nn.Module, shape: TrainingShape, options: StepOptions) -> 
     Parameters
     ----------
     model : nn.Module
-        A meta model at its peak of live weights; it is used up.
+        A meta model at its peak of active weights; it is used up.
     shape : TrainingShape
         What is trained, and how.
     options : StepOptions
@@ -256,7 +249,7 @@ def measured_step(
     Parameters
     ----------
     meta_model : nn.Module
-        On the meta device, at its peak of live weights; stays as it is.
+        On the meta device, at its peak of active weights; stays as it is.
     input_shape : tuple of int
         Of one input.
     shape : TrainingShape
@@ -311,6 +304,6 @@ def _real(meta_model: nn.Module) -> nn.Module:
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype))
         if isinstance(module, SparseLayer):
-            live = torch.arange(len(module.slots), dtype=torch.int32)
-            module.slots = live * module.layout.variants
+            active = torch.arange(len(module.slots), dtype=torch.int32)
+            module.slots = active * module.layout.variants
     return meta_model

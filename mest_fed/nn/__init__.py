@@ -4,14 +4,8 @@ from mest_fed.catalogue import MODELS
 from mest_fed.errors import DensityWarning
 from mest_fed.nn.attention import SparseAttention
 from mest_fed.nn.convert import sparsify
-from mest_fed.nn.eligible import (
-    LayerDensity,
-    Reason,
-    Selection,
-    layer_densities,
-    sparsifiable,
-    whole_density,
-)
+from mest_fed.nn.densities import LayerDensity, layer_densities, whole_density
+from mest_fed.nn.eligible import Reason, Selection, sparsifiable
 from mest_fed.nn.flow import Ends
 from mest_fed.nn.layers import SparseLayer
 from mest_fed.nn.models import Sparsity, build_model, build_shell

@@ -151,7 +151,9 @@ class SparseAttention(nn.MultiheadAttention):
         causal = is_causal and key_padding_mask is None and not need_weights
         if not causal:
             attn_mask = self._mask(attn_mask, key_padding_mask, q)
-        y, weights = self._attended(q, k, v, None if causal else attn_mask, causal, need_weights)
+        y, weights = self._attended(
+            q, k, v, None if causal else attn_mask, causal=causal, need_weights=need_weights
+        )
         if not self.batch_first and batched:
             y = y.transpose(0, 1)
         y = self.out_proj(y if batched else y.squeeze(0))
@@ -198,12 +200,13 @@ class SparseAttention(nn.MultiheadAttention):
         more = (self.bias_k is not None) + self.add_zero_attn
         return functional.pad(total, (0, more)) if total is not None and more else total
 
-    def _attended(  # noqa: PLR0917 - one formula
+    def _attended(
         self,
         q: Tensor,
         k: Tensor,
         v: Tensor,
         mask: Tensor | None,
+        *,
         causal: bool,
         need_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:

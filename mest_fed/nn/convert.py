@@ -10,17 +10,15 @@ from torch import nn
 
 from mest_fed.errors import DensityWarning, InputError, not_allowed
 from mest_fed.nn.attention import PROJECTIONS, SparseAttention, projections
+from mest_fed.nn.densities import LayerDensity, densities, whole_density
 from mest_fed.nn.distributed import data_parallel
 from mest_fed.nn.eligible import (
-    LayerDensity,
     Reason,
     Selection,
-    densities,
     eligible,
     layers_named,
     places,
     reasons_of,
-    whole_density,
 )
 from mest_fed.nn.identity import active_values
 from mest_fed.nn.layers import Plain, SparseLayer

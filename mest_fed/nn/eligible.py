@@ -1,7 +1,7 @@
 """Which layers of a model are sparse, or can be, which stay dense, and why."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
@@ -41,39 +41,6 @@ class Reason(StrEnum):
     ELIGIBLE = "can be sparse"
 
 
-@dataclass(frozen=True)
-class LayerDensity:
-    """A layer's weights, and how many of them are active.
-
-    Biases, and scales of normalisations, are not counted: only parameters of two dimensions or
-    more. A weight that several layers share is counted with the first of them.
-
-    Parameters
-    ----------
-    name : str
-        In the model; empty for the model itself.
-    kind : str
-        Name of the layer's class.
-    weights : int
-        All weights.
-    active : int
-        Those that are not fixed at zero by a mask.
-    reason : Reason or None
-        Why it is dense; None for a sparse layer.
-    """
-
-    name: str
-    kind: str
-    weights: int
-    active: int
-    reason: Reason | None
-
-    @property
-    def density(self) -> float:
-        """Active weights / weights; 1 without any."""
-        return self.active / self.weights if self.weights else 1.0
-
-
 def sparsifiable(
     model: nn.Module,
     keep_dense: Collection[str] = (),
@@ -108,21 +75,6 @@ def sparsifiable(
         lazy layer has no shape yet.
     """
     return eligible(model, reasons_of(model, Selection(keep_dense, include, exclude)))
-
-
-def layer_densities(
-    model: nn.Module,
-    keep_dense: Collection[str] = (),
-    *,
-    include: Collection[str] = (),
-    exclude: Collection[str] = (),
-) -> list[LayerDensity]:
-    """List the layers that hold weights: how dense each is, and why it is dense.
-
-    Parameters and errors are those of :func:`sparsifiable`. The sum of ``active`` over that of
-    ``weights`` is the density of the whole model.
-    """
-    return densities(model, reasons_of(model, Selection(keep_dense, include, exclude)))
 
 
 @dataclass(frozen=True)
@@ -182,39 +134,6 @@ def eligible(model: nn.Module, reasons: Mapping[str, Reason]) -> dict[str, Plain
         for name, reason in reasons.items()
         if reason is Reason.ELIGIBLE
     }
-
-
-def densities(model: nn.Module, reasons: Mapping[str, Reason]) -> list[LayerDensity]:
-    """Count weights layer by layer, with reasons that are known already."""
-    counted, rows = set[int](), list[LayerDensity]()
-    found = places(model)
-    packed = [(name, place) for name, place in found.items() if _is_packed(place)]
-
-    def add(name: str, module: nn.Module, weights: Iterable[Tensor]) -> None:
-        new = {id(it): it.numel() for it in weights if it.dim() > 1 and id(it) not in counted}
-        counted.update(new)
-        total = sum(new.values())
-        if total or name in reasons:
-            reason = reasons.get(name, Reason.KIND)
-            rows.append(LayerDensity(name, type(module).__name__, total, total, reason))
-
-    for name, module in model.named_modules():
-        if isinstance(module, SparseLayer):
-            weights, active = module.layout.num_weights, module.active_weights
-            rows.append(LayerDensity(name, type(module).__name__, weights, active, None))
-            continue
-        inside = [(inner, place.layer) for inner, place in packed if place.owner is module]
-        for inner, layer in inside:
-            add(inner, module, layer.parameters())
-        # A layer's parametrizations are its children, and hold its weight.
-        add(name, module, module.parameters(recurse=name in reasons))
-    return rows
-
-
-def whole_density(rows: Collection[LayerDensity]) -> float:
-    """Return active weights / weights over all layers of a model; 1 without any."""
-    weights = sum(row.weights for row in rows)
-    return sum(row.active for row in rows) / weights if weights else 1.0
 
 
 def reasons_of(model: nn.Module, selection: Selection | None = None) -> dict[str, Reason]:
@@ -322,14 +241,14 @@ def layers_named(
     return good
 
 
-def _is_packed(place: Place) -> bool:
+def is_packed(place: Place) -> bool:
     """Say whether an attention itself holds the layer's weight."""
     return place.owner is not None and place.layer not in place.owner._modules.values()
 
 
 def _reason(name: str, place: Place, shared: set[int]) -> Reason:
     layer, owner = place
-    packed = _is_packed(place)
+    packed = is_packed(place)
     holder: nn.Module = owner if packed and owner is not None else layer
     if isinstance(layer, nn.Conv1d | nn.Conv2d):
         if layer.groups > 1:

@@ -158,14 +158,15 @@ class Normalised:
         return y.relu_() if self.relu else y
 
 
-#: Is told of each fused normalisation without a residual: its output, and how it was made.
+#: Receives each fused normalisation without a residual: its output, and how it was made.
 Watcher = Callable[[Tensor, Normalised], None]
-_watchers: ContextVar[tuple[Watcher, ...]] = ContextVar("watchers", default=())
+#: The watchers of this context.
+WATCHERS: ContextVar[tuple[Watcher, ...]] = ContextVar("watchers", default=())
 
 
 def watching(watcher: Watcher) -> AbstractContextManager[None]:
     """Have normalisations tell a watcher what they make, within."""
-    return _watched_by((*_watchers.get(), watcher))
+    return _watched_by((*WATCHERS.get(), watcher))
 
 
 def unwatched() -> AbstractContextManager[None]:
@@ -175,20 +176,20 @@ def unwatched() -> AbstractContextManager[None]:
 
 @contextmanager
 def _watched_by(watchers: tuple[Watcher, ...]) -> Iterator[None]:
-    before = _watchers.set(watchers)
+    before = WATCHERS.set(watchers)
     try:
         yield
     finally:
-        _watchers.reset(before)
+        WATCHERS.reset(before)
 
 
 def _norm_act(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     result: tuple[Tensor, Tensor, Tensor] = NormAct.apply(x, *rest)  # type: ignore[no-untyped-call]
     gamma, beta, residual, groups, relu, _ = rest
-    if residual is None and _watchers.get() and torch.is_grad_enabled():
+    if residual is None and WATCHERS.get() and torch.is_grad_enabled():
         y, *statistics = result
         made = Normalised(x, gamma, beta, Statistics(*statistics), groups, relu)
-        for watcher in _watchers.get():
+        for watcher in WATCHERS.get():
             watcher(y, made)
     return result
 

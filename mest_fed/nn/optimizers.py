@@ -170,7 +170,7 @@ class SGD(ClientOptimizer):
 
     With ``release_gradients`` each gradient is added to its parameter's momentum as soon as
     backward has made it, and is freed: gradients never stand beside each other. What several
-    micro-batches, or several pieces of a recomputed layer, contribute gathers there too: v = m v +
+    micro-batches, or several chunks of a recomputed layer, contribute gathers there too: v = m v +
     g_1 + g_2 + ..., then w -= lr v, as ever. Only the order of the additions differs. Without
     momentum the sum of the gradients stands in its place until the step.
 

@@ -31,7 +31,7 @@ def _is_wanted(tensor: Tensor) -> bool:
         return True
 
 
-class _Product(SparseLayer):
+class ProductLayer(SparseLayer):
     """A layer that multiplies its input by its weight."""
 
     @property
@@ -39,7 +39,8 @@ class _Product(SparseLayer):
         """Shape of the dense weight, as kernels take it."""
         return self.layout.shape
 
-    def _weight(self) -> SparseWeight:
+    def product_weight(self) -> SparseWeight:
+        """Return the weight without its values, as kernels take it."""
         if not torch.compiler.is_compiling():
             self._check_slots_are_unedited()
         slots = self.slots  # a backward pass must see the mask of its forward pass
@@ -63,7 +64,7 @@ class _Product(SparseLayer):
     def _product(self, x: Tensor, geometry: ConvGeometry) -> Tensor:
         """Multiply by the weight and add the bias, with the implementation chosen for the case."""
         with plain_tensors():
-            weight = self._weight()
+            weight = self.product_weight()
             given: tuple[Tensor, Tensor, Tensor | None] = (x, self.values, self.bias)
             device = "cpu" if x.is_meta else x.device.type
             if torch.is_autocast_enabled(device):
@@ -84,7 +85,7 @@ class _Product(SparseLayer):
         self.dense_gradient = gradient if kept is None else kept + gradient
 
 
-class _Convolution(_Product):
+class _Convolution(ProductLayer):
     added = (*SparseLayer.added, "geometry")
     geometry: ConvGeometry
     stride: tuple[int, ...]
@@ -112,7 +113,7 @@ class SparseConv2d(_Convolution):
     def into(self, x: Tensor, y: Tensor) -> Tensor:
         """Convolve ``x`` into ``y``, unseen by autograd."""
         with plain_tensors():
-            weight = self._weight()
+            weight = self.product_weight()
             how = self._how(x, weight, self.geometry)
             return forward(x, self.values.detach(), self.bias, weight, how, into=y)
 
@@ -136,7 +137,7 @@ class SparseConv2d(_Convolution):
             Theirs, None where they do not train.
         """
         with plain_tensors():
-            weight = self._weight()
+            weight = self.product_weight()
             how = self._how(x, weight, self.geometry)
             values, wanted = self.values.detach(), (into is not None, self.values.requires_grad)
             gradient = backward(grad, x, values, weight, how, wanted=wanted, into=into)[1]
@@ -161,7 +162,7 @@ class SparseConv1d(_Convolution):
         return self._product(x.unsqueeze(2), self.geometry).squeeze(2)
 
 
-class SparseLinear(_Product):
+class SparseLinear(ProductLayer):
     """Linear map with a sparse weight; see :class:`SparseLayer`."""
 
     def forward(self, x: Tensor) -> Tensor:

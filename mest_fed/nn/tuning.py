@@ -8,12 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from mest_fed.kernels import ConvGeometry, SparseWeight, native
+from mest_fed.kernels import ConvGeometry, native
 from mest_fed.kernels.choice import Case, Choices, rule
 from mest_fed.kernels.table import Row
 from mest_fed.kernels.tuning import Benchmark, LayerCase, Timing, time_in_turn, tune_layer
 from mest_fed.nn.layers import SparseLayer
-from mest_fed.nn.products import SparseConv1d, SparseConv2d
+from mest_fed.nn.products import ProductLayer, SparseConv1d, SparseConv2d
 from mest_fed.rng import torch_generator
 
 
@@ -102,7 +102,7 @@ def decide_layers(
 
 def _layer_cases(model: nn.Module, example: Tensor, batch: int) -> Iterator[tuple[str, LayerCase]]:
     """Yield the sparse layers that have a choice, once for each size of input that they see."""
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, ProductLayer)}
     if not all(_has_a_choice(layer) for layer in layers.values()):
         return
     for name, (_, *rest) in _input_sizes(model, layers, example):
@@ -116,24 +116,20 @@ def _layer_cases(model: nn.Module, example: Tensor, batch: int) -> Iterator[tupl
             # A linear layer takes all leading dimensions as one.
             *leading, last = rest
             each, rest = torch.Size(leading).numel(), [last]
+        # Timing keeps no dense gradient, whatever the layer does.
+        weight = replace(layer.product_weight(), on_dense_gradient=None)
         yield (
             name,
-            LayerCase(_weight(layer), layer.values.detach(), geometry, (batch * each, *rest)),
+            LayerCase(weight, layer.values.detach(), geometry, (batch * each, *rest)),
         )
 
 
-def _has_a_choice(layer: SparseLayer) -> bool:
+def _has_a_choice(layer: ProductLayer) -> bool:
     return layer.values.device.type == "cpu" and layer.values.dtype == torch.float32
 
 
-def _weight(layer: SparseLayer) -> SparseWeight:
-    layout, slots = layer.layout, layer.slots
-    shape = layer.product_shape if isinstance(layer, SparseConv1d) else layout.shape
-    return SparseWeight(shape, slots, layout.storage, lambda: layout.positions(slots))
-
-
 def _input_sizes(
-    model: nn.Module, layers: dict[str, SparseLayer], example: Tensor
+    model: nn.Module, layers: dict[str, ProductLayer], example: Tensor
 ) -> list[tuple[str, tuple[int, ...]]]:
     """Return the layers' input sizes for one example, in the order in which they run."""
     seen: dict[tuple[str, tuple[int, ...]], None] = {}
@@ -150,7 +146,7 @@ def _input_sizes(
 
 
 @contextmanager
-def _left_as_it_is(model: nn.Module, layers: dict[str, SparseLayer]) -> Iterator[None]:
+def _left_as_it_is(model: nn.Module, layers: dict[str, ProductLayer]) -> Iterator[None]:
     """Let a model run without gradients, and restore its statistics and generators."""
     modes = {module: module.training for module in model.modules()}
     choices = {layer: layer.choice for layer in layers.values()}

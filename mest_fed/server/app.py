@@ -165,7 +165,7 @@ def _run(
 ) -> None:
     evaluation = CentralEvaluation(task, strategy, observer)
     done = strategy.progress.stopped or strategy.first_round >= task.config.run.rounds
-    with suppress(Stopped):
+    with suppress(Stopped):  # server.stop_when: the run ends before its last round
         strategy.start(
             grid=grid,
             initial_arrays=strategy.arrays(),

@@ -110,7 +110,7 @@ class DeployedRun:
         self._write_encoding()
         folder.write_summary(summary)
         log.info("the model, the summary and the rows of all rounds are in %s", folder.path)
-        self._write_report()
+        write_report(folder.path)
 
     def _write_encoding(self) -> None:
         try:
@@ -169,25 +169,27 @@ class DeployedRun:
                 log.warning("the summary leaves out the plan of %s", error)
         return sorted(tiers, key=lambda tier: tier.plan.budget)
 
-    def _write_report(self) -> None:
-        # The report's package is above the server's, so its command writes it.
-        command = shutil.which("mest-fed", path=Path(sys.executable).parent) or "mest-fed"
-        done: subprocess.CompletedProcess[str] | None = None
-        try:
-            done = subprocess.run(
-                [command, "report", str(self.folder.path)],
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=600,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            log.warning("no report was written: %s", error)
-            return
-        if done.returncode:
-            log.warning("no report was written: %s", " ".join(done.stderr.split()))
-        else:
-            log.info("report: %s", self.folder.path / "report.html")
+
+def write_report(folder: Path) -> None:
+    """Write the report of a run folder; where that fails, log a warning that says why."""
+    # The report's package is above the server's, so its command writes it.
+    command = shutil.which("mest-fed", path=Path(sys.executable).parent) or "mest-fed"
+    done: subprocess.CompletedProcess[str] | None = None
+    try:
+        done = subprocess.run(
+            [command, "report", str(folder)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.warning("no report was written: %s", error)
+        return
+    if done.returncode:
+        log.warning("no report was written: %s", " ".join(done.stderr.split()))
+    else:
+        log.info("report: %s", folder / "report.html")
 
 
 def _profile(device: str) -> Any:

@@ -153,7 +153,7 @@ def _torchscript(final: FinalModel, file: io.BytesIO) -> None:
         try:
             program = torch.jit.trace(final.model, final.example)  # type: ignore[no-untyped-call]
             same = torch.allclose(program(other), final.model(other), rtol=1e-4, atol=1e-5)
-        except Exception as error:
+        except Exception as error:  # what torch raises has no common base
             reason = str(error).splitlines()[0]
             raise InputError(f"the model cannot be written as TorchScript: {reason}") from None
         if not same:
@@ -191,7 +191,7 @@ def _onnx(final: FinalModel, file: io.BytesIO) -> None:
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 verbose=False,
             )
-        except Exception as error:
+        except Exception as error:  # what torch raises has no common base
             reason = str(error).splitlines()[0]
             raise InputError(f"the model cannot be written as ONNX: {reason}") from None
     assert program is not None

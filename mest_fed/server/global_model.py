@@ -86,8 +86,8 @@ class GlobalModel:
             ratio = len(slots) / self.targets[group]
             count = min(len(slots), max(1, round(counts[group] * ratio)))
             mask = Mask(layouts[group], torch.from_numpy(slots))
-            born = np.isin(slots, self.grown.get(group, np.empty(0, np.int32)))
-            scores = nested_order(self._norms(group), torch.from_numpy(born))
+            added = np.isin(slots, self.grown.get(group, np.empty(0, np.int32)))
+            scores = nested_order(self._norms(group), torch.from_numpy(added))
             tier[group] = keep_best(mask, scores, count).slots.numpy()
         return tier
 
@@ -123,8 +123,8 @@ class GlobalModel:
             present = (norms > 0) | old.active()
             keep = Mask.of(layout, slots[present])
             chosen = keep_best(keep, norms[present], self.targets[group])
-            born = chosen.slots[~old.active()[chosen.granules]]
-            self._set_mask(group, chosen, born.numpy(), optimizer)
+            added = chosen.slots[~old.active()[chosen.granules]]
+            self._set_mask(group, chosen, added.numpy(), optimizer)
 
     def mutate(
         self,
@@ -156,8 +156,8 @@ class GlobalModel:
             generator = torch_generator(*seed_path, group)
             proposal = method.growth_order(mask.layout, generator)
             new = method.mutate(mask, importance, proposal, self.targets[group], bounds)
-            born = new.slots[new.rows_in(mask) < 0]
-            self._set_mask(group, new, born.numpy(), optimizer)
+            added = new.slots[new.rows_in(mask) < 0]
+            self._set_mask(group, new, added.numpy(), optimizer)
 
     def cut_to_target(self, optimizer: ServerOptimizer) -> None:
         """Drop what stands above the target, by magnitude: the end of a soft bound."""
@@ -167,13 +167,13 @@ class GlobalModel:
                 kept = keep_best(mask, self._norms(group), self.targets[group])
                 self._set_mask(group, kept, np.empty(0, np.int32), optimizer)
 
-    def _set_mask(self, group: str, mask: Mask, born: Slots, optimizer: ServerOptimizer) -> None:
+    def _set_mask(self, group: str, mask: Mask, added: Slots, optimizer: ServerOptimizer) -> None:
         self.masks[group] = mask.slots.numpy()
-        self.grown[group] = born
+        self.grown[group] = added
         for layer in self.spec.groups[group]:
             active = self.active(layer)
             self.weights[layer] = np.where(active, self.weights[layer], np.float32(0))
-            grown = self.spec.layouts[layer].positions(torch.from_numpy(born)).numpy().ravel()
+            grown = self.spec.layouts[layer].positions(torch.from_numpy(added)).numpy().ravel()
             inactive = ~active
             inactive[grown[grown < len(inactive)]] = True
             optimizer.forget(layer, inactive)

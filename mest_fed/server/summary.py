@@ -141,7 +141,7 @@ def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that are installed here."""
     found = {"python": platform.python_version()}
     for name in _VERSIONS:
-        with suppress(PackageNotFoundError):
+        with suppress(PackageNotFoundError):  # an extra that is not installed
             found[name] = version(name)
     return found
 

@@ -16,13 +16,13 @@ from mest_fed.config.load import Scalar
 from mest_fed.data import ArrayData, DataSplit
 from mest_fed.devices import Assignment, DeviceProfile, load_profile
 from mest_fed.errors import InputError
+from mest_fed.kernels import torch_threads
 from mest_fed.kernels.choice import Choices
 from mest_fed.kernels.table import Table
 from mest_fed.memory import Plan
 from mest_fed.process_tasks import PROCESS_TASKS
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.server.summary import TierPlan
-from mest_fed.simulation.engine.client_runner import one_thread
 from mest_fed.simulation.engine.interfaces import (
     NodeKind,
     Nodes,
@@ -30,7 +30,8 @@ from mest_fed.simulation.engine.interfaces import (
     node_id_of,
     partition_of,
 )
-from mest_fed.task import Examples, Task
+from mest_fed.task import Task
+from mest_fed.task_data import Examples
 
 Fact = TypeVar("Fact")
 
@@ -155,7 +156,7 @@ def run_kernels(task: Task, fleet: Fleet, folder: RunFolder, *, resume: bool) ->
     if resume:
         return folder.read_kernels()
     tiers = sorted(fleet.tiers, key=lambda tier: -tier.clients)
-    with one_thread():  # as clients compute
+    with torch_threads(1):  # as clients compute
         table = kernel_table(task, [tier.plan for tier in tiers])
     return table
 

@@ -45,10 +45,10 @@ class SimulatedDevices:
     def __init__(self, config: FleetConfig) -> None:
         self.config = config
         fleet, seed = config.fleet, config.run.seed
-        strangers = sorted(set(fleet.budget_bytes) - set(fleet.weights))
-        if strangers:
+        unknown = sorted(set(fleet.budget_bytes) - set(fleet.weights))
+        if unknown:
             allowed = ", ".join(fleet.weights)
-            raise InputError(f"fleet.budgets names {strangers[0]}; allowed: {allowed}")
+            raise InputError(f"fleet.budgets names {unknown[0]}; allowed: {allowed}")
         if config.behaviour.memory_pressure and config.work.memory_bytes is None:
             pressure = config.behaviour.memory_pressure
             raise not_allowed(

@@ -1,4 +1,4 @@
-"""The measured peaks of a run's plans: from the run folder, from earlier runs, or from a probe."""
+"""The measured peaks of a run's plans: from the run folder, from earlier runs, or measured now."""
 
 import hashlib
 import json
@@ -6,7 +6,6 @@ import os
 import platform
 import subprocess
 import sys
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -42,8 +41,8 @@ log = getLogger(__name__)
 
 
 @dataclass
-class Probe:
-    """A probe at work in its own process.
+class PeakMeasurement:
+    """A measurement of plans' peaks, in a process of its own.
 
     Parameters
     ----------
@@ -59,7 +58,7 @@ class Probe:
     @classmethod
     def start(
         cls, config: RunConfig, partition_file: str, kernels: Table, plans: Sequence[Plan]
-    ) -> "Probe":
+    ) -> "PeakMeasurement":
         """Start measuring plans of a run, with the run's kernels."""
         if not (plans and can_measure()):
             return cls(None)
@@ -105,7 +104,7 @@ def measure_plans(task: Task, plans: Sequence[Plan]) -> Iterator[int]:
     task = task.reconfigured(task.config.model_copy(update={"training": training}), task.choices)
     small = task.reconfigured(_small(task), task.choices)
     for plan in plans:
-        who = Capability(busiest, "probe", plan.budget, plan)
+        who = Capability(busiest, "measurement", plan.budget, plan)
         messages = [encode(_received(each, plan.density), each.spec)[0] for each in (small, task)]
         warm_up_run = partial(_warm_up, small, messages[0], who)
         yield measure(partial(_round, task, messages[1], who), warm_up_run).added
@@ -168,11 +167,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
+    main()
 
 
 #: What of a configuration the memory of a round depends on, beside its plan.
@@ -212,15 +207,17 @@ class Peaks:
         unknown = [plan for plan in plans if plan not in self._known] if kept is None else []
         # Plans of one shape need the same memory, whatever their budgets.
         distinct = list({plan.shape: plan for plan in unknown}.values())
-        self._probe = Probe.start(task.config, folder.partition_file, kernels, distinct)
+        self._measurement = PeakMeasurement.start(
+            task.config, folder.partition_file, kernels, distinct
+        )
         self._unknown = unknown
 
     def wait(self) -> Mapping[Plan, int]:
-        """Wait for the probe; return measured bytes by plan, where they could be measured.
+        """Wait for the measurement; return measured bytes by plan, where they could be measured.
 
         :attr:`by_key` then has what the run folder keeps.
         """
-        found = {plan.shape: size for plan, size in self._probe.results().items()}
+        found = {plan.shape: size for plan, size in self._measurement.results().items()}
         for plan in self._unknown:
             size = found.get(plan.shape)
             if size is not None:
@@ -230,8 +227,8 @@ class Peaks:
         return dict(self._known)
 
     def close(self) -> None:
-        """End the probe if it still runs."""
-        self._probe.stop()
+        """End the measurement if it still runs."""
+        self._measurement.stop()
 
 
 def _key(task: Task, kernels: Table, plan: Plan) -> str:
@@ -269,7 +266,7 @@ def _hash(facts: Mapping[str, Any]) -> str:
 def _cached(key: str) -> int | None:
     try:
         return int(_file(key).read_text(encoding="utf-8"))
-    except (OSError, ValueError, InputError):
+    except (OSError, ValueError, InputError):  # it was not measured, or the cache is unusable
         return None
 
 

@@ -61,7 +61,7 @@ class Simulation:
     resumed : Snapshot, optional
         From which to go on.
     observer : Observer
-        Told of each round.
+        Receives the rows of each round.
     """
 
     preset: str
@@ -264,7 +264,7 @@ def open_run(
 ) -> Simulation:
     """Prepare a run in a folder: a new one, or the one that is there.
 
-    An ``observer`` is told of each round.
+    An ``observer`` receives the rows of each round.
 
     Raises
     ------

@@ -142,7 +142,7 @@ def available_cores(proc: Path = PROC) -> int:
     quotas of its control groups allow (``docker run --cpus``), rounded down.
     """
     cores = os.cpu_count() or 1
-    with suppress(AttributeError, OSError):
+    with suppress(AttributeError, OSError):  # another system than Linux
         cores = len(os.sched_getaffinity(0))
     quotas = (
         group.cores() for own in own_cgroups(proc, controller="cpu") for group in own.lineage()
@@ -210,7 +210,7 @@ class CgroupLimit:
         Raises
         ------
         MestFedError
-            If other processes still live in the group.
+            If other processes still run in the group.
         """
         if self.delegated:
             with suppress(OSError):  # one with children of its own keeps it
@@ -269,7 +269,7 @@ def enter(parent_group: Cgroup, limit: int, pid: int) -> CgroupLimit:
 def _child(parent_group: Cgroup, pid: int) -> Cgroup:
     for number in count():
         folder = parent_group.folder / f"mest-fed-{pid}-{number}"
-        with suppress(FileExistsError):
+        with suppress(FileExistsError):  # of another limit of this process
             os.mkdir(folder)
             return replace(parent_group, folder=folder)
     raise AssertionError("count() has no end")

@@ -65,7 +65,7 @@ class MemoryLimit:
         Raises
         ------
         MestFedError
-            If other processes still live in the group.
+            If other processes still run in the group.
         """
         self.undo()
 
@@ -113,7 +113,7 @@ def limit_memory(
         raise not_allowed("memory limit", limit, "a positive number of bytes")
     pid = os.getpid() if pid is None else pid
     for parent_group in own_cgroups(proc, pid):
-        with suppress(OSError):
+        with suppress(OSError):  # a group that this process may not change: the next is tried
             return _with_cgroup(parent_group, limit, pid)
     if not sys.platform.startswith("linux"):
         return MemoryLimit(NOTHING, limit, _UNHELD, None, lambda: None)
@@ -191,7 +191,7 @@ def _bounds(proc: Path) -> list[tuple[int, Callable[[], int]]]:
             limit = group.limit()
             if limit is not None:
                 bounds.append((limit, group.usage))
-    with suppress(OSError):
+    with suppress(OSError):  # another system than Linux
         text = (proc / "self" / "limits").read_text("ascii")
         soft = re.search(r"^Max address space\s+(\d+)", text, re.MULTILINE)
         if soft and int(soft[1]) < UNLIMITED:
@@ -225,7 +225,7 @@ def _with_rlimit(
     resource.prlimit(pid, resource.RLIMIT_AS, (soft, hard))
 
     def undo() -> None:
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):  # it has ended
             resource.prlimit(pid, resource.RLIMIT_AS, before)
 
     caveat = _ADDRESSES.format(soft=format_bytes(soft), extra=format_bytes(soft - limit))

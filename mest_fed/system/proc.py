@@ -63,7 +63,7 @@ class Stat(NamedTuple):
 
 def read_stat(pid: int) -> Stat | None:
     """Return what is known of a process; None if it has ended or was never there."""
-    with suppress(OSError):
+    with suppress(OSError):  # it has ended, or this is not Linux
         text = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
         state, parent, *rest = text.rpartition(")")[2].split()
         if state not in "ZX":
@@ -73,7 +73,7 @@ def read_stat(pid: int) -> Stat | None:
 
 def process_ids() -> list[int]:
     """Return the ids of all processes that this one can see."""
-    with suppress(OSError):
+    with suppress(OSError):  # another system than Linux
         return [int(name) for name in os.listdir(PROC) if name.isdecimal()]
     return []
 
@@ -89,7 +89,7 @@ def read_variable(pid: int, name: str) -> str | None:
     None, too, if the process has ended or belongs to another user.
     """
     start = f"{name}=".encode()
-    with suppress(OSError):
+    with suppress(OSError):  # it has ended, or may not be read
         for item in (PROC / str(pid) / "environ").read_bytes().split(b"\0"):
             if item.startswith(start):
                 return item[len(start) :].decode(errors="replace")
@@ -98,7 +98,7 @@ def read_variable(pid: int, name: str) -> str | None:
 
 def process_namespace() -> str:
     """Return what tells this process's numbering of processes from that of other containers."""
-    with suppress(OSError):
+    with suppress(OSError):  # another system than Linux
         return os.readlink(PROC / "self" / "ns" / "pid")
     return ""
 
@@ -121,5 +121,5 @@ def reset_peak() -> None:
 
 def offer_to_be_killed() -> None:
     """Have the kernel kill this process before others when memory runs out, if it lets us."""
-    with suppress(OSError):
+    with suppress(OSError):  # it is a request, which the system may refuse
         (PROC / "self" / "oom_score_adj").write_text(_FIRST_TO_KILL, "ascii")

@@ -67,7 +67,7 @@ class LocalTrainer:
     guard : callable or None
         Called after each micro-batch with the trainer; may lower ``micro_batch``.
     forgetting : ForgettingState or None
-        Told of each presentation, before the batch's update.
+        Receives each presentation, before the batch's update.
     objective : Objective
         What is learned; classification by default.
     """
@@ -152,7 +152,7 @@ class LocalTrainer:
         device = next(self.model.parameters()).device
         done = 0
         while done < size:
-            # Even pieces of what is left, so that none is a lone example.
+            # Even parts of what is left, so that none is a lone example.
             left = size - done
             part = slice(done, done + -(-left // -(-left // self.micro_batch)))
             targets = batch.targets[part].to(device)

@@ -161,7 +161,7 @@ def pack_with_feedback(
 ) -> tuple[dict[str, Array], Residual]:
     """Write the values, or their differences from ``start``, together with the old residual.
 
-    A residual whose slot has died since is dropped.
+    A residual whose slot was dropped since is dropped.
 
     Returns
     -------

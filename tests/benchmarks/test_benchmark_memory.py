@@ -34,7 +34,7 @@ def test_both_sides_are_measured_in_processes_of_their_own():
         assert found["peak"] - found["baseline"] == found["added"] > 0
         assert found["baseline"] > found["imported"] > 10**7
         assert len(found["seconds"]) == 2
-    row = memory._row("goals", "tiny", [ours], [dense], [dense])
+    row = memory.comparison_row("goals", "tiny", [ours], [dense], [dense])
     assert (
         row["ratio"] == row["ratio_trimmed"] == pytest.approx(row["peer"] / row["ours"], rel=0.02)
     )

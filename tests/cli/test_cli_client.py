@@ -11,7 +11,7 @@ from tls_files import write_key, write_tls
 
 from mest_fed import cli
 from mest_fed.cli.app import FAILED, REFUSED
-from mest_fed.cli.baseline import Baseline, Weight
+from mest_fed.cli.baseline import Baseline, ProcessMemory
 from mest_fed.cli.node_config import write_node_config
 from mest_fed.devices import load_profile
 from mest_fed.errors import MestFedError, RefusedError
@@ -19,9 +19,9 @@ from mest_fed.system.limits import MemoryLimit
 
 MB = 10**6
 BASELINE = Baseline(
-    Weight(300 * MB, 220 * MB, 400 * MB),
-    Weight(130 * MB, 90 * MB, 140 * MB),
-    Weight(130 * MB, 90 * MB, 140 * MB),
+    ProcessMemory(300 * MB, 220 * MB, 400 * MB),
+    ProcessMemory(130 * MB, 90 * MB, 140 * MB),
+    ProcessMemory(130 * MB, 90 * MB, 140 * MB),
 )
 
 
@@ -250,7 +250,7 @@ def test_texts_in_a_node_config(text):
     assert parse_config_args([write_node_config(values)]) == values
 
 
-def test_what_cannot_be_weighed(fails, monkeypatch):
+def test_processes_that_cannot_be_measured(fails, monkeypatch):
     def broken(_):
         raise MestFedError("flwr-clientapp cannot be imported: no such thing")
 

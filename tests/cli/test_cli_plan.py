@@ -11,16 +11,16 @@ from flwr.common.config import parse_config_args
 
 from mest_fed import cli
 from mest_fed.catalogue import MODELS
-from mest_fed.cli import plan
-from mest_fed.cli.baseline import Baseline, Weight
+from mest_fed.cli.baseline import Baseline, ProcessMemory
+from mest_fed.cli.planning import picture
 from mest_fed.client.capability import budget_of
 from mest_fed.config import RunConfig, to_flat
 from mest_fed.devices import load_profile, train_seconds, training_work
 from mest_fed.memory import read_plan
-from mest_fed.memory.planner import cost_order
+from mest_fed.memory.knobs import cost_order
 from mest_fed.nn import Reason, Sparsity, build_model
 from mest_fed.rng import torch_generator
-from mest_fed.simulation.peak_measurement import Probe
+from mest_fed.simulation.peak_measurement import PeakMeasurement
 from mest_fed.simulation.settings import resolve
 from mest_fed.simulation.simulate import open_run
 from mest_fed.system.limits import MemoryLimit
@@ -114,8 +114,8 @@ def test_the_step_time_in_words(says):
 @pytest.fixture
 def measured(monkeypatch):
     """Have a client take 200 MB before it trains, and 100 MB beside it."""
-    weights = Weight(200 * MB, 0, 0), Weight(0, 60 * MB, 0), Weight(0, 40 * MB, 0)
-    baseline = Baseline(*weights)
+    sizes = [(200 * MB, 0, 0), (0, 60 * MB, 0), (0, 40 * MB, 0)]
+    baseline = Baseline(*(ProcessMemory(*each) for each in sizes))
     for place in ("cli.planning.request", "cli.client"):
         monkeypatch.setattr(f"mest_fed.{place}.measure_baseline", lambda _: baseline)
     monkeypatch.setattr("mest_fed.cli.planning.request.kind_of_limit", lambda: "cgroup v2")
@@ -200,7 +200,9 @@ def tiny(tmp_path_factory):
 def test_the_plans_of_a_configuration_are_those_of_its_simulation(
     says, tiny, tmp_path_factory, monkeypatch
 ):
-    monkeypatch.setattr(Probe, "start", lambda *_: Probe(None))  # measures no memory
+    monkeypatch.setattr(
+        PeakMeasurement, "start", lambda *_: PeakMeasurement(None)
+    )  # measures no memory
     table = json.loads(says("plan", str(tiny), "--json"))
     planned = {device["device"]: device for device in table["devices"]}
     folder = tmp_path_factory.mktemp("run") / "run"
@@ -340,8 +342,8 @@ def test_the_picture(monkeypatch, capsys, tmp_path):
         draw(report, path)
         draw(report, path.with_suffix(".png"))
 
-    draw, file = plan._draw, tmp_path / "frontier.svg"
-    monkeypatch.setattr(plan, "_draw", draw_both)
+    draw, file = picture.draw_frontier, tmp_path / "frontier.svg"
+    monkeypatch.setattr(picture, "draw_frontier", draw_both)
     monkeypatch.setattr(sys, "argv", ["mest-fed", *SMALL, *TIGHT, "--picture", str(file), "--json"])
     with pytest.raises(SystemExit) as caught:
         cli.main()

@@ -149,8 +149,6 @@ def test_a_wrong_fleet_is_one_line(fleet, expected, make_app, fails, tmp_path_fa
 
 
 @pytest.mark.ray
-@pytest.mark.filterwarnings("ignore:unclosed file .*/dev/null.*:ResourceWarning")
-@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 def test_a_client_that_no_worker_can_import_is_one_line(make_app, fails):
     line = fails("run", str(make_app(client="import no_such_package")), "--workers", "1")
     assert "cannot load the ClientApp" in line

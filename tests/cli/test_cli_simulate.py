@@ -15,7 +15,7 @@ from mest_fed.cli.app import INTERRUPTED
 from mest_fed.errors import InputError
 from mest_fed.memory.meter import can_measure
 from mest_fed.server.run_folder import RunFolder
-from mest_fed.simulation.peak_measurement import Probe
+from mest_fed.simulation.peak_measurement import PeakMeasurement
 
 SMALL = [
     "[run]",
@@ -45,7 +45,7 @@ def config(tmp_path):
 @pytest.fixture
 def unmeasured(monkeypatch):
     """Leave out the measurement of memory, which takes seconds."""
-    monkeypatch.setattr(Probe, "start", lambda *_: Probe(None))
+    monkeypatch.setattr(PeakMeasurement, "start", lambda *_: PeakMeasurement(None))
 
 
 def simulate(monkeypatch, capsys, *arguments):

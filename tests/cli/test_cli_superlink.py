@@ -241,7 +241,7 @@ def test_nothing_listens_there(files):
     assert line == f"no SuperLink at {address}: Connection refused"
 
 
-def test_a_name_that_nobody_has():
+def test_a_name_that_does_not_resolve():
     line = refusal(Link.read("no-such-host.invalid:8000", True, None, None), UnreachableError)
     assert line.startswith("no SuperLink at no-such-host.invalid:8000: ")
 

@@ -12,7 +12,7 @@ import pytest
 
 from mest_fed.cli import supervise
 from mest_fed.cli.app import FAILED, REFUSED
-from mest_fed.cli.baseline import _weigh
+from mest_fed.cli.baseline import measure_process
 from mest_fed.cli.superlink import Link, as_argument
 from mest_fed.errors import MestFedError
 from mest_fed.system.limits import limit_memory
@@ -104,7 +104,7 @@ def test_what_does_not_hear(monkeypatch):
     with node:
         child = child_of(node)
         assert [node.stdout.readline() for _ in range(2)] == ["deaf\n"] * 2
-        supervise._end(node, None)
+        supervise.end_node(node, None)
     assert node.returncode == -signal.SIGKILL
     assert gone(child)
 
@@ -184,12 +184,12 @@ def test_the_group_is_left_at_the_end(start):
     assert not held.cgroup_limit.group.folder.exists()
 
 
-def test_weighing_a_process():
-    weight = _weigh(["mest-fed"], os.environ)
-    assert 5 * MB < weight.own < weight.resident < 200 * MB
-    assert 0 < weight.reserved < 200 * MB
+def test_memory_of_a_process_is_measured():
+    memory = measure_process(["mest-fed"], os.environ)
+    assert 5 * MB < memory.own < memory.resident < 200 * MB
+    assert 0 < memory.reserved < 200 * MB
 
 
 def test_what_cannot_be_imported():
     with pytest.raises(MestFedError, match=r"pytest cannot be imported: .*no_such_module"):
-        _weigh(["pytest", "no_such_module"], os.environ)
+        measure_process(["pytest", "no_such_module"], os.environ)

@@ -15,11 +15,11 @@ MB = 10**6
 
 @pytest.fixture
 def system(monkeypatch):
-    """Return what the system tells: [bytes charged, limit that holds]."""
-    told = [400 * MB, None]
-    monkeypatch.setattr(budget, "usage", lambda: told[0])
-    monkeypatch.setattr(budget, "limit_of_process", lambda: told[1])
-    return told
+    """Return what the system reports: [bytes charged, limit that holds]."""
+    reported = [400 * MB, None]
+    monkeypatch.setattr(budget, "usage", lambda: reported[0])
+    monkeypatch.setattr(budget, "limit_of_process", lambda: reported[1])
+    return reported
 
 
 def left(state=None, **node):
@@ -69,11 +69,11 @@ def test_the_plan_keeps_within_it(system):
 
 
 def test_the_first_step_comes_before_the_measure(system, monkeypatch):
-    told = []
-    monkeypatch.setattr(budget, "_warm_up", lambda _: told.append("warm"))
-    monkeypatch.setattr(budget, "usage", lambda: told.append("measured") or 1)
+    called = []
+    monkeypatch.setattr(budget, "warm_up", lambda _: called.append("warm"))
+    monkeypatch.setattr(budget, "usage", lambda: called.append("measured") or 1)
     left(**{"memory-limit": 900 * MB})
-    assert told == ["warm", "measured"]
+    assert called == ["warm", "measured"]
 
 
 @pytest.mark.parametrize(

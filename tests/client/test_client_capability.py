@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from client_parts import NODE_ID, context_of, instruction, small_config, start_of, task_of
 from flwr.app import Message, RecordDict
 
@@ -10,6 +9,7 @@ from mest_fed.client.app import app
 from mest_fed.client.capability import capability_of, task_of_node
 from mest_fed.devices import load_profile
 from mest_fed.errors import InputError
+from mest_fed.kernels import torch_threads
 
 CONFIG = small_config()
 #: A budget in which the scratch memory of each thread counts.
@@ -66,7 +66,7 @@ def test_a_data_set_without_files_is_nowhere_else(tmp_path):
         of_node(context_of(CONFIG, 1, data=own_file(tmp_path)))
 
 
-def test_own_examples_that_do_not_fit_are_told(tmp_path):
+def test_own_examples_that_do_not_fit_are_named(tmp_path):
     config = small_config(data={"name": "cifar10"})
     context = context_of(config, data=own_file(tmp_path))
     del context.node_config["partition-id"]
@@ -115,7 +115,7 @@ def test_a_wrong_node_config(node, message):
         capability(**node)
 
 
-def test_what_the_server_is_told():
+def test_what_a_client_reports():
     reply = app(Message(RecordDict(), NODE_ID, "query"), context_of(CONFIG, 2, device="rpi-4"))
     assert list(reply.content) == ["capability"]
     told = dict(reply.content["capability"])
@@ -139,26 +139,20 @@ def test_a_dense_client_holds_all_weights():
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_device_plans_for_its_own_threads(threads):
-    before, config = torch.get_num_threads(), small_config(model={"width": 1.0})
-    torch.set_num_threads(threads)
-    try:
+    config = small_config(model={"width": 1.0})
+    with torch_threads(threads):
         who = capability_of(task_of(config), context_of(config, budget=TIGHT))
-    finally:
-        torch.set_num_threads(before)
     assert who.plan == task_of(config).plan(who.budget, who.device, threads)
     other = task_of(config).plan(who.budget, who.device, threads + 1)
     assert other.footprint != who.plan.footprint
 
 
 def test_a_device_that_gets_other_threads_plans_anew():
-    before, config = torch.get_num_threads(), small_config(model={"width": 1.0})
+    config = small_config(model={"width": 1.0})
     context = context_of(config, budget=TIGHT)
     plans = []
-    try:
-        for threads in (1, 2, 1):
-            torch.set_num_threads(threads)
+    for threads in (1, 2, 1):
+        with torch_threads(threads):
             plans.append(capability_of(task_of(config), context).plan)
-    finally:
-        torch.set_num_threads(before)
     assert plans[0] == plans[2]
     assert plans[0].footprint != plans[1].footprint

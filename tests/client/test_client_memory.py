@@ -63,7 +63,7 @@ def test_a_measured_peak_that_is_none_is_refused(peak):
 def test_a_plan_is_made_once_and_kept(monkeypatch):
     context = context_of(CONFIG, budget="3MB")
     first = capability_of(task_of(CONFIG), context).plan
-    monkeypatch.setattr(mest_fed.client.capability, "_make", None)  # whoever plans again fails
+    monkeypatch.setattr(mest_fed.client.capability, "make_plan", None)  # to plan again fails
     again = context_of(CONFIG, budget="3MB", state=context.state)
     assert capability_of(task_of(CONFIG), again).plan == first
     with pytest.raises(TypeError):
@@ -114,7 +114,7 @@ def test_a_device_without_memory_fails_its_round(monkeypatch):
     assert error.reason == "MemoryError: no more"
 
 
-def test_whoever_shares_a_process_is_not_measured(monkeypatch):
+def test_clients_that_share_a_process_are_not_measured(monkeypatch):
     monkeypatch.setattr(PeakMeter, "added", 10**12)
     assert train(context_of(CONFIG)).content["metrics"]["measured-peak"] == 0
 
@@ -137,7 +137,7 @@ def test_near_the_limit_the_micro_batch_is_halved_once(monkeypatch, used, micro_
     assert memory.halved == (micro_batch < 9)
 
 
-def test_without_a_limit_nobody_guards(monkeypatch):
+def test_without_a_limit_memory_is_not_guarded(monkeypatch):
     monkeypatch.setattr(mest_fed.client.memory_guard, "limit_of_process", lambda: 1000)
     assert limit_guard(task_of(CONFIG), context_of(CONFIG, budget="1MB"), RoundMemory()) is None
     monkeypatch.setattr(mest_fed.client.memory_guard, "limit_of_process", lambda: None)

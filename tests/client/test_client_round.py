@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-import torch
 from client_parts import context_of, instruction, small_config, start_of, task_of
 
 from mest_fed.client.app import app
 from mest_fed.client.local_round import ClientState
 from mest_fed.errors import WireError
+from mest_fed.kernels import torch_threads
 from mest_fed.wire import UnknownMaskError, decode, mask_hash
 from mest_fed.wire.records import from_record
 
@@ -16,10 +16,8 @@ CONFIG = small_config()
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with torch_threads(1):
+        yield
 
 
 def sent_back(reply, config, start):

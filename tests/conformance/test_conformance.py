@@ -26,8 +26,6 @@ from mest_fed.simulation.engine.interfaces import make_nodes
 pytestmark = [
     pytest.mark.soak,
     pytest.mark.ray,
-    pytest.mark.filterwarnings("ignore:unclosed file .*/dev/null.*:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
 ]
 logging.getLogger("flwr").setLevel(logging.ERROR)
 

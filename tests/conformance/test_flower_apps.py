@@ -15,8 +15,6 @@ from mest_fed.simulation.flower_app.run import AppRun
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.ray,
-    pytest.mark.filterwarnings("ignore:unclosed file .*/dev/null.*:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
 ]
 logging.getLogger("flwr").setLevel(logging.ERROR)
 

@@ -70,7 +70,7 @@ def test_a_tiny_alpha_gives_one_class():
     assert mixes == {(0, 0, 0, 1, 1), (0, 0, 1, 1, 1)}
 
 
-def test_classes_that_nobody_has_do_not_matter():
+def test_classes_without_examples_do_not_matter():
     parts = sampled(20, 10, labels=np.where(LABELS > 5, 9, 2))
     assert all(len(part) == 10 for part in parts)
 

@@ -1,7 +1,6 @@
 """Sparse products, and the same products in float64 by torch's dense operators."""
 
 import math
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -25,17 +24,6 @@ PLANES = ("padded", "shifted")
 def every(name):
     """Choose one implementation for all three products."""
     return Choice(name, name, name)
-
-
-@contextmanager
-def threads(count):
-    """Let torch use some threads for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def positions(storage, shape, slots):

@@ -23,7 +23,7 @@ def test_every_source_is_compiled():
     assert [name for name in sources if f"${{NATIVE}}/{name}" not in listed] == []
 
 
-def test_the_wheel_is_told_of_every_package():
+def test_the_wheel_names_every_package():
     assert sorted(PACKAGES) == sorted(PROJECT["tool"]["importlinter"]["root_packages"])
 
 

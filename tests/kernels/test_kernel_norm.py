@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import restride, threads
+from kernel_cases import restride
 from norm_cases import EPSILON, NormCase
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mest_fed.kernels import native
+from mest_fed.kernels import native, torch_threads
 from mest_fed.kernels.native import OPERATORS
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no compiled kernels")
@@ -57,7 +57,7 @@ def cases(draw):
 @settings(deadline=None, max_examples=150)
 @given(cases(), st.sampled_from((1, 1, 2, 3)))
 def test_results_and_gradients_are_those_in_float64(case, count):
-    with threads(count):
+    with torch_threads(count):
         case.check()
 
 
@@ -134,10 +134,10 @@ def bits(case):
 @settings(deadline=None, max_examples=40)
 @given(cases())
 def test_any_number_of_threads_gives_the_same_bits(case):
-    with threads(1):
+    with torch_threads(1):
         first = bits(case)
     for count in (2, 3, 4, 1):
-        with threads(count):
+        with torch_threads(count):
             for a, b in zip(first, bits(case), strict=True):
                 assert torch.equal(a, b), count
 

@@ -6,9 +6,8 @@ from compact_cases import MANY, same_bits, tensors
 from compact_cases import bits as as_integers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from kernel_cases import threads
 
-from mest_fed.kernels import compact_reference, native
+from mest_fed.kernels import compact_reference, native, torch_threads
 from mest_fed.kernels.compact import pack_nonzeros, unpack_nonzeros
 
 compiled = pytest.mark.skipif(not native.available(), reason="no compiled kernels")
@@ -71,10 +70,10 @@ def test_torch_gives_the_same_bits(x, one, other):
 @given(tensors())
 @example(MANY)
 def test_any_number_of_threads_gives_the_same_bits(x):
-    with threads(1):
+    with torch_threads(1):
         first = pack_nonzeros(x)
     for count in (2, 3, 4):
-        with threads(count):
+        with torch_threads(count):
             again = pack_nonzeros(x)
             assert same_bits(again, first), count
             assert same_bits([unpack_nonzeros(*again, x.shape)], [positive_zeros(x)])

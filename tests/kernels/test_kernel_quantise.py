@@ -8,9 +8,8 @@ import pytest
 import torch
 from compact_cases import ELEMENTS, MANY, bits, same_bits, tensors
 from hypothesis import example, given, settings
-from kernel_cases import threads
 
-from mest_fed.kernels import compact_reference, native
+from mest_fed.kernels import compact_reference, native, torch_threads
 from mest_fed.kernels.compact import dequantise, quantise
 
 compiled = pytest.mark.skipif(not native.available(), reason="no compiled kernels")
@@ -74,10 +73,10 @@ def test_torch_gives_the_same_bits(x):
 @given(tensors())
 @example(MANY)
 def test_any_number_of_threads_gives_the_same_bits(x):
-    with threads(1):
+    with torch_threads(1):
         first = stored(x)
     for count in (2, 3, 4):
-        with threads(count):
+        with torch_threads(count):
             assert same_bits(stored(x), first), count
 
 

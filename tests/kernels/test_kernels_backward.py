@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import PLANES, Sizes, every, restride, threads
+from kernel_cases import PLANES, Sizes, every, restride
 from kernel_draws import cases
 
-from mest_fed.kernels import ConvGeometry, Kernels, Strips, native, ops
+from mest_fed.kernels import ConvGeometry, Kernels, Strips, native, ops, torch_threads
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no compiled kernels")
 
@@ -54,14 +54,14 @@ def check_both(case, plane):
 @settings(deadline=None, max_examples=100)
 @given(cases(), st.sampled_from(PLANES), st.sampled_from((1, 1, 2, 3)))
 def test_both_at_once_are_the_two_alone(case, plane, count):
-    with threads(count):
+    with torch_threads(count):
         check_both(case, plane)
 
 
 def check_bits(case, plane):
     found = []
     for count in (1, 2, 3, 4, 1):
-        with threads(count):
+        with torch_threads(count):
             found.append([t.view(torch.int32) for t in together(case, plane)])
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
@@ -93,7 +93,7 @@ def test_what_an_earlier_call_left_in_scratch_does_not_show():
     spoiled.x.fill_(torch.nan)
     spoiled.upstream.fill_(torch.nan)
     for count in (1, 2, 3):
-        with threads(count):
+        with torch_threads(count):
             for plane in PLANES:
                 together(spoiled, plane)
                 check_both(case, plane)
@@ -112,7 +112,7 @@ def test_features_below_and_above_the_vector_width(numbers, rows, plane, count, 
     sizes = Sizes((outputs, features), Strips(rows), (batch, features))
     active = max(1, sizes.num_granules // (1 + sum(numbers) % 7))
     case = sizes.case(active, seed=sum(numbers), whole=True, strides=(how, "", how))
-    with threads(count):
+    with torch_threads(count):
         case.check(case.gradients(every(plane)))
         check_both(case, plane)
 

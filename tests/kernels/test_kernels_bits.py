@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import PLANES, Sizes, every, threads
+from kernel_cases import PLANES, Sizes, every
 from kernel_draws import cases
 
-from mest_fed.kernels import ConvGeometry, Kernels, Strips, native
+from mest_fed.kernels import ConvGeometry, Kernels, Strips, native, torch_threads
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no compiled kernels")
 NAMES = ("y", "dx", "dvalues", "dbias")
@@ -19,10 +19,10 @@ def bits(tensors):
 
 
 def check_same(case, plane, counts=(1, 2, 3, 4)):
-    with threads(counts[0]):
+    with torch_threads(counts[0]):
         first = bits(case.gradients(every(plane)))
     for count in counts:
-        with threads(count):
+        with torch_threads(count):
             again = bits(case.gradients(every(plane)))
         for name, a, b in zip(NAMES, first, again, strict=False):
             assert torch.equal(a, b), (name, count)
@@ -53,7 +53,7 @@ def test_threads_that_take_several_turns_start_from_clean_scratch():
     spoiled.upstream.fill_(torch.nan)
     expected = case.expected()[2]
     for count in (2, 3):
-        with threads(count):
+        with torch_threads(count):
             for _ in range(30):
                 spoiled.gradients(every("shifted"))
                 assert torch.equal(case.gradients(every("padded"))[2].double(), expected)

@@ -1,4 +1,4 @@
-"""What a process decides once: the instruction set, life without compiled kernels, and forks."""
+"""What a process decides once: the instruction set, missing compiled kernels, and forks."""
 
 import json
 import os

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import PLANES, Sizes, every, threads
+from kernel_cases import PLANES, Sizes, every
 from kernel_draws import cases
 
 from mest_fed.kernels import (
@@ -17,6 +17,7 @@ from mest_fed.kernels import (
     gather,
     native,
     scatter,
+    torch_threads,
 )
 
 compiled = pytest.mark.skipif(not native.available(), reason="no compiled kernels")
@@ -26,7 +27,7 @@ compiled = pytest.mark.skipif(not native.available(), reason="no compiled kernel
 @settings(deadline=None, max_examples=200)
 @given(cases(), st.sampled_from(PLANES), st.sampled_from((1, 1, 2, 3)))
 def test_compiled_products_are_the_dense_ones_in_float64(case, plane, count):
-    with threads(count):
+    with torch_threads(count):
         case.check(case.gradients(every(plane)))
 
 
@@ -91,7 +92,7 @@ def test_empty_rows_and_columns(plane):
 
 @compiled
 @pytest.mark.parametrize("plane", PLANES)
-def test_gradients_that_nobody_asks_for_are_not_made(plane):
+def test_unused_gradients_are_not_computed(plane):
     sizes = Sizes((4, 3, 3, 3), Strips(2), (2, 3, 6, 6))
     case = sizes.case(9, whole=True)
     y, dx, dvalues, dbias = case.gradients(every(plane))

@@ -1,16 +1,22 @@
 """A tiny model whose bytes can be counted by hand, and a small ResNet."""
 
+import json
+import os
+import subprocess
+import sys
+
 import torch
 from torch import nn
 
+from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT
 from mest_fed.nn import build_model, sparsify
 
 TINY = (1, 6, 6)
 SMALL = (1, 8, 8)
 
 
-class NothingHidden:
-    """Operators that take nothing for themselves: what they take is calibrated, not counted."""
+class NoOverhead:
+    """Operators without workspace: theirs is calibrated, not counted."""
 
     kept = 0
 
@@ -19,6 +25,20 @@ class NothingHidden:
 
     def while_running(self, name, given, made):
         return 0
+
+
+def answer_of(code, *arguments):
+    """Run code in a process of its own, where memory can be measured; return the JSON it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=os.environ | ALLOCATOR_ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
 
 
 def generator(seed=0):

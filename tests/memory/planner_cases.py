@@ -9,7 +9,7 @@ from mest_fed.memory import Footprint, PlanLimits, Planner, TrainingSetup, Train
 from mest_fed.sparsity import MestEM
 
 SHAPE = TrainingShape(0.2, "uniform", 8, 8)
-WISH = PlanLimits(SHAPE, segments=6)
+LIMITS = PlanLimits(SHAPE, segments=6)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def made_up(trace, setting, shape):
     return Footprint(values=trace(shape), runtime=0)
 
 
-def planner(costs=EVEN, limits=WISH):
+def planner(costs=EVEN, limits=LIMITS):
     return Planner(costs, TrainingSetup(MestEM()), limits)
 
 

@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from planner_cases import SHAPE, WISH, everything
+from planner_cases import LIMITS, SHAPE, everything
 
 from mest_fed.errors import InputError
 from mest_fed.memory import (
@@ -15,7 +15,7 @@ from mest_fed.memory import (
     MemoryOptions,
     PlanLimits,
 )
-from mest_fed.memory.planner import cost_order
+from mest_fed.memory.knobs import cost_order
 
 COST_ORDER = cost_order()
 
@@ -35,22 +35,22 @@ def memory_saving(**options):
     return PlanLimits(replace(SHAPE, memory=MemoryOptions(**options)), segments=6)
 
 
-def test_the_levers_come_in_the_order_of_preference():
-    assert [knob.name for knob in WISH.knobs()] == list(COST_ORDER)
-    batch = replace(WISH, batch_statistics=True)
+def test_the_knobs_come_in_the_order_of_preference():
+    assert [knob.name for knob in LIMITS.knobs()] == list(COST_ORDER)
+    batch = replace(LIMITS, batch_statistics=True)
     assert [knob.name for knob in batch.knobs()] == list(cost_order(batch_statistics=True))
     assert sorted(COST_ORDER) == sorted(cost_order(batch_statistics=True))
     assert cost_order(batch_statistics=True) != COST_ORDER
     given = COST_ORDER[::-1]
-    assert [knob.name for knob in WISH.knobs(given)] == list(given)
+    assert [knob.name for knob in LIMITS.knobs(given)] == list(given)
 
 
 @pytest.mark.parametrize("wrong", [COST_ORDER[1:], (*COST_ORDER, "saved"), (), ("bits",) * 7])
-def test_an_order_names_each_lever_once(wrong):
+def test_an_order_names_each_knob_once(wrong):
     with pytest.raises(
         InputError, match=r"memory.prefer = .* allowed: (each of )?release_gradients, micro_batch"
     ):
-        WISH.knobs(wrong)
+        LIMITS.knobs(wrong)
 
 
 @pytest.mark.parametrize(
@@ -68,13 +68,13 @@ def test_micro_batches_halve_upwards_to_the_least(batch, least, sizes):
     assert steps(limits(batch, least_micro_batch=least), "micro_batch") == sizes
 
 
-def test_micro_batches_start_at_what_is_wished():
+def test_micro_batches_start_at_what_is_requested():
     assert steps(limits(16, 5), "micro_batch") == [5, 3, 2, 1]
 
 
-def test_densities_are_shares_of_the_wish():
-    assert steps(WISH, "density") == [0.2 * step for step in DENSITY_STEPS]
-    assert steps(replace(WISH, sparse=False), "density") == [0.2]
+def test_densities_are_shares_of_the_requested_one():
+    assert steps(LIMITS, "density") == [0.2 * step for step in DENSITY_STEPS]
+    assert steps(replace(LIMITS, sparse=False), "density") == [0.2]
 
 
 @pytest.mark.parametrize(
@@ -93,9 +93,9 @@ def test_up_to_two_thirds_of_the_segments_freeze(segments, frozen, expected):
     assert steps(PlanLimits(shape, segments=segments), "frozen") == expected
 
 
-def test_savings_that_are_wished_for_are_where_their_levers_start():
-    assert steps(WISH, "recompute") == list(RECOMPUTE)
-    assert steps(WISH, "saved") == ["fp32", "fp16", "int8"]
+def test_savings_that_are_requested_are_where_their_knobs_start():
+    assert steps(LIMITS, "recompute") == list(RECOMPUTE)
+    assert steps(LIMITS, "saved") == ["fp32", "fp16", "int8"]
     assert steps(memory_saving(recompute="norms"), "recompute") == ["norms", "segments"]
     assert steps(memory_saving(saved="fp16"), "saved") == ["fp16", "int8"]
     assert steps(memory_saving(release_gradients=True), "release_gradients") == [True]
@@ -105,8 +105,8 @@ def test_savings_that_are_wished_for_are_where_their_levers_start():
 
 def test_without_segments_none_are_recomputed():
     assert steps(PlanLimits(SHAPE), "recompute") == ["none", "norms"]
-    wished = PlanLimits(replace(SHAPE, memory=MemoryOptions("segments")))
-    assert steps(wished, "recompute") == ["segments"]
+    requested = PlanLimits(replace(SHAPE, memory=MemoryOptions("segments")))
+    assert steps(requested, "recompute") == ["segments"]
 
 
 @pytest.mark.parametrize("saved", [name for name in FORMATS if name in ("mask", "bf16")])
@@ -115,13 +115,13 @@ def test_formats_that_are_only_chosen_by_hand_stay(saved):
 
 
 @pytest.mark.parametrize("name", COST_ORDER)
-def test_a_fixed_lever_is_none(name):
-    knobs = replace(WISH, fixed=frozenset({name})).knobs()
+def test_a_fixed_knob_is_none(name):
+    knobs = replace(LIMITS, fixed=frozenset({name})).knobs()
     assert [knob.name for knob in knobs] == [other for other in COST_ORDER if other != name]
 
 
-def test_a_lever_pulls_its_own_part_alone():
-    for knob in WISH.knobs():
+def test_a_knob_changes_its_own_part_alone():
+    for knob in LIMITS.knobs():
         pulled = knob.pull(SHAPE, knob.steps[-1])
         assert pulled != SHAPE
         back = knob.pull(pulled, knob.steps[0])
@@ -129,7 +129,7 @@ def test_a_lever_pulls_its_own_part_alone():
 
 
 def test_all_combinations_are_different_plans():
-    shapes = [shape for _, shape in everything(WISH.knobs())]
+    shapes = [shape for _, shape in everything(LIMITS.knobs())]
     assert len(set(shapes)) == len(shapes) == 2 * 4 * 3 * 3 * 4 * 2 * 3
     assert shapes[0] == SHAPE
 
@@ -162,8 +162,8 @@ def own(tmp_path):
 
 def test_a_knob_of_ones_own_stands_anywhere_in_the_order(own):
     name = f"{own}:halved"
-    assert name not in [knob.name for knob in WISH.knobs()]
-    first, *others = WISH.knobs([name, *COST_ORDER])
+    assert name not in [knob.name for knob in LIMITS.knobs()]
+    first, *others = LIMITS.knobs([name, *COST_ORDER])
     assert [knob.name for knob in others] == list(COST_ORDER)
     assert first.pull(SHAPE, first.steps[1]).micro_batch == SHAPE.micro_batch // 2
 
@@ -179,7 +179,7 @@ def test_a_knob_of_ones_own_stands_anywhere_in_the_order(own):
 )
 def test_a_wrong_knob_of_ones_own_is_named(own, attribute, line):
     with pytest.raises(InputError, match=line):
-        [knob.pull(SHAPE, 1) for knob in WISH.knobs([f"{own}:{attribute}", *COST_ORDER])]
+        [knob.pull(SHAPE, 1) for knob in LIMITS.knobs([f"{own}:{attribute}", *COST_ORDER])]
 
 
 @pytest.mark.parametrize("as_file", [True, False])

@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_cases import NothingHidden
+from memory_cases import NoOverhead
 
-from mest_fed.memory.trace import WORK, LiveBytes, in_memory
+from mest_fed.memory.live_bytes import WORK, LiveBytes, in_memory
 
 
-def counting(hidden=None):
-    return LiveBytes(hidden or NothingHidden())
+def counting(overhead=None):
+    return LiveBytes(overhead or NoOverhead())
 
 
 def numbers(count):
@@ -99,10 +99,10 @@ def test_what_was_made_before_is_counted_when_it_is_marked():
     assert live.peak == {"values": 40, WORK: 0}
 
 
-def test_hidden_bytes_are_there_for_a_moment():
+def test_workspace_counts_while_its_operator_runs():
     seen = []
 
-    class ForAMoment(NothingHidden):
+    class ForAMoment(NoOverhead):
         def while_running(self, name, given, made):
             seen.append((name, len(given), made.shape))
             return 1000 if name == "aten::mul.Tensor" else 0
@@ -120,7 +120,7 @@ def test_hidden_bytes_are_there_for_a_moment():
 
 
 def test_what_an_operator_keeps_stays():
-    class Keeps(NothingHidden):
+    class Keeps(NoOverhead):
         def while_running(self, name, given, made):
             self.kept += 1000 * (name == "aten::mul.Tensor")
             return 0

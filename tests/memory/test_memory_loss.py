@@ -1,16 +1,12 @@
 """The bytes of a loss are those of a plan: large vocabularies, and losses that need numbers."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from memory_cases import answer_of
 from torch import nn
 
 from mest_fed.memory import TrainingLoss, TrainingSetup, TrainingShape, footprint, trace_model
-from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT, can_measure
+from mest_fed.memory.meter import can_measure
 from mest_fed.sparsity import build_method
 
 CODE = """
@@ -41,14 +37,7 @@ print(json.dumps([footprint(trace, setting, shape).total, measured]))
 
 @pytest.mark.skipif(not can_measure(), reason="nothing can be measured here")
 def test_the_logits_of_a_large_vocabulary_are_planned_as_they_are_measured():
-    done = subprocess.run(
-        [sys.executable, "-c", CODE],
-        env=os.environ | ALLOCATOR_ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    predicted, measured = json.loads(done.stdout)
+    predicted, measured = answer_of(CODE)
     logits = 4 * 8 * 32 * 20_000
     assert measured > 2 * logits  # the logits and their gradient alone
     assert measured * 0.95 <= predicted <= measured * 1.25

@@ -1,13 +1,9 @@
 """A model that cannot be traced without numbers is measured, and a warning says why."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
+from memory_cases import answer_of
 
-from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT, can_measure
+from mest_fed.memory.meter import can_measure
 
 pytestmark = pytest.mark.skipif(not can_measure(), reason="nothing can be measured here")
 
@@ -77,27 +73,13 @@ print(json.dumps(found))
 
 
 def test_predictions_for_attention_and_1d_convolutions_are_near_what_is_measured():
-    done = subprocess.run(
-        [sys.executable, "-c", KINDS],
-        env=os.environ | ALLOCATOR_ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    ratios = json.loads(done.stdout)
+    ratios = answer_of(KINDS)
     assert len(ratios) == 4
     assert all(0.85 < ratio < 1.25 for ratio in ratios), ratios
 
 
 def test_what_is_measured_is_near_what_would_be_traced():
-    done = subprocess.run(
-        [sys.executable, "-c", CODE],
-        env=os.environ | ALLOCATOR_ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    (odd, plain), said = json.loads(done.stdout)
+    (odd, plain), said = answer_of(CODE)
     assert len(said) == 1
     assert said[0].startswith("3 (Odd) cannot be traced without numbers")
     assert said[0].endswith("its memory is measured instead")

@@ -1,13 +1,9 @@
 """The meter counts anonymous memory: a short peak in full, and pages of files not at all."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
+from memory_cases import answer_of
 
-from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT, can_measure
+from mest_fed.memory.meter import can_measure
 
 pytestmark = pytest.mark.skipif(not can_measure(), reason="nothing can be measured here")
 
@@ -65,15 +61,7 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     file = tmp_path_factory.mktemp("meter") / "pages"
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, str(file)],
-        env=os.environ | ALLOCATOR_ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return answer_of(CODE, str(file))
 
 
 @pytest.mark.parametrize(

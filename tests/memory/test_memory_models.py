@@ -1,13 +1,9 @@
 """Models of each family: the predicted peak of a step against the measured one."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
+from memory_cases import answer_of
 
-from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT, can_measure
+from mest_fed.memory.meter import can_measure
 
 pytestmark = pytest.mark.skipif(not can_measure(), reason="nothing can be measured here")
 
@@ -48,16 +44,7 @@ print(json.dumps(found))
 
 
 def test_prediction_is_near_what_is_measured():
-    done = subprocess.run(
-        [sys.executable, "-c", CODE],
-        env=os.environ | ALLOCATOR_ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    ratios = json.loads(done.stdout)
+    ratios = answer_of(CODE)
     print(ratios)
     for name, ratio in ratios.items():
         assert 0.92 < ratio < 1.19, name

@@ -1,13 +1,10 @@
 """What client optimizers keep: predicted, really kept, and measured as the peak of a process."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from memory_cases import SMALL, generator, resnet
+from memory_cases import SMALL, answer_of, generator, resnet
 from torch.nn.functional import cross_entropy
 
 from mest_fed.catalogue import OPTIMIZERS
@@ -22,7 +19,7 @@ from mest_fed.memory import (
     read_plan,
     trace_model,
 )
-from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT, can_measure
+from mest_fed.memory.meter import can_measure
 from mest_fed.nn import Mutator
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.sparsity import Bounds, MestEM, MestEMS
@@ -144,14 +141,7 @@ print(json.dumps([measured, predicted]))
 
 @pytest.mark.skipif(not can_measure(), reason="nothing can be measured here")
 def test_the_predicted_peak_is_the_measured_one():
-    done = subprocess.run(
-        [sys.executable, "-c", CODE],
-        env=os.environ | ALLOCATOR_ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    measured, predicted = json.loads(done.stdout)
+    measured, predicted = answer_of(CODE)
     for plain, real in zip(predicted, measured, strict=True):
         assert -0.085 <= plain / real - 1 <= 0.19
     for plain, real in zip(predicted[1:], measured[1:], strict=True):  # beside plain SGD

@@ -1,4 +1,4 @@
-"""From a budget to the plan of least harm, against all plans that there are."""
+"""From a budget to the least costly plan, against all plans that there are."""
 
 import re
 from dataclasses import replace
@@ -7,12 +7,13 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planner_cases import EVEN, SHAPE, WISH, Costs, costs, everything, made_up, planner
+from planner_cases import EVEN, LIMITS, SHAPE, Costs, costs, everything, made_up, planner
 
 from mest_fed.errors import BudgetError, InputError
 from mest_fed.memory import MemoryOptions
 from mest_fed.memory import planner as planning
-from mest_fed.memory.planner import UNCERTAINTY, cost_order, needed
+from mest_fed.memory.knobs import cost_order
+from mest_fed.memory.planner import UNCERTAINTY, needed
 
 COST_ORDER = cost_order()
 orders = st.permutations(COST_ORDER).map(tuple)
@@ -27,7 +28,7 @@ def _made_up():
 
 @cache
 def all_shapes(preference=COST_ORDER):
-    return list(everything(WISH.knobs(preference)))
+    return list(everything(LIMITS.knobs(preference)))
 
 
 def place(shape, preference=COST_ORDER):
@@ -94,16 +95,16 @@ def test_needed_is_the_least_budget(total):
     assert total == 0 or int((budget - 1) / (1 + UNCERTAINTY)) < total
 
 
-def test_a_large_budget_gives_the_wish():
+def test_a_large_budget_gives_what_is_requested():
     found = planner().plan(10**9)
     assert (found.shape, found.budget) == (SHAPE, 10**9)
     assert planner().runners_up(found) == []
 
 
-def test_levers_one_after_another_as_the_budget_shrinks():
+def test_knobs_one_after_another_as_the_budget_shrinks():
     def pulled(budget):
         shape = planner().plan(budget).shape
-        return [knob.name for knob in WISH.knobs() if knob.pull(shape, knob.steps[0]) != shape]
+        return [knob.name for knob in LIMITS.knobs() if knob.pull(shape, knob.steps[0]) != shape]
 
     whole = EVEN(SHAPE)  # 8 kB of activations, 60 kB of weights
     assert pulled(needed(whole)) == []
@@ -127,16 +128,16 @@ def test_another_order_is_another_plan():
     assert (batch.micro_batch, batch.memory.recompute) == (8, "norms")
     last = planner().plan(budget, ("density", *(n for n in COST_ORDER if n != "density")))
     assert last.shape == replace(SHAPE, density=0.1)
-    by_wish = planner(limits=replace(WISH, batch_statistics=True))
-    assert by_wish.plan(budget) == batch
+    by_limits = planner(limits=replace(LIMITS, batch_statistics=True))
+    assert by_limits.plan(budget) == batch
     with pytest.raises(InputError, match=r"memory\.prefer = 'saved'"):
         planner().plan(budget, ("saved",))
 
 
 @pytest.mark.parametrize("name", COST_ORDER)
-def test_fixed_levers_stay(name):
-    fixed = planner(limits=replace(WISH, fixed=frozenset({name})))
-    (knob,) = [knob for knob in WISH.knobs() if knob.name == name]
+def test_fixed_knobs_stay(name):
+    fixed = planner(limits=replace(LIMITS, fixed=frozenset({name})))
+    (knob,) = [knob for knob in LIMITS.knobs() if knob.name == name]
     smallest = fixed.smallest()
     assert knob.pull(smallest.shape, knob.steps[0]) == smallest.shape
     assert fixed.plan(smallest.budget).shape == smallest.shape

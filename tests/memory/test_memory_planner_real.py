@@ -82,7 +82,7 @@ def test_a_density_that_the_scheme_cannot_hold_is_refused():
     assert patterns.plan(10**9).density == 0.2
 
 
-def test_a_wish_that_saves_already_is_kept(trace):
+def test_requested_savings_are_kept(trace):
     memory = MemoryOptions("segments", "bf16", release_gradients=True, frozen=1)
     limits = PlanLimits(replace(SHAPE, memory=memory), segments=4)
     found = Planner(trace, TrainingSetup(MestEM()), limits).smallest()

@@ -42,7 +42,7 @@ def test_the_model_is_as_it_was(build, recompute, saved, frozen):
         cross_entropy(forward(images), labels).backward()
     assert attributes(net) == before
     assert is_the_class_s(net)
-    assert norms._watchers.get() == ()
+    assert norms.WATCHERS.get() == ()
 
 
 @pytest.mark.parametrize(("recompute", "saved"), [p for p in PAIRS if p != ("none", "fp32")])
@@ -75,7 +75,7 @@ def test_also_after_an_exception(recompute, saved, where):
     if hook is not None:
         hook.remove()
     assert attributes(net) == before
-    assert norms._watchers.get() == ()
+    assert norms.WATCHERS.get() == ()
     # And what comes then is plain training: nothing is packed any more.
     y = torch.rand(64, 64, generator=generator(), requires_grad=True).mul(0.1).exp()
     assert torch.equal(y.grad_fn._saved_result, y)

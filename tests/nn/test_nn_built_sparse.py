@@ -84,7 +84,7 @@ def test_a_shell_and_a_state_are_the_model(scheme, norm):
     assert torch.equal(ours.eval()(x), model.eval()(x))
 
 
-def test_nothing_lives_in_a_shell():
+def test_nothing_is_active_in_a_shell():
     ours = shell()
     layers = [module for module in ours.modules() if isinstance(module, SparseLayer)]
     assert len(layers) == 6
@@ -132,6 +132,6 @@ def test_at_most_one_dense_layer_at_a_time(monkeypatch, name, scheme):
     ],
 )
 def test_refusals_come_before_any_weight(monkeypatch, sparsity, message):
-    monkeypatch.setattr("mest_fed.nn.models._materialise", None)
+    monkeypatch.setattr("mest_fed.nn.models.initialise", None)
     with pytest.raises(InputError, match=message):
         build(sparsity=sparsity)

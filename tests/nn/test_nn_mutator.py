@@ -74,7 +74,7 @@ def test_a_regrown_weight_has_no_memory_of_its_first_life():
     group = mask_groups(model)[0]
     mutator = Mutator(model, Set(), optimizer)
     before = by_slot(group, optimizer)
-    # Drop half, then grow until everything lives: the dropped come back among the rest.
+    # Drop half, then grow until everything is active: the dropped come back among the rest.
     mutator.targets[group.name] = len(before) // 2
     mutator.drop()
     lost = before.keys() - set(group.mask.slots.tolist())

@@ -153,7 +153,7 @@ def test_the_rule_without_timing():
     rows = decide_layers(model, IMAGE, 1, by_rule)
     for row in rows:
         layer = model.get_submodule(row.layers[0])
-        weight = layer._weight()
+        weight = layer.product_weight()
         assert row.choice == rule(weight)
         assert row.case == case_of(weight, row.case.size, layer.geometry)
         assert row.milliseconds == {}

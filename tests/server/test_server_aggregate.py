@@ -114,7 +114,7 @@ def test_the_order_of_clients_does_not_matter(drawn, order):
         np.testing.assert_allclose(first, second, rtol=1e-6, atol=1e-7)
 
 
-def test_what_nobody_held_stays():
+def test_weights_that_no_client_held_stay():
     model = line_model({0: 1.0, 1: 2.0, 2: 3.0}, weights=4)
     model.apply_update(mean_of(model.spec, [(line_state({0: 5.0}), 7)]), ServerOptimizer())
     assert model.weights["w"].tolist() == [5.0, 2.0, 3.0, 0.0]

@@ -170,7 +170,7 @@ def test_pickled_objects_are_never_read(tmp_path):
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
-def test_a_damaged_file_is_refused_or_unharmed(tmp_path_factory, data):
+def test_a_damaged_file_is_refused_or_read_right(tmp_path_factory, data):
     path = saved(tmp_path_factory.mktemp("damaged"))
     whole = path.read_bytes()
     if data.draw(st.booleans()):

@@ -217,7 +217,7 @@ def test_a_small_numbered_fleet_gives_what_it_has():
     assert drawn(clients, 4, 1, 1, "cohort") == [0, 2, 3]
 
 
-def test_not_everybody_of_a_numbered_fleet_is_asked_when_all_refuse():
+def test_not_all_of_a_numbered_fleet_is_asked_when_all_refuse():
     clients, grid = numbered(100_000, refuse=range(1000, 101_000))
     with pytest.raises(MestFedError, match="all 44 nodes that were drawn refused"):
         clients.sample(4, 1, 1, "cohort")

@@ -220,8 +220,8 @@ def test_masks_that_clients_grew_are_adopted_by_magnitude():
     np.testing.assert_allclose(model.weights["w"], [1.0, 0.0, 0.5, 0.0])
 
 
-def test_a_granule_that_nobody_brought_is_not_adopted():
-    # Both active weights are zero, yet they lived; 2 and 3 are zero because nobody held them.
+def test_a_granule_that_no_client_sent_is_not_adopted():
+    # Both active weights are zero, yet they stayed; 2 and 3 are zero because no client held them.
     model = line_model({0: 0.0, 1: 0.0}, weights=4)
     apply_update(model, (line_state({0: 0.0}), 1))
     model.adopt_masks(ServerOptimizer())

@@ -90,7 +90,7 @@ def test_a_period_in_real_time(watch):
     assert ends == pytest.approx([1005, 1010])
 
 
-def test_nobody_begins_within_a_period(watch):
+def test_no_task_starts_within_a_period(watch):
     strategy = strategy_with(mode="semi-sync", period=5.0, concurrency=1)
     timed = TimedGrid(strategy, dict.fromkeys(NODES, 7.0))
     play(strategy, RealGrid(timed, watch), 3)

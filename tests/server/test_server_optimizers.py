@@ -170,7 +170,7 @@ def test_moments_of_inactive_weights_are_cleared(name, kinds):
         assert before[kind][0] != 0
 
 
-def test_the_global_model_clears_moments_where_weights_die_or_are_born():
+def test_the_global_model_clears_moments_of_dropped_and_grown_weights():
     model = line_model({0: 3.0, 1: 0.1}, weights=3)
     optimizer = build_optimizer("fedavgm")
     mean = MaskedMean(model.spec, PositionCache(model.spec))

@@ -134,14 +134,14 @@ def test_only_those_who_are_there_are_selected(informed):
 
 
 @pytest.mark.parametrize("informed", ["available", "utility"])
-def test_time_passes_until_somebody_is_there(informed):
+def test_time_passes_until_a_device_is_available(informed):
     availability = Availability([], after=3)
     assert len(SELECTORS[informed]().select(call(availability=availability))) == 10
     assert availability.waits == 3
 
 
 @pytest.mark.parametrize("informed", ["available", "utility"])
-def test_if_nobody_ever_comes_anyone_is_asked(informed, caplog):
+def test_without_available_devices_any_is_asked(informed, caplog):
     with caplog.at_level("WARNING", "mest_fed.server.selection.selector"):
         assert len(SELECTORS[informed]().select(call(availability=Availability([])))) == 10
     assert "round 1: no node is there, and none will be" in caplog.text
@@ -314,7 +314,7 @@ def test_a_selection_that_was_not_asked_for_is_refused(nodes, chosen, found):
     assert asked.checked(np.array([1003, 1001])) == [1003, 1001]
 
 
-def test_a_strategy_refuses_a_selector_that_chooses_strangers():
+def test_a_strategy_refuses_a_selector_that_chooses_unknown_nodes():
     strategy = strategy_of(server={"clients_per_round": 2})
     strategy.selector.select = lambda request: [99]
     with pytest.raises(InputError, match="chose node 99"):

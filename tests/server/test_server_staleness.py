@@ -86,7 +86,7 @@ def test_a_fresh_update_is_what_the_client_sent():
     np.testing.assert_array_equal(result.dense["bias"], update.dense["bias"])
 
 
-def test_lives_by_hand():
+def test_slot_ages_by_hand():
     ages = SlotAges({"w": slots(1, 4, 7)})
     ages.follow({"w": slots(1, 2, 7)}, 3)  # 4 dies, 2 is born, at the end of round 3
     ages.follow({"w": slots(1, 2, 4)}, 5)  # 7 dies, 4 is born again
@@ -106,7 +106,7 @@ histories = st.lists(st.sets(st.integers(0, 9), min_size=1), min_size=2, max_siz
 
 
 @given(histories, st.data())
-def test_lives_are_of_those_who_were_there_all_along(history, data):
+def test_slot_ages_count_slots_that_were_always_active(history, data):
     ages = SlotAges({"w": slots(*sorted(history[0]))})
     for number, active in enumerate(history[1:], 1):
         ages.follow({"w": slots(*sorted(active))}, number)

@@ -196,7 +196,7 @@ def test_a_mask_that_shrank_after_mutation(instruction):
     assert len(read(reply, mask_may_change=True).masks["b"]) == len(SENT.masks["b"]) - 1
 
 
-def test_a_mask_hash_that_nobody_knows(instruction):
+def test_an_unknown_mask_hash(instruction):
     masks = random_masks(SPEC, 0.2, seed=9)
     reply = reply_with(instruction, trained(masks), SPEC, 20, known=masks)  # by its hash alone
     with pytest.raises(UnknownMaskError):

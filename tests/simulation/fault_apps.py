@@ -13,8 +13,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 import mest_fed.client.app
-import mest_fed.task
-from mest_fed.simulation.engine.serialization import SharedMemory
+import mest_fed.task_data
+from mest_fed.simulation.engine.shared_memory import SharedMemory
 
 #: In which round.
 HELD_ROUND = 2
@@ -43,8 +43,8 @@ def _no_disk(*_: object) -> None:
 
 if "MEST_ALONE" in os.environ:
     # As on a machine that shares neither a disk nor memory with the driver's.
-    for name in ("_load_once", "load_partitions"):
-        setattr(mest_fed.task, name, _no_disk)
+    for name in ("load_data", "load_partitions"):
+        setattr(mest_fed.task_data, name, _no_disk)
     SharedMemory.find = classmethod(lambda *_: None)
 
 

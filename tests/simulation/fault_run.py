@@ -81,10 +81,10 @@ def main():
     """Run the command line; memory is not measured."""
     import mest_fed.simulation.simulate
     from mest_fed.cli import main as command_line
-    from mest_fed.simulation.peak_measurement import Probe
+    from mest_fed.simulation.peak_measurement import PeakMeasurement
 
     mest_fed.simulation.simulate.CLIENT_APP = "fault_apps:app"
-    Probe.start = lambda *_: Probe(None)
+    PeakMeasurement.start = lambda *_: PeakMeasurement(None)
     command_line()
 
 

@@ -105,7 +105,7 @@ def test_looking_back_gives_what_going_forward_does(device, hours, full, watts):
     }
     begin, end = -2 * DAY, hours * 3600.0
     times = sorted({begin, end, *(edge for edge in edges if begin < edge < end)})
-    charge = found._beginning(device)[1]
+    charge = found.joules(device, begin)
     for first, last in pairwise(times):
         power = 3.0 * plugged.present(device, (first + last) / 2) - watts
         charge = min(full, max(0.0, charge + power * (last - first)))

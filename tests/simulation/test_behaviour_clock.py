@@ -263,7 +263,7 @@ def config(**sections):
     return from_table(sections, "test")
 
 
-def test_a_deadline_that_nobody_can_meet():
+def test_a_deadline_that_no_device_can_meet():
     fast = dataclasses.replace(BOARD, name="fast", upload_rate=1000.0)
     plan = config(fleet={"deadline": 1.5}, wire={"upload": "int8"})
     # 100 active weights and 50 others: 600 B down and 150 B up, and 0.125 s each way.

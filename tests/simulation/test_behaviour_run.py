@@ -1,4 +1,4 @@
-"""Whole runs over devices that live: one report, also when resumed; and time that passes."""
+"""Whole runs over devices with behaviour: one report, also when resumed; and time that passes."""
 
 import pytest
 from tiny_run import StopAfter, assert_same_run, read_rows, read_summary, start, tiny_config

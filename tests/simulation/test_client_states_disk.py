@@ -41,7 +41,7 @@ def test_equal_masks_are_stored_once_a_shard(tmp_path):
     assert size < 400 * 4 * MASK / 5
 
 
-def test_a_mask_that_nobody_holds_is_deleted(tmp_path):
+def test_a_mask_that_no_client_holds_is_deleted(tmp_path):
     with closing(DiskStates(tmp_path)) as states:
         states.put(1000, state(1, tier=1))
         states.commit(1)

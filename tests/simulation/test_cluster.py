@@ -17,7 +17,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.ray,
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
 ]
 
 
@@ -102,7 +101,7 @@ def raylet_of(node):
     return info.process.pid
 
 
-def test_nobody_listens(serial, folders_of):
+def test_an_address_without_a_cluster(serial, folders_of):
     folders = folders_of(serial[0])
     run = folders.simulate("--workers", "1", "--ray-address", "127.0.0.1:1")
     status, errors = finish(run)

@@ -9,8 +9,8 @@ from tiny_run import tiny_config
 
 from mest_fed.config import from_table, read_toml, to_flat
 from mest_fed.errors import InputError
+from mest_fed.server import deployed
 from mest_fed.server.app import build_server_app
-from mest_fed.server.deployed import DeployedRun
 from mest_fed.simulation.engine.executor import SerialExecutor
 from mest_fed.simulation.engine.flower import run_server_app
 from mest_fed.simulation.engine.grid import EngineGrid
@@ -60,7 +60,7 @@ def rows(folder, name):
 @pytest.fixture(autouse=True)
 def _no_report(monkeypatch):
     """Let the first run alone write its report, which takes a process and matplotlib."""
-    monkeypatch.setattr(DeployedRun, "_write_report", lambda self: None)
+    monkeypatch.setattr(deployed, "write_report", lambda folder: None)
 
 
 @pytest.fixture(scope="module")

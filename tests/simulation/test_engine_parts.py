@@ -17,7 +17,7 @@ from mest_fed.simulation.engine.chunks import (
 )
 from mest_fed.simulation.engine.client_runner import Job
 from mest_fed.simulation.engine.flower import claim_identity
-from mest_fed.simulation.engine.serialization import SharedMemory, Span
+from mest_fed.simulation.engine.shared_memory import SharedMemory, Span
 from mest_fed.simulation.engine.worker_pool import WorkerHandle
 
 claim_identity(1)

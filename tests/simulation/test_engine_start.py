@@ -24,11 +24,7 @@ from mest_fed.simulation.engine.executor import Executor, make_executor
 from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import make_nodes
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.filterwarnings("ignore:unclosed file .*/dev/null.*:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
-]
+pytestmark = pytest.mark.ray
 logging.getLogger("flwr").setLevel(logging.ERROR)
 
 

@@ -9,13 +9,13 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import ray
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAdam, FedAvg
 from tiny_run import read_rows, read_summary, start, tiny_config
 
-from mest_fed.server.aggregation.averaging import MeanAggregator, SummedFedAvg, WorkerSums
+from mest_fed.server.aggregation.averaging import SummedFedAvg, WorkerSums
 from mest_fed.simulation.engine.executor import SerialExecutor
 from mest_fed.simulation.engine.flower import (
     NODE_UNAVAILABLE,
@@ -25,14 +25,9 @@ from mest_fed.simulation.engine.flower import (
 )
 from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import TaskResult, make_nodes
-from mest_fed.simulation.peak_measurement import Probe
+from mest_fed.simulation.peak_measurement import PeakMeasurement
 from mest_fed.simulation.simulate import open_run
 
-pytestmark = [
-    # Ray leaves open what its processes write to, and drops their handles while they run.
-    pytest.mark.filterwarnings("ignore:unclosed file .*/dev/null.*:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
-]
 logging.getLogger("flwr").setLevel(logging.ERROR)
 
 FLEET = {"devices": 12, "mix": "rpi-4:2, rpi-zero-2w:1, jetson-nano:1", "deadline": 0.0185}
@@ -70,7 +65,7 @@ def test_none_one_and_two_workers_end_with_the_same_bits(session, kind, tmp_path
     assert {"ok", "late"} <= statuses
     for workers in (1, 2):
         folder = tmp_path / str(workers)
-        with patch.object(Probe, "start", lambda *_: Probe(None)):
+        with patch.object(PeakMeasurement, "start", lambda *_: PeakMeasurement(None)):
             open_run("tiny", config, folder, resume=False).run(workers)
         assert read_rows(folder, "clients") == read_rows(serial, "clients")
         expected = read_summary(serial)["model_sha256"]
@@ -172,6 +167,7 @@ def test_summed_strategies_do_as_their_parents(stock, summed):
 def test_the_mean_of_whole_numbers_is_a_fraction_as_in_the_parent():
     counts = ArrayRecord({"seen": Array(np.array([0, 4]))})
     claim_identity(1)
+    grid, offered = EngineGrid(make_nodes(2), SerialExecutor(app)), []
     asked = Message(RecordDict(), 1000, "train")
 
     def replies():
@@ -180,9 +176,10 @@ def test_the_mean_of_whole_numbers_is_a_fraction_as_in_the_parent():
             metrics = MetricRecord({"num-examples": examples})
             yield Message(RecordDict({"a": record, "m": metrics}), reply_to=asked)
 
-    strategy = SummedFedAvg()
-    aggregator = strategy._aggregator = MeanAggregator("num-examples")
-    strategy._dtypes = {name: array.dtype for name, array in counts.items()}
+    strategy = SummedFedAvg(**options(2))
+    grid.sum_in_workers = offered.append
+    strategy.configure_train(1, counts, ConfigRecord(), grid)
+    (aggregator,) = offered
     (first, left), (second, other) = map(aggregator.map, replies())
     aggregator.finalize(first.add(second))
     summed, _ = strategy.aggregate_train(1, [left, other])

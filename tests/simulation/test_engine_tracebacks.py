@@ -13,12 +13,6 @@ from mest_fed.simulation.engine.executor import make_executor
 from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import make_nodes
 
-pytestmark = [
-    # Ray leaves open what its processes write to, and drops their handles while they run.
-    pytest.mark.filterwarnings("ignore:unclosed file .*/dev/null.*:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
-]
-
 app = ClientApp()
 
 

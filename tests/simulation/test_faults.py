@@ -95,7 +95,7 @@ def _is_zombie(process):
 
 
 @pytest.mark.soak
-def test_the_driver_told_to_end(folders, undisturbed):
+def test_the_driver_ended_by_a_signal(folders, undisturbed):
     run = folders.simulate("--workers", "1")
     folders.held(run)
     run.terminate()

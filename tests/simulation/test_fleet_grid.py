@@ -16,10 +16,6 @@ from mest_fed import FleetGrid
 from mest_fed.config.fleet import FleetConfig
 from mest_fed.errors import InputError
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:unclosed file .*/dev/null.*:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
-]
 logging.getLogger("flwr").setLevel(logging.ERROR)
 
 app = ClientApp()

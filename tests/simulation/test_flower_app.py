@@ -26,11 +26,6 @@ from mest_fed.simulation.flower_app.run import AppRun, RecordedGrid
 from mest_fed.simulation.report import write_report
 from mest_fed.simulation.report.app_run import load_app_run
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:unclosed file .*/dev/null.*:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
-]
-
 APPS = Path(__file__).parent.parent / "flower_apps"
 FLEET = FleetConfig.model_validate(
     {

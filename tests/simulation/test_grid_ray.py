@@ -22,12 +22,7 @@ from mest_fed.simulation.engine.executor import Executor, SerialExecutor, make_e
 from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import make_nodes
 
-pytestmark = [
-    pytest.mark.ray,
-    # Ray leaves open what its processes write to, and drops their handles while they run.
-    pytest.mark.filterwarnings("ignore:unclosed file .*/dev/null.*:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
-]
+pytestmark = pytest.mark.ray
 logging.getLogger("flwr").setLevel(logging.ERROR)
 
 NUM_NODES = 21
@@ -155,7 +150,7 @@ def test_an_executor_joins_a_cluster_by_its_address(two_workers: Executor) -> No
     list(EngineGrid(make_nodes(1), two_workers).send_and_receive([Message(model(), 1000, "train")]))
 
 
-def test_an_address_where_nobody_listens_is_an_input_error() -> None:
+def test_an_address_without_a_cluster_is_an_input_error() -> None:
     output, complaint = run_alone("127.0.0.1:1")
     assert output == ""
     last = complaint.splitlines()[-1]

@@ -18,6 +18,7 @@ from flwr.serverapp.strategy import FedAvg, Result
 from grid_apps import app, model, to_all
 
 from mest_fed.errors import InputError
+from mest_fed.kernels import torch_threads
 from mest_fed.simulation.engine.executor import SerialExecutor, make_executor
 from mest_fed.simulation.engine.flower import run_server_app
 from mest_fed.simulation.engine.grid import EngineGrid
@@ -121,19 +122,15 @@ def test_a_client_that_exits_or_returns_nothing_gives_an_error(grid: EngineGrid)
     assert second.error.reason == "TypeError: the ClientApp returned a NoneType, not a Message"
 
 
-def test_a_message_to_nobody_gives_an_error(grid: EngineGrid) -> None:
+def test_a_message_to_an_unknown_node_gives_an_error(grid: EngineGrid) -> None:
     (reply,) = grid.send_and_receive([Message(model(), 7, "train")])
     assert (reply.error.code, reply.error.reason) == (5, "there is no node 7")
 
 
 def test_torch_has_its_threads_back_after_a_client(grid: EngineGrid) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    with torch_threads(2):
         list(grid.send_and_receive(to_all(grid, model(), "train")))
         assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_pushed_messages_run_at_the_next_pull(grid: EngineGrid) -> None:

@@ -115,7 +115,7 @@ def test_a_damaged_file_is_named(folder, name, how):
 
 @pytest.mark.parametrize("how", ["deleted", "emptied", "truncated", "0.001", "0.5", "0.97"])
 @pytest.mark.parametrize("name", STATES)
-def test_damaged_states_are_refused_or_do_no_harm(folder, runs, name, how):
+def test_damaged_states_are_refused_or_have_no_effect(folder, runs, name, how):
     path = folder / name
     for database in folder.glob("states/*.db"):
         merge_log(database)  # so that the file alone holds everything

@@ -23,7 +23,7 @@ from mest_fed.kernels import native
 from mest_fed.nn.tuning import tune
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.simulation.fleet import Fleet, run_kernels
-from mest_fed.simulation.peak_measurement import Probe
+from mest_fed.simulation.peak_measurement import PeakMeasurement
 from mest_fed.simulation.simulate import Interrupted, open_run
 from mest_fed.task import Task
 
@@ -146,11 +146,9 @@ def test_a_resumed_run_takes_its_own_table_and_times_nothing(mixed, tmp_path, ti
 @pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.filterwarnings("ignore:unclosed file .*/dev/null.*:ResourceWarning")
-@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_workers_compute_with_the_same_table(mixed, tmp_path, timer, monkeypatch):
-    monkeypatch.setattr(Probe, "start", lambda *_: Probe(None))
+    monkeypatch.setattr(PeakMeasurement, "start", lambda *_: PeakMeasurement(None))
     logging.getLogger("server").setLevel(logging.ERROR)
     config = tiny_config(**TUNED_CONFIG)
     folder = tmp_path / "run"
@@ -240,16 +238,16 @@ def test_fleets_of_other_kinds(tmp_path, timer, sparsity):
 
 
 @pytest.mark.slow
-def test_the_probe_computes_with_the_runs_kernels(tmp_path, timer):
+def test_the_measurement_computes_with_the_runs_kernels(tmp_path, timer):
     config = tiny_config(**TUNED_CONFIG, run={"rounds": 1})
     task = Task(config)
     fleet = Fleet.of(task)
     folder = RunFolder.create(tmp_path / "run", config)
     table = run_kernels(task, fleet, folder, resume=False)
-    probe = Probe.start(config, "", table, list(fleet.plans.values()))
+    measurement = PeakMeasurement.start(config, "", table, list(fleet.plans.values()))
     try:
-        peaks = probe.results()
+        peaks = measurement.results()
     finally:
-        probe.stop()
-    assert probe.process is None or probe.process.returncode == 0
+        measurement.stop()
+    assert measurement.process is None or measurement.process.returncode == 0
     assert all(size > 0 for size in peaks.values())

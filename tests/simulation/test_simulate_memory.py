@@ -7,7 +7,7 @@ from tiny_run import StopAfter, read_rows, read_summary, tiny_config
 
 from mest_fed.errors import InputError
 from mest_fed.schema import FailureKind
-from mest_fed.simulation.peak_measurement import Probe
+from mest_fed.simulation.peak_measurement import PeakMeasurement
 from mest_fed.simulation.simulate import Interrupted, open_run
 from mest_fed.simulation.trackers.progress import Observers
 
@@ -15,7 +15,7 @@ FLEET = {"mix": "rpi-4:1, rpi-5:1", "budgets": "rpi-4:40MB, rpi-5:80MB"}
 CONFIG = tiny_config(fleet=FLEET | {"devices": 12})
 
 
-class FakeProbe(Probe):
+class FakeMeasurement(PeakMeasurement):
     """Finds that every plan needs 50 MB."""
 
     def results(self):
@@ -27,15 +27,15 @@ class FakeProbe(Probe):
 
 @pytest.fixture
 def asked(tmp_path, monkeypatch):
-    """Return the plans that probes were asked to measure; the cache is the test's own."""
+    """Return the plans that measurements were asked for; the cache is the test's own."""
     monkeypatch.setenv("MEST_FED_CACHE", str(tmp_path / "cache"))
     asked = []
 
     def start(_config, _partitions, _kernels, plans):
         asked.append(list(plans))
-        return FakeProbe(None, plans)
+        return FakeMeasurement(None, plans)
 
-    monkeypatch.setattr(Probe, "start", start)
+    monkeypatch.setattr(PeakMeasurement, "start", start)
     return asked
 
 
@@ -96,7 +96,7 @@ def test_a_cache_that_cannot_be_written_is_none(tmp_path, asked, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_real_probe_measures_every_plan(tmp_path, monkeypatch):
+def test_a_real_measurement_covers_every_plan(tmp_path, monkeypatch):
     monkeypatch.setenv("MEST_FED_CACHE", str(tmp_path / "cache"))
     config = tiny_config(fleet=FLEET | {"devices": 12}, run={"rounds": 1})
     summary = read_summary(run(tmp_path / "run", config))

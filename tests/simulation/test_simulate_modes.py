@@ -6,7 +6,7 @@ import pytest
 from test_simulate_resume import stopped
 from tiny_run import StopAfter, assert_same_run, read_rows, start, tiny_config
 
-from mest_fed.simulation.peak_measurement import Probe
+from mest_fed.simulation.peak_measurement import PeakMeasurement
 from mest_fed.simulation.report.load import load_run
 from mest_fed.simulation.simulate import Interrupted, open_run
 
@@ -76,13 +76,11 @@ def test_a_run_that_was_stopped_twice(whole, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.filterwarnings("ignore:unclosed file .*/dev/null.*:ResourceWarning")
-@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_one_worker_gives_the_same_run(tmp_path, monkeypatch):
     config = config_of("buffered")
     alone = start(tmp_path / "alone", config)
-    monkeypatch.setattr(Probe, "start", lambda *_: Probe(None))
+    monkeypatch.setattr(PeakMeasurement, "start", lambda *_: PeakMeasurement(None))
     folder = open_run("tiny", config, tmp_path / "worker", resume=False).run(1)
     gc.collect()
     assert_same_run(folder, alone)

@@ -11,7 +11,7 @@ import mest_fed.client.handlers
 from mest_fed import cli
 from mest_fed.config import to_toml
 from mest_fed.schema import FailureKind, TaskStatus
-from mest_fed.simulation.peak_measurement import Probe
+from mest_fed.simulation.peak_measurement import PeakMeasurement
 from mest_fed.simulation.report import write_report
 from mest_fed.simulation.report.load import load_run
 from mest_fed.simulation.report.statistics import lost_by_reason, status_counts
@@ -70,7 +70,7 @@ def fleet_of_all_statuses(monkeypatch):
     monkeypatch.setattr(mest_fed.client.handlers, "train_round", sometimes)
 
 
-def test_every_status_is_told_alike_by_rows_summary_and_report(tmp_path, fleet_of_all_statuses):
+def test_every_status_is_the_same_in_rows_summary_and_report(tmp_path, fleet_of_all_statuses):
     config = tiny_config(
         run={"rounds": 8},
         fleet={"devices": 30, "mix": "rpi-zero-2w:1, phone-high:1", "deadline": 0.04},
@@ -100,7 +100,7 @@ def test_every_status_is_told_alike_by_rows_summary_and_report(tmp_path, fleet_o
 
 
 def simulate(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(Probe, "start", lambda *_: Probe(None))
+    monkeypatch.setattr(PeakMeasurement, "start", lambda *_: PeakMeasurement(None))
     command = ["mest-fed", "simulate", "--workers", "0", *map(str, arguments)]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as caught:

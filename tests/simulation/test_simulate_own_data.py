@@ -14,7 +14,7 @@ from mest_fed.client.memory_guard import prepare
 from mest_fed.config import from_flat, from_table, to_flat, to_toml, with_settings
 from mest_fed.data import load_dataset, load_partitions
 from mest_fed.errors import InputError
-from mest_fed.simulation.peak_measurement import Probe
+from mest_fed.simulation.peak_measurement import PeakMeasurement
 from mest_fed.task import Task
 
 COMMAND = [sys.executable, "-c", "from mest_fed.cli import main; main()"]
@@ -75,7 +75,7 @@ def config(tmp_path, monkeypatch):
 @pytest.fixture
 def simulate(monkeypatch, capsys, config):
     """Return what runs the command in this process: (out, settings) -> (status, error)."""
-    monkeypatch.setattr(Probe, "start", lambda *_: Probe(None))
+    monkeypatch.setattr(PeakMeasurement, "start", lambda *_: PeakMeasurement(None))
 
     def run(out, *settings):
         changes = [part for setting in settings for part in ("--set", setting)]

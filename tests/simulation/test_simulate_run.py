@@ -198,7 +198,7 @@ def test_the_last_checkpoint_is_the_model_of_the_summary(finished):
     assert active > 0
 
 
-def test_the_display_is_told(finished, shown):
+def test_the_display_is_called(finished, shown):
     assert finished.exists()
     assert (shown.begun, shown.rounds, shown.ended) == ((3, 0), [0, 1, 2, 3], 1)
 

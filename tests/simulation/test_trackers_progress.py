@@ -1,4 +1,4 @@
-"""Several observers are told as one; an expendable one may fail without harm."""
+"""Several observers are called as one; a fault-tolerant tracker may fail."""
 
 import errno
 import logging
@@ -12,7 +12,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 class Failing(Recorder):
-    """Raises when a method is called; keeps what it is told all the same."""
+    """Raises when a method is called; keeps what it receives all the same."""
 
     def __init__(self, method, error):
         super().__init__()
@@ -42,17 +42,17 @@ def tell(observer):
     observer.end()
 
 
-def test_all_are_told_in_their_order():
-    told = []
+def test_all_are_called_in_their_order():
+    called = []
 
     class Named(Recorder):
         def round_done(self, row):
             super().round_done(row)
-            told.append((self, row["round"]))
+            called.append((self, row["round"]))
 
     first, second = Named(), Named()
     tell(Observers(first, second))
-    assert told == [(who, number) for number in (1, 2, 3) for who in (first, second)]
+    assert called == [(who, number) for number in (1, 2, 3) for who in (first, second)]
     for observer in (first, second):
         assert (observer.begun, observer.ended) == ((3, 0), 1)
 
@@ -60,7 +60,7 @@ def test_all_are_told_in_their_order():
 @pytest.mark.parametrize(
     ("method", "rounds"), [("begin", []), ("round_done", [1]), ("end", [1, 2, 3])]
 )
-def test_an_expendable_one_fails_once(method, rounds, caplog):
+def test_a_fault_tolerant_tracker_fails_once(method, rounds, caplog):
     failing, other = Failing(method, FULL), Recorder()
     with caplog.at_level(logging.WARNING):
         tell(Observers(FaultTolerantTracker("the log", failing), other))

@@ -6,12 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
-import torch
-
 from mest_fed.config import from_table
+from mest_fed.kernels import torch_threads
 from mest_fed.memory import footprint
 from mest_fed.memory.planner import ends, needed
-from mest_fed.simulation.peak_measurement import Probe
+from mest_fed.simulation.peak_measurement import PeakMeasurement
 from mest_fed.simulation.simulate import open_run
 from mest_fed.simulation.trackers.progress import Observers
 from mest_fed.task import Task
@@ -88,13 +87,9 @@ def start(folder, config=None, *, resume=False, display=None):
     logging.getLogger("flwr").setLevel(logging.ERROR)
     logging.getLogger("server").setLevel(logging.ERROR)
     shown = Observers() if display is None else display
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the work is too small for two
-    try:
-        with patch.object(Probe, "start", lambda *_: Probe(None)):
-            return open_run("tiny", config, Path(folder), resume=resume, observer=shown).run(0)
-    finally:
-        torch.set_num_threads(threads)
+    unmeasured = patch.object(PeakMeasurement, "start", lambda *_: PeakMeasurement(None))
+    with torch_threads(1), unmeasured:  # the work is too small for two
+        return open_run("tiny", config, Path(folder), resume=resume, observer=shown).run(0)
 
 
 def read_rows(folder, name, leave_out=()):

@@ -76,7 +76,7 @@ def test_too_much_in_a_child_of_a_child_is_killed(start):
     assert not limit.cgroup_limit.group.folder.exists()
 
 
-def test_what_fits_lives(start):
+def test_what_fits_keeps_running(start):
     process = start(ALLOCATE, 100 * MB)
     with held(process) as limit:
         group = limit.cgroup_limit.group

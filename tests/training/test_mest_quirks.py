@@ -49,7 +49,7 @@ def masks_of(net):
     return [group.mask.slots.tolist() for group in mask_groups(net)]
 
 
-def test_1_the_gradient_term_is_alive():
+def test_1_the_gradient_term_has_effect():
     outcomes = []
     for weight in (0.0, 0.5, 50.0):
         net = model("unstructured")

@@ -115,7 +115,7 @@ def test_deltas_that_are_wrong(sizes, rest):
         mask_codec("delta").decode(struct.pack("<III", *sizes) + rest, 3, 16, slots(2, 5, 9))
 
 
-def test_a_delta_that_grows_what_lives_is_rejected():
+def test_a_delta_that_grows_what_is_active_is_rejected():
     spec = spec_for("unstructured", ((4, 4),))
     body = struct.pack("<III", 1, 1, 2) + bytes([0, 0b1]) * 1 + encode_gaps(slots(5))
     entry = struct.pack("<BII", mask_codec("delta").number, 2, len(body)) + body

@@ -153,7 +153,7 @@ def test_padding_does_not_travel():
     assert (got.values["layer1"][outside] == 0).all()
 
 
-def test_a_reference_counts_where_it_lives():
+def test_a_reference_counts_where_it_is_active():
     # The new slot 3 starts from 0, whatever other slots the reference has there.
     spec = ModelSpec({"a": ("a",)}, {"a": layout_for("unstructured", (2, 4))}, {})
 

@@ -1,4 +1,4 @@
-"""Batch normalisation on its way back, a piece of the batch at a time."""
+"""Batch normalisation in backward, a chunk of the batch at a time."""
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class NormBackward:
         return torch.addcmul(self._constant, x, self._factor, out=y)
 
     def add(self, grad: Tensor, x: Tensor, buffer: Tensor) -> None:
-        """Take a piece into the sums: the output's gradient, and the input."""
+        """Add a chunk to the sums: the output's gradient, and the input."""
         self._sum += grad.sum((0, 2, 3))
         self._along += torch.sub(x, self._mean, out=buffer).mul_(grad).sum((0, 2, 3))
 
@@ -57,7 +57,7 @@ class NormBackward:
         self._slope = _by_channel(along * self._scale / count)
 
     def input_gradient(self, grad: Tensor, x: Tensor, dx: Tensor) -> Tensor:
-        """Write the gradient of x for a piece of the output's into dx; return dx.
+        """Write the gradient of x for a chunk of the output's into dx; return dx.
 
         ``dx`` may be ``x``, and must not be ``grad``.
         """

@@ -1,7 +1,7 @@
 """A residual block with batch normalisation, recomputed in three walks over its images.
 
 Batch statistics tie the images of a batch together, so that such a block cannot go backward image
-by image. But all that ties them is two sums a channel. So backward walks over the images a piece at
+by image. But all that ties them is two sums a channel. So backward walks over the images a chunk at
 a time: once up to the sums of the second normalisation, once up to those of the first, once to the
 end. One activation of the whole batch stands beside the incoming gradient, and a byte an element;
 autograd's own order would hold eight. The first convolution is computed in each walk: sparse, it
@@ -95,8 +95,8 @@ class RecomputedBlock(torch.autograd.Function):
         y: Tensor = block.conv1(x)
         first = _norm(block.norm1).normalise_(y, None, relu=True)
         for start, end in micro_chunks(y.shape):
-            piece = y[start:end]
-            piece.copy_(convolve(block.conv2, piece, work.take("conv2", piece.shape, y)))
+            chunk = y[start:end]
+            chunk.copy_(convolve(block.conv2, chunk, work.take("conv2", chunk.shape, y)))
         residual, around = x, None
         if len(block.shortcut):
             residual = block.shortcut[0](x)
@@ -182,7 +182,7 @@ class _Walks:
     def to_input(self, *, wanted: bool) -> Tensor | None:
         """Go back through norm1 and conv1, add what came by the shortcut; return dx."""
         same = self.packed.shape == self.grad.shape
-        # A piece of `second` has been read when a piece of dx is written over it.
+        # A chunk of `second` has been read when a chunk of dx is written over it.
         dx = self.second if same else self.grad.new_empty(self.packed.shape if wanted else 0)
         for start, end in micro_chunks(self.grad.shape):
             x = self.packed.images(start, end)

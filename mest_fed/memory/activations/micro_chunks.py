@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-#: Bytes of a piece of one activation; some eight of them stand in memory at once.
+#: Bytes of a chunk of one activation; some eight of them stand in memory at once.
 CHUNK_BYTES = 2**18
 
 _ends_only = False

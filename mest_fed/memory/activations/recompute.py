@@ -63,7 +63,7 @@ def kept(ctx: Any, segment: Segment) -> tuple[Packed, tuple[Tensor, ...]]:
 
 
 class RecomputedInChunks(torch.autograd.Function):
-    """A segment whose backward pass runs it again, piece by piece, each with a backward pass.
+    """A segment whose backward pass runs it again, chunk by chunk, each with a backward pass.
 
     Gradients are those of the function at the packed input: exact if the format is.
     """

@@ -48,7 +48,7 @@ class _Ticket:
 
 
 class _Run:
-    """One run of a segment, which can be repeated. It lives as long as a ticket does."""
+    """One run of a segment, which can be repeated. It exists as long as a ticket does."""
 
     def __init__(
         self,

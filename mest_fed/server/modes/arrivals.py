@@ -91,7 +91,7 @@ class AsyncMessenger:
         return names + [None] * (len(messages) - len(names))
 
     def send_again(self, message: Message, start: float, number: int) -> str | None:
-        """Send what :meth:`in_flight` told of; where time is real it begins anew."""
+        """Send again what :meth:`in_flight` returned; where time is real it begins anew."""
         if self._virtual is None:
             return self.send([message])[0]
         return self._virtual.push_again(message, start, number)
@@ -207,7 +207,7 @@ class ArrivalStrategy(MestStrategy):
             for name, pending in self.pending_updates.items()
         ]
         sections, facts = write_pending([*self._stopped, *awaited])
-        return {**sections, "born": self.ages.born}, facts
+        return {**sections, "born": self.ages.grown_at}, facts
 
     def restore(self, sections: Mapping[str, Mapping[str, np.ndarray]], facts: Any) -> None:
         """Take instructions back from a checkpoint; they are sent again when a round opens."""

@@ -151,7 +151,7 @@ def read_pending(
 class SlotAges:
     """Since which round each slot of the global mask has been active without a break.
 
-    A slot that died and was grown again holds another weight, of which an update from before its
+    A slot that was dropped and grown again holds another weight, of which an update from before its
     death knows nothing.
 
     Parameters
@@ -161,28 +161,30 @@ class SlotAges:
 
     Attributes
     ----------
-    born : dict of str to int32 array
+    grown_at : dict of str to int32 array
         Mask group -> the round at whose end each active slot was grown, shape ``(active,)``.
     """
 
     def __init__(self, masks: MaskSet) -> None:
         self._masks = dict(masks)
-        self.born = {group: np.zeros(len(slots), np.int32) for group, slots in masks.items()}
+        self.grown_at = {group: np.zeros(len(slots), np.int32) for group, slots in masks.items()}
 
     def follow(self, masks: MaskSet, number: int) -> None:
         """Take note of the global mask at the end of a round."""
         for group, slots in masks.items():
             if slots is not self._masks[group]:
-                place, lived = self._find(group, slots)
-                self.born[group] = np.where(lived, self.born[group][place], number).astype(np.int32)
+                place, kept = self._find(group, slots)
+                self.grown_at[group] = np.where(kept, self.grown_at[group][place], number).astype(
+                    np.int32
+                )
         self._masks = dict(masks)
 
     def still(self, group: str, slots: Slots, number: int) -> npt.NDArray[np.bool_]:
         """Return which of a round's slots have been active ever since; shape ``(active,)``."""
         place, ages = self._find(group, slots)
-        return ages & (self.born[group][place] < number)
+        return ages & (self.grown_at[group][place] < number)
 
-    def restore(self, masks: MaskSet, born: Mapping[str, npt.NDArray[np.int32]]) -> None:
+    def restore(self, masks: MaskSet, grown_at: Mapping[str, npt.NDArray[np.int32]]) -> None:
         """Go back to where a checkpoint was taken.
 
         Raises
@@ -191,9 +193,9 @@ class SlotAges:
             If the rounds do not belong to the masks.
         """
         for group, slots in masks.items():
-            if born[group].dtype != np.int32 or born[group].shape != slots.shape:
-                raise ValueError(f"the rounds of birth of {group} do not fit its mask")
-        self._masks, self.born = dict(masks), dict(born)
+            if grown_at[group].dtype != np.int32 or grown_at[group].shape != slots.shape:
+                raise ValueError(f"the rounds of growth of {group} do not fit its mask")
+        self._masks, self.grown_at = dict(masks), dict(grown_at)
 
     def _find(
         self, group: str, slots: Slots

@@ -112,6 +112,7 @@ def _csv_row(path: Path, number: int, cells: Sequence[str], width: int) -> Row:
 
 
 def _number(cell: str) -> float | None:
+    """Return the number of a cell, or None, which the row's check refuses."""
     try:
         return None if "_" in cell else float(cell)
     except ValueError:
@@ -122,8 +123,8 @@ def _json(path: Path, text: str) -> tuple[list[Row], float | None]:
     table = parse_json(text, str(path), dict)
     if not isinstance(table.get("devices"), dict):
         raise InputError(f"{path}: allowed: an object with devices, and perhaps span")
-    if strangers := table.keys() - {"devices", "span"}:
-        raise InputError(f"{path}: unknown key {min(strangers)!r}; allowed: devices, span")
+    if unknown := table.keys() - {"devices", "span"}:
+        raise InputError(f"{path}: unknown key {min(unknown)!r}; allowed: devices, span")
     span = table.get("span")
     if span is not None and not (_is_time(span) and span > 0):
         raise InputError(f"{path}: span = {span!r} is not allowed; allowed: a positive number")
@@ -261,10 +262,10 @@ def _check_names(path: Path, names: set[str], devices: Sequence[str]) -> None:
     profiles = set(devices)
     numbers = {name for name in names if name.isdecimal() and name == str(int(name))}
     beyond = [name for name in numbers if int(name) >= len(devices)]
-    strangers = sorted(names - profiles - (numbers - set(beyond)) - {OTHERS})
-    if strangers:
+    unknown = sorted(names - profiles - (numbers - set(beyond)) - {OTHERS})
+    if unknown:
         raise InputError(
-            f"{path}: unknown device {strangers[0]!r}; allowed: 0 to {len(devices) - 1}, "
+            f"{path}: unknown device {unknown[0]!r}; allowed: 0 to {len(devices) - 1}, "
             f"{', '.join(sorted(profiles))}, or {OTHERS} for all others"
         )
     if OTHERS in names:

@@ -19,6 +19,7 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from mest_fed.errors import InputError
+from mest_fed.kernels import torch_threads
 from mest_fed.registry import REFERENCES, is_reference
 from mest_fed.registry import resolve as resolve_reference
 from mest_fed.server.aggregation.partial import PairwiseSum, PartialAggregate, WorkerAggregator
@@ -43,17 +44,6 @@ def private_copy(records: RecordDict) -> RecordDict:
             if isinstance(value, list):
                 fresh[key] = list(value)
     return copies
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread: with more, sums have other bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Generators:
@@ -103,7 +93,7 @@ def torch_defaults() -> Iterator[None]:
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        with one_thread(), torch.enable_grad():
+        with torch_threads(1), torch.enable_grad():  # with more, sums have other bits
             yield
     finally:
         torch.set_default_dtype(dtype)
@@ -281,7 +271,7 @@ def _aggregator(
         return outcome, None
     try:
         partial, reply = aggregator.map(outcome.reply)
-    except Exception as error:
+    except Exception as error:  # an aggregator of a user's strategy may raise anything
         reply = error_reply(
             job.message, APP_RAISED, f"its reply cannot be summed: {one_line(error)}"
         )

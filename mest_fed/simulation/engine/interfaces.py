@@ -36,7 +36,7 @@ class TaskResult:
     busy_seconds: float = 0.0
 
 
-#: Told of an instruction that has ended, and of its result.
+#: Receives an instruction that has ended, and its result.
 TaskObserver = Callable[[Message, TaskResult], None]
 
 

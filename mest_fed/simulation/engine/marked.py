@@ -77,7 +77,7 @@ def _mark_of(pid: int) -> str | None:
 
 
 def _kill(pid: int) -> bool:
-    with suppress(OSError):
+    with suppress(OSError):  # it has ended, or is another user's
         os.kill(pid, signal.SIGKILL)
         return True
     return False

@@ -121,9 +121,9 @@ class RayExchange:
             if not alone or not self._in_flight.fits(chunk, idlest):
                 self._cutter.put_back(chunk)
                 return
-            parcels, references = pack_jobs(chunk.jobs, self._store)
+            encoded, references = pack_jobs(chunk.jobs, self._store)
             memory_file = idlest.take_memory_file()
-            sent = idlest.actor.run.remote(parcels, self._aggregator, memory_file, *references)
+            sent = idlest.actor.run.remote(encoded, self._aggregator, memory_file, *references)
             self._in_flight.add(sent, InFlightChunk(chunk, idlest, memory_file))
 
     def _room(self) -> int:

@@ -36,7 +36,7 @@ _SHARED_PART = 0.3
 _SHARED_BYTES = (80 << 20, 10**10)
 #: Of Ray's processes, by their environment. The names that Ray gives them stay out of that. No
 #: worker starts before it is asked for: where one such dies, ``ray.init`` would wait for ever. One
-#: that dies before it has told Ray of itself is missed after 30 s instead of 60.
+#: that dies before it has registered with Ray is missed after 30 s instead of 60.
 _OPTIONS = {
     "SPT_NOENV": "1",
     "RAY_prestart_worker_first_driver": "0",
@@ -181,6 +181,6 @@ def _knock(address: str) -> None:
 def _last_cluster() -> str:
     """Return the address of the cluster that ``ray start`` started here last, or nothing."""
     folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    with suppress(OSError):
+    with suppress(OSError):  # no cluster was started here
         return (Path(folder) / "ray" / "ray_current_cluster").read_text(encoding="utf-8").strip()
     return ""

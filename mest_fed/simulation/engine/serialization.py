@@ -4,13 +4,9 @@ Array records that many messages carry go once. The data of arrays goes beside t
 buffers, so that it is copied only into the shared memory and out of it.
 """
 
-import mmap
-import os
 import pickle
-import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,111 +15,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Metadata, Metric
 from mest_fed.simulation.engine.client_runner import Block, Job, Outcome
 from mest_fed.simulation.engine.flower import bare_array, rebuild_message
 from mest_fed.simulation.engine.interfaces import TaskConditions, TaskResult
-
-_TOKEN_BYTES = 32
-#: Lanes grow by whole steps, since growing maps the file anew.
-_STEP = 1 << 20
-_ALIGNMENT = 64
-
-
-class Span(NamedTuple):
-    """Where data stands in a memory file."""
-
-    start: int
-    size: int
-
-
-class Address(NamedTuple):
-    """How a worker on the same machine finds a memory file, and knows it by its first bytes."""
-
-    path: str
-    token: bytes
-
-
-class SharedMemory:
-    """One end of a memory file: the worker writes, the driver reads at the addresses it gets.
-
-    The reader must be done before the writer writes again.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._map = mmap.mmap(descriptor, os.fstat(descriptor).st_size)
-
-    @classmethod
-    def create(cls) -> tuple["SharedMemory", Address] | None:
-        """Make a memory file, and say how to find it; None where there cannot be one."""
-        if not hasattr(os, "memfd_create"):
-            return None
-        try:
-            descriptor = os.memfd_create("mest-fed memory_file")
-        except OSError:
-            return None
-        token = secrets.token_bytes(_TOKEN_BYTES)
-        os.write(descriptor, token)
-        return cls(descriptor), Address(f"/proc/{os.getpid()}/fd/{descriptor}", token)
-
-    @classmethod
-    def find(cls, address: Address) -> "SharedMemory | None":
-        """Open the memory file at an address; None if it is not there, as on another machine."""
-        try:
-            descriptor = os.open(address.path, os.O_RDWR)
-        except OSError:
-            return None
-        with suppress(OSError, ValueError):
-            if os.pread(descriptor, _TOKEN_BYTES, 0) == address.token:
-                return cls(descriptor)
-        os.close(descriptor)
-        return None
-
-    def write(self, buffers: Sequence[memoryview]) -> list[Span] | None:
-        """Write buffers of bytes; None if the memory file cannot hold so much."""
-        spans = list(_layout(len(buffer) for buffer in buffers))
-        end = spans[-1].start + spans[-1].size if spans else 0
-        if end > len(self._map) and not self._grow(end):
-            return None
-        for span, buffer in zip(spans, buffers, strict=True):
-            self._map[span.start : span.start + span.size] = buffer
-        return spans
-
-    def view(self, span: Span) -> memoryview:
-        """Return what was written, to be copied before the writer writes again."""
-        end = span.start + span.size
-        if end > len(self._map):
-            self._remap(os.fstat(self._descriptor).st_size)
-        return memoryview(self._map)[span.start : end]
-
-    def close(self) -> None:
-        """Close this mapping."""
-        self._map.close()
-        os.close(self._descriptor)
-
-    def _grow(self, size: int) -> bool:
-        size = -(-size // _STEP) * _STEP
-        try:
-            # Pages are set aside now: to find none later would end the process.
-            os.posix_fallocate(self._descriptor, 0, size)
-        except OSError:
-            return False
-        self._remap(size)
-        return True
-
-    def _remap(self, size: int) -> None:
-        self._map.close()
-        self._map = mmap.mmap(self._descriptor, size)
-
-
-def _layout(sizes: Iterable[int]) -> Iterable[Span]:
-    start = _TOKEN_BYTES
-    for size in sizes:
-        start = -(-start // _ALIGNMENT) * _ALIGNMENT
-        yield Span(start, size)
-        start += size
-
+from mest_fed.simulation.engine.shared_memory import SharedMemory, Span
 
 #: Data below this many bytes stays in the pickle.
 BUFFER_FROM_BYTES = 4096
-#: Array records below this many bytes travel in each encoded.
+#: Array records below this many bytes travel with each job that has them.
 SHARE_FROM_BYTES = 16_384
 #: Array records that are remembered, in case a next message carries them too.
 REMEMBERED = 32
@@ -138,7 +34,7 @@ class PackedArrays(NamedTuple):
 
 
 class EncodedJobs(NamedTuple):
-    """A job; a number stands for an array record that many parcels share."""
+    """A job; a number stands for an array record that many jobs share."""
 
     metadata: Metadata
     records: list[tuple[str, PackedArrays | MetricRecord | ConfigRecord | int]]
@@ -196,7 +92,7 @@ Fingerprint = tuple[tuple[str, str, tuple[int, ...], str, int], ...]
 
 
 def fingerprint(record: ArrayRecord) -> Fingerprint:
-    """Return what two records have in common that hold the same bytes, as long as those live.
+    """Return what two records have in common that hold the same bytes, as long as those exist.
 
     Each message has a record of its own, so that the records themselves tell nothing.
     """
@@ -232,10 +128,10 @@ class RecordStore:
 
 
 def pack_jobs(jobs: Iterable[Job], store: RecordStore) -> tuple[list[EncodedJobs], list[Any]]:
-    """Return the parcels of a chunk and the references of the array records they share."""
+    """Return the encoded of a chunk and the references of the array records they share."""
     numbers: dict[Fingerprint, int] = {}
     references: list[Any] = []
-    parcels = []
+    encoded = []
     for job in jobs:
         records: list[tuple[str, Any]] = []
         for name, record in job.message.content.items():
@@ -248,15 +144,15 @@ def pack_jobs(jobs: Iterable[Job], store: RecordStore) -> tuple[list[EncodedJobs
                 references.append(store.reference(record, key))
             records.append((name, numbers[key]))
         metadata = job.message.metadata
-        parcels.append(EncodedJobs(metadata, records, job.context, job.conditions, job.seed))
-    return parcels, references
+        encoded.append(EncodedJobs(metadata, records, job.context, job.conditions, job.seed))
+    return encoded, references
 
 
-def unpack_jobs(parcels: Iterable[EncodedJobs], shared: Sequence[PackedArrays]) -> list[Job]:
+def unpack_jobs(encoded: Iterable[EncodedJobs], shared: Sequence[PackedArrays]) -> list[Job]:
     """Return the jobs of a chunk."""
     shared_records = [_unpack(packed) for packed in shared]
     jobs = []
-    for metadata, records, context, conditions, seed in parcels:
+    for metadata, records, context, conditions, seed in encoded:
         content = RecordDict()
         for name, record in records:
             content[name] = shared_records[record] if isinstance(record, int) else _unpack(record)

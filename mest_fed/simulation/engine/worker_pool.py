@@ -26,14 +26,13 @@ from mest_fed.simulation.engine.client_runner import (
 from mest_fed.simulation.engine.machine import free_memory
 from mest_fed.simulation.engine.own_code import OwnCode
 from mest_fed.simulation.engine.serialization import (
-    Address,
     EncodedJobs,
     EncodedRecords,
     PackedArrays,
-    SharedMemory,
     pack_block,
     unpack_jobs,
 )
+from mest_fed.simulation.engine.shared_memory import Address, SharedMemory
 
 # malloc.h of glibc
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -47,7 +46,7 @@ def keep_freed_memory() -> None:
     By default arrays of a megabyte go back to the system at once, and the next client's touch new
     pages, each of which costs a fault.
     """
-    with suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError):  # without glibc
         library = ctypes.CDLL("libc.so.6")
         library.mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
         library.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
@@ -127,13 +126,13 @@ class FleetWorker:
 
     def run(
         self,
-        parcels: list[EncodedJobs],
+        encoded: list[EncodedJobs],
         aggregator: WorkerAggregator[Message] | None,
         memory_file: int | None,
         *shared: PackedArrays,
     ) -> EncodedRecords:
         """Run a chunk of clients, in order; return what came of it."""
-        jobs = unpack_jobs(parcels, shared)
+        jobs = unpack_jobs(encoded, shared)
         block = self._runner.run(jobs, aggregator)
         shared_memory = (
             self._lanes[memory_file] if self._lanes and memory_file is not None else None

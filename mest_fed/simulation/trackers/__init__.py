@@ -1,1 +1,1 @@
-"""Watching a run: the live display, and trackers of the same rows for other tools."""
+"""Following a run: the display, and trackers of the same rows for other tools."""

@@ -1,6 +1,6 @@
 """Observers of a run's progress, and how several are combined."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from logging import getLogger
 from typing import Protocol, runtime_checkable
@@ -20,7 +20,7 @@ log = getLogger(__name__)
 
 @runtime_checkable
 class Observer(Protocol):
-    """Told of a run's progress: a display, or a tracker of its rows."""
+    """Receives a run's progress: a display, or a tracker of its rows."""
 
     def begin(self, config: RunConfig, name: str, done: Sequence[Row]) -> None:
         """Start.
@@ -45,7 +45,7 @@ class Observer(Protocol):
 
 
 class Observers:
-    """Several observers as one, told in their order.
+    """Several observers as one, called in their order.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class FaultTolerantTracker:
     name : str
         What the warning calls it.
     observer : Observer
-        Ended at its first exception and told nothing any more. What is no ``Exception``, such as
+        Ended at its first exception and not called again. What is no ``Exception``, such as
         Ctrl-C, passes.
     """
 
@@ -90,32 +90,27 @@ class FaultTolerantTracker:
 
     def begin(self, config: RunConfig, name: str, done: Sequence[Row]) -> None:
         """Start it."""
-        if self._observer is not None:
-            try:
-                self._observer.begin(config, name, done)
-            except Exception as error:
-                self._drop(error)
+        self._call(lambda observer: observer.begin(config, name, done))
 
     def round_done(self, row: Row) -> None:
         """Give it a round's row."""
-        if self._observer is not None:
-            try:
-                self._observer.round_done(row)
-            except Exception as error:
-                self._drop(error)
+        self._call(lambda observer: observer.round_done(row))
 
     def end(self) -> None:
         """Stop it."""
+        self._call(lambda observer: observer.end())
+
+    def _call(self, method: Callable[[Observer], None]) -> None:
         if self._observer is not None:
             try:
-                self._observer.end()
-            except Exception as error:
+                method(self._observer)
+            except Exception as error:  # another tool's code may raise anything
                 self._drop(error)
 
     def _drop(self, error: Exception) -> None:
         observer, self._observer = self._observer, None
         if observer is not None:
-            with suppress(Exception):
+            with suppress(Exception):  # it has failed already, which the warning says
                 observer.end()
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         log.warning("%s stopped (%s); the run goes on without it", self._name, reason)

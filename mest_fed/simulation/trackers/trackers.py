@@ -81,7 +81,7 @@ class MLflowTracker:
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read at import
         from mlflow import MlflowClient, entities
 
-        # Else the making of its tables is told in a dozen lines.
+        # Else its log tells of each new table, in a dozen lines.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self._client_of: Any = MlflowClient

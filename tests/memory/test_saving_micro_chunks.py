@@ -74,7 +74,7 @@ def test_gradients_do_not_depend_on_the_cuts(monkeypatch, case, count, dtype):
 
 @pytest.mark.parametrize("saved", ["fp16", "int8"])
 @pytest.mark.parametrize("case", ["batch-block", "group-block"])
-def test_packed_images_are_unpacked_a_piece_at_a_time(monkeypatch, case, saved):
+def test_packed_images_are_unpacked_a_chunk_at_a_time(monkeypatch, case, saved):
     whole = train(case, "segments", saved)
     seen = count_pieces(monkeypatch, 3 * 4 * 4 * 64)
     assert train(case, "segments", saved).away_from(whole) <= 1e-10

@@ -1,0 +1,164 @@
+"""What a run trains: its model, sparse as the method wants it, with its memory and its work."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mest_fed.catalogue import MODELS, MutationPlace
+from mest_fed.config import RunConfig, read_options
+from mest_fed.data import DataSplit
+from mest_fed.devices import Work, training_work
+from mest_fed.kernels.choice import Choices
+from mest_fed.memory import MemoryOptions, ModelTrace, TrainingLoss, trace_model
+from mest_fed.nn import (
+    LayerDensity,
+    ModelSpec,
+    Selection,
+    SparseLayer,
+    Sparsity,
+    layer_densities,
+    model_spec,
+)
+from mest_fed.nn.models import Architecture, Weights
+from mest_fed.nn.tuning import set_choices
+from mest_fed.rng import torch_generator
+from mest_fed.sparsity import Method, build_method
+from mest_fed.task_data import Examples, TaskData
+
+
+class TaskModel(TaskData):
+    """Model and sparse-training method of one configuration, beside its data.
+
+    Parameters
+    ----------
+    config, data, partitions, choices
+        As for :class:`~mest_fed.task.Task`.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        data: DataSplit | None = None,
+        partitions: Sequence[Examples] | None = None,
+        choices: Choices | None = None,
+    ) -> None:
+        super().__init__(config, data=data, partitions=partitions)
+        self.choices = choices
+
+    @property
+    def density(self) -> float:
+        """Target density of the sparse layers: 1 for the dense method, which has none."""
+        sparsity = self.config.sparsity
+        return sparsity.density if self.method.sparse else 1.0
+
+    @property
+    def scheme(self) -> str | None:
+        """Scheme of the sparse layers; None for the dense method, which has none."""
+        return self.config.sparsity.scheme if self.method.sparse else None
+
+    @cached_property
+    def method(self) -> Method:
+        """The sparse-training method."""
+        sparsity = self.config.sparsity
+        return build_method(
+            sparsity.method,
+            sparsity.density,
+            sparsity.gradient_weight,
+            gradients=sparsity.mutation == MutationPlace.CLIENT,
+        )
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """Which model is trained, for the data's shapes."""
+        example, model = self.example, self.config.model
+        return Architecture(
+            model.name,
+            example.input_shape,
+            example.num_outputs,
+            width=self._given("width"),
+            norm=self._given("norm"),
+            options=read_options(model.options),
+            num_tokens=example.num_tokens,
+            target_shape=example.target_shape,
+        )
+
+    def _given(self, key: str) -> Any:
+        """Return a key of the model; None where it is at its default and the model has no such."""
+        value = getattr(self.config.model, key)
+        at_default = value == type(self.config.model).model_fields[key].default
+        return None if at_default and not MODELS.takes(self.config.model.name, key) else value
+
+    def build_model(self) -> nn.Module:
+        """Build the model of this seed at the target density (dense for the dense method)."""
+        source = self.config.model.weights
+        weights = Weights.read(Path(source)) if source else None
+        built = self.architecture.model(self._model_generator(), self._sparsity, weights)
+        set_choices(built, self.choices)
+        return built
+
+    def _model_generator(self) -> torch.Generator:
+        return torch_generator(self.config.run.seed, "model")
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The process's resident model, a shell: its user writes a state into it first."""
+        return self.architecture.shell(self._sparsity, self._model_generator().initial_seed())
+
+    @property
+    def _sparsity(self) -> Sparsity | None:
+        """What of the model is sparse from the start; None for the dense method."""
+        given = self.config.sparsity
+        if not self.method.sparse:
+            return None
+        return Sparsity(given.scheme, given.density, given.densities, self._selection)
+
+    @property
+    def _selection(self) -> Selection:
+        """Which layers the configuration wants sparse."""
+        sparsity = self.config.sparsity
+        return Selection((), sparsity.included, sparsity.excluded, section="sparsity.")
+
+    @property
+    def layers(self) -> list[LayerDensity]:
+        """Which layers of the model are sparse, and why the others are dense."""
+        if not self.method.sparse:
+            return layer_densities(self.model)
+        chosen = self._selection
+        return layer_densities(self.model, include=chosen.include, exclude=chosen.exclude)
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """What the model's arrays mean."""
+        return model_spec(self.model)
+
+    @cached_property
+    def trace(self) -> ModelTrace:
+        """The model's memory needs."""
+        example = self.example
+        self.architecture.try_out(self.model, example.input_dtype)
+        loss = TrainingLoss(self.objective.total_loss, example.target_shape, example.target_dtype)
+        return trace_model(self.model, example.input_shape, example.input_dtype, loss)
+
+    def work(self, presented: int, memory: MemoryOptions | None = None) -> Work:
+        """Return the operations of training the resident model, as it is, on so many examples.
+
+        Counting runs an image through the model, so it is done once for a number of active weights.
+        """
+        layers = (module for module in self.model.modules() if isinstance(module, SparseLayer))
+        key = (memory, *(layer.layout.active_weights(layer.slots) for layer in layers))
+        if key not in self._works:
+            example = self.example
+            self._works[key] = training_work(
+                self.model, example.input_shape, memory, example.input_dtype
+            )
+        return self._works[key] * presented
+
+    @cached_property
+    def _works(self) -> dict[tuple[object, ...], Work]:
+        """One image's work: (memory options, active weights of each sparse layer) -> operations."""
+        return {}
