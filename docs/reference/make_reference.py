@@ -12,17 +12,25 @@ from typing import Any
 
 import click
 import typer
+from markdown.extensions.toc import slugify
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from pydantic_core import PydanticUndefined
 
 import mest_fed
+import mest_fed.catalogue as catalogue
 from mest_fed.cli.app import app, register_commands
 from mest_fed.config import RunConfig
 from mest_fed.config.base import Named
+from mest_fed.registry import Registry
 
-ADRS = Path("docs/adr")
-EXAMPLES = Path("examples")
+DOCS = Path(__file__).parents[1]
+ADRS = DOCS / "adr"
+EXAMPLES = DOCS.parent / "examples"
+#: Pages with examples of things of one's own, and their headings; where the table of all goes.
+PAGES = ("models.md", "data.md", "tasks.md", "methods.md", "server.md", "clients.md", "fleet.md")
+HEADING = re.compile(r"^## (.*)$", re.MULTILINE)
+TABLE = "<!-- catalogue -->"
 #: The name of an example in the table of its README, and the file or folder that it links to.
 EXAMPLE = re.compile(r"^\| \[(\w+)\]\(([\w.]+)/?.*?\)", re.MULTILINE)
 ROLE = re.compile(r":(?:class|meth|func|mod|data|attr):<code>~?")
@@ -132,7 +140,52 @@ def library() -> Iterator[str]:
     for name in sorted(mest_fed.__all__, key=str.lower):
         thing = getattr(mest_fed, name)
         if getattr(thing, "__module__", "").startswith("mest_fed"):
-            yield f"::: {thing.__module__}.{thing.__qualname__}\n"
+            yield f"::: {_path(thing)}\n"
+    yield "## Base classes\n"
+    yield "What [things of your own](../own.md) derive from, beside the public names.\n"
+    for path in base_classes():
+        yield f"::: {path}\n"
+
+
+def _path(thing: object) -> str:
+    return f"{thing.__module__}.{getattr(thing, '__qualname__', '')}"
+
+
+def base_classes() -> list[str]:
+    """Return our classes that named things make, each once, without the public names."""
+    public = {_path(getattr(mest_fed, name)) for name in mest_fed.__all__}
+    made = [registry.makes.replace(":", ".") for registry in registries()]
+    return [
+        path for path in dict.fromkeys(made) if path.startswith("mest_fed") and path not in public
+    ]
+
+
+def registries() -> list[Registry[Any]]:
+    """Return all kinds of things that a configuration or an option names, in their order."""
+    return [each for each in vars(catalogue).values() if isinstance(each, Registry)]
+
+
+def catalogue_table() -> Iterator[str]:
+    """Yield a table of everything that can be named, with where its example is."""
+    yield "| named by | is called as | makes | how to write one |\n|---|---|---|---|"
+    for registry in registries():
+        keys = [f"`{key}`" for key in registry.key.split(" or ")]
+        made = registry.makes.replace(":", ".")
+        name = made.rpartition(".")[2]
+        makes = f"[`{name}`][{made}]" if made.startswith("mest_fed") else f"`{made}`" * bool(made)
+        yield f"| {', '.join(keys)} | `{registry.called}` | {makes} | {example_of(registry)} |"
+
+
+def example_of(registry: Registry[Any]) -> str:
+    """Return a link to the section whose heading names a registry's key, or the built-in ones."""
+    key = registry.key.split(" or ")[0]
+    for page in PAGES:
+        for heading in HEADING.findall((DOCS / page).read_text(encoding="utf-8")):
+            if f"{key}`" in heading:
+                anchor = slugify(heading.replace("`", ""), "-")
+                return f"[{heading.partition(':')[0]}]({page}#{anchor})"
+    place = next(iter(registry.references.values())).partition(":")[0].replace(".", "/")
+    return f"built-in: `{place}.py`"
 
 
 def decisions() -> Iterator[str]:
@@ -185,6 +238,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, uri, content=content))
     files.append(File.generated(config, "examples.md", content="\n".join(examples())))
     return files
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Put the table of everything that can be named into its place (called by mkdocs)."""
+    return markdown.replace(TABLE, "\n".join(catalogue_table()))
 
 
 def on_page_content(html: str, **_: object) -> str:

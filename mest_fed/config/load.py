@@ -195,6 +195,11 @@ def _unknown(key: str, source: str, model: type[BaseModel] = RunConfig) -> Input
 def read_toml(path: Path) -> Table:
     """Read a TOML file.
 
+    Parameters
+    ----------
+    path : Path
+        The file.
+
     Raises
     ------
     InputError

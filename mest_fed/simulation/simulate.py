@@ -263,7 +263,18 @@ def open_run(
 ) -> Simulation:
     """Prepare a run in a folder: a new one, or the one that is there.
 
-    An ``observer`` is told of each round.
+    Parameters
+    ----------
+    preset : str
+        What the configuration is called in the summary and the report.
+    config : RunConfig or None
+        Of a new run; a resumed run has its own.
+    out : Path
+        The run folder.
+    resume : bool
+        Whether to go on with the run in the folder.
+    observer : Observer, optional
+        Told of each round.
 
     Raises
     ------
