@@ -23,12 +23,14 @@ def load(name):
 
 
 PAGES = load("make_reference")
+#: What divides cells: a bar that is neither in code nor behind a backslash.
+BAR = re.compile(r"(?<!\\)\|(?=(?:[^`]*`[^`]*`)*[^`]*$)")
 
 
 def cells(page):
     """Return the cells of all rows of a page's tables that begin with code."""
     rows = [line for line in "\n".join(page).splitlines() if line.startswith("| `")]
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
+    return [[cell.strip() for cell in BAR.split(row)[1:-1]] for row in rows]
 
 
 def test_each_key_of_the_configuration_has_a_meaning():
@@ -111,7 +113,7 @@ def inherited(thing, field):
 
 def test_parameters_that_share_an_item_have_their_own_types():
     divided = load("one_item_each").divided
-    text = "Do.\n\nParameters\n----------\na, b : int\n    Both.\nc\n    One.\n\nRaises\n------\nE, F\n    No."
-    assert divided(text) == text.replace(
-        "a, b : int\n    Both.", "a : int\n    Both.\nb : int\n    Both."
-    )
+    before, shared = "Do.\n\nParameters\n----------\n", "a, b : int\n    Both.\n"
+    after = "c\n    One.\n\nRaises\n------\nE, F\n    No."
+    each = "a : int\n    Both.\nb : int\n    Both.\n"
+    assert divided(before + shared + after) == before + each + after
