@@ -21,19 +21,25 @@ import mest_fed
 import mest_fed.catalogue as catalogue
 from mest_fed.cli.app import app, register_commands
 from mest_fed.config import RunConfig
-from mest_fed.config.base import Named
-from mest_fed.registry import Registry
+from mest_fed.config.base import Named, is_table
+from mest_fed.registry import Registry, resolve
 
 DOCS = Path(__file__).parents[1]
 ADRS = DOCS / "adr"
-EXAMPLES = DOCS.parent / "examples"
+ROOT = DOCS.parent
+EXAMPLES = ROOT / "examples"
 #: Pages with examples of things of one's own, and their headings; where the table of all goes.
 PAGES = ("models.md", "data.md", "tasks.md", "methods.md", "server.md", "clients.md", "fleet.md")
 HEADING = re.compile(r"^## (.*)$", re.MULTILINE)
 TABLE = "<!-- catalogue -->"
 #: The name of an example in the table of its README, and the file or folder that it links to.
 EXAMPLE = re.compile(r"^\| \[(\w+)\]\(([\w.]+)/?.*?\)", re.MULTILINE)
+#: A page of the documentation, as docstrings name it.
+PAGE = re.compile(r"``docs/([\w-]+)\.md``")
 ROLE = re.compile(r":(?:class|meth|func|mod|data|attr):<code>~?")
+CODE = re.compile(r"(?<=<code>)[^<\n]+(?=</code>)")
+#: What the style sheet keeps on one line: short code without a space, an option within a command.
+WORD = re.compile(r"^\S{1,32}$|(?<!\S)-\S{1,32}")
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 
 
@@ -62,7 +68,8 @@ def key_cells(field: Any, meaning: str) -> list[str]:
     """Return default, allowed values and meaning of one key."""
     default = "" if field.default is PydanticUndefined else field.default
     shown = f'"{default}"' if isinstance(default, str) else str(default).lower()
-    return [f"`{shorten(shown)}`", allowed(field), " ".join(meaning.split()).replace("|", "\\|")]
+    meaning = PAGE.sub(r"[\1](../\1.md)", " ".join(meaning.split()).replace("|", "\\|"))
+    return [f"`{shorten(shown)}`", allowed(field), meaning]
 
 
 def allowed(field: Any) -> str:
@@ -71,6 +78,8 @@ def allowed(field: Any) -> str:
         named = getattr(check, "func", None)
         if isinstance(named, Named):
             return ", ".join(f"`{name}`" for name in named.choices)
+        if named is is_table:
+            return "table"
     bounds = [
         f"{sign} {getattr(check, name):g}"
         for check in field.metadata
@@ -143,21 +152,26 @@ def library() -> Iterator[str]:
             yield f"::: {_path(thing)}\n"
     yield "## Base classes\n"
     yield "What [things of your own](../own.md) derive from, beside the public names.\n"
-    for path in base_classes():
-        yield f"::: {path}\n"
+    for each in base_classes():
+        yield f"::: {_path(each)}\n"
 
 
-def _path(thing: object) -> str:
+def _path(thing: Any) -> str:
     return f"{thing.__module__}.{getattr(thing, '__qualname__', '')}"
 
 
-def base_classes() -> list[str]:
-    """Return our classes that named things make, each once, without the public names."""
-    public = {_path(getattr(mest_fed, name)) for name in mest_fed.__all__}
-    made = [registry.makes.replace(":", ".") for registry in registries()]
-    return [
-        path for path in dict.fromkeys(made) if path.startswith("mest_fed") and path not in public
+def base_classes() -> list[type]:
+    """Return our classes that named things make, and abstract ones that public ones derive from."""
+    public = [getattr(mest_fed, name) for name in mest_fed.__all__]
+    made: list[Any] = [resolve(registry.makes) for registry in registries() if registry.makes]
+    made += [
+        base
+        for thing in public
+        for base in getattr(thing, "__bases__", ())
+        if inspect.isabstract(base)
     ]
+    ours = [each for each in made if each.__module__.startswith("mest_fed.") and each not in public]
+    return sorted(dict.fromkeys(ours), key=lambda each: each.__name__.lower())
 
 
 def registries() -> list[Registry[Any]]:
@@ -167,25 +181,37 @@ def registries() -> list[Registry[Any]]:
 
 def catalogue_table() -> Iterator[str]:
     """Yield a table of everything that can be named, with where its example is."""
-    yield "| named by | is called as | makes | how to write one |\n|---|---|---|---|"
+    yield "| named by | how to write one | is called as | makes |\n|---|---|---|---|"
+    linked: set[str] = set()
     for registry in registries():
         keys = [f"`{key}`" for key in registry.key.split(" or ")]
         made = registry.makes.replace(":", ".")
-        name = made.rpartition(".")[2]
-        makes = f"[`{name}`][{made}]" if made.startswith("mest_fed") else f"`{made}`" * bool(made)
-        yield f"| {', '.join(keys)} | `{registry.called}` | {makes} | {example_of(registry)} |"
+        makes = f"`{made}`" if made else ""
+        if made.startswith("mest_fed"):
+            made_class: Any = resolve(registry.makes)
+            makes = f"[`{made_class.__name__}`][{_path(made_class)}]"
+        example = example_of(registry)
+        if example is None or example in linked:
+            example = built_in(registry)
+        linked.add(example)
+        yield f"| {', '.join(keys)} | {example} | `{registry.called}` | {makes} |"
 
 
-def example_of(registry: Registry[Any]) -> str:
-    """Return a link to the section whose heading names a registry's key, or the built-in ones."""
+def example_of(registry: Registry[Any]) -> str | None:
+    """Return a link to the first section whose heading names a registry's key."""
     key = registry.key.split(" or ")[0]
     for page in PAGES:
         for heading in HEADING.findall((DOCS / page).read_text(encoding="utf-8")):
             if f"{key}`" in heading:
                 anchor = slugify(heading.replace("`", ""), "-")
                 return f"[{heading.partition(':')[0]}]({page}#{anchor})"
-    place = next(iter(registry.references.values())).partition(":")[0].replace(".", "/")
-    return f"built-in: `{place}.py`"
+    return None
+
+
+def built_in(registry: Registry[Any]) -> str:
+    """Return where the first built-in thing of a registry is."""
+    place = next(iter(registry.references.values())).partition(":")[0].replace(".", "/<wbr>")
+    return f"built-in: <code>{place}.py</code>"
 
 
 def decisions() -> Iterator[str]:
@@ -204,7 +230,7 @@ def examples() -> Iterator[str]:
     for name, place in EXAMPLE.findall(readme):
         yield f"## {name}\n"
         for file in files_of(EXAMPLES / place):
-            yield f"`{file}`\n"
+            yield f"`{file.relative_to(ROOT)}`\n"
             yield from shown(file)
 
 
@@ -246,5 +272,13 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 
 def on_page_content(html: str, **_: object) -> str:
-    """Leave out the roles of docstrings, such as ``:class:``, before code (called by mkdocs)."""
-    return ROLE.sub("<code>", html)
+    """Edit a page's HTML (called by mkdocs).
+
+    The roles of docstrings, such as ``:class:``, are left out before code, and words in code are
+    marked, which the style sheet keeps on one line.
+    """
+    return CODE.sub(lambda code: WORD.sub(_marked, code[0]), ROLE.sub("<code>", html))
+
+
+def _marked(word: re.Match[str]) -> str:
+    return f'<span class="word">{word[0]}</span>'
