@@ -94,10 +94,14 @@ class Registry(Mapping[str, T], Generic[T]):
         return self.find(name)
 
     @property
+    def names(self) -> list[str]:
+        """All names, those with an argument as people read them, such as ``block:ROWS``."""
+        return [*self, *(name for name, _ in self._with_argument.values())]
+
+    @property
     def allowed(self) -> str:
         """What a name may be, for people: all names, and the two forms of a reference."""
-        names = [*self, *(name for name, _ in self._with_argument.values())]
-        return ", ".join([*names, *REFERENCES])
+        return ", ".join([*self.names, *REFERENCES])
 
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that registers a thing under a name.

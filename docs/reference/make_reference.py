@@ -56,7 +56,7 @@ def configuration() -> Iterator[str]:
         model = type(field.default)
         yield f"## [{section}]\n"
         yield f"{inspect.getdoc(model)}\n"
-        yield "| key | default | allowed | meaning |\n|---|---|---|---|"
+        yield "| key | meaning | default | allowed |\n|---|---|---|---|"
         meanings = attribute_docstrings(model)
         for key, each in model.model_fields.items():
             cells = key_cells(each, meanings.get(key, ""))
@@ -65,11 +65,11 @@ def configuration() -> Iterator[str]:
 
 
 def key_cells(field: Any, meaning: str) -> list[str]:
-    """Return default, allowed values and meaning of one key."""
+    """Return meaning, default and allowed values of one key."""
     default = "" if field.default is PydanticUndefined else field.default
     shown = f'"{default}"' if isinstance(default, str) else str(default).lower()
     meaning = PAGE.sub(r"[\1](../\1.md)", " ".join(meaning.split()).replace("|", "\\|"))
-    return [f"`{shorten(shown)}`", allowed(field), meaning]
+    return [meaning, f"`{shorten(shown)}`", allowed(field)]
 
 
 def allowed(field: Any) -> str:
@@ -77,7 +77,9 @@ def allowed(field: Any) -> str:
     for check in field.metadata:
         named = getattr(check, "func", None)
         if isinstance(named, Named):
-            return ", ".join(f"`{name}`" for name in named.choices)
+            choices = named.choices
+            names = choices.names if isinstance(choices, Registry) else list(choices)
+            return ", ".join(f"`{name}`" for name in names)
         if named is is_table:
             return "table"
     bounds = [
@@ -113,11 +115,11 @@ def commands() -> Iterator[str]:
     for name, command in sorted(group.commands.items()):
         yield f"## mest-fed {name}\n"
         yield f"{inspect.cleandoc(command.help or '')}\n"
-        yield "| argument | default | meaning |\n|---|---|---|"
+        yield "| argument | meaning | default |\n|---|---|---|"
         for each in command.params:
             if getattr(each, "hidden", False) or each.name == "help":
                 continue
-            yield f"| {argument(each)} | {default_of(each)} | {meaning_of(each)} |"
+            yield f"| {argument(each)} | {meaning_of(each)} | {default_of(each)} |"
         yield ""
 
 

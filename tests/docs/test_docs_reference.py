@@ -38,13 +38,13 @@ def test_each_key_of_the_configuration_has_a_meaning():
     assert [row[0].strip("`") for row in rows] == [
         key.partition(".")[2] for key in to_flat(RunConfig())
     ]
-    assert [row for row in rows if len(row) != 4 or not row[3]] == []
+    assert [row for row in rows if len(row) != 4 or not row[1]] == []
 
 
 def test_each_argument_of_a_command_has_a_meaning():
     rows = cells(PAGES.commands())
     assert rows
-    assert [row for row in rows if len(row) != 3 or not row[2]] == []
+    assert [row for row in rows if len(row) != 3 or not row[1]] == []
 
 
 def test_each_kind_of_the_catalogue_has_a_row_that_says_how_it_is_called():
