@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     Densities = Callable[[Mapping[str, Layout], float], dict[str, float]]
 
-#: ``build(input_shape, num_classes, **options)``; docs/models.md says what a model may declare.
+#: docs/models.md says what a model may declare.
 MODELS: Registry[Callable[..., nn.Module]] = Registry(
     "model.name",
     {
@@ -51,10 +51,10 @@ MODELS: Registry[Callable[..., nn.Module]] = Registry(
         "transformer": "mest_fed.nn.models.tokens:Transformer",
         "lstm": "mest_fed.nn.models.tokens:LSTM",
     },
+    called="build(input_shape, num_classes, **options)",
     makes="torch.nn:Module",
 )
 
-#: ``task(**options)``.
 TASKS: Registry[Callable[..., Objective]] = Registry(
     "task.name",
     {
@@ -63,21 +63,23 @@ TASKS: Registry[Callable[..., Objective]] = Registry(
         "regression": "mest_fed.training.tasks:Regression",
         "multi-label": "mest_fed.training.tasks:MultiLabel",
     },
+    called="task(**options)",
     makes="mest_fed.training.objective:Objective",
 )
 
-#: ``norm(channels)``, called as ``(x, residual=None, relu=False)``.
+#: A norm is called as ``(x, residual=None, relu=False)``.
 NORMS: Registry[Callable[[int], nn.Module]] = Registry(
     "model.norm",
     {
         "batch": "mest_fed.nn.norms:BatchNorm2d",
         "group": "mest_fed.nn.norms:group_norm",
     },
+    called="norm(channels)",
     makes="torch.nn:Module",
 )
 
-#: ``load(path, **options)``: (train, test), each a pair of arrays or a map-style data set; ours
-#: are called with a :class:`~mest_fed.data.DataRequest`.
+#: Loaders return (train, test), each a pair of arrays or a map-style data set; ours are called with
+#: a :class:`~mest_fed.data.DataRequest`.
 DATASETS: Registry[Callable[..., Any]] = Registry(
     "data.name",
     {
@@ -95,10 +97,11 @@ DATASETS: Registry[Callable[..., Any]] = Registry(
         "csv": "mest_fed.data.datasets:CSV",
         "text": "mest_fed.data.datasets:TEXT",
     },
+    called="load(path, **options)",
 )
 
-#: ``share(labels, count, *, seed, groups, alpha, classes_per_partition, shards_per_partition,
-#: examples_per_device)``: the positions of each partition's examples.
+#: They return the positions of each partition's examples. The options are ``seed``, ``groups`` and
+#: the keys of ``[data]`` that say so.
 PARTITIONERS: Registry[Callable[..., Any]] = Registry(
     "data.partition",
     {
@@ -112,19 +115,20 @@ PARTITIONERS: Registry[Callable[..., Any]] = Registry(
         "sampled": "mest_fed.data.partition_files:SampledPartitions",
         "groups": "mest_fed.data.partitioners:by_group",
     },
+    called="share(labels, count, *, seed, groups, alpha, ...)",
     with_argument={"column:NAME": "mest_fed.data.partitioners:by_column"},
 )
 
-#: ``augment(inputs, generator)``; attribute ``for_images`` where it is for images alone.
+#: Attribute ``for_images`` where it is for images alone.
 AUGMENTATIONS: Registry[Callable[[Tensor, torch.Generator], Tensor]] = Registry(
     "data.augmentation",
     {
         "none": "mest_fed.data.batches:unchanged",
         "crop-flip": "mest_fed.data.batches:CROP_FLIP",
     },
+    called="augment(inputs, generator)",
 )
 
-#: ``scheme(shape)``.
 SCHEMES: Registry[Callable[[tuple[int, ...]], Layout]] = Registry(
     "sparsity.scheme",
     {
@@ -133,11 +137,12 @@ SCHEMES: Registry[Callable[[tuple[int, ...]], Layout]] = Registry(
         "pattern": "mest_fed.sparsity.schemes:pattern_or_block",
         "channel": "mest_fed.sparsity.schemes:Channel",
     },
+    called="scheme(shape)",
     makes="mest_fed.sparsity.layout:Layout",
     with_argument={"block:ROWS": "mest_fed.sparsity.schemes:block_of"},
 )
 
-#: ``method(*, gradient_weight)``, or its ``for_density(density, *, gradient_weight)``.
+#: A class is made by its ``for_density(density, *, gradient_weight)``.
 METHODS: Registry[Callable[..., Method]] = Registry(
     "sparsity.method",
     {
@@ -148,19 +153,20 @@ METHODS: Registry[Callable[..., Method]] = Registry(
         "mest-em": "mest_fed.sparsity.methods:MestEM",
         "mest-ems": "mest_fed.sparsity.methods:MestEMS",
     },
+    called="method(*, gradient_weight)",
     makes="mest_fed.sparsity.mutation:Method",
 )
 
-#: ``densities(layouts, density)``.
 DISTRIBUTIONS: Registry[Densities] = Registry(
     "sparsity.distribution",
     {
         "uniform": "mest_fed.sparsity.distribution:uniform",
         "erk": "mest_fed.sparsity.distribution:erk",
     },
+    called="densities(layouts, density)",
 )
 
-#: ``factor(progress)`` on the learning rate, for a progress in [0, 1].
+#: Factors on the learning rate, for a progress in [0, 1].
 LEARNING_RATES: Registry[Callable[[float], float]] = Registry(
     "training.schedule",
     {
@@ -168,10 +174,10 @@ LEARNING_RATES: Registry[Callable[[float], float]] = Registry(
         "cosine": "mest_fed.training.trainer:cosine",
         "step": "mest_fed.training.trainer:step",
     },
+    called="factor(progress)",
 )
 
-#: ``optimizer(parameters, learning_rate, *, momentum, betas, eps, weight_decay)``, of mest_fed or
-#: of torch.
+#: Of mest_fed or of torch.
 OPTIMIZERS: Registry[Callable[..., ClientOptimizer | torch.optim.Optimizer]] = Registry(
     "training.optimizer",
     {
@@ -179,9 +185,10 @@ OPTIMIZERS: Registry[Callable[..., ClientOptimizer | torch.optim.Optimizer]] = R
         "adam": "mest_fed.nn.optimizers:Adam",
         "adamw": "mest_fed.nn.optimizers:AdamW",
     },
+    called="optimizer(parameters, learning_rate, *, momentum, betas, eps, weight_decay)",
 )
 
-#: ``pack(activation)``; the exact formats first.
+#: The exact formats first.
 FORMATS: Registry[Callable[[Tensor], Packed]] = Registry(
     "memory.saved",
     {
@@ -191,9 +198,10 @@ FORMATS: Registry[Callable[[Tensor], Packed]] = Registry(
         "bf16": "mest_fed.memory.activations.saved_tensors:bfloat16",
         "int8": "mest_fed.memory.activations.saved_tensors:int8",
     },
+    called="pack(activation)",
 )
 
-#: The planner's knobs, ``knob(limits)``, the least costly first.
+#: The planner's knobs, the least costly first.
 KNOBS: Registry[Callable[..., Any]] = Registry(
     "memory.prefer",
     {
@@ -205,9 +213,9 @@ KNOBS: Registry[Callable[..., Any]] = Registry(
         "frozen": "mest_fed.memory.knobs:frozen",
         "momentum": "mest_fed.memory.knobs:momentum",
     },
+    called="knob(limits)",
 )
 
-#: ``codec()``.
 VALUE_CODECS: Registry[Callable[[], ValueCodec]] = Registry(
     "wire.upload or wire.download",
     {
@@ -216,10 +224,11 @@ VALUE_CODECS: Registry[Callable[[], ValueCodec]] = Registry(
         "bf16": "mest_fed.wire.values:BrainFloat",
         "int8": "mest_fed.wire.values:Int8",
     },
+    called="codec()",
     makes="mest_fed.wire.values:ValueCodec",
 )
 
-#: ``codec()``. The shortest result travels; no key names one.
+#: The shortest result travels; no key names one.
 MASK_CODECS: Registry[Callable[[], MaskCodec]] = Registry(
     "mask codec",
     {
@@ -227,10 +236,10 @@ MASK_CODECS: Registry[Callable[[], MaskCodec]] = Registry(
         "gaps": "mest_fed.wire.masks:Gaps",
         "delta": "mest_fed.wire.masks:Delta",
     },
+    called="codec()",
     makes="mest_fed.wire.masks:MaskCodec",
 )
 
-#: ``selector()``.
 SELECTORS: Registry[Callable[[], Selector]] = Registry(
     "server.selection",
     {
@@ -238,10 +247,10 @@ SELECTORS: Registry[Callable[[], Selector]] = Registry(
         "available": "mest_fed.server.selection:Available",
         "utility": "mest_fed.server.selection:Utility",
     },
+    called="selector()",
     makes="mest_fed.server.selection:Selector",
 )
 
-#: ``optimizer(*, learning_rate, momentum, beta2, tau)``.
 SERVER_OPTIMIZERS: Registry[Callable[..., ServerOptimizer]] = Registry(
     "server.optimizer",
     {
@@ -251,10 +260,11 @@ SERVER_OPTIMIZERS: Registry[Callable[..., ServerOptimizer]] = Registry(
         "fedyogi": "mest_fed.server.optimizers:FedYogi",
         "fedadagrad": "mest_fed.server.optimizers:FedAdagrad",
     },
+    called="optimizer(*, learning_rate, momentum, beta2, tau)",
     makes="mest_fed.server.optimizers:ServerOptimizer",
 )
 
-#: ``strategy(task, model)``; a class may have ``check_config(config)``.
+#: A class may have ``check_config(config)``.
 MODES: Registry[Callable[..., MestStrategy]] = Registry(
     "server.mode",
     {
@@ -262,19 +272,20 @@ MODES: Registry[Callable[..., MestStrategy]] = Registry(
         "buffered": "mest_fed.server.modes.buffered:Buffered",
         "semi-sync": "mest_fed.server.modes.buffered:SemiSynchronous",
     },
+    called="strategy(task, model)",
     makes="mest_fed.server.strategy:MestStrategy",
 )
 
-#: ``weight(examples)`` of an update, in rounds that do not wait.
+#: Of an update, in rounds that do not wait.
 WEIGHTINGS: Registry[Callable[[int], float]] = Registry(
     "server.weighting",
     {
         "examples": "mest_fed.server.modes.buffered:by_examples",
         "equal": "mest_fed.server.modes.buffered:equal",
     },
+    called="weight(examples)",
 )
 
-#: ``availability(*, behaviour, seed, profile_of, trace)``.
 AVAILABILITIES: Registry[Callable[..., Availability]] = Registry(
     "behaviour.availability",
     {
@@ -283,19 +294,21 @@ AVAILABILITIES: Registry[Callable[..., Availability]] = Registry(
         "diurnal": "mest_fed.simulation.behaviour.availability:diurnal",
         "trace": "mest_fed.simulation.behaviour.traces:recorded",
     },
+    called="availability(*, behaviour, seed, profile_of, trace)",
     makes="mest_fed.simulation.behaviour.availability:Availability",
 )
 
-#: ``charging(*, behaviour, seed, profile_of)``: when a device is plugged in, or None for never.
+#: When a device is plugged in, or None for never.
 CHARGING: Registry[Callable[..., Any]] = Registry(
     "behaviour.charging",
     {
         "diurnal": "mest_fed.simulation.behaviour.availability:plugged_diurnally",
         "never": "mest_fed.simulation.behaviour.availability:never_plugged",
     },
+    called="charging(*, behaviour, seed, profile_of)",
 )
 
-#: ``tracker(folder)``. A built-in name is also that of the extra that it needs.
+#: A built-in name is also that of the extra that it needs.
 TRACKERS: Registry[Callable[..., Observer]] = Registry(
     "--log",
     {
@@ -303,11 +316,12 @@ TRACKERS: Registry[Callable[..., Observer]] = Registry(
         "wandb": "mest_fed.simulation.trackers.trackers:WandbTracker",
         "mlflow": "mest_fed.simulation.trackers.trackers:MLflowTracker",
     },
+    called="tracker(folder)",
     makes="mest_fed.simulation.trackers.progress:Observer",
 )
 
 
-#: ``write(model, file)``; attribute ``suffix`` of the file.
+#: Attribute ``suffix`` of the file.
 EXPORTS: Registry[Callable[[FinalModel, BytesIO], None]] = Registry(
     "--format",
     {
@@ -316,15 +330,17 @@ EXPORTS: Registry[Callable[[FinalModel, BytesIO], None]] = Registry(
         "onnx": "mest_fed.server.export:onnx",
         "torchscript": "mest_fed.server.export:torchscript",
     },
+    called="write(model, file)",
 )
 
-#: ``write(table, file)`` of an Arrow table. A name is also the suffix of a file.
+#: Of an Arrow table. A name is also the suffix of a file.
 TABLE_FORMATS: Registry[Callable[[Any, BytesIO], None]] = Registry(
     "--format",
     {
         "csv": "mest_fed.cli.tables:as_csv",
         "parquet": "mest_fed.cli.tables:as_parquet",
     },
+    called="write(table, file)",
 )
 
 

@@ -37,6 +37,8 @@ class Registry(Mapping[str, T], Generic[T]):
     builtin : mapping of str to str
         Name -> reference. A reference is imported when the thing is asked for, so that a name can
         be checked where the library behind the thing is not installed.
+    called : str
+        How a thing is called, for people: the arguments that it may take.
     makes : str
         Reference to the class of what a thing makes, checked by :meth:`build`; empty where the
         caller checks.
@@ -60,12 +62,14 @@ class Registry(Mapping[str, T], Generic[T]):
         key: str,
         builtin: Mapping[str, str],
         *,
+        called: str = "",
         makes: str = "",
         with_argument: Mapping[str, str] | None = None,
     ) -> None:
         self.key = key
-        self._references = dict(builtin)
-        self._makes = makes
+        self.references = dict(builtin)
+        self.called = called
+        self.makes = makes
         self._with_argument = {
             name.partition(":")[0]: (name, reference)
             for name, reference in (with_argument or {}).items()
@@ -75,14 +79,14 @@ class Registry(Mapping[str, T], Generic[T]):
         self._in_use: dict[str, None] = {}
 
     def __iter__(self) -> Iterator[str]:
-        yield from self._references
+        yield from self.references
         yield from self._registered
 
     def __len__(self) -> int:
-        return len(self._references) + len(self._registered)
+        return len(self.references) + len(self._registered)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._references or name in self._registered
+        return name in self.references or name in self._registered
 
     def __getitem__(self, name: str) -> T:
         if name not in self:
@@ -90,10 +94,14 @@ class Registry(Mapping[str, T], Generic[T]):
         return self.find(name)
 
     @property
+    def names(self) -> list[str]:
+        """All names, those with an argument as people read them, such as ``block:ROWS``."""
+        return [*self, *(name for name, _ in self._with_argument.values())]
+
+    @property
     def allowed(self) -> str:
         """What a name may be, for people: all names, and the two forms of a reference."""
-        names = [*self, *(name for name, _ in self._with_argument.values())]
-        return ", ".join([*names, *REFERENCES])
+        return ", ".join([*self.names, *REFERENCES])
 
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that registers a thing under a name.
@@ -107,7 +115,7 @@ class Registry(Mapping[str, T], Generic[T]):
         def keep(thing: T) -> T:
             before = self._registered.get(name)
             again = before is thing or _is_reloaded(before, thing)
-            if name in self._references or ":" in name or (before is not None and not again):
+            if name in self.references or ":" in name or (before is not None and not again):
                 raise ValueError(f"{self.key}: the name {name!r} is taken or contains a colon")
             self._registered[name] = thing
             return thing
@@ -134,7 +142,7 @@ class Registry(Mapping[str, T], Generic[T]):
         """
         if name in self._registered:
             return reference_of(self._registered[name]) or name
-        if name in self._references:
+        if name in self.references:
             return name
         if self._argument(name) is not None:
             self._with_its_argument(name)
@@ -163,11 +171,11 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def is_builtin(self, name: str) -> bool:
         """Say whether a name is one of this package's own things."""
-        return name in self._references or self._argument(name) is not None
+        return name in self.references or self._argument(name) is not None
 
     def in_use(self) -> list[str]:
         """Return the built-in names, and what else has made something in this process."""
-        return list(dict.fromkeys([*self._references, *self._in_use]))
+        return list(dict.fromkeys([*self.references, *self._in_use]))
 
     def build(self, name: str, *args: object, **options: object) -> Any:
         """Call what a name stands for, and return what it makes.
@@ -196,17 +204,17 @@ class Registry(Mapping[str, T], Generic[T]):
             if self.is_builtin(name):
                 raise
             raise InputError(f"{self.key} = {name!r}: {_described(error)}") from error
-        if self._makes and not isinstance(made, self._made):
+        if self.makes and not isinstance(made, self._made):
             raise InputError(
                 f"{self.key} = {name!r} gives {_kind_of(made)}; "
-                f"allowed: what gives a {self._makes.replace(':', '.')}"
+                f"allowed: what gives a {self.makes.replace(':', '.')}"
             )
         self._in_use[name] = None
         return made
 
     @cached_property
     def _made(self) -> type:
-        made = resolve(self._makes)
+        made = resolve(self.makes)
         assert isinstance(made, type)
         return made
 
@@ -229,7 +237,7 @@ class Registry(Mapping[str, T], Generic[T]):
         try:
             if self._argument(name) is not None:
                 return self._with_its_argument(name)
-            thing = resolve(self._references.get(name, name))
+            thing = resolve(self.references.get(name, name))
         except InputError as error:
             raise InputError(f"{self.key} = {name!r}: {error}") from error.__cause__
         if not callable(thing):

@@ -1,5 +1,7 @@
 """Flower's way to the server: ``[tool.flwr.app.components]`` names it."""
 
-from mest_fed.server.app import app
+from pathlib import Path
 
-__all__ = ["app"]
+from mest_fed.server.app import build_server_app
+
+app = build_server_app(bundle=Path(__file__).absolute().parents[1])

@@ -12,20 +12,34 @@ from typing import Any
 
 import click
 import typer
+from markdown.extensions.toc import slugify
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from pydantic_core import PydanticUndefined
 
 import mest_fed
+import mest_fed.catalogue as catalogue
 from mest_fed.cli.app import app, register_commands
 from mest_fed.config import RunConfig
-from mest_fed.config.base import Named
+from mest_fed.config.base import Named, is_table
+from mest_fed.registry import Registry, resolve
 
-ADRS = Path("docs/adr")
-EXAMPLES = Path("examples")
+DOCS = Path(__file__).parents[1]
+ADRS = DOCS / "adr"
+ROOT = DOCS.parent
+EXAMPLES = ROOT / "examples"
+#: Pages with examples of things of one's own, and their headings; where the table of all goes.
+PAGES = ("models.md", "data.md", "tasks.md", "methods.md", "server.md", "clients.md", "fleet.md")
+HEADING = re.compile(r"^## (.*)$", re.MULTILINE)
+TABLE = "<!-- catalogue -->"
 #: The name of an example in the table of its README, and the file or folder that it links to.
 EXAMPLE = re.compile(r"^\| \[(\w+)\]\(([\w.]+)/?.*?\)", re.MULTILINE)
+#: A page of the documentation, as docstrings name it.
+PAGE = re.compile(r"``docs/([\w-]+)\.md``")
 ROLE = re.compile(r":(?:class|meth|func|mod|data|attr):<code>~?")
+CODE = re.compile(r"(?<=<code>)[^<\n]+(?=</code>)")
+#: What the style sheet keeps on one line: short code without a space, an option within a command.
+WORD = re.compile(r"^\S{1,32}$|(?<!\S)-\S{1,32}")
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 
 
@@ -42,7 +56,7 @@ def configuration() -> Iterator[str]:
         model = type(field.default)
         yield f"## [{section}]\n"
         yield f"{inspect.getdoc(model)}\n"
-        yield "| key | default | allowed | meaning |\n|---|---|---|---|"
+        yield "| key | meaning | default | allowed |\n|---|---|---|---|"
         meanings = attribute_docstrings(model)
         for key, each in model.model_fields.items():
             cells = key_cells(each, meanings.get(key, ""))
@@ -51,10 +65,11 @@ def configuration() -> Iterator[str]:
 
 
 def key_cells(field: Any, meaning: str) -> list[str]:
-    """Return default, allowed values and meaning of one key."""
+    """Return meaning, default and allowed values of one key."""
     default = "" if field.default is PydanticUndefined else field.default
     shown = f'"{default}"' if isinstance(default, str) else str(default).lower()
-    return [f"`{shorten(shown)}`", allowed(field), " ".join(meaning.split()).replace("|", "\\|")]
+    meaning = PAGE.sub(r"[\1](../\1.md)", " ".join(meaning.split()).replace("|", "\\|"))
+    return [meaning, f"`{shorten(shown)}`", allowed(field)]
 
 
 def allowed(field: Any) -> str:
@@ -62,7 +77,11 @@ def allowed(field: Any) -> str:
     for check in field.metadata:
         named = getattr(check, "func", None)
         if isinstance(named, Named):
-            return ", ".join(f"`{name}`" for name in named.choices)
+            choices = named.choices
+            names = choices.names if isinstance(choices, Registry) else list(choices)
+            return ", ".join(f"`{name}`" for name in names)
+        if named is is_table:
+            return "table"
     bounds = [
         f"{sign} {getattr(check, name):g}"
         for check in field.metadata
@@ -96,11 +115,11 @@ def commands() -> Iterator[str]:
     for name, command in sorted(group.commands.items()):
         yield f"## mest-fed {name}\n"
         yield f"{inspect.cleandoc(command.help or '')}\n"
-        yield "| argument | default | meaning |\n|---|---|---|"
+        yield "| argument | meaning | default |\n|---|---|---|"
         for each in command.params:
             if getattr(each, "hidden", False) or each.name == "help":
                 continue
-            yield f"| {argument(each)} | {default_of(each)} | {meaning_of(each)} |"
+            yield f"| {argument(each)} | {meaning_of(each)} | {default_of(each)} |"
         yield ""
 
 
@@ -132,7 +151,69 @@ def library() -> Iterator[str]:
     for name in sorted(mest_fed.__all__, key=str.lower):
         thing = getattr(mest_fed, name)
         if getattr(thing, "__module__", "").startswith("mest_fed"):
-            yield f"::: {thing.__module__}.{thing.__qualname__}\n"
+            yield f"::: {_path(thing)}\n"
+    yield "## Base classes\n"
+    yield "What [things of your own](../own.md) derive from, beside the public names.\n"
+    for each in base_classes():
+        yield f"::: {_path(each)}\n"
+
+
+def _path(thing: Any) -> str:
+    return f"{thing.__module__}.{getattr(thing, '__qualname__', '')}"
+
+
+def base_classes() -> list[type]:
+    """Return our classes that named things make, and abstract ones that public ones derive from."""
+    public = [getattr(mest_fed, name) for name in mest_fed.__all__]
+    made: list[Any] = [resolve(registry.makes) for registry in registries() if registry.makes]
+    made += [
+        base
+        for thing in public
+        for base in getattr(thing, "__bases__", ())
+        if inspect.isabstract(base)
+    ]
+    ours = [each for each in made if each.__module__.startswith("mest_fed.") and each not in public]
+    return sorted(dict.fromkeys(ours), key=lambda each: each.__name__.lower())
+
+
+def registries() -> list[Registry[Any]]:
+    """Return all kinds of things that a configuration or an option names, in their order."""
+    return [each for each in vars(catalogue).values() if isinstance(each, Registry)]
+
+
+def catalogue_table() -> Iterator[str]:
+    """Yield a table of everything that can be named, with where its example is."""
+    yield "| named by | how to write one | is called as | makes |\n|---|---|---|---|"
+    linked: set[str] = set()
+    for registry in registries():
+        keys = [f"`{key}`" for key in registry.key.split(" or ")]
+        made = registry.makes.replace(":", ".")
+        makes = f"`{made}`" if made else ""
+        if made.startswith("mest_fed"):
+            made_class: Any = resolve(registry.makes)
+            makes = f"[`{made_class.__name__}`][{_path(made_class)}]"
+        example = example_of(registry)
+        if example is None or example in linked:
+            example = built_in(registry)
+        linked.add(example)
+        yield f"| {', '.join(keys)} | {example} | `{registry.called}` | {makes} |"
+
+
+def example_of(registry: Registry[Any]) -> str | None:
+    """Return a link to the first section whose heading names a registry's key."""
+    key = registry.key.split(" or ")[0]
+    for page in PAGES:
+        for heading in HEADING.findall((DOCS / page).read_text(encoding="utf-8")):
+            if f"{key}`" in heading:
+                anchor = slugify(heading.replace("`", ""), "-")
+                return f"[{heading.partition(':')[0]}]({page}#{anchor})"
+    return None
+
+
+def built_in(registry: Registry[Any]) -> str:
+    """Return where the first built-in thing of a registry is."""
+    place = next(iter(registry.references.values())).partition(":")[0].replace(".", "/<wbr>")
+    return f"built-in: <code>{place}.py</code>"
 
 
 def decisions() -> Iterator[str]:
@@ -151,7 +232,7 @@ def examples() -> Iterator[str]:
     for name, place in EXAMPLE.findall(readme):
         yield f"## {name}\n"
         for file in files_of(EXAMPLES / place):
-            yield f"`{file}`\n"
+            yield f"`{file.relative_to(ROOT)}`\n"
             yield from shown(file)
 
 
@@ -187,6 +268,19 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Put the table of everything that can be named into its place (called by mkdocs)."""
+    return markdown.replace(TABLE, "\n".join(catalogue_table()))
+
+
 def on_page_content(html: str, **_: object) -> str:
-    """Leave out the roles of docstrings, such as ``:class:``, before code (called by mkdocs)."""
-    return ROLE.sub("<code>", html)
+    """Edit a page's HTML (called by mkdocs).
+
+    The roles of docstrings, such as ``:class:``, are left out before code, and words in code are
+    marked, which the style sheet keeps on one line.
+    """
+    return CODE.sub(lambda code: WORD.sub(_marked, code[0]), ROLE.sub("<code>", html))
+
+
+def _marked(word: re.Match[str]) -> str:
+    return f'<span class="word">{word[0]}</span>'

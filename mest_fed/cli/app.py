@@ -3,9 +3,12 @@
 import sys
 import warnings
 from importlib.util import find_spec
+from typing import Any, get_type_hints
 
 import typer
 from rich.console import Console
+from typer.core import TyperArgument, TyperCommand
+from typer.models import ArgumentInfo
 
 import mest_fed
 from mest_fed.errors import InputError, MestFedError, RefusedError
@@ -40,6 +43,18 @@ def _root(
     """Federated memory-economic sparse training."""
 
 
+class _Command(TyperCommand):
+    """A command whose arguments have their help: typer 0.20, which flwr pins, loses it to click."""
+
+    def __init__(self, name: str | None, **options: Any) -> None:
+        super().__init__(name, **options)
+        hints = get_type_hints(options["callback"], include_extras=True)
+        for parameter in self.params:
+            for info in getattr(hints.get(parameter.name or ""), "__metadata__", ()):
+                if isinstance(parameter, TyperArgument) and isinstance(info, ArgumentInfo):
+                    parameter.help = info.help
+
+
 def register_commands() -> None:
     """Bring all commands into :data:`app`."""
     from mest_fed.cli import client, compare, devices, export, plan, report, run, simulate
@@ -55,7 +70,7 @@ def register_commands() -> None:
         compare.compare,
     )
     for command in commands:
-        app.command()(command)
+        app.command(cls=_Command)(command)
 
 
 def main() -> None:

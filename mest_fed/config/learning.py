@@ -90,6 +90,7 @@ class DataSection(Section):
     """The data and how it is spread over the devices."""
 
     name: Annotated[str, one_of(DATASETS)] = "digits"
+    """A data set by name, a kind of files, or a loader of one's own; see ``docs/data.md``."""
     path: str = ""
     """File, or folder with the data set's files, relative to the configuration file; empty
     downloads it (digits needs neither). A loader of one's own gets the text as it is."""
@@ -113,12 +114,15 @@ class DataSection(Section):
     examples_per_device: Positive = 40
     """For ``sampled``: examples of each device, ``hold_out`` included."""
     classes_per_partition: Positive = 2
+    """For ``pathological``: classes of each device."""
     shards_per_partition: Positive = 2
+    """For ``shard``: equal pieces of the examples, sorted by class, that each device gets."""
     partition_file: str = ""
     """Partitions saved before, so that a device needs no partitioner."""
     hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of each client's examples that it keeps for evaluation."""
     augmentation: Annotated[str, one_of(AUGMENTATIONS)] = "none"
+    """What is done to each batch of training inputs; ``crop-flip`` is for images."""
 
     @field_validator("path")
     @classmethod
@@ -143,6 +147,7 @@ class ModelSection(Section):
     """The model."""
 
     name: Annotated[str, one_of(MODELS)] = "resnet8"
+    """The model, or the function that builds one of one's own; see ``docs/models.md``."""
     width: Annotated[float, Field(gt=0, le=16)] = 1.0
     """Factor on the channel counts, for a builder that has a parameter of this name."""
     norm: Annotated[str, one_of(NORMS)] = "group"
@@ -158,10 +163,15 @@ class SparsitySection(Section):
     """Sparse training: method, scheme, density and mutation."""
 
     method: Annotated[str, one_of(METHODS)] = "mest-ems"
+    """How masks mutate: which weights are dropped, which are grown, and how many."""
     mutation: Annotated[str, one_of(MutationPlace)] = "server"
+    """Where masks mutate: on each client while it trains, or on the server between rounds."""
     scheme: Annotated[str, one_of(SCHEMES)] = "block"
+    """How a weight tensor is divided into granules, which are active or not as a whole."""
     density: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Active weights as a share of all weights of the layers that may be sparse."""
     distribution: Annotated[str, one_of(DISTRIBUTIONS)] = "uniform"
+    """How the active weights are distributed over the layers."""
     include: str = ""
     """Patterns of the layers that may be sparse, such as ``encoder.*``; empty for all. Also as a
     TOML list."""
@@ -220,9 +230,13 @@ class TrainingSection(Section):
     """Local training."""
 
     local_epochs: Positive = 1
+    """Passes over its examples that a client makes in a round."""
     batch_size: Positive = 32
+    """Examples of a step; a plan may divide them into micro-batches."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    """The client's learning rate at the start of the run."""
     schedule: Annotated[str, one_of(LEARNING_RATES)] = "cosine"
+    """The factor on the learning rate as the run proceeds."""
     optimizer: Annotated[str, one_of(OPTIMIZERS)] = "sgd"
     """The client's optimizer. It is made anew in each round: no momentum, moment or count of steps
     is carried from one round to the next. A usual rate for ``adam`` and ``adamw`` is 0.001. One of
@@ -243,6 +257,7 @@ class TrainingSection(Section):
     """mu of FedProx: each client adds mu/2 times its squared distance from the received model to
     its loss. 0 adds nothing."""
     device: Annotated[str, one_of(ComputeDevice)] = "auto"
+    """What clients train on; ``auto`` takes CUDA where there is any."""
     kernels: Annotated[str, AfterValidator(_kernels)] = "rule"
     """How sparse layers compute on a CPU.
 
@@ -322,11 +337,15 @@ class ForgettingSection(Section):
     fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Largest share of a client's examples to leave out; 0 leaves out none."""
     start: Share = 0.4375
+    """Progress from which examples are left out; MEST: 70 of 160 epochs."""
     readmit: bool = False
+    """Whether an example that was left out comes back if it is forgotten later."""
 
 
 class WireSection(Section):
     """How values travel. A value beyond the range of ``fp16`` or ``bf16`` becomes its largest."""
 
     upload: Annotated[str, one_of(VALUE_CODECS)] = "fp32"
+    """Codec of the values that clients send."""
     download: Annotated[str, one_of(VALUE_CODECS), AfterValidator(_whole_values)] = "fp32"
+    """Codec of the values that the server sends; not ``int8``, which sends differences."""

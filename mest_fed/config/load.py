@@ -15,6 +15,7 @@ from mest_fed.catalogue import KNOBS
 from mest_fed.config.base import FOLDER, Named, is_table, parse_names, read_options
 from mest_fed.config.sections import RunConfig
 from mest_fed.errors import InputError
+from mest_fed.own_code import OwnCode
 from mest_fed.registry import Registry
 
 log = getLogger(__name__)
@@ -75,14 +76,19 @@ def _choices(config: RunConfig) -> Iterator[tuple[Registry[Any] | type[StrEnum],
 
 
 def own_files(config: RunConfig) -> list[Path]:
-    """Return all files of a user's own that decide what a run computes, data excepted, in order."""
+    """Return all files of a user's own that decide what a run computes, data excepted, in order.
+
+    They are the files that the configuration names, and the modules of the user's own that this
+    process has imported, such as those that a named file imports.
+    """
     from mest_fed.nn.models.weights import weights_file  # torch: reading a configuration needs none
 
     others = [place for place in config.fleet.weights if place.endswith(".toml")]
     others += [config.behaviour.trace] if config.behaviour.trace else []
     weights = config.model.weights
-    files = [Path(place).absolute() for place in others]
-    return sorted(named_files(config) + files + ([weights_file(Path(weights))] if weights else []))
+    files = {Path(place).absolute() for place in others} | OwnCode.imported().files
+    files |= {*named_files(config), *([weights_file(Path(weights))] if weights else [])}
+    return sorted(files)
 
 
 def from_table(table: Mapping[str, Any], source: str, folder: Path | None = None) -> RunConfig:
@@ -188,6 +194,11 @@ def _unknown(key: str, source: str, model: type[BaseModel] = RunConfig) -> Input
 
 def read_toml(path: Path) -> Table:
     """Read a TOML file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
 
     Raises
     ------

@@ -44,7 +44,9 @@ class RunSection(Section):
     """The run as a whole."""
 
     seed: int = 1
+    """From which all draws derive: the same seed gives the same bits."""
     rounds: Positive = 10
+    """Rounds of the run; ``server.stop_when`` can end it earlier."""
     checkpoint_every: Positive = 10
     """Rounds between checkpoints; one is also written at the end and on Ctrl-C."""
 
@@ -53,6 +55,7 @@ class ServerSection(Section):
     """Rounds, evaluation and the server's optimizer."""
 
     clients_per_round: Positive = 10
+    """Devices that are asked to train in a round: the cohort."""
     selection: Annotated[str, one_of(SELECTORS)] = "uniform"
     """Who trains: anyone, those who are there, or those of most use (``server/selection/``)."""
     min_nodes: Positive = 1
@@ -118,6 +121,7 @@ class FleetSection(Section):
     """The devices."""
 
     devices: Positive = 20
+    """Devices of the fleet. The data set is shared out into as many partitions."""
     mix: str = "rpi-zero-2w:4, rpi-3b-plus:3, rpi-4:3, rpi-5:2, jetson-nano:2, phone-low:2, phone-mid:2, phone-high:2"  # noqa: E501
     """Profile names (or paths) and their weights, also as a TOML table."""
     budgets: str = ""

@@ -123,6 +123,13 @@ _RENAMED = {"consume": "release_gradients"}
 def read_plan(text: str, source: str = "plan") -> Plan:
     """Read a plan from JSON, as :meth:`Plan.as_json` and ``mest-fed plan --json`` write it.
 
+    Parameters
+    ----------
+    text : str
+        The JSON.
+    source : str
+        Where it comes from, for error messages.
+
     Raises
     ------
     InputError

@@ -51,8 +51,24 @@ def layer_densities(
 ) -> list[LayerDensity]:
     """List the layers that hold weights: how dense each is, and why it is dense.
 
-    Parameters and errors are those of :func:`sparsifiable`. The sum of ``active`` over that of
-    ``weights`` is the density of the whole model.
+    The sum of ``active`` over that of ``weights`` is the density of the whole model.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any, dense or sparse.
+    keep_dense : collection of str
+        An earlier name of ``exclude``; both count.
+    include : collection of str
+        Patterns (``fnmatch``) of the layers that may be sparse, or of modules that they are in;
+        none for all.
+    exclude : collection of str
+        Patterns of modules that stay dense with everything in them.
+
+    Raises
+    ------
+    InputError
+        As :func:`~mest_fed.nn.sparsifiable`.
     """
     return densities(model, reasons_of(model, Selection(keep_dense, include, exclude)))
 
@@ -85,6 +101,12 @@ def densities(model: nn.Module, reasons: Mapping[str, Reason]) -> list[LayerDens
 
 
 def whole_density(rows: Collection[LayerDensity]) -> float:
-    """Return active weights / weights over all layers of a model; 1 without any."""
+    """Return active weights / weights over all layers of a model; 1 without any.
+
+    Parameters
+    ----------
+    rows : collection of LayerDensity
+        As from :func:`layer_densities`.
+    """
     weights = sum(row.weights for row in rows)
     return sum(row.active for row in rows) / weights if weights else 1.0

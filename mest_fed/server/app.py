@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from logging import getLogger
+from pathlib import Path
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, MetricRecord
@@ -122,7 +123,9 @@ def log_round(record: RoundRecord, primary: Metric) -> None:
     )
 
 
-def build_server_app(prepare: Preparation | None = None) -> ServerApp:
+def build_server_app(
+    prepare: Preparation | None = None, *, bundle: Path | None = None
+) -> ServerApp:
     """Build the ServerApp.
 
     Parameters
@@ -130,6 +133,9 @@ def build_server_app(prepare: Preparation | None = None) -> ServerApp:
     prepare : callable, optional
         Called with the task and the strategy before the first round; returns the observer of the
         rounds. Without it the run is one of real devices, which is kept in a folder.
+    bundle : Path, optional
+        The folder of the app that Flower runs: a checkpoint names files in it by relative paths,
+        since another version of the app is in another folder.
     """
     app = ServerApp()
 
@@ -143,7 +149,7 @@ def build_server_app(prepare: Preparation | None = None) -> ServerApp:
             _run(strategy, grid, task, prepare(task, strategy))
             return
         devices = DeviceGrid(grid)
-        with DeployedRun(task, strategy, devices, run_id=grid.run.run_id) as run:
+        with DeployedRun(task, strategy, devices, run_id=grid.run.run_id, bundle=bundle) as run:
 
             def observer(record: RoundRecord) -> None:
                 run.round_done(record)
@@ -174,6 +180,3 @@ def _run(
             evaluate_fn=evaluation,
         )
     evaluation.finish()
-
-
-app = build_server_app()

@@ -10,11 +10,12 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from mest_fed.config import RunConfig, to_flat
+from mest_fed.config import RunConfig, to_flat, to_toml
 from mest_fed.devices import load_profile
 from mest_fed.errors import InputError
 from mest_fed.server.checkpoint import (
     checkpoint_name,
+    checkpoint_of_run,
     load_newest,
     restore_strategy,
     save_checkpoint,
@@ -23,10 +24,19 @@ from mest_fed.server.checkpoint import (
 from mest_fed.server.client_registry import Node
 from mest_fed.server.exchange import DeviceGrid
 from mest_fed.server.rows import ClientOutcome, ClientTiming, RoundRecord, client_rows, round_row
-from mest_fed.server.run_folder import CLIENTS, ENCODING, FLOWER_KEYS, LOG, ROUNDS, RunFolder
+from mest_fed.server.run_folder import (
+    CLIENTS,
+    ENCODING,
+    FLOWER_KEYS,
+    LOG,
+    ROUNDS,
+    RunFolder,
+    read_seal,
+)
 from mest_fed.server.run_log import SERVER_LOG, logged, shown_by_flower
 from mest_fed.server.strategy import MestStrategy
 from mest_fed.server.summary import RunLogs, TierPlan, build_summary
+from mest_fed.system.folder_lock import FolderLock
 from mest_fed.task import Task
 
 log = getLogger("flwr.mest_fed")
@@ -48,6 +58,8 @@ class DeployedRun:
         Knows how long devices took.
     run_id : int
         Flower's id of the run, which names the folder where the configuration does not.
+    bundle : Path, optional
+        The folder that this process imports the run's code from; Flower makes one for each version.
 
     Raises
     ------
@@ -56,7 +68,13 @@ class DeployedRun:
     """
 
     def __init__(
-        self, task: Task, strategy: MestStrategy, grid: DeviceGrid, *, run_id: int
+        self,
+        task: Task,
+        strategy: MestStrategy,
+        grid: DeviceGrid,
+        *,
+        run_id: int,
+        bundle: Path | None = None,
     ) -> None:
         self.task = task
         self.strategy = strategy
@@ -65,14 +83,13 @@ class DeployedRun:
         self._seconds_before = 0.0
         deployment = task.config.deployment
         path = Path(deployment.folder or f"runs/flwr-{run_id}").expanduser().absolute()
-        if deployment.resume:
-            self.folder = self._resume(path)
-        else:
-            self.folder = RunFolder.create(path, task.config, FLOWER_KEYS)
-        log.info("run folder: %s", path)
-        self._open = ExitStack()
-        self._open.enter_context(logged(SERVER_LOG)).write_to(path / LOG)
-        self._open.enter_context(shown_by_flower(SERVER_LOG))
+        self.folder = RunFolder(path, FLOWER_KEYS, bundle)
+        with ExitStack() as stack:
+            self._open_folder(stack, resume=deployment.resume)
+            log.info("run folder: %s", path)
+            stack.enter_context(logged(SERVER_LOG)).write_to(path / LOG)
+            stack.enter_context(shown_by_flower(SERVER_LOG))
+            self._open = stack.pop_all()
         self._started = time.monotonic()
 
     def __enter__(self) -> "DeployedRun":
@@ -92,6 +109,7 @@ class DeployedRun:
         self.folder.append(ROUNDS, [row])
         arrays, facts = strategy_arrays(self.strategy)
         facts["wall_seconds"] = seconds
+        facts["seal"] = self.folder.seal(self.task.config)
         facts["nodes"] = [asdict(node) for node in self._nodes.values()]
         save_checkpoint(self._checkpoint(record.round), arrays, facts)
         # The last two stay, and as many as a simulation keeps.
@@ -118,10 +136,24 @@ class DeployedRun:
         except InputError as error:  # a server that does not evaluate may be without the data
             log.warning("no %s was written: %s", ENCODING, error)
 
-    def _resume(self, path: Path) -> RunFolder:
-        folder, config = RunFolder.reopen(path, FLOWER_KEYS)
-        _check_same(config, self.task.config, path)
+    def _open_folder(self, stack: ExitStack, *, resume: bool) -> None:
+        """Have the folder for this process until the stack is left."""
+        folder = self.folder
+        if not resume:
+            folder.check_new()
+            folder.begin(to_toml(self.task.config))
+        else:
+            _check_same(folder.reopen(), self.task.config, folder.path)
+        stack.callback(FolderLock(folder.path).release)
+        if resume:
+            self._resume()
+
+    def _resume(self) -> None:
+        folder = self.folder
         arrays, facts = load_newest(folder.checkpoints)
+        with checkpoint_of_run():
+            seal = read_seal(facts)
+        folder.check_seal(seal)
         restore_strategy(self.strategy, arrays, facts)
         self.strategy.forget_devices()
         try:
@@ -130,9 +162,8 @@ class DeployedRun:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"the checkpoint is not of a deployed run: {error}") from None
         # Round 0 is the evaluation before training, which is done anew.
-        folder.cut_after(self.strategy.first_round or -1)
+        folder.cut_to(seal if self.strategy.first_round else None)
         log.info("going on after round %d", self.strategy.first_round)
-        return folder
 
     def _checkpoint(self, number: int) -> Path:
         return self.folder.checkpoints / checkpoint_name(number)

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
-from mest_fed.config import RunConfig, from_table, read_toml, to_toml
+from mest_fed.config import RunConfig, from_table, own_files, read_toml, to_toml
 from mest_fed.data import Encoding
 from mest_fed.errors import InputError
 from mest_fed.kernels.table import Table, choices_to_rows, read_table
 from mest_fed.nn import SparseState, to_dense, write_state
+from mest_fed.server.checkpoint import whole
 from mest_fed.server.rows import with_metrics
 from mest_fed.strict_json import parse_json, read_json
 from mest_fed.task import Task
@@ -36,7 +37,7 @@ SEALED = (CONFIG, KERNELS, MEMORY, PARTITIONS)
 class RunFolder:
     """A folder of ``config.toml``, ``kernels.json``, ``rounds.jsonl`` and the like.
 
-    Use :meth:`create` for a new run and :meth:`reopen` to go on with one.
+    Use :meth:`begin` for a new run and :meth:`reopen` to go on with one.
 
     Parameters
     ----------
@@ -44,10 +45,15 @@ class RunFolder:
         Where it is.
     keys : tuple of str
         What a person types to name the folder, and to go on with the run in it.
+    bundle : Path, optional
+        Where this process has the code of the run, which a resumed run may find elsewhere.
     """
 
-    def __init__(self, path: Path, keys: tuple[str, str] = COMMAND_KEYS) -> None:
+    def __init__(
+        self, path: Path, keys: tuple[str, str] = COMMAND_KEYS, bundle: Path | None = None
+    ) -> None:
         self.path = path
+        self.bundle = path if bundle is None else bundle
         self._named, self._resumed_by = keys
         self._logs = {name: _Log() for name in (ROUNDS, CLIENTS)}
         self._files: dict[str, str | None] | None = None
@@ -105,17 +111,9 @@ class RunFolder:
         return f"mest-fed simulate --resume --out {shlex.quote(str(self.path))}"
 
     @classmethod
-    def create(
-        cls, path: Path, config: RunConfig, keys: tuple[str, str] = COMMAND_KEYS
-    ) -> "RunFolder":
-        """Make the folder of a new run; errors name it by the first of the keys.
-
-        Raises
-        ------
-        InputError
-            If the folder holds anything already: nothing is overwritten.
-        """
-        folder = cls(path, keys)
+    def create(cls, path: Path, config: RunConfig) -> "RunFolder":
+        """Make the folder of a new run; see :meth:`check_new` and :meth:`begin`."""
+        folder = cls(path)
         folder.check_new()
         folder.begin(to_toml(config))
         return folder
@@ -154,23 +152,20 @@ class RunFolder:
             with suppress(OSError):  # not empty: files of others
                 folder.rmdir()
 
-    @classmethod
-    def reopen(
-        cls, path: Path, keys: tuple[str, str] = COMMAND_KEYS
-    ) -> tuple["RunFolder", RunConfig]:
-        """Open the folder of an interrupted run and read its configuration.
+    def reopen(self) -> RunConfig:
+        """Return the configuration of the interrupted run in the folder.
 
         Raises
         ------
         InputError
             If there is no run in it, or the run is finished.
         """
-        folder = cls(path, keys)
+        path, key = self.path, self._resumed_by
         if not (path / CONFIG).exists():
-            raise InputError(f"{keys[1]}: no run in {path} ({CONFIG} is missing)")
+            raise InputError(f"{key}: no run in {path} ({CONFIG} is missing)")
         if (path / SUMMARY).exists():
-            raise InputError(f"{keys[1]}: the run in {path} is finished ({SUMMARY} exists)")
-        return folder, from_table(read_toml(path / CONFIG), str(path / CONFIG))
+            raise InputError(f"{key}: the run in {path} is finished ({SUMMARY} exists)")
+        return from_table(read_toml(path / CONFIG), str(path / CONFIG))
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows to one of the ``.jsonl`` files.
@@ -206,15 +201,15 @@ class RunFolder:
             rows.append(with_metrics(row) if name == ROUNDS else row)
         return rows
 
-    def seal(self, own: Iterable[Path] = ()) -> dict[str, Any]:
+    def seal(self, config: RunConfig) -> dict[str, Any]:
         """Return what tells that the folder is as it is now: digests of files, and of log lines.
 
-        The files of :data:`SEALED` must be there, or never be. They and the user's ``own``, by
-        absolute paths, are read once.
+        The files of :data:`SEALED` must be there, or never be. They and those of
+        :func:`~mest_fed.config.own_files` are read once.
         """
         if self._files is None:
-            names = (*SEALED, *map(str, own))
-            self._files = {name: _digest(self.path / name) for name in names}
+            names = (*SEALED, *map(self._own_name, own_files(config)))
+            self._files = {name: _digest(self._place(name)) for name in names}
         return {
             "files": self._files,
             "logs": {name: [log.size, log.digest()] for name, log in self._logs.items()},
@@ -229,30 +224,32 @@ class RunFolder:
             If a file is missing or has changed: names it.
         """
         for name, digest in seal["files"].items():
-            if (found := _digest(self.path / name)) != digest:
+            place = self._place(name)
+            if (found := _digest(place)) != digest:
                 done = "wrote" if name in SEALED else "first read"
                 what = "is missing" if found is None else f"has changed since the run {done} it"
-                raise InputError(f"--resume: {self.path / name} {what}")
+                raise InputError(f"{self._resumed_by}: {place} {what}")
         for name, (size, digest) in seal["logs"].items():
             self.read(name)  # lines that came later are dropped, but must be lines
             path = self.path / name
             log = _Log()
             log.add(path.read_bytes()[:size] if path.exists() else b"")
             if (log.size, log.digest()) != (size, digest):
-                raise InputError(f"--resume: {path} has changed since the run wrote it")
+                raise InputError(f"{self._resumed_by}: {path} has changed since the run wrote it")
 
-    def cut_after(self, server_round: int) -> None:
-        """Drop what was logged after a round; a resumed run logs it again."""
+    def _own_name(self, file: Path) -> str:
+        """Return what a seal calls a user's file: its path, relative in the bundle."""
+        bundle = self.bundle
+        return str(file.relative_to(bundle) if file.is_relative_to(bundle) else file)
+
+    def _place(self, name: str) -> Path:
+        """Return where the file that a seal calls so is today."""
+        return (self.path if name in SEALED else self.bundle) / name
+
+    def cut_to(self, seal: Mapping[str, Any] | None) -> None:
+        """Drop what was logged since a seal, or all; a resumed run logs it again."""
         for name in self._logs:
-            lines = [
-                json.dumps(row) + "\n" for row in self.read(name) if row["round"] <= server_round
-            ]
-            self.cut_to({name: 0})
-            self._append(name, "".join(lines))
-
-    def cut_to(self, sizes: Mapping[str, int]) -> None:
-        """Drop what was logged beyond a number of bytes; a resumed run logs it again."""
-        for name, size in sizes.items():
+            size = 0 if seal is None else seal["logs"][name][0]
             path = self.path / name
             data = path.read_bytes()[:size] if path.exists() else b""
             self._replace(name, data.decode())
@@ -323,6 +320,22 @@ class RunFolder:
         with _writing(self.path / name):
             unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
             os.replace(unfinished, self.path / name)
+
+
+def read_seal(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the seal that a checkpoint's facts hold.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError, AttributeError
+        If there is none, or it is none of :meth:`RunFolder.seal`.
+    """
+    seal: dict[str, Any] = facts["seal"]
+    for size, _ in seal["logs"].values():
+        whole(size)
+    if set(seal["logs"]) != {ROUNDS, CLIENTS} or not set(seal["files"]) >= set(SEALED):
+        raise ValueError("its seal is not of the files of a run")
+    return seal
 
 
 class _Log:

@@ -18,7 +18,7 @@ from mest_fed.server.checkpoint import (
     strategy_arrays,
     whole,
 )
-from mest_fed.server.run_folder import CLIENTS, ROUNDS, SEALED
+from mest_fed.server.run_folder import read_seal
 from mest_fed.server.strategy import MestStrategy
 from mest_fed.simulation.behaviour.clock import VirtualClock
 from mest_fed.simulation.client_state import StatesDigest
@@ -134,17 +134,12 @@ class RunFacts:
             shards = tuple(str(digest) for digest in facts["states"])
             if len(shards) != SHARDS:
                 raise ValueError(f"it has digests of {len(shards)} files of clients' states")
-            seal = facts["seal"]
-            for size, _ in seal["logs"].values():
-                whole(size)
-            if set(seal["logs"]) != {ROUNDS, CLIENTS} or not set(seal["files"]) >= set(SEALED):
-                raise ValueError("its seal is not of the files of a run")
             return cls(
                 done,
                 str(facts["preset"]),
                 finite(facts["wall_seconds"]),
                 {name: read_plan(text, f"plan of {name}") for name, text in facts["plans"].items()},
-                seal,
+                read_seal(facts),
                 StatesDigest(done, shards),
             )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mest_fed.client.kernels import given_table
-from mest_fed.config import RunConfig, find_named, own_files, to_flat, to_toml
+from mest_fed.config import RunConfig, find_named, to_flat, to_toml
 from mest_fed.config.load import Scalar
 from mest_fed.data import save_partitions
 from mest_fed.errors import InputError
@@ -209,8 +209,7 @@ class _Run:
             self.wall_before = facts.wall_seconds
             self.simulation.preset = facts.preset
             # Round 0 is the evaluation before training, which is done anew.
-            kept = facts.seal["logs"].items() if strategy.first_round else ()
-            self.folder.cut_to({ROUNDS: 0, CLIENTS: 0} | {name: size for name, (size, _) in kept})
+            self.folder.cut_to(facts.seal if strategy.first_round else None)
             self.simulation.resumed = None
         else:
             self.states.commit(0)
@@ -248,7 +247,7 @@ class _Run:
             self.simulation.preset,
             wall_seconds,
             self.fleet.plans,
-            self.folder.seal(own_files(self.simulation.config)),
+            self.folder.seal(self.simulation.config),
             self.states.digest(),
         )
         return Snapshot.take(self.strategy, self.grid, self.clock, run=facts.as_table())
@@ -264,7 +263,18 @@ def open_run(
 ) -> Simulation:
     """Prepare a run in a folder: a new one, or the one that is there.
 
-    An ``observer`` receives the rows of each round.
+    Parameters
+    ----------
+    preset : str
+        What the configuration is called in the summary and the report.
+    config : RunConfig or None
+        Of a new run; a resumed run has its own.
+    out : Path
+        The run folder.
+    resume : bool
+        Whether to go on with the run in the folder.
+    observer : Observer, optional
+        Receives the rows of each round.
 
     Raises
     ------
@@ -274,7 +284,8 @@ def open_run(
     """
     observer = Observers() if observer is None else observer
     if resume:
-        folder, config = RunFolder.reopen(out)
+        folder = RunFolder(out)
+        config = folder.reopen()
         snapshot = Snapshot(*load_newest(folder.checkpoints))
         folder.check_seal(RunFacts.read(snapshot.facts).seal)
         return Simulation(preset, config, folder, snapshot, observer)

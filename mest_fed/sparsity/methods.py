@@ -48,7 +48,13 @@ class Set(Method):
 
 @dataclass(frozen=True)
 class RigL(Set):
-    """Rigging the Lottery (Evci et al. 2020): grow where the dense gradient is largest."""
+    """Rigging the Lottery (Evci et al. 2020): grow where the dense gradient is largest.
+
+    Parameters
+    ----------
+    fraction : Schedule
+        Share of the active granules that a mutation replaces; by default it decays from 30%.
+    """
 
     fraction: Schedule = field(default=CosineDecay(0.3))
 
@@ -65,7 +71,15 @@ class RigL(Set):
 
 @dataclass(frozen=True)
 class MestEM(Set):
-    """MEST, Elastic Mutation: replace 20%, 10%, then none of the active granules; hard bound."""
+    """MEST, Elastic Mutation: replace 20%, 10%, then none of the active granules; hard bound.
+
+    Parameters
+    ----------
+    gradient_weight : float
+        Lambda of the importance |w| + lambda |g|.
+    fraction : Schedule
+        Share of the active granules that a mutation replaces.
+    """
 
     gradient_weight: float = 0.5
     fraction: Schedule = field(default=Stages(0.2, 0.1))

@@ -14,19 +14,19 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from mest_fed.errors import ObjectiveError, WireError
 from mest_fed.training.objective import RESERVED, Metrics, Objective, Sum
 from mest_fed.wire.payload import Payload
+from mest_fed.wire.values import FIELD_NAMES, WIRE_TYPES
 
 if TYPE_CHECKING:
     pass
 
 ARRAYS, CONFIG, HEADER = "arrays", "mest", "header"
-_NAMES = ("values", "scales", "dense")
-_DTYPES = {"<f4": np.float32, "<f2": np.float16, "<u2": np.uint16, "|i1": np.int8}
+_NAMES = (*FIELD_NAMES, "dense")
 #: The .npy header of a one-dimensional array in version 1.0, the only thing that ever is sent.
 #: numpy.load would evaluate what the header says, and allocate what it announces.
 _NPY = re.compile(
     rb"\x93NUMPY\x01\x00(?P<length>..)"
-    rb"\{'descr': '(?P<dtype><f4|<f2|<u2|\|i1)', 'fortran_order': False,"
-    rb" 'shape': \((?P<count>\d{1,10}),\), \} *\n",
+    rb"\{'descr': '(?P<dtype>%s)', 'fortran_order': False,"
+    rb" 'shape': \((?P<count>\d{1,10}),\), \} *\n" % "|".join(map(re.escape, WIRE_TYPES)).encode(),
     re.DOTALL,
 )
 
@@ -61,7 +61,7 @@ def _view(name: str, array: Array) -> np.ndarray[Any, np.dtype[Any]]:
     found = _NPY.match(array.data) if array.stype == "numpy.ndarray" else None
     if found is None or int.from_bytes(found["length"], "little") != found.end() - 10:
         raise WireError(f"array {name} is not a one-dimensional .npy array of a known type")
-    dtype, count = np.dtype(_DTYPES[found["dtype"].decode()]), int(found["count"])
+    dtype, count = np.dtype(found["dtype"].decode()), int(found["count"])
     if len(array.data) - found.end() != count * dtype.itemsize:
         raise WireError(f"array {name} does not hold the {count} items that it announces")
     if array.dtype != str(dtype) or tuple(array.shape) != (count,):

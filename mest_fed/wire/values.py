@@ -123,6 +123,9 @@ class BFloat16(FloatFormat):
 
 #: A codec's number travels in one byte.
 _LARGEST = 255
+#: Names of the arrays that a codec may send, and the types that an array on the wire may have.
+FIELD_NAMES = ("values", "scales")
+WIRE_TYPES = ("<f4", "<f2", "<u2", "|i1")
 
 #: Name -> type and length of a one-dimensional array.
 Fields = dict[str, tuple[np.dtype[Any], int]]
@@ -272,7 +275,7 @@ def value_codec(name: str) -> ValueCodec:
     Raises
     ------
     InputError
-        If there is none, or its number on the wire is another's.
+        If there is none, its number on the wire is another's, or it sends what cannot travel.
     """
     codec = _codec(name)
     number = getattr(codec, "number", None)
@@ -281,6 +284,13 @@ def value_codec(name: str) -> ValueCodec:
             f"{VALUE_CODECS.key} = {name!r} has the number {number!r} on the wire; "
             f"allowed: a whole number from 0 to {_LARGEST}"
         )
+    sent = [(field, dtype) for field, (dtype, _) in codec.fields([1]).items()]
+    for field, dtype in (*sent, (FIELD_NAMES[0], codec.dense.dtype)):
+        if field not in FIELD_NAMES or dtype.str not in WIRE_TYPES:
+            raise InputError(
+                f"{VALUE_CODECS.key} = {name!r} sends {field!r} of type {dtype.str}; allowed: "
+                f"{' and '.join(FIELD_NAMES)} of one of {', '.join(WIRE_TYPES)}"
+            )
     for other in VALUE_CODECS.in_use():
         if _codec(other).number == number and type(_codec(other)) is not type(codec):
             raise InputError(

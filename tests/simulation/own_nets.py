@@ -9,8 +9,8 @@ from mest_fed.nn.models.resnet import ResNet
 
 if "default_worker" in sys.argv[0]:
     # A worker imports what the driver sent, and does not look for the file.
-    assert type(__loader__).__module__ == "mest_fed.simulation.engine.own_code"
-    assert type(own_sizes.__loader__).__module__ == "mest_fed.simulation.engine.own_code"
+    assert type(__loader__).__module__ == "mest_fed.own_code"
+    assert type(own_sizes.__loader__).__module__ == "mest_fed.own_code"
 
 
 def build(input_shape, num_classes, depth=1):

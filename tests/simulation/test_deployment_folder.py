@@ -11,6 +11,7 @@ from mest_fed.config import from_table, read_toml, to_flat
 from mest_fed.errors import InputError
 from mest_fed.server import deployed
 from mest_fed.server.app import build_server_app
+from mest_fed.server.run_folder import RunFolder
 from mest_fed.simulation.engine.executor import SerialExecutor
 from mest_fed.simulation.engine.flower import run_server_app
 from mest_fed.simulation.engine.grid import EngineGrid
@@ -39,7 +40,7 @@ class StoppedAfter(EngineGrid):
         return super().push_messages(messages)
 
 
-def deploy(folder, last=10**9, **sections):
+def deploy(folder, last=10**9, kind=StoppedAfter, **sections):
     """Run the ServerApp as it is deployed; devices know nothing of an earlier run."""
     table = {name: keys | sections.get(name, {}) for name, keys in CONFIG.items()}
     resume = sections.get("deployment", {})
@@ -47,7 +48,7 @@ def deploy(folder, last=10**9, **sections):
     config = tiny_config(**{**sections, **table, "deployment": deployment})
     nodes = Fleet.of(Task(config)).nodes({})
     with closing(SerialExecutor("mest_fed.client.app:app")) as executor:
-        grid = StoppedAfter(nodes, executor, run_config=to_flat(config))
+        grid = kind(nodes, executor, run_config=to_flat(config))
         grid.last = last
         run_server_app(build_server_app(), grid, run_config=to_flat(config))
     return folder
@@ -78,6 +79,8 @@ def test_the_folder_holds_what_a_simulation_leaves(whole):
         "model.pt",
         "encoding.json",
         "report.html",
+        "lock",
+        "owner",
     }
     assert from_table(read_toml(whole / "config.toml"), "it").run.rounds == 4
     assert [row["round"] for row in rows(whole, "rounds.jsonl")] == [0, 1, 2, 3, 4]
@@ -154,6 +157,62 @@ def test_only_the_run_that_began_goes_on(tmp_path):
         deploy(tmp_path / "run", last=1)
     with pytest.raises(InputError, match=r"run\.rounds = 5 is not allowed .*; allowed: 4"):
         deploy(tmp_path / "run", run={"rounds": 5}, deployment={"resume": True})
+
+
+OWN_MODEL = """
+from torch import nn
+
+from {helper} import HIDDEN
+
+
+def build(num_classes):
+    layers = nn.Linear(64, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 32), nn.ReLU()
+    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(32, num_classes))
+"""
+
+
+def test_the_users_own_code_is_sealed(tmp_path):
+    model, helper = tmp_path / "own.py", tmp_path / "deployed_sizes.py"
+    model.write_text(OWN_MODEL.format(helper=helper.stem))
+    helper.write_text("HIDDEN = 32\n")
+    own = {"name": f"{model}:build", "width": 1.0}
+    with pytest.raises(KeyboardInterrupt):
+        deploy(tmp_path / "run", last=1, model=own)
+    helper.write_text("HIDDEN = 16\n")
+    changed = rf"deployment\.resume=true: {helper} has changed since the run first read it$"
+    with pytest.raises(InputError, match=changed):
+        deploy(tmp_path / "run", model=own, deployment={"resume": True})
+    helper.write_text("HIDDEN = 32\n")
+    deploy(tmp_path / "run", model=own, deployment={"resume": True})
+
+
+def test_the_bundle_of_another_version_is_in_another_folder(tmp_path, monkeypatch):
+    old, new = tmp_path / "1", tmp_path / "2"
+    for bundle in (old, new):
+        bundle.mkdir()
+        (bundle / "bundled.py").write_text("")
+    config = tiny_config()
+    sealed = RunFolder(tmp_path / "run", bundle=old)
+    monkeypatch.setattr("mest_fed.server.run_folder.own_files", lambda _: [old / "bundled.py"])
+    seal = sealed.seal(config)
+    RunFolder(tmp_path / "run", bundle=new).check_seal(seal)
+    (new / "bundled.py").write_text("a = 1\n")
+    with pytest.raises(InputError, match=rf"{new}/bundled\.py has changed"):
+        RunFolder(tmp_path / "run", bundle=new).check_seal(seal)
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path):
+    class Second(StoppedAfter):
+        """Goes on with the run while it runs."""
+
+        def push_messages(self, messages):
+            with pytest.raises(InputError, match=r"run is in use by another run \(process "):
+                deploy(tmp_path / "run", deployment={"resume": True})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        deploy(tmp_path / "run", kind=Second)
+    deploy(tmp_path / "run", deployment={"resume": True})
 
 
 def test_a_simulation_has_an_option_for_its_folder(tmp_path):

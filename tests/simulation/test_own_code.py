@@ -5,13 +5,13 @@ import sys
 
 import cloudpickle
 
-from mest_fed.simulation.engine.own_code import OwnCode
+from mest_fed.own_code import OwnCode
 
 SEND = """
 import sys
 import cloudpickle
 from mest_fed.registry import resolve
-from mest_fed.simulation.engine.own_code import OwnCode
+from mest_fed.own_code import OwnCode
 
 assert resolve(sys.argv[1] + "/nets.py:build")() == 7
 assert resolve("pack.inner.deep:value") == 3

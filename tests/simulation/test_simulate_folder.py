@@ -106,7 +106,8 @@ def test_rows(tmp_path):
     folder.append(ROUNDS, [{"round": 3, "x": "ü"}])
     folder.append(CLIENTS, [{"round": 1}, {"round": 3}])
     assert [row["x"] for row in folder.read(ROUNDS)] == [0.1, None, "ü"]
-    folder.cut_to({ROUNDS: len('{"round": 1, "x": 0.1}\n'), CLIENTS: 0})
+    sizes = {ROUNDS: [len('{"round": 1, "x": 0.1}\n')], CLIENTS: [0]}
+    folder.cut_to({"logs": sizes})
     assert [row["round"] for row in folder.read(ROUNDS)] == [1]
     assert folder.read(CLIENTS) == []
     with pytest.raises(ValueError, match="not JSON compliant"):

@@ -208,18 +208,21 @@ def test_the_configuration_of_another_model(tmp_path):
 
 
 OWN_MODEL = """
+from sealed_sizes import HIDDEN
 from torch import nn
 
 
 def build(num_classes):
-    layers = nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, num_classes)
-    return nn.Sequential(nn.Flatten(), *layers)
+    layers = nn.Linear(64, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 32), nn.ReLU()
+    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(32, num_classes))
 """
 
 
 def test_files_of_the_users_own_are_sealed(tmp_path):
-    model, weights, board = (tmp_path / name for name in ("own.py", "first.pt", "board.toml"))
+    names = ("own.py", "sealed_sizes.py", "first.pt", "board.toml")
+    model, helper, weights, board = (tmp_path / name for name in names)
     model.write_text(OWN_MODEL, encoding="utf-8")
+    helper.write_text("HIDDEN = 32\n", encoding="utf-8")
     board.write_bytes((files("mest_fed.devices") / "profiles" / "rpi-4.toml").read_bytes())
     fleet = {"mix": f"{board}:1"}
     dense = Architecture(f"{model}:build", (1, 8, 8), 10).model(torch.Generator())
@@ -227,7 +230,7 @@ def test_files_of_the_users_own_are_sealed(tmp_path):
     own = {"name": f"{model}:build", "weights": str(weights), "width": 1.0}
     folder = stopped(tmp_path / "run", tiny_config(model=own, fleet=fleet), StopAfter(1))
     before = contents(folder)
-    for file in (model, weights, board):
+    for file in (model, helper, weights, board):
         whole = file.read_bytes()
         file.write_bytes(whole + b"\n")
         with pytest.raises(InputError, match=f"^--resume: {file} has changed since the run first"):

@@ -54,6 +54,34 @@ def test_unknown_codecs():
         value_codec_of(77)
 
 
+WIDE = """
+import numpy as np
+
+from mest_fed.wire.values import Int8
+
+
+class Wide(Int8):
+    number = 201
+
+    def fields(self, lengths):
+        return {"values": (np.dtype("<i2"), sum(lengths))}
+
+
+class Odd(Int8):
+    number = 202
+
+    def fields(self, lengths):
+        return {"means": (np.dtype("<f4"), len(lengths))}
+"""
+
+
+@pytest.mark.parametrize(("name", "what"), [("Wide", "'values' of type <i2"), ("Odd", "'means'")])
+def test_a_codec_whose_arrays_cannot_travel(name, what, tmp_path):
+    (tmp_path / "wide.py").write_text(WIDE, encoding="utf-8")
+    with pytest.raises(InputError, match=f"{name}' sends {what}.*; allowed: values and scales of "):
+        value_codec(f"{tmp_path}/wide.py:{name}")
+
+
 @pytest.mark.parametrize("name", VALUE_CODECS)
 @given(values=NORMAL)
 def test_every_value_codec_gives_nearly_the_values_back(name, values):

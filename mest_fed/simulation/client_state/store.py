@@ -1,7 +1,5 @@
 """Clients' states on disk: SQLite files in a folder, which one run at a time uses."""
 
-import os
-import socket
 import sqlite3
 import threading
 from collections import OrderedDict
@@ -11,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from filelock import FileLock, Timeout
 from flwr.app import ArrayRecord, RecordDict
 
 from mest_fed.errors import InputError
 from mest_fed.simulation.client_state.shard import Shard, connect, from_row, to_row
 from mest_fed.simulation.engine.interfaces import States
+from mest_fed.system.folder_lock import FolderLock
 
 
 class RecordCache:
@@ -50,43 +48,6 @@ class RecordCache:
         while self._bytes > self._max_bytes:
             _, (_, freed) = self._records.popitem(last=False)
             self._bytes -= freed
-
-
-class FolderLock:
-    """Holds a folder for this process until :meth:`release`; the end of the process releases it.
-
-    Parameters
-    ----------
-    folder : Path
-        Must exist.
-
-    Raises
-    ------
-    InputError
-        If another run holds it; names the folder and, where known, the process.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        # The system drops the lock of a process that has died, so none is ever stale.
-        self._lock = FileLock(folder / "lock", thread_local=False)
-        owner = folder / "owner"
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise InputError(f"{folder} is in use by another run{_who(owner)}") from None
-        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
-
-    def release(self) -> None:
-        """Release the folder's lock."""
-        self._lock.release()
-
-
-def _who(owner: Path) -> str:
-    try:
-        text = owner.read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
-    return f" ({text})" if text else ""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from mest_fed.errors import InputError
+from mest_fed.own_code import OwnCode
 from mest_fed.server.aggregation.partial import WorkerAggregator
 from mest_fed.simulation.engine.client_output import ClientLog
 from mest_fed.simulation.engine.client_runner import (
@@ -24,7 +25,6 @@ from mest_fed.simulation.engine.client_runner import (
     one_line,
 )
 from mest_fed.simulation.engine.machine import free_memory
-from mest_fed.simulation.engine.own_code import OwnCode
 from mest_fed.simulation.engine.serialization import (
     EncodedJobs,
     EncodedRecords,

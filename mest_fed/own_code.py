@@ -1,8 +1,9 @@
-"""Modules of a user's own, which workers on other machines import as the driver did.
+"""Modules of a user's own: those that a process has imported and that are not installed.
 
-A worker may run where the user's files are not. So every worker gets the source of the modules that
-the driver has imported and that are not installed, and imports them from it. A worker that starts
-late gets the same code, even if a file was edited meanwhile.
+A worker may run where the user's files are not. So every worker gets the sources of the driver's
+own modules, and imports them from it. A worker that starts late gets the same code, even if a file
+was edited meanwhile. A checkpoint holds digests of the same files, so that a run goes on with the
+code that it began with.
 """
 
 import site
@@ -18,7 +19,7 @@ from types import ModuleType
 
 from mest_fed.registry import module_of_file
 
-_PACKAGE = Path(__file__).parents[2]
+_PACKAGE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ class OwnCode:
                 folders = _folders(sys.modules.get(name)) or ()
                 found.setdefault(name, Source(f"<{name}>", "", folders))
         return cls(found)
+
+    @property
+    def files(self) -> set[Path]:
+        """The files of the sources, by absolute paths."""
+        return {Path(source.file) for source in self.sources.values() if source.file[0] != "<"}
 
     def install(self) -> None:
         """Have this process import these modules from their sources."""

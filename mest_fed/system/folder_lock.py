@@ -1,0 +1,46 @@
+"""A folder that one process at a time uses: the one of a run, or of its clients' states."""
+
+import os
+import socket
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from mest_fed.errors import InputError
+
+
+class FolderLock:
+    """Holds a folder for this process until :meth:`release`; the end of the process releases it.
+
+    Parameters
+    ----------
+    folder : Path
+        Must exist.
+
+    Raises
+    ------
+    InputError
+        If another run holds it; names the folder and, where known, the process.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        # The system drops the lock of a process that has died, so none is ever stale.
+        self._lock = FileLock(folder / "lock", thread_local=False)
+        owner = folder / "owner"
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(f"{folder} is in use by another run{_who(owner)}") from None
+        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+
+    def release(self) -> None:
+        """Release the folder's lock."""
+        self._lock.release()
+
+
+def _who(owner: Path) -> str:
+    try:
+        text = owner.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+    return f" ({text})" if text else ""
