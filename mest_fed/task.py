@@ -5,11 +5,11 @@ model and trace are shared by all clients that it plays.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +59,7 @@ from mest_fed.nn import (
 )
 from mest_fed.nn.models import Architecture, Weights
 from mest_fed.nn.tuning import set_choices
+from mest_fed.registry import described
 from mest_fed.rng import numpy_generator, torch_generator
 from mest_fed.sparsity import Interval, Method, build_method
 from mest_fed.training import (
@@ -77,6 +78,7 @@ _MOST_OUTPUTS = 2**24
 _TRIED = 32
 
 Examples = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 
 class _OnePartition(Sequence[Examples]):
@@ -152,11 +154,18 @@ class Task:
             If the data are not of the learning task.
         """
         found = self._data_example
+        ask = self.objective.num_outputs
+        outputs = self._told(lambda: ask(found.target_shape, found.num_outputs))
+        return replace(found, num_outputs=outputs)
+
+    def _told(self, ask: Callable[[], T]) -> T:
+        """Return what the learning task says; InputError that names it if it raises."""
         try:
-            outputs = self.objective.num_outputs(found.target_shape, found.num_outputs)
+            return ask()
         except InputError as error:
             raise InputError(f"{self._task_key}: {error}") from None
-        return replace(found, num_outputs=outputs)
+        except Exception as error:  # a task of one's own may raise anything
+            raise InputError(f"{self._task_key}: {described(error)}") from error
 
     @property
     def _data_example(self) -> ExampleSpec:
@@ -251,10 +260,12 @@ class Task:
             rule.watched(objective)
         few = np.unique(np.linspace(0, len(train) - 1, _TRIED).astype(np.int64))
         (batch,) = Batches(train, few, _TRIED)
-        model = self.build_model().eval()
-        self.architecture.try_out(model, self.example.input_dtype)
-        with torch.no_grad():
-            outputs = model(batch.inputs)
+        outputs = self.architecture.try_out(self.build_model(), batch.inputs)
+        if not outputs.isfinite().all():
+            raise InputError(
+                f"model.name = {self.config.model.name!r} gives outputs that are not finite for "
+                "the first examples of data.name; allowed: finite numbers"
+            )
         try_objective(objective, outputs, batch.targets, key=self._task_key)
         if self.forgetting.active and objective.correct(outputs, batch.targets) is None:
             raise InputError(
@@ -370,6 +381,10 @@ class Task:
     def architecture(self) -> Architecture:
         """Which model is trained, for the data's shapes."""
         example, model = self.example, self.config.model
+        shapes = self.objective.output_shapes
+        allowed = self._told(
+            lambda: [tuple(it) for it in shapes(example.target_shape, example.num_outputs)]
+        )
         return Architecture(
             model.name,
             example.input_shape,
@@ -379,6 +394,7 @@ class Task:
             options=read_options(model.options),
             num_tokens=example.num_tokens,
             target_shape=example.target_shape,
+            output_shapes=allowed,
         )
 
     def _given(self, key: str) -> Any:
@@ -434,7 +450,7 @@ class Task:
     def trace(self) -> ModelTrace:
         """The model's memory needs."""
         example = self.example
-        self.architecture.try_out(self.model, example.input_dtype)
+        self.architecture.try_out(self.model, example.zeros(2))
         loss = TrainingLoss(self.objective.total_loss, example.target_shape, example.target_dtype)
         return trace_model(self.model, example.input_shape, example.input_dtype, loss)
 

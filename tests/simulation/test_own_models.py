@@ -10,7 +10,6 @@ import tomli_w
 import torch
 from tiny_run import read_summary, start, tiny_config, tiny_table
 
-from mest_fed.cli import main
 from mest_fed.nn import to_dense
 from mest_fed.simulation.settings import resolve
 from mest_fed.task import Task
@@ -80,44 +79,3 @@ def test_a_run_starts_from_an_earlier_one(own, run, source):
     for name, tensor in torch.load(run / "model.pt", weights_only=True).items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(state[name], tensor), name
-
-
-@pytest.fixture
-def refused(own, tmp_path, monkeypatch, capsys):
-    """Return a function that runs with settings, and returns the one line that it costs."""
-    (tmp_path / "tiny.toml").write_text(tomli_w.dumps(tiny_table()))
-    monkeypatch.chdir(tmp_path)
-
-    def run(*settings):
-        options = ["--config", "tiny.toml", "--workers", "0", "--out", "run"]
-        for setting in settings:
-            options += ["--set", setting]
-        monkeypatch.setattr(sys, "argv", ["mest-fed", "simulate", *options])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        assert (caught.value.code, out, err.count("\n")) == (2, "", 1)
-        assert not (tmp_path / "run").exists()
-        return err
-
-    return run
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        (["model.name=absent.py:build"], "no such file: "),
-        (["model.name={own}:absent"], "has no attribute 'absent'"),
-        (["model.name={own}:build", "model.options.width=3"], "model.options.width is no option"),
-        (["model.name={own}:build", "model.width=0.5"], "model.width = 0.5 is not allowed"),
-        (["model.name={own}:too_narrow", "model.width=1.0"], "ValueError: an input of shape"),
-        (["model.name={own}:a_dict", "model.width=1.0"], "a dict; allowed: a tensor"),
-        (["model.options=3"], "model.options = 3 is not allowed"),
-        (["model.options.depth=3"], "model.options.depth is no option of model.name = 'resnet8'"),
-        (["model.weights=absent.pt"], "is no file"),
-    ],
-)
-def test_what_is_wrong_costs_one_line(settings, words, own, refused):
-    err = refused(*(setting.format(own=own / "own_nets.py") for setting in settings))
-    assert err.startswith("error: model.")
-    assert words in err
