@@ -24,7 +24,7 @@ from mest_fed.server.client_registry import Node
 from mest_fed.server.exchange import DeviceGrid
 from mest_fed.server.rows import ClientOutcome, ClientTiming, RoundRecord, client_rows, round_row
 from mest_fed.server.run_folder import CLIENTS, ENCODING, FLOWER_KEYS, LOG, ROUNDS, RunFolder
-from mest_fed.server.run_log import SERVER_LOG, logged, shown_by_flower
+from mest_fed.server.run_log import SERVER_LOG, log_failure, logged, shown_by_flower
 from mest_fed.server.strategy import MestStrategy
 from mest_fed.server.summary import RunLogs, TierPlan, build_summary
 from mest_fed.task import Task
@@ -78,7 +78,9 @@ class DeployedRun:
     def __enter__(self) -> "DeployedRun":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if error is not None:
+            log_failure("the run ends", error)
         self._open.close()
 
     def round_done(self, record: RoundRecord) -> None:
