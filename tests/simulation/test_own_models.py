@@ -10,7 +10,10 @@ import tomli_w
 import torch
 from tiny_run import read_summary, start, tiny_config, tiny_table
 
+from mest_fed.cli import main
+from mest_fed.errors import BudgetError
 from mest_fed.nn import to_dense
+from mest_fed.simulation.peak_measurement import Probe
 from mest_fed.simulation.settings import resolve
 from mest_fed.task import Task
 
@@ -79,3 +82,33 @@ def test_a_run_starts_from_an_earlier_one(own, run, source):
     for name, tensor in torch.load(run / "model.pt", weights_only=True).items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(state[name], tensor), name
+
+
+def test_settings_alone_that_name_a_model_need_no_budgets(own):
+    """The quickstart's are those of its own model."""
+    setting = f"model.name={own}/own_nets.py:wide"
+    name, config = resolve(None, None, [setting])
+    assert name == "plain"
+    assert {plan.density for plan in Task(config).fleet_plans().values()} == {0.1}
+    _, config = resolve("quickstart", None, [setting])
+    with pytest.raises(BudgetError):
+        Task(config).fleet_plans()
+    assert resolve(None, None, ["data.name=digits"])[0] == "plain"
+    assert resolve(None, None, ["run.rounds=2"])[0] == "quickstart"
+
+
+def test_model_data_and_task_by_settings_alone(own, tmp_path, monkeypatch):
+    file = own / "own_nets.py"
+    named = {"model.name": f"{file}:wide", "data.name": f"{file}:sums_of_rows"}
+    named |= {"task.name": "regression", "run.rounds": 1}
+    settings = [part for key, it in named.items() for part in ("--set", f"{key}={it}")]
+    monkeypatch.setattr(Probe, "start", lambda *_: Probe(None))
+    command = ["mest-fed", "simulate", "--workers", "0", "--quiet", *settings]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert not caught.value.code
+    summary = read_summary(tmp_path / "runs" / "plain")
+    assert (summary["preset"], summary["clients_trained"]) == ("plain", 4)
+    assert summary["achieved_density"] == pytest.approx(0.1, abs=0.01)
