@@ -22,12 +22,14 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """Return a folder with a configuration and the files of its model."""
+    """Return a folder with a configuration and the files of its model, data and task."""
     folder = tmp_path_factory.mktemp("own")
-    for name in ("own_nets.py", "own_sizes.py"):
+    for name in ("own_nets.py", "own_sizes.py", "own_study.py"):
         shutil.copy(HERE / name, folder)
     table = tiny_table(run={"rounds": 2}, sparsity={"density": 0.4})
     table["model"] = {"name": "own_nets.py:build", "options": {"depth": 2}}
+    table["data"] = {"name": "own_study.py:columns", "partition": "iid"}
+    table["task"] = {"name": "own_study.py:Brightness", "options": {"distance": 0.2}}
     (folder / "own.toml").write_text(tomli_w.dumps(table))
     return folder
 
@@ -41,13 +43,19 @@ def run(own, tmp_path_factory):
     return folder
 
 
-def test_the_model_is_trained_with_its_options(run):
+def test_model_data_and_task_are_used_together(run, own):
     state = torch.load(run / "model.pt", weights_only=True)
     assert [name for name in state if name.endswith("weight")] == [
         f"{number}.weight" for number in (0, 1, 3, 5, 8)
     ]
     assert read_summary(run)["achieved_density"] == pytest.approx(0.4, abs=0.05)
     assert (state["3.weight"] == 0).float().mean() > 0.4
+    summary = read_summary(run)
+    assert (summary["task"], summary["primary_metric"]["name"]) == (
+        f"{own}/own_study.py:Brightness",
+        "near",
+    )
+    assert 0 < summary["final_metrics"]["near"] <= 1
 
 
 @pytest.mark.ray
@@ -98,9 +106,9 @@ def test_settings_alone_that_name_a_model_need_no_budgets(own):
 
 
 def test_model_data_and_task_by_settings_alone(own, tmp_path, monkeypatch):
-    file = own / "own_nets.py"
-    named = {"model.name": f"{file}:wide", "data.name": f"{file}:sums_of_rows"}
-    named |= {"task.name": "regression", "run.rounds": 1}
+    study = own / "own_study.py"
+    named = {"model.name": f"{study}:net", "data.name": f"{study}:columns"}
+    named |= {"task.name": f"{study}:Brightness", "run.rounds": 1}
     settings = [part for key, it in named.items() for part in ("--set", f"{key}={it}")]
     monkeypatch.setattr(Probe, "start", lambda *_: Probe(None))
     command = ["mest-fed", "simulate", "--workers", "0", "--quiet", *settings]
