@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from hashlib import blake2b
 from importlib import import_module
@@ -195,15 +196,9 @@ class Registry(Mapping[str, T], Generic[T]):
         self, name: str, function: Callable[..., Any], *args: object, **options: object
     ) -> Any:
         """Call a function of the thing that has a name, as :meth:`build` does."""
-        try:
+        with self.naming(name):
             args, options = accepted(function, args, options)
             made = function(*args, **options)
-        except MestFedError:
-            raise
-        except (Exception, SystemExit) as error:  # a user's code may end the process
-            if self.is_builtin(name):
-                raise
-            raise InputError(f"{self.key} = {name!r}: {_described(error)}") from error
         if self.makes and not isinstance(made, self._made):
             raise InputError(
                 f"{self.key} = {name!r} gives {_kind_of(made)}; "
@@ -211,6 +206,24 @@ class Registry(Mapping[str, T], Generic[T]):
             )
         self._in_use[name] = None
         return made
+
+    @contextmanager
+    def naming(self, name: str) -> Iterator[None]:
+        """Have whatever a user's own thing raises name the key and the thing.
+
+        Raises
+        ------
+        InputError
+            In place of what code in the block raises; that of this package stays what it is.
+        """
+        try:
+            yield
+        except MestFedError:
+            raise
+        except (Exception, SystemExit) as error:  # a user's code may end the process
+            if self.is_builtin(name):
+                raise
+            raise InputError(f"{self.key} = {name!r}: {described(error)}") from error
 
     @cached_property
     def _made(self) -> type:
@@ -328,7 +341,7 @@ def resolve(reference: str) -> object:
     except MestFedError:
         raise
     except (Exception, SystemExit) as error:
-        raise InputError(f"cannot import {place}: {_described(error)}") from error
+        raise InputError(f"cannot import {place}: {described(error)}") from error
     for part in attribute.split("."):
         try:
             found = getattr(found, part)
@@ -373,18 +386,25 @@ def module_of_file(path: Path) -> str:
     return f"{path.stem}_{digest}"
 
 
-def _described(error: BaseException) -> str:
-    """Say in one line what an error is and where it was raised."""
+def described(error: BaseException) -> str:
+    """Say in one line what an error is and where, outside this package and torch, it was raised."""
     text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
-    frames = traceback.extract_tb(error.__traceback__)
+    passed = tuple(os.path.dirname(_file_of(name)) for name in _PASSED if _file_of(name))
+    raised = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in raised if not frame.filename.startswith((*passed, "<"))]
     if isinstance(error, SyntaxError) or not frames:
         return text
-    own = [frame for frame in frames if not frame.filename.startswith((_HERE, sys.prefix, "<"))]
+    own = [frame for frame in frames if not frame.filename.startswith(sys.prefix)]
     place = (own or frames)[-1]
     return f"{text} ({place.filename}:{place.lineno})"
 
 
-_HERE = os.path.dirname(os.path.abspath(__file__))
+#: Packages that only pass an error on.
+_PASSED = ("mest_fed", "torch")
+
+
+def _file_of(name: str) -> str:
+    return getattr(sys.modules.get(name), "__file__", None) or ""
 
 
 def _kind_of(thing: object) -> str:

@@ -7,7 +7,6 @@ model and trace are shared by all clients that it plays.
 from functools import cached_property, lru_cache
 
 import numpy as np
-import torch
 
 from mest_fed.catalogue import AUGMENTATIONS, MutationPlace
 from mest_fed.config import RunConfig
@@ -62,10 +61,12 @@ class Task(TaskModel):
             rule.watched(objective)
         few = np.unique(np.linspace(0, len(train) - 1, _TRIED).astype(np.int64))
         (batch,) = Batches(train, few, _TRIED)
-        model = self.build_model().eval()
-        self.architecture.try_out(model, self.example.input_dtype)
-        with torch.no_grad():
-            outputs = model(batch.inputs)
+        outputs = self.architecture.try_out(self.build_model(), batch.inputs)
+        if not outputs.isfinite().all():
+            raise InputError(
+                f"model.name = {self.config.model.name!r} gives outputs that are not finite for "
+                "the first examples of data.name; allowed: finite numbers"
+            )
         try_objective(objective, outputs, batch.targets, key=self._task_key)
         if self.forgetting.active and objective.correct(outputs, batch.targets) is None:
             raise InputError(

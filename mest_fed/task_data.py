@@ -1,10 +1,10 @@
 """What a run's model learns from: data, examples of each device, and the objective."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from mest_fed.data import (
 )
 from mest_fed.devices import Assignment, assign_devices
 from mest_fed.errors import InputError
+from mest_fed.registry import described
 from mest_fed.rng import numpy_generator
 from mest_fed.training import EVALUATION_BATCH, Objective, objective_of
 
@@ -34,6 +35,7 @@ from mest_fed.training import EVALUATION_BATCH, Objective, objective_of
 _MOST_OUTPUTS = 2**24
 
 Examples = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 
 class TaskData:
@@ -90,11 +92,18 @@ class TaskData:
             If the data are not of the learning task.
         """
         found = self._data_example
+        ask = self.objective.num_outputs
+        outputs = self._answer_of(lambda: ask(found.target_shape, found.num_outputs))
+        return replace(found, num_outputs=outputs)
+
+    def _answer_of(self, ask: Callable[[], T]) -> T:
+        """Return what the learning task answers; InputError that names it if it raises."""
         try:
-            outputs = self.objective.num_outputs(found.target_shape, found.num_outputs)
+            return ask()
         except InputError as error:
             raise InputError(f"{self._task_key}: {error}") from None
-        return replace(found, num_outputs=outputs)
+        except Exception as error:  # a task of one's own may raise anything
+            raise InputError(f"{self._task_key}: {described(error)}") from error
 
     @cached_property
     def objective(self) -> Objective:

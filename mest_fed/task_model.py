@@ -76,6 +76,10 @@ class TaskModel(TaskData):
     def architecture(self) -> Architecture:
         """Which model is trained, for the data's shapes."""
         example, model = self.example, self.config.model
+        shapes = self.objective.output_shapes
+        allowed = self._answer_of(
+            lambda: [tuple(it) for it in shapes(example.target_shape, example.num_outputs)]
+        )
         return Architecture(
             model.name,
             example.input_shape,
@@ -85,6 +89,7 @@ class TaskModel(TaskData):
             options=read_options(model.options),
             num_tokens=example.num_tokens,
             target_shape=example.target_shape,
+            output_shapes=allowed,
         )
 
     def _given(self, key: str) -> Any:
@@ -140,7 +145,7 @@ class TaskModel(TaskData):
     def trace(self) -> ModelTrace:
         """The model's memory needs."""
         example = self.example
-        self.architecture.try_out(self.model, example.input_dtype)
+        self.architecture.try_out(self.model, example.zeros(2))
         loss = TrainingLoss(self.objective.total_loss, example.target_shape, example.target_dtype)
         return trace_model(self.model, example.input_shape, example.input_dtype, loss)
 

@@ -76,6 +76,8 @@ def register_commands() -> None:
 def main() -> None:
     """Run the command line; wrong input is one line on standard error and exit status 2."""
     warnings.formatwarning = _warning_line
+    # Torch says so of complex weights; the error's line says that they are not allowed.
+    warnings.filterwarnings("ignore", message="Complex modules are a new feature")
     register_commands()
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:

@@ -133,6 +133,8 @@ def plan(
     }
     profile = None if device is None else load_profile(device)
     request = read_request((preset, config), options, settings or [], (image, classes))
+    if request.task.config.model.weights:
+        request.task.build_model()  # which checks the file
     with _no_collector():
         if device is None and memory.budget is None and memory.limit is None:
             _report_fleet(request, as_json, picture)

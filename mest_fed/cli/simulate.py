@@ -35,7 +35,11 @@ def simulate(
         typer.Argument(metavar="[CONFIG.toml]", help="A TOML file instead of a preset."),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Preset to run; quickstart if nothing is said.")
+        str | None,
+        typer.Option(
+            help="Preset to run; if nothing is said quickstart, or plain where --set names a model "
+            "or data."
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="The same, by name.")] = None,
     settings: Annotated[

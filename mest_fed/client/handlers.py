@@ -6,6 +6,7 @@ from mest_fed.client.capability import Capability, capability_of, capability_rec
 from mest_fed.client.kernels import client_choices
 from mest_fed.client.local_round import ClientState, TrainInstruction, evaluate_round, train_round
 from mest_fed.client.memory_guard import limit_guard, watched
+from mest_fed.config import own_errors
 from mest_fed.errors import WireError
 from mest_fed.nn import SparseState
 from mest_fed.task import Task
@@ -22,7 +23,14 @@ def query(message: Message, context: Context) -> Message:
 
 def train(message: Message, context: Context) -> Message:
     """Train one round and send the sparse update."""
-    task, who, kept = _open(context)
+    opened = _open(context)
+    with own_errors(opened[0].config):
+        return _train(message, context, *opened)
+
+
+def _train(
+    message: Message, context: Context, task: Task, who: Capability, kept: ClientState
+) -> Message:
     received = _receive(task, message, kept)
     config = message.content.config_records["mest"]
     order = TrainInstruction(int(config["round"]), bool(config["mutate"]))
@@ -58,9 +66,10 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the global model on this client's held-out examples."""
     task, who, kept = _open(context)
-    received = _receive(task, message, kept)
     number = int(message.content.config_records["mest"]["round"])
-    totals = evaluate_round(task, received, who, number, client_choices(task, who, kept))
+    with own_errors(task.config):
+        received = _receive(task, message, kept)
+        totals = evaluate_round(task, received, who, number, client_choices(task, who, kept))
     metrics = {"num-examples": totals.examples, **totals_record(totals)}
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 

@@ -126,7 +126,7 @@ def _report(handler: Handler, message: Message, context: Context) -> bytes:
     except MemoryError as error:
         return _pickled_error(OutOfMemoryError(str(error) or "no more is given"))
     except Exception as error:  # the parent raises it anew, whatever it is
-        if not isinstance(error, MestFedError):
+        if error.__cause__ or not isinstance(error, MestFedError):
             traceback.print_exc()
         return _pickled_error(error)
     return pickle.dumps((reply, context.state, None))

@@ -16,6 +16,7 @@ from mest_fed.config.load import (
     to_toml,
     with_settings,
 )
+from mest_fed.config.own_errors import own_errors
 from mest_fed.config.sections import RunConfig
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "known_keys",
     "named",
     "named_files",
+    "own_errors",
     "own_files",
     "read_fleet",
     "read_options",

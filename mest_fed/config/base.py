@@ -68,8 +68,10 @@ def one_of(choices: Registry[Any] | type[StrEnum]) -> AfterValidator:
 
 
 def _as_text(value: Any) -> Any:
-    if not isinstance(value, Mapping):
+    if isinstance(value, str):
         return value
+    if not isinstance(value, Mapping):
+        raise ValueError("allowed: a table")
     try:
         return json.dumps(value, sort_keys=True, allow_nan=False) if value else ""
     except (TypeError, ValueError) as error:

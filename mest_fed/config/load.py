@@ -55,24 +55,24 @@ def find_named(config: RunConfig) -> None:
     InputError
         If a reference leads nowhere, or to what is no function or class.
     """
-    for choices, name in _choices(config):
+    for _, choices, name in named_things(config):
         if isinstance(choices, Registry):
             choices.find(name)
 
 
 def named_files(config: RunConfig) -> list[Path]:
     """Return the Python files of a user's own that a configuration refers to, in order."""
-    places = {name.rpartition(":")[0] for _, name in _choices(config)}
+    places = {name.rpartition(":")[0] for *_, name in named_things(config)}
     return sorted(Path(place) for place in places if place.endswith(".py"))
 
 
-def _choices(config: RunConfig) -> Iterator[tuple[Registry[Any] | type[StrEnum], str]]:
-    """Yield all that a configuration names, and what each name is of."""
+def named_things(config: RunConfig) -> Iterator[tuple[str, Registry[Any] | type[StrEnum], str]]:
+    """Yield all that a configuration names: the key, what the name is of, and the name."""
     flat = to_flat(config)
     for key, choices in named().items():
-        yield choices, str(flat[key])
+        yield key, choices, str(flat[key])
     for name in config.memory.preference or ():
-        yield KNOBS, name
+        yield KNOBS.key, KNOBS, name
 
 
 def own_files(config: RunConfig) -> list[Path]:

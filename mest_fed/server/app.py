@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
 import mest_fed
+from mest_fed.config import own_errors
 from mest_fed.data import Batches
 from mest_fed.errors import InputError, ObjectiveError
 from mest_fed.nn import read_state, write_state
@@ -143,23 +144,29 @@ def build_server_app(
     def main(grid: Grid, context: Context) -> None:
         log.info("mest-fed %s from %s", mest_fed.__version__, mest_fed.__file__)
         task = PROCESS_TASKS.get(context.run_config)
-        model = task.build_model()
-        strategy = build_strategy(task, GlobalModel.from_state(task.spec, read_state(model)))
-        if prepare is not None:
-            _run(strategy, grid, task, prepare(task, strategy))
-            return
-        devices = DeviceGrid(grid)
-        with DeployedRun(task, strategy, devices, run_id=grid.run.run_id, bundle=bundle) as run:
-
-            def observer(record: RoundRecord) -> None:
-                run.round_done(record)
-                log_round(record, task.objective.primary)
-
-            # Real seconds; in virtual time the grid itself keeps the deadline.
-            _run(strategy, devices, task, observer, task.config.fleet.deadline or None)
-            run.finish()
+        with own_errors(task.config):
+            _serve(task, grid, prepare, bundle)
 
     return app
+
+
+def _serve(task: Task, grid: Grid, prepare: Preparation | None, bundle: Path | None) -> None:
+    """Run the server's part from the first round to the last."""
+    model = task.build_model()
+    strategy = build_strategy(task, GlobalModel.from_state(task.spec, read_state(model)))
+    if prepare is not None:
+        _run(strategy, grid, task, prepare(task, strategy))
+        return
+    devices = DeviceGrid(grid)
+    with DeployedRun(task, strategy, devices, run_id=grid.run.run_id, bundle=bundle) as run:
+
+        def observer(record: RoundRecord) -> None:
+            run.round_done(record)
+            log_round(record, task.objective.primary)
+
+        # Real seconds; in virtual time the grid itself keeps the deadline.
+        _run(strategy, devices, task, observer, task.config.fleet.deadline or None)
+        run.finish()
 
 
 def _run(

@@ -33,7 +33,7 @@ from mest_fed.server.run_folder import (
     RunFolder,
     read_seal,
 )
-from mest_fed.server.run_log import SERVER_LOG, logged, shown_by_flower
+from mest_fed.server.run_log import SERVER_LOG, log_failure, logged, shown_by_flower
 from mest_fed.server.strategy import MestStrategy
 from mest_fed.server.summary import RunLogs, TierPlan, build_summary
 from mest_fed.system.folder_lock import FolderLock
@@ -95,7 +95,9 @@ class DeployedRun:
     def __enter__(self) -> "DeployedRun":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if error is not None:
+            log_failure("the run ends", error)
         self._open.close()
 
     def round_done(self, record: RoundRecord) -> None:

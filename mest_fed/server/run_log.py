@@ -71,6 +71,11 @@ def logged(*names: str, keep: Callable[[logging.LogRecord], bool] = is_kept) -> 
             file.close()
 
 
+def log_failure(what: str, error: BaseException) -> None:
+    """Write what failed, and its traceback: that of its cause, where a line stands for it."""
+    logging.getLogger(RUN_LOG).error("%s: %s", what, error, exc_info=error.__cause__ or error)
+
+
 @contextmanager
 def shown_by_flower(name: str) -> Iterator[None]:
     """Have Flower's handlers print what a logger says, and stream it with the run's log."""

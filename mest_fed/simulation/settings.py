@@ -7,10 +7,13 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from mest_fed.config import RunConfig, from_table, read_toml, with_settings
-from mest_fed.config.load import Table
+from mest_fed.config.load import Table, current_key
 from mest_fed.errors import InputError, not_allowed
 
 DEFAULT_PRESET = "quickstart"
+#: The preset of settings that name a model or data: the budgets of the other suit its own alone.
+PLAIN_PRESET = "plain"
+_OF_ITS_OWN = {"model.name", "data.name"}
 
 
 def preset_names() -> list[str]:
@@ -61,7 +64,8 @@ def resolve(
     Parameters
     ----------
     preset, config_file : str or None, Path or None
-        As for :func:`load_table`.
+        As for :func:`load_table`. With neither, settings that name a model or a data set are laid
+        over the preset ``plain``.
     settings : sequence of str
         ``section.key=value`` to lay over it.
 
@@ -70,6 +74,9 @@ def resolve(
     InputError
         If preset, file, key or value is wrong.
     """
+    if preset is None and config_file is None:
+        keys = {current_key(setting.partition("=")[0].strip()) for setting in settings}
+        preset = PLAIN_PRESET if keys & _OF_ITS_OWN else DEFAULT_PRESET
     name, source, table = load_table(preset, config_file)
     # Paths of settings are relative to the current folder.
     return name, from_table(with_settings(table, settings), "--set" if settings else source)

@@ -24,7 +24,7 @@ from mest_fed.server.checkpoint import (
 from mest_fed.server.modes import check_mode
 from mest_fed.server.rows import RoundRecord, client_rows, round_row
 from mest_fed.server.run_folder import CLIENTS, LOG, ROUNDS, RunFolder
-from mest_fed.server.run_log import RunLog, logged
+from mest_fed.server.run_log import RunLog, log_failure, logged
 from mest_fed.server.strategy import MestStrategy
 from mest_fed.server.summary import RunLogs, build_summary
 from mest_fed.simulation.behaviour.behaviour import memory_needs
@@ -194,6 +194,15 @@ class _Run:
             if self.snapshot is not None:
                 self.snapshot.save(self.folder.checkpoints)
             raise Interrupted from None
+        except InputError as error:
+            if self.snapshot is None or not self.folder.has_checkpoint:
+                raise  # nothing was computed
+            self.snapshot.save(self.folder.checkpoints)
+            log_failure("the run ends", error)
+            log = self.folder.path / LOG
+            raise InputError(
+                f"{error}; traceback: {log}; go on with: {self.folder.resume}"
+            ) from error.__cause__
         finally:
             self.simulation.observer.end()
         return self.strategy

@@ -121,6 +121,20 @@ class Objective(ABC):
         """
         return num_classes
 
+    def output_shapes(
+        self, target_shape: tuple[int, ...], num_outputs: int
+    ) -> Sequence[tuple[int, ...]]:
+        """Return the shapes that a model's output for one example may have; none for any.
+
+        Parameters
+        ----------
+        target_shape : tuple of int
+            Of one example's target.
+        num_outputs : int
+            From :meth:`num_outputs`.
+        """
+        return ()
+
     @property
     def primary(self) -> Metric:
         """The metric that counts where one must."""

@@ -1,7 +1,7 @@
 """The learning tasks by name: classification, next token, regression, several labels."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from inspect import signature
 
@@ -34,6 +34,12 @@ class Classification(Objective):
                 "'regression', 'multi-label' or 'next-token'"
             )
         return num_classes
+
+    def output_shapes(
+        self, target_shape: tuple[int, ...], num_outputs: int
+    ) -> Sequence[tuple[int, ...]]:
+        """Return that of logits, as torch's cross-entropy takes them."""
+        return [(num_outputs, *target_shape)]
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return cross-entropies."""
@@ -79,6 +85,12 @@ class NextToken(Objective):
             raise not_allowed("task.options.correct_share", correct_share, "a number in (0, 1]")
         self.ignore = ignore
         self.correct_share = correct_share
+
+    def output_shapes(
+        self, target_shape: tuple[int, ...], num_outputs: int
+    ) -> Sequence[tuple[int, ...]]:
+        """Return that of logits at each place."""
+        return [(*target_shape, num_outputs)]
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the sum of each example's cross-entropies."""
@@ -181,6 +193,12 @@ class Regression(Objective):
         """Return the numbers of an example."""
         return math.prod(target_shape)
 
+    def output_shapes(
+        self, target_shape: tuple[int, ...], num_outputs: int
+    ) -> Sequence[tuple[int, ...]]:
+        """Return the target's, or that of its numbers in a row."""
+        return _shapes_aligned(target_shape)
+
 
 class MultiLabel(Objective):
     """Any number of labels for each example: binary cross-entropy, label accuracy and F1.
@@ -242,9 +260,21 @@ class MultiLabel(Objective):
             )
         return target_shape[0]
 
+    def output_shapes(
+        self, target_shape: tuple[int, ...], num_outputs: int
+    ) -> Sequence[tuple[int, ...]]:
+        """Return that of a row of labels."""
+        return _shapes_aligned(target_shape)
+
     def _labels(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         given, wanted = _aligned(outputs, targets)
         return given.sigmoid() >= self.threshold, wanted >= 0.5
+
+
+def _shapes_aligned(target_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Return the shapes of an example's outputs that go with its targets; see :func:`_aligned`."""
+    count = math.prod(target_shape)
+    return list(dict.fromkeys([target_shape, (count,), *([()] if count == 1 else [])]))
 
 
 def _aligned(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

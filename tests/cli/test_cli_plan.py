@@ -278,7 +278,7 @@ def test_a_model_of_ones_own_from_another_folder(says, tmp_path_factory, monkeyp
 @pytest.mark.parametrize("model", ["transformer", "lstm", "har1d"])
 def test_a_model_that_does_not_take_the_data_is_refused(fails, model):
     message = fails("plan", "--model", model, "--set", "data.name=digits", "--device", "rpi-4")
-    expected = f"error: model.name = '{model}' does not take inputs of shape (1, 8, 8) and torch."
+    expected = f"error: model.name = '{model}' does not take inputs of shape (n, 1, 8, 8) and "
     assert message.startswith(expected)
 
 

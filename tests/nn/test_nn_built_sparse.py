@@ -132,6 +132,6 @@ def test_at_most_one_dense_layer_at_a_time(monkeypatch, name, scheme):
     ],
 )
 def test_refusals_come_before_any_weight(monkeypatch, sparsity, message):
-    monkeypatch.setattr("mest_fed.nn.models.initialise", None)
+    monkeypatch.setattr("mest_fed.nn.models.architecture.initialise", None)
     with pytest.raises(InputError, match=message):
         build(sparsity=sparsity)

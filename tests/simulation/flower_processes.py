@@ -33,7 +33,7 @@ TWO_DEVICES = (
     "server.evaluate_clients_every=0",
 )
 ROUND = re.compile(
-    r"round (\d+): accuracy (\S+), density \S+; (\d+) trained, (\d+) failed, (\d+) rejected"
+    r"round (\d+): \S+ (\S+), density \S+; (\d+) trained, (\d+) failed, (\d+) rejected"
 )
 
 

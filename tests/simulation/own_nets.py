@@ -26,18 +26,7 @@ def ours(input_shape, num_classes, width=1.0, norm="batch"):
     return ResNet((16, 32, 64), 1, input_shape, num_classes, width=width, norm=norm)
 
 
-def too_narrow(input_shape, num_classes):
-    return nn.Sequential(nn.Flatten(), nn.Linear(3, 8), nn.Linear(8, num_classes))
-
-
-def a_dict(input_shape, num_classes):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten())
-            self.out = nn.Linear(64, num_classes)
-
-        def forward(self, x):
-            return {"logits": self.out(self.body(x))}
-
-    return Net()
+def wide(input_shape, num_classes):
+    del input_shape
+    layers = [nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 32, 3), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(512, 2048), nn.ReLU(), nn.Linear(2048, num_classes))

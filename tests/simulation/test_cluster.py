@@ -69,11 +69,14 @@ def test_two_nodes_that_share_no_disk(cluster, serial, faults, folders_of):
     assert len(processes) == 2  # both had clients
 
 
-def test_a_users_model_is_sent_to_the_nodes(cluster, folders_of, tmp_path):
-    for name in ("own_nets.py", "own_sizes.py"):
+def test_a_users_model_data_and_task_are_sent_to_the_nodes(cluster, folders_of, tmp_path):
+    for name in ("own_nets.py", "own_sizes.py", "own_study.py"):
         shutil.copy(Path(__file__).parent / name, tmp_path)
-    model = {"name": str(tmp_path / "own_nets.py:build"), "width": 1.0}  # asserts where it is from
-    config = tiny_config(run={"rounds": 1}, model=model)
+    # Both files assert where they are from.
+    model = {"name": str(tmp_path / "own_nets.py:build"), "width": 1.0}
+    data = {"name": str(tmp_path / "own_study.py:columns"), "partition": "iid"}
+    task = {"name": str(tmp_path / "own_study.py:Brightness")}
+    config = tiny_config(run={"rounds": 1}, model=model, data=data, task=task)
     folders = folders_of(config)
     expected = start(tmp_path / "serial", config)
     assert finish(folders.simulate("--workers", "2", "--ray-address", cluster.address)) == (0, "")

@@ -1,7 +1,13 @@
 """``flwr run .`` on Flower's own simulation engine."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 from flower_processes import FlowerHome, copy_app, is_open
+from tiny_run import read_summary, start
+
+from mest_fed.config import from_table
 
 pytestmark = [pytest.mark.net, pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -35,13 +41,30 @@ def test_two_rounds(tmp_path, home):
     assert "median" in text  # clients evaluate after the last round
 
 
-def test_a_users_model_in_the_bundle(tmp_path, home):
-    app = copy_app(tmp_path / "mest-fed")
-    net = "nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, n))"
-    (app / "clients" / "my_nets.py").write_text(
-        f"from torch import nn\n\n\ndef build(shape, n):\n    return {net}\n"
-    )
-    settings = [it for it in SETTINGS if not it.startswith(("model.", "run."))]
-    settings += ["model.name='clients.my_nets:build'", "run.rounds=1"]
+def study(place):
+    """Return the tables of a run of own_study.py, imported from a place."""
+    return {
+        "run": {"rounds": 2},
+        "model": {"name": f"{place}:net"},
+        "data": {"name": f"{place}:columns", "partition": "iid"},
+        "task": {"name": f"{place}:Brightness"},
+        "sparsity": {"density": 0.4},
+        "training": {"device": "cpu"},
+        "server": {"clients_per_round": 2, "min_nodes": 2, "evaluate_clients_every": 0},
+        "fleet": {"devices": 2, "mix": "laptop:1"},
+        "behaviour": {"availability": "always"},
+    }
+
+
+def test_a_users_model_data_and_task_in_the_bundle(tmp_path, home):
+    """They come to the same weights as in one process of the fleet engine."""
+    app, own = copy_app(tmp_path / "mest-fed"), Path(__file__).parent / "own_study.py"
+    shutil.copy(own, app / "clients" / "my_study.py")
+    tables = study("clients.my_study") | {"deployment": {"folder": str(tmp_path / "run")}}
+    settings = [f"{at}.{key}={it!r}" for at, keys in tables.items() for key, it in keys.items()]
     text, rounds = home.run_app(app, *FEDERATION, settings=settings)
-    assert [counts for *_, counts in rounds] == [[0, 0, 0], [2, 0, 0]], text
+    assert [counts for *_, counts in rounds] == [[0, 0, 0], [2, 0, 0], [2, 0, 0]], text
+    start(tmp_path / "here", from_table(study(own), "test"))
+    ours, here = (read_summary(tmp_path / name) for name in ("run", "here"))
+    assert ours["final_metrics"] == here["final_metrics"]
+    assert ours["model_sha256"] == here["model_sha256"]

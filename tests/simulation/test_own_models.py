@@ -11,7 +11,9 @@ import torch
 from tiny_run import read_summary, start, tiny_config, tiny_table
 
 from mest_fed.cli import main
+from mest_fed.errors import BudgetError
 from mest_fed.nn import to_dense
+from mest_fed.simulation.peak_measurement import PeakMeasurement
 from mest_fed.simulation.settings import resolve
 from mest_fed.task import Task
 
@@ -20,12 +22,14 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """Return a folder with a configuration and the files of its model."""
+    """Return a folder with a configuration and the files of its model, data and task."""
     folder = tmp_path_factory.mktemp("own")
-    for name in ("own_nets.py", "own_sizes.py"):
+    for name in ("own_nets.py", "own_sizes.py", "own_study.py"):
         shutil.copy(HERE / name, folder)
     table = tiny_table(run={"rounds": 2}, sparsity={"density": 0.4})
     table["model"] = {"name": "own_nets.py:build", "options": {"depth": 2}}
+    table["data"] = {"name": "own_study.py:columns", "partition": "iid"}
+    table["task"] = {"name": "own_study.py:Brightness", "options": {"distance": 0.2}}
     (folder / "own.toml").write_text(tomli_w.dumps(table))
     return folder
 
@@ -39,13 +43,19 @@ def run(own, tmp_path_factory):
     return folder
 
 
-def test_the_model_is_trained_with_its_options(run):
+def test_model_data_and_task_are_used_together(run, own):
     state = torch.load(run / "model.pt", weights_only=True)
     assert [name for name in state if name.endswith("weight")] == [
         f"{number}.weight" for number in (0, 1, 3, 5, 8)
     ]
     assert read_summary(run)["achieved_density"] == pytest.approx(0.4, abs=0.05)
     assert (state["3.weight"] == 0).float().mean() > 0.4
+    summary = read_summary(run)
+    assert (summary["task"], summary["primary_metric"]["name"]) == (
+        f"{own}/own_study.py:Brightness",
+        "near",
+    )
+    assert 0 < summary["final_metrics"]["near"] <= 1
 
 
 @pytest.mark.ray
@@ -82,42 +92,31 @@ def test_a_run_starts_from_an_earlier_one(own, run, source):
             assert torch.equal(state[name], tensor), name
 
 
-@pytest.fixture
-def refused(own, tmp_path, monkeypatch, capsys):
-    """Return a function that runs with settings, and returns the one line that it costs."""
-    (tmp_path / "tiny.toml").write_text(tomli_w.dumps(tiny_table()))
+def test_settings_alone_that_name_a_model_need_no_budgets(own):
+    """The quickstart's are those of its own model."""
+    setting = f"model.name={own}/own_nets.py:wide"
+    name, config = resolve(None, None, [setting])
+    assert name == "plain"
+    assert {plan.density for plan in Task(config).fleet_plans().values()} == {0.1}
+    _, config = resolve("quickstart", None, [setting])
+    with pytest.raises(BudgetError):
+        Task(config).fleet_plans()
+    assert resolve(None, None, ["data.name=digits"])[0] == "plain"
+    assert resolve(None, None, ["run.rounds=2"])[0] == "quickstart"
+
+
+def test_model_data_and_task_by_settings_alone(own, tmp_path, monkeypatch):
+    study = own / "own_study.py"
+    named = {"model.name": f"{study}:net", "data.name": f"{study}:columns"}
+    named |= {"task.name": f"{study}:Brightness", "run.rounds": 1}
+    settings = [part for key, it in named.items() for part in ("--set", f"{key}={it}")]
+    monkeypatch.setattr(PeakMeasurement, "start", lambda *_: PeakMeasurement(None))
+    command = ["mest-fed", "simulate", "--workers", "0", "--quiet", *settings]
+    monkeypatch.setattr(sys, "argv", command)
     monkeypatch.chdir(tmp_path)
-
-    def run(*settings):
-        options = ["--config", "tiny.toml", "--workers", "0", "--out", "run"]
-        for setting in settings:
-            options += ["--set", setting]
-        monkeypatch.setattr(sys, "argv", ["mest-fed", "simulate", *options])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        assert (caught.value.code, out, err.count("\n")) == (2, "", 1)
-        assert not (tmp_path / "run").exists()
-        return err
-
-    return run
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        (["model.name=absent.py:build"], "no such file: "),
-        (["model.name={own}:absent"], "has no attribute 'absent'"),
-        (["model.name={own}:build", "model.options.width=3"], "model.options.width is no option"),
-        (["model.name={own}:build", "model.width=0.5"], "model.width = 0.5 is not allowed"),
-        (["model.name={own}:too_narrow", "model.width=1.0"], "ValueError: an input of shape"),
-        (["model.name={own}:a_dict", "model.width=1.0"], "a dict; allowed: a tensor"),
-        (["model.options=3"], "model.options = 3 is not allowed"),
-        (["model.options.depth=3"], "model.options.depth is no option of model.name = 'resnet8'"),
-        (["model.weights=absent.pt"], "is no file"),
-    ],
-)
-def test_what_is_wrong_costs_one_line(settings, words, own, refused):
-    err = refused(*(setting.format(own=own / "own_nets.py") for setting in settings))
-    assert err.startswith("error: model.")
-    assert words in err
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert not caught.value.code
+    summary = read_summary(tmp_path / "runs" / "plain")
+    assert (summary["preset"], summary["clients_trained"]) == ("plain", 4)
+    assert summary["achieved_density"] == pytest.approx(0.1, abs=0.01)

@@ -10,12 +10,17 @@ names others.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mest_fed.errors import not_allowed
+
+#: The key of the patterns, for errors; and how many modules these name.
+_KEY = "memory.segments"
+_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,8 @@ def _chosen(model: nn.Module, patterns: list[str]) -> list[Segment]:
     for pattern in patterns:
         names = [name for name in declared | modules if fnmatchcase(name, pattern)]
         if not names:
-            raise not_allowed("segments", pattern, "names of modules of the model, or patterns")
+            there = ", ".join([*islice(declared | modules, _SHOWN), "..."])
+            raise not_allowed(_KEY, pattern, f"modules of the model ({there}), or patterns")
         for name in names:
             if any(name.startswith(f"{other}.") for other in names):
                 continue  # it is in another one: a star stands for dots, too
@@ -113,9 +119,7 @@ def _chosen(model: nn.Module, patterns: list[str]) -> list[Segment]:
         for module in segment.modules():
             other = owners.setdefault(module, name)
             if other != name:
-                raise not_allowed(
-                    "segments", name, f"segments that do not overlap, as with {other}"
-                )
+                raise not_allowed(_KEY, name, f"segments that do not overlap, as with {other}")
     order = {module: i for i, module in enumerate(model.modules())}
     return sorted(found.values(), key=lambda it: min(order[m] for m in it.modules()))
 
@@ -123,9 +127,9 @@ def _chosen(model: nn.Module, patterns: list[str]) -> list[Segment]:
 def _check_module(name: str, module: nn.Module) -> None:
     """Refuse a module that cannot be a segment."""
     if isinstance(module, _LISTS):
-        raise not_allowed("segments", name, f"modules that are called, such as {name}.*")
+        raise not_allowed(_KEY, name, f"modules that are called, such as {name}.*")
     if not _can_be_segment(module):
-        raise not_allowed("segments", name, "modules with parameters, and no compiled script")
+        raise not_allowed(_KEY, name, "modules with parameters, and no compiled script")
 
 
 def _declared(model: nn.Module) -> list[Segment]:

@@ -62,7 +62,8 @@ class Weights:
         if not isinstance(found, Mapping) or not found:
             raise InputError(f"{source} holds a {type(found).__name__}; allowed: a state_dict")
         for name, tensor in found.items():
-            if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
+            strided = isinstance(tensor, Tensor) and tensor.layout is torch.strided
+            if not strided or tensor.is_meta:
                 raise InputError(f"{source}: {name} is no dense tensor")
         return cls({str(name): tensor for name, tensor in found.items()}, source)
 
@@ -85,6 +86,10 @@ class Weights:
                 raise InputError(
                     f"{self.source}: {name} has shape {tuple(given.shape)}; "
                     f"allowed: {tuple(tensor.shape)}, the model's"
+                )
+            if tensor.is_floating_point() and not given.is_floating_point():
+                raise InputError(
+                    f"{self.source}: {name} is of {given.dtype}; allowed: floating-point numbers"
                 )
             if not given.isfinite().all():
                 raise InputError(f"{self.source}: {name} has values that are not finite")

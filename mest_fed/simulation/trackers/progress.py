@@ -12,6 +12,7 @@ from rich.table import Table
 
 from mest_fed.config import RunConfig
 from mest_fed.rows import Row
+from mest_fed.server.run_log import log_failure
 from mest_fed.training import objective_of
 from mest_fed.units import format_bytes, format_seconds
 
@@ -114,6 +115,7 @@ class FaultTolerantTracker:
                 observer.end()
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         log.warning("%s stopped (%s); the run goes on without it", self._name, reason)
+        log_failure(self._name, error)
 
 
 _ROWS_SHOWN = 10
