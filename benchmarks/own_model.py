@@ -18,10 +18,11 @@ from pathlib import Path
 
 import torch
 from command_line import Parser, collect, positive, run, show
-from harness import Row, compare, in_turn, software, torch_threads, write_json
+from harness import Row, compare, in_turn, software, write_json
 
 from mest_fed.config import from_table
 from mest_fed.errors import InputError
+from mest_fed.kernels import torch_threads
 from mest_fed.server.run_folder import SUMMARY
 from mest_fed.simulation.simulate import open_run
 from mest_fed.strict_json import read_json

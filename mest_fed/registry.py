@@ -77,7 +77,6 @@ class Registry(Mapping[str, T], Generic[T]):
         }
         self._registered: dict[str, T] = {}
         self._found: dict[str, T] = {}
-        self._in_use: dict[str, None] = {}
 
     def __iter__(self) -> Iterator[str]:
         yield from self.references
@@ -174,10 +173,6 @@ class Registry(Mapping[str, T], Generic[T]):
         """Say whether a name is one of this package's own things."""
         return name in self.references or self._argument(name) is not None
 
-    def in_use(self) -> list[str]:
-        """Return the built-in names, and what else has made something in this process."""
-        return list(dict.fromkeys([*self.references, *self._in_use]))
-
     def build(self, name: str, *args: object, **options: object) -> Any:
         """Call what a name stands for, and return what it makes.
 
@@ -204,7 +199,6 @@ class Registry(Mapping[str, T], Generic[T]):
                 f"{self.key} = {name!r} gives {_kind_of(made)}; "
                 f"allowed: what gives a {self.makes.replace(':', '.')}"
             )
-        self._in_use[name] = None
         return made
 
     @contextmanager

@@ -70,7 +70,6 @@ def test_names_references_and_names_with_an_argument_are_found(things, file):
     assert things.find("collections:OrderedDict") is things["dict"]
     assert things.find(f"{file}:Holder.inner") is dict
     assert things.build("times:3", {"3": "third"}) == "third"
-    assert things.in_use() == ["list", "dict", "times:3"]
 
 
 def test_a_thing_gets_the_arguments_that_it_takes(things, file):

@@ -12,7 +12,7 @@ from mest_fed.nn import SparseState
 from mest_fed.task import Task
 from mest_fed.wire import decode, encode, mask_hash
 from mest_fed.wire.records import from_record, to_record, totals_record
-from mest_fed.wire.values import value_codec
+from mest_fed.wire.values import open_codecs
 
 
 def query(message: Message, context: Context) -> Message:
@@ -76,8 +76,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def _open(context: Context) -> tuple[Task, Capability, ClientState]:
     task = task_of_node(context)
-    for name in (task.config.wire.download, task.config.wire.upload):
-        value_codec(name)
+    open_codecs(task.config.wire.download, task.config.wire.upload)
     return task, capability_of(task, context), ClientState(context)
 
 

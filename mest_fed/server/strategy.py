@@ -34,7 +34,7 @@ from mest_fed.task import Task
 from mest_fed.training import Metrics
 from mest_fed.wire import encode
 from mest_fed.wire.records import content_bytes, to_record
-from mest_fed.wire.values import value_codec
+from mest_fed.wire.values import open_codecs
 
 log = getLogger(__name__)
 
@@ -96,7 +96,7 @@ class MestStrategy(Strategy):
         self.clients = ClientRegistry(task.density * step for step in steps)
         self.first_round = 0
         self.record = RoundRecord(0, model.state().density(model.spec))
-        value_codec(task.config.wire.upload)  # so that uploads can be read
+        open_codecs(task.config.wire.download, task.config.wire.upload)
         self.progress = Progress.of(task.objective, server.stop_when)
         self.best: SparseState | None = None
         self.final_metrics: dict[str, float] = {}

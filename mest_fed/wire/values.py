@@ -291,26 +291,51 @@ def value_codec(name: str) -> ValueCodec:
                 f"{VALUE_CODECS.key} = {name!r} sends {field!r} of type {dtype.str}; allowed: "
                 f"{' and '.join(FIELD_NAMES)} of one of {', '.join(WIRE_TYPES)}"
             )
-    for other in VALUE_CODECS.in_use():
-        if _codec(other).number == number and type(_codec(other)) is not type(codec):
-            raise InputError(
-                f"{VALUE_CODECS.key} = {name!r} has the number {number} on the wire, which is "
-                f"{other}'s; allowed: one of its own"
-            )
+    for other in VALUE_CODECS:
+        _check_apart(name, other)
     return codec
 
 
-def value_codec_of(number: int) -> ValueCodec:
-    """Return a codec by its number on the wire, among those in use in this process.
+def open_codecs(*names: str) -> None:
+    """Have payloads in these codecs read by their numbers, beside those by name.
 
-    A codec of a user's own is in use once :func:`value_codec` has returned it.
+    Called for each run. A number then stands for this run's codec, whatever an earlier run in this
+    process had.
+
+    Raises
+    ------
+    InputError
+        As :func:`value_codec`, or if two of them have one number.
+    """
+    numbers = {value_codec(name).number: name for name in names}
+    for name in names:
+        _check_apart(name, numbers[_codec(name).number])
+    _OPENED.update(numbers)
+
+
+def value_codec_of(number: int) -> ValueCodec:
+    """Return a codec by its number on the wire: one by name, or one that is opened.
 
     Raises
     ------
     WireError
         If there is none.
     """
-    for name in VALUE_CODECS.in_use():
+    for name in (*VALUE_CODECS, *filter(None, [_OPENED.get(number)])):
         if _codec(name).number == number:
             return _codec(name)
     raise WireError(f"value codec {number} is unknown")
+
+
+#: Names of the codecs that runs of this process brought, by their numbers.
+_OPENED: dict[int, str] = {}
+
+
+def _check_apart(name: str, other: str) -> None:
+    """Refuse two codecs of one number."""
+    codec, second = _codec(name), _codec(other)
+    if codec.number == second.number and type(codec) is not type(second):
+        raise InputError(
+            f"{VALUE_CODECS.key} = {name!r} has the number {codec.number} on the wire, which is "
+            f"{other}'s; allowed: one of its own"
+        )

@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from mest_fed.errors import InputError, WireError
 from mest_fed.wire import VALUE_CODECS
-from mest_fed.wire.values import BFloat16, value_codec, value_codec_of
+from mest_fed.wire.values import BFloat16, open_codecs, value_codec, value_codec_of
 
 LENGTHS = [5, 1, 6]
 NORMAL = arrays(
@@ -52,6 +52,22 @@ def test_unknown_codecs():
         value_codec("fp8")
     with pytest.raises(WireError, match="value codec 77"):
         value_codec_of(77)
+
+
+def test_a_number_stands_for_the_codec_of_the_latest_run(tmp_path):
+    text = "from mest_fed.wire.values import Int8\n\n\nclass Own(Int8):\n    number = {}\n"
+    names = []
+    for file, number in (("first", 211), ("second", 211), ("taken", 3)):
+        (tmp_path / f"{file}.py").write_text(text.format(number), encoding="utf-8")
+        names.append(f"{tmp_path}/{file}.py:Own")
+    first, second, taken = names
+    for name in (first, second, first):
+        open_codecs("fp16", name)
+        assert value_codec_of(211) is value_codec(name)
+    with pytest.raises(InputError, match=r"second\.py:Own' has the number 211 "):
+        open_codecs(second, first)
+    with pytest.raises(InputError, match=r"taken\.py:Own' has the number 3 on the wire"):
+        open_codecs(taken)
 
 
 WIDE = """
