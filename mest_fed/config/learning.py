@@ -27,6 +27,7 @@ from mest_fed.catalogue import (
 )
 from mest_fed.config.base import (
     FOLDER,
+    FilePath,
     Options,
     Positive,
     Section,
@@ -114,7 +115,7 @@ class DataSection(Section):
     """For ``sampled``: examples of each device, ``hold_out`` included."""
     classes_per_partition: Positive = 2
     shards_per_partition: Positive = 2
-    partition_file: str = ""
+    partition_file: FilePath = ""
     """Partitions saved before, so that a device needs no partitioner."""
     hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of each client's examples that it keeps for evaluation."""

@@ -12,7 +12,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from mest_fed.catalogue import KNOBS
-from mest_fed.config.base import FOLDER, Named, is_table, parse_names, read_options
+from mest_fed.config.base import FOLDER, Named, is_profile_file, is_table, parse_names, read_options
 from mest_fed.config.sections import RunConfig
 from mest_fed.errors import InputError
 from mest_fed.registry import Registry
@@ -78,7 +78,7 @@ def own_files(config: RunConfig) -> list[Path]:
     """Return all files of a user's own that decide what a run computes, data excepted, in order."""
     from mest_fed.nn.models.weights import weights_file  # torch: reading a configuration needs none
 
-    others = [place for place in config.fleet.weights if place.endswith(".toml")]
+    others = [place for place in config.fleet.weights if is_profile_file(place)]
     others += [config.behaviour.trace] if config.behaviour.trace else []
     weights = config.model.weights
     files = [Path(place).absolute() for place in others]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from flwr.app import MessageType
 
+from mest_fed.devices.profile import profile_name
 from mest_fed.rows import OUR_CLIENTS_LACK, ClientRow, RoundRow, Row, Spread, as_row
 from mest_fed.schema import FailureKind, TaskStatus
 from mest_fed.training import Metrics, Objective
@@ -231,7 +232,7 @@ def client_rows(record: RoundRecord, timings: Sequence[ClientTiming]) -> list[Ro
         row = ClientRow(
             round=record.round,
             partition=client.partition,
-            device=client.device,
+            device=profile_name(client.device),
             status=TaskStatus.OK if failure is None else failure.status,
             failure=failure,
             reason=client.reason,

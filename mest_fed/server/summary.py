@@ -14,7 +14,7 @@ import torch
 
 from mest_fed.devices import DeviceProfile
 from mest_fed.memory import Plan
-from mest_fed.nn import ModelSpec, Reason, SparseState
+from mest_fed.nn import ModelSpec, SparseState
 from mest_fed.rows import Layer, Row, Summary, Tier, Watts
 from mest_fed.schema import FailureKind, TaskStatus
 from mest_fed.server.rows import totals
@@ -181,14 +181,12 @@ def _count(spec: ModelSpec) -> int:
 
 
 def _layers(task: Task, spec: ModelSpec, state: SparseState) -> Iterator[Layer]:
-    """Yield the layers, sparse ones first; ``reason`` says why a layer is dense."""
-    for name, layout in spec.layouts.items():
-        active = layout.active_weights(torch.from_numpy(state.masks[spec.group_of(name)]))
-        weights = layout.num_weights
-        yield Layer(name=name, weights=weights, density=active / weights)
-    reasons = {row.name: row.reason for row in task.layers}
-    for name, shape in spec.dense.items():
-        if name.endswith("weight") and len(shape) > 1:
-            reason = reasons.get(name.removesuffix("weight").rstrip("._"), Reason.KIND)
-            weights = int(np.prod(shape))
-            yield Layer(name=name, weights=weights, density=1.0, reason=str(reason))
+    """Yield the layers in the order of the model's modules; ``reason`` says why one is dense."""
+    for row in task.layers:
+        if row.weights and row.reason is None:
+            slots = torch.from_numpy(state.masks[spec.group_of(row.name)])
+            density = spec.layouts[row.name].active_weights(slots) / row.weights
+            yield Layer(name=row.name, weights=row.weights, density=density)
+        elif row.weights:  # one that another layer shares is counted there
+            name = row.name or row.kind
+            yield Layer(name=name, weights=row.weights, density=1.0, reason=str(row.reason))

@@ -72,4 +72,5 @@ def resolve(
     """
     name, source, table = load_table(preset, config_file)
     # Paths of settings are relative to the current folder.
-    return name, from_table(with_settings(table, settings), "--set" if settings else source)
+    source = "--set" if settings else source
+    return name, from_table(with_settings(table, settings), source, Path.cwd())
