@@ -37,13 +37,12 @@ def format_bytes(count: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Write a duration, for example ``40 µs``, ``350 ms``, ``12.3 s``, ``4 min 05 s`` or ``3 h 20 min``."""
+    """Write a duration, for example ``350 ms``, ``12.3 s``, ``4 min 05 s`` or ``3 h 20 min``."""
     if not math.isfinite(seconds):
         return "—"
-    if 0 < seconds < 0.001:
-        return f"{seconds * 1e6:.3g} µs"
     if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
+        milliseconds = seconds * 1000
+        return f"{milliseconds:.0f} ms" if milliseconds >= 1 else f"{milliseconds:.2g} ms"
     if seconds < 60:
         return f"{seconds:.1f} s"
     if seconds < 3600:

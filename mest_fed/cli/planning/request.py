@@ -71,7 +71,8 @@ class PlanRequest:
         shape = "x".join(map(str, example.input_shape))
         return (
             f"{name}{config.model.name}{how}, "
-            f"{sparsity.method}{sparse}, {config.training.batch_size} examples of shape {shape} a step"
+            f"{sparsity.method}{sparse}, "
+            f"{config.training.batch_size} examples of shape {shape} a step"
         )
 
 

@@ -19,7 +19,7 @@ from mest_fed.simulation.report.app_run import curves as curves_of_app
 from mest_fed.simulation.report.figures import comparison
 from mest_fed.simulation.report.figures.comparison import Family
 from mest_fed.simulation.report.figures.metric import Curve
-from mest_fed.simulation.report.formats import format_joules, format_percent
+from mest_fed.simulation.report.formats import format_joules, format_percent, short_name
 from mest_fed.simulation.report.load import AppRun, Run, load_run
 from mest_fed.units import format_bytes, format_seconds
 
@@ -160,7 +160,7 @@ class Comparison:
 
     def _row(self, name: str, run: Run | AppRun) -> dict[str, Any]:
         summary = run.summary
-        costs = {
+        costs: dict[str, Any] = {
             "rounds": summary.rounds,
             "traffic_bytes": summary.bytes_up + summary.bytes_down,
             "virtual_seconds": summary.virtual_seconds,
@@ -170,6 +170,8 @@ class Comparison:
         if isinstance(summary, AppSummary):
             last = {each.name: each.curves.get(name) for each in self.of_apps}
             found = {key: points[-1][1] if points else None for key, points in last.items()}
+            if not summary.tiers:  # nodes without devices, on which no time passes
+                costs |= {"virtual_seconds": None, "energy_joules": None}
             return {**found, **costs, "updates": summary.trained, "failed": summary.failed}
         family = next(each for each in self.primary if name in each.curves)
         measured = [tier.measured_peak_bytes for tier in summary.tiers]
@@ -287,9 +289,10 @@ def _warnings(compared: Comparison) -> list[str]:
     if compared.of_apps:
         found.append("Which direction of a Flower app's metric is better is not known.")
     for what, key in (("data sets", "data.name"), ("models", "model.name")):
-        names = [shown for name, shown in compared.differences() if name == key]
-        if names:
-            found.append(f"The runs have different {what}: {', '.join(dict.fromkeys(names[0]))}.")
+        shown = dict(compared.differences()).get(key, ())
+        names = dict.fromkeys(short_name(name) for name in shown if name != NOTHING)
+        if len(names) > 1:
+            found.append(f"The runs have different {what}: {', '.join(names)}.")
     found.append(
         "Each is one run of one seed: a difference that is smaller than the one between seeds "
         "means nothing."

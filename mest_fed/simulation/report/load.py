@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -28,7 +28,8 @@ from mest_fed.rows import (
     Summary,
     Tier,
 )
-from mest_fed.schema import ACCURACY, TaskStatus
+from mest_fed.schema import TaskStatus
+from mest_fed.simulation.report.formats import short_name
 from mest_fed.strict_json import parse_json
 
 
@@ -71,6 +72,8 @@ class FleetRun:
     summary: Summary | AppSummary
     rounds: tuple[RoundRow | AppRoundRow, ...]
     tasks: tuple[ClientRow, ...]
+    #: What a task gives when all goes well, in words.
+    gives: ClassVar[str] = "result"
 
     @property
     def devices(self) -> Sequence[Device]:
@@ -96,15 +99,21 @@ class Run(FleetRun):
     summary: Summary
     rounds: tuple[RoundRow, ...]
     kernels: Kernels | None = None
+    gives: ClassVar[str] = "update"
 
     @property
-    def final_spread(self) -> Spread | None:
-        """How the primary metric of the last model that clients evaluated spreads, or None."""
-        metric = self.summary.primary_metric
-        if metric == ACCURACY:
-            return self.summary.final_client_accuracy
-        spreads = [row.spread(metric) for row in self.rounds]
-        return next((each for each in reversed(spreads) if each is not None), None)
+    def dataset(self) -> str:
+        """What the data set is called, with the name of its file where it has one."""
+        path = str(tomllib.loads(self.config).get("data", {}).get("path", ""))
+        name = short_name(self.summary.dataset)
+        return f"{name} ({Path(path).name})" if path else name
+
+    @property
+    def last_spread(self) -> tuple[int, Spread] | None:
+        """The last round whose model clients evaluated, and how the primary metric spread."""
+        spreads = ((row.round, row.spread(self.summary.primary_metric)) for row in self.rounds)
+        found = [(number, spread) for number, spread in spreads if spread is not None]
+        return found[-1] if found else None
 
 
 @dataclass(frozen=True, kw_only=True)

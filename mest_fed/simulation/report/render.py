@@ -12,7 +12,12 @@ from mest_fed.schema import ACCURACY, TaskStatus
 from mest_fed.simulation.report import tables
 from mest_fed.simulation.report.app_run import page_values
 from mest_fed.simulation.report.figures import draw_charts
-from mest_fed.simulation.report.formats import count_of, format_metric, format_percent
+from mest_fed.simulation.report.formats import (
+    count_of,
+    format_metric,
+    format_percent,
+    short_name,
+)
 from mest_fed.simulation.report.load import AppRun, Run, load_run
 from mest_fed.simulation.report.statistics import rounds_without_update
 from mest_fed.simulation.report.tables import headline_tiles, kernel_table
@@ -45,7 +50,7 @@ def render_page(run: Run | AppRun) -> str:
         "report.html.j2",
         run=run,
         summary=run.summary,
-        heading=f"{run.summary.method} on {run.summary.dataset}",
+        heading=f"{short_name(run.summary.method)} on {run.dataset}",
         in_short=_in_short(run),
         warning=_warning(run),
         every_task_ok=all(task.status == TaskStatus.OK for task in run.tasks),
@@ -89,8 +94,8 @@ def _in_short(run: Run) -> str:
         active = f"{share} of the sparse layers' weights are active"
     did = "trained" if summary.clients_trained else "were to train"
     text = (
-        f"{count_of(clients, 'simulated client')} on {kinds} of device {did} {summary.model} "
-        f"on {summary.dataset} for {count_of(summary.rounds, 'round')}. "
+        f"{count_of(clients, 'simulated client')} on {kinds} of device {did} "
+        f"{short_name(summary.model)} on {run.dataset} for {count_of(summary.rounds, 'round')}. "
         f"{active} in the final global model"
     )
     if summary.stopped:
@@ -122,11 +127,11 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     mutation = f", mutation by the {summary.mutation}" if summary.mutation else ""
     return [
         ("Preset", summary.preset),
-        ("Data set", summary.dataset),
-        ("Model", summary.model),
-        ("Task", summary.task),
-        ("Method", f"{summary.method}{mutation}"),
-        ("Scheme", summary.scheme),
+        ("Data set", run.dataset),
+        ("Model", short_name(summary.model)),
+        ("Task", short_name(summary.task)),
+        ("Method", f"{short_name(summary.method)}{mutation}"),
+        ("Scheme", short_name(summary.scheme)),
         ("Target density", format_percent(summary.target_density)),
         ("Seed", str(summary.seed)),
         ("Rounds", str(summary.rounds)),

@@ -74,7 +74,7 @@ def _caption(layers: list[Layer], *, shown: int) -> str:
         f"{format_count(active)} of {format_count(weights)} weights "
         f"are active ({format_percent(active / max(weights, 1))}, dense layers included). "
     )
-    if densest.density > sparsest.density:
+    if format_percent(densest.density) != format_percent(sparsest.density):
         text += (
             f"Among the sparse layers {densest.name} is densest "
             f"({format_percent(densest.density)}) and {sparsest.name} sparsest "
