@@ -4,7 +4,8 @@ MestFedError
 ├── InputError      what a person typed or a file holds is wrong; the CLI prints one line, status 2
 │   ├── BudgetError     no plan fits into the given bytes
 │   └── ObjectiveError  a learning task gives a loss or a metric that is none; on a client it costs
-│                       that round
+│       │               that round
+│       └── NotFiniteError      the loss is not finite, as that of a model that diverged
 ├── OverBudgetError, OutOfMemoryError       a round of training took too much; costs that round
 ├── WireError       a message from the network is not acceptable; costs only that message
 └── RefusedError    a server does not take this device, or there is none; status 4
@@ -37,6 +38,10 @@ class OutOfMemoryError(MestFedError):
 
 class ObjectiveError(InputError):
     """A learning task's loss or metric is not usable; the text says which, and for what."""
+
+
+class NotFiniteError(ObjectiveError):
+    """The loss of a batch is not finite; the text says in which batch."""
 
 
 class WireError(MestFedError):

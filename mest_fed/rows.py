@@ -5,6 +5,7 @@ the order of the fields is that of the keys. The report reads the same classes a
 of their values. A field that runs of earlier versions lack has a default.
 """
 
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,6 +42,8 @@ class Limits:
 Share = Annotated[float, Limits(0, 1)]
 Amount = Annotated[float, Limits(0)]
 Count = Annotated[int, Limits(0)]
+#: A number that is finite.
+Number = Annotated[float, Limits(-sys.float_info.max, sys.float_info.max)]
 
 
 def as_row(row: "DataclassInstance", optional: Collection[str] = ()) -> Row:
@@ -90,8 +93,10 @@ class Spread:
 class RoundRow:
     """One line of ``rounds.jsonl``; round 0 is the model before training.
 
-    Bytes and energy are of this round alone; both clocks are cumulative. ``stopped`` says why the
-    run ended with this round although others were to come. Older runs have accuracies and no other
+    Bytes and energy are of the tasks that ended in this round, evaluation included; an instruction
+    to a device that was away was not sent. Both clocks are cumulative. ``stopped`` says why the
+    run ended with this round although others were to come; ``diverged``, that the model was
+    evaluated and its loss was not finite. Older runs have accuracies and no other
     metrics.
     """
 
@@ -112,6 +117,7 @@ class RoundRow:
     rejected: Count
     energy_joules: Amount
     stopped: str | None = None
+    diverged: bool = False
 
     def value(self, metric: Metric) -> float | None:
         """Return a metric on the central test set, or None."""
@@ -127,9 +133,8 @@ class ClientRow:
     """One line of ``clients.jsonl``: one client's part in one round; times are modelled.
 
     ``start_seconds`` is the virtual time at which the device began. Rows of Flower apps have a
-    ``type``, ``train`` or ``evaluate``, and lack what our own clients alone tell: ``staleness``,
-    ``examples``, ``presented``, ``train_loss`` and ``density``. A row without a type is of
-    training.
+    ``type``, ``train`` or ``evaluate``, and lack :data:`APP_CLIENTS_LACK`. A row without a type is
+    of training.
     """
 
     round: Count
@@ -156,6 +161,11 @@ class ClientRow:
     def seconds(self) -> float:
         """Download, training and upload together (modelled)."""
         return self.download_seconds + self.train_seconds + self.upload_seconds
+
+
+#: Keys that the rows of our own clients lack, and those of a Flower app's.
+OUR_CLIENTS_LACK = frozenset({"type"})
+APP_CLIENTS_LACK = frozenset({"staleness", "examples", "presented", "train_loss", "density"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +220,8 @@ class Summary:
 
     ``tasks`` and ``failures`` count the tasks of the whole run by how, and why, they ended; a kind
     of failure that did not occur is left out. ``kept`` is the rule by which the model was kept.
+    ``diverged_round`` is the first round since which the loss of the model, up to the one that was
+    kept, was not finite.
     """
 
     preset: str
@@ -230,6 +242,7 @@ class Summary:
     kept: str = "last"
     kept_round: Count | None = None
     stopped: str | None = None
+    diverged_round: Count | None = None
     final_client_accuracy: Spread | None
     bytes_up: Count
     bytes_down: Count
@@ -254,3 +267,90 @@ class Summary:
         """The primary metric of the final model on the central test set, or None."""
         metric = self.primary_metric
         return self.final_accuracy if metric == ACCURACY else self.final_metrics.get(metric.name)
+
+    @property
+    def warning(self) -> str | None:
+        """What a person must know first, in one line: that the run came to nothing, and why."""
+        metric, rate = self.primary_metric, "a lower training.learning_rate may help"
+        if not self.clients_trained:
+            lost = ", ".join(f"{count} {status}" for status, count in self.tasks.items() if count)
+            text = (
+                f"nothing was trained: the server accepted no update in {self.rounds} "
+                f"{'round' if self.rounds == 1 else 'rounds'} ({lost or 'no device was asked'}); "
+                f"the {metric.name} is that of the first weights"
+            )
+            diverged = self.failures.get(FailureKind.NOT_FINITE)
+            return text + (f"; the loss of {diverged} was not finite: {rate}" if diverged else "")
+        if self.diverged_round is not None:
+            return (
+                "the run diverged: the loss of the model that it leaves is not finite, from round "
+                f"{self.diverged_round} on; {rate}"
+            )
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppRoundRow:
+    """One line of ``rounds.jsonl`` of a Flower app; the same units as in :class:`RoundRow`.
+
+    Metrics are the means of the clients' replies, weighted by their examples.
+    """
+
+    round: Count
+    virtual_seconds: Amount
+    wall_seconds: Amount
+    bytes_up: Count
+    bytes_down: Count
+    trained: Count
+    evaluated: Count
+    failed: Count
+    energy_joules: Amount
+    train_metrics: Mapping[str, Number]
+    evaluate_metrics: Mapping[str, Number]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppTier:
+    """The devices of one profile of a Flower app's fleet."""
+
+    profile: str
+    title: str
+    clients: Count
+    watts: Watts | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppResult:
+    """What a strategy returned; metrics by source, round and name."""
+
+    strategy: str
+    metrics: Mapping[str, Mapping[int, Mapping[str, Number]]]
+    arrays_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppSummary:
+    """``summary.json`` of a Flower app, written when its run has ended."""
+
+    kind: str = "flower-app"
+    app: str
+    serverapp: str
+    clientapp: str
+    seed: int
+    nodes: Count
+    rounds: Count
+    bytes_up: Count
+    bytes_down: Count
+    trained: Count
+    evaluated: Count
+    failed: Count
+    energy_joules: Amount
+    virtual_seconds: Amount
+    wall_seconds: Amount
+    tasks: Mapping[TaskStatus, Count] = field(default_factory=dict)
+    failures: Mapping[FailureKind, Count] = field(default_factory=dict)
+    tiers: tuple[AppTier, ...]
+    results: tuple[AppResult, ...]
+    server_state: Mapping[str, Number]
+    server_arrays: Mapping[str, str]
+    versions: Mapping[str, str]

@@ -76,6 +76,7 @@ class FailureKind(StrEnum):
     NO_REPLY = "no-reply"
     OVER_BUDGET = "over-budget"
     OUT_OF_MEMORY = "out-of-memory"
+    NOT_FINITE = "not-finite"
     CLIENT_ERROR = "client-error"
     WORKER_DIED = "worker-died"
     UPDATE_REJECTED = "update-rejected"
@@ -104,6 +105,7 @@ _STATUS = {
     FailureKind.NO_REPLY: TaskStatus.LATE,
     FailureKind.OVER_BUDGET: TaskStatus.FAILED,
     FailureKind.OUT_OF_MEMORY: TaskStatus.FAILED,
+    FailureKind.NOT_FINITE: TaskStatus.FAILED,
     FailureKind.CLIENT_ERROR: TaskStatus.FAILED,
     FailureKind.WORKER_DIED: TaskStatus.FAILED,
     FailureKind.UPDATE_REJECTED: TaskStatus.REJECTED,
@@ -122,6 +124,7 @@ _LABELS = {
     FailureKind.NO_REPLY: "no reply came in time",
     FailureKind.OVER_BUDGET: "training was over the memory budget",
     FailureKind.OUT_OF_MEMORY: "training ran out of memory",
+    FailureKind.NOT_FINITE: "the loss was not finite",
     FailureKind.CLIENT_ERROR: "the client raised an error",
     FailureKind.WORKER_DIED: "the process of the client died",
     FailureKind.UPDATE_REJECTED: "the update was not acceptable",
@@ -143,6 +146,7 @@ FAILURE_CODES = {
     8: FailureKind.WORKER_DIED,
     1001: FailureKind.OVER_BUDGET,
     1002: FailureKind.OUT_OF_MEMORY,
+    1003: FailureKind.NOT_FINITE,
 }
 
 

@@ -13,7 +13,8 @@ from typer.models import ArgumentInfo
 import mest_fed
 from mest_fed.errors import InputError, MestFedError, RefusedError
 
-#: ``NOTHING_TRAINED``: of ``mest-fed simulate``, if the server accepted no update in the whole run.
+#: ``NOTHING_TRAINED``: of ``mest-fed simulate``, if the server accepted no update in the whole run,
+#: or the run diverged.
 #: ``REFUSED``: of ``mest-fed client``, if no SuperLink answers or it does not take this device.
 OK, FAILED, WRONG_INPUT, NOTHING_TRAINED, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 

@@ -80,7 +80,7 @@ def plan(
     ] = None,
     batch: Annotated[
         int | None,
-        typer.Option(help="Images in one optimizer step; 64 without a configuration.", min=1),
+        typer.Option(help="Examples in one optimizer step; 64 without a configuration.", min=1),
     ] = None,
     scheme: Annotated[str | None, typer.Option(help=f"{SCHEMES.allowed}.")] = None,
     density: Annotated[float | None, typer.Option(help="Target density.")] = None,

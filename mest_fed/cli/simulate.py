@@ -4,10 +4,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -15,8 +15,7 @@ from rich.console import Console
 from mest_fed.catalogue import TRACKERS
 from mest_fed.cli.app import INTERRUPTED, NOTHING_TRAINED, needs
 from mest_fed.errors import InputError
-from mest_fed.schema import Metric
-from mest_fed.strict_json import read_json
+from mest_fed.rows import Summary
 from mest_fed.units import format_bytes, format_seconds
 
 #: An option of all commands that run a fleet.
@@ -74,12 +73,13 @@ def simulate(
 ) -> None:
     """Simulate a fleet of unlike devices that train federatedly, and write a report.
 
-    Ends with status 3 if no device gave an update that the server accepted.
+    Ends with status 3 if no device gave an update that the server accepted, or the run diverged:
+    the loss of the model that it leaves is not finite.
     """
     prepare_engine(workers)
-    from mest_fed.server.run_folder import CONFIG, SUMMARY
+    from mest_fed.server.run_folder import CONFIG
     from mest_fed.simulation.engine.machine import default_workers
-    from mest_fed.simulation.report import write_report
+    from mest_fed.simulation.report import read_summary, write_report
     from mest_fed.simulation.settings import resolve
     from mest_fed.simulation.simulate import Interrupted, open_run
     from mest_fed.simulation.trackers.progress import Observers, RichDisplay
@@ -111,11 +111,11 @@ def simulate(
             typer.echo("stopped before the first checkpoint; nothing was kept")
         sys.exit(INTERRUPTED)
     report = write_report(folder)
-    summary = read_json(folder / SUMMARY, dict)
+    summary = read_summary(folder)
     if not quiet:
         _print_result(console, summary, report)
-    if not summary["clients_trained"]:
-        typer.echo(_nothing_trained(summary), err=True)
+    if summary.warning:
+        typer.echo(summary.warning, err=True)
         sys.exit(NOTHING_TRAINED)
 
 
@@ -150,30 +150,19 @@ def _quieten() -> None:
     logging.getLogger("mest_fed.server").setLevel(logging.ERROR)
 
 
-def _nothing_trained(summary: Mapping[str, Any]) -> str:
-    lost = ", ".join(f"{count} {status}" for status, count in summary["tasks"].items() if count)
-    rounds = summary["rounds"]
-    return (
-        f"nothing was trained: the server accepted no update in {rounds} "
-        f"{'round' if rounds == 1 else 'rounds'} "
-        f"({lost or 'no device was asked'}); the "
-        f"{summary['primary_metric']['name']} is that of the first weights"
-    )
-
-
-def _print_result(console: Console, summary: Mapping[str, Any], report: Path) -> None:
-    metric = Metric(**summary["primary_metric"])
-    value = metric.format(summary["final_metrics"].get(metric.name))
-    if summary["stopped"]:
-        typer.echo(f"stopped early: {summary['stopped']}")
-    if summary["kept"] == "best":
-        typer.echo(f"the model kept is that of round {summary['kept_round']}")
-    sent = summary["bytes_up"] + summary["bytes_down"]
+def _print_result(console: Console, summary: Summary, report: Path) -> None:
+    metric = summary.primary_metric
+    value = metric.format(summary.final_metrics.get(metric.name))
+    if summary.stopped:
+        typer.echo(f"stopped early: {summary.stopped}")
+    if summary.kept == "best":
+        typer.echo(f"the model kept is that of round {summary.kept_round}")
+    sent = summary.bytes_up + summary.bytes_down
     console.print(
         f"[bold]{metric.name} {value}[/bold] at density "
-        f"{summary['achieved_density']:.3f}; {format_bytes(sent)} sent; "
-        f"{format_seconds(summary['virtual_seconds'])} of virtual time (modelled) in "
-        f"{format_seconds(summary['wall_seconds'])} (measured)",
+        f"{summary.achieved_density:.3f}; {format_bytes(sent)} sent; "
+        f"{format_seconds(summary.virtual_seconds)} of virtual time (modelled) in "
+        f"{format_seconds(summary.wall_seconds)} (measured)",
         highlight=False,
         soft_wrap=True,
     )

@@ -8,7 +8,13 @@ from flwr.clientapp import ClientApp
 
 import mest_fed
 from mest_fed.client.isolation import Handler, alone, isolated
-from mest_fed.errors import MestFedError, ObjectiveError, OutOfMemoryError, OverBudgetError
+from mest_fed.errors import (
+    MestFedError,
+    NotFiniteError,
+    ObjectiveError,
+    OutOfMemoryError,
+    OverBudgetError,
+)
 from mest_fed.schema import RAISED, FailureKind, code_of_failure
 
 log = logging.getLogger(__name__)
@@ -55,6 +61,8 @@ def train(message: Message, context: Context) -> Message:
     """Train one round and send the sparse update, or an error that says why there is none."""
     try:
         return _train(message, context)
+    except NotFiniteError as error:
+        return _failure(FailureKind.NOT_FINITE, error, message)
     except ObjectiveError as error:
         return _failure(FailureKind.CLIENT_ERROR, error, message)
     except OverBudgetError as error:

@@ -192,7 +192,7 @@ def train_round(
     try:
         totals = trainer.fit(batches, mutation)
     except ObjectiveError as error:
-        raise ObjectiveError(_placed(task, who, order.round, error)) from None
+        raise type(error)(_placed(task, who, order.round, error)) from None
     finally:
         optimizer.close()  # the model is resident: nothing of this round may stay on it
     if forgetting is not None:
@@ -232,7 +232,7 @@ def evaluate_round(
     try:
         return evaluate(model, batches, task.objective)
     except ObjectiveError as error:
-        raise ObjectiveError(_placed(task, who, number, error)) from None
+        raise type(error)(_placed(task, who, number, error)) from None
 
 
 def _placed(task: Task, who: Capability, number: int, error: ObjectiveError) -> str:

@@ -57,9 +57,17 @@ def absolute(value: str, info: ValidationInfo) -> str:
 
 
 def beside_file(value: str, info: ValidationInfo) -> str:
-    """Find a path of a configuration file in that file's folder; leave others as they are."""
+    """Find a path of a configuration file in that file's folder; leave others as they are.
+
+    Other are those of Flower's run config: each machine that reads it looks in its own folder.
+    """
     folder = (info.context or {}).get(FOLDER)
     return absolute(value, info) if folder is not None else value
+
+
+#: The path of a file or folder. Every key that holds one is of this type, or calls its check where
+#: the value may be something else, too.
+FilePath = Annotated[str, AfterValidator(beside_file)]
 
 
 def one_of(choices: Registry[Any] | type[StrEnum]) -> AfterValidator:
@@ -131,6 +139,23 @@ def parse_mix(text: str) -> dict[str, str]:
             raise ValueError(f"{part!r} has no name or stands twice; allowed: NAME:VALUE, ...")
         mix[name] = value
     return mix
+
+
+def _profiles_beside_file(value: str, info: ValidationInfo) -> str:
+    mix = parse_mix(value)
+    if not any(map(is_profile_file, mix)):
+        return value
+    found = {name: beside_file(name, info) if is_profile_file(name) else name for name in mix}
+    return format_mix({found[name]: text for name, text in mix.items()})
+
+
+def is_profile_file(name: str) -> bool:
+    """Whether a device's name is the path of its profile."""
+    return name.endswith(".toml")
+
+
+#: ``NAME:VALUE, ...`` of devices, where a name may be the path of a profile.
+PerDevice = Annotated[str, AfterValidator(_profiles_beside_file)]
 
 
 def format_mix(mix: dict[str, Any]) -> str:

@@ -2,10 +2,10 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from mest_fed.catalogue import AVAILABILITIES, CHARGING
-from mest_fed.config.base import Section, Share, beside_file, one_of
+from mest_fed.config.base import FilePath, Section, Share, one_of
 
 Sigma = Annotated[float, Field(ge=0, le=3)]
 NotAll = Annotated[float, Field(ge=0, lt=1)]
@@ -18,7 +18,7 @@ class BehaviourSection(Section):
     """When devices are there: always; by chance, as likely as the profile says, each time they are
     asked; in one drawn interval a day whose mean length is the profile's availability; or as a
     trace says."""
-    trace: Annotated[str, AfterValidator(beside_file)] = ""
+    trace: FilePath = ""
     """CSV or JSON file of the intervals in which devices are there, relative to the configuration
     file. Its format is described in ``mest_fed/simulation/behaviour/traces.py``."""
     trace_repeats: bool = True

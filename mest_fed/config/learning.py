@@ -27,6 +27,7 @@ from mest_fed.catalogue import (
 )
 from mest_fed.config.base import (
     FOLDER,
+    FilePath,
     Options,
     Positive,
     Section,
@@ -117,7 +118,7 @@ class DataSection(Section):
     """For ``pathological``: classes of each device."""
     shards_per_partition: Positive = 2
     """For ``shard``: equal pieces of the examples, sorted by class, that each device gets."""
-    partition_file: str = ""
+    partition_file: FilePath = ""
     """Partitions saved before, so that a device needs no partitioner."""
     hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of each client's examples that it keeps for evaluation."""

@@ -12,7 +12,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from mest_fed.catalogue import KNOBS
-from mest_fed.config.base import FOLDER, Named, is_table, parse_names, read_options
+from mest_fed.config.base import FOLDER, Named, is_profile_file, is_table, parse_names, read_options
 from mest_fed.config.sections import RunConfig
 from mest_fed.errors import InputError
 from mest_fed.own_code import OwnCode
@@ -83,7 +83,7 @@ def own_files(config: RunConfig) -> list[Path]:
     """
     from mest_fed.nn.models.weights import weights_file  # torch: reading a configuration needs none
 
-    others = [place for place in config.fleet.weights if place.endswith(".toml")]
+    others = [place for place in config.fleet.weights if is_profile_file(place)]
     others += [config.behaviour.trace] if config.behaviour.trace else []
     weights = config.model.weights
     files = {Path(place).absolute() for place in others} | OwnCode.imported().files

@@ -13,6 +13,7 @@ from mest_fed.catalogue import (
     MutationPlace,
 )
 from mest_fed.config.base import (
+    PerDevice,
     Positive,
     Section,
     format_mix,
@@ -122,9 +123,10 @@ class FleetSection(Section):
 
     devices: Positive = 20
     """Devices of the fleet. The data set is shared out into as many partitions."""
-    mix: str = "rpi-zero-2w:4, rpi-3b-plus:3, rpi-4:3, rpi-5:2, jetson-nano:2, phone-low:2, phone-mid:2, phone-high:2"  # noqa: E501
-    """Profile names (or paths) and their weights, also as a TOML table."""
-    budgets: str = ""
+    mix: PerDevice = "rpi-zero-2w:4, rpi-3b-plus:3, rpi-4:3, rpi-5:2, jetson-nano:2, phone-low:2, phone-mid:2, phone-high:2"  # noqa: E501
+    """Profile names, or paths relative to the configuration file, and their weights; also as a
+    TOML table."""
+    budgets: PerDevice = ""
     """Memory budgets that replace the profiles' own, such as ``rpi-zero-2w:24MB``."""
     deadline: Annotated[float, Field(ge=0)] = 0.0
     """Seconds after which a reply is too late (virtual in a simulation); 0 waits for all that are

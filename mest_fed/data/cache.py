@@ -3,7 +3,6 @@
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from mest_fed.errors import InputError
+from mest_fed.system.files import unfinished
 
 
 def cache_folder() -> Path:
@@ -67,7 +67,9 @@ def cached(key: str, build: Callable[[Path], None]) -> Path:
 
 
 def _build(folder: Path, build: Callable[[Path], None]) -> None:
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}."))
+    scratch = unfinished(folder)
+    shutil.rmtree(scratch, ignore_errors=True)  # of an earlier process of this number
+    scratch.mkdir()
     try:
         build(scratch)
         scratch.rename(folder)

@@ -1,7 +1,5 @@
 """Partitions on disk, so that a device knows its examples without any partitioner."""
 
-import os
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import numpy.typing as npt
 from mest_fed.data.arrays import Indices
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.rng import numpy_generator
+from mest_fed.system.files import whole_file
 
 
 def save_partitions(path: str | Path, parts: Sequence[Indices]) -> None:
@@ -36,14 +35,8 @@ def save_partitions(path: str | Path, parts: Sequence[Indices]) -> None:
 def _save(target: Path, parts: Sequence[Indices]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     sizes = np.array([len(part) for part in parts], dtype=np.int64)
-    handle, scratch = tempfile.mkstemp(dir=target.parent, prefix=f"{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.savez(stream, indices=np.concatenate(parts).astype(np.int64), sizes=sizes)
-        Path(scratch).replace(target)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+    with whole_file(target) as stream:
+        np.savez(stream, indices=np.concatenate(parts).astype(np.int64), sizes=sizes)
 
 
 def load_partitions(path: str | Path, *, num_examples: int | None = None) -> list[Indices]:

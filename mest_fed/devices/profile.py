@@ -143,6 +143,11 @@ def load_profile(name_or_path: str) -> DeviceProfile:
     return _built_in(name_or_path)
 
 
+def profile_name(name_or_path: str) -> str:
+    """Return the ``name`` of the profile that :func:`load_profile` would load."""
+    return Path(name_or_path).stem if name_or_path.endswith(".toml") else name_or_path
+
+
 @lru_cache
 def _built_in(name: str) -> DeviceProfile:
     """Return a built-in profile; a simulated fleet asks for it at each message."""
@@ -163,7 +168,7 @@ def _read(file: Traversable, where: str) -> DeviceProfile:
         raise InputError(f"device profile {where}: cannot read it ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"device profile {where}: not a TOML file ({error})") from error
-    return _profile(Path(file.name).stem, table, f"device profile {where}: ")
+    return _profile(profile_name(file.name), table, f"device profile {where}: ")
 
 
 def _profile(name: str, table: dict[str, Any], where: str) -> DeviceProfile:

@@ -15,7 +15,7 @@ from mest_fed.data import Batches
 from mest_fed.errors import InputError, ObjectiveError
 from mest_fed.nn import read_state, write_state
 from mest_fed.process_tasks import PROCESS_TASKS
-from mest_fed.schema import TaskStatus
+from mest_fed.schema import LOSS, TaskStatus
 from mest_fed.server.deployed import DeployedRun
 from mest_fed.server.exchange import DeviceGrid
 from mest_fed.server.global_model import GlobalModel
@@ -68,6 +68,7 @@ class CentralEvaluation:
         due = self._due(record.round)
         if due:
             record.metrics = self._evaluate()
+            record.diverged = LOSS.name not in record.metrics
         strategy.note_evaluation()
         record.stopped = stopped = strategy.progress.stopped
         if stopped and strategy.hold_target() and due:
@@ -120,7 +121,7 @@ def log_round(record: RoundRecord, primary: Metric) -> None:
         record.without_reply,
         record.count(TaskStatus.REJECTED),
         record.bytes_up,
-        record.bytes_down,
+        record.bytes_down(),
     )
 
 

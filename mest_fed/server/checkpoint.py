@@ -6,7 +6,6 @@ one ``.npz`` file, written beside its place and renamed, so that a file is whole
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from logging import getLogger
@@ -20,6 +19,7 @@ from mest_fed.nn import ModelSpec, SparseState
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.modes.in_flight import PENDING_SECTIONS
 from mest_fed.server.strategy import MestStrategy
+from mest_fed.system.files import whole_file
 from mest_fed.wire import check_masks
 
 log = getLogger("mest_fed.run")
@@ -216,31 +216,16 @@ def save_checkpoint(path: Path, arrays: Arrays, facts: Mapping[str, Any]) -> Non
         If it cannot be written, as when the disk is full. Earlier checkpoints stay.
     """
     header = json.dumps({"format": _FORMAT, **facts, "arrays": sorted(arrays)}).encode()
-    unfinished = path.with_suffix(".unfinished")
+    everything: dict[str, Any] = {"header": np.frombuffer(header, np.uint8), **arrays}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
-            everything: dict[str, Any] = {"header": np.frombuffer(header, np.uint8), **arrays}
+        with whole_file(path, synced=True) as file:
             np.savez(file, **everything)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-        _sync_folder(path.parent)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise InputError(
             f"cannot write the checkpoint {path}: {error.strerror or error}; the last one that was "
             "written is whole"
         ) from None
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the new name on the disk, too."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load_checkpoint(path: Path) -> tuple[Arrays, dict[str, Any]]:

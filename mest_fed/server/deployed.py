@@ -129,6 +129,8 @@ class DeployedRun:
         folder.write_model(self.task, model.state())
         self._write_encoding()
         folder.write_summary(summary)
+        if summary.warning:
+            getLogger(SERVER_LOG).warning("%s", summary.warning)
         log.info("the model, the summary and the rows of all rounds are in %s", folder.path)
         write_report(folder.path)
 

@@ -8,7 +8,6 @@ inputs are normalised.
 import io
 import json
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -26,6 +25,7 @@ from mest_fed.nn import to_dense, write_state
 from mest_fed.server.checkpoint import global_state, load_newest
 from mest_fed.server.run_folder import CONFIG, MODEL, SUMMARY, RunFolder
 from mest_fed.strict_json import read_json
+from mest_fed.system.files import whole_file
 from mest_fed.task import Task
 
 
@@ -123,17 +123,11 @@ def export_model(folder: Path, form: str, out: Path | None = None) -> Path:
     buffer = io.BytesIO()
     EXPORTS.build(form, final, buffer)
     try:
-        _replace(path, buffer.getvalue())
+        with whole_file(path) as file:
+            file.write(buffer.getvalue())
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
     return path
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, path)
 
 
 def _state_dict(final: FinalModel, file: io.BytesIO) -> None:

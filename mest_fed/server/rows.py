@@ -1,13 +1,15 @@
 """Rows of the run folder, from the server's record of a round and the clock's timings."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from flwr.app import MessageType
 
-from mest_fed.rows import ClientRow, RoundRow, Row, Spread, as_row
+from mest_fed.devices.profile import profile_name
+from mest_fed.rows import OUR_CLIENTS_LACK, ClientRow, RoundRow, Row, Spread, as_row
 from mest_fed.schema import FailureKind, TaskStatus
 from mest_fed.training import Metrics, Objective
 
@@ -36,7 +38,7 @@ class ClientOutcome:
     density : float or None
         Of what it sent.
     bytes_down, bytes_up : int
-        Content of the messages.
+        Content of the messages; the first was not received by a device that was away.
     staleness : int
         Rounds that ended between the instruction and the reply.
     """
@@ -90,10 +92,12 @@ class RoundRecord:
         Mean over all presentations.
     stopped : str
         Why the run ends with this round although others were to come; empty if it does not.
-    bytes_up, bytes_down : int
-        Content of all messages that were received and sent in the round, evaluation included.
+    diverged : bool
+        Whether the model was evaluated and its loss was not finite.
     clients : list of ClientOutcome
         Of the round's cohort; of those who answered in it, where the server does not wait for all.
+    evaluations : list of ClientOutcome
+        Of the clients that were asked to evaluate.
     """
 
     round: int
@@ -102,9 +106,9 @@ class RoundRecord:
     client_metrics: dict[str, Spread] = field(default_factory=dict)
     train_loss: float | None = None
     stopped: str = ""
-    bytes_up: int = 0
-    bytes_down: int = 0
+    diverged: bool = False
     clients: list[ClientOutcome] = field(default_factory=list)
+    evaluations: list[ClientOutcome] = field(default_factory=list)
 
     @property
     def judged(self) -> dict[str, float]:
@@ -115,6 +119,24 @@ class RoundRecord:
     def count(self, *statuses: TaskStatus) -> int:
         """Return how many clients ended with one of these statuses."""
         return sum(client.status in statuses for client in self.clients)
+
+    @property
+    def bytes_up(self) -> int:
+        """Content of the replies of the round's tasks, evaluation included."""
+        return sum(task.bytes_up for task in (*self.clients, *self.evaluations))
+
+    def bytes_down(self, timings: Sequence["ClientTiming"] = ()) -> int:
+        """Content of the instructions of the round's tasks that devices received.
+
+        Evaluation is included. The clock's timings, where there are any, say which devices were
+        away.
+        """
+        tasks = ((self.clients, MessageType.TRAIN), (self.evaluations, MessageType.EVALUATE))
+        return sum(
+            _received(outcome, failure)
+            for outcomes, kind in tasks
+            for outcome, failure, _ in _settled(outcomes, timings, kind)
+        )
 
     @property
     def without_reply(self) -> int:
@@ -205,15 +227,12 @@ class ClientTiming:
 
 def client_rows(record: RoundRecord, timings: Sequence[ClientTiming]) -> list[Row]:
     """Return a row for each client of a round's record; times and energy are modelled."""
-    by_node = {t.node_id: t for t in timings if t.message_type == "train"}
     rows = []
-    for client in record.clients:
-        timing = by_node.get(client.node_id)
-        failure = _failure(client, timing)
+    for client, failure, timing in _settled(record.clients, timings, MessageType.TRAIN):
         row = ClientRow(
             round=record.round,
             partition=client.partition,
-            device=client.device,
+            device=profile_name(client.device),
             status=TaskStatus.OK if failure is None else failure.status,
             failure=failure,
             reason=client.reason,
@@ -221,12 +240,12 @@ def client_rows(record: RoundRecord, timings: Sequence[ClientTiming]) -> list[Ro
             examples=client.examples,
             presented=client.presented,
             train_loss=client.train_loss,
-            bytes_down=client.bytes_down,
+            bytes_down=_received(client, failure),
             bytes_up=client.bytes_up,
             **timed(timing),
             density=client.density,
         )
-        rows.append(as_row(row, optional=("type",)))
+        rows.append(as_row(row, optional=OUR_CLIENTS_LACK))
     return rows
 
 
@@ -239,6 +258,22 @@ def timed(timing: ClientTiming | None) -> Row:
         "upload_seconds": timing.upload_seconds if timing else 0.0,
         "energy_joules": timing.energy_joules if timing else 0.0,
     }
+
+
+def _settled(
+    outcomes: Iterable[ClientOutcome], timings: Iterable[ClientTiming], message_type: str
+) -> Iterator[tuple[ClientOutcome, FailureKind | None, ClientTiming | None]]:
+    """Yield each outcome, why there is no result, and what its device took."""
+    by_node = {t.node_id: t for t in timings if t.message_type == message_type}
+    for outcome in outcomes:
+        timing = by_node.get(outcome.node_id)
+        yield outcome, _failure(outcome, timing), timing
+
+
+def _received(outcome: ClientOutcome, failure: FailureKind | None) -> int:
+    """Return the bytes of the instruction that reached the device: none if it was away."""
+    away = failure is not None and failure.status is TaskStatus.AWAY
+    return 0 if away else outcome.bytes_down
 
 
 def _failure(client: ClientOutcome, timing: ClientTiming | None) -> FailureKind | None:
@@ -267,7 +302,7 @@ def round_row(
         train_loss=record.train_loss,
         density=record.density,
         bytes_up=record.bytes_up,
-        bytes_down=record.bytes_down,
+        bytes_down=record.bytes_down(timings),
         virtual_seconds=virtual_seconds,
         wall_seconds=wall_seconds,
         trained=record.count(TaskStatus.OK),
@@ -275,6 +310,7 @@ def round_row(
         rejected=record.count(TaskStatus.REJECTED),
         energy_joules=sum(timing.energy_joules for timing in timings),
         stopped=record.stopped or None,
+        diverged=record.diverged,
     )
     return as_row(row)
 

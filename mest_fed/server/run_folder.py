@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,9 +17,11 @@ from mest_fed.data import Encoding
 from mest_fed.errors import InputError
 from mest_fed.kernels.table import Table, choices_to_rows, read_table
 from mest_fed.nn import SparseState, to_dense, write_state
+from mest_fed.rows import AppSummary, Summary, as_row
 from mest_fed.server.checkpoint import whole
 from mest_fed.server.rows import with_metrics
 from mest_fed.strict_json import parse_json, read_json
+from mest_fed.system.files import whole_file
 from mest_fed.task import Task
 
 CONFIG, ROUNDS, CLIENTS, SUMMARY = "config.toml", "rounds.jsonl", "clients.jsonl", "summary.json"
@@ -256,9 +257,10 @@ class RunFolder:
             self._logs[name] = _Log()
             self._logs[name].add(data)
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
+    def write_summary(self, summary: Summary | AppSummary) -> None:
         """Write ``summary.json``, the mark of a finished run."""
-        self._replace(SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        row = as_row(summary, optional=("reason",))
+        self._replace(SUMMARY, json.dumps(row, indent=2, allow_nan=False) + "\n")
 
     def write_encoding(self, encoding: Encoding | None) -> None:
         """Write ``encoding.json``: how examples became numbers, for devices with their own."""
@@ -316,10 +318,9 @@ class RunFolder:
         return peaks
 
     def _replace(self, name: str, content: str | bytes) -> None:
-        unfinished = self.path / f"{name}.unfinished"
-        with _writing(self.path / name):
-            unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
-            os.replace(unfinished, self.path / name)
+        path = self.path / name
+        with _writing(path), whole_file(path) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
 
 
 def read_seal(facts: Mapping[str, Any]) -> dict[str, Any]:

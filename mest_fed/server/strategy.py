@@ -14,7 +14,7 @@ from mest_fed.catalogue import SELECTORS, MutationPlace
 from mest_fed.errors import WireError
 from mest_fed.memory import DENSITY_STEPS
 from mest_fed.nn import SparseState
-from mest_fed.schema import FailureKind, TaskStatus, failure_of_code
+from mest_fed.schema import LOSS, FailureKind, TaskStatus, failure_of_code
 from mest_fed.server.aggregation.masked import MaskedMean, PositionCache
 from mest_fed.server.client_registry import ClientRegistry, Node
 from mest_fed.server.exchange import Awaited
@@ -190,10 +190,13 @@ class MestStrategy(Strategy):
         found: list[Metrics] = []
         for sent, reply in self._matched(replies):
             node = sent.node
+            outcome = self._asked(sent)
+            self.record.evaluations.append(outcome)
             if reply.has_error():
-                log.warning("evaluation on node %d failed: %s", node.node_id, reply.error.reason)
+                outcome.fail(failure_of_code(reply.error.code), reply.error.reason)
+                log.warning("evaluation on node %d failed: %s", node.node_id, outcome.reason)
                 continue
-            self.record.bytes_up += content_bytes(reply.content)
+            outcome.bytes_up = content_bytes(reply.content)
             try:
                 totals = read_counts(reply, node.held_out, objective=objective).totals
                 if totals.examples != node.held_out:
@@ -204,8 +207,10 @@ class MestStrategy(Strategy):
             self._note_mask(node)
             found.append(totals)
         for sent in self._awaited.rest():
+            self.record.evaluations.append(self._unanswered(sent))
             log.warning("evaluation on node %d failed: no reply", sent.node.node_id)
         self.record.client_metrics = spread_of(found, objective)
+        self.record.diverged = bool(found) and LOSS.name not in self.record.client_metrics
         primary = self.record.client_metrics.get(objective.primary.name)
         return None if primary is None else MetricRecord(asdict(primary))
 
@@ -309,12 +314,14 @@ class MestStrategy(Strategy):
         self, sent: SentTask, failure: FailureKind = FailureKind.NO_REPLY
     ) -> ClientOutcome:
         """Return what became of a node whose reply the round did not take."""
-        node = sent.node
-        outcome = ClientOutcome(
-            node.node_id, node.partition, node.device, bytes_down=sent.bytes_down
-        )
+        outcome = self._asked(sent)
         outcome.fail(failure, "no reply")
         return outcome
+
+    def _asked(self, sent: SentTask) -> ClientOutcome:
+        """Return the outcome of a node, of which only what it was sent is known yet."""
+        node = sent.node
+        return ClientOutcome(node.node_id, node.partition, node.device, bytes_down=sent.bytes_down)
 
     def _messages(
         self, nodes: list[Node], order: Mapping[str, int | bool], message_type: str
@@ -326,7 +333,6 @@ class MestStrategy(Strategy):
             known = self.clients.known_mask.pop(node.node_id, b"")
             content = self.broadcast.content(self.model, node.density, known, order)
             size = content_bytes(content)
-            self.record.bytes_down += size
             self._sent.append(SentTask(node, size))
             messages.append(
                 Message(content=content, message_type=message_type, dst_node_id=node.node_id)
@@ -350,20 +356,19 @@ class MestStrategy(Strategy):
     def _outcomes(self, replies: Iterable[Message], mean: MaskedMean) -> Iterator[ClientOutcome]:
         """Add up the updates of a round; yield what became of each node that it asked."""
         for sent, reply in self._train_replies(replies):
-            yield self._outcome(reply, sent.node, sent.bytes_down, mean)
+            yield self._outcome(reply, sent, mean)
         for sent in self._awaited.rest():
             yield self._unanswered(sent)
 
-    def _outcome(self, reply: Message, node: Node, sent: int, mean: MaskedMean) -> ClientOutcome:
+    def _outcome(self, reply: Message, sent: SentTask, mean: MaskedMean) -> ClientOutcome:
         """Add a node's update to the mean, if it is acceptable; return what became of the node."""
-        outcome = ClientOutcome(node.node_id, node.partition, node.device, bytes_down=sent)
+        node, outcome = sent.node, self._asked(sent)
         outcome.examples = node.examples
         if reply.has_error():
             outcome.fail(failure_of_code(reply.error.code), reply.error.reason)
             log.warning("node %d failed: %s", node.node_id, outcome.reason)
             return outcome
         outcome.bytes_up = self._bytes_of(reply)
-        self.record.bytes_up += outcome.bytes_up
         try:
             self._accept(reply, node, mean, outcome)
         except WireError as error:

@@ -14,8 +14,8 @@ import torch
 
 from mest_fed.devices import DeviceProfile
 from mest_fed.memory import Plan
-from mest_fed.nn import ModelSpec, Reason, SparseState
-from mest_fed.rows import Layer, Row, Summary, Tier, Watts, as_row
+from mest_fed.nn import ModelSpec, SparseState
+from mest_fed.rows import Layer, Row, Summary, Tier, Watts
 from mest_fed.schema import FailureKind, TaskStatus
 from mest_fed.server.rows import totals
 from mest_fed.server.strategy import MestStrategy
@@ -70,7 +70,7 @@ def build_summary(
     preset: str,
     logs: RunLogs,
     peaks: Mapping[Plan, int],
-) -> Row:
+) -> Summary:
     """Sum up a finished run.
 
     Predicted bytes, virtual seconds and joules are modelled; measured bytes and wall seconds are
@@ -91,7 +91,7 @@ def build_summary(
     state = model.state()
     statuses = Counter(row["status"] for row in logs.clients)
     failures = Counter(row.get("failure") for row in logs.clients)
-    summary = Summary(
+    return Summary(
         preset=preset,
         seed=config.run.seed,
         rounds=strategy.record.round,
@@ -114,7 +114,6 @@ def build_summary(
         model_sha256=model_sha256(state),
         versions=versions(),
     )
-    return as_row(summary, optional=("reason",))
 
 
 def _learned(task: Task, strategy: MestStrategy, logs: RunLogs) -> Row:
@@ -123,7 +122,7 @@ def _learned(task: Task, strategy: MestStrategy, logs: RunLogs) -> Row:
     primary, best = objective.primary, strategy.progress.best
     takes_best = server.keep == "best" and strategy.best is not None
     rows = [row for row in logs.rounds if not takes_best or row["round"] == best.round]
-    evaluated = [row["metrics"] for row in rows if row["metrics"]]
+    evaluated = [row["metrics"] for row in rows if row["metrics"] or row.get("diverged")]
     metrics = strategy.final_metrics or (evaluated[-1] if evaluated else {})
     return {
         "task": task.config.task.name,
@@ -134,7 +133,19 @@ def _learned(task: Task, strategy: MestStrategy, logs: RunLogs) -> Row:
         "kept": server.keep,
         "kept_round": best.round if takes_best else strategy.record.round,
         "stopped": strategy.progress.stopped or None,
+        "diverged_round": _diverged_round(rows),
     }
+
+
+def _diverged_round(rows: Sequence[Mapping[str, Any]]) -> int | None:
+    """Return the round since which no evaluation gave a finite loss, or None."""
+    since: int | None = None
+    for row in rows:
+        if row.get("diverged"):
+            since = row["round"] if since is None else since
+        elif row["metrics"] or row.get("client_metrics"):
+            since = None
+    return since
 
 
 def versions() -> dict[str, str]:
@@ -170,14 +181,12 @@ def _count(spec: ModelSpec) -> int:
 
 
 def _layers(task: Task, spec: ModelSpec, state: SparseState) -> Iterator[Layer]:
-    """Yield the layers, sparse ones first; ``reason`` says why a layer is dense."""
-    for name, layout in spec.layouts.items():
-        active = layout.active_weights(torch.from_numpy(state.masks[spec.group_of(name)]))
-        weights = layout.num_weights
-        yield Layer(name=name, weights=weights, density=active / weights)
-    reasons = {row.name: row.reason for row in task.layers}
-    for name, shape in spec.dense.items():
-        if name.endswith("weight") and len(shape) > 1:
-            reason = reasons.get(name.removesuffix("weight").rstrip("._"), Reason.KIND)
-            weights = int(np.prod(shape))
-            yield Layer(name=name, weights=weights, density=1.0, reason=str(reason))
+    """Yield the layers in the order of the model's modules; ``reason`` says why one is dense."""
+    for row in task.layers:
+        if row.weights and row.reason is None:
+            slots = torch.from_numpy(state.masks[spec.group_of(row.name)])
+            density = spec.layouts[row.name].active_weights(slots) / row.weights
+            yield Layer(name=row.name, weights=row.weights, density=density)
+        elif row.weights:  # one that another layer shares is counted there
+            name = row.name or row.kind
+            yield Layer(name=name, weights=row.weights, density=1.0, reason=str(row.reason))

@@ -39,6 +39,9 @@ from mest_fed.wire import Payload, decode, encode
 
 log = getLogger(__name__)
 
+#: The weights stay as they are.
+_LEAST_RATE = 1e-12
+
 
 @dataclass
 class PeakMeasurement:
@@ -100,7 +103,9 @@ def measure_plans(task: Task, plans: Sequence[Plan]) -> Iterator[int]:
     # Devices that draw their examples all have as many.
     sizes = [1] if task.draws_examples else [len(part) for part in task.partitions]
     busiest = int(np.argmax(sizes))
-    training = task.config.training.model_copy(update={"local_epochs": 1})  # the peak is there
+    # The peak is in the first epoch; a run that diverges shall be measured, too.
+    changes = {"local_epochs": 1, "learning_rate": _LEAST_RATE}
+    training = task.config.training.model_copy(update=changes)
     task = task.reconfigured(task.config.model_copy(update={"training": training}), task.choices)
     small = task.reconfigured(_small(task), task.choices)
     for plan in plans:

@@ -79,4 +79,5 @@ def resolve(
         preset = PLAIN_PRESET if keys & _OF_ITS_OWN else DEFAULT_PRESET
     name, source, table = load_table(preset, config_file)
     # Paths of settings are relative to the current folder.
-    return name, from_table(with_settings(table, settings), "--set" if settings else source)
+    source = "--set" if settings else source
+    return name, from_table(with_settings(table, settings), source, Path.cwd())

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from mest_fed.server.checkpoint import (
 from mest_fed.server.modes import check_mode
 from mest_fed.server.rows import RoundRecord, client_rows, round_row
 from mest_fed.server.run_folder import CLIENTS, LOG, ROUNDS, RunFolder
-from mest_fed.server.run_log import RunLog, log_failure, logged
+from mest_fed.server.run_log import RUN_LOG, RunLog, log_failure, logged
 from mest_fed.server.strategy import MestStrategy
 from mest_fed.server.summary import RunLogs, build_summary
 from mest_fed.simulation.behaviour.behaviour import memory_needs
@@ -152,6 +153,8 @@ class Simulation:
         self.folder.write_model(task, strategy.model.state())
         self.folder.write_encoding(task.encoding)
         self.folder.write_summary(summary)
+        if summary.warning:
+            getLogger(RUN_LOG).warning("%s", summary.warning)
 
 
 class _Run:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mest_fed.errors import InputError, ObjectiveError
+from mest_fed.errors import InputError, NotFiniteError, ObjectiveError
 from mest_fed.schema import LOSS, Metric
 
 #: A sum over examples: a number, or a vector such as one number for each class.
@@ -304,18 +304,18 @@ def check_finite(loss: float, objective: Objective, outputs: Tensor, targets: Te
 
     Raises
     ------
-    ObjectiveError
+    NotFiniteError
         If it is not.
     """
     if math.isfinite(loss):
         return
     if not bool(outputs.isfinite().all()):
-        raise ObjectiveError(f"the loss is {loss} because the model's outputs are not finite")
+        raise NotFiniteError(f"the loss is {loss} because the model's outputs are not finite")
     with torch.no_grad():
         losses = objective.losses(outputs, targets)
     wrong = torch.nonzero(~losses.isfinite()).flatten().tolist()
     where = f" for example {wrong[0]} of the batch" if wrong else ""
-    raise ObjectiveError(f"losses() returned {loss}{where}; allowed: finite numbers")
+    raise NotFiniteError(f"losses() returned {loss}{where}; allowed: finite numbers")
 
 
 def try_objective(objective: Objective, outputs: Tensor, targets: Tensor, *, key: str) -> Metrics:

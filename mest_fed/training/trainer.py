@@ -125,7 +125,7 @@ class LocalTrainer:
                 try:
                     self._step(forward, batch, totals)
                 except ObjectiveError as error:
-                    raise ObjectiveError(f"batch {step + 1}: {error}") from None
+                    raise type(error)(f"batch {step + 1}: {error}") from None
                 if mutation is not None:
                     mutation.after_step(step)
             if mutation is not None:

@@ -208,7 +208,11 @@ def test_the_plans_of_a_configuration_are_those_of_its_simulation(
     folder = tmp_path_factory.mktemp("run") / "run"
     _, config = resolve(None, tiny, [])
     open_run("tiny", config, folder, resume=False).run(0)
-    tiers = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["tiers"]
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    tiers = summary["tiers"]
+    assert [(row["name"], row["weights"], row["reason"]) for row in table["layers"]] == [
+        (row["name"], row["weights"], row.get("reason")) for row in summary["layers"]
+    ]
     assert len(tiers) == len(planned) == 3
     same = ("budget_bytes", "predicted_peak_bytes", "micro_batch", "density", "parts")
     for tier in tiers:
@@ -226,7 +230,10 @@ def test_one_device_of_a_configuration(says, tiny):
     one = json.loads(says("plan", str(tiny), "--json", "--device", "rpi-zero-2w"))
     assert one["budget_bytes"] == 2_510_000
     assert all(row[key] == one[key] for key in row.keys() - {"count"})
-    text = says("plan", str(tiny), "--device", "rpi-zero-2w")
+    assert table["layers"] == one["layers"]
+    whole, text = says("plan", str(tiny)), says("plan", str(tiny), "--device", "rpi-zero-2w")
+    assert "stem: the first convolution" in whole
+    assert whole.partition("Layers")[2][:200] == text.partition("Layers")[2][:200]
     assert "tiny: resnet8 (width 0.25; group norm)" in text
     assert "The budget of rpi-zero-2w, 2.51 MB, is the one of fleet.budgets." in text
 

@@ -3,6 +3,7 @@
 import math
 import re
 import tomllib
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -22,6 +23,7 @@ from mest_fed.config import (
     with_settings,
 )
 from mest_fed.errors import InputError
+from mest_fed.simulation.settings import resolve
 from mest_fed.sparsity import parse_distribution
 
 FLOATS = [key for key, value in to_flat(RunConfig()).items() if isinstance(value, float)]
@@ -419,18 +421,38 @@ def test_a_table_as_text_is_strict_json(key, text, reason):
 
 
 PATHS = {
-    "data": {"name": "csv", "path": "mine.csv"},
+    "data": {"name": "csv", "path": "mine.csv", "partition_file": "mine.npz"},
     "training": {"kernels": "mine.json"},
     "behaviour": {"availability": "trace", "trace": "mine.csv"},
 }
 
 
-@pytest.mark.parametrize("key", ["data.path", "training.kernels", "behaviour.trace"])
+@pytest.mark.parametrize(
+    "key", ["data.path", "data.partition_file", "training.kernels", "behaviour.trace"]
+)
 def test_a_path_in_a_file_is_relative_to_the_file(key, tmp_path):
     section, _, name = key.partition(".")
     file = PATHS[section][name]
     assert to_flat(from_table(PATHS, "test", tmp_path))[key] == str(tmp_path / file)
     assert to_flat(from_table(PATHS, "test"))[key] == file
+
+
+def test_profiles_in_a_file_are_relative_to_the_file(tmp_path):
+    fleet = {"mix": {"mine/board.toml": 2, "rpi-4": 1}, "budgets": "mine/board.toml:8MB"}
+    found = from_table({"fleet": fleet}, "test", tmp_path).fleet
+    board = str(tmp_path / "mine" / "board.toml")
+    assert found.weights == {board: 2.0, "rpi-4": 1.0}
+    assert found.budget_bytes == {board: 8_000_000}
+
+
+def test_paths_of_settings_are_relative_to_the_current_folder(tmp_path, monkeypatch):
+    file = tmp_path / "conf" / "run.toml"
+    file.parent.mkdir()
+    file.write_text('[behaviour]\navailability = "trace"\ntrace = "mine.csv"\n', encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    _, config = resolve(None, Path("conf/run.toml"), ["fleet.mix=board.toml:1"])
+    assert config.behaviour.trace == str(file.parent / "mine.csv")
+    assert config.fleet.mix == f"{tmp_path / 'board.toml'}:1"
 
 
 def test_a_loader_gets_its_path_as_it_is(tmp_path):

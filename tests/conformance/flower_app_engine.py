@@ -29,6 +29,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supercore.telemetry import EventType
 from ordered import Ordered
 
+from mest_fed.rows import as_row
 from mest_fed.simulation.engine.flower import recorded_results
 from mest_fed.simulation.flower_app.project import read_project
 from mest_fed.simulation.flower_app.record import metrics_of, result_row, state_digests
@@ -62,7 +63,7 @@ def play(folder: Path, number: int) -> dict[str, object]:
         seed_generators(1)
         with recorded_results() as results:
             inner(Ordered(grid, nodes), context)
-        found["results"] = [result_row(*result) for result in results]
+        found["results"] = [as_row(result_row(*result)) for result in results]
         found["server_state"] = metrics_of(context.state)
         found["server_arrays"] = state_digests(context.state)
 

@@ -231,9 +231,9 @@ def test_the_order_of_replies_does_not_matter(grid):
 
 def test_bytes_are_those_of_the_messages(strategy, grid):
     messages = train_messages(strategy, grid)
-    assert strategy.record.bytes_down == sum(content_bytes(m.content) for m in messages.values())
     replies = [honest(strategy, m) for m in messages.values()]
     strategy.aggregate_train(1, replies)
+    assert strategy.record.bytes_down() == sum(content_bytes(m.content) for m in messages.values())
     assert strategy.record.bytes_up == sum(content_bytes(r.content) for r in replies)
     by_node = {outcome.node_id: outcome for outcome in strategy.record.clients}
     for reply in replies:

@@ -24,7 +24,7 @@ from mest_fed.simulation.flower_app.project import AppFolder, read_project
 from mest_fed.simulation.flower_app.record import AppRecord
 from mest_fed.simulation.flower_app.run import AppRun, RecordedGrid
 from mest_fed.simulation.report import write_report
-from mest_fed.simulation.report.app_run import load_app_run
+from mest_fed.simulation.report.load import load_run
 
 APPS = Path(__file__).parent.parent / "flower_apps"
 FLEET = FleetConfig.model_validate(
@@ -107,7 +107,7 @@ def test_devices_take_time_and_drop_out_and_the_report_shows_it(tmp_path):
     trained = [t for t in tasks if t["type"] == "train" and t["status"] == "ok"]
     assert all(task["train_seconds"] > 0 for task in trained)
     assert summary["energy_joules"] == pytest.approx(sum(t["energy_joules"] for t in tasks))
-    read = load_app_run(tmp_path / "run").tasks
+    read = load_run(tmp_path / "run").tasks
     assert [as_row(task) | row for task, row in zip(read, tasks, strict=True)] == [
         as_row(task) for task in read
     ]

@@ -9,8 +9,11 @@ import pytest
 import tomli_w
 from tiny_run import StopAfter, read_rows, read_summary, start, tiny_table
 
+import mest_fed.devices
 from mest_fed.cli import main
 from mest_fed.config import RunConfig, named, named_files, read_toml
+from mest_fed.simulation.report.load import load_run
+from mest_fed.simulation.report.statistics import tasks_by_device
 from mest_fed.simulation.settings import resolve
 from mest_fed.simulation.simulate import Interrupted
 from mest_fed.simulation.trackers.progress import Observers
@@ -195,3 +198,18 @@ def test_a_thing_that_is_wrong_costs_one_line(key, name, words, refused):
     assert err.startswith(f"error: {key}" if key != "wire.upload" else "error: wire.upload or")
     assert str(file) in err
     assert words.format(file=file) in err
+
+
+def test_a_profile_beside_the_configuration_is_one_device_in_all_files(tmp_path, monkeypatch):
+    board = Path(mest_fed.devices.__file__).parent / "profiles" / "rpi-4.toml"
+    shutil.copy(board, tmp_path / "board.toml")
+    table = tiny_table(run={"rounds": 1}, fleet={"mix": "board.toml:1"})
+    (tmp_path / "own.toml").write_text(tomli_w.dumps(table))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    _, config = resolve(None, tmp_path / "own.toml", [])
+    run = load_run(start(tmp_path / "run", config))
+    assert [tier.profile for tier in run.summary.tiers] == ["board"]
+    assert {task.device for task in run.tasks} == {"board"}
+    (group,) = tasks_by_device(run)
+    assert group.title == run.summary.tiers[0].title

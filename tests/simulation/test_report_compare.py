@@ -7,6 +7,7 @@ import pytest
 from example_run import example_files, write_files
 
 from mest_fed.errors import InputError
+from mest_fed.simulation.report import run_tables
 from mest_fed.simulation.report.compare import Comparison, write_comparison
 
 
@@ -30,7 +31,7 @@ def folders(tmp_path):
 
 def test_rows_by_hand(folders):
     compared = Comparison.of(folders)
-    assert compared.goal == 0.85
+    assert [family.goal for family in compared.primary] == [0.85]
     fast, slow = compared.rows()
     assert (fast["run"], slow["run"]) == ("fast", "slow")
     assert (fast["final"], fast["best"]) == (0.8, 0.9)
@@ -62,7 +63,7 @@ def test_runs_without_evaluations_are_compared_by_their_costs(tmp_path):
     bare["summary"] |= {"final_accuracy": None, "final_client_accuracy": None}
     folders = [write_files(tmp_path / name, bare) for name in ("a", "b")]
     compared = Comparison.of(folders)
-    assert compared.goal is None
+    assert [family.goal for family in compared.primary] == [None]
     assert [column.key for column in compared.columns()][-1] == "failed"
     write_comparison(compared, tmp_path / "c.html")
     assert "No run was evaluated" in (tmp_path / "c.html").read_text(encoding="utf-8")
@@ -81,16 +82,63 @@ def test_what_cannot_be_compared(folders, tmp_path):
         Comparison.of([folders[0], folders[1], folders[0]])
     with pytest.raises(InputError, match="does not exist"):
         Comparison.of([folders[0], tmp_path / "no"])
-    metric = {"name": "mean-squared-error", "higher_is_better": False, "share": False}
-    files = contents([0.1, 0.2], primary_metric=metric)
-    other = write_files(tmp_path / "other", files)
-    with pytest.raises(InputError, match="other is judged by mean-squared-error, fast by accuracy"):
-        Comparison.of([folders[0], other])
 
 
-def test_a_run_of_a_flower_app_is_refused_by_name(folders, tmp_path):
-    app = tmp_path / "app"
-    app.mkdir()
-    (app / "config.toml").write_text('[app]\nname = "x"\n')
-    with pytest.raises(InputError, match="holds the run of a Flower app"):
-        Comparison.of([folders[0], app])
+def test_runs_of_different_metrics_share_no_axis_and_no_goal(folders, tmp_path):
+    metric = {"name": "mse", "higher_is_better": False, "share": False}
+    files = contents([None, None], primary_metric=metric, final_metrics={"mse": 3.5})
+    for row, mse in zip(files["rounds"], (9.0, 3.5), strict=True):
+        row |= {"metrics": {"mse": mse}, "client_accuracy": None}
+    compared = Comparison.of([*folders, write_files(tmp_path / "other", files)])
+    fast, _, other = compared.rows()
+    assert (other["metric"], other["final"], other["best"]) == ("mse", 3.5, 3.5)
+    assert "goal_round" not in other
+    assert (fast["metric"], fast["goal_round"]) == ("accuracy", 2)  # of the two judged by accuracy
+    write_comparison(compared, tmp_path / "c.html")
+    page = (tmp_path / "c.html").read_text(encoding="utf-8")
+    assert "Accuracy, higher is better (fast, slow); Mse, lower is better (other)." in page
+    assert page.count("<svg") == 8
+    ids = re.findall(r'<figure id="(.*?)"', page)
+    assert len(set(ids)) == len(ids) == 8
+    final = re.search(r"final mse<small.*?</tr>", page, re.DOTALL).group()
+    assert re.findall(r"<td.*?>(.*?)</td>", final) == ["—", "—", "3.5"]
+
+
+def test_peaks_say_whether_they_were_measured(folders, tmp_path):
+    files = contents([0.1, 0.2])
+    for tier, size in zip(files["summary"]["tiers"], (5_000_000, 7_000_000), strict=True):
+        tier |= {"predicted_peak_bytes": size, "measured_peak_bytes": None}
+    rows = Comparison.of([folders[0], write_files(tmp_path / "bare", files)]).rows()
+    assert rows[0]["measured_peak_bytes"] is not None
+    assert (rows[1]["predicted_peak_bytes"], rows[1]["measured_peak_bytes"]) == (7_000_000, None)
+
+
+def app_contents(accuracy):
+    """Return the files of a Flower app's run of two rounds."""
+    costs = {"bytes_up": 10, "bytes_down": 20, "trained": 2, "evaluated": 2, "failed": 1}
+    rounds = [
+        {"round": number, "virtual_seconds": 5.0 * number, "wall_seconds": 1.0, **costs}
+        | {"energy_joules": 3.0, "train_metrics": {}, "evaluate_metrics": {"acc": value}}
+        for number, value in enumerate((0.1, accuracy), start=1)
+    ]
+    summary = {key: 2 * value for key, value in costs.items()}
+    summary |= {"kind": "flower-app", "app": "x", "serverapp": "s:a", "clientapp": "c:a"}
+    summary |= {"seed": 1, "nodes": 2, "rounds": 2, "energy_joules": 6.0, "virtual_seconds": 10.0}
+    summary |= {"wall_seconds": 1.0, "tiers": [], "results": [], "server_state": {}}
+    summary |= {"server_arrays": {}, "versions": {}}
+    return {"config": '[app]\nname = "x"\n', "summary": summary, "rounds": rounds, "clients": []}
+
+
+def test_runs_of_flower_apps_are_compared_by_costs_and_their_own_metrics(folders, tmp_path):
+    apps = [write_files(tmp_path / name, app_contents(v)) for name, v in (("a", 0.4), ("b", 0.6))]
+    compared = Comparison.of([*apps, folders[0]])
+    a, b, _ = compared.rows()
+    last = "acc (clients, evaluation)"
+    assert (a[last], b[last], a["traffic_bytes"], a["failed"]) == (0.4, 0.6, 60, 2)
+    write_comparison(compared, tmp_path / "c.html")
+    page = (tmp_path / "c.html").read_text(encoding="utf-8")
+    assert "direction of a Flower app" in page
+    row = re.search(r"last acc \(clients, evaluation\)<small.*?</tr>", page, re.DOTALL).group()
+    assert re.findall(r"<td(.*?)>(.*?)</td>", row) == [("", "0.4"), ("", "0.6"), ("", "—")]
+    assert set(run_tables(apps[0])) == {"rounds", "clients", "tiers"}
+    assert run_tables(apps[0])["rounds"][1]["evaluate_metrics"] == {"acc": 0.4}

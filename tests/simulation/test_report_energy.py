@@ -89,7 +89,7 @@ def test_the_drawing_says_who_took_most_and_what_was_lost(run):
     assert "92 J · 46 J a task" in drawn
     assert {"computing", "radio", "not divided", "evaluations"} <= set(drawn)
     assert "Of the fleet's 200 J, Raspberry Pi Zero 2 W took 46%." in chart.caption
-    assert "Sending and receiving took 13% of what training rounds cost." in chart.caption
+    assert "Sending and receiving took 13% of what is divided." in chart.caption
     assert "Tasks that gave no update took 23%." in chart.caption
     assert chart.basis == ("modelled",)
 

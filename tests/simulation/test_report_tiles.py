@@ -42,7 +42,7 @@ def test_values_and_their_basis(run):
         "Energy": ("7.2 kJ", "modelled"),
         "Over budget": ("0", "measured"),
     }
-    assert tiles["Updates accepted"].notes == ("of 2 tasks given to devices", "none was lost")
+    assert tiles["Updates accepted"].notes == ("of 2 tasks", "none was lost")
     assert tiles["Wall time"].notes[-1] == "200 times faster than virtual"
     assert tiles["Energy"].notes == ("2 Wh, whole fleet", "3.6 kJ per accepted update")
 
@@ -71,7 +71,8 @@ def test_no_traffic_is_compared_with_nothing(run):
 
 def test_clients_stand_in_for_a_central_test_set(run):
     clients = replace(run.summary.final_client_accuracy, median=0.5, p10=0.25, p90=0.75)
-    tiles = tiles_of(run, final_accuracy=None, final_client_accuracy=clients)
+    rounds = (*run.rounds[:-1], replace(run.rounds[-1], client_accuracy=clients))
+    tiles = tiles_of(replace(run, rounds=rounds), final_accuracy=None)
     assert tiles["Final accuracy"].value == "50%"
     assert tiles["Final accuracy"].notes == (
         "median of clients; no central test set",
@@ -80,8 +81,23 @@ def test_clients_stand_in_for_a_central_test_set(run):
 
 
 def test_no_accuracy_at_all_is_said(run):
-    tile = tiles_of(run, final_accuracy=None, final_client_accuracy=None)["Final accuracy"]
+    bare = replace(run, rounds=tuple(replace(row, client_accuracy=None) for row in run.rounds))
+    tile = tiles_of(bare, final_accuracy=None)["Final accuracy"]
     assert (tile.value, tile.notes) == ("—", ("not evaluated in this run",))
+
+
+def test_clients_that_evaluated_another_round_than_the_model_s_say_which(run):
+    last = replace(run.rounds[-1], client_accuracy=None)
+    clients = replace(run.summary.final_client_accuracy, median=0.5)
+    rounds = (*run.rounds[:-2], replace(run.rounds[-2], client_accuracy=clients), last)
+    tile = tiles_of(replace(run, rounds=rounds))["Final accuracy"]
+    assert tile.notes[0] == f"clients, round {rounds[-2].round}: median 50%"
+
+
+def test_a_diverged_run_has_no_final_value(run):
+    tile = tiles_of(run, final_accuracy=None, diverged_round=1)["Final accuracy"]
+    assert (tile.value, tile.alarm) == ("—", True)
+    assert tile.notes == ("not finite: the run diverged",)
 
 
 def test_a_simulation_slower_than_its_devices_claims_no_speed(run):

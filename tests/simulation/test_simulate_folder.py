@@ -1,5 +1,6 @@
 """The run folder, and that wrong input leaves nothing behind."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +150,15 @@ def test_the_source_of_an_error_is_named(tmp_path):
         InputError, match=r"--preset = 'nothing' is not allowed; allowed: .*quickstart"
     ):
         resolve("nothing", None, [])
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o027])
+def test_all_files_of_a_run_follow_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        folder = start(tmp_path / "run", tiny_config(run={"rounds": 1}))
+    finally:
+        os.umask(before)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {"partitions.npz", "model.pt", "lock"} <= {path.name for path in files}
+    assert {oct(path.stat().st_mode & 0o777) for path in files} == {oct(0o666 & ~umask)}

@@ -1,15 +1,19 @@
 """Measured peaks of a run: who measures, what is kept, and that over budget is a failed round."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from tiny_run import StopAfter, read_rows, read_summary, tiny_config
 
 from mest_fed.errors import InputError
 from mest_fed.schema import FailureKind
-from mest_fed.simulation.peak_measurement import PeakMeasurement
+from mest_fed.simulation import peak_measurement
+from mest_fed.simulation.fleet import Fleet
+from mest_fed.simulation.peak_measurement import PeakMeasurement, measure_plans
 from mest_fed.simulation.simulate import Interrupted, open_run
 from mest_fed.simulation.trackers.progress import Observers
+from mest_fed.task import Task
 
 FLEET = {"mix": "rpi-4:1, rpi-5:1", "budgets": "rpi-4:40MB, rpi-5:80MB"}
 CONFIG = tiny_config(fleet=FLEET | {"devices": 12})
@@ -103,3 +107,14 @@ def test_a_real_measurement_covers_every_plan(tmp_path, monkeypatch):
     assert summary["over_budget"] == 0
     for tier in summary["tiers"]:
         assert 0 < tier["measured_peak_bytes"] <= tier["budget_bytes"]
+
+
+def test_a_learning_rate_that_makes_a_run_diverge_does_not_end_a_measurement(monkeypatch):
+    def measured(work, warm_up):
+        work()
+        return SimpleNamespace(added=1)
+
+    monkeypatch.setattr(peak_measurement, "measure", measured)
+    model, training = {"name": "cnn2", "width": 0.25}, {"learning_rate": 1e30, "batch_size": 16}
+    task = Task(tiny_config(task={"name": "regression"}, model=model, training=training))
+    assert list(measure_plans(task, [Fleet.of(task).tiers[0].plan])) == [1]

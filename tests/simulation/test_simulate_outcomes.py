@@ -1,6 +1,7 @@
 """How tasks end, and that a run in which nothing happened does not pass for a success."""
 
 import json
+import math
 import sys
 from collections import Counter
 
@@ -8,6 +9,7 @@ import pytest
 from tiny_run import read_rows, read_summary, start, tiny_config
 
 import mest_fed.client.handlers
+import mest_fed.server.app
 from mest_fed import cli
 from mest_fed.config import to_toml
 from mest_fed.schema import FailureKind, TaskStatus
@@ -128,7 +130,62 @@ def test_a_run_in_which_no_device_was_there_fails(monkeypatch, capsys, tmp_path)
     assert "nothing was trained: the server accepted no update in 2 rounds (6 away)" in err
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "Nothing was trained" in page.partition("<h2")[0]  # before all else
-    assert read_summary(folder)["clients_trained"] == 0
+    summary = read_summary(folder)
+    assert summary["clients_trained"] == 0
+    # An instruction to a device that was away was not sent.
+    assert summary["bytes_down"] == summary["bytes_up"] == 0
+    assert {row["bytes_down"] for row in read_rows(folder, "clients")} == {0}
+    assert "nothing was trained" in (folder / "run.log").read_text(encoding="utf-8")
+
+
+def test_a_round_counts_the_instructions_that_devices_received(tmp_path):
+    config = tiny_config(
+        run={"rounds": 2, "seed": 2},
+        server={"evaluate_clients_every": 0},
+        fleet={"mix": "phone-low:1"},  # away now and then
+    )
+    folder = start(tmp_path / "run", config)
+    rows, rounds = read_rows(folder, "clients"), read_rows(folder, "rounds")
+    assert {row["status"] for row in rows} == {"ok", "away"}
+    for row in rows:
+        assert (row["bytes_down"] == 0) == (row["status"] == "away")
+    for row in rounds:
+        of_round = (client for client in rows if client["round"] == row["round"])
+        assert row["bytes_down"] == sum(client["bytes_down"] for client in of_round)
+
+
+def test_a_run_that_diverges_fails_with_one_line_that_says_so(monkeypatch, capsys, tmp_path):
+    evaluate, calls = mest_fed.server.app.evaluate, []
+
+    def diverged(*arguments):
+        calls.append(arguments)
+        totals = evaluate(*arguments)
+        if len(calls) > 2:  # the first weights, and round 1
+            totals.loss = math.inf
+        return totals
+
+    monkeypatch.setattr(mest_fed.server.app, "evaluate", diverged)
+    folder = tmp_path / "run"
+    config = config_file(
+        tmp_path,
+        task={"name": "regression"},
+        training={"learning_rate": 0.01},
+        server={"evaluate_every": 1},
+        behaviour={"availability": "always"},
+    )
+    status, out, err = simulate(monkeypatch, capsys, "--out", folder, "--config", config)
+    line = (
+        "the run diverged: the loss of the model that it leaves is not finite, from round 2 on; "
+        "a lower training.learning_rate may help"
+    )
+    assert (status, err.count(line), "diverged" in out) == (3, 1, False)
+    assert line in (folder / "run.log").read_text(encoding="utf-8")
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "T" + line[1:] in page.partition("<h2")[0]
+    assert [row["diverged"] for row in read_rows(folder, "rounds")] == [False, False, True]
+    summary = read_summary(folder)
+    assert summary["diverged_round"] == 2
+    assert "loss" not in summary["final_metrics"]  # that of the first weights would be false
 
 
 def test_a_run_in_which_every_client_failed_fails(monkeypatch, capsys, tmp_path):

@@ -355,7 +355,7 @@ def test_a_profile_of_ones_own(tmp_path, monkeypatch):
     assert tiers["board"]["budget_bytes"] == 900_000_000
     assert (tiers["board"]["clients"], tiers["rpi-4"]["clients"]) == (8, 4)
     away = [row for row in read_rows(folder, "clients") if row["reason"] == "device was away"]
-    assert {row["device"] for row in away} == {"board.toml"}
+    assert {row["device"] for row in away} == {"board"}
 
 
 def write_profile(path, availability):

@@ -211,7 +211,7 @@ def test_a_loss_that_is_no_number_on_some_clients_fails_those_alone(tmp_path, ow
     assert failed
     assert len(failed) < len(rows)
     for row in failed:
-        assert row["failure"] == "client-error"
+        assert row["failure"] == "not-finite"
         place = f"client {row['partition']}, round {row['round']}, batch 1"
         assert place in row["reason"].replace(": batch", ", batch")
         assert "losses() returned nan" in row["reason"]

@@ -53,8 +53,8 @@ def _written(time: float, report: PlanReport) -> str:
 def _time_label(report: PlanReport) -> str:
     batch = report.plan.shape.batch
     if report.profile is None:
-        return f"time of a step of {batch} images (modelled),\nplain training being 1"
-    return f"time of a step of {batch} images (modelled),\n{report.profile.title}"
+        return f"time of a step of {batch} examples (modelled),\nplain training being 1"
+    return f"time of a step of {batch} examples (modelled),\n{report.profile.title}"
 
 
 _COLOURS = dict(zip(Recompute, (style.BLUE, style.ORANGE, style.VERMILION), strict=True))

@@ -90,10 +90,7 @@ class PlanReport:
         """Return all of it as plain values: the plan's own, and what goes with it."""
         table = self._table(self.plan)
         table["device"] = None if self.profile is None else self.profile.name
-        table["layers"] = [
-            {"name": row.name, "weights": row.weights, "reason": row.reason}
-            for row in self.request.task.layers
-        ]
+        table["layers"] = self.request.layers
         table["runners_up"] = [self._table(plan) for plan in self.runners_up]
         if frontier:
             table["frontier"] = [self._table(plan) for plan in self.frontier]
@@ -172,5 +169,6 @@ class FleetReport:
                     **self.clock(device).as_table(device.plan, wished),
                 }
                 for device in self.devices
-            ]
+            ],
+            "layers": self.request.layers,
         }

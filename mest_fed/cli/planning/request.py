@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -48,6 +49,12 @@ class PlanRequest:
     usual_width: bool = False
 
     @property
+    def layers(self) -> list[dict[str, Any]]:
+        """The layers as plain values; ``reason`` says why one is dense, None of a sparse one."""
+        rows = self.task.layers
+        return [{"name": it.name, "weights": it.weights, "reason": it.reason} for it in rows]
+
+    @property
     def title(self) -> str:
         """Say what is planned."""
         config = self.task.config
@@ -62,10 +69,10 @@ class PlanRequest:
         sparse = "" if scheme is None else f", {scheme} at density {sparsity.density:.3g}"
         example = self.task.example
         shape = "x".join(map(str, example.input_shape))
-        kind = "images" if len(example.input_shape) == 3 else "examples"
         return (
             f"{name}{config.model.name}{how}, "
-            f"{sparsity.method}{sparse}, {config.training.batch_size} {kind} of {shape} a step"
+            f"{sparsity.method}{sparse}, "
+            f"{config.training.batch_size} examples of shape {shape} a step"
         )
 
 
@@ -109,7 +116,7 @@ def read_request(
     method = table.get("sparsity", {}).get("method")
     if not name and method is not None and mutates_on_clients_alone(str(method)):
         table["sparsity"].setdefault("mutation", MutationPlace.CLIENT.value)
-    config = from_table(table, "options")
+    config = from_table(table, "options", Path.cwd())
     given, count = image
     task = Task(config)
     if given is None and count is None:

@@ -21,7 +21,7 @@ _PARTS = {
     "index": "which weights are active",
     "activations": "kept of a micro-batch for backward",
     "workspace": "what exists for a moment",
-    "batch": "images and labels of a step",
+    "batch": "inputs and targets of a step",
     "wire": "the received message and its state",
     "runtime": "allocator, Python, autograd",
 }
@@ -62,7 +62,7 @@ def print_report(report: PlanReport, console: Console | None = None) -> None:
 
 
 def print_fleet(report: FleetReport, console: Console | None = None) -> None:
-    """Print the plan of each device of a fleet, a line each."""
+    """Print the plan of each device of a fleet, a line each, and the layers of all of them."""
     console = console or Console()
     width = min(console.width, _WIDEST)
     table = _table("What each device of the fleet trains with (modelled)")
@@ -85,6 +85,8 @@ def print_fleet(report: FleetReport, console: Console | None = None) -> None:
     console.print(report.request.title, style="bold", width=width, highlight=False, markup=False)
     console.print("")
     console.print(table, width=console.width)
+    console.print("")
+    console.print(layer_table(report.request.task.layers), width=width)
     hint = f"\nFor one of them in detail, give --device. {CAVEAT}"
     console.print(hint, style="dim", width=width, highlight=False, markup=False)
 
@@ -109,7 +111,7 @@ def layer_table(rows: Sequence[LayerDensity]) -> Table:
     table.add_column("", no_wrap=True)
     table.add_column("weights", justify="right", no_wrap=True)
     table.add_column("share", justify="right", no_wrap=True)
-    table.add_column("layers")
+    table.add_column("layers", overflow="fold")
     table.add_column("why", style="dim")
     total = sum(row.weights for row in rows)
     for reason in dict.fromkeys(row.reason for row in sorted(rows, key=lambda it: bool(it.reason))):
@@ -127,7 +129,7 @@ def _time(report: PlanReport) -> str:
     seconds = report.clock.seconds(shape)
     assert profile is not None
     assert seconds is not None
-    step, took = f"A step of {shape.batch} images", format_seconds(seconds)
+    step, took = f"A step of {shape.batch} examples", format_seconds(seconds)
     text = f"{step} takes {took} on {profile.title} (modelled)"
     plain = report.clock.seconds(report.wished)
     assert plain is not None

@@ -305,7 +305,7 @@ class ArrivalStrategy(MestStrategy):
     def _land(self, pending: PendingUpdate, reply: Message, mean: MaskedMean) -> ClientOutcome:
         self.landed = pending
         self._answered[pending.node.node_id] = pending.node
-        outcome = self._outcome(reply, pending.node, pending.bytes_down, mean)
+        outcome = self._outcome(reply, SentTask(pending.node, pending.bytes_down), mean)
         outcome.staleness = self.record.round - pending.round
         self.accepted += outcome.status is TaskStatus.OK
         del self.landed  # what it was sent may go

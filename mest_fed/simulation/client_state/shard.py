@@ -98,6 +98,7 @@ _TABLES = (
 
 def connect(path: Path, tables: Iterable[str]) -> sqlite3.Connection:
     """Open a database, or make it, so that a commit is on the disk when it returns."""
+    path.touch()  # SQLite itself would make it writable for the user alone
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         # Without others no shared memory is needed, so that network file systems will do.

@@ -5,12 +5,21 @@ import math
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 
-from mest_fed.rows import ClientRow, Row, as_row
+from mest_fed.rows import (
+    APP_CLIENTS_LACK,
+    AppResult,
+    AppRoundRow,
+    AppSummary,
+    AppTier,
+    ClientRow,
+    Row,
+    Watts,
+    as_row,
+)
 from mest_fed.schema import FailureKind, TaskStatus, failure_of_code
 from mest_fed.server.rows import ClientTiming, timed
 from mest_fed.server.run_folder import CLIENTS, ROUNDS, RunFolder
@@ -21,13 +30,9 @@ from mest_fed.simulation.fleet_grid import SimulatedDevices
 from mest_fed.simulation.flower_app.project import AppProject
 from mest_fed.wire.records import content_bytes
 
-#: What ``summary.json`` of such a run says of itself.
-KIND = "flower-app"
 #: What replies call their number of examples: today's apps, and those of NumPyClient.
 _WEIGHTS = ("num-examples", "num_examples")
 _MOST_PENDING_ROWS = 1000
-#: Keys of a client's row that the clients of a Flower app do not tell.
-_OF_OUR_CLIENTS = ("staleness", "examples", "presented", "train_loss", "density")
 
 
 class AppRecord:
@@ -55,13 +60,13 @@ class AppRecord:
         # Flower's older strategies send from a pool of threads.
         self._lock = threading.Lock()
         self._began = time.perf_counter()
-        self._rounds: list[Row] = []
+        self._rounds: list[AppRoundRow] = []
         #: How many tasks ended so, and failed for this, in the whole run.
         self.statuses: Counter[TaskStatus] = Counter()
         self.failures: Counter[FailureKind] = Counter()
 
     @property
-    def rounds(self) -> Sequence[Row]:
+    def rounds(self) -> Sequence[AppRoundRow]:
         """The rows of the rounds that are over."""
         return self._rounds
 
@@ -124,7 +129,7 @@ class AppRecord:
             bytes_up=up,
             **timed(timing),
         )
-        self._rows.append(as_row(row, optional=_OF_OUR_CLIENTS))
+        self._rows.append(as_row(row, optional=APP_CLIENTS_LACK))
         if len(self._rows) >= _MOST_PENDING_ROWS:
             self._write_tasks()
 
@@ -134,7 +139,7 @@ class AppRecord:
             return  # nothing was sent before training
         row = self._round.row(now, time.perf_counter() - self._began)
         self._rounds.append(row)
-        self._folder.append(ROUNDS, [row])
+        self._folder.append(ROUNDS, [as_row(row)])
 
     def _write_tasks(self) -> None:
         rows, self._rows = self._rows, []
@@ -176,20 +181,20 @@ class _Round:
                 weights, total = means.get(name, (0.0, 0.0))
                 means[name] = (weights + weight, total + weight * value)
 
-    def row(self, now: float, wall_seconds: float) -> Row:
+    def row(self, now: float, wall_seconds: float) -> AppRoundRow:
         """Return the row of the round."""
-        return {
-            "round": self.number,
-            "virtual_seconds": now,
-            "wall_seconds": wall_seconds,
+        return AppRoundRow(
+            round=self.number,
+            virtual_seconds=now,
+            wall_seconds=wall_seconds,
             **self._bytes,
-            "trained": self._counts[MessageType.TRAIN],
-            "evaluated": self._counts[MessageType.EVALUATE],
-            "failed": self._counts["failed"],
-            "energy_joules": self._joules,
-            "train_metrics": self._mean(MessageType.TRAIN),
-            "evaluate_metrics": self._mean(MessageType.EVALUATE),
-        }
+            trained=self._counts[MessageType.TRAIN],
+            evaluated=self._counts[MessageType.EVALUATE],
+            failed=self._counts["failed"],
+            energy_joules=self._joules,
+            train_metrics=self._mean(MessageType.TRAIN),
+            evaluate_metrics=self._mean(MessageType.EVALUATE),
+        )
 
     def _mean(self, kind: str) -> dict[str, float]:
         means = {name: total / weights for name, (weights, total) in self._means[kind].items()}
@@ -222,7 +227,7 @@ def _numbers(record: MetricRecord) -> dict[str, float]:
     }
 
 
-def result_row(strategy: str, result: Result) -> Row:
+def result_row(strategy: str, result: Result) -> AppResult:
     """Return what a strategy returned: its metrics by source, round and name."""
     sources = {
         "train": result.train_metrics_clientapp,
@@ -230,14 +235,10 @@ def result_row(strategy: str, result: Result) -> Row:
         "server": result.evaluate_metrics_serverapp,
     }
     metrics = {
-        source: {str(number): _numbers(record) for number, record in sorted(rounds.items())}
+        source: {number: _numbers(record) for number, record in sorted(rounds.items())}
         for source, rounds in sources.items()
     }
-    return {
-        "strategy": strategy,
-        "metrics": metrics,
-        "arrays_sha256": arrays_sha256(result.arrays),
-    }
+    return AppResult(strategy=strategy, metrics=metrics, arrays_sha256=arrays_sha256(result.arrays))
 
 
 def arrays_sha256(arrays: ArrayRecord) -> str:
@@ -263,7 +264,7 @@ def build_summary(
     num_nodes: int,
     results: Sequence[tuple[str, Result]],
     state: RecordDict,
-) -> dict[str, Any]:
+) -> AppSummary:
     """Sum up a finished run.
 
     Parameters
@@ -278,38 +279,33 @@ def build_summary(
         The ServerApp's state at the end.
     """
     rounds = record.rounds
-    last = rounds[-1] if rounds else {"virtual_seconds": 0.0, "wall_seconds": 0.0}
-    return {
-        "kind": KIND,
-        "app": project.name,
-        "serverapp": project.serverapp,
-        "clientapp": project.clientapp,
-        "seed": seed,
-        "nodes": num_nodes,
-        "rounds": last.get("round", 0),
-        **{
-            key: sum(row[key] for row in rounds)
-            for key in ("bytes_up", "bytes_down", "trained", "evaluated", "failed", "energy_joules")
-        },
-        "virtual_seconds": last["virtual_seconds"],
-        "wall_seconds": last["wall_seconds"],
-        "tasks": {status: record.statuses[status] for status in TaskStatus},
-        "failures": {kind: n for kind in FailureKind if (n := record.failures[kind])},
-        "tiers": [] if devices is None else _tiers(devices),
-        "results": [result_row(strategy, result) for strategy, result in results],
-        "server_state": metrics_of(state),
-        "server_arrays": state_digests(state),
-        "versions": versions(),
-    }
+    last = rounds[-1] if rounds else None
+    sums = ("bytes_up", "bytes_down", "trained", "evaluated", "failed", "energy_joules")
+    return AppSummary(
+        app=project.name,
+        serverapp=project.serverapp,
+        clientapp=project.clientapp,
+        seed=seed,
+        nodes=num_nodes,
+        rounds=0 if last is None else last.round,
+        **{key: sum(getattr(row, key) for row in rounds) for key in sums},
+        virtual_seconds=0.0 if last is None else last.virtual_seconds,
+        wall_seconds=0.0 if last is None else last.wall_seconds,
+        tasks={status: record.statuses[status] for status in TaskStatus},
+        failures={kind: n for kind in FailureKind if (n := record.failures[kind])},
+        tiers=() if devices is None else tuple(_tiers(devices)),
+        results=tuple(result_row(strategy, result) for strategy, result in results),
+        server_state=metrics_of(state),
+        server_arrays=state_digests(state),
+        versions=versions(),
+    )
 
 
-def _tiers(devices: SimulatedDevices) -> list[Row]:
-    return [
-        {
-            "profile": profile.name,
-            "title": profile.title,
-            "clients": devices.assignment.counts[name],
-            "watts": {"compute": profile.compute_watts, "radio": profile.radio_watts},
-        }
-        for name, profile in devices.profiles.items()
-    ]
+def _tiers(devices: SimulatedDevices) -> Iterator[AppTier]:
+    for name, profile in devices.profiles.items():
+        yield AppTier(
+            profile=profile.name,
+            title=profile.title,
+            clients=devices.assignment.counts[name],
+            watts=Watts(compute=profile.compute_watts, radio=profile.radio_watts),
+        )

@@ -1,25 +1,21 @@
 """The run folder of a Flower app as a page: devices, tasks, traffic, and the app's own metrics."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Any
 
-from pydantic import Field, TypeAdapter
-
-from mest_fed.errors import InputError
-from mest_fed.rows import Amount, ClientRow, Count, Watts
-from mest_fed.schema import FailureKind, TaskStatus
+from mest_fed.rows import AppRoundRow
+from mest_fed.schema import TaskStatus
 from mest_fed.simulation.report.figures import FLEET_FIGURES
 from mest_fed.simulation.report.figures.app_metrics import Curve, metrics_over_rounds
 from mest_fed.simulation.report.figures.style import Chart, house_style
 from mest_fed.simulation.report.formats import count_of, format_count, format_joules
-from mest_fed.simulation.report.load import parse_object, read_lines, read_text, validate
+from mest_fed.simulation.report.load import AppRun
 from mest_fed.simulation.report.statistics import status_counts
 from mest_fed.simulation.report.tables import Tile
 from mest_fed.units import format_bytes, format_seconds
 
-Metrics = Mapping[str, Annotated[float, Field(allow_inf_nan=False)]]
+Metrics = Mapping[str, float]
 
 ROUND_COLUMNS = (
     ("round", ""),
@@ -40,130 +36,6 @@ _SOURCES = {
     "evaluate": "clients, evaluation",
     "train": "clients, training",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class AppRound:
-    """One line of ``rounds.jsonl``; bytes and energy are of this round, clocks since the start."""
-
-    round: Count
-    virtual_seconds: Amount
-    wall_seconds: Amount
-    bytes_up: Count
-    bytes_down: Count
-    trained: Count
-    evaluated: Count
-    failed: Count
-    energy_joules: Amount
-    train_metrics: Metrics
-    evaluate_metrics: Metrics
-
-
-@dataclass(frozen=True, kw_only=True)
-class AppDevice:
-    """The devices of one profile."""
-
-    profile: str
-    title: str
-    clients: Count
-    watts: Watts | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class AppResult:
-    """What a strategy returned: source -> round -> metrics."""
-
-    strategy: str
-    metrics: Mapping[str, Mapping[int, Metrics]]
-    arrays_sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class AppSummary:
-    """``summary.json`` of a Flower app."""
-
-    app: str
-    serverapp: str
-    clientapp: str
-    seed: int
-    nodes: Count
-    rounds: Count
-    bytes_up: Count
-    bytes_down: Count
-    trained: Count
-    evaluated: Count
-    failed: Count
-    energy_joules: Amount
-    virtual_seconds: Amount
-    wall_seconds: Amount
-    tasks: Mapping[TaskStatus, Count] = field(default_factory=dict)
-    failures: Mapping[FailureKind, Count] = field(default_factory=dict)
-    tiers: tuple[AppDevice, ...]
-    results: tuple[AppResult, ...]
-    server_state: Metrics
-    server_arrays: Mapping[str, str]
-    versions: Mapping[str, str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AppRun:
-    """A finished run of a Flower app: its folder's files, read and checked."""
-
-    config: str
-    summary: AppSummary
-    rounds: tuple[AppRound, ...]
-    tasks: tuple[ClientRow, ...]
-
-    @property
-    def devices(self) -> tuple[AppDevice, ...]:
-        """The kinds of device of the fleet."""
-        return self.summary.tiers
-
-    @property
-    def energy_joules(self) -> float:
-        """Energy of the fleet in the whole run."""
-        return self.summary.energy_joules
-
-    @property
-    def task_counts(self) -> Mapping[TaskStatus, int]:
-        """How many tasks ended so, as the summary says; empty in runs of earlier versions."""
-        return self.summary.tasks
-
-
-_ROUND = TypeAdapter(AppRound)
-_TASK = TypeAdapter(ClientRow)
-_SUMMARY = TypeAdapter(AppSummary)
-
-
-def is_app_run(folder: Path) -> bool:
-    """Whether a folder is that of a Flower app: its ``config.toml`` names one."""
-    try:
-        return "\n[app]\n" in f"\n{(folder / 'config.toml').read_text(encoding='utf-8')}"
-    except (OSError, UnicodeDecodeError):
-        return False
-
-
-def load_app_run(folder: Path) -> AppRun:
-    """Read the files of a run.
-
-    Raises
-    ------
-    InputError
-        If the run is not finished, or a file is missing or broken.
-    """
-    path = folder / "summary.json"
-    if not path.exists():
-        raise InputError(f"{path} does not exist: the run did not end; see {folder / 'run.log'}")
-    return AppRun(
-        config=read_text(folder / "config.toml"),
-        summary=validate(_SUMMARY, parse_object(read_text(path), str(path)), str(path)),
-        rounds=_rows(folder / "rounds.jsonl", _ROUND),
-        tasks=_rows(folder / "clients.jsonl", _TASK),
-    )
-
-
-def _rows(path: Path, adapter: TypeAdapter[Any]) -> tuple[Any, ...]:
-    return tuple(read_lines(path, adapter)) if path.exists() else ()  # an app may send nothing
 
 
 def page_values(run: AppRun) -> dict[str, Any]:
@@ -261,7 +133,7 @@ def _charts(run: AppRun) -> dict[str, Chart | None]:
     return dict.fromkeys(FLEET_FIGURES) | charts
 
 
-def _cells(row: AppRound) -> tuple[str, ...]:
+def _cells(row: AppRoundRow) -> tuple[str, ...]:
     return (
         str(row.round),
         str(row.trained),

@@ -42,6 +42,12 @@ def count_of(count: int, noun: str) -> str:
     return f"{format_count(count)} {noun}{'' if count == 1 else 's'}"
 
 
+def short_name(name: str) -> str:
+    """Leave out the folder of a reference such as ``/a/file.py:Net``."""
+    file, colon, attribute = name.rpartition(":")
+    return f"{file.rpartition('/')[2]}{colon}{attribute}" if file.endswith(".py") else name
+
+
 def shorten(text: str, length: int) -> str:
     """Cut the middle out of a text that is longer than ``length`` characters."""
     if len(text) <= length:

@@ -3,17 +3,22 @@
 import reprlib
 import shlex
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from mest_fed.errors import InputError
 from mest_fed.rows import (
+    APP_CLIENTS_LACK,
+    OUR_CLIENTS_LACK,
     Amount,
+    AppRoundRow,
+    AppSummary,
+    AppTier,
     ClientRow,
     Count,
     RoundRow,
@@ -22,9 +27,9 @@ from mest_fed.rows import (
     Spread,
     Summary,
     Tier,
-    Watts,
 )
-from mest_fed.schema import ACCURACY, TaskStatus
+from mest_fed.schema import TaskStatus
+from mest_fed.simulation.report.formats import short_name
 from mest_fed.strict_json import parse_json
 
 
@@ -55,84 +60,23 @@ class Kernels:
     rows: tuple[KernelRow, ...]
 
 
-class Device(Protocol):
-    """Devices of one kind, as the figures of a fleet need them."""
-
-    @property
-    def profile(self) -> str:
-        """Short name."""
-
-    @property
-    def title(self) -> str:
-        """Name for people."""
-
-    @property
-    def watts(self) -> Watts | None:
-        """What each draws."""
-
-
-class FleetRound(Protocol):
-    """A round, as the figures of a fleet need it."""
-
-    @property
-    def round(self) -> int:
-        """Its number."""
-
-    @property
-    def virtual_seconds(self) -> float:
-        """Virtual time at its end."""
-
-    @property
-    def energy_joules(self) -> float:
-        """Energy of the fleet in it."""
-
-
-class FleetRun(Protocol):
-    """A run of any kind, as the figures of a fleet need it."""
-
-    @property
-    def rounds(self) -> Sequence[FleetRound]:
-        """All rounds."""
-
-    @property
-    def tasks(self) -> Sequence[ClientRow]:
-        """All tasks."""
-
-    @property
-    def devices(self) -> Sequence[Device]:
-        """The kinds of device of the fleet."""
-
-    @property
-    def energy_joules(self) -> float:
-        """Energy of the fleet in the whole run."""
-
-    @property
-    def task_counts(self) -> Mapping[TaskStatus, int]:
-        """How many tasks ended so, as the summary says; empty in runs of earlier versions."""
+#: Devices of one kind.
+Device = Tier | AppTier
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """A finished run: its folder's files, read and checked."""
+class FleetRun:
+    """A finished run of any kind: its folder's files, read and checked."""
 
-    folder: Path
     config: str
-    summary: Summary
-    rounds: tuple[RoundRow, ...]
+    summary: Summary | AppSummary
+    rounds: tuple[RoundRow | AppRoundRow, ...]
     tasks: tuple[ClientRow, ...]
-    kernels: Kernels | None = None
+    #: What a task gives when all goes well, in words.
+    gives: ClassVar[str] = "result"
 
     @property
-    def final_spread(self) -> Spread | None:
-        """How the primary metric of the last model that clients evaluated spreads, or None."""
-        metric = self.summary.primary_metric
-        if metric == ACCURACY:
-            return self.summary.final_client_accuracy
-        spreads = [row.spread(metric) for row in self.rounds]
-        return next((each for each in reversed(spreads) if each is not None), None)
-
-    @property
-    def devices(self) -> tuple[Tier, ...]:
+    def devices(self) -> Sequence[Device]:
         """The kinds of device of the fleet."""
         return self.summary.tiers
 
@@ -147,8 +91,43 @@ class Run:
         return self.summary.tasks
 
 
+@dataclass(frozen=True, kw_only=True)
+class Run(FleetRun):
+    """A finished run of our own clients."""
+
+    folder: Path
+    summary: Summary
+    rounds: tuple[RoundRow, ...]
+    kernels: Kernels | None = None
+    gives: ClassVar[str] = "update"
+
+    @property
+    def dataset(self) -> str:
+        """What the data set is called, with the name of its file where it has one."""
+        path = str(tomllib.loads(self.config).get("data", {}).get("path", ""))
+        name = short_name(self.summary.dataset)
+        return f"{name} ({Path(path).name})" if path else name
+
+    @property
+    def last_spread(self) -> tuple[int, Spread] | None:
+        """The last round whose model clients evaluated, and how the primary metric spread."""
+        spreads = ((row.round, row.spread(self.summary.primary_metric)) for row in self.rounds)
+        found = [(number, spread) for number, spread in spreads if spread is not None]
+        return found[-1] if found else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppRun(FleetRun):
+    """A finished run of a Flower app."""
+
+    summary: AppSummary
+    rounds: tuple[AppRoundRow, ...]
+
+
 T = TypeVar("T")
 
+_APP_ROUND = TypeAdapter(AppRoundRow)
+_APP_SUMMARY = TypeAdapter(AppSummary)
 _ROUND = TypeAdapter(RoundRow)
 _TASK = TypeAdapter(ClientRow)
 _SUMMARY = TypeAdapter(Summary)
@@ -156,8 +135,10 @@ _KERNELS = TypeAdapter(Kernels)
 _MAY_BE_NULL = {"mutation", "final_accuracy", "final_client_accuracy"}
 
 
-def load_run(folder: Path) -> Run:
+def load_run(folder: Path) -> Run | AppRun:
     """Read ``config.toml``, ``summary.json``, the logs and, where there is one, ``kernels.json``.
+
+    A configuration with a section ``app`` is that of a Flower app.
 
     Raises
     ------
@@ -169,10 +150,14 @@ def load_run(folder: Path) -> Run:
         raise InputError(f"run folder {folder} does not exist")
     config = read_text(folder / "config.toml")
     try:
-        tomllib.loads(config)
+        is_app = "app" in tomllib.loads(config)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{folder / 'config.toml'}: {error}") from None
-    summary = _read_summary(folder)
+    return _load_app_run(folder, config) if is_app else _load_our_run(folder, config)
+
+
+def _load_our_run(folder: Path, config: str) -> Run:
+    summary = read_summary(folder)
     rounds = tuple(read_lines(folder / "rounds.jsonl", _ROUND))
     _check_rounds(folder, rounds, summary.rounds)
     tasks = tuple(read_lines(folder / "clients.jsonl", _TASK))
@@ -186,8 +171,22 @@ def load_run(folder: Path) -> Run:
     )
 
 
+def _load_app_run(folder: Path, config: str) -> AppRun:
+    path = folder / "summary.json"
+    if not path.exists():
+        raise InputError(f"{path} does not exist: the run did not end; see {folder / 'run.log'}")
+    rounds, tasks = folder / "rounds.jsonl", folder / "clients.jsonl"
+    return AppRun(
+        config=config,
+        summary=validate(_APP_SUMMARY, parse_object(read_text(path), str(path)), str(path)),
+        # An app may send nothing.
+        rounds=tuple(read_lines(rounds, _APP_ROUND)) if rounds.exists() else (),
+        tasks=tuple(read_lines(tasks, _TASK)) if tasks.exists() else (),
+    )
+
+
 def run_tables(folder: Path) -> dict[str, list[Row]]:
-    """Return a finished run's tables as plain rows: rounds, clients, tiers and layers.
+    """Return a finished run's tables as plain rows: rounds, clients, tiers and, of ours, layers.
 
     Raises
     ------
@@ -195,18 +194,21 @@ def run_tables(folder: Path) -> dict[str, list[Row]]:
         As :func:`load_run`.
     """
     run = load_run(folder)
-    tables = {
+    tables: dict[str, Sequence[Any]] = {
         "rounds": run.rounds,
         "clients": run.tasks,
         "tiers": run.summary.tiers,
-        "layers": run.summary.layers,
     }
-    return {name: [_plain(row) for row in rows] for name, rows in tables.items()}
+    if isinstance(run, AppRun):
+        left_out = APP_CLIENTS_LACK
+    else:
+        tables["layers"], left_out = run.summary.layers, OUR_CLIENTS_LACK
+    return {name: [_plain(row, left_out) for row in rows] for name, rows in tables.items()}
 
 
-def _plain(row: Any) -> Row:
-    # A row of our own clients has no type.
-    plain: Row = TypeAdapter(type(row)).dump_python(row, mode="json", exclude={"type"})
+def _plain(row: Any, left_out: Collection[str]) -> Row:
+    lacks = set(left_out) if isinstance(row, ClientRow) else None
+    plain: Row = TypeAdapter(type(row)).dump_python(row, mode="json", exclude=lacks)
     return plain
 
 
@@ -217,7 +219,14 @@ def _read_kernels(folder: Path) -> Kernels | None:
     return validate(_KERNELS, parse_object(read_text(path), str(path)), str(path))
 
 
-def _read_summary(folder: Path) -> Summary:
+def read_summary(folder: Path) -> Summary:
+    """Read ``summary.json`` of a run of our own clients.
+
+    Raises
+    ------
+    InputError
+        If it is missing or broken.
+    """
     path = folder / "summary.json"
     if not path.exists():
         raise _unfinished(folder, f"{path} does not exist")

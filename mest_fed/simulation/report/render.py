@@ -10,10 +10,15 @@ from markupsafe import Markup
 from mest_fed.errors import InputError
 from mest_fed.schema import ACCURACY, TaskStatus
 from mest_fed.simulation.report import tables
-from mest_fed.simulation.report.app_run import is_app_run, load_app_run, page_values
+from mest_fed.simulation.report.app_run import page_values
 from mest_fed.simulation.report.figures import draw_charts
-from mest_fed.simulation.report.formats import count_of, format_metric, format_percent
-from mest_fed.simulation.report.load import Run, load_run
+from mest_fed.simulation.report.formats import (
+    count_of,
+    format_metric,
+    format_percent,
+    short_name,
+)
+from mest_fed.simulation.report.load import AppRun, Run, load_run
 from mest_fed.simulation.report.statistics import rounds_without_update
 from mest_fed.simulation.report.tables import headline_tiles, kernel_table
 
@@ -28,10 +33,7 @@ def write_report(run_folder: Path) -> Path:
     InputError
         If the folder does not hold a finished run, or the page cannot be written.
     """
-    if is_app_run(run_folder):
-        page = fill_template("app.html.j2", **page_values(load_app_run(run_folder)))
-    else:
-        page = render_page(load_run(run_folder))
+    page = render_page(load_run(run_folder))
     path = run_folder / "report.html"
     try:
         path.write_text(page, encoding="utf-8")
@@ -40,13 +42,15 @@ def write_report(run_folder: Path) -> Path:
     return path
 
 
-def render_page(run: Run) -> str:
+def render_page(run: Run | AppRun) -> str:
     """Render the report of a run; whatever the run's files say is escaped."""
+    if isinstance(run, AppRun):
+        return fill_template("app.html.j2", **page_values(run))
     return fill_template(
         "report.html.j2",
         run=run,
         summary=run.summary,
-        heading=f"{run.summary.method} on {run.summary.dataset}",
+        heading=f"{short_name(run.summary.method)} on {run.dataset}",
         in_short=_in_short(run),
         warning=_warning(run),
         every_task_ok=all(task.status == TaskStatus.OK for task in run.tasks),
@@ -90,8 +94,8 @@ def _in_short(run: Run) -> str:
         active = f"{share} of the sparse layers' weights are active"
     did = "trained" if summary.clients_trained else "were to train"
     text = (
-        f"{count_of(clients, 'simulated client')} on {kinds} of device {did} {summary.model} "
-        f"on {summary.dataset} for {count_of(summary.rounds, 'round')}. "
+        f"{count_of(clients, 'simulated client')} on {kinds} of device {did} "
+        f"{short_name(summary.model)} on {run.dataset} for {count_of(summary.rounds, 'round')}. "
         f"{active} in the final global model"
     )
     if summary.stopped:
@@ -109,19 +113,13 @@ def _in_short(run: Run) -> str:
 
 
 def _warning(run: Run) -> str | None:
-    """Return what a reader must know first: that the run, or rounds of it, trained nothing."""
-    empty = rounds_without_update(run)
-    if not empty:
-        return None
-    if not any(task.status == TaskStatus.OK for task in run.tasks):
-        return (
-            "Nothing was trained: the server accepted no update in "
-            f"{count_of(len(empty), 'round')}. "
-            f"The {run.summary.primary_metric.name} is that of the first weights."
-        )
-    return (
-        f"The server accepted no update in {len(empty)} of {count_of(run.summary.rounds, 'round')}."
-    )
+    """Return what a reader must know first: that the run, or rounds of it, came to nothing."""
+    said, empty = run.summary.warning, rounds_without_update(run)
+    sentences = [f"{said[:1].upper()}{said[1:]}."] if said else []
+    if empty and run.summary.clients_trained:
+        rounds = count_of(run.summary.rounds, "round")
+        sentences.append(f"The server accepted no update in {len(empty)} of {rounds}.")
+    return " ".join(sentences) or None
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
@@ -129,11 +127,11 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     mutation = f", mutation by the {summary.mutation}" if summary.mutation else ""
     return [
         ("Preset", summary.preset),
-        ("Data set", summary.dataset),
-        ("Model", summary.model),
-        ("Task", summary.task),
-        ("Method", f"{summary.method}{mutation}"),
-        ("Scheme", summary.scheme),
+        ("Data set", run.dataset),
+        ("Model", short_name(summary.model)),
+        ("Task", short_name(summary.task)),
+        ("Method", f"{short_name(summary.method)}{mutation}"),
+        ("Scheme", short_name(summary.scheme)),
         ("Target density", format_percent(summary.target_density)),
         ("Seed", str(summary.seed)),
         ("Rounds", str(summary.rounds)),

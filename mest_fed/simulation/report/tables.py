@@ -55,7 +55,7 @@ def round_columns(run: Run) -> tuple[tuple[str, str], ...]:
         ("up", "measured"),
         ("down", "measured"),
         ("updates", ""),
-        ("no reply", ""),
+        ("no result", ""),
         ("rejected", ""),
         ("virtual time", "modelled"),
         ("energy", "modelled"),
@@ -213,20 +213,29 @@ def headline_tiles(run: Run) -> list[Tile]:
 
 
 def _metric(run: Run) -> Tile:
-    metric, clients = run.summary.primary_metric, run.final_spread
+    metric, last = run.summary.primary_metric, run.last_spread
     central, label = run.summary.final_value, f"Final {metric.name}"
+    number, clients = (0, None) if last is None else last
     notes: tuple[str, ...] = ()
     if clients is not None:
+        which = "" if number == _round_of_model(run) else f", round {number}"
         notes = (
-            f"clients: median {format_metric(metric, clients.median)}",
+            f"clients{which}: median {format_metric(metric, clients.median)}",
             f"p10 {format_metric(metric, clients.p10)}, p90 {format_metric(metric, clients.p90)}",
         )
+    if run.summary.diverged_round is not None:
+        return Tile(label, NOTHING, "measured", ("not finite: the run diverged",), alarm=True)
     if central is not None:
         return Tile(label, format_metric(metric, central), "measured", notes)
     if clients is not None:
-        notes = ("median of clients; no central test set", *notes[1:])
+        notes = (f"median of clients{which}; no central test set", *notes[1:])
         return Tile(label, format_metric(metric, clients.median), "measured", notes)
     return Tile(label, NOTHING, "measured", ("not evaluated in this run",))
+
+
+def _round_of_model(run: Run) -> int:
+    kept = run.summary.kept_round
+    return run.summary.rounds if kept is None else kept
 
 
 def _density(run: Run) -> Tile:
@@ -258,7 +267,7 @@ def _tasks(run: Run) -> Tile:
     counts = status_counts(run)
     accepted = counts.pop(TaskStatus.OK)
     lost = ", ".join(f"{format_count(count)} {status}" for status, count in counts.items() if count)
-    notes = (f"of {count_of(len(run.tasks), 'task')} given to devices", lost or "none was lost")
+    notes = (f"of {count_of(len(run.tasks), 'task')}", lost or "none was lost")
     return Tile("Updates accepted", format_count(accepted), "measured", notes, alarm=not accepted)
 
 

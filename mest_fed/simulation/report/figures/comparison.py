@@ -1,14 +1,14 @@
 """Figures of several runs: the metric over rounds, traffic, time and energy, a curve a run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from mest_fed.rows import RoundRow
 from mest_fed.simulation.report.figures import style
-from mest_fed.simulation.report.figures.metric import MOST_MARKERS, Curve
+from mest_fed.simulation.report.figures.metric import MOST_MARKERS
 from mest_fed.simulation.report.figures.style import (
     Chart,
     Scale,
@@ -18,33 +18,84 @@ from mest_fed.simulation.report.figures.style import (
     joule_scale,
     time_scale,
 )
-from mest_fed.simulation.report.formats import shorten
-from mest_fed.simulation.report.load import Run
+from mest_fed.simulation.report.formats import format_percent, shorten
+from mest_fed.simulation.report.load import FleetRun
 
 _COLOURS = (style.BLUE, style.VERMILION, style.GREEN, style.ORANGE, "#cc79a7", style.SKY, style.INK)
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 
 #: What a row adds to the x axis, or where it is on it.
-Place = Callable[[RoundRow], float]
+Place = Callable[[Any], float]
 
 
-def colours(runs: Mapping[str, Run]) -> dict[str, str]:
+@dataclass(frozen=True)
+class Family:
+    """A metric, and its curve in each run that has it: what is drawn on one axis.
+
+    Parameters
+    ----------
+    name : str
+        Of the metric.
+    key : str
+        Unique in the page: ids of its figures begin with it.
+    curves : mapping of str to sequence of (row, float)
+        Run -> the rounds in which the metric is known, and its values.
+    higher_is_better : bool or None
+        Its direction; None where that is not known.
+    share : bool
+        Whether it lies in [0, 1].
+    note : str
+        A sentence about where it was measured; empty where there is nothing to say.
+    """
+
+    name: str
+    key: str
+    curves: Mapping[str, Sequence[tuple[Any, float]]]
+    higher_is_better: bool | None = None
+    share: bool = False
+    note: str = ""
+
+    def value(self, number: float) -> str:
+        """Write a value."""
+        return format_percent(number) if self.share else f"{number:.4g}"
+
+    @property
+    def title(self) -> str:
+        """The metric and its direction, as far as it is known."""
+        title = self.name[:1].upper() + self.name[1:]
+        if self.higher_is_better is None:
+            return title
+        return f"{title}, {'higher' if self.higher_is_better else 'lower'} is better"
+
+    def best(self, run: str) -> float | None:
+        """Return the best value of a run; None where it or the direction is not known."""
+        values = [value for _, value in self.curves.get(run, ())]
+        if self.higher_is_better is None or not values:
+            return None
+        return max(values) if self.higher_is_better else min(values)
+
+    @property
+    def goal(self) -> float | None:
+        """The value that several runs reached: the worst of their best ones, or None."""
+        best = [value for run in self.curves if (value := self.best(run)) is not None]
+        if len(best) < max(2, len(self.curves)):
+            return None
+        return min(best) if self.higher_is_better else max(best)
+
+
+def colours(runs: Mapping[str, FleetRun]) -> dict[str, str]:
     """Return each run's colour."""
     return {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(runs)}
 
 
-def draw_comparison(runs: Mapping[str, Run]) -> list[Chart]:
-    """Draw all figures; none where no run was evaluated."""
-    curves = {name: Curve.of(run) for name, run in runs.items()}
-    found = {name: curve for name, curve in curves.items() if curve is not None}
-    if not found:
-        return []
+def draw_comparison(runs: Mapping[str, FleetRun], family: Family) -> list[Chart]:
+    """Draw a metric of all runs that have it by rounds, traffic, time and energy."""
     with house_style():
         return [
-            _draw(runs, found, "rounds", "round", lambda row: row.round),
+            _draw(runs, family, "rounds", "round", lambda row: row.round),
             _draw(
                 runs,
-                found,
+                family,
                 "traffic",
                 "traffic so far, {unit} (measured)",
                 lambda row: row.bytes_up + row.bytes_down,
@@ -53,7 +104,7 @@ def draw_comparison(runs: Mapping[str, Run]) -> list[Chart]:
             ),
             _draw(
                 runs,
-                found,
+                family,
                 "time",
                 "virtual time, {unit} (modelled)",
                 lambda row: row.virtual_seconds,
@@ -61,7 +112,7 @@ def draw_comparison(runs: Mapping[str, Run]) -> list[Chart]:
             ),
             _draw(
                 runs,
-                found,
+                family,
                 "energy",
                 "energy of the fleet so far, {unit} (modelled)",
                 lambda row: row.energy_joules,
@@ -72,8 +123,8 @@ def draw_comparison(runs: Mapping[str, Run]) -> list[Chart]:
 
 
 def _draw(
-    runs: Mapping[str, Run],
-    curves: Mapping[str, Curve],
+    runs: Mapping[str, FleetRun],
+    family: Family,
     key: str,
     label: str,
     place: Place,
@@ -84,14 +135,14 @@ def _draw(
     """Draw the metric of each run against one quantity."""
     figure = style.new_figure(style.HALF_WIDTH, 3.5)
     axes = figure.subplots()
-    metric = next(iter(curves.values())).metric
+    curves = {name: curve for name, curve in family.curves.items() if curve}
     xs = {name: _places(runs[name], curve, place, cumulate) for name, curve in curves.items()}
     largest = max(x[-1] for x in xs.values())
     scale = Scale(1, "") if scale_of is None else scale_of(largest)
     for i, name in enumerate(runs):
         if name not in curves:
             continue
-        y = curves[name].values
+        y = [value for _, value in curves[name]]
         axes.plot(
             [x / scale.factor for x in xs[name]],
             y,
@@ -101,28 +152,30 @@ def _draw(
             markersize=3,
             label=shorten(name, style.LABEL_LENGTH),
         )
-    if metric.share:
+    if family.share:
         axes.yaxis.set_major_formatter(style.PERCENT_TICKS)
-    axes.set_ylabel(metric.name)
+    axes.set_ylabel(family.name)
     axes.set_xlabel(label.format(unit=scale.unit))
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=scale_of is None))
     style.legend_above(axes, 3)
     measured = "modelled" not in label
-    medians = [name for name, curve in curves.items() if not curve.central]
-    caption = f"{metric.name[:1].upper() + metric.name[1:]} of each run."
-    caption += "" if metric.higher_is_better else " Lower is better."
-    if medians:
-        caption += f" The clients' median, for want of a central test set: {', '.join(medians)}."
-    basis = ("measured",) if measured else (f"{metric.name} measured", f"{key} modelled")
+    caption = f"{family.title}. {family.note}".strip()
+    basis = ("measured",) if measured else (f"{family.name} measured", f"{key} modelled")
     return finish_chart(
-        figure, key=f"compare-{key}", title=f"Over {key}", caption=caption, basis=basis
+        figure,
+        key=f"{family.key}-{key}",
+        title=f"Over {key}",
+        caption=caption,
+        basis=basis,
     )
 
 
-def _places(run: Run, curve: Curve, place: Place, cumulate: bool) -> list[float]:
+def _places(
+    run: FleetRun, curve: Sequence[tuple[Any, float]], place: Place, cumulate: bool
+) -> list[float]:
     values = [float(place(row)) for row in run.rounds]
     if cumulate:
         values = list(accumulate(values))
     at = {row.round: value for row, value in zip(run.rounds, values, strict=True)}
-    return [at[row.round] for row, _ in curve.points]
+    return [at[row.round] for row, _ in curve]

@@ -30,6 +30,7 @@ _MOST_ROWS = 24
 def time_and_energy_by_device(run: FleetRun) -> Chart | None:
     """Draw the median time of a task by phase and its median energy; None without tasks."""
     groups = [group for group in tasks_by_device(run) if group.completed]
+    without = [group.title for group in tasks_by_device(run) if not group.completed]
     groups = sorted(groups, key=lambda group: len(group.tasks), reverse=True)[:_MOST_ROWS]
     groups.sort(key=_median_seconds, reverse=True)
     if not groups:
@@ -46,7 +47,7 @@ def time_and_energy_by_device(run: FleetRun) -> Chart | None:
         figure,
         key="devices",
         title="Time and energy of one task, by device",
-        caption=_caption(groups),
+        caption=_caption(groups, without),
         basis=("modelled",),
     )
 
@@ -109,16 +110,20 @@ def _p10_p90(values: list[float]) -> tuple[float, float]:
     return deciles[0], deciles[-1]
 
 
-def _caption(groups: list[DeviceTasks]) -> str:
+def _caption(groups: list[DeviceTasks], without: list[str]) -> str:
     slowest, fastest = groups[0], groups[-1]
     text = f"A task on {slowest.title} takes {format_seconds(_median_seconds(slowest))}"
     if slowest is not fastest and _median_seconds(fastest) > 0:
         ratio = _median_seconds(slowest) / _median_seconds(fastest)
         text += f", {ratio:.3g} times as long as on {fastest.title}"
-    return text + (
-        ". A round that waits for all devices lasts as long as its slowest task. "
-        "Bars are the medians of the three phases over completed tasks; the thin line is where "
-        "80% of the tasks lie."
+    return (
+        text
+        + (
+            ". A round that waits for all devices lasts as long as its slowest task. "
+            "Bars are the medians of the three phases over completed tasks; the thin line is where "
+            "80% of the tasks lie."
+        )
+        + (f" No task was completed on {', '.join(without)}." if without else "")
     )
 
 
@@ -197,8 +202,8 @@ def _energy_caption(run: FleetRun, uses: list[EnergyUse]) -> str:
     divided = sum(use.compute + use.radio for use in uses)
     if divided:
         radio = format_percent(sum(use.radio for use in uses) / divided)
-        text += f"Sending and receiving took {radio} of what training rounds cost. "
+        text += f"Sending and receiving took {radio} of what is divided. "
     lost = lost_energy(run)
     if lost:
-        text += f"Tasks that gave no update took {format_percent(lost / whole)}. "
+        text += f"Tasks that gave no {run.gives} took {format_percent(lost / whole)}. "
     return f"{text}Counted is what a device draws while it works or sends, not while it waits."

@@ -12,6 +12,7 @@ from mest_fed.simulation.report.load import FleetRun
 from mest_fed.simulation.report.statistics import LostTasks, lost_by_reason
 
 _MOST_ROWS = 10
+_A = {"update": "an update", "result": "a result"}
 _COLOURS = {
     TaskStatus.FAILED: style.ORANGE,
     TaskStatus.REJECTED: style.INK,
@@ -31,7 +32,7 @@ _MEANINGS = {
 
 
 def failures_by_reason(run: FleetRun) -> Chart | None:
-    """Draw the tasks without an update by reason; None if every task gave its update."""
+    """Draw the tasks without an update, or a result, by reason; None if there is none."""
     lost = lost_by_reason(run)
     if not lost:
         return None
@@ -63,8 +64,8 @@ def failures_by_reason(run: FleetRun) -> Chart | None:
     return finish_chart(
         figure,
         key="failures",
-        title="Tasks without an update, by reason",
-        caption=_caption(lost, len(run.tasks)),
+        title=f"Tasks without {_A[run.gives]}, by reason",
+        caption=_caption(lost, run),
         basis=("counts measured", "devices' behaviour modelled"),
     )
 
@@ -78,12 +79,12 @@ def _merge_tail(lost: list[LostTasks]) -> list[LostTasks]:
     return [*head, rest]
 
 
-def _caption(lost: list[LostTasks], tasks: int) -> str:
+def _caption(lost: list[LostTasks], run: FleetRun) -> str:
     total = sum(entry.total for entry in lost)
     statuses = {status for entry in lost for status in entry.counts}
     meanings = (_MEANINGS[status] for status in _COLOURS if status in statuses)
     return (
-        f"{count_of(total, 'task')} of {format_count(tasks)} gave no update "
-        f"({format_percent(total / tasks)}). {' '.join(meanings)} "
+        f"{count_of(total, 'task')} of {format_count(len(run.tasks))} gave no {run.gives} "
+        f"({format_percent(total / len(run.tasks))}). {' '.join(meanings)} "
         "Whether a device is away, drops out or is late is modelled."
     )

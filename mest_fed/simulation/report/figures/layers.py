@@ -14,7 +14,7 @@ _MOST_ROWS = 60
 
 
 def density_by_layer(run: Run) -> Chart | None:
-    """Draw the density of each sparse layer in the model's order; None if all are dense.
+    """Draw the density of each layer, in the order of the model's modules; None if all are dense.
 
     Dense layers get a word in place of a bar: a bar to 100% would flatten all the others.
     """
@@ -71,10 +71,10 @@ def _caption(layers: list[Layer], *, shown: int) -> str:
     densest = max(sparse, key=lambda layer: layer.density)
     sparsest = min(sparse, key=lambda layer: layer.density)
     text = (
-        f"Layers in the model's order. {format_count(active)} of {format_count(weights)} weights "
+        f"{format_count(active)} of {format_count(weights)} weights "
         f"are active ({format_percent(active / max(weights, 1))}, dense layers included). "
     )
-    if densest.density > sparsest.density:
+    if format_percent(densest.density) != format_percent(sparsest.density):
         text += (
             f"Among the sparse layers {densest.name} is densest "
             f"({format_percent(densest.density)}) and {sparsest.name} sparsest "

@@ -11,7 +11,7 @@ from mest_fed.simulation.report.formats import count_of, format_percent, shorten
 from mest_fed.simulation.report.load import Run
 from mest_fed.units import format_bytes
 
-# Blues are what the weights cost, oranges what the images cost, greys all else.
+# Blues are what the weights cost, oranges what the examples cost, greys all else.
 _PART_COLOURS = {
     "values": "#0b4f7d",
     "gradients": "#3b8fc4",
@@ -177,7 +177,7 @@ def _caption(tiers: list[Tier], over_budget: int) -> str:
         text += "No peak was measured in this run. "
     return text + (
         "The grey line is head-room. On the right, blues are what the weights cost, oranges what "
-        "the images in training cost."
+        "the examples of a step cost."
     )
 
 

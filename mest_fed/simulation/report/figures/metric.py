@@ -147,7 +147,7 @@ def metric_over_rounds(run: Run) -> Chart | None:
         figure,
         key="metric-rounds",
         title=f"{_title(metric)} over rounds",
-        caption=_caption(curve, has_clients=has_clients),
+        caption=_caption(curve, run.summary.diverged_round, has_clients=has_clients),
         basis=("measured",),
     )
 
@@ -192,9 +192,10 @@ def _draw_density(axes: Any, run: Run) -> None:
         f"target {format_percent(target)}",
         (1, target),
         xycoords=("axes fraction", "data"),
-        xytext=(-2, 4.5),
+        xytext=(-2, -4.5),
         textcoords="offset points",
         ha="right",
+        va="top",
         color=style.MUTED,
         fontsize=8.5,
     )
@@ -214,13 +215,15 @@ def _title(metric: Metric) -> str:
     return metric.name[:1].upper() + metric.name[1:]
 
 
-def _caption(curve: Curve, *, has_clients: bool) -> str:
+def _caption(curve: Curve, diverged: int | None, *, has_clients: bool) -> str:
     row, best = curve.points[curve.best]
     where = "on the central test set" if curve.central else "in the clients' median"
     value = format_metric(curve.metric, best)
     text = f"Best {curve.metric.name} {where}: {value} at round {row.round}. "
     if not curve.metric.higher_is_better:
         text += "Lower is better. "
+    if diverged is not None:
+        text += f"From round {diverged} on the loss was not finite. "
     if has_clients:
         text += (
             "The orange band holds 80% of the clients, each on its own held-out share; a wide "

@@ -136,5 +136,5 @@ def _caption(shown: Timeline) -> str:
         f"{which} that were asked in {rounds}, by number; the numbers above are the rounds'. "
         "Who is done waits for the end of the round, evaluation included: that took "
         f"{format_percent(shown.waited)} of the time of all who were there. "
-        "Blank: not asked, or without an report when the run ended."
+        "Blank: not asked, or not done when the run ended."
     )

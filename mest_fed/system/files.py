@@ -1,0 +1,57 @@
+"""Files that take their name only when they are whole; their modes follow the process's umask."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+def unfinished(path: Path) -> Path:
+    """Return what a file or folder is called until it is whole: hidden, beside it.
+
+    Names of :mod:`tempfile` will not do: what it makes is the user's alone, whatever the umask.
+    """
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+@contextmanager
+def whole_file(path: Path, *, synced: bool = False) -> Iterator[BinaryIO]:
+    """Open a file for writing that takes its name at the end of the block; it may replace another.
+
+    If the block raises, nothing is left of it.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    synced : bool
+        Whether content and name are on the disk when the block has ended.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    place = unfinished(path)
+    try:
+        with place.open("wb") as file:
+            yield file
+            if synced:
+                file.flush()
+                os.fsync(file.fileno())
+        place.replace(path)
+    except BaseException:
+        place.unlink(missing_ok=True)
+        raise
+    if synced:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have a new name on the disk, too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
