@@ -194,8 +194,9 @@ class _Step:
             shape = builder.buffers[buffer].shape
             outputs[output] = builder.buffer(self.backward.label(buffer), shape)
         builder.operator(name, inputs, outputs, **attributes)
+        made = builder.operators[-1].arguments
         for output, argument in gives.items():
-            self.give(argument, builder.operators[-1].arguments[output])
+            self.give(argument, made[output])
 
 
 Rule = Callable[[_Step], None]

@@ -21,7 +21,8 @@ def _sigmoid(x: Array) -> Array:
 
 def _silu_gradient(x: Array, dy: Array, **_: Any) -> Array:
     sigmoid = _sigmoid(x)
-    return dy * sigmoid * (1 + x * (1 - sigmoid))
+    dx: Array = dy * sigmoid * (1 + x * (1 - sigmoid))
+    return dx
 
 
 def _normal(x: Array) -> Array:
