@@ -42,7 +42,7 @@ def _root(
 
 def register_commands() -> None:
     """Bring all commands into :data:`app`."""
-    from mest_fed.cli import client, compare, devices, export, plan, report, run, simulate
+    from mest_fed.cli import client, compare, devices, export, plan, program, report, run, simulate
 
     commands = (
         simulate.simulate,
@@ -50,6 +50,7 @@ def register_commands() -> None:
         client.client,
         devices.devices,
         plan.plan,
+        program.program,
         report.report,
         export.export,
         compare.compare,

@@ -142,7 +142,7 @@ def _step(made: Capture, node: fx.Node, args: Any, kwargs: Any) -> Any:
         what, key = f"{node.op.partition('_')[2]} {_title(node.target)!r}", node.name
         given = (made, node.name, *args)
     if rule is None:
-        raise InputError(f"{what}, has no operator: the model cannot be a program")
+        raise InputError(f"{what}, has no operator: the model is no program")
     try:
         return rule(*given, **kwargs)
     except TypeError as error:

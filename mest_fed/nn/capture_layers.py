@@ -34,11 +34,9 @@ def _held(capture: Capture, module: nn.Module, name: str, leaf: str) -> int | No
     return None if tensor is None else capture.held(tensor, f"{name}.{leaf}")
 
 
-def _refuse(name: str, module: nn.Module, what: str, allowed: str) -> InputError:
-    return InputError(
-        f"layer {name!r}, a {type(module).__name__}, has {what}, for which there is no operator; "
-        f"allowed: {allowed}"
-    )
+def _refuse(module: nn.Module, what: str, allowed: str) -> InputError:
+    kind = type(module).__name__
+    return InputError(f"a {kind} with {what} has no operator; allowed: {allowed}")
 
 
 def _sparse_weight(
@@ -48,7 +46,7 @@ def _sparse_weight(
     storage = layer.layout.storage
     if not isinstance(storage, Strips):
         kind = type(layer.layout).__name__.lower()
-        raise _refuse(name, layer, f"the scheme {kind}", "unstructured, block, block:ROWS")
+        raise _refuse(layer, f"the scheme {kind}", "unstructured, block, block:ROWS")
     buffers = {
         "values": capture.held(layer.values, f"{name}.values"),
         "slots": capture.held(layer.slots, f"{name}.slots"),
@@ -82,13 +80,13 @@ def _convolution(capture: Capture, layer: Any, name: str, x: Value) -> Value:
 def _check_convolution(layer: Any, name: str) -> None:
     dilation = layer.dilation
     if any(it != 1 for it in ((dilation,) if isinstance(dilation, int) else dilation)):
-        raise _refuse(name, layer, f"dilation = {dilation}", "1")
+        raise _refuse(layer, f"dilation = {dilation}", "1")
     if layer.padding_mode != "zeros":
-        raise _refuse(name, layer, f"padding_mode = {layer.padding_mode!r}", "zeros")
+        raise _refuse(layer, f"padding_mode = {layer.padding_mode!r}", "zeros")
     if isinstance(layer.padding, str) and layer.padding != "valid":
-        raise _refuse(name, layer, f"padding = {layer.padding!r}", "numbers, valid")
+        raise _refuse(layer, f"padding = {layer.padding!r}", "numbers, valid")
     if isinstance(layer, SparseLayer) and layer.groups != 1:
-        raise _refuse(name, layer, f"groups = {layer.groups}", "1 for a sparse layer")
+        raise _refuse(layer, f"groups = {layer.groups}", "1 for a sparse layer")
 
 
 def _linear(capture: Capture, layer: Any, name: str, x: Value) -> Value:
@@ -111,7 +109,7 @@ def _linear(capture: Capture, layer: Any, name: str, x: Value) -> Value:
 def _affine(capture: Capture, norm: nn.Module, name: str) -> dict[str, Value | int | None]:
     gamma, beta = (_held(capture, norm, name, leaf) for leaf in ("weight", "bias"))
     if gamma is None or beta is None:
-        raise _refuse(name, norm, "no weight or no bias", "both")
+        raise _refuse(norm, "no weight or no bias", "both")
     return {"gamma": gamma, "beta": beta}
 
 
@@ -137,7 +135,7 @@ def _batch_norm(  # noqa: PLR0917 - as the layer is called
     relu: bool = False,
 ) -> Value:
     if norm.momentum is None or norm.running_mean is None:
-        raise _refuse(name, norm, "momentum = None or no running statistics", "a momentum")
+        raise _refuse(norm, "momentum = None or no running statistics", "both")
     inputs = {"x": x, "residual": residual, **_affine(capture, norm, name)}
     inputs["running_mean"] = _held(capture, norm, name, "running_mean")
     inputs["running_variance"] = _held(capture, norm, name, "running_var")
@@ -154,7 +152,7 @@ def _layer_norm(capture: Capture, norm: nn.LayerNorm, name: str, x: Value) -> Va
 def _activation(operator: str) -> Rule:
     def rule(capture: Capture, module: nn.Module, name: str, x: Value) -> Value:
         if getattr(module, "approximate", "none") != "none":
-            raise _refuse(name, module, "an approximation", "approximate = 'none'")
+            raise _refuse(module, "an approximation", "approximate = 'none'")
         return capture.emit(operator, name, {"x": x})
 
     return rule
@@ -162,14 +160,14 @@ def _activation(operator: str) -> Rule:
 
 def _max_pool(capture: Capture, pool: Any, name: str, x: Value) -> Value:
     if pool.return_indices or pool.dilation not in (1, (1, 1)):
-        raise _refuse(name, pool, "indices or a dilation", "neither")
+        raise _refuse(pool, "indices or a dilation", "neither")
     return _pooled(capture, "max_pool2d", pool, name, x, ceil=bool(pool.ceil_mode))
 
 
 def _average_pool(capture: Capture, pool: nn.AvgPool2d, name: str, x: Value) -> Value:
     padded = pool.padding not in (0, (0, 0)) and not pool.count_include_pad
     if pool.ceil_mode or padded or pool.divisor_override is not None:
-        raise _refuse(name, pool, "a setting of its own", "kernel, stride and padding")
+        raise _refuse(pool, "a setting of its own", "kernel, stride and padding")
     return _pooled(capture, "average_pool2d", pool, name, x)
 
 
@@ -217,7 +215,7 @@ def _flatten(capture: Capture, module: nn.Flatten, name: str, x: Value) -> Value
 
 def _embedding(capture: Capture, module: nn.Embedding, name: str, indices: Value) -> Value:
     if module.max_norm is not None or module.scale_grad_by_freq or module.padding_idx is not None:
-        raise _refuse(name, module, "max_norm, padding_idx or scaled gradients", "none of them")
+        raise _refuse(module, "max_norm, padding_idx or scaled gradients", "none of them")
     table = _held(capture, module, name, "weight")
     return capture.emit("embedding", name, {"indices": indices, "table": table})
 

@@ -101,7 +101,7 @@ class Operator:
     def reads(self) -> tuple[int, ...]:
         """Buffers that it reads, those that it changes included."""
         changed = [self.arguments[it] for it in self.kind.changes if it in self.arguments]
-        return (*(it for it in self.inputs if it != ABSENT), *changed)
+        return tuple(dict.fromkeys((*(it for it in self.inputs if it != ABSENT), *changed)))
 
     @property
     def writes(self) -> tuple[int, ...]:
