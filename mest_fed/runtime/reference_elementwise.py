@@ -37,7 +37,7 @@ def _gelu_gradient(x: Array, dy: Array, **_: Any) -> Array:
 
 
 def _hard_swish_gradient(x: Array, dy: Array, **_: Any) -> Array:
-    slope = np.where(x < -3, 0, np.where(x <= 3, x / 3 + 0.5, 1))
+    slope = np.where(x <= -3, 0, np.where(x < 3, x / 3 + 0.5, 1))
     return dy * slope
 
 
