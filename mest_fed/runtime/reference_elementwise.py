@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mest_fed.errors import InputError
+
 Array = NDArray[Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -136,6 +138,15 @@ def _sequence_mean_gradient(dy: Array, *, shapes: Shapes) -> Array:
     return np.broadcast_to(dy[:, None] / shapes["dx"][1], shapes["dx"])
 
 
+def _checked(numbers: Array, most: int, what: str) -> Array:
+    """Refuse numbers of classes or tokens that there are not; NumPy counts negative ones back."""
+    if numbers.size and (numbers.min() < 0 or numbers.max() >= most):
+        raise InputError(
+            f"{what} are from {numbers.min()} to {numbers.max()}; allowed: 0 to {most - 1}"
+        )
+    return numbers
+
+
 def _embedding_gradient(indices: Array, dy: Array, *, shapes: Shapes) -> Array:
     dtable = np.zeros(shapes["dtable"], dy.dtype)
     np.add.at(dtable, indices, dy)
@@ -149,6 +160,7 @@ def _add_positions_gradient(dy: Array, *, shapes: Shapes) -> Array:
 
 
 def _cross_entropy(logits: Array, targets: Array, **_: Any) -> tuple[Array, Array]:
+    targets = _checked(targets, logits.shape[-1], "targets")
     shifted = logits - logits.max(axis=-1, keepdims=True)
     grown = np.exp(shifted)
     total = grown.sum(axis=-1, keepdims=True)
@@ -223,7 +235,7 @@ OPERATORS: Mapping[str, Callable[..., Any]] = {
     "reshape": lambda x, shapes: x.reshape(shapes["y"]),
     "split": lambda x, shapes: tuple(np.split(x, 3, axis=-1)),
     "split_gradient": lambda da, db, dc, shapes: np.concatenate((da, db, dc), axis=-1),
-    "embedding": lambda indices, table, shapes: table[indices],
+    "embedding": lambda indices, table, shapes: table[_checked(indices, len(table), "indices")],
     "embedding_gradient": _embedding_gradient,
     "add_positions": lambda x, table, shapes: x + table[: x.shape[1]],
     "add_positions_gradient": _add_positions_gradient,
