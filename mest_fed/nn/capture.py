@@ -76,6 +76,8 @@ def capture(model: nn.Module, shape: tuple[int, ...], dtype: str = "float32") ->
     InputError
         If a step has no operator, or cannot be traced: one line that names it.
     """
+    if _Tracer().is_leaf_module(model, ""):
+        model = nn.Sequential(model)
     graph = _trace(model)
     made = Capture(model)
     number = made.builder.buffer(INPUT, shape, dtype, "input")
@@ -114,8 +116,6 @@ class _Tracer(fx.Tracer):
 
 
 def _trace(model: nn.Module) -> fx.Graph:
-    if type(model) in MODULES:
-        model = nn.Sequential(model)
     try:
         return _Tracer().trace(model)
     except MestFedError:
@@ -132,7 +132,7 @@ def _step(made: Capture, node: fx.Node, args: Any, kwargs: Any) -> Any:
         return Value(made.held(tensor, str(node.target)), tuple(tensor.shape))
     if node.op == "call_module":
         name = str(node.target)
-        module = made.model.get_submodule(name) if type(made.model) not in MODULES else made.model
+        module = made.model.get_submodule(name)
         rule: Callable[..., Any] | None = MODULES.get(type(module))
         what, key = f"module {name!r}, a {type(module).__name__}", name
         given: tuple[Any, ...] = (made, module, name, *args)

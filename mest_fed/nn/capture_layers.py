@@ -61,19 +61,22 @@ def _convolution(capture: Capture, layer: Any, name: str, x: Value) -> Value:
     how: dict[str, Any] = {"stride": pair(layer.stride), "padding": pair(padding)}
     if flat:
         how = {"stride": _across(layer.stride, 1), "padding": _across(padding, 0)}
-    inputs: dict[str, Value | int | None] = {"b": _held(capture, layer, name, "bias")}
+    inputs: dict[str, Value | int | None] = {}
     if flat:
         x = capture.reshape(x, (*x.shape[:2], 1, *x.shape[2:]), name)
+    operator = "conv2d"
     if isinstance(layer, SparseLayer):
         weight, cut = _sparse_weight(capture, layer, name)
         shape = layer.layout.shape
         how |= {**cut, "weight_shape": (*shape[:2], 1, *shape[2:]) if flat else shape}
-        y = capture.emit("sparse_conv2d", name, {"x": x, **weight, **inputs}, **how)
+        operator, inputs = "sparse_conv2d", {"x": x, **weight}
     else:
         kernel = (1, *layer.kernel_size) if flat else layer.kernel_size
         shape = (layer.out_channels, layer.in_channels // layer.groups, *kernel)
-        inputs["w"] = capture.held(layer.weight, f"{name}.weight", shape)
-        y = capture.emit("conv2d", name, {"x": x, **inputs}, **how, groups=layer.groups)
+        inputs = {"x": x, "w": capture.held(layer.weight, f"{name}.weight", shape)}
+        how["groups"] = layer.groups
+    inputs["b"] = _held(capture, layer, name, "bias")
+    y = capture.emit(operator, name, inputs, **how)
     return capture.reshape(y, (*y.shape[:2], *y.shape[3:]), name) if flat else y
 
 
@@ -94,15 +97,17 @@ def _linear(capture: Capture, layer: Any, name: str, x: Value) -> Value:
     rows = 1
     for length in lead:
         rows *= length
-    x = capture.reshape(x, (rows, features), f"{name}:input")
-    inputs: dict[str, Value | int | None] = {"x": x, "b": _held(capture, layer, name, "bias")}
+    inputs: dict[str, Value | int | None] = {}
+    inputs["x"] = capture.reshape(x, (rows, features), f"{name}:input")
+    operator, how = "linear", {}
     if isinstance(layer, SparseLayer):
         weight, cut = _sparse_weight(capture, layer, name)
-        cut["weight_shape"] = layer.layout.shape
-        y = capture.emit("sparse_linear", name, {**inputs, **weight}, **cut)
+        operator, how = "sparse_linear", {**cut, "weight_shape": layer.layout.shape}
+        inputs |= weight
     else:
-        w = capture.held(layer.weight, f"{name}.weight")
-        y = capture.emit("linear", name, {**inputs, "w": w})
+        inputs["w"] = _held(capture, layer, name, "weight")
+    inputs["b"] = _held(capture, layer, name, "bias")
+    y = capture.emit(operator, name, inputs, **how)
     return capture.reshape(y, (*lead, y.shape[-1]), name)
 
 
