@@ -58,7 +58,7 @@ class _Command(TyperCommand):
 
 def register_commands() -> None:
     """Bring all commands into :data:`app`."""
-    from mest_fed.cli import client, compare, devices, export, plan, report, run, simulate
+    from mest_fed.cli import client, compare, devices, export, plan, program, report, run, simulate
 
     commands = (
         simulate.simulate,
@@ -66,6 +66,7 @@ def register_commands() -> None:
         client.client,
         devices.devices,
         plan.plan,
+        program.program,
         report.report,
         export.export,
         compare.compare,

@@ -10,9 +10,23 @@ from typing import Annotated
 import torch
 import typer
 
-from mest_fed.catalogue import KNOBS, METHODS, MODELS, NORMS, SCHEMES
+from mest_fed.catalogue import KNOBS, MODELS
 from mest_fed.cli.app import needs
 from mest_fed.cli.node_memory import NodeMemory
+from mest_fed.cli.options import (
+    Batch,
+    Classes,
+    Density,
+    Image,
+    Json,
+    Method,
+    Norm,
+    Scheme,
+    Settings,
+    Width,
+    check_picture,
+    drawing,
+)
 from mest_fed.cli.planning.report import FleetReport, PlanReport
 from mest_fed.cli.planning.request import (
     Budget,
@@ -40,10 +54,7 @@ def plan(
     preset: Annotated[
         str | None, typer.Option(help="A preset of mest-fed simulate instead of a file.")
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key; repeatable."),
-    ] = None,
+    settings: Settings = None,
     budget: Annotated[
         str | None, typer.Option(metavar="BYTES", help="What training may add, such as 24MB.")
     ] = None,
@@ -78,24 +89,14 @@ def plan(
     model: Annotated[
         str | None, typer.Option(help=f"{MODELS.allowed}; resnet32 without a configuration.")
     ] = None,
-    batch: Annotated[
-        int | None,
-        typer.Option(help="Examples in one optimizer step; 64 without a configuration.", min=1),
-    ] = None,
-    scheme: Annotated[str | None, typer.Option(help=f"{SCHEMES.allowed}.")] = None,
-    density: Annotated[float | None, typer.Option(help="Target density.")] = None,
-    method: Annotated[str | None, typer.Option(help=f"{METHODS.allowed}.")] = None,
-    norm: Annotated[str | None, typer.Option(help=f"{NORMS.allowed}.")] = None,
-    width: Annotated[
-        float | None,
-        typer.Option(help="Factor on the channel counts; without a configuration 2 for resnet32."),
-    ] = None,
-    image: Annotated[
-        str | None, typer.Option(help="CHANNELSxHEIGHTxWIDTH, instead of the data set's.")
-    ] = None,
-    classes: Annotated[
-        int | None, typer.Option(help="Number of classes, instead of the data set's.", min=2)
-    ] = None,
+    batch: Batch = None,
+    scheme: Scheme = None,
+    density: Density = None,
+    method: Method = None,
+    norm: Norm = None,
+    width: Width = None,
+    image: Image = None,
+    classes: Classes = None,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -104,7 +105,7 @@ def plan(
             min=1,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
     picture: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Draw memory against time to a .svg or .png file."),
@@ -116,7 +117,7 @@ def plan(
     mest-fed simulate gives it. Its model and method can be changed by options.
     """
     needs("client", "flwr", "pydantic")
-    _check_picture(picture)
+    check_picture(picture)
     if limit is not None:
         typer.echo("--limit is now called --memory-limit", err=True)
         memory_limit = limit if memory_limit is None else memory_limit
@@ -200,22 +201,8 @@ def _no_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _check_picture(picture: Path | None) -> None:
-    """Find what would keep a picture from being drawn, before anything slow."""
-    if picture is None:
-        return
-    if picture.suffix.lower() not in (".svg", ".png"):
-        raise not_allowed("--picture", str(picture), "a file that ends in .svg or .png")
-    if not picture.absolute().parent.is_dir():
-        raise not_allowed("--picture", str(picture), "a file in a folder that exists")
-    needs("simulation", "matplotlib", "jinja2")
-
-
 def _draw(report: PlanReport, picture: Path) -> None:
     from mest_fed.cli.planning.picture import draw_frontier
 
-    try:
+    with drawing(picture):
         draw_frontier(report, picture)
-    except OSError as error:
-        allowed = f"a file that can be written ({error.strerror})"
-        raise not_allowed("--picture", str(picture), allowed) from None

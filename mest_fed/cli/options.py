@@ -1,0 +1,63 @@
+"""Options that several commands have: which model, for which data, and where a picture goes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mest_fed.catalogue import METHODS, NORMS, SCHEMES
+from mest_fed.cli.app import needs
+from mest_fed.errors import not_allowed
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key; repeatable."),
+]
+Scheme = Annotated[str | None, typer.Option(help=f"{SCHEMES.allowed}.")]
+Density = Annotated[float | None, typer.Option(help="Target density.")]
+Method = Annotated[str | None, typer.Option(help=f"{METHODS.allowed}.")]
+Norm = Annotated[str | None, typer.Option(help=f"{NORMS.allowed}.")]
+Width = Annotated[
+    float | None,
+    typer.Option(help="Factor on the channel counts; without a configuration 2 for resnet32."),
+]
+Batch = Annotated[
+    int | None,
+    typer.Option(help="Images in one optimizer step; 64 without a configuration.", min=1),
+]
+Image = Annotated[
+    str | None, typer.Option(help="CHANNELSxHEIGHTxWIDTH, instead of the data set's.")
+]
+Classes = Annotated[
+    int | None, typer.Option(help="Number of classes, instead of the data set's.", min=2)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def check_picture(picture: Path | None) -> None:
+    """Find what would keep a picture from being drawn, before anything slow.
+
+    Raises
+    ------
+    InputError
+        If its name or folder is wrong, or matplotlib is missing.
+    """
+    if picture is None:
+        return
+    if picture.suffix.lower() not in (".svg", ".png"):
+        raise not_allowed("--picture", str(picture), "a file that ends in .svg or .png")
+    if not picture.absolute().parent.is_dir():
+        raise not_allowed("--picture", str(picture), "a file in a folder that exists")
+    needs("simulation", "matplotlib", "jinja2")
+
+
+@contextmanager
+def drawing(picture: Path) -> Iterator[None]:
+    """Turn what keeps the picture from being written into one line."""
+    try:
+        yield
+    except OSError as error:
+        allowed = f"a file that can be written ({error.strerror})"
+        raise not_allowed("--picture", str(picture), allowed) from None

@@ -1,0 +1,75 @@
+"""``mest-fed program``."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mest_fed.catalogue import MODELS
+from mest_fed.cli.app import needs
+from mest_fed.cli.options import (
+    Batch,
+    Classes,
+    Density,
+    Image,
+    Json,
+    Method,
+    Norm,
+    Scheme,
+    Settings,
+    Width,
+    check_picture,
+    drawing,
+)
+
+
+def program(
+    model: Annotated[str, typer.Argument(help=f"{MODELS.allowed}.")],
+    batch: Batch = None,
+    width: Width = None,
+    norm: Norm = None,
+    scheme: Scheme = None,
+    density: Density = None,
+    method: Method = None,
+    image: Image = None,
+    classes: Classes = None,
+    settings: Settings = None,
+    as_json: Json = False,
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the arena over the step to a .svg or .png file."),
+    ] = None,
+) -> None:
+    """Show a training step as a program: its operators, and the arena that holds their buffers.
+
+    Bytes and work are modelled; the arena is what the step takes beside parameters, states and
+    inputs.
+    """
+    needs("client", "flwr", "pydantic")
+    check_picture(picture)
+    from mest_fed.cli.planning.request import read_request
+    from mest_fed.cli.programs.report import ProgramReport, print_report
+
+    options = {
+        "model.name": model,
+        "model.width": width,
+        "model.norm": norm,
+        "sparsity.scheme": scheme,
+        "sparsity.density": density,
+        "sparsity.method": method,
+        "training.batch_size": batch,
+    }
+    request = read_request((None, None), options, settings or [], (image, classes))
+    report = ProgramReport.of(request)
+    if as_json:
+        typer.echo(json.dumps(report.as_table(), indent=2))
+    else:
+        print_report(report)
+    if picture is not None:
+        from mest_fed.cli.programs.picture import draw_arena
+
+        with drawing(picture):
+            draw_arena(report, picture)
+        if not as_json:
+            typer.echo(f"picture: {picture}")

@@ -1,0 +1,1 @@
+"""What ``mest-fed program`` shows."""

@@ -1,0 +1,219 @@
+"""A program with its arena: as rows, and as people read it in a terminal."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mest_fed.cli.planning.request import PlanRequest
+from mest_fed.runtime.arena import HELD, Arena, plan_arena
+from mest_fed.runtime.program import PHASES, Operator, Program
+from mest_fed.training.step_program import step_program
+from mest_fed.units import format_bytes
+
+#: Wider text is hard to read.
+_WIDEST = 100
+
+
+@dataclass(frozen=True)
+class ProgramReport:
+    """A training step as a program.
+
+    Parameters
+    ----------
+    title : str
+        Which model, method and batch.
+    program : Program
+        The step.
+    """
+
+    title: str
+    program: Program
+
+    @classmethod
+    def of(cls, request: PlanRequest) -> "ProgramReport":
+        """Make the program of what is asked for.
+
+        Raises
+        ------
+        InputError
+            If a part of it has no operator: one line that names it.
+        """
+        task = request.task
+        example, batch = task.example, task.config.training.batch_size
+        model = task.build_model()
+        task.architecture.try_out(model, example.input_dtype)
+        inputs = (batch, *example.input_shape), example.input_dtype
+        program, _ = step_program(model, inputs, task.objective, task.optimizer(0.0))
+        return cls(request.title, program)
+
+    @cached_property
+    def arena(self) -> Arena:
+        """Where its buffers lie."""
+        return plan_arena(self.program)
+
+    @cached_property
+    def live(self) -> list[int]:
+        """Bytes of the arena that are in use at each operator."""
+        blocks, count = self.arena.blocks, len(self.program.operators)
+        return [sum(it.size for it in blocks if it.start <= i <= it.end) for i in range(count)]
+
+    def bytes_of(self, *roles: str) -> int:
+        """Return the bytes of all buffers of some roles."""
+        return sum(self.program.buffers[it].bytes for it in self.program.of_role(*roles))
+
+    @property
+    def phase_of(self) -> list[str]:
+        """Phase of each operator."""
+        both = zip(PHASES, self.program.phases, strict=True)
+        return [name for name, count in both for _ in range(count)]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield a row for each operator."""
+        program = self.program
+        for place, operator in enumerate(program.operators):
+            yield {
+                "operator": operator.name,
+                "phase": self.phase_of[place],
+                "makes": self._made(operator),
+                "shape": list(program.buffers[operator.writes[0]].shape),
+                "bytes": program.traffic(operator),
+                "multiply_adds": program.work(operator),
+                "arena_bytes": self.live[place],
+            }
+
+    def _made(self, operator: Operator) -> str:
+        return self.program.buffers[operator.writes[0]].name
+
+    def as_table(self) -> dict[str, Any]:
+        """Return all of it as plain values."""
+        arena = self.arena
+        return {
+            "title": self.title,
+            "sha256": self.program.sha256,
+            "multiply_adds": sum(row["multiply_adds"] for row in self.rows()),
+            "bytes": sum(row["bytes"] for row in self.rows()),
+            "arena": {
+                "peak_bytes": arena.peak,
+                "lower_bound_bytes": arena.lower_bound,
+                "unshared_bytes": self.bytes_of(*HELD),
+                "offsets": {
+                    self.program.buffers[it].name: place for it, place in arena.offsets.items()
+                },
+            },
+            "parameter_bytes": self.bytes_of("parameter"),
+            "state_bytes": self.bytes_of("state"),
+            "input_bytes": self.bytes_of("input"),
+            "operators": list(self.rows()),
+            "program": self.program.as_table(),
+        }
+
+
+def print_report(report: ProgramReport, console: Console | None = None) -> None:
+    """Print the operators phase by phase, and what memory the step takes."""
+    console = console or Console()
+    width = min(console.width, _WIDEST)
+
+    def say(text: str, style: str = "") -> None:
+        console.print(text, style=style, width=width, highlight=False, markup=False)
+
+    say(report.title, "bold")
+    rows = list(report.rows())
+    for phase in PHASES:
+        some = [(place, row) for place, row in enumerate(rows) if row["phase"] == phase]
+        if some:
+            say("")
+            console.print(_operators(phase, some, width), width=width)
+    say("")
+    console.print(_memory(report), width=width)
+    say(f"\n{_in_words(report)}")
+
+
+def _operators(phase: str, rows: list[tuple[int, dict[str, Any]]], width: int) -> Table:
+    """Tabulate the operators of a phase; where there is no room, names of buffers give way."""
+    table = _table(f"{phase.capitalize()}: {len(rows)} operators (bytes and work modelled)")
+    cells = [
+        (
+            str(place),
+            row["operator"].removesuffix("_gradient"),
+            row["makes"].replace(":gradient", ""),
+            "x".join(map(str, row["shape"])) or "1",
+            format_bytes(row["bytes"]),
+            format_count(row["multiply_adds"]) if row["multiply_adds"] else "",
+        )
+        for place, row in rows
+    ]
+    operator = "gradient of" if phase == "backward" else "operator"
+    headings = ("", operator, "buffer", "shape", "moves", "mult-adds")
+    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+    widths[2] = min(widths[2], width - sum(widths) + widths[2] - len(widths) + 1)
+    for number, heading in enumerate(headings):
+        table.add_column(
+            heading,
+            justify="left" if number in (1, 2) else "right",
+            width=widths[number],
+            no_wrap=True,
+            overflow="ellipsis",
+        )
+    for row in cells:
+        table.add_row(*row)
+    return table
+
+
+def format_count(count: float) -> str:
+    """Write a count with three significant digits, for example ``28.3 M``."""
+    for unit, factor in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}"
+    return str(round(count))
+
+
+def _memory(report: ProgramReport) -> Table:
+    arena = report.arena
+    table = _table("Memory of a step (modelled)")
+    table.add_column("part", no_wrap=True)
+    table.add_column("bytes", justify="right", no_wrap=True)
+    table.add_column("what", style="dim")
+    above = arena.peak / max(1, arena.lower_bound) - 1
+    names = {"parameter": "parameters", "state": "states", "input": "inputs"}
+    whats = {
+        "parameter": "weights that train",
+        "state": "slots, momentum, running statistics",
+        "input": "examples, targets, learning rate",
+    }
+    table.add_row("arena", format_bytes(arena.peak), "activations and gradients", style="bold")
+    bound = f"most in use at one operator; the arena is {above:.1%} above"
+    table.add_row("  lower bound", format_bytes(arena.lower_bound), bound)
+    unshared = report.bytes_of(*HELD)
+    share = unshared / max(1, arena.peak)
+    table.add_row(
+        "  unshared", format_bytes(unshared), f"if no buffers shared memory: {share:.1f} times"
+    )
+    for role, name in names.items():
+        table.add_row(name, format_bytes(report.bytes_of(role)), whats[role])
+    return table
+
+
+def _in_words(report: ProgramReport) -> str:
+    rows = list(report.rows())
+    work, moved = (sum(row[key] for row in rows) for key in ("multiply_adds", "bytes"))
+    worst = max(range(len(rows)), key=report.live.__getitem__)
+    return (
+        f"{len(rows)} operators: {format_count(work)} multiply-adds, {format_bytes(moved)} read "
+        f"and written. Most memory is in use at operator {worst}, {rows[worst]['operator']}.\n"
+        f"sha256 {report.program.sha256}"
+    )
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        header_style="dim",
+        padding=(0, 1, 0, 0),
+    )

@@ -1,0 +1,283 @@
+"""From a module to a forward program: which operators of ``mest_fed.runtime`` compute it.
+
+The module is traced by torch.fx; each step of the trace becomes operators, by a rule for its module
+(``capture_layers.py``), function or method. A step without a rule is refused by a line that names
+it. Only shapes are computed, so the module may be on the meta device. The program is that of a
+training step, whatever mode the module is in.
+"""
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from mest_fed.errors import InputError, MestFedError
+from mest_fed.nn.capture_layers import MODULES, dropped
+from mest_fed.nn.capture_values import Capture, Value
+from mest_fed.runtime.program import DTYPES, Program
+
+#: Name of the program's input.
+INPUT = "input"
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A module as a program.
+
+    Parameters
+    ----------
+    program : Program
+        Forward operators alone.
+    output : str
+        Name of the buffer that the module returns.
+    tensors : dict of str to Tensor
+        The module's tensors by the names of the parameters and states that hold them.
+    """
+
+    program: Program
+    output: str
+    tensors: dict[str, Tensor]
+
+    @property
+    def trained(self) -> list[str]:
+        """Names of the parameters that have gradients."""
+        return [name for name, it in self.tensors.items() if it.requires_grad]
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return copies of the tensors by name, in the shapes that the program gives them."""
+        shapes = {it.name: it.shape for it in self.program.buffers}
+        return {
+            name: np.array(tensor.detach().cpu().numpy()).reshape(shapes[name])
+            for name, tensor in self.tensors.items()
+        }
+
+
+def capture(model: nn.Module, shape: tuple[int, ...], dtype: str = "float32") -> Captured:
+    """Make the forward program of a module.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Takes one tensor and returns one.
+    shape : tuple of int
+        Of its input, the batch first.
+    dtype : str
+        ``float32``, or ``int64`` for tokens.
+
+    Raises
+    ------
+    InputError
+        If a step has no operator, or cannot be traced: one line that names it.
+    """
+    if _Tracer().is_leaf_module(model, ""):
+        model = nn.Sequential(model)
+    graph = _trace(model)
+    made = Capture(model)
+    number = made.builder.buffer(INPUT, shape, dtype, "input")
+    results: dict[fx.Node, Any] = {}
+    inputs = [Value(number, tuple(shape))]
+    for node in graph.nodes:
+        args, kwargs = (fx.node.map_arg(it, results.__getitem__) for it in (node.args, node.kwargs))
+        if node.op == "output":
+            return _finish(made, args[0])
+        if node.op == "placeholder":
+            results[node] = inputs.pop() if inputs else _default(node)
+        else:
+            results[node] = _step(made, node, args, kwargs)
+    raise InputError("the module returns nothing; allowed: one that returns a tensor")
+
+
+def _finish(made: Capture, result: Any) -> Captured:
+    held = made.builder.buffers
+    if not isinstance(result, Value) or held[result.number].role != "temporary":
+        raise InputError("the module does not return one tensor that it computes; allowed: one")
+    made.builder.role(result.number, "output")
+    return Captured(made.builder.end_phase(0).program(), held[result.number].name, made.tensors)
+
+
+def _default(node: fx.Node) -> Any:
+    if not node.args:
+        raise InputError(f"the module takes a second input, {node.target!r}; allowed: one tensor")
+    return node.args[0]
+
+
+class _Tracer(fx.Tracer):
+    """Traces through modules without a rule; torch's own without one stay steps, to be refused."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) in MODULES or super().is_leaf_module(m, module_qualified_name)
+
+
+def _trace(model: nn.Module) -> fx.Graph:
+    try:
+        return _Tracer().trace(model)
+    except MestFedError:
+        raise
+    except Exception as error:  # whatever a user's forward raises about a proxy
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{type(model).__name__} cannot be traced: {reason}") from error
+
+
+def _step(made: Capture, node: fx.Node, args: Any, kwargs: Any) -> Any:
+    """Compute one step of the trace."""
+    if node.op == "get_attr":
+        tensor = _attribute(made.model, str(node.target))
+        return Value(made.held(tensor, str(node.target)), tuple(tensor.shape))
+    if node.op == "call_module":
+        name = str(node.target)
+        module = made.model.get_submodule(name)
+        rule: Callable[..., Any] | None = MODULES.get(type(module))
+        what, key = f"module {name!r}, a {type(module).__name__}", name
+        given: tuple[Any, ...] = (made, module, name, *args)
+    else:
+        table = FUNCTIONS if node.op == "call_function" else METHODS
+        rule = table.get(node.target)
+        what, key = f"{node.op.partition('_')[2]} {_title(node.target)!r}", node.name
+        given = (made, node.name, *args)
+    if rule is None:
+        raise InputError(f"{what}, has no operator: the model is no program")
+    try:
+        return rule(*given, **kwargs)
+    except TypeError as error:
+        raise InputError(f"{what}, is called in a way that has no operator: {error}") from error
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from None
+
+
+def _title(target: Any) -> str:
+    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
+
+
+def _attribute(model: nn.Module, path: str) -> Tensor:
+    found: Any = model
+    for part in path.split("."):
+        found = getattr(found, part)
+    if not isinstance(found, Tensor) or str(found.dtype).removeprefix("torch.") not in DTYPES:
+        raise InputError(f"{path!r} is no tensor of a type that programs have")
+    return found
+
+
+def _same(made: Capture, label: str, x: Value, *_: Any, **__: Any) -> Value:
+    return x
+
+
+def _add(made: Capture, label: str, a: Any, b: Any) -> Any:
+    if not isinstance(a, Value) and not isinstance(b, Value):
+        return a + b
+    if not isinstance(a, Value) or not isinstance(b, Value):
+        raise InputError("the sum of a tensor and a number has no operator")
+    if a.shape[1:] == b.shape and len(a.shape) == 3:
+        return made.emit("add_positions", label, {"x": a, "table": b.number})
+    return made.emit("add", label, {"a": a, "b": b})
+
+
+def _multiply(made: Capture, label: str, a: Any, b: Any) -> Any:
+    if not isinstance(a, Value) and not isinstance(b, Value):
+        return a * b
+    return made.emit("multiply", label, {"a": a, "b": b})
+
+
+def _elementwise(name: str) -> Callable[..., Value]:
+    def rule(
+        made: Capture, label: str, x: Value, inplace: bool = False, approximate: str = "none"
+    ) -> Value:
+        if approximate != "none":
+            raise InputError(f"approximate = {approximate!r} has no operator; allowed: none")
+        return made.emit(name, label, {"x": x})
+
+    return rule
+
+
+def _viewed(name: str) -> Callable[..., Value]:
+    """Return the rule of a method that changes the shape alone, which torch says."""
+
+    def rule(made: Capture, label: str, x: Value, *args: Any, **kwargs: Any) -> Value:
+        try:
+            shape = getattr(torch.empty(x.shape, device="meta"), name)(*args, **kwargs).shape
+        except (RuntimeError, IndexError) as error:
+            raise InputError(str(error).partition("\n")[0]) from error
+        return made.reshape(x, tuple(shape), label)
+
+    return rule
+
+
+def _mean(made: Capture, label: str, x: Value, dim: Any, keepdim: bool = False) -> Value:
+    axes = sorted(it % len(x.shape) for it in ((dim,) if isinstance(dim, int) else dim))
+    if axes == list(range(2, len(x.shape))) and axes:
+        y = made.emit("global_average_pool", label, {"x": x})
+    elif axes == [1] and len(x.shape) == 3:
+        y = made.emit("sequence_mean", label, {"x": x})
+    else:
+        raise InputError(f"the mean over dim = {dim} of {x.shape} has no operator")
+    shape = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
+    return made.reshape(y, shape, label) if keepdim else y
+
+
+def _getattr(made: Capture, label: str, value: Any, name: str) -> Any:
+    if isinstance(value, Value) and name != "shape":
+        raise InputError(f"the attribute {name!r} of a tensor is not known; allowed: shape")
+    return getattr(value, name)
+
+
+def _getitem(made: Capture, label: str, value: Any, index: Any) -> Any:
+    if not isinstance(value, Value):
+        return value[index]
+    if isinstance(index, slice) and index.start in (None, 0) and index.step in (None, 1):
+        rows = len(range(value.shape[0])[index])
+        parameter = made.builder.buffers[value.number].role == "parameter"
+        if rows == value.shape[0] or parameter:
+            return Value(value.number, (rows, *value.shape[1:]))
+    raise InputError("a part of a tensor has no operator; allowed: the first rows of a parameter")
+
+
+def _size(made: Capture, label: str, x: Value, dim: int | None = None) -> Any:
+    return x.shape if dim is None else x.shape[dim]
+
+
+def _dropout(  # noqa: PLR0917 - as torch has it
+    made: Capture,
+    label: str,
+    x: Value,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+) -> Value:
+    return dropped(made, p, label, x) if training else x
+
+
+_VIEWS = ("flatten", "view", "reshape", "squeeze", "unsqueeze", "unflatten")
+
+#: Function of a trace -> ``rule(capture, label, *arguments)``.
+FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
+    **dict.fromkeys((operator.add, operator.iadd, torch.add), _add),
+    **dict.fromkeys((operator.mul, torch.mul), _multiply),
+    **dict.fromkeys((torch.relu, functional.relu), _elementwise("relu")),
+    functional.relu6: _elementwise("relu6"),
+    functional.silu: _elementwise("silu"),
+    functional.gelu: _elementwise("gelu"),
+    functional.hardswish: _elementwise("hard_swish"),
+    functional.dropout: _dropout,
+    torch.flatten: _viewed("flatten"),
+    torch.mean: _mean,
+    getattr: _getattr,
+    operator.getitem: _getitem,
+    math.prod: lambda made, label, value: math.prod(value),
+}
+
+#: Name of a tensor's method -> the same.
+METHODS: Mapping[Any, Callable[..., Any]] = {
+    **{name: _viewed(name) for name in _VIEWS},
+    **dict.fromkeys(("add", "add_"), _add),
+    **dict.fromkeys(("mul", "mul_"), _multiply),
+    **dict.fromkeys(("relu", "relu_"), _elementwise("relu")),
+    "contiguous": _same,
+    "mean": _mean,
+    "size": _size,
+}

@@ -1,0 +1,170 @@
+"""Run a program with NumPy: right and slow, the definition that other runtimes are tested against.
+
+The operators stand in ``reference_products.py``, ``reference_norms.py`` and
+``reference_elementwise.py``. Each is a function of its inputs that returns its outputs; what it
+changes it returns behind them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mest_fed.errors import InputError
+from mest_fed.runtime import reference_elementwise, reference_norms, reference_products
+from mest_fed.runtime.arena import Arena
+from mest_fed.runtime.operators import Kind
+from mest_fed.runtime.program import Operator, Program
+
+Array = NDArray[Any]
+
+#: Operator -> function of its inputs by name, its attributes and the shapes of its outputs.
+IMPLEMENTATIONS: Mapping[str, Callable[..., Any]] = {
+    **reference_products.OPERATORS,
+    **reference_norms.OPERATORS,
+    **reference_elementwise.OPERATORS,
+}
+
+
+def compute(kind: Kind, arrays: Mapping[str, Array], **attributes: Any) -> dict[str, Array]:
+    """Compute one operator.
+
+    Parameters
+    ----------
+    kind : Kind
+        Its line of the table.
+    arrays : mapping of str to array
+        Its inputs; and its outputs, whose shapes are read, and their values where it adds to them.
+    **attributes
+        All attributes.
+
+    Returns
+    -------
+    dict of str to array
+        Outputs, and inputs that it changes. Computed in the type of the inputs.
+    """
+    given = {it: arrays[it] for it in kind.inputs if it in arrays}
+    shapes = {it: arrays[it].shape for it in kind.outputs if it in arrays}
+    added = {it: arrays[it] for it in kind.outputs if it in kind.changes}
+    found = IMPLEMENTATIONS[kind.name](**given, **added, shapes=shapes, **attributes)
+    made: tuple[Array, ...] = found if isinstance(found, tuple) else (found,)
+    names = [*kind.outputs, *(it for it in kind.changes if it in kind.inputs)]
+    return {
+        name: np.array(it)  # a view of an input could be overwritten by another output
+        for name, it in zip(names, made, strict=True)
+        if name in arrays and it is not None
+    }
+
+
+class Reference:
+    """A program with memory: its buffers as arrays.
+
+    Parameters
+    ----------
+    program : Program
+        What is run.
+    values : mapping of str to array
+        Parameters and states by name. States may be left out, and are then zero. They are copied.
+    precision : str, optional
+        Type that float buffers are held and computed in; with ``float64`` the result is exact but
+        for rounding.
+    arena : Arena, optional
+        Puts temporary buffers and outputs at its offsets of one array of bytes, so that a fault
+        in it shows. Of the program's own types alone.
+
+    Raises
+    ------
+    InputError
+        If a value is missing, or has another shape.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        values: Mapping[str, Array],
+        precision: str | None = None,
+        arena: Arena | None = None,
+    ) -> None:
+        self.program = program
+        self.arrays: list[Array] = []
+        memory = np.zeros(arena.peak if arena else 0, np.uint8)
+        for number, buffer in enumerate(program.buffers):
+            wide = precision is not None and buffer.dtype == "float32"
+            dtype = np.dtype(precision if wide else buffer.dtype)
+            if arena is not None and number in arena.offsets:
+                start = arena.offsets[number]
+                held = memory[start : start + buffer.bytes].view(buffer.dtype)
+                self.arrays.append(held.reshape(buffer.shape))
+            else:
+                self.arrays.append(np.zeros(buffer.shape, dtype))
+        for number in program.of_role("parameter", "state"):
+            name, is_state = program.buffers[number].name, program.buffers[number].role == "state"
+            if name in values:
+                self.write(name, values[name])
+            elif not is_state:
+                raise InputError(f"no values for the parameter {name!r}")
+        self._check_slots()
+
+    def write(self, name: str, array: Any) -> None:
+        """Copy an array into a buffer.
+
+        Raises
+        ------
+        InputError
+            If there is no such buffer, or its shape is another.
+        """
+        if name not in self.program.numbers:
+            raise InputError(f"the program has no buffer {name!r}")
+        held, array = self.arrays[self.program.numbers[name]], np.asarray(array)
+        if held.shape != array.shape:
+            raise InputError(f"{name!r} has shape {array.shape}; allowed: {held.shape}")
+        held[...] = array
+
+    def read(self, name: str) -> Array:
+        """Return a copy of a buffer: an output, parameter, state, or what a temporary holds yet."""
+        return self.arrays[self.program.numbers[name]].copy()
+
+    def step(self, inputs: Mapping[str, Any]) -> None:
+        """Run all operators.
+
+        Parameters
+        ----------
+        inputs : mapping of str to array
+            One for each buffer of the role ``input``.
+
+        Raises
+        ------
+        InputError
+            If one is missing, or has another shape.
+        """
+        for number in self.program.of_role("input"):
+            name = self.program.buffers[number].name
+            if name not in inputs:
+                raise InputError(f"no values for the input {name!r}")
+            self.write(name, inputs[name])
+        self.run(self.program.operators)
+
+    def run(self, operators: Sequence[Operator]) -> None:
+        """Run some operators."""
+        for operator in operators:
+            buffers = operator.arguments
+            arrays = {name: self.arrays[number] for name, number in buffers.items()}
+            made = compute(operator.kind, arrays, **operator.attributes)
+            for name, result in made.items():
+                arrays[name][...] = result
+
+    def _check_slots(self) -> None:
+        """Refuse slots that are not increasing, or are past the granules of their weight."""
+        for operator in self.program.operators:
+            if "slots" not in operator.arguments:
+                continue
+            name = self.program.buffers[operator.arguments["slots"]].name
+            slots = self.read(name)
+            weight, rows = operator.attributes["weight_shape"], operator.attributes["rows"]
+            most = -(-weight[0] // rows) * int(np.prod(weight[1:]))
+            inside = len(slots) == 0 or (slots[0] >= 0 and slots[-1] < most)
+            if not inside or np.any(np.diff(slots) <= 0):
+                raise InputError(
+                    f"{name!r} are no slots; allowed: increasing, from 0 to {most - 1}"
+                )

@@ -1,0 +1,84 @@
+"""The end of a step: the optimizer's operators, one for each parameter that has a gradient."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mest_fed.runtime.build import Builder
+from mest_fed.runtime.gradients import Gradients
+from mest_fed.runtime.program import Program
+
+#: The input that holds the learning rate of the step.
+RATES = "rates"
+
+
+@dataclass(frozen=True)
+class SGD:
+    """SGD as torch's: weight decay is added to the gradient; no dampening.
+
+    Parameters
+    ----------
+    momentum, weight_decay : float
+        0 for none; without momentum there is no state.
+    nesterov : bool
+        Whether the step looks ahead.
+    """
+
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+
+    name = "sgd"
+
+    @property
+    def states(self) -> dict[str, str]:
+        """Name -> dtype of what a parameter has beside itself."""
+        return {"momentum_buffer": "float32"} if self.momentum else {}
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam as torch's, or AdamW where the decay is decoupled from the gradient.
+
+    Parameters
+    ----------
+    beta1, beta2, epsilon, weight_decay : float
+        As torch's.
+    decoupled : bool
+        Whether weights decay by rate * weight_decay instead (Loshchilov and Hutter 2019).
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    decoupled: bool = False
+
+    name = "adam"
+
+    @property
+    def states(self) -> dict[str, str]:
+        """Name -> dtype of what a parameter has beside itself."""
+        return {"first": "float32", "second": "float32", "step": "int64"}
+
+
+def with_updates(gradients: Gradients, optimizer: SGD | Adam) -> Program:
+    """Add an update of each parameter that has a gradient.
+
+    States start at zero; their buffers are named ``PARAMETER:STATE``. The step's learning rate is
+    the input ``rates``.
+    """
+    builder = Builder(gradients.program)
+    rates = builder.buffer(RATES, (1,), role="input")
+    attributes: dict[str, Any] = asdict(optimizer)
+    for parameter, gradient in gradients.of.items():
+        name, shape = builder.buffers[parameter].name, builder.buffers[parameter].shape
+        given: dict[str, int | None] = {
+            "gradient": gradient,
+            "rates": rates,
+            "parameter": parameter,
+        }
+        for state, dtype in optimizer.states.items():
+            size = (1,) if state == "step" else shape
+            given[state] = builder.buffer(f"{name}:{state}", size, dtype, "state")
+        builder.operator(optimizer.name, given, {}, **attributes)
+    return builder.end_phase(2).program()

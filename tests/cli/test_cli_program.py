@@ -1,0 +1,109 @@
+"""``mest-fed program``: operators, bytes, work, the arena and its picture."""
+
+import io
+import json
+from xml.etree import ElementTree
+
+import pytest
+from rich.console import Console
+
+from mest_fed.cli.planning.request import read_request
+from mest_fed.cli.programs.picture import draw_arena
+from mest_fed.cli.programs.report import ProgramReport, format_count, print_report
+from mest_fed.runtime.program import PHASES
+from mest_fed.runtime.reading import parse_program
+
+SMALL = ("program", "resnet8", "--width", "0.5", "--batch", "4", "--image", "3x8x8")
+
+
+@pytest.fixture(scope="module")
+def report():
+    options = {"model.name": "resnet8", "model.width": 0.5, "training.batch_size": 4}
+    return ProgramReport.of(read_request((None, None), options, (), ("3x8x8", None)))
+
+
+def test_it_prints_operators_and_the_arena(says):
+    text = says(*SMALL)
+    assert "resnet8 (width 0.5; group norm), mest-ems, block at density 0.1, 4 images" in text
+    for part in ("Forward: 21 operators", "Backward: 34 operators", "Update: 29 operators"):
+        assert part in text
+    for part in ("stage2.0.conv1.values", "lower bound", "unshared", "modelled", "sha256"):
+        assert part in text
+
+
+def test_json_holds_the_program_and_where_its_buffers_lie(says):
+    table = json.loads(says(*SMALL, "--json"))
+    program = parse_program(json.dumps(table["program"]))
+    assert program.sha256 == table["sha256"]
+    rows = table["operators"]
+    assert [row["operator"] for row in rows] == [it.name for it in program.operators]
+    assert [row["phase"] for row in rows] == sorted(
+        (row["phase"] for row in rows), key=PHASES.index
+    )
+    arena = table["arena"]
+    assert arena["lower_bound_bytes"] <= arena["peak_bytes"] <= arena["unshared_bytes"] * 1.1
+    assert max(row["arena_bytes"] for row in rows) == arena["lower_bound_bytes"]
+    first = rows[0]
+    # 4 images of 8x8 pixels, 8 filters of 3x3x3
+    assert first["multiply_adds"] == 4 * 64 * 8 * 27
+    assert first["bytes"] == 4 * (4 * 3 * 64 + 8 * 27 + 4 * 8 * 64)
+    assert table["multiply_adds"] == sum(row["multiply_adds"] for row in rows)
+    assert table["input_bytes"] == 4 * (4 * 3 * 64) + 8 * 4 + 4
+
+
+def test_sparse_and_dense(says):
+    sparse, dense = (
+        json.loads(says(*SMALL, *more, "--json"))
+        for more in (("--scheme", "unstructured", "--density", "0.2"), ("--method", "dense"))
+    )
+    assert {"sparse_conv2d", "conv2d"} <= {row["operator"] for row in sparse["operators"]}
+    assert not any("sparse" in row["operator"] for row in dense["operators"])
+    assert sparse["multiply_adds"] < dense["multiply_adds"]
+    assert sparse["parameter_bytes"] < dense["parameter_bytes"]
+
+
+@pytest.mark.parametrize("name", ["arena.svg", "arena.png"])
+def test_the_picture(report, tmp_path, name):
+    path = tmp_path / name
+    draw_arena(report, path)
+    if name.endswith(".png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+        return
+    first = path.read_bytes()
+    text = "".join(ElementTree.fromstring(first).itertext())
+    for part in ("forward", "backward", "update", "kept for the backward pass", "lower bound"):
+        assert part in text
+    draw_arena(report, path)
+    assert path.read_bytes() == first
+
+
+def test_lines_fit_a_terminal_of_80_columns(report):
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_report(report, console)
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line.split()[-1] for line in lines if line.strip())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("resnet9",), "model.name = 'resnet9' is not allowed"),
+        (("resnet8", "--scheme", "pattern"), "the scheme pattern has no operator"),
+        (("resnet8", "--density", "2"), "sparsity.density"),
+        (("resnet8", "--set", "training.clip_norm=1.0"), "training.clip_norm = 1.0"),
+        (("resnet8", "--set", "training.proximal=0.1"), "training.proximal = 0.1"),
+        (("resnet8", "--picture", "arena.gif"), "a file that ends in .svg or .png"),
+        (("resnet8", "--picture", "none/arena.svg"), "a file in a folder that exists"),
+        (("transformer",), "does not take inputs of shape"),
+    ],
+)
+def test_wrong_input_is_one_line(fails, arguments, says):
+    assert says in fails("program", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0"), (999, "999"), (1000, "1 k"), (28_311_552, "28.3 M"), (2e9, "2 G")]
+)
+def test_counts(count, text):
+    assert format_count(count) == text
