@@ -47,22 +47,9 @@ private:
     int64_t source_, output_, call_;
 };
 
-// With a stride of 1 the way back is a convolution too: of the turned kernel. Single rows take it:
-// it costs one load a multiply-add, where spreading would cost a load and a store.
-bool gathers(const Convolution& p, int rows) {
-    return rows == 1 && p.stride_height == 1 && p.stride_width == 1 &&
-           p.dilation_height * (p.kernel_height - 1) >= p.padding_height &&
-           p.dilation_width * (p.kernel_width - 1) >= p.padding_width;
-}
-
-Convolution turned(const Convolution& p) {
-    Convolution t = p;
-    t.in_channels = p.out_channels, t.height = p.out_height, t.width = p.out_width;
-    t.out_channels = p.in_channels, t.out_height = p.height, t.out_width = p.width;
-    t.padding_height = p.dilation_height * (p.kernel_height - 1) - p.padding_height;
-    t.padding_width = p.dilation_width * (p.kernel_width - 1) - p.padding_width;
-    return t;
-}
+// Single rows take the way back by gathering: it costs one load a multiply-add, where spreading would
+// cost a load and a store.
+bool gathers(const Convolution& p, int rows) { return rows == 1 && turns(p); }
 
 Plan plan_of(Way way, const Convolution& p, int rows, Plane plane) {
     const Variant& v = variant();
@@ -114,8 +101,24 @@ void sum_in_chunks(const Plan& plan, float* total, int threads, std::vector<floa
 
 }  // namespace
 
+bool turns(const Convolution& p) {
+    return p.stride_height == 1 && p.stride_width == 1 &&
+           p.dilation_height * (p.kernel_height - 1) >= p.padding_height &&
+           p.dilation_width * (p.kernel_width - 1) >= p.padding_width;
+}
+
+Convolution turned(const Convolution& p) {
+    Convolution t = p;
+    t.in_channels = p.out_channels, t.height = p.out_height, t.width = p.out_width;
+    t.out_channels = p.in_channels, t.out_height = p.height, t.out_width = p.width;
+    t.padding_height = p.dilation_height * (p.kernel_height - 1) - p.padding_height;
+    t.padding_width = p.dilation_width * (p.kernel_width - 1) - p.padding_width;
+    return t;
+}
+
 Product::Product(Way way, const Convolution& p, int rows, Call call)
-    : p_(p),
+    : way_(way),
+      p_(p),
       call_(call),
       gathers_(way == Way::input && gathers(p, rows)),
       plan_(gathers_ ? plan_of(Way::forward, turned(p), rows, call.plane)
@@ -135,6 +138,12 @@ void Product::reserve(ProductMemory& memory, int64_t entries) const {
     memory.back.from.reserve(entries);
     memory.moved.reserve(entries);
 }
+
+int Product::collected() const {
+    return way_ == Way::forward || gathers_ ? plan_.collected : p_.out_channels;
+}
+
+void Product::take_scratch() const { Scratches(plan_, collected()).here(); }
 
 void Product::forward(ProductMemory& memory, const StripIndex& index, const float* values,
                       const float* x, const float* bias, float* y) {

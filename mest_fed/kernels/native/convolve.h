@@ -16,6 +16,11 @@ struct ProductMemory {
     std::vector<float> moved, partial;
 };
 
+// With a stride of 1 the way back is a convolution too: of the kernel turned by half a circle, from
+// dy to dx. Whether that is so, and that convolution.
+bool turns(const Convolution& p);
+Convolution turned(const Convolution& p);
+
 // One product, planned once for strips of `rows` rows. A call lays out the entries that it is given.
 class Product {
 public:
@@ -23,6 +28,12 @@ public:
 
     // Makes room for calls of so many entries.
     void reserve(ProductMemory& memory, int64_t entries) const;
+
+    // Memory that the plan itself holds.
+    int64_t bytes() const { return static_cast<int64_t>(sizeof *this) + plan_.bytes(); }
+
+    // Has the calling thread take the scratch memory that it will use.
+    void take_scratch() const;
 
     // y (batch, out, oh, ow) from x (batch, in, h, w); bias (out) may be null.
     void forward(ProductMemory& memory, const StripIndex& index, const float* values,
@@ -43,6 +54,9 @@ public:
 private:
     int64_t partial_floats(int64_t entries) const;
 
+    int collected() const;  // channels that a thread buffers
+
+    Way way_;
     Convolution p_;
     Call call_;
     bool gathers_;

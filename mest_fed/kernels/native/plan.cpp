@@ -52,6 +52,12 @@ Plan make_plan(const Convolution& p, int rows, const Request& request, int width
     return plan;
 }
 
+int64_t Plan::bytes() const {
+    return static_cast<int64_t>(outputs.at.capacity() * sizeof outputs.at[0] +
+                                scratch.from.capacity() * sizeof scratch.from[0] +
+                                scratch.copies.capacity() * sizeof scratch.copies[0]);
+}
+
 void set_entries(Plan& plan, const StripIndex& index, std::vector<int32_t>& offsets) {
     const auto channel = static_cast<int32_t>(plan.scratch.channel_floats);
     const std::vector<int32_t>& tap = plan.scratch.tap_offset;

@@ -33,6 +33,7 @@ struct Plan {
     bool features;        // planes are 1x1: images stand side by side, one float each
     int collected;        // output channels that the forward pass buffers before it stores them
 
+    int64_t bytes() const;  // of its lists
     int64_t scratch_floats() const { return scratch.channel_floats * in_channels; }
 };
 
