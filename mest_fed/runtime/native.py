@@ -248,9 +248,10 @@ def _checked(call: Any, *arguments: Any) -> Any:
     """Call the compiled module; what it refuses is an input error."""
     try:
         return call(*arguments)
-    except (ValueError, TypeError) as error:  # a TypeError: a number beyond 64 bits
-        text = str(error).splitlines()[0]
-        raise InputError(f"the runtime refuses the program: {text}") from None
+    except ValueError as error:
+        raise InputError(f"the runtime refuses the program: {error}") from None
+    except TypeError:  # the binding's own, of several lines
+        raise InputError("the program holds a number that is not allowed; allowed: numbers of 64 bits") from None
 
 
 def _flat_buffers(buffers: Sequence[Buffer], offsets: Mapping[int, int]) -> list[int]:

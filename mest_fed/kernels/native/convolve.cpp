@@ -126,7 +126,8 @@ Product::Product(Way way, const Convolution& p, int rows, Call call)
 
 int64_t Product::partial_floats(int64_t entries) const {
     const int64_t chunks = std::min(plan_.sets, most_chunks);
-    return chunks > 1 ? std::min<int64_t>(chunks, call_.threads) * entries * plan_.rows : 0;
+    if (way_ != Way::values || chunks < 2) return 0;
+    return std::min<int64_t>(chunks, call_.threads) * entries * plan_.rows;
 }
 
 void Product::reserve(ProductMemory& memory, int64_t entries) const {
@@ -141,6 +142,11 @@ void Product::reserve(ProductMemory& memory, int64_t entries) const {
 
 int Product::collected() const {
     return way_ == Way::forward || gathers_ ? plan_.collected : p_.out_channels;
+}
+
+int64_t Product::scratch_floats() const {
+    const int64_t buffered = plan_.outputs.direct ? 0 : collected() * plan_.outputs.buffer_channel;
+    return plan_.scratch_floats() + buffered;
 }
 
 void Product::take_scratch() const { Scratches(plan_, collected()).here(); }

@@ -32,6 +32,10 @@ public:
     // Memory that the plan itself holds.
     int64_t bytes() const { return static_cast<int64_t>(sizeof *this) + plan_.bytes(); }
 
+    // What a call takes of each thread's scratch, and for sums over the batch.
+    int64_t scratch_floats() const;
+    int64_t partial_floats(int64_t entries) const;
+
     // Has the calling thread take the scratch memory that it will use.
     void take_scratch() const;
 
@@ -52,8 +56,6 @@ public:
               const float* dy, float* dx, float* gradient);
 
 private:
-    int64_t partial_floats(int64_t entries) const;
-
     int collected() const;  // channels that a thread buffers
 
     Way way_;

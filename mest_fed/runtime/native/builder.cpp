@@ -72,19 +72,32 @@ Tensor Builder::dims(const std::string& name, int count) const {
     return tensor;
 }
 
+// A description may speak of buffers that nobody has: what is taken for it has a limit.
+void Builder::check_memory(int64_t count, int64_t size) const {
+    constexpr int64_t most = int64_t{1} << 31;
+    require(count <= most / size, "working memory", "up to 2**31 bytes");
+}
+
 void Builder::floats(int64_t count) {
+    check_memory(count, sizeof(float));
     if (static_cast<int64_t>(shared_.floats.size()) < count) shared_.floats.resize(count);
 }
 
 void Builder::doubles(int64_t count) {
+    check_memory(count, sizeof(double));
     if (static_cast<int64_t>(shared_.doubles.size()) < count) shared_.doubles.resize(count);
 }
 
-void Builder::scratch(int64_t floats) { scratch_ = std::max(scratch_, floats); }
+void Builder::scratch(int64_t floats) {
+    check_memory(floats, sizeof(float));
+    scratch_ = std::max(scratch_, floats);
+}
 
 std::shared_ptr<Product> Builder::product(Way way, const Convolution& p, int rows,
                                           int64_t entries) {
     const auto made = std::make_shared<Product>(way, p, rows, Call{Plane::padded, threads_});
+    check_memory(made->scratch_floats(), sizeof(float));
+    check_memory(made->partial_floats(entries), sizeof(float));
     made->reserve(shared_.product, entries);
     shared_.index.first.reserve((p.out_channels - 1) / rows + 2);
     shared_.index.columns.reserve(entries);

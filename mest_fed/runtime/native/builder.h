@@ -82,6 +82,8 @@ public:
     int64_t scratch_floats() const { return scratch_; }
 
 private:
+    void check_memory(int64_t count, int64_t size) const;
+
     const Operator& kind_;
     std::vector<Tensor> arguments_;
     std::vector<int64_t> wholes_;

@@ -81,7 +81,7 @@ Program::Program(const mest_description& description, void* arena, int64_t arena
         refuse("threads = " + std::to_string(threads), "1 to " + std::to_string(most_threads));
     }
     if (arena_bytes < 0 || (arena_bytes > 0 && arena == nullptr)) refuse("no arena", "an address");
-    if (reinterpret_cast<uintptr_t>(arena) % 64 != 0) refuse("the arena's address", "multiples of 64");
+    if (arena_bytes > 0 && reinterpret_cast<uintptr_t>(arena) % 64 != 0) refuse("the arena's address", "multiples of 64");
     add_buffers(description);
     add_operators(description);
     take_scratch();
