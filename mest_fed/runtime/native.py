@@ -251,7 +251,9 @@ def _checked(call: Any, *arguments: Any) -> Any:
     except ValueError as error:
         raise InputError(f"the runtime refuses the program: {error}") from None
     except TypeError:  # the binding's own, of several lines
-        raise InputError("the program holds a number that is not allowed; allowed: numbers of 64 bits") from None
+        raise InputError(
+            "the program holds a number that is not allowed; allowed: numbers of 64 bits"
+        ) from None
 
 
 def _flat_buffers(buffers: Sequence[Buffer], offsets: Mapping[int, int]) -> list[int]:

@@ -183,9 +183,7 @@ def test_cross_entropy(shape, in_place):
     near(made, torch.autograd.grad(exact, logits64)[0])
 
 
-@pytest.mark.parametrize(
-    "how", [(0.0, False, 0.0), (0.9, False, 1e-2), (0.9, True, 1e-2)], ids=str
-)
+@pytest.mark.parametrize("how", [(0.0, False, 0.0), (0.9, False, 1e-2), (0.9, True, 1e-2)], ids=str)
 def test_sgd(how):
     momentum, nesterov, decay = how
     p = randn(3, 7)

@@ -13,24 +13,34 @@ EPSILON = 1e-5
 @SOME
 @given(SHAPES, st.sampled_from([1, 2, 4]), st.booleans(), st.booleans(), st.booleans())
 def test_group_norm(shape, groups, relu, with_residual, in_place):
-    x, dy, gamma, beta = (randn(*s, seed=i) for i, s in enumerate([shape, shape, shape[1:2], shape[1:2]]))
+    x, dy, gamma, beta = (
+        randn(*s, seed=i) for i, s in enumerate([shape, shape, shape[1:2], shape[1:2]])
+    )
     residual = randn(*shape, seed=9) if with_residual else None
     leaves = wide(*(it for it in (x, gamma, beta, residual) if it is not None))
     exact = F.group_norm(leaves[0], groups, leaves[1], leaves[2], EPSILON)
-    _check("group_norm", (x, gamma, beta, residual, dy), exact, leaves, in_place, relu, groups=groups)
+    _check(
+        "group_norm", (x, gamma, beta, residual, dy), exact, leaves, in_place, relu, groups=groups
+    )
 
 
 @SOME
-@given(st.sampled_from([(3, 4, 2), (3, 8, 5, 5), (9, 12)]), st.booleans(), st.booleans(), st.booleans())
+@given(
+    st.sampled_from([(3, 4, 2), (3, 8, 5, 5), (9, 12)]), st.booleans(), st.booleans(), st.booleans()
+)
 def test_batch_norm(shape, relu, with_residual, in_place):
-    x, dy, gamma, beta = (randn(*s, seed=i) for i, s in enumerate([shape, shape, shape[1:2], shape[1:2]]))
+    x, dy, gamma, beta = (
+        randn(*s, seed=i) for i, s in enumerate([shape, shape, shape[1:2], shape[1:2]])
+    )
     residual = randn(*shape, seed=9) if with_residual else None
     leaves = wide(*(it for it in (x, gamma, beta, residual) if it is not None))
     mean, variance = randn(shape[1], seed=10), randn(shape[1], seed=11).exp()
     mean64, variance64 = mean.double(), variance.double()
     exact = F.batch_norm(leaves[0], mean64, variance64, *leaves[1:3], True, 0.1, EPSILON)
     running = {"running_mean": mean, "running_variance": variance}
-    got = _check("batch_norm", (x, gamma, beta, residual, dy), exact, leaves, in_place, relu, running)
+    got = _check(
+        "batch_norm", (x, gamma, beta, residual, dy), exact, leaves, in_place, relu, running
+    )
     near(got["running_mean"], mean64)
     near(got["running_variance"], variance64)
 

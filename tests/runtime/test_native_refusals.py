@@ -68,7 +68,9 @@ REFUSED = {
     "groups that are no divisor": conv(groups=3),
     "a bias of another length": conv(b=(7,)),
     "three dimensions": conv(x=(3, 6, 6)),
-    "padding that takes too much memory": conv(y=(2, 8, 2**20 + 4, 2**20 + 4), padding=(2**19,) * 2),
+    "padding that takes too much memory": conv(
+        y=(2, 8, 2**20 + 4, 2**20 + 4), padding=(2**19,) * 2
+    ),
     "more slots than granules": sparse(active=55),
     "values of other rows": changed(sparse(), attributes={**SPARSE, "rows": 2}),
     "a sparse weight of another shape": sparse(weight_shape=(8, 3, 3, 2)),
@@ -175,7 +177,12 @@ def test_arrays_that_are_wrong():
     runtime = Runtime(one("relu", {"x": (4, 4)}, {"y": (4, 4)}), {1: 0}, 64)
     fixed = np.zeros((4, 4), np.float32)
     fixed.flags.writeable = False
-    wrong = [np.zeros((4, 4)), np.zeros(16, np.float32), np.zeros((4, 8), np.float32)[:, ::2], fixed]
+    wrong = [
+        np.zeros((4, 4)),
+        np.zeros(16, np.float32),
+        np.zeros((4, 8), np.float32)[:, ::2],
+        fixed,
+    ]
     for array in wrong:
         with pytest.raises(InputError):
             runtime.bind(0, array)
