@@ -20,7 +20,13 @@ def test_group_norm(shape, groups, relu, with_residual, in_place):
     leaves = wide(*(it for it in (x, gamma, beta, residual) if it is not None))
     exact = F.group_norm(leaves[0], groups, leaves[1], leaves[2], EPSILON)
     _check(
-        "group_norm", (x, gamma, beta, residual, dy), exact, leaves, in_place, relu, groups=groups
+        "group_norm",
+        (x, gamma, beta, residual, dy),
+        exact,
+        leaves,
+        in_place=in_place,
+        relu=relu,
+        groups=groups,
     )
 
 
@@ -39,13 +45,19 @@ def test_batch_norm(shape, relu, with_residual, in_place):
     exact = F.batch_norm(leaves[0], mean64, variance64, *leaves[1:3], True, 0.1, EPSILON)
     running = {"running_mean": mean, "running_variance": variance}
     got = _check(
-        "batch_norm", (x, gamma, beta, residual, dy), exact, leaves, in_place, relu, running
+        "batch_norm",
+        (x, gamma, beta, residual, dy),
+        exact,
+        leaves,
+        in_place=in_place,
+        relu=relu,
+        running=running,
     )
     near(got["running_mean"], mean64)
     near(got["running_variance"], variance64)
 
 
-def _check(name, tensors, exact, leaves, in_place, relu, running=None, **groups):
+def _check(name, tensors, exact, leaves, *, in_place, relu, running=None, **groups):
     x, gamma, beta, residual, dy = tensors
     if residual is not None:
         exact = exact + leaves[3]
