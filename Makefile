@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-NATIVE := CMakeLists.txt $(wildcard cmake/*.cmake mest_fed/kernels/native/*)
+NATIVE := CMakeLists.txt $(wildcard cmake/*.cmake mest_fed/kernels/native/* mest_fed/runtime/native/*)
 
 NO_NATIVE := No native kernels: the C++ build failed. 'make native' shows why.
 

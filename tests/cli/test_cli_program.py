@@ -24,7 +24,7 @@ def report():
 
 def test_it_prints_operators_and_the_arena(says):
     text = says(*SMALL)
-    assert "resnet8 (width 0.5; group norm), mest-ems, block at density 0.1, 4 images" in text
+    assert "resnet8 (width 0.5; group norm), mest-ems, block at density 0.1, 4 examples of" in text
     for part in ("Forward: 21 operators", "Backward: 34 operators", "Update: 29 operators"):
         assert part in text
     for part in ("stage2.0.conv1.values", "lower bound", "unshared", "modelled", "sha256"):

@@ -75,5 +75,5 @@ def package_files():
         for path in (Path(folder) / name for name in names)
         if path.is_file()
         and "__pycache__" not in path.parts
-        and not path.is_relative_to(KERNELS / "native")
+        and "native" not in path.relative_to(ROOT).parts
     }

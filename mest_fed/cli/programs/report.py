@@ -45,7 +45,7 @@ class ProgramReport:
         task = request.task
         example, batch = task.example, task.config.training.batch_size
         model = task.build_model()
-        task.architecture.try_out(model, example.input_dtype)
+        task.architecture.try_out(model, example.zeros(2))
         inputs = (batch, *example.input_shape), example.input_dtype
         program, _ = step_program(model, inputs, task.objective, task.optimizer(0.0))
         return cls(request.title, program)

@@ -96,9 +96,10 @@ void norm_forward(const NormSizes& sizes, float epsilon, const Addresses& a, int
 // the same, then: dz; and dx, dresidual, dgamma, dbeta
 void norm_backward(const NormSizes& sizes, const Addresses& a, const std::array<int64_t, 4>& to,
                    int threads) {
-    mest::norm_backward(norm(sizes, 0.0f, a[0], a[1], a[2]),
-                        {in(a[7]), in(a[3]), in(a[4]), in(a[5]), in(a[6])}, out(to[0]), out(to[1]),
-                        out(to[2]), out(to[3]), threads);
+    const mest::Norm given = norm(sizes, 0.0f, a[0], a[1], a[2]);
+    std::vector<double> sums(given.sums());
+    mest::norm_backward(given, {in(a[7]), in(a[3]), in(a[4]), in(a[5]), in(a[6])}, out(to[0]),
+                        out(to[1]), out(to[2]), out(to[3]), sums.data(), threads);
 }
 
 // values, x, dy; dx, gradient

@@ -26,12 +26,13 @@ void check(const Granules& granules, int64_t end) {
     }
 }
 
-StripIndex from_strips(const Granules& granules, const Convolution& problem) {
+void from_strips(StripIndex& index, const Granules& granules, const Convolution& problem) {
     const int64_t columns = problem.columns();
     const int strips = (problem.out_channels - 1) / granules.rows + 1;
     check(granules, strips * columns);
     const int32_t *slots = granules.slots, *end = slots + granules.active;
-    StripIndex index{granules.rows, {}, {}};
+    index.rows = granules.rows;
+    index.first.clear();
     index.first.reserve(strips + 1);
     index.columns.resize(granules.active);
     index.first.push_back(0);
@@ -42,10 +43,9 @@ StripIndex from_strips(const Granules& granules, const Convolution& problem) {
         for (; at < until; ++at) index.columns[at - slots] = *at - begin;
         index.first.push_back(static_cast<int32_t>(at - slots));
     }
-    return index;
 }
 
-StripIndex from_kernels(const Granules& granules, const Convolution& problem) {
+void from_kernels(StripIndex& index, const Granules& granules, const Convolution& problem) {
     const int taps = problem.taps(), channels = problem.in_channels;
     check(granules, int64_t{problem.out_channels} * channels * granules.variants);
     for (int i = 0; i < granules.variants * granules.width; ++i) {
@@ -54,7 +54,9 @@ StripIndex from_kernels(const Granules& granules, const Convolution& problem) {
                                         " must be within [0, " + std::to_string(taps) + ")");
         }
     }
-    StripIndex index{1, {}, {}};
+    index.rows = 1;
+    index.first.clear();
+    index.columns.clear();
     index.first.reserve(problem.out_channels + 1);
     index.columns.reserve(granules.active * granules.width);
     for (int64_t i = 0; i < granules.active; ++i) {
@@ -69,41 +71,41 @@ StripIndex from_kernels(const Granules& granules, const Convolution& problem) {
         }
     }
     index.first.resize(problem.out_channels + 1, static_cast<int32_t>(index.columns.size()));
-    return index;
 }
 
 }  // namespace
 
-StripIndex strips_of(const Granules& granules, const Convolution& problem) {
-    return granules.cells ? from_kernels(granules, problem) : from_strips(granules, problem);
+void strips_into(StripIndex& index, const Granules& granules, const Convolution& problem) {
+    (granules.cells ? from_kernels : from_strips)(index, granules, problem);
 }
 
-TransposedIndex transposed(const StripIndex& strips, const Convolution& problem) {
+StripIndex strips_of(const Granules& granules, const Convolution& problem) {
+    StripIndex index;
+    strips_into(index, granules, problem);
+    return index;
+}
+
+void transpose_into(TransposedIndex& index, const StripIndex& strips, const Convolution& problem) {
     const int taps = problem.taps();
-    std::vector<int32_t> channel_of(problem.columns());
-    for (size_t column = 0; column < channel_of.size(); ++column) {
-        channel_of[column] = static_cast<int32_t>(column) / taps;
-    }
-    TransposedIndex index;
     std::vector<int32_t>& first = index.strips.first;
     index.strips.rows = 1;
     index.strips.columns.resize(strips.columns.size());
     index.from.resize(strips.columns.size());
-    first.assign(problem.in_channels + 1, 0);
-    for (int32_t column : strips.columns) ++first[channel_of[column] + 1];
-    for (int c = 0; c < problem.in_channels; ++c) first[c + 1] += first[c];
-    std::vector<int32_t> next(first.begin(), first.end() - 1);
+    // While entries are placed, first[c + 1] is where the next one of channel c goes; then its end.
+    first.assign(problem.in_channels + 2, 0);
+    for (int32_t column : strips.columns) ++first[column / taps + 2];
+    for (int c = 0; c < problem.in_channels; ++c) first[c + 2] += first[c + 1];
     for (size_t strip = 0; strip + 1 < strips.first.size(); ++strip) {
         const int32_t last_tap = static_cast<int32_t>(strip) * taps + taps - 1;
         for (int32_t e = strips.first[strip]; e < strips.first[strip + 1]; ++e) {
-            const int32_t channel = channel_of[strips.columns[e]];
+            const int32_t channel = strips.columns[e] / taps;
             const int32_t tap = strips.columns[e] - channel * taps;
-            const int32_t at = next[channel]++;
+            const int32_t at = first[channel + 1]++;
             index.strips.columns[at] = last_tap - tap;
             index.from[at] = e;
         }
     }
-    return index;
+    first.pop_back();
 }
 
 }  // namespace mest

@@ -1,4 +1,5 @@
-// From slots to the lists that the kernels walk. Built anew in each call: a few cycles a granule.
+// From slots to the lists that the kernels walk. Built anew in each call: a few cycles a granule. What
+// is built `into` a list takes no memory where the list has room.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +19,7 @@ struct StripIndex {
 };
 
 // Throws std::invalid_argument for a slot that is out of range or out of order.
+void strips_into(StripIndex& index, const Granules& granules, const Convolution& problem);
 StripIndex strips_of(const Granules& granules, const Convolution& problem);
 
 // The same entries for the way back, where a stride of 1 makes that a convolution too: strips of
@@ -28,6 +30,6 @@ struct TransposedIndex {
     std::vector<int32_t> from;
 };
 
-TransposedIndex transposed(const StripIndex& strips, const Convolution& problem);
+void transpose_into(TransposedIndex& index, const StripIndex& strips, const Convolution& problem);
 
 }  // namespace mest

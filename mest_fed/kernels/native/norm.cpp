@@ -1,8 +1,6 @@
 // Shares normalisation among threads, one channel or group a unit; sums have a fixed order.
 #include "norm.h"
 
-#include <vector>
-
 #include "threads.h"
 #include "variant.h"
 
@@ -16,15 +14,14 @@ void norm_forward(const Norm& norm, const float* x, float* z, float* mean, float
 }
 
 void norm_backward(const Norm& norm, const NormGradient& given, float* dx, float* dresidual,
-                   float* dgamma, float* dbeta, int threads) {
+                   float* dgamma, float* dbeta, double* sums, int threads) {
     const Variant& v = variant();
-    std::vector<double> sums(norm.images * norm.channels * 2);
     parallel_for(norm.units(), threads, [&](int64_t i) {
-        v.norm_backward(norm, given, dx, dresidual, sums.data(), i);
+        v.norm_backward(norm, given, dx, dresidual, sums, i);
     });
     for (int c = 0; c < norm.channels; ++c) {
         double gamma = 0, beta = 0;
-        for (int64_t image = 0; image < norm.images; ++image) {
+        for (int64_t image = 0; image < (norm.groups == 0 ? 1 : norm.images); ++image) {
             beta += sums[(image * norm.channels + c) * 2];
             gamma += sums[(image * norm.channels + c) * 2 + 1];
         }

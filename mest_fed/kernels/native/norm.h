@@ -31,6 +31,8 @@ struct Norm {
         const int64_t run = 1024 / plane;
         return static_cast<int>(run < 1 ? 1 : run > most_block ? most_block : run);
     }
+    // Sums that the backward pass writes down.
+    int64_t sums() const { return (groups == 0 ? 1 : images) * channels * 2; }
     int64_t units() const { return (statistics() + block() - 1) / block(); }
     static constexpr int most_block = 16;
 };
@@ -45,8 +47,8 @@ struct NormGradient {
     const float *dz, *x, *z, *mean, *scale;
 };
 
-// dresidual may be null; dgamma and dbeta are of each channel.
+// dresidual may be null; dgamma and dbeta are of each channel. `sums` takes norm.sums().
 void norm_backward(const Norm& norm, const NormGradient& given, float* dx, float* dresidual,
-                   float* dgamma, float* dbeta, int threads);
+                   float* dgamma, float* dbeta, double* sums, int threads);
 
 }  // namespace mest

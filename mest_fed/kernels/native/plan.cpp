@@ -33,33 +33,14 @@ Outputs outputs_of(const Convolution& p, const Scratch& s, bool overlap, int wid
     return o;
 }
 
-std::vector<int32_t> offsets_of(const std::vector<int32_t>& columns, const Scratch& s,
-                                const Convolution& p) {
-    std::vector<int32_t> offsets(columns.size());
-    const auto channel = static_cast<int32_t>(s.channel_floats);
-    if (p.taps() == 1) {
-        const int32_t tap = s.tap_offset[0];
-        for (size_t e = 0; e < columns.size(); ++e) offsets[e] = columns[e] * channel + tap;
-        return offsets;
-    }
-    std::vector<int32_t> place;
-    place.reserve(p.columns());
-    for (int c = 0; c < p.in_channels; ++c) {
-        for (int32_t tap : s.tap_offset) place.push_back(c * channel + tap);
-    }
-    for (size_t e = 0; e < columns.size(); ++e) offsets[e] = place[columns[e]];
-    return offsets;
-}
-
 }  // namespace
 
-Plan make_plan(const Convolution& p, const StripIndex& index, const Request& request, int width) {
+Plan make_plan(const Convolution& p, int rows, const Request& request, int width) {
     Plan plan{};
     plan.reading = reading_of(p);
     plan.scratch = arrange(plan.reading, request, p.batch, width);
     plan.outputs = outputs_of(p, plan.scratch, request.overlap, width);
-    plan.index = &index;
-    plan.rows = index.rows, plan.strips = static_cast<int>(index.first.size()) - 1;
+    plan.rows = rows, plan.strips = (p.out_channels - 1) / rows + 1;
     plan.taps = p.taps();
     plan.in_channels = p.in_channels, plan.out_channels = p.out_channels;
     plan.out_height = p.out_height, plan.out_width = p.out_width;
@@ -68,8 +49,30 @@ Plan make_plan(const Convolution& p, const StripIndex& index, const Request& req
     constexpr int walked_at_once = 4;
     plan.collected = plan.features ? width + walked_at_once - 1 : walked_at_once;
     plan.sets = (p.batch + plan.scratch.images() - 1) / plan.scratch.images();
-    plan.offsets = offsets_of(index.columns, plan.scratch, p);
     return plan;
+}
+
+int64_t Plan::bytes() const {
+    return static_cast<int64_t>(outputs.at.capacity() * sizeof outputs.at[0] +
+                                scratch.from.capacity() * sizeof scratch.from[0] +
+                                scratch.copies.capacity() * sizeof scratch.copies[0]);
+}
+
+void set_entries(Plan& plan, const StripIndex& index, std::vector<int32_t>& offsets) {
+    const auto channel = static_cast<int32_t>(plan.scratch.channel_floats);
+    const std::vector<int32_t>& tap = plan.scratch.tap_offset;
+    const int32_t* columns = index.columns.data();
+    offsets.resize(index.columns.size());
+    if (plan.taps == 1) {
+        for (size_t e = 0; e < offsets.size(); ++e) offsets[e] = columns[e] * channel + tap[0];
+    } else {
+        for (size_t e = 0; e < offsets.size(); ++e) {
+            const int32_t c = columns[e] / plan.taps;
+            offsets[e] = c * channel + tap[columns[e] - c * plan.taps];
+        }
+    }
+    plan.index = &index;
+    plan.offsets = offsets.data();
 }
 
 Units::Units(int64_t sets, int threads, int items)

@@ -1,4 +1,4 @@
-// What a call prepares once and all its threads read: where each entry and each vector stands.
+// What is prepared before a call and all its threads read: where each entry and each vector stands.
 #pragma once
 
 #include <vector>
@@ -25,19 +25,24 @@ struct Plan {
     Reading reading;
     Scratch scratch;
     Outputs outputs;
-    const StripIndex* index;
-    std::vector<int32_t> offsets;  // of each entry, in the scratch
+    const StripIndex* index;   // of the call
+    const int32_t* offsets;    // of each entry, in the scratch
     int rows, strips, taps;
     int in_channels, out_channels, out_height, out_width;
     int64_t batch, sets;  // of images that share a scratch
     bool features;        // planes are 1x1: images stand side by side, one float each
     int collected;        // output channels that the forward pass buffers before it stores them
 
+    int64_t bytes() const;  // of its lists
     int64_t scratch_floats() const { return scratch.channel_floats * in_channels; }
 };
 
-// `width` is that of the variant's vectors. Throws std::length_error if offsets leave 32 bits.
-Plan make_plan(const Convolution& p, const StripIndex& index, const Request& request, int width);
+// Without entries. `width` is that of the variant's vectors. Throws std::length_error if offsets
+// leave 32 bits.
+Plan make_plan(const Convolution& p, int rows, const Request& request, int width);
+
+// Sets the entries of the next calls; `offsets` holds theirs.
+void set_entries(Plan& plan, const StripIndex& index, std::vector<int32_t>& offsets);
 
 // One unit of work: some images, and a range of strips or of channels.
 struct Unit {

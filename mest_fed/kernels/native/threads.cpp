@@ -5,13 +5,13 @@
 
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <cstdlib>
 #include <exception>
 #include <mutex>
 #include <new>
 #include <system_error>
 #include <thread>
-#include <vector>
 
 namespace mest {
 namespace {
@@ -23,26 +23,20 @@ using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 // A forked child has none of its parent's threads, but its OpenMP runtime waits for them.
 std::atomic<bool> forked{false};
 
-GompParallel gomp_parallel() {
-    static const int watched = pthread_atfork(nullptr, nullptr, [] { forked = true; });
-    if (watched != 0 || forked) return nullptr;
-    static const auto found = reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-    return found;
-}
-
 struct Team {
-    Team(const std::function<void(int64_t)>& work_, int64_t units_)
-        : work(work_), units(units_) {}
+    Team(Work work_, int64_t units_, bool each_) : work(work_), units(units_), each(each_) {}
 
-    const std::function<void(int64_t)>& work;
+    const Work work;
     const int64_t units;
+    const bool each;  // every member does one unit, the first
     std::atomic<int64_t> next{0};
     std::mutex lock;
     std::exception_ptr failure;
 
     void run() {
         try {
-            for (int64_t unit = next++; unit < units; unit = next++) work(unit);
+            if (each) return work.call(work.function, 0);
+            for (int64_t unit = next++; unit < units; unit = next++) work.call(work.function, unit);
         } catch (...) {
             next = units;
             const std::lock_guard<std::mutex> guard(lock);
@@ -52,6 +46,95 @@ struct Team {
 };
 
 void run_member(void* team) { static_cast<Team*>(team)->run(); }
+
+// Threads that sleep between calls. They are never ended: a call may come while the process exits.
+class Pool {
+public:
+    // Has `members` threads, the caller among them, run the team: fewer where the system gives no
+    // more, or the pool is at another thread's work.
+    void run(Team& team, int members) {
+        thread_local bool within = false;
+        std::unique_lock<std::mutex> turn(turn_, std::defer_lock);
+        if (within || !turn.try_lock()) return team.run();
+        within = true;
+        call(team, members - 1);
+        team.run();
+        std::unique_lock<std::mutex> guard(lock_);
+        done_.wait(guard, [&] { return running_ == 0; });
+        within = false;
+    }
+
+private:
+    void call(Team& team, int others) {
+        const std::lock_guard<std::mutex> guard(lock_);
+        try {
+            for (; threads_ < others; ++threads_) {
+                std::thread(&Pool::serve, this, threads_, calls_).detach();
+            }
+        } catch (const std::system_error&) {
+        }
+        team_ = &team;
+        wanted_ = running_ = std::min(others, threads_);
+        ++calls_;
+        wake_.notify_all();
+    }
+
+    void serve(int number, int64_t seen) {
+        std::unique_lock<std::mutex> guard(lock_);
+        for (;;) {
+            wake_.wait(guard, [&] { return calls_ != seen; });
+            seen = calls_;
+            if (number >= wanted_) continue;
+            Team& team = *team_;
+            guard.unlock();
+            team.run();
+            guard.lock();
+            if (--running_ == 0) done_.notify_one();
+        }
+    }
+
+    std::mutex turn_, lock_;
+    std::condition_variable wake_, done_;
+    Team* team_ = nullptr;
+    int threads_ = 0, wanted_ = 0, running_ = 0;
+    int64_t calls_ = 0;
+};
+
+std::atomic<Pool*> pool_of_process{nullptr};
+
+Pool& pool() {
+    Pool* now = pool_of_process;
+    if (now != nullptr) return *now;
+    Pool* made = new Pool;
+    if (pool_of_process.compare_exchange_strong(now, made)) return *made;
+    delete made;
+    return *now;
+}
+
+bool watch_forks() {
+    static const int watched = pthread_atfork(nullptr, nullptr, [] {
+        forked = true;
+        pool_of_process = nullptr;
+    });
+    return watched == 0;
+}
+
+GompParallel gomp_parallel() {
+    if (!watch_forks() || forked) return nullptr;
+    static const auto found = reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    return found;
+}
+
+void run_team(Team& team, int threads) {
+    if (threads <= 1) {
+        team.run();
+    } else if (const GompParallel gomp = gomp_parallel()) {
+        gomp(run_member, &team, static_cast<unsigned>(threads), 0);
+    } else {
+        pool().run(team, threads);
+    }
+    if (team.failure) std::rethrow_exception(team.failure);
+}
 
 struct Buffer {
     float* data = nullptr;
@@ -73,24 +156,14 @@ void Buffer::release() {
 
 }  // namespace
 
-void parallel_for(int64_t units, int threads, const std::function<void(int64_t)>& work) {
-    threads = static_cast<int>(std::min<int64_t>(threads, units));
-    Team team(work, units);
-    if (threads <= 1) {
-        team.run();
-    } else if (gomp_parallel() != nullptr) {
-        gomp_parallel()(run_member, &team, static_cast<unsigned>(threads), 0);
-    } else {
-        std::vector<std::thread> others;
-        try {
-            for (int i = 1; i < threads; ++i) others.emplace_back(run_member, &team);
-        } catch (const std::system_error&) {
-            // The system gives no more threads: those that there are do all the work.
-        }
-        team.run();
-        for (std::thread& other : others) other.join();
-    }
-    if (team.failure) std::rethrow_exception(team.failure);
+void run_units(int64_t units, int threads, Work work) {
+    Team team(work, units, false);
+    run_team(team, static_cast<int>(std::min<int64_t>(threads, units)));
+}
+
+void run_each(int threads, Work work) {
+    Team team(work, threads, true);
+    run_team(team, threads);
 }
 
 float* thread_scratch(int which, int64_t floats) {

@@ -49,7 +49,7 @@ void forward(const Plan& plan, const float* values, const float* x, const float*
     pack(scratch, x, plan, unit);
     float* image = y + unit.first * o.image;
     const auto walk = [&](int strip, int row, int taken, Tile tile, int size) {
-        const Strip list{plan.offsets.data() + first[strip], first[strip + 1] - first[strip],
+        const Strip list{plan.offsets + first[strip], first[strip + 1] - first[strip],
                          values + int64_t{first[strip]} * plan.rows + row, plan.rows,
                          bias == nullptr ? nullptr : bias + strip * plan.rows + row};
         strip_walk(taken, size)(list, tile);
@@ -115,7 +115,7 @@ void backward_input(const Plan& plan, const float* values, const float* dy, floa
             if (unit.end < plan.in_channels) {
                 end = first_from(columns, begin, end, int64_t{unit.end} * plan.taps);
             }
-            const Strip list{plan.offsets.data() + begin, end - begin,
+            const Strip list{plan.offsets + begin, end - begin,
                              values + int64_t{begin} * plan.rows + row, plan.rows, nullptr};
             const float* gradient = gradients + (strip * plan.rows + row) * o.distance();
             strip_spread(taken, size)(list, {gradient, o.at.data() + start, o.distance(), scratch,
@@ -140,7 +140,7 @@ void backward_values(const Plan& plan, const float* x, const float* dy, float* g
                               o.at.data() + start, o.distance(), scratch, nullptr,
                               plan.scratch.from.data() + start, size, gradients};
             (taken == 4 ? strip_dots<4> : taken == 2 ? strip_dots<2> : strip_dots<1>)(
-                pairs, plan.offsets.data() + at, first[strip + 1] - at,
+                pairs, plan.offsets + at, first[strip + 1] - at,
                 gradient + int64_t{at} * plan.rows + row, plan.rows);
         });
     });

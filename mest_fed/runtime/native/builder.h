@@ -1,0 +1,99 @@
+// What an operator's step is made from, and what it is run with.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "convolve.h"
+#include "table.h"
+
+namespace mest::runtime {
+
+using Shape = std::vector<int64_t>;
+
+int64_t product_of(const Shape& shape, size_t from = 0, size_t until = SIZE_MAX);
+std::string text_of(const Shape& shape);
+
+struct Buffer {
+    Type type;
+    int64_t offset;  // in the arena; -1: bound
+    Shape shape;
+
+    int64_t count() const { return product_of(shape); }
+    int64_t bytes() const { return count() * bytes_of(type); }
+};
+
+// Memory that the steps of a program use in turn. Each step says how much when it is made.
+struct Shared {
+    StripIndex index;
+    ProductMemory product;
+    std::vector<float> floats;
+    std::vector<double> doubles;
+};
+
+// An argument: a buffer's number, and its shape.
+struct Tensor {
+    int64_t number = -1;
+    Shape shape;
+
+    explicit operator bool() const { return number >= 0; }
+    int64_t count() const { return product_of(shape); }
+};
+
+struct Run {
+    void* const* addresses;
+    Shared& shared;
+    int threads;
+
+    // Null for an absent argument.
+    template <class T = float>
+    T* at(const Tensor& tensor) const {
+        return tensor ? static_cast<T*>(addresses[tensor.number]) : nullptr;
+    }
+};
+
+// One operator of a description, whose argument types and attribute ranges are right. What is
+// required of shapes throws std::invalid_argument where it does not hold.
+class Builder {
+public:
+    Builder(const Operator& kind, std::vector<Tensor> arguments, std::vector<int64_t> wholes,
+            std::vector<double> reals, Shared& shared, int threads);
+
+    Tensor operator[](const std::string& name) const;
+    // Attributes; the place counts within the attribute.
+    int64_t whole(const std::string& name, int place = 0) const;
+    double real(const std::string& name) const;
+
+    void require(bool holds, const std::string& what, const std::string& allowed) const;
+    // An absent argument has every shape.
+    void expect(const std::string& name, const Shape& shape) const;
+    // The argument, if it has so many dimensions; negative: at least so many.
+    Tensor dims(const std::string& name, int count) const;
+
+    // Room in the shared memory.
+    void floats(int64_t count);
+    void doubles(int64_t count);
+    // Room in a thread's scratch (free_scratch).
+    void scratch(int64_t floats);
+    std::shared_ptr<Product> product(Way way, const Convolution& p, int rows, int64_t entries);
+
+    const std::vector<std::shared_ptr<Product>>& made() const { return made_; }
+    int64_t scratch_floats() const { return scratch_; }
+
+private:
+    void check_memory(int64_t count, int64_t size) const;
+
+    const Operator& kind_;
+    std::vector<Tensor> arguments_;
+    std::vector<int64_t> wholes_;
+    std::vector<double> reals_;
+    Shared& shared_;
+    int threads_;
+    std::vector<std::shared_ptr<Product>> made_;
+    int64_t scratch_ = 0;
+};
+
+constexpr int free_scratch = 3;  // of thread_scratch: what products leave alone
+
+}  // namespace mest::runtime

@@ -1,0 +1,97 @@
+// The C interface: no exception leaves it.
+#include <cstdio>
+#include <memory>
+#include <new>
+
+#include "program.h"
+#include "table.h"
+
+using mest::runtime::Argument;
+using mest::runtime::Attribute;
+using mest::runtime::Operator;
+using mest::runtime::Program;
+
+struct mest_program {
+    Program program;
+};
+
+namespace {
+
+template <class Work>
+int guarded(char* error, size_t size, const Work& work) {
+    try {
+        work();
+        return 0;
+    } catch (const std::bad_alloc&) {
+        if (error != nullptr && size > 0) std::snprintf(error, size, "there is no memory left");
+    } catch (const std::exception& caught) {
+        if (error != nullptr && size > 0) std::snprintf(error, size, "%s", caught.what());
+    }
+    return 1;
+}
+
+const Operator* operator_at(int code) {
+    const auto& all = mest::runtime::table();
+    return code >= 0 && code < static_cast<int>(all.size()) ? &all[code] : nullptr;
+}
+
+}  // namespace
+
+const char* mest_type_name(int type) {
+    const bool known = type >= 0 && type < mest::runtime::types;
+    return known ? mest::runtime::name_of(static_cast<mest::runtime::Type>(type)) : nullptr;
+}
+
+int mest_operator_at(int code, mest_operator* found) {
+    const Operator* o = operator_at(code);
+    if (o == nullptr) return 0;
+    *found = {o->name, static_cast<int>(o->inputs.size()), static_cast<int>(o->outputs.size()),
+              static_cast<int>(o->wholes.size() + o->reals.size())};
+    return 1;
+}
+
+int mest_detail_at(int code, int place, mest_detail* found) {
+    const Operator* o = operator_at(code);
+    if (o == nullptr || place < 0) return 0;
+    auto at = static_cast<size_t>(place);
+    for (const auto* side : {&o->inputs, &o->outputs}) {
+        if (at < side->size()) {
+            const Argument& argument = (*side)[at];
+            *found = {argument.name, argument.type, argument.optional ? 1 : 0, 1};
+            return 1;
+        }
+        at -= side->size();
+    }
+    for (const auto* list : {&o->wholes, &o->reals}) {
+        if (at < list->size()) {
+            const int kind = list == &o->wholes ? mest_attribute_whole : mest_attribute_real;
+            *found = {(*list)[at].name, kind, 0, (*list)[at].length};
+            return 1;
+        }
+        at -= list->size();
+    }
+    return 0;
+}
+
+int mest_create(const mest_description* description, void* arena, int64_t arena_bytes, int threads,
+                mest_program** made, char* error, size_t error_size) {
+    return guarded(error, error_size, [&] {
+        *made = nullptr;
+        *made = new mest_program{{*description, arena, arena_bytes, threads}};
+    });
+}
+
+int mest_bind(mest_program* program, int64_t buffer, void* address, int64_t bytes, char* error,
+              size_t error_size) {
+    return guarded(error, error_size, [&] { program->program.bind(buffer, address, bytes); });
+}
+
+int mest_run(mest_program* program, int64_t first, int64_t last, char* error, size_t error_size) {
+    return guarded(error, error_size, [&] { program->program.run(first, last); });
+}
+
+int64_t mest_workspace_bytes(const mest_program* program) {
+    return program->program.workspace_bytes();
+}
+
+void mest_destroy(mest_program* program) { delete program; }

@@ -1,0 +1,188 @@
+// Normalisation: of groups and of batches by the kernels' fused walks, of last axes here.
+#include <cmath>
+
+#include "builder.h"
+#include "loops.h"
+#include "norm.h"
+
+namespace mest::runtime {
+namespace {
+
+// x (images, channels, ...) normalised; groups 0: batch norm.
+Norm norm_of(const Builder& b, int groups) {
+    const Tensor x = b.dims("x", -2);
+    constexpr int64_t largest = 1 << 29;
+    b.require(x.shape[0] <= largest && x.shape[1] <= largest, "x has shape " + text_of(x.shape),
+              "sizes up to " + std::to_string(largest));
+    const int channels = static_cast<int>(x.shape[1]);
+    b.require(groups == 0 || channels % groups == 0, "groups = " + std::to_string(groups),
+              "a divisor of " + std::to_string(channels));
+    for (const char* name : {"y", "residual", "dx", "dy", "dresidual"}) b.expect(name, x.shape);
+    for (const char* name : {"gamma", "beta", "dgamma", "dbeta", "running_mean", "running_variance"}) {
+        b.expect(name, {channels});
+    }
+    const Shape statistics = groups == 0 ? Shape{channels} : Shape{x.shape[0], groups};
+    b.expect("mean", statistics);
+    b.expect("scale", statistics);
+    const bool relu = b.whole("relu") != 0;
+    return {x.shape[0], channels, product_of(x.shape, 2), groups, relu, 0, nullptr, nullptr,
+            nullptr};
+}
+
+template <bool Batch>
+Step forward(Builder& b) {
+    Norm given = norm_of(b, Batch ? 0 : static_cast<int>(b.whole("groups")));
+    given.epsilon = static_cast<float>(b.real("epsilon"));
+    const Tensor x = b["x"], gamma = b["gamma"], beta = b["beta"], residual = b["residual"];
+    const Tensor y = b["y"], mean = b["mean"], scale = b["scale"];
+    const Tensor means = b["running_mean"], variances = b["running_variance"];
+    const double momentum = Batch ? b.real("momentum") : 0;
+    const double count = static_cast<double>(given.images * given.plane);
+    b.require(!Batch || count > 1, "x has shape " + text_of(x.shape),
+              "more than one value a channel");
+    return [=](const Run& run) {
+        Norm norm = given;
+        norm.gamma = run.at(gamma), norm.beta = run.at(beta), norm.residual = run.at(residual);
+        norm_forward(norm, run.at(x), run.at(y), run.at(mean), run.at(scale), run.threads);
+        if (!Batch) return;
+        for (int c = 0; c < norm.channels; ++c) {
+            const double spread = 1.0 / run.at(scale)[c], variance = spread * spread - norm.epsilon;
+            const double unbiased = std::max(0.0, variance) * count / (count - 1);
+            const auto move = [&](float& to, double now) {
+                to = static_cast<float>(to * (1 - momentum) + momentum * now);
+            };
+            move(run.at(means)[c], run.at(mean)[c]);
+            move(run.at(variances)[c], std::isnan(variance) ? variance : unbiased);
+        }
+    };
+}
+
+template <bool Batch>
+Step gradient(Builder& b) {
+    const Norm given = norm_of(b, Batch ? 0 : static_cast<int>(b.whole("groups")));
+    const Tensor x = b["x"], y = b["y"], mean = b["mean"], scale = b["scale"], gamma = b["gamma"];
+    const Tensor dy = b["dy"], dx = b["dx"], dgamma = b["dgamma"], dbeta = b["dbeta"];
+    const Tensor dresidual = b["dresidual"];
+    b.require(y || !given.relu, "y is absent", "the output where there is a ReLU");
+    b.doubles(given.sums());
+    return [=](const Run& run) {
+        Norm norm = given;
+        // The sign of y says where the ReLU was open: beta is not read. The walk takes y where
+        // there is a residual.
+        norm.gamma = norm.beta = run.at(gamma);
+        norm.residual = norm.relu ? run.at(y) : nullptr;
+        norm_backward(norm, {run.at(dy), run.at(x), run.at(y), run.at(mean), run.at(scale)},
+                      run.at(dx), run.at(dresidual), run.at(dgamma), run.at(dbeta),
+                      run.shared.doubles.data(), run.threads);
+    };
+}
+
+// Rows of last axes.
+struct Rows {
+    int64_t rows, size;
+};
+
+Rows rows_of(const Builder& b) {
+    const int64_t axes = b.whole("axes");
+    b.require(axes <= 8, "axes = " + std::to_string(axes), "fewer than dimensions");
+    const Shape shape = b.dims("x", -static_cast<int>(axes + 1)).shape;
+    const Shape lead(shape.begin(), shape.end() - axes), last(shape.end() - axes, shape.end());
+    for (const char* name : {"y", "dx", "dy"}) b.expect(name, shape);
+    for (const char* name : {"gamma", "beta", "dgamma", "dbeta"}) b.expect(name, last);
+    for (const char* name : {"mean", "scale"}) b.expect(name, lead);
+    return {product_of(lead), product_of(last)};
+}
+
+Step layer_norm(Builder& b) {
+    const auto [rows, size_] = rows_of(b);
+    const int64_t size = size_;
+    const double epsilon = b.real("epsilon");
+    const Tensor x = b["x"], gamma = b["gamma"], beta = b["beta"];
+    const Tensor y = b["y"], mean = b["mean"], scale = b["scale"];
+    return [=, rows = rows](const Run& run) {
+        const float *g = run.at(gamma), *add = run.at(beta);
+        for_runs(rows, size, run.threads, [&](int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; ++row) {
+                const float* from = run.at(x) + row * size;
+                float* to = run.at(y) + row * size;
+                const double n = static_cast<double>(size);
+                const auto m = static_cast<float>(sum_of(size, [&](int64_t i) { return from[i]; }) / n);
+                const double variance =
+                    sum_of(size, [&](int64_t i) { return (from[i] - m) * (from[i] - m); }) / n;
+                const auto s = static_cast<float>(1 / std::sqrt(variance + epsilon));
+                for (int64_t i = 0; i < size; ++i) to[i] = (from[i] - m) * s * g[i] + add[i];
+                run.at(mean)[row] = m;
+                run.at(scale)[row] = s;
+            }
+        });
+    };
+}
+
+Step layer_norm_gradient(Builder& b) {
+    const auto [rows, size_] = rows_of(b);
+    const int64_t size = size_;
+    const Tensor x = b["x"], mean = b["mean"], scale = b["scale"], gamma = b["gamma"];
+    const Tensor dy = b["dy"], dx = b["dx"], dgamma = b["dgamma"], dbeta = b["dbeta"];
+    b.doubles(2 * size);
+    return [=, rows = rows](const Run& run) {
+        const float *from = run.at(x), *m = run.at(mean), *s = run.at(scale), *g = run.at(gamma);
+        const float* dz = run.at(dy);
+        double *along = run.shared.doubles.data(), *level = along + size;
+        // First what sums over rows, since dx may stand where dy stood.
+        for_runs(size, rows, run.threads, [&](int64_t begin, int64_t end) {
+            std::fill(along + begin, along + end, 0.0);
+            std::fill(level + begin, level + end, 0.0);
+            for (int64_t row = 0; row < rows; ++row) {
+                for (int64_t i = begin; i < end; ++i) {
+                    const float d = dz[row * size + i];
+                    along[i] += double{d} * (from[row * size + i] - m[row]) * s[row];
+                    level[i] += d;
+                }
+            }
+            for (int64_t i = begin; i < end; ++i) {
+                run.at(dgamma)[i] = static_cast<float>(along[i]);
+                run.at(dbeta)[i] = static_cast<float>(level[i]);
+            }
+        });
+        for_runs(rows, size, run.threads, [&](int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; ++row) {
+                const float *p = from + row * size, *d = dz + row * size;
+                float* to = run.at(dx) + row * size;
+                const float centre = m[row], factor = s[row];
+                const double n = static_cast<double>(size);
+                const auto flat = static_cast<float>(
+                    sum_of(size, [&](int64_t i) { return d[i] * g[i]; }) / n);
+                const auto slope = static_cast<float>(sum_of(size, [&](int64_t i) {
+                    return d[i] * g[i] * ((p[i] - centre) * factor); }) / n);
+                for (int64_t i = 0; i < size; ++i) {
+                    to[i] = factor * (d[i] * g[i] - flat - (p[i] - centre) * factor * slope);
+                }
+            }
+        });
+    };
+}
+
+}  // namespace
+
+std::vector<Operator> norms() {
+    const Attribute groups{"groups", 1}, relu{"relu", 0, 1}, axes{"axes", 1};
+    const Attribute epsilon{"epsilon", 0, 1e6}, momentum{"momentum", 0, 1};
+    const Argument residual{"residual", float32, true}, y{"y", float32, true};
+    const std::vector<Argument> made{{"y"}, {"mean"}, {"scale"}};
+    const std::vector<Argument> given{{"x"}, y, {"mean"}, {"scale"}, {"gamma"}, {"dy"}};
+    const std::vector<Argument> back{{"dx"}, {"dgamma"}, {"dbeta"}, {"dresidual", float32, true}};
+    return {
+        {"group_norm", {{"x"}, {"gamma"}, {"beta"}, residual}, made, {groups, relu}, {epsilon},
+         forward<false>},
+        {"group_norm_gradient", given, back, {groups, relu}, {}, gradient<false>},
+        {"batch_norm",
+         {{"x"}, {"gamma"}, {"beta"}, residual, {"running_mean"}, {"running_variance"}},
+         made, {relu}, {epsilon, momentum}, forward<true>},
+        {"batch_norm_gradient", given, back, {relu}, {}, gradient<true>},
+        {"layer_norm", {{"x"}, {"gamma"}, {"beta"}}, made, {axes}, {epsilon}, layer_norm},
+        {"layer_norm_gradient", {{"x"}, {"mean"}, {"scale"}, {"gamma"}, {"dy"}},
+         {{"dx"}, {"dgamma"}, {"dbeta"}}, {axes}, {}, layer_norm_gradient},
+    };
+}
+
+}  // namespace mest::runtime

@@ -1,0 +1,195 @@
+// Pools over planes: a plane is never cut among threads.
+#include "builder.h"
+#include "loops.h"
+
+namespace mest::runtime {
+namespace {
+
+struct Pool {
+    int64_t planes, height, width, out_height, out_width;
+    int64_t kernel[2], stride[2], padding[2];
+
+    int64_t size() const { return height * width; }
+    int64_t out_size() const { return out_height * out_width; }
+
+    // work(place of the window, its place in the kernel, place in the plane): inside the plane alone.
+    template <class Work>
+    void for_window(int64_t out, const Work& work) const {
+        const int64_t top = out / out_width * stride[0] - padding[0];
+        const int64_t left = out % out_width * stride[1] - padding[1];
+        for (int64_t i = std::max<int64_t>(0, -top); i < std::min(kernel[0], height - top); ++i) {
+            for (int64_t j = std::max<int64_t>(0, -left); j < std::min(kernel[1], width - left); ++j) {
+                work(i * kernel[1] + j, (top + i) * width + left + j);
+            }
+        }
+    }
+};
+
+int64_t pooled(int64_t size, int64_t kernel, int64_t stride, int64_t padding, bool ceil) {
+    const int64_t room = size + 2 * padding - kernel;
+    if (room < 0) return 0;
+    const int64_t count = room / stride + 1;
+    // A last window that is partly outside must begin inside.
+    return count + (ceil && room % stride != 0 && count * stride < size + padding ? 1 : 0);
+}
+
+Pool pool_of(const Builder& b, const char* x, const char* y, bool ceil) {
+    const Shape in = b.dims(x, 4).shape, out = b.dims(y, 4).shape;
+    Pool p{in[0] * in[1], in[2], in[3], out[2], out[3], {}, {}, {}};
+    for (int i : {0, 1}) {
+        p.kernel[i] = b.whole("kernel", i), p.stride[i] = b.whole("stride", i);
+        p.padding[i] = b.whole("padding", i);
+        b.require(2 * p.padding[i] <= p.kernel[i], "padding", "at most half the kernel");
+        b.require(out[2 + i] == pooled(in[2 + i], p.kernel[i], p.stride[i], p.padding[i], ceil),
+                  std::string(y) + " has shape " + text_of(out), "what the pool gives");
+    }
+    b.require(out[0] == in[0] && out[1] == in[1], std::string(y) + " has shape " + text_of(out),
+              "images and channels of " + text_of(in));
+    b.require(p.kernel[0] * p.kernel[1] < 256, "kernel", "at most 255 places");
+    return p;
+}
+
+// work(plane)
+template <class Work>
+void for_planes(const Pool& p, const Run& run, const Work& work) {
+    for_runs(p.planes, p.size(), run.threads, [&](int64_t begin, int64_t end) {
+        for (int64_t plane = begin; plane < end; ++plane) work(plane);
+    });
+}
+
+Step max_pool(Builder& b) {
+    const Pool p = pool_of(b, "x", "y", b.whole("ceil") != 0);
+    const Tensor x = b["x"], y = b["y"], where = b["where"];
+    b.expect("where", y.shape);
+    return [=](const Run& run) {
+        for_planes(p, run, [&](int64_t plane) {
+            const float* from = run.at(x) + plane * p.size();
+            float* to = run.at(y) + plane * p.out_size();
+            uint8_t* codes = run.at<uint8_t>(where) + plane * p.out_size();
+            for (int64_t out = 0; out < p.out_size(); ++out) {
+                float best = 0;
+                int64_t at = -1;
+                p.for_window(out, [&](int64_t place, int64_t i) {
+                    const float value = from[i];  // a NaN counts more than any number, as in torch
+                    if (at >= 0 && !(value > best) && value == value) return;
+                    best = value, at = place;
+                });
+                to[out] = best;
+                codes[out] = static_cast<uint8_t>(at);
+            }
+        });
+    };
+}
+
+// Codes that name no place of the plane are passed over.
+Step max_pool_gradient(Builder& b) {
+    const Pool p = pool_of(b, "dx", "dy", b.whole("ceil") != 0);
+    const Tensor where = b["where"], dy = b["dy"], dx = b["dx"];
+    b.expect("where", dy.shape);
+    return [=](const Run& run) {
+        for_planes(p, run, [&](int64_t plane) {
+            const float* from = run.at(dy) + plane * p.out_size();
+            const uint8_t* codes = run.at<uint8_t>(where) + plane * p.out_size();
+            float* to = run.at(dx) + plane * p.size();
+            std::fill(to, to + p.size(), 0.0f);
+            for (int64_t out = 0; out < p.out_size(); ++out) {
+                const int64_t i = codes[out] / p.kernel[1], j = codes[out] % p.kernel[1];
+                const int64_t row = out / p.out_width * p.stride[0] - p.padding[0] + i;
+                const int64_t column = out % p.out_width * p.stride[1] - p.padding[1] + j;
+                if (i >= p.kernel[0] || row < 0 || row >= p.height || column < 0 ||
+                    column >= p.width) {
+                    continue;
+                }
+                to[row * p.width + column] += from[out];
+            }
+        });
+    };
+}
+
+Step average_pool(Builder& b) {
+    const Pool p = pool_of(b, "x", "y", false);
+    const Tensor x = b["x"], y = b["y"];
+    return [=](const Run& run) {
+        const float share = 1 / static_cast<float>(p.kernel[0] * p.kernel[1]);
+        for_planes(p, run, [&](int64_t plane) {
+            const float* from = run.at(x) + plane * p.size();
+            float* to = run.at(y) + plane * p.out_size();
+            for (int64_t out = 0; out < p.out_size(); ++out) {
+                float total = 0;
+                p.for_window(out, [&](int64_t, int64_t i) { total += from[i]; });
+                to[out] = total * share;
+            }
+        });
+    };
+}
+
+Step average_pool_gradient(Builder& b) {
+    const Pool p = pool_of(b, "dx", "dy", false);
+    const Tensor dy = b["dy"], dx = b["dx"];
+    return [=](const Run& run) {
+        const float share = 1 / static_cast<float>(p.kernel[0] * p.kernel[1]);
+        for_planes(p, run, [&](int64_t plane) {
+            const float* from = run.at(dy) + plane * p.out_size();
+            float* to = run.at(dx) + plane * p.size();
+            std::fill(to, to + p.size(), 0.0f);
+            for (int64_t out = 0; out < p.out_size(); ++out) {
+                const float part = from[out] * share;
+                p.for_window(out, [&](int64_t, int64_t i) { to[i] += part; });
+            }
+        });
+    };
+}
+
+// Means over all axes after the second.
+Step global_pool(Builder& b) {
+    const Tensor x = b.dims("x", -3), y = b["y"];
+    b.expect("y", {x.shape[0], x.shape[1]});
+    const int64_t plane = product_of(x.shape, 2);
+    return [=](const Run& run) {
+        const float* from = run.at(x);
+        float* to = run.at(y);
+        for_runs(y.count(), plane, run.threads, [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) {
+                const float* at = from + i * plane;
+                const double total = sum_of(plane, [&](int64_t j) { return at[j]; });
+                to[i] = static_cast<float>(total / static_cast<double>(plane));
+            }
+        });
+    };
+}
+
+Step global_pool_gradient(Builder& b) {
+    const Tensor dx = b.dims("dx", -3), dy = b["dy"];
+    b.expect("dy", {dx.shape[0], dx.shape[1]});
+    const int64_t plane = product_of(dx.shape, 2);
+    return [=](const Run& run) {
+        const float* from = run.at(dy);
+        float* to = run.at(dx);
+        for_runs(dy.count(), plane, run.threads, [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) {
+                const float share = from[i] / static_cast<float>(plane);
+                std::fill(to + i * plane, to + (i + 1) * plane, share);
+            }
+        });
+    };
+}
+
+}  // namespace
+
+std::vector<Operator> pools() {
+    const double largest = 1 << 29;
+    const Attribute kernel{"kernel", 1, 255, 2}, stride{"stride", 1, largest, 2};
+    const Attribute padding{"padding", 0, 255, 2}, ceil{"ceil", 0, 1};
+    const Argument where{"where", uint8};
+    const std::vector<Attribute> most{kernel, stride, padding, ceil}, mean{kernel, stride, padding};
+    return {
+        {"max_pool2d", {{"x"}}, {{"y"}, where}, most, {}, max_pool},
+        {"max_pool2d_gradient", {where, {"dy"}}, {{"dx"}}, most, {}, max_pool_gradient},
+        {"average_pool2d", {{"x"}}, {{"y"}}, mean, {}, average_pool},
+        {"average_pool2d_gradient", {{"dy"}}, {{"dx"}}, mean, {}, average_pool_gradient},
+        {"global_average_pool", {{"x"}}, {{"y"}}, {}, {}, global_pool},
+        {"global_average_pool_gradient", {{"dy"}}, {{"dx"}}, {}, {}, global_pool_gradient},
+    };
+}
+
+}  // namespace mest::runtime

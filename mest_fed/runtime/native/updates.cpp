@@ -1,0 +1,158 @@
+// The loss at the end of the way forward, and the updates at the end of a step.
+#include <cmath>
+#include <stdexcept>
+
+#include "builder.h"
+#include "loops.h"
+
+namespace mest::runtime {
+namespace {
+
+struct Classes {
+    int64_t rows, classes;
+
+    int64_t target(const int64_t* targets, int64_t row) const {
+        const int64_t target = targets[row];
+        if (target >= 0 && target < classes) return target;
+        throw std::invalid_argument("targets[" + std::to_string(row) + "] = " +
+                                    std::to_string(target) + "; allowed: 0 to " +
+                                    std::to_string(classes - 1));
+    }
+};
+
+Classes classes_of(const Builder& b, const char* name) {
+    const Shape shape = b.dims(name, -2).shape;
+    b.expect("targets", Shape(shape.begin(), shape.end() - 1));
+    for (const char* other : {"probabilities", "dlogits"}) b.expect(other, shape);
+    b.expect("loss", {});
+    return {product_of(shape, 0, shape.size() - 1), shape.back()};
+}
+
+// The mean over rows of -log softmax(logits)[target].
+Step cross_entropy(Builder& b) {
+    const Classes c = classes_of(b, "logits");
+    const Tensor logits = b["logits"], targets = b["targets"], loss = b["loss"];
+    const Tensor probabilities = b["probabilities"];
+    b.doubles(c.rows);
+    return [=](const Run& run) {
+        double* losses = run.shared.doubles.data();
+        for_runs(c.rows, c.classes, run.threads, [&](int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; ++row) {
+                const float* from = run.at(logits) + row * c.classes;
+                float* to = run.at(probabilities) + row * c.classes;
+                const float wanted = from[c.target(run.at<int64_t>(targets), row)];
+                const float most = *std::max_element(from, from + c.classes);
+                for (int64_t i = 0; i < c.classes; ++i) to[i] = std::exp(from[i] - most);
+                const double total = sum_of(c.classes, [=](int64_t i) { return to[i]; });
+                for (int64_t i = 0; i < c.classes; ++i) to[i] = static_cast<float>(to[i] / total);
+                losses[row] = std::log(total) - (wanted - most);
+            }
+        });
+        double total = 0;
+        for (int64_t row = 0; row < c.rows; ++row) total += losses[row];
+        *run.at(loss) = static_cast<float>(total / static_cast<double>(c.rows));
+    };
+}
+
+Step cross_entropy_gradient(Builder& b) {
+    const Classes c = classes_of(b, "probabilities");
+    const Tensor targets = b["targets"], probabilities = b["probabilities"], dlogits = b["dlogits"];
+    return [=](const Run& run) {
+        for_runs(c.rows, c.classes, run.threads, [&](int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; ++row) {
+                const float* from = run.at(probabilities) + row * c.classes;
+                float* to = run.at(dlogits) + row * c.classes;
+                const int64_t target = c.target(run.at<int64_t>(targets), row);
+                for (int64_t i = 0; i < c.classes; ++i) {
+                    to[i] = (from[i] - (i == target ? 1 : 0)) / static_cast<float>(c.rows);
+                }
+            }
+        });
+    };
+}
+
+void check_update(const Builder& b) {
+    for (const char* name : {"gradient", "momentum_buffer", "first", "second"}) {
+        b.expect(name, b["parameter"].shape);
+    }
+    b.expect("rates", {1});
+    b.expect("step", {1});
+}
+
+// SGD with momentum (Sutskever et al. 2013, as torch has it).
+Step sgd(Builder& b) {
+    check_update(b);
+    const Tensor gradient = b["gradient"], rates = b["rates"], parameter = b["parameter"];
+    const Tensor momentum = b["momentum_buffer"];
+    const auto decay = static_cast<float>(b.real("weight_decay"));
+    const auto inertia = static_cast<float>(b.real("momentum"));
+    const bool nesterov = b.whole("nesterov") != 0;
+    return [=](const Run& run) {
+        const float *g = run.at(gradient), rate = *run.at(rates);
+        float *p = run.at(parameter), *m = run.at(momentum);
+        for_runs(parameter.count(), 1, run.threads, [=](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) {
+                float step = g[i] + decay * p[i];
+                if (m != nullptr) {
+                    m[i] = inertia * m[i] + step;
+                    step = nesterov ? step + inertia * m[i] : m[i];
+                }
+                p[i] -= rate * step;
+            }
+        });
+    };
+}
+
+// Adam (Kingma and Ba 2015), or AdamW (Loshchilov and Hutter 2019) where decay is decoupled.
+Step adam(Builder& b) {
+    check_update(b);
+    const Tensor gradient = b["gradient"], rates = b["rates"], parameter = b["parameter"];
+    const Tensor first = b["first"], second = b["second"], step = b["step"];
+    const double beta1 = b.real("beta1"), beta2 = b.real("beta2");
+    const auto epsilon = static_cast<float>(b.real("epsilon"));
+    const auto decay = static_cast<float>(b.real("weight_decay"));
+    const bool decoupled = b.whole("decoupled") != 0;
+    return [=](const Run& run) {
+        const float *g = run.at(gradient), rate = *run.at(rates);
+        float *p = run.at(parameter), *one = run.at(first), *two = run.at(second);
+        int64_t& taken = *run.at<int64_t>(step);
+        taken = static_cast<int64_t>(static_cast<uint64_t>(taken) + 1);
+        const auto count = static_cast<double>(taken);
+        const auto move = static_cast<float>(rate / (1 - std::pow(beta1, count)));
+        const auto spread = static_cast<float>(1 / std::sqrt(1 - std::pow(beta2, count)));
+        const auto old1 = static_cast<float>(beta1), new1 = static_cast<float>(1 - beta1);
+        const auto old2 = static_cast<float>(beta2), new2 = static_cast<float>(1 - beta2);
+        for_runs(parameter.count(), 1, run.threads, [=](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) {
+                const float d = decoupled ? g[i] : g[i] + decay * p[i];
+                if (decoupled) p[i] -= rate * decay * p[i];
+                one[i] = old1 * one[i] + new1 * d;
+                two[i] = old2 * two[i] + new2 * d * d;
+                p[i] -= move * one[i] / (std::sqrt(two[i]) * spread + epsilon);
+            }
+        });
+    };
+}
+
+}  // namespace
+
+std::vector<Operator> loss_and_updates() {
+    const Argument targets{"targets", int64}, step{"step", int64};
+    const Attribute decay{"weight_decay", 0, 1e6}, epsilon{"epsilon", 0, 1e6};
+    const Attribute momentum{"momentum", 0, 1}, beta1{"beta1", 0, 1}, beta2{"beta2", 0, 1};
+    const Attribute nesterov{"nesterov", 0, 1}, decoupled{"decoupled", 0, 1};
+    const Argument gradient{"gradient"}, rates{"rates"}, parameter{"parameter"};
+    const Argument momentum_buffer{"momentum_buffer", float32, true};
+    return {
+        {"cross_entropy", {{"logits"}, targets}, {{"loss"}, {"probabilities"}}, {}, {},
+         cross_entropy},
+        {"cross_entropy_gradient", {{"probabilities"}, targets}, {{"dlogits"}}, {}, {},
+         cross_entropy_gradient},
+        {"sgd", {gradient, rates, parameter, momentum_buffer}, {}, {nesterov},
+         {decay, momentum}, sgd},
+        {"adam", {gradient, rates, parameter, {"first"}, {"second"}, step}, {}, {decoupled},
+         {beta1, beta2, epsilon, decay}, adam},
+    };
+}
+
+}  // namespace mest::runtime
