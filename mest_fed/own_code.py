@@ -6,11 +6,13 @@ was edited meanwhile. A checkpoint holds digests of the same files, so that a ru
 code that it began with.
 """
 
+import os
 import site
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.abc import ExecutionLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
@@ -56,7 +58,7 @@ class OwnCode:
         found: dict[str, Source] = {}
         for name, module in list(sys.modules.items()):
             file = getattr(module, "__file__", None)
-            if isinstance(module, ModuleType) and isinstance(file, str) and _is_own(Path(file)):
+            if isinstance(module, ModuleType) and isinstance(file, str) and _is_own(file):
                 path = Path(file).absolute()
                 source = Source(str(path), path.read_text("utf-8"), _folders(module))
                 if name != "__main__":
@@ -113,10 +115,14 @@ def _folders(module: ModuleType | None) -> tuple[str, ...] | None:
     return None if path is None else tuple(path)
 
 
-def _is_own(file: Path) -> bool:
-    if file.suffix != ".py" or not file.is_file():
-        return False
+def _is_own(file: str) -> bool:
+    return file.endswith(".py") and not file.startswith(_installed()) and Path(file).is_file()
+
+
+@cache
+def _installed() -> tuple[str, ...]:
+    """Return what the paths of installed files begin with."""
     paths = sysconfig.get_paths()
-    installed = [paths["stdlib"], paths["purelib"], paths["platlib"], *site.getsitepackages()]
-    installed += [site.getusersitepackages(), str(_PACKAGE)]
-    return not any(file.is_relative_to(place) for place in installed)
+    places = [paths["stdlib"], paths["purelib"], paths["platlib"], *site.getsitepackages()]
+    places += [site.getusersitepackages(), str(_PACKAGE)]
+    return tuple(place + os.sep for place in places)

@@ -12,7 +12,7 @@ from types import CodeType
 
 from mest_fed.config.load import named_things
 from mest_fed.config.sections import RunConfig
-from mest_fed.errors import InputError, MestFedError
+from mest_fed.errors import MestFedError, OwnThingError
 from mest_fed.registry import Registry, described
 
 
@@ -22,7 +22,7 @@ def own_errors(config: RunConfig) -> Iterator[None]:
 
     Raises
     ------
-    InputError
+    OwnThingError
         In place of such an error, which is its cause. Errors of this package, of memory, and those
         that no named thing raised stay what they are.
     """
@@ -32,7 +32,7 @@ def own_errors(config: RunConfig) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:  # a user's code may end the process
         if line := _line(config, error):
-            raise InputError(line) from error
+            raise OwnThingError(line) from error
         raise
 
 

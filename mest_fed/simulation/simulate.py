@@ -14,7 +14,7 @@ from mest_fed.client.kernels import given_table
 from mest_fed.config import RunConfig, find_named, to_flat, to_toml
 from mest_fed.config.load import Scalar
 from mest_fed.data import save_partitions
-from mest_fed.errors import InputError
+from mest_fed.errors import InputError, OwnThingError
 from mest_fed.kernels.table import Table
 from mest_fed.memory import Plan
 from mest_fed.process_tasks import PROCESS_TASKS
@@ -197,13 +197,13 @@ class _Run:
             if self.snapshot is not None:
                 self.snapshot.save(self.folder.checkpoints)
             raise Interrupted from None
-        except InputError as error:
+        except OwnThingError as error:
             if self.snapshot is None or not self.folder.has_checkpoint:
                 raise  # nothing was computed
             self.snapshot.save(self.folder.checkpoints)
             log_failure("the run ends", error)
             log = self.folder.path / LOG
-            raise InputError(
+            raise OwnThingError(
                 f"{error}; traceback: {log}; go on with: {self.folder.resume}"
             ) from error.__cause__
         finally:

@@ -146,7 +146,7 @@ def test_a_table_by_person(simulate, tmp_path, config):
         (["data.partition=column:person"], "are for files; allowed with data.name"),
         (["data.name=digits", "data.options={}"], "data.partition needs the group of each example"),
         (["data.name=digits"], "data.options.examples = 60 is not allowed; allowed: nothing with"),
-        (["data.name=csv", "data.path=none"], "data.path = 'none' is not allowed"),
+        (["data.name=csv", "data.path=none"], "/none' is not allowed; allowed: a file or folder"),
         (["data.name=cvs"], "data.name = 'cvs' is not allowed"),
     ],
 )

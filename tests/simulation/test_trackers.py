@@ -10,6 +10,7 @@ from tracker_readers import READERS, mlflow_run
 from mest_fed.catalogue import TRACKERS
 from mest_fed.config import to_flat
 from mest_fed.errors import InputError
+from mest_fed.server.run_log import RUN_LOG
 from mest_fed.simulation.simulate import Interrupted
 from mest_fed.simulation.trackers.progress import Observers
 from mest_fed.simulation.trackers.trackers import metrics, open_trackers
@@ -98,7 +99,8 @@ def test_a_sink_that_fails_is_one_warning_and_not_the_end(kind, folder, caplog):
         tracker.round_done({"accuracy": 1.0})  # a row without a round
         tracker.round_done(ROWS[0])
         tracker.end()
-    (record,) = [record for record in caplog.records if record.name.startswith("mest_fed")]
+    record, logged = [it for it in caplog.records if it.name.startswith("mest_fed")]
+    assert (logged.name, logged.exc_info[0]) == (RUN_LOG, KeyError)  # the traceback, for run.log
     assert record.message.startswith(f"--log {kind} stopped (KeyError: ")
     assert record.message.endswith("); the run goes on without it")
     assert READERS[kind](folder) == {}
