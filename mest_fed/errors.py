@@ -3,7 +3,7 @@
 MestFedError
 ├── InputError      what a person typed or a file holds is wrong; the CLI prints one line, status 2
 │   ├── BudgetError     no plan fits into the given bytes
-│   ├── OwnThingError   a thing of the user's own raised an error in a run; it is the cause
+│   ├── OwnThingError   a thing of the user's own raised an error, which is the cause
 │   └── ObjectiveError  a learning task gives a loss or a metric that is none; on a client it costs
 │       │               that round
 │       └── NotFiniteError      the loss is not finite, as that of a model that diverged
@@ -30,7 +30,7 @@ class BudgetError(InputError):
 
 
 class OwnThingError(InputError):
-    """A thing of a user's own raised an error while a run used it; the text names the thing."""
+    """A thing of a user's own raised an error, which is the cause; the text names the thing."""
 
 
 class OverBudgetError(MestFedError):

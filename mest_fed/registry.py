@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar, cast
 
-from mest_fed.errors import InputError, MestFedError, not_allowed
+from mest_fed.errors import InputError, MestFedError, OwnThingError, not_allowed
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -207,7 +207,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
         Raises
         ------
-        InputError
+        OwnThingError
             In place of what code in the block raises; that of this package stays what it is.
         """
         try:
@@ -217,7 +217,7 @@ class Registry(Mapping[str, T], Generic[T]):
         except (Exception, SystemExit) as error:  # a user's code may end the process
             if self.is_builtin(name):
                 raise
-            raise InputError(f"{self.key} = {name!r}: {described(error)}") from error
+            raise OwnThingError(f"{self.key} = {name!r}: {described(error)}") from error
 
     @cached_property
     def _made(self) -> type:
