@@ -35,9 +35,9 @@ native: $(READY) ## Build the native kernels again, and fail if the compiler doe
 simulate: $(READY) ## Run the quickstart fleet and write runs/quickstart/report.html
 	$(BIN)/mest-fed simulate --preset quickstart --out runs/quickstart
 
-# Two processes, each with the whole of a file, since fixtures are shared within files; threads that
-# wait do so without turning.
-PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
+# Three processes for two cores, since many tests wait for processes that they start; each gets the
+# whole of a file, since fixtures are shared within files. Threads that wait do so without turning.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist loadfile
 
 test: $(READY) ## Run the tests, all but those of test-soak
 	$(PYTEST)
