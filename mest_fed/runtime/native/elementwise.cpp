@@ -39,7 +39,7 @@ struct Gelu {
 };
 struct HardSwish {
     static float of(float x) { return x * Relu6::of(x + 3) / 6; }
-    static float slope(float x) { return x < -3 ? 0 : x <= 3 ? x / 3 + 0.5f : 1; }
+    static float slope(float x) { return x <= -3 ? 0 : x < 3 ? x / 3 + 0.5f : 1; }
 };
 
 template <class Function>
