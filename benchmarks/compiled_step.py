@@ -1,9 +1,9 @@
 """One training step as a compiled program, against our torch path and dense torch.
 
 A step is forward, cross-entropy, backward, SGD with momentum; all sides start from the same
-weights, see the same batch, and are timed in turn, in one process, with one thread unless told otherwise. Times are
-measured: seconds of the processor with one thread, of the clock with more. The table
-by operator holds the compiled step's operators, each run and timed alone, in turn.
+weights, see the same batch, and are timed in turn in one process. Times are measured: of the
+processor with one thread, of the clock with more. The table by operator holds the compiled step's
+operators, each run and timed alone, in turn, by the processor's time of all threads.
 
     python benchmarks/compiled_step.py --json compiled_step.json
 """

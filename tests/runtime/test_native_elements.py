@@ -86,3 +86,26 @@ def test_a_code_that_is_no_place_is_passed_over():
     how = {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0), "ceil": False}
     dx = compute("max_pool2d_gradient", {"where": where, "dy": dy}, {"dx": (1, 1, 2, 2)}, **how)
     assert np.all(dx["dx"].numpy() == 0)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_a_maximum_of_wide_planes(stride):
+    """Rows past a run of windows, edges beside it, equals, infinities and NaN."""
+    x = randn(2, 3, 5, 151).round()
+    x[0, 0, 1:4, 20:30], x[1, 0, :, 70:80] = float("nan"), -float("inf")
+    how = {"kernel": (2, 3), "stride": (2, stride), "padding": (1, 1)}
+    y, at = F.max_pool2d(x, *how.values(), return_indices=True)
+    outputs = {"y": tuple(y.shape), "where": tuple(y.shape)}
+    got = compute("max_pool2d", {"x": x}, outputs, **how, ceil=False)
+    np.testing.assert_array_equal(got["y"].numpy(), y.numpy())
+    rows = torch.arange(y.shape[2])[:, None] * 2 - 1
+    columns = torch.arange(y.shape[3]) * stride - 1
+    where = (at // 151 - rows) * 3 + at % 151 - columns
+    held = ~y.isnan()  # of several NaN, any
+    assert torch.equal(got["where"].long()[held], where[held])
+
+
+def test_a_zero_slope_stops_what_is_no_number():
+    y, dy = torch.tensor([-1.0, 0.0, 2.0] * 7), torch.tensor([float("nan"), float("inf"), 3.0] * 7)
+    dx = compute("relu_gradient", {"y": y, "dy": dy}, {"dx": (21,)}, {"dx": "dy"})["dx"]
+    assert dx.tolist() == [0.0, 0.0, 3.0] * 7
