@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mest_fed.errors import InputError
+from mest_fed.runtime.operators import TAKEN
 from mest_fed.runtime.program import Buffer, Operator, Program
 
 try:
@@ -182,11 +183,16 @@ class Runtime:
         Raises
         ------
         InputError
-            If there is no such buffer, or its shape is another.
+            If there is no such buffer, or its shape is another, or its numbers do not fit the type.
         """
         held, array = self.memory(name), np.asarray(array)
         if held.shape != array.shape:
             raise InputError(f"{name!r} has shape {array.shape}; allowed: {held.shape}")
+        whole = np.issubdtype(held.dtype, np.integer)
+        if not np.can_cast(array.dtype, held.dtype, "same_kind") or (
+            whole and np.any(array.astype(held.dtype) != array)
+        ):
+            raise InputError(f"{name!r} is given {array.dtype}; allowed: what {held.dtype} holds")
         held[...] = array
 
     def read(self, name: str) -> Array:
@@ -225,11 +231,12 @@ def _checked(call: Any, *arguments: Any) -> Any:
 
 
 def _flat_buffers(buffers: Sequence[Buffer], offsets: Mapping[int, int]) -> list[int]:
-    types = {name: code for code, name in enumerate(module().types())}
+    types = {it: code for code, it in enumerate(module().types()) if it in TAKEN}
     numbers: list[int] = []
     for number, buffer in enumerate(buffers):
         if buffer.dtype not in types:
-            raise InputError(f"{buffer.name!r} is of {buffer.dtype}; allowed: {', '.join(types)}")
+            what = f"{buffer.name!r}: no operator takes {buffer.dtype}"
+            raise InputError(f"{what}; allowed: {', '.join(types)}")
         numbers += [types[buffer.dtype], offsets.get(number, -1), len(buffer.shape), *buffer.shape]
     return numbers
 

@@ -362,3 +362,8 @@ _TABLE = (
 
 #: Name -> its line of the table.
 OPERATORS: Mapping[str, Kind] = {kind.name: kind for kind in _TABLE}
+
+#: Types that an operator takes; buffers of the others that the format names have no use yet.
+TAKEN = frozenset(
+    kind.dtype(argument) for kind in _TABLE for argument in (*kind.inputs, *kind.outputs)
+)

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from mest_fed.errors import InputError, not_allowed
-from mest_fed.runtime.operators import OPERATORS, Kind
+from mest_fed.runtime.operators import OPERATORS, TAKEN, Kind
 from mest_fed.runtime.shapes import Shape, Shapes
 
 FORMAT, VERSION = "mest-fed program", 1
@@ -224,6 +224,9 @@ def _check_buffer(buffer: Buffer, where: str) -> None:
     for key, value, table in (("dtype", buffer.dtype, DTYPES), ("role", buffer.role, ROLES)):
         if not isinstance(value, str) or value not in table:
             raise not_allowed(f"{where}.{key}", value, table)
+    if buffer.dtype not in TAKEN:
+        allowed = ", ".join(it for it in DTYPES if it in TAKEN)
+        raise InputError(f"{where}.dtype: no operator takes {buffer.dtype}; allowed: {allowed}")
     is_shape = isinstance(shape, tuple) and len(shape) <= _MOST_DIMS
     if not is_shape or any(type(n) is not int or not 1 <= n <= MOST_BYTES for n in shape):
         allowed = f"at most {_MOST_DIMS} whole numbers from 1 to {MOST_BYTES:,}"

@@ -3,6 +3,7 @@
 import json
 import time
 
+import compiled_step
 import kernels
 import pytest
 import sparseprop_peer
@@ -170,3 +171,12 @@ def test_layers_of_a_model_are_clocked():
     dense(model)(*case.batch())
     assert len(clock.seconds) == 30
     assert min(clock.seconds) > 0
+
+
+def test_compiled_step(rows, capsys):
+    found = rows(compiled_step, "--model", "cnn2", "--width", "0.1")
+    assert [row["peer_name"] for row in found] == ["library", "dense"]
+    for row in found:
+        assert row["ratio"] == pytest.approx(row["peer"] / row["ours"], rel=0.01)
+        assert row["arena_bytes"] > 0
+    assert "sparse_conv2d_values_gradient" in capsys.readouterr().out

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from mest_fed.runtime.operators import OPERATORS
+from mest_fed.runtime.shapes import Shapes
 from mest_fed.sparsity.schemes import Block
 
 
@@ -399,3 +401,20 @@ CASES: dict[str, Callable[[Draw], Case]] = {
     "sgd": sgd,
     "adam": adam,
 }
+
+
+def gradients_of(name):
+    """Name the operators that compute gradients of an operator's inputs."""
+    parts = ("", "_input", "_weight", "_values")
+    found = [it for part in parts if (it := f"{name}{part}_gradient") in OPERATORS]
+    return [*found, "bias_gradient"] if "b" in OPERATORS[name].optional else found
+
+
+def shapes_of(kind, arrays, attributes):
+    """Let the rule of an operator complete the shapes of outputs that are left out."""
+    names = (*kind.inputs, *kind.outputs)
+    known = {name: arrays[name].shape for name in names if name in arrays}
+    wanted = [name for name in kind.outputs if name not in kind.optional]
+    shapes = Shapes(kind.name, known, wanted, attributes)
+    kind.rule(shapes)
+    return {name: shapes[name] for name in kind.outputs if name in shapes}

@@ -7,35 +7,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operator_cases import CASES, Draw
+from operator_cases import CASES, Draw, gradients_of, shapes_of
 
 from mest_fed.errors import InputError
 from mest_fed.runtime.build import Builder
 from mest_fed.runtime.operators import OPERATORS
 from mest_fed.runtime.reading import parse_program
 from mest_fed.runtime.reference import Reference, compute
-from mest_fed.runtime.shapes import Shapes
 
 #: Rounding of float64 in sums of up to some hundred products of numbers of size 1.
 BOUND = 1e-12
 SEEDS = st.integers(0, 2**32 - 1)
-
-
-def gradients_of(name):
-    """Name the operators that compute gradients of an operator's inputs."""
-    parts = ("", "_input", "_weight", "_values")
-    found = [it for part in parts if (it := f"{name}{part}_gradient") in OPERATORS]
-    return [*found, "bias_gradient"] if "b" in OPERATORS[name].optional else found
-
-
-def shapes_of(kind, arrays, attributes):
-    """Let the rule of an operator complete the shapes of outputs that are left out."""
-    names = (*kind.inputs, *kind.outputs)
-    known = {name: arrays[name].shape for name in names if name in arrays}
-    wanted = [name for name in kind.outputs if name not in kind.optional]
-    shapes = Shapes(kind.name, known, wanted, attributes)
-    kind.rule(shapes)
-    return {name: shapes[name] for name in kind.outputs if name in shapes}
 
 
 def check(kind, arrays, attributes, expected, shapes=None):

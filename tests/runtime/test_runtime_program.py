@@ -114,6 +114,10 @@ DAMAGES = {
     "shape-huge": (put("buffers", 0, "shape", value=[10**30]), r"\[0\].shape is not allowed"),
     "bytes": (put("buffers", 0, "shape", value=[2**20, 2**20]), r"buffers\[0\] takes .* allowed"),
     "dtype": (put("buffers", 0, "dtype", value="float64"), r"buffers\[0\].dtype = 'float64'"),
+    "dtype-unused": (
+        put("buffers", 0, "dtype", value="bfloat16"),
+        r"buffers\[0\].dtype: no operator takes bfloat16; allowed: float32, uint8, int32, int64",
+    ),
     "dtype-kind": (put("buffers", 0, "dtype", value=[]), r"buffers\[0\].dtype = \[\]"),
     "role": (put("buffers", 0, "role", value="weight"), r"buffers\[0\].role = 'weight'"),
     "operator-kind": (put("operators", 0, value=3), r"operators\[0\] must be an object"),

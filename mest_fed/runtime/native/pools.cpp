@@ -1,4 +1,6 @@
 // Pools over planes: a plane is never cut among threads.
+#include <limits>
+
 #include "builder.h"
 #include "loops.h"
 
@@ -12,13 +14,24 @@ struct Pool {
     int64_t size() const { return height * width; }
     int64_t out_size() const { return out_height * out_width; }
 
-    // work(place of the window, its place in the kernel, place in the plane): inside the plane alone.
+    // work(place of the window, its first row and column)
     template <class Work>
-    void for_window(int64_t out, const Work& work) const {
-        const int64_t top = out / out_width * stride[0] - padding[0];
-        const int64_t left = out % out_width * stride[1] - padding[1];
-        for (int64_t i = std::max<int64_t>(0, -top); i < std::min(kernel[0], height - top); ++i) {
-            for (int64_t j = std::max<int64_t>(0, -left); j < std::min(kernel[1], width - left); ++j) {
+    void for_windows(const Work& work) const {
+        int64_t out = 0;
+        for (int64_t i = 0; i < out_height; ++i) {
+            for (int64_t j = 0; j < out_width; ++j) {
+                work(out++, i * stride[0] - padding[0], j * stride[1] - padding[1]);
+            }
+        }
+    }
+
+    // work(place in the kernel, place in the plane): inside the plane alone.
+    template <class Work>
+    void for_window(int64_t top, int64_t left, const Work& work) const {
+        const int64_t last_row = std::min(kernel[0], height - top);
+        const int64_t last_column = std::min(kernel[1], width - left);
+        for (int64_t i = std::max<int64_t>(0, -top); i < last_row; ++i) {
+            for (int64_t j = std::max<int64_t>(0, -left); j < last_column; ++j) {
                 work(i * kernel[1] + j, (top + i) * width + left + j);
             }
         }
@@ -57,26 +70,79 @@ void for_planes(const Pool& p, const Run& run, const Work& work) {
     });
 }
 
+// The maximum of one window, and its place in the kernel.
+void take(const Pool& p, int64_t top, int64_t left, const float* from, float& to, uint8_t& code) {
+    float best = 0;
+    int64_t at = -1;
+    p.for_window(top, left, [&](int64_t place, int64_t i) {
+        const float value = from[i];  // a NaN counts more than any number, as in torch
+        if (at >= 0 && !(value > best) && value == value) return;
+        best = value, at = place;
+    });
+    to = best;
+    code = static_cast<uint8_t>(at);
+}
+
+// The same of windows side by side whose columns are all inside, from `left` on: place by place, so
+// that vectors choose, where a branch for each could not be foretold.
+template <int Stride>
+void take_row(const Pool& p, int64_t top, int64_t left, const float* from, int64_t count, float* to,
+              uint8_t* codes) {
+    constexpr int64_t run = 64;
+    float best[run];
+    int32_t at[run];
+    const int64_t first_row = std::max<int64_t>(0, -top);
+    const int64_t last_row = std::min(p.kernel[0], p.height - top);
+    for (int64_t done = 0; done < count; done += run) {
+        const int64_t now = std::min(run, count - done);
+        std::fill(at, at + now, -1);
+        std::fill(best, best + now, -std::numeric_limits<float>::infinity());
+        for (int64_t i = first_row; i < last_row; ++i) {
+            for (int64_t j = 0; j < p.kernel[1]; ++j) {
+                const float* row = from + (top + i) * p.width + left + done * Stride + j;
+                const auto place = static_cast<int32_t>(i * p.kernel[1] + j);
+                for (int64_t k = 0; k < now; ++k) {
+                    const float value = row[k * Stride];
+                    const bool better = (at[k] < 0) | (value > best[k]) | (value != value);
+                    best[k] = better ? value : best[k];
+                    at[k] = better ? place : at[k];
+                }
+            }
+        }
+        for (int64_t k = 0; k < now; ++k) {
+            to[done + k] = best[k];
+            codes[done + k] = static_cast<uint8_t>(at[k]);
+        }
+    }
+}
+
+void max_pool_plane(const Pool& p, const float* from, float* to, uint8_t* codes) {
+    const int64_t stride = p.stride[1], padding = p.padding[1];
+    const auto whole = stride == 1 ? take_row<1> : stride == 2 ? take_row<2> : nullptr;
+    const int64_t begin = std::min(p.out_width, (padding + stride - 1) / stride);
+    const int64_t inside = (p.width - p.kernel[1] + padding) / stride + 1;
+    const int64_t end = whole ? std::clamp(inside, begin, p.out_width) : begin;
+    for (int64_t i = 0; i < p.out_height; ++i, to += p.out_width, codes += p.out_width) {
+        const int64_t top = i * p.stride[0] - p.padding[0];
+        for (int64_t j = 0; j < begin; ++j) take(p, top, j * stride - padding, from, to[j], codes[j]);
+        if (end > begin) {
+            whole(p, top, begin * stride - padding, from, end - begin, to + begin, codes + begin);
+        }
+        for (int64_t j = end; j < p.out_width; ++j) {
+            take(p, top, j * stride - padding, from, to[j], codes[j]);
+        }
+    }
+}
+
 Step max_pool(Builder& b) {
     const Pool p = pool_of(b, "x", "y", b.whole("ceil") != 0);
     const Tensor x = b["x"], y = b["y"], where = b["where"];
     b.expect("where", y.shape);
     return [=](const Run& run) {
         for_planes(p, run, [&](int64_t plane) {
-            const float* from = run.at(x) + plane * p.size();
-            float* to = run.at(y) + plane * p.out_size();
-            uint8_t* codes = run.at<uint8_t>(where) + plane * p.out_size();
-            for (int64_t out = 0; out < p.out_size(); ++out) {
-                float best = 0;
-                int64_t at = -1;
-                p.for_window(out, [&](int64_t place, int64_t i) {
-                    const float value = from[i];  // a NaN counts more than any number, as in torch
-                    if (at >= 0 && !(value > best) && value == value) return;
-                    best = value, at = place;
-                });
-                to[out] = best;
-                codes[out] = static_cast<uint8_t>(at);
-            }
+            const int64_t out = plane * p.out_size();
+            max_pool_plane(p, run.at(x) + plane * p.size(), run.at(y) + out,
+                           run.at<uint8_t>(where) + out);
         });
     };
 }
@@ -92,16 +158,15 @@ Step max_pool_gradient(Builder& b) {
             const uint8_t* codes = run.at<uint8_t>(where) + plane * p.out_size();
             float* to = run.at(dx) + plane * p.size();
             std::fill(to, to + p.size(), 0.0f);
-            for (int64_t out = 0; out < p.out_size(); ++out) {
-                const int64_t i = codes[out] / p.kernel[1], j = codes[out] % p.kernel[1];
-                const int64_t row = out / p.out_width * p.stride[0] - p.padding[0] + i;
-                const int64_t column = out % p.out_width * p.stride[1] - p.padding[1] + j;
-                if (i >= p.kernel[0] || row < 0 || row >= p.height || column < 0 ||
+            p.for_windows([&](int64_t out, int64_t top, int64_t left) {
+                const int code = codes[out], across = static_cast<int>(p.kernel[1]);
+                const int64_t row = top + code / across, column = left + code % across;
+                if (code >= p.kernel[0] * p.kernel[1] || row < 0 || row >= p.height || column < 0 ||
                     column >= p.width) {
-                    continue;
+                    return;
                 }
                 to[row * p.width + column] += from[out];
-            }
+            });
         });
     };
 }
@@ -114,11 +179,11 @@ Step average_pool(Builder& b) {
         for_planes(p, run, [&](int64_t plane) {
             const float* from = run.at(x) + plane * p.size();
             float* to = run.at(y) + plane * p.out_size();
-            for (int64_t out = 0; out < p.out_size(); ++out) {
+            p.for_windows([&](int64_t out, int64_t top, int64_t left) {
                 float total = 0;
-                p.for_window(out, [&](int64_t, int64_t i) { total += from[i]; });
+                p.for_window(top, left, [&](int64_t, int64_t i) { total += from[i]; });
                 to[out] = total * share;
-            }
+            });
         });
     };
 }
@@ -132,10 +197,10 @@ Step average_pool_gradient(Builder& b) {
             const float* from = run.at(dy) + plane * p.out_size();
             float* to = run.at(dx) + plane * p.size();
             std::fill(to, to + p.size(), 0.0f);
-            for (int64_t out = 0; out < p.out_size(); ++out) {
+            p.for_windows([&](int64_t out, int64_t top, int64_t left) {
                 const float part = from[out] * share;
-                p.for_window(out, [&](int64_t, int64_t i) { to[i] += part; });
-            }
+                p.for_window(top, left, [&](int64_t, int64_t i) { to[i] += part; });
+            });
         });
     };
 }
