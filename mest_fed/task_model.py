@@ -19,9 +19,12 @@ from mest_fed.nn import (
     ModelSpec,
     Selection,
     SparseLayer,
+    SparseState,
     Sparsity,
+    UnsentBuffers,
     layer_densities,
     model_spec,
+    write_state,
 )
 from mest_fed.nn.models import Architecture, Weights
 from mest_fed.nn.tuning import set_choices
@@ -111,8 +114,21 @@ class TaskModel(TaskData):
 
     @cached_property
     def model(self) -> nn.Module:
-        """The process's resident model, a shell: its user writes a state into it first."""
-        return self.architecture.shell(self._sparsity, self._model_generator().initial_seed())
+        """The process's resident model, a shell: its user loads a state into it first."""
+        model = self.architecture.shell(self._sparsity, self._model_generator().initial_seed())
+        self._unsent = UnsentBuffers(model)
+        return model
+
+    def load(self, state: SparseState) -> None:
+        """Have the resident model be in a state, and otherwise as it was built.
+
+        Raises
+        ------
+        InputError
+            As :func:`~mest_fed.nn.write_state`.
+        """
+        write_state(self.model, state)
+        self._unsent.restore()
 
     @property
     def _sparsity(self) -> Sparsity | None:

@@ -14,7 +14,7 @@ from mest_fed.client.capability import Capability
 from mest_fed.data import Batches
 from mest_fed.errors import ObjectiveError
 from mest_fed.kernels.choice import Choices
-from mest_fed.nn import SparseLayer, SparseState, read_state, write_state
+from mest_fed.nn import SparseLayer, SparseState, read_state
 from mest_fed.nn.state import Slots
 from mest_fed.nn.tuning import set_choices
 from mest_fed.rng import torch_generator
@@ -160,7 +160,7 @@ def train_round(
     """
     training = task.config.training
     model = _resident_model(task, choices)
-    write_state(model, received)
+    task.load(received)
     examples, _ = task.examples(who.partition)
     forgetting = kept.forgetting(len(examples)) if task.forgetting.active else None
     chosen = _examples_this_round(task, model, order, examples, forgetting)
@@ -226,7 +226,7 @@ def evaluate_round(
 ) -> Metrics:
     """Evaluate the received state of a round on this client's held-out examples."""
     model = _resident_model(task, choices)
-    write_state(model, received)
+    task.load(received)
     _, held = task.examples(who.partition)
     batches = Batches(task.data.train, held, task.evaluation_batch)
     try:

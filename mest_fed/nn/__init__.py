@@ -12,7 +12,14 @@ from mest_fed.nn.models import Sparsity, build_model, build_shell
 from mest_fed.nn.mutator import MaskGroup, Mutator, mask_groups, match_masks
 from mest_fed.nn.plain import to_dense
 from mest_fed.nn.products import SparseConv1d, SparseConv2d, SparseLinear
-from mest_fed.nn.state import ModelSpec, SparseState, model_spec, read_state, write_state
+from mest_fed.nn.state import (
+    ModelSpec,
+    SparseState,
+    UnsentBuffers,
+    model_spec,
+    read_state,
+    write_state,
+)
 
 __all__ = [
     "MODELS",
@@ -31,6 +38,7 @@ __all__ = [
     "SparseLinear",
     "SparseState",
     "Sparsity",
+    "UnsentBuffers",
     "build_model",
     "build_shell",
     "layer_densities",

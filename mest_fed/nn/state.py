@@ -91,7 +91,7 @@ class SparseState:
         return active / spec.sparse_weights
 
 
-def _dense_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+def _dense_tensors(model: nn.Module, *, detached: bool = True) -> dict[str, torch.Tensor]:
     """Return what ``model.state_dict()`` holds beside masks and active values, without copies."""
     tensors: dict[str, torch.Tensor | None] = {}
     for path, module in model.named_modules(remove_duplicate=False):
@@ -100,7 +100,40 @@ def _dense_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if name not in compact and name not in module._non_persistent_buffers_set:
                 tensors[prefix + name] = tensor
-    return {n: t.detach() for n, t in tensors.items() if t is not None and t.is_floating_point()}
+    sent = {n: t for n, t in tensors.items() if t is not None and t.is_floating_point()}
+    return {n: t.detach() for n, t in sent.items()} if detached else sent
+
+
+class UnsentBuffers:
+    """Copies of the buffers of a model that no state holds: counters of batches, caches.
+
+    Clients that share a process's model would else find them as the client before left them.
+
+    Parameters
+    ----------
+    model : nn.Module
+        As its builder left it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        sent = {id(tensor) for tensor in _dense_tensors(model, detached=False).values()}
+        self._copies = [
+            (module, name, None if tensor is None else tensor.detach().clone())
+            for module in model.modules()
+            for name, tensor in module._buffers.items()
+            if id(tensor) not in sent
+            and not (isinstance(module, SparseLayer) and name in STORED_KEYS)
+        ]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give the buffers the numbers that they had."""
+        for module, name, copy in self._copies:
+            now = module._buffers[name]
+            if now is not None and copy is not None and now.shape == copy.shape:
+                now.copy_(copy)
+            else:
+                module._buffers[name] = None if copy is None else copy.clone()
 
 
 def model_spec(model: nn.Module) -> ModelSpec:

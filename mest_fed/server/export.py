@@ -21,7 +21,7 @@ from mest_fed.catalogue import EXPORTS
 from mest_fed.config import from_table, read_toml
 from mest_fed.data.arrays import require
 from mest_fed.errors import InputError, not_allowed
-from mest_fed.nn import to_dense, write_state
+from mest_fed.nn import to_dense
 from mest_fed.server.checkpoint import global_state, load_newest
 from mest_fed.server.run_folder import CONFIG, MODEL, SUMMARY, RunFolder
 from mest_fed.strict_json import read_json
@@ -64,7 +64,7 @@ def load_final(folder: Path) -> FinalModel:
         _load(model, folder / MODEL)
     else:
         arrays, header = load_newest(RunFolder(folder).checkpoints)
-        write_state(task.model, global_state(arrays, task.spec))
+        task.load(global_state(arrays, task.spec))
         model, last = to_dense(task.model), header["round"]
     facts = {
         "model": task.config.model.name,

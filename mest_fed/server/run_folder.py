@@ -16,7 +16,7 @@ from mest_fed.config import RunConfig, from_table, own_files, read_toml, to_toml
 from mest_fed.data import Encoding
 from mest_fed.errors import InputError
 from mest_fed.kernels.table import Table, choices_to_rows, read_table
-from mest_fed.nn import SparseState, to_dense, write_state
+from mest_fed.nn import SparseState, to_dense
 from mest_fed.rows import AppSummary, Summary, as_row
 from mest_fed.server.checkpoint import whole
 from mest_fed.server.rows import with_metrics
@@ -269,7 +269,7 @@ class RunFolder:
 
     def write_model(self, task: Task, state: SparseState) -> None:
         """Write ``model.pt``: a plain ``state_dict``, which loads into the model as first built."""
-        write_state(task.model, state)
+        task.load(state)
         data = io.BytesIO()
         torch.save(to_dense(task.model).state_dict(), data)
         self._replace(MODEL, data.getvalue())

@@ -67,6 +67,38 @@ def test_the_same_seed_gives_the_same_bits():
     assert first.content == second.content
 
 
+COUNTS = """
+import torch
+from torch import nn
+
+
+class Counts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        self.calls += self.training
+        return x / (1 + self.calls)
+
+
+def build(input_shape, num_classes):
+    layers = [nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8, momentum=None), nn.ReLU(), Counts()]
+    layers += [nn.Conv2d(8, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(8, num_classes))
+"""
+
+
+def test_counters_of_a_model_are_not_those_of_the_client_before(tmp_path):
+    (tmp_path / "counts.py").write_text(COUNTS, encoding="utf-8")
+    config = small_config(model={"name": f"{tmp_path}/counts.py:build", "width": 1.0})
+    start = start_of(config)
+    first, _, again = (
+        app(instruction(config, start), context_of(config, partition)) for partition in (0, 3, 0)
+    )
+    assert first.content == again.content
+
+
 @pytest.mark.parametrize("change", ["seed", "round", "partition"])
 def test_other_paths_give_other_bits(change):
     start = start_of(CONFIG)
