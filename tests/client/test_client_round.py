@@ -83,7 +83,7 @@ class Counts(nn.Module):
 
 
 def build(input_shape, num_classes):
-    layers = [nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8, momentum=None), nn.ReLU(), Counts()]
+    layers = [nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), Counts()]
     layers += [nn.Conv2d(8, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return nn.Sequential(*layers, nn.Linear(8, num_classes))
 """
