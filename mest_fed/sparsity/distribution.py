@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from numbers import Real
 
 from mest_fed.catalogue import DISTRIBUTIONS
-from mest_fed.errors import not_allowed
+from mest_fed.errors import InputError, not_allowed
 from mest_fed.sparsity.layout import Layout
 
 Layouts = Mapping[str, Layout]
@@ -110,5 +111,20 @@ def layer_counts(layouts: Layouts, density: float, distribution: str = "uniform"
     limit = room / total if total else 1.0
     if not 0 < density <= limit + 1e-9:
         raise not_allowed("density", density, f"a number in (0, {limit:.4g}]")
-    densities |= DISTRIBUTIONS.build(kind, others, density)
+    given = DISTRIBUTIONS.build(kind, others, density)
+    for name, layout in others.items():
+        _check_given(kind, name, given, layout)
+    densities |= {name: given[name] for name in others}
     return {name: layout.count_for(max(densities[name], 1e-9)) for name, layout in layouts.items()}
+
+
+def _check_given(kind: str, name: str, given: object, layout: Layout) -> None:
+    """Refuse what a distribution gives for a layer, if it is no density that the layer can have."""
+    who = f"{DISTRIBUTIONS.key} = {kind!r}"
+    if not isinstance(given, Mapping) or name not in given:
+        raise InputError(f"{who} gives no density of {name}; allowed: a mapping with all layers")
+    found, most = given[name], layout.max_density
+    if not isinstance(found, Real) or not 0 <= float(found) <= most + 1e-9:
+        raise InputError(
+            f"{who} gives {name} the density {found!r}; allowed: a number in (0, {most:.4g}]"
+        )

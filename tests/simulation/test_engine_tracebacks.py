@@ -77,6 +77,8 @@ def talk(message, context):
     logging.getLogger("flwr").info("in Flower's log")
     if context.node_config["partition-id"] == 1:
         print("x" * 20_000)
+    if context.node_config["partition-id"] == 2:
+        raise ValueError("too little")
     return Message(RecordDict(), reply_to=message)
 
 
@@ -94,11 +96,16 @@ def test_what_clients_print_is_logged_with_their_nodes_in_order(workers, caplog,
     finally:
         executor.close()
         gc.collect()
-    assert not any(reply.has_error() for reply in replies)
-    texts = [r.getMessage() for r in caplog.records if r.name == "mest_fed.run.clients"]
-    assert [text.split("\n")[0] for text in texts] == [
-        f"node {1000 + partition}: partition {partition}" for partition in range(4)
+    assert sum(reply.has_error() for reply in replies) == 1
+    logged = [r for r in caplog.records if r.name in ("mest_fed.run.clients", "mest_fed.run")]
+    assert [r.getMessage().split("\n")[0] for r in logged] == [
+        "node 1000: partition 0",
+        "node 1001: partition 1",
+        "node 1002: partition 2",
+        "the client of node 1002 raised an error:",
+        "node 1003: partition 3",
     ]
+    texts = [r.getMessage() for r in logged]
     assert "short of data" in texts[0]
     assert "in Flower's log" in texts[0]
     assert len(texts[1]) < 17_000

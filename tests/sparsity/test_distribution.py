@@ -50,3 +50,20 @@ def test_impossible_densities(density):
 def test_unknown_distribution():
     with pytest.raises(InputError, match="uniform, erk"):
         layer_counts(layouts(), 0.1, "erdos")
+
+
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        ("{name: 2.0 for name in layouts}", r"gives a the density 2\.0; allowed: .*\(0, 1\]"),
+        ("{name: float('nan') for name in layouts}", "gives a the density nan; allowed: a number"),
+        ("{name: 'half' for name in layouts}", "gives a the density 'half'; allowed: a number"),
+        ("{}", "gives no density of a; allowed: a mapping with all layers"),
+        ("density", "gives no density of a; allowed: a mapping with all layers"),
+    ],
+)
+def test_what_a_distribution_of_ones_own_gives_is_checked(body, what, tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(f"def share(layouts, density):\n    return {body}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=rf"^sparsity\.distribution = '{file}:share' {what}"):
+        layer_counts(layouts(), 0.5, f"{file}:share")

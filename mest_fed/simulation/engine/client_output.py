@@ -29,6 +29,7 @@ class Printed(NamedTuple):
 
     node_id: int
     text: str
+    raised: bool = False
 
 
 class _Text:
@@ -135,16 +136,18 @@ class ClientLog:
         self._seen: set[str] = set()
         self._room = _MOST_OF_A_RUN
 
-    def write(self, printed: Iterable[Printed], tracebacks: Iterable[Printed]) -> None:
+    def write(self, texts: Iterable[Printed]) -> None:
         """Write texts in the order given."""
-        for node_id, text in printed:
-            if self._room <= 0:
-                break
-            self._room -= len(text)
-            client_log.info("node %d: %s", node_id, _COLOURS.sub("", text).rstrip())
-            if self._room <= 0:
-                log.warning("clients print much: what they print from now on is not kept")
-        for node_id, text in tracebacks:
-            if text not in self._seen and len(self._seen) < _MOST_TRACEBACKS:
-                self._seen.add(text)
-                log.warning("the client of node %d raised an error:\n%s", node_id, text.rstrip())
+        for node_id, text, raised in texts:
+            if raised:
+                self._write_traceback(node_id, text)
+            elif self._room > 0:
+                self._room -= len(text)
+                client_log.info("node %d: %s", node_id, _COLOURS.sub("", text).rstrip())
+                if self._room <= 0:
+                    log.warning("clients print much: what they print from now on is not kept")
+
+    def _write_traceback(self, node_id: int, text: str) -> None:
+        if text not in self._seen and len(self._seen) < _MOST_TRACEBACKS:
+            self._seen.add(text)
+            log.warning("the client of node %d raised an error:\n%s", node_id, text.rstrip())

@@ -162,7 +162,6 @@ class Block(NamedTuple):
     outcomes: list[Outcome]
     partial: PartialAggregate | None = None
     printed: tuple[Printed, ...] = ()
-    tracebacks: tuple[Printed, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -189,21 +188,21 @@ class ClientRunner:
         """Run clients one after the other, resolve their replies and aggregate them."""
         outcomes, pairwise = [], PairwiseSum()
         printed: list[Printed] = []
-        tracebacks: dict[str, int] = {}
+        raised: set[str] = set()
         for job in jobs:
             done = run_client(self, job)
             node_id = job.message.metadata.dst_node_id
             if done.printed:
                 printed.append(Printed(node_id, done.printed))
-            if done.traceback is not None:
-                tracebacks.setdefault(done.traceback, node_id)
+            if done.traceback is not None and done.traceback not in raised:
+                raised.add(done.traceback)
+                printed.append(Printed(node_id, done.traceback, raised=True))
             outcome = resolve(job, done.reply, done.state)
             if aggregator is not None:
                 outcome, partial = _aggregator(aggregator, job, outcome)
                 pairwise.add(partial)
             outcomes.append(outcome)
-        raised = (Printed(node_id, text) for text, node_id in tracebacks.items())
-        return Block(outcomes, pairwise.total(), tuple(printed), tuple(raised))
+        return Block(outcomes, pairwise.total(), tuple(printed))
 
 
 def load_client_app(client_app: ClientApp | str) -> ClientApp:

@@ -155,7 +155,7 @@ class SerialExchange:
             block = self._runner.run([job], self._aggregator)
         if time.monotonic() >= self._stop_at:
             return None
-        self._client_log.write(block.printed, block.tracebacks)
+        self._client_log.write(block.printed)
         self._sum.add(block.partial)
         return _apart(block.outcomes[0])
 

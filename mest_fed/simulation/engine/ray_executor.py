@@ -84,7 +84,7 @@ class RayExchange:
                 return self._ready.popleft()
             if self._position in self._blocks:
                 block = self._blocks.pop(self._position)
-                self._pool.client_log.write(block.printed, block.tracebacks)
+                self._pool.client_log.write(block.printed)
                 self._ready.extend(block.outcomes)
                 self._sum.add(block.partial, (len(block.outcomes) - 1).bit_length())
             elif self._position in self._missed:

@@ -166,9 +166,7 @@ def pack_block(
     """Return what came of a chunk as it travels: through the memory file if it has room."""
     returns = [_pack_outcome(*pair) for pair in zip(jobs, block.outcomes, strict=True)]
     buffers: list[pickle.PickleBuffer] = []
-    pickled = pickle.dumps(
-        (returns, block.printed, block.tracebacks), 5, buffer_callback=buffers.append
-    )
+    pickled = pickle.dumps((returns, block.printed), 5, buffer_callback=buffers.append)
     own = len(buffers)
     partial = pickle.dumps(block.partial, 5, buffer_callback=buffers.append)
     raw = [buffer.raw() for buffer in buffers]
@@ -184,7 +182,7 @@ def unpack_block(
     """Return what came of a chunk of jobs."""
     own, summed = records.buffers[: records.own], records.buffers[records.own :]
     # Pickled by our own worker; Ray, too, would have unpickled it.
-    returns, printed, tracebacks = pickle.loads(
+    returns, printed = pickle.loads(
         records.returns, buffers=[bytes(_view(item, memory_file)) for item in own]
     )
     # Sums are added to in place.
@@ -192,7 +190,7 @@ def unpack_block(
     partial = pickle.loads(records.partial, buffers=mutable)
     pairs = zip(jobs, returns, strict=True)
     outcomes = [_unpack_outcome(job, encoded) for job, encoded in pairs]
-    return Block(outcomes, partial, printed, tracebacks)
+    return Block(outcomes, partial, printed)
 
 
 def _view(item: Span | np.ndarray, memory_file: SharedMemory | None) -> memoryview:
