@@ -1,6 +1,5 @@
 """A deployed run's folder on the server: the same files as a simulation leaves."""
 
-import shutil
 import subprocess
 import sys
 import time
@@ -208,11 +207,10 @@ class DeployedRun:
 def write_report(folder: Path) -> None:
     """Write the report of a run folder; where that fails, log a warning that says why."""
     # The report's package is above the server's, so its command writes it.
-    command = shutil.which("mest-fed", path=Path(sys.executable).parent) or "mest-fed"
     done: subprocess.CompletedProcess[str] | None = None
     try:
         done = subprocess.run(
-            [command, "report", str(folder)],
+            [sys.executable, "-m", "mest_fed", "report", str(folder)],
             capture_output=True,
             text=True,
             check=False,
