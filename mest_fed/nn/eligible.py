@@ -40,6 +40,7 @@ class Reason(StrEnum):
     NAME = "it has an attribute whose name the sparse layer needs"
     DTYPE = "its weight is not of a real floating-point type"
     KIND = "a kind of layer without a sparse form"
+    PARAMETER = "a parameter of its own, in no layer"
     ELIGIBLE = "can be sparse"
 
 

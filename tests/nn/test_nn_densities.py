@@ -77,6 +77,19 @@ def test_a_shared_weight_is_counted_once():
     ]
 
 
+def test_a_parameter_in_no_layer_has_a_row_of_its_own():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Embedding(5, 4), nn.ReLU()))
+    model.append(nn.Linear(8, 2))
+    model.queries = nn.Parameter(torch.zeros(3, 8))
+    model[1].positions = nn.Parameter(torch.zeros(6, 4))
+    model.scale = nn.Parameter(torch.zeros(8))  # no weight: of one dimension
+    rows = {row.name: (row.weights, row.reason) for row in layer_densities(model)}
+    assert rows["queries"] == (24, Reason.PARAMETER)
+    assert rows["1.positions"] == (24, Reason.PARAMETER)
+    assert rows["1.0"] == (20, Reason.KIND)
+    assert set(rows) == {"queries", "0", "1.positions", "1.0", "2"}
+
+
 def test_keeping_a_module_keeps_everything_in_it():
     model = nn.Sequential(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), nn.Linear(8, 8))
     model.append(nn.Linear(8, 2))
