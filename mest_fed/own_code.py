@@ -6,22 +6,17 @@ was edited meanwhile. A checkpoint holds digests of the same files, so that a ru
 code that it began with.
 """
 
-import os
-import site
 import sys
-import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib.abc import ExecutionLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
+from mest_fed.described import is_installed
 from mest_fed.registry import module_of_file
-
-_PACKAGE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -116,13 +111,4 @@ def _folders(module: ModuleType | None) -> tuple[str, ...] | None:
 
 
 def _is_own(file: str) -> bool:
-    return file.endswith(".py") and not file.startswith(_installed()) and Path(file).is_file()
-
-
-@cache
-def _installed() -> tuple[str, ...]:
-    """Return what the paths of installed files begin with."""
-    paths = sysconfig.get_paths()
-    places = [paths["stdlib"], paths["purelib"], paths["platlib"], *site.getsitepackages()]
-    places += [site.getusersitepackages(), str(_PACKAGE)]
-    return tuple(place + os.sep for place in places)
+    return file.endswith(".py") and not is_installed(file) and Path(file).is_file()

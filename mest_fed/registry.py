@@ -9,7 +9,6 @@ configuration allows. Beside a registered name, ``package.module:attribute`` and
 import inspect
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -20,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar, cast
 
+from mest_fed.described import described, kind_of
 from mest_fed.errors import InputError, MestFedError, OwnThingError, not_allowed
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -196,7 +196,7 @@ class Registry(Mapping[str, T], Generic[T]):
             made = function(*args, **options)
         if self.makes and not isinstance(made, self._made):
             raise InputError(
-                f"{self.key} = {name!r} gives {_kind_of(made)}; "
+                f"{self.key} = {name!r} gives {kind_of(made)}; "
                 f"allowed: what gives a {self.makes.replace(':', '.')}"
             )
         return made
@@ -249,7 +249,7 @@ class Registry(Mapping[str, T], Generic[T]):
             raise InputError(f"{self.key} = {name!r}: {error}") from error.__cause__
         if not callable(thing):
             raise InputError(
-                f"{self.key} = {name!r} is {_kind_of(thing)}; allowed: a function or class"
+                f"{self.key} = {name!r} is {kind_of(thing)}; allowed: a function or class"
             )
         return cast(T, thing)
 
@@ -378,33 +378,3 @@ def module_of_file(path: Path) -> str:
     """Return the name under which a file is imported: the same in every process."""
     digest = blake2b(os.path.abspath(path).encode(), digest_size=6).hexdigest()
     return f"{path.stem}_{digest}"
-
-
-def described(error: BaseException) -> str:
-    """Say in one line what an error is and where, outside this package and torch, it was raised."""
-    text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
-    passed = tuple(os.path.dirname(_file_of(name)) for name in _PASSED if _file_of(name))
-    raised = traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in raised if not frame.filename.startswith((*passed, "<"))]
-    if isinstance(error, SyntaxError) or not frames:
-        return text
-    own = [frame for frame in frames if not frame.filename.startswith(sys.prefix)]
-    place = (own or frames)[-1]
-    return f"{text} ({place.filename}:{place.lineno})"
-
-
-#: Packages that only pass an error on.
-_PASSED = ("mest_fed", "torch")
-
-
-def _file_of(name: str) -> str:
-    return getattr(sys.modules.get(name), "__file__", None) or ""
-
-
-def _kind_of(thing: object) -> str:
-    if isinstance(thing, type):
-        return f"the class {thing.__name__}"
-    if thing is None:
-        return "None"
-    name = type(thing).__name__
-    return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"

@@ -25,9 +25,9 @@ from mest_fed.data import (
     num_held_out,
     partition,
 )
+from mest_fed.described import described
 from mest_fed.devices import Assignment, assign_devices
 from mest_fed.errors import InputError
-from mest_fed.registry import described
 from mest_fed.rng import numpy_generator
 from mest_fed.training import EVALUATION_BATCH, Objective, objective_of
 

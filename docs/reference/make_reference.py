@@ -52,6 +52,12 @@ def configuration() -> Iterator[str]:
         "is one line that says what is allowed, and status 2. Where a key takes a *name*, it also "
         "takes `package.module:attribute` or `file.py:attribute`.\n"
     )
+    yield (
+        "The value after `--set` is read as TOML, or as text where it is none: `2` and `nan` are "
+        "numbers, `true` is a truth value, `mnist` is text. A text that looks like something else "
+        "needs the quotes of TOML, within those of the shell: "
+        "`--set 'data.options.mode=\"nan\"'`.\n"
+    )
     for section, field in RunConfig.model_fields.items():
         model = type(field.default)
         yield f"## [{section}]\n"

@@ -24,6 +24,7 @@ from random import SystemRandom
 from typing import Any
 
 from mest_fed.cli.app import OK, REFUSED, WRONG_INPUT
+from mest_fed.described import kind_of
 from mest_fed.errors import InputError, MestFedError, RefusedError, not_allowed
 from mest_fed.strict_json import parse_json
 
@@ -127,7 +128,7 @@ class Link:
         try:
             key = load_ssh_private_key(Path(self.key).expanduser().read_bytes(), None)
             if not isinstance(key, ec.EllipticCurvePrivateKey):
-                raise ValueError(f"it is an {type(key).__name__}")
+                raise ValueError(f"it is {kind_of(key)}")
         except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
             allowed = (
                 "an OpenSSH file of an elliptic-curve private key without passphrase, as "

@@ -12,8 +12,9 @@ from types import CodeType
 
 from mest_fed.config.load import named_things
 from mest_fed.config.sections import RunConfig
+from mest_fed.described import described
 from mest_fed.errors import MestFedError, OwnThingError
-from mest_fed.registry import Registry, described
+from mest_fed.registry import Registry
 
 
 @contextmanager

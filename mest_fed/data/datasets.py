@@ -7,7 +7,7 @@ from typing import Any
 from mest_fed.catalogue import DATASETS
 from mest_fed.data.arrays import DataSplit
 from mest_fed.data.files import KINDS, Kind, load_files
-from mest_fed.data.loaders import Loader, call_loader, parts_of
+from mest_fed.data.loaders import Loader, check_options, parts_of
 from mest_fed.data.parts import Part
 from mest_fed.data.request import DataRequest, DataSource
 from mest_fed.data.tables import Columns
@@ -70,8 +70,9 @@ class UserLoader(DataSource):
                 "data.columns and data.partition = 'column:...' are for files; allowed with "
                 f"data.name = {self.name!r}: data.partition = 'groups'"
             )
-        result = call_loader(self.name, self.loader, request.path, request.options)
-        return parts_of(self.name, result)
+        check_options(self.name, self.loader, request.path, request.options)
+        with DATASETS.naming(self.name):  # a data set of the user's may raise, too
+            return parts_of(self.name, self.loader(request.path, **request.options))
 
 
 #: The kind that files turn out to be, or the kind that is named.

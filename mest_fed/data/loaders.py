@@ -1,7 +1,6 @@
 """Arrays as users have them: what a loader of theirs returns, and ``.npz`` files."""
 
 import inspect
-import traceback
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,20 +11,20 @@ from torch import Tensor
 
 from mest_fed.data.parts import Column, Part, Values
 from mest_fed.data.tables import Columns
-from mest_fed.errors import InputError, MestFedError, not_allowed
+from mest_fed.errors import InputError, not_allowed
 
 Loader = Callable[..., Any]
 
 
-def call_loader(name: str, loader: Loader, path: str, options: Mapping[str, Any]) -> Any:
-    """Call ``loader(path, **options)``; whatever it raises becomes one line.
+def check_options(name: str, loader: Loader, path: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that a loader does not take, and miss none that it needs.
 
     Parameters
     ----------
     name : str
         ``data.name``, for errors.
     loader : callable
-        A user's, or one of ours.
+        A user's, called as ``loader(path, **options)``.
     path : str
         ``data.path``.
     options : mapping of str to value
@@ -34,31 +33,12 @@ def call_loader(name: str, loader: Loader, path: str, options: Mapping[str, Any]
     Raises
     ------
     InputError
-        If it cannot be called so, or raises.
+        If it cannot be called so.
     """
     try:
         signature = inspect.signature(loader)
     except (TypeError, ValueError):
-        signature = None
-    if signature is not None:
-        _check_options(name, signature, path, options)
-    try:
-        return loader(path, **options)
-    except MestFedError:
-        raise
-    except Exception as error:  # a user's code may raise anything
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        text = " ".join(str(error).split())
-        raise InputError(
-            f"data.name = {name!r} raised {type(error).__name__}: {text} "
-            f"({frame.filename}, line {frame.lineno})"
-        ) from error
-
-
-def _check_options(
-    name: str, signature: inspect.Signature, path: str, options: Mapping[str, Any]
-) -> None:
-    """Refuse options that a loader does not take, and miss none that it needs."""
+        return
     kinds = [parameter.kind for parameter in signature.parameters.values()]
     taken = list(signature.parameters)[1:]
     if inspect.Parameter.VAR_KEYWORD not in kinds:

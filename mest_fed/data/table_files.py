@@ -10,6 +10,9 @@ from mest_fed.data.arrays import require
 from mest_fed.data.parts import Values
 from mest_fed.errors import InputError, not_allowed
 
+#: Characters that stand between the values of a line in tables that people have.
+_DELIMITERS = ",;\t|"
+
 
 class Table:
     """The columns of some files, each read when it is used.
@@ -44,7 +47,11 @@ class Table:
     def error(self, reason: str, row: int | None = None) -> InputError:
         """Build an error about this table."""
         place = "" if row is None else f", row {row + 1}"
-        return InputError(f"{self.where}{place}: {reason}")
+        return InputError(f"{self.where}{place}: {reason}{self._hint()}")
+
+    def _hint(self) -> str:
+        """Say what else may be wrong with the whole table."""
+        return ""
 
     def check(self, names: Sequence[str]) -> None:
         """Refuse names of columns that are not there."""
@@ -115,6 +122,11 @@ class CsvTable(Table):
         self._delimiter = delimiter or ("\t" if files[0].suffix == ".tsv" else ",")
         self._table = self._read({})
         self.names, self.num_rows = list(self._table.column_names), self._table.num_rows
+
+    def _hint(self) -> str:
+        names = getattr(self, "names", [])  # none while the file is read
+        other = next((it for it in _DELIMITERS if len(names) == 1 and it in names[0]), "")
+        return other and f"; one column is there: set data.options.delimiter = {other!r}"
 
     def column(self, name: str) -> Any:
         """Return a column as an Arrow array."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from mest_fed.described import kind_of
 from mest_fed.errors import InputError, MestFedError
 from mest_fed.nn.capture_layers import MODULES, dropped
 from mest_fed.nn.capture_values import Capture, Value
@@ -134,7 +135,7 @@ def _step(made: Capture, node: fx.Node, args: Any, kwargs: Any) -> Any:
         name = str(node.target)
         module = made.model.get_submodule(name)
         rule: Callable[..., Any] | None = MODULES.get(type(module))
-        what, key = f"module {name!r}, a {type(module).__name__}", name
+        what, key = f"module {name!r}, {kind_of(module)}", name
         given: tuple[Any, ...] = (made, module, name, *args)
     else:
         table = FUNCTIONS if node.op == "call_function" else METHODS

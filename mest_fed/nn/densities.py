@@ -19,9 +19,9 @@ class LayerDensity:
     Parameters
     ----------
     name : str
-        In the model; empty for the model itself.
+        In the model; of a module with others in it, the name of its parameter.
     kind : str
-        Name of the layer's class.
+        Name of the class of the layer, or of the module that holds the parameter.
     weights : int
         All weights.
     active : int
@@ -79,12 +79,14 @@ def densities(model: nn.Module, reasons: Mapping[str, Reason]) -> list[LayerDens
     found = places(model)
     packed = [(name, place) for name, place in found.items() if is_packed(place)]
 
-    def add(name: str, module: nn.Module, weights: Iterable[Tensor]) -> None:
+    def add(
+        name: str, module: nn.Module, weights: Iterable[Tensor], other: Reason = Reason.KIND
+    ) -> None:
         new = {id(it): it.numel() for it in weights if it.dim() > 1 and id(it) not in counted}
         counted.update(new)
         total = sum(new.values())
         if total or name in reasons:
-            reason = reasons.get(name, Reason.KIND)
+            reason = reasons.get(name, other)
             rows.append(LayerDensity(name, type(module).__name__, total, total, reason))
 
     for name, module in model.named_modules():
@@ -95,8 +97,12 @@ def densities(model: nn.Module, reasons: Mapping[str, Reason]) -> list[LayerDens
         inside = [(inner, place.layer) for inner, place in packed if place.owner is module]
         for inner, layer in inside:
             add(inner, module, layer.parameters())
-        # A layer's parametrizations are its children, and hold its weight.
-        add(name, module, module.parameters(recurse=name in reasons))
+        if name in reasons or (name and next(module.children(), None) is None):
+            # A layer's parametrizations are its children, and hold its weight.
+            add(name, module, module.parameters(recurse=name in reasons))
+            continue
+        for leaf, parameter in module.named_parameters(recurse=False):
+            add(f"{name}.{leaf}".lstrip("."), module, [parameter], Reason.PARAMETER)
     return rows
 
 

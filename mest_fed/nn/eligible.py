@@ -19,6 +19,8 @@ from mest_fed.nn.products import SPARSE_CLASSES
 from mest_fed.sparsity import matches
 
 _PRODUCTS = (nn.Conv1d, nn.Conv2d, nn.Linear, SparseLayer)
+#: How many modules an error names.
+_SHOWN = 6
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -38,6 +40,7 @@ class Reason(StrEnum):
     NAME = "it has an attribute whose name the sparse layer needs"
     DTYPE = "its weight is not of a real floating-point type"
     KIND = "a kind of layer without a sparse form"
+    PARAMETER = "a parameter of its own, in no layer"
     ELIGIBLE = "can be sparse"
 
 
@@ -228,9 +231,7 @@ def layers_named(
     found = [n for n, aliases in layers.items() if any(matches(pattern, it) for it in aliases)]
     every = [it for aliases in (*names.values(), *layers.values()) for it in aliases]
     if not found and not any(matches(pattern, it) for it in every if it):
-        near = get_close_matches(pattern, every, n=1)
-        hint = f", such as {near[0]}" if near else ""
-        raise not_allowed(key, pattern, f"names of modules of the model, or patterns{hint}")
+        raise matches_nothing(key, pattern, list(layers))
     if of_any_kind:
         return found
     reasons = reasons or {}
@@ -239,6 +240,17 @@ def layers_named(
         why = f": {found[0]} stays dense ({reasons[found[0]]})" if found else ""
         raise not_allowed(key, pattern, f"layers that can be sparse{why}")
     return good
+
+
+def matches_nothing(key: str, pattern: str, names: Collection[str]) -> InputError:
+    """Build the error for a pattern that names no module; it shows some of those that there are."""
+    near = get_close_matches(pattern, names, n=_SHOWN)
+    shown = list(dict.fromkeys([*near, *names]))
+    there = ", ".join([*shown[:_SHOWN], *(["..."] if len(shown) > _SHOWN else [])])
+    return InputError(
+        f"{key} = {pattern!r} matches no module of the model; allowed: names of modules, or "
+        f"patterns that match some: {there or 'it has none'}"
+    )
 
 
 def is_packed(place: Place) -> bool:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from mest_fed.catalogue import OPTIMIZERS
+from mest_fed.described import kind_of
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.nn.optimizers import SGD, WHERE_RELEASED, ClientOptimizer
 
@@ -86,7 +87,7 @@ class OptimizerSettings:
                 raise InputError(f"{OPTIMIZERS.key} = {self.name!r}: {error}") from None
         if not isinstance(made, ClientOptimizer):
             raise InputError(
-                f"{OPTIMIZERS.key} = {self.name!r} gives a {type(made).__name__}; allowed: what "
+                f"{OPTIMIZERS.key} = {self.name!r} gives {kind_of(made)}; allowed: what "
                 "gives a mest_fed ClientOptimizer or a torch.optim.Optimizer"
             )
         made.clip_norm, made.proximal = self.clip_norm, self.proximal

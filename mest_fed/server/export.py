@@ -10,16 +10,18 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
 from mest_fed.catalogue import EXPORTS
 from mest_fed.config import from_table, read_toml
 from mest_fed.data.arrays import require
+from mest_fed.described import is_installed
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.nn import to_dense
 from mest_fed.server.checkpoint import global_state, load_newest
@@ -142,29 +144,62 @@ def _safetensors(final: FinalModel, file: io.BytesIO) -> None:
 
 
 def _torchscript(final: FinalModel, file: io.BytesIO) -> None:
-    other = torch.cat([final.example, final.example[:1]]) + 1  # another batch, other values
     with _silent(), torch.no_grad():
         try:
             program = torch.jit.trace(final.model, final.example)  # type: ignore[no-untyped-call]
+        except Exception as error:  # what torch raises has no common base
+            raise _refusal(final, "TorchScript", error) from None
+        _check(final, "TorchScript", program)
+        torch.jit.save(program, file, _extra_files={"facts.json": json.dumps(final.facts)})
+
+
+def _check(final: FinalModel, form: str, program: Callable[[Tensor], Tensor]) -> None:
+    """Refuse a program that does not compute what the model does for another batch."""
+    other = torch.cat([final.example, final.example[:1]]) + 1  # of another size, other values
+    with torch.no_grad():
+        try:
             same = torch.allclose(program(other), final.model(other), rtol=1e-4, atol=1e-5)
         except Exception as error:  # what torch raises has no common base
-            reason = str(error).splitlines()[0]
-            raise InputError(f"the model cannot be written as TorchScript: {reason}") from None
-        if not same:
-            raise InputError(
-                "the model cannot be written as TorchScript: what it computes depends on its "
-                "input's values or on the size of a batch; allowed: --format state-dict"
-            )
-        torch.jit.save(program, file, _extra_files={"facts.json": json.dumps(final.facts)})
+            raise _refusal(final, form, error) from None
+    if not same:
+        raise _refusal(final, form)
+
+
+def _refusal(final: FinalModel, form: str, error: Exception | None = None) -> InputError:
+    """Say why a model gives no program, where torch's tracer knows a line that is to blame.
+
+    The tracer warns of each tensor, or size of one, that becomes a number of Python.
+    """
+    with warnings.catch_warnings(record=True) as found, suppress(Exception):
+        warnings.simplefilter("always")
+        torch.jit.trace(final.model, final.example, check_trace=False)  # type: ignore[no-untyped-call]
+    blamed = [it for it in found if issubclass(it.category, TracerWarning)]
+    blamed.sort(key=lambda it: is_installed(it.filename))  # a line that the user can change first
+    if blamed:
+        first = blamed[0]
+        what = " ".join(str(first.message).split()).partition(". ")[0].rstrip(".")
+        why = f"{what} ({first.filename}:{first.lineno})"
+    else:
+        lines = [" ".join(line.split()) for line in str(error or "").splitlines() if line.strip()]
+        why = lines[-1] if lines else "its outputs are others"
+    return InputError(
+        f"the model cannot be written as {form}, for a batch of any size and values: {why}; "
+        "allowed: tensors in place of Python's numbers, such as x.size(0) for len(x), or "
+        "--format state-dict"
+    )
 
 
 @contextmanager
 def _silent() -> Iterator[None]:
     """Keep an exporter's progress and warnings from the terminal."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -175,14 +210,15 @@ def _onnx(final: FinalModel, file: io.BytesIO) -> None:
     for module in ("onnx", "onnxscript"):
         require(module, extra="export")
     with _silent():
+        exported = _exported(final)
+        _check(final, "ONNX", exported.module())
         try:
             program = torch.onnx.export(
-                final.model,
-                (final.example,),
+                exported,
                 dynamo=True,
                 input_names=["input"],
                 output_names=["output"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=_any_batch(),  # names the dimension
                 verbose=False,
             )
         except Exception as error:  # what torch raises has no common base
@@ -191,6 +227,28 @@ def _onnx(final: FinalModel, file: io.BytesIO) -> None:
     assert program is not None
     program.model.metadata_props.update(final.facts)
     file.write(program.model_proto.SerializeToString())
+
+
+def _any_batch() -> tuple[dict[int, torch.export.Dim]]:
+    return ({0: torch.export.Dim("batch")},)
+
+
+def _exported(final: FinalModel) -> torch.export.ExportedProgram:
+    """Return the model's graph for any batch.
+
+    torch.onnx would fix the size of a batch where the model asks for it as a number of Python. The
+    slower strict analysis follows such numbers.
+    """
+    shapes = _any_batch()
+    try:
+        return torch.export.export(final.model, (final.example,), dynamic_shapes=shapes)
+    except Exception:  # what torch raises has no common base
+        try:
+            return torch.export.export(
+                final.model, (final.example,), dynamic_shapes=shapes, strict=True
+            )
+        except Exception as error:
+            raise _refusal(final, "ONNX", error) from None
 
 
 @dataclass(frozen=True)

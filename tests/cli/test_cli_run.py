@@ -98,7 +98,7 @@ def test_a_wrong_project_is_one_line(project, expected, make_app, fails):
         ("x = 1\nraise ValueError('out of luck')", ["ValueError: out of luck", ".py:2"]),
         ("import sys\nsys.exit(3)", ["SystemExit: 3"]),
         ("def app(:", ["SyntaxError"]),
-        ("app = 3", ["it is a int, not a"]),
+        ("app = 3", ["it is an int, not a"]),
     ],
 )
 @pytest.mark.parametrize("kind", ["server", "client"])

@@ -200,6 +200,17 @@ def test_a_configuration_cannot_be_changed():
 # --set
 
 
+@pytest.mark.parametrize("text", ["nan", "2", "true", "[1]"])
+def test_a_text_that_looks_like_something_else_is_quoted(text):
+    """As docs/reference says of ``--set``."""
+    quoted, bare = (
+        with_settings({}, [f"data.options.mode={it}"])["data"]["options"]["mode"]
+        for it in (f'"{text}"', text)
+    )
+    assert quoted == text
+    assert not isinstance(bare, str)
+
+
 def test_settings_are_laid_over_a_table():
     table = {"run": {"rounds": 3, "seed": 9}}
     merged = with_settings(table, ["run.rounds=5", "sparsity.density = 0.05", "model.norm=batch"])

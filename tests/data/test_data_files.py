@@ -194,6 +194,18 @@ def test_columns_and_options_that_do_not_fit(tmp_path, options, words):
     assert words in error_of("csv", path, **options)
 
 
+@pytest.mark.parametrize("written", [";", "\t", "|", ","])
+def test_a_table_that_looks_like_one_column_names_the_delimiter(tmp_path, written):
+    rows = [written.join([str(n), str(n % 2)]) for n in range(10)]
+    path = write_csv(tmp_path / "a.csv", written.join("xv"), rows)
+    assumed = {"delimiter": ";"} if written == "," else {}
+    hint = f"set data.options.delimiter = {written!r}"
+    for columns in ({"inputs": "x", "targets": "v"}, {}):
+        assert error_of("csv", path, columns=columns, options=assumed).endswith(hint)
+    wide = write_csv(tmp_path / "b.csv", "x;y,v", ["1,2"])
+    assert "delimiter" not in error_of("csv", wide, columns={"targets": "w"})
+
+
 def test_windows_of_a_series_stay_within_a_person(tmp_path):
     rows = [f"u{n // 50},{n},{n % 7},{'walk' if n // 10 % 2 else 'sit'}" for n in range(100)]
     path = write_csv(tmp_path / "walk.csv", "user,x,y,activity", rows)

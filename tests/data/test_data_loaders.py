@@ -189,12 +189,34 @@ def raises(path):
 @pytest.mark.parametrize(
     ("loader", "options", "words"),
     [
-        (raises, {}, "raised RuntimeError: no luck (" + __file__),
-        (lambda path, size: None, {}, "raised TypeError"),
+        (raises, {}, f"': RuntimeError: no luck ({__file__}:"),
+        (lambda path, size: None, {}, "': TypeError"),
     ],
 )
 def test_a_loader_that_raises(loader, options, words):
     assert words in error_of(loader, options=options)
+
+
+def fails_in_numpy(path):
+    return np.zeros(3).reshape(2, 2), None  # the place
+
+
+class Broken(Pairs):
+    def __getitem__(self, number):
+        return np.concatenate([]), 0  # the place
+
+
+def fails_while_it_is_read(path):
+    return Broken(*arrays()), Broken(*arrays())
+
+
+@pytest.mark.parametrize("loader", [fails_in_numpy, fails_while_it_is_read])
+def test_the_place_is_the_users_line_not_that_in_numpy(loader):
+    message = error_of(loader)
+    file, _, line = message.rpartition("(")[2].rstrip(")").rpartition(":")
+    assert file == __file__
+    with open(file, encoding="utf-8") as text:
+        assert "# the place" in text.readlines()[int(line) - 1]
 
 
 def test_an_option_that_the_loader_does_not_take(tmp_path):

@@ -119,7 +119,7 @@ def test_a_client_that_raises_gives_one_line_and_keeps_its_state(grid: EngineGri
 def test_a_client_that_exits_or_returns_nothing_gives_an_error(grid: EngineGrid) -> None:
     first, second, *_ = grid.send_and_receive(to_all(grid, model(), "query.odd"))
     assert first.error.reason == "SystemExit: leaving"
-    assert second.error.reason == "TypeError: the ClientApp returned a NoneType, not a Message"
+    assert second.error.reason == "TypeError: the ClientApp returned None, not a Message"
 
 
 def test_a_message_to_an_unknown_node_gives_an_error(grid: EngineGrid) -> None:

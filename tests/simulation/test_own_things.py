@@ -175,7 +175,7 @@ def refused(tmp_path, monkeypatch, capsys):
         ("model.name", "nothing", "gives None; allowed: what gives a torch.nn.Module"),
         ("model.name", "value", "is an int; allowed: a function or class"),
         ("model.name", "absent", "has no attribute 'absent'"),
-        ("data.name", "fails", "raised KeyError: 'nothing there'"),
+        ("data.name", "fails", "KeyError: 'nothing there' ({file}:5)"),
         ("data.name", "nothing", "returned None; allowed: (train, test)"),
         ("data.partition", "fails", "KeyError"),
         ("data.partition", "twice", "gives an example twice"),

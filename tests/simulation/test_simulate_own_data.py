@@ -163,8 +163,8 @@ def test_a_loader_that_raises_is_one_line(simulate, tmp_path, config):
     config.write_text(SETTINGS.replace(":load", ":wrong").replace("examples = 60", ""))
     status, error = simulate(tmp_path / "run")
     assert status == 2
-    assert "raised OSError: no such sensor" in error
-    assert f"{config.parent / 'my_data.py'}, line" in error
+    assert "OSError: no such sensor" in error
+    assert f"{config.parent / 'my_data.py'}:19)" in error
     assert not (tmp_path / "run").exists()
 
 

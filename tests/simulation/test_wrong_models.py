@@ -111,7 +111,7 @@ def test_first_weights_that_are_not_finite():
         (["model.name=wrong_nets.py:needs_an_option"], "model.options.hidden is missing"),
         (["model.name=wrong_nets.py:needs_a_third"], "model.options.hidden is missing"),
         (["model.width=0.5"], "model.width = 0.5 is not allowed"),
-        (["memory.segments=layer*"], "memory.segments = 'layer*' is not allowed; allowed: modules"),
+        (["memory.segments=layer*"], "memory.segments = 'layer*' matches no module"),
         (["memory.segments='2'"], "memory.segments = '2' is not allowed; allowed: modules with"),
         (["model.weights=absent.pt"], "model.weights = "),
         (["model.weights=whole.pt"], "model.weights = "),

@@ -10,17 +10,16 @@ names others.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mest_fed.errors import not_allowed
+from mest_fed.nn.eligible import matches_nothing
 
-#: The key of the patterns, for errors; and how many modules these name.
+#: The key of the patterns, for errors.
 _KEY = "memory.segments"
-_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -106,8 +105,7 @@ def _chosen(model: nn.Module, patterns: list[str]) -> list[Segment]:
     for pattern in patterns:
         names = [name for name in declared | modules if fnmatchcase(name, pattern)]
         if not names:
-            there = ", ".join([*islice(declared | modules, _SHOWN), "..."])
-            raise not_allowed(_KEY, pattern, f"modules of the model ({there}), or patterns")
+            raise matches_nothing(_KEY, pattern, list(declared | modules))
         for name in names:
             if any(name.startswith(f"{other}.") for other in names):
                 continue  # it is in another one: a star stands for dots, too

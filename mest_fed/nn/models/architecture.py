@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from mest_fed.catalogue import MODELS, NORMS
+from mest_fed.described import described, kind_of
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.nn.convert import Sparsifier
 from mest_fed.nn.eligible import Selection, sparsifiable
@@ -24,7 +25,6 @@ from mest_fed.nn.models.initial import (
     is_as_constructed,
 )
 from mest_fed.nn.models.weights import Weights
-from mest_fed.registry import described
 from mest_fed.rng import seeded_globals
 
 
@@ -199,7 +199,7 @@ class Architecture:
             for module, mode in modes.items():
                 module.training = mode
         if not isinstance(output, torch.Tensor):
-            raise InputError(f"{key} gives a {type(output).__name__}; allowed: a tensor")
+            raise InputError(f"{key} gives {kind_of(output)}; allowed: a tensor")
         count, shape = output.shape[:1], tuple(output.shape[1:])
         if count != inputs.shape[:1]:
             raise InputError(

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mest_fed.described import kind_of
 from mest_fed.errors import InputError
 
 #: What a run leaves in its folder.
@@ -60,7 +61,7 @@ class Weights:
             raise InputError(f"{source} is no state_dict that torch can load") from error
         found = found.get("state_dict", found) if isinstance(found, Mapping) else found
         if not isinstance(found, Mapping) or not found:
-            raise InputError(f"{source} holds a {type(found).__name__}; allowed: a state_dict")
+            raise InputError(f"{source} holds {kind_of(found)}; allowed: a state_dict")
         for name, tensor in found.items():
             strided = isinstance(tensor, Tensor) and tensor.layout is torch.strided
             if not strided or tensor.is_meta:

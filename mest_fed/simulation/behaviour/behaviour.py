@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from mest_fed.catalogue import AVAILABILITIES, CHARGING
 from mest_fed.config.behaviour import BehaviourSection
+from mest_fed.described import kind_of
 from mest_fed.devices import DeviceProfile
 from mest_fed.errors import InputError
 from mest_fed.memory import Plan
@@ -170,7 +171,7 @@ class DeviceBehaviour:
             plugged = CHARGING.build(behaviour.charging, **given)
             if plugged is not None and not isinstance(plugged, Periods):
                 raise InputError(
-                    f"{CHARGING.key} = {behaviour.charging!r} gives a {type(plugged).__name__}; "
+                    f"{CHARGING.key} = {behaviour.charging!r} gives {kind_of(plugged)}; "
                     f"allowed: what gives a {Periods.__module__}.Periods, or None for never"
                 )
             self._batteries = Batteries(profile_of, seed, plugged)

@@ -18,6 +18,7 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from mest_fed.described import kind_of
 from mest_fed.errors import InputError
 from mest_fed.kernels import torch_threads
 from mest_fed.registry import REFERENCES, is_reference
@@ -223,7 +224,7 @@ def load_client_app(client_app: ClientApp | str) -> ClientApp:
     except InputError as error:
         raise InputError(f"{what}: {error}") from error.__cause__
     if not isinstance(loaded, ClientApp):
-        raise InputError(f"{client_app!r} is a {type(loaded).__name__}, not a ClientApp")
+        raise InputError(f"{client_app!r} is {kind_of(loaded)}, not a ClientApp")
     return loaded
 
 
@@ -247,7 +248,7 @@ def run_client(runner: ClientRunner, job: Job) -> ClientRun:
             with torch_defaults():
                 reply = runner.client_app(message, context)
             if not isinstance(reply, Message):
-                raise TypeError(f"the ClientApp returned a {type(reply).__name__}, not a Message")
+                raise TypeError(f"the ClientApp returned {kind_of(reply)}, not a Message")
         except (Exception, SystemExit) as error:
             reply = error_reply(job.message, APP_RAISED, one_line(error))
             return ClientRun(reply, job.context.state, str(text), _traceback(error))

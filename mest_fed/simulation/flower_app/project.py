@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from flwr.app import UserConfigValue
 
+from mest_fed.described import kind_of
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.registry import absolute_reference, resolve
 from mest_fed.simulation.engine.flower import flat_config, parse_overrides
@@ -207,7 +208,7 @@ def load_app(reference: str, kind: type[App], folder: Path) -> App:
         hint = _hint(error.__cause__, reference.partition(":")[0], folder)
         raise InputError(f"{what}: {error}{hint}") from error.__cause__
     if not isinstance(found, kind):
-        raise InputError(f"{what}: it is a {type(found).__name__}, not a {kind.__name__}")
+        raise InputError(f"{what}: it is {kind_of(found)}, not a {kind.__name__}")
     return found
 
 
