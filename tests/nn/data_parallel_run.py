@@ -3,6 +3,7 @@
 It writes what came of each method to FOLDER/RANK.pt. A world of 1 trains without a wrapper.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -117,3 +118,6 @@ def main(rank: int, world: int, folder: Path) -> None:
 
 if __name__ == "__main__":
     main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    # On a busy machine, gloo's threads may still run when Python ends, which aborts the process.
+    sys.stdout.flush()
+    os._exit(0)

@@ -89,6 +89,7 @@ def deployment(tmp_path):
     made.home.__exit__()
 
 
+@pytest.mark.soak
 def test_a_run_survives_its_devices_and_its_server(deployment):
     settings = ("run.rounds=7", "fleet.devices=4", "fleet.mix='rpi-4:1'")
     deployment.start(*settings, "server.clients_per_round=4", "server.min_nodes=2")

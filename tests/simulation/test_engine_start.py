@@ -63,6 +63,7 @@ def undisturbed() -> list[object]:
     return play(make_executor("grid_apps:app", 0))
 
 
+@pytest.mark.soak
 def test_workers_that_are_killed_while_they_load_the_client_are_replaced(
     imports: Path, undisturbed: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

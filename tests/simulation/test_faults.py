@@ -38,6 +38,7 @@ def assert_same_end(folders, undisturbed):
     assert read_rows(folders.run, "clients") == read_rows(expected, "clients")
 
 
+@pytest.mark.soak
 def test_a_worker_killed_and_a_second_run_in_the_folder(folders, undisturbed):
     run = folders.simulate("--workers", "2")
     worker = folders.held(run)

@@ -65,6 +65,7 @@ def test_without_devices_no_time_passes():
     assert play(3)[1] == 0.0
 
 
+@pytest.mark.soak
 @pytest.mark.ray
 def test_workers_give_the_same_bits():
     result, now = play({"rpi-4": 2, "phone-low": 2}, workers=2)

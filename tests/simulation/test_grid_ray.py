@@ -143,6 +143,7 @@ def test_an_executor_alone_starts_and_ends_ray_and_says_nothing() -> None:
     assert run_alone() == ("3 True\nFalse\n", "")
 
 
+@pytest.mark.soak
 def test_an_executor_joins_a_cluster_by_its_address(two_workers: Executor) -> None:
     address = ray.get_runtime_context().gcs_address
     assert run_alone(address) == (f"3 True\nFalse {address}\n", "")

@@ -106,6 +106,7 @@ def test_the_files_that_a_configuration_refers_to(own):
     assert named_files(RunConfig()) == []
 
 
+@pytest.mark.soak
 @pytest.mark.ray
 def test_workers_find_what_a_script_registers(own, run, tmp_path):
     done = subprocess.run(

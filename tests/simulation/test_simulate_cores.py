@@ -65,6 +65,7 @@ def found(folder):
     return summary["model_sha256"], rows, (folder / "kernels.json").read_text(encoding="utf-8")
 
 
+@pytest.mark.soak
 def test_the_quickstart_on_machines_of_unlike_cores(tmp_path):
     folders = {name: tmp_path / name for name in MACHINES}
     processes = [begin(folders[name], *machine) for name, machine in MACHINES.items()]

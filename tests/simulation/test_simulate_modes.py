@@ -74,6 +74,7 @@ def test_a_run_that_was_stopped_twice(whole, tmp_path):
     assert_same_run(folder, uninterrupted)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore::FutureWarning")
