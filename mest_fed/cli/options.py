@@ -25,7 +25,7 @@ Width = Annotated[
 ]
 Batch = Annotated[
     int | None,
-    typer.Option(help="Images in one optimizer step; 64 without a configuration.", min=1),
+    typer.Option(help="Examples in one optimizer step; 64 without a configuration.", min=1),
 ]
 Image = Annotated[
     str | None, typer.Option(help="CHANNELSxHEIGHTxWIDTH, instead of the data set's.")

@@ -62,14 +62,14 @@ def program(
     }
     request = read_request((None, None), options, settings or [], (image, classes))
     report = ProgramReport.of(request)
-    if as_json:
-        typer.echo(json.dumps(report.as_table(), indent=2))
-    else:
-        print_report(report)
     if picture is not None:
         from mest_fed.cli.programs.picture import draw_arena
 
         with drawing(picture):
             draw_arena(report, picture)
-        if not as_json:
-            typer.echo(f"picture: {picture}")
+    if as_json:
+        typer.echo(json.dumps(report.as_table(), indent=2))
+        return
+    print_report(report)
+    if picture is not None:
+        typer.echo(f"picture: {picture}")

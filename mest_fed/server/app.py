@@ -13,7 +13,7 @@ import mest_fed
 from mest_fed.config import own_errors
 from mest_fed.data import Batches
 from mest_fed.errors import InputError, ObjectiveError
-from mest_fed.nn import read_state, write_state
+from mest_fed.nn import UnsentBuffers, read_state, write_state
 from mest_fed.process_tasks import PROCESS_TASKS
 from mest_fed.schema import LOSS, TaskStatus
 from mest_fed.server.deployed import DeployedRun
@@ -52,6 +52,7 @@ class CentralEvaluation:
         self.strategy = strategy
         self.observer = observer
         self.model = task.build_model().to(choose_device(task.config.training.device))
+        self._unsent = UnsentBuffers(self.model)
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Evaluate after a round (0: before training).
@@ -86,6 +87,7 @@ class CentralEvaluation:
 
     def _evaluate(self) -> dict[str, float]:
         write_state(self.model, self.strategy.model.state())
+        self._unsent.restore()  # a resumed run finds them as a run without a stop does
         test = self.task.data.test
         everything = Batches(test, np.arange(len(test)), self.task.evaluation_batch)
         objective = self.task.objective

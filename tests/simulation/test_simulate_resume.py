@@ -268,3 +268,34 @@ def contents(folder):
     """Return the bytes of all files but the store's, whose book-keeping changes as it is opened."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {path: path.read_bytes() for path in files if path.parent.name != "states"}
+
+
+COUNTS = """
+import torch
+from torch import nn
+
+
+class Counts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        self.calls += 1
+        return x * self.calls
+
+
+def build(input_shape, num_classes):
+    layers = [nn.Conv2d(1, 8, 3), nn.ReLU(), Counts(), nn.Conv2d(8, 8, 3), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, num_classes))
+"""
+
+
+def test_what_a_model_counts_does_not_tell_how_often_a_run_was_stopped(tmp_path):
+    (tmp_path / "counts.py").write_text(COUNTS, encoding="utf-8")
+    model = {"name": f"{tmp_path}/counts.py:build", "width": 1.0}
+    config = tiny_config(model=model, server={"evaluate_every": 1})
+    start(tmp_path / "whole", config)
+    folder = stopped(tmp_path / "run", config, StopAfter(1))
+    start(folder, resume=True)
+    assert_same_run(folder, tmp_path / "whole")
