@@ -37,7 +37,7 @@ simulate: $(READY) ## Run the quickstart fleet and write runs/quickstart/report.
 
 # Three processes for two cores, since many tests wait for processes that they start; each gets the
 # whole of a file, since fixtures are shared within files. Threads that wait do so without turning.
-PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist loadfile
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test: $(READY) ## Run the tests, all but those of test-soak
 	$(PYTEST)

@@ -28,8 +28,13 @@ LEFT_BY_RAY = (
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Allow what Ray leaves open, in the files that have a test with it."""
+    """Allow what Ray leaves open, in the files that have a test with it; run such files first.
+
+    So run those of real devices: they wait much, and at the end nothing would run beside them.
+    """
     with_ray = {item.path for item in items if item.get_closest_marker("ray")}
+    waiting = with_ray | {item.path for item in items if item.get_closest_marker("net")}
+    items.sort(key=lambda item: item.path not in waiting)
     for item in items:
         if item.path in with_ray:
             for warning in LEFT_BY_RAY:

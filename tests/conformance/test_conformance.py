@@ -8,6 +8,7 @@ must agree. Without that order float sums differ in their last bits, and one tes
 
 import gc
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,11 @@ Found = dict[str, dict[str, np.ndarray]]
 def flowers(tmp_path_factory: pytest.TempPathFactory) -> Found:
     file = tmp_path_factory.mktemp("flower") / "found.npz"
     command = [sys.executable, str(HERE / "flower_engine.py"), str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    # Left to itself, Flower's engine joins a cluster that another test has on this machine.
+    alone = os.environ | {"RAY_ADDRESS": "local"}
+    done = subprocess.run(
+        command, env=alone, capture_output=True, text=True, timeout=240, check=False
+    )
     assert done.returncode == 0, done.stderr
     found: Found = {}
     with np.load(file, allow_pickle=False) as arrays:

@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,11 @@ def flowers(tmp_path_factory):
     file = tmp_path_factory.mktemp("flower") / "found.json"
     script = str(HERE / "flower_app_engine.py")
     command = [sys.executable, script, str(file), *(str(APPS / name) for name in NAMES)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    # Left to itself, Flower's engine joins a cluster that another test has on this machine.
+    alone = os.environ | {"RAY_ADDRESS": "local"}
+    done = subprocess.run(
+        command, env=alone, capture_output=True, text=True, timeout=280, check=False
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(file.read_text())
 

@@ -75,12 +75,13 @@ class FlowerHome:
         folder.mkdir()
         self.folder = folder
         self.launched = []
-        # Nothing is installed, nobody is told, nothing is looked up.
+        # Nothing is installed, reported or looked up.
         self.environment = os.environ | {
             "FLWR_HOME": str(folder),
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "RAY_ADDRESS": "local",  # not a cluster that another test has on this machine
             "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
         }
 

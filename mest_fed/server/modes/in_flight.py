@@ -151,8 +151,8 @@ def read_pending(
 class SlotAges:
     """Since which round each slot of the global mask has been active without a break.
 
-    A slot that was dropped and grown again holds another weight: an update from before the drop does
-    not count for it.
+    A slot that was dropped and grown again holds another weight: an update from before the drop
+    does not count for it.
 
     Parameters
     ----------
