@@ -31,7 +31,7 @@ from memory_case import Case
 from memory_prediction import prediction_rows
 
 from mest_fed.memory import MemoryOptions
-from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT
+from mest_fed.system.allocator import ALLOCATOR_ENVIRONMENT
 
 PARTS = ["goals", "options", "prediction"]
 LEAN = MemoryOptions("segments", "int8", release_gradients=True)

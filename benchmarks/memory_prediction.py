@@ -26,12 +26,13 @@ from mest_fed.memory import (
     trace_model,
 )
 from mest_fed.memory import memory_saving as training_with
-from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT, measure, warm_up
+from mest_fed.memory.meter import measure, warm_up
 from mest_fed.memory.trace import ModelTrace
 from mest_fed.nn import SparseState, Sparsity, build_model, build_shell, read_state, write_state
 from mest_fed.nn.optimizers import SGD
 from mest_fed.rng import torch_generator
 from mest_fed.sparsity import build_method
+from mest_fed.system.allocator import ALLOCATOR_ENVIRONMENT
 
 MODELS = (("resnet32", 2.0, "batch"), ("resnet32", 2.0, "group"), ("resnet18", 1.0, "group"))
 MODELS += (("cnn2", 1.0, "group"), ("resnet8", 1.0, "batch"), ("resnet8", 1.0, "group"))

@@ -4,8 +4,9 @@ The public names stand here and are imported when they are asked for: the names 
 (sparse layers, methods, memory) need torch and NumPy alone, those of the fleet the extras.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mest_fed.lazy_names import lazy_names
 
 __version__ = "0.1.0"
 
@@ -145,17 +146,5 @@ _HOMES = {
     "mest_fed.task": ("Task",),
     "mest_fed.training.objective": ("Objective",),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-__all__ = sorted(_HOME_OF)
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name."""
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(import_module(_HOME_OF[name]), name)
-    return found
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME_OF])
+__all__ = sorted(name for names in _HOMES.values() for name in names)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, globals())

@@ -8,18 +8,19 @@ from pathlib import Path
 import pytest
 
 import mest_fed
-
-SOURCE = Path(mest_fed.__file__)
-
-
-@pytest.mark.parametrize("name", mest_fed._HOME_OF)
-def test_every_name_is_there(name):
-    assert getattr(mest_fed, name) is not None
-    assert name in dir(mest_fed)
+from mest_fed import devices
 
 
-def test_what_types_are_read_from_is_what_is_imported():
-    tree = ast.parse(SOURCE.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("package", [mest_fed, devices], ids=lambda it: it.__name__)
+def test_every_name_is_there(package):
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+        assert name in dir(package)
+
+
+@pytest.mark.parametrize("package", [mest_fed, devices], ids=lambda it: it.__name__)
+def test_what_types_are_read_from_is_what_is_imported(package):
+    tree = ast.parse(Path(package.__file__).read_text(encoding="utf-8"))
     (checked,) = (node for node in tree.body if isinstance(node, ast.If))
     typed = {
         alias.name: node.module
@@ -27,7 +28,7 @@ def test_what_types_are_read_from_is_what_is_imported():
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert typed == mest_fed._HOME_OF
+    assert typed == {name: home for home, names in package._HOMES.items() for name in names}
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -23,7 +23,6 @@ app = typer.Typer(
     name="mest-fed",
     help="Federated memory-economic sparse training: simulate fleets, plan memory, run clients.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )

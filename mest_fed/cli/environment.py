@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT
+from mest_fed.system.allocator import ALLOCATOR_ENVIRONMENT
 
 
 def node_environment() -> dict[str, str]:

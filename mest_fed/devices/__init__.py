@@ -1,30 +1,32 @@
-"""Device profiles, and what a piece of work costs on a device in time and energy."""
+"""Device profiles, and what a piece of work costs on a device in time and energy.
 
-from mest_fed.devices.cost import (
-    Work,
-    download_seconds,
-    energy_joules,
-    forward_flops,
-    train_seconds,
-    training_flops,
-    training_work,
-    upload_seconds,
-)
-from mest_fed.devices.fleet import Assignment, assign_devices
+Profiles need no torch. What a model costs does, and is imported when it is asked for.
+"""
+
+from typing import TYPE_CHECKING
+
 from mest_fed.devices.profile import DeviceProfile, load_profile, profile_names
+from mest_fed.lazy_names import lazy_names
 
-__all__ = [
-    "Assignment",
-    "DeviceProfile",
-    "Work",
-    "assign_devices",
-    "download_seconds",
-    "energy_joules",
-    "forward_flops",
-    "load_profile",
-    "profile_names",
-    "train_seconds",
-    "training_flops",
-    "training_work",
-    "upload_seconds",
-]
+if TYPE_CHECKING:
+    from mest_fed.devices.cost import Work as Work
+    from mest_fed.devices.cost import download_seconds as download_seconds
+    from mest_fed.devices.cost import energy_joules as energy_joules
+    from mest_fed.devices.cost import forward_flops as forward_flops
+    from mest_fed.devices.cost import train_seconds as train_seconds
+    from mest_fed.devices.cost import training_flops as training_flops
+    from mest_fed.devices.cost import training_work as training_work
+    from mest_fed.devices.cost import upload_seconds as upload_seconds
+    from mest_fed.devices.fleet import Assignment as Assignment
+    from mest_fed.devices.fleet import assign_devices as assign_devices
+
+_HOMES = {
+    "mest_fed.devices.cost": (
+        *("Work", "download_seconds", "energy_joules", "forward_flops", "train_seconds"),
+        *("training_flops", "training_work", "upload_seconds"),
+    ),
+    "mest_fed.devices.fleet": ("Assignment", "assign_devices"),
+}
+__all__ = ["DeviceProfile", "load_profile", "profile_names"]
+__all__ += sorted(name for names in _HOMES.values() for name in names)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, globals())

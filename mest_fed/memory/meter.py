@@ -26,14 +26,6 @@ from mest_fed.system.proc import can_reset_peak, read_sizes, reset_peak
 #: Seconds between two looks at the counters.
 _INTERVAL = 0.005
 
-#: Settings of glibc that a process must start with, so that freed memory leaves it and the figure
-#: is about the work and not about arenas.
-ALLOCATOR_ENVIRONMENT = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": "65536",
-    "MALLOC_TRIM_THRESHOLD_": "65536",
-}
-
 
 @dataclass(frozen=True)
 class Measurement:
@@ -144,7 +136,8 @@ def release_freed() -> None:
 def measure(work: Callable[[], object], warm_up: Callable[[], object]) -> Measurement:
     """Run ``work`` in a forked child and measure its memory.
 
-    Call it from a process with one thread, started with :data:`ALLOCATOR_ENVIRONMENT`.
+    Call it from a process with one thread, started with the environment of
+    :mod:`mest_fed.system.allocator`.
 
     Parameters
     ----------

@@ -263,7 +263,7 @@ def measured_step(
     -------
     int
         Bytes; measured. Exact to some hundred kilobytes in a process with one thread and an
-        allocator that gives memory back (:data:`mest_fed.memory.meter.ALLOCATOR_ENVIRONMENT`).
+        allocator that gives memory back (:data:`mest_fed.system.allocator.ALLOCATOR_ENVIRONMENT`).
         Gradients that a mutation keeps (RigL's dense ones too) are not part of it.
 
     Raises

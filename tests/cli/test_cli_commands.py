@@ -1,6 +1,7 @@
 """What the commands print."""
 
 import json
+import subprocess
 import sys
 from importlib.resources import files
 
@@ -108,3 +109,15 @@ def test_a_device_of_ones_own(monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit):
         cli.main()
     assert json.loads(capsys.readouterr().out)[0]["name"] == "mine"
+
+
+def test_help_needs_no_library_of_training() -> None:
+    code = (
+        "import sys; from mest_fed.cli.app import register_commands; register_commands()\n"
+        "heavy = {'torch', 'numpy', 'flwr', 'ray', 'pydantic', 'pyarrow', 'matplotlib'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert found.stdout.strip() == "[]"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT, can_measure
+from mest_fed.memory.meter import can_measure
+from mest_fed.system.allocator import ALLOCATOR_ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
 #: A device of the default run: asked who it is, then trains a round. Only what the extras client

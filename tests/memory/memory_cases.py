@@ -8,8 +8,8 @@ import sys
 import torch
 from torch import nn
 
-from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT
 from mest_fed.nn import build_model, sparsify
+from mest_fed.system.allocator import ALLOCATOR_ENVIRONMENT
 
 TINY = (1, 6, 6)
 SMALL = (1, 8, 8)

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from mest_fed.memory.meter import ALLOCATOR_ENVIRONMENT
+from mest_fed.system.allocator import ALLOCATOR_ENVIRONMENT
 from mest_fed.system.limits import limit_memory
 
 pytestmark = [
