@@ -38,7 +38,13 @@ def devices(
         write_table([_plain(profile) for profile in profiles], form, out)
         return
     console = Console()
-    console.print(_one(profiles[0]) if name else _all(profiles))
+    if name:
+        console.print(_one(profiles[0]))
+    elif console.is_terminal:
+        console.print(profile_table(profiles, console.width))
+    else:  # another program reads it
+        rows = [_columns(each) for each in profiles]
+        typer.echo("\n".join("\t".join(line) for line in (rows[0], *(it.values() for it in rows))))
 
 
 def _plain(profile: DeviceProfile) -> dict[str, Any]:
@@ -46,33 +52,36 @@ def _plain(profile: DeviceProfile) -> dict[str, Any]:
     return plain | {"flops": dict(profile.flops), "sources": dict(profile.sources)}
 
 
-def _all(profiles: list[DeviceProfile]) -> Table:
+def _columns(profile: DeviceProfile) -> dict[str, str]:
+    """Return what the list says of a profile, by heading."""
+    return {
+        "profile": profile.name,
+        "RAM": format_bytes(profile.memory_bytes),
+        "budget": format_bytes(profile.budget_bytes),
+        "modelled dense GFLOP/s": f"{profile.flops['dense'] / 1e9:.3g}",
+        "modelled block GFLOP/s": f"{profile.flops['block'] / 1e9:.3g}",
+        "watts": f"{profile.compute_watts:g}",
+        "down": f"{format_bytes(profile.download_rate)}/s",
+        "up": f"{format_bytes(profile.upload_rate)}/s",
+        "device": profile.title,
+    }
+
+
+def profile_table(profiles: list[DeviceProfile], width: int) -> Table:
+    """Return the list, without the last columns where the screen is too narrow for them."""
+    rows = [_columns(each) for each in profiles]
     table = Table(title="Device profiles", title_justify="left", box=None, header_style="bold")
-    for heading, justify in (
-        ("profile", "left"),
-        ("device", "left"),
-        ("RAM", "right"),
-        ("budget", "right"),
-        ("dense GFLOP/s", "right"),
-        ("block GFLOP/s", "right"),
-        ("down / up", "right"),
-        ("watts", "right"),
-    ):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    for each in profiles:
-        table.add_row(
-            each.name,
-            each.title,
-            format_bytes(each.memory_bytes),
-            format_bytes(each.budget_bytes),
-            f"{each.flops['dense'] / 1e9:.3g}",
-            f"{each.flops['block'] / 1e9:.3g}",
-            f"{format_bytes(each.download_rate)}/s / {format_bytes(each.upload_rate)}/s",
-            f"{each.compute_watts:g}",
-        )
-    table.caption = (
-        "Training rates are modelled, on active weights; mest-fed devices NAME shows every source."
-    )
+    room = width
+    for heading in rows[0]:
+        words = heading.split()
+        room -= 2 + max(*(len(row[heading]) for row in rows), *map(len, words))
+        if room < 0:
+            break
+        left = heading in ("profile", "device")
+        table.add_column("\n".join(words), justify="left" if left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*list(row.values())[: len(table.columns)])
+    table.caption = "Rates are of training, on active weights; devices NAME shows every source."
     table.caption_justify = "left"
     return table
 

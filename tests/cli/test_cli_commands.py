@@ -1,14 +1,17 @@
 """What the commands print."""
 
+import io
 import json
 import subprocess
 import sys
 from importlib.resources import files
 
 import pytest
+from rich.console import Console
 
 import mest_fed
 from mest_fed import catalogue, cli
+from mest_fed.cli.devices import profile_table
 from mest_fed.devices import load_profile, profile_names
 
 COMMANDS = ("simulate", "client", "plan", "devices", "report")
@@ -80,10 +83,23 @@ def test_the_version(says):
 
 
 def test_devices(says):
-    text = says("devices")
-    for name in profile_names():
-        assert name in text
-    assert "modelled" in text
+    heading, *lines = [line.split("\t") for line in says("devices").splitlines()]
+    assert [line[0] for line in lines] == profile_names()
+    assert {len(line) for line in lines} == {len(heading)}
+    assert load_profile(lines[0][0]).title in lines[0]
+    assert "modelled dense GFLOP/s" in heading
+
+
+@pytest.mark.parametrize(("width", "last"), [(60, "watts"), (80, "up"), (140, "device")])
+def test_devices_on_a_screen(width, last):
+    profiles = [load_profile(name) for name in profile_names()]
+    console = Console(width=width, file=io.StringIO())
+    console.print(profile_table(profiles, width))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert lines[3].split()[-1] == last
+    for profile in profiles:
+        assert sum(profile.name in line for line in lines) == 1
 
 
 def test_one_device(says):
