@@ -6,6 +6,8 @@ from importlib.util import find_spec
 from typing import Any, get_type_hints
 
 import typer
+from click import Abort, Context, UsageError
+from click.exceptions import NoArgsIsHelpError
 from rich.console import Console
 from typer.core import TyperArgument, TyperCommand
 from typer.models import ArgumentInfo
@@ -54,6 +56,14 @@ class _Command(TyperCommand):
                 if isinstance(parameter, TyperArgument) and isinstance(info, ArgumentInfo):
                     parameter.help = info.help
 
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Refuse an empty text, which a path would take for the current folder."""
+        for before, each in zip(["", *args], args, strict=False):
+            if not each:
+                where = f"{before} ''" if before.startswith("-") else "''"
+                raise InputError(f"{where} is not allowed; allowed: a text that is not empty")
+        return super().parse_args(ctx, args)
+
 
 def register_commands() -> None:
     """Bring all commands into :data:`app`."""
@@ -82,7 +92,17 @@ def main() -> None:
     register_commands()
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
-        app(prog_name="mest-fed")
+        sys.exit(app(prog_name="mest-fed", standalone_mode=False) or OK)
+    except NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(WRONG_INPUT)
+    except UsageError as error:
+        where = error.ctx.command_path if error.ctx is not None else "mest-fed"
+        line = f"{error.format_message()} See: {where} --help"
+        errors.print("[bold red]error:[/bold red]", _one_line(line), markup=True)
+        sys.exit(WRONG_INPUT)
+    except Abort:
+        sys.exit(INTERRUPTED)
     except InputError as error:
         errors.print("[bold red]error:[/bold red]", _one_line(error), markup=True)
         sys.exit(WRONG_INPUT)
@@ -96,7 +116,7 @@ def _warning_line(message: Warning | str, *_: object, **__: object) -> str:
     return f"warning: {' '.join(str(message).split())}\n"
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception | str) -> str:
     from rich.markup import escape
 
     return escape(" ".join(str(error).split()))

@@ -1,6 +1,7 @@
 """Options that several commands have: which model, for which data, and where a picture goes."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -31,9 +32,21 @@ Image = Annotated[
     str | None, typer.Option(help="CHANNELSxHEIGHTxWIDTH, instead of the data set's.")
 ]
 Classes = Annotated[
-    int | None, typer.Option(help="Number of classes, instead of the data set's.", min=2)
+    int | None,
+    typer.Option(help="Number of classes, instead of the data set's.", min=2, max=1_000_000),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def number_from(least: float) -> Callable[[float], float]:
+    """Return the check that an option is a finite number from ``least``: click takes nan."""
+
+    def check(value: float) -> float:
+        if not least <= value < math.inf:
+            raise typer.BadParameter(f"{value:g} is not allowed; allowed: a number from {least:g}")
+        return value
+
+    return check
 
 
 def check_picture(picture: Path | None) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from mest_fed.catalogue import TRACKERS
 from mest_fed.cli.app import INTERRUPTED, NOTHING_TRAINED, needs
+from mest_fed.cli.options import number_from
 from mest_fed.errors import InputError
 from mest_fed.rows import Summary
 from mest_fed.units import format_bytes, format_seconds
@@ -63,7 +64,7 @@ def simulate(
     client_timeout: Annotated[
         float,
         typer.Option(
-            min=1,
+            callback=number_from(1),
             metavar="SECONDS",
             help="Wall-clock time after which a client counts as hung and its worker is replaced.",
         ),

@@ -160,6 +160,10 @@ class ModelSection(Section):
     folder of a finished run. Sparse layers keep their largest weights. Only the server reads it."""
 
 
+#: Below this a layer of ten thousand weights keeps none but the least that it must.
+LEAST_DENSITY = 1e-4
+
+
 class SparsitySection(Section):
     """Sparse training: method, scheme, density and mutation."""
 
@@ -169,7 +173,7 @@ class SparsitySection(Section):
     """Where masks mutate: on each client while it trains, or on the server between rounds."""
     scheme: Annotated[str, one_of(SCHEMES)] = "block"
     """How a weight tensor is divided into granules, which are active or not as a whole."""
-    density: Annotated[float, Field(gt=0, le=1)] = 0.1
+    density: Annotated[float, Field(ge=LEAST_DENSITY, le=1)] = 0.1
     """Active weights as a share of all weights of the layers that may be sparse."""
     distribution: Annotated[str, one_of(DISTRIBUTIONS)] = "uniform"
     """How the active weights are distributed over the layers."""
@@ -202,12 +206,13 @@ class SparsitySection(Section):
     def _densities(cls, value: str) -> str:
         for pattern, density in parse_mix(value).items():
             try:
-                ok = 0 < float(density) <= 1
+                ok = LEAST_DENSITY <= float(density) <= 1
             except ValueError:
                 ok = False
             if not ok:
                 raise ValueError(
-                    f"the density of {pattern} is {density!r}; allowed: a number in (0, 1]"
+                    f"the density of {pattern} is {density!r}; allowed: a number from "
+                    f"{LEAST_DENSITY:g} to 1"
                 )
         return value
 

@@ -1,6 +1,6 @@
 """The run configuration: one frozen section for each part, every key with its default."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,6 +17,7 @@ from mest_fed.config.base import (
     Positive,
     Section,
     format_mix,
+    is_profile_file,
     one_of,
     parse_mix,
 )
@@ -34,11 +35,9 @@ from mest_fed.config.learning import (
 )
 from mest_fed.config.stopping import FORMS as STOP_FORMS
 from mest_fed.config.stopping import StopRule
+from mest_fed.devices import profile_names
 from mest_fed.errors import InputError
 from mest_fed.units import parse_bytes
-
-if TYPE_CHECKING:
-    pass
 
 
 class RunSection(Section):
@@ -147,6 +146,11 @@ class FleetSection(Section):
                 ok = False
             if not ok:
                 raise ValueError(f"the weight of {name} is {weight!r}; allowed: a positive number")
+            if not is_profile_file(name) and name not in profile_names():
+                raise ValueError(
+                    f"{name} is no device profile; allowed: {', '.join(profile_names())}, or the "
+                    "path of a .toml file"
+                )
         if not parse_mix(value):
             raise ValueError("allowed: at least one profile, such as rpi-4:1")
         return value

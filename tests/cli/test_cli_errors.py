@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-from mest_fed import cli
 from mest_fed.cli.app import FAILED, WRONG_INPUT
 from mest_fed.errors import MestFedError
 
@@ -149,16 +148,27 @@ def test_what_goes_wrong_later_has_another_status(fails, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "arguments", [("nothing",), ("simulate", "--nothing"), ("simulate", "--workers", "many")]
+    ("arguments", "expected"),
+    [
+        (("nothing",), "No such command 'nothing'"),
+        (("simulate", "--nothing"), "No such option"),
+        (("simulate", "--workers", "many"), "'many' is not a valid int"),
+        (("simulate", "--client-timeout", "nan"), "a number from 1"),
+        (("simulate", "--out", ""), "--out '' is not allowed"),
+        (("plan", "--model", "resnet8", "--image", "3x100000x100000"), "at most 10,000,000"),
+        (("plan", "--classes", "100000000"), "100000000 is not in the range"),
+        (("simulate", "--set", "run.rounds=true"), "run.rounds = True is not allowed"),
+        (("simulate", "--set", "sparsity.density=1e-12"), "sparsity.density = 1e-12"),
+        (("simulate", "--set", "fleet.mix=raspberry:3"), "raspberry is no device profile"),
+    ],
 )
-def test_a_wrong_use_of_the_command_line(monkeypatch, capsys, arguments):
-    monkeypatch.setattr(sys, "argv", ["mest-fed", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    out, err = capsys.readouterr()
-    assert caught.value.code == WRONG_INPUT
-    assert out == ""
-    assert err.startswith("Usage: mest-fed ")
+def test_a_wrong_use_of_the_command_line(fails, arguments, expected):
+    assert expected in fails(*arguments)
+
+
+def test_a_file_is_no_run_folder(fails, tmp_path):
+    (tmp_path / "file").touch()
+    assert "is a file" in fails("report", "file")
 
 
 @pytest.mark.slow

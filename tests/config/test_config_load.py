@@ -102,7 +102,7 @@ def test_a_section_that_is_no_table():
         ("sparsity", "method", ["mest"]),
         ("sparsity", "mutation", ["both"]),
         ("sparsity", "scheme", ["blocks", "block:0", "block:x", "Block", "channel:2"]),
-        ("sparsity", "density", [0.0, -0.1, 1.0001, 10.0]),
+        ("sparsity", "density", [0.0, 1e-5, -0.1, 1.0001, 10.0]),
         ("sparsity", "distribution", ["random"]),
         ("sparsity", "period", [0.0, 1.5]),
         ("sparsity", "gradient_weight", [-1.0]),
@@ -293,7 +293,7 @@ def test_flat_round_trip(table):
     st.builds(
         dict,
         seed=st.integers(-(2**63), 2**63 - 1),
-        density=st.floats(0, 1, exclude_min=True),
+        density=st.floats(1e-4, 1),
         path=st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20),
     )
 )

@@ -58,7 +58,7 @@ def test_a_file_is_no_folder(tmp_path):
     [
         ({"data": {"name": "cifar10", "path": "/nowhere"}}, "data.path"),
         ({"fleet": {"devices": 5000}}, "fleet.devices = 5000 is not allowed; allowed: 1 to 1438"),
-        ({"fleet": {"mix": "toaster:1"}}, "device profile = 'toaster'"),
+        ({"fleet": {"mix": "toaster:1"}}, "toaster is no device profile"),
         ({"fleet": {"mix": "none.toml:1"}}, "none.toml"),
         ({"fleet": {"budgets": "rpi-5:1MB"}}, "fleet.budgets names rpi-5"),
         ({"fleet": {"budgets": "rpi-4:20kB"}}, r"the smallest needs \d+ bytes"),

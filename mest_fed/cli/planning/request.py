@@ -29,6 +29,9 @@ _DEFAULTS: Table = {
     "training": {"batch_size": 64},
 }
 
+#: Numbers of one example that a plan is made for: its first layers are tried with real memory.
+_MOST_NUMBERS = 10_000_000
+
 
 @dataclass(frozen=True)
 class PlanRequest:
@@ -130,7 +133,10 @@ def _read_image(text: str) -> tuple[int, int, int]:
     parts = text.split("x")
     if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise not_allowed("--image", text, "CHANNELSxHEIGHTxWIDTH, such as 3x32x32")
-    return int(parts[0]), int(parts[1]), int(parts[2])
+    channels, height, width = map(int, parts)
+    if channels * height * width > _MOST_NUMBERS:
+        raise not_allowed("--image", text, f"at most {_MOST_NUMBERS:,} numbers together")
+    return channels, height, width
 
 
 def _no_examples(shape: tuple[int, ...], classes: int) -> ArrayData:

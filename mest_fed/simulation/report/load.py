@@ -147,7 +147,8 @@ def load_run(folder: Path) -> Run | AppRun:
         file and, where there is one, the line.
     """
     if not folder.is_dir():
-        raise InputError(f"run folder {folder} does not exist")
+        what = "is a file; allowed: the folder of a run" if folder.exists() else "does not exist"
+        raise InputError(f"run folder {folder} {what}")
     config = read_text(folder / "config.toml")
     try:
         is_app = "app" in tomllib.loads(config)
