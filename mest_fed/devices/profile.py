@@ -120,9 +120,11 @@ class DeviceProfile:
     charge_watts: float | None = None
 
 
-def profile_names() -> list[str]:
+@lru_cache
+def profile_names() -> tuple[str, ...]:
     """Return the names of the built-in profiles, sorted."""
-    return sorted(entry.name[:-5] for entry in _folder().iterdir() if entry.name.endswith(".toml"))
+    names = (entry.name[:-5] for entry in _folder().iterdir() if entry.name.endswith(".toml"))
+    return tuple(sorted(names))
 
 
 def load_profile(name_or_path: str) -> DeviceProfile:

@@ -84,7 +84,7 @@ def test_the_version(says):
 
 def test_devices(says):
     heading, *lines = [line.split("\t") for line in says("devices").splitlines()]
-    assert [line[0] for line in lines] == profile_names()
+    assert [line[0] for line in lines] == list(profile_names())
     assert {len(line) for line in lines} == {len(heading)}
     assert load_profile(lines[0][0]).title in lines[0]
     assert "modelled dense GFLOP/s" in heading
@@ -111,7 +111,7 @@ def test_one_device(says):
 
 def test_devices_as_json(says):
     every = json.loads(says("devices", "--json"))
-    assert [device["name"] for device in every] == profile_names()
+    assert [device["name"] for device in every] == list(profile_names())
     (one,) = json.loads(says("devices", "rpi-4", "--json"))
     assert one in every
     assert one["memory_bytes"] == load_profile("rpi-4").memory_bytes

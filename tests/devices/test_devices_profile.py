@@ -106,7 +106,7 @@ def test_mappings_cannot_be_changed(write):
 def test_built_in_names():
     expected = "rpi-zero-2w rpi-3b-plus rpi-4 rpi-5 jetson-nano phone-low phone-mid phone-high"
     assert set(expected.split()) <= set(profile_names())
-    assert profile_names() == sorted(profile_names())
+    assert list(profile_names()) == sorted(profile_names())
 
 
 @pytest.mark.parametrize("name", profile_names())
