@@ -33,7 +33,7 @@ native: $(READY) ## Build the native kernels again, and fail if the compiler doe
 	MEST_REQUIRE_NATIVE=1 $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 
 simulate: $(READY) ## Run the quickstart fleet and write runs/quickstart/report.html
-	$(BIN)/mest-fed simulate --preset quickstart --out runs/quickstart
+	$(BIN)/mest-fed simulate --preset quickstart
 
 # Three processes for two cores, since many tests wait for processes that they start; each gets the
 # whole of a file, since fixtures are shared within files. Threads that wait do so without turning.

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
@@ -47,6 +48,14 @@ def number_from(least: float) -> Callable[[float], float]:
         return value
 
     return check
+
+
+def next_folder(name: str) -> Path:
+    """Return ``runs/NAME``, or ``runs/NAME-2`` and so on where finished runs have those before."""
+    from mest_fed.server.run_folder import SUMMARY
+
+    folders = (Path("runs") / it for it in (name, *(f"{name}-{number}" for number in count(2))))
+    return next(folder for folder in folders if not (folder / SUMMARY).exists())
 
 
 def check_picture(picture: Path | None) -> None:

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from mest_fed.cli.app import INTERRUPTED
+from mest_fed.cli.options import next_folder
 from mest_fed.cli.simulate import Workers, ended_like_ctrl_c, prepare_engine
 from mest_fed.strict_json import read_json
 from mest_fed.units import format_bytes, format_seconds
@@ -39,7 +40,8 @@ def run(
     ] = None,
     workers: Workers = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder; runs/APP if nothing is said.")
+        Path | None,
+        typer.Option(help="Run folder; runs/APP if nothing is said, or the next free runs/APP-N."),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of the run; replaces run.seed of the fleet's file.")
@@ -71,7 +73,7 @@ def run(
 
     project = read_project(app_dir).with_overrides(run_config or [])
     devices = None if fleet is None else read_fleet(fleet)
-    prepared = AppRun.of(project, devices, out or Path("runs") / project.name, seed=seed)
+    prepared = AppRun.of(project, devices, out or next_folder(project.name), seed=seed)
     if workers is None:
         workers = min(default_workers(), prepared.num_nodes)
     try:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from mest_fed.catalogue import TRACKERS
 from mest_fed.cli.app import INTERRUPTED, NOTHING_TRAINED, needs
-from mest_fed.cli.options import number_from
+from mest_fed.cli.options import next_folder, number_from
 from mest_fed.errors import InputError
 from mest_fed.rows import Summary
 from mest_fed.units import format_bytes, format_seconds
@@ -47,7 +47,10 @@ def simulate(
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key; repeatable."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder; runs/PRESET if nothing is said.")
+        Path | None,
+        typer.Option(
+            help="Run folder; runs/PRESET if nothing is said, or the next free runs/PRESET-N."
+        ),
     ] = None,
     workers: Workers = None,
     address: Annotated[
@@ -95,7 +98,7 @@ def simulate(
     if resume and (preset or config or settings):
         raise InputError(f"--resume takes the run's own {CONFIG}; allowed beside it: --out")
     name, resolved = (None, None) if resume else resolve(preset, config, settings or [])
-    folder = out or Path("runs") / (name or "quickstart")
+    folder = out or (Path("runs/quickstart") if resume else next_folder(name or "quickstart"))
     console = Console()
     display = [] if quiet else [RichDisplay(console)]
     observer = Observers(*open_trackers(log or [], folder), *display)
