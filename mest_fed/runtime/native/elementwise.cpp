@@ -5,7 +5,7 @@
 
 #include "channels.h"
 
-namespace mest::runtime {
+namespace mest::runtime::MEST_VARIANT {
 namespace {
 
 // `write(i)` for a run of elements.
@@ -204,4 +204,4 @@ std::vector<Operator> elementwise() {
     return found;
 }
 
-}  // namespace mest::runtime
+}  // namespace mest::runtime::MEST_VARIANT
