@@ -17,7 +17,12 @@ struct Argument {
     const char* name;
     Type type = float32;
     bool optional = false;
+    bool planes = false;  // its buffer may have a margin
 };
+
+inline Argument on_planes(const char* name, bool optional = false) {
+    return {name, float32, optional, true};
+}
 
 struct Attribute {
     const char* name;
