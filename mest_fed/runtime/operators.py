@@ -7,9 +7,10 @@ same name does. ``reference.py`` is the definition of what the signature leaves 
 =============  ============================================================================
 argument       what it holds
 =============  ============================================================================
-values, slots  active granules, (active, rows) and increasing (active,): ``rows`` consecutive
-               output channels at one column of the (out, in * kh * kw) weight,
-               slot = strip * columns + column; values past the last channel are zero
+values, slots  granules, (capacity, rows) and (capacity,): ``rows`` consecutive output channels at
+               one column of the (out, in * kh * kw) weight, slot = strip * columns + column.
+               Slots of active granules increase, behind them all are -1. Values of those, and
+               past the last channel, are zero, and so is their gradient
 scale          1 / sqrt(variance + epsilon), the variance biased
 where          place of the maximum within its window, row by row
 seed           (1,): word i of SplitMix64 from it, ``mix(seed + (i + 1) * 0x9E3779B97F4A7C15)``,

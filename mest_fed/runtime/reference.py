@@ -155,7 +155,7 @@ class Reference:
                 arrays[name][...] = result
 
     def _check_slots(self) -> None:
-        """Refuse slots that are not increasing, or are past the granules of their weight."""
+        """Refuse slots that are not increasing with -1s behind, or are past their weight."""
         for operator in self.program.operators:
             if "slots" not in operator.arguments:
                 continue
@@ -163,8 +163,8 @@ class Reference:
             slots = self.read(name)
             weight, rows = operator.attributes["weight_shape"], operator.attributes["rows"]
             most = -(-weight[0] // rows) * int(np.prod(weight[1:]))
-            inside = len(slots) == 0 or (slots[0] >= 0 and slots[-1] < most)
-            if not inside or np.any(np.diff(slots) <= 0):
-                raise InputError(
-                    f"{name!r} are no slots; allowed: increasing, from 0 to {most - 1}"
-                )
+            active = slots[: np.max(np.flatnonzero(slots != -1), initial=-1) + 1]
+            inside = len(active) == 0 or (active[0] >= 0 and active[-1] < most)
+            if not inside or np.any(np.diff(active) <= 0):
+                allowed = f"increasing, from 0 to {most - 1}, and only -1 behind them"
+                raise InputError(f"{name!r} are no slots; allowed: {allowed}")

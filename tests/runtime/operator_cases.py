@@ -77,12 +77,23 @@ def granules(draw: Draw, shape: tuple[int, ...]) -> tuple[Block, np.ndarray]:
     layout = Block(shape, draw.size(1, 4))
     count = draw.size(1, layout.num_granules)
     slots = np.sort(draw.rng.permutation(layout.num_granules)[:count]).astype(np.int32)
+    slots[draw.size(0, count) if draw.flag() else count :] = -1  # capacity that is not used
     return layout, slots
 
 
 def values_of(draw: Draw, layout: Block, slots: np.ndarray) -> np.ndarray:
-    dense = torch.from_numpy(draw.normal(*layout.shape))
-    return layout.gather(dense, torch.from_numpy(slots)).numpy()
+    dense, values = (
+        torch.from_numpy(draw.normal(*layout.shape)),
+        np.zeros((len(slots), layout.rows)),
+    )
+    active = slots[slots >= 0]
+    values[: len(active)] = layout.gather(dense, torch.from_numpy(active)).numpy()
+    return values
+
+
+def scattered(layout: Block, values: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    active = slots >= 0
+    return layout.scatter(values[active], slots[active])
 
 
 def sparse_conv2d(draw: Draw) -> Case:
@@ -98,7 +109,9 @@ def sparse_conv2d(draw: Draw) -> Case:
         inputs["b"] = draw.normal(shape[0])
 
     def function(x, values, slots, b=None):
-        return {"y": F.conv2d(x, layout.scatter(values, slots), b, how["stride"], how["padding"])}
+        return {
+            "y": F.conv2d(x, scattered(layout, values, slots), b, how["stride"], how["padding"])
+        }
 
     return Case(inputs, function, {**how, "weight_shape": shape, "rows": layout.rows})
 
@@ -123,7 +136,7 @@ def sparse_linear(draw: Draw) -> Case:
         inputs["b"] = draw.normal(shape[0])
 
     def function(x, values, slots, b=None):
-        return {"y": F.linear(x, layout.scatter(values, slots), b)}
+        return {"y": F.linear(x, scattered(layout, values, slots), b)}
 
     return Case(inputs, function, {"weight_shape": shape, "rows": layout.rows})
 

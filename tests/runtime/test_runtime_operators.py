@@ -127,7 +127,8 @@ def test_slots_must_increase_within_their_weight():
     builder.operator("sparse_linear", inputs, {}, "y", weight_shape=(5, 3), rows=4)
     program = builder.end_phase(0).program()
     values = np.zeros((2, 4))
-    Reference(program, {"values": values, "slots": [0, 5]})
-    for slots in ([0, 6], [3, 3], [4, 1], [-1, 2]):
+    for slots in ([0, 5], [5, -1], [-1, -1]):
+        Reference(program, {"values": values, "slots": slots})
+    for slots in ([0, 6], [3, 3], [4, 1], [-1, 2], [2, -2]):
         with pytest.raises(InputError, match="'slots' are no slots"):
             Reference(program, {"values": values, "slots": slots})

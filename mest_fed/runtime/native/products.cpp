@@ -1,6 +1,7 @@
 // Convolutions and linear layers, which are convolutions of 1x1 planes. A dense weight is a sparse
 // one whose strips are full (of their group's columns): its values are laid out anew in each call,
 // which costs little beside the product.
+#include <algorithm>
 #include <limits>
 
 #include "builder.h"
@@ -196,16 +197,20 @@ Step weight_gradient(Builder& b) {
     };
 }
 
-// Granules of a sparse weight.
+// Granules of a sparse weight, with room for more: slots past the active ones are -1.
 struct Sparse {
     Convolution p;
     int rows;
-    int64_t active;
+    int64_t capacity;
     Tensor slots;
 
-    void fill(const Run& run) const {
-        const Granules granules{run.at<int32_t>(slots), active, rows, nullptr, 1, rows};
-        strips_into(run.shared.index, granules, p);
+    // Returns how many are active. A -1 among them is a slot out of order, which is refused.
+    int64_t fill(const Run& run) const {
+        const int32_t* given = run.at<int32_t>(slots);
+        int64_t active = capacity;
+        while (active > 0 && given[active - 1] == -1) --active;
+        strips_into(run.shared.index, {given, active, rows, nullptr, 1, rows}, p);
+        return active;
     }
 };
 
@@ -214,12 +219,12 @@ Sparse sparse(const Builder& b, const Tensor& x, const Tensor& y, const char* va
     for (int i = 0; i < (linear ? 2 : 4); ++i) weight.push_back(b.whole("weight_shape", i));
     const Tensor slots = b.dims("slots", 1);
     const int rows = static_cast<int>(b.whole("rows"));
-    const int64_t active = slots.shape[0];
+    const int64_t capacity = slots.shape[0];
     const Convolution p = between(b, x, y, weight, linear);
-    b.expect(values, {active, rows});
-    b.require(active <= largest && active <= ((p.out_channels - 1) / rows + 1) * p.columns(),
-              std::to_string(active) + " slots", "at most as many as granules");
-    return {p, rows, active, slots};
+    b.expect(values, {capacity, rows});
+    b.require(capacity <= largest && capacity <= ((p.out_channels - 1) / rows + 1) * p.columns(),
+              std::to_string(capacity) + " slots", "at most as many as granules");
+    return {p, rows, capacity, slots};
 }
 
 template <bool Linear>
@@ -228,7 +233,7 @@ Step sparse_forward(Builder& b) {
     const Tensor values = b["values"], bias = b["b"];
     const Sparse s = sparse(b, x, y, "values", Linear);
     check_bias(b, s.p);
-    const auto product = b.product(Way::forward, s.p, s.rows, s.active);
+    const auto product = b.product(Way::forward, s.p, s.rows, s.capacity);
     return [=](const Run& run) {
         s.fill(run);
         product->forward(run.shared.product, run.shared.index, run.at(values), run.at(x),
@@ -241,7 +246,7 @@ Step sparse_input_gradient(Builder& b) {
     const Tensor dx = b.dims("dx", Linear ? 2 : 4), dy = b.dims("dy", Linear ? 2 : 4);
     const Tensor values = b["values"];
     const Sparse s = sparse(b, dx, dy, "values", Linear);
-    const auto product = b.product(Way::input, s.p, s.rows, s.active);
+    const auto product = b.product(Way::input, s.p, s.rows, s.capacity);
     return [=](const Run& run) {
         s.fill(run);
         product->input(run.shared.product, run.shared.index, run.at(values), run.at(dy),
@@ -254,11 +259,12 @@ Step sparse_values_gradient(Builder& b) {
     const Tensor x = b.dims("x", Linear ? 2 : 4), dy = b.dims("dy", Linear ? 2 : 4);
     const Tensor dvalues = b["dvalues"];
     const Sparse s = sparse(b, x, dy, "dvalues", Linear);
-    const auto product = b.product(Way::values, s.p, s.rows, s.active);
+    const auto product = b.product(Way::values, s.p, s.rows, s.capacity);
     return [=](const Run& run) {
-        s.fill(run);
-        product->values(run.shared.product, run.shared.index, run.at(x), run.at(dy),
-                        run.at(dvalues));
+        const int64_t active = s.fill(run);
+        float* to = run.at(dvalues);
+        product->values(run.shared.product, run.shared.index, run.at(x), run.at(dy), to);
+        std::fill(to + active * s.rows, to + s.capacity * s.rows, 0.0f);
     };
 }
 
