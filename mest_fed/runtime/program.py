@@ -13,7 +13,8 @@ from functools import cached_property
 from typing import Any
 
 from mest_fed.errors import InputError, not_allowed
-from mest_fed.runtime.operators import OPERATORS, TAKEN, Kind
+from mest_fed.runtime.kind import Kind
+from mest_fed.runtime.operators import OPERATORS, TAKEN
 from mest_fed.runtime.shapes import Shape, Shapes
 
 FORMAT, VERSION = "mest-fed program", 1

@@ -107,8 +107,9 @@ def built(name, seed):
 def test_wrong_shapes_are_one_line(name, seed):
     program = built(name, seed)
     assert parse_program(program.to_json()).sha256 == program.sha256
-    numbers = program.operators[-1].arguments.values()
-    for number in numbers:
+    for argument, number in program.operators[-1].arguments.items():
+        if (name, argument) == ("sum_of_squares", "x"):  # of any shape
+            continue
         table = program.as_table()
         table["buffers"][number]["shape"] = [9, 7, 11, 13, 5]
         with pytest.raises(InputError) as caught:

@@ -1,16 +1,10 @@
-// Convolutions and linear layers, which are convolutions of 1x1 planes. A dense weight is a sparse
-// one whose strips are full (of their group's columns): its values are laid out anew in each call,
-// which costs little beside the product.
+// Convolutions and linear layers, which are convolutions of 1x1 planes.
 #include <algorithm>
-#include <limits>
 
-#include "builder.h"
-#include "loops.h"
+#include "dense.h"
 
 namespace mest::runtime {
 namespace {
-
-constexpr int64_t largest = std::numeric_limits<int32_t>::max() / 4;
 
 struct Window {
     Shape kernel{1, 1}, stride{1, 1}, padding{0, 0};
@@ -64,53 +58,6 @@ Convolution between(const Builder& b, const Tensor& x, const Tensor& y, const Sh
 
 void check_bias(const Builder& b, const Convolution& p) { b.expect("b", {p.out_channels}); }
 
-// A dense weight as strips: rows of a strip never belong to two groups.
-struct Dense {
-    Convolution p;
-    int groups, rows;
-
-    Dense(const Convolution& p_, int groups_) : p(p_), groups(groups_) {
-        const int own = p.out_channels / groups;
-        rows = 4;
-        while (rows > 1 && (own < rows || (groups > 1 && own % rows != 0))) rows /= 2;
-    }
-    int strips() const { return (p.out_channels - 1) / rows + 1; }
-    int columns() const { return p.in_channels / groups * p.taps(); }  // of a strip
-    int64_t entries() const { return int64_t{strips()} * columns(); }
-    int64_t floats() const { return entries() * rows; }
-
-    void fill(StripIndex& index) const {
-        const int strips_of_group = strips() / groups;
-        index.rows = rows;
-        index.first.clear();
-        index.columns.clear();
-        for (int strip = 0; strip < strips(); ++strip) {
-            index.first.push_back(static_cast<int32_t>(index.columns.size()));
-            const int begin = groups == 1 ? 0 : strip / strips_of_group * columns();
-            for (int c = 0; c < columns(); ++c) index.columns.push_back(begin + c);
-        }
-        index.first.push_back(static_cast<int32_t>(index.columns.size()));
-    }
-
-    // work(row, place of its first value): a row's values are `rows` apart.
-    template <class Work>
-    void for_rows(int threads, const Work& work) const {
-        for_runs(strips(), int64_t{columns()} * rows, threads, [&](int64_t begin, int64_t end) {
-            for (int64_t row = begin * rows; row < std::min<int64_t>(end * rows, p.out_channels); ++row) {
-                work(row, row / rows * rows * columns() + row % rows);
-            }
-        });
-    }
-
-    void lay_out(const float* weight, float* values, int threads) const {
-        const int count = columns(), apart = rows;
-        for_rows(threads, [=](int64_t row, int64_t place) {
-            const float* from = weight + row * count;
-            for (int c = 0; c < count; ++c) values[place + int64_t{c} * apart] = from[c];
-        });
-    }
-};
-
 Dense dense(const Builder& b, const Tensor& x, const Tensor& y, const Tensor& w, bool linear) {
     const int64_t groups = linear ? 1 : b.whole("groups");
     Shape whole = w.shape;
@@ -140,8 +87,7 @@ Step forward(Builder& b) {
     };
 }
 
-// Where a stride of 1 allows, the way back is a convolution with the turned kernel, in whose weight
-// input and output channels of a group change places: (in, out of the group, taps reversed).
+// Where a stride of 1 allows, the way back is a convolution with the turned kernel.
 template <bool Linear>
 Step input_gradient(Builder& b) {
     constexpr int dims = Linear ? 2 : 4;
@@ -162,18 +108,10 @@ Step input_gradient(Builder& b) {
               "up to " + std::to_string(largest) + " columns of strips");
     b.floats(t.floats());
     const auto product = b.product(Way::forward, t.p, t.rows, t.entries());
-    const int64_t taps = d.p.taps(), own_in = d.p.in_channels / d.groups;
-    const int64_t own_out = d.p.out_channels / d.groups;
     return [=](const Run& run) {
         float* values = run.shared.floats.data();
-        const float* weight = run.at(w);
         t.fill(run.shared.index);
-        t.for_rows(run.threads, [&](int64_t row, int64_t place) {
-            const float* from = weight + (row / own_in * own_out * own_in + row % own_in) * taps;
-            for (int64_t out = 0; out < own_out; ++out, from += own_in * taps) {
-                for (int64_t tap = taps; tap-- > 0; place += t.rows) values[place] = from[tap];
-            }
-        });
+        t.lay_out_turned(d, run.at(w), values, run.threads);
         product->forward(run.shared.product, run.shared.index, values, run.at(dy), nullptr,
                          run.at(dx));
     };
@@ -190,10 +128,7 @@ Step weight_gradient(Builder& b) {
         float *values = run.shared.floats.data(), *weight = run.at(dw);
         d.fill(run.shared.index);
         product->values(run.shared.product, run.shared.index, run.at(x), run.at(dy), values);
-        d.for_rows(run.threads, [&](int64_t row, int64_t place) {
-            float* to = weight + row * d.columns();
-            for (int c = 0; c < d.columns(); ++c) to[c] = values[place + int64_t{c} * d.rows];
-        });
+        d.gather(values, weight, run.threads);
     };
 }
 

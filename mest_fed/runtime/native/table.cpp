@@ -19,7 +19,8 @@ int bytes_of(Type type) { return named[type].bytes; }
 const std::vector<Operator>& table() {
     static const std::vector<Operator> all = [] {
         std::vector<Operator> found;
-        for (auto* part : {products, norms, elementwise, pools, tokens, attention, loss_and_updates}) {
+        for (auto* part : {products, norms, elementwise, pools, tokens, attention, loss_and_updates,
+                           activations, channels, recurrent, losses}) {
             for (Operator& one : part()) found.push_back(std::move(one));
         }
         return found;

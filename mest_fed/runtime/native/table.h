@@ -46,5 +46,9 @@ std::vector<Operator> pools();
 std::vector<Operator> tokens();
 std::vector<Operator> attention();
 std::vector<Operator> loss_and_updates();
+std::vector<Operator> activations();
+std::vector<Operator> channels();
+std::vector<Operator> recurrent();
+std::vector<Operator> losses();
 
 }  // namespace mest::runtime
