@@ -12,7 +12,8 @@ from functools import cached_property
 from typing import Any
 
 from mest_fed.errors import InputError, not_allowed
-from mest_fed.runtime.operators import OPERATORS, TAKEN, Kind
+from mest_fed.runtime.kind import Kind
+from mest_fed.runtime.operators import OPERATORS, TAKEN
 from mest_fed.runtime.planes import MOST_MARGIN, size_of
 from mest_fed.runtime.shapes import Shape, Shapes
 
