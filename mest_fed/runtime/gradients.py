@@ -5,6 +5,7 @@ rule an operator (``gradient_rules.py``) says which operators make the gradients
 those of its outputs.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.runtime.build import Builder
 from mest_fed.runtime.gradient_rules import RULES
+from mest_fed.runtime.operators import OPERATORS
 from mest_fed.runtime.program import Operator, Program
 from mest_fed.runtime.shapes import Shape
 
@@ -40,15 +42,21 @@ class _Gradient:
     alone: bool
 
 
-def with_loss(forward: Program, output: str) -> Program:
-    """Add the mean cross-entropy of an output against the input ``targets``.
+#: Losses of numbers for each example, whose targets are numbers too.
+OF_NUMBERS = ("squared_error", "absolute_error", "huber", "binary_cross_entropy")
+
+
+def with_loss(forward: Program, output: str, loss: str = "cross_entropy") -> Program:
+    """Add the mean loss of an output against the input ``targets``.
 
     Parameters
     ----------
     forward : Program
         Without a loss.
     output : str
-        Name of the logits, (..., classes).
+        Name of the logits, (..., classes); or of numbers, (n, ...), whose targets are (n, numbers).
+    loss : str
+        ``cross_entropy``, or one of :data:`OF_NUMBERS`.
 
     Raises
     ------
@@ -59,10 +67,21 @@ def with_loss(forward: Program, output: str) -> Program:
         raise not_allowed("output", output, "the name of a buffer")
     builder = Builder(forward)
     logits = forward.numbers[output]
-    targets = builder.buffer("targets", forward.buffers[logits].shape[:-1], "int64", "input")
-    given = {"logits": logits, "targets": targets}
-    loss, _ = builder.operator("cross_entropy", given, {}, "loss")
-    builder.role(loss, "output")
+    shape = forward.buffers[logits].shape
+    if loss == "cross_entropy":
+        targets = builder.buffer("targets", shape[:-1], "int64", "input")
+        given = {"logits": logits, "targets": targets}
+        made, _ = builder.operator(loss, given, {}, "loss")
+    else:
+        rows = shape[0], math.prod(shape[1:])
+        if shape != rows:
+            (logits,) = builder.operator("reshape", {"x": logits}, {"y": rows}, "numbers")
+        targets = builder.buffer("targets", rows, "float32", "input")
+        share = builder.buffer("share", (1,), "float32", "input")
+        outputs = OPERATORS[loss].inputs[0]
+        given = {outputs: logits, "targets": targets, "share": share}
+        (made,) = builder.operator(loss, given, {}, "loss")
+    builder.role(made, "output")
     return builder.end_phase(0).program()
 
 
@@ -85,7 +104,7 @@ def with_gradients(forward: Program, trained: Collection[str] | None = None) -> 
     unknown = [] if trained is None else [it for it in trained if it not in parameters.values()]
     if unknown:
         raise not_allowed("trained", unknown[0], "names of parameters")
-    if not any(it.name == "cross_entropy" for it in forward.operators):
+    if not any("loss" in it.arguments for it in forward.operators):
         raise InputError("a program without a loss has no gradients; allowed: with_loss(program)")
     wanted = {it for it, name in parameters.items() if trained is None or name in trained}
     backward = _Backward(forward, set(wanted))
@@ -118,8 +137,9 @@ class _Backward:
 
     def through(self, operator: Operator) -> None:
         """Add what takes the gradients of an operator's outputs to its inputs."""
-        loss = operator.name == "cross_entropy"
-        if not loss and not any(it in self.gradients for it in operator.outputs):
+        if "loss" not in operator.arguments and not any(
+            it in self.gradients for it in operator.outputs
+        ):
             return
         if not self.wanted.intersection(operator.inputs):
             return
