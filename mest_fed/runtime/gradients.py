@@ -1,5 +1,8 @@
 """The backward pass: operators that compute the gradients of a forward program's parameters.
 
+The loss and these gradients are sums, as the operators write them: of a batch of one group.
+``passes/groups.py`` has them added up over several.
+
 Reverse-mode differentiation over the list of operators (Griewank and Walther 2008, chapter 3): one
 rule an operator (``gradient_rules.py``) says which operators make the gradients of its inputs from
 those of its outputs.
@@ -16,6 +19,9 @@ from mest_fed.runtime.gradient_rules import RULES
 from mest_fed.runtime.operators import OPERATORS
 from mest_fed.runtime.program import Operator, Program
 from mest_fed.runtime.shapes import Shape
+
+#: The setting that holds what a row counts in the loss: 1 / rows that count.
+SHARE = "share"
 
 
 @dataclass(frozen=True)
@@ -42,12 +48,10 @@ class _Gradient:
     alone: bool
 
 
-#: Losses of numbers for each example, whose targets are numbers too.
-OF_NUMBERS = ("squared_error", "absolute_error", "huber", "binary_cross_entropy")
-
-
 def with_loss(forward: Program, output: str, loss: str = "cross_entropy") -> Program:
-    """Add the mean loss of an output against the input ``targets``.
+    """Add the loss of an output against the input ``targets``: the sum ``loss``.
+
+    Each row counts by the setting ``share``; in a cross-entropy not those whose target is negative.
 
     Parameters
     ----------
@@ -56,7 +60,7 @@ def with_loss(forward: Program, output: str, loss: str = "cross_entropy") -> Pro
     output : str
         Name of the logits, (..., classes); or of numbers, (n, ...), whose targets are (n, numbers).
     loss : str
-        ``cross_entropy``, or one of :data:`OF_NUMBERS`.
+        An operator: ``cross_entropy``, or a loss of numbers.
 
     Raises
     ------
@@ -67,21 +71,19 @@ def with_loss(forward: Program, output: str, loss: str = "cross_entropy") -> Pro
         raise not_allowed("output", output, "the name of a buffer")
     builder = Builder(forward)
     logits = forward.numbers[output]
-    shape = forward.buffers[logits].shape
-    if loss == "cross_entropy":
-        targets = builder.buffer("targets", shape[:-1], "int64", "input")
-        given = {"logits": logits, "targets": targets}
-        made, _ = builder.operator(loss, given, {}, "loss")
-    else:
-        rows = shape[0], math.prod(shape[1:])
-        if shape != rows:
-            (logits,) = builder.operator("reshape", {"x": logits}, {"y": rows}, "numbers")
-        targets = builder.buffer("targets", rows, "float32", "input")
-        share = builder.buffer("share", (1,), "float32", "input")
-        outputs = OPERATORS[loss].inputs[0]
-        given = {outputs: logits, "targets": targets, "share": share}
-        (made,) = builder.operator(loss, given, {}, "loss")
-    builder.role(made, "output")
+    targets, dtype = forward.buffers[logits].shape[:-1], "int64"
+    if OPERATORS[loss].dtype("targets") == "float32":
+        shape, dtype = forward.buffers[logits].shape, "float32"
+        targets = shape[0], math.prod(shape[1:])
+        if shape != targets:
+            (logits,) = builder.operator("reshape", {"x": logits}, {"y": targets}, "numbers")
+    given = {
+        OPERATORS[loss].inputs[0]: logits,
+        "targets": builder.buffer("targets", targets, dtype, "input"),
+        "share": builder.buffer(SHARE, (1,), role="setting"),
+    }
+    made = builder.operator(loss, given, {}, "loss")[0]
+    builder.role(made, "sum")
     return builder.end_phase(0).program()
 
 
@@ -110,8 +112,10 @@ def with_gradients(forward: Program, trained: Collection[str] | None = None) -> 
     backward = _Backward(forward, set(wanted))
     for operator in reversed(forward.operators):
         backward.through(operator)
-    program = backward.builder.end_phase(1).program()
     found = {it: made.buffer for it, made in backward.gradients.items() if it in parameters}
+    for gradient in found.values():
+        backward.builder.role(gradient, "sum")
+    program = backward.builder.end_phase(1).program()
     return Gradients(program, dict(sorted(found.items())))
 
 

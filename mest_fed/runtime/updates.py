@@ -7,7 +7,7 @@ from mest_fed.runtime.build import Builder
 from mest_fed.runtime.gradients import Gradients
 from mest_fed.runtime.program import Program
 
-#: The input that holds the learning rate of the step.
+#: The setting that holds the learning rate of the step.
 RATES = "rates"
 
 
@@ -84,10 +84,10 @@ def with_updates(
     """Add an update of each parameter that has a gradient.
 
     States start at zero; their buffers are named ``PARAMETER:STATE``. References must be given. The
-    step's learning rate is the input ``rates``.
+    step's learning rate is the setting ``rates``.
     """
     builder = Builder(gradients.program)
-    rates = builder.buffer(RATES, (1,), role="input")
+    rates = builder.buffer(RATES, (1,), role="setting")
     limits = limits or Limits()
     found = dict(gradients.of)
     if limits.proximal:
