@@ -163,7 +163,7 @@ def _loss(name: str, outputs: str) -> Rule:
 
 
 def _cross_entropy(step: "Step") -> None:
-    given = {it: step.buffers[it] for it in ("probabilities", "targets")}
+    given = {it: step.buffers[it] for it in ("probabilities", "targets", "share")}
     step.emit("cross_entropy_gradient", given, {"dlogits": "logits"})
 
 

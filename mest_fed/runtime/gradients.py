@@ -1,10 +1,14 @@
 """The backward pass: operators that compute the gradients of a forward program's parameters.
 
+The loss and these gradients are sums, as the operators write them: of a batch of one group.
+``passes/groups.py`` has them added up over several.
+
 Reverse-mode differentiation over the list of operators (Griewank and Walther 2008, chapter 3): one
 rule an operator (``gradient_rules.py``) says which operators make the gradients of its inputs from
 those of its outputs.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +16,12 @@ from typing import Any
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.runtime.build import Builder
 from mest_fed.runtime.gradient_rules import RULES
+from mest_fed.runtime.operators import OPERATORS
 from mest_fed.runtime.program import Operator, Program
 from mest_fed.runtime.shapes import Shape
+
+#: The setting that holds what a row counts in the loss: 1 / rows that count.
+SHARE = "share"
 
 
 @dataclass(frozen=True)
@@ -40,15 +48,19 @@ class _Gradient:
     alone: bool
 
 
-def with_loss(forward: Program, output: str) -> Program:
-    """Add the mean cross-entropy of an output against the input ``targets``.
+def with_loss(forward: Program, output: str, loss: str = "cross_entropy") -> Program:
+    """Add the loss of an output against the input ``targets``: the sum ``loss``.
+
+    Each row counts by the setting ``share``; in a cross-entropy not those whose target is negative.
 
     Parameters
     ----------
     forward : Program
         Without a loss.
     output : str
-        Name of the logits, (..., classes).
+        Name of the logits, (..., classes); or of numbers, (n, ...), whose targets are (n, numbers).
+    loss : str
+        An operator: ``cross_entropy``, or a loss of numbers.
 
     Raises
     ------
@@ -59,10 +71,19 @@ def with_loss(forward: Program, output: str) -> Program:
         raise not_allowed("output", output, "the name of a buffer")
     builder = Builder(forward)
     logits = forward.numbers[output]
-    targets = builder.buffer("targets", forward.buffers[logits].shape[:-1], "int64", "input")
-    given = {"logits": logits, "targets": targets}
-    loss, _ = builder.operator("cross_entropy", given, {}, "loss")
-    builder.role(loss, "output")
+    targets, dtype = forward.buffers[logits].shape[:-1], "int64"
+    if OPERATORS[loss].dtype("targets") == "float32":
+        shape, dtype = forward.buffers[logits].shape, "float32"
+        targets = shape[0], math.prod(shape[1:])
+        if shape != targets:
+            (logits,) = builder.operator("reshape", {"x": logits}, {"y": targets}, "numbers")
+    given = {
+        OPERATORS[loss].inputs[0]: logits,
+        "targets": builder.buffer("targets", targets, dtype, "input"),
+        "share": builder.buffer(SHARE, (1,), role="setting"),
+    }
+    made = builder.operator(loss, given, {}, "loss")[0]
+    builder.role(made, "sum")
     return builder.end_phase(0).program()
 
 
@@ -85,14 +106,16 @@ def with_gradients(forward: Program, trained: Collection[str] | None = None) -> 
     unknown = [] if trained is None else [it for it in trained if it not in parameters.values()]
     if unknown:
         raise not_allowed("trained", unknown[0], "names of parameters")
-    if not any(it.name == "cross_entropy" for it in forward.operators):
+    if not any("loss" in it.arguments for it in forward.operators):
         raise InputError("a program without a loss has no gradients; allowed: with_loss(program)")
     wanted = {it for it, name in parameters.items() if trained is None or name in trained}
     backward = _Backward(forward, set(wanted))
     for operator in reversed(forward.operators):
         backward.through(operator)
-    program = backward.builder.end_phase(1).program()
     found = {it: made.buffer for it, made in backward.gradients.items() if it in parameters}
+    for gradient in found.values():
+        backward.builder.role(gradient, "sum")
+    program = backward.builder.end_phase(1).program()
     return Gradients(program, dict(sorted(found.items())))
 
 
@@ -118,8 +141,9 @@ class _Backward:
 
     def through(self, operator: Operator) -> None:
         """Add what takes the gradients of an operator's outputs to its inputs."""
-        loss = operator.name == "cross_entropy"
-        if not loss and not any(it in self.gradients for it in operator.outputs):
+        if "loss" not in operator.arguments and not any(
+            it in self.gradients for it in operator.outputs
+        ):
             return
         if not self.wanted.intersection(operator.inputs):
             return

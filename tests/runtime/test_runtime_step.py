@@ -22,12 +22,19 @@ from torch.nn.functional import cross_entropy
 from mest_fed.catalogue import MODELS
 from mest_fed.errors import InputError
 from mest_fed.nn.optimizer_settings import OptimizerSettings
+from mest_fed.nn.optimizers import SGD
 from mest_fed.runtime.arena import plan_arena
 from mest_fed.runtime.gradients import with_gradients, with_loss
 from mest_fed.runtime.reading import parse_program
 from mest_fed.runtime.reference import Reference
 from mest_fed.training.step_program import step_program
-from mest_fed.training.tasks import Classification, MultiLabel, NextToken
+from mest_fed.training.tasks import (
+    REGRESSION_LOSSES,
+    Classification,
+    MultiLabel,
+    NextToken,
+    Regression,
+)
 
 #: Of the largest weight or gradient: rounding of float64 through tens of layers, and of float32.
 EXACT, SINGLE = 1e-10, 1e-3
@@ -179,9 +186,9 @@ def test_dropout_draws_from_its_seed_alone():
     settings = OptimizerSettings()
     inputs = (2, 40), torch.float32
     program, captured = step_program(model, inputs, Classification(), settings)
-    seeds = [program.buffers[it].name for it in program.of_role("input") if it]
+    seeds = [program.buffers[it].name for it in program.of_role("setting")]
     assert seeds[:2] == ["0:seed", "2:seed"]
-    given = {"input": np.ones((2, 40)), "targets": [0, 1], "rates": [0.1]}
+    given = {"input": np.ones((2, 40)), "targets": [0, 1], "rates": [0.1], "share": [0.5]}
     losses = []
     for seed in (1, 1, 2):
         run = Reference(program, captured.arrays())
@@ -190,14 +197,55 @@ def test_dropout_draws_from_its_seed_alone():
     assert losses[0] == losses[1] != losses[2]
 
 
+@pytest.mark.parametrize("task", [*map(Regression, REGRESSION_LOSSES), MultiLabel()])
+def test_the_loss_of_numbers(task):
+    torch.manual_seed(0)
+    model, settings = nn.Sequential(nn.Conv2d(2, 3, 2), nn.Tanh()), OptimizerSettings(momentum=0.0)
+    program, captured = step_program(model, ((BATCH, 2, 3, 3), torch.float32), task, settings)
+    rng = np.random.default_rng(0)
+    x, targets = rng.normal(size=(BATCH, 2, 3, 3)), rng.random((BATCH, 12))
+    exact, twin = Reference(program, captured.arrays(), "float64"), copy.deepcopy(model).double()
+    loss = task.losses(twin(torch.as_tensor(x)), torch.as_tensor(targets)).mean()
+    found = torch.autograd.grad(loss, list(twin.parameters()))
+    exact.step({"input": x, "targets": targets, "share": [1 / BATCH], "rates": [RATE]})
+    assert exact.read("loss") == pytest.approx(loss.item(), rel=EXACT)
+    theirs = {
+        name: (it - RATE * (1e-4 * it + grad)).detach().numpy()
+        for (name, it), grad in zip(twin.named_parameters(), found, strict=True)
+    }
+    assert distance(like(exact, theirs), theirs) < EXACT
+
+
+@pytest.mark.parametrize(("clip_norm", "proximal"), [(0.1, 0.0), (0.0, 0.5), (0.1, 0.5), (9.0, 0)])
+def test_gradients_are_clipped_and_drawn_as_by_the_client(clip_norm, proximal):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    settings = OptimizerSettings(clip_norm=clip_norm, proximal=proximal, momentum=0.9)
+    inputs = (BATCH, 4), torch.float32
+    program, captured = step_program(model, inputs, Classification(), settings)
+    twin = copy.deepcopy(model).double()
+    references = {f"{name}:reference": it for name, it in captured.arrays().items() if proximal}
+    exact = Reference(program, {**captured.arrays(), **references}, "float64")
+    keys = {"momentum": 0.9, "weight_decay": settings.weight_decay}
+    optimizer = SGD(twin.parameters(), RATE, clip_norm=clip_norm, proximal=proximal, **keys)
+    for step in range(3):
+        given = inputs_of((4,), seed=step)
+        given["targets"] = given["targets"] % 3
+        torch_step(twin, optimizer, given)
+        exact.step(given)
+        assert distance(like(exact, held(twin)), held(twin)) < EXACT
+
+
+class OwnTask(Classification):
+    pass
+
+
 def test_what_a_program_has_not_is_one_line():
     model, inputs = nn.Linear(3, 2), ((2, 3), torch.float32)
-    with pytest.raises(InputError, match=r"task.name = 'MultiLabel' is not allowed"):
-        step_program(model, inputs, MultiLabel(), OptimizerSettings())
-    with pytest.raises(InputError, match=r"training.clip_norm = 1.0 is not allowed"):
-        step_program(model, inputs, Classification(), OptimizerSettings(clip_norm=1.0))
-    with pytest.raises(InputError, match=r"training.proximal = 0.1 is not allowed"):
-        step_program(model, inputs, Classification(), OptimizerSettings(proximal=0.1))
+    with pytest.raises(InputError, match=r"task.name = 'OwnTask' is not allowed"):
+        step_program(model, inputs, OwnTask(), OptimizerSettings())
+    with pytest.raises(InputError, match=r"task.options.ignore = 0 is not allowed"):
+        step_program(model, inputs, NextToken(ignore=0), OptimizerSettings())
     with pytest.raises(InputError, match=r"training.optimizer = 'torch.optim:SGD' is not allowed"):
         step_program(model, inputs, Classification(), OptimizerSettings(name="torch.optim:SGD"))
 

@@ -1,6 +1,6 @@
 // Further functions of single elements, and the softmax over the last axis.
 #include "builder.h"
-#include "functions.h"
+#include "exponentials.h"
 #include "loops.h"
 
 namespace mest::runtime::MEST_VARIANT {

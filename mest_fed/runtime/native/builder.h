@@ -17,8 +17,12 @@ int64_t product_of(const Shape& shape, size_t from = 0, size_t until = SIZE_MAX)
 std::string text_of(const Shape& shape);
 Planes planes_of(const Shape& shape, int margin);
 
+// How a buffer is to the groups of a batch: alike to all, one group of a larger array, or added up.
+enum Role : int { alike, rows, sum, roles };
+
 struct Buffer {
     Type type;
+    Role role;
     int64_t offset;  // in the arena; -1: bound
     Shape shape;
     int margin = 0;  // rows of zeros between channels; 0: C order
@@ -51,6 +55,10 @@ struct Run {
     void* const* addresses;
     Shared& shared;
     int threads;
+    int64_t examples = 1, before = 0;  // of a group, and of the groups before this one
+
+    // How many of a group's `count` numbers the groups before this one had.
+    int64_t earlier(int64_t count) const { return count / examples * before; }
 
     // Null for an absent argument.
     template <class T = float>

@@ -149,11 +149,12 @@ Step dropout(Builder& b) {
     const Elements<3> elements({kept, x, y});
     return [=](const Run& run) {
         const auto first = static_cast<uint64_t>(*run.at<int64_t>(seed));
+        const auto before = static_cast<uint64_t>(run.earlier(x.count()));
         elements.walk(run, [&](const auto& at, int64_t count) {
             const float* from = run.at(x) + at[1];
             float* to = run.at(y) + at[2];
             uint8_t* keeps = run.at<uint8_t>(kept) + at[0];
-            const auto begin = static_cast<uint64_t>(at[0]);  // kept is in C order
+            const auto begin = before + static_cast<uint64_t>(at[0]);  // kept is in C order
             for_each_of(count, [=](int64_t i) {
                 keeps[i] = word(first, begin + static_cast<uint64_t>(i)) >> 40 >= least;
                 to[i] = keeps[i] ? from[i] * factor : 0;

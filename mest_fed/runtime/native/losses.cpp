@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "builder.h"
-#include "functions.h"
+#include "exponentials.h"
 #include "loops.h"
 
 namespace mest::runtime::MEST_VARIANT {

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "dense.h"
-#include "functions.h"
+#include "exponentials.h"
 
 namespace mest::runtime::MEST_VARIANT {
 namespace {
