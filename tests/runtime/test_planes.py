@@ -84,9 +84,9 @@ def test_a_buffer_is_written_with_its_margins():
         [Operator("copy", (0,), (1,))],
     )
     runtime = Runtime(program, {0: 0}, 4 * size_of((1, 2, 3, 3), 1))
-    runtime._arena[...] = 255
+    runtime.arena[...] = 255
     runtime.write("x", np.ones((1, 2, 3, 3)))
-    assert np.count_nonzero(runtime._arena.view(np.float32)) == 18
+    assert np.count_nonzero(runtime.arena.view(np.float32)) == 18
     assert runtime.memory("x").shape == (1, 2, 3, 3)
     runtime.run()
     np.testing.assert_array_equal(runtime.read("y"), 1)
