@@ -4,7 +4,6 @@ A program that exists is valid: the constructor of :class:`Program` refuses any 
 only described; nothing of their size is allocated here.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -192,6 +191,8 @@ class Program:
     @cached_property
     def sha256(self) -> str:
         """Digest of :meth:`to_json`, hexadecimal."""
+        import hashlib  # takes megabytes (OpenSSL) that training does without
+
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 

@@ -48,8 +48,8 @@ class CompiledStep:
     """
 
     def __init__(
-        self, program: Program, threads: int = 1, rng: np.random.Generator | None = None
-    ) -> None:
+        self, program: Program, threads: int = 1, rng: "np.random.Generator | None" = None
+    ) -> None:  # in quotes, since NumPy loads its generators where they are first named
         self.program = program
         targets, rates = _one(program, "targets"), _one(program, "rates")
         loss, self._seeds = _one(program, "loss"), sorted(set(_arguments(program, "seed")))

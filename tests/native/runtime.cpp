@@ -1,6 +1,7 @@
 // The native runtime without Python: a step of a small network through the C interface, which must
 // learn, give the same bits for any number of threads, and allocate nothing; and descriptions that
 // were spoilt, which must be refused or run without a fault.
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
@@ -13,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "functions.h"
 #include "mest_runtime.h"
 #include "threads.h"
 #include "variant.h"
@@ -305,6 +307,32 @@ void test_numbers_that_are_missing() {
     check(std::strlen(error) == 4, "an error keeps to its length");
 }
 
+// Relative errors against double, as functions.h states them.
+void test_functions() {
+    using mest::runtime::exp_of;
+    using mest::runtime::normal_of;
+    double error = 0, below = 0, tail = 0;
+    for (int i = -870000; i <= 887000; ++i) {
+        const float x = static_cast<float>(i) * 1e-4f;
+        const double exact = std::exp(double{x});
+        error = std::max(error, std::abs(exp_of(x) / exact - 1));
+    }
+    check(error < 1e-7, "exp_of, by " + std::to_string(error * 1e7) + "e-7");
+    for (int i = -120000; i <= 120000; ++i) {
+        const float x = static_cast<float>(i) * 1e-4f;
+        const double exact = 0.5 * std::erfc(-x / std::sqrt(2.0)), found = normal_of(x).below;
+        below = std::max(below, std::abs(found - exact));
+        if (x > -5) tail = std::max(tail, std::abs(found / exact - 1));
+    }
+    check(below < 2.5e-7, "normal_of, by " + std::to_string(below * 1e7) + "e-7");
+    check(tail < 1e-6, "normal_of's tail, by " + std::to_string(tail * 1e6) + "e-6");
+    const float infinity = INFINITY;
+    check(exp_of(0) == 1 && exp_of(infinity) == infinity && exp_of(89) == infinity, "exp upwards");
+    check(exp_of(-infinity) == 0 && exp_of(-105) == 0 && exp_of(-100) > 0, "exp downwards");
+    check(std::isnan(exp_of(NAN)) && std::isnan(normal_of(NAN).below), "NaNs stay");
+    check(normal_of(infinity).below == 1 && normal_of(-infinity).below == 0, "all and none of it");
+}
+
 }  // namespace
 
 int main() {
@@ -315,6 +343,7 @@ int main() {
         return 77;
     }
     test_that_allocations_are_counted();
+    test_functions();
     test_steps();
     test_numbers_that_are_missing();
     test_spoilt_descriptions();
