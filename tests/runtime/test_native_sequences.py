@@ -68,3 +68,10 @@ def test_layer_norm_of_many_rows(rows, size):
     made = compute("layer_norm_gradient", back, wanted, axes=1)
     for name, it in zip(wanted, gradients(exact, dy, *leaves), strict=True):
         near(made[name], it)
+
+
+@pytest.mark.parametrize(("rows", "size"), [(200, 70), (64, 32), (1, 33)])
+def test_bias_gradient_of_many_rows(rows, size):
+    dy = 3 + randn(rows, size)
+    got = compute("bias_gradient", {"dy": dy}, {"db": (size,)})["db"]
+    near(got, dy.double().sum(0), 1e-6)
