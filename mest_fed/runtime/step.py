@@ -99,7 +99,7 @@ class CompiledStep(_Compiled):
         self,
         program: Program,
         threads: int = 1,
-        rng: np.random.Generator | None = None,
+        rng: "np.random.Generator | None" = None,  # NumPy loads its generators where named
         resize: Resize | None = None,
     ) -> None:
         self._targets, self._rates, self._share, loss = (

@@ -254,6 +254,9 @@ int run_all() {
     }
     const char* asked = std::getenv("MEST_FED_KERNELS");
     check(asked == nullptr || std::string(asked) == mest::variant().name, "the variant asked for");
+    const std::string name = mest::variant().name;
+    const bool has_bf16 = name.size() > 4 && name.compare(name.size() - 4, 4, "bf16") == 0;
+    check(mest::variant().bf16_products == has_bf16, "products of bfloat16 where the name says so");
     test_threads();
     test_scratch();
     test_refusals();

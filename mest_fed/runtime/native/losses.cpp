@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "builder.h"
-#include "exponentials.h"
+#include "functions.h"
 #include "loops.h"
 
 namespace mest::runtime::MEST_VARIANT {
@@ -32,7 +32,7 @@ struct Binary {
     static float of(float x, float t) {
         return (x > 0 ? x : 0) - x * t + std::log1p(std::exp(-std::fabs(x)));
     }
-    static float slope(float x, float t) { return logistic(x) - t; }
+    static float slope(float x, float t) { return sigmoid_of(x) - t; }
 };
 
 struct Rows {

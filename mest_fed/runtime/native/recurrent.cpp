@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "dense.h"
-#include "exponentials.h"
+#include "functions.h"
 
 namespace mest::runtime::MEST_VARIANT {
 namespace {
@@ -38,11 +38,11 @@ struct Lstm {
         const int64_t h = r.hidden;
         MEST_EACH_ALONE
         for (int64_t j = 0; j < h; ++j) {
-            const float i = logistic(r.x[j] + r.share[j]);
-            const float f = logistic(r.x[h + j] + r.share[h + j]);
-            const float g = hyperbolic_tangent(r.x[2 * h + j] + r.share[2 * h + j]);
-            const float o = logistic(r.x[3 * h + j] + r.share[3 * h + j]);
-            const float c = f * r.before[j] + i * g, y = o * hyperbolic_tangent(c);
+            const float i = sigmoid_of(r.x[j] + r.share[j]);
+            const float f = sigmoid_of(r.x[h + j] + r.share[h + j]);
+            const float g = tanh_of(r.x[2 * h + j] + r.share[2 * h + j]);
+            const float o = sigmoid_of(r.x[3 * h + j] + r.share[3 * h + j]);
+            const float c = f * r.before[j] + i * g, y = o * tanh_of(c);
             r.gates[j] = i;
             r.gates[h + j] = f;
             r.gates[2 * h + j] = g;
@@ -59,7 +59,7 @@ struct Lstm {
         for (int64_t j = 0; j < h; ++j) {
             const float i = r.gates[j], f = r.gates[h + j];
             const float g = r.gates[2 * h + j], o = r.gates[3 * h + j];
-            const float dy = r.dy[j] + r.dstate[j], bounded = hyperbolic_tangent(r.kept[j]);
+            const float dy = r.dy[j] + r.dstate[j], bounded = tanh_of(r.kept[j]);
             const float dc = r.carried[j] + dy * o * (1 - bounded * bounded);
             const float di = dc * g * i * (1 - i), df = dc * r.before[j] * f * (1 - f);
             const float dg = dc * i * (1 - g * g), d_o = dy * bounded * o * (1 - o);
@@ -84,10 +84,10 @@ struct Gru {
         const int64_t h = r.hidden;
         MEST_EACH_ALONE
         for (int64_t j = 0; j < h; ++j) {
-            const float reset = logistic(r.x[j] + r.share[j]);
-            const float update = logistic(r.x[h + j] + r.share[h + j]);
+            const float reset = sigmoid_of(r.x[j] + r.share[j]);
+            const float update = sigmoid_of(r.x[h + j] + r.share[h + j]);
             const float candidate = r.share[2 * h + j];
-            const float fresh = hyperbolic_tangent(r.x[2 * h + j] + reset * candidate);
+            const float fresh = tanh_of(r.x[2 * h + j] + reset * candidate);
             const float y = (1 - update) * fresh + update * r.state[j];
             r.gates[j] = reset;
             r.gates[h + j] = update;
