@@ -3,8 +3,7 @@
 // which costs little beside the product.
 #include <limits>
 
-#include "builder.h"
-#include "loops.h"
+#include "channels.h"
 
 namespace mest::runtime::MEST_VARIANT {
 namespace {
@@ -264,18 +263,17 @@ Step sparse_values_gradient(Builder& b) {
 
 Step bias_gradient(Builder& b) {
     const Tensor dy = b.dims("dy", -2), db = b["db"];
-    const int64_t images = dy.shape[0], channels = dy.shape[1];
-    const int64_t plane = product_of(dy.shape, 2);
-    b.expect("db", {channels});
+    const Channels on = channels_of(dy);
+    b.expect("db", {on.channels});
     return [=](const Run& run) {
         const float* from = run.at(dy);
         float* to = run.at(db);
-        for_runs(channels, images * plane, run.threads, [&](int64_t begin, int64_t end) {
+        for_runs(on.channels, on.images * on.plane, run.threads, [&](int64_t begin, int64_t end) {
             for (int64_t c = begin; c < end; ++c) {
                 double total = 0;
-                for (int64_t image = 0; image < images; ++image) {
-                    const float* at = from + (image * channels + c) * plane;
-                    total += sum_of(plane, [&](int64_t i) { return at[i]; });
+                for (int64_t image = 0; image < on.images; ++image) {
+                    const float* at = from + on.at(image, c);
+                    total += sum_of(on.plane, [&](int64_t i) { return at[i]; });
                 }
                 to[c] = static_cast<float>(total);
             }
@@ -296,7 +294,7 @@ std::vector<Operator> products() {
         {"conv2d", {{"x"}, {"w"}, b}, {{"y"}}, conv, {}, forward<false>},
         {"conv2d_input_gradient", {{"w"}, {"dy"}}, {{"dx"}}, conv, {}, input_gradient<false>},
         {"conv2d_weight_gradient", {{"x"}, {"dy"}}, {{"dw"}}, conv, {}, weight_gradient<false>},
-        {"bias_gradient", {{"dy"}}, {{"db"}}, {}, {}, bias_gradient},
+        {"bias_gradient", {on_planes("dy")}, {{"db"}}, {}, {}, bias_gradient},
         {"sparse_conv2d", {{"x"}, {"values"}, slots, b}, {{"y"}}, sparse4, {},
          sparse_forward<false>},
         {"sparse_conv2d_input_gradient", {{"values"}, slots, {"dy"}}, {{"dx"}}, sparse4, {},
