@@ -202,7 +202,7 @@ std::vector<Operator> norms() {
          {x, {"gamma"}, {"beta"}, residual, {"running_mean"}, {"running_variance"}},
          made, {relu}, {epsilon, momentum}, forward<true>},
         {"batch_norm_gradient", given, back, {relu}, {}, gradient<true>},
-        {"layer_norm", {{"x"}, {"gamma"}, {"beta"}}, made, {axes}, {epsilon}, layer_norm},
+        {"layer_norm", {{"x"}, {"gamma"}, {"beta"}}, {{"y"}, {"mean"}, {"scale"}}, {axes}, {epsilon}, layer_norm},
         {"layer_norm_gradient", {{"x"}, {"mean"}, {"scale"}, {"gamma"}, {"dy"}},
          {{"dx"}, {"dgamma"}, {"dbeta"}}, {axes}, {}, layer_norm_gradient},
     };
