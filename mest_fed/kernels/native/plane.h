@@ -8,9 +8,15 @@
 
 namespace mest {
 
-// An entry of a strip: where its tap stands in the other planes, and where its values are; in floats.
+// Positions of a line of 16 under one shift: bit l is that of lane l. Lanes past the plane's end have
+// no bit.
+using LineMask = uint16_t;
+
+// An entry of a strip: where its tap stands in the other planes, and where its values are, in floats;
+// and the masks of even and odd lines, if masks alternate.
 struct PlaneEntry {
     int32_t offset, value;
+    LineMask even, odd;
 };
 
 // Planes without what lies before the first of an image.
@@ -20,10 +26,6 @@ struct PlaneView {
 };
 
 constexpr int most_shifts = 7;  // of a kernel's columns
-
-// Positions of a line of 16 under one shift: bit l is that of lane l. Lanes past the plane's end have
-// no bit.
-using LineMask = uint16_t;
 
 // A product's lists. `own` are the planes of strips' rows, `other` those where entries stand.
 struct PlaneTask {
@@ -40,7 +42,7 @@ struct PlaneTask {
     const int32_t* moved;   // of each group, spreading: where its gradients are read, in floats
     const LineMask* masks;  // (masks, lines)
     const LineMask* inside; // (lines): all lanes of the plane
-    bool alternate;         // masks of lines repeat after two
+    bool alternate;         // masks of lines repeat after two, and a vector is a line
     int ahead;              // floats past a position to which spreading writes
 };
 

@@ -14,17 +14,21 @@ struct PlaneDots {
     int64_t images;
 };
 
-// What the sums of C entries by R rows add to their places.
+// Adds four sums, from the first-th on, to the places of their values.
 template <int R, int C>
-inline void add_sums(const PlaneTask& task, const PlaneEntry* entries, vec (&sum)[C][R], float* to) {
-    constexpr int apart = R == 4 ? 1 : 4 / R;  // entries whose sums are taken at once
-    for (int c = 0; c < C; c += apart) {
-        vec some[4];
-        for (int i = 0; i < 4; ++i) some[i] = c + i / R < C ? sum[c + i / R][i % R] : vec{};
-        const Simd<4>::type total = four_sums(some[0], some[1], some[2], some[3]);
-        for (int i = 0; i < 4; ++i) {
-            if (c + i / R < C) to[entries[c + i / R].value + i % R * task.row_values] += total[i];
-        }
+inline void add_four(const PlaneTask& task, const PlaneEntry* entries, vec (&sum)[C][R], int first,
+                     float* to) {
+    vec some[4];
+    MEST_IN_REGISTERS
+    for (int i = 0; i < 4; ++i) some[i] = first + i < C * R ? sum[(first + i) / R][(first + i) % R] : vec{};
+    const Simd<4>::type total = four_sums(some[0], some[1], some[2], some[3]);
+    if (R == 4 && task.row_values == 1) {
+        float* at = to + entries[first / R].value;
+        return store<4>(at, load<4>(at) + total);
+    }
+    MEST_IN_REGISTERS
+    for (int i = 0; i < 4 && first + i < C * R; ++i) {
+        to[entries[(first + i) / R].value + (first + i) % R * task.row_values] += total[i];
     }
 }
 
@@ -32,8 +36,10 @@ template <int R, int C>
 void dot_planes(const PlaneTask& task, const PlaneDots& d, const PlaneEntry* entries) {
     vec sum[C][R];
     int64_t offset[C];
+    MEST_IN_REGISTERS
     for (int c = 0; c < C; ++c) {
         offset[c] = entries[c].offset;
+        MEST_IN_REGISTERS
         for (int r = 0; r < R; ++r) sum[c][r] = vec{};
     }
     const int vectors = vectors_of(task.plane);
@@ -42,16 +48,20 @@ void dot_planes(const PlaneTask& task, const PlaneDots& d, const PlaneEntry* ent
         for (int v = 0; v < vectors; ++v) {
             const Lanes lanes = lanes_at(d.masks, v);
             vec gradient[R];
+            MEST_IN_REGISTERS
             for (int r = 0; r < R; ++r) gradient[r] = load(own + r * task.own.pitch + v * V);
+            MEST_IN_REGISTERS
             for (int c = 0; c < C; ++c) {
                 const vec pixels = load(other + offset[c] + v * V, lanes);
+                MEST_IN_REGISTERS
                 for (int r = 0; r < R; ++r) sum[c][r] += pixels * gradient[r];
             }
         }
         own += task.own.image;
         other += task.other.image;
     }
-    add_sums<R, C>(task, entries, sum, d.gradient);
+    MEST_IN_REGISTERS
+    for (int i = 0; i < (C * R + 3) / 4; ++i) add_four<R, C>(task, entries, sum, 4 * i, d.gradient);
 }
 
 using PlaneDot = void (*)(const PlaneTask&, const PlaneDots&, const PlaneEntry*);

@@ -8,6 +8,13 @@
 #include <immintrin.h>
 #endif
 
+// Before a loop over vectors that are to stay in registers: arrays of them must not lie in memory.
+#ifdef __clang__
+#define MEST_IN_REGISTERS _Pragma("unroll")
+#else
+#define MEST_IN_REGISTERS _Pragma("GCC unroll 16")
+#endif
+
 namespace mest::MEST_VARIANT {
 namespace {
 

@@ -78,8 +78,10 @@ void PlaneLists::add_columns(const PlaneGeometry& g) {
             int64_t offset = taken * g.taken.pitch() + g.displacement(tap);
             if (way_ == PlaneWay::gather) offset = -g.displacement(tap);
             if (way_ == PlaneWay::spread) offset += moved_[group_of_tap_[t]];
-            columns_.push_back({static_cast<int32_t>(offset),
-                                static_cast<int16_t>(group_of_tap_[t]), taken});
+            const int group = group_of_tap_[t];
+            const LineMask* masks = masks_.data() + int64_t{mask_of_[group]} * task_.lines;
+            columns_.push_back({{static_cast<int32_t>(offset), 0, masks[0], masks[task_.lines > 1]},
+                                group, taken});
         }
     }
 }
@@ -109,7 +111,9 @@ void PlaneLists::place(const StripIndex& index) {
         // Where the next entry of a group goes; then where the next group begins.
         for (int32_t e = begin; e < end; ++e) {
             const Column& column = columns_[columns[e]];
-            entries_[first[column.group]++] = {column.offset, e * index.rows};
+            PlaneEntry& entry = entries_[first[column.group]++];
+            entry = column.entry;
+            entry.value = e * index.rows;
         }
         for (int g = groups - 1; g > 0; --g) first[g] = first[g - 1];
         first[0] = begin;
@@ -130,7 +134,10 @@ void PlaneLists::turn(const StripIndex& index) {
         const auto base = static_cast<int32_t>(strip * task_.other.pitch);
         for (int32_t e = index.first[strip]; e < index.first[strip + 1]; ++e) {
             const Column& c = columns_[index.columns[e]];
-            entries_[first_[int64_t{c.channel} * groups + c.group + 1]++] = {base + c.offset, e};
+            PlaneEntry& entry = entries_[first_[int64_t{c.channel} * groups + c.group + 1]++];
+            entry = c.entry;
+            entry.offset += base;
+            entry.value = e;
         }
     }
 }

@@ -27,9 +27,9 @@ public:
 
 private:
     struct Column {
-        int32_t offset;   // gathering: from the strip's own channel
-        int16_t group;
-        int32_t channel;  // gathering: in which the entry stands
+        PlaneEntry entry;  // gathering: its offset is from the strip's own channel
+        int32_t group;
+        int32_t channel;   // gathering: in which the entry stands
     };
 
     void add_groups(const PlaneGeometry& geometry, int width);
