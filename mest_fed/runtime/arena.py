@@ -188,10 +188,14 @@ class _Lives:
                 if name not in free and number in self._parent
             )
             begins = self._root(made) == made and self.first[made] == place
-            if begins and not elsewhere and self.span(given)[1] == place:
-                smaller = self.program.buffers[made].bytes <= self.program.buffers[given].bytes
-                if smaller:
-                    self._join(given, made)
+            ends = self.span(given)[1] == place
+            if begins and ends and not elsewhere and self._fits(made, given):
+                self._join(given, made)
+
+    def _fits(self, made: int, given: int) -> bool:
+        """Say whether elements lie at the same places of two buffers, the second large enough."""
+        output, source = self.program.buffers[made], self.program.buffers[given]
+        return output.margin == source.margin and output.bytes <= source.bytes
 
     def _root(self, number: int) -> int:
         while self._parent[number] != number:

@@ -1,6 +1,7 @@
 """The program in the making: capture, gradients and updates add their operators to it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 from mest_fed.errors import InputError
@@ -97,7 +98,11 @@ class Builder:
     def role(self, number: int, role: str) -> None:
         """Give a buffer another role."""
         buffer = self.buffers[number]
-        self.buffers[number] = Buffer(buffer.name, buffer.shape, buffer.dtype, role)
+        self.buffers[number] = replace(buffer, role=role)
+
+    def margin(self, number: int, margin: int) -> None:
+        """Let a buffer lie as planes with a margin."""
+        self.buffers[number] = replace(self.buffers[number], margin=margin)
 
     def end_phase(self, phase: int) -> Self:
         """Count all operators that no earlier phase has to a phase."""

@@ -267,6 +267,10 @@ def _reshape(step: _Step) -> None:
     step.emit("reshape", {"x": step.gradient("y")}, {"y": "x"})
 
 
+def _copy(step: _Step) -> None:
+    step.emit("copy", {"x": step.gradient("y")}, {"y": "x"})
+
+
 def _split(step: _Step) -> None:
     parts = {f"d{it}": step.gradient(it) for it in ("a", "b", "c")}
     step.emit("split_gradient", parts, {"dx": "x"})
@@ -317,6 +321,7 @@ _RULES: dict[str, Rule] = {
     "add": _add,
     "multiply": _multiply,
     "reshape": _reshape,
+    "copy": _copy,
     "split": _split,
     "embedding": _embedding,
     "add_positions": _positions,

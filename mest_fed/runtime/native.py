@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mest_fed.errors import InputError
 from mest_fed.runtime.operators import TAKEN
+from mest_fed.runtime.planes import elements, size_of
 from mest_fed.runtime.program import Buffer, Operator, Program
 
 try:
@@ -31,6 +32,7 @@ class Argument(NamedTuple):
     name: str
     dtype: str
     optional: bool
+    planes: bool
 
 
 class Attribute(NamedTuple):
@@ -79,15 +81,18 @@ def kinds() -> Mapping[str, Kind]:
     """Return the runtime's table of operators: name -> its line."""
     types = module().types()
 
-    def arguments(details: list[tuple[str, int, bool, int]]) -> tuple[Argument, ...]:
-        return tuple(Argument(name, types[kind], optional) for name, kind, optional, _ in details)
+    def arguments(details: list[tuple[str, int, bool, bool, int]]) -> tuple[Argument, ...]:
+        return tuple(
+            Argument(name, types[kind], optional, planes)
+            for name, kind, optional, planes, _ in details
+        )
 
     return {
         name: Kind(
             code,
             arguments(inputs),
             arguments(outputs),
-            tuple(Attribute(it, kind == _REAL, length) for it, kind, _, length in attributes),
+            tuple(Attribute(it, kind == _REAL, length) for it, kind, _, _, length in attributes),
         )
         for code, (name, inputs, outputs, attributes) in enumerate(module().operators())
     }
@@ -163,6 +168,8 @@ class Runtime:
     def memory(self, name: str) -> Array:
         """Return a buffer itself, no copy of it: in the arena it holds what was last written there.
 
+        Of planes it is a view of the elements alone; margins stay as they are.
+
         Raises
         ------
         InputError
@@ -173,9 +180,8 @@ class Runtime:
         number = self._numbers[name]
         if number not in self._offsets:
             return self._bound[number]
-        buffer, start = self._buffers[number], self._offsets[number]
-        size = int(np.prod(buffer.shape, dtype=np.int64)) * np.dtype(buffer.dtype).itemsize
-        return self._arena[start : start + size].view(buffer.dtype).reshape(buffer.shape)
+        buffer = self._buffers[number]
+        return elements(self._whole(number), buffer.shape, buffer.margin)
 
     def write(self, name: str, array: Any) -> None:
         """Copy an array into a buffer.
@@ -193,7 +199,16 @@ class Runtime:
             whole and np.any(array.astype(held.dtype) != array)
         ):
             raise InputError(f"{name!r} is given {array.dtype}; allowed: what {held.dtype} holds")
+        number = self._numbers[name]
+        if self._buffers[number].margin:
+            self._whole(number)[...] = 0
         held[...] = array
+
+    def _whole(self, number: int) -> Array:
+        """Return the values of a buffer in the arena, margins included."""
+        buffer, start = self._buffers[number], self._offsets[number]
+        size = size_of(buffer.shape, buffer.margin) * np.dtype(buffer.dtype).itemsize
+        return self._arena[start : start + size].view(buffer.dtype)
 
     def read(self, name: str) -> Array:
         """Return a copy of a buffer."""
@@ -237,7 +252,8 @@ def _flat_buffers(buffers: Sequence[Buffer], offsets: Mapping[int, int]) -> list
         if buffer.dtype not in types:
             what = f"{buffer.name!r}: no operator takes {buffer.dtype}"
             raise InputError(f"{what}; allowed: {', '.join(types)}")
-        numbers += [types[buffer.dtype], offsets.get(number, -1), len(buffer.shape), *buffer.shape]
+        place = offsets.get(number, -1)
+        numbers += [types[buffer.dtype], place, buffer.margin, len(buffer.shape), *buffer.shape]
     return numbers
 
 

@@ -100,6 +100,11 @@ class Kind:
         is changed.
     work : callable
         Multiply-adds of a product, from its shapes; 0 for what is bound by its bytes.
+    planes : tuple of str
+        Arguments that may have margins (``planes.py``), each with its own. The others are in C
+        order.
+    on_planes : callable
+        Whether that holds for these shapes and attributes.
     """
 
     signature: str
@@ -109,6 +114,8 @@ class Kind:
     changes: tuple[str, ...] = ()
     is_view: bool = False
     work: Callable[[Shapes], int] = field(default=lambda _: 0)
+    planes: tuple[str, ...] = ()
+    on_planes: Callable[[Shapes], bool] = field(default=lambda _: True)
 
     @cached_property
     def name(self) -> str:
@@ -159,12 +166,13 @@ _ATTENTION = {"heads": _COUNT, "causal": _FLAG}
 def _activation(name: str, kept: str) -> tuple[Kind, Kind]:
     """Return an elementwise function and its gradient, which needs the input or the output."""
     return (
-        Kind(f"{name}(x) -> y", {}, rules.alike("x", "y"), (("y", "x"),)),
+        Kind(f"{name}(x) -> y", {}, rules.alike("x", "y"), (("y", "x"),), planes=("x", "y")),
         Kind(
             f"{name}_gradient({kept}, dy) -> dx",
             {},
             rules.alike("dy", kept, "dx"),
             (("dx", "dy"), ("dx", kept)),
+            planes=(kept, "dy", "dx"),
         ),
     )
 
@@ -175,6 +183,8 @@ _LAYER = {"axes": _COUNT, "epsilon": _SMALL}
 _IN_PLACE = (("y", "x"), ("y", "residual"))
 _GRADIENT_IN_PLACE = (("dresidual", "dy"), ("dx", "dy"))
 _NORM_GRADIENT = "x, y?, mean, scale, gamma, dy) -> dx, dgamma, dbeta, dresidual?"
+_NORM_PLANES = ("x", "residual", "y")
+_NORM_GRADIENT_PLANES = ("x", "y", "dy", "dx", "dresidual")
 _SGD = {"weight_decay": _SMALL, "momentum": _SHARE, "nesterov": _FLAG}
 _ADAM = {"beta1": _SHARE, "beta2": _SHARE, "epsilon": _SMALL, "weight_decay": _SMALL}
 
@@ -185,37 +195,49 @@ _TABLE = (
         _CONV,
         rules.convolution("x", "y", "w"),
         work=rules.convolution_work("y", "w"),
+        planes=("x", "y"),
+        on_planes=rules.slides_on_planes("w"),
     ),
     Kind(
         "conv2d_input_gradient(w, dy) -> dx",
         _CONV,
         rules.convolution("dx", "dy", "w"),
         work=rules.convolution_work("dy", "w"),
+        planes=("dy", "dx"),
+        on_planes=rules.slides_on_planes("w"),
     ),
     Kind(
         "conv2d_weight_gradient(x, dy) -> dw",
         _CONV,
         rules.convolution("x", "dy", "dw"),
         work=rules.convolution_work("dy", "dw"),
+        planes=("x", "dy"),
+        on_planes=rules.slides_on_planes("dw"),
     ),
-    Kind("bias_gradient(dy) -> db", {}, rules.bias),
+    Kind("bias_gradient(dy) -> db", {}, rules.bias, planes=("dy",)),
     Kind(
         "sparse_conv2d(x, values, slots, b?) -> y",
         _SPARSE_CONV,
         rules.convolution("x", "y", values="values"),
         work=rules.convolution_work("y", "values"),
+        planes=("x", "y"),
+        on_planes=rules.slides_on_planes(),
     ),
     Kind(
         "sparse_conv2d_input_gradient(values, slots, dy) -> dx",
         _SPARSE_CONV,
         rules.convolution("dx", "dy", values="values"),
         work=rules.convolution_work("dy", "values"),
+        planes=("dy", "dx"),
+        on_planes=rules.slides_on_planes(),
     ),
     Kind(
         "sparse_conv2d_values_gradient(x, slots, dy) -> dvalues",
         _SPARSE_CONV,
         rules.convolution("x", "dy", values="dvalues"),
         work=rules.convolution_work("dy", "dvalues"),
+        planes=("x", "dy"),
+        on_planes=rules.slides_on_planes(),
     ),
     Kind(
         "linear(x, w, b?) -> y", {}, rules.linear("x", "y", "w"), work=rules.linear_work("x", "w")
@@ -256,12 +278,14 @@ _TABLE = (
         _GROUP,
         rules.norm(rules.of_groups),
         _IN_PLACE,
+        planes=_NORM_PLANES,
     ),
     Kind(
         f"group_norm_gradient({_NORM_GRADIENT}",
         {"groups": _COUNT, "relu": _FLAG},
         rules.norm(rules.of_groups),
         _GRADIENT_IN_PLACE,
+        planes=_NORM_GRADIENT_PLANES,
     ),
     Kind(
         "batch_norm(x, gamma, beta, residual?, running_mean, running_variance) -> y, mean, scale",
@@ -269,12 +293,14 @@ _TABLE = (
         rules.norm(rules.of_batch),
         _IN_PLACE,
         ("running_mean", "running_variance"),
+        planes=_NORM_PLANES,
     ),
     Kind(
         f"batch_norm_gradient({_NORM_GRADIENT}",
         {"relu": _FLAG},
         rules.norm(rules.of_batch),
         _GRADIENT_IN_PLACE,
+        planes=_NORM_GRADIENT_PLANES,
     ),
     Kind("layer_norm(x, gamma, beta) -> y, mean, scale", _LAYER, rules.layer_norm, (("y", "x"),)),
     Kind(
@@ -289,28 +315,53 @@ _TABLE = (
     *_activation("silu", "x"),
     *_activation("gelu", "x"),
     *_activation("hard_swish", "x"),
-    Kind("add(a, b) -> c", {}, rules.alike("a", "b", "c"), (("c", "a"), ("c", "b"))),
-    Kind("multiply(a, b) -> c", {}, rules.alike("a", "b", "c"), (("c", "a"), ("c", "b"))),
-    Kind("accumulate(a) -> into", {}, rules.alike("a", "into"), changes=("into",)),
+    *(
+        Kind(
+            f"{name}(a, b) -> c",
+            {},
+            rules.alike("a", "b", "c"),
+            (("c", "a"), ("c", "b")),
+            planes=("a", "b", "c"),
+        )
+        for name in ("add", "multiply")
+    ),
+    Kind(
+        "accumulate(a) -> into",
+        {},
+        rules.alike("a", "into"),
+        changes=("into",),
+        planes=("a", "into"),
+    ),
+    # From one layout to another
+    Kind("copy(x) -> y", {}, rules.alike("x", "y"), (("y", "x"),), planes=("x", "y")),
     Kind(
         "dropout(x, seed) -> y, kept",
         {"probability": Attribute(float, 0, 0.999)},
         rules.dropout,
         (("y", "x"),),
+        planes=("x", "y"),
     ),
     Kind(
         "dropout_gradient(kept, dy) -> dx",
         {"probability": Attribute(float, 0, 0.999)},
         rules.alike("dy", "kept", "dx"),
         (("dx", "dy"),),
+        planes=("dy", "dx"),
     ),
     # Pools and shapes
-    Kind("max_pool2d(x) -> y, where", _MAX_POOL, rules.pool("x", "y", "where")),
-    Kind("max_pool2d_gradient(where, dy) -> dx", _MAX_POOL, rules.pool("dx", "dy", "where")),
-    Kind("average_pool2d(x) -> y", _POOL, rules.pool("x", "y")),
-    Kind("average_pool2d_gradient(dy) -> dx", _POOL, rules.pool("dx", "dy")),
-    Kind("global_average_pool(x) -> y", {}, rules.global_pool("x", "y")),
-    Kind("global_average_pool_gradient(dy) -> dx", {}, rules.global_pool("dx", "dy")),
+    Kind("max_pool2d(x) -> y, where", _MAX_POOL, rules.pool("x", "y", "where"), planes=("x", "y")),
+    Kind(
+        "max_pool2d_gradient(where, dy) -> dx",
+        _MAX_POOL,
+        rules.pool("dx", "dy", "where"),
+        planes=("dy", "dx"),
+    ),
+    Kind("average_pool2d(x) -> y", _POOL, rules.pool("x", "y"), planes=("x", "y")),
+    Kind("average_pool2d_gradient(dy) -> dx", _POOL, rules.pool("dx", "dy"), planes=("dy", "dx")),
+    Kind("global_average_pool(x) -> y", {}, rules.global_pool("x", "y"), planes=("x",)),
+    Kind(
+        "global_average_pool_gradient(dy) -> dx", {}, rules.global_pool("dx", "dy"), planes=("dx",)
+    ),
     Kind("sequence_mean(x) -> y", {}, rules.sequence_mean("x", "y")),
     Kind("sequence_mean_gradient(dy) -> dx", {}, rules.sequence_mean("dx", "dy")),
     Kind("reshape(x) -> y", {}, rules.reshape, (("y", "x"),), is_view=True),

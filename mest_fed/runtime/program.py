@@ -6,7 +6,6 @@ only described; nothing of their size is allocated here.
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +13,7 @@ from typing import Any
 
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.runtime.operators import OPERATORS, TAKEN, Kind
+from mest_fed.runtime.planes import MOST_MARGIN, size_of
 from mest_fed.runtime.shapes import Shape, Shapes
 
 FORMAT, VERSION = "mest-fed program", 1
@@ -53,17 +53,20 @@ class Buffer:
         () for a single value.
     dtype, role : str
         A name of :data:`DTYPES`, and of :data:`ROLES`.
+    margin : int
+        Rows of zeros between the channels of planes; 0 for C order. See ``planes.py``.
     """
 
     name: str
     shape: Shape
     dtype: str = "float32"
     role: str = "temporary"
+    margin: int = 0
 
     @property
     def bytes(self) -> int:
-        """Size in bytes."""
-        return math.prod(self.shape) * DTYPES[self.dtype]
+        """Size in bytes, margins included."""
+        return size_of(self.shape, self.margin) * DTYPES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -166,10 +169,7 @@ class Program:
         return {
             "format": FORMAT,
             "version": VERSION,
-            "buffers": [
-                {"name": it.name, "shape": list(it.shape), "dtype": it.dtype, "role": it.role}
-                for it in self.buffers
-            ],
+            "buffers": [{**vars(it), "shape": list(it.shape)} for it in self.buffers],
             "operators": [
                 {
                     "name": it.name,
@@ -231,8 +231,19 @@ def _check_buffer(buffer: Buffer, where: str) -> None:
     if not is_shape or any(type(n) is not int or not 1 <= n <= MOST_BYTES for n in shape):
         allowed = f"at most {_MOST_DIMS} whole numbers from 1 to {MOST_BYTES:,}"
         raise InputError(f"{where}.shape is not allowed; allowed: {allowed}")
+    _check_margin(buffer, where)
     if buffer.bytes > MOST_BYTES:
         raise InputError(f"{where} takes {buffer.bytes:,} bytes; allowed: at most {MOST_BYTES:,}")
+
+
+def _check_margin(buffer: Buffer, where: str) -> None:
+    margin = buffer.margin
+    if type(margin) is not int or not 0 <= margin <= MOST_MARGIN:
+        raise not_allowed(f"{where}.margin", margin, f"a whole number from 0 to {MOST_MARGIN}")
+    planes = buffer.dtype == "float32" and buffer.role == "temporary" and len(buffer.shape) == 4
+    if margin and not planes:
+        allowed = "0 but for float32 temporaries of 4 dimensions"
+        raise not_allowed(f"{where}.margin", margin, allowed)
 
 
 def _check_order(program: Program) -> None:
@@ -276,13 +287,15 @@ def _check_operator(program: Program, operator: Operator) -> None:
     if len(set(written)) < len(written):
         raise InputError(f"{operator.name} writes a buffer twice")
     check_attributes(kind, operator.attributes)
+    kind.rule(program.shapes(operator))
     for name, number in operator.arguments.items():
         buffer = program.buffers[number]
         if buffer.dtype != kind.dtype(name):
             raise not_allowed(f"{operator.name}.{name}", buffer.dtype, kind.dtype(name))
+        if buffer.margin and not (name in kind.planes and kind.on_planes(program.shapes(operator))):
+            raise not_allowed(f"{operator.name}.{name}", f"margin {buffer.margin}", "margin 0")
         if name in kind.changes and name in kind.inputs and buffer.role not in KEPT:
             raise not_allowed(f"{operator.name}.{name}", buffer.role, KEPT)
-    kind.rule(program.shapes(operator))
 
 
 def check_attributes(kind: Kind, attributes: Mapping[str, Any]) -> None:

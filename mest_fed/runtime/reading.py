@@ -82,13 +82,14 @@ def _keys(table: Any, where: str, names: Sequence[str]) -> None:
 
 
 def _buffer(table: Any, where: str) -> Buffer:
-    _keys(table, where, ("name", "shape", "dtype", "role"))
+    _keys(table, where, ("name", "shape", "dtype", "role", "margin"))
     shape = table["shape"]
     return Buffer(
         table["name"],
         tuple(shape) if isinstance(shape, list) else shape,
         table["dtype"],
         table["role"],
+        table["margin"],
     )
 
 

@@ -15,6 +15,7 @@ from mest_fed.errors import InputError
 from mest_fed.runtime import reference_elementwise, reference_norms, reference_products
 from mest_fed.runtime.arena import Arena
 from mest_fed.runtime.operators import Kind
+from mest_fed.runtime.planes import elements
 from mest_fed.runtime.program import Operator, Program
 
 Array = NDArray[Any]
@@ -95,7 +96,7 @@ class Reference:
             if arena is not None and number in arena.offsets:
                 start = arena.offsets[number]
                 held = memory[start : start + buffer.bytes].view(buffer.dtype)
-                self.arrays.append(held.reshape(buffer.shape))
+                self.arrays.append(elements(held, buffer.shape, buffer.margin))
             else:
                 self.arrays.append(np.zeros(buffer.shape, dtype))
         for number in program.of_role("parameter", "state"):

@@ -209,6 +209,7 @@ def adam(gradient: Array, rates: Array, parameter: Array, **given: Any) -> tuple
 
 
 OPERATORS: Mapping[str, Callable[..., Any]] = {
+    "copy": lambda x, shapes: x,
     "relu": lambda x, shapes: np.maximum(x, 0),
     "relu_gradient": lambda y, dy, shapes: np.where(y > 0, dy, 0),
     "relu6": lambda x, shapes: np.clip(x, 0, 6),

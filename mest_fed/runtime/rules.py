@@ -44,6 +44,28 @@ def convolution_work(y: str, weight: str) -> Callable[[Shapes], int]:
     return work
 
 
+def slides_on_planes(weight: str = "") -> Callable[[Shapes], bool]:
+    """Return whether a convolution, or one of its gradients, can read and write planes in place.
+
+    Rows have no side margins, and phases of a stride are known only for the usual kernels: at a
+    stride of 1 odd kernels up to 5x5 whose padding keeps the size, at 2 those of 3x3 and 1x1.
+    """
+
+    def holds(s: Shapes) -> bool:
+        shape = s[weight] if weight else s.attributes["weight_shape"]
+        kernel, stride, padding = shape[2:], s.attributes["stride"], s.attributes["padding"]
+        whole = s.attributes["rows"] in (1, 2, 4) if not weight else s.attributes["groups"] == 1
+        if not whole or any(
+            2 * edge + 1 != side for side, edge in zip(kernel, padding, strict=True)
+        ):
+            return False
+        if stride == (1, 1):
+            return max(kernel) <= 5
+        return stride == (2, 2) and kernel in ((3, 3), (1, 1))
+
+    return holds
+
+
 def linear(x: str, y: str, weight: str = "", values: str = "") -> Callable[[Shapes], None]:
     """Return the rule of a linear map or one of its gradients; see :func:`convolution`."""
 

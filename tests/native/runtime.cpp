@@ -86,7 +86,7 @@ struct Description {
     std::vector<int64_t> flat_buffers() const {
         std::vector<int64_t> flat;
         for (const Buffer& buffer : buffers) {
-            flat.insert(flat.end(), {buffer.type, buffer.offset,
+            flat.insert(flat.end(), {buffer.type, buffer.offset, 0,
                                      static_cast<int64_t>(buffer.shape.size())});
             flat.insert(flat.end(), buffer.shape.begin(), buffer.shape.end());
         }

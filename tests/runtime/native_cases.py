@@ -18,6 +18,7 @@ class Buffer:
     name: str
     shape: tuple[int, ...]
     dtype: str = "float32"
+    margin: int = 0
 
 
 @dataclass

@@ -220,6 +220,10 @@ def mixed(seed: int, count: int) -> list[int]:
     return found
 
 
+def copy(draw: Draw) -> Case:
+    return Case({"x": draw.normal(2, 3)}, lambda x: {"y": x.clone()})
+
+
 def dropout(draw: Draw) -> Case:
     share, x = draw.size(0, 9) / 10, draw.normal(4, 6)
     seed = draw.rng.integers(-(2**63), 2**63, size=1)
@@ -387,6 +391,7 @@ CASES: dict[str, Callable[[Draw], Case]] = {
     "add": binary(torch.add),
     "multiply": binary(torch.mul),
     "accumulate": accumulate,
+    "copy": copy,
     "dropout": dropout,
     "max_pool2d": max_pool2d,
     "average_pool2d": average_pool2d,

@@ -120,6 +120,13 @@ DAMAGES = {
     ),
     "dtype-kind": (put("buffers", 0, "dtype", value=[]), r"buffers\[0\].dtype = \[\]"),
     "role": (put("buffers", 0, "role", value="weight"), r"buffers\[0\].role = 'weight'"),
+    "margin-kind": (put("buffers", 0, "margin", value=True), r"buffers\[0\].margin = True"),
+    "margin-less": (put("buffers", 0, "margin", value=-1), r"buffers\[0\].margin = -1"),
+    "margin-more": (put("buffers", 0, "margin", value=65), "allowed: a whole number from 0 to 64"),
+    "margin-role": (
+        put("buffers", 0, "margin", value=1),
+        r"buffers\[0\].margin = 1 is not allowed; allowed: 0 but for float32 temporaries",
+    ),
     "operator-kind": (put("operators", 0, value=3), r"operators\[0\] must be an object"),
     "operator": (put("operators", 0, "name", value="exec"), r"operators\[0\]: name = 'exec'"),
     "operator-name": (put("operators", 0, "name", value={}), r"operators\[0\]: name = {}"),
@@ -215,7 +222,7 @@ def test_sizes_are_checked_before_anything_is_allocated(table):
     """Buffers that are each allowed, and too large together; a large one that is allowed."""
     damaged = copy.deepcopy(table)
     for number in range(3):
-        buffer = {"name": f"more{number}", "shape": [2**37], "dtype": "float32", "role": "state"}
+        buffer = {**table["buffers"][1], "name": f"more{number}", "shape": [2**37]}
         damaged["buffers"].append(buffer)
     tracemalloc.start()
     try:

@@ -17,6 +17,15 @@ std::string text_of(const Shape& shape) {
     return text + (shape.size() == 1 ? ",)" : ")");
 }
 
+Planes planes_of(const Shape& shape, int margin) {
+    return {shape[0], static_cast<int>(shape[1]), static_cast<int>(shape[2]),
+            static_cast<int>(shape[3]), margin};
+}
+
+int64_t Buffer::bytes() const {
+    return (margin > 0 ? planes_of(shape, margin).floats() : count()) * bytes_of(type);
+}
+
 Builder::Builder(const Operator& kind, std::vector<Tensor> arguments, std::vector<int64_t> wholes,
                  std::vector<double> reals, Shared& shared, int threads)
     : kind_(kind),

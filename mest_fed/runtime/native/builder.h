@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "convolve.h"
+#include "planes.h"
 #include "table.h"
 
 namespace mest::runtime {
@@ -14,14 +15,16 @@ using Shape = std::vector<int64_t>;
 
 int64_t product_of(const Shape& shape, size_t from = 0, size_t until = SIZE_MAX);
 std::string text_of(const Shape& shape);
+Planes planes_of(const Shape& shape, int margin);
 
 struct Buffer {
     Type type;
     int64_t offset;  // in the arena; -1: bound
     Shape shape;
+    int margin = 0;  // rows of zeros between channels; 0: C order
 
     int64_t count() const { return product_of(shape); }
-    int64_t bytes() const { return count() * bytes_of(type); }
+    int64_t bytes() const;
 };
 
 // Memory that the steps of a program use in turn. Each step says how much when it is made.
@@ -32,13 +35,16 @@ struct Shared {
     std::vector<double> doubles;
 };
 
-// An argument: a buffer's number, and its shape.
+// An argument: a buffer's number, its shape and its margin.
 struct Tensor {
     int64_t number = -1;
     Shape shape;
+    int margin = 0;
 
     explicit operator bool() const { return number >= 0; }
     int64_t count() const { return product_of(shape); }
+    // Where its elements lie, if it has a margin.
+    Planes planes() const { return planes_of(shape, margin); }
 };
 
 struct Run {

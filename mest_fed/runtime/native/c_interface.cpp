@@ -57,7 +57,8 @@ int mest_detail_at(int code, int place, mest_detail* found) {
     for (const auto* side : {&o->inputs, &o->outputs}) {
         if (at < side->size()) {
             const Argument& argument = (*side)[at];
-            *found = {argument.name, argument.type, argument.optional ? 1 : 0, 1};
+            *found = {argument.name, argument.type, argument.optional ? 1 : 0, argument.planes ? 1 : 0,
+                      1};
             return 1;
         }
         at -= side->size();
@@ -65,7 +66,7 @@ int mest_detail_at(int code, int place, mest_detail* found) {
     for (const auto* list : {&o->wholes, &o->reals}) {
         if (at < list->size()) {
             const int kind = list == &o->wholes ? mest_attribute_whole : mest_attribute_real;
-            *found = {(*list)[at].name, kind, 0, (*list)[at].length};
+            *found = {(*list)[at].name, kind, 0, 0, (*list)[at].length};
             return 1;
         }
         at -= list->size();

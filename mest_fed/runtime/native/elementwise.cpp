@@ -3,19 +3,16 @@
 #include <cstring>
 #include <functional>
 
-#include "builder.h"
-#include "loops.h"
+#include "channels.h"
 
-namespace mest::runtime {
+namespace mest::runtime::MEST_VARIANT {
 namespace {
 
-// `write(i)` for all elements of arguments of one shape.
+// `write(i)` for a run of elements.
 template <class Write>
-void for_elements(int64_t count, const Run& run, const Write& write) {
-    for_runs(count, 1, run.threads, [&](int64_t begin, int64_t end) {
-        MEST_EACH_ALONE
-        for (int64_t i = begin; i < end; ++i) write(i);
-    });
+void for_each_of(int64_t count, const Write& write) {
+    MEST_EACH_ALONE
+    for (int64_t i = 0; i < count; ++i) write(i);
 }
 
 float sigmoid(float x) { return 1 / (1 + std::exp(-x)); }
@@ -57,10 +54,13 @@ template <class Function>
 Step forward(Builder& b) {
     const Tensor x = b["x"], y = b["y"];
     b.expect("y", x.shape);
+    const Elements<2> elements({x, y});
     return [=](const Run& run) {
-        const float* from = run.at(x);
-        float* to = run.at(y);
-        for_elements(x.count(), run, [=](int64_t i) { to[i] = Function::of(from[i]); });
+        elements.walk(run, [&](const auto& at, int64_t count) {
+            const float* from = run.at(x) + at[0];
+            float* to = run.at(y) + at[1];
+            for_each_of(count, [=](int64_t i) { to[i] = Function::of(from[i]); });
+        });
     };
 }
 
@@ -70,20 +70,24 @@ template <class Function>
 Step backward(Builder& b) {
     const Tensor kept = b["x"] ? b["x"] : b["y"], dy = b["dy"], dx = b["dx"];
     for (const char* name : {"x", "y", "dx"}) b.expect(name, dy.shape);
+    const Elements<3> elements({kept, dy, dx});
     return [=](const Run& run) {
-        const float *from = run.at(kept), *up = run.at(dy);
-        float* to = run.at(dx);
-        for_elements(dy.count(), run, [=](int64_t i) {
-            const float slope = Function::slope(from[i]);
-            to[i] = only(slope != 0, up[i] * slope);
+        elements.walk(run, [&](const auto& at, int64_t count) {
+            const float *from = run.at(kept) + at[0], *up = run.at(dy) + at[1];
+            float* to = run.at(dx) + at[2];
+            for_each_of(count, [=](int64_t i) {
+                const float slope = Function::slope(from[i]);
+                to[i] = only(slope != 0, up[i] * slope);
+            });
         });
     };
 }
 
 template <class Function>
 void add(std::vector<Operator>& to, const char* name, const char* gradient, const char* kept) {
-    to.push_back({name, {{"x"}}, {{"y"}}, {}, {}, forward<Function>});
-    to.push_back({gradient, {{kept}, {"dy"}}, {{"dx"}}, {}, {}, backward<Function>});
+    const Argument x = on_planes("x"), y = on_planes("y"), dy = on_planes("dy");
+    to.push_back({name, {x}, {y}, {}, {}, forward<Function>});
+    to.push_back({gradient, {on_planes(kept), dy}, {on_planes("dx")}, {}, {}, backward<Function>});
 }
 
 template <class Function>
@@ -91,20 +95,38 @@ Step of_two(Builder& b) {
     const Tensor a = b["a"], other = b["b"], c = b["c"];
     b.expect("b", a.shape);
     b.expect("c", a.shape);
+    const Elements<3> elements({a, other, c});
     return [=](const Run& run) {
-        const float *p = run.at(a), *q = run.at(other);
-        float* to = run.at(c);
-        for_elements(a.count(), run, [=](int64_t i) { to[i] = Function()(p[i], q[i]); });
+        elements.walk(run, [&](const auto& at, int64_t count) {
+            const float *p = run.at(a) + at[0], *q = run.at(other) + at[1];
+            float* to = run.at(c) + at[2];
+            for_each_of(count, [=](int64_t i) { to[i] = Function()(p[i], q[i]); });
+        });
     };
 }
 
 Step accumulate(Builder& b) {
     const Tensor a = b["a"], into = b["into"];
     b.expect("into", a.shape);
+    const Elements<2> elements({a, into});
     return [=](const Run& run) {
-        const float* from = run.at(a);
-        float* to = run.at(into);
-        for_elements(a.count(), run, [=](int64_t i) { to[i] += from[i]; });
+        elements.walk(run, [&](const auto& at, int64_t count) {
+            const float* from = run.at(a) + at[0];
+            float* to = run.at(into) + at[1];
+            for_each_of(count, [=](int64_t i) { to[i] += from[i]; });
+        });
+    };
+}
+
+// From one layout to another.
+Step copy(Builder& b) {
+    const Tensor x = b["x"], y = b["y"];
+    b.expect("y", x.shape);
+    const Elements<2> elements({x, y});
+    return [=](const Run& run) {
+        elements.walk(run, [&](const auto& at, int64_t count) {
+            std::memmove(run.at(y) + at[1], run.at(x) + at[0], count * sizeof(float));
+        });
     };
 }
 
@@ -124,14 +146,18 @@ Step dropout(Builder& b) {
     const double probability = b.real("probability");
     const auto least = static_cast<uint64_t>(std::floor(probability * (1 << 24) + 0.5));
     const auto factor = static_cast<float>(1 / (1 - probability));
+    const Elements<3> elements({kept, x, y});
     return [=](const Run& run) {
-        const float* from = run.at(x);
-        float* to = run.at(y);
-        uint8_t* keeps = run.at<uint8_t>(kept);
         const auto first = static_cast<uint64_t>(*run.at<int64_t>(seed));
-        for_elements(x.count(), run, [=](int64_t i) {
-            keeps[i] = word(first, static_cast<uint64_t>(i)) >> 40 >= least;
-            to[i] = keeps[i] ? from[i] * factor : 0;
+        elements.walk(run, [&](const auto& at, int64_t count) {
+            const float* from = run.at(x) + at[1];
+            float* to = run.at(y) + at[2];
+            uint8_t* keeps = run.at<uint8_t>(kept) + at[0];
+            const auto begin = static_cast<uint64_t>(at[0]);  // kept is in C order
+            for_each_of(count, [=](int64_t i) {
+                keeps[i] = word(first, begin + static_cast<uint64_t>(i)) >> 40 >= least;
+                to[i] = keeps[i] ? from[i] * factor : 0;
+            });
         });
     };
 }
@@ -141,11 +167,14 @@ Step dropout_gradient(Builder& b) {
     b.expect("kept", dy.shape);
     b.expect("dx", dy.shape);
     const auto factor = static_cast<float>(1 / (1 - b.real("probability")));
+    const Elements<3> elements({kept, dy, dx});
     return [=](const Run& run) {
-        const uint8_t* keeps = run.at<uint8_t>(kept);
-        const float* up = run.at(dy);
-        float* to = run.at(dx);
-        for_elements(dy.count(), run, [=](int64_t i) { to[i] = keeps[i] ? up[i] * factor : 0; });
+        elements.walk(run, [&](const auto& at, int64_t count) {
+            const uint8_t* keeps = run.at<uint8_t>(kept) + at[0];
+            const float* up = run.at(dy) + at[1];
+            float* to = run.at(dx) + at[2];
+            for_each_of(count, [=](int64_t i) { to[i] = keeps[i] ? up[i] * factor : 0; });
+        });
     };
 }
 
@@ -160,15 +189,19 @@ std::vector<Operator> elementwise() {
     add<HardSwish>(found, "hard_swish", "hard_swish_gradient", "x");
     const Attribute probability{"probability", 0, 0.999};
     const Argument kept{"kept", uint8}, seed{"seed", int64};
+    const Argument x = on_planes("x"), y = on_planes("y"), dx = on_planes("dx");
+    const Argument a = on_planes("a"), b = on_planes("b"), c = on_planes("c");
     for (Operator one : std::vector<Operator>{
-             {"add", {{"a"}, {"b"}}, {{"c"}}, {}, {}, of_two<std::plus<float>>},
-             {"multiply", {{"a"}, {"b"}}, {{"c"}}, {}, {}, of_two<std::multiplies<float>>},
-             {"accumulate", {{"a"}}, {{"into"}}, {}, {}, accumulate},
-             {"dropout", {{"x"}, seed}, {{"y"}, kept}, {}, {probability}, dropout},
-             {"dropout_gradient", {kept, {"dy"}}, {{"dx"}}, {}, {probability}, dropout_gradient}}) {
+             {"add", {a, b}, {c}, {}, {}, of_two<std::plus<float>>},
+             {"multiply", {a, b}, {c}, {}, {}, of_two<std::multiplies<float>>},
+             {"accumulate", {a}, {on_planes("into")}, {}, {}, accumulate},
+             {"copy", {x}, {y}, {}, {}, copy},
+             {"dropout", {x, seed}, {y, kept}, {}, {probability}, dropout},
+             {"dropout_gradient", {kept, on_planes("dy")}, {dx}, {}, {probability},
+              dropout_gradient}}) {
         found.push_back(std::move(one));
     }
     return found;
 }
 
-}  // namespace mest::runtime
+}  // namespace mest::runtime::MEST_VARIANT

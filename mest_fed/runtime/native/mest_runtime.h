@@ -19,7 +19,7 @@ extern "C" {
 typedef struct mest_program mest_program;
 
 /* `buffers`, one after the other: type (its place in mest_type_name), offset in the arena in bytes
- *     (-1: bound by address), number of dimensions, dimensions.
+ *     (-1: bound by address), margin (planes.h; 0: C order), number of dimensions, dimensions.
  * `operators`, one after the other: code (its place in mest_operator_at), the buffers of its inputs
  *     and outputs (-1: absent), its whole-number attributes.
  * `reals`: the operators' other attributes, one after the other. */
@@ -41,10 +41,11 @@ typedef struct {
 enum { mest_attribute_whole = 0, mest_attribute_real = 1 };
 
 /* One argument or attribute of an operator: inputs first, then outputs, then attributes. `kind` is
- * the type of an argument, else one of the above; `length` the numbers of an attribute. */
+ * the type of an argument, else one of the above; `planes` whether its buffer may have a margin;
+ * `length` the numbers of an attribute. */
 typedef struct {
     const char* name;
-    int kind, optional, length;
+    int kind, optional, planes, length;
 } mest_detail;
 
 /* Null past the last type; zero past the last operator or detail, else 1. */

@@ -9,7 +9,7 @@ namespace mest::runtime {
 namespace {
 
 constexpr int64_t most_bytes = int64_t{1} << 40, most_operators = 100000, most_buffers = 1000000;
-constexpr int most_dims = 8, most_threads = 1024;
+constexpr int most_dims = 8, most_threads = 1024, most_margin = 64;
 
 std::string place(const char* list, size_t at) {
     return std::string(list) + "[" + std::to_string(at) + "]";
@@ -33,7 +33,10 @@ Tensor argument_of(const Argument& argument, int64_t number, const std::vector<B
     if (buffer.type != argument.type) {
         refuse(where + " is of " + name_of(buffer.type), name_of(argument.type));
     }
-    return {number, buffer.shape};
+    if (buffer.margin > 0 && !argument.planes) {
+        refuse(where + " has margin " + std::to_string(buffer.margin), "0");
+    }
+    return {number, buffer.shape, buffer.margin};
 }
 
 Fields fields_of(const Operator& kind, Reader<int64_t>& numbers, Reader<double>& reals,
@@ -63,6 +66,21 @@ Fields fields_of(const Operator& kind, Reader<int64_t>& numbers, Reader<double>&
         }
     }
     return f;
+}
+
+// Its bytes, in which margins count.
+int64_t bytes_of_planes(const Buffer& buffer, const std::string& where) {
+    const bool whole = buffer.type == float32 && buffer.shape.size() == 4 && buffer.offset >= 0;
+    constexpr int64_t largest = (int64_t{1} << 31) - 1;
+    const bool small = std::all_of(buffer.shape.begin(), buffer.shape.end(),
+                                   [](int64_t size) { return size <= largest; });
+    if (!whole || !small) {
+        refuse(where + ".margin = " + std::to_string(buffer.margin),
+               "0 but for float32 in the arena of 4 dimensions");
+    }
+    const int64_t bytes = buffer.bytes();
+    if (bytes > most_bytes) refuse(where + " is too large", "at most 2**40 bytes");
+    return bytes;
 }
 
 struct Running {
@@ -97,6 +115,7 @@ void Program::add_buffers(const mest_description& d) {
         Buffer buffer{};
         buffer.type = static_cast<Type>(numbers.next(where + ".type", 0, types - 1));
         buffer.offset = numbers.next(where + ".offset", -1, static_cast<double>(most_bytes));
+        buffer.margin = static_cast<int>(numbers.next(where + ".margin", 0, most_margin));
         const int64_t dims = numbers.next(where + ".dimensions", 0, most_dims);
         int64_t bytes = bytes_of(buffer.type);
         for (int64_t i = 0; i < dims; ++i) {
@@ -107,11 +126,13 @@ void Program::add_buffers(const mest_description& d) {
             bytes *= size;
             buffer.shape.push_back(size);
         }
+        if (buffer.margin > 0) bytes = bytes_of_planes(buffer, where);
         char* address = nullptr;
         if (buffer.offset >= 0) {
-            if (buffer.offset % bytes_of(buffer.type) != 0 || buffer.offset > arena_bytes_ - bytes) {
+            const int64_t unit = buffer.margin > 0 ? 64 : bytes_of(buffer.type);
+            if (buffer.offset % unit != 0 || buffer.offset > arena_bytes_ - bytes) {
                 refuse(where + ".offset = " + std::to_string(buffer.offset),
-                       "a multiple of its type's size, so that it ends within the arena's " +
+                       "a multiple of " + std::to_string(unit) + ", so that it ends within the arena's " +
                            std::to_string(arena_bytes_) + " bytes");
             }
             address = arena_ + buffer.offset;
