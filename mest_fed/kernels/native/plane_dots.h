@@ -20,14 +20,17 @@ inline void add_four(const PlaneTask& task, const PlaneEntry* entries, vec (&sum
                      float* to) {
     vec some[4];
     MEST_IN_REGISTERS
-    for (int i = 0; i < 4; ++i) some[i] = first + i < C * R ? sum[(first + i) / R][(first + i) % R] : vec{};
+    for (int i = 0; i < 4; ++i) {
+        some[i] = first + i < C * R ? sum[(first + i) / R][(first + i) % R] : vec{};
+    }
     const Simd<4>::type total = four_sums(some[0], some[1], some[2], some[3]);
     if (R == 4 && task.row_values == 1) {
         float* at = to + entries[first / R].value;
         return store<4>(at, load<4>(at) + total);
     }
     MEST_IN_REGISTERS
-    for (int i = 0; i < 4 && first + i < C * R; ++i) {
+    for (int i = 0; i < 4; ++i) {
+        if (first + i >= C * R) break;
         to[entries[(first + i) / R].value + (first + i) % R * task.row_values] += total[i];
     }
 }

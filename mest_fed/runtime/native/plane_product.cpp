@@ -39,13 +39,19 @@ void PlaneProduct::for_sets(const PlaneImages& images, const Work& work) const {
     }
 }
 
-void PlaneProduct::clear(const Planes& planes, float* first, int64_t images) const {
+// Zeroes whatever is no element of images, and what lies behind the last one.
+void PlaneProduct::clear(const Planes& planes, float* buffer, int64_t first, int64_t images) const {
     kernels_.clear({planes.image(), planes.pitch(), planes.channels},
-                   static_cast<int>(planes.plane()), planes.lead(), first, images);
+                   static_cast<int>(planes.plane()), planes.lead(), buffer + planes.at(first, 0),
+                   images);
+    if (first + images < planes.images) return;
+    std::fill(buffer + planes.images * planes.image(), buffer + planes.floats(), 0.0f);
 }
 
-void PlaneProduct::split(const float* x, float* phases, int64_t images) const {
+const float* PlaneProduct::split(const float* x, float* scratch, int64_t images) const {
     const PlaneGeometry& g = geometry_;
+    if (g.phases.empty()) return x;
+    float* phases = scratch + g.taken.lead();
     for (int64_t image = 0; image < images; ++image) {
         for (int c = 0; c < g.x.channels; ++c) {
             for (int i = 0; i < g.phase_count(); ++i) {
@@ -55,7 +61,8 @@ void PlaneProduct::split(const float* x, float* phases, int64_t images) const {
             }
         }
     }
-    clear(g.taken, phases, images);
+    clear(g.taken, scratch, 0, images);
+    return phases;
 }
 
 // Elements of no phase that a tap reads have no gradient.
@@ -74,7 +81,6 @@ void PlaneProduct::join(const float* phases, float* dx, bool add, int64_t images
             }
         }
     }
-    clear(g.x, dx, images);
 }
 
 void PlaneProduct::forward(const float* values, const float* x, const float* bias, float* y,
@@ -82,14 +88,9 @@ void PlaneProduct::forward(const float* values, const float* x, const float* bia
     const PlaneGeometry& g = geometry_;
     const PlaneTask task = lists_.task();
     for_sets(images, [&](int64_t first, int64_t count) {
-        const float* from = x + g.x.at(first, 0);
-        float* to = y + g.y.at(first, 0);
-        if (!g.phases.empty()) {
-            split(from, images.scratch + g.taken.lead(), count);
-            from = images.scratch + g.taken.lead();
-        }
-        kernels_.walk(task, values, from, bias, to, count, false);
-        clear(g.y, to, count);
+        const float* from = split(x + g.x.at(first, 0), images.scratch, count);
+        kernels_.walk(task, values, from, bias, y + g.y.at(first, 0), count, false);
+        clear(g.y, y, first, count);
     });
 }
 
@@ -106,11 +107,8 @@ void PlaneProduct::input(const float* values, const float* dy, float* dx, bool a
         } else {
             kernels_.spread(task, values, from, to, count, added);
         }
-        if (phased) {
-            join(to, dx + g.x.at(first, 0), add, count);
-        } else {
-            clear(g.x, to, count);
-        }
+        if (phased) join(to, dx + g.x.at(first, 0), add, count);
+        clear(g.x, dx, first, count);
     });
 }
 
@@ -119,11 +117,7 @@ void PlaneProduct::values(const float* x, const float* dy, float* gradient,
     const PlaneGeometry& g = geometry_;
     const PlaneTask task = lists_.task();
     for_sets(images, [&](int64_t first, int64_t count) {
-        const float* from = x + g.x.at(first, 0);
-        if (!g.phases.empty()) {
-            split(from, images.scratch + g.taken.lead(), count);
-            from = images.scratch + g.taken.lead();
-        }
+        const float* from = split(x + g.x.at(first, 0), images.scratch, count);
         kernels_.dots(task, dy + g.y.at(first, 0), from, gradient, count);
     });
 }

@@ -27,6 +27,9 @@ public:
     void set_dense() { lists_.set_dense(); }
 
     int64_t scratch_floats() const;
+    // Images that are best worked on together: sums of values' gradients are the same bits where
+    // images are cut at multiples of this.
+    int64_t set_images() const { return geometry_.taken.images; }
     int64_t bytes() const { return static_cast<int64_t>(sizeof *this) + lists_.bytes(); }
 
     // y from x; bias (out) may be null.
@@ -38,9 +41,10 @@ public:
     void values(const float* x, const float* dy, float* gradient, PlaneImages images) const;
 
 private:
-    void split(const float* x, float* phases, int64_t images) const;
+    // The first plane that taps stand on: of x itself, or of its phases in the scratch.
+    const float* split(const float* x, float* scratch, int64_t images) const;
     void join(const float* phases, float* dx, bool add, int64_t images) const;
-    void clear(const Planes& planes, float* first, int64_t images) const;
+    void clear(const Planes& planes, float* buffer, int64_t first, int64_t images) const;
     template <class Work>
     void for_sets(const PlaneImages& images, const Work& work) const;
 
