@@ -34,7 +34,7 @@ struct Norm {
     // Sums that the backward pass writes down.
     int64_t sums() const { return (groups == 0 ? 1 : images) * channels * 2; }
     int64_t units() const { return (statistics() + block() - 1) / block(); }
-    static constexpr int most_block = 16;
+    enum { most_block = 16 };
 };
 
 // mean and scale = 1 / sqrt(variance + epsilon): statistics() of each.
@@ -50,5 +50,8 @@ struct NormGradient {
 // dresidual may be null; dgamma and dbeta are of each channel. `sums` takes norm.sums().
 void norm_backward(const Norm& norm, const NormGradient& given, float* dx, float* dresidual,
                    float* dgamma, float* dbeta, double* sums, int threads);
+
+// Sums the pairs of `sums` over images: the second of each for dgamma.
+void norm_parameters(const Norm& norm, const double* sums, float* dgamma, float* dbeta);
 
 }  // namespace mest
