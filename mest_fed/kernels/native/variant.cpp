@@ -151,10 +151,11 @@ void backward_values(const Plan& plan, const float* x, const float* dy, float* g
 
 }  // namespace
 
+extern const PlaneKernels plane_table;  // of plane_variant.cpp
 extern const Variant table;
 const Variant table{MEST_TEXT(MEST_VARIANT), V, most_vectors(1), 32, forward, backward_input,
                     backward_values, norm_forward, norm_backward, pool_forward, pool_backward,
                     quantise, dequantise, pack_bits, pack_values, unpack_nonzeros, count_bits, weigh,
-                    add};
+                    add, &plane_table};
 
 }  // namespace mest::MEST_VARIANT

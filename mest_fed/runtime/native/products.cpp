@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "channels.h"
+#include "plane_steps.h"
 
 namespace mest::runtime::MEST_VARIANT {
 namespace {
@@ -121,12 +122,32 @@ Dense dense(const Builder& b, const Tensor& x, const Tensor& y, const Tensor& w,
     return found;
 }
 
+// Whether the planes of a convolution lie in place; then both sides' do.
+bool in_place(const Builder& b, const Tensor& x, const Tensor& y) {
+    b.require((x.margin > 0) == (y.margin > 0),
+              "margins " + std::to_string(x.margin) + " and " + std::to_string(y.margin),
+              "both 0, or both more");
+    return x.margin > 0;
+}
+
+// A dense weight's rows are taken four at a time, wherever they lie.
+PlaneConvolution dense_planes(const Builder& b, const Dense& d, const Tensor& x, const Tensor& y,
+                              const Tensor& w) {
+    b.require(d.groups == 1, "groups = " + std::to_string(d.groups), "1 where there are margins");
+    return {d.p, x, y, w, {}, 4, {}};
+}
+
 template <bool Linear>
 Step forward(Builder& b) {
     constexpr int dims = Linear ? 2 : 4;
     const Tensor x = b.dims("x", dims), w = b.dims("w", dims), y = b.dims("y", dims), bias = b["b"];
     const Dense d = dense(b, x, y, w, Linear);
     check_bias(b, d.p);
+    if (in_place(b, x, y)) {
+        PlaneConvolution c = dense_planes(b, d, x, y, w);
+        c.bias = bias;
+        return planes_forward(b, c);
+    }
     b.floats(d.floats());
     const auto product = b.product(Way::forward, d.p, d.rows, d.entries());
     return [=](const Run& run) {
@@ -145,6 +166,7 @@ Step input_gradient(Builder& b) {
     constexpr int dims = Linear ? 2 : 4;
     const Tensor dx = b.dims("dx", dims), w = b.dims("w", dims), dy = b.dims("dy", dims);
     const Dense d = dense(b, dx, dy, w, Linear);
+    if (in_place(b, dx, dy)) return planes_input_gradient(b, dense_planes(b, d, dx, dy, w));
     if (!turns(d.p)) {
         b.floats(d.floats());
         const auto product = b.product(Way::input, d.p, d.rows, d.entries());
@@ -182,6 +204,7 @@ Step weight_gradient(Builder& b) {
     constexpr int dims = Linear ? 2 : 4;
     const Tensor x = b.dims("x", dims), dw = b.dims("dw", dims), dy = b.dims("dy", dims);
     const Dense d = dense(b, x, dy, dw, Linear);
+    if (in_place(b, x, dy)) return planes_values_gradient(b, dense_planes(b, d, x, dy, dw));
     b.floats(d.floats());
     const auto product = b.product(Way::values, d.p, d.rows, d.entries());
     return [=](const Run& run) {
@@ -227,6 +250,7 @@ Step sparse_forward(Builder& b) {
     const Tensor values = b["values"], bias = b["b"];
     const Sparse s = sparse(b, x, y, "values", Linear);
     check_bias(b, s.p);
+    if (in_place(b, x, y)) return planes_forward(b, {s.p, x, y, values, s.slots, s.rows, bias});
     const auto product = b.product(Way::forward, s.p, s.rows, s.active);
     return [=](const Run& run) {
         s.fill(run);
@@ -240,6 +264,9 @@ Step sparse_input_gradient(Builder& b) {
     const Tensor dx = b.dims("dx", Linear ? 2 : 4), dy = b.dims("dy", Linear ? 2 : 4);
     const Tensor values = b["values"];
     const Sparse s = sparse(b, dx, dy, "values", Linear);
+    if (in_place(b, dx, dy)) {
+        return planes_input_gradient(b, {s.p, dx, dy, values, s.slots, s.rows, {}});
+    }
     const auto product = b.product(Way::input, s.p, s.rows, s.active);
     return [=](const Run& run) {
         s.fill(run);
@@ -253,6 +280,9 @@ Step sparse_values_gradient(Builder& b) {
     const Tensor x = b.dims("x", Linear ? 2 : 4), dy = b.dims("dy", Linear ? 2 : 4);
     const Tensor dvalues = b["dvalues"];
     const Sparse s = sparse(b, x, dy, "dvalues", Linear);
+    if (in_place(b, x, dy)) {
+        return planes_values_gradient(b, {s.p, x, dy, dvalues, s.slots, s.rows, {}});
+    }
     const auto product = b.product(Way::values, s.p, s.rows, s.active);
     return [=](const Run& run) {
         s.fill(run);
@@ -290,16 +320,18 @@ std::vector<Operator> products() {
     const std::vector<Attribute> conv{stride, padding, groups};
     const std::vector<Attribute> sparse4{stride, padding, shape4, rows}, sparse2{shape2, rows};
     const Argument b{"b", float32, true}, slots{"slots", int32};
+    const Argument x = on_planes("x"), y = on_planes("y"), dx = on_planes("dx");
+    const Argument dy = on_planes("dy");
     return {
-        {"conv2d", {{"x"}, {"w"}, b}, {{"y"}}, conv, {}, forward<false>},
-        {"conv2d_input_gradient", {{"w"}, {"dy"}}, {{"dx"}}, conv, {}, input_gradient<false>},
-        {"conv2d_weight_gradient", {{"x"}, {"dy"}}, {{"dw"}}, conv, {}, weight_gradient<false>},
-        {"bias_gradient", {on_planes("dy")}, {{"db"}}, {}, {}, bias_gradient},
-        {"sparse_conv2d", {{"x"}, {"values"}, slots, b}, {{"y"}}, sparse4, {},
+        {"conv2d", {x, {"w"}, b}, {y}, conv, {}, forward<false>},
+        {"conv2d_input_gradient", {{"w"}, dy}, {dx}, conv, {}, input_gradient<false>},
+        {"conv2d_weight_gradient", {x, dy}, {{"dw"}}, conv, {}, weight_gradient<false>},
+        {"bias_gradient", {dy}, {{"db"}}, {}, {}, bias_gradient},
+        {"sparse_conv2d", {x, {"values"}, slots, b}, {y}, sparse4, {},
          sparse_forward<false>},
-        {"sparse_conv2d_input_gradient", {{"values"}, slots, {"dy"}}, {{"dx"}}, sparse4, {},
+        {"sparse_conv2d_input_gradient", {{"values"}, slots, dy}, {dx}, sparse4, {},
          sparse_input_gradient<false>},
-        {"sparse_conv2d_values_gradient", {{"x"}, slots, {"dy"}}, {{"dvalues"}}, sparse4, {},
+        {"sparse_conv2d_values_gradient", {x, slots, dy}, {{"dvalues"}}, sparse4, {},
          sparse_values_gradient<false>},
         {"linear", {{"x"}, {"w"}, b}, {{"y"}}, {}, {}, forward<true>},
         {"linear_input_gradient", {{"w"}, {"dy"}}, {{"dx"}}, {}, {}, input_gradient<true>},

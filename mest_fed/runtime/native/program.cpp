@@ -165,6 +165,7 @@ void Program::add_operators(const mest_description& d) {
             steps_.push_back(kind.make(builder));
             products_.insert(products_.end(), builder.made().begin(), builder.made().end());
             scratch_floats_ = std::max(scratch_floats_, builder.scratch_floats());
+            held_bytes_ += builder.held_bytes();
         } catch (const std::invalid_argument& error) {
             throw std::invalid_argument(where + error.what());
         } catch (const std::length_error& error) {
@@ -218,7 +219,8 @@ int64_t Program::workspace_bytes() const {
     int64_t total = held(shared_.floats) + held(shared_.doubles) + held(shared_.index.first) +
                     held(shared_.index.columns) + held(p.offsets) + held(p.moved) +
                     held(p.partial) + held(p.back.from) + held(p.back.strips.first) +
-                    held(p.back.strips.columns) + held(steps_) + held(buffers_) + held(addresses_);
+                    held(p.back.strips.columns) + held(steps_) + held(buffers_) + held(addresses_) +
+                    held_bytes_;
     for (const auto& product : products_) total += product->bytes();
     return total;
 }

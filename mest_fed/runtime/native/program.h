@@ -31,7 +31,7 @@ private:
     int64_t unbound_ = 0;     // of those that are used
     std::vector<Step> steps_;
     std::vector<std::shared_ptr<Product>> products_;
-    int64_t scratch_floats_ = 0;
+    int64_t scratch_floats_ = 0, held_bytes_ = 0;  // of steps
     Shared shared_;
     std::atomic<bool> runs_{false};
 };
