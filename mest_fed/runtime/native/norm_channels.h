@@ -55,6 +55,8 @@ struct Lies {
     float* at(int64_t image, int64_t channel) const {
         return buffer == nullptr ? nullptr : buffer + channels.at(image, channel);
     }
+    // Asks for the next image's channel: the processor cannot foresee such a leap.
+    void ahead(const float* p) const { __builtin_prefetch(p + channels.image); }
     void clear(int64_t image, int64_t channel) const {
         channels.clear(buffer, image, channel);
     }
@@ -76,8 +78,11 @@ inline float near_mean(const float* x, int64_t plane) {
 }
 
 // Sums of x - shift and of its square are added to the lanes of s and q.
-inline void add_moments(const float* x, int64_t plane, float shift, vec (&s)[4], vec (&q)[4]) {
+template <bool Each>
+void add_moments(const Lies& lies, const float* x, int64_t plane, float shift, vec (&s)[4],
+                 vec (&q)[4]) {
     for_vectors(plane, [&](int64_t i, auto some, int turn) {
+        if (Each) lies.ahead(x + i);
         const vec d = only_some(load_some(x + i, some) - shift, some);
         s[turn] += d;
         q[turn] += d * d;
@@ -100,7 +105,8 @@ void find_moments(const ForwardNorm& f, const Cover& cover) {
     int64_t held = 0;  // floats whose sums are in the lanes
     cover.walk([&](int64_t image, int c, bool last) {
         const int k = cover.statistic(c);
-        add_moments(f.x.at(image, c), plane, shift[k], s, q);
+        const auto add = cover.each ? add_moments<true> : add_moments<false>;
+        add(f.x, f.x.at(image, c), plane, shift[k], s, q);
         held += plane;
         if (!cover.each && held < 4096 && !last) return;
         pairs.add(k, sum4(s), sum4(q));
@@ -197,6 +203,10 @@ GradientSums sum_gradients(const BackwardNorm& g, const Cover& cover) {
         float* dresidual = g.dresidual.at(image, c);
         vec s[4] = {}, q[4] = {};
         for_vectors(n.plane, [&, x, y, dy, more, dresidual](int64_t i, auto some, int turn) {
+            if (cover.each) {
+                g.x.ahead(x + i), g.dy.ahead(dy + i);
+                if (Relu) g.y.ahead(y + i);
+            }
             // Zero past the end.
             const vec open = open_gradient<Relu>(above<More>(dy + i, more + i, some), y + i, some);
             if (Residual) store_some(dresidual + i, open, some);
