@@ -17,6 +17,7 @@
 
 #include "functions.h"
 #include "mest_runtime.h"
+#include "planes.h"
 #include "threads.h"
 #include "variant.h"
 
@@ -46,6 +47,7 @@ void check(bool right, const std::string& what) {
 struct Buffer {
     int64_t type, role, offset;
     std::vector<int64_t> shape;
+    int64_t margin = 0;
 };
 
 constexpr int64_t bytes_of_type[] = {4, 2, 2, 1, 1, 4, 8};
@@ -58,7 +60,10 @@ int64_t bytes_of(const Buffer& buffer) {
         if (size < 1 || size > (int64_t{1} << 24) / bytes) return -1;
         bytes *= size;
     }
-    return bytes;
+    if (buffer.margin < 1 || buffer.margin > 64 || buffer.shape.size() != 4) return bytes;
+    const auto size = [&](int i) { return static_cast<int>(buffer.shape[i]); };
+    const int margin = static_cast<int>(buffer.margin);
+    return 4 * mest::Planes{buffer.shape[0], size(1), size(2), size(3), margin}.floats();
 }
 
 int code_of(const std::string& name) {
@@ -75,8 +80,9 @@ struct Description {
     std::vector<double> reals;
     int64_t arena = 0, group_operators = 0;
 
-    int64_t add(int type, std::vector<int64_t> shape, bool in_arena = true, int role = mest_alike) {
-        buffers.push_back({type, role, in_arena ? arena : -1, shape});
+    int64_t add(int type, std::vector<int64_t> shape, bool in_arena = true, int role = mest_alike,
+                int64_t margin = 0) {
+        buffers.push_back({type, role, in_arena ? arena : -1, shape, margin});
         if (in_arena) arena += (bytes_of(buffers.back()) + 63) / 64 * 64;
         return static_cast<int64_t>(buffers.size()) - 1;
     }
@@ -89,7 +95,7 @@ struct Description {
     std::vector<int64_t> flat_buffers() const {
         std::vector<int64_t> flat;
         for (const Buffer& buffer : buffers) {
-            flat.insert(flat.end(), {buffer.type, buffer.role, buffer.offset, 0,
+            flat.insert(flat.end(), {buffer.type, buffer.role, buffer.offset, buffer.margin,
                                      static_cast<int64_t>(buffer.shape.size())});
             flat.insert(flat.end(), buffer.shape.begin(), buffer.shape.end());
         }
@@ -136,7 +142,7 @@ Network network() {
     n.head = d.add(floats, {classes, 8}, false);
     const int64_t h = d.add(floats, {batch, 8, 9, 7}), y = d.add(floats, {batch, 8, 9, 7});
     const int64_t mean = d.add(floats, {batch, 2}), scale = d.add(floats, {batch, 2});
-    const int64_t z = d.add(floats, {batch, 8, 5, 4}), small = d.add(floats, {batch, 8, 2, 2});
+    const int64_t z = d.add(floats, {batch, 8, 5, 4}), small = d.add(floats, {batch, 8, 2, 2}, true, 1);
     const int64_t where = d.add(bytes, {batch, 8, 2, 2}), features = d.add(floats, {batch, 8});
     const int64_t p = d.add(floats, {batch, classes}), loss = d.add(floats, {});
     apply("sparse_conv2d", {n.x, n.values, n.slots, -1, h, 1, 1, 1, 1, 8, 2, 3, 3, 4});
@@ -148,7 +154,7 @@ Network network() {
     apply("cross_entropy", {n.logits, n.targets, n.share, loss, p});
     apply("accumulate", {loss, n.loss});
     const int64_t dlogits = d.add(floats, {batch, classes}), dhead = d.add(floats, {classes, 8});
-    const int64_t dfeatures = d.add(floats, {batch, 8}), dsmall = d.add(floats, {batch, 8, 2, 2});
+    const int64_t dfeatures = d.add(floats, {batch, 8}), dsmall = d.add(floats, {batch, 8, 2, 2}, true, 2);
     const int64_t dz = d.add(floats, {batch, 8, 5, 4}), dw = d.add(floats, {8, 4, 3, 3});
     const int64_t dy = d.add(floats, {batch, 8, 9, 7}), dh = d.add(floats, {batch, 8, 9, 7});
     const int64_t dgamma = d.add(floats, {8}), dbeta = d.add(floats, {8});
@@ -160,7 +166,7 @@ Network network() {
     apply("max_pool2d_gradient", {where, dsmall, dz, 2, 2, 2, 2, 0, 0, 0});
     apply("conv2d_weight_gradient", {y, dz, dw, 2, 2, 1, 1, 2});
     apply("conv2d_input_gradient", {n.w, dz, dy, 2, 2, 1, 1, 2});
-    apply("group_norm_gradient", {h, y, mean, scale, n.gamma, dy, dh, dgamma, dbeta, -1, 2, 1});
+    apply("group_norm_gradient", {h, y, mean, scale, n.gamma, dy, -1, dh, dgamma, dbeta, -1, 2, 1});
     apply("sparse_conv2d_values_gradient", {n.x, n.slots, dh, dvalues, 1, 1, 1, 1, 8, 2, 3, 3, 4});
     const auto added = [&](int64_t gradient) {
         const int64_t whole = d.add(floats, d.buffers[gradient].shape, false, mest_sum);
@@ -313,7 +319,7 @@ Description spoilt(const Network& n, std::mt19937_64& random) {
     for (int changes = 1 + static_cast<int>(random() % 2); changes > 0; --changes) {
         Buffer& buffer = d.buffers[random() % d.buffers.size()];
         int64_t& number = d.operators[random() % d.operators.size()];
-        switch (random() % 7) {
+        switch (random() % 8) {
             case 0: buffer.type = other(); break;
             case 1: buffer.offset = random() % 2 ? other() : static_cast<int64_t>(random() % d.arena); break;
             case 2: if (!buffer.shape.empty()) buffer.shape[random() % buffer.shape.size()] = other(); break;
@@ -323,6 +329,7 @@ Description spoilt(const Network& n, std::mt19937_64& random) {
                 if (random() % 2) buffer.role = static_cast<int64_t>(random() % 4);
                 else d.group_operators = static_cast<int64_t>(random() % 40) - 2;
                 break;
+            case 6: buffer.margin = other(); break;
             default: number += random() % 2 ? 1 : -1;
         }
     }

@@ -9,6 +9,7 @@ from hypothesis import settings
 from torch import Tensor
 
 from mest_fed.runtime.native import Runtime, kinds
+from mest_fed.runtime.planes import elements, size_of
 
 SOME = settings(max_examples=20, deadline=None, derandomize=True)
 
@@ -55,7 +56,7 @@ def one(name, inputs, outputs, **attributes):
     return Program(buffers, [Operator(name, *sides, attributes)])
 
 
-def compute(name, inputs, outputs, over=None, **attributes):
+def compute(name, inputs, outputs, over=None, margins=None, **attributes):
     """Run one operator with 1 to 4 threads; return what its arguments hold then, by name.
 
     Parameters
@@ -66,27 +67,35 @@ def compute(name, inputs, outputs, over=None, **attributes):
         Shape of each, or a tensor that it holds before.
     over : dict, optional
         Output -> input in whose memory it lies.
+    margins : dict, optional
+        Margin of each argument that lies as planes.
     """
     program, over = one(name, inputs, outputs, **attributes), over or {}
+    for it in program.buffers:
+        it.margin = (margins or {}).get(it.name, 0)
     offsets, end = {}, 0
     places = {it.name: place for place, it in enumerate(program.buffers)}
     for it in program.buffers:
         if it.name not in over:
             offsets[places[it.name]] = end
-            end += -(-int(np.prod(it.shape)) * np.dtype(it.dtype).itemsize // 64) * 64
+            size = size_of(it.shape, it.margin) * np.dtype(it.dtype).itemsize
+            end += -(-size // 64) * 64
     for output, source in over.items():
         offsets[places[output]] = offsets[places[source]]
     results = []
     for threads in (1, 2, 3, 4):
         runtime = Runtime(program, offsets, end, threads=threads)
-        for it in program.buffers:
-            runtime.memory(it.name).reshape(-1).view(np.uint8)[...] = 255  # NaN
+        runtime.arena[...] = 255  # NaN
         for it in program.buffers:
             before = inputs.get(it.name, outputs.get(it.name))
             if isinstance(before, Tensor):
                 runtime.write(it.name, before.detach().numpy())
         runtime.run()
         results.append({it.name: runtime.read(it.name) for it in program.buffers})
+        for number, it in enumerate(program.buffers):
+            whole = runtime._whole(number).copy()
+            elements(whole, it.shape, it.margin)[...] = 0
+            assert not whole.any(), f"{it.name} has margins that are not zero"
     for result in results[1:]:
         for key, array in results[0].items():
             assert array.tobytes() == result[key].tobytes(), f"other bits of {key}"

@@ -20,7 +20,7 @@ BOUND = 2e-5
 def test_the_native_table_is_that_of_programs():
     native = {
         name: (
-            [[tuple(it[:3]) for it in side] for side in (kind.inputs, kind.outputs)],
+            [[tuple(it) for it in side] for side in (kind.inputs, kind.outputs)],
             {it.name: (it.real, it.length) for it in kind.attributes},
         )
         for name, kind in kinds().items()
@@ -28,7 +28,7 @@ def test_the_native_table_is_that_of_programs():
     contract = {
         name: (
             [
-                [(it, kind.dtype(it), it in kind.optional) for it in side]
+                [(it, kind.dtype(it), it in kind.optional, it in kind.planes) for it in side]
                 for side in (kind.inputs, kind.outputs)
             ],
             {it: (what.kind is float, what.length or 1) for it, what in kind.attributes.items()},

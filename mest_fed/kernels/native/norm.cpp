@@ -19,6 +19,10 @@ void norm_backward(const Norm& norm, const NormGradient& given, float* dx, float
     parallel_for(norm.units(), threads, [&](int64_t i) {
         v.norm_backward(norm, given, dx, dresidual, sums, i);
     });
+    norm_parameters(norm, sums, dgamma, dbeta);
+}
+
+void norm_parameters(const Norm& norm, const double* sums, float* dgamma, float* dbeta) {
     for (int c = 0; c < norm.channels; ++c) {
         double gamma = 0, beta = 0;
         for (int64_t image = 0; image < (norm.groups == 0 ? 1 : norm.images); ++image) {

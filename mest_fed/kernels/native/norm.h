@@ -51,4 +51,7 @@ struct NormGradient {
 void norm_backward(const Norm& norm, const NormGradient& given, float* dx, float* dresidual,
                    float* dgamma, float* dbeta, double* sums, int threads);
 
+// Sums the pairs of `sums` over images: the second of each for dgamma.
+void norm_parameters(const Norm& norm, const double* sums, float* dgamma, float* dbeta);
+
 }  // namespace mest

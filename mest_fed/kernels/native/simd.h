@@ -48,7 +48,12 @@ inline void store(float* p, typename Simd<N>::type v) {
     *reinterpret_cast<typename Simd<N>::loose*>(p) = v;
 }
 
-inline vec all(float x) { return vec{} + x; }
+// Not vec{} + x, which would be an addition, since that makes 0 of -0.
+template <int... I>
+inline vec all(float x, std::integer_sequence<int, I...>) {
+    return vec{(static_cast<void>(I), x)...};
+}
+inline vec all(float x) { return all(x, std::make_integer_sequence<int, V>()); }
 
 template <int... I>
 inline vec add_pairs(vec a, vec b, std::integer_sequence<int, I...>) {

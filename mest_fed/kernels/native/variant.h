@@ -6,6 +6,7 @@
 #include "compact.h"
 #include "norm.h"
 #include "plan.h"
+#include "plane.h"
 #include "pool.h"
 
 namespace mest {
@@ -53,6 +54,8 @@ struct Variant {
     // to = weight * x, and to += x; see sums.h.
     void (*weigh)(const float* x, double weight, int64_t size, double* to);
     void (*add)(const double* x, int64_t size, double* to);
+
+    const PlaneKernels* planes;  // see plane.h
 };
 
 constexpr int guard = 64;

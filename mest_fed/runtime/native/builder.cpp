@@ -97,6 +97,16 @@ void Builder::doubles(int64_t count) {
     if (static_cast<int64_t>(shared_.doubles.size()) < count) shared_.doubles.resize(count);
 }
 
+void Builder::floats_each(int64_t count, int64_t parts) {
+    check_memory(count, sizeof(float));
+    floats(count * std::min<int64_t>(parts, threads_));
+}
+
+void Builder::index(int64_t entries, int64_t strips) {
+    shared_.index.first.reserve(strips + 1);
+    shared_.index.columns.reserve(entries);
+}
+
 void Builder::scratch(int64_t floats) {
     check_memory(floats, sizeof(float));
     scratch_ = std::max(scratch_, floats);
@@ -108,8 +118,7 @@ std::shared_ptr<Product> Builder::product(Way way, const Convolution& p, int row
     check_memory(made->scratch_floats(), sizeof(float));
     check_memory(made->partial_floats(entries), sizeof(float));
     made->reserve(shared_.product, entries);
-    shared_.index.first.reserve((p.out_channels - 1) / rows + 2);
-    shared_.index.columns.reserve(entries);
+    index(entries, (p.out_channels - 1) / rows + 1);
     made_.push_back(made);
     return made;
 }

@@ -88,11 +88,19 @@ public:
     // Room in the shared memory.
     void floats(int64_t count);
     void doubles(int64_t count);
+    // The same for `parts` of so many each, of which each thread works on one at a time.
+    void floats_each(int64_t count, int64_t parts);
+    // Room in the shared index.
+    void index(int64_t entries, int64_t strips);
     // Room in a thread's scratch (free_scratch).
     void scratch(int64_t floats);
     std::shared_ptr<Product> product(Way way, const Convolution& p, int rows, int64_t entries);
 
+    // Counts memory that the step holds itself.
+    void holds(int64_t bytes) { held_bytes_ += bytes; }
+
     const std::vector<std::shared_ptr<Product>>& made() const { return made_; }
+    int64_t held_bytes() const { return held_bytes_; }
     int64_t scratch_floats() const { return scratch_; }
 
 private:
@@ -105,7 +113,7 @@ private:
     Shared& shared_;
     int threads_;
     std::vector<std::shared_ptr<Product>> made_;
-    int64_t scratch_ = 0;
+    int64_t scratch_ = 0, held_bytes_ = 0;
 };
 
 constexpr int free_scratch = 3;  // of thread_scratch: what products leave alone

@@ -7,9 +7,16 @@
 
 #include "builder.h"
 #include "loops.h"
+#include "vectors.h"
 
-namespace mest::runtime {
+namespace mest::runtime::MEST_VARIANT {
 namespace {
+
+// Zeroes a short run of floats.
+inline void zero(float* from, const float* to) {
+    for (; from + V <= to; from += V) store(from, vec{});
+    if (from < to) store_some(from, vec{}, to - from);
+}
 
 struct Channels {
     int64_t images = 0, channels = 0, plane = 0;  // plane: floats of a channel's elements
@@ -25,9 +32,9 @@ struct Channels {
     void clear(float* buffer, int64_t image_, int64_t channel) const {
         if (pitch == plane && lead == 0) return;
         float* first = buffer + at(image_, channel);
-        if (channel == 0) std::fill(first - lead, first, 0.0f);
+        if (channel == 0) zero(first - lead, first);
         const bool last = image_ + 1 == images && channel + 1 == channels;
-        std::fill(first + plane, first + pitch + (last ? behind : 0), 0.0f);
+        zero(first + plane, first + pitch + (last ? behind : 0));
     }
 };
 
@@ -85,4 +92,4 @@ private:
 };
 
 }  // namespace
-}  // namespace mest::runtime
+}  // namespace mest::runtime::MEST_VARIANT

@@ -1,9 +1,8 @@
-// Normalisation: of groups and of batches by the kernels' fused walks, of last axes here.
+// Normalisation: of groups and of batches by the kernels' fused walks in C order and by those of
+// norm_channels.h on planes, of last axes here.
 #include <cmath>
 
-#include "builder.h"
-#include "loops.h"
-#include "norm.h"
+#include "norm_channels.h"
 
 namespace mest::runtime::MEST_VARIANT {
 namespace {
@@ -17,7 +16,9 @@ Norm norm_of(const Builder& b, int groups) {
     const int channels = static_cast<int>(x.shape[1]);
     b.require(groups == 0 || channels % groups == 0, "groups = " + std::to_string(groups),
               "a divisor of " + std::to_string(channels));
-    for (const char* name : {"y", "residual", "dx", "dy", "dresidual"}) b.expect(name, x.shape);
+    for (const char* name : {"y", "residual", "dx", "dy", "more", "dresidual"}) {
+        b.expect(name, x.shape);
+    }
     for (const char* name : {"gamma", "beta", "dgamma", "dbeta", "running_mean", "running_variance"}) {
         b.expect(name, {channels});
     }
@@ -40,10 +41,17 @@ Step forward(Builder& b) {
     const double count = static_cast<double>(given.images * given.plane);
     b.require(!Batch || count > 1, "x has shape " + text_of(x.shape),
               "more than one value a channel");
+    const std::array<Channels, 3> on{channels_of(x), channels_of(residual), channels_of(y)};
     return [=](const Run& run) {
         Norm norm = given;
         norm.gamma = run.at(gamma), norm.beta = run.at(beta), norm.residual = run.at(residual);
-        norm_forward(norm, run.at(x), run.at(y), run.at(mean), run.at(scale), run.threads);
+        if (x.margin == 0 && y.margin == 0 && residual.margin == 0) {
+            norm_forward(norm, run.at(x), run.at(y), run.at(mean), run.at(scale), run.threads);
+        } else {
+            const ForwardNorm forward{norm, {on[0], run.at(x)}, {on[1], run.at(residual)},
+                                      {on[2], run.at(y)}, run.at(mean), run.at(scale)};
+            parallel_for(norm.units(), run.threads, [&](int64_t i) { forward_unit(forward, i); });
+        }
         if (!Batch) return;
         for (int c = 0; c < norm.channels; ++c) {
             const double spread = 1.0 / run.at(scale)[c], variance = spread * spread - norm.epsilon;
@@ -57,20 +65,51 @@ Step forward(Builder& b) {
     };
 }
 
+// y again, by means and scales that are known.
+template <bool Batch>
+Step apply(Builder& b) {
+    const Norm given = norm_of(b, Batch ? 0 : static_cast<int>(b.whole("groups")));
+    const Tensor x = b["x"], gamma = b["gamma"], beta = b["beta"], residual = b["residual"];
+    const Tensor y = b["y"], mean = b["mean"], scale = b["scale"];
+    const std::array<Channels, 3> on{channels_of(x), channels_of(residual), channels_of(y)};
+    return [=](const Run& run) {
+        Norm norm = given;
+        norm.gamma = run.at(gamma), norm.beta = run.at(beta);
+        const ForwardNorm forward{norm, {on[0], run.at(x)}, {on[1], run.at(residual)},
+                                  {on[2], run.at(y)}, run.at(mean), run.at(scale)};
+        parallel_for(norm.units(), run.threads, [&](int64_t i) { apply_unit(forward, i); });
+    };
+}
+
 template <bool Batch>
 Step gradient(Builder& b) {
     const Norm given = norm_of(b, Batch ? 0 : static_cast<int>(b.whole("groups")));
     const Tensor x = b["x"], y = b["y"], mean = b["mean"], scale = b["scale"], gamma = b["gamma"];
     const Tensor dy = b["dy"], dx = b["dx"], dgamma = b["dgamma"], dbeta = b["dbeta"];
-    const Tensor dresidual = b["dresidual"];
+    const Tensor more = b["more"], dresidual = b["dresidual"];
     b.require(y || !given.relu, "y is absent", "the output where there is a ReLU");
     b.doubles(given.sums());
+    const std::array<Tensor, 6> walked{x, y, dy, more, dx, dresidual};
+    std::array<Channels, 6> on;
+    std::transform(walked.begin(), walked.end(), on.begin(), channels_of);
+    // The kernels' walk knows neither margins nor a gradient in two parts.
+    const bool by_channels = more || std::any_of(walked.begin(), walked.end(), [](const Tensor& it) {
+        return it.margin > 0;
+    });
     return [=](const Run& run) {
         Norm norm = given;
         // The sign of y says where the ReLU was open: beta is not read. The walk takes y where
         // there is a residual.
         norm.gamma = norm.beta = run.at(gamma);
         norm.residual = norm.relu ? run.at(y) : nullptr;
+        if (by_channels) {
+            const BackwardNorm backward{norm, {on[0], run.at(x)}, {on[1], run.at(y)},
+                                        {on[2], run.at(dy)}, {on[3], run.at(more)},
+                                        {on[4], run.at(dx)}, {on[5], run.at(dresidual)},
+                                        run.at(mean), run.at(scale), run.shared.doubles.data()};
+            parallel_for(norm.units(), run.threads, [&](int64_t i) { backward_unit(backward, i); });
+            return norm_parameters(norm, backward.sums, run.at(dgamma), run.at(dbeta));
+        }
         norm_backward(norm, {run.at(dy), run.at(x), run.at(y), run.at(mean), run.at(scale)},
                       run.at(dx), run.at(dresidual), run.at(dgamma), run.at(dbeta),
                       run.shared.doubles.data(), run.threads);
@@ -165,19 +204,25 @@ Step layer_norm_gradient(Builder& b) {
 std::vector<Operator> norms() {
     const Attribute groups{"groups", 1}, relu{"relu", 0, 1}, axes{"axes", 1};
     const Attribute epsilon{"epsilon", 0, 1e6}, momentum{"momentum", 0, 1};
-    const Argument residual{"residual", float32, true}, y{"y", float32, true};
-    const std::vector<Argument> made{{"y"}, {"mean"}, {"scale"}};
-    const std::vector<Argument> given{{"x"}, y, {"mean"}, {"scale"}, {"gamma"}, {"dy"}};
-    const std::vector<Argument> back{{"dx"}, {"dgamma"}, {"dbeta"}, {"dresidual", float32, true}};
+    const Argument x = on_planes("x"), residual = on_planes("residual", true);
+    const std::vector<Argument> made{on_planes("y"), {"mean"}, {"scale"}};
+    const std::vector<Argument> given{
+        x, on_planes("y", true), {"mean"}, {"scale"}, {"gamma"}, on_planes("dy"),
+        on_planes("more", true)};
+    const std::vector<Argument> known{x, {"mean"}, {"scale"}, {"gamma"}, {"beta"}, residual};
+    const std::vector<Argument> back{on_planes("dx"), {"dgamma"}, {"dbeta"},
+                                     on_planes("dresidual", true)};
     return {
-        {"group_norm", {{"x"}, {"gamma"}, {"beta"}, residual}, made, {groups, relu}, {epsilon},
+        {"group_norm", {x, {"gamma"}, {"beta"}, residual}, made, {groups, relu}, {epsilon},
          forward<false>},
         {"group_norm_gradient", given, back, {groups, relu}, {}, gradient<false>},
+        {"group_norm_apply", known, {on_planes("y")}, {groups, relu}, {}, apply<false>},
+        {"batch_norm_apply", known, {on_planes("y")}, {relu}, {}, apply<true>},
         {"batch_norm",
-         {{"x"}, {"gamma"}, {"beta"}, residual, {"running_mean"}, {"running_variance"}},
+         {x, {"gamma"}, {"beta"}, residual, {"running_mean"}, {"running_variance"}},
          made, {relu}, {epsilon, momentum}, forward<true>},
         {"batch_norm_gradient", given, back, {relu}, {}, gradient<true>},
-        {"layer_norm", {{"x"}, {"gamma"}, {"beta"}}, made, {axes}, {epsilon}, layer_norm},
+        {"layer_norm", {{"x"}, {"gamma"}, {"beta"}}, {{"y"}, {"mean"}, {"scale"}}, {axes}, {epsilon}, layer_norm},
         {"layer_norm_gradient", {{"x"}, {"mean"}, {"scale"}, {"gamma"}, {"dy"}},
          {{"dx"}, {"dgamma"}, {"dbeta"}}, {axes}, {}, layer_norm_gradient},
     };

@@ -1,8 +1,7 @@
 // Pools over planes: a plane is never cut among threads.
 #include <limits>
 
-#include "builder.h"
-#include "loops.h"
+#include "channels.h"
 
 namespace mest::runtime::MEST_VARIANT {
 namespace {
@@ -62,12 +61,20 @@ Pool pool_of(const Builder& b, const char* x, const char* y, bool ceil) {
     return p;
 }
 
-// work(plane)
+// work(from, to, plane): a plane of a tensor that is read and of one that is written, whose margins
+// are zeroed behind it.
 template <class Work>
-void for_planes(const Pool& p, const Run& run, const Work& work) {
-    for_runs(p.planes, p.size(), run.threads, [&](int64_t begin, int64_t end) {
-        for (int64_t plane = begin; plane < end; ++plane) work(plane);
-    });
+Step for_planes(const Pool& p, const Tensor& read, const Tensor& written, const Work& work) {
+    const Channels from = channels_of(read), to = channels_of(written);
+    return [=](const Run& run) {
+        for_runs(p.planes, p.size(), run.threads, [&](int64_t begin, int64_t end) {
+            for (int64_t plane = begin; plane < end; ++plane) {
+                const int64_t image = plane / to.channels, c = plane % to.channels;
+                work(run, run.at(read) + from.at(image, c), run.at(written) + to.at(image, c), plane);
+                to.clear(run.at(written), image, c);
+            }
+        });
+    };
 }
 
 // The maximum of one window, and its place in the kernel.
@@ -138,13 +145,9 @@ Step max_pool(Builder& b) {
     const Pool p = pool_of(b, "x", "y", b.whole("ceil") != 0);
     const Tensor x = b["x"], y = b["y"], where = b["where"];
     b.expect("where", y.shape);
-    return [=](const Run& run) {
-        for_planes(p, run, [&](int64_t plane) {
-            const int64_t out = plane * p.out_size();
-            max_pool_plane(p, run.at(x) + plane * p.size(), run.at(y) + out,
-                           run.at<uint8_t>(where) + out);
-        });
-    };
+    return for_planes(p, x, y, [=](const Run& run, const float* from, float* to, int64_t plane) {
+        max_pool_plane(p, from, to, run.at<uint8_t>(where) + plane * p.out_size());
+    });
 }
 
 // Codes that name no place of the plane are passed over.
@@ -152,72 +155,59 @@ Step max_pool_gradient(Builder& b) {
     const Pool p = pool_of(b, "dx", "dy", b.whole("ceil") != 0);
     const Tensor where = b["where"], dy = b["dy"], dx = b["dx"];
     b.expect("where", dy.shape);
-    return [=](const Run& run) {
-        for_planes(p, run, [&](int64_t plane) {
-            const float* from = run.at(dy) + plane * p.out_size();
-            const uint8_t* codes = run.at<uint8_t>(where) + plane * p.out_size();
-            float* to = run.at(dx) + plane * p.size();
-            std::fill(to, to + p.size(), 0.0f);
-            p.for_windows([&](int64_t out, int64_t top, int64_t left) {
-                const int code = codes[out], across = static_cast<int>(p.kernel[1]);
-                const int64_t row = top + code / across, column = left + code % across;
-                if (code >= p.kernel[0] * p.kernel[1] || row < 0 || row >= p.height || column < 0 ||
-                    column >= p.width) {
-                    return;
-                }
-                to[row * p.width + column] += from[out];
-            });
+    return for_planes(p, dy, dx, [=](const Run& run, const float* from, float* to, int64_t plane) {
+        const uint8_t* codes = run.at<uint8_t>(where) + plane * p.out_size();
+        std::fill(to, to + p.size(), 0.0f);
+        p.for_windows([&](int64_t out, int64_t top, int64_t left) {
+            const int code = codes[out], across = static_cast<int>(p.kernel[1]);
+            const int64_t row = top + code / across, column = left + code % across;
+            if (code >= p.kernel[0] * p.kernel[1] || row < 0 || row >= p.height || column < 0 ||
+                column >= p.width) {
+                return;
+            }
+            to[row * p.width + column] += from[out];
         });
-    };
+    });
 }
 
 Step average_pool(Builder& b) {
     const Pool p = pool_of(b, "x", "y", false);
     const Tensor x = b["x"], y = b["y"];
-    return [=](const Run& run) {
-        const float share = 1 / static_cast<float>(p.kernel[0] * p.kernel[1]);
-        for_planes(p, run, [&](int64_t plane) {
-            const float* from = run.at(x) + plane * p.size();
-            float* to = run.at(y) + plane * p.out_size();
-            p.for_windows([&](int64_t out, int64_t top, int64_t left) {
-                float total = 0;
-                p.for_window(top, left, [&](int64_t, int64_t i) { total += from[i]; });
-                to[out] = total * share;
-            });
+    const float share = 1 / static_cast<float>(p.kernel[0] * p.kernel[1]);
+    return for_planes(p, x, y, [=](const Run&, const float* from, float* to, int64_t) {
+        p.for_windows([&](int64_t out, int64_t top, int64_t left) {
+            float total = 0;
+            p.for_window(top, left, [&](int64_t, int64_t i) { total += from[i]; });
+            to[out] = total * share;
         });
-    };
+    });
 }
 
 Step average_pool_gradient(Builder& b) {
     const Pool p = pool_of(b, "dx", "dy", false);
     const Tensor dy = b["dy"], dx = b["dx"];
-    return [=](const Run& run) {
-        const float share = 1 / static_cast<float>(p.kernel[0] * p.kernel[1]);
-        for_planes(p, run, [&](int64_t plane) {
-            const float* from = run.at(dy) + plane * p.out_size();
-            float* to = run.at(dx) + plane * p.size();
-            std::fill(to, to + p.size(), 0.0f);
-            p.for_windows([&](int64_t out, int64_t top, int64_t left) {
-                const float part = from[out] * share;
-                p.for_window(top, left, [&](int64_t, int64_t i) { to[i] += part; });
-            });
+    const float share = 1 / static_cast<float>(p.kernel[0] * p.kernel[1]);
+    return for_planes(p, dy, dx, [=](const Run&, const float* from, float* to, int64_t) {
+        std::fill(to, to + p.size(), 0.0f);
+        p.for_windows([&](int64_t out, int64_t top, int64_t left) {
+            const float part = from[out] * share;
+            p.for_window(top, left, [&](int64_t, int64_t i) { to[i] += part; });
         });
-    };
+    });
 }
 
 // Means over all axes after the second.
 Step global_pool(Builder& b) {
     const Tensor x = b.dims("x", -3), y = b["y"];
     b.expect("y", {x.shape[0], x.shape[1]});
-    const int64_t plane = product_of(x.shape, 2);
+    const Channels on = channels_of(x);
     return [=](const Run& run) {
-        const float* from = run.at(x);
         float* to = run.at(y);
-        for_runs(y.count(), plane, run.threads, [&](int64_t begin, int64_t end) {
+        for_runs(y.count(), on.plane, run.threads, [&](int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; ++i) {
-                const float* at = from + i * plane;
-                const double total = sum_of(plane, [&](int64_t j) { return at[j]; });
-                to[i] = static_cast<float>(total / static_cast<double>(plane));
+                const float* from = run.at(x) + on.at(i / on.channels, i % on.channels);
+                const double total = sum_of(on.plane, [&](int64_t j) { return from[j]; });
+                to[i] = static_cast<float>(total / static_cast<double>(on.plane));
             }
         });
     };
@@ -226,14 +216,15 @@ Step global_pool(Builder& b) {
 Step global_pool_gradient(Builder& b) {
     const Tensor dx = b.dims("dx", -3), dy = b["dy"];
     b.expect("dy", {dx.shape[0], dx.shape[1]});
-    const int64_t plane = product_of(dx.shape, 2);
+    const Channels on = channels_of(dx);
     return [=](const Run& run) {
         const float* from = run.at(dy);
-        float* to = run.at(dx);
-        for_runs(dy.count(), plane, run.threads, [&](int64_t begin, int64_t end) {
+        for_runs(dy.count(), on.plane, run.threads, [&](int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; ++i) {
-                const float share = from[i] / static_cast<float>(plane);
-                std::fill(to + i * plane, to + (i + 1) * plane, share);
+                const int64_t image = i / on.channels, c = i % on.channels;
+                float* to = run.at(dx) + on.at(image, c);
+                std::fill(to, to + on.plane, from[i] / static_cast<float>(on.plane));
+                on.clear(run.at(dx), image, c);
             }
         });
     };
@@ -245,15 +236,16 @@ std::vector<Operator> pools() {
     const double largest = 1 << 29;
     const Attribute kernel{"kernel", 1, 255, 2}, stride{"stride", 1, largest, 2};
     const Attribute padding{"padding", 0, 255, 2}, ceil{"ceil", 0, 1};
-    const Argument where{"where", uint8};
+    const Argument where{"where", uint8}, x = on_planes("x"), y = on_planes("y");
+    const Argument dx = on_planes("dx"), dy = on_planes("dy");
     const std::vector<Attribute> most{kernel, stride, padding, ceil}, mean{kernel, stride, padding};
     return {
-        {"max_pool2d", {{"x"}}, {{"y"}, where}, most, {}, max_pool},
-        {"max_pool2d_gradient", {where, {"dy"}}, {{"dx"}}, most, {}, max_pool_gradient},
-        {"average_pool2d", {{"x"}}, {{"y"}}, mean, {}, average_pool},
-        {"average_pool2d_gradient", {{"dy"}}, {{"dx"}}, mean, {}, average_pool_gradient},
-        {"global_average_pool", {{"x"}}, {{"y"}}, {}, {}, global_pool},
-        {"global_average_pool_gradient", {{"dy"}}, {{"dx"}}, {}, {}, global_pool_gradient},
+        {"max_pool2d", {x}, {y, where}, most, {}, max_pool},
+        {"max_pool2d_gradient", {where, dy}, {dx}, most, {}, max_pool_gradient},
+        {"average_pool2d", {x}, {y}, mean, {}, average_pool},
+        {"average_pool2d_gradient", {dy}, {dx}, mean, {}, average_pool_gradient},
+        {"global_average_pool", {x}, {{"y"}}, {}, {}, global_pool},
+        {"global_average_pool_gradient", {{"dy"}}, {dx}, {}, {}, global_pool_gradient},
     };
 }
 

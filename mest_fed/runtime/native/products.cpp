@@ -1,7 +1,9 @@
 // Convolutions and linear layers, which are convolutions of 1x1 planes.
 #include <algorithm>
 
+#include "channels.h"
 #include "dense.h"
+#include "plane_steps.h"
 
 namespace mest::runtime::MEST_VARIANT {
 namespace {
@@ -70,12 +72,32 @@ Dense dense(const Builder& b, const Tensor& x, const Tensor& y, const Tensor& w,
     return found;
 }
 
+// Whether the planes of a convolution lie in place; then both sides' do.
+bool in_place(const Builder& b, const Tensor& x, const Tensor& y) {
+    b.require((x.margin > 0) == (y.margin > 0),
+              "margins " + std::to_string(x.margin) + " and " + std::to_string(y.margin),
+              "both 0, or both more");
+    return x.margin > 0;
+}
+
+// A dense weight's rows are taken four at a time, wherever they lie.
+PlaneConvolution dense_planes(const Builder& b, const Dense& d, const Tensor& x, const Tensor& y,
+                              const Tensor& w) {
+    b.require(d.groups == 1, "groups = " + std::to_string(d.groups), "1 where there are margins");
+    return {d.p, x, y, w, {}, 4, {}};
+}
+
 template <bool Linear>
 Step forward(Builder& b) {
     constexpr int dims = Linear ? 2 : 4;
     const Tensor x = b.dims("x", dims), w = b.dims("w", dims), y = b.dims("y", dims), bias = b["b"];
     const Dense d = dense(b, x, y, w, Linear);
     check_bias(b, d.p);
+    if (in_place(b, x, y)) {
+        PlaneConvolution c = dense_planes(b, d, x, y, w);
+        c.bias = bias;
+        return planes_forward(b, c);
+    }
     b.floats(d.floats());
     const auto product = b.product(Way::forward, d.p, d.rows, d.entries());
     return [=](const Run& run) {
@@ -93,6 +115,7 @@ Step input_gradient(Builder& b) {
     constexpr int dims = Linear ? 2 : 4;
     const Tensor dx = b.dims("dx", dims), w = b.dims("w", dims), dy = b.dims("dy", dims);
     const Dense d = dense(b, dx, dy, w, Linear);
+    if (in_place(b, dx, dy)) return planes_input_gradient(b, dense_planes(b, d, dx, dy, w));
     if (!turns(d.p)) {
         b.floats(d.floats());
         const auto product = b.product(Way::input, d.p, d.rows, d.entries());
@@ -122,6 +145,7 @@ Step weight_gradient(Builder& b) {
     constexpr int dims = Linear ? 2 : 4;
     const Tensor x = b.dims("x", dims), dw = b.dims("dw", dims), dy = b.dims("dy", dims);
     const Dense d = dense(b, x, dy, dw, Linear);
+    if (in_place(b, x, dy)) return planes_values_gradient(b, dense_planes(b, d, x, dy, dw));
     b.floats(d.floats());
     const auto product = b.product(Way::values, d.p, d.rows, d.entries());
     return [=](const Run& run) {
@@ -168,6 +192,7 @@ Step sparse_forward(Builder& b) {
     const Tensor values = b["values"], bias = b["b"];
     const Sparse s = sparse(b, x, y, "values", Linear);
     check_bias(b, s.p);
+    if (in_place(b, x, y)) return planes_forward(b, {s.p, x, y, values, s.slots, s.rows, bias});
     const auto product = b.product(Way::forward, s.p, s.rows, s.capacity);
     return [=](const Run& run) {
         s.fill(run);
@@ -181,6 +206,9 @@ Step sparse_input_gradient(Builder& b) {
     const Tensor dx = b.dims("dx", Linear ? 2 : 4), dy = b.dims("dy", Linear ? 2 : 4);
     const Tensor values = b["values"];
     const Sparse s = sparse(b, dx, dy, "values", Linear);
+    if (in_place(b, dx, dy)) {
+        return planes_input_gradient(b, {s.p, dx, dy, values, s.slots, s.rows, {}});
+    }
     const auto product = b.product(Way::input, s.p, s.rows, s.capacity);
     return [=](const Run& run) {
         s.fill(run);
@@ -194,6 +222,9 @@ Step sparse_values_gradient(Builder& b) {
     const Tensor x = b.dims("x", Linear ? 2 : 4), dy = b.dims("dy", Linear ? 2 : 4);
     const Tensor dvalues = b["dvalues"];
     const Sparse s = sparse(b, x, dy, "dvalues", Linear);
+    if (in_place(b, x, dy)) {
+        return planes_values_gradient(b, {s.p, x, dy, dvalues, s.slots, s.rows, {}});
+    }
     const auto product = b.product(Way::values, s.p, s.rows, s.capacity);
     return [=](const Run& run) {
         const int64_t active = s.fill(run);
@@ -205,23 +236,23 @@ Step sparse_values_gradient(Builder& b) {
 
 Step bias_gradient(Builder& b) {
     const Tensor dy = b.dims("dy", -2), db = b["db"];
-    const int64_t images = dy.shape[0], channels = dy.shape[1];
-    const int64_t plane = product_of(dy.shape, 2);
-    b.expect("db", {channels});
+    const Channels on = channels_of(dy);
+    b.expect("db", {on.channels});
     return [=](const Run& run) {
         const float* from = run.at(dy);
         float* to = run.at(db);
-        if (plane == 1) {
-            sum_rows(images, channels, run.threads, to,
+        if (on.plane == 1 && on.images > 0 && dy.shape.size() == 2) {
+            const int64_t channels = on.channels;
+            sum_rows(on.images, channels, run.threads, to,
                      [=](int64_t image, int64_t c) { return from[image * channels + c]; });
             return;
         }
-        for_runs(channels, images * plane, run.threads, [&](int64_t begin, int64_t end) {
+        for_runs(on.channels, on.images * on.plane, run.threads, [&](int64_t begin, int64_t end) {
             for (int64_t c = begin; c < end; ++c) {
                 double total = 0;
-                for (int64_t image = 0; image < images; ++image) {
-                    const float* at = from + (image * channels + c) * plane;
-                    total += sum_of(plane, [&](int64_t i) { return at[i]; });
+                for (int64_t image = 0; image < on.images; ++image) {
+                    const float* at = from + on.at(image, c);
+                    total += sum_of(on.plane, [&](int64_t i) { return at[i]; });
                 }
                 to[c] = static_cast<float>(total);
             }
@@ -238,16 +269,18 @@ std::vector<Operator> products() {
     const std::vector<Attribute> conv{stride, padding, groups};
     const std::vector<Attribute> sparse4{stride, padding, shape4, rows}, sparse2{shape2, rows};
     const Argument b{"b", float32, true}, slots{"slots", int32};
+    const Argument x = on_planes("x"), y = on_planes("y"), dx = on_planes("dx");
+    const Argument dy = on_planes("dy");
     return {
-        {"conv2d", {{"x"}, {"w"}, b}, {{"y"}}, conv, {}, forward<false>},
-        {"conv2d_input_gradient", {{"w"}, {"dy"}}, {{"dx"}}, conv, {}, input_gradient<false>},
-        {"conv2d_weight_gradient", {{"x"}, {"dy"}}, {{"dw"}}, conv, {}, weight_gradient<false>},
-        {"bias_gradient", {{"dy"}}, {{"db"}}, {}, {}, bias_gradient},
-        {"sparse_conv2d", {{"x"}, {"values"}, slots, b}, {{"y"}}, sparse4, {},
+        {"conv2d", {x, {"w"}, b}, {y}, conv, {}, forward<false>},
+        {"conv2d_input_gradient", {{"w"}, dy}, {dx}, conv, {}, input_gradient<false>},
+        {"conv2d_weight_gradient", {x, dy}, {{"dw"}}, conv, {}, weight_gradient<false>},
+        {"bias_gradient", {dy}, {{"db"}}, {}, {}, bias_gradient},
+        {"sparse_conv2d", {x, {"values"}, slots, b}, {y}, sparse4, {},
          sparse_forward<false>},
-        {"sparse_conv2d_input_gradient", {{"values"}, slots, {"dy"}}, {{"dx"}}, sparse4, {},
+        {"sparse_conv2d_input_gradient", {{"values"}, slots, dy}, {dx}, sparse4, {},
          sparse_input_gradient<false>},
-        {"sparse_conv2d_values_gradient", {{"x"}, slots, {"dy"}}, {{"dvalues"}}, sparse4, {},
+        {"sparse_conv2d_values_gradient", {x, slots, dy}, {{"dvalues"}}, sparse4, {},
          sparse_values_gradient<false>},
         {"linear", {{"x"}, {"w"}, b}, {{"y"}}, {}, {}, forward<true>},
         {"linear_input_gradient", {{"w"}, {"dy"}}, {{"dx"}}, {}, {}, input_gradient<true>},

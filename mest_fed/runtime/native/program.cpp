@@ -208,6 +208,7 @@ Program::Lane Program::lane_of(const mest_description& d, int threads, int64_t m
             lane.steps.push_back(kind.make(builder));
             lane.products.insert(lane.products.end(), builder.made().begin(), builder.made().end());
             scratch_floats_ = std::max(scratch_floats_, builder.scratch_floats());
+            held_bytes_ += builder.held_bytes();
         } catch (const std::invalid_argument& error) {
             throw std::invalid_argument(where + error.what());
         } catch (const std::length_error& error) {
@@ -254,7 +255,7 @@ int64_t Program::workspace_bytes() const {
     const auto held = [](const auto& vector) {
         return static_cast<int64_t>(vector.capacity() * sizeof(vector[0]));
     };
-    int64_t total = held(buffers_) + held(bound_) + held(groups_bound_);
+    int64_t total = held(buffers_) + held(bound_) + held(groups_bound_) + held_bytes_;
     if (parts_) total += std::max(1, lanes_) * part_floats_ * static_cast<int64_t>(sizeof(float));
     for (size_t i = 0; i < run_.size(); ++i) {
         const Lane& lane = run_[i];

@@ -60,7 +60,7 @@ private:
     int64_t examples_ = 1;              // of a group
     std::vector<Lane> run_;  // first the one for one group, then, if there are several, the lanes
     std::unique_ptr<float[]> parts_;     // sums of chunks, lane by lane
-    int64_t part_floats_ = 0, scratch_floats_ = 0;
+    int64_t part_floats_ = 0, scratch_floats_ = 0, held_bytes_ = 0;  // held: by steps
     std::atomic<bool> runs_{false};
 };
 

@@ -1,1 +1,1 @@
-"""Passes: each makes a program another of the same meaning."""
+"""Passes: from a program to another of the same meaning, one idea a file; each may be left out."""

@@ -1,0 +1,73 @@
+// Products of a convolution on planes in place: what is prepared for the inner loops, and what they
+// offer. A position is an element's number in its plane, row by row. A tap stands away from the
+// position by whole rows, which need no test since rows of zeros lie between planes, and by a
+// *shift* of columns, under which a mask says which lanes stay within their row.
+#pragma once
+
+#include <cstdint>
+
+namespace mest {
+
+// Positions of a line of 16 under one shift: bit l is that of lane l. Lanes past the plane's end have
+// no bit.
+using LineMask = uint16_t;
+
+// An entry of a strip: where its tap stands in the other planes, and where its values are, in floats;
+// and the masks of even and odd lines, if masks alternate.
+struct PlaneEntry {
+    int32_t offset, value;
+    LineMask even, odd;
+};
+
+// Planes without what lies before the first of an image.
+struct PlaneView {
+    int64_t image, pitch;  // distances, in floats
+    int channels;
+};
+
+constexpr int most_shifts = 7;  // of a kernel's columns
+
+// A product's lists. `own` are the planes of strips' rows, `other` those where entries stand.
+struct PlaneTask {
+    PlaneView own, other;
+    int plane, lines;       // elements of a plane, and lines of 16 that hold them
+    int rows, strips;       // rows of a strip; the last one may have fewer
+    int groups;             // of a strip's entries: one shift each (spreading may part them further)
+    const PlaneEntry* entries;
+    const int32_t* first;   // entries of group g of strip s: from first[s * groups + g] to the next
+    bool shared;            // all strips have the entries of the first
+    int64_t strip_values;   // from a strip's values to the next one's, where shared
+    int64_t row_values;     // from a row's values to the next one's
+    const int32_t* mask_of; // of each group: which of the masks
+    const int32_t* moved;   // of each group, spreading: where its gradients are read, in floats
+    const LineMask* masks;  // (masks, lines)
+    const LineMask* inside; // (lines): all lanes of the plane
+    bool alternate;         // masks of lines repeat after two, and a vector is a line
+    int ahead;              // floats past a position to which spreading writes
+};
+
+// One instruction set's loops, over `images` images. Writers leave zeros between planes.
+struct PlaneKernels {
+    int width;  // floats of a vector
+    // own = bias + sum over entries of values * other; `bias` may be null; or added to what own holds
+    void (*walk)(const PlaneTask&, const float* values, const float* other, const float* bias,
+                 float* own, int64_t images, bool add);
+    // other (+)= values * own, entry by entry
+    void (*spread)(const PlaneTask&, const float* values, const float* own, float* other,
+                   int64_t images, bool add);
+    // gradient += sum over positions of own * other
+    void (*dots)(const PlaneTask&, const float* own, const float* other, float* gradient,
+                 int64_t images);
+    // One channel: a phase of a plane, every `step`-th element from (row, column) on, and back.
+    void (*split)(const struct PlanePhase&, const float* plane, float* phase);
+    void (*join)(const struct PlanePhase&, const float* phase, float* plane, bool add);
+    // Zeros before, between and behind the planes of images; `lead` floats before the first plane.
+    void (*clear)(const PlaneView&, int plane, int64_t lead, float* first, int64_t images);
+};
+
+// A phase of planes of height x width: its own planes are (rows, columns).
+struct PlanePhase {
+    int height, width, row, column, step_height, step_width, rows, columns;
+};
+
+}  // namespace mest

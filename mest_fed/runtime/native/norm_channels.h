@@ -1,0 +1,264 @@
+// The loops of group and batch norm over channels that lie as planes, or some of them in C order.
+#pragma once
+
+#include "channels.h"
+#include "norm.h"
+#include "vectors.h"
+
+namespace mest::runtime::MEST_VARIANT {
+namespace {
+
+// What a unit of norm.h covers: channels of an image's group, or a run of channels of all images.
+struct Cover {
+    int64_t first_image, images;
+    int first_channel, channels;
+    int64_t first_statistic;
+    bool each;  // a statistic for each channel, else one for all
+
+    Cover(const Norm& n, int64_t unit) {
+        if (n.groups == 0) {
+            const int first = static_cast<int>(unit) * n.block();
+            *this = {0, n.images, first, std::min(n.channels - first, n.block()), first, true};
+        } else {
+            const int size = n.channels / n.groups, group = static_cast<int>(unit % n.groups);
+            *this = {unit / n.groups, 1, group * size, size, unit, false};
+        }
+    }
+    int statistics() const { return each ? channels : 1; }
+    int statistic(int64_t channel) const {
+        return each ? static_cast<int>(channel) - first_channel : 0;
+    }
+    double count(int64_t plane) const {
+        return static_cast<double>(images * (each ? 1 : channels) * plane);
+    }
+    // work(image, channel, whether it is the last)
+    template <class Work>
+    void walk(const Work& work) const {
+        const int64_t last_image = first_image + images - 1;
+        const int last = first_channel + channels - 1;
+        for (int64_t image = first_image; image <= last_image; ++image) {
+            for (int c = first_channel; c <= last; ++c) work(image, c, image == last_image && c == last);
+        }
+    }
+
+private:
+    Cover(int64_t image, int64_t images_, int channel, int channels_, int64_t statistic, bool each_)
+        : first_image(image), images(images_), first_channel(channel), channels(channels_),
+          first_statistic(statistic), each(each_) {}
+};
+
+// A buffer, and where its channels lie.
+struct Lies {
+    Channels channels;
+    float* buffer;
+
+    float* at(int64_t image, int64_t channel) const {
+        return buffer == nullptr ? nullptr : buffer + channels.at(image, channel);
+    }
+    // Asks for the next image's channel: the processor cannot foresee such a leap.
+    void ahead(const float* p) const { __builtin_prefetch(p + channels.image); }
+    void clear(int64_t image, int64_t channel) const {
+        channels.clear(buffer, image, channel);
+    }
+};
+
+struct ForwardNorm {
+    Norm norm;
+    Lies x, residual, y;
+    float *mean, *scale;
+};
+
+// A number near the mean: of differences from it sums lose nothing where the mean is large beside
+// the deviation (Chan, Golub and LeVeque 1983).
+inline float near_mean(const float* x, int64_t plane) {
+    const int64_t count = std::min<int64_t>(plane, 128);
+    vec total{};
+    for_vectors(count, [&](int64_t i, auto some, int) { total += load_some(x + i, some); });
+    return simd::sum_of(total) / static_cast<float>(count);
+}
+
+// Sums of x - shift and of its square are added to the lanes of s and q.
+template <bool Each>
+void add_moments(const Lies& lies, const float* x, int64_t plane, float shift, vec (&s)[4],
+                 vec (&q)[4]) {
+    for_vectors(plane, [&](int64_t i, auto some, int turn) {
+        if (Each) lies.ahead(x + i);
+        const vec d = only_some(load_some(x + i, some) - shift, some);
+        s[turn] += d;
+        q[turn] += d * d;
+    });
+}
+
+// Means, and 1 / sqrt(variance + epsilon), of the statistics of a unit.
+void find_moments(const ForwardNorm& f, const Cover& cover) {
+    const int64_t plane = f.norm.plane;
+    float shift[Norm::most_block];
+    double total[Norm::most_block][2] = {};
+    for (int k = 0; k < cover.statistics(); ++k) {
+        shift[k] = near_mean(f.x.at(cover.first_image, cover.first_channel + k), plane);
+    }
+    Pairs pairs([&](int64_t k, double sum, double square) {
+        total[k][0] += sum;
+        total[k][1] += square;
+    });
+    vec s[4] = {}, q[4] = {};
+    int64_t held = 0;  // floats whose sums are in the lanes
+    cover.walk([&](int64_t image, int c, bool last) {
+        const int k = cover.statistic(c);
+        const auto add = cover.each ? add_moments<true> : add_moments<false>;
+        add(f.x, f.x.at(image, c), plane, shift[k], s, q);
+        held += plane;
+        if (!cover.each && held < 4096 && !last) return;
+        pairs.add(k, sum4(s), sum4(q));
+        for (int i = 0; i < 4; ++i) s[i] = q[i] = vec{};
+        held = 0;
+    });
+    pairs.flush();
+    for (int k = 0; k < cover.statistics(); ++k) {
+        const double offset = total[k][0] / cover.count(plane);
+        const double variance = total[k][1] / cover.count(plane) - offset * offset;
+        const double spread = (variance > 0 ? variance : 0 * variance) + f.norm.epsilon;
+        f.mean[cover.first_statistic + k] = static_cast<float>(shift[k] + offset);
+        f.scale[cover.first_statistic + k] = static_cast<float>(1 / std::sqrt(spread));
+    }
+}
+
+template <bool Relu, bool Residual>
+void normalise(const ForwardNorm& f, const Cover& cover) {
+    const Norm& n = f.norm;
+    cover.walk([&](int64_t image, int c, bool) {
+        const int64_t k = cover.first_statistic + cover.statistic(c);
+        const float factor = n.gamma[c] * f.scale[k], constant = n.beta[c] - f.mean[k] * factor;
+        const float *x = f.x.at(image, c), *residual = f.residual.at(image, c);
+        float* y = f.y.at(image, c);
+        for_vectors(n.plane, [=](int64_t i, auto some, int) {
+            vec z = load_some(x + i, some) * factor + constant;
+            if (Residual) z += load_some(residual + i, some);
+            if (Relu) z = z < 0.0f ? vec{} : z;
+            store_some(y + i, z, some);
+        });
+        f.y.clear(image, c);
+    });
+}
+
+// y by means and scales that are known.
+inline void apply_unit(const ForwardNorm& f, int64_t unit) {
+    const Cover cover(f.norm, unit);
+    if (f.residual.buffer != nullptr) {
+        (f.norm.relu ? normalise<true, true> : normalise<false, true>)(f, cover);
+    } else {
+        (f.norm.relu ? normalise<true, false> : normalise<false, false>)(f, cover);
+    }
+}
+
+inline void forward_unit(const ForwardNorm& f, int64_t unit) {
+    find_moments(f, Cover(f.norm, unit));
+    apply_unit(f, unit);
+}
+
+// What comes from above, which may be in two parts.
+template <bool More, class Some>
+inline vec above(const float* dy, const float* more, Some some) {
+    return More ? load_some(dy, some) + load_some(more, some) : load_some(dy, some);
+}
+
+// Before the ReLU, whose output says where it was open.
+template <bool Relu, class Some>
+inline vec open_gradient(vec d, const float* y, Some some) {
+    return Relu ? (load_some(y, some) <= 0.0f ? vec{} : d) : d;
+}
+
+struct BackwardNorm {
+    Norm norm;
+    Lies x, y, dy, more, dx, dresidual;  // more is added to dy
+    const float *mean, *scale;
+    double* sums;  // two of each (image, channel): of batch norm at the first image
+};
+
+// Sums of a unit: of the gradients before the ReLU, and of them times the normalised input, each
+// times gamma.
+struct GradientSums {
+    double level[Norm::most_block] = {}, slope[Norm::most_block] = {};
+};
+
+// The gradient before the ReLU, which is dresidual: it is written down where that is wanted.
+template <bool Relu, bool Residual, bool More>
+GradientSums sum_gradients(const BackwardNorm& g, const Cover& cover) {
+    const Norm& n = g.norm;
+    GradientSums sums;
+    cover.walk([&](int64_t image, int c, bool) {
+        if (!cover.each || image == 0) std::fill_n(g.sums + (image * n.channels + c) * 2, 2, 0.0);
+    });
+    Pairs pairs([&](int64_t place, double level, double slope) {
+        const int c = static_cast<int>(place % n.channels), k = cover.statistic(c);
+        const double scaled = slope * g.scale[cover.first_statistic + k];
+        double* to = g.sums + (cover.each ? c : place) * 2;
+        to[0] += level, to[1] += scaled;
+        sums.level[k] += level * n.gamma[c], sums.slope[k] += scaled * n.gamma[c];
+    });
+    cover.walk([&](int64_t image, int c, bool) {
+        const float mean = g.mean[cover.first_statistic + cover.statistic(c)];
+        const float *x = g.x.at(image, c), *y = g.y.at(image, c), *dy = g.dy.at(image, c);
+        const float* more = g.more.at(image, c);
+        float* dresidual = g.dresidual.at(image, c);
+        vec s[4] = {}, q[4] = {};
+        for_vectors(n.plane, [&, x, y, dy, more, dresidual](int64_t i, auto some, int turn) {
+            if (cover.each) {
+                g.x.ahead(x + i), g.dy.ahead(dy + i);
+                if (Relu) g.y.ahead(y + i);
+            }
+            // Zero past the end.
+            const vec open = open_gradient<Relu>(above<More>(dy + i, more + i, some), y + i, some);
+            if (Residual) store_some(dresidual + i, open, some);
+            s[turn] += open;
+            q[turn] += open * (load_some(x + i, some) - mean);
+        });
+        pairs.add(image * n.channels + c, sum4(s), sum4(q));
+        if (Residual) g.dresidual.clear(image, c);
+    });
+    pairs.flush();
+    return sums;
+}
+
+// dx = open * factor - level - (x - mean) * slope
+template <bool Relu, bool Residual, bool More>
+void spread_gradient(const BackwardNorm& g, const Cover& cover, const GradientSums& sums) {
+    const Norm& n = g.norm;
+    const double count = cover.count(n.plane);
+    cover.walk([&](int64_t image, int c, bool) {
+        const int k = cover.statistic(c);
+        const float mean = g.mean[cover.first_statistic + k];
+        const float scale = g.scale[cover.first_statistic + k], factor = n.gamma[c] * scale;
+        const auto level = static_cast<float>(sums.level[k] / count * scale);
+        const auto slope = static_cast<float>(sums.slope[k] / count * scale * scale);
+        const float *x = g.x.at(image, c), *y = g.y.at(image, c);
+        const float* dy = (Residual ? g.dresidual : g.dy).at(image, c);
+        const float* more = g.more.at(image, c);
+        float* dx = g.dx.at(image, c);
+        for_vectors(n.plane, [=](int64_t i, auto some, int) {
+            const vec up = above<More && !Residual>(dy + i, more + i, some);
+            const vec open = open_gradient<Relu && !Residual>(up, y + i, some);
+            const vec centred = load_some(x + i, some) - mean;
+            store_some(dx + i, open * factor - (centred * slope + level), some);
+        });
+        g.dx.clear(image, c);
+    });
+}
+
+template <bool Relu, bool Residual, bool More>
+void backward(const BackwardNorm& g, const Cover& cover) {
+    const GradientSums sums = sum_gradients<Relu, Residual, More>(g, cover);
+    spread_gradient<Relu, Residual, More>(g, cover, sums);
+}
+
+inline void backward_unit(const BackwardNorm& g, int64_t unit) {
+    constexpr decltype(&backward<false, false, false>) all[] = {
+        backward<false, false, false>, backward<false, false, true>, backward<false, true, false>,
+        backward<false, true, true>,   backward<true, false, false>, backward<true, false, true>,
+        backward<true, true, false>,   backward<true, true, true>};
+    const int residual = g.dresidual.buffer != nullptr, more = g.more.buffer != nullptr;
+    all[g.norm.relu * 4 + residual * 2 + more](g, Cover(g.norm, unit));
+}
+
+}  // namespace
+}  // namespace mest::runtime::MEST_VARIANT
