@@ -78,18 +78,18 @@ inline float near_mean(const float* x, int64_t plane) {
     return simd::sum_of(total) / static_cast<float>(count);
 }
 
-// Running sums of a unit's channels, two of each: in lanes, and now and then in double. Batch norm's
-// are of a channel of all images, group norm's of each channel alone.
+// Running sums of a unit's statistics, two of each: in lanes, and now and then in double; or of each
+// channel of an image `alone`.
 template <class Take>
 class Running {
 public:
     // take(place, first sum, second sum)
-    Running(const Cover& cover, int64_t plane, const Take& take)
-        : each_(cover.each), plane_(plane), pairs_(take) {}
+    Running(bool alone, int64_t plane, const Take& take)
+        : alone_(alone), plane_(plane), pairs_(take) {}
 
-    // `k`: of batch norm's channels within the unit.
+    // `k`: of the unit's statistics.
     void add(int k, int64_t place, vec first, vec second) {
-        if (!each_) return pairs_.add(place, first, second);
+        if (alone_) return pairs_.add(place, first, second);
         lanes_[k][0] += first, lanes_[k][1] += second;
         places_[k] = place;
         held_[k] += plane_;
@@ -109,7 +109,7 @@ private:
         held_[k] = 0;
     }
 
-    bool each_;
+    bool alone_;
     int64_t plane_;
     Pairs<Take> pairs_;
     vec lanes_[Norm::most_block][2] = {};
@@ -125,7 +125,7 @@ void find_moments(const ForwardNorm& f, const Cover& cover) {
     for (int k = 0; k < cover.statistics(); ++k) {
         shift[k] = near_mean(f.x.at(cover.first_image, cover.first_channel + k), plane);
     }
-    Running sums(cover, plane, [&](int64_t k, double sum, double square) {
+    Running sums(false, plane, [&](int64_t k, double sum, double square) {
         total[k][0] += sum;
         total[k][1] += square;
     });
@@ -220,7 +220,7 @@ GradientSums sum_gradients(const BackwardNorm& g, const Cover& cover) {
     cover.walk([&](int64_t image, int c) {
         if (!cover.each || image == 0) std::fill_n(g.sums + (image * n.channels + c) * 2, 2, 0.0);
     });
-    Running running(cover, n.plane, [&](int64_t place, double level, double slope) {
+    Running running(!cover.each, n.plane, [&](int64_t place, double level, double slope) {
         const int c = static_cast<int>(place % n.channels), k = cover.statistic(c);
         const double scaled = slope * g.scale[cover.first_statistic + k];
         double* to = g.sums + (cover.each ? c : place) * 2;
@@ -244,7 +244,7 @@ GradientSums sum_gradients(const BackwardNorm& g, const Cover& cover) {
             s[turn] += open;
             q[turn] += open * (load_some(x + i, some) - mean);
         });
-        running.add(c - cover.first_channel, image * n.channels + c, sum4(s), sum4(q));
+        running.add(cover.statistic(c), image * n.channels + c, sum4(s), sum4(q));
         if (Residual) g.dresidual.clear(image, c);
     });
     running.flush();
