@@ -31,13 +31,11 @@ struct Cover {
     double count(int64_t plane) const {
         return static_cast<double>(images * (each ? 1 : channels) * plane);
     }
-    // work(image, channel, whether it is the last)
+    // work(image, channel)
     template <class Work>
     void walk(const Work& work) const {
-        const int64_t last_image = first_image + images - 1;
-        const int last = first_channel + channels - 1;
-        for (int64_t image = first_image; image <= last_image; ++image) {
-            for (int c = first_channel; c <= last; ++c) work(image, c, image == last_image && c == last);
+        for (int64_t image = first_image; image < first_image + images; ++image) {
+            for (int c = first_channel; c < first_channel + channels; ++c) work(image, c);
         }
     }
 
@@ -56,7 +54,10 @@ struct Lies {
         return buffer == nullptr ? nullptr : buffer + channels.at(image, channel);
     }
     // Asks for the next image's channel: the processor cannot foresee such a leap.
-    void ahead(const float* p) const { __builtin_prefetch(p + channels.image); }
+    template <bool Write = false>
+    void ahead(const float* p) const {
+        __builtin_prefetch(p + channels.image, Write);
+    }
     void clear(int64_t image, int64_t channel) const {
         channels.clear(buffer, image, channel);
     }
@@ -77,19 +78,46 @@ inline float near_mean(const float* x, int64_t plane) {
     return simd::sum_of(total) / static_cast<float>(count);
 }
 
-// Sums of x - shift and of its square are added to the lanes of s and q.
-template <bool Each>
-void add_moments(const Lies& lies, const float* x, int64_t plane, float shift, vec (&s)[4],
-                 vec (&q)[4]) {
-    for_vectors(plane, [&](int64_t i, auto some, int turn) {
-        if (Each) lies.ahead(x + i);
-        const vec d = only_some(load_some(x + i, some) - shift, some);
-        s[turn] += d;
-        q[turn] += d * d;
-    });
-}
+// Running sums of a unit's statistics, two of each: in lanes, and now and then in double; or of each
+// channel of an image `alone`.
+template <class Take>
+class Running {
+public:
+    // take(place, first sum, second sum)
+    Running(bool alone, int64_t plane, const Take& take)
+        : alone_(alone), plane_(plane), pairs_(take) {}
+
+    // `k`: of the unit's statistics.
+    void add(int k, int64_t place, vec first, vec second) {
+        if (alone_) return pairs_.add(place, first, second);
+        lanes_[k][0] += first, lanes_[k][1] += second;
+        places_[k] = place;
+        held_[k] += plane_;
+        if (held_[k] >= 4096) move(k);
+    }
+    void flush() {
+        for (int k = 0; k < Norm::most_block; ++k) {
+            if (held_[k] > 0) move(k);
+        }
+        pairs_.flush();
+    }
+
+private:
+    void move(int k) {
+        pairs_.add(places_[k], lanes_[k][0], lanes_[k][1]);
+        lanes_[k][0] = lanes_[k][1] = vec{};
+        held_[k] = 0;
+    }
+
+    bool alone_;
+    int64_t plane_;
+    Pairs<Take> pairs_;
+    vec lanes_[Norm::most_block][2] = {};
+    int64_t places_[Norm::most_block] = {}, held_[Norm::most_block] = {};
+};
 
 // Means, and 1 / sqrt(variance + epsilon), of the statistics of a unit.
+template <bool Each>
 void find_moments(const ForwardNorm& f, const Cover& cover) {
     const int64_t plane = f.norm.plane;
     float shift[Norm::most_block];
@@ -97,23 +125,24 @@ void find_moments(const ForwardNorm& f, const Cover& cover) {
     for (int k = 0; k < cover.statistics(); ++k) {
         shift[k] = near_mean(f.x.at(cover.first_image, cover.first_channel + k), plane);
     }
-    Pairs pairs([&](int64_t k, double sum, double square) {
+    Running sums(false, plane, [&](int64_t k, double sum, double square) {
         total[k][0] += sum;
         total[k][1] += square;
     });
-    vec s[4] = {}, q[4] = {};
-    int64_t held = 0;  // floats whose sums are in the lanes
-    cover.walk([&](int64_t image, int c, bool last) {
+    cover.walk([&](int64_t image, int c) {
         const int k = cover.statistic(c);
-        const auto add = cover.each ? add_moments<true> : add_moments<false>;
-        add(f.x, f.x.at(image, c), plane, shift[k], s, q);
-        held += plane;
-        if (!cover.each && held < 4096 && !last) return;
-        pairs.add(k, sum4(s), sum4(q));
-        for (int i = 0; i < 4; ++i) s[i] = q[i] = vec{};
-        held = 0;
+        const float* x = f.x.at(image, c);
+        const float from = shift[k];
+        vec s[4] = {}, q[4] = {};
+        for_vectors(plane, [&, x, from](int64_t i, auto some, int turn) {
+            if (Each) f.x.ahead(x + i);
+            const vec d = only_some(load_some(x + i, some) - from, some);
+            s[turn] += d;
+            q[turn] += d * d;
+        });
+        sums.add(k, k, sum4(s), sum4(q));
     });
-    pairs.flush();
+    sums.flush();
     for (int k = 0; k < cover.statistics(); ++k) {
         const double offset = total[k][0] / cover.count(plane);
         const double variance = total[k][1] / cover.count(plane) - offset * offset;
@@ -126,15 +155,16 @@ void find_moments(const ForwardNorm& f, const Cover& cover) {
 template <bool Relu, bool Residual>
 void normalise(const ForwardNorm& f, const Cover& cover) {
     const Norm& n = f.norm;
-    cover.walk([&](int64_t image, int c, bool) {
+    cover.walk([&](int64_t image, int c) {
         const int64_t k = cover.first_statistic + cover.statistic(c);
         const float factor = n.gamma[c] * f.scale[k], constant = n.beta[c] - f.mean[k] * factor;
         const float *x = f.x.at(image, c), *residual = f.residual.at(image, c);
         float* y = f.y.at(image, c);
-        for_vectors(n.plane, [=](int64_t i, auto some, int) {
+        for_vectors(n.plane, [=, &f, &cover](int64_t i, auto some, int) {
             vec z = load_some(x + i, some) * factor + constant;
             if (Residual) z += load_some(residual + i, some);
             if (Relu) z = z < 0.0f ? vec{} : z;
+            if (cover.each) f.y.ahead<true>(y + i);
             store_some(y + i, z, some);
         });
         f.y.clear(image, c);
@@ -152,7 +182,8 @@ inline void apply_unit(const ForwardNorm& f, int64_t unit) {
 }
 
 inline void forward_unit(const ForwardNorm& f, int64_t unit) {
-    find_moments(f, Cover(f.norm, unit));
+    const Cover cover(f.norm, unit);
+    (cover.each ? find_moments<true> : find_moments<false>)(f, cover);
     apply_unit(f, unit);
 }
 
@@ -186,17 +217,17 @@ template <bool Relu, bool Residual, bool More>
 GradientSums sum_gradients(const BackwardNorm& g, const Cover& cover) {
     const Norm& n = g.norm;
     GradientSums sums;
-    cover.walk([&](int64_t image, int c, bool) {
+    cover.walk([&](int64_t image, int c) {
         if (!cover.each || image == 0) std::fill_n(g.sums + (image * n.channels + c) * 2, 2, 0.0);
     });
-    Pairs pairs([&](int64_t place, double level, double slope) {
+    Running running(!cover.each, n.plane, [&](int64_t place, double level, double slope) {
         const int c = static_cast<int>(place % n.channels), k = cover.statistic(c);
         const double scaled = slope * g.scale[cover.first_statistic + k];
         double* to = g.sums + (cover.each ? c : place) * 2;
         to[0] += level, to[1] += scaled;
         sums.level[k] += level * n.gamma[c], sums.slope[k] += scaled * n.gamma[c];
     });
-    cover.walk([&](int64_t image, int c, bool) {
+    cover.walk([&](int64_t image, int c) {
         const float mean = g.mean[cover.first_statistic + cover.statistic(c)];
         const float *x = g.x.at(image, c), *y = g.y.at(image, c), *dy = g.dy.at(image, c);
         const float* more = g.more.at(image, c);
@@ -213,10 +244,10 @@ GradientSums sum_gradients(const BackwardNorm& g, const Cover& cover) {
             s[turn] += open;
             q[turn] += open * (load_some(x + i, some) - mean);
         });
-        pairs.add(image * n.channels + c, sum4(s), sum4(q));
+        running.add(cover.statistic(c), image * n.channels + c, sum4(s), sum4(q));
         if (Residual) g.dresidual.clear(image, c);
     });
-    pairs.flush();
+    running.flush();
     return sums;
 }
 
@@ -225,7 +256,7 @@ template <bool Relu, bool Residual, bool More>
 void spread_gradient(const BackwardNorm& g, const Cover& cover, const GradientSums& sums) {
     const Norm& n = g.norm;
     const double count = cover.count(n.plane);
-    cover.walk([&](int64_t image, int c, bool) {
+    cover.walk([&](int64_t image, int c) {
         const int k = cover.statistic(c);
         const float mean = g.mean[cover.first_statistic + k];
         const float scale = g.scale[cover.first_statistic + k], factor = n.gamma[c] * scale;
@@ -235,7 +266,8 @@ void spread_gradient(const BackwardNorm& g, const Cover& cover, const GradientSu
         const float* dy = (Residual ? g.dresidual : g.dy).at(image, c);
         const float* more = g.more.at(image, c);
         float* dx = g.dx.at(image, c);
-        for_vectors(n.plane, [=](int64_t i, auto some, int) {
+        for_vectors(n.plane, [=, &g, &cover](int64_t i, auto some, int) {
+            if (cover.each) g.dx.ahead<true>(dx + i);
             const vec up = above<More && !Residual>(dy + i, more + i, some);
             const vec open = open_gradient<Relu && !Residual>(up, y + i, some);
             const vec centred = load_some(x + i, some) - mean;
