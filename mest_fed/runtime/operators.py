@@ -11,6 +11,7 @@ values, slots  active granules, (active, rows) and increasing (active,): ``rows`
                output channels at one column of the (out, in * kh * kw) weight,
                slot = strip * columns + column; values past the last channel are zero
 scale          1 / sqrt(variance + epsilon), the variance biased
+more           the rest of dy, in a norm's gradient: the two are added
 where          place of the maximum within its window, row by row
 seed           (1,): word i of SplitMix64 from it, ``mix(seed + (i + 1) * 0x9E3779B97F4A7C15)``,
                drops element i if its upper 24 bits are less than round(probability * 2**24)
@@ -181,10 +182,11 @@ _GROUP = {"groups": _COUNT, "epsilon": _SMALL, "relu": _FLAG}
 _BATCH = {"epsilon": _SMALL, "momentum": _SHARE, "relu": _FLAG}
 _LAYER = {"axes": _COUNT, "epsilon": _SMALL}
 _IN_PLACE = (("y", "x"), ("y", "residual"))
-_GRADIENT_IN_PLACE = (("dresidual", "dy"), ("dx", "dy"))
-_NORM_GRADIENT = "x, y?, mean, scale, gamma, dy) -> dx, dgamma, dbeta, dresidual?"
+_GRADIENT_IN_PLACE = tuple((made, it) for it in ("dy", "more") for made in ("dresidual", "dx"))
+_NORM_GRADIENT = "x, y?, mean, scale, gamma, dy, more?) -> dx, dgamma, dbeta, dresidual?"
+_NORM_APPLY = "x, mean, scale, gamma, beta, residual?) -> y"
 _NORM_PLANES = ("x", "residual", "y")
-_NORM_GRADIENT_PLANES = ("x", "y", "dy", "dx", "dresidual")
+_NORM_GRADIENT_PLANES = ("x", "y", "dy", "more", "dx", "dresidual")
 _SGD = {"weight_decay": _SMALL, "momentum": _SHARE, "nesterov": _FLAG}
 _ADAM = {"beta1": _SHARE, "beta2": _SHARE, "epsilon": _SMALL, "weight_decay": _SMALL}
 
@@ -301,6 +303,19 @@ _TABLE = (
         rules.norm(rules.of_batch),
         _GRADIENT_IN_PLACE,
         planes=_NORM_GRADIENT_PLANES,
+    ),
+    *(
+        Kind(
+            f"{name}_norm_apply({_NORM_APPLY}",
+            attributes,
+            rules.norm(statistics),
+            _IN_PLACE,
+            planes=_NORM_PLANES,
+        )
+        for name, attributes, statistics in (
+            ("group", {"groups": _COUNT, "relu": _FLAG}, rules.of_groups),
+            ("batch", {"relu": _FLAG}, rules.of_batch),
+        )
     ),
     Kind("layer_norm(x, gamma, beta) -> y, mean, scale", _LAYER, rules.layer_norm, (("y", "x"),)),
     Kind(

@@ -21,6 +21,26 @@ def _behind(y: Array, residual: Array | None, relu: bool) -> Array:
     return np.maximum(y, 0) if relu else y
 
 
+def _before_relu(
+    dy: Array, *, relu: bool, y: Array | None = None, more: Array | None = None, **_: Any
+) -> Array:
+    """Return the gradient before the ReLU, which was open where its output is not zero."""
+    dy = dy if more is None else dy + more
+    return np.where(y > 0, dy, 0) if relu and y is not None else dy
+
+
+def _apply(x: Array, mean: Array, scale: Array, gamma: Array, beta: Array, **how: Any) -> Array:
+    """Return the output of a norm whose statistics are known."""
+    if mean.ndim == 2:  # of groups: one of each channel
+        each = x.shape[1] // mean.shape[1]
+        wide = (*x.shape[:2], *[1] * (x.ndim - 2))
+        mean, scale = (it.repeat(each, axis=1).reshape(wide) for it in (mean, scale))
+    else:
+        mean, scale = _wide(mean, x), _wide(scale, x)
+    y = (x - mean) * scale * _wide(gamma, x) + _wide(beta, x)
+    return _behind(y, how.get("residual"), how["relu"])
+
+
 def _wide(parameter: Array, x: Array) -> Array:
     """Return a parameter of each channel so that it meets planes."""
     return parameter.reshape(1, -1, *[1] * (x.ndim - 2))
@@ -54,7 +74,7 @@ def group_norm_gradient(
     x: Array, mean: Array, scale: Array, gamma: Array, dy: Array, **how: Any
 ) -> tuple[Array, ...]:
     """Return the gradients of input, gamma, beta and residual."""
-    dy = np.where(how["y"] > 0, dy, 0) if how["relu"] else dy
+    dy = _before_relu(dy, **how)
     shape = (len(x), how["groups"], -1)
     level, factor = mean[:, :, None], scale[:, :, None]
     normal = (x.reshape(shape) - level) * factor
@@ -82,7 +102,7 @@ def batch_norm_gradient(
     x: Array, mean: Array, scale: Array, gamma: Array, dy: Array, **how: Any
 ) -> tuple[Array, ...]:
     """Return the gradients of input, gamma, beta and residual."""
-    dy = np.where(how["y"] > 0, dy, 0) if how["relu"] else dy
+    dy = _before_relu(dy, **how)
     axes = tuple(it for it in range(x.ndim) if it != 1)
     normal = (x - _wide(mean, x)) * _wide(scale, x)
     dx = _centred_gradient(normal, dy * _wide(gamma, x), _wide(scale, x), axes)
@@ -113,6 +133,8 @@ def layer_norm_gradient(
 OPERATORS: Mapping[str, Callable[..., Any]] = {
     "group_norm": group_norm,
     "group_norm_gradient": group_norm_gradient,
+    "group_norm_apply": _apply,
+    "batch_norm_apply": _apply,
     "batch_norm": batch_norm,
     "batch_norm_gradient": batch_norm_gradient,
     "layer_norm": layer_norm,

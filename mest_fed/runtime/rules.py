@@ -89,7 +89,7 @@ def bias(s: Shapes) -> None:
     s.expect("db", (s.dims("dy", 2, at_least=True)[1],))
 
 
-_PLANES = ("y", "residual", "dx", "dy", "dresidual")
+_PLANES = ("y", "residual", "dx", "dy", "more", "dresidual")
 _OF_CHANNELS = ("gamma", "beta", "dgamma", "dbeta")
 
 

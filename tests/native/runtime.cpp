@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "mest_runtime.h"
+#include "planes.h"
 #include "threads.h"
 #include "variant.h"
 
@@ -43,6 +44,7 @@ void check(bool right, const std::string& what) {
 struct Buffer {
     int64_t type, offset;
     std::vector<int64_t> shape;
+    int64_t margin = 0;
 };
 
 constexpr int64_t bytes_of_type[] = {4, 2, 2, 1, 1, 4, 8};
@@ -55,7 +57,10 @@ int64_t bytes_of(const Buffer& buffer) {
         if (size < 1 || size > (int64_t{1} << 24) / bytes) return -1;
         bytes *= size;
     }
-    return bytes;
+    if (buffer.margin < 1 || buffer.margin > 64 || buffer.shape.size() != 4) return bytes;
+    const auto size = [&](int i) { return static_cast<int>(buffer.shape[i]); };
+    const int margin = static_cast<int>(buffer.margin);
+    return 4 * mest::Planes{buffer.shape[0], size(1), size(2), size(3), margin}.floats();
 }
 
 int code_of(const std::string& name) {
@@ -72,8 +77,8 @@ struct Description {
     std::vector<double> reals;
     int64_t arena = 0;
 
-    int64_t add(int type, std::vector<int64_t> shape, bool in_arena = true) {
-        buffers.push_back({type, in_arena ? arena : -1, shape});
+    int64_t add(int type, std::vector<int64_t> shape, bool in_arena = true, int64_t margin = 0) {
+        buffers.push_back({type, in_arena ? arena : -1, shape, margin});
         if (in_arena) arena += (bytes_of(buffers.back()) + 63) / 64 * 64;
         return static_cast<int64_t>(buffers.size()) - 1;
     }
@@ -86,7 +91,7 @@ struct Description {
     std::vector<int64_t> flat_buffers() const {
         std::vector<int64_t> flat;
         for (const Buffer& buffer : buffers) {
-            flat.insert(flat.end(), {buffer.type, buffer.offset, 0,
+            flat.insert(flat.end(), {buffer.type, buffer.offset, buffer.margin,
                                      static_cast<int64_t>(buffer.shape.size())});
             flat.insert(flat.end(), buffer.shape.begin(), buffer.shape.end());
         }
@@ -124,7 +129,7 @@ Network network() {
     n.head = d.add(floats, {classes, 8}, false);
     const int64_t h = d.add(floats, {batch, 8, 9, 7}), y = d.add(floats, {batch, 8, 9, 7});
     const int64_t mean = d.add(floats, {batch, 2}), scale = d.add(floats, {batch, 2});
-    const int64_t z = d.add(floats, {batch, 8, 5, 4}), small = d.add(floats, {batch, 8, 2, 2});
+    const int64_t z = d.add(floats, {batch, 8, 5, 4}), small = d.add(floats, {batch, 8, 2, 2}, true, 1);
     const int64_t where = d.add(bytes, {batch, 8, 2, 2}), features = d.add(floats, {batch, 8});
     const int64_t logits = d.add(floats, {batch, classes}), p = d.add(floats, {batch, classes});
     n.loss = d.add(floats, {});
@@ -136,7 +141,7 @@ Network network() {
     apply("linear", {features, n.head, -1, logits});
     apply("cross_entropy", {logits, n.targets, n.loss, p});
     const int64_t dlogits = d.add(floats, {batch, classes}), dhead = d.add(floats, {classes, 8});
-    const int64_t dfeatures = d.add(floats, {batch, 8}), dsmall = d.add(floats, {batch, 8, 2, 2});
+    const int64_t dfeatures = d.add(floats, {batch, 8}), dsmall = d.add(floats, {batch, 8, 2, 2}, true, 2);
     const int64_t dz = d.add(floats, {batch, 8, 5, 4}), dw = d.add(floats, {8, 4, 3, 3});
     const int64_t dy = d.add(floats, {batch, 8, 9, 7}), dh = d.add(floats, {batch, 8, 9, 7});
     const int64_t dgamma = d.add(floats, {8}), dbeta = d.add(floats, {8});
@@ -148,7 +153,7 @@ Network network() {
     apply("max_pool2d_gradient", {where, dsmall, dz, 2, 2, 2, 2, 0, 0, 0});
     apply("conv2d_weight_gradient", {y, dz, dw, 2, 2, 1, 1, 2});
     apply("conv2d_input_gradient", {n.w, dz, dy, 2, 2, 1, 1, 2});
-    apply("group_norm_gradient", {h, y, mean, scale, n.gamma, dy, dh, dgamma, dbeta, -1, 2, 1});
+    apply("group_norm_gradient", {h, y, mean, scale, n.gamma, dy, -1, dh, dgamma, dbeta, -1, 2, 1});
     apply("sparse_conv2d_values_gradient", {n.x, n.slots, dh, dvalues, 1, 1, 1, 1, 8, 2, 3, 3, 4});
     apply("sgd", {dvalues, n.rates, n.values, n.momentum, 0}, {1e-4, 0.9});
     apply("sgd", {dw, n.rates, n.w, -1, 0}, {0, 0});
@@ -256,12 +261,13 @@ Description spoilt(const Network& n, std::mt19937_64& random) {
     for (int changes = 1 + static_cast<int>(random() % 2); changes > 0; --changes) {
         Buffer& buffer = d.buffers[random() % d.buffers.size()];
         int64_t& number = d.operators[random() % d.operators.size()];
-        switch (random() % 6) {
+        switch (random() % 7) {
             case 0: buffer.type = other(); break;
             case 1: buffer.offset = random() % 2 ? other() : static_cast<int64_t>(random() % d.arena); break;
             case 2: if (!buffer.shape.empty()) buffer.shape[random() % buffer.shape.size()] = other(); break;
             case 3: d.reals[random() % d.reals.size()] = random() % 2 ? std::nan("") : 1e30; break;
             case 4: number = other(); break;
+            case 5: buffer.margin = other(); break;
             default: number += random() % 2 ? 1 : -1;
         }
     }

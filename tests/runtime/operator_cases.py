@@ -174,6 +174,25 @@ def batch_norm(draw: Draw) -> Case:
     return Case(inputs, function, {"epsilon": 0.1, "momentum": 0.2, "relu": relu})
 
 
+def norm_apply(draw: Draw, groups: int) -> Case:
+    """Of groups of channels, or of the batch (0)."""
+    inputs, relu = planes(draw, 2 * max(1, groups))
+    shape = inputs["x"].shape
+    statistics = (shape[0], groups) if groups else shape[1:2]
+    inputs |= {"mean": draw.normal(*statistics), "scale": draw.normal(*statistics) ** 2}
+
+    def function(x, *, mean, scale, gamma, beta, residual=None):
+        parts = x.reshape(len(x), groups, -1) if groups else x.transpose(0, 1).flatten(1)
+        normal = (parts - mean[..., None]) * scale[..., None]
+        if not groups:
+            normal = normal.unflatten(1, (shape[0], -1)).transpose(0, 1)
+        wide = (-1, *[1] * (x.dim() - 2))
+        y = normal.reshape(shape) * gamma.view(wide) + beta.view(wide)
+        return {"y": behind(y, residual, relu)}
+
+    return Case(inputs, function, {"relu": relu, **({"groups": groups} if groups else {})})
+
+
 def layer_norm(draw: Draw) -> Case:
     axes = draw.size(1, 2)
     last = [draw.size(2, 3) for _ in range(axes)]
@@ -382,6 +401,8 @@ CASES: dict[str, Callable[[Draw], Case]] = {
     "sparse_linear": sparse_linear,
     "group_norm": group_norm,
     "batch_norm": batch_norm,
+    "group_norm_apply": lambda draw: norm_apply(draw, draw.size(1, 3)),
+    "batch_norm_apply": lambda draw: norm_apply(draw, 0),
     "layer_norm": layer_norm,
     "relu": activation(torch.relu),
     "relu6": activation(F.relu6),

@@ -22,6 +22,8 @@ ATTRIBUTES = {
     "group_norm_gradient": [
         {"groups": groups, "relu": relu} for groups in (1, 2, 6) for relu in (True, False)
     ],
+    "group_norm_apply": [{"groups": 2, "relu": it} for it in (True, False)],
+    "batch_norm_apply": [{"relu": it} for it in (True, False)],
     "batch_norm": [{"epsilon": 1e-5, "momentum": 0.1, "relu": it} for it in (True, False)],
     "batch_norm_gradient": [{"relu": it} for it in (True, False)],
     "dropout": [{"probability": 0.3}],

@@ -29,7 +29,7 @@ struct Norm {
     int block() const {
         if (groups != 0) return 1;
         const int64_t run = 1024 / plane;
-        return static_cast<int>(run < 1 ? 1 : run > most_block ? most_block : run);
+        return static_cast<int>(run < 1 ? 1 : run > most_block ? int64_t{most_block} : run);
     }
     // Sums that the backward pass writes down.
     int64_t sums() const { return (groups == 0 ? 1 : images) * channels * 2; }

@@ -135,9 +135,9 @@ void normalise(const ForwardNorm& f, const Cover& cover) {
     });
 }
 
-inline void forward_unit(const ForwardNorm& f, int64_t unit) {
+// y by means and scales that are known.
+inline void apply_unit(const ForwardNorm& f, int64_t unit) {
     const Cover cover(f.norm, unit);
-    find_moments(f, cover);
     if (f.residual.buffer != nullptr) {
         (f.norm.relu ? normalise<true, true> : normalise<false, true>)(f, cover);
     } else {
@@ -145,16 +145,26 @@ inline void forward_unit(const ForwardNorm& f, int64_t unit) {
     }
 }
 
+inline void forward_unit(const ForwardNorm& f, int64_t unit) {
+    find_moments(f, Cover(f.norm, unit));
+    apply_unit(f, unit);
+}
+
+// What comes from above, which may be in two parts.
+template <bool More, class Some>
+inline vec above(const float* dy, const float* more, Some some) {
+    return More ? load_some(dy, some) + load_some(more, some) : load_some(dy, some);
+}
+
 // Before the ReLU, whose output says where it was open.
 template <bool Relu, class Some>
-inline vec open_gradient(const float* dy, const float* y, Some some) {
-    const vec d = load_some(dy, some);
+inline vec open_gradient(vec d, const float* y, Some some) {
     return Relu ? (load_some(y, some) <= 0.0f ? vec{} : d) : d;
 }
 
 struct BackwardNorm {
     Norm norm;
-    Lies x, y, dy, dx, dresidual;
+    Lies x, y, dy, more, dx, dresidual;  // more is added to dy
     const float *mean, *scale;
     double* sums;  // two of each (image, channel): of batch norm at the first image
 };
@@ -166,7 +176,7 @@ struct GradientSums {
 };
 
 // The gradient before the ReLU, which is dresidual: it is written down where that is wanted.
-template <bool Relu, bool Residual>
+template <bool Relu, bool Residual, bool More>
 GradientSums sum_gradients(const BackwardNorm& g, const Cover& cover) {
     const Norm& n = g.norm;
     GradientSums sums;
@@ -183,10 +193,12 @@ GradientSums sum_gradients(const BackwardNorm& g, const Cover& cover) {
     cover.walk([&](int64_t image, int c, bool) {
         const float mean = g.mean[cover.first_statistic + cover.statistic(c)];
         const float *x = g.x.at(image, c), *y = g.y.at(image, c), *dy = g.dy.at(image, c);
+        const float* more = g.more.at(image, c);
         float* dresidual = g.dresidual.at(image, c);
         vec s[4] = {}, q[4] = {};
-        for_vectors(n.plane, [&, x, y, dy, dresidual](int64_t i, auto some, int turn) {
-            const vec open = open_gradient<Relu>(dy + i, y + i, some);  // zero past the end
+        for_vectors(n.plane, [&, x, y, dy, more, dresidual](int64_t i, auto some, int turn) {
+            // Zero past the end.
+            const vec open = open_gradient<Relu>(above<More>(dy + i, more + i, some), y + i, some);
             if (Residual) store_some(dresidual + i, open, some);
             s[turn] += open;
             q[turn] += open * (load_some(x + i, some) - mean);
@@ -199,7 +211,7 @@ GradientSums sum_gradients(const BackwardNorm& g, const Cover& cover) {
 }
 
 // dx = open * factor - level - (x - mean) * slope
-template <bool Relu, bool Residual>
+template <bool Relu, bool Residual, bool More>
 void spread_gradient(const BackwardNorm& g, const Cover& cover, const GradientSums& sums) {
     const Norm& n = g.norm;
     const double count = cover.count(n.plane);
@@ -211,9 +223,11 @@ void spread_gradient(const BackwardNorm& g, const Cover& cover, const GradientSu
         const auto slope = static_cast<float>(sums.slope[k] / count * scale * scale);
         const float *x = g.x.at(image, c), *y = g.y.at(image, c);
         const float* dy = (Residual ? g.dresidual : g.dy).at(image, c);
+        const float* more = g.more.at(image, c);
         float* dx = g.dx.at(image, c);
         for_vectors(n.plane, [=](int64_t i, auto some, int) {
-            const vec open = open_gradient<Relu && !Residual>(dy + i, y + i, some);
+            const vec up = above<More && !Residual>(dy + i, more + i, some);
+            const vec open = open_gradient<Relu && !Residual>(up, y + i, some);
             const vec centred = load_some(x + i, some) - mean;
             store_some(dx + i, open * factor - (centred * slope + level), some);
         });
@@ -221,19 +235,19 @@ void spread_gradient(const BackwardNorm& g, const Cover& cover, const GradientSu
     });
 }
 
-template <bool Relu, bool Residual>
+template <bool Relu, bool Residual, bool More>
 void backward(const BackwardNorm& g, const Cover& cover) {
-    const GradientSums sums = sum_gradients<Relu, Residual>(g, cover);
-    spread_gradient<Relu, Residual>(g, cover, sums);
+    const GradientSums sums = sum_gradients<Relu, Residual, More>(g, cover);
+    spread_gradient<Relu, Residual, More>(g, cover, sums);
 }
 
 inline void backward_unit(const BackwardNorm& g, int64_t unit) {
-    const Cover cover(g.norm, unit);
-    if (g.dresidual.buffer != nullptr) {
-        (g.norm.relu ? backward<true, true> : backward<false, true>)(g, cover);
-    } else {
-        (g.norm.relu ? backward<true, false> : backward<false, false>)(g, cover);
-    }
+    constexpr decltype(&backward<false, false, false>) all[] = {
+        backward<false, false, false>, backward<false, false, true>, backward<false, true, false>,
+        backward<false, true, true>,   backward<true, false, false>, backward<true, false, true>,
+        backward<true, true, false>,   backward<true, true, true>};
+    const int residual = g.dresidual.buffer != nullptr, more = g.more.buffer != nullptr;
+    all[g.norm.relu * 4 + residual * 2 + more](g, Cover(g.norm, unit));
 }
 
 }  // namespace

@@ -16,7 +16,9 @@ Norm norm_of(const Builder& b, int groups) {
     const int channels = static_cast<int>(x.shape[1]);
     b.require(groups == 0 || channels % groups == 0, "groups = " + std::to_string(groups),
               "a divisor of " + std::to_string(channels));
-    for (const char* name : {"y", "residual", "dx", "dy", "dresidual"}) b.expect(name, x.shape);
+    for (const char* name : {"y", "residual", "dx", "dy", "more", "dresidual"}) {
+        b.expect(name, x.shape);
+    }
     for (const char* name : {"gamma", "beta", "dgamma", "dbeta", "running_mean", "running_variance"}) {
         b.expect(name, {channels});
     }
@@ -63,32 +65,48 @@ Step forward(Builder& b) {
     };
 }
 
+// y again, by means and scales that are known.
+template <bool Batch>
+Step apply(Builder& b) {
+    const Norm given = norm_of(b, Batch ? 0 : static_cast<int>(b.whole("groups")));
+    const Tensor x = b["x"], gamma = b["gamma"], beta = b["beta"], residual = b["residual"];
+    const Tensor y = b["y"], mean = b["mean"], scale = b["scale"];
+    const std::array<Channels, 3> on{channels_of(x), channels_of(residual), channels_of(y)};
+    return [=](const Run& run) {
+        Norm norm = given;
+        norm.gamma = run.at(gamma), norm.beta = run.at(beta);
+        const ForwardNorm forward{norm, {on[0], run.at(x)}, {on[1], run.at(residual)},
+                                  {on[2], run.at(y)}, run.at(mean), run.at(scale)};
+        parallel_for(norm.units(), run.threads, [&](int64_t i) { apply_unit(forward, i); });
+    };
+}
+
 template <bool Batch>
 Step gradient(Builder& b) {
     const Norm given = norm_of(b, Batch ? 0 : static_cast<int>(b.whole("groups")));
     const Tensor x = b["x"], y = b["y"], mean = b["mean"], scale = b["scale"], gamma = b["gamma"];
     const Tensor dy = b["dy"], dx = b["dx"], dgamma = b["dgamma"], dbeta = b["dbeta"];
-    const Tensor dresidual = b["dresidual"];
+    const Tensor more = b["more"], dresidual = b["dresidual"];
     b.require(y || !given.relu, "y is absent", "the output where there is a ReLU");
     b.doubles(given.sums());
-    std::array<Channels, 5> on;
-    bool planes = false;
-    for (size_t i = 0; i < on.size(); ++i) {
-        const Tensor tensor = std::array<Tensor, 5>{x, y, dy, dx, dresidual}[i];
-        on[i] = channels_of(tensor);
-        planes = planes || tensor.margin > 0;
-    }
+    const std::array<Tensor, 6> walked{x, y, dy, more, dx, dresidual};
+    std::array<Channels, 6> on;
+    std::transform(walked.begin(), walked.end(), on.begin(), channels_of);
+    // The kernels' walk knows neither margins nor a gradient in two parts.
+    const bool by_channels = more || std::any_of(walked.begin(), walked.end(), [](const Tensor& it) {
+        return it.margin > 0;
+    });
     return [=](const Run& run) {
         Norm norm = given;
         // The sign of y says where the ReLU was open: beta is not read. The walk takes y where
         // there is a residual.
         norm.gamma = norm.beta = run.at(gamma);
         norm.residual = norm.relu ? run.at(y) : nullptr;
-        if (planes) {
+        if (by_channels) {
             const BackwardNorm backward{norm, {on[0], run.at(x)}, {on[1], run.at(y)},
-                                        {on[2], run.at(dy)}, {on[3], run.at(dx)},
-                                        {on[4], run.at(dresidual)}, run.at(mean), run.at(scale),
-                                        run.shared.doubles.data()};
+                                        {on[2], run.at(dy)}, {on[3], run.at(more)},
+                                        {on[4], run.at(dx)}, {on[5], run.at(dresidual)},
+                                        run.at(mean), run.at(scale), run.shared.doubles.data()};
             parallel_for(norm.units(), run.threads, [&](int64_t i) { backward_unit(backward, i); });
             return norm_parameters(norm, backward.sums, run.at(dgamma), run.at(dbeta));
         }
@@ -190,14 +208,18 @@ std::vector<Operator> norms() {
     const Attribute epsilon{"epsilon", 0, 1e6}, momentum{"momentum", 0, 1};
     const Argument x = on_planes("x"), residual = on_planes("residual", true);
     const std::vector<Argument> made{on_planes("y"), {"mean"}, {"scale"}};
-    const std::vector<Argument> given{x,         on_planes("y", true), {"mean"},
-                                      {"scale"}, {"gamma"},            on_planes("dy")};
+    const std::vector<Argument> given{
+        x, on_planes("y", true), {"mean"}, {"scale"}, {"gamma"}, on_planes("dy"),
+        on_planes("more", true)};
+    const std::vector<Argument> known{x, {"mean"}, {"scale"}, {"gamma"}, {"beta"}, residual};
     const std::vector<Argument> back{on_planes("dx"), {"dgamma"}, {"dbeta"},
                                      on_planes("dresidual", true)};
     return {
         {"group_norm", {x, {"gamma"}, {"beta"}, residual}, made, {groups, relu}, {epsilon},
          forward<false>},
         {"group_norm_gradient", given, back, {groups, relu}, {}, gradient<false>},
+        {"group_norm_apply", known, {on_planes("y")}, {groups, relu}, {}, apply<false>},
+        {"batch_norm_apply", known, {on_planes("y")}, {relu}, {}, apply<true>},
         {"batch_norm",
          {x, {"gamma"}, {"beta"}, residual, {"running_mean"}, {"running_variance"}},
          made, {relu}, {epsilon, momentum}, forward<true>},

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from mest_fed.runtime.build import Builder
 from mest_fed.runtime.operators import Kind
+from mest_fed.runtime.passes.rebuilt import rebuilt
 from mest_fed.runtime.program import Operator, Program
 
 
@@ -176,19 +177,12 @@ def _rewritten(program: Program, choices: list[_Choice]) -> Program:
         both = ((twin,), (number,)) if choice.back else ((number,), (twin,))
         where = behind if choice.back else before
         where.setdefault(choice.copied, []).append(Operator("copy", *both))
-    builder.operators.clear()
-    phases, place = [], 0
-    for count in program.phases:
-        start = len(builder.operators)
-        for operator in program.operators[place : place + count]:
-            names = renamed.get(place, {})
-            builder.operators += before.get(place, [])
-            builder.operators.append(_with(operator, names))
-            builder.operators += behind.get(place, [])
-            place += 1
-        phases.append(len(builder.operators) - start)
-    counts = phases[0], phases[1], phases[2]
-    return Program(tuple(builder.buffers), tuple(builder.operators), counts)
+
+    def replaced(place: int, operator: Operator) -> list[Operator]:
+        laid = _with(operator, renamed.get(place, {}))
+        return [*before.get(place, []), laid, *behind.get(place, [])]
+
+    return rebuilt(program, builder, replaced)
 
 
 def _with(operator: Operator, names: dict[int, int]) -> Operator:
