@@ -109,9 +109,12 @@ struct Network {
     int64_t operators = 0;
 };
 
-Network network() {
+// With margins around its convolutions, or without.
+Network network(bool planes) {
     Network n;
     Description& d = n.d;
+    const int64_t groups = planes ? 1 : 2;
+    const auto plane = [&](std::vector<int64_t> shape) { return d.add(floats, shape, true, planes); };
     const auto apply = [&](const char* name, std::vector<int64_t> numbers,
                            std::vector<double> reals = {}) {
         d.apply(name, numbers, reals);
@@ -123,27 +126,30 @@ Network network() {
     n.slots = d.add(ints, {20}, false);
     n.values = d.add(floats, {20, 4}, false);
     n.momentum = d.add(floats, {20, 4}, false);
-    n.w = d.add(floats, {8, 4, 3, 3}, false);
+    n.w = d.add(floats, {8, 8 / groups, 3, 3}, false);
     n.gamma = d.add(floats, {8}, false);
     n.beta = d.add(floats, {8}, false);
     n.head = d.add(floats, {classes, 8}, false);
-    const int64_t h = d.add(floats, {batch, 8, 9, 7}), y = d.add(floats, {batch, 8, 9, 7});
+    const int64_t copy = plane({batch, 2, 9, 7});
+    const int64_t h = plane({batch, 8, 9, 7}), y = plane({batch, 8, 9, 7});
     const int64_t mean = d.add(floats, {batch, 2}), scale = d.add(floats, {batch, 2});
-    const int64_t z = d.add(floats, {batch, 8, 5, 4}), small = d.add(floats, {batch, 8, 2, 2}, true, 1);
+    const int64_t z = plane({batch, 8, 5, 4}), small = d.add(floats, {batch, 8, 2, 2}, true, 1);
     const int64_t where = d.add(bytes, {batch, 8, 2, 2}), features = d.add(floats, {batch, 8});
     const int64_t logits = d.add(floats, {batch, classes}), p = d.add(floats, {batch, classes});
     n.loss = d.add(floats, {});
-    apply("sparse_conv2d", {n.x, n.values, n.slots, -1, h, 1, 1, 1, 1, 8, 2, 3, 3, 4});
+    apply("copy", {n.x, copy});
+    apply("sparse_conv2d", {copy, n.values, n.slots, -1, h, 1, 1, 1, 1, 8, 2, 3, 3, 4});
     apply("group_norm", {h, n.gamma, n.beta, -1, y, mean, scale, 2, 1}, {1e-5});
-    apply("conv2d", {y, n.w, -1, z, 2, 2, 1, 1, 2});
+    apply("conv2d", {y, n.w, -1, z, 2, 2, 1, 1, groups});
     apply("max_pool2d", {z, small, where, 2, 2, 2, 2, 0, 0, 0});
     apply("global_average_pool", {small, features});
     apply("linear", {features, n.head, -1, logits});
     apply("cross_entropy", {logits, n.targets, n.loss, p});
     const int64_t dlogits = d.add(floats, {batch, classes}), dhead = d.add(floats, {classes, 8});
     const int64_t dfeatures = d.add(floats, {batch, 8}), dsmall = d.add(floats, {batch, 8, 2, 2}, true, 2);
-    const int64_t dz = d.add(floats, {batch, 8, 5, 4}), dw = d.add(floats, {8, 4, 3, 3});
-    const int64_t dy = d.add(floats, {batch, 8, 9, 7}), dh = d.add(floats, {batch, 8, 9, 7});
+    const int64_t dz = plane({batch, 8, 5, 4}), dw = d.add(floats, {8, 8 / groups, 3, 3});
+    const int64_t dy = plane({batch, 8, 9, 7}), dh = plane({batch, 8, 9, 7});
+    const int64_t dcopy = plane({batch, 2, 9, 7});
     const int64_t dgamma = d.add(floats, {8}), dbeta = d.add(floats, {8});
     const int64_t dvalues = d.add(floats, {20, 4});
     apply("cross_entropy_gradient", {p, n.targets, dlogits});
@@ -151,10 +157,11 @@ Network network() {
     apply("linear_input_gradient", {n.head, dlogits, dfeatures});
     apply("global_average_pool_gradient", {dfeatures, dsmall});
     apply("max_pool2d_gradient", {where, dsmall, dz, 2, 2, 2, 2, 0, 0, 0});
-    apply("conv2d_weight_gradient", {y, dz, dw, 2, 2, 1, 1, 2});
-    apply("conv2d_input_gradient", {n.w, dz, dy, 2, 2, 1, 1, 2});
+    apply("conv2d_weight_gradient", {y, dz, dw, 2, 2, 1, 1, groups});
+    apply("conv2d_input_gradient", {n.w, dz, dy, 2, 2, 1, 1, groups});
     apply("group_norm_gradient", {h, y, mean, scale, n.gamma, dy, -1, dh, dgamma, dbeta, -1, 2, 1});
-    apply("sparse_conv2d_values_gradient", {n.x, n.slots, dh, dvalues, 1, 1, 1, 1, 8, 2, 3, 3, 4});
+    apply("sparse_conv2d_input_gradient", {n.values, n.slots, dh, dcopy, 1, 1, 1, 1, 8, 2, 3, 3, 4});
+    apply("sparse_conv2d_values_gradient", {copy, n.slots, dh, dvalues, 1, 1, 1, 1, 8, 2, 3, 3, 4});
     apply("sgd", {dvalues, n.rates, n.values, n.momentum, 0}, {1e-4, 0.9});
     apply("sgd", {dw, n.rates, n.w, -1, 0}, {0, 0});
     apply("sgd", {dhead, n.rates, n.head, -1, 0}, {0, 0});
@@ -220,8 +227,8 @@ void fill(Machine& machine, const Network& n) {
     *machine.at(n.rates) = 0.05f;
 }
 
-void test_steps() {
-    const Network n = network();
+void test_steps(bool planes) {
+    const Network n = network(planes);
     std::vector<float> values[5];
     for (int threads : {1, 2, 3, 4}) {
         Machine machine(n.d, threads);
@@ -275,11 +282,11 @@ Description spoilt(const Network& n, std::mt19937_64& random) {
     return d;
 }
 
-void test_spoilt_descriptions() {
-    const Network n = network();
+void test_spoilt_descriptions(bool planes) {
+    const Network n = network(planes);
     std::mt19937_64 random(1);
     int refused = 0, ran = 0;
-    for (int i = 0; i < 10000; ++i) {
+    for (int i = 0; i < 6000; ++i) {
         const Description d = spoilt(n, random);
         Machine machine(d, 1 + i % 2);
         if (!machine.made()) {
@@ -291,13 +298,13 @@ void test_spoilt_descriptions() {
             ran += machine.run(0, n.operators) ? 1 : 0;
         }
     }
-    check(refused > 5000 && ran > 300, std::to_string(refused) + " refused, " + std::to_string(ran) + " ran");
+    check(refused > 3000 && ran > 150, std::to_string(refused) + " refused, " + std::to_string(ran) + " ran");
 }
 
 void test_numbers_that_are_missing() {
     char error[100] = "";
     mest_program* program = nullptr;
-    const Network n = network();
+    const Network n = network(false);
     const std::vector<int64_t> buffers = n.d.flat_buffers();
     for (size_t length = 1; length < buffers.size(); ++length) {
         const std::vector<int64_t> cut(buffers.begin(), buffers.begin() + static_cast<int64_t>(length));
@@ -321,9 +328,11 @@ int main() {
         return 77;
     }
     test_that_allocations_are_counted();
-    test_steps();
     test_numbers_that_are_missing();
-    test_spoilt_descriptions();
+    for (bool planes : {false, true}) {
+        test_steps(planes);
+        test_spoilt_descriptions(planes);
+    }
     std::printf("%d failures\n", failures);
     return failures == 0 ? 0 : 1;
 }
