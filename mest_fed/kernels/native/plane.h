@@ -58,14 +58,19 @@ struct PlaneKernels {
     // gradient += sum over positions of own * other
     void (*dots)(const PlaneTask&, const float* own, const float* other, float* gradient,
                  int64_t images);
-    // One channel: a phase of a plane, every `step`-th element from (row, column) on, and back.
+    // A phase of a plane. May write up to a vector past it: phases are split in the order in which
+    // they lie, and what is between them is cleared after that.
     void (*split)(const struct PlanePhase&, const float* plane, float* phase);
-    void (*join)(const struct PlanePhase&, const float* phase, float* plane, bool add);
+    // A plane from its phases, which lie `pitch` apart; elements of no phase are zero. May write what
+    // is behind the plane, up to a row, if it does not add.
+    void (*join)(const struct PlanePhase* phases, int count, const float* first, int64_t pitch,
+                 float* plane, bool add);
     // Zeros before, between and behind the planes of images; `lead` floats before the first plane.
     void (*clear)(const PlaneView&, int plane, int64_t lead, float* first, int64_t images);
 };
 
-// A phase of planes of height x width: its own planes are (rows, columns).
+// A phase of planes of height x width: every step-th element from (row, column) on, as planes of
+// (rows, columns).
 struct PlanePhase {
     int height, width, row, column, step_height, step_width, rows, columns;
 };

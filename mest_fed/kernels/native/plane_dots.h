@@ -10,7 +10,7 @@ namespace {
 struct PlaneDots {
     const float *own, *other;
     float* gradient;
-    const LineMask* masks;
+    const LineMask* masks;  // null: all lanes (where there are no mask registers)
     int64_t images;
 };
 
@@ -35,7 +35,7 @@ inline void add_four(const PlaneTask& task, const PlaneEntry* entries, vec (&sum
     }
 }
 
-template <int R, int C>
+template <int R, int C, bool Masked>
 void dot_planes(const PlaneTask& task, const PlaneDots& d, const PlaneEntry* entries) {
     vec sum[C][R];
     int64_t offset[C];
@@ -49,13 +49,14 @@ void dot_planes(const PlaneTask& task, const PlaneDots& d, const PlaneEntry* ent
     const float *own = d.own, *other = d.other;
     for (int64_t image = 0; image < d.images; ++image) {
         for (int v = 0; v < vectors; ++v) {
-            const Lanes lanes = lanes_at(d.masks, v);
+            const Lanes lanes = Masked ? lanes_at(d.masks, v) : Lanes{};
             vec gradient[R];
             MEST_IN_REGISTERS
             for (int r = 0; r < R; ++r) gradient[r] = load(own + r * task.own.pitch + v * V);
             MEST_IN_REGISTERS
             for (int c = 0; c < C; ++c) {
-                const vec pixels = load(other + offset[c] + v * V, lanes);
+                const float* x = other + offset[c] + v * V;
+                const vec pixels = Masked ? load(x, lanes) : load(x);
                 MEST_IN_REGISTERS
                 for (int r = 0; r < R; ++r) sum[c][r] += pixels * gradient[r];
             }
@@ -75,9 +76,9 @@ constexpr int most_dotted() {
     return R == 4 ? 2 : R == 2 ? 4 : 8;
 }
 
-template <int R, int... C>
+template <int R, bool Masked, int... C>
 PlaneDot plane_dot(int entries, std::integer_sequence<int, C...>) {
-    static constexpr PlaneDot dots[] = {dot_planes<R, C + 1>...};
+    static constexpr PlaneDot dots[] = {dot_planes<R, C + 1, Masked>...};
     return dots[entries - 1];
 }
 
@@ -86,10 +87,20 @@ void dot_group(const PlaneTask& task, const PlaneDots& d, const PlaneEntry* entr
     constexpr int most = most_dotted<R>();
     while (count > 0) {
         const int parts = (count + most - 1) / most, taken = (count + parts - 1) / parts;
-        plane_dot<R>(taken, std::make_integer_sequence<int, most>())(task, d, entries);
+        constexpr std::make_integer_sequence<int, most> sizes;
+        (d.masks == nullptr ? plane_dot<R, mask_registers>(taken, sizes)
+                            : plane_dot<R, true>(taken, sizes))(task, d, entries);
         entries += taken;
         count -= taken;
     }
+}
+
+// Whether masks keep all lanes of every vector.
+inline bool all_lanes(const PlaneTask& task, const LineMask* masks) {
+    for (int v = 0; v < vectors_of(task.plane); ++v) {
+        if (!all_lanes_at(masks, v)) return false;
+    }
+    return true;
 }
 
 void plane_value_gradient(const PlaneTask& task, const float* own, const float* other,
@@ -98,8 +109,9 @@ void plane_value_gradient(const PlaneTask& task, const float* own, const float* 
         const PlaneStrip s = strip_of(task, nullptr, strip, row);
         float* to = gradient + (task.shared ? strip * task.strip_values : 0) + row * task.row_values;
         for (int g = 0; g < task.groups; ++g) {
+            const LineMask* masks = task.masks + task.mask_of[g] * task.lines;
             const PlaneDots d{own + channel * task.own.pitch, other, to,
-                              task.masks + task.mask_of[g] * task.lines, images};
+                              mask_registers || !all_lanes(task, masks) ? masks : nullptr, images};
             (taken == 4 ? dot_group<4> : taken == 2 ? dot_group<2> : dot_group<1>)(
                 task, d, s.entries + s.first[g], s.first[g + 1] - s.first[g]);
         }

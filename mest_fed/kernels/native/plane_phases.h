@@ -43,19 +43,69 @@ void join_rows(const PlanePhase& p, const float* phase, float* plane) {
     });
 }
 
-void plane_split(const PlanePhase& p, const float* plane, float* phase) {
-    const int columns = phase_count(p.width, p.column, p.step_width);
-    if (columns < p.columns || phase_count(p.height, p.row, p.step_height) < p.rows) {
-        for (int i = 0; i < p.rows * p.columns; ++i) phase[i] = 0;
-    }
-    (p.step_width == 2 ? split_rows<2> : split_rows<0>)(p, plane, phase);
+// Every second column by whole vectors: what is stored past a row's end is written anew by the next
+// row or plane, or is cleared at last.
+inline void split_pairs(const PlanePhase& p, const float* plane, float* phase) {
+    constexpr std::make_integer_sequence<int, V> all_lanes;
+    for_phase_rows(p, [&](int64_t from, int64_t to, int columns) {
+        for (int j = 0; j < columns; j += V) {
+            const float* x = plane + from + 2 * j;
+            store(phase + to + j, evens(load(x), load(x + V), all_lanes));
+        }
+    });
 }
 
-void plane_join(const PlanePhase& p, const float* phase, float* plane, bool add) {
-    if (add) {
-        (p.step_width == 2 ? join_rows<2, true> : join_rows<0, true>)(p, phase, plane);
-    } else {
-        (p.step_width == 2 ? join_rows<2, false> : join_rows<0, false>)(p, phase, plane);
+void plane_split(const PlanePhase& p, const float* plane, float* phase) {
+    const int rows = phase_count(p.height, p.row, p.step_height);
+    const int columns = phase_count(p.width, p.column, p.step_width);
+    const bool pairs = p.step_width == 2 && columns == p.columns;
+    if (pairs) split_pairs(p, plane, phase);
+    for (int i = columns < p.columns ? 0 : rows * columns; i < p.rows * p.columns; ++i) phase[i] = 0;
+    if (!pairs) (p.step_width == 2 ? split_rows<2> : split_rows<0>)(p, plane, phase);
+}
+
+// Rows of a plane from those of its even and odd columns' phases, of which one may be null: zeros.
+// Whole vectors are stored past a row's end, up to a row further.
+inline void zip_row(const float* even, const float* odd, int width, float* row) {
+    constexpr std::make_integer_sequence<int, V> all_lanes;
+    for (int j = 0; 2 * j < width; j += V) {
+        const vec a = even == nullptr ? vec{} : load(even + j);
+        const vec b = odd == nullptr ? vec{} : load(odd + j);
+        store(row + 2 * j, zipped<0>(a, b, all_lanes));
+        store(row + 2 * j + V, zipped<1>(a, b, all_lanes));
+    }
+}
+
+inline void zip_phases(const PlanePhase* phases, int count, const float* first, int64_t pitch,
+                       float* plane) {
+    const PlanePhase& all = phases[0];
+    for (int h = 0; h < all.height; ++h) {
+        const float* columns[2] = {nullptr, nullptr};
+        for (int i = 0; i < count; ++i) {
+            if (phases[i].row != h % all.step_height) continue;
+            columns[phases[i].column] = first + i * pitch + h / all.step_height * all.columns;
+        }
+        zip_row(columns[0], columns[1], all.width, plane + int64_t{h} * all.width);
+    }
+}
+
+void plane_join(const PlanePhase* phases, int count, const float* first, int64_t pitch, float* plane,
+                bool add) {
+    const PlanePhase& all = phases[0];
+    // Past a row's end is the next row, or the zeros behind the plane.
+    if (!add && all.step_width == 2 && all.width >= V) {
+        return zip_phases(phases, count, first, pitch, plane);
+    }
+    if (!add && count < all.step_width * all.step_height) {
+        for (int64_t i = 0; i < int64_t{all.height} * all.width; ++i) plane[i] = 0;
+    }
+    for (int i = 0; i < count; ++i) {
+        const float* phase = first + i * pitch;
+        if (add) {
+            (all.step_width == 2 ? join_rows<2, true> : join_rows<0, true>)(phases[i], phase, plane);
+        } else {
+            (all.step_width == 2 ? join_rows<2, false> : join_rows<0, false>)(phases[i], phase, plane);
+        }
     }
 }
 

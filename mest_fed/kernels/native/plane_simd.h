@@ -51,6 +51,11 @@ inline Lanes lanes_at(const LineMask* masks, int v) {
     return lanes_of(masks + v * V / 16, v * V % 16);
 }
 
+// Whether that is all of them.
+inline bool all_lanes_at(const LineMask* masks, int v) {
+    return (masks[v * V / 16] >> v * V % 16 & ((1 << V) - 1)) == (1 << V) - 1;
+}
+
 inline int vectors_of(int plane) { return (plane + V - 1) / V; }
 
 // Sums over the lanes of four vectors, in an order that is fixed.

@@ -12,7 +12,8 @@ constexpr int most_tile = 8;
 struct PlaneTile {
     int64_t from[most_tile], to[most_tile];  // of each, in the planes that are read and written
     Lanes masks[most_shifts][most_tile], inside[most_tile];
-    bool run;  // all are of one image
+    bool whole[most_shifts];  // whether a shift's masks keep all lanes
+    bool run;                 // all vectors are of one image
 
     // The vectors from `first` on of `vectors` an image.
     PlaneTile(const PlaneTask& task, const PlaneView& read, const PlaneView& written, int64_t first,
@@ -23,6 +24,7 @@ struct PlaneTile {
         for (int g = 0; g < task.groups; ++g) {
             if (task.mask_of[g] >= shifts) shifts = task.mask_of[g] + 1;
         }
+        for (int s = 0; s < shifts; ++s) whole[s] = true;
         for (int k = 0; k < size; ++k) {
             const int64_t image = (first + k) / vectors;
             const int v = static_cast<int>((first + k) % vectors);
@@ -31,6 +33,7 @@ struct PlaneTile {
             inside[k] = lanes_at(task.inside, v);
             for (int s = 0; s < shifts; ++s) {
                 masks[s][k] = lanes_at(task.masks + s * task.lines, v);
+                whole[s] = whole[s] && all_lanes_at(task.masks + s * task.lines, v);
             }
         }
     }
@@ -135,24 +138,41 @@ inline __attribute__((always_inline)) void walk_alternate(const PlaneStrip& s, c
 #endif
 }
 
-// Masks of any lines: those of a group stay in registers.
+// The entries of one group, whose masks stay in registers.
+template <int R, int K, bool Run, bool Masked>
+inline __attribute__((always_inline)) void walk_group(const PlaneStrip& s, const PlaneTile& tile,
+                                                      const Lanes* masks, int group,
+                                                      const float* const (&values)[R],
+                                                      vec (&sum)[R][K]) {
+    const float* source = s.from + tile.from[0];
+    Lanes lanes[K];
+    MEST_IN_REGISTERS
+    for (int k = 0; k < K; ++k) lanes[k] = masks[k];
+    const PlaneEntry *e = s.entries + s.first[group], *end = s.entries + s.first[group + 1];
+    for (; e != end; ++e) {
+        const float* x = source + e->offset;
+        vec pixels[K];
+        MEST_IN_REGISTERS
+        for (int k = 0; k < K; ++k) {
+            const float* at = x + vector_at<Run>(tile.from, k);
+            pixels[k] = Masked ? load(at, lanes[k]) : load(at);
+        }
+        add_entry<R, K>(values, e->value, pixels, sum);
+    }
+}
+
+// Without mask registers, masks that keep all lanes are left out.
 template <int R, int K, bool Run>
 inline __attribute__((always_inline)) void walk_groups(const PlaneStrip& s, const PlaneTile& tile,
                                                        const PlaneTask& task,
                                                        const float* const (&values)[R],
                                                        vec (&sum)[R][K]) {
-    const float* source = s.from + tile.from[0];
     for (int g = 0; g < task.groups; ++g) {
-        Lanes lanes[K];
-        MEST_IN_REGISTERS
-        for (int k = 0; k < K; ++k) lanes[k] = tile.masks[task.mask_of[g]][k];
-        const PlaneEntry *e = s.entries + s.first[g], *end = s.entries + s.first[g + 1];
-        for (; e != end; ++e) {
-            const float* x = source + e->offset;
-            vec pixels[K];
-            MEST_IN_REGISTERS
-            for (int k = 0; k < K; ++k) pixels[k] = load(x + vector_at<Run>(tile.from, k), lanes[k]);
-            add_entry<R, K>(values, e->value, pixels, sum);
+        const int shift = task.mask_of[g];
+        if (!mask_registers && tile.whole[shift]) {
+            walk_group<R, K, Run, mask_registers>(s, tile, tile.masks[shift], g, values, sum);
+        } else {
+            walk_group<R, K, Run, true>(s, tile, tile.masks[shift], g, values, sum);
         }
     }
 }

@@ -74,7 +74,7 @@ PlaneGeometry::PlaneGeometry(const PlaneWindow& w, const Planes& x_, const Plane
     require(std::max(taken.image(), y.image()) < std::numeric_limits<int32_t>::max() / 2,
             "a large image", "up to 2**30 floats");
     // Images whose vectors fill a tile, or as many as stay in the second cache.
-    constexpr int64_t held = 40960, tile = 6;
+    constexpr int64_t held = 49152, tile = 6;
     const int64_t lines = taken.lines();
     taken.images = std::min(x.images, std::max({int64_t{1}, held / taken.image(),
                                                 (tile + lines - 1) / lines}));

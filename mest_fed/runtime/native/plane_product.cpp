@@ -65,20 +65,14 @@ const float* PlaneProduct::split(const float* x, float* scratch, int64_t images)
     return phases;
 }
 
-// Elements of no phase that a tap reads have no gradient.
 void PlaneProduct::join(const float* phases, float* dx, bool add, int64_t images) const {
     const PlaneGeometry& g = geometry_;
-    const bool all = g.phase_count() == g.phases[0].step_height * g.phases[0].step_width;
     for (int64_t image = 0; image < images; ++image) {
         for (int c = 0; c < g.x.channels; ++c) {
-            float* plane = dx + image * g.x.image() + c * g.x.pitch();
-            if (!add && !all) std::fill(plane, plane + g.x.plane(), 0.0f);
-            for (int i = 0; i < g.phase_count(); ++i) {
-                kernels_.join(g.phases[i],
-                              phases + image * g.taken.image() +
-                                  (int64_t{c} * g.phase_count() + i) * g.taken.pitch(),
-                              plane, add);
-            }
+            kernels_.join(g.phases.data(), g.phase_count(),
+                          phases + image * g.taken.image() +
+                              int64_t{c} * g.phase_count() * g.taken.pitch(),
+                          g.taken.pitch(), dx + image * g.x.image() + c * g.x.pitch(), add);
         }
     }
 }
