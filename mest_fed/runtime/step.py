@@ -99,9 +99,9 @@ class CompiledStep(_Compiled):
         self,
         program: Program,
         threads: int = 1,
-        rng: np.random.Generator | None = None,
+        rng: "np.random.Generator | None" = None,
         resize: Resize | None = None,
-    ) -> None:
+    ) -> None:  # in quotes, since NumPy loads its generators where they are first named
         self._targets, self._rates, self._share, loss = (
             _one(program, it) for it in ("targets", "rates", "share", "loss")
         )

@@ -1,15 +1,15 @@
 // Further functions of single elements, and the softmax over the last axis.
 #include "builder.h"
-#include "exponentials.h"
+#include "functions.h"
 #include "loops.h"
 
-namespace mest::runtime {
+namespace mest::runtime::MEST_VARIANT {
 namespace {
 
 // Functions, whose slope is one of the output y.
 struct Sigmoid {
     explicit Sigmoid(const Builder&) {}
-    float of(float x) const { return logistic(x); }
+    float of(float x) const { return sigmoid_of(x); }
     float slope(float y) const { return y * (1 - y); }
 };
 struct HardSigmoid {
@@ -22,7 +22,7 @@ struct HardSigmoid {
 };
 struct Tanh {
     explicit Tanh(const Builder&) {}
-    float of(float x) const { return hyperbolic_tangent(x); }
+    float of(float x) const { return tanh_of(x); }
     float slope(float y) const { return 1 - y * y; }
 };
 struct LeakyRelu {
@@ -34,7 +34,7 @@ struct LeakyRelu {
 struct Elu {
     float alpha;
     explicit Elu(const Builder& b) : alpha(static_cast<float>(b.real("alpha"))) {}
-    float of(float x) const { return x > 0 ? x : alpha * (exponential(x) - 1); }
+    float of(float x) const { return x > 0 ? x : alpha * (exp_of(x) - 1); }
     float slope(float y) const { return y > 0 ? 1 : y + alpha; }
 };
 
@@ -85,10 +85,13 @@ Step softmax(Builder& b) {
             for (int64_t row = begin; row < end; ++row) {
                 const float* from = run.at(x) + row * last;
                 float* to = run.at(y) + row * last;
-                const float most = *std::max_element(from, from + last);
-                for (int64_t i = 0; i < last; ++i) to[i] = exponential(from[i] - most);
-                const double total = sum_of(last, [=](int64_t i) { return to[i]; });
-                for (int64_t i = 0; i < last; ++i) to[i] = static_cast<float>(to[i] / total);
+                const float most = largest_of(last, [=](int64_t i) { return from[i]; });
+                MEST_EACH_ALONE
+                for (int64_t i = 0; i < last; ++i) to[i] = exp_of(from[i] - most);
+                const auto part =
+                    static_cast<float>(1 / sum_of(last, [=](int64_t i) { return to[i]; }));
+                MEST_EACH_ALONE
+                for (int64_t i = 0; i < last; ++i) to[i] *= part;
             }
         });
     };
@@ -160,4 +163,4 @@ std::vector<Operator> activations() {
     return found;
 }
 
-}  // namespace mest::runtime
+}  // namespace mest::runtime::MEST_VARIANT

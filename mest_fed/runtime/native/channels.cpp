@@ -5,7 +5,7 @@
 #include "builder.h"
 #include "loops.h"
 
-namespace mest::runtime {
+namespace mest::runtime::MEST_VARIANT {
 namespace {
 
 void copy(const float* from, float* to, int64_t count) {
@@ -260,4 +260,4 @@ std::vector<Operator> channels() {
     };
 }
 
-}  // namespace mest::runtime
+}  // namespace mest::runtime::MEST_VARIANT

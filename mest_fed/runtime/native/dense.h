@@ -7,7 +7,8 @@
 #include "builder.h"
 #include "loops.h"
 
-namespace mest::runtime {
+namespace mest::runtime::MEST_VARIANT {
+namespace {
 
 constexpr int64_t largest = std::numeric_limits<int32_t>::max() / 4;
 
@@ -79,4 +80,5 @@ struct Dense {
     }
 };
 
-}  // namespace mest::runtime
+}  // namespace
+}  // namespace mest::runtime::MEST_VARIANT

@@ -3,10 +3,10 @@
 #include <cmath>
 
 #include "builder.h"
-#include "exponentials.h"
+#include "functions.h"
 #include "loops.h"
 
-namespace mest::runtime {
+namespace mest::runtime::MEST_VARIANT {
 namespace {
 
 // Losses of an output x for a target t, and their slopes.
@@ -32,7 +32,7 @@ struct Binary {
     static float of(float x, float t) {
         return (x > 0 ? x : 0) - x * t + std::log1p(std::exp(-std::fabs(x)));
     }
-    static float slope(float x, float t) { return logistic(x) - t; }
+    static float slope(float x, float t) { return sigmoid_of(x) - t; }
 };
 
 struct Rows {
@@ -166,4 +166,4 @@ std::vector<Operator> losses() {
     return found;
 }
 
-}  // namespace mest::runtime
+}  // namespace mest::runtime::MEST_VARIANT

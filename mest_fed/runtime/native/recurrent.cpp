@@ -2,10 +2,11 @@
 // states of all examples by it. The weight's gradient is one product over all positions.
 #include <algorithm>
 
+#include "blocks.h"
 #include "dense.h"
-#include "exponentials.h"
+#include "functions.h"
 
-namespace mest::runtime {
+namespace mest::runtime::MEST_VARIANT {
 namespace {
 
 Convolution flat(int64_t batch, int64_t inputs, int64_t outputs) {
@@ -38,11 +39,11 @@ struct Lstm {
         const int64_t h = r.hidden;
         MEST_EACH_ALONE
         for (int64_t j = 0; j < h; ++j) {
-            const float i = logistic(r.x[j] + r.share[j]);
-            const float f = logistic(r.x[h + j] + r.share[h + j]);
-            const float g = hyperbolic_tangent(r.x[2 * h + j] + r.share[2 * h + j]);
-            const float o = logistic(r.x[3 * h + j] + r.share[3 * h + j]);
-            const float c = f * r.before[j] + i * g, y = o * hyperbolic_tangent(c);
+            const float i = sigmoid_of(r.x[j] + r.share[j]);
+            const float f = sigmoid_of(r.x[h + j] + r.share[h + j]);
+            const float g = tanh_of(r.x[2 * h + j] + r.share[2 * h + j]);
+            const float o = sigmoid_of(r.x[3 * h + j] + r.share[3 * h + j]);
+            const float c = f * r.before[j] + i * g, y = o * tanh_of(c);
             r.gates[j] = i;
             r.gates[h + j] = f;
             r.gates[2 * h + j] = g;
@@ -59,7 +60,7 @@ struct Lstm {
         for (int64_t j = 0; j < h; ++j) {
             const float i = r.gates[j], f = r.gates[h + j];
             const float g = r.gates[2 * h + j], o = r.gates[3 * h + j];
-            const float dy = r.dy[j] + r.dstate[j], bounded = hyperbolic_tangent(r.kept[j]);
+            const float dy = r.dy[j] + r.dstate[j], bounded = tanh_of(r.kept[j]);
             const float dc = r.carried[j] + dy * o * (1 - bounded * bounded);
             const float di = dc * g * i * (1 - i), df = dc * r.before[j] * f * (1 - f);
             const float dg = dc * i * (1 - g * g), d_o = dy * bounded * o * (1 - o);
@@ -84,10 +85,10 @@ struct Gru {
         const int64_t h = r.hidden;
         MEST_EACH_ALONE
         for (int64_t j = 0; j < h; ++j) {
-            const float reset = logistic(r.x[j] + r.share[j]);
-            const float update = logistic(r.x[h + j] + r.share[h + j]);
+            const float reset = sigmoid_of(r.x[j] + r.share[j]);
+            const float update = sigmoid_of(r.x[h + j] + r.share[h + j]);
             const float candidate = r.share[2 * h + j];
-            const float fresh = hyperbolic_tangent(r.x[2 * h + j] + reset * candidate);
+            const float fresh = tanh_of(r.x[2 * h + j] + reset * candidate);
             const float y = (1 - update) * fresh + update * r.state[j];
             r.gates[j] = reset;
             r.gates[h + j] = update;
@@ -172,21 +173,6 @@ Step forward(Builder& b) {
     };
 }
 
-// The sum over rows of each column.
-void sum_rows(const float* from, int64_t rows, int64_t width, float* to, int threads) {
-    constexpr int64_t block = 16;
-    for_runs((width + block - 1) / block, rows * block, threads, [=](int64_t first, int64_t last) {
-        for (int64_t begin = first * block; begin < std::min(last * block, width); begin += block) {
-            const int64_t count = std::min(block, width - begin);
-            double total[block] = {};
-            for (int64_t row = 0; row < rows; ++row) {
-                for (int64_t j = 0; j < count; ++j) total[j] += from[row * width + begin + j];
-            }
-            for (int64_t j = 0; j < count; ++j) to[begin + j] = static_cast<float>(total[j]);
-        }
-    });
-}
-
 // The states before each position, example by example; zero before the first.
 void states_before(const Layer& l, const float* y, float* to, int threads) {
     for_runs(l.examples, l.length * l.hidden, threads, [&](int64_t begin, int64_t end) {
@@ -239,7 +225,11 @@ Step backward(Builder& b) {
         all.fill(run.shared.index);
         to_weight->values(run.shared.product, run.shared.index, before, run.at(dx), values);
         all.gather(values, run.at(du), run.threads);
-        if (dbias) sum_rows(run.at(dx), l.rows(), l.width, run.at(dbias), run.threads);
+        if (dbias) {
+            const float* all_rows = run.at(dx);
+            sum_rows(l.rows(), l.width, run.threads, run.at(dbias),
+                     [=](int64_t row, int64_t i) { return all_rows[row * l.width + i]; });
+        }
         if (!fresh) return;
         for_runs(l.rows(), l.hidden, run.threads, [&](int64_t begin, int64_t end) {
             for (int64_t row = begin; row < end; ++row) {
@@ -264,4 +254,4 @@ std::vector<Operator> recurrent() {
     };
 }
 
-}  // namespace mest::runtime
+}  // namespace mest::runtime::MEST_VARIANT
