@@ -112,8 +112,8 @@ class CompiledStep(_Compiled):
         self._rng = rng
         self._loss = _sum_of(program, loss)
         super().__init__(Batches(program, threads, resize))
-        #: Gradients of the last step by the name of the parameter: sums over the batch, where
-        #: another size has not its own. They stay until the next step.
+        #: Gradients of the last step by the name of the parameter, of the mean loss over the batch.
+        #: They stay until the next step.
         self.gradients: Mapping[str, Array] = {
             name: self._batches.arrays[gradient] for name, gradient in _gradients(program)
         }

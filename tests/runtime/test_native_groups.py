@@ -13,6 +13,7 @@ from torch import nn
 from mest_fed.errors import InputError
 from mest_fed.nn.capture import capture
 from mest_fed.nn.optimizer_settings import OptimizerSettings
+from mest_fed.runtime.build import Builder
 from mest_fed.runtime.reading import parse_program
 from mest_fed.runtime.reference import Reference
 from mest_fed.runtime.step import CompiledForward, CompiledStep
@@ -147,6 +148,20 @@ def test_dropout_does_not_depend_on_the_groups():
     reference.step({**inputs, name: seed}, 7)
     label = next(it.name for it in programs(1).buffers if it.role == "output")
     np.testing.assert_allclose(made[0][-1:], reference.read(label), atol=1e-5)
+
+
+def test_weights_are_dropped_once_a_batch():
+    builder = Builder()
+    x = builder.buffer("x", (4, 3), role="input")
+    seed = builder.buffer("seed", (1,), "int64", "setting")
+    weight = builder.buffer("w", (2, 3), role="parameter")
+    for first, takes in ((x, True), (weight, False)):
+        one = Builder()
+        one.buffers = list(builder.buffers)
+        dropped, _ = one.operator("dropout", {"x": first, "seed": seed}, {}, probability=0.5)
+        given_ = {"x": x, "w": weight, ("w" if first == weight else "x"): dropped}
+        one.operator("linear", given_, {}, "y")
+        assert one.end_phase(0).program().takes_groups == takes
 
 
 def test_rows_that_do_not_count_by_hand():
