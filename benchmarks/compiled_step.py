@@ -4,8 +4,8 @@ The compiled step takes the batch in groups of some images, which go through all
 the other; --groups times other sizes. A step is forward, cross-entropy, backward, SGD with
 momentum; all sides start from the same weights, see the same batch, and are timed in turn in one
 process. Times are measured: of the processor with one thread, of the clock with more. The table by
-operator holds the compiled step's operators over one group, each run and timed alone, in turn, by
-the processor's time of all threads.
+operator holds the compiled step's operators, each run and timed alone, in turn, by the processor's
+time of all threads, as often as a step runs it: once a group or once a batch.
 
     python benchmarks/compiled_step.py --json compiled_step.json
 """
@@ -54,22 +54,27 @@ def compiled(model: torch.nn.Module, options: argparse.Namespace) -> dict[str, C
         groups += [it for it in options.groups if it <= options.batch and it not in groups]
     steps = {}
     for group in groups:
-        step = CompiledStep(programs(group), options.threads, resize=programs)
+        step = CompiledStep(programs(group), options.threads, resize=programs, batch=options.batch)
         for name, array in programs.captured(group).arrays().items():
             step.load(name, array)
         steps[f"groups of {group}"] = step
     return steps
 
 
-def by_operator(step: CompiledStep, names: Sequence[str], repeats: int) -> list[Row]:
+def by_operator(step: CompiledStep, batch: int, repeats: int) -> list[Row]:
     """Time each operator of a step alone; return sums of medians by name, the largest first."""
+    names = [it.name for it in step.program.operators]
+    groups = batch / step.program.examples
     runs: list[list[float]] = [[] for _ in names]
     for _ in range(repeats):
         for place in range(len(names)):
             start = time.process_time()
             step.runtime.run(place, place + 1)
             runs[place].append(time.process_time() - start)
-    medians = [statistics.median(it) for it in runs]
+    medians = [
+        statistics.median(it) * (groups if place < step.program.per_group else 1)
+        for place, it in enumerate(runs)
+    ]
     whole = sum(medians)
     seconds = dict.fromkeys(names, 0.0)
     for name, median in zip(names, medians, strict=True):
@@ -151,8 +156,7 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], list[Row]]:
             more = {**fields, **memory(other)}
             yield compare(name, timings[other], timings["dense"], peer_name="dense", **more)
 
-    names = [it.name for it in step.program.operators]
-    return collect(rows()), by_operator(step, names, options.repeats)
+    return collect(rows()), by_operator(step, batch, options.repeats)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -13,6 +13,7 @@ from torch import nn
 from mest_fed.errors import InputError
 from mest_fed.nn.capture import capture
 from mest_fed.nn.optimizer_settings import OptimizerSettings
+from mest_fed.runtime.arena import plan_arena
 from mest_fed.runtime.build import Builder
 from mest_fed.runtime.reading import parse_program
 from mest_fed.runtime.reference import Reference
@@ -108,6 +109,16 @@ def test_batches_of_changing_sizes_are_steps_of_one_model():
         assert loss == pytest.approx(single.step(x, targets, RATE), rel=LOSS)
         assert step.outputs.shape == (examples, 10)
     close(step.arrays, {it: array.copy() for it, array in single.arrays.items()})
+
+
+def test_a_lane_takes_an_arena():
+    programs = programs_of("mlp")
+    peak = plan_arena(programs(2)).peak
+    for batch, lanes in ((None, 3), (64, 3), (5, 2), (1, 1)):
+        assert compiled(programs, 2, 3, batch=batch).arena_bytes == lanes * peak
+    x, targets = batch_of(STEPS["mlp"][0], 12)
+    losses = {compiled(programs, 2, 3, batch=it).step(x, targets, RATE) for it in (None, 5, 1)}
+    assert len(losses) == 1
 
 
 def test_the_reference_takes_groups():
