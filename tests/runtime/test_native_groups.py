@@ -30,8 +30,8 @@ RATE = 0.1
 class Cached(StepPrograms):
     """Each size is captured once."""
 
-    def __init__(self, *what):
-        super().__init__(*what)
+    def __init__(self, *what, **how):
+        super().__init__(*what, **how)
         self.captured, self.program = cache(super().captured), cache(super().__call__)
 
     def __call__(self, examples):
@@ -45,11 +45,24 @@ def programs_of(name):
     return Cached(model, (shape, dtype_of(shape)), Classification(), SETTINGS)
 
 
-def tiny():
+def tiny(**how):
     """Return the step of a linear layer of 3 features and 2 classes."""
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
-    return Cached(model, ((3,), torch.float32), Classification(), SETTINGS)
+    return Cached(model, ((3,), torch.float32), Classification(), SETTINGS, **how)
+
+
+def test_without_the_pass_a_batch_is_one_group():
+    single, grouped = compiled(tiny(groups=False), 4, 2), compiled(tiny(), 4, 2)
+    assert not single.program.takes_groups
+    assert "accumulate" not in {it.name for it in single.program.operators}
+    for examples in (9, 4, 1):
+        x, targets = batch_of((3, 1), examples)
+        x, targets = x[..., 0], targets % 2
+        loss = single.step(x, targets, RATE)
+        assert loss == pytest.approx(grouped.step(x, targets, RATE), rel=LOSS)
+        for kind in ("arrays", "gradients"):
+            close(getattr(single, kind), getattr(grouped, kind))
 
 
 def batch_of(shape, examples, seed=0):
