@@ -63,6 +63,9 @@ class StepPrograms:
         The learning task.
     settings : OptimizerSettings
         The optimizer; the learning rate is a setting of the program.
+    groups : bool
+        Whether a batch may be several groups, where the model allows it. If not, gradients are
+        written once instead of added up.
 
     Raises
     ------
@@ -76,6 +79,8 @@ class StepPrograms:
         example: tuple[tuple[int, ...], torch.dtype],
         objective: Objective,
         settings: OptimizerSettings,
+        *,
+        groups: bool = True,
     ) -> None:
         loss = _LOSSES.get(type(objective))
         if loss is None:
@@ -87,7 +92,7 @@ class StepPrograms:
             raise not_allowed(OPTIMIZERS.key, settings.name, f"in a program: {allowed}")
         self._loss = loss(objective)
         self._limits = Limits(settings.clip_norm, settings.proximal)
-        self.model, self._update = model, make(settings)
+        self.model, self._update, self._groups = model, make(settings), groups
         self._shape, self._dtype = example[0], str(example[1]).removeprefix("torch.")
 
     def captured(self, examples: int) -> Captured:
@@ -108,7 +113,8 @@ class StepPrograms:
         """Return the step of a forward program."""
         forward = with_loss(captured.program, captured.output, self._loss)
         gradients = with_gradients(forward, captured.trained)
-        return with_groups(with_updates(gradients, self._update, self._limits))
+        program = with_updates(gradients, self._update, self._limits)
+        return with_groups(program) if self._groups else program
 
 
 def step_program(
