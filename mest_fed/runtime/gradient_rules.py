@@ -130,6 +130,12 @@ def _concat(step: "Step") -> None:
     step.emit("concat_gradient", {"dc": step.gradient("c")}, {"da": "a", "db": "b"})
 
 
+def _cut(step: "Step") -> None:
+    """Join the gradients of two parts, of which one may have none."""
+    parts = {it: step.gradient(it) if step.reached(it) else step.zeros(it) for it in ("da", "db")}
+    step.emit("concat", {"a": parts["da"], "b": parts["db"]}, {"c": "dc"})
+
+
 def _multiply_channels(step: "Step") -> None:
     given = {"x": step.buffers["x"], "s": step.buffers["s"], "dy": step.gradient("y")}
     step.emit("multiply_channels_gradient", given, {"dx": "x", "ds": "s"})
@@ -204,6 +210,7 @@ RULES: dict[str, Rule] = {
     "take_channels": _take_channels,
     "place_channels": _place_channels,
     "concat": _concat,
+    "concat_gradient": _cut,
     "multiply_channels": _multiply_channels,
     "lstm": _recurrent("lstm", "cells"),
     "gru": _recurrent("gru", "candidate"),

@@ -161,6 +161,8 @@ class Mobile(nn.Module):
         z = self.largest(self.up(y))
         excited = y.sum((2, 3)).tanh().view(-1, 12, 1, 1) * 2 + 3.5
         z = z - z * F.relu6(excited) / 6
+        a, b, _ = z.split([4, 4, 4], 1)
+        z = torch.cat([b * a, a, b], 1)
         return self.linear(z.flatten(1))
 
 
