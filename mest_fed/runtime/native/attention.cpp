@@ -5,7 +5,7 @@
 #include "builder.h"
 #include "loops.h"
 
-namespace mest::runtime {
+namespace mest::runtime::MEST_VARIANT {
 namespace {
 
 struct Heads {
@@ -122,4 +122,4 @@ std::vector<Operator> attention() {
     };
 }
 
-}  // namespace mest::runtime
+}  // namespace mest::runtime::MEST_VARIANT

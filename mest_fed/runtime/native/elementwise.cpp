@@ -6,7 +6,7 @@
 #include "builder.h"
 #include "loops.h"
 
-namespace mest::runtime {
+namespace mest::runtime::MEST_VARIANT {
 namespace {
 
 // `write(i)` for all elements of arguments of one shape.
@@ -171,4 +171,4 @@ std::vector<Operator> elementwise() {
     return found;
 }
 
-}  // namespace mest::runtime
+}  // namespace mest::runtime::MEST_VARIANT

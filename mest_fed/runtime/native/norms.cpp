@@ -5,7 +5,7 @@
 #include "loops.h"
 #include "norm.h"
 
-namespace mest::runtime {
+namespace mest::runtime::MEST_VARIANT {
 namespace {
 
 // x (images, channels, ...) normalised; groups 0: batch norm.
@@ -185,4 +185,4 @@ std::vector<Operator> norms() {
     };
 }
 
-}  // namespace mest::runtime
+}  // namespace mest::runtime::MEST_VARIANT

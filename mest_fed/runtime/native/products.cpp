@@ -7,7 +7,7 @@
 #include "builder.h"
 #include "loops.h"
 
-namespace mest::runtime {
+namespace mest::runtime::MEST_VARIANT {
 namespace {
 
 constexpr int64_t largest = std::numeric_limits<int32_t>::max() / 4;
@@ -321,4 +321,4 @@ std::vector<Operator> products() {
     };
 }
 
-}  // namespace mest::runtime
+}  // namespace mest::runtime::MEST_VARIANT

@@ -6,7 +6,7 @@
 #include "builder.h"
 #include "loops.h"
 
-namespace mest::runtime {
+namespace mest::runtime::MEST_VARIANT {
 namespace {
 
 Step reshape(Builder& b) {
@@ -189,4 +189,4 @@ std::vector<Operator> tokens() {
     return found;
 }
 
-}  // namespace mest::runtime
+}  // namespace mest::runtime::MEST_VARIANT

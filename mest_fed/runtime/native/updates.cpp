@@ -5,7 +5,7 @@
 #include "builder.h"
 #include "loops.h"
 
-namespace mest::runtime {
+namespace mest::runtime::MEST_VARIANT {
 namespace {
 
 struct Classes {
@@ -136,7 +136,7 @@ Step adam(Builder& b) {
 
 }  // namespace
 
-std::vector<Operator> loss_and_updates() {
+std::vector<Operator> updates() {
     const Argument targets{"targets", int64}, step{"step", int64};
     const Attribute decay{"weight_decay", 0, 1e6}, epsilon{"epsilon", 0, 1e6};
     const Attribute momentum{"momentum", 0, 1}, beta1{"beta1", 0, 1}, beta2{"beta2", 0, 1};
@@ -155,4 +155,4 @@ std::vector<Operator> loss_and_updates() {
     };
 }
 
-}  // namespace mest::runtime
+}  // namespace mest::runtime::MEST_VARIANT
