@@ -82,12 +82,12 @@ def granules(draw: Draw, shape: tuple[int, ...]) -> tuple[Block, np.ndarray]:
 
 
 def values_of(draw: Draw, layout: Block, slots: np.ndarray) -> np.ndarray:
-    dense, values = (
-        torch.from_numpy(draw.normal(*layout.shape)),
-        np.zeros((len(slots), layout.rows)),
-    )
-    active = slots[slots >= 0]
-    values[: len(active)] = layout.gather(dense, torch.from_numpy(active)).numpy()
+    return gathered(layout, draw.normal(*layout.shape), slots)
+
+
+def gathered(layout: Block, dense: np.ndarray, slots: np.ndarray) -> np.ndarray:
+    values, active = np.zeros((len(slots), layout.rows)), slots[slots >= 0]
+    values[: len(active)] = layout.gather(torch.from_numpy(dense), torch.from_numpy(active))
     return values
 
 
@@ -114,6 +114,44 @@ def sparse_conv2d(draw: Draw) -> Case:
         }
 
     return Case(inputs, function, {**how, "weight_shape": shape, "rows": layout.rows})
+
+
+def pooled(z: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return what torch makes of the outputs of a convolution, and where the maxima stood."""
+    y, at = F.max_pool2d(torch.relu(z), 2, return_indices=True)
+    rows, columns = at // z.shape[3] % 2, at % z.shape[3] % 2
+    return {"y": y, "where": torch.where(y > 0, 2 * rows + columns, 4)}
+
+
+def conv2d_relu_pool(draw: Draw) -> Case:
+    """Few numbers: equal maxima and shut windows occur."""
+    padding, kernel = (draw.size(0, 2), draw.size(0, 1)), (draw.size(1, 3), draw.size(1, 3))
+    inputs = {
+        "x": draw.halves(
+            draw.size(1, 3), draw.size(1, 5), draw.size(4, 9), draw.size(4, 20)
+        )
+    }
+    inputs["w"] = draw.rng.integers(-2, 2, (draw.size(1, 9), inputs["x"].shape[1], *kernel)) * 1.0
+    if draw.flag():
+        inputs["b"] = draw.halves(len(inputs["w"]))
+
+    def function(x, w, b=None):
+        return pooled(F.conv2d(x, w, b, 1, padding))
+
+    return Case(inputs, function, {"stride": (1, 1), "padding": padding, "groups": 1})
+
+
+def sparse_conv2d_relu_pool(draw: Draw) -> Case:
+    case = conv2d_relu_pool(draw)
+    w, padding = case.inputs.pop("w"), case.attributes["padding"]
+    layout, slots = granules(draw, w.shape)
+    values = gathered(layout, w, slots)
+
+    def function(x, values, slots, b=None):
+        return pooled(F.conv2d(x, scattered(layout, values, slots), b, 1, padding))
+
+    how = {"stride": (1, 1), "padding": padding, "weight_shape": w.shape, "rows": layout.rows}
+    return Case({**case.inputs, "values": values, "slots": slots}, function, how)
 
 
 def linear(draw: Draw) -> Case:
@@ -345,24 +383,66 @@ def stepped(make: Callable[..., torch.optim.Optimizer], parameter, gradient, sta
     return held.detach(), optimizer.state[held]
 
 
-def sgd(draw: Draw) -> Case:
+def momentum_of(draw: Draw, *shape: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Draw the rate and state of SGD, and its attributes."""
     momentum, nesterov, decay = draw.size(0, 1) * 0.9, draw.flag(), draw.size(0, 1) * 0.1
-    nesterov = nesterov and momentum > 0
-    inputs = {name: draw.normal(3, 2) for name in ("gradient", "parameter")}
-    inputs["rates"] = np.array([0.3])
+    inputs = {"rates": np.array([0.3])}
     if momentum:
-        inputs["momentum_buffer"] = draw.normal(3, 2)
+        inputs["momentum_buffer"] = draw.normal(*shape)
+    nesterov = nesterov and momentum > 0
+    return inputs, {"weight_decay": decay, "momentum": momentum, "nesterov": nesterov}
+
+
+def sgd_step(gradient, parameter, momentum_buffer, options, name="parameter"):
+    """Return what torch's SGD makes of a parameter and its state, by name."""
+    state = {} if momentum_buffer is None else {"momentum_buffer": momentum_buffer}
+    new, state = stepped(
+        lambda held: torch.optim.SGD(held, 0.3, **options), parameter, gradient, state
+    )
+    return {name: new, **{k: it for k, it in state.items() if it is not None}}
+
+
+def sgd(draw: Draw) -> Case:
+    inputs, options = momentum_of(draw, 3, 2)
+    inputs |= {name: draw.normal(3, 2) for name in ("gradient", "parameter")}
 
     def function(gradient, parameter, rates, momentum_buffer=None):
-        state = {} if momentum_buffer is None else {"momentum_buffer": momentum_buffer}
-        options = {"momentum": momentum, "nesterov": nesterov, "weight_decay": decay}
-        new, state = stepped(
-            lambda held: torch.optim.SGD(held, 0.3, **options), parameter, gradient, state
-        )
-        return {"parameter": new, **{k: it for k, it in state.items() if it is not None}}
+        return sgd_step(gradient, parameter, momentum_buffer, options)
 
-    attributes = {"weight_decay": decay, "momentum": momentum, "nesterov": nesterov}
-    return Case(inputs, function, attributes)
+    return Case(inputs, function, options)
+
+
+def linear_sgd(draw: Draw) -> Case:
+    images, features, outputs = draw.size(1, 12), draw.size(1, 70), draw.size(1, 9)
+    inputs, options = momentum_of(draw, outputs, features)
+    inputs |= {"x": draw.normal(images, features), "dy": draw.normal(images, outputs)}
+    inputs["w"] = draw.normal(outputs, features)
+
+    def function(x, dy, rates, w, momentum_buffer=None):
+        return {"dx": dy @ w, **sgd_step(dy.T @ x, w, momentum_buffer, options, "w")}
+
+    blank = {"dx": (images, features)} if draw.flag() else {}
+    return Case(inputs, function, options, blank)
+
+
+def sparse_linear_sgd(draw: Draw) -> Case:
+    images, features, outputs = draw.size(1, 20), draw.size(1, 40), draw.size(1, 9)
+    layout, slots = granules(draw, (outputs, features))
+    values = values_of(draw, layout, slots)
+    inputs, options = momentum_of(draw, *values.shape)
+    if "momentum_buffer" in inputs:  # past the active values it is zero, as they are
+        inputs["momentum_buffer"] = np.where(values != 0, inputs["momentum_buffer"], 0)
+    inputs |= {"x": draw.normal(images, features), "dy": draw.normal(images, outputs)}
+    inputs |= {"values": values, "slots": slots}
+
+    def function(x, slots, dy, rates, values, momentum_buffer=None):
+        gradient = torch.tensor(gathered(layout, (dy.T @ x).detach().numpy(), slots.numpy()))
+        dx = dy @ scattered(layout, values, slots)
+        return {"dx": dx, **sgd_step(gradient, values, momentum_buffer, options, "values")}
+
+    how = {**options, "weight_shape": (outputs, features), "rows": layout.rows}
+    blank = {"dx": (images, features)} if draw.flag() else {}
+    return Case(inputs, function, how, blank)
 
 
 def adam(draw: Draw) -> Case:
@@ -387,6 +467,8 @@ def adam(draw: Draw) -> Case:
 CASES: dict[str, Callable[[Draw], Case]] = {
     "conv2d": conv2d,
     "sparse_conv2d": sparse_conv2d,
+    "conv2d_relu_pool": conv2d_relu_pool,
+    "sparse_conv2d_relu_pool": sparse_conv2d_relu_pool,
     "linear": linear,
     "sparse_linear": sparse_linear,
     "group_norm": group_norm,
@@ -412,6 +494,8 @@ CASES: dict[str, Callable[[Draw], Case]] = {
     "attention": attention,
     "cross_entropy": cross_entropy,
     "sgd": sgd,
+    "linear_sgd": linear_sgd,
+    "sparse_linear_sgd": sparse_linear_sgd,
     "adam": adam,
 }
 
@@ -420,7 +504,8 @@ def gradients_of(name):
     """Name the operators that compute gradients of an operator's inputs."""
     parts = ("", "_input", "_weight", "_values")
     found = [it for part in parts if (it := f"{name}{part}_gradient") in OPERATORS]
-    return [*found, "bias_gradient"] if "b" in OPERATORS[name].optional else found
+    apart = "b" in OPERATORS[name].optional and not any("db" in OPERATORS[it].outputs for it in found)
+    return [*found, "bias_gradient"] if apart else found
 
 
 def shapes_of(kind, arrays, attributes):
