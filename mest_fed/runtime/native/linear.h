@@ -14,17 +14,17 @@ using simd::V;
 // Larger batches are worth the time to lay out the weight.
 constexpr int64_t most_direct = 64;
 
-struct Linear {
+struct Layer {
     int64_t images, features, outputs;
 
     bool direct() const { return images <= most_direct; }
 };
 
-inline Linear linear_of(const Convolution& p) { return {p.batch, p.in_channels, p.out_channels}; }
+inline Layer layer_of(const Convolution& p) { return {p.batch, p.in_channels, p.out_channels}; }
 
 // y of R outputs and N images.
 template <int R, int N>
-void linear_some(const Linear& l, const float* x, const float* w, const float* bias, float* y) {
+void linear_some(const Layer& l, const float* x, const float* w, const float* bias, float* y) {
     simd::vec sum[R][N] = {};
     int64_t k = 0;
     for (; k + V <= l.features; k += V) {
@@ -49,7 +49,7 @@ void linear_some(const Linear& l, const float* x, const float* w, const float* b
 constexpr int linear_rows = simd::many_registers ? 4 : 2;
 constexpr int linear_images = simd::many_registers ? 6 : 4;
 
-using LinearSome = void (*)(const Linear&, const float*, const float*, const float*, float*);
+using LinearSome = void (*)(const Layer&, const float*, const float*, const float*, float*);
 
 template <int R, int... N>
 LinearSome forward_of(int images, std::integer_sequence<int, N...>) {
@@ -57,7 +57,7 @@ LinearSome forward_of(int images, std::integer_sequence<int, N...>) {
     return all[images - 1];
 }
 
-inline void linear_forward(const Linear& l, const float* x, const float* w, const float* bias,
+inline void linear_forward(const Layer& l, const float* x, const float* w, const float* bias,
                            float* y, int threads) {
     constexpr std::make_integer_sequence<int, linear_images> sizes;
     const int64_t groups = (l.outputs + linear_rows - 1) / linear_rows;
@@ -75,121 +75,101 @@ inline void linear_forward(const Linear& l, const float* x, const float* w, cons
     });
 }
 
-// Of N images and B vectors of features, which the pointers are at.
-template <int N, int B>
-void input_some(const Linear& l, const float* w, const float* dy, float* dx) {
-    simd::vec sum[N][B] = {};
-    for (int64_t o = 0; o < l.outputs; ++o, w += l.features) {
-        simd::vec weight[B];
-        for (int b = 0; b < B; ++b) {
-            weight[b] = simd::load(w + b * V);
-            __builtin_prefetch(w + (B + b) * V, 1);
-        }
-        for (int i = 0; i < N; ++i) {
-            const simd::vec gradient = simd::all(dy[i * l.outputs + o]);
-            for (int b = 0; b < B; ++b) sum[i][b] += weight[b] * gradient;
-        }
-    }
-    for (int i = 0; i < N; ++i) {
-        for (int b = 0; b < B; ++b) simd::store(dx + i * l.features + b * V, sum[i][b]);
-    }
-}
+// What the gradients of a layer are made of. `dx` and `weights` say which are wanted; `also`, of the
+// shape of the weight, is read with it, if not null.
+struct LayerGradients {
+    const float *x, *w, *also, *dy;
+    float* dx;
+    bool weights;
+};
 
-// Gradients of the weights of these features. finish(output, vector, gradient), where the images are
-// the last ones; `held` keeps sums over images before that, (outputs, B vectors).
-template <int N, int B, class Finish>
-void weights_some(const Linear& l, const float* x, const float* dy, float* held, bool first,
-                  bool last, const Finish& finish) {
-    simd::vec value[N][B];
-    for (int i = 0; i < N; ++i) {
-        for (int b = 0; b < B; ++b) value[i][b] = simd::load(x + i * l.features + b * V);
-    }
-    for (int64_t o = 0; o < l.outputs; ++o) {
-        simd::vec sum[B] = {};
-        for (int b = 0; b < B && !first; ++b) sum[b] = simd::load(held + (o * B + b) * V);
-        for (int i = 0; i < N; ++i) {
-            const simd::vec gradient = simd::all(dy[i * l.outputs + o]);
-            for (int b = 0; b < B; ++b) sum[b] += value[i][b] * gradient;
+// R outputs from `output` on, B vectors of features from `at` on. vectors(place in the weight,
+// gradient of the weight), when the weight before has been read.
+template <int R, int B, class Vectors>
+inline void gradients_some(const Layer& l, const LayerGradients& g, int64_t output, int64_t at,
+                           const Vectors& vectors) {
+    const float* up = g.dy + output;
+    const int64_t place = output * l.features + at;
+    if (g.dx != nullptr) {
+        simd::vec weight[R][B];
+        for (int r = 0; r < R; ++r) {
+            for (int b = 0; b < B; ++b) weight[r][b] = simd::load(g.w + place + r * l.features + b * V);
         }
-        for (int b = 0; b < B; ++b) {
-            if (last) {
-                finish(o, b, sum[b]);
-            } else {
-                simd::store(held + (o * B + b) * V, sum[b]);
+        for (int64_t i = 0; i < l.images; ++i) {
+            float* to = g.dx + i * l.features + at;
+            simd::vec sum[B] = {};
+            for (int b = 0; b < B && output > 0; ++b) sum[b] = simd::load(to + b * V);
+            for (int r = 0; r < R; ++r) {
+                const simd::vec gradient = simd::all(up[i * l.outputs + r]);
+                for (int b = 0; b < B; ++b) sum[b] += weight[r][b] * gradient;
             }
+            for (int b = 0; b < B; ++b) simd::store(to + b * V, sum[b]);
         }
+    }
+    if (!g.weights) return;
+    simd::vec sum[R][B] = {};
+    for (int64_t i = 0; i < l.images; ++i) {
+        for (int b = 0; b < B; ++b) {
+            const simd::vec value = simd::load(g.x + i * l.features + at + b * V);
+            for (int r = 0; r < R; ++r) sum[r][b] += value * simd::all(up[i * l.outputs + r]);
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        for (int b = 0; b < B; ++b) vectors(place + r * l.features + b * V, sum[r][b]);
     }
 }
 
-constexpr int gradient_images = simd::many_registers ? 10 : 4;
-constexpr int64_t gradient_beside = 2;
-
-using InputSome = void (*)(const Linear&, const float*, const float*, float*);
-template <class Finish>
-using WeightsSome = void (*)(const Linear&, const float*, const float*, float*, bool, bool,
-                             const Finish&);
-
-template <int B, int... N>
-InputSome input_of(int images, std::integer_sequence<int, N...>) {
-    static constexpr InputSome all[] = {input_some<N + 1, B>...};
-    return all[images - 1];
+// The last features, which fill no vector.
+template <class Numbers>
+inline void gradients_single(const Layer& l, const LayerGradients& g, int64_t at,
+                             const Numbers& numbers) {
+    for (int64_t i = 0; i < l.images && g.dx != nullptr; ++i) {
+        float total = 0;
+        for (int64_t o = 0; o < l.outputs; ++o) {
+            total += g.w[o * l.features + at] * g.dy[i * l.outputs + o];
+        }
+        g.dx[i * l.features + at] = total;
+    }
+    for (int64_t o = 0; o < l.outputs && g.weights; ++o) {
+        float total = 0;
+        for (int64_t i = 0; i < l.images; ++i) {
+            total += g.x[i * l.features + at] * g.dy[i * l.outputs + o];
+        }
+        numbers(o * l.features + at, total);
+    }
 }
-template <int B, class Finish, int... N>
-WeightsSome<Finish> weights_of(int images, std::integer_sequence<int, N...>) {
-    static constexpr WeightsSome<Finish> all[] = {weights_some<N + 1, B, Finish>...};
-    return all[images - 1];
-}
 
-// dx (may be null) of the weight before it changes, then each gradient of the weight, if wanted:
-// vectors(place in the weight, gradient), and numbers(place, gradient) of the last features.
+// All gradients: of a block of features, whose inputs and their gradients stay in the first caches,
+// for a few outputs at a time. numbers(place, gradient) of the last features.
 template <class Vectors, class Numbers>
-void linear_gradients(const Linear& l, const float* x, const float* w, const float* dy, float* dx,
-                      bool weights, int threads, const Vectors& vectors, const Numbers& numbers) {
-    constexpr std::make_integer_sequence<int, gradient_images> sizes;
-    const int images = static_cast<int>(l.images);
-    const auto block = [&](auto beside, int64_t at) {
-        constexpr int B = decltype(beside)::value;
-        float* held = thread_scratch(free_scratch, l.outputs * gradient_beside * V);
-        if (dx != nullptr) {
-            simd::for_tiles(images, gradient_images, [&](int first, int size) {
-                input_of<B>(size, sizes)(l, w + at, dy + first * l.outputs,
-                                         dx + first * l.features + at);
-            });
-        }
-        if (!weights) return;
-        const auto finish = [&](int64_t o, int b, simd::vec gradient) {
-            vectors(o * l.features + at + b * V, gradient);
+void linear_gradients(const Layer& l, const LayerGradients& g, int threads, const Vectors& vectors,
+                      const Numbers& numbers) {
+    constexpr int R = 4, B = 2;
+    constexpr int64_t step = B * V, cached = 8192;
+    const int64_t block = std::clamp(cached / l.images / step * step, 4 * step, 64 * step);
+    const int64_t whole = l.features / V * V, blocks = (whole + block - 1) / block;
+    parallel_for(blocks, threads, [&](int64_t number) {
+        const int64_t begin = number * block, end = std::min(whole, begin + block);
+        const auto rows = [&](auto count, int64_t output) {
+            constexpr int some = decltype(count)::value;
+            int64_t at = begin;
+            for (; at + step <= end; at += step) {
+                for (const float* ahead : {g.w, g.also}) {
+                    if (ahead == nullptr || output + 2 * some > l.outputs) continue;
+                    const float* next = ahead + (output + some) * l.features + at;
+                    for (int r = 0; r < some; ++r) {
+                        for (int b = 0; b < B; ++b) __builtin_prefetch(next + r * l.features + b * V, 1);
+                    }
+                }
+                gradients_some<some, B>(l, g, output, at, vectors);
+            }
+            for (; at < end; at += V) gradients_some<some, 1>(l, g, output, at, vectors);
         };
-        simd::for_tiles(images, gradient_images, [&](int first, int size) {
-            weights_of<B, decltype(finish)>(size, sizes)(
-                l, x + first * l.features + at, dy + first * l.outputs, held, first == 0,
-                first + size == images, finish);
-        });
-    };
-    const int64_t blocks = l.features / (gradient_beside * V);
-    for_runs(blocks, gradient_beside * V * l.outputs, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-            block(std::integral_constant<int, gradient_beside>(), i * gradient_beside * V);
-        }
+        int64_t output = 0;
+        for (; output + R <= l.outputs; output += R) rows(std::integral_constant<int, R>(), output);
+        for (; output < l.outputs; ++output) rows(std::integral_constant<int, 1>(), output);
     });
-    int64_t at = blocks * gradient_beside * V;
-    for (; at + V <= l.features; at += V) block(std::integral_constant<int, 1>(), at);
-    for (; at < l.features; ++at) {
-        for (int64_t i = 0; i < images && dx != nullptr; ++i) {
-            float total = 0;
-            for (int64_t o = 0; o < l.outputs; ++o) {
-                total += w[o * l.features + at] * dy[i * l.outputs + o];
-            }
-            dx[i * l.features + at] = total;
-        }
-        for (int64_t o = 0; o < l.outputs && weights; ++o) {
-            float total = 0;
-            for (int64_t i = 0; i < images; ++i) {
-                total += x[i * l.features + at] * dy[i * l.outputs + o];
-            }
-            numbers(o * l.features + at, total);
-        }
-    }
+    for (int64_t at = whole; at < l.features; ++at) gradients_single(l, g, at, numbers);
 }
 
 }  // namespace

@@ -11,11 +11,10 @@ namespace {
 Step linear_sgd(Builder& b) {
     const Tensor x = b.dims("x", 2), w = b.dims("w", 2), dy = b.dims("dy", 2), dx = b["dx"];
     const Tensor rates = b["rates"], momentum = b["momentum_buffer"];
-    const Linear l = linear_of(dense(b, x, dy, w, true).p);
+    const Layer l = layer_of(dense(b, x, dy, w, true).p);
     b.expect("dx", x.shape);
     b.expect("momentum_buffer", w.shape);
     b.expect("rates", {1});
-    b.scratch(l.outputs * gradient_beside * V);
     const Sgd sgd(b);
     return [=](const Run& run) {
         float *weights = run.at(w), *moments = run.at(momentum);
@@ -34,8 +33,8 @@ Step linear_sgd(Builder& b) {
         const auto numbers = [=](int64_t at, float gradient) {
             sgd.step(gradient, rate, weights[at], moments == nullptr ? nullptr : moments + at);
         };
-        linear_gradients(l, run.at(x), weights, run.at(dy), run.at(dx), true, run.threads, vectors,
-                         numbers);
+        const LayerGradients given{run.at(x), weights, moments, run.at(dy), run.at(dx), true};
+        linear_gradients(l, given, run.threads, vectors, numbers);
     };
 }
 

@@ -291,10 +291,9 @@ Step hit_gradient(Builder& b, const DenseLists& weight) {
                 const int64_t own = c * beside.weights();
                 beside.gather(found, count, read, sums + own);
                 if (dx) beside.scatter(found, count, floats + own, written);
-                float open = 0;
-                for (int i = 0; i < count; ++i) open += found[i].gradient;
-                sums[of_weight + c] += open;
             }
+            add_bias(pooled, run.at(dy) + image * pooled.size(),
+                     run.at<uint8_t>(where) + image * pooled.size(), sums + of_weight);
             if (dx) beside.to_planes(written, run.at(dx), image);
         };
         sum_images(flat.p.batch, numbers, floats + total, floats + partial, run.threads, of_image);

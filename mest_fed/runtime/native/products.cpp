@@ -3,10 +3,25 @@
 // which costs little beside the product.
 #include <algorithm>
 
-#include "weights.h"
+#include "linear.h"
 
 namespace mest::runtime::MEST_VARIANT {
 namespace {
+
+// The gradient of the input, of the weight, or both, from the weight as it lies.
+Step linear_gradient(Builder& b, const Layer& l, const Tensor& x, const Tensor& w,
+                     const Tensor& dw) {
+    const Tensor dy = b["dy"], dx = b["dx"];
+    return [=](const Run& run) {
+        float* to = run.at(dw);
+        const LayerGradients given{run.at(x), run.at(w), nullptr, run.at(dy), run.at(dx),
+                                   to != nullptr};
+        linear_gradients(
+            l, given, run.threads,
+            [=](int64_t at, simd::vec gradient) { simd::store(to + at, gradient); },
+            [=](int64_t at, float gradient) { to[at] = gradient; });
+    };
+}
 
 template <bool Linear>
 Step forward(Builder& b) {
@@ -14,6 +29,11 @@ Step forward(Builder& b) {
     const Tensor x = b.dims("x", dims), w = b.dims("w", dims), y = b.dims("y", dims), bias = b["b"];
     const Dense d = dense(b, x, y, w, Linear);
     check_bias(b, d.p);
+    if (const Layer l = layer_of(d.p); Linear && l.direct()) {
+        return [=](const Run& run) {
+            linear_forward(l, run.at(x), run.at(w), run.at(bias), run.at(y), run.threads);
+        };
+    }
     b.floats(d.floats());
     const auto product = b.product(Way::forward, d.p, d.rows, d.entries());
     return [=](const Run& run) {
@@ -32,6 +52,7 @@ Step input_gradient(Builder& b) {
     constexpr int dims = Linear ? 2 : 4;
     const Tensor dx = b.dims("dx", dims), w = b.dims("w", dims), dy = b.dims("dy", dims);
     const Dense d = dense(b, dx, dy, w, Linear);
+    if (const Layer l = layer_of(d.p); Linear && l.direct()) return linear_gradient(b, l, {}, w, {});
     if (!turns(d.p)) {
         b.floats(d.floats());
         const auto product = b.product(Way::input, d.p, d.rows, d.entries());
@@ -69,6 +90,7 @@ Step weight_gradient(Builder& b) {
     constexpr int dims = Linear ? 2 : 4;
     const Tensor x = b.dims("x", dims), dw = b.dims("dw", dims), dy = b.dims("dy", dims);
     const Dense d = dense(b, x, dy, dw, Linear);
+    if (const Layer l = layer_of(d.p); Linear && l.direct()) return linear_gradient(b, l, x, {}, dw);
     b.floats(d.floats());
     const auto product = b.product(Way::values, d.p, d.rows, d.entries());
     return [=](const Run& run) {
