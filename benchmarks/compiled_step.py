@@ -6,6 +6,7 @@ processor with one thread, of the clock with more. The table by operator holds t
 operators, each run and timed alone, in turn, by the processor's time of all threads.
 
     python benchmarks/compiled_step.py --json compiled_step.json
+    python benchmarks/compiled_step.py --model cnn2 --batch 10 --density 1
 """
 
 import argparse
@@ -17,7 +18,7 @@ from functools import partial
 import torch
 from command_line import Parser, collect, positive, run, share, show
 from harness import Row, compare, in_turn, keep_memory, software, write_json
-from train_contestants import LEARNING_RATE, dense, ours
+from train_contestants import LEARNING_RATE, dense, fused, ours
 from train_step import CLASSES, IMAGE, MODELS
 from tuned import set_kernels
 
@@ -25,10 +26,13 @@ from mest_fed.kernels import torch_threads
 from mest_fed.nn import build_model, sparsify
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.rng import torch_generator
+from mest_fed.runtime.passes.pooling import with_pooling
+from mest_fed.runtime.passes.updates import with_direct_updates
 from mest_fed.runtime.step import CompiledStep
 from mest_fed.training.step_program import step_program
 from mest_fed.training.tasks import Classification
 
+PASSES = {"pooling": with_pooling, "updates": with_direct_updates}
 COLUMNS = {
     "model, contestant": "name",
     "compiled": "ours",
@@ -43,11 +47,14 @@ OPERATORS = {"operator": "operator", "count": "count", "ms": "ms", "share": "sha
 def compiled(
     model: torch.nn.Module, images: torch.Tensor, options: argparse.Namespace
 ) -> CompiledStep:
-    """Make a dense model a compiled step."""
-    sparsify(model, options.scheme, options.density)
+    """Make a dense model a compiled step; with a density of 1 it stays dense."""
+    if options.density < 1:
+        sparsify(model, options.scheme, options.density)
     settings = OptimizerSettings(momentum=0.9, weight_decay=1e-4)
     inputs = tuple(images.shape), torch.float32
     program, captured = step_program(model.train(), inputs, Classification(), settings)
+    for name in options.passes:
+        program = PASSES[name](program)
     step = CompiledStep(program, options.threads)
     for name, array in captured.arrays().items():
         step.load(name, array)
@@ -94,7 +101,9 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], list[Row]]:
     images = torch.randn(batch, *IMAGE, generator=generator)
     labels = torch.randint(CLASSES, (batch,), generator=generator)
     step = compiled(build(), images, options)
-    library = ours(build(), options.scheme, options.density)
+    library = (
+        ours(build(), options.scheme, options.density) if options.density < 1 else fused(build())
+    )
     set_kernels(library.model, IMAGE, batch, options.kernels)
 
     def call() -> None:
@@ -113,14 +122,16 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], list[Row]]:
         options.warm_up,
         time.process_time if options.threads == 1 else time.perf_counter,
     )
-    what = f"{own.name} width {width:g}, batch {batch}, {options.norm} norm, {options.scheme}"
+    scheme = options.scheme if options.density < 1 else "dense"
+    what = f"{own.name} width {width:g}, batch {batch}, {options.norm} norm, {scheme}"
     fields = {
         "model": own.name,
         "width": width,
         "batch": batch,
         "norm": options.norm,
-        "scheme": options.scheme,
+        "scheme": scheme,
         "density": options.density,
+        "passes": options.passes,
         "threads": options.threads,
         "arena_bytes": step.arena_bytes,
         "workspace_bytes": step.runtime.workspace_bytes,
@@ -142,7 +153,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default="resnet32", choices=MODELS)
     parser.add_argument("--norm", default="group", choices=["group", "batch"])
     parser.add_argument("--scheme", default="block", help="a scheme of mest-fed")
-    parser.add_argument("--density", type=share, default=0.1)
+    parser.add_argument("--density", type=share, default=0.1, help="1: a dense model")
+    parser.add_argument("--passes", nargs="*", choices=PASSES, default=[*PASSES])
     parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--batch", type=positive, default=64)
     parser.add_argument("--width", type=share, help="a smaller model, to try the benchmark")

@@ -179,4 +179,4 @@ def test_compiled_step(rows, capsys):
     for row in found:
         assert row["ratio"] == pytest.approx(row["peer"] / row["ours"], rel=0.01)
         assert row["arena_bytes"] > 0
-    assert "sparse_conv2d_values_gradient" in capsys.readouterr().out
+    assert "sparse_conv2d_relu_pool_gradient" in capsys.readouterr().out

@@ -126,11 +126,7 @@ def pooled(z: torch.Tensor) -> dict[str, torch.Tensor]:
 def conv2d_relu_pool(draw: Draw) -> Case:
     """Few numbers: equal maxima and shut windows occur."""
     padding, kernel = (draw.size(0, 2), draw.size(0, 1)), (draw.size(1, 3), draw.size(1, 3))
-    inputs = {
-        "x": draw.halves(
-            draw.size(1, 3), draw.size(1, 5), draw.size(4, 9), draw.size(4, 20)
-        )
-    }
+    inputs = {"x": draw.halves(draw.size(1, 3), draw.size(1, 5), draw.size(4, 9), draw.size(4, 20))}
     inputs["w"] = draw.rng.integers(-2, 2, (draw.size(1, 9), inputs["x"].shape[1], *kernel)) * 1.0
     if draw.flag():
         inputs["b"] = draw.halves(len(inputs["w"]))
@@ -504,7 +500,9 @@ def gradients_of(name):
     """Name the operators that compute gradients of an operator's inputs."""
     parts = ("", "_input", "_weight", "_values")
     found = [it for part in parts if (it := f"{name}{part}_gradient") in OPERATORS]
-    apart = "b" in OPERATORS[name].optional and not any("db" in OPERATORS[it].outputs for it in found)
+    apart = "b" in OPERATORS[name].optional and not any(
+        "db" in OPERATORS[it].outputs for it in found
+    )
     return [*found, "bias_gradient"] if apart else found
 
 

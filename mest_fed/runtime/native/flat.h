@@ -170,7 +170,7 @@ struct Flat {
 
 // Sums over images, in chunks that threads do not change: work(image, sums of its chunk). `partial`
 // holds min(chunks, threads) times as many numbers as the total, which is the first chunk's.
-constexpr int64_t most_chunks = 8;
+constexpr int64_t most_chunks = 4;
 
 inline int64_t partial_sums(int64_t images, int64_t numbers, int threads) {
     const int64_t chunks = std::min(images, most_chunks);

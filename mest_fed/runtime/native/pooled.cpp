@@ -214,12 +214,24 @@ Step forward(Builder& b) {
     };
 }
 
-// The sum of the gradients of each channel, those of windows without a maximum above zero left out.
+// The sum of gradients, those of windows without a maximum above zero left out.
+float open_sum(const float* dy, const uint8_t* where, int64_t count) {
+    simd::vec sum{};
+    int64_t i = 0;
+    for (; i + V <= count; i += V) {
+        simd::Codes<V>::narrow codes;
+        std::memcpy(&codes, where + i, V);
+        const auto wide = __builtin_convertvector(codes, simd::Codes<V>::wide);
+        sum += wide < nowhere ? simd::load(dy + i) : simd::vec{};
+    }
+    float total = simd::sum_of(sum);
+    for (; i < count; ++i) total += where[i] < nowhere ? dy[i] : 0.0f;
+    return total;
+}
+
 void add_bias(const Pooled& pooled, const float* dy, const uint8_t* where, float* sums) {
     for (int c = 0; c < pooled.flat.p.out_channels; ++c) {
-        sums[c] += static_cast<float>(mest::runtime::sum_of(pooled.windows(), [&](int64_t i) {
-            return where[i] < nowhere ? dy[i] : 0.0f;
-        }));
+        sums[c] += open_sum(dy, where, pooled.windows());
         dy += pooled.windows(), where += pooled.windows();
     }
 }
