@@ -120,12 +120,12 @@ def gather(dense: Array, slots: Array, rows: int) -> Array:
     return values
 
 
-def _sparse(product: Callable[..., Array], *, groups: bool) -> Callable[..., Array]:
+def _sparse(product: Callable[..., Any], *, groups: bool) -> Callable[..., Any]:
     """Return a product by the dense weight of values at slots."""
 
     def compute(
         *, values: Array, slots: Array, weight_shape: tuple[int, ...], rows: int, **given: Any
-    ) -> Array:
+    ) -> Any:
         w = scatter(values, slots, weight_shape, rows)
         return product(w=w, **given, **({"groups": 1} if groups else {}))
 
