@@ -360,13 +360,15 @@ def attention(draw: Draw) -> Case:
 
 def cross_entropy(draw: Draw) -> Case:
     lead = [draw.size(1, 3) for _ in range(draw.size(1, 2))]
-    logits, targets = 3 * draw.normal(*lead, 4), draw.rng.integers(0, 4, size=lead)
+    logits, targets = 3 * draw.normal(*lead, 4), draw.rng.integers(-2, 4, size=lead)
+    share = draw.rng.uniform(0.1, 1, size=1)
 
-    def function(logits, targets):
-        loss = F.cross_entropy(logits.flatten(0, -2), targets.flatten())
-        return {"loss": loss, "probabilities": logits.softmax(-1)}
+    def function(logits, targets, share):
+        flat = targets.clamp(min=-1).flatten()
+        loss = F.cross_entropy(logits.flatten(0, -2), flat, ignore_index=-1, reduction="sum")
+        return {"loss": loss * share[0], "probabilities": logits.softmax(-1)}
 
-    return Case({"logits": logits, "targets": targets}, function)
+    return Case({"logits": logits, "targets": targets, "share": share}, function)
 
 
 def stepped(make: Callable[..., torch.optim.Optimizer], parameter, gradient, state) -> Any:
@@ -389,7 +391,7 @@ def momentum_of(draw: Draw, *shape: int) -> tuple[dict[str, np.ndarray], dict[st
     return inputs, {"weight_decay": decay, "momentum": momentum, "nesterov": nesterov}
 
 
-def sgd_step(gradient, parameter, momentum_buffer, options, name="parameter"):
+def sgd_step(gradient, parameter, momentum_buffer, options, *, name="parameter"):
     """Return what torch's SGD makes of a parameter and its state, by name."""
     state = {} if momentum_buffer is None else {"momentum_buffer": momentum_buffer}
     new, state = stepped(
@@ -415,7 +417,7 @@ def linear_sgd(draw: Draw) -> Case:
     inputs["w"] = draw.normal(outputs, features)
 
     def function(x, dy, rates, w, momentum_buffer=None):
-        return {"dx": dy @ w, **sgd_step(dy.T @ x, w, momentum_buffer, options, "w")}
+        return {"dx": dy @ w, **sgd_step(dy.T @ x, w, momentum_buffer, options, name="w")}
 
     blank = {"dx": (images, features)} if draw.flag() else {}
     return Case(inputs, function, options, blank)
@@ -431,10 +433,10 @@ def sparse_linear_sgd(draw: Draw) -> Case:
     inputs |= {"x": draw.normal(images, features), "dy": draw.normal(images, outputs)}
     inputs |= {"values": values, "slots": slots}
 
-    def function(x, slots, dy, rates, values, momentum_buffer=None):
+    def function(x, slots, dy, *, rates, values, momentum_buffer=None):
         gradient = torch.tensor(gathered(layout, (dy.T @ x).detach().numpy(), slots.numpy()))
         dx = dy @ scattered(layout, values, slots)
-        return {"dx": dx, **sgd_step(gradient, values, momentum_buffer, options, "values")}
+        return {"dx": dx, **sgd_step(gradient, values, momentum_buffer, options, name="values")}
 
     how = {**options, "weight_shape": (outputs, features), "rows": layout.rows}
     blank = {"dx": (images, features)} if draw.flag() else {}

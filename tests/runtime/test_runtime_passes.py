@@ -17,7 +17,7 @@ from mest_fed.runtime.passes.updates import with_direct_updates
 from mest_fed.runtime.reading import parse_program
 from mest_fed.runtime.reference import Reference
 from mest_fed.runtime.step import CompiledStep
-from mest_fed.training.step_program import step_program
+from mest_fed.training.step_program import PASSES, StepPrograms
 from mest_fed.training.tasks import Classification
 
 SETTINGS = OptimizerSettings(momentum=0.9, weight_decay=0.01)
@@ -52,9 +52,13 @@ MODELS = {
 }
 
 
-def program_of(model, settings=SETTINGS):
-    shape = (BATCH, *IMAGE)
-    return step_program(model.train(), (shape, torch.float32), Classification(), settings)
+def program_of(model, settings=SETTINGS, **options):
+    """Return the step of a batch that is one group, and what was captured."""
+    example = IMAGE, torch.float32
+    options = {"groups": False, "passes": (), **options}
+    programs = StepPrograms(model.train(), example, Classification(), settings, **options)
+    captured = programs.captured(BATCH)
+    return programs.of(captured), captured
 
 
 def model_of(name, sparsity=None):
@@ -70,7 +74,7 @@ def model_of(name, sparsity=None):
 def inputs_of(seed):
     rng = np.random.default_rng(seed)
     x, targets = rng.normal(size=(BATCH, *IMAGE)), rng.integers(0, 4, BATCH)
-    return {"input": x, "targets": targets, "rates": [0.1]}
+    return {"input": x, "targets": targets, "rates": [0.1], "share": [1 / BATCH]}
 
 
 def trained(program, values, steps=2):
@@ -220,3 +224,13 @@ def test_compiled_steps_equal_the_reference(sparsity):
         assert distance(step.arrays, exact) < 1e-4
         found.append({name: array.tobytes() for name, array in step.arrays.items()})
     assert found[0] == found[1] == found[2]
+
+
+def test_passes_by_name():
+    one, _ = program_of(model_of("two"), passes=PASSES)
+    assert names(one) == names(with_direct_updates(with_pooling(program_of(model_of("two"))[0])))
+    assert not one.takes_groups
+    several, _ = program_of(model_of("two"), groups=True, passes=PASSES)
+    assert several.takes_groups
+    assert "linear_sgd" not in names(several)
+    assert names(several).count("conv2d_relu_pool_gradient") == 2

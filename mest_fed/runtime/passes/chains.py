@@ -1,4 +1,4 @@
-"""What passes that put several operators into one need: who reads what, and the program after it."""
+"""Several operators become one: who writes and reads what before, and the program after."""
 
 from collections.abc import Iterable, Mapping
 
