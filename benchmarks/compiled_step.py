@@ -8,6 +8,7 @@ operator holds the compiled step's operators, each run and timed alone, in turn,
 time of all threads, as often as a step runs it: once a group or once a batch.
 
     python benchmarks/compiled_step.py --json compiled_step.json
+    python benchmarks/compiled_step.py --model cnn2 --batch 10 --density 1
 """
 
 import argparse
@@ -19,7 +20,7 @@ from functools import partial
 import torch
 from command_line import Parser, collect, positive, run, share, show
 from harness import Row, compare, in_turn, keep_memory, software, write_json
-from train_contestants import LEARNING_RATE, dense, ours
+from train_contestants import LEARNING_RATE, dense, fused, ours
 from train_step import CLASSES, IMAGE, MODELS
 from tuned import set_kernels
 
@@ -29,7 +30,7 @@ from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.rng import torch_generator
 from mest_fed.runtime.passes.groups import group_size
 from mest_fed.runtime.step import CompiledStep
-from mest_fed.training.step_program import StepPrograms
+from mest_fed.training.step_program import PASSES, StepPrograms
 from mest_fed.training.tasks import Classification
 
 COLUMNS = {
@@ -45,12 +46,19 @@ OPERATORS = {"operator": "operator", "count": "count", "ms": "ms", "share": "sha
 
 
 def compiled(model: torch.nn.Module, options: argparse.Namespace) -> dict[str, CompiledStep]:
-    """Make a dense model compiled steps, the first of the group that the arena wants."""
-    sparsify(model, options.scheme, options.density)
+    """Make a model compiled steps, the first of the group that the arena wants.
+
+    With a density of 1 it stays dense. A batch that is one group is updated directly.
+    """
+    if options.density < 1:
+        sparsify(model, options.scheme, options.density)
     settings = OptimizerSettings(momentum=0.9, weight_decay=1e-4)
-    programs = StepPrograms(model.train(), (IMAGE, torch.float32), Classification(), settings)
+    task, example = Classification(), (IMAGE, torch.float32)
+    programs = StepPrograms(model.train(), example, task, settings, passes=options.passes)
     groups = [group_size(programs, options.batch)]
-    if programs(2).takes_groups:
+    if groups == [options.batch] and not options.groups:
+        programs = StepPrograms(model, example, task, settings, groups=False, passes=options.passes)
+    elif programs(2).takes_groups:
         groups += [it for it in options.groups if it <= options.batch and it not in groups]
     steps = {}
     for group in groups:
@@ -107,7 +115,9 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], list[Row]]:
     labels = torch.randint(CLASSES, (batch,), generator=generator)
     steps = compiled(build(), options)
     step = next(iter(steps.values()))
-    library = ours(build(), options.scheme, options.density)
+    library = (
+        ours(build(), options.scheme, options.density) if options.density < 1 else fused(build())
+    )
     set_kernels(library.model, IMAGE, batch, options.kernels)
 
     def call(own: CompiledStep) -> None:
@@ -126,14 +136,16 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], list[Row]]:
         options.warm_up,
         time.process_time if options.threads == 1 else time.perf_counter,
     )
-    what = f"{own.name} width {width:g}, batch {batch}, {options.norm} norm, {options.scheme}"
+    scheme = options.scheme if options.density < 1 else "dense"
+    what = f"{own.name} width {width:g}, batch {batch}, {options.norm} norm, {scheme}"
     fields = {
         "model": own.name,
         "width": width,
         "batch": batch,
         "norm": options.norm,
-        "scheme": options.scheme,
+        "scheme": scheme,
         "density": options.density,
+        "passes": options.passes,
         "threads": options.threads,
     }
     first = next(iter(steps))
@@ -166,7 +178,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default="resnet32", choices=MODELS)
     parser.add_argument("--norm", default="group", choices=["group", "batch"])
     parser.add_argument("--scheme", default="block", help="a scheme of mest-fed")
-    parser.add_argument("--density", type=share, default=0.1)
+    parser.add_argument("--density", type=share, default=0.1, help="1: a dense model")
+    parser.add_argument("--passes", nargs="*", choices=PASSES, default=[*PASSES])
     parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--batch", type=positive, default=64)
     parser.add_argument(

@@ -2,9 +2,9 @@
 // states of all examples by it. The weight's gradient is one product over all positions.
 #include <algorithm>
 
-#include "dense.h"
 #include "functions.h"
 #include "panels.h"
+#include "weights.h"
 
 namespace mest::runtime::MEST_VARIANT {
 namespace {
@@ -229,7 +229,12 @@ Step backward(Builder& b) {
         states_before(l, run.at(y), before, run.threads);
         all.fill(run.shared.index);
         to_weight->values(run.shared.product, run.shared.index, before, run.at(dx), values);
-        all.gather(values, run.at(du), run.threads);
+        float* gradient = run.at(du);
+        all.for_rows(run.threads, [=](int64_t row, int64_t place) {
+            for (int64_t i = 0; i < l.hidden; ++i) {
+                gradient[row * l.hidden + i] = values[place + i * all.rows];
+            }
+        });
         if (dbias) {
             const float* all_rows = run.at(dx);
             sum_rows(l.rows(), l.width, run.threads, run.at(dbias),
