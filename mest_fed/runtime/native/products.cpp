@@ -153,6 +153,11 @@ Step bias_gradient(Builder& b) {
     return [=](const Run& run) {
         const float* from = run.at(dy);
         float* to = run.at(db);
+        if (plane == 1) {
+            sum_rows(images, channels, run.threads, to,
+                     [=](int64_t image, int64_t c) { return from[image * channels + c]; });
+            return;
+        }
         for_runs(channels, images * plane, run.threads, [&](int64_t begin, int64_t end) {
             for (int64_t c = begin; c < end; ++c) {
                 double total = 0;
