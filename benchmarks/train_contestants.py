@@ -41,6 +41,11 @@ def ours(model: nn.Module, scheme: str, density: float) -> Step:
     return Step(model, sgd(model))
 
 
+def fused(model: nn.Module) -> Step:
+    """Take a dense model as it is: with our fused norms and pooling."""
+    return Step(model, sgd(model))
+
+
 def dense(model: nn.Module) -> Step:
     """Take a model as dense torch trains it: its own convolutions, norms and ReLUs."""
     for module in model.modules():

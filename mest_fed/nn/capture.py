@@ -51,13 +51,17 @@ class Captured:
         """Names of the parameters that have gradients."""
         return [name for name, it in self.tensors.items() if it.requires_grad]
 
+    def content(self, name: str, tensor: Tensor) -> Tensor:
+        """Return what a buffer holds of a tensor: the tensor itself, or what is made of it."""
+        make = self.computed.get(name)
+        return tensor if make is None else make(tensor)
+
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return copies of the tensors by name, as the program holds them."""
         shapes = {it.name: it.shape for it in self.program.buffers}
-        made = {name: make(self.tensors[name]) for name, make in self.computed.items()}
         return {
-            name: np.array(tensor.detach().cpu().numpy()).reshape(shapes[name])
-            for name, tensor in {**self.tensors, **made}.items()
+            name: np.array(self.content(name, it).detach().cpu().numpy()).reshape(shapes[name])
+            for name, it in self.tensors.items()
         }
 
 

@@ -152,6 +152,35 @@ def _cat(made: Capture, label: str, tensors: Any, dim: int = 0) -> Value:
     return _transpose(made, label, whole, 1, axis)
 
 
+def _cut(made: Capture, label: str, x: Value, sizes: Sequence[int], dim: int) -> tuple[Value, ...]:
+    """Return parts of these sizes along an axis, one behind the other."""
+    axis, parts = dim % len(x.shape), []
+    if axis == 0:
+        raise InputError("parts of the batch have no operator")
+    rest = _transpose(made, label, x, 1, axis)
+    for size in sizes[:-1]:
+        one, *inner = rest.shape[0], *rest.shape[2:]
+        shapes = {"da": (one, size, *inner), "db": (one, rest.shape[1] - size, *inner)}
+        numbers = made.builder.operator("concat_gradient", {"dc": rest.number}, shapes, label)
+        part, rest = (Value(it, shapes[key]) for it, key in zip(numbers, shapes, strict=True))
+        parts.append(part)
+    return tuple(_transpose(made, label, it, 1, axis) for it in (*parts, rest))
+
+
+def _chunk(made: Capture, label: str, x: Value, chunks: int, dim: int = 0) -> tuple[Value, ...]:
+    size = -(-x.shape[dim] // chunks)
+    return _split(made, label, x, size, dim)
+
+
+def _split(
+    made: Capture, label: str, x: Value, split_size: int | Sequence[int], dim: int = 0
+) -> tuple[Value, ...]:
+    if isinstance(split_size, int):
+        length = x.shape[dim]
+        split_size = [min(split_size, length - at) for at in range(0, length, split_size)]
+    return _cut(made, label, x, split_size, dim)
+
+
 def _by_module(kind: type[nn.Module], most: int = 9) -> Callable[..., Value]:
     """Return the rule of a function that does what a module does, with the same settings.
 
@@ -240,6 +269,8 @@ FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
     functional.interpolate: _by_module(nn.Upsample, 3),
     functional.dropout: _dropout,
     **dict.fromkeys((torch.cat, torch.concat), _cat),
+    torch.chunk: _chunk,
+    torch.split: _split,
     torch.transpose: _transpose,
     torch.permute: _permute,
     torch.sum: _sum,
@@ -258,6 +289,8 @@ METHODS: Mapping[Any, Callable[..., Any]] = {
     **dict.fromkeys(("mul", "mul_"), _multiply),
     **dict.fromkeys(("div", "div_"), _divide),
     "neg": _negative,
+    "chunk": _chunk,
+    "split": _split,
     "sigmoid": _elementwise("sigmoid"),
     "tanh": _elementwise("tanh"),
     "softmax": _by_module(nn.Softmax, 1),

@@ -30,6 +30,19 @@ def _product(name: str, weight: str) -> Rule:
     return rule
 
 
+def _pooled(name: str, weight: str) -> Rule:
+    """Return the rule of a convolution with pooling behind it: one operator for all gradients."""
+
+    def rule(step: "Step") -> None:
+        given = {it: step.buffers.get(it) for it in ("x", weight, "slots", "where")}
+        inputs = {it: number for it, number in given.items() if number is not None}
+        made = {f"d{weight}": weight} | {f"d{it}": it for it in "bx" if step.wants(it)}
+        inputs["dy"] = step.gradient("y")
+        step.emit(f"{name}_gradient", inputs, made, **step.operator.attributes)
+
+    return rule
+
+
 def _norm(name: str, *kept: str) -> Rule:
     """Return the rule of a normalisation with attributes that its gradient keeps."""
 
@@ -134,6 +147,12 @@ def _concat(step: "Step") -> None:
     step.emit("concat_gradient", {"dc": step.gradient("c")}, {"da": "a", "db": "b"})
 
 
+def _cut(step: "Step") -> None:
+    """Join the gradients of two parts, of which one may have none."""
+    parts = {it: step.gradient(it) if step.reached(it) else step.zeros(it) for it in ("da", "db")}
+    step.emit("concat", {"a": parts["da"], "b": parts["db"]}, {"c": "dc"})
+
+
 def _multiply_channels(step: "Step") -> None:
     given = {"x": step.buffers["x"], "s": step.buffers["s"], "dy": step.gradient("y")}
     step.emit("multiply_channels_gradient", given, {"dx": "x", "ds": "s"})
@@ -173,6 +192,8 @@ RULES: dict[str, Rule] = {
     "linear": _product("linear", "w"),
     "sparse_conv2d": _product("sparse_conv2d", "values"),
     "sparse_linear": _product("sparse_linear", "values"),
+    "conv2d_relu_pool": _pooled("conv2d_relu_pool", "w"),
+    "sparse_conv2d_relu_pool": _pooled("sparse_conv2d_relu_pool", "values"),
     "group_norm": _norm("group_norm", "groups", "relu"),
     "batch_norm": _norm("batch_norm", "relu"),
     "layer_norm": _norm("layer_norm", "axes"),
@@ -209,6 +230,7 @@ RULES: dict[str, Rule] = {
     "take_channels": _take_channels,
     "place_channels": _place_channels,
     "concat": _concat,
+    "concat_gradient": _cut,
     "multiply_channels": _multiply_channels,
     "lstm": _recurrent("lstm", "cells"),
     "gru": _recurrent("gru", "candidate"),

@@ -194,6 +194,17 @@ class Step:
         """Return the gradient of an output."""
         return self.backward.gradients[self.buffers[output]].buffer
 
+    def reached(self, output: str) -> bool:
+        """Say whether an output has a gradient."""
+        return self.buffers[output] in self.backward.gradients
+
+    def zeros(self, output: str) -> int:
+        """Return a gradient of zeros, for an output that nothing reads."""
+        given = {"x": self.buffers[output]}
+        label = self.backward.label(self.buffers[output])
+        nothing = {"factor": 0.0, "offset": 0.0}
+        return self.backward.builder.operator("scale", given, {}, label, **nothing)[0]
+
     def wants(self, argument: str) -> bool:
         """Say whether the gradient of an input is wanted."""
         return self.buffers.get(argument) in self.backward.wanted

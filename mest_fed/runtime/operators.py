@@ -13,7 +13,8 @@ values, slots  granules, (capacity, rows) and (capacity,): ``rows`` consecutive 
                past the last channel, are zero, and so is their gradient
 scale          1 / sqrt(variance + epsilon), the variance biased
 more           the rest of dy, in a norm's gradient: the two are added
-where          place of the maximum within its window, row by row
+where          place of the maximum within its window, row by row; behind a ReLU 4 where no value
+               is above zero
 seed           (1,): word i of SplitMix64 from it, ``mix(seed + (i + 1) * 0x9E3779B97F4A7C15)``,
                drops element i if its upper 24 bits are less than round(probability * 2**24);
                elements are counted from the first group of the batch
@@ -43,6 +44,10 @@ _WINDOW: Mapping[str, Attribute] = {"stride": _STEPS, "padding": _EDGES}
 _CONV = {**_WINDOW, "groups": _COUNT}
 _SPARSE_CONV = {**_WINDOW, "weight_shape": Attribute(int, 1, length=4), "rows": _COUNT}
 _SPARSE_LINEAR = {"weight_shape": Attribute(int, 1, length=2), "rows": _COUNT}
+#: Stride 1 and no groups: what a convolution with pooling behind it can be.
+_PLAIN = {"stride": Attribute(int, 1, 1, length=2), "padding": _EDGES}
+_POOLED_CONV = {**_PLAIN, "groups": Attribute(int, 1, 1)}
+_POOLED_SPARSE_CONV = {**_SPARSE_CONV, **_PLAIN}
 _POOL = {"kernel": _STEPS, **_WINDOW}
 _MAX_POOL = {**_POOL, "ceil": _FLAG}
 _ATTENTION = {"heads": _COUNT, "causal": _FLAG}
@@ -141,6 +146,31 @@ _TABLE = (
         _SPARSE_LINEAR,
         rules.linear("x", "dy", values="dvalues"),
         work=rules.linear_work("x", "dvalues"),
+    ),
+    # A convolution, ReLU and the maxima of 2x2 windows
+    Kind(
+        "conv2d_relu_pool(x, w, b?) -> y, where",
+        _POOLED_CONV,
+        rules.pooled_convolution("w"),
+        work=rules.pooled_work("y", "w", 1),
+    ),
+    Kind(
+        "conv2d_relu_pool_gradient(x, w, where, dy) -> dw, db?, dx?",
+        _POOLED_CONV,
+        rules.pooled_convolution("w"),
+        work=rules.pooled_work("dy", "w", 2),
+    ),
+    Kind(
+        "sparse_conv2d_relu_pool(x, values, slots, b?) -> y, where",
+        _POOLED_SPARSE_CONV,
+        rules.pooled_convolution(values="values"),
+        work=rules.pooled_work("y", "values", 1),
+    ),
+    Kind(
+        "sparse_conv2d_relu_pool_gradient(x, values, slots, where, dy) -> dvalues, db?, dx?",
+        _POOLED_SPARSE_CONV,
+        rules.pooled_convolution(values="values"),
+        work=rules.pooled_work("dy", "values", 2),
     ),
     # Normalisation, with the residual addition and the ReLU behind it
     Kind(
@@ -285,6 +315,20 @@ _TABLE = (
         _SGD,
         rules.update,
         changes=("parameter", "momentum_buffer"),
+    ),
+    Kind(
+        "linear_sgd(x, dy, rates, w, momentum_buffer?) -> dx?",
+        _SGD,
+        rules.linear_update("w"),
+        changes=("w", "momentum_buffer"),
+        work=rules.linear_update_work("w"),
+    ),
+    Kind(
+        "sparse_linear_sgd(x, slots, dy, rates, values, momentum_buffer?) -> dx?",
+        {**_SPARSE_LINEAR, **_SGD},
+        rules.linear_update(values="values"),
+        changes=("values", "momentum_buffer"),
+        work=rules.linear_update_work("values"),
     ),
     Kind(
         "adam(gradient, rates, parameter, first, second, step) ->",

@@ -16,7 +16,7 @@ TABLE = (
     # Some channels, zeros for -1; and these among ``channels`` ones of zeros, with a bias for all
     Kind("take_channels(x, slots) -> y", {}, rules.channels("x", "y")),
     Kind("place_channels(x, slots, b?) -> y", _CHANNELS, rules.channels("y", "x")),
-    # One behind the other on the second axis
+    # One behind the other on the second axis, and cut apart
     Kind("concat(a, b) -> c", {}, rules.concat("a", "b", "c")),
     Kind("concat_gradient(dc) -> da, db", {}, rules.concat("da", "db", "dc")),
     # One factor for each plane

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from mest_fed.runtime.reference_elementwise import sgd
+
 Array = NDArray[Any]
 Pair = tuple[int, int]
 
@@ -118,12 +120,12 @@ def gather(dense: Array, slots: Array, rows: int) -> Array:
     return values
 
 
-def _sparse(product: Callable[..., Array], *, groups: bool) -> Callable[..., Array]:
+def _sparse(product: Callable[..., Any], *, groups: bool) -> Callable[..., Any]:
     """Return a product by the dense weight of values at slots."""
 
     def compute(
         *, values: Array, slots: Array, weight_shape: tuple[int, ...], rows: int, **given: Any
-    ) -> Array:
+    ) -> Any:
         w = scatter(values, slots, weight_shape, rows)
         return product(w=w, **given, **({"groups": 1} if groups else {}))
 
@@ -140,6 +142,73 @@ def _sparse_gradient(product: Callable[..., Array], *, groups: bool) -> Callable
         return gather(product(shapes={"dw": weight_shape}, **given, **more), slots, rows)
 
     return compute
+
+
+#: ``where`` of a window without a value above zero.
+NOWHERE = 4
+
+
+def conv2d_relu_pool(
+    x: Array, w: Array, b: Array | None = None, *, shapes: Mapping[str, tuple[int, ...]], **how: Any
+) -> tuple[Array, Array]:
+    """Return the maxima of 2x2 windows of a ReLU of a convolution, and their places.
+
+    Of equal values the first counts; a NaN counts more than any number, as in torch.
+    """
+    z = conv2d(x, w, b, **how)
+    *lead, height, width = shapes["y"]
+    windows = z[:, :, : 2 * height, : 2 * width].reshape(*lead, height, 2, width, 2)
+    places = windows.swapaxes(3, 4).reshape(*lead, height, width, 4)
+    where = places.argmax(axis=-1)
+    best = np.take_along_axis(places, where[..., None], axis=-1)[..., 0]
+    shut = best <= 0
+    return np.where(shut, 0, best), np.where(shut, NOWHERE, where).astype(np.uint8)
+
+
+def conv2d_relu_pool_gradient(
+    x: Array, w: Array, where: Array, dy: Array, *, shapes: Mapping[str, Any], **how: Any
+) -> tuple[Array, Array, Array]:
+    """Return the gradients of weight, bias and input."""
+    *lead, height, width = dy.shape
+    places = np.where(where[..., None] == np.arange(NOWHERE), dy[..., None], 0)
+    windows = places.reshape(*lead, height, width, 2, 2).swapaxes(3, 4)
+    rest = [
+        (size + 2 * edge - kernel + 1) - 2 * pooled
+        for size, edge, kernel, pooled in zip(
+            x.shape[2:], how["padding"], w.shape[2:], (height, width), strict=True
+        )
+    ]
+    dz = windows.reshape(*lead, 2 * height, 2 * width)
+    dz = np.pad(dz, ((0, 0), (0, 0), *((0, it) for it in rest)))
+    dw = conv2d_weight_gradient(x, dz, shapes={"dw": w.shape}, **how)
+    dx = conv2d_input_gradient(w, dz, shapes={"dx": x.shape}, **how)
+    return dw, bias_gradient(dz), dx
+
+
+def _sparse_conv2d_relu_pool_gradient(
+    *, values: Array, slots: Array, weight_shape: tuple[int, ...], rows: int, **given: Any
+) -> tuple[Array, Array, Array]:
+    w = scatter(values, slots, weight_shape, rows)
+    dw, db, dx = conv2d_relu_pool_gradient(w=w, groups=1, **given)
+    return gather(dw, slots, rows), db, dx
+
+
+def linear_sgd(
+    x: Array, dy: Array, w: Array, *, rates: Array, momentum_buffer: Array | None = None, **how: Any
+) -> tuple[Array, Array, Array | None]:
+    """Return the gradient of the input, and weight and momentum after their update."""
+    return dy @ w, *sgd(dy.T @ x, rates, w, momentum_buffer, **how)
+
+
+def _sparse_linear_sgd(
+    x: Array, slots: Array, dy: Array, *, values: Array, **given: Any
+) -> tuple[Array, Array, Array | None]:
+    shape, rows = given["weight_shape"], given["rows"]
+    gradient = gather(dy.T @ x, slots, rows)
+    rates, buffer = given["rates"], given.get("momentum_buffer")
+    how = {it: given[it] for it in ("weight_decay", "momentum", "nesterov")}
+    dx = dy @ scatter(values, slots, shape, rows)
+    return dx, *sgd(gradient, rates, values, buffer, **how)
 
 
 def attention(
@@ -185,12 +254,18 @@ OPERATORS: Mapping[str, Callable[..., Any]] = {
     "sparse_conv2d": _sparse(lambda shapes, **given: conv2d(**given), groups=True),
     "sparse_conv2d_input_gradient": _sparse(conv2d_input_gradient, groups=True),
     "sparse_conv2d_values_gradient": _sparse_gradient(conv2d_weight_gradient, groups=True),
+    "conv2d_relu_pool": conv2d_relu_pool,
+    "conv2d_relu_pool_gradient": conv2d_relu_pool_gradient,
+    "sparse_conv2d_relu_pool": _sparse(conv2d_relu_pool, groups=True),
+    "sparse_conv2d_relu_pool_gradient": _sparse_conv2d_relu_pool_gradient,
     "linear": linear,
     "linear_input_gradient": linear_input_gradient,
     "linear_weight_gradient": linear_weight_gradient,
     "sparse_linear": _sparse(linear, groups=False),
     "sparse_linear_input_gradient": _sparse(linear_input_gradient, groups=False),
     "sparse_linear_values_gradient": _sparse_gradient(linear_weight_gradient, groups=False),
+    "linear_sgd": linear_sgd,
+    "sparse_linear_sgd": _sparse_linear_sgd,
     "attention": attention,
     "attention_gradient": attention_gradient,
 }

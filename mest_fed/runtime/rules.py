@@ -18,17 +18,32 @@ def sparse(s: Shapes, values: str) -> Shape:
     return weight
 
 
+def _convolved(s: Shapes, x: str, weight: str, values: str) -> Shape:
+    """Check a convolution's input and bias against its weight; return the shape of its output."""
+    images, channels, *size = s.dims(x, 4)
+    outputs, inputs, *kernel = sparse(s, values) if values else s.dims(weight, 4)
+    groups = 1 if values else s.attributes["groups"]
+    s.require(inputs * groups == channels, x, s[x], f"{inputs * groups} channels")
+    s.require(outputs % groups == 0, "groups", groups, f"a divisor of {outputs}")
+    s.expect_all(("b", "db"), (outputs,))
+    return images, outputs, *slide(s, tuple(size), tuple(kernel))
+
+
 def convolution(x: str, y: str, weight: str = "", values: str = "") -> Callable[[Shapes], None]:
     """Return the rule of a convolution or one of its gradients; the arguments have these names."""
+    return lambda s: s.expect(y, _convolved(s, x, weight, values))
+
+
+def pooled_convolution(weight: str = "", values: str = "") -> Callable[[Shapes], None]:
+    """Return the rule of a convolution with 2x2 windows behind it, or of its gradient."""
 
     def rule(s: Shapes) -> None:
-        images, channels, *size = s.dims(x, 4)
-        outputs, inputs, *kernel = sparse(s, values) if values else s.dims(weight, 4)
-        groups = 1 if values else s.attributes["groups"]
-        s.require(inputs * groups == channels, x, s[x], f"{inputs * groups} channels")
-        s.require(outputs % groups == 0, "groups", groups, f"a divisor of {outputs}")
-        s.expect("b", (outputs,))
-        s.expect(y, (images, outputs, *slide(s, tuple(size), tuple(kernel))))
+        *lead, height, width = _convolved(s, "x", weight, values)
+        s.require(min(height, width) > 1, "x", s["x"], "a window of 2 x 2 outputs or more")
+        s.expect_all(("y", "where", "dy"), (*lead, height // 2, width // 2))
+        name = weight or values
+        s.expect(f"d{name}", s[name])
+        s.expect("dx", s["x"])
 
     return rule
 
@@ -64,6 +79,12 @@ def slides_on_planes(weight: str = "") -> Callable[[Shapes], bool]:
         return stride == (2, 2) and kernel in ((3, 3), (1, 1))
 
     return holds
+
+
+def pooled_work(y: str, weight: str, products: int) -> Callable[[Shapes], int]:
+    """Return the multiply-adds of so many products at each of a window's four positions."""
+    one = convolution_work(y, weight)
+    return lambda s: 4 * products * one(s)
 
 
 def linear(x: str, y: str, weight: str = "", values: str = "") -> Callable[[Shapes], None]:
@@ -242,3 +263,22 @@ def update(s: Shapes) -> None:
     """Check an optimizer: all states have the shape of the parameter."""
     s.expect_all(("gradient", "momentum_buffer", "first", "second"), s["parameter"])
     s.expect_all(("rates", "step"), (1,))
+
+
+def linear_update(weight: str = "", values: str = "") -> Callable[[Shapes], None]:
+    """Return the rule of a linear layer's gradients and update."""
+    layer = linear("x", "dy", weight, values)
+
+    def rule(s: Shapes) -> None:
+        layer(s)
+        s.expect("dx", s["x"])
+        s.expect("momentum_buffer", s[weight or values])
+        s.expect("rates", (1,))
+
+    return rule
+
+
+def linear_update_work(weight: str) -> Callable[[Shapes], int]:
+    """Return the multiply-adds of a linear layer's gradients: two products, or one without dx."""
+    one = linear_work("x", weight)
+    return lambda s: (1 + ("dx" in s)) * one(s)

@@ -73,6 +73,9 @@ class CompiledStep(_Compiled):
         Gives the program of so many examples, with the same parameters and states. Without it a
         batch is a multiple of the program's group, or the group itself where batch statistics are
         taken.
+    batch : int, optional
+        Examples of the largest batch that is expected: no more groups than it has run at once, and
+        take memory. By default as many as threads.
 
     Raises
     ------
@@ -101,7 +104,9 @@ class CompiledStep(_Compiled):
         threads: int = 1,
         rng: "np.random.Generator | None" = None,  # NumPy loads its generators where named
         resize: Resize | None = None,
-    ) -> None:
+        *,
+        batch: int | None = None,
+    ) -> None:  # in quotes, since NumPy loads its generators where they are first named
         self._targets, self._rates, self._share, loss = (
             _one(program, it) for it in ("targets", "rates", "share", "loss")
         )
@@ -111,9 +116,9 @@ class CompiledStep(_Compiled):
             raise InputError(f"the program draws {self._seeds}; allowed: with a generator, rng")
         self._rng = rng
         self._loss = _sum_of(program, loss)
-        super().__init__(Batches(program, threads, resize))
-        #: Gradients of the last step by the name of the parameter: sums over the batch, where
-        #: another size has not its own. They stay until the next step.
+        super().__init__(Batches(program, threads, resize, batch))
+        #: Gradients of the last step by the name of the parameter, of the mean loss over the batch.
+        #: They stay until the next step.
         self.gradients: Mapping[str, Array] = {
             name: self._batches.arrays[gradient] for name, gradient in _gradients(program)
         }
@@ -166,7 +171,7 @@ class CompiledForward(_Compiled):
         Forward operators of a group of examples, which change no state and draw nothing.
     threads : int
         Results have the same bits for any number.
-    resize : callable, optional
+    resize, batch
         As for :class:`CompiledStep`.
     arrays : mapping of str to array, optional
         Memory of parameters and states by name, for example ``CompiledStep.arrays``: what trains
@@ -184,6 +189,8 @@ class CompiledForward(_Compiled):
         threads: int = 1,
         resize: Resize | None = None,
         arrays: Mapping[str, Array] | None = None,
+        *,
+        batch: int | None = None,
     ) -> None:
         more = [program.buffers[it].name for it in program.of_role("setting", "sum")]
         if more or not program.takes_groups or program.phases[1:] != (0, 0):
@@ -192,7 +199,7 @@ class CompiledForward(_Compiled):
         if len(program.of_role("output")) != 1:
             raise InputError("the program has not one output; allowed: one")
         self._input = _one_input(program, "")
-        super().__init__(Batches(program, threads, resize, arrays))
+        super().__init__(Batches(program, threads, resize, batch, arrays))
 
     def predict(self, inputs: Any) -> Array:
         """Return what the model says of examples, for example logits (N, classes).

@@ -1,6 +1,6 @@
 """The program of a training step: a model, a learning task and an optimizer as operators."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from mest_fed.nn.capture import Captured, capture
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.runtime.gradients import with_gradients, with_loss
 from mest_fed.runtime.passes.groups import with_groups
+from mest_fed.runtime.passes.pooling import with_pooling
+from mest_fed.runtime.passes.updates import with_direct_updates
 from mest_fed.runtime.program import Program
 from mest_fed.runtime.updates import SGD, Adam, Limits, with_updates
 from mest_fed.training.objective import Objective
@@ -42,6 +44,12 @@ def _adam(settings: OptimizerSettings, *, decoupled: bool) -> Adam:
     )
 
 
+#: Name -> pass of a whole step, in the order in which programs go through them.
+PASSES: Mapping[str, Callable[[Program], Program]] = {
+    "pooling": with_pooling,
+    "updates": with_direct_updates,
+}
+
 #: A client's optimizer -> that of programs.
 _OPTIMIZERS: Mapping[type, Callable[[OptimizerSettings], SGD | Adam]] = {
     optimizers.SGD: lambda it: SGD(it.momentum, it.weight_decay),
@@ -63,6 +71,12 @@ class StepPrograms:
         The learning task.
     settings : OptimizerSettings
         The optimizer; the learning rate is a setting of the program.
+    groups : bool
+        Whether a batch may be several groups, where the model allows it. If not, gradients are
+        written once instead of added up.
+    passes : collection of str
+        Those of :data:`PASSES` that programs go through; ``updates`` only if a batch is one group,
+        since weights of linear layers then have no gradient that could be read after a step.
 
     Raises
     ------
@@ -76,6 +90,9 @@ class StepPrograms:
         example: tuple[tuple[int, ...], torch.dtype],
         objective: Objective,
         settings: OptimizerSettings,
+        *,
+        groups: bool = True,
+        passes: Collection[str] = ("pooling",),
     ) -> None:
         loss = _LOSSES.get(type(objective))
         if loss is None:
@@ -87,7 +104,8 @@ class StepPrograms:
             raise not_allowed(OPTIMIZERS.key, settings.name, f"in a program: {allowed}")
         self._loss = loss(objective)
         self._limits = Limits(settings.clip_norm, settings.proximal)
-        self.model, self._update = model, make(settings)
+        self.model, self._update, self._groups = model, make(settings), groups
+        self._passes = [it for it in PASSES if it in passes and not (groups and it == "updates")]
         self._shape, self._dtype = example[0], str(example[1]).removeprefix("torch.")
 
     def captured(self, examples: int) -> Captured:
@@ -108,7 +126,10 @@ class StepPrograms:
         """Return the step of a forward program."""
         forward = with_loss(captured.program, captured.output, self._loss)
         gradients = with_gradients(forward, captured.trained)
-        return with_groups(with_updates(gradients, self._update, self._limits))
+        program = with_updates(gradients, self._update, self._limits)
+        for name in self._passes:
+            program = PASSES[name](program)
+        return with_groups(program) if self._groups else program
 
 
 def step_program(

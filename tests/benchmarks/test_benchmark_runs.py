@@ -180,7 +180,7 @@ def test_compiled_step(rows, capsys):
     for row in found:
         assert row["ratio"] == pytest.approx(row["peer"] / row["ours"], rel=0.01)
         assert row["arena_bytes"] > 0
-    assert "sparse_conv2d_values_gradient" in capsys.readouterr().out
+    assert "sparse_conv2d_relu_pool_gradient" in capsys.readouterr().out
 
 
 def test_runtime_process(tmp_path, capsys):

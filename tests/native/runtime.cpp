@@ -382,6 +382,7 @@ void test_numbers_that_are_missing() {
 void test_functions() {
     using mest::runtime::exp_of;
     using mest::runtime::normal_of;
+    using mest::runtime::tanh_of;
     double error = 0, below = 0, tail = 0;
     for (int i = -870000; i <= 887000; ++i) {
         const float x = static_cast<float>(i) * 1e-4f;
@@ -397,7 +398,14 @@ void test_functions() {
     }
     check(below < 2.5e-7, "normal_of, by " + std::to_string(below * 1e7) + "e-7");
     check(tail < 1e-6, "normal_of's tail, by " + std::to_string(tail * 1e6) + "e-6");
+    double bounded = 0;
+    for (int i = -100000; i <= 100000; ++i) {
+        const float x = static_cast<float>(i) * 1e-4f;
+        if (i != 0) bounded = std::max(bounded, std::abs(tanh_of(x) / std::tanh(double{x}) - 1));
+    }
+    check(bounded < 3e-7, "tanh_of, by " + std::to_string(bounded * 1e7) + "e-7");
     const float infinity = INFINITY;
+    check(tanh_of(infinity) == 1 && tanh_of(-infinity) == -1 && tanh_of(0) == 0, "tanh's ends");
     check(exp_of(0) == 1 && exp_of(infinity) == infinity && exp_of(89) == infinity, "exp upwards");
     check(exp_of(-infinity) == 0 && exp_of(-105) == 0 && exp_of(-100) > 0, "exp downwards");
     check(std::isnan(exp_of(NAN)) && std::isnan(normal_of(NAN).below), "NaNs stay");

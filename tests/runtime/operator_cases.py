@@ -36,7 +36,10 @@ def gradients_of(name):
     """Name the operators that compute gradients of an operator's inputs."""
     parts = ("", "_input", "_weight", "_values")
     found = [it for part in parts if (it := f"{name}{part}_gradient") in OPERATORS]
-    return [*found, "bias_gradient"] if "b" in OPERATORS[name].optional else found
+    apart = "b" in OPERATORS[name].optional and not any(
+        "db" in OPERATORS[it].outputs for it in found
+    )
+    return [*found, "bias_gradient"] if apart else found
 
 
 def shapes_of(kind, arrays, attributes):

@@ -45,12 +45,12 @@ def granules(draw: Draw, shape: tuple[int, ...]) -> tuple[Block, np.ndarray]:
 
 
 def values_of(draw: Draw, layout: Block, slots: np.ndarray) -> np.ndarray:
-    dense, values = (
-        torch.from_numpy(draw.normal(*layout.shape)),
-        np.zeros((len(slots), layout.rows)),
-    )
-    active = slots[slots >= 0]
-    values[: len(active)] = layout.gather(dense, torch.from_numpy(active)).numpy()
+    return gathered(layout, draw.normal(*layout.shape), slots)
+
+
+def gathered(layout: Block, dense: np.ndarray, slots: np.ndarray) -> np.ndarray:
+    values, active = np.zeros((len(slots), layout.rows)), slots[slots >= 0]
+    values[: len(active)] = layout.gather(torch.from_numpy(dense), torch.from_numpy(active))
     return values
 
 
@@ -77,6 +77,40 @@ def sparse_conv2d(draw: Draw) -> Case:
         }
 
     return Case(inputs, function, {**how, "weight_shape": shape, "rows": layout.rows})
+
+
+def pooled(z: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return what torch makes of the outputs of a convolution, and where the maxima stood."""
+    y, at = F.max_pool2d(torch.relu(z), 2, return_indices=True)
+    rows, columns = at // z.shape[3] % 2, at % z.shape[3] % 2
+    return {"y": y, "where": torch.where(y > 0, 2 * rows + columns, 4)}
+
+
+def conv2d_relu_pool(draw: Draw) -> Case:
+    """Few numbers: equal maxima and shut windows occur."""
+    padding, kernel = (draw.size(0, 2), draw.size(0, 1)), (draw.size(1, 3), draw.size(1, 3))
+    inputs = {"x": draw.halves(draw.size(1, 3), draw.size(1, 5), draw.size(4, 9), draw.size(4, 20))}
+    inputs["w"] = draw.rng.integers(-2, 2, (draw.size(1, 9), inputs["x"].shape[1], *kernel)) * 1.0
+    if draw.flag():
+        inputs["b"] = draw.halves(len(inputs["w"]))
+
+    def function(x, w, b=None):
+        return pooled(F.conv2d(x, w, b, 1, padding))
+
+    return Case(inputs, function, {"stride": (1, 1), "padding": padding, "groups": 1})
+
+
+def sparse_conv2d_relu_pool(draw: Draw) -> Case:
+    case = conv2d_relu_pool(draw)
+    w, padding = case.inputs.pop("w"), case.attributes["padding"]
+    layout, slots = granules(draw, w.shape)
+    values = gathered(layout, w, slots)
+
+    def function(x, values, slots, b=None):
+        return pooled(F.conv2d(x, scattered(layout, values, slots), b, 1, padding))
+
+    how = {"stride": (1, 1), "padding": padding, "weight_shape": w.shape, "rows": layout.rows}
+    return Case({**case.inputs, "values": values, "slots": slots}, function, how)
 
 
 def linear(draw: Draw) -> Case:
@@ -107,6 +141,8 @@ def sparse_linear(draw: Draw) -> Case:
 CASES: dict[str, Makes] = {
     "conv2d": conv2d,
     "sparse_conv2d": sparse_conv2d,
+    "conv2d_relu_pool": conv2d_relu_pool,
+    "sparse_conv2d_relu_pool": sparse_conv2d_relu_pool,
     "linear": linear,
     "sparse_linear": sparse_linear,
 }

@@ -17,16 +17,20 @@ from step_cases import (
     model_of,
 )
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.functional import cross_entropy
 
 from mest_fed.catalogue import MODELS
 from mest_fed.errors import InputError
+from mest_fed.nn import sparsify
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.nn.optimizers import SGD
 from mest_fed.runtime.arena import plan_arena
 from mest_fed.runtime.gradients import with_gradients, with_loss
 from mest_fed.runtime.reading import parse_program
 from mest_fed.runtime.reference import Reference
+from mest_fed.runtime.step import CompiledStep
+from mest_fed.sparsity.schemes import Channel
 from mest_fed.training.step_program import step_program
 from mest_fed.training.tasks import (
     REGRESSION_LOSSES,
@@ -141,6 +145,54 @@ class Users(nn.Module):
         return self.linear(y).squeeze(-1)
 
 
+class Mobile(nn.Module):
+    """Squeeze and excite, joined branches, sums with numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.narrow = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 6, 1)
+        self.up, self.leaky, self.elu = nn.Upsample(scale_factor=2), nn.LeakyReLU(0.1), nn.ELU(0.5)
+        self.largest, self.linear = nn.AdaptiveMaxPool2d(2), nn.Linear(48, 4)
+
+    def forward(self, x):
+        y = self.leaky(self.conv(x))
+        y = y * torch.sigmoid(self.narrow(y.mean((2, 3), keepdim=True)))
+        y = torch.cat([y, 1 - self.elu(self.narrow(y)) / 2], 1)
+        z = self.largest(self.up(y))
+        excited = y.sum((2, 3)).tanh().view(-1, 12, 1, 1) * 2 + 3.5
+        z = z - z * F.relu6(excited) / 6
+        a, b, _ = z.split([4, 4, 4], 1)
+        z = torch.cat([b * a, a, b], 1)
+        return self.linear(z.flatten(1))
+
+
+class Sequences(nn.Module):
+    """Moved axes and recurrent layers, of which positions and last states are read."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.linear = nn.Softmax(-1), nn.Linear(9, 4)
+        self.gru, self.lstm = nn.GRU(4, 5, batch_first=True), nn.LSTM(5, 4, 2, batch_first=True)
+
+    def forward(self, x):
+        y, last = self.gru(self.norm(x.transpose(1, 2)))
+        z, (hidden, _) = self.lstm(-y)
+        both = torch.cat([hidden[0] - z[:, 1], last[0]], -1)
+        return self.linear(both)
+
+
+class OwnScheme(Channel):
+    def __init__(self, shape):
+        super().__init__(shape, axis="in")
+
+
+def InputChannels():
+    """Return layers of some input channels alone."""
+    layers = nn.Conv2d(4, 5, 3), nn.Conv2d(5, 6, 3), nn.Flatten(), nn.Linear(6, 5), nn.Linear(5, 3)
+    model = sparsify(nn.Sequential(*layers), f"{__name__}:OwnScheme", 0.4)
+    return model
+
+
 class Sharing(nn.Module):
     """Two sums whose gradient is one, and an output that is read twice."""
 
@@ -155,7 +207,16 @@ class Sharing(nn.Module):
         return (w + z) * self.b(w) + y
 
 
-@pytest.mark.parametrize(("kind", "shape"), [(Users, (4, 5, 5)), (Sharing, (3,))])
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        (Users, (4, 5, 5)),
+        (Sharing, (3,)),
+        (Mobile, (4, 5, 5)),
+        (Sequences, (4, 3)),
+        (InputChannels, (4, 5, 5)),
+    ],
+)
 def test_gradients_of_a_user_s_module(kind, shape):
     torch.manual_seed(0)
     model = kind()
@@ -176,6 +237,18 @@ def test_gradients_of_a_user_s_module(kind, shape):
     }
     assert exact.read("loss") == pytest.approx(loss.item(), rel=EXACT)
     assert distance(like(exact, theirs), theirs) < EXACT
+    single, native = Reference(program, captured.arrays()), CompiledStep(program)
+    in_arena = Reference(program, captured.arrays(), arena=plan_arena(program))
+    for name, array in captured.arrays().items():
+        native.load(name, array)
+    for run in (single, in_arena):
+        run.step(given)
+    assert native.step(given["input"], given["targets"], RATE) == pytest.approx(
+        loss.item(), rel=1e-5
+    )
+    for name in theirs:
+        np.testing.assert_array_equal(in_arena.read(name), single.read(name), err_msg=name)
+        np.testing.assert_allclose(native.arrays[name], single.read(name), rtol=1e-4, atol=1e-5)
     assert set(captured.trained) == set(trained)
     updated = {program.buffers[it.inputs[2]].name for it in program.operators if it.name == "sgd"}
     assert updated == set(trained)

@@ -74,7 +74,7 @@ inline void spread_some(const float* dz, const uint8_t* where, float* upper, flo
     into(lower, 2);
 }
 
-void pool_forward(const Pool& pool, const float* x, float* z, uint8_t* where) {
+inline void pool_forward(const Pool& pool, const float* x, float* z, uint8_t* where) {
     const int64_t width = pool.out_width();
     for (int64_t row = 0; row < pool.out_height(); ++row) {
         const float* upper = x + 2 * row * pool.width;
@@ -87,7 +87,7 @@ void pool_forward(const Pool& pool, const float* x, float* z, uint8_t* where) {
     }
 }
 
-void pool_backward(const Pool& pool, const float* dz, const uint8_t* where, float* dx) {
+inline void pool_backward(const Pool& pool, const float* dz, const uint8_t* where, float* dx) {
     const int64_t width = pool.out_width();
     for (int64_t row = 0; row < pool.out_height(); ++row) {
         float* upper = dx + 2 * row * pool.width;

@@ -14,21 +14,6 @@
 namespace mest::MEST_VARIANT {
 namespace {
 
-// Cuts [0, count) into runs of nearly equal size, at most `most` long: work(first, size).
-template <class Work>
-inline void for_tiles(int count, int most, const Work& work) {
-    const int tiles = (count + most - 1) / most;
-    for (int i = 0, first = 0; i < tiles; ++i) {
-        const int size = count / tiles + (i < count % tiles ? 1 : 0);
-        work(first, size);
-        first += size;
-    }
-}
-
-// Rows that one walk takes of `left` rows of a strip. More than four would not share more: four
-// multiply-adds a load keep the arithmetic units busy.
-inline int walked_rows(int left) { return left >= 4 ? 4 : left >= 2 ? 2 : 1; }
-
 // work(strip, row, rows) for the rows of strips [begin, end), cut into what one walk takes.
 template <class Work>
 inline void for_rows(const Plan& plan, int begin, int end, const Work& work) {

@@ -85,10 +85,13 @@ Step softmax(Builder& b) {
             for (int64_t row = begin; row < end; ++row) {
                 const float* from = run.at(x) + row * last;
                 float* to = run.at(y) + row * last;
-                const float most = *std::max_element(from, from + last);
+                const float most = largest_of(last, [=](int64_t i) { return from[i]; });
+                MEST_EACH_ALONE
                 for (int64_t i = 0; i < last; ++i) to[i] = exp_of(from[i] - most);
-                const double total = sum_of(last, [=](int64_t i) { return to[i]; });
-                for (int64_t i = 0; i < last; ++i) to[i] = static_cast<float>(to[i] / total);
+                const auto part =
+                    static_cast<float>(1 / sum_of(last, [=](int64_t i) { return to[i]; }));
+                MEST_EACH_ALONE
+                for (int64_t i = 0; i < last; ++i) to[i] *= part;
             }
         });
     };

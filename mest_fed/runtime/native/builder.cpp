@@ -112,6 +112,20 @@ void Builder::scratch(int64_t floats) {
     scratch_ = std::max(scratch_, floats);
 }
 
+void Builder::lists(int64_t strips, int64_t entries) {
+    check_memory(entries, sizeof(int32_t));
+    shared_.index.first.reserve(strips + 1);
+    shared_.index.columns.reserve(entries);
+    shared_.product.offsets.reserve(entries);
+}
+
+void Builder::back_lists(int64_t strips, int64_t entries) {
+    check_memory(entries, sizeof(float));
+    shared_.product.back.strips.first.reserve(strips + 1);
+    shared_.product.back.strips.columns.reserve(entries);
+    shared_.product.moved.reserve(entries);
+}
+
 std::shared_ptr<Product> Builder::product(Way way, const Convolution& p, int rows,
                                           int64_t entries) {
     const auto made = std::make_shared<Product>(way, p, rows, Call{Plane::padded, threads_});

@@ -94,11 +94,15 @@ public:
     void index(int64_t entries, int64_t strips);
     // Room in a thread's scratch (free_scratch).
     void scratch(int64_t floats);
+    // Room for the lists of a weight, and for those of its transpose.
+    void lists(int64_t strips, int64_t entries);
+    void back_lists(int64_t strips, int64_t entries);
     std::shared_ptr<Product> product(Way way, const Convolution& p, int rows, int64_t entries);
 
     // Counts memory that the step holds itself.
     void holds(int64_t bytes) { held_bytes_ += bytes; }
 
+    int threads() const { return threads_; }
     const std::vector<std::shared_ptr<Product>>& made() const { return made_; }
     int64_t held_bytes() const { return held_bytes_; }
     int64_t scratch_floats() const { return scratch_; }

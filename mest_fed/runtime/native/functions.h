@@ -45,7 +45,7 @@ inline float tanh_of(float x) {
         p = p * square + c;
     }
     const float near = x + x * square * p, far = 1 - 2 / (exp_of(2 * x) + 1);
-    return x < 0.625f && x > -0.625f ? near : far;
+    return square < 0.390625f ? near : far;
 }
 
 // A number's share of the standard normal distribution: what lies below it.

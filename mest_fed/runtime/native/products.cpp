@@ -1,75 +1,28 @@
-// Convolutions and linear layers, which are convolutions of 1x1 planes.
+// Convolutions and linear layers, which are convolutions of 1x1 planes. A dense weight is a sparse
+// one whose strips are full (of their group's columns): its values are laid out anew in each call,
+// which costs little beside the product.
 #include <algorithm>
 
 #include "channels.h"
-#include "dense.h"
+#include "linear.h"
 #include "plane_steps.h"
 
 namespace mest::runtime::MEST_VARIANT {
 namespace {
 
-struct Window {
-    Shape kernel{1, 1}, stride{1, 1}, padding{0, 0};
-};
-
-// `weight`: (out, in, kernel height, kernel width), in of all groups.
-Convolution convolution(const Builder& b, const Shape& x, const Shape& y, const Shape& weight,
-                        const Window& window) {
-    for (const Shape* shape : {&x, &y, &weight, &window.stride, &window.padding}) {
-        for (int64_t size : *shape) {
-            b.require(size <= largest, std::to_string(size), "sizes up to " + std::to_string(largest));
-        }
-    }
-    b.require(x[0] == y[0] && x[1] == weight[1] && y[1] == weight[0],
-              "planes of shapes " + text_of(x) + " and " + text_of(y),
-              "what fits a weight of shape " + text_of(weight));
-    for (int i : {0, 1}) {
-        const int64_t room = x[2 + i] + 2 * window.padding[i] - window.kernel[i];
-        b.require(room >= 0 && y[2 + i] == room / window.stride[i] + 1,
-                  "output planes of shape " + text_of(y), "what the convolution gives");
-    }
-    const auto n = [](int64_t size) { return static_cast<int>(size); };
-    return {x[0],
-            n(x[1]), n(x[2]), n(x[3]),
-            n(y[1]), n(y[2]), n(y[3]),
-            n(window.kernel[0]), n(window.kernel[1]),
-            n(window.stride[0]), n(window.stride[1]),
-            n(window.padding[0]), n(window.padding[1]),
-            1, 1};
-}
-
-Shape planes(const Shape& shape) {
-    Shape wide = shape;
-    wide.resize(4, 1);
-    return wide;
-}
-
-// The convolution between arguments of these names; a linear layer has no attribute of a window.
-Convolution between(const Builder& b, const Tensor& x, const Tensor& y, const Shape& weight,
-                    bool linear) {
-    Window window;
-    if (!linear) {
-        for (int i : {0, 1}) {
-            window.kernel[i] = weight[2 + i];
-            window.stride[i] = b.whole("stride", i);
-            window.padding[i] = b.whole("padding", i);
-        }
-    }
-    return convolution(b, planes(x.shape), planes(y.shape), planes(weight), window);
-}
-
-void check_bias(const Builder& b, const Convolution& p) { b.expect("b", {p.out_channels}); }
-
-Dense dense(const Builder& b, const Tensor& x, const Tensor& y, const Tensor& w, bool linear) {
-    const int64_t groups = linear ? 1 : b.whole("groups");
-    Shape whole = w.shape;
-    b.require(groups <= largest && whole[1] <= largest && whole[0] % groups == 0,
-              "groups = " + std::to_string(groups), "a divisor of " + std::to_string(whole[0]));
-    whole[1] *= groups;
-    const Dense found(between(b, x, y, whole, linear), static_cast<int>(groups));
-    b.require(found.entries() <= largest, "weight of shape " + text_of(w.shape),
-              "up to " + std::to_string(largest) + " columns of strips");
-    return found;
+// The gradient of the input, of the weight, or both, from the weight as it lies.
+Step linear_gradient(Builder& b, const Layer& l, const Tensor& x, const Tensor& w,
+                     const Tensor& dw) {
+    const Tensor dy = b["dy"], dx = b["dx"];
+    return [=](const Run& run) {
+        float* to = run.at(dw);
+        const LayerGradients given{run.at(x), run.at(w), nullptr, run.at(dy), run.at(dx),
+                                   to != nullptr};
+        linear_gradients(
+            l, given, run.threads,
+            [=](int64_t at, simd::vec gradient) { simd::store(to + at, gradient); },
+            [=](int64_t at, float gradient) { to[at] = gradient; });
+    };
 }
 
 // Whether the planes of a convolution lie in place; then both sides' do.
@@ -98,6 +51,11 @@ Step forward(Builder& b) {
         c.bias = bias;
         return planes_forward(b, c);
     }
+    if (const Layer l = layer_of(d.p); Linear && l.direct()) {
+        return [=](const Run& run) {
+            linear_forward(l, run.at(x), run.at(w), run.at(bias), run.at(y), run.threads);
+        };
+    }
     b.floats(d.floats());
     const auto product = b.product(Way::forward, d.p, d.rows, d.entries());
     return [=](const Run& run) {
@@ -109,13 +67,15 @@ Step forward(Builder& b) {
     };
 }
 
-// Where a stride of 1 allows, the way back is a convolution with the turned kernel.
+// Where a stride of 1 allows, the way back is a convolution with the turned kernel, in whose weight
+// input and output channels of a group change places: (in, out of the group, taps reversed).
 template <bool Linear>
 Step input_gradient(Builder& b) {
     constexpr int dims = Linear ? 2 : 4;
     const Tensor dx = b.dims("dx", dims), w = b.dims("w", dims), dy = b.dims("dy", dims);
     const Dense d = dense(b, dx, dy, w, Linear);
     if (in_place(b, dx, dy)) return planes_input_gradient(b, dense_planes(b, d, dx, dy, w));
+    if (const Layer l = layer_of(d.p); Linear && l.direct()) return linear_gradient(b, l, {}, w, {});
     if (!turns(d.p)) {
         b.floats(d.floats());
         const auto product = b.product(Way::input, d.p, d.rows, d.entries());
@@ -131,10 +91,18 @@ Step input_gradient(Builder& b) {
               "up to " + std::to_string(largest) + " columns of strips");
     b.floats(t.floats());
     const auto product = b.product(Way::forward, t.p, t.rows, t.entries());
+    const int64_t taps = d.p.taps(), own_in = d.p.in_channels / d.groups;
+    const int64_t own_out = d.p.out_channels / d.groups;
     return [=](const Run& run) {
         float* values = run.shared.floats.data();
+        const float* weight = run.at(w);
         t.fill(run.shared.index);
-        t.lay_out_turned(d, run.at(w), values, run.threads);
+        t.for_rows(run.threads, [&](int64_t row, int64_t place) {
+            const float* from = weight + (row / own_in * own_out * own_in + row % own_in) * taps;
+            for (int64_t out = 0; out < own_out; ++out, from += own_in * taps) {
+                for (int64_t tap = taps; tap-- > 0; place += t.rows) values[place] = from[tap];
+            }
+        });
         product->forward(run.shared.product, run.shared.index, values, run.at(dy), nullptr,
                          run.at(dx));
     };
@@ -146,44 +114,18 @@ Step weight_gradient(Builder& b) {
     const Tensor x = b.dims("x", dims), dw = b.dims("dw", dims), dy = b.dims("dy", dims);
     const Dense d = dense(b, x, dy, dw, Linear);
     if (in_place(b, x, dy)) return planes_values_gradient(b, dense_planes(b, d, x, dy, dw));
+    if (const Layer l = layer_of(d.p); Linear && l.direct()) return linear_gradient(b, l, x, {}, dw);
     b.floats(d.floats());
     const auto product = b.product(Way::values, d.p, d.rows, d.entries());
     return [=](const Run& run) {
         float *values = run.shared.floats.data(), *weight = run.at(dw);
         d.fill(run.shared.index);
         product->values(run.shared.product, run.shared.index, run.at(x), run.at(dy), values);
-        d.gather(values, weight, run.threads);
+        d.for_rows(run.threads, [&](int64_t row, int64_t place) {
+            float* to = weight + row * d.columns();
+            for (int c = 0; c < d.columns(); ++c) to[c] = values[place + int64_t{c} * d.rows];
+        });
     };
-}
-
-// Granules of a sparse weight, with room for more: slots past the active ones are -1.
-struct Sparse {
-    Convolution p;
-    int rows;
-    int64_t capacity;
-    Tensor slots;
-
-    // Returns how many are active. A -1 among them is a slot out of order, which is refused.
-    int64_t fill(const Run& run) const {
-        const int32_t* given = run.at<int32_t>(slots);
-        int64_t active = capacity;
-        while (active > 0 && given[active - 1] == -1) --active;
-        strips_into(run.shared.index, {given, active, rows, nullptr, 1, rows}, p);
-        return active;
-    }
-};
-
-Sparse sparse(const Builder& b, const Tensor& x, const Tensor& y, const char* values, bool linear) {
-    Shape weight;
-    for (int i = 0; i < (linear ? 2 : 4); ++i) weight.push_back(b.whole("weight_shape", i));
-    const Tensor slots = b.dims("slots", 1);
-    const int rows = static_cast<int>(b.whole("rows"));
-    const int64_t capacity = slots.shape[0];
-    const Convolution p = between(b, x, y, weight, linear);
-    b.expect(values, {capacity, rows});
-    b.require(capacity <= largest && capacity <= ((p.out_channels - 1) / rows + 1) * p.columns(),
-              std::to_string(capacity) + " slots", "at most as many as granules");
-    return {p, rows, capacity, slots};
 }
 
 template <bool Linear>

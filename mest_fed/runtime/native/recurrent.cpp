@@ -2,8 +2,9 @@
 // states of all examples by it. The weight's gradient is one product over all positions.
 #include <algorithm>
 
-#include "dense.h"
 #include "functions.h"
+#include "panels.h"
+#include "weights.h"
 
 namespace mest::runtime::MEST_VARIANT {
 namespace {
@@ -16,7 +17,7 @@ Convolution flat(int64_t batch, int64_t inputs, int64_t outputs) {
 // One example at one position. `before` is what was kept of the position before.
 struct Forward {
     int64_t hidden;
-    const float *x, *share, *before;
+    const float *x, *share, *bias, *before;
     float *gates, *kept, *y, *state;
 };
 
@@ -38,10 +39,10 @@ struct Lstm {
         const int64_t h = r.hidden;
         MEST_EACH_ALONE
         for (int64_t j = 0; j < h; ++j) {
-            const float i = sigmoid_of(r.x[j] + r.share[j]);
-            const float f = sigmoid_of(r.x[h + j] + r.share[h + j]);
-            const float g = tanh_of(r.x[2 * h + j] + r.share[2 * h + j]);
-            const float o = sigmoid_of(r.x[3 * h + j] + r.share[3 * h + j]);
+            const float i = sigmoid_of(r.x[j] + r.share[j] + r.bias[j]);
+            const float f = sigmoid_of(r.x[h + j] + r.share[h + j] + r.bias[h + j]);
+            const float g = tanh_of(r.x[2 * h + j] + r.share[2 * h + j] + r.bias[2 * h + j]);
+            const float o = sigmoid_of(r.x[3 * h + j] + r.share[3 * h + j] + r.bias[3 * h + j]);
             const float c = f * r.before[j] + i * g, y = o * tanh_of(c);
             r.gates[j] = i;
             r.gates[h + j] = f;
@@ -84,9 +85,9 @@ struct Gru {
         const int64_t h = r.hidden;
         MEST_EACH_ALONE
         for (int64_t j = 0; j < h; ++j) {
-            const float reset = sigmoid_of(r.x[j] + r.share[j]);
-            const float update = sigmoid_of(r.x[h + j] + r.share[h + j]);
-            const float candidate = r.share[2 * h + j];
+            const float reset = sigmoid_of(r.x[j] + r.share[j] + r.bias[j]);
+            const float update = sigmoid_of(r.x[h + j] + r.share[h + j] + r.bias[h + j]);
+            const float candidate = r.share[2 * h + j] + r.bias[2 * h + j];
             const float fresh = tanh_of(r.x[2 * h + j] + reset * candidate);
             const float y = (1 - update) * fresh + update * r.state[j];
             r.gates[j] = reset;
@@ -146,45 +147,33 @@ Step forward(Builder& b) {
     const Layer l(b, Cell::gates, Cell::kept);
     const Tensor x = b["x"], u = b["u"], bias = b["bias"];
     const Tensor y = b["y"], gates = b["gates"], kept = b[Cell::kept];
-    const Dense d(flat(l.examples, l.hidden, l.width), 1);
-    check_strips(b, d);
-    b.floats(d.floats() + l.states() + l.shares() + l.hidden);
-    const auto product = b.product(Way::forward, d.p, d.rows, d.entries());
+    const Panels panels{l.hidden, l.width};
+    const int64_t pitch = panels.pitch();
+    b.floats(panels.floats() + l.states() + (l.examples + 1) * pitch + l.hidden);
     return [=](const Run& run) {
-        float* values = run.shared.floats.data();
-        float *state = values + d.floats(), *share = state + l.states(), *zeros = share + l.shares();
-        d.fill(run.shared.index);
-        d.lay_out(run.at(u), values, run.threads);
-        std::fill(state, state + l.states(), 0.0f);
-        std::fill(zeros, zeros + l.hidden, 0.0f);
+        float* laid = run.shared.floats.data();
+        float *state = laid + panels.floats(), *share = state + l.states();
+        float *offset = share + l.examples * pitch, *zeros = offset + pitch;
+        const float *weight = run.at(u), *given = run.at(bias);
+        panels.lay_out(laid, run.threads, [=](int64_t k, int64_t out) {
+            return weight[out * l.hidden + k];
+        });
+        std::fill(state, share, 0.0f);
+        std::fill(offset, zeros + l.hidden, 0.0f);
+        if (given) std::copy(given, given + l.width, offset);
         for (int64_t t = 0; t < l.length; ++t) {
-            product->forward(run.shared.product, run.shared.index, values, state, run.at(bias), share);
+            panels.multiply(laid, state, l.examples, share, run.threads);
             for_runs(l.examples, l.width, run.threads, [&](int64_t begin, int64_t end) {
                 for (int64_t n = begin; n < end; ++n) {
                     const int64_t row = l.row(n, t);
                     float* own = run.at(kept) + row * l.hidden;
-                    Cell::forward({l.hidden, run.at(x) + row * l.width, share + n * l.width,
+                    Cell::forward({l.hidden, run.at(x) + row * l.width, share + n * pitch, offset,
                                    t > 0 ? own - l.hidden : zeros, run.at(gates) + row * l.width,
                                    own, run.at(y) + row * l.hidden, state + n * l.hidden});
                 }
             });
         }
     };
-}
-
-// The sum over rows of each column.
-void sum_rows(const float* from, int64_t rows, int64_t width, float* to, int threads) {
-    constexpr int64_t block = 16;
-    for_runs((width + block - 1) / block, rows * block, threads, [=](int64_t first, int64_t last) {
-        for (int64_t begin = first * block; begin < std::min(last * block, width); begin += block) {
-            const int64_t count = std::min(block, width - begin);
-            double total[block] = {};
-            for (int64_t row = 0; row < rows; ++row) {
-                for (int64_t j = 0; j < count; ++j) total[j] += from[row * width + begin + j];
-            }
-            for (int64_t j = 0; j < count; ++j) to[begin + j] = static_cast<float>(total[j]);
-        }
-    });
 }
 
 // The states before each position, example by example; zero before the first.
@@ -203,22 +192,24 @@ Step backward(Builder& b) {
     const Layer l(b, Cell::gates, Cell::kept);
     const Tensor u = b["u"], y = b["y"], gates = b["gates"], kept = b[Cell::kept], dy = b["dy"];
     const Tensor dx = b["dx"], du = b["du"], dbias = b["dbias"];
-    const Dense back(turned(flat(l.examples, l.hidden, l.width)), 1);
+    const Panels back{l.width, l.hidden};
     const Dense all(flat(l.rows(), l.hidden, l.width), 1);
-    check_strips(b, back);
     check_strips(b, all);
     const int64_t laid = std::max(back.floats(), all.floats()), states = l.rows() * l.hidden;
-    b.floats(laid + 2 * l.states() + l.shares() + l.hidden + states * (Cell::keeps_states ? 2 : 1));
-    const auto to_state = b.product(Way::forward, back.p, back.rows, back.entries());
+    const int64_t pitch = back.pitch();
+    b.floats(laid + l.examples * pitch + l.states() + l.shares() + l.hidden +
+             states * (Cell::keeps_states ? 2 : 1));
     const auto to_weight = b.product(Way::values, all.p, all.rows, all.entries());
     return [=](const Run& run) {
         float* values = run.shared.floats.data();
-        float *dstate = values + laid, *carried = dstate + l.states();
+        float *dstate = values + laid, *carried = dstate + l.examples * pitch;
         float *dshare = carried + l.states(), *zeros = dshare + l.shares();
         float *before = zeros + l.hidden, *fresh = Cell::keeps_states ? before + states : nullptr;
         const float* earlier = run.at(Cell::keeps_states ? y : kept);
-        back.fill(run.shared.index);
-        back.lay_out_turned(all, run.at(u), values, run.threads);
+        const float* weight = run.at(u);
+        back.lay_out(values, run.threads, [=](int64_t k, int64_t out) {
+            return weight[k * l.hidden + out];
+        });
         std::fill(dstate, dshare, 0.0f);
         std::fill(zeros, before, 0.0f);
         for (int64_t t = l.length; t-- > 0;) {
@@ -227,19 +218,28 @@ Step backward(Builder& b) {
                     const int64_t row = l.row(n, t), at = row * l.hidden, state = n * l.hidden;
                     Cell::back({l.hidden, run.at(gates) + row * l.width, run.at(kept) + at,
                                 t > 0 ? earlier + at - l.hidden : zeros, run.at(dy) + at,
-                                dstate + state, carried + state, run.at(dx) + row * l.width,
+                                dstate + n * pitch, carried + state, run.at(dx) + row * l.width,
                                 dshare + n * l.width, fresh ? fresh + at : nullptr});
                 }
             });
             if (t > 0) {
-                to_state->forward(run.shared.product, run.shared.index, values, dshare, nullptr, dstate);
+                back.multiply(values, dshare, l.examples, dstate, run.threads);
             }
         }
         states_before(l, run.at(y), before, run.threads);
         all.fill(run.shared.index);
         to_weight->values(run.shared.product, run.shared.index, before, run.at(dx), values);
-        all.gather(values, run.at(du), run.threads);
-        if (dbias) sum_rows(run.at(dx), l.rows(), l.width, run.at(dbias), run.threads);
+        float* gradient = run.at(du);
+        all.for_rows(run.threads, [=](int64_t row, int64_t place) {
+            for (int64_t i = 0; i < l.hidden; ++i) {
+                gradient[row * l.hidden + i] = values[place + i * all.rows];
+            }
+        });
+        if (dbias) {
+            const float* all_rows = run.at(dx);
+            sum_rows(l.rows(), l.width, run.threads, run.at(dbias),
+                     [=](int64_t row, int64_t i) { return all_rows[row * l.width + i]; });
+        }
         if (!fresh) return;
         for_runs(l.rows(), l.hidden, run.threads, [&](int64_t begin, int64_t end) {
             for (int64_t row = begin; row < end; ++row) {
