@@ -1,6 +1,6 @@
 """A program that trains: memory for it, the native runtime, one call a step. Needs NumPy alone."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,8 @@ class CompiledStep:
             raise InputError(f"the program has the inputs {inputs}; allowed: one beside {others}")
         if self._seeds and rng is None:
             raise InputError(f"the program draws {self._seeds}; allowed: with a generator, rng")
-        self._rng = rng
+        #: Draws the seeds of dropout from now on.
+        self.rng = rng
         self._names = inputs[0], targets, rates, loss
         arena = plan_arena(program)
         #: Bytes of temporary buffers and outputs, of which none is allocated in a step (exact).
@@ -72,7 +73,7 @@ class CompiledStep:
             raise InputError(f"no memory for the program's arena of {arena.peak:,} bytes") from None
         held = (program.buffers[it].name for it in program.of_role("parameter", "state"))
         #: Parameters and states by name: views, which steps change and which may be written.
-        self.arrays: Mapping[str, Array] = {name: self.runtime.memory(name) for name in held}
+        self.arrays: dict[str, Array] = {name: self.runtime.memory(name) for name in held}
 
     def load(self, name: str, array: Any) -> None:
         """Copy an array into a parameter or state.
@@ -82,19 +83,35 @@ class CompiledStep:
         InputError
             If there is none of this name, or its shape is another, or its numbers do not fit.
         """
+        self._check_held(name)
+        self.runtime.write(name, array)
+
+    def _check_held(self, name: str) -> None:
         if name not in self.arrays:
             allowed = ", ".join(self.arrays)
             raise InputError(f"{name!r} is no parameter or state; allowed: {allowed}")
-        self.runtime.write(name, array)
+
+    def bind(self, name: str, array: Array) -> None:
+        """Let a parameter or state be an array's memory, which steps then change, without a copy.
+
+        Raises
+        ------
+        InputError
+            If there is none of this name, or the array has another shape or type, or may not be
+            written, or is not contiguous.
+        """
+        self._check_held(name)
+        self.runtime.bind(self.program.numbers[name], array)
+        self.arrays[name] = array
 
     def write(self, inputs: Any, targets: Any, learning_rate: float) -> None:
         """Copy what a step takes into its buffers, and draw the seeds of dropout."""
         values = (inputs, targets, [learning_rate])
         for name, value in zip(self._names, values, strict=False):
             self.runtime.write(name, value)
-        if self._rng is not None:
+        if self.rng is not None:
             for name in self._seeds:
-                self.runtime.write(name, self._rng.integers(2**63, size=1))
+                self.runtime.write(name, self.rng.integers(2**63, size=1))
 
     def step(self, inputs: Any, targets: Any, learning_rate: float) -> float:
         """Train on one batch.

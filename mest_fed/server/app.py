@@ -160,6 +160,8 @@ def _serve(task: Task, grid: Grid, prepare: Preparation | None, bundle: Path | N
     if prepare is not None:
         _run(strategy, grid, task, prepare(task, strategy))
         return
+    if (reason := task.why_torch({})) is not None:
+        log.warning("%s", reason)
     devices = DeviceGrid(grid)
     with DeployedRun(task, strategy, devices, run_id=grid.run.run_id, bundle=bundle) as run:
 
