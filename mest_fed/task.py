@@ -4,10 +4,11 @@
 model and trace are shared by all clients that it plays.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property, lru_cache
 
 import numpy as np
+from torch import Tensor
 
 from mest_fed.catalogue import AUGMENTATIONS, Engine, MutationPlace
 from mest_fed.config import RunConfig
@@ -138,6 +139,11 @@ class Task(TaskModel):
         stored = memory is None or (memory.recompute, memory.saved) == ("none", "fp32")
         on_cpu = training.engine == Engine.COMPILED and choose_device(training.device).type == "cpu"
         return on_cpu and stored
+
+    @property
+    def forward(self) -> Callable[[Tensor], Tensor] | None:
+        """What computes the resident model in evaluation; None if the model itself does."""
+        return self.programs.forward if self.compiles() else None
 
     def why_torch(self, plans: Mapping[str, Plan]) -> str | None:
         """Return why torch trains, though compiled programs are asked for; None if it does not.

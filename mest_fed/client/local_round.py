@@ -235,7 +235,7 @@ def evaluate_round(
     _, held = task.examples(who.partition)
     batches = Batches(task.data.train, held, task.evaluation_batch)
     try:
-        return evaluate(model, batches, task.objective)
+        return evaluate(model, batches, task.objective, task.forward)
     except ObjectiveError as error:
         raise type(error)(_placed(task, who, number, error)) from None
 
@@ -276,6 +276,6 @@ def _examples_this_round(
         elif policy.readmit:
             left_out = np.flatnonzero(forgetting.removed)
             batches = Batches(task.data.train, examples[left_out], task.evaluation_batch)
-            correct = judge(model, batches, task.objective)
+            correct = judge(model, batches, task.objective, task.forward)
             forgetting.readmit(left_out, correct.numpy())
     return forgetting.kept()

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from mest_fed.data import Batch
 from mest_fed.errors import InputError
-from mest_fed.nn.capture import Captured
+from mest_fed.nn.capture import Captured, capture
 from mest_fed.nn.identity import plain_tensors
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.nn.optimizers import FIRST, MOMENTUM, SECOND, STEP, ClientOptimizer
 from mest_fed.runtime import native
+from mest_fed.runtime.forward import CompiledForward
 from mest_fed.runtime.program import Program
 from mest_fed.runtime.step import CompiledStep
 from mest_fed.training.objective import Objective
@@ -29,6 +30,9 @@ from mest_fed.training.step_program import step_program
 
 #: Programs of one model that are kept, each with its arena.
 MOST_PROGRAMS = 16
+
+#: Examples that an evaluation computes together.
+EVALUATION_GROUP = 16
 
 #: State of a parameter in programs -> the name that it has in a client's optimizer.
 _KEYS = {"momentum_buffer": MOMENTUM, "first": FIRST, "second": SECOND, "step": STEP}
@@ -264,6 +268,28 @@ class Programs:
 
         found: ModelStep | None = self._find(key, make)
         return found
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return what the model does, which is in evaluation mode: by a program, if it has one."""
+        threads = torch.get_num_threads()
+        shape = (EVALUATION_GROUP, *inputs.shape[1:])
+        key = ("forward", shape, inputs.dtype, threads, _structure(self.model))
+
+        def make() -> tuple[CompiledForward, list[Place]]:
+            check_plain(self.model, training=False)
+            dtype = str(inputs.dtype).removeprefix("torch.")
+            captured = capture(self.model, shape, dtype, training=False)
+            places = places_of(self.model, captured)
+            return CompiledForward(captured.program, threads), places
+
+        found: tuple[CompiledForward, list[Place]] | None = self._find(key, make)
+        if found is None:
+            outputs: Tensor = self.model(inputs)
+            return outputs
+        program, places = found
+        for place in places:
+            program.bind(place.buffer, place.array())
+        return torch.from_numpy(program.run(inputs.numpy()))
 
     def _find(self, key: object, make: Callable[[], Any]) -> Any:
         """Return what was made for a key, or make it; None where there can be none."""

@@ -174,6 +174,21 @@ def batch_norm(draw: Draw) -> Case:
     return Case(inputs, function, {"epsilon": 0.1, "momentum": 0.2, "relu": relu})
 
 
+def batch_norm_inference(draw: Draw) -> Case:
+    inputs, relu = planes(draw, draw.size(1, 3))
+    channels = inputs["x"].shape[1]
+    inputs |= {
+        "running_mean": draw.normal(channels),
+        "running_variance": draw.normal(channels) ** 2,
+    }
+
+    def function(x, gamma, beta, *, running_mean, running_variance, residual=None):
+        y = F.batch_norm(x, running_mean.detach(), running_variance.detach(), gamma, beta, eps=0.1)
+        return {"y": behind(y, residual, relu)}
+
+    return Case(inputs, function, {"epsilon": 0.1, "relu": relu})
+
+
 def layer_norm(draw: Draw) -> Case:
     axes = draw.size(1, 2)
     last = [draw.size(2, 3) for _ in range(axes)]
@@ -378,6 +393,7 @@ CASES: dict[str, Callable[[Draw], Case]] = {
     "sparse_linear": sparse_linear,
     "group_norm": group_norm,
     "batch_norm": batch_norm,
+    "batch_norm_inference": batch_norm_inference,
     "layer_norm": layer_norm,
     "relu": activation(torch.relu),
     "relu6": activation(F.relu6),
