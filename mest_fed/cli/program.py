@@ -22,11 +22,16 @@ from mest_fed.cli.options import (
     check_picture,
     drawing,
 )
+from mest_fed.errors import not_allowed
 
 
 def program(
     model: Annotated[str, typer.Argument(help=f"{MODELS.allowed}.")],
     batch: Batch = None,
+    group: Annotated[
+        str,
+        typer.Option(help="Examples that go through all layers at once: auto, or a number."),
+    ] = "auto",
     width: Width = None,
     norm: Norm = None,
     scheme: Scheme = None,
@@ -43,11 +48,12 @@ def program(
 ) -> None:
     """Show a training step as a program: its operators, and the arena that holds their buffers.
 
-    Bytes and work are modelled; the arena is what the step takes beside parameters, states and
-    inputs.
+    A batch goes through the layers in groups; operators are shown for one. Bytes and work are
+    modelled; the arena is what a group takes beside parameters, states, sums and inputs.
     """
     needs("client", "flwr", "pydantic")
     check_picture(picture)
+    size = _group(group)
     from mest_fed.cli.planning.request import read_request
     from mest_fed.cli.programs.report import ProgramReport, print_report
 
@@ -61,7 +67,7 @@ def program(
         "training.batch_size": batch,
     }
     request = read_request((None, None), options, settings or [], (image, classes))
-    report = ProgramReport.of(request)
+    report = ProgramReport.of(request, size)
     if picture is not None:
         from mest_fed.cli.programs.picture import draw_arena
 
@@ -73,3 +79,12 @@ def program(
     print_report(report)
     if picture is not None:
         typer.echo(f"picture: {picture}")
+
+
+def _group(text: str) -> int | None:
+    """Return a group's size; None for ``auto``."""
+    if text == "auto":
+        return None
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise not_allowed("group", text, "auto, or a whole number of at least 1")
+    return int(text)

@@ -94,8 +94,8 @@ class Capture:
         return Value(number, shape)
 
     def seed(self, label: str) -> int:
-        """Return a new input that holds the seed of a random operator."""
-        return self.builder.buffer(f"{label}:seed", (1,), "int64", "input")
+        """Return a new setting that holds the seed of a random operator."""
+        return self.builder.buffer(f"{label}:seed", (1,), "int64", "setting")
 
     def _number(self, value: Value | int | None, name: str) -> int | None:
         if not isinstance(value, Value):

@@ -14,7 +14,7 @@ from mest_fed.runtime.program import Operator, Program
 #: Bytes that every offset is a multiple of: a line of the cache, and of AVX-512.
 ALIGNMENT = 64
 #: Roles of the buffers that the arena holds; the others have addresses of their own.
-HELD = ("temporary", "output")
+HELD = ("temporary",)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Arena:
-    """A place for each temporary buffer and output of a program.
+    """A place for each temporary buffer of a program.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ class Arena:
 
 
 def plan_arena(program: Program) -> Arena:
-    """Place the temporary buffers and outputs of a program."""
+    """Place the temporary buffers of a program."""
     blocks = tuple(blocks_of(program))
     return Arena(blocks, tuple(pack(blocks)))
 
@@ -151,8 +151,6 @@ class _Lives:
                     self._parent.setdefault(number, number)
             for number in operator.writes:
                 self._written[number] = self._written.get(number, 0) + 1
-        for number in program.of_role("output"):
-            self.last[number] = len(program.operators)
 
     def span(self, number: int) -> tuple[int, int]:
         """Return the first and the last operator of a buffer's block."""

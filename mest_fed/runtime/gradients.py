@@ -1,5 +1,8 @@
 """The backward pass: operators that compute the gradients of a forward program's parameters.
 
+The loss and these gradients are sums, as the operators write them: of a batch of one group.
+``passes/groups.py`` has them added up over several.
+
 Reverse-mode differentiation over the list of operators (Griewank and Walther 2008, chapter 3): one
 rule an operator says which operators make the gradients of its inputs from those of its outputs.
 """
@@ -12,6 +15,9 @@ from mest_fed.errors import InputError, not_allowed
 from mest_fed.runtime.build import Builder
 from mest_fed.runtime.program import Operator, Program
 from mest_fed.runtime.shapes import Shape
+
+#: The setting that holds what a row counts in the loss: 1 / rows that count.
+SHARE = "share"
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,9 @@ class _Gradient:
 
 
 def with_loss(forward: Program, output: str) -> Program:
-    """Add the mean cross-entropy of an output against the input ``targets``.
+    """Add the cross-entropy of an output against the input ``targets``: the sum ``loss``.
+
+    Each row counts by the setting ``share``, but those whose target is negative.
 
     Parameters
     ----------
@@ -58,9 +66,10 @@ def with_loss(forward: Program, output: str) -> Program:
     builder = Builder(forward)
     logits = forward.numbers[output]
     targets = builder.buffer("targets", forward.buffers[logits].shape[:-1], "int64", "input")
-    given = {"logits": logits, "targets": targets}
+    share = builder.buffer(SHARE, (1,), role="setting")
+    given = {"logits": logits, "targets": targets, "share": share}
     loss, _ = builder.operator("cross_entropy", given, {}, "loss")
-    builder.role(loss, "output")
+    builder.role(loss, "sum")
     return builder.end_phase(0).program()
 
 
@@ -89,8 +98,10 @@ def with_gradients(forward: Program, trained: Collection[str] | None = None) -> 
     backward = _Backward(forward, set(wanted))
     for operator in reversed(forward.operators):
         backward.through(operator)
-    program = backward.builder.end_phase(1).program()
     found = {it: made.buffer for it, made in backward.gradients.items() if it in parameters}
+    for gradient in found.values():
+        backward.builder.role(gradient, "sum")
+    program = backward.builder.end_phase(1).program()
     return Gradients(program, dict(sorted(found.items())))
 
 
@@ -292,7 +303,7 @@ def _attention(step: _Step) -> None:
 
 
 def _cross_entropy(step: _Step) -> None:
-    given = {it: step.buffers[it] for it in ("probabilities", "targets")}
+    given = {it: step.buffers[it] for it in ("probabilities", "targets", "share")}
     step.emit("cross_entropy_gradient", given, {"dlogits": "logits"})
 
 

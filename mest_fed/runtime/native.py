@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mest_fed.errors import InputError
 from mest_fed.runtime.operators import TAKEN
-from mest_fed.runtime.program import Buffer, Operator, Program
+from mest_fed.runtime.program import ROWS, Buffer, Operator, Program
 
 try:
     from mest_fed.runtime import _native as _compiled
@@ -22,6 +22,8 @@ except ImportError:  # installed without a compiler
 Array = NDArray[Any]
 
 _ALIGNMENT = 64
+#: Role -> how the buffer is to the groups of a batch; the others are alike to all.
+_ROLES = {**dict.fromkeys(ROWS, 1), "sum": 2}
 _REAL = 1  # kind of an attribute; see native/mest_runtime.h
 
 
@@ -93,6 +95,21 @@ def kinds() -> Mapping[str, Kind]:
     }
 
 
+class Shared(NamedTuple):
+    """Memory that several runtimes share.
+
+    Parameters
+    ----------
+    arrays : mapping of str to array
+        What buffers of these names are bound to.
+    arena : array, optional
+        Taken where it is large enough.
+    """
+
+    arrays: Mapping[str, Array]
+    arena: NDArray[np.uint8] | None = None
+
+
 class Runtime:
     """A program with memory, ready to run.
 
@@ -103,9 +120,13 @@ class Runtime:
     offsets : mapping of int to int
         Where in the arena buffers lie, in bytes, by number. The others have memory of their own.
     arena_bytes : int
-        Size of the arena.
+        Size of the arena of a lane.
     threads : int
         Results have the same bits for any number.
+    lanes : int
+        Groups that run at once, with an arena each; 0 where a batch is one group.
+    shared : Shared, optional
+        Memory that is another runtime's too. The two must not run at once.
 
     Raises
     ------
@@ -114,13 +135,21 @@ class Runtime:
     """
 
     def __init__(
-        self, program: Program, offsets: Mapping[int, int], arena_bytes: int, *, threads: int = 1
+        self,
+        program: Program,
+        offsets: Mapping[int, int],
+        arena_bytes: int,
+        *,
+        threads: int = 1,
+        lanes: int = 0,
+        shared: Shared | None = None,
     ) -> None:
+        shared = shared or Shared({})
         self._buffers = tuple(program.buffers)
         self._count = len(program.operators)
         self._numbers = {buffer.name: number for number, buffer in enumerate(self._buffers)}
         self._offsets = dict(offsets)
-        self._arena = _aligned(arena_bytes)
+        self.arena = _arena(arena_bytes, lanes, shared.arena)
         self._bound: dict[int, Array] = {}
         whole, real = _flat_operators(program.operators)
         self._program = _checked(
@@ -128,13 +157,16 @@ class Runtime:
             _flat_buffers(self._buffers, self._offsets),
             whole,
             real,
-            self._arena.ctypes.data,
+            program.per_group,
+            self.arena.ctypes.data,
             arena_bytes,
+            lanes,
             threads,
         )
         for number, buffer in enumerate(self._buffers):
             if number not in self._offsets:
-                self.bind(number, np.zeros(buffer.shape, buffer.dtype))
+                held = shared.arrays.get(buffer.name)
+                self.bind(number, np.zeros(buffer.shape, buffer.dtype) if held is None else held)
 
     @property
     def workspace_bytes(self) -> int:
@@ -144,21 +176,33 @@ class Runtime:
     def bind(self, number: int, array: Array) -> None:
         """Let a buffer that is not in the arena be an array's memory, without a copy.
 
+        The array of an input or output may hold several groups, one behind the other.
+
         Raises
         ------
         InputError
             If the array has another shape or type, or may not be written, or is not contiguous.
         """
         buffer = self._buffers[number]
-        if array.shape != buffer.shape or array.dtype != np.dtype(buffer.dtype):
+        fits = array.shape == buffer.shape
+        if buffer.role in ROWS and buffer.shape and array.shape[1:] == buffer.shape[1:]:
+            fits = len(array) > 0 and len(array) % buffer.shape[0] == 0
+        if not fits or array.dtype != np.dtype(buffer.dtype):
             raise InputError(
                 f"{buffer.name!r} has shape {array.shape} of {array.dtype}; "
                 f"allowed: {buffer.shape} of {buffer.dtype}"
             )
-        if not array.flags.carray:
+        flags = array.flags
+        if not (
+            flags.c_contiguous and flags.aligned and (flags.writeable or buffer.role == "input")
+        ):
             raise InputError(f"{buffer.name!r} must be contiguous, aligned and not read-only")
         _checked(self._program.bind, number, array.ctypes.data, array.nbytes)
         self._bound[number] = array
+
+    def bind_name(self, name: str, array: Array) -> None:
+        """Do the same for a buffer of a name."""
+        self.bind(self._numbers[name], array)
 
     def memory(self, name: str) -> Array:
         """Return a buffer itself, no copy of it: in the arena it holds what was last written there.
@@ -175,7 +219,7 @@ class Runtime:
             return self._bound[number]
         buffer, start = self._buffers[number], self._offsets[number]
         size = int(np.prod(buffer.shape, dtype=np.int64)) * np.dtype(buffer.dtype).itemsize
-        return self._arena[start : start + size].view(buffer.dtype).reshape(buffer.shape)
+        return self.arena[start : start + size].view(buffer.dtype).reshape(buffer.shape)
 
     def write(self, name: str, array: Any) -> None:
         """Copy an array into a buffer.
@@ -185,14 +229,10 @@ class Runtime:
         InputError
             If there is no such buffer, or its shape is another, or its numbers do not fit the type.
         """
-        held, array = self.memory(name), np.asarray(array)
+        held = self.memory(name)
+        array = fitting(name, array, str(held.dtype))
         if held.shape != array.shape:
             raise InputError(f"{name!r} has shape {array.shape}; allowed: {held.shape}")
-        whole = np.issubdtype(held.dtype, np.integer)
-        if not np.can_cast(array.dtype, held.dtype, "same_kind") or (
-            whole and np.any(array.astype(held.dtype) != array)
-        ):
-            raise InputError(f"{name!r} is given {array.dtype}; allowed: what {held.dtype} holds")
         held[...] = array
 
     def read(self, name: str) -> Array:
@@ -209,10 +249,49 @@ class Runtime:
         """
         _checked(self._program.run, first, self._count if last is None else last)
 
+    def groups(self, count: int, before: int = 0) -> None:
+        """Run forward and backward over so many groups of the arrays that are bound.
 
-def _aligned(size: int) -> NDArray[np.uint8]:
+        Parameters
+        ----------
+        count : int
+            Groups.
+        before : int
+            Examples of the batch that other runtimes had before, to whose sums these are added;
+            0: sums start from zero.
+
+        Raises
+        ------
+        InputError
+            If slots, targets or indices are out of range.
+        """
+        _checked(self._program.groups, count, before)
+
+
+def fitting(name: str, array: Any, dtype: str) -> Array:
+    """Return an array in a type that holds its numbers, contiguous; itself if it is so.
+
+    Raises
+    ------
+    InputError
+        If its numbers do not fit.
+    """
+    given = np.asarray(array)
+    fits = np.can_cast(given.dtype, dtype, "same_kind")
+    made = np.ascontiguousarray(given, dtype).reshape(given.shape) if fits else given
+    whole = np.issubdtype(np.dtype(dtype), np.integer) and made is not given
+    if not fits or (whole and np.any(made != given)):
+        raise InputError(f"{name!r} is given {given.dtype}; allowed: what {dtype} holds")
+    return made
+
+
+def _arena(size: int, lanes: int, held: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    """Return memory for arenas of so many bytes, one for each lane."""
+    size *= max(1, lanes)
     if not 0 <= size <= 2**40:
         raise InputError(f"an arena of {size} bytes; allowed: 0 to {2**40}")
+    if held is not None and len(held) >= size:
+        return held
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     skipped = -memory.ctypes.data % _ALIGNMENT
     return memory[skipped : skipped + size]
@@ -237,7 +316,9 @@ def _flat_buffers(buffers: Sequence[Buffer], offsets: Mapping[int, int]) -> list
         if buffer.dtype not in types:
             what = f"{buffer.name!r}: no operator takes {buffer.dtype}"
             raise InputError(f"{what}; allowed: {', '.join(types)}")
-        numbers += [types[buffer.dtype], offsets.get(number, -1), len(buffer.shape), *buffer.shape]
+        role = _ROLES.get(buffer.role, 0)
+        numbers += [types[buffer.dtype], role, offsets.get(number, -1)]
+        numbers += [len(buffer.shape), *buffer.shape]
     return numbers
 
 

@@ -13,8 +13,11 @@ values, slots  active granules, (active, rows) and increasing (active,): ``rows`
 scale          1 / sqrt(variance + epsilon), the variance biased
 where          place of the maximum within its window, row by row
 seed           (1,): word i of SplitMix64 from it, ``mix(seed + (i + 1) * 0x9E3779B97F4A7C15)``,
-               drops element i if its upper 24 bits are less than round(probability * 2**24)
+               drops element i if its upper 24 bits are less than round(probability * 2**24);
+               elements are counted from the first group of the batch
 rates          (1,): the learning rate of the step
+share          (1,): what a row counts in the loss, 1 / rows of the whole batch that count; a row
+               whose target is negative does not
 step           (1,): steps that were taken before; each parameter has its own
 =============  ============================================================================
 """
@@ -341,13 +344,13 @@ _TABLE = (
     ),
     # Loss and update
     Kind(
-        "cross_entropy(logits, targets) -> loss, probabilities",
+        "cross_entropy(logits, targets, share) -> loss, probabilities",
         {},
         rules.cross_entropy("logits", "probabilities"),
         (("probabilities", "logits"),),
     ),
     Kind(
-        "cross_entropy_gradient(probabilities, targets) -> dlogits",
+        "cross_entropy_gradient(probabilities, targets, share) -> dlogits",
         {},
         rules.cross_entropy("probabilities", "dlogits"),
         (("dlogits", "probabilities"),),

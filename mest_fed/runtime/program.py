@@ -2,6 +2,9 @@
 
 A program that exists is valid: the constructor of :class:`Program` refuses any other. Buffers are
 only described; nothing of their size is allocated here.
+
+A program is written for a group of examples. Forward and backward run once for each group of a
+batch, the update once for the batch. What passes from groups to the update is a ``sum``.
 """
 
 import hashlib
@@ -16,7 +19,7 @@ from mest_fed.errors import InputError, not_allowed
 from mest_fed.runtime.operators import OPERATORS, TAKEN, Kind
 from mest_fed.runtime.shapes import Shape, Shapes
 
-FORMAT, VERSION = "mest-fed program", 1
+FORMAT, VERSION = "mest-fed program", 2
 #: dtype -> bytes of one value.
 DTYPES = {
     "float32": 4,
@@ -27,8 +30,20 @@ DTYPES = {
     "int32": 4,
     "int64": 8,
 }
-#: Role -> whether the buffer holds something before the first operator.
-ROLES = {"input": True, "parameter": True, "state": True, "output": False, "temporary": False}
+#: Role -> whether the buffer holds something before the first operator. An ``input`` and an
+#: ``output`` are a group's part of a larger array, the examples first; a ``setting`` is a number
+#: of the step; a ``sum`` is zero at first, and added up over the groups of a batch.
+ROLES = {
+    "input": True,
+    "setting": True,
+    "parameter": True,
+    "state": True,
+    "output": False,
+    "sum": True,
+    "temporary": False,
+}
+#: Roles of buffers that hold a part for each group.
+ROWS = ("input", "output")
 #: Roles of buffers that operators may update in place.
 KEPT = ("parameter", "state")
 PHASES = ("forward", "backward", "update")
@@ -145,6 +160,45 @@ class Program:
         """Return the numbers of the buffers of some roles."""
         return [number for number, it in enumerate(self.buffers) if it.role in roles]
 
+    @property
+    def per_group(self) -> int:
+        """How many operators run once a group: those of forward and backward."""
+        return self.phases[0] + self.phases[1]
+
+    @cached_property
+    def takes_groups(self) -> bool:
+        """Whether a batch may be several groups; else it is one (batch norm).
+
+        It may where operators of groups change nothing but sums, by ``accumulate``, and the update
+        reads nothing else of them.
+        """
+        sums, kept, rows = (set(self.of_role(*it)) for it in (("sum",), KEPT, ROWS))
+        made = set(rows)
+        for operator in self.operators[: self.per_group]:
+            added = operator.arguments["into"] if operator.name == "accumulate" else ABSENT
+            touched = sums.intersection((*operator.reads, *operator.writes)) - {added}
+            if touched or kept.intersection(operator.writes):
+                return False
+            made.update(operator.writes)
+        made -= sums
+        later = self.operators[self.per_group :]
+        return not any(made.intersection((*it.reads, *it.writes)) for it in later)
+
+    @cached_property
+    def examples(self) -> int:
+        """Examples of a group: the first dimension of all inputs and outputs.
+
+        Raises
+        ------
+        InputError
+            If they have not one such dimension.
+        """
+        found = {self.buffers[it].shape[:1] for it in self.of_role(*ROWS)}
+        if len(found) != 1 or () in found:
+            allowed = "one for all, the examples of a group"
+            raise not_allowed("first dimensions of inputs and outputs", sorted(found), allowed)
+        return found.pop()[0]
+
     def shapes(self, operator: Operator) -> Shapes:
         """Return the shapes of an operator's arguments."""
         known = {name: self.buffers[it].shape for name, it in operator.arguments.items()}
@@ -238,6 +292,7 @@ def _check_buffer(buffer: Buffer, where: str) -> None:
 def _check_order(program: Program) -> None:
     """Refuse operators that do not fit their buffers, or run before what they read is there."""
     written = [ROLES[buffer.role] for buffer in program.buffers]
+    untouched = set(program.of_role("sum"))
     for place, operator in enumerate(program.operators):
         where = f"operators[{place}]"
         try:
@@ -250,10 +305,11 @@ def _check_order(program: Program) -> None:
                 raise InputError(f"{where} ({operator.name}) reads {name!r} before it is written")
         changed = {operator.arguments.get(it) for it in operator.kind.changes}
         for number in operator.writes:
-            if written[number] and number not in changed:
+            if written[number] and number not in changed and number not in untouched:
                 name = program.buffers[number].name
                 raise InputError(f"{where} ({operator.name}) writes {name!r}, which is written")
             written[number] = True
+        untouched.difference_update(operator.reads, operator.writes)
     for number, buffer in enumerate(program.buffers):
         if buffer.role == "output" and not written[number]:
             raise InputError(f"no operator writes the output {buffer.name!r}")

@@ -70,7 +70,7 @@ class Reference:
         Type that float buffers are held and computed in; with ``float64`` the result is exact but
         for rounding.
     arena : Arena, optional
-        Puts temporary buffers and outputs at its offsets of one array of bytes, so that a fault
+        Puts temporary buffers at its offsets of one array of bytes, so that a fault
         in it shows. Of the program's own types alone.
 
     Raises
@@ -122,35 +122,48 @@ class Reference:
         held[...] = array
 
     def read(self, name: str) -> Array:
-        """Return a copy of a buffer: an output, parameter, state, or what a temporary holds yet."""
+        """Return a copy of a buffer: whatever its role, as it is after the last operator."""
         return self.arrays[self.program.numbers[name]].copy()
 
-    def step(self, inputs: Mapping[str, Any]) -> None:
+    def step(self, inputs: Mapping[str, Any], groups: int = 1) -> None:
         """Run all operators.
 
         Parameters
         ----------
         inputs : mapping of str to array
-            One for each buffer of the role ``input``.
+            One for each buffer of the roles ``input``, of all groups, and ``setting``.
+        groups : int
+            Forward and backward run so many times. Outputs are those of the last group.
 
         Raises
         ------
         InputError
             If one is missing, or has another shape.
         """
-        for number in self.program.of_role("input"):
-            name = self.program.buffers[number].name
+        program = self.program
+        for number in program.of_role("input", "setting"):
+            name = program.buffers[number].name
             if name not in inputs:
-                raise InputError(f"no values for the input {name!r}")
-            self.write(name, inputs[name])
-        self.run(self.program.operators)
+                raise InputError(f"no values for the {program.buffers[number].role} {name!r}")
+        for number in program.of_role("setting"):
+            self.write(program.buffers[number].name, inputs[program.buffers[number].name])
+        for number in program.of_role("sum"):
+            self.arrays[number][...] = 0
+        for group in range(groups):
+            for number in program.of_role("input"):
+                name = program.buffers[number].name
+                rows = len(inputs[name]) // groups
+                self.write(name, inputs[name][group * rows : (group + 1) * rows])
+            self.run(program.operators[: program.per_group], group)
+        self.run(program.operators[program.per_group :])
 
-    def run(self, operators: Sequence[Operator]) -> None:
-        """Run some operators."""
+    def run(self, operators: Sequence[Operator], group: int = 0) -> None:
+        """Run some operators over a group."""
         for operator in operators:
             buffers = operator.arguments
             arrays = {name: self.arrays[number] for name, number in buffers.items()}
-            made = compute(operator.kind, arrays, **operator.attributes)
+            more = {"before": group} if operator.name == "dropout" else {}
+            made = compute(operator.kind, arrays, **operator.attributes, **more)
             for name, result in made.items():
                 arrays[name][...] = result
 

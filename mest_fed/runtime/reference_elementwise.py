@@ -47,21 +47,29 @@ def _relu6_gradient(y: Array, dy: Array, **_: Any) -> Array:
     return np.where((y > 0) & (y < 6), dy, 0)
 
 
-def words(seed: int, count: int) -> NDArray[np.uint64]:
-    """Return the first words of SplitMix64 (Steele, Lea and Flood 2014) from a seed."""
+def words(seed: int, count: int, before: int = 0) -> NDArray[np.uint64]:
+    """Return words of SplitMix64 (Steele, Lea and Flood 2014) from a seed, but so many before."""
     with np.errstate(over="ignore"):
         step = np.uint64(0x9E3779B97F4A7C15)
-        z = np.uint64(seed % 2**64) + np.arange(1, count + 1, dtype=np.uint64) * step
+        z = (
+            np.uint64(seed % 2**64)
+            + np.arange(before + 1, before + count + 1, dtype=np.uint64) * step
+        )
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         mixed: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
     return mixed
 
 
-def dropout(x: Array, seed: Array, *, probability: float, **_: Any) -> tuple[Array, Array]:
-    """Return x with elements dropped and the others scaled up, and which were kept."""
+def dropout(
+    x: Array, seed: Array, *, probability: float, before: int = 0, **_: Any
+) -> tuple[Array, Array]:
+    """Return x with elements dropped and the others scaled up, and which were kept.
+
+    ``before`` counts the groups of x's size that the batch had before.
+    """
     least = math.floor(probability * 2**24 + 0.5)
-    kept = words(int(seed[0]), x.size) >> np.uint64(40) >= least
+    kept = words(int(seed[0]), x.size, before * x.size) >> np.uint64(40) >= least
     kept = kept.reshape(x.shape)
     return np.where(kept, x / (1 - probability), 0), kept.astype(np.uint8)
 
@@ -159,20 +167,26 @@ def _add_positions_gradient(dy: Array, *, shapes: Shapes) -> Array:
     return dtable
 
 
-def _cross_entropy(logits: Array, targets: Array, **_: Any) -> tuple[Array, Array]:
-    targets = _checked(targets, logits.shape[-1], "targets")
+def _counted(targets: Array, classes: int) -> tuple[Array, Array]:
+    """Return classes, 0 where a row does not count, and which rows do."""
+    counted = targets >= 0
+    return _checked(np.where(counted, targets, 0), classes, "targets")[..., None], counted
+
+
+def _cross_entropy(logits: Array, targets: Array, share: Array, **_: Any) -> tuple[Array, Array]:
+    at, counted = _counted(targets, logits.shape[-1])
     shifted = logits - logits.max(axis=-1, keepdims=True)
     grown = np.exp(shifted)
     total = grown.sum(axis=-1, keepdims=True)
-    wanted = np.take_along_axis(shifted - np.log(total), targets[..., None], axis=-1)
-    return np.asarray(-wanted.mean()), grown / total
+    wanted = np.take_along_axis(shifted - np.log(total), at, axis=-1)
+    return np.asarray(-wanted[counted].sum() * share[0]), grown / total
 
 
-def _cross_entropy_gradient(probabilities: Array, targets: Array, **_: Any) -> Array:
+def _cross_entropy_gradient(probabilities: Array, targets: Array, share: Array, **_: Any) -> Array:
     dlogits = probabilities.copy()
-    at = targets[..., None]
+    at, counted = _counted(targets, dlogits.shape[-1])
     np.put_along_axis(dlogits, at, np.take_along_axis(dlogits, at, axis=-1) - 1, axis=-1)
-    return dlogits / targets.size
+    return np.where(counted[..., None], dlogits * share[0], 0)
 
 
 def sgd(

@@ -216,6 +216,7 @@ def cross_entropy(logits: str, *others: str) -> Callable[[Shapes], None]:
     def rule(s: Shapes) -> None:
         shape = s.dims(logits, 2, at_least=True)
         s.expect("targets", shape[:-1])
+        s.expect("share", (1,))
         s.expect("loss", ())
         s.expect_all(others, shape)
 

@@ -1,30 +1,97 @@
-"""A program that trains: memory for it, the native runtime, one call a step. Needs NumPy alone."""
+"""A program that trains or predicts: the native runtime, one call a batch. Needs NumPy alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mest_fed.errors import InputError
-from mest_fed.runtime.arena import plan_arena
-from mest_fed.runtime.native import Runtime
-from mest_fed.runtime.program import Program
+from mest_fed.runtime.batches import Batches, Resize
+from mest_fed.runtime.native import fitting
+from mest_fed.runtime.program import KEPT, Program
 
 Array = NDArray[Any]
 
 
-class CompiledStep:
+class _Compiled:
+    """What a step and a forward pass have in common: parameters and states by name."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.program = batches.program
+        self._batches = batches
+        #: The runtime below, of one group, for a part of a step.
+        self.runtime = batches.runtime
+        #: Bytes of temporary buffers, of which none is allocated in a step (exact): an arena for
+        #: each thread.
+        self.arena_bytes = batches.runtime.arena.nbytes
+        held = (self.program.buffers[it].name for it in self.program.of_role(*KEPT))
+        #: Parameters and states by name, which steps change and which may be written.
+        self.arrays: dict[str, Array] = {name: batches.arrays[name] for name in held}
+        made = [self.program.buffers[it].name for it in self.program.of_role("output")]
+        self._output = made[0] if len(made) == 1 else ""
+
+    def load(self, name: str, array: Any) -> None:
+        """Copy an array into a parameter or state.
+
+        Raises
+        ------
+        InputError
+            If there is none of this name, or its shape is another, or its numbers do not fit.
+        """
+        self._check_held(name)
+        self.runtime.write(name, array)
+
+    def bind(self, name: str, array: Array) -> None:
+        """Let a parameter or state be an array's memory, which steps then change, without a copy.
+
+        Raises
+        ------
+        InputError
+            If there is none of this name, or the array has another shape or type, or may not be
+            written, or is not contiguous.
+        """
+        self._check_held(name)
+        self._batches.bind(name, array)
+        self.arrays[name] = array
+
+    def _check_held(self, name: str) -> None:
+        if name not in self.arrays:
+            allowed = ", ".join(self.arrays)
+            raise InputError(f"{name!r} is no parameter or state; allowed: {allowed}")
+
+    @property
+    def outputs(self) -> Array:
+        """What the model said of the last batch, (examples, ...): valid until the next one.
+
+        Raises
+        ------
+        InputError
+            If there was no batch yet, or the program has not one output.
+        """
+        if self._output not in self._batches.outputs:
+            raise InputError("no outputs; allowed: of a program with one output, after a batch")
+        return self._batches.outputs[self._output]
+
+
+class CompiledStep(_Compiled):
     """The training step of a program, compiled.
 
     Parameters
     ----------
     program : Program
-        A whole step: forward, loss, gradients and update.
+        A whole step of a group of examples: forward, loss, gradients and update.
     threads : int
         Results have the same bits for any number.
     rng : numpy.random.Generator, optional
         Draws the seeds of dropout.
+    resize : callable, optional
+        Gives the program of so many examples, with the same parameters and states. Without it a
+        batch is a multiple of the program's group, or the group itself where batch statistics are
+        taken.
+    micro_batch : int, optional
+        Where batch statistics are taken: of how many examples at most. The gradients of a batch are
+        the sum of those of its parts.
 
     Raises
     ------
@@ -48,70 +115,30 @@ class CompiledStep:
     """
 
     def __init__(
-        self, program: Program, threads: int = 1, rng: np.random.Generator | None = None
+        self,
+        program: Program,
+        threads: int = 1,
+        rng: np.random.Generator | None = None,
+        resize: Resize | None = None,
+        micro_batch: int | None = None,
     ) -> None:
-        self.program = program
-        targets, rates = _one(program, "targets"), _one(program, "rates")
-        loss, self._seeds = _one(program, "loss"), sorted(set(_arguments(program, "seed")))
-        others = [targets, rates, *self._seeds]
-        given = (program.buffers[it].name for it in program.of_role("input"))
-        inputs = [name for name in given if name not in others]
-        if len(inputs) != 1:
-            raise InputError(f"the program has the inputs {inputs}; allowed: one beside {others}")
+        self._targets, self._rates, self._share, loss = (
+            _one(program, it) for it in ("targets", "rates", "share", "loss")
+        )
+        self._seeds = sorted(set(_arguments(program, "seed")))
+        self._input = _one_input(program, self._targets)
         if self._seeds and rng is None:
             raise InputError(f"the program draws {self._seeds}; allowed: with a generator, rng")
         #: Draws the seeds of dropout from now on.
         self.rng = rng
-        self._names = inputs[0], targets, rates, loss
-        arena = plan_arena(program)
-        #: Bytes of temporary buffers and outputs, of which none is allocated in a step (exact).
-        self.arena_bytes = arena.peak
-        try:
-            #: The runtime below, for a part of a step.
-            self.runtime = Runtime(program, arena.offsets, arena.peak, threads=threads)
-        except MemoryError:
-            raise InputError(f"no memory for the program's arena of {arena.peak:,} bytes") from None
-        held = (program.buffers[it].name for it in program.of_role("parameter", "state"))
-        #: Parameters and states by name: views, which steps change and which may be written.
-        self.arrays: dict[str, Array] = {name: self.runtime.memory(name) for name in held}
-
-    def load(self, name: str, array: Any) -> None:
-        """Copy an array into a parameter or state.
-
-        Raises
-        ------
-        InputError
-            If there is none of this name, or its shape is another, or its numbers do not fit.
-        """
-        self._check_held(name)
-        self.runtime.write(name, array)
-
-    def _check_held(self, name: str) -> None:
-        if name not in self.arrays:
-            allowed = ", ".join(self.arrays)
-            raise InputError(f"{name!r} is no parameter or state; allowed: {allowed}")
-
-    def bind(self, name: str, array: Array) -> None:
-        """Let a parameter or state be an array's memory, which steps then change, without a copy.
-
-        Raises
-        ------
-        InputError
-            If there is none of this name, or the array has another shape or type, or may not be
-            written, or is not contiguous.
-        """
-        self._check_held(name)
-        self.runtime.bind(self.program.numbers[name], array)
-        self.arrays[name] = array
-
-    def write(self, inputs: Any, targets: Any, learning_rate: float) -> None:
-        """Copy what a step takes into its buffers, and draw the seeds of dropout."""
-        values = (inputs, targets, [learning_rate])
-        for name, value in zip(self._names, values, strict=False):
-            self.runtime.write(name, value)
-        if self.rng is not None:
-            for name in self._seeds:
-                self.runtime.write(name, self.rng.integers(2**63, size=1))
+        self._loss = _sum_of(program, loss)
+        super().__init__(Batches(program, threads, resize))
+        self._batches.micro_batch = micro_batch
+        #: Gradients of the last step by the name of the parameter: sums over the batch, where
+        #: another size has not its own. They stay until the next step.
+        self.gradients: Mapping[str, Array] = {
+            name: self._batches.arrays[gradient] for name, gradient in _gradients(program)
+        }
 
     def step(self, inputs: Any, targets: Any, learning_rate: float) -> float:
         """Train on one batch.
@@ -119,14 +146,15 @@ class CompiledStep:
         Parameters
         ----------
         inputs, targets : array
-            In the shapes of the program, the batch first.
+            In the shapes of the program, but of any number of examples. Targets that are negative
+            do not count.
         learning_rate : float
             Of this step.
 
         Returns
         -------
         float
-            Loss, the mean over the batch, before the update.
+            Loss, the mean over the targets that count, before the update; 0 if none does.
 
         Raises
         ------
@@ -134,9 +162,104 @@ class CompiledStep:
             If a shape or type is another, or slots, targets or indices are out of range. Parameters
             are as they were then.
         """
-        self.write(inputs, targets, learning_rate)
-        self.runtime.run()
-        return float(self.runtime.memory(self._names[-1]))
+        wanted = fitting(self._targets, targets, "int64")
+        counted = int(np.count_nonzero(wanted >= 0))
+        self.runtime.write(self._share, [1 / max(1, counted)])
+        self.runtime.write(self._rates, [learning_rate])
+        if self.rng is not None:
+            for name in self._seeds:
+                self.runtime.write(name, self.rng.integers(2**63, size=1))
+        self._batches.groups({self._input: inputs, self._targets: wanted})
+        self._batches.update()
+        return float(self._batches.arrays[self._loss])
+
+
+class CompiledForward(_Compiled):
+    """The forward pass of a program, compiled: what a model says of examples.
+
+    Parameters
+    ----------
+    program : Program
+        Forward operators of a group of examples, which change no state and draw nothing.
+    threads : int
+        Results have the same bits for any number.
+    resize : callable, optional
+        As for :class:`CompiledStep`.
+    arrays : mapping of str to array, optional
+        Memory of parameters and states by name, for example ``CompiledStep.arrays``: what trains
+        there predicts here, without a copy.
+
+    Raises
+    ------
+    InputError
+        If the program has not one input and one output, keeps statistics, draws, or is refused.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        threads: int = 1,
+        resize: Resize | None = None,
+        arrays: Mapping[str, Array] | None = None,
+    ) -> None:
+        more = [program.buffers[it].name for it in program.of_role("setting", "sum")]
+        if more or not program.takes_groups or program.phases[1:] != (0, 0):
+            what = f"takes {more}" if more else "trains or keeps statistics"
+            raise InputError(f"the program {what}; allowed: one of forward operators alone")
+        if len(program.of_role("output")) != 1:
+            raise InputError("the program has not one output; allowed: one")
+        self._input = _one_input(program, "")
+        super().__init__(Batches(program, threads, resize, arrays))
+
+    def predict(self, inputs: Any) -> Array:
+        """Return what the model says of examples, for example logits (N, classes).
+
+        Parameters
+        ----------
+        inputs : array
+            In the shape of the program, but of any number of examples.
+
+        Returns
+        -------
+        array
+            Of the program's memory: valid until the next call.
+
+        Raises
+        ------
+        InputError
+            If a shape or type is another, or slots or indices are out of range.
+        """
+        self._batches.groups({self._input: inputs})
+        return self.outputs
+
+
+def _one_input(program: Program, targets: str) -> str:
+    given = (program.buffers[it].name for it in program.of_role("input"))
+    inputs = [name for name in given if name != targets]
+    if len(inputs) != 1:
+        beside = f" beside {targets!r}" if targets else ""
+        raise InputError(f"the program has the inputs {inputs}; allowed: one{beside}")
+    return inputs[0]
+
+
+def _sum_of(program: Program, loss: str) -> str:
+    """Return the name of the sum that the loss is or is added to."""
+    number = program.numbers[loss]
+    if program.buffers[number].role == "sum":
+        return loss
+    for operator in program.operators:
+        if operator.name == "accumulate" and operator.inputs[0] == number:
+            return program.buffers[operator.outputs[0]].name
+    raise InputError(f"the loss {loss!r} is lost; allowed: a sum, or a part of one")
+
+
+def _gradients(program: Program) -> Iterator[tuple[str, str]]:
+    """Yield each parameter that is updated, and its gradient, if that is a sum."""
+    for operator in program.operators[program.per_group :]:
+        numbers = operator.arguments
+        gradient = program.buffers[numbers["gradient"]] if "gradient" in numbers else None
+        if gradient is not None and gradient.role == "sum":
+            yield program.buffers[numbers["parameter"]].name, gradient.name
 
 
 def _arguments(program: Program, argument: str) -> Iterator[str]:

@@ -7,7 +7,7 @@ from mest_fed.runtime.build import Builder
 from mest_fed.runtime.gradients import Gradients
 from mest_fed.runtime.program import Program
 
-#: The input that holds the learning rate of the step.
+#: The setting that holds the learning rate of the step.
 RATES = "rates"
 
 
@@ -65,10 +65,10 @@ def with_updates(gradients: Gradients, optimizer: SGD | Adam) -> Program:
     """Add an update of each parameter that has a gradient.
 
     States start at zero; their buffers are named ``PARAMETER:STATE``. The step's learning rate is
-    the input ``rates``.
+    the setting ``rates``.
     """
     builder = Builder(gradients.program)
-    rates = builder.buffer(RATES, (1,), role="input")
+    rates = builder.buffer(RATES, (1,), role="setting")
     attributes: dict[str, Any] = asdict(optimizer)
     for parameter, gradient in gradients.of.items():
         name, shape = builder.buffers[parameter].name, builder.buffers[parameter].shape

@@ -7,11 +7,16 @@ import numpy as np
 from torch import Tensor
 
 from mest_fed.data import Batch
-from mest_fed.nn.norms import has_batch_statistics
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.nn.optimizers import STEP
 from mest_fed.training.mutation import LocalMutation
-from mest_fed.training.objective import Metrics, check_finite, judge_correct, weight_of
+from mest_fed.training.objective import (
+    Metrics,
+    Objective,
+    check_finite,
+    judge_correct,
+    weight_of,
+)
 from mest_fed.training.programs import Counts, ModelStep, Programs
 from mest_fed.training.tasks import NextToken
 from mest_fed.training.trainer import LocalTrainer
@@ -47,10 +52,9 @@ class CompiledTrainer(LocalTrainer):
         self.programs = programs
         self.settings = settings
         self.rng = rng
-        #: Shape of a batch -> its step, bound to model and optimizer as they are.
+        #: Shape of an example, micro-batch -> the step, bound to model and optimizer as they are.
         self._bound: dict[object, ModelStep | None] = {}
         self._counts: Counts = {}
-        self._of_batches = has_batch_statistics(self.model)
 
     def fit(self, batches: Iterable[Batch], mutation: LocalMutation | None = None) -> Metrics:
         """Take one optimizer step for each batch; see :meth:`LocalTrainer.fit`."""
@@ -60,13 +64,16 @@ class CompiledTrainer(LocalTrainer):
             self._let_go()
 
     def _step(self, forward: Callable[[Tensor], Tensor], batch: Batch, totals: Metrics) -> None:
-        step = None if self._is_for_torch(batch) else self._step_for(batch)
+        # Where a mutation reads them, gradients are torch's, the dense ones too.
+        read = self.optimizer.keep_gradients  # type: ignore[union-attr]
+        step = None if read else self._step_for(batch)
         if step is None:
             self._let_go()  # what follows, a mutation say, may change the memory of the model
             super()._step(forward, batch, totals)
             return
         objective, targets = self.objective, batch.targets
-        loss, outputs = step.train(batch, self.optimizer.learning_rate)  # type: ignore[union-attr]
+        rate = self.optimizer.learning_rate  # type: ignore[union-attr]
+        loss, outputs = step.train(batch.inputs, _counted(objective, targets), rate)
         total = loss * weight_of(objective, targets)
         check_finite(total, objective, outputs, targets)
         totals.add(total, targets, objective, objective.sums(outputs, targets))
@@ -76,28 +83,26 @@ class CompiledTrainer(LocalTrainer):
         if self.guard is not None:
             self.guard(self)
 
-    def _is_for_torch(self, batch: Batch) -> bool:
-        """Whether a step's gradients are read, or a program would take the batch otherwise."""
-        objective, targets = self.objective, batch.targets
-        if self.optimizer.keep_gradients:  # type: ignore[union-attr]
-            return True
-        if isinstance(objective, NextToken) and bool((targets == objective.ignore).any()):
-            return True
-        return self._of_batches and len(targets) > self.micro_batch
-
     def _step_for(self, batch: Batch) -> ModelStep | None:
         """Return the step of a batch, bound."""
-        shape = tuple(batch.inputs.shape)
-        if shape not in self._bound:
-            step = self.programs.step(self.objective, self.settings, batch)
+        key = *batch.inputs.shape[1:], self.micro_batch
+        if key not in self._bound:
+            step = self.programs.step(self.objective, self.settings, batch, self.micro_batch)
             if step is not None:
                 step.bind(self.optimizer, self._counts)  # type: ignore[arg-type]
                 step.step.rng = self.rng
-            self._bound[shape] = step
-        return self._bound[shape]
+            self._bound[key] = step
+        return self._bound[key]
 
     def _let_go(self) -> None:
         """Use no bound step any more, and tell the optimizer how many steps were taken."""
         for parameter, count in self._counts.items():
             self.optimizer.state[parameter][STEP].fill_(int(count[0]))  # type: ignore[index]
         self._bound, self._counts = {}, {}
+
+
+def _counted(objective: Objective, targets: Tensor) -> Tensor:
+    """Return targets in which those that do not count are negative, as in programs."""
+    if isinstance(objective, NextToken):
+        return targets.where(targets != objective.ignore, -1)
+    return targets

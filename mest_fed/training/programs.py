@@ -19,20 +19,23 @@ from mest_fed.data import Batch
 from mest_fed.errors import InputError
 from mest_fed.nn.capture import Captured, capture
 from mest_fed.nn.identity import plain_tensors
+from mest_fed.nn.norms import has_batch_statistics
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.nn.optimizers import FIRST, MOMENTUM, SECOND, STEP, ClientOptimizer
 from mest_fed.runtime import native
-from mest_fed.runtime.forward import CompiledForward
+from mest_fed.runtime.arena import plan_arena
+from mest_fed.runtime.batches import even_parts
+from mest_fed.runtime.passes.groups import MOST_BYTES
 from mest_fed.runtime.program import Program
-from mest_fed.runtime.step import CompiledStep
+from mest_fed.runtime.step import CompiledForward, CompiledStep
 from mest_fed.training.objective import Objective
-from mest_fed.training.step_program import step_program
+from mest_fed.training.step_program import StepPrograms, step_program
 
 #: Programs of one model that are kept, each with its arena.
 MOST_PROGRAMS = 16
 
 #: Examples that an evaluation computes together.
-EVALUATION_GROUP = 16
+EVALUATION_GROUP = 8
 
 #: State of a parameter in programs -> the name that it has in a client's optimizer.
 _KEYS = {"momentum_buffer": MOMENTUM, "first": FIRST, "second": SECOND, "step": STEP}
@@ -112,23 +115,24 @@ class ModelStep:
 
     Parameters
     ----------
-    program, captured : Program, Captured
-        As :func:`step_program` makes them.
-    model : nn.Module
-        Whose they are.
+    programs : StepPrograms
+        Of the model as it is; asked for other sizes only while it is so.
+    size : int
+        Examples of a batch.
+    micro_batch : int
+        Most examples that go through the model together.
     threads : int
         To compute with.
     """
 
-    def __init__(
-        self, program: Program, captured: Captured, model: nn.Module, threads: int
-    ) -> None:
-        self.places = places_of(model, captured)
-        #: Draws nothing: who trains gives the generator of the round.
-        self.step = CompiledStep(program, threads, np.random.default_rng(0))
-        self.output = captured.output
+    def __init__(self, programs: StepPrograms, size: int, micro_batch: int, threads: int) -> None:
+        captured, program = _grouped(programs, size, micro_batch)
+        self.places = places_of(programs.model, captured)
+        rng = np.random.default_rng(0)  # who trains gives the generator of the round
+        self.step = CompiledStep(program, threads, rng, programs, micro_batch)
         self._states = list(self._find_states())
-        self._counters = _batch_counters(program, self.places)
+        self._counters = _batch_counters(self.step.program, self.places)
+        self._micro_batch = micro_batch
 
     def _find_states(self) -> Iterator[tuple[str, tuple[int, ...], Place, str]]:
         """Yield each state of the optimizer: buffer, shape, its parameter, its key there."""
@@ -165,13 +169,34 @@ class ModelStep:
                 array = _memory(held, shape)
             self.step.bind(buffer, array)
 
-    def train(self, batch: Batch, learning_rate: float) -> tuple[float, Tensor]:
-        """Take a step; return the mean loss and the outputs, which the next step overwrites."""
-        inputs, targets = batch.inputs.numpy(), batch.targets.numpy()
-        loss = self.step.step(inputs, targets, learning_rate)
+    def train(self, inputs: Tensor, targets: Tensor, learning_rate: float) -> tuple[float, Tensor]:
+        """Take a step on a batch; return the mean loss, and the outputs until the next step."""
+        loss = self.step.step(inputs.numpy(), targets.numpy(), learning_rate)
+        parts = sum(1 for _ in even_parts(len(targets), self._micro_batch))
         for module in self._counters:
-            module.num_batches_tracked.add_(1)
-        return loss, torch.from_numpy(self.step.runtime.memory(self.output))
+            module.num_batches_tracked.add_(parts)
+        return loss, torch.from_numpy(self.step.outputs)
+
+
+def _grouped(programs: StepPrograms, size: int, micro_batch: int) -> tuple[Captured, Program]:
+    """Return the program of a group: how large that is does not depend on a batch's size.
+
+    But where statistics are of the batch: there all sizes are programs of their own.
+    """
+    if has_batch_statistics(programs.model):
+        captured = programs.captured(min(size, micro_batch))
+        return captured, programs.of(captured)
+    most = 1 << micro_batch.bit_length() - 1
+    captured = programs.captured(most)
+    program = programs.of(captured)
+    group = most
+    taken = plan_arena(program).peak
+    while group > 1 and taken * group > MOST_BYTES * most:
+        group //= 2
+    if group < most:
+        captured = programs.captured(group)
+        program = programs.of(captured)
+    return captured, program
 
 
 def _batch_counters(program: Program, places: list[Place]) -> list[Any]:
@@ -246,41 +271,46 @@ class Programs:
         self._kept: OrderedDict[object, Any] = OrderedDict()
 
     def step(
-        self, objective: Objective, settings: OptimizerSettings, batch: Batch
+        self, objective: Objective, settings: OptimizerSettings, batch: Batch, micro_batch: int
     ) -> ModelStep | None:
-        """Return the step for batches of a shape under present masks; None if it has no program."""
-        inputs, targets = batch.inputs, batch.targets
-        threads = torch.get_num_threads()
-        key = (
-            "step",
-            type(objective),
-            _without_rate(settings),
-            (*inputs.shape, inputs.dtype, *targets.shape),
-            threads,
-            _structure(self.model),
-        )
+        """Return the step of a model as it is, for batches of any size; None if it has none.
+
+        Parameters
+        ----------
+        objective, settings
+            As of :func:`step_program`.
+        batch : Batch
+            One of those.
+        micro_batch : int
+            Examples that go through the model together, at most.
+        """
+        example = tuple(batch.inputs.shape[1:]), batch.inputs.dtype
+        how = type(objective), replace(settings, learning_rate=1.0), torch.get_num_threads()
+        key = "step", example, micro_batch, how, _structure(self.model)
 
         def make() -> ModelStep:
             check_plain(self.model, training=True)
-            described = tuple(inputs.shape), inputs.dtype
-            made = step_program(self.model, described, objective, settings)
-            return ModelStep(*made, self.model, threads)
+            programs = StepPrograms(self.model, example, objective, settings)
+            return ModelStep(programs, len(batch.targets), micro_batch, how[-1])
 
         found: ModelStep | None = self._find(key, make)
         return found
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return what the model does, which is in evaluation mode: by a program, if it has one."""
-        threads = torch.get_num_threads()
-        shape = (EVALUATION_GROUP, *inputs.shape[1:])
-        key = ("forward", shape, inputs.dtype, threads, _structure(self.model))
+        threads, example = torch.get_num_threads(), tuple(inputs.shape[1:])
+        key = "forward", example, inputs.dtype, threads, _structure(self.model)
+
+        def captured(examples: int) -> Captured:
+            dtype = str(inputs.dtype).removeprefix("torch.")
+            return capture(self.model, (examples, *example), dtype, training=False)
 
         def make() -> tuple[CompiledForward, list[Place]]:
             check_plain(self.model, training=False)
-            dtype = str(inputs.dtype).removeprefix("torch.")
-            captured = capture(self.model, shape, dtype, training=False)
-            places = places_of(self.model, captured)
-            return CompiledForward(captured.program, threads), places
+            first = captured(EVALUATION_GROUP)
+            places = places_of(self.model, first)
+            resized = lambda examples: captured(examples).program  # noqa: E731
+            return CompiledForward(first.program, threads, resized), places
 
         found: tuple[CompiledForward, list[Place]] | None = self._find(key, make)
         if found is None:
@@ -289,7 +319,7 @@ class Programs:
         program, places = found
         for place in places:
             program.bind(place.buffer, place.array())
-        return torch.from_numpy(program.run(inputs.numpy()))
+        return torch.from_numpy(program.predict(inputs.numpy()))
 
     def _find(self, key: object, make: Callable[[], Any]) -> Any:
         """Return what was made for a key, or make it; None where there can be none."""
@@ -302,8 +332,3 @@ class Programs:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return self._kept[key]
-
-
-def _without_rate(settings: OptimizerSettings) -> OptimizerSettings:
-    """Return settings of which programs differ: the rate is an input of theirs."""
-    return replace(settings, learning_rate=1.0)

@@ -11,6 +11,7 @@ from mest_fed.nn import optimizers
 from mest_fed.nn.capture import Captured, capture
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.runtime.gradients import with_gradients, with_loss
+from mest_fed.runtime.passes.groups import with_groups
 from mest_fed.runtime.program import Program
 from mest_fed.runtime.updates import SGD, Adam, with_updates
 from mest_fed.training.objective import Objective
@@ -34,24 +35,83 @@ _OPTIMIZERS: Mapping[type, Callable[[OptimizerSettings], SGD | Adam]] = {
 }
 
 
+class StepPrograms:
+    """The programs of one training step, for groups of any size.
+
+    Parameters
+    ----------
+    model : nn.Module
+        What trains: its parameters that require a gradient. Only its shapes are read.
+    example : tuple
+        Shape, without the batch, and type of the inputs.
+    objective : Objective
+        The learning task.
+    settings : OptimizerSettings
+        The optimizer; the learning rate is a setting of the program.
+
+    Raises
+    ------
+    InputError
+        If the task or the optimizer has no operator: one line.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: tuple[tuple[int, ...], torch.dtype],
+        objective: Objective,
+        settings: OptimizerSettings,
+    ) -> None:
+        if type(objective) not in _CROSS_ENTROPY:
+            allowed = ", ".join(it.__name__ for it in _CROSS_ENTROPY)
+            raise not_allowed(TASKS.key, type(objective).__name__, f"in a program: {allowed}")
+        make = _OPTIMIZERS.get(settings.kind)
+        if make is None:
+            allowed = ", ".join(it.__name__.lower() for it in _OPTIMIZERS)
+            raise not_allowed(OPTIMIZERS.key, settings.name, f"in a program: {allowed}")
+        for key in ("clip_norm", "proximal"):
+            if value := getattr(settings, key):
+                raise InputError(
+                    f"training.{key} = {value} is not allowed in a program; allowed: 0"
+                )
+        self.model, self._update = model, make(settings)
+        self._shape, self._dtype = example[0], str(example[1]).removeprefix("torch.")
+
+    def captured(self, examples: int) -> Captured:
+        """Return the forward program of so many examples.
+
+        Raises
+        ------
+        InputError
+            If a step of the model has no operator: one line.
+        """
+        return capture(self.model, (examples, *self._shape), self._dtype)
+
+    def __call__(self, examples: int) -> Program:
+        """Return the program of so many examples: forward, backward and update."""
+        return self.of(self.captured(examples))
+
+    def of(self, captured: Captured) -> Program:
+        """Return the step of a forward program."""
+        forward = with_loss(captured.program, captured.output)
+        gradients = with_gradients(forward, captured.trained)
+        return with_groups(with_updates(gradients, self._update))
+
+
 def step_program(
     model: nn.Module,
     inputs: tuple[tuple[int, ...], torch.dtype],
     objective: Objective,
     settings: OptimizerSettings,
 ) -> tuple[Program, Captured]:
-    """Make the program of one training step.
+    """Make the program of one training step; see :class:`StepPrograms`.
 
     Parameters
     ----------
-    model : nn.Module
-        What trains: its parameters that require a gradient.
+    model, objective, settings
+        As there.
     inputs : tuple
-        Shape, the batch first, and type of the inputs.
-    objective : Objective
-        The learning task.
-    settings : OptimizerSettings
-        The optimizer; the learning rate is an input of the program.
+        Shape, the examples of a group first, and type of the inputs.
 
     Returns
     -------
@@ -59,23 +119,8 @@ def step_program(
         Forward, backward and update.
     captured : Captured
         The forward program, with the tensors that its parameters and states stand for.
-
-    Raises
-    ------
-    InputError
-        If the task, the optimizer or a step of the model has no operator: one line.
     """
-    if type(objective) not in _CROSS_ENTROPY:
-        allowed = ", ".join(it.__name__ for it in _CROSS_ENTROPY)
-        raise not_allowed(TASKS.key, type(objective).__name__, f"in a program: {allowed}")
-    make = _OPTIMIZERS.get(settings.kind)
-    if make is None:
-        allowed = ", ".join(it.__name__.lower() for it in _OPTIMIZERS)
-        raise not_allowed(OPTIMIZERS.key, settings.name, f"in a program: {allowed}")
-    for key in ("clip_norm", "proximal"):
-        if value := getattr(settings, key):
-            raise InputError(f"training.{key} = {value} is not allowed in a program; allowed: 0")
-    shape, dtype = inputs
-    captured = capture(model, shape, str(dtype).removeprefix("torch."))
-    gradients = with_gradients(with_loss(captured.program, captured.output), captured.trained)
-    return with_updates(gradients, make(settings)), captured
+    (examples, *shape), dtype = inputs
+    programs = StepPrograms(model, (tuple(shape), dtype), objective, settings)
+    captured = programs.captured(examples)
+    return programs.of(captured), captured

@@ -25,7 +25,7 @@ def report():
 def test_it_prints_operators_and_the_arena(says):
     text = says(*SMALL)
     assert "resnet8 (width 0.5; group norm), mest-ems, block at density 0.1, 4 examples of" in text
-    for part in ("Forward: 21 operators", "Backward: 34 operators", "Update: 29 operators"):
+    for part in ("Forward: 22 operators", "Backward: 63 operators", "Update: 29 operators"):
         assert part in text
     for part in ("stage2.0.conv1.values", "lower bound", "unshared", "modelled", "sha256"):
         assert part in text
@@ -48,7 +48,27 @@ def test_json_holds_the_program_and_where_its_buffers_lie(says):
     assert first["multiply_adds"] == 4 * 64 * 8 * 27
     assert first["bytes"] == 4 * (4 * 3 * 64 + 8 * 27 + 4 * 8 * 64)
     assert table["multiply_adds"] == sum(row["multiply_adds"] for row in rows)
-    assert table["input_bytes"] == 4 * (4 * 3 * 64) + 8 * 4 + 4
+    assert table["input_bytes"] == 4 * (4 * 3 * 64) + 8 * 4
+    assert table["sum_bytes"] == table["parameter_bytes"] + 4
+    assert table["group"] == table["batch"] == 4
+
+
+def test_groups(says):
+    whole, groups, of_three = (
+        json.loads(says(*SMALL, "--group", group, "--json")) for group in ("9", "1", "3")
+    )
+    assert [it["group"] for it in (whole, groups, of_three)] == [4, 1, 3]
+    for key in ("multiply_adds", "parameter_bytes", "sum_bytes", "input_bytes"):
+        assert whole[key] == groups[key] == of_three[key], key
+    assert groups["bytes"] > of_three["bytes"] > whole["bytes"]
+    peaks = [it["arena"]["peak_bytes"] for it in (groups, of_three, whole)]
+    assert peaks == sorted(peaks)
+    assert peaks[0] < peaks[2] / 2
+    text = says(*SMALL, "--group", "1")
+    assert "A batch of 4 in groups of 1" in text
+    assert "activations of 1 example, for each thread" in text
+    batch = json.loads(says(*SMALL, "--norm", "batch", "--json"))
+    assert batch["group"] == 4
 
 
 def test_sparse_and_dense(says):
@@ -93,6 +113,12 @@ def test_lines_fit_a_terminal_of_80_columns(report):
         (("resnet8", "--density", "2"), "sparsity.density"),
         (("resnet8", "--set", "training.clip_norm=1.0"), "training.clip_norm = 1.0"),
         (("resnet8", "--set", "training.proximal=0.1"), "training.proximal = 0.1"),
+        (("resnet8", "--group", "0"), "group = '0' is not allowed; allowed: auto, or a whole"),
+        (("resnet8", "--group", "two"), "group = 'two' is not allowed"),
+        (
+            ("resnet8", "--norm", "batch", "--group", "2", "--batch", "4"),
+            "group = 2 is not allowed; allowed: 4, the batch",
+        ),
         (("resnet8", "--picture", "arena.gif"), "a file that ends in .svg or .png"),
         (("resnet8", "--picture", "none/arena.svg"), "a file in a folder that exists"),
         (("transformer",), "does not take inputs of shape"),

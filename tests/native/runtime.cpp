@@ -1,6 +1,7 @@
 // The native runtime without Python: a step of a small network through the C interface, which must
 // learn, give the same bits for any number of threads, and allocate nothing; and descriptions that
 // were spoilt, which must be refused or run without a fault.
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
@@ -11,6 +12,7 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "mest_runtime.h"
@@ -41,7 +43,7 @@ void check(bool right, const std::string& what) {
 }
 
 struct Buffer {
-    int64_t type, offset;
+    int64_t type, role, offset;
     std::vector<int64_t> shape;
 };
 
@@ -70,10 +72,10 @@ struct Description {
     std::vector<Buffer> buffers;
     std::vector<int64_t> operators;
     std::vector<double> reals;
-    int64_t arena = 0;
+    int64_t arena = 0, group_operators = 0;
 
-    int64_t add(int type, std::vector<int64_t> shape, bool in_arena = true) {
-        buffers.push_back({type, in_arena ? arena : -1, shape});
+    int64_t add(int type, std::vector<int64_t> shape, bool in_arena = true, int role = mest_alike) {
+        buffers.push_back({type, role, in_arena ? arena : -1, shape});
         if (in_arena) arena += (bytes_of(buffers.back()) + 63) / 64 * 64;
         return static_cast<int64_t>(buffers.size()) - 1;
     }
@@ -86,21 +88,27 @@ struct Description {
     std::vector<int64_t> flat_buffers() const {
         std::vector<int64_t> flat;
         for (const Buffer& buffer : buffers) {
-            flat.insert(flat.end(), {buffer.type, buffer.offset,
+            flat.insert(flat.end(), {buffer.type, buffer.role, buffer.offset,
                                      static_cast<int64_t>(buffer.shape.size())});
             flat.insert(flat.end(), buffer.shape.begin(), buffer.shape.end());
         }
         return flat;
     }
+    mest_description flat(const std::vector<int64_t>& flat_buffers_) const {
+        return {flat_buffers_.data(), static_cast<int64_t>(flat_buffers_.size()),
+                operators.data(), static_cast<int64_t>(operators.size()),
+                reals.data(), static_cast<int64_t>(reals.size()), group_operators};
+    }
 };
 
 constexpr int floats = 0, bytes = 4, ints = 5, longs = 6;
-constexpr int64_t batch = 5, classes = 3;
+// Examples of a group; so many groups that chunks have one or two.
+constexpr int64_t batch = 5, classes = 3, most_groups = 11;
 
 // What a step is given and keeps, by number of its buffer.
 struct Network {
     Description d;
-    int64_t x, slots, values, momentum, w, gamma, beta, head, rates, targets, loss;
+    int64_t x, slots, values, momentum, w, gamma, beta, head, rates, share, targets, loss, logits;
     int64_t operators = 0;
 };
 
@@ -112,9 +120,12 @@ Network network() {
         d.apply(name, numbers, reals);
         ++n.operators;
     };
-    n.x = d.add(floats, {batch, 2, 9, 7}, false);
-    n.targets = d.add(longs, {batch}, false);
+    n.x = d.add(floats, {batch, 2, 9, 7}, false, mest_rows);
+    n.targets = d.add(longs, {batch}, false, mest_rows);
+    n.logits = d.add(floats, {batch, classes}, false, mest_rows);
+    n.loss = d.add(floats, {}, false, mest_sum);
     n.rates = d.add(floats, {1}, false);
+    n.share = d.add(floats, {1}, false);
     n.slots = d.add(ints, {20}, false);
     n.values = d.add(floats, {20, 4}, false);
     n.momentum = d.add(floats, {20, 4}, false);
@@ -126,22 +137,22 @@ Network network() {
     const int64_t mean = d.add(floats, {batch, 2}), scale = d.add(floats, {batch, 2});
     const int64_t z = d.add(floats, {batch, 8, 5, 4}), small = d.add(floats, {batch, 8, 2, 2});
     const int64_t where = d.add(bytes, {batch, 8, 2, 2}), features = d.add(floats, {batch, 8});
-    const int64_t logits = d.add(floats, {batch, classes}), p = d.add(floats, {batch, classes});
-    n.loss = d.add(floats, {});
+    const int64_t p = d.add(floats, {batch, classes}), loss = d.add(floats, {});
     apply("sparse_conv2d", {n.x, n.values, n.slots, -1, h, 1, 1, 1, 1, 8, 2, 3, 3, 4});
     apply("group_norm", {h, n.gamma, n.beta, -1, y, mean, scale, 2, 1}, {1e-5});
     apply("conv2d", {y, n.w, -1, z, 2, 2, 1, 1, 2});
     apply("max_pool2d", {z, small, where, 2, 2, 2, 2, 0, 0, 0});
     apply("global_average_pool", {small, features});
-    apply("linear", {features, n.head, -1, logits});
-    apply("cross_entropy", {logits, n.targets, n.loss, p});
+    apply("linear", {features, n.head, -1, n.logits});
+    apply("cross_entropy", {n.logits, n.targets, n.share, loss, p});
+    apply("accumulate", {loss, n.loss});
     const int64_t dlogits = d.add(floats, {batch, classes}), dhead = d.add(floats, {classes, 8});
     const int64_t dfeatures = d.add(floats, {batch, 8}), dsmall = d.add(floats, {batch, 8, 2, 2});
     const int64_t dz = d.add(floats, {batch, 8, 5, 4}), dw = d.add(floats, {8, 4, 3, 3});
     const int64_t dy = d.add(floats, {batch, 8, 9, 7}), dh = d.add(floats, {batch, 8, 9, 7});
     const int64_t dgamma = d.add(floats, {8}), dbeta = d.add(floats, {8});
     const int64_t dvalues = d.add(floats, {20, 4});
-    apply("cross_entropy_gradient", {p, n.targets, dlogits});
+    apply("cross_entropy_gradient", {p, n.targets, n.share, dlogits});
     apply("linear_weight_gradient", {features, dlogits, dhead});
     apply("linear_input_gradient", {n.head, dlogits, dfeatures});
     apply("global_average_pool_gradient", {dfeatures, dsmall});
@@ -150,25 +161,34 @@ Network network() {
     apply("conv2d_input_gradient", {n.w, dz, dy, 2, 2, 1, 1, 2});
     apply("group_norm_gradient", {h, y, mean, scale, n.gamma, dy, dh, dgamma, dbeta, -1, 2, 1});
     apply("sparse_conv2d_values_gradient", {n.x, n.slots, dh, dvalues, 1, 1, 1, 1, 8, 2, 3, 3, 4});
-    apply("sgd", {dvalues, n.rates, n.values, n.momentum, 0}, {1e-4, 0.9});
-    apply("sgd", {dw, n.rates, n.w, -1, 0}, {0, 0});
-    apply("sgd", {dhead, n.rates, n.head, -1, 0}, {0, 0});
+    const auto added = [&](int64_t gradient) {
+        const int64_t whole = d.add(floats, d.buffers[gradient].shape, false, mest_sum);
+        apply("accumulate", {gradient, whole});
+        return whole;
+    };
+    const int64_t of_values = added(dvalues), of_w = added(dw), of_head = added(dhead);
+    d.group_operators = n.operators;
+    apply("sgd", {of_values, n.rates, n.values, n.momentum, 0}, {1e-4, 0.9});
+    apply("sgd", {of_w, n.rates, n.w, -1, 0}, {0, 0});
+    apply("sgd", {of_head, n.rates, n.head, -1, 0}, {0, 0});
     return n;
 }
 
 // A program with memory of its own, each piece as large as the description says and no larger.
 class Machine {
 public:
-    Machine(const Description& d, int threads) : description_(d) {
+    Machine(const Description& d, int threads, int lanes = 1, int64_t groups = 1) : description_(d) {
         const std::vector<int64_t> buffers = d.flat_buffers();
-        arena_ = std::aligned_alloc(64, d.arena);
-        std::memset(arena_, 255, d.arena);
-        const mest_description flat{buffers.data(), static_cast<int64_t>(buffers.size()),
-                                    d.operators.data(), static_cast<int64_t>(d.operators.size()),
-                                    d.reals.data(), static_cast<int64_t>(d.reals.size())};
-        if (mest_create(&flat, arena_, d.arena, threads, &program_, error, sizeof error) != 0) return;
+        const size_t size = static_cast<size_t>(d.arena) * std::max(1, lanes);
+        arena_ = std::aligned_alloc(64, size);
+        std::memset(arena_, 255, size);
+        const mest_description flat = d.flat(buffers);
+        if (mest_create(&flat, arena_, d.arena, lanes, threads, &program_, error, sizeof error) != 0) {
+            return;
+        }
         for (size_t i = 0; i < d.buffers.size(); ++i) {
-            const int64_t size = d.buffers[i].offset < 0 ? bytes_of(d.buffers[i]) : -1;
+            int64_t size = d.buffers[i].offset < 0 ? bytes_of(d.buffers[i]) : -1;
+            if (d.buffers[i].role == mest_rows) size *= groups;
             void* memory = size < 0 ? nullptr : std::calloc(1, size);
             memory_.push_back(memory);
             if (memory != nullptr) mest_bind(program_, i, memory, size, error, sizeof error);
@@ -184,6 +204,13 @@ public:
     bool made() const { return program_ != nullptr; }
     bool run(int64_t first, int64_t last) {
         return mest_run(program_, first, last, error, sizeof error) == 0;
+    }
+    bool step(int64_t groups) { return mest_step(program_, groups, error, sizeof error) == 0; }
+    // As a step of two programs, of which each has some of the groups.
+    bool parts(int64_t first, int64_t second, int64_t last) {
+        return mest_groups(program_, first, 0, error, sizeof error) == 0 &&
+               mest_groups(program_, second, first * batch, error, sizeof error) == 0 &&
+               run(description_.group_operators, last);
     }
     template <class T = float>
     T* at(int64_t number) const {
@@ -201,32 +228,37 @@ private:
     std::vector<void*> memory_;
 };
 
-void fill(Machine& machine, const Network& n) {
+void fill(Machine& machine, const Network& n, int64_t groups = 1) {
     std::mt19937 random(1);
     for (int64_t number : {n.x, n.values, n.w, n.head}) {
-        const int64_t count = bytes_of(n.d.buffers[number]) / 4;
+        const int64_t count = bytes_of(n.d.buffers[number]) / 4 * (number == n.x ? groups : 1);
         for (int64_t i = 0; i < count; ++i) {
             machine.at(number)[i] = static_cast<float>(random() % 2001) / 1000.0f - 1;
         }
     }
     std::fill_n(machine.at(n.gamma), 8, 1.0f);
     for (int i = 0; i < 20; ++i) machine.at<int32_t>(n.slots)[i] = i + i / 2;
-    for (int i = 0; i < batch; ++i) machine.at<int64_t>(n.targets)[i] = i % classes;
+    for (int i = 0; i < batch * groups; ++i) machine.at<int64_t>(n.targets)[i] = i % classes;
     *machine.at(n.rates) = 0.05f;
+    *machine.at(n.share) = 1.0f / static_cast<float>(batch * groups);
 }
 
-void test_steps() {
+// Lanes of 0 and 1: threads within operators; more: groups at once.
+void test_steps(int64_t groups) {
     const Network n = network();
-    std::vector<float> values[5];
-    for (int threads : {1, 2, 3, 4}) {
-        Machine machine(n.d, threads);
+    std::vector<float> values;
+    const std::vector<std::pair<int, int>> cases =
+        groups == 1 ? std::vector<std::pair<int, int>>{{1, 0}, {2, 0}, {3, 3}, {4, 1}}
+                    : std::vector<std::pair<int, int>>{{1, 1}, {2, 1}, {2, 2}, {3, 3}, {4, 4}, {2, 9}};
+    for (const auto& [threads, lanes] : cases) {
+        Machine machine(n.d, threads, lanes, groups);
         check(machine.made(), std::string("the network is made: ") + machine.error);
         if (!machine.made()) return;
-        fill(machine, n);
+        fill(machine, n, groups);
         const int64_t before = allocations, scratch = mest::scratch_bytes();
         float first = 0;
         for (int step = 0; step < 20; ++step) {
-            if (!machine.run(0, n.operators)) return check(false, machine.error);
+            if (!machine.step(groups)) return check(false, machine.error);
             if (step == 0) first = *machine.at(n.loss);
         }
         const int64_t taken = allocations - before;
@@ -234,9 +266,33 @@ void test_steps() {
         check(mest::scratch_bytes() == scratch, "scratch memory was taken in a run");
         const float last = *machine.at(n.loss);
         check(last < first / 2, "loss " + std::to_string(first) + " -> " + std::to_string(last));
-        values[threads].assign(machine.at(n.values), machine.at(n.values) + 80);
-        check(values[threads] == values[1], "other bits with " + std::to_string(threads) + " threads");
+        const std::vector<float> now(machine.at(n.values), machine.at(n.values) + 80);
+        if (values.empty()) values = now;
+        check(now == values, "other bits with " + std::to_string(threads) + " threads, " +
+                                 std::to_string(lanes) + " lanes");
+        check(!machine.step(0) && !machine.step(groups + 1), "groups without memory");
     }
+}
+
+// What two calls of mest_groups add up is what one does, but for rounding: here all groups are alike.
+void test_parts_of_a_batch() {
+    const Network n = network();
+    Machine whole(n.d, 2, 2, 4), parts(n.d, 2, 2, 4), none(n.d, 2, 0, 4);
+    for (Machine* machine : {&whole, &parts}) {
+        fill(*machine, n, 4);
+        const int64_t floats_ = bytes_of(n.d.buffers[n.x]) / 4;
+        for (int64_t i = floats_; i < 4 * floats_; ++i) machine->at(n.x)[i] = machine->at(n.x)[i - floats_];
+        for (int64_t i = batch; i < 4 * batch; ++i) {
+            machine->at<int64_t>(n.targets)[i] = machine->at<int64_t>(n.targets)[i - batch];
+        }
+    }
+    check(whole.step(4) && parts.parts(1, 3, n.operators), "parts run");
+    check(std::abs(*whole.at(n.loss) - *parts.at(n.loss)) < 1e-5f, "the loss of parts");
+    for (int i = 0; i < 80; ++i) {
+        check(std::abs(whole.at(n.values)[i] - parts.at(n.values)[i]) < 1e-6f, "a value of parts");
+    }
+    fill(none, n, 4);
+    check(!none.step(2) && !none.parts(1, 1, n.operators) && none.step(1), "one group alone");
 }
 
 // The counting itself.
@@ -256,12 +312,16 @@ Description spoilt(const Network& n, std::mt19937_64& random) {
     for (int changes = 1 + static_cast<int>(random() % 2); changes > 0; --changes) {
         Buffer& buffer = d.buffers[random() % d.buffers.size()];
         int64_t& number = d.operators[random() % d.operators.size()];
-        switch (random() % 6) {
+        switch (random() % 7) {
             case 0: buffer.type = other(); break;
             case 1: buffer.offset = random() % 2 ? other() : static_cast<int64_t>(random() % d.arena); break;
             case 2: if (!buffer.shape.empty()) buffer.shape[random() % buffer.shape.size()] = other(); break;
             case 3: d.reals[random() % d.reals.size()] = random() % 2 ? std::nan("") : 1e30; break;
             case 4: number = other(); break;
+            case 5:
+                if (random() % 2) buffer.role = static_cast<int64_t>(random() % 4);
+                else d.group_operators = static_cast<int64_t>(random() % 40) - 2;
+                break;
             default: number += random() % 2 ? 1 : -1;
         }
     }
@@ -275,14 +335,14 @@ void test_spoilt_descriptions() {
     int refused = 0, ran = 0;
     for (int i = 0; i < 10000; ++i) {
         const Description d = spoilt(n, random);
-        Machine machine(d, 1 + i % 2);
+        Machine machine(d, 1 + i % 2, i % 3, 1 + i % 2);
         if (!machine.made()) {
             ++refused;
             check(machine.error[0] != '\0', "a refusal has a text");
         } else {
             const int64_t slots = d.buffers[n.slots].offset < 0 ? bytes_of(d.buffers[n.slots]) / 4 : 0;
             for (int64_t k = 0; k < slots; ++k) machine.at<int32_t>(n.slots)[k] = static_cast<int>(k);
-            ran += machine.run(0, n.operators) ? 1 : 0;
+            ran += machine.run(0, n.operators) && machine.step(1 + i % 2) ? 1 : 0;
         }
     }
     check(refused > 5000 && ran > 300, std::to_string(refused) + " refused, " + std::to_string(ran) + " ran");
@@ -295,13 +355,11 @@ void test_numbers_that_are_missing() {
     const std::vector<int64_t> buffers = n.d.flat_buffers();
     for (size_t length = 1; length < buffers.size(); ++length) {
         const std::vector<int64_t> cut(buffers.begin(), buffers.begin() + static_cast<int64_t>(length));
-        const mest_description flat{cut.data(), static_cast<int64_t>(length), n.d.operators.data(),
-                                    static_cast<int64_t>(n.d.operators.size()), n.d.reals.data(),
-                                    static_cast<int64_t>(n.d.reals.size())};
-        check(mest_create(&flat, nullptr, 0, 1, &program, error, sizeof error) != 0, "cut buffers");
+        const mest_description flat = n.d.flat(cut);
+        check(mest_create(&flat, nullptr, 0, 1, 1, &program, error, sizeof error) != 0, "cut buffers");
     }
-    const mest_description none{nullptr, 5, nullptr, 0, nullptr, 0};
-    check(mest_create(&none, nullptr, 0, 1, &program, error, 5) != 0, "no numbers");
+    const mest_description none{nullptr, 5, nullptr, 0, nullptr, 0, 0};
+    check(mest_create(&none, nullptr, 0, 1, 1, &program, error, 5) != 0, "no numbers");
     check(std::strlen(error) == 4, "an error keeps to its length");
 }
 
@@ -315,7 +373,8 @@ int main() {
         return 77;
     }
     test_that_allocations_are_counted();
-    test_steps();
+    for (int64_t groups : {int64_t{1}, int64_t{3}, most_groups}) test_steps(groups);
+    test_parts_of_a_batch();
     test_numbers_that_are_missing();
     test_spoilt_descriptions();
     std::printf("%d failures\n", failures);

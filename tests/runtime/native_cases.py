@@ -18,6 +18,7 @@ class Buffer:
     name: str
     shape: tuple[int, ...]
     dtype: str = "float32"
+    role: str = "temporary"
 
 
 @dataclass
@@ -32,6 +33,7 @@ class Operator:
 class Program:
     buffers: list[Buffer]
     operators: list[Operator]
+    per_group = 0
 
 
 def one(name, inputs, outputs, **attributes):

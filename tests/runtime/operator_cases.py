@@ -328,13 +328,15 @@ def attention(draw: Draw) -> Case:
 
 def cross_entropy(draw: Draw) -> Case:
     lead = [draw.size(1, 3) for _ in range(draw.size(1, 2))]
-    logits, targets = 3 * draw.normal(*lead, 4), draw.rng.integers(0, 4, size=lead)
+    logits, targets = 3 * draw.normal(*lead, 4), draw.rng.integers(-2, 4, size=lead)
+    share = draw.rng.uniform(0.1, 1, size=1)
 
-    def function(logits, targets):
-        loss = F.cross_entropy(logits.flatten(0, -2), targets.flatten())
-        return {"loss": loss, "probabilities": logits.softmax(-1)}
+    def function(logits, targets, share):
+        flat = targets.clamp(min=-1).flatten()
+        loss = F.cross_entropy(logits.flatten(0, -2), flat, ignore_index=-1, reduction="sum")
+        return {"loss": loss * share[0], "probabilities": logits.softmax(-1)}
 
-    return Case({"logits": logits, "targets": targets}, function)
+    return Case({"logits": logits, "targets": targets, "share": share}, function)
 
 
 def stepped(make: Callable[..., torch.optim.Optimizer], parameter, gradient, state) -> Any:

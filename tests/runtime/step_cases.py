@@ -47,7 +47,7 @@ def inputs_of(shape, target_shape=(), seed=0):
     size = (BATCH, *shape)
     x = rng.integers(0, CLASSES, size) if tokens else rng.normal(size=size)
     targets = rng.integers(0, CLASSES, (BATCH, *target_shape))
-    return {"input": x, "targets": targets, "rates": [RATE]}
+    return {"input": x, "targets": targets, "rates": [RATE], "share": [1 / targets.size]}
 
 
 def dtype_of(shape):

@@ -72,10 +72,11 @@ def test_cross_entropy(shape, in_place):
     exact = F.cross_entropy(logits64.flatten(0, -2), targets.flatten())
     to = {"loss": (), "probabilities": shape}
     over = {"probabilities": "logits"} if in_place else {}
-    got = compute("cross_entropy", {"logits": logits, "targets": targets}, to, over)
+    share = torch.tensor([1 / targets.numel()])
+    got = compute("cross_entropy", {"logits": logits, "targets": targets, "share": share}, to, over)
     near(got["loss"], exact)
     near(got["probabilities"], logits64.softmax(-1))
-    back = {"probabilities": got["probabilities"], "targets": targets}
+    back = {"probabilities": got["probabilities"], "targets": targets, "share": share}
     over = {"dlogits": "probabilities"} if in_place else {}
     made = compute("cross_entropy_gradient", back, {"dlogits": shape}, over)["dlogits"]
     near(made, torch.autograd.grad(exact, logits64)[0])

@@ -83,7 +83,6 @@ def test_wrong_data_is_one_line():
     before = {name: array.copy() for name, array in step.arrays.items()}
     wrong = [
         {"targets": [0, 1, 2, 10]},
-        {"targets": [0, 1, -1, 2]},
         {"targets": [0.0, 1.0, 2.0, 3.0]},
         {"targets": [0, 1, 2]},
         {"input": given["input"][:, :2]},

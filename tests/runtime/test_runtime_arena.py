@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from program_cases import linear_step, random_forward
 
-from mest_fed.runtime.arena import ALIGNMENT, HELD, Arena, Block, lower_bound, pack, plan_arena
+from mest_fed.runtime.arena import ALIGNMENT, Arena, Block, lower_bound, pack, plan_arena
 from mest_fed.runtime.build import Builder
 from mest_fed.runtime.gradients import with_gradients, with_loss
 from mest_fed.runtime.reference import Reference
@@ -167,16 +167,15 @@ def test_one_gradient_alone_lies_in_dy():
     assert arena.offsets[dx] != arena.offsets[dy]
 
 
-def test_outputs_live_to_the_end_and_places_are_aligned():
+def test_temporary_buffers_alone_have_places_which_are_aligned():
     program = linear_step()
     arena = plan_arena(program)
-    held = {it for it, buffer in enumerate(program.buffers) if buffer.role in HELD}
-    assert set(arena.offsets) == held
+    assert set(arena.offsets) == set(program.of_role("temporary"))
+    assert {program.buffers[it].name for it in arena.offsets} == {
+        "loss:probabilities",
+        "logits:gradient",
+    }
     assert all(place % ALIGNMENT == 0 for place in arena.places)
-    for number in program.of_role("output"):
-        block = next(it for it in arena.blocks if number in it.buffers)
-        assert block.end == len(program.operators)
-        assert block.buffers == (number,)
 
 
 @settings(max_examples=40, deadline=None)
@@ -198,6 +197,7 @@ def test_a_step_in_the_arena_has_the_same_bits(seed):
         "input": rng.normal(size=shapes["input"]),
         "targets": rng.integers(0, 5, shapes["targets"]),
         "rates": [0.1],
+        "share": [0.2],
     }
     runs = [Reference(program, values, arena=it) for it in (None, arena)]
     for _ in range(2):

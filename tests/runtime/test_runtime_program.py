@@ -45,7 +45,7 @@ def test_one_step_by_hand():
     program = linear_step()
     reference = Reference(program, {"w": np.zeros((2, 3))}, "float64")
     x = np.array([[1.0, 0, 0]] * 4)
-    inputs = {"input": x, "targets": [0, 0, 0, 0], "rates": [0.5]}
+    inputs = {"input": x, "targets": [0, 0, 0, 0], "rates": [0.5], "share": [0.25]}
     reference.step(inputs)
     assert reference.read("loss") == pytest.approx(np.log(2))
     assert reference.read("w") == pytest.approx(np.array([[0.25, 0, 0], [-0.25, 0, 0]]))
@@ -93,7 +93,7 @@ def write_twice(table):
 #: What is done to the table of a program, and what the one line says.
 DAMAGES = {
     "format": (put("format", value="onnx"), "format = 'onnx' is not allowed"),
-    "version": (put("version", value=2), "version = 2 is not allowed; allowed: 1"),
+    "version": (put("version", value=1), "version = 1 is not allowed; allowed: 2"),
     "version-bool": (put("version", value=True), "version = True is not allowed"),
     "key-missing": (put("phases", value=None), "program must be an object with the keys"),
     "key-more": (put("more", value=1), "program must be an object with the keys"),
@@ -246,19 +246,16 @@ def test_what_an_operator_adds_to_must_be_there():
         builder.end_phase(0).program()
 
 
+STEP = {"input": np.zeros((4, 3)), "targets": [0] * 4, "rates": [1], "share": [0.25]}
+
+
 @pytest.mark.parametrize(
     ("inputs", "says"),
     [
         ({}, "no values for the input 'input'"),
-        ({"input": np.zeros((4, 2))}, "'input' has shape"),
-        (
-            {"input": np.zeros((4, 3)), "targets": [0, 0, 0, 2], "rates": [1]},
-            "targets are from 0 to 2",
-        ),
-        (
-            {"input": np.zeros((4, 3)), "targets": [0, 0, -1, 0], "rates": [1]},
-            "targets are from -1",
-        ),
+        ({"input": np.zeros((4, 3)), "targets": [0] * 4, "rates": [1]}, "for the setting 'share'"),
+        ({**STEP, "input": np.zeros((4, 2))}, "'input' has shape"),
+        ({**STEP, "targets": [0, 0, 0, 2]}, "targets are from 0 to 2"),
     ],
 )
 def test_wrong_values_are_one_line(inputs, says):

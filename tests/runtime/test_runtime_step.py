@@ -183,9 +183,9 @@ def test_dropout_draws_from_its_seed_alone():
     settings = OptimizerSettings()
     inputs = (2, 40), torch.float32
     program, captured = step_program(model, inputs, Classification(), settings)
-    seeds = [program.buffers[it].name for it in program.of_role("input") if it]
+    seeds = [program.buffers[it].name for it in program.of_role("setting")]
     assert seeds[:2] == ["0:seed", "2:seed"]
-    given = {"input": np.ones((2, 40)), "targets": [0, 1], "rates": [0.1]}
+    given = {"input": np.ones((2, 40)), "targets": [0, 1], "rates": [0.1], "share": [0.5]}
     losses = []
     for seed in (1, 1, 2):
         run = Reference(program, captured.arrays())

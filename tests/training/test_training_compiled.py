@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from mest_fed.nn.identity import plain_tensors
 from mest_fed.runtime import native
 from mest_fed.sparsity import MestEM, MestEMS, RigL, Set
 from mest_fed.training import (
+    CLASSIFICATION,
     CompiledTrainer,
     ForgettingState,
     LocalMutation,
@@ -191,10 +193,28 @@ def test_programs_follow_their_model_to_another_state():
 
 def test_the_programs_that_are_kept_are_bounded():
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    data = [it for size in range(1, MOST_PROGRAMS + 4) for it in batches(1, size)]
-    mine, _, trainer = train(net, data, compiled=True)
-    assert_alike(mine, train(net, data, compiled=False)[0], net)
-    assert len(trainer.programs._kept) == MOST_PROGRAMS
+    programs, (batch,) = Programs(net), batches(1)
+    steps = [programs.step(CLASSIFICATION, SGD, batch, size) for size in range(1, 20)]
+    assert len(programs._kept) == MOST_PROGRAMS < len(steps)
+    assert programs.step(CLASSIFICATION, SGD, batch, 19) is steps[-1]
+    again = replace(SGD, learning_rate=0.5)
+    assert programs.step(CLASSIFICATION, again, batch, 18) is steps[-2]
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_the_bits_of_a_client_do_not_depend_on_those_before_it(norm):
+    net, results = model("block", norm=norm), []
+    for first in (2, 8):
+        fresh = copy.deepcopy(net)
+        programs, start = Programs(fresh), copy.deepcopy(net.state_dict())
+        for data in (batches(1, first), [*batches(1, 7), *batches(1, 5)]):
+            fresh.load_state_dict(start)
+            rng, optimizer = np.random.default_rng(0), SGD.build(fresh)
+            how = {"programs": programs, "settings": SGD, "rng": rng, "micro_batch": 6}
+            CompiledTrainer(fresh, optimizer, **how).fit(data)
+        results.append(fresh.state_dict())
+    for name, array in results[0].items():
+        assert torch.equal(array, results[1][name]), name
 
 
 class OfMyOwn(Objective):
@@ -281,11 +301,34 @@ def test_tokens_that_do_not_count(ignored):
     assert any(it is not None for it in steps_of(trainer))
 
 
-def test_micro_batches_with_statistics_of_their_own():
-    net, data = model(norm="batch"), batches(2, 12)
-    mine, _, _ = train(net, data, compiled=True, micro_batch=5)
-    theirs, _, _ = train(net, data, compiled=False, micro_batch=5)
+@pytest.mark.parametrize("micro_batch", [1, 5, 8])
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_micro_batches(norm, micro_batch):
+    net, data = model("unstructured", norm=norm), batches(2, 12)
+    mine, counted, trainer = train(net, data, compiled=True, micro_batch=micro_batch)
+    theirs, expected, _ = train(net, data, compiled=False, micro_batch=micro_batch)
     assert_alike(mine, theirs, net)
+    assert counted.loss == pytest.approx(expected.loss, rel=1e-5)
+    (step,) = steps_of(trainer)
+    assert step.step.program.examples <= micro_batch
+
+
+def test_a_guard_lowers_the_micro_batch_between_steps():
+    net, data = model(norm="batch"), batches(3, 8)
+    seen = []
+
+    def guard(trainer):
+        seen.append(trainer.micro_batch)
+        trainer.micro_batch = 4
+
+    mine, _, trainer = train(net, data, compiled=True, micro_batch=8, guard=guard)
+    theirs = copy.deepcopy(net)
+    optimizer = SGD.build(theirs)
+    for size, part in ((8, data[:1]), (4, data[1:])):
+        LocalTrainer(theirs, optimizer, micro_batch=size).fit(part)
+    assert_alike(mine, theirs, net)
+    assert seen == [8, 4, 4]
+    assert len(steps_of(trainer)) == 2
 
 
 @pytest.mark.parametrize("name", [*STEPS, "no program"])

@@ -29,7 +29,7 @@ class _Sort(NamedTuple):
 _SORTS = (
     _Sort(0, 0, "within the forward pass", style.PALE_BLUE),
     _Sort(0, 1, "kept for the backward pass", style.BLUE),
-    _Sort(1, 1, "gradients of activations", style.PALE_ORANGE),
+    _Sort(1, 1, "gradients", style.PALE_ORANGE),
     _Sort(1, 2, "gradients of parameters", style.ORANGE),
     _Sort(0, 2, "read after the step", style.SLATE),
 )

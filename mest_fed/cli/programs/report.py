@@ -9,9 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from mest_fed.cli.planning.request import PlanRequest
+from mest_fed.errors import not_allowed
 from mest_fed.runtime.arena import HELD, Arena, plan_arena
+from mest_fed.runtime.passes.groups import group_size
 from mest_fed.runtime.program import PHASES, Operator, Program
-from mest_fed.training.step_program import step_program
+from mest_fed.training.step_program import StepPrograms
 from mest_fed.units import format_bytes
 
 #: Wider text is hard to read.
@@ -27,15 +29,18 @@ class ProgramReport:
     title : str
         Which model, method and batch.
     program : Program
-        The step.
+        The step of a group.
+    batch : int
+        Examples of a step.
     """
 
     title: str
     program: Program
+    batch: int
 
     @classmethod
-    def of(cls, request: PlanRequest) -> "ProgramReport":
-        """Make the program of what is asked for.
+    def of(cls, request: PlanRequest, group: int | None = None) -> "ProgramReport":
+        """Make the program of what is asked for, for so many examples; None: as the arena wants.
 
         Raises
         ------
@@ -46,9 +51,25 @@ class ProgramReport:
         example, batch = task.example, task.config.training.batch_size
         model = task.build_model()
         task.architecture.try_out(model, example.zeros(2))
-        inputs = (batch, *example.input_shape), example.input_dtype
-        program, _ = step_program(model, inputs, task.objective, task.optimizer(0.0))
-        return cls(request.title, program)
+        inputs = tuple(example.input_shape), example.input_dtype
+        programs = StepPrograms(model, inputs, task.objective, task.optimizer(0.0))
+        program = programs(group_size(programs, batch) if group is None else min(group, batch))
+        if not program.takes_groups and program.examples < batch:
+            allowed = f"{batch}, the batch: its statistics are taken"
+            raise not_allowed("group", program.examples, allowed)
+        return cls(request.title, program, batch)
+
+    @property
+    def groups(self) -> float:
+        """Groups of a batch; the last one may be a part of one."""
+        return self.batch / self.program.examples
+
+    def total(self, key: str) -> int:
+        """Return what the operators of a step do together, all groups: ``bytes`` or another."""
+        whole = sum(
+            int(row[key]) * (1 if row["phase"] == "update" else self.groups) for row in self.rows()
+        )
+        return round(whole)
 
     @cached_property
     def arena(self) -> Arena:
@@ -94,8 +115,10 @@ class ProgramReport:
         return {
             "title": self.title,
             "sha256": self.program.sha256,
-            "multiply_adds": sum(row["multiply_adds"] for row in self.rows()),
-            "bytes": sum(row["bytes"] for row in self.rows()),
+            "batch": self.batch,
+            "group": self.program.examples,
+            "multiply_adds": self.total("multiply_adds"),
+            "bytes": self.total("bytes"),
             "arena": {
                 "peak_bytes": arena.peak,
                 "lower_bound_bytes": arena.lower_bound,
@@ -106,7 +129,8 @@ class ProgramReport:
             },
             "parameter_bytes": self.bytes_of("parameter"),
             "state_bytes": self.bytes_of("state"),
-            "input_bytes": self.bytes_of("input"),
+            "sum_bytes": self.bytes_of("sum"),
+            "input_bytes": round(self.bytes_of("input") * self.groups),
             "operators": list(self.rows()),
             "program": self.program.as_table(),
         }
@@ -139,7 +163,7 @@ def _operators(phase: str, rows: list[tuple[int, dict[str, Any]]], width: int) -
         (
             str(place),
             row["operator"].removesuffix("_gradient"),
-            row["makes"].replace(":gradient", ""),
+            row["makes"].replace(":gradient", "").removesuffix(":group"),
             "x".join(map(str, row["shape"])) or "1",
             format_bytes(row["bytes"]),
             format_count(row["multiply_adds"]) if row["multiply_adds"] else "",
@@ -149,7 +173,7 @@ def _operators(phase: str, rows: list[tuple[int, dict[str, Any]]], width: int) -
     operator = "gradient of" if phase == "backward" else "operator"
     headings = ("", operator, "buffer", "shape", "moves", "mult-adds")
     widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
-    widths[2] = min(widths[2], width - sum(widths) + widths[2] - len(widths) + 1)
+    widths[2] = min(widths[2], width - sum(widths) + widths[2] - len(widths))
     for number, heading in enumerate(headings):
         table.add_column(
             heading,
@@ -178,13 +202,15 @@ def _memory(report: ProgramReport) -> Table:
     table.add_column("bytes", justify="right", no_wrap=True)
     table.add_column("what", style="dim")
     above = arena.peak / max(1, arena.lower_bound) - 1
-    names = {"parameter": "parameters", "state": "states", "input": "inputs"}
+    names = {"parameter": "parameters", "state": "states", "sum": "sums"}
     whats = {
         "parameter": "weights that train",
         "state": "slots, momentum, running statistics",
-        "input": "examples, targets, learning rate",
+        "sum": "gradients of parameters, the loss",
     }
-    table.add_row("arena", format_bytes(arena.peak), "activations and gradients", style="bold")
+    examples = report.program.examples
+    what = f"activations of {examples} example{'s' if examples > 1 else ''}, for each thread"
+    table.add_row("arena", format_bytes(arena.peak), what, style="bold")
     bound = f"most in use at one operator; the arena is {above:.1%} above"
     table.add_row("  lower bound", format_bytes(arena.lower_bound), bound)
     unshared = report.bytes_of(*HELD)
@@ -194,16 +220,19 @@ def _memory(report: ProgramReport) -> Table:
     )
     for role, name in names.items():
         table.add_row(name, format_bytes(report.bytes_of(role)), whats[role])
+    inputs = round(report.bytes_of("input") * report.groups)
+    table.add_row("inputs", format_bytes(inputs), "examples and targets of the batch")
     return table
 
 
 def _in_words(report: ProgramReport) -> str:
     rows = list(report.rows())
-    work, moved = (sum(row[key] for row in rows) for key in ("multiply_adds", "bytes"))
+    work, moved = (report.total(key) for key in ("multiply_adds", "bytes"))
     worst = max(range(len(rows)), key=report.live.__getitem__)
     return (
-        f"{len(rows)} operators: {format_count(work)} multiply-adds, {format_bytes(moved)} read "
-        f"and written. Most memory is in use at operator {worst}, {rows[worst]['operator']}.\n"
+        f"A batch of {report.batch} in groups of {report.program.examples}: {len(rows)} operators, "
+        f"{format_count(work)} multiply-adds, {format_bytes(moved)} read and written.\n"
+        f"Most memory is in use at operator {worst}, {rows[worst]['operator']}.\n"
         f"sha256 {report.program.sha256}"
     )
 

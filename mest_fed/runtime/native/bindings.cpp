@@ -28,14 +28,16 @@ void checked(const Call& call) {
 class Program {
 public:
     Program(const std::vector<int64_t>& buffers, const std::vector<int64_t>& operators,
-            const std::vector<double>& reals, int64_t arena, int64_t arena_bytes, int threads) {
+            const std::vector<double>& reals, int64_t group_operators, int64_t arena,
+            int64_t arena_bytes, int lanes, int threads) {
         const mest_description description{
             buffers.data(),   static_cast<int64_t>(buffers.size()),
             operators.data(), static_cast<int64_t>(operators.size()),
-            reals.data(),     static_cast<int64_t>(reals.size())};
+            reals.data(),     static_cast<int64_t>(reals.size()),
+            group_operators};
         checked([&](char* error) {
-            return mest_create(&description, reinterpret_cast<void*>(arena), arena_bytes, threads,
-                               &program_, error, error_size);
+            return mest_create(&description, reinterpret_cast<void*>(arena), arena_bytes, lanes,
+                               threads, &program_, error, error_size);
         });
     }
     Program(const Program&) = delete;
@@ -50,6 +52,9 @@ public:
     }
     void run(int64_t first, int64_t last) {
         checked([&](char* error) { return mest_run(program_, first, last, error, error_size); });
+    }
+    void groups(int64_t groups, int64_t before) {
+        checked([&](char* error) { return mest_groups(program_, groups, before, error, error_size); });
     }
     int64_t workspace_bytes() const { return mest_workspace_bytes(program_); }
 
@@ -96,8 +101,9 @@ NB_MODULE(_native, m) {
     m.def("types", &types);
     nb::class_<Program>(m, "Program")
         .def(nb::init<const std::vector<int64_t>&, const std::vector<int64_t>&,
-                      const std::vector<double>&, int64_t, int64_t, int>())
+                      const std::vector<double>&, int64_t, int64_t, int64_t, int, int>())
         .def("bind", &Program::bind)
         .def("run", &Program::run, unlocked)
+        .def("groups", &Program::groups, unlocked)
         .def("workspace_bytes", &Program::workspace_bytes);
 }

@@ -15,8 +15,12 @@ using Shape = std::vector<int64_t>;
 int64_t product_of(const Shape& shape, size_t from = 0, size_t until = SIZE_MAX);
 std::string text_of(const Shape& shape);
 
+// How a buffer is to the groups of a batch: alike to all, one group of a larger array, or added up.
+enum Role : int { alike, rows, sum, roles };
+
 struct Buffer {
     Type type;
+    Role role;
     int64_t offset;  // in the arena; -1: bound
     Shape shape;
 
@@ -45,6 +49,10 @@ struct Run {
     void* const* addresses;
     Shared& shared;
     int threads;
+    int64_t examples = 1, before = 0;  // of a group, and of the groups before this one
+
+    // How many of a group's `count` numbers the groups before this one had.
+    int64_t earlier(int64_t count) const { return count / examples * before; }
 
     // Null for an absent argument.
     template <class T = float>

@@ -73,17 +73,26 @@ int mest_detail_at(int code, int place, mest_detail* found) {
     return 0;
 }
 
-int mest_create(const mest_description* description, void* arena, int64_t arena_bytes, int threads,
-                mest_program** made, char* error, size_t error_size) {
+int mest_create(const mest_description* description, void* arena, int64_t arena_bytes, int lanes,
+                int threads, mest_program** made, char* error, size_t error_size) {
     return guarded(error, error_size, [&] {
         *made = nullptr;
-        *made = new mest_program{{*description, arena, arena_bytes, threads}};
+        *made = new mest_program{{*description, arena, arena_bytes, lanes, threads}};
     });
 }
 
 int mest_bind(mest_program* program, int64_t buffer, void* address, int64_t bytes, char* error,
               size_t error_size) {
     return guarded(error, error_size, [&] { program->program.bind(buffer, address, bytes); });
+}
+
+int mest_step(mest_program* program, int64_t groups, char* error, size_t error_size) {
+    return guarded(error, error_size, [&] { program->program.step(groups); });
+}
+
+int mest_groups(mest_program* program, int64_t groups, int64_t before, char* error,
+                size_t error_size) {
+    return guarded(error, error_size, [&] { program->program.groups(groups, before); });
 }
 
 int mest_run(mest_program* program, int64_t first, int64_t last, char* error, size_t error_size) {

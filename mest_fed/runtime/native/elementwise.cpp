@@ -129,8 +129,9 @@ Step dropout(Builder& b) {
         float* to = run.at(y);
         uint8_t* keeps = run.at<uint8_t>(kept);
         const auto first = static_cast<uint64_t>(*run.at<int64_t>(seed));
+        const auto before = static_cast<uint64_t>(run.earlier(x.count()));
         for_elements(x.count(), run, [=](int64_t i) {
-            keeps[i] = word(first, static_cast<uint64_t>(i)) >> 40 >= least;
+            keeps[i] = word(first, before + static_cast<uint64_t>(i)) >> 40 >= least;
             to[i] = keeps[i] ? from[i] * factor : 0;
         });
     };

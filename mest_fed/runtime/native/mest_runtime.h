@@ -3,7 +3,11 @@
  * A program is made of flat numbers, which are all checked once; its buffers lie in an arena of the
  * caller's, or where mest_bind says. A run allocates nothing, and gives the same bits for any number
  * of threads. A function that can fail returns 0, or another number and one line of text in `error`
- * (may be null; at most `error_size` bytes, the end included). */
+ * (may be null; at most `error_size` bytes, the end included).
+ *
+ * A program is written for a group of examples. A batch is taken group by group: its inputs and
+ * outputs are arrays of all groups, one behind the other, and what is a sum is added up over them.
+ * Groups that run at once have lanes: an arena, working memory and sums each. */
 #ifndef MEST_RUNTIME_H
 #define MEST_RUNTIME_H
 
@@ -14,12 +18,17 @@
 extern "C" {
 #endif
 
-#define MEST_RUNTIME_VERSION 1
+#define MEST_RUNTIME_VERSION 2
 
 typedef struct mest_program mest_program;
 
-/* `buffers`, one after the other: type (its place in mest_type_name), offset in the arena in bytes
- *     (-1: bound by address), number of dimensions, dimensions.
+/* How a buffer is to the groups of a batch. `rows`: the array that is bound holds a part for each
+ * group; the first dimension of all is a group's examples. `sum`: zero at first, and operators add;
+ * of float32, and bound. */
+enum { mest_alike = 0, mest_rows = 1, mest_sum = 2 };
+
+/* `buffers`, one after the other: type (its place in mest_type_name), one of the above, offset in the
+ *     arena in bytes (-1: bound by address), number of dimensions, dimensions.
  * `operators`, one after the other: code (its place in mest_operator_at), the buffers of its inputs
  *     and outputs (-1: absent), its whole-number attributes.
  * `reals`: the operators' other attributes, one after the other. */
@@ -30,6 +39,7 @@ typedef struct {
     int64_t operators_length;
     const double* reals;
     int64_t reals_length;
+    int64_t group_operators; /* the first so many run once a group, the others once a batch */
 } mest_description;
 
 /* One line of the table of operators. Names end with a null pointer. */
@@ -52,13 +62,23 @@ const char* mest_type_name(int type);
 int mest_operator_at(int code, mest_operator* found);
 int mest_detail_at(int code, int place, mest_detail* found);
 
-/* `arena`: aligned to 64 bytes, alive as long as the program. */
-int mest_create(const mest_description* description, void* arena, int64_t arena_bytes, int threads,
-                mest_program** made, char* error, size_t error_size);
-/* Gives a buffer without an offset its address, which must be aligned to its type. */
+/* `arena`: aligned to 64 bytes, alive as long as the program; `arena_bytes` for each lane, one behind
+ *     the other, a multiple of 64 if there are several.
+ * `lanes`: groups that run at once; 0: a batch is one group, and there is one arena. Where a batch
+ *     is one group, or there is one lane, threads share the work of each operator. */
+int mest_create(const mest_description* description, void* arena, int64_t arena_bytes, int lanes,
+                int threads, mest_program** made, char* error, size_t error_size);
+/* Gives a buffer without an offset its address, which must be aligned to its type. `bytes` of a
+ * buffer of rows are those of one group or a multiple. */
 int mest_bind(mest_program* program, int64_t buffer, void* address, int64_t bytes, char* error,
               size_t error_size);
-/* Runs the operators [first, last). */
+/* Runs a whole step over so many groups: sums start from zero. */
+int mest_step(mest_program* program, int64_t groups, char* error, size_t error_size);
+/* Runs the operators of groups alone. `before`: examples of the batch that other programs of the same
+ * step had before, whose sums these are added to; 0: sums start from zero. */
+int mest_groups(mest_program* program, int64_t groups, int64_t before, char* error,
+                size_t error_size);
+/* Runs the operators [first, last) over the first group. */
 int mest_run(mest_program* program, int64_t first, int64_t last, char* error, size_t error_size);
 /* Bytes that the program itself holds beside arena and bound buffers: plans and working memory. */
 int64_t mest_workspace_bytes(const mest_program* program);

@@ -1,8 +1,9 @@
 #include "program.h"
 
 #include <algorithm>
+#include <tuple>
 
-#include "reader.h"
+#include "running.h"
 #include "threads.h"
 
 namespace mest::runtime {
@@ -10,13 +11,10 @@ namespace {
 
 constexpr int64_t most_bytes = int64_t{1} << 40, most_operators = 100000, most_buffers = 1000000;
 constexpr int most_dims = 8, most_threads = 1024;
+constexpr int64_t most_part_floats = int64_t{1} << 34;  // of all lanes together
 
 std::string place(const char* list, size_t at) {
     return std::string(list) + "[" + std::to_string(at) + "]";
-}
-
-[[noreturn]] void refuse(const std::string& what, const std::string& allowed) {
-    throw std::invalid_argument(refusal(what, allowed));
 }
 
 // Numbers of one operator as its line of the table says.
@@ -65,25 +63,28 @@ Fields fields_of(const Operator& kind, Reader<int64_t>& numbers, Reader<double>&
     return f;
 }
 
-struct Running {
-    std::atomic<bool>& flag;
-    explicit Running(std::atomic<bool>& flag_) : flag(flag_) {
-        if (flag.exchange(true)) throw std::runtime_error("the program runs already");
-    }
-    ~Running() { flag = false; }
-};
-
 }  // namespace
 
-Program::Program(const mest_description& description, void* arena, int64_t arena_bytes, int threads)
-    : threads_(threads), arena_(static_cast<char*>(arena)), arena_bytes_(arena_bytes) {
-    if (threads < 1 || threads > most_threads) {
-        refuse("threads = " + std::to_string(threads), "1 to " + std::to_string(most_threads));
+Program::Program(const mest_description& description, void* arena, int64_t arena_bytes, int lanes,
+                 int threads)
+    : threads_(threads), lanes_(lanes), arena_bytes_(arena_bytes) {
+    for (const auto& [name, value, least] : {std::make_tuple("threads", threads, 1),
+                                             std::make_tuple("lanes", lanes, 0)}) {
+        if (value < least || value > most_threads) {
+            refuse(name + (" = " + std::to_string(value)),
+                   std::to_string(least) + " to " + std::to_string(most_threads));
+        }
     }
     if (arena_bytes < 0 || (arena_bytes > 0 && arena == nullptr)) refuse("no arena", "an address");
-    if (arena_bytes > 0 && reinterpret_cast<uintptr_t>(arena) % 64 != 0) refuse("the arena's address", "multiples of 64");
+    if (arena_bytes > 0 && reinterpret_cast<uintptr_t>(arena) % 64 != 0) {
+        refuse("the arena's address", "multiples of 64");
+    }
+    if (lanes > 1 && arena_bytes % 64 != 0) {
+        refuse("an arena of " + std::to_string(arena_bytes) + " bytes a lane", "multiples of 64");
+    }
+    group_operators_ = description.group_operators;
     add_buffers(description);
-    add_operators(description);
+    add_lanes(description, static_cast<char*>(arena));
     take_scratch();
 }
 
@@ -96,6 +97,7 @@ void Program::add_buffers(const mest_description& d) {
         const std::string where = place("buffers", buffers_.size());
         Buffer buffer{};
         buffer.type = static_cast<Type>(numbers.next(where + ".type", 0, types - 1));
+        buffer.role = static_cast<Role>(numbers.next(where + ".role", 0, roles - 1));
         buffer.offset = numbers.next(where + ".offset", -1, static_cast<double>(most_bytes));
         const int64_t dims = numbers.next(where + ".dimensions", 0, most_dims);
         int64_t bytes = bytes_of(buffer.type);
@@ -107,42 +109,83 @@ void Program::add_buffers(const mest_description& d) {
             bytes *= size;
             buffer.shape.push_back(size);
         }
-        char* address = nullptr;
-        if (buffer.offset >= 0) {
-            if (buffer.offset % bytes_of(buffer.type) != 0 || buffer.offset > arena_bytes_ - bytes) {
-                refuse(where + ".offset = " + std::to_string(buffer.offset),
-                       "a multiple of its type's size, so that it ends within the arena's " +
-                           std::to_string(arena_bytes_) + " bytes");
-            }
-            address = arena_ + buffer.offset;
+        if (buffer.offset >= 0 && (buffer.offset % bytes_of(buffer.type) != 0 ||
+                                   buffer.offset > arena_bytes_ - bytes)) {
+            refuse(where + ".offset = " + std::to_string(buffer.offset),
+                   "a multiple of its type's size, so that it ends within the arena's " +
+                       std::to_string(arena_bytes_) + " bytes");
+        }
+        if (buffer.role == sum && (buffer.offset >= 0 || buffer.type != float32)) {
+            refuse(where + " is a sum in the arena or of " + name_of(buffer.type),
+                   "a sum that is bound, of float32");
         }
         buffers_.push_back(buffer);
-        addresses_.push_back(address);
     }
+    bound_.resize(buffers_.size());
+    groups_bound_.resize(buffers_.size());
     used_.resize(buffers_.size());
 }
 
-void Program::add_operators(const mest_description& d) {
+void Program::add_lanes(const mest_description& d, char* arena) {
+    const int lanes = std::max(1, lanes_);
+    const auto shared = std::make_shared<Shared>();
+    run_.push_back(lane_of(d, threads_, most_operators, arena, shared));
+    const auto count = static_cast<int64_t>(run_[0].steps.size());
+    if (group_operators_ < 0 || group_operators_ > count) {
+        refuse("operators of a group = " + std::to_string(group_operators_),
+               "0 to " + std::to_string(count));
+    }
+    for (int lane = 0; lanes > 1 && lane < lanes; ++lane) {
+        run_.push_back(lane_of(d, 1, group_operators_, arena + lane * arena_bytes_,
+                               lane == 0 ? shared : std::make_shared<Shared>()));
+    }
+    for (size_t i = 0; i < buffers_.size(); ++i) {
+        const Buffer& buffer = buffers_[i];
+        if (!used_[i] || buffer.offset >= 0) continue;
+        ++unbound_;
+        if (buffer.role == rows) {
+            const int64_t examples = buffer.shape.empty() ? 1 : buffer.shape[0];
+            if (!rows_.empty() && examples != examples_) {
+                refuse(place("buffers", i) + " of " + std::to_string(examples) + " examples",
+                       std::to_string(examples_) + " as the others of a group");
+            }
+            examples_ = examples;
+            rows_.push_back(static_cast<int64_t>(i));
+        }
+        if (buffer.role == sum) {
+            sums_.push_back(static_cast<int64_t>(i));
+            part_floats_ += (buffer.count() + 15) / 16 * 16;
+            if (part_floats_ > most_part_floats / lanes) refuse("sums", "up to 2**36 bytes");
+        }
+    }
+    if (lanes_ > 0) parts_.reset(new float[static_cast<size_t>(lanes * part_floats_)]);
+}
+
+Program::Lane Program::lane_of(const mest_description& d, int threads, int64_t most, char* arena,
+                               std::shared_ptr<Shared> shared) {
+    Lane lane{threads, {}, {}, {}, std::move(shared)};
+    for (const Buffer& buffer : buffers_) {
+        lane.addresses.push_back(buffer.offset < 0 ? nullptr : arena + buffer.offset);
+    }
     Reader<int64_t> numbers(d.operators, d.operators_length, "operators");
     Reader<double> reals(d.reals, d.reals_length, "reals");
     while (!numbers.ended()) {
-        if (static_cast<int64_t>(steps_.size()) == most_operators) {
+        if (static_cast<int64_t>(lane.steps.size()) == most) {
+            if (most < most_operators) return lane;
             refuse("more operators", "at most " + std::to_string(most_operators));
         }
-        std::string where = place("operators", steps_.size());
+        std::string where = place("operators", lane.steps.size());
         const auto last = static_cast<double>(table().size()) - 1;
         const Operator& kind = table()[numbers.next(where + ".code", 0, last)];
         where += std::string(" (") + kind.name + "): ";
         try {
             const Fields f = fields_of(kind, numbers, reals, buffers_);
             for (const Tensor& tensor : f.arguments) {
-                if (!tensor || used_[tensor.number]) continue;
-                used_[tensor.number] = true;
-                if (addresses_[tensor.number] == nullptr) ++unbound_;
+                if (tensor) used_[tensor.number] = true;
             }
-            Builder builder(kind, f.arguments, f.wholes, f.reals, shared_, threads_);
-            steps_.push_back(kind.make(builder));
-            products_.insert(products_.end(), builder.made().begin(), builder.made().end());
+            Builder builder(kind, f.arguments, f.wholes, f.reals, *lane.shared, threads);
+            lane.steps.push_back(kind.make(builder));
+            lane.products.insert(lane.products.end(), builder.made().begin(), builder.made().end());
             scratch_floats_ = std::max(scratch_floats_, builder.scratch_floats());
         } catch (const std::invalid_argument& error) {
             throw std::invalid_argument(where + error.what());
@@ -151,12 +194,15 @@ void Program::add_operators(const mest_description& d) {
         }
     }
     if (!reals.ended()) refuse("more real attributes", "as many as the operators have");
+    return lane;
 }
 
-// Before the first run, so that it allocates nothing either.
+// Before the first run, so that it allocates nothing either. All lanes take the same.
 void Program::take_scratch() const {
     on_each_thread(threads_, [&](int64_t) {
-        for (const auto& product : products_) product->take_scratch();
+        for (size_t i = 0; i < std::min<size_t>(2, run_.size()); ++i) {
+            for (const auto& product : run_[i].products) product->take_scratch();
+        }
         if (scratch_floats_ > 0) thread_scratch(free_scratch, scratch_floats_);
     });
 }
@@ -170,35 +216,36 @@ void Program::bind(int64_t number, void* address, int64_t bytes) {
     const std::string where = place("buffers", number);
     if (buffer.offset >= 0) refuse(where + " lies in the arena", "buffers without an offset");
     const auto place = reinterpret_cast<uintptr_t>(address);
-    if (address == nullptr || place % bytes_of(buffer.type) != 0 || bytes != buffer.bytes()) {
+    const int64_t whole = buffer.bytes();
+    const bool fits = buffer.role == rows ? bytes >= whole && bytes % whole == 0 : bytes == whole;
+    if (address == nullptr || place % bytes_of(buffer.type) != 0 || !fits) {
         refuse(where + " of " + std::to_string(bytes) + " bytes",
-               std::to_string(buffer.bytes()) + " bytes at an address that fits its type");
+               std::to_string(whole) + " bytes" + (buffer.role == rows ? " or a multiple" : "") +
+                   " at an address that fits its type");
     }
-    if (addresses_[number] == nullptr && used_[number]) --unbound_;
-    addresses_[number] = address;
-}
-
-void Program::run(int64_t first, int64_t last) {
-    if (first < 0 || last < first || last > static_cast<int64_t>(steps_.size())) {
-        refuse("operators " + std::to_string(first) + " to " + std::to_string(last),
-               "a range within 0 to " + std::to_string(steps_.size()));
-    }
-    const Running running(runs_);
-    if (unbound_ > 0) refuse(std::to_string(unbound_) + " buffers have no address", "none");
-    const Run run{addresses_.data(), shared_, threads_};
-    for (int64_t i = first; i < last; ++i) steps_[i](run);
+    if (bound_[number] == nullptr && used_[number]) --unbound_;
+    bound_[number] = static_cast<char*>(address);
+    groups_bound_[number] = bytes / whole;
+    for (Lane& lane : run_) lane.addresses[number] = address;
 }
 
 int64_t Program::workspace_bytes() const {
     const auto held = [](const auto& vector) {
         return static_cast<int64_t>(vector.capacity() * sizeof(vector[0]));
     };
-    const ProductMemory& p = shared_.product;
-    int64_t total = held(shared_.floats) + held(shared_.doubles) + held(shared_.index.first) +
-                    held(shared_.index.columns) + held(p.offsets) + held(p.moved) +
-                    held(p.partial) + held(p.back.from) + held(p.back.strips.first) +
-                    held(p.back.strips.columns) + held(steps_) + held(buffers_) + held(addresses_);
-    for (const auto& product : products_) total += product->bytes();
+    int64_t total = held(buffers_) + held(bound_) + held(groups_bound_);
+    if (parts_) total += std::max(1, lanes_) * part_floats_ * static_cast<int64_t>(sizeof(float));
+    for (size_t i = 0; i < run_.size(); ++i) {
+        const Lane& lane = run_[i];
+        total += held(lane.steps) + held(lane.addresses);
+        for (const auto& product : lane.products) total += product->bytes();
+        if (i == 1) continue;  // shares its memory with the first
+        const Shared& s = *lane.shared;
+        const ProductMemory& p = s.product;
+        total += held(s.floats) + held(s.doubles) + held(s.index.first) + held(s.index.columns) +
+                 held(p.offsets) + held(p.moved) + held(p.partial) + held(p.back.from) +
+                 held(p.back.strips.first) + held(p.back.strips.columns);
+    }
     return total;
 }
 

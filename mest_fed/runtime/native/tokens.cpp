@@ -81,11 +81,11 @@ Step sequence_mean_gradient(Builder& b) {
     };
 }
 
-int64_t checked(const char* name, const int64_t* numbers, int64_t at, int64_t end) {
-    const int64_t number = numbers[at];
+int64_t checked(const Run& run, const Tensor& indices, int64_t at, int64_t end) {
+    const int64_t number = run.at<int64_t>(indices)[at];
     if (number >= 0 && number < end) return number;
-    throw std::invalid_argument(std::string(name) + "[" + std::to_string(at) + "] = " +
-                                std::to_string(number) + "; allowed: 0 to " +
+    throw std::invalid_argument("indices[" + std::to_string(run.earlier(indices.count()) + at) +
+                                "] = " + std::to_string(number) + "; allowed: 0 to " +
                                 std::to_string(end - 1));
 }
 
@@ -104,7 +104,7 @@ Step embedding(Builder& b) {
     return [=](const Run& run) {
         for_runs(indices.count(), width, run.threads, [&](int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; ++i) {
-                const int64_t row = checked("indices", run.at<int64_t>(indices), i, rows);
+                const int64_t row = checked(run, indices, i, rows);
                 std::memcpy(run.at(y) + i * width, run.at(table) + row * width, width * sizeof(float));
             }
         });
@@ -122,7 +122,7 @@ Step embedding_gradient(Builder& b) {
                 std::fill(to + row * width + begin, to + row * width + end, 0.0f);
             }
             for (int64_t i = 0; i < count; ++i) {
-                const int64_t row = checked("indices", run.at<int64_t>(indices), i, rows);
+                const int64_t row = checked(run, indices, i, rows);
                 const float* from = run.at(dy) + i * width;
                 for (int64_t f = begin; f < end; ++f) to[row * width + f] += from[f];
             }

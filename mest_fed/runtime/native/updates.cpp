@@ -11,12 +11,13 @@ namespace {
 struct Classes {
     int64_t rows, classes;
 
-    int64_t target(const int64_t* targets, int64_t row) const {
-        const int64_t target = targets[row];
-        if (target >= 0 && target < classes) return target;
-        throw std::invalid_argument("targets[" + std::to_string(row) + "] = " +
-                                    std::to_string(target) + "; allowed: 0 to " +
-                                    std::to_string(classes - 1));
+    // Negative: the row does not count.
+    int64_t target(const Run& run, const Tensor& targets, int64_t row) const {
+        const int64_t target = run.at<int64_t>(targets)[row];
+        if (target < classes) return target;
+        throw std::invalid_argument("targets[" + std::to_string(run.earlier(rows) + row) + "] = " +
+                                    std::to_string(target) + "; allowed: less than " +
+                                    std::to_string(classes));
     }
 };
 
@@ -25,14 +26,15 @@ Classes classes_of(const Builder& b, const char* name) {
     b.expect("targets", Shape(shape.begin(), shape.end() - 1));
     for (const char* other : {"probabilities", "dlogits"}) b.expect(other, shape);
     b.expect("loss", {});
+    b.expect("share", {1});
     return {product_of(shape, 0, shape.size() - 1), shape.back()};
 }
 
-// The mean over rows of -log softmax(logits)[target].
+// The sum over rows of -log softmax(logits)[target] * share.
 Step cross_entropy(Builder& b) {
     const Classes c = classes_of(b, "logits");
     const Tensor logits = b["logits"], targets = b["targets"], loss = b["loss"];
-    const Tensor probabilities = b["probabilities"];
+    const Tensor probabilities = b["probabilities"], share = b["share"];
     b.doubles(c.rows);
     return [=](const Run& run) {
         double* losses = run.shared.doubles.data();
@@ -40,31 +42,34 @@ Step cross_entropy(Builder& b) {
             for (int64_t row = begin; row < end; ++row) {
                 const float* from = run.at(logits) + row * c.classes;
                 float* to = run.at(probabilities) + row * c.classes;
-                const float wanted = from[c.target(run.at<int64_t>(targets), row)];
+                const int64_t target = c.target(run, targets, row);
+                const float wanted = from[std::max<int64_t>(target, 0)];
                 const float most = *std::max_element(from, from + c.classes);
                 for (int64_t i = 0; i < c.classes; ++i) to[i] = std::exp(from[i] - most);
                 const double total = sum_of(c.classes, [=](int64_t i) { return to[i]; });
                 for (int64_t i = 0; i < c.classes; ++i) to[i] = static_cast<float>(to[i] / total);
-                losses[row] = std::log(total) - (wanted - most);
+                losses[row] = target < 0 ? 0 : std::log(total) - (wanted - most);
             }
         });
         double total = 0;
         for (int64_t row = 0; row < c.rows; ++row) total += losses[row];
-        *run.at(loss) = static_cast<float>(total / static_cast<double>(c.rows));
+        *run.at(loss) = static_cast<float>(total * *run.at(share));
     };
 }
 
 Step cross_entropy_gradient(Builder& b) {
     const Classes c = classes_of(b, "probabilities");
     const Tensor targets = b["targets"], probabilities = b["probabilities"], dlogits = b["dlogits"];
+    const Tensor share = b["share"];
     return [=](const Run& run) {
         for_runs(c.rows, c.classes, run.threads, [&](int64_t begin, int64_t end) {
             for (int64_t row = begin; row < end; ++row) {
                 const float* from = run.at(probabilities) + row * c.classes;
                 float* to = run.at(dlogits) + row * c.classes;
-                const int64_t target = c.target(run.at<int64_t>(targets), row);
+                const int64_t target = c.target(run, targets, row);
+                const float factor = *run.at(share);
                 for (int64_t i = 0; i < c.classes; ++i) {
-                    to[i] = (from[i] - (i == target ? 1 : 0)) / static_cast<float>(c.rows);
+                    to[i] = target < 0 ? 0 : (from[i] - (i == target ? 1 : 0)) * factor;
                 }
             }
         });
@@ -144,9 +149,9 @@ std::vector<Operator> loss_and_updates() {
     const Argument gradient{"gradient"}, rates{"rates"}, parameter{"parameter"};
     const Argument momentum_buffer{"momentum_buffer", float32, true};
     return {
-        {"cross_entropy", {{"logits"}, targets}, {{"loss"}, {"probabilities"}}, {}, {},
+        {"cross_entropy", {{"logits"}, targets, {"share"}}, {{"loss"}, {"probabilities"}}, {}, {},
          cross_entropy},
-        {"cross_entropy_gradient", {{"probabilities"}, targets}, {{"dlogits"}}, {}, {},
+        {"cross_entropy_gradient", {{"probabilities"}, targets, {"share"}}, {{"dlogits"}}, {}, {},
          cross_entropy_gradient},
         {"sgd", {gradient, rates, parameter, momentum_buffer}, {}, {nesterov},
          {decay, momentum}, sgd},

@@ -1,0 +1,211 @@
+"""Batches of any size through a program that is written for a group. Needs NumPy alone.
+
+A batch is taken group by group; what is left over goes through the same step, written for a smaller
+group. All sizes share parameters, states, settings and sums.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mest_fed.errors import InputError
+from mest_fed.runtime.arena import plan_arena
+from mest_fed.runtime.native import Runtime, Shared, fitting
+from mest_fed.runtime.program import ROWS, Program
+
+Array = NDArray[Any]
+#: Gives the program of so many examples.
+Resize = Callable[[int], Program]
+
+#: Sizes beside a program's own that are kept.
+_MOST_SIZES = 32
+
+
+def even_parts(examples: int, most: int) -> Iterator[int]:
+    """Yield the sizes of the parts of a batch: at most so many examples, and none much smaller.
+
+    A lone example at the end would have no statistics of a batch.
+    """
+    left = examples
+    while left:
+        size = -(-left // -(-left // most))
+        yield size
+        left -= size
+
+
+class Batches:
+    """A program with memory, which takes batches.
+
+    Parameters
+    ----------
+    program : Program
+        Of a group of examples.
+    threads : int
+        Results have the same bits for any number.
+    resize : callable, optional
+        Gives the program of another size, with the same parameters and states. Without it a batch
+        is groups of the program's own size.
+    arrays : mapping of str to array, optional
+        Memory of parameters, states, settings and sums by name, which is another's too; new memory,
+        all zeros, for the others.
+
+    Raises
+    ------
+    InputError
+        If the runtime refuses the program, or its memory is not there.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        threads: int = 1,
+        resize: Resize | None = None,
+        arrays: Mapping[str, Array] | None = None,
+    ) -> None:
+        self.program, self.threads = program, threads
+        self.rows = {program.buffers[it].name: program.buffers[it] for it in program.of_role(*ROWS)}
+        given = arrays or {}
+        #: Parameters, states, settings and sums by name.
+        self.arrays: dict[str, Array] = {
+            it.name: given[it.name] if it.name in given else np.zeros(it.shape, it.dtype)
+            for it in program.buffers
+            if it.role in _SHARED
+        }
+        #: Examples that have statistics of their own, at most, where they are of the batch (batch
+        #: norm): their gradients are added up. None for all of a batch.
+        self.micro_batch: int | None = None
+        #: Outputs of the last batch by name.
+        self.outputs: dict[str, Array] = {}
+        self._resize = resize
+        self._examples = program.examples
+        self._arena: NDArray[np.uint8] | None = None
+        self.runtime = self._runtime(program)
+        self._others: dict[int, Runtime] = {}
+
+    def bind(self, name: str, array: Array) -> None:
+        """Let a parameter or state be an array's memory, for all sizes.
+
+        Raises
+        ------
+        InputError
+            As :meth:`~mest_fed.runtime.native.Runtime.bind`.
+        """
+        for runtime in (self.runtime, *self._others.values()):
+            runtime.bind_name(name, array)
+        self.arrays[name] = array
+
+    def groups(self, inputs: Mapping[str, Any]) -> None:
+        """Run forward and backward over a batch: sums and outputs are those of the batch then.
+
+        Parameters
+        ----------
+        inputs : mapping of str to array
+            All inputs, (examples, ...).
+
+        Raises
+        ------
+        InputError
+            If a shape or type is another, or slots, targets or indices are out of range.
+        """
+        arrays = {name: fitting(name, it, self.rows[name].dtype) for name, it in inputs.items()}
+        examples = self._check(arrays)
+        for name, buffer in self.rows.items():
+            if buffer.role == "output":
+                held = self.outputs.get(name)
+                if held is None or len(held) != examples:
+                    shape = (examples, *buffer.shape[1:])
+                    self.outputs[name] = np.empty(shape, buffer.dtype)
+        arrays.update(self.outputs)
+        before, added, parts = 0, self.program.takes_groups, list(self._parts(examples))
+        sums = [] if added or len(parts) == 1 else self._sums
+        totals = [np.zeros_like(it) for it in sums]
+        for runtime, size, count in parts:
+            for name, array in arrays.items():
+                runtime.bind_name(name, array[before : before + size * count])
+            runtime.groups(count, before if added else 0)
+            before += size * count
+            for total, part in zip(totals, sums, strict=True):
+                total += part
+        for total, part in zip(totals, sums, strict=True):
+            part[...] = total
+
+    @property
+    def _sums(self) -> list[Array]:
+        return [self.arrays[self.program.buffers[it].name] for it in self.program.of_role("sum")]
+
+    def update(self) -> None:
+        """Run the operators behind the groups: the update."""
+        self.runtime.run(self.program.per_group)
+
+    def _check(self, arrays: Mapping[str, Array]) -> int:
+        """Return how many examples a batch has."""
+        examples = {len(it) if it.ndim else 0 for it in arrays.values()}
+        count = max(examples)
+        for name, array in arrays.items():
+            shape = (count, *self.rows[name].shape[1:])
+            if array.shape != shape or count == 0:
+                allowed = f"{('N', *shape[1:])}".replace("'", "")
+                raise InputError(
+                    f"{name!r} has shape {array.shape}; allowed: {allowed}, one N of at least 1 "
+                    f"for all inputs"
+                )
+        return count
+
+    def _parts(self, examples: int) -> Iterator[tuple[Runtime, int, int]]:
+        """Yield what runs a batch, one after the other: a runtime, its examples, its groups."""
+        if not self.program.takes_groups:
+            for size in even_parts(examples, self.micro_batch or examples):
+                yield self._sized(size), size, 1
+            return
+        size = self._examples
+        whole, left = divmod(examples, size)
+        if whole:
+            yield self.runtime, size, whole
+        if self._resize is None and left:
+            self._sized(left)  # refuses
+        while left:  # in powers of two, so that few sizes are ever made
+            size = 1 << left.bit_length() - 1
+            yield self._sized(size), size, 1
+            left -= size
+
+    def _sized(self, examples: int) -> Runtime:
+        """Return the runtime of a group of so many examples."""
+        if examples == self._examples:
+            return self.runtime
+        if self._resize is None:
+            many = "a multiple of " if self.program.takes_groups else ""
+            raise InputError(
+                f"{examples} examples are no group of the program's; "
+                f"allowed: batches of {many}{self._examples}"
+            )
+        if examples not in self._others:
+            if len(self._others) >= _MOST_SIZES:
+                self._others.pop(next(iter(self._others)))
+            self._others[examples] = self._runtime(self._resize(examples))
+        return self._others[examples]
+
+    def _runtime(self, program: Program) -> Runtime:
+        arena = plan_arena(program)
+        same = program is self.program
+        lanes = self.threads if same and program.takes_groups else int(program.takes_groups)
+        held = {it.name for it in program.buffers if it.role in _SHARED}
+        if held != set(self.arrays):
+            raise InputError("the program of another size has other parameters or states")
+        try:
+            made = Runtime(
+                program,
+                arena.offsets,
+                arena.peak,
+                threads=self.threads,
+                lanes=lanes,
+                shared=Shared(self.arrays, self._arena),
+            )
+        except MemoryError:
+            raise InputError(f"no memory for the program's arena of {arena.peak:,} bytes") from None
+        self._arena = made.arena
+        return made
+
+
+_SHARED = ("parameter", "state", "setting", "sum")

@@ -1,0 +1,1 @@
+"""Passes: each makes a program another of the same meaning."""

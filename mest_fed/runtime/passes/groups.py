@@ -1,0 +1,99 @@
+"""Groups: a batch is taken a few examples at a time, so that what a step needs stays in the cache.
+
+Each group goes through all layers, forward and back, before the next one begins. Gradients of
+parameters and the loss are added up over the groups: an operator adds a gradient to its sum as
+soon as it is whole, so that the arena holds it for a moment only.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from mest_fed.runtime.arena import plan_arena
+from mest_fed.runtime.build import Builder
+from mest_fed.runtime.program import Operator, Program
+
+#: Bytes of the arena that a group may take: what a core's caches hold, the shared one included.
+MOST_BYTES = 12 * 2**20
+
+
+def with_groups(program: Program) -> Program:
+    """Let a batch be several groups: what operators write to sums is added to them.
+
+    Returns
+    -------
+    Program
+        The same, where groups need statistics of the batch or of one another (batch norm).
+    """
+    direct = sorted(set(_directly_written(program)))
+    builder = Builder(program)
+    parts = {
+        number: builder.buffer(
+            f"{program.buffers[number].name}:group", program.buffers[number].shape
+        )
+        for number in direct
+    }
+    last = {
+        number: place
+        for place, operator in enumerate(program.operators[: program.per_group])
+        for number in operator.writes
+    }
+    operators: list[Operator] = []
+    phases = list(program.phases)
+    for place, operator in enumerate(program.operators):
+        if place >= program.per_group:
+            operators.append(operator)
+            continue
+        operators.append(
+            replace(
+                operator,
+                inputs=tuple(parts.get(it, it) for it in operator.inputs),
+                outputs=tuple(parts.get(it, it) for it in operator.outputs),
+            )
+        )
+        for number in direct:
+            if last[number] == place:
+                operators.append(Operator("accumulate", (parts[number],), (number,)))
+                phases[0 if place < program.phases[0] else 1] += 1
+    counts = phases[0], phases[1], phases[2]
+    grouped = Program(tuple(builder.buffers), tuple(operators), counts)
+    return grouped if grouped.takes_groups else program
+
+
+def _directly_written(program: Program) -> Iterator[int]:
+    """Yield sums that an operator of a group writes, and not only adds to."""
+    for operator in program.operators[: program.per_group]:
+        for number in operator.outputs:
+            changed = operator.name == "accumulate"
+            if number >= 0 and program.buffers[number].role == "sum" and not changed:
+                yield number
+
+
+def group_size(
+    program_of: Callable[[int], Program], batch: int, most_bytes: int = MOST_BYTES
+) -> int:
+    """Choose how many examples a group has.
+
+    Parameters
+    ----------
+    program_of : callable
+        Gives the program of so many examples.
+    batch : int
+        Examples of a batch.
+    most_bytes : int
+        Of the arena of a group, if one example takes no more.
+
+    Returns
+    -------
+    int
+        The largest power of two, at most the batch, whose arena is small enough; the batch itself
+        where it has to be one group.
+    """
+    tried = min(2, batch)  # one example alone may have no batch statistics
+    program = program_of(tried)
+    if not program.takes_groups:
+        return batch
+    of_one = plan_arena(program).peak / tried
+    size = 1
+    while 2 * size <= batch and 2 * size * of_one <= most_bytes:
+        size *= 2
+    return size
