@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from torch import Tensor
 
-from mest_fed.catalogue import AUGMENTATIONS, Engine, MutationPlace
+from mest_fed.catalogue import AUGMENTATIONS, Engine, KernelMode, MutationPlace, Recompute
 from mest_fed.config import RunConfig
 from mest_fed.config.stopping import StopRule
 from mest_fed.data import Batches
@@ -136,9 +136,10 @@ class Task(TaskModel):
         A model without a program is torch's all the same: see :meth:`why_torch`.
         """
         training = self.config.training
-        stored = memory is None or (memory.recompute, memory.saved) == ("none", "fp32")
-        on_cpu = training.engine == Engine.COMPILED and choose_device(training.device).type == "cpu"
-        return on_cpu and stored
+        if training.engine != Engine.COMPILED or training.kernels == KernelMode.DENSE:
+            return False
+        stored = memory is None or (memory.recompute, memory.saved) == (Recompute.NONE, "fp32")
+        return stored and choose_device(training.device).type == "cpu"
 
     @property
     def forward(self) -> Callable[[Tensor], Tensor] | None:
@@ -158,7 +159,7 @@ class Task(TaskModel):
             return None
         asked = f"training.engine = {training.engine!r}"
         if not self.compiles():
-            return f"{asked}: torch trains, since training.device is not the CPU"
+            return f"{asked}: torch trains, on another device or with training.kernels = 'dense'"
         try:
             shape = (min(2, training.batch_size), *example.input_shape)
             settings = self.optimizer(0.0)

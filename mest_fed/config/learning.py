@@ -265,7 +265,7 @@ class TrainingSection(Section):
     what has no program runs by ``torch``, and the log says in one line why. The engines differ in
     rounding, and in what dropout draws."""
     kernels: Annotated[str, AfterValidator(_kernels)] = "rule"
-    """How sparse layers compute on a CPU.
+    """How sparse layers compute on a CPU where torch trains.
 
     ``rule`` chooses implementations by shape and density alone: the same seed gives the same bits,
     run after run, on one kind of machine. ``tuned`` times them once, before the first round, and

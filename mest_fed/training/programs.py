@@ -25,14 +25,15 @@ from mest_fed.nn.optimizers import FIRST, MOMENTUM, SECOND, STEP, ClientOptimize
 from mest_fed.runtime import native
 from mest_fed.runtime.arena import plan_arena
 from mest_fed.runtime.batches import even_parts
-from mest_fed.runtime.passes.groups import MOST_BYTES
+from mest_fed.runtime.passes.groups import MOST_BYTES as GROUP_BYTES
 from mest_fed.runtime.program import Program
 from mest_fed.runtime.step import CompiledForward, CompiledStep
 from mest_fed.training.objective import Objective
 from mest_fed.training.step_program import StepPrograms, step_program
 
-#: Programs of one model that are kept, each with its arena.
-MOST_PROGRAMS = 16
+#: Programs of one model that are kept, and the bytes that they may hold beside the model; the last
+#: one is kept in any case.
+MOST_PROGRAMS, MOST_BYTES = 16, 2**28
 
 #: Examples that an evaluation computes together.
 EVALUATION_GROUP = 8
@@ -133,6 +134,13 @@ class ModelStep:
         self._states = list(self._find_states())
         self._counters = _batch_counters(self.step.program, self.places)
         self._micro_batch = micro_batch
+        held = {place.buffer for place in self.places}
+        #: Bytes beside the model's: arena, gradients, states of the optimizer.
+        self.bytes = self.step.arena_bytes + sum(
+            it.bytes
+            for it in program.buffers
+            if it.role in ("sum", "state") and it.name not in held
+        )
 
     def _find_states(self) -> Iterator[tuple[str, tuple[int, ...], Place, str]]:
         """Yield each state of the optimizer: buffer, shape, its parameter, its key there."""
@@ -191,7 +199,7 @@ def _grouped(programs: StepPrograms, size: int, micro_batch: int) -> tuple[Captu
     program = programs.of(captured)
     group = most
     taken = plan_arena(program).peak
-    while group > 1 and taken * group > MOST_BYTES * most:
+    while group > 1 and taken * group > GROUP_BYTES * most:
         group //= 2
     if group < most:
         captured = programs.captured(group)
@@ -205,6 +213,42 @@ def _batch_counters(program: Program, places: list[Place]) -> list[Any]:
     calls = [it.arguments["running_mean"] for it in program.operators if it.name == "batch_norm"]
     called = (modules.get(program.buffers[it].name) for it in calls)
     return [it for it in called if getattr(it, "num_batches_tracked", None) is not None]
+
+
+class ModelForward:
+    """A compiled evaluation in the memory of a model.
+
+    Parameters
+    ----------
+    first : Captured
+        Of a group of examples.
+    places : list of Place
+        Where the model has what the program reads.
+    threads : int
+        To compute with.
+    captured : callable
+        Gives the same of so many examples.
+    """
+
+    def __init__(
+        self,
+        first: Captured,
+        places: list[Place],
+        threads: int,
+        captured: Callable[[int], Captured],
+    ) -> None:
+        self.places = places
+        self._forward = CompiledForward(
+            first.program, threads, lambda examples: captured(examples).program
+        )
+        #: Bytes beside the model's.
+        self.bytes = self._forward.arena_bytes
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return the outputs of examples, valid until the next call."""
+        for place in self.places:
+            self._forward.bind(place.buffer, place.array())
+        return torch.from_numpy(self._forward.predict(inputs.numpy()))
 
 
 def _structure(model: nn.Module) -> tuple[object, ...]:
@@ -297,7 +341,10 @@ class Programs:
         return found
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return what the model does, which is in evaluation mode: by a program, if it has one."""
+        """Return what the model says in evaluation mode, by a program where it has one.
+
+        Outputs are valid until the next call.
+        """
         threads, example = torch.get_num_threads(), tuple(inputs.shape[1:])
         key = "forward", example, inputs.dtype, threads, _structure(self.model)
 
@@ -305,30 +352,29 @@ class Programs:
             dtype = str(inputs.dtype).removeprefix("torch.")
             return capture(self.model, (examples, *example), dtype, training=False)
 
-        def make() -> tuple[CompiledForward, list[Place]]:
+        def make() -> ModelForward:
             check_plain(self.model, training=False)
             first = captured(EVALUATION_GROUP)
-            places = places_of(self.model, first)
-            resized = lambda examples: captured(examples).program  # noqa: E731
-            return CompiledForward(first.program, threads, resized), places
+            return ModelForward(first, places_of(self.model, first), threads, captured)
 
-        found: tuple[CompiledForward, list[Place]] | None = self._find(key, make)
-        if found is None:
-            outputs: Tensor = self.model(inputs)
-            return outputs
-        program, places = found
-        for place in places:
-            program.bind(place.buffer, place.array())
-        return torch.from_numpy(program.predict(inputs.numpy()))
+        found: ModelForward | None = self._find(key, make)
+        outputs: Tensor = self.model(inputs) if found is None else found(inputs)
+        return outputs
 
     def _find(self, key: object, make: Callable[[], Any]) -> Any:
         """Return what was made for a key, or make it; None where there can be none."""
-        if key not in self._kept:
+        kept = self._kept
+        if key not in kept:
             try:
-                self._kept[key] = make() if native.available() else None
+                kept[key] = make() if native.available() else None
             except InputError:
-                self._kept[key] = None
-            if len(self._kept) > MOST_PROGRAMS:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
+                kept[key] = None
+        kept.move_to_end(key)
+        while len(kept) > 1 and (len(kept) > MOST_PROGRAMS or self.bytes > MOST_BYTES):
+            kept.popitem(last=False)
+        return kept[key]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that the programs hold beside the model."""
+        return sum(it.bytes for it in self._kept.values() if it is not None)

@@ -16,6 +16,7 @@ from tiny_run import (
 from mest_fed.runtime import native
 from mest_fed.simulation.peak_measurement import PeakMeasurement
 from mest_fed.simulation.simulate import Interrupted, open_run
+from mest_fed.task import Task
 from mest_fed.training.programs import Programs
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no compiled runtime")
@@ -79,30 +80,53 @@ def test_workers_have_the_same_bits(compiled, tmp_path, monkeypatch):
     assert_same_run(folder, compiled)
 
 
-@pytest.mark.parametrize(
-    ("sections", "reason"),
-    [
-        (
-            {"sparsity": {"scheme": "channel"}},
-            "torch trains; stage1.0.conv1: a SparseConv2d with the scheme channel has no operator; "
-            "allowed: unstructured, block, block:ROWS",
-        ),
-        (
-            {"training": {"optimizer": "torch.optim:RMSprop"}},
-            "torch trains; training.optimizer = 'torch.optim:RMSprop' is not allowed; "
-            "allowed: in a program: sgd, adam, adamw",
-        ),
-        (
-            {"memory": {"recompute": "norms"}},
-            "torch trains where a plan recomputes or packs: rpi-4",
-        ),
-    ],
-    ids=["scheme", "optimizer", "memory"],
-)
-def test_one_line_says_why_torch_trains(tmp_path, sections, reason):
-    runs = [start(tmp_path / it, config_of(it, **sections)) for it in ("compiled", "torch")]
-    lines = (runs[0] / "run.log").read_text(encoding="utf-8").splitlines()
-    (line,) = [it for it in lines if "training.engine" in it]
-    assert line.endswith(f"training.engine = 'compiled': {reason}")
-    if "memory" not in sections:  # evaluation is compiled even so
-        assert read_rows(runs[0], "clients") == read_rows(runs[1], "clients")
+REASONS = {
+    "scheme": (
+        {"sparsity": {"scheme": "channel"}},
+        "torch trains; stage1.0.conv1: a SparseConv2d with the scheme channel has no operator; "
+        "allowed: unstructured, block, block:ROWS",
+    ),
+    "optimizer": (
+        {"training": {"optimizer": "torch.optim:RMSprop"}},
+        "torch trains; training.optimizer = 'torch.optim:RMSprop' is not allowed; "
+        "allowed: in a program: sgd, adam, adamw",
+    ),
+    "task": (
+        {"task": {"name": "regression"}},
+        "torch trains; task.name = 'Regression' is not allowed; "
+        "allowed: in a program: Classification, NextToken",
+    ),
+    "clipping": (
+        {"training": {"clip_norm": 1.0}},
+        "torch trains; training.clip_norm = 1.0 is not allowed in a program; allowed: 0",
+    ),
+    "kernels": (
+        {"training": {"kernels": "dense"}},
+        "torch trains, on another device or with training.kernels = 'dense'",
+    ),
+    "memory": (
+        {"memory": {"recompute": "norms"}},
+        "torch trains where a plan recomputes or packs: rpi-4",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REASONS)
+def test_a_task_says_why_torch_trains(case):
+    sections, reason = REASONS[case]
+    task = Task(config_of("compiled", **sections))
+    plans = {"rpi-4": task.plan(10**9, "test")}
+    assert task.why_torch(plans) == f"training.engine = 'compiled': {reason}"
+    assert Task(config_of("torch", **sections)).why_torch(plans) is None
+
+
+def test_a_run_with_programs_has_nothing_to_say():
+    task = Task(config_of("compiled"))
+    assert task.why_torch({"rpi-4": task.plan(10**9, "test")}) is None
+
+
+def test_one_line_of_a_run_says_why_torch_trains(tmp_path):
+    sections, reason = REASONS["scheme"]
+    folder = start(tmp_path / "run", config_of("compiled", run={"rounds": 1}, **sections))
+    (line,) = (folder / "run.log").read_text(encoding="utf-8").splitlines()
+    assert line.endswith(f"WARNING training.engine = 'compiled': {reason}")
