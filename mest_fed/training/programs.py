@@ -329,7 +329,7 @@ class Programs:
             Examples that go through the model together, at most.
         """
         example = tuple(batch.inputs.shape[1:]), batch.inputs.dtype
-        how = type(objective), replace(settings, learning_rate=1.0), torch.get_num_threads()
+        how = objective, replace(settings, learning_rate=1.0), torch.get_num_threads()
         key = "step", example, micro_batch, how, _structure(self.model)
 
         def make() -> ModelStep:

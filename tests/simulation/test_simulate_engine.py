@@ -81,24 +81,10 @@ def test_workers_have_the_same_bits(compiled, tmp_path, monkeypatch):
 
 
 REASONS = {
-    "scheme": (
-        {"sparsity": {"scheme": "channel"}},
-        "torch trains; stage1.0.conv1: a SparseConv2d with the scheme channel has no operator; "
-        "allowed: unstructured, block, block:ROWS",
-    ),
     "optimizer": (
         {"training": {"optimizer": "torch.optim:RMSprop"}},
         "torch trains; training.optimizer = 'torch.optim:RMSprop' is not allowed; "
         "allowed: in a program: sgd, adam, adamw",
-    ),
-    "task": (
-        {"task": {"name": "regression"}},
-        "torch trains; task.name = 'Regression' is not allowed; "
-        "allowed: in a program: Classification, NextToken",
-    ),
-    "clipping": (
-        {"training": {"clip_norm": 1.0}},
-        "torch trains; training.clip_norm = 1.0 is not allowed in a program; allowed: 0",
     ),
     "kernels": (
         {"training": {"kernels": "dense"}},
@@ -126,7 +112,7 @@ def test_a_run_with_programs_has_nothing_to_say():
 
 
 def test_one_line_of_a_run_says_why_torch_trains(tmp_path):
-    sections, reason = REASONS["scheme"]
+    sections, reason = REASONS["optimizer"]
     folder = start(tmp_path / "run", config_of("compiled", run={"rounds": 1}, **sections))
     (line,) = (folder / "run.log").read_text(encoding="utf-8").splitlines()
     assert line.endswith(f"WARNING training.engine = 'compiled': {reason}")
