@@ -1,9 +1,11 @@
 """One training step as a compiled program, against our torch path and dense torch.
 
-A step is forward, cross-entropy, backward, SGD with momentum; all sides start from the same
-weights, see the same batch, and are timed in turn in one process. Times are measured: of the
-processor with one thread, of the clock with more. The table by operator holds the compiled step's
-operators, each run and timed alone, in turn, by the processor's time of all threads.
+The compiled step takes the batch in groups of some images, which go through all layers one after
+the other; --groups times other sizes. A step is forward, cross-entropy, backward, SGD with
+momentum; all sides start from the same weights, see the same batch, and are timed in turn in one
+process. Times are measured: of the processor with one thread, of the clock with more. The table by
+operator holds the compiled step's operators, each run and timed alone, in turn, by the processor's
+time of all threads, as often as a step runs it: once a group or once a batch.
 
     python benchmarks/compiled_step.py --json compiled_step.json
 """
@@ -25,8 +27,9 @@ from mest_fed.kernels import torch_threads
 from mest_fed.nn import build_model, sparsify
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.rng import torch_generator
+from mest_fed.runtime.passes.groups import group_size
 from mest_fed.runtime.step import CompiledStep
-from mest_fed.training.step_program import step_program
+from mest_fed.training.step_program import StepPrograms
 from mest_fed.training.tasks import Classification
 
 COLUMNS = {
@@ -34,35 +37,44 @@ COLUMNS = {
     "compiled": "ours",
     "other": "peer",
     "ratio": "ratio",
+    "arena bytes": "arena_bytes",
     "compiled quartiles": "ours_quartiles",
     "other quartiles": "peer_quartiles",
 }
 OPERATORS = {"operator": "operator", "count": "count", "ms": "ms", "share": "share"}
 
 
-def compiled(
-    model: torch.nn.Module, images: torch.Tensor, options: argparse.Namespace
-) -> CompiledStep:
-    """Make a dense model a compiled step."""
+def compiled(model: torch.nn.Module, options: argparse.Namespace) -> dict[str, CompiledStep]:
+    """Make a dense model compiled steps, the first of the group that the arena wants."""
     sparsify(model, options.scheme, options.density)
     settings = OptimizerSettings(momentum=0.9, weight_decay=1e-4)
-    inputs = tuple(images.shape), torch.float32
-    program, captured = step_program(model.train(), inputs, Classification(), settings)
-    step = CompiledStep(program, options.threads)
-    for name, array in captured.arrays().items():
-        step.load(name, array)
-    return step
+    programs = StepPrograms(model.train(), (IMAGE, torch.float32), Classification(), settings)
+    groups = [group_size(programs, options.batch)]
+    if programs(2).takes_groups:
+        groups += [it for it in options.groups if it <= options.batch and it not in groups]
+    steps = {}
+    for group in groups:
+        step = CompiledStep(programs(group), options.threads, resize=programs, batch=options.batch)
+        for name, array in programs.captured(group).arrays().items():
+            step.load(name, array)
+        steps[f"groups of {group}"] = step
+    return steps
 
 
-def by_operator(step: CompiledStep, names: Sequence[str], repeats: int) -> list[Row]:
+def by_operator(step: CompiledStep, batch: int, repeats: int) -> list[Row]:
     """Time each operator of a step alone; return sums of medians by name, the largest first."""
+    names = [it.name for it in step.program.operators]
+    groups = batch / step.program.examples
     runs: list[list[float]] = [[] for _ in names]
     for _ in range(repeats):
         for place in range(len(names)):
             start = time.process_time()
             step.runtime.run(place, place + 1)
             runs[place].append(time.process_time() - start)
-    medians = [statistics.median(it) for it in runs]
+    medians = [
+        statistics.median(it) * (groups if place < step.program.per_group else 1)
+        for place, it in enumerate(runs)
+    ]
     whole = sum(medians)
     seconds = dict.fromkeys(names, 0.0)
     for name, median in zip(names, medians, strict=True):
@@ -93,19 +105,20 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], list[Row]]:
     generator = torch_generator(0, "batch")
     images = torch.randn(batch, *IMAGE, generator=generator)
     labels = torch.randint(CLASSES, (batch,), generator=generator)
-    step = compiled(build(), images, options)
+    steps = compiled(build(), options)
+    step = next(iter(steps.values()))
     library = ours(build(), options.scheme, options.density)
     set_kernels(library.model, IMAGE, batch, options.kernels)
 
-    def call() -> None:
-        step.step(images.numpy(), labels.numpy(), LEARNING_RATE)
+    def call(own: CompiledStep) -> None:
+        own.step(images.numpy(), labels.numpy(), LEARNING_RATE)
 
     def unparted(contestant: Callable[..., object]) -> None:
         contestant(images, labels)
 
     timings = in_turn(
         {
-            "compiled": call,
+            **{name: partial(call, it) for name, it in steps.items()},
             "library": partial(unparted, library),
             "dense": partial(unparted, dense(build())),
         },
@@ -122,17 +135,28 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], list[Row]]:
         "scheme": options.scheme,
         "density": options.density,
         "threads": options.threads,
-        "arena_bytes": step.arena_bytes,
-        "workspace_bytes": step.runtime.workspace_bytes,
     }
+    first = next(iter(steps))
+
+    def memory(name: str) -> dict[str, int]:
+        own = steps[name]
+        return {
+            "group": own.program.examples,
+            "arena_bytes": own.arena_bytes,
+            "workspace_bytes": own.runtime.workspace_bytes,
+        }
 
     def rows() -> Iterator[Row]:
         for other in ("library", "dense"):
             name = f"{what} {options.density:g}: {other}"
-            yield compare(name, timings["compiled"], timings[other], peer_name=other, **fields)
+            more = {**fields, **memory(first)}
+            yield compare(name, timings[first], timings[other], peer_name=other, **more)
+        for other in list(steps)[1:]:
+            name = f"{what} {options.density:g}: dense, compiled in {other}"
+            more = {**fields, **memory(other)}
+            yield compare(name, timings[other], timings["dense"], peer_name="dense", **more)
 
-    names = [it.name for it in step.program.operators]
-    return collect(rows()), by_operator(step, names, options.repeats)
+    return collect(rows()), by_operator(step, batch, options.repeats)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -145,6 +169,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--density", type=share, default=0.1)
     parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--batch", type=positive, default=64)
+    parser.add_argument(
+        "--groups", type=positive, nargs="*", default=[], help="other sizes of groups"
+    )
     parser.add_argument("--width", type=share, help="a smaller model, to try the benchmark")
     parser.add_argument("--kernels", choices=["tuned", "rule"], default="tuned")
     parser.add_argument("--repeats", type=positive, default=15, help="timed steps of each")

@@ -47,6 +47,9 @@ class Batches:
     resize : callable, optional
         Gives the program of another size, with the same parameters and states. Without it a batch
         is groups of the program's own size.
+    batch : int, optional
+        Examples of the largest batch that is expected: no more groups than it has run at once, and
+        take memory. By default as many as threads.
     arrays : mapping of str to array, optional
         Memory of parameters, states, settings and sums by name, which is another's too; new memory,
         all zeros, for the others.
@@ -62,9 +65,13 @@ class Batches:
         program: Program,
         threads: int = 1,
         resize: Resize | None = None,
+        batch: int | None = None,
         arrays: Mapping[str, Array] | None = None,
     ) -> None:
         self.program, self.threads = program, threads
+        self._examples = program.examples
+        groups = threads if batch is None else max(1, batch // self._examples)
+        self._lanes = min(threads, groups) if program.takes_groups else 0
         self.rows = {program.buffers[it].name: program.buffers[it] for it in program.of_role(*ROWS)}
         given = arrays or {}
         #: Parameters, states, settings and sums by name.
@@ -79,7 +86,6 @@ class Batches:
         #: Outputs of the last batch by name.
         self.outputs: dict[str, Array] = {}
         self._resize = resize
-        self._examples = program.examples
         self._arena: NDArray[np.uint8] | None = None
         self.runtime = self._runtime(program)
         self._others: dict[int, Runtime] = {}
@@ -189,7 +195,7 @@ class Batches:
     def _runtime(self, program: Program) -> Runtime:
         arena = plan_arena(program)
         same = program is self.program
-        lanes = self.threads if same and program.takes_groups else int(program.takes_groups)
+        lanes = self._lanes if same else int(program.takes_groups)
         held = {it.name for it in program.buffers if it.role in _SHARED}
         if held != set(self.arrays):
             raise InputError("the program of another size has other parameters or states")

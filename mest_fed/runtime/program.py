@@ -169,12 +169,18 @@ class Program:
     def takes_groups(self) -> bool:
         """Whether a batch may be several groups; else it is one (batch norm).
 
-        It may where operators of groups change nothing but sums, by ``accumulate``, and the update
-        reads nothing else of them.
+        It may where operators of groups change nothing but sums, by ``accumulate``, the update
+        reads nothing else of them, and only what is of examples is dropped: what is not would be
+        dropped anew in each group.
         """
         sums, kept, rows = (set(self.of_role(*it)) for it in (("sum",), KEPT, ROWS))
         made = set(rows)
+        of_examples = set(self.of_role("input"))
         for operator in self.operators[: self.per_group]:
+            if of_examples.intersection(operator.inputs):
+                of_examples.update(operator.outputs)
+            elif "seed" in operator.arguments:
+                return False
             added = operator.arguments["into"] if operator.name == "accumulate" else ABSENT
             touched = sums.intersection((*operator.reads, *operator.writes)) - {added}
             if touched or kept.intersection(operator.writes):

@@ -92,6 +92,9 @@ class CompiledStep(_Compiled):
     micro_batch : int, optional
         Where batch statistics are taken: of how many examples at most. The gradients of a batch are
         the sum of those of its parts.
+    batch : int, optional
+        Examples of the largest batch that is expected: no more groups than it has run at once, and
+        take memory. By default as many as threads.
 
     Raises
     ------
@@ -120,7 +123,9 @@ class CompiledStep(_Compiled):
         threads: int = 1,
         rng: np.random.Generator | None = None,
         resize: Resize | None = None,
+        *,
         micro_batch: int | None = None,
+        batch: int | None = None,
     ) -> None:
         self._targets, self._rates, self._share, loss = (
             _one(program, it) for it in ("targets", "rates", "share", "loss")
@@ -132,10 +137,10 @@ class CompiledStep(_Compiled):
         #: Draws the seeds of dropout from now on.
         self.rng = rng
         self._loss = _sum_of(program, loss)
-        super().__init__(Batches(program, threads, resize))
+        super().__init__(Batches(program, threads, resize, batch))
         self._batches.micro_batch = micro_batch
-        #: Gradients of the last step by the name of the parameter: sums over the batch, where
-        #: another size has not its own. They stay until the next step.
+        #: Gradients of the last step by the name of the parameter, of the mean loss over the batch.
+        #: They stay until the next step.
         self.gradients: Mapping[str, Array] = {
             name: self._batches.arrays[gradient] for name, gradient in _gradients(program)
         }
@@ -183,7 +188,7 @@ class CompiledForward(_Compiled):
         Forward operators of a group of examples, which change no state and draw nothing.
     threads : int
         Results have the same bits for any number.
-    resize : callable, optional
+    resize, batch
         As for :class:`CompiledStep`.
     arrays : mapping of str to array, optional
         Memory of parameters and states by name, for example ``CompiledStep.arrays``: what trains
@@ -201,6 +206,8 @@ class CompiledForward(_Compiled):
         threads: int = 1,
         resize: Resize | None = None,
         arrays: Mapping[str, Array] | None = None,
+        *,
+        batch: int | None = None,
     ) -> None:
         more = [program.buffers[it].name for it in program.of_role("setting", "sum")]
         if more or not program.takes_groups or program.phases[1:] != (0, 0):
@@ -209,7 +216,7 @@ class CompiledForward(_Compiled):
         if len(program.of_role("output")) != 1:
             raise InputError("the program has not one output; allowed: one")
         self._input = _one_input(program, "")
-        super().__init__(Batches(program, threads, resize, arrays))
+        super().__init__(Batches(program, threads, resize, batch, arrays))
 
     def predict(self, inputs: Any) -> Array:
         """Return what the model says of examples, for example logits (N, classes).

@@ -26,6 +26,7 @@ from mest_fed.runtime import native
 from mest_fed.runtime.arena import plan_arena
 from mest_fed.runtime.batches import even_parts
 from mest_fed.runtime.passes.groups import MOST_BYTES as GROUP_BYTES
+from mest_fed.runtime.passes.groups import group_size
 from mest_fed.runtime.program import Program
 from mest_fed.runtime.step import CompiledForward, CompiledStep
 from mest_fed.training.objective import Objective
@@ -130,7 +131,9 @@ class ModelStep:
         captured, program = _grouped(programs, size, micro_batch)
         self.places = places_of(programs.model, captured)
         rng = np.random.default_rng(0)  # who trains gives the generator of the round
-        self.step = CompiledStep(program, threads, rng, programs, micro_batch)
+        self.step = CompiledStep(
+            program, threads, rng, programs, micro_batch=micro_batch, batch=micro_batch
+        )
         self._states = list(self._find_states())
         self._counters = _batch_counters(self.step.program, self.places)
         self._micro_batch = micro_batch
@@ -194,17 +197,12 @@ def _grouped(programs: StepPrograms, size: int, micro_batch: int) -> tuple[Captu
     if has_batch_statistics(programs.model):
         captured = programs.captured(min(size, micro_batch))
         return captured, programs.of(captured)
-    most = 1 << micro_batch.bit_length() - 1
-    captured = programs.captured(most)
+    captured = programs.captured(micro_batch)
     program = programs.of(captured)
-    group = most
-    taken = plan_arena(program).peak
-    while group > 1 and taken * group > GROUP_BYTES * most:
-        group //= 2
-    if group < most:
-        captured = programs.captured(group)
-        program = programs.of(captured)
-    return captured, program
+    if plan_arena(program).peak <= GROUP_BYTES:
+        return captured, program
+    captured = programs.captured(group_size(programs, micro_batch))
+    return captured, programs.of(captured)
 
 
 def _batch_counters(program: Program, places: list[Place]) -> list[Any]:

@@ -48,6 +48,9 @@ class StepPrograms:
         The learning task.
     settings : OptimizerSettings
         The optimizer; the learning rate is a setting of the program.
+    groups : bool
+        Whether a batch may be several groups, where the model allows it. If not, gradients are
+        written once instead of added up.
 
     Raises
     ------
@@ -61,6 +64,8 @@ class StepPrograms:
         example: tuple[tuple[int, ...], torch.dtype],
         objective: Objective,
         settings: OptimizerSettings,
+        *,
+        groups: bool = True,
     ) -> None:
         if type(objective) not in _CROSS_ENTROPY:
             allowed = ", ".join(it.__name__ for it in _CROSS_ENTROPY)
@@ -74,7 +79,7 @@ class StepPrograms:
                 raise InputError(
                     f"training.{key} = {value} is not allowed in a program; allowed: 0"
                 )
-        self.model, self._update = model, make(settings)
+        self.model, self._update, self._groups = model, make(settings), groups
         self._shape, self._dtype = example[0], str(example[1]).removeprefix("torch.")
 
     def captured(self, examples: int) -> Captured:
@@ -95,7 +100,8 @@ class StepPrograms:
         """Return the step of a forward program."""
         forward = with_loss(captured.program, captured.output)
         gradients = with_gradients(forward, captured.trained)
-        return with_groups(with_updates(gradients, self._update))
+        program = with_updates(gradients, self._update)
+        return with_groups(program) if self._groups else program
 
 
 def step_program(

@@ -13,6 +13,8 @@ from torch import nn
 from mest_fed.errors import InputError
 from mest_fed.nn.capture import capture
 from mest_fed.nn.optimizer_settings import OptimizerSettings
+from mest_fed.runtime.arena import plan_arena
+from mest_fed.runtime.build import Builder
 from mest_fed.runtime.reading import parse_program
 from mest_fed.runtime.reference import Reference
 from mest_fed.runtime.step import CompiledForward, CompiledStep
@@ -28,8 +30,8 @@ RATE = 0.1
 class Cached(StepPrograms):
     """Each size is captured once."""
 
-    def __init__(self, *what):
-        super().__init__(*what)
+    def __init__(self, *what, **how):
+        super().__init__(*what, **how)
         self.captured, self.program = cache(super().captured), cache(super().__call__)
 
     def __call__(self, examples):
@@ -43,11 +45,24 @@ def programs_of(name):
     return Cached(model, (shape, dtype_of(shape)), Classification(), SETTINGS)
 
 
-def tiny():
+def tiny(**how):
     """Return the step of a linear layer of 3 features and 2 classes."""
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
-    return Cached(model, ((3,), torch.float32), Classification(), SETTINGS)
+    return Cached(model, ((3,), torch.float32), Classification(), SETTINGS, **how)
+
+
+def test_without_the_pass_a_batch_is_one_group():
+    single, grouped = compiled(tiny(groups=False), 4, 2), compiled(tiny(), 4, 2)
+    assert not single.program.takes_groups
+    assert "accumulate" not in {it.name for it in single.program.operators}
+    for examples in (9, 4, 1):
+        x, targets = batch_of((3, 1), examples)
+        x, targets = x[..., 0], targets % 2
+        loss = single.step(x, targets, RATE)
+        assert loss == pytest.approx(grouped.step(x, targets, RATE), rel=LOSS)
+        for kind in ("arrays", "gradients"):
+            close(getattr(single, kind), getattr(grouped, kind))
 
 
 def batch_of(shape, examples, seed=0):
@@ -109,6 +124,16 @@ def test_batches_of_changing_sizes_are_steps_of_one_model():
     close(step.arrays, {it: array.copy() for it, array in single.arrays.items()})
 
 
+def test_a_lane_takes_an_arena():
+    programs = programs_of("mlp")
+    peak = plan_arena(programs(2)).peak
+    for batch, lanes in ((None, 3), (64, 3), (5, 2), (1, 1)):
+        assert compiled(programs, 2, 3, batch=batch).arena_bytes == lanes * peak
+    x, targets = batch_of(STEPS["mlp"][0], 12)
+    losses = {compiled(programs, 2, 3, batch=it).step(x, targets, RATE) for it in (None, 5, 1)}
+    assert len(losses) == 1
+
+
 def test_the_reference_takes_groups():
     programs = programs_of("mlp")
     x, targets = batch_of(STEPS["mlp"][0], 6)
@@ -147,6 +172,20 @@ def test_dropout_does_not_depend_on_the_groups():
     reference.step({**inputs, name: seed}, 7)
     label = next(it.name for it in programs(1).buffers if it.role == "output")
     np.testing.assert_allclose(made[0][-1:], reference.read(label), atol=1e-5)
+
+
+def test_weights_are_dropped_once_a_batch():
+    builder = Builder()
+    x = builder.buffer("x", (4, 3), role="input")
+    seed = builder.buffer("seed", (1,), "int64", "setting")
+    weight = builder.buffer("w", (2, 3), role="parameter")
+    for first, takes in ((x, True), (weight, False)):
+        one = Builder()
+        one.buffers = list(builder.buffers)
+        dropped, _ = one.operator("dropout", {"x": first, "seed": seed}, {}, probability=0.5)
+        given_ = {"x": x, "w": weight, ("w" if first == weight else "x"): dropped}
+        one.operator("linear", given_, {}, "y")
+        assert one.end_phase(0).program().takes_groups == takes
 
 
 def test_rows_that_do_not_count_by_hand():

@@ -80,20 +80,24 @@ def group_size(
     batch : int
         Examples of a batch.
     most_bytes : int
-        Of the arena of a group, if one example takes no more.
+        Of the arena of a group.
 
     Returns
     -------
     int
-        The largest power of two, at most the batch, whose arena is small enough; the batch itself
-        where it has to be one group.
+        The batch itself where its arena is small enough, or where it has to be one group. Else the
+        largest power of two whose arena is, but one whose arena takes at least as much as the sums,
+        which are read and written once a group.
     """
     tried = min(2, batch)  # one example alone may have no batch statistics
     program = program_of(tried)
     if not program.takes_groups:
         return batch
     of_one = plan_arena(program).peak / tried
+    sums = sum(program.buffers[it].bytes for it in program.of_role("sum"))
+    if batch * of_one <= most_bytes:
+        return batch
     size = 1
-    while 2 * size <= batch and 2 * size * of_one <= most_bytes:
+    while 2 * size <= batch and (2 * size * of_one <= most_bytes or size * of_one < sums):
         size *= 2
     return size
