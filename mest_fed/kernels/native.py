@@ -43,7 +43,7 @@ def available() -> bool:
 
 
 def variant() -> str | None:
-    """Return the instruction set of the compiled kernels (``avx512``, ``avx2``, ``plain``).
+    """Return the instruction set of the compiled kernels, ``plain`` or a name such as ``avx2``.
 
     Raises
     ------

@@ -25,7 +25,7 @@ MARGIN = 0.03
 MOST_ROUNDS, SECONDS = 7, 0.1
 
 #: Floats of a vector, by variant of the compiled kernels.
-_LANES = {"avx512": 16, "avx2": 8}
+_LANES = {"avx512bf16": 16, "avx512": 16, "avx2": 8}
 
 Candidates = Mapping[str, Callable[[], object]]
 #: Gives each candidate's seconds.

@@ -1,26 +1,24 @@
 """From a module to a forward program: which operators of ``mest_fed.runtime`` compute it.
 
 The module is traced by torch.fx; each step of the trace becomes operators, by a rule for its module
-(``capture_layers.py``), function or method. A step without a rule is refused by a line that names
-it. Only shapes are computed, so the module may be on the meta device. The program is that of a
-training step, whatever mode the module is in, or that of an evaluation where this is asked for.
+(``capture_layers.py``), function or method (``capture_functions.py``). A step without a rule is
+refused by a line that names it. Only shapes are computed, so the module may be on the meta device.
+The program is that of a training step, whatever mode the module is in, or that of an evaluation
+where this is asked for.
 """
 
-import math
-import operator
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
-from torch.nn import functional
 
 from mest_fed.described import kind_of
 from mest_fed.errors import InputError, MestFedError
-from mest_fed.nn.capture_layers import MODULES, dropped
+from mest_fed.nn.capture_functions import FUNCTIONS, METHODS
+from mest_fed.nn.capture_layers import MODULES
 from mest_fed.nn.capture_values import Capture, Value
 from mest_fed.runtime.program import DTYPES, Program
 
@@ -40,11 +38,14 @@ class Captured:
         Name of the buffer that the module returns.
     tensors : dict of str to Tensor
         The module's tensors by the names of the parameters and states that hold them.
+    computed : dict of str to callable
+        Of those that hold something else than the tensor itself, what makes it of the tensor.
     """
 
     program: Program
     output: str
     tensors: dict[str, Tensor]
+    computed: dict[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
     @property
     def trained(self) -> list[str]:
@@ -52,11 +53,12 @@ class Captured:
         return [name for name, it in self.tensors.items() if it.requires_grad]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return copies of the tensors by name, in the shapes that the program gives them."""
+        """Return copies of the tensors by name, as the program holds them."""
         shapes = {it.name: it.shape for it in self.program.buffers}
+        made = {name: make(self.tensors[name]) for name, make in self.computed.items()}
         return {
             name: np.array(tensor.detach().cpu().numpy()).reshape(shapes[name])
-            for name, tensor in self.tensors.items()
+            for name, tensor in {**self.tensors, **made}.items()
         }
 
 
@@ -105,7 +107,8 @@ def _finish(made: Capture, result: Any) -> Captured:
     if not isinstance(result, Value) or held[result.number].role != "temporary":
         raise InputError("the module does not return one tensor that it computes; allowed: one")
     made.builder.role(result.number, "output")
-    return Captured(made.builder.end_phase(0).program(), held[result.number].name, made.tensors)
+    name = held[result.number].name
+    return Captured(made.builder.end_phase(0).program(), name, made.tensors, made.computed)
 
 
 def _default(node: fx.Node) -> Any:
@@ -168,122 +171,3 @@ def _attribute(model: nn.Module, path: str) -> Tensor:
     if not isinstance(found, Tensor) or str(found.dtype).removeprefix("torch.") not in DTYPES:
         raise InputError(f"{path!r} is no tensor of a type that programs have")
     return found
-
-
-def _same(made: Capture, label: str, x: Value, *_: Any, **__: Any) -> Value:
-    return x
-
-
-def _add(made: Capture, label: str, a: Any, b: Any) -> Any:
-    if not isinstance(a, Value) and not isinstance(b, Value):
-        return a + b
-    if not isinstance(a, Value) or not isinstance(b, Value):
-        raise InputError("the sum of a tensor and a number has no operator")
-    if a.shape[1:] == b.shape and len(a.shape) == 3:
-        return made.emit("add_positions", label, {"x": a, "table": b.number})
-    return made.emit("add", label, {"a": a, "b": b})
-
-
-def _multiply(made: Capture, label: str, a: Any, b: Any) -> Any:
-    if not isinstance(a, Value) and not isinstance(b, Value):
-        return a * b
-    return made.emit("multiply", label, {"a": a, "b": b})
-
-
-def _elementwise(name: str) -> Callable[..., Value]:
-    def rule(
-        made: Capture, label: str, x: Value, inplace: bool = False, approximate: str = "none"
-    ) -> Value:
-        if approximate != "none":
-            raise InputError(f"approximate = {approximate!r} has no operator; allowed: none")
-        return made.emit(name, label, {"x": x})
-
-    return rule
-
-
-def _viewed(name: str) -> Callable[..., Value]:
-    """Return the rule of a method that changes the shape alone, which torch says."""
-
-    def rule(made: Capture, label: str, x: Value, *args: Any, **kwargs: Any) -> Value:
-        try:
-            shape = getattr(torch.empty(x.shape, device="meta"), name)(*args, **kwargs).shape
-        except (RuntimeError, IndexError) as error:
-            raise InputError(str(error).partition("\n")[0]) from error
-        return made.reshape(x, tuple(shape), label)
-
-    return rule
-
-
-def _mean(made: Capture, label: str, x: Value, dim: Any, keepdim: bool = False) -> Value:
-    axes = sorted(it % len(x.shape) for it in ((dim,) if isinstance(dim, int) else dim))
-    if axes == list(range(2, len(x.shape))) and axes:
-        y = made.emit("global_average_pool", label, {"x": x})
-    elif axes == [1] and len(x.shape) == 3:
-        y = made.emit("sequence_mean", label, {"x": x})
-    else:
-        raise InputError(f"the mean over dim = {dim} of {x.shape} has no operator")
-    shape = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
-    return made.reshape(y, shape, label) if keepdim else y
-
-
-def _getattr(made: Capture, label: str, value: Any, name: str) -> Any:
-    if isinstance(value, Value) and name != "shape":
-        raise InputError(f"the attribute {name!r} of a tensor is not known; allowed: shape")
-    return getattr(value, name)
-
-
-def _getitem(made: Capture, label: str, value: Any, index: Any) -> Any:
-    if not isinstance(value, Value):
-        return value[index]
-    if isinstance(index, slice) and index.start in (None, 0) and index.step in (None, 1):
-        rows = len(range(value.shape[0])[index])
-        parameter = made.builder.buffers[value.number].role == "parameter"
-        if rows == value.shape[0] or parameter:
-            return Value(value.number, (rows, *value.shape[1:]))
-    raise InputError("a part of a tensor has no operator; allowed: the first rows of a parameter")
-
-
-def _size(made: Capture, label: str, x: Value, dim: int | None = None) -> Any:
-    return x.shape if dim is None else x.shape[dim]
-
-
-def _dropout(  # noqa: PLR0917 - as torch has it
-    made: Capture,
-    label: str,
-    x: Value,
-    p: float = 0.5,
-    training: bool = True,
-    inplace: bool = False,
-) -> Value:
-    return dropped(made, p, label, x) if training else x
-
-
-_VIEWS = ("flatten", "view", "reshape", "squeeze", "unsqueeze", "unflatten")
-
-#: Function of a trace -> ``rule(capture, label, *arguments)``.
-FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
-    **dict.fromkeys((operator.add, operator.iadd, torch.add), _add),
-    **dict.fromkeys((operator.mul, torch.mul), _multiply),
-    **dict.fromkeys((torch.relu, functional.relu), _elementwise("relu")),
-    functional.relu6: _elementwise("relu6"),
-    functional.silu: _elementwise("silu"),
-    functional.gelu: _elementwise("gelu"),
-    functional.hardswish: _elementwise("hard_swish"),
-    functional.dropout: _dropout,
-    torch.flatten: _viewed("flatten"),
-    torch.mean: _mean,
-    getattr: _getattr,
-    operator.getitem: _getitem,
-    math.prod: lambda made, label, value: math.prod(value),
-}
-
-#: Name of a tensor's method -> the same.
-METHODS: Mapping[Any, Callable[..., Any]] = {
-    **{name: _viewed(name) for name in _VIEWS},
-    **dict.fromkeys(("add", "add_"), _add),
-    **dict.fromkeys(("mul", "mul_"), _multiply),
-    **dict.fromkeys(("relu", "relu_"), _elementwise("relu")),
-    "contiguous": _same,
-    "mean": _mean,
-    "size": _size,
-}

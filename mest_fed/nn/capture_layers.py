@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from mest_fed.errors import InputError, not_allowed
-from mest_fed.kernels import Strips
 from mest_fed.nn import dense, norms
-from mest_fed.nn.capture_values import Capture, Value
+from mest_fed.nn.capture_recurrent import recurrent
+from mest_fed.nn.capture_schemes import Inputs, Product, sparse_product
+from mest_fed.nn.capture_values import Capture, Value, dropped
 from mest_fed.nn.layers import SparseLayer
 from mest_fed.nn.models.tokens import Attention
 from mest_fed.nn.products import SparseConv1d, SparseConv2d, SparseLinear
@@ -39,21 +40,6 @@ def _refuse(module: nn.Module, what: str, allowed: str) -> InputError:
     return InputError(f"a {kind} with {what} has no operator; allowed: {allowed}")
 
 
-def _sparse_weight(
-    capture: Capture, layer: SparseLayer, name: str
-) -> tuple[dict[str, int], dict[str, Any]]:
-    """Return the buffers of values and slots, and the attributes that say how they are cut."""
-    storage = layer.layout.storage
-    if not isinstance(storage, Strips):
-        kind = type(layer.layout).__name__.lower()
-        raise _refuse(layer, f"the scheme {kind}", "unstructured, block, block:ROWS")
-    buffers = {
-        "values": capture.held(layer.values, f"{name}.values"),
-        "slots": capture.held(layer.slots, f"{name}.slots"),
-    }
-    return buffers, {"rows": storage.rows}
-
-
 def _convolution(capture: Capture, layer: Any, name: str, x: Value) -> Value:
     flat = isinstance(layer, nn.Conv1d | SparseConv1d)
     _check_convolution(layer, name)
@@ -61,22 +47,19 @@ def _convolution(capture: Capture, layer: Any, name: str, x: Value) -> Value:
     how: dict[str, Any] = {"stride": pair(layer.stride), "padding": pair(padding)}
     if flat:
         how = {"stride": _across(layer.stride, 1), "padding": _across(padding, 0)}
-    inputs: dict[str, Value | int | None] = {}
     if flat:
         x = capture.reshape(x, (*x.shape[:2], 1, *x.shape[2:]), name)
-    operator = "conv2d"
+    bias = _held(capture, layer, name, "bias")
     if isinstance(layer, SparseLayer):
-        weight, cut = _sparse_weight(capture, layer, name)
         shape = layer.layout.shape
-        how |= {**cut, "weight_shape": (*shape[:2], 1, *shape[2:]) if flat else shape}
-        operator, inputs = "sparse_conv2d", {"x": x, **weight}
+        shape = (*shape[:2], 1, *shape[2:]) if flat else shape
+        y = sparse_product(capture, layer, name, Product("conv2d", shape, how, x, bias))
     else:
         kernel = (1, *layer.kernel_size) if flat else layer.kernel_size
         shape = (layer.out_channels, layer.in_channels // layer.groups, *kernel)
-        inputs = {"x": x, "w": capture.held(layer.weight, f"{name}.weight", shape)}
-        how["groups"] = layer.groups
-    inputs["b"] = _held(capture, layer, name, "bias")
-    y = capture.emit(operator, name, inputs, **how)
+        weight = capture.held(layer.weight, f"{name}.weight", shape)
+        inputs: Inputs = {"x": x, "w": weight, "b": bias}
+        y = capture.emit("conv2d", name, inputs, **how, groups=layer.groups)
     return capture.reshape(y, (*y.shape[:2], *y.shape[3:]), name) if flat else y
 
 
@@ -97,17 +80,14 @@ def _linear(capture: Capture, layer: Any, name: str, x: Value) -> Value:
     rows = 1
     for length in lead:
         rows *= length
-    inputs: dict[str, Value | int | None] = {}
-    inputs["x"] = capture.reshape(x, (rows, features), f"{name}:input")
-    operator, how = "linear", {}
+    x = capture.reshape(x, (rows, features), f"{name}:input")
+    bias = _held(capture, layer, name, "bias")
     if isinstance(layer, SparseLayer):
-        weight, cut = _sparse_weight(capture, layer, name)
-        operator, how = "sparse_linear", {**cut, "weight_shape": layer.layout.shape}
-        inputs |= weight
+        of = Product("linear", layer.layout.shape, {}, x, bias)
+        y = sparse_product(capture, layer, name, of)
     else:
-        inputs["w"] = _held(capture, layer, name, "weight")
-    inputs["b"] = _held(capture, layer, name, "bias")
-    y = capture.emit(operator, name, inputs, **how)
+        weight = _held(capture, layer, name, "weight")
+        y = capture.emit("linear", name, {"x": x, "w": weight, "b": bias})
     return capture.reshape(y, (*lead, y.shape[-1]), name)
 
 
@@ -171,15 +151,15 @@ def _max_pool(capture: Capture, pool: Any, name: str, x: Value) -> Value:
     return _pooled(capture, "max_pool2d", pool, name, x, ceil=bool(pool.ceil_mode))
 
 
-def _average_pool(capture: Capture, pool: nn.AvgPool2d, name: str, x: Value) -> Value:
-    padded = pool.padding not in (0, (0, 0)) and not pool.count_include_pad
-    if pool.ceil_mode or padded or pool.divisor_override is not None:
+def _average_pool(capture: Capture, pool: Any, name: str, x: Value) -> Value:
+    padded = pool.padding not in (0, (0,), (0, 0)) and not pool.count_include_pad
+    if pool.ceil_mode or padded or getattr(pool, "divisor_override", None) is not None:
         raise _refuse(pool, "a setting of its own", "kernel, stride and padding")
     return _pooled(capture, "average_pool2d", pool, name, x)
 
 
 def _pooled(capture: Capture, operator: str, pool: Any, name: str, x: Value, **more: Any) -> Value:
-    flat = isinstance(pool, nn.MaxPool1d)
+    flat = isinstance(pool, nn.MaxPool1d | nn.AvgPool1d)
     stride = pool.kernel_size if pool.stride is None else pool.stride
     settings = {
         "kernel": (pool.kernel_size, 1),
@@ -194,11 +174,64 @@ def _pooled(capture: Capture, operator: str, pool: Any, name: str, x: Value, **m
     return capture.reshape(y, (*y.shape[:2], *y.shape[3:]), name)
 
 
-def _adaptive_pool(capture: Capture, pool: nn.AdaptiveAvgPool2d, name: str, x: Value) -> Value:
-    if pool.output_size not in (1, (1, 1)):
-        raise not_allowed(f"output_size of {name}", pool.output_size, "1")
-    y = capture.emit("global_average_pool", name, {"x": x})
-    return capture.reshape(y, (*y.shape, 1, 1), name)
+def _adaptive_pool(capture: Capture, pool: Any, name: str, x: Value) -> Value:
+    """Pool to planes of a size that divides the input's."""
+    sides = x.shape[2:]
+    given = pool.output_size
+    wanted = (given,) * len(sides) if isinstance(given, int) else tuple(given)
+    wanted = tuple(side if it is None else it for it, side in zip(wanted, sides, strict=True))
+    most = isinstance(pool, nn.AdaptiveMaxPool1d | nn.AdaptiveMaxPool2d)
+    if most and pool.return_indices:
+        raise _refuse(pool, "indices", "none")
+    if all(it == 1 for it in wanted) and not most:
+        y = capture.emit("global_average_pool", name, {"x": x})
+        return capture.reshape(y, (*x.shape[:2], *wanted), name)
+    if any(side % it for it, side in zip(wanted, sides, strict=True)):
+        raise not_allowed(f"output_size of {name}", given, f"what divides {sides}")
+    flat = (1,) * (2 - len(sides))
+    kernel = (*flat, *(side // it for it, side in zip(wanted, sides, strict=True)))
+    how = {
+        "kernel": kernel,
+        "stride": kernel,
+        "padding": (0, 0),
+        **({"ceil": False} if most else {}),
+    }
+    planes = capture.reshape(x, (*x.shape[:2], *flat, *sides), name)
+    y = capture.emit("max_pool2d" if most else "average_pool2d", name, {"x": planes}, **how)
+    return capture.reshape(y, (*x.shape[:2], *wanted), name)
+
+
+def _upsample(capture: Capture, module: nn.Upsample, name: str, x: Value) -> Value:
+    sides, size, by = x.shape[2:], module.size, module.scale_factor
+    if module.mode != "nearest" or len(sides) != 2:
+        raise _refuse(module, f"mode = {module.mode!r} of {x.shape}", "nearest, of planes")
+    wanted = (
+        pair(size)
+        if size is not None
+        else tuple(int(side * it) for side, it in zip(sides, _factors(by), strict=True))
+    )
+    if any(new % side or new == 0 for new, side in zip(wanted, sides, strict=True)):
+        raise _refuse(module, f"the size {wanted}", f"multiples of {sides}")
+    factors = tuple(new // side for new, side in zip(wanted, sides, strict=True))
+    return capture.emit("upsample_nearest", name, {"x": x}, factors=factors)
+
+
+def _factors(value: Any) -> tuple[float, float]:
+    return (float(value),) * 2 if isinstance(value, int | float) else (value[0], value[1])
+
+
+def _softmax(capture: Capture, module: nn.Softmax, name: str, x: Value) -> Value:
+    if module.dim is None or module.dim % len(x.shape) != len(x.shape) - 1:
+        raise _refuse(module, f"dim = {module.dim} of {x.shape}", "the last one")
+    return capture.emit("softmax", name, {"x": x})
+
+
+def _leaky_relu(capture: Capture, module: nn.LeakyReLU, name: str, x: Value) -> Value:
+    return capture.emit("leaky_relu", name, {"x": x}, slope=float(module.negative_slope))
+
+
+def _elu(capture: Capture, module: nn.ELU, name: str, x: Value) -> Value:
+    return capture.emit("elu", name, {"x": x}, alpha=float(module.alpha))
 
 
 def _relu_max_pool(capture: Capture, _: nn.Module, name: str, x: Value) -> Value:
@@ -225,14 +258,6 @@ def _embedding(capture: Capture, module: nn.Embedding, name: str, indices: Value
         raise _refuse(module, "max_norm, padding_idx or scaled gradients", "none of them")
     table = _held(capture, module, name, "weight")
     return capture.emit("embedding", name, {"indices": indices, "table": table})
-
-
-def dropped(capture: Capture, probability: float, name: str, x: Value) -> Value:
-    """Return x with a dropout of its own seed; x itself where nothing is dropped."""
-    if probability == 0:
-        return x
-    seed = capture.seed(name)
-    return capture.emit("dropout", name, {"x": x, "seed": seed}, probability=float(probability))
 
 
 def _dropout(capture: Capture, module: nn.Dropout, name: str, x: Value) -> Value:
@@ -266,8 +291,17 @@ MODULES: Mapping[type[nn.Module], Rule] = {
     nn.SiLU: _activation("silu"),
     nn.GELU: _activation("gelu"),
     nn.Hardswish: _activation("hard_swish"),
-    nn.AvgPool2d: _average_pool,
-    nn.AdaptiveAvgPool2d: _adaptive_pool,
+    nn.Sigmoid: _activation("sigmoid"),
+    nn.Hardsigmoid: _activation("hard_sigmoid"),
+    nn.Tanh: _activation("tanh"),
+    nn.LeakyReLU: _leaky_relu,
+    nn.ELU: _elu,
+    nn.Softmax: _softmax,
+    **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d), _average_pool),
+    **dict.fromkeys((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d), _adaptive_pool),
+    **dict.fromkeys((nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d), _adaptive_pool),
+    nn.Upsample: _upsample,
+    **dict.fromkeys((nn.LSTM, nn.GRU), recurrent),
     dense.ReLUMaxPool2d: _relu_max_pool,
     nn.Flatten: _flatten,
     nn.Identity: lambda capture, module, name, x: x,

@@ -1,6 +1,6 @@
 """What a trace computes with in place of tensors: buffers of a program in the making."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -39,9 +39,17 @@ class Capture:
         self.builder = Builder()
         #: Name of a parameter or state -> the tensor whose values it holds.
         self.tensors: dict[str, Tensor] = {}
+        #: Name of one that holds something else -> what makes it of the tensor.
+        self.computed: dict[str, Callable[[Tensor], Tensor]] = {}
         self._known: dict[tuple[int, Shape], int] = {}
 
-    def held(self, tensor: Tensor, name: str, shape: Sequence[int] | None = None) -> int:
+    def held(
+        self,
+        tensor: Tensor,
+        name: str,
+        shape: Sequence[int] | None = None,
+        make: Callable[[Tensor], Tensor] | None = None,
+    ) -> int:
         """Return the buffer of a parameter or buffer of the model; a shared tensor has one.
 
         Parameters
@@ -52,6 +60,8 @@ class Capture:
             As in a ``state_dict``.
         shape : sequence of int, optional
             As which the operator reads it, if not its own.
+        make : callable, optional
+            Makes of the tensor what the buffer holds.
         """
         shape = tuple(tensor.shape if shape is None else shape)
         key = id(tensor), shape
@@ -60,7 +70,10 @@ class Capture:
             dtype = str(tensor.dtype).removeprefix("torch.")
             number = self.builder.buffer(name, shape, dtype, role)
             self._known[key] = number
-            self.tensors[self.builder.buffers[number].name] = tensor
+            unique = self.builder.buffers[number].name
+            self.tensors[unique] = tensor
+            if make is not None:
+                self.computed[unique] = make
         return self._known[key]
 
     def emit(
@@ -106,3 +119,11 @@ class Capture:
                 f"{name} reads {value.shape} of a buffer of {whole}; allowed: all of it"
             )
         return value.number
+
+
+def dropped(capture: Capture, probability: float, name: str, x: Value) -> Value:
+    """Return x with a dropout of its own seed; x itself where nothing is dropped."""
+    if probability == 0:
+        return x
+    seed = capture.seed(name)
+    return capture.emit("dropout", name, {"x": x, "seed": seed}, probability=float(probability))

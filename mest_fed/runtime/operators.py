@@ -7,9 +7,10 @@ same name does. ``reference.py`` is the definition of what the signature leaves 
 =============  ============================================================================
 argument       what it holds
 =============  ============================================================================
-values, slots  active granules, (active, rows) and increasing (active,): ``rows`` consecutive
-               output channels at one column of the (out, in * kh * kw) weight,
-               slot = strip * columns + column; values past the last channel are zero
+values, slots  granules, (capacity, rows) and (capacity,): ``rows`` consecutive output channels at
+               one column of the (out, in * kh * kw) weight, slot = strip * columns + column.
+               Slots of active granules increase, behind them all are -1. Values of those, and
+               past the last channel, are zero, and so is their gradient
 scale          1 / sqrt(variance + epsilon), the variance biased
 where          place of the maximum within its window, row by row
 seed           (1,): word i of SplitMix64 from it, ``mix(seed + (i + 1) * 0x9E3779B97F4A7C15)``,
@@ -22,130 +23,17 @@ step           (1,): steps that were taken before; each parameter has its own
 =============  ============================================================================
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping
 
-from mest_fed.runtime import rules
-from mest_fed.runtime.shapes import Shapes
-
-#: dtype of the arguments that are not float32.
-_DTYPES = {
-    "slots": "int32",
-    "indices": "int64",
-    "targets": "int64",
-    "seed": "int64",
-    "step": "int64",
-    "where": "uint8",
-    "kept": "uint8",
-}
-
-
-@dataclass(frozen=True)
-class Attribute:
-    """What an attribute may be.
-
-    Parameters
-    ----------
-    kind : type
-        ``int``, ``float`` or ``bool``.
-    least, most : float
-        Bounds, inclusive.
-    length : int
-        Numbers of a list; 0 for a single one.
-    """
-
-    kind: type
-    least: float = 0
-    most: float = 2**31 - 1
-    length: int = 0
-
-    def allows(self, value: object) -> bool:
-        """Say whether a value is allowed."""
-        if self.length == 0:
-            return type(value) is self.kind and self.least <= value <= self.most  # type: ignore[operator]
-        single = Attribute(self.kind, self.least, self.most)
-        return (
-            isinstance(value, tuple)
-            and len(value) == self.length
-            and all(map(single.allows, value))
-        )
-
-    @property
-    def allowed(self) -> str:
-        """What is allowed, as a phrase."""
-        if self.kind is bool:
-            return "true or false"
-        numbers = "whole numbers" if self.kind is int else "numbers with a point"
-        count = f"{self.length} {numbers}" if self.length else numbers.replace("numbers", "number")
-        return f"{count} from {self.least:g} to {self.most:g}"
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One line of the table.
-
-    Parameters
-    ----------
-    signature : str
-        ``name(inputs) -> outputs``.
-    attributes : mapping of str to Attribute
-        All of them must be given.
-    rule : callable
-        Compares the shapes of all arguments, and gives those of outputs. Where it cannot give one
-        (the input of a strided convolution), that must be given.
-    shares : sequence of (str, str)
-        An output and an input whose memory it may be written to, element by element.
-    changes : tuple of str
-        Inputs that are updated in place, and outputs that are added to.
-    is_view : bool
-        Whether the output holds the input's bytes, so that both may be one as long as neither
-        is changed.
-    work : callable
-        Multiply-adds of a product, from its shapes; 0 for what is bound by its bytes.
-    """
-
-    signature: str
-    attributes: Mapping[str, Attribute]
-    rule: Callable[[Shapes], None]
-    shares: tuple[tuple[str, str], ...] = ()
-    changes: tuple[str, ...] = ()
-    is_view: bool = False
-    work: Callable[[Shapes], int] = field(default=lambda _: 0)
-
-    @cached_property
-    def name(self) -> str:
-        """Name of the operator."""
-        return self.signature.partition("(")[0]
-
-    @cached_property
-    def _sides(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        given, _, made = self.signature.partition("(")[2].partition(") ->")
-        first, second = (
-            [it.strip() for it in side.split(",") if it.strip()] for side in (given, made)
-        )
-        return tuple(first), tuple(second)
-
-    @cached_property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the inputs, in order."""
-        return tuple(name.rstrip("?") for name in self._sides[0])
-
-    @cached_property
-    def outputs(self) -> tuple[str, ...]:
-        """Names of the outputs, in order."""
-        return tuple(name.rstrip("?") for name in self._sides[1])
-
-    @cached_property
-    def optional(self) -> frozenset[str]:
-        """Arguments that may be absent."""
-        every = (*self._sides[0], *self._sides[1])
-        return frozenset(name[:-1] for name in every if name.endswith("?"))
-
-    def dtype(self, argument: str) -> str:
-        """Return the dtype of an argument."""
-        return _DTYPES.get(argument, "float32")
-
+from mest_fed.runtime import (
+    operators_elementwise,
+    operators_losses,
+    operators_planes,
+    operators_sequences,
+    rules,
+)
+from mest_fed.runtime.kind import Attribute, Kind
+from mest_fed.runtime.operators_elementwise import activation
 
 _COUNT, _SIZE = Attribute(int, 1), Attribute(int)
 _FLAG, _SHARE, _SMALL = Attribute(bool), Attribute(float, 0, 1), Attribute(float, 0, 1e6)
@@ -157,21 +45,6 @@ _SPARSE_LINEAR = {"weight_shape": Attribute(int, 1, length=2), "rows": _COUNT}
 _POOL = {"kernel": _STEPS, **_WINDOW}
 _MAX_POOL = {**_POOL, "ceil": _FLAG}
 _ATTENTION = {"heads": _COUNT, "causal": _FLAG}
-
-
-def _activation(name: str, kept: str) -> tuple[Kind, Kind]:
-    """Return an elementwise function and its gradient, which needs the input or the output."""
-    return (
-        Kind(f"{name}(x) -> y", {}, rules.alike("x", "y"), (("y", "x"),)),
-        Kind(
-            f"{name}_gradient({kept}, dy) -> dx",
-            {},
-            rules.alike("dy", kept, "dx"),
-            (("dx", "dy"), ("dx", kept)),
-        ),
-    )
-
-
 _GROUP = {"groups": _COUNT, "epsilon": _SMALL, "relu": _FLAG}
 _BATCH = {"epsilon": _SMALL, "momentum": _SHARE, "relu": _FLAG}
 _LAYER = {"axes": _COUNT, "epsilon": _SMALL}
@@ -293,11 +166,11 @@ _TABLE = (
         (("dx", "dy"),),
     ),
     # Elementwise
-    *_activation("relu", "y"),
-    *_activation("relu6", "y"),
-    *_activation("silu", "x"),
-    *_activation("gelu", "x"),
-    *_activation("hard_swish", "x"),
+    *activation("relu", "y"),
+    *activation("relu6", "y"),
+    *activation("silu", "x"),
+    *activation("gelu", "x"),
+    *activation("hard_swish", "x"),
     Kind("add(a, b) -> c", {}, rules.alike("a", "b", "c"), (("c", "a"), ("c", "b"))),
     Kind("multiply(a, b) -> c", {}, rules.alike("a", "b", "c"), (("c", "a"), ("c", "b"))),
     Kind("accumulate(a) -> into", {}, rules.alike("a", "into"), changes=("into",)),
@@ -369,10 +242,18 @@ _TABLE = (
     ),
 )
 
+_EVERY = (
+    *_TABLE,
+    *operators_elementwise.TABLE,
+    *operators_planes.TABLE,
+    *operators_sequences.TABLE,
+    *operators_losses.TABLE,
+)
+
 #: Name -> its line of the table.
-OPERATORS: Mapping[str, Kind] = {kind.name: kind for kind in _TABLE}
+OPERATORS: Mapping[str, Kind] = {kind.name: kind for kind in _EVERY}
 
 #: Types that an operator takes; buffers of the others that the format names have no use yet.
 TAKEN = frozenset(
-    kind.dtype(argument) for kind in _TABLE for argument in (*kind.inputs, *kind.outputs)
+    kind.dtype(argument) for kind in _EVERY for argument in (*kind.inputs, *kind.outputs)
 )

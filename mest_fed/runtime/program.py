@@ -7,7 +7,6 @@ A program is written for a group of examples. Forward and backward run once for 
 batch, the update once for the batch. What passes from groups to the update is a ``sum``.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -16,7 +15,8 @@ from functools import cached_property
 from typing import Any
 
 from mest_fed.errors import InputError, not_allowed
-from mest_fed.runtime.operators import OPERATORS, TAKEN, Kind
+from mest_fed.runtime.kind import Kind
+from mest_fed.runtime.operators import OPERATORS, TAKEN
 from mest_fed.runtime.shapes import Shape, Shapes
 
 FORMAT, VERSION = "mest-fed program", 2
@@ -252,6 +252,8 @@ class Program:
     @cached_property
     def sha256(self) -> str:
         """Digest of :meth:`to_json`, hexadecimal."""
+        import hashlib  # takes megabytes (OpenSSL) that training does without
+
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 

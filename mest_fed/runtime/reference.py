@@ -1,10 +1,10 @@
 """Run a program with NumPy: right and slow, the definition that other runtimes are tested against.
 
-The operators stand in ``reference_products.py``, ``reference_norms.py`` and
-``reference_elementwise.py``. Each is a function of its inputs that returns its outputs; what it
-changes it returns behind them.
+The operators stand in the files ``reference_*.py``. Each is a function of its inputs that returns
+its outputs; what it changes it returns behind them.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,9 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mest_fed.errors import InputError
-from mest_fed.runtime import reference_elementwise, reference_norms, reference_products
+from mest_fed.runtime import (
+    reference_elementwise,
+    reference_losses,
+    reference_norms,
+    reference_planes,
+    reference_products,
+    reference_recurrent,
+)
 from mest_fed.runtime.arena import Arena
-from mest_fed.runtime.operators import Kind
+from mest_fed.runtime.kind import Kind
 from mest_fed.runtime.program import Operator, Program
 
 Array = NDArray[Any]
@@ -24,6 +31,9 @@ IMPLEMENTATIONS: Mapping[str, Callable[..., Any]] = {
     **reference_products.OPERATORS,
     **reference_norms.OPERATORS,
     **reference_elementwise.OPERATORS,
+    **reference_planes.OPERATORS,
+    **reference_recurrent.OPERATORS,
+    **reference_losses.OPERATORS,
 }
 
 
@@ -168,16 +178,23 @@ class Reference:
                 arrays[name][...] = result
 
     def _check_slots(self) -> None:
-        """Refuse slots that are not increasing, or are past the granules of their weight."""
+        """Refuse slots that are not increasing with -1s behind, or are past their weight."""
         for operator in self.program.operators:
             if "slots" not in operator.arguments:
                 continue
             name = self.program.buffers[operator.arguments["slots"]].name
             slots = self.read(name)
+            most = self._slots_of(operator)
+            active = slots[: np.max(np.flatnonzero(slots != -1), initial=-1) + 1]
+            inside = len(active) == 0 or (active[0] >= 0 and active[-1] < most)
+            if not inside or np.any(np.diff(active) <= 0):
+                allowed = f"increasing, from 0 to {most - 1}, and only -1 behind them"
+                raise InputError(f"{name!r} are no slots; allowed: {allowed}")
+
+    def _slots_of(self, operator: Operator) -> int:
+        """Return how many slots an operator's weight or planes have."""
+        if "weight_shape" in operator.attributes:
             weight, rows = operator.attributes["weight_shape"], operator.attributes["rows"]
-            most = -(-weight[0] // rows) * int(np.prod(weight[1:]))
-            inside = len(slots) == 0 or (slots[0] >= 0 and slots[-1] < most)
-            if not inside or np.any(np.diff(slots) <= 0):
-                raise InputError(
-                    f"{name!r} are no slots; allowed: increasing, from 0 to {most - 1}"
-                )
+            return int(-(-weight[0] // rows) * math.prod(weight[1:]))
+        of = operator.arguments
+        return max(self.program.buffers[of[it]].shape[1] for it in ("x", "y"))

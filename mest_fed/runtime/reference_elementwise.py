@@ -15,15 +15,16 @@ Shapes = Mapping[str, tuple[int, ...]]
 _ERF = np.frompyfunc(math.erf, 1, 1)
 
 
-def _sigmoid(x: Array) -> Array:
+def sigmoid(x: Array) -> Array:
+    """Return 1 / (1 + exp(-x))."""
     with np.errstate(over="ignore"):
         result: Array = 1 / (1 + np.exp(-x))
     return result
 
 
 def _silu_gradient(x: Array, dy: Array, **_: Any) -> Array:
-    sigmoid = _sigmoid(x)
-    dx: Array = dy * sigmoid * (1 + x * (1 - sigmoid))
+    share = sigmoid(x)
+    dx: Array = dy * share * (1 + x * (1 - share))
     return dx
 
 
@@ -227,7 +228,7 @@ OPERATORS: Mapping[str, Callable[..., Any]] = {
     "relu_gradient": lambda y, dy, shapes: np.where(y > 0, dy, 0),
     "relu6": lambda x, shapes: np.clip(x, 0, 6),
     "relu6_gradient": _relu6_gradient,
-    "silu": lambda x, shapes: x * _sigmoid(x),
+    "silu": lambda x, shapes: x * sigmoid(x),
     "silu_gradient": _silu_gradient,
     "gelu": lambda x, shapes: x * _normal(x),
     "gelu_gradient": _gelu_gradient,

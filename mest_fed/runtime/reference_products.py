@@ -89,15 +89,19 @@ def linear_weight_gradient(x: Array, dy: Array, **_: Any) -> Array:
 
 
 def positions(slots: Array, shape: tuple[int, ...], rows: int) -> tuple[Array, Array]:
-    """Return row and column of each value in the (out, in * kh * kw) weight, (active, rows)."""
+    """Return row and column of each value in the (out, in * kh * kw) weight, (slots, rows).
+
+    Values past the last channel, and all of a slot of -1, have a row past the last.
+    """
     columns = math.prod(shape[1:])
     strip, column = np.divmod(slots.astype(np.int64), columns)
     row = strip[:, None] * rows + np.arange(rows)
+    row = np.where(slots[:, None] < 0, shape[0], row)
     return row, np.broadcast_to(column[:, None], row.shape)
 
 
 def scatter(values: Array, slots: Array, shape: tuple[int, ...], rows: int) -> Array:
-    """Return the dense weight that holds values at slots; those past the last channel have none."""
+    """Return the dense weight that holds values at slots; those without a place are left out."""
     dense = np.zeros((shape[0], math.prod(shape[1:])), values.dtype)
     row, column = positions(slots, shape, rows)
     inside = row < shape[0]
@@ -106,7 +110,7 @@ def scatter(values: Array, slots: Array, shape: tuple[int, ...], rows: int) -> A
 
 
 def gather(dense: Array, slots: Array, rows: int) -> Array:
-    """Return the values of slots; those past the last channel are zero."""
+    """Return the values of slots; those without a place are zero."""
     row, column = positions(slots, dense.shape, rows)
     flat, inside = dense.reshape(len(dense), -1), row < len(dense)
     values = np.zeros(row.shape, dense.dtype)

@@ -121,12 +121,12 @@ class CompiledStep(_Compiled):
         self,
         program: Program,
         threads: int = 1,
-        rng: np.random.Generator | None = None,
+        rng: "np.random.Generator | None" = None,
         resize: Resize | None = None,
         *,
         micro_batch: int | None = None,
         batch: int | None = None,
-    ) -> None:
+    ) -> None:  # in quotes, since NumPy loads its generators where they are first named
         self._targets, self._rates, self._share, loss = (
             _one(program, it) for it in ("targets", "rates", "share", "loss")
         )
@@ -151,8 +151,8 @@ class CompiledStep(_Compiled):
         Parameters
         ----------
         inputs, targets : array
-            In the shapes of the program, but of any number of examples. Targets that are negative
-            do not count.
+            In the shapes of the program, but of any number of examples. Of classes, those that are
+            negative do not count. Targets that are numbers may have any shape of an example.
         learning_rate : float
             Of this step.
 
@@ -167,8 +167,13 @@ class CompiledStep(_Compiled):
             If a shape or type is another, or slots, targets or indices are out of range. Parameters
             are as they were then.
         """
-        wanted = fitting(self._targets, targets, "int64")
-        counted = int(np.count_nonzero(wanted >= 0))
+        dtype = self.program.buffers[self.program.numbers[self._targets]].dtype
+        wanted = fitting(self._targets, targets, dtype)
+        if dtype == "int64":
+            counted = int(np.count_nonzero(wanted >= 0))
+        else:
+            counted = len(wanted)
+            wanted = wanted.reshape(counted, -1)
         self.runtime.write(self._share, [1 / max(1, counted)])
         self.runtime.write(self._rates, [learning_rate])
         if self.rng is not None:
@@ -262,11 +267,16 @@ def _sum_of(program: Program, loss: str) -> str:
 
 def _gradients(program: Program) -> Iterator[tuple[str, str]]:
     """Yield each parameter that is updated, and its gradient, if that is a sum."""
+    made_of: dict[int, int] = {}  # what is clipped, or drawn to a reference -> the gradient
     for operator in program.operators[program.per_group :]:
         numbers = operator.arguments
-        gradient = program.buffers[numbers["gradient"]] if "gradient" in numbers else None
-        if gradient is not None and gradient.role == "sum":
-            yield program.buffers[numbers["parameter"]].name, gradient.name
+        if "gradient" not in numbers:
+            continue
+        gradient = made_of.get(numbers["gradient"], numbers["gradient"])
+        if "y" in numbers:
+            made_of[numbers["y"]] = gradient
+        elif program.buffers[gradient].role == "sum":
+            yield program.buffers[numbers["parameter"]].name, program.buffers[gradient].name
 
 
 def _arguments(program: Program, argument: str) -> Iterator[str]:

@@ -61,17 +61,46 @@ class Adam:
         return {"first": "float32", "second": "float32", "step": "int64"}
 
 
-def with_updates(gradients: Gradients, optimizer: SGD | Adam) -> Program:
+@dataclass(frozen=True)
+class Limits:
+    """What keeps a step short, before the update.
+
+    Parameters
+    ----------
+    clip_norm : float
+        Largest norm of all gradients together; 0 for none.
+    proximal : float
+        Strength with which parameters are drawn to the state ``PARAMETER:reference`` (FedProx, Li
+        et al. 2020), before gradients are clipped; 0 for none.
+    """
+
+    clip_norm: float = 0.0
+    proximal: float = 0.0
+
+
+def with_updates(
+    gradients: Gradients, optimizer: SGD | Adam, limits: Limits | None = None
+) -> Program:
     """Add an update of each parameter that has a gradient.
 
-    States start at zero; their buffers are named ``PARAMETER:STATE``. The step's learning rate is
-    the setting ``rates``.
+    States start at zero; their buffers are named ``PARAMETER:STATE``. References must be given. The
+    step's learning rate is the setting ``rates``.
     """
     builder = Builder(gradients.program)
     rates = builder.buffer(RATES, (1,), role="setting")
+    limits = limits or Limits()
+    found = dict(gradients.of)
+    if limits.proximal:
+        found = _drawn(builder, found, limits.proximal)
+    total = _squares(builder, found) if limits.clip_norm else None
     attributes: dict[str, Any] = asdict(optimizer)
-    for parameter, gradient in gradients.of.items():
+    for parameter, gradient in found.items():
         name, shape = builder.buffers[parameter].name, builder.buffers[parameter].shape
+        if total is not None:
+            clipped = {"gradient": gradient, "total": total}
+            (gradient,) = builder.operator(
+                "clip", clipped, {}, f"{name}:clipped", most=limits.clip_norm
+            )
         given: dict[str, int | None] = {
             "gradient": gradient,
             "rates": rates,
@@ -82,3 +111,25 @@ def with_updates(gradients: Gradients, optimizer: SGD | Adam) -> Program:
             given[state] = builder.buffer(f"{name}:{state}", size, dtype, "state")
         builder.operator(optimizer.name, given, {}, **attributes)
     return builder.end_phase(2).program()
+
+
+def _drawn(builder: Builder, gradients: dict[int, int], strength: float) -> dict[int, int]:
+    """Add FedProx's term to each gradient."""
+    found = {}
+    for parameter, gradient in gradients.items():
+        name, shape = builder.buffers[parameter].name, builder.buffers[parameter].shape
+        reference = builder.buffer(f"{name}:reference", shape, role="state")
+        given = {"gradient": gradient, "parameter": parameter, "reference": reference}
+        (found[parameter],) = builder.operator(
+            "proximal", given, {}, f"{name}:drawn", strength=strength
+        )
+    return found
+
+
+def _squares(builder: Builder, gradients: dict[int, int]) -> int | None:
+    """Return the buffer of the sum of all gradients' squares, added up in their order."""
+    total = None
+    for gradient in gradients.values():
+        given = {"x": gradient, "before": total}
+        (total,) = builder.operator("sum_of_squares", given, {}, "squares")
+    return total

@@ -21,7 +21,14 @@ from mest_fed.nn.capture import Captured, capture
 from mest_fed.nn.identity import plain_tensors
 from mest_fed.nn.norms import has_batch_statistics
 from mest_fed.nn.optimizer_settings import OptimizerSettings
-from mest_fed.nn.optimizers import FIRST, MOMENTUM, SECOND, STEP, ClientOptimizer
+from mest_fed.nn.optimizers import (
+    FIRST,
+    MOMENTUM,
+    REFERENCE,
+    SECOND,
+    STEP,
+    ClientOptimizer,
+)
 from mest_fed.runtime import native
 from mest_fed.runtime.arena import plan_arena
 from mest_fed.runtime.batches import even_parts
@@ -40,7 +47,13 @@ MOST_PROGRAMS, MOST_BYTES = 16, 2**28
 EVALUATION_GROUP = 8
 
 #: State of a parameter in programs -> the name that it has in a client's optimizer.
-_KEYS = {"momentum_buffer": MOMENTUM, "first": FIRST, "second": SECOND, "step": STEP}
+_KEYS = {
+    "momentum_buffer": MOMENTUM,
+    "first": FIRST,
+    "second": SECOND,
+    "step": STEP,
+    "reference": REFERENCE,
+}
 
 Array = NDArray[Any]
 #: Steps that each parameter has taken, where an optimizer counts them.
@@ -61,6 +74,8 @@ class Place:
         What the model had when the program was made.
     module, leaf : nn.Module or None, str
         Who has it, and under which name: a mutation may have put another in its place.
+    make : callable, optional
+        Makes of the tensor what the buffer holds, if that is something else.
     """
 
     buffer: str
@@ -68,6 +83,7 @@ class Place:
     tensor: Tensor
     module: nn.Module | None = None
     leaf: str = ""
+    make: Callable[[Tensor], Tensor] | None = None
 
     def find(self) -> Tensor:
         """Return the tensor that the model has at present."""
@@ -75,8 +91,9 @@ class Place:
         return found
 
     def array(self) -> Array:
-        """Return the tensor's memory in the buffer's shape."""
-        return _memory(self.find(), self.shape)
+        """Return the tensor's memory in the buffer's shape, or new memory of what is made of it."""
+        tensor = self.find()
+        return _memory(tensor if self.make is None else self.make(tensor), self.shape)
 
 
 def places_of(model: nn.Module, captured: Captured) -> list[Place]:
@@ -100,10 +117,12 @@ def places_of(model: nn.Module, captured: Captured) -> list[Place]:
         if tensor.device.type != "cpu" or not tensor.is_contiguous():
             raise InputError(f"{name!r} is not contiguous on the CPU: the model is no program")
     shapes = {it.name: it.shape for it in captured.program.buffers}
-    return [
-        Place(name, shapes[name], tensor, *owners.get(id(tensor), (None, "")))
-        for name, tensor in tensors.items()
-    ]
+    found = []
+    for name, tensor in tensors.items():
+        module, leaf = owners.get(id(tensor), (None, ""))
+        make = captured.computed.get(name)
+        found.append(Place(name, shapes[name], tensor, module, leaf, make))
+    return found
 
 
 def _memory(tensor: Tensor, shape: tuple[int, ...]) -> Array:

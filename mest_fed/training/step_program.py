@@ -1,24 +1,39 @@
 """The program of a training step: a model, a learning task and an optimizer as operators."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from mest_fed.catalogue import OPTIMIZERS, TASKS
-from mest_fed.errors import InputError, not_allowed
+from mest_fed.errors import not_allowed
 from mest_fed.nn import optimizers
 from mest_fed.nn.capture import Captured, capture
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.runtime.gradients import with_gradients, with_loss
 from mest_fed.runtime.passes.groups import with_groups
 from mest_fed.runtime.program import Program
-from mest_fed.runtime.updates import SGD, Adam, with_updates
+from mest_fed.runtime.updates import SGD, Adam, Limits, with_updates
 from mest_fed.training.objective import Objective
-from mest_fed.training.tasks import Classification, NextToken
+from mest_fed.training.tasks import Classification, MultiLabel, NextToken, Regression
 
-#: Tasks whose loss is the mean cross-entropy over all targets.
-_CROSS_ENTROPY = (Classification, NextToken)
+
+def _next_token(task: NextToken) -> str:
+    if task.ignore >= 0:  # a program leaves out targets that are negative
+        raise not_allowed("task.options.ignore", task.ignore, "in a program: a negative number")
+    return "cross_entropy"
+
+
+#: Loss of a regression -> its operator.
+_ERRORS = {"mse": "squared_error", "mae": "absolute_error", "huber": "huber"}
+#: Task -> the operator of its loss.
+_LOSSES: Mapping[type, Callable[[Any], str]] = {
+    Classification: lambda _: "cross_entropy",
+    NextToken: _next_token,
+    Regression: lambda task: _ERRORS[task.loss],
+    MultiLabel: lambda _: "binary_cross_entropy",
+}
 
 
 def _adam(settings: OptimizerSettings, *, decoupled: bool) -> Adam:
@@ -67,18 +82,16 @@ class StepPrograms:
         *,
         groups: bool = True,
     ) -> None:
-        if type(objective) not in _CROSS_ENTROPY:
-            allowed = ", ".join(it.__name__ for it in _CROSS_ENTROPY)
+        loss = _LOSSES.get(type(objective))
+        if loss is None:
+            allowed = ", ".join(it.__name__ for it in _LOSSES)
             raise not_allowed(TASKS.key, type(objective).__name__, f"in a program: {allowed}")
         make = _OPTIMIZERS.get(settings.kind)
         if make is None:
             allowed = ", ".join(it.__name__.lower() for it in _OPTIMIZERS)
             raise not_allowed(OPTIMIZERS.key, settings.name, f"in a program: {allowed}")
-        for key in ("clip_norm", "proximal"):
-            if value := getattr(settings, key):
-                raise InputError(
-                    f"training.{key} = {value} is not allowed in a program; allowed: 0"
-                )
+        self._loss = loss(objective)
+        self._limits = Limits(settings.clip_norm, settings.proximal)
         self.model, self._update, self._groups = model, make(settings), groups
         self._shape, self._dtype = example[0], str(example[1]).removeprefix("torch.")
 
@@ -98,9 +111,9 @@ class StepPrograms:
 
     def of(self, captured: Captured) -> Program:
         """Return the step of a forward program."""
-        forward = with_loss(captured.program, captured.output)
+        forward = with_loss(captured.program, captured.output, self._loss)
         gradients = with_gradients(forward, captured.trained)
-        program = with_updates(gradients, self._update)
+        program = with_updates(gradients, self._update, self._limits)
         return with_groups(program) if self._groups else program
 
 

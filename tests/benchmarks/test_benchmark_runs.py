@@ -6,6 +6,7 @@ import time
 import compiled_step
 import kernels
 import pytest
+import runtime_process
 import sparseprop_peer
 import torch
 import train_step
@@ -180,3 +181,14 @@ def test_compiled_step(rows, capsys):
         assert row["ratio"] == pytest.approx(row["peer"] / row["ours"], rel=0.01)
         assert row["arena_bytes"] > 0
     assert "sparse_conv2d_values_gradient" in capsys.readouterr().out
+
+
+def test_runtime_process(tmp_path, capsys):
+    path = tmp_path / "process.json"
+    runtime_process.main(["--quick", "--width", "0.1", "--json", str(path)])
+    found = json.loads(path.read_text())
+    sizes = [row["rss"] for row in found["rows"]]
+    assert 0 < sizes[0] < sizes[1] < sizes[-1]
+    assert all(row["pss"] <= row["rss"] for row in found["rows"])
+    assert found["whole"]["arena"] > 0
+    assert "the interpreter" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import io
 import json
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -105,14 +106,24 @@ def test_lines_fit_a_terminal_of_80_columns(report):
     assert not any("…" in line.split()[-1] for line in lines if line.strip())
 
 
+def test_what_else_a_step_may_have(says, tmp_path_factory):
+    drawn, tokens = np.random.default_rng(0), tmp_path_factory.mktemp("data") / "tokens.npz"
+    np.savez(tokens, inputs=drawn.integers(0, 9, (50, 8)), targets=np.arange(50) % 3)
+    limits = ("training.clip_norm=1.0", "training.proximal=0.1")
+    small = ("--width", "0.1", "--scheme", "channel", "--batch", "4", "--json")
+    settings = ["data.name=npz", f"data.path={tokens}", *limits]
+    sets = [it for setting in settings for it in ("--set", setting)]
+    table = json.loads(says("program", "lstm", *small, *sets))
+    names = [row["operator"] for row in table["operators"]]
+    assert {"lstm", "lstm_gradient", "place_channels", "clip", "proximal"} <= set(names)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (("resnet9",), "model.name = 'resnet9' is not allowed"),
-        (("resnet8", "--scheme", "pattern"), "the scheme pattern has no operator"),
+        (("resnet8", "--set", "training.optimizer=torch.optim:SGD"), "in a program: sgd, adam"),
         (("resnet8", "--density", "2"), "sparsity.density"),
-        (("resnet8", "--set", "training.clip_norm=1.0"), "training.clip_norm = 1.0"),
-        (("resnet8", "--set", "training.proximal=0.1"), "training.proximal = 0.1"),
         (("resnet8", "--group", "0"), "group = '0' is not allowed; allowed: auto, or a whole"),
         (("resnet8", "--group", "two"), "group = 'two' is not allowed"),
         (

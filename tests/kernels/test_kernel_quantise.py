@@ -100,7 +100,7 @@ print(total)
 @compiled
 def test_every_instruction_set_gives_the_same_bits():
     sums = {}
-    for name in ("plain", "avx2", "avx512"):
+    for name in ("plain", "neonbf16", "avx2", "avx512", "avx512bf16"):
         done = subprocess.run(
             [sys.executable, "-c", STORE],
             capture_output=True,

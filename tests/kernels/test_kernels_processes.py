@@ -70,9 +70,9 @@ def test_without_compiled_kernels_one_warning_is_given_and_results_are_right():
 
 
 @compiled
-@pytest.mark.parametrize("name", ["plain", "avx2", "avx512"])
+@pytest.mark.parametrize("name", ["plain", "avx2", "avx512", "avx512bf16"])
 def test_each_instruction_set_can_be_asked_for(name):
-    best, known = native.variant(), ("plain", "avx2", "avx512")
+    best, known = native.variant(), ("plain", "avx2", "avx512", "avx512bf16")
     if best not in known or known.index(name) >= known.index(best):
         pytest.skip(f"this process runs {best}")
     found = checked(MEST_FED_KERNELS=name)

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "functions.h"
 #include "mest_runtime.h"
 #include "threads.h"
 #include "variant.h"
@@ -363,6 +364,40 @@ void test_numbers_that_are_missing() {
     check(std::strlen(error) == 4, "an error keeps to its length");
 }
 
+// Relative errors against double, as functions.h states them.
+void test_functions() {
+    using mest::runtime::exp_of;
+    using mest::runtime::normal_of;
+    using mest::runtime::tanh_of;
+    double error = 0, below = 0, tail = 0;
+    for (int i = -870000; i <= 887000; ++i) {
+        const float x = static_cast<float>(i) * 1e-4f;
+        const double exact = std::exp(double{x});
+        error = std::max(error, std::abs(exp_of(x) / exact - 1));
+    }
+    check(error < 1e-7, "exp_of, by " + std::to_string(error * 1e7) + "e-7");
+    for (int i = -120000; i <= 120000; ++i) {
+        const float x = static_cast<float>(i) * 1e-4f;
+        const double exact = 0.5 * std::erfc(-x / std::sqrt(2.0)), found = normal_of(x).below;
+        below = std::max(below, std::abs(found - exact));
+        if (x > -5) tail = std::max(tail, std::abs(found / exact - 1));
+    }
+    check(below < 2.5e-7, "normal_of, by " + std::to_string(below * 1e7) + "e-7");
+    check(tail < 1e-6, "normal_of's tail, by " + std::to_string(tail * 1e6) + "e-6");
+    double bounded = 0;
+    for (int i = -100000; i <= 100000; ++i) {
+        const float x = static_cast<float>(i) * 1e-4f;
+        if (i != 0) bounded = std::max(bounded, std::abs(tanh_of(x) / std::tanh(double{x}) - 1));
+    }
+    check(bounded < 3e-7, "tanh_of, by " + std::to_string(bounded * 1e7) + "e-7");
+    const float infinity = INFINITY;
+    check(tanh_of(infinity) == 1 && tanh_of(-infinity) == -1 && tanh_of(0) == 0, "tanh's ends");
+    check(exp_of(0) == 1 && exp_of(infinity) == infinity && exp_of(89) == infinity, "exp upwards");
+    check(exp_of(-infinity) == 0 && exp_of(-105) == 0 && exp_of(-100) > 0, "exp downwards");
+    check(std::isnan(exp_of(NAN)) && std::isnan(normal_of(NAN).below), "NaNs stay");
+    check(normal_of(infinity).below == 1 && normal_of(-infinity).below == 0, "all and none of it");
+}
+
 }  // namespace
 
 int main() {
@@ -373,6 +408,7 @@ int main() {
         return 77;
     }
     test_that_allocations_are_counted();
+    test_functions();
     for (int64_t groups : {int64_t{1}, int64_t{3}, most_groups}) test_steps(groups);
     test_parts_of_a_batch();
     test_numbers_that_are_missing();

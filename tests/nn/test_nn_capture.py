@@ -9,9 +9,11 @@ from torch.nn import functional as F
 from mest_fed.errors import InputError
 from mest_fed.nn import sparsify
 from mest_fed.nn.capture import INPUT, capture
+from mest_fed.nn.capture_schemes import weights_of_kernels
 from mest_fed.nn.dense import Conv2d, ReLUMaxPool2d
 from mest_fed.nn.norms import GroupNorm
 from mest_fed.runtime.reference import Reference
+from mest_fed.sparsity.schemes import Channel
 
 IMAGES = (2, 4, 6, 6)
 
@@ -31,6 +33,13 @@ class Called(nn.Module):
         return self.function(x, *self.parts)
 
 
+def last_state(x, rnn):
+    _, (hidden, _) = rnn(x)
+    return hidden[-1]
+
+
+GRU = nn.GRU(6, 3, 2, batch_first=True, bias=False)
+
 #: A module, the shape of its input.
 TAKEN = {
     "convolution": (nn.Conv2d(4, 6, 3, 2, 1, groups=2), IMAGES),
@@ -49,6 +58,32 @@ TAKEN = {
     "views": (Called(lambda x: torch.relu(x.view(x.size(0), -1).unsqueeze(1)).squeeze(1)), IMAGES),
     "shape": (Called(lambda x: torch.relu(x.reshape(x.shape[0] * x.shape[1], -1))), IMAGES),
     "identity": (nn.Sequential(nn.Identity(), nn.Dropout(0.0), nn.ReLU()), IMAGES),
+    "series-pools": (nn.Sequential(nn.AvgPool1d(2), nn.AdaptiveAvgPool1d(1)), (2, 4, 9)),
+    "largest": (nn.AdaptiveMaxPool2d(1), IMAGES),
+    "sizes": (nn.Sequential(nn.AdaptiveAvgPool2d((3, 2)), nn.AdaptiveMaxPool2d((None, 1))), IMAGES),
+    "functions-2": (
+        Called(lambda x: torch.sigmoid(F.elu(torch.tanh(F.leaky_relu(x, 0.2))))),
+        IMAGES,
+    ),
+    "pools": (Called(lambda x: F.avg_pool2d(F.max_pool2d(x, 2), 3)), IMAGES),
+    "numbers": (Called(lambda x: (1 - x) / 2 + 3 * -x - 0.5), IMAGES),
+    "minus": (Called(lambda x: x - torch.relu(x)), IMAGES),
+    "excite": (Called(lambda x: x * F.adaptive_avg_pool2d(x, 1).sigmoid()), IMAGES),
+    "excite-2": (Called(lambda x: F.hardsigmoid(x.mean((2, 3), keepdim=True)) * x), IMAGES),
+    "join": (Called(lambda x: torch.cat([x, x.relu(), x], 1)), IMAGES),
+    "join-rows": (Called(lambda x: torch.cat([x, x.relu()], dim=-1)), IMAGES),
+    "order": (Called(lambda x: x.permute(0, 2, 3, 1).transpose(1, -1).softmax(-1)), IMAGES),
+    "sum": (Called(lambda x: x.sum((2, 3))), IMAGES),
+    "large": (nn.Upsample(scale_factor=2), IMAGES),
+    "larger": (Called(lambda x: F.interpolate(x, (12, 6))), IMAGES),
+    "position": (Called(lambda x: torch.relu(x)[:, -1]), IMAGES),
+    "softmax": (nn.Softmax(-1), IMAGES),
+    "lstm": (Called(lambda x, rnn: rnn(x)[0], nn.LSTM(6, 3, 2, batch_first=True)), (2, 4, 6)),
+    "last": (Called(last_state, nn.LSTM(6, 3, 2, batch_first=True)), (2, 4, 6)),
+    "gru": (
+        Called(lambda x, rnn: rnn(x)[1][0] + rnn(x)[0][:, 0], GRU),
+        (2, 4, 6),
+    ),
     "contiguous": (Called(lambda x, linear: linear(x.contiguous()), nn.Linear(6, 2)), IMAGES),
 }
 
@@ -86,7 +121,10 @@ class OwnConv(nn.Conv2d):
 
 #: A module, and what is said of it.
 REFUSED = {
-    "recurrent": (nn.Sequential(nn.GRU(6, 3)), "module '0', a GRU, has no operator"),
+    "recurrent": (nn.Sequential(nn.RNN(6, 3)), "module '0', a RNN, has no operator"),
+    "steps": (nn.Sequential(nn.GRU(6, 3)), "^0: a GRU with batch_first = False has no operator"),
+    "both-ways": (nn.LSTM(6, 3, bidirectional=True, batch_first=True), "with bidirectional = True"),
+    "sequence": (nn.LSTM(6, 3, batch_first=True), "of one sequence, has no operator"),
     "attention": (nn.MultiheadAttention(6, 2), "module '0', a MultiheadAttention, has no operator"),
     "dilation": (nn.Sequential(nn.Conv2d(4, 4, 3, dilation=2)), r"0: a Conv2d with dilation"),
     "mode": (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "padding_mode = 'reflect'"),
@@ -98,11 +136,20 @@ REFUSED = {
     "average": (nn.BatchNorm2d(4, momentum=None), "momentum = None"),
     "indices": (nn.MaxPool2d(2, return_indices=True), "indices or a dilation"),
     "divisor": (nn.AvgPool2d(2, divisor_override=3), "a setting of its own"),
-    "tanh": (nn.Tanh(), "a Tanh, has no operator"),
+    "mish": (nn.Mish(), "a Mish, has no operator"),
     "approximate": (nn.GELU("tanh"), "an approximation has no operator"),
     "function": (Called(lambda x: torch.cumsum(x, 1)), "function 'cumsum', has no operator"),
     "method": (Called(lambda x: x.cumsum(1)), "method 'cumsum', has no operator"),
-    "number": (Called(lambda x: x + 1), "sum of a tensor and a number has no operator"),
+    "quotient": (Called(lambda x: x / x), "a division by a tensor has no operator"),
+    "alpha": (Called(lambda x: torch.add(x, x, alpha=2)), "alpha = 2 has no operator"),
+    "rows": (Called(lambda x: torch.cat([x, x])), "one behind the other in the batch"),
+    "axis": (nn.Softmax(1), "dim = 1 of .* has no operator; allowed: the last one"),
+    "uneven": (
+        nn.AdaptiveAvgPool2d(4),
+        "output_size of 0 = 4 is not allowed; allowed: what divides",
+    ),
+    "linear": (nn.Upsample(scale_factor=2, mode="bilinear"), "mode = 'bilinear'"),
+    "settings": (Called(lambda x: x.softmax(-1, None)), "more than 1 settings"),
     "shapes": (Called(lambda x: x + x.mean((2, 3))), "add: add: b has shape"),
     "mean": (Called(lambda x: x.mean(0)), "the mean over dim = 0"),
     "part": (Called(lambda x: torch.relu(x[:1])), "a part of a tensor has no operator"),
@@ -125,12 +172,43 @@ def test_what_has_no_operator_is_named_in_one_line(name):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("scheme", ["pattern", "channel"])
-def test_schemes_without_operators_are_named(scheme):
-    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1))
+class OwnScheme(Channel):
+    """Whole input channels."""
+
+    def __init__(self, shape):
+        super().__init__(shape, axis="in")
+
+
+@pytest.mark.parametrize("scheme", ["pattern", "channel", "block:3", f"{__name__}:OwnScheme"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_scheme_is_a_program(scheme, bias):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(4, 5, 3, padding=1, bias=bias),
+        nn.Conv2d(5, 6, 3, padding=1, bias=bias),
+        nn.Conv2d(6, 6, 3, 2, bias=bias),
+        nn.Flatten(),
+        nn.Linear(24, 7, bias=bias),
+        nn.Linear(7, 3),
+    )
     sparsify(model, scheme, 0.4)
-    with pytest.raises(InputError, match=f"^1: a SparseConv2d with the scheme {scheme} has no op"):
-        capture(model, IMAGES)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    captured = capture(model, IMAGES)
+    run = Reference(captured.program, captured.arrays(), "float64")
+    x = torch.randn(IMAGES, generator=torch.Generator().manual_seed(0)).double()
+    run.step({INPUT: x.numpy()})
+    expected = model.double()(x).detach().numpy()
+    np.testing.assert_allclose(run.read(captured.output), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_kernels_as_single_weights():
+    slots = torch.tensor([1, 8, -1], dtype=torch.int32)
+    cells = ((0, 3), (1, 2), (4, 8))
+    found = weights_of_kernels(slots, cells, 9)
+    assert found.tolist() == [1, 2, 18 + 4, 18 + 8, -1, -1]
+    assert found.dtype == torch.int32
 
 
 def test_a_shell_on_the_meta_device_is_a_program_too():

@@ -27,6 +27,10 @@ STEPS = {
     "mlp": ((3, 4), {"width": 0.1}, UNSTRUCTURED),
     "har1d": ((6, 33), {"width": 0.25, "norm": "group"}, BLOCK),
     "transformer": (TOKENS, {"width": 0.25}, BLOCK),
+    "resnet8 pattern": (IMAGE, {"width": 0.5, "norm": "group"}, Sparsity("pattern", 0.3)),
+    "cnn2 channel": (IMAGE, {"width": 0.25}, Sparsity("channel", 0.4)),
+    "lstm": (TOKENS, {"width": 0.05, "depth": 2}, BLOCK),
+    "lstm series": ((6, 9), {"width": 0.05}, None),
 }
 BATCH, CLASSES = 4, 10
 

@@ -195,7 +195,7 @@ def test_arrays_that_are_wrong():
         runtime.write("x", np.zeros((2, 2)))
 
 
-@pytest.mark.parametrize("slots", [[0, 54], [-1, 3], [3, 3], [4, 3]])
+@pytest.mark.parametrize("slots", [[0, 54], [-1, 3], [3, 3], [4, 3], [3, -2]])
 def test_slots_that_are_wrong(slots):
     x, values = torch.zeros(X), torch.zeros(2, 4)
     given = {"x": x, "values": values, "slots": torch.tensor(slots, dtype=torch.int32)}

@@ -107,8 +107,9 @@ def built(name, seed):
 def test_wrong_shapes_are_one_line(name, seed):
     program = built(name, seed)
     assert parse_program(program.to_json()).sha256 == program.sha256
-    numbers = program.operators[-1].arguments.values()
-    for number in numbers:
+    for argument, number in program.operators[-1].arguments.items():
+        if (name, argument) == ("sum_of_squares", "x"):  # of any shape
+            continue
         table = program.as_table()
         table["buffers"][number]["shape"] = [9, 7, 11, 13, 5]
         with pytest.raises(InputError) as caught:
@@ -127,7 +128,8 @@ def test_slots_must_increase_within_their_weight():
     builder.operator("sparse_linear", inputs, {}, "y", weight_shape=(5, 3), rows=4)
     program = builder.end_phase(0).program()
     values = np.zeros((2, 4))
-    Reference(program, {"values": values, "slots": [0, 5]})
-    for slots in ([0, 6], [3, 3], [4, 1], [-1, 2]):
+    for slots in ([0, 5], [5, -1], [-1, -1]):
+        Reference(program, {"values": values, "slots": slots})
+    for slots in ([0, 6], [3, 3], [4, 1], [-1, 2], [2, -2]):
         with pytest.raises(InputError, match="'slots' are no slots"):
             Reference(program, {"values": values, "slots": slots})

@@ -31,7 +31,7 @@ from mest_fed.training import (
 )
 from mest_fed.training.objective import Objective
 from mest_fed.training.programs import MOST_PROGRAMS, Programs, check_step
-from mest_fed.training.tasks import NextToken
+from mest_fed.training.tasks import MultiLabel, NextToken, Regression
 
 sys.path.append(str(Path(__file__).parents[1] / "runtime"))
 from step_cases import BATCH, STEPS, TOKENS, dtype_of, inputs_of, model_of
@@ -296,6 +296,31 @@ def test_what_has_no_program_is_trained_by_torch(case):
     inputs = (2, 1, 8, 8), torch.float32
     with pytest.raises(InputError, match=reason):
         check_step(net, inputs, how.get("objective", trainer.objective), settings)
+
+
+@pytest.mark.parametrize("scheme", ["unstructured", "block:3", "pattern", "channel"])
+def test_every_scheme_mutates_alike(scheme):
+    net, data = model(scheme), batches(4)
+    mine, counted, trainer = train(net, data, compiled=True, method=MestEM())
+    theirs, expected, _ = train(net, data, compiled=False, method=MestEM())
+    assert None not in steps_of(trainer)
+    assert_alike(mine, theirs, net)
+    assert counted.sums == expected.sums
+
+
+@pytest.mark.parametrize("objective", [Regression("huber"), MultiLabel()], ids=["huber", "labels"])
+def test_tasks_of_numbers_within_limits(objective):
+    settings = OptimizerSettings(0.1, clip_norm=0.1, proximal=0.5)
+    targets = (torch.arange(80).view(8, 10) % 3 == 0).float()
+    data = [replace(it, targets=targets) for it in batches(3)]
+    net = model("block")
+    how = {"settings": settings, "objective": objective, "method": MestEM()}
+    mine, counted, trainer = train(net, data, compiled=True, **how)
+    theirs, expected, _ = train(net, data, compiled=False, **how)
+    assert None not in steps_of(trainer)
+    assert_alike(mine, theirs, net)
+    assert counted.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert counted.sums == pytest.approx(expected.sums, rel=1e-5)
 
 
 @pytest.mark.parametrize("ignored", [0, 2])

@@ -1,55 +1,61 @@
 // Chooses the instruction set once, at the first call.
 #include <cstdlib>
-#include <cstring>
 #include <stdexcept>
 #include <string>
 
 #include "variant.h"
 
-namespace mest {
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
 
-namespace plain {
-extern const Variant table;
-}
-#ifdef MEST_HAVE_AVX2
-namespace avx2 {
-extern const Variant table;
-}
-#endif
-#ifdef MEST_HAVE_AVX512
-namespace avx512 {
-extern const Variant table;
-}
-#endif
+namespace mest {
 
 namespace {
 
-const Variant& choose() {
-    const char* asked = std::getenv("MEST_FED_KERNELS");
-    const auto may = [&](const Variant& k) {
-        return asked == nullptr || *asked == '\0' || std::strcmp(asked, k.name) == 0;
-    };
-#ifdef MEST_HAVE_AVX512
-    if (may(avx512::table) && __builtin_cpu_supports("avx512f") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512bw")) {
-        return avx512::table;
-    }
-#endif
-#ifdef MEST_HAVE_AVX2
-    if (may(avx2::table) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        return avx2::table;
-    }
-#endif
-    if (may(plain::table)) return plain::table;
-    throw std::invalid_argument(std::string("MEST_FED_KERNELS = '") + asked +
-                                "' is not among the kernels of this machine");
+#if defined(__x86_64__)
+bool runs_avx512() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
 }
+
+bool runs(const std::string& set) {
+    if (set == "avx512bf16") return runs_avx512() && __builtin_cpu_supports("avx512bf16");
+    if (set == "avx512") return runs_avx512();
+    if (set == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    return set == "plain";
+}
+#else
+bool runs(const std::string& set) {
+#if defined(__aarch64__) && defined(__linux__)
+    constexpr unsigned long bf16 = 1ul << 14;  // HWCAP2_BF16, which older headers lack
+    if (set == "neonbf16") return (getauxval(AT_HWCAP2) & bf16) != 0;
+#endif
+    return set == "plain";
+}
+#endif
 
 }  // namespace
 
+namespace variants {
+
+extern const Variant MEST_VARIANTS;  // declares each, the best first
+
+static const Variant& choose() {
+    const char* asked = std::getenv("MEST_FED_KERNELS");
+    const std::string name = asked == nullptr ? "" : asked;
+    static const Variant all[] = {MEST_VARIANTS};
+    for (const Variant& each : all) {
+        if ((name.empty() || name == each.name) && runs(each.name)) return each;
+    }
+    throw std::invalid_argument("MEST_FED_KERNELS = '" + name +
+                                "' is not among the kernels of this machine");
+}
+
+}  // namespace variants
+
 const Variant& variant() {
-    static const Variant& chosen = choose();
+    static const Variant& chosen = variants::choose();
     return chosen;
 }
 

@@ -29,12 +29,12 @@ struct Norm {
     int block() const {
         if (groups != 0) return 1;
         const int64_t run = 1024 / plane;
-        return static_cast<int>(run < 1 ? 1 : run > most_block ? most_block : run);
+        return static_cast<int>(run < 1 ? 1 : run > most_block ? int64_t{most_block} : run);
     }
     // Sums that the backward pass writes down.
     int64_t sums() const { return (groups == 0 ? 1 : images) * channels * 2; }
     int64_t units() const { return (statistics() + block() - 1) / block(); }
-    static constexpr int most_block = 16;
+    enum { most_block = 16 };
 };
 
 // mean and scale = 1 / sqrt(variance + epsilon): statistics() of each.

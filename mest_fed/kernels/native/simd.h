@@ -22,6 +22,13 @@ constexpr bool many_registers = true;  // 32 of them, else 16
 constexpr bool many_registers = false;
 #endif
 
+// Dot products of pairs of bfloat16, added to floats: VDPBF16PS, BFDOT.
+#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+constexpr bool bf16_products = true;
+#else
+constexpr bool bf16_products = false;
+#endif
+
 template <int N>
 struct Simd {
     typedef float type __attribute__((vector_size(N * sizeof(float))));

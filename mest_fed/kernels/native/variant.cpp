@@ -150,11 +150,16 @@ void backward_values(const Plan& plan, const float* x, const float* dy, float* g
 #define MEST_TEXT(name) MEST_TEXT_OF(name)
 
 }  // namespace
-
-extern const Variant table;
-const Variant table{MEST_TEXT(MEST_VARIANT), V, most_vectors(1), 32, forward, backward_input,
-                    backward_values, norm_forward, norm_backward, pool_forward, pool_backward,
-                    quantise, dequantise, pack_bits, pack_values, unpack_nonzeros, count_bits, weigh,
-                    add};
-
 }  // namespace mest::MEST_VARIANT
+
+namespace mest::variants {
+
+using namespace mest::MEST_VARIANT;
+
+extern const Variant MEST_VARIANT;
+const Variant MEST_VARIANT{MEST_TEXT(MEST_VARIANT), V, bf16_products, most_vectors(1), 32, forward,
+                           backward_input, backward_values, norm_forward, norm_backward,
+                           pool_forward, pool_backward, quantise, dequantise, pack_bits,
+                           pack_values, unpack_nonzeros, count_bits, weigh, add};
+
+}  // namespace mest::variants

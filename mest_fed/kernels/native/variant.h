@@ -13,6 +13,7 @@ namespace mest {
 struct Variant {
     const char* name;
     int width;                      // floats of a vector
+    bool bf16_products;             // whether it multiplies pairs of bfloat16 by one instruction
     int walk_vectors, dot_vectors;  // that a scratch should offer to the walks and to the dots
 
     // All three use `scratch` (plan.scratch_floats(), with `guard` floats to spare on both sides)
@@ -56,7 +57,8 @@ struct Variant {
 
 constexpr int guard = 64;
 
-// The best that this processor can run; MEST_FED_KERNELS=plain|avx2|avx512 asks for another.
+// The best that this processor can run; MEST_FED_KERNELS asks for another: one of plain, avx2, avx512
+// and avx512bf16, or of plain and neonbf16 (cmake/variants.cmake lists them).
 const Variant& variant();
 
 }  // namespace mest

@@ -1,11 +1,12 @@
 // Scaled dot product attention (Vaswani et al. 2017). A unit is one head of one example.
 #include <cmath>
-#include <functional>
 
+#include "blocks.h"
 #include "builder.h"
+#include "functions.h"
 #include "loops.h"
 
-namespace mest::runtime {
+namespace mest::runtime::MEST_VARIANT {
 namespace {
 
 struct Heads {
@@ -41,72 +42,103 @@ void for_heads(const Heads& h, const Run& run, const Work& work) {
     parallel_for(h.examples * h.heads, run.threads, work);
 }
 
-float dot(const float* a, const float* b, int64_t count) {
-    return static_cast<float>(sum_of(count, [=](int64_t i) { return a[i] * b[i]; }));
+constexpr int64_t block = 32;  // queries whose weights are in use at once
+
+// work(first, count, positions that the last of them sees) for blocks of queries
+template <class Work>
+void for_blocks(const Heads& h, const Work& work) {
+    for (int64_t first = 0; first < h.length; first += block) {
+        const int64_t count = std::min(block, h.length - first);
+        work(first, count, h.seen(first + count - 1));
+    }
 }
 
-void add(float* to, float factor, const float* from, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) to[i] += factor * from[i];
+// (width, source) from a head's rows of keys or values: products then run along positions.
+void turn(const Heads& h, const float* rows, float* columns) {
+    for (int64_t s = 0; s < h.source; ++s) {
+        for (int64_t i = 0; i < h.width(); ++i) columns[i * h.source + s] = rows[s * h.features + i];
+    }
 }
 
-void softmax(float* row, int64_t count) {
-    const float most = *std::max_element(row, row + count);
-    for (int64_t i = 0; i < count; ++i) row[i] = std::exp(row[i] - most);
-    const double total = sum_of(count, [=](int64_t i) { return row[i]; });
-    for (int64_t i = 0; i < count; ++i) row[i] = static_cast<float>(row[i] / total);
+void clear(const Heads& h, float* rows) {
+    for (int64_t s = 0; s < h.source; ++s) std::fill_n(rows + s * h.features, h.width(), 0.0f);
+}
+
+// Of factor * row; zeros after what is seen.
+void softmax(float* row, float factor, int64_t seen, int64_t count) {
+    const float most = largest_of(seen, [=](int64_t i) { return row[i]; });
+    MEST_EACH_ALONE
+    for (int64_t i = 0; i < seen; ++i) row[i] = exp_of((row[i] - most) * factor);
+    const auto share = static_cast<float>(1 / sum_of(seen, [=](int64_t i) { return row[i]; }));
+    MEST_EACH_ALONE
+    for (int64_t i = 0; i < seen; ++i) row[i] *= share;
+    std::fill(row + seen, row + count, 0.0f);
 }
 
 Step forward(Builder& b) {
     const Heads h = heads_of(b);
     const Tensor q = b["q"], k = b["k"], v = b["v"], y = b["y"], weights = b["weights"];
+    b.scratch(h.source * h.width());
     return [=](const Run& run) {
         for_heads(h, run, [&](int64_t unit) {
-            for (int64_t l = 0; l < h.length; ++l) {
-                const float* query = run.at(q) + h.query(unit, l);
-                float *row = run.at(weights) + h.weight(unit, l), *to = run.at(y) + h.query(unit, l);
-                for (int64_t s = 0; s < h.seen(l); ++s) {
-                    row[s] = dot(query, run.at(k) + h.key(unit, s), h.width()) * h.factor();
+            float* turned = thread_scratch(free_scratch, h.source * h.width());
+            turn(h, run.at(k) + h.key(unit, 0), turned);
+            for_blocks(h, [&](int64_t l, int64_t count, int64_t seen) {
+                float* rows = run.at(weights) + h.weight(unit, l);
+                product({run.at(q) + h.query(unit, l), h.features, 1}, {turned, h.source}, count,
+                        seen, h.width(), rows, h.source);
+                for (int64_t i = 0; i < count; ++i) {
+                    softmax(rows + i * h.source, h.factor(), h.seen(l + i), h.source);
                 }
-                softmax(row, h.seen(l));
-                std::fill(row + h.seen(l), row + h.source, 0.0f);
-                std::fill(to, to + h.width(), 0.0f);
-                for (int64_t s = 0; s < h.seen(l); ++s) {
-                    add(to, row[s], run.at(v) + h.key(unit, s), h.width());
-                }
-            }
+                product({rows, h.source, 1}, {run.at(v) + h.key(unit, 0), h.features}, count,
+                        h.width(), seen, run.at(y) + h.query(unit, l), h.features);
+            });
         });
     };
+}
+
+// The slopes of a block's weights become those of its logits.
+void softmax_gradient(const Heads& h, const float* weights, float* slopes, int64_t first,
+                      int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+        const float* row = weights + i * h.source;
+        float* slope = slopes + i * h.source;
+        const int64_t seen = h.seen(first + i), all = h.seen(first + count - 1);
+        const auto mean = static_cast<float>(
+            sum_of(seen, [=](int64_t s) { return slope[s] * row[s]; }));
+        const float factor = h.factor();
+        MEST_EACH_ALONE
+        for (int64_t s = 0; s < seen; ++s) slope[s] = row[s] * (slope[s] - mean) * factor;
+        std::fill(slope + seen, slope + all, 0.0f);
+    }
 }
 
 Step gradient(Builder& b) {
     const Heads h = heads_of(b);
     const Tensor q = b["q"], k = b["k"], v = b["v"], weights = b["weights"], dy = b["dy"];
     const Tensor dq = b["dq"], dk = b["dk"], dv = b["dv"];
-    b.scratch(h.source);
+    const int64_t room = h.source * (h.width() + block);
+    b.scratch(room);
     return [=](const Run& run) {
         for_heads(h, run, [&](int64_t unit) {
-            float* slope = thread_scratch(free_scratch, h.source);
-            for (int64_t s = 0; s < h.source; ++s) {
-                for (const Tensor& to : {std::cref(dk), std::cref(dv)}) {
-                    std::fill_n(run.at(to) + h.key(unit, s), h.width(), 0.0f);
-                }
-            }
-            for (int64_t l = 0; l < h.length; ++l) {
-                const float *row = run.at(weights) + h.weight(unit, l);
-                const float *up = run.at(dy) + h.query(unit, l), *query = run.at(q) + h.query(unit, l);
-                float* to = run.at(dq) + h.query(unit, l);
-                for (int64_t s = 0; s < h.seen(l); ++s) {
-                    slope[s] = dot(up, run.at(v) + h.key(unit, s), h.width());
-                }
-                const float mean = dot(slope, row, h.seen(l));
-                std::fill(to, to + h.width(), 0.0f);
-                for (int64_t s = 0; s < h.seen(l); ++s) {
-                    const float logit = row[s] * (slope[s] - mean) * h.factor();
-                    add(to, logit, run.at(k) + h.key(unit, s), h.width());
-                    add(run.at(dk) + h.key(unit, s), logit, query, h.width());
-                    add(run.at(dv) + h.key(unit, s), row[s], up, h.width());
-                }
-            }
+            float* turned = thread_scratch(free_scratch, room);
+            float* slopes = turned + h.source * h.width();
+            float *to_k = run.at(dk) + h.key(unit, 0), *to_v = run.at(dv) + h.key(unit, 0);
+            turn(h, run.at(v) + h.key(unit, 0), turned);
+            clear(h, to_k);
+            clear(h, to_v);
+            for_blocks(h, [&](int64_t l, int64_t count, int64_t seen) {
+                const int64_t place = h.query(unit, l);
+                const Right up{run.at(dy) + place, h.features}, query{run.at(q) + place, h.features};
+                const float* rows = run.at(weights) + h.weight(unit, l);
+                product({up.at, h.features, 1}, {turned, h.source}, count, seen, h.width(), slopes,
+                        h.source);
+                product({rows, 1, h.source}, up, seen, h.width(), count, to_v, h.features, true);
+                softmax_gradient(h, rows, slopes, l, count);
+                product({slopes, h.source, 1}, {run.at(k) + h.key(unit, 0), h.features}, count,
+                        h.width(), seen, run.at(dq) + place, h.features);
+                product({slopes, 1, h.source}, query, seen, h.width(), count, to_k, h.features, true);
+            });
         });
     };
 }
@@ -122,4 +154,4 @@ std::vector<Operator> attention() {
     };
 }
 
-}  // namespace mest::runtime
+}  // namespace mest::runtime::MEST_VARIANT

@@ -4,9 +4,10 @@
 #include <functional>
 
 #include "builder.h"
+#include "functions.h"
 #include "loops.h"
 
-namespace mest::runtime {
+namespace mest::runtime::MEST_VARIANT {
 namespace {
 
 // `write(i)` for all elements of arguments of one shape.
@@ -17,9 +18,6 @@ void for_elements(int64_t count, const Run& run, const Write& write) {
         for (int64_t i = begin; i < end; ++i) write(i);
     });
 }
-
-float sigmoid(float x) { return 1 / (1 + std::exp(-x)); }
-float normal(float x) { return 0.5f * (1 + std::erf(x * 0.70710678f)); }
 
 // The number, or zero: by its bits, since the compiler makes a branch of a choice.
 float only(bool open, float x) {
@@ -39,13 +37,17 @@ struct Relu6 {
     static float slope(float y) { return y > 0 && y < 6 ? 1 : 0; }
 };
 struct Silu {
-    static float of(float x) { return x * sigmoid(x); }
-    static float slope(float x) { return sigmoid(x) * (1 + x * (1 - sigmoid(x))); }
+    static float of(float x) { return x * sigmoid_of(x); }
+    static float slope(float x) {
+        const float s = sigmoid_of(x);
+        return s * (1 + x * (1 - s));
+    }
 };
 struct Gelu {
-    static float of(float x) { return x * normal(x); }
+    static float of(float x) { return x * normal_of(x).below; }
     static float slope(float x) {
-        return normal(x) + x * (0.39894228f * std::exp(-0.5f * x * x));
+        const Normal normal = normal_of(x);
+        return normal.below + x * normal.density;
     }
 };
 struct HardSwish {
@@ -172,4 +174,4 @@ std::vector<Operator> elementwise() {
     return found;
 }
 
-}  // namespace mest::runtime
+}  // namespace mest::runtime::MEST_VARIANT

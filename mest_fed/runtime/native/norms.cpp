@@ -5,7 +5,7 @@
 #include "loops.h"
 #include "norm.h"
 
-namespace mest::runtime {
+namespace mest::runtime::MEST_VARIANT {
 namespace {
 
 // x (images, channels, ...) normalised; groups 0: batch norm.
@@ -142,10 +142,11 @@ Step layer_norm(Builder& b) {
                 const float* from = run.at(x) + row * size;
                 float* to = run.at(y) + row * size;
                 const double n = static_cast<double>(size);
-                const auto m = static_cast<float>(sum_of(size, [&](int64_t i) { return from[i]; }) / n);
+                const auto m = static_cast<float>(sum_of(size, [=](int64_t i) { return from[i]; }) / n);
                 const double variance =
-                    sum_of(size, [&](int64_t i) { return (from[i] - m) * (from[i] - m); }) / n;
+                    sum_of(size, [=](int64_t i) { return (from[i] - m) * (from[i] - m); }) / n;
                 const auto s = static_cast<float>(1 / std::sqrt(variance + epsilon));
+                MEST_EACH_ALONE
                 for (int64_t i = 0; i < size; ++i) to[i] = (from[i] - m) * s * g[i] + add[i];
                 run.at(mean)[row] = m;
                 run.at(scale)[row] = s;
@@ -154,46 +155,43 @@ Step layer_norm(Builder& b) {
     };
 }
 
+struct LayerNormGradient {
+    int64_t rows, size;
+    const float *x, *mean, *scale, *gamma, *dy;
+    float* dx;
+};
+
+void layer_norm_row(const LayerNormGradient& g, int64_t row) {
+    const float *x = g.x + row * g.size, *dy = g.dy + row * g.size, *gamma = g.gamma;
+    float* to = g.dx + row * g.size;
+    const float mean = g.mean[row], scale = g.scale[row];
+    const double n = static_cast<double>(g.size);
+    const auto flat = static_cast<float>(
+        sum_of(g.size, [=](int64_t i) { return dy[i] * gamma[i]; }) / n);
+    const auto slope = static_cast<float>(sum_of(g.size, [=](int64_t i) {
+        return dy[i] * gamma[i] * ((x[i] - mean) * scale); }) / n);
+    MEST_EACH_ALONE
+    for (int64_t i = 0; i < g.size; ++i) {
+        to[i] = scale * (dy[i] * gamma[i] - flat - (x[i] - mean) * scale * slope);
+    }
+}
+
 Step layer_norm_gradient(Builder& b) {
     const auto [rows, size_] = rows_of(b);
     const int64_t size = size_;
     const Tensor x = b["x"], mean = b["mean"], scale = b["scale"], gamma = b["gamma"];
     const Tensor dy = b["dy"], dx = b["dx"], dgamma = b["dgamma"], dbeta = b["dbeta"];
-    b.doubles(2 * size);
     return [=, rows = rows](const Run& run) {
-        const float *from = run.at(x), *m = run.at(mean), *s = run.at(scale), *g = run.at(gamma);
-        const float* dz = run.at(dy);
-        double *along = run.shared.doubles.data(), *level = along + size;
+        const LayerNormGradient g{rows, size, run.at(x), run.at(mean), run.at(scale), run.at(gamma),
+                                  run.at(dy), run.at(dx)};
         // First what sums over rows, since dx may stand where dy stood.
-        for_runs(size, rows, run.threads, [&](int64_t begin, int64_t end) {
-            std::fill(along + begin, along + end, 0.0);
-            std::fill(level + begin, level + end, 0.0);
-            for (int64_t row = 0; row < rows; ++row) {
-                for (int64_t i = begin; i < end; ++i) {
-                    const float d = dz[row * size + i];
-                    along[i] += double{d} * (from[row * size + i] - m[row]) * s[row];
-                    level[i] += d;
-                }
-            }
-            for (int64_t i = begin; i < end; ++i) {
-                run.at(dgamma)[i] = static_cast<float>(along[i]);
-                run.at(dbeta)[i] = static_cast<float>(level[i]);
-            }
+        sum_rows(rows, size, run.threads, run.at(dgamma), [=](int64_t row, int64_t i) {
+            return g.dy[row * size + i] * ((g.x[row * size + i] - g.mean[row]) * g.scale[row]);
         });
+        sum_rows(rows, size, run.threads, run.at(dbeta),
+                 [=](int64_t row, int64_t i) { return g.dy[row * size + i]; });
         for_runs(rows, size, run.threads, [&](int64_t begin, int64_t end) {
-            for (int64_t row = begin; row < end; ++row) {
-                const float *p = from + row * size, *d = dz + row * size;
-                float* to = run.at(dx) + row * size;
-                const float centre = m[row], factor = s[row];
-                const double n = static_cast<double>(size);
-                const auto flat = static_cast<float>(
-                    sum_of(size, [&](int64_t i) { return d[i] * g[i]; }) / n);
-                const auto slope = static_cast<float>(sum_of(size, [&](int64_t i) {
-                    return d[i] * g[i] * ((p[i] - centre) * factor); }) / n);
-                for (int64_t i = 0; i < size; ++i) {
-                    to[i] = factor * (d[i] * g[i] - flat - (p[i] - centre) * factor * slope);
-                }
-            }
+            for (int64_t row = begin; row < end; ++row) layer_norm_row(g, row);
         });
     };
 }
@@ -224,4 +222,4 @@ std::vector<Operator> norms() {
     };
 }
 
-}  // namespace mest::runtime
+}  // namespace mest::runtime::MEST_VARIANT

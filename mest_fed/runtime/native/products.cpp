@@ -1,15 +1,10 @@
-// Convolutions and linear layers, which are convolutions of 1x1 planes. A dense weight is a sparse
-// one whose strips are full (of their group's columns): its values are laid out anew in each call,
-// which costs little beside the product.
-#include <limits>
+// Convolutions and linear layers, which are convolutions of 1x1 planes.
+#include <algorithm>
 
-#include "builder.h"
-#include "loops.h"
+#include "dense.h"
 
-namespace mest::runtime {
+namespace mest::runtime::MEST_VARIANT {
 namespace {
-
-constexpr int64_t largest = std::numeric_limits<int32_t>::max() / 4;
 
 struct Window {
     Shape kernel{1, 1}, stride{1, 1}, padding{0, 0};
@@ -63,53 +58,6 @@ Convolution between(const Builder& b, const Tensor& x, const Tensor& y, const Sh
 
 void check_bias(const Builder& b, const Convolution& p) { b.expect("b", {p.out_channels}); }
 
-// A dense weight as strips: rows of a strip never belong to two groups.
-struct Dense {
-    Convolution p;
-    int groups, rows;
-
-    Dense(const Convolution& p_, int groups_) : p(p_), groups(groups_) {
-        const int own = p.out_channels / groups;
-        rows = 4;
-        while (rows > 1 && (own < rows || (groups > 1 && own % rows != 0))) rows /= 2;
-    }
-    int strips() const { return (p.out_channels - 1) / rows + 1; }
-    int columns() const { return p.in_channels / groups * p.taps(); }  // of a strip
-    int64_t entries() const { return int64_t{strips()} * columns(); }
-    int64_t floats() const { return entries() * rows; }
-
-    void fill(StripIndex& index) const {
-        const int strips_of_group = strips() / groups;
-        index.rows = rows;
-        index.first.clear();
-        index.columns.clear();
-        for (int strip = 0; strip < strips(); ++strip) {
-            index.first.push_back(static_cast<int32_t>(index.columns.size()));
-            const int begin = groups == 1 ? 0 : strip / strips_of_group * columns();
-            for (int c = 0; c < columns(); ++c) index.columns.push_back(begin + c);
-        }
-        index.first.push_back(static_cast<int32_t>(index.columns.size()));
-    }
-
-    // work(row, place of its first value): a row's values are `rows` apart.
-    template <class Work>
-    void for_rows(int threads, const Work& work) const {
-        for_runs(strips(), int64_t{columns()} * rows, threads, [&](int64_t begin, int64_t end) {
-            for (int64_t row = begin * rows; row < std::min<int64_t>(end * rows, p.out_channels); ++row) {
-                work(row, row / rows * rows * columns() + row % rows);
-            }
-        });
-    }
-
-    void lay_out(const float* weight, float* values, int threads) const {
-        const int count = columns(), apart = rows;
-        for_rows(threads, [=](int64_t row, int64_t place) {
-            const float* from = weight + row * count;
-            for (int c = 0; c < count; ++c) values[place + int64_t{c} * apart] = from[c];
-        });
-    }
-};
-
 Dense dense(const Builder& b, const Tensor& x, const Tensor& y, const Tensor& w, bool linear) {
     const int64_t groups = linear ? 1 : b.whole("groups");
     Shape whole = w.shape;
@@ -139,8 +87,7 @@ Step forward(Builder& b) {
     };
 }
 
-// Where a stride of 1 allows, the way back is a convolution with the turned kernel, in whose weight
-// input and output channels of a group change places: (in, out of the group, taps reversed).
+// Where a stride of 1 allows, the way back is a convolution with the turned kernel.
 template <bool Linear>
 Step input_gradient(Builder& b) {
     constexpr int dims = Linear ? 2 : 4;
@@ -161,18 +108,10 @@ Step input_gradient(Builder& b) {
               "up to " + std::to_string(largest) + " columns of strips");
     b.floats(t.floats());
     const auto product = b.product(Way::forward, t.p, t.rows, t.entries());
-    const int64_t taps = d.p.taps(), own_in = d.p.in_channels / d.groups;
-    const int64_t own_out = d.p.out_channels / d.groups;
     return [=](const Run& run) {
         float* values = run.shared.floats.data();
-        const float* weight = run.at(w);
         t.fill(run.shared.index);
-        t.for_rows(run.threads, [&](int64_t row, int64_t place) {
-            const float* from = weight + (row / own_in * own_out * own_in + row % own_in) * taps;
-            for (int64_t out = 0; out < own_out; ++out, from += own_in * taps) {
-                for (int64_t tap = taps; tap-- > 0; place += t.rows) values[place] = from[tap];
-            }
-        });
+        t.lay_out_turned(d, run.at(w), values, run.threads);
         product->forward(run.shared.product, run.shared.index, values, run.at(dy), nullptr,
                          run.at(dx));
     };
@@ -189,23 +128,24 @@ Step weight_gradient(Builder& b) {
         float *values = run.shared.floats.data(), *weight = run.at(dw);
         d.fill(run.shared.index);
         product->values(run.shared.product, run.shared.index, run.at(x), run.at(dy), values);
-        d.for_rows(run.threads, [&](int64_t row, int64_t place) {
-            float* to = weight + row * d.columns();
-            for (int c = 0; c < d.columns(); ++c) to[c] = values[place + int64_t{c} * d.rows];
-        });
+        d.gather(values, weight, run.threads);
     };
 }
 
-// Granules of a sparse weight.
+// Granules of a sparse weight, with room for more: slots past the active ones are -1.
 struct Sparse {
     Convolution p;
     int rows;
-    int64_t active;
+    int64_t capacity;
     Tensor slots;
 
-    void fill(const Run& run) const {
-        const Granules granules{run.at<int32_t>(slots), active, rows, nullptr, 1, rows};
-        strips_into(run.shared.index, granules, p);
+    // Returns how many are active. A -1 among them is a slot out of order, which is refused.
+    int64_t fill(const Run& run) const {
+        const int32_t* given = run.at<int32_t>(slots);
+        int64_t active = capacity;
+        while (active > 0 && given[active - 1] == -1) --active;
+        strips_into(run.shared.index, {given, active, rows, nullptr, 1, rows}, p);
+        return active;
     }
 };
 
@@ -214,12 +154,12 @@ Sparse sparse(const Builder& b, const Tensor& x, const Tensor& y, const char* va
     for (int i = 0; i < (linear ? 2 : 4); ++i) weight.push_back(b.whole("weight_shape", i));
     const Tensor slots = b.dims("slots", 1);
     const int rows = static_cast<int>(b.whole("rows"));
-    const int64_t active = slots.shape[0];
+    const int64_t capacity = slots.shape[0];
     const Convolution p = between(b, x, y, weight, linear);
-    b.expect(values, {active, rows});
-    b.require(active <= largest && active <= ((p.out_channels - 1) / rows + 1) * p.columns(),
-              std::to_string(active) + " slots", "at most as many as granules");
-    return {p, rows, active, slots};
+    b.expect(values, {capacity, rows});
+    b.require(capacity <= largest && capacity <= ((p.out_channels - 1) / rows + 1) * p.columns(),
+              std::to_string(capacity) + " slots", "at most as many as granules");
+    return {p, rows, capacity, slots};
 }
 
 template <bool Linear>
@@ -228,7 +168,7 @@ Step sparse_forward(Builder& b) {
     const Tensor values = b["values"], bias = b["b"];
     const Sparse s = sparse(b, x, y, "values", Linear);
     check_bias(b, s.p);
-    const auto product = b.product(Way::forward, s.p, s.rows, s.active);
+    const auto product = b.product(Way::forward, s.p, s.rows, s.capacity);
     return [=](const Run& run) {
         s.fill(run);
         product->forward(run.shared.product, run.shared.index, run.at(values), run.at(x),
@@ -241,7 +181,7 @@ Step sparse_input_gradient(Builder& b) {
     const Tensor dx = b.dims("dx", Linear ? 2 : 4), dy = b.dims("dy", Linear ? 2 : 4);
     const Tensor values = b["values"];
     const Sparse s = sparse(b, dx, dy, "values", Linear);
-    const auto product = b.product(Way::input, s.p, s.rows, s.active);
+    const auto product = b.product(Way::input, s.p, s.rows, s.capacity);
     return [=](const Run& run) {
         s.fill(run);
         product->input(run.shared.product, run.shared.index, run.at(values), run.at(dy),
@@ -254,11 +194,12 @@ Step sparse_values_gradient(Builder& b) {
     const Tensor x = b.dims("x", Linear ? 2 : 4), dy = b.dims("dy", Linear ? 2 : 4);
     const Tensor dvalues = b["dvalues"];
     const Sparse s = sparse(b, x, dy, "dvalues", Linear);
-    const auto product = b.product(Way::values, s.p, s.rows, s.active);
+    const auto product = b.product(Way::values, s.p, s.rows, s.capacity);
     return [=](const Run& run) {
-        s.fill(run);
-        product->values(run.shared.product, run.shared.index, run.at(x), run.at(dy),
-                        run.at(dvalues));
+        const int64_t active = s.fill(run);
+        float* to = run.at(dvalues);
+        product->values(run.shared.product, run.shared.index, run.at(x), run.at(dy), to);
+        std::fill(to + active * s.rows, to + s.capacity * s.rows, 0.0f);
     };
 }
 
@@ -270,6 +211,11 @@ Step bias_gradient(Builder& b) {
     return [=](const Run& run) {
         const float* from = run.at(dy);
         float* to = run.at(db);
+        if (plane == 1) {
+            sum_rows(images, channels, run.threads, to,
+                     [=](int64_t image, int64_t c) { return from[image * channels + c]; });
+            return;
+        }
         for_runs(channels, images * plane, run.threads, [&](int64_t begin, int64_t end) {
             for (int64_t c = begin; c < end; ++c) {
                 double total = 0;
@@ -315,4 +261,4 @@ std::vector<Operator> products() {
     };
 }
 
-}  // namespace mest::runtime
+}  // namespace mest::runtime::MEST_VARIANT

@@ -1,5 +1,5 @@
 // The table of operators: names, arguments and attributes of each, and what makes a step of it. An
-// operator's code is its place. Nothing else lists operators.
+// operator's code is its place, the same for every instruction set. Nothing else lists operators.
 #pragma once
 
 #include <cstdint>
@@ -38,13 +38,14 @@ struct Operator {
 
 const std::vector<Operator>& table();
 
-// The parts of the table.
-std::vector<Operator> products();
-std::vector<Operator> norms();
-std::vector<Operator> elementwise();
-std::vector<Operator> pools();
-std::vector<Operator> tokens();
-std::vector<Operator> attention();
-std::vector<Operator> loss_and_updates();
+// A file of operators, NAME.cpp, defines `std::vector<Operator> NAME()` in the namespace below, and
+// CMakeLists.txt names it (MEST_PARTS). It is compiled once for each instruction set.
+using Part = std::vector<Operator>();
+
+// What parts.cpp makes of them, once for each instruction set.
+struct Table {
+    const char* name;
+    Part* operators;
+};
 
 }  // namespace mest::runtime

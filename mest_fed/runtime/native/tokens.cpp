@@ -6,7 +6,7 @@
 #include "builder.h"
 #include "loops.h"
 
-namespace mest::runtime {
+namespace mest::runtime::MEST_VARIANT {
 namespace {
 
 Step reshape(Builder& b) {
@@ -124,6 +124,7 @@ Step embedding_gradient(Builder& b) {
             for (int64_t i = 0; i < count; ++i) {
                 const int64_t row = checked(run, indices, i, rows);
                 const float* from = run.at(dy) + i * width;
+                MEST_EACH_ALONE
                 for (int64_t f = begin; f < end; ++f) to[row * width + f] += from[f];
             }
         });
@@ -189,4 +190,4 @@ std::vector<Operator> tokens() {
     return found;
 }
 
-}  // namespace mest::runtime
+}  // namespace mest::runtime::MEST_VARIANT

@@ -3,9 +3,10 @@
 #include <stdexcept>
 
 #include "builder.h"
+#include "functions.h"
 #include "loops.h"
 
-namespace mest::runtime {
+namespace mest::runtime::MEST_VARIANT {
 namespace {
 
 struct Classes {
@@ -44,10 +45,13 @@ Step cross_entropy(Builder& b) {
                 float* to = run.at(probabilities) + row * c.classes;
                 const int64_t target = c.target(run, targets, row);
                 const float wanted = from[std::max<int64_t>(target, 0)];
-                const float most = *std::max_element(from, from + c.classes);
-                for (int64_t i = 0; i < c.classes; ++i) to[i] = std::exp(from[i] - most);
+                const float most = largest_of(c.classes, [=](int64_t i) { return from[i]; });
+                MEST_EACH_ALONE
+                for (int64_t i = 0; i < c.classes; ++i) to[i] = exp_of(from[i] - most);
                 const double total = sum_of(c.classes, [=](int64_t i) { return to[i]; });
-                for (int64_t i = 0; i < c.classes; ++i) to[i] = static_cast<float>(to[i] / total);
+                const auto part = static_cast<float>(1 / total);
+                MEST_EACH_ALONE
+                for (int64_t i = 0; i < c.classes; ++i) to[i] *= part;
                 losses[row] = target < 0 ? 0 : std::log(total) - (wanted - most);
             }
         });
@@ -96,6 +100,7 @@ Step sgd(Builder& b) {
         const float *g = run.at(gradient), rate = *run.at(rates);
         float *p = run.at(parameter), *m = run.at(momentum);
         for_runs(parameter.count(), 1, run.threads, [=](int64_t begin, int64_t end) {
+            MEST_EACH_ALONE
             for (int64_t i = begin; i < end; ++i) {
                 float step = g[i] + decay * p[i];
                 if (m != nullptr) {
@@ -128,6 +133,7 @@ Step adam(Builder& b) {
         const auto old1 = static_cast<float>(beta1), new1 = static_cast<float>(1 - beta1);
         const auto old2 = static_cast<float>(beta2), new2 = static_cast<float>(1 - beta2);
         for_runs(parameter.count(), 1, run.threads, [=](int64_t begin, int64_t end) {
+            MEST_EACH_ALONE
             for (int64_t i = begin; i < end; ++i) {
                 const float d = decoupled ? g[i] : g[i] + decay * p[i];
                 if (decoupled) p[i] -= rate * decay * p[i];
@@ -141,7 +147,7 @@ Step adam(Builder& b) {
 
 }  // namespace
 
-std::vector<Operator> loss_and_updates() {
+std::vector<Operator> updates() {
     const Argument targets{"targets", int64}, step{"step", int64};
     const Attribute decay{"weight_decay", 0, 1e6}, epsilon{"epsilon", 0, 1e6};
     const Attribute momentum{"momentum", 0, 1}, beta1{"beta1", 0, 1}, beta2{"beta2", 0, 1};
@@ -160,4 +166,4 @@ std::vector<Operator> loss_and_updates() {
     };
 }
 
-}  // namespace mest::runtime
+}  // namespace mest::runtime::MEST_VARIANT
