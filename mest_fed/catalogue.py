@@ -366,6 +366,13 @@ class ComputeDevice(StrEnum):
     CUDA = "cuda"
 
 
+class Engine(StrEnum):
+    """What computes a step: a compiled program where the model allows, or torch."""
+
+    COMPILED = "compiled"
+    TORCH = "torch"
+
+
 class KernelMode(StrEnum):
     """How kernels are chosen: by rule, timed once, or dense weights everywhere."""
 

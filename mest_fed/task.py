@@ -4,22 +4,31 @@
 model and trace are shared by all clients that it plays.
 """
 
+from collections.abc import Callable, Mapping
 from functools import cached_property, lru_cache
 
 import numpy as np
+from torch import Tensor
 
-from mest_fed.catalogue import AUGMENTATIONS, MutationPlace
+from mest_fed.catalogue import AUGMENTATIONS, Engine, KernelMode, MutationPlace, Recompute
 from mest_fed.config import RunConfig
 from mest_fed.config.stopping import StopRule
 from mest_fed.data import Batches
 from mest_fed.devices import load_profile
 from mest_fed.errors import BudgetError, InputError
 from mest_fed.kernels.choice import Choices
-from mest_fed.memory import Plan, PlanLimits, Planner, TrainingSetup, TrainingShape
+from mest_fed.memory import MemoryOptions, Plan, PlanLimits, Planner, TrainingSetup, TrainingShape
 from mest_fed.rng import torch_generator
 from mest_fed.sparsity import Interval
 from mest_fed.task_model import TaskModel
-from mest_fed.training import ForgettingPolicy, OptimizerSettings, learning_rate, try_objective
+from mest_fed.training import (
+    ForgettingPolicy,
+    OptimizerSettings,
+    choose_device,
+    learning_rate,
+    try_objective,
+)
+from mest_fed.training.programs import check_step
 
 #: Examples on which a learning task is tried.
 _TRIED = 32
@@ -120,6 +129,49 @@ class Task(TaskModel):
             augmentation=name,
         )
         AUGMENTATIONS.call(name, lambda: next(iter(two)))
+
+    def compiles(self, memory: MemoryOptions | None = None) -> bool:
+        """Whether training under memory options, or evaluation without, is asked to be compiled.
+
+        A model without a program is torch's all the same: see :meth:`why_torch`.
+        """
+        training = self.config.training
+        if training.engine != Engine.COMPILED or training.kernels == KernelMode.DENSE:
+            return False
+        stored = memory is None or (memory.recompute, memory.saved) == (Recompute.NONE, "fp32")
+        return stored and choose_device(training.device).type == "cpu"
+
+    @property
+    def forward(self) -> Callable[[Tensor], Tensor] | None:
+        """What computes the resident model in evaluation; None if the model itself does."""
+        return self.programs.forward if self.compiles() else None
+
+    def why_torch(self, plans: Mapping[str, Plan]) -> str | None:
+        """Return why torch trains, though compiled programs are asked for; None if it does not.
+
+        Parameters
+        ----------
+        plans : mapping of str to Plan
+            Device -> its plan, of the devices that are known.
+        """
+        training, example = self.config.training, self.example
+        if training.engine == Engine.TORCH:
+            return None
+        asked = f"training.engine = {training.engine!r}"
+        if not self.compiles():
+            return f"{asked}: torch trains, on another device or with training.kernels = 'dense'"
+        try:
+            shape = (min(2, training.batch_size), *example.input_shape)
+            settings = self.optimizer(0.0)
+            # Not the resident model, which has no weights before its first state.
+            model = self.build_model()
+            check_step(model, (shape, example.input_dtype), self.objective, settings)
+        except InputError as error:
+            return f"{asked}: torch trains; {error}"
+        others = [name for name, plan in plans.items() if not self.compiles(plan.memory)]
+        if not others:
+            return None
+        return f"{asked}: torch trains where a plan recomputes or packs: {', '.join(others)}"
 
     def budget(self, device: str) -> int:
         """Return the memory budget of a device profile, in bytes."""

@@ -31,6 +31,7 @@ from mest_fed.nn.tuning import set_choices
 from mest_fed.rng import torch_generator
 from mest_fed.sparsity import Method, build_method
 from mest_fed.task_data import Examples, TaskData
+from mest_fed.training.programs import Programs
 
 
 class TaskModel(TaskData):
@@ -118,6 +119,11 @@ class TaskModel(TaskData):
         model = self.architecture.shell(self._sparsity, self._model_generator().initial_seed())
         self._unsent = UnsentBuffers(model)
         return model
+
+    @cached_property
+    def programs(self) -> Programs:
+        """The compiled programs of the resident model."""
+        return Programs(self.model)
 
     def load(self, state: SparseState) -> None:
         """Have the resident model be in a state, and otherwise as it was built.

@@ -17,9 +17,10 @@ from mest_fed.kernels.choice import Choices
 from mest_fed.nn import SparseLayer, SparseState, read_state
 from mest_fed.nn.state import Slots
 from mest_fed.nn.tuning import set_choices
-from mest_fed.rng import torch_generator
+from mest_fed.rng import numpy_generator, torch_generator
 from mest_fed.task import Task
 from mest_fed.training import (
+    CompiledTrainer,
     ForgettingState,
     LocalMutation,
     LocalTrainer,
@@ -179,15 +180,19 @@ def train_round(
     work = task.work(training.local_epochs * len(chosen), plan.memory)
     weights = sum(parameter.numel() for parameter in optimizer.parameters)
     updates = settings.extra_flops * weights * training.local_epochs * len(epoch)
-    trainer = LocalTrainer(
-        model,
-        optimizer,
-        micro_batch=plan.micro_batch,
-        memory=plan.memory,
-        guard=guard,
-        forgetting=forgetting,
-        objective=task.objective,
-    )
+    how: dict[str, Any] = {
+        "micro_batch": plan.micro_batch,
+        "memory": plan.memory,
+        "guard": guard,
+        "forgetting": forgetting,
+        "objective": task.objective,
+    }
+    trainer = LocalTrainer(model, optimizer, **how)
+    if task.compiles(plan.memory):
+        rng = numpy_generator(task.config.run.seed, order.round, who.partition, "dropout")
+        trainer = CompiledTrainer(
+            model, optimizer, **how, programs=task.programs, settings=settings, rng=rng
+        )
     batches = chain.from_iterable(repeat(epoch, training.local_epochs))
     try:
         totals = trainer.fit(batches, mutation)
@@ -230,7 +235,7 @@ def evaluate_round(
     _, held = task.examples(who.partition)
     batches = Batches(task.data.train, held, task.evaluation_batch)
     try:
-        return evaluate(model, batches, task.objective)
+        return evaluate(model, batches, task.objective, task.forward)
     except ObjectiveError as error:
         raise type(error)(_placed(task, who, number, error)) from None
 
@@ -271,6 +276,6 @@ def _examples_this_round(
         elif policy.readmit:
             left_out = np.flatnonzero(forgetting.removed)
             batches = Batches(task.data.train, examples[left_out], task.evaluation_batch)
-            correct = judge(model, batches, task.objective)
+            correct = judge(model, batches, task.objective, task.forward)
             forgetting.readmit(left_out, correct.numpy())
     return forgetting.kept()

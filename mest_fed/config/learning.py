@@ -21,6 +21,7 @@ from mest_fed.catalogue import (
     TASKS,
     VALUE_CODECS,
     ComputeDevice,
+    Engine,
     KernelMode,
     MutationPlace,
     Recompute,
@@ -264,8 +265,12 @@ class TrainingSection(Section):
     its loss. 0 adds nothing."""
     device: Annotated[str, one_of(ComputeDevice)] = "auto"
     """What clients train on; ``auto`` takes CUDA where there is any."""
+    engine: Annotated[str, one_of(Engine)] = "torch"
+    """What computes training and evaluation: ``compiled`` runs them as programs, which takes a CPU;
+    what has no program runs by ``torch``, and the log says in one line why. The engines differ in
+    rounding, and in what dropout draws."""
     kernels: Annotated[str, AfterValidator(_kernels)] = "rule"
-    """How sparse layers compute on a CPU.
+    """How sparse layers compute on a CPU where torch trains.
 
     ``rule`` chooses implementations by shape and density alone: the same seed gives the same bits,
     run after run, on one kind of machine. ``tuned`` times them once, before the first round, and

@@ -16,6 +16,9 @@ from mest_fed.described import described
 from mest_fed.errors import MestFedError, OwnThingError
 from mest_fed.registry import Registry
 
+#: What the modules of the libraries begin with, whose classes are nobody's own.
+_LIBRARIES = ("mest_fed.", "torch.")
+
 
 @contextmanager
 def own_errors(config: RunConfig) -> Iterator[None]:
@@ -63,7 +66,7 @@ def _defines(thing: object, code: CodeType) -> bool:
         code.co_filename == _file_of(part)
         and f"{code.co_qualname}.".startswith(f"{getattr(part, '__qualname__', '')}.")
         for part in getattr(thing, "__mro__", (thing,))
-        if getattr(part, "__module__", "").partition(".")[0] not in ("mest_fed", "torch")
+        if not f"{getattr(part, '__module__', '')}.".startswith(_LIBRARIES)
     )
 
 

@@ -3,7 +3,8 @@
 The module is traced by torch.fx; each step of the trace becomes operators, by a rule for its module
 (``capture_layers.py``), function or method (``capture_functions.py``). A step without a rule is
 refused by a line that names it. Only shapes are computed, so the module may be on the meta device.
-The program is that of a training step, whatever mode the module is in.
+The program is that of a training step, whatever mode the module is in, or that of an evaluation
+where this is asked for.
 """
 
 from collections.abc import Callable
@@ -65,7 +66,9 @@ class Captured:
         }
 
 
-def capture(model: nn.Module, shape: tuple[int, ...], dtype: str = "float32") -> Captured:
+def capture(
+    model: nn.Module, shape: tuple[int, ...], dtype: str = "float32", *, training: bool = True
+) -> Captured:
     """Make the forward program of a module.
 
     Parameters
@@ -76,6 +79,9 @@ def capture(model: nn.Module, shape: tuple[int, ...], dtype: str = "float32") ->
         Of its input, the batch first.
     dtype : str
         ``float32``, or ``int64`` for tokens.
+    training : bool
+        Whether layers drop and normalise by statistics of the batch; else as in evaluation. What
+        the module's own code does by its mode, it does by the mode in which it is.
 
     Raises
     ------
@@ -85,7 +91,7 @@ def capture(model: nn.Module, shape: tuple[int, ...], dtype: str = "float32") ->
     if _Tracer().is_leaf_module(model, ""):
         model = nn.Sequential(model)
     graph = _trace(model)
-    made = Capture(model)
+    made = Capture(model, training=training)
     number = made.builder.buffer(INPUT, shape, dtype, "input")
     results: dict[fx.Node, Any] = {}
     inputs = [Value(number, tuple(shape))]

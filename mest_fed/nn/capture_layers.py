@@ -124,8 +124,10 @@ def _batch_norm(  # noqa: PLR0917 - as the layer is called
     inputs = {"x": x, "residual": residual, **_affine(capture, norm, name)}
     inputs["running_mean"] = _held(capture, norm, name, "running_mean")
     inputs["running_variance"] = _held(capture, norm, name, "running_var")
-    how = {"epsilon": float(norm.eps), "momentum": float(norm.momentum), "relu": relu}
-    return capture.emit("batch_norm", name, inputs, **how)
+    how: dict[str, Any] = {"epsilon": float(norm.eps), "relu": relu}
+    if not capture.training:
+        return capture.emit("batch_norm_inference", name, inputs, **how)
+    return capture.emit("batch_norm", name, inputs, momentum=float(norm.momentum), **how)
 
 
 def _layer_norm(capture: Capture, norm: nn.LayerNorm, name: str, x: Value) -> Value:
@@ -259,7 +261,7 @@ def _embedding(capture: Capture, module: nn.Embedding, name: str, indices: Value
 
 
 def _dropout(capture: Capture, module: nn.Dropout, name: str, x: Value) -> Value:
-    return dropped(capture, module.p, name, x)
+    return dropped(capture, module.p, name, x) if capture.training else x
 
 
 def _attention(capture: Capture, module: Attention, name: str, x: Value) -> Value:

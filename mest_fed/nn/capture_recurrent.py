@@ -43,7 +43,7 @@ def recurrent(capture: Capture, module: Any, name: str, x: Value, state: Any = N
         )
     of_layers: list[Value] = []
     for layer in range(module.num_layers):
-        if layer > 0:
+        if layer > 0 and capture.training:
             x = dropped(capture, module.dropout, f"{name}:dropout{layer}", x)
         x = _layer(capture, module, name, layer, x)
         of_layers.append(x)

@@ -29,10 +29,13 @@ class Capture:
     ----------
     model : nn.Module
         What is captured.
+    training : bool
+        Whether as a training step, or as an evaluation.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, training: bool = True) -> None:
         self.model = model
+        self.training = training
         self.builder = Builder()
         #: Name of a parameter or state -> the tensor whose values it holds.
         self.tensors: dict[str, Tensor] = {}

@@ -20,7 +20,19 @@ Array = NDArray[Any]
 Resize = Callable[[int], Program]
 
 #: Sizes beside a program's own that are kept.
-_MOST_SIZES = 8
+_MOST_SIZES = 32
+
+
+def even_parts(examples: int, most: int) -> Iterator[int]:
+    """Yield the sizes of the parts of a batch: at most so many examples, and none much smaller.
+
+    A lone example at the end would have no statistics of a batch.
+    """
+    left = examples
+    while left:
+        size = -(-left // -(-left // most))
+        yield size
+        left -= size
 
 
 class Batches:
@@ -68,12 +80,27 @@ class Batches:
             for it in program.buffers
             if it.role in _SHARED
         }
+        #: Examples that have statistics of their own, at most, where they are of the batch (batch
+        #: norm): their gradients are added up. None for all of a batch.
+        self.micro_batch: int | None = None
         #: Outputs of the last batch by name.
         self.outputs: dict[str, Array] = {}
         self._resize = resize
         self._arena: NDArray[np.uint8] | None = None
         self.runtime = self._runtime(program)
         self._others: dict[int, Runtime] = {}
+
+    def bind(self, name: str, array: Array) -> None:
+        """Let a parameter or state be an array's memory, for all sizes.
+
+        Raises
+        ------
+        InputError
+            As :meth:`~mest_fed.runtime.native.Runtime.bind`.
+        """
+        for runtime in (self.runtime, *self._others.values()):
+            runtime.bind_name(name, array)
+        self.arrays[name] = array
 
     def groups(self, inputs: Mapping[str, Any]) -> None:
         """Run forward and backward over a batch: sums and outputs are those of the batch then.
@@ -97,12 +124,22 @@ class Batches:
                     shape = (examples, *buffer.shape[1:])
                     self.outputs[name] = np.empty(shape, buffer.dtype)
         arrays.update(self.outputs)
-        before = 0
-        for runtime, size, count in self._parts(examples):
+        before, added, parts = 0, self.program.takes_groups, list(self._parts(examples))
+        sums = [] if added or len(parts) == 1 else self._sums
+        totals = [np.zeros_like(it) for it in sums]
+        for runtime, size, count in parts:
             for name, array in arrays.items():
                 runtime.bind_name(name, array[before : before + size * count])
-            runtime.groups(count, before)
+            runtime.groups(count, before if added else 0)
             before += size * count
+            for total, part in zip(totals, sums, strict=True):
+                total += part
+        for total, part in zip(totals, sums, strict=True):
+            part[...] = total
+
+    @property
+    def _sums(self) -> list[Array]:
+        return [self.arrays[self.program.buffers[it].name] for it in self.program.of_role("sum")]
 
     def update(self) -> None:
         """Run the operators behind the groups: the update."""
@@ -124,17 +161,20 @@ class Batches:
 
     def _parts(self, examples: int) -> Iterator[tuple[Runtime, int, int]]:
         """Yield what runs a batch, one after the other: a runtime, its examples, its groups."""
-        size = self._examples
-        if examples == size or not self.program.takes_groups:
-            yield self._sized(examples), examples, 1
+        if not self.program.takes_groups:
+            for size in even_parts(examples, self.micro_batch or examples):
+                yield self._sized(size), size, 1
             return
+        size = self._examples
         whole, left = divmod(examples, size)
-        # asked for first, so that a batch is refused before anything runs
-        last = self._sized(left) if left else None
         if whole:
             yield self.runtime, size, whole
-        if last:
-            yield last, left, 1
+        if self._resize is None and left:
+            self._sized(left)  # refuses
+        while left:  # in powers of two, so that few sizes are ever made
+            size = 1 << left.bit_length() - 1
+            yield self._sized(size), size, 1
+            left -= size
 
     def _sized(self, examples: int) -> Runtime:
         """Return the runtime of a group of so many examples."""

@@ -215,6 +215,12 @@ _TABLE = (
             ("batch", {"relu": _FLAG}, rules.of_batch),
         )
     ),
+    Kind(
+        "batch_norm_inference(x, gamma, beta, residual?, running_mean, running_variance) -> y",
+        {"epsilon": _SMALL, "relu": _FLAG},
+        rules.norm_inference,
+        _IN_PLACE,
+    ),
     Kind("layer_norm(x, gamma, beta) -> y, mean, scale", _LAYER, rules.layer_norm, (("y", "x"),)),
     Kind(
         "layer_norm_gradient(x, mean, scale, gamma, dy) -> dx, dgamma, dbeta",

@@ -109,6 +109,15 @@ def batch_norm_gradient(
     return dx, _of_channels(dy * normal), _of_channels(dy), dy
 
 
+def batch_norm_inference(
+    x: Array, gamma: Array, beta: Array, residual: Array | None = None, **how: Any
+) -> Array:
+    """Normalise channels by running statistics, as in evaluation."""
+    scale = 1 / np.sqrt(how["running_variance"] + how["epsilon"])
+    y = (x - _wide(how["running_mean"], x)) * _wide(scale * gamma, x) + _wide(beta, x)
+    return _behind(y, residual, how["relu"])
+
+
 def layer_norm(
     x: Array, gamma: Array, beta: Array, *, axes: int, epsilon: float, **_: Any
 ) -> tuple[Array, ...]:
@@ -137,6 +146,7 @@ OPERATORS: Mapping[str, Callable[..., Any]] = {
     "batch_norm_apply": _apply,
     "batch_norm": batch_norm,
     "batch_norm_gradient": batch_norm_gradient,
+    "batch_norm_inference": batch_norm_inference,
     "layer_norm": layer_norm,
     "layer_norm_gradient": layer_norm_gradient,
 }

@@ -144,6 +144,13 @@ def of_batch(s: Shapes) -> Shape:
     return (shape[1],)
 
 
+def norm_inference(s: Shapes) -> None:
+    """Check a normalisation by running statistics."""
+    shape = s.dims("x", 2, at_least=True)
+    s.expect_all(("y", "residual"), shape)
+    s.expect_all(("gamma", "beta", "running_mean", "running_variance"), (shape[1],))
+
+
 def layer_norm(s: Shapes) -> None:
     """Check a layer norm or its gradient."""
     axes = s.attributes["axes"]

@@ -27,7 +27,7 @@ class _Compiled:
         self.arena_bytes = batches.runtime.arena.nbytes
         held = (self.program.buffers[it].name for it in self.program.of_role(*KEPT))
         #: Parameters and states by name, which steps change and which may be written.
-        self.arrays: Mapping[str, Array] = {name: batches.arrays[name] for name in held}
+        self.arrays: dict[str, Array] = {name: batches.arrays[name] for name in held}
         made = [self.program.buffers[it].name for it in self.program.of_role("output")]
         self._output = made[0] if len(made) == 1 else ""
 
@@ -39,10 +39,26 @@ class _Compiled:
         InputError
             If there is none of this name, or its shape is another, or its numbers do not fit.
         """
+        self._check_held(name)
+        self.runtime.write(name, array)
+
+    def bind(self, name: str, array: Array) -> None:
+        """Let a parameter or state be an array's memory, which steps then change, without a copy.
+
+        Raises
+        ------
+        InputError
+            If there is none of this name, or the array has another shape or type, or may not be
+            written, or is not contiguous.
+        """
+        self._check_held(name)
+        self._batches.bind(name, array)
+        self.arrays[name] = array
+
+    def _check_held(self, name: str) -> None:
         if name not in self.arrays:
             allowed = ", ".join(self.arrays)
             raise InputError(f"{name!r} is no parameter or state; allowed: {allowed}")
-        self.runtime.write(name, array)
 
     @property
     def outputs(self) -> Array:
@@ -73,6 +89,9 @@ class CompiledStep(_Compiled):
         Gives the program of so many examples, with the same parameters and states. Without it a
         batch is a multiple of the program's group, or the group itself where batch statistics are
         taken.
+    micro_batch : int, optional
+        Where batch statistics are taken: of how many examples at most. The gradients of a batch are
+        the sum of those of its parts.
     batch : int, optional
         Examples of the largest batch that is expected: no more groups than it has run at once, and
         take memory. By default as many as threads.
@@ -105,6 +124,7 @@ class CompiledStep(_Compiled):
         rng: "np.random.Generator | None" = None,  # NumPy loads its generators where named
         resize: Resize | None = None,
         *,
+        micro_batch: int | None = None,
         batch: int | None = None,
     ) -> None:  # in quotes, since NumPy loads its generators where they are first named
         self._targets, self._rates, self._share, loss = (
@@ -114,9 +134,11 @@ class CompiledStep(_Compiled):
         self._input = _one_input(program, self._targets)
         if self._seeds and rng is None:
             raise InputError(f"the program draws {self._seeds}; allowed: with a generator, rng")
-        self._rng = rng
+        #: Draws the seeds of dropout from now on.
+        self.rng = rng
         self._loss = _sum_of(program, loss)
         super().__init__(Batches(program, threads, resize, batch))
+        self._batches.micro_batch = micro_batch
         #: Gradients of the last step by the name of the parameter, of the mean loss over the batch.
         #: They stay until the next step.
         self.gradients: Mapping[str, Array] = {
@@ -154,9 +176,9 @@ class CompiledStep(_Compiled):
             wanted = wanted.reshape(counted, -1)
         self.runtime.write(self._share, [1 / max(1, counted)])
         self.runtime.write(self._rates, [learning_rate])
-        if self._rng is not None:
+        if self.rng is not None:
             for name in self._seeds:
-                self.runtime.write(name, self._rng.integers(2**63, size=1))
+                self.runtime.write(name, self.rng.integers(2**63, size=1))
         self._batches.groups({self._input: inputs, self._targets: wanted})
         self._batches.update()
         return float(self._batches.arrays[self._loss])

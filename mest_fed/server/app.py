@@ -24,6 +24,7 @@ from mest_fed.server.rows import RoundObserver, RoundRecord, finite_only
 from mest_fed.server.strategy import MestStrategy
 from mest_fed.task import Task
 from mest_fed.training import Metric, choose_device, evaluate
+from mest_fed.training.programs import Programs
 
 log = getLogger("flwr.mest_fed")
 
@@ -52,6 +53,7 @@ class CentralEvaluation:
         self.strategy = strategy
         self.observer = observer
         self.model = task.build_model().to(choose_device(task.config.training.device))
+        self._forward = Programs(self.model).forward if task.compiles() else None
         self._unsent = UnsentBuffers(self.model)
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
@@ -93,7 +95,8 @@ class CentralEvaluation:
         objective = self.task.objective
         try:
             # What is not finite is of a model that diverged.
-            return finite_only(evaluate(self.model, everything, objective).values(objective))
+            found = evaluate(self.model, everything, objective, self._forward)
+            return finite_only(found.values(objective))
         except ObjectiveError as error:
             name, number = self.task.config.task.name, self.strategy.record.round
             raise InputError(
@@ -160,6 +163,8 @@ def _serve(task: Task, grid: Grid, prepare: Preparation | None, bundle: Path | N
     if prepare is not None:
         _run(strategy, grid, task, prepare(task, strategy))
         return
+    if (reason := task.why_torch({})) is not None:
+        log.warning("%s", reason)
     devices = DeviceGrid(grid)
     with DeployedRun(task, strategy, devices, run_id=grid.run.run_id, bundle=bundle) as run:
 

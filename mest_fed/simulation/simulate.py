@@ -113,6 +113,8 @@ class Simulation:
             closing(Peaks(task, fleet, self.folder, kernels)) as measured,
             closing(make_executor(CLIENT_APP, workers, address, **options)) as executor,
         ):
+            if (reason := task.why_torch(fleet.plans)) is not None:
+                getLogger(RUN_LOG).warning("%s", reason)
             # All of this can fail, so the folder is left alone until it has not.
             executor.ensure_ready()
             peaks = measured.wait()

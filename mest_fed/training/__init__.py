@@ -2,6 +2,7 @@
 
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.schema import LOSS, Metric
+from mest_fed.training.compiled_trainer import CompiledTrainer
 from mest_fed.training.forgetting import ForgettingPolicy, ForgettingState
 from mest_fed.training.mutation import LocalMutation, RoundMutation
 from mest_fed.training.objective import Metrics, Objective, try_objective
@@ -20,6 +21,7 @@ __all__ = [
     "CLASSIFICATION",
     "EVALUATION_BATCH",
     "LOSS",
+    "CompiledTrainer",
     "ForgettingPolicy",
     "ForgettingState",
     "LocalMutation",

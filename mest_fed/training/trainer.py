@@ -186,9 +186,23 @@ class LocalTrainer:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Iterable[Batch], objective: Objective = CLASSIFICATION
+    model: nn.Module,
+    batches: Iterable[Batch],
+    objective: Objective = CLASSIFICATION,
+    forward: Callable[[Tensor], Tensor] | None = None,
 ) -> Metrics:
     """Evaluate a model on all examples of some batches.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In evaluation mode afterwards.
+    batches : iterable of Batch
+        Inputs and targets.
+    objective : Objective
+        What is learned.
+    forward : callable, optional
+        Computes the outputs in the model's place, as its compiled program does.
 
     Raises
     ------
@@ -196,11 +210,12 @@ def evaluate(
         If the objective gives something that is no loss or no sum. A loss that is not finite stays.
     """
     model.eval()
+    forward = model if forward is None else forward
     device = next(model.parameters()).device
     totals = Metrics()
     for batch in batches:
         targets = batch.targets.to(device)
-        outputs = model(batch.inputs.to(device))
+        outputs = forward(batch.inputs.to(device))
         loss = objective.total_loss(outputs, targets).item()
         totals.add(loss, targets, objective, objective.sums(outputs, targets))
     return totals
@@ -208,9 +223,17 @@ def evaluate(
 
 @torch.no_grad()
 def judge(
-    model: nn.Module, batches: Iterable[Batch], objective: Objective = CLASSIFICATION
+    model: nn.Module,
+    batches: Iterable[Batch],
+    objective: Objective = CLASSIFICATION,
+    forward: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Return which examples a model answers correctly; bool, in the order of the batches.
+
+    Parameters
+    ----------
+    model, batches, objective, forward
+        As for :func:`evaluate`.
 
     Raises
     ------
@@ -218,9 +241,10 @@ def judge(
         If the objective does not tell.
     """
     model.eval()
+    forward = model if forward is None else forward
     device = next(model.parameters()).device
     right = [
-        judge_correct(objective, model(batch.inputs.to(device)), batch.targets.to(device))
+        judge_correct(objective, forward(batch.inputs.to(device)), batch.targets.to(device))
         for batch in batches
     ]
     return torch.cat(right) if right else torch.zeros(0, dtype=torch.bool)

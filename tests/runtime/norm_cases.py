@@ -71,6 +71,21 @@ def norm_apply(draw: Draw, groups: int) -> Case:
     return Case(inputs, function, {"relu": relu, **({"groups": groups} if groups else {})})
 
 
+def batch_norm_inference(draw: Draw) -> Case:
+    inputs, relu = planes(draw, draw.size(1, 3))
+    channels = inputs["x"].shape[1]
+    inputs |= {
+        "running_mean": draw.normal(channels),
+        "running_variance": draw.normal(channels) ** 2,
+    }
+
+    def function(x, gamma, beta, *, running_mean, running_variance, residual=None):
+        y = F.batch_norm(x, running_mean.detach(), running_variance.detach(), gamma, beta, eps=0.1)
+        return {"y": behind(y, residual, relu)}
+
+    return Case(inputs, function, {"epsilon": 0.1, "relu": relu})
+
+
 def layer_norm(draw: Draw) -> Case:
     axes = draw.size(1, 2)
     last = [draw.size(2, 3) for _ in range(axes)]
@@ -89,5 +104,6 @@ CASES: dict[str, Makes] = {
     "batch_norm": batch_norm,
     "group_norm_apply": lambda draw: norm_apply(draw, draw.size(1, 3)),
     "batch_norm_apply": lambda draw: norm_apply(draw, 0),
+    "batch_norm_inference": batch_norm_inference,
     "layer_norm": layer_norm,
 }

@@ -116,6 +116,42 @@ Step gradient(Builder& b) {
     };
 }
 
+// A normalisation by running statistics: a factor and a constant for each channel.
+Step inference(Builder& b) {
+    const Shape shape = b.dims("x", -2).shape;
+    for (const char* name : {"y", "residual"}) b.expect(name, shape);
+    for (const char* name : {"gamma", "beta", "running_mean", "running_variance"}) {
+        b.expect(name, {shape[1]});
+    }
+    const int64_t channels = shape[1], planes = shape[0] * channels, plane = product_of(shape, 2);
+    const double epsilon = b.real("epsilon");
+    const bool relu = b.whole("relu") != 0;
+    const Tensor x = b["x"], gamma = b["gamma"], beta = b["beta"], residual = b["residual"];
+    const Tensor means = b["running_mean"], variances = b["running_variance"], y = b["y"];
+    return [=](const Run& run) {
+        for_runs(planes, plane, run.threads, [&](int64_t begin, int64_t end) {
+            for (int64_t at = begin; at < end; ++at) {
+                const int64_t c = at % channels;
+                const double scale = run.at(gamma)[c] / std::sqrt(run.at(variances)[c] + epsilon);
+                const auto factor = static_cast<float>(scale);
+                const auto constant = static_cast<float>(run.at(beta)[c] - run.at(means)[c] * scale);
+                const float* from = run.at(x) + at * plane;
+                const float* add = residual ? run.at(residual) + at * plane : nullptr;
+                float* to = run.at(y) + at * plane;
+                const auto each = [&](const auto& value) {
+                    MEST_EACH_ALONE
+                    for (int64_t i = 0; i < plane; ++i) {
+                        const float sum = value(i);
+                        to[i] = relu && sum < 0 ? 0.0f : sum;
+                    }
+                };
+                if (add != nullptr) each([&](int64_t i) { return from[i] * factor + constant + add[i]; });
+                else each([&](int64_t i) { return from[i] * factor + constant; });
+            }
+        });
+    };
+}
+
 // Rows of last axes.
 struct Rows {
     int64_t rows, size;
@@ -222,7 +258,11 @@ std::vector<Operator> norms() {
          {x, {"gamma"}, {"beta"}, residual, {"running_mean"}, {"running_variance"}},
          made, {relu}, {epsilon, momentum}, forward<true>},
         {"batch_norm_gradient", given, back, {relu}, {}, gradient<true>},
-        {"layer_norm", {{"x"}, {"gamma"}, {"beta"}}, {{"y"}, {"mean"}, {"scale"}}, {axes}, {epsilon}, layer_norm},
+        {"batch_norm_inference",
+         {{"x"}, {"gamma"}, {"beta"}, residual, {"running_mean"}, {"running_variance"}},
+         {{"y"}}, {relu}, {epsilon}, inference},
+        {"layer_norm", {{"x"}, {"gamma"}, {"beta"}}, {{"y"}, {"mean"}, {"scale"}}, {axes}, {epsilon},
+         layer_norm},
         {"layer_norm_gradient", {{"x"}, {"mean"}, {"scale"}, {"gamma"}, {"dy"}},
          {{"dx"}, {"dgamma"}, {"dbeta"}}, {axes}, {}, layer_norm_gradient},
     };

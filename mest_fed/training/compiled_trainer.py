@@ -1,0 +1,108 @@
+"""Local training by compiled programs: the same batches, mutations and sums as torch's trainer."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from mest_fed.data import Batch
+from mest_fed.nn.optimizer_settings import OptimizerSettings
+from mest_fed.nn.optimizers import STEP
+from mest_fed.training.mutation import LocalMutation
+from mest_fed.training.objective import (
+    Metrics,
+    Objective,
+    check_finite,
+    judge_correct,
+    weight_of,
+)
+from mest_fed.training.programs import Counts, ModelStep, Programs
+from mest_fed.training.tasks import NextToken
+from mest_fed.training.trainer import LocalTrainer
+
+
+class CompiledTrainer(LocalTrainer):
+    """Trains a model by the compiled programs of its steps.
+
+    Model and optimizer are the programs' memory, so a step can be torch's at any time. It is where
+    a mutation reads gradients, and where there is no program for a batch.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        As for :class:`LocalTrainer`; the optimizer is a :class:`ClientOptimizer`.
+    programs : Programs
+        Of the model.
+    settings : OptimizerSettings
+        What the optimizer was built from.
+    rng : numpy.random.Generator
+        Draws the seeds of dropout.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        programs: Programs,
+        settings: OptimizerSettings,
+        rng: np.random.Generator,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.programs = programs
+        self.settings = settings
+        self.rng = rng
+        #: Shape of an example, micro-batch -> the step, bound to model and optimizer as they are.
+        self._bound: dict[object, ModelStep | None] = {}
+        self._counts: Counts = {}
+
+    def fit(self, batches: Iterable[Batch], mutation: LocalMutation | None = None) -> Metrics:
+        """Take one optimizer step for each batch; see :meth:`LocalTrainer.fit`."""
+        try:
+            return super().fit(batches, mutation)
+        finally:
+            self._let_go()
+
+    def _step(self, forward: Callable[[Tensor], Tensor], batch: Batch, totals: Metrics) -> None:
+        # Where a mutation reads them, gradients are torch's, the dense ones too.
+        read = self.optimizer.keep_gradients  # type: ignore[union-attr]
+        step = None if read else self._step_for(batch)
+        if step is None:
+            self._let_go()  # what follows, a mutation say, may change the memory of the model
+            super()._step(forward, batch, totals)
+            return
+        objective, targets = self.objective, batch.targets
+        rate = self.optimizer.learning_rate  # type: ignore[union-attr]
+        loss, outputs = step.train(batch.inputs, _counted(objective, targets), rate)
+        total = loss * weight_of(objective, targets)
+        check_finite(total, objective, outputs, targets)
+        totals.add(total, targets, objective, objective.sums(outputs, targets))
+        if self.forgetting is not None:
+            correct = judge_correct(objective, outputs, targets)
+            self.forgetting.observe(batch.examples, correct.numpy())
+        if self.guard is not None:
+            self.guard(self)
+
+    def _step_for(self, batch: Batch) -> ModelStep | None:
+        """Return the step of a batch, bound."""
+        key = *batch.inputs.shape[1:], self.micro_batch
+        if key not in self._bound:
+            step = self.programs.step(self.objective, self.settings, batch, self.micro_batch)
+            if step is not None:
+                step.bind(self.optimizer, self._counts)  # type: ignore[arg-type]
+                step.step.rng = self.rng
+            self._bound[key] = step
+        return self._bound[key]
+
+    def _let_go(self) -> None:
+        """Use no bound step any more, and tell the optimizer how many steps were taken."""
+        for parameter, count in self._counts.items():
+            self.optimizer.state[parameter][STEP].fill_(int(count[0]))  # type: ignore[index]
+        self._bound, self._counts = {}, {}
+
+
+def _counted(objective: Objective, targets: Tensor) -> Tensor:
+    """Return targets in which those that do not count are negative, as in programs."""
+    if isinstance(objective, NextToken):
+        return targets.where(targets != objective.ignore, -1)
+    return targets
