@@ -263,7 +263,25 @@ def with_odd_weights():
     return net
 
 
+class Counting(nn.Sequential):
+    """Counts its calls, in a buffer or an attribute."""
+
+    def __init__(self, attribute):
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+        self.register_buffer("count", torch.zeros(()))
+        self.attribute, self.calls = attribute, 0
+
+    def forward(self, x):
+        if self.attribute:
+            self.calls += 1
+        else:
+            self.count += 1
+        return super().forward(x)
+
+
 NO_PROGRAM = {
+    "buffer": (lambda: Counting(False), SGD, {}, "its code changes buffers or attributes"),
+    "attribute": (lambda: Counting(True), SGD, {}, "its code changes buffers or attributes"),
     "task": (model, SGD, {"objective": OfMyOwn()}, "task.name = 'OfMyOwn'"),
     "optimizer": (
         model,
@@ -293,6 +311,7 @@ def test_what_has_no_program_is_trained_by_torch(case):
     for one, two in zip(mine.state_dict().values(), theirs.state_dict().values(), strict=True):
         assert torch.equal(one, two)
     assert counted == expected
+    assert getattr(mine, "calls", 0) == getattr(theirs, "calls", 0)
     inputs = (2, 1, 8, 8), torch.float32
     with pytest.raises(InputError, match=reason):
         check_step(net, inputs, how.get("objective", trainer.objective), settings)
