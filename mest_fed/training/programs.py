@@ -112,7 +112,8 @@ def places_of(model: nn.Module, captured: Captured) -> list[Place]:
         if tensor is not None
     }
     tensors = captured.tensors
-    if len({id(it) for it in tensors.values()}) < len(tensors):
+    changed = [id(it) for it in tensors.values() if it.is_floating_point()]
+    if len(set(changed)) < len(changed):
         raise InputError("a tensor that operators read in two shapes is not allowed in a program")
     for name, tensor in tensors.items():
         if tensor.device.type != "cpu" or not tensor.is_contiguous():
@@ -290,22 +291,32 @@ def refusing_changes(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         for held in [{n: t for n, t in module._buffers.items() if t is not None}]
     ]
-    yield
     changed = False
-    for module, attributes, buffers in before:
-        now = vars(module)
-        same = now.keys() == attributes.keys() and all(now[n] is it for n, it in attributes.items())
-        for name, (tensor, version, copy) in buffers.items():
-            if module._buffers.get(name) is not tensor or tensor._version != version:
-                tensor.copy_(copy)
-                module._buffers[name] = tensor
-                same = False
-        if not same:
-            vars(module).clear()
-            vars(module).update(attributes)
-            changed = True
+    try:
+        yield
+    finally:  # also where it is refused for another reason
+        for module, attributes, buffers in before:
+            changed |= _restore(module, attributes, buffers)
     if changed:
         raise InputError("its code changes buffers or attributes: the model is no program")
+
+
+@torch.no_grad()
+def _restore(
+    module: nn.Module, attributes: dict[str, Any], buffers: dict[str, tuple[Tensor, int, Tensor]]
+) -> bool:
+    """Give a module what it had before; return whether that was something else."""
+    now = vars(module)
+    same = now.keys() == attributes.keys() and all(now[n] is it for n, it in attributes.items())
+    for name, (tensor, version, copy) in buffers.items():
+        if module._buffers.get(name) is not tensor or tensor._version != version:
+            tensor.copy_(copy)
+            module._buffers[name] = tensor
+            same = False
+    if not same:
+        vars(module).clear()
+        vars(module).update(attributes)
+    return not same
 
 
 def check_plain(model: nn.Module, *, training: bool) -> None:

@@ -279,7 +279,15 @@ class Counting(nn.Sequential):
         return super().forward(x)
 
 
+class CountingWaving(Counting):
+    """Refused for its operator, after it has counted."""
+
+    def forward(self, x):
+        return super().forward(torch.sin(x))
+
+
 NO_PROGRAM = {
+    "both": (lambda: CountingWaving(False), SGD, {}, "function 'sin', has no operator"),
     "buffer": (lambda: Counting(False), SGD, {}, "its code changes buffers or attributes"),
     "attribute": (lambda: Counting(True), SGD, {}, "its code changes buffers or attributes"),
     "task": (model, SGD, {"objective": OfMyOwn()}, "task.name = 'OfMyOwn'"),
