@@ -335,6 +335,19 @@ def test_every_scheme_mutates_alike(scheme):
     assert counted.sums == expected.sums
 
 
+def test_layers_of_one_mask_may_hold_one_tensor_of_slots():
+    net, sizes = model("channel"), (8, 5)
+    programs, rng = Programs(net), np.random.default_rng(0)
+    for size in sizes:  # the second has a rest, whose program is made of the changed model
+        how = {"programs": programs, "settings": SGD, "rng": rng, "micro_batch": 4}
+        CompiledTrainer(net, SGD.build(net), **how).fit(batches(1, size))
+        for leader, *others in (group.layers for group in mask_groups(net)):
+            for layer in others:
+                layer.slots = leader.slots
+    assert len(programs._kept) == 1
+    assert None not in programs._kept.values()
+
+
 @pytest.mark.parametrize("objective", [Regression("huber"), MultiLabel()], ids=["huber", "labels"])
 def test_tasks_of_numbers_within_limits(objective):
     settings = OptimizerSettings(0.1, clip_norm=0.1, proximal=0.5)
