@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from mest_fed.errors import InputError
@@ -41,7 +42,7 @@ class Capture:
         self.tensors: dict[str, Tensor] = {}
         #: Name of one that holds something else -> what makes it of the tensor.
         self.computed: dict[str, Callable[[Tensor], Tensor]] = {}
-        self._known: dict[tuple[int, Shape], int] = {}
+        self._known: dict[tuple[int, Shape, str], int] = {}
 
     def held(
         self,
@@ -64,7 +65,9 @@ class Capture:
             Makes of the tensor what the buffer holds.
         """
         shape = tuple(tensor.shape if shape is None else shape)
-        key = id(tensor), shape
+        # Layers of one mask may hold one tensor of slots, or equal ones: the program is the same.
+        slots = name if tensor.dtype == torch.int32 else ""
+        key = id(tensor), shape, slots
         if key not in self._known:
             role = "parameter" if isinstance(tensor, nn.Parameter) else "state"
             dtype = str(tensor.dtype).removeprefix("torch.")

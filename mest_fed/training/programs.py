@@ -7,6 +7,7 @@ to know nothing of programs.
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,7 +112,8 @@ def places_of(model: nn.Module, captured: Captured) -> list[Place]:
         if tensor is not None
     }
     tensors = captured.tensors
-    if len({id(it) for it in tensors.values()}) < len(tensors):
+    changed = [id(it) for it in tensors.values() if it.is_floating_point()]
+    if len(set(changed)) < len(changed):
         raise InputError("a tensor that operators read in two shapes is not allowed in a program")
     for name, tensor in tensors.items():
         if tensor.device.type != "cpu" or not tensor.is_contiguous():
@@ -273,6 +275,50 @@ def _structure(model: nn.Module) -> tuple[object, ...]:
     return tuple((name, tuple(it.shape), it.requires_grad) for name, it in model.named_parameters())
 
 
+@contextmanager
+def refusing_changes(model: nn.Module) -> Iterator[None]:
+    """Refuse a model whose code changes its buffers or attributes while it is traced.
+
+    It is left as it was. A program would change nothing of it.
+
+    Raises
+    ------
+    InputError
+        If it does.
+    """
+    before = [
+        (module, dict(vars(module)), {n: (t, t._version, t.clone()) for n, t in held.items()})
+        for module in model.modules()
+        for held in [{n: t for n, t in module._buffers.items() if t is not None}]
+    ]
+    changed = False
+    try:
+        yield
+    finally:  # also where it is refused for another reason
+        for module, attributes, buffers in before:
+            changed |= _restore(module, attributes, buffers)
+    if changed:
+        raise InputError("its code changes buffers or attributes: the model is no program")
+
+
+@torch.no_grad()
+def _restore(
+    module: nn.Module, attributes: dict[str, Any], buffers: dict[str, tuple[Tensor, int, Tensor]]
+) -> bool:
+    """Give a module what it had before; return whether that was something else."""
+    now = vars(module)
+    same = now.keys() == attributes.keys() and all(now[n] is it for n, it in attributes.items())
+    for name, (tensor, version, copy) in buffers.items():
+        if module._buffers.get(name) is not tensor or tensor._version != version:
+            tensor.copy_(copy)
+            module._buffers[name] = tensor
+            same = False
+    if not same:
+        vars(module).clear()
+        vars(module).update(attributes)
+    return not same
+
+
 def check_plain(model: nn.Module, *, training: bool) -> None:
     """Refuse a model of which a trace would miss something.
 
@@ -315,7 +361,8 @@ def check_step(
     native.module()
     model.train()
     check_plain(model, training=True)
-    places_of(model, step_program(model, inputs, objective, settings)[1])
+    with refusing_changes(model):
+        places_of(model, step_program(model, inputs, objective, settings)[1])
 
 
 class Programs:
@@ -383,7 +430,8 @@ class Programs:
         kept = self._kept
         if key not in kept:
             try:
-                kept[key] = make() if native.available() else None
+                with refusing_changes(self.model):
+                    kept[key] = make() if native.available() else None
             except InputError:
                 kept[key] = None
         kept.move_to_end(key)

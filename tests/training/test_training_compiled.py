@@ -263,7 +263,33 @@ def with_odd_weights():
     return net
 
 
+class Counting(nn.Sequential):
+    """Counts its calls, in a buffer or an attribute."""
+
+    def __init__(self, attribute):
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+        self.register_buffer("count", torch.zeros(()))
+        self.attribute, self.calls = attribute, 0
+
+    def forward(self, x):
+        if self.attribute:
+            self.calls += 1
+        else:
+            self.count += 1
+        return super().forward(x)
+
+
+class CountingWaving(Counting):
+    """Refused for its operator, after it has counted."""
+
+    def forward(self, x):
+        return super().forward(torch.sin(x))
+
+
 NO_PROGRAM = {
+    "both": (lambda: CountingWaving(False), SGD, {}, "function 'sin', has no operator"),
+    "buffer": (lambda: Counting(False), SGD, {}, "its code changes buffers or attributes"),
+    "attribute": (lambda: Counting(True), SGD, {}, "its code changes buffers or attributes"),
     "task": (model, SGD, {"objective": OfMyOwn()}, "task.name = 'OfMyOwn'"),
     "optimizer": (
         model,
@@ -293,6 +319,7 @@ def test_what_has_no_program_is_trained_by_torch(case):
     for one, two in zip(mine.state_dict().values(), theirs.state_dict().values(), strict=True):
         assert torch.equal(one, two)
     assert counted == expected
+    assert getattr(mine, "calls", 0) == getattr(theirs, "calls", 0)
     inputs = (2, 1, 8, 8), torch.float32
     with pytest.raises(InputError, match=reason):
         check_step(net, inputs, how.get("objective", trainer.objective), settings)
@@ -306,6 +333,19 @@ def test_every_scheme_mutates_alike(scheme):
     assert None not in steps_of(trainer)
     assert_alike(mine, theirs, net)
     assert counted.sums == expected.sums
+
+
+def test_layers_of_one_mask_may_hold_one_tensor_of_slots():
+    net, sizes = model("channel"), (8, 5)
+    programs, rng = Programs(net), np.random.default_rng(0)
+    for size in sizes:  # the second has a rest, whose program is made of the changed model
+        how = {"programs": programs, "settings": SGD, "rng": rng, "micro_batch": 4}
+        CompiledTrainer(net, SGD.build(net), **how).fit(batches(1, size))
+        for leader, *others in (group.layers for group in mask_groups(net)):
+            for layer in others:
+                layer.slots = leader.slots
+    assert len(programs._kept) == 1
+    assert None not in programs._kept.values()
 
 
 @pytest.mark.parametrize("objective", [Regression("huber"), MultiLabel()], ids=["huber", "labels"])
