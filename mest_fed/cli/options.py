@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Annotated
 
@@ -54,7 +54,8 @@ def next_folder(name: str) -> Path:
     """Return ``runs/NAME``, or ``runs/NAME-2`` and so on where finished runs have those before."""
     from mest_fed.server.run_folder import SUMMARY
 
-    folders = (Path("runs") / it for it in (name, *(f"{name}-{number}" for number in count(2))))
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    folders = (Path("runs") / each for each in names)
     return next(folder for folder in folders if not (folder / SUMMARY).exists())
 
 
