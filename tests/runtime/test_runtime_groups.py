@@ -141,3 +141,11 @@ def test_the_size_of_a_group():
     assert least == next(it for it in (1, 2, 4, 8) if it * of_one >= sums)
     assert group_size(programs, 1) == 1
     assert group_size(programs_of("resnet8 batch"), 11, 0) == 11
+
+
+def test_a_large_weight_is_no_reason_for_small_groups():
+    """Its gradient takes 3 MB whatever the group; what an example holds is some 40 kB."""
+    model = nn.Sequential(nn.Linear(192, 4096), nn.Linear(4096, 10))
+    programs = StepPrograms(model, ((192,), torch.float32), Classification(), OptimizerSettings())
+    assert plan_arena(programs(2)).peak > 2**21
+    assert group_size(programs, 11, 2**20) == 11
