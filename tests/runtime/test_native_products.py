@@ -42,7 +42,7 @@ def test_conv2d_and_its_gradients(case, with_bias):
 
 
 @SOME
-@given(st.integers(1, 40), st.integers(1, 20), st.integers(1, 20), st.booleans())
+@given(st.integers(1, 80), st.integers(1, 90), st.integers(1, 20), st.booleans())
 def test_linear_and_its_gradients(n, features, outputs, with_bias):
     x, w, dy = randn(n, features), randn(outputs, features, seed=1), randn(n, outputs, seed=3)
     b = randn(outputs, seed=2) if with_bias else None
@@ -52,6 +52,51 @@ def test_linear_and_its_gradients(n, features, outputs, with_bias):
     near(dx, dy.double() @ w.double())
     dw = compute("linear_weight_gradient", {"x": x, "dy": dy}, {"dw": (outputs, features)})["dw"]
     near(dw, dy.double().T @ x.double())
+
+
+@st.composite
+def pooled_convolutions(draw):
+    """Up to some vectors of channels, planes of several vectors."""
+    kernel = (draw(st.integers(1, 4)), draw(st.integers(1, 3)))
+    padding = (draw(st.integers(0, 2)), draw(st.integers(0, 1)))
+    size = tuple(draw(st.integers(k + 1, 21)) for k in kernel)
+    shape = (draw(st.integers(1, 6)), draw(st.integers(1, 40)), *size)
+    return shape, draw(st.integers(1, 9)), kernel, padding
+
+
+def _pooled(x, w, b, padding):
+    return F.max_pool2d(torch.relu(F.conv2d(x, w, b, 1, padding)), 2)
+
+
+@SOME
+@given(pooled_convolutions(), st.sampled_from([0, 1, 2, 4]), st.booleans())
+def test_conv2d_relu_pool_and_its_gradients(case, rows, with_dx):
+    """Of a dense weight (rows 0) and of sparse ones."""
+    shape, outputs, kernel, padding = case
+    name, weight, how = "conv2d_relu_pool", "w", {"groups": 1}
+    x, w, b = randn(*shape), randn(outputs, shape[1], *kernel, seed=1), randn(outputs, seed=2)
+    given_ = {"w": w}
+    if rows:
+        slots, values, dense, layout = _sparse(tuple(w.shape), rows, 0.5)
+        w, name, weight = dense.detach().float(), f"sparse_{name}", "values"
+        given_ = {"values": values, "slots": slots}
+        how = {"weight_shape": tuple(w.shape), "rows": rows}
+    how |= {"stride": (1, 1), "padding": padding}
+    x64, w64, b64 = wide(x, w, b)
+    exact = _pooled(x64, w64, b64, padding)
+    size = tuple(exact.shape)
+    found = compute(name, {"x": x, "b": b, **given_}, {"y": size, "where": size}, **how)
+    near(found["y"], exact)
+    dy = randn(*size, seed=3)
+    dx, dw, db = gradients(exact, dy, x64, w64, b64)
+    to = {f"d{weight}": tuple(given_[weight].shape), "db": (outputs,)}
+    to |= {"dx": shape} if with_dx else {}
+    back = {"x": x, **given_, "where": found["where"], "dy": dy}
+    made = compute(f"{name}_gradient", back, to, **how)
+    near(made[f"d{weight}"], layout.gather(dw, slots) if rows else dw, 1e-4)
+    near(made["db"], db, 1e-4)
+    if with_dx:
+        near(made["dx"], dx)
 
 
 def _sparse(shape, rows, density):

@@ -5,6 +5,7 @@
 #include "builder.h"
 #include "functions.h"
 #include "loops.h"
+#include "sgd.h"
 
 namespace mest::runtime::MEST_VARIANT {
 namespace {
@@ -88,26 +89,23 @@ void check_update(const Builder& b) {
     b.expect("step", {1});
 }
 
-// SGD with momentum (Sutskever et al. 2013, as torch has it).
 Step sgd(Builder& b) {
     check_update(b);
     const Tensor gradient = b["gradient"], rates = b["rates"], parameter = b["parameter"];
     const Tensor momentum = b["momentum_buffer"];
-    const auto decay = static_cast<float>(b.real("weight_decay"));
-    const auto inertia = static_cast<float>(b.real("momentum"));
-    const bool nesterov = b.whole("nesterov") != 0;
+    const Sgd sgd(b);
     return [=](const Run& run) {
         const float *g = run.at(gradient), rate = *run.at(rates);
         float *p = run.at(parameter), *m = run.at(momentum);
         for_runs(parameter.count(), 1, run.threads, [=](int64_t begin, int64_t end) {
+            if (m == nullptr) {
+                MEST_EACH_ALONE
+                for (int64_t i = begin; i < end; ++i) sgd.step<float>(g[i], rate, p[i], nullptr);
+                return;
+            }
             MEST_EACH_ALONE
             for (int64_t i = begin; i < end; ++i) {
-                float step = g[i] + decay * p[i];
-                if (m != nullptr) {
-                    m[i] = inertia * m[i] + step;
-                    step = nesterov ? step + inertia * m[i] : m[i];
-                }
-                p[i] -= rate * step;
+                sgd.step(g[i], rate, p[i], m + i);
             }
         });
     };
@@ -150,7 +148,7 @@ Step adam(Builder& b) {
 std::vector<Operator> updates() {
     const Argument targets{"targets", int64}, step{"step", int64};
     const Attribute decay{"weight_decay", 0, 1e6}, epsilon{"epsilon", 0, 1e6};
-    const Attribute momentum{"momentum", 0, 1}, beta1{"beta1", 0, 1}, beta2{"beta2", 0, 1};
+    const Attribute beta1{"beta1", 0, 1}, beta2{"beta2", 0, 1};
     const Attribute nesterov{"nesterov", 0, 1}, decoupled{"decoupled", 0, 1};
     const Argument gradient{"gradient"}, rates{"rates"}, parameter{"parameter"};
     const Argument momentum_buffer{"momentum_buffer", float32, true};
@@ -160,7 +158,7 @@ std::vector<Operator> updates() {
         {"cross_entropy_gradient", {{"probabilities"}, targets, {"share"}}, {{"dlogits"}}, {}, {},
          cross_entropy_gradient},
         {"sgd", {gradient, rates, parameter, momentum_buffer}, {}, {nesterov},
-         {decay, momentum}, sgd},
+         sgd_reals(), sgd},
         {"adam", {gradient, rates, parameter, {"first"}, {"second"}, step}, {}, {decoupled},
          {beta1, beta2, epsilon, decay}, adam},
     };

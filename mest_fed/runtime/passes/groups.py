@@ -80,20 +80,22 @@ def group_size(
     batch : int
         Examples of a batch.
     most_bytes : int
-        Of the arena of a group.
+        Of the arena of a group, without what is the same for groups of any size.
 
     Returns
     -------
     int
-        The batch itself where its arena is small enough, or where it has to be one group. Else the
-        largest power of two whose arena is, but one whose arena takes at least as much as the sums,
-        which are read and written once a group.
+        The batch itself where what its arena holds of examples is small enough, or where it has to
+        be one group. Else the largest power of two of which that is so, but one that takes at least
+        as much as the sums, which are read and written once a group.
     """
     tried = min(2, batch)  # one example alone may have no batch statistics
     program = program_of(tried)
     if not program.takes_groups:
         return batch
-    of_one = plan_arena(program).peak / tried
+    # what does not grow with the group, the gradient of a large weight, is no reason for small ones
+    more = plan_arena(program_of(2 * tried)).peak
+    of_one = (more - plan_arena(program).peak) / tried
     sums = sum(program.buffers[it].bytes for it in program.of_role("sum"))
     if batch * of_one <= most_bytes:
         return batch
