@@ -220,6 +220,7 @@ _TABLE = (
         {"epsilon": _SMALL, "relu": _FLAG},
         rules.norm_inference,
         _IN_PLACE,
+        planes=_NORM_PLANES,
     ),
     Kind("layer_norm(x, gamma, beta) -> y, mean, scale", _LAYER, rules.layer_norm, (("y", "x"),)),
     Kind(

@@ -26,6 +26,7 @@ ATTRIBUTES = {
     "batch_norm_apply": [{"relu": it} for it in (True, False)],
     "batch_norm": [{"epsilon": 1e-5, "momentum": 0.1, "relu": it} for it in (True, False)],
     "batch_norm_gradient": [{"relu": it} for it in (True, False)],
+    "batch_norm_inference": [{"epsilon": 1e-5, "relu": it} for it in (True, False)],
     "dropout": [{"probability": 0.3}],
     "dropout_gradient": [{"probability": 0.3}],
     "max_pool2d": [MAX_POOL],
@@ -58,6 +59,8 @@ def arrays_of(kind, shape, attributes, *, optional, seed):
     if "relu" in attributes and "y" in kind.inputs:
         known = {it: size for it, size in known.items() if it != "y" or attributes["relu"]}
     given = {it: randn(*size, seed=seed + i) for i, (it, size) in enumerate(known.items())}
+    if "running_variance" in given:
+        given["running_variance"] = given["running_variance"].abs()
     for it in ("where", "kept"):
         if it in given:
             given[it] = (given[it] > 0).to(torch.uint8)

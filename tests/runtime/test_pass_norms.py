@@ -25,7 +25,7 @@ def step_of(name):
     shape, options, sparsity = STEPS[name]
     model = model_of(name, shape, options, sparsity)
     inputs = (BATCH, *shape), dtype_of(shape)
-    program, captured = step_program(model, inputs, Classification(), OptimizerSettings())
+    program, captured = step_program(model, inputs, Classification(), OptimizerSettings(), ())
     return program, captured.arrays(), inputs_of(shape)
 
 

@@ -123,21 +123,22 @@ Step inference(Builder& b) {
     for (const char* name : {"gamma", "beta", "running_mean", "running_variance"}) {
         b.expect(name, {shape[1]});
     }
-    const int64_t channels = shape[1], planes = shape[0] * channels, plane = product_of(shape, 2);
     const double epsilon = b.real("epsilon");
     const bool relu = b.whole("relu") != 0;
     const Tensor x = b["x"], gamma = b["gamma"], beta = b["beta"], residual = b["residual"];
     const Tensor means = b["running_mean"], variances = b["running_variance"], y = b["y"];
+    const Channels on_x = channels_of(x), on_residual = channels_of(residual), on = channels_of(y);
+    const int64_t channels = on.channels, plane = on.plane;
     return [=](const Run& run) {
-        for_runs(planes, plane, run.threads, [&](int64_t begin, int64_t end) {
+        for_runs(on.images * channels, plane, run.threads, [&](int64_t begin, int64_t end) {
             for (int64_t at = begin; at < end; ++at) {
-                const int64_t c = at % channels;
+                const int64_t image = at / channels, c = at % channels;
                 const double scale = run.at(gamma)[c] / std::sqrt(run.at(variances)[c] + epsilon);
                 const auto factor = static_cast<float>(scale);
                 const auto constant = static_cast<float>(run.at(beta)[c] - run.at(means)[c] * scale);
-                const float* from = run.at(x) + at * plane;
-                const float* add = residual ? run.at(residual) + at * plane : nullptr;
-                float* to = run.at(y) + at * plane;
+                const float* from = run.at(x) + on_x.at(image, c);
+                const float* add = residual ? run.at(residual) + on_residual.at(image, c) : nullptr;
+                float* to = run.at(y) + on.at(image, c);
                 const auto each = [&](const auto& value) {
                     MEST_EACH_ALONE
                     for (int64_t i = 0; i < plane; ++i) {
@@ -147,6 +148,7 @@ Step inference(Builder& b) {
                 };
                 if (add != nullptr) each([&](int64_t i) { return from[i] * factor + constant + add[i]; });
                 else each([&](int64_t i) { return from[i] * factor + constant; });
+                on.clear(run.at(y), image, c);
             }
         });
     };
@@ -259,8 +261,8 @@ std::vector<Operator> norms() {
          made, {relu}, {epsilon, momentum}, forward<true>},
         {"batch_norm_gradient", given, back, {relu}, {}, gradient<true>},
         {"batch_norm_inference",
-         {{"x"}, {"gamma"}, {"beta"}, residual, {"running_mean"}, {"running_variance"}},
-         {{"y"}}, {relu}, {epsilon}, inference},
+         {x, {"gamma"}, {"beta"}, residual, {"running_mean"}, {"running_variance"}},
+         {on_planes("y")}, {relu}, {epsilon}, inference},
         {"layer_norm", {{"x"}, {"gamma"}, {"beta"}}, {{"y"}, {"mean"}, {"scale"}}, {axes}, {epsilon},
          layer_norm},
         {"layer_norm_gradient", {{"x"}, {"mean"}, {"scale"}, {"gamma"}, {"dy"}},
