@@ -34,6 +34,7 @@ ATTRIBUTES = {
     "average_pool2d": [POOL],
     "average_pool2d_gradient": [POOL],
 }
+ATTRIBUTES["group_norm_gradient_added"] = ATTRIBUTES["group_norm_gradient"]
 #: Those whose sums are taken in another order on planes.
 SUMS = ("norm", "bias", "global")
 NAMES = [name for name, kind in OPERATORS.items() if kind.planes and "conv2d" not in name]
@@ -46,6 +47,7 @@ def arrays_of(kind, shape, attributes, *, optional, seed):
     known = {it: shape for it in kind.planes if optional or it not in missing}
     channels = {"gamma", "beta", "running_mean", "running_variance"}
     known |= {it: shape[1:2] for it in channels if it in kind.inputs}
+    known |= {it: shape[1:2] for it in ("dgamma", "dbeta") if it in kind.changes}
     statistics = (shape[0], attributes["groups"]) if "groups" in attributes else shape[1:2]
     known |= {it: statistics for it in ("mean", "scale") if it in kind.inputs}
     pooled = shape

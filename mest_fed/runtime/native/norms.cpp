@@ -89,6 +89,8 @@ Step gradient(Builder& b) {
     const Tensor more = b["more"], dresidual = b["dresidual"];
     b.require(y || !given.relu, "y is absent", "the output where there is a ReLU");
     b.doubles(given.sums());
+    const bool adds = b.adds();
+    if (adds) b.floats(2 * given.channels);
     const std::array<Tensor, 6> walked{x, y, dy, more, dx, dresidual};
     std::array<Channels, 6> on;
     std::transform(walked.begin(), walked.end(), on.begin(), channels_of);
@@ -102,17 +104,24 @@ Step gradient(Builder& b) {
         // there is a residual.
         norm.gamma = norm.beta = run.at(gamma);
         norm.residual = norm.relu ? run.at(y) : nullptr;
+        float* of_gamma = adds ? run.shared.floats.data() : run.at(dgamma);
+        float* of_beta = adds ? of_gamma + norm.channels : run.at(dbeta);
         if (by_channels) {
             const BackwardNorm backward{norm, {on[0], run.at(x)}, {on[1], run.at(y)},
                                         {on[2], run.at(dy)}, {on[3], run.at(more)},
                                         {on[4], run.at(dx)}, {on[5], run.at(dresidual)},
                                         run.at(mean), run.at(scale), run.shared.doubles.data()};
             parallel_for(norm.units(), run.threads, [&](int64_t i) { backward_unit(backward, i); });
-            return norm_parameters(norm, backward.sums, run.at(dgamma), run.at(dbeta));
+            norm_parameters(norm, backward.sums, of_gamma, of_beta);
+        } else {
+            norm_backward(norm, {run.at(dy), run.at(x), run.at(y), run.at(mean), run.at(scale)},
+                          run.at(dx), run.at(dresidual), of_gamma, of_beta,
+                          run.shared.doubles.data(), run.threads);
         }
-        norm_backward(norm, {run.at(dy), run.at(x), run.at(y), run.at(mean), run.at(scale)},
-                      run.at(dx), run.at(dresidual), run.at(dgamma), run.at(dbeta),
-                      run.shared.doubles.data(), run.threads);
+        for (int c = 0; adds && c < norm.channels; ++c) {
+            run.at(dgamma)[c] += of_gamma[c];
+            run.at(dbeta)[c] += of_beta[c];
+        }
     };
 }
 
@@ -254,6 +263,7 @@ std::vector<Operator> norms() {
         {"group_norm", {x, {"gamma"}, {"beta"}, residual}, made, {groups, relu}, {epsilon},
          forward<false>},
         {"group_norm_gradient", given, back, {groups, relu}, {}, gradient<false>},
+        {"group_norm_gradient_added", given, back, {groups, relu}, {}, gradient<false>, true},
         {"group_norm_apply", known, {on_planes("y")}, {groups, relu}, {}, apply<false>},
         {"batch_norm_apply", known, {on_planes("y")}, {relu}, {}, apply<true>},
         {"batch_norm",
