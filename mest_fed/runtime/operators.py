@@ -59,6 +59,7 @@ _GRADIENT_IN_PLACE = tuple((made, it) for it in ("dy", "more") for made in ("dre
 _NORM_GRADIENT = "x, y?, mean, scale, gamma, dy, more?) -> dx, dgamma, dbeta, dresidual?"
 _NORM_APPLY = "x, mean, scale, gamma, beta, residual?) -> y"
 _NORM_PLANES = ("x", "residual", "y")
+_NORM_GRADIENT_BF16 = ("x", "y", "dx")
 _NORM_GRADIENT_PLANES = ("x", "y", "dy", "more", "dx", "dresidual")
 _SGD = {"weight_decay": _SMALL, "momentum": _SHARE, "nesterov": _FLAG}
 _ADAM = {"beta1": _SHARE, "beta2": _SHARE, "epsilon": _SMALL, "weight_decay": _SMALL}
@@ -71,6 +72,7 @@ _TABLE = (
         rules.convolution("x", "y", "w"),
         work=rules.convolution_work("y", "w"),
         planes=("x", "y"),
+        bf16=("x", "y"),
         on_planes=rules.slides_on_planes("w"),
     ),
     Kind(
@@ -79,6 +81,7 @@ _TABLE = (
         rules.convolution("dx", "dy", "w"),
         work=rules.convolution_work("dy", "w"),
         planes=("dy", "dx"),
+        bf16=("dy",),
         on_planes=rules.slides_on_planes("w"),
     ),
     Kind(
@@ -87,6 +90,7 @@ _TABLE = (
         rules.convolution("x", "dy", "dw"),
         work=rules.convolution_work("dy", "dw"),
         planes=("x", "dy"),
+        bf16=("x", "dy"),
         on_planes=rules.slides_on_planes("dw"),
     ),
     Kind("bias_gradient(dy) -> db", {}, rules.bias, planes=("dy",)),
@@ -96,6 +100,7 @@ _TABLE = (
         rules.convolution("x", "y", values="values"),
         work=rules.convolution_work("y", "values"),
         planes=("x", "y"),
+        bf16=("x", "y"),
         on_planes=rules.slides_on_planes(),
     ),
     Kind(
@@ -104,6 +109,7 @@ _TABLE = (
         rules.convolution("dx", "dy", values="values"),
         work=rules.convolution_work("dy", "values"),
         planes=("dy", "dx"),
+        bf16=("dy",),
         on_planes=rules.slides_on_planes(),
     ),
     Kind(
@@ -112,6 +118,7 @@ _TABLE = (
         rules.convolution("x", "dy", values="dvalues"),
         work=rules.convolution_work("dy", "dvalues"),
         planes=("x", "dy"),
+        bf16=("x", "dy"),
         on_planes=rules.slides_on_planes(),
     ),
     Kind(
@@ -179,6 +186,7 @@ _TABLE = (
         rules.norm(rules.of_groups),
         _IN_PLACE,
         planes=_NORM_PLANES,
+        bf16=_NORM_PLANES,
     ),
     Kind(
         f"group_norm_gradient({_NORM_GRADIENT}",
@@ -186,6 +194,7 @@ _TABLE = (
         rules.norm(rules.of_groups),
         _GRADIENT_IN_PLACE,
         planes=_NORM_GRADIENT_PLANES,
+        bf16=_NORM_GRADIENT_BF16,
     ),
     Kind(
         "batch_norm(x, gamma, beta, residual?, running_mean, running_variance) -> y, mean, scale",
@@ -194,6 +203,7 @@ _TABLE = (
         _IN_PLACE,
         ("running_mean", "running_variance"),
         planes=_NORM_PLANES,
+        bf16=_NORM_PLANES,
     ),
     Kind(
         f"batch_norm_gradient({_NORM_GRADIENT}",
@@ -201,6 +211,7 @@ _TABLE = (
         rules.norm(rules.of_batch),
         _GRADIENT_IN_PLACE,
         planes=_NORM_GRADIENT_PLANES,
+        bf16=_NORM_GRADIENT_BF16,
     ),
     *(
         Kind(
@@ -209,6 +220,7 @@ _TABLE = (
             rules.norm(statistics),
             _IN_PLACE,
             planes=_NORM_PLANES,
+            bf16=_NORM_PLANES,
         )
         for name, attributes, statistics in (
             ("group", {"groups": _COUNT, "relu": _FLAG}, rules.of_groups),
@@ -251,8 +263,16 @@ _TABLE = (
         changes=("into",),
         planes=("a", "into"),
     ),
-    # From one layout to another
-    Kind("copy(x) -> y", {}, rules.alike("x", "y"), (("y", "x"),), planes=("x", "y")),
+    # From one layout to another, and from one type to another
+    Kind(
+        "copy(x) -> y",
+        {},
+        rules.alike("x", "y"),
+        (("y", "x"),),
+        planes=("x", "y"),
+        bf16=("x", "y"),
+        converts=True,
+    ),
     Kind(
         "dropout(x, seed) -> y, kept",
         {"probability": Attribute(float, 0, 0.999)},
@@ -277,7 +297,13 @@ _TABLE = (
     ),
     Kind("average_pool2d(x) -> y", _POOL, rules.pool("x", "y"), planes=("x", "y")),
     Kind("average_pool2d_gradient(dy) -> dx", _POOL, rules.pool("dx", "dy"), planes=("dy", "dx")),
-    Kind("global_average_pool(x) -> y", {}, rules.global_pool("x", "y"), planes=("x",)),
+    Kind(
+        "global_average_pool(x) -> y",
+        {},
+        rules.global_pool("x", "y"),
+        planes=("x",),
+        bf16=("x",),
+    ),
     Kind(
         "global_average_pool_gradient(dy) -> dx", {}, rules.global_pool("dx", "dy"), planes=("dx",)
     ),
@@ -357,5 +383,8 @@ OPERATORS: Mapping[str, Kind] = {kind.name: kind for kind in _EVERY}
 
 #: Types that an operator takes; buffers of the others that the format names have no use yet.
 TAKEN = frozenset(
-    kind.dtype(argument) for kind in _EVERY for argument in (*kind.inputs, *kind.outputs)
+    dtype
+    for kind in _EVERY
+    for argument in (*kind.inputs, *kind.outputs)
+    for dtype in kind.dtypes_of(argument)
 )
