@@ -19,12 +19,12 @@ from mest_fed.runtime.reference import Reference
 from mest_fed.training.step_program import StepPrograms, step_program
 from mest_fed.training.tasks import Classification
 
-NATIVE = ("resnet8 block", "resnet8 batch", "resnet8 block:3", "resnet8 unstructured", "resnet18")
-#: Of the largest change of a weight. Numbers that lie between two of bfloat16, or about zero where
-#: a ReLU is, may be rounded to either side: sums of two runtimes differ in their last bits.
-BETWEEN = 3e-2
-#: The same against a step that rounds nothing: 2**-9 in each of the products before it.
-ROUNDED = 0.15
+NATIVE = ("resnet8", "resnet8 block", "resnet8 batch", "resnet8 unstructured", "resnet18")
+#: Of the largest change of a weight: float32's rounding, and numbers that lie between two of
+#: bfloat16, which may be rounded to either side since sums differ in their last bits.
+BETWEEN = 2e-3
+#: The same against a step that rounds nothing: 2**-9 in all that a convolution or a norm gives.
+ROUNDED = 0.1
 
 
 def step_of(name):
@@ -68,6 +68,7 @@ def test_a_step_rounds_where_it_says(name):
     program, values, given = step_of(name)
     stored = with_bf16_storage(program)
     assert parse_program(stored.to_json()) == stored
+    assert any(it.dtype == "bfloat16" for it in stored.buffers)
     found = run(stored, values, given)
     for key, array in run(stored, values, given, threads=3).items():
         assert array.tobytes() == found[key].tobytes(), key
@@ -77,7 +78,7 @@ def test_a_step_rounds_where_it_says(name):
         reference.step(given)
         changes.append(moves(parameters(one, reference), values))
     assert distance(moves(found, values), changes[0]) < BETWEEN
-    assert distance(moves(found, values), changes[1]) < ROUNDED
+    assert BETWEEN < distance(moves(found, values), changes[1]) < ROUNDED
     arena = Reference(stored, values, arena=plan_arena(stored))
     arena.step(given)
     assert distance(moves(parameters(stored, arena), values), changes[0]) < BETWEEN

@@ -32,7 +32,7 @@ auto dots_of(const PlaneKernels& k, const bf16*) { return k.narrow.dots; }
 
 PlaneProduct::PlaneProduct(Way way, const PlaneWindow& window, int rows, const Planes& x,
                            const Planes& y, bool narrow)
-    : geometry_(window, x, y),
+    : geometry_(window, x, y, narrow ? sizeof(bf16) : sizeof(float)),
       way_(plane_way(way, rows)),
       narrow_(narrow),
       lists_(way_, geometry_, rows, variant().planes->width),
