@@ -60,6 +60,7 @@ _GRADIENT_IN_PLACE = tuple((made, it) for it in ("dy", "more") for made in ("dre
 _NORM_GRADIENT = "x, y?, mean, scale, gamma, dy, more?) -> dx, dgamma, dbeta, dresidual?"
 _NORM_APPLY = "x, mean, scale, gamma, beta, residual?) -> y"
 _NORM_PLANES = ("x", "residual", "y")
+_NORM_GRADIENT_BF16 = ("x", "y", "dx")
 _NORM_GRADIENT_PLANES = ("x", "y", "dy", "more", "dx", "dresidual")
 _SGD = {"weight_decay": _SMALL, "momentum": _SHARE, "nesterov": _FLAG}
 _ADAM = {"beta1": _SHARE, "beta2": _SHARE, "epsilon": _SMALL, "weight_decay": _SMALL}
@@ -72,6 +73,7 @@ _TABLE = (
         rules.convolution("x", "y", "w"),
         work=rules.convolution_work("y", "w"),
         planes=("x", "y"),
+        bf16=("x", "y"),
         on_planes=rules.slides_on_planes("w"),
     ),
     Kind(
@@ -80,6 +82,7 @@ _TABLE = (
         rules.convolution("dx", "dy", "w"),
         work=rules.convolution_work("dy", "w"),
         planes=("dy", "dx"),
+        bf16=("dy",),
         on_planes=rules.slides_on_planes("w"),
     ),
     Kind(
@@ -88,6 +91,7 @@ _TABLE = (
         rules.convolution("x", "dy", "dw"),
         work=rules.convolution_work("dy", "dw"),
         planes=("x", "dy"),
+        bf16=("x", "dy"),
         on_planes=rules.slides_on_planes("dw"),
     ),
     Kind("bias_gradient(dy) -> db", {}, rules.bias, planes=("dy",)),
@@ -97,6 +101,7 @@ _TABLE = (
         rules.convolution("x", "y", values="values"),
         work=rules.convolution_work("y", "values"),
         planes=("x", "y"),
+        bf16=("x", "y"),
         on_planes=rules.slides_on_planes(),
     ),
     Kind(
@@ -105,6 +110,7 @@ _TABLE = (
         rules.convolution("dx", "dy", values="values"),
         work=rules.convolution_work("dy", "values"),
         planes=("dy", "dx"),
+        bf16=("dy",),
         on_planes=rules.slides_on_planes(),
     ),
     Kind(
@@ -113,6 +119,7 @@ _TABLE = (
         rules.convolution("x", "dy", values="dvalues"),
         work=rules.convolution_work("dy", "dvalues"),
         planes=("x", "dy"),
+        bf16=("x", "dy"),
         on_planes=rules.slides_on_planes(),
     ),
     Kind(
@@ -180,6 +187,7 @@ _TABLE = (
         rules.norm(rules.of_groups),
         _IN_PLACE,
         planes=_NORM_PLANES,
+        bf16=_NORM_PLANES,
     ),
     Kind(
         f"group_norm_gradient({_NORM_GRADIENT}",
@@ -187,6 +195,7 @@ _TABLE = (
         rules.norm(rules.of_groups),
         _GRADIENT_IN_PLACE,
         planes=_NORM_GRADIENT_PLANES,
+        bf16=_NORM_GRADIENT_BF16,
     ),
     Kind(
         "batch_norm(x, gamma, beta, residual?, running_mean, running_variance) -> y, mean, scale",
@@ -195,6 +204,7 @@ _TABLE = (
         _IN_PLACE,
         ("running_mean", "running_variance"),
         planes=_NORM_PLANES,
+        bf16=_NORM_PLANES,
     ),
     Kind(
         f"batch_norm_gradient({_NORM_GRADIENT}",
@@ -202,6 +212,7 @@ _TABLE = (
         rules.norm(rules.of_batch),
         _GRADIENT_IN_PLACE,
         planes=_NORM_GRADIENT_PLANES,
+        bf16=_NORM_GRADIENT_BF16,
     ),
     *(
         Kind(
@@ -210,6 +221,7 @@ _TABLE = (
             rules.norm(statistics),
             _IN_PLACE,
             planes=_NORM_PLANES,
+            bf16=_NORM_PLANES,
         )
         for name, attributes, statistics in (
             ("group", {"groups": _COUNT, "relu": _FLAG}, rules.of_groups),
@@ -253,8 +265,16 @@ _TABLE = (
         changes=("into",),
         planes=("a", "into"),
     ),
-    # From one layout to another
-    Kind("copy(x) -> y", {}, rules.alike("x", "y"), (("y", "x"),), planes=("x", "y")),
+    # From one layout to another, and from one type to another
+    Kind(
+        "copy(x) -> y",
+        {},
+        rules.alike("x", "y"),
+        (("y", "x"),),
+        planes=("x", "y"),
+        bf16=("x", "y"),
+        converts=True,
+    ),
     Kind(
         "dropout(x, seed) -> y, kept",
         {"probability": Attribute(float, 0, 0.999)},
@@ -279,7 +299,13 @@ _TABLE = (
     ),
     Kind("average_pool2d(x) -> y", _POOL, rules.pool("x", "y"), planes=("x", "y")),
     Kind("average_pool2d_gradient(dy) -> dx", _POOL, rules.pool("dx", "dy"), planes=("dy", "dx")),
-    Kind("global_average_pool(x) -> y", {}, rules.global_pool("x", "y"), planes=("x",)),
+    Kind(
+        "global_average_pool(x) -> y",
+        {},
+        rules.global_pool("x", "y"),
+        planes=("x",),
+        bf16=("x",),
+    ),
     Kind(
         "global_average_pool_gradient(dy) -> dx", {}, rules.global_pool("dx", "dy"), planes=("dx",)
     ),
@@ -397,5 +423,8 @@ def adding_to(name: str) -> tuple[str, tuple[str, ...]] | None:
 
 #: Types that an operator takes; buffers of the others that the format names have no use yet.
 TAKEN = frozenset(
-    kind.dtype(argument) for kind in _EVERY for argument in (*kind.inputs, *kind.outputs)
+    dtype
+    for kind in _EVERY
+    for argument in (*kind.inputs, *kind.outputs)
+    for dtype in kind.dtypes_of(argument)
 )

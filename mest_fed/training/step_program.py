@@ -17,6 +17,7 @@ from mest_fed.runtime.passes.groups import with_groups
 from mest_fed.runtime.passes.planes import with_planes
 from mest_fed.runtime.passes.pooling import with_pooling
 from mest_fed.runtime.passes.recompute import with_recomputed_norms
+from mest_fed.runtime.passes.storage import with_bf16_storage
 from mest_fed.runtime.passes.updates import with_direct_updates
 from mest_fed.runtime.program import Program
 from mest_fed.runtime.updates import SGD, Adam, Limits, with_updates
@@ -59,6 +60,12 @@ PASSES: Mapping[str, Callable[[Program], Program]] = {
     "planes": with_planes,
 }
 
+#: What planes are stored as between operators -> its pass.
+STORAGE: Mapping[str, Callable[[Program], Program]] = {
+    "fp32": lambda program: program,
+    "bf16": with_bf16_storage,
+}
+
 #: A client's optimizer -> that of programs.
 _OPTIMIZERS: Mapping[type, Callable[[OptimizerSettings], SGD | Adam]] = {
     optimizers.SGD: lambda it: SGD(it.momentum, it.weight_decay),
@@ -87,11 +94,14 @@ class StepPrograms:
         Those of :data:`PASSES` that programs go through; ``updates`` only if a batch is one group,
         since weights of linear layers then have no gradient that could be read after a step, and
         ``groups`` only if it may be several.
+    storage : str
+        A name of :data:`STORAGE`. Planes alone are stored otherwise: without the pass that chooses
+        them programs are the same.
 
     Raises
     ------
     InputError
-        If the task or the optimizer has no operator: one line.
+        If the task or the optimizer has no operator, or the storage no pass: one line.
     """
 
     def __init__(
@@ -103,7 +113,11 @@ class StepPrograms:
         *,
         groups: bool = True,
         passes: Collection[str] = tuple(PASSES),
+        storage: str = "fp32",
     ) -> None:
+        if storage not in STORAGE:
+            raise not_allowed("storage", storage, STORAGE)
+        self._stored = STORAGE[storage]
         loss = _LOSSES.get(type(objective))
         if loss is None:
             allowed = ", ".join(it.__name__ for it in _LOSSES)
@@ -140,7 +154,7 @@ class StepPrograms:
         program = with_updates(gradients, self._update, self._limits)
         for name in self._passes:
             program = PASSES[name](program)
-        return program
+        return self._stored(program)
 
 
 def step_program(

@@ -28,7 +28,17 @@ def test_the_native_table_is_that_of_programs():
     contract = {
         name: (
             [
-                [(it, kind.dtype(it), it in kind.optional, it in kind.planes) for it in side]
+                [
+                    (
+                        it,
+                        kind.dtype(it),
+                        it in kind.optional,
+                        it in kind.planes,
+                        it in kind.bf16,
+                        it in kind.bf16 and kind.converts,
+                    )
+                    for it in side
+                ]
                 for side in (kind.inputs, kind.outputs)
             ],
             {it: (what.kind is float, what.length or 1) for it, what in kind.attributes.items()},

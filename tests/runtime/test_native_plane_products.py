@@ -56,13 +56,13 @@ def test_conv2d_and_its_gradients(case, with_bias):
     near(got, dw + more["dw"], 1e-4)
 
 
-def _sparse(shape, rows, density):
+def granules_of(shape, rows, density, draw=randn):
     """Return slots, values, and the dense weight that they stand for."""
     layout = layout_for("unstructured" if rows == 1 else f"block:{rows}", shape)
     count = layout.count_for(density)
     order = torch.randperm(layout.num_slots, generator=torch.Generator().manual_seed(5))
     slots = order[:count].sort().values.int()
-    dense = layout.scatter(randn(count, layout.width, seed=6), slots)
+    dense = layout.scatter(draw(count, layout.width, seed=6), slots)
     return slots, layout.gather(dense, slots), dense.double().requires_grad_(), layout
 
 
@@ -71,7 +71,7 @@ def _sparse(shape, rows, density):
 def test_sparse_conv2d_and_its_gradients(case, rows, density):
     shape, outputs, kernel, geometry, margins = case
     weight = (outputs, shape[1], *kernel)
-    slots, values, dense, layout = _sparse(weight, rows, density)
+    slots, values, dense, layout = granules_of(weight, rows, density)
     how = {**geometry, "weight_shape": weight, "rows": rows}
     x = randn(*shape)
     (x64,) = wide(x)

@@ -39,11 +39,12 @@ struct Shared {
     std::vector<double> doubles;
 };
 
-// An argument: a buffer's number, its shape and its margin.
+// An argument: a buffer's number, its shape and its margin, and whether it is of bfloat16.
 struct Tensor {
     int64_t number = -1;
     Shape shape;
     int margin = 0;
+    bool narrow = false;
 
     explicit operator bool() const { return number >= 0; }
     int64_t count() const { return product_of(shape); }

@@ -17,13 +17,15 @@ constexpr int64_t most_chunks = 8;
 class PlaneStep {
 public:
     PlaneStep(Builder& b, Way way, const PlaneConvolution& c)
-        : c_(c), product_(way, window(b, c), c.rows, c.x.planes(), c.y.planes()) {
+        : c_(c),
+          product_(way, window(b, c), c.rows, c.x.planes(), c.y.planes(), c.y.narrow) {
         b.scratch(product_.scratch_floats());
         if (c.slots) {
             reserve(b);
         } else {
             product_.set_dense();
         }
+        b.floats(product_.packed_words(c.slots.count()));
         b.holds(product_.bytes() + static_cast<int64_t>(slots_.capacity() * sizeof(int32_t)));
     }
 
@@ -44,6 +46,12 @@ public:
         slots_.assign(slots, slots + active);
         known_ = true;
         return product_;
+    }
+
+    // The values of the weight, as the product takes them.
+    PlaneValues values(const Run& run) const {
+        // Words of the shared memory, which nothing else of the step uses.
+        return product_.pack(run.at(c_.values), reinterpret_cast<uint32_t*>(run.shared.floats.data()));
     }
 
     // work(images) for all images, in sets.
@@ -112,30 +120,33 @@ private:
     bool known_ = false;
 };
 
-}  // namespace
-
-Step planes_forward(Builder& b, const PlaneConvolution& c) {
+template <class T>
+Step forward_of(Builder& b, const PlaneConvolution& c) {
     const auto step = std::make_shared<PlaneStep>(b, Way::forward, c);
     return [=](const Run& run) {
         const PlaneProduct& product = step->product(run);
+        const PlaneValues values = step->values(run);
         step->for_images(run, [&](const PlaneImages& images) {
-            product.forward(run.at(c.values), run.at(c.x), run.at(c.bias), run.at(c.y), images);
+            product.forward(values, run.at<T>(c.x), run.at(c.bias), run.at<T>(c.y), images);
         });
     };
 }
 
-Step planes_input_gradient(Builder& b, const PlaneConvolution& c) {
+template <class T>
+Step input_gradient_of(Builder& b, const PlaneConvolution& c) {
     const auto step = std::make_shared<PlaneStep>(b, Way::input, c);
     const bool add = b.adds();
     return [=](const Run& run) {
         const PlaneProduct& product = step->product(run);
+        const PlaneValues values = step->values(run);
         step->for_images(run, [&](const PlaneImages& images) {
-            product.input(run.at(c.values), run.at(c.y), run.at(c.x), add, images);
+            product.input(values, run.at<T>(c.y), run.at(c.x), add, images);
         });
     };
 }
 
-Step planes_values_gradient(Builder& b, const PlaneConvolution& c) {
+template <class T>
+Step values_gradient_of(Builder& b, const PlaneConvolution& c) {
     const auto step = std::make_shared<PlaneStep>(b, Way::values, c);
     const int64_t parts = step->chunks();
     const bool add = b.adds();
@@ -143,10 +154,24 @@ Step planes_values_gradient(Builder& b, const PlaneConvolution& c) {
     return [=](const Run& run) {
         const PlaneProduct& product = step->product(run);
         const auto work = [&](const PlaneImages& images, float* sum) {
-            product.values(run.at(c.x), run.at(c.y), sum, images);
+            product.values(run.at<T>(c.x), run.at<T>(c.y), sum, images);
         };
         step->sum_in_chunks(run, run.at(c.values), add, work);
     };
+}
+
+}  // namespace
+
+Step planes_forward(Builder& b, const PlaneConvolution& c) {
+    return c.y.narrow ? forward_of<bf16>(b, c) : forward_of<float>(b, c);
+}
+
+Step planes_input_gradient(Builder& b, const PlaneConvolution& c) {
+    return c.y.narrow ? input_gradient_of<bf16>(b, c) : input_gradient_of<float>(b, c);
+}
+
+Step planes_values_gradient(Builder& b, const PlaneConvolution& c) {
+    return c.y.narrow ? values_gradient_of<bf16>(b, c) : values_gradient_of<float>(b, c);
 }
 
 }  // namespace mest::runtime

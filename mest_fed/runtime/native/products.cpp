@@ -227,13 +227,13 @@ std::vector<Operator> products() {
     const std::vector<Attribute> conv{stride, padding, groups};
     const std::vector<Attribute> sparse4{stride, padding, shape4, rows}, sparse2{shape2, rows};
     const Argument b{"b", float32, true}, slots{"slots", int32};
-    const Argument x = on_planes("x"), y = on_planes("y"), dx = on_planes("dx");
-    const Argument dy = on_planes("dy");
+    const Argument x = on_bf16_planes("x"), y = on_bf16_planes("y"), dx = on_planes("dx");
+    const Argument dy = on_bf16_planes("dy"), wide_dy = on_planes("dy");
     std::vector<Operator> found{
         {"conv2d", {x, {"w"}, b}, {y}, conv, {}, forward<false>},
         {"conv2d_input_gradient", {{"w"}, dy}, {dx}, conv, {}, input_gradient<false>},
         {"conv2d_weight_gradient", {x, dy}, {{"dw"}}, conv, {}, weight_gradient<false>},
-        {"bias_gradient", {dy}, {{"db"}}, {}, {}, bias_gradient},
+        {"bias_gradient", {wide_dy}, {{"db"}}, {}, {}, bias_gradient},
         {"sparse_conv2d", {x, {"values"}, slots, b}, {y}, sparse4, {},
          sparse_forward<false>},
         {"sparse_conv2d_input_gradient", {{"values"}, slots, dy}, {dx}, sparse4, {},
