@@ -76,7 +76,7 @@ endfunction()
 # The linker keeps one of several copies of an inline function, and might keep one that only a
 # newer processor can run: a variant must define none. (Unoptimised code always has some.)
 function(mest_test_variants_share_nothing)
-  if(MEST_SANITIZE OR NOT CMAKE_NM)
+  if(MEST_SANITIZE OR MEST_SANITIZE_THREADS OR NOT CMAKE_NM)
     return()
   endif()
   get_property(objects GLOBAL PROPERTY MEST_NEWER)

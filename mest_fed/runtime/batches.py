@@ -73,13 +73,8 @@ class Batches:
         groups = threads if batch is None else max(1, batch // self._examples)
         self._lanes = min(threads, groups) if program.takes_groups else 0
         self.rows = {program.buffers[it].name: program.buffers[it] for it in program.of_role(*ROWS)}
-        given = arrays or {}
         #: Parameters, states, settings and sums by name.
-        self.arrays: dict[str, Array] = {
-            it.name: given[it.name] if it.name in given else np.zeros(it.shape, it.dtype)
-            for it in program.buffers
-            if it.role in _SHARED
-        }
+        self.arrays: dict[str, Array] = _held(program, arrays or {})
         #: Examples that have statistics of their own, at most, where they are of the batch (batch
         #: norm): their gradients are added up. None for all of a batch.
         self.micro_batch: int | None = None
@@ -215,3 +210,16 @@ class Batches:
 
 
 _SHARED = ("parameter", "state", "setting", "sum")
+
+
+def _held(program: Program, given: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the memory that all sizes share, by name: what is given, or zeros."""
+    shared = [it for it in program.buffers if it.role in _SHARED]
+    try:
+        return {
+            it.name: given[it.name] if it.name in given else np.zeros(it.shape, it.dtype)
+            for it in shared
+        }
+    except MemoryError:
+        total = sum(it.bytes for it in shared if it.name not in given)
+        raise InputError(f"no memory for the program's parameters of {total:,} bytes") from None

@@ -32,11 +32,13 @@ from mest_fed.runtime import (
     operators_elementwise,
     operators_losses,
     operators_planes,
+    operators_pooled,
     operators_sequences,
+    operators_tokens,
+    operators_updates,
     rules,
 )
 from mest_fed.runtime.kind import Attribute, Kind
-from mest_fed.runtime.operators_elementwise import activation
 
 _COUNT, _SIZE = Attribute(int, 1), Attribute(int)
 _FLAG, _SHARE, _SMALL = Attribute(bool), Attribute(float, 0, 1), Attribute(float, 0, 1e6)
@@ -45,13 +47,8 @@ _WINDOW: Mapping[str, Attribute] = {"stride": _STEPS, "padding": _EDGES}
 _CONV = {**_WINDOW, "groups": _COUNT}
 _SPARSE_CONV = {**_WINDOW, "weight_shape": Attribute(int, 1, length=4), "rows": _COUNT}
 _SPARSE_LINEAR = {"weight_shape": Attribute(int, 1, length=2), "rows": _COUNT}
-#: Stride 1 and no groups: what a convolution with pooling behind it can be.
-_PLAIN = {"stride": Attribute(int, 1, 1, length=2), "padding": _EDGES}
-_POOLED_CONV = {**_PLAIN, "groups": Attribute(int, 1, 1)}
-_POOLED_SPARSE_CONV = {**_SPARSE_CONV, **_PLAIN}
 _POOL = {"kernel": _STEPS, **_WINDOW}
 _MAX_POOL = {**_POOL, "ceil": _FLAG}
-_ATTENTION = {"heads": _COUNT, "causal": _FLAG}
 _GROUP = {"groups": _COUNT, "epsilon": _SMALL, "relu": _FLAG}
 _BATCH = {"epsilon": _SMALL, "momentum": _SHARE, "relu": _FLAG}
 _LAYER = {"axes": _COUNT, "epsilon": _SMALL}
@@ -62,8 +59,6 @@ _NORM_APPLY = "x, mean, scale, gamma, beta, residual?) -> y"
 _NORM_PLANES = ("x", "residual", "y")
 _NORM_GRADIENT_BF16 = ("x", "y", "dx")
 _NORM_GRADIENT_PLANES = ("x", "y", "dy", "more", "dx", "dresidual")
-_SGD = {"weight_decay": _SMALL, "momentum": _SHARE, "nesterov": _FLAG}
-_ADAM = {"beta1": _SHARE, "beta2": _SHARE, "epsilon": _SMALL, "weight_decay": _SMALL}
 
 _TABLE = (
     # Products
@@ -155,31 +150,6 @@ _TABLE = (
         rules.linear("x", "dy", values="dvalues"),
         work=rules.linear_work("x", "dvalues"),
     ),
-    # A convolution, ReLU and the maxima of 2x2 windows
-    Kind(
-        "conv2d_relu_pool(x, w, b?) -> y, where",
-        _POOLED_CONV,
-        rules.pooled_convolution("w"),
-        work=rules.pooled_work("y", "w", 1),
-    ),
-    Kind(
-        "conv2d_relu_pool_gradient(x, w, where, dy) -> dw, db?, dx?",
-        _POOLED_CONV,
-        rules.pooled_convolution("w"),
-        work=rules.pooled_work("dy", "w", 2),
-    ),
-    Kind(
-        "sparse_conv2d_relu_pool(x, values, slots, b?) -> y, where",
-        _POOLED_SPARSE_CONV,
-        rules.pooled_convolution(values="values"),
-        work=rules.pooled_work("y", "values", 1),
-    ),
-    Kind(
-        "sparse_conv2d_relu_pool_gradient(x, values, slots, where, dy) -> dvalues, db?, dx?",
-        _POOLED_SPARSE_CONV,
-        rules.pooled_convolution(values="values"),
-        work=rules.pooled_work("dy", "values", 2),
-    ),
     # Normalisation, with the residual addition and the ReLU behind it
     Kind(
         "group_norm(x, gamma, beta, residual?) -> y, mean, scale",
@@ -243,11 +213,6 @@ _TABLE = (
         (("dx", "dy"),),
     ),
     # Elementwise
-    *activation("relu", "y", on_planes=True),
-    *activation("relu6", "y", on_planes=True),
-    *activation("silu", "x", on_planes=True),
-    *activation("gelu", "x", on_planes=True),
-    *activation("hard_swish", "x", on_planes=True),
     *(
         Kind(
             f"{name}(a, b) -> c",
@@ -314,62 +279,6 @@ _TABLE = (
     Kind("reshape(x) -> y", {}, rules.reshape, (("y", "x"),), is_view=True),
     Kind("split(x) -> a, b, c", {}, rules.split("x", ("a", "b", "c"))),
     Kind("split_gradient(da, db, dc) -> dx", {}, rules.split("dx", ("da", "db", "dc"))),
-    # Tokens
-    Kind("embedding(indices, table) -> y", {}, rules.embedding("y", "table")),
-    Kind("embedding_gradient(indices, dy) -> dtable", {}, rules.embedding("dy", "dtable")),
-    Kind("add_positions(x, table) -> y", {}, rules.positions, (("y", "x"),)),
-    Kind("add_positions_gradient(dy) -> dtable", {}, rules.positions),
-    Kind(
-        "attention(q, k, v) -> y, weights",
-        _ATTENTION,
-        rules.attention,
-        work=rules.attention_work(2),
-    ),
-    Kind(
-        "attention_gradient(q, k, v, weights, dy) -> dq, dk, dv",
-        _ATTENTION,
-        rules.attention,
-        work=rules.attention_work(4),
-    ),
-    # Loss and update
-    Kind(
-        "cross_entropy(logits, targets, share) -> loss, probabilities",
-        {},
-        rules.cross_entropy("logits", "probabilities"),
-        (("probabilities", "logits"),),
-    ),
-    Kind(
-        "cross_entropy_gradient(probabilities, targets, share) -> dlogits",
-        {},
-        rules.cross_entropy("probabilities", "dlogits"),
-        (("dlogits", "probabilities"),),
-    ),
-    Kind(
-        "sgd(gradient, rates, parameter, momentum_buffer?) ->",
-        _SGD,
-        rules.update,
-        changes=("parameter", "momentum_buffer"),
-    ),
-    Kind(
-        "linear_sgd(x, dy, rates, w, momentum_buffer?) -> dx?",
-        _SGD,
-        rules.linear_update("w"),
-        changes=("w", "momentum_buffer"),
-        work=rules.linear_update_work("w"),
-    ),
-    Kind(
-        "sparse_linear_sgd(x, slots, dy, rates, values, momentum_buffer?) -> dx?",
-        {**_SPARSE_LINEAR, **_SGD},
-        rules.linear_update(values="values"),
-        changes=("values", "momentum_buffer"),
-        work=rules.linear_update_work("values"),
-    ),
-    Kind(
-        "adam(gradient, rates, parameter, first, second, step) ->",
-        {**_ADAM, "decoupled": _FLAG},
-        rules.update,
-        changes=("parameter", "first", "second", "step"),
-    ),
 )
 
 #: Operator of gradients -> outputs to which another form of it adds, instead of writing them.
@@ -398,7 +307,10 @@ _EVERY = (
     *operators_elementwise.TABLE,
     *operators_planes.TABLE,
     *operators_sequences.TABLE,
+    *operators_pooled.TABLE,
+    *operators_tokens.TABLE,
     *operators_losses.TABLE,
+    *operators_updates.TABLE,
 )
 
 #: Name -> its line of the table.

@@ -39,6 +39,11 @@ def activation(
 _ANY = Attribute(float, -1e6, 1e6)
 
 TABLE = (
+    *activation("relu", "y", on_planes=True),
+    *activation("relu6", "y", on_planes=True),
+    *activation("silu", "x", on_planes=True),
+    *activation("gelu", "x", on_planes=True),
+    *activation("hard_swish", "x", on_planes=True),
     *activation("sigmoid", "y"),
     *activation("hard_sigmoid", "y"),
     *activation("tanh", "y"),

@@ -383,7 +383,7 @@ def check_attributes(kind: Kind, attributes: Mapping[str, Any]) -> None:
         key = f"{kind.name}.{name}"
         if name not in kind.attributes:
             allowed = ", ".join(kind.attributes) or "none"
-            raise InputError(f"{key} is no attribute; allowed: {allowed}")
+            raise InputError(f"{kind.name}: {name!r} is no attribute; allowed: {allowed}")
         if name not in attributes:
             raise InputError(f"{key} is missing; allowed: {kind.attributes[name].allowed}")
         if not kind.attributes[name].allows(attributes[name]):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mest_fed.errors import InputError
+from mest_fed.errors import InputError, not_allowed
 from mest_fed.runtime.batches import Batches, Resize
 from mest_fed.runtime.native import fitting
 from mest_fed.runtime.program import KEPT, Program
@@ -127,9 +127,9 @@ class CompiledStep(_Compiled):
         micro_batch: int | None = None,
         batch: int | None = None,
     ) -> None:  # in quotes, since NumPy loads its generators where they are first named
-        self._targets, self._rates, self._share, loss = (
-            _one(program, it) for it in ("targets", "rates", "share", "loss")
-        )
+        self._targets = _one(program, "targets", "input")
+        self._rates, self._share = (_one(program, it, "setting") for it in ("rates", "share"))
+        loss = _one(program, "loss")
         self._seeds = sorted(set(_arguments(program, "seed")))
         self._input = _one_input(program, self._targets)
         if self._seeds and rng is None:
@@ -286,8 +286,11 @@ def _arguments(program: Program, argument: str) -> Iterator[str]:
             yield program.buffers[operator.arguments[argument]].name
 
 
-def _one(program: Program, argument: str) -> str:
+def _one(program: Program, argument: str, role: str = "") -> str:
     found = sorted(set(_arguments(program, argument)))
     if len(found) != 1:
         raise InputError(f"the program has {argument}: {found}; allowed: one, of a whole step")
+    given = program.buffers[program.numbers[found[0]]].role
+    if role and given != role:
+        raise not_allowed(f"role of {found[0]!r}, the step's {argument}", given, role)
     return found[0]

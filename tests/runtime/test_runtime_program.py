@@ -140,7 +140,11 @@ DAMAGES = {
     "attributes-kind": (put("operators", 0, "attributes", value=[]), "attributes must be an obj"),
     "attribute": (
         put("operators", 0, "attributes", "relu", value=True),
-        "linear.relu is no attribute; allowed: none",
+        "linear: 'relu' is no attribute; allowed: none",
+    ),
+    "attribute-line": (
+        put("operators", 0, "attributes", "a\nb", value=True),
+        r"linear: 'a\\nb' is no attribute; allowed: none",
     ),
     "attribute-missing": (
         put("operators", -1, "attributes", "momentum", value=None),

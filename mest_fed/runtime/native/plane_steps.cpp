@@ -34,7 +34,7 @@ public:
         if (!c_.slots || (run.again && known_)) return product_;
         const int32_t* slots = run.at<int32_t>(c_.slots);
         int64_t active = c_.slots.count();
-        while (active > 0 && slots[active - 1] < 0) --active;  // capacity that is not in use
+        while (active > 0 && slots[active - 1] == -1) --active;  // capacity that is not in use
         const auto size = static_cast<size_t>(active) * sizeof(int32_t);
         if (known_ && static_cast<int64_t>(slots_.size()) == active &&
             (active == 0 || std::memcmp(slots_.data(), slots, size) == 0)) {
