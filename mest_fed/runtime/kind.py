@@ -41,11 +41,10 @@ class Attribute:
         """Say whether a value is allowed."""
         if self.length == 0:
             return type(value) is self.kind and self.least <= value <= self.most  # type: ignore[operator]
-        single = Attribute(self.kind, self.least, self.most)
         return (
             isinstance(value, tuple)
             and len(value) == self.length
-            and all(map(single.allows, value))
+            and all(type(it) is self.kind and self.least <= it <= self.most for it in value)  # type: ignore[operator]
         )
 
     @property

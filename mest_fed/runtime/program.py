@@ -108,20 +108,20 @@ class Operator:
         """Its line of the table."""
         return OPERATORS[self.name]
 
-    @property
-    def arguments(self) -> dict[str, int]:
+    @cached_property
+    def arguments(self) -> Mapping[str, int]:
         """Number of the buffer of each argument that is present."""
         names = (*self.kind.inputs, *self.kind.outputs)
         numbers = zip(names, (*self.inputs, *self.outputs), strict=True)
         return {name: number for name, number in numbers if number != ABSENT}
 
-    @property
+    @cached_property
     def reads(self) -> tuple[int, ...]:
         """Buffers that it reads, those that it changes included."""
         changed = [self.arguments[it] for it in self.kind.changes if it in self.arguments]
         return tuple(dict.fromkeys((*(it for it in self.inputs if it != ABSENT), *changed)))
 
-    @property
+    @cached_property
     def writes(self) -> tuple[int, ...]:
         """Buffers that it writes, those that it changes included."""
         changed = [self.arguments[it] for it in self.kind.changes if it in self.arguments]
