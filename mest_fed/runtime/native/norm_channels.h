@@ -79,8 +79,8 @@ inline float near_mean(const float* x, int64_t plane) {
 }
 
 // Running sums of a unit's statistics, two of each: in lanes, and now and then in double; or of each
-// channel of an image `alone`.
-template <class Take>
+// channel of an image `alone`. Without Each there is one statistic.
+template <bool Each, class Take>
 class Running {
 public:
     // take(place, first sum, second sum)
@@ -96,7 +96,7 @@ public:
         if (held_[k] >= 4096) move(k);
     }
     void flush() {
-        for (int k = 0; k < Norm::most_block; ++k) {
+        for (int k = 0; k < most; ++k) {
             if (held_[k] > 0) move(k);
         }
         pairs_.flush();
@@ -109,12 +109,19 @@ private:
         held_[k] = 0;
     }
 
+    static constexpr int most = Each ? Norm::most_block : 1;
+
     bool alone_;
     int64_t plane_;
     Pairs<Take> pairs_;
-    vec lanes_[Norm::most_block][2] = {};
-    int64_t places_[Norm::most_block] = {}, held_[Norm::most_block] = {};
+    vec lanes_[most][2] = {};
+    int64_t places_[most] = {}, held_[most] = {};
 };
+
+template <bool Each, class Take>
+Running<Each, Take> running(bool alone, int64_t plane, const Take& take) {
+    return {alone, plane, take};
+}
 
 // Means, and 1 / sqrt(variance + epsilon), of the statistics of a unit.
 template <bool Each>
@@ -125,7 +132,7 @@ void find_moments(const ForwardNorm& f, const Cover& cover) {
     for (int k = 0; k < cover.statistics(); ++k) {
         shift[k] = near_mean(f.x.at(cover.first_image, cover.first_channel + k), plane);
     }
-    Running sums(false, plane, [&](int64_t k, double sum, double square) {
+    auto sums = running<Each>(false, plane, [&](int64_t k, double sum, double square) {
         total[k][0] += sum;
         total[k][1] += square;
     });
@@ -152,7 +159,7 @@ void find_moments(const ForwardNorm& f, const Cover& cover) {
     }
 }
 
-template <bool Relu, bool Residual>
+template <bool Each, bool Relu, bool Residual>
 void normalise(const ForwardNorm& f, const Cover& cover) {
     const Norm& n = f.norm;
     cover.walk([&](int64_t image, int c) {
@@ -160,25 +167,30 @@ void normalise(const ForwardNorm& f, const Cover& cover) {
         const float factor = n.gamma[c] * f.scale[k], constant = n.beta[c] - f.mean[k] * factor;
         const float *x = f.x.at(image, c), *residual = f.residual.at(image, c);
         float* y = f.y.at(image, c);
-        for_vectors(n.plane, [=, &f, &cover](int64_t i, auto some, int) {
+        for_vectors(n.plane, [=, &f](int64_t i, auto some, int) {
             vec z = load_some(x + i, some) * factor + constant;
             if (Residual) z += load_some(residual + i, some);
             if (Relu) z = z < 0.0f ? vec{} : z;
-            if (cover.each) f.y.ahead<true>(y + i);
+            if (Each) f.y.ahead<true>(y + i);
             store_some(y + i, z, some);
         });
         f.y.clear(image, c);
     });
 }
 
+template <bool Each>
+void normalise_unit(const ForwardNorm& f, const Cover& cover) {
+    if (f.residual.buffer != nullptr) {
+        (f.norm.relu ? normalise<Each, true, true> : normalise<Each, false, true>)(f, cover);
+    } else {
+        (f.norm.relu ? normalise<Each, true, false> : normalise<Each, false, false>)(f, cover);
+    }
+}
+
 // y by means and scales that are known.
 inline void apply_unit(const ForwardNorm& f, int64_t unit) {
     const Cover cover(f.norm, unit);
-    if (f.residual.buffer != nullptr) {
-        (f.norm.relu ? normalise<true, true> : normalise<false, true>)(f, cover);
-    } else {
-        (f.norm.relu ? normalise<true, false> : normalise<false, false>)(f, cover);
-    }
+    (cover.each ? normalise_unit<true> : normalise_unit<false>)(f, cover);
 }
 
 inline void forward_unit(const ForwardNorm& f, int64_t unit) {
@@ -213,17 +225,17 @@ struct GradientSums {
 };
 
 // The gradient before the ReLU, which is dresidual: it is written down where that is wanted.
-template <bool Relu, bool Residual, bool More>
+template <bool Each, bool Relu, bool Residual, bool More>
 GradientSums sum_gradients(const BackwardNorm& g, const Cover& cover) {
     const Norm& n = g.norm;
     GradientSums sums;
     cover.walk([&](int64_t image, int c) {
-        if (!cover.each || image == 0) std::fill_n(g.sums + (image * n.channels + c) * 2, 2, 0.0);
+        if (!Each || image == 0) std::fill_n(g.sums + (image * n.channels + c) * 2, 2, 0.0);
     });
-    Running running(!cover.each, n.plane, [&](int64_t place, double level, double slope) {
+    auto sums_of = running<Each>(!Each, n.plane, [&](int64_t place, double level, double slope) {
         const int c = static_cast<int>(place % n.channels), k = cover.statistic(c);
         const double scaled = slope * g.scale[cover.first_statistic + k];
-        double* to = g.sums + (cover.each ? c : place) * 2;
+        double* to = g.sums + (Each ? c : place) * 2;
         to[0] += level, to[1] += scaled;
         sums.level[k] += level * n.gamma[c], sums.slope[k] += scaled * n.gamma[c];
     });
@@ -234,7 +246,7 @@ GradientSums sum_gradients(const BackwardNorm& g, const Cover& cover) {
         float* dresidual = g.dresidual.at(image, c);
         vec s[4] = {}, q[4] = {};
         for_vectors(n.plane, [&, x, y, dy, more, dresidual](int64_t i, auto some, int turn) {
-            if (cover.each) {
+            if (Each) {
                 g.x.ahead(x + i), g.dy.ahead(dy + i);
                 if (Relu) g.y.ahead(y + i);
             }
@@ -244,15 +256,15 @@ GradientSums sum_gradients(const BackwardNorm& g, const Cover& cover) {
             s[turn] += open;
             q[turn] += open * (load_some(x + i, some) - mean);
         });
-        running.add(cover.statistic(c), image * n.channels + c, sum4(s), sum4(q));
+        sums_of.add(cover.statistic(c), image * n.channels + c, sum4(s), sum4(q));
         if (Residual) g.dresidual.clear(image, c);
     });
-    running.flush();
+    sums_of.flush();
     return sums;
 }
 
 // dx = open * factor - level - (x - mean) * slope
-template <bool Relu, bool Residual, bool More>
+template <bool Each, bool Relu, bool Residual, bool More>
 void spread_gradient(const BackwardNorm& g, const Cover& cover, const GradientSums& sums) {
     const Norm& n = g.norm;
     const double count = cover.count(n.plane);
@@ -266,8 +278,8 @@ void spread_gradient(const BackwardNorm& g, const Cover& cover, const GradientSu
         const float* dy = (Residual ? g.dresidual : g.dy).at(image, c);
         const float* more = g.more.at(image, c);
         float* dx = g.dx.at(image, c);
-        for_vectors(n.plane, [=, &g, &cover](int64_t i, auto some, int) {
-            if (cover.each) g.dx.ahead<true>(dx + i);
+        for_vectors(n.plane, [=, &g](int64_t i, auto some, int) {
+            if (Each) g.dx.ahead<true>(dx + i);
             const vec up = above<More && !Residual>(dy + i, more + i, some);
             const vec open = open_gradient<Relu && !Residual>(up, y + i, some);
             const vec centred = load_some(x + i, some) - mean;
@@ -277,19 +289,26 @@ void spread_gradient(const BackwardNorm& g, const Cover& cover, const GradientSu
     });
 }
 
-template <bool Relu, bool Residual, bool More>
+template <bool Each, bool Relu, bool Residual, bool More>
 void backward(const BackwardNorm& g, const Cover& cover) {
-    const GradientSums sums = sum_gradients<Relu, Residual, More>(g, cover);
-    spread_gradient<Relu, Residual, More>(g, cover, sums);
+    const GradientSums sums = sum_gradients<Each, Relu, Residual, More>(g, cover);
+    spread_gradient<Each, Relu, Residual, More>(g, cover, sums);
+}
+
+using Backward = void (*)(const BackwardNorm&, const Cover&);
+
+template <bool Each, bool Relu>
+Backward backward_of(bool residual, bool more) {
+    constexpr Backward all[] = {backward<Each, Relu, false, false>, backward<Each, Relu, false, true>,
+                                backward<Each, Relu, true, false>, backward<Each, Relu, true, true>};
+    return all[residual * 2 + more];
 }
 
 inline void backward_unit(const BackwardNorm& g, int64_t unit) {
-    constexpr decltype(&backward<false, false, false>) all[] = {
-        backward<false, false, false>, backward<false, false, true>, backward<false, true, false>,
-        backward<false, true, true>,   backward<true, false, false>, backward<true, false, true>,
-        backward<true, true, false>,   backward<true, true, true>};
-    const int residual = g.dresidual.buffer != nullptr, more = g.more.buffer != nullptr;
-    all[g.norm.relu * 4 + residual * 2 + more](g, Cover(g.norm, unit));
+    const Cover cover(g.norm, unit);
+    const auto of = cover.each ? (g.norm.relu ? backward_of<true, true> : backward_of<true, false>)
+                               : (g.norm.relu ? backward_of<false, true> : backward_of<false, false>);
+    of(g.dresidual.buffer != nullptr, g.more.buffer != nullptr)(g, cover);
 }
 
 }  // namespace
