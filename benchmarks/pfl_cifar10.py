@@ -4,8 +4,9 @@
 the two-layer network. Both sides get the same images and the same share of them for each user; each
 draws its own cohorts. Nothing is evaluated while rounds are timed. pfl-research runs in processes
 of its own, in the fastest of three ways (one process on 1 or 2 threads, or two that reduce); ours
-on as many workers as there are cores. Its dropout, which ours has not, is left out unless
-``--dropout`` is given: it would cost it time. The first round of each run is not counted.
+on as many workers as there are cores, each method by torch and by compiled programs. Its dropout,
+which ours has not, is left out unless ``--dropout`` is given: it would cost it time. The first
+round of each run is not counted.
 
     python benchmarks/pfl_cifar10.py --data FOLDER --json pfl.json
     python benchmarks/pfl_cifar10.py --data FOLDER --accuracy --rounds 100 --json accuracy.json

@@ -29,15 +29,20 @@ COMMON = {
     "server.min_nodes": 50,
     "server.evaluate_clients_every": 0,
 }
-#: Method -> its keys.
+_SPARSE = {
+    "sparsity.method": "mest-ems",
+    "sparsity.scheme": "block:4",
+    "sparsity.density": 0.1,
+    "training.learning_rate": 0.2,  # after 40 rounds ahead of 0.1, level with 0.3
+}
+#: Contestant -> its keys: a method, and what computes its steps.
 METHODS = {
-    "dense": {"sparsity.method": "dense"},
-    "MEST-EM&S, 90% sparse": {
-        "sparsity.method": "mest-ems",
-        "sparsity.scheme": "block:4",
-        "sparsity.density": 0.1,
-        "training.learning_rate": 0.2,  # after 40 rounds ahead of 0.1, level with 0.3
-    },
+    f"{name}, {engine}": {**keys, "training.engine": engine}
+    for name, keys in {
+        "dense": {"sparsity.method": "dense"},
+        "MEST-EM&S, 90% sparse": _SPARSE,
+    }.items()
+    for engine in ("torch", "compiled")
 }
 
 

@@ -191,7 +191,13 @@ def train_round(
     if task.compiles(plan.memory):
         rng = numpy_generator(task.config.run.seed, order.round, who.partition, "dropout")
         trainer = CompiledTrainer(
-            model, optimizer, **how, programs=task.programs, settings=settings, rng=rng
+            model,
+            optimizer,
+            **how,
+            programs=task.programs,
+            settings=settings,
+            rng=rng,
+            room=task.method.peak,
         )
     batches = chain.from_iterable(repeat(epoch, training.local_epochs))
     try:

@@ -193,7 +193,8 @@ class _Lives:
     def _fits(self, made: int, given: int) -> bool:
         """Say whether elements lie at the same places of two buffers, the second large enough."""
         output, source = self.program.buffers[made], self.program.buffers[given]
-        return output.margin == source.margin and output.bytes <= source.bytes
+        alike = (output.margin, output.dtype) == (source.margin, source.dtype)
+        return alike and output.bytes <= source.bytes
 
     def _root(self, number: int) -> int:
         while self._parent[number] != number:

@@ -104,6 +104,10 @@ class Builder:
         """Let a buffer lie as planes with a margin."""
         self.buffers[number] = replace(self.buffers[number], margin=margin)
 
+    def dtype(self, number: int, dtype: str) -> None:
+        """Give a buffer another type."""
+        self.buffers[number] = replace(self.buffers[number], dtype=dtype)
+
     def end_phase(self, phase: int) -> Self:
         """Count all operators that no earlier phase has to a phase."""
         counts = list(self._phases)

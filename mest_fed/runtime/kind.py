@@ -41,11 +41,10 @@ class Attribute:
         """Say whether a value is allowed."""
         if self.length == 0:
             return type(value) is self.kind and self.least <= value <= self.most  # type: ignore[operator]
-        single = Attribute(self.kind, self.least, self.most)
         return (
             isinstance(value, tuple)
             and len(value) == self.length
-            and all(map(single.allows, value))
+            and all(type(it) is self.kind and self.least <= it <= self.most for it in value)  # type: ignore[operator]
         )
 
     @property
@@ -87,6 +86,11 @@ class Kind:
         order.
     on_planes : callable
         Whether that holds for these shapes and attributes.
+    bf16 : tuple of str
+        Arguments that may be bfloat16 where they have margins: all of them that are present, or
+        none. The operator computes in float32.
+    converts : bool
+        Whether each of them may be so without the others.
     """
 
     signature: str
@@ -99,6 +103,8 @@ class Kind:
     dtypes: Mapping[str, str] = field(default_factory=dict)
     planes: tuple[str, ...] = ()
     on_planes: Callable[[Shapes], bool] = field(default=lambda _: True)
+    bf16: tuple[str, ...] = ()
+    converts: bool = False
 
     @cached_property
     def name(self) -> str:
@@ -132,3 +138,7 @@ class Kind:
     def dtype(self, argument: str) -> str:
         """Return the dtype of an argument."""
         return self.dtypes.get(argument, _DTYPES.get(argument, "float32"))
+
+    def dtypes_of(self, argument: str) -> tuple[str, ...]:
+        """Return all dtypes that an argument may have, the usual one first."""
+        return self.dtype(argument), *(["bfloat16"] if argument in self.bf16 else [])

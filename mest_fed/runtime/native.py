@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mest_fed.errors import InputError
+from mest_fed.runtime.bfloat16 import numpy_type, rounded, widened
 from mest_fed.runtime.operators import TAKEN
 from mest_fed.runtime.planes import elements, size_of
 from mest_fed.runtime.program import ROWS, Buffer, Operator, Program
@@ -26,6 +27,7 @@ _ALIGNMENT = 64
 #: Role -> how the buffer is to the groups of a batch; the others are alike to all.
 _ROLES = {**dict.fromkeys(ROWS, 1), "sum": 2}
 _REAL = 1  # kind of an attribute; see native/mest_runtime.h
+_TOGETHER = 2  # planes of an argument: of bfloat16 with the others; more: without them too
 
 
 class Argument(NamedTuple):
@@ -35,6 +37,8 @@ class Argument(NamedTuple):
     dtype: str
     optional: bool
     planes: bool
+    bf16: bool
+    converts: bool
 
 
 class Attribute(NamedTuple):
@@ -83,9 +87,9 @@ def kinds() -> Mapping[str, Kind]:
     """Return the runtime's table of operators: name -> its line."""
     types = module().types()
 
-    def arguments(details: list[tuple[str, int, bool, bool, int]]) -> tuple[Argument, ...]:
+    def arguments(details: list[tuple[str, int, bool, int, int]]) -> tuple[Argument, ...]:
         return tuple(
-            Argument(name, types[kind], optional, planes)
+            Argument(name, types[kind], optional, planes > 0, planes > 1, planes > _TOGETHER)
             for name, kind, optional, planes, _ in details
         )
 
@@ -171,7 +175,10 @@ class Runtime:
         for number, buffer in enumerate(self._buffers):
             if number not in self._offsets:
                 held = shared.arrays.get(buffer.name)
-                self.bind(number, np.zeros(buffer.shape, buffer.dtype) if held is None else held)
+                self.bind(
+                    number,
+                    np.zeros(buffer.shape, numpy_type(buffer.dtype)) if held is None else held,
+                )
 
     @property
     def workspace_bytes(self) -> int:
@@ -212,7 +219,8 @@ class Runtime:
     def memory(self, name: str) -> Array:
         """Return a buffer itself, no copy of it: in the arena it holds what was last written there.
 
-        Of planes it is a view of the elements alone; margins stay as they are.
+        Of planes it is a view of the elements alone; margins stay as they are. Of bfloat16 it is
+        the bits, as uint16.
 
         Raises
         ------
@@ -235,24 +243,27 @@ class Runtime:
         InputError
             If there is no such buffer, or its shape is another, or its numbers do not fit the type.
         """
-        held = self.memory(name)
-        array = fitting(name, array, str(held.dtype))
+        held, number = self.memory(name), self._numbers[name]
+        is_narrow = self._buffers[number].dtype == "bfloat16"
+        array = fitting(name, array, "float32" if is_narrow else str(held.dtype))
         if held.shape != array.shape:
             raise InputError(f"{name!r} has shape {array.shape}; allowed: {held.shape}")
-        number = self._numbers[name]
         if self._buffers[number].margin:
             self._whole(number)[...] = 0
-        held[...] = array
+        held[...] = rounded(array) if is_narrow else array
 
     def _whole(self, number: int) -> Array:
         """Return the values of a buffer in the arena, margins included."""
         buffer, start = self._buffers[number], self._offsets[number]
-        size = size_of(buffer.shape, buffer.margin) * np.dtype(buffer.dtype).itemsize
-        return self.arena[start : start + size].view(buffer.dtype)
+        dtype = np.dtype(numpy_type(buffer.dtype))
+        size = size_of(buffer.shape, buffer.margin) * dtype.itemsize
+        return self.arena[start : start + size].view(dtype)
 
     def read(self, name: str) -> Array:
-        """Return a copy of a buffer."""
-        return self.memory(name).copy()
+        """Return a copy of a buffer, of bfloat16 as float32."""
+        memory = self.memory(name)
+        is_narrow = self._buffers[self._numbers[name]].dtype == "bfloat16"
+        return widened(memory) if is_narrow else memory.copy()
 
     def run(self, first: int = 0, last: int | None = None) -> None:
         """Run the operators from ``first`` to before ``last``; nothing is allocated.

@@ -26,6 +26,7 @@ step           (1,): steps that were taken before; each parameter has its own
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from mest_fed.runtime import (
     operators_elementwise,
@@ -56,6 +57,7 @@ _GRADIENT_IN_PLACE = tuple((made, it) for it in ("dy", "more") for made in ("dre
 _NORM_GRADIENT = "x, y?, mean, scale, gamma, dy, more?) -> dx, dgamma, dbeta, dresidual?"
 _NORM_APPLY = "x, mean, scale, gamma, beta, residual?) -> y"
 _NORM_PLANES = ("x", "residual", "y")
+_NORM_GRADIENT_BF16 = ("x", "y", "dx")
 _NORM_GRADIENT_PLANES = ("x", "y", "dy", "more", "dx", "dresidual")
 
 _TABLE = (
@@ -66,6 +68,7 @@ _TABLE = (
         rules.convolution("x", "y", "w"),
         work=rules.convolution_work("y", "w"),
         planes=("x", "y"),
+        bf16=("x", "y"),
         on_planes=rules.slides_on_planes("w"),
     ),
     Kind(
@@ -74,6 +77,7 @@ _TABLE = (
         rules.convolution("dx", "dy", "w"),
         work=rules.convolution_work("dy", "w"),
         planes=("dy", "dx"),
+        bf16=("dy",),
         on_planes=rules.slides_on_planes("w"),
     ),
     Kind(
@@ -82,6 +86,7 @@ _TABLE = (
         rules.convolution("x", "dy", "dw"),
         work=rules.convolution_work("dy", "dw"),
         planes=("x", "dy"),
+        bf16=("x", "dy"),
         on_planes=rules.slides_on_planes("dw"),
     ),
     Kind("bias_gradient(dy) -> db", {}, rules.bias, planes=("dy",)),
@@ -91,6 +96,7 @@ _TABLE = (
         rules.convolution("x", "y", values="values"),
         work=rules.convolution_work("y", "values"),
         planes=("x", "y"),
+        bf16=("x", "y"),
         on_planes=rules.slides_on_planes(),
     ),
     Kind(
@@ -99,6 +105,7 @@ _TABLE = (
         rules.convolution("dx", "dy", values="values"),
         work=rules.convolution_work("dy", "values"),
         planes=("dy", "dx"),
+        bf16=("dy",),
         on_planes=rules.slides_on_planes(),
     ),
     Kind(
@@ -107,6 +114,7 @@ _TABLE = (
         rules.convolution("x", "dy", values="dvalues"),
         work=rules.convolution_work("dy", "dvalues"),
         planes=("x", "dy"),
+        bf16=("x", "dy"),
         on_planes=rules.slides_on_planes(),
     ),
     Kind(
@@ -149,6 +157,7 @@ _TABLE = (
         rules.norm(rules.of_groups),
         _IN_PLACE,
         planes=_NORM_PLANES,
+        bf16=_NORM_PLANES,
     ),
     Kind(
         f"group_norm_gradient({_NORM_GRADIENT}",
@@ -156,6 +165,7 @@ _TABLE = (
         rules.norm(rules.of_groups),
         _GRADIENT_IN_PLACE,
         planes=_NORM_GRADIENT_PLANES,
+        bf16=_NORM_GRADIENT_BF16,
     ),
     Kind(
         "batch_norm(x, gamma, beta, residual?, running_mean, running_variance) -> y, mean, scale",
@@ -164,6 +174,7 @@ _TABLE = (
         _IN_PLACE,
         ("running_mean", "running_variance"),
         planes=_NORM_PLANES,
+        bf16=_NORM_PLANES,
     ),
     Kind(
         f"batch_norm_gradient({_NORM_GRADIENT}",
@@ -171,6 +182,7 @@ _TABLE = (
         rules.norm(rules.of_batch),
         _GRADIENT_IN_PLACE,
         planes=_NORM_GRADIENT_PLANES,
+        bf16=_NORM_GRADIENT_BF16,
     ),
     *(
         Kind(
@@ -179,6 +191,7 @@ _TABLE = (
             rules.norm(statistics),
             _IN_PLACE,
             planes=_NORM_PLANES,
+            bf16=_NORM_PLANES,
         )
         for name, attributes, statistics in (
             ("group", {"groups": _COUNT, "relu": _FLAG}, rules.of_groups),
@@ -190,6 +203,7 @@ _TABLE = (
         {"epsilon": _SMALL, "relu": _FLAG},
         rules.norm_inference,
         _IN_PLACE,
+        planes=_NORM_PLANES,
     ),
     Kind("layer_norm(x, gamma, beta) -> y, mean, scale", _LAYER, rules.layer_norm, (("y", "x"),)),
     Kind(
@@ -216,8 +230,16 @@ _TABLE = (
         changes=("into",),
         planes=("a", "into"),
     ),
-    # From one layout to another
-    Kind("copy(x) -> y", {}, rules.alike("x", "y"), (("y", "x"),), planes=("x", "y")),
+    # From one layout to another, and from one type to another
+    Kind(
+        "copy(x) -> y",
+        {},
+        rules.alike("x", "y"),
+        (("y", "x"),),
+        planes=("x", "y"),
+        bf16=("x", "y"),
+        converts=True,
+    ),
     Kind(
         "dropout(x, seed) -> y, kept",
         {"probability": Attribute(float, 0, 0.999)},
@@ -242,7 +264,13 @@ _TABLE = (
     ),
     Kind("average_pool2d(x) -> y", _POOL, rules.pool("x", "y"), planes=("x", "y")),
     Kind("average_pool2d_gradient(dy) -> dx", _POOL, rules.pool("dx", "dy"), planes=("dy", "dx")),
-    Kind("global_average_pool(x) -> y", {}, rules.global_pool("x", "y"), planes=("x",)),
+    Kind(
+        "global_average_pool(x) -> y",
+        {},
+        rules.global_pool("x", "y"),
+        planes=("x",),
+        bf16=("x",),
+    ),
     Kind(
         "global_average_pool_gradient(dy) -> dx", {}, rules.global_pool("dx", "dy"), planes=("dx",)
     ),
@@ -253,8 +281,29 @@ _TABLE = (
     Kind("split_gradient(da, db, dc) -> dx", {}, rules.split("dx", ("da", "db", "dc"))),
 )
 
+#: Operator of gradients -> outputs to which another form of it adds, instead of writing them.
+_ADDS = {
+    "conv2d_input_gradient": ("dx",),
+    "conv2d_weight_gradient": ("dw",),
+    "sparse_conv2d_input_gradient": ("dx",),
+    "sparse_conv2d_values_gradient": ("dvalues",),
+    "group_norm_gradient": ("dgamma", "dbeta"),
+}
+
+
+def _added_name(name: str) -> str:
+    return f"{name}_added"
+
+
+def _added(kind: Kind) -> Kind:
+    """Return the form of a line of the table that adds to outputs."""
+    signature = kind.signature.replace(kind.name, _added_name(kind.name), 1)
+    return replace(kind, signature=signature, changes=_ADDS[kind.name])
+
+
 _EVERY = (
     *_TABLE,
+    *(_added(it) for it in _TABLE if it.name in _ADDS),
     *operators_elementwise.TABLE,
     *operators_planes.TABLE,
     *operators_sequences.TABLE,
@@ -267,7 +316,27 @@ _EVERY = (
 #: Name -> its line of the table.
 OPERATORS: Mapping[str, Kind] = {kind.name: kind for kind in _EVERY}
 
+
+def adding_to(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """Return the operator that adds to outputs of another instead of writing them, and which.
+
+    Parameters
+    ----------
+    name : str
+        Of the operator that writes them.
+
+    Returns
+    -------
+    tuple or None
+        Its name, and the outputs; None if there is no such operator.
+    """
+    return (_added_name(name), _ADDS[name]) if name in _ADDS else None
+
+
 #: Types that an operator takes; buffers of the others that the format names have no use yet.
 TAKEN = frozenset(
-    kind.dtype(argument) for kind in _EVERY for argument in (*kind.inputs, *kind.outputs)
+    dtype
+    for kind in _EVERY
+    for argument in (*kind.inputs, *kind.outputs)
+    for dtype in kind.dtypes_of(argument)
 )

@@ -19,12 +19,12 @@ Array = NDArray[Any]
 
 #: Rows of zeros that a buffer may have between its channels.
 MOST_MARGIN = 64
-_LINE = 16  # floats of a line of the cache
-_BEHIND = 64  # floats behind the last image, which may be read
+_LINE = 16  # values that a vector of floats takes
+_BEHIND = 64  # values behind the last image, which may be read
 
 
 class Planes(NamedTuple):
-    """The layout of a buffer with margins; sizes in floats."""
+    """The layout of a buffer with margins; sizes in values, whatever their type."""
 
     images: int
     channels: int
@@ -49,7 +49,7 @@ class Planes(NamedTuple):
 
     @property
     def floats(self) -> int:
-        """Of the whole buffer."""
+        """Values of the whole buffer."""
         return self.images * self.image + _BEHIND
 
 

@@ -108,20 +108,20 @@ class Operator:
         """Its line of the table."""
         return OPERATORS[self.name]
 
-    @property
-    def arguments(self) -> dict[str, int]:
+    @cached_property
+    def arguments(self) -> Mapping[str, int]:
         """Number of the buffer of each argument that is present."""
         names = (*self.kind.inputs, *self.kind.outputs)
         numbers = zip(names, (*self.inputs, *self.outputs), strict=True)
         return {name: number for name, number in numbers if number != ABSENT}
 
-    @property
+    @cached_property
     def reads(self) -> tuple[int, ...]:
         """Buffers that it reads, those that it changes included."""
         changed = [self.arguments[it] for it in self.kind.changes if it in self.arguments]
         return tuple(dict.fromkeys((*(it for it in self.inputs if it != ABSENT), *changed)))
 
-    @property
+    @cached_property
     def writes(self) -> tuple[int, ...]:
         """Buffers that it writes, those that it changes included."""
         changed = [self.arguments[it] for it in self.kind.changes if it in self.arguments]
@@ -172,7 +172,7 @@ class Program:
     def takes_groups(self) -> bool:
         """Whether a batch may be several groups; else it is one (batch norm).
 
-        It may where operators of groups change nothing but sums, by ``accumulate``, the update
+        It may where operators of groups change nothing but sums, by adding to them, the update
         reads nothing else of them, and only what is of examples is dropped: what is not would be
         dropped anew in each group.
         """
@@ -184,8 +184,9 @@ class Program:
                 of_examples.update(operator.outputs)
             elif "seed" in operator.arguments:
                 return False
-            added = operator.arguments["into"] if operator.name == "accumulate" else ABSENT
-            touched = sums.intersection((*operator.reads, *operator.writes)) - {added}
+            changes, arguments = operator.kind.changes, operator.arguments
+            added = {arguments[it] for it in operator.kind.outputs if it in changes}
+            touched = sums.intersection((*operator.inputs, *operator.outputs)) - added
             if touched or kept.intersection(operator.writes):
                 return False
             made.update(operator.writes)
@@ -302,10 +303,13 @@ def _check_margin(buffer: Buffer, where: str) -> None:
     margin = buffer.margin
     if type(margin) is not int or not 0 <= margin <= MOST_MARGIN:
         raise not_allowed(f"{where}.margin", margin, f"a whole number from 0 to {MOST_MARGIN}")
-    planes = buffer.dtype == "float32" and buffer.role == "temporary" and len(buffer.shape) == 4
+    floats = buffer.dtype in ("float32", "bfloat16")
+    planes = floats and buffer.role == "temporary" and len(buffer.shape) == 4
     if margin and not planes:
-        allowed = "0 but for float32 temporaries of 4 dimensions"
+        allowed = "0 but for float32 and bfloat16 temporaries of 4 dimensions"
         raise not_allowed(f"{where}.margin", margin, allowed)
+    if buffer.dtype == "bfloat16" and not margin:
+        raise not_allowed(f"{where}.margin", margin, "1 and more for bfloat16")
 
 
 def _check_order(program: Program) -> None:
@@ -354,12 +358,17 @@ def _check_operator(program: Program, operator: Operator) -> None:
     kind.rule(program.shapes(operator))
     for name, number in operator.arguments.items():
         buffer = program.buffers[number]
-        if buffer.dtype != kind.dtype(name):
-            raise not_allowed(f"{operator.name}.{name}", buffer.dtype, kind.dtype(name))
+        if buffer.dtype not in kind.dtypes_of(name):
+            raise not_allowed(f"{operator.name}.{name}", buffer.dtype, kind.dtypes_of(name))
         if buffer.margin and not (name in kind.planes and kind.on_planes(program.shapes(operator))):
             raise not_allowed(f"{operator.name}.{name}", f"margin {buffer.margin}", "margin 0")
         if name in kind.changes and name in kind.inputs and buffer.role not in KEPT:
             raise not_allowed(f"{operator.name}.{name}", buffer.role, KEPT)
+    given = operator.arguments
+    types = {program.buffers[given[it]].dtype for it in kind.bf16 if it in given}
+    if len(types) > 1 and not kind.converts:
+        named = ", ".join(kind.bf16)
+        raise not_allowed(f"dtypes of {operator.name}'s {named}", sorted(types), "one for all")
 
 
 def check_attributes(kind: Kind, attributes: Mapping[str, Any]) -> None:

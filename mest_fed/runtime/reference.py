@@ -21,7 +21,9 @@ from mest_fed.runtime import (
     reference_recurrent,
 )
 from mest_fed.runtime.arena import Arena
+from mest_fed.runtime.bfloat16 import numpy_type, rounded, widened
 from mest_fed.runtime.kind import Kind
+from mest_fed.runtime.operators import OPERATORS, adding_to
 from mest_fed.runtime.planes import elements
 from mest_fed.runtime.program import Operator, Program
 
@@ -36,6 +38,8 @@ IMPLEMENTATIONS: Mapping[str, Callable[..., Any]] = {
     **reference_recurrent.OPERATORS,
     **reference_losses.OPERATORS,
 }
+#: Operator that adds to outputs -> the one that writes them.
+_WRITING = {other[0]: name for name in OPERATORS if (other := adding_to(name)) is not None}
 
 
 def compute(kind: Kind, arrays: Mapping[str, Array], **attributes: Any) -> dict[str, Array]:
@@ -57,9 +61,19 @@ def compute(kind: Kind, arrays: Mapping[str, Array], **attributes: Any) -> dict[
     """
     given = {it: arrays[it] for it in kind.inputs if it in arrays}
     shapes = {it: arrays[it].shape for it in kind.outputs if it in arrays}
+    written = _WRITING.get(kind.name)
     added = {it: arrays[it] for it in kind.outputs if it in kind.changes}
-    found = IMPLEMENTATIONS[kind.name](**given, **added, shapes=shapes, **attributes)
+    before = {} if written is None else {it: added.pop(it) for it in [*added]}
+    function = IMPLEMENTATIONS[written or kind.name]
+    found = function(**given, **added, shapes=shapes, **attributes)
     made: tuple[Array, ...] = found if isinstance(found, tuple) else (found,)
+    made = (
+        tuple(
+            before[name] + it if name in before else it
+            for name, it in zip(kind.outputs, made[: len(kind.outputs)], strict=False)
+        )
+        + made[len(kind.outputs) :]
+    )
     names = [*kind.outputs, *(it for it in kind.changes if it in kind.inputs)]
     return {
         name: np.array(it)  # a view of an input could be overwritten by another output
@@ -79,7 +93,7 @@ class Reference:
         Parameters and states by name. States may be left out, and are then zero. They are copied.
     precision : str, optional
         Type that float buffers are held and computed in; with ``float64`` the result is exact but
-        for rounding.
+        for rounding. Buffers of bfloat16 are rounded whenever they are written.
     arena : Arena, optional
         Puts temporary buffers at its offsets of one array of bytes, so that a fault
         in it shows. Of the program's own types alone.
@@ -98,14 +112,15 @@ class Reference:
         arena: Arena | None = None,
     ) -> None:
         self.program = program
-        self.arrays: list[Array] = []
+        self.arrays: list[Array] = []  # of bfloat16: bits
+        self._wide = precision or "float32"
         memory = np.zeros(arena.peak if arena else 0, np.uint8)
         for number, buffer in enumerate(program.buffers):
             wide = precision is not None and buffer.dtype == "float32"
-            dtype = np.dtype(precision if wide else buffer.dtype)
+            dtype = np.dtype(precision if wide else numpy_type(buffer.dtype))
             if arena is not None and number in arena.offsets:
                 start = arena.offsets[number]
-                held = memory[start : start + buffer.bytes].view(buffer.dtype)
+                held = memory[start : start + buffer.bytes].view(dtype)
                 self.arrays.append(elements(held, buffer.shape, buffer.margin))
             else:
                 self.arrays.append(np.zeros(buffer.shape, dtype))
@@ -127,14 +142,25 @@ class Reference:
         """
         if name not in self.program.numbers:
             raise InputError(f"the program has no buffer {name!r}")
-        held, array = self.arrays[self.program.numbers[name]], np.asarray(array)
+        number, array = self.program.numbers[name], np.asarray(array)
+        held = self.arrays[number]
         if held.shape != array.shape:
             raise InputError(f"{name!r} has shape {array.shape}; allowed: {held.shape}")
-        held[...] = array
+        self._put(number, array)
 
     def read(self, name: str) -> Array:
         """Return a copy of a buffer: whatever its role, as it is after the last operator."""
-        return self.arrays[self.program.numbers[name]].copy()
+        return self._values(self.program.numbers[name]).copy()
+
+    def _values(self, number: int) -> Array:
+        """Return the values of a buffer: it itself, but for bfloat16."""
+        held = self.arrays[number]
+        is_narrow = self.program.buffers[number].dtype == "bfloat16"
+        return widened(held).astype(self._wide) if is_narrow else held
+
+    def _put(self, number: int, values: Array) -> None:
+        is_narrow = self.program.buffers[number].dtype == "bfloat16"
+        self.arrays[number][...] = rounded(values) if is_narrow else values
 
     def step(self, inputs: Mapping[str, Any], groups: int = 1) -> None:
         """Run all operators.
@@ -172,11 +198,11 @@ class Reference:
         """Run some operators over a group."""
         for operator in operators:
             buffers = operator.arguments
-            arrays = {name: self.arrays[number] for name, number in buffers.items()}
+            arrays = {name: self._values(number) for name, number in buffers.items()}
             more = {"before": group} if operator.name == "dropout" else {}
             made = compute(operator.kind, arrays, **operator.attributes, **more)
             for name, result in made.items():
-                arrays[name][...] = result
+                self._put(buffers[name], result)
 
     def _check_slots(self) -> None:
         """Refuse slots that are not increasing with -1s behind, or are past their weight."""

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from mest_fed.data import Batch
 from mest_fed.nn.optimizer_settings import OptimizerSettings
-from mest_fed.nn.optimizers import STEP
 from mest_fed.training.mutation import LocalMutation
 from mest_fed.training.objective import (
     Metrics,
@@ -17,7 +16,8 @@ from mest_fed.training.objective import (
     judge_correct,
     weight_of,
 )
-from mest_fed.training.programs import Counts, ModelStep, Programs
+from mest_fed.training.places import Copies
+from mest_fed.training.programs import ModelStep, Programs
 from mest_fed.training.tasks import NextToken
 from mest_fed.training.trainer import LocalTrainer
 
@@ -38,6 +38,9 @@ class CompiledTrainer(LocalTrainer):
         What the optimizer was built from.
     rng : numpy.random.Generator
         Draws the seeds of dropout.
+    room : float
+        Most active granules of a layer in a run, as a multiple of its target: a mutation up to
+        there needs no new program.
     """
 
     def __init__(
@@ -46,15 +49,17 @@ class CompiledTrainer(LocalTrainer):
         programs: Programs,
         settings: OptimizerSettings,
         rng: np.random.Generator,
+        room: float = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.programs = programs
         self.settings = settings
         self.rng = rng
+        self.room = room
         #: Shape of an example, micro-batch -> the step, bound to model and optimizer as they are.
         self._bound: dict[object, ModelStep | None] = {}
-        self._counts: Counts = {}
+        self._copies = Copies()
 
     def fit(self, batches: Iterable[Batch], mutation: LocalMutation | None = None) -> Metrics:
         """Take one optimizer step for each batch; see :meth:`LocalTrainer.fit`."""
@@ -87,18 +92,19 @@ class CompiledTrainer(LocalTrainer):
         """Return the step of a batch, bound."""
         key = *batch.inputs.shape[1:], self.micro_batch
         if key not in self._bound:
-            step = self.programs.step(self.objective, self.settings, batch, self.micro_batch)
+            step = self.programs.step(
+                self.objective, self.settings, batch, self.micro_batch, self.room
+            )
             if step is not None:
-                step.bind(self.optimizer, self._counts)  # type: ignore[arg-type]
+                step.bind(self.optimizer, self._copies)  # type: ignore[arg-type]
                 step.step.rng = self.rng
             self._bound[key] = step
         return self._bound[key]
 
     def _let_go(self) -> None:
-        """Use no bound step any more, and tell the optimizer how many steps were taken."""
-        for parameter, count in self._counts.items():
-            self.optimizer.state[parameter][STEP].fill_(int(count[0]))  # type: ignore[index]
-        self._bound, self._counts = {}, {}
+        """Use no bound step any more; model and optimizer hold all that was computed."""
+        self._copies.give_back()
+        self._bound = {}
 
 
 def _counted(objective: Objective, targets: Tensor) -> Tensor:

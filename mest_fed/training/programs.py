@@ -8,19 +8,16 @@ to know nothing of programs.
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mest_fed.data import Batch
 from mest_fed.errors import InputError
 from mest_fed.nn.capture import Captured, capture
-from mest_fed.nn.identity import plain_tensors
-from mest_fed.nn.norms import has_batch_statistics
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.nn.optimizers import (
     FIRST,
@@ -35,9 +32,12 @@ from mest_fed.runtime.arena import plan_arena
 from mest_fed.runtime.batches import even_parts
 from mest_fed.runtime.passes.groups import MOST_BYTES as GROUP_BYTES
 from mest_fed.runtime.passes.groups import group_size
+from mest_fed.runtime.passes.planes import with_planes
 from mest_fed.runtime.program import Program
+from mest_fed.runtime.sizes import Sizes
 from mest_fed.runtime.step import CompiledForward, CompiledStep
 from mest_fed.training.objective import Objective
+from mest_fed.training.places import Array, Copies, Place, capacities, places_of, with_room
 from mest_fed.training.step_program import StepPrograms, step_program
 
 #: Programs of one model that are kept, and the bytes that they may hold beside the model; the last
@@ -56,81 +56,18 @@ _KEYS = {
     "reference": REFERENCE,
 }
 
-Array = NDArray[Any]
-#: Steps that each parameter has taken, where an optimizer counts them.
-Counts = dict[Tensor, NDArray[np.int64]]
 
+class _RoomyPrograms(StepPrograms):
+    """The programs of a training step, with room for more active granules."""
 
-@dataclass(frozen=True)
-class Place:
-    """Where a model holds what a buffer of a program stands for.
+    def __init__(self, *args: Any, room: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._room = room
 
-    Parameters
-    ----------
-    buffer : str
-        Name in the program.
-    shape : tuple of int
-        There.
-    tensor : Tensor
-        What the model had when the program was made.
-    module, leaf : nn.Module or None, str
-        Who has it, and under which name: a mutation may have put another in its place.
-    make : callable, optional
-        Makes of the tensor what the buffer holds, if that is something else.
-    """
-
-    buffer: str
-    shape: tuple[int, ...]
-    tensor: Tensor
-    module: nn.Module | None = None
-    leaf: str = ""
-    make: Callable[[Tensor], Tensor] | None = None
-
-    def find(self) -> Tensor:
-        """Return the tensor that the model has at present."""
-        found: Tensor = self.tensor if self.module is None else getattr(self.module, self.leaf)
-        return found
-
-    def array(self) -> Array:
-        """Return the tensor's memory in the buffer's shape, or new memory of what is made of it."""
-        tensor = self.find()
-        return _memory(tensor if self.make is None else self.make(tensor), self.shape)
-
-
-def places_of(model: nn.Module, captured: Captured) -> list[Place]:
-    """Return where a model holds the parameters and states of its program.
-
-    Raises
-    ------
-    InputError
-        If a tensor cannot be bound: it stands for two buffers, or is no array in C order.
-    """
-    owners = {
-        id(tensor): (module, leaf)
-        for module in model.modules()
-        for leaf, tensor in (*module._parameters.items(), *module._buffers.items())
-        if tensor is not None
-    }
-    tensors = captured.tensors
-    changed = [id(it) for it in tensors.values() if it.is_floating_point()]
-    if len(set(changed)) < len(changed):
-        raise InputError("a tensor that operators read in two shapes is not allowed in a program")
-    for name, tensor in tensors.items():
-        if tensor.device.type != "cpu" or not tensor.is_contiguous():
-            raise InputError(f"{name!r} is not contiguous on the CPU: the model is no program")
-    shapes = {it.name: it.shape for it in captured.program.buffers}
-    found = []
-    for name, tensor in tensors.items():
-        module, leaf = owners.get(id(tensor), (None, ""))
-        make = captured.computed.get(name)
-        found.append(Place(name, shapes[name], tensor, module, leaf, make))
-    return found
-
-
-def _memory(tensor: Tensor, shape: tuple[int, ...]) -> Array:
-    with plain_tensors():
-        array: Array = tensor.detach().numpy()
-    return array.reshape(shape)
+    def captured(self, examples: int) -> Captured:
+        """Return the forward program of so many examples."""
+        found = super().captured(examples)
+        return with_room(found, self.model, capacities(self.model, self._room))
 
 
 class ModelStep:
@@ -140,20 +77,22 @@ class ModelStep:
     ----------
     programs : StepPrograms
         Of the model as it is; asked for other sizes only while it is so.
-    size : int
-        Examples of a batch.
     micro_batch : int
         Most examples that go through the model together.
     threads : int
         To compute with.
     """
 
-    def __init__(self, programs: StepPrograms, size: int, micro_batch: int, threads: int) -> None:
-        captured, program = _grouped(programs, size, micro_batch)
+    def __init__(self, programs: StepPrograms, micro_batch: int, threads: int) -> None:
+        captured = programs.captured(micro_batch)
         self.places = places_of(programs.model, captured)
+        sizes = Sizes(
+            lambda it: programs.of(captured) if it == micro_batch else programs(it), micro_batch
+        )
+        program = sizes(_group(sizes, micro_batch))
         rng = np.random.default_rng(0)  # who trains gives the generator of the round
         self.step = CompiledStep(
-            program, threads, rng, programs, micro_batch=micro_batch, batch=micro_batch
+            program, threads, rng, sizes, micro_batch=micro_batch, batch=micro_batch
         )
         self._states = list(self._find_states())
         self._counters = _batch_counters(self.step.program, self.places)
@@ -175,30 +114,26 @@ class ModelStep:
                 if buffer in program.numbers:
                     yield buffer, program.buffers[program.numbers[buffer]].shape, place, key
 
-    def bind(self, optimizer: ClientOptimizer, counts: Counts) -> None:
+    def bind(self, optimizer: ClientOptimizer, copies: Copies) -> None:
         """Compute in the tensors that model and optimizer have at present.
 
         Parameters
         ----------
         optimizer : ClientOptimizer
             What its state lacks is made.
-        counts : dict
-            Steps that were taken before; what is lacking is read from the optimizer.
+        copies : Copies
+            Arrays that stand for tensors in which the program cannot compute.
         """
         for place in self.places:
-            self.step.bind(place.buffer, place.array())
+            self.step.bind(place.buffer, place.array(copies))
         for buffer, shape, place, key in self._states:
             parameter = place.find()
             optimizer.prepare(parameter)  # type: ignore[arg-type]
             held = optimizer.state[parameter].get(key)  # type: ignore[index]
-            if key == STEP:
-                if parameter not in counts:
-                    counts[parameter] = np.array([int(held)], np.int64)  # type: ignore[arg-type]
-                array: Array = counts[parameter]
-            elif held is None:  # a first moment that decays at once
-                array = np.zeros(shape, np.float32)
-            else:
-                array = _memory(held, shape)
+            if held is None:  # a first moment that decays at once
+                array: Array = np.zeros(shape, np.float32)
+            else:  # torch counts steps by floats
+                array = copies.of(held, shape, "int64" if key == STEP else "float32")
             self.step.bind(buffer, array)
 
     def train(self, inputs: Tensor, targets: Tensor, learning_rate: float) -> tuple[float, Tensor]:
@@ -210,20 +145,12 @@ class ModelStep:
         return loss, torch.from_numpy(self.step.outputs)
 
 
-def _grouped(programs: StepPrograms, size: int, micro_batch: int) -> tuple[Captured, Program]:
-    """Return the program of a group: how large that is does not depend on a batch's size.
-
-    But where statistics are of the batch: there all sizes are programs of their own.
-    """
-    if has_batch_statistics(programs.model):
-        captured = programs.captured(min(size, micro_batch))
-        return captured, programs.of(captured)
-    captured = programs.captured(micro_batch)
-    program = programs.of(captured)
-    if plan_arena(program).peak <= GROUP_BYTES:
-        return captured, program
-    captured = programs.captured(group_size(programs, micro_batch))
-    return captured, programs.of(captured)
+def _group(sizes: Sizes, micro_batch: int) -> int:
+    """Return the examples of a group: how many does not depend on a batch's size."""
+    program = sizes(micro_batch)
+    if not program.takes_groups or plan_arena(program).peak <= GROUP_BYTES:
+        return micro_batch
+    return group_size(sizes, micro_batch)
 
 
 def _batch_counters(program: Program, places: list[Place]) -> list[Any]:
@@ -245,34 +172,31 @@ class ModelForward:
         Where the model has what the program reads.
     threads : int
         To compute with.
-    captured : callable
-        Gives the same of so many examples.
+    sizes : Sizes
+        The programs of so many examples.
     """
 
-    def __init__(
-        self,
-        first: Captured,
-        places: list[Place],
-        threads: int,
-        captured: Callable[[int], Captured],
-    ) -> None:
+    def __init__(self, first: Captured, places: list[Place], threads: int, sizes: Sizes) -> None:
         self.places = places
-        self._forward = CompiledForward(
-            first.program, threads, lambda examples: captured(examples).program
-        )
+        self._forward = CompiledForward(first.program, threads, sizes)
         #: Bytes beside the model's.
         self.bytes = self._forward.arena_bytes
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return the outputs of examples, valid until the next call."""
         for place in self.places:
-            self._forward.bind(place.buffer, place.array())
+            self._forward.bind(place.buffer, place.array(Copies()))
         return torch.from_numpy(self._forward.predict(inputs.numpy()))
 
 
-def _structure(model: nn.Module) -> tuple[object, ...]:
+def _structure(model: nn.Module, room: float = 0.0) -> tuple[object, ...]:
     """Return what of a model a program depends on, beside the classes of its modules."""
-    return tuple((name, tuple(it.shape), it.requires_grad) for name, it in model.named_parameters())
+    granules = capacities(model, room)
+    roomy = {f"{name}.values".lstrip("."): it for name, it in granules.items()}
+    return tuple(
+        (name, roomy.get(name, 0), tuple(it.shape[1 if name in roomy else 0 :]), it.requires_grad)
+        for name, it in model.named_parameters()
+    )
 
 
 @contextmanager
@@ -379,7 +303,12 @@ class Programs:
         self._kept: OrderedDict[object, Any] = OrderedDict()
 
     def step(
-        self, objective: Objective, settings: OptimizerSettings, batch: Batch, micro_batch: int
+        self,
+        objective: Objective,
+        settings: OptimizerSettings,
+        batch: Batch,
+        micro_batch: int,
+        room: float = 1.0,
     ) -> ModelStep | None:
         """Return the step of a model as it is, for batches of any size; None if it has none.
 
@@ -391,15 +320,18 @@ class Programs:
             One of those.
         micro_batch : int
             Examples that go through the model together, at most.
+        room : float
+            Most active granules of a layer, as a multiple of its target: of fewer the step is the
+            same.
         """
         example = tuple(batch.inputs.shape[1:]), batch.inputs.dtype
         how = objective, replace(settings, learning_rate=1.0), torch.get_num_threads()
-        key = "step", example, micro_batch, how, _structure(self.model)
+        key = "step", example, micro_batch, how, _structure(self.model, room)
 
         def make() -> ModelStep:
             check_plain(self.model, training=True)
-            programs = StepPrograms(self.model, example, objective, settings)
-            return ModelStep(programs, len(batch.targets), micro_batch, how[-1])
+            programs = _RoomyPrograms(self.model, example, objective, settings, room=room)
+            return ModelStep(programs, micro_batch, how[-1])
 
         found: ModelStep | None = self._find(key, make)
         return found
@@ -414,12 +346,17 @@ class Programs:
 
         def captured(examples: int) -> Captured:
             dtype = str(inputs.dtype).removeprefix("torch.")
-            return capture(self.model, (examples, *example), dtype, training=False)
+            found = capture(self.model, (examples, *example), dtype, training=False)
+            return replace(found, program=with_planes(found.program))
 
         def make() -> ModelForward:
             check_plain(self.model, training=False)
             first = captured(EVALUATION_GROUP)
-            return ModelForward(first, places_of(self.model, first), threads, captured)
+            sizes = Sizes(
+                lambda it: (first if it == EVALUATION_GROUP else captured(it)).program,
+                EVALUATION_GROUP,
+            )
+            return ModelForward(first, places_of(self.model, first), threads, sizes)
 
         found: ModelForward | None = self._find(key, make)
         outputs: Tensor = self.model(inputs) if found is None else found(inputs)

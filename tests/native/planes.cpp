@@ -170,8 +170,8 @@ public:
         });
         const mest::PlaneProduct product = made(mest::Way::forward);
         run(product, [&](mest::PlaneImages images) {
-            product.forward(weight_.values.data(), x_.data(), c_.bias ? bias.data() : nullptr,
-                            y.data(), images);
+            product.forward(product.pack(weight_.values.data(), nullptr), x_.data(),
+                            c_.bias ? bias.data() : nullptr, y.data(), images);
         });
         judge(y, sum, size, planes, "y");
     }
@@ -187,7 +187,8 @@ public:
         });
         const mest::PlaneProduct product = made(mest::Way::input);
         run(product, [&](mest::PlaneImages images) {
-            product.input(weight_.values.data(), dy_.data(), dx.data(), c_.add, images);
+            product.input(product.pack(weight_.values.data(), nullptr), dy_.data(), dx.data(),
+                          c_.add, images);
         });
         judge(dx, sum, size, c_.x(), "dx");
     }

@@ -8,6 +8,7 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
+from mest_fed.runtime.bfloat16 import numpy_type
 from mest_fed.runtime.native import Runtime, kinds
 from mest_fed.runtime.planes import elements, size_of
 
@@ -56,7 +57,7 @@ def one(name, inputs, outputs, **attributes):
     return Program(buffers, [Operator(name, *sides, attributes)])
 
 
-def compute(name, inputs, outputs, over=None, margins=None, **attributes):
+def compute(name, inputs, outputs, over=None, margins=None, *, bf16=(), **attributes):
     """Run one operator with 1 to 4 threads; return what its arguments hold then, by name.
 
     Parameters
@@ -69,16 +70,19 @@ def compute(name, inputs, outputs, over=None, margins=None, **attributes):
         Output -> input in whose memory it lies.
     margins : dict, optional
         Margin of each argument that lies as planes.
+    bf16 : sequence of str
+        Those of them that are bfloat16.
     """
     program, over = one(name, inputs, outputs, **attributes), over or {}
     for it in program.buffers:
         it.margin = (margins or {}).get(it.name, 0)
+        it.dtype = "bfloat16" if it.name in bf16 else it.dtype
     offsets, end = {}, 0
     places = {it.name: place for place, it in enumerate(program.buffers)}
     for it in program.buffers:
         if it.name not in over:
             offsets[places[it.name]] = end
-            size = size_of(it.shape, it.margin) * np.dtype(it.dtype).itemsize
+            size = size_of(it.shape, it.margin) * np.dtype(numpy_type(it.dtype)).itemsize
             end += -(-size // 64) * 64
     for output, source in over.items():
         offsets[places[output]] = offsets[places[source]]

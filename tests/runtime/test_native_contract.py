@@ -28,7 +28,17 @@ def test_the_native_table_is_that_of_programs():
     contract = {
         name: (
             [
-                [(it, kind.dtype(it), it in kind.optional, it in kind.planes) for it in side]
+                [
+                    (
+                        it,
+                        kind.dtype(it),
+                        it in kind.optional,
+                        it in kind.planes,
+                        it in kind.bf16,
+                        it in kind.bf16 and kind.converts,
+                    )
+                    for it in side
+                ]
                 for side in (kind.inputs, kind.outputs)
             ],
             {it: (what.kind is float, what.length or 1) for it, what in kind.attributes.items()},
@@ -87,5 +97,6 @@ def test_an_operator_and_its_gradients(name, seed):
             del given_["y"]
         optional = {"dresidual", "db"} - {f"d{it}" for it in case.inputs}
         blank = {it: sizes[it] for it in kind.outputs if it in sizes and it not in optional}
+        given_ |= {it: draw.normal(*sizes[it].shape) for it in kind.outputs if it in kind.changes}
         if gradient != "bias_gradient" or "b" in case.inputs:
             check(kind, given_, case.attributes, blank)

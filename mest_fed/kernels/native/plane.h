@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "bf16.h"
+
 namespace mest {
 
 // Positions of a line of 16 under one shift: bit l is that of lane l. Lanes past the plane's end have
@@ -13,7 +15,7 @@ namespace mest {
 using LineMask = uint16_t;
 
 // An entry of a strip: where its tap stands in the other planes, and where its values are, in floats;
-// and the masks of even and odd lines, if masks alternate.
+// and the masks of even and odd lines, if masks alternate, else the number of its mask in `even`.
 struct PlaneEntry {
     int32_t offset, value;
     LineMask even, odd;
@@ -46,6 +48,31 @@ struct PlaneTask {
     int ahead;              // floats past a position to which spreading writes
 };
 
+// A product's values: as they are, and, where products are of pairs of bfloat16, packed for that.
+struct PlaneValues {
+    const float* each;
+    const uint32_t* pairs;
+};
+
+// The same over planes of bfloat16, of which those that are spread or gathered to are of floats. All
+// is computed in floats; values are rounded where products are of pairs.
+struct NarrowPlaneKernels {
+    bool pairs;
+    // How walks, and spreads, want their values: pairs of entries of a strip, and pairs of its rows.
+    void (*pack_entries)(const PlaneTask&, const float* values, uint32_t* pairs);
+    void (*pack_rows)(const PlaneTask&, const float* values, uint32_t* pairs);
+    void (*walk)(const PlaneTask&, const PlaneValues&, const bf16* other, const float* bias,
+                 bf16* own, int64_t images);
+    void (*gather)(const PlaneTask&, const float* values, const bf16* other, const float* bias,
+                   float* own, int64_t images, bool add);
+    void (*spread)(const PlaneTask&, const PlaneValues&, const bf16* own, float* other,
+                   int64_t images, bool add);
+    void (*dots)(const PlaneTask&, const bf16* own, const bf16* other, float* gradient,
+                 int64_t images);
+    void (*split)(const struct PlanePhase&, const bf16* plane, bf16* phase);
+    void (*clear)(const PlaneView&, int plane, int64_t lead, bf16* first, int64_t images);
+};
+
 // One instruction set's loops, over `images` images. Writers leave zeros between planes.
 struct PlaneKernels {
     int width;  // floats of a vector
@@ -67,6 +94,7 @@ struct PlaneKernels {
                  float* plane, bool add);
     // Zeros before, between and behind the planes of images; `lead` floats before the first plane.
     void (*clear)(const PlaneView&, int plane, int64_t lead, float* first, int64_t images);
+    NarrowPlaneKernels narrow;
 };
 
 // A phase of planes of height x width: every step-th element from (row, column) on, as planes of

@@ -7,8 +7,9 @@
 namespace mest::MEST_VARIANT {
 namespace {
 
+template <class S>
 struct PlaneDots {
-    const float *own, *other;
+    const S *own, *other;
     float* gradient;
     const LineMask* masks;  // null: all lanes (where there are no mask registers)
     int64_t images;
@@ -35,8 +36,8 @@ inline void add_four(const PlaneTask& task, const PlaneEntry* entries, vec (&sum
     }
 }
 
-template <int R, int C, bool Masked>
-void dot_planes(const PlaneTask& task, const PlaneDots& d, const PlaneEntry* entries) {
+template <int R, int C, bool Masked, class S>
+void dot_planes(const PlaneTask& task, const PlaneDots<S>& d, const PlaneEntry* entries) {
     vec sum[C][R];
     int64_t offset[C];
     MEST_IN_REGISTERS
@@ -46,7 +47,7 @@ void dot_planes(const PlaneTask& task, const PlaneDots& d, const PlaneEntry* ent
         for (int r = 0; r < R; ++r) sum[c][r] = vec{};
     }
     const int vectors = vectors_of(task.plane);
-    const float *own = d.own, *other = d.other;
+    const S *own = d.own, *other = d.other;
     for (int64_t image = 0; image < d.images; ++image) {
         for (int v = 0; v < vectors; ++v) {
             const Lanes lanes = Masked ? lanes_at(d.masks, v) : Lanes{};
@@ -55,7 +56,7 @@ void dot_planes(const PlaneTask& task, const PlaneDots& d, const PlaneEntry* ent
             for (int r = 0; r < R; ++r) gradient[r] = load(own + r * task.own.pitch + v * V);
             MEST_IN_REGISTERS
             for (int c = 0; c < C; ++c) {
-                const float* x = other + offset[c] + v * V;
+                const S* x = other + offset[c] + v * V;
                 const vec pixels = Masked ? load(x, lanes) : load(x);
                 MEST_IN_REGISTERS
                 for (int r = 0; r < R; ++r) sum[c][r] += pixels * gradient[r];
@@ -68,7 +69,8 @@ void dot_planes(const PlaneTask& task, const PlaneDots& d, const PlaneEntry* ent
     for (int i = 0; i < (C * R + 3) / 4; ++i) add_four<R, C>(task, entries, sum, 4 * i, d.gradient);
 }
 
-using PlaneDot = void (*)(const PlaneTask&, const PlaneDots&, const PlaneEntry*);
+template <class S>
+using PlaneDot = void (*)(const PlaneTask&, const PlaneDots<S>&, const PlaneEntry*);
 
 template <int R>
 constexpr int most_dotted() {
@@ -76,20 +78,28 @@ constexpr int most_dotted() {
     return R == 4 ? 2 : R == 2 ? 4 : 8;
 }
 
-template <int R, bool Masked, int... C>
-PlaneDot plane_dot(int entries, std::integer_sequence<int, C...>) {
-    static constexpr PlaneDot dots[] = {dot_planes<R, C + 1, Masked>...};
+template <int R, bool Masked, class S, int... C>
+PlaneDot<S> plane_dot(int entries, std::integer_sequence<int, C...>) {
+    static constexpr PlaneDot<S> dots[] = {dot_planes<R, C + 1, Masked, S>...};
     return dots[entries - 1];
 }
 
-template <int R>
-void dot_group(const PlaneTask& task, const PlaneDots& d, const PlaneEntry* entries, int count) {
+// The loop for so many entries; other types may have another.
+template <int R, class S>
+struct DotOf {
+    static PlaneDot<S> taking(int entries, const LineMask* masks) {
+        constexpr std::make_integer_sequence<int, most_dotted<R>()> sizes;
+        return masks == nullptr ? plane_dot<R, mask_registers, S>(entries, sizes)
+                                : plane_dot<R, true, S>(entries, sizes);
+    }
+};
+
+template <int R, class S>
+void dot_group(const PlaneTask& task, const PlaneDots<S>& d, const PlaneEntry* entries, int count) {
     constexpr int most = most_dotted<R>();
     while (count > 0) {
         const int parts = (count + most - 1) / most, taken = (count + parts - 1) / parts;
-        constexpr std::make_integer_sequence<int, most> sizes;
-        (d.masks == nullptr ? plane_dot<R, mask_registers>(taken, sizes)
-                            : plane_dot<R, true>(taken, sizes))(task, d, entries);
+        DotOf<R, S>::taking(taken, d.masks)(task, d, entries);
         entries += taken;
         count -= taken;
     }
@@ -103,17 +113,20 @@ inline bool all_lanes(const PlaneTask& task, const LineMask* masks) {
     return true;
 }
 
-void plane_value_gradient(const PlaneTask& task, const float* own, const float* other,
-                          float* gradient, int64_t images) {
+template <class S>
+void plane_value_gradient(const PlaneTask& task, const S* own, const S* other, float* gradient,
+                          int64_t images) {
     for_strip_rows(task, [&](int strip, int row, int taken, int channel) {
         const PlaneStrip s = strip_of(task, nullptr, strip, row);
         float* to = gradient + (task.shared ? strip * task.strip_values : 0) + row * task.row_values;
         for (int g = 0; g < task.groups; ++g) {
             const LineMask* masks = task.masks + task.mask_of[g] * task.lines;
-            const PlaneDots d{own + channel * task.own.pitch, other, to,
+            const PlaneDots<S> d{own + channel * task.own.pitch, other, to,
                               mask_registers || !all_lanes(task, masks) ? masks : nullptr, images};
-            (taken == 4 ? dot_group<4> : taken == 2 ? dot_group<2> : dot_group<1>)(
-                task, d, s.entries + s.first[g], s.first[g + 1] - s.first[g]);
+            (taken == 4   ? dot_group<4, S>
+             : taken == 2 ? dot_group<2, S>
+                          : dot_group<1, S>)(task, d, s.entries + s.first[g],
+                                             s.first[g + 1] - s.first[g]);
         }
     });
 }

@@ -23,12 +23,12 @@ inline void for_phase_rows(const PlanePhase& p, const Work& work) {
     }
 }
 
-template <int Step>
-void split_rows(const PlanePhase& p, const float* plane, float* phase) {
+template <int Step, class S>
+void split_rows(const PlanePhase& p, const S* plane, S* phase) {
     const int step = Step > 0 ? Step : p.step_width;
     for_phase_rows(p, [&](int64_t from, int64_t to, int columns) {
-        const float* __restrict x = plane + from;
-        float* __restrict y = phase + to;
+        const S* __restrict x = plane + from;
+        S* __restrict y = phase + to;
         for (int j = 0; j < columns; ++j) y[j] = x[j * step];
     });
 }
@@ -45,23 +45,27 @@ void join_rows(const PlanePhase& p, const float* phase, float* plane) {
 
 // Every second column by whole vectors: what is stored past a row's end is written anew by the next
 // row or plane, or is cleared at last.
-inline void split_pairs(const PlanePhase& p, const float* plane, float* phase) {
+template <class S>
+inline void split_pairs(const PlanePhase& p, const S* plane, S* phase) {
     constexpr std::make_integer_sequence<int, V> all_lanes;
     for_phase_rows(p, [&](int64_t from, int64_t to, int columns) {
         for (int j = 0; j < columns; j += V) {
-            const float* x = plane + from + 2 * j;
+            const S* x = plane + from + 2 * j;
             store(phase + to + j, evens(load(x), load(x + V), all_lanes));
         }
     });
 }
 
-void plane_split(const PlanePhase& p, const float* plane, float* phase) {
+template <class S>
+void plane_split(const PlanePhase& p, const S* plane, S* phase) {
     const int rows = phase_count(p.height, p.row, p.step_height);
     const int columns = phase_count(p.width, p.column, p.step_width);
     const bool pairs = p.step_width == 2 && columns == p.columns;
     if (pairs) split_pairs(p, plane, phase);
-    for (int i = columns < p.columns ? 0 : rows * columns; i < p.rows * p.columns; ++i) phase[i] = 0;
-    if (!pairs) (p.step_width == 2 ? split_rows<2> : split_rows<0>)(p, plane, phase);
+    for (int i = columns < p.columns ? 0 : rows * columns; i < p.rows * p.columns; ++i) {
+        phase[i] = S{};
+    }
+    if (!pairs) (p.step_width == 2 ? split_rows<2, S> : split_rows<0, S>)(p, plane, phase);
 }
 
 // Rows of a plane from those of its even and odd columns' phases, of which one may be null: zeros.
@@ -110,12 +114,14 @@ void plane_join(const PlanePhase* phases, int count, const float* first, int64_t
 }
 
 // Zeros in [from, until), where `until` is a multiple of a line away from the channel's begin.
-inline void clear_run(float* channel, int64_t from, int64_t until) {
-    while (from < until && from % V != 0) channel[from++] = 0;
+template <class T>
+inline void clear_run(T* channel, int64_t from, int64_t until) {
+    while (from < until && from % V != 0) channel[from++] = T{};
     for (; from < until; from += V) store(channel + from, vec{});
 }
 
-void plane_clear(const PlaneView& view, int plane, int64_t lead, float* first, int64_t images) {
+template <class T>
+void plane_clear(const PlaneView& view, int plane, int64_t lead, T* first, int64_t images) {
     for (int64_t image = 0; image < images; ++image, first += view.image) {
         clear_run(first - lead, 0, lead);
         for (int c = 0; c < view.channels; ++c) {

@@ -26,6 +26,12 @@ inline Lanes lanes_of(const LineMask* line, int) { return *line; }
 inline vec load(const float* p, Lanes lanes) {
     return (vec)_mm512_maskz_loadu_ps(lanes, p);
 }
+inline __m512i load_words(const bf16* p, Lanes lanes) {
+    return _mm512_maskz_cvtepu16_epi32(lanes, _mm256_loadu_si256((const __m256i*)p));
+}
+inline vec load(const bf16* p, Lanes lanes) {
+    return (vec)((words)load_words(p, lanes) << 16);
+}
 inline vec masked(vec v, Lanes lanes) {
     return (vec)_mm512_maskz_mov_ps(lanes, (__m512)v);
 }
@@ -43,7 +49,10 @@ inline Lanes lanes_of(const LineMask* line, int part) {
     return ((Lanes{} + bits) & lane_bits(std::make_integer_sequence<int, V>())) != 0;
 }
 inline vec masked(vec v, Lanes lanes) { return (vec)((Lanes)v & lanes); }
-inline vec load(const float* p, Lanes lanes) { return masked(load(p), lanes); }
+template <class T>
+inline vec load(const T* p, Lanes lanes) {
+    return masked(load(p), lanes);
+}
 #endif
 
 // The lanes of vector v of a plane.

@@ -8,11 +8,12 @@
 namespace mest::MEST_VARIANT {
 namespace {
 
-template <int R, int K, bool Run>
+template <int R, int K, bool Run, class S>
 void spread_planes(const PlaneTask& task, const PlaneStrip& s, const PlaneTile& tile) {
     const int64_t pitch = task.own.pitch;
-    const float *source = s.from + tile.from[0], *values[R];
-    float* target = s.to + tile.to[0];
+    const S* source = static_cast<const S*>(s.from) + tile.from[0];
+    const float* values[R];
+    float* target = static_cast<float*>(s.to) + tile.to[0];
     MEST_IN_REGISTERS
     for (int r = 0; r < R; ++r) values[r] = s.values + r * s.row_values;
     for (int g = 0; g < task.groups; ++g) {
@@ -22,7 +23,7 @@ void spread_planes(const PlaneTask& task, const PlaneStrip& s, const PlaneTile& 
         vec gradient[R][K];
         MEST_IN_REGISTERS
         for (int r = 0; r < R; ++r) {
-            const float* from = source + task.moved[g] + r * pitch;
+            const S* from = source + task.moved[g] + r * pitch;
             MEST_IN_REGISTERS
             for (int k = 0; k < K; ++k) {
                 gradient[r][k] = load(from + vector_at<Run>(tile.from, k), masks[k]);
@@ -50,16 +51,17 @@ constexpr int most_spread_planes(int rows) {
     return rows == 4 ? 2 : rows == 2 ? 4 : 8;
 }
 
-template <int R, bool Run, int... K>
+template <int R, bool Run, class S, int... K>
 PlaneWalk plane_spread_of(int vectors, std::integer_sequence<int, K...>) {
-    static constexpr PlaneWalk spreads[] = {spread_planes<R, K + 1, Run>...};
+    static constexpr PlaneWalk spreads[] = {spread_planes<R, K + 1, Run, S>...};
     return spreads[vectors - 1];
 }
 
-template <int R>
+template <int R, class S>
 PlaneWalk plane_spread(int vectors, bool run) {
     constexpr std::make_integer_sequence<int, most_spread_planes(R)> sizes;
-    return run ? plane_spread_of<R, true>(vectors, sizes) : plane_spread_of<R, false>(vectors, sizes);
+    return run ? plane_spread_of<R, true, S>(vectors, sizes)
+               : plane_spread_of<R, false, S>(vectors, sizes);
 }
 
 // Zeros in the vectors [begin, end) of all channels.
@@ -76,10 +78,11 @@ inline void zero_vectors(const PlaneTask& task, float* planes, int64_t begin, in
     }
 }
 
-void plane_spread_back(const PlaneTask& task, const float* values, const float* own, float* other,
-                       int64_t images, bool add) {
+// work(tile, size) for the tiles of images. Unless it adds to `other`, that is zeroed.
+template <class Work>
+inline void for_spread_tiles(const PlaneTask& task, float* other, int64_t images, bool add, int most,
+                             const Work& work) {
     const int64_t count = images * vectors_of(task.plane), ahead = (task.ahead + V - 1) / V;
-    const int most = most_spread_planes(taken_rows(task.rows));
     int64_t zeroed = add ? count : 0;
     for_plane_tiles(task, images, most, [&](int64_t first, int size) {
         // Just before they are added to, so that they are in the first cache.
@@ -88,13 +91,22 @@ void plane_spread_back(const PlaneTask& task, const float* values, const float* 
             zero_vectors(task, other, zeroed, until);
             zeroed = until;
         }
-        const PlaneTile tile(task, task.own, task.other, first, size);
+        work(PlaneTile(task, task.own, task.other, first, size), size);
+    });
+}
+
+template <class S>
+void plane_spread_back(const PlaneTask& task, const float* values, const S* own, float* other,
+                       int64_t images, bool add) {
+    const int most = most_spread_planes(taken_rows(task.rows));
+    for_spread_tiles(task, other, images, add, most, [&](const PlaneTile& tile, int size) {
         for_strip_rows(task, [&](int strip, int row, int taken, int channel) {
             PlaneStrip s = strip_of(task, values, strip, row);
             s.from = own + channel * task.own.pitch;
             s.to = other;
-            (taken == 4 ? plane_spread<4> : taken == 2 ? plane_spread<2> : plane_spread<1>)(
-                size, tile.run)(task, s, tile);
+            (taken == 4   ? plane_spread<4, S>
+             : taken == 2 ? plane_spread<2, S>
+                          : plane_spread<1, S>)(size, tile.run)(task, s, tile);
         });
     });
 }

@@ -69,8 +69,9 @@ struct PlaneStrip {
     const int32_t* first;
     const float* values;  // of the first row
     int64_t row_values;
-    const float* from;  // what is read
-    float* to;          // what is written
+    const uint32_t* pairs;  // of the first row: the same as pairs of bfloat16
+    const void* from;       // what is read
+    void* to;               // what is written
     const float* bias;
     bool add;
 };
@@ -79,7 +80,7 @@ inline PlaneStrip strip_of(const PlaneTask& task, const float* values, int strip
     const int list = task.shared ? 0 : strip;
     return {task.entries, task.first + list * task.groups,
             values + (task.shared ? strip * task.strip_values : 0) + row * task.row_values,
-            task.row_values, nullptr, nullptr, nullptr, false};
+            task.row_values, nullptr, nullptr, nullptr, nullptr, false};
 }
 
 // Where vector k of a tile is, from the first: known to the compiler where they are a run.
@@ -120,15 +121,15 @@ inline __attribute__((always_inline)) void add_entry(const float* const (&values
 // those of short groups. It pays where a strip has so many rows.
 constexpr int most_alternate = 2;
 
-template <int R, int K, bool Run>
+template <int R, int K, bool Run, class S>
 inline __attribute__((always_inline)) void walk_alternate(const PlaneStrip& s, const PlaneTile& tile,
                                                           int groups, const float* const (&values)[R],
                                                           vec (&sum)[R][K]) {
 #if defined(__AVX512F__)
-    const float* source = s.from + tile.from[0];
+    const S* source = static_cast<const S*>(s.from) + tile.from[0];
     const PlaneEntry *e = s.entries + s.first[0], *end = s.entries + s.first[groups];
     for (; e != end; ++e) {
-        const float* x = source + e->offset;
+        const S* x = source + e->offset;
         const Lanes lanes[2] = {e->even, e->odd};
         vec pixels[K];
         MEST_IN_REGISTERS
@@ -139,22 +140,22 @@ inline __attribute__((always_inline)) void walk_alternate(const PlaneStrip& s, c
 }
 
 // The entries of one group, whose masks stay in registers.
-template <int R, int K, bool Run, bool Masked>
+template <int R, int K, bool Run, bool Masked, class S>
 inline __attribute__((always_inline)) void walk_group(const PlaneStrip& s, const PlaneTile& tile,
                                                       const Lanes* masks, int group,
                                                       const float* const (&values)[R],
                                                       vec (&sum)[R][K]) {
-    const float* source = s.from + tile.from[0];
+    const S* source = static_cast<const S*>(s.from) + tile.from[0];
     Lanes lanes[K];
     MEST_IN_REGISTERS
     for (int k = 0; k < K; ++k) lanes[k] = masks[k];
     const PlaneEntry *e = s.entries + s.first[group], *end = s.entries + s.first[group + 1];
     for (; e != end; ++e) {
-        const float* x = source + e->offset;
+        const S* x = source + e->offset;
         vec pixels[K];
         MEST_IN_REGISTERS
         for (int k = 0; k < K; ++k) {
-            const float* at = x + vector_at<Run>(tile.from, k);
+            const S* at = x + vector_at<Run>(tile.from, k);
             pixels[k] = Masked ? load(at, lanes[k]) : load(at);
         }
         add_entry<R, K>(values, e->value, pixels, sum);
@@ -162,7 +163,7 @@ inline __attribute__((always_inline)) void walk_group(const PlaneStrip& s, const
 }
 
 // Without mask registers, masks that keep all lanes are left out.
-template <int R, int K, bool Run>
+template <int R, int K, bool Run, class S>
 inline __attribute__((always_inline)) void walk_groups(const PlaneStrip& s, const PlaneTile& tile,
                                                        const PlaneTask& task,
                                                        const float* const (&values)[R],
@@ -170,18 +171,18 @@ inline __attribute__((always_inline)) void walk_groups(const PlaneStrip& s, cons
     for (int g = 0; g < task.groups; ++g) {
         const int shift = task.mask_of[g];
         if (!mask_registers && tile.whole[shift]) {
-            walk_group<R, K, Run, mask_registers>(s, tile, tile.masks[shift], g, values, sum);
+            walk_group<R, K, Run, mask_registers, S>(s, tile, tile.masks[shift], g, values, sum);
         } else {
-            walk_group<R, K, Run, true>(s, tile, tile.masks[shift], g, values, sum);
+            walk_group<R, K, Run, true, S>(s, tile, tile.masks[shift], g, values, sum);
         }
     }
 }
 
-template <int R, int K, bool Alternate, bool Run>
+template <int R, int K, bool Alternate, bool Run, class S, class T>
 void walk_planes(const PlaneTask& task, const PlaneStrip& s, const PlaneTile& tile) {
     vec sum[R][K];
     const float* values[R];
-    float* to = s.to + tile.to[0];
+    T* to = static_cast<T*>(s.to) + tile.to[0];
     const int64_t pitch = task.own.pitch;
     MEST_IN_REGISTERS
     for (int r = 0; r < R; ++r) {
@@ -194,9 +195,9 @@ void walk_planes(const PlaneTask& task, const PlaneStrip& s, const PlaneTile& ti
         }
     }
     if constexpr (Alternate) {
-        walk_alternate<R, K, Run>(s, tile, task.groups, values, sum);
+        walk_alternate<R, K, Run, S>(s, tile, task.groups, values, sum);
     } else {
-        walk_groups<R, K, Run>(s, tile, task, values, sum);
+        walk_groups<R, K, Run, S>(s, tile, task, values, sum);
     }
     MEST_IN_REGISTERS
     for (int r = 0; r < R; ++r) {
@@ -214,28 +215,30 @@ constexpr int most_walked(int rows, bool alternate) {
 }
 
 // The instances for 1 to most_walked vectors.
-template <int R, bool Alternate, bool Run, int... K>
+template <int R, bool Alternate, bool Run, class S, class T, int... K>
 PlaneWalk plane_walk_of(int vectors, std::integer_sequence<int, K...>) {
-    static constexpr PlaneWalk walks[] = {walk_planes<R, K + 1, Alternate, Run>...};
+    static constexpr PlaneWalk walks[] = {walk_planes<R, K + 1, Alternate, Run, S, T>...};
     return walks[vectors - 1];
 }
 
-template <int R>
+template <int R, class S, class T>
 PlaneWalk plane_walk(int vectors, bool alternate, bool run) {
     constexpr std::make_integer_sequence<int, most_walked(R, false)> sizes;
     if constexpr (mask_registers && R <= most_alternate) {
         constexpr std::make_integer_sequence<int, most_walked(R, true)> more;
         if (alternate) {
-            return (run ? plane_walk_of<R, true, true>(vectors, more)
-                        : plane_walk_of<R, true, false>(vectors, more));
+            return (run ? plane_walk_of<R, true, true, S, T>(vectors, more)
+                        : plane_walk_of<R, true, false, S, T>(vectors, more));
         }
     }
-    return run ? plane_walk_of<R, false, true>(vectors, sizes)
-               : plane_walk_of<R, false, false>(vectors, sizes);
+    return run ? plane_walk_of<R, false, true, S, T>(vectors, sizes)
+               : plane_walk_of<R, false, false, S, T>(vectors, sizes);
 }
 
-void plane_forward(const PlaneTask& task, const float* values, const float* other,
-                   const float* bias, float* own, int64_t images, bool add) {
+// Planes of S are read, and planes of T written.
+template <class S, class T>
+void plane_forward(const PlaneTask& task, const float* values, const S* other, const float* bias,
+                   T* own, int64_t images, bool add) {
     const int rows = taken_rows(task.rows);
     const bool alternate = task.alternate && rows <= most_alternate;
     const int most = most_walked(rows, alternate);
@@ -248,8 +251,9 @@ void plane_forward(const PlaneTask& task, const float* values, const float* othe
             s.to = own + channel * task.own.pitch;
             s.bias = bias == nullptr ? nullptr : bias + channel;
             s.add = add;
-            (taken == 4 ? plane_walk<4> : taken == 2 ? plane_walk<2> : plane_walk<1>)(
-                size, alternate, tile.run)(task, s, tile);
+            (taken == 4   ? plane_walk<4, S, T>
+             : taken == 2 ? plane_walk<2, S, T>
+                          : plane_walk<1, S, T>)(size, alternate, tile.run)(task, s, tile);
         });
     });
 }

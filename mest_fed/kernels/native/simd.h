@@ -5,6 +5,12 @@
 #include <cstring>
 #include <utility>
 
+#include "bf16.h"
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace mest::MEST_VARIANT {
 namespace {
 
@@ -47,6 +53,27 @@ template <int N = V>
 inline void store(float* p, typename Simd<N>::type v) {
     *reinterpret_cast<typename Simd<N>::loose*>(p) = v;
 }
+
+typedef uint16_t halves __attribute__((vector_size(V * sizeof(uint16_t))));
+typedef uint16_t loose_halves
+    __attribute__((vector_size(V * sizeof(uint16_t)), aligned(2), may_alias));
+typedef uint32_t words __attribute__((vector_size(V * sizeof(uint32_t))));
+
+inline vec wide(halves h) { return (vec)(__builtin_convertvector(h, words) << 16); }
+
+// To the nearest, ties to even.
+inline halves narrow(vec v) {
+#if defined(__AVX512BF16__)
+    return (halves)_mm512_cvtneps_pbh((__m512)v);
+#else
+    const words bits = (words)v, none = (words)(v != v);
+    const words nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return __builtin_convertvector((nearest & ~none) | ((bits >> 16 | 0x40) & none), halves);
+#endif
+}
+
+inline vec load(const bf16* p) { return wide(*reinterpret_cast<const loose_halves*>(p)); }
+inline void store(bf16* p, vec v) { *reinterpret_cast<loose_halves*>(p) = narrow(v); }
 
 // Not vec{} + x, which would be an addition, since that makes 0 of -0.
 template <int... I>

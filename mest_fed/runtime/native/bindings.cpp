@@ -63,7 +63,7 @@ private:
 };
 
 // name, kind, optional, planes, length
-using Detail = std::tuple<std::string, int, bool, bool, int>;
+using Detail = std::tuple<std::string, int, bool, int, int>;
 // name, inputs, outputs, attributes
 using Line = std::tuple<std::string, std::vector<Detail>, std::vector<Detail>, std::vector<Detail>>;
 
@@ -76,7 +76,7 @@ std::vector<Line> operators() {
             std::vector<Detail> details;
             mest_detail d;
             for (; count > 0 && mest_detail_at(code, place, &d) != 0; ++place, --count) {
-                details.emplace_back(d.name, d.kind, d.optional != 0, d.planes != 0, d.length);
+                details.emplace_back(d.name, d.kind, d.optional != 0, d.planes, d.length);
             }
             return details;
         };

@@ -57,7 +57,7 @@ int mest_detail_at(int code, int place, mest_detail* found) {
     for (const auto* side : {&o->inputs, &o->outputs}) {
         if (at < side->size()) {
             const Argument& argument = (*side)[at];
-            *found = {argument.name, argument.type, argument.optional ? 1 : 0, argument.planes ? 1 : 0,
+            *found = {argument.name, argument.type, argument.optional ? 1 : 0, argument.layouts,
                       1};
             return 1;
         }

@@ -12,29 +12,31 @@
 namespace mest::runtime::MEST_VARIANT {
 namespace {
 
-// Zeroes a short run of floats.
-inline void zero(float* from, const float* to) {
+// Zeroes a short run.
+template <class T>
+inline void zero(T* from, const T* to) {
     for (; from + V <= to; from += V) store(from, vec{});
     if (from < to) store_some(from, vec{}, to - from);
 }
 
 struct Channels {
-    int64_t images = 0, channels = 0, plane = 0;  // plane: floats of a channel's elements
+    int64_t images = 0, channels = 0, plane = 0;  // plane: elements of a channel
     int64_t lead = 0, pitch = 0, image = 0;       // as in Planes
-    int64_t behind = 0;                           // floats of the buffer behind the last image
+    int64_t behind = 0;                           // values of the buffer behind the last image
 
     // The first element of a channel.
     int64_t at(int64_t image_, int64_t channel) const {
         return image_ * image + lead + channel * pitch;
     }
 
-    // Zeroes what is no element before and behind a channel: all of them leave no other float.
-    void clear(float* buffer, int64_t image_, int64_t channel) const {
+    // Zeroes what is no element before and behind a channel: all of them leave no other value.
+    template <class T>
+    void clear(T* buffer, int64_t image_, int64_t channel) const {
         if (pitch == plane && lead == 0) return;
-        float* first = buffer + at(image_, channel);
-        if (channel == 0) zero(first - lead, first);
+        T* first = buffer + at(image_, channel);
+        if (channel == 0) zero<T>(first - lead, first);
         const bool last = image_ + 1 == images && channel + 1 == channels;
-        zero(first + plane, first + pitch + (last ? behind : 0));
+        zero<T>(first + plane, first + pitch + (last ? behind : 0));
     }
 };
 
@@ -52,7 +54,8 @@ inline Channels channels_of(const Tensor& x) {
 template <int K>
 class Elements {
 public:
-    explicit Elements(const std::array<Tensor, K>& arguments) : written_(arguments[K - 1]) {
+    explicit Elements(const std::array<Tensor, K>& arguments)
+        : written_(arguments[K - 1]), narrow_(written_.narrow) {
         const Tensor& first = arguments[0];
         flat_ = std::all_of(arguments.begin(), arguments.end(),
                             [&](const Tensor& it) { return it.margin == first.margin; });
@@ -79,13 +82,15 @@ public:
                 std::array<int64_t, K> at;
                 for (int k = 0; k < K; ++k) at[k] = lies_[k].at(image, channel);
                 work(at, to.plane);
-                to.clear(run.at(written_), image, channel);
+                if (narrow_) to.clear(run.at<bf16>(written_), image, channel);
+                else to.clear(run.at(written_), image, channel);
             }
         });
     }
 
 private:
     Tensor written_;
+    bool narrow_;
     bool flat_;
     int64_t count_;  // floats of each where they lie alike
     std::array<Channels, K> lies_;

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <type_traits>
 
 #include "channels.h"
 #include "functions.h"
@@ -120,16 +121,30 @@ Step accumulate(Builder& b) {
     };
 }
 
-// From one layout to another.
-Step copy(Builder& b) {
-    const Tensor x = b["x"], y = b["y"];
-    b.expect("y", x.shape);
+// From one layout to another, and from one type to another.
+template <class From, class To>
+Step copy_of(const Tensor& x, const Tensor& y) {
     const Elements<2> elements({x, y});
     return [=](const Run& run) {
         elements.walk(run, [&](const auto& at, int64_t count) {
-            std::memmove(run.at(y) + at[1], run.at(x) + at[0], count * sizeof(float));
+            const From* from = run.at<From>(x) + at[0];
+            To* to = run.at<To>(y) + at[1];
+            if constexpr (std::is_same_v<From, To>) {
+                std::memmove(to, from, count * sizeof(To));
+            } else {
+                for_vectors(count, [=](int64_t i, auto some, int) {
+                    store_some(to + i, load_some(from + i, some), some);
+                });
+            }
         });
     };
+}
+
+Step copy(Builder& b) {
+    const Tensor x = b["x"], y = b["y"];
+    b.expect("y", x.shape);
+    if (x.narrow) return y.narrow ? copy_of<bf16, bf16>(x, y) : copy_of<bf16, float>(x, y);
+    return y.narrow ? copy_of<float, bf16>(x, y) : copy_of<float, float>(x, y);
 }
 
 // Word i of SplitMix64 (Steele, Lea and Flood 2014): elements draw without regard to each other.
@@ -193,12 +208,15 @@ std::vector<Operator> elementwise() {
     const Attribute probability{"probability", 0, 0.999};
     const Argument kept{"kept", uint8}, seed{"seed", int64};
     const Argument x = on_planes("x"), y = on_planes("y"), dx = on_planes("dx");
+    const auto any = [](const char* name) {
+        return Argument{name, float32, false, Argument::any_planes};
+    };
     const Argument a = on_planes("a"), b = on_planes("b"), c = on_planes("c");
     for (Operator one : std::vector<Operator>{
              {"add", {a, b}, {c}, {}, {}, of_two<std::plus<float>>},
              {"multiply", {a, b}, {c}, {}, {}, of_two<std::multiplies<float>>},
              {"accumulate", {a}, {on_planes("into")}, {}, {}, accumulate},
-             {"copy", {x}, {y}, {}, {}, copy},
+             {"copy", {any("x")}, {any("y")}, {}, {}, copy},
              {"dropout", {x, seed}, {y, kept}, {}, {probability}, dropout},
              {"dropout_gradient", {kept, on_planes("dy")}, {dx}, {}, {probability},
               dropout_gradient}}) {

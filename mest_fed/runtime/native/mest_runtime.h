@@ -52,7 +52,8 @@ typedef struct {
 enum { mest_attribute_whole = 0, mest_attribute_real = 1 };
 
 /* One argument or attribute of an operator: inputs first, then outputs, then attributes. `kind` is
- * the type of an argument, else one of the above; `planes` whether its buffer may have a margin;
+ * the type of an argument, else one of the above; `planes` 1 if its buffer may have a margin, 2 if it may
+ * then be of bfloat16 together with all such arguments of the operator, 3 if without them;
  * `length` the numbers of an attribute. */
 typedef struct {
     const char* name;

@@ -45,17 +45,18 @@ private:
           first_statistic(statistic), each(each_) {}
 };
 
-// A buffer, and where its channels lie.
+// A buffer of T, and where its channels lie.
+template <class T>
 struct Lies {
     Channels channels;
-    float* buffer;
+    T* buffer;
 
-    float* at(int64_t image, int64_t channel) const {
+    T* at(int64_t image, int64_t channel) const {
         return buffer == nullptr ? nullptr : buffer + channels.at(image, channel);
     }
     // Asks for the next image's channel: the processor cannot foresee such a leap.
     template <bool Write = false>
-    void ahead(const float* p) const {
+    void ahead(const T* p) const {
         __builtin_prefetch(p + channels.image, Write);
     }
     void clear(int64_t image, int64_t channel) const {
@@ -63,15 +64,18 @@ struct Lies {
     }
 };
 
+// T: of planes; all is computed in floats.
+template <class T>
 struct ForwardNorm {
     Norm norm;
-    Lies x, residual, y;
+    Lies<T> x, residual, y;
     float *mean, *scale;
 };
 
 // A number near the mean: of differences from it sums lose nothing where the mean is large beside
 // the deviation (Chan, Golub and LeVeque 1983).
-inline float near_mean(const float* x, int64_t plane) {
+template <class T>
+inline float near_mean(const T* x, int64_t plane) {
     const int64_t count = std::min<int64_t>(plane, 128);
     vec total{};
     for_vectors(count, [&](int64_t i, auto some, int) { total += load_some(x + i, some); });
@@ -117,8 +121,8 @@ private:
 };
 
 // Means, and 1 / sqrt(variance + epsilon), of the statistics of a unit.
-template <bool Each>
-void find_moments(const ForwardNorm& f, const Cover& cover) {
+template <bool Each, class T>
+void find_moments(const ForwardNorm<T>& f, const Cover& cover) {
     const int64_t plane = f.norm.plane;
     float shift[Norm::most_block];
     double total[Norm::most_block][2] = {};
@@ -131,7 +135,7 @@ void find_moments(const ForwardNorm& f, const Cover& cover) {
     });
     cover.walk([&](int64_t image, int c) {
         const int k = cover.statistic(c);
-        const float* x = f.x.at(image, c);
+        const T* x = f.x.at(image, c);
         const float from = shift[k];
         vec s[4] = {}, q[4] = {};
         for_vectors(plane, [&, x, from](int64_t i, auto some, int turn) {
@@ -152,19 +156,19 @@ void find_moments(const ForwardNorm& f, const Cover& cover) {
     }
 }
 
-template <bool Relu, bool Residual>
-void normalise(const ForwardNorm& f, const Cover& cover) {
+template <bool Relu, bool Residual, class T>
+void normalise(const ForwardNorm<T>& f, const Cover& cover) {
     const Norm& n = f.norm;
     cover.walk([&](int64_t image, int c) {
         const int64_t k = cover.first_statistic + cover.statistic(c);
         const float factor = n.gamma[c] * f.scale[k], constant = n.beta[c] - f.mean[k] * factor;
-        const float *x = f.x.at(image, c), *residual = f.residual.at(image, c);
-        float* y = f.y.at(image, c);
+        const T *x = f.x.at(image, c), *residual = f.residual.at(image, c);
+        T* y = f.y.at(image, c);
         for_vectors(n.plane, [=, &f, &cover](int64_t i, auto some, int) {
             vec z = load_some(x + i, some) * factor + constant;
             if (Residual) z += load_some(residual + i, some);
             if (Relu) z = z < 0.0f ? vec{} : z;
-            if (cover.each) f.y.ahead<true>(y + i);
+            if (cover.each) f.y.template ahead<true>(y + i);
             store_some(y + i, z, some);
         });
         f.y.clear(image, c);
@@ -172,18 +176,20 @@ void normalise(const ForwardNorm& f, const Cover& cover) {
 }
 
 // y by means and scales that are known.
-inline void apply_unit(const ForwardNorm& f, int64_t unit) {
+template <class T>
+inline void apply_unit(const ForwardNorm<T>& f, int64_t unit) {
     const Cover cover(f.norm, unit);
     if (f.residual.buffer != nullptr) {
-        (f.norm.relu ? normalise<true, true> : normalise<false, true>)(f, cover);
+        (f.norm.relu ? normalise<true, true, T> : normalise<false, true, T>)(f, cover);
     } else {
-        (f.norm.relu ? normalise<true, false> : normalise<false, false>)(f, cover);
+        (f.norm.relu ? normalise<true, false, T> : normalise<false, false, T>)(f, cover);
     }
 }
 
-inline void forward_unit(const ForwardNorm& f, int64_t unit) {
+template <class T>
+inline void forward_unit(const ForwardNorm<T>& f, int64_t unit) {
     const Cover cover(f.norm, unit);
-    (cover.each ? find_moments<true> : find_moments<false>)(f, cover);
+    (cover.each ? find_moments<true, T> : find_moments<false, T>)(f, cover);
     apply_unit(f, unit);
 }
 
@@ -194,14 +200,18 @@ inline vec above(const float* dy, const float* more, Some some) {
 }
 
 // Before the ReLU, whose output says where it was open.
-template <bool Relu, class Some>
-inline vec open_gradient(vec d, const float* y, Some some) {
+template <bool Relu, class T, class Some>
+inline vec open_gradient(vec d, const T* y, Some some) {
     return Relu ? (load_some(y, some) <= 0.0f ? vec{} : d) : d;
 }
 
+template <class T>
 struct BackwardNorm {
     Norm norm;
-    Lies x, y, dy, more, dx, dresidual;  // more is added to dy
+    Lies<T> x, y;
+    Lies<float> dy, more;  // more is added to dy
+    Lies<T> dx;
+    Lies<float> dresidual;
     const float *mean, *scale;
     double* sums;  // two of each (image, channel): of batch norm at the first image
 };
@@ -213,8 +223,8 @@ struct GradientSums {
 };
 
 // The gradient before the ReLU, which is dresidual: it is written down where that is wanted.
-template <bool Relu, bool Residual, bool More>
-GradientSums sum_gradients(const BackwardNorm& g, const Cover& cover) {
+template <bool Relu, bool Residual, bool More, class T>
+GradientSums sum_gradients(const BackwardNorm<T>& g, const Cover& cover) {
     const Norm& n = g.norm;
     GradientSums sums;
     cover.walk([&](int64_t image, int c) {
@@ -229,8 +239,8 @@ GradientSums sum_gradients(const BackwardNorm& g, const Cover& cover) {
     });
     cover.walk([&](int64_t image, int c) {
         const float mean = g.mean[cover.first_statistic + cover.statistic(c)];
-        const float *x = g.x.at(image, c), *y = g.y.at(image, c), *dy = g.dy.at(image, c);
-        const float* more = g.more.at(image, c);
+        const T *x = g.x.at(image, c), *y = g.y.at(image, c);
+        const float *dy = g.dy.at(image, c), *more = g.more.at(image, c);
         float* dresidual = g.dresidual.at(image, c);
         vec s[4] = {}, q[4] = {};
         for_vectors(n.plane, [&, x, y, dy, more, dresidual](int64_t i, auto some, int turn) {
@@ -252,8 +262,8 @@ GradientSums sum_gradients(const BackwardNorm& g, const Cover& cover) {
 }
 
 // dx = open * factor - level - (x - mean) * slope
-template <bool Relu, bool Residual, bool More>
-void spread_gradient(const BackwardNorm& g, const Cover& cover, const GradientSums& sums) {
+template <bool Relu, bool Residual, bool More, class T>
+void spread_gradient(const BackwardNorm<T>& g, const Cover& cover, const GradientSums& sums) {
     const Norm& n = g.norm;
     const double count = cover.count(n.plane);
     cover.walk([&](int64_t image, int c) {
@@ -262,12 +272,12 @@ void spread_gradient(const BackwardNorm& g, const Cover& cover, const GradientSu
         const float scale = g.scale[cover.first_statistic + k], factor = n.gamma[c] * scale;
         const auto level = static_cast<float>(sums.level[k] / count * scale);
         const auto slope = static_cast<float>(sums.slope[k] / count * scale * scale);
-        const float *x = g.x.at(image, c), *y = g.y.at(image, c);
+        const T *x = g.x.at(image, c), *y = g.y.at(image, c);
         const float* dy = (Residual ? g.dresidual : g.dy).at(image, c);
         const float* more = g.more.at(image, c);
-        float* dx = g.dx.at(image, c);
+        T* dx = g.dx.at(image, c);
         for_vectors(n.plane, [=, &g, &cover](int64_t i, auto some, int) {
-            if (cover.each) g.dx.ahead<true>(dx + i);
+            if (cover.each) g.dx.template ahead<true>(dx + i);
             const vec up = above<More && !Residual>(dy + i, more + i, some);
             const vec open = open_gradient<Relu && !Residual>(up, y + i, some);
             const vec centred = load_some(x + i, some) - mean;
@@ -277,17 +287,19 @@ void spread_gradient(const BackwardNorm& g, const Cover& cover, const GradientSu
     });
 }
 
-template <bool Relu, bool Residual, bool More>
-void backward(const BackwardNorm& g, const Cover& cover) {
-    const GradientSums sums = sum_gradients<Relu, Residual, More>(g, cover);
-    spread_gradient<Relu, Residual, More>(g, cover, sums);
+template <bool Relu, bool Residual, bool More, class T>
+void backward(const BackwardNorm<T>& g, const Cover& cover) {
+    const GradientSums sums = sum_gradients<Relu, Residual, More, T>(g, cover);
+    spread_gradient<Relu, Residual, More, T>(g, cover, sums);
 }
 
-inline void backward_unit(const BackwardNorm& g, int64_t unit) {
-    constexpr decltype(&backward<false, false, false>) all[] = {
-        backward<false, false, false>, backward<false, false, true>, backward<false, true, false>,
-        backward<false, true, true>,   backward<true, false, false>, backward<true, false, true>,
-        backward<true, true, false>,   backward<true, true, true>};
+template <class T>
+inline void backward_unit(const BackwardNorm<T>& g, int64_t unit) {
+    constexpr decltype(&backward<false, false, false, T>) all[] = {
+        backward<false, false, false, T>, backward<false, false, true, T>,
+        backward<false, true, false, T>,  backward<false, true, true, T>,
+        backward<true, false, false, T>,  backward<true, false, true, T>,
+        backward<true, true, false, T>,   backward<true, true, true, T>};
     const int residual = g.dresidual.buffer != nullptr, more = g.more.buffer != nullptr;
     all[g.norm.relu * 4 + residual * 2 + more](g, Cover(g.norm, unit));
 }

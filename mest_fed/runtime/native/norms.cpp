@@ -30,27 +30,53 @@ Norm norm_of(const Builder& b, int groups) {
             nullptr};
 }
 
+// What a norm walks over forward, and where it lies.
+struct Walked {
+    Tensor x, residual, y, mean, scale;
+    std::array<Channels, 3> on;
+
+    explicit Walked(const Builder& b)
+        : x(b["x"]), residual(b["residual"]), y(b["y"]), mean(b["mean"]), scale(b["scale"]),
+          on{channels_of(x), channels_of(residual), channels_of(y)} {}
+
+    bool in_c_order() const { return x.margin == 0 && y.margin == 0 && residual.margin == 0; }
+
+    // work(norm over planes of their type)
+    template <class Work>
+    void over(const Norm& norm, const Run& run, const Work& work) const {
+        if (x.narrow) work(of<bf16>(norm, run));
+        else work(of<float>(norm, run));
+    }
+
+private:
+    template <class T>
+    ForwardNorm<T> of(const Norm& norm, const Run& run) const {
+        return {norm, {on[0], run.at<T>(x)}, {on[1], run.at<T>(residual)}, {on[2], run.at<T>(y)},
+                run.at(mean), run.at(scale)};
+    }
+};
+
 template <bool Batch>
 Step forward(Builder& b) {
     Norm given = norm_of(b, Batch ? 0 : static_cast<int>(b.whole("groups")));
     given.epsilon = static_cast<float>(b.real("epsilon"));
-    const Tensor x = b["x"], gamma = b["gamma"], beta = b["beta"], residual = b["residual"];
-    const Tensor y = b["y"], mean = b["mean"], scale = b["scale"];
+    const Walked walked(b);
+    const Tensor x = walked.x, gamma = b["gamma"], beta = b["beta"], residual = walked.residual;
+    const Tensor y = walked.y, mean = walked.mean, scale = walked.scale;
     const Tensor means = b["running_mean"], variances = b["running_variance"];
     const double momentum = Batch ? b.real("momentum") : 0;
     const double count = static_cast<double>(given.images * given.plane);
     b.require(!Batch || count > 1, "x has shape " + text_of(x.shape),
               "more than one value a channel");
-    const std::array<Channels, 3> on{channels_of(x), channels_of(residual), channels_of(y)};
     return [=](const Run& run) {
         Norm norm = given;
         norm.gamma = run.at(gamma), norm.beta = run.at(beta), norm.residual = run.at(residual);
-        if (x.margin == 0 && y.margin == 0 && residual.margin == 0) {
+        if (walked.in_c_order()) {
             norm_forward(norm, run.at(x), run.at(y), run.at(mean), run.at(scale), run.threads);
         } else {
-            const ForwardNorm forward{norm, {on[0], run.at(x)}, {on[1], run.at(residual)},
-                                      {on[2], run.at(y)}, run.at(mean), run.at(scale)};
-            parallel_for(norm.units(), run.threads, [&](int64_t i) { forward_unit(forward, i); });
+            walked.over(norm, run, [&](const auto& f) {
+                parallel_for(norm.units(), run.threads, [&](int64_t i) { forward_unit(f, i); });
+            });
         }
         if (!Batch) return;
         for (int c = 0; c < norm.channels; ++c) {
@@ -69,15 +95,14 @@ Step forward(Builder& b) {
 template <bool Batch>
 Step apply(Builder& b) {
     const Norm given = norm_of(b, Batch ? 0 : static_cast<int>(b.whole("groups")));
-    const Tensor x = b["x"], gamma = b["gamma"], beta = b["beta"], residual = b["residual"];
-    const Tensor y = b["y"], mean = b["mean"], scale = b["scale"];
-    const std::array<Channels, 3> on{channels_of(x), channels_of(residual), channels_of(y)};
+    const Tensor gamma = b["gamma"], beta = b["beta"];
+    const Walked walked(b);
     return [=](const Run& run) {
         Norm norm = given;
         norm.gamma = run.at(gamma), norm.beta = run.at(beta);
-        const ForwardNorm forward{norm, {on[0], run.at(x)}, {on[1], run.at(residual)},
-                                  {on[2], run.at(y)}, run.at(mean), run.at(scale)};
-        parallel_for(norm.units(), run.threads, [&](int64_t i) { apply_unit(forward, i); });
+        walked.over(norm, run, [&](const auto& f) {
+            parallel_for(norm.units(), run.threads, [&](int64_t i) { apply_unit(f, i); });
+        });
     };
 }
 
@@ -89,6 +114,8 @@ Step gradient(Builder& b) {
     const Tensor more = b["more"], dresidual = b["dresidual"];
     b.require(y || !given.relu, "y is absent", "the output where there is a ReLU");
     b.doubles(given.sums());
+    const bool adds = b.adds();
+    if (adds) b.floats(2 * given.channels);
     const std::array<Tensor, 6> walked{x, y, dy, more, dx, dresidual};
     std::array<Channels, 6> on;
     std::transform(walked.begin(), walked.end(), on.begin(), channels_of);
@@ -102,17 +129,28 @@ Step gradient(Builder& b) {
         // there is a residual.
         norm.gamma = norm.beta = run.at(gamma);
         norm.residual = norm.relu ? run.at(y) : nullptr;
-        if (by_channels) {
-            const BackwardNorm backward{norm, {on[0], run.at(x)}, {on[1], run.at(y)},
-                                        {on[2], run.at(dy)}, {on[3], run.at(more)},
-                                        {on[4], run.at(dx)}, {on[5], run.at(dresidual)},
-                                        run.at(mean), run.at(scale), run.shared.doubles.data()};
+        float* of_gamma = adds ? run.shared.floats.data() : run.at(dgamma);
+        float* of_beta = adds ? of_gamma + norm.channels : run.at(dbeta);
+        const auto walk_over = [&](auto type) {
+            using T = decltype(type);
+            const BackwardNorm<T> backward{norm, {on[0], run.at<T>(x)}, {on[1], run.at<T>(y)},
+                                           {on[2], run.at(dy)}, {on[3], run.at(more)},
+                                           {on[4], run.at<T>(dx)}, {on[5], run.at(dresidual)},
+                                           run.at(mean), run.at(scale), run.shared.doubles.data()};
             parallel_for(norm.units(), run.threads, [&](int64_t i) { backward_unit(backward, i); });
-            return norm_parameters(norm, backward.sums, run.at(dgamma), run.at(dbeta));
+            norm_parameters(norm, backward.sums, of_gamma, of_beta);
+        };
+        if (by_channels) {
+            x.narrow ? walk_over(bf16{}) : walk_over(float{});
+        } else {
+            norm_backward(norm, {run.at(dy), run.at(x), run.at(y), run.at(mean), run.at(scale)},
+                          run.at(dx), run.at(dresidual), of_gamma, of_beta,
+                          run.shared.doubles.data(), run.threads);
         }
-        norm_backward(norm, {run.at(dy), run.at(x), run.at(y), run.at(mean), run.at(scale)},
-                      run.at(dx), run.at(dresidual), run.at(dgamma), run.at(dbeta),
-                      run.shared.doubles.data(), run.threads);
+        for (int c = 0; adds && c < norm.channels; ++c) {
+            run.at(dgamma)[c] += of_gamma[c];
+            run.at(dbeta)[c] += of_beta[c];
+        }
     };
 }
 
@@ -123,21 +161,22 @@ Step inference(Builder& b) {
     for (const char* name : {"gamma", "beta", "running_mean", "running_variance"}) {
         b.expect(name, {shape[1]});
     }
-    const int64_t channels = shape[1], planes = shape[0] * channels, plane = product_of(shape, 2);
     const double epsilon = b.real("epsilon");
     const bool relu = b.whole("relu") != 0;
     const Tensor x = b["x"], gamma = b["gamma"], beta = b["beta"], residual = b["residual"];
     const Tensor means = b["running_mean"], variances = b["running_variance"], y = b["y"];
+    const Channels on_x = channels_of(x), on_residual = channels_of(residual), on = channels_of(y);
+    const int64_t channels = on.channels, plane = on.plane;
     return [=](const Run& run) {
-        for_runs(planes, plane, run.threads, [&](int64_t begin, int64_t end) {
+        for_runs(on.images * channels, plane, run.threads, [&](int64_t begin, int64_t end) {
             for (int64_t at = begin; at < end; ++at) {
-                const int64_t c = at % channels;
+                const int64_t image = at / channels, c = at % channels;
                 const double scale = run.at(gamma)[c] / std::sqrt(run.at(variances)[c] + epsilon);
                 const auto factor = static_cast<float>(scale);
                 const auto constant = static_cast<float>(run.at(beta)[c] - run.at(means)[c] * scale);
-                const float* from = run.at(x) + at * plane;
-                const float* add = residual ? run.at(residual) + at * plane : nullptr;
-                float* to = run.at(y) + at * plane;
+                const float* from = run.at(x) + on_x.at(image, c);
+                const float* add = residual ? run.at(residual) + on_residual.at(image, c) : nullptr;
+                float* to = run.at(y) + on.at(image, c);
                 const auto each = [&](const auto& value) {
                     MEST_EACH_ALONE
                     for (int64_t i = 0; i < plane; ++i) {
@@ -147,6 +186,7 @@ Step inference(Builder& b) {
                 };
                 if (add != nullptr) each([&](int64_t i) { return from[i] * factor + constant + add[i]; });
                 else each([&](int64_t i) { return from[i] * factor + constant; });
+                on.clear(run.at(y), image, c);
             }
         });
     };
@@ -240,27 +280,29 @@ Step layer_norm_gradient(Builder& b) {
 std::vector<Operator> norms() {
     const Attribute groups{"groups", 1}, relu{"relu", 0, 1}, axes{"axes", 1};
     const Attribute epsilon{"epsilon", 0, 1e6}, momentum{"momentum", 0, 1};
-    const Argument x = on_planes("x"), residual = on_planes("residual", true);
-    const std::vector<Argument> made{on_planes("y"), {"mean"}, {"scale"}};
+    const Argument x = on_bf16_planes("x"), residual = on_bf16_planes("residual", true);
+    const std::vector<Argument> made{on_bf16_planes("y"), {"mean"}, {"scale"}};
     const std::vector<Argument> given{
-        x, on_planes("y", true), {"mean"}, {"scale"}, {"gamma"}, on_planes("dy"),
+        x, on_bf16_planes("y", true), {"mean"}, {"scale"}, {"gamma"}, on_planes("dy"),
         on_planes("more", true)};
     const std::vector<Argument> known{x, {"mean"}, {"scale"}, {"gamma"}, {"beta"}, residual};
-    const std::vector<Argument> back{on_planes("dx"), {"dgamma"}, {"dbeta"},
+    const std::vector<Argument> back{on_bf16_planes("dx"), {"dgamma"}, {"dbeta"},
                                      on_planes("dresidual", true)};
     return {
         {"group_norm", {x, {"gamma"}, {"beta"}, residual}, made, {groups, relu}, {epsilon},
          forward<false>},
         {"group_norm_gradient", given, back, {groups, relu}, {}, gradient<false>},
-        {"group_norm_apply", known, {on_planes("y")}, {groups, relu}, {}, apply<false>},
-        {"batch_norm_apply", known, {on_planes("y")}, {relu}, {}, apply<true>},
+        {"group_norm_gradient_added", given, back, {groups, relu}, {}, gradient<false>, true},
+        {"group_norm_apply", known, {on_bf16_planes("y")}, {groups, relu}, {}, apply<false>},
+        {"batch_norm_apply", known, {on_bf16_planes("y")}, {relu}, {}, apply<true>},
         {"batch_norm",
          {x, {"gamma"}, {"beta"}, residual, {"running_mean"}, {"running_variance"}},
          made, {relu}, {epsilon, momentum}, forward<true>},
         {"batch_norm_gradient", given, back, {relu}, {}, gradient<true>},
         {"batch_norm_inference",
-         {{"x"}, {"gamma"}, {"beta"}, residual, {"running_mean"}, {"running_variance"}},
-         {{"y"}}, {relu}, {epsilon}, inference},
+         {on_planes("x"), {"gamma"}, {"beta"}, on_planes("residual", true), {"running_mean"},
+          {"running_variance"}},
+         {on_planes("y")}, {relu}, {epsilon}, inference},
         {"layer_norm", {{"x"}, {"gamma"}, {"beta"}}, {{"y"}, {"mean"}, {"scale"}}, {axes}, {epsilon},
          layer_norm},
         {"layer_norm_gradient", {{"x"}, {"mean"}, {"scale"}, {"gamma"}, {"dy"}},

@@ -47,7 +47,7 @@ int phase_of(std::vector<PlanePhase>& phases, const PlanePhase& wanted) {
 
 }  // namespace
 
-PlaneGeometry::PlaneGeometry(const PlaneWindow& w, const Planes& x_, const Planes& y_)
+PlaneGeometry::PlaneGeometry(const PlaneWindow& w, const Planes& x_, const Planes& y_, int bytes)
     : x(x_), y(y_), taken(x_) {
     check(w, x, y);
     const bool strides = w.stride_height > 1 || w.stride_width > 1;
@@ -74,9 +74,9 @@ PlaneGeometry::PlaneGeometry(const PlaneWindow& w, const Planes& x_, const Plane
     require(std::max(taken.image(), y.image()) < std::numeric_limits<int32_t>::max() / 2,
             "a large image", "up to 2**30 floats");
     // Images whose vectors fill a tile, or as many as stay in the second cache.
-    constexpr int64_t held = 49152, tile = 6;
+    constexpr int64_t held = 196608, tile = 6;
     const int64_t lines = taken.lines();
-    taken.images = std::min(x.images, std::max({int64_t{1}, held / taken.image(),
+    taken.images = std::min(x.images, std::max({int64_t{1}, held / (taken.image() * bytes),
                                                 (tile + lines - 1) / lines}));
 }
 

@@ -25,7 +25,8 @@ struct PlaneTap {
 
 struct PlaneGeometry {
     // Throws std::invalid_argument for what planes in place cannot do.
-    PlaneGeometry(const PlaneWindow& window, const Planes& x, const Planes& y);
+    // `bytes`: of a value of the planes.
+    PlaneGeometry(const PlaneWindow& window, const Planes& x, const Planes& y, int bytes);
 
     Planes x, y;
     Planes taken;  // what taps stand on: x itself, or the phases of so many images at once as share a walk

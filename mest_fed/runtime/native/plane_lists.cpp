@@ -80,8 +80,9 @@ void PlaneLists::add_columns(const PlaneGeometry& g) {
             if (way_ == PlaneWay::spread) offset += moved_[group_of_tap_[t]];
             const int group = group_of_tap_[t];
             const LineMask* masks = masks_.data() + int64_t{mask_of_[group]} * task_.lines;
-            columns_.push_back({{static_cast<int32_t>(offset), 0, masks[0], masks[task_.lines > 1]},
-                                group, taken});
+            PlaneEntry entry{static_cast<int32_t>(offset), 0, masks[0], masks[task_.lines > 1]};
+            if (!task_.alternate) entry.even = static_cast<LineMask>(mask_of_[group]);
+            columns_.push_back({entry, group, taken});
         }
     }
 }

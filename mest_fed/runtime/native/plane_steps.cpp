@@ -17,19 +17,21 @@ constexpr int64_t most_chunks = 8;
 class PlaneStep {
 public:
     PlaneStep(Builder& b, Way way, const PlaneConvolution& c)
-        : c_(c), product_(way, window(b, c), c.rows, c.x.planes(), c.y.planes()) {
+        : c_(c),
+          product_(way, window(b, c), c.rows, c.x.planes(), c.y.planes(), c.y.narrow) {
         b.scratch(product_.scratch_floats());
         if (c.slots) {
             reserve(b);
         } else {
             product_.set_dense();
         }
+        b.floats(product_.packed_words(c.slots.count()));
         b.holds(product_.bytes() + static_cast<int64_t>(slots_.capacity() * sizeof(int32_t)));
     }
 
     // Lays the entries out anew where they have changed.
     const PlaneProduct& product(const Run& run) {
-        if (!c_.slots) return product_;
+        if (!c_.slots || (run.again && known_)) return product_;
         const int32_t* slots = run.at<int32_t>(c_.slots);
         int64_t active = c_.slots.count();
         while (active > 0 && slots[active - 1] == -1) --active;  // capacity that is not in use
@@ -44,6 +46,12 @@ public:
         slots_.assign(slots, slots + active);
         known_ = true;
         return product_;
+    }
+
+    // The values of the weight, as the product takes them.
+    PlaneValues values(const Run& run) const {
+        // Words of the shared memory, which nothing else of the step uses.
+        return product_.pack(run.at(c_.values), reinterpret_cast<uint32_t*>(run.shared.floats.data()));
     }
 
     // work(images) for all images, in sets.
@@ -62,14 +70,15 @@ public:
         return std::min((c_.p.batch + set - 1) / set, most_chunks);
     }
 
-    // work(images, sum): each chunk adds to a sum of its own, and the sums are added in order.
+    // work(images, sum): each chunk adds to a sum of its own, and the sums are added in order; `add`:
+    // to what the total holds.
     template <class Work>
-    void sum_in_chunks(const Run& run, float* total, const Work& work) const {
+    void sum_in_chunks(const Run& run, float* total, bool add, const Work& work) const {
         const int64_t count = numbers(), set = product_.set_images(), parts = chunks();
         const int64_t sets = (c_.p.batch + set - 1) / set;
         const int64_t wave = std::min<int64_t>(parts, run.threads);
         float* partial = run.shared.floats.data();
-        std::fill(total, total + count, 0.0f);
+        if (!add) std::fill(total, total + count, 0.0f);
         for (int64_t done = 0; done < parts; done += wave) {
             const int64_t now = std::min(wave, parts - done);
             if (parts > 1) std::fill(partial, partial + now * count, 0.0f);
@@ -111,38 +120,58 @@ private:
     bool known_ = false;
 };
 
-}  // namespace
-
-Step planes_forward(Builder& b, const PlaneConvolution& c) {
+template <class T>
+Step forward_of(Builder& b, const PlaneConvolution& c) {
     const auto step = std::make_shared<PlaneStep>(b, Way::forward, c);
     return [=](const Run& run) {
         const PlaneProduct& product = step->product(run);
+        const PlaneValues values = step->values(run);
         step->for_images(run, [&](const PlaneImages& images) {
-            product.forward(run.at(c.values), run.at(c.x), run.at(c.bias), run.at(c.y), images);
+            product.forward(values, run.at<T>(c.x), run.at(c.bias), run.at<T>(c.y), images);
         });
     };
 }
 
-Step planes_input_gradient(Builder& b, const PlaneConvolution& c) {
+template <class T>
+Step input_gradient_of(Builder& b, const PlaneConvolution& c) {
     const auto step = std::make_shared<PlaneStep>(b, Way::input, c);
+    const bool add = b.adds();
     return [=](const Run& run) {
         const PlaneProduct& product = step->product(run);
+        const PlaneValues values = step->values(run);
         step->for_images(run, [&](const PlaneImages& images) {
-            product.input(run.at(c.values), run.at(c.y), run.at(c.x), false, images);
+            product.input(values, run.at<T>(c.y), run.at(c.x), add, images);
         });
     };
 }
 
-Step planes_values_gradient(Builder& b, const PlaneConvolution& c) {
+template <class T>
+Step values_gradient_of(Builder& b, const PlaneConvolution& c) {
     const auto step = std::make_shared<PlaneStep>(b, Way::values, c);
     const int64_t parts = step->chunks();
+    const bool add = b.adds();
     if (parts > 1) b.floats_each(step->numbers(), parts);
     return [=](const Run& run) {
         const PlaneProduct& product = step->product(run);
-        step->sum_in_chunks(run, run.at(c.values), [&](const PlaneImages& images, float* sum) {
-            product.values(run.at(c.x), run.at(c.y), sum, images);
-        });
+        const auto work = [&](const PlaneImages& images, float* sum) {
+            product.values(run.at<T>(c.x), run.at<T>(c.y), sum, images);
+        };
+        step->sum_in_chunks(run, run.at(c.values), add, work);
     };
+}
+
+}  // namespace
+
+Step planes_forward(Builder& b, const PlaneConvolution& c) {
+    return c.y.narrow ? forward_of<bf16>(b, c) : forward_of<float>(b, c);
+}
+
+Step planes_input_gradient(Builder& b, const PlaneConvolution& c) {
+    return c.y.narrow ? input_gradient_of<bf16>(b, c) : input_gradient_of<float>(b, c);
+}
+
+Step planes_values_gradient(Builder& b, const PlaneConvolution& c) {
+    return c.y.narrow ? values_gradient_of<bf16>(b, c) : values_gradient_of<float>(b, c);
 }
 
 }  // namespace mest::runtime

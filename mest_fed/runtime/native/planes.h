@@ -1,4 +1,4 @@
-// Planes in place: where the elements of a buffer with margins lie. Rows have no side margins; a
+// Planes in place: where the elements of a buffer with margins lie, in values of whatever type. Rows have no side margins; a
 // channel is followed by rows of zeros, which are the bottom margin of one channel and the top
 // margin of the next.
 #pragma once
@@ -14,11 +14,11 @@ struct Planes {
 
     static int64_t whole_lines(int64_t floats) { return (floats + 15) / 16 * 16; }
 
-    // Floats from one channel to the next.
+    // Values from one channel to the next.
     int64_t pitch() const { return whole_lines(int64_t{height + margin} * width); }
     // Zeros before the first channel of each image.
     int64_t lead() const { return whole_lines(int64_t{margin} * (width + 1)); }
-    // Floats from one image to the next.
+    // Values from one image to the next.
     int64_t image() const { return lead() + channels * pitch(); }
     // Of the buffer; what lies behind the last image may be read.
     int64_t floats() const { return images * image() + 64; }

@@ -1,4 +1,5 @@
 // Pools over planes: a plane is never cut among threads.
+#include <cstring>
 #include <limits>
 
 #include "channels.h"
@@ -196,21 +197,34 @@ Step average_pool_gradient(Builder& b) {
     });
 }
 
+float number(float x) { return x; }
+float number(bf16 x) {
+    const uint32_t bits = uint32_t{x.bits} << 16;
+    float wide;
+    std::memcpy(&wide, &bits, sizeof wide);
+    return wide;
+}
+
 // Means over all axes after the second.
-Step global_pool(Builder& b) {
-    const Tensor x = b.dims("x", -3), y = b["y"];
-    b.expect("y", {x.shape[0], x.shape[1]});
+template <class T>
+Step global_pool_of(const Tensor& x, const Tensor& y) {
     const Channels on = channels_of(x);
     return [=](const Run& run) {
         float* to = run.at(y);
         for_runs(y.count(), on.plane, run.threads, [&](int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; ++i) {
-                const float* from = run.at(x) + on.at(i / on.channels, i % on.channels);
-                const double total = sum_of(on.plane, [&](int64_t j) { return from[j]; });
+                const T* from = run.at<T>(x) + on.at(i / on.channels, i % on.channels);
+                const double total = sum_of(on.plane, [&](int64_t j) { return number(from[j]); });
                 to[i] = static_cast<float>(total / static_cast<double>(on.plane));
             }
         });
     };
+}
+
+Step global_pool(Builder& b) {
+    const Tensor x = b.dims("x", -3), y = b["y"];
+    b.expect("y", {x.shape[0], x.shape[1]});
+    return x.narrow ? global_pool_of<bf16>(x, y) : global_pool_of<float>(x, y);
 }
 
 Step global_pool_gradient(Builder& b) {
@@ -244,7 +258,7 @@ std::vector<Operator> pools() {
         {"max_pool2d_gradient", {where, dy}, {dx}, most, {}, max_pool_gradient},
         {"average_pool2d", {x}, {y}, mean, {}, average_pool},
         {"average_pool2d_gradient", {dy}, {dx}, mean, {}, average_pool_gradient},
-        {"global_average_pool", {x}, {{"y"}}, {}, {}, global_pool},
+        {"global_average_pool", {on_bf16_planes("x")}, {{"y"}}, {}, {}, global_pool},
         {"global_average_pool_gradient", {{"dy"}}, {dx}, {}, {}, global_pool_gradient},
     };
 }

@@ -28,23 +28,34 @@ Tensor argument_of(const Argument& argument, int64_t number, const std::vector<B
                    const std::string& where) {
     if (number < 0) return {};
     const Buffer& buffer = buffers[number];
-    if (buffer.type != argument.type) {
+    const bool narrow = buffer.type == bfloat16 && buffer.margin > 0 &&
+                        argument.layouts >= Argument::bf16_planes;
+    if (buffer.type != argument.type && !narrow) {
         refuse(where + " is of " + name_of(buffer.type), name_of(argument.type));
     }
-    if (buffer.margin > 0 && !argument.planes) {
+    if (buffer.margin > 0 && argument.layouts == Argument::c_order) {
         refuse(where + " has margin " + std::to_string(buffer.margin), "0");
     }
-    return {number, buffer.shape, buffer.margin};
+    return {number, buffer.shape, buffer.margin, narrow};
 }
 
 Fields fields_of(const Operator& kind, Reader<int64_t>& numbers, Reader<double>& reals,
                  const std::vector<Buffer>& buffers) {
     Fields f;
     const auto last = static_cast<double>(buffers.size()) - 1;
+    bool typed = false, narrow = false;
     for (const auto* side : {&kind.inputs, &kind.outputs}) {
         for (const Argument& argument : *side) {
             const int64_t number = numbers.next(argument.name, argument.optional ? -1 : 0, last);
             f.arguments.push_back(argument_of(argument, number, buffers, argument.name));
+            const Tensor& tensor = f.arguments.back();
+            if (!tensor || argument.layouts != Argument::bf16_planes) continue;
+            if (typed && tensor.narrow != narrow) {
+                refuse(std::string(argument.name) + " is of " + name_of(buffers[number].type),
+                       name_of(narrow ? bfloat16 : float32) + std::string(" as the others"));
+            }
+            typed = true;
+            narrow = tensor.narrow;
         }
     }
     for (const Attribute& attribute : kind.wholes) {
@@ -68,13 +79,14 @@ Fields fields_of(const Operator& kind, Reader<int64_t>& numbers, Reader<double>&
 
 // Its bytes, in which margins count.
 int64_t bytes_of_planes(const Buffer& buffer, const std::string& where) {
-    const bool whole = buffer.type == float32 && buffer.shape.size() == 4 && buffer.offset >= 0;
+    const bool floats = buffer.type == float32 || buffer.type == bfloat16;
+    const bool whole = floats && buffer.shape.size() == 4 && buffer.offset >= 0;
     constexpr int64_t largest = (int64_t{1} << 31) - 1;
     const bool small = std::all_of(buffer.shape.begin(), buffer.shape.end(),
                                    [](int64_t size) { return size <= largest; });
     if (!whole || !small) {
         refuse(where + ".margin = " + std::to_string(buffer.margin),
-               "0 but for float32 in the arena of 4 dimensions");
+               "0 but for float32 and bfloat16 in the arena of 4 dimensions");
     }
     const int64_t bytes = buffer.bytes();
     if (bytes > most_bytes) refuse(where + " is too large", "at most 2**40 bytes");
@@ -184,7 +196,7 @@ void Program::add_lanes(const mest_description& d, char* arena) {
 
 Program::Lane Program::lane_of(const mest_description& d, int threads, int64_t most, char* arena,
                                std::shared_ptr<Shared> shared) {
-    Lane lane{threads, {}, {}, {}, std::move(shared)};
+    Lane lane{threads, {}, {}, {}, std::move(shared), false};
     for (const Buffer& buffer : buffers_) {
         lane.addresses.push_back(buffer.offset < 0 ? nullptr : arena + buffer.offset);
     }

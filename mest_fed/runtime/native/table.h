@@ -17,11 +17,17 @@ struct Argument {
     const char* name;
     Type type = float32;
     bool optional = false;
-    bool planes = false;  // its buffer may have a margin
+    // Whether its buffer may have a margin, and then be of bfloat16: together with all other such
+    // arguments of the operator, or as it likes.
+    enum Layouts : int { c_order, planes, bf16_planes, any_planes } layouts = c_order;
 };
 
 inline Argument on_planes(const char* name, bool optional = false) {
-    return {name, float32, optional, true};
+    return {name, float32, optional, Argument::planes};
+}
+
+inline Argument on_bf16_planes(const char* name, bool optional = false) {
+    return {name, float32, optional, Argument::bf16_planes};
 }
 
 struct Attribute {
@@ -39,6 +45,7 @@ struct Operator {
     std::vector<Argument> inputs, outputs;
     std::vector<Attribute> wholes, reals;
     Step (*make)(Builder&);
+    bool adds = false;  // to what outputs hold that are gradients of weights, or else of inputs
 };
 
 const std::vector<Operator>& table();

@@ -20,8 +20,14 @@ using simd::vec;
 
 struct Whole {};  // a vector that lies within the run
 
-inline vec load_some(const float* p, Whole) { return load(p); }
-inline void store_some(float* p, vec v, Whole) { store(p, v); }
+template <class T>
+inline vec load_some(const T* p, Whole) {
+    return load(p);
+}
+template <class T>
+inline void store_some(T* p, vec v, Whole) {
+    store(p, v);
+}
 inline vec only_some(vec v, Whole) { return v; }
 
 // The first lanes of a vector; of the others nothing is read, and they are zero.
@@ -33,17 +39,25 @@ inline vec load_some(const float* p, int64_t count) {
 inline void store_some(float* p, vec v, int64_t count) {
     _mm512_mask_storeu_ps(p, first_lanes(count), v);
 }
+inline vec load_some(const bf16* p, int64_t count) {
+    return simd::wide((simd::halves)_mm256_maskz_loadu_epi16(first_lanes(count), p));
+}
+inline void store_some(bf16* p, vec v, int64_t count) {
+    _mm256_mask_storeu_epi16(p, first_lanes(count), (__m256i)simd::narrow(v));
+}
 inline vec only_some(vec v, int64_t count) { return _mm512_maskz_mov_ps(first_lanes(count), v); }
 #else
-inline vec load_some(const float* p, int64_t count) {
-    float lanes[V] = {};
-    std::memcpy(lanes, p, count * sizeof(float));
+template <class T>
+inline vec load_some(const T* p, int64_t count) {
+    T lanes[V] = {};
+    std::memcpy(lanes, p, count * sizeof(T));
     return load(lanes);
 }
-inline void store_some(float* p, vec v, int64_t count) {
-    float lanes[V];
+template <class T>
+inline void store_some(T* p, vec v, int64_t count) {
+    T lanes[V];
     store(lanes, v);
-    std::memcpy(p, lanes, count * sizeof(float));
+    std::memcpy(p, lanes, count * sizeof(T));
 }
 inline vec only_some(vec v, int64_t count) {
     for (int i = static_cast<int>(count); i < V; ++i) v[i] = 0.0f;
