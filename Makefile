@@ -17,7 +17,7 @@ ARM_TOOLS := test-arm: skipped, for want of $(ARM_CXX) or qemu-aarch64 (Debian: 
 	g++-aarch64-linux-gnu, qemu-user)
 
 .DEFAULT_GOAL := help
-.PHONY: help native simulate test test-soak test-quick test-flwr-next test-native test-arm docs lint format clean
+.PHONY: help native simulate test test-soak test-quick test-flwr-next test-native test-races test-arm docs lint format clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -70,6 +70,13 @@ test-native: $(READY) ## Test the C++ kernels alone, as they ship and under sani
 	else \
 		export CXX="$(CXX)"; $(call SELFTEST,build/native,) && \
 		$(call SELFTEST,build/native-asan,-DMEST_SANITIZE=ON); \
+	fi
+
+test-races: $(READY) ## Test the C++ kernels' threads for races
+	@if ! command -v $(firstword $(CXX)) >/dev/null; then \
+		echo "test-races: skipped, for want of a C++ compiler"; \
+	else \
+		export CXX="$(CXX)"; $(call SELFTEST,build/native-tsan,-DMEST_SANITIZE_THREADS=ON); \
 	fi
 
 test-arm: $(READY) ## Test the C++ kernels for 64-bit ARM under emulation

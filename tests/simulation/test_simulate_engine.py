@@ -68,7 +68,7 @@ def test_a_resumed_run_has_the_same_bits(compiled, tmp_path):
     assert_same_run(start(tmp_path / "run", resume=True), compiled)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_workers_have_the_same_bits(compiled, tmp_path, monkeypatch):

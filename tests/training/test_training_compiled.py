@@ -100,7 +100,13 @@ def data_of(shape, count, sizes=(BATCH,), target_shape=()):
     return found
 
 
-@pytest.mark.parametrize("name", STEPS)
+#: Left to long runs: tests/runtime has their steps too.
+LONG = ("resnet50", "mobilenetv2", "resnet32")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(it, marks=[pytest.mark.soak] * (it in LONG)) for it in STEPS]
+)
 def test_every_model_with_a_program_trains_as_by_torch(name):
     shape, *rest = STEPS[name]
     net = model_of(name, shape, *rest)
