@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from mest_fed.catalogue import Recompute
 from mest_fed.data import Batch
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.nn.optimizers import STEP
@@ -87,7 +88,15 @@ class CompiledTrainer(LocalTrainer):
         """Return the step of a batch, bound."""
         key = *batch.inputs.shape[1:], self.micro_batch
         if key not in self._bound:
-            step = self.programs.step(self.objective, self.settings, batch, self.micro_batch)
+            if any(held[-1] != self.micro_batch for held in self._bound):
+                self._let_go()  # of steps of another micro-batch, whose memory is then free
+            step = self.programs.step(
+                self.objective,
+                self.settings,
+                batch,
+                self.micro_batch,
+                recompute=self.memory.recompute == Recompute.NORMS,
+            )
             if step is not None:
                 step.bind(self.optimizer, self._counts)  # type: ignore[arg-type]
                 step.step.rng = self.rng

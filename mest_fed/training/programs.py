@@ -16,8 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mest_fed.catalogue import Recompute
 from mest_fed.data import Batch
 from mest_fed.errors import InputError
+from mest_fed.memory import MemoryOptions
 from mest_fed.nn.capture import Captured, capture
 from mest_fed.nn.identity import plain_tensors
 from mest_fed.nn.norms import has_batch_statistics
@@ -57,8 +59,18 @@ _KEYS = {
 }
 
 Array = NDArray[Any]
+NO_MEMORY_OPTIONS = MemoryOptions()
 #: Steps that each parameter has taken, where an optimizer counts them.
 Counts = dict[Tensor, NDArray[np.int64]]
+
+
+def can_compile(memory: MemoryOptions) -> bool:
+    """Say whether programs can do what memory options ask for.
+
+    They compute outputs of norms again, and freeze; segments and packed activations are torch's.
+    """
+    again = memory.recompute in (Recompute.NONE, Recompute.NORMS)
+    return again and memory.saved == "fp32"
 
 
 @dataclass(frozen=True)
@@ -111,10 +123,8 @@ def places_of(model: nn.Module, captured: Captured) -> list[Place]:
         for leaf, tensor in (*module._parameters.items(), *module._buffers.items())
         if tensor is not None
     }
+    check_alone(captured)
     tensors = captured.tensors
-    changed = [id(it) for it in tensors.values() if it.is_floating_point()]
-    if len(set(changed)) < len(changed):
-        raise InputError("a tensor that operators read in two shapes is not allowed in a program")
     for name, tensor in tensors.items():
         if tensor.device.type != "cpu" or not tensor.is_contiguous():
             raise InputError(f"{name!r} is not contiguous on the CPU: the model is no program")
@@ -125,6 +135,19 @@ def places_of(model: nn.Module, captured: Captured) -> list[Place]:
         make = captured.computed.get(name)
         found.append(Place(name, shapes[name], tensor, module, leaf, make))
     return found
+
+
+def check_alone(captured: Captured) -> None:
+    """Refuse a program of which two buffers would change one tensor.
+
+    Raises
+    ------
+    InputError
+        If there is such a tensor.
+    """
+    changed = [id(it) for it in captured.tensors.values() if it.is_floating_point()]
+    if len(set(changed)) < len(changed):
+        raise InputError("a tensor that operators read in two shapes is not allowed in a program")
 
 
 def _memory(tensor: Tensor, shape: tuple[int, ...]) -> Array:
@@ -149,7 +172,7 @@ class ModelStep:
     """
 
     def __init__(self, programs: StepPrograms, size: int, micro_batch: int, threads: int) -> None:
-        captured, program = _grouped(programs, size, micro_batch)
+        captured, program = grouped(programs, size, micro_batch)
         self.places = places_of(programs.model, captured)
         rng = np.random.default_rng(0)  # who trains gives the generator of the round
         self.step = CompiledStep(
@@ -210,13 +233,18 @@ class ModelStep:
         return loss, torch.from_numpy(self.step.outputs)
 
 
-def _grouped(programs: StepPrograms, size: int, micro_batch: int) -> tuple[Captured, Program]:
+def grouped(programs: StepPrograms, size: int, micro_batch: int) -> tuple[Captured, Program]:
     """Return the program of a group: how large that is does not depend on a batch's size.
 
     But where statistics are of the batch: there all sizes are programs of their own.
+
+    Parameters
+    ----------
+    programs, size, micro_batch
+        As for :class:`ModelStep`.
     """
     if has_batch_statistics(programs.model):
-        captured = programs.captured(min(size, micro_batch))
+        captured = programs.captured(next(even_parts(size, micro_batch)))
         return captured, programs.of(captured)
     captured = programs.captured(micro_batch)
     program = programs.of(captured)
@@ -376,10 +404,28 @@ class Programs:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        #: Bytes that they may hold beside the model; see :meth:`keep_within`.
+        self.most_bytes = MOST_BYTES
         self._kept: OrderedDict[object, Any] = OrderedDict()
 
+    def keep_within(self, most_bytes: int) -> None:
+        """Hold no more bytes beside the model from now on; with 0 only what is in use."""
+        self.most_bytes = most_bytes
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Forget programs, the oldest first, until what they hold is allowed."""
+        while self._kept and (len(self._kept) > MOST_PROGRAMS or self.bytes > self.most_bytes):
+            self._kept.popitem(last=False)
+
     def step(
-        self, objective: Objective, settings: OptimizerSettings, batch: Batch, micro_batch: int
+        self,
+        objective: Objective,
+        settings: OptimizerSettings,
+        batch: Batch,
+        micro_batch: int,
+        *,
+        recompute: bool = False,
     ) -> ModelStep | None:
         """Return the step of a model as it is, for batches of any size; None if it has none.
 
@@ -391,14 +437,18 @@ class Programs:
             One of those.
         micro_batch : int
             Examples that go through the model together, at most.
+        recompute : bool
+            Whether outputs of norms are computed again.
         """
         example = tuple(batch.inputs.shape[1:]), batch.inputs.dtype
         how = objective, replace(settings, learning_rate=1.0), torch.get_num_threads()
-        key = "step", example, micro_batch, how, _structure(self.model)
+        key = "step", example, micro_batch, recompute, how, _structure(self.model)
 
         def make() -> ModelStep:
             check_plain(self.model, training=True)
-            programs = StepPrograms(self.model, example, objective, settings)
+            programs = StepPrograms(
+                self.model, example, objective, settings, recompute=recompute
+            )
             return ModelStep(programs, len(batch.targets), micro_batch, how[-1])
 
         found: ModelStep | None = self._find(key, make)
@@ -429,15 +479,17 @@ class Programs:
         """Return what was made for a key, or make it; None where there can be none."""
         kept = self._kept
         if key not in kept:
+            self.let_go()  # before more is taken
             try:
                 with refusing_changes(self.model):
                     kept[key] = make() if native.available() else None
             except InputError:
                 kept[key] = None
         kept.move_to_end(key)
-        while len(kept) > 1 and (len(kept) > MOST_PROGRAMS or self.bytes > MOST_BYTES):
-            kept.popitem(last=False)
-        return kept[key]
+        found = kept[key]
+        self.let_go()
+        kept[key] = found  # even if it is all that there may be
+        return found
 
     @property
     def bytes(self) -> int:

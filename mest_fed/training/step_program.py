@@ -14,6 +14,7 @@ from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.runtime.gradients import with_gradients, with_loss
 from mest_fed.runtime.passes.groups import with_groups
 from mest_fed.runtime.passes.pooling import with_pooling
+from mest_fed.runtime.passes.recompute import with_recomputed_norms
 from mest_fed.runtime.passes.updates import with_direct_updates
 from mest_fed.runtime.program import Program
 from mest_fed.runtime.updates import SGD, Adam, Limits, with_updates
@@ -48,6 +49,7 @@ def _adam(settings: OptimizerSettings, *, decoupled: bool) -> Adam:
 PASSES: Mapping[str, Callable[[Program], Program]] = {
     "pooling": with_pooling,
     "updates": with_direct_updates,
+    "recompute": with_recomputed_norms,
 }
 
 #: A client's optimizer -> that of programs.
@@ -77,6 +79,8 @@ class StepPrograms:
     passes : collection of str
         Those of :data:`PASSES` that programs go through; ``updates`` only if a batch is one group,
         since weights of linear layers then have no gradient that could be read after a step.
+    recompute : bool
+        Whether the pass ``recompute`` is one of them in any case.
 
     Raises
     ------
@@ -93,6 +97,7 @@ class StepPrograms:
         *,
         groups: bool = True,
         passes: Collection[str] = ("pooling",),
+        recompute: bool = False,
     ) -> None:
         loss = _LOSSES.get(type(objective))
         if loss is None:
@@ -105,7 +110,8 @@ class StepPrograms:
         self._loss = loss(objective)
         self._limits = Limits(settings.clip_norm, settings.proximal)
         self.model, self._update, self._groups = model, make(settings), groups
-        self._passes = [it for it in PASSES if it in passes and not (groups and it == "updates")]
+        wanted = {*passes, *(["recompute"] if recompute else [])}
+        self._passes = [it for it in PASSES if it in wanted and not (groups and it == "updates")]
         self._shape, self._dtype = example[0], str(example[1]).removeprefix("torch.")
 
     def captured(self, examples: int) -> Captured:
