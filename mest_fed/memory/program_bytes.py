@@ -15,7 +15,6 @@ from mest_fed.runtime.batches import even_parts, lanes_of, sizes_of_rest
 from mest_fed.runtime.native import workspace_of
 from mest_fed.runtime.program import Program
 
-
 #: From a meta model and how it trains to the program of a group of examples; None where there is
 #: none. It is what training would run.
 Compiler = Callable[[nn.Module, TrainingShape], "PlannedStep | None"]

@@ -232,7 +232,9 @@ class Batches:
                 arena.peak,
                 threads=self.threads,
                 lanes=lanes,
-                shared=Shared(self.arrays, self._arena, None if same or not lanes else self.runtime),
+                shared=Shared(
+                    self.arrays, self._arena, None if same or not lanes else self.runtime
+                ),
             )
         except MemoryError:
             raise InputError(f"no memory for the program's arena of {arena.peak:,} bytes") from None

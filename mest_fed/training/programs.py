@@ -446,9 +446,7 @@ class Programs:
 
         def make() -> ModelStep:
             check_plain(self.model, training=True)
-            programs = StepPrograms(
-                self.model, example, objective, settings, recompute=recompute
-            )
+            programs = StepPrograms(self.model, example, objective, settings, recompute=recompute)
             return ModelStep(programs, len(batch.targets), micro_batch, how[-1])
 
         found: ModelStep | None = self._find(key, make)
