@@ -37,8 +37,8 @@ from mest_fed.training.planned_steps import StepCompiler
 from mest_fed.training.programs import Programs
 from mest_fed.training.warm_up import warm_up_programs
 
-MODELS = (("resnet8", 1.0, "batch"), ("resnet8", 1.0, "group"), ("resnet32", 2.0, "batch"))
-MODELS += (("resnet32", 2.0, "group"), ("resnet18", 0.5, "batch"), ("resnet18", 1.0, "group"))
+MODELS = (("resnet8", 1.0, "batch"), ("resnet8", 1.0, "group"), ("resnet32", 1.0, "batch"))
+MODELS += (("resnet32", 1.0, "group"), ("resnet18", 0.25, "batch"), ("resnet18", 0.5, "group"))
 MODELS += (("cnn2", 1.0, "group"),)
 SCHEMES = (("block", 0.1), ("unstructured", 0.05), ("pattern", 0.1), ("channel", 0.2))
 SCHEMES += (("dense", 1.0),)
@@ -83,16 +83,8 @@ def settings_of(case: Case) -> OptimizerSettings:
 def compiled_rows(chosen: list[Case] | None = None) -> Iterator[Row]:
     """Yield a row for each case."""
     chosen = cases() if chosen is None else chosen
-    done = subprocess.run(
-        [sys.executable, __file__],
-        input=json.dumps([case.table() for case in chosen]),
-        stdout=subprocess.PIPE,
-        env=os.environ | ALLOCATOR_ENVIRONMENT,
-        check=True,
-        text=True,
-    )
     torch.set_num_threads(1)
-    for case, size in zip(chosen, json.loads(done.stdout), strict=True):
+    for case, size in zip(chosen, _measured(chosen), strict=True):
         predicted = predict(case)
         yield {
             "part": "prediction",
@@ -108,6 +100,17 @@ def compiled_rows(chosen: list[Case] | None = None) -> Iterator[Row]:
             "runs": 1,
             "parts": predicted.parts(),
         }
+
+
+def _measured(chosen: list[Case]) -> Iterator[int]:
+    """Yield the bytes of cases, as a clean process measures them."""
+    command = [sys.executable, __file__, json.dumps([case.table() for case in chosen])]
+    environment = os.environ | ALLOCATOR_ENVIRONMENT
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
+        assert process.stdout is not None
+        yield from map(int, process.stdout)
+    if process.returncode:
+        raise RuntimeError("the measuring process failed; its error is on standard error")
 
 
 def predict(case: Case) -> Footprint:
@@ -134,9 +137,8 @@ def _trace(model: str, width: float, norm: str, scheme: str | None) -> ModelTrac
     return trace_model(shell, IMAGE)
 
 
-def measure_all(chosen: list[Case]) -> list[int]:
+def measure_all(chosen: list[Case]) -> Iterator[int]:
     """Measure cases, one after the other."""
-    sizes = []
     for case in chosen:
         scheme = None if case.scheme == "dense" else case.scheme
         sparsity = None if scheme is None else Sparsity(scheme, case.density)
@@ -144,8 +146,7 @@ def measure_all(chosen: list[Case]) -> list[int]:
         generator = torch_generator(0, case.model)
         model = build_model(case.model, IMAGE, CLASSES, generator=generator, **options)
         work = partial(train, case, scheme, read_state(model))
-        sizes.append(measure(work, partial(_warm_up, scheme)).added)
-    return sizes
+        yield measure(work, partial(_warm_up, scheme)).added
 
 
 def _warm_up(scheme: str | None) -> None:
@@ -177,4 +178,5 @@ def train(case: Case, scheme: str | None, state: SparseState) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps(measure_all([Case.of(table) for table in json.load(sys.stdin)])))
+    for size in measure_all([Case.of(table) for table in json.loads(sys.argv[1])]):
+        print(size, flush=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 
 from torch import nn
 
+from mest_fed.errors import InputError
 from mest_fed.memory.meter import can_measure
 from mest_fed.memory.program_bytes import Compiler, program_bytes
 from mest_fed.memory.step_bytes import (
@@ -20,9 +21,6 @@ from mest_fed.sparsity import Method, layer_counts
 #: What training adds beside tensors: allocator slack, Python objects, autograd's nodes. Measured
 #: as the rest that the other parts leave unexplained, with torch 2.13 on x86-64.
 RUNTIME = 2_300_000
-
-#: The same where steps are compiled: what a trace and its programs leave in Python's memory.
-COMPILED_RUNTIME = 0
 
 FLOAT = 4
 INDEX = 4
@@ -53,7 +51,7 @@ class Footprint:
     wire : int
         The received message, and the state decoded from it.
     runtime : int
-        :data:`RUNTIME`, whatever the model.
+        :data:`RUNTIME`, whatever the model; of a compiled step its description.
     """
 
     values: int = 0
@@ -144,14 +142,16 @@ def _compiled(
     step = setting.compiler(trace.at(active), shape)
     if step is None:
         return None
-    parts = program_bytes(step, shape, setting.threads, ragged=setting.ragged)
+    try:
+        parts = program_bytes(step, shape, setting.threads, ragged=setting.ragged)
+    except InputError:  # as the runtime would in training: then torch trains
+        return None
     target = trace.loss.targets(1, "meta").nbytes
     parts["batch"] += (trace.image + target) * shape.batch
     return Footprint(
         **parts,
         **_model(trace, active),
         wire=_wire(trace, active) if setting.messages else 0,
-        runtime=COMPILED_RUNTIME,
     )
 
 

@@ -15,6 +15,13 @@ from mest_fed.runtime.batches import even_parts, lanes_of, sizes_of_rest
 from mest_fed.runtime.native import workspace_of
 from mest_fed.runtime.program import Program
 
+#: What a program takes in Python's memory for each of its buffers: their descriptions, those of the
+#: operators, and what making them leaves behind. Measured as the rest that the other parts leave
+#: unexplained, with Python 3.11 on x86-64: 1.4 to 3.1 kB.
+DESCRIPTION = 2_300
+#: The same of the program of another size, as a share of that.
+OTHER_DESCRIPTION = 0.25
+
 #: From a meta model and how it trains to the program of a group of examples; None where there is
 #: none. It is what training would run.
 Compiler = Callable[[nn.Module, TrainingShape], "PlannedStep | None"]
@@ -58,7 +65,8 @@ def program_bytes(
     Returns
     -------
     dict
-        Bytes by kind: gradients, optimizer, activations, workspace, and batch (outputs alone).
+        Bytes by kind: gradients, optimizer, activations, workspace, batch (outputs alone) and
+        runtime (descriptions).
 
     Raises
     ------
@@ -85,6 +93,9 @@ def program_bytes(
         + space.scratch * threads
         + sum(it.bytes for it in copies),
         "batch": outputs,
+        "runtime": round(
+            DESCRIPTION * len(program.buffers) * (1 + OTHER_DESCRIPTION * len(others))
+        ),
     }
 
 

@@ -250,6 +250,7 @@ def grouped(programs: StepPrograms, size: int, micro_batch: int) -> tuple[Captur
     program = programs.of(captured)
     if plan_arena(program).peak <= GROUP_BYTES:
         return captured, program
+    del captured, program  # before others are made
     captured = programs.captured(group_size(programs, micro_batch))
     return captured, programs.of(captured)
 

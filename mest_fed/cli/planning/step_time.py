@@ -14,10 +14,13 @@ from mest_fed.memory.program_bytes import Compiler
 from mest_fed.runtime.program import Program
 from mest_fed.sparsity import Static
 
-#: Stands beside the figures.
-CAVEAT = (
+_CAVEAT = (
     "Step times count convolutions and linear layers; small micro-batches, packing and norms "
     "computed again cost more than is modelled."
+)
+_OF_PROGRAMS = (
+    "Step times of compiled programs count multiply-adds or bytes of each operator; caches are not "
+    "modelled."
 )
 
 
@@ -48,6 +51,11 @@ class StepTime:
     compiler: Compiler | None = None
     _known: dict[Hashable, Work] = field(default_factory=dict, repr=False)
     _programs: dict[Hashable, Program | None] = field(default_factory=dict, repr=False)
+
+    @property
+    def caveat(self) -> str:
+        """What stands beside the figures."""
+        return _CAVEAT if self.compiler is None else _OF_PROGRAMS
 
     def seconds(self, shape: TrainingShape) -> float | None:
         """Return how long the device takes for a step, a whole batch; None without a device."""
