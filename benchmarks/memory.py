@@ -8,10 +8,12 @@ back (`peer_trimmed`): that needs less memory and more time.
 - ``goals``: MEST's ResNet-32 and ResNet-18 against dense torch;
 - ``options``: what each way to save memory does to ours, alone and together;
 - ``prediction``: the footprint model (modelled) beside a measurement, over models, schemes, norms,
-  micro-batches and memory options. ``ratio`` is predicted / measured.
+  micro-batches and memory options. ``ratio`` is predicted / measured. With ``--engine compiled``
+  steps are compiled programs, and this is the only part.
 
     python benchmarks/memory.py --json memory.json --picture memory.svg
     python benchmarks/memory.py --parts goals --runs 1
+    python benchmarks/memory.py --engine compiled --json memory-compiled.json
 """
 
 import argparse
@@ -28,8 +30,10 @@ from typing import Any
 from command_line import Parser, collect, positive, run, show
 from harness import Row, software, write_json
 from memory_case import Case
+from memory_compiled import compiled_rows
 from memory_prediction import prediction_rows
 
+from mest_fed.catalogue import Engine
 from mest_fed.memory import MemoryOptions
 from mest_fed.system.allocator import ALLOCATOR_ENVIRONMENT
 
@@ -159,6 +163,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = Parser(__doc__.splitlines()[0], {"runs": 1, "parts": ["options"]})
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--engine", choices=list(Engine), default=Engine.TORCH)
     parser.add_argument("--runs", type=positive, default=3, help="processes of each contestant")
     parser.add_argument("--picture", type=Path, help="draw prediction against measurement")
     return parser.parse_args(arguments)
@@ -168,6 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parse(arguments)
 
     def rows() -> Iterator[Row]:
+        if chosen.engine == Engine.COMPILED:
+            yield from compiled_rows()
+            return
         if "goals" in chosen.parts:
             yield from goals(chosen.runs)
         if "options" in chosen.parts:

@@ -30,6 +30,8 @@ class Case:
         Timed steps, the first included.
     threads : int
         torch's.
+    optimizer : str
+        Of compiled steps; elsewhere it is SGD.
     """
 
     side: str = "ours"
@@ -44,6 +46,7 @@ class Case:
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     steps: int = 3
     threads: int = 1
+    optimizer: str = "sgd"
 
     @classmethod
     def of(cls, table: dict[str, Any]) -> "Case":

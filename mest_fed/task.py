@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from torch import Tensor
 
-from mest_fed.catalogue import AUGMENTATIONS, Engine, KernelMode, MutationPlace, Recompute
+from mest_fed.catalogue import AUGMENTATIONS, Engine, KernelMode, MutationPlace
 from mest_fed.config import RunConfig
 from mest_fed.config.stopping import StopRule
 from mest_fed.data import Batches
@@ -28,7 +28,8 @@ from mest_fed.training import (
     learning_rate,
     try_objective,
 )
-from mest_fed.training.programs import check_step
+from mest_fed.training.planned_steps import StepCompiler
+from mest_fed.training.programs import can_compile, check_step
 
 #: Examples on which a learning task is tried.
 _TRIED = 32
@@ -138,8 +139,8 @@ class Task(TaskModel):
         training = self.config.training
         if training.engine != Engine.COMPILED or training.kernels == KernelMode.DENSE:
             return False
-        stored = memory is None or (memory.recompute, memory.saved) == (Recompute.NONE, "fp32")
-        return stored and choose_device(training.device).type == "cpu"
+        possible = memory is None or can_compile(memory)
+        return possible and choose_device(training.device).type == "cpu"
 
     @property
     def forward(self) -> Callable[[Tensor], Tensor] | None:
@@ -171,7 +172,17 @@ class Task(TaskModel):
         others = [name for name, plan in plans.items() if not self.compiles(plan.memory)]
         if not others:
             return None
-        return f"{asked}: torch trains where a plan recomputes or packs: {', '.join(others)}"
+        return (
+            f"{asked}: torch trains where a plan recomputes segments or packs: {', '.join(others)}"
+        )
+
+    @cached_property
+    def step_compiler(self) -> StepCompiler | None:
+        """What gives the planner the programs of steps; None where torch trains."""
+        if not self.compiles():
+            return None
+        example = tuple(self.example.input_shape), self.example.input_dtype
+        return StepCompiler(example, self.objective, self.optimizer(0.0))
 
     def budget(self, device: str) -> int:
         """Return the memory budget of a device profile, in bytes."""
@@ -238,7 +249,11 @@ class Task(TaskModel):
             memory=self.config.memory.options,
         )
         setup = TrainingSetup(
-            self.method, mutates=sparsity.mutation == MutationPlace.CLIENT, threads=threads
+            self.method,
+            mutates=sparsity.mutation == MutationPlace.CLIENT,
+            threads=threads,
+            compiler=self.step_compiler,
+            ragged=True,
         )
         fixed = frozenset() if optimizer.can_release else frozenset({"release_gradients"})
         return Planner(self.trace, setup, PlanLimits.of(self.trace, shape, fixed))

@@ -17,6 +17,7 @@ from mest_fed.nn.optimizers import WHERE_RELEASED
 from mest_fed.process_tasks import PROCESS_TASKS
 from mest_fed.system.limits import left_for_training, limit_of_process, usage
 from mest_fed.task import Task
+from mest_fed.training.warm_up import warm_up_programs
 from mest_fed.units import format_bytes, parse_bytes
 
 log = getLogger("flwr.mest_fed")
@@ -85,8 +86,15 @@ def _warm_up(task: Task) -> None:
     Measured with torch 2.13: 36 MB for planning and 20 MB for a first training step.
     """
     len(task.partitions)
-    warm_up(task.scheme)
+    load_training(task)
     task.planner().smallest()
+
+
+def load_training(task: Task) -> None:
+    """Load the code that a training step needs, by steps of small models."""
+    warm_up(task.scheme)
+    if task.compiles():
+        warm_up_programs(task.scheme)
 
 
 #: In the node config: the plan as JSON, as ``mest-fed plan --json`` prints it.

@@ -11,10 +11,10 @@ from logging import getLogger
 
 from flwr.app import Context
 
-from mest_fed.client.capability import Capability, margin_of
+from mest_fed.client.capability import Capability, load_training, margin_of
 from mest_fed.client.isolation import alone
 from mest_fed.errors import OverBudgetError
-from mest_fed.memory.meter import PeakMeter, warm_up
+from mest_fed.memory.meter import PeakMeter
 from mest_fed.system.limits import limit_of_process, usable, usage
 from mest_fed.task import Task
 from mest_fed.training import LocalTrainer
@@ -58,6 +58,7 @@ def watched(task: Task, who: Capability, context: Context) -> Iterator[RoundMemo
         yield memory
         return
     prepare(task, who.partition)
+    task.programs.keep_within(0)  # its budget has room for one at a time
     with PeakMeter() as meter:
         yield memory
     memory.peak = meter.added
@@ -68,7 +69,7 @@ def prepare(task: Task, partition: int) -> None:
     """Load what every plan needs before training: data, and the code of libraries."""
     examples, _ = task.examples(partition)
     task.data.train.touch(examples)
-    warm_up(task.scheme)
+    load_training(task)
 
 
 def limit_guard(
@@ -85,12 +86,11 @@ def limit_guard(
     near = usable(limit, margin_of(task, context))
 
     def guard(trainer: LocalTrainer) -> None:
-        if memory.halved or trainer.micro_batch == 1:
+        if memory.halved:
             return
         used = usage()
-        if used > near:
+        if used > near and trainer.halve():
             memory.halved = True
-            trainer.micro_batch = -(-trainer.micro_batch // 2)
             log.warning(
                 "memory: %s of a limit of %s in use; the micro-batch is now %d",
                 format_bytes(used),

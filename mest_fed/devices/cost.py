@@ -53,10 +53,22 @@ def train_seconds(profile: DeviceProfile, work: Work, scheme: str) -> float:
     InputError
         If the profile has no rate for the scheme.
     """
+    sparse = rate_of(profile, scheme)
+    return work.dense_flops / profile.flops["dense"] + work.sparse_flops / sparse
+
+
+def rate_of(profile: DeviceProfile, scheme: str) -> float:
+    """Return how many operations of sparse layers a device does a second (modelled).
+
+    Raises
+    ------
+    InputError
+        If the profile has no rate for the scheme.
+    """
     kind = scheme if scheme in profile.flops else base_scheme(scheme)
     if kind not in profile.flops:
         raise not_allowed("scheme", scheme, profile.flops)
-    return work.dense_flops / profile.flops["dense"] + work.sparse_flops / profile.flops[kind]
+    return profile.flops[kind]
 
 
 def download_seconds(profile: DeviceProfile, num_bytes: float) -> float:

@@ -5,7 +5,9 @@ from dataclasses import dataclass, fields
 
 from torch import nn
 
+from mest_fed.errors import InputError
 from mest_fed.memory.meter import can_measure
+from mest_fed.memory.program_bytes import Compiler, program_bytes
 from mest_fed.memory.step_bytes import (
     StepOptions,
     TrainingShape,
@@ -49,7 +51,7 @@ class Footprint:
     wire : int
         The received message, and the state decoded from it.
     runtime : int
-        :data:`RUNTIME`, whatever the model.
+        :data:`RUNTIME`, whatever the model; of a compiled step its description.
     """
 
     values: int = 0
@@ -88,12 +90,19 @@ class TrainingSetup:
         That the device computes with: the compiled kernels have scratch memory for each. It is the
         device's number, not that of the process that plans for it, so that a plan is the same
         wherever it is made.
+    compiler : callable, optional
+        Gives the program of a step, where training is compiled; None where torch trains.
+    ragged : bool
+        Whether the last batch of an epoch may be smaller than the others, as it is where nobody
+        knows how many examples a device has.
     """
 
     method: Method
     mutates: bool = False
     messages: bool = True
     threads: int = 1
+    compiler: Compiler | None = None
+    ragged: bool = False
 
 
 def footprint(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) -> Footprint:
@@ -116,6 +125,48 @@ def footprint(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) -
 
 def _footprint(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) -> Footprint:
     active = peak_granules(trace, setting.method, shape)
+    compiled = _compiled(trace, active, setting, shape)
+    if compiled is not None and not setting.mutates:
+        return compiled
+    # Where a mutation reads gradients, the step is torch's.
+    by_torch = _by_torch(trace, active, setting, shape)
+    return by_torch if compiled is None else max(compiled, by_torch, key=lambda it: it.total)
+
+
+def _compiled(
+    trace: ModelTrace, active: dict[str, int], setting: TrainingSetup, shape: TrainingShape
+) -> Footprint | None:
+    """Read the footprint off the step's program; None if it has none."""
+    if setting.compiler is None:
+        return None
+    step = setting.compiler(trace.at(active), shape)
+    if step is None:
+        return None
+    try:
+        parts = program_bytes(step, shape, setting.threads, ragged=setting.ragged)
+    except InputError:  # as the runtime would in training: then torch trains
+        return None
+    target = trace.loss.targets(1, "meta").nbytes
+    parts["batch"] += (trace.image + target) * shape.batch
+    return Footprint(
+        **parts,
+        **_model(trace, active),
+        wire=_wire(trace, active) if setting.messages else 0,
+    )
+
+
+def _model(trace: ModelTrace, active: dict[str, int]) -> dict[str, int]:
+    """Count the model itself, with so many active granules by layer."""
+    sparse = sum(FLOAT * count * trace.spec.layouts[name].width for name, count in active.items())
+    return {
+        "values": sparse + trace.dense_parameters + trace.buffers,
+        "index": sum(INDEX * count for count in active.values()),
+    }
+
+
+def _by_torch(
+    trace: ModelTrace, active: dict[str, int], setting: TrainingSetup, shape: TrainingShape
+) -> Footprint:
     grows_by_gradient = setting.method.needs_dense_gradient and bool(trace.spec.groups)
     options = StepOptions(
         trace.input_shape,
@@ -146,12 +197,9 @@ def _measured(
         raise why
     warnings.warn(f"{why}; its memory is measured instead", RuntimeWarning, stacklevel=4)
     total = measured_step(trace.at(active), trace.input_shape, shape, trace.input_dtype, trace.loss)
-    sparse = sum(FLOAT * count * trace.spec.layouts[name].width for name, count in active.items())
-    values = sparse + trace.dense_parameters
     known = {
-        "values": values + trace.buffers,
+        **_model(trace, active),
         "optimizer": _optimizer_state(trace.at(active), shape),
-        "index": sum(INDEX * count for count in active.values()),
         "batch": trace.image * shape.batch,
     }
     rest = max(0, total - sum(known.values()))

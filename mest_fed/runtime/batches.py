@@ -35,6 +35,35 @@ def even_parts(examples: int, most: int) -> Iterator[int]:
         left -= size
 
 
+def lanes_of(program: Program, threads: int, batch: int | None = None) -> int:
+    """Return how many groups run at once, each in a lane; 0 where a batch is one group.
+
+    Parameters
+    ----------
+    program : Program
+        Of a group.
+    threads : int
+        To compute with.
+    batch : int, optional
+        Examples of the largest batch that is expected; by default as many groups as threads.
+    """
+    if not program.takes_groups:
+        return 0
+    groups = threads if batch is None else max(1, batch // program.examples)
+    return min(threads, groups)
+
+
+def sizes_of_rest(examples: int) -> Iterator[int]:
+    """Yield the sizes of the groups that take so many examples, less than a whole group.
+
+    They are powers of two, so that few sizes are ever made.
+    """
+    while examples:
+        size = 1 << examples.bit_length() - 1
+        yield size
+        examples -= size
+
+
 class Batches:
     """A program with memory, which takes batches.
 
@@ -70,8 +99,7 @@ class Batches:
     ) -> None:
         self.program, self.threads = program, threads
         self._examples = program.examples
-        groups = threads if batch is None else max(1, batch // self._examples)
-        self._lanes = min(threads, groups) if program.takes_groups else 0
+        self._lanes = lanes_of(program, threads, batch)
         self.rows = {program.buffers[it].name: program.buffers[it] for it in program.of_role(*ROWS)}
         #: Parameters, states, settings and sums by name.
         self.arrays: dict[str, Array] = _held(program, arrays or {})
@@ -166,10 +194,8 @@ class Batches:
             yield self.runtime, size, whole
         if self._resize is None and left:
             self._sized(left)  # refuses
-        while left:  # in powers of two, so that few sizes are ever made
-            size = 1 << left.bit_length() - 1
+        for size in sizes_of_rest(left):
             yield self._sized(size), size, 1
-            left -= size
 
     def _sized(self, examples: int) -> Runtime:
         """Return the runtime of a group of so many examples."""
@@ -201,7 +227,9 @@ class Batches:
                 arena.peak,
                 threads=self.threads,
                 lanes=lanes,
-                shared=Shared(self.arrays, self._arena),
+                shared=Shared(
+                    self.arrays, self._arena, None if same or not lanes else self.runtime
+                ),
             )
         except MemoryError:
             raise InputError(f"no memory for the program's arena of {arena.peak:,} bytes") from None

@@ -1,5 +1,6 @@
 """The native runtime: a program's operators in compiled code, over one arena. Needs NumPy alone."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from types import ModuleType
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mest_fed.errors import InputError
+from mest_fed.runtime.arena import Arena
 from mest_fed.runtime.bfloat16 import numpy_type, rounded, widened
 from mest_fed.runtime.operators import TAKEN
 from mest_fed.runtime.planes import elements, size_of
@@ -113,10 +115,14 @@ class Shared(NamedTuple):
         What buffers of these names are bound to.
     arena : array, optional
         Taken where it is large enough.
+    sums : Runtime, optional
+        A runtime of the same step, with as many lanes or more: what it keeps for sums of groups
+        that run at once is taken.
     """
 
     arrays: Mapping[str, Array]
     arena: NDArray[np.uint8] | None = None
+    sums: "Runtime | None" = None
 
 
 class Runtime:
@@ -160,18 +166,10 @@ class Runtime:
         self._offsets = dict(offsets)
         self.arena = _arena(arena_bytes, lanes, shared.arena)
         self._bound: dict[int, Array] = {}
-        whole, real = _flat_operators(program.operators)
-        self._program = _checked(
-            module().Program,
-            _flat_buffers(self._buffers, self._offsets),
-            whole,
-            real,
-            program.per_group,
-            self.arena.ctypes.data,
-            arena_bytes,
-            lanes,
-            threads,
-        )
+        place = self.arena.ctypes.data, arena_bytes
+        self._program = _made(program, self._offsets, place, lanes, threads)
+        if shared.sums is not None:
+            _checked(self._program.share_sums, shared.sums._program)
         for number, buffer in enumerate(self._buffers):
             if number not in self._offsets:
                 held = shared.arrays.get(buffer.name)
@@ -292,6 +290,64 @@ class Runtime:
             If slots, targets or indices are out of range.
         """
         _checked(self._program.groups, count, before)
+
+
+class Workspace(NamedTuple):
+    """What a program takes beside its buffers, in bytes.
+
+    Parameters
+    ----------
+    plans : int
+        Plans of operators, and working memory that they use in turn.
+    sums : int
+        Of groups that run at once, of all lanes.
+    scratch : int
+        Of each thread; programs use the same.
+    """
+
+    plans: int
+    sums: int
+    scratch: int
+
+
+def workspace_of(program: Program, arena: Arena, *, threads: int = 1, lanes: int = 0) -> Workspace:
+    """Return what a program would take beside its buffers; they need no memory for it.
+
+    Scratch memory of the calling thread is given back, and taken anew where it is needed.
+
+    Parameters
+    ----------
+    program, arena, threads, lanes
+        As for :class:`Runtime`.
+
+    Raises
+    ------
+    InputError
+        As for :class:`Runtime`.
+    """
+    module().release_thread_scratch()
+    nowhere = _ALIGNMENT  # an address that nothing reads, since the program is never run
+    made = _made(program, arena.offsets, (nowhere, arena.peak), lanes, threads)
+    sums = 0
+    if lanes > 0:
+        floats = (math.prod(program.buffers[it].shape) for it in program.of_role("sum"))
+        lines = sum(-(-count * 4 // _ALIGNMENT) for count in floats)
+        sums = max(1, lanes) * lines * _ALIGNMENT
+    return Workspace(made.workspace_bytes() - sums, sums, module().thread_scratch_bytes())
+
+
+def _made(
+    program: Program,
+    offsets: Mapping[int, int],
+    arena: tuple[int, int],
+    lanes: int,
+    threads: int,
+) -> Any:
+    """Return a program of the compiled module, its arena at an address and of a size."""
+    whole, real = _flat_operators(program.operators)
+    buffers = _flat_buffers(program.buffers, offsets)
+    arguments = buffers, whole, real, program.per_group, *arena, lanes, threads
+    return _checked(module().Program, *arguments)
 
 
 def fitting(name: str, array: Any, dtype: str) -> Array:

@@ -155,6 +155,7 @@ def _received(task: Task, density: float) -> SparseState:
 def _round(task: Task, payload: Payload, who: Capability) -> None:
     """Do what a client does: decode, train, encode."""
     received = decode(payload, task.spec)
+    task.programs.keep_within(0)  # as on a device
     kept = ClientState(Context(0, 0, {}, RecordDict(), {}))
     mutate = task.config.sparsity.mutation == MutationPlace.CLIENT
     instruction = TrainInstruction(1, mutate)

@@ -58,7 +58,7 @@ class CompiledTrainer(LocalTrainer):
         self.rng = rng
         self.room = room
         #: Shape of an example, micro-batch -> the step, bound to model and optimizer as they are.
-        self._bound: dict[object, ModelStep | None] = {}
+        self._bound: dict[tuple[int, ...], ModelStep | None] = {}
         self._copies = Copies()
 
     def fit(self, batches: Iterable[Batch], mutation: LocalMutation | None = None) -> Metrics:
@@ -68,12 +68,23 @@ class CompiledTrainer(LocalTrainer):
         finally:
             self._let_go()
 
+    def halve(self) -> bool:
+        """Halve the groups that batches are taken in, from the next batch on.
+
+        They may be smaller than the micro-batch already.
+        """
+        steps = [it.step for it in self._bound.values() if it is not None]
+        sizes = [it.program.examples for it in steps if it.program.takes_groups]
+        self.micro_batch = min(self.micro_batch, *sizes) if sizes else self.micro_batch
+        return super().halve()
+
     def _step(self, forward: Callable[[Tensor], Tensor], batch: Batch, totals: Metrics) -> None:
         # Where a mutation reads them, gradients are torch's, the dense ones too.
         read = self.optimizer.keep_gradients  # type: ignore[union-attr]
         step = None if read else self._step_for(batch)
         if step is None:
             self._let_go()  # what follows, a mutation say, may change the memory of the model
+            self.programs.let_go()
             super()._step(forward, batch, totals)
             return
         objective, targets = self.objective, batch.targets
@@ -92,6 +103,8 @@ class CompiledTrainer(LocalTrainer):
         """Return the step of a batch, bound."""
         key = *batch.inputs.shape[1:], self.micro_batch
         if key not in self._bound:
+            if any(held[-1] != self.micro_batch for held in self._bound):
+                self._let_go()  # of steps of another micro-batch, whose memory is then free
             step = self.programs.step(
                 self.objective, self.settings, batch, self.micro_batch, self.room
             )

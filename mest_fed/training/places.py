@@ -61,6 +61,19 @@ class Place:
         return copies.of(tensor, self.shape)
 
 
+def check_alone(captured: Captured) -> None:
+    """Refuse a program of which two buffers would change one tensor.
+
+    Raises
+    ------
+    InputError
+        If there is such a tensor.
+    """
+    changed = [id(it) for it in captured.tensors.values() if it.is_floating_point()]
+    if len(set(changed)) < len(changed):
+        raise InputError("a tensor that operators read in two shapes is not allowed in a program")
+
+
 def places_of(model: nn.Module, captured: Captured) -> list[Place]:
     """Return where a model holds the parameters and states of its program.
 
@@ -76,9 +89,7 @@ def places_of(model: nn.Module, captured: Captured) -> list[Place]:
         if tensor is not None
     }
     tensors = captured.tensors
-    changed = [id(it) for it in tensors.values() if it.is_floating_point()]
-    if len(set(changed)) < len(changed):
-        raise InputError("a tensor that operators read in two shapes is not allowed in a program")
+    check_alone(captured)
     for name, tensor in tensors.items():
         if tensor.device.type != "cpu" or not tensor.is_contiguous():
             raise InputError(f"{name!r} is not contiguous on the CPU: the model is no program")

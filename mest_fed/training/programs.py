@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mest_fed.catalogue import Recompute
 from mest_fed.data import Batch
 from mest_fed.errors import InputError
+from mest_fed.memory import MemoryOptions
 from mest_fed.nn.capture import Captured, capture
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.nn.optimizers import (
@@ -57,6 +59,16 @@ _KEYS = {
 }
 
 
+def can_compile(memory: MemoryOptions) -> bool:
+    """Say whether programs can do what memory options ask for.
+
+    They compute outputs of norms again in any case, and freeze; segments and packed activations
+    are torch's.
+    """
+    again = memory.recompute in (Recompute.NONE, Recompute.NORMS)
+    return again and memory.saved == "fp32"
+
+
 class _RoomyPrograms(StepPrograms):
     """The programs of a training step, with room for more active granules."""
 
@@ -89,7 +101,7 @@ class ModelStep:
         sizes = Sizes(
             lambda it: programs.of(captured) if it == micro_batch else programs(it), micro_batch
         )
-        program = sizes(_group(sizes, micro_batch))
+        program = sizes(group_of(sizes, micro_batch))
         rng = np.random.default_rng(0)  # who trains gives the generator of the round
         self.step = CompiledStep(
             program, threads, rng, sizes, micro_batch=micro_batch, batch=micro_batch
@@ -145,7 +157,7 @@ class ModelStep:
         return loss, torch.from_numpy(self.step.outputs)
 
 
-def _group(sizes: Sizes, micro_batch: int) -> int:
+def group_of(sizes: Sizes, micro_batch: int) -> int:
     """Return the examples of a group: how many does not depend on a batch's size."""
     program = sizes(micro_batch)
     if not program.takes_groups or plan_arena(program).peak <= GROUP_BYTES:
@@ -300,7 +312,19 @@ class Programs:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        #: Bytes that they may hold beside the model; see :meth:`keep_within`.
+        self.most_bytes = MOST_BYTES
         self._kept: OrderedDict[object, Any] = OrderedDict()
+
+    def keep_within(self, most_bytes: int) -> None:
+        """Hold no more bytes beside the model from now on; with 0 only what is in use."""
+        self.most_bytes = most_bytes
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Forget programs, the oldest first, until what they hold is allowed."""
+        while self._kept and (len(self._kept) > MOST_PROGRAMS or self.bytes > self.most_bytes):
+            self._kept.popitem(last=False)
 
     def step(
         self,
@@ -366,15 +390,17 @@ class Programs:
         """Return what was made for a key, or make it; None where there can be none."""
         kept = self._kept
         if key not in kept:
+            self.let_go()  # before more is taken
             try:
                 with refusing_changes(self.model):
                     kept[key] = make() if native.available() else None
             except InputError:
                 kept[key] = None
         kept.move_to_end(key)
-        while len(kept) > 1 and (len(kept) > MOST_PROGRAMS or self.bytes > MOST_BYTES):
-            kept.popitem(last=False)
-        return kept[key]
+        found = kept[key]
+        self.let_go()
+        kept[key] = found  # even if it is all that there may be
+        return found
 
     @property
     def bytes(self) -> int:

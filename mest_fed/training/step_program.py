@@ -152,6 +152,7 @@ class StepPrograms:
         forward = with_loss(captured.program, captured.output, self._loss)
         gradients = with_gradients(forward, captured.trained)
         program = with_updates(gradients, self._update, self._limits)
+        del forward, gradients  # the passes make more
         for name in self._passes:
             program = PASSES[name](program)
         return self._stored(program)

@@ -65,7 +65,7 @@ class LocalTrainer:
         What is recomputed, packed and frozen; whether gradients are consumed is the optimizer's
         matter. By default nothing.
     guard : callable or None
-        Called after each micro-batch with the trainer; may lower ``micro_batch``.
+        Called after each micro-batch with the trainer; may :meth:`halve` it.
     forgetting : ForgettingState or None
         Receives each presentation, before the batch's update.
     objective : Objective
@@ -92,6 +92,13 @@ class LocalTrainer:
         self.guard = guard
         self.forgetting = forgetting
         self.objective = objective
+
+    def halve(self) -> bool:
+        """Take half as many examples together from now on; say whether that is possible."""
+        if self.micro_batch == 1:
+            return False
+        self.micro_batch = -(-self.micro_batch // 2)
+        return True
 
     def fit(self, batches: Iterable[Batch], mutation: LocalMutation | None = None) -> Metrics:
         """Take one optimizer step for each batch.

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import memory
+import memory_compiled
 import memory_picture
 import memory_prediction
 import pytest
@@ -55,6 +56,17 @@ def test_every_combination_is_predicted_at_least_once():
     assert len({case.name for case in cases}) == len(cases)
     small = [case for case in cases if case.model == "resnet8"]
     assert all(memory_prediction.predict(case).total > 10**6 for case in small)
+
+
+def test_compiled_steps_are_predicted_over_a_hundred_combinations():
+    cases = memory_compiled.cases()
+    assert len(cases) >= 100
+    names = [f"{case.name} {case.batch} {case.optimizer}" for case in cases]
+    assert len(set(names)) == len(names)
+    small = replace(TINY, norm="group", micro_batch=8, optimizer="adam", scheme="channel")
+    parts = memory_compiled.predict(small).parts()
+    assert 0 < parts["runtime"] < 10**6
+    assert parts["optimizer"] > 2 * parts["gradients"] > 0
 
 
 def test_the_picture(tmp_path):

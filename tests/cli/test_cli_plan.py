@@ -393,3 +393,14 @@ def test_the_models_that_have_a_usual_width():
 
 def test_a_method_that_mutates_on_clients_alone_is_planned_so(says):
     assert "rigl" in says(*SMALL, *LARGE, "--method", "rigl")
+
+
+def test_plans_of_compiled_steps_are_read_off_programs(plans):
+    compiled = ("--set", "training.engine=compiled", "--device", "rpi-4")
+    free = plans(*LARGE, *compiled)
+    assert free["parts"] != plans(*LARGE, "--device", "rpi-4")["parts"]
+    assert free["parts"]["runtime"] < 10**6
+    assert free["step_seconds"] > 0
+    tight = plans("--budget", str(free["predicted_peak_bytes"]), *compiled)
+    assert tight["micro_batch"] < free["micro_batch"]
+    assert tight["step_seconds"] >= free["step_seconds"]

@@ -15,6 +15,7 @@ from mest_fed.nn.capture import capture
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.runtime.arena import plan_arena
 from mest_fed.runtime.build import Builder
+from mest_fed.runtime.native import Runtime, Shared, workspace_of
 from mest_fed.runtime.passes.planes import with_planes
 from mest_fed.runtime.reading import parse_program
 from mest_fed.runtime.reference import Reference
@@ -134,6 +135,24 @@ def test_a_lane_takes_an_arena():
     x, targets = batch_of(STEPS["mlp"][0], 12)
     losses = {compiled(programs, 2, 3, batch=it).step(x, targets, RATE) for it in (None, 5, 1)}
     assert len(losses) == 1
+
+
+def test_sizes_of_one_step_share_the_sums_of_groups():
+    step = compiled(programs_of("mlp"), 8, 1)
+    x, targets = batch_of(STEPS["mlp"][0], 13)
+    step.step(x, targets, RATE)
+    assert set(step._batches._others) == {4, 1}
+    for size, other in step._batches._others.items():
+        program = programs_of("mlp")(size)
+        arena = plan_arena(program)
+        space = workspace_of(program, arena, lanes=1)
+        assert space.sums >= sum(it.bytes for it in program.buffers if it.role == "sum")
+        assert other.workspace_bytes == space.plans
+        alone = Runtime(program, arena.offsets, arena.peak, lanes=1)
+        assert alone.workspace_bytes == space.plans + space.sums
+    without = Runtime(program, arena.offsets, arena.peak)
+    with pytest.raises(InputError, match="sums of another program"):
+        Runtime(program, arena.offsets, arena.peak, lanes=1, shared=Shared({}, sums=without))
 
 
 def test_the_reference_takes_groups():

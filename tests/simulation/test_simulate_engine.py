@@ -91,8 +91,8 @@ REASONS = {
         "torch trains, on another device or with training.kernels = 'dense'",
     ),
     "memory": (
-        {"memory": {"recompute": "norms"}},
-        "torch trains where a plan recomputes or packs: rpi-4",
+        {"memory": {"recompute": "segments"}},
+        "torch trains where a plan recomputes segments or packs: rpi-4",
     ),
 }
 

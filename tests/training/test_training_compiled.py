@@ -198,7 +198,7 @@ def test_programs_follow_their_model_to_another_state():
     assert len(programs._kept) == 1
 
 
-def test_the_programs_that_are_kept_are_bounded(monkeypatch):
+def test_the_programs_that_are_kept_are_bounded():
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     programs, (batch,) = Programs(net), batches(1)
     steps = [programs.step(CLASSIFICATION, SGD, batch, size) for size in range(1, 20)]
@@ -208,10 +208,10 @@ def test_the_programs_that_are_kept_are_bounded(monkeypatch):
     assert programs.step(CLASSIFICATION, again, batch, 18) is steps[-2]
     gradients_and_momentum = 2 * 4 * (640 + 10)
     assert all(it.bytes > gradients_and_momentum for it in steps)
-    monkeypatch.setattr("mest_fed.training.programs.MOST_BYTES", 3 * steps[-1].bytes)
+    programs.keep_within(3 * steps[-1].bytes)
     programs.step(CLASSIFICATION, SGD, batch, 20)
     assert len(programs._kept) in {2, 3}
-    monkeypatch.setattr("mest_fed.training.programs.MOST_BYTES", 1)
+    programs.keep_within(1)
     assert programs.step(CLASSIFICATION, SGD, batch, 21) is not None
     assert len(programs._kept) == 1
 

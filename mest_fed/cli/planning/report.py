@@ -14,7 +14,7 @@ from mest_fed.task import Task
 
 def step_time(task: Task, profile: DeviceProfile | None) -> StepTime:
     """Return the step times of a task's model, on a device if there is one."""
-    return StepTime(task.trace, task.scheme or "dense", profile)
+    return StepTime(task.trace, task.scheme or "dense", profile, task.step_compiler)
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,24 @@
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
+from torch import nn
+
 from mest_fed.catalogue import FORMATS, Recompute
 from mest_fed.devices import DeviceProfile, Work, train_seconds, training_work
+from mest_fed.devices.program_cost import program_flops, program_seconds
 from mest_fed.memory import ModelTrace, Plan, TrainingShape
 from mest_fed.memory.footprint import peak_granules
+from mest_fed.memory.program_bytes import Compiler
+from mest_fed.runtime.program import Program
 from mest_fed.sparsity import Static
 
-#: Stands beside the figures.
-CAVEAT = (
+_CAVEAT = (
     "Step times count convolutions and linear layers; small micro-batches, packing and norms "
     "computed again cost more than is modelled."
+)
+_OF_PROGRAMS = (
+    "Step times of compiled programs count multiply-adds or bytes of each operator; caches are not "
+    "modelled."
 )
 
 
@@ -33,17 +41,29 @@ class StepTime:
         Of its sparse layers; ``dense`` if it has none.
     profile : DeviceProfile or None
         The device, if there is one.
+    compiler : callable, optional
+        Gives the programs of steps, where they are compiled: times are then read off them.
     """
 
     trace: ModelTrace
     scheme: str
     profile: DeviceProfile | None
+    compiler: Compiler | None = None
     _known: dict[Hashable, Work] = field(default_factory=dict, repr=False)
+    _programs: dict[Hashable, Program | None] = field(default_factory=dict, repr=False)
+
+    @property
+    def caveat(self) -> str:
+        """What stands beside the figures."""
+        return _CAVEAT if self.compiler is None else _OF_PROGRAMS
 
     def seconds(self, shape: TrainingShape) -> float | None:
         """Return how long the device takes for a step, a whole batch; None without a device."""
         if self.profile is None:
             return None
+        program = self._program(shape)
+        if program is not None:
+            return program_seconds(self.profile, program, shape.batch, self.scheme)
         return train_seconds(self.profile, self._image(shape), self.scheme) * shape.batch
 
     def against(self, shape: TrainingShape, other: TrainingShape) -> float:
@@ -59,17 +79,34 @@ class StepTime:
         }
 
     def _amount(self, shape: TrainingShape) -> float:
-        work = self._image(shape) * shape.batch
         seconds = self.seconds(shape)
-        return work.dense_flops + work.sparse_flops if seconds is None else seconds
+        if seconds is not None:
+            return seconds
+        program = self._program(shape)
+        if program is not None:
+            return program_flops(program, shape.batch)
+        work = self._image(shape) * shape.batch
+        return work.dense_flops + work.sparse_flops
+
+    def _program(self, shape: TrainingShape) -> Program | None:
+        """Return the step's program, at the target density; None if it has none."""
+        if self.compiler is None:
+            return None
+        if shape not in self._programs:
+            step = self.compiler(self._model(shape), shape)
+            self._programs[shape] = None if step is None else step.program
+        return self._programs[shape]
+
+    def _model(self, shape: TrainingShape) -> nn.Module:
+        """Return a meta model at the target density, and not at a method's peak."""
+        return self.trace.at(peak_granules(self.trace, Static(), shape))
 
     def _image(self, shape: TrainingShape) -> Work:
-        """Count the operations of an image, at the target density and not at a method's peak."""
+        """Count the operations of an image."""
         memory = shape.memory
         key = shape.density, shape.distribution, memory.recompute, memory.frozen
         if key not in self._known:
-            model = self.trace.at(peak_granules(self.trace, Static(), shape))
-            trace = self.trace
+            trace, model = self.trace, self._model(shape)
             self._known[key] = training_work(model, trace.input_shape, memory, trace.input_dtype)
         return self._known[key]
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from mest_fed.cli.planning.report import FleetReport, PlanReport
-from mest_fed.cli.planning.step_time import CAVEAT, format_multiple
+from mest_fed.cli.planning.report import FleetReport, PlanReport, step_time
+from mest_fed.cli.planning.step_time import format_multiple
 from mest_fed.memory import Plan
 from mest_fed.nn import LayerDensity
 from mest_fed.units import format_bytes, format_seconds
@@ -49,16 +49,17 @@ def print_report(report: PlanReport, console: Console | None = None) -> None:
     console.print(layer_table(report.request.task.layers), width=width)
     if report.profile is not None:
         say(f"\n{_time(report)}")
+    caveat = report.clock.caveat
     if report.runners_up:
         say("")
         console.print(_others(report), width=width)
         say(
-            f"\nTo take one of them, give --prefer with the knob that it spares last. {CAVEAT}",
+            f"\nTo take one of them, give --prefer with the knob that it spares last. {caveat}",
             "dim",
         )
     else:
         say(f"\n{_alone(report)}")
-        say(f"\n{CAVEAT}" if report.profile is not None else "", "dim")
+        say(f"\n{caveat}" if report.profile is not None else "", "dim")
 
 
 def print_fleet(report: FleetReport, console: Console | None = None) -> None:
@@ -87,7 +88,8 @@ def print_fleet(report: FleetReport, console: Console | None = None) -> None:
     console.print(table, width=console.width)
     console.print("")
     console.print(layer_table(report.request.task.layers), width=width)
-    hint = f"\nFor one of them in detail, give --device. {CAVEAT}"
+    caveat = step_time(report.request.task, None).caveat
+    hint = f"\nFor one of them in detail, give --device. {caveat}"
     console.print(hint, style="dim", width=width, highlight=False, markup=False)
 
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "mest_runtime.h"
+#include "threads.h"
 #include "variant.h"
 
 namespace nb = nanobind;
@@ -56,6 +57,11 @@ public:
     void groups(int64_t groups, int64_t before) {
         checked([&](char* error) { return mest_groups(program_, groups, before, error, error_size); });
     }
+    void share_sums(const Program& other) {
+        checked([&](char* error) {
+            return mest_share_sums(program_, other.program_, error, error_size);
+        });
+    }
     int64_t workspace_bytes() const { return mest_workspace_bytes(program_); }
 
 private:
@@ -99,11 +105,14 @@ NB_MODULE(_native, m) {
     m.def("variant", [] { return mest::variant().name; });
     m.def("operators", &operators);
     m.def("types", &types);
+    m.def("thread_scratch_bytes", &mest::thread_scratch_bytes);
+    m.def("release_thread_scratch", &mest::release_thread_scratch);
     nb::class_<Program>(m, "Program")
         .def(nb::init<const std::vector<int64_t>&, const std::vector<int64_t>&,
                       const std::vector<double>&, int64_t, int64_t, int64_t, int, int>())
         .def("bind", &Program::bind)
         .def("run", &Program::run, unlocked)
         .def("groups", &Program::groups, unlocked)
+        .def("share_sums", &Program::share_sums)
         .def("workspace_bytes", &Program::workspace_bytes);
 }

@@ -87,6 +87,11 @@ int mest_bind(mest_program* program, int64_t buffer, void* address, int64_t byte
     return guarded(error, error_size, [&] { program->program.bind(buffer, address, bytes); });
 }
 
+int mest_share_sums(mest_program* program, const mest_program* other, char* error,
+                    size_t error_size) {
+    return guarded(error, error_size, [&] { program->program.share_parts(other->program); });
+}
+
 int mest_step(mest_program* program, int64_t groups, char* error, size_t error_size) {
     return guarded(error, error_size, [&] { program->program.step(groups); });
 }

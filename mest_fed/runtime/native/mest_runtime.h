@@ -75,6 +75,10 @@ int mest_create(const mest_description* description, void* arena, int64_t arena_
  * buffer of rows are those of one group or a multiple. */
 int mest_bind(mest_program* program, int64_t buffer, void* address, int64_t bytes, char* error,
               size_t error_size);
+/* Has a program keep the sums of groups that run at once where another of the same step does, which has
+ * as many lanes or more. The two must not run at once. */
+int mest_share_sums(mest_program* program, const mest_program* other, char* error,
+                    size_t error_size);
 /* Runs a whole step over so many groups: sums start from zero. */
 int mest_step(mest_program* program, int64_t groups, char* error, size_t error_size);
 /* Runs the operators of groups alone. `before`: examples of the batch that other programs of the same

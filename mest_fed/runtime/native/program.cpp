@@ -263,12 +263,21 @@ void Program::bind(int64_t number, void* address, int64_t bytes) {
     for (Lane& lane : run_) lane.addresses[number] = address;
 }
 
+void Program::share_parts(const Program& other) {
+    const Running running(runs_);
+    if (!parts_ || !other.parts_ || part_floats_ != other.part_floats_ || lanes_ > other.lanes_) {
+        refuse("sums of another program", "those of the same step, with as many lanes");
+    }
+    parts_ = other.parts_;
+    own_parts_ = false;
+}
+
 int64_t Program::workspace_bytes() const {
     const auto held = [](const auto& vector) {
         return static_cast<int64_t>(vector.capacity() * sizeof(vector[0]));
     };
     int64_t total = held(buffers_) + held(bound_) + held(groups_bound_) + held_bytes_;
-    if (parts_) total += std::max(1, lanes_) * part_floats_ * static_cast<int64_t>(sizeof(float));
+    if (parts_ && own_parts_) total += std::max(1, lanes_) * part_floats_ * static_cast<int64_t>(sizeof(float));
     for (size_t i = 0; i < run_.size(); ++i) {
         const Lane& lane = run_[i];
         total += held(lane.steps) + held(lane.addresses);

@@ -18,6 +18,8 @@ public:
     void run(int64_t first, int64_t last);
     void groups(int64_t count, int64_t before);
     void step(int64_t count);
+    // Takes another's memory for sums of chunks. The two must not run at once.
+    void share_parts(const Program& other);
     int64_t workspace_bytes() const;
 
 private:
@@ -60,7 +62,8 @@ private:
     std::vector<int64_t> rows_, sums_;  // used buffers of these roles
     int64_t examples_ = 1;              // of a group
     std::vector<Lane> run_;  // first the one for one group, then, if there are several, the lanes
-    std::unique_ptr<float[]> parts_;     // sums of chunks, lane by lane
+    std::shared_ptr<float[]> parts_;     // sums of chunks, lane by lane
+    bool own_parts_ = true;
     int64_t part_floats_ = 0, scratch_floats_ = 0, held_bytes_ = 0;  // held: by steps
     std::atomic<bool> runs_{false};
 };

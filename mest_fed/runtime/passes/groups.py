@@ -110,10 +110,11 @@ def group_size(
     program = program_of(tried)
     if not program.takes_groups:
         return batch
-    # what does not grow with the group, the gradient of a large weight, is no reason for small ones
-    more = plan_arena(program_of(2 * tried)).peak
-    of_one = (more - plan_arena(program).peak) / tried
     sums = sum(program.buffers[it].bytes for it in program.of_role("sum"))
+    least = plan_arena(program).peak
+    del program  # one at a time: the memory of Python's objects does not shrink again
+    # what does not grow with the group, the gradient of a large weight, is no reason for small ones
+    of_one = (plan_arena(program_of(2 * tried)).peak - least) / tried
     if batch * of_one <= most_bytes:
         return batch
     size = 1

@@ -1,0 +1,64 @@
+"""The programs that training would run, for the planner, which reads their bytes."""
+
+import torch
+from torch import nn
+
+from mest_fed.errors import InputError
+from mest_fed.memory import TrainingShape, memory_saving
+from mest_fed.memory.program_bytes import PlannedStep
+from mest_fed.nn.optimizer_settings import OptimizerSettings
+from mest_fed.runtime import native
+from mest_fed.runtime.sizes import Sizes
+from mest_fed.training.objective import Objective
+from mest_fed.training.places import check_alone
+from mest_fed.training.programs import can_compile, check_plain, group_of
+from mest_fed.training.step_program import StepPrograms
+
+
+class StepCompiler:
+    """Gives the program of a step from a meta model and how it trains.
+
+    Parameters
+    ----------
+    example : tuple
+        Shape and type of an input.
+    objective : Objective
+        The learning task.
+    settings : OptimizerSettings
+        The optimizer; whether it keeps a momentum is the shape's to say.
+    """
+
+    def __init__(
+        self,
+        example: tuple[tuple[int, ...], torch.dtype],
+        objective: Objective,
+        settings: OptimizerSettings,
+    ) -> None:
+        self._example, self._objective, self._settings = example, objective, settings
+
+    def __call__(self, model: nn.Module, shape: TrainingShape) -> PlannedStep | None:
+        """Return the step of a meta model; None where torch would train."""
+        if not (can_compile(shape.memory) and native.available()):
+            return None
+        model.train()
+        try:
+            with memory_saving(model, shape.memory):
+                return self._planned(model, shape)
+        except InputError:
+            return None
+
+    def _planned(self, model: nn.Module, shape: TrainingShape) -> PlannedStep:
+        check_plain(model, training=True)
+        settings = self._settings
+        if settings.has_momentum and not shape.momentum:
+            settings = settings.without_momentum()
+        programs = StepPrograms(model, self._example, self._objective, settings)
+        captured = programs.captured(shape.micro_batch)
+        check_alone(captured)
+        sizes = Sizes(
+            lambda it: programs.of(captured) if it == shape.micro_batch else programs(it),
+            shape.micro_batch,
+        )
+        program = sizes(group_of(sizes, shape.micro_batch))
+        copies = frozenset(captured.computed)
+        return PlannedStep(program, frozenset(captured.tensors) - copies, copies)
