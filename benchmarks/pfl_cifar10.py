@@ -6,9 +6,11 @@ draws its own cohorts. Nothing is evaluated while rounds are timed. pfl-research
 of its own, in the fastest of three ways (one process on 1 or 2 threads, or two that reduce); ours
 on as many workers as there are cores, each method by torch and by compiled programs. Its dropout,
 which ours has not, is left out unless ``--dropout`` is given: it would cost it time. The first
-round of each run is not counted.
+round of each run is not counted. On a busy machine ``--cpu`` compares seconds of the CPU, with one
+process and one thread on either side.
 
     python benchmarks/pfl_cifar10.py --data FOLDER --json pfl.json
+    python benchmarks/pfl_cifar10.py --data FOLDER --cpu --json cpu.json
     python benchmarks/pfl_cifar10.py --data FOLDER --accuracy --rounds 100 --json accuracy.json
 
 All figures are measured. Needs the extra ``peers``.
@@ -66,6 +68,7 @@ def run_peer(way: Way, options: argparse.Namespace, rounds: int, *flags: str) ->
         *("--data", str(options.data), "--users", str(options.users), "--seed", str(options.seed)),
         *("--rounds", str(rounds), "--threads", str(way.threads)),
         *(["--dropout"] if options.dropout else []),
+        *(["--cpu"] if options.cpu else []),
         *flags,
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -84,13 +87,15 @@ def run_ours(
         rounds=rounds,
         users=options.users,
         seed=options.seed,
-        workers=options.workers,
+        workers=0 if options.cpu else options.workers,
         evaluate=evaluate,
     )
 
 
 def fastest(options: argparse.Namespace) -> tuple[Way, dict[str, float]]:
     """Try each way for a few rounds; return the fastest, and the median seconds of all."""
+    if options.cpu:
+        return WAYS[0], {}
     tried = {
         way: statistics.median(run_peer(way, options, 5)["seconds"][1:])
         for way in WAYS
@@ -119,11 +124,11 @@ def speed_rows(options: argparse.Namespace) -> Iterator[Row]:
             "name": name,
             "ours": round(ours.median, 3),
             "peer": round(peer.median, 3),
-            "unit": "s a round, measured",
+            "unit": f"{'CPU ' if options.cpu else ''}s a round, measured",
             "ratio": round(peer.median / ours.median, 3),
             "runs": options.runs,
             "rounds": options.rounds,
-            "workers": options.workers,
+            "workers": 0 if options.cpu else options.workers,
             "ours_quartiles": [round(value, 3) for value in ours.quartiles],
             "peer_quartiles": [round(value, 3) for value in peer.quartiles],
             "peer_runs_as": str(way),
@@ -165,6 +170,7 @@ def main() -> None:
     parser.add_argument("--seed", type=positive, default=1)
     parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1)
     parser.add_argument("--dropout", action="store_true", help="give pfl-research its dropout")
+    parser.add_argument("--cpu", action="store_true", help="CPU seconds of one process and thread")
     parser.add_argument("--accuracy", action="store_true", help="accuracy instead of speed")
     options = parser.parse_args()
     if not (options.data / "train.parquet").is_file():

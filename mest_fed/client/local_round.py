@@ -198,6 +198,7 @@ def train_round(
             settings=settings,
             rng=rng,
             room=task.method.peak,
+            batch_size=training.batch_size,
         )
     batches = chain.from_iterable(repeat(epoch, training.local_epochs))
     try:

@@ -41,6 +41,8 @@ class CompiledTrainer(LocalTrainer):
     room : float
         Most active granules of a layer in a run, as a multiple of its target: a mutation up to
         there needs no new program.
+    batch_size : int, optional
+        Of the largest batch. Where the micro-batch holds it, weights may be updated directly.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class CompiledTrainer(LocalTrainer):
         settings: OptimizerSettings,
         rng: np.random.Generator,
         room: float = 1.0,
+        batch_size: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -57,6 +60,7 @@ class CompiledTrainer(LocalTrainer):
         self.settings = settings
         self.rng = rng
         self.room = room
+        self.batch_size = batch_size
         #: Shape of an example, micro-batch -> the step, bound to model and optimizer as they are.
         self._bound: dict[tuple[int, ...], ModelStep | None] = {}
         self._copies = Copies()
@@ -101,12 +105,19 @@ class CompiledTrainer(LocalTrainer):
 
     def _step_for(self, batch: Batch) -> ModelStep | None:
         """Return the step of a batch, bound."""
-        key = *batch.inputs.shape[1:], self.micro_batch
+        largest = max(len(batch.targets), self.batch_size or self.micro_batch + 1)
+        whole = largest <= self.micro_batch
+        key = *batch.inputs.shape[1:], self.micro_batch, whole
         if key not in self._bound:
             if any(held[-1] != self.micro_batch for held in self._bound):
                 self._let_go()  # of steps of another micro-batch, whose memory is then free
             step = self.programs.step(
-                self.objective, self.settings, batch, self.micro_batch, self.room
+                self.objective,
+                self.settings,
+                batch,
+                self.micro_batch,
+                room=self.room,
+                whole=whole,
             )
             if step is not None:
                 step.bind(self.optimizer, self._copies)  # type: ignore[arg-type]

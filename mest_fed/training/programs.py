@@ -40,11 +40,15 @@ from mest_fed.runtime.sizes import Sizes
 from mest_fed.runtime.step import CompiledForward, CompiledStep
 from mest_fed.training.objective import Objective
 from mest_fed.training.places import Array, Copies, Place, capacities, places_of, with_room
-from mest_fed.training.step_program import StepPrograms, step_program
+from mest_fed.training.step_program import PASSES, StepPrograms, step_program
 
 #: Programs of one model that are kept, and the bytes that they may hold beside the model; the last
 #: one is kept in any case.
 MOST_PROGRAMS, MOST_BYTES = 16, 2**28
+
+#: Bytes of gradients that a step has to save by updating weights directly: more than a core's own
+#: cache holds. Below that, groups of which few sizes are ever made cost less.
+DIRECT_BYTES = 2**21
 
 #: Examples that an evaluation computes together.
 EVALUATION_GROUP = 8
@@ -155,6 +159,16 @@ class ModelStep:
         for module in self._counters:
             module.num_batches_tracked.add_(parts)
         return loss, torch.from_numpy(self.step.outputs)
+
+
+def _direct(whole: StepPrograms, examples: int) -> bool:
+    """Say whether a step of whole batches saves enough by updating weights directly."""
+    trained = sum(4 * it.numel() for it in whole.model.parameters() if it.requires_grad)
+    if trained < DIRECT_BYTES:
+        return False
+    program = whole(examples)
+    kept = sum(program.buffers[it].bytes for it in program.of_role("sum"))
+    return trained - kept >= DIRECT_BYTES and plan_arena(program).peak <= GROUP_BYTES
 
 
 def group_of(sizes: Sizes, micro_batch: int) -> int:
@@ -332,7 +346,9 @@ class Programs:
         settings: OptimizerSettings,
         batch: Batch,
         micro_batch: int,
+        *,
         room: float = 1.0,
+        whole: bool = False,
     ) -> ModelStep | None:
         """Return the step of a model as it is, for batches of any size; None if it has none.
 
@@ -347,14 +363,20 @@ class Programs:
         room : float
             Most active granules of a layer, as a multiple of its target: of fewer the step is the
             same.
+        whole : bool
+            Whether no batch is larger than ``micro_batch``.
         """
         example = tuple(batch.inputs.shape[1:]), batch.inputs.dtype
         how = objective, replace(settings, learning_rate=1.0), torch.get_num_threads()
-        key = "step", example, micro_batch, how, _structure(self.model, room)
+        key = "step", example, micro_batch, whole, how, _structure(self.model, room)
 
         def make() -> ModelStep:
             check_plain(self.model, training=True)
-            programs = _RoomyPrograms(self.model, example, objective, settings, room=room)
+            of = self.model, example, objective, settings
+            programs = _RoomyPrograms(*of, room=room)
+            if whole:
+                direct = _RoomyPrograms(*of, room=room, groups=False, passes=tuple(PASSES))
+                programs = direct if _direct(direct, micro_batch) else programs
             return ModelStep(programs, micro_batch, how[-1])
 
         found: ModelStep | None = self._find(key, make)
