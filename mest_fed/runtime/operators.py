@@ -26,6 +26,7 @@ step           (1,): steps that were taken before; each parameter has its own
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from mest_fed.runtime import (
     operators_elementwise,
@@ -232,6 +233,7 @@ _TABLE = (
         {"epsilon": _SMALL, "relu": _FLAG},
         rules.norm_inference,
         _IN_PLACE,
+        planes=_NORM_PLANES,
     ),
     Kind("layer_norm(x, gamma, beta) -> y, mean, scale", _LAYER, rules.layer_norm, (("y", "x"),)),
     Kind(
@@ -370,8 +372,29 @@ _TABLE = (
     ),
 )
 
+#: Operator of gradients -> outputs to which another form of it adds, instead of writing them.
+_ADDS = {
+    "conv2d_input_gradient": ("dx",),
+    "conv2d_weight_gradient": ("dw",),
+    "sparse_conv2d_input_gradient": ("dx",),
+    "sparse_conv2d_values_gradient": ("dvalues",),
+    "group_norm_gradient": ("dgamma", "dbeta"),
+}
+
+
+def _added_name(name: str) -> str:
+    return f"{name}_added"
+
+
+def _added(kind: Kind) -> Kind:
+    """Return the form of a line of the table that adds to outputs."""
+    signature = kind.signature.replace(kind.name, _added_name(kind.name), 1)
+    return replace(kind, signature=signature, changes=_ADDS[kind.name])
+
+
 _EVERY = (
     *_TABLE,
+    *(_added(it) for it in _TABLE if it.name in _ADDS),
     *operators_elementwise.TABLE,
     *operators_planes.TABLE,
     *operators_sequences.TABLE,
@@ -380,6 +403,23 @@ _EVERY = (
 
 #: Name -> its line of the table.
 OPERATORS: Mapping[str, Kind] = {kind.name: kind for kind in _EVERY}
+
+
+def adding_to(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """Return the operator that adds to outputs of another instead of writing them, and which.
+
+    Parameters
+    ----------
+    name : str
+        Of the operator that writes them.
+
+    Returns
+    -------
+    tuple or None
+        Its name, and the outputs; None if there is no such operator.
+    """
+    return (_added_name(name), _ADDS[name]) if name in _ADDS else None
+
 
 #: Types that an operator takes; buffers of the others that the format names have no use yet.
 TAKEN = frozenset(

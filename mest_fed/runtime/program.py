@@ -172,7 +172,7 @@ class Program:
     def takes_groups(self) -> bool:
         """Whether a batch may be several groups; else it is one (batch norm).
 
-        It may where operators of groups change nothing but sums, by ``accumulate``, the update
+        It may where operators of groups change nothing but sums, by adding to them, the update
         reads nothing else of them, and only what is of examples is dropped: what is not would be
         dropped anew in each group.
         """
@@ -184,8 +184,9 @@ class Program:
                 of_examples.update(operator.outputs)
             elif "seed" in operator.arguments:
                 return False
-            added = operator.arguments["into"] if operator.name == "accumulate" else ABSENT
-            touched = sums.intersection((*operator.reads, *operator.writes)) - {added}
+            changes, arguments = operator.kind.changes, operator.arguments
+            added = {arguments[it] for it in operator.kind.outputs if it in changes}
+            touched = sums.intersection((*operator.inputs, *operator.outputs)) - added
             if touched or kept.intersection(operator.writes):
                 return False
             made.update(operator.writes)

@@ -23,6 +23,7 @@ from mest_fed.runtime import (
 from mest_fed.runtime.arena import Arena
 from mest_fed.runtime.bfloat16 import numpy_type, rounded, widened
 from mest_fed.runtime.kind import Kind
+from mest_fed.runtime.operators import OPERATORS, adding_to
 from mest_fed.runtime.planes import elements
 from mest_fed.runtime.program import Operator, Program
 
@@ -37,6 +38,8 @@ IMPLEMENTATIONS: Mapping[str, Callable[..., Any]] = {
     **reference_recurrent.OPERATORS,
     **reference_losses.OPERATORS,
 }
+#: Operator that adds to outputs -> the one that writes them.
+_WRITING = {other[0]: name for name in OPERATORS if (other := adding_to(name)) is not None}
 
 
 def compute(kind: Kind, arrays: Mapping[str, Array], **attributes: Any) -> dict[str, Array]:
@@ -58,9 +61,19 @@ def compute(kind: Kind, arrays: Mapping[str, Array], **attributes: Any) -> dict[
     """
     given = {it: arrays[it] for it in kind.inputs if it in arrays}
     shapes = {it: arrays[it].shape for it in kind.outputs if it in arrays}
+    written = _WRITING.get(kind.name)
     added = {it: arrays[it] for it in kind.outputs if it in kind.changes}
-    found = IMPLEMENTATIONS[kind.name](**given, **added, shapes=shapes, **attributes)
+    before = {} if written is None else {it: added.pop(it) for it in [*added]}
+    function = IMPLEMENTATIONS[written or kind.name]
+    found = function(**given, **added, shapes=shapes, **attributes)
     made: tuple[Array, ...] = found if isinstance(found, tuple) else (found,)
+    made = (
+        tuple(
+            before[name] + it if name in before else it
+            for name, it in zip(kind.outputs, made[: len(kind.outputs)], strict=False)
+        )
+        + made[len(kind.outputs) :]
+    )
     names = [*kind.outputs, *(it for it in kind.changes if it in kind.inputs)]
     return {
         name: np.array(it)  # a view of an input could be overwritten by another output

@@ -35,6 +35,7 @@ from mest_fed.runtime.arena import plan_arena
 from mest_fed.runtime.batches import even_parts
 from mest_fed.runtime.passes.groups import MOST_BYTES as GROUP_BYTES
 from mest_fed.runtime.passes.groups import group_size
+from mest_fed.runtime.passes.planes import with_planes
 from mest_fed.runtime.program import Program
 from mest_fed.runtime.step import CompiledForward, CompiledStep
 from mest_fed.training.objective import Objective
@@ -414,7 +415,8 @@ class Programs:
 
         def captured(examples: int) -> Captured:
             dtype = str(inputs.dtype).removeprefix("torch.")
-            return capture(self.model, (examples, *example), dtype, training=False)
+            found = capture(self.model, (examples, *example), dtype, training=False)
+            return replace(found, program=with_planes(found.program))
 
         def make() -> ModelForward:
             check_plain(self.model, training=False)

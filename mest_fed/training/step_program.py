@@ -12,8 +12,11 @@ from mest_fed.nn import optimizers
 from mest_fed.nn.capture import Captured, capture
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.runtime.gradients import with_gradients, with_loss
+from mest_fed.runtime.passes.fusion import with_fused_sums
 from mest_fed.runtime.passes.groups import with_groups
+from mest_fed.runtime.passes.planes import with_planes
 from mest_fed.runtime.passes.pooling import with_pooling
+from mest_fed.runtime.passes.recompute import with_recomputed_norms
 from mest_fed.runtime.passes.storage import with_bf16_storage
 from mest_fed.runtime.passes.updates import with_direct_updates
 from mest_fed.runtime.program import Program
@@ -45,10 +48,16 @@ def _adam(settings: OptimizerSettings, *, decoupled: bool) -> Adam:
     )
 
 
-#: Name -> pass of a whole step, in the order in which programs go through them.
+#: Name -> pass of a whole step, in the order in which programs go through them: first those that
+#: look for chains of operators, of which later ones would hide some; layouts at last, when it is
+#: known which operators there are.
 PASSES: Mapping[str, Callable[[Program], Program]] = {
     "pooling": with_pooling,
     "updates": with_direct_updates,
+    "fusion": with_fused_sums,
+    "recompute": with_recomputed_norms,
+    "groups": with_groups,
+    "planes": with_planes,
 }
 
 #: What planes are stored as between operators -> its pass.
@@ -83,7 +92,8 @@ class StepPrograms:
         written once instead of added up.
     passes : collection of str
         Those of :data:`PASSES` that programs go through; ``updates`` only if a batch is one group,
-        since weights of linear layers then have no gradient that could be read after a step.
+        since weights of linear layers then have no gradient that could be read after a step, and
+        ``groups`` only if it may be several.
     storage : str
         A name of :data:`STORAGE`. Planes alone are stored otherwise: without the pass that chooses
         them programs are the same.
@@ -102,7 +112,7 @@ class StepPrograms:
         settings: OptimizerSettings,
         *,
         groups: bool = True,
-        passes: Collection[str] = ("pooling",),
+        passes: Collection[str] = tuple(PASSES),
         storage: str = "fp32",
     ) -> None:
         if storage not in STORAGE:
@@ -118,8 +128,9 @@ class StepPrograms:
             raise not_allowed(OPTIMIZERS.key, settings.name, f"in a program: {allowed}")
         self._loss = loss(objective)
         self._limits = Limits(settings.clip_norm, settings.proximal)
-        self.model, self._update, self._groups = model, make(settings), groups
-        self._passes = [it for it in PASSES if it in passes and not (groups and it == "updates")]
+        self.model, self._update = model, make(settings)
+        without = "updates" if groups else "groups"
+        self._passes = [it for it in PASSES if it in passes and it != without]
         self._shape, self._dtype = example[0], str(example[1]).removeprefix("torch.")
 
     def captured(self, examples: int) -> Captured:
@@ -143,8 +154,7 @@ class StepPrograms:
         program = with_updates(gradients, self._update, self._limits)
         for name in self._passes:
             program = PASSES[name](program)
-        program = self._stored(program)
-        return with_groups(program) if self._groups else program
+        return self._stored(program)
 
 
 def step_program(
@@ -152,12 +162,13 @@ def step_program(
     inputs: tuple[tuple[int, ...], torch.dtype],
     objective: Objective,
     settings: OptimizerSettings,
+    passes: Collection[str] = tuple(PASSES),
 ) -> tuple[Program, Captured]:
     """Make the program of one training step; see :class:`StepPrograms`.
 
     Parameters
     ----------
-    model, objective, settings
+    model, objective, settings, passes
         As there.
     inputs : tuple
         Shape, the examples of a group first, and type of the inputs.
@@ -170,6 +181,6 @@ def step_program(
         The forward program, with the tensors that its parameters and states stand for.
     """
     (examples, *shape), dtype = inputs
-    programs = StepPrograms(model, (tuple(shape), dtype), objective, settings)
+    programs = StepPrograms(model, (tuple(shape), dtype), objective, settings, passes=passes)
     captured = programs.captured(examples)
     return programs.of(captured), captured

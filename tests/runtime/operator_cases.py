@@ -12,7 +12,7 @@ import token_cases
 import update_cases
 from drawn import Case, Draw, Makes
 
-from mest_fed.runtime.operators import OPERATORS
+from mest_fed.runtime.operators import OPERATORS, adding_to
 from mest_fed.runtime.shapes import Shapes
 
 __all__ = ["CASES", "Case", "Draw", "gradients_of", "shapes_of"]
@@ -39,7 +39,8 @@ def gradients_of(name):
     apart = "b" in OPERATORS[name].optional and not any(
         "db" in OPERATORS[it].outputs for it in found
     )
-    return [*found, "bias_gradient"] if apart else found
+    found += ["bias_gradient"] if apart else []
+    return found + [other[0] for it in found if (other := adding_to(it)) is not None]
 
 
 def shapes_of(kind, arrays, attributes):

@@ -45,9 +45,15 @@ def test_conv2d_and_its_gradients(case, with_bias):
     near(compute("conv2d", given_x, size, None, on(margins, "x", "y"), **how)["y"], exact)
     back, at = {"w": w, "dy": dy}, on(margins, "dx", "dy")
     near(compute("conv2d_input_gradient", back, {"dx": shape}, None, at, **how)["dx"], dx)
+    more = {"dx": randn(*shape, seed=7)}
+    got = compute("conv2d_input_gradient_added", back, more, None, at, **how)["dx"]
+    near(got, dx + more["dx"])
     back, at = {"x": x, "dy": dy}, on(margins, "x", "dy")
     got = compute("conv2d_weight_gradient", back, {"dw": tuple(w.shape)}, None, at, **how)["dw"]
     near(got, dw, 1e-4)
+    more = {"dw": randn(*w.shape, seed=7)}
+    got = compute("conv2d_weight_gradient_added", back, more, None, at, **how)["dw"]
+    near(got, dw + more["dw"], 1e-4)
 
 
 def granules_of(shape, rows, density, draw=randn):
@@ -78,10 +84,15 @@ def test_sparse_conv2d_and_its_gradients(case, rows, density):
     back, at = {**granules, "dy": dy}, on(margins, "dx", "dy")
     name = "sparse_conv2d_input_gradient"
     near(compute(name, back, {"dx": shape}, None, at, **how)["dx"], dx)
+    more = {"dx": randn(*shape, seed=7)}
+    near(compute(f"{name}_added", back, more, None, at, **how)["dx"], dx + more["dx"])
     back, at = {"x": x, "slots": slots, "dy": dy}, on(margins, "x", "dy")
     name, size = "sparse_conv2d_values_gradient", {"dvalues": tuple(values.shape)}
     got = compute(name, back, size, None, at, **how)["dvalues"]
     near(got, layout.gather(dw, slots), 1e-4)
+    more = {"dvalues": randn(*values.shape, seed=7)}
+    got = compute(f"{name}_added", back, more, None, at, **how)["dvalues"]
+    near(got, layout.gather(dw, slots) + more["dvalues"], 1e-4)
 
 
 def a_convolution(**changes):

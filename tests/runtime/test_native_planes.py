@@ -26,6 +26,7 @@ ATTRIBUTES = {
     "batch_norm_apply": [{"relu": it} for it in (True, False)],
     "batch_norm": [{"epsilon": 1e-5, "momentum": 0.1, "relu": it} for it in (True, False)],
     "batch_norm_gradient": [{"relu": it} for it in (True, False)],
+    "batch_norm_inference": [{"epsilon": 1e-5, "relu": it} for it in (True, False)],
     "dropout": [{"probability": 0.3}],
     "dropout_gradient": [{"probability": 0.3}],
     "max_pool2d": [MAX_POOL],
@@ -33,6 +34,7 @@ ATTRIBUTES = {
     "average_pool2d": [POOL],
     "average_pool2d_gradient": [POOL],
 }
+ATTRIBUTES["group_norm_gradient_added"] = ATTRIBUTES["group_norm_gradient"]
 #: Those whose sums are taken in another order on planes.
 SUMS = ("norm", "bias", "global")
 NAMES = [name for name, kind in OPERATORS.items() if kind.planes and "conv2d" not in name]
@@ -45,6 +47,7 @@ def arrays_of(kind, shape, attributes, *, optional, seed):
     known = {it: shape for it in kind.planes if optional or it not in missing}
     channels = {"gamma", "beta", "running_mean", "running_variance"}
     known |= {it: shape[1:2] for it in channels if it in kind.inputs}
+    known |= {it: shape[1:2] for it in ("dgamma", "dbeta") if it in kind.changes}
     statistics = (shape[0], attributes["groups"]) if "groups" in attributes else shape[1:2]
     known |= {it: statistics for it in ("mean", "scale") if it in kind.inputs}
     pooled = shape
@@ -58,6 +61,8 @@ def arrays_of(kind, shape, attributes, *, optional, seed):
     if "relu" in attributes and "y" in kind.inputs:
         known = {it: size for it, size in known.items() if it != "y" or attributes["relu"]}
     given = {it: randn(*size, seed=seed + i) for i, (it, size) in enumerate(known.items())}
+    if "running_variance" in given:
+        given["running_variance"] = given["running_variance"].abs()
     for it in ("where", "kept"):
         if it in given:
             given[it] = (given[it] > 0).to(torch.uint8)

@@ -49,21 +49,23 @@ def test_a_linear_step_by_hand():
     assert with_groups(grouped) == grouped
 
 
-def test_a_gradient_lives_until_it_is_added():
-    """But that of a weight that is used twice, which lives until it is whole."""
+def test_gradients_are_added_where_they_are_made():
+    """Or right behind; but that of a weight that is used twice lives until it is whole."""
     program = programs_of("resnet8 block")(2)
     added = {
         operator.inputs[0]: place
         for place, operator in enumerate(program.operators)
         if operator.name == "accumulate" and program.buffers[operator.outputs[0]].role == "sum"
     }
-    assert len(added) == 1 + len(program.of_role("parameter"))
+    made = [it for it in program.operators if it.name.endswith("_added")]
+    sums = {number for it in made for number in it.outputs if number in program.of_role("sum")}
+    assert len(added) == 3  # of the linear layer, and the loss
+    assert len(sums) + len(added) == 1 + len(program.of_role("parameter"))
     blocks = [it for it in plan_arena(program).blocks if added.keys() & set(it.buffers)]
     assert len(blocks) == len(added)
     for block in blocks:
         assert block.buffers[0] in added
-        # of a norm, gamma and beta are made at once and added in turn
-        assert block.end == added[block.buffers[0]] <= block.start + 2
+        assert block.end == added[block.buffers[0]] == block.start + 1
 
     linear = nn.Linear(3, 3)
     twice = StepPrograms(

@@ -116,7 +116,7 @@ DAMAGES = {
     "dtype": (put("buffers", 0, "dtype", value="float64"), r"buffers\[0\].dtype = 'float64'"),
     "dtype-unused": (
         put("buffers", 0, "dtype", value="float16"),
-        r"buffers\[0\].dtype: no operator takes bfloat16; allowed: float32, uint8, int32, int64",
+        r"buffers\[0\].dtype: no operator takes float16; allowed: float32, bfloat16, uint8, int",
     ),
     "dtype-kind": (put("buffers", 0, "dtype", value=[]), r"buffers\[0\].dtype = \[\]"),
     "role": (put("buffers", 0, "role", value="weight"), r"buffers\[0\].role = 'weight'"),

@@ -42,8 +42,9 @@ SGD = OptimizerSettings(0.02, 0.9, 1e-3)
 ADAM = OptimizerSettings(1e-3, name="adam", weight_decay=1e-3)
 #: Of the largest change of a parameter: rounding of float32, carried through a few steps.
 BOUND = 1e-3
-#: Models whose many small planes magnify rounding.
-DEEP = {"resnet50": 5e-2, "mobilenetv2": 5e-2}
+#: Models whose many small planes magnify rounding: torch's own three steps of mobilenetv2 differ
+#: from those in float64 by 5e-2, ours by 3e-2.
+DEEP = {"resnet50": 5e-2, "mobilenetv2": 1e-1}
 
 
 def train(net, data, *, compiled, settings=SGD, method=None, seed=0, **how):

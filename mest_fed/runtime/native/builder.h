@@ -57,6 +57,7 @@ struct Run {
     Shared& shared;
     int threads;
     int64_t examples = 1, before = 0;  // of a group, and of the groups before this one
+    bool again = false;  // the same steps ran since parameters and states may have changed
 
     // How many of a group's `count` numbers the groups before this one had.
     int64_t earlier(int64_t count) const { return count / examples * before; }
@@ -104,6 +105,7 @@ public:
     void holds(int64_t bytes) { held_bytes_ += bytes; }
 
     int threads() const { return threads_; }
+    bool adds() const { return kind_.adds; }
     const std::vector<std::shared_ptr<Product>>& made() const { return made_; }
     int64_t held_bytes() const { return held_bytes_; }
     int64_t scratch_floats() const { return scratch_; }

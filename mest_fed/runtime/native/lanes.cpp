@@ -36,6 +36,7 @@ void Program::check(int64_t groups, int64_t first, int64_t last) const {
 void Program::run(int64_t first, int64_t last) {
     const Running running(runs_);
     check(1, first, last);
+    run_[0].again = false;
     place_rows(run_[0], 0);
     place_sums(run_[0], -1);
     run(run_[0], first, last, 0);
@@ -55,7 +56,7 @@ void Program::step(int64_t count) {
 }
 
 void Program::run(const Lane& lane, int64_t first, int64_t last, int64_t before) const {
-    const Run run{lane.addresses.data(), *lane.shared, lane.threads, examples_, before};
+    const Run run{lane.addresses.data(), *lane.shared, lane.threads, examples_, before, lane.again};
     for (int64_t i = first; i < last; ++i) lane.steps[i](run);
 }
 
@@ -64,6 +65,7 @@ void Program::run_groups(int64_t count, int64_t before) {
     if (before < 0 || (lanes_ == 0 && before > 0)) {
         refuse(std::to_string(before) + " examples before", lanes_ == 0 ? "0" : "0 or more");
     }
+    for (Lane& lane : run_) lane.again = false;
     if (before == 0) zero_sums(-1);
     // The first chunk of all adds to the total itself.
     const int64_t chunks = std::min(count, most_chunks), alone = before == 0 ? 1 : 0;
@@ -84,6 +86,7 @@ void Program::run_chunk(Lane& lane, int64_t from, int64_t until, int64_t before)
     for (int64_t group = from; group < until; ++group) {
         place_rows(lane, group);
         run(lane, 0, group_operators_, before + group * examples_);
+        lane.again = true;
     }
 }
 

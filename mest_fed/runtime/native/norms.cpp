@@ -114,6 +114,8 @@ Step gradient(Builder& b) {
     const Tensor more = b["more"], dresidual = b["dresidual"];
     b.require(y || !given.relu, "y is absent", "the output where there is a ReLU");
     b.doubles(given.sums());
+    const bool adds = b.adds();
+    if (adds) b.floats(2 * given.channels);
     const std::array<Tensor, 6> walked{x, y, dy, more, dx, dresidual};
     std::array<Channels, 6> on;
     std::transform(walked.begin(), walked.end(), on.begin(), channels_of);
@@ -127,6 +129,8 @@ Step gradient(Builder& b) {
         // there is a residual.
         norm.gamma = norm.beta = run.at(gamma);
         norm.residual = norm.relu ? run.at(y) : nullptr;
+        float* of_gamma = adds ? run.shared.floats.data() : run.at(dgamma);
+        float* of_beta = adds ? of_gamma + norm.channels : run.at(dbeta);
         const auto walk_over = [&](auto type) {
             using T = decltype(type);
             const BackwardNorm<T> backward{norm, {on[0], run.at<T>(x)}, {on[1], run.at<T>(y)},
@@ -134,12 +138,21 @@ Step gradient(Builder& b) {
                                            {on[4], run.at<T>(dx)}, {on[5], run.at(dresidual)},
                                            run.at(mean), run.at(scale), run.shared.doubles.data()};
             parallel_for(norm.units(), run.threads, [&](int64_t i) { backward_unit(backward, i); });
-            norm_parameters(norm, backward.sums, run.at(dgamma), run.at(dbeta));
+            norm_parameters(norm, backward.sums, of_gamma, of_beta);
         };
-        if (by_channels) return x.narrow ? walk_over(bf16{}) : walk_over(float{});
-        norm_backward(norm, {run.at(dy), run.at(x), run.at(y), run.at(mean), run.at(scale)},
-                      run.at(dx), run.at(dresidual), run.at(dgamma), run.at(dbeta),
-                      run.shared.doubles.data(), run.threads);
+        if (x.narrow) {
+            walk_over(bf16{});
+        } else if (by_channels) {
+            walk_over(float{});
+        } else {
+            norm_backward(norm, {run.at(dy), run.at(x), run.at(y), run.at(mean), run.at(scale)},
+                          run.at(dx), run.at(dresidual), of_gamma, of_beta,
+                          run.shared.doubles.data(), run.threads);
+        }
+        for (int c = 0; adds && c < norm.channels; ++c) {
+            run.at(dgamma)[c] += of_gamma[c];
+            run.at(dbeta)[c] += of_beta[c];
+        }
     };
 }
 
@@ -150,21 +163,22 @@ Step inference(Builder& b) {
     for (const char* name : {"gamma", "beta", "running_mean", "running_variance"}) {
         b.expect(name, {shape[1]});
     }
-    const int64_t channels = shape[1], planes = shape[0] * channels, plane = product_of(shape, 2);
     const double epsilon = b.real("epsilon");
     const bool relu = b.whole("relu") != 0;
     const Tensor x = b["x"], gamma = b["gamma"], beta = b["beta"], residual = b["residual"];
     const Tensor means = b["running_mean"], variances = b["running_variance"], y = b["y"];
+    const Channels on_x = channels_of(x), on_residual = channels_of(residual), on = channels_of(y);
+    const int64_t channels = on.channels, plane = on.plane;
     return [=](const Run& run) {
-        for_runs(planes, plane, run.threads, [&](int64_t begin, int64_t end) {
+        for_runs(on.images * channels, plane, run.threads, [&](int64_t begin, int64_t end) {
             for (int64_t at = begin; at < end; ++at) {
-                const int64_t c = at % channels;
+                const int64_t image = at / channels, c = at % channels;
                 const double scale = run.at(gamma)[c] / std::sqrt(run.at(variances)[c] + epsilon);
                 const auto factor = static_cast<float>(scale);
                 const auto constant = static_cast<float>(run.at(beta)[c] - run.at(means)[c] * scale);
-                const float* from = run.at(x) + at * plane;
-                const float* add = residual ? run.at(residual) + at * plane : nullptr;
-                float* to = run.at(y) + at * plane;
+                const float* from = run.at(x) + on_x.at(image, c);
+                const float* add = residual ? run.at(residual) + on_residual.at(image, c) : nullptr;
+                float* to = run.at(y) + on.at(image, c);
                 const auto each = [&](const auto& value) {
                     MEST_EACH_ALONE
                     for (int64_t i = 0; i < plane; ++i) {
@@ -174,6 +188,7 @@ Step inference(Builder& b) {
                 };
                 if (add != nullptr) each([&](int64_t i) { return from[i] * factor + constant + add[i]; });
                 else each([&](int64_t i) { return from[i] * factor + constant; });
+                on.clear(run.at(y), image, c);
             }
         });
     };
@@ -279,6 +294,7 @@ std::vector<Operator> norms() {
         {"group_norm", {x, {"gamma"}, {"beta"}, residual}, made, {groups, relu}, {epsilon},
          forward<false>},
         {"group_norm_gradient", given, back, {groups, relu}, {}, gradient<false>},
+        {"group_norm_gradient_added", given, back, {groups, relu}, {}, gradient<false>, true},
         {"group_norm_apply", known, {on_bf16_planes("y")}, {groups, relu}, {}, apply<false>},
         {"batch_norm_apply", known, {on_bf16_planes("y")}, {relu}, {}, apply<true>},
         {"batch_norm",
@@ -286,9 +302,8 @@ std::vector<Operator> norms() {
          made, {relu}, {epsilon, momentum}, forward<true>},
         {"batch_norm_gradient", given, back, {relu}, {}, gradient<true>},
         {"batch_norm_inference",
-         {{"x"}, {"gamma"}, {"beta"}, {"residual", float32, true}, {"running_mean"},
-          {"running_variance"}},
-         {{"y"}}, {relu}, {epsilon}, inference},
+         {on_planes("x"), {"gamma"}, {"beta"}, on_planes("residual", true), {"running_mean"}, {"running_variance"}},
+         {on_planes("y")}, {relu}, {epsilon}, inference},
         {"layer_norm", {{"x"}, {"gamma"}, {"beta"}}, {{"y"}, {"mean"}, {"scale"}}, {axes}, {epsilon},
          layer_norm},
         {"layer_norm_gradient", {{"x"}, {"mean"}, {"scale"}, {"gamma"}, {"dy"}},

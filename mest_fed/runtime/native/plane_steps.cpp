@@ -31,7 +31,7 @@ public:
 
     // Lays the entries out anew where they have changed.
     const PlaneProduct& product(const Run& run) {
-        if (!c_.slots) return product_;
+        if (!c_.slots || (run.again && known_)) return product_;
         const int32_t* slots = run.at<int32_t>(c_.slots);
         int64_t active = c_.slots.count();
         while (active > 0 && slots[active - 1] < 0) --active;  // capacity that is not in use
@@ -70,14 +70,15 @@ public:
         return std::min((c_.p.batch + set - 1) / set, most_chunks);
     }
 
-    // work(images, sum): each chunk adds to a sum of its own, and the sums are added in order.
+    // work(images, sum): each chunk adds to a sum of its own, and the sums are added in order; `add`:
+    // to what the total holds.
     template <class Work>
-    void sum_in_chunks(const Run& run, float* total, const Work& work) const {
+    void sum_in_chunks(const Run& run, float* total, bool add, const Work& work) const {
         const int64_t count = numbers(), set = product_.set_images(), parts = chunks();
         const int64_t sets = (c_.p.batch + set - 1) / set;
         const int64_t wave = std::min<int64_t>(parts, run.threads);
         float* partial = run.shared.floats.data();
-        std::fill(total, total + count, 0.0f);
+        if (!add) std::fill(total, total + count, 0.0f);
         for (int64_t done = 0; done < parts; done += wave) {
             const int64_t now = std::min(wave, parts - done);
             if (parts > 1) std::fill(partial, partial + now * count, 0.0f);
@@ -134,11 +135,12 @@ Step forward_of(Builder& b, const PlaneConvolution& c) {
 template <class T>
 Step input_gradient_of(Builder& b, const PlaneConvolution& c) {
     const auto step = std::make_shared<PlaneStep>(b, Way::input, c);
+    const bool add = b.adds();
     return [=](const Run& run) {
         const PlaneProduct& product = step->product(run);
         const PlaneValues values = step->values(run);
         step->for_images(run, [&](const PlaneImages& images) {
-            product.input(values, run.at<T>(c.y), run.at(c.x), false, images);
+            product.input(values, run.at<T>(c.y), run.at(c.x), add, images);
         });
     };
 }
@@ -147,12 +149,14 @@ template <class T>
 Step values_gradient_of(Builder& b, const PlaneConvolution& c) {
     const auto step = std::make_shared<PlaneStep>(b, Way::values, c);
     const int64_t parts = step->chunks();
+    const bool add = b.adds();
     if (parts > 1) b.floats_each(step->numbers(), parts);
     return [=](const Run& run) {
         const PlaneProduct& product = step->product(run);
-        step->sum_in_chunks(run, run.at(c.values), [&](const PlaneImages& images, float* sum) {
+        const auto work = [&](const PlaneImages& images, float* sum) {
             product.values(run.at<T>(c.x), run.at<T>(c.y), sum, images);
-        });
+        };
+        step->sum_in_chunks(run, run.at(c.values), add, work);
     };
 }
 

@@ -40,6 +40,22 @@ PlaneConvolution dense_planes(const Builder& b, const Dense& d, const Tensor& x,
     return {d.p, x, y, w, {}, 4, {}};
 }
 
+// The step, or what its output held before is added to what it writes. The step takes the first `used`
+// of the shared floats.
+Step added(Builder& b, const Tensor& to, int64_t used, const Step& step) {
+    if (!b.adds()) return step;
+    const int64_t count = to.count();
+    b.floats(used + count);
+    return [=](const Run& run) {
+        float *held = run.shared.floats.data() + used, *into = run.at(to);
+        std::copy_n(into, count, held);
+        step(run);
+        for_runs(count, 1, run.threads, [=](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) into[i] += held[i];
+        });
+    };
+}
+
 template <bool Linear>
 Step forward(Builder& b) {
     constexpr int dims = Linear ? 2 : 4;
@@ -79,12 +95,12 @@ Step input_gradient(Builder& b) {
     if (!turns(d.p)) {
         b.floats(d.floats());
         const auto product = b.product(Way::input, d.p, d.rows, d.entries());
-        return [=](const Run& run) {
+        return added(b, dx, d.floats(), [=](const Run& run) {
             float* values = run.shared.floats.data();
             d.fill(run.shared.index);
             d.lay_out(run.at(w), values, run.threads);
             product->input(run.shared.product, run.shared.index, values, run.at(dy), run.at(dx));
-        };
+        });
     }
     const Dense t(turned(d.p), d.groups);
     b.require(t.entries() <= largest, "weight of shape " + text_of(w.shape),
@@ -93,7 +109,7 @@ Step input_gradient(Builder& b) {
     const auto product = b.product(Way::forward, t.p, t.rows, t.entries());
     const int64_t taps = d.p.taps(), own_in = d.p.in_channels / d.groups;
     const int64_t own_out = d.p.out_channels / d.groups;
-    return [=](const Run& run) {
+    return added(b, dx, t.floats(), [=](const Run& run) {
         float* values = run.shared.floats.data();
         const float* weight = run.at(w);
         t.fill(run.shared.index);
@@ -105,7 +121,7 @@ Step input_gradient(Builder& b) {
         });
         product->forward(run.shared.product, run.shared.index, values, run.at(dy), nullptr,
                          run.at(dx));
-    };
+    });
 }
 
 template <bool Linear>
@@ -117,7 +133,7 @@ Step weight_gradient(Builder& b) {
     if (const Layer l = layer_of(d.p); Linear && l.direct()) return linear_gradient(b, l, x, {}, dw);
     b.floats(d.floats());
     const auto product = b.product(Way::values, d.p, d.rows, d.entries());
-    return [=](const Run& run) {
+    return added(b, dw, d.floats(), [=](const Run& run) {
         float *values = run.shared.floats.data(), *weight = run.at(dw);
         d.fill(run.shared.index);
         product->values(run.shared.product, run.shared.index, run.at(x), run.at(dy), values);
@@ -125,7 +141,7 @@ Step weight_gradient(Builder& b) {
             float* to = weight + row * d.columns();
             for (int c = 0; c < d.columns(); ++c) to[c] = values[place + int64_t{c} * d.rows];
         });
-    };
+    });
 }
 
 template <bool Linear>
@@ -152,11 +168,11 @@ Step sparse_input_gradient(Builder& b) {
         return planes_input_gradient(b, {s.p, dx, dy, values, s.slots, s.rows, {}});
     }
     const auto product = b.product(Way::input, s.p, s.rows, s.capacity);
-    return [=](const Run& run) {
+    return added(b, dx, 0, [=](const Run& run) {
         s.fill(run);
         product->input(run.shared.product, run.shared.index, run.at(values), run.at(dy),
                        run.at(dx));
-    };
+    });
 }
 
 template <bool Linear>
@@ -168,12 +184,12 @@ Step sparse_values_gradient(Builder& b) {
         return planes_values_gradient(b, {s.p, x, dy, dvalues, s.slots, s.rows, {}});
     }
     const auto product = b.product(Way::values, s.p, s.rows, s.capacity);
-    return [=](const Run& run) {
+    return added(b, dvalues, 0, [=](const Run& run) {
         const int64_t active = s.fill(run);
         float* to = run.at(dvalues);
         product->values(run.shared.product, run.shared.index, run.at(x), run.at(dy), to);
         std::fill(to + active * s.rows, to + s.capacity * s.rows, 0.0f);
-    };
+    });
 }
 
 Step bias_gradient(Builder& b) {
@@ -213,7 +229,7 @@ std::vector<Operator> products() {
     const Argument b{"b", float32, true}, slots{"slots", int32};
     const Argument x = on_bf16_planes("x"), y = on_bf16_planes("y"), dx = on_planes("dx");
     const Argument dy = on_bf16_planes("dy"), wide_dy = on_planes("dy");
-    return {
+    std::vector<Operator> found{
         {"conv2d", {x, {"w"}, b}, {y}, conv, {}, forward<false>},
         {"conv2d_input_gradient", {{"w"}, dy}, {dx}, conv, {}, input_gradient<false>},
         {"conv2d_weight_gradient", {x, dy}, {{"dw"}}, conv, {}, weight_gradient<false>},
@@ -234,6 +250,17 @@ std::vector<Operator> products() {
         {"sparse_linear_values_gradient", {{"x"}, slots, {"dy"}}, {{"dvalues"}}, sparse2, {},
          sparse_values_gradient<true>},
     };
+    for (const Operator& one : std::vector<Operator>{
+             {"conv2d_input_gradient_added", {{"w"}, dy}, {dx}, conv, {}, input_gradient<false>, true},
+             {"conv2d_weight_gradient_added", {x, dy}, {{"dw"}}, conv, {}, weight_gradient<false>,
+              true},
+             {"sparse_conv2d_input_gradient_added", {{"values"}, slots, dy}, {dx}, sparse4, {},
+              sparse_input_gradient<false>, true},
+             {"sparse_conv2d_values_gradient_added", {x, slots, dy}, {{"dvalues"}}, sparse4, {},
+              sparse_values_gradient<false>, true}}) {
+        found.push_back(one);
+    }
+    return found;
 }
 
 }  // namespace mest::runtime::MEST_VARIANT

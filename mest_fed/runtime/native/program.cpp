@@ -196,7 +196,7 @@ void Program::add_lanes(const mest_description& d, char* arena) {
 
 Program::Lane Program::lane_of(const mest_description& d, int threads, int64_t most, char* arena,
                                std::shared_ptr<Shared> shared) {
-    Lane lane{threads, {}, {}, {}, std::move(shared)};
+    Lane lane{threads, {}, {}, {}, std::move(shared), false};
     for (const Buffer& buffer : buffers_) {
         lane.addresses.push_back(buffer.offset < 0 ? nullptr : arena + buffer.offset);
     }

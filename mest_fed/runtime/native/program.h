@@ -29,6 +29,7 @@ private:
         std::vector<Step> steps;
         std::vector<std::shared_ptr<Product>> products;
         std::shared_ptr<Shared> shared;
+        bool again = false;  // whether it has run a group of this batch
     };
 
     void add_buffers(const mest_description& description);

@@ -45,6 +45,7 @@ struct Operator {
     std::vector<Argument> inputs, outputs;
     std::vector<Attribute> wholes, reals;
     Step (*make)(Builder&);
+    bool adds = false;  // to what outputs hold that are gradients of weights, or else of inputs
 };
 
 const std::vector<Operator>& table();

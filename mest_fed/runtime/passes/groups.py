@@ -1,8 +1,8 @@
 """Groups: a batch is taken a few examples at a time, so that what a step needs stays in the cache.
 
 Each group goes through all layers, forward and back, before the next one begins. Gradients of
-parameters and the loss are added up over the groups: an operator adds a gradient to its sum as
-soon as it is whole, so that the arena holds it for a moment only.
+parameters and the loss are added up over the groups: by the operator that computes them, or by one
+more as soon as a gradient is whole, so that the arena holds it for a moment only.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from mest_fed.runtime.arena import plan_arena
 from mest_fed.runtime.build import Builder
+from mest_fed.runtime.operators import adding_to
 from mest_fed.runtime.program import Operator, Program
 
 #: Bytes of the arena that a group may take: what a core's caches hold, the shared one included.
@@ -24,6 +25,7 @@ def with_groups(program: Program) -> Program:
     Program
         The same, where groups need statistics of the batch or of one another (batch norm).
     """
+    program = _with_adding(program)
     direct = sorted(set(_directly_written(program)))
     builder = Builder(program)
     parts = {
@@ -59,12 +61,27 @@ def with_groups(program: Program) -> Program:
     return grouped if grouped.takes_groups else program
 
 
+def _with_adding(program: Program) -> Program:
+    """Let operators add to sums themselves, where they can: to all their sums and nothing else."""
+    sums = set(program.of_role("sum"))
+
+    def adding(operator: Operator) -> Operator:
+        other = adding_to(operator.name)
+        if other is None or not sums.issuperset(operator.arguments[it] for it in other[1]):
+            return operator
+        return replace(operator, name=other[0])
+
+    operators = tuple(adding(it) for it in program.operators)
+    return replace(program, operators=operators)
+
+
 def _directly_written(program: Program) -> Iterator[int]:
     """Yield sums that an operator of a group writes, and not only adds to."""
     for operator in program.operators[: program.per_group]:
         for number in operator.outputs:
-            changed = operator.name == "accumulate"
-            if number >= 0 and program.buffers[number].role == "sum" and not changed:
+            changed = {operator.arguments.get(it) for it in operator.kind.changes}
+            of_sum = number >= 0 and program.buffers[number].role == "sum"
+            if of_sum and number not in changed:
                 yield number
 
 
