@@ -10,9 +10,6 @@ from mest_fed.runtime.arena import plan_arena
 from mest_fed.runtime.bfloat16 import rounded, widened
 from mest_fed.runtime.build import Builder
 from mest_fed.runtime.native import Runtime
-from mest_fed.runtime.passes.fusion import with_fused_sums
-from mest_fed.runtime.passes.planes import with_planes
-from mest_fed.runtime.passes.recompute import with_recomputed_norms
 from mest_fed.runtime.passes.storage import with_bf16_storage
 from mest_fed.runtime.reading import parse_program
 from mest_fed.runtime.reference import Reference
@@ -35,8 +32,8 @@ def step_of(name):
     shape, options, sparsity = STEPS[name]
     model = model_of(name, shape, options, sparsity)
     inputs = (BATCH, *shape), dtype_of(shape)
-    program, captured = step_program(model, inputs, Classification(), OptimizerSettings())
-    laid = with_planes(with_recomputed_norms(with_fused_sums(program)))
+    how = inputs, Classification(), OptimizerSettings(), ("fusion", "recompute", "planes")
+    laid, captured = step_program(model, *how)
     values = {
         name: widened(rounded(it)) if it.dtype == np.float32 else it
         for name, it in captured.arrays().items()
@@ -109,16 +106,16 @@ def test_what_of_a_residual_network_is_narrow():
     assert plan_arena(stored).peak < 0.7 * plan_arena(program).peak
 
 
-def test_nothing_changes_without_planes():
-    """A buffer that an operator needs as float32 stays so, and all that meets it in a norm."""
+@pytest.mark.parametrize("passes", [(), ("groups", "planes")])
+def test_the_storage_of_programs(passes):
+    """Without planes nothing changes."""
     shape, options, sparsity = STEPS["resnet8 block"]
     model = model_of("resnet8 block", shape, options, sparsity)
     example = shape, dtype_of(shape)
-    made = [
-        StepPrograms(model, example, Classification(), OptimizerSettings(), storage=it)(BATCH)
-        for it in ("fp32", "bf16")
-    ]
-    assert (made[0] == made[1]) == (not any(it.margin for it in made[0].buffers))
+    how = model, example, Classification(), OptimizerSettings()
+    made = [StepPrograms(*how, passes=passes, storage=it)(BATCH) for it in ("fp32", "bf16")]
+    assert with_bf16_storage(made[0]) == made[1]
+    assert (made[0] == made[1]) == ("planes" not in passes)
     with pytest.raises(InputError, match="storage = 'fp16' is not allowed; allowed: fp32, bf16"):
         StepPrograms(model, example, Classification(), OptimizerSettings(), storage="fp16")
 

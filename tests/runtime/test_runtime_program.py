@@ -115,8 +115,8 @@ DAMAGES = {
     "bytes": (put("buffers", 0, "shape", value=[2**20, 2**20]), r"buffers\[0\] takes .* allowed"),
     "dtype": (put("buffers", 0, "dtype", value="float64"), r"buffers\[0\].dtype = 'float64'"),
     "dtype-unused": (
-        put("buffers", 0, "dtype", value="bfloat16"),
-        r"buffers\[0\].dtype: no operator takes bfloat16; allowed: float32, uint8, int32, int64",
+        put("buffers", 0, "dtype", value="float16"),
+        r"buffers\[0\].dtype: no operator takes float16; allowed: float32, bfloat16, uint8, int",
     ),
     "dtype-kind": (put("buffers", 0, "dtype", value=[]), r"buffers\[0\].dtype = \[\]"),
     "role": (put("buffers", 0, "role", value="weight"), r"buffers\[0\].role = 'weight'"),
@@ -125,7 +125,7 @@ DAMAGES = {
     "margin-more": (put("buffers", 0, "margin", value=65), "allowed: a whole number from 0 to 64"),
     "margin-role": (
         put("buffers", 0, "margin", value=1),
-        r"buffers\[0\].margin = 1 is not allowed; allowed: 0 but for float32 temporaries",
+        r"buffers\[0\].margin = 1 is not allowed; allowed: 0 but for float32 and bfloat16 temp",
     ),
     "operator-kind": (put("operators", 0, value=3), r"operators\[0\] must be an object"),
     "operator": (put("operators", 0, "name", value="exec"), r"operators\[0\]: name = 'exec'"),

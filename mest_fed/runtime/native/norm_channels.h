@@ -83,8 +83,8 @@ inline float near_mean(const T* x, int64_t plane) {
 }
 
 // Running sums of a unit's statistics, two of each: in lanes, and now and then in double; or of each
-// channel of an image `alone`.
-template <class Take>
+// channel of an image `alone`. Without Each there is one statistic.
+template <bool Each, class Take>
 class Running {
 public:
     // take(place, first sum, second sum)
@@ -100,7 +100,7 @@ public:
         if (held_[k] >= 4096) move(k);
     }
     void flush() {
-        for (int k = 0; k < Norm::most_block; ++k) {
+        for (int k = 0; k < most; ++k) {
             if (held_[k] > 0) move(k);
         }
         pairs_.flush();
@@ -113,12 +113,19 @@ private:
         held_[k] = 0;
     }
 
+    static constexpr int most = Each ? Norm::most_block : 1;
+
     bool alone_;
     int64_t plane_;
     Pairs<Take> pairs_;
-    vec lanes_[Norm::most_block][2] = {};
-    int64_t places_[Norm::most_block] = {}, held_[Norm::most_block] = {};
+    vec lanes_[most][2] = {};
+    int64_t places_[most] = {}, held_[most] = {};
 };
+
+template <bool Each, class Take>
+Running<Each, Take> running(bool alone, int64_t plane, const Take& take) {
+    return {alone, plane, take};
+}
 
 // Means, and 1 / sqrt(variance + epsilon), of the statistics of a unit.
 template <bool Each, class T>
@@ -129,7 +136,7 @@ void find_moments(const ForwardNorm<T>& f, const Cover& cover) {
     for (int k = 0; k < cover.statistics(); ++k) {
         shift[k] = near_mean(f.x.at(cover.first_image, cover.first_channel + k), plane);
     }
-    Running sums(false, plane, [&](int64_t k, double sum, double square) {
+    auto sums = running<Each>(false, plane, [&](int64_t k, double sum, double square) {
         total[k][0] += sum;
         total[k][1] += square;
     });
@@ -156,7 +163,7 @@ void find_moments(const ForwardNorm<T>& f, const Cover& cover) {
     }
 }
 
-template <bool Relu, bool Residual, class T>
+template <bool Each, bool Relu, bool Residual, class T>
 void normalise(const ForwardNorm<T>& f, const Cover& cover) {
     const Norm& n = f.norm;
     cover.walk([&](int64_t image, int c) {
@@ -164,26 +171,31 @@ void normalise(const ForwardNorm<T>& f, const Cover& cover) {
         const float factor = n.gamma[c] * f.scale[k], constant = n.beta[c] - f.mean[k] * factor;
         const T *x = f.x.at(image, c), *residual = f.residual.at(image, c);
         T* y = f.y.at(image, c);
-        for_vectors(n.plane, [=, &f, &cover](int64_t i, auto some, int) {
+        for_vectors(n.plane, [=, &f](int64_t i, auto some, int) {
             vec z = load_some(x + i, some) * factor + constant;
             if (Residual) z += load_some(residual + i, some);
             if (Relu) z = z < 0.0f ? vec{} : z;
-            if (cover.each) f.y.template ahead<true>(y + i);
+            if (Each) f.y.template ahead<true>(y + i);
             store_some(y + i, z, some);
         });
         f.y.clear(image, c);
     });
 }
 
+template <bool Each, class T>
+void normalise_unit(const ForwardNorm<T>& f, const Cover& cover) {
+    if (f.residual.buffer != nullptr) {
+        (f.norm.relu ? normalise<Each, true, true, T> : normalise<Each, false, true, T>)(f, cover);
+    } else {
+        (f.norm.relu ? normalise<Each, true, false, T> : normalise<Each, false, false, T>)(f, cover);
+    }
+}
+
 // y by means and scales that are known.
 template <class T>
 inline void apply_unit(const ForwardNorm<T>& f, int64_t unit) {
     const Cover cover(f.norm, unit);
-    if (f.residual.buffer != nullptr) {
-        (f.norm.relu ? normalise<true, true, T> : normalise<false, true, T>)(f, cover);
-    } else {
-        (f.norm.relu ? normalise<true, false, T> : normalise<false, false, T>)(f, cover);
-    }
+    (cover.each ? normalise_unit<true, T> : normalise_unit<false, T>)(f, cover);
 }
 
 template <class T>
@@ -223,17 +235,17 @@ struct GradientSums {
 };
 
 // The gradient before the ReLU, which is dresidual: it is written down where that is wanted.
-template <bool Relu, bool Residual, bool More, class T>
+template <bool Each, bool Relu, bool Residual, bool More, class T>
 GradientSums sum_gradients(const BackwardNorm<T>& g, const Cover& cover) {
     const Norm& n = g.norm;
     GradientSums sums;
     cover.walk([&](int64_t image, int c) {
-        if (!cover.each || image == 0) std::fill_n(g.sums + (image * n.channels + c) * 2, 2, 0.0);
+        if (!Each || image == 0) std::fill_n(g.sums + (image * n.channels + c) * 2, 2, 0.0);
     });
-    Running running(!cover.each, n.plane, [&](int64_t place, double level, double slope) {
+    auto sums_of = running<Each>(!Each, n.plane, [&](int64_t place, double level, double slope) {
         const int c = static_cast<int>(place % n.channels), k = cover.statistic(c);
         const double scaled = slope * g.scale[cover.first_statistic + k];
-        double* to = g.sums + (cover.each ? c : place) * 2;
+        double* to = g.sums + (Each ? c : place) * 2;
         to[0] += level, to[1] += scaled;
         sums.level[k] += level * n.gamma[c], sums.slope[k] += scaled * n.gamma[c];
     });
@@ -244,7 +256,7 @@ GradientSums sum_gradients(const BackwardNorm<T>& g, const Cover& cover) {
         float* dresidual = g.dresidual.at(image, c);
         vec s[4] = {}, q[4] = {};
         for_vectors(n.plane, [&, x, y, dy, more, dresidual](int64_t i, auto some, int turn) {
-            if (cover.each) {
+            if (Each) {
                 g.x.ahead(x + i), g.dy.ahead(dy + i);
                 if (Relu) g.y.ahead(y + i);
             }
@@ -254,15 +266,15 @@ GradientSums sum_gradients(const BackwardNorm<T>& g, const Cover& cover) {
             s[turn] += open;
             q[turn] += open * (load_some(x + i, some) - mean);
         });
-        running.add(cover.statistic(c), image * n.channels + c, sum4(s), sum4(q));
+        sums_of.add(cover.statistic(c), image * n.channels + c, sum4(s), sum4(q));
         if (Residual) g.dresidual.clear(image, c);
     });
-    running.flush();
+    sums_of.flush();
     return sums;
 }
 
 // dx = open * factor - level - (x - mean) * slope
-template <bool Relu, bool Residual, bool More, class T>
+template <bool Each, bool Relu, bool Residual, bool More, class T>
 void spread_gradient(const BackwardNorm<T>& g, const Cover& cover, const GradientSums& sums) {
     const Norm& n = g.norm;
     const double count = cover.count(n.plane);
@@ -276,8 +288,8 @@ void spread_gradient(const BackwardNorm<T>& g, const Cover& cover, const Gradien
         const float* dy = (Residual ? g.dresidual : g.dy).at(image, c);
         const float* more = g.more.at(image, c);
         T* dx = g.dx.at(image, c);
-        for_vectors(n.plane, [=, &g, &cover](int64_t i, auto some, int) {
-            if (cover.each) g.dx.template ahead<true>(dx + i);
+        for_vectors(n.plane, [=, &g](int64_t i, auto some, int) {
+            if (Each) g.dx.template ahead<true>(dx + i);
             const vec up = above<More && !Residual>(dy + i, more + i, some);
             const vec open = open_gradient<Relu && !Residual>(up, y + i, some);
             const vec centred = load_some(x + i, some) - mean;
@@ -287,21 +299,30 @@ void spread_gradient(const BackwardNorm<T>& g, const Cover& cover, const Gradien
     });
 }
 
-template <bool Relu, bool Residual, bool More, class T>
+template <bool Each, bool Relu, bool Residual, bool More, class T>
 void backward(const BackwardNorm<T>& g, const Cover& cover) {
-    const GradientSums sums = sum_gradients<Relu, Residual, More, T>(g, cover);
-    spread_gradient<Relu, Residual, More, T>(g, cover, sums);
+    const GradientSums sums = sum_gradients<Each, Relu, Residual, More, T>(g, cover);
+    spread_gradient<Each, Relu, Residual, More, T>(g, cover, sums);
+}
+
+template <class T>
+using Backward = void (*)(const BackwardNorm<T>&, const Cover&);
+
+template <bool Each, bool Relu, class T>
+Backward<T> backward_of(bool residual, bool more) {
+    constexpr Backward<T> all[] = {
+        backward<Each, Relu, false, false, T>, backward<Each, Relu, false, true, T>,
+        backward<Each, Relu, true, false, T>, backward<Each, Relu, true, true, T>};
+    return all[residual * 2 + more];
 }
 
 template <class T>
 inline void backward_unit(const BackwardNorm<T>& g, int64_t unit) {
-    constexpr decltype(&backward<false, false, false, T>) all[] = {
-        backward<false, false, false, T>, backward<false, false, true, T>,
-        backward<false, true, false, T>,  backward<false, true, true, T>,
-        backward<true, false, false, T>,  backward<true, false, true, T>,
-        backward<true, true, false, T>,   backward<true, true, true, T>};
-    const int residual = g.dresidual.buffer != nullptr, more = g.more.buffer != nullptr;
-    all[g.norm.relu * 4 + residual * 2 + more](g, Cover(g.norm, unit));
+    const Cover cover(g.norm, unit);
+    const auto of = cover.each
+                        ? (g.norm.relu ? backward_of<true, true, T> : backward_of<true, false, T>)
+                        : (g.norm.relu ? backward_of<false, true, T> : backward_of<false, false, T>);
+    of(g.dresidual.buffer != nullptr, g.more.buffer != nullptr)(g, cover);
 }
 
 }  // namespace

@@ -140,8 +140,10 @@ Step gradient(Builder& b) {
             parallel_for(norm.units(), run.threads, [&](int64_t i) { backward_unit(backward, i); });
             norm_parameters(norm, backward.sums, of_gamma, of_beta);
         };
-        if (by_channels) {
-            x.narrow ? walk_over(bf16{}) : walk_over(float{});
+        if (x.narrow) {
+            walk_over(bf16{});
+        } else if (by_channels) {
+            walk_over(float{});
         } else {
             norm_backward(norm, {run.at(dy), run.at(x), run.at(y), run.at(mean), run.at(scale)},
                           run.at(dx), run.at(dresidual), of_gamma, of_beta,
