@@ -4,12 +4,14 @@ import logging
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mest_fed.config import RunConfig, from_flat
+from mest_fed.kernels import torch_threads
 from mest_fed.rows import Row
 from mest_fed.simulation.simulate import open_run
 
@@ -99,7 +101,8 @@ def train(
     }
     logging.getLogger("flwr").setLevel(logging.ERROR)
     watch = Watch(time.perf_counter if workers else time.process_time)
-    with TemporaryDirectory() as folder:
+    own = nullcontext() if workers else torch_threads(1)  # the server's, too
+    with TemporaryDirectory() as folder, own:
         flat["fleet.mix"] = f"{always_there(Path(folder))}:{users}"
         out = Path(folder) / "run"
         open_run("pfl", from_flat(flat), out, resume=False, observer=watch).run(workers)

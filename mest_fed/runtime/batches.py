@@ -112,6 +112,8 @@ class Batches:
         self._arena: NDArray[np.uint8] | None = None
         self.runtime = self._runtime(program)
         self._others: dict[int, Runtime] = {}
+        #: Size -> what its runtime is to be bound to again before it runs.
+        self._unbound: dict[int, set[str]] = {}
 
     def bind(self, name: str, array: Array) -> None:
         """Let a parameter or state be an array's memory, for all sizes.
@@ -121,9 +123,10 @@ class Batches:
         InputError
             As :meth:`~mest_fed.runtime.native.Runtime.bind`.
         """
-        for runtime in (self.runtime, *self._others.values()):
-            runtime.bind_name(name, array)
+        self.runtime.bind_name(name, array)
         self.arrays[name] = array
+        for names in self._unbound.values():
+            names.add(name)
 
     def groups(self, inputs: Mapping[str, Any]) -> None:
         """Run forward and backward over a batch: sums and outputs are those of the batch then.
@@ -209,9 +212,15 @@ class Batches:
             )
         if examples not in self._others:
             if len(self._others) >= _MOST_SIZES:
-                self._others.pop(next(iter(self._others)))
+                oldest = next(iter(self._others))
+                del self._others[oldest], self._unbound[oldest]
             self._others[examples] = self._runtime(self._resize(examples))
-        return self._others[examples]
+            self._unbound[examples] = set()
+        runtime, names = self._others[examples], self._unbound[examples]
+        while names:
+            name = names.pop()
+            runtime.bind_name(name, self.arrays[name])
+        return runtime
 
     def _runtime(self, program: Program) -> Runtime:
         arena = plan_arena(program)

@@ -7,6 +7,7 @@ tensor holds is written back before anyone else reads it.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,7 @@ class Copies:
             Of the array, if not the tensor's.
         """
         own = memory(tensor)
-        if own.size == int(np.prod(shape)) and dtype in (None, str(own.dtype)):
+        if own.size == prod(shape) and (dtype is None or own.dtype == dtype):
             return own.reshape(shape)
         if tensor not in self._made:
             self._made[tensor] = _longer(own, shape, dtype)
@@ -147,7 +148,7 @@ class Copies:
 
 def _longer(own: Array, shape: tuple[int, ...], dtype: str | None = None) -> Array:
     """Return a copy of an array with zeros behind it, or -1 for slots; itself if it is as long."""
-    if own.size == int(np.prod(shape)) and dtype is None:
+    if own.size == prod(shape) and dtype is None:
         return own.reshape(shape)
     made = np.full(shape, -1 if own.dtype == np.int32 else 0, dtype or own.dtype)
     made.reshape(-1)[: own.size] = own.reshape(-1)

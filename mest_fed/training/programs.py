@@ -7,7 +7,6 @@ to know nothing of programs.
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -41,6 +40,7 @@ from mest_fed.runtime.step import CompiledForward, CompiledStep
 from mest_fed.training.objective import Objective
 from mest_fed.training.places import Array, Copies, Place, capacities, places_of, with_room
 from mest_fed.training.step_program import PASSES, StepPrograms, step_program
+from mest_fed.training.tracing import check_plain, refusing_changes
 
 #: Programs of one model that are kept, and the bytes that they may hold beside the model; the last
 #: one is kept in any case.
@@ -223,71 +223,6 @@ def _structure(model: nn.Module, room: float = 0.0) -> tuple[object, ...]:
         (name, roomy.get(name, 0), tuple(it.shape[1 if name in roomy else 0 :]), it.requires_grad)
         for name, it in model.named_parameters()
     )
-
-
-@contextmanager
-def refusing_changes(model: nn.Module) -> Iterator[None]:
-    """Refuse a model whose code changes its buffers or attributes while it is traced.
-
-    It is left as it was. A program would change nothing of it.
-
-    Raises
-    ------
-    InputError
-        If it does.
-    """
-    before = [
-        (module, dict(vars(module)), {n: (t, t._version, t.clone()) for n, t in held.items()})
-        for module in model.modules()
-        for held in [{n: t for n, t in module._buffers.items() if t is not None}]
-    ]
-    changed = False
-    try:
-        yield
-    finally:  # also where it is refused for another reason
-        for module, attributes, buffers in before:
-            changed |= _restore(module, attributes, buffers)
-    if changed:
-        raise InputError("its code changes buffers or attributes: the model is no program")
-
-
-@torch.no_grad()
-def _restore(
-    module: nn.Module, attributes: dict[str, Any], buffers: dict[str, tuple[Tensor, int, Tensor]]
-) -> bool:
-    """Give a module what it had before; return whether that was something else."""
-    now = vars(module)
-    same = now.keys() == attributes.keys() and all(now[n] is it for n, it in attributes.items())
-    for name, (tensor, version, copy) in buffers.items():
-        if module._buffers.get(name) is not tensor or tensor._version != version:
-            tensor.copy_(copy)
-            module._buffers[name] = tensor
-            same = False
-    if not same:
-        vars(module).clear()
-        vars(module).update(attributes)
-    return not same
-
-
-def check_plain(model: nn.Module, *, training: bool) -> None:
-    """Refuse a model of which a trace would miss something.
-
-    Raises
-    ------
-    InputError
-        If a module has a hook, or is in another mode than the model.
-    """
-    for name, module in model.named_modules():
-        hooks = (
-            module._forward_hooks,
-            module._forward_pre_hooks,
-            module._backward_hooks,
-            module._backward_pre_hooks,
-        )
-        if any(hooks):
-            raise InputError(f"module {name!r} has a hook: the model is no program")
-        if module.training != training:
-            raise InputError(f"module {name!r} has a mode of its own: the model is no program")
 
 
 def check_step(

@@ -156,7 +156,7 @@ def test_where_clients_mutate_the_step_of_torch_counts_too():
 def test_a_prediction_has_the_bytes_of_the_runtime(norm, threads, batch, micro_batch):
     net = resnet("unstructured", norm=norm).train()
     programs = StepPrograms(net, ((1, 8, 8), torch.float32), CLASSIFICATION, SGD)
-    made = ModelStep(programs, batch, micro_batch, threads)
+    made = ModelStep(programs, micro_batch, threads)
     given = shape(batch, micro_batch, density=0.25)
     planned = compiler((1, 8, 8))(net, given)
     assert planned.program.sha256 == made.step.program.sha256

@@ -232,6 +232,45 @@ def test_the_bits_of_a_client_do_not_depend_on_those_before_it(norm):
         assert torch.equal(array, results[1][name]), name
 
 
+@pytest.mark.parametrize("settings", [SGD, ADAM], ids=["sgd", "adam"])
+@pytest.mark.parametrize("scheme", ["unstructured", "block:3", "pattern", "channel"])
+def test_a_step_with_room_trains_the_same_at_any_count(scheme, settings):
+    net, programs, counts = model(scheme), None, set()
+    for progress in (0.1, 0.6, 0.95):  # the ceiling falls: 1.5, 1.25, 1
+        before = copy.deepcopy(net)
+        what = RoundMutation(MestEMS(), progress=progress, seed=0, round=3)
+        other = copy.deepcopy(net)
+        programs = programs or Programs(net)
+        how = {"programs": programs, "settings": settings, "rng": np.random.default_rng(0)}
+        for trained, kind, more in (
+            (net, CompiledTrainer, {**how, "room": MestEMS().peak}),
+            (other, LocalTrainer, {}),
+        ):
+            optimizer, data = settings.build(trained), batches(3)
+            mutation = LocalMutation(trained, optimizer, what, len(data))
+            kind(trained, optimizer, micro_batch=6, **more).fit(data, mutation)
+        counts.add(mutation.bounds.ceiling)
+        assert_alike(net, other, before, 2e-2 if settings is ADAM else BOUND)
+        with plain_tensors():
+            net.load_state_dict(other.state_dict())  # rounding must not add up
+    assert counts == {1.5, 1.25, 1.0}
+    assert None not in programs._kept.values()
+    assert len(programs._kept) == (3 if scheme == "channel" else 1)
+
+
+def test_weights_are_updated_directly_where_a_batch_is_whole(monkeypatch):
+    net, data = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), []
+    for size in (6, 6, 5):
+        data += batches(1, size)
+    theirs, _, _ = train(net, data, compiled=False, micro_batch=6)
+    for least, batch_size, direct in ((1, 6, True), (2**21, 6, False), (1, 7, False)):
+        monkeypatch.setattr("mest_fed.training.programs.DIRECT_BYTES", least)
+        mine, _, trainer = train(net, data, compiled=True, micro_batch=6, batch_size=batch_size)
+        (step,) = steps_of(trainer)
+        assert ("1.weight" not in step.step.gradients) is direct
+        assert_alike(mine, theirs, net)
+
+
 class OfMyOwn(Objective):
     """Half the cross-entropy."""
 
