@@ -1,5 +1,7 @@
 """The programs that training would run, for the planner, which reads their bytes."""
 
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -11,8 +13,9 @@ from mest_fed.runtime import native
 from mest_fed.runtime.sizes import Sizes
 from mest_fed.training.objective import Objective
 from mest_fed.training.places import check_alone
-from mest_fed.training.programs import can_compile, check_plain, group_of
+from mest_fed.training.programs import best_programs, can_compile, group_of
 from mest_fed.training.step_program import StepPrograms
+from mest_fed.training.tracing import check_plain
 
 
 class StepCompiler:
@@ -52,7 +55,9 @@ class StepCompiler:
         settings = self._settings
         if settings.has_momentum and not shape.momentum:
             settings = settings.without_momentum()
-        programs = StepPrograms(model, self._example, self._objective, settings)
+        make = partial(StepPrograms, model, self._example, self._objective, settings)
+        whole = shape.batch <= shape.micro_batch
+        programs = best_programs(make, shape.micro_batch, whole=whole)
         captured = programs.captured(shape.micro_batch)
         check_alone(captured)
         sizes = Sizes(

@@ -8,6 +8,7 @@ to know nothing of programs.
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -161,6 +162,25 @@ class ModelStep:
         return loss, torch.from_numpy(self.step.outputs)
 
 
+def best_programs(make: Callable[..., StepPrograms], examples: int, *, whole: bool) -> StepPrograms:
+    """Return the programs that a step runs best by.
+
+    Parameters
+    ----------
+    make : callable
+        Makes them; takes ``groups`` and ``passes`` as :class:`StepPrograms` does.
+    examples : int
+        Examples that go through the model together, at most.
+    whole : bool
+        Whether no batch is larger.
+    """
+    if whole:
+        direct = make(groups=False, passes=tuple(PASSES))
+        if _direct(direct, examples):
+            return direct
+    return make()
+
+
 def _direct(whole: StepPrograms, examples: int) -> bool:
     """Say whether a step of whole batches saves enough by updating weights directly."""
     trained = sum(4 * it.numel() for it in whole.model.parameters() if it.requires_grad)
@@ -307,12 +327,8 @@ class Programs:
 
         def make() -> ModelStep:
             check_plain(self.model, training=True)
-            of = self.model, example, objective, settings
-            programs = _RoomyPrograms(*of, room=room)
-            if whole:
-                direct = _RoomyPrograms(*of, room=room, groups=False, passes=tuple(PASSES))
-                programs = direct if _direct(direct, micro_batch) else programs
-            return ModelStep(programs, micro_batch, how[-1])
+            of = partial(_RoomyPrograms, self.model, example, objective, settings, room=room)
+            return ModelStep(best_programs(of, micro_batch, whole=whole), micro_batch, how[-1])
 
         found: ModelStep | None = self._find(key, make)
         return found
