@@ -30,7 +30,7 @@ from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.rng import torch_generator
 from mest_fed.runtime.passes.groups import group_size
 from mest_fed.runtime.step import CompiledStep
-from mest_fed.training.step_program import PASSES, StepPrograms
+from mest_fed.training.step_program import PASSES, STORAGE, StepPrograms
 from mest_fed.training.tasks import Classification
 
 COLUMNS = {
@@ -54,10 +54,11 @@ def compiled(model: torch.nn.Module, options: argparse.Namespace) -> dict[str, C
         sparsify(model, options.scheme, options.density)
     settings = OptimizerSettings(momentum=0.9, weight_decay=1e-4)
     task, example = Classification(), (IMAGE, torch.float32)
-    programs = StepPrograms(model.train(), example, task, settings, passes=options.passes)
+    how = {"passes": options.passes, "storage": options.storage}
+    programs = StepPrograms(model.train(), example, task, settings, **how)
     groups = [group_size(programs, options.batch)]
     if groups == [options.batch] and not options.groups:
-        programs = StepPrograms(model, example, task, settings, groups=False, passes=options.passes)
+        programs = StepPrograms(model, example, task, settings, groups=False, **how)
     elif programs(2).takes_groups:
         groups += [it for it in options.groups if it <= options.batch and it not in groups]
     steps = {}
@@ -123,14 +124,16 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], list[Row]]:
     def call(own: CompiledStep) -> None:
         own.step(images.numpy(), labels.numpy(), LEARNING_RATE)
 
-    def unparted(contestant: Callable[..., object]) -> None:
-        contestant(images, labels)
+    def unparted(contestant: Callable[..., object], narrow: bool = False) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            contestant(images, labels)
 
     timings = in_turn(
         {
             **{name: partial(call, it) for name, it in steps.items()},
             "library": partial(unparted, library),
             "dense": partial(unparted, dense(build())),
+            "dense, bf16 autocast": partial(unparted, dense(build()), narrow=True),
         },
         options.repeats,
         options.warm_up,
@@ -146,6 +149,7 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], list[Row]]:
         "scheme": scheme,
         "density": options.density,
         "passes": options.passes,
+        "storage": options.storage,
         "threads": options.threads,
     }
     first = next(iter(steps))
@@ -159,7 +163,7 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], list[Row]]:
         }
 
     def rows() -> Iterator[Row]:
-        for other in ("library", "dense"):
+        for other in ("library", "dense", "dense, bf16 autocast"):
             name = f"{what} {options.density:g}: {other}"
             more = {**fields, **memory(first)}
             yield compare(name, timings[first], timings[other], peer_name=other, **more)
@@ -180,6 +184,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--scheme", default="block", help="a scheme of mest-fed")
     parser.add_argument("--density", type=share, default=0.1, help="1: a dense model")
     parser.add_argument("--passes", nargs="*", choices=PASSES, default=[*PASSES])
+    parser.add_argument("--storage", choices=STORAGE, default="fp32", help="of planes")
     parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--batch", type=positive, default=64)
     parser.add_argument(

@@ -105,6 +105,7 @@ def fleet_of(devices: Mapping[str, int] | FleetConfig | str | Path) -> FleetConf
     for name, count in devices.items():
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise not_allowed(f"devices[{name!r}]", count, "a whole number from 1")
+        load_profile(name)  # refuses one that is none
     if not devices:
         raise not_allowed("devices", dict(devices), "at least one profile with its number")
     fleet = {"devices": sum(devices.values()), "mix": dict(devices)}

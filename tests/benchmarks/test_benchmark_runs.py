@@ -176,7 +176,7 @@ def test_layers_of_a_model_are_clocked():
 
 def test_compiled_step(rows, capsys):
     found = rows(compiled_step, "--model", "cnn2", "--width", "0.1")
-    assert [row["peer_name"] for row in found] == ["library", "dense"]
+    assert [row["peer_name"] for row in found] == ["library", "dense", "dense, bf16 autocast"]
     for row in found:
         assert row["ratio"] == pytest.approx(row["peer"] / row["ours"], rel=0.01)
         assert row["arena_bytes"] > 0

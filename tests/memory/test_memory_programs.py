@@ -178,8 +178,8 @@ def test_nothing_of_a_programs_size_is_allocated_to_plan_it():
     with torch.device("meta"):
         net = torch.nn.Linear(2**15, 2**14)
     with PeakMeter() as meter:
-        step = StepCompiler(((2**15,), torch.float32), CLASSIFICATION, SGD)(net, shape(4))
-        found = program_bytes(step, shape(4), 1, ragged=False)
+        step = StepCompiler(((2**15,), torch.float32), CLASSIFICATION, SGD)(net, shape(4, 2))
+        found = program_bytes(step, shape(4, 2), 1, ragged=False)
     assert found["gradients"] > 2**31
     assert meter.added < 2**28
 
@@ -239,7 +239,7 @@ print(json.dumps([[row["name"], row["within"]] for row in memory_compiled.compil
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.skipif(not can_measure(), reason="nothing can be measured here")
 def test_predictions_are_what_is_measured():
     assert [name for name, within in answer_of(CODE) if not within] == []

@@ -3,7 +3,7 @@
 import elementwise_cases
 import function_cases
 import loss_cases
-import norm_cases
+import normalisation_cases
 import plane_cases
 import pool_cases
 import product_cases
@@ -22,7 +22,7 @@ CASES: dict[str, Makes] = {
     **elementwise_cases.CASES,
     **function_cases.CASES,
     **loss_cases.CASES,
-    **norm_cases.CASES,
+    **normalisation_cases.CASES,
     **plane_cases.CASES,
     **pool_cases.CASES,
     **product_cases.CASES,

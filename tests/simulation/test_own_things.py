@@ -84,7 +84,13 @@ def test_the_run_keeps_absolute_references(run, own):
     for section, keys in OWN.items():
         for key, name in keys.items():
             assert table[section][key] == f"{own}/own_things.py:{name}"
-    closed = {"sparsity.mutation", "training.device", "memory.recompute", "server.keep"}
+    closed = {
+        "sparsity.mutation",
+        "training.device",
+        "training.engine",
+        "memory.recompute",
+        "server.keep",
+    }
     others = {"model.norm", "memory.saved"}  # ours are named there
     assert {f"{section}.{key}" for section, keys in OWN.items() for key in keys} == (
         set(named()) - closed - others
