@@ -17,7 +17,7 @@ ARM_TOOLS := test-arm: skipped, for want of $(ARM_CXX) or qemu-aarch64 (Debian: 
 	g++-aarch64-linux-gnu, qemu-user)
 
 .DEFAULT_GOAL := help
-.PHONY: help native simulate test test-soak test-quick test-flwr-next test-native test-races test-arm docs lint format clean
+.PHONY: help native simulate test test-soak test-quick test-flwr-next test-native test-sanitize test-races test-arm docs lint format clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -64,12 +64,18 @@ test-flwr-next: $(NEXT)/.ready ## Test the parts that meet Flower with the newer
 	OMP_WAIT_POLICY=passive $(NEXT)/bin/python -m pytest -n 2 --dist loadfile \
 		tests/conformance tests/server tests/simulation
 
-test-native: $(READY) ## Test the C++ kernels alone, as they ship and under sanitizers
+test-native: $(READY) ## Test the C++ kernels and runtime alone, as they ship
 	@if ! command -v $(firstword $(CXX)) >/dev/null; then \
 		echo "test-native: skipped, for want of a C++ compiler"; \
 	else \
-		export CXX="$(CXX)"; $(call SELFTEST,build/native,) && \
-		$(call SELFTEST,build/native-asan,-DMEST_SANITIZE=ON); \
+		export CXX="$(CXX)"; $(call SELFTEST,build/native,); \
+	fi
+
+test-sanitize: $(READY) ## Test the C++ kernels and runtime under sanitizers (a long build)
+	@if ! command -v $(firstword $(CXX)) >/dev/null; then \
+		echo "test-sanitize: skipped, for want of a C++ compiler"; \
+	else \
+		export CXX="$(CXX)"; $(call SELFTEST,build/native-asan,-DMEST_SANITIZE=ON); \
 	fi
 
 test-races: $(READY) ## Test the C++ kernels' threads for races
