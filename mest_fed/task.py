@@ -159,8 +159,11 @@ class Task(TaskModel):
         if training.engine == Engine.TORCH:
             return None
         asked = f"training.engine = {training.engine!r}"
+        if training.kernels == KernelMode.DENSE:
+            return f"{asked}: torch trains, as training.kernels = {training.kernels!r} asks"
         if not self.compiles():
-            return f"{asked}: torch trains, on another device or with training.kernels = 'dense'"
+            device = choose_device(training.device).type
+            return f"{asked}: torch trains, since programs run on the CPU and not on {device}"
         try:
             shape = (min(2, training.batch_size), *example.input_shape)
             settings = self.optimizer(0.0)

@@ -187,7 +187,7 @@ def train_round(
         "forgetting": forgetting,
         "objective": task.objective,
     }
-    trainer = LocalTrainer(model, optimizer, **how)
+    trainer: LocalTrainer
     if task.compiles(plan.memory):
         rng = numpy_generator(task.config.run.seed, order.round, who.partition, "dropout")
         trainer = CompiledTrainer(
@@ -200,6 +200,8 @@ def train_round(
             room=task.method.peak,
             batch_size=training.batch_size,
         )
+    else:
+        trainer = LocalTrainer(model, optimizer, **how)
     batches = chain.from_iterable(repeat(epoch, training.local_epochs))
     try:
         totals = trainer.fit(batches, mutation)

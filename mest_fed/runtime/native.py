@@ -1,9 +1,7 @@
 """The native runtime: a program's operators in compiled code, over one arena. Needs NumPy alone."""
 
 import math
-from collections.abc import Mapping, Sequence
-from functools import cache
-from types import ModuleType
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,98 +10,13 @@ from numpy.typing import NDArray
 from mest_fed.errors import InputError
 from mest_fed.runtime.arena import Arena
 from mest_fed.runtime.bfloat16 import numpy_type, rounded, widened
-from mest_fed.runtime.operators import TAKEN
+from mest_fed.runtime.native_table import described, module
 from mest_fed.runtime.planes import elements, size_of
-from mest_fed.runtime.program import ROWS, Buffer, Operator, Program
-
-try:
-    from mest_fed.runtime import _native as _compiled
-
-    _module: ModuleType | None = _compiled
-except ImportError:  # installed without a compiler
-    _module = None
+from mest_fed.runtime.program import ROWS, Program
 
 Array = NDArray[Any]
 
 _ALIGNMENT = 64
-#: Role -> how the buffer is to the groups of a batch; the others are alike to all.
-_ROLES = {**dict.fromkeys(ROWS, 1), "sum": 2}
-_REAL = 1  # kind of an attribute; see native/mest_runtime.h
-_TOGETHER = 2  # planes of an argument: of bfloat16 with the others; more: without them too
-
-
-class Argument(NamedTuple):
-    """An argument of an operator, as the runtime takes it."""
-
-    name: str
-    dtype: str
-    optional: bool
-    planes: bool
-    bf16: bool
-    converts: bool
-
-
-class Attribute(NamedTuple):
-    """An attribute: ``length`` numbers, whole or real."""
-
-    name: str
-    real: bool
-    length: int
-
-
-class Kind(NamedTuple):
-    """A line of the runtime's table of operators."""
-
-    code: int
-    inputs: tuple[Argument, ...]
-    outputs: tuple[Argument, ...]
-    attributes: tuple[Attribute, ...]
-
-
-def available() -> bool:
-    """Say whether the compiled runtime is there."""
-    return _module is not None
-
-
-@cache
-def module() -> ModuleType:
-    """Return the compiled module.
-
-    Raises
-    ------
-    InputError
-        If mest_fed was installed without it, or the environment's MEST_FED_KERNELS asks for
-        kernels that this machine has not.
-    """
-    if _module is None:
-        raise InputError("mest_fed was installed without its compiled runtime")
-    try:
-        _module.variant()
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    return _module
-
-
-@cache
-def kinds() -> Mapping[str, Kind]:
-    """Return the runtime's table of operators: name -> its line."""
-    types = module().types()
-
-    def arguments(details: list[tuple[str, int, bool, int, int]]) -> tuple[Argument, ...]:
-        return tuple(
-            Argument(name, types[kind], optional, planes > 0, planes > 1, planes > _TOGETHER)
-            for name, kind, optional, planes, _ in details
-        )
-
-    return {
-        name: Kind(
-            code,
-            arguments(inputs),
-            arguments(outputs),
-            tuple(Attribute(it, kind == _REAL, length) for it, kind, _, _, length in attributes),
-        )
-        for code, (name, inputs, outputs, attributes) in enumerate(module().operators())
-    }
 
 
 class Shared(NamedTuple):
@@ -344,9 +257,7 @@ def _made(
     threads: int,
 ) -> Any:
     """Return a program of the compiled module, its arena at an address and of a size."""
-    whole, real = _flat_operators(program.operators)
-    buffers = _flat_buffers(program.buffers, offsets)
-    arguments = buffers, whole, real, program.per_group, *arena, lanes, threads
+    arguments = *described(program, offsets), *arena, lanes, threads
     return _checked(module().Program, *arguments)
 
 
@@ -389,50 +300,3 @@ def _checked(call: Any, *arguments: Any) -> Any:
         raise InputError(
             "the program holds a number that is not allowed; allowed: numbers of 64 bits"
         ) from None
-
-
-def _flat_buffers(buffers: Sequence[Buffer], offsets: Mapping[int, int]) -> list[int]:
-    types = {it: code for code, it in enumerate(module().types()) if it in TAKEN}
-    numbers: list[int] = []
-    for number, buffer in enumerate(buffers):
-        if buffer.dtype not in types:
-            what = f"{buffer.name!r}: no operator takes {buffer.dtype}"
-            raise InputError(f"{what}; allowed: {', '.join(types)}")
-        role = _ROLES.get(buffer.role, 0)
-        numbers += [types[buffer.dtype], role, offsets.get(number, -1), buffer.margin]
-        numbers += [len(buffer.shape), *buffer.shape]
-    return numbers
-
-
-def _flat_operators(operators: Sequence[Operator]) -> tuple[list[int], list[float]]:
-    whole: list[int] = []
-    real: list[float] = []
-    for place, operator in enumerate(operators):
-        where = f"operators[{place}]"
-        if operator.name not in kinds():
-            raise InputError(f"{where}: the runtime has no operator {operator.name!r}")
-        kind = kinds()[operator.name]
-        where = f"{where} ({operator.name})"
-        for side, given in ((kind.inputs, operator.inputs), (kind.outputs, operator.outputs)):
-            if len(side) != len(given):
-                names = ", ".join(it.name for it in side)
-                raise InputError(f"{where}: {len(given)} arguments; allowed: {names}")
-        whole += [kind.code, *operator.inputs, *operator.outputs]
-        if {it.name for it in kind.attributes} != set(operator.attributes):
-            names = ", ".join(it.name for it in kind.attributes) or "none"
-            raise InputError(f"{where}: attributes {list(operator.attributes)}; allowed: {names}")
-        for attribute in kind.attributes:
-            numbers = _numbers(operator.attributes[attribute.name])
-            if len(numbers) != attribute.length:
-                raise InputError(
-                    f"{where}: {attribute.name} = {numbers}; allowed: {attribute.length} numbers"
-                )
-            if attribute.real:
-                real += numbers
-            else:
-                whole += [int(it) for it in numbers]
-    return whole, real
-
-
-def _numbers(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, Sequence) else [value]

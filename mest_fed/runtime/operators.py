@@ -30,12 +30,9 @@ from dataclasses import replace
 
 from mest_fed.runtime import (
     operators_elementwise,
-    operators_losses,
     operators_planes,
-    operators_pooled,
     operators_sequences,
-    operators_tokens,
-    operators_updates,
+    operators_training,
     rules,
 )
 from mest_fed.runtime.kind import Attribute, Kind
@@ -307,10 +304,7 @@ _EVERY = (
     *operators_elementwise.TABLE,
     *operators_planes.TABLE,
     *operators_sequences.TABLE,
-    *operators_pooled.TABLE,
-    *operators_tokens.TABLE,
-    *operators_losses.TABLE,
-    *operators_updates.TABLE,
+    *operators_training.TABLE,
 )
 
 #: Name -> its line of the table.

@@ -61,8 +61,10 @@ class CompiledTrainer(LocalTrainer):
         self.rng = rng
         self.room = room
         self.batch_size = batch_size
-        #: Shape of an example, micro-batch -> the step, bound to model and optimizer as they are.
-        self._bound: dict[tuple[int, ...], ModelStep | None] = {}
+        #: Shape of an example, whether batches are whole -> the step of the present micro-batch,
+        #: bound to model and optimizer as they are.
+        self._bound: dict[tuple[tuple[int, ...], bool], ModelStep | None] = {}
+        self._bound_for = 0
         self._copies = Copies()
 
     def fit(self, batches: Iterable[Batch], mutation: LocalMutation | None = None) -> Metrics:
@@ -107,10 +109,11 @@ class CompiledTrainer(LocalTrainer):
         """Return the step of a batch, bound."""
         largest = max(len(batch.targets), self.batch_size or self.micro_batch + 1)
         whole = largest <= self.micro_batch
-        key = *batch.inputs.shape[1:], self.micro_batch, whole
+        if self._bound_for != self.micro_batch:
+            self._let_go()  # of steps of another micro-batch, whose memory is then free
+            self._bound_for = self.micro_batch
+        key = tuple(batch.inputs.shape[1:]), whole
         if key not in self._bound:
-            if any(held[-1] != self.micro_batch for held in self._bound):
-                self._let_go()  # of steps of another micro-batch, whose memory is then free
             step = self.programs.step(
                 self.objective,
                 self.settings,

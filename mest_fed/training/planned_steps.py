@@ -9,7 +9,7 @@ from mest_fed.errors import InputError
 from mest_fed.memory import TrainingShape, memory_saving
 from mest_fed.memory.program_bytes import PlannedStep
 from mest_fed.nn.optimizer_settings import OptimizerSettings
-from mest_fed.runtime import native
+from mest_fed.runtime import native_table
 from mest_fed.runtime.sizes import Sizes
 from mest_fed.training.objective import Objective
 from mest_fed.training.places import check_alone
@@ -41,7 +41,7 @@ class StepCompiler:
 
     def __call__(self, model: nn.Module, shape: TrainingShape) -> PlannedStep | None:
         """Return the step of a meta model; None where torch would train."""
-        if not (can_compile(shape.memory) and native.available()):
+        if not (can_compile(shape.memory) and native_table.available()):
             return None
         model.train()
         try:

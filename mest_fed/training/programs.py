@@ -29,7 +29,7 @@ from mest_fed.nn.optimizers import (
     STEP,
     ClientOptimizer,
 )
-from mest_fed.runtime import native
+from mest_fed.runtime import native_table
 from mest_fed.runtime.arena import plan_arena
 from mest_fed.runtime.batches import even_parts
 from mest_fed.runtime.passes.groups import MOST_BYTES as GROUP_BYTES
@@ -263,7 +263,7 @@ def check_step(
     InputError
         If it has none: one line that says why.
     """
-    native.module()
+    native_table.module()
     model.train()
     check_plain(model, training=True)
     with refusing_changes(model):
@@ -366,7 +366,7 @@ class Programs:
             self.let_go()  # before more is taken
             try:
                 with refusing_changes(self.model):
-                    kept[key] = make() if native.available() else None
+                    kept[key] = make() if native_table.available() else None
             except InputError:
                 kept[key] = None
         kept.move_to_end(key)

@@ -9,7 +9,8 @@ from hypothesis import settings
 from torch import Tensor
 
 from mest_fed.runtime.bfloat16 import numpy_type
-from mest_fed.runtime.native import Runtime, kinds
+from mest_fed.runtime.native import Runtime
+from mest_fed.runtime.native_table import kinds
 from mest_fed.runtime.planes import elements, size_of
 
 SOME = settings(max_examples=20, deadline=None, derandomize=True)

@@ -9,7 +9,7 @@ from native_cases import compute as run_native
 from native_cases import near
 from operator_cases import CASES, Draw, gradients_of, shapes_of
 
-from mest_fed.runtime.native import kinds
+from mest_fed.runtime.native_table import kinds
 from mest_fed.runtime.operators import OPERATORS
 from mest_fed.runtime.reference import compute
 

@@ -13,13 +13,13 @@ from tiny_run import (
     tiny_config,
 )
 
-from mest_fed.runtime import native
+from mest_fed.runtime import native_table
 from mest_fed.simulation.peak_measurement import PeakMeasurement
 from mest_fed.simulation.simulate import Interrupted, open_run
 from mest_fed.task import Task
 from mest_fed.training.programs import Programs
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="no compiled runtime")
+pytestmark = pytest.mark.skipif(not native_table.available(), reason="no compiled runtime")
 
 #: Masks that clients change, statistics of batches, data that is left out, differences kept.
 SECTIONS = {
@@ -88,7 +88,7 @@ REASONS = {
     ),
     "kernels": (
         {"training": {"kernels": "dense"}},
-        "torch trains, on another device or with training.kernels = 'dense'",
+        "torch trains, as training.kernels = 'dense' asks",
     ),
     "memory": (
         {"memory": {"recompute": "segments"}},

@@ -16,7 +16,7 @@ from mest_fed.errors import InputError
 from mest_fed.memory import MemoryOptions
 from mest_fed.nn import mask_groups
 from mest_fed.nn.identity import plain_tensors
-from mest_fed.runtime import native
+from mest_fed.runtime import native_table
 from mest_fed.sparsity import MestEM, MestEMS, RigL, Set
 from mest_fed.training import (
     CLASSIFICATION,
@@ -30,13 +30,13 @@ from mest_fed.training import (
     judge,
 )
 from mest_fed.training.objective import Objective
-from mest_fed.training.programs import MOST_PROGRAMS, Programs, check_step
+from mest_fed.training.programs import MOST_PROGRAMS, ModelStep, Programs, check_step
 from mest_fed.training.tasks import MultiLabel, NextToken, Regression
 
 sys.path.append(str(Path(__file__).parents[1] / "runtime"))
 from step_cases import BATCH, STEPS, TOKENS, dtype_of, inputs_of, model_of
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="no compiled runtime")
+pytestmark = pytest.mark.skipif(not native_table.available(), reason="no compiled runtime")
 
 SGD = OptimizerSettings(0.02, 0.9, 1e-3)
 ADAM = OptimizerSettings(1e-3, name="adam", weight_decay=1e-3)
@@ -433,6 +433,21 @@ def test_micro_batches(norm, micro_batch):
     assert counted.loss == pytest.approx(expected.loss, rel=1e-5)
     (step,) = steps_of(trainer)
     assert step.step.program.examples <= micro_batch
+
+
+@pytest.mark.parametrize("micro_batch", [1, 8])
+def test_examples_of_two_shapes_in_turn_are_bound_once_each(monkeypatch, micro_batch):
+    bound, bind = [], ModelStep.bind
+    monkeypatch.setattr(ModelStep, "bind", lambda *it: (bound.append(it[0]), bind(*it)))
+    data = [
+        replace(it, inputs=it.inputs[..., : 8 - 2 * (number % 2)])
+        for number, it in enumerate(batches(6))
+    ]
+    net = model("block")
+    mine, _, _ = train(net, data, compiled=True, micro_batch=micro_batch)
+    theirs, _, _ = train(net, data, compiled=False, micro_batch=micro_batch)
+    assert_alike(mine, theirs, net)
+    assert len(bound) == len(set(map(id, bound))) == 2
 
 
 def test_a_guard_lowers_the_micro_batch_between_steps():

@@ -9,8 +9,7 @@ from dataclasses import replace
 
 from mest_fed.runtime.build import Builder
 from mest_fed.runtime.operators import adding_to
-from mest_fed.runtime.passes.chains import Uses, replaced
-from mest_fed.runtime.passes.rebuilt import rebuilt
+from mest_fed.runtime.passes.rewriting import Uses, rebuilt, replaced
 from mest_fed.runtime.program import Operator, Program
 
 _NORMS = ("group_norm_gradient", "batch_norm_gradient")

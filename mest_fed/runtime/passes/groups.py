@@ -11,6 +11,7 @@ from dataclasses import replace
 from mest_fed.runtime.arena import plan_arena
 from mest_fed.runtime.build import Builder
 from mest_fed.runtime.operators import adding_to
+from mest_fed.runtime.passes.rewriting import rebuilt
 from mest_fed.runtime.program import Operator, Program
 
 #: Bytes of the arena that a group may take: what a core's caches hold, the shared one included.
@@ -39,25 +40,23 @@ def with_groups(program: Program) -> Program:
         for place, operator in enumerate(program.operators[: program.per_group])
         for number in operator.writes
     }
-    operators: list[Operator] = []
-    phases = list(program.phases)
-    for place, operator in enumerate(program.operators):
+
+    def added(place: int, operator: Operator) -> list[Operator]:
         if place >= program.per_group:
-            operators.append(operator)
-            continue
-        operators.append(
-            replace(
-                operator,
-                inputs=tuple(parts.get(it, it) for it in operator.inputs),
-                outputs=tuple(parts.get(it, it) for it in operator.outputs),
-            )
+            return [operator]
+        inputs, outputs = (
+            tuple(parts.get(it, it) for it in side) for side in (operator.inputs, operator.outputs)
         )
-        for number in direct:
-            if last[number] == place:
-                operators.append(Operator("accumulate", (parts[number],), (number,)))
-                phases[0 if place < program.phases[0] else 1] += 1
-    counts = phases[0], phases[1], phases[2]
-    grouped = Program(tuple(builder.buffers), tuple(operators), counts)
+        return [
+            replace(operator, inputs=inputs, outputs=outputs),
+            *(
+                Operator("accumulate", (parts[number],), (number,))
+                for number in direct
+                if last[number] == place
+            ),
+        ]
+
+    grouped = rebuilt(program, builder, added)
     return grouped if grouped.takes_groups else program
 
 

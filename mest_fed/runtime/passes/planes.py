@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from mest_fed.runtime.build import Builder
 from mest_fed.runtime.kind import Kind
-from mest_fed.runtime.passes.rebuilt import rebuilt
+from mest_fed.runtime.passes.rewriting import rebuilt
 from mest_fed.runtime.program import Operator, Program
 
 

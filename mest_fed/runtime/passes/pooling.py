@@ -8,7 +8,7 @@ no others. The result is the same, but for rounding.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mest_fed.runtime.passes.chains import Uses, operator, replaced
+from mest_fed.runtime.passes.rewriting import Uses, operator, replaced
 from mest_fed.runtime.program import Operator, Program
 
 _WINDOWS = {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0), "ceil": False}

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from mest_fed.runtime.build import Builder
-from mest_fed.runtime.passes.rebuilt import rebuilt
+from mest_fed.runtime.passes.rewriting import rebuilt
 from mest_fed.runtime.program import Operator, Program
 
 

@@ -7,7 +7,7 @@ several, the gradient is a sum that is not known before the last.
 
 from collections.abc import Collection
 
-from mest_fed.runtime.passes.chains import Uses, operator, replaced
+from mest_fed.runtime.passes.rewriting import Uses, operator, replaced
 from mest_fed.runtime.program import Operator, Program
 
 #: Operator of a weight's gradient -> the argument that is the weight, and what computes the

@@ -1,7 +1,11 @@
-"""Several operators become one: who writes and reads what before, and the program after."""
+"""What passes share: who uses a buffer, and a program with other operators.
 
-from collections.abc import Iterable, Mapping
+A rewritten program has each operator in the phase of the one whose place it takes.
+"""
 
+from collections.abc import Callable, Iterable, Mapping
+
+from mest_fed.runtime.build import Builder
 from mest_fed.runtime.program import Operator, Program
 
 
@@ -44,6 +48,34 @@ class Uses:
         return self.passing(number) and set(self.readers.get(number, [])) <= {*places}
 
 
+def rebuilt(
+    program: Program,
+    builder: Builder,
+    operators_at: Callable[[int, Operator], Iterable[Operator]],
+) -> Program:
+    """Return the program with what stands in each operator's place.
+
+    Parameters
+    ----------
+    program : Program
+        Whose operators are replaced.
+    builder : Builder
+        Holds the buffers.
+    operators_at : callable
+        Takes a place and its operator, and returns the operators that stand there then.
+    """
+    operators: list[Operator] = []
+    ends: list[int] = []
+    for place, operator in enumerate(program.operators):
+        operators += operators_at(place, operator)
+        ends.append(len(operators))
+    forward, backward, _ = program.phases
+    first = ends[forward - 1] if forward else 0
+    second = ends[forward + backward - 1] if forward + backward else 0
+    phases = first, second - first, len(operators) - second
+    return Program(tuple(builder.buffers), tuple(operators), phases)
+
+
 def replaced(program: Program, changes: Mapping[int, Operator | None]) -> Program:
     """Put operators at the places of others, or nothing; buffers that none uses any more go.
 
@@ -56,15 +88,17 @@ def replaced(program: Program, changes: Mapping[int, Operator | None]) -> Progra
     """
     if not changes:
         return program
-    kept: list[Operator] = []
-    phases = [0, 0, 0]
-    ends = [sum(program.phases[: phase + 1]) for phase in range(3)]
-    for place, before in enumerate(program.operators):
+
+    def kept(place: int, before: Operator) -> list[Operator]:
         operator = changes.get(place, before)
-        if operator is not None:
-            kept.append(operator)
-            phases[next(phase for phase, end in enumerate(ends) if place < end)] += 1
-    used = {number for it in kept for number in (*it.reads, *it.writes)}
+        return [] if operator is None else [operator]
+
+    return _without_unused(rebuilt(program, Builder(program), kept))
+
+
+def _without_unused(program: Program) -> Program:
+    """Leave out temporary buffers and sums that no operator uses."""
+    used = {number for it in program.operators for number in (*it.reads, *it.writes)}
     left = [
         number
         for number, buffer in enumerate(program.buffers)
@@ -78,10 +112,10 @@ def replaced(program: Program, changes: Mapping[int, Operator | None]) -> Progra
             tuple(new.get(number, number) for number in it.outputs),
             it.attributes,
         )
-        for it in kept
+        for it in program.operators
     )
     buffers = tuple(program.buffers[number] for number in left)
-    return Program(buffers, operators, (phases[0], phases[1], phases[2]))
+    return Program(buffers, operators, program.phases)
 
 
 def operator(name: str, attributes: Mapping[str, object], **arguments: int | None) -> Operator:
