@@ -51,7 +51,8 @@ class OwnCode:
         A script counts as a file that a reference names.
         """
         found: dict[str, Source] = {}
-        for name, module in list(sys.modules.items()):
+        # A copy, since other threads import: making a list of pairs collects garbage, which lets them.
+        for name, module in sys.modules.copy().items():
             file = getattr(module, "__file__", None)
             if isinstance(module, ModuleType) and isinstance(file, str) and _is_own(file):
                 path = Path(file).absolute()

@@ -357,7 +357,7 @@ def _from_file(path: Path) -> ModuleType:
     path = path.resolve()
     if not path.is_file():
         raise InputError(f"no such file: {path}")
-    for module in list(sys.modules.values()):  # the script that runs, or a module imported by name
+    for module in sys.modules.copy().values():  # the script that runs, or a module imported by name
         if getattr(module, "__file__", None) == str(path) and not module.__package__:
             return module
     spec = spec_from_file_location(name, path)

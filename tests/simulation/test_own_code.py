@@ -1,11 +1,15 @@
 """Sources of a user's own modules, imported where the files are not."""
 
+import gc
 import subprocess
 import sys
+from types import ModuleType
 
 import cloudpickle
+import pytest
 
 from mest_fed.own_code import OwnCode
+from mest_fed.registry import resolve
 
 SEND = """
 import sys
@@ -64,3 +68,29 @@ def test_installed_modules_are_not_sent():
     names = OwnCode.imported().sources
     assert not {"torch", "numpy", "json", "mest_fed", "pytest"} & names.keys()
     assert __name__ in names  # this test is the user's own
+
+
+@pytest.fixture
+def imports_of_others(monkeypatch):
+    """Modules appear whenever garbage is collected, as those that other threads import."""
+    made = []
+
+    def another(phase, _):
+        made.append(f"module_of_another_thread_{len(made)}")
+        sys.modules[made[-1]] = ModuleType(made[-1])
+
+    kept = gc.get_threshold()
+    gc.callbacks.append(another)
+    gc.set_threshold(1)
+    yield made
+    gc.set_threshold(*kept)
+    gc.callbacks.remove(another)
+    for name in made:
+        del sys.modules[name]
+
+
+def test_other_threads_may_import_meanwhile(imports_of_others, tmp_path):
+    assert __name__ in OwnCode.imported().sources
+    (tmp_path / "late.py").write_text("value = 5\n")
+    assert resolve(f"{tmp_path}/late.py:value") == 5
+    assert len(imports_of_others) > 1
