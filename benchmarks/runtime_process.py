@@ -27,7 +27,8 @@ from mest_fed.errors import InputError
 from mest_fed.nn import build_model, sparsify
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.rng import torch_generator
-from mest_fed.training.step_program import step_program
+from mest_fed.runtime.passes.groups import group_size
+from mest_fed.training.step_program import STORAGE, StepPrograms
 from mest_fed.training.tasks import Classification
 
 STAGES = {
@@ -49,13 +50,15 @@ def write_step(options: argparse.Namespace, folder: Path) -> None:
         options.model, IMAGE, CLASSES, generator=generator, width=width, norm=options.norm
     )
     sparsify(model, options.scheme, options.density)
-    inputs = (options.batch, *IMAGE), torch.float32
     settings = OptimizerSettings(momentum=0.9, weight_decay=1e-4)
-    program, captured = step_program(model.train(), inputs, Classification(), settings)
-    (folder / "step.json").write_text(program.to_json())
-    np.savez(folder / "weights.npz", **captured.arrays())
+    programs = StepPrograms(
+        model.train(), (IMAGE, torch.float32), Classification(), settings, storage=options.storage
+    )
+    group = group_size(programs, options.batch)
+    (folder / "step.json").write_text(programs(group).to_json())
+    np.savez(folder / "weights.npz", **programs.captured(group).arrays())
     rng = np.random.default_rng(0)
-    images = rng.normal(size=inputs[0]).astype(np.float32)
+    images = rng.normal(size=(options.batch, *IMAGE)).astype(np.float32)
     np.savez(folder / "batch.npz", inputs=images, targets=rng.integers(CLASSES, size=options.batch))
 
 
@@ -105,6 +108,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--norm", default="group", choices=["group", "batch"])
     parser.add_argument("--scheme", default="block", help="a scheme of mest-fed")
     parser.add_argument("--density", type=share, default=0.1)
+    parser.add_argument("--storage", choices=STORAGE, default="fp32", help="of planes")
     parser.add_argument("--batch", type=positive, default=64)
     parser.add_argument("--width", type=share, help="a smaller model, to try the benchmark")
     parser.add_argument("--steps", type=positive, default=5, help="of each process")

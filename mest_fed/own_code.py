@@ -51,7 +51,7 @@ class OwnCode:
         A script counts as a file that a reference names.
         """
         found: dict[str, Source] = {}
-        # A copy, since other threads import: making a list of pairs collects garbage, which lets them.
+        # A copy: other threads import while garbage is collected, as a list of pairs may make it.
         for name, module in sys.modules.copy().items():
             file = getattr(module, "__file__", None)
             if isinstance(module, ModuleType) and isinstance(file, str) and _is_own(file):

@@ -265,7 +265,7 @@ class TrainingSection(Section):
     its loss. 0 adds nothing."""
     device: Annotated[str, one_of(ComputeDevice)] = "auto"
     """What clients train on; ``auto`` takes CUDA where there is any."""
-    engine: Annotated[str, one_of(Engine)] = "torch"
+    engine: Annotated[str, one_of(Engine)] = "compiled"
     """What computes training and evaluation: ``compiled`` runs them as programs, which takes a CPU;
     what has no program runs by ``torch``, and the log says in one line why. The engines differ in
     rounding, and in what dropout draws."""
