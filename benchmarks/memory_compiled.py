@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache, partial
 
 import numpy as np
@@ -35,7 +36,6 @@ from mest_fed.system.allocator import ALLOCATOR_ENVIRONMENT
 from mest_fed.training import CLASSIFICATION, CompiledTrainer, OptimizerSettings
 from mest_fed.training.planned_steps import StepCompiler
 from mest_fed.training.programs import Programs
-from mest_fed.training.warm_up import warm_up_programs
 
 MODELS = (("resnet8", 1.0, "batch"), ("resnet8", 1.0, "group"), ("resnet32", 1.0, "batch"))
 MODELS += (("resnet32", 1.0, "group"), ("resnet18", 0.25, "batch"), ("resnet18", 0.5, "group"))
@@ -146,12 +146,18 @@ def measure_all(chosen: list[Case]) -> Iterator[int]:
         generator = torch_generator(0, case.model)
         model = build_model(case.model, IMAGE, CLASSES, generator=generator, **options)
         work = partial(train, case, scheme, read_state(model))
-        yield measure(work, partial(_warm_up, scheme)).added
+        yield measure(work, partial(_warm_up, case, scheme)).added
 
 
-def _warm_up(scheme: str | None) -> None:
+def _warm_up(case: Case, scheme: str | None) -> None:
+    """Bring in what a process has that has planned: libraries, and what descriptions take."""
     warm_up(scheme)
-    warm_up_programs(scheme)
+    small = replace(case, width=case.width / 4)
+    sparsity = None if scheme is None else Sparsity(scheme, case.density)
+    options = {"width": small.width, "norm": case.norm, "sparsity": sparsity}
+    generator = torch_generator(0, case.model)
+    model = build_model(case.model, IMAGE, CLASSES, generator=generator, **options)
+    train(small, scheme, read_state(model))
 
 
 def train(case: Case, scheme: str | None, state: SparseState) -> None:
@@ -164,6 +170,7 @@ def train(case: Case, scheme: str | None, state: SparseState) -> None:
         model,
         settings.build(model),
         micro_batch=case.micro_batch,
+        batch_size=case.batch,
         memory=case.memory,
         programs=programs,
         settings=settings,

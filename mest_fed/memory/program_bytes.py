@@ -15,12 +15,10 @@ from mest_fed.runtime.batches import even_parts, lanes_of, sizes_of_rest
 from mest_fed.runtime.native import workspace_of
 from mest_fed.runtime.program import Program
 
-#: What a program takes in Python's memory for each of its buffers: their descriptions, those of the
-#: operators, and what making them leaves behind. Measured as the rest that the other parts leave
-#: unexplained, with Python 3.11 on x86-64: 1.6 to 3.9 kB where a program has more than 100.
-DESCRIPTION = 2_500
-#: The same of the program of another size, as a share of that.
-OTHER_DESCRIPTION = 0.25
+#: What allocators keep beside all parts, in bytes: the middle of what the other parts leave
+#: unexplained in some 100 measurements, -0.1 to 0.8 MB. Descriptions of programs, 1 to 3 kB for
+#: each buffer, are no part of it: a process that has planned such a model has them already.
+BESIDE = 300_000
 
 #: From a meta model and how it trains to the program of a group of examples; None where there is
 #: none. It is what training would run.
@@ -66,7 +64,7 @@ def program_bytes(
     -------
     dict
         Bytes by kind: gradients, optimizer, activations, workspace, batch (outputs alone) and
-        runtime (descriptions).
+        runtime (what allocators keep beside).
 
     Raises
     ------
@@ -93,9 +91,7 @@ def program_bytes(
         + space.scratch * threads
         + sum(it.bytes for it in copies),
         "batch": outputs,
-        "runtime": round(
-            DESCRIPTION * len(program.buffers) * (1 + OTHER_DESCRIPTION * len(others))
-        ),
+        "runtime": BESIDE,
     }
 
 

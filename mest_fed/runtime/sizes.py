@@ -19,15 +19,15 @@ class Sizes:
     ----------
     make : callable
         Gives the program of so many examples.
-    first : int
-        Examples of one of the two that are made. The other is fixed, too, so that a program does
-        not depend on what was asked for before.
+    first : Program
+        One of the two that are made. The other's size is fixed, too, so that a program does not
+        depend on what was asked for before.
     """
 
-    def __init__(self, make: Callable[[int], Program], first: int) -> None:
+    def __init__(self, make: Callable[[int], Program], first: Program) -> None:
         self._make = make
-        self._first = first
-        self._made: dict[int, Program] = {}
+        self._first = first.examples
+        self._made = {self._first: first}
 
     def __call__(self, examples: int) -> Program:
         """Return the program of so many examples.

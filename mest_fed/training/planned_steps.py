@@ -60,10 +60,7 @@ class StepCompiler:
         programs = best_programs(make, shape.micro_batch, whole=whole)
         captured = programs.captured(shape.micro_batch)
         check_alone(captured)
-        sizes = Sizes(
-            lambda it: programs.of(captured) if it == shape.micro_batch else programs(it),
-            shape.micro_batch,
-        )
+        sizes = Sizes(programs, programs.of(captured))
         program = sizes(group_of(sizes, shape.micro_batch))
         copies = frozenset(captured.computed)
         return PlannedStep(program, frozenset(captured.tensors) - copies, copies)

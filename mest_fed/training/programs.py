@@ -103,9 +103,8 @@ class ModelStep:
     def __init__(self, programs: StepPrograms, micro_batch: int, threads: int) -> None:
         captured = programs.captured(micro_batch)
         self.places = places_of(programs.model, captured)
-        sizes = Sizes(
-            lambda it: programs.of(captured) if it == micro_batch else programs(it), micro_batch
-        )
+        sizes = Sizes(programs, programs.of(captured))
+        del captured  # before there is an arena
         program = sizes(group_of(sizes, micro_batch))
         rng = np.random.default_rng(0)  # who trains gives the generator of the round
         self.step = CompiledStep(
@@ -349,10 +348,7 @@ class Programs:
         def make() -> ModelForward:
             check_plain(self.model, training=False)
             first = captured(EVALUATION_GROUP)
-            sizes = Sizes(
-                lambda it: (first if it == EVALUATION_GROUP else captured(it)).program,
-                EVALUATION_GROUP,
-            )
+            sizes = Sizes(lambda it: captured(it).program, first.program)
             return ModelForward(first, places_of(self.model, first), threads, sizes)
 
         found: ModelForward | None = self._find(key, make)
