@@ -1,10 +1,11 @@
 """Bytes that training adds to a process, part by part. Modelled; nothing here is measured."""
 
 import warnings
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from torch import nn
 
+from mest_fed.catalogue import Recompute
 from mest_fed.errors import InputError
 from mest_fed.memory.meter import can_measure
 from mest_fed.memory.program_bytes import Compiler, program_bytes
@@ -139,6 +140,19 @@ def _compiled(
     """Read the footprint off the step's program; None if it has none."""
     if setting.compiler is None:
         return None
+    if shape.memory.recompute == Recompute.NORMS:  # as programs do in any case
+        shape = replace(shape, memory=replace(shape.memory, recompute=Recompute.NONE))
+    key = ("compiled", setting, shape)
+    if key not in trace.known:
+        trace.known[key] = _of_program(trace, active, setting, shape)
+    found: Footprint | None = trace.known[key]
+    return found
+
+
+def _of_program(
+    trace: ModelTrace, active: dict[str, int], setting: TrainingSetup, shape: TrainingShape
+) -> Footprint | None:
+    assert setting.compiler is not None
     step = setting.compiler(trace.at(active), shape)
     if step is None:
         return None

@@ -14,6 +14,10 @@ from mest_fed.units import format_bytes
 #: so much of its budget free.
 UNCERTAINTY = 0.03
 
+#: Knobs of which a further step may take more: recomputation in small models costs more than it
+#: saves, and what has no program is torch's, whose step takes more than a compiled one may.
+_UNEVEN = ("recompute", "saved")
+
 #: Other orders of preference, whose plans are the runners-up: each spares another knob.
 _SPARING = ("micro_batch", "recompute", "saved", "density")
 
@@ -52,7 +56,9 @@ class Planner:
             If the preference is not an order of the knobs.
         """
         room = int(budget / (1 + UNCERTAINTY))
-        shape = _first_fit(self.limits.shape, self.limits.knobs(preference), self._fits(room))
+        knobs, fits = self.limits.knobs(preference), self._fits(room)
+        wished = self.limits.shape
+        shape = wished if fits(wished) else _first_fit(wished, knobs, fits)
         if shape is None:
             raise self._nothing_fits(budget, preference)
         return self._plan_of(shape, budget)
@@ -128,7 +134,7 @@ def _first_fit(
         pulled = knob.pull(shape, knob.steps[step])
         return any(fits(end) for end in ends(pulled, earlier))
 
-    if knob.name == "recompute":
+    if knob.name in _UNEVEN:
         step = next(filter(can_fit, range(len(knob.steps))), None)
     else:
         step = _least(len(knob.steps), can_fit)
@@ -151,10 +157,10 @@ def _least(count: int, can_fit: Callable[[int], bool]) -> int | None:
 
 
 def ends(shape: TrainingShape, knobs: Sequence[Knob]) -> list[TrainingShape]:
-    """Pull knobs as far as they go. Recomputation in small models may cost more than it saves."""
+    """Pull knobs as far as they go; of uneven ones to each of their steps."""
     shapes = [shape]
     for knob in knobs:
-        steps = knob.steps if knob.name == "recompute" else knob.steps[-1:]
+        steps = knob.steps if knob.name in _UNEVEN else knob.steps[-1:]
         shapes = [knob.pull(each, step) for step in reversed(steps) for each in shapes]
     return shapes
 

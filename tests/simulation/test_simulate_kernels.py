@@ -29,7 +29,9 @@ from mest_fed.task import Task
 
 pytestmark = pytest.mark.skipif(native.variant() is None, reason="no compiled kernels")
 
-TUNED_CONFIG = {"training": {"kernels": "tuned", "batch_size": 32, "device": "cpu"}}
+TUNED_CONFIG = {
+    "training": {"kernels": "tuned", "engine": "torch", "batch_size": 32, "device": "cpu"}
+}
 
 
 class Timer:
