@@ -4,8 +4,8 @@ A layer alone has no planes in place. What comes from a caller and goes back to 
 and a program would copy it there and back, which is the packing that planes are to save. So the
 program here is a training step of the layer between two norms, which write and read its planes as
 in a network, and of that program only the layer's own operators are run and timed: the product, the
-gradient of its weights, the gradient of its input. A linear layer has no planes; its operators save
-what surrounds them.
+gradient of its weights, the gradient of its input. A linear layer has no planes. In either, lists
+that the slots are decoded to stay from call to call, as they do in a step until a mutation.
 
 Two things of a network are not here: groups (a whole batch goes through the layer at once, so that
 its planes come from memory; in a step those of a group are still in the cache), and operators that
