@@ -63,8 +63,9 @@ def operations(dense: nn.Module, sparse: nn.Module, image: tuple[int, int, int])
     before, after = (training_flops(model, image) for model in (dense, sparse))
     layers = [module for module in sparse.modules() if isinstance(module, SparseLayer)]
     active = sum(layer.layout.active_weights(layer.slots) for layer in layers)
+    weights = sum(layer.layout.num_weights for layer in layers)
     ratio = before.dense_flops / (after.dense_flops + after.sparse_flops)
     return {
-        "density": round(active / sum(layer.layout.num_weights for layer in layers), 4),
+        "density": round(active / weights, 4) if layers else 1.0,
         "modelled_flops_ratio": round(ratio, 3),
     }

@@ -1,11 +1,17 @@
-"""One training step as a compiled program, against our torch path and dense torch.
+"""One compiled training step from inside: its operators, other groups, passes switched off.
 
-The compiled step takes the batch in groups of some images, which go through all layers one after
-the other; --groups times other sizes. A step is forward, cross-entropy, backward, SGD with
-momentum; all sides start from the same weights, see the same batch, and are timed in turn in one
-process. Times are measured: of the processor with one thread, of the clock with more. The table by
-operator holds the compiled step's operators, each run and timed alone, in turn, by the processor's
-time of all threads, as often as a step runs it: once a group or once a batch.
+How it stands against torch is train_step.py's to say. Here the step that a client takes is timed
+beside the same step
+
+- in groups of half and of twice as many images, or of ``--groups`` (groups go through all layers
+  one after the other; a step whose batch has to be, or is best, one group has no others);
+- without one of the passes that its program went through. What is then best otherwise is chosen
+  again, the group's size too. Passes that change nothing in this program have no row.
+
+``ratio`` is the time of the other step over that of the client's. Steps are timed in turn in one
+process: by the processor's time with one thread, by the clock with more. The table by operator
+holds the client's step, each operator run and timed alone, in turn, by the processor's time of all
+threads, as often as a step runs it: once a group or once a batch. All times are measured.
 
     python benchmarks/compiled_step.py --json compiled_step.json
     python benchmarks/compiled_step.py --model cnn2 --batch 10 --density 1
@@ -14,59 +20,53 @@ time of all threads, as often as a step runs it: once a group or once a batch.
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
-import torch
 from command_line import Parser, collect, positive, run, share, show
 from harness import Row, compare, in_turn, keep_memory, software, write_json
-from train_contestants import LEARNING_RATE, dense, fused, ours
-from train_step import CLASSES, IMAGE, MODELS
-from tuned import set_kernels
+from train_contestants import DENSE, MODELS, Case, compiled, facts, run_compiled
 
 from mest_fed.kernels import torch_threads
-from mest_fed.nn import build_model, sparsify
-from mest_fed.nn.optimizer_settings import OptimizerSettings
-from mest_fed.rng import torch_generator
-from mest_fed.runtime.passes.groups import group_size
 from mest_fed.runtime.step import CompiledStep
-from mest_fed.training.step_program import PASSES, STORAGE, StepPrograms
-from mest_fed.training.tasks import Classification
+from mest_fed.sparsity import layout_for
+from mest_fed.training.step_program import PASSES, STORAGE
 
 COLUMNS = {
-    "model, contestant": "name",
-    "compiled": "ours",
+    "other step": "peer_name",
+    "client's": "ours",
     "other": "peer",
     "ratio": "ratio",
-    "arena bytes": "arena_bytes",
-    "compiled quartiles": "ours_quartiles",
+    "client's quartiles": "ours_quartiles",
     "other quartiles": "peer_quartiles",
+    "group": "peer_group",
+    "arena bytes": "peer_arena_bytes",
 }
 OPERATORS = {"operator": "operator", "count": "count", "ms": "ms", "share": "share"}
+CLIENTS = "client's"
 
 
-def compiled(model: torch.nn.Module, options: argparse.Namespace) -> dict[str, CompiledStep]:
-    """Make a model compiled steps, the first of the group that the arena wants.
+def steps_of(case: Case, options: argparse.Namespace) -> dict[str, CompiledStep]:
+    """Make the client's step and the others."""
+    batch = case.model.batch
 
-    With a density of 1 it stays dense. A batch that is one group is updated directly.
-    """
-    if options.density < 1:
-        sparsify(model, options.scheme, options.density)
-    settings = OptimizerSettings(momentum=0.9, weight_decay=1e-4)
-    task, example = Classification(), (IMAGE, torch.float32)
-    how = {"passes": options.passes, "storage": options.storage}
-    programs = StepPrograms(model.train(), example, task, settings, **how)
-    groups = [group_size(programs, options.batch)]
-    if groups == [options.batch] and not options.groups:
-        programs = StepPrograms(model, example, task, settings, groups=False, **how)
-    elif programs(2).takes_groups:
-        groups += [it for it in options.groups if it <= options.batch and it not in groups]
-    steps = {}
-    for group in groups:
-        step = CompiledStep(programs(group), options.threads, resize=programs, batch=options.batch)
-        for name, array in programs.captured(group).arrays().items():
-            step.load(name, array)
-        steps[f"groups of {group}"] = step
+    def make(without: str = "", group: int | None = None) -> CompiledStep:
+        how = {"storage": options.storage, "without": without, "group": group}
+        return compiled(case.build_sparse(), batch, case.threads, **how)
+
+    own = make()
+    steps = {CLIENTS: own}
+    if own.program.takes_groups:
+        chosen = own.program.examples
+        sizes = [chosen // 2, 2 * chosen] if options.groups is None else options.groups
+        for size in sizes:
+            if size != chosen and 1 <= size <= batch:
+                steps[f"groups of {size}"] = make(group=size)
+    for name in options.passes:
+        other = make(without=name)
+        if other.program.sha256 != own.program.sha256:
+            steps[f"without {name}"] = other
     return steps
 
 
@@ -100,79 +100,21 @@ def by_operator(step: CompiledStep, batch: int, repeats: int) -> list[Row]:
     return sorted(rows, key=lambda row: -row["ms"])
 
 
-def measure(options: argparse.Namespace) -> tuple[list[Row], list[Row]]:
-    """Time one model; return the rows of contestants and of operators."""
-    own, batch = MODELS[options.model], options.batch
-    width = options.width or own.width
-
-    def build() -> torch.nn.Module:
-        generator = torch_generator(0, own.name)
-        return build_model(
-            own.name, IMAGE, CLASSES, generator=generator, width=width, norm=options.norm
-        )
-
-    generator = torch_generator(0, "batch")
-    images = torch.randn(batch, *IMAGE, generator=generator)
-    labels = torch.randint(CLASSES, (batch,), generator=generator)
-    steps = compiled(build(), options)
-    step = next(iter(steps.values()))
-    library = (
-        ours(build(), options.scheme, options.density) if options.density < 1 else fused(build())
-    )
-    set_kernels(library.model, IMAGE, batch, options.kernels)
-
-    def call(own: CompiledStep) -> None:
-        own.step(images.numpy(), labels.numpy(), LEARNING_RATE)
-
-    def unparted(contestant: Callable[..., object], narrow: bool = False) -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
-            contestant(images, labels)
-
-    timings = in_turn(
-        {
-            **{name: partial(call, it) for name, it in steps.items()},
-            "library": partial(unparted, library),
-            "dense": partial(unparted, dense(build())),
-            "dense, bf16 autocast": partial(unparted, dense(build()), narrow=True),
-        },
-        options.repeats,
-        options.warm_up,
-        time.process_time if options.threads == 1 else time.perf_counter,
-    )
-    scheme = options.scheme if options.density < 1 else "dense"
-    what = f"{own.name} width {width:g}, batch {batch}, {options.norm} norm, {scheme}"
-    fields = {
-        "model": own.name,
-        "width": width,
-        "batch": batch,
-        "norm": options.norm,
-        "scheme": scheme,
-        "density": options.density,
-        "passes": options.passes,
-        "storage": options.storage,
-        "threads": options.threads,
-    }
-    first = next(iter(steps))
-
-    def memory(name: str) -> dict[str, int]:
-        own = steps[name]
-        return {
-            "group": own.program.examples,
-            "arena_bytes": own.arena_bytes,
-            "workspace_bytes": own.runtime.workspace_bytes,
-        }
+def measure(case: Case, options: argparse.Namespace) -> tuple[list[Row], list[Row]]:
+    """Time one case; return the rows of other steps and of operators."""
+    batch, steps = case.batch(), steps_of(case, options)
+    contestants = {name: partial(run_compiled, step, *batch) for name, step in steps.items()}
+    timings = in_turn(contestants, options.repeats, options.warm_up, case.clock)
+    common = {**case.fields, "density": case.density, "storage": options.storage}
+    common |= facts(steps[CLIENTS])
 
     def rows() -> Iterator[Row]:
-        for other in ("library", "dense", "dense, bf16 autocast"):
-            name = f"{what} {options.density:g}: {other}"
-            more = {**fields, **memory(first)}
-            yield compare(name, timings[first], timings[other], peer_name=other, **more)
-        for other in list(steps)[1:]:
-            name = f"{what} {options.density:g}: dense, compiled in {other}"
-            more = {**fields, **memory(other)}
-            yield compare(name, timings[other], timings["dense"], peer_name="dense", **more)
+        for name in list(steps)[1:]:
+            peer = {f"peer_{key}": value for key, value in facts(steps[name]).items()}
+            fields = {"peer_name": name, **common, **peer}
+            yield compare(f"{case.name}: {name}", timings[CLIENTS], timings[name], **fields)
 
-    return collect(rows()), by_operator(step, batch, options.repeats)
+    return collect(rows()), by_operator(steps[CLIENTS], case.model.batch, options.repeats)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -183,27 +125,32 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--norm", default="group", choices=["group", "batch"])
     parser.add_argument("--scheme", default="block", help="a scheme of mest-fed")
     parser.add_argument("--density", type=share, default=0.1, help="1: a dense model")
-    parser.add_argument("--passes", nargs="*", choices=PASSES, default=[*PASSES])
+    parser.add_argument(
+        "--passes", nargs="*", choices=PASSES, default=[*PASSES], help="to do without, each alone"
+    )
+    parser.add_argument("--groups", type=positive, nargs="*", help="images of other groups")
     parser.add_argument("--storage", choices=STORAGE, default="fp32", help="of planes")
     parser.add_argument("--threads", type=positive, default=1)
-    parser.add_argument("--batch", type=positive, default=64)
-    parser.add_argument(
-        "--groups", type=positive, nargs="*", default=[], help="other sizes of groups"
-    )
+    parser.add_argument("--batch", type=positive, help="images; default: 64, resnet18 32")
     parser.add_argument("--width", type=share, help="a smaller model, to try the benchmark")
-    parser.add_argument("--kernels", choices=["tuned", "rule"], default="tuned")
     parser.add_argument("--repeats", type=positive, default=15, help="timed steps of each")
     parser.add_argument("--warm-up", type=positive, default=3, help="untimed steps of each")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    layout_for(options.scheme, (1, 1, 3, 3))
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     keep_memory()
+    own = MODELS[options.model]
+    model = replace(own, width=options.width or own.width, batch=options.batch or own.batch)
+    scheme = options.scheme if options.density < 1 else DENSE
+    case = Case(model, options.norm, scheme, options.density, options.threads)
     with torch_threads(options.threads):
-        rows, operators = measure(options)
-    show("One training step, measured: ms", rows, COLUMNS)
-    show("The compiled step by operator, measured: ms of the processor", operators, OPERATORS)
+        rows, operators = measure(case, options)
+    show(f"{case.name}, compiled, measured: ms", rows, COLUMNS)
+    show("The client's step by operator, measured: ms of the processor", operators, OPERATORS)
     if options.json:
         versions = software("torch", "numpy")
         write_json(options.json, rows, software=versions, operators=operators)

@@ -1,5 +1,13 @@
 """One sparse layer, forward and both backward passes: ours against dense torch and SparseProp.
 
+Ours is there twice: ``layer``, the module by torch, whose kernels take and give tensors in C order,
+and ``compiled``, the operators that stand for it in a compiled step, on planes in place: nothing is
+packed, copied or allocated. layer_program.py says how they are taken out of a step, and what a
+network has that a layer alone has not: the figure that counts for training is train_step.py's. So
+``compiled`` stands beside dense torch's layer, which allocates and runs under autograd as in its
+own network, and beside no other peer. Where a compiled layer still copies (whole channels), the
+copies are timed; ``planes_in_place`` says whether all four of its buffers are planes.
+
 All contestants get the same float32 input, which requires a gradient, the same output gradient and
 the same number of threads, and are timed in turn in one process. "dense" is torch's own layer
 (oneDNN, MKL). All figures measured.
@@ -27,7 +35,7 @@ a batch that is no multiple of 8) it is left out of the row, with a notice.
 import argparse
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -43,6 +51,7 @@ from harness import (
     software,
     write_json,
 )
+from layer_program import LayerProgram
 from layer_shapes import LAYERS
 from sparseprop_peer import WHY_ABSENT, sparseprop_layers, weight_gradient
 from torch import Tensor, nn
@@ -62,6 +71,7 @@ COLUMNS = {
     "scheme": "scheme",
     "density": "density",
     "threads": "threads",
+    "ours is": "contestant",
     "chosen": "choice",
     "peer": "peer_name",
     "ours": "ours",
@@ -98,11 +108,11 @@ class Work:
     gradient: Tensor
     unmeasured: int = 0
 
-    def warm(self, layer: nn.Module) -> dict[str, float]:
-        """Run a layer a few times in a row, and give the seconds of the last run."""
+    def warm(self, run: Contestant) -> Mapping[str, float] | None:
+        """Run a contestant a few times in a row, and give the seconds of the last run."""
         for _ in range(self.unmeasured):
-            self(layer)
-        return self(layer)
+            run()
+        return run()
 
     def __call__(self, layer: nn.Module) -> dict[str, float]:
         """Run a layer forward and backward; gradients of the run before are cleared untimed."""
@@ -166,24 +176,42 @@ def measure(
                 layers[name] = layer
             else:
                 notices.append(f"{case.name}: {name} is left out, its results are wrong")
-    contestants: dict[str, Contestant] = {
-        n: partial(work.warm, layer) for n, layer in layers.items()
-    }
+    program = LayerProgram(ours, x, gradient, case.threads)
+    if not program_agrees(program, work, ours):
+        raise RuntimeError(f"{case.name}: the compiled layer's results differ from dense ones")
+    runs: dict[str, Contestant] = {name: partial(work, layer) for name, layer in layers.items()}
+    runs["compiled"] = program
     set_kernels(ours, x.shape[1:], len(x), case.kernels)
+    contestants = {name: partial(work.warm, one) for name, one in runs.items()}
     timings = in_turn(contestants, repeats, warm_up)
-    for peer, variant in best_variants(timings, peers).items():
-        yield compare(
-            f"{case.name}, against {peer}",
-            timings["ours"],
-            timings[variant],
-            peer_name=variant,
-            layer=case.layer,
-            scheme=case.scheme,
-            density=round(ours.mask.density, 4),
-            batch=case.batch,
-            threads=case.threads,
-            choice=str(getattr(ours, "choice", None) or "") or None,
-        )
+    fields = {
+        "layer": case.layer,
+        "scheme": case.scheme,
+        "density": round(ours.mask.density, 4),
+        "batch": case.batch,
+        "threads": case.threads,
+    }
+    choice = str(getattr(ours, "choice", None) or "") or None
+    best = best_variants(timings, peers)
+    for peer, variant in best.items():
+        more = {"peer_name": variant, "contestant": "layer", **fields, "choice": choice}
+        name = f"{case.name}, against {peer}"
+        yield compare(name, timings["ours"], timings[variant], **more)
+    if "dense" in best:
+        name, planes = f"{case.name}, compiled, against dense", program.in_place
+        more = {"peer_name": "dense", "contestant": "compiled", "planes_in_place": planes, **fields}
+        yield compare(name, timings["compiled"], timings["dense"], **more)
+
+
+def program_agrees(program: LayerProgram, work: Work, layer: SparseLayer) -> bool:
+    """Say whether a compiled layer gives the output and both gradients of its module."""
+    work(layer)
+    with torch.no_grad():
+        wanted = [layer(work.x), work.x.grad, layer.values.grad.flatten()]
+    program()
+    made = [*program.results(), program.weight_gradient().reshape(-1)]
+    pairs = zip(map(torch.from_numpy, made), wanted, strict=True)
+    return all((a - b).abs().max() <= 1e-3 * b.abs().max() for a, b in pairs)
 
 
 def best_variants(timings: dict[str, Timings], peers: list[str]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """How long a training step spends in chosen layers, measured from inside the step."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,9 +17,14 @@ class LayerClock:
     ----------
     layers : iterable of nn.Module
         Layers whose output comes from one node, as that of ``Conv2d`` and ``Linear`` does.
+    clock : callable
+        Gives seconds.
     """
 
-    def __init__(self, layers: Iterable[nn.Module]) -> None:
+    def __init__(
+        self, layers: Iterable[nn.Module], clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._clock = clock
         self.layers = list(layers)
         self.seconds: list[float] = []
         self._started: dict[tuple[int, str], float] = {}
@@ -33,10 +38,10 @@ class LayerClock:
         self.seconds = [0.0] * len(self.layers)
 
     def _start(self, layer: int, way: str) -> None:
-        self._started[layer, way] = time.perf_counter()
+        self._started[layer, way] = self._clock()
 
     def _stop(self, layer: int, way: str) -> None:
-        self.seconds[layer] += time.perf_counter() - self._started.pop((layer, way))
+        self.seconds[layer] += self._clock() - self._started.pop((layer, way))
 
     def _forward_done(self, layer: int, output: Tensor) -> None:
         self._stop(layer, "forward")

@@ -5,15 +5,16 @@ loaded images and a warm-up of the same training at a small scale, for either si
 runs as it comes, and once more with the C library told, as it is for ours, to give freed memory
 back (`peer_trimmed`): that needs less memory and more time.
 
-- ``goals``: MEST's ResNet-32 and ResNet-18 against dense torch;
-- ``options``: what each way to save memory does to ours, alone and together;
+- ``goals``: MEST's ResNet-32 and ResNet-18 against dense torch, by torch; and ResNet-32 with group
+  norm, by torch and as a compiled program of one image a group, in 32 and 16 bits;
+- ``options``: what each way to save memory does to ours by torch, alone and together;
 - ``prediction``: the footprint model (modelled) beside a measurement, over models, schemes, norms,
-  micro-batches and memory options. ``ratio`` is predicted / measured. With ``--engine compiled``
-  steps are compiled programs, and this is the only part.
+  micro-batches and memory options. ``ratio`` is predicted / measured;
+- ``programs``: the same of compiled steps, over models, schemes, norms, groups and optimizers.
 
     python benchmarks/memory.py --json memory.json --picture memory.svg
     python benchmarks/memory.py --parts goals --runs 1
-    python benchmarks/memory.py --engine compiled --json memory-compiled.json
+    python benchmarks/memory.py --parts programs --json memory-programs.json
 """
 
 import argparse
@@ -27,17 +28,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from command_line import Parser, collect, positive, run, show
+from command_line import Parser, collect, positive, run, share, show
 from harness import Row, software, write_json
 from memory_case import Case
-from memory_compiled import compiled_rows
-from memory_prediction import prediction_rows
+from memory_prediction import cases, prediction_rows
 
 from mest_fed.catalogue import Engine
 from mest_fed.memory import MemoryOptions
 from mest_fed.system.allocator import ALLOCATOR_ENVIRONMENT
 
-PARTS = ["goals", "options", "prediction"]
+PREDICTIONS = {"prediction": Engine.TORCH, "programs": Engine.COMPILED}
+PARTS = ["goals", "options", *PREDICTIONS]
 LEAN = MemoryOptions("segments", "int8", release_gradients=True)
 COLUMNS = {
     "part": "part",
@@ -66,31 +67,42 @@ def measured(case: Case, *, trimmed: bool) -> Mapping[str, Any]:
     return facts
 
 
-def goals(runs: int) -> Iterator[Row]:
-    """Compare ours with dense torch."""
+def goals(runs: int, width: float | None = None) -> Iterator[Row]:
+    """Compare ours with dense torch; ``width``: of smaller models."""
     resnet18 = Case(model="resnet18", width=1.0, batch=32, micro_batch=32)
-    for base, micro_batches in ((Case(), (64, 16, 8)), (resnet18, (32, 8))):
+    lean = {base: replace(base, memory=LEAN) for base in (Case(), resnet18)}
+    group = Case(norm="group")
+    program = replace(group, engine=Engine.COMPILED.value, micro_batch=1)
+    contests = {
+        base: [replace(own, micro_batch=size) for size in sizes]
+        for (base, own), sizes in zip(lean.items(), ((64, 16, 8), (32, 8)), strict=True)
+    }
+    contests[group] = [replace(group, memory=LEAN, micro_batch=size) for size in (8, 1)]
+    contests[group] += [program, replace(program, storage="bf16")]
+    for base, ours in contests.items():
         dense = replace(base, side="dense")
-        contestants = {
-            "dense": (dense, False),
-            "trimmed": (dense, True),
-            **{
-                str(size): (replace(base, micro_batch=size, memory=LEAN), True)
-                for size in micro_batches
-            },
-        }
+        contestants = {"dense": (dense, False), "trimmed": (dense, True)}
+        contestants |= {_title(case): (case, True) for case in ours}
         found: dict[str, list[Mapping[str, Any]]] = {name: [] for name in contestants}
         for _ in range(runs):
             for name, (case, trimmed) in contestants.items():
-                found[name].append(measured(case, trimmed=trimmed))
-        for size in map(str, micro_batches):
-            title = f"{base.model}, batch {base.batch}, micro-batch {size}, block 0.1, batch norm"
-            yield comparison_row("goals", title, found[size], found["dense"], found["trimmed"])
+                chosen = replace(case, width=width or case.width)
+                found[name].append(measured(chosen, trimmed=trimmed))
+        for title in map(_title, ours):
+            yield comparison_row("goals", title, found[title], found["dense"], found["trimmed"])
 
 
-def options(runs: int) -> Iterator[Row]:
+def _title(case: Case) -> str:
+    how = f"micro-batch {case.micro_batch}"
+    if case.is_compiled:
+        how = f"compiled {case.storage}, groups of {case.micro_batch}"
+    scheme = f"{case.scheme} {case.density:g}, {case.norm} norm"
+    return f"{case.model}, batch {case.batch}, {how}, {scheme}"
+
+
+def options(runs: int, width: float | None = None) -> Iterator[Row]:
     """Try each way to save memory on MEST's ResNet-32, beside ours without any."""
-    plain = Case()
+    plain = Case() if width is None else Case(width=width)
     tried = {
         "consume gradients": replace(plain, memory=MemoryOptions(release_gradients=True)),
         "recompute norms": replace(plain, memory=MemoryOptions("norms")),
@@ -161,11 +173,13 @@ def _step(runs: Sequence[Mapping[str, Any]]) -> float:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = Parser(__doc__.splitlines()[0], {"runs": 1, "parts": ["options"]})
+    parser = Parser(__doc__.splitlines()[0], {"runs": 1, "parts": ["goals"], "width": 0.25})
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--engine", choices=list(Engine), default=Engine.TORCH)
     parser.add_argument("--runs", type=positive, default=3, help="processes of each contestant")
-    parser.add_argument("--picture", type=Path, help="draw prediction against measurement")
+    parser.add_argument(
+        "--width", type=share, help="of smaller models for goals and options, to try the benchmark"
+    )
+    parser.add_argument("--picture", type=Path, help="draw predictions against measurements")
     return parser.parse_args(arguments)
 
 
@@ -173,21 +187,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parse(arguments)
 
     def rows() -> Iterator[Row]:
-        if chosen.engine == Engine.COMPILED:
-            yield from compiled_rows()
-            return
         if "goals" in chosen.parts:
-            yield from goals(chosen.runs)
+            yield from goals(chosen.runs, chosen.width)
         if "options" in chosen.parts:
-            yield from options(chosen.runs)
-        if "prediction" in chosen.parts:
-            yield from prediction_rows()
+            yield from options(chosen.runs, chosen.width)
+        for part, engine in PREDICTIONS.items():
+            if part in chosen.parts:
+                yield from prediction_rows(part, cases(engine))
 
     done = collect(rows())
     show("Peak memory of training, measured", done, COLUMNS)
     if chosen.json:
-        write_json(chosen.json, done, software=software("torch", "numpy"))
-    predictions = [row for row in done if row["part"] == "prediction"]
+        facts = {"width": chosen.width} if chosen.width else {}
+        write_json(chosen.json, done, software=software("torch", "numpy"), **facts)
+    predictions = [row for row in done if row["part"] in PREDICTIONS]
     if chosen.picture and predictions:
         from memory_picture import draw
 

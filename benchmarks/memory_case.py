@@ -3,7 +3,9 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mest_fed.catalogue import Engine
 from mest_fed.memory import MemoryOptions
+from mest_fed.nn.optimizer_settings import OptimizerSettings
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Case:
     density : float
         Active weights / weights.
     batch, micro_batch : int
-        Images.
+        Images; of compiled steps ``micro_batch`` is also the most that a group has.
     momentum : bool
         Whether SGD keeps one.
     memory : MemoryOptions
@@ -31,7 +33,11 @@ class Case:
     threads : int
         torch's.
     optimizer : str
-        Of compiled steps; elsewhere it is SGD.
+        Of ours.
+    engine : str
+        What computes steps of ours: ``torch``, or ``compiled`` programs.
+    storage : str
+        Of planes of compiled steps: ``fp32`` or ``bf16``.
     """
 
     side: str = "ours"
@@ -47,6 +53,8 @@ class Case:
     steps: int = 3
     threads: int = 1
     optimizer: str = "sgd"
+    engine: str = Engine.TORCH.value
+    storage: str = "fp32"
 
     @classmethod
     def of(cls, table: dict[str, Any]) -> "Case":
@@ -56,6 +64,17 @@ class Case:
     def table(self) -> dict[str, Any]:
         """Return plain values."""
         return asdict(self)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether programs compute its steps."""
+        return self.side == "ours" and self.engine == Engine.COMPILED
+
+    @property
+    def settings(self) -> OptimizerSettings:
+        """The optimizer of ours."""
+        settings = OptimizerSettings(1e-3, name=self.optimizer)
+        return settings if self.momentum else settings.without_momentum()
 
     @property
     def name(self) -> str:

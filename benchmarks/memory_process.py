@@ -9,21 +9,25 @@ same training at a small scale, whose pages of library code count as imports for
 import json
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from memory_case import Case
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from train_contestants import sgd
+from train_contestants import CLASSES, IMAGE, sgd, unfused
 
 from mest_fed.memory import memory_saving
 from mest_fed.memory.meter import PeakMeter, read_counters, warm_up
 from mest_fed.nn import Sparsity, build_model
-from mest_fed.nn.optimizers import SGD
 from mest_fed.rng import torch_generator
-
-IMAGE, CLASSES = (3, 32, 32), 10
+from mest_fed.training import CLASSIFICATION
+from mest_fed.training.places import Copies
+from mest_fed.training.programs import ModelStep, best_programs
+from mest_fed.training.step_program import StepPrograms
 
 
 @dataclass(frozen=True)
@@ -52,30 +56,47 @@ def build(case: Case, width: float) -> nn.Module:
     sparsity = Sparsity(case.scheme, case.density) if is_sparse else None
     options = {"generator": generator, "width": width, "norm": case.norm}
     model = build_model(case.model, IMAGE, CLASSES, sparsity=sparsity, **options).train()
-    if case.side == "dense":
-        for module in model.modules():
-            if hasattr(module, "fused"):
-                module.fused = False  # torch's own operators
-    return model
+    return unfused(model) if case.side == "dense" else model
 
 
 def train(case: Case, width: float, batch: Images, steps: int) -> list[float]:
     """Train some steps; return the seconds of each."""
-    model = build(case, width)
-    if case.side == "dense":
-        optimizer: torch.optim.Optimizer | SGD = sgd(model)
-    else:
-        options = {"momentum": 0.9 * case.momentum, "weight_decay": 1e-4}
-        optimizer = SGD(
-            model.parameters(), 0.01, release_gradients=case.memory.release_gradients, **options
-        )
     seconds = []
-    with memory_saving(model, case.memory) as forward:
+    with steps_of(case, build(case, width), batch) as take:
         for _ in range(steps):
             start = time.perf_counter()
-            step(forward, optimizer, batch, case.micro_batch)
+            take()
             seconds.append(time.perf_counter() - start)
     return seconds
+
+
+@contextmanager
+def steps_of(case: Case, model: nn.Module, batch: Images) -> Iterator[Callable[[], object]]:
+    """Give what takes a step of a model on a batch."""
+    if case.is_compiled:
+        rate = case.settings.learning_rate
+        yield partial(compiled(case, model).train, batch.images, batch.labels, rate)
+        return
+    if case.side == "dense":
+        optimizer = sgd(model)
+    else:
+        release = case.memory.release_gradients
+        optimizer = case.settings.build(model, release_gradients=release)
+    with memory_saving(model, case.memory) as forward:
+        yield partial(step, forward, optimizer, batch, case.micro_batch)
+
+
+def compiled(case: Case, model: nn.Module) -> ModelStep:
+    """Make a model's compiled step, in the memory of the model, as a client does."""
+    example = IMAGE, torch.float32
+    make = partial(
+        StepPrograms, model, example, CLASSIFICATION, case.settings, storage=case.storage
+    )
+    whole = case.batch <= case.micro_batch
+    programs = best_programs(make, case.micro_batch, whole=whole)
+    made = ModelStep(programs, case.micro_batch, case.threads)
+    made.bind(case.settings.build(model), Copies())
+    return made
 
 
 def step(forward, optimizer, batch: Images, micro_batch: int) -> None:
@@ -97,7 +118,7 @@ def main() -> None:
     imported = now.anonymous
     if case.side == "ours":
         warm_up(None if case.scheme == "dense" else case.scheme)
-    else:
+    if case.side == "dense" or case.is_compiled:
         train(case, case.width / 4, batch.first(8), 2)
     with PeakMeter() as meter:
         seconds = train(case, case.width, batch, case.steps)

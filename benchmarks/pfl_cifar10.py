@@ -4,12 +4,13 @@
 the two-layer network. Both sides get the same images and the same share of them for each user; each
 draws its own cohorts. Nothing is evaluated while rounds are timed. pfl-research runs in processes
 of its own, in the fastest of three ways (one process on 1 or 2 threads, or two that reduce); ours
-on as many workers as there are cores, each method by torch and by compiled programs. Its dropout,
-which ours has not, is left out unless ``--dropout`` is given: it would cost it time. The first
-round of each run is not counted. On a busy machine ``--cpu`` compares seconds of the CPU, with one
-process and one thread on either side.
+on as many workers as there are cores, each method by compiled programs, or as ``--engine`` says.
+Its dropout, which ours has not, is left out unless ``--dropout`` is given: it would cost it time.
+The first round of each run is not counted. On a busy machine ``--cpu`` compares seconds of the CPU,
+with one process and one thread on either side.
 
     python benchmarks/pfl_cifar10.py --data FOLDER --json pfl.json
+    python benchmarks/pfl_cifar10.py --data FOLDER --engine compiled torch --json pfl.json
     python benchmarks/pfl_cifar10.py --data FOLDER --cpu --json cpu.json
     python benchmarks/pfl_cifar10.py --data FOLDER --accuracy --rounds 100 --json accuracy.json
 
@@ -22,7 +23,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +32,7 @@ from command_line import Parser, collect, positive, run, show
 from harness import Row, Timing, software, write_json
 from pfl_cifar10_ours import METHODS, Watch, train
 
+from mest_fed.catalogue import Engine
 from mest_fed.errors import InputError, not_allowed
 
 PEER = Path(__file__).with_name("pfl_cifar10_peer.py")
@@ -77,6 +79,11 @@ def run_peer(way: Way, options: argparse.Namespace, rounds: int, *flags: str) ->
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def chosen(options: argparse.Namespace) -> list[str]:
+    """Return our contestants: the methods by the engines that were asked for."""
+    return [name for name, keys in METHODS.items() if keys["training.engine"] in options.engine]
+
+
 def run_ours(
     method: str, options: argparse.Namespace, rounds: int, evaluate: bool = False
 ) -> Watch:
@@ -108,7 +115,7 @@ def fastest(options: argparse.Namespace) -> tuple[Way, dict[str, float]]:
 def speed_rows(options: argparse.Namespace) -> Iterator[Row]:
     """Time all in turn; yield a row for each of our methods."""
     way, tried = fastest(options)
-    seconds: dict[str, list[float]] = {name: [] for name in ("peer", *METHODS)}
+    seconds: dict[str, list[float]] = {name: [] for name in ("peer", *chosen(options))}
     for number in range(options.runs):
         for name in seconds if number % 2 == 0 else reversed(seconds):
             rounds = options.rounds + 1
@@ -118,7 +125,7 @@ def speed_rows(options: argparse.Namespace) -> Iterator[Row]:
                 found = run_ours(name, options, rounds).seconds
             seconds[name] += found[1:]
     peer = Timing(tuple(seconds["peer"]))
-    for name in METHODS:
+    for name in chosen(options):
         ours = Timing(tuple(seconds[name]))
         yield {
             "name": name,
@@ -144,7 +151,7 @@ def accuracy_rows(options: argparse.Namespace) -> Iterator[Row]:
         int(key): value
         for key, value in run_peer(WAYS[1], options, options.rounds, *flags)["accuracy"].items()
     }
-    for name in METHODS:
+    for name in chosen(options):
         ours = run_ours(name, options, options.rounds, evaluate=True).accuracy
         last = max(peer)
         yield {
@@ -161,7 +168,8 @@ def accuracy_rows(options: argparse.Namespace) -> Iterator[Row]:
         }
 
 
-def main() -> None:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = Parser(__doc__.splitlines()[0], {"rounds": 1, "runs": 1})
     parser.add_argument("--data", type=Path, required=True, help="folder of CIFAR-10's files")
     parser.add_argument("--rounds", type=positive, default=10, help="in a run")
@@ -169,12 +177,18 @@ def main() -> None:
     parser.add_argument("--users", type=positive, default=1000)
     parser.add_argument("--seed", type=positive, default=1)
     parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1)
+    parser.add_argument("--engine", nargs="+", choices=list(Engine), default=[Engine.COMPILED])
     parser.add_argument("--dropout", action="store_true", help="give pfl-research its dropout")
     parser.add_argument("--cpu", action="store_true", help="CPU seconds of one process and thread")
     parser.add_argument("--accuracy", action="store_true", help="accuracy instead of speed")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if not (options.data / "train.parquet").is_file():
         raise not_allowed("--data", str(options.data), "a folder with train and test.parquet")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
     if find_spec("pfl") is None:
         raise InputError('pfl-research is not here; install it with: pip install "mest-fed[peers]"')
     rows = collect(accuracy_rows(options) if options.accuracy else speed_rows(options))

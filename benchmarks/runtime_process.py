@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from command_line import Parser, positive, run, share, show
 from harness import Row, software, write_json
-from train_step import CLASSES, IMAGE, MODELS
+from train_contestants import CLASSES, IMAGE, MODELS
 
 from mest_fed.errors import InputError
 from mest_fed.nn import build_model, sparsify

@@ -1,66 +1,74 @@
-"""One training step of a whole model: ours, made sparse, against the same model of dense torch.
+"""One training step of a whole model: compiled and by torch, against the same model of dense torch.
 
-A step is forward, cross-entropy, backward, SGD with momentum, and clearing the gradients; both
-sides start from the same weights, see the same batch, and are timed in turn. Times are measured.
+A step is forward, cross-entropy, backward, SGD with momentum, and clearing the gradients. All
+contestants start from the same weights, see the same batch, and are timed in turn in one process.
+Times are measured: of the processor with one thread, of the clock with more.
 
-Beside the measured ``ratio`` stands how much there was to win. Only some layers can be sparse, so
+- ``compiled``: the step as a client trains where nothing else is said; ``compiled-bf16``: with
+  planes stored in 16 bits;
+- ``torch``: the same with ``training.engine = "torch"``;
+- ``dense-bf16``: dense torch under autocast (slow where the processor has no such products).
 
-- ``measured_share``: the part of the dense step that is spent in those layers, from a third
-  contestant, the dense model with a clock at each of them; ``measured_optimizer_share``: the part
-  of its optimizer;
+Each is one row; its peer is the dense model in torch's own operators, in 32 bits. A density of 1
+leaves our model dense.
+
+Beside the measured ``ratio`` stands how much there was to win, by a contestant more, ``clocked``:
+the dense model with a clock at each layer that can be sparse.
+
+- ``measured_share``: the part of the dense step that is spent in those layers;
+  ``measured_optimizer_share``: the part of its optimizer;
 - ``modelled_possible_by_layers``: the ratio if each of those layers took its dense time multiplied
   by its density and all else its own, 1 / (1 - share + sum of share * density) (Amdahl);
 - ``modelled_possible``: the same if the optimizer's time falls with the number of weights too;
 - ``reached``: measured ratio / modelled_possible;
 - ``modelled_flops_ratio``: dense operations / ours, of convolutions and linear layers alone.
 
+Compiled steps exceed what is modelled where they also shorten the rest.
+
     python benchmarks/train_step.py --json train_step.json
-    python benchmarks/train_step.py --models cnn2 --schemes block --densities 0.1 --threads 1
+    python benchmarks/train_step.py --models cnn2 --densities 1 --contestants compiled torch
 """
 
 import argparse
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 
 import torch
 from amdahl import clocked_step, modelled_limits, operations
 from command_line import Parser, collect, positive, run, share, show
-from harness import Row, compare, in_turn, keep_memory, software, write_json
+from harness import Contestant, Row, compare, in_turn, keep_memory, software, write_json
 from layer_clock import LayerClock
-from train_contestants import dense, ours
+from train_contestants import (
+    DENSE,
+    IMAGE,
+    MODELS,
+    Case,
+    by_torch,
+    compiled,
+    dense,
+    facts,
+    run_compiled,
+)
 from tuned import set_kernels
 
 from mest_fed.kernels import torch_threads
-from mest_fed.nn import SparseLayer, build_model, sparsifiable
-from mest_fed.rng import torch_generator
+from mest_fed.nn import SparseLayer, sparsifiable
 from mest_fed.sparsity import layout_for
 
-IMAGE, CLASSES = (3, 32, 32), 10
 SCHEMES = ["block", "unstructured"]
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model, its width and the images of a batch."""
-
-    name: str
-    width: float
-    batch: int
-
-
-MODELS = {
-    "resnet32": Model("resnet32", 2.0, 64),  # MEST's
-    "resnet18": Model("resnet18", 1.0, 32),
-    "cnn2": Model("cnn2", 1.0, 64),
-}
+#: Contestant -> what its planes are stored as.
+COMPILED = {"compiled": "fp32", "compiled-bf16": "bf16"}
+CONTESTANTS = [*COMPILED, "torch", "dense-bf16", "clocked"]
 COLUMNS = {
     "model": "model",
+    "norm": "norm",
     "scheme": "scheme",
     "density": "density",
     "threads": "threads",
-    "ours": "ours",
+    "contestant": "contestant",
+    "ms": "ours",
     "dense": "peer",
     "ratio": "ratio",
     "forward": "ratio_forward",
@@ -72,62 +80,43 @@ COLUMNS = {
 }
 
 
-@dataclass(frozen=True)
-class Case:
-    """One model under one scheme, density and number of threads."""
-
-    model: Model
-    scheme: str
-    density: float
-    threads: int
-
-    @property
-    def name(self) -> str:
-        """Name of its row."""
-        model = f"{self.model.name}, batch {self.model.batch}"
-        return f"{model}, {self.scheme}, density {self.density:g}, threads {self.threads}"
-
-    def build(self) -> torch.nn.Module:
-        """Build the dense model, the same each time."""
-        generator = torch_generator(0, self.model.name)
-        options = {"width": self.model.width, "norm": "batch"}
-        return build_model(self.model.name, IMAGE, CLASSES, generator=generator, **options)
-
-    def batch(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw images and labels."""
-        generator = torch_generator(0, "batch")
-        images = torch.randn(self.model.batch, *IMAGE, generator=generator)
-        return images, torch.randint(CLASSES, (self.model.batch,), generator=generator)
-
-
-def measure(case: Case, repeats: int, warm_up: int, kernels: str) -> Row:
-    """Time a case and model what was possible."""
-    images, labels = case.batch()
-    sparse = ours(case.build(), case.scheme, case.density)
-    clocked = dense(case.build())
-    clock = LayerClock(sparsifiable(clocked.model).values())
-    contestants = {
-        "ours": partial(sparse, images, labels),
-        "dense": partial(dense(case.build()), images, labels),
-        "clocked": partial(clocked_step, clocked, clock, images, labels),
+def measure(case: Case, chosen: Sequence[str], options: argparse.Namespace) -> Iterator[Row]:
+    """Time a case and model what was possible; yield a row for each contestant."""
+    batch, clock = case.batch(), case.clock
+    steps = {
+        name: compiled(case.build_sparse(), case.model.batch, case.threads, storage=storage)
+        for name, storage in COMPILED.items()
+        if name in chosen
     }
-    set_kernels(sparse.model, IMAGE, len(images), kernels)
-    timings = in_turn(contestants, repeats, warm_up)
-    row = compare(
-        case.name,
-        timings["ours"],
-        timings["dense"],
-        peer_name="dense",
-        model=case.model.name,
-        width=case.model.width,
-        batch=case.model.batch,
-        scheme=case.scheme,
-        threads=case.threads,
-        choices=choices(sparse.model),
-    )
-    row |= modelled_limits(timings["clocked"], case.build(), sparse.model)
-    row["reached"] = round(row["ratio"] / row["modelled_possible"], 3)
-    return row | operations(case.build(), sparse.model, IMAGE)
+    said = {name: facts(step) for name, step in steps.items()}
+    timed: dict[str, Contestant] = {
+        name: partial(run_compiled, step, *batch) for name, step in steps.items()
+    }
+    timed[DENSE] = partial(dense(case.build(), clock), *batch)
+    if "torch" in chosen:
+        ours = by_torch(case.build_sparse(), clock)
+        set_kernels(ours.model, IMAGE, case.model.batch, options.kernels)
+        timed["torch"], said["torch"] = partial(ours, *batch), {"choices": choices(ours.model)}
+    if "dense-bf16" in chosen:
+        timed["dense-bf16"] = partial(dense(case.build(), clock, bf16=True), *batch)
+    if "clocked" in chosen:
+        clocked = dense(case.build(), clock)
+        layers = LayerClock(sparsifiable(clocked.model).values(), clock)
+        timed["clocked"] = partial(clocked_step, clocked, layers, *batch)
+    timings = in_turn(timed, options.repeats, options.warm_up, clock)
+    plain, sparse = case.build(), case.build_sparse()
+    common = case.fields | operations(plain, sparse, IMAGE)
+    if "clocked" in chosen:
+        common |= modelled_limits(timings["clocked"], plain, sparse)
+    for name in chosen:
+        if name != "clocked":
+            fields = {"contestant": name, **common, **said.get(name, {})}
+            row = compare(
+                f"{case.name}: {name}", timings[name], timings[DENSE], peer_name=DENSE, **fields
+            )
+            if name != "dense-bf16" and "clocked" in chosen:
+                row["reached"] = round(row["ratio"] / row["modelled_possible"], 3)
+            yield row
 
 
 def choices(model: torch.nn.Module) -> dict[str, int]:
@@ -139,24 +128,41 @@ def choices(model: torch.nn.Module) -> dict[str, int]:
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
     """Yield the cases of the command line."""
-    grid = (options.threads, options.models, options.schemes, options.densities)
-    for threads, name, scheme, density in itertools.product(*grid):
+    for threads, name, norm in itertools.product(options.threads, options.models, options.norm):
         own = MODELS[name]
-        model = Model(name, options.width or own.width, options.batch or own.batch)
-        yield Case(model, scheme, density, threads)
+        if not own.has_norms and norm != options.norm[0]:
+            continue
+        model = replace(own, width=options.width or own.width, batch=options.batch or own.batch)
+        densities = options.densities or own.densities
+        sparse = [density for density in densities if density < 1]
+        for scheme, density in itertools.product(options.schemes, sparse):
+            yield Case(model, norm, scheme, density, threads)
+        if len(sparse) < len(densities):
+            yield Case(model, norm, DENSE, 1.0, threads)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    quick = {"models": ["cnn2"], "schemes": ["block"], "densities": [0.1], "batch": 8}
-    parser = Parser(__doc__.splitlines()[0], quick | {"repeats": 3, "warm_up": 1})
+    quick = {"models": ["cnn2"], "schemes": ["block"], "densities": [0.1, 1.0], "batch": 8}
+    quick |= {"threads": [1], "repeats": 3, "warm_up": 1}
+    parser = Parser(__doc__.splitlines()[0], quick)
+    parser.add_argument(
+        "--contestants",
+        nargs="+",
+        default=CONTESTANTS,
+        choices=CONTESTANTS,
+        help="against dense torch; without clocked nothing is modelled",
+    )
     parser.add_argument("--models", nargs="+", default=[*MODELS], choices=MODELS)
+    parser.add_argument("--norm", nargs="+", default=["group"], choices=["group", "batch"])
     parser.add_argument("--schemes", nargs="+", default=SCHEMES, help="schemes of mest-fed")
-    parser.add_argument("--densities", nargs="+", type=share, default=[0.1, 0.05])
+    parser.add_argument(
+        "--densities", nargs="+", type=share, help="1: a dense model; default: each model's own"
+    )
     parser.add_argument("--threads", nargs="+", type=positive, default=[1, 2])
     parser.add_argument("--batch", type=positive, help="images; default: 64, resnet18 32")
     parser.add_argument("--width", type=share, help="a smaller model, to try the benchmark")
-    parser.add_argument("--kernels", choices=["tuned", "rule"], default="tuned")
+    parser.add_argument("--kernels", choices=["tuned", "rule"], default="tuned", help="by torch")
     parser.add_argument("--repeats", type=positive, default=15, help="timed steps of each")
     parser.add_argument("--warm-up", type=positive, default=3, help="untimed steps of each")
     options = parser.parse_args(arguments)
@@ -167,15 +173,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
+    chosen = [name for name in CONTESTANTS if name in options.contestants]
     keep_memory()
 
     def rows() -> Iterator[Row]:
         for case in cases(options):
             with torch_threads(case.threads):
-                yield measure(case, options.repeats, options.warm_up, options.kernels)
+                yield from measure(case, chosen, options)
 
     done = collect(rows())
-    show("One training step, measured: ms; ratio = times better", done, COLUMNS)
+    show("One training step, measured: ms; ratio = times better than dense torch", done, COLUMNS)
     if options.json:
         versions = software("torch", "numpy")
         write_json(

@@ -5,18 +5,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import memory
-import memory_compiled
 import memory_picture
 import memory_prediction
+import memory_process
 import pytest
 from memory_accuracy import Variant, train
 from memory_case import Case
 
+from mest_fed.catalogue import Engine
 from mest_fed.data import load_dataset
 from mest_fed.memory import MemoryOptions
 from mest_fed.memory.meter import can_measure
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "benchmarks"
+TORCH, COMPILED = Engine.TORCH, Engine.COMPILED
 TINY = Case(model="resnet8", width=1.0, batch=8, micro_batch=4, steps=2)
 
 
@@ -31,7 +33,9 @@ def test_a_case_survives_the_pipe():
 def test_both_sides_are_measured_in_processes_of_their_own():
     ours = memory.measured(replace(TINY, memory=memory.LEAN), trimmed=True)
     dense = memory.measured(replace(TINY, side="dense"), trimmed=False)
-    for found in (ours, dense):
+    program = replace(TINY, norm="group", engine=COMPILED.value, micro_batch=1)
+    compiled = memory.measured(program, trimmed=True)
+    for found in (ours, dense, compiled):
         assert found["peak"] - found["baseline"] == found["added"] > 0
         assert found["baseline"] > found["imported"] > 10**7
         assert len(found["seconds"]) == 2
@@ -45,38 +49,86 @@ def test_rows_keep_the_names_of_the_published_results(monkeypatch):
     facts = {"added": 10**7, "peak": 10**8, "baseline": 9 * 10**7, "seconds": [1.0, 1.0]}
     monkeypatch.setattr(memory, "measured", lambda case, *, trimmed: facts)
     made = [row["name"] for part in (memory.goals, memory.options) for row in part(1)]
-    made += [case.name for case in memory_prediction.cases()]
+    made += [memory_prediction.title_of(case) for case in memory_prediction.cases(TORCH)]
     table = json.loads((PUBLISHED / "memory-2026-11-24.json").read_text(encoding="utf-8"))
-    assert sorted(made) == sorted(row["name"] for row in table["rows"])
+    assert {row["name"] for row in table["rows"]} <= set(made)
+    assert [name for name in made if "compiled" in name] == [
+        f"resnet32, batch 64, compiled {storage}, groups of 1, block 0.1, group norm"
+        for storage in ("fp32", "bf16")
+    ]
+    assert len(set(made)) == len(made)
 
 
-def test_every_combination_is_predicted_at_least_once():
-    cases = memory_prediction.cases()
-    assert len(cases) >= 60
-    assert len({case.name for case in cases}) == len(cases)
-    small = [case for case in cases if case.model == "resnet8"]
+def test_quick_runs_are_of_small_models(monkeypatch, tmp_path):
+    facts = {"added": 10**7, "peak": 10**8, "baseline": 9 * 10**7, "seconds": [1.0, 1.0]}
+    asked = []
+    monkeypatch.setattr(memory, "measured", lambda case, **_: asked.append(case) or facts)
+    memory.main(["--quick", "--json", str(tmp_path / "rows.json")])
+    assert {case.width for case in asked} == {0.25}
+    compiled = [case for case in asked if case.is_compiled]
+    assert [(case.storage, case.micro_batch) for case in compiled] == [("fp32", 1), ("bf16", 1)]
+    written = json.loads((tmp_path / "rows.json").read_text())
+    assert (written["width"], len(written["rows"])) == (0.25, 9)
+
+
+def test_planes_are_stored_as_a_case_says():
+    case = replace(TINY, norm="group", engine=COMPILED.value, micro_batch=1, storage="bf16")
+    step = memory_process.compiled(case, memory_process.build(case, case.width))
+    program = step.step.program
+    assert program.examples == 1
+    assert "bfloat16" in {it.dtype for it in program.buffers}
+    batch = memory_process.Images.draw(case.batch)
+    first, *_, last = (step.train(batch.images, batch.labels, 0.1)[0] for _ in range(5))
+    assert last < first
+
+
+@pytest.mark.parametrize(("engine", "least"), [(TORCH, 60), (COMPILED, 100)])
+def test_every_combination_has_a_name_of_its_own(engine, least):
+    cases = memory_prediction.cases(engine)
+    assert len(cases) >= least
+    assert len({memory_prediction.title_of(case) for case in cases}) == len(cases)
+
+
+def test_every_small_model_is_predicted():
+    small = [case for case in memory_prediction.cases(TORCH) if case.model == "resnet8"]
     assert all(memory_prediction.predict(case).total > 10**6 for case in small)
 
 
-def test_compiled_steps_are_predicted_over_a_hundred_combinations():
-    cases = memory_compiled.cases()
-    assert len(cases) >= 100
-    names = [f"{case.name} {case.batch} {case.optimizer}" for case in cases]
-    assert len(set(names)) == len(names)
+def test_compiled_steps_are_predicted():
     small = replace(TINY, norm="group", micro_batch=8, optimizer="adam", scheme="channel")
-    parts = memory_compiled.predict(small).parts()
+    parts = memory_prediction.predict(replace(small, engine=COMPILED.value)).parts()
     assert 0 < parts["runtime"] < 10**6
     assert parts["optimizer"] > 2 * parts["gradients"] > 0
 
 
+def test_bounds_of_predictions():
+    compiled = replace(TINY, engine=COMPILED.value)
+    assert memory_prediction.is_within(TINY, 109, 100)
+    assert not memory_prediction.is_within(TINY, 96, 100)
+    assert memory_prediction.is_within(compiled, 1_400_000, 1_000_000)
+    assert not memory_prediction.is_within(compiled, 97_000_000, 100_000_000)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_measure(), reason="nothing can be measured here")
+@pytest.mark.parametrize("engine", [TORCH, COMPILED])
+def test_a_prediction_stands_beside_its_measurement(engine):
+    case = replace(TINY, engine=engine.value, micro_batch=8)
+    [row] = memory_prediction.prediction_rows("prediction", [case])
+    assert row["engine"] == engine
+    assert 0.3 < row["ratio"] < 3
+
+
 def test_the_picture(tmp_path):
     rows = [
-        {"model": name, "ours": 10.0 * (i + 1), "peer": 9.5 * (i + 1), "ratio": 1.05}
+        {"model": name, "ours": 10.0 * (i + 1), "peer": 9.5 * (i + 1), "within": i > 0}
+        | {"engine": engine}
+        for engine in memory_picture.MARKERS
         for i, name in enumerate(memory_picture.COLOURS)
     ]
     memory_picture.draw(rows, tmp_path / "picture.svg")
     text = (tmp_path / "picture.svg").read_text(encoding="utf-8")
-    assert "4 of 4 combinations" in text
+    assert "6 of 8 combinations" in text
 
 
 def test_accuracy_is_measured_on_the_test_set(monkeypatch):

@@ -5,6 +5,7 @@ import time
 
 import compiled_step
 import kernels
+import numpy as np
 import pytest
 import runtime_process
 import sparseprop_peer
@@ -13,11 +14,15 @@ import train_step
 from amdahl import amdahl, modelled_limits
 from benchmark_cases import timings
 from layer_clock import LayerClock
+from layer_program import LayerProgram
 from torch import nn
-from train_contestants import dense, ours
+from train_contestants import SETTINGS, Case, Model, by_torch, compiled, dense, run_compiled
 
+from mest_fed.data import Batch
 from mest_fed.errors import InputError
-from mest_fed.nn import SparseLayer, sparsifiable
+from mest_fed.nn import SparseLayer, sparsifiable, sparsify
+from mest_fed.training.programs import Programs
+from mest_fed.training.tasks import Classification
 
 TINY = ("--threads", "1", "--repeats", "2", "--warm-up", "1", "--batch", "2")
 
@@ -36,8 +41,12 @@ def rows(tmp_path):
 def test_kernels(rows, layer):
     schemes = ("block:4", "pattern")
     found = rows(kernels, "--layers", layer, "--schemes", *schemes, "--peers", "dense")
-    assert len(found) == {"768-3072": 1, "64@32": 2}.get(layer, 8)  # a linear layer has no patterns
+    # a linear layer has no patterns; each case has a row of the module and one of its program
+    assert len(found) == 2 * {"768-3072": 1, "64@32": 2}.get(layer, 8)
+    assert [row["contestant"] for row in found[:2]] == ["layer", "compiled"]
     for row in found:
+        if row["contestant"] == "compiled":
+            assert row["planes_in_place"] == (layer != "768-3072")
         assert row["ratio"] == pytest.approx(row["peer"] / row["ours"], rel=0.01)
         assert (row["unit"], row["runs"], row["peer_name"]) == ("ms", 2, "dense")
         assert set(row["ours_runs"]) == set(row["peer_runs"]) == {"forward", "backward", "total"}
@@ -46,8 +55,8 @@ def test_kernels(rows, layer):
 @pytest.mark.parametrize("scheme", kernels.SCHEMES)
 def test_kernels_have_the_density_they_say(rows, scheme):
     options = ("--layers", "64@16", "--schemes", scheme, "--densities", "0.1", "--peers", "dense")
-    [row] = rows(kernels, *options)
-    assert row["density"] == pytest.approx(0.1, abs=0.01)
+    for row in rows(kernels, *options):
+        assert row["density"] == pytest.approx(0.1, abs=0.01)
 
 
 def test_kernels_check_results():
@@ -61,6 +70,20 @@ def test_kernels_check_results():
     with torch.no_grad():
         layer.values[0] *= 1.5
     assert not kernels.agree(work, layer, masked)
+
+
+@pytest.mark.parametrize("scheme", ["block", "channel"])
+def test_kernels_check_results_of_compiled_layers(scheme):
+    generator = torch.Generator().manual_seed(0)
+    shape = kernels.LAYERS["128@8"]
+    layer = kernels.sparse_layer(scheme, 0.1, shape.layer(generator))
+    x, gradient = shape.input(2, generator), torch.randn(2, 128, 8, 8, generator=generator)
+    work, program = kernels.Work(x, gradient), LayerProgram(layer, x, gradient, threads=2)
+    assert kernels.program_agrees(program, work, layer)
+    assert kernels.program_agrees(program, work, layer)  # a run leaves its input as it was
+    with torch.no_grad():
+        layer.values[0] *= 1.5
+    assert not kernels.program_agrees(program, work, layer)
 
 
 def test_kernels_take_the_better_variant_of_a_peer():
@@ -86,36 +109,67 @@ def test_kernels_against_sparseprop(layer, tmp_path):
     kernels.main([*options, *TINY[:-2], "--json", str(path)])
     found = json.loads(path.read_text())
     assert found["notices"] == []
-    assert [row["peer_name"].split()[0] for row in found["rows"]] == kernels.PEERS
+    names = [row["peer_name"].split()[0] for row in found["rows"]]
+    assert names == [*kernels.PEERS, "dense"]  # the last is the compiled layer's
 
 
 @pytest.mark.parametrize("model", train_step.MODELS)
 def test_train_step(rows, model):
     options = ("--width", "0.1", "--schemes", "block", "--densities", "0.1")
-    [row] = rows(train_step, "--models", model, *options)
-    assert row["density"] == pytest.approx(0.1, abs=0.03)
-    assert 0 < row["measured_share"] < 1
-    assert row["modelled_possible"] >= row["modelled_possible_by_layers"] > 1
-    assert row["reached"] == pytest.approx(row["ratio"] / row["modelled_possible"], abs=0.002)
-    assert set(row["ours_runs"]) == {"forward", "backward", "optimizer", "total"}
+    found = rows(train_step, "--models", model, *options)
+    assert [row["contestant"] for row in found] == [*train_step.COMPILED, "torch", "dense-bf16"]
+    for row in found:
+        assert row["ratio"] == pytest.approx(row["peer"] / row["ours"], rel=0.01)
+        assert row["density"] == pytest.approx(0.1, abs=0.03)
+        assert 0 < row["measured_share"] < 1
+        assert row["modelled_possible"] >= row["modelled_possible_by_layers"] > 1
+    for row in found[:3]:
+        assert row["reached"] == pytest.approx(row["ratio"] / row["modelled_possible"], abs=0.002)
+    assert all(row["arena_bytes"] > 0 for row in found[:2])
+    assert set(found[2]["ours_runs"]) == {"forward", "backward", "optimizer", "total"}
 
 
-@pytest.mark.parametrize("script", [kernels, train_step])
+def test_train_step_of_a_dense_model_alone(rows):
+    options = ("--models", "cnn2", "--width", "0.1", "--densities", "1", "--norm", "batch", "group")
+    [row] = rows(train_step, *options, "--contestants", "compiled")
+    assert (row["scheme"], row["density"], row["contestant"]) == ("dense", 1.0, "compiled")
+    assert "modelled_possible" not in row
+
+
+@pytest.mark.parametrize("script", [kernels, train_step, compiled_step])
 def test_unknown_schemes_are_refused_before_anything_runs(script):
     with pytest.raises(InputError, match="scheme = 'x' is not allowed"):
-        script.main(["--schemes", "x"])
+        script.main(["--scheme" if script is compiled_step else "--schemes", "x"])
 
 
-def test_both_sides_train_alike():
-    case = train_step.Case(train_step.Model("cnn2", 0.1, 2), "unstructured", 1.0, 1)
-    steps = [dense(case.build()), ours(case.build(), case.scheme, case.density)]
+@pytest.mark.parametrize(("scheme", "density"), [("unstructured", 1.0), ("dense", 1.0)])
+def test_all_sides_train_alike(scheme, density):
+    case = Case(Model("cnn2", 0.1, 2), "group", scheme, density, 1)
+    steps = [dense(case.build()), by_torch(case.build_sparse())]
+    program = compiled(case.build_sparse(), 2, 1)
     images, labels = case.batch()
-    for step in steps:
-        for _ in range(3):
+    for _ in range(3):
+        for step in steps:
             step(images, labels)
-    plain, sparse = (step.model for step in steps)
-    assert isinstance(sparse.hidden, SparseLayer)
-    assert torch.allclose(sparse.hidden.dense_weight(), plain.hidden.weight, atol=1e-6)
+        run_compiled(program, images, labels)
+    plain, own = (step.model for step in steps)
+    assert isinstance(own.hidden, SparseLayer) == (scheme != "dense")
+    weight = own.hidden.dense_weight() if scheme != "dense" else own.hidden.weight
+    assert torch.allclose(weight, plain.hidden.weight, atol=1e-6)
+    name, held = ("values", own.hidden.values) if scheme != "dense" else ("weight", weight)
+    assert torch.allclose(torch.from_numpy(program.arrays[f"hidden.{name}"]), held, atol=1e-6)
+
+
+def test_compiled_steps_are_those_of_a_client():
+    case = Case(Model("resnet32", 0.3, 8), "group", "block", 0.1, 1)
+    model = case.build_sparse().train()
+    given = Batch(*case.batch(), np.arange(8))
+    client = Programs(model).step(Classification(), SETTINGS, given, 8, whole=True)
+    assert compiled(model, 8, 1).program.sha256 == client.step.program.sha256
+    assert compiled(model, 8, 1, group=2).program.examples == 2
+    assert compiled(model, 8, 1, without="planes").program.sha256 != client.step.program.sha256
+    narrow = compiled(model, 8, 1, storage="bf16").program
+    assert "bfloat16" in {it.dtype for it in narrow.buffers}
 
 
 def test_amdahl():
@@ -128,7 +182,8 @@ def test_modelled_limits():
     def net():
         return nn.Sequential(nn.Linear(10, 10, bias=False), nn.Linear(10, 10, bias=False))
 
-    sparse = ours(net(), "unstructured", 0.5).model
+    sparse = net()
+    sparsify(sparse, "unstructured", 0.5)
     clocked = {"layer 0": [6.0], "optimizer": [2.0], "rest": [2.0]}
     assert modelled_limits(timings(**clocked), net(), sparse) == {
         "measured_share": 0.6,
@@ -166,7 +221,7 @@ class Slow(torch.autograd.Function):
 
 
 def test_layers_of_a_model_are_clocked():
-    case = train_step.Case(train_step.Model("resnet32", 0.1, 2), "block", 0.1, 1)
+    case = Case(Model("resnet32", 0.1, 2), "batch", "block", 0.1, 1)
     model = case.build()
     clock = LayerClock(sparsifiable(model).values())
     dense(model)(*case.batch())
@@ -175,11 +230,14 @@ def test_layers_of_a_model_are_clocked():
 
 
 def test_compiled_step(rows, capsys):
-    found = rows(compiled_step, "--model", "cnn2", "--width", "0.1")
-    assert [row["peer_name"] for row in found] == ["library", "dense", "dense, bf16 autocast"]
+    found = rows(compiled_step, "--model", "cnn2", "--width", "0.1", "--groups", "1")
+    names = [row["peer_name"] for row in found]
+    assert names[0] == "groups of 1"
+    assert "without pooling" in names
+    assert "without planes" not in names  # a program whose convolutions all take pooling in
     for row in found:
         assert row["ratio"] == pytest.approx(row["peer"] / row["ours"], rel=0.01)
-        assert row["arena_bytes"] > 0
+        assert row["peer_arena_bytes"] > 0
     assert "sparse_conv2d_relu_pool_gradient" in capsys.readouterr().out
 
 

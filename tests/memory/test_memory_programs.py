@@ -233,9 +233,11 @@ def test_what_the_runtime_refuses_is_predicted_as_before(monkeypatch):
 CODE = """
 import json, sys
 sys.path.append("benchmarks")
-import memory_compiled
-chosen = [it for it in memory_compiled.cases() if it.model == "resnet8" and it.scheme == "block"]
-print(json.dumps([[row["name"], row["within"]] for row in memory_compiled.compiled_rows(chosen)]))
+from memory_prediction import cases, prediction_rows
+from mest_fed.catalogue import Engine
+cases = cases(Engine.COMPILED)
+chosen = [it for it in cases if it.model == "resnet8" and it.scheme == "block"]
+print(json.dumps([[row["name"], row["within"]] for row in prediction_rows("programs", chosen)]))
 """
 
 
