@@ -15,10 +15,10 @@ from mest_fed.runtime.batches import even_parts, lanes_of, sizes_of_rest
 from mest_fed.runtime.native import workspace_of
 from mest_fed.runtime.program import Program
 
-#: What allocators keep beside all parts, in bytes: the middle of what the other parts leave
-#: unexplained in some 100 measurements, -0.1 to 0.8 MB. Descriptions of programs, 1 to 3 kB for
-#: each buffer, are no part of it: a process that has planned such a model has them already.
-BESIDE = 300_000
+#: What a program takes beside all other parts, in bytes, and for each of its buffers: its
+#: description in Python, of which a process that has trained a smaller model has some already, and
+#: what allocators keep. Fitted to 105 measurements of peaks (docs/figures.md).
+BESIDE, DESCRIPTION = 100_000, 1_200
 
 #: From a meta model and how it trains to the program of a group of examples; None where there is
 #: none. It is what training would run.
@@ -64,7 +64,7 @@ def program_bytes(
     -------
     dict
         Bytes by kind: gradients, optimizer, activations, workspace, batch (outputs alone) and
-        runtime (what allocators keep beside).
+        runtime (descriptions, and what allocators keep).
 
     Raises
     ------
@@ -91,7 +91,7 @@ def program_bytes(
         + space.scratch * threads
         + sum(it.bytes for it in copies),
         "batch": outputs,
-        "runtime": BESIDE,
+        "runtime": BESIDE + DESCRIPTION * len(program.buffers),
     }
 
 
