@@ -123,9 +123,25 @@ def footprint(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) -
     return found
 
 
+def is_compiled(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) -> bool:
+    """Say whether steps of a shape are programs, but for those in which a mutation reads."""
+    return _compiled_once(trace, setting, shape) is not None
+
+
+def _compiled_once(
+    trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape
+) -> Footprint | None:
+    key = ("compiled", setting, shape)
+    if key not in trace.known:
+        active = peak_granules(trace, setting.method, shape)
+        trace.known[key] = _compiled(trace, active, setting, shape)
+    found: Footprint | None = trace.known[key]
+    return found
+
+
 def _footprint(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) -> Footprint:
     active = peak_granules(trace, setting.method, shape)
-    compiled = _compiled(trace, active, setting, shape)
+    compiled = _compiled_once(trace, setting, shape)
     if compiled is not None and not setting.mutates:
         return compiled
     # Where a mutation reads gradients, the step is torch's.
