@@ -18,6 +18,7 @@ from mest_fed.devices import load_profile
 from mest_fed.errors import BudgetError, InputError
 from mest_fed.kernels.choice import Choices
 from mest_fed.memory import MemoryOptions, Plan, PlanLimits, Planner, TrainingSetup, TrainingShape
+from mest_fed.memory.knobs import OF_PROGRAMS
 from mest_fed.rng import torch_generator
 from mest_fed.sparsity import Interval
 from mest_fed.task_model import TaskModel
@@ -28,8 +29,8 @@ from mest_fed.training import (
     learning_rate,
     try_objective,
 )
-from mest_fed.training.planned_steps import StepCompiler
-from mest_fed.training.programs import can_compile, check_step
+from mest_fed.training.planned_steps import StepCompiler, can_compile
+from mest_fed.training.programs import check_step
 
 #: Examples on which a learning task is tried.
 _TRIED = 32
@@ -164,20 +165,20 @@ class Task(TaskModel):
         if not self.compiles():
             device = choose_device(training.device).type
             return f"{asked}: torch trains, since programs run on the CPU and not on {device}"
+        known = {name: plan.memory for name, plan in plans.items()}
+        memories = known or {"all devices": self.config.memory.options}
+        stored = {it.saved for it in memories.values() if can_compile(it)} or {"fp32"}
+        inputs = (min(2, training.batch_size), *example.input_shape), example.input_dtype
         try:
-            shape = (min(2, training.batch_size), *example.input_shape)
-            settings = self.optimizer(0.0)
             # Not the resident model, which has no weights before its first state.
             model = self.build_model()
-            check_step(model, (shape, example.input_dtype), self.objective, settings)
+            for storage in sorted(stored):
+                check_step(model, inputs, self.objective, self.optimizer(0.0), storage)
         except InputError as error:
             return f"{asked}: torch trains; {error}"
-        others = [name for name, plan in plans.items() if not self.compiles(plan.memory)]
-        if not others:
-            return None
-        return (
-            f"{asked}: torch trains where a plan recomputes segments or packs: {', '.join(others)}"
-        )
+        others = ", ".join(name for name, memory in memories.items() if not can_compile(memory))
+        where = f"a plan recomputes segments or packs otherwise than as {OF_PROGRAMS}"
+        return f"{asked}: torch trains where {where}: {others}" if others else None
 
     @cached_property
     def step_compiler(self) -> StepCompiler | None:
@@ -259,7 +260,9 @@ class Task(TaskModel):
             ragged=True,
         )
         fixed = frozenset() if optimizer.can_release else frozenset({"release_gradients"})
-        return Planner(self.trace, setup, PlanLimits.of(self.trace, shape, fixed))
+        compiled = setup.compiler is not None
+        limits = PlanLimits.of(self.trace, shape, fixed, compiled=compiled)
+        return Planner(self.trace, setup, limits)
 
 
 _profile_once = lru_cache(maxsize=64)(load_profile)

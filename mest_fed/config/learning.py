@@ -287,7 +287,11 @@ class MemorySection(Section):
     recompute: Annotated[str, one_of(Recompute)] = "none"
     """What backward computes again: nothing, outputs of normalisations, or whole segments."""
     saved: Annotated[str, one_of(FORMATS)] = "fp32"
-    """How activations stand in memory between forward and backward."""
+    """How activations stand in memory between forward and backward. Compiled steps store planes as
+    ``fp32`` or as ``bf16``, which is slower than ``fp32`` on a processor without instructions for
+    bfloat16, and faster on one that has them; with any other format, and where the program of a
+    model has no planes that can be ``bf16`` (only residual networks have), torch trains and packs.
+    """
     release_gradients: bool = False
     """Whether gradients go into the momentum during backward: for ``sgd`` without clipping."""
     frozen: Annotated[int, Field(ge=0)] = 0

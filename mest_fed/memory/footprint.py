@@ -124,9 +124,27 @@ def footprint(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) -
     return found
 
 
+def is_compiled(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) -> bool:
+    """Say whether steps of a shape are programs, but for those in which a mutation reads."""
+    return _compiled_once(trace, setting, shape) is not None
+
+
+def _compiled_once(
+    trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape
+) -> Footprint | None:
+    if shape.memory.recompute == Recompute.NORMS:  # as programs do in any case
+        shape = replace(shape, memory=replace(shape.memory, recompute=Recompute.NONE))
+    key = ("compiled", setting, shape)
+    if key not in trace.known:
+        active = peak_granules(trace, setting.method, shape)
+        trace.known[key] = _compiled(trace, active, setting, shape)
+    found: Footprint | None = trace.known[key]
+    return found
+
+
 def _footprint(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) -> Footprint:
     active = peak_granules(trace, setting.method, shape)
-    compiled = _compiled(trace, active, setting, shape)
+    compiled = _compiled_once(trace, setting, shape)
     if compiled is not None and not setting.mutates:
         return compiled
     # Where a mutation reads gradients, the step is torch's.
@@ -140,19 +158,6 @@ def _compiled(
     """Read the footprint off the step's program; None if it has none."""
     if setting.compiler is None:
         return None
-    if shape.memory.recompute == Recompute.NORMS:  # as programs do in any case
-        shape = replace(shape, memory=replace(shape.memory, recompute=Recompute.NONE))
-    key = ("compiled", setting, shape)
-    if key not in trace.known:
-        trace.known[key] = _of_program(trace, active, setting, shape)
-    found: Footprint | None = trace.known[key]
-    return found
-
-
-def _of_program(
-    trace: ModelTrace, active: dict[str, int], setting: TrainingSetup, shape: TrainingShape
-) -> Footprint | None:
-    assert setting.compiler is not None
     step = setting.compiler(trace.at(active), shape)
     if step is None:
         return None

@@ -17,9 +17,11 @@ DENSITY_STEPS = (1.0, 0.5, 0.25, 0.125)
 #: Images of a micro-batch that statistics are taken over, at least.
 LEAST_FOR_STATISTICS = 8
 
-#: Formats that are chosen unasked: bf16 needs the bytes of fp16 and is less exact, and how many
-#: bytes ``mask`` needs depends on the data.
+#: Formats that are chosen unasked: how many bytes ``mask`` needs depends on the data, and where
+#: torch packs, :data:`OF_PROGRAMS` needs the bytes of fp16 and is less exact.
 SAVED_STEPS = ("fp32", "fp16", "int8")
+#: The format that compiled steps can store, beside fp32.
+OF_PROGRAMS = "bf16"
 
 
 def cost_order(batch_statistics: bool = False) -> tuple[str, ...]:
@@ -45,11 +47,16 @@ def cost_order(batch_statistics: bool = False) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Knob:
-    """One knob: its steps, and how a step changes a shape."""
+    """One knob: its steps, and how a step changes a shape.
+
+    ``uneven`` says that a later step may save less: recomputation in small models, or formats that
+    torch packs where a step before them is a program.
+    """
 
     name: str
     steps: Sequence[Any]
     pull: Callable[[TrainingShape, Any], TrainingShape]
+    uneven: bool = False
 
     def step_of(self, shape: TrainingShape) -> int:
         """Return at which of its steps the knob is in a shape; 0 is what is requested.
@@ -78,6 +85,8 @@ class PlanLimits:
         Whether the model has a density.
     batch_statistics : bool
         Whether the model takes statistics over a batch, as batch normalisation does.
+    compiled : bool
+        Whether steps are programs where they can be.
     """
 
     shape: TrainingShape
@@ -86,10 +95,16 @@ class PlanLimits:
     fixed: frozenset[str] = frozenset()
     sparse: bool = True
     batch_statistics: bool = False
+    compiled: bool = False
 
     @classmethod
     def of(
-        cls, trace: ModelTrace, shape: TrainingShape, fixed: frozenset[str] = frozenset()
+        cls,
+        trace: ModelTrace,
+        shape: TrainingShape,
+        fixed: frozenset[str] = frozenset(),
+        *,
+        compiled: bool = False,
     ) -> "PlanLimits":
         """Return the limits of a model: what it is decides how far each knob may go."""
         model = trace.meta_model
@@ -101,6 +116,7 @@ class PlanLimits:
             fixed=fixed,
             sparse=bool(trace.spec.groups),
             batch_statistics=statistics,
+            compiled=compiled,
         )
 
     @property
@@ -122,7 +138,8 @@ class PlanLimits:
     def _knob(self, name: str) -> Knob:
         made = KNOBS.build(name, self)
         if KNOBS.is_builtin(name):
-            return Knob(name, *made)
+            uneven = name == "recompute" or (name == "saved" and self.compiled)
+            return Knob(name, made[0], made[1], uneven)
         where = f"{KNOBS.key} = {name!r}"
         if not (
             isinstance(made, Sequence)
@@ -179,8 +196,9 @@ def recompute(limits: PlanLimits) -> Steps:
 
 
 def saved(limits: PlanLimits) -> Steps:
-    """Keep activations in fewer bits."""
-    return _from(limits.shape.memory.saved, SAVED_STEPS), _saving("saved")
+    """Keep activations in fewer bits: as bf16 first, where steps may be programs."""
+    steps = (SAVED_STEPS[0], OF_PROGRAMS, *SAVED_STEPS[1:]) if limits.compiled else SAVED_STEPS
+    return _from(limits.shape.memory.saved, steps), _saving("saved")
 
 
 def frozen(limits: PlanLimits) -> Steps:

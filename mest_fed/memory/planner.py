@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from mest_fed.errors import BudgetError
-from mest_fed.memory.footprint import TrainingSetup, footprint
-from mest_fed.memory.knobs import Knob, PlanLimits
+from mest_fed.memory.footprint import TrainingSetup, footprint, is_compiled
+from mest_fed.memory.knobs import OF_PROGRAMS, Knob, PlanLimits
 from mest_fed.memory.plan import Plan
 from mest_fed.memory.step_bytes import TrainingShape
 from mest_fed.memory.trace import ModelTrace
@@ -13,10 +13,6 @@ from mest_fed.units import format_bytes
 #: Share of a prediction that it may fall short of what is measured (docs/figures.md): a plan keeps
 #: so much of its budget free.
 UNCERTAINTY = 0.03
-
-#: Knobs of which a further step may take more: recomputation in small models costs more than it
-#: saves, and what has no program is torch's, whose step takes more than a compiled one may.
-_UNEVEN = ("recompute", "saved")
 
 #: Other orders of preference, whose plans are the runners-up: each spares another knob.
 _SPARING = ("micro_batch", "recompute", "saved", "density")
@@ -65,7 +61,8 @@ class Planner:
 
     def smallest(self, preference: Sequence[str] | None = None) -> Plan:
         """Return the plan that needs least memory; its budget is what it needs."""
-        least = min(ends(self.limits.shape, self.limits.knobs(preference)), key=self._total)
+        last = ends(self.limits.shape, self.limits.knobs(preference))
+        least = min(filter(self._worthwhile, last), key=self._total)
         return self._plan_of(least, needed(self._total(least)))
 
     def runners_up(self, plan: Plan, preference: Sequence[str] | None = None) -> list[Plan]:
@@ -93,14 +90,24 @@ class Planner:
         shapes = [self.limits.shape]
         for knob in knobs.values():
             shapes = [knob.pull(shape, step) for shape in shapes for step in _some(knob)]
-        for shape in shapes:
+        for shape in filter(self._worthwhile, shapes):
             yield self._plan_of(shape, needed(self._total(shape)))
 
     def _total(self, shape: TrainingShape) -> int:
         return footprint(self.trace, self.setting, shape).total
 
+    def _worthwhile(self, shape: TrainingShape) -> bool:
+        """Say whether a shape is no other's with less exact numbers: bf16 packed by torch, unasked.
+
+        Where torch packs, fp16 needs the same bytes.
+        """
+        saved = shape.memory.saved
+        if saved != OF_PROGRAMS or saved == self.limits.shape.memory.saved:
+            return True
+        return is_compiled(self.trace, self.setting, shape)
+
     def _fits(self, room: int) -> Callable[[TrainingShape], bool]:
-        return lambda shape: self._total(shape) <= room
+        return lambda shape: self._worthwhile(shape) and self._total(shape) <= room
 
     def _plan_of(self, shape: TrainingShape, budget: int) -> Plan:
         return Plan(budget, shape, footprint(self.trace, self.setting, shape))
@@ -134,7 +141,7 @@ def _first_fit(
         pulled = knob.pull(shape, knob.steps[step])
         return any(fits(end) for end in ends(pulled, earlier))
 
-    if knob.name in _UNEVEN:
+    if knob.uneven:
         step = next(filter(can_fit, range(len(knob.steps))), None)
     else:
         step = _least(len(knob.steps), can_fit)
@@ -157,10 +164,10 @@ def _least(count: int, can_fit: Callable[[int], bool]) -> int | None:
 
 
 def ends(shape: TrainingShape, knobs: Sequence[Knob]) -> list[TrainingShape]:
-    """Pull knobs as far as they go; of uneven ones to each of their steps."""
+    """Pull knobs as far as they go; of those whose last step may not save most, take each."""
     shapes = [shape]
     for knob in knobs:
-        steps = knob.steps if knob.name in _UNEVEN else knob.steps[-1:]
+        steps = knob.steps if knob.uneven else knob.steps[-1:]
         shapes = [knob.pull(each, step) for step in reversed(steps) for each in shapes]
     return shapes
 

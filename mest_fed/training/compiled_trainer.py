@@ -121,6 +121,7 @@ class CompiledTrainer(LocalTrainer):
                 self.micro_batch,
                 room=self.room,
                 whole=whole,
+                storage=self.memory.saved,
             )
             if step is not None:
                 step.bind(self.optimizer, self._copies)  # type: ignore[arg-type]

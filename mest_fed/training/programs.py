@@ -15,10 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mest_fed.catalogue import Recompute
 from mest_fed.data import Batch
 from mest_fed.errors import InputError
-from mest_fed.memory import MemoryOptions
 from mest_fed.nn.capture import Captured, capture
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.nn.optimizers import (
@@ -30,26 +28,20 @@ from mest_fed.nn.optimizers import (
     ClientOptimizer,
 )
 from mest_fed.runtime import native_table
-from mest_fed.runtime.arena import plan_arena
 from mest_fed.runtime.batches import even_parts
-from mest_fed.runtime.passes.groups import MOST_BYTES as GROUP_BYTES
-from mest_fed.runtime.passes.groups import group_size
 from mest_fed.runtime.passes.planes import with_planes
 from mest_fed.runtime.program import Program
 from mest_fed.runtime.sizes import Sizes
 from mest_fed.runtime.step import CompiledForward, CompiledStep
 from mest_fed.training.objective import Objective
 from mest_fed.training.places import Array, Copies, Place, capacities, places_of, with_room
-from mest_fed.training.step_program import PASSES, StepPrograms, step_program
+from mest_fed.training.planned_steps import best_programs, program_of
+from mest_fed.training.step_program import StepPrograms, check_stored
 from mest_fed.training.tracing import check_plain, refusing_changes
 
 #: Programs of one model that are kept, and the bytes that they may hold beside the model; the last
 #: one is kept in any case.
 MOST_PROGRAMS, MOST_BYTES = 16, 2**28
-
-#: Bytes of gradients that a step has to save by updating weights directly: more than a core's own
-#: cache holds. Below that, groups of which few sizes are ever made cost less.
-DIRECT_BYTES = 2**21
 
 #: Examples that an evaluation computes together.
 EVALUATION_GROUP = 8
@@ -62,16 +54,6 @@ _KEYS = {
     "step": STEP,
     "reference": REFERENCE,
 }
-
-
-def can_compile(memory: MemoryOptions) -> bool:
-    """Say whether programs can do what memory options ask for.
-
-    They compute outputs of norms again in any case, and freeze; segments and packed activations
-    are torch's.
-    """
-    again = memory.recompute in (Recompute.NONE, Recompute.NORMS)
-    return again and memory.saved == "fp32"
 
 
 class _RoomyPrograms(StepPrograms):
@@ -103,9 +85,7 @@ class ModelStep:
     def __init__(self, programs: StepPrograms, micro_batch: int, threads: int) -> None:
         captured = programs.captured(micro_batch)
         self.places = places_of(programs.model, captured)
-        sizes = Sizes(programs, programs.of(captured))
-        del captured  # before there is an arena
-        program = sizes(group_of(sizes, micro_batch))
+        program, sizes = program_of(programs, captured, micro_batch)
         rng = np.random.default_rng(0)  # who trains gives the generator of the round
         self.step = CompiledStep(
             program, threads, rng, sizes, micro_batch=micro_batch, batch=micro_batch
@@ -161,43 +141,6 @@ class ModelStep:
         return loss, torch.from_numpy(self.step.outputs)
 
 
-def best_programs(make: Callable[..., StepPrograms], examples: int, *, whole: bool) -> StepPrograms:
-    """Return the programs that a step runs best by.
-
-    Parameters
-    ----------
-    make : callable
-        Makes them; takes ``groups`` and ``passes`` as :class:`StepPrograms` does.
-    examples : int
-        Examples that go through the model together, at most.
-    whole : bool
-        Whether no batch is larger.
-    """
-    if whole:
-        direct = make(groups=False, passes=tuple(PASSES))
-        if _direct(direct, examples):
-            return direct
-    return make()
-
-
-def _direct(whole: StepPrograms, examples: int) -> bool:
-    """Say whether a step of whole batches saves enough by updating weights directly."""
-    trained = sum(4 * it.numel() for it in whole.model.parameters() if it.requires_grad)
-    if trained < DIRECT_BYTES:
-        return False
-    program = whole(examples)
-    kept = sum(program.buffers[it].bytes for it in program.of_role("sum"))
-    return trained - kept >= DIRECT_BYTES and plan_arena(program).peak <= GROUP_BYTES
-
-
-def group_of(sizes: Sizes, micro_batch: int) -> int:
-    """Return the examples of a group: how many does not depend on a batch's size."""
-    program = sizes(micro_batch)
-    if not program.takes_groups or plan_arena(program).peak <= GROUP_BYTES:
-        return micro_batch
-    return group_size(sizes, micro_batch)
-
-
 def _batch_counters(program: Program, places: list[Place]) -> list[Any]:
     """Return the normalisations that count batches, once for each call in a step."""
     modules = {place.buffer: place.module for place in places if place.leaf == "running_mean"}
@@ -249,6 +192,7 @@ def check_step(
     inputs: tuple[tuple[int, ...], torch.dtype],
     objective: Objective,
     settings: OptimizerSettings,
+    storage: str = "fp32",
 ) -> None:
     """Check that a model has a compiled training step; it is in training mode afterwards.
 
@@ -256,6 +200,8 @@ def check_step(
     ----------
     model, inputs, objective, settings
         As of :func:`step_program`.
+    storage : str
+        As of :class:`StepPrograms`.
 
     Raises
     ------
@@ -265,8 +211,12 @@ def check_step(
     native_table.module()
     model.train()
     check_plain(model, training=True)
+    (examples, *shape), dtype = inputs
     with refusing_changes(model):
-        places_of(model, step_program(model, inputs, objective, settings)[1])
+        programs = StepPrograms(model, (tuple(shape), dtype), objective, settings, storage=storage)
+        captured = programs.captured(examples)
+        check_stored(programs.of(captured), storage)
+        places_of(model, captured)
 
 
 class Programs:
@@ -303,6 +253,7 @@ class Programs:
         *,
         room: float = 1.0,
         whole: bool = False,
+        storage: str = "fp32",
     ) -> ModelStep | None:
         """Return the step of a model as it is, for batches of any size; None if it has none.
 
@@ -319,14 +270,21 @@ class Programs:
             same.
         whole : bool
             Whether no batch is larger than ``micro_batch``.
+        storage : str
+            As of :class:`StepPrograms`; there is no step in which nothing is stored so.
         """
         example = tuple(batch.inputs.shape[1:]), batch.inputs.dtype
         how = objective, replace(settings, learning_rate=1.0), torch.get_num_threads()
-        key = "step", example, micro_batch, whole, how, _structure(self.model, room)
+        key = "step", example, micro_batch, whole, storage, how, _structure(self.model, room)
 
         def make() -> ModelStep:
             check_plain(self.model, training=True)
-            of = partial(_RoomyPrograms, self.model, example, objective, settings, room=room)
+            of = partial(
+                _RoomyPrograms,
+                *(self.model, example, objective, settings),
+                room=room,
+                storage=storage,
+            )
             return ModelStep(best_programs(of, micro_batch, whole=whole), micro_batch, how[-1])
 
         found: ModelStep | None = self._find(key, make)

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mest_fed.catalogue import OPTIMIZERS, TASKS
-from mest_fed.errors import not_allowed
+from mest_fed.catalogue import FORMATS, OPTIMIZERS, TASKS
+from mest_fed.errors import InputError, not_allowed
 from mest_fed.nn import optimizers
 from mest_fed.nn.capture import Captured, capture
 from mest_fed.nn.optimizer_settings import OptimizerSettings
@@ -17,7 +17,7 @@ from mest_fed.runtime.passes.groups import with_groups
 from mest_fed.runtime.passes.planes import with_planes
 from mest_fed.runtime.passes.pooling import with_pooling
 from mest_fed.runtime.passes.recompute import with_recomputed_norms
-from mest_fed.runtime.passes.storage import with_bf16_storage
+from mest_fed.runtime.passes.storage import obstacles, with_bf16_storage
 from mest_fed.runtime.passes.updates import with_direct_updates
 from mest_fed.runtime.program import Program
 from mest_fed.runtime.updates import SGD, Adam, Limits, with_updates
@@ -96,7 +96,7 @@ class StepPrograms:
         ``groups`` only if it may be several.
     storage : str
         A name of :data:`STORAGE`. Planes alone are stored otherwise: without the pass that chooses
-        them programs are the same.
+        them programs are the same, as :func:`check_stored` says.
 
     Raises
     ------
@@ -117,7 +117,7 @@ class StepPrograms:
     ) -> None:
         if storage not in STORAGE:
             raise not_allowed("storage", storage, STORAGE)
-        self._stored = STORAGE[storage]
+        self.storage, self._stored = storage, STORAGE[storage]
         loss = _LOSSES.get(type(objective))
         if loss is None:
             allowed = ", ".join(it.__name__ for it in _LOSSES)
@@ -156,6 +156,21 @@ class StepPrograms:
         for name in self._passes:
             program = PASSES[name](program)
         return self._stored(program)
+
+
+def check_stored(program: Program, storage: str) -> None:
+    """Check that a step stores something as it is asked to.
+
+    Raises
+    ------
+    InputError
+        If nothing of it can be stored so: one line that names the operators in the way.
+    """
+    if storage != "fp32" and all(it.dtype != "bfloat16" for it in program.buffers):
+        named = ", ".join(obstacles(program)) or "it has no planes of convolutions"
+        raise InputError(
+            f"{FORMATS.key} = {storage!r}: a program of this model keeps all as fp32 ({named})"
+        )
 
 
 def step_program(

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import accuracy_compiled
 import memory
 import memory_picture
 import memory_prediction
@@ -16,6 +17,7 @@ from mest_fed.catalogue import Engine
 from mest_fed.data import load_dataset
 from mest_fed.memory import MemoryOptions
 from mest_fed.memory.meter import can_measure
+from mest_fed.runtime import native_table
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "benchmarks"
 TORCH, COMPILED = Engine.TORCH, Engine.COMPILED
@@ -138,3 +140,13 @@ def test_accuracy_is_measured_on_the_test_set(monkeypatch):
     assert first == again
     assert first != train(lean, digits, 1, 256, 2)
     assert (first * len(digits.test)) == pytest.approx(round(first * len(digits.test)), abs=1e-6)
+
+
+@pytest.mark.skipif(not native_table.available(), reason="no compiled runtime")
+def test_each_engine_and_storage_is_its_own_variant():
+    digits = load_dataset("digits", "")
+    found = {it: train(how, digits, 0, 64, 1) for it, how in accuracy_compiled.VARIANTS.items()}
+    assert found["torch, fp32"] == pytest.approx(found["compiled, fp32"], abs=0.02)
+    assert all(0 < accuracy < 1 for accuracy in found.values())
+    narrow = accuracy_compiled.VARIANTS["compiled, bf16"]
+    assert train(narrow, digits, 0, 64, 1) == found["compiled, bf16"]

@@ -103,6 +103,15 @@ def test_savings_that_are_requested_are_where_their_knobs_start():
     assert steps(without, "momentum") == [False]
 
 
+def test_compiled_steps_are_stored_as_bf16_before_torch_packs():
+    compiled = replace(LIMITS, compiled=True)
+    assert steps(compiled, "saved") == ["fp32", "bf16", "fp16", "int8"]
+    requested = replace(memory_saving(saved="bf16"), compiled=True)
+    assert steps(requested, "saved") == ["bf16", "fp16", "int8"]
+    assert [knob.name for knob in LIMITS.knobs() if knob.uneven] == ["recompute"]
+    assert [knob.name for knob in compiled.knobs() if knob.uneven] == ["recompute", "saved"]
+
+
 def test_without_segments_none_are_recomputed():
     assert steps(PlanLimits(SHAPE), "recompute") == ["none", "norms"]
     requested = PlanLimits(replace(SHAPE, memory=MemoryOptions("segments")))

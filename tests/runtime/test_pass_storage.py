@@ -10,10 +10,10 @@ from mest_fed.runtime.arena import plan_arena
 from mest_fed.runtime.bfloat16 import rounded, widened
 from mest_fed.runtime.build import Builder
 from mest_fed.runtime.native import Runtime
-from mest_fed.runtime.passes.storage import with_bf16_storage
+from mest_fed.runtime.passes.storage import obstacles, with_bf16_storage
 from mest_fed.runtime.reading import parse_program
 from mest_fed.runtime.reference import Reference
-from mest_fed.training.step_program import StepPrograms, step_program
+from mest_fed.training.step_program import StepPrograms, check_stored, step_program
 from mest_fed.training.tasks import Classification
 
 NATIVE = ("resnet8", "resnet8 block", "resnet8 batch", "resnet8 unstructured", "resnet18")
@@ -179,3 +179,33 @@ def test_the_first_half_of_a_float_is_what_is_kept():
     kept = reference.read("copy")
     assert np.all(kept.astype(np.float32).view(np.uint32) & 0xFFFF == 0)
     assert np.abs(kept - x).max() <= np.abs(x).max() * 2**-8
+
+
+#: Built-in models of which nothing becomes narrow -> the forward operators in the way.
+WIDE = {
+    "resnet8 block:3": ["group_norm", "sparse_conv2d"],
+    "cnn2": ["conv2d"],
+    "mobilenetv2": ["add", "conv2d", "group_norm", "relu6"],
+    "dscnn": ["batch_norm", "conv2d"],
+    "har1d": ["conv2d", "global_average_pool", "group_norm", "sparse_conv2d"],
+    "mlp": [],
+    "transformer": [],
+    "lstm": [],
+}
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet18", "resnet32", *WIDE])
+def test_which_models_have_something_narrow(name):
+    shape, options, sparsity = STEPS[name]
+    model, example = model_of(name, shape, options, sparsity), (shape, dtype_of(shape))
+    how = model, example, Classification(), OptimizerSettings()
+    wide, stored = (StepPrograms(*how, storage=it)(BATCH) for it in ("fp32", "bf16"))
+    check_stored(wide, "fp32")
+    if name not in WIDE:
+        assert obstacles(wide) == []
+        check_stored(stored, "bf16")
+        return
+    assert stored == wide
+    named = ", ".join(WIDE[name]) or "it has no planes of convolutions"
+    with pytest.raises(InputError, match=f"keeps all as fp32 \\({named}\\)"):
+        check_stored(stored, "bf16")

@@ -92,7 +92,20 @@ REASONS = {
     ),
     "memory": (
         {"memory": {"recompute": "segments"}},
-        "torch trains where a plan recomputes segments or packs: rpi-4",
+        "torch trains where a plan recomputes segments or packs otherwise than as bf16: rpi-4",
+    ),
+    "fp16": (
+        {"memory": {"saved": "fp16"}},
+        "torch trains where a plan recomputes segments or packs otherwise than as bf16: rpi-4",
+    ),
+    "no planes": (
+        {"memory": {"saved": "bf16"}, "model": {"name": "mlp"}},
+        "torch trains; memory.saved = 'bf16': a program of this model keeps all as fp32 "
+        "(it has no planes of convolutions)",
+    ),
+    "not on planes": (
+        {"memory": {"saved": "bf16"}, "model": {"name": "cnn2"}},
+        "torch trains; memory.saved = 'bf16': a program of this model keeps all as fp32 (conv2d)",
     ),
 }
 
@@ -104,6 +117,13 @@ def test_a_task_says_why_torch_trains(case):
     plans = {"rpi-4": task.plan(10**9, "test")}
     assert task.why_torch(plans) == f"training.engine = 'compiled': {reason}"
     assert Task(config_of("torch", **sections)).why_torch(plans) is None
+
+
+@pytest.mark.parametrize("saved", ["fp16", "int8", "mask"])
+def test_a_server_that_knows_no_plans_goes_by_the_configuration(saved):
+    task = Task(config_of("compiled", memory={"saved": saved}))
+    assert task.why_torch({}).endswith("packs otherwise than as bf16: all devices")
+    assert Task(config_of("compiled", memory={"saved": "bf16"})).why_torch({}) is None
 
 
 def test_a_run_with_programs_has_nothing_to_say():

@@ -20,7 +20,7 @@ _CAVEAT = (
 )
 _OF_PROGRAMS = (
     "Step times of compiled programs count multiply-adds or bytes of each operator; caches are not "
-    "modelled."
+    "modelled, nor what bf16 costs a processor without instructions for it."
 )
 
 

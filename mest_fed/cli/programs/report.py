@@ -13,7 +13,8 @@ from mest_fed.errors import not_allowed
 from mest_fed.runtime.arena import HELD, Arena, plan_arena
 from mest_fed.runtime.passes.groups import group_size
 from mest_fed.runtime.program import PHASES, Operator, Program
-from mest_fed.training.step_program import StepPrograms
+from mest_fed.training.planned_steps import GROUP_BYTES
+from mest_fed.training.step_program import STORAGE, StepPrograms
 from mest_fed.units import format_bytes
 
 #: Wider text is hard to read.
@@ -52,8 +53,12 @@ class ProgramReport:
         model = task.build_model()
         task.architecture.try_out(model, example.zeros(2))
         inputs = tuple(example.input_shape), example.input_dtype
-        programs = StepPrograms(model, inputs, task.objective, task.optimizer(0.0))
-        program = programs(group_size(programs, batch) if group is None else min(group, batch))
+        saved = task.config.memory.saved
+        storage = saved if saved in STORAGE else "fp32"  # otherwise torch would pack
+        programs = StepPrograms(model, inputs, task.objective, task.optimizer(0.0), storage=storage)
+        most = GROUP_BYTES[programs.storage]
+        size = group_size(programs, batch, most) if group is None else min(group, batch)
+        program = programs(size)
         if not program.takes_groups and program.examples < batch:
             allowed = f"{batch}, the batch: its statistics are taken"
             raise not_allowed("group", program.examples, allowed)

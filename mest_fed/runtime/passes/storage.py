@@ -33,13 +33,41 @@ def with_bf16_storage(program: Program) -> Program:
     return builder.program()
 
 
-def _narrow(program: Program) -> set[int]:
-    """Return the largest set of buffers in which each operator has all it may have, or none."""
-    found = {
+def obstacles(program: Program) -> list[str]:
+    """Return the forward operators for which activations stay float32 that others would narrow.
+
+    They take no bfloat16, or work in C order.
+    """
+    planes = _planes(program)
+    wanted = {
+        operator.arguments[name]
+        for operator in program.operators
+        for name in operator.kind.bf16
+        if name in operator.arguments
+    }
+    return sorted(
+        {
+            operator.name
+            for operator in program.operators[: program.phases[0]]
+            for name, number in operator.arguments.items()
+            if not operator.kind.converts
+            and number in wanted
+            and (number in planes) != (name in operator.kind.bf16)
+        }
+    )
+
+
+def _planes(program: Program) -> set[int]:
+    return {
         number
         for number, it in enumerate(program.buffers)
         if it.margin and it.role == "temporary" and it.dtype == "float32"
     }
+
+
+def _narrow(program: Program) -> set[int]:
+    """Return the largest set of buffers in which each operator has all it may have, or none."""
+    found = _planes(program)
     for operator in program.operators:
         for name, number in operator.arguments.items():
             if name not in operator.kind.bf16:
