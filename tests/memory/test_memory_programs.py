@@ -189,7 +189,6 @@ def test_a_ragged_epoch_has_more_sizes():
     whole = footprint(trace, setup(), given)
     ragged = footprint(trace, setup(ragged=True), given)
     assert ragged.workspace > whole.workspace
-    assert ragged.runtime > whole.runtime
     assert ragged.activations == whole.activations
 
 
