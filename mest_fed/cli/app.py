@@ -15,8 +15,8 @@ from typer.models import ArgumentInfo
 import mest_fed
 from mest_fed.errors import InputError, MestFedError, RefusedError
 
-#: ``NOTHING_TRAINED``: of ``mest-fed simulate``, if the server accepted no update in the whole run,
-#: or the run diverged.
+#: ``NOTHING_TRAINED``: of ``mest-fed simulate`` and ``run``, if nothing came of any client in the
+#: whole run, or the run diverged.
 #: ``REFUSED``: of ``mest-fed client``, if no SuperLink answers or it does not take this device.
 OK, FAILED, WRONG_INPUT, NOTHING_TRAINED, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -59,6 +59,10 @@ class _Command(TyperCommand):
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         """Refuse an empty text, which a path would take for the current folder."""
         for before, each in zip(["", *args], args, strict=False):
+            if each.startswith("--") and each.partition("=")[1:] == ("=", ""):
+                raise InputError(
+                    f"{each[:-1]} '' is not allowed; allowed: a text that is not empty"
+                )
             if not each:
                 where = f"{before} ''" if before.startswith("-") else "''"
                 raise InputError(f"{where} is not allowed; allowed: a text that is not empty")

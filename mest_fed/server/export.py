@@ -25,7 +25,8 @@ from mest_fed.described import is_installed
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.nn import to_dense
 from mest_fed.server.checkpoint import global_state, load_newest
-from mest_fed.server.run_folder import CONFIG, MODEL, SUMMARY, RunFolder
+from mest_fed.server.folder_names import CONFIG, MODEL, SUMMARY
+from mest_fed.server.run_folder import RunFolder
 from mest_fed.strict_json import read_json
 from mest_fed.system.files import whole_file
 from mest_fed.task import Task
