@@ -93,9 +93,9 @@ def main() -> None:
     warnings.formatwarning = _warning_line
     # Torch says so of complex weights; the error's line says that they are not allowed.
     warnings.filterwarnings("ignore", message="Complex modules are a new feature")
-    register_commands()
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
+        register_commands()
         sys.exit(app(prog_name="mest-fed", standalone_mode=False) or OK)
     except NoArgsIsHelpError as error:
         error.show()
@@ -105,7 +105,7 @@ def main() -> None:
         line = f"{error.format_message()} See: {where} --help"
         errors.print("[bold red]error:[/bold red]", _one_line(line), markup=True)
         sys.exit(WRONG_INPUT)
-    except Abort:
+    except (Abort, KeyboardInterrupt):  # the second while commands are imported
         sys.exit(INTERRUPTED)
     except InputError as error:
         errors.print("[bold red]error:[/bold red]", _one_line(error), markup=True)

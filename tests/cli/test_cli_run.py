@@ -290,7 +290,7 @@ def test_finite_metrics_are_not_spoken_of(make_app, run):
     assert run_app(make_app, run, "1.0") == (0, "")
 
 
-def test_an_app_s_run_that_did_not_end_has_a_report(make_app, run, monkeypatch, capsys):
+def test_an_app_s_run_that_did_not_end_has_a_report(make_app, run, monkeypatch):
     folder = make_app(
         server=RESULTS + "    raise KeyError('lr')\n", client=GIVES.replace("LOSS", "1")
     )
