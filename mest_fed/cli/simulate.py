@@ -19,6 +19,8 @@ from mest_fed.errors import InputError
 from mest_fed.rows import Summary
 from mest_fed.units import format_bytes, format_seconds
 
+#: Worker processes beyond which Ray would start none in any useful time.
+MOST_WORKERS = 4096
 #: An option of all commands that run a fleet.
 Workers = Annotated[
     int | None,
@@ -151,8 +153,11 @@ def prepare_engine(workers: int | None) -> None:
     libraries = ("flwr", "pydantic", "matplotlib", "jinja2")
     needs("simulation", *libraries, *(() if workers == 0 else ("ray",)))
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    if workers is not None and workers < 0:
-        raise InputError(f"--workers = {workers} is not allowed; allowed: a whole number from 0")
+    if workers is not None and not 0 <= workers <= MOST_WORKERS:
+        raise InputError(
+            f"--workers = {workers} is not allowed; allowed: a whole number from 0 to "
+            f"{MOST_WORKERS}"
+        )
 
 
 @contextmanager

@@ -42,6 +42,9 @@ def setting(text):
         (("simulate", "a.toml", "--config", "b.toml"), ["CONFIG.toml and --config"]),
         (("simulate", "--out="), ["--out '' is not allowed"]),
         (("simulate", "--rounds", "3"), ["--rounds 3 is for --resume", "--set run.rounds=3"]),
+        (("simulate", "--workers", "99999999"), ["--workers = 99999999", "0 to 4096"]),
+        (setting("fleet.devices=99999999999"), ["fleet.devices = 99999999999"]),
+        (setting("run.rounds=9999999999"), ["run.rounds = 9999999999"]),
         (("simulate", "--workers", "-1"), ["--workers = -1", "a whole number from 0"]),
         (
             ("simulate", "--preset", "quickstart", "--config", "x.toml"),

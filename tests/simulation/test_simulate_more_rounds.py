@@ -126,10 +126,17 @@ def test_a_run_that_stopped_by_its_rule_gets_no_more_rounds(go, tmp_path):
     assert (folder / "summary.json").exists()
 
 
+def test_more_rounds_than_checkpoints_have_names_for_are_refused(go, tmp_path):
+    folder = go(tmp_path / "run", steady(1))
+    with pytest.raises(InputError, match=r"run\.rounds = 1000000 is not allowed"):
+        go(folder, more=999_999)
+    assert (folder / "summary.json").exists()
+
+
 def test_what_cannot_start_leaves_the_finished_run_as_it_was(go, tmp_path, monkeypatch):
     folder = go(tmp_path / "run", steady(1))
 
-    def fail(*_):
+    def fail(*_, **__):
         raise InputError("no")
 
     monkeypatch.setattr("mest_fed.simulation.simulate.run_kernels", fail)
