@@ -39,7 +39,6 @@ from mest_fed.devices import profile_names
 from mest_fed.errors import InputError
 from mest_fed.units import parse_bytes
 
-
 #: The names of checkpoints, which sort by round, have six digits.
 MOST_ROUNDS = 999_999
 #: The kinds of all devices are drawn as one array, a byte each.
