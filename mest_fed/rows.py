@@ -243,6 +243,8 @@ class Summary:
     kept_round: Count | None = None
     stopped: str | None = None
     diverged_round: Count | None = None
+    #: How far the run has come, where it has not ended; in no file, but in reports.
+    unfinished: str | None = None
     final_client_accuracy: Spread | None
     bytes_up: Count
     bytes_down: Count
@@ -330,7 +332,11 @@ class AppResult:
 
 @dataclass(frozen=True, kw_only=True)
 class AppSummary:
-    """``summary.json`` of a Flower app, written when its run has ended."""
+    """``summary.json`` of a Flower app, written when its run has ended.
+
+    ``not_finite`` counts, by kind and name, the values of metrics that are left out everywhere else
+    since they are not finite; ``not_finite_last`` names those among the last values of the run.
+    """
 
     kind: str = "flower-app"
     app: str
@@ -354,3 +360,27 @@ class AppSummary:
     server_state: Mapping[str, Number]
     server_arrays: Mapping[str, str]
     versions: Mapping[str, str]
+    not_finite: Mapping[str, Count] = field(default_factory=dict)
+    not_finite_last: tuple[str, ...] = ()
+    unfinished: str | None = None
+
+    @property
+    def warning(self) -> str | None:
+        """What a person must know first, in one line: that the run came to nothing, and why."""
+        asked, done = sum(self.tasks.values()), self.tasks.get(TaskStatus.OK, 0)
+        if asked and not done:
+            lost = ", ".join(f"{count} {status}" for status, count in self.tasks.items() if count)
+            return f"no client gave a result ({lost})"
+        if self.not_finite_last:
+            return f"the run diverged: at its end, {self._left_out(self.not_finite_last)}"
+        return None
+
+    @property
+    def notice(self) -> str | None:
+        """What became finite again, in one line."""
+        names = tuple(name for name in self.not_finite if name not in self.not_finite_last)
+        return self._left_out(names) if names else None
+
+    def _left_out(self, names: tuple[str, ...]) -> str:
+        counts = (f"{name} ({self.not_finite.get(name, 0)})" for name in names)
+        return f"metrics were not finite and are left out: {', '.join(counts)}"

@@ -15,8 +15,8 @@ from typer.models import ArgumentInfo
 import mest_fed
 from mest_fed.errors import InputError, MestFedError, RefusedError
 
-#: ``NOTHING_TRAINED``: of ``mest-fed simulate``, if the server accepted no update in the whole run,
-#: or the run diverged.
+#: ``NOTHING_TRAINED``: of ``mest-fed simulate`` and ``run``, if nothing came of any client in the
+#: whole run, or the run diverged.
 #: ``REFUSED``: of ``mest-fed client``, if no SuperLink answers or it does not take this device.
 OK, FAILED, WRONG_INPUT, NOTHING_TRAINED, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -59,6 +59,10 @@ class _Command(TyperCommand):
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         """Refuse an empty text, which a path would take for the current folder."""
         for before, each in zip(["", *args], args, strict=False):
+            if each.startswith("--") and each.partition("=")[1:] == ("=", ""):
+                raise InputError(
+                    f"{each[:-1]} '' is not allowed; allowed: a text that is not empty"
+                )
             if not each:
                 where = f"{before} ''" if before.startswith("-") else "''"
                 raise InputError(f"{where} is not allowed; allowed: a text that is not empty")
@@ -89,9 +93,9 @@ def main() -> None:
     warnings.formatwarning = _warning_line
     # Torch says so of complex weights; the error's line says that they are not allowed.
     warnings.filterwarnings("ignore", message="Complex modules are a new feature")
-    register_commands()
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
+        register_commands()
         sys.exit(app(prog_name="mest-fed", standalone_mode=False) or OK)
     except NoArgsIsHelpError as error:
         error.show()
@@ -101,7 +105,7 @@ def main() -> None:
         line = f"{error.format_message()} See: {where} --help"
         errors.print("[bold red]error:[/bold red]", _one_line(line), markup=True)
         sys.exit(WRONG_INPUT)
-    except Abort:
+    except (Abort, KeyboardInterrupt):  # the second while commands are imported
         sys.exit(INTERRUPTED)
     except InputError as error:
         errors.print("[bold red]error:[/bold red]", _one_line(error), markup=True)

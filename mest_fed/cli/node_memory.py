@@ -8,6 +8,10 @@ from mest_fed.errors import InputError, not_allowed
 from mest_fed.system.limits import MARGIN, MemoryLimit, left_for_training, limit_of_process
 from mest_fed.units import format_bytes, parse_bytes
 
+#: Bytes below which no model trains: weights, gradients and an example of a linear layer of 64
+#: inputs and 10 outputs take more. What a run's own model needs, its plan says.
+LEAST_BUDGET = 4000
+
 
 @dataclass(frozen=True)
 class NodeMemory:
@@ -42,8 +46,12 @@ class NodeMemory:
             raise not_allowed("--margin", margin, "a number in [0, 1)")
         if margin is not None and limit is None:
             raise not_allowed("--margin", margin, "only beside --memory-limit")
+        size = None if budget is None else parse_bytes(budget, "--budget")
+        if size is not None and size < LEAST_BUDGET:
+            allowed = f"{format_bytes(LEAST_BUDGET)} or more: no model trains in less"
+            raise not_allowed("--budget", budget, allowed)
         return cls(
-            None if budget is None else parse_bytes(budget, "--budget"),
+            size,
             None if limit is None else parse_bytes(limit, "--memory-limit"),
             margin,
         )

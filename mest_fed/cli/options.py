@@ -5,13 +5,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mest_fed.catalogue import METHODS, NORMS, SCHEMES
 from mest_fed.cli.app import needs
 from mest_fed.errors import not_allowed
+
+if TYPE_CHECKING:
+    from mest_fed.server.claim import Claim
 
 Settings = Annotated[
     list[str] | None,
@@ -51,12 +54,19 @@ def number_from(least: float) -> Callable[[float], float]:
 
 
 def next_folder(name: str) -> Path:
-    """Return ``runs/NAME``, or ``runs/NAME-2`` and so on where finished runs have those before."""
-    from mest_fed.server.run_folder import SUMMARY
+    """Return ``runs/NAME``, or ``runs/NAME-2`` and so on where other runs have those before."""
+    from mest_fed.server.claim import Claim
 
     names = chain([name], (f"{name}-{number}" for number in count(2)))
     folders = (Path("runs") / each for each in names)
-    return next(folder for folder in folders if not (folder / SUMMARY).exists())
+    return next(folder for folder in folders if not folder.exists() or _is_new(Claim(folder)))
+
+
+def _is_new(claim: "Claim") -> bool:
+    try:
+        return claim.is_new() and not claim.is_held
+    except OSError:  # a file, or a folder of another user
+        return False
 
 
 def check_picture(picture: Path | None) -> None:

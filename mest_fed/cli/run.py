@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from mest_fed.cli.app import INTERRUPTED
+from mest_fed.cli.app import INTERRUPTED, NOTHING_TRAINED
 from mest_fed.cli.options import next_folder
 from mest_fed.cli.simulate import Workers, ended_like_ctrl_c, prepare_engine
 from mest_fed.strict_json import read_json
@@ -61,15 +61,17 @@ def run(
 ) -> None:
     """Run any Flower app on a simulated fleet of devices, and write a report.
 
-    The app's ServerApp and ClientApp run unchanged, as in flwr run.
+    The app's ServerApp and ClientApp run unchanged, as in flwr run. Ends with status 3 if no client
+    gave a result, or metrics are not finite at the end.
     """
     prepare_engine(workers)
     from mest_fed.config.fleet import read_fleet
-    from mest_fed.server.run_folder import SUMMARY
+    from mest_fed.server.folder_names import SUMMARY
     from mest_fed.simulation.engine.machine import default_workers
     from mest_fed.simulation.flower_app.project import read_project
     from mest_fed.simulation.flower_app.run import AppRun
     from mest_fed.simulation.report import write_report
+    from mest_fed.simulation.report.load import load_run
 
     project = read_project(app_dir).with_overrides(run_config or [])
     devices = None if fleet is None else read_fleet(fleet)
@@ -80,12 +82,19 @@ def run(
         with ended_like_ctrl_c(), _consoles(show_clients, quiet):
             folder = prepared.run(workers, address)
     except KeyboardInterrupt:
-        typer.echo(f"stopped; what the run has logged so far is in {prepared.out}", err=True)
+        logged = f"what the run has logged so far is in {prepared.out}"
+        kept = logged if prepared.out.exists() else "no client had a result; nothing was kept"
+        typer.echo(f"stopped; {kept}", err=True)
         sys.exit(INTERRUPTED)
     report = write_report(folder)
     if not quiet:
         _print_result(Console(), read_json(folder / SUMMARY, dict))
         typer.echo(f"report: {report}")
+    summary = load_run(folder).summary
+    for line in filter(None, (summary.warning, getattr(summary, "notice", None))):
+        typer.echo(line, err=True)
+    if summary.warning:
+        sys.exit(NOTHING_TRAINED)
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from mest_fed.errors import InputError
 from mest_fed.rows import Summary
 from mest_fed.units import format_bytes, format_seconds
 
+#: Worker processes beyond which Ray would start none in any useful time.
+MOST_WORKERS = 4096
 #: An option of all commands that run a fleet.
 Workers = Annotated[
     int | None,
@@ -73,6 +75,15 @@ def simulate(
         ),
     ] = 3600.0,
     resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = False,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Beside --resume, also of a finished run: N rounds more than were planned. "
+            "Schedules go on as in a run of all these rounds: a cosine learning rate rises again.",
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option(help="Show no progress.")] = False,
 ) -> None:
     """Simulate a fleet of unlike devices that train federatedly, and write a report.
@@ -81,7 +92,7 @@ def simulate(
     the loss of the model that it leaves is not finite.
     """
     prepare_engine(workers)
-    from mest_fed.server.run_folder import CONFIG
+    from mest_fed.server.folder_names import CONFIG
     from mest_fed.simulation.engine.machine import default_workers
     from mest_fed.simulation.report import read_summary, write_report
     from mest_fed.simulation.settings import resolve
@@ -96,13 +107,21 @@ def simulate(
     if preset is not None and config is not None:
         raise InputError("--preset and CONFIG.toml exclude each other; allowed: one of them")
     if resume and (preset or config or settings):
-        raise InputError(f"--resume takes the run's own {CONFIG}; allowed beside it: --out")
+        raise InputError(
+            f"--resume takes the run's own {CONFIG}; allowed beside it: --out, --rounds"
+        )
+    if rounds and not resume:
+        raise InputError(
+            f"--rounds {rounds} is for --resume; allowed for a new run: --set run.rounds={rounds}"
+        )
     name, resolved = (None, None) if resume else resolve(preset, config, settings or [])
     folder = out or (Path("runs/quickstart") if resume else next_folder(name or "quickstart"))
     console = Console()
     display = [] if quiet else [RichDisplay(console)]
     observer = Observers(*open_trackers(log or [], folder), *display)
-    run = open_run(name or folder.name, resolved, folder, resume=resume, observer=observer)
+    run = open_run(
+        name or folder.name, resolved, folder, resume=resume, more=rounds or 0, observer=observer
+    )
     try:
         with ended_like_ctrl_c():
             if workers is None:
@@ -134,8 +153,11 @@ def prepare_engine(workers: int | None) -> None:
     libraries = ("flwr", "pydantic", "matplotlib", "jinja2")
     needs("simulation", *libraries, *(() if workers == 0 else ("ray",)))
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    if workers is not None and workers < 0:
-        raise InputError(f"--workers = {workers} is not allowed; allowed: a whole number from 0")
+    if workers is not None and not 0 <= workers <= MOST_WORKERS:
+        raise InputError(
+            f"--workers = {workers} is not allowed; allowed: a whole number from 0 to "
+            f"{MOST_WORKERS}"
+        )
 
 
 @contextmanager

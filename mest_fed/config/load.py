@@ -112,6 +112,14 @@ def from_table(table: Mapping[str, Any], source: str, folder: Path | None = None
     return validated(RunConfig, table, source, folder)
 
 
+#: What pydantic's errors of kind want, in our words.
+_KINDS = {
+    **dict.fromkeys(("int_type", "int_from_float", "int_parsing"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    "string_type": "a text",
+}
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -127,6 +135,8 @@ def validated(
         if first["type"] == "extra_forbidden":
             raise _unknown(key, source, model) from None
         text = first["msg"].removeprefix("Value error, ").replace("Input should be", "allowed:")
+        if first["type"] in _KINDS:
+            text = f"allowed: {_KINDS[first['type']]}"
         if not key:  # a rule between sections
             raise InputError(f"{text} ({source})") from None
         message = f"{key} = {first['input']!r} is not allowed ({source}); {text}"

@@ -39,13 +39,18 @@ from mest_fed.devices import profile_names
 from mest_fed.errors import InputError
 from mest_fed.units import parse_bytes
 
+#: The names of checkpoints, which sort by round, have six digits.
+MOST_ROUNDS = 999_999
+#: The kinds of all devices are drawn as one array, a byte each.
+MOST_DEVICES = 100_000_000
+
 
 class RunSection(Section):
     """The run as a whole."""
 
     seed: int = 1
     """From which all draws derive: the same seed gives the same bits."""
-    rounds: Positive = 10
+    rounds: Annotated[Positive, Field(le=MOST_ROUNDS)] = 10
     """Rounds of the run; ``server.stop_when`` can end it earlier."""
     checkpoint_every: Positive = 10
     """Rounds between checkpoints; one is also written at the end and on Ctrl-C."""
@@ -120,7 +125,7 @@ class ServerSection(Section):
 class FleetSection(Section):
     """The devices."""
 
-    devices: Positive = 20
+    devices: Annotated[Positive, Field(le=MOST_DEVICES)] = 20
     """Devices of the fleet. The data set is shared out into as many partitions."""
     mix: PerDevice = "rpi-zero-2w:4, rpi-3b-plus:3, rpi-4:3, rpi-5:2, jetson-nano:2, phone-low:2, phone-mid:2, phone-high:2"  # noqa: E501
     """Profile names, or paths relative to the configuration file, and their weights; also as a

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from logging import getLogger
@@ -22,20 +23,13 @@ from mest_fed.server.checkpoint import (
 )
 from mest_fed.server.client_registry import Node
 from mest_fed.server.exchange import DeviceGrid
+from mest_fed.server.folder_names import CLIENTS, ENCODING, LOG, ROUNDS
 from mest_fed.server.rows import ClientOutcome, ClientTiming, RoundRecord, client_rows, round_row
-from mest_fed.server.run_folder import (
-    CLIENTS,
-    ENCODING,
-    FLOWER_KEYS,
-    LOG,
-    ROUNDS,
-    RunFolder,
-    read_seal,
-)
+from mest_fed.server.run_folder import FLOWER_KEYS, RunFolder
 from mest_fed.server.run_log import SERVER_LOG, log_failure, logged, shown_by_flower
+from mest_fed.server.seal import read_seal
 from mest_fed.server.strategy import MestStrategy
 from mest_fed.server.summary import RunLogs, TierPlan, build_summary
-from mest_fed.system.folder_lock import FolderLock
 from mest_fed.task import Task
 
 log = getLogger("flwr.mest_fed")
@@ -122,9 +116,8 @@ class DeployedRun:
         model, folder = self.strategy.model, self.folder
         logs = RunLogs(folder.read(ROUNDS), folder.read(CLIENTS))
         name = folder.path.name
-        summary = build_summary(
-            self.task, self._tiers(), self.strategy, preset=name, logs=logs, peaks={}
-        )
+        tiers = tier_plans(self.task, [asdict(node) for node in self._nodes.values()])
+        summary = build_summary(self.task, tiers, self.strategy, preset=name, logs=logs, peaks={})
         folder.write_model(self.task, model.state())
         self._write_encoding()
         folder.write_summary(summary)
@@ -147,7 +140,8 @@ class DeployedRun:
             folder.begin(to_toml(self.task.config))
         else:
             _check_same(folder.reopen(), self.task.config, folder.path)
-        stack.callback(FolderLock(folder.path).release)
+            folder.hold()
+        stack.callback(folder.release)
         if resume:
             self._resume()
 
@@ -186,22 +180,29 @@ class DeployedRun:
             energy_joules=watts * took.seconds,
         )
 
-    def _tiers(self) -> list[TierPlan]:
-        """Return the profiles of the devices seen, each with the plan of its smallest budget."""
-        by_device: dict[str, list[int]] = {}
-        for node in self._nodes.values():
-            by_device.setdefault(node.device, []).append(node.budget)
-        tiers = []
-        for device, budgets in by_device.items():
-            try:
-                profile = _profile(device)
-                if profile is not None:
-                    tiers.append(
-                        TierPlan(profile, len(budgets), self.task.plan(min(budgets), device))
-                    )
-            except InputError as error:
-                log.warning("the summary leaves out the plan of %s", error)
-        return sorted(tiers, key=lambda tier: tier.plan.budget)
+
+def tier_plans(task: Task, nodes: Iterable[Mapping[str, Any]]) -> list[TierPlan]:
+    """Return the profiles of the devices seen, each with the plan of its smallest budget.
+
+    Parameters
+    ----------
+    task : Task
+        The run's task.
+    nodes : iterable of mapping
+        Of each device, as a checkpoint holds it, its ``device`` and ``budget``.
+    """
+    by_device: dict[str, list[int]] = {}
+    for node in nodes:
+        by_device.setdefault(node["device"], []).append(node["budget"])
+    tiers = []
+    for device, budgets in by_device.items():
+        try:
+            profile = _profile(device)
+            if profile is not None:
+                tiers.append(TierPlan(profile, len(budgets), task.plan(min(budgets), device)))
+        except InputError as error:
+            log.warning("the summary leaves out the plan of %s", error)
+    return sorted(tiers, key=lambda tier: tier.plan.budget)
 
 
 def write_report(folder: Path) -> None:

@@ -25,7 +25,8 @@ from mest_fed.described import is_installed
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.nn import to_dense
 from mest_fed.server.checkpoint import global_state, load_newest
-from mest_fed.server.run_folder import CONFIG, MODEL, SUMMARY, RunFolder
+from mest_fed.server.folder_names import CONFIG, MODEL, SUMMARY
+from mest_fed.server.run_folder import RunFolder
 from mest_fed.strict_json import read_json
 from mest_fed.system.files import whole_file
 from mest_fed.task import Task
@@ -59,7 +60,8 @@ def load_final(folder: Path) -> FinalModel:
         If the folder holds no run, or no whole model or checkpoint.
     """
     if not (folder / CONFIG).is_file():
-        raise InputError(f"{folder} is not a run folder: {CONFIG} is missing")
+        what = f"{CONFIG} is missing" if folder.is_dir() else "it is no folder"
+        raise InputError(f"{folder} is not a run folder: {what}")
     task = Task(from_table(read_toml(folder / CONFIG), str(folder / CONFIG)))
     if (folder / MODEL).exists():
         model, last = to_dense(task.model), _kept_round(folder, task)
@@ -83,7 +85,12 @@ def _kept_round(folder: Path, task: Task) -> int:
     """Return which round's model a finished run has kept; the last one in earlier versions."""
     summary = folder / SUMMARY
     found = read_json(summary, dict) if summary.exists() else {}
-    return int(found.get("kept_round", task.config.run.rounds))
+    kept = found.get("kept_round", task.config.run.rounds)
+    if not isinstance(kept, int):
+        raise InputError(
+            f"{summary}: kept_round = {kept!r} is not allowed; allowed: a whole number"
+        )
+    return kept
 
 
 def _load(model: nn.Module, path: Path) -> None:

@@ -1,38 +1,43 @@
 """The run folder: everything that a run leaves behind, readable without mest-fed."""
 
-import hashlib
 import io
 import json
 import shlex
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mest_fed.config import RunConfig, from_table, own_files, read_toml, to_toml
+from mest_fed.config import RunConfig, from_table, read_toml, to_toml
 from mest_fed.data import Encoding
 from mest_fed.errors import InputError
 from mest_fed.kernels.table import Table, choices_to_rows, read_table
 from mest_fed.nn import SparseState, to_dense
 from mest_fed.rows import AppSummary, Summary, as_row
-from mest_fed.server.checkpoint import whole
+from mest_fed.server.claim import Claim
+from mest_fed.server.folder_names import (
+    CHECKPOINTS,
+    CONFIG,
+    ENCODING,
+    KERNELS,
+    MEMORY,
+    MODEL,
+    PARTITIONS,
+    REPORT,
+    ROUNDS,
+    STATES,
+    SUMMARY,
+)
 from mest_fed.server.rows import with_metrics
+from mest_fed.server.seal import FolderSeal, LogDigest, log_bytes
 from mest_fed.strict_json import parse_json, read_json
 from mest_fed.system.files import whole_file
 from mest_fed.task import Task
 
-CONFIG, ROUNDS, CLIENTS, SUMMARY = "config.toml", "rounds.jsonl", "clients.jsonl", "summary.json"
-KERNELS, MEMORY, LOG, MODEL = "kernels.json", "memory.json", "run.log", "model.pt"
-ENCODING = "encoding.json"
-PARTITIONS = "partitions.npz"
 #: How a person names a run folder, and says that its run goes on: to the command and to Flower.
 COMMAND_KEYS, FLOWER_KEYS = ("--out", "--resume"), ("deployment.folder =", "deployment.resume=true")
-
-#: Files that are written once, before the first round.
-SEALED = (CONFIG, KERNELS, MEMORY, PARTITIONS)
 
 
 class RunFolder:
@@ -56,22 +61,22 @@ class RunFolder:
         self.path = path
         self.bundle = path if bundle is None else bundle
         self._named, self._resumed_by = keys
-        self._logs = {name: _Log() for name in (ROUNDS, CLIENTS)}
-        self._files: dict[str, str | None] | None = None
-        self.checkpoints = path / "checkpoints"
+        self._seal = FolderSeal(path, self.bundle, self._resumed_by)
+        self.checkpoints = path / CHECKPOINTS
         self.partitions = path / PARTITIONS
-        self.states = path / "states"
-        self._made: list[Path] = []
+        self.states = path / STATES
+        self._claim = Claim(path)
+        self._is_new = False
 
     @property
     def partition_file(self) -> str:
         """Path of the partitions for ``data.partition_file``; empty if none were saved."""
-        return str(self.partitions) if self.partitions.exists() else ""
+        return str(self.partitions) if self.partitions.exists() and not self._is_new else ""
 
     @property
     def has_checkpoint(self) -> bool:
         """Whether the run in it got as far as its first checkpoint."""
-        return self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+        return self._claim.holds_checkpoint
 
     @property
     def resumable(self) -> bool:
@@ -85,13 +90,14 @@ class RunFolder:
         Raises
         ------
         InputError
-            If it holds anything already: nothing is overwritten.
+            If it holds anything already but the beginnings of a run that came to nothing.
         """
         try:
-            if not self.path.exists() or not any(self.path.iterdir()):
+            self._is_new = self._claim.is_new()  # until it begins, what it holds is another's
+            if self._is_new:
                 return
         except OSError as error:
-            raise InputError(f"{self._named} {self.path} cannot be used: {error}") from None
+            raise self._unusable(error) from None
         found = "is not empty; allowed: a new folder"
         if self._resumed_by:
             found += f", or {self._resumed_by} for the run in it"
@@ -99,8 +105,8 @@ class RunFolder:
             found = f"is not empty: it holds a run that is not finished; go on with: {self.resume}"
         elif (self.path / CONFIG).exists() and not (self.path / SUMMARY).exists():
             found = (
-                "is not empty: it holds a run that ended before its first checkpoint, which cannot "
-                "be resumed; allowed: a new folder, or remove this one"
+                "is not empty: it holds a run without a checkpoint, which cannot be resumed; "
+                "allowed: a new folder, or remove this one"
             )
         raise InputError(f"{self._named} {self.path} {found}")
 
@@ -122,51 +128,95 @@ class RunFolder:
     def begin(self, config: str) -> None:
         """Make the folder and write a configuration into it, as TOML; :meth:`discard` undoes it.
 
+        It is this run's alone until :meth:`release`.
+
         Raises
         ------
         InputError
             If the folder cannot be written, or another run has it.
         """
-        self._made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            # "x": of two runs that found the folder empty, one alone gets it.
-            stream = (self.path / CONFIG).open("x", encoding="utf-8")
+            self._claim.take()
         except OSError as error:
-            raise InputError(f"{self._named} {self.path} cannot be used: {error}") from None
+            raise self._unusable(error) from None
         try:
-            with stream:
+            self.check_new()  # another run may have had it since
+            self._claim.clear()
+            # "x": a run of an earlier version may have begun meanwhile, which takes no lock.
+            with (self.path / CONFIG).open("x", encoding="utf-8") as stream:
                 stream.write(config)
+            self._is_new = False
         except OSError as error:
-            self.discard()
-            raise InputError(f"{self._named} {self.path} cannot be used: {error}") from None
+            self.release()
+            raise self._unusable(error) from None
+        except BaseException:
+            self.release()
+            raise
 
-    def discard(self) -> None:
-        """Remove what a run that did not get to its first checkpoint has left since it began."""
-        with suppress(OSError):
-            for path in self.path.iterdir():
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink()
-        for folder in self._made:
-            with suppress(OSError):  # not empty: files of others
-                folder.rmdir()
-
-    def reopen(self) -> RunConfig:
-        """Return the configuration of the interrupted run in the folder.
+    def hold(self) -> None:
+        """Keep other processes out of a folder that exists, until :meth:`release`.
 
         Raises
         ------
         InputError
-            If there is no run in it, or the run is finished.
+            If one is in it, or the folder cannot be written.
+        """
+        try:
+            self._claim.hold()
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def release(self) -> None:
+        """Let others in again."""
+        self._claim.release()
+
+    def discard(self) -> None:
+        """Remove what a run that did not get to its first checkpoint has left since it began."""
+        self._claim.discard()
+
+    def discard_if_early(self) -> None:
+        """Remove the folder if no client had a result in it."""
+        if self._claim.is_new():
+            self._claim.discard()
+
+    def _unusable(self, error: OSError) -> InputError:
+        return InputError(f"{self._named} {self.path} cannot be used: {error}")
+
+    def reopen(self, *, finished: bool = False) -> RunConfig:
+        """Return the configuration of the interrupted run in the folder.
+
+        Parameters
+        ----------
+        finished : bool
+            Whether the run may be finished, too.
+
+        Raises
+        ------
+        InputError
+            If there is no run in it, it has no checkpoint, or it is finished.
         """
         path, key = self.path, self._resumed_by
         if not (path / CONFIG).exists():
             raise InputError(f"{key}: no run in {path} ({CONFIG} is missing)")
-        if (path / SUMMARY).exists():
-            raise InputError(f"{key}: the run in {path} is finished ({SUMMARY} exists)")
+        if (path / SUMMARY).exists() and not finished:
+            more = "; --rounds N adds rounds" if key == COMMAND_KEYS[1] else ""
+            raise InputError(f"{key}: the run in {path} is finished ({SUMMARY} exists){more}")
+        if not self.has_checkpoint:
+            raise InputError(
+                f"{key}: the run in {path} ended before its first checkpoint (no checkpoint in "
+                f"{self.checkpoints}); begin it anew without {key}"
+            )
         return from_table(read_toml(path / CONFIG), str(path / CONFIG))
+
+    def write_config(self, text: str) -> None:
+        """Replace ``config.toml``; a checkpoint must have sealed the text before."""
+        self._replace(CONFIG, text)
+
+    def forget_end(self) -> None:
+        """Remove what a run has left at its end, since it goes on."""
+        for name in (SUMMARY, MODEL, REPORT):
+            with _writing(self.path / name):
+                (self.path / name).unlink(missing_ok=True)
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows to one of the ``.jsonl`` files.
@@ -182,7 +232,7 @@ class RunFolder:
         data = text.encode()
         with _writing(self.path / name), (self.path / name).open("ab") as file:
             file.write(data)
-        self._logs[name].add(data)
+        self._seal.logs[name].add(data)
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """Read a ``.jsonl`` file; empty if it does not exist.
@@ -194,72 +244,54 @@ class RunFolder:
         InputError
             If a line is no JSON object with the number of a round; names it.
         """
-        path = self.path / name
+        return self._rows(name, log_bytes(self.path / name))
+
+    def _rows(self, name: str, data: bytes) -> list[dict[str, Any]]:
         rows = []
-        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-        for number, line in enumerate(lines, start=1):
-            row = _row(line, f"{path}, line {number}")
+        for number, line in enumerate(data.split(b"\n")[:-1], start=1):
+            row = _row(line, f"{self.path / name}, line {number}")
             rows.append(with_metrics(row) if name == ROUNDS else row)
         return rows
 
     def seal(self, config: RunConfig) -> dict[str, Any]:
-        """Return what tells that the folder is as it is now: digests of files, and of log lines.
+        """Return what tells that the folder is as it is now: see :class:`FolderSeal`."""
+        return self._seal.take(config)
 
-        The files of :data:`SEALED` must be there, or never be. They and those of
-        :func:`~mest_fed.config.own_files` are read once.
-        """
-        if self._files is None:
-            names = (*SEALED, *map(self._own_name, own_files(config)))
-            self._files = {name: _digest(self._place(name)) for name in names}
-        return {
-            "files": self._files,
-            "logs": {name: [log.size, log.digest()] for name, log in self._logs.items()},
-        }
-
-    def check_seal(self, seal: Mapping[str, Any]) -> None:
+    def check_seal(self, seal: Mapping[str, Any], *, config_known: bool = False) -> None:
         """Check that the folder is as :meth:`seal` found it, but for lines that came later.
+
+        Parameters
+        ----------
+        seal : mapping
+            The seal.
+        config_known : bool
+            Whether ``config.toml`` was checked already.
 
         Raises
         ------
         InputError
-            If a file is missing or has changed: names it.
+            If a file is missing or has changed, or a later line is none: names it.
         """
-        for name, digest in seal["files"].items():
-            place = self._place(name)
-            if (found := _digest(place)) != digest:
-                done = "wrote" if name in SEALED else "first read"
-                what = "is missing" if found is None else f"has changed since the run {done} it"
-                raise InputError(f"{self._resumed_by}: {place} {what}")
-        for name, (size, digest) in seal["logs"].items():
+        for name in seal["logs"]:
             self.read(name)  # lines that came later are dropped, but must be lines
-            path = self.path / name
-            log = _Log()
-            log.add(path.read_bytes()[:size] if path.exists() else b"")
-            if (log.size, log.digest()) != (size, digest):
-                raise InputError(f"{self._resumed_by}: {path} has changed since the run wrote it")
+        self._seal.check(seal, without=CONFIG if config_known else "")
 
-    def _own_name(self, file: Path) -> str:
-        """Return what a seal calls a user's file: its path, relative in the bundle."""
-        bundle = self.bundle
-        return str(file.relative_to(bundle) if file.is_relative_to(bundle) else file)
-
-    def _place(self, name: str) -> Path:
-        """Return where the file that a seal calls so is today."""
-        return (self.path if name in SEALED else self.bundle) / name
+    def read_sealed(self, name: str, seal: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the rows of a log that a seal is of, without those that came later."""
+        size, _ = seal["logs"][name]
+        return self._rows(name, log_bytes(self.path / name)[:size])
 
     def cut_to(self, seal: Mapping[str, Any] | None) -> None:
         """Drop what was logged since a seal, or all; a resumed run logs it again."""
-        for name in self._logs:
+        for name in self._seal.logs:
             size = 0 if seal is None else seal["logs"][name][0]
-            path = self.path / name
-            data = path.read_bytes()[:size] if path.exists() else b""
-            self._replace(name, data.decode())
-            self._logs[name] = _Log()
-            self._logs[name].add(data)
+            data = log_bytes(self.path / name)[:size]
+            self._replace(name, data)
+            self._seal.logs[name] = LogDigest(data)
 
     def write_summary(self, summary: Summary | AppSummary) -> None:
         """Write ``summary.json``, the mark of a finished run."""
-        row = as_row(summary, optional=("reason",))
+        row = as_row(summary, optional=("reason", "unfinished"))
         self._replace(SUMMARY, json.dumps(row, indent=2, allow_nan=False) + "\n")
 
     def write_encoding(self, encoding: Encoding | None) -> None:
@@ -310,7 +342,7 @@ class RunFolder:
             If it is not one that :meth:`write_memory` wrote.
         """
         path = self.path / MEMORY
-        if not path.exists():
+        if not path.exists() or self._is_new:
             return None
         peaks = read_json(path, dict)
         if not all(isinstance(size, int) for size in peaks.values()):
@@ -321,45 +353,6 @@ class RunFolder:
         path = self.path / name
         with _writing(path), whole_file(path) as file:
             file.write(content.encode() if isinstance(content, str) else content)
-
-
-def read_seal(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the seal that a checkpoint's facts hold.
-
-    Raises
-    ------
-    KeyError, TypeError, ValueError, AttributeError
-        If there is none, or it is none of :meth:`RunFolder.seal`.
-    """
-    seal: dict[str, Any] = facts["seal"]
-    for size, _ in seal["logs"].values():
-        whole(size)
-    if set(seal["logs"]) != {ROUNDS, CLIENTS} or not set(seal["files"]) >= set(SEALED):
-        raise ValueError("its seal is not of the files of a run")
-    return seal
-
-
-class _Log:
-    """Size and digest of a file that only grows."""
-
-    def __init__(self) -> None:
-        self.size = 0
-        self._hash = hashlib.sha256()
-
-    def add(self, data: bytes) -> None:
-        self.size += len(data)
-        self._hash.update(data)
-
-    def digest(self) -> str:
-        return self._hash.hexdigest()
-
-
-def _digest(path: Path) -> str | None:
-    """Return the digest of a file; None if it does not exist."""
-    if not path.exists():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _row(line: bytes, where: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from mest_fed.server.checkpoint import (
     strategy_arrays,
     whole,
 )
-from mest_fed.server.run_folder import read_seal
+from mest_fed.server.seal import read_seal
 from mest_fed.server.strategy import MestStrategy
 from mest_fed.simulation.behaviour.clock import VirtualClock
 from mest_fed.simulation.client_state import StatesDigest
@@ -26,6 +26,11 @@ from mest_fed.simulation.client_state.store import SHARDS
 from mest_fed.simulation.engine.grid import EngineGrid
 
 _CLOCK = "clock"
+
+
+def server_arrays(arrays: Arrays) -> Arrays:
+    """Return the arrays of a checkpoint that are the server's: all but the clock's."""
+    return {key: array for key, array in arrays.items() if key.partition("|")[0] != _CLOCK}
 
 
 @dataclass
@@ -75,14 +80,10 @@ class Snapshot:
         InputError
             If the snapshot is not one of this run.
         """
-        server: Arrays = {}
-        time: Arrays = {}
-        for key, array in self.arrays.items():
-            section, _, name = key.partition("|")
-            if section == _CLOCK:
-                time[name] = array
-            else:
-                server[key] = array
+        server = server_arrays(self.arrays)
+        time = {
+            key.partition("|")[2]: array for key, array in self.arrays.items() if key not in server
+        }
         restore_strategy(strategy, server, self.facts)
         with checkpoint_of_run():
             for name, array in time.items():

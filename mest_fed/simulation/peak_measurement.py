@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -252,6 +252,12 @@ def _key(task: Task, kernels: Table, plan: Plan) -> str:
         "machine": (platform.machine(), platform.libc_ver(), variant()),
     }
     return _hash(facts)
+
+
+def kept_peaks(folder: RunFolder, plans: Iterable[Plan]) -> dict[Plan, int]:
+    """Return the measured bytes of plans that a run's folder keeps, where they were measured."""
+    kept = folder.read_memory() or {}
+    return {plan: size for plan in plans if (size := kept.get(_plan_key(plan))) is not None}
 
 
 def _plan_key(plan: Plan) -> str:

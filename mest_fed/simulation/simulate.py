@@ -19,12 +19,11 @@ from mest_fed.kernels.table import Table
 from mest_fed.memory import Plan
 from mest_fed.process_tasks import PROCESS_TASKS
 from mest_fed.server.app import build_server_app
-from mest_fed.server.checkpoint import (
-    load_newest,
-)
+from mest_fed.server.checkpoint import checkpoint_of_run, load_newest
+from mest_fed.server.folder_names import CLIENTS, LOG, ROUNDS
 from mest_fed.server.modes import check_mode
 from mest_fed.server.rows import RoundRecord, client_rows, round_row
-from mest_fed.server.run_folder import CLIENTS, LOG, ROUNDS, RunFolder
+from mest_fed.server.run_folder import RunFolder
 from mest_fed.server.run_log import RUN_LOG, RunLog, log_failure, logged
 from mest_fed.server.strategy import MestStrategy
 from mest_fed.server.summary import RunLogs, build_summary
@@ -36,6 +35,7 @@ from mest_fed.simulation.engine.executor import Executor, make_executor
 from mest_fed.simulation.engine.flower import run_server_app
 from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.fleet import Fleet, SharedData, TaskSetup, run_kernels
+from mest_fed.simulation.more_rounds import NewPlan, extended, planned
 from mest_fed.simulation.peak_measurement import Peaks
 from mest_fed.simulation.trackers.progress import Observer, Observers
 from mest_fed.task import Task
@@ -63,6 +63,8 @@ class Simulation:
         From which to go on.
     observer : Observer
         Receives the rows of each round.
+    plan : NewPlan, optional
+        The configuration, where the run's folder does not say it yet.
     """
 
     preset: str
@@ -70,6 +72,7 @@ class Simulation:
     folder: RunFolder
     resumed: Snapshot | None = None
     observer: Observer = field(default_factory=Observers)
+    plan: NewPlan | None = None
 
     @cached_property
     def task(self) -> Task:
@@ -131,10 +134,14 @@ class Simulation:
         folder, resumed = self.folder, self.resumed
         if resumed is None:
             folder.begin(to_toml(self.config))
+        else:
+            folder.hold()
         expected = None if resumed is None else RunFacts.read(resumed.facts).states
         try:
-            # The process that has the clients' states has the folder: nothing is written before.
+            # A process of an earlier version holds the clients' states alone.
             with closing(DiskStates(folder.states, expected)) as states:
+                if resumed is not None and self.plan is not None:
+                    self.plan.write(folder, resumed)
                 log.write_to(folder.path / LOG)
                 folder.keep_facts(kernels, peaks)
                 if not task.draws_examples and not folder.partitions.exists():
@@ -144,6 +151,8 @@ class Simulation:
             if resumed is None and not folder.has_checkpoint:
                 folder.discard()
             raise
+        finally:
+            folder.release()
 
     def _summarise(
         self, task: Task, fleet: Fleet, strategy: MestStrategy, peaks: Mapping[Plan, int]
@@ -273,6 +282,7 @@ def open_run(
     out: Path,
     *,
     resume: bool = False,
+    more: int = 0,
     observer: Observer | None = None,
 ) -> Simulation:
     """Prepare a run in a folder: a new one, or the one that is there.
@@ -287,6 +297,9 @@ def open_run(
         The run folder.
     resume : bool
         Whether to go on with the run in the folder.
+    more : int
+        Rounds that a resumed run gets beyond those that it was planned for, if it is finished or
+        not. Its schedules go on as those of a run of all these rounds.
     observer : Observer, optional
         Receives the rows of each round.
 
@@ -298,11 +311,7 @@ def open_run(
     """
     observer = Observers() if observer is None else observer
     if resume:
-        folder = RunFolder(out)
-        config = folder.reopen()
-        snapshot = Snapshot(*load_newest(folder.checkpoints))
-        folder.check_seal(RunFacts.read(snapshot.facts).seal)
-        return Simulation(preset, config, folder, snapshot, observer)
+        return _reopened(preset, RunFolder(out), more, observer)
     if config is None:
         raise InputError("a new run needs a configuration")
     folder = RunFolder(out)
@@ -324,4 +333,22 @@ def open_run(
     given_table(task)
     _ = task.partitions  # what is wrong with the data is found before workers start
     task.try_out()
+    return simulation
+
+
+def _reopened(preset: str, folder: RunFolder, more: int, observer: Observer) -> Simulation:
+    """Prepare to go on with the run in a folder."""
+    config = folder.reopen(finished=more > 0)
+    snapshot = Snapshot(*load_newest(folder.checkpoints))
+    facts = RunFacts.read(snapshot.facts)
+    with checkpoint_of_run():
+        plan = planned(config, snapshot.facts)
+    folder.check_seal(facts.seal, config_known=plan is not None)
+    config = config if plan is None else plan.config
+    if more:
+        plan = extended(config, snapshot, more)
+        config = plan.config
+    simulation = Simulation(preset, config, folder, snapshot, observer, plan)
+    if more:
+        simulation.task.try_out()  # a user's own schedule at other moments of progress
     return simulation

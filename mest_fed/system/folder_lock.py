@@ -8,6 +8,9 @@ from filelock import FileLock, Timeout
 
 from mest_fed.errors import InputError
 
+#: What a held folder has in it; the second stays, and says who held the folder last.
+LOCK, OWNER = "lock", "owner"
+
 
 class FolderLock:
     """Holds a folder for this process until :meth:`release`; the end of the process releases it.
@@ -25,8 +28,8 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         # The system drops the lock of a process that has died, so none is ever stale.
-        self._lock = FileLock(folder / "lock", thread_local=False)
-        owner = folder / "owner"
+        self._lock = FileLock(folder / LOCK, thread_local=False)
+        owner = folder / OWNER
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -38,9 +41,22 @@ class FolderLock:
         self._lock.release()
 
 
+def is_held(folder: Path) -> bool:
+    """Say whether a run holds a folder now."""
+    if not (folder / LOCK).exists():
+        return False
+    lock = FileLock(folder / LOCK, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
 def _who(owner: Path) -> str:
     try:
-        text = owner.read_text(encoding="utf-8").strip()
+        text = owner.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""
     return f" ({text})" if text else ""

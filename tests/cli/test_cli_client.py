@@ -77,6 +77,7 @@ def machine(monkeypatch):
         (insecure(device="none.toml"), ["device profile none.toml"]),
         (insecure("--budget", "lots"), ["--budget = 'lots'", "MB"]),
         (insecure("--budget", "0"), ["--budget = '0'"]),
+        (insecure("--budget", "1kB"), ["--budget = '1kB'", "4 kB or more: no model trains in"]),
         (insecure("--budget", "-5MB"), ["--budget = '-5MB'"]),
         (insecure("--memory-limit", "900 sheep"), ["--memory-limit = '900 sheep'", "MB"]),
         (insecure("--memory-limit", "0MB"), ["--memory-limit = '0MB'"]),

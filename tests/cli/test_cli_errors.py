@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from mest_fed.cli.app import FAILED, WRONG_INPUT
+from mest_fed.cli import main
+from mest_fed.cli.app import FAILED, INTERRUPTED, WRONG_INPUT
 from mest_fed.errors import MestFedError
 
 
@@ -19,6 +20,8 @@ def setting(text):
     [
         (("simulate", "--preset", "nothing"), ["--preset = 'nothing'", "quickstart"]),
         (setting("run.round=3"), ["unknown key run.round", "did you mean run.rounds"]),
+        (setting("run.rounds=1.5"), ["run.rounds = 1.5", "allowed: a whole number\n"]),
+        (setting("run.rounds=many"), ["run.rounds = 'many'", "allowed: a whole number\n"]),
         (setting("rounds=3"), ["--set 'rounds=3'", "section.key=value"]),
         (setting("sparsity.method=mest"), ["sparsity.method = 'mest'", "mest-ems"]),
         (setting("sparsity.scheme=blocks"), ["sparsity.scheme = 'blocks'", "block:ROWS"]),
@@ -37,6 +40,11 @@ def setting(text):
         (("simulate", "--config", "none.toml"), ["no such file: none.toml"]),
         (("simulate", "none.toml"), ["no such file: none.toml"]),
         (("simulate", "a.toml", "--config", "b.toml"), ["CONFIG.toml and --config"]),
+        (("simulate", "--out="), ["--out '' is not allowed"]),
+        (("simulate", "--rounds", "3"), ["--rounds 3 is for --resume", "--set run.rounds=3"]),
+        (("simulate", "--workers", "99999999"), ["--workers = 99999999", "0 to 4096"]),
+        (setting("fleet.devices=99999999999"), ["fleet.devices = 99999999999"]),
+        (setting("run.rounds=9999999999"), ["run.rounds = 9999999999"]),
         (("simulate", "--workers", "-1"), ["--workers = -1", "a whole number from 0"]),
         (
             ("simulate", "--preset", "quickstart", "--config", "x.toml"),
@@ -187,3 +195,14 @@ def test_in_a_process_of_its_own(tmp_path):
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: sparsity.density = 7 is not allowed")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_commands_are_imported_is_no_traceback(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mest_fed.cli.app.register_commands", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == INTERRUPTED
+    assert capsys.readouterr() == ("", "")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mest_fed import cli
-from mest_fed.cli.app import FAILED
+from mest_fed.cli.app import FAILED, INTERRUPTED, NOTHING_TRAINED
 
 APPS = Path(__file__).parent.parent / "flower_apps"
 COMPONENTS = """
@@ -230,3 +230,88 @@ def test_an_app_runs_with_devices_and_overrides_from_another_folder(run, tmp_pat
     with pytest.raises(SystemExit):
         cli.main()
     assert page.read_bytes() == first
+
+
+RESULTS = """
+import math
+from flwr.app import Message, MetricRecord, RecordDict
+from flwr.serverapp import ServerApp
+app = ServerApp()
+
+@app.main()
+def main(grid, context):
+    for number in (1, 2):
+        nodes = list(grid.get_node_ids())[:2]
+        content = RecordDict({"n": MetricRecord({"number": number})})
+        grid.send_and_receive(
+            [Message(content, node, "train", group_id=str(number)) for node in nodes]
+        )
+"""
+GIVES = """
+import math
+from flwr.app import Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+app = ClientApp()
+
+@app.train()
+def train(message, context):
+    number = message.content["n"]["number"]
+    return Message(RecordDict({"m": MetricRecord({"loss": LOSS})}), reply_to=message)
+"""
+
+
+def run_app(make_app, run, loss):
+    folder = make_app(server=RESULTS, client=GIVES.replace("LOSS", loss))
+    status, _, errors = run(str(folder), "--workers", "0", "--out", "out", "--quiet")
+    return status, errors.splitlines()[-1] if errors else ""
+
+
+def test_an_app_without_any_result_says_so_with_status_3(make_app, run):
+    status, line = run_app(make_app, run, "1 / 0")
+    assert (status, line) == (NOTHING_TRAINED, "no client gave a result (4 failed)")
+
+
+@pytest.mark.parametrize("loss", ["math.nan", "-math.inf if number == 2 else 1.0"])
+def test_metrics_that_are_not_finite_at_the_end_are_said_with_status_3(make_app, run, loss):
+    status, line = run_app(make_app, run, loss)
+    assert status == NOTHING_TRAINED
+    count = 4 if loss == "math.nan" else 2
+    left_out = f"metrics were not finite and are left out: train loss ({count})"
+    assert line == f"the run diverged: at its end, {left_out}"
+    assert "The run diverged: at its end" in Path("out/report.html").read_text()
+
+
+def test_metrics_that_became_finite_again_are_said(make_app, run):
+    status, line = run_app(make_app, run, "math.inf if number == 1 else 1.0")
+    assert (status, line) == (0, "metrics were not finite and are left out: train loss (2)")
+
+
+def test_finite_metrics_are_not_spoken_of(make_app, run):
+    assert run_app(make_app, run, "1.0") == (0, "")
+
+
+def test_an_app_s_run_that_did_not_end_has_a_report(make_app, run, monkeypatch):
+    folder = make_app(
+        server=RESULTS + "    raise KeyError('lr')\n", client=GIVES.replace("LOSS", "1")
+    )
+    assert run(str(folder), "--workers", "0", "--out", "out", "--quiet")[0] == FAILED
+    with (Path("out") / "clients.jsonl").open("a") as file:
+        file.write('{"round": 3, "ty')
+    monkeypatch.setattr(sys, "argv", ["mest-fed", "report", "out"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 0
+    page = Path("out/report.html").read_text()
+    assert "The run did not end: it came to round 2." in page
+
+
+@pytest.mark.parametrize(("when", "kept"), [("before", False), ("after", True)])
+def test_ctrl_c_keeps_what_clients_gave(make_app, run, when, kept):
+    stop = "    raise KeyboardInterrupt\n"
+    server = SERVER + stop if when == "before" else RESULTS + stop
+    folder = make_app(server=server, client=GIVES.replace("LOSS", "1"))
+    status, _, errors = run(str(folder), "--workers", "0", "--out", "out", "--quiet")
+    assert status == INTERRUPTED
+    assert Path("out").exists() == kept
+    said = "what the run has logged so far is in out" if kept else "nothing was kept"
+    assert said in errors

@@ -236,7 +236,7 @@ def test_a_new_run_is_told_what_is_in_the_folder(monkeypatch, capsys, tmp_path, 
     shutil.rmtree(tmp_path / "a b" / "checkpoints")  # as if it had been killed before the first
     status, _, err = simulate(monkeypatch, capsys, *settings)
     assert (status, err.count("\n")) == (2, 1)
-    assert "it holds a run that ended before its first checkpoint" in err
+    assert "it holds a run without a checkpoint, which cannot be resumed" in err
 
 
 def end(*_):

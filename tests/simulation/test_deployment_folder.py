@@ -193,7 +193,7 @@ def test_the_bundle_of_another_version_is_in_another_folder(tmp_path, monkeypatc
         (bundle / "bundled.py").write_text("")
     config = tiny_config()
     sealed = RunFolder(tmp_path / "run", bundle=old)
-    monkeypatch.setattr("mest_fed.server.run_folder.own_files", lambda _: [old / "bundled.py"])
+    monkeypatch.setattr("mest_fed.server.seal.own_files", lambda _: [old / "bundled.py"])
     seal = sealed.seal(config)
     RunFolder(tmp_path / "run", bundle=new).check_seal(seal)
     (new / "bundled.py").write_text("a = 1\n")

@@ -65,13 +65,16 @@ def test_a_missing_file_is_named(tmp_path, contents, name):
 def test_a_run_without_summary_is_unfinished_and_can_be_resumed(tmp_path, contents):
     folder = write_files(tmp_path / "my run", contents)
     (folder / "summary.json").unlink()
+    assert message_of(folder).endswith("ended before its first checkpoint; begin it anew")
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "round-000001.npz").touch()
     message = message_of(folder)
     assert "the run is unfinished" in message
     assert f"`mest-fed simulate --resume --out '{folder}'`" in message
 
 
 @pytest.mark.parametrize("change", ["absent", "null"])
-def test_a_summary_without_final_values_is_unfinished(tmp_path, contents, change):
+def test_a_summary_without_final_values_is_no_finished_runs(tmp_path, contents, change):
     if change == "absent":
         del contents["summary"]["final_accuracy"]
     else:
@@ -79,16 +82,16 @@ def test_a_summary_without_final_values_is_unfinished(tmp_path, contents, change
     message = message_of(write_files(tmp_path, contents))
     key = "final_accuracy" if change == "absent" else "achieved_density"
     assert f"{tmp_path / 'summary.json'} has no value for {key!r}" in message
-    assert "unfinished" in message
+    assert "it is not a finished run's" in message
 
 
-def test_rounds_short_of_the_summary_are_unfinished(tmp_path, contents):
+def test_rounds_short_of_the_summary_are_missing(tmp_path, contents):
     contents["rounds"].pop()
     message = message_of(write_files(tmp_path, contents))
-    assert "ends at round 2, summary.json says 3: the run is unfinished" in message
+    assert "ends at round 2, summary.json says 3: rows are missing" in message
 
 
-def test_no_rounds_at_all_are_unfinished(tmp_path, contents):
+def test_no_rounds_at_all_are_missing(tmp_path, contents):
     contents["rounds"] = []
     assert "holds no round" in message_of(write_files(tmp_path, contents))
 

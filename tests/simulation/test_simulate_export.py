@@ -160,7 +160,12 @@ def test_what_cannot_be_exported_is_said_in_one_line(run, tmp_path):
     wrong = tmp_path / "wrong"
     shutil.copytree(run, wrong)
     torch.save({**torch.load(run / "model.pt"), "stem.weight": other["weight"]}, wrong / "model.pt")
+    odd = tmp_path / "odd"
+    shutil.copytree(run, odd)
+    (odd / "summary.json").write_text('{"kept_round": "x"}', encoding="utf-8")
     for folder, form, message in (
+        (odd, "onnx", "kept_round = 'x' is not allowed; allowed: a whole number"),
+        (run / "config.toml", "onnx", "is not a run folder: it is no folder"),
         (tmp_path / "nowhere", "onnx", "is not a run folder"),
         (run, "pickle", "allowed: state-dict, safetensors, onnx, torchscript"),
         (damaged, "onnx", "model.pt cannot be read"),

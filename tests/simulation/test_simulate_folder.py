@@ -9,7 +9,8 @@ from tiny_run import start, tiny_config
 
 from mest_fed.data import save_partitions
 from mest_fed.errors import BudgetError, InputError
-from mest_fed.server.run_folder import CLIENTS, ROUNDS, RunFolder
+from mest_fed.server.folder_names import CLIENTS, ROUNDS
+from mest_fed.server.run_folder import RunFolder
 from mest_fed.simulation.settings import preset_names, resolve
 
 

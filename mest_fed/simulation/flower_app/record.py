@@ -21,8 +21,9 @@ from mest_fed.rows import (
     as_row,
 )
 from mest_fed.schema import FailureKind, TaskStatus, failure_of_code
+from mest_fed.server.folder_names import CLIENTS, ROUNDS
 from mest_fed.server.rows import ClientTiming, timed
-from mest_fed.server.run_folder import CLIENTS, ROUNDS, RunFolder
+from mest_fed.server.run_folder import RunFolder
 from mest_fed.server.summary import versions
 from mest_fed.simulation.engine.flower import Result
 from mest_fed.simulation.engine.interfaces import TaskResult, partition_of
@@ -64,6 +65,7 @@ class AppRecord:
         #: How many tasks ended so, and failed for this, in the whole run.
         self.statuses: Counter[TaskStatus] = Counter()
         self.failures: Counter[FailureKind] = Counter()
+        self.left_out = LeftOut()
 
     @property
     def rounds(self) -> Sequence[AppRoundRow]:
@@ -113,6 +115,8 @@ class AppRecord:
             return
         if failure is None:
             self._round.learn(kind, metrics_of(reply.content))
+            for record in reply.content.metric_records.values():
+                self.left_out.see(kind, number, record)
         status = TaskStatus.OK if failure is None else failure.status
         self.statuses[status] += 1
         if failure is not None:
@@ -213,6 +217,30 @@ def _server_round(message: Message) -> str:
     return next((str(r["server-round"]) for r in records if "server-round" in r), "")
 
 
+class LeftOut:
+    """Counts the values of metrics that are not finite, which no mean and no curve can hold."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._last: dict[str, int] = {}  # round of the last value, of any kind
+        self._lost: dict[str, int] = {}  # and of the last one that is not finite
+
+    def see(self, kind: str, number: int, record: MetricRecord) -> None:
+        """Take note of the metrics of a round: of a reply, or of a strategy's result."""
+        for name, value in record.items():
+            values = value if isinstance(value, list) else [value]
+            key = f"{kind} {name}"
+            self._last[key] = max(number, self._last.get(key, number))
+            if not all(map(math.isfinite, values)):
+                self.counts[key] += 1
+                self._lost[key] = max(number, self._lost.get(key, number))
+
+    @property
+    def at_the_end(self) -> tuple[str, ...]:
+        """Metrics of which a last value is not finite."""
+        return tuple(sorted(key for key, number in self._lost.items() if number == self._last[key]))
+
+
 def metrics_of(content: RecordDict) -> dict[str, float]:
     """Return the finite numbers in the MetricRecords of a reply, by name; the last one counts."""
     records = (record for record in content.values() if isinstance(record, MetricRecord))
@@ -255,6 +283,13 @@ def state_digests(state: RecordDict) -> dict[str, str]:
     return {name: arrays_sha256(arrays) for name, arrays in state.array_records.items()}
 
 
+def _see_results(left_out: LeftOut, results: Sequence[tuple[str, Result]]) -> None:
+    """Take note of what strategies returned of the server's own evaluation."""
+    for _, result in results:
+        for number, record in sorted(result.evaluate_metrics_serverapp.items()):
+            left_out.see("server", number, record)
+
+
 def build_summary(
     project: AppProject,
     record: AppRecord,
@@ -278,7 +313,8 @@ def build_summary(
     state : RecordDict
         The ServerApp's state at the end.
     """
-    rounds = record.rounds
+    rounds, left_out = record.rounds, record.left_out
+    _see_results(left_out, results)
     last = rounds[-1] if rounds else None
     sums = ("bytes_up", "bytes_down", "trained", "evaluated", "failed", "energy_joules")
     return AppSummary(
@@ -293,15 +329,18 @@ def build_summary(
         wall_seconds=0.0 if last is None else last.wall_seconds,
         tasks={status: record.statuses[status] for status in TaskStatus},
         failures={kind: n for kind in FailureKind if (n := record.failures[kind])},
-        tiers=() if devices is None else tuple(_tiers(devices)),
+        tiers=() if devices is None else tuple(app_tiers(devices)),
         results=tuple(result_row(strategy, result) for strategy, result in results),
         server_state=metrics_of(state),
         server_arrays=state_digests(state),
         versions=versions(),
+        not_finite=dict(left_out.counts),
+        not_finite_last=left_out.at_the_end,
     )
 
 
-def _tiers(devices: SimulatedDevices) -> Iterator[AppTier]:
+def app_tiers(devices: SimulatedDevices) -> Iterator[AppTier]:
+    """Yield the kinds of device of a fleet."""
     for name, profile in devices.profiles.items():
         yield AppTier(
             profile=profile.name,

@@ -6,7 +6,7 @@ import random
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager, redirect_stdout
+from contextlib import ExitStack, closing, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,7 +21,8 @@ from flwr.serverapp import ServerApp
 from mest_fed.config.fleet import FleetConfig, SeedSection
 from mest_fed.errors import MestFedError
 from mest_fed.rng import derive_seed
-from mest_fed.server.run_folder import LOG, RunFolder
+from mest_fed.server.folder_names import LOG
+from mest_fed.server.run_folder import RunFolder
 from mest_fed.server.run_log import RUN_LOG, SERVERAPP_LOG, is_kept, logged
 from mest_fed.simulation.engine.client_output import in_client
 from mest_fed.simulation.engine.client_runner import one_line
@@ -133,9 +134,10 @@ class AppRun:
             _at_info(logging.getLogger(FLOWER_LOG)),
             logged(FLOWER_LOG, keep=_keep) as run_log,
             closing(self._executor(workers, address)) as executor,
+            ExitStack() as stack,
         ):
             executor.ensure_ready()
-            folder.begin(self._as_toml())
+            stack.enter_context(_begun(folder, self._as_toml()))
             run_log.write_to(folder.path / LOG)
             record = AppRecord(folder, devices)
             grid = RecordedGrid(
@@ -197,6 +199,19 @@ class AppRun:
         if self.fleet is not None:
             table |= self.fleet.model_dump()
         return tomli_w.dumps(table)
+
+
+@contextmanager
+def _begun(folder: RunFolder, config: str) -> Iterator[None]:
+    """Have a run folder for the block; Ctrl-C before any client had a result leaves none."""
+    folder.begin(config)
+    try:
+        yield
+    except KeyboardInterrupt:
+        folder.discard_if_early()
+        raise
+    finally:
+        folder.release()
 
 
 class _Copied(io.TextIOBase):

@@ -62,10 +62,16 @@ def _in_short(run: AppRun) -> str:
 
 
 def _warning(run: AppRun) -> str | None:
-    counts = status_counts(run)
+    counts, summary = status_counts(run), run.summary
+    said = [summary.unfinished]
     if not run.tasks:
-        return "No client was asked to train or to evaluate."
-    return None if counts[TaskStatus.OK] else "No client gave a result."
+        said.append("no client was asked to train or to evaluate")
+    elif not counts[TaskStatus.OK]:
+        said.append("no client gave a result")
+    elif summary.warning:
+        said.append(summary.warning)
+    said.append(summary.notice)
+    return " ".join(f"{text[:1].upper()}{text[1:]}." for text in said if text) or None
 
 
 def _tiles(run: AppRun) -> list[Tile]:

@@ -1,15 +1,12 @@
 """Read and check a run folder."""
 
-import reprlib
-import shlex
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from mest_fed.errors import InputError
 from mest_fed.rows import (
@@ -30,7 +27,16 @@ from mest_fed.rows import (
 )
 from mest_fed.schema import TaskStatus
 from mest_fed.simulation.report.formats import short_name
-from mest_fed.strict_json import parse_json
+from mest_fed.simulation.report.run_files import (
+    T,
+    check_increase,
+    check_last,
+    check_tasks,
+    parse_object,
+    read_lines,
+    read_text,
+    validate,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +130,6 @@ class AppRun(FleetRun):
     rounds: tuple[AppRoundRow, ...]
 
 
-T = TypeVar("T")
-
 _APP_ROUND = TypeAdapter(AppRoundRow)
 _APP_SUMMARY = TypeAdapter(AppSummary)
 _ROUND = TypeAdapter(RoundRow)
@@ -135,33 +139,46 @@ _KERNELS = TypeAdapter(Kernels)
 _MAY_BE_NULL = {"mutation", "final_accuracy", "final_client_accuracy"}
 
 
-def load_run(folder: Path) -> Run | AppRun:
+def load_run(folder: Path, *, unfinished: bool = False) -> Run | AppRun:
     """Read ``config.toml``, ``summary.json``, the logs and, where there is one, ``kernels.json``.
 
     A configuration with a section ``app`` is that of a Flower app.
 
+    Parameters
+    ----------
+    folder : Path
+        Of the run.
+    unfinished : bool
+        Whether the run may be unfinished; its summary is then as of its newest checkpoint.
+
     Raises
     ------
     InputError
-        If the folder is not that of a finished run, or a file is missing or broken; names the
-        file and, where there is one, the line.
+        If the folder is not that of such a run, or a file is missing, broken or has lost rows;
+        names the file and, where there is one, the line.
     """
     if not folder.is_dir():
         what = "is a file; allowed: the folder of a run" if folder.exists() else "does not exist"
         raise InputError(f"run folder {folder} {what}")
     config = read_text(folder / "config.toml")
     try:
-        is_app = "app" in tomllib.loads(config)
+        table = tomllib.loads(config)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{folder / 'config.toml'}: {error}") from None
-    return _load_app_run(folder, config) if is_app else _load_our_run(folder, config)
+    ended = (folder / "summary.json").exists()
+    if "app" in table:
+        return _load_app_run(folder, config, ended=ended or not unfinished)
+    if unfinished and not ended:
+        return _load_our_run_so_far(folder, config)
+    return _load_our_run(folder, config)
 
 
 def _load_our_run(folder: Path, config: str) -> Run:
-    summary = read_summary(folder)
+    summary = read_summary(folder, config)
     rounds = tuple(read_lines(folder / "rounds.jsonl", _ROUND))
     _check_rounds(folder, rounds, summary.rounds)
     tasks = tuple(read_lines(folder / "clients.jsonl", _TASK))
+    check_tasks(folder, tasks, summary.tasks)
     return Run(
         folder=folder,
         config=config,
@@ -172,29 +189,78 @@ def _load_our_run(folder: Path, config: str) -> Run:
     )
 
 
-def _load_app_run(folder: Path, config: str) -> AppRun:
+def _load_our_run_so_far(folder: Path, config: str) -> Run:
+    from mest_fed.simulation.report.unfinished import sum_up
+
+    summary, logs = sum_up(folder)
+    places = folder / "rounds.jsonl", folder / "clients.jsonl"
+    return Run(
+        folder=folder,
+        config=config,
+        summary=summary,
+        rounds=tuple(_validated(_ROUND, logs.rounds, places[0])),
+        tasks=tuple(_validated(_TASK, logs.clients, places[1])),
+        kernels=_read_kernels(folder),
+    )
+
+
+def _validated(
+    adapter: TypeAdapter[T], rows: Sequence[Mapping[str, Any]], path: Path
+) -> Iterator[T]:
+    for number, row in enumerate(rows, start=1):
+        yield validate(adapter, row, f"{path}, line {number}")
+
+
+def _load_app_run(folder: Path, config: str, *, ended: bool) -> AppRun:
     path = folder / "summary.json"
+    if not ended:
+        return _load_app_run_so_far(folder, config)
     if not path.exists():
         raise InputError(f"{path} does not exist: the run did not end; see {folder / 'run.log'}")
     rounds, tasks = folder / "rounds.jsonl", folder / "clients.jsonl"
-    return AppRun(
+    run = AppRun(
         config=config,
         summary=validate(_APP_SUMMARY, parse_object(read_text(path), str(path)), str(path)),
         # An app may send nothing.
         rounds=tuple(read_lines(rounds, _APP_ROUND)) if rounds.exists() else (),
         tasks=tuple(read_lines(tasks, _TASK)) if tasks.exists() else (),
     )
+    check_increase(rounds, run.rounds)
+    if run.rounds or run.summary.rounds:
+        check_last(rounds, run.rounds, run.summary.rounds)
+    check_tasks(folder, run.tasks, run.summary.tasks)
+    return run
+
+
+def _load_app_run_so_far(folder: Path, config: str) -> AppRun:
+    from mest_fed.simulation.report.unfinished import sum_up_app
+
+    rounds, tasks = folder / "rounds.jsonl", folder / "clients.jsonl"
+    found = tuple(read_lines(rounds, _APP_ROUND, whole=True)) if rounds.exists() else ()
+    asked = tuple(read_lines(tasks, _TASK, whole=True)) if tasks.exists() else ()
+    if not asked:
+        raise InputError(
+            f"{folder / 'summary.json'} does not exist, and no client had a result: the run came "
+            f"to nothing that a report could show; see {folder / 'run.log'}"
+        )
+    try:
+        summary = sum_up_app(tomllib.loads(config), found, asked)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / 'config.toml'} is not that of a run: {error!r}") from None
+    return AppRun(config=config, summary=summary, rounds=found, tasks=asked)
 
 
 def run_tables(folder: Path) -> dict[str, list[Row]]:
-    """Return a finished run's tables as plain rows: rounds, clients, tiers and, of ours, layers.
+    """Return a run's tables as plain rows: rounds, clients, tiers and, of ours, layers.
+
+    An unfinished run's are those up to its newest checkpoint.
 
     Raises
     ------
     InputError
         As :func:`load_run`.
     """
-    run = load_run(folder)
+    run = load_run(folder, unfinished=True)
     tables: dict[str, Sequence[Any]] = {
         "rounds": run.rounds,
         "clients": run.tasks,
@@ -220,7 +286,7 @@ def _read_kernels(folder: Path) -> Kernels | None:
     return validate(_KERNELS, parse_object(read_text(path), str(path)), str(path))
 
 
-def read_summary(folder: Path) -> Summary:
+def read_summary(folder: Path, config: str = "") -> Summary:
     """Read ``summary.json`` of a run of our own clients.
 
     Raises
@@ -230,81 +296,18 @@ def read_summary(folder: Path) -> Summary:
     """
     path = folder / "summary.json"
     if not path.exists():
-        raise _unfinished(folder, f"{path} does not exist")
+        from mest_fed.simulation.report.unfinished import how_to_go_on
+
+        raise InputError(f"{path} does not exist: {how_to_go_on(folder, config)}")
     raw = parse_object(read_text(path), str(path))
     needed = (f.name for f in fields(Summary) if f.default is f.default_factory is MISSING)
     for key in needed:
         if key not in raw or (raw[key] is None and key not in _MAY_BE_NULL):
-            raise _unfinished(folder, f"{path} has no value for {key!r}")
+            raise InputError(f"{path} has no value for {key!r}: it is not a finished run's")
     return validate(_SUMMARY, raw, str(path))
 
 
 def _check_rounds(folder: Path, rounds: tuple[RoundRow, ...], expected: int) -> None:
     path = folder / "rounds.jsonl"
-    numbers = [row.round for row in rounds]
-    for before, after in pairwise(numbers):
-        if after <= before:
-            raise InputError(f"{path}: round {after} follows round {before}; rounds must increase")
-    last = numbers[-1] if numbers else None
-    if last != expected:
-        found = "holds no round" if last is None else f"ends at round {last}"
-        raise _unfinished(folder, f"{path} {found}, summary.json says {expected}")
-
-
-def read_lines(path: Path, adapter: TypeAdapter[T]) -> Iterator[T]:
-    """Read and check a file with a JSON object a line.
-
-    Raises
-    ------
-    InputError
-        If the file is missing or a line is wrong; names it.
-    """
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if line.strip():
-            where = f"{path}, line {number}"
-            yield validate(adapter, parse_object(line, where), where)
-
-
-def read_text(path: Path) -> str:
-    """Read a file of a run folder.
-
-    Raises
-    ------
-    InputError
-        If it cannot be read.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: not a run folder, or not a whole one") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
-
-
-def parse_object(text: str, where: str) -> dict[str, Any]:
-    """Parse an object; NaN and infinities, which a diverged loss gives, become null."""
-    return parse_json(text, where, dict, infinite_as_null=True)
-
-
-def validate(adapter: TypeAdapter[T], raw: object, where: str) -> T:
-    """Check what JSON holds.
-
-    Raises
-    ------
-    InputError
-        If a value is missing or wrong; names it.
-    """
-    try:
-        return adapter.validate_python(raw)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "missing":
-        raise InputError(f"{where}: {key!r} is missing")
-    given = f"{key} = " if key else ""
-    raise InputError(f"{where}: {given}{reprlib.repr(first['input'])}: {first['msg']}")
-
-
-def _unfinished(folder: Path, why: str) -> InputError:
-    command = f"mest-fed simulate --resume --out {shlex.quote(str(folder))}"
-    return InputError(f"{why}: the run is unfinished; continue it with `{command}`")
+    check_increase(path, rounds)
+    check_last(path, rounds, expected)

@@ -24,16 +24,18 @@ from mest_fed.simulation.report.tables import headline_tiles, kernel_table
 
 
 def write_report(run_folder: Path) -> Path:
-    """Write ``report.html`` into a finished run's folder and return its path.
+    """Write ``report.html`` into a run's folder and return its path.
+
+    An unfinished run is shown up to its newest checkpoint, and marked as such.
 
     The page is self-contained: it opens without a network, and the same run gives the same bytes.
 
     Raises
     ------
     InputError
-        If the folder does not hold a finished run, or the page cannot be written.
+        If the folder does not hold a run with a checkpoint, or the page cannot be written.
     """
-    page = render_page(load_run(run_folder))
+    page = render_page(load_run(run_folder, unfinished=True))
     path = run_folder / "report.html"
     try:
         path.write_text(page, encoding="utf-8")
@@ -115,7 +117,8 @@ def _in_short(run: Run) -> str:
 def _warning(run: Run) -> str | None:
     """Return what a reader must know first: that the run, or rounds of it, came to nothing."""
     said, empty = run.summary.warning, rounds_without_update(run)
-    sentences = [f"{said[:1].upper()}{said[1:]}."] if said else []
+    texts = filter(None, (run.summary.unfinished, said))
+    sentences = [f"{text[:1].upper()}{text[1:]}." for text in texts]
     if empty and run.summary.clients_trained:
         rounds = count_of(run.summary.rounds, "round")
         sentences.append(f"The server accepted no update in {len(empty)} of {rounds}.")
