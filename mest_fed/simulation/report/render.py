@@ -14,6 +14,7 @@ from mest_fed.simulation.report.app_run import page_values
 from mest_fed.simulation.report.figures import draw_charts
 from mest_fed.simulation.report.formats import (
     count_of,
+    format_count,
     format_metric,
     format_percent,
     short_name,
@@ -92,9 +93,19 @@ def _in_short(run: Run) -> str:
     else:
         share = format_percent(summary.achieved_density)
         active = f"{share} of the sparse layers' weights are active"
-    did = "trained" if summary.clients_trained else "were to train"
+    clients = clients if summary.devices is None else summary.devices
+    what = f"{'' if summary.deployed else 'simulated '}device"
+    asked, purpose = summary.devices_asked, "to train"
+    if asked is None:
+        who = f"{count_of(clients, what)} of {kinds}"
+        purpose = "trained" if summary.clients_trained else "were to train"
+    elif asked == clients:
+        who = f"{count_of(clients, what)} of {kinds} {'was' if asked == 1 else 'were'} asked"
+    else:
+        was = "was" if asked == 1 else "were"
+        who = f"Of {count_of(clients, what)} of {kinds} {format_count(asked)} {was} asked"
     text = (
-        f"{count_of(clients, 'simulated client')} on {kinds} of device {did} "
+        f"{who} {purpose} "
         f"{short_name(summary.model)} on {run.dataset} for {count_of(summary.rounds, 'round')}. "
         f"{active} in the final global model"
     )
