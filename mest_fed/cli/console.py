@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.padding import Padding
@@ -194,7 +194,7 @@ class RunConsole:
         self._new_reasons: list[str] = []
         self._told: set[str] = set()
         self._round, self._kind, self._ended, self._of = 0, "", 0, 0
-        self._piped: TextIO | None = None if self._terminal or quiet else self._out.file
+        self._piped: IO[str] | None = None if self._terminal or quiet else self._out.file
         self._live = _moving_line(self._out) if self._terminal and not quiet else None
         self._bar = None if self._live is None else self._live.add_task("", total=None, rounds="")
         self._total: int | None = None
