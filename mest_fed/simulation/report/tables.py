@@ -242,7 +242,7 @@ def _density(run: Run) -> Tile:
     layers = run.summary.layers
     weights = sum(layer.weights for layer in layers)
     active = sum(round(layer.weights * layer.density) for layer in layers)
-    notes = (
+    notes: tuple[str, ...] = (
         f"target {format_percent(run.summary.target_density)}, over sparse layers",
         f"{format_count(active)} of {format_count(weights)} weights are active in all layers",
     )
