@@ -8,7 +8,6 @@ what the run came to goes to standard error, and phases, too, where that is a te
 import os
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Column, Table
 from rich.text import Text
 
-from mest_fed.schema import LOSS, FailureKind, Metric, TaskStatus, in_words
+from mest_fed.cli.tables import APP_KINDS, EMPTY_ROUND, piped_row
+from mest_fed.schema import LOSS, FailureKind, Metric, in_words
 from mest_fed.units import format_bytes, format_seconds, number_of
 
 if TYPE_CHECKING:
@@ -95,11 +95,11 @@ def _elapsed(elapsed: Callable[[], float]) -> Shown:
 
 
 def _app_tasks(row: Row) -> str:
-    trained, evaluated = (row[f"{kind}_metrics"] for kind in _KINDS)
+    trained, evaluated = (row[f"{kind}_metrics"] for kind in APP_KINDS)
     both = trained.keys() & evaluated.keys()
     metrics = [
         f"{f'{kind} ' if name in both else ''}{name} {value:.4g}"
-        for kind, values in zip(_KINDS, (trained, evaluated), strict=True)
+        for kind, values in zip(APP_KINDS, (trained, evaluated), strict=True)
         for name, value in values.items()
     ]
     return "; ".join(filter(None, (in_words(row["tasks"]), ", ".join(metrics))))
@@ -119,39 +119,6 @@ def in_width(columns: Sequence[Shown], width: int) -> list[Shown]:
             break
         chosen.remove(spare[-1])
     return chosen
-
-
-def piped_row(row: Row, metric: Metric | None, elapsed: float) -> dict[str, Any]:
-    """Return what stands in a round's row of the piped table, by column.
-
-    Parameters
-    ----------
-    row : mapping
-        The round's row of ``rounds.jsonl``.
-    metric : Metric or None
-        The run's primary metric; None: the row is of a Flower app.
-    elapsed : float
-        Seconds since the command began.
-    """
-    ends = {str(status): row["tasks"].get(status, 0) for status in TaskStatus}
-    spent = {key: row[key] for key in ("bytes_up", "bytes_down", "virtual_seconds")}
-    spent["elapsed_seconds"] = round(elapsed, 3)
-    learned: dict[str, Any]
-    if metric is None:
-        learned = {f"{kind}_metrics": _pairs(row[f"{kind}_metrics"]) for kind in _KINDS}
-        return {"round": row["round"], **ends, **spent, **learned}
-    learned = {each.name: row["metrics"].get(each.name) for each in (metric, LOSS)}
-    learned |= {key: row[key] for key in ("train_loss", "density")}
-    return {"round": row["round"], **learned, **ends, **spent}
-
-
-_KINDS = ("train", "evaluate")
-#: A row of a round in which nothing happened, for the names of the columns.
-_EMPTY: Row = defaultdict(int, tasks={}, metrics={}, train_metrics={}, evaluate_metrics={})
-
-
-def _pairs(metrics: Mapping[str, float]) -> str:
-    return " ".join(f"{name}={value:.6g}" for name, value in metrics.items())
 
 
 class RunConsole:
@@ -310,7 +277,7 @@ class RunConsole:
         if self._terminal:
             self._print_cells([each.heading for each in self._columns], "dim")
         else:
-            self._write(list(piped_row(_EMPTY, self._metric, 0.0)))
+            self._write(list(piped_row(EMPTY_ROUND, self._metric, 0.0)))
         self._next(done)
 
     def _next(self, done: int) -> None:

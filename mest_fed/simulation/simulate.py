@@ -80,6 +80,12 @@ class Simulation:
         """The run's task."""
         return Task(self.config)
 
+    @cached_property
+    def fleet(self) -> Fleet:
+        """The run's devices and their plans, which a resumed run has made before."""
+        plans = None if self.resumed is None else RunFacts.read(self.resumed.facts).plans
+        return Fleet.of(self.task, plans)
+
     def run(self, workers: int, address: str | None = None, *, patience: float = math.inf) -> Path:
         """Run to the end; return the path of the run folder.
 
@@ -101,7 +107,7 @@ class Simulation:
         """
         facts = None if self.resumed is None else RunFacts.read(self.resumed.facts)
         tell = self.observer
-        fleet = Fleet.of(self.task, None if facts is None else facts.plans)
+        fleet = self.fleet
         if self.config.training.kernels == "tuned" and facts is None:
             tell.phase("timing kernels")
         kernels = run_kernels(self.task, fleet, self.folder, resume=facts is not None)
@@ -352,7 +358,7 @@ def open_run(
     kinds = number_of(len(task.devices.counts), "kind")
     devices = number_of(config.fleet.devices, "device")
     observer.phase(f"planning the memory of {devices} of {kinds}")
-    fleet = Fleet.of(task)
+    fleet = simulation.fleet
     trace_of(config, fleet.devices)
     tiers = [(tier.profile, tier.plan.density) for tier in fleet.tiers]
     check_deadline(config, task.spec, tiers)

@@ -7,7 +7,8 @@ import os
 import pytest
 from rich.console import Console
 
-from mest_fed.cli.console import RunConsole, app_columns, columns_of, in_width, piped_row
+from mest_fed.cli.console import RunConsole, app_columns, columns_of, in_width
+from mest_fed.cli.tables import piped_row
 from mest_fed.config import from_table
 from mest_fed.schema import ACCURACY, LOSS, FailureKind, Metric, TaskStatus, in_words
 
