@@ -10,7 +10,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
-from mest_fed.schema import ACCURACY, FailureKind, Metric, TaskStatus
+from mest_fed.schema import ACCURACY, FailureKind, Metric, TaskStatus, in_words
+from mest_fed.units import number_of
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -94,7 +95,11 @@ class RoundRow:
     """One line of ``rounds.jsonl``; round 0 is the model before training.
 
     Bytes and energy are of the tasks that ended in this round, evaluation included; an instruction
-    to a device that was away was not sent. Both clocks are cumulative. ``stopped`` says why the
+    to a device that was away was not sent. Where a real device went away in a round its
+    instruction counts, whether or not it arrived, which the server cannot know. ``tasks`` and
+    ``failures`` count the round's training by how, and why, it ended, without what did not occur;
+    ``failed`` is all that gave the server nothing to judge: failed, away, late and dropped
+    together. Both clocks are cumulative. ``stopped`` says why the
     run ended with this round although others were to come; ``diverged``, that the model was
     evaluated and its loss was not finite. Older runs have accuracies and no other
     metrics.
@@ -115,6 +120,8 @@ class RoundRow:
     trained: Count
     failed: Count
     rejected: Count
+    tasks: Mapping[TaskStatus, Count] = field(default_factory=dict)
+    failures: Mapping[FailureKind, Count] = field(default_factory=dict)
     energy_joules: Amount
     stopped: str | None = None
     diverged: bool = False
@@ -219,7 +226,8 @@ class Summary:
     """``summary.json``, written when a run has ended.
 
     ``tasks`` and ``failures`` count the tasks of the whole run by how, and why, they ended; a kind
-    of failure that did not occur is left out. ``kept`` is the rule by which the model was kept.
+    of failure that did not occur is left out. ``devices_asked`` is how many of ``devices`` had a
+    task. ``deployed`` says that they were real. ``kept`` is the rule by which the model was kept.
     ``diverged_round`` is the first round since which the loss of the model, up to the one that was
     kept, was not finite.
     """
@@ -258,6 +266,9 @@ class Summary:
     out_of_memory: Count | None = None
     tasks: Mapping[TaskStatus, Count] = field(default_factory=dict)
     failures: Mapping[FailureKind, Count] = field(default_factory=dict)
+    devices: Count | None = None
+    devices_asked: Count | None = None
+    deployed: bool = False
     tiers: tuple[Tier, ...]
     layers: tuple[Layer, ...]
     dense_bytes: Count
@@ -275,10 +286,10 @@ class Summary:
         """What a person must know first, in one line: that the run came to nothing, and why."""
         metric, rate = self.primary_metric, "a lower training.learning_rate may help"
         if not self.clients_trained:
-            lost = ", ".join(f"{count} {status}" for status, count in self.tasks.items() if count)
+            lost = in_words(self.tasks) or "no device was asked"
             text = (
-                f"nothing was trained: the server accepted no update in {self.rounds} "
-                f"{'round' if self.rounds == 1 else 'rounds'} ({lost or 'no device was asked'}); "
+                "nothing was trained: the server accepted no update in "
+                f"{number_of(self.rounds, 'round')} ({lost}); "
                 f"the {metric.name} is that of the first weights"
             )
             diverged = self.failures.get(FailureKind.NOT_FINITE)
@@ -295,7 +306,8 @@ class Summary:
 class AppRoundRow:
     """One line of ``rounds.jsonl`` of a Flower app; the same units as in :class:`RoundRow`.
 
-    Metrics are the means of the clients' replies, weighted by their examples.
+    Metrics are the means of the clients' replies, weighted by their examples. ``tasks`` and
+    ``failures`` count tasks of training and evaluation, those that ended in the round.
     """
 
     round: Count
@@ -306,6 +318,8 @@ class AppRoundRow:
     trained: Count
     evaluated: Count
     failed: Count
+    tasks: Mapping[TaskStatus, Count] = field(default_factory=dict)
+    failures: Mapping[FailureKind, Count] = field(default_factory=dict)
     energy_joules: Amount
     train_metrics: Mapping[str, Number]
     evaluate_metrics: Mapping[str, Number]

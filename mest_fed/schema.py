@@ -5,6 +5,7 @@ A task is one instruction to train, given to one device. It is ``ok``, or it fai
 these values; no program reads them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -62,6 +63,11 @@ class TaskStatus(StrEnum):
     """Enough other devices were faster."""
 
 
+def in_words(counts: Mapping[TaskStatus, int]) -> str:
+    """Write how many tasks ended in which way, for example ``9 ok, 1 away``; empty if none did."""
+    return ", ".join(f"{counts[each]:,} {each}" for each in TaskStatus if counts.get(each))
+
+
 class FailureKind(StrEnum):
     """Why a task gave no update. Each kind has one :attr:`status`."""
 
@@ -91,6 +97,10 @@ class FailureKind(StrEnum):
     def label(self) -> str:
         """What reports call it."""
         return _LABELS[self]
+
+    def explain(self, reason: str | None) -> str:
+        """Say for people why a task failed: its own reason where the kind says too little."""
+        return (self in _OPEN and reason) or self.label
 
 
 _STATUS = {
@@ -131,6 +141,9 @@ _LABELS = {
     FailureKind.SURPLUS: "enough other devices were faster",
 }
 
+#: Failures of which the reason says more than the kind does.
+_OPEN = (FailureKind.CLIENT_ERROR, FailureKind.WORKER_DIED, FailureKind.UPDATE_REJECTED)
+
 #: Flower's code of an error reply of a ClientApp that raised.
 RAISED = 2
 #: Codes of the error replies that say why a task failed. The small ones are Flower's, which it
@@ -147,6 +160,7 @@ FAILURE_CODES = {
     1001: FailureKind.OVER_BUDGET,
     1002: FailureKind.OUT_OF_MEMORY,
     1003: FailureKind.NOT_FINITE,
+    1004: FailureKind.WENT_AWAY,
 }
 
 

@@ -36,6 +36,16 @@ def format_bytes(count: float) -> str:
     return f"{count:.0f} B"
 
 
+def plural(count: int, noun: str) -> str:
+    """Return a noun as it stands after a number: ``round`` after 1, else ``rounds``."""
+    return noun if count == 1 else f"{noun}s"
+
+
+def number_of(count: int, noun: str) -> str:
+    """Write a number with its noun, for example ``1 round`` or ``1,000 rounds``."""
+    return f"{count:,} {plural(count, noun)}"
+
+
 def format_seconds(seconds: float) -> str:
     """Write a duration, for example ``350 ms``, ``12.3 s``, ``4 min 05 s`` or ``3 h 20 min``."""
     if not math.isfinite(seconds):

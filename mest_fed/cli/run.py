@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from mest_fed.cli.app import INTERRUPTED, NOTHING_TRAINED
+from mest_fed.cli.console import RunConsole
 from mest_fed.cli.options import next_folder
 from mest_fed.cli.simulate import Workers, ended_like_ctrl_c, prepare_engine
+from mest_fed.schema import FailureKind, in_words
 from mest_fed.strict_json import read_json
-from mest_fed.units import format_bytes, format_seconds
+from mest_fed.units import format_bytes, format_seconds, number_of
 
 
 def run(
@@ -61,35 +62,40 @@ def run(
 ) -> None:
     """Run any Flower app on a simulated fleet of devices, and write a report.
 
-    The app's ServerApp and ClientApp run unchanged, as in flwr run. Ends with status 3 if no client
-    gave a result, or metrics are not finite at the end.
-    """
-    prepare_engine(workers)
-    from mest_fed.config.fleet import read_fleet
-    from mest_fed.server.folder_names import SUMMARY
-    from mest_fed.simulation.engine.machine import default_workers
-    from mest_fed.simulation.flower_app.project import read_project
-    from mest_fed.simulation.flower_app.run import AppRun
-    from mest_fed.simulation.report import write_report
-    from mest_fed.simulation.report.load import load_run
+    The app's ServerApp and ClientApp run unchanged, as in flwr run. In a pipe standard output is a
+    table of the rounds, and what the ServerApp prints goes to standard error; with --quiet it is
+    what the ServerApp prints.
 
-    project = read_project(app_dir).with_overrides(run_config or [])
-    devices = None if fleet is None else read_fleet(fleet)
-    prepared = AppRun.of(project, devices, out or next_folder(project.name), seed=seed)
-    if workers is None:
-        workers = min(default_workers(), prepared.num_nodes)
-    try:
-        with ended_like_ctrl_c(), _consoles(show_clients, quiet):
-            folder = prepared.run(workers, address)
-    except KeyboardInterrupt:
-        logged = f"what the run has logged so far is in {prepared.out}"
-        kept = logged if prepared.out.exists() else "no client had a result; nothing was kept"
-        typer.echo(f"stopped; {kept}", err=True)
-        sys.exit(INTERRUPTED)
-    report = write_report(folder)
-    if not quiet:
-        _print_result(Console(), read_json(folder / SUMMARY, dict))
-        typer.echo(f"report: {report}")
+    Ends with status 3 if no client gave a result, or metrics are not finite at the end.
+    """
+    with RunConsole(quiet=quiet) as seen:
+        seen.phase("loading libraries")
+        prepare_engine(workers)
+        from mest_fed.config.fleet import read_fleet
+        from mest_fed.server.folder_names import SUMMARY
+        from mest_fed.simulation.engine.machine import default_workers
+        from mest_fed.simulation.flower_app.project import read_project
+        from mest_fed.simulation.flower_app.run import AppRun
+        from mest_fed.simulation.report import write_report
+        from mest_fed.simulation.report.load import load_run
+
+        project = read_project(app_dir).with_overrides(run_config or [])
+        devices = None if fleet is None else read_fleet(fleet)
+        prepared = AppRun.of(project, devices, out or next_folder(project.name), seed=seed)
+        if workers is None:
+            workers = min(default_workers(), prepared.num_nodes)
+        try:
+            with ended_like_ctrl_c(), _consoles(show_clients, quiet), seen.apart():
+                folder = prepared.run(workers, address, watcher=seen)
+        except KeyboardInterrupt:
+            seen.end()
+            logged = f"what the run has logged so far is in {prepared.out}"
+            kept = logged if prepared.out.exists() else "no client had a result; nothing was kept"
+            typer.echo(f"stopped; {kept}", err=True)
+            sys.exit(INTERRUPTED)
+        seen.phase("writing the report")
+        report = write_report(folder)
+        _say_result(seen, read_json(folder / SUMMARY, dict), report)
     summary = load_run(folder).summary
     for line in filter(None, (summary.warning, getattr(summary, "notice", None))):
         typer.echo(line, err=True)
@@ -105,6 +111,8 @@ def _consoles(show_clients: bool, quiet: bool) -> Iterator[None]:
 
     shown = logging.StreamHandler()
     clients, level = logging.getLogger(CLIENT_LOG), FLOWER_CONSOLE.level
+    # Where a line moves, what goes to standard error is printed above it.
+    before = FLOWER_CONSOLE.setStream(sys.stderr)
     if show_clients:
         clients.addHandler(shown)
     if quiet:
@@ -114,17 +122,24 @@ def _consoles(show_clients: bool, quiet: bool) -> Iterator[None]:
     finally:
         clients.removeHandler(shown)
         FLOWER_CONSOLE.setLevel(level)
+        if before is not None:
+            FLOWER_CONSOLE.setStream(before)
 
 
-def _print_result(console: Console, summary: Mapping[str, Any]) -> None:
-    lost = ", ".join(f"{count} {status}" for status, count in summary["tasks"].items() if count)
+def _say_result(seen: RunConsole, summary: Mapping[str, Any], report: Path) -> None:
     sent = summary["bytes_up"] + summary["bytes_down"]
-    virtual = f"{format_seconds(summary['virtual_seconds'])} of virtual time (modelled) in "
-    console.print(
-        f"[bold]{summary['app']}[/bold]: {summary['rounds']} rounds on {summary['nodes']} nodes; "
-        f"tasks: {lost or 'none'}; {format_bytes(sent)} sent; "
-        f"{virtual if summary['tiers'] else ''}"
-        f"{format_seconds(summary['wall_seconds'])} (measured)",
-        highlight=False,
-        soft_wrap=True,
+    virtual = f"; {format_seconds(summary['virtual_seconds'])} of virtual time (modelled)"
+    seen.say("")
+    seen.say(
+        f"{summary['app']}: {number_of(summary['rounds'], 'round')} on "
+        f"{number_of(summary['nodes'], 'node')}; tasks: {in_words(summary['tasks']) or 'none'}",
+        "bold",
     )
+    for kind, count in summary["failures"].items():
+        seen.say(f"  {count:,} {FailureKind(kind).status}: {FailureKind(kind).label}")
+    seen.say(
+        f"{format_bytes(sent)} sent{virtual if summary['tiers'] else ''}; the rounds took "
+        f"{format_seconds(summary['wall_seconds'])}, the command {format_seconds(seen.elapsed)} "
+        "(measured)"
+    )
+    seen.say(f"report: {report}")

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from mest_fed.catalogue import TRACKERS
 from mest_fed.cli.app import INTERRUPTED, NOTHING_TRAINED, needs
+from mest_fed.cli.console import RunConsole
 from mest_fed.cli.options import next_folder, number_from
 from mest_fed.errors import InputError
 from mest_fed.rows import Summary
-from mest_fed.units import format_bytes, format_seconds
+from mest_fed.schema import LOSS, in_words
+from mest_fed.units import format_bytes, format_seconds, number_of
 
 #: Worker processes beyond which Ray would start none in any useful time.
 MOST_WORKERS = 4096
@@ -91,52 +92,51 @@ def simulate(
     Ends with status 3 if no device gave an update that the server accepted, or the run diverged:
     the loss of the model that it leaves is not finite.
     """
-    prepare_engine(workers)
-    from mest_fed.server.folder_names import CONFIG
-    from mest_fed.simulation.engine.machine import default_workers
-    from mest_fed.simulation.report import read_summary, write_report
-    from mest_fed.simulation.settings import resolve
-    from mest_fed.simulation.simulate import Interrupted, open_run
-    from mest_fed.simulation.trackers.progress import Observers, RichDisplay
-    from mest_fed.simulation.trackers.trackers import open_trackers
+    with RunConsole(quiet=quiet) as console:
+        console.phase("loading libraries")
+        prepare_engine(workers)
+        from mest_fed.server.folder_names import CONFIG
+        from mest_fed.simulation.engine.machine import default_workers
+        from mest_fed.simulation.report import read_summary, write_report
+        from mest_fed.simulation.settings import resolve
+        from mest_fed.simulation.simulate import Interrupted, open_run
+        from mest_fed.simulation.trackers.progress import Observers
+        from mest_fed.simulation.trackers.trackers import open_trackers
 
-    _quieten()
-    if file is not None and config is not None:
-        raise InputError("CONFIG.toml and --config name the same thing; allowed: one of them")
-    config = file if config is None else config
-    if preset is not None and config is not None:
-        raise InputError("--preset and CONFIG.toml exclude each other; allowed: one of them")
-    if resume and (preset or config or settings):
-        raise InputError(
-            f"--resume takes the run's own {CONFIG}; allowed beside it: --out, --rounds"
-        )
-    if rounds and not resume:
-        raise InputError(
-            f"--rounds {rounds} is for --resume; allowed for a new run: --set run.rounds={rounds}"
-        )
-    name, resolved = (None, None) if resume else resolve(preset, config, settings or [])
-    folder = out or (Path("runs/quickstart") if resume else next_folder(name or "quickstart"))
-    console = Console()
-    display = [] if quiet else [RichDisplay(console)]
-    observer = Observers(*open_trackers(log or [], folder), *display)
-    run = open_run(
-        name or folder.name, resolved, folder, resume=resume, more=rounds or 0, observer=observer
-    )
-    try:
-        with ended_like_ctrl_c():
-            if workers is None:
-                workers = default_workers()
-            run.run(workers, address, patience=client_timeout)
-    except (Interrupted, KeyboardInterrupt):
-        if run.folder.resumable:
-            typer.echo(f"stopped; go on with: {run.folder.resume}")
-        else:
-            typer.echo("stopped before the first checkpoint; nothing was kept")
-        sys.exit(INTERRUPTED)
-    report = write_report(folder)
-    summary = read_summary(folder)
-    if not quiet:
-        _print_result(console, summary, report)
+        _quieten()
+        if file is not None and config is not None:
+            raise InputError("CONFIG.toml and --config name the same thing; allowed: one of them")
+        config = file if config is None else config
+        if preset is not None and config is not None:
+            raise InputError("--preset and CONFIG.toml exclude each other; allowed: one of them")
+        if resume and (preset or config or settings):
+            raise InputError(
+                f"--resume takes the run's own {CONFIG}; allowed beside it: --out, --rounds"
+            )
+        if rounds and not resume:
+            new = f"--set run.rounds={rounds}"
+            raise InputError(f"--rounds {rounds} is for --resume; allowed for a new run: {new}")
+        name, resolved = (None, None) if resume else resolve(preset, config, settings or [])
+        folder = out or (Path("runs/quickstart") if resume else next_folder(name or "quickstart"))
+        observer = Observers(*open_trackers(log or [], folder), console)
+        name, more = name or folder.name, rounds or 0
+        run = open_run(name, resolved, folder, resume=resume, more=more, observer=observer)
+        try:
+            with ended_like_ctrl_c():
+                if workers is None:
+                    workers = default_workers()
+                run.run(workers, address, patience=client_timeout)
+        except (Interrupted, KeyboardInterrupt):
+            console.end()
+            if run.folder.resumable:
+                typer.echo(f"stopped; go on with: {run.folder.resume}", err=True)
+            else:
+                typer.echo("stopped before the first checkpoint; nothing was kept", err=True)
+            sys.exit(INTERRUPTED)
+        console.phase("writing the report")
+        report = write_report(folder)
+        summary = read_summary(folder)
+        _say_result(console, summary, report)
     if summary.warning:
         typer.echo(summary.warning, err=True)
         sys.exit(NOTHING_TRAINED)
@@ -176,20 +176,25 @@ def _quieten() -> None:
     logging.getLogger("mest_fed.server").setLevel(logging.ERROR)
 
 
-def _print_result(console: Console, summary: Summary, report: Path) -> None:
-    metric = summary.primary_metric
-    value = metric.format(summary.final_metrics.get(metric.name))
+def _say_result(console: RunConsole, summary: Summary, report: Path) -> None:
+    console.say("")
     if summary.stopped:
-        typer.echo(f"stopped early: {summary.stopped}")
+        console.say(f"stopped early: {summary.stopped}")
     if summary.kept == "best":
-        typer.echo(f"the model kept is that of round {summary.kept_round}")
+        console.say(f"the model kept is that of round {summary.kept_round}")
+    metric = summary.primary_metric
+    values = [f"{metric.name} {metric.format(summary.final_value)}"]
+    if metric != LOSS:
+        values.append(f"loss {LOSS.format(summary.final_metrics.get(LOSS.name))}")
+    console.say(f"{', '.join(values)} at density {summary.achieved_density:.3f}", "bold")
+    asked = f"of {number_of(summary.devices or 0, 'device')} {summary.devices_asked:,} were asked"
+    console.say(f"{asked}; tasks: {in_words(summary.tasks) or 'none'}")
+    for kind, count in summary.failures.items():
+        console.say(f"  {count:,} {kind.status}: {kind.label}")
     sent = summary.bytes_up + summary.bytes_down
-    console.print(
-        f"[bold]{metric.name} {value}[/bold] at density "
-        f"{summary.achieved_density:.3f}; {format_bytes(sent)} sent; "
-        f"{format_seconds(summary.virtual_seconds)} of virtual time (modelled) in "
-        f"{format_seconds(summary.wall_seconds)} (measured)",
-        highlight=False,
-        soft_wrap=True,
+    console.say(
+        f"{format_bytes(sent)} sent; {format_seconds(summary.virtual_seconds)} of virtual time "
+        f"(modelled); the rounds took {format_seconds(summary.wall_seconds)}, "
+        f"the command {format_seconds(console.elapsed)} (measured)"
     )
-    typer.echo(f"report: {report}")
+    console.say(f"report: {report}")

@@ -1,7 +1,8 @@
-"""Tables for other programs: rows as CSV or Parquet."""
+"""Tables for other programs: rows as CSV or Parquet, and rounds as they are piped."""
 
 import io
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,16 @@ from typing import Any
 from mest_fed.catalogue import TABLE_FORMATS
 from mest_fed.cli.app import needs
 from mest_fed.errors import InputError, not_allowed
+from mest_fed.schema import LOSS, Metric, TaskStatus
 
 Rows = Sequence[Mapping[str, Any]]
+
+#: Types of the tasks of Flower apps that are counted.
+APP_KINDS = ("train", "evaluate")
+#: A row of a round in which nothing happened, for the names of the columns.
+EMPTY_ROUND: Mapping[str, Any] = defaultdict(
+    int, tasks={}, metrics={}, train_metrics={}, evaluate_metrics={}
+)
 
 
 def check_format(form: str, *others: str) -> str:
@@ -105,3 +114,31 @@ def _column(values: list[Any]) -> Any:
     if any(isinstance(value, float) for value in values):
         values = [float(value) if isinstance(value, int) else value for value in values]
     return pyarrow.array(values)
+
+
+def piped_row(row: Mapping[str, Any], metric: Metric | None, elapsed: float) -> dict[str, Any]:
+    """Return what stands in a round's row of the piped table, by column.
+
+    Parameters
+    ----------
+    row : mapping
+        The round's row of ``rounds.jsonl``.
+    metric : Metric or None
+        The run's primary metric; None: the row is of a Flower app.
+    elapsed : float
+        Seconds since the command began.
+    """
+    ends = {str(status): row["tasks"].get(status, 0) for status in TaskStatus}
+    spent = {key: row[key] for key in ("bytes_up", "bytes_down", "virtual_seconds")}
+    spent["elapsed_seconds"] = round(elapsed, 3)
+    learned: dict[str, Any]
+    if metric is None:
+        learned = {f"{kind}_metrics": _pairs(row[f"{kind}_metrics"]) for kind in APP_KINDS}
+        return {"round": row["round"], **ends, **spent, **learned}
+    learned = {each.name: row["metrics"].get(each.name) for each in (metric, LOSS)}
+    learned |= {key: row[key] for key in ("train_loss", "density")}
+    return {"round": row["round"], **learned, **ends, **spent}
+
+
+def _pairs(metrics: Mapping[str, float]) -> str:
+    return " ".join(f"{name}={value:.6g}" for name, value in metrics.items())

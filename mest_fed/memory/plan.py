@@ -60,7 +60,8 @@ class Plan:
         if not self.shape.momentum:
             said.append("no momentum")
         if memory.frozen:
-            said.append(f"the first {memory.frozen} blocks are frozen")
+            first = "block is" if memory.frozen == 1 else f"{memory.frozen} blocks are"
+            said.append(f"the first {first} frozen")
         return said
 
     def in_words(self) -> str:

@@ -15,7 +15,8 @@ from mest_fed.data import Batches
 from mest_fed.errors import InputError, ObjectiveError
 from mest_fed.nn import UnsentBuffers, read_state, write_state
 from mest_fed.process_tasks import PROCESS_TASKS
-from mest_fed.schema import LOSS, TaskStatus
+from mest_fed.rows import Row
+from mest_fed.schema import LOSS, in_words
 from mest_fed.server.deployed import DeployedRun
 from mest_fed.server.exchange import DeviceGrid
 from mest_fed.server.global_model import GlobalModel
@@ -25,6 +26,7 @@ from mest_fed.server.strategy import MestStrategy
 from mest_fed.task import Task
 from mest_fed.training import Metric, choose_device, evaluate
 from mest_fed.training.programs import Programs
+from mest_fed.units import format_bytes, format_seconds
 
 log = getLogger("flwr.mest_fed")
 
@@ -113,20 +115,19 @@ class CentralEvaluation:
 Preparation = Callable[[Task, MestStrategy], RoundObserver]
 
 
-def log_round(record: RoundRecord, primary: Metric) -> None:
-    """Log a round in one line, with the primary metric."""
-    value = record.metrics.get(primary.name)
+def log_round(row: Row, primary: Metric) -> None:
+    """Log a round in one line: metrics, how its tasks ended, and the time since the run began."""
+    judged = [primary] if primary == LOSS else [primary, LOSS]
+    metrics = [f"{each.name} {each.format(row['metrics'].get(each.name))}" for each in judged]
     log.info(
-        "round %d: %s %s, density %.4f; %d trained, %d failed, %d rejected; %d B up, %d down",
-        record.round,
-        primary.name,
-        "-" if value is None else f"{value:.4f}",
-        record.density,
-        record.count(TaskStatus.OK),
-        record.without_reply,
-        record.count(TaskStatus.REJECTED),
-        record.bytes_up,
-        record.bytes_down(),
+        "round %d: %s, density %.4f; tasks: %s; %s up, %s down; %s",
+        row["round"],
+        ", ".join(metrics),
+        row["density"],
+        in_words(row["tasks"]) or "none",
+        format_bytes(row["bytes_up"]),
+        format_bytes(row["bytes_down"]),
+        format_seconds(row["wall_seconds"]),
     )
 
 
@@ -169,8 +170,7 @@ def _serve(task: Task, grid: Grid, prepare: Preparation | None, bundle: Path | N
     with DeployedRun(task, strategy, devices, run_id=grid.run.run_id, bundle=bundle) as run:
 
         def observer(record: RoundRecord) -> None:
-            run.round_done(record)
-            log_round(record, task.objective.primary)
+            log_round(run.round_done(record), task.objective.primary)
 
         # Real seconds; in virtual time the grid itself keeps the deadline.
         _run(strategy, devices, task, observer, task.config.fleet.deadline or None)

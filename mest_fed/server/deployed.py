@@ -13,6 +13,7 @@ from typing import Any
 from mest_fed.config import RunConfig, to_flat, to_toml
 from mest_fed.devices import load_profile
 from mest_fed.errors import InputError
+from mest_fed.rows import Row
 from mest_fed.server.checkpoint import (
     checkpoint_name,
     checkpoint_of_run,
@@ -93,8 +94,11 @@ class DeployedRun:
             log_failure("the run ends", error)
         self._open.close()
 
-    def round_done(self, record: RoundRecord) -> None:
-        """Log a round and write its checkpoint: a round of real devices is worth one."""
+    def round_done(self, record: RoundRecord) -> Row:
+        """Log a round and write its checkpoint: a round of real devices is worth one.
+
+        Its row is returned.
+        """
         self._nodes |= {node.partition: node for node in self.strategy.clients.nodes.values()}
         seconds = self._seconds_before + time.monotonic() - self._started
         timings = [self._timing(outcome) for outcome in record.clients]
@@ -110,6 +114,7 @@ class DeployedRun:
         # The last two stay, and as many as a simulation keeps.
         if (record.round - 2) % self.task.config.run.checkpoint_every:
             self._checkpoint(record.round - 2).unlink(missing_ok=True)
+        return row
 
     def finish(self) -> None:
         """Write the model, the summary and, where its packages are installed, the report."""
@@ -117,7 +122,15 @@ class DeployedRun:
         logs = RunLogs(folder.read(ROUNDS), folder.read(CLIENTS))
         name = folder.path.name
         tiers = tier_plans(self.task, [asdict(node) for node in self._nodes.values()])
-        summary = build_summary(self.task, tiers, self.strategy, preset=name, logs=logs, peaks={})
+        summary = build_summary(
+            self.task,
+            tiers,
+            self.strategy,
+            preset=name,
+            logs=logs,
+            peaks={},
+            real_devices=len(self._nodes),
+        )
         folder.write_model(self.task, model.state())
         self._write_encoding()
         folder.write_summary(summary)

@@ -158,6 +158,10 @@ class DeviceGrid(Grid):
             if sent is None:
                 continue
             node_id, message_type, start = sent
+            if absence_of(reply) is FailureKind.AWAY:
+                # It was sent, and may have arrived, so that its bytes count.
+                went = code_of_failure(FailureKind.WENT_AWAY)
+                reply.error = Error(went, reply.error.reason)
             if message_type == MessageType.TRAIN:
                 self.durations[node_id] = Duration(start, time.monotonic() - start)
             replies.append(reply)

@@ -1,6 +1,7 @@
 """Rows of the run folder, from the server's record of a round and the clock's timings."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -292,6 +293,7 @@ def round_row(
     wall_seconds: float,
 ) -> Row:
     """Return the row of a round."""
+    settled = [why for _, why, _ in _settled(record.clients, timings, MessageType.TRAIN)]
     row = RoundRow(
         round=record.round,
         accuracy=record.metrics.get("accuracy"),
@@ -308,11 +310,25 @@ def round_row(
         trained=record.count(TaskStatus.OK),
         failed=record.without_reply,
         rejected=record.count(TaskStatus.REJECTED),
+        tasks=count_statuses(settled),
+        failures=count_failures(settled),
         energy_joules=sum(timing.energy_joules for timing in timings),
         stopped=record.stopped or None,
         diverged=record.diverged,
     )
     return as_row(row)
+
+
+def count_statuses(ends: Iterable[FailureKind | None]) -> dict[TaskStatus, int]:
+    """Count how tasks ended, by why they failed (None: they did not); zeros are left out."""
+    counts = Counter(TaskStatus.OK if kind is None else kind.status for kind in ends)
+    return {status: counts[status] for status in TaskStatus if counts[status]}
+
+
+def count_failures(ends: Iterable[FailureKind | None]) -> dict[FailureKind, int]:
+    """Count why tasks failed; zeros are left out."""
+    counts = Counter(ends)
+    return {kind: counts[kind] for kind in FailureKind if counts[kind]}
 
 
 def with_metrics(row: Row) -> Row:

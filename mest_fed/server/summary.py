@@ -70,6 +70,7 @@ def build_summary(
     preset: str,
     logs: RunLogs,
     peaks: Mapping[Plan, int],
+    real_devices: int | None = None,
 ) -> Summary:
     """Sum up a finished run.
 
@@ -86,6 +87,8 @@ def build_summary(
         The rows of all rounds.
     peaks : mapping
         Measured bytes of each plan that was measured.
+    real_devices : int, optional
+        How many took part in a deployed run; None in a simulation, whose tiers have all of them.
     """
     config, model = task.config, strategy.model
     state = model.state()
@@ -108,6 +111,9 @@ def build_summary(
         out_of_memory=failures[FailureKind.OUT_OF_MEMORY],
         tasks={status: statuses[status] for status in TaskStatus},
         failures={kind: count for kind in FailureKind if (count := failures[kind])},
+        devices=sum(each.clients for each in tiers) if real_devices is None else real_devices,
+        devices_asked=len({row["partition"] for row in logs.clients}),
+        deployed=real_devices is not None,
         tiers=tuple(_tier(tier, peaks) for tier in tiers),
         layers=tuple(_layers(task, model.spec, state)),
         dense_bytes=4 * (model.spec.sparse_weights + _count(model.spec)),

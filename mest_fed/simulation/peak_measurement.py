@@ -219,6 +219,11 @@ class Peaks:
         )
         self._unknown = unknown
 
+    @property
+    def pending(self) -> int:
+        """How many plans are being measured, for the first time on this machine."""
+        return 0 if self._measurement.process is None else len(self._measurement.plans)
+
     def wait(self) -> Mapping[Plan, int]:
         """Wait for the measurement; return measured bytes by plan, where they could be measured.
 

@@ -10,6 +10,8 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+from flwr.app import Message, MessageType
+
 from mest_fed.client.kernels import given_table
 from mest_fed.config import RunConfig, find_named, to_flat, to_toml
 from mest_fed.config.load import Scalar
@@ -34,11 +36,13 @@ from mest_fed.simulation.client_state import DiskStates, VersionedStates
 from mest_fed.simulation.engine.executor import Executor, make_executor
 from mest_fed.simulation.engine.flower import run_server_app
 from mest_fed.simulation.engine.grid import EngineGrid
+from mest_fed.simulation.engine.interfaces import TaskResult
 from mest_fed.simulation.fleet import Fleet, SharedData, TaskSetup, run_kernels
 from mest_fed.simulation.more_rounds import NewPlan, extended, planned
 from mest_fed.simulation.peak_measurement import Peaks
 from mest_fed.simulation.trackers.progress import Observer, Observers
 from mest_fed.task import Task
+from mest_fed.units import number_of
 
 CLIENT_APP = "mest_fed.client.app:app"
 
@@ -61,8 +65,8 @@ class Simulation:
         Where it leaves what it finds.
     resumed : Snapshot, optional
         From which to go on.
-    observer : Observer
-        Receives the rows of each round.
+    observer : Observers
+        Receive the rows of each round, and what goes on between them.
     plan : NewPlan, optional
         The configuration, where the run's folder does not say it yet.
     """
@@ -71,13 +75,19 @@ class Simulation:
     config: RunConfig
     folder: RunFolder
     resumed: Snapshot | None = None
-    observer: Observer = field(default_factory=Observers)
+    observer: Observers = field(default_factory=Observers)
     plan: NewPlan | None = None
 
     @cached_property
     def task(self) -> Task:
         """The run's task."""
         return Task(self.config)
+
+    @cached_property
+    def fleet(self) -> Fleet:
+        """The run's devices and their plans, which a resumed run has made before."""
+        plans = None if self.resumed is None else RunFacts.read(self.resumed.facts).plans
+        return Fleet.of(self.task, plans)
 
     def run(self, workers: int, address: str | None = None, *, patience: float = math.inf) -> Path:
         """Run to the end; return the path of the run folder.
@@ -99,7 +109,10 @@ class Simulation:
             On Ctrl-C, after a checkpoint was written.
         """
         facts = None if self.resumed is None else RunFacts.read(self.resumed.facts)
-        fleet = Fleet.of(self.task, None if facts is None else facts.plans)
+        tell = self.observer
+        fleet = self.fleet
+        if self.config.training.kernels == "tuned" and facts is None:
+            tell.phase("timing kernels")
         kernels = run_kernels(self.task, fleet, self.folder, resume=facts is not None)
         task = self.task.reconfigured(self.config, kernels.choices)
         flat = to_flat(self.config)
@@ -118,8 +131,14 @@ class Simulation:
         ):
             if (reason := task.why_torch(fleet.plans)) is not None:
                 getLogger(RUN_LOG).warning("%s", reason)
+                tell.note(reason)
             # All of this can fail, so the folder is left alone until it has not.
+            if workers:
+                tell.phase(f"starting Ray with {number_of(workers, 'worker')}")
             executor.ensure_ready()
+            if measured.pending:
+                plans = number_of(measured.pending, "plan")
+                tell.phase(f"measuring the memory of {plans}, each for the first time here")
             peaks = measured.wait()
             with self._open_folder(task, kernels, measured.by_key, log) as states:
                 strategy = _Run(self, task, fleet, states).drive(executor, peaks, flat)
@@ -199,7 +218,13 @@ class _Run:
             needs=self.fleet.by_node(needs) if config.behaviour.memory_pressure else None,
         )
         self.grid = EngineGrid(
-            nodes, executor, run_config=flat, simulator=self.clock, states=self.states, stream=True
+            nodes,
+            executor,
+            run_config=flat,
+            simulator=self.clock,
+            states=self.states,
+            stream=True,
+            observer=self._task_ended,
         )
         self.started = time.perf_counter()
         try:
@@ -247,7 +272,8 @@ class _Run:
         timings = self.clock.take_timings()
         wall = self.wall_before + time.perf_counter() - self.started
         row = round_row(record, timings, virtual_seconds=self.clock.now, wall_seconds=wall)
-        self.folder.append(CLIENTS, client_rows(record, timings))
+        tasks = client_rows(record, timings)
+        self.folder.append(CLIENTS, tasks)
         self.folder.append(ROUNDS, [row])
         if record.round > 0:
             self.states.commit(record.round)
@@ -256,7 +282,14 @@ class _Run:
         ends = record.round == run.rounds or bool(self.strategy.progress.stopped)
         if record.round % run.checkpoint_every == 0 or ends:
             self._checkpoint(self.snapshot)
+        self.simulation.observer.tasks_done(tasks)
         self.simulation.observer.round_done(row)
+
+    def _task_ended(self, instruction: Message, result: TaskResult) -> None:
+        del result  # the round's rows say how it ended
+        kind = instruction.metadata.message_type
+        if kind in (MessageType.TRAIN, MessageType.EVALUATE):
+            self.simulation.observer.task_ended(kind)
 
     def _checkpoint(self, snapshot: Snapshot) -> None:
         """Write a checkpoint, and forget states that neither it nor the one before needs."""
@@ -309,8 +342,12 @@ def open_run(
         If the folder is in use, holds nothing to resume, or data, fleet or the table of kernels
         are unusable. No folder is made here: :meth:`Simulation.run` does, as late as it can.
     """
-    observer = Observers() if observer is None else observer
+    if observer is None:
+        observer = Observers()
+    elif not isinstance(observer, Observers):
+        observer = Observers(observer)
     if resume:
+        observer.phase("reading the checkpoint")
         return _reopened(preset, RunFolder(out), more, observer)
     if config is None:
         raise InputError("a new run needs a configuration")
@@ -324,19 +361,24 @@ def open_run(
     find_named(config)
     check_mode(config)
     simulation = Simulation(preset, config, folder, observer=observer)
+    observer.phase(f"reading the data: {config.data.name}")
     task = simulation.task
     task.try_objective()
-    fleet = Fleet.of(task)
+    kinds = number_of(len(task.devices.counts), "kind")
+    devices = number_of(config.fleet.devices, "device")
+    observer.phase(f"planning the memory of {devices} of {kinds}")
+    fleet = simulation.fleet
     trace_of(config, fleet.devices)
     tiers = [(tier.profile, tier.plan.density) for tier in fleet.tiers]
     check_deadline(config, task.spec, tiers)
     given_table(task)
+    observer.phase(f"trying {config.model.name} on the devices' shares of the data")
     _ = task.partitions  # what is wrong with the data is found before workers start
     task.try_out()
     return simulation
 
 
-def _reopened(preset: str, folder: RunFolder, more: int, observer: Observer) -> Simulation:
+def _reopened(preset: str, folder: RunFolder, more: int, observer: Observers) -> Simulation:
     """Prepare to go on with the run in a folder."""
     config = folder.reopen(finished=more > 0)
     snapshot = Snapshot(*load_newest(folder.checkpoints))

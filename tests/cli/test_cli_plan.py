@@ -3,6 +3,7 @@
 import json
 import sys
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from mest_fed import cli
 from mest_fed.catalogue import MODELS
 from mest_fed.cli.baseline import Baseline, ProcessMemory
 from mest_fed.cli.planning import picture
+from mest_fed.cli.planning.text import _time
 from mest_fed.client.capability import budget_of
 from mest_fed.config import RunConfig, to_flat
 from mest_fed.devices import load_profile, train_seconds, training_work
@@ -112,6 +114,25 @@ def test_recomputation_takes_time(plans):
 def test_the_step_time_in_words(says):
     text = says(*SMALL, *LARGE, "--device", "rpi-zero-2w")
     assert "on Raspberry Pi Zero 2 W (modelled), no longer than it would" in text
+
+
+def test_small_micro_batches_with_torch_are_not_said_to_cost_nothing():
+    clock = SimpleNamespace(seconds=lambda shape: 0.5, counts_groups=lambda shape: compiled)
+    wished = SimpleNamespace(batch=16, micro_batch=16)
+
+    def said(micro_batch):
+        plan = SimpleNamespace(shape=SimpleNamespace(batch=16, micro_batch=micro_batch))
+        profile = SimpleNamespace(title="a board")
+        return _time(SimpleNamespace(profile=profile, plan=plan, clock=clock, wished=wished))
+
+    compiled = False
+    assert said(16).endswith("(modelled), no longer than it would with nothing given up.")
+    assert "micro-batches of 2 instead of 16 take longer than operations say" in said(2)
+    assert "1.3 to 1.4 times as long was measured" in said(2)
+    assert "2.0 to 2.3 times as long was measured" in said(1)
+    assert said(4).endswith("take longer than operations say.")
+    compiled = True  # its programs count what groups cost
+    assert said(2).endswith("(modelled), no longer than it would with nothing given up.")
 
 
 @pytest.fixture

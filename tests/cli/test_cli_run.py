@@ -1,6 +1,8 @@
 """``mest-fed run``: wrong input is one line with status 2, and leaves no folder behind."""
 
+import csv
 import gc
+import io
 import shutil
 import sys
 from pathlib import Path
@@ -204,21 +206,48 @@ def test_a_server_that_raises_is_one_line_and_its_traceback_is_in_the_log(make_a
 
 
 def test_an_app_that_sends_nothing_has_a_report(make_app, run, tmp_path):
-    status, output, _ = run(str(make_app()), "--workers", "0", "--out", "out")
-    assert (status, "nodes 10\n" in output) == (0, True)
+    status, output, errors = run(str(make_app()), "--workers", "0", "--out", "out")
+    assert (status, "nodes 10\n" in errors) == (0, True)
+    assert output.startswith("round\tok\tfailed\t")
+    assert output.count("\n") == 1  # there was no round
     assert "No client was asked" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_quiet_run_leaves_standard_output_to_the_server(make_app, run):
+    status, output, errors = run(str(make_app()), "--workers", "0", "--out", "out", "--quiet")
+    assert (status, output, errors) == (0, "nodes 10\n", "")
+
+
+def test_a_run_in_which_every_client_failed_ends_with_status_3(make_app, run):
+    server = SERVER.replace("import ServerApp", "import ServerApp\nfrom flwr.app import *")
+    server += (
+        "    ids = grid.get_node_ids()\n"
+        "    messages = [Message(RecordDict(), each, 'train') for each in ids]\n"
+        "    list(grid.send_and_receive(messages))\n"
+    )
+    client = CLIENT + "@app.train()\ndef train(message, context):\n    raise KeyError('img')\n"
+    app = make_app(server=server, client=client)
+    status, output, errors = run(str(app), "--workers", "0", "--out", "out")
+    assert status == NOTHING_TRAINED
+    assert errors.splitlines()[-1] == "no client gave a result: 10 failed"
+    assert "10 failed: the client raised an error" in errors
+    (row,) = csv.DictReader(io.StringIO(output), delimiter="\t")
+    assert (row["ok"], row["failed"]) == ("0", "10")
 
 
 def test_an_app_runs_with_devices_and_overrides_from_another_folder(run, tmp_path):
     shutil.copytree(APPS / "numpy_app", tmp_path / "numpy_app")
     (tmp_path / "fleet.toml").write_text("[fleet]\nmix = 'rpi-4:1'\n[run]\nseed = 3\n")
     options = ("--fleet", "fleet.toml", "-c", "rounds=1 step=0.1", "--workers", "0")
-    status, output, _ = run("numpy_app", *options)
+    status, output, errors = run("numpy_app", *options)
     assert status == 0
-    assert "round 1: loss" in output
-    assert "round 2" not in output
-    assert "numpy-app: 1 rounds on 4 nodes" in output
-    assert "of virtual time (modelled)" in output
+    assert "round 1: loss" in errors
+    assert "round 2" not in errors
+    assert "numpy-app: 1 round on 4 nodes" in errors
+    assert "of virtual time (modelled)" in errors
+    table = list(csv.DictReader(io.StringIO(output), delimiter="\t"))
+    assert [row["round"] for row in table] == ["0", "1"]  # it asks for parameters first
+    assert int(table[1]["ok"]) > 0
     config = (tmp_path / "runs" / "numpy-app" / "config.toml").read_text()
     assert "rounds = 1\nstep = 0.1\n" in config
     assert "seed = 3\n" in config

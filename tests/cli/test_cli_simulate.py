@@ -1,5 +1,7 @@
 """``mest-fed simulate`` from command to report, in this process and in one that is interrupted."""
 
+import csv
+import io
 import json
 import shutil
 import signal
@@ -14,6 +16,7 @@ from mest_fed import cli
 from mest_fed.cli.app import INTERRUPTED
 from mest_fed.errors import InputError
 from mest_fed.memory.meter import can_measure
+from mest_fed.schema import TaskStatus
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.simulation.peak_measurement import PeakMeasurement
 
@@ -67,10 +70,17 @@ def test_from_command_to_report(monkeypatch, capsys, tmp_path, config):
     folder = tmp_path / "a folder [1]"
     settings = ("--set", "run.rounds=2", "--set", "run.seed=4")
     status, out, err = simulate(monkeypatch, capsys, "--config", config, *settings, "--out", folder)
-    assert (status, err) == (0, "")
-    assert f"report: {folder / 'report.html'}\n" in out
-    assert "virtual time (modelled)" in out
+    assert status == 0
+    assert f"report: {folder / 'report.html'}\n" in err
+    assert "virtual time (modelled)" in err
     summary = read(folder)
+    table = list(csv.DictReader(io.StringIO(out), delimiter="\t"))
+    assert [row["round"] for row in table] == ["0", "1", "2"]
+    for status in TaskStatus:
+        assert sum(int(row[status]) for row in table) == summary["tasks"][status]
+    assert summary["devices"] == 12
+    assert 1 <= summary["devices_asked"] <= 4
+    assert f"of 12 devices {summary['devices_asked']} were asked" in err
     assert (summary["preset"], summary["rounds"], summary["seed"]) == ("small", 2, 4)
     (tier,) = summary["tiers"]
     assert (tier["measured_peak_bytes"] is not None) == can_measure()
@@ -115,7 +125,8 @@ def test_ctrl_c_and_resume(tmp_path, config):
             process.kill()
     assert process.returncode == INTERRUPTED, err
     assert "Traceback" not in err
-    assert f"stopped; go on with: mest-fed simulate --resume --out '{folder}'\n" in out
+    assert f"stopped; go on with: mest-fed simulate --resume --out '{folder}'\n" in err
+    assert out.startswith("round\t")
     logged = rounds(folder)
     assert 2 <= logged[-1] < 40
     checkpoints = [path.stem for path in (folder / "checkpoints").iterdir()]

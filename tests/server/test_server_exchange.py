@@ -134,7 +134,7 @@ def test_each_instruction_has_one_reply(clock):
     grid = FlowerGrid({A: 0, B: None, C: "gone", D: 3})
     assert exchanged(grid, NODES) == {
         A: "its own",
-        B: FailureKind.AWAY,
+        B: FailureKind.WENT_AWAY,  # after it was sent, so that its bytes count
         C: FailureKind.AWAY,
         D: "its own",
     }

@@ -99,7 +99,7 @@ def test_a_run_survives_its_devices_and_its_server(deployment):
         number = len(gone) + 1
         deployment.training(partition, number)
         os.kill(pids[partition], how)
-        gone[number, partition] = "away"
+        gone[number, partition] = "dropped"
         if number == 1:  # these take part later: one device of partition 1 anew, two of partition 0
             for newcomer in (0, 0, 1):
                 deployment.devices.start(newcomer, 1.0)

@@ -101,8 +101,8 @@ def test_the_driver_ended_by_a_signal(folders, undisturbed):
     folders.held(run)
     run.terminate()
     out, errors = run.communicate(timeout=60)
-    assert (run.returncode, errors) == (INTERRUPTED, "")
-    assert out == f"stopped; go on with: mest-fed simulate --resume --out {folders.run}\n"
+    assert (run.returncode, out) == (INTERRUPTED, "")
+    assert errors == f"stopped; go on with: mest-fed simulate --resume --out {folders.run}\n"
     (folders.faults / "go").touch()
     assert finish(folders.simulate("--workers", "0", resume=True)) == (0, "")
     assert_same_end(folders, undisturbed)

@@ -108,6 +108,24 @@ def test_the_header_says_what_ran(folder, page):
     assert "Target density 10%" in page.text
 
 
+@pytest.mark.parametrize(
+    ("facts", "lead"),
+    [
+        ({"devices": 1_000_000, "devices_asked": 1000}, "1 000 were asked to train"),
+        ({"devices": 3, "devices_asked": 3}, "3 simulated devices of 5 kinds were asked to train"),
+        ({"devices": 3, "devices_asked": 1, "deployed": True}, "Of 3 devices of 5 kinds 1 was"),
+    ],
+)
+def test_the_lead_says_who_was_asked(tmp_path, facts, lead):
+    contents = example_files(rounds=3)
+    contents["summary"] |= facts
+    text = page_of(tmp_path, contents).text.replace("\N{NARROW NO-BREAK SPACE}", " ")
+    assert lead in text
+    assert ("simulat" in text.partition("In numbers")[0]) == ("deployed" not in facts)
+    assert ("The devices were real" in text) == ("deployed" in facts)
+    assert ("Virtual time modelled" in text) == ("deployed" not in facts)
+
+
 def test_each_tier_states_its_plan_and_numbers(folder, page):
     for tier in json.loads((folder / "summary.json").read_text())["tiers"]:
         assert f"{tier['title']} {tier['profile']} {tier['clients']}" in page.text

@@ -150,8 +150,13 @@ def test_a_round_counts_the_instructions_that_devices_received(tmp_path):
     for row in rows:
         assert (row["bytes_down"] == 0) == (row["status"] == "away")
     for row in rounds:
-        of_round = (client for client in rows if client["round"] == row["round"])
+        of_round = [client for client in rows if client["round"] == row["round"]]
         assert row["bytes_down"] == sum(client["bytes_down"] for client in of_round)
+        assert row["tasks"] == Counter(client["status"] for client in of_round)
+        assert row["failures"] == Counter(c["failure"] for c in of_round if c["failure"])
+    summary = read_summary(folder)
+    assert summary["devices_asked"] == len({client["partition"] for client in rows})
+    assert (summary["devices"], summary["deployed"]) == (12, False)
 
 
 def test_a_run_that_diverges_fails_with_one_line_that_says_so(monkeypatch, capsys, tmp_path):

@@ -11,7 +11,7 @@ from mest_fed.catalogue import FORMATS, Recompute
 from mest_fed.cli.planning.report import PlanReport
 from mest_fed.cli.planning.step_time import FrontierPoint, format_multiple, front, place
 from mest_fed.simulation.report.figures import style
-from mest_fed.units import format_bytes, format_seconds
+from mest_fed.units import format_bytes, format_seconds, number_of
 
 BAND = "#f4f6f8"
 
@@ -53,8 +53,10 @@ def _written(time: float, report: PlanReport) -> str:
 def _time_label(report: PlanReport) -> str:
     batch = report.plan.shape.batch
     if report.profile is None:
-        return f"time of a step of {batch} examples (modelled),\nplain training being 1"
-    return f"time of a step of {batch} examples (modelled),\n{report.profile.title}"
+        return (
+            f"time of a step of {number_of(batch, 'example')} (modelled),\nplain training being 1"
+        )
+    return f"time of a step of {number_of(batch, 'example')} (modelled),\n{report.profile.title}"
 
 
 _COLOURS = dict(zip(Recompute, (style.BLUE, style.ORANGE, style.VERMILION), strict=True))

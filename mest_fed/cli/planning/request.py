@@ -20,7 +20,7 @@ from mest_fed.errors import not_allowed
 from mest_fed.simulation.settings import load_table
 from mest_fed.system.limits import RLIMIT, kind_of_limit
 from mest_fed.task import Task
-from mest_fed.units import format_bytes
+from mest_fed.units import format_bytes, number_of
 
 #: What is planned where no configuration is given.
 _DEFAULTS: Table = {
@@ -75,7 +75,7 @@ class PlanRequest:
         return (
             f"{name}{config.model.name}{how}, "
             f"{sparsity.method}{sparse}, "
-            f"{config.training.batch_size} examples of shape {shape} a step"
+            f"{number_of(config.training.batch_size, 'example')} of shape {shape} a step"
         )
 
 

@@ -78,6 +78,10 @@ class StepTime:
             "step_relative": round(self.against(plan.shape, plain), 6),
         }
 
+    def counts_groups(self, shape: TrainingShape) -> bool:
+        """Say whether a step's time says what micro-batches cost: that of a compiled one does."""
+        return self._program(shape) is not None
+
     def _amount(self, shape: TrainingShape) -> float:
         seconds = self.seconds(shape)
         if seconds is not None:

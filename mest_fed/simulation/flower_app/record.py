@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 
@@ -22,18 +23,29 @@ from mest_fed.rows import (
 )
 from mest_fed.schema import FailureKind, TaskStatus, failure_of_code
 from mest_fed.server.folder_names import CLIENTS, ROUNDS
-from mest_fed.server.rows import ClientTiming, timed
+from mest_fed.server.rows import ClientTiming, count_failures, count_statuses, timed
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.server.summary import versions
 from mest_fed.simulation.engine.flower import Result
 from mest_fed.simulation.engine.interfaces import TaskResult, partition_of
 from mest_fed.simulation.fleet_grid import SimulatedDevices
 from mest_fed.simulation.flower_app.project import AppProject
+from mest_fed.simulation.trackers.progress import Watcher
 from mest_fed.wire.records import content_bytes
 
 #: What replies call their number of examples: today's apps, and those of NumPyClient.
 _WEIGHTS = ("num-examples", "num_examples")
 _MOST_PENDING_ROWS = 1000
+
+
+class AppWatcher(Watcher, Protocol):
+    """Sees a run of an app while it goes."""
+
+    def begin_app(self, name: str, *, timed: bool) -> None:
+        """Take the app's name, and whether its nodes have devices; rounds follow."""
+
+    def round_done(self, row: Row) -> None:
+        """Take a round's row of ``rounds.jsonl``."""
 
 
 class AppRecord:
@@ -49,11 +61,19 @@ class AppRecord:
         Gets the rows.
     devices : SimulatedDevices, optional
         The fleet, if the nodes have devices.
+    watcher : AppWatcher, optional
+        Is told of tasks and rounds as they end.
     """
 
-    def __init__(self, folder: RunFolder, devices: SimulatedDevices | None) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        devices: SimulatedDevices | None,
+        watcher: AppWatcher | None = None,
+    ) -> None:
         self._folder = folder
         self._devices = devices
+        self._watcher = watcher
         self._rows: list[Row] = []
         self._round = _Round(0)
         self._server_round = ""
@@ -113,6 +133,7 @@ class AppRecord:
         self._round.count("failed" if failure else kind, up=up, down=down, joules=joules)
         if kind not in (MessageType.TRAIN, MessageType.EVALUATE):
             return
+        self._round.ends.append(failure)
         if failure is None:
             self._round.learn(kind, metrics_of(reply.content))
             for record in reply.content.metric_records.values():
@@ -134,6 +155,9 @@ class AppRecord:
             **timed(timing),
         )
         self._rows.append(as_row(row, optional=APP_CLIENTS_LACK))
+        if self._watcher is not None:
+            self._watcher.task_ended(kind)
+            self._watcher.tasks_done(self._rows[-1:])
         if len(self._rows) >= _MOST_PENDING_ROWS:
             self._write_tasks()
 
@@ -144,6 +168,8 @@ class AppRecord:
         row = self._round.row(now, time.perf_counter() - self._began)
         self._rounds.append(row)
         self._folder.append(ROUNDS, [as_row(row)])
+        if self._watcher is not None:
+            self._watcher.round_done(as_row(row))
 
     def _write_tasks(self) -> None:
         rows, self._rows = self._rows, []
@@ -161,6 +187,8 @@ class _Round:
         self._bytes = {"bytes_down": 0, "bytes_up": 0}
         self._counts: Counter[str] = Counter()
         self._joules = 0.0
+        #: Why tasks of training and evaluation failed; None: they did not.
+        self.ends: list[FailureKind | None] = []
         #: Kind -> metric -> (sum of weights, weighted sum).
         self._means: dict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
 
@@ -191,10 +219,13 @@ class _Round:
             round=self.number,
             virtual_seconds=now,
             wall_seconds=wall_seconds,
-            **self._bytes,
+            bytes_up=self._bytes["bytes_up"],
+            bytes_down=self._bytes["bytes_down"],
             trained=self._counts[MessageType.TRAIN],
             evaluated=self._counts[MessageType.EVALUATE],
             failed=self._counts["failed"],
+            tasks=count_statuses(self.ends),
+            failures=count_failures(self.ends),
             energy_joules=self._joules,
             train_metrics=self._mean(MessageType.TRAIN),
             evaluate_metrics=self._mean(MessageType.EVALUATE),

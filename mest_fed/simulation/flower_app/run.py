@@ -32,7 +32,8 @@ from mest_fed.simulation.engine.grid import EngineGrid, ReplyStream
 from mest_fed.simulation.engine.interfaces import make_nodes
 from mest_fed.simulation.fleet_grid import SimulatedDevices
 from mest_fed.simulation.flower_app.project import AppFolder, AppProject, load_app
-from mest_fed.simulation.flower_app.record import AppRecord, build_summary
+from mest_fed.simulation.flower_app.record import AppRecord, AppWatcher, build_summary
+from mest_fed.units import number_of
 
 #: Nodes of an app that does not say how many it wants.
 DEFAULT_NODES = 10
@@ -114,8 +115,17 @@ class AppRun:
             return self.fleet.fleet.devices
         return self.project.num_supernodes or DEFAULT_NODES
 
-    def run(self, workers: int, address: str | None = None) -> Path:
+    def run(
+        self, workers: int, address: str | None = None, *, watcher: AppWatcher | None = None
+    ) -> Path:
         """Run the app to its end; return the path of the run folder.
+
+        Parameters
+        ----------
+        workers, address : int, str or None
+            As for :meth:`mest_fed.simulation.simulate.Simulation.run`.
+        watcher : AppWatcher, optional
+            Sees the run.
 
         Raises
         ------
@@ -127,6 +137,8 @@ class AppRun:
         """
         folder = RunFolder(self.out, ("--out", ""))
         folder.check_new()
+        if watcher is not None:
+            watcher.phase(f"loading {self.project.name}")
         devices = None if self.fleet is None else SimulatedDevices(self.fleet)
         seed_generators(self.seed)
         server_app = load_app(self.project.serverapp, ServerApp, self.project.folder)
@@ -136,10 +148,14 @@ class AppRun:
             closing(self._executor(workers, address)) as executor,
             ExitStack() as stack,
         ):
+            if watcher is not None and workers:
+                watcher.phase(f"starting Ray with {number_of(workers, 'worker')}")
             executor.ensure_ready()
+            if watcher is not None:
+                watcher.begin_app(self.project.name, timed=devices is not None)
             stack.enter_context(_begun(folder, self._as_toml()))
             run_log.write_to(folder.path / LOG)
-            record = AppRecord(folder, devices)
+            record = AppRecord(folder, devices, watcher)
             grid = RecordedGrid(
                 record,
                 make_nodes(self.num_nodes) if devices is None else devices.nodes(),

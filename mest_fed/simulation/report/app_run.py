@@ -55,7 +55,7 @@ def page_values(run: AppRun) -> dict[str, Any]:
 
 def _in_short(run: AppRun) -> str:
     summary = run.summary
-    text = f"A Flower app on {count_of(summary.nodes, 'simulated client')}"
+    text = f"A Flower app on {count_of(summary.nodes, 'simulated node')}"
     if summary.tiers:
         text += f" on {count_of(len(summary.tiers), 'kind')} of device"
     return f"{text}, for {count_of(summary.rounds, 'round')} of training."

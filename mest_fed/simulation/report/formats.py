@@ -1,6 +1,7 @@
 """Shares, energies, counts and names as the report writes them."""
 
 from mest_fed.schema import Metric
+from mest_fed.units import plural
 
 _JOULES_PER_WATT_HOUR = 3600
 
@@ -39,7 +40,7 @@ def format_count(count: int) -> str:
 
 def count_of(count: int, noun: str) -> str:
     """Write a count with its noun, for example ``1 round`` or ``12 rounds``."""
-    return f"{format_count(count)} {noun}{'' if count == 1 else 's'}"
+    return f"{format_count(count)} {plural(count, noun)}"
 
 
 def short_name(name: str) -> str:

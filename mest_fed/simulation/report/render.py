@@ -14,6 +14,7 @@ from mest_fed.simulation.report.app_run import page_values
 from mest_fed.simulation.report.figures import draw_charts
 from mest_fed.simulation.report.formats import (
     count_of,
+    format_count,
     format_metric,
     format_percent,
     short_name,
@@ -88,15 +89,28 @@ def _text(name: str) -> str:
 def _in_short(run: Run) -> str:
     summary = run.summary
     clients = sum(tier.clients for tier in summary.tiers)
-    kinds = count_of(len({tier.profile for tier in summary.tiers}), "kind")
+    kinds = len({tier.profile for tier in summary.tiers})
     if summary.achieved_density == 1:
         active = "All weights are active"
     else:
         share = format_percent(summary.achieved_density)
         active = f"{share} of the sparse layers' weights are active"
-    did = "trained" if summary.clients_trained else "were to train"
+    devices = count_of(
+        clients if summary.devices is None else summary.devices,
+        f"{'' if summary.deployed else 'simulated '}device",
+    )
+    if kinds:  # of a deployed run those alone whose profiles are built in are known
+        devices += f" of {count_of(kinds, 'kind')}"
+    asked = summary.devices_asked
+    was = "was" if asked == 1 else "were"
+    if asked is None:
+        who = f"{devices} {'trained' if summary.clients_trained else 'were to train'}"
+    elif asked == summary.devices:
+        who = f"{devices} {was} asked to train"
+    else:
+        who = f"Of {devices} {format_count(asked)} {was} asked to train"
     text = (
-        f"{count_of(clients, 'simulated client')} on {kinds} of device {did} "
+        f"{who} "
         f"{short_name(summary.model)} on {run.dataset} for {count_of(summary.rounds, 'round')}. "
         f"{active} in the final global model"
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from mest_fed.rows import ClientRow
-from mest_fed.schema import FailureKind, TaskStatus
+from mest_fed.schema import TaskStatus
 from mest_fed.simulation.report.load import Device, FleetRun, Run
 
 
@@ -87,10 +87,6 @@ class LostTasks:
         return sum(self.counts.values())
 
 
-#: Failures of which the reason says more than the kind does.
-_OPEN = (None, FailureKind.CLIENT_ERROR, FailureKind.WORKER_DIED, FailureKind.UPDATE_REJECTED)
-
-
 def lost_by_reason(run: FleetRun) -> list[LostTasks]:
     """Count tasks without an update by reason, most frequent first.
 
@@ -101,10 +97,7 @@ def lost_by_reason(run: FleetRun) -> list[LostTasks]:
     for task in run.tasks:
         if task.status != TaskStatus.OK:
             kind = task.failure
-            if kind is None or kind in _OPEN:
-                reason = task.reason or (kind.label if kind else "no reason given")
-            else:
-                reason = kind.label
+            reason = kind.explain(task.reason) if kind else task.reason or "no reason given"
             counts[reason][task.status] += 1
     lost = [LostTasks(reason, dict(count)) for reason, count in counts.items()]
     return sorted(lost, key=lambda entry: (-entry.total, entry.reason))

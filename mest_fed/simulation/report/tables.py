@@ -242,10 +242,12 @@ def _density(run: Run) -> Tile:
     layers = run.summary.layers
     weights = sum(layer.weights for layer in layers)
     active = sum(round(layer.weights * layer.density) for layer in layers)
-    notes = (
+    notes: tuple[str, ...] = (
         f"target {format_percent(run.summary.target_density)}, over sparse layers",
         f"{format_count(active)} of {format_count(weights)} weights are active in all layers",
     )
+    if any(row.density > 1.01 * run.summary.target_density for row in run.rounds):
+        notes += ("above it in rounds in which weights had grown and none were removed yet",)
     return Tile("Achieved density", format_percent(run.summary.achieved_density), "measured", notes)
 
 
@@ -276,12 +278,16 @@ def _virtual_time(run: Run) -> Tile:
     notes: tuple[str, ...] = ("on the devices' own clocks",)
     if run.summary.rounds:
         notes += (f"{format_seconds(seconds / run.summary.rounds)} a round",)
+    if run.summary.deployed:
+        return Tile("Time", format_seconds(seconds), "measured", ("of real devices", *notes[1:]))
     return Tile("Virtual time", format_seconds(seconds), "modelled", notes)
 
 
 def _wall_time(run: Run) -> Tile:
     seconds = run.summary.wall_seconds
     notes: tuple[str, ...] = ("of the simulation itself",)
+    if run.summary.deployed:
+        return Tile("Wall time", format_seconds(seconds), "measured", ("on the server",))
     if 0 < seconds < run.summary.virtual_seconds:
         ratio = run.summary.virtual_seconds / seconds
         notes += (f"{ratio:.3g} times faster than virtual",)

@@ -5,16 +5,9 @@ from contextlib import suppress
 from logging import getLogger
 from typing import Protocol, runtime_checkable
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-
 from mest_fed.config import RunConfig
 from mest_fed.rows import Row
 from mest_fed.server.run_log import log_failure
-from mest_fed.training import objective_of
-from mest_fed.units import format_bytes, format_seconds
 
 log = getLogger(__name__)
 
@@ -45,8 +38,25 @@ class Observer(Protocol):
         """Stop; also after an interruption, and possibly before :meth:`begin`."""
 
 
+@runtime_checkable
+class Watcher(Protocol):
+    """What an observer may have beside: it sees what goes on between the rounds."""
+
+    def phase(self, text: str) -> None:
+        """Take what begins now, for people."""
+
+    def note(self, text: str) -> None:
+        """Take a sentence that a person should read."""
+
+    def task_ended(self, kind: str) -> None:
+        """Take the type of a message, ``train`` or ``evaluate``, whose reply is there."""
+
+    def tasks_done(self, rows: Sequence[Row]) -> None:
+        """Take a round's rows of ``clients.jsonl``, before the row of the round."""
+
+
 class Observers:
-    """Several observers as one, called in their order.
+    """Several observers as one, called in their order; those that are watchers watch, too.
 
     Parameters
     ----------
@@ -71,6 +81,29 @@ class Observers:
         """Stop all."""
         for observer in self._observers:
             observer.end()
+
+    def phase(self, text: str) -> None:
+        """Tell the watchers what begins now."""
+        for watcher in self._watchers():
+            watcher.phase(text)
+
+    def note(self, text: str) -> None:
+        """Tell the watchers what a person should read."""
+        for watcher in self._watchers():
+            watcher.note(text)
+
+    def task_ended(self, kind: str) -> None:
+        """Tell the watchers that a task has ended."""
+        for watcher in self._watchers():
+            watcher.task_ended(kind)
+
+    def tasks_done(self, rows: Sequence[Row]) -> None:
+        """Give the rows of a round's tasks to the watchers."""
+        for watcher in self._watchers():
+            watcher.tasks_done(rows)
+
+    def _watchers(self) -> list[Watcher]:
+        return [each for each in self._observers if isinstance(each, Watcher)]
 
 
 class FaultTolerantTracker:
@@ -116,90 +149,3 @@ class FaultTolerantTracker:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         log.warning("%s stopped (%s); the run goes on without it", self._name, reason)
         log_failure(self._name, error)
-
-
-_ROWS_SHOWN = 10
-
-
-class RichDisplay:
-    """A progress bar over a table of the last rounds.
-
-    Parameters
-    ----------
-    console : Console
-        Where to draw; without a terminal each round is one line.
-    """
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.rows: list[Row] = []
-        self.bytes = 0
-        self.clients = {"trained": 0, "failed": 0, "rejected": 0}
-        self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("rounds"),
-            TimeRemainingColumn(),
-            console=console,
-        )
-        self._live = Live(console=console, refresh_per_second=8, transient=False)
-
-    def begin(self, config: RunConfig, name: str, done: Sequence[Row]) -> None:
-        """Draw the bar, and what a resumed run begins with."""
-        for row in done:
-            self._count(row)
-        number = done[-1]["round"] if done else 0
-        self._metric = objective_of(config.task.name, config.task.options).primary
-        self._bar = self._progress.add_task(name, total=config.run.rounds, completed=number)
-        if self.console.is_terminal:
-            self._live.start()
-            self._draw()
-
-    def round_done(self, row: Row) -> None:
-        """Add a round."""
-        self._count(row)
-        if self.console.is_terminal:
-            self._progress.update(self._bar, completed=row["round"])
-            self._draw()
-        elif row["round"] > 0:
-            self.console.print("  ".join(self._cells(row)), highlight=False)
-
-    def end(self) -> None:
-        """Leave the last state on the screen."""
-        if self._live.is_started:
-            self._live.stop()
-
-    def _count(self, row: Row) -> None:
-        self.rows.append(row)
-        self.bytes += row["bytes_up"] + row["bytes_down"]
-        for key in self.clients:
-            self.clients[key] += row[key]
-
-    def _draw(self) -> None:
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for heading in (
-            "round",
-            self._metric.name,
-            "clients",
-            "density",
-            "traffic",
-            "virtual time",
-        ):
-            table.add_column(heading, justify="right", min_width=9)
-        for row in self.rows[-_ROWS_SHOWN:]:
-            table.add_row(*self._cells(row))
-        done = self.clients
-        footer = (
-            f"[dim]{done['trained']} trained, {done['failed']} failed, "
-            f"{done['rejected']} rejected; {format_bytes(self.bytes)} sent in all[/dim]"
-        )
-        self._live.update(Group(self._progress, table, footer))
-
-    def _cells(self, row: Row) -> list[str]:
-        value = self._metric.format(row["metrics"].get(self._metric.name))
-        lost = row["failed"] + row["rejected"]
-        clients = f"{row['trained']} done" + (f", {lost} lost" if lost else "")
-        traffic = format_bytes(row["bytes_up"] + row["bytes_down"])
-        virtual = format_seconds(row["virtual_seconds"])
-        return [str(row["round"]), value, clients, f"{row['density']:.3f}", traffic, virtual]
