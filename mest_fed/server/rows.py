@@ -9,7 +9,15 @@ import numpy as np
 from flwr.app import MessageType
 
 from mest_fed.devices.profile import profile_name
-from mest_fed.rows import OUR_CLIENTS_LACK, ClientRow, RoundRow, Row, Spread, as_row
+from mest_fed.rows import (
+    OUR_CLIENTS_LACK,
+    ClientRow,
+    ClientScore,
+    RoundRow,
+    Row,
+    Spread,
+    as_row,
+)
 from mest_fed.schema import FailureKind, TaskStatus
 from mest_fed.training import Metrics, Objective
 
@@ -41,6 +49,9 @@ class ClientOutcome:
         Content of the messages; the first was not received by a device that was away.
     staleness : int
         Rounds that ended between the instruction and the reply.
+    score : float or None
+        The primary metric on its held-out examples, which ``examples`` then are; None where it did
+        not evaluate, or it was not finite.
     """
 
     node_id: int
@@ -56,6 +67,7 @@ class ClientOutcome:
     bytes_down: int = 0
     bytes_up: int = 0
     staleness: int = 0
+    score: float | None = None
 
     @property
     def status(self) -> TaskStatus:
@@ -71,6 +83,13 @@ class ClientOutcome:
         self.presented, self.counted = totals.examples, totals.count
         self.train_loss = totals.loss / (totals.count or 1)
         self.density = density
+
+    def note_score(self, totals: Metrics, objective: Objective) -> None:
+        """Note what a good evaluation says of the primary metric."""
+        self.examples = totals.examples
+        if totals.count:
+            value = totals.values(objective)[objective.primary.name]
+            self.score = value if math.isfinite(value) else None
 
 
 @dataclass
@@ -299,6 +318,7 @@ def round_row(
         client_accuracy=record.client_metrics.get("accuracy"),
         metrics=record.metrics,
         client_metrics=record.client_metrics,
+        client_scores=client_scores(record.evaluations),
         train_loss=record.train_loss,
         density=record.density,
         bytes_up=record.bytes_up,
@@ -313,6 +333,21 @@ def round_row(
         diverged=record.diverged,
     )
     return as_row(row)
+
+
+def client_scores(evaluations: Iterable[ClientOutcome]) -> tuple[ClientScore, ...]:
+    """Return the scores of the clients that evaluated, by partition."""
+    scores = (
+        ClientScore(
+            partition=each.partition,
+            device=profile_name(each.device),
+            examples=each.examples,
+            value=each.score,
+        )
+        for each in evaluations
+        if each.score is not None
+    )
+    return tuple(sorted(scores, key=lambda score: score.partition))
 
 
 def with_metrics(row: Row) -> Row:

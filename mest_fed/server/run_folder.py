@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,6 +23,9 @@ from mest_fed.server.rows import with_metrics
 from mest_fed.strict_json import parse_json, read_json
 from mest_fed.system.files import whole_file
 from mest_fed.task import Task
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 CONFIG, ROUNDS, CLIENTS, SUMMARY = "config.toml", "rounds.jsonl", "clients.jsonl", "summary.json"
 KERNELS, MEMORY, LOG, MODEL = "kernels.json", "memory.json", "run.log", "model.pt"
@@ -261,6 +264,10 @@ class RunFolder:
         """Write ``summary.json``, the mark of a finished run."""
         row = as_row(summary, optional=("reason",))
         self._replace(SUMMARY, json.dumps(row, indent=2, allow_nan=False) + "\n")
+
+    def write_row(self, name: str, row: "DataclassInstance") -> None:
+        """Write a class of :mod:`mest_fed.rows` as a file of its own."""
+        self._replace(name, json.dumps(as_row(row), allow_nan=False) + "\n")
 
     def write_encoding(self, encoding: Encoding | None) -> None:
         """Write ``encoding.json``: how examples became numbers, for devices with their own."""

@@ -18,6 +18,7 @@ from mest_fed.errors import InputError, OwnThingError
 from mest_fed.kernels.table import Table
 from mest_fed.memory import Plan
 from mest_fed.process_tasks import PROCESS_TASKS
+from mest_fed.rows import LABELS, PROVENANCE
 from mest_fed.server.app import build_server_app
 from mest_fed.server.checkpoint import (
     load_newest,
@@ -36,7 +37,9 @@ from mest_fed.simulation.engine.executor import Executor, make_executor
 from mest_fed.simulation.engine.flower import run_server_app
 from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.fleet import Fleet, SharedData, TaskSetup, run_kernels
+from mest_fed.simulation.label_counts import label_counts
 from mest_fed.simulation.peak_measurement import Peaks
+from mest_fed.simulation.provenance import provenance_of
 from mest_fed.simulation.trackers.progress import Observer, Observers
 from mest_fed.task import Task
 
@@ -137,6 +140,8 @@ class Simulation:
             with closing(DiskStates(folder.states, expected)) as states:
                 log.write_to(folder.path / LOG)
                 folder.keep_facts(kernels, peaks)
+                if resumed is None:
+                    self._write_facts(task)
                 if not task.draws_examples and not folder.partitions.exists():
                     save_partitions(folder.partitions, task.partitions)
                 yield states
@@ -144,6 +149,12 @@ class Simulation:
             if resumed is None and not folder.has_checkpoint:
                 folder.discard()
             raise
+
+    def _write_facts(self, task: Task) -> None:
+        """Write down what the report says of the run beside its rounds."""
+        self.folder.write_row(PROVENANCE, provenance_of(self.preset, self.config))
+        if (labels := label_counts(task)) is not None:
+            self.folder.write_row(LABELS, labels)
 
     def _summarise(
         self, task: Task, fleet: Fleet, strategy: MestStrategy, peaks: Mapping[Plan, int]

@@ -3,7 +3,7 @@
 import reprlib
 import shlex
 import tomllib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -13,16 +13,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from mest_fed.errors import InputError
 from mest_fed.rows import (
-    APP_CLIENTS_LACK,
-    OUR_CLIENTS_LACK,
+    LABELS,
+    PROVENANCE,
     Amount,
     AppRoundRow,
     AppSummary,
     AppTier,
     ClientRow,
+    ClientScore,
     Count,
+    LabelCounts,
+    Provenance,
     RoundRow,
-    Row,
     Share,
     Spread,
     Summary,
@@ -72,8 +74,16 @@ class FleetRun:
     summary: Summary | AppSummary
     rounds: tuple[RoundRow | AppRoundRow, ...]
     tasks: tuple[ClientRow, ...]
+    provenance: Provenance | None = None
     #: What a task gives when all goes well, in words.
     gives: ClassVar[str] = "result"
+    #: The mode of rounds that wait for all their tasks.
+    waits: ClassVar[str] = "sync"
+
+    @property
+    def waits_for_all(self) -> bool:
+        """Whether a round lasts as long as its slowest task."""
+        return True
 
     @property
     def devices(self) -> Sequence[Device]:
@@ -99,14 +109,36 @@ class Run(FleetRun):
     summary: Summary
     rounds: tuple[RoundRow, ...]
     kernels: Kernels | None = None
+    labels: LabelCounts | None = None
     gives: ClassVar[str] = "update"
 
     @property
     def dataset(self) -> str:
         """What the data set is called, with the name of its file where it has one."""
-        path = str(tomllib.loads(self.config).get("data", {}).get("path", ""))
+        path = str(self.setting("data", "path") or "")
         name = short_name(self.summary.dataset)
         return f"{name} ({Path(path).name})" if path else name
+
+    def setting(self, section: str, key: str) -> Any:
+        """Return a value of the run's configuration; None where it is not there."""
+        table = tomllib.loads(self.config).get(section)
+        return table.get(key) if isinstance(table, dict) else None
+
+    @property
+    def mode(self) -> str:
+        """How the server waits for devices: ``server.mode``."""
+        return str(self.setting("server", "mode") or self.waits)
+
+    @property
+    def waits_for_all(self) -> bool:
+        """Whether a round lasts as long as its slowest task."""
+        return self.mode == self.waits
+
+    @property
+    def last_scores(self) -> tuple[int, tuple[ClientScore, ...]] | None:
+        """The last round in which clients evaluated, and what each of them found."""
+        found = [(row.round, row.client_scores) for row in self.rounds if row.client_scores]
+        return found[-1] if found else None
 
     @property
     def last_spread(self) -> tuple[int, Spread] | None:
@@ -132,6 +164,8 @@ _ROUND = TypeAdapter(RoundRow)
 _TASK = TypeAdapter(ClientRow)
 _SUMMARY = TypeAdapter(Summary)
 _KERNELS = TypeAdapter(Kernels)
+_PROVENANCE = TypeAdapter(Provenance)
+_LABELS = TypeAdapter(LabelCounts)
 _MAY_BE_NULL = {"mutation", "final_accuracy", "final_client_accuracy"}
 
 
@@ -168,7 +202,9 @@ def _load_our_run(folder: Path, config: str) -> Run:
         summary=summary,
         rounds=rounds,
         tasks=tasks,
-        kernels=_read_kernels(folder),
+        kernels=_read_where_there(folder / "kernels.json", _KERNELS),
+        provenance=_read_where_there(folder / PROVENANCE, _PROVENANCE),
+        labels=_read_where_there(folder / LABELS, _LABELS),
     )
 
 
@@ -183,41 +219,15 @@ def _load_app_run(folder: Path, config: str) -> AppRun:
         # An app may send nothing.
         rounds=tuple(read_lines(rounds, _APP_ROUND)) if rounds.exists() else (),
         tasks=tuple(read_lines(tasks, _TASK)) if tasks.exists() else (),
+        provenance=_read_where_there(folder / PROVENANCE, _PROVENANCE),
     )
 
 
-def run_tables(folder: Path) -> dict[str, list[Row]]:
-    """Return a finished run's tables as plain rows: rounds, clients, tiers and, of ours, layers.
-
-    Raises
-    ------
-    InputError
-        As :func:`load_run`.
-    """
-    run = load_run(folder)
-    tables: dict[str, Sequence[Any]] = {
-        "rounds": run.rounds,
-        "clients": run.tasks,
-        "tiers": run.summary.tiers,
-    }
-    if isinstance(run, AppRun):
-        left_out = APP_CLIENTS_LACK
-    else:
-        tables["layers"], left_out = run.summary.layers, OUR_CLIENTS_LACK
-    return {name: [_plain(row, left_out) for row in rows] for name, rows in tables.items()}
-
-
-def _plain(row: Any, left_out: Collection[str]) -> Row:
-    lacks = set(left_out) if isinstance(row, ClientRow) else None
-    plain: Row = TypeAdapter(type(row)).dump_python(row, mode="json", exclude=lacks)
-    return plain
-
-
-def _read_kernels(folder: Path) -> Kernels | None:
-    path = folder / "kernels.json"
-    if not path.exists():  # a run of an earlier version
+def _read_where_there(path: Path, adapter: TypeAdapter[T]) -> T | None:
+    """Read a file that runs of earlier versions lack."""
+    if not path.exists():
         return None
-    return validate(_KERNELS, parse_object(read_text(path), str(path)), str(path))
+    return validate(adapter, parse_object(read_text(path), str(path)), str(path))
 
 
 def read_summary(folder: Path) -> Summary:
