@@ -119,7 +119,6 @@ class RoundRow:
     client_accuracy: Spread | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     client_metrics: Mapping[str, Spread] = field(default_factory=dict)
-    client_scores: tuple[ClientScore, ...] = ()
     train_loss: float | None = None
     density: Share
     bytes_up: Count
@@ -132,6 +131,7 @@ class RoundRow:
     energy_joules: Amount
     stopped: str | None = None
     diverged: bool = False
+    client_scores: tuple[ClientScore, ...] = ()
 
     def value(self, metric: Metric) -> float | None:
         """Return a metric on the central test set, or None."""

@@ -318,7 +318,6 @@ def round_row(
         client_accuracy=record.client_metrics.get("accuracy"),
         metrics=record.metrics,
         client_metrics=record.client_metrics,
-        client_scores=client_scores(record.evaluations),
         train_loss=record.train_loss,
         density=record.density,
         bytes_up=record.bytes_up,
@@ -331,6 +330,7 @@ def round_row(
         energy_joules=sum(timing.energy_joules for timing in timings),
         stopped=record.stopped or None,
         diverged=record.diverged,
+        client_scores=client_scores(record.evaluations),
     )
     return as_row(row)
 

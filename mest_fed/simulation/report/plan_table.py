@@ -52,6 +52,12 @@ class PlanGroup:
         return self.first.peak_bytes / max(self.first.budget_bytes, 1)
 
     @property
+    def use_in_words(self) -> str:
+        """The same, and that it is the largest where budgets differ."""
+        differ = self.first.budget_bytes != self.tiers[-1].budget_bytes
+        return f"{'up to ' if differ else ''}{format_percent(self.use)}"
+
+    @property
     def budgets(self) -> str:
         """The budget, or the least and the largest one."""
         written = [format_bytes(self.tiers[index].budget_bytes) for index in (0, -1)]
@@ -63,9 +69,10 @@ class PlanGroup:
         return ", ".join(tier.title for tier in self.tiers)
 
     def label(self, length: int) -> str:
-        """Name the group in so many characters or little more."""
+        """Name the group in so many characters at most."""
         others = len(self.tiers) - 1
-        return shorten(self.first.title, length) + (f" + {others} more" if others else "")
+        more = f" + {others} more" if others else ""
+        return shorten(self.first.title, length - len(more)) + more
 
 
 def plan_groups(tiers: Iterable[Tier]) -> list[PlanGroup]:
@@ -129,7 +136,7 @@ def _row(group: PlanGroup) -> PlanRow:
             group.budgets,
             format_bytes(tier.predicted_peak_bytes),
             format_bytes(measured) if measured else NOTHING,
-            f"{'up to ' if len(group.tiers) > 1 else ''}{format_percent(group.use)}",
+            group.use_in_words,
             format_percent(tier.density),
             format_count(tier.micro_batch),
         ),

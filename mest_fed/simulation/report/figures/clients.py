@@ -38,7 +38,7 @@ def metric_by_client(run: Run) -> Chart | None:
     style.legend_above(axes, 2)
     return finish_chart(
         figure,
-        key="clients",
+        key="client-metric",
         title=f"{metric.name[:1].upper()}{metric.name[1:]} of each client, by device",
         caption=_caption(run, last[0], last[1], groups),
         basis=("measured",),
@@ -54,7 +54,7 @@ def _draw(axes: Any, groups: list[list[ClientScore]], metric: Metric) -> None:
             [row] * len(values),
             s=26,
             color=style.BLUE,
-            alpha=0.55,
+            alpha=0.7,
             linewidth=0,
             label="a client" if row == 0 else None,
         )
@@ -90,8 +90,9 @@ def _caption(
 ) -> str:
     metric, fleet = run.summary.primary_metric, sum(tier.clients for tier in run.summary.tiers)
     text = (
-        f"Round {number}: the model on the held-out examples of {format_count(len(scores))} "
-        f"of {count_of(fleet, 'client')}, by themselves: clients with few examples scatter more. "
+        f"The model of round {number} on the held-out examples of each of "
+        f"{format_count(len(scores))} clients, of {format_count(fleet)}; where there are few "
+        "examples, chance moves a client far. "
     )
     if len(groups) > 1:
         middles = {title: median(s.value for s in each) for title, each in groups.items()}
@@ -102,4 +103,4 @@ def _caption(
             f"{format_metric(metric, middles[high])} ({high}). "
         )
     sizes = [score.examples for score in scores]
-    return text + f"A client holds out {min(sizes)} to {max(sizes)} examples."
+    return text + f"The clients hold out {min(sizes)} to {max(sizes)} examples each."

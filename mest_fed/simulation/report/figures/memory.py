@@ -22,11 +22,10 @@ _PART_COLOURS = {
     "workspace": "#f2ab4e",
     "batch": "#f8d9ad",
     "wire": "#9aa5b1",
-    "runtime": "#d9dee3",
+    "runtime": "#d8dde2",
 }
 _REST = "other"
 _LEAST_LABELLED = 0.09
-_LABEL_LENGTH = 22
 
 
 def memory_by_tier(run: Run) -> Chart | None:
@@ -42,7 +41,7 @@ def memory_by_tier(run: Run) -> Chart | None:
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1))
     _draw_against_budget(left, groups)
     _draw_parts(right, [group.first for group in groups])
-    style.row_axes(left, [group.label(_LABEL_LENGTH) for group in groups])
+    style.row_axes(left, [group.label(style.LABEL_LENGTH) for group in groups])
     right.tick_params(axis="y", labelleft=False, length=0)
     right.spines["left"].set_visible(False)
     right.grid(False)
@@ -66,9 +65,8 @@ def _draw_against_budget(axes: Any, groups: list[PlanGroup]) -> None:
             linewidth=2,
             zorder=1,
         )
-        few = "" if group.first.budget_bytes == most else "up to "
         axes.annotate(
-            f"{few}{format_percent(group.use)} of {group.budgets}",
+            f"{group.use_in_words} of {group.budgets}",
             (max(most, peak), row),
             xytext=(8, 0),
             textcoords="offset points",
@@ -151,7 +149,7 @@ def _draw_parts(axes: Any, tiers: list[Tier]) -> None:
     axes.xaxis.set_major_formatter(style.PERCENT_TICKS)
     axes.spines["bottom"].set_visible(False)
     axes.set_xlabel("share of the predicted peak (modelled)")
-    style.legend_above(axes, 4, handleheight=0.9)
+    style.legend_above(axes, 3, handleheight=0.9)
 
 
 def _shares(tier: Tier) -> dict[str, float]:
@@ -186,7 +184,9 @@ def _caption(groups: list[PlanGroup], over_budget: int) -> str:
         worst = max(measured, key=_miss)
         text += (
             f"Predictions miss the measured peaks by {format_percent(_miss(worst))} at most: "
-            "on the left, a dot within its diamond is a prediction that held. "
+            f"{worst.title} has {format_bytes(worst.predicted_peak_bytes)} predicted and "
+            f"{format_bytes(worst.peak_bytes)} measured. "
+            "On the left, a dot within its diamond is a prediction that held. "
         )
     else:
         text += "No peak was measured in this run. "

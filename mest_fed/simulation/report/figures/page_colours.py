@@ -13,6 +13,8 @@ VARIABLES = {
     "#eef0f2": "--band",
     "#e4e8ec": "--waiting",
     "#0072b2": "--blue",
+    "#56b4e9": "--sky",
+    "#bcdcf0": "--pale-blue",
     "#0b4f7d": "--deep",
     "#b87900": "--brown",
 }

@@ -93,5 +93,5 @@ def _caption(run: Run, tasks: list[ClientRow]) -> str:
         )
     limit = run.setting("server", "max_staleness")
     if isinstance(limit, int):
-        text += f"Updates of more than {count_of(limit, 'round')} are rejected. "
+        text += f"Updates older than {count_of(limit, 'round')} are rejected. "
     return text + "Whose updates are old is a matter of the devices' times, which are modelled."
