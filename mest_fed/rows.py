@@ -91,6 +91,16 @@ class Spread:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClientScore:
+    """The primary metric of one client on its held-out examples (measured)."""
+
+    partition: Count
+    device: str
+    examples: Count
+    value: Number
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundRow:
     """One line of ``rounds.jsonl``; round 0 is the model before training.
 
@@ -101,8 +111,8 @@ class RoundRow:
     ``failed`` is all that gave the server nothing to judge: failed, away, late and dropped
     together. Both clocks are cumulative. ``stopped`` says why the
     run ended with this round although others were to come; ``diverged``, that the model was
-    evaluated and its loss was not finite. Older runs have accuracies and no other
-    metrics.
+    evaluated and its loss was not finite. ``client_scores`` are the clients' that evaluated, by
+    partition. Older runs have accuracies and no other metrics, and no scores.
     """
 
     round: Count
@@ -125,6 +135,7 @@ class RoundRow:
     energy_joules: Amount
     stopped: str | None = None
     diverged: bool = False
+    client_scores: tuple[ClientScore, ...] = ()
 
     def value(self, metric: Metric) -> float | None:
         """Return a metric on the central test set, or None."""
@@ -300,6 +311,67 @@ class Summary:
                 f"{self.diverged_round} on; {rate}"
             )
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where a run was computed.
+
+    ``cores`` are those that the process was allowed, ``machine_cores`` all that there are; memory
+    is the machine's.
+    """
+
+    system: str
+    architecture: str
+    cpu: str
+    cores: Count
+    machine_cores: Count
+    memory_bytes: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A setting that a run has otherwise than its preset, or the defaults; both as text."""
+
+    key: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """``provenance.json``, written before the first round; runs of earlier versions lack it.
+
+    ``started`` is an ISO 8601 time in UTC. ``base`` is the preset that ``changes`` are counted
+    from; empty: the defaults.
+    """
+
+    command: str
+    started: str
+    machine: Machine
+    versions: Mapping[str, str]
+    base: str
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelCounts:
+    """``labels.json``: examples by class, a row for each of ``partitions``, of so many devices.
+
+    Held-out examples are included. Runs of earlier versions, and tasks without classes, lack it.
+    """
+
+    classes: tuple[str, ...]
+    devices: Count
+    partitions: tuple[Count, ...]
+    counts: tuple[tuple[Count, ...], ...]
+
+    def __post_init__(self) -> None:
+        """Check that it is a table."""
+        if len(self.counts) != len(self.partitions):
+            raise ValueError(f"{len(self.counts)} counts for {len(self.partitions)} partitions")
+        if any(len(row) != len(self.classes) for row in self.counts):
+            raise ValueError(f"a row of counts has not {len(self.classes)} classes")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,16 +9,19 @@ from mest_fed.server.folder_names import (
     CLIENTS,
     CONFIG,
     KERNELS,
+    LABELS,
     LOG,
     MEMORY,
     PARTITIONS,
+    PROVENANCE,
     ROUNDS,
     STATES,
 )
 from mest_fed.system.folder_lock import LOCK, OWNER, FolderLock, is_held
 
 #: All that a run leaves that came to no checkpoint.
-_EARLY = {CONFIG, KERNELS, MEMORY, LOG, PARTITIONS, ROUNDS, CLIENTS, CHECKPOINTS, STATES}
+_EARLY = {CONFIG, KERNELS, MEMORY, LOG, PARTITIONS, PROVENANCE, LABELS}
+_EARLY |= {ROUNDS, CLIENTS, CHECKPOINTS, STATES}
 
 
 class Claim:

@@ -10,7 +10,15 @@ import numpy as np
 from flwr.app import MessageType
 
 from mest_fed.devices.profile import profile_name
-from mest_fed.rows import OUR_CLIENTS_LACK, ClientRow, RoundRow, Row, Spread, as_row
+from mest_fed.rows import (
+    OUR_CLIENTS_LACK,
+    ClientRow,
+    ClientScore,
+    RoundRow,
+    Row,
+    Spread,
+    as_row,
+)
 from mest_fed.schema import FailureKind, TaskStatus
 from mest_fed.training import Metrics, Objective
 
@@ -42,6 +50,9 @@ class ClientOutcome:
         Content of the messages; the first was not received by a device that was away.
     staleness : int
         Rounds that ended between the instruction and the reply.
+    score : float or None
+        The primary metric on its held-out examples, which ``examples`` then are; None where it did
+        not evaluate, or it was not finite.
     """
 
     node_id: int
@@ -57,6 +68,7 @@ class ClientOutcome:
     bytes_down: int = 0
     bytes_up: int = 0
     staleness: int = 0
+    score: float | None = None
 
     @property
     def status(self) -> TaskStatus:
@@ -72,6 +84,13 @@ class ClientOutcome:
         self.presented, self.counted = totals.examples, totals.count
         self.train_loss = totals.loss / (totals.count or 1)
         self.density = density
+
+    def note_score(self, totals: Metrics, objective: Objective) -> None:
+        """Note what a good evaluation says of the primary metric."""
+        self.examples = totals.examples
+        if totals.count:
+            value = totals.values(objective)[objective.primary.name]
+            self.score = value if math.isfinite(value) else None
 
 
 @dataclass
@@ -315,6 +334,7 @@ def round_row(
         energy_joules=sum(timing.energy_joules for timing in timings),
         stopped=record.stopped or None,
         diverged=record.diverged,
+        client_scores=client_scores(record.evaluations),
     )
     return as_row(row)
 
@@ -329,6 +349,21 @@ def count_failures(ends: Iterable[FailureKind | None]) -> dict[FailureKind, int]
     """Count why tasks failed; zeros are left out."""
     counts = Counter(ends)
     return {kind: counts[kind] for kind in FailureKind if counts[kind]}
+
+
+def client_scores(evaluations: Iterable[ClientOutcome]) -> tuple[ClientScore, ...]:
+    """Return the scores of the clients that evaluated, by partition."""
+    scores = (
+        ClientScore(
+            partition=each.partition,
+            device=profile_name(each.device),
+            examples=each.examples,
+            value=each.score,
+        )
+        for each in evaluations
+        if each.score is not None
+    )
+    return tuple(sorted(scores, key=lambda score: score.partition))
 
 
 def with_metrics(row: Row) -> Row:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -35,6 +35,9 @@ from mest_fed.server.seal import FolderSeal, LogDigest, log_bytes
 from mest_fed.strict_json import parse_json, read_json
 from mest_fed.system.files import whole_file
 from mest_fed.task import Task
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 #: How a person names a run folder, and says that its run goes on: to the command and to Flower.
 COMMAND_KEYS, FLOWER_KEYS = ("--out", "--resume"), ("deployment.folder =", "deployment.resume=true")
@@ -293,6 +296,10 @@ class RunFolder:
         """Write ``summary.json``, the mark of a finished run."""
         row = as_row(summary, optional=("reason", "unfinished"))
         self._replace(SUMMARY, json.dumps(row, indent=2, allow_nan=False) + "\n")
+
+    def write_row(self, name: str, row: "DataclassInstance") -> None:
+        """Write a class of :mod:`mest_fed.rows` as a file of its own."""
+        self._replace(name, json.dumps(as_row(row), allow_nan=False) + "\n")
 
     def write_encoding(self, encoding: Encoding | None) -> None:
         """Write ``encoding.json``: how examples became numbers, for devices with their own."""

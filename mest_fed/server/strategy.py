@@ -205,6 +205,7 @@ class MestStrategy(Strategy):
                 log.warning("evaluation of node %d was rejected: %s", node.node_id, error)
                 continue
             self._note_mask(node)
+            outcome.note_score(totals, objective)
             found.append(totals)
         for sent in self._awaited.rest():
             self.record.evaluations.append(self._unanswered(sent))

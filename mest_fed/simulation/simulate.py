@@ -22,7 +22,7 @@ from mest_fed.memory import Plan
 from mest_fed.process_tasks import PROCESS_TASKS
 from mest_fed.server.app import build_server_app
 from mest_fed.server.checkpoint import checkpoint_of_run, load_newest
-from mest_fed.server.folder_names import CLIENTS, LOG, ROUNDS
+from mest_fed.server.folder_names import CLIENTS, LABELS, LOG, PROVENANCE, ROUNDS
 from mest_fed.server.modes import check_mode
 from mest_fed.server.rows import RoundRecord, client_rows, round_row
 from mest_fed.server.run_folder import RunFolder
@@ -38,8 +38,10 @@ from mest_fed.simulation.engine.flower import run_server_app
 from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import TaskResult
 from mest_fed.simulation.fleet import Fleet, SharedData, TaskSetup, run_kernels
+from mest_fed.simulation.label_counts import label_counts
 from mest_fed.simulation.more_rounds import NewPlan, extended, planned
 from mest_fed.simulation.peak_measurement import Peaks
+from mest_fed.simulation.provenance import provenance_of
 from mest_fed.simulation.trackers.progress import Observer, Observers
 from mest_fed.task import Task
 from mest_fed.units import number_of
@@ -163,6 +165,8 @@ class Simulation:
                     self.plan.write(folder, resumed)
                 log.write_to(folder.path / LOG)
                 folder.keep_facts(kernels, peaks)
+                if resumed is None:
+                    self._write_facts(task)
                 if not task.draws_examples and not folder.partitions.exists():
                     save_partitions(folder.partitions, task.partitions)
                 yield states
@@ -172,6 +176,12 @@ class Simulation:
             raise
         finally:
             folder.release()
+
+    def _write_facts(self, task: Task) -> None:
+        """Write down what the report says of the run beside its rounds."""
+        self.folder.write_row(PROVENANCE, provenance_of(self.preset, self.config))
+        if (labels := label_counts(task)) is not None:
+            self.folder.write_row(LABELS, labels)
 
     def _summarise(
         self, task: Task, fleet: Fleet, strategy: MestStrategy, peaks: Mapping[Plan, int]

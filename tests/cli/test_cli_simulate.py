@@ -106,6 +106,10 @@ def test_quiet_says_nothing(monkeypatch, capsys, tmp_path, config):
     settings = ("--set", "run.rounds=1", "--quiet", "--out", tmp_path / "run")
     assert simulate(monkeypatch, capsys, config, *settings) == (0, "", "")
     assert read(tmp_path / "run")["rounds"] == 1
+    origin = json.loads((tmp_path / "run" / "provenance.json").read_text(encoding="utf-8"))
+    assert origin["base"] == ""  # a file of one's own is no preset
+    assert {"key": "run.rounds", "before": "10", "after": "1"} in origin["changes"]
+    assert (tmp_path / "run" / "labels.json").exists()
 
 
 @pytest.mark.slow

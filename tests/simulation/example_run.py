@@ -73,6 +73,38 @@ def example_files(
     }
 
 
+def with_facts(contents: dict[str, Any], mode: str = "sync") -> dict[str, Any]:
+    """Add what runs of earlier versions lack: origin, labels, scores of clients, staleness."""
+    devices = [tier["profile"] for tier in contents["summary"]["tiers"]]
+    scores = [
+        {"partition": index, "device": device, "examples": 10 + index, "value": 0.5 + 0.1 * index}
+        for index, device in enumerate(devices[:5])
+    ]
+    rounds = [*contents["rounds"][:-1], contents["rounds"][-1] | {"client_scores": scores}]
+    clients = [task | {"staleness": index % 3} for index, task in enumerate(contents["clients"])]
+    machine = {"system": "Linux 6.1", "architecture": "x86_64", "cpu": "A CPU", "cores": 2}
+    return contents | {
+        "rounds": rounds,
+        "clients": clients,
+        "config": f'{contents["config"]}\n[server]\nmode = "{mode}"\nbuffer = 5\n'
+        "max_staleness = 9\nstaleness_exponent = 0.5\n",
+        "provenance": {
+            "command": "mest-fed simulate --out 'a b'",
+            "started": "2026-03-01T12:30:59+00:00",
+            "machine": machine | {"machine_cores": 4, "memory_bytes": 8_000_000_000},
+            "versions": {"mest-fed": "0.1.0", "python": "3.11.7", "torch": "2.13.0"},
+            "base": "quickstart",
+            "changes": [{"key": "run.seed", "before": "1", "after": "7"}],
+        },
+        "labels": {
+            "classes": ["cat", "dog"],
+            "devices": 3,
+            "partitions": [0, 1, 2],
+            "counts": [[10, 0], [0, 10], [5, 5]],
+        },
+    }
+
+
 def write_files(folder: Path, contents: dict[str, Any]) -> Path:
     """Write the contents as a run folder and return it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,6 +114,9 @@ def write_files(folder: Path, contents: dict[str, Any]) -> Path:
     summary = json.dumps(contents["summary"], indent=2)
     (folder / "summary.json").write_text(summary, encoding="utf-8")
     (folder / "config.toml").write_text(contents["config"], encoding="utf-8")
+    for name in ("provenance", "labels"):
+        if name in contents:
+            (folder / f"{name}.json").write_text(json.dumps(contents[name]), encoding="utf-8")
     return folder
 
 

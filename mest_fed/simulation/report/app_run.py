@@ -11,8 +11,9 @@ from mest_fed.simulation.report.figures.app_metrics import Curve, metrics_over_r
 from mest_fed.simulation.report.figures.style import Chart, house_style
 from mest_fed.simulation.report.formats import count_of, format_count, format_joules
 from mest_fed.simulation.report.load import AppRun
+from mest_fed.simulation.report.run_facts import origin_of
 from mest_fed.simulation.report.statistics import status_counts
-from mest_fed.simulation.report.tables import Tile
+from mest_fed.simulation.report.tables import LAST_ROUNDS, Tile
 from mest_fed.units import format_bytes, format_seconds
 
 Metrics = Mapping[str, float]
@@ -29,7 +30,6 @@ ROUND_COLUMNS = (
     ("metrics of training", "measured"),
     ("metrics of evaluation", "measured"),
 )
-_LAST_ROUNDS = 20
 #: Names of the sources of a strategy's metrics, in the order in which they are drawn.
 _SOURCES = {
     "server": "on the server",
@@ -47,9 +47,14 @@ def page_values(run: AppRun) -> dict[str, Any]:
         "in_short": _in_short(run),
         "warning": _warning(run),
         "tiles": _tiles(run),
-        "charts": _charts(run),
+        "charts": app_charts(run),
+        "origin": origin_of(run),
         "round_columns": ROUND_COLUMNS,
-        "last_rounds": [_cells(row) for row in run.rounds[-_LAST_ROUNDS:]],
+        "round_caption": "A round begins with each exchange of training. Metrics are the means of "
+        "the clients' replies, weighted by their examples; up, down and energy are of the round "
+        "alone",
+        "last_rounds": LAST_ROUNDS,
+        "round_rows": [_cells(row) for row in run.rounds],
     }
 
 
@@ -128,7 +133,8 @@ def _curves(metrics: Mapping[str, Mapping[int, Metrics]], suffix: str) -> Iterab
             yield Curve(name, f"{label}{suffix}", tuple(sorted(points)))
 
 
-def _charts(run: AppRun) -> dict[str, Chart | None]:
+def app_charts(run: AppRun) -> dict[str, Chart | None]:
+    """Draw all figures by name; None where the run has nothing to show."""
     trained = [task for task in run.tasks if task.type == "train"]
     of_training = replace(run, tasks=tuple(trained)) if trained else run
     with house_style():

@@ -1,7 +1,7 @@
 """Read and check a run folder."""
 
 import tomllib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,22 +10,23 @@ from pydantic import TypeAdapter
 
 from mest_fed.errors import InputError
 from mest_fed.rows import (
-    APP_CLIENTS_LACK,
-    OUR_CLIENTS_LACK,
     Amount,
     AppRoundRow,
     AppSummary,
     AppTier,
     ClientRow,
+    ClientScore,
     Count,
+    LabelCounts,
+    Provenance,
     RoundRow,
-    Row,
     Share,
     Spread,
     Summary,
     Tier,
 )
 from mest_fed.schema import TaskStatus
+from mest_fed.server.folder_names import KERNELS, LABELS, PROVENANCE
 from mest_fed.simulation.report.formats import short_name
 from mest_fed.simulation.report.run_files import (
     T,
@@ -78,8 +79,16 @@ class FleetRun:
     summary: Summary | AppSummary
     rounds: tuple[RoundRow | AppRoundRow, ...]
     tasks: tuple[ClientRow, ...]
+    provenance: Provenance | None = None
     #: What a task gives when all goes well, in words.
     gives: ClassVar[str] = "result"
+    #: The mode of rounds that wait for all their tasks.
+    waits: ClassVar[str] = "sync"
+
+    @property
+    def waits_for_all(self) -> bool:
+        """Whether a round lasts as long as its slowest task."""
+        return True
 
     @property
     def devices(self) -> Sequence[Device]:
@@ -105,14 +114,36 @@ class Run(FleetRun):
     summary: Summary
     rounds: tuple[RoundRow, ...]
     kernels: Kernels | None = None
+    labels: LabelCounts | None = None
     gives: ClassVar[str] = "update"
 
     @property
     def dataset(self) -> str:
         """What the data set is called, with the name of its file where it has one."""
-        path = str(tomllib.loads(self.config).get("data", {}).get("path", ""))
+        path = str(self.setting("data", "path") or "")
         name = short_name(self.summary.dataset)
         return f"{name} ({Path(path).name})" if path else name
+
+    def setting(self, section: str, key: str) -> Any:
+        """Return a value of the run's configuration; None where it is not there."""
+        table = tomllib.loads(self.config).get(section)
+        return table.get(key) if isinstance(table, dict) else None
+
+    @property
+    def mode(self) -> str:
+        """How the server waits for devices: ``server.mode``."""
+        return str(self.setting("server", "mode") or self.waits)
+
+    @property
+    def waits_for_all(self) -> bool:
+        """Whether a round lasts as long as its slowest task."""
+        return self.mode == self.waits
+
+    @property
+    def last_scores(self) -> tuple[int, tuple[ClientScore, ...]] | None:
+        """The last round in which clients evaluated, and what each of them found."""
+        found = [(row.round, row.client_scores) for row in self.rounds if row.client_scores]
+        return found[-1] if found else None
 
     @property
     def last_spread(self) -> tuple[int, Spread] | None:
@@ -136,6 +167,8 @@ _ROUND = TypeAdapter(RoundRow)
 _TASK = TypeAdapter(ClientRow)
 _SUMMARY = TypeAdapter(Summary)
 _KERNELS = TypeAdapter(Kernels)
+_PROVENANCE = TypeAdapter(Provenance)
+_LABELS = TypeAdapter(LabelCounts)
 _MAY_BE_NULL = {"mutation", "final_accuracy", "final_client_accuracy"}
 
 
@@ -185,7 +218,7 @@ def _load_our_run(folder: Path, config: str) -> Run:
         summary=summary,
         rounds=rounds,
         tasks=tasks,
-        kernels=_read_kernels(folder),
+        **_beside(folder),
     )
 
 
@@ -200,7 +233,7 @@ def _load_our_run_so_far(folder: Path, config: str) -> Run:
         summary=summary,
         rounds=tuple(_validated(_ROUND, logs.rounds, places[0])),
         tasks=tuple(_validated(_TASK, logs.clients, places[1])),
-        kernels=_read_kernels(folder),
+        **_beside(folder),
     )
 
 
@@ -224,6 +257,7 @@ def _load_app_run(folder: Path, config: str, *, ended: bool) -> AppRun:
         # An app may send nothing.
         rounds=tuple(read_lines(rounds, _APP_ROUND)) if rounds.exists() else (),
         tasks=tuple(read_lines(tasks, _TASK)) if tasks.exists() else (),
+        provenance=_read_where_there(folder / PROVENANCE, _PROVENANCE),
     )
     check_increase(rounds, run.rounds)
     if run.rounds or run.summary.rounds:
@@ -250,40 +284,20 @@ def _load_app_run_so_far(folder: Path, config: str) -> AppRun:
     return AppRun(config=config, summary=summary, rounds=found, tasks=asked)
 
 
-def run_tables(folder: Path) -> dict[str, list[Row]]:
-    """Return a run's tables as plain rows: rounds, clients, tiers and, of ours, layers.
-
-    An unfinished run's are those up to its newest checkpoint.
-
-    Raises
-    ------
-    InputError
-        As :func:`load_run`.
-    """
-    run = load_run(folder, unfinished=True)
-    tables: dict[str, Sequence[Any]] = {
-        "rounds": run.rounds,
-        "clients": run.tasks,
-        "tiers": run.summary.tiers,
+def _beside(folder: Path) -> dict[str, Any]:
+    """Read what a run of ours keeps beside its rounds."""
+    return {
+        "kernels": _read_where_there(folder / KERNELS, _KERNELS),
+        "provenance": _read_where_there(folder / PROVENANCE, _PROVENANCE),
+        "labels": _read_where_there(folder / LABELS, _LABELS),
     }
-    if isinstance(run, AppRun):
-        left_out = APP_CLIENTS_LACK
-    else:
-        tables["layers"], left_out = run.summary.layers, OUR_CLIENTS_LACK
-    return {name: [_plain(row, left_out) for row in rows] for name, rows in tables.items()}
 
 
-def _plain(row: Any, left_out: Collection[str]) -> Row:
-    lacks = set(left_out) if isinstance(row, ClientRow) else None
-    plain: Row = TypeAdapter(type(row)).dump_python(row, mode="json", exclude=lacks)
-    return plain
-
-
-def _read_kernels(folder: Path) -> Kernels | None:
-    path = folder / "kernels.json"
-    if not path.exists():  # a run of an earlier version
+def _read_where_there(path: Path, adapter: TypeAdapter[T]) -> T | None:
+    """Read a file that runs of earlier versions lack."""
+    if not path.exists():
         return None
-    return validate(_KERNELS, parse_object(read_text(path), str(path)), str(path))
+    return validate(adapter, parse_object(read_text(path), str(path)), str(path))
 
 
 def read_summary(folder: Path, config: str = "") -> Summary:

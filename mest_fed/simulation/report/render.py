@@ -20,6 +20,8 @@ from mest_fed.simulation.report.formats import (
     short_name,
 )
 from mest_fed.simulation.report.load import AppRun, Run, load_run
+from mest_fed.simulation.report.plan_table import PLAN_COLUMNS, part_meanings, plan_rows
+from mest_fed.simulation.report.run_facts import origin_of
 from mest_fed.simulation.report.statistics import rounds_without_update
 from mest_fed.simulation.report.tables import headline_tiles, kernel_table
 
@@ -60,13 +62,19 @@ def render_page(run: Run | AppRun) -> str:
         facts=_facts(run),
         tiles=headline_tiles(run),
         charts=draw_charts(run),
-        plan_columns=tables.PLAN_COLUMNS,
-        plan_rows=tables.plan_rows(run),
+        origin=origin_of(run),
+        client_columns=tables.client_columns(run),
+        client_rows=tables.client_rows(run),
+        plan_columns=PLAN_COLUMNS,
+        plan_rows=plan_rows(run),
+        part_meanings=part_meanings(run),
         layer_columns=tables.LAYER_COLUMNS,
         layer_rows=tables.layer_rows(run),
         kernels=kernel_table(run),
         round_columns=tables.round_columns(run),
-        last_rounds=tables.last_rounds(run),
+        round_caption="Up, down and energy are of the round alone; virtual time is since the start",
+        last_rounds=tables.LAST_ROUNDS,
+        round_rows=tables.round_rows(run),
     )
 
 
@@ -150,6 +158,17 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("Method", f"{short_name(summary.method)}{mutation}"),
         ("Scheme", short_name(summary.scheme)),
         ("Target density", format_percent(summary.target_density)),
+        ("Server mode", _mode(run)),
         ("Seed", str(summary.seed)),
         ("Rounds", str(summary.rounds)),
     ]
+
+
+def _mode(run: Run) -> str:
+    """Return when a round ends."""
+    detail = {
+        "sync": "a round waits for its tasks",
+        "buffered": f"a round is {run.setting('server', 'buffer')} updates",
+        "semi-sync": f"a round is {run.setting('server', 'period')} s",
+    }.get(run.mode)
+    return f"{run.mode}: {detail}" if detail else run.mode

@@ -1,10 +1,10 @@
-"""The report's tables: the plan of each tier, and the last rounds."""
+"""The report's tables of rounds, layers and kernels, and its headline numbers."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from mest_fed.rows import RoundRow, Tier
-from mest_fed.schema import Metric, TaskStatus
+from mest_fed.rows import RoundRow
+from mest_fed.schema import LOSS, Metric, TaskStatus
 from mest_fed.simulation.report.formats import (
     count_of,
     format_count,
@@ -17,81 +17,34 @@ from mest_fed.simulation.report.load import KernelRow, Kernels, Run
 from mest_fed.simulation.report.statistics import Traffic, status_counts, traffic
 from mest_fed.units import format_bytes, format_seconds
 
-_LAST_ROUNDS = 10
+#: Rounds that the page shows before all are unfolded.
+LAST_ROUNDS = 5
 NOTHING = "—"
 
 
-@dataclass(frozen=True)
-class PlanRow:
-    """One tier, formatted."""
-
-    title: str
-    profile: str
-    cells: tuple[str, ...]
-    parts: str
-    plan: str
-    over_budget: bool
-
-
-PLAN_COLUMNS = (
-    ("clients", ""),
-    ("budget", ""),
-    ("peak", "modelled"),
-    ("peak", "measured"),
-    ("of budget", ""),
-    ("density", ""),
-    ("micro-batch", ""),
-)
-
-
 def round_columns(run: Run) -> tuple[tuple[str, str], ...]:
-    """Return the headings of :func:`last_rounds`."""
+    """Return the headings of :func:`round_rows`."""
     return (
         ("round", ""),
         (run.summary.primary_metric.name, "measured"),
         ("clients' median", "measured"),
+        ("loss", "measured"),
         ("training loss", "measured"),
         ("density", "measured"),
         ("up", "measured"),
         ("down", "measured"),
-        ("updates", ""),
-        ("no result", ""),
-        ("rejected", ""),
+        ("updates", "measured"),
+        ("no result", "measured"),
+        ("rejected", "measured"),
         ("virtual time", "modelled"),
         ("energy", "modelled"),
     )
 
 
-def plan_rows(run: Run) -> list[PlanRow]:
-    """Format the tiers, tightest budget first, in the columns of ``PLAN_COLUMNS``."""
-    return [_plan_row(tier) for tier in sorted(run.summary.tiers, key=lambda t: t.budget_bytes)]
-
-
-def _plan_row(tier: Tier) -> PlanRow:
-    measured = tier.measured_peak_bytes
-    parts = sorted(tier.parts.items(), key=lambda part: -part[1])
-    return PlanRow(
-        title=tier.title,
-        profile=tier.profile,
-        cells=(
-            format_count(tier.clients),
-            format_bytes(tier.budget_bytes),
-            format_bytes(tier.predicted_peak_bytes),
-            format_bytes(measured) if measured else NOTHING,
-            format_percent(tier.peak_bytes / max(tier.budget_bytes, 1)),
-            format_percent(tier.density),
-            format_count(tier.micro_batch),
-        ),
-        parts=", ".join(f"{name} {format_bytes(size)}" for name, size in parts if size),
-        plan=tier.plan,
-        over_budget=tier.peak_bytes > tier.budget_bytes,
-    )
-
-
-def last_rounds(run: Run) -> list[tuple[str, ...]]:
-    """Format the last rounds in the columns of :func:`round_columns`."""
+def round_rows(run: Run) -> list[tuple[str, ...]]:
+    """Format all rounds in the columns of :func:`round_columns`."""
     metric = run.summary.primary_metric
-    return [_round_cells(row, metric) for row in run.rounds[-_LAST_ROUNDS:]]
+    return [_round_cells(row, metric) for row in run.rounds]
 
 
 def _round_cells(row: RoundRow, metric: Metric) -> tuple[str, ...]:
@@ -101,6 +54,7 @@ def _round_cells(row: RoundRow, metric: Metric) -> tuple[str, ...]:
         str(row.round),
         NOTHING if central is None else write.format(central),
         NOTHING if clients is None else write.format(clients.median),
+        NOTHING if (loss := row.metrics.get(LOSS.name, row.loss)) is None else f"{loss:.4f}",
         NOTHING if row.train_loss is None else f"{row.train_loss:.4f}",
         format_percent(row.density),
         format_bytes(row.bytes_up),
@@ -111,6 +65,33 @@ def _round_cells(row: RoundRow, metric: Metric) -> tuple[str, ...]:
         format_seconds(row.virtual_seconds),
         format_joules(row.energy_joules),
     )
+
+
+def client_columns(run: Run) -> tuple[tuple[str, str], ...]:
+    """Return the headings of :func:`client_rows`, after the client's number."""
+    metric = run.summary.primary_metric.name
+    return (("device", ""), ("held-out examples", ""), ("round", ""), (metric, "measured"))
+
+
+def client_rows(run: Run) -> list[tuple[str, ...]]:
+    """Format the last evaluation of each client, the worst first; empty where none evaluated."""
+    metric = run.summary.primary_metric
+    titles = {tier.profile: tier.title for tier in run.summary.tiers}
+    last = {
+        score.partition: (row.round, score) for row in run.rounds for score in row.client_scores
+    }
+    sign = 1 if metric.higher_is_better else -1
+    ordered = sorted(last.values(), key=lambda item: (sign * item[1].value, item[1].partition))
+    return [
+        (
+            str(score.partition),
+            titles.get(score.device, score.device),
+            format_count(score.examples),
+            str(number),
+            format_metric(metric, score.value),
+        )
+        for number, score in ordered
+    ]
 
 
 LAYER_COLUMNS = (("weights", ""), ("density", "measured"), ("dense because", ""))

@@ -2,18 +2,22 @@
 
 from collections.abc import Callable
 
+from mest_fed.simulation.report.figures.clients import metric_by_client
 from mest_fed.simulation.report.figures.devices import (
     energy_by_tier_and_time,
     time_and_energy_by_device,
 )
 from mest_fed.simulation.report.figures.failures import failures_by_reason
+from mest_fed.simulation.report.figures.labels import labels_by_client
 from mest_fed.simulation.report.figures.layers import density_by_layer
+from mest_fed.simulation.report.figures.loss import loss_over_rounds
 from mest_fed.simulation.report.figures.memory import memory_by_tier
 from mest_fed.simulation.report.figures.metric import (
     metric_over_rounds,
     metric_over_time,
     metric_over_traffic,
 )
+from mest_fed.simulation.report.figures.staleness import staleness_of_updates
 from mest_fed.simulation.report.figures.style import Chart, house_style
 from mest_fed.simulation.report.figures.timeline import what_devices_did
 from mest_fed.simulation.report.load import FleetRun, Run
@@ -27,10 +31,14 @@ FLEET_FIGURES: dict[str, Callable[[FleetRun], Chart | None]] = {
 }
 _FIGURES: dict[str, Callable[[Run], Chart | None]] = {
     "metric_rounds": metric_over_rounds,
+    "loss": loss_over_rounds,
     "metric_time": metric_over_time,
     "metric_traffic": metric_over_traffic,
+    "clients": metric_by_client,
+    "labels": labels_by_client,
     "memory": memory_by_tier,
     "layers": density_by_layer,
+    "staleness": staleness_of_updates,
     **FLEET_FIGURES,
 }
 

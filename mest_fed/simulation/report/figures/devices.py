@@ -47,7 +47,7 @@ def time_and_energy_by_device(run: FleetRun) -> Chart | None:
         figure,
         key="devices",
         title="Time and energy of one task, by device",
-        caption=_caption(groups, without),
+        caption=_caption(groups, without, waits_for_all=run.waits_for_all),
         basis=("modelled",),
     )
 
@@ -110,7 +110,7 @@ def _p10_p90(values: list[float]) -> tuple[float, float]:
     return deciles[0], deciles[-1]
 
 
-def _caption(groups: list[DeviceTasks], without: list[str]) -> str:
+def _caption(groups: list[DeviceTasks], without: list[str], *, waits_for_all: bool) -> str:
     slowest, fastest = groups[0], groups[-1]
     text = f"A task on {slowest.title} takes {format_seconds(_median_seconds(slowest))}"
     if slowest is not fastest and _median_seconds(fastest) > 0:
@@ -120,6 +120,10 @@ def _caption(groups: list[DeviceTasks], without: list[str]) -> str:
         text
         + (
             ". A round that waits for all devices lasts as long as its slowest task. "
+            if waits_for_all
+            else ". Rounds do not wait for the slowest task: its update counts in a later one. "
+        )
+        + (
             "Bars are the medians of the three phases over completed tasks; the thin line is where "
             "80% of the tasks lie."
         )

@@ -7,8 +7,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from mest_fed.rows import Tier
 from mest_fed.simulation.report.figures import style
 from mest_fed.simulation.report.figures.style import Chart, finish_chart
-from mest_fed.simulation.report.formats import count_of, format_percent, shorten
+from mest_fed.simulation.report.formats import count_of, format_percent
 from mest_fed.simulation.report.load import Run
+from mest_fed.simulation.report.plan_table import PlanGroup, plan_groups
 from mest_fed.units import format_bytes
 
 # Blues are what the weights cost, oranges what the examples cost, greys all else.
@@ -21,7 +22,7 @@ _PART_COLOURS = {
     "workspace": "#f2ab4e",
     "batch": "#f8d9ad",
     "wire": "#9aa5b1",
-    "runtime": "#d9dee3",
+    "runtime": "#d8dde2",
 }
 _REST = "other"
 _LEAST_LABELLED = 0.09
@@ -30,57 +31,64 @@ _LEAST_LABELLED = 0.09
 def memory_by_tier(run: Run) -> Chart | None:
     """Draw budgets and peaks as dots on a logarithmic axis, and parts as shares of the peak.
 
-    Budgets may be a hundred times the need, so lengths would say nothing; positions do.
+    Budgets may be a hundred times the need, so lengths would say nothing; positions do. Devices
+    whose plans are equal share a row.
     """
-    tiers = sorted(run.summary.tiers, key=lambda tier: tier.budget_bytes)
-    if not tiers:
+    groups = plan_groups(run.summary.tiers)
+    if not groups:
         return None
-    figure = style.new_figure(style.FULL_WIDTH, 1.5 + 0.46 * len(tiers))
+    figure = style.new_figure(style.FULL_WIDTH, 1.6 + 0.46 * len(groups))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1))
-    _draw_against_budget(left, tiers)
-    _draw_parts(right, tiers)
-    style.row_axes(left, [shorten(tier.title, style.LABEL_LENGTH) for tier in tiers])
+    _draw_against_budget(left, groups)
+    _draw_parts(right, [group.first for group in groups])
+    style.row_axes(left, [group.label(style.LABEL_LENGTH) for group in groups])
     right.tick_params(axis="y", labelleft=False, length=0)
     right.spines["left"].set_visible(False)
     right.grid(False)
-    measured = any(tier.measured_peak_bytes for tier in tiers)
+    measured = any(tier.measured_peak_bytes for tier in run.summary.tiers)
     return finish_chart(
         figure,
         key="memory",
-        title="Training memory of each tier",
-        caption=_caption(tiers, run.summary.over_budget),
+        title="Training memory of each plan",
+        caption=_caption(groups, run.summary.over_budget),
         basis=("prediction modelled", "peak measured") if measured else ("modelled",),
     )
 
 
-def _draw_against_budget(axes: Any, tiers: list[Tier]) -> None:
-    rows = range(len(tiers))
-    for row, tier in enumerate(tiers):
-        over = tier.peak_bytes > tier.budget_bytes
+def _draw_against_budget(axes: Any, groups: list[PlanGroup]) -> None:
+    for row, group in enumerate(groups):
+        peak, most = group.first.peak_bytes, group.tiers[-1].budget_bytes
         axes.plot(
-            [tier.peak_bytes, tier.budget_bytes],
+            [peak, most],
             [row, row],
-            color=style.VERMILION if over else style.FAINT,
+            color=style.VERMILION if group.over_budget else style.FAINT,
             linewidth=2,
             zorder=1,
         )
         axes.annotate(
-            f"{format_percent(tier.peak_bytes / max(tier.budget_bytes, 1))} of "
-            f"{format_bytes(tier.budget_bytes)}",
-            (max(tier.budget_bytes, tier.peak_bytes), row),
+            f"{group.use_in_words} of {group.budgets}",
+            (max(most, peak), row),
             xytext=(8, 0),
             textcoords="offset points",
             va="center",
             fontsize=8.5,
-            color=style.VERMILION if over else style.MUTED,
+            color=style.VERMILION if group.over_budget else style.MUTED,
         )
-    budgets = [tier.budget_bytes for tier in tiers]
-    predicted = [tier.predicted_peak_bytes for tier in tiers]
-    measured = [(t.measured_peak_bytes, i) for i, t in enumerate(tiers) if t.measured_peak_bytes]
-    axes.scatter(budgets, rows, s=150, marker="|", color=style.INK, linewidth=2.2, label="budget")
+    budgets = [(tier.budget_bytes, row) for row, g in enumerate(groups) for tier in g.tiers]
+    firsts = [group.first for group in groups]
+    predicted = [tier.predicted_peak_bytes for tier in firsts]
+    measured = [(t.measured_peak_bytes, i) for i, t in enumerate(firsts) if t.measured_peak_bytes]
+    axes.scatter(
+        *zip(*budgets, strict=True),
+        s=150,
+        marker="|",
+        color=style.INK,
+        linewidth=2.2,
+        label="budget",
+    )
     axes.scatter(
         predicted,
-        rows,
+        range(len(groups)),
         s=52,
         marker="D",
         facecolor="white",
@@ -97,8 +105,10 @@ def _draw_against_budget(axes: Any, tiers: list[Tier]) -> None:
             label="measured peak",
             zorder=4,
         )
-    _log_bytes_axis(axes, [*budgets, *predicted, *(peak for peak, _ in measured)])
-    style.legend_above(axes, 3)
+    _log_bytes_axis(
+        axes, [size for size, _ in budgets] + predicted + [peak for peak, _ in measured]
+    )
+    style.legend_above(axes, 2)
 
 
 def _log_bytes_axis(axes: Any, values: list[int]) -> None:
@@ -130,7 +140,7 @@ def _draw_parts(axes: Any, tiers: list[Tier]) -> None:
             [f"{width:.0%}" if width >= _LEAST_LABELLED else "" for width in bars.datavalues],
             label_type="center",
             fontsize=8,
-            color="white" if dark else style.INK,
+            color=style.ON_DARK if dark else style.ON_LIGHT,
         )
     for row, tier in enumerate(tiers):
         axes.text(1.015, row, format_bytes(tier.predicted_peak_bytes), va="center", fontsize=8.5)
@@ -139,7 +149,7 @@ def _draw_parts(axes: Any, tiers: list[Tier]) -> None:
     axes.xaxis.set_major_formatter(style.PERCENT_TICKS)
     axes.spines["bottom"].set_visible(False)
     axes.set_xlabel("share of the predicted peak (modelled)")
-    style.legend_above(axes, 4, handleheight=0.9)
+    style.legend_above(axes, 3, handleheight=0.9)
 
 
 def _shares(tier: Tier) -> dict[str, float]:
@@ -153,7 +163,8 @@ def _shares(tier: Tier) -> dict[str, float]:
     return shares
 
 
-def _caption(tiers: list[Tier], over_budget: int) -> str:
+def _caption(groups: list[PlanGroup], over_budget: int) -> str:
+    tiers = [tier for group in groups for tier in group.tiers]
     over = [tier.title for tier in tiers if tier.peak_bytes > tier.budget_bytes]
     tightest = max(tiers, key=lambda tier: tier.peak_bytes / max(tier.budget_bytes, 1))
     if over:
@@ -166,18 +177,23 @@ def _caption(tiers: list[Tier], over_budget: int) -> str:
         )
         if over_budget:
             text += f"Yet {count_of(over_budget, 'task')} went over budget during the run. "
+    if len(groups) < len(tiers):
+        text += "Devices whose plans are equal share a row. "
     measured = [tier for tier in tiers if tier.measured_peak_bytes]
     if measured:
         worst = max(measured, key=_miss)
         text += (
             f"Predictions miss the measured peaks by {format_percent(_miss(worst))} at most: "
-            "on the left, a dot within its diamond is a prediction that held. "
+            f"{worst.title} has {format_bytes(worst.predicted_peak_bytes)} predicted and "
+            f"{format_bytes(worst.peak_bytes)} measured. "
+            "On the left, a dot within its diamond is a prediction that held. "
         )
     else:
         text += "No peak was measured in this run. "
     return text + (
-        "The grey line is head-room. On the right, blues are what the weights cost, oranges what "
-        "the examples of a step cost."
+        "The grey line is head-room. On the right is what the prediction is made of: blues are "
+        "what the weights cost, oranges what the examples of a step cost, greys all else. "
+        "Only a whole peak is measured; its parts are modelled."
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mest_fed.rows import RoundRow
+from mest_fed.rows import RoundRow, Spread
 from mest_fed.schema import Metric
 from mest_fed.simulation.report.figures import style
 from mest_fed.simulation.report.figures.style import Chart, byte_scale, finish_chart, time_scale
@@ -21,9 +21,10 @@ MOST_MARKERS = 40
 #: Share of the way to the best value after which the captions look.
 _GOAL = 0.95
 #: A metric whose values differ by more than this factor is drawn on a logarithmic axis.
-_DECADES = 30
+DECADES = 30
 
 Points = list[tuple[RoundRow, float]]
+Spreads = list[tuple[int, Spread]]
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def metric_axis(axes: Any, curve: Curve, rounds: Sequence[RoundRow], label: str)
         margin = max(0.03, 0.05 * (high - low))
         axes.set_ylim(max(0.0, low - margin), min(1.005, high + margin))
         axes.yaxis.set_major_formatter(style.PERCENT_TICKS)
-    elif low > 0 and high / low > _DECADES:
+    elif low > 0 and high / low > DECADES:
         axes.set_yscale("log")
     else:
         margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
@@ -134,14 +135,14 @@ def metric_over_rounds(run: Run) -> Chart | None:
     if curve is None:
         return None
     metric = curve.metric
-    figure = style.new_figure(style.FULL_WIDTH, 5.2)
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3.6, 1))
+    figure = style.new_figure(style.HALF_WIDTH, 4.2)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     has_clients = _draw_client_spread(top, run.rounds, metric)
     if curve.central:
         x = [float(row.round) for row, _ in curve.points]
         draw_curve(top, x, curve.values, "central test set", metric)
     metric_axis(top, curve, run.rounds, metric.name)
-    style.legend_above(top, 4)
+    style.legend_above(top, 2)
     _draw_density(bottom, run)
     return finish_chart(
         figure,
@@ -157,23 +158,14 @@ def _draw_client_spread(axes: Any, rounds: Sequence[RoundRow], metric: Metric) -
     rows = [(number, spread) for number, spread in spreads if spread is not None]
     if not rows:
         return False
+    for index, run in enumerate(_consecutive(rows)):
+        _draw_band(axes, run, labelled=index == 0)
     x = [number for number, _ in rows]
-    low, high = [c.p10 for _, c in rows], [c.p90 for _, c in rows]
-    least, most = [c.min for _, c in rows], [c.max for _, c in rows]
-    if len(rows) == 1:
-        axes.vlines(x, least, most, color=style.FAINT, linewidth=4, label="clients, min to max")
-        axes.vlines(x, low, high, color=style.ORANGE, linewidth=4, label="clients, p10 to p90")
-    else:
-        band = {"linewidth": 0}
-        axes.fill_between(x, least, most, color="#eef0f2", label="clients, min to max", **band)
-        axes.fill_between(
-            x, low, high, color=style.PALE_ORANGE, label="clients, p10 to p90", **band
-        )
     marker = "o" if len(rows) <= MOST_MARKERS else ""
     axes.plot(
         x,
         [c.median for _, c in rows],
-        color="#b87900",
+        color=style.BROWN,
         linewidth=1.2,
         linestyle="--",
         marker=marker,
@@ -181,6 +173,31 @@ def _draw_client_spread(axes: Any, rounds: Sequence[RoundRow], metric: Metric) -
         label="clients, median",
     )
     return True
+
+
+def _consecutive(rows: Spreads) -> list[Spreads]:
+    """Cut rounds where one between was not evaluated: nothing is known of the spread there."""
+    runs: list[Spreads] = []
+    for row in rows:
+        if runs and row[0] == runs[-1][-1][0] + 1:
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+    return runs
+
+
+def _draw_band(axes: Any, rows: Spreads, *, labelled: bool) -> None:
+    """Draw bands over consecutive rounds, and bars at a round by itself."""
+    x = [number for number, _ in rows]
+    low, high = [c.p10 for _, c in rows], [c.p90 for _, c in rows]
+    least, most = [c.min for _, c in rows], [c.max for _, c in rows]
+    whole, inner = ("clients, min to max", "clients, p10 to p90") if labelled else (None, None)
+    if len(rows) == 1:
+        axes.vlines(x, least, most, color=style.FAINT, linewidth=4, label=whole)
+        axes.vlines(x, low, high, color=style.PALE_ORANGE, linewidth=4, label=inner)
+    else:
+        axes.fill_between(x, least, most, color=style.BAND, label=whole, linewidth=0)
+        axes.fill_between(x, low, high, color=style.PALE_ORANGE, label=inner, linewidth=0)
 
 
 def _draw_density(axes: Any, run: Run) -> None:
@@ -226,8 +243,9 @@ def _caption(curve: Curve, diverged: int | None, *, has_clients: bool) -> str:
         text += f"From round {diverged} on the loss was not finite. "
     if has_clients:
         text += (
-            "The orange band holds 80% of the clients, each on its own held-out share; a wide "
-            "band is a model that serves some clients much better than others. "
+            "Orange holds 80% of the clients that evaluated, each on its own held-out share, at "
+            "the rounds where they did; a wide band is a model that serves some clients much "
+            "better than others. "
         )
     return text + "Below, the share of weights that are active in the global model."
 
@@ -247,10 +265,16 @@ def metric_over_time(run: Run) -> Chart | None:
         figure,
         key="metric-time",
         title=f"{_title(curve.metric)} over virtual time",
-        caption="The same curve by the fleet's own clock: a round that waits for slow devices "
-        f"takes more of it. {curve.near_best_in_words} was reached after {reached}.",
+        caption=f"The same curve by the fleet's own clock{_of_rounds(run)}. "
+        f"{curve.near_best_in_words} was reached after {reached}.",
         basis=(f"{curve.metric.name} measured", "time modelled"),
     )
+
+
+def _of_rounds(run: Run) -> str:
+    if run.waits_for_all:
+        return ": a round that waits for slow devices takes more of it"
+    return f": rounds do not wait for slow devices (server.mode = {run.mode})"
 
 
 def metric_over_traffic(run: Run) -> Chart | None:

@@ -4,7 +4,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from xml.etree import ElementTree
 
@@ -14,6 +14,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from mest_fed.simulation.report.figures.page_colours import with_variables
 from mest_fed.simulation.report.formats import format_percent
 
 INK = "#1f2933"
@@ -27,6 +28,11 @@ ORANGE = "#e69f00"
 VERMILION = "#d55e00"
 PALE_ORANGE = "#f6d99a"
 GREEN = "#009e73"
+BAND = "#eef0f2"
+WAITING = "#e4e8ec"
+BROWN = "#b87900"
+#: Of text in a bar, whatever the page's own colours are.
+ON_LIGHT, ON_DARK = "#1b242d", "#fefefe"
 
 FULL_WIDTH = 10.4
 HALF_WIDTH = 5.1
@@ -53,6 +59,7 @@ _STYLE = {
     "legend.frameon": False,
     "legend.handlelength": 1.6,
     "lines.linewidth": 1.8,
+    "pdf.fonttype": 42,  # TrueType, which other programs can edit
     "svg.fonttype": "none",
     "svg.hashsalt": "mest-fed",
     "text.color": INK,
@@ -144,6 +151,10 @@ def inline_svg(figure: Figure, key: str, title: str, description: str) -> Markup
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     root = ElementTree.fromstring(buffer.getvalue())
     _strip(root)
+    for element in root.iter():
+        for name in ("style", "fill", "stroke"):
+            if value := element.get(name):
+                element.set(name, with_variables(value))
     _rename_ids(root, key)
     width, _ = figure.get_size_inches()
     for name in ("width", "height", "version"):
@@ -210,6 +221,8 @@ class Chart:
         Where the numbers come from; each ends in ``measured`` or ``modelled``.
     svg : Markup
         The drawing.
+    figure : Figure
+        What it was drawn from, to be written to other files.
     """
 
     key: str
@@ -217,13 +230,20 @@ class Chart:
     caption: str
     basis: tuple[str, ...]
     svg: Markup
+    figure: Figure = field(compare=False, repr=False)
+
+    @property
+    def wide(self) -> bool:
+        """Whether its text is too small where the page is as narrow as a telephone."""
+        return float(self.figure.get_size_inches()[0]) > HALF_WIDTH
 
 
 def finish_chart(
     figure: Figure, *, key: str, title: str, caption: str, basis: tuple[str, ...]
 ) -> Chart:
     """Turn a figure into a chart; the caption is its description for screen readers too."""
-    return Chart(key, title, caption, basis, inline_svg(figure, key, title, caption))
+    svg = inline_svg(figure, key, title, caption)
+    return Chart(key, title, caption, basis, svg, figure)
 
 
 @dataclass(frozen=True)

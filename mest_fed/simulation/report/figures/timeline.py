@@ -13,7 +13,7 @@ _COLOURS = {
     "downloading": style.SKY,
     "training": style.BLUE,
     "sending": style.ORANGE,
-    "waiting": "#e4e8ec",
+    "waiting": style.WAITING,
     "away": style.SLATE,
 }
 _MARKS = {
@@ -58,7 +58,7 @@ def what_devices_did(run: FleetRun) -> Chart | None:
         figure,
         key="timeline",
         title="What the devices were doing",
-        caption=_caption(shown),
+        caption=_caption(shown, waits_for_all=run.waits_for_all),
         basis=("modelled",),
     )
 
@@ -127,14 +127,20 @@ def _number_rounds(axes: Any, shown: Timeline, factor: float) -> None:
         begin = end
 
 
-def _caption(shown: Timeline) -> str:
+def _caption(shown: Timeline, *, waits_for_all: bool) -> str:
     first, last = shown.rounds[0][0], shown.rounds[-1][0]
     rounds = f"round {last}" if first == last else f"rounds {first} to {last}"
     few = len(shown.lines) < shown.asked
     which = f"{len(shown.lines)} of the {count_of(shown.asked, 'device')}" if few else "All devices"
+    waiting = (
+        "Who is done waits for the end of the round, evaluation included: that took "
+        if waits_for_all
+        else "Waiting is from the end of a task to the next one, or to the end of the round that "
+        "took its update: that took "
+    )
     return (
         f"{which} that were asked in {rounds}, by number; the numbers above are the rounds'. "
-        "Who is done waits for the end of the round, evaluation included: that took "
+        f"{waiting}"
         f"{format_percent(shown.waited)} of the time of all who were there. "
         "Blank: not asked, or not done when the run ended."
     )

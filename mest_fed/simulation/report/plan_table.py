@@ -1,0 +1,152 @@
+"""The plans of a fleet: devices of equal plans together, and their table."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mest_fed.rows import Tier
+from mest_fed.simulation.report.formats import format_count, format_percent, shorten
+from mest_fed.simulation.report.load import Run
+from mest_fed.simulation.report.tables import NOTHING
+from mest_fed.units import format_bytes
+
+#: What the parts of a prediction are; the words of :class:`mest_fed.memory.Footprint`.
+PART_MEANINGS = {
+    "values": "active weights, dense parameters and buffers",
+    "gradients": "those of the values",
+    "optimizer": "what the optimizer keeps of each value, such as momentum",
+    "index": "the positions of the active weights",
+    "activations": "what one micro-batch keeps between forward and backward",
+    "workspace": "buffers that are used again and again within a step, such as gradients of "
+    "activations and the kernels' scratch",
+    "batch": "the examples and targets of one batch",
+    "wire": "the received message, and the model decoded from it",
+    "runtime": "what the program itself takes beside its tensors: the description of a compiled "
+    "step, or a constant where torch trains",
+}
+
+
+@dataclass(frozen=True)
+class PlanGroup:
+    """Tiers whose plans are equal but for their budgets, tightest budget first."""
+
+    tiers: tuple[Tier, ...]
+
+    @property
+    def first(self) -> Tier:
+        """The tier of the tightest budget, which stands for the others."""
+        return self.tiers[0]
+
+    @property
+    def clients(self) -> int:
+        """How many clients train so."""
+        return sum(tier.clients for tier in self.tiers)
+
+    @property
+    def over_budget(self) -> bool:
+        """Whether the peak is above the tightest budget."""
+        return self.first.peak_bytes > self.first.budget_bytes
+
+    @property
+    def use(self) -> float:
+        """The peak as a share of the tightest budget."""
+        return self.first.peak_bytes / max(self.first.budget_bytes, 1)
+
+    @property
+    def use_in_words(self) -> str:
+        """The same, and that it is the largest where budgets differ."""
+        differ = self.first.budget_bytes != self.tiers[-1].budget_bytes
+        return f"{'up to ' if differ else ''}{format_percent(self.use)}"
+
+    @property
+    def budgets(self) -> str:
+        """The budget, or the least and the largest one."""
+        written = [format_bytes(self.tiers[index].budget_bytes) for index in (0, -1)]
+        return " to ".join(dict.fromkeys(written))
+
+    @property
+    def titles(self) -> str:
+        """All its devices."""
+        return ", ".join(tier.title for tier in self.tiers)
+
+    def label(self, length: int) -> str:
+        """Name the group in so many characters at most."""
+        others = len(self.tiers) - 1
+        more = f" + {others} more" if others else ""
+        return shorten(self.first.title, length - len(more)) + more
+
+
+def plan_groups(tiers: Iterable[Tier]) -> list[PlanGroup]:
+    """Put tiers of equal plans and peaks together, tightest budget first.
+
+    A tier that is over its budget stands alone.
+    """
+    groups: dict[object, list[Tier]] = {}
+    for tier in sorted(tiers, key=lambda tier: tier.budget_bytes):
+        key = (
+            tier.predicted_peak_bytes,
+            tier.measured_peak_bytes,
+            tier.density,
+            tier.micro_batch,
+            tier.recompute,
+            tier.saved,
+            tuple(tier.parts.items()),
+            tier.profile if tier.peak_bytes > tier.budget_bytes else None,
+        )
+        groups.setdefault(key, []).append(tier)
+    return [PlanGroup(tuple(group)) for group in groups.values()]
+
+
+PLAN_COLUMNS = (
+    ("clients", ""),
+    ("budget", ""),
+    ("peak", "modelled"),
+    ("peak", "measured"),
+    ("of budget", ""),
+    ("density", ""),
+    ("micro-batch", ""),
+)
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One group of tiers, formatted."""
+
+    title: str
+    profile: str
+    cells: tuple[str, ...]
+    parts: str
+    plan: str
+    over_budget: bool
+
+
+def plan_rows(run: Run) -> list[PlanRow]:
+    """Format the groups of tiers in the columns of ``PLAN_COLUMNS``."""
+    return [_row(group) for group in plan_groups(run.summary.tiers)]
+
+
+def _row(group: PlanGroup) -> PlanRow:
+    tier, measured = group.first, group.first.measured_peak_bytes
+    parts = sorted(tier.parts.items(), key=lambda part: -part[1])
+    of_tightest = "Of the tightest budget: " if len({t.plan for t in group.tiers}) > 1 else ""
+    return PlanRow(
+        title=group.titles,
+        profile=", ".join(each.profile for each in group.tiers),
+        cells=(
+            format_count(group.clients),
+            group.budgets,
+            format_bytes(tier.predicted_peak_bytes),
+            format_bytes(measured) if measured else NOTHING,
+            group.use_in_words,
+            format_percent(tier.density),
+            format_count(tier.micro_batch),
+        ),
+        parts=", ".join(f"{name} {format_bytes(size)}" for name, size in parts if size),
+        plan=f"{of_tightest}{tier.plan}",
+        over_budget=group.over_budget,
+    )
+
+
+def part_meanings(run: Run) -> list[tuple[str, str]]:
+    """Return the parts that the predictions of a run have, and what they are."""
+    names = {name for tier in run.summary.tiers for name, size in tier.parts.items() if size}
+    return [(name, meaning) for name, meaning in PART_MEANINGS.items() if name in names]
