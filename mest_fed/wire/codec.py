@@ -27,6 +27,7 @@ from mest_fed.wire.maskset import (
     encode_masks,
     mask_hash,
     max_body_bytes,
+    same_masks,
 )
 from mest_fed.wire.payload import Header, MaskSource, Payload, UnknownMaskError
 from mest_fed.wire.values import Array, Fields, FloatFormat, ValueCodec, value_codec, value_codec_of
@@ -95,12 +96,11 @@ def _header(
     codec: ValueCodec, start: int | None, masks: MaskSet, spec: ModelSpec, known: MaskSet | None
 ) -> Header:
     name = mask_hash(masks)
-    held = mask_hash(known) if known else b""
-    if held == name:
+    if known and same_masks(known, masks):
         return Header(codec.number, MaskSource.KNOWN, name, start)
     body, needs_base = encode_masks(masks, spec, known or None)
-    if needs_base:
-        return Header(codec.number, MaskSource.BASE, name, start, held, body)
+    if known and needs_base:
+        return Header(codec.number, MaskSource.BASE, name, start, mask_hash(known), body)
     return Header(codec.number, MaskSource.FULL, name, start, body=body)
 
 
