@@ -12,7 +12,8 @@ from mest_fed.errors import WireError
 from mest_fed.nn import SparseState
 from mest_fed.task import Task
 from mest_fed.wire import encode
-from mest_fed.wire.records import to_record, totals_record
+from mest_fed.wire.payload import named_masks
+from mest_fed.wire.records import HEADER, to_record, totals_record
 from mest_fed.wire.values import open_codecs
 
 
@@ -44,6 +45,7 @@ def _train(
         task.spec,
         values=task.config.wire.upload,
         known=received.masks,
+        known_hash=named_masks(config[HEADER]),
         reference=received,
         residual=kept.residual,
     )

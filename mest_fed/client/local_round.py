@@ -66,7 +66,7 @@ class ClientState:
     @property
     def masks_record(self) -> ArrayRecord | None:
         """That mask set as it is kept."""
-        return self._state.array_records.get(MASKS)
+        return self._record(MASKS)
 
     @masks_record.setter
     def masks_record(self, record: ArrayRecord) -> None:
@@ -106,8 +106,12 @@ class ClientState:
         self._write(FORGETTING, {"codes": state.codes})
 
     def _read(self, key: str) -> Arrays | None:
-        record = self._state.array_records.get(key)
+        record = self._record(key)
         return None if record is None else {name: array.numpy() for name, array in record.items()}
+
+    def _record(self, key: str) -> ArrayRecord | None:
+        record = self._state.get(key)  # ``array_records`` copies all records into a new mapping
+        return record if isinstance(record, ArrayRecord) else None
 
     def _write(self, key: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         self._state[key] = ArrayRecord({name: as_array(array) for name, array in arrays.items()})
