@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
@@ -265,7 +265,7 @@ def accepted(
     ):
         return (), {}  # else inspect parses a text, which takes half a megabyte
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = _parameters(function)
     except ValueError:  # a function of C that does not say
         return args, dict(options)
     kinds = {parameter.kind for parameter in parameters}
@@ -282,6 +282,19 @@ def accepted(
         parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY
     }
     return args, {name: value for name, value in options.items() if name in named}
+
+
+def _parameters(function: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
+    """Return the parameters of a function, which are read once where it can be told apart."""
+    try:
+        return _read_parameters(function)
+    except TypeError:  # no hash
+        return tuple(inspect.signature(function).parameters.values())
+
+
+@lru_cache(maxsize=256)
+def _read_parameters(function: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
+    return tuple(inspect.signature(function).parameters.values())
 
 
 def is_reference(name: str) -> bool:

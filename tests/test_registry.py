@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from mest_fed.errors import InputError
-from mest_fed.registry import Registry, reference_of
+from mest_fed.registry import Registry, accepted, reference_of
 
 OWN = """
 import beside
@@ -188,3 +188,16 @@ def test_the_script_that_runs_is_not_executed_again(tmp_path):
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     assert done.stdout == f"{script}:Mine True\n"
+
+
+def test_arguments_that_a_function_takes():
+    class NoHash:
+        __hash__ = None
+
+        def __call__(self, first, *, option=0):
+            return first, option
+
+    for function in (lambda first, *, option=0: (first, option), NoHash()):
+        for _ in range(2):
+            args, options = accepted(function, (1, 2), {"option": 3, "other": 4})
+            assert function(*args, **options) == (1, 3)

@@ -117,9 +117,7 @@ def plan_of(task: Task, context: Context, budget: int, device: str) -> Plan:
     """
     given = context.node_config.get(GIVEN)
     if given is not None:
-        plan = _read(str(given))
-        _check(task, plan)
-        return plan
+        return _given(task, str(given))
     kept = context.state.config_records.get(KEPT)
     threads = torch.get_num_threads()  # of this process, which trains
     given_by = f"{budget} {threads} {task.config.model_dump_json()}"
@@ -153,6 +151,14 @@ def make_plan(task: Task, budget: int, device: str, threads: int) -> Plan:
 @lru_cache(maxsize=64)
 def _read(text: str) -> Plan:
     return read_plan(text, "plan (node config)")
+
+
+@lru_cache(maxsize=64)
+def _given(task: Task, text: str) -> Plan:
+    """Read a plan that the node config gives, and check it; once for all devices that share it."""
+    plan = _read(text)
+    _check(task, plan)
+    return plan
 
 
 def _check(task: Task, plan: Plan) -> None:

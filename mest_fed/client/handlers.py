@@ -3,6 +3,7 @@
 from flwr.app import Context, Message, MetricRecord, RecordDict
 
 from mest_fed.client.capability import Capability, capability_of, capability_record, task_of_node
+from mest_fed.client.downloads import downloads_of
 from mest_fed.client.kernels import client_choices
 from mest_fed.client.local_round import ClientState, TrainInstruction, evaluate_round, train_round
 from mest_fed.client.memory_guard import limit_guard, watched
@@ -10,8 +11,9 @@ from mest_fed.config import own_errors
 from mest_fed.errors import WireError
 from mest_fed.nn import SparseState
 from mest_fed.task import Task
-from mest_fed.wire import decode, encode, mask_hash
-from mest_fed.wire.records import from_record, to_record, totals_record
+from mest_fed.wire import encode
+from mest_fed.wire.payload import named_masks
+from mest_fed.wire.records import HEADER, to_record, totals_record
 from mest_fed.wire.values import open_codecs
 
 
@@ -43,6 +45,7 @@ def _train(
         task.spec,
         values=task.config.wire.upload,
         known=received.masks,
+        known_hash=named_masks(config[HEADER]),
         reference=received,
         residual=kept.residual,
     )
@@ -81,12 +84,7 @@ def _open(context: Context) -> tuple[Task, Capability, ClientState]:
 
 
 def _receive(task: Task, message: Message, kept: ClientState) -> SparseState:
-    payload = from_record(message.content)
-    masks = kept.masks
-    known = {mask_hash(masks): masks} if masks else {}
     try:
-        state = decode(payload, task.spec, known=known)
+        return downloads_of(task).receive(message.content, kept)
     except WireError as error:
         raise WireError(f"the server's message was rejected: {error}") from None
-    kept.masks = state.masks
-    return state

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context
+from flwr.app import ArrayRecord, ConfigRecord, Context
 from torch import Generator, nn
 
 from mest_fed.client.capability import Capability
@@ -31,6 +31,7 @@ from mest_fed.training import (
     judge,
 )
 from mest_fed.wire import Residual
+from mest_fed.wire.records import as_array
 
 MASKS = "mest.masks"
 FORGETTING = "mest.forgetting"
@@ -61,6 +62,15 @@ class ClientState:
     @masks.setter
     def masks(self, masks: dict[str, Slots]) -> None:
         self._write(MASKS, masks)
+
+    @property
+    def masks_record(self) -> ArrayRecord | None:
+        """That mask set as it is kept."""
+        return self._record(MASKS)
+
+    @masks_record.setter
+    def masks_record(self, record: ArrayRecord) -> None:
+        self._state[MASKS] = record
 
     @property
     def residual(self) -> Residual | None:
@@ -96,11 +106,15 @@ class ClientState:
         self._write(FORGETTING, {"codes": state.codes})
 
     def _read(self, key: str) -> Arrays | None:
-        record = self._state.array_records.get(key)
+        record = self._record(key)
         return None if record is None else {name: array.numpy() for name, array in record.items()}
 
+    def _record(self, key: str) -> ArrayRecord | None:
+        record = self._state.get(key)  # ``array_records`` copies all records into a new mapping
+        return record if isinstance(record, ArrayRecord) else None
+
     def _write(self, key: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        self._state[key] = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+        self._state[key] = ArrayRecord({name: as_array(array) for name, array in arrays.items()})
 
 
 @dataclass(frozen=True)
@@ -197,7 +211,7 @@ def train_round(
             programs=task.programs,
             settings=settings,
             rng=rng,
-            room=task.method.peak,
+            room=task.method.peak if order.mutate else 1.0,
             batch_size=training.batch_size,
         )
     else:

@@ -202,7 +202,8 @@ def write_state(model: nn.Module, state: SparseState) -> None:
             )
         for layer in group.layers:
             layer.check_mask_can_change()
-            objection = slot_objection(layer.layout, slots)
+            has_it = layer.has_mask(torch.from_numpy(slots))
+            objection = None if has_it else slot_objection(layer.layout, slots)
             if objection:
                 raise InputError(f"the mask of {group.name} is not allowed: {objection}")
             shapes[names[id(layer)]] = len(slots), layer.layout.width

@@ -155,8 +155,9 @@ class Runtime:
             If there is no such buffer, or its shape is another, or its numbers do not fit the type.
         """
         held, number = self.memory(name), self._numbers[name]
-        is_narrow = self._buffers[number].dtype == "bfloat16"
-        array = fitting(name, array, "float32" if is_narrow else str(held.dtype))
+        dtype = self._buffers[number].dtype
+        is_narrow = dtype == "bfloat16"
+        array = fitting(name, array, "float32" if is_narrow else dtype)
         if held.shape != array.shape:
             raise InputError(f"{name!r} has shape {array.shape}; allowed: {held.shape}")
         if self._buffers[number].margin:
@@ -270,6 +271,8 @@ def fitting(name: str, array: Any, dtype: str) -> Array:
         If its numbers do not fit.
     """
     given = np.asarray(array)
+    if given.dtype == dtype and given.flags.c_contiguous:
+        return given
     fits = np.can_cast(given.dtype, dtype, "same_kind")
     made = np.ascontiguousarray(given, dtype).reshape(given.shape) if fits else given
     whole = np.issubdtype(np.dtype(dtype), np.integer) and made is not given

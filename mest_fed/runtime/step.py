@@ -174,8 +174,8 @@ class CompiledStep(_Compiled):
         else:
             counted = len(wanted)
             wanted = wanted.reshape(counted, -1)
-        self.runtime.write(self._share, [1 / max(1, counted)])
-        self.runtime.write(self._rates, [learning_rate])
+        self._batches.arrays[self._share][...] = 1 / max(1, counted)
+        self._batches.arrays[self._rates][...] = learning_rate
         if self.rng is not None:
             for name in self._seeds:
                 self.runtime.write(name, self.rng.integers(2**63, size=1))

@@ -34,6 +34,8 @@ class ModelBroadcast:
         self.values = values
         self.tiers: dict[float, MaskSet] = {}
         self.mask_sets: dict[bytes, MaskSet] = {}
+        #: Tier -> its masks, and their hash.
+        self._named: dict[float, tuple[MaskSet, bytes]] = {}
         self._states: dict[float, SparseState] = {}
         self._arrays: dict[float, ArrayRecord] = {}
         self._headers: dict[tuple[float, bytes], ConfigRecord] = {}
@@ -91,7 +93,10 @@ class ModelBroadcast:
 
     def tier_hash(self, density: float) -> bytes:
         """Return the hash of a tier's mask set."""
-        return mask_hash(self.tiers[density])
+        masks = self.tiers[density]
+        if density not in self._named or self._named[density][0] is not masks:
+            self._named[density] = masks, mask_hash(masks)
+        return self._named[density][1]
 
     def _remember(self, masks: MaskSet) -> None:
         self.mask_sets[mask_hash(masks)] = masks

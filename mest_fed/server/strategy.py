@@ -389,7 +389,13 @@ class MestStrategy(Strategy):
         counts = read_counts(reply, node.examples, epochs, self.task.objective)
         offered = self.broadcast.state(self.model, node.density)
         mutated = self.clients_mutate(self.record.round)
-        state = read_update(reply, self.model.spec, offered, mask_may_change=mutated)
+        state = read_update(
+            reply,
+            self.model.spec,
+            offered,
+            mask_may_change=mutated,
+            sent_hash=self.broadcast.tier_hash(node.density),
+        )
         mean.add(state, counts.examples, offered.masks if mutated else None)
         self._note_mask(node)
         outcome.note(counts.totals, state.density(self.model.spec))

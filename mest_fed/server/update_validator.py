@@ -7,7 +7,7 @@ from flwr.app import Message
 from mest_fed.errors import WireError
 from mest_fed.nn import ModelSpec, SparseState
 from mest_fed.training import CLASSIFICATION, Metrics, Objective
-from mest_fed.wire import decode, mask_hash
+from mest_fed.wire import decode, mask_hash, same_masks
 from mest_fed.wire.records import EXAMPLES, from_record, read_totals
 
 #: The largest magnitude of a weight or statistic. The server's optimizer squares differences of
@@ -66,7 +66,12 @@ def read_counts(
 
 
 def read_update(
-    reply: Message, spec: ModelSpec, sent: SparseState, *, mask_may_change: bool
+    reply: Message,
+    spec: ModelSpec,
+    sent: SparseState,
+    *,
+    mask_may_change: bool,
+    sent_hash: bytes = b"",
 ) -> SparseState:
     """Decode a training reply.
 
@@ -80,6 +85,9 @@ def read_update(
         What the client was sent.
     mask_may_change : bool
         Whether the client was asked to mutate; if so its mask may differ but not grow.
+    sent_hash : bytes
+        The hash of the masks that it was sent, where the caller has it: it is the same for all
+        clients of a tier.
 
     Raises
     ------
@@ -89,13 +97,13 @@ def read_update(
     state = decode(
         from_record(reply.content),
         spec,
-        known={mask_hash(sent.masks): sent.masks},
+        known={sent_hash or mask_hash(sent.masks): sent.masks},
         reference=sent,
         max_active={group: len(slots) for group, slots in sent.masks.items()},
     )
     for name, values in (state.values | state.dense).items():
         if values.size and max(values.max(), -values.min()) > LARGEST_WEIGHT:
             raise WireError(f"{name} has a number beyond {LARGEST_WEIGHT:g}")
-    if not mask_may_change and mask_hash(state.masks) != mask_hash(sent.masks):
+    if not mask_may_change and not same_masks(state.masks, sent.masks):
         raise WireError("the mask is not the one that was sent, and no mutation was asked for")
     return state

@@ -84,9 +84,11 @@ def slot_objection(layout: Layout, slots: npt.NDArray[np.int32]) -> str | None:
     """Return why slots of shape ``(active,)`` are no mask of a layout, or None if they are one."""
     if len(slots) == 0:
         return None
-    if slots.min() < 0 or slots.max() >= layout.num_slots:
+    increase = (slots[1:] > slots[:-1]).all()
+    first, last = (slots[0], slots[-1]) if increase else (slots.min(), slots.max())
+    if first < 0 or last >= layout.num_slots:
         return f"a slot is out of range [0, {layout.num_slots})"
-    if not (slots[1:] > slots[:-1]).all():
+    if not increase:
         return "slots do not increase"
     if layout.variants > 1:
         granules = slots // layout.variants

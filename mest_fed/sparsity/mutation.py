@@ -6,6 +6,7 @@ comes first. Both the client's trainer and the server mutate through it.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import torch
@@ -96,7 +97,7 @@ class Method:
         """Return how far a mutation at this progress goes."""
         return Bounds()
 
-    @property
+    @cached_property
     def peak(self) -> float:
         """The largest ceiling of the whole run, which a memory budget must hold."""
         return max(self.bounds(step / 64).ceiling for step in range(65))

@@ -61,6 +61,8 @@ class Block(Layout):
     def active_weights(self, slots: Tensor) -> int:
         """Count the weights of slots; an incomplete strip counts what it has."""
         missing = -self.shape[0] % self.rows
+        if not missing:
+            return len(slots) * self.rows
         last = self.num_granules - self.columns
         return len(slots) * self.rows - missing * int((slots >= last).sum())
 

@@ -3,7 +3,7 @@
 from mest_fed.catalogue import MASK_CODECS, VALUE_CODECS
 from mest_fed.wire.codec import decode, encode
 from mest_fed.wire.feedback import Residual
-from mest_fed.wire.maskset import MaskSet, check_masks, mask_hash
+from mest_fed.wire.maskset import MaskSet, check_masks, mask_hash, same_masks
 from mest_fed.wire.payload import Payload, UnknownMaskError
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "decode",
     "encode",
     "mask_hash",
+    "same_masks",
 ]

@@ -27,6 +27,7 @@ from mest_fed.wire.maskset import (
     encode_masks,
     mask_hash,
     max_body_bytes,
+    same_masks,
 )
 from mest_fed.wire.payload import Header, MaskSource, Payload, UnknownMaskError
 from mest_fed.wire.values import Array, Fields, FloatFormat, ValueCodec, value_codec, value_codec_of
@@ -38,6 +39,7 @@ def encode(
     *,
     values: str = "fp32",
     known: MaskSet | None = None,
+    known_hash: bytes = b"",
     reference: SparseState | None = None,
     residual: Residual | None = None,
 ) -> tuple[Payload, Residual | None]:
@@ -54,6 +56,8 @@ def encode(
         these, bf16 travels as uint16, so what edits arrays on their way needs one of the others.
     known : dict of str to int32 array or None
         Masks that the receiver holds. If they are the state's, their hash alone travels.
+    known_hash : bytes
+        Their hash, where the caller has it.
     reference : SparseState or None
         For int8 alone: a state that both ends hold bit for bit, such as the one the sender had
         decoded. Differences from it travel.
@@ -88,19 +92,26 @@ def encode(
     if spec.dense:
         arrays["dense"] = _pack_dense(state.dense, spec, codec.dense)
     start_sum = None if start is None else checksum(start)
-    return Payload(arrays, _header(codec, start_sum, state.masks, spec, known).pack()), owed
+    header = _header(codec, state.masks, spec, known, known_hash, start=start_sum)
+    return Payload(arrays, header.pack()), owed
 
 
 def _header(
-    codec: ValueCodec, start: int | None, masks: MaskSet, spec: ModelSpec, known: MaskSet | None
+    codec: ValueCodec,
+    masks: MaskSet,
+    spec: ModelSpec,
+    known: MaskSet | None,
+    known_hash: bytes,
+    *,
+    start: int | None,
 ) -> Header:
+    if known and same_masks(known, masks):
+        return Header(codec.number, MaskSource.KNOWN, known_hash or mask_hash(known), start)
     name = mask_hash(masks)
-    held = mask_hash(known) if known else b""
-    if held == name:
-        return Header(codec.number, MaskSource.KNOWN, name, start)
     body, needs_base = encode_masks(masks, spec, known or None)
-    if needs_base:
-        return Header(codec.number, MaskSource.BASE, name, start, held, body)
+    if known and needs_base:
+        base = known_hash or mask_hash(known)
+        return Header(codec.number, MaskSource.BASE, name, start, base, body)
     return Header(codec.number, MaskSource.FULL, name, start, body=body)
 
 

@@ -47,9 +47,12 @@ class Rows:
 def active_lengths(masks: MaskSet, spec: ModelSpec) -> list[int]:
     """Return how many values of each sparse layer travel, padding left out."""
     active = {layer: masks[group] for group, layers in spec.groups.items() for layer in layers}
-    return [
-        layout.active_weights(torch.tensor(active[layer])) for layer, layout in spec.layouts.items()
-    ]
+    return [layout.active_weights(_tensor(active[layer])) for layer, layout in spec.layouts.items()]
+
+
+def _tensor(slots: Slots) -> torch.Tensor:
+    """Return slots as a tensor over their memory; torch warns of memory that cannot be written."""
+    return torch.from_numpy(slots) if slots.flags.writeable else torch.tensor(slots)
 
 
 def active_rows(masks: MaskSet, spec: ModelSpec) -> list[Rows]:
@@ -60,7 +63,7 @@ def active_rows(masks: MaskSet, spec: ModelSpec) -> list[Rows]:
 
 def _rows(layer: str, group: str, masks: MaskSet, spec: ModelSpec) -> Rows:
     layout, slots = spec.layouts[layer], masks[group]
-    tensor = torch.tensor(slots)  # from_numpy would warn of arrays that cannot be written
+    tensor = _tensor(slots)
     length, inside = layout.active_weights(tensor), None
     if length != len(slots) * layout.width:
         inside = (layout.positions(tensor) != layout.num_weights).numpy()

@@ -47,6 +47,13 @@ def mask_hash(masks: MaskSet) -> bytes:
     return digest.digest()[:16]
 
 
+def same_masks(first: MaskSet, second: MaskSet) -> bool:
+    """Say whether two mask sets are equal: what equal names say, in a tenth of the time."""
+    return first.keys() == second.keys() and all(
+        np.array_equal(slots, second[group]) for group, slots in first.items()
+    )
+
+
 def check_masks(masks: MaskSet, spec: ModelSpec) -> None:
     """Reject masks that no model of the specification can have.
 

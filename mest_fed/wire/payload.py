@@ -138,6 +138,12 @@ class Header:
         )
 
 
+def named_masks(header: bytes) -> bytes:
+    """Return the hash of the masks that a header names, of one that was decoded."""
+    name: bytes = _FIXED.unpack_from(header)[5]
+    return name
+
+
 def _inflate(data: bytes, length: int) -> bytes:
     stream = zlib.decompressobj()
     try:

@@ -149,3 +149,31 @@ def test_mutation_and_reading_keep_slots_increasing():
     Mutator(model, MestEM()).mutate(Bounds(floor=0.5), lambda name: generator(3))
     for slots in read_state(model).masks.values():
         assert (np.diff(slots) > 0).all()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_mask_that_the_model_has_stays_and_its_values_are_written(scheme):
+    model, source = small_resnet(scheme, 0.2), small_resnet(scheme, 0.2)
+    state = read_state(source)
+    write_state(model, state)
+    slots = [group.mask.slots for group in mask_groups(model)]
+    train_step(model.train(), sgd(model), images(), LABELS)
+    doubled = {name: 2 * values for name, values in state.values.items()}
+    state.values = doubled
+    write_state(model, state)
+    for group, before in zip(mask_groups(model), slots, strict=True):
+        assert all(layer.slots is before for layer in group.layers[:1])
+        assert all(layer.values.grad is None for layer in group.layers)
+    for name, values in read_state(model).values.items():
+        np.testing.assert_array_equal(values, doubled[name])
+
+
+def test_slots_that_were_edited_in_place_are_no_mask_that_the_model_has():
+    model = small_resnet("block", 0.2)
+    (layer, *_), *_ = (group.layers for group in mask_groups(model))
+    slots = layer.slots.clone()
+    assert layer.has_mask(slots)
+    assert not layer.has_mask(slots[1:])
+    assert not layer.has_mask(slots.long())
+    layer.slots[0] += 0  # as any edit, it counts
+    assert not layer.has_mask(slots)

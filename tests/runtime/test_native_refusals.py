@@ -9,7 +9,7 @@ import torch
 from native_cases import Buffer, Operator, Program, compute, near, one
 
 from mest_fed.errors import InputError
-from mest_fed.runtime.native import Runtime
+from mest_fed.runtime.native import Runtime, fitting
 
 CONV = {"stride": (1, 1), "padding": (1, 1), "groups": 1}
 POOL = {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0), "ceil": False}
@@ -223,3 +223,16 @@ def test_the_runtime_needs_no_torch():
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_array_of_the_type_is_taken_as_it_is_and_another_only_without_loss():
+    whole = np.arange(6).reshape(2, 3)
+    assert fitting("it", whole, "int64") is whole
+    turned = fitting("it", whole.T, "int64")
+    assert turned.flags.c_contiguous
+    np.testing.assert_array_equal(turned, whole.T)
+    assert fitting("it", [0.5], "float32").dtype == np.float32
+    assert fitting("it", np.float32(2), "float32").shape == ()
+    for array, dtype in ((whole / 2, "int64"), (np.array([2**40]), "int32")):
+        with pytest.raises(InputError, match=f"allowed: what {dtype} holds"):
+            fitting("it", array, dtype)

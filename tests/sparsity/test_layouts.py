@@ -103,3 +103,11 @@ def test_a_block_of_no_rows_is_refused(scheme):
 def test_unknown_schemes_are_refused_by_name(scheme):
     with pytest.raises(InputError, match="unstructured, block, pattern, channel, block:ROWS"):
         layout_for(scheme, (4, 4))
+
+
+@pytest.mark.parametrize("rows", [8, 9, 10])
+def test_active_weights_of_blocks_are_those_at_positions(rows):
+    layout = Block((rows, 6), rows=4)
+    for slots in (torch.arange(layout.num_slots), torch.tensor([0, 3]), torch.tensor([2, 11])):
+        inside = layout.positions(slots) < layout.num_weights
+        assert layout.active_weights(slots) == int(inside.sum())

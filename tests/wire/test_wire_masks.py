@@ -11,7 +11,7 @@ from wire_states import moved_masks, random_masks, spec_for
 
 from mest_fed.errors import WireError
 from mest_fed.rng import numpy_generator
-from mest_fed.wire import MASK_CODECS, check_masks, mask_hash
+from mest_fed.wire import MASK_CODECS, check_masks, mask_hash, same_masks
 from mest_fed.wire.masks import decode_gaps, encode_gaps, mask_codec
 from mest_fed.wire.maskset import decode_masks, encode_masks, max_body_bytes
 
@@ -165,6 +165,24 @@ def test_mask_hash_by_hand():
 
 
 @pytest.mark.parametrize(
+    "other",
+    [
+        {"a": slots(7)},
+        {"a": slots(7), "c": slots(1, 2)},
+        {"a": slots(7), "b": slots(1)},
+        {"a": slots(7), "b": slots(1, 3)},
+        {},
+    ],
+)
+def test_masks_are_the_same_where_their_hashes_are(other):
+    masks = {"b": slots(1, 2), "a": slots(7)}
+    assert same_masks(masks, {"a": slots(7), "b": slots(1, 2)})
+    assert not same_masks(masks, other)
+    assert not same_masks(other, masks)
+    assert mask_hash(masks) != mask_hash(other)
+
+
+@pytest.mark.parametrize(
     ("mask", "reason"),
     [
         (NOTHING, "shape"),
@@ -172,6 +190,8 @@ def test_mask_hash_by_hand():
         (slots(1, 2).reshape(1, 2), "shape"),
         (slots(-1, 2), "out of range"),
         (slots(0, 192), "out of range"),
+        (slots(8, -1), "out of range"),
+        (slots(192, 8), "out of range"),
         (slots(8, 8), "do not increase"),
         (slots(16, 8), "do not increase"),
         (slots(8, 9), "share a granule"),

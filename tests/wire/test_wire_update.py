@@ -29,6 +29,7 @@ from mest_fed.nn import (
 from mest_fed.rng import torch_generator
 from mest_fed.sparsity import layout_for
 from mest_fed.wire import VALUE_CODECS, decode, encode, mask_hash
+from mest_fed.wire.payload import named_masks
 
 TOLERANCE = {"fp32": 0, "fp16": 2**-11, "bf16": 2**-8, "int8": 0.51 / 127}
 SPEC = spec_for("block")
@@ -200,3 +201,14 @@ def test_a_model_travels(scheme):
     payload, _ = encode(read_state(models[0]), spec, known=known)
     write_state(models[1], decode(payload, spec, known={mask_hash(known): known}))
     assert_same(read_state(models[1]), read_state(models[0]))
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_hash_that_the_caller_has_changes_nothing(other):
+    spec = spec_for("block")
+    state = random_state(spec)
+    known = moved_masks(state.masks, spec, 1) if other else state.masks
+    plain, _ = encode(state, spec, known=known)
+    named, _ = encode(state, spec, known=known, known_hash=mask_hash(known))
+    assert named.header == plain.header
+    assert named_masks(plain.header) == mask_hash(state.masks)

@@ -19,6 +19,7 @@ from mest_fed.nn.state import Floats, ModelSpec, Slots, SparseState
 from mest_fed.server.aggregation.averaging import ArraySum
 from mest_fed.server.update_validator import Counts, read_counts, read_update
 from mest_fed.training import objective_of
+from mest_fed.wire import mask_hash
 from mest_fed.wire.records import content_bytes
 
 Doubles = npt.NDArray[np.float64]
@@ -203,6 +204,7 @@ class MaskedAggregator:
     epochs: int = 1
     task: tuple[str, str] = ("classification", "")
     total: TierSums | None = field(default=None, init=False)
+    _hashes: dict[float, bytes] = field(default_factory=dict, init=False)
 
     def map(self, reply: Message) -> tuple[TierSums | None, Message]:
         """Check a reply and take its values out."""
@@ -210,7 +212,13 @@ class MaskedAggregator:
         size = content_bytes(reply.content)
         try:
             counts = self._counts(reply, examples)
-            state = read_update(reply, self.spec, self.offered[density], mask_may_change=False)
+            state = read_update(
+                reply,
+                self.spec,
+                self.offered[density],
+                mask_may_change=False,
+                sent_hash=self._hash_of(density),
+            )
         except WireError as error:
             facts = ConfigRecord({REASON: str(error), "bytes": size})
             return None, _with(reply, RecordDict({FACTS: facts}))
@@ -240,6 +248,12 @@ class MaskedAggregator:
             raise WireError(str(facts[REASON]))
         _, examples = self.nodes[reply.metadata.src_node_id]
         return self._counts(reply, examples), float(facts["density"])
+
+    def _hash_of(self, density: float) -> bytes:
+        """Return the hash of the masks that a tier was sent, which is computed once."""
+        if density not in self._hashes:
+            self._hashes[density] = mask_hash(self.offered[density].masks)
+        return self._hashes[density]
 
     def _counts(self, reply: Message, examples: int) -> Counts:
         return read_counts(reply, examples, self.epochs, objective_of(*self.task))
