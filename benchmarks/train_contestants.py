@@ -17,9 +17,8 @@ from torch.nn.functional import cross_entropy
 from mest_fed.nn import build_model, sparsify
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.rng import torch_generator
-from mest_fed.runtime.sizes import Sizes
 from mest_fed.runtime.step import CompiledStep
-from mest_fed.training.programs import best_programs, group_of
+from mest_fed.training.planned_steps import best_programs, program_of
 from mest_fed.training.step_program import PASSES, StepPrograms
 from mest_fed.training.tasks import Classification
 
@@ -198,10 +197,12 @@ def compiled(
 
     model.train()
     programs = best_programs(make, batch, whole=True)
-    sizes = Sizes(programs, batch)
-    group = group or group_of(sizes, batch)
-    step = CompiledStep(sizes(group), threads, resize=sizes, micro_batch=batch, batch=batch)
-    for name, array in programs.captured(group).arrays().items():
+    captured = programs.captured(batch)
+    program, sizes = program_of(programs, captured, batch)
+    if group is not None:
+        program = sizes(group)
+    step = CompiledStep(program, threads, resize=sizes, micro_batch=batch, batch=batch)
+    for name, array in captured.arrays().items():
         step.load(name, array)
     return step
 

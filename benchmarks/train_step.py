@@ -32,6 +32,7 @@ Compiled steps exceed what is modelled where they also shorten the rest.
 import argparse
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -53,8 +54,10 @@ from train_contestants import (
 )
 from tuned import set_kernels
 
+from mest_fed.errors import InputError
 from mest_fed.kernels import torch_threads
 from mest_fed.nn import SparseLayer, sparsifiable
+from mest_fed.runtime.step import CompiledStep
 from mest_fed.sparsity import layout_for
 
 SCHEMES = ["block", "unstructured"]
@@ -83,11 +86,8 @@ COLUMNS = {
 def measure(case: Case, chosen: Sequence[str], options: argparse.Namespace) -> Iterator[Row]:
     """Time a case and model what was possible; yield a row for each contestant."""
     batch, clock = case.batch(), case.clock
-    steps = {
-        name: compiled(case.build_sparse(), case.model.batch, case.threads, storage=storage)
-        for name, storage in COMPILED.items()
-        if name in chosen
-    }
+    steps = compiled_steps(case, chosen)
+    chosen = [it for it in chosen if it not in COMPILED or it in steps]
     said = {name: facts(step) for name, step in steps.items()}
     timed: dict[str, Contestant] = {
         name: partial(run_compiled, step, *batch) for name, step in steps.items()
@@ -117,6 +117,18 @@ def measure(case: Case, chosen: Sequence[str], options: argparse.Namespace) -> I
             if name != "dense-bf16" and "clocked" in chosen:
                 row["reached"] = round(row["ratio"] / row["modelled_possible"], 3)
             yield row
+
+
+def compiled_steps(case: Case, chosen: Sequence[str]) -> dict[str, CompiledStep]:
+    """Make the compiled contestants, but for those that have nothing to store as asked."""
+    steps = {}
+    for name, storage in COMPILED.items():
+        if name in chosen:
+            with suppress(*([] if storage == "fp32" else [InputError])):
+                steps[name] = compiled(
+                    case.build_sparse(), case.model.batch, case.threads, storage=storage
+                )
+    return steps
 
 
 def choices(model: torch.nn.Module) -> dict[str, int]:

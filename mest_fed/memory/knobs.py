@@ -20,8 +20,9 @@ LEAST_FOR_STATISTICS = 8
 #: Formats that are chosen unasked: how many bytes ``mask`` needs depends on the data, and where
 #: torch packs, :data:`OF_PROGRAMS` needs the bytes of fp16 and is less exact.
 SAVED_STEPS = ("fp32", "fp16", "int8")
-#: The format that compiled steps can store, beside fp32.
-OF_PROGRAMS = "bf16"
+#: The format that compiled steps can store, beside fp32; and one that torch alone can, which packs
+#: int8 into less.
+OF_PROGRAMS, TORCH_ALONE = "bf16", "fp16"
 
 
 def cost_order(batch_statistics: bool = False) -> tuple[str, ...]:
@@ -49,14 +50,29 @@ def cost_order(batch_statistics: bool = False) -> tuple[str, ...]:
 class Knob:
     """One knob: its steps, and how a step changes a shape.
 
-    ``uneven`` says that a later step may save less: recomputation in small models, or formats that
-    torch packs where a step before them is a program.
+    Parameters
+    ----------
+    name : str
+        Of the knob.
+    steps : sequence
+        What is requested, and what gives up more and more.
+    pull : callable
+        Gives the shape at a step.
+    extremes : sequence, optional
+        The steps of which one needs least memory; by default the last. There are several where a
+        later step may save less: recomputation in small models, or formats that torch packs where
+        a step before them is a program. Those that cost least to predict come first.
     """
 
     name: str
     steps: Sequence[Any]
     pull: Callable[[TrainingShape, Any], TrainingShape]
-    uneven: bool = False
+    extremes: Sequence[Any] = ()
+
+    @property
+    def ends(self) -> Sequence[Any]:
+        """The steps of which one needs least memory."""
+        return self.extremes or self.steps[-1:]
 
     def step_of(self, shape: TrainingShape) -> int:
         """Return at which of its steps the knob is in a shape; 0 is what is requested.
@@ -135,11 +151,17 @@ class PlanLimits:
         preference = self.preference if preference is None else check_order(preference)
         return [self._knob(name) for name in preference if name not in self.fixed]
 
+    def _extremes(self, name: str, steps: Sequence[Any]) -> Sequence[Any]:
+        if name == "recompute":
+            return steps
+        if name == "saved" and self.compiled:
+            return [it for it in steps if it != TORCH_ALONE]
+        return ()
+
     def _knob(self, name: str) -> Knob:
         made = KNOBS.build(name, self)
         if KNOBS.is_builtin(name):
-            uneven = name == "recompute" or (name == "saved" and self.compiled)
-            return Knob(name, made[0], made[1], uneven)
+            return Knob(name, *made, self._extremes(name, made[0]))
         where = f"{KNOBS.key} = {name!r}"
         if not (
             isinstance(made, Sequence)

@@ -1,6 +1,7 @@
 """From a budget in bytes to the plan that fits of least cost."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 
 from mest_fed.errors import BudgetError
 from mest_fed.memory.footprint import TrainingSetup, footprint, is_compiled
@@ -141,7 +142,7 @@ def _first_fit(
         pulled = knob.pull(shape, knob.steps[step])
         return any(fits(end) for end in ends(pulled, earlier))
 
-    if knob.uneven:
+    if knob.extremes:
         step = next(filter(can_fit, range(len(knob.steps))), None)
     else:
         step = _least(len(knob.steps), can_fit)
@@ -163,13 +164,13 @@ def _least(count: int, can_fit: Callable[[int], bool]) -> int | None:
     return high
 
 
-def ends(shape: TrainingShape, knobs: Sequence[Knob]) -> list[TrainingShape]:
-    """Pull knobs as far as they go; of those whose last step may not save most, take each."""
-    shapes = [shape]
-    for knob in knobs:
-        steps = knob.steps if knob.uneven else knob.steps[-1:]
-        shapes = [knob.pull(each, step) for step in reversed(steps) for each in shapes]
-    return shapes
+def ends(shape: TrainingShape, knobs: Sequence[Knob]) -> Iterator[TrainingShape]:
+    """Pull knobs as far as they go: one of the shapes needs least memory."""
+    for steps in product(*(knob.ends for knob in knobs)):
+        end = shape
+        for knob, step in zip(knobs, steps, strict=True):
+            end = knob.pull(end, step)
+        yield end
 
 
 def _some(knob: Knob) -> Sequence[object]:

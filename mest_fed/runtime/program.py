@@ -154,6 +154,25 @@ class Program:
     def __post_init__(self) -> None:
         _check(self)
 
+    @classmethod
+    def unchecked(
+        cls,
+        buffers: tuple[Buffer, ...],
+        operators: tuple[Operator, ...],
+        phases: tuple[int, int, int],
+    ) -> "Program":
+        """Return a program that is not checked yet: one between passes, whose end is checked.
+
+        Checks take longer than passes do.
+        """
+        program = object.__new__(cls)
+        vars(program).update(buffers=buffers, operators=operators, phases=phases)
+        return program
+
+    def checked(self) -> "Program":
+        """Return the program if it is valid, as one that is made anew."""
+        return Program(self.buffers, self.operators, self.phases)
+
     @cached_property
     def numbers(self) -> dict[str, int]:
         """Number of each buffer by its name."""
@@ -354,21 +373,27 @@ def _check_operator(program: Program, operator: Operator) -> None:
     written = [number for number in operator.outputs if number != ABSENT]
     if len(set(written)) < len(written):
         raise InputError(f"{operator.name} writes a buffer twice")
-    check_attributes(kind, operator.attributes)
-    kind.rule(program.shapes(operator))
-    for name, number in operator.arguments.items():
-        buffer = program.buffers[number]
+    given = {name: program.buffers[number] for name, number in operator.arguments.items()}
+    _check_fit(kind, operator.attributes, given)
+
+
+def _check_fit(kind: Kind, attributes: Mapping[str, Any], given: Mapping[str, Buffer]) -> None:
+    """Refuse wrong attributes, and buffers that do not fit them or each other."""
+    check_attributes(kind, attributes)
+    shapes = Shapes(kind.name, {name: it.shape for name, it in given.items()}, (), attributes)
+    kind.rule(shapes)
+    for name, buffer in given.items():
+        where = f"{kind.name}.{name}"
         if buffer.dtype not in kind.dtypes_of(name):
-            raise not_allowed(f"{operator.name}.{name}", buffer.dtype, kind.dtypes_of(name))
-        if buffer.margin and not (name in kind.planes and kind.on_planes(program.shapes(operator))):
-            raise not_allowed(f"{operator.name}.{name}", f"margin {buffer.margin}", "margin 0")
+            raise not_allowed(where, buffer.dtype, kind.dtypes_of(name))
+        if buffer.margin and not (name in kind.planes and kind.on_planes(shapes)):
+            raise not_allowed(where, f"margin {buffer.margin}", "margin 0")
         if name in kind.changes and name in kind.inputs and buffer.role not in KEPT:
-            raise not_allowed(f"{operator.name}.{name}", buffer.role, KEPT)
-    given = operator.arguments
-    types = {program.buffers[given[it]].dtype for it in kind.bf16 if it in given}
+            raise not_allowed(where, buffer.role, KEPT)
+    types = {given[it].dtype for it in kind.bf16 if it in given}
     if len(types) > 1 and not kind.converts:
         named = ", ".join(kind.bf16)
-        raise not_allowed(f"dtypes of {operator.name}'s {named}", sorted(types), "one for all")
+        raise not_allowed(f"dtypes of {kind.name}'s {named}", sorted(types), "one for all")
 
 
 def check_attributes(kind: Kind, attributes: Mapping[str, Any]) -> None:

@@ -301,7 +301,7 @@ class Programs:
         def captured(examples: int) -> Captured:
             dtype = str(inputs.dtype).removeprefix("torch.")
             found = capture(self.model, (examples, *example), dtype, training=False)
-            return replace(found, program=with_planes(found.program))
+            return replace(found, program=with_planes(found.program).checked())
 
         def make() -> ModelForward:
             check_plain(self.model, training=False)

@@ -155,7 +155,7 @@ class StepPrograms:
         del forward, gradients  # the passes make more
         for name in self._passes:
             program = PASSES[name](program)
-        return self._stored(program)
+        return self._stored(program).checked()
 
 
 def check_stored(program: Program, storage: str) -> None:

@@ -117,7 +117,8 @@ def test_kernels_against_sparseprop(layer, tmp_path):
 def test_train_step(rows, model):
     options = ("--width", "0.1", "--schemes", "block", "--densities", "0.1")
     found = rows(train_step, "--models", model, *options)
-    assert [row["contestant"] for row in found] == [*train_step.COMPILED, "torch", "dense-bf16"]
+    bf16 = [] if model == "cnn2" else ["compiled-bf16"]  # nothing of cnn2 can be stored so
+    assert [row["contestant"] for row in found] == ["compiled", *bf16, "torch", "dense-bf16"]
     for row in found:
         assert row["ratio"] == pytest.approx(row["peer"] / row["ours"], rel=0.01)
         assert row["density"] == pytest.approx(0.1, abs=0.03)

@@ -150,6 +150,7 @@ def test_a_wrong_fleet_is_one_line(fleet, expected, make_app, fails, tmp_path_fa
         assert text in line
 
 
+@pytest.mark.soak
 @pytest.mark.ray
 def test_a_client_that_no_worker_can_import_is_one_line(make_app, fails):
     line = fails("run", str(make_app(client="import no_such_package")), "--workers", "1")
@@ -229,7 +230,7 @@ def test_a_run_in_which_every_client_failed_ends_with_status_3(make_app, run):
     app = make_app(server=server, client=client)
     status, output, errors = run(str(app), "--workers", "0", "--out", "out")
     assert status == NOTHING_TRAINED
-    assert errors.splitlines()[-1] == "no client gave a result: 10 failed"
+    assert errors.splitlines()[-1] == "no client gave a result (10 failed)"
     assert "10 failed: the client raised an error" in errors
     (row,) = csv.DictReader(io.StringIO(output), delimiter="\t")
     assert (row["ok"], row["failed"]) == ("0", "10")

@@ -108,8 +108,8 @@ def test_compiled_steps_are_stored_as_bf16_before_torch_packs():
     assert steps(compiled, "saved") == ["fp32", "bf16", "fp16", "int8"]
     requested = replace(memory_saving(saved="bf16"), compiled=True)
     assert steps(requested, "saved") == ["bf16", "fp16", "int8"]
-    assert [knob.name for knob in LIMITS.knobs() if knob.uneven] == ["recompute"]
-    assert [knob.name for knob in compiled.knobs() if knob.uneven] == ["recompute", "saved"]
+    assert [knob.name for knob in LIMITS.knobs() if knob.extremes] == ["recompute"]
+    assert [knob.name for knob in compiled.knobs() if knob.extremes] == ["recompute", "saved"]
 
 
 def test_without_segments_none_are_recomputed():

@@ -109,7 +109,9 @@ def test_channels_last(kind, scheme, dtype):
     x = x.to(memory_format=torch.channels_last)
     torch.testing.assert_close(model(x), expected)
     loss_of(model, x).backward()
-    torch.testing.assert_close([it.grad for it in model.parameters()], gradients)
+    # Sums in another order.
+    close = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {}
+    torch.testing.assert_close([it.grad for it in model.parameters()], gradients, **close)
 
 
 @every

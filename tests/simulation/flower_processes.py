@@ -32,9 +32,8 @@ TWO_DEVICES = (
     "server.clients_per_round=2",
     "server.evaluate_clients_every=0",
 )
-ROUND = re.compile(
-    r"round (\d+): \S+ (\S+), density \S+; (\d+) trained, (\d+) failed, (\d+) rejected"
-)
+ROUND = re.compile(r"round (\d+): \S+ ([\d.]+)%?, .*; tasks: ([^;]+); ")
+COUNTED = re.compile(r"(\d+) (ok|failed|rejected)")
 
 
 def copy_app(folder):
@@ -125,7 +124,7 @@ class FlowerHome:
     def run_app(self, app, *arguments, settings):
         """Run an app with ``flwr run``; return what the server logged, and its rounds.
 
-        Each round is (number, accuracy, [trained, failed, rejected]).
+        Each round is (number, metric or percent, [ok, failed, rejected]).
         """
         done = subprocess.run(
             ["flwr", "run", str(app), *arguments, "--stream", "--run-config", " ".join(settings)],
@@ -139,8 +138,8 @@ class FlowerHome:
         text = done.stdout + done.stderr
         assert done.returncode == 0, text
         return text, [
-            (int(number), accuracy, [int(count) for count in counts])
-            for number, accuracy, *counts in ROUND.findall(text)
+            (int(number), float(percent), _counts(tasks))
+            for number, percent, tasks in ROUND.findall(text)
         ]
 
     def _owns(self, process):
@@ -148,3 +147,8 @@ class FlowerHome:
             return process.environ().get("FLWR_HOME") == str(self.folder)
         except (psutil.Error, OSError):
             return False
+
+
+def _counts(tasks):
+    found = {word: int(count) for count, word in COUNTED.findall(tasks)}
+    return [found.get(word, 0) for word in ("ok", "failed", "rejected")]

@@ -59,6 +59,7 @@ def assert_same_end(folder, expected):
     assert read_rows(folder, "clients") == read_rows(expected, "clients")
 
 
+@pytest.mark.soak
 def test_two_nodes_that_share_no_disk(cluster, serial, faults, folders_of):
     folders = folders_of(serial[0])
     (faults / "held").touch()  # nobody holds still

@@ -57,7 +57,7 @@ def session():
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize("kind", ["server", pytest.param("client", marks=pytest.mark.soak)])
 def test_none_one_and_two_workers_end_with_the_same_bits(session, kind, tmp_path):
     config = tiny_config(fleet=FLEET, server={"clients_per_round": 7}, **RUNS[kind])
     serial = start(tmp_path / "0", config)

@@ -55,6 +55,7 @@ def test_a_worker_killed_and_a_second_run_in_the_folder(folders, undisturbed):
     assert log.count("WARNING a worker died with the clients of nodes 10") == 1
 
 
+@pytest.mark.soak
 def test_the_driver_killed(folders, undisturbed):
     run = folders.simulate("--workers", "2")
     folders.held(run)

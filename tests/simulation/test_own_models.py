@@ -58,6 +58,7 @@ def test_model_data_and_task_are_used_together(run, own):
     assert 0 < summary["final_metrics"]["near"] <= 1
 
 
+@pytest.mark.soak
 @pytest.mark.ray
 @pytest.mark.slow
 def test_two_workers_started_elsewhere_give_the_same_bits(own, run, tmp_path):
@@ -98,7 +99,7 @@ def test_settings_alone_that_name_a_model_need_no_budgets(own):
     name, config = resolve(None, None, [setting])
     assert name == "plain"
     assert {plan.density for plan in Task(config).fleet_plans().values()} == {0.1}
-    _, config = resolve("quickstart", None, [setting])
+    _, config = resolve("quickstart", None, [setting, "training.engine=torch"])
     with pytest.raises(BudgetError):
         Task(config).fleet_plans()
     assert resolve(None, None, ["data.name=digits"])[0] == "plain"

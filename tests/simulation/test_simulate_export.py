@@ -181,7 +181,8 @@ def test_what_cannot_be_exported_is_said_in_one_line(run, tmp_path):
 
 def test_the_tables_of_a_run_are_its_rows(run):
     tables = run_tables(run)
-    assert set(tables) == {"rounds", "clients", "tiers", "layers"}
+    ours = {"rounds", "clients", "tiers", "layers", "evaluations", "labels", "changes"}
+    assert set(tables) == ours
     logged = read_rows(run, "rounds")
     assert [row["virtual_seconds"] for row in tables["rounds"]] == [
         row["virtual_seconds"] for row in logged

@@ -98,14 +98,16 @@ def test_a_tuned_run_shows_its_times(mixed):
 
 
 def test_the_dense_weight_everywhere(tmp_path, timer):
-    config = tiny_config(training={"kernels": "dense", "batch_size": 32, "device": "cpu"})
-    dense, ruled = start(tmp_path / "dense", config), start(tmp_path / "rule", tiny_config())
+    training = TUNED_CONFIG["training"] | {"kernels": "dense"}
+    dense = start(tmp_path / "dense", tiny_config(training=training))
+    ruled = start(tmp_path / "rule", tiny_config(training={"engine": "torch"}))
     assert (timer.held, table_of(dense)["mode"], chosen(dense)) == (0, "dense", {"dense"})
     assert sha(dense) != sha(ruled)
 
 
 def test_choices_reach_the_clients(mixed, tmp_path):
-    assert sha(mixed) != sha(start(tmp_path / "rule", tiny_config()))
+    ruled = start(tmp_path / "rule", tiny_config(training={"engine": "torch"}))
+    assert sha(mixed) != sha(ruled)
 
 
 def test_a_table_repeats_the_bits_of_its_run(mixed, tmp_path, timer):
@@ -117,7 +119,7 @@ def test_a_table_repeats_the_bits_of_its_run(mixed, tmp_path, timer):
 
 
 def test_the_table_of_a_run_by_rule_is_the_rule(tmp_path):
-    ruled = start(tmp_path / "rule", tiny_config())
+    ruled = start(tmp_path / "rule", tiny_config(training={"engine": "torch"}))
     training = TUNED_CONFIG["training"] | {"kernels": str(ruled / "kernels.json")}
     folder = start(tmp_path / "again", tiny_config(training=training))
     assert table_of(folder)["mode"] == "rule"
@@ -127,7 +129,8 @@ def test_the_table_of_a_run_by_rule_is_the_rule(tmp_path):
 def test_cases_that_a_table_lacks_go_by_the_rule(mixed, tmp_path):
     training = TUNED_CONFIG["training"] | {"kernels": str(mixed / "kernels.json")}
     config = tiny_config(training=training, model={"width": 0.5})
-    with_rule = start(tmp_path / "rule", tiny_config(model={"width": 0.5}))
+    by_torch = tiny_config(training={"engine": "torch"}, model={"width": 0.5})
+    with_rule = start(tmp_path / "rule", by_torch)
     folder = start(tmp_path / "run", config)
     assert len(table_of(folder)["rows"]) > len(table_of(mixed)["rows"])
     assert sha(folder) == sha(with_rule)

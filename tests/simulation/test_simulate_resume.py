@@ -63,7 +63,7 @@ def stopped(folder, config, display):
     return folder
 
 
-@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize("number", [0, pytest.param(2, marks=pytest.mark.soak)])
 def test_stopped_after_a_round(whole, tmp_path, number):
     config, uninterrupted = whole
     display = StopAfter(number)
@@ -77,6 +77,7 @@ def test_stopped_after_a_round(whole, tmp_path, number):
     assert_same_run(folder, uninterrupted)
 
 
+@pytest.mark.soak
 def test_stopped_twice(whole, tmp_path):
     config, uninterrupted = whole
     folder = stopped(tmp_path / "run", config, StopAfter(1))
@@ -86,7 +87,7 @@ def test_stopped_twice(whole, tmp_path):
     assert_same_run(folder, uninterrupted)
 
 
-@pytest.mark.parametrize("call", [2, 8])
+@pytest.mark.parametrize("call", [pytest.param(2, marks=pytest.mark.soak), 8])
 def test_stopped_while_a_client_trains(whole, tmp_path, monkeypatch, call):
     config, uninterrupted = whole
     calls, train = [], mest_fed.client.handlers.train_round

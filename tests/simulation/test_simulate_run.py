@@ -92,6 +92,10 @@ def test_the_folder_holds_all_files(finished):
         "partitions.npz",
         "states",
         "checkpoints",
+        "provenance.json",
+        "labels.json",
+        "owner",
+        "lock",
     }
     assert checkpoints(finished) == [0, 3]
 
@@ -374,7 +378,7 @@ def test_what_a_run_writes_is_what_the_report_reads(finished):
     assert [as_row(row) for row in read.rounds] == read_rows(finished, "rounds")
     assert [as_row(row, optional=("type",)) for row in read.tasks] == read_rows(finished, "clients")
     written = json.loads((finished / "summary.json").read_text())
-    summary = as_row(read.summary, optional=("reason",))
+    summary = as_row(read.summary, optional=("reason", "unfinished"))
     assert json.loads(json.dumps(summary)) == written
     assert [*summary] == [*written]
     assert [*as_row(read.tasks[0], optional=("type",))] == [*read_rows(finished, "clients")[0]]

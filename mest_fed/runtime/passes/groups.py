@@ -71,7 +71,7 @@ def _with_adding(program: Program) -> Program:
         return replace(operator, name=other[0])
 
     operators = tuple(adding(it) for it in program.operators)
-    return replace(program, operators=operators)
+    return Program.unchecked(program.buffers, operators, program.phases)
 
 
 def _directly_written(program: Program) -> Iterator[int]:

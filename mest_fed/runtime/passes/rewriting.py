@@ -73,7 +73,7 @@ def rebuilt(
     first = ends[forward - 1] if forward else 0
     second = ends[forward + backward - 1] if forward + backward else 0
     phases = first, second - first, len(operators) - second
-    return Program(tuple(builder.buffers), tuple(operators), phases)
+    return Program.unchecked(tuple(builder.buffers), tuple(operators), phases)
 
 
 def replaced(program: Program, changes: Mapping[int, Operator | None]) -> Program:
@@ -115,7 +115,7 @@ def _without_unused(program: Program) -> Program:
         for it in program.operators
     )
     buffers = tuple(program.buffers[number] for number in left)
-    return Program(buffers, operators, program.phases)
+    return Program.unchecked(buffers, operators, program.phases)
 
 
 def operator(name: str, attributes: Mapping[str, object], **arguments: int | None) -> Operator:
