@@ -161,7 +161,7 @@ class PlanLimits:
     def _knob(self, name: str) -> Knob:
         made = KNOBS.build(name, self)
         if KNOBS.is_builtin(name):
-            return Knob(name, *made, self._extremes(name, made[0]))
+            return Knob(name, made[0], made[1], self._extremes(name, made[0]))
         where = f"{KNOBS.key} = {name!r}"
         if not (
             isinstance(made, Sequence)

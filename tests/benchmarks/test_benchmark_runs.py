@@ -124,10 +124,10 @@ def test_train_step(rows, model):
         assert row["density"] == pytest.approx(0.1, abs=0.03)
         assert 0 < row["measured_share"] < 1
         assert row["modelled_possible"] >= row["modelled_possible_by_layers"] > 1
-    for row in found[:3]:
+    for row in found[:-1]:
         assert row["reached"] == pytest.approx(row["ratio"] / row["modelled_possible"], abs=0.002)
-    assert all(row["arena_bytes"] > 0 for row in found[:2])
-    assert set(found[2]["ours_runs"]) == {"forward", "backward", "optimizer", "total"}
+    assert all(row["arena_bytes"] > 0 for row in found[:-2])
+    assert set(found[-2]["ours_runs"]) == {"forward", "backward", "optimizer", "total"}
 
 
 def test_train_step_of_a_dense_model_alone(rows):
