@@ -147,7 +147,7 @@ def _step(made: Capture, node: fx.Node, args: Any, kwargs: Any) -> Any:
         name = str(node.target)
         module = made.model.get_submodule(name)
         rule: Callable[..., Any] | None = MODULES.get(type(module))
-        what, key = f"module {name!r}, {kind_of(module)}", name
+        what, key = f"module {name!r}, {kind_of(module)},", name
         given: tuple[Any, ...] = (made, module, name, *args)
     else:
         table = FUNCTIONS if node.op == "call_function" else METHODS
@@ -155,11 +155,11 @@ def _step(made: Capture, node: fx.Node, args: Any, kwargs: Any) -> Any:
         what, key = f"{node.op.partition('_')[2]} {_title(node.target)!r}", node.name
         given = (made, node.name, *args)
     if rule is None:
-        raise InputError(f"{what}, has no operator: the model is no program")
+        raise InputError(f"{what} has no operator: the model is no program")
     try:
         return rule(*given, **kwargs)
     except TypeError as error:
-        raise InputError(f"{what}, is called in a way that has no operator: {error}") from error
+        raise InputError(f"{what} is called in a way that has no operator: {error}") from error
     except InputError as error:
         raise InputError(f"{key}: {error}") from None
 

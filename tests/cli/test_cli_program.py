@@ -58,7 +58,7 @@ def test_json_holds_the_program_and_where_its_buffers_lie(says):
 
 def test_groups(says):
     whole, groups, of_three = (
-        json.loads(says(*SMALL, "--group", group, "--json")) for group in ("9", "1", "3")
+        json.loads(says(*SMALL, "--group", group, "--json")) for group in ("4", "1", "3")
     )
     assert [it["group"] for it in (whole, groups, of_three)] == [4, 1, 3]
     for key in ("multiply_adds", "parameter_bytes", "sum_bytes", "input_bytes"):
@@ -146,3 +146,15 @@ def test_wrong_input_is_one_line(fails, arguments, says):
 )
 def test_counts(count, text):
     assert format_count(count) == text
+
+
+@pytest.mark.parametrize(
+    ("given", "allowed"),
+    [
+        (("--group", "9"), "group = 9 is not allowed; allowed: auto, or 1 to 4, the batch"),
+        (("--set", "memory.saved=int8"), "memory.saved = 'int8' have no program; allowed: none or"),
+        (("--set", "memory.recompute=segments"), "memory.recompute = 'segments', memory.saved"),
+    ],
+)
+def test_what_training_would_not_run(fails, given, allowed):
+    assert allowed in fails(*SMALL, *given)

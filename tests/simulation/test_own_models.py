@@ -11,10 +11,11 @@ import torch
 from tiny_run import read_summary, start, tiny_config, tiny_table
 
 from mest_fed.cli import main
-from mest_fed.errors import BudgetError
+from mest_fed.errors import BudgetError, InputError
 from mest_fed.nn import to_dense
 from mest_fed.simulation.peak_measurement import PeakMeasurement
 from mest_fed.simulation.settings import resolve
+from mest_fed.simulation.simulate import open_run
 from mest_fed.task import Task
 
 HERE = Path(__file__).parent
@@ -121,3 +122,22 @@ def test_model_data_and_task_by_settings_alone(own, tmp_path, monkeypatch):
     summary = read_summary(tmp_path / "runs" / "plain")
     assert (summary["preset"], summary["clients_trained"]) == ("plain", 4)
     assert summary["achieved_density"] == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_model_whose_backward_pass_raises_is_one_line(tmp_path):
+    (tmp_path / "nets.py").write_text(
+        "import torch\n\n\n"
+        "class InPlace(torch.nn.Sequential):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(x).exp().mul_(2)\n\n\n"
+        "def net(shape, classes):\n"
+        "    return InPlace(torch.nn.Flatten(), torch.nn.Linear(64, classes))\n"
+    )
+    named = [f"model.name={tmp_path}/nets.py:net", "sparsity.method=dense"]
+    _, config = resolve(None, None, named)
+    with pytest.raises(
+        InputError, match=r"nets\.py:net' cannot be trained, its backward"
+    ) as raised:
+        open_run("own", config, tmp_path / "run", resume=False)
+    assert "modified by an inplace operation" in str(raised.value)
+    assert "\n" not in str(raised.value)

@@ -333,7 +333,7 @@ class CountingWaving(Counting):
 
 
 NO_PROGRAM = {
-    "both": (lambda: CountingWaving(False), SGD, {}, "function 'sin', has no operator"),
+    "both": (lambda: CountingWaving(False), SGD, {}, "function 'sin' has no operator"),
     "buffer": (lambda: Counting(False), SGD, {}, "its code changes buffers or attributes"),
     "attribute": (lambda: Counting(True), SGD, {}, "its code changes buffers or attributes"),
     "task": (model, SGD, {"objective": OfMyOwn()}, "task.name = 'OfMyOwn'"),
@@ -343,7 +343,7 @@ NO_PROGRAM = {
         {},
         "training.optimizer = 'torch.optim:RMSprop'",
     ),
-    "operator": (Waving, SGD, {}, "function 'sin', has no operator"),
+    "operator": (Waving, SGD, {}, "function 'sin' has no operator"),
     "hook": (hooked, SGD, {}, "module 'stage1' has a hook"),
     "mode": (
         lambda: HalfEvaluating(nn.Flatten(), nn.Dropout(), nn.Linear(64, 10)),

@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from mest_fed.cli.planning.request import PlanRequest
-from mest_fed.errors import not_allowed
+from mest_fed.errors import InputError, not_allowed
 from mest_fed.runtime.arena import HELD, Arena, plan_arena
 from mest_fed.runtime.passes.groups import group_size
 from mest_fed.runtime.program import PHASES, Operator, Program
-from mest_fed.training.planned_steps import GROUP_BYTES
-from mest_fed.training.step_program import STORAGE, StepPrograms
+from mest_fed.training.planned_steps import GROUP_BYTES, can_compile
+from mest_fed.training.step_program import StepPrograms
 from mest_fed.units import format_bytes
 
 #: Wider text is hard to read.
@@ -53,11 +53,16 @@ class ProgramReport:
         model = task.build_model()
         task.architecture.try_out(model, example.zeros(2))
         inputs = tuple(example.input_shape), example.input_dtype
-        saved = task.config.memory.saved
-        storage = saved if saved in STORAGE else "fp32"  # otherwise torch would pack
-        programs = StepPrograms(model, inputs, task.objective, task.optimizer(0.0), storage=storage)
+        memory = task.config.memory.options
+        if not can_compile(memory):
+            asked = f"memory.recompute = {memory.recompute!r}, memory.saved = {memory.saved!r}"
+            raise InputError(f"{asked} have no program; allowed: none or norms, fp32 or bf16")
+        how = task.objective, task.optimizer(0.0)
+        programs = StepPrograms(model, inputs, *how, storage=memory.saved)
         most = GROUP_BYTES[programs.storage]
-        size = group_size(programs, batch, most) if group is None else min(group, batch)
+        if group is not None and group > batch:
+            raise not_allowed("group", group, f"auto, or 1 to {batch}, the batch")
+        size = group_size(programs, batch, most) if group is None else group
         program = programs(size)
         if not program.takes_groups and program.examples < batch:
             allowed = f"{batch}, the batch: its statistics are taken"

@@ -180,7 +180,8 @@ class Architecture:
         Raises
         ------
         InputError
-            If it cannot, or what it gives is no tensor of an allowed shape with a gradient.
+            If it or its backward pass cannot, or what it gives is no tensor of an allowed shape
+            with a gradient.
         """
         key = f"model.name = {self.name!r}"
         given = f"inputs of shape {_of_any(inputs.shape)} and {inputs.dtype}"
@@ -219,7 +220,20 @@ class Architecture:
                 f"{key} gives an output without a gradient; allowed: one that depends on a "
                 "parameter with requires_grad"
             )
+        self._try_backward(model, output)
         return output.detach()
+
+    def _try_backward(self, model: nn.Module, output: torch.Tensor) -> None:
+        """Refuse a model whose backward pass raises; no gradient stays."""
+        trained = [it for it in model.parameters() if it.requires_grad]
+        try:
+            with seeded_globals(0):
+                torch.autograd.grad(output.sum(), trained, allow_unused=True)
+        except Exception as error:
+            raise InputError(
+                f"model.name = {self.name!r} cannot be trained, its backward pass raises: "
+                f"{described(error)}"
+            ) from error
 
     def _call(self, builder: Callable[..., nn.Module]) -> Callable[[], nn.Module]:
         """Return the builder with its arguments.
