@@ -14,6 +14,7 @@ from mest_fed.simulation.flower_app.project import read_project
 from mest_fed.simulation.flower_app.run import AppRun
 
 pytestmark = [
+    pytest.mark.soak,
     pytest.mark.slow,
     pytest.mark.ray,
 ]
@@ -21,10 +22,7 @@ logging.getLogger("flwr").setLevel(logging.ERROR)
 
 HERE = Path(__file__).parent
 APPS = HERE.parent / "flower_apps"
-NAMES = (
-    "numpy_app",
-    *(pytest.param(it, marks=pytest.mark.soak) for it in ("torch_app", "mods_app")),
-)
+NAMES = ("numpy_app", "torch_app", "mods_app")
 
 
 @pytest.fixture(scope="module", params=NAMES)

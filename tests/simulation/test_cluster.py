@@ -14,6 +14,7 @@ from ray.cluster_utils import Cluster
 from tiny_run import read_rows, read_summary, start, tiny_config
 
 pytestmark = [
+    pytest.mark.soak,
     pytest.mark.slow,
     pytest.mark.ray,
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),

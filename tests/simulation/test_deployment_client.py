@@ -12,7 +12,7 @@ from tls_files import write_key, write_tls
 
 from mest_fed.cli.app import REFUSED
 
-pytestmark = [pytest.mark.net, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.soak, pytest.mark.net, pytest.mark.slow, pytest.mark.timeout(900)]
 
 MEASURED = re.compile(r"memory budget: ([\d.]+) MB of a limit of 700 MB; (\d+) MB in use")
 EXPECTED = re.compile(r"budget: up to about (\d+) MB for training")

@@ -83,6 +83,7 @@ def test_workers_that_always_die_while_they_start_are_one_line(
     assert len(os.listdir(imports)) <= 6
 
 
+@pytest.mark.soak
 def test_a_client_that_exits_when_it_is_imported_is_named_at_once(
     imports: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +158,7 @@ def test_a_cluster_that_does_not_answer_is_one_line_within_seconds(
         make_executor("grid_apps:app", 1, "auto")
 
 
+@pytest.mark.soak
 def test_a_session_of_its_own_ignores_ray_address_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -113,7 +113,7 @@ def test_the_driver_ended_by_a_signal(folders, undisturbed):
     ("most_bytes", "what"),
     [
         pytest.param(100_000, "cannot write the checkpoint", marks=pytest.mark.soak),
-        (20_000, "clients' states in"),
+        pytest.param(20_000, "clients' states in", marks=pytest.mark.soak),
         pytest.param(1_000, "clients.jsonl: File too large", marks=pytest.mark.soak),
     ],
 )

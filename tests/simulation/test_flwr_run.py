@@ -56,6 +56,7 @@ def study(place):
     }
 
 
+@pytest.mark.soak
 def test_a_users_model_data_and_task_in_the_bundle(tmp_path, home):
     """They come to the same weights as in one process of the fleet engine."""
     app, own = copy_app(tmp_path / "mest-fed"), Path(__file__).parent / "own_study.py"

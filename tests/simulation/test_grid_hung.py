@@ -13,7 +13,7 @@ from mest_fed.simulation.engine.executor import SerialExecutor, make_executor
 from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import make_nodes
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.soak, pytest.mark.ray]
 
 #: A client that hangs sleeps for a minute.
 MOST_SECONDS = 50

@@ -62,6 +62,7 @@ def test_outcomes_are_the_same_bits_on_none_one_and_two_workers(two_workers: Exe
     assert play(two_workers) == expected
 
 
+@pytest.mark.soak
 def test_a_worker_that_dies_is_replaced_and_its_clients_run_again(
     two_workers: Executor, tmp_path: Path
 ) -> None:

@@ -45,7 +45,7 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=["server", pytest.param("client", marks=pytest.mark.soak)])
 def whole(request, tmp_path_factory):
     """A configuration and its run without interruption."""
     sections = CONFIGS[request.param]

@@ -211,6 +211,7 @@ def test_the_same_seed_gives_the_same_run(finished, tiers, tmp_path):
     assert_same_run(finished, start(tmp_path / "again", tiny_config(**tiers)))
 
 
+@pytest.mark.soak
 def test_another_seed_gives_another_run(finished, tiers, tmp_path):
     other = start(tmp_path / "other", tiny_config(**tiers, run={"rounds": 3, "seed": 6}))
     assert read_summary(other)["model_sha256"] != read_summary(finished)["model_sha256"]
