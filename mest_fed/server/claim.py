@@ -100,10 +100,11 @@ class Claim:
                 _remove(path)
 
     def discard(self) -> None:
-        """Remove all that is in the folder, which was as good as empty, and its new parents."""
+        """Remove what the run left, and the folder and its new parents if nothing else is there."""
         with suppress(OSError):
             for path in self.path.iterdir():
-                _remove(path)
+                if path.name in _EARLY | {LOCK, OWNER}:
+                    _remove(path)
         for folder in self._made:
             with suppress(OSError):  # not empty: files of others
                 folder.rmdir()

@@ -86,3 +86,11 @@ def test_what_is_discarded_leaves_nothing(tmp_path):
     folder.begin("")
     folder.discard()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_discarded_leaves_what_others_put_there(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.begin("[run]\n")
+    (tmp_path / "run" / "notes.txt").write_text("mine", encoding="utf-8")
+    folder.discard()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
