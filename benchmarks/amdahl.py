@@ -7,7 +7,7 @@ from layer_clock import LayerClock
 from torch import Tensor, nn
 from train_contestants import Step
 
-from mest_fed.devices.cost import training_flops
+from mest_fed.devices import training_flops
 from mest_fed.nn import SparseLayer, sparsifiable
 
 

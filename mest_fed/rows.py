@@ -150,7 +150,8 @@ class RoundRow:
 class ClientRow:
     """One line of ``clients.jsonl``: one client's part in one round; times are modelled.
 
-    ``start_seconds`` is the virtual time at which the device began. Rows of Flower apps have a
+    ``start_seconds`` is the virtual time at which the device began, ``setup_seconds`` what starting
+    the process that trains takes there. Rows of Flower apps have a
     ``type``, ``train`` or ``evaluate``, and lack :data:`APP_CLIENTS_LACK`. A row without a type is
     of training.
     """
@@ -170,6 +171,7 @@ class ClientRow:
     bytes_up: Count
     start_seconds: Amount | None = None
     download_seconds: Amount
+    setup_seconds: Amount = 0.0
     train_seconds: Amount
     upload_seconds: Amount
     energy_joules: Amount
@@ -177,8 +179,9 @@ class ClientRow:
 
     @property
     def seconds(self) -> float:
-        """Download, training and upload together (modelled)."""
-        return self.download_seconds + self.train_seconds + self.upload_seconds
+        """All parts of the task together (modelled)."""
+        working = self.setup_seconds + self.train_seconds
+        return self.download_seconds + working + self.upload_seconds
 
 
 #: Keys that the rows of our own clients lack, and those of a Flower app's.

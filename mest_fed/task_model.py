@@ -11,7 +11,7 @@ from torch import nn
 from mest_fed.catalogue import MODELS, MutationPlace
 from mest_fed.config import RunConfig, read_options
 from mest_fed.data import DataSplit
-from mest_fed.devices import Work, training_work
+from mest_fed.devices import StepWork, Work, forward_flops, torch_step_work
 from mest_fed.kernels.choice import Choices
 from mest_fed.memory import MemoryOptions, ModelTrace, TrainingLoss, trace_model
 from mest_fed.nn import (
@@ -171,21 +171,40 @@ class TaskModel(TaskData):
         loss = TrainingLoss(self.objective.total_loss, example.target_shape, example.target_dtype)
         return trace_model(self.model, example.input_shape, example.input_dtype, loss)
 
-    def work(self, presented: int, memory: MemoryOptions | None = None) -> Work:
-        """Return the operations of training the resident model, as it is, on so many examples.
+    def torch_work(self, memory: MemoryOptions | None = None) -> StepWork:
+        """Return what a step by torch takes of the resident model, as it is.
 
         Counting runs an image through the model, so it is done once for a number of active weights.
         """
-        layers = (module for module in self.model.modules() if isinstance(module, SparseLayer))
-        key = (memory, *(layer.layout.active_weights(layer.slots) for layer in layers))
-        if key not in self._works:
+        key = memory, self._active_weights
+        if key not in self._steps:
             example = self.example
-            self._works[key] = training_work(
+            self._steps[key] = torch_step_work(
                 self.model, example.input_shape, memory, example.input_dtype
             )
-        return self._works[key] * presented
+        return self._steps[key]
+
+    def forward_work(self, examples: int) -> Work:
+        """Return the operations of the resident model's answers to so many examples."""
+        key, example = self._active_weights, self.example
+        if key not in self._forwards:
+            self._forwards[key] = forward_flops(
+                self.model, example.input_shape, example.input_dtype
+            )
+        return self._forwards[key] * examples
+
+    @property
+    def _active_weights(self) -> tuple[int, ...]:
+        """Active weights of each sparse layer: work depends on no more of them."""
+        layers = (module for module in self.model.modules() if isinstance(module, SparseLayer))
+        return tuple(layer.layout.active_weights(layer.slots) for layer in layers)
 
     @cached_property
-    def _works(self) -> dict[tuple[object, ...], Work]:
-        """One image's work: (memory options, active weights of each sparse layer) -> operations."""
+    def _steps(self) -> dict[tuple[MemoryOptions | None, tuple[int, ...]], StepWork]:
+        """What was counted of steps, by memory options and active weights."""
+        return {}
+
+    @cached_property
+    def _forwards(self) -> dict[tuple[int, ...], Work]:
+        """What was counted of answers, by active weights."""
         return {}

@@ -13,7 +13,7 @@ from mest_fed.nn import SparseState
 from mest_fed.task import Task
 from mest_fed.wire import encode
 from mest_fed.wire.payload import named_masks
-from mest_fed.wire.records import HEADER, to_record, totals_record
+from mest_fed.wire.records import HEADER, to_record, totals_record, work_record
 from mest_fed.wire.values import open_codecs
 
 
@@ -54,8 +54,7 @@ def _train(
         "num-examples": task.example_counts(who.partition)[0],
         "presented": result.totals.examples,
         **totals_record(result.totals),
-        "flops-dense": result.work_dense,
-        "flops-sparse": result.work_sparse,
+        **work_record(result.work),
         "density": result.state.density(task.spec),
         "predicted-peak": who.plan.footprint.total,
         "measured-peak": memory.peak,
@@ -73,7 +72,8 @@ def evaluate(message: Message, context: Context) -> Message:
     with own_errors(task.config):
         received = _receive(task, message, kept)
         totals = evaluate_round(task, received, who, number, client_choices(task, who, kept))
-    metrics = {"num-examples": totals.examples, **totals_record(totals)}
+        work = task.forward_work(totals.examples)
+    metrics = {"num-examples": totals.examples, **totals_record(totals), **work_record(work)}
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
 

@@ -12,6 +12,7 @@ from torch import Generator, nn
 
 from mest_fed.client.capability import Capability
 from mest_fed.data import Batches
+from mest_fed.devices import Work
 from mest_fed.errors import ObjectiveError
 from mest_fed.kernels.choice import Choices
 from mest_fed.nn import SparseLayer, SparseState, read_state
@@ -147,15 +148,13 @@ class RoundResult:
         Weights and masks after training.
     totals : Metrics
         Of all presentations.
-    work_dense, work_sparse : float
-        Floating-point operations of training, modelled from active weights; the dense ones include
-        what the optimizer does beyond SGD.
+    work : Work
+        What training took (modelled).
     """
 
     state: SparseState
     totals: Metrics
-    work_dense: float
-    work_sparse: float
+    work: Work
 
 
 def train_round(
@@ -191,15 +190,15 @@ def train_round(
     if order.mutate:
         what = RoundMutation(task.method, progress, task.config.run.seed, order.round)
         mutation = LocalMutation(model, optimizer, what, training.local_epochs * len(epoch))
-    work = task.work(training.local_epochs * len(chosen), plan.memory)
     weights = sum(parameter.numel() for parameter in optimizer.parameters)
-    updates = settings.extra_flops * weights * training.local_epochs * len(epoch)
+    updates = Work(dense_flops=settings.extra_flops * weights)
     how: dict[str, Any] = {
         "micro_batch": plan.micro_batch,
         "memory": plan.memory,
         "guard": guard,
         "forgetting": forgetting,
         "objective": task.objective,
+        "costs": lambda: task.torch_work(plan.memory).with_step(updates),
     }
     trainer: LocalTrainer
     if task.compiles(plan.memory):
@@ -225,7 +224,7 @@ def train_round(
         optimizer.close()  # the model is resident: nothing of this round may stay on it
     if forgetting is not None:
         kept.keep_forgetting(forgetting)
-    return RoundResult(read_state(model), totals, work.dense_flops + updates, work.sparse_flops)
+    return RoundResult(read_state(model), totals, trainer.work)
 
 
 def _epoch(

@@ -27,6 +27,9 @@ class BehaviourSection(Section):
     """Share of a day over which devices' midnights spread: 0 one time zone, 1 around the globe."""
     away_seconds: Annotated[float, Field(ge=0)] = 0.0
     """Seconds until the server knows that a device which it has asked is away."""
+    process_per_message: bool = True
+    """Whether a device starts a process for each message, as Flower's node does: that takes the
+    profile's ``message_seconds``. False for a node that stays loaded."""
     dropout: NotAll = 0.0
     """Probability that a device drops out during a round."""
     compute_jitter: Sigma = 0.0

@@ -1,50 +1,134 @@
-"""Time and energy that work and traffic cost on a device. All figures are modelled."""
+"""Time and energy that work and traffic cost on a device. All figures are modelled.
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+A step takes what its multiply-adds, its bytes and its calls take: products at a profile's rates of
+operations, the others at its rate of memory, and calls at the speed of its core, whatever their
+size.
+"""
 
-import torch
-from torch import nn
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
 
-from mest_fed.catalogue import Recompute
 from mest_fed.devices.profile import DeviceProfile
 from mest_fed.errors import not_allowed
-from mest_fed.memory import MemoryOptions
-from mest_fed.memory.activations import batch_norm_block, batch_norm_stem, segments_of
-from mest_fed.nn import SparseAttention, SparseLayer
 from mest_fed.sparsity import base_scheme
 
 
 @dataclass(frozen=True)
 class Work:
-    """Floating-point operations, 2 for each multiply-add, of active weights only.
+    """What has to be done: operations, bytes and calls.
 
     Parameters
     ----------
     dense_flops : float
-        Operations of dense layers.
+        Floating-point operations of dense layers, 2 for each multiply-add, of active weights only.
     sparse_flops : float
         Operations of sparse layers.
+    moved_bytes : float
+        Bytes that operators without products read and write.
+    core_seconds : float
+        Seconds of one core of the reference machine (:data:`REFERENCE`) that go into calls and
+        starts, whatever their size.
     """
 
-    dense_flops: float
-    sparse_flops: float
+    dense_flops: float = 0.0
+    sparse_flops: float = 0.0
+    moved_bytes: float = 0.0
+    core_seconds: float = 0.0
+
+    def __add__(self, other: "Work") -> "Work":
+        """Return the work of doing both."""
+        return Work(
+            self.dense_flops + other.dense_flops,
+            self.sparse_flops + other.sparse_flops,
+            self.moved_bytes + other.moved_bytes,
+            self.core_seconds + other.core_seconds,
+        )
 
     def __mul__(self, times: float) -> "Work":
-        """Return the work of doing this several times, as for several images."""
-        return Work(self.dense_flops * times, self.sparse_flops * times)
+        """Return the work of doing this several times, as for several examples."""
+        return Work(
+            self.dense_flops * times,
+            self.sparse_flops * times,
+            self.moved_bytes * times,
+            self.core_seconds * times,
+        )
 
 
-def train_seconds(profile: DeviceProfile, work: Work, scheme: str) -> float:
-    """Return how long the device takes for work (modelled).
+@dataclass(frozen=True)
+class StepWork:
+    """What training steps take, by what it grows with.
 
     Parameters
     ----------
-    profile : DeviceProfile
-        The device.
+    example : Work
+        Of each example.
+    group : Work
+        Of each group of examples that go through the model together.
+    step : Work
+        Of each step: its update, and its start.
+    """
+
+    example: Work
+    group: Work
+    step: Work
+
+    def total(self, examples: float, groups: float, steps: float) -> Work:
+        """Return the work of so many."""
+        return self.example * examples + self.group * groups + self.step * steps
+
+    def with_step(self, more: Work) -> "StepWork":
+        """Return the same with more work in each step."""
+        return replace(self, step=self.step + more)
+
+
+class Rates(Protocol):
+    """How fast a machine works; a :class:`DeviceProfile` says it of a device."""
+
+    @property
+    def flops(self) -> Mapping[str, float]:
+        """Kind of work -> operations a second."""
+
+    @property
+    def memory_rate(self) -> float:
+        """Bytes a second of operators without products."""
+
+    @property
+    def core_speed(self) -> float:
+        """Speed of one core with small calls, as a multiple of the reference machine's."""
+
+
+@dataclass(frozen=True)
+class MachineRates:
+    """The rates of a machine that is no device; see :class:`Rates`."""
+
+    flops: Mapping[str, float]
+    memory_rate: float
+    core_speed: float = 1.0
+
+
+#: One core of the machine on which the constants of steps were measured: AMD EPYC of the third
+#: generation (AVX2), 2026-11-30, a fit to 60 compiled steps (``benchmarks/virtual_time.py``).
+REFERENCE = MachineRates({"dense": 56e9, "block": 37e9, "unstructured": 29e9}, 42e9)
+#: Seconds of one of its cores for each active weight of a sparse linear layer in a product of a
+#: group, whose few examples share the cost of the weight's place: of single weights, and of strips.
+SINGLE_SECONDS, STRIP_SECONDS = 1.2e-8, 2.2e-9
+
+
+def linear_weight_seconds(rows: int) -> float:
+    """Return what an active weight of a sparse linear layer costs, by the rows of its granules."""
+    return SINGLE_SECONDS if rows == 1 else STRIP_SECONDS
+
+
+def train_seconds(rates: Rates, work: Work, scheme: str) -> float:
+    """Return how long a device takes for work (modelled).
+
+    Parameters
+    ----------
+    rates : Rates
+        Of the device: its profile.
     work : Work
-        What is computed.
+        What is to be done.
     scheme : str
         Scheme of the sparse layers, for example ``block:8``.
 
@@ -53,11 +137,15 @@ def train_seconds(profile: DeviceProfile, work: Work, scheme: str) -> float:
     InputError
         If the profile has no rate for the scheme.
     """
-    sparse = rate_of(profile, scheme)
-    return work.dense_flops / profile.flops["dense"] + work.sparse_flops / sparse
+    return (
+        work.dense_flops / rates.flops["dense"]
+        + work.sparse_flops / rate_of(rates, scheme)
+        + work.moved_bytes / rates.memory_rate
+        + work.core_seconds / rates.core_speed
+    )
 
 
-def rate_of(profile: DeviceProfile, scheme: str) -> float:
+def rate_of(rates: Rates, scheme: str) -> float:
     """Return how many operations of sparse layers a device does a second (modelled).
 
     Raises
@@ -65,10 +153,10 @@ def rate_of(profile: DeviceProfile, scheme: str) -> float:
     InputError
         If the profile has no rate for the scheme.
     """
-    kind = scheme if scheme in profile.flops else base_scheme(scheme)
-    if kind not in profile.flops:
-        raise not_allowed("scheme", scheme, profile.flops)
-    return profile.flops[kind]
+    kind = scheme if scheme in rates.flops else base_scheme(scheme)
+    if kind not in rates.flops:
+        raise not_allowed("scheme", scheme, rates.flops)
+    return rates.flops[kind]
 
 
 def download_seconds(profile: DeviceProfile, num_bytes: float) -> float:
@@ -97,149 +185,3 @@ def energy_joules(
         + profile.radio_watts * radio_seconds
         + profile.idle_watts * idle_seconds
     )
-
-
-_COUNTED = (
-    *(SparseLayer, nn.Conv1d, nn.Conv2d, nn.Linear),
-    *(nn.MultiheadAttention, nn.RNNBase),
-)
-
-
-def forward_flops(
-    model: nn.Module, input_shape: tuple[int, ...], input_dtype: torch.dtype | None = None
-) -> Work:
-    """Count the operations of one example's forward pass, 2 for each multiply-add.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Dense or sparse; run once on an input of zeros in evaluation mode, and left as it was. It
-        may be a model on torch's meta device: then how many granules are active decides, not which.
-    input_shape : tuple of int
-        Of one input, such as (channels, height, width).
-    input_dtype : torch.dtype, optional
-        Of the inputs, such as int64 for tokens; by default that of the parameters.
-    """
-    return _work(_calls(model, input_shape, input_dtype))
-
-
-def training_flops(
-    model: nn.Module,
-    input_shape: tuple[int, ...],
-    input_dtype: torch.dtype | None = None,
-    *,
-    forwards: Mapping[nn.Module, int] | None = None,
-    frozen: Collection[nn.Module] = (),
-) -> Work:
-    """Count the operations of one example's training step: forward and both backward passes.
-
-    Each backward pass costs what a forward pass does. The first layer needs no gradient of its
-    input.
-
-    Parameters
-    ----------
-    model, input_shape, input_dtype
-        As for :func:`forward_flops`.
-    forwards : mapping of nn.Module to int, optional
-        Forward passes that a layer makes in a step, where it is not one: backward may compute
-        activations again.
-    frozen : collection of nn.Module
-        Layers that go forward once, and never backward.
-    """
-    calls = _calls(model, input_shape, input_dtype)
-    forwards = forwards or {}
-    trained = [layer for layer, _ in calls if layer not in frozen]
-    passes = {layer: forwards.get(layer, 1) + 2 for layer in trained}
-    if trained:
-        passes[trained[0]] -= 1
-    return _work([(layer, flops * passes.get(layer, 1)) for layer, flops in calls])
-
-
-def _work(calls: list[tuple[nn.Module, int]]) -> Work:
-    sparse = sum(flops for layer, flops in calls if isinstance(layer, SparseLayer))
-    return Work(float(sum(flops for _, flops in calls) - sparse), float(sparse))
-
-
-def _calls(
-    model: nn.Module, input_shape: tuple[int, ...], input_dtype: torch.dtype | None
-) -> list[tuple[nn.Module, int]]:
-    """Run an input of zeros and list each call of a counted layer with its operations."""
-    calls: list[tuple[nn.Module, int]] = []
-
-    def count(layer: nn.Module, _inputs: Any, output: Any) -> None:
-        weights, channels = _active_weights(layer)
-        output = output[0] if isinstance(output, tuple) else output
-        calls.append((layer, 2 * weights * (output.numel() // channels)))
-
-    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, _COUNTED)]
-    modes = {module: module.training for module in model.modules()}
-    parameter = next(model.parameters(), torch.empty(0))
-    dtype = input_dtype or parameter.dtype
-    example = torch.zeros(1, *input_shape, dtype=dtype, device=parameter.device)
-    try:
-        with torch.no_grad():
-            model.eval()(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
-    return calls
-
-
-def _active_weights(layer: nn.Module) -> tuple[int, int]:
-    """Return active weights and output channels; each weight is used once an output position."""
-    if isinstance(layer, SparseLayer):
-        return layer.active_weights, layer.layout.shape[0]
-    if isinstance(layer, nn.MultiheadAttention):
-        # Dense projections: its own, and in torch's attention the last one, which is not called.
-        own = layer.parameters(recurse=not isinstance(layer, SparseAttention))
-        return sum(it.numel() for it in own if it.dim() == 2), layer.embed_dim
-    if isinstance(layer, nn.RNNBase):
-        outputs = (layer.proj_size or layer.hidden_size) * (1 + layer.bidirectional)
-        return sum(it.numel() for it in layer.parameters() if it.dim() == 2), outputs
-    assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear)
-    return layer.weight.numel(), layer.weight.shape[0]
-
-
-def training_work(
-    model: nn.Module,
-    input_shape: tuple[int, ...],
-    memory: MemoryOptions | None = None,
-    input_dtype: torch.dtype | None = None,
-) -> Work:
-    """Return the operations of training a model on one example.
-
-    Counted are convolutions, linear and recurrent layers, and attention's projections. Computing
-    normalisations again, packing what is kept and small micro-batches cost time as well, and no
-    operations that are counted.
-
-    Parameters
-    ----------
-    model, input_shape, input_dtype
-        As for :func:`forward_flops`.
-    memory : MemoryOptions, optional
-        What is computed again, and what is frozen; nothing by default.
-    """
-    memory = memory or MemoryOptions()
-    frozen = {m for s in segments_of(model, memory.segments)[: memory.frozen] for m in s.modules()}
-    return training_flops(
-        model, input_shape, input_dtype, forwards=_forward_passes(model, memory), frozen=frozen
-    )
-
-
-def _forward_passes(model: nn.Module, memory: MemoryOptions) -> dict[nn.Module, int]:
-    """Count how often each layer of a recomputed segment goes forward."""
-    passes: dict[nn.Module, int] = {}
-    if memory.recompute != Recompute.SEGMENTS:
-        return passes
-    for segment in segments_of(model, memory.segments)[memory.frozen :]:
-        passes |= dict.fromkeys(segment.modules(), 2)
-        by_hand: dict[str, int] = {}
-        if batch_norm_block.handles(segment):
-            by_hand = batch_norm_block.FORWARDS
-        elif batch_norm_stem.handles(segment):
-            by_hand = batch_norm_stem.FORWARDS
-        children = dict(segment.module.named_modules())
-        passes |= {children[name]: times for name, times in by_hand.items() if name in children}
-    return passes

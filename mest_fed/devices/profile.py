@@ -65,7 +65,10 @@ def positive_number(key: str, value: object) -> float:
 #: Kinds of work that a profile gives a rate for: dense layers, and one for each built-in scheme.
 WORK_KINDS = ("dense", *filter(SCHEMES.is_builtin, SCHEMES))
 
-_RATES = ("download_rate", "upload_rate", "latency", "compute_watts", "radio_watts", "idle_watts")
+_RATES = (
+    *("memory_rate", "core_speed", "message_seconds"),
+    *("download_rate", "upload_rate", "latency", "compute_watts", "radio_watts", "idle_watts"),
+)
 _BATTERY = ("battery_joules", "charge_watts")
 _MEASURES = ("memory_bytes", "budget_bytes", "flops", *_RATES, "availability")
 
@@ -87,6 +90,13 @@ class DeviceProfile:
     flops : mapping of str to float
         Kind of work (:data:`WORK_KINDS`) -> floating-point operations a second that training
         reaches, 2 for each multiply-add, on active weights only.
+    memory_rate : float
+        Bytes a second that operators without products read and write.
+    core_speed : float
+        Speed of one core with small calls, as a multiple of the reference machine's
+        (:data:`mest_fed.devices.cost.REFERENCE`).
+    message_seconds : float
+        Seconds until the process that Flower's node starts for each message can work on it.
     download_rate, upload_rate : float
         Bytes a second.
     latency : float
@@ -108,6 +118,9 @@ class DeviceProfile:
     memory_bytes: int
     budget_bytes: int
     flops: Mapping[str, float]
+    memory_rate: float
+    core_speed: float
+    message_seconds: float
     download_rate: float
     upload_rate: float
     latency: float

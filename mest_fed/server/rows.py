@@ -195,8 +195,8 @@ def finite_only(values: Mapping[str, float]) -> dict[str, float]:
 class ClientTiming:
     """What one instruction cost one device (modelled).
 
-    The device downloads from its start on, then trains, then uploads; times are those that it came
-    to, so that a device that dropped out ends within one of the three.
+    The device downloads from its start on, starts the process that trains, trains, and uploads;
+    times are those that it came to, so that a device that dropped out ends within one of the four.
 
     Parameters
     ----------
@@ -213,10 +213,10 @@ class ClientTiming:
     bytes_down, bytes_up : int
         Content of the instruction and of the reply. A client that failed or dropped out sends
         nothing.
-    download_seconds, train_seconds, upload_seconds : float
+    download_seconds, setup_seconds, train_seconds, upload_seconds : float
         Time of each part. A failed client is charged its download alone.
     energy_joules : float
-        Energy of the three parts; waiting for others is not counted.
+        Energy of the four parts; waiting for others is not counted.
     battery : float or None
         Share of a full charge at the start; None on mains power, or where no battery is modelled.
     """
@@ -229,6 +229,7 @@ class ClientTiming:
     bytes_down: int = 0
     bytes_up: int = 0
     download_seconds: float = 0.0
+    setup_seconds: float = 0.0
     train_seconds: float = 0.0
     upload_seconds: float = 0.0
     energy_joules: float = 0.0
@@ -242,7 +243,8 @@ class ClientTiming:
     @property
     def seconds(self) -> float:
         """From the instruction until the device is done with it."""
-        return self.download_seconds + self.train_seconds + self.upload_seconds
+        working = self.setup_seconds + self.train_seconds
+        return self.download_seconds + working + self.upload_seconds
 
 
 def client_rows(record: RoundRecord, timings: Sequence[ClientTiming]) -> list[Row]:
@@ -274,6 +276,7 @@ def timed(timing: ClientTiming | None) -> Row:
     return {
         "start_seconds": timing.start if timing else None,
         "download_seconds": timing.download_seconds if timing else 0.0,
+        "setup_seconds": timing.setup_seconds if timing else 0.0,
         "train_seconds": timing.train_seconds if timing else 0.0,
         "upload_seconds": timing.upload_seconds if timing else 0.0,
         "energy_joules": timing.energy_joules if timing else 0.0,

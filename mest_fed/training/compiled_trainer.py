@@ -95,6 +95,7 @@ class CompiledTrainer(LocalTrainer):
             return
         objective, targets = self.objective, batch.targets
         rate = self.optimizer.learning_rate  # type: ignore[union-attr]
+        self.work += step.work(len(targets))
         loss, outputs = step.train(batch.inputs, _counted(objective, targets), rate)
         total = loss * weight_of(objective, targets)
         check_finite(total, objective, outputs, targets)

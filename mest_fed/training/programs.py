@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mest_fed.data import Batch
+from mest_fed.devices import Work, program_step_work
 from mest_fed.errors import InputError
 from mest_fed.nn.capture import Captured, capture
 from mest_fed.nn.optimizer_settings import OptimizerSettings
@@ -93,6 +94,8 @@ class ModelStep:
         self._states = list(self._find_states())
         self._counters = _batch_counters(self.step.program, self.places)
         self._micro_batch = micro_batch
+        self._work = program_step_work(program)
+        self._slots = [place for place in self.places if place.leaf == "slots"]
         held = {place.buffer for place in self.places}
         #: Bytes beside the model's: arena, gradients, states of the optimizer.
         self.bytes = self.step.arena_bytes + sum(
@@ -131,6 +134,17 @@ class ModelStep:
             else:  # torch counts steps by floats
                 array = copies.of(held, shape, "int64" if key == STEP else "float32")
             self.step.bind(buffer, array)
+
+    def work(self, examples: int) -> Work:
+        """Return what a step of so many examples takes, of the granules that are active now.
+
+        The program counts all those that it has room for.
+        """
+        groups = -(-examples // self.step.program.examples)
+        work = self._work.total(examples, groups, 1)
+        room = sum(place.shape[0] for place in self._slots)
+        active = sum(len(place.find()) for place in self._slots)
+        return replace(work, sparse_flops=work.sparse_flops * active / room) if room else work
 
     def train(self, inputs: Tensor, targets: Tensor, learning_rate: float) -> tuple[float, Tensor]:
         """Take a step on a batch; return the mean loss, and the outputs until the next step."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mest_fed.catalogue import LEARNING_RATES, ComputeDevice
 from mest_fed.data import Batch
+from mest_fed.devices import StepWork, Work
 from mest_fed.errors import InputError, ObjectiveError, not_allowed
 from mest_fed.memory import MemoryOptions, memory_saving
 from mest_fed.nn.optimizers import ClientOptimizer
@@ -70,6 +71,13 @@ class LocalTrainer:
         Receives each presentation, before the batch's update.
     objective : Objective
         What is learned; classification by default.
+    costs : callable, optional
+        Gives what steps by torch take, when the first one is taken; nothing is counted by default.
+
+    Attributes
+    ----------
+    work : Work
+        What the steps so far took (modelled).
     """
 
     def __init__(
@@ -82,6 +90,7 @@ class LocalTrainer:
         guard: Callable[["LocalTrainer"], None] | None = None,
         forgetting: ForgettingState | None = None,
         objective: Objective = CLASSIFICATION,
+        costs: Callable[[], StepWork] | None = None,
     ) -> None:
         if micro_batch < 1:
             raise not_allowed("micro_batch", micro_batch, "a whole number of at least 1")
@@ -92,6 +101,8 @@ class LocalTrainer:
         self.guard = guard
         self.forgetting = forgetting
         self.objective = objective
+        self.work = Work()
+        self._costs = costs
 
     def halve(self) -> bool:
         """Take half as many examples together from now on; say whether that is possible."""
@@ -140,6 +151,9 @@ class LocalTrainer:
         return totals
 
     def _step(self, forward: Callable[[Tensor], Tensor], batch: Batch, totals: Metrics) -> None:
+        if self._costs is not None:
+            groups = -(-len(batch.targets) // self.micro_batch)
+            self.work += self._costs().total(len(batch.targets), groups, 1)
         self.optimizer.zero_grad()
         correct = self._accumulate(forward, batch, totals)
         if self.forgetting is not None:

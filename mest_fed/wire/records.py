@@ -4,23 +4,23 @@ Arrays stay arrays, so that Flower's own mods (clipping, noise, message size) se
 other strategies may put more into the ``mest`` record, and more records beside it.
 """
 
+import math
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.lib.format import dtype_to_descr, write_array_header_1_0
 
+from mest_fed.devices import Work
 from mest_fed.errors import ObjectiveError, WireError
 from mest_fed.training.objective import RESERVED, Metrics, Objective, Sum
 from mest_fed.wire.payload import Payload
 from mest_fed.wire.values import FIELD_NAMES, WIRE_TYPES
-
-if TYPE_CHECKING:
-    pass
 
 ARRAYS, CONFIG, HEADER = "arrays", "mest", "header"
 _NAMES = (*FIELD_NAMES, "dense")
@@ -166,6 +166,37 @@ def _value_bytes(value: object) -> int:
         return _text_bytes(value)
     data = value if isinstance(value, bytes) else getattr(value, "data")  # noqa: B009
     return len(data)
+
+
+#: What a client reports of its work -> the field of :class:`Work`.
+_WORK = {
+    "flops-dense": "dense_flops",
+    "flops-sparse": "sparse_flops",
+    "bytes-moved": "moved_bytes",
+    "core-seconds": "core_seconds",
+}
+
+
+def work_record(work: Work) -> dict[str, float]:
+    """Return what a client reports of its work in its ``MetricRecord``."""
+    return {key: getattr(work, name) for key, name in _WORK.items()}
+
+
+def read_work(content: RecordDict) -> Work | None:
+    """Read the work that a reply reports in its metrics; None where it reports none.
+
+    What is absent, or no number from 0 on, is 0: a client of someone else's may report anything.
+    """
+    metrics = [record for record in content.values() if isinstance(record, MetricRecord)]
+    if not any(key in record for record in metrics for key in _WORK):
+        return None
+    return Work(**{name: summed(metrics, key) for key, name in _WORK.items()})
+
+
+def summed(metrics: Iterable[MetricRecord], key: str) -> float:
+    """Add up a number over records, 0 where it is absent or no number from 0 on."""
+    found = (record.get(key, 0.0) for record in metrics)
+    return sum(float(x) for x in found if isinstance(x, int | float) and 0 <= x < math.inf)
 
 
 #: The largest float32: the sum over a round of what clients report stays finite below it.

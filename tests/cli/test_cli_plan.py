@@ -17,7 +17,7 @@ from mest_fed.cli.planning import picture
 from mest_fed.cli.planning.text import _time
 from mest_fed.client.capability import budget_of
 from mest_fed.config import RunConfig, to_flat
-from mest_fed.devices import load_profile, train_seconds, training_work
+from mest_fed.devices import load_profile, torch_step_work, train_seconds
 from mest_fed.memory import read_plan
 from mest_fed.memory.knobs import cost_order
 from mest_fed.nn import Reason, Sparsity, build_model
@@ -98,7 +98,8 @@ def test_a_device_has_a_budget_and_a_speed(plans):
     assert given["budget_bytes"] == 1_000_000_000
     options = {"generator": torch_generator(0, "test"), "norm": "group", "width": 0.5}
     model = build_model("resnet8", (3, 32, 32), 10, **options, sparsity=Sparsity())
-    seconds = 16 * train_seconds(profile, training_work(model, (3, 32, 32)), "block")
+    step = torch_step_work(model, (3, 32, 32))
+    seconds = train_seconds(profile, step.total(examples=16, groups=1, steps=1), "block")
     assert alone["step_seconds"] == given["step_seconds"] == pytest.approx(seconds, abs=1e-6)
     assert alone["device"] == "rpi-4"
 
@@ -108,7 +109,8 @@ def test_recomputation_takes_time(plans):
     device = ("--device", "rpi-zero-2w", *BY_TORCH)
     plan = plans("--batch", "64", "--budget", "17MB", "--prefer", order, *device)
     assert (plan["recompute"], plan["density"]) == ("segments", 0.1)
-    assert 4 / 3 < plan["step_relative"] < 3 / 2  # of the stem, whose input has no gradient
+    # A third more, less for what is in no segment, more for the stem, whose input has no gradient.
+    assert 1.2 < plan["step_relative"] < 3 / 2
 
 
 def test_the_step_time_in_words(says):
@@ -116,23 +118,26 @@ def test_the_step_time_in_words(says):
     assert "on Raspberry Pi Zero 2 W (modelled), no longer than it would" in text
 
 
-def test_small_micro_batches_with_torch_are_not_said_to_cost_nothing():
-    clock = SimpleNamespace(seconds=lambda shape: 0.5, counts_groups=lambda shape: compiled)
-    wished = SimpleNamespace(batch=16, micro_batch=16)
+def test_small_micro_batches_cost_time_by_torch(plans):
+    def relative(micro_batch):
+        order = "micro_batch, release_gradients, saved, density, momentum, frozen, recompute"
+        budget = f"--budget={micro_batch}MB"
+        return plans("--batch", "64", budget, "--prefer", order, *BY_TORCH)["step_relative"]
 
-    def said(micro_batch):
-        plan = SimpleNamespace(shape=SimpleNamespace(batch=16, micro_batch=micro_batch))
-        profile = SimpleNamespace(title="a board")
-        return _time(SimpleNamespace(profile=profile, plan=plan, clock=clock, wished=wished))
+    few, many = relative(8), relative(30)
+    assert few > many >= 1
 
-    compiled = False
-    assert said(16).endswith("(modelled), no longer than it would with nothing given up.")
-    assert "micro-batches of 2 instead of 16 take longer than operations say" in said(2)
-    assert "1.3 to 1.4 times as long was measured" in said(2)
-    assert "2.0 to 2.3 times as long was measured" in said(1)
-    assert said(4).endswith("take longer than operations say.")
-    compiled = True  # its programs count what groups cost
-    assert said(2).endswith("(modelled), no longer than it would with nothing given up.")
+
+def test_a_plan_that_takes_longer_says_so():
+    def said(*seconds):
+        times = iter(seconds)
+        clock = SimpleNamespace(seconds=lambda shape: next(times))
+        shape, profile = SimpleNamespace(batch=16), SimpleNamespace(title="a board")
+        plan = SimpleNamespace(shape=shape)
+        return _time(SimpleNamespace(profile=profile, plan=plan, clock=clock, wished=shape))
+
+    assert said(0.5, 0.5).endswith("(modelled), no longer than it would with nothing given up.")
+    assert said(0.5, 0.25).endswith("; with nothing given up it would take 250 ms.")
 
 
 @pytest.fixture
@@ -380,7 +385,7 @@ def test_the_picture(monkeypatch, capsys, tmp_path):
         cli.main()
     assert caught.value.code == 0
     table = json.loads(capsys.readouterr().out)
-    assert min(each["step_relative"] for each in table["frontier"]) == 1.0
+    assert min(each["step_relative"] for each in table["frontier"]) <= 1.0
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     drawn = file.read_text(encoding="utf-8")
     for words in ("budget 4.2 MB", "resnet8 (width 0.5", "kept as int8", "the plan"):

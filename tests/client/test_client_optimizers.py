@@ -77,8 +77,15 @@ def test_a_proximal_term_keeps_clients_near_the_received_model(name):
     assert distances[0] > distances[1] > 0
 
 
-def test_what_an_optimizer_does_beyond_sgd_is_counted_as_dense_work():
-    config = config_of()
+BEYOND_SGD = (
+    ({"name": "adam"}, 9),
+    ({"name": "sgd", "proximal": 0.1}, 3),
+    ({"name": "adamw", "proximal": 0.1, "clip_norm": 1.0}, 15),
+)
+
+
+def test_what_an_optimizer_does_beyond_sgd_is_counted_as_dense_work_of_torch():
+    config = config_of(engine="torch")
     start, _, plain = train(config)
     weights = sum(v.size for v in start.values.values())
     spec = task_of(config).spec
@@ -86,14 +93,19 @@ def test_what_an_optimizer_does_beyond_sgd_is_counted_as_dense_work():
         start.dense[n].size for n, _ in task_of(config).model.named_parameters() if n in spec.dense
     )
     steps = round(plain["presented"] / config.training.batch_size)  # a small rest joins a batch
-    for keys, each in (
-        ({"name": "adam"}, 9),
-        ({"name": "sgd", "proximal": 0.1}, 3),
-        ({"name": "adamw", "proximal": 0.1, "clip_norm": 1.0}, 15),
-    ):
-        _, _, metrics = train(config_of(**keys))
+    for keys, each in BEYOND_SGD:
+        _, _, metrics = train(config_of(engine="torch", **keys))
         assert metrics["flops-sparse"] == plain["flops-sparse"]
         assert metrics["flops-dense"] - plain["flops-dense"] == each * weights * steps
+
+
+def test_a_program_counts_the_bytes_of_its_optimizer():
+    _, _, plain = train(config_of())
+    for keys, _ in BEYOND_SGD:
+        _, _, metrics = train(config_of(**keys))
+        assert metrics["flops-dense"] == plain["flops-dense"]
+        assert metrics["bytes-moved"] > plain["bytes-moved"]
+        assert metrics["core-seconds"] >= plain["core-seconds"]
 
 
 @pytest.mark.parametrize(

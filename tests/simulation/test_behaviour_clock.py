@@ -19,7 +19,7 @@ from mest_fed.simulation.behaviour.clock import (
     VirtualClock,
     check_cohort,
     check_deadline,
-    least_transfer_seconds,
+    least_seconds,
     trace_of,
 )
 from mest_fed.simulation.engine.flower import claim_identity
@@ -267,7 +267,7 @@ def test_a_deadline_that_no_device_can_meet():
     fast = dataclasses.replace(BOARD, name="fast", upload_rate=1000.0)
     plan = config(fleet={"deadline": 1.5}, wire={"upload": "int8"})
     # 100 active weights and 50 others: 600 B down and 150 B up, and 0.125 s each way.
-    assert least_transfer_seconds(plan, SPEC, fast, 0.1) == pytest.approx(0.6 + 0.15 + 0.25)
+    assert least_seconds(plan, SPEC, fast, 0.1) == pytest.approx(0.6 + 0.15 + 0.25)
     tiers = [(BOARD, 0.2), (fast, 0.1)]
     check_deadline(plan, SPEC, tiers)
     check_deadline(config(), SPEC, tiers)
@@ -275,8 +275,13 @@ def test_a_deadline_that_no_device_can_meet():
         check_deadline(config(fleet={"deadline": 0.5}), SPEC, tiers)
     assert str(caught.value) == (
         "fleet.deadline = 0.5 is not allowed: no device meets it; allowed: more than 1.45, the "
-        "1.4 s that fast needs at least to receive and to send its values (modelled), or 0 for none"
+        "1.4 s that fast needs at least to start, to receive and to send its values (modelled), or 0 "
+        "for none"
     )
+    slow = dataclasses.replace(fast, message_seconds=30.0)
+    assert least_seconds(plan, SPEC, slow, 0.1) == pytest.approx(31.0)
+    stays = config(behaviour={"process_per_message": False}, wire={"upload": "int8"})
+    assert least_seconds(stays, SPEC, slow, 0.1) == pytest.approx(1.0)
 
 
 def test_a_cohort_that_is_larger_than_the_fleet():

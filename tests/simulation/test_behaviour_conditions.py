@@ -83,6 +83,27 @@ def test_a_device_that_is_lost_spends_until_then(after, expected, joules, keeps)
         assert result.keeps_state is keeps
 
 
+def test_a_process_for_a_message_takes_its_time_and_energy():
+    message = instruction()
+    device = dataclasses.replace(DEVICE, message_seconds=10.0)
+    conditions = DeviceConditions(1, device, "block:8", 0.0, starts_process=True)
+    timing = conditions.resolve(message, report(message)).timing
+    assert (timing.setup_seconds, timing.seconds) == (10.0, TOTAL + 10)
+    assert timing.energy_joules == 2 * (DOWN + UP) + 5 * (10 + TRAIN)
+    away = dataclasses.replace(conditions, stays=DOWN + 4)
+    lost = away.resolve(message, report(message)).timing
+    assert (lost.setup_seconds, lost.train_seconds, lost.energy_joules) == (4.0, 0.0, 22.25)
+
+
+def test_bytes_and_calls_that_a_client_reports_take_time():
+    message = instruction()
+    content = RecordDict({"work": MetricRecord({"bytes-moved": 2e6, "core-seconds": 3.0})})
+    timing = DeviceConditions(1, DEVICE, "block:8", 0.0).resolve(
+        message, Message(content, reply_to=message)
+    )
+    assert timing.timing.train_seconds == 2e6 / BOARD.memory_rate + 3.0 / BOARD.core_speed
+
+
 def test_the_first_loss_counts():
     result = task_result(stays=4.0, drops_at=0.5, joules=1.0)
     assert (result.timing.reason, result.seconds) == ("battery ran empty", 0.5)

@@ -6,20 +6,22 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from mest_fed.catalogue import FORMATS, Recompute
-from mest_fed.devices import DeviceProfile, Work, train_seconds, training_work
-from mest_fed.devices.program_cost import program_flops, program_seconds
+from mest_fed.devices import (
+    DeviceProfile,
+    StepWork,
+    program_step_work,
+    torch_step_work,
+    train_seconds,
+)
+from mest_fed.devices.cost import REFERENCE
 from mest_fed.memory import ModelTrace, Plan, TrainingShape
 from mest_fed.memory.footprint import peak_granules
 from mest_fed.memory.program_bytes import Compiler
-from mest_fed.runtime.program import Program
 from mest_fed.sparsity import Static
 
-_CAVEAT = (
-    "Step times count convolutions and linear layers; small micro-batches, packing and norms "
-    "computed again cost more than is modelled."
-)
-_OF_PROGRAMS = (
-    "Step times of compiled programs count multiply-adds or bytes of each operator; caches are not "
+#: What stands beside the figures.
+CAVEAT = (
+    "Step times count multiply-adds, bytes and calls at the device's rates; its caches are not "
     "modelled, nor what bf16 costs a processor without instructions for it."
 )
 
@@ -40,7 +42,7 @@ class StepTime:
     scheme : str
         Of its sparse layers; ``dense`` if it has none.
     profile : DeviceProfile or None
-        The device, if there is one.
+        The device, if there is one; times are compared on the reference machine otherwise.
     compiler : callable, optional
         Gives the programs of steps, where they are compiled: times are then read off them.
     """
@@ -49,26 +51,15 @@ class StepTime:
     scheme: str
     profile: DeviceProfile | None
     compiler: Compiler | None = None
-    _known: dict[Hashable, Work] = field(default_factory=dict, repr=False)
-    _programs: dict[Hashable, Program | None] = field(default_factory=dict, repr=False)
-
-    @property
-    def caveat(self) -> str:
-        """What stands beside the figures."""
-        return _CAVEAT if self.compiler is None else _OF_PROGRAMS
+    _known: dict[Hashable, tuple[StepWork, int]] = field(default_factory=dict, repr=False)
 
     def seconds(self, shape: TrainingShape) -> float | None:
         """Return how long the device takes for a step, a whole batch; None without a device."""
-        if self.profile is None:
-            return None
-        program = self._program(shape)
-        if program is not None:
-            return program_seconds(self.profile, program, shape.batch, self.scheme)
-        return train_seconds(self.profile, self._image(shape), self.scheme) * shape.batch
+        return None if self.profile is None else self._seconds(shape)
 
     def against(self, shape: TrainingShape, other: TrainingShape) -> float:
-        """Return a step's time as a multiple of another's: on the device, or by operations."""
-        return self._amount(shape) / self._amount(other)
+        """Return a step's time as a multiple of another's."""
+        return self._seconds(shape) / self._seconds(other)
 
     def as_table(self, plan: Plan, plain: TrainingShape) -> dict[str, float | None]:
         """Return a plan's times as plain values; ``plain`` is training that saves nothing."""
@@ -78,41 +69,23 @@ class StepTime:
             "step_relative": round(self.against(plan.shape, plain), 6),
         }
 
-    def counts_groups(self, shape: TrainingShape) -> bool:
-        """Say whether a step's time says what micro-batches cost: that of a compiled one does."""
-        return self._program(shape) is not None
+    def _seconds(self, shape: TrainingShape) -> float:
+        if shape not in self._known:
+            self._known[shape] = self._step(shape)
+        step, group = self._known[shape]
+        work = step.total(shape.batch, -(-shape.batch // group), 1)
+        return train_seconds(self.profile or REFERENCE, work, self.scheme)
 
-    def _amount(self, shape: TrainingShape) -> float:
-        seconds = self.seconds(shape)
-        if seconds is not None:
-            return seconds
-        program = self._program(shape)
-        if program is not None:
-            return program_flops(program, shape.batch)
-        work = self._image(shape) * shape.batch
-        return work.dense_flops + work.sparse_flops
-
-    def _program(self, shape: TrainingShape) -> Program | None:
-        """Return the step's program, at the target density; None if it has none."""
-        if self.compiler is None:
-            return None
-        if shape not in self._programs:
-            step = self.compiler(self._model(shape), shape)
-            self._programs[shape] = None if step is None else step.program
-        return self._programs[shape]
-
-    def _model(self, shape: TrainingShape) -> nn.Module:
-        """Return a meta model at the target density, and not at a method's peak."""
-        return self.trace.at(peak_granules(self.trace, Static(), shape))
-
-    def _image(self, shape: TrainingShape) -> Work:
-        """Count the operations of an image."""
-        memory = shape.memory
-        key = shape.density, shape.distribution, memory.recompute, memory.frozen
-        if key not in self._known:
-            trace, model = self.trace, self._model(shape)
-            self._known[key] = training_work(model, trace.input_shape, memory, trace.input_dtype)
-        return self._known[key]
+    def _step(self, shape: TrainingShape) -> tuple[StepWork, int]:
+        """Return what a step takes at the target density, and the examples of its groups."""
+        trace = self.trace
+        # Not at a method's peak, which lasts for a part of the run.
+        model: nn.Module = trace.at(peak_granules(trace, Static(), shape))
+        planned = None if self.compiler is None else self.compiler(model, shape)
+        if planned is not None:
+            return program_step_work(planned.program), planned.program.examples
+        step = torch_step_work(model, trace.input_shape, shape.memory, trace.input_dtype)
+        return step, shape.micro_batch
 
 
 #: Lanes left empty between two bands.

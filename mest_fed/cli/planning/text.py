@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from mest_fed.cli.planning.report import FleetReport, PlanReport, step_time
-from mest_fed.cli.planning.step_time import format_multiple
+from mest_fed.cli.planning.report import FleetReport, PlanReport
+from mest_fed.cli.planning.step_time import CAVEAT, format_multiple
 from mest_fed.memory import Plan
 from mest_fed.nn import LayerDensity
 from mest_fed.units import format_bytes, format_seconds, number_of, plural
@@ -24,11 +24,6 @@ _PARTS = {
     "batch": "inputs and targets of a step",
     "wire": "the received message and its state",
     "runtime": "allocator, Python, autograd",
-}
-#: Times of a step of small micro-batches with torch, against the whole batch at once.
-_MEASURED = {
-    1: ": with the torch engine 2.0 to 2.3 times as long was measured",
-    2: ": with the torch engine 1.3 to 1.4 times as long was measured",
 }
 #: What a plan takes that has no column of its own, as a phrase.
 _TAKES = {"momentum": "no momentum", "frozen": "freezes {} {}"}
@@ -54,17 +49,16 @@ def print_report(report: PlanReport, console: Console | None = None) -> None:
     console.print(layer_table(report.request.task.layers), width=width)
     if report.profile is not None:
         say(f"\n{_time(report)}")
-    caveat = report.clock.caveat
     if report.runners_up:
         say("")
         console.print(_others(report), width=width)
         say(
-            f"\nTo take one of them, give --prefer with the knob that it spares last. {caveat}",
+            f"\nTo take one of them, give --prefer with the knob that it spares last. {CAVEAT}",
             "dim",
         )
     else:
         say(f"\n{_alone(report)}")
-        say(f"\n{caveat}" if report.profile is not None else "", "dim")
+        say(f"\n{CAVEAT}" if report.profile is not None else "", "dim")
 
 
 def print_fleet(report: FleetReport, console: Console | None = None) -> None:
@@ -93,8 +87,7 @@ def print_fleet(report: FleetReport, console: Console | None = None) -> None:
     console.print(table, width=console.width)
     console.print("")
     console.print(layer_table(report.request.task.layers), width=width)
-    caveat = step_time(report.request.task, None).caveat
-    hint = f"\nFor one of them in detail, give --device. {caveat}"
+    hint = f"\nFor one of them in detail, give --device. {CAVEAT}"
     console.print(hint, style="dim", width=width, highlight=False, markup=False)
 
 
@@ -142,13 +135,7 @@ def _time(report: PlanReport) -> str:
     assert plain is not None
     if abs(plain - seconds) >= 0.01 * plain:
         return f"{text}; with nothing given up it would take {format_seconds(plain)}."
-    micro, wished = shape.micro_batch, report.wished.micro_batch
-    if micro == wished or report.clock.counts_groups(shape):
-        return f"{text}, no longer than it would with nothing given up."
-    return (
-        f"{text}, the same operations as with nothing given up; but micro-batches of {micro} "
-        f"instead of {wished} take longer than operations say{_MEASURED.get(micro, '')}."
-    )
+    return f"{text}, no longer than it would with nothing given up."
 
 
 def _others(report: PlanReport) -> Table:

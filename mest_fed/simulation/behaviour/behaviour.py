@@ -74,6 +74,9 @@ def slowed(profile: DeviceProfile, compute: float, transfer: float) -> DevicePro
     return replace(
         profile,
         flops={kind: rate / compute for kind, rate in profile.flops.items()},
+        memory_rate=profile.memory_rate / compute,
+        core_speed=profile.core_speed / compute,
+        message_seconds=profile.message_seconds * compute,
         download_rate=profile.download_rate / transfer,
         upload_rate=profile.upload_rate / transfer,
         sources={},
@@ -215,6 +218,7 @@ class DeviceBehaviour:
             stays=math.inf if noticed is not None else self._stays(device, start),
             joules=joules,
             battery=charge,
+            starts_process=self._settings.process_per_message,
         )
 
     def is_ready(self, device: int, time: float) -> bool:

@@ -201,7 +201,8 @@ def check_deadline(
 ) -> None:
     """Refuse a deadline that passes before any device could have received and sent its values.
 
-    That is taken at the rates of the profiles; time to train and masks come on top of it.
+    That is taken at the rates of the profiles, with what starting a process takes; time to train
+    and masks come on top of it.
 
     Parameters
     ----------
@@ -219,27 +220,27 @@ def check_deadline(
     """
     deadline = config.fleet.deadline or math.inf
     needed = {
-        profile.name: least_transfer_seconds(config, spec, profile, density)
-        for profile, density in tiers
+        profile.name: least_seconds(config, spec, profile, density) for profile, density in tiers
     }
     fastest = min(needed, key=lambda name: needed[name])
     if deadline < needed[fastest]:
         raise InputError(
             f"fleet.deadline = {deadline:g} is not allowed: no device meets it; allowed: more than "
             f"{needed[fastest]:.3g}, the {format_seconds(needed[fastest])} that {fastest} needs at "
-            "least to receive and to send its values (modelled), or 0 for none"
+            "least to start, to receive and to send its values (modelled), or 0 for none"
         )
 
 
-def least_transfer_seconds(
+def least_seconds(
     config: RunConfig, spec: ModelSpec, profile: DeviceProfile, density: float
 ) -> float:
-    """Return the time to receive and to send the values of a model, and nothing else (modelled)."""
+    """Return the time to start, to receive and to send a model's values, no more (modelled)."""
     values = density * spec.sparse_weights + sum(math.prod(s) for s in spec.dense.values())
     down, up = (
         value_codec(form).value_bytes() for form in (config.wire.download, config.wire.upload)
     )
-    return download_seconds(profile, down * values) + upload_seconds(profile, up * values)
+    transfer = download_seconds(profile, down * values) + upload_seconds(profile, up * values)
+    return transfer + (profile.message_seconds if config.behaviour.process_per_message else 0.0)
 
 
 def trace_of(config: RunConfig | FleetConfig, devices: Sequence[str]) -> Trace | None:

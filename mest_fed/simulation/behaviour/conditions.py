@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from flwr.app import Message, MessageType, MetricRecord, RecordDict
 
@@ -17,10 +18,31 @@ from mest_fed.schema import FailureKind, TaskStatus, failure_of_code
 from mest_fed.server.rows import ClientTiming
 from mest_fed.simulation.engine.flower import NODE_UNAVAILABLE, error_reply
 from mest_fed.simulation.engine.interfaces import TaskResult
-from mest_fed.wire.records import content_bytes
+from mest_fed.wire.records import EXAMPLES, content_bytes, read_work, summed
 
-#: Seconds that a device downloads, trains and uploads.
-Parts = tuple[float, float, float]
+
+class Parts(NamedTuple):
+    """Seconds of each part of a task, in the order in which a device comes to them."""
+
+    download: float
+    setup: float = 0.0
+    train: float = 0.0
+    upload: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return sum(self)
+
+    @property
+    def compute(self) -> float:
+        """Those in which the device computes."""
+        return self.setup + self.train
+
+    @property
+    def radio(self) -> float:
+        """Those in which it receives or sends."""
+        return self.download + self.upload
 
 
 @dataclass(frozen=True)
@@ -73,6 +95,8 @@ class DeviceConditions:
     flops_per_example : float
         Operations of a train task for each example that a reply reports, where it does not report
         its work; an evaluate task takes a third.
+    starts_process : bool
+        Whether the device starts a process for the instruction.
     """
 
     number: int
@@ -88,20 +112,21 @@ class DeviceConditions:
     joules: float = math.inf
     battery: float | None = None
     flops_per_example: float = 0.0
+    starts_process: bool = False
 
     def at_least(self, instruction: Message) -> float:
         """Return the time of the download, or until the device is lost within it."""
         if self.noticed is not None:
             return min(self.within, self.noticed)
-        whole = (download_seconds(self.device, content_bytes(instruction.content)), 0.0, 0.0)
-        return min(self.within, whole[0], self._lost_after(whole)[0])
+        whole = Parts(download_seconds(self.device, content_bytes(instruction.content)))
+        return min(self.within, whole.total, self._lost_after(whole)[0])
 
     def resolve(self, instruction: Message, reply: Message) -> TaskResult:
         """Charge the device. What is late or lost becomes an error reply.
 
-        The work of a client is what its reply reports in a MetricRecord: ``flops-dense`` and
-        ``flops-sparse``; where it reports neither, ``flops_per_example`` times its
-        ``num-examples``. A failed client is charged its download alone.
+        The work of a client is what its reply reports in a MetricRecord (see
+        :func:`~mest_fed.wire.records.read_work`); where it reports none, ``flops_per_example``
+        times its ``num-examples``. A failed client is charged its download alone.
         """
         timing = ClientTiming(
             instruction.metadata.dst_node_id,
@@ -120,10 +145,11 @@ class DeviceConditions:
         timing = replace(
             timing,
             bytes_down=content_bytes(instruction.content),
-            download_seconds=parts[0],
-            train_seconds=parts[1],
-            upload_seconds=parts[2],
-            energy_joules=energy_joules(self.device, parts[1], parts[0] + parts[2]),
+            download_seconds=parts.download,
+            setup_seconds=parts.setup,
+            train_seconds=parts.train,
+            upload_seconds=parts.upload,
+            energy_joules=energy_joules(self.device, parts.compute, parts.radio),
         )
         if parts != whole:
             timing = replace(timing, failure=kind, reason=loss)
@@ -141,7 +167,7 @@ class DeviceConditions:
             timing = replace(timing, failure=kind, reason=reason)
         if timing.status in (TaskStatus.OK, TaskStatus.FAILED):
             return TaskResult(reply, timing.seconds, timing)
-        trained = parts[:2] == whole[:2]
+        trained = parts[:3] == whole[:3]
         return self._without(
             instruction, timing, min(self.within, timing.seconds), keeps_state=trained
         )
@@ -150,16 +176,20 @@ class DeviceConditions:
         """Return the parts of a round in which nothing comes between."""
         download = download_seconds(self.device, content_bytes(instruction.content))
         if reply.has_error():
-            return download, 0.0, 0.0
+            return Parts(download)
         # Forward and backward against forward alone.
         passes = 1 if instruction.metadata.message_type.startswith(MessageType.TRAIN) else 1 / 3
         work = _work(reply.content, passes * self.flops_per_example)
-        train = train_seconds(self.device, work, self.scheme)
-        return download, train, upload_seconds(self.device, content_bytes(reply.content))
+        return Parts(
+            download,
+            self.device.message_seconds if self.starts_process else 0.0,
+            train_seconds(self.device, work, self.scheme),
+            upload_seconds(self.device, content_bytes(reply.content)),
+        )
 
     def _lost_after(self, whole: Parts) -> tuple[float, str, FailureKind]:
         """Return after how many seconds a device is lost first, and why."""
-        dropout = math.inf if self.drops_at is None else self.drops_at * sum(whole)
+        dropout = math.inf if self.drops_at is None else self.drops_at * whole.total
         return min(
             (dropout, "device dropped out", FailureKind.DROPPED_OUT),
             (self.stays, "device went away", FailureKind.WENT_AWAY),
@@ -185,20 +215,20 @@ class DeviceConditions:
 
 def _until(whole: Parts, seconds: float) -> Parts:
     """Cut off what comes after some seconds."""
-    download, train, upload = whole
-    if seconds >= download + train + upload:
+    if seconds >= whole.total:
         return whole
-    return (
-        min(download, seconds),
-        min(train, max(0.0, seconds - download)),
-        max(0.0, seconds - (download + train)),
-    )
+    passed, parts = 0.0, []
+    for part in whole:
+        parts.append(min(part, max(0.0, seconds - passed)))
+        passed += part
+    return Parts(*parts)
 
 
 def _lasts(device: DeviceProfile, whole: Parts, joules: float) -> float:
     """Return after how many seconds of a round so much energy is spent."""
     passed = 0.0
-    watts = (device.radio_watts, device.compute_watts, device.radio_watts)
+    radio, compute = device.radio_watts, device.compute_watts
+    watts = (radio, compute, compute, radio)
     for seconds, power in zip(whole, watts, strict=True):
         if power * seconds > joules:
             return passed + joules / power
@@ -209,13 +239,8 @@ def _lasts(device: DeviceProfile, whole: Parts, joules: float) -> float:
 
 def _work(content: RecordDict, flops_per_example: float) -> Work:
     """Return the work that a reply reports, by itself or by its number of examples."""
-    metrics = [record for record in content.values() if isinstance(record, MetricRecord)]
-    if any(key in record for record in metrics for key in ("flops-dense", "flops-sparse")):
-        return Work(_sum(metrics, "flops-dense"), _sum(metrics, "flops-sparse"))
-    return Work(flops_per_example * _sum(metrics, "num-examples"), 0.0)
-
-
-def _sum(metrics: list[MetricRecord], key: str) -> float:
-    """Add up a number over records, 0 where it is absent or no number from 0 on."""
-    found = (record.get(key, 0.0) for record in metrics)
-    return sum(float(x) for x in found if isinstance(x, int | float) and 0 <= x < math.inf)
+    work = read_work(content)
+    if work is None:
+        metrics = (record for record in content.values() if isinstance(record, MetricRecord))
+        work = Work(dense_flops=flops_per_example * summed(metrics, EXAMPLES))
+    return work

@@ -154,7 +154,7 @@ def _use(title: str, tasks: tuple[ClientRow, ...], tier: Device | None) -> Energ
     joules = sum(task.energy_joules for task in tasks)
     if tier is None or tier.watts is None:
         return EnergyUse(title, 0.0, 0.0, joules, len(tasks))
-    compute = tier.watts.compute * sum(task.train_seconds for task in tasks)
+    compute = tier.watts.compute * sum(task.setup_seconds + task.train_seconds for task in tasks)
     radio = tier.watts.radio * sum(task.download_seconds + task.upload_seconds for task in tasks)
     other = joules - compute - radio
     return EnergyUse(
@@ -174,7 +174,7 @@ def lost_energy(run: FleetRun) -> float:
 
 
 #: What a device can be doing while it has something to do with a round.
-PHASES = ("downloading", "training", "sending", "waiting", "away")
+PHASES = ("downloading", "starting", "training", "sending", "waiting", "away")
 _MOST_ROUNDS = 12
 _MOST_DEVICES = 40
 
@@ -278,7 +278,10 @@ def _spans(task: ClientRow, free: float) -> Iterator[Span]:
     if task.status == TaskStatus.AWAY:
         yield Span("away", start, free)
         return
-    parts = (task.download_seconds, task.train_seconds, task.upload_seconds)
+    parts = (
+        *(task.download_seconds, task.setup_seconds),
+        *(task.train_seconds, task.upload_seconds),
+    )
     for phase, seconds in zip(PHASES, parts, strict=False):
         yield Span(phase, start, start + seconds)
         start += seconds

@@ -20,6 +20,7 @@ from mest_fed.units import format_seconds
 
 _PHASES = (
     ("download", "download_seconds", style.SKY),
+    ("start of a process", "setup_seconds", style.PALE_BLUE),
     ("training", "train_seconds", style.BLUE),
     ("upload", "upload_seconds", style.ORANGE),
 )

@@ -11,6 +11,7 @@ from mest_fed.simulation.report.statistics import Timeline, timeline
 
 _COLOURS = {
     "downloading": style.SKY,
+    "starting": style.PALE_BLUE,
     "training": style.BLUE,
     "sending": style.ORANGE,
     "waiting": style.WAITING,

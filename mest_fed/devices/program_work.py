@@ -1,0 +1,84 @@
+"""What a compiled step takes: its operators, one by one. Modelled.
+
+An operator takes as long as its multiply-adds or its bytes, whichever is longer (the roofline model
+of Williams et al. 2009), and what its call and its planes take a core, however small they are.
+"""
+
+from collections.abc import Sequence
+from math import prod
+
+from mest_fed.devices.cost import REFERENCE, StepWork, Work, linear_weight_seconds
+from mest_fed.runtime.program import Operator, Program
+
+#: Seconds of one core of the reference machine: of a call of an operator; of each plane (a channel
+#: of an example) that an operator goes through; of a step beside its operators.
+OPERATOR_SECONDS, PLANE_SECONDS, STEP_SECONDS = 1e-7, 7e-8, 2e-4
+#: Roles of buffers of four dimensions that are planes.
+_PLANES = ("input", "temporary", "output")
+
+
+def program_step_work(program: Program) -> StepWork:
+    """Return what a program's step takes, by examples, groups and steps.
+
+    A group of fewer examples than the program's takes a smaller program, and its share of the work.
+    """
+    count = program.per_group
+    group, update = program.operators[:count], program.operators[count:]
+    once = _calls(program, update) + Work(core_seconds=STEP_SECONDS)
+    return StepWork(
+        example=_work(program, group) * (1 / program.examples),
+        group=_calls(program, group),
+        step=_work(program, update) + once,
+    )
+
+
+def _work(program: Program, operators: Sequence[Operator]) -> Work:
+    """Add up what grows with the values that operators compute."""
+    total = Work()
+    for operator in operators:
+        if not operator.kind.is_view:
+            planes = Work(core_seconds=PLANE_SECONDS * _planes(program, operator))
+            total += _roof(program, operator) + planes
+    return total
+
+
+def _calls(program: Program, operators: Sequence[Operator]) -> Work:
+    """Add up what a group costs, however few examples it has."""
+    seconds = 0.0
+    for operator in operators:
+        if not operator.kind.is_view:
+            seconds += OPERATOR_SECONDS + _places(program, operator)
+    return Work(core_seconds=seconds)
+
+
+def _roof(program: Program, operator: Operator) -> Work:
+    """Return an operator's operations or its bytes, whichever take the reference machine longer."""
+    flops, moved = 2.0 * program.work(operator), float(program.traffic(operator))
+    sparse = "slots" in operator.arguments
+    kind = "dense" if not sparse else "unstructured" if _rows(operator) == 1 else "block"
+    if flops / REFERENCE.flops[kind] < moved / REFERENCE.memory_rate:
+        return Work(moved_bytes=moved)
+    return Work(sparse_flops=flops) if sparse else Work(dense_flops=flops)
+
+
+def _planes(program: Program, operator: Operator) -> int:
+    """Return how many planes an operator goes through: those of its largest argument."""
+    arguments = (program.buffers[it] for it in operator.arguments.values())
+    shapes = [it.shape for it in arguments if len(it.shape) == 4 and it.role in _PLANES]
+    return max((shape[0] * shape[1] for shape in shapes), default=0)
+
+
+def _places(program: Program, operator: Operator) -> float:
+    """Return what the places of a sparse linear layer's weights cost."""
+    if "slots" not in operator.arguments or len(operator.attributes.get("weight_shape", ())) != 2:
+        return 0.0
+    values = operator.arguments.get("values", operator.arguments.get("dvalues"))
+    assert values is not None
+    return linear_weight_seconds(_rows(operator)) * prod(program.buffers[values].shape)
+
+
+def _rows(operator: Operator) -> int:
+    """Return the output channels of a granule."""
+    rows = operator.attributes.get("rows", 1)
+    assert isinstance(rows, int)
+    return rows
