@@ -163,9 +163,9 @@ class RunForecast:
         server, total = self.config.server, Traffic()
         evaluated = min(server.evaluate_clients, self.config.fleet.devices)
         for number in self.rounds:
-            task = self._task_traffic(self._above_target(number))
-            total += task * self.asked
+            total += self._task_traffic(self._above_target(number)) * self.asked
             if self._evaluates_clients(number):  # they reply by a few numbers
+                task = self._task_traffic(self._above_target(number + 1))
                 total += Traffic(task.down, 0.0, task.masks) * evaluated
         return total
 
@@ -176,10 +176,11 @@ class RunForecast:
     def _above_target(self, number: int) -> float:
         """Return the density of the global model in a round as a multiple of the target's.
 
-        A soft bound is above it only where the server mutates: clients end at the target.
+        A soft bound is above it only where the server mutates: clients end at the target, as does
+        the run. What follows a round's mutation is of the next round.
         """
-        interval = self.task.interval
-        if self.config.sparsity.mutation != MutationPlace.SERVER:
+        interval, ended = self.task.interval, number > self.config.run.rounds
+        if self.config.sparsity.mutation != MutationPlace.SERVER or ended:
             return 1.0
         mutated = (number - 1) // interval.every * interval.every
         if not interval.due(mutated):

@@ -153,9 +153,10 @@ def _totals(forecast: RunForecast) -> Table:
     table = _table("What it comes to")
     timed = forecast.round_seconds is not None
     for heading in ("", "up", "down", "masks at most", *(["virtual time"] if timed else [])):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+        words = "\n".join(heading.split(maxsplit=1))
+        table.add_column(words, justify="right" if heading else "left", no_wrap=True)
     rows = (
-        ("a task, on average", forecast.task_traffic, None),
+        ("a task (mean)", forecast.task_traffic, None),
         ("a round", forecast.round_traffic, forecast.round_seconds),
         (number_of(len(forecast.rounds), "round"), forecast.run_traffic, forecast.run_seconds),
     )
