@@ -89,8 +89,8 @@ def simulate(
         bool,
         typer.Option(
             "--dry-run",
-            help="Check all that a run checks, and say what it would be: plans, bytes, virtual "
-            "time. Nothing is started or written.",
+            help="Check what a run checks before its workers start, and say what it would be: "
+            "plans, bytes, virtual time. Nothing is started or written.",
         ),
     ] = False,
     quiet: Annotated[bool, typer.Option(help="Show no progress.")] = False,
