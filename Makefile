@@ -95,6 +95,7 @@ test-arm: $(READY) ## Test the C++ kernels for 64-bit ARM under emulation
 	fi
 
 docs: $(READY) ## Build the documentation into build/site; fails on a broken link
+	$(BIN)/mest-fed config --format markdown > docs/configuration.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 lint: $(READY) ## Check style, types and the floors of the house

@@ -228,6 +228,10 @@ VALUE_CODECS: Registry[Callable[[], ValueCodec]] = Registry(
     makes="mest_fed.wire.values:ValueCodec",
 )
 
+#: Of these, the codecs that send differences from what the receiver holds (their attribute
+#: ``differences``): said here, too, so that keys are described without importing them.
+DIFFERENCE_CODECS = ("int8",)
+
 #: The shortest result travels; no key names one.
 MASK_CODECS: Registry[Callable[[], MaskCodec]] = Registry(
     "mask codec",

@@ -1,12 +1,9 @@
-"""Write pages from the code: configuration keys, commands, public names and the examples."""
+"""Write pages from the code: commands, public names, decisions and the examples."""
 
-import ast
 import inspect
 import json
 import re
-import textwrap
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +12,10 @@ import typer
 from markdown.extensions.toc import slugify
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
-from pydantic_core import PydanticUndefined
 
 import mest_fed
 import mest_fed.catalogue as catalogue
 from mest_fed.cli.app import app, register_commands
-from mest_fed.config import RunConfig
-from mest_fed.config.base import Named, is_table
 from mest_fed.registry import Registry, resolve
 
 DOCS = Path(__file__).parents[1]
@@ -34,83 +28,10 @@ HEADING = re.compile(r"^## (.*)$", re.MULTILINE)
 TABLE = "<!-- catalogue -->"
 #: The name of an example in the table of its README, and the file or folder that it links to.
 EXAMPLE = re.compile(r"^\| \[(\w+)\]\(([\w.]+)/?.*?\)", re.MULTILINE)
-#: A page of the documentation, as docstrings name it.
-PAGE = re.compile(r"``docs/([\w-]+)\.md``")
 ROLE = re.compile(r":(?:class|meth|func|mod|data|attr):<code>~?")
 CODE = re.compile(r"(?<=<code>)[^<\n]+(?=</code>)")
 #: What the style sheet keeps on one line: short code without a space, an option within a command.
 WORD = re.compile(r"^\S{1,32}$|(?<!\S)-\S{1,32}")
-BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
-
-
-def configuration() -> Iterator[str]:
-    """Yield the page of all configuration keys, section by section."""
-    yield "# Configuration\n"
-    yield (
-        "A run is one TOML file: `mest-fed simulate my.toml`, or a preset, with single "
-        "keys changed by `--set section.key=value`. Every key has a default. A wrong key or value "
-        "is one line that says what is allowed, and status 2. Where a key takes a *name*, it also "
-        "takes `package.module:attribute` or `file.py:attribute`.\n"
-    )
-    yield (
-        "The value after `--set` is read as TOML, or as text where it is none: `2` and `nan` are "
-        "numbers, `true` is a truth value, `mnist` is text. A text that looks like something else "
-        "needs the quotes of TOML, within those of the shell: "
-        "`--set 'data.options.mode=\"nan\"'`.\n"
-    )
-    for section, field in RunConfig.model_fields.items():
-        model = type(field.default)
-        yield f"## [{section}]\n"
-        yield f"{inspect.getdoc(model)}\n"
-        yield "| key | meaning | default | allowed |\n|---|---|---|---|"
-        meanings = attribute_docstrings(model)
-        for key, each in model.model_fields.items():
-            cells = key_cells(each, meanings.get(key, ""))
-            yield f"| `{key}` | " + " | ".join(cells) + " |"
-        yield ""
-
-
-def key_cells(field: Any, meaning: str) -> list[str]:
-    """Return meaning, default and allowed values of one key."""
-    default = "" if field.default is PydanticUndefined else field.default
-    shown = f'"{default}"' if isinstance(default, str) else str(default).lower()
-    meaning = PAGE.sub(r"[\1](../\1.md)", " ".join(meaning.split()).replace("|", "\\|"))
-    return [meaning, f"`{shorten(shown)}`", allowed(field)]
-
-
-def allowed(field: Any) -> str:
-    """Say which values a key takes, as its checks have them."""
-    for check in field.metadata:
-        named = getattr(check, "func", None)
-        if isinstance(named, Named):
-            choices = named.choices
-            names = choices.names if isinstance(choices, Registry) else list(choices)
-            return ", ".join(f"`{name}`" for name in names)
-        if named is is_table:
-            return "table"
-    bounds = [
-        f"{sign} {getattr(check, name):g}"
-        for check in field.metadata
-        for name, sign in BOUNDS.items()
-        if getattr(check, name, None) is not None
-    ]
-    kind = {int: "whole number", float: "number", bool: "`true`, `false`", str: "text"}
-    return " ".join([kind.get(field.annotation, "text"), *bounds])
-
-
-def shorten(text: str) -> str:
-    """Cut a long default."""
-    return text if len(text) <= 40 else text[:37] + '..."'
-
-
-def attribute_docstrings(model: type) -> dict[str, str]:
-    """Return the string that follows each attribute of a class."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(model))).body[0].body
-    found = {}
-    for before, after in pairwise(body):
-        if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr):
-            found[ast.unparse(before.target)] = ast.literal_eval(after.value)
-    return found
 
 
 def commands() -> Iterator[str]:
@@ -266,7 +187,7 @@ def shown(file: Path) -> Iterator[str]:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages (called by mkdocs)."""
-    for page in (configuration, commands, library, decisions):
+    for page in (commands, library, decisions):
         content = "\n".join(page())
         uri = f"reference/{page.__name__}.md"
         files.append(File.generated(config, uri, content=content))

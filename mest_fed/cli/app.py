@@ -71,12 +71,24 @@ class _Command(TyperCommand):
 
 def register_commands() -> None:
     """Bring all commands into :data:`app`."""
-    from mest_fed.cli import client, compare, devices, export, plan, program, report, run, simulate
+    from mest_fed.cli import (
+        client,
+        compare,
+        config,
+        devices,
+        export,
+        plan,
+        program,
+        report,
+        run,
+        simulate,
+    )
 
     commands = (
         simulate.simulate,
         run.run,
         client.client,
+        config.config,
         devices.devices,
         plan.plan,
         program.program,

@@ -85,6 +85,14 @@ def simulate(
             "Schedules go on as in a run of all these rounds: a cosine learning rate rises again.",
         ),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check what a run checks before its workers start, and say what it would be: "
+            "plans, bytes, virtual time. Nothing is started or written.",
+        ),
+    ] = False,
     quiet: Annotated[bool, typer.Option(help="Show no progress.")] = False,
 ) -> None:
     """Simulate a fleet of unlike devices that train federatedly, and write a report.
@@ -121,6 +129,15 @@ def simulate(
         observer = Observers(*open_trackers(log or [], folder), console)
         name, more = name or folder.name, rounds or 0
         run = open_run(name, resolved, folder, resume=resume, more=more, observer=observer)
+        if dry_run:
+            from mest_fed.cli.planning.forecast import RunForecast
+            from mest_fed.cli.planning.forecast_text import print_forecast
+
+            console.phase("working out what the run would be")
+            forecast = RunForecast(run)
+            console.end()
+            print_forecast(forecast, workers, address)
+            return
         try:
             with ended_like_ctrl_c():
                 if workers is None:

@@ -34,6 +34,15 @@ class Named:
     """
 
     choices: Registry[Any] | type[StrEnum]
+    #: Names that another check of the key refuses, with its reason.
+    without: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The names that the key takes, those with an argument as people read them."""
+        choices = self.choices
+        names = choices.names if isinstance(choices, Registry) else [str(it) for it in choices]
+        return [name for name in names if name not in self.without]
 
     def __call__(self, value: str, info: ValidationInfo) -> str:
         """Return the name under which any process finds the thing.
@@ -73,14 +82,24 @@ def beside_file(value: str, info: ValidationInfo) -> str:
     return absolute(value, info) if folder is not None else value
 
 
+@dataclass(frozen=True)
+class Form:
+    """What a text may be, for people; beside the check of a key, which does not say it."""
+
+    text: str
+
+
+PATH = Form("a path, or nothing")
 #: The path of a file or folder. Every key that holds one is of this type, or calls its check where
 #: the value may be something else, too.
-FilePath = Annotated[str, AfterValidator(beside_file)]
+FilePath = Annotated[str, AfterValidator(beside_file), PATH]
 
 
-def one_of(choices: Registry[Any] | type[StrEnum]) -> AfterValidator:
-    """Return the check that a text is a name of a registry or an enum."""
-    return AfterValidator(Named(choices))
+def one_of(
+    choices: Registry[Any] | type[StrEnum], *, without: tuple[str, ...] = ()
+) -> AfterValidator:
+    """Return the check that a text is a name of a registry or an enum; see :class:`Named`."""
+    return AfterValidator(Named(choices, without))
 
 
 def _as_text(value: Any) -> Any:

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from mest_fed.catalogue import (
     AUGMENTATIONS,
     DATASETS,
+    DIFFERENCE_CODECS,
     DISTRIBUTIONS,
     FORMATS,
     KNOBS,
@@ -28,7 +29,9 @@ from mest_fed.catalogue import (
 )
 from mest_fed.config.base import (
     FOLDER,
+    PATH,
     FilePath,
+    Form,
     Options,
     Positive,
     Section,
@@ -58,9 +61,14 @@ def mutates_on_clients_alone(method: str) -> bool:
     return getattr(METHODS.find(method), "needs_dense_gradient", False)
 
 
+_KERNELS = f"{', '.join(KernelMode)}, or the path of a run's kernels.json"
+_PATTERNS = "patterns, or nothing"
+_KNOBS = f"each of {', '.join(KNOBS)} once, in any order, or nothing"
+
+
 def _kernels(value: str, info: ValidationInfo) -> str:
     if value not in list(KernelMode) and not value.endswith(".json"):
-        raise ValueError(f"allowed: {', '.join(KernelMode)}, or the path of a run's kernels.json")
+        raise ValueError(f"allowed: {_KERNELS}")
     return value if value in list(KernelMode) else beside_file(value, info)
 
 
@@ -93,7 +101,7 @@ class DataSection(Section):
 
     name: Annotated[str, one_of(DATASETS)] = "digits"
     """A data set by name, a kind of files, or a loader of one's own; see ``docs/data.md``."""
-    path: str = ""
+    path: Annotated[str, PATH] = ""
     """File, or folder with the data set's files, relative to the configuration file; empty
     downloads it (digits needs neither). A loader of one's own gets the text as it is."""
     columns: Options = ""
@@ -156,7 +164,7 @@ class ModelSection(Section):
     """Normalisation layer, for a builder that has a parameter of this name."""
     options: Options = ""
     """Further arguments of the builder; see ``docs/models.md``."""
-    weights: Annotated[str, AfterValidator(absolute)] = ""
+    weights: Annotated[str, AfterValidator(absolute), PATH] = ""
     """Weights to start from instead of random ones: a ``state_dict`` of the dense model, or the
     folder of a finished run. Sparse layers keep their largest weights. Only the server reads it."""
 
@@ -178,12 +186,12 @@ class SparsitySection(Section):
     """Active weights as a share of all weights of the layers that may be sparse."""
     distribution: Annotated[str, one_of(DISTRIBUTIONS)] = "uniform"
     """How the active weights are distributed over the layers."""
-    include: str = ""
+    include: Annotated[str, Form(_PATTERNS)] = ""
     """Patterns of the layers that may be sparse, such as ``encoder.*``; empty for all. Also as a
     TOML list."""
-    exclude: str = ""
+    exclude: Annotated[str, Form(_PATTERNS)] = ""
     """Patterns of modules that stay dense, with everything in them; also as a TOML list."""
-    layers: str = ""
+    layers: Annotated[str, Form("PATTERN:DENSITY, ..., or nothing")] = ""
     """Densities of single layers, such as ``stage1.*:0.3, hidden:0.05``, also as a TOML table
     ``[sparsity.layers]``. The first pattern that names a layer decides; ``density`` is that of the
     other layers. It holds in every tier."""
@@ -269,7 +277,7 @@ class TrainingSection(Section):
     """What computes training and evaluation: ``compiled`` runs them as programs, which takes a CPU;
     what has no program runs by ``torch``, and the log says in one line why. The engines differ in
     rounding, and in what dropout draws."""
-    kernels: Annotated[str, AfterValidator(_kernels)] = "rule"
+    kernels: Annotated[str, AfterValidator(_kernels), Form(_KERNELS)] = "rule"
     """How sparse layers compute on a CPU where torch trains.
 
     ``rule`` chooses implementations by shape and density alone: the same seed gives the same bits,
@@ -296,9 +304,9 @@ class MemorySection(Section):
     """Whether gradients go into the momentum during backward: for ``sgd`` without clipping."""
     frozen: Annotated[int, Field(ge=0)] = 0
     """Segments at the start of the model that do not train."""
-    segments: str = ""
+    segments: Annotated[str, Form(_PATTERNS)] = ""
     """Patterns of the modules that are segments, also as a TOML list; empty: they are found."""
-    prefer: str = ""
+    prefer: Annotated[str, Form(_KNOBS)] = ""
     """Knobs of the planner, the least costly first; empty takes the order that suits the model."""
     margin: Annotated[float, Field(ge=0, lt=1)] = MARGIN
     """Share of a device's memory limit that stays free; nearer to it the micro-batch is halved."""
@@ -362,5 +370,7 @@ class WireSection(Section):
 
     upload: Annotated[str, one_of(VALUE_CODECS)] = "fp32"
     """Codec of the values that clients send."""
-    download: Annotated[str, one_of(VALUE_CODECS), AfterValidator(_whole_values)] = "fp32"
+    download: Annotated[
+        str, one_of(VALUE_CODECS, without=DIFFERENCE_CODECS), AfterValidator(_whole_values)
+    ] = "fp32"
     """Codec of the values that the server sends; not ``int8``, which sends differences."""

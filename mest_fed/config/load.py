@@ -133,7 +133,7 @@ def validated(
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise _unknown(key, source, model) from None
+            raise unknown_key(key, source, model) from None
         text = first["msg"].removeprefix("Value error, ").replace("Input should be", "allowed:")
         if first["type"] in _KINDS:
             text = f"allowed: {_KINDS[first['type']]}"
@@ -192,7 +192,8 @@ def current_key(key: str) -> str:
     return RENAMED.get(key, f"{RENAMED.get(section, section)}{dot}{name}")
 
 
-def _unknown(key: str, source: str, model: type[BaseModel] = RunConfig) -> InputError:
+def unknown_key(key: str, source: str, model: type[BaseModel] = RunConfig) -> InputError:
+    """Build the error for a key that does not exist: the nearest one, and those of its section."""
     keys = _keys(model)
     near = get_close_matches(key, keys, n=1)
     section = key.partition(".")[0]
@@ -246,7 +247,7 @@ def with_settings(table: Mapping[str, Any], settings: Iterable[str]) -> Table:
             _set_in_table(merged, current, _toml_value(text.strip()))
             continue
         if current not in known_keys():
-            raise _unknown(key.strip(), "--set")
+            raise unknown_key(key.strip(), "--set")
         if current != key.strip():
             log.warning("%s is now called %s (--set)", key.strip(), current)
         section, _, name = current.partition(".")

@@ -13,6 +13,8 @@ from mest_fed.catalogue import (
     MutationPlace,
 )
 from mest_fed.config.base import (
+    PATH,
+    Form,
     PerDevice,
     Positive,
     Section,
@@ -73,7 +75,7 @@ class ServerSection(Section):
     """Rounds between evaluations on the clients' held-out shares; 0 never."""
     evaluate_clients: Positive = 50
     """Largest number of clients to ask in such an evaluation."""
-    stop_when: str = ""
+    stop_when: Annotated[str, Form(f"{STOP_FORMS}, or nothing")] = ""
     """Ends the run early: ``METRIC >= NUMBER``, ``METRIC <= NUMBER`` or ``no improvement of METRIC
     in N rounds``, of the global model's evaluations; empty: after ``run.rounds``."""
     keep: Annotated[str, one_of(KeptModel)] = "last"
@@ -127,10 +129,12 @@ class FleetSection(Section):
 
     devices: Annotated[Positive, Field(le=MOST_DEVICES)] = 20
     """Devices of the fleet. The data set is shared out into as many partitions."""
-    mix: PerDevice = "rpi-zero-2w:4, rpi-3b-plus:3, rpi-4:3, rpi-5:2, jetson-nano:2, phone-low:2, phone-mid:2, phone-high:2"  # noqa: E501
+    mix: Annotated[PerDevice, Form("NAME:NUMBER, ...")] = (
+        "rpi-zero-2w:4, rpi-3b-plus:3, rpi-4:3, rpi-5:2, jetson-nano:2, phone-low:2, phone-mid:2, phone-high:2"  # noqa: E501
+    )
     """Profile names, or paths relative to the configuration file, and their weights; also as a
     TOML table."""
-    budgets: PerDevice = ""
+    budgets: Annotated[PerDevice, Form("NAME:BYTES, ..., or nothing")] = ""
     """Memory budgets that replace the profiles' own, such as ``rpi-zero-2w:24MB``."""
     deadline: Annotated[float, Field(ge=0)] = 0.0
     """Seconds after which a reply is too late (virtual in a simulation); 0 waits for all that are
@@ -184,7 +188,7 @@ class FleetSection(Section):
 class DeploymentSection(Section):
     """What ``flwr run`` leaves on the server; for ``mest-fed simulate`` options say so."""
 
-    folder: str = ""
+    folder: Annotated[str, PATH] = ""
     """The run's folder on the server; empty: ``runs/flwr-RUN_ID``, where the server was started."""
     resume: bool = False
     """Go on with the run in the folder, from its newest checkpoint."""

@@ -5,6 +5,8 @@ import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from errno import EACCES, ENOTDIR
+from os import W_OK, X_OK, access, strerror
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +114,21 @@ class RunFolder:
                 "allowed: a new folder, or remove this one"
             )
         raise InputError(f"{self._named} {self.path} {found}")
+
+    def check_writable(self) -> None:
+        """Refuse a folder that this process could not make or write, without making it.
+
+        Raises
+        ------
+        InputError
+            If the nearest folder that exists is none, or is closed to this process.
+        """
+        path = self.path.absolute()
+        nearest = next(each for each in (path, *path.parents) if each.exists())
+        if not nearest.is_dir():
+            raise self._unusable(NotADirectoryError(ENOTDIR, strerror(ENOTDIR), str(self.path)))
+        if not access(nearest, W_OK | X_OK):
+            raise self._unusable(PermissionError(EACCES, strerror(EACCES), str(self.path)))
 
     @property
     def resume(self) -> str:
