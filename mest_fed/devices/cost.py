@@ -77,6 +77,10 @@ class StepWork:
         """Return the work of so many."""
         return self.example * examples + self.group * groups + self.step * steps
 
+    def of_batch(self, examples: int, group: int) -> Work:
+        """Return the work of a step on a batch in groups of so many examples, at most."""
+        return self.total(examples, -(-examples // group), 1)
+
     def with_step(self, more: Work) -> "StepWork":
         """Return the same with more work in each step."""
         return replace(self, step=self.step + more)

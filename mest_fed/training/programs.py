@@ -140,8 +140,7 @@ class ModelStep:
 
         The program counts all those that it has room for.
         """
-        groups = -(-examples // self.step.program.examples)
-        work = self._work.total(examples, groups, 1)
+        work = self._work.of_batch(examples, self.step.program.examples)
         room = sum(place.shape[0] for place in self._slots)
         active = sum(len(place.find()) for place in self._slots)
         return replace(work, sparse_flops=work.sparse_flops * active / room) if room else work

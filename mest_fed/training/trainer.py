@@ -152,8 +152,7 @@ class LocalTrainer:
 
     def _step(self, forward: Callable[[Tensor], Tensor], batch: Batch, totals: Metrics) -> None:
         if self._costs is not None:
-            groups = -(-len(batch.targets) // self.micro_batch)
-            self.work += self._costs().total(len(batch.targets), groups, 1)
+            self.work += self._costs().of_batch(len(batch.targets), self.micro_batch)
         self.optimizer.zero_grad()
         correct = self._accumulate(forward, batch, totals)
         if self.forgetting is not None:

@@ -275,8 +275,8 @@ def test_a_deadline_that_no_device_can_meet():
         check_deadline(config(fleet={"deadline": 0.5}), SPEC, tiers)
     assert str(caught.value) == (
         "fleet.deadline = 0.5 is not allowed: no device meets it; allowed: more than 1.45, the "
-        "1.4 s that fast needs at least to start, to receive and to send its values (modelled), or 0 "
-        "for none"
+        "1.4 s that fast needs at least to start, to receive and to send its values (modelled), "
+        "or 0 for none"
     )
     slow = dataclasses.replace(fast, message_seconds=30.0)
     assert least_seconds(plan, SPEC, slow, 0.1) == pytest.approx(31.0)

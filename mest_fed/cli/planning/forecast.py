@@ -17,9 +17,10 @@ import numpy.typing as npt
 from mest_fed.catalogue import MutationPlace
 from mest_fed.cli.planning.report import DevicePlan, step_time
 from mest_fed.cli.planning.request import PlanRequest
-from mest_fed.cli.planning.step_time import StepTime
+from mest_fed.cli.planning.step_time import PlannedWork, StepTime
 from mest_fed.cli.planning.traffic import StartingModel, Traffic
 from mest_fed.devices import Work, download_seconds, load_profile, train_seconds, upload_seconds
+from mest_fed.devices.cost import rate_of
 from mest_fed.simulation.checkpoint import RunFacts
 from mest_fed.simulation.simulate import Simulation
 from mest_fed.task import Task
@@ -234,27 +235,35 @@ def _forecast(
     plan, profile = device.plan, device.profile
     task.load(start.state(plan.density))
     traffic, sparse = start.traffic(plan.density)
-    training, settings = task.config.training, task.optimizer(0.0)
-    work, scheme = task.work(1, plan.memory), task.config.sparsity.scheme
-    weights = sum(it.numel() for it in task.model.parameters() if it.requires_grad)
-    per_step = settings.extra_flops * weights / profile.flops["dense"]
-    steps = np.ceil(examples / training.batch_size)
-    trained, growing = (
-        training.local_epochs * train_seconds(profile, each, scheme) * examples
-        for each in (work, Work(0.0, work.sparse_flops))
-    )
+    planned, scheme = clock.work(plan.shape), task.config.sparsity.scheme
+    epochs, batch = task.config.training.local_epochs, task.config.training.batch_size
+    works = [_epoch(planned, each, batch) * epochs for each in examples.tolist()]
+    answers = task.forward_work(round(task.example_counts(0)[1]))
+    trained = np.array([train_seconds(profile, each, scheme) for each in works])
+    growing = np.array([each.sparse_flops for each in works]) / rate_of(profile, scheme)
     download, upload = download_seconds(profile, traffic.down), upload_seconds(profile, traffic.up)
+    started = profile.message_seconds if task.config.behaviour.process_per_message else 0.0
     growing += sparse.down / profile.download_rate + sparse.up / profile.upload_rate
+    evaluated = started + train_seconds(profile, answers, scheme)
     return DeviceForecast(
         device,
-        task.compiles(plan.memory) and clock.counts_groups(plan.shape),
+        planned.compiled,
         examples,
         traffic,
         sparse,
-        download + trained + training.local_epochs * per_step * steps + upload,
+        download + started + trained + upload,
         growing,
-        download + upload_seconds(profile, 0),
+        download + evaluated + upload_seconds(profile, 0),
     )
+
+
+def _epoch(planned: PlannedWork, examples: int, batch: int) -> Work:
+    """Return the work of an epoch; a lone example at its end joins the batch before."""
+    whole, rest = divmod(examples, batch)
+    if rest == 1 and whole and batch > 1:
+        whole, rest = whole - 1, batch + 1
+    work = planned.step.of_batch(batch, planned.group) * whole
+    return work + planned.step.of_batch(rest, planned.group) if rest else work
 
 
 def mean_of_longest(timed: Sequence[tuple[float, int]], drawn: int) -> float:

@@ -32,6 +32,25 @@ def format_multiple(ratio: float) -> str:
 
 
 @dataclass(frozen=True)
+class PlannedWork:
+    """What steps of a plan take.
+
+    Parameters
+    ----------
+    step : StepWork
+        By examples, groups and steps, at the target density.
+    group : int
+        Most examples that go through the model together.
+    compiled : bool
+        Whether a step is a program; else torch takes it.
+    """
+
+    step: StepWork
+    group: int
+    compiled: bool
+
+
+@dataclass(frozen=True)
 class StepTime:
     """Step times of one model.
 
@@ -51,7 +70,7 @@ class StepTime:
     scheme: str
     profile: DeviceProfile | None
     compiler: Compiler | None = None
-    _known: dict[Hashable, tuple[StepWork, int]] = field(default_factory=dict, repr=False)
+    _known: dict[Hashable, PlannedWork] = field(default_factory=dict, repr=False)
 
     def seconds(self, shape: TrainingShape) -> float | None:
         """Return how long the device takes for a step, a whole batch; None without a device."""
@@ -69,23 +88,26 @@ class StepTime:
             "step_relative": round(self.against(plan.shape, plain), 6),
         }
 
-    def _seconds(self, shape: TrainingShape) -> float:
+    def work(self, shape: TrainingShape) -> PlannedWork:
+        """Return what steps take."""
         if shape not in self._known:
-            self._known[shape] = self._step(shape)
-        step, group = self._known[shape]
-        work = step.total(shape.batch, -(-shape.batch // group), 1)
+            self._known[shape] = self._work(shape)
+        return self._known[shape]
+
+    def _seconds(self, shape: TrainingShape) -> float:
+        planned = self.work(shape)
+        work = planned.step.of_batch(shape.batch, planned.group)
         return train_seconds(self.profile or REFERENCE, work, self.scheme)
 
-    def _step(self, shape: TrainingShape) -> tuple[StepWork, int]:
-        """Return what a step takes at the target density, and the examples of its groups."""
+    def _work(self, shape: TrainingShape) -> PlannedWork:
         trace = self.trace
-        # Not at a method's peak, which lasts for a part of the run.
+        # At the target density, and not at a method's peak, which lasts for a part of the run.
         model: nn.Module = trace.at(peak_granules(trace, Static(), shape))
         planned = None if self.compiler is None else self.compiler(model, shape)
         if planned is not None:
-            return program_step_work(planned.program), planned.program.examples
+            return PlannedWork(program_step_work(planned.program), planned.program.examples, True)
         step = torch_step_work(model, trace.input_shape, shape.memory, trace.input_dtype)
-        return step, shape.micro_batch
+        return PlannedWork(step, shape.micro_batch, False)
 
 
 #: Lanes left empty between two bands.
