@@ -138,8 +138,7 @@ def test_small_micro_batches_with_torch_are_not_said_to_cost_nothing():
 @pytest.fixture
 def measured(monkeypatch):
     """Have a client take 200 MB before it trains, and 100 MB beside it."""
-    sizes = [(200 * MB, 0, 0), (0, 60 * MB, 0), (0, 40 * MB, 0)]
-    baseline = Baseline(*(ProcessMemory(*each) for each in sizes))
+    baseline = Baseline(ProcessMemory(200 * MB, 0, 0), {"SuperNode": 60 * MB, "SuperExec": 40 * MB})
     for place in ("cli.planning.request", "cli.client"):
         monkeypatch.setattr(f"mest_fed.{place}.measure_baseline", lambda _: baseline)
     monkeypatch.setattr("mest_fed.cli.planning.request.kind_of_limit", lambda: "cgroup v2")

@@ -73,7 +73,7 @@ def test_two_devices_train(tmp_path, home, superlink):
     own = own_examples(tmp_path / "own.npz")
     choices = (
         ("--partition", "0", "--device", "rpi-4", "--memory-limit", "700MB"),
-        ("--data", own, "--device", "rpi-zero-2w", "--budget", "200MB", "--", "--max-retries", "9"),
+        ("--data", own, "--device", "rpi-4", "--budget", "200MB", "--", "--max-retries", "9"),
     )
     devices = [
         home.pending_task("mest-fed", "client", *superlink, "--auth-key", key, *choice)
