@@ -98,7 +98,7 @@ class Baseline:
 RECORDED = Baseline(
     ProcessMemory(411_200_000, 300_300_000, 452_800_000, 29_300_000),
     {"SuperNode": 90_200_000, "SuperExec": 91_100_000, "supervisor": 15_900_000},
-    "measured on x86-64, torch 2.13, Flower 1.41, 2026-11-30; of other machines modelled",
+    "measured on x86-64, torch 2.13, Flower 1.41, 2026-11-30; on other machines modelled",
 )
 
 

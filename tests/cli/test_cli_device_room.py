@@ -9,7 +9,7 @@ import pytest
 from mest_fed.cli.baseline import RECORDED, Baseline, ProcessMemory, measure_baseline
 from mest_fed.cli.device_room import DeviceRoom
 from mest_fed.cli.environment import node_environment
-from mest_fed.devices import load_profile
+from mest_fed.devices import load_profile, profile_names
 
 MB = 10**6
 BASELINE = Baseline(
