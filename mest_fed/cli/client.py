@@ -4,14 +4,14 @@ import os
 import shutil
 import socket
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from mest_fed.cli.app import needs
-from mest_fed.cli.baseline import measure_baseline, measure_reserved
+from mest_fed.cli.baseline import MEASURING, measure_baseline
 from mest_fed.cli.environment import node_environment
 from mest_fed.cli.node_config import write_node_config
 from mest_fed.cli.node_memory import NodeMemory
@@ -88,7 +88,8 @@ def client(
 ) -> None:
     """Run this machine as a device of a federation, within a memory limit or budget.
 
-    Exit status: 2 if an option, a file or a certificate is wrong; 4 if no SuperLink answers, or it
+    Exit status: 2 if an option, a file or a certificate is wrong, or the budget does not fit beside
+    the node; 4 if no SuperLink answers, or it
     refuses this device; 1 if the node fails; 130 after Ctrl-C, 143 after SIGTERM.
     """
     needs("client", "flwr", "pydantic")
@@ -106,18 +107,21 @@ def client(
     if program is None:
         raise InputError(f"{_SUPERNODE} is not on the PATH; run: pip install 'mest-fed[client]'")
     local = ("--port", str(_port(port)))
-    wait_for_superlink(link, wait)
-    baseline = measure_baseline(environment)
+    with Console(stderr=True).status(MEASURING):
+        baseline = measure_baseline(environment)
     text = write_node_config(config | limits.node_config())
     command = [program, *link.options(), *local, "--node-config", text, *further]
     job = Job(command, as_argument(link), limit=str(memory_limit or ""))
     if limits.limit is None:
         limits.check_budget(profile, baseline)
+        wait_for_superlink(link, wait)
         typer.echo(limits.budget_in_words(profile, baseline))
         become_supervisor(job, environment)
     limits.check_limit()
-    with limit_memory(limits.limit, reserved=partial(measure_reserved, environment)) as held:
-        typer.echo(limits.limit_in_words(held, baseline))
+    with limit_memory(limits.limit, reserved=lambda: baseline.worker.reserved) as held:
+        said = limits.limit_in_words(held, baseline)
+        wait_for_superlink(link, wait)
+        typer.echo(said)
         become_supervisor(replace(job, cgroup_limit=held.cgroup_limit), environment)
 
 

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mest_fed.catalogue import TABLE_FORMATS
+from mest_fed.cli.baseline import RECORDED
+from mest_fed.cli.device_room import DeviceRoom
 from mest_fed.cli.tables import check_format, write_table
 from mest_fed.devices import DeviceProfile, load_profile, profile_names
 from mest_fed.units import format_bytes
@@ -32,19 +34,30 @@ def devices(
         check_format(form)
     profiles = [load_profile(name)] if name else [load_profile(each) for each in profile_names()]
     if as_json:
-        typer.echo(json.dumps([_plain(profile) for profile in profiles], indent=2))
+        typer.echo(json.dumps([_with_node(profile) for profile in profiles], indent=2))
         return
     if form is not None:
-        write_table([_plain(profile) for profile in profiles], form, out)
+        write_table([_with_node(profile) for profile in profiles], form, out)
         return
     console = Console()
     if name:
         console.print(_one(profiles[0]))
+        said = _room(profiles[0]).in_words()
+        console.print(f"\n{said}", width=min(console.width, 100), highlight=False, markup=False)
     elif console.is_terminal:
         console.print(profile_table(profiles, console.width))
     else:  # another program reads it
         rows = [_columns(each) for each in profiles]
         typer.echo("\n".join("\t".join(line) for line in (rows[0], *(it.values() for it in rows))))
+
+
+def _room(profile: DeviceProfile) -> DeviceRoom:
+    return DeviceRoom(profile, profile.budget_bytes)
+
+
+def _with_node(profile: DeviceProfile) -> dict[str, Any]:
+    """Return a profile, and what the real device has left beside Flower's node."""
+    return _plain(profile) | {"node": _room(profile).as_table()}
 
 
 def _plain(profile: DeviceProfile) -> dict[str, Any]:
@@ -58,6 +71,7 @@ def _columns(profile: DeviceProfile) -> dict[str, str]:
         "profile": profile.name,
         "RAM": format_bytes(profile.memory_bytes),
         "budget": format_bytes(profile.budget_bytes),
+        "node leaves": _room(profile).short(),
         "modelled dense GFLOP/s": f"{profile.flops['dense'] / 1e9:.3g}",
         "modelled block GFLOP/s": f"{profile.flops['block'] / 1e9:.3g}",
         "watts": f"{profile.compute_watts:g}",
@@ -81,7 +95,10 @@ def profile_table(profiles: list[DeviceProfile], width: int) -> Table:
         table.add_column("\n".join(words), justify="left" if left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*list(row.values())[: len(table.columns)])
-    table.caption = "Rates are of training, on active weights; devices NAME shows every source."
+    table.caption = (
+        "Rates are of training, on active weights; devices NAME shows every source. What "
+        f"Flower's node with torch ({format_bytes(RECORDED.together)}) leaves is modelled."
+    )
     table.caption_justify = "left"
     return table
 

@@ -3,9 +3,17 @@
 from dataclasses import dataclass
 
 from mest_fed.cli.baseline import Baseline
+from mest_fed.cli.device_room import DeviceRoom
 from mest_fed.devices import DeviceProfile
 from mest_fed.errors import InputError, not_allowed
-from mest_fed.system.limits import MARGIN, MemoryLimit, left_for_training, limit_of_process
+from mest_fed.system.limits import (
+    MARGIN,
+    MemoryLimit,
+    left_for_training,
+    left_within,
+    limit_of_process,
+    memory_of_machine,
+)
 from mest_fed.units import format_bytes, parse_bytes
 
 #: Bytes below which no model trains: weights, gradients and an example of a linear layer of 64
@@ -64,25 +72,28 @@ class NodeMemory:
         return {"memory-limit": self.limit, **margin}
 
     def check_budget(self, profile: DeviceProfile, baseline: Baseline) -> None:
-        """Check a budget against the limit that this process is under, if there is one.
+        """Check that a budget fits beside the baseline: on the device, and where this process is.
 
         Raises
         ------
         InputError
-            If it does not fit beside the baseline.
+            If it does not.
         """
-        present, budget = limit_of_process(), self.budget or profile.budget_bytes
-        if present is not None and budget + baseline.together > present:
-            room = format_bytes(max(0, present - baseline.together))
-            raise not_allowed(
-                "--budget",
-                format_bytes(budget),
-                f"at most {room}, since this process is under a limit of {format_bytes(present)} "
-                f"and the node takes {format_bytes(baseline.together)} before it trains (measured)",
-            )
+        budget = self.budget or profile.budget_bytes
+        DeviceRoom(profile, budget, baseline).check()
+        for bound, whose in _bounds():
+            left = left_within(bound, baseline.together, MARGIN)
+            if budget > left:
+                raise not_allowed(
+                    "--budget",
+                    format_bytes(budget),
+                    f"{f'at most {format_bytes(left)}' if left > 0 else 'none'}, since {whose} "
+                    f"{format_bytes(bound)}, {MARGIN:.0%} of it stay free and the node takes "
+                    f"{format_bytes(baseline.together)} before it trains ({baseline.source})",
+                )
 
     def check_limit(self) -> None:
-        """Check a limit against the one that this process is under, if there is one.
+        """Check a limit against this machine's memory and the limit that this process is under.
 
         Raises
         ------
@@ -90,10 +101,14 @@ class NodeMemory:
             If it is larger.
         """
         assert self.limit is not None
-        present, given = limit_of_process(), format_bytes(self.limit)
-        if present is not None and self.limit > present:
-            allowed = f"at most {present} bytes, the limit that this process is under"
-            raise not_allowed("--memory-limit", given, allowed)
+        for bound, whose in _bounds():
+            if self.limit > bound:
+                given = format_bytes(self.limit)
+                raise not_allowed(
+                    "--memory-limit",
+                    given,
+                    f"at most {bound} bytes, since {whose} {format_bytes(bound)}",
+                )
 
     def left(self, baseline: Baseline, kind: str, margin: float) -> int:
         """Return the bytes that the limit leaves for training.
@@ -129,30 +144,29 @@ class NodeMemory:
         or_else = " (unless the run sets another)" if self.margin is None else ""
         return (
             f"memory limit: {format_bytes(held.bytes)}, held by {held.kind}: it {held.caveat}\n"
-            f"{_baseline_in_words(baseline)}\n"
+            f"baseline: {baseline.in_words()}\n"
             f"budget: up to about {left} for training: the limit less {margin:.0%} margin"
-            f"{or_else}, the baseline, and what the run's data and first step bring in, measured "
-            "at its first message"
+            f"{or_else}, the baseline, and what the run's data bring in, measured at its first "
+            "message"
         )
 
     def budget_in_words(self, profile: DeviceProfile, baseline: Baseline) -> str:
-        """Say what the budget is, and that nothing but the plan holds it."""
+        """Say what the budget is, that nothing but the plan holds it, and what the device has."""
         present = limit_of_process()
         over = "none" if present is None else f"{format_bytes(present)}, set by others"
         budget = self.budget or profile.budget_bytes
         source = f"{profile.name}'s own, unless the run sets fleet.budgets"
         return (
             f"memory limit: {over}; --memory-limit has the system hold one\n"
-            f"{_baseline_in_words(baseline)}\n"
+            f"baseline: {baseline.in_words()}\n"
             f"budget: {format_bytes(budget)} for training "
-            f"({'--budget' if self.budget else source}); only the plan keeps within it"
+            f"({'--budget' if self.budget else source}); only the plan keeps within it\n"
+            f"{DeviceRoom(profile, budget, baseline).in_words()}"
         )
 
 
-def _baseline_in_words(baseline: Baseline) -> str:
-    return (
-        f"baseline: {format_bytes(baseline.together)} before training (measured: ClientApp "
-        f"{format_bytes(baseline.client_app.resident)}, beside it SuperNode "
-        f"{format_bytes(baseline.supernode.own)} and SuperExec "
-        f"{format_bytes(baseline.superexec.own)})"
-    )
+def _bounds() -> list[tuple[int, str]]:
+    """Return what bounds the memory of this process, each with a phrase to stand before it."""
+    bounds = (limit_of_process(), "this process is under a limit of")
+    machine = (memory_of_machine(), "this machine has")
+    return [(bound, whose) for bound, whose in (bounds, machine) if bound is not None]

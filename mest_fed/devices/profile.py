@@ -85,8 +85,13 @@ class DeviceProfile:
         Name for people.
     memory_bytes : int
         RAM of the device.
+    system_bytes : int or None
+        What firmware and operating system take of it. None for a device of which no profile says
+        what a process of its own has, such as a phone.
     budget_bytes : int
-        Default training budget: bytes that training may add to the process.
+        Default training budget: bytes that training may add to the process. A simulation takes it
+        as it is; whether it fits beside a node of today on the real device is another question
+        (``system_bytes``, and ``mest-fed devices NAME``).
     flops : mapping of str to float
         Kind of work (:data:`WORK_KINDS`) -> floating-point operations a second that training
         reaches, 2 for each multiply-add, on active weights only.
@@ -131,6 +136,7 @@ class DeviceProfile:
     sources: Mapping[str, str]
     battery_joules: float | None = None
     charge_watts: float | None = None
+    system_bytes: int | None = None
 
 
 @lru_cache
@@ -189,15 +195,20 @@ def _read(file: Traversable, where: str) -> DeviceProfile:
 def _profile(name: str, table: dict[str, Any], where: str) -> DeviceProfile:
     """Check a table and build the profile; ``where`` begins each error."""
     battery = _battery(table, where)
-    keys = [field.name for field in fields(DeviceProfile) if field.name not in _BATTERY]
-    check_keys(where, table, [*keys[1:], *battery])
+    system = ["system_bytes"] if "system_bytes" in table else []
+    optional = (*_BATTERY, "system_bytes")
+    keys = [field.name for field in fields(DeviceProfile) if field.name not in optional]
+    check_keys(where, table, [*keys[1:], *system, *battery])
     flops, sources = table["flops"], table["sources"]
     check_keys(where + "flops.", flops, WORK_KINDS)
-    check_sources(where + "sources.", sources, [*_MEASURES, *battery])
+    check_sources(where + "sources.", sources, [*_MEASURES, *system, *battery])
     memory = positive_int(where + "memory_bytes", table["memory_bytes"])
     budget = positive_int(where + "budget_bytes", table["budget_bytes"])
     if budget > memory:
         raise not_allowed(where + "budget_bytes", budget, f"at most memory_bytes = {memory}")
+    taken = positive_int(where + system[0], table[system[0]]) if system else None
+    if taken is not None and taken >= memory:
+        raise not_allowed(where + system[0], taken, f"less than memory_bytes = {memory}")
     availability = positive_number(where + "availability", table["availability"])
     if availability > 1:
         raise not_allowed(where + "availability", availability, "a number in (0, 1]")
@@ -206,6 +217,7 @@ def _profile(name: str, table: dict[str, Any], where: str) -> DeviceProfile:
         name=name,
         title=text(where + "title", table["title"]),
         memory_bytes=memory,
+        system_bytes=taken,
         budget_bytes=budget,
         flops=MappingProxyType(rates),
         availability=availability,

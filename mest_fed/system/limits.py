@@ -134,6 +134,11 @@ def usable(limit: int, margin: float) -> int:
     return int(limit * (1 - margin))
 
 
+def left_within(limit: int, taken: int, margin: float) -> int:
+    """Return what a limit leaves beside its margin and what is taken; below 0, what lacks."""
+    return usable(limit, margin) - taken
+
+
 def left_for_training(limit: int, taken: int, margin: float, key: str = "memory-limit") -> int:
     """Return the bytes that a memory limit leaves for training.
 
@@ -153,7 +158,7 @@ def left_for_training(limit: int, taken: int, margin: float, key: str = "memory-
     InputError
         If it leaves none.
     """
-    left = usable(limit, margin) - taken
+    left = left_within(limit, taken, margin)
     if left < 1:
         raise not_allowed(
             key,
@@ -171,6 +176,14 @@ def limit_of_process(proc: Path = PROC) -> int | None:
     """
     bounds = _bounds(proc)
     return min(bounds, key=lambda bound: bound[0])[0] if bounds else None
+
+
+def memory_of_machine() -> int | None:
+    """Return the memory of this machine in bytes; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return None
 
 
 def usage(proc: Path = PROC) -> int:

@@ -28,7 +28,20 @@ def read_sizes(pid: int | str = "self", proc: Path = PROC) -> dict[str, int]:
     ``VmSize`` is its address space, ``VmRSS`` what is resident, ``RssAnon`` and ``RssFile`` the
     parts of that, ``VmHWM`` its peak, ``VmSwap`` what is swapped out. Sandboxes may lack some.
     """
-    file = _STATUS if pid == "self" and proc is PROC else proc / str(pid) / "status"
+    return _sizes(_STATUS if pid == "self" and proc is PROC else proc / str(pid) / "status")
+
+
+def read_shares(pid: int | str = "self", proc: Path = PROC) -> dict[str, int]:
+    """Return the sizes in a process's ``smaps_rollup`` by name, in bytes; or none.
+
+    ``Pss`` is what is resident, each page divided by the number of processes that map it: summed
+    over a tree of processes, a shared page counts once. ``Rss`` counts it in each. Reading walks
+    the process's pages, which takes milliseconds.
+    """
+    return _sizes(proc / str(pid) / "smaps_rollup")
+
+
+def _sizes(file: Path) -> dict[str, int]:
     try:
         lines = file.read_bytes().splitlines()
     except OSError:

@@ -19,9 +19,8 @@ from mest_fed.system.limits import MemoryLimit
 
 MB = 10**6
 BASELINE = Baseline(
-    ProcessMemory(300 * MB, 220 * MB, 400 * MB),
-    ProcessMemory(130 * MB, 90 * MB, 140 * MB),
-    ProcessMemory(130 * MB, 90 * MB, 140 * MB),
+    ProcessMemory(270 * MB, 220 * MB, 400 * MB, 30 * MB),
+    {"SuperNode": 90 * MB, "SuperExec": 90 * MB},
 )
 
 
@@ -39,6 +38,7 @@ def machine(monkeypatch):
     """Weigh nothing, be under no limit, and start nothing."""
     monkeypatch.setattr("mest_fed.cli.client.measure_baseline", lambda _: BASELINE)
     monkeypatch.setattr("mest_fed.cli.node_memory.limit_of_process", lambda: None)
+    monkeypatch.setattr("mest_fed.cli.node_memory.memory_of_machine", lambda: 8000 * MB)
     monkeypatch.setattr("mest_fed.cli.client.wait_for_superlink", lambda *_: None)
     started, released = [], []
 
@@ -47,7 +47,7 @@ def machine(monkeypatch):
         raise SystemExit(0)
 
     def limit(count, *, reserved):
-        assert callable(reserved)
+        assert reserved() == 400 * MB
         return MemoryLimit("cgroup v9", count, "counts.", None, lambda: released.append(count))
 
     monkeypatch.setattr("mest_fed.cli.client.become_supervisor", start)
@@ -116,8 +116,41 @@ def test_more_than_the_process_may_have(fails, monkeypatch):
     monkeypatch.setattr("mest_fed.cli.node_memory.limit_of_process", lambda: 600 * MB)
     line = fails(*insecure("--memory-limit", "700MB"))
     assert "--memory-limit = '700 MB' is not allowed; allowed: at most 600000000 bytes" in line
-    line = fails(*insecure("--budget", "121MB"))
-    assert "--budget = '121 MB' is not allowed; allowed: at most 120 MB" in line
+    line = fails(*insecure("--budget", "91MB"))  # 95% of 600 MB less 480 MB are 90 MB
+    assert (
+        "--budget = '91 MB' is not allowed; allowed: at most 90 MB, since this process is" in line
+    )
+    monkeypatch.setattr("mest_fed.cli.node_memory.limit_of_process", lambda: 500 * MB)
+    assert "allowed: none, since this process is under a limit of 500 MB" in fails(*insecure())
+
+
+def test_more_than_the_machine_has(fails, monkeypatch):
+    monkeypatch.setattr("mest_fed.cli.node_memory.memory_of_machine", lambda: 1000 * MB)
+    line = fails(*insecure("--memory-limit", "1001MB"))
+    assert "at most 1000000000 bytes, since this machine has 1 GB" in line
+    line = fails(*insecure("--budget", "471MB"))
+    assert "at most 470 MB, since this machine has 1 GB, 5% of it stay free and the node" in line
+
+
+def test_what_does_not_fit_is_refused_before_it_connects(fails, machine, monkeypatch):
+    monkeypatch.setattr("mest_fed.cli.client.wait_for_superlink", lambda *_: pytest.fail("asked"))
+    line = fails(*insecure(device="rpi-zero-2w"))
+    for part in ("has 537 MB", "system takes 110 MB", "torch 480 MB", "(measured on this machine)"):
+        assert part in line
+    # 95% of 426.87 MB are 405.53 MB.
+    assert "74.5 MB are lacking before training begins: the budget of 48 MB does not fit" in line
+    assert "Allowed: a --device with more memory, or --memory-limit BYTES if" in line
+    line = fails(*insecure("--budget", "351MB", device="rpi-3b-plus"))
+    # 95% of 873.74 MB are 830.05 MB.
+    assert "350 MB are left for training: the budget of 351 MB does not fit" in line
+    assert "Allowed: --budget up to 350 MB, a --device with" in line
+    assert "--memory-limit = '500 MB'" in fails(*insecure("--memory-limit", "500MB"))
+    assert machine[0] == []
+
+
+def test_a_machine_with_more_memory_than_the_device(starts):
+    _, started, *_ = starts(*insecure("--memory-limit", "900MB", device="rpi-zero-2w"))
+    assert node_config(started)["memory-limit"] == 900 * MB
 
 
 def test_without_flower(fails, monkeypatch):
@@ -154,11 +187,11 @@ def test_with_a_limit(starts, machine):
     out, started, environment, limit = starts(*insecure("--memory-limit", "900MB", partition="3"))
     assert out.splitlines() == [
         "memory limit: 900 MB, held by cgroup v9: it counts.",
-        "baseline: 480 MB before training (measured: ClientApp 300 MB, beside it SuperNode 90 MB "
-        "and SuperExec 90 MB)",
+        "baseline: 480 MB before training (measured on this machine: the process that trains "
+        "270 MB, its parent 30 MB, SuperNode 90 MB, SuperExec 90 MB)",
         "budget: up to about 375 MB for training: the limit less 5% margin (unless the run "
-        "sets another), the baseline, and what the run's data and first step bring in, measured at "
-        "its first message",
+        "sets another), the baseline, and what the run's data bring in, measured at its first "
+        "message",
     ]
     assert started[0] == shutil.which("flower-supernode", path=environment["PATH"])
     assert started[1:4] == ["--superlink", "127.0.0.1:8000", "--insecure"]
@@ -179,7 +212,7 @@ def test_each_process_by_itself(starts, monkeypatch):
 
     monkeypatch.setattr("mest_fed.cli.client.limit_memory", limit)
     out, started, *_ = starts(*insecure("--memory-limit", "500MB", "--margin", "0.1"))
-    assert "budget: up to about 150 MB for training: the limit less 10% margin, the" in out
+    assert "budget: up to about 180 MB for training: the limit less 10% margin, the" in out
     assert node_config(started)["memory-margin"] == 0.1
 
 
@@ -187,6 +220,7 @@ def test_with_a_budget(starts):
     out, started, *_ = starts(*insecure("--budget", "24MB", "--port", "1"))
     assert "memory limit: none" in out
     assert "budget: 24 MB for training (--budget); only the plan keeps within it" in out
+    assert "1.28 GB are left for training: the budget of 24 MB fits." in out.splitlines()[-1]
     assert node_config(started) == {"partition-id": 0, "device": "rpi-4", "budget": 24 * MB}
     assert started[started.index("--port") + 1] == "1"
 

@@ -143,8 +143,7 @@ def test_a_plan_that_takes_longer_says_so():
 @pytest.fixture
 def measured(monkeypatch):
     """Have a client take 200 MB before it trains, and 100 MB beside it."""
-    sizes = [(200 * MB, 0, 0), (0, 60 * MB, 0), (0, 40 * MB, 0)]
-    baseline = Baseline(*(ProcessMemory(*each) for each in sizes))
+    baseline = Baseline(ProcessMemory(200 * MB, 0, 0), {"SuperNode": 60 * MB, "SuperExec": 40 * MB})
     for place in ("cli.planning.request", "cli.client"):
         monkeypatch.setattr(f"mest_fed.{place}.measure_baseline", lambda _: baseline)
     monkeypatch.setattr("mest_fed.cli.planning.request.kind_of_limit", lambda: "cgroup v2")

@@ -78,6 +78,17 @@ def test_a_battery_is_optional(write):
     assert (profile.battery_joules, profile.charge_watts) == (50_000, 10)
 
 
+def test_what_the_system_takes_is_optional(write):
+    assert load_profile(write(GOOD)).system_bytes is None
+    text = GOOD.replace("budget_bytes = 5", "system_bytes = 200_000\nbudget_bytes = 5", 1)
+    with pytest.raises(InputError, match=r"sources\.system_bytes is missing"):
+        load_profile(write(text))
+    text += 'system_bytes = "modelled: x"\n'
+    assert load_profile(write(text)).system_bytes == 200_000
+    with pytest.raises(InputError, match=r"system_bytes = 1000000 .* less than memory_bytes"):
+        load_profile(write(text.replace("system_bytes = 200_000", "system_bytes = 1_000_000")))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [

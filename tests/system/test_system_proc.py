@@ -49,6 +49,10 @@ def test_a_folder_of_files_stands_for_proc(tmp_path):
     (tmp_path / "7" / "status").write_text(text)
     assert proc.read_sizes(7, tmp_path) == {"VmRSS": 12 * 1024, "VmSwap": 0}
     assert proc.read_sizes(8, tmp_path) == {}
+    rollup = "5-7 ---p 0 00:00 0 [rollup]\nRss:    12 kB\nPss:     5 kB\n"
+    (tmp_path / "7" / "smaps_rollup").write_text(rollup)
+    assert proc.read_shares(7, tmp_path) == {"Rss": 12 * 1024, "Pss": 5 * 1024}
+    assert proc.read_shares(8, tmp_path) == {}
 
 
 def test_where_there_is_no_proc_the_peak_stands_for_what_is_resident(tmp_path):

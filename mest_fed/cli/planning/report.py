@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from mest_fed.cli.device_room import DeviceRoom
 from mest_fed.cli.planning.request import Budget, PlanRequest
 from mest_fed.cli.planning.step_time import StepTime
 from mest_fed.devices import DeviceProfile, load_profile
@@ -42,6 +43,11 @@ class PlanReport:
     budget: Budget
     threads: int = 1
     profile: DeviceProfile | None = None
+
+    @property
+    def room(self) -> DeviceRoom | None:
+        """What the real device has left beside Flower's node, if there is a device."""
+        return None if self.profile is None else DeviceRoom(self.profile, self.budget.bytes)
 
     @cached_property
     def planner(self) -> Planner:
@@ -90,6 +96,7 @@ class PlanReport:
         """Return all of it as plain values: the plan's own, and what goes with it."""
         table = self._table(self.plan)
         table["device"] = None if self.profile is None else self.profile.name
+        table["node"] = None if self.room is None else self.room.as_table()
         table["layers"] = self.request.layers
         table["runners_up"] = [self._table(plan) for plan in self.runners_up]
         if frontier:

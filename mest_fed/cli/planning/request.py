@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from mest_fed.catalogue import MODELS, MutationPlace
-from mest_fed.cli.baseline import measure_baseline
+from mest_fed.cli.baseline import MEASURING, measure_baseline
 from mest_fed.cli.environment import node_environment
 from mest_fed.cli.node_memory import NodeMemory
 from mest_fed.config import from_table, with_settings
@@ -186,15 +186,15 @@ def budget_within(memory: NodeMemory, margin: float) -> Budget:
     InputError
         If it leaves nothing.
     """
-    with Console(stderr=True).status("measuring a client before it trains (seconds) ..."):
+    with Console(stderr=True).status(MEASURING):
         kind, baseline = kind_of_limit(), measure_baseline(node_environment())
     left = memory.left(baseline, kind, margin)
     assert memory.limit is not None
     margin = margin if memory.margin is None else memory.margin
-    whose = "the ClientApp takes" if kind == RLIMIT else "the client's processes take"
+    whose = "the process that trains takes" if kind == RLIMIT else "the client's processes take"
     return Budget(
         left,
         f"Of the limit of {format_bytes(memory.limit)}, {margin:.0%} stay free and {whose} "
-        f"{format_bytes(baseline.taken(kind))} before training (measured on this machine): up to "
-        f"{format_bytes(left)} are left, less what the run's data and first step bring in.",
+        f"{format_bytes(baseline.taken(kind))} before training ({baseline.source}): up to "
+        f"{format_bytes(left)} are left, less what the run's data bring in.",
     )

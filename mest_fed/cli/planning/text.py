@@ -41,6 +41,8 @@ def print_report(report: PlanReport, console: Console | None = None) -> None:
     say(report.request.title, "bold")
     if report.budget.origin:
         say(report.budget.origin)
+    if report.room is not None:
+        say(report.room.in_words())
     say("")
     say(plan.in_words())
     say("")
