@@ -41,11 +41,13 @@ NOT_RUN = {
 #: What is added to commands that train, so that each takes seconds. With 0 workers a run has the
 #: same result as with Ray's.
 SMALL = (
-    "--workers 0 --set run.rounds=2 --set fleet.devices=6 --set fleet.mix=laptop:1 "
-    "--set server.clients_per_round=2 --set behaviour.availability=always"
+    "--workers 0 --set run.rounds=2 --set fleet.devices=6 --set server.clients_per_round=2 "
+    "--set behaviour.availability=always "
 )
-#: Where a page has a budget of its own, the mix stays as it is.
-OWN_BUDGET = SMALL.replace("--set fleet.mix=laptop:1 ", "--set fleet.mix=rpi-zero-2w:1 ")
+#: One kind of device; the budgets of a preset name others.
+ONE_KIND = SMALL + "--set fleet.mix=laptop:1 --set fleet.budgets="
+#: Where a command has a budget of its own.
+OWN_BUDGET = SMALL + "--set fleet.mix=rpi-zero-2w:1"
 
 
 def commands(page):
@@ -162,7 +164,7 @@ def write_images(folder, draw):
 def scaled(command):
     """Return a command as it is run: one that trains is small."""
     if command.startswith("mest-fed simulate") and "--resume" not in command:
-        return f"{command} {OWN_BUDGET if 'fleet.budgets' in command else SMALL}"
+        return f"{command} {OWN_BUDGET if 'fleet.budgets' in command else ONE_KIND}"
     if command.startswith("mest-fed simulate"):
         return f"{command} --workers 0"
     if command.startswith("mest-fed run") and "--workers" not in command:
