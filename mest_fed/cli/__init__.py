@@ -1,5 +1,31 @@
 """The command line: thin, and the only place where all floors meet."""
 
-from mest_fed.cli.app import main
+import sys
+from importlib.util import find_spec
+
+#: What the commands' own code imports. The library alone does not need it; Flower brings it.
+_PLUMBING = ("typer", "click", "rich")
+
+
+def main() -> None:
+    """Run the command line, or say in one line what to install where the library alone is."""
+    missing = [module for module in _PLUMBING if find_spec(module) is None]
+    if missing:
+        sys.exit(_without(missing[0]))
+    from mest_fed.cli.app import main as run_command
+
+    run_command()
+
+
+def _without(module: str) -> int:
+    """Say what the commands need; return the exit status of wrong input."""
+    print(
+        f"error: {module} is not installed, the library alone is: mest-fed's commands need an "
+        "extra; run: pip install 'mest-fed[simulation]' (all commands), or "
+        "'mest-fed[client,data]' (a device)",
+        file=sys.stderr,
+    )
+    return 2
+
 
 __all__ = ["main"]

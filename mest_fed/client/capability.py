@@ -280,6 +280,22 @@ def capability_of(task: Task, context: Context) -> Capability:
     return Capability(partition, device, budget, plan, measured_elsewhere(context))
 
 
+def too_few_nodes(task: Task, context: Context) -> str | None:
+    """Say that a simulation has fewer nodes than the run's fleet has devices; None if it has not.
+
+    Flower's engine tells each node how many there are (``num-partitions``); a real device is not
+    told. The partitions of nodes that are not there would never be trained on.
+    """
+    nodes, devices = context.node_config.get("num-partitions"), task.config.fleet.devices
+    if _has_own_data(context) or not isinstance(nodes, int) or nodes >= devices:
+        return None
+    return (
+        f"num-partitions = {nodes} is not allowed (node config); allowed: at least {devices} "
+        f"(fleet.devices = {devices}); "
+        f"of flwr run: --federation-config num-supernodes={devices}"
+    )
+
+
 def capability_record(task: Task, capability: Capability) -> RecordDict:
     """Write a capability for the server."""
     plan = capability.plan

@@ -1,8 +1,14 @@
 """What a device does with each kind of instruction."""
 
-from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 
-from mest_fed.client.capability import Capability, capability_of, capability_record, task_of_node
+from mest_fed.client.capability import (
+    Capability,
+    capability_of,
+    capability_record,
+    task_of_node,
+    too_few_nodes,
+)
 from mest_fed.client.downloads import downloads_of
 from mest_fed.client.kernels import client_choices
 from mest_fed.client.local_round import ClientState, TrainInstruction, evaluate_round, train_round
@@ -10,6 +16,7 @@ from mest_fed.client.memory_guard import limit_guard, watched
 from mest_fed.config import own_errors
 from mest_fed.errors import WireError
 from mest_fed.nn import SparseState
+from mest_fed.schema import RAISED
 from mest_fed.task import Task
 from mest_fed.wire import encode
 from mest_fed.wire.payload import named_masks
@@ -20,6 +27,9 @@ from mest_fed.wire.values import open_codecs
 def query(message: Message, context: Context) -> Message:
     """Tell the server what this device is and how it will train."""
     task = task_of_node(context)
+    if (reason := too_few_nodes(task, context)) is not None:
+        # Not raised: Flower's engine would log a traceback of each node.
+        return Message(Error(RAISED, reason), reply_to=message)
     return Message(capability_record(task, capability_of(task, context)), reply_to=message)
 
 

@@ -98,7 +98,7 @@ class ClientRegistry:
         self.densities = tuple(densities)
         self.nodes: dict[int, Node] = {}
         self.known_mask: dict[int, bytes] = {}
-        self._refused: dict[int, None] = {}
+        self._refused: dict[int, str] = {}
         self._waiting: dict[int, Node] = {}
         self._queries = Awaited[int]()
         self._activations: dict[int, str] = {}
@@ -124,7 +124,7 @@ class ClientRegistry:
             if there >= min_nodes:
                 return
             if begins and min_nodes <= len(self._activations) == len(self._refused):
-                raise MestFedError("every node refused to take part; see the log for their reasons")
+                raise MestFedError(f"every node refused to take part: {self._common_reason()}")
             if there != seen:
                 log.info("waiting for nodes: %d of %d", there, min_nodes)
             seen = there
@@ -259,6 +259,7 @@ class ClientRegistry:
     def _admit(self, replies: Iterable[Message]) -> dict[int, Node]:
         """Take in nodes by their answers; return those that take part."""
         found = {}
+        refused = dict[str, list[int]]()
         for reply in replies:
             node_id = self._queries.take(reply)
             absence = absence_of(reply)
@@ -269,8 +270,12 @@ class ClientRegistry:
             try:
                 found[node_id] = self._node(node_id, reply)
             except (KeyError, TypeError, ValueError, OverflowError, MestFedError) as error:
-                self._refused[node_id] = None
-                log.warning("node %d does not take part: %s", node_id, error)
+                self._refused[node_id] = str(error)
+                refused.setdefault(str(error), []).append(node_id)
+        for reason, nodes in refused.items():
+            one = len(nodes) == 1
+            who = f"node {nodes[0]} does" if one else f"{len(nodes)} nodes (one is {nodes[0]}) do"
+            log.warning("%s not take part: %s", who, reason)
         if self._numbered is not None:
             self.nodes |= found
             return found
@@ -284,6 +289,11 @@ class ClientRegistry:
                 holders[found[node_id].partition],
             )
         return {node_id: node for node_id, node in found.items() if node_id in self.nodes}
+
+    def _common_reason(self) -> str:
+        """Return the reason of all nodes that refused, or where their reasons are."""
+        reasons = set(self._refused.values())
+        return reasons.pop() if len(reasons) == 1 else "see the log for their reasons"
 
     def _resolve_claims(self) -> dict[int, int]:
         """Give each partition that no node holds to the first that claims it; return who holds."""

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+import mest_fed.cli
 from mest_fed.cli import main
 from mest_fed.cli.app import FAILED, INTERRUPTED, WRONG_INPUT
 from mest_fed.errors import MestFedError
@@ -206,3 +207,12 @@ def test_ctrl_c_while_commands_are_imported_is_no_traceback(monkeypatch, capsys)
         main()
     assert caught.value.code == INTERRUPTED
     assert capsys.readouterr() == ("", "")
+
+
+def test_where_the_library_alone_is_installed_a_line_names_the_extra(monkeypatch, capsys):
+    monkeypatch.setattr(mest_fed.cli, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    said = capsys.readouterr()
+    assert (stop.value.code, said.out, said.err.count("\n")) == (WRONG_INPUT, "", 1)
+    assert "'mest-fed[simulation]'" in said.err

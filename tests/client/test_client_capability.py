@@ -33,6 +33,18 @@ def test_the_node_config_replaces_the_device():
     assert client.budget == load_profile("rpi-zero-2w").budget_bytes
 
 
+@pytest.mark.parametrize(("nodes", "refused"), [(3, True), (4, False), (5, False)])
+def test_a_simulation_needs_a_node_for_each_device(nodes, refused):
+    context = context_of(CONFIG, **{"num-partitions": nodes})
+    reply = app(Message(RecordDict(), NODE_ID, "query"), context)
+    assert reply.has_error() == refused
+    if refused:
+        assert reply.error.reason == (
+            "num-partitions = 3 is not allowed (node config); allowed: at least 4 "
+            "(fleet.devices = 4); of flwr run: --federation-config num-supernodes=4"
+        )
+
+
 def own_file(folder, count=30):
     images = np.random.default_rng(2).integers(0, 256, (count, 1, 8, 8), dtype=np.uint8)
     np.savez(folder / "own.npz", images=images, labels=np.arange(count) % 10)

@@ -109,8 +109,19 @@ def test_a_node_with_a_wrong_answer_is_left_out(report):
 
 
 def test_when_all_refuse_the_run_ends():
-    with pytest.raises(MestFedError, match="every node refused"):
+    with pytest.raises(MestFedError, match=r"every node refused to take part: no data$"):
         registry_of({1: "no data", 2: "no data"})
+    with pytest.raises(MestFedError, match="every node refused to take part: see the log"):
+        registry_of({1: "no data", 2: "no memory"})
+
+
+def test_nodes_that_refuse_for_one_reason_are_one_line(caplog):
+    caplog.set_level("WARNING", "mest_fed.server")
+    registry_of({1: "no data", 2: "no data", 3: "no memory", 4: capability(0)})
+    assert [record.getMessage() for record in caplog.records] == [
+        "2 nodes (one is 1) do not take part: no data",
+        "node 3 does not take part: no memory",
+    ]
 
 
 def test_nodes_come_and_go():

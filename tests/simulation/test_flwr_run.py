@@ -41,6 +41,15 @@ def test_two_rounds(tmp_path, home):
     assert "median" in text  # clients evaluate after the last round
 
 
+@pytest.mark.soak
+def test_fewer_nodes_than_devices(tmp_path, home):
+    app = copy_app(tmp_path / "mest-fed")
+    settings = (*SETTINGS[:1], "fleet.devices=3", *SETTINGS[2:])
+    text, rounds = home.run_app(app, *FEDERATION, settings=settings)
+    assert rounds[1:] == [], text
+    assert "every node refused to take part: num-partitions = 2 is not allowed" in text
+
+
 def study(place):
     """Return the tables of a run of own_study.py, imported from a place."""
     return {
