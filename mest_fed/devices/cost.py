@@ -113,10 +113,10 @@ class MachineRates:
 
 #: One core of the machine on which the constants of steps were measured: AMD EPYC of the third
 #: generation (AVX2), 2026-11-30, a fit to 60 compiled steps (``benchmarks/virtual_time.py``).
-REFERENCE = MachineRates({"dense": 56e9, "block": 37e9, "unstructured": 29e9}, 42e9)
+REFERENCE = MachineRates({"dense": 50e9, "block": 33e9, "unstructured": 24e9}, 38e9)
 #: Seconds of one of its cores for each active weight of a sparse linear layer in a product of a
 #: group, whose few examples share the cost of the weight's place: of single weights, and of strips.
-SINGLE_SECONDS, STRIP_SECONDS = 1.2e-8, 2.2e-9
+SINGLE_SECONDS, STRIP_SECONDS = 1e-8, 2.9e-9
 
 
 def linear_weight_seconds(rows: int) -> float:

@@ -16,10 +16,10 @@ from mest_fed.memory.activations import batch_norm_block, batch_norm_stem, segme
 from mest_fed.nn import SparseAttention, SparseLayer
 
 #: Bytes that a step moves for each value of a layer's output, forward and back.
-BYTES_OF_OUTPUT = 88
+BYTES_OF_OUTPUT = 95
 #: Seconds of one core of the reference machine: of a convolution, norm or sparse layer in a
 #: micro-batch, forward and back; of any other layer; of a step; of a parameter in a step.
-LAYER_SECONDS, SMALL_LAYER_SECONDS, STEP_SECONDS, PARAMETER_SECONDS = 4.5e-4, 1.3e-4, 4.5e-4, 2.5e-5
+LAYER_SECONDS, SMALL_LAYER_SECONDS, STEP_SECONDS, PARAMETER_SECONDS = 4.2e-4, 1.2e-4, 3e-4, 3e-5
 
 _COUNTED = (
     *(SparseLayer, nn.Conv1d, nn.Conv2d, nn.Linear),

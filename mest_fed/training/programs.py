@@ -5,6 +5,7 @@ whatever reads or changes the model between two steps (a mutation, an evaluation
 to know nothing of programs.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -95,7 +96,7 @@ class ModelStep:
         self._counters = _batch_counters(self.step.program, self.places)
         self._micro_batch = micro_batch
         self._work = program_step_work(program)
-        self._slots = [place for place in self.places if place.leaf == "slots"]
+        self._values = [place for place in self.places if place.leaf == "values"]
         held = {place.buffer for place in self.places}
         #: Bytes beside the model's: arena, gradients, states of the optimizer.
         self.bytes = self.step.arena_bytes + sum(
@@ -141,8 +142,8 @@ class ModelStep:
         The program counts all those that it has room for.
         """
         work = self._work.of_batch(examples, self.step.program.examples)
-        room = sum(place.shape[0] for place in self._slots)
-        active = sum(len(place.find()) for place in self._slots)
+        room = sum(math.prod(place.shape) for place in self._values)
+        active = sum(place.find().numel() for place in self._values)
         return replace(work, sparse_flops=work.sparse_flops * active / room) if room else work
 
     def train(self, inputs: Tensor, targets: Tensor, learning_rate: float) -> tuple[float, Tensor]:
