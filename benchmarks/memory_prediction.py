@@ -38,8 +38,8 @@ from mest_fed.rng import numpy_generator, torch_generator
 from mest_fed.sparsity import build_method
 from mest_fed.system.allocator import ALLOCATOR_ENVIRONMENT
 from mest_fed.training import CLASSIFICATION, CompiledTrainer, LocalTrainer
-from mest_fed.training.planned_steps import StepCompiler
 from mest_fed.training.programs import Programs
+from mest_fed.training.step_compiler import StepCompiler
 
 #: Model, width, norm.
 MODELS = {

@@ -26,7 +26,7 @@ from mest_fed.nn import Sparsity, build_model
 from mest_fed.rng import torch_generator
 from mest_fed.training import CLASSIFICATION
 from mest_fed.training.places import Copies
-from mest_fed.training.planned_steps import best_programs
+from mest_fed.training.program_choice import best_programs
 from mest_fed.training.programs import ModelStep
 from mest_fed.training.step_program import StepPrograms
 

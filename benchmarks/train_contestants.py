@@ -18,7 +18,7 @@ from mest_fed.nn import build_model, sparsify
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.rng import torch_generator
 from mest_fed.runtime.step import CompiledStep
-from mest_fed.training.planned_steps import best_programs, program_of
+from mest_fed.training.program_choice import best_programs, program_of
 from mest_fed.training.step_program import PASSES, StepPrograms
 from mest_fed.training.tasks import Classification
 

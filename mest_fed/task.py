@@ -29,8 +29,9 @@ from mest_fed.training import (
     learning_rate,
     try_objective,
 )
-from mest_fed.training.planned_steps import StepCompiler, can_compile
+from mest_fed.training.program_choice import can_compile
 from mest_fed.training.programs import check_step
+from mest_fed.training.step_compiler import StepCompiler
 
 #: Examples on which a learning task is tried.
 _TRIED = 32

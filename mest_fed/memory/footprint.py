@@ -7,6 +7,7 @@ from torch import nn
 
 from mest_fed.catalogue import Recompute
 from mest_fed.errors import InputError
+from mest_fed.memory.activations import MemoryOptions, memory_saving
 from mest_fed.memory.meter import can_measure
 from mest_fed.memory.program_bytes import Compiler, program_bytes
 from mest_fed.memory.step_bytes import (
@@ -16,7 +17,7 @@ from mest_fed.memory.step_bytes import (
     measured_step,
     step_bytes,
 )
-from mest_fed.memory.trace import ModelTrace
+from mest_fed.memory.trace import ModelTrace, meta_model_of
 from mest_fed.sparsity import Method, layer_counts
 
 #: What training adds beside tensors: allocator slack, Python objects, autograd's nodes. Measured
@@ -132,14 +133,54 @@ def is_compiled(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape)
 def _compiled_once(
     trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape
 ) -> Footprint | None:
-    if shape.memory.recompute == Recompute.NORMS:  # as programs do in any case
-        shape = replace(shape, memory=replace(shape.memory, recompute=Recompute.NONE))
+    shape = _as_program(shape)
     key = ("compiled", setting, shape)
     if key not in trace.known:
         active = peak_granules(trace, setting.method, shape)
         trace.known[key] = _compiled(trace, active, setting, shape)
     found: Footprint | None = trace.known[key]
     return found
+
+
+def at_least(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) -> int:
+    """Return bytes that a footprint is not below: itself where it is known or quickly found.
+
+    To trace a step of torch takes many times as long as to say what stands in memory in any case
+    when a segment returns: the model, its batch, and what enters and leaves the segment. It is said
+    only of models that are programs otherwise, in which all examples go the same way.
+    """
+    if (setting, shape) in trace.known:
+        return footprint(trace, setting, shape).total
+    memory = MemoryOptions(frozen=shape.memory.frozen, segments=shape.memory.segments)
+    plain = replace(shape, memory=memory)
+    if is_compiled(trace, setting, shape) or not is_compiled(trace, setting, plain):
+        return footprint(trace, setting, shape).total
+    active = peak_granules(trace, setting.method, shape)
+    part = min(shape.micro_batch, shape.batch)
+    model = trace.at(active)
+    with memory_saving(model, memory):  # what is frozen has no momentum
+        trained = sum(it.nbytes for it in model.parameters() if it.requires_grad)
+    return sum(
+        (
+            *_model(trace, active).values(),
+            trained if shape.momentum else 0,
+            trace.image * shape.batch,
+            trace.largest_passage(shape.memory.segments) * part,
+            _wire(trace, active) if setting.messages else 0,
+            RUNTIME,
+        )
+    )
+
+
+def _as_program(shape: TrainingShape) -> TrainingShape:
+    """Return one of the shapes that are one program.
+
+    Programs compute norms again in any case, and have no gradients to release.
+    """
+    memory = replace(shape.memory, release_gradients=False)
+    if memory.recompute == Recompute.NORMS:
+        memory = replace(memory, recompute=Recompute.NONE)
+    return replace(shape, memory=memory)
 
 
 def _footprint(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) -> Footprint:
@@ -190,13 +231,13 @@ def _by_torch(
     options = StepOptions(
         trace.input_shape,
         setting.threads,
-        loss=trace.loss,
+        loss=trace.traceable_loss,
         keep_gradients=setting.mutates,
         dense_gradients=grows_by_gradient,
         input_dtype=trace.input_dtype,
     )
     try:
-        peak = dict(step_bytes(trace.at(active), shape, options))
+        peak = dict(step_bytes(meta_model_of(trace.at(active)), shape, options))
     except UntraceableError as error:
         return _measured(trace, active, shape, error, messages=setting.messages)
     peak["workspace"] = peak.get("workspace", 0) + setting.threads * trace.scratch
@@ -215,10 +256,11 @@ def _measured(
     if not can_measure():
         raise why
     warnings.warn(f"{why}; its memory is measured instead", RuntimeWarning, stacklevel=4)
-    total = measured_step(trace.at(active), trace.input_shape, shape, trace.input_dtype, trace.loss)
+    model = meta_model_of(trace.at(active))
+    total = measured_step(model, trace.input_shape, shape, trace.input_dtype, trace.loss)
     known = {
         **_model(trace, active),
-        "optimizer": _optimizer_state(trace.at(active), shape),
+        "optimizer": _optimizer_state(model, shape),
         "batch": trace.image * shape.batch,
     }
     rest = max(0, total - sum(known.values()))

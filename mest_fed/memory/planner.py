@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 
 from mest_fed.errors import BudgetError
-from mest_fed.memory.footprint import TrainingSetup, footprint, is_compiled
+from mest_fed.memory.footprint import TrainingSetup, at_least, footprint, is_compiled
 from mest_fed.memory.knobs import OF_PROGRAMS, Knob, PlanLimits
 from mest_fed.memory.plan import Plan
 from mest_fed.memory.step_bytes import TrainingShape
@@ -108,7 +108,17 @@ class Planner:
         return is_compiled(self.trace, self.setting, shape)
 
     def _fits(self, room: int) -> Callable[[TrainingShape], bool]:
-        return lambda shape: self._worthwhile(shape) and self._total(shape) <= room
+        """Return whether shapes fit; cheap bounds come first."""
+
+        def fits(shape: TrainingShape) -> bool:
+            if not self._worthwhile(shape):
+                return False
+            bounded = self.setting.compiler is not None
+            if bounded and at_least(self.trace, self.setting, shape) > room:
+                return False
+            return self._total(shape) <= room
+
+        return fits
 
     def _plan_of(self, shape: TrainingShape, budget: int) -> Plan:
         return Plan(budget, shape, footprint(self.trace, self.setting, shape))

@@ -3,9 +3,10 @@
 import copy
 import math
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -13,11 +14,15 @@ from torch import Tensor, nn
 
 from mest_fed.kernels import torch_threads
 from mest_fed.kernels.native import scratch_of
+from mest_fed.memory.activations import segments_of
 from mest_fed.memory.meter import warm_up
 from mest_fed.nn import ModelSpec, SparseLayer, model_spec
 
 #: Images of the pass that makes the kernels take their scratch memory.
 _SCRATCH_IMAGES = 4
+
+#: Meta models of some density that are kept: those of a plan and its runners-up.
+_MOST_MODELS = 8
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -91,13 +96,12 @@ class ModelTrace:
         Parameters outside the sparse layers.
     buffers : int
         Running statistics and the like.
-    scratch : int
-        What the compiled kernels keep as scratch memory for each thread, beyond what the warm-up
-        has them take (which stands in the baseline); measured with a small batch.
     input_dtype : torch.dtype
         Of the inputs: float32, or int64 for tokens.
     loss : TrainingLoss
         What training minimises.
+    model : nn.Module, optional
+        The model itself, for what only numbers tell; a plan of programs asks for none of it.
     known : dict
         Footprints that were worked out.
     """
@@ -107,18 +111,68 @@ class ModelTrace:
     input_shape: tuple[int, ...]
     dense_parameters: int
     buffers: int
-    scratch: int
     input_dtype: torch.dtype = torch.float32
     loss: TrainingLoss = CROSS_ENTROPY
+    model: nn.Module | None = field(default=None, compare=False, repr=False)
     known: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    _models: OrderedDict[Any, nn.Module] = field(
+        default_factory=OrderedDict, init=False, compare=False, repr=False
+    )
 
     @property
     def image(self) -> int:
         """One input."""
         return self.input_dtype.itemsize * math.prod(self.input_shape)
 
+    @cached_property
+    def scratch(self) -> int:
+        """Scratch memory that the kernels keep for each thread; measured with a small batch.
+
+        It is what they take beyond the warm-up, which stands in the baseline.
+        """
+        if self.model is None or not self.spec.groups:
+            return 0
+        return _scratch(self.model, self.input_shape, self.input_dtype)
+
+    @cached_property
+    def traceable_loss(self) -> TrainingLoss:
+        """The loss, or a stand-in for one that needs numbers: a softmax, as a warning says."""
+        inputs = torch.empty(2, *self.input_shape, dtype=self.input_dtype, device="meta")
+        return _traceable(self.loss, meta_model_of(self.meta_model), inputs)
+
+    def largest_passage(self, segments: str) -> int:
+        """Return the most bytes that enter and leave one of the segments, for an example.
+
+        Both stand in memory when a segment returns, however it computes; 0 where it is not known.
+
+        Parameters
+        ----------
+        segments : str
+            As ``MemoryOptions.segments``.
+        """
+        if self.model is None:
+            return 0
+        key = "passage", segments
+        if key not in self.known:
+            inputs = torch.zeros(2, *self.input_shape, dtype=self.input_dtype)
+            self.known[key] = _largest_passage(self.model, segments, inputs)
+        found: int = self.known[key]
+        return found
+
     def at(self, active: Mapping[str, int]) -> nn.Module:
-        """Return a meta model whose sparse layers have so many active granules, by layer."""
+        """Return a meta model whose sparse layers have so many active granules, by layer.
+
+        One for all who ask: it must stay as it is, and :func:`meta_model_of` copies it.
+        """
+        key = tuple(active.items())
+        if key not in self._models:
+            self._models[key] = self._with(active)
+        self._models.move_to_end(key)
+        if len(self._models) > _MOST_MODELS:
+            self._models.popitem(last=False)
+        return self._models[key]
+
+    def _with(self, active: Mapping[str, int]) -> nn.Module:
         model = meta_model_of(self.meta_model)
         for name, count in active.items():
             layer = model.get_submodule(name)
@@ -159,25 +213,51 @@ def trace_model(
         input_shape=tuple(input_shape),
         dense_parameters=sum(size for name, size in sizes.items() if name in parameters),
         buffers=sum(size for name, size in sizes.items() if name not in parameters),
-        scratch=_scratch(model, input_shape, input_dtype) if spec.groups else 0,
         input_dtype=input_dtype,
-        loss=_traceable(
-            loss,
-            meta_model_of(model),
-            torch.empty(2, *input_shape, dtype=input_dtype, device="meta"),
-        ),
+        loss=loss,
+        model=model,
     )
 
 
 def meta_model_of(model: nn.Module) -> nn.Module:
     """Copy a model to the meta device without copying its numbers."""
-    memo: dict[int, Tensor] = {}
+    memo: dict[int, Any] = {}
     for parameter in model.parameters():
         shape = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
         memo[id(parameter)] = nn.Parameter(shape, parameter.requires_grad)
     for buffer in model.buffers():
         memo[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype, device="meta")
+    for module in model.modules():
+        if isinstance(module, SparseLayer):  # a layout does not change: to copy one takes longest
+            memo[id(module.layout)] = module.layout
     return copy.deepcopy(model, memo)
+
+
+def _largest_passage(model: nn.Module, segments: str, inputs: Tensor) -> int:
+    """Run a few examples through a model, and look at what enters and leaves its segments."""
+    found = [0]
+
+    def look(_: nn.Module, given: tuple[Any, ...], made: Any) -> None:
+        if len(given) == 1 and isinstance(given[0], Tensor) and isinstance(made, Tensor):
+            (x,) = given
+            apart = x.untyped_storage().data_ptr() != made.untyped_storage().data_ptr()
+            if apart and len(x) == len(made) == len(inputs):
+                found.append((x.nbytes + made.nbytes) // len(inputs))
+
+    whole = [it.module for it in segments_of(model, segments) if it.method == "forward"]
+    training = {module: module.training for module in model.modules()}
+    handles = [module.register_forward_hook(look) for module in whole]
+    try:
+        with torch.no_grad(), torch_threads(1):
+            model.eval()(inputs)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError):
+        return 0
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in training.items():
+            module.training = mode
+    return max(found)
 
 
 def _scratch(model: nn.Module, input_shape: tuple[int, ...], input_dtype: torch.dtype) -> int:

@@ -1,44 +1,19 @@
 """Where each buffer of a program lies in memory, found before the step runs.
 
-Buffers that no two operators need at once share memory. Greedy by size: the largest block first,
-each in the smallest gap between blocks that live at the same time, or behind them (Pisarchyk and
-Lee 2020, "Efficient memory management for deep neural net inference", section 5; best fit).
+Buffers that no two operators need at once share memory: ``packing.py`` says how.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from mest_fed.runtime.packing import Block, pack
 from mest_fed.runtime.program import Operator, Program
 
 #: Bytes that every offset is a multiple of: a line of the cache, and of AVX-512.
 ALIGNMENT = 64
 #: Roles of the buffers that the arena holds; the others have addresses of their own.
 HELD = ("temporary",)
-
-
-@dataclass(frozen=True)
-class Block:
-    """Bytes that live from one operator to another, both included.
-
-    Parameters
-    ----------
-    size : int
-        Bytes, a multiple of the alignment.
-    start, end : int
-        Places in the list of operators.
-    buffers : tuple of int
-        The buffers that lie in it, one after the other or as views.
-    """
-
-    size: int
-    start: int
-    end: int
-    buffers: tuple[int, ...] = ()
-
-    def meets(self, other: "Block") -> bool:
-        """Say whether two blocks live at once."""
-        return self.start <= other.end and other.start <= self.end
 
 
 @dataclass(frozen=True)
@@ -91,31 +66,6 @@ def lower_bound(blocks: Sequence[Block]) -> int:
         live += changes[place]
         most = max(most, live)
     return most
-
-
-def pack(blocks: Sequence[Block]) -> list[int]:
-    """Return the offset of each block, greedy by size with best fit."""
-    offsets = [0] * len(blocks)
-    placed: list[int] = []
-    for number in sorted(range(len(blocks)), key=lambda it: (-blocks[it].size, it)):
-        block = blocks[number]
-        taken = sorted(
-            (offsets[it], offsets[it] + blocks[it].size) for it in placed if blocks[it].meets(block)
-        )
-        offsets[number] = _best_gap(taken, block.size)
-        placed.append(number)
-    return offsets
-
-
-def _best_gap(taken: Sequence[tuple[int, int]], size: int) -> int:
-    """Return where the smallest gap begins that is large enough; behind all if there is none."""
-    best, room, end = -1, 0, 0
-    for start, stop in taken:
-        gap = start - end
-        if gap >= size and (best < 0 or gap < room):
-            best, room = end, gap
-        end = max(end, stop)
-    return end if best < 0 else best
 
 
 def blocks_of(program: Program) -> Iterator[Block]:

@@ -123,4 +123,8 @@ class Builder:
         InputError
             If it is not valid.
         """
-        return Program(tuple(self.buffers), tuple(self.operators), self._phases)
+        return self.unchecked().checked()
+
+    def unchecked(self) -> Program:
+        """Return what was built, to be built on: whoever ends it checks it."""
+        return Program.unchecked(tuple(self.buffers), tuple(self.operators), self._phases)

@@ -84,7 +84,7 @@ def with_loss(forward: Program, output: str, loss: str = "cross_entropy") -> Pro
     }
     made = builder.operator(loss, given, {}, "loss")[0]
     builder.role(made, "sum")
-    return builder.end_phase(0).program()
+    return builder.end_phase(0).unchecked()
 
 
 def with_gradients(forward: Program, trained: Collection[str] | None = None) -> Gradients:
@@ -115,7 +115,7 @@ def with_gradients(forward: Program, trained: Collection[str] | None = None) -> 
     found = {it: made.buffer for it, made in backward.gradients.items() if it in parameters}
     for gradient in found.values():
         backward.builder.role(gradient, "sum")
-    program = backward.builder.end_phase(1).program()
+    program = backward.builder.end_phase(1).unchecked()
     return Gradients(program, dict(sorted(found.items())))
 
 

@@ -62,28 +62,106 @@ def resized(one: Program, two: Program, examples: int) -> Program | None:
     examples : int
         Of the program that is returned.
     """
+
+    def length(mine: int, its: int) -> int | None:
+        each, rest = divmod(mine, one.examples)
+        return None if rest or its != each * two.examples else each * examples
+
+    found = _with_lengths(one, two, length)
+    if found is None or min(one.examples, two.examples) <= examples <= max(
+        one.examples, two.examples
+    ):
+        return found  # shapes that fit at both ends fit between them
+    try:
+        return found.checked()
+    except InputError:
+        return None
+
+
+def interpolated(
+    one: Program, two: Program, forward: tuple[Program, Program, Program]
+) -> Program | None:
+    """Return the step of a forward program between two others; None where they do not tell it.
+
+    Parameters
+    ----------
+    one, two : Program
+        The steps of the first two forward programs, made in one way.
+    forward : tuple of Program
+        Three that differ in lengths alone, such as those of one model at three densities. The last
+        one's lengths are between the others'.
+    """
+    lengths = _lengths(*forward)
+    if lengths is None:
+        return None
+
+    def length(mine: int, its: int) -> int | None:
+        found = set()
+        for (first, second), third in lengths.items():
+            times, rest = divmod(mine, first)
+            if rest == 0 and its == times * second:
+                found.add(times * third)
+        return found.pop() if len(found) == 1 else None
+
+    return _with_lengths(one, two, length)
+
+
+def _lengths(one: Program, two: Program, three: Program) -> dict[tuple[int, int], int] | None:
+    """Return the third's length for each pair of lengths of two that differ."""
+    if not one.operators == two.operators == three.operators:
+        return None
+    if not len(one.buffers) == len(two.buffers) == len(three.buffers):
+        return None
+    found: dict[tuple[int, int], int] = {}
+    for first, second, third in zip(one.buffers, two.buffers, three.buffers, strict=True):
+        if first == second == third:
+            continue
+        if not (_alike(first, second) and _alike(first, third)):
+            return None
+        for pair in zip(first.shape, second.shape, third.shape, strict=True):
+            low, high = sorted(pair[:2])
+            between = low <= pair[2] <= high
+            if not between or found.setdefault(pair[:2], pair[2]) != pair[2]:
+                return None
+    return {pair: third for pair, third in found.items() if pair[0] != pair[1]}
+
+
+def _alike(one: Buffer, two: Buffer) -> bool:
+    """Say whether two buffers differ in lengths alone."""
+    return len(one.shape) == len(two.shape) and replace(one, shape=two.shape) == two
+
+
+def _with_lengths(
+    one: Program, two: Program, length: Callable[[int, int], int | None]
+) -> Program | None:
+    """Return a program of the same operators, with other lengths where two programs' differ.
+
+    Parameters
+    ----------
+    one, two : Program
+        What they have in common stays.
+    length : callable
+        Gives a length for one of each; None where they do not tell it.
+    """
     if one.operators != two.operators or one.phases != two.phases:
         return None
     if len(one.buffers) != len(two.buffers):
         return None
+    known: dict[tuple[int, int], int | None] = {}
     buffers: list[Buffer] = []
     for mine, other in zip(one.buffers, two.buffers, strict=True):
         if mine == other:
             buffers.append(mine)
             continue
-        if replace(mine, shape=other.shape) != other or len(mine.shape) != len(other.shape):
+        if not _alike(mine, other):
             return None
         shape = []
-        for length, its in zip(mine.shape, other.shape, strict=True):
-            if length == its:
-                shape.append(length)
-                continue
-            each, rest = divmod(length, one.examples)
-            if rest or its != each * two.examples:
+        for pair in zip(mine.shape, other.shape, strict=True):
+            if pair[0] != pair[1] and pair not in known:
+                known[pair] = length(*pair)
+            found = pair[0] if pair[0] == pair[1] else known[pair]
+            if found is None:
                 return None
-            shape.append(each * examples)
-        buffers.append(replace(mine, shape=tuple(shape)))
-    try:
-        return Program(tuple(buffers), one.operators, one.phases)
-    except InputError:
-        return None
+            shape.append(found)
+        buffers.append(Buffer(mine.name, tuple(shape), mine.dtype, mine.role, mine.margin))
+    return Program.unchecked(tuple(buffers), one.operators, one.phases)

@@ -110,7 +110,7 @@ def with_updates(
             size = (1,) if state == "step" else shape
             given[state] = builder.buffer(f"{name}:{state}", size, dtype, "state")
         builder.operator(optimizer.name, given, {}, **attributes)
-    return builder.end_phase(2).program()
+    return builder.end_phase(2).unchecked()
 
 
 def _drawn(builder: Builder, gradients: dict[int, int], strength: float) -> dict[int, int]:

@@ -37,7 +37,7 @@ from mest_fed.runtime.sizes import Sizes
 from mest_fed.runtime.step import CompiledForward, CompiledStep
 from mest_fed.training.objective import Objective
 from mest_fed.training.places import Array, Copies, Place, capacities, places_of, with_room
-from mest_fed.training.planned_steps import best_programs, program_of
+from mest_fed.training.program_choice import best_programs, program_of
 from mest_fed.training.step_program import StepPrograms, check_stored
 from mest_fed.training.tracing import check_plain, refusing_changes
 
@@ -87,7 +87,7 @@ class ModelStep:
     def __init__(self, programs: StepPrograms, micro_batch: int, threads: int) -> None:
         captured = programs.captured(micro_batch)
         self.places = places_of(programs.model, captured)
-        program, sizes = program_of(programs, captured, micro_batch)
+        program, sizes = program_of(programs, programs.of(captured), micro_batch)
         rng = np.random.default_rng(0)  # who trains gives the generator of the round
         self.step = CompiledStep(
             program, threads, rng, sizes, micro_batch=micro_batch, batch=micro_batch

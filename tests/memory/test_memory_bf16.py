@@ -22,7 +22,7 @@ from mest_fed.memory.planner import UNCERTAINTY, needed
 from mest_fed.runtime import native_table
 from mest_fed.sparsity import Static
 from mest_fed.training import CLASSIFICATION, OptimizerSettings
-from mest_fed.training.planned_steps import StepCompiler
+from mest_fed.training.step_compiler import StepCompiler
 
 pytestmark = pytest.mark.skipif(not native_table.available(), reason="no compiled runtime")
 

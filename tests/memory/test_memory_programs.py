@@ -7,6 +7,7 @@ import pytest
 import torch
 from memory_cases import answer_of, generator, resnet, tiny
 
+from mest_fed.config import from_table
 from mest_fed.data import Batch
 from mest_fed.errors import InputError
 from mest_fed.memory import (
@@ -21,9 +22,10 @@ from mest_fed.memory.program_bytes import program_bytes
 from mest_fed.runtime import native, native_table
 from mest_fed.runtime.arena import plan_arena
 from mest_fed.sparsity import MestEMS, Static, build_method
+from mest_fed.task import Task
 from mest_fed.training import CLASSIFICATION, CompiledTrainer, OptimizerSettings
-from mest_fed.training.planned_steps import StepCompiler
 from mest_fed.training.programs import ModelStep, Programs
+from mest_fed.training.step_compiler import StepCompiler
 from mest_fed.training.step_program import StepPrograms
 
 pytestmark = pytest.mark.skipif(not native_table.available(), reason="no compiled runtime")
@@ -244,3 +246,11 @@ print(json.dumps([[row["name"], row["within"]] for row in prediction_rows("progr
 @pytest.mark.skipif(not can_measure(), reason="nothing can be measured here")
 def test_predictions_are_what_is_measured():
     assert [name for name, within in answer_of(CODE) if not within] == []
+
+
+def test_a_plan_needs_few_programs():
+    task = Task(from_table({"data": {"name": "digits"}, "model": {"name": "resnet8"}}, "test"))
+    planner = task.planner()
+    total = planner.plan(2**40).footprint.total
+    assert planner.plan(total // 2).shape != planner.limits.shape
+    assert task.step_compiler.made <= 8

@@ -99,7 +99,9 @@ def test_no_activation_outlives_the_trace(norm):
     model, outputs = resnet("block", norm=norm), []
     for module in model.modules():
         module.register_forward_hook(lambda _, __, output: outputs.append(weakref.ref(output)))
-    trace_model(model, SMALL)
+    trace = trace_model(model, SMALL)
+    assert trace.scratch >= 0  # which runs the model, as this does
+    assert trace.traceable_loss == trace.loss
     gc.collect()
     assert len(outputs) > 20
     assert not any(output() is not None for output in outputs)

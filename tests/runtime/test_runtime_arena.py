@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from program_cases import linear_step, random_forward
 
-from mest_fed.runtime.arena import ALIGNMENT, Arena, Block, lower_bound, pack, plan_arena
+from mest_fed.runtime.arena import ALIGNMENT, Arena, lower_bound, plan_arena
 from mest_fed.runtime.build import Builder
 from mest_fed.runtime.gradients import with_gradients, with_loss
+from mest_fed.runtime.packing import Block, pack
 from mest_fed.runtime.reference import Reference
 from mest_fed.runtime.updates import SGD, with_updates
 

@@ -24,8 +24,8 @@ from mest_fed.training import (
     OptimizerSettings,
     RoundMutation,
 )
-from mest_fed.training.planned_steps import StepCompiler
 from mest_fed.training.programs import Programs, check_step
+from mest_fed.training.step_compiler import StepCompiler
 
 pytestmark = pytest.mark.skipif(not native_table.available(), reason="no compiled runtime")
 

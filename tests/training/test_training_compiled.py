@@ -264,7 +264,7 @@ def test_weights_are_updated_directly_where_a_batch_is_whole(monkeypatch):
         data += batches(1, size)
     theirs, _, _ = train(net, data, compiled=False, micro_batch=6)
     for least, batch_size, direct in ((1, 6, True), (2**21, 6, False), (1, 7, False)):
-        monkeypatch.setattr("mest_fed.training.planned_steps.DIRECT_BYTES", least)
+        monkeypatch.setattr("mest_fed.training.program_choice.DIRECT_BYTES", least)
         mine, _, trainer = train(net, data, compiled=True, micro_batch=6, batch_size=batch_size)
         (step,) = steps_of(trainer)
         assert ("1.weight" not in step.step.gradients) is direct

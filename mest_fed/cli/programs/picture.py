@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from matplotlib.patches import Patch, Rectangle
 
 from mest_fed.cli.programs.report import ProgramReport
-from mest_fed.runtime.arena import Block
+from mest_fed.runtime.packing import Block
 from mest_fed.runtime.program import PHASES
 from mest_fed.simulation.report.figures import style
 from mest_fed.units import format_bytes

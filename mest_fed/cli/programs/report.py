@@ -13,7 +13,7 @@ from mest_fed.errors import InputError, not_allowed
 from mest_fed.runtime.arena import HELD, Arena, plan_arena
 from mest_fed.runtime.passes.groups import group_size
 from mest_fed.runtime.program import PHASES, Operator, Program
-from mest_fed.training.planned_steps import GROUP_BYTES, can_compile
+from mest_fed.training.program_choice import GROUP_BYTES, can_compile
 from mest_fed.training.step_program import StepPrograms
 from mest_fed.units import format_bytes
 

@@ -30,7 +30,7 @@ def with_bf16_storage(program: Program) -> Program:
     builder = Builder(program)
     for number in _narrow(program):
         builder.dtype(number, "bfloat16")
-    return builder.program()
+    return builder.unchecked()
 
 
 def obstacles(program: Program) -> list[str]:

@@ -1,26 +1,14 @@
 """Which programs a step runs by: one choice, for training and for the planner."""
 
 from collections.abc import Callable
-from functools import partial
-
-import torch
-from torch import nn
 
 from mest_fed.catalogue import Recompute
-from mest_fed.errors import InputError
-from mest_fed.memory import MemoryOptions, TrainingShape, memory_saving
-from mest_fed.memory.program_bytes import PlannedStep
-from mest_fed.nn.capture import Captured
-from mest_fed.nn.optimizer_settings import OptimizerSettings
-from mest_fed.runtime import native_table
+from mest_fed.memory import MemoryOptions
 from mest_fed.runtime.arena import plan_arena
 from mest_fed.runtime.passes.groups import MOST_BYTES, group_size
 from mest_fed.runtime.program import Program
 from mest_fed.runtime.sizes import Sizes
-from mest_fed.training.objective import Objective
-from mest_fed.training.places import check_alone
 from mest_fed.training.step_program import PASSES, STORAGE, StepPrograms, check_stored
-from mest_fed.training.tracing import check_plain
 
 #: Bytes of gradients that a step has to save by updating weights directly: more than a core's own
 #: cache holds. Below that, groups of which few sizes are ever made cost less.
@@ -71,17 +59,15 @@ def _direct(whole: StepPrograms, examples: int) -> bool:
     return trained - kept >= DIRECT_BYTES and fits
 
 
-def program_of(
-    programs: StepPrograms, captured: Captured, micro_batch: int
-) -> tuple[Program, Sizes]:
+def program_of(programs: StepPrograms, first: Program, micro_batch: int) -> tuple[Program, Sizes]:
     """Return the program of a group, and those of other sizes.
 
     Parameters
     ----------
     programs : StepPrograms
         Of the step.
-    captured : Captured
-        Its forward program of ``micro_batch`` examples.
+    first : Program
+        That of ``micro_batch`` examples.
     micro_batch : int
         Examples that go through the model together, at most.
 
@@ -90,7 +76,7 @@ def program_of(
     InputError
         If nothing of it can be stored as asked: one line.
     """
-    sizes = Sizes(programs, programs.of(captured))
+    sizes = Sizes(programs, first)
     program = sizes(_group_of(sizes, micro_batch, GROUP_BYTES[programs.storage]))
     check_stored(program, programs.storage)
     return program, sizes
@@ -102,54 +88,3 @@ def _group_of(sizes: Sizes, micro_batch: int, most_bytes: int) -> int:
     if not program.takes_groups or plan_arena(program).peak <= most_bytes:
         return micro_batch
     return group_size(sizes, micro_batch, most_bytes)
-
-
-class StepCompiler:
-    """Gives the program of a step from a meta model and how it trains.
-
-    Parameters
-    ----------
-    example : tuple
-        Shape and type of an input.
-    objective : Objective
-        The learning task.
-    settings : OptimizerSettings
-        The optimizer; whether it keeps a momentum is the shape's to say.
-    """
-
-    def __init__(
-        self,
-        example: tuple[tuple[int, ...], torch.dtype],
-        objective: Objective,
-        settings: OptimizerSettings,
-    ) -> None:
-        self._example, self._objective, self._settings = example, objective, settings
-
-    def __call__(self, model: nn.Module, shape: TrainingShape) -> PlannedStep | None:
-        """Return the step of a meta model; None where torch would train."""
-        if not (can_compile(shape.memory) and native_table.available()):
-            return None
-        model.train()
-        try:
-            with memory_saving(model, shape.memory):
-                return self._planned(model, shape)
-        except InputError:
-            return None
-
-    def _planned(self, model: nn.Module, shape: TrainingShape) -> PlannedStep:
-        check_plain(model, training=True)
-        settings = self._settings
-        if settings.has_momentum and not shape.momentum:
-            settings = settings.without_momentum()
-        make = partial(
-            StepPrograms,
-            *(model, self._example, self._objective, settings),
-            storage=shape.memory.saved,
-        )
-        whole = shape.batch <= shape.micro_batch
-        programs = best_programs(make, shape.micro_batch, whole=whole)
-        captured = programs.captured(shape.micro_batch)
-        check_alone(captured)
-        program, _ = program_of(programs, captured, shape.micro_batch)
-        copies = frozenset(captured.computed)
-        return PlannedStep(program, frozenset(captured.tensors) - copies, copies)
