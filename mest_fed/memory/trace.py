@@ -144,6 +144,7 @@ class ModelTrace:
         """Return the most bytes that enter and leave one of the segments, for an example.
 
         Both stand in memory when a segment returns, however it computes; 0 where it is not known.
+        The model's own input is left out.
 
         Parameters
         ----------
@@ -240,9 +241,10 @@ def _largest_passage(model: nn.Module, segments: str, inputs: Tensor) -> int:
     def look(_: nn.Module, given: tuple[Any, ...], made: Any) -> None:
         if len(given) == 1 and isinstance(given[0], Tensor) and isinstance(made, Tensor):
             (x,) = given
-            apart = x.untyped_storage().data_ptr() != made.untyped_storage().data_ptr()
-            if apart and len(x) == len(made) == len(inputs):
-                found.append((x.nbytes + made.nbytes) // len(inputs))
+            places = [it.untyped_storage().data_ptr() for it in (inputs, x, made)]
+            if places[1] != places[2] and len(x) == len(made) == len(inputs):
+                entered = 0 if places[0] == places[1] else x.nbytes  # the batch is counted apart
+                found.append((entered + made.nbytes) // len(inputs))
 
     whole = [it.module for it in segments_of(model, segments) if it.method == "forward"]
     training = {module: module.training for module in model.modules()}

@@ -73,10 +73,6 @@ class StepCompiler:
         except InputError:
             return None
 
-    def forget(self) -> None:
-        """Let go of all programs: nothing will be planned for a while."""
-        self._kept.clear()
-
     def _planned(self, model: nn.Module, shape: TrainingShape) -> PlannedStep:
         check_plain(model, training=True)
         whole = shape.batch <= shape.micro_batch

@@ -46,15 +46,19 @@ def train(step, given):
 @pytest.mark.parametrize("name", STEPS)
 def test_two_steps_equal_the_reference(name):
     shape, program, values = step_of(name)
-    reference = Reference(program, values, "float64")
+    reference, rounded = (Reference(program, values, it) for it in ("float64", "float32"))
     steps = [loaded(program, values, threads=threads) for threads in (1, 2, 3, 4)]
     for number in range(2):
         given = inputs_of(shape, seed=number)
         reference.step(given)
+        rounded.step(given)
         losses = [train(step, given) for step in steps]
-        assert losses[0] == pytest.approx(float(reference.read("loss")), rel=LOSS)
         exact = {it: reference.read(it) for it in steps[0].arrays}
-        assert distance(steps[0].arrays, exact) < WEIGHTS
+        # A narrow model may be so steep that 32 bits end elsewhere, in any order of sums.
+        own = distance({it: rounded.read(it) for it in exact}, exact)
+        assert distance(steps[0].arrays, exact) < max(WEIGHTS, 1.5 * own)
+        loss, off = float(reference.read("loss")), float(rounded.read("loss"))
+        assert losses[0] == pytest.approx(loss, rel=LOSS, abs=1.5 * abs(off - loss))
         for step, loss in zip(steps[1:], losses[1:], strict=True):
             assert loss == losses[0]
             for it, array in step.arrays.items():
