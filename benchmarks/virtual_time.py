@@ -109,7 +109,7 @@ class Steps:
 def calibrate(repeats: int) -> MachineRates:
     """Return the rates of one core of this machine."""
     tiny = Steps(Case("mlp", DIGITS, "block", 10, 10))
-    rates = MachineRates(dict(REFERENCE.flops), REFERENCE.memory_rate)
+    rates = MachineRates(REFERENCE.flops, REFERENCE.memory_rate)
     speed = train_seconds(rates, tiny.work, "block") / statistics.median(tiny.seconds(repeats))
     rates = replace(rates, core_speed=speed, memory_rate=REFERENCE.memory_rate * speed)
     for scheme in SCHEMES:
