@@ -64,9 +64,15 @@ test-flwr-next: $(NEXT)/.ready ## Test the parts that meet Flower with the newer
 	OMP_WAIT_POLICY=passive $(NEXT)/bin/python -m pytest -n 2 --dist loadfile \
 		tests/conformance tests/server tests/simulation
 
+# What the environment was built from, where pip built it here: only the tests are compiled then.
+BUILT = $(firstword $(shell ls -td build/editable/*/ 2>/dev/null))
+
 test-native: $(READY) ## Test the C++ kernels and runtime alone, as they ship
 	@if ! command -v $(firstword $(CXX)) >/dev/null; then \
 		echo "test-native: skipped, for want of a C++ compiler"; \
+	elif [ -n "$(BUILT)" ]; then \
+		$(BIN)/ninja -C $(BUILT) mest_selftests && \
+		$(BIN)/ctest --test-dir $(BUILT) --output-on-failure; \
 	else \
 		export CXX="$(CXX)"; $(call SELFTEST,build/native,); \
 	fi

@@ -1,0 +1,26 @@
+# Programs that test the cores without Python, once for each instruction set.
+function(mest_add_selftests)
+  set(programs mest_selftest mest_runtime_selftest mest_planes_selftest)
+  set(sources selftest runtime planes)
+  set(cores mest_kernels mest_runtime mest_runtime)
+  foreach(program source core IN ZIP_LISTS programs sources cores)
+    add_executable(${program} EXCLUDE_FROM_ALL tests/native/${source}.cpp)
+    target_link_libraries(${program} PRIVATE ${core})
+  endforeach()
+  set(all "")
+  if(MEST_SELFTEST)
+    set(all ALL)
+  endif()
+  add_custom_target(mest_selftests ${all} DEPENDS ${programs})
+  # Memory that nobody has written yet holds no zeros here.
+  set(rough "ASAN_OPTIONS=malloc_fill_byte=255:max_malloc_fill_size=1073741824;MALLOC_PERTURB_=128"
+    "TSAN_OPTIONS=halt_on_error=1")
+  foreach(name ${MEST_VARIANTS})
+    add_test(NAME selftest_${name} COMMAND mest_selftest)
+    add_test(NAME runtime_${name} COMMAND mest_runtime_selftest)
+    add_test(NAME planes_${name} COMMAND mest_planes_selftest)
+    set_tests_properties(selftest_${name} runtime_${name} planes_${name} PROPERTIES SKIP_RETURN_CODE 77
+      ENVIRONMENT "MEST_FED_KERNELS=${name};${rough}")
+  endforeach()
+  mest_test_variants_share_nothing()
+endfunction()
