@@ -12,6 +12,9 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+#: Characters of an error's own text that a line shows.
+LONGEST = 500
+
 #: Packages that only pass an error on.
 _PASSED = ("mest_fed", "torch")
 
@@ -19,9 +22,24 @@ _PASSED = ("mest_fed", "torch")
 _PACKAGES = {"site-packages", "dist-packages"}
 
 
+def one_line(error: BaseException) -> str:
+    """Return an error's own text as one line of at most ``LONGEST`` characters; its kind if empty.
+
+    What is longer ends with an ellipsis, after a sentence or a word.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    if len(text) <= LONGEST:
+        return text
+    head = text[: LONGEST - len(" …")]
+    sentence, word = head.rfind(". ") + 1, head.rfind(" ")
+    end = sentence if sentence > LONGEST // 2 else word
+    return f"{head[:end] if end > 0 else head} …"
+
+
 def described(error: BaseException) -> str:
     """Say in one line what an error is and where, outside this package and torch, it was raised."""
-    text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    kind, said = type(error).__name__, one_line(error)
+    text = kind if said == kind else f"{kind}: {said}"
     raised = traceback.extract_tb(error.__traceback__)
     frames = [frame for frame in raised if not frame.filename.startswith((*_passed(), "<"))]
     if isinstance(error, SyntaxError) or not frames:

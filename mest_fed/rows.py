@@ -242,6 +242,8 @@ class Summary:
     ``tasks`` and ``failures`` count the tasks of the whole run by how, and why, they ended; a kind
     of failure that did not occur is left out. ``devices_asked`` is how many of ``devices`` had a
     task. ``deployed`` says that they were real. ``kept`` is the rule by which the model was kept.
+    ``why_torch`` says why torch trained, at least on some devices, though programs were asked for;
+    runs of earlier versions, and those whose programs trained, lack it.
     ``diverged_round`` is the first round since which the loss of the model, up to the one that was
     kept, was not finite.
     """
@@ -283,6 +285,7 @@ class Summary:
     devices: Count | None = None
     devices_asked: Count | None = None
     deployed: bool = False
+    why_torch: str | None = None
     tiers: tuple[Tier, ...]
     layers: tuple[Layer, ...]
     dense_bytes: Count

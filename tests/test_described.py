@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mest_fed.described import described, is_installed, kind_of
+from mest_fed.described import LONGEST, described, is_installed, kind_of, one_line
 
 
 def raised(call, *args):
@@ -52,3 +52,24 @@ def test_a_folder_with_a_like_name_is_not_the_package():
     folder = os.path.dirname(sys.modules[described.__module__].__file__)
     assert is_installed(f"{folder}/own.py")
     assert not is_installed(f"{folder}_of_mine/own.py")
+
+
+def test_what_an_error_says_is_a_line():
+    assert one_line(ValueError("a\n  b\n")) == "a b"
+    assert one_line(ValueError()) == "ValueError"
+    assert raised(int, "x" * 9).startswith("ValueError: invalid literal")
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("word " * 200, "word …"),
+        ("A sentence of some length. " * 20 + "more " * 40, "length. …"),
+        ("x" * 1000, "x …"),
+    ],
+)
+def test_a_long_text_ends_after_a_sentence_or_a_word(text, end):
+    line = one_line(ValueError(text))
+    assert line.endswith(end)
+    assert LONGEST // 2 < len(line) <= LONGEST
+    assert text.startswith(line.removesuffix(" …"))

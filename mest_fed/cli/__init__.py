@@ -5,6 +5,8 @@ from importlib.util import find_spec
 
 #: What the commands' own code imports. The library alone does not need it; Flower brings it.
 _PLUMBING = ("typer", "click", "rich")
+#: The shell's status of what SIGINT ends; :mod:`mest_fed.cli.app` has it, too, once imported.
+_INTERRUPTED = 130
 
 
 def main() -> None:
@@ -12,8 +14,14 @@ def main() -> None:
     missing = [module for module in _PLUMBING if find_spec(module) is None]
     if missing:
         sys.exit(_without(missing[0]))
-    from mest_fed.cli.app import main as run_command
+    try:
+        from mest_fed.cli.app import main as run_command
+        from mest_fed.cli.app import register_commands
 
+        register_commands()
+    except KeyboardInterrupt:
+        print("interrupted before the command began; nothing was written", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
     run_command()
 
 

@@ -107,8 +107,10 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="Complex modules are a new feature")
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
-        register_commands()
-        sys.exit(app(prog_name="mest-fed", standalone_mode=False) or OK)
+        status = app(prog_name="mest-fed", standalone_mode=False) or OK
+        if status == INTERRUPTED:  # typer has made it of Ctrl-C
+            raise KeyboardInterrupt
+        sys.exit(status)
     except NoArgsIsHelpError as error:
         error.show()
         sys.exit(WRONG_INPUT)
@@ -117,7 +119,8 @@ def main() -> None:
         line = f"{error.format_message()} See: {where} --help"
         errors.print("[bold red]error:[/bold red]", _one_line(line), markup=True)
         sys.exit(WRONG_INPUT)
-    except (Abort, KeyboardInterrupt):  # the second while commands are imported
+    except (Abort, KeyboardInterrupt):
+        errors.print("interrupted")
         sys.exit(INTERRUPTED)
     except InputError as error:
         errors.print("[bold red]error:[/bold red]", _one_line(error), markup=True)

@@ -2,7 +2,7 @@
 
 In a terminal each phase and each round is a line above one line that moves. Elsewhere standard
 output has a header and a row for each round, their columns apart by tabs, and nothing else:
-what the run came to goes to standard error, and phases, too, where that is a terminal.
+phases, reasons and what the run came to go to standard error.
 """
 
 import os
@@ -33,6 +33,7 @@ _LEAST_REST = 22
 #: A line that is wider is hard to read.
 _WIDEST = 140
 _GAP = 2
+_MINUTE = 60
 _LONGEST_NAME = 14
 #: Reasons of failures that are said while a run goes; the report has all.
 _MOST_REASONS = 12
@@ -152,7 +153,6 @@ class RunConsole:
         self._err = err or Console(stderr=True, highlight=False, quiet=quiet)
         # Colours that the environment asks for do not make a terminal of a pipe.
         self._terminal = self._out.file.isatty() if terminal is None else terminal
-        self._watched = self._terminal or self._err.file.isatty()
         self._clock, self._start = clock, clock()
         self._metric: Metric | None = None
         self._columns: list[Shown] = []
@@ -165,6 +165,8 @@ class RunConsole:
         self._live = _moving_line(self._out) if self._terminal and not quiet else None
         self._bar = None if self._live is None else self._live.add_task("", total=None, rounds="")
         self._total: int | None = None
+        #: Seconds that rounds took before this command, of a run that goes on.
+        self.earlier_seconds = 0.0
         #: What the moving line says.
         self.status = ""
 
@@ -183,14 +185,14 @@ class RunConsole:
 
     def phase(self, text: str) -> None:
         """Say what begins now."""
-        if self._watched:
-            self.say(f"{format_seconds(self.elapsed):>10}  {text}")
+        seconds = self.elapsed
+        since = format_seconds(seconds) if seconds >= _MINUTE else f"{seconds:.1f} s"
+        self.say(f"{since:>10}  {text}")
         self._move(text)
 
     def note(self, text: str) -> None:
         """Say what a person should know beside the phases."""
-        if self._watched:
-            self.say(text, "dim", indent=7)
+        self.say(text, "dim", indent=7)
 
     def say(self, text: str, style: str = "", *, indent: int = 0) -> None:
         """Say a sentence: to the person at the terminal, or on standard error."""
@@ -215,6 +217,7 @@ class RunConsole:
                 "weights before it removes as many (a soft memory bound), until its last stage"
             )
         number = done[-1]["round"] if done else -1
+        self.earlier_seconds = done[-1]["wall_seconds"] if done else 0.0
         again = f", going on after round {number}" if done else ""
         self.phase(f"training {name}: {number_of(config.run.rounds, 'round')}{again}")
         self._head(columns_of(self._metric, lambda: self.elapsed), config.run.rounds, number)

@@ -11,7 +11,7 @@ import typer
 
 from mest_fed.catalogue import METHODS, NORMS, SCHEMES
 from mest_fed.cli.app import needs
-from mest_fed.errors import not_allowed
+from mest_fed.errors import InputError, not_allowed
 
 if TYPE_CHECKING:
     from mest_fed.server.claim import Claim
@@ -60,6 +60,33 @@ def next_folder(name: str) -> Path:
     names = chain([name], (f"{name}-{number}" for number in count(2)))
     folders = (Path("runs") / each for each in names)
     return next(folder for folder in folders if not folder.exists() or _is_new(Claim(folder)))
+
+
+def newest_run(*, finished: bool) -> tuple[Path, int]:
+    """Return the run beneath ``runs`` that was written last, and how many there are to choose from.
+
+    Parameters
+    ----------
+    finished : bool
+        Whether it may be finished, too; else it is one that ``--resume`` goes on with.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    from mest_fed.server.folder_names import CHECKPOINTS
+    from mest_fed.server.run_folder import RunFolder
+
+    runs = [run for path in Path("runs").glob("*/") if (run := RunFolder(path)).has_checkpoint]
+    runs.sort(key=lambda run: (run.path / CHECKPOINTS).stat().st_mtime, reverse=True)
+    found = [run for run in runs if finished or run.resumable]
+    if not found:
+        more = f"; --rounds N adds rounds to the newest, {runs[0].path}" if runs else ""
+        which = "that is not finished " if runs else ""
+        allowed = f"allowed: --out with the folder of one{more}"
+        raise InputError(f"--resume: no run {which}is in the folder runs; {allowed}")
+    return found[0].path, len(found)
 
 
 def _is_new(claim: "Claim") -> bool:

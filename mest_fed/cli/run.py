@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from mest_fed.cli.app import INTERRUPTED, NOTHING_TRAINED
+from mest_fed.cli.app import NOTHING_TRAINED
 from mest_fed.cli.console import RunConsole
+from mest_fed.cli.interruption import Interruptible
 from mest_fed.cli.options import next_folder
-from mest_fed.cli.simulate import Workers, ended_like_ctrl_c, prepare_engine
+from mest_fed.cli.simulate import Workers, prepare_engine
 from mest_fed.schema import FailureKind, in_words
 from mest_fed.strict_json import read_json
 from mest_fed.units import format_bytes, format_seconds, number_of
@@ -68,7 +69,7 @@ def run(
 
     Ends with status 3 if no client gave a result, or metrics are not finite at the end.
     """
-    with RunConsole(quiet=quiet) as seen:
+    with RunConsole(quiet=quiet) as seen, Interruptible(seen.end) as stop:
         seen.phase("loading libraries")
         prepare_engine(workers)
         from mest_fed.config.fleet import read_fleet
@@ -79,20 +80,15 @@ def run(
         from mest_fed.simulation.report import write_report
         from mest_fed.simulation.report.load import load_run
 
+        stop.loaded()
         project = read_project(app_dir).with_overrides(run_config or [])
         devices = None if fleet is None else read_fleet(fleet)
         prepared = AppRun.of(project, devices, out or next_folder(project.name), seed=seed)
         if workers is None:
             workers = min(default_workers(), prepared.num_nodes)
-        try:
-            with ended_like_ctrl_c(), _consoles(show_clients, quiet), seen.apart():
-                folder = prepared.run(workers, address, watcher=seen)
-        except KeyboardInterrupt:
-            seen.end()
-            logged = f"what the run has logged so far is in {prepared.out}"
-            kept = logged if prepared.out.exists() else "no client had a result; nothing was kept"
-            typer.echo(f"stopped; {kept}", err=True)
-            sys.exit(INTERRUPTED)
+        stop.kept = lambda: _kept(prepared.out)
+        with _consoles(show_clients, quiet), seen.apart():
+            folder = prepared.run(workers, address, watcher=seen)
         seen.phase("writing the report")
         report = write_report(folder)
         _say_result(seen, read_json(folder / SUMMARY, dict), report)
@@ -101,6 +97,13 @@ def run(
         typer.echo(line, err=True)
     if summary.warning:
         sys.exit(NOTHING_TRAINED)
+
+
+def _kept(folder: Path) -> str:
+    """Say what an interrupted run has left."""
+    if folder.exists():
+        return f"stopped; what the run has logged so far is in {folder}"
+    return "stopped; no client had a result; nothing was kept"
 
 
 @contextmanager

@@ -2,23 +2,25 @@
 
 import logging
 import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mest_fed.catalogue import TRACKERS
-from mest_fed.cli.app import INTERRUPTED, NOTHING_TRAINED, needs
+from mest_fed.cli.app import NOTHING_TRAINED, needs
 from mest_fed.cli.console import RunConsole
-from mest_fed.cli.options import next_folder, number_from
+from mest_fed.cli.interruption import Interruptible
+from mest_fed.cli.options import newest_run, next_folder, number_from
 from mest_fed.errors import InputError
 from mest_fed.rows import Summary
 from mest_fed.schema import LOSS, in_words
 from mest_fed.units import format_bytes, format_seconds, number_of
+
+if TYPE_CHECKING:
+    from mest_fed.server.run_folder import RunFolder
 
 #: Worker processes beyond which Ray would start none in any useful time.
 MOST_WORKERS = 4096
@@ -52,7 +54,8 @@ def simulate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Run folder; runs/PRESET if nothing is said, or the next free runs/PRESET-N."
+            help="Run folder; runs/PRESET if nothing is said, or the next free runs/PRESET-N. For "
+            "--resume the newest in runs that is not finished; with --rounds it may be finished."
         ),
     ] = None,
     workers: Workers = None,
@@ -100,10 +103,11 @@ def simulate(
     Ends with status 3 if no device gave an update that the server accepted, or the run diverged:
     the loss of the model that it leaves is not finite.
     """
-    with RunConsole(quiet=quiet) as console:
+    with RunConsole(quiet=quiet) as console, Interruptible(console.end) as stop:
         console.phase("loading libraries")
         prepare_engine(workers)
         from mest_fed.server.folder_names import CONFIG
+        from mest_fed.server.run_folder import RunFolder
         from mest_fed.simulation.engine.machine import default_workers
         from mest_fed.simulation.report import read_summary, write_report
         from mest_fed.simulation.settings import resolve
@@ -111,6 +115,7 @@ def simulate(
         from mest_fed.simulation.trackers.progress import Observers
         from mest_fed.simulation.trackers.trackers import open_trackers
 
+        stop.loaded()
         _quieten()
         if file is not None and config is not None:
             raise InputError("CONFIG.toml and --config name the same thing; allowed: one of them")
@@ -125,9 +130,11 @@ def simulate(
             new = f"--set run.rounds={rounds}"
             raise InputError(f"--rounds {rounds} is for --resume; allowed for a new run: {new}")
         name, resolved = (None, None) if resume else resolve(preset, config, settings or [])
-        folder = out or (Path("runs/quickstart") if resume else next_folder(name or "quickstart"))
+        folder = out or _folder(name, rounds, console)
         observer = Observers(*open_trackers(log or [], folder), console)
         name, more = name or folder.name, rounds or 0
+        if resume:
+            stop.kept = lambda: _kept(RunFolder(folder))
         run = open_run(name, resolved, folder, resume=resume, more=more, observer=observer)
         if dry_run:
             from mest_fed.cli.planning.forecast import RunForecast
@@ -138,18 +145,14 @@ def simulate(
             console.end()
             print_forecast(forecast, workers, address)
             return
+        stop.kept = lambda: _kept(run.folder)
         try:
-            with ended_like_ctrl_c():
-                if workers is None:
-                    workers = default_workers()
-                run.run(workers, address, patience=client_timeout)
-        except (Interrupted, KeyboardInterrupt):
-            console.end()
-            if run.folder.resumable:
-                typer.echo(f"stopped; go on with: {run.folder.resume}", err=True)
-            else:
-                typer.echo("stopped before the first checkpoint; nothing was kept", err=True)
-            sys.exit(INTERRUPTED)
+            if workers is None:
+                workers = default_workers()
+            run.run(workers, address, patience=client_timeout)
+        except Interrupted:
+            raise KeyboardInterrupt from None
+        stop.kept = lambda: f"stopped; write the report with: mest-fed report {quote(str(folder))}"
         console.phase("writing the report")
         report = write_report(folder)
         summary = read_summary(folder)
@@ -177,14 +180,23 @@ def prepare_engine(workers: int | None) -> None:
         )
 
 
-@contextmanager
-def ended_like_ctrl_c() -> Iterator[None]:
-    """Have a run that SIGTERM ends leave a checkpoint, too."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _folder(preset: str | None, rounds: int | None, console: RunConsole) -> Path:
+    """Choose the folder of a new run of a preset, or the run to go on with: None."""
+    if preset is not None:
+        return next_folder(preset)
+    folder, count = newest_run(finished=rounds is not None)
+    others = f", the newest of {count} such runs; --out takes another" if count > 1 else ""
+    console.note(f"going on with {folder}{others}")
+    return folder
+
+
+def _kept(folder: "RunFolder") -> str:
+    """Say what an interrupted run has left."""
+    if folder.resumable:
+        return f"stopped; go on with: {folder.resume}"
+    if folder.has_checkpoint:
+        return "interrupted before the run went on; its folder is as it was"
+    return "interrupted before the first checkpoint; nothing was kept"
 
 
 def _quieten() -> None:
@@ -209,9 +221,12 @@ def _say_result(console: RunConsole, summary: Summary, report: Path) -> None:
     for kind, count in summary.failures.items():
         console.say(f"  {count:,} {kind.status}: {kind.label}")
     sent = summary.bytes_up + summary.bytes_down
+    took = f"the rounds took {format_seconds(summary.wall_seconds)}"
+    if console.earlier_seconds:
+        here = format_seconds(summary.wall_seconds - console.earlier_seconds)
+        took += f", {here} of them in this command"
     console.say(
         f"{format_bytes(sent)} sent; {format_seconds(summary.virtual_seconds)} of virtual time "
-        f"(modelled); the rounds took {format_seconds(summary.wall_seconds)}, "
-        f"the command {format_seconds(console.elapsed)} (measured)"
+        f"(modelled); {took}, the command {format_seconds(console.elapsed)} (measured)"
     )
     console.say(f"report: {report}")

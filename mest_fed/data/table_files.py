@@ -8,6 +8,7 @@ import numpy as np
 
 from mest_fed.data.arrays import require
 from mest_fed.data.parts import Values
+from mest_fed.described import one_line
 from mest_fed.errors import InputError, not_allowed
 
 #: Characters that stand between the values of a line in tables that people have.
@@ -93,13 +94,13 @@ class ParquetTable(Table):
                     tables.append(source.read(columns=names))
                     self.num_rows += source.metadata.num_rows if count else 0
             except (arrow.ArrowException, OSError) as error:
-                reason = str(error).splitlines()[0]
+                reason = one_line(error)
                 raise self.error(f"{file.name} is no parquet file ({reason})") from error
         assert schema is not None
         try:
             whole = arrow.concat_tables(tables, promote_options="permissive")
         except arrow.ArrowException as error:
-            reason = str(error).splitlines()[0]
+            reason = one_line(error)
             raise self.error(f"its files have columns of unlike types ({reason})") from error
         return whole, schema
 
@@ -156,7 +157,7 @@ class CsvTable(Table):
                     convert_options=convert,
                 )
             except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                reason = one_line(error)
                 raise self.error(f"{file.name} is no CSV table ({reason})") from error
             names = table.column_names
             if len(set(names)) < len(names):
@@ -168,5 +169,5 @@ class CsvTable(Table):
         try:
             return arrow.concat_tables(tables, promote_options="permissive")
         except arrow.ArrowException as error:
-            reason = str(error).splitlines()[0]
+            reason = one_line(error)
             raise self.error(f"its files have columns of unlike types ({reason})") from error

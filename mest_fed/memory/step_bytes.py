@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mest_fed.catalogue import OPTIMIZERS
+from mest_fed.described import one_line
 from mest_fed.errors import MestFedError, not_allowed
 from mest_fed.memory.activations import MemoryOptions, memory_saving
 from mest_fed.memory.activations.micro_chunks import only_the_ends
@@ -233,8 +234,8 @@ def _naming(model: nn.Module) -> Iterator[None]:
         within = [module for module in running if isinstance(module, nn.Module)]
         culprit = next((module for module in reversed(within) if module in names), model)
         what = f"{names[culprit]} ({type(culprit).__name__})"
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UntraceableError(f"{what} cannot be traced without numbers: {reason}") from error
+        text = f"{what} cannot be traced without numbers: {one_line(error)}"
+        raise UntraceableError(text) from error
 
 
 def measured_step(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mest_fed.described import one_line
 from mest_fed.kernels import torch_threads
 from mest_fed.kernels.native import scratch_of
 from mest_fed.memory.activations import segments_of
@@ -70,9 +71,9 @@ def _traceable(loss: TrainingLoss, meta_model: nn.Module, inputs: Tensor) -> Tra
     try:
         loss.total(outputs, loss.targets(len(inputs), "meta"))
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         warnings.warn(
-            f"the loss cannot be traced without numbers ({reason}); plans count it as a softmax",
+            f"the loss cannot be traced without numbers ({one_line(error)}); "
+            "plans count it as a softmax",
             RuntimeWarning,
             stacklevel=3,
         )

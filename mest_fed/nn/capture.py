@@ -7,15 +7,17 @@ The program is that of a training step, whatever mode the module is in, or that 
 where this is asked for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from mest_fed.described import kind_of
+from mest_fed.described import kind_of, one_line
 from mest_fed.errors import InputError, MestFedError
 from mest_fed.nn.capture_functions import FUNCTIONS, METHODS
 from mest_fed.nn.capture_layers import MODULES
@@ -128,14 +130,34 @@ class _Tracer(fx.Tracer):
         return type(m) in MODULES or super().is_leaf_module(m, module_qualified_name)
 
 
+@contextmanager
+def _own_gradients_refused() -> Iterator[None]:
+    """Refuse autograd functions: a trace sees their forward pass, and would lose the backward."""
+    function: Any = torch.autograd.Function
+    whole = vars(function)["apply"]
+
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(it, fx.Proxy) for it in (*args, *kwargs.values())):
+            what = f"autograd function {cls.__name__!r}"
+            raise InputError(f"{what} has no operator: the model is no program")
+        return whole.__func__(cls, *args, **kwargs)
+
+    function.apply = classmethod(apply)
+    try:
+        yield
+    finally:
+        function.apply = whole
+
+
 def _trace(model: nn.Module) -> fx.Graph:
     try:
-        return _Tracer().trace(model)
+        with _own_gradients_refused():
+            return _Tracer().trace(model)
     except MestFedError:
         raise
     except Exception as error:  # whatever a user's forward raises about a proxy
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{type(model).__name__} cannot be traced: {reason}") from error
+        name = type(model).__name__
+        raise InputError(f"{name} cannot be traced: {one_line(error)}") from error
 
 
 def _step(made: Capture, node: fx.Node, args: Any, kwargs: Any) -> Any:
@@ -159,7 +181,9 @@ def _step(made: Capture, node: fx.Node, args: Any, kwargs: Any) -> Any:
     try:
         return rule(*given, **kwargs)
     except TypeError as error:
-        raise InputError(f"{what} is called in a way that has no operator: {error}") from error
+        raise InputError(
+            f"{what} is called in a way that has no operator: {one_line(error)}"
+        ) from error
     except InputError as error:
         raise InputError(f"{key}: {error}") from None
 

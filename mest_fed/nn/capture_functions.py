@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from mest_fed.described import one_line
 from mest_fed.errors import InputError
 from mest_fed.nn.capture_layers import MODULES
 from mest_fed.nn.capture_values import Capture, Value, dropped
@@ -99,7 +100,7 @@ def _viewed(name: str) -> Callable[..., Value]:
         try:
             shape = getattr(torch.empty(x.shape, device="meta"), name)(*args, **kwargs).shape
         except (RuntimeError, IndexError) as error:
-            raise InputError(str(error).partition("\n")[0]) from error
+            raise InputError(one_line(error)) from error
         return made.reshape(x, tuple(shape), label)
 
     return rule

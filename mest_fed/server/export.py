@@ -21,7 +21,7 @@ from torch.jit import TracerWarning  # type: ignore[attr-defined]
 from mest_fed.catalogue import EXPORTS
 from mest_fed.config import from_table, read_toml
 from mest_fed.data.arrays import require
-from mest_fed.described import is_installed
+from mest_fed.described import is_installed, one_line
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.nn import to_dense
 from mest_fed.server.checkpoint import global_state, load_newest
@@ -229,7 +229,7 @@ def _onnx(final: FinalModel, file: io.BytesIO) -> None:
                 verbose=False,
             )
         except Exception as error:  # what torch raises has no common base
-            reason = str(error).splitlines()[0]
+            reason = one_line(error)
             raise InputError(f"the model cannot be written as ONNX: {reason}") from None
     assert program is not None
     program.model.metadata_props.update(final.facts)

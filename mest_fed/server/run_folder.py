@@ -311,7 +311,7 @@ class RunFolder:
 
     def write_summary(self, summary: Summary | AppSummary) -> None:
         """Write ``summary.json``, the mark of a finished run."""
-        row = as_row(summary, optional=("reason", "unfinished"))
+        row = as_row(summary, optional=("reason", "unfinished", "why_torch"))
         self._replace(SUMMARY, json.dumps(row, indent=2, allow_nan=False) + "\n")
 
     def write_row(self, name: str, row: "DataclassInstance") -> None:

@@ -114,6 +114,7 @@ def build_summary(
         devices=sum(each.clients for each in tiers) if real_devices is None else real_devices,
         devices_asked=len({row["partition"] for row in logs.clients}),
         deployed=real_devices is not None,
+        why_torch=task.why_torch({each.profile.name: each.plan for each in tiers}),
         tiers=tuple(_tier(tier, peaks) for tier in tiers),
         layers=tuple(_layers(task, model.spec, state)),
         dense_bytes=4 * (model.spec.sparse_weights + _count(model.spec)),

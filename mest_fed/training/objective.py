@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mest_fed.described import one_line
 from mest_fed.errors import InputError, NotFiniteError, ObjectiveError
 from mest_fed.schema import LOSS, Metric
 
@@ -214,7 +215,7 @@ class Metrics:
             given = objective.values({**self.sums, "loss": self.loss, "count": float(self.count)})
         except Exception as error:  # a task of one's own may raise anything
             kind = type(error).__name__
-            raise ObjectiveError(f"values() raised {kind}: {_first_line(error)}") from error
+            raise ObjectiveError(f"values() raised {kind}: {one_line(error)}") from error
         values = {}
         for metric in objective.metrics:
             if metric.name not in given:
@@ -254,10 +255,6 @@ def _kind(value: object) -> str:
     if isinstance(value, Tensor | np.ndarray):
         return f"an array of shape {tuple(value.shape)}"
     return type(value).__name__
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def weight_of(objective: Objective, targets: Tensor) -> float:
@@ -360,7 +357,7 @@ def try_objective(objective: Objective, outputs: Tensor, targets: Tensor, *, key
         raise InputError(f"{key}: {error}") from None
     except Exception as error:  # a task of one's own may raise anything
         raise InputError(
-            f"{key}: {type(error).__name__}: {_first_line(error)} "
+            f"{key}: {type(error).__name__}: {one_line(error)} "
             f"(outputs {tuple(outputs.shape)}, targets {tuple(targets.shape)} {targets.dtype})"
         ) from error
     return totals

@@ -5,6 +5,7 @@ import io
 import os
 
 import pytest
+from cli_output import without_phases
 from rich.console import Console
 
 from mest_fed.cli.console import RunConsole, app_columns, columns_of, in_width
@@ -21,6 +22,7 @@ ROW = {
     "bytes_up": 1000,
     "bytes_down": 2000,
     "virtual_seconds": 75.0,
+    "wall_seconds": 5.0,
 }
 APP_ROW = {
     "round": 1,
@@ -86,7 +88,10 @@ def test_a_pipe_gets_a_header_and_a_row_a_round():
     rows = rounds(0, tasks={}, train_loss=None) + rounds(1) + rounds(2, metrics={})
     seen = Seen(terminal=False, colours=True).run(rows, tasks=[TASK])
     assert "\x1b" not in seen.out.getvalue()
-    assert seen.err.getvalue() == ""  # nobody is there to read it
+    said = seen.err.getvalue().splitlines()
+    assert "loading libraries" in said[0]
+    assert "training quickstart: 20 rounds" in said[1]
+    assert without_phases(seen.err.getvalue()) == ""
     first, second, third = seen.table
     assert [row["round"] for row in seen.table] == ["0", "1", "2"]
     assert first["train_loss"] == ""
@@ -196,6 +201,7 @@ def test_within_a_round_something_moves():
 def test_a_resumed_run_says_where_it_goes_on():
     text = "\n".join(Seen(terminal=True).run([], done=rounds(*range(8))).lines)
     assert "20 rounds, going on after round 7" in text
+    assert "0.5 s  loading libraries" in text
     assert len(Seen(terminal=False).run(rounds(8), done=rounds(*range(8))).table) == 1
 
 

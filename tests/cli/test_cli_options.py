@@ -1,9 +1,13 @@
 """What options of several commands share."""
 
+import os
 from pathlib import Path
 
-from mest_fed.cli.options import next_folder
-from mest_fed.server.folder_names import SUMMARY
+import pytest
+
+from mest_fed.cli.options import newest_run, next_folder
+from mest_fed.errors import InputError
+from mest_fed.server.folder_names import CONFIG, SUMMARY
 from mest_fed.server.run_folder import RunFolder
 
 
@@ -28,3 +32,23 @@ def test_a_run_that_goes_on_or_was_stopped_keeps_its_folder(tmp_path, monkeypatc
     folder.checkpoints.mkdir()
     (folder.checkpoints / "round-000000.npz").touch()
     assert next_folder("quickstart").name == "quickstart-2"
+
+
+def test_the_run_that_goes_on_is_the_newest_that_is_not_finished(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="no run is in the folder runs"):
+        newest_run(finished=True)
+    for age, name in enumerate(("quickstart-3", "quickstart-2", "other", "quickstart")):
+        folder = RunFolder(Path("runs") / name)
+        folder.checkpoints.mkdir(parents=True)
+        (folder.checkpoints / "round-000000.npz").touch()
+        (folder.path / CONFIG).touch()
+        os.utime(folder.checkpoints, (1000 - age, 1000 - age))
+    (tmp_path / "runs" / "quickstart-3" / SUMMARY).touch()
+    (tmp_path / "runs" / "without-checkpoint").mkdir()
+    assert newest_run(finished=False) == (Path("runs/quickstart-2"), 3)
+    assert newest_run(finished=True) == (Path("runs/quickstart-3"), 4)
+    for name in ("quickstart-2", "other", "quickstart"):
+        (tmp_path / "runs" / name / SUMMARY).touch()
+    with pytest.raises(InputError, match="--rounds N adds rounds to the newest, runs/quickstart-3"):
+        newest_run(finished=False)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -175,7 +176,7 @@ def test_a_corrupt_checkpoint(monkeypatch, capsys, tmp_path, config):
     for checkpoint in (folder / "checkpoints").iterdir():
         checkpoint.write_bytes(b"PK\x03\x04 and then nothing")
     before = contents(folder)
-    status, out, err = simulate(monkeypatch, capsys, "--resume", "--out", folder)
+    status, out, err = simulate(monkeypatch, capsys, "--resume", "--quiet", "--out", folder)
     assert (status, out) == (2, "")
     assert err.count("\n") == 1
     assert ".npz is not a whole checkpoint" in err
@@ -190,7 +191,7 @@ def test_a_corrupt_table_of_kernels(monkeypatch, capsys, tmp_path, config):
     (folder / "summary.json").unlink()
     (folder / "kernels.json").write_text('{"mode": "tuned"}', encoding="utf-8")
     before = contents(folder)
-    status, out, err = simulate(monkeypatch, capsys, "--resume", "--out", folder)
+    status, out, err = simulate(monkeypatch, capsys, "--resume", "--quiet", "--out", folder)
     assert (status, out) == (2, "")
     assert err.count("\n") == 1
     assert f"--resume: {folder / 'kernels.json'} has changed since the run wrote it" in err
@@ -254,7 +255,7 @@ def test_a_new_run_is_told_what_is_in_the_folder(monkeypatch, capsys, tmp_path, 
     assert "it holds a run without a checkpoint, which cannot be resumed" in err
 
 
-def end(*_):
+def end(*_, **__):
     """Raise what ends the command as if the run had been stopped."""
     raise KeyboardInterrupt
 
@@ -269,3 +270,47 @@ def contents(folder):
     """Return the bytes of all files but the store's, whose book-keeping changes as it is opened."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path: path.read_bytes() for path in files if path.parent.name != "states"}
+
+
+def test_ctrl_c_before_the_run_begins_is_a_line(monkeypatch, capsys, tmp_path, config):
+    folder = tmp_path / "run"
+    monkeypatch.setattr("mest_fed.simulation.simulate.open_run", end)
+    said = simulate(monkeypatch, capsys, "--config", config, "--out", folder, "--quiet")
+    line = "interrupted before the run began; nothing was written\n"
+    assert said == (INTERRUPTED, "", line)
+    assert not folder.exists()
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_ctrl_c_before_the_first_checkpoint_leaves_no_folder(monkeypatch, capsys, tmp_path, config):
+    monkeypatch.setattr(END_OF_SETUP, end)
+    folder = tmp_path / "new" / "run"
+    said = simulate(monkeypatch, capsys, "--config", config, "--quiet", "--out", folder)
+    assert said == (INTERRUPTED, "", "interrupted before the first checkpoint; nothing was kept\n")
+    assert not folder.parent.exists()
+
+
+def test_an_interruption_while_libraries_are_loaded_ends_at_once():
+    # An exception would be lost where a library catches it.
+    code = (
+        "import contextlib, os, signal\n"
+        "from mest_fed.cli.interruption import Interruptible\n"
+        "with Interruptible(lambda: None), contextlib.suppress(BaseException):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    line = "interrupted before the run began; nothing was written\n"
+    assert (done.returncode, done.stderr) == (INTERRUPTED, line)
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_the_time_of_earlier_commands_is_told_apart(monkeypatch, capsys, tmp_path, config):
+    folder = tmp_path / "run"
+    few = ("--config", config, "--set", "run.rounds=1", "--out", folder)
+    _, _, err = simulate(monkeypatch, capsys, *few)
+    assert re.search(r"; the rounds took \S+ \S+, the command \S+ \S+ \(measured\)", err)
+    _, _, err = simulate(monkeypatch, capsys, "--resume", "--rounds", 1, "--out", folder)
+    both = r"; the rounds took \S+ \S+, \S+ \S+ of them in this command, the command \S+ \S+ \("
+    assert re.search(both, err)

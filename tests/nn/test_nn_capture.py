@@ -247,3 +247,36 @@ def test_the_model_stays_as_it_is():
     assert all(torch.equal(it, before[name]) for name, it in model.state_dict().items())
     assert torch.equal(random, torch.random.get_rng_state())
     assert not model.training
+
+
+class Reversed(torch.autograd.Function):
+    """The identity, with a backward pass of its own, which a trace does not see."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 1.0
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
+def test_a_backward_pass_of_a_user_s_own_is_no_program():
+    model = nn.Sequential(nn.Linear(4, 4), Called(lambda x: Reversed.apply(x)), nn.Linear(4, 2))
+    with pytest.raises(InputError, match="autograd function 'Reversed' has no operator"):
+        capture(model, (2, 4), "float32")
+    x = torch.ones(1, requires_grad=True)
+    Reversed.apply(x).backward()  # itself is as it was
+    assert x.grad == -1
+
+
+def test_a_model_that_cannot_be_traced_says_why_in_a_line():
+    def fails(x):
+        raise RuntimeError("a first line,\nand a second one. " + "More of it. " * 100)
+
+    model = nn.Sequential(Called(fails))
+    with pytest.raises(InputError) as caught:
+        capture(model, (2, 4), "float32")
+    said = str(caught.value)
+    assert said.startswith("Sequential cannot be traced: a first line, and a second one. More of")
+    assert said.endswith("More of it. …")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+from cli_output import without_phases
 from tiny_run import StopAfter, read_rows, read_summary, start, tiny_table
 
 import mest_fed.devices
@@ -168,6 +169,7 @@ def refused(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit) as caught:
             main()
         out, err = capsys.readouterr()
+        err = without_phases(err)
         assert (caught.value.code, out, err.count("\n")) == (2, "", 1)
         assert not (tmp_path / "run").exists()
         return err, file

@@ -193,6 +193,23 @@ def test_devices_show_medians_of_completed_tasks(run):
     assert chart.caption.startswith("A task on solo takes 12.0 s.")
 
 
+def test_the_start_of_a_process_is_explained_where_there_is_one(run):
+    chart = time_and_energy_by_device(run)
+    assert "start of a process" not in texts(chart)
+    assert "starts the process" not in chart.caption
+    tasks = tuple(replace(task, setup_seconds=3.0) for task in run.tasks)
+    chart = time_and_energy_by_device(replace(run, tasks=tasks))
+    assert "start of a process" in texts(chart)
+    assert chart.caption.count("A device starts the process that trains anew") == 1
+
+
+def test_a_budget_s_tick_does_not_cover_the_peak(run):
+    budgets, predicted, *_ = memory_by_tier(run).figure.axes[0].collections
+    ticks, rows = (set(each.get_offsets()[:, 1]) for each in (budgets, predicted))
+    assert len(ticks) == len(rows)
+    assert not ticks & rows
+
+
 def test_without_tasks_there_is_nothing_to_draw(run):
     assert time_and_energy_by_device(replace(run, tasks=())) is None
     assert failures_by_reason(replace(run, tasks=())) is None

@@ -20,7 +20,7 @@ from mest_fed.simulation.report.figures.metric import metric_over_rounds
 from mest_fed.simulation.report.figures.staleness import staleness_of_updates
 from mest_fed.simulation.report.figures.style import house_style
 from mest_fed.simulation.report.load import load_run
-from mest_fed.simulation.report.plan_table import plan_groups, plan_rows
+from mest_fed.simulation.report.plan_table import PLAN_COLUMNS, plan_groups, plan_rows
 from mest_fed.simulation.report.tables import client_rows, round_rows
 
 HOSTILE = "<script>alert('&')</script>"
@@ -207,6 +207,13 @@ def test_equal_plans_are_one(run):
     (row,) = plan_rows(both)
     assert row.cells[:2] == ("40", "48 MB to 96 MB")
     assert row.cells[4] == "up to 90%"
+
+
+def test_a_plan_s_numbers_have_their_column_s_name_where_the_page_is_narrow(tmp_path):
+    page = page_of(tmp_path, contents())
+    first = page[page.index('<table class="plans">') :].partition('<tr class="plan">')[0]
+    names = [f"{name}, {basis}" if basis else name for name, basis in PLAN_COLUMNS]
+    assert re.findall(r'data-column="([^"]+)"', first) == names
 
 
 def test_the_page_is_for_light_and_dark(tmp_path):

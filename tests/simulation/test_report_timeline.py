@@ -137,6 +137,9 @@ def test_the_drawing_names_devices_phases_and_losses(run, task):
     assert chart.caption.startswith("All devices that were asked in rounds 1 to 2, by number;")
     assert "that took 30% of the time" in chart.caption
     assert chart.basis == ("modelled",)
+    assert "starting" not in drawn
+    begun = draw_charts(replace(run, tasks=(replace(task, setup_seconds=1.0),)))["timeline"]
+    assert "Starting: a device starts the process" in begun.caption
 
 
 def test_a_folder_of_an_older_run_opens_without_a_timeline(tmp_path):

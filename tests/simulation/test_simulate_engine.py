@@ -1,7 +1,9 @@
 """Runs whose clients train by compiled programs: one result, however the run is carried out."""
 
 import gc
+import json
 import logging
+from html import unescape
 
 import pytest
 from tiny_run import (
@@ -15,6 +17,9 @@ from tiny_run import (
 
 from mest_fed.runtime import native_table
 from mest_fed.simulation.peak_measurement import PeakMeasurement
+from mest_fed.simulation.report import write_report
+from mest_fed.simulation.report.load import load_run
+from mest_fed.simulation.report.render import render_page
 from mest_fed.simulation.simulate import Interrupted, open_run
 from mest_fed.task import Task
 from mest_fed.training.programs import Programs
@@ -136,3 +141,12 @@ def test_one_line_of_a_run_says_why_torch_trains(tmp_path):
     folder = start(tmp_path / "run", config_of("compiled", run={"rounds": 1}, **sections))
     (line,) = (folder / "run.log").read_text(encoding="utf-8").splitlines()
     assert line.endswith(f"WARNING training.engine = 'compiled': {reason}")
+    summary = load_run(folder).summary
+    assert summary.why_torch == f"training.engine = 'compiled': {reason}"
+    page = unescape(write_report(folder).read_text(encoding="utf-8"))
+    assert f"<dt>Training step</dt><dd>{summary.why_torch}</dd>" in page
+    path = folder / "summary.json"  # of an earlier version
+    table = json.loads(path.read_text(encoding="utf-8"))
+    del table["why_torch"]
+    path.write_text(json.dumps(table), encoding="utf-8")
+    assert "<dt>Training step</dt>" not in render_page(load_run(folder))

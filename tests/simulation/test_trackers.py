@@ -134,6 +134,19 @@ def test_mlflow_knows_the_configuration_and_how_the_run_ended(folder):
     assert resumed.info.run_name == "tiny"
 
 
+def test_mlflow_tags_a_run_with_the_rounds_that_it_has_now(folder):
+    pytest.importorskip("mlflow")
+    log("mlflow", folder, ROWS)
+    assert "run.rounds" not in mlflow_run(folder)[1].data.tags
+    more = CONFIG.model_copy(update={"run": CONFIG.run.model_copy(update={"rounds": 9})})
+    (tracker,) = open_trackers(["mlflow"], folder)
+    tracker.begin(more, "tiny", ROWS)
+    tracker.end()
+    _, run = mlflow_run(folder)
+    assert (run.data.tags["run.rounds"], run.info.status) == ("9", "KILLED")
+    assert run.data.params["run.rounds"] == str(CONFIG.run.rounds)
+
+
 def test_wandb_keeps_its_id_and_one_folder(folder):
     pytest.importorskip("wandb")
     names = []

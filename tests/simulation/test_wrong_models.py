@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 import torch
+from cli_output import without_phases
 from tiny_run import tiny_config, tiny_table
 from wrong_nets import good
 
@@ -33,6 +34,7 @@ def refused(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit) as caught:
             main()
         out, err = capsys.readouterr()
+        err = without_phases(err)
         assert (caught.value.code, out, err.count("\n")) == (2, "", 1), err
         assert not (tmp_path / "run").exists()
         return err

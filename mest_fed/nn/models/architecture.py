@@ -191,10 +191,8 @@ class Architecture:
             with torch.enable_grad(), seeded_globals(0):
                 output: object = model(inputs)
         except Exception as error:  # a model of a user's own may raise anything
-            first, _, rest = described(error).partition(". ")
-            reason = f"{first}." if rest else first
             raise InputError(
-                f"{key} does not take {given}, which data.name gives: {reason}"
+                f"{key} does not take {given}, which data.name gives: {described(error)}"
             ) from error
         finally:
             for module, mode in modes.items():

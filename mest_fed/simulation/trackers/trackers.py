@@ -63,13 +63,15 @@ def metrics(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 _EXPERIMENT = "mest-fed"
+_ROUNDS = "run.rounds"
 _MOST_PARAMETERS = 100  # in one request, by MLflow's own limit
 
 
 class MLflowTracker:
     """Metrics by round, the configuration as parameters.
 
-    A resumed run goes on in the same MLflow run. What that holds already is not logged again.
+    A resumed run goes on in the same MLflow run. What that holds already is not logged again. Where
+    rounds were added, a tag ``run.rounds`` says how many there are: parameters cannot change.
 
     Parameters
     ----------
@@ -98,7 +100,7 @@ class MLflowTracker:
         experiment = self._client.get_experiment_by_name(_EXPERIMENT)
         runs = self._client.search_runs([experiment.experiment_id]) if experiment else []
         if runs:
-            self._reopen(runs[0])
+            self._reopen(runs[0], config)
         else:
             self._create(config, name)
         for row in done:
@@ -134,8 +136,11 @@ class MLflowTracker:
         for start in range(0, len(params), _MOST_PARAMETERS):
             self._client.log_batch(self._run_id, params=params[start : start + _MOST_PARAMETERS])
 
-    def _reopen(self, run: Any) -> None:
+    def _reopen(self, run: Any, config: RunConfig) -> None:
         self._run_id = run.info.run_id
+        rounds = str(config.run.rounds)
+        if run.data.params.get(_ROUNDS) != rounds:  # parameters stay as they were first logged
+            self._client.set_tag(self._run_id, _ROUNDS, rounds)
         self._client.update_run(self._run_id, "RUNNING")
         self._held = {
             point.step

@@ -20,10 +20,12 @@ from mest_fed.units import format_seconds
 
 _PHASES = (
     ("download", "download_seconds", style.SKY),
-    ("start of a process", "setup_seconds", style.PALE_BLUE),
+    ("start of a process", "setup_seconds", style.PURPLE),
     ("training", "train_seconds", style.BLUE),
     ("upload", "upload_seconds", style.ORANGE),
 )
+#: What a figure with that phase says of it.
+STARTS = "A device starts the process that trains anew for each message."
 _SPAN = "p10 to p90 of the sum"
 _MOST_ROWS = 24
 
@@ -82,7 +84,7 @@ def _draw_times(axes: Any, groups: list[DeviceTasks]) -> None:
     axes.set_xlabel(f"median time of one task, {scale.unit} (modelled)")
     handles, labels = axes.get_legend_handles_labels()
     in_order = sorted(zip(handles, labels, strict=True), key=lambda item: item[1] == _SPAN)
-    style.legend_above(axes, 4, handles=[handle for handle, _ in in_order], handleheight=0.9)
+    style.legend_above(axes, 5, handles=[handle for handle, _ in in_order], handleheight=0.9)
 
 
 def _draw_energies(axes: Any, groups: list[DeviceTasks]) -> None:
@@ -125,9 +127,10 @@ def _caption(groups: list[DeviceTasks], without: list[str], *, waits_for_all: bo
             else ". Rounds do not wait for the slowest task: its update counts in a later one. "
         )
         + (
-            "Bars are the medians of the three phases over completed tasks; the thin line is where "
+            "Bars are the medians of each phase over completed tasks; the thin line is where "
             "80% of the tasks lie."
         )
+        + (f" {STARTS}" if any(t.setup_seconds for g in groups for t in g.completed) else "")
         + (f" No task was completed on {', '.join(without)}." if without else "")
     )
 

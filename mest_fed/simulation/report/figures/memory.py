@@ -26,6 +26,7 @@ _PART_COLOURS = {
 }
 _REST = "other"
 _LEAST_LABELLED = 0.09
+_ABOVE = 0.3  # of a row
 
 
 def memory_by_tier(run: Run) -> Chart | None:
@@ -74,13 +75,16 @@ def _draw_against_budget(axes: Any, groups: list[PlanGroup]) -> None:
             fontsize=8.5,
             color=style.VERMILION if group.over_budget else style.MUTED,
         )
-    budgets = [(tier.budget_bytes, row) for row, g in enumerate(groups) for tier in g.tiers]
+    # Above the dots, which they would cover where a budget is near its need.
+    budgets = [
+        (tier.budget_bytes, row - _ABOVE) for row, g in enumerate(groups) for tier in g.tiers
+    ]
     firsts = [group.first for group in groups]
     predicted = [tier.predicted_peak_bytes for tier in firsts]
     measured = [(t.measured_peak_bytes, i) for i, t in enumerate(firsts) if t.measured_peak_bytes]
     axes.scatter(
         *zip(*budgets, strict=True),
-        s=150,
+        s=70,
         marker="|",
         color=style.INK,
         linewidth=2.2,

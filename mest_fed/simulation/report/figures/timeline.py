@@ -4,6 +4,7 @@ from typing import Any
 
 from mest_fed.schema import TaskStatus
 from mest_fed.simulation.report.figures import style
+from mest_fed.simulation.report.figures.devices import STARTS
 from mest_fed.simulation.report.figures.style import Chart, finish_chart, time_scale
 from mest_fed.simulation.report.formats import count_of, format_percent, shorten
 from mest_fed.simulation.report.load import FleetRun
@@ -11,7 +12,7 @@ from mest_fed.simulation.report.statistics import Timeline, timeline
 
 _COLOURS = {
     "downloading": style.SKY,
-    "starting": style.PALE_BLUE,
+    "starting": style.PURPLE,
     "training": style.BLUE,
     "sending": style.ORANGE,
     "waiting": style.WAITING,
@@ -139,9 +140,11 @@ def _caption(shown: Timeline, *, waits_for_all: bool) -> str:
         else "Waiting is from the end of a task to the next one, or to the end of the round that "
         "took its update: that took "
     )
+    starts = any(span.phase == "starting" for line in shown.lines for span in line.spans)
     return (
         f"{which} that were asked in {rounds}, by number; the numbers above are the rounds'. "
         f"{waiting}"
         f"{format_percent(shown.waited)} of the time of all who were there. "
+        f"{f'Starting: {STARTS[:1].lower()}{STARTS[1:]} ' if starts else ''}"
         "Blank: not asked, or not done when the run ended."
     )
