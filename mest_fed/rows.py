@@ -202,7 +202,8 @@ class Tier:
     """The devices of one profile, which train under one plan.
 
     ``recompute`` and ``saved`` are how training saves memory, as in
-    :class:`mest_fed.memory.MemoryOptions`.
+    :class:`mest_fed.memory.MemoryOptions`; ``shortfall_bytes`` is 0 unless the plan was made anew,
+    as in :class:`mest_fed.memory.Plan`.
     """
 
     profile: str
@@ -211,6 +212,7 @@ class Tier:
     budget_bytes: Count
     predicted_peak_bytes: Count
     measured_peak_bytes: Count | None = None
+    shortfall_bytes: Count = 0
     density: Share
     micro_batch: Count
     recompute: str | None = None

@@ -72,7 +72,7 @@ class TaskData:
         numbers = objective_of(config.task.name, config.task.options).targets_are_numbers
         own = load_own(config.data.name, path, data_request(config.data, numbers=numbers))
         data = DataSplit(own, own.take(np.arange(0)))
-        return cls(config, data=data, partitions=_OnePartition(np.arange(len(own))))
+        return cls(config, data=data, partitions=OnePartition(np.arange(len(own))))
 
     @property
     def _data_example(self) -> ExampleSpec:
@@ -211,8 +211,14 @@ class TaskData:
         return max(1, min(EVALUATION_BATCH, _MOST_OUTPUTS // max(1, outputs)))
 
 
-class _OnePartition(Sequence[Examples]):
-    """The partitions of a device's own data: one, whatever its number is."""
+class OnePartition(Sequence[Examples]):
+    """The partitions of one device alone: the same examples, whatever the number is.
+
+    Parameters
+    ----------
+    examples : array
+        Its examples.
+    """
 
     def __init__(self, examples: Examples) -> None:
         self._examples = examples

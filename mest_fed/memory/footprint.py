@@ -24,6 +24,11 @@ from mest_fed.sparsity import Method, layer_counts
 #: as the rest that the other parts leave unexplained, with torch 2.13 on x86-64.
 RUNTIME = 2_300_000
 
+#: What a client's round takes beside a compiled step and the arrays of its messages: their records
+#: and bytes, decoding and encoding, the order of the examples. Measured as the rest in rounds of
+#: three small nets, 0.08 to 0.24 MB (docs/figures.md).
+ROUND = 200_000
+
 FLOAT = 4
 INDEX = 4
 
@@ -53,7 +58,8 @@ class Footprint:
     wire : int
         The received message, and the state decoded from it.
     runtime : int
-        :data:`RUNTIME`, whatever the model; of a compiled step its description.
+        :data:`RUNTIME`, whatever the model; of a compiled step the descriptions of its programs,
+        and :data:`ROUND`.
     """
 
     values: int = 0
@@ -208,6 +214,7 @@ def _compiled(
         return None
     target = trace.loss.targets(1, "meta").nbytes
     parts["batch"] += (trace.image + target) * shape.batch
+    parts["runtime"] += ROUND if setting.messages else 0
     return Footprint(
         **parts,
         **_model(trace, active),

@@ -25,11 +25,15 @@ class Plan:
         Density, micro-batch, memory options and the rest.
     footprint : Footprint
         Predicted bytes by part; its total is within the budget.
+    shortfall : int
+        By how many bytes a plan's measured peak, which was over the budget, was above its
+        prediction, so that this plan was made in its place; 0 in a first plan.
     """
 
     budget: int
     shape: TrainingShape
     footprint: Footprint
+    shortfall: int = 0
 
     @property
     def density(self) -> float:
@@ -76,6 +80,14 @@ class Plan:
             f"{format_bytes(self.footprint.total)} of {format_bytes(self.budget)}, "
             f"{parts[largest] / max(1, self.footprint.total):.0%} of it {largest}."
             + (f" {measures[0].upper()}{measures[1:]}." if measures else "")
+            + (f" {self.why_anew()}" if self.shortfall else "")
+        )
+
+    def why_anew(self) -> str:
+        """Say why a plan that was made anew is not the first."""
+        return (
+            "Planned anew, since the measured peak of the plan before was over the budget and "
+            f"{format_bytes(self.shortfall)} above its prediction."
         )
 
     def as_table(self) -> dict[str, Any]:
@@ -83,6 +95,7 @@ class Plan:
         return {
             "budget_bytes": self.budget,
             "predicted_peak_bytes": self.footprint.total,
+            "shortfall_bytes": self.shortfall,
             "kind": "modelled",
             **{
                 f.name: getattr(self.shape, f.name)
@@ -116,7 +129,12 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "segments": str,
 }
 #: Keys that plans of earlier versions lack, and what those plans do.
-_LATER: dict[str, Any] = {"segments": "", "optimizer": "sgd", "proximal": False}
+_LATER: dict[str, Any] = {
+    "segments": "",
+    "optimizer": "sgd",
+    "proximal": False,
+    "shortfall_bytes": 0,
+}
 #: Keys of earlier versions, and what they are called now.
 _RENAMED = {"consume": "release_gradients"}
 
@@ -153,7 +171,10 @@ def read_plan(text: str, source: str = "plan") -> Plan:
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     plan = Plan(
-        _size(table["budget_bytes"], f"{source}: budget_bytes"), shape, _parts(table, source)
+        _size(table["budget_bytes"], f"{source}: budget_bytes"),
+        shape,
+        _parts(table, source),
+        _size(table["shortfall_bytes"], f"{source}: shortfall_bytes", 0),
     )
     if plan.footprint.total > plan.budget:
         raise InputError(

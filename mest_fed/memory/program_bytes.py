@@ -14,10 +14,11 @@ from mest_fed.runtime.arena import plan_arena
 from mest_fed.runtime.batches import even_parts, lanes_of, sizes_of_rest
 from mest_fed.runtime.native import workspace_of
 from mest_fed.runtime.program import Program
+from mest_fed.runtime.sizes import second_size
 
-#: What a program takes beside all other parts, in bytes, and for each of its buffers: its
-#: description in Python, of which a process that has trained a smaller model has some already, and
-#: what allocators keep. Fitted to 105 measurements of peaks (docs/figures.md).
+#: What a step takes beside all other parts, in bytes, and for each buffer of each of its programs:
+#: its description in Python, of which a process that has trained a smaller model has some already,
+#: and what allocators keep. Fitted to 105 measurements of peaks (docs/figures.md).
 BESIDE, DESCRIPTION = 100_000, 1_200
 
 #: From a meta model and how it trains to the program of a group of examples; None where there is
@@ -91,7 +92,8 @@ def program_bytes(
         + space.scratch * threads
         + sum(it.bytes for it in copies),
         "batch": outputs,
-        "runtime": BESIDE + DESCRIPTION * len(program.buffers),
+        "runtime": BESIDE
+        + DESCRIPTION * len(program.buffers) * (1 + len(others | _second(program, others))),
     }
 
 
@@ -111,11 +113,16 @@ def _other_sizes(program: Program, shape: TrainingShape, *, ragged: bool) -> set
     return set(_sizes(program, shape, ragged=ragged)) - {program.examples}
 
 
+def _second(program: Program, others: set[int]) -> set[int]:
+    """Return the size of which a program is made so that the others follow from two."""
+    return {second_size(program.examples)} if others and program.examples > 1 else set()
+
+
 def _sizes(program: Program, shape: TrainingShape, *, ragged: bool) -> Iterator[int]:
     group = program.examples
     if program.takes_groups:
         yield from sizes_of_rest(group - 1 if ragged else shape.batch % group)
         return
     yield from even_parts(shape.batch, shape.micro_batch)
-    if ragged and shape.batch > 1:
-        yield from even_parts(shape.batch // 2, shape.micro_batch)
+    if ragged:
+        yield from even_parts(shape.batch - 1, shape.micro_batch)

@@ -39,7 +39,7 @@ class Sizes:
         """
         if examples == self._first:
             return self._of(examples)
-        other = 3 if self._first == 2 else 2  # one example may have no statistics of a batch
+        other = second_size(self._first)
         if self._first != 1 and examples != other:
             found = resized(self._of(self._first), self._of(other), examples)
             if found is not None:
@@ -50,6 +50,11 @@ class Sizes:
         if examples not in self._made:
             self._made[examples] = self._make(examples)
         return self._made[examples]
+
+
+def second_size(first: int) -> int:
+    """Return the size that is made beside the first; one example may have no batch statistics."""
+    return 3 if first == 2 else 2
 
 
 def resized(one: Program, two: Program, examples: int) -> Program | None:

@@ -173,6 +173,7 @@ def _tier(tier: TierPlan, peaks: Mapping[Plan, int]) -> Tier:
         budget_bytes=plan.budget,
         predicted_peak_bytes=plan.footprint.total,
         measured_peak_bytes=peaks.get(plan),
+        shortfall_bytes=plan.shortfall,
         density=plan.density,
         micro_batch=plan.micro_batch,
         recompute=plan.memory.recompute,

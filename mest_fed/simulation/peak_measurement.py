@@ -23,6 +23,7 @@ from mest_fed.client.capability import Capability
 from mest_fed.client.local_round import ClientState, TrainInstruction, train_round
 from mest_fed.config import RunConfig, from_flat, named_files, to_flat
 from mest_fed.config.learning import ModelSection
+from mest_fed.data import num_held_out
 from mest_fed.data.cache import cache_folder
 from mest_fed.errors import InputError
 from mest_fed.kernels import variant
@@ -33,9 +34,9 @@ from mest_fed.nn import SparseState, read_state
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.optimizers import ServerOptimizer
 from mest_fed.server.run_folder import RunFolder
-from mest_fed.simulation.fleet import Fleet
 from mest_fed.system.allocator import ALLOCATOR_ENVIRONMENT
 from mest_fed.task import Task
+from mest_fed.task_data import OnePartition
 from mest_fed.wire import Payload, decode, encode
 
 log = getLogger(__name__)
@@ -100,20 +101,40 @@ class PeakMeasurement:
 
 
 def measure_plans(task: Task, plans: Sequence[Plan]) -> Iterator[int]:
-    """Measure plans, each by an epoch of the client that has most examples; yield bytes."""
+    """Measure plans, each by an epoch of the client that has most examples; yield bytes.
+
+    So many of its examples are left out that the last batch is one short of a whole one, where it
+    has enough. A step then has groups of all sizes that it can have, each with memory of its own,
+    as a prediction counts them: another client of the plan needs no more.
+    """
     # Devices that draw their examples all have as many.
     sizes = [1] if task.draws_examples else [len(part) for part in task.partitions]
     busiest = int(np.argmax(sizes))
     # The peak is in the first epoch; a run that diverges shall be measured, too.
     changes = {"local_epochs": 1, "learning_rate": _LEAST_RATE}
     training = task.config.training.model_copy(update=changes)
-    task = task.reconfigured(task.config.model_copy(update={"training": training}), task.choices)
+    config, part = task.config.model_copy(update={"training": training}), task.partitions[busiest]
+    part = part[: _one_short(len(part), config)]
+    task = Task(config, data=task.data, partitions=OnePartition(part), choices=task.choices)
     small = task.reconfigured(_small(task), task.choices)
     for plan in plans:
         who = Capability(busiest, "measurement", plan.budget, plan)
         messages = [encode(_received(each, plan.density), each.spec)[0] for each in (small, task)]
         warm_up_run = partial(_warm_up, small, messages[0], who)
         yield measure(partial(_round, task, messages[1], who), warm_up_run).added
+
+
+def _one_short(examples: int, config: RunConfig) -> int:
+    """Return how many of a client's examples make a last batch that is one short of a whole one.
+
+    All where there is no such number: one example a batch, or too few examples.
+    """
+    batch, held_out = config.training.batch_size, config.data.hold_out
+    if batch == 1:
+        return examples
+    numbers = range(examples, max(0, examples - 2 * batch), -1)
+    short = (it for it in numbers if (it - num_held_out(it, held_out)) % batch == batch - 1)
+    return next(short, examples)
 
 
 def _small(task: Task) -> RunConfig:
@@ -193,54 +214,66 @@ class Peaks:
     ----------
     task : Task
         The run's.
-    fleet : Fleet
-        Its tiers have the plans.
+    plans : iterable of Plan
+        Those of its devices.
     folder : RunFolder
         Of the run; nothing is written there.
     kernels : Table
         Its kernels.
     """
 
-    def __init__(self, task: Task, fleet: Fleet, folder: RunFolder, kernels: Table) -> None:
-        plans = list(dict.fromkeys(tier.plan for tier in fleet.tiers))
-        self._keys = {plan: _key(task, kernels, plan) for plan in plans}
-        kept = folder.read_memory()
-        known = (
-            {plan: _cached(key) for plan, key in self._keys.items()}
-            if kept is None
-            else {plan: kept.get(_plan_key(plan)) for plan in plans}
-        )
-        self._known = {plan: size for plan, size in known.items() if size is not None}
-        unknown = [plan for plan in plans if plan not in self._known] if kept is None else []
+    def __init__(
+        self, task: Task, plans: Iterable[Plan], folder: RunFolder, kernels: Table
+    ) -> None:
+        self._task, self._kernels = task, kernels
+        self._partitions, self._kept = folder.partition_file, folder.read_memory()
+        self._known: dict[Plan, int] = {}
+        self.add(plans)
+
+    def add(self, plans: Iterable[Plan]) -> None:
+        """Look up plans, and begin to measure those that are not known; no others may run."""
+        plans, known = list(dict.fromkeys(plans)), self._known
+        for plan in plans:
+            key = _plan_key(plan)
+            found = _cached(self._key(plan)) if self._kept is None else self._kept.get(key)
+            if found is not None:
+                known.setdefault(plan, found)
+        of_shape = {plan.shape: size for plan, size in known.items()}
         # Plans of one shape need the same memory, whatever their budgets.
-        distinct = list({plan.shape: plan for plan in unknown}.values())
+        known |= {plan: of_shape[plan.shape] for plan in plans if plan.shape in of_shape}
+        self._unknown = [plan for plan in plans if plan not in known] if self._kept is None else []
+        distinct = list({plan.shape: plan for plan in self._unknown}.values())
         self._measurement = PeakMeasurement.start(
-            task.config, folder.partition_file, kernels, distinct
+            self._task.config, self._partitions, self._kernels, distinct
         )
-        self._unknown = unknown
 
     @property
     def pending(self) -> int:
         """How many plans are being measured, for the first time on this machine."""
         return 0 if self._measurement.process is None else len(self._measurement.plans)
 
-    def wait(self) -> Mapping[Plan, int]:
-        """Wait for the measurement; return measured bytes by plan, where they could be measured.
+    @property
+    def by_key(self) -> dict[str, int]:
+        """What the run folder keeps: the bytes of each plan that was measured, by its name."""
+        return {_plan_key(plan): size for plan, size in self._known.items()}
 
-        :attr:`by_key` then has what the run folder keeps.
-        """
+    def wait(self) -> Mapping[Plan, int]:
+        """Wait for the measurement; return measured bytes by plan, where they could be measured."""
         found = {plan.shape: size for plan, size in self._measurement.results().items()}
         for plan in self._unknown:
             size = found.get(plan.shape)
             if size is not None:
                 self._known[plan] = size
-                _keep(self._keys[plan], size)
-        self.by_key = {_plan_key(plan): size for plan, size in self._known.items()}
+                _keep(self._key(plan), size)
+        self._unknown, self._measurement = [], PeakMeasurement(None)
         return dict(self._known)
 
     def close(self) -> None:
         """End the measurement if it still runs."""
         self._measurement.stop()
+
+    def _key(self, plan: Plan) -> str:
+        return _key(self._task, self._kernels, plan)
 
 
 def _key(task: Task, kernels: Table, plan: Plan) -> str:
@@ -252,7 +285,7 @@ def _key(task: Task, kernels: Table, plan: Plan) -> str:
         "example": asdict(task.example),
         "kernels": choices_to_rows(kernels)["rows"],
         "plan": _shape(plan),
-        "counted": "anonymous memory",
+        "counted": "anonymous memory, groups of all sizes",
         "versions": {name: version(name) for name in _VERSIONS},
         "machine": (platform.machine(), platform.libc_ver(), variant()),
     }
@@ -272,7 +305,8 @@ def _plan_key(plan: Plan) -> str:
 
 def _shape(plan: Plan) -> dict[str, Any]:
     table = plan.as_table()
-    del table["budget_bytes"], table["parts"], table["predicted_peak_bytes"]
+    for budgeted in ("budget_bytes", "shortfall_bytes", "parts", "predicted_peak_bytes"):
+        del table[budgeted]
     return table
 
 

@@ -37,6 +37,7 @@ from mest_fed.simulation.engine.executor import Executor, make_executor
 from mest_fed.simulation.engine.flower import run_server_app
 from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import TaskResult
+from mest_fed.simulation.fitted_plans import fitted, over_budget, refit
 from mest_fed.simulation.fleet import Fleet, SharedData, TaskSetup, run_kernels
 from mest_fed.simulation.label_counts import label_counts
 from mest_fed.simulation.more_rounds import NewPlan, extended, planned
@@ -128,12 +129,11 @@ class Simulation:
             options = {"patience": patience, "setup": TaskSetup(flat, kernels.choices, data)}
         with (
             logged() as log,
-            closing(Peaks(task, fleet, self.folder, kernels)) as measured,
+            closing(Peaks(task, fleet.plans.values(), self.folder, kernels)) as measured,
             closing(make_executor(CLIENT_APP, workers, address, **options)) as executor,
         ):
             if (reason := task.why_torch(fleet.plans)) is not None:
-                getLogger(RUN_LOG).warning("%s", reason)
-                tell.note(reason)
+                self._warn(reason)
             # All of this can fail, so the folder is left alone until it has not.
             if workers:
                 tell.phase(f"starting Ray with {number_of(workers, 'worker')}")
@@ -142,10 +142,29 @@ class Simulation:
                 plans = number_of(measured.pending, "plan")
                 tell.phase(f"measuring the memory of {plans}, each for the first time here")
             peaks = measured.wait()
+            if facts is None:  # a resumed run has its plans
+                fleet, peaks = self._fit(task, fleet, measured), measured.wait()
             with self._open_folder(task, kernels, measured.by_key, log) as states:
                 strategy = _Run(self, task, fleet, states).drive(executor, peaks, flat)
                 self._summarise(task, fleet, strategy, peaks)
         return self.folder.path
+
+    def _fit(self, task: Task, fleet: Fleet, measured: Peaks) -> Fleet:
+        """Return the fleet with plans made anew where a measured peak is over its budget."""
+        over = over_budget(fleet.plans, measured.wait())
+        if not over:
+            return fleet
+        self.observer.phase(
+            f"planning anew: {number_of(len(over), 'plan')} over budget as measured"
+        )
+        refit(task, over, measured)
+        for each in over:
+            self._warn(each.in_words(measured.wait()))
+        return Fleet.of(task, fitted(fleet.plans, over))
+
+    def _warn(self, text: str) -> None:
+        getLogger(RUN_LOG).warning("%s", text)
+        self.observer.note(text)
 
     @contextmanager
     def _open_folder(

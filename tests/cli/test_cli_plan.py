@@ -280,7 +280,7 @@ def test_options_and_settings_change_a_configuration(says, tiny):
 
 def test_a_fleet_in_a_table(says):
     lines = says("plan", "--preset", "quickstart").splitlines()
-    assert lines[0].startswith("quickstart: resnet8 (width 1; group norm), mest-ems, block")
+    assert lines[0].startswith("quickstart: resnet8 (width 2; group norm), mest-ems, block")
     assert [line.split()[:2] for line in lines if line.strip().startswith("rpi-4 ")] == [
         ["rpi-4", "3"]
     ]
@@ -427,7 +427,7 @@ def test_plans_of_compiled_steps_are_read_off_programs(plans):
     device = ("--device", "rpi-4")
     free = plans(*LARGE, *device)
     assert free["parts"] != plans(*LARGE, *device, *BY_TORCH)["parts"]
-    assert free["parts"]["runtime"] < 10**6
+    assert free["parts"]["runtime"] < 2 * 10**6  # torch's is 2.3 MB
     assert free["step_seconds"] > 0
     tight = plans("--budget", str(free["predicted_peak_bytes"]), *device)
     assert tight["micro_batch"] < free["micro_batch"]

@@ -116,7 +116,7 @@ def test_refusals(what):
 
 
 #: What is said twice, and what earlier plans have not.
-LATER = {"segments": "", "optimizer": "sgd", "proximal": False}
+LATER = {"segments": "", "optimizer": "sgd", "proximal": False, "shortfall_bytes": 0}
 OPTIONAL = {"kind", "predicted_peak_bytes", *LATER}
 
 

@@ -100,7 +100,7 @@ def test_settings_alone_that_name_a_model_need_no_budgets(own):
     name, config = resolve(None, None, [setting])
     assert name == "plain"
     assert {plan.density for plan in Task(config).fleet_plans().values()} == {0.1}
-    _, config = resolve("quickstart", None, [setting, "training.engine=torch"])
+    _, config = resolve("quickstart", None, [setting, "model.width=1", "training.engine=torch"])
     with pytest.raises(BudgetError):
         Task(config).fleet_plans()
     assert resolve(None, None, ["data.name=digits"])[0] == "plain"

@@ -7,6 +7,8 @@ import pytest
 from tiny_run import StopAfter, read_rows, read_summary, tiny_config
 
 from mest_fed.errors import InputError
+from mest_fed.memory import footprint
+from mest_fed.memory.planner import needed
 from mest_fed.schema import FailureKind
 from mest_fed.simulation import peak_measurement
 from mest_fed.simulation.fleet import Fleet
@@ -17,6 +19,8 @@ from mest_fed.task import Task
 
 FLEET = {"mix": "rpi-4:1, rpi-5:1", "budgets": "rpi-4:40MB, rpi-5:80MB"}
 CONFIG = tiny_config(fleet=FLEET | {"devices": 12})
+ROOMY = FLEET | {"devices": 12, "budgets": "rpi-4:60MB, rpi-5:80MB"}
+ENOUGH = tiny_config(fleet=ROOMY)
 
 
 class FakeMeasurement(PeakMeasurement):
@@ -24,6 +28,16 @@ class FakeMeasurement(PeakMeasurement):
 
     def results(self):
         return dict.fromkeys(self.plans, 50000000)
+
+    def stop(self):
+        pass
+
+
+class Larger(PeakMeasurement):
+    """Finds that every plan needs 60% more than was predicted."""
+
+    def results(self):
+        return {plan: plan.footprint.total * 8 // 5 for plan in self.plans}
 
     def stop(self):
         pass
@@ -43,13 +57,13 @@ def asked(tmp_path, monkeypatch):
     return asked
 
 
-def run(folder, config=CONFIG, *, resume=False, display=None):
+def run(folder, config=ENOUGH, *, resume=False, display=None):
     observer = display or Observers()
     return open_run("tiny", config, folder, resume=resume, observer=observer).run(0)
 
 
 def test_over_budget_is_a_failed_round_and_counted(tmp_path, asked):
-    folder = run(tmp_path / "run")
+    folder = run(tmp_path / "run", CONFIG)
     rows, summary = read_rows(folder, "clients"), read_summary(folder)
     small = [row for row in rows if row["device"] == "rpi-4"]
     assert small
@@ -68,7 +82,7 @@ def test_plans_of_one_shape_are_measured_once_and_cached(tmp_path, asked):
     assert [len(plans) for plans in asked] == [1]  # both devices train in the same way
     run(tmp_path / "second")
     assert [len(plans) for plans in asked] == [1, 0]
-    other = tiny_config(fleet=FLEET | {"devices": 12}, training={"batch_size": 16})
+    other = tiny_config(fleet=ROOMY, training={"batch_size": 16})
     run(tmp_path / "third", other)
     assert [len(plans) for plans in asked] == [1, 0, 1]
 
@@ -97,6 +111,85 @@ def test_a_cache_that_cannot_be_written_is_none(tmp_path, asked, monkeypatch):
     monkeypatch.setenv("MEST_FED_CACHE", str(tmp_path / "file"))
     folder = run(tmp_path / "run")
     assert list(json.loads((folder / "memory.json").read_text()).values()) == [50_000_000]
+
+
+@pytest.fixture
+def larger(tmp_path, monkeypatch):
+    """Have every plan measured as larger than predicted."""
+    monkeypatch.setenv("MEST_FED_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(PeakMeasurement, "start", lambda *given: Larger(None, given[-1]))
+
+
+def tight(**sections):
+    """Return a run whose rpi-4 have a budget that the requested plan just fits as predicted."""
+    planner = Task(tiny_config(**sections)).planner()
+    budget = needed(footprint(planner.trace, planner.setting, planner.limits.shape).total)
+    fleet = {"mix": "rpi-4:1, rpi-5:1", "budgets": f"rpi-4:{budget}B", "devices": 12}
+    return tiny_config(**sections, fleet=fleet), budget
+
+
+class Notes(StopAfter):
+    """Keeps what it is told beside rounds."""
+
+    def __init__(self, number=99):
+        super().__init__(number)
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def phase(self, text):
+        pass
+
+    def task_ended(self, kind):
+        pass
+
+    def tasks_done(self, rows):
+        pass
+
+
+def test_a_plan_that_is_over_its_budget_as_measured_is_made_anew(tmp_path, larger):
+    config, budget = tight()
+    first = Task(config).fleet_plans()["rpi-4"]
+    notes = Notes()
+    summary = read_summary(run(tmp_path / "run", config, display=Observers(notes)))
+    assert summary["over_budget"] == 0
+    small, large = sorted(summary["tiers"], key=lambda tier: tier["budget_bytes"])
+    assert small["budget_bytes"] == budget == first.budget
+    assert small["predicted_peak_bytes"] < first.footprint.total
+    assert small["measured_peak_bytes"] == small["predicted_peak_bytes"] * 8 // 5 <= budget
+    assert small["shortfall_bytes"] == first.footprint.total * 8 // 5 - first.footprint.total
+    assert "Planned anew" in small["plan"]
+    assert (large["micro_batch"], large["shortfall_bytes"]) == (first.micro_batch, 0)
+    (said,) = notes.notes
+    assert said.startswith("rpi-4: the plan's measured peak")
+    assert "planned anew" in said
+    assert said in (tmp_path / "run" / "run.log").read_text(encoding="utf-8")
+
+
+def test_a_resumed_run_keeps_the_plans_that_were_made_anew(tmp_path, larger, monkeypatch):
+    config, _ = tight()
+    whole = run(tmp_path / "whole", config)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "run", config, display=StopAfter(1))
+    monkeypatch.setattr(PeakMeasurement, "start", lambda *_: PeakMeasurement(None))
+    monkeypatch.setenv("MEST_FED_CACHE", str(tmp_path / "another"))
+    resumed = run(tmp_path / "run", None, resume=True)
+    for key in ("tiers", "model_sha256", "over_budget"):
+        assert read_summary(resumed)[key] == read_summary(whole)[key]
+
+
+def test_a_budget_in_which_no_plan_fits_as_measured(tmp_path, larger):
+    planner = Task(tiny_config()).planner()
+    fleet = {"mix": "rpi-4:1, rpi-5:1", "budgets": f"rpi-4:{planner.smallest().budget}B"}
+    notes = Notes()
+    folder = run(tmp_path / "run", tiny_config(fleet=fleet), display=Observers(notes))
+    assert read_summary(folder)["over_budget"] > 0
+    (said,) = notes.notes
+    enough = int(said.rpartition(" bytes would do")[0].rpartition(" ")[2])
+    fleet["budgets"] = f"rpi-4:{enough}B"
+    folder = run(tmp_path / "enough", tiny_config(fleet=fleet), display=Observers(Notes()))
+    assert read_summary(folder)["over_budget"] == 0
 
 
 @pytest.mark.slow

@@ -20,8 +20,8 @@ PART_MEANINGS = {
     "activations and the kernels' scratch",
     "batch": "the examples and targets of one batch",
     "wire": "the received message, and the model decoded from it",
-    "runtime": "what the program itself takes beside its tensors: the description of a compiled "
-    "step, or a constant where torch trains",
+    "runtime": "what the program itself takes beside its tensors: descriptions of a compiled "
+    "step, for each size of its groups, and of a round; or a constant where torch trains",
 }
 
 
