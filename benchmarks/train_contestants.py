@@ -198,7 +198,7 @@ def compiled(
     model.train()
     programs = best_programs(make, batch, whole=True)
     captured = programs.captured(batch)
-    program, sizes = program_of(programs, captured, batch)
+    program, sizes = program_of(programs, programs.of(captured), batch)
     if group is not None:
         program = sizes(group)
     step = CompiledStep(program, threads, resize=sizes, micro_batch=batch, batch=batch)

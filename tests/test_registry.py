@@ -176,6 +176,7 @@ def test_a_registered_thing_is_found_by_other_processes(things, tmp_path):
     assert reference_of(InputError) == "mest_fed.errors:InputError"
 
 
+@pytest.mark.soak
 def test_the_script_that_runs_is_not_executed_again(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

@@ -29,6 +29,7 @@ def test_the_picture(tmp_path):
     assert "semi-synchronous" in (tmp_path / "picture.svg").read_text(encoding="utf-8")
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_tiny_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(asynchrony, "MODES", dict(list(asynchrony.MODES.items())[::2]))

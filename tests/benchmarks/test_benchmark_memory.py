@@ -30,6 +30,7 @@ def test_a_case_survives_the_pipe():
     assert case.name == "resnet8 batch block 0.1 4 segments int8 consume frozen 1"
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.skipif(not can_measure(), reason="nothing can be measured here")
 def test_both_sides_are_measured_in_processes_of_their_own():
@@ -91,6 +92,7 @@ def test_every_combination_has_a_name_of_its_own(engine, least):
     assert len({memory_prediction.title_of(case) for case in cases}) == len(cases)
 
 
+@pytest.mark.soak
 def test_every_small_model_is_predicted():
     small = [case for case in memory_prediction.cases(TORCH) if case.model == "resnet8"]
     assert all(memory_prediction.predict(case).total > 10**6 for case in small)
@@ -111,6 +113,7 @@ def test_bounds_of_predictions():
     assert not memory_prediction.is_within(compiled, 97_000_000, 100_000_000)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.skipif(not can_measure(), reason="nothing can be measured here")
 @pytest.mark.parametrize("engine", [TORCH, COMPILED])

@@ -10,6 +10,7 @@ from mest_fed.errors import InputError
 from mest_fed.simulation.peak_measurement import PeakMeasurement
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_tiny_run(tmp_path, monkeypatch):
     monkeypatch.setattr(PeakMeasurement, "start", lambda *_: PeakMeasurement(None))

@@ -55,6 +55,7 @@ def machine(monkeypatch):
     return started, released
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -112,6 +113,7 @@ def test_a_port_in_use(fails):
         )
 
 
+@pytest.mark.soak
 def test_more_than_the_process_may_have(fails, monkeypatch):
     monkeypatch.setattr("mest_fed.cli.node_memory.limit_of_process", lambda: 600 * MB)
     line = fails(*insecure("--memory-limit", "700MB"))
@@ -124,6 +126,7 @@ def test_more_than_the_process_may_have(fails, monkeypatch):
     assert "allowed: none, since this process is under a limit of 500 MB" in fails(*insecure())
 
 
+@pytest.mark.soak
 def test_more_than_the_machine_has(fails, monkeypatch):
     monkeypatch.setattr("mest_fed.cli.node_memory.memory_of_machine", lambda: 1000 * MB)
     line = fails(*insecure("--memory-limit", "1001MB"))
@@ -132,6 +135,7 @@ def test_more_than_the_machine_has(fails, monkeypatch):
     assert "at most 470 MB, since this machine has 1 GB, 5% of it stay free and the node" in line
 
 
+@pytest.mark.soak
 def test_what_does_not_fit_is_refused_before_it_connects(fails, machine, monkeypatch):
     monkeypatch.setattr("mest_fed.cli.client.wait_for_superlink", lambda *_: pytest.fail("asked"))
     line = fails(*insecure(device="rpi-zero-2w"))

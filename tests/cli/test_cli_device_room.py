@@ -49,6 +49,7 @@ def test_built_in_boards_but_the_smallest_hold_their_budget():
     assert "simulations alone" in rooms["rpi-zero-2w"].profile.sources["budget_bytes"]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", ["rpi-zero-2w", "rpi-3b-plus", "phone-low"])
 def test_devices_plan_and_client_say_the_same(says, fails, monkeypatch, name):
     words = DeviceRoom(load_profile(name), load_profile(name).budget_bytes).in_words()

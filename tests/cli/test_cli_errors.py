@@ -17,6 +17,7 @@ def setting(text):
     return ("simulate", "--workers", "0", *without_budgets, "--set", text)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

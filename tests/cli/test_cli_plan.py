@@ -56,6 +56,7 @@ def shape_of(table):
     return {name: table[name] for name in names}
 
 
+@pytest.mark.soak
 def test_what_fits_as_wished(says, plans):
     text = says(*SMALL, *LARGE)
     for part in ("activations", "values", "gradients", "predicted peak", "modelled"):
@@ -84,12 +85,14 @@ def test_a_plan_within_a_tight_budget(plans):
         assert read_plan(json.dumps(table)).as_table().items() <= table.items()
 
 
+@pytest.mark.soak
 def test_a_runner_up_is_what_its_preference_gives(plans):
     first, *_ = plans(*TIGHT)["runners_up"]
     order = [*(name for name in cost_order() if name != "micro_batch"), "micro_batch"]
     assert shape_of(plans(*TIGHT, "--prefer", ", ".join(order))) == shape_of(first)
 
 
+@pytest.mark.soak
 def test_a_device_has_a_budget_and_a_speed(plans):
     profile = load_profile("rpi-4")
     alone = plans("--device", "rpi-4", *BY_TORCH)
@@ -104,6 +107,7 @@ def test_a_device_has_a_budget_and_a_speed(plans):
     assert alone["device"] == "rpi-4"
 
 
+@pytest.mark.soak
 def test_recomputation_takes_time(plans):
     order = "recompute, release_gradients, micro_batch, saved, density, momentum, frozen"
     device = ("--device", "rpi-zero-2w", *BY_TORCH)
@@ -118,6 +122,7 @@ def test_the_step_time_in_words(says):
     assert "on Raspberry Pi Zero 2 W (modelled), no longer than it would" in text
 
 
+@pytest.mark.soak
 def test_small_micro_batches_cost_time_by_torch(plans):
     def relative(micro_batch):
         order = "micro_batch, release_gradients, saved, density, momentum, frozen, recompute"
@@ -150,6 +155,7 @@ def measured(monkeypatch):
     return baseline
 
 
+@pytest.mark.soak
 def test_a_limit_of_the_whole_client(says, plans, fails, measured):
     assert plans("--memory-limit", "400MB")["budget_bytes"] == 80 * MB
     assert plans("--memory-limit", "400MB", "--margin", "0")["budget_bytes"] == 100 * MB
@@ -175,6 +181,7 @@ def test_the_earlier_name_of_the_limit(monkeypatch, capsys, measured):
     assert json.loads(out)["budget_bytes"] == 80 * MB
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("margin", [(), ("--margin", "0.2")])
 def test_a_plan_promises_what_a_client_gives(plans, measured, monkeypatch, capsys, margin):
     options = ("--memory-limit", "400MB", *margin)
@@ -225,6 +232,7 @@ def tiny(tmp_path_factory):
     return file
 
 
+@pytest.mark.soak
 def test_the_plans_of_a_configuration_are_those_of_its_simulation(
     says, tiny, tmp_path_factory, monkeypatch
 ):
@@ -266,6 +274,7 @@ def test_one_device_of_a_configuration(says, tiny):
     assert "The budget of rpi-zero-2w, 1.2 MB, is the one of fleet.budgets." in text
 
 
+@pytest.mark.soak
 def test_options_and_settings_change_a_configuration(says, tiny):
     def plan(*more):
         return json.loads(says("plan", str(tiny), "--device", "rpi-5", "--json", *more))
@@ -296,6 +305,7 @@ def build(input_shape, num_classes):
 """
 
 
+@pytest.mark.soak
 def test_a_model_of_ones_own_from_another_folder(says, tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("elsewhere")
     (folder / "own").mkdir()
@@ -317,6 +327,7 @@ def test_a_model_that_does_not_take_the_data_is_refused(fails, model):
     assert message.startswith(expected)
 
 
+@pytest.mark.soak
 def test_models_of_tokens_and_series_are_planned_for_data_of_theirs(says, tmp_path_factory):
     drawn, folder = np.random.default_rng(0), tmp_path_factory.mktemp("data")
     tokens, series = folder / "tokens.npz", folder / "series.npz"
@@ -335,17 +346,20 @@ def test_a_warning_is_a_line(says, monkeypatch):
     assert line == "warning: of two lines\n"
 
 
+@pytest.mark.soak
 def test_the_usual_width(says):
     assert "resnet8 (width 1, the usual" in says("plan", "--model", "resnet8", *LARGE)
     assert "resnet8 (width 0.5; group norm)" in says(*SMALL, *LARGE)
 
 
+@pytest.mark.soak
 def test_the_usual_width_of_mests_resnet32(says):
     assert "resnet32 (width 2, the usual" in says(
         "plan", "--image", "1x8x8", "--batch", "2", *LARGE
     )
 
 
+@pytest.mark.soak
 def test_a_dense_plan_needs_more_memory_and_time(says, plans):
     device = ("--device", "rpi-4", *LARGE, "--width", "4", "--batch", "2")
     sparse, dense = (plans("--method", method, *device) for method in ("mest-em", "dense"))
@@ -355,6 +369,7 @@ def test_a_dense_plan_needs_more_memory_and_time(says, plans):
     assert "Trains all of" in says(*SMALL, *LARGE, "--method", "dense")
 
 
+@pytest.mark.soak
 def test_other_options(plans):
     options = ("--image", "1x8x8", "--batch", "8", "--classes", "3", "--norm", "batch")
     plan = plans(*LARGE, *options)
@@ -362,6 +377,7 @@ def test_other_options(plans):
     assert plan["predicted_peak_bytes"] < plans(*LARGE)["predicted_peak_bytes"]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("columns", [80, 120])
 def test_lines_fit_the_terminal(says, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
@@ -372,6 +388,7 @@ def test_lines_fit_the_terminal(says, monkeypatch, columns):
     assert "micro_batch" in others
 
 
+@pytest.mark.soak
 def test_the_picture(monkeypatch, capsys, tmp_path):
     def draw_both(report, path):
         draw(report, path)
@@ -391,6 +408,7 @@ def test_the_picture(monkeypatch, capsys, tmp_path):
         assert words in drawn
 
 
+@pytest.mark.soak
 def test_the_threads_of_the_device_are_planned_for(says):
     def workspace(*options):
         small = ("plan", "--model", "resnet8", "--width", "1", "--batch", "1", "--density", "0.3")
@@ -401,6 +419,7 @@ def test_the_threads_of_the_device_are_planned_for(says):
     assert workspace("--device", "rpi-4") == one  # as a simulation plans for it
 
 
+@pytest.mark.soak
 def test_the_picture_of_a_format_of_ones_own(monkeypatch, tmp_path):
     text = "from mest_fed.memory.activations.saved_tensors import AsIs as fmt\n"
     (tmp_path / "own.py").write_text(text, encoding="utf-8")
@@ -419,10 +438,12 @@ def test_the_models_that_have_a_usual_width():
     }
 
 
+@pytest.mark.soak
 def test_a_method_that_mutates_on_clients_alone_is_planned_so(says):
     assert "rigl" in says(*SMALL, *LARGE, "--method", "rigl")
 
 
+@pytest.mark.soak
 def test_plans_of_compiled_steps_are_read_off_programs(plans):
     device = ("--device", "rpi-4")
     free = plans(*LARGE, *device)

@@ -56,6 +56,7 @@ def test_json_holds_the_program_and_where_its_buffers_lie(says):
     assert table["group"] == table["batch"] == 4
 
 
+@pytest.mark.soak
 def test_groups(says):
     whole, groups, of_three = (
         json.loads(says(*SMALL, "--group", group, "--json")) for group in ("4", "1", "3")
@@ -74,6 +75,7 @@ def test_groups(says):
     assert batch["group"] == 4
 
 
+@pytest.mark.soak
 def test_sparse_and_dense(says):
     sparse, dense = (
         json.loads(says(*SMALL, *more, "--json"))
@@ -120,6 +122,7 @@ def test_what_else_a_step_may_have(says, tmp_path_factory):
     assert {"lstm", "lstm_gradient", "place_channels", "clip", "proximal"} <= set(names)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

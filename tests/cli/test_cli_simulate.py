@@ -102,6 +102,7 @@ def test_from_command_to_report(monkeypatch, capsys, tmp_path, config):
     assert (folder / "report.html").exists()
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("unmeasured")
 def test_quiet_says_nothing(monkeypatch, capsys, tmp_path, config):
     settings = ("--set", "run.rounds=1", "--quiet", "--out", tmp_path / "run")
@@ -113,6 +114,7 @@ def test_quiet_says_nothing(monkeypatch, capsys, tmp_path, config):
     assert (tmp_path / "run" / "labels.json").exists()
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_ctrl_c_and_resume(tmp_path, config):
     folder = tmp_path / ("a rather long name of a folder " * 3).strip()
@@ -167,6 +169,7 @@ def wait_for_rounds(process, folder, number):
     pytest.fail(f"round {number} was never logged")
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("unmeasured")
 def test_a_corrupt_checkpoint(monkeypatch, capsys, tmp_path, config):
     folder = tmp_path / "run"
@@ -183,6 +186,7 @@ def test_a_corrupt_checkpoint(monkeypatch, capsys, tmp_path, config):
     assert contents(folder) == before
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("unmeasured")
 def test_a_corrupt_table_of_kernels(monkeypatch, capsys, tmp_path, config):
     folder = tmp_path / "run"
@@ -198,6 +202,7 @@ def test_a_corrupt_table_of_kernels(monkeypatch, capsys, tmp_path, config):
     assert contents(folder) == before
 
 
+@pytest.mark.soak
 @pytest.mark.ray
 @pytest.mark.usefixtures("unmeasured")
 def test_what_cannot_start_leaves_the_folder_as_it_was(monkeypatch, capsys, tmp_path, config):
@@ -305,6 +310,7 @@ def test_an_interruption_while_libraries_are_loaded_ends_at_once():
     assert (done.returncode, done.stderr) == (INTERRUPTED, line)
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("unmeasured")
 def test_the_time_of_earlier_commands_is_told_apart(monkeypatch, capsys, tmp_path, config):
     folder = tmp_path / "run"

@@ -58,6 +58,7 @@ def test_devices_as_csv(says):
     assert float(rows[0]["flops.dense"]) > 1e8
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -85,6 +86,7 @@ def raises(table, file):
 """
 
 
+@pytest.mark.soak
 def test_a_format_of_ones_own(monkeypatch, capsys, tmp_path):
     (tmp_path / "own.py").write_text(OWN, encoding="utf-8")
     monkeypatch.chdir(tmp_path)

@@ -77,6 +77,7 @@ def device(waste=0, **node):
     return [json.loads(line) for line in done.stdout.splitlines() if line[0] in "[{"]
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not can_measure(), reason="nothing can be measured here")
 def test_the_default_run_on_a_device():
     imported, reply = device(device="rpi-4", budget="40MB")

@@ -47,9 +47,9 @@ def inside(monkeypatch):
     return seen
 
 
-def with_kernels(kernels):
+def with_kernels(kernels, **more):
     training = {"batch_size": 64, "device": "cpu", "kernels": str(kernels)}
-    config = small_config(training=training)
+    config = small_config(training=training | more)
     in_a_new_process(config)
     return config
 
@@ -90,7 +90,7 @@ def test_a_process_that_plays_many_devices_times_once(timed):
 
 
 def test_nothing_is_chosen_where_the_task_has_the_runs_kernels(timed, inside):
-    config, choices = with_kernels("tuned"), Choices(dense=True)
+    config, choices = with_kernels("tuned", engine="torch"), Choices(dense=True)
     config = config.model_copy(update={"run": config.run.model_copy(update={"seed": 99})})
     task = PROCESS_TASKS.put(to_flat(config), Task(config, choices=choices))
     context = context_of(config)

@@ -193,6 +193,7 @@ def test_the_draws_are_those_of_flwr_datasets(labels, scheme, count, theirs, our
         assert np.array_equal(part, np.sort(chosen))
 
 
+@pytest.mark.soak
 def test_no_library_is_needed():
     code = (
         "import sys\n"

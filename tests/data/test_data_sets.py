@@ -70,6 +70,7 @@ def test_digits():
     assert data.test.mean == data.train.mean
 
 
+@pytest.mark.soak
 def test_digits_read_from_the_file_are_those_of_scikit_learn(monkeypatch):
     from_file = load_dataset("digits")
     monkeypatch.setattr("mest_fed.data.digits.find_spec", lambda name: None)

@@ -62,17 +62,20 @@ def run(page, tmp_path, observer=None):
     return config, folder
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("page", ["methods.md", "clients.md"])
 def test_a_page(page, tmp_path):
     run(page, tmp_path)
 
 
+@pytest.mark.soak
 def test_the_page_on_the_server(tmp_path):
     config, _ = run("server.md", tmp_path)
     # No run here is of a mode that weighs updates.
     assert WEIGHTINGS.build(config.server.weighting, 9) == 3
 
 
+@pytest.mark.soak
 def test_the_page_on_the_fleet(tmp_path):
     written("fleet.md", tmp_path)
     tracker = TRACKERS.build(f"{tmp_path}/my_tracker.py:Best", tmp_path)

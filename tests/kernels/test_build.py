@@ -40,6 +40,7 @@ def test_the_stub_names_what_the_module_has():
     assert {name for name in vars(native) if not name.startswith("_")} == set(stub_names(tree))
 
 
+@pytest.mark.soak
 def test_without_a_compiler_the_wheel_is_whole_but_for_the_module(tmp_path):
     environment = os.environ | {"CC": "/bin/false", "CXX": "/bin/false"}
     environment.pop("MEST_REQUIRE_NATIVE", None)

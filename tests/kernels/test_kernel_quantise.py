@@ -97,6 +97,7 @@ print(total)
 """
 
 
+@pytest.mark.soak
 @compiled
 def test_every_instruction_set_gives_the_same_bits():
     sums = {}

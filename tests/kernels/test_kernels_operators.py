@@ -86,6 +86,7 @@ def results(model, run, x):
 
 
 # torch's compiler warns of its own way to trace an autograd function.
+@pytest.mark.soak
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_compiled_model_gives_the_same_bits_in_one_graph(scheme):

@@ -80,6 +80,7 @@ def test_each_instruction_set_can_be_asked_for(name):
     assert (found["chosen"], found["warned"]) == (["padded"], [])
 
 
+@pytest.mark.soak
 @compiled
 def test_an_unknown_instruction_set_is_a_clear_error_each_time():
     code = (
@@ -120,6 +121,7 @@ for count in (1, 2):
 """
 
 
+@pytest.mark.soak
 @compiled
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.parametrize("parent", [1, 2])

@@ -23,6 +23,7 @@ from mest_fed.kernels import (
 compiled = pytest.mark.skipif(not native.available(), reason="no compiled kernels")
 
 
+@pytest.mark.soak
 @compiled
 @settings(deadline=None, max_examples=200)
 @given(cases(), st.sampled_from(PLANES), st.sampled_from((1, 1, 2, 3)))
@@ -37,6 +38,7 @@ def test_the_reference_is_the_dense_product(case):
     case.check(case.gradients(every("dense")))
 
 
+@pytest.mark.soak
 @settings(deadline=None, max_examples=100)
 @given(cases("only").filter(lambda case: len(case.weight.slots) > 0))
 def test_channel_products_are_the_dense_ones(case):

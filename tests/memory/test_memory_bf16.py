@@ -68,6 +68,7 @@ def test_it_is_planned_unasked_where_programs_train(trace):
     assert is_compiled(trace, planner.setting, plan.shape)
 
 
+@pytest.mark.soak
 def test_every_budget_gives_the_first_plan_that_fits(trace):
     setting, few = setup(), limits(FIXED)
     planner = Planner(trace, setting, few)

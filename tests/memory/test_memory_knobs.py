@@ -191,6 +191,7 @@ def test_a_wrong_knob_of_ones_own_is_named(own, attribute, line):
         [knob.pull(SHAPE, 1) for knob in LIMITS.knobs([f"{own}:{attribute}", *COST_ORDER])]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("as_file", [True, False])
 def test_a_registered_knob_joins_every_order(as_file, tmp_path):
     script = (

@@ -35,6 +35,7 @@ print(json.dumps([footprint(trace, setting, shape).total, measured]))
 """
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not can_measure(), reason="nothing can be measured here")
 def test_the_logits_of_a_large_vocabulary_are_planned_as_they_are_measured():
     predicted, measured = answer_of(CODE)

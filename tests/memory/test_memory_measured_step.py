@@ -72,6 +72,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.soak
 def test_predictions_for_attention_and_1d_convolutions_are_near_what_is_measured():
     ratios = answer_of(KINDS)
     assert len(ratios) == 4

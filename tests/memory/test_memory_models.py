@@ -43,6 +43,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.soak
 def test_prediction_is_near_what_is_measured():
     ratios = answer_of(CODE)
     print(ratios)

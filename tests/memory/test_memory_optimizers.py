@@ -139,6 +139,7 @@ print(json.dumps([measured, predicted]))
 """
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not can_measure(), reason="nothing can be measured here")
 def test_the_predicted_peak_is_the_measured_one():
     measured, predicted = answer_of(CODE)

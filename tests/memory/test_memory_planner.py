@@ -43,6 +43,7 @@ def plan(costs, budget, preference=None):
         return None
 
 
+@pytest.mark.soak
 @settings(deadline=None, max_examples=60)
 @given(costs, st.floats(0, 1.1), orders)
 def test_it_is_the_first_in_the_order_of_preference_that_fits(costs, share, preference):

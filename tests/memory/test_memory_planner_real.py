@@ -49,6 +49,7 @@ def test_every_budget_gives_the_first_plan_that_fits(trace):
                 assert planner.plan(budget).shape == expected
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("method", [MestEM(), RigL()])
 def test_the_refusal_names_a_budget_that_does(trace, method):
     planner = Planner(trace, TrainingSetup(method), FEW)

@@ -147,6 +147,7 @@ def test_activations_are_those_that_autograd_keeps(case, count):
     assert kept_by_the_trace(MODELS[case]().train(), count, MemoryOptions()) == real
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_fewer_bits_are_fewer_bytes_and_recomputation_fewer_still(norm):
     model = resnet("block", norm, width=0.5, name="resnet20")

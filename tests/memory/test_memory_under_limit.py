@@ -95,6 +95,7 @@ def under_the_limit():
             process.communicate(timeout=20)
 
 
+@pytest.mark.soak
 def test_dense_dies_where_ours_ends_its_epoch(under_the_limit):
     assert under_the_limit(DENSE) == (-signal.SIGKILL, "")
     assert under_the_limit(OURS) == (0, "epoch done\n")

@@ -198,6 +198,7 @@ def check(name, use, *memory):
         alike(outcome(name, each, use), expected, f"{each}")
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
 @pytest.mark.parametrize("name", USERS)
 def test_training_with_recomputed_segments_is_training_without(name, use):

@@ -57,6 +57,7 @@ def count_pieces(monkeypatch, size):
     return seen
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("count", [1, 7, 8])
 @pytest.mark.parametrize("case", [m for m in MODELS if not m.startswith("own")])

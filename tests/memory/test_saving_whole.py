@@ -48,6 +48,7 @@ def noting(*change):
     return net, net[0].held[0].made, torch.randn(5, 4, generator=generator())
 
 
+@pytest.mark.soak
 def test_it_keeps_nothing_within_and_runs_once_more_for_each_backward_pass():
     net, made, x = noting()
     with memory_saving(net, MemoryOptions("segments")) as forward:

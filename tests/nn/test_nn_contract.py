@@ -156,6 +156,7 @@ def test_a_state_is_numpy_and_back(kind, scheme):
         assert again.shape == tensor.shape, name
 
 
+@pytest.mark.soak
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @kinds
 def test_compiled(kind):

@@ -37,6 +37,7 @@ def found(tmp_path_factory):
     return [*(torch.load(folder / f"{rank}.pt") for rank in (0, 1)), alone]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", ["em", "rigl", "growing"])
 def test_processes_agree_and_compute_what_one_process_does(found, name):
     first, second, alone = (results[name] for results in found)

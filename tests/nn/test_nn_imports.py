@@ -61,10 +61,12 @@ def run(code):
     return result.stdout.strip().splitlines()[-1]
 
 
+@pytest.mark.soak
 def test_training_brings_in_neither_the_compiler_nor_sympy():
     assert run(TRAIN) == "heavy: []"
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_torch_s_own_optimizer_would():
     """Else the test above asks for nothing."""

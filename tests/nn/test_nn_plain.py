@@ -63,6 +63,7 @@ def test_the_plain_model_is_made_of_torch_s_modules_and_computes_the_same(name, 
             torch.testing.assert_close(ours.get_buffer(key), buffer, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.soak
 def test_it_loads_in_a_process_without_mest_fed(tmp_path):
     paths = []
     for name, norm, scheme in CASES:

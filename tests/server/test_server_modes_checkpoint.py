@@ -53,6 +53,7 @@ def final(strategy):
     return {key: array.tobytes() for key, array in arrays.items()}, facts
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("sparsity", SPARSITIES)
 @pytest.mark.parametrize("wire", WIRES)
 @pytest.mark.parametrize("mode", MODES)

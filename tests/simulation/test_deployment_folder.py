@@ -69,6 +69,7 @@ def whole(tmp_path_factory):
     return deploy(tmp_path_factory.mktemp("whole") / "run")
 
 
+@pytest.mark.soak
 def test_the_folder_holds_what_a_simulation_leaves(whole):
     assert {path.name for path in whole.iterdir()} == {
         "config.toml",
@@ -113,6 +114,7 @@ def test_the_model_is_a_plain_one(whole):
     assert share == pytest.approx(summary["achieved_density"], rel=0.02)
 
 
+@pytest.mark.soak
 def test_a_run_that_was_stopped_goes_on_to_the_same_model(whole, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         deploy(tmp_path / "run", last=2)
@@ -127,6 +129,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_model(whole, tmp_path):
     assert kept == {f"round-00000{number}.npz" for number in (0, 3, 4)}  # every hundredth, the last
 
 
+@pytest.mark.soak
 def test_a_run_that_was_stopped_before_its_first_round_goes_on(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         deploy(tmp_path / "run", last=0)
@@ -134,6 +137,7 @@ def test_a_run_that_was_stopped_before_its_first_round_goes_on(tmp_path):
     assert [row["round"] for row in rows(folder, "rounds.jsonl")] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.soak
 def test_instructions_on_their_way_are_not_sent_to_the_devices_of_another_run(tmp_path):
     server = {"mode": "buffered", "concurrency": 3, "buffer": 2}
     with pytest.raises(KeyboardInterrupt):
@@ -150,6 +154,7 @@ def test_a_folder_is_not_overwritten(whole):
         deploy(whole, deployment={"resume": True})
 
 
+@pytest.mark.soak
 def test_only_the_run_that_began_goes_on(tmp_path):
     with pytest.raises(InputError, match=r"deployment\.resume=true: no run in"):
         deploy(tmp_path / "run", deployment={"resume": True})
@@ -201,6 +206,7 @@ def test_the_bundle_of_another_version_is_in_another_folder(tmp_path, monkeypatc
         RunFolder(tmp_path / "run", bundle=new).check_seal(seal)
 
 
+@pytest.mark.soak
 def test_a_folder_has_one_run_at_a_time(tmp_path):
     class Second(StoppedAfter):
         """Goes on with the run while it runs."""

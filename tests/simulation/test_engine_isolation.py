@@ -47,6 +47,7 @@ def pulled(grid: EngineGrid, ids: list[str]) -> list[Message]:
     return sorted(replies, key=lambda reply: ids.index(reply.metadata.reply_to_message_id))
 
 
+@pytest.mark.soak
 def test_what_the_server_draws_does_not_depend_on_clients_that_seed(grid: EngineGrid) -> None:
     def draws() -> tuple[object, ...]:
         # An odd number of normal draws: they are made in pairs, and one is kept.

@@ -35,7 +35,7 @@ RUNS = {
     # Sums, with devices that are late and then busy, or away.
     "server": {
         "sparsity": {"method": "mest-ems", "scheme": "block", "density": 0.2},
-        "behaviour": {"dropout": 0.2, "compute_jitter": 0.5},
+        "behaviour": {"dropout": 0.2, "compute_jitter": 0.5, "process_per_message": False},
     },
     # Client by client, since clients move their masks.
     "client": {
@@ -164,6 +164,7 @@ def test_summed_strategies_do_as_their_parents(stock, summed):
         assert mine["loss"] == pytest.approx(theirs["loss"])
 
 
+@pytest.mark.soak
 def test_the_mean_of_whole_numbers_is_a_fraction_as_in_the_parent():
     counts = ArrayRecord({"seen": Array(np.array([0, 4]))})
     claim_identity(1)

@@ -55,6 +55,7 @@ main()
 """
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_no_workers_need_no_ray(tmp_path):
     options = ["--set", "run.rounds=1", "--set", "fleet.devices=3", "--set", "fleet.mix=rpi-4:1"]
@@ -82,6 +83,7 @@ def talk(message, context):
     return Message(RecordDict(), reply_to=message)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.ray)])
 def test_what_clients_print_is_logged_with_their_nodes_in_order(workers, caplog, capsys):
     executor = make_executor("test_engine_tracebacks:app", workers)

@@ -74,6 +74,7 @@ def test_a_size_that_stays_a_tensor_is_exported():
     assert [len(program(torch.zeros(count, 3))) for count in (1, 2, 5)] == [1, 2, 5]
 
 
+@pytest.mark.soak
 def test_onnx_takes_any_batch_where_the_model_asks_for_its_length():
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from mest_fed import FleetGrid
 from mest_fed.config.fleet import FleetConfig
+from mest_fed.devices import load_profile
 from mest_fed.errors import InputError
 
 logging.getLogger("flwr").setLevel(logging.ERROR)
@@ -49,8 +50,10 @@ def test_ten_lines_train_with_devices_in_virtual_time():
     result, now = play({"rpi-4": 2, "phone-low": 2})
     assert result.arrays["0"].numpy()[0] == 2 * 1.5  # the mean of 0, 1, 2 and 3, twice
     assert result.evaluate_metrics_clientapp[2]["accuracy"] == 0.5
-    # 4 kB down and up in two rounds over 3.2 Mbit/s, and four times there and back.
-    assert 0.08 * 4 < now < 1
+    # Four times the start of a process, 4 kB down and up in two rounds over 3.2 Mbit/s, and four
+    # times there and back.
+    started = 4 * max(load_profile(name).message_seconds for name in ("rpi-4", "phone-low"))
+    assert started + 0.08 * 4 < now < started + 1
 
 
 def test_the_lines_of_the_docstring_run(capsys):

@@ -99,6 +99,7 @@ def test_an_app_of_the_older_interface_runs(tmp_path):
     write_report(tmp_path / "run")
 
 
+@pytest.mark.soak
 def test_devices_take_time_and_drop_out_and_the_report_shows_it(tmp_path):
     rounds, tasks, summary = play("torch_app", tmp_path / "run", fleet=FLEET)
     assert {task["device"] for task in tasks} == {"rpi-4", "phone-low"}
@@ -117,9 +118,11 @@ def test_devices_take_time_and_drop_out_and_the_report_shows_it(tmp_path):
     assert "Raspberry Pi 4" in page
 
 
+@pytest.mark.soak
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [pytest.param("torch_app", marks=pytest.mark.soak), "mods_app"])
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["torch_app", "mods_app"])
 def test_a_fleet_gives_the_same_bits_on_any_number_of_workers(name, tmp_path):
     alone = play(name, tmp_path / "alone", fleet=FLEET)
     both = play(name, tmp_path / "both", fleet=FLEET, workers=2)

@@ -53,6 +53,7 @@ def play(executor: Executor) -> list[object]:
     return [*seen, grid.states]
 
 
+@pytest.mark.soak
 def test_outcomes_are_the_same_bits_on_none_one_and_two_workers(two_workers: Executor) -> None:
     expected = play(SerialExecutor(app))
     assert play(two_workers) == expected
@@ -77,6 +78,7 @@ def test_a_worker_that_dies_is_replaced_and_its_clients_run_again(
     assert set(grid.states) == {1000, 1001, 1003, 1004, 1005}
 
 
+@pytest.mark.soak
 def test_interrupting_does_not_wait_for_the_clients(two_workers: Executor) -> None:
     executor = make_executor(app, 1)
     grid = EngineGrid(make_nodes(3), executor)
@@ -93,6 +95,7 @@ def test_interrupting_does_not_wait_for_the_clients(two_workers: Executor) -> No
     assert time.monotonic() - started < 30  # a client sleeps for a minute
 
 
+@pytest.mark.soak
 def test_wrong_input_to_workers_is_one_line(two_workers: Executor) -> None:
     with pytest.raises(InputError, match="workers = 64 is not allowed; allowed: 1 to 3"):
         make_executor(app, 64)
@@ -140,6 +143,7 @@ def run_alone(*arguments: str) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
+@pytest.mark.soak
 def test_an_executor_alone_starts_and_ends_ray_and_says_nothing() -> None:
     assert run_alone() == ("3 True\nFalse\n", "")
 
@@ -152,6 +156,7 @@ def test_an_executor_joins_a_cluster_by_its_address(two_workers: Executor) -> No
     list(EngineGrid(make_nodes(1), two_workers).send_and_receive([Message(model(), 1000, "train")]))
 
 
+@pytest.mark.soak
 def test_an_address_without_a_cluster_is_an_input_error() -> None:
     output, complaint = run_alone("127.0.0.1:1")
     assert output == ""

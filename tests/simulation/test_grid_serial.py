@@ -164,6 +164,7 @@ def test_an_interrupt_is_no_failure_of_the_client() -> None:
         list(grid.send_and_receive(to_all(grid, model(), "train")))
 
 
+@pytest.mark.soak
 def test_nothing_of_an_exchange_is_kept_but_states(grid: EngineGrid) -> None:
     def count() -> int:
         gc.collect()

@@ -69,6 +69,7 @@ def config_of(file, section, key, name, others):
     return tiny_config(**tables)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("thing", OF_THE_SERVER, ids=named)
 def test_one_line_names_the_thing_and_its_key(thing, things, tmp_path):
     file, broken = things
@@ -85,6 +86,7 @@ def test_one_line_names_the_thing_and_its_key(thing, things, tmp_path):
     assert [row["round"] for row in read_rows(tmp_path / "run", "rounds")] == [0, 1]
 
 
+@pytest.mark.soak
 def test_the_run_goes_on_once_the_thing_works(things, tmp_path):
     file, broken = things
     config = config_of(file, *OF_THE_SERVER[0])
@@ -97,6 +99,7 @@ def test_the_run_goes_on_once_the_thing_works(things, tmp_path):
     assert ours["model_sha256"] == whole["model_sha256"]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("thing", OF_THE_CLIENTS, ids=named)
 def test_it_costs_a_client_its_round(thing, things, tmp_path):
     file, broken = things

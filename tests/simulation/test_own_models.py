@@ -44,6 +44,7 @@ def run(own, tmp_path_factory):
     return folder
 
 
+@pytest.mark.soak
 def test_model_data_and_task_are_used_together(run, own):
     state = torch.load(run / "model.pt", weights_only=True)
     assert [name for name in state if name.endswith("weight")] == [

@@ -177,6 +177,7 @@ def refused(tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("key", "name", "words"),
     [

@@ -60,6 +60,7 @@ def test_more_examples_than_there_are_refuse_the_run():
         _ = Task(tiny_config(data=data)).partitions
 
 
+@pytest.mark.soak
 def test_a_million_devices_train(tmp_path):
     folder = start(tmp_path / "run", tiny_config(**MILLION))
     summary, clients = read_summary(folder), read_rows(folder, "clients")

@@ -56,6 +56,7 @@ def with_tier(run, **changes):
     return replace(run, summary=replace(run.summary, tiers=tiers))
 
 
+@pytest.mark.soak
 def test_every_drawing_is_titled_and_described(charts):
     for chart in charts.values():
         svg = ElementTree.fromstring(chart.svg)
@@ -83,6 +84,7 @@ def test_drawings_bring_no_style_sheet_and_no_addresses(charts):
         assert "http" not in chart.svg
 
 
+@pytest.mark.soak
 def test_drawing_is_repeatable_and_leaves_matplotlib_alone(run, charts):
     before = dict(matplotlib.rcParams)
     with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path"}):

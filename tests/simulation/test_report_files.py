@@ -39,6 +39,7 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.soak
 def test_each_figure_is_a_drawing_and_a_document(place):
     assert {path.stem for path in place.glob("*.svg")} == FIGURES
     for name in FIGURES:
@@ -74,6 +75,7 @@ def test_tables_read_back_are_what_was_written(place, folder):
         assert int(read["bytes_up"]) == row["bytes_up"]
 
 
+@pytest.mark.soak
 def test_the_same_run_gives_the_same_files(place, folder, tmp_path):
     write_figures(folder, tmp_path)
     for name in ("loss.svg", "loss.pdf", "labels.svg"):
@@ -85,6 +87,7 @@ def test_tables_of_an_earlier_run_are_those_it_has(tmp_path):
     assert set(run_tables(folder)) == {"rounds", "clients", "tiers", "layers"}
 
 
+@pytest.mark.soak
 def test_a_place_that_is_a_file_is_named(folder, tmp_path):
     taken = tmp_path / "taken"
     taken.write_text("")

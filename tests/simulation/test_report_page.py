@@ -68,6 +68,7 @@ def page_of(tmp_path, contents):
     return Page(write_report(write_files(tmp_path, contents)).read_text(encoding="utf-8"))
 
 
+@pytest.mark.soak
 def test_the_report_lies_in_the_run_folder_and_is_repeatable(folder, html):
     assert write_report(folder) == folder / "report.html"
     assert (folder / "report.html").read_text(encoding="utf-8") == html
@@ -108,6 +109,7 @@ def test_the_header_says_what_ran(folder, page):
     assert "Target density 10%" in page.text
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("facts", "lead"),
     [
@@ -177,6 +179,7 @@ def test_a_run_without_accuracy_says_so(tmp_path):
     assert "This run evaluated no accuracy" in shown
 
 
+@pytest.mark.soak
 def test_a_dense_run_without_failures_but_over_budget_says_so(tmp_path):
     contents = example_files(rounds=1, tiers=1, clients_per_round=2, losses=False)
     changes = {"mutation": None, "target_density": 1.0, "achieved_density": 1.0, "over_budget": 3}

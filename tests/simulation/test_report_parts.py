@@ -49,6 +49,7 @@ def page_of(tmp_path, files):
     return write_report(write_files(tmp_path, files)).read_text(encoding="utf-8")
 
 
+@pytest.mark.soak
 def test_every_figure_is_drawn_and_has_its_basis(run):
     charts = draw_charts(run)
     assert [name for name, chart in charts.items() if chart is None] == []
@@ -58,6 +59,7 @@ def test_every_figure_is_drawn_and_has_its_basis(run):
         assert "<image" not in chart.svg
 
 
+@pytest.mark.soak
 def test_the_page_says_where_a_run_comes_from(tmp_path):
     page = page_of(tmp_path, contents())
     assert "mest-fed simulate --out &#39;a b&#39;" in page
@@ -67,12 +69,14 @@ def test_the_page_says_where_a_run_comes_from(tmp_path):
     assert re.search(r"run\.seed</th><td>1</td><td>7</td>", page)
 
 
+@pytest.mark.soak
 def test_a_run_like_its_preset_says_so(tmp_path):
     files = contents()
     files["provenance"] |= {"changes": [], "base": ""}
     assert "No setting differs from the defaults." in page_of(tmp_path, files)
 
 
+@pytest.mark.soak
 def test_folders_without_the_new_facts_give_a_page(tmp_path):
     page = page_of(tmp_path, example_files(rounds=2, tiers=2, clients_per_round=3))
     for heading in ("What was run, and where", "How the clients differ", "Staleness of updates"):
@@ -80,6 +84,7 @@ def test_folders_without_the_new_facts_give_a_page(tmp_path):
     assert "The last rounds" in page
 
 
+@pytest.mark.soak
 def test_what_files_say_stays_text(tmp_path):
     files = contents()
     files["provenance"] |= {"command": HOSTILE, "started": HOSTILE, "base": HOSTILE}
@@ -180,6 +185,7 @@ def test_staleness_is_drawn_where_rounds_do_not_wait(run, tmp_path):
     assert staleness_of_updates(waits) is None
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(("mode", "waits"), [("sync", True), ("buffered", False)])
 def test_captions_fit_the_mode(tmp_path, mode, waits):
     page = page_of(tmp_path, contents(mode))
@@ -189,6 +195,7 @@ def test_captions_fit_the_mode(tmp_path, mode, waits):
     assert f"<dd>{mode}: " in page
 
 
+@pytest.mark.soak
 def test_every_round_is_in_a_table_that_folds(tmp_path, run):
     page = page_of(tmp_path, contents())
     folded = re.search(r"<summary>All 9 rows.*?</details>", page, re.DOTALL)[0]
@@ -209,6 +216,7 @@ def test_equal_plans_are_one(run):
     assert row.cells[4] == "up to 90%"
 
 
+@pytest.mark.soak
 def test_a_plan_s_numbers_have_their_column_s_name_where_the_page_is_narrow(tmp_path):
     page = page_of(tmp_path, contents())
     first = page[page.index('<table class="plans">') :].partition('<tr class="plan">')[0]
@@ -216,6 +224,7 @@ def test_a_plan_s_numbers_have_their_column_s_name_where_the_page_is_narrow(tmp_
     assert re.findall(r'data-column="([^"]+)"', first) == names
 
 
+@pytest.mark.soak
 def test_the_page_is_for_light_and_dark(tmp_path):
     page = page_of(tmp_path, contents())
     assert "prefers-color-scheme: dark" in page

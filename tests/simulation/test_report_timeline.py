@@ -127,6 +127,7 @@ def test_neither_tasks_nor_rounds(run, task):
     assert timeline(replace(run, rounds=run.rounds[:1], tasks=(task,))) is None
 
 
+@pytest.mark.soak
 def test_the_drawing_names_devices_phases_and_losses(run, task):
     late = replace(task, partition=7, status="late")
     chart = draw_charts(replace(run, tasks=(task, late)))["timeline"]

@@ -24,6 +24,7 @@ def stopped(tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.soak
 def test_it_is_shown_up_to_its_checkpoint_and_marked(stopped, finished):
     with (stopped / "rounds.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"round": 3, "accu')  # it was just about to write this

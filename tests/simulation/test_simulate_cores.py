@@ -75,6 +75,7 @@ def test_the_quickstart_on_machines_of_unlike_cores(tmp_path):
     assert other == first
 
 
+@pytest.mark.soak
 def test_a_fleet_plans_for_the_devices_threads_not_for_the_simulator_s(threads):
     model = {"width": 1.0}
     # One thread's scratch memory fits in this budget, and that of eight does not.

@@ -10,6 +10,9 @@ from tiny_run import Recorder, StopAfter, assert_same_run, start, tiny_config
 
 from mest_fed.errors import InputError
 
+#: Kinds of faults at length, each in a run of its own.
+pytestmark = pytest.mark.soak
+
 CONFIG = {
     "run": {"rounds": 3, "seed": 5, "checkpoint_every": 1},
     "model": {"width": 0.25, "norm": "batch"},
@@ -102,6 +105,7 @@ def damage(path, how):
         flip(path, float(how))
 
 
+@pytest.mark.soak
 def test_the_folder_as_it_was_left_goes_on(folder, runs):
     assert not goes_on_or_refused(folder, runs[0])
 
@@ -133,6 +137,7 @@ def test_a_write_ahead_log_that_is_gone(folder, shard):
     refused(folder, rf"states-{shard}\.db is damaged")
 
 
+@pytest.mark.soak
 def test_states_of_another_round_or_run_and_states_that_change_places(folder, tmp_path):
     shards = [folder / f"states/states-{shard}.db" for shard in range(4)]
     for database in shards:

@@ -136,6 +136,7 @@ def test_a_run_with_programs_has_nothing_to_say():
     assert task.why_torch({"rpi-4": task.plan(10**9, "test")}) is None
 
 
+@pytest.mark.soak
 def test_one_line_of_a_run_says_why_torch_trains(tmp_path):
     sections, reason = REASONS["optimizer"]
     folder = start(tmp_path / "run", config_of("compiled", run={"rounds": 1}, **sections))

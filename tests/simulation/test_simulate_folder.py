@@ -75,6 +75,7 @@ def test_wrong_input_leaves_no_folder(tmp_path, sections, message):
     assert not folder.exists()
 
 
+@pytest.mark.soak
 def test_a_budget_that_nothing_fits_says_what_would(tmp_path):
     with pytest.raises(BudgetError) as caught:
         start(tmp_path / "run", tiny_config(fleet={"budgets": "rpi-4:20kB"}))

@@ -27,7 +27,10 @@ from mest_fed.simulation.peak_measurement import PeakMeasurement
 from mest_fed.simulation.simulate import Interrupted, open_run
 from mest_fed.task import Task
 
-pytestmark = pytest.mark.skipif(native.variant() is None, reason="no compiled kernels")
+pytestmark = [
+    pytest.mark.soak,
+    pytest.mark.skipif(native.variant() is None, reason="no compiled kernels"),
+]
 
 TUNED_CONFIG = {
     "training": {"kernels": "tuned", "engine": "torch", "batch_size": 32, "device": "cpu"}
@@ -97,6 +100,7 @@ def test_a_tuned_run_shows_its_times(mixed):
     assert {row["case"]["band"] for row in table["rows"]} == {0.2, 0.3}
 
 
+@pytest.mark.soak
 def test_the_dense_weight_everywhere(tmp_path, timer):
     training = TUNED_CONFIG["training"] | {"kernels": "dense"}
     dense = start(tmp_path / "dense", tiny_config(training=training))
@@ -200,6 +204,7 @@ def test_a_table_that_is_not_there_leaves_no_folder(tmp_path):
 # The fleet.
 
 
+@pytest.mark.soak
 def test_every_density_of_the_fleet_is_tuned_at_its_micro_batch(tmp_path, monkeypatch):
     model = {"width": 0.25, "norm": "batch"}  # takes no micro-batch below 8
     fleet = {
@@ -242,6 +247,7 @@ def test_fleets_of_other_kinds(tmp_path, timer, sparsity):
     assert bool(table_of(folder)["rows"]) == (sparsity.get("method") != "dense")
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_the_measurement_computes_with_the_runs_kernels(tmp_path, timer):
     config = tiny_config(**TUNED_CONFIG, run={"rounds": 1})

@@ -77,6 +77,7 @@ def test_over_budget_is_a_failed_round_and_counted(tmp_path, asked):
     assert {tier["measured_peak_bytes"] for tier in tiers.values()} == {50_000_000}
 
 
+@pytest.mark.soak
 def test_plans_of_one_shape_are_measured_once_and_cached(tmp_path, asked):
     run(tmp_path / "first")
     assert [len(plans) for plans in asked] == [1]  # both devices train in the same way
@@ -87,6 +88,7 @@ def test_plans_of_one_shape_are_measured_once_and_cached(tmp_path, asked):
     assert [len(plans) for plans in asked] == [1, 0, 1]
 
 
+@pytest.mark.soak
 def test_a_resumed_run_holds_devices_to_the_same_peaks(tmp_path, asked, monkeypatch):
     with pytest.raises(Interrupted):
         run(tmp_path / "run", display=StopAfter(1))
@@ -148,6 +150,7 @@ class Notes(StopAfter):
         pass
 
 
+@pytest.mark.soak
 def test_a_plan_that_is_over_its_budget_as_measured_is_made_anew(tmp_path, larger):
     config, budget = tight()
     first = Task(config).fleet_plans()["rpi-4"]
@@ -167,6 +170,7 @@ def test_a_plan_that_is_over_its_budget_as_measured_is_made_anew(tmp_path, large
     assert said in (tmp_path / "run" / "run.log").read_text(encoding="utf-8")
 
 
+@pytest.mark.soak
 def test_a_resumed_run_keeps_the_plans_that_were_made_anew(tmp_path, larger, monkeypatch):
     config, _ = tight()
     whole = run(tmp_path / "whole", config)
@@ -179,6 +183,7 @@ def test_a_resumed_run_keeps_the_plans_that_were_made_anew(tmp_path, larger, mon
         assert read_summary(resumed)[key] == read_summary(whole)[key]
 
 
+@pytest.mark.soak
 def test_a_budget_in_which_no_plan_fits_as_measured(tmp_path, larger):
     planner = Task(tiny_config()).planner()
     fleet = {"mix": "rpi-4:1, rpi-5:1", "budgets": f"rpi-4:{planner.smallest().budget}B"}

@@ -57,6 +57,7 @@ def test_a_run(whole):
     assert run.summary.rounds == 6
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("number", [0, 3])
 def test_a_run_that_was_stopped(whole, tmp_path, number):
     _, config, uninterrupted = whole
@@ -65,6 +66,7 @@ def test_a_run_that_was_stopped(whole, tmp_path, number):
     assert_same_run(folder, uninterrupted)
 
 
+@pytest.mark.soak
 def test_a_run_that_was_stopped_twice(whole, tmp_path):
     _, config, uninterrupted = whole
     folder = stopped(tmp_path / "run", config, StopAfter(2))

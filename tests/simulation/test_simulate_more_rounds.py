@@ -9,6 +9,9 @@ from mest_fed.server.checkpoint import load_newest
 from mest_fed.simulation.more_rounds import NewPlan
 from mest_fed.simulation.simulate import Interrupted, open_run
 
+#: Several runs each.
+pytestmark = pytest.mark.soak
+
 #: Nothing here depends on progress, and every round is evaluated: the number of rounds is a number.
 STEADY = {
     "training": {"schedule": "constant"},
@@ -39,6 +42,7 @@ def planned_rounds(folder):
     return from_table(read_toml(folder / "config.toml"), "it").run.rounds
 
 
+@pytest.mark.soak
 def test_where_nothing_depends_on_progress_it_is_the_run_of_all_rounds(go, tmp_path):
     whole = go(tmp_path / "whole", steady(4))
     folder = go(tmp_path / "run", steady(2))
@@ -47,6 +51,7 @@ def test_where_nothing_depends_on_progress_it_is_the_run_of_all_rounds(go, tmp_p
     assert planned_rounds(folder) == 4
 
 
+@pytest.mark.soak
 def test_a_stopped_run_goes_on_to_the_new_end_without_being_told_again(go, tmp_path):
     whole = go(tmp_path / "whole", steady(4))
     folder = tmp_path / "run"
@@ -59,6 +64,7 @@ def test_a_stopped_run_goes_on_to_the_new_end_without_being_told_again(go, tmp_p
     assert_same_run(folder, whole)
 
 
+@pytest.mark.soak
 def test_the_rate_goes_on_as_in_a_run_of_all_rounds(go, tmp_path, monkeypatch):
     from mest_fed.task import Task
 
@@ -88,6 +94,7 @@ class Killed(BaseException):
     """The end of a process that has no time to write anything."""
 
 
+@pytest.mark.soak
 def test_killed_before_the_configuration_was_written(go, tmp_path, monkeypatch):
     whole = go(tmp_path / "whole", steady(3))
     folder = go(tmp_path / "run", steady(2))

@@ -20,10 +20,16 @@ from mest_fed.simulation.report.statistics import lost_by_reason, status_counts
 from mest_fed.simulation.report.tables import headline_tiles
 
 #: So slow that each task takes days, and no deadline: whoever waits gets every update.
-SLOW = {"stragglers": 1.0, "straggler_factor": 1e8, "availability": "always"}
+SLOW = {
+    "stragglers": 1.0,
+    "straggler_factor": 1e8,
+    "availability": "always",
+    "process_per_message": False,
+}
 DAY = 86_400.0
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     "server",
     [
@@ -75,8 +81,13 @@ def fleet_of_all_statuses(monkeypatch):
 def test_every_status_is_the_same_in_rows_summary_and_report(tmp_path, fleet_of_all_statuses):
     config = tiny_config(
         run={"rounds": 8},
-        fleet={"devices": 30, "mix": "rpi-zero-2w:1, phone-high:1", "deadline": 0.04},
-        behaviour={"availability": "profile", "dropout": 0.1, "stragglers": 0.1},
+        fleet={"devices": 30, "mix": "rpi-zero-2w:1, phone-high:1", "deadline": 0.08},
+        behaviour={
+            "availability": "profile",
+            "dropout": 0.1,
+            "stragglers": 0.1,
+            "process_per_message": False,
+        },
         server={"clients_per_round": 6, "over_selection": 2.0, "evaluate_clients_every": 0},
     )
     folder = start(tmp_path / "run", config)
@@ -122,6 +133,7 @@ def never_there(tmp_path):
     return {"behaviour": {"availability": "trace", "trace": str(trace)}}
 
 
+@pytest.mark.soak
 def test_a_run_in_which_no_device_was_there_fails(monkeypatch, capsys, tmp_path):
     folder = tmp_path / "run"
     config = config_file(tmp_path, **never_there(tmp_path))
@@ -193,6 +205,7 @@ def test_a_run_that_diverges_fails_with_one_line_that_says_so(monkeypatch, capsy
     assert "loss" not in summary["final_metrics"]  # that of the first weights would be false
 
 
+@pytest.mark.soak
 def test_a_run_in_which_every_client_failed_fails(monkeypatch, capsys, tmp_path):
     def broken(*_, **__):
         raise KeyError("img")
@@ -205,6 +218,7 @@ def test_a_run_in_which_every_client_failed_fails(monkeypatch, capsys, tmp_path)
     assert read_summary(folder)["failures"] == {"client-error": 6}
 
 
+@pytest.mark.soak
 def test_a_run_of_which_a_round_was_empty_says_so(tmp_path, monkeypatch):
     train = mest_fed.client.handlers.train_round
 

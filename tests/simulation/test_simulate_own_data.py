@@ -89,6 +89,7 @@ def simulate(monkeypatch, capsys, config):
     return run
 
 
+@pytest.mark.soak
 def test_a_loader_of_a_users_own(simulate, tmp_path, config):
     assert simulate(tmp_path / "run") == (0, "")
     summary = read_summary(tmp_path / "run")
@@ -121,6 +122,7 @@ def test_workers_get_the_data_that_the_loader_gave(simulate, tmp_path, config):
     assert read_summary(tmp_path / "here")[key] == read_summary(tmp_path / "there")[key]
 
 
+@pytest.mark.soak
 def test_a_table_by_person(simulate, tmp_path, config):
     rows = [f"p{n % 5}," + ",".join(str((n * k) % 17) for k in range(64)) for n in range(100)]
     lines = [f"{row},{'ab'[n % 2]}" for n, row in enumerate(rows)]

@@ -104,6 +104,7 @@ def test_stopped_while_a_client_trains(whole, tmp_path, monkeypatch, call):
     assert_same_run(folder, uninterrupted)
 
 
+@pytest.mark.soak
 def test_stopped_before_anything_was_reported(whole, tmp_path, monkeypatch):
     config, uninterrupted = whole
 
@@ -121,6 +122,7 @@ class Killed(BaseException):
     """The end of a process that has no time to write anything."""
 
 
+@pytest.mark.soak
 def test_killed_after_rounds_that_no_checkpoint_holds(tmp_path):
     run = {"rounds": 4, "seed": 5, "checkpoint_every": 2}
     config = tiny_config(run=run)
@@ -144,6 +146,7 @@ def test_killed_before_the_summary(tmp_path):
     assert read_summary(folder) == before
 
 
+@pytest.mark.soak
 def test_availability_is_drawn_as_if_nothing_had_happened(tmp_path, monkeypatch):
     profile = files("mest_fed.devices") / "profiles" / "rpi-4.toml"
     text = profile.read_text(encoding="utf-8").replace("availability = 0.98", "availability = 0.5")
@@ -181,6 +184,7 @@ def test_a_finished_run_is_not_resumed(tmp_path):
     assert contents(folder) == before
 
 
+@pytest.mark.soak
 def test_a_damaged_checkpoint(tmp_path):
     folder = stopped(tmp_path / "run", tiny_config(), StopAfter(1))
     newest, first = sorted((folder / "checkpoints").iterdir(), reverse=True)
@@ -251,6 +255,7 @@ def test_a_log_that_is_no_json(tmp_path):
         start(folder, resume=True)
 
 
+@pytest.mark.soak
 def test_a_copied_run_goes_on_elsewhere(tmp_path):
     config = tiny_config()
     uninterrupted = start(tmp_path / "whole", config)

@@ -174,7 +174,7 @@ def test_a_row_for_every_round_and_client(finished):
 
 def test_a_round_lasts_as_long_as_its_slowest_device(finished):
     first = read_rows(finished, "rounds")[1]
-    parts = ("download_seconds", "train_seconds", "upload_seconds")
+    parts = ("download_seconds", "setup_seconds", "train_seconds", "upload_seconds")
     slowest = max(
         sum(row[part] for part in parts)
         for row in read_rows(finished, "clients")
@@ -236,6 +236,7 @@ def assert_runs(tmp_path, **sections):
     return summary
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("mutation", ["server", "client"])
 @pytest.mark.parametrize("method", ["dense", "static", "set", "rigl", "mest-em", "mest-ems"])
 def test_every_method(tmp_path, method, mutation):
@@ -249,6 +250,7 @@ def test_every_method(tmp_path, method, mutation):
     assert [tier["density"] for tier in summary["tiers"]] == [density]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("mutation", ["server", "client"])
 @pytest.mark.parametrize("scheme", ["unstructured", "block:2", "pattern", "channel"])
 def test_every_scheme(tmp_path, scheme, mutation):
@@ -258,6 +260,7 @@ def test_every_scheme(tmp_path, scheme, mutation):
     assert summary["achieved_density"] == pytest.approx(0.25, abs=0.05)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("upload", "download"),
     [("fp16", "fp16"), ("bf16", "bf16"), ("int8", "fp32"), ("int8", "fp16"), ("fp32", "bf16")],
@@ -277,6 +280,7 @@ def test_8_bit_uploads_while_masks_change(tmp_path, mutation):
     assert {row["status"] for row in read_rows(folder, "clients")} == {"ok"}
 
 
+@pytest.mark.soak
 def test_a_coarser_codec_sends_less(tmp_path):
     sent = []
     for codec in ("fp32", "fp16", "int8"):
@@ -300,6 +304,7 @@ def test_forgetting(tmp_path):
     assert sum(row["presented"] for row in late) < 2 * sum(row["examples"] for row in late)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("optimizer", ["fedavgm", "fedadam", "fedyogi", "fedadagrad"])
 def test_server_optimizers(tmp_path, optimizer):
     assert_runs(
@@ -307,6 +312,7 @@ def test_server_optimizers(tmp_path, optimizer):
     )
 
 
+@pytest.mark.soak
 def test_another_model_and_partition(tmp_path):
     assert_runs(tmp_path, model={"name": "cnn2", "width": 0.25}, data={"partition": "linear"})
 
@@ -334,7 +340,8 @@ def test_a_deadline_costs_the_late_their_update(tmp_path):
     folder = start(tmp_path / "free", tiny_config(fleet=mix, data=data, server=everybody))
     seconds = {}
     for row in read_rows(folder, "clients"):
-        spent = row["download_seconds"] + row["train_seconds"] + row["upload_seconds"]
+        parts = ("download_seconds", "setup_seconds", "train_seconds", "upload_seconds")
+        spent = sum(row[part] for part in parts)
         if row["status"] == "ok":
             seconds.setdefault(row["device"], []).append(spent)
     deadline = (min(seconds["rpi-zero-2w"]) + max(seconds["rpi-5"])) / 2
@@ -379,7 +386,7 @@ def test_what_a_run_writes_is_what_the_report_reads(finished):
     assert [as_row(row) for row in read.rounds] == read_rows(finished, "rounds")
     assert [as_row(row, optional=("type",)) for row in read.tasks] == read_rows(finished, "clients")
     written = json.loads((finished / "summary.json").read_text())
-    summary = as_row(read.summary, optional=("reason", "unfinished"))
+    summary = as_row(read.summary, optional=("reason", "unfinished", "why_torch"))
     assert json.loads(json.dumps(summary)) == written
     assert [*summary] == [*written]
     assert [*as_row(read.tasks[0], optional=("type",))] == [*read_rows(finished, "clients")[0]]

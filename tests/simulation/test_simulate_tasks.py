@@ -44,6 +44,7 @@ def own_task(tmp_path):
     return write
 
 
+@pytest.mark.soak
 def test_a_regression_from_rows_to_report(tmp_path):
     folder = start(tmp_path / "run", tiny_config(**REGRESSION))
     summary, rounds = read_summary(folder), read_rows(folder, "rounds")
@@ -100,6 +101,7 @@ KEEPS_BEST = {
 }
 
 
+@pytest.mark.soak
 def test_the_best_model_is_kept_and_a_resumed_run_keeps_the_same(tmp_path):
     config = tiny_config(**KEEPS_BEST)
     whole = start(tmp_path / "whole", config)
@@ -164,6 +166,7 @@ THINGS = """
 """
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("task", "data", "model", "metrics"),
     [

@@ -15,6 +15,9 @@ from mest_fed.cli import main
 from mest_fed.errors import InputError
 from mest_fed.task import Task
 
+#: Kinds of faults at length, each in a run of its own.
+pytestmark = pytest.mark.soak
+
 HERE = Path(__file__).parent
 SIMULATE = ("simulate", "tiny.toml", "--workers", "0", "--out", "run")
 PLAN = ("plan", "tiny.toml")
@@ -128,6 +131,7 @@ def test_a_key_of_the_model_that_is_wrong(settings, line, command, refused, tmp_
     assert err.startswith(f"error: {line}")
 
 
+@pytest.mark.soak
 def test_a_builder_s_own_parameters_are_what_is_allowed(refused):
     """Those that the data fill are no options."""
     err = refused(PLAN, "model.name=wrong_nets.py:good", "model.options.depth=3")

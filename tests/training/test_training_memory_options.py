@@ -39,6 +39,7 @@ def same(ours, expected):
         )
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("method", [None, MestEM(), MestEMS(), RigL()])
 @pytest.mark.parametrize("scheme", ["unstructured", "channel"])
 @pytest.mark.parametrize("recompute", RECOMPUTE)
