@@ -29,7 +29,7 @@ from mest_fed.simulation.simulate import open_run
 COHORT, DEVICES, SHARE = 10, 40, 0.3
 MIX = {"rpi-zero-2w": 4, "rpi-3b-plus": 3, "rpi-4": 3, "rpi-5": 2, "jetson-nano": 2}
 MIX |= {"phone-low": 2, "phone-mid": 2, "phone-high": 2}
-PERIOD = 0.04
+PERIOD = 45.0
 SYNC = "synchronous"
 TARGETS = (0.7, 0.8)
 #: Server section of each mode, and updates that a round takes, or is expected to.
