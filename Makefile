@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Python compiles a module when it is first imported: most of those that are installed never are.
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 NATIVE := CMakeLists.txt $(wildcard cmake/*.cmake mest_fed/kernels/native/* mest_fed/runtime/native/*)
 
 NO_NATIVE := No native kernels: the C++ build failed. 'make native' shows why.
@@ -24,8 +26,8 @@ help: ## Show what can be made
 
 $(READY): pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt "torch==2.13.0"
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(PIP) "torch==2.13.0"
+	$(PIP) --editable ".[dev]"
 	@$(BIN)/python -c "import mest_fed.kernels._native" 2>/dev/null || echo "$(NO_NATIVE)"
 	touch $@
 

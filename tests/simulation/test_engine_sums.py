@@ -41,6 +41,7 @@ RUNS = {
     "client": {
         "sparsity": {"method": "mest-em", "mutation": "client", "scheme": "unstructured"},
         "wire": {"upload": "int8"},
+        "behaviour": {"process_per_message": False},
     },
 }
 
