@@ -103,6 +103,16 @@ def profile_table(profiles: list[DeviceProfile], width: int) -> Table:
     return table
 
 
+#: Units of a profile's numbers, as :class:`DeviceProfile` has them.
+_UNITS = {
+    **dict.fromkeys(("memory_bytes", "system_bytes", "budget_bytes"), "B"),
+    **dict.fromkeys(("memory_rate", "download_rate", "upload_rate"), "B/s"),
+    **dict.fromkeys(("latency", "message_seconds"), "s"),
+    **dict.fromkeys(("compute_watts", "radio_watts", "idle_watts", "charge_watts"), "W"),
+    **{"flops": "FLOP/s", "battery_joules": "J"},
+}
+
+
 def _one(profile: DeviceProfile) -> Table:
     table = Table(title=f"{profile.title} ({profile.name})", title_justify="left", box=None)
     table.add_column("what", style="bold")
@@ -116,6 +126,7 @@ def _one(profile: DeviceProfile) -> Table:
         for part, quantity in values:
             number = float(quantity)
             label = f"{key} {part}".strip()
-            table.add_row(label, f"{number:,.4g}" if number < 1e6 else f"{number:,.0f}", source)
+            shown = f"{number:,.4g}" if number < 1e6 else f"{number:,.0f}"
+            table.add_row(label, f"{shown} {_UNITS.get(key, '')}".rstrip(), source)
             source = "" if part else source
     return table

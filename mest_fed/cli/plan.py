@@ -95,7 +95,7 @@ def plan(
         typer.Option(metavar="FILE", help="Draw memory against time to a .svg or .png file."),
     ] = None,
 ) -> None:
-    """Plan training within a memory budget, and say what it costs. All figures are modelled.
+    """Plan training within a memory budget, and say what it costs. Figures of plans are modelled.
 
     With a configuration or a preset: the plan of each device of its fleet, which is the one that
     mest-fed simulate gives it. Its model and method can be changed by options.

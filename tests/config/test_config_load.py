@@ -330,7 +330,7 @@ def test_a_file_that_is_not_toml(tmp_path, content):
 
 
 def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="is a folder"):
         read_toml(tmp_path)
 
 

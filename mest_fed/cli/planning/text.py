@@ -41,8 +41,6 @@ def print_report(report: PlanReport, console: Console | None = None) -> None:
     say(report.request.title, "bold")
     if report.budget.origin:
         say(report.budget.origin)
-    if report.room is not None:
-        say(report.room.in_words())
     say("")
     say(plan.in_words())
     say("")
@@ -61,6 +59,8 @@ def print_report(report: PlanReport, console: Console | None = None) -> None:
     else:
         say(f"\n{_alone(report)}")
         say(f"\n{CAVEAT}" if report.profile is not None else "", "dim")
+    if report.room is not None:
+        say(f"\n{report.room.in_words()}")
 
 
 def print_fleet(report: FleetReport, console: Console | None = None) -> None:
@@ -71,7 +71,7 @@ def print_fleet(report: FleetReport, console: Console | None = None) -> None:
     table.add_column("device", no_wrap=True)
     for heading in ("number", "budget", "peak", "step", "micro-batch", "density"):
         table.add_column(heading, justify="right", no_wrap=heading != "micro-batch")
-    table.add_column("gives up")
+    table.add_column("gives up, too")
     for device in report.devices:
         plan, seconds = device.plan, report.clock(device).seconds(device.plan.shape)
         table.add_row(

@@ -137,7 +137,7 @@ class Comparison:
             Column("measured_peak_bytes", "largest peak", "measured", format_bytes, -1),
             Column("wall_seconds", "wall time", "measured", format_seconds),
             Column("updates", "updates accepted", "", str),
-            Column("failed", "tasks failed", "", str),
+            Column("failed", "tasks without an update", "", str),
         ]
         for family in self.primary:
             if (goal := family.goal) is not None:

@@ -151,6 +151,7 @@ def energy_by_tier(run: FleetRun) -> list[EnergyUse]:
 
 
 def _use(title: str, tasks: tuple[ClientRow, ...], tier: Device | None) -> EnergyUse:
+    tasks = tuple(task for task in tasks if task.status is not TaskStatus.AWAY)  # they drew nothing
     joules = sum(task.energy_joules for task in tasks)
     if tier is None or tier.watts is None:
         return EnergyUse(title, 0.0, 0.0, joules, len(tasks))
