@@ -246,6 +246,7 @@ def test_a_run_that_ends_before_its_first_checkpoint_is_put_back(
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "empty", config]
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("unmeasured")
 def test_a_new_run_is_told_what_is_in_the_folder(monkeypatch, capsys, tmp_path, config):
     settings = ("--config", config, "--set", "run.rounds=1", "--quiet", "--out", tmp_path / "a b")

@@ -50,6 +50,7 @@ def test_processes_agree_and_compute_what_one_process_does(found, name):
             assert torch.equal(tensor, alone[key]), key
 
 
+@pytest.mark.soak
 def test_another_number_of_active_weights_is_refused_and_training_goes_on(found):
     for results in found[:2]:
         refused = results["refused"]

@@ -66,6 +66,7 @@ def test_what_the_server_draws_does_not_depend_on_clients_that_seed(grid: Engine
     assert (first, draws()) == expected
 
 
+@pytest.mark.soak
 def test_what_clients_draw_is_the_same_on_any_number_of_workers(grid: EngineGrid) -> None:
     drawn = []
     for _ in range(2):

@@ -25,6 +25,7 @@ def read_image(row):
     return row["img"]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.ray)])
 def test_a_traceback_is_logged_once(workers, caplog):
     executor = make_executor("test_engine_tracebacks:app", workers)

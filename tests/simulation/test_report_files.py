@@ -52,6 +52,7 @@ def test_each_figure_is_a_drawing_and_a_document(place):
         assert document.rstrip().endswith(b"%%EOF")
 
 
+@pytest.mark.soak
 def test_the_list_of_figures_has_their_captions(place):
     rows = rows_of(place / "figures.csv")
     assert {row["name"] for row in rows} == FIGURES

@@ -71,6 +71,7 @@ def test_a_regression_from_rows_to_report(tmp_path):
     assert "accuracy" not in page.split('id="settings"')[0].lower().replace("label-accuracy", "")
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("mode", ["sync", "buffered"])
 def test_a_run_stops_early_and_a_report_says_so(tmp_path, mode):
     server = {
