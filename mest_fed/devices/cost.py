@@ -112,7 +112,7 @@ class MachineRates:
 
 
 #: One core of the machine on which the constants of steps were measured: AMD EPYC of the third
-#: generation (AVX2), 2026-11-30, a fit to 60 compiled steps (``benchmarks/virtual_time.py``).
+#: generation (AVX2), 2026-11-30, rounded from two fits to some 60 compiled steps (ADR 30).
 REFERENCE = MachineRates({"dense": 50e9, "block": 33e9, "unstructured": 24e9}, 38e9)
 #: Seconds of one of its cores for each active weight of a sparse linear layer in a product of a
 #: group, whose few examples share the cost of the weight's place: of single weights, and of strips.

@@ -163,10 +163,14 @@ def training_work(
         What is computed again, and what is frozen; nothing by default.
     """
     memory = memory or MemoryOptions()
-    frozen = {m for s in segments_of(model, memory.segments)[: memory.frozen] for m in s.modules()}
-    return training_flops(
-        model, input_shape, input_dtype, forwards=_forward_passes(model, memory), frozen=frozen
-    )
+    again, frozen = _forward_passes(model, memory), _frozen(model, memory)
+    return training_flops(model, input_shape, input_dtype, forwards=again, frozen=frozen)
+
+
+def _frozen(model: nn.Module, memory: MemoryOptions) -> set[nn.Module]:
+    """Return the modules of the segments that do not train."""
+    segments = segments_of(model, memory.segments)[: memory.frozen]
+    return {module for segment in segments for module in segment.modules()}
 
 
 def torch_step_work(
@@ -183,11 +187,13 @@ def torch_step_work(
         As for :func:`training_work`.
     """
     outputs, seconds = 0.0, 0.0
-    forwards = _forward_passes(model, memory or MemoryOptions())
+    memory = memory or MemoryOptions()
+    forwards, frozen = _forward_passes(model, memory), _frozen(model, memory)
 
     def count(layer: nn.Module, _inputs: Any, output: Any) -> None:
         nonlocal outputs, seconds
-        share = (forwards.get(layer, 1) + 2) / 3  # as of operations, backward costs two passes
+        # As of operations, backward costs two passes; what is frozen goes forward alone.
+        share = 1 / 3 if layer in frozen else (forwards.get(layer, 1) + 2) / 3
         outputs += share * (output[0] if isinstance(output, tuple) else output).numel()
         seconds += share * _layer_seconds(layer)
 

@@ -95,7 +95,7 @@ class ModelStep:
         self._states = list(self._find_states())
         self._counters = _batch_counters(self.step.program, self.places)
         self._micro_batch = micro_batch
-        self._work = program_step_work(program)
+        self._work, self._active = program_step_work(program), 1.0
         self._values = [place for place in self.places if place.leaf == "values"]
         held = {place.buffer for place in self.places}
         #: Bytes beside the model's: arena, gradients, states of the optimizer.
@@ -124,6 +124,9 @@ class ModelStep:
         copies : Copies
             Arrays that stand for tensors in which the program cannot compute.
         """
+        room = sum(math.prod(place.shape) for place in self._values)
+        active = sum(place.find().numel() for place in self._values)
+        self._active = active / room if room else 1.0
         for place in self.places:
             self.step.bind(place.buffer, place.array(copies))
         for buffer, shape, place, key in self._states:
@@ -137,14 +140,12 @@ class ModelStep:
             self.step.bind(buffer, array)
 
     def work(self, examples: int) -> Work:
-        """Return what a step of so many examples takes, of the granules that are active now.
+        """Return what a step of so many examples takes, of the granules that were bound.
 
         The program counts all those that it has room for.
         """
         work = self._work.of_batch(examples, self.step.program.examples)
-        room = sum(math.prod(place.shape) for place in self._values)
-        active = sum(place.find().numel() for place in self._values)
-        return replace(work, sparse_flops=work.sparse_flops * active / room) if room else work
+        return replace(work, sparse_flops=work.sparse_flops * self._active)
 
     def train(self, inputs: Tensor, targets: Tensor, learning_rate: float) -> tuple[float, Tensor]:
         """Take a step on a batch; return the mean loss, and the outputs until the next step."""

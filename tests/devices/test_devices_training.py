@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from mest_fed.devices import forward_flops, training_flops, training_work
+from mest_fed.devices import forward_flops, torch_step_work, training_flops, training_work
 from mest_fed.memory import MemoryOptions, TrainingShape, memory_saving, trace_model
 from mest_fed.memory.activations import batch_norm_block, batch_norm_stem, segments_of
 from mest_fed.memory.footprint import peak_granules
@@ -65,6 +65,13 @@ def test_frozen_segments_go_forward_alone():
     assert training_work(model, IMAGE, MemoryOptions(frozen=2)) == training_flops(
         model, IMAGE, frozen=frozen
     )
+
+
+def test_frozen_segments_cost_torch_a_third_of_their_calls_and_bytes():
+    model = build()
+    whole, frozen = (torch_step_work(model, IMAGE, MemoryOptions(frozen=it)) for it in (0, 2))
+    assert 1 / 3 * whole.group.core_seconds < frozen.group.core_seconds < whole.group.core_seconds
+    assert frozen.example.moved_bytes < whole.example.moved_bytes
 
 
 def test_convolutions_of_batch_norm_blocks_go_forward_as_often_as_counted(monkeypatch):
