@@ -12,7 +12,7 @@ from rich.table import Table
 from mest_fed.catalogue import TABLE_FORMATS
 from mest_fed.cli.baseline import RECORDED
 from mest_fed.cli.device_room import DeviceRoom
-from mest_fed.cli.tables import check_format, write_table
+from mest_fed.cli.tables import check_format, fill_table, write_table
 from mest_fed.devices import DeviceProfile, load_profile, profile_names
 from mest_fed.units import format_bytes
 
@@ -85,16 +85,7 @@ def profile_table(profiles: list[DeviceProfile], width: int) -> Table:
     """Return the list, without the last columns where the screen is too narrow for them."""
     rows = [_columns(each) for each in profiles]
     table = Table(title="Device profiles", title_justify="left", box=None, header_style="bold")
-    room = width
-    for heading in rows[0]:
-        words = heading.split()
-        room -= 2 + max(*(len(row[heading]) for row in rows), *map(len, words))
-        if room < 0:
-            break
-        left = heading in ("profile", "device")
-        table.add_column("\n".join(words), justify="left" if left else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*list(row.values())[: len(table.columns)])
+    fill_table(table, rows, width, left=("profile", "device"))
     table.caption = (
         "Rates are of training, on active weights; devices NAME shows every source. What "
         f"Flower's node with torch ({format_bytes(RECORDED.together)}) leaves is modelled."

@@ -1,4 +1,4 @@
-"""Tables for other programs: rows as CSV or Parquet, and rounds as they are piped."""
+"""Tables: columns that fit a screen; for other programs rows as CSV or Parquet, and rounds."""
 
 import io
 import sys
@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from rich.table import Table
 
 from mest_fed.catalogue import TABLE_FORMATS
 from mest_fed.cli.app import needs
@@ -20,6 +22,34 @@ APP_KINDS = ("train", "evaluate")
 EMPTY_ROUND: Mapping[str, Any] = defaultdict(
     int, tasks={}, metrics={}, train_metrics={}, evaluate_metrics={}
 )
+
+
+def fill_table(
+    table: Table, rows: Sequence[Mapping[str, str]], width: int, *, left: Sequence[str]
+) -> None:
+    """Fill a table, without the last columns where a screen is too narrow for them.
+
+    Parameters
+    ----------
+    table : Table
+        Empty.
+    rows : sequence of mapping of str to str
+        Heading -> cell, the same headings in each.
+    width : int
+        Of the screen.
+    left : sequence of str
+        Headings of columns that are aligned left.
+    """
+    room = width
+    for heading in rows[0]:
+        words = heading.split()
+        room -= 2 + max(*(len(row[heading]) for row in rows), *map(len, words))
+        if room < 0:
+            break
+        justify = "left" if heading in left else "right"
+        table.add_column("\n".join(words), justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(*list(row.values())[: len(table.columns)])
 
 
 def check_format(form: str, *others: str) -> str:

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from mest_fed.cli.planning.forecast import DeviceForecast, RunForecast
 from mest_fed.cli.planning.traffic import Traffic
+from mest_fed.cli.tables import fill_table
 from mest_fed.simulation.engine.machine import (
     BASE_BYTES,
     WORKER_BYTES,
@@ -181,16 +182,7 @@ def _devices(forecast: RunForecast, width: int) -> Table:
     """Return a table of the kinds of devices, without the last columns where there is no room."""
     rows = [_columns(each) for each in forecast.devices]
     table = _table("What each device trains with")
-    room = width
-    for heading in rows[0]:
-        words = heading.split()
-        room -= 2 + max(*(len(row[heading]) for row in rows), *map(len, words))
-        if room < 0:
-            break
-        left = heading in ("device", "gives up")
-        table.add_column("\n".join(words), justify="left" if left else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*list(row.values())[: len(table.columns)])
+    fill_table(table, rows, width, left=("device", "gives up"))
     return table
 
 
