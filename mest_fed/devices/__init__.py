@@ -5,7 +5,7 @@ Profiles need no torch. What a model costs does, and is imported when it is aske
 
 from typing import TYPE_CHECKING
 
-from mest_fed.devices.profile import DeviceProfile, load_profile, profile_names
+from mest_fed.devices.profile import DeviceProfile, load_profile, profile_names, read_profile
 from mest_fed.lazy_names import lazy_names
 
 if TYPE_CHECKING:
@@ -34,6 +34,6 @@ _HOMES = {
         *("forward_flops", "torch_step_work", "training_flops", "training_work"),
     ),
 }
-__all__ = ["DeviceProfile", "load_profile", "profile_names"]
+__all__ = ["DeviceProfile", "load_profile", "profile_names", "read_profile"]
 __all__ += sorted(name for names in _HOMES.values() for name in names)
 __getattr__, __dir__ = lazy_names(__name__, _HOMES, globals())

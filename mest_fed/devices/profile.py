@@ -19,7 +19,7 @@ _ORIGINS = ("measured: ", "data sheet: ", "modelled: ")
 
 def check_keys(where: str, table: object, keys: Sequence[str]) -> None:
     """Raise InputError unless ``table`` is a table with exactly these keys."""
-    if not isinstance(table, dict):
+    if not isinstance(table, Mapping):
         raise not_allowed(where.removesuffix("."), table, f"a table with {', '.join(keys)}")
     for key in table:
         if key not in keys:
@@ -32,7 +32,7 @@ def check_keys(where: str, table: object, keys: Sequence[str]) -> None:
 def check_sources(where: str, table: object, keys: Sequence[str]) -> None:
     """Raise InputError unless every key has a source that says what kind of figure it is."""
     check_keys(where, table, keys)
-    assert isinstance(table, dict)
+    assert isinstance(table, Mapping)
     for key, value in table.items():
         if not text(where + key, value).startswith(_ORIGINS):
             kinds = " or ".join(repr(origin) for origin in _ORIGINS)
@@ -138,6 +138,13 @@ class DeviceProfile:
     charge_watts: float | None = None
     system_bytes: int | None = None
 
+    def as_table(self) -> dict[str, Any]:
+        """Return the profile as its file would have it, for :func:`read_profile`."""
+        table = {field.name: getattr(self, field.name) for field in fields(self)}
+        del table["name"]
+        table |= {"flops": dict(self.flops), "sources": dict(self.sources)}
+        return {key: value for key, value in table.items() if value is not None}
+
 
 @lru_cache
 def profile_names() -> tuple[str, ...]:
@@ -189,11 +196,26 @@ def _read(file: Traversable, where: str) -> DeviceProfile:
         raise InputError(f"device profile {where}: cannot read it ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"device profile {where}: not a TOML file ({error})") from error
-    return _profile(profile_name(file.name), table, f"device profile {where}: ")
+    return read_profile(profile_name(file.name), table, f"device profile {where}: ")
 
 
-def _profile(name: str, table: dict[str, Any], where: str) -> DeviceProfile:
-    """Check a table and build the profile; ``where`` begins each error."""
+def read_profile(name: str, table: Mapping[str, Any], where: str) -> DeviceProfile:
+    """Check the table of a profile and build it.
+
+    Parameters
+    ----------
+    name : str
+        Of the profile.
+    table : mapping of str to any
+        What its file says, or :meth:`DeviceProfile.as_table`.
+    where : str
+        Begins each error.
+
+    Raises
+    ------
+    InputError
+        If it is no correct profile.
+    """
     battery = _battery(table, where)
     system = ["system_bytes"] if "system_bytes" in table else []
     optional = (*_BATTERY, "system_bytes")
@@ -227,7 +249,7 @@ def _profile(name: str, table: dict[str, Any], where: str) -> DeviceProfile:
     )
 
 
-def _battery(table: dict[str, Any], where: str) -> dict[str, float]:
+def _battery(table: Mapping[str, Any], where: str) -> dict[str, float]:
     """Return what the table says of a battery, if anything: then all of it."""
     given = [key for key in _BATTERY if key in table]
     battery = {key: positive_number(where + key, table[key]) for key in given}

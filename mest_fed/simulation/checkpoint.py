@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from mest_fed.devices import DeviceProfile, read_profile
+from mest_fed.devices.profile import profile_name
 from mest_fed.memory import Plan, read_plan
 from mest_fed.server.checkpoint import (
     Arrays,
@@ -108,6 +110,8 @@ class RunFacts:
         That the run had taken.
     plans : dict of str to Plan
         Device profile -> its plan: a resumed run keeps it, whatever would be planned today.
+    profiles : dict of str to DeviceProfile
+        Device profile -> what it said: a resumed run keeps that too, or its clock would change.
     seal : dict
         See :meth:`RunFolder.seal`.
     states : StatesDigest
@@ -118,6 +122,7 @@ class RunFacts:
     preset: str
     wall_seconds: float
     plans: dict[str, Plan]
+    profiles: dict[str, DeviceProfile]
     seal: dict[str, Any]
     states: StatesDigest
 
@@ -135,11 +140,18 @@ class RunFacts:
             shards = tuple(str(digest) for digest in facts["states"])
             if len(shards) != SHARDS:
                 raise ValueError(f"it has digests of {len(shards)} files of clients' states")
+            plans, profiles = facts["plans"], facts["profiles"]
+            if plans.keys() != profiles.keys():
+                raise ValueError("its plans and its profiles are of other devices")
             return cls(
                 done,
                 str(facts["preset"]),
                 finite(facts["wall_seconds"]),
-                {name: read_plan(text, f"plan of {name}") for name, text in facts["plans"].items()},
+                {name: read_plan(text, f"plan of {name}") for name, text in plans.items()},
+                {
+                    name: read_profile(profile_name(name), table, f"profile {name}: ")
+                    for name, table in profiles.items()
+                },
                 read_seal(facts),
                 StatesDigest(done, shards),
             )
@@ -150,6 +162,7 @@ class RunFacts:
             "preset": self.preset,
             "wall_seconds": self.wall_seconds,
             "plans": {name: plan.as_json() for name, plan in self.plans.items()},
+            "profiles": {name: profile.as_table() for name, profile in self.profiles.items()},
             "seal": self.seal,
             "states": list(self.states.shards),
         }

@@ -48,6 +48,8 @@ class Fleet:
         One for each profile, by budget.
     plans : dict of str to Plan
         Profile name (or path), as in the mix -> its plan.
+    kinds : dict of str to DeviceProfile
+        Profile name (or path) -> what it says of the device.
     examples_of : callable
         Partition -> number of its examples.
     """
@@ -55,10 +57,16 @@ class Fleet:
     devices: Assignment
     tiers: list[TierPlan]
     plans: dict[str, Plan]
+    kinds: dict[str, DeviceProfile]
     examples_of: Callable[[int], int]
 
     @classmethod
-    def of(cls, task: Task, plans: Mapping[str, Plan] | None = None) -> "Fleet":
+    def of(
+        cls,
+        task: Task,
+        plans: Mapping[str, Plan] | None = None,
+        kinds: Mapping[str, DeviceProfile] | None = None,
+    ) -> "Fleet":
         """Mix the fleet of a run.
 
         Parameters
@@ -67,6 +75,8 @@ class Fleet:
             The run's task.
         plans : mapping of str to Plan, optional
             Profile name -> its plan, where the run has made them before.
+        kinds : mapping of str to DeviceProfile, optional
+            Profile name -> what it said when the run began; what it says today by default.
 
         Raises
         ------
@@ -78,11 +88,12 @@ class Fleet:
             plans = task.fleet_plans()
         elif plans.keys() != counts.keys():
             raise InputError("the plans of the run are not those of its fleet")
-        plans = {name: plans[name] for name in counts}
-        tiers = [TierPlan(load_profile(name), counts[name], plan) for name, plan in plans.items()]
-        return cls(
-            task.devices, sorted(tiers, key=lambda tier: tier.plan.budget), plans, task.num_examples
-        )
+        if kinds is None:
+            kinds = {name: load_profile(name) for name in counts}
+        tiers = [TierPlan(kinds[name], counts[name], plans[name]) for name in counts]
+        tiers.sort(key=lambda tier: tier.plan.budget)
+        own = {name: plans[name] for name in counts}
+        return cls(task.devices, tiers, own, dict(kinds), task.num_examples)
 
     def nodes(self, peaks: Mapping[Plan, int]) -> Nodes:
         """Return the fleet's Flower nodes; each knows its plan and the plan's measured peak."""
@@ -97,11 +108,22 @@ class Fleet:
     @property
     def profiles(self) -> Mapping[int, DeviceProfile]:
         """Node id -> what its device is."""
-        return self.by_node({name: load_profile(name) for name in self.devices.counts})
+        return self.by_node(self.kinds)
+
+    def changed_profiles(self) -> list[str]:
+        """Return the profiles that say something else today, or are no profiles any more."""
+        return [name for name, kept in self.kinds.items() if _today(name) != kept]
 
     def by_node(self, facts: Mapping[str, Fact]) -> Mapping[int, Fact]:
         """Node id -> what is said of its device's profile."""
         return ByNode(self.devices, facts)
+
+
+def _today(name: str) -> DeviceProfile | None:
+    try:
+        return load_profile(name)
+    except InputError:
+        return None
 
 
 class ByNode(Mapping[int, Fact]):

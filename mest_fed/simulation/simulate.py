@@ -89,8 +89,10 @@ class Simulation:
     @cached_property
     def fleet(self) -> Fleet:
         """The run's devices and their plans, which a resumed run has made before."""
-        plans = None if self.resumed is None else RunFacts.read(self.resumed.facts).plans
-        return Fleet.of(self.task, plans)
+        if self.resumed is None:
+            return Fleet.of(self.task)
+        facts = RunFacts.read(self.resumed.facts)
+        return Fleet.of(self.task, facts.plans, facts.profiles)
 
     def run(self, workers: int, address: str | None = None, *, patience: float = math.inf) -> Path:
         """Run to the end; return the path of the run folder.
@@ -134,6 +136,11 @@ class Simulation:
         ):
             if (reason := task.why_torch(fleet.plans)) is not None:
                 self._warn(reason)
+            for name in fleet.changed_profiles():
+                self._warn(
+                    f"device profile {name} has changed since the run began; "
+                    "the run goes on with the profile that it began with"
+                )
             # All of this can fail, so the folder is left alone until it has not.
             if workers:
                 tell.phase(f"starting Ray with {number_of(workers, 'worker')}")
@@ -332,6 +339,7 @@ class _Run:
             self.simulation.preset,
             wall_seconds,
             self.fleet.plans,
+            self.fleet.kinds,
             self.folder.seal(self.simulation.config),
             self.states.digest(),
         )

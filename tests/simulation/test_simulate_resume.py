@@ -1,6 +1,7 @@
 """A run that was stopped goes on to the same end, wherever and however it was stopped."""
 
 import shutil
+from dataclasses import replace
 from importlib.resources import files
 
 import pytest
@@ -18,9 +19,11 @@ from tiny_run import (
 
 import mest_fed.client.handlers
 import mest_fed.server.app
+from mest_fed.devices import load_profile, profile
 from mest_fed.errors import InputError
 from mest_fed.nn.models import Architecture
 from mest_fed.server.run_folder import RunFolder
+from mest_fed.simulation import fleet as fleets
 from mest_fed.simulation.simulate import Interrupted, open_run
 from mest_fed.simulation.trackers.progress import Observers
 
@@ -305,3 +308,24 @@ def test_what_a_model_counts_does_not_tell_how_often_a_run_was_stopped(tmp_path)
     folder = stopped(tmp_path / "run", config, StopAfter(1))
     start(folder, resume=True)
     assert_same_run(folder, tmp_path / "whole")
+
+
+def test_a_run_keeps_the_profiles_that_it_began_with(tmp_path, monkeypatch):
+    config = tiny_config()
+    whole = start(tmp_path / "whole", config)
+    folder = stopped(tmp_path / "run", config, StopAfter(1))
+    slower = replace(load_profile("rpi-4"), core_speed=0.01)
+    for module in (profile, fleets):
+        monkeypatch.setattr(module, "load_profile", lambda _: slower)
+    notes = []
+
+    class Notes(Recorder):
+        def note(self, text):
+            notes.append(text)
+
+    start(folder, resume=True, display=Notes())
+    assert [text for text in notes if "rpi-4" in text] == [
+        "device profile rpi-4 has changed since the run began; the run goes on with the profile "
+        "that it began with"
+    ]
+    assert_same_run(whole, folder)

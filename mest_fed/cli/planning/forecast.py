@@ -19,7 +19,7 @@ from mest_fed.cli.planning.report import DevicePlan, step_time
 from mest_fed.cli.planning.request import PlanRequest
 from mest_fed.cli.planning.step_time import PlannedWork, StepTime
 from mest_fed.cli.planning.traffic import StartingModel, Traffic
-from mest_fed.devices import Work, download_seconds, load_profile, train_seconds, upload_seconds
+from mest_fed.devices import Work, download_seconds, train_seconds, upload_seconds
 from mest_fed.devices.cost import rate_of
 from mest_fed.simulation.checkpoint import RunFacts
 from mest_fed.simulation.simulate import Simulation
@@ -122,7 +122,7 @@ class RunForecast:
     @cached_property
     def devices(self) -> list[DeviceForecast]:
         """A forecast for each kind of device, the smallest budget first."""
-        task, plans = self.task, self.run.fleet.plans
+        task, plans, kinds = self.task, self.run.fleet.plans, self.run.fleet.kinds
         start = StartingModel(task)
         clock = step_time(task, None)
         found = []
@@ -130,7 +130,7 @@ class RunForecast:
             own = self.examples
             if not task.draws_examples:
                 own = own[task.devices.codes == code]
-            plan = DevicePlan(name, load_profile(name), count, plans[name])
+            plan = DevicePlan(name, kinds[name], count, plans[name])
             found.append(_forecast(task, start, clock, plan, own))
         return sorted(found, key=lambda each: each.device.plan.budget)
 

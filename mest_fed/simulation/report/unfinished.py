@@ -11,9 +11,7 @@ from typing import Any
 from mest_fed.config import from_table
 from mest_fed.config.fleet import FleetConfig
 from mest_fed.config.load import validated
-from mest_fed.devices import load_profile
 from mest_fed.errors import InputError
-from mest_fed.memory import Plan
 from mest_fed.nn import read_state
 from mest_fed.rows import AppRoundRow, AppSummary, ClientRow, Summary
 from mest_fed.schema import FailureKind, TaskStatus
@@ -101,13 +99,12 @@ def _read(folder: Path) -> dict[str, Any]:
 def _tiers(task: Task, facts: Mapping[str, Any]) -> list[TierPlan]:
     """Return the devices of a run: of a simulated one the fleet, of a deployed one those seen."""
     from mest_fed.simulation.checkpoint import RunFacts
+    from mest_fed.simulation.fleet import Fleet
 
     if "plans" not in facts:
         return tier_plans(task, facts["nodes"])
-    plans: Mapping[str, Plan] = RunFacts.read(facts).plans
-    counts = task.devices.counts
-    tiers = [TierPlan(load_profile(name), counts[name], plan) for name, plan in plans.items()]
-    return sorted(tiers, key=lambda tier: tier.plan.budget)
+    kept = RunFacts.read(facts)
+    return Fleet.of(task, kept.plans, kept.profiles).tiers
 
 
 def sum_up_app(
