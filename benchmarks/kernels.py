@@ -60,6 +60,7 @@ from tuned import set_kernels
 from mest_fed.errors import InputError
 from mest_fed.kernels import torch_threads
 from mest_fed.nn import SparseConv2d, SparseLayer, SparseLinear
+from mest_fed.nn.slots import scattered
 from mest_fed.rng import torch_generator
 from mest_fed.sparsity import layout_for, magnitude_mask
 
@@ -152,7 +153,7 @@ def active_gradient(layer: nn.Module, masked: nn.Module) -> Tensor:
     if layer is masked:
         return masked.weight.grad[active]
     if isinstance(layer, SparseLayer):
-        return layer.layout.scatter(layer.values.grad, layer.slots)[active]
+        return scattered(layer.layout, layer.values.grad, layer.slots)[active]
     return weight_gradient(layer)
 
 

@@ -105,7 +105,7 @@ def train(variant: Variant, data: DataSplit, seed: int, images: int, epochs: int
         data.train,
         np.sort(some),
         BATCH,
-        generator=torch_generator(seed, "batches"),
+        generator=numpy_generator(seed, "batches"),
         augmentation="crop-flip",
     )
     trainer, programs = _trainer(variant, model, optimizer, settings, seed)

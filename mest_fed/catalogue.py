@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from io import BytesIO
 
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from mest_fed.memory.activations.saved_tensors import Packed
@@ -120,11 +122,11 @@ PARTITIONERS: Registry[Callable[..., Any]] = Registry(
 )
 
 #: Attribute ``for_images`` where it is for images alone.
-AUGMENTATIONS: Registry[Callable[[Tensor, torch.Generator], Tensor]] = Registry(
+AUGMENTATIONS: Registry[Callable[[NDArray[Any], np.random.Generator], NDArray[Any]]] = Registry(
     "data.augmentation",
     {
-        "none": "mest_fed.data.batches:unchanged",
-        "crop-flip": "mest_fed.data.batches:CROP_FLIP",
+        "none": "mest_fed.data.minibatches:unchanged",
+        "crop-flip": "mest_fed.data.minibatches:CROP_FLIP",
     },
     called="augment(inputs, generator)",
 )

@@ -8,9 +8,12 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(seed: int, *path: int | str) -> int:
@@ -28,8 +31,10 @@ def derive_seed(seed: int, *path: int | str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def torch_generator(seed: int, *path: int | str) -> torch.Generator:
+def torch_generator(seed: int, *path: int | str) -> "torch.Generator":
     """Return a CPU ``torch.Generator`` for the path; see :func:`derive_seed`."""
+    import torch
+
     return torch.Generator().manual_seed(derive_seed(seed, *path))
 
 
@@ -44,6 +49,8 @@ def seeded_globals(seed: int) -> Iterator[None]:
 
     Afterwards they are as they were.
     """
+    import torch
+
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

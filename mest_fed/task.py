@@ -19,7 +19,7 @@ from mest_fed.errors import BudgetError, InputError
 from mest_fed.kernels.choice import Choices
 from mest_fed.memory import MemoryOptions, Plan, PlanLimits, Planner, TrainingSetup, TrainingShape
 from mest_fed.memory.knobs import OF_PROGRAMS
-from mest_fed.rng import torch_generator
+from mest_fed.rng import numpy_generator
 from mest_fed.sparsity import Interval
 from mest_fed.task_model import TaskModel
 from mest_fed.training import (
@@ -128,7 +128,7 @@ class Task(TaskModel):
             self.data.train,
             np.arange(min(2, len(self.data.train))),
             2,
-            generator=torch_generator(seed, "try"),
+            generator=numpy_generator(seed, "try"),
             augmentation=name,
         )
         AUGMENTATIONS.call(name, lambda: next(iter(two)))

@@ -16,10 +16,8 @@ from mest_fed.kernels.choice import Choices
 from mest_fed.memory import MemoryOptions, ModelTrace, TrainingLoss, trace_model
 from mest_fed.nn import (
     LayerDensity,
-    ModelSpec,
     Selection,
     SparseLayer,
-    SparseState,
     Sparsity,
     UnsentBuffers,
     layer_densities,
@@ -30,6 +28,7 @@ from mest_fed.nn.models import Architecture, Weights
 from mest_fed.nn.tuning import set_choices
 from mest_fed.rng import torch_generator
 from mest_fed.sparsity import Method, build_method
+from mest_fed.sparsity.state import ModelSpec, SparseState
 from mest_fed.task_data import Examples, TaskData
 from mest_fed.training.programs import Programs
 

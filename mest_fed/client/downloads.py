@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from mest_fed.client.isolation import alone
 from mest_fed.client.local_round import ClientState
-from mest_fed.nn import ModelSpec, SparseState
+from mest_fed.sparsity.state import ModelSpec, SparseState
 from mest_fed.task import Task
 from mest_fed.wire import decode, mask_hash
 from mest_fed.wire.records import ARRAYS, CONFIG, HEADER, from_record

@@ -15,8 +15,8 @@ from mest_fed.client.local_round import ClientState, TrainInstruction, evaluate_
 from mest_fed.client.memory_guard import limit_guard, watched
 from mest_fed.config import own_errors
 from mest_fed.errors import WireError
-from mest_fed.nn import SparseState
 from mest_fed.schema import RAISED
+from mest_fed.sparsity.state import SparseState
 from mest_fed.task import Task
 from mest_fed.wire import encode
 from mest_fed.wire.payload import named_masks

@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from flwr.app import ArrayRecord, ConfigRecord, Context
-from torch import Generator, nn
+from torch import nn
 
 from mest_fed.client.capability import Capability
 from mest_fed.data import Batches
 from mest_fed.devices import Work
 from mest_fed.errors import ObjectiveError
 from mest_fed.kernels.choice import Choices
-from mest_fed.nn import SparseLayer, SparseState, read_state
-from mest_fed.nn.state import Slots
+from mest_fed.nn import SparseLayer, read_state
 from mest_fed.nn.tuning import set_choices
-from mest_fed.rng import numpy_generator, torch_generator
+from mest_fed.rng import numpy_generator
+from mest_fed.sparsity.arrays import Slots
+from mest_fed.sparsity.state import SparseState
 from mest_fed.task import Task
 from mest_fed.training import (
     CompiledTrainer,
@@ -184,7 +185,7 @@ def train_round(
     if not plan.shape.momentum:
         settings = settings.without_momentum()
     optimizer = settings.build(model, release_gradients=plan.memory.release_gradients)
-    generator = torch_generator(task.config.run.seed, order.round, who.partition, "batches")
+    generator = numpy_generator(task.config.run.seed, order.round, who.partition, "batches")
     epoch = _epoch(task, examples, chosen, generator)
     mutation = None
     if order.mutate:
@@ -231,7 +232,7 @@ def _epoch(
     task: Task,
     examples: npt.NDArray[np.int64],
     chosen: npt.NDArray[np.int64],
-    generator: Generator,
+    generator: np.random.Generator,
 ) -> Batches:
     """Return the batches of one epoch over the chosen ones of a client's examples."""
     return Batches(

@@ -5,18 +5,15 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mest_fed.data.minibatches import Examples, Indices
 from mest_fed.errors import InputError
 
 if TYPE_CHECKING:
     from mest_fed.data.encoding import Encoding
 
-#: Positions of examples in a data set, or among a client's own.
-Indices = npt.NDArray[np.int64]
 #: Examples that are read at a time only to have their pages mapped.
 _TOUCHED = 64
 
@@ -93,6 +90,11 @@ class ArrayData:
         """Read inputs once, so that their pages are there where they are pages of a file."""
         for start in range(0, len(examples), _TOUCHED):
             self.inputs[torch.from_numpy(examples[start : start + _TOUCHED])]
+
+    @property
+    def examples(self) -> Examples:
+        """The same memory as NumPy arrays, as batches are made of it."""
+        return Examples(self.inputs.numpy(), self.targets.numpy(), self.mean, self.std)
 
     @property
     def input_shape(self) -> tuple[int, ...]:

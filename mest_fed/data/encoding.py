@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mest_fed.data.arrays import ArrayData, ExampleSpec, Indices
+from mest_fed.data.arrays import ArrayData, ExampleSpec
+from mest_fed.data.minibatches import Indices
 from mest_fed.data.parts import (
     TOKENS,
     Column,

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from mest_fed.data.arrays import DataSplit, Indices
+from mest_fed.data.arrays import DataSplit
 from mest_fed.data.images import class_folders, files_of_class, read_image_folder
 from mest_fed.data.loaders import read_arrays
+from mest_fed.data.minibatches import Indices
 from mest_fed.data.parts import Part
 from mest_fed.data.request import DataRequest
 from mest_fed.data.table_files import CsvTable, ParquetTable

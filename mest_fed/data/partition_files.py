@@ -10,7 +10,7 @@ from typing import ClassVar, overload
 import numpy as np
 import numpy.typing as npt
 
-from mest_fed.data.arrays import Indices
+from mest_fed.data.minibatches import Indices
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.rng import numpy_generator
 from mest_fed.system.files import whole_file

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mest_fed.catalogue import PARTITIONERS
-from mest_fed.data.arrays import Indices
+from mest_fed.data.minibatches import Indices
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.rng import derive_seed, numpy_generator
 

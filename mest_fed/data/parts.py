@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mest_fed.data.arrays import Indices
+from mest_fed.data.minibatches import Indices
 from mest_fed.errors import InputError
 
 Values = npt.NDArray[Any]

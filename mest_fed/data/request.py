@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from mest_fed.data.arrays import DataSplit, ExampleSpec, Indices
+from mest_fed.data.arrays import DataSplit, ExampleSpec
 from mest_fed.data.encoding import Encoding
+from mest_fed.data.minibatches import Indices
 from mest_fed.data.parts import Part
 from mest_fed.data.tables import Columns
 from mest_fed.errors import InputError, not_allowed

@@ -8,7 +8,8 @@ from mest_fed.kernels.reference import (
     dense_backward_weight,
     dense_forward,
 )
-from mest_fed.kernels.weight import Channels, ConvGeometry, SparseWeight
+from mest_fed.kernels.storage import Channels
+from mest_fed.kernels.weight import ConvGeometry, SparseWeight
 
 
 def forward(

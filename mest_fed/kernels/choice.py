@@ -8,14 +8,8 @@ from typing import NamedTuple
 import torch
 
 from mest_fed.kernels import native
-from mest_fed.kernels.weight import (
-    Channels,
-    ConvGeometry,
-    Kernels,
-    SparseWeight,
-    StorageFormat,
-    Strips,
-)
+from mest_fed.kernels.storage import Channels, Kernels, StorageFormat, Strips
+from mest_fed.kernels.weight import ConvGeometry, SparseWeight
 
 #: Implementations: a dense weight for the moment, a smaller dense convolution over the active
 #: channels, and the compiled kernels with source planes laid out in either way.

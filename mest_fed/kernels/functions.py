@@ -8,7 +8,8 @@ from torch import Tensor
 from mest_fed.kernels import channels, ops, reference  # noqa: F401 - ops registers operators
 from mest_fed.kernels.choice import CHANNELS, DENSE, EVERYTHING_DENSE, Choice
 from mest_fed.kernels.native import OPERATORS, PLANES
-from mest_fed.kernels.weight import ConvGeometry, Kernels, SparseWeight, Strips
+from mest_fed.kernels.storage import Kernels, Strips
+from mest_fed.kernels.weight import ConvGeometry, SparseWeight
 
 
 class How(NamedTuple):

@@ -15,7 +15,8 @@ from torch import Tensor
 from mest_fed.kernels import functions, native
 from mest_fed.kernels.choice import CHANNELS, DENSE, Case, Choice, case_of, rule
 from mest_fed.kernels.functions import How
-from mest_fed.kernels.weight import Channels, ConvGeometry, SparseWeight
+from mest_fed.kernels.storage import Channels
+from mest_fed.kernels.weight import ConvGeometry, SparseWeight
 
 PRODUCTS = Choice._fields
 

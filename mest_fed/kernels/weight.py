@@ -3,9 +3,10 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
+
+from mest_fed.kernels.storage import Kernels, StorageFormat, Strips
 
 
 @dataclass(frozen=True)
@@ -25,36 +26,6 @@ class ConvGeometry:
             )
         )
         return height, width
-
-
-@dataclass(frozen=True)
-class Strips:
-    """Granules are strips of ``rows`` consecutive output channels at one column.
-
-    slot = strip * columns + column, of the weight seen as a matrix (out, in * taps).
-    """
-
-    rows: int = 1
-
-
-@dataclass(frozen=True)
-class Kernels:
-    """Granules are kernels that keep some of their taps; ``cells`` lists them for each variant.
-
-    slot = (out * in_channels + in) * variants + variant.
-    """
-
-    cells: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True)
-class Channels:
-    """Granules are whole channels along one axis of the weight; slot = channel."""
-
-    axis: Literal["out", "in"]
-
-
-StorageFormat = Strips | Kernels | Channels
 
 
 @dataclass(frozen=True)

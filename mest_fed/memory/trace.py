@@ -17,7 +17,8 @@ from mest_fed.kernels import torch_threads
 from mest_fed.kernels.native import scratch_of
 from mest_fed.memory.activations import segments_of
 from mest_fed.memory.meter import warm_up
-from mest_fed.nn import ModelSpec, SparseLayer, model_spec
+from mest_fed.nn import SparseLayer, model_spec
+from mest_fed.sparsity.state import ModelSpec
 
 #: Images of the pass that makes the kernels take their scratch memory.
 _SCRATCH_IMAGES = 4

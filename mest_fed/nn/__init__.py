@@ -13,8 +13,6 @@ from mest_fed.nn.mutator import MaskGroup, Mutator, mask_groups, match_masks
 from mest_fed.nn.plain import to_dense
 from mest_fed.nn.products import SparseConv1d, SparseConv2d, SparseLinear
 from mest_fed.nn.state import (
-    ModelSpec,
-    SparseState,
     UnsentBuffers,
     model_spec,
     read_state,
@@ -27,7 +25,6 @@ __all__ = [
     "Ends",
     "LayerDensity",
     "MaskGroup",
-    "ModelSpec",
     "Mutator",
     "Reason",
     "Selection",
@@ -36,7 +33,6 @@ __all__ = [
     "SparseConv2d",
     "SparseLayer",
     "SparseLinear",
-    "SparseState",
     "Sparsity",
     "UnsentBuffers",
     "build_model",

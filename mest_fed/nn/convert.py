@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -247,7 +248,8 @@ class Sparsifier:
         if name in self._leaders:
             mask = Mask(layout, self._masks[self._leaders[name]].slots)
         else:
-            mask = magnitude_mask(layout, weight.detach(), self._counts[name])
+            dense = weight.detach().to("cpu", torch.float32).numpy()
+            mask = magnitude_mask(layout, dense, self._counts[name])
         self._masks[name] = mask
         values = active_values(layout, mask, weight)
         if keep_norm:
@@ -259,7 +261,7 @@ class Sparsifier:
     def empty(self, name: str) -> None:
         """Convert a layer without active granules."""
         layer = self._layer(name)
-        mask = Mask(self.layouts[name], torch.empty(0, dtype=torch.int32))
+        mask = Mask(self.layouts[name], np.empty(0, np.int32))
         values = active_values(mask.layout, mask, layer.get_parameter("weight"))
         Part(name, layer, self._owners.get(name), mask, values).convert()
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import optimizer as torch_optimizer
 
 from mest_fed.errors import InputError
+from mest_fed.nn.slots import gathered
 from mest_fed.sparsity import Layout, Mask
 
 #: Eight numbers in [0, 1), each a multiple of 2**-20, which float32 holds exactly.
@@ -277,11 +278,13 @@ def _mark(result: Tensor, masks: tuple[MaskDigest, ...], *, joined: bool) -> Val
 
 def active_values(layout: Layout, mask: Mask, weight: nn.Parameter) -> nn.Parameter:
     """Read the active values of a dense weight, and of its gradient; they train if it does."""
-    at, active = mask.slots, len(mask.slots) > 0  # torch imports sympy to read a meta tensor
-    values = layout.gather(weight.detach(), at) if active else torch.empty(0, layout.width)
+    at, active = torch.from_numpy(mask.slots), len(mask) > 0
+    if active:  # torch imports sympy to read a meta tensor
+        at = at.to(weight.device)
+    values = gathered(layout, weight.detach(), at) if active else torch.empty(0, layout.width)
     parameter = nn.Parameter(values, weight.requires_grad)
     if weight.grad is not None:
-        parameter.grad = layout.gather(weight.grad, at)
+        parameter.grad = gathered(layout, weight.grad, at)
     return parameter
 
 

@@ -20,6 +20,7 @@ from mest_fed.nn.computed import DenseWeight, make_permanent
 from mest_fed.nn.distributed import refuse_new_shape, running
 from mest_fed.nn.identity import Values, active_values, digest_of, inherit, plain_tensors
 from mest_fed.nn.optimizer_state import HasState, carry_state, trainer_of
+from mest_fed.nn.slots import gathered, scattered
 from mest_fed.nn.stored import SLOTS, VALUES, StoredInState, check_slots
 from mest_fed.sparsity import Layout, Mask, carry
 
@@ -101,9 +102,10 @@ class SparseLayer(StoredInState):
 
     def _compact(self, layout: Layout, mask: Mask, values: nn.Parameter) -> None:
         self._exchange("weight", "values", values)
-        self.register_buffer("slots", mask.slots.clone())
+        slots = torch.from_numpy(mask.slots.copy())
+        self.register_buffer("slots", slots.to(values.device))
         self.layout = layout
-        self.target = len(mask.slots)
+        self.target = len(mask)
         #: Slots as they were last noted, and their version.
         self._seen = self.slots, self.slots._version
         #: What the last state_dict holds of the mask, and of which one; see _stored_mask.
@@ -151,7 +153,7 @@ class SparseLayer(StoredInState):
     @torch.no_grad()
     def read_weight(self, weight: Tensor) -> None:
         """Take the values of a dense weight where the mask is active."""
-        self.values.detach().copy_(self.layout.gather(weight.detach(), self.slots))
+        self.values.detach().copy_(gathered(self.layout, weight.detach(), self.slots))
 
     def reset_parameters(self) -> None:
         """Draw values and bias as the dense layer draws weight and bias; the mask stays."""
@@ -179,14 +181,14 @@ class SparseLayer(StoredInState):
         written: change ``values``.
         """
         with plain_tensors():
-            weight = self.layout.scatter(self.values, self.slots)
+            weight = scattered(self.layout, self.values, self.slots)
             return weight if torch.compiler.is_compiling() else weight.as_subclass(DenseWeight)
 
     @property
     def mask(self) -> Mask:
         """The mask; replace it with :meth:`replace_mask`."""
         self._check_slots_are_unedited()
-        return Mask(self.layout, self.slots)
+        return Mask(self.layout, self.slots.cpu().numpy())
 
     @property
     def active_weights(self) -> int:
@@ -210,12 +212,13 @@ class SparseLayer(StoredInState):
             If the slots are no mask of the layout, or the optimizer keeps what cannot be edited.
             Layer and optimizer then stay as they are.
         """
-        self._check(mask.slots, None)
+        slots = torch.from_numpy(mask.slots)
+        self._check(slots, None)
         with plain_tensors():
-            rows = mask.rows_in(self.mask)
-            old = self.values.detach()
+            device, old = self.values.device, self.values.detach()
+            rows = torch.from_numpy(mask.rows_in(self.mask)).to(device)
             with self._carrying(rows, optimizer):
-                self._set(mask.slots, carry(old, rows))
+                self._set(slots.to(device), carry(old, rows))
 
     @contextmanager
     def _carrying(self, rows: Tensor, optimizer: HasState | None) -> Iterator[None]:
@@ -256,8 +259,9 @@ class SparseLayer(StoredInState):
             kept = values.shape != self.values.shape  # else they are copied into the old ones
             new = slots.to(device, torch.int32, copy=True)
             if trainer_of(self.values) is not None and not torch.equal(new, self.slots):
-                rows = Mask(self.layout, new).rows_in(Mask(self.layout, self.slots))
-                stack.enter_context(self._carrying(rows, None))
+                held = Mask(self.layout, self.slots.cpu().numpy())
+                rows = torch.from_numpy(Mask(self.layout, new.cpu().numpy()).rows_in(held))
+                stack.enter_context(self._carrying(rows.to(device), None))
             self._set(new, values.to(device, dtype, copy=kept))
         self.target = len(slots) if target is None else target
 
@@ -363,7 +367,7 @@ class SparseLayer(StoredInState):
     def dense_weight(self) -> Tensor:
         """Build the dense weight."""
         with plain_tensors():
-            return self.layout.scatter(self.values.detach(), self.slots)
+            return scattered(self.layout, self.values.detach(), self.slots)
 
     def extra_repr(self) -> str:
         """Describe the layer for ``print(model)``."""

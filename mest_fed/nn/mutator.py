@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,8 +14,10 @@ from mest_fed.nn.identity import plain_tensors
 from mest_fed.nn.layers import SparseLayer
 from mest_fed.nn.optimizer_state import HasState, check_optimizer
 from mest_fed.nn.stored import StoredLayer, read_layer
-from mest_fed.rng import torch_generator
+from mest_fed.rng import numpy_generator
 from mest_fed.sparsity import Bounds, Interval, Layout, Mask, Method, grow, keep_best
+from mest_fed.sparsity.arrays import Floats
+from mest_fed.sparsity.mutation import Proposal
 from mest_fed.sparsity.schemes import Channel
 
 
@@ -67,17 +70,21 @@ class MaskGroup:
         for layer in self.layers:
             layer.replace_mask(Mask(layer.layout, mask.slots), optimizer)
 
-    def values(self) -> Tensor:
+    def values(self) -> Floats:
         """Return all members' values side by side, shape ``(active, sum of widths)``."""
-        with plain_tensors():
-            return torch.cat([layer.values.detach() for layer in self.layers], dim=1)
+        return _side_by_side([layer.values.detach() for layer in self.layers])
 
-    def gradients(self) -> Tensor | None:
+    def gradients(self) -> Floats | None:
         """Return all members' value gradients side by side, or None where one is missing."""
-        with plain_tensors():
-            gradients = [layer.values.grad for layer in self.layers]
-            present = [gradient for gradient in gradients if gradient is not None]
-            return torch.cat(present, dim=1) if len(present) == len(gradients) else None
+        gradients = [layer.values.grad for layer in self.layers]
+        present = [gradient for gradient in gradients if gradient is not None]
+        return _side_by_side(present) if len(present) == len(gradients) else None
+
+
+def _side_by_side(parts: list[Tensor]) -> Floats:
+    with plain_tensors():
+        arrays = [part.to("cpu", torch.float32).numpy() for part in parts]
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=1)
 
 
 def mask_groups(model: nn.Module) -> list[MaskGroup]:
@@ -170,7 +177,7 @@ def _check_masks(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: 
 
 
 #: Gives the generator of a group's growth; the same one to all who should grow the same.
-GrowthGenerators = Callable[[str], torch.Generator]
+GrowthGenerators = Callable[[str], np.random.Generator]
 
 
 class Mutator:
@@ -237,7 +244,7 @@ class Mutator:
         bounds = self.method.bounds(interval.progress(step))
         if interval.last(step):
             bounds = replace(bounds, ceiling=min(1.0, bounds.ceiling))
-        self.mutate(bounds, lambda name: torch_generator(seed, "growth", step, name))
+        self.mutate(bounds, lambda name: numpy_generator(seed, "growth", step, name))
         return True
 
     def keep_dense_gradients(self, keep: bool) -> None:
@@ -304,9 +311,8 @@ class Mutator:
         for group, mask in masks:
             group.replace_mask(mask, self.optimizer)
 
-    def _proposal(
-        self, group: MaskGroup, generators: GrowthGenerators
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _proposal(self, group: MaskGroup, generators: GrowthGenerators) -> Proposal:
         # Layers that share a mask grow by the first one's gradient.
-        gradient = group.layers[0].dense_gradient
+        kept = group.layers[0].dense_gradient
+        gradient = None if kept is None else kept.to("cpu", torch.float32).numpy()
         return self.method.growth_order(group.layout, generators(group.name), gradient)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from mest_fed.kernels import ConvGeometry, How, SparseProduct, SparseWeight, choose
+from mest_fed.kernels import ConvGeometry, How, SparseProduct, SparseWeight, choose, scatter
 from mest_fed.kernels.choice import EVERYTHING_DENSE
 from mest_fed.kernels.functions import backward, forward
 from mest_fed.kernels.reference import dense_forward
@@ -70,7 +70,7 @@ class ProductLayer(SparseLayer):
             if torch.is_autocast_enabled(device):
                 given = autocast(given, torch.get_autocast_dtype(device))
             if transformed():
-                dense = self.layout.scatter(given[1], weight.slots).view(weight.shape)
+                dense = scatter(given[1], weight.positions(), weight.shape)
                 return dense_forward(given[0], dense, given[2], geometry)
             how = self._how(given[0], weight, geometry)
             y: Tensor = SparseProduct.apply(*given, weight, how)  # type: ignore[no-untyped-call]

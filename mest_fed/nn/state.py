@@ -1,13 +1,6 @@
-"""A model's state as plain NumPy arrays, and the specification that says what they mean.
-
-This is what travels: the wire encodes a :class:`SparseState`, the server aggregates it, a
-checkpoint stores it. None of them needs the model, only its :class:`ModelSpec`.
-"""
-
-from dataclasses import dataclass
+"""A model's state: described, copied out, copied in."""
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -17,78 +10,9 @@ from mest_fed.nn.identity import plain_tensors
 from mest_fed.nn.layers import SparseLayer
 from mest_fed.nn.mutator import mask_groups
 from mest_fed.nn.stored import STORED_KEYS
-from mest_fed.sparsity import Layout, slot_objection
-
-Floats = npt.NDArray[np.float32]
-Slots = npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """What the arrays of a model's state mean.
-
-    Parameters
-    ----------
-    groups : dict of str to tuple of str
-        Mask group -> its sparse layers, in model order. The mask's layout is the first layer's.
-    layouts : dict of str to Layout
-        Sparse layer -> its layout.
-    dense : dict of str to tuple of int
-        Every other floating-point parameter or buffer -> its shape.
-    non_negative : frozenset of str
-        Those of the dense tensors of which no number may be negative: running variances.
-    statistics : frozenset of str
-        Those of the dense tensors that are buffers, such as running statistics: they are averaged,
-        and no optimizer moves them.
-    """
-
-    groups: dict[str, tuple[str, ...]]
-    layouts: dict[str, Layout]
-    dense: dict[str, tuple[int, ...]]
-    non_negative: frozenset[str] = frozenset()
-    statistics: frozenset[str] = frozenset()
-
-    def group_layout(self, group: str) -> Layout:
-        """Return the layout of a group's mask."""
-        return self.layouts[self.groups[group][0]]
-
-    def group_of(self, layer: str) -> str:
-        """Return the mask group of a sparse layer."""
-        return next(group for group, layers in self.groups.items() if layer in layers)
-
-    @property
-    def sparse_weights(self) -> int:
-        """Weights of the sparse layers, inactive ones included."""
-        return sum(layout.num_weights for layout in self.layouts.values())
-
-
-@dataclass
-class SparseState:
-    """Masks, active values and dense tensors of a model.
-
-    Parameters
-    ----------
-    masks : dict of str to int32 array
-        Mask group -> increasing slots, shape ``(active,)``.
-    values : dict of str to float32 array
-        Sparse layer -> shape ``(active, width)``.
-    dense : dict of str to float32 array
-        Everything else.
-    """
-
-    masks: dict[str, Slots]
-    values: dict[str, Floats]
-    dense: dict[str, Floats]
-
-    def density(self, spec: ModelSpec) -> float:
-        """Return active weights / weights over the sparse layers (1 for a model without any)."""
-        if not spec.layouts:
-            return 1.0
-        active = 0
-        for group, layers in spec.groups.items():
-            slots = torch.from_numpy(self.masks[group])
-            active += sum(spec.layouts[layer].active_weights(slots) for layer in layers)
-        return active / spec.sparse_weights
+from mest_fed.sparsity import slot_objection
+from mest_fed.sparsity.arrays import Floats
+from mest_fed.sparsity.state import ModelSpec, SparseState
 
 
 def _dense_tensors(model: nn.Module, *, detached: bool = True) -> dict[str, torch.Tensor]:
@@ -164,7 +88,7 @@ def read_state(model: nn.Module) -> SparseState:
             return tensor.detach().to("cpu", torch.float32, copy=True).numpy()
 
     layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
-    masks = {g.name: g.mask.slots.cpu().numpy().astype(np.int32) for g in mask_groups(model)}
+    masks = {g.name: g.mask.slots.copy() for g in mask_groups(model)}
     values = {name: array(layer.values) for name, layer in layers.items()}
     dense = {name: array(tensor) for name, tensor in _dense_tensors(model).items()}
     return SparseState(masks, values, dense)

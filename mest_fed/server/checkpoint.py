@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from mest_fed.errors import InputError, WireError
-from mest_fed.nn import ModelSpec, SparseState
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.modes.in_flight import PENDING_SECTIONS
 from mest_fed.server.strategy import MestStrategy
+from mest_fed.sparsity.state import ModelSpec, SparseState
 from mest_fed.system.files import whole_file
 from mest_fed.wire import check_masks
 

@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from mest_fed.nn.state import Floats, ModelSpec, Slots, SparseState
-from mest_fed.rng import torch_generator
+from mest_fed.rng import numpy_generator
 from mest_fed.server.aggregation.masked import MaskedMean
 from mest_fed.server.optimizers import ServerOptimizer
 from mest_fed.sparsity import Mask, Method, keep_best, layer_counts, nested_order
+from mest_fed.sparsity.arrays import Floats, Slots, norms
+from mest_fed.sparsity.state import ModelSpec, SparseState
 
 MaskSet = dict[str, Slots]
 
@@ -51,10 +51,10 @@ class GlobalModel:
         """Start from a model's state; its active counts are the targets."""
         weights = {}
         for group, layers in spec.groups.items():
-            slots = torch.from_numpy(state.masks[group])
+            slots = state.masks[group]
             for layer in layers:
-                values = torch.from_numpy(state.values[layer])
-                weights[layer] = spec.layouts[layer].scatter(values, slots).flatten().numpy()
+                layout, values = spec.layouts[layer], state.values[layer]
+                weights[layer] = layout.scatter(values, slots).reshape(-1)
         targets = {group: len(slots) for group, slots in state.masks.items()}
         return cls(spec, weights, dict(state.masks), dict(state.dense), targets)
 
@@ -68,7 +68,7 @@ class GlobalModel:
         """Return the state on the global mask, or on a tier's."""
         masks = self.masks if masks is None else masks
         values = {
-            layer: _gather(self.spec, layer, self.weights[layer], masks[group])
+            layer: self.spec.layouts[layer].gather(self.weights[layer], masks[group])
             for group, layers in self.spec.groups.items()
             for layer in layers
         }
@@ -85,10 +85,10 @@ class GlobalModel:
         for group, slots in self.masks.items():
             ratio = len(slots) / self.targets[group]
             count = min(len(slots), max(1, round(counts[group] * ratio)))
-            mask = Mask(layouts[group], torch.from_numpy(slots))
+            mask = Mask(layouts[group], slots)
             added = np.isin(slots, self.grown.get(group, np.empty(0, np.int32)))
-            scores = nested_order(self._norms(group), torch.from_numpy(added))
-            tier[group] = keep_best(mask, scores, count).slots.numpy()
+            scores = nested_order(self._norms(group), added)
+            tier[group] = keep_best(mask, scores, count).slots
         return tier
 
     def apply_update(self, mean: MaskedMean, optimizer: ServerOptimizer) -> None:
@@ -112,19 +112,19 @@ class GlobalModel:
         """Choose the mask anew by magnitude over all that clients brought (client mutation)."""
         for group, layers in self.spec.groups.items():
             layout = self.spec.group_layout(group)
-            old = Mask(layout, torch.from_numpy(self.masks[group]))
-            dense = torch.from_numpy(self.weights[layers[0]]).view(layout.shape)
-            slots, norms = layout.best_slots(dense)
+            old = Mask(layout, self.masks[group])
+            dense = self.weights[layers[0]].reshape(layout.shape)
+            slots, lengths = layout.best_slots(dense)
             for layer in layers[1:]:
                 other = self.spec.layouts[layer]
-                tensor = torch.from_numpy(self.weights[layer]).view(other.shape)
-                norms = torch.hypot(norms, other.best_slots(tensor)[1])
+                dense = self.weights[layer].reshape(other.shape)
+                lengths = np.hypot(lengths, other.best_slots(dense)[1])
             # A granule of zeros alone came with no update, unless it was active before.
-            present = (norms > 0) | old.active()
+            present = (lengths > 0) | old.active()
             keep = Mask.of(layout, slots[present])
-            chosen = keep_best(keep, norms[present], self.targets[group])
+            chosen = keep_best(keep, lengths[present], self.targets[group])
             added = chosen.slots[~old.active()[chosen.granules]]
-            self._set_mask(group, chosen, added.numpy(), optimizer)
+            self._set_mask(group, chosen, added, optimizer)
 
     def mutate(
         self,
@@ -148,32 +148,32 @@ class GlobalModel:
         """
         bounds = method.bounds(progress)
         for group in self.spec.groups:
-            mask = Mask(self.spec.group_layout(group), torch.from_numpy(self.masks[group]))
+            mask = Mask(self.spec.group_layout(group), self.masks[group])
             importance = method.importance(
                 self._side_by_side(group, self.weights),
                 self._side_by_side(group, self.pseudo_gradient) if self.pseudo_gradient else None,
             )
-            generator = torch_generator(*seed_path, group)
+            generator = numpy_generator(*seed_path, group)
             proposal = method.growth_order(mask.layout, generator)
             new = method.mutate(mask, importance, proposal, self.targets[group], bounds)
             added = new.slots[new.rows_in(mask) < 0]
-            self._set_mask(group, new, added.numpy(), optimizer)
+            self._set_mask(group, new, added, optimizer)
 
     def cut_to_target(self, optimizer: ServerOptimizer) -> None:
         """Drop what stands above the target, by magnitude: the end of a soft bound."""
         for group in self.spec.groups:
-            mask = Mask(self.spec.group_layout(group), torch.from_numpy(self.masks[group]))
+            mask = Mask(self.spec.group_layout(group), self.masks[group])
             if len(mask) > self.targets[group]:
                 kept = keep_best(mask, self._norms(group), self.targets[group])
                 self._set_mask(group, kept, np.empty(0, np.int32), optimizer)
 
     def _set_mask(self, group: str, mask: Mask, added: Slots, optimizer: ServerOptimizer) -> None:
-        self.masks[group] = mask.slots.numpy()
+        self.masks[group] = mask.slots
         self.grown[group] = added
         for layer in self.spec.groups[group]:
             active = self.active(layer)
             self.weights[layer] = np.where(active, self.weights[layer], np.float32(0))
-            grown = self.spec.layouts[layer].positions(torch.from_numpy(added)).numpy().ravel()
+            grown = self.spec.layouts[layer].positions(added).ravel()
             inactive = ~active
             inactive[grown[grown < len(inactive)]] = True
             optimizer.forget(layer, inactive)
@@ -181,25 +181,17 @@ class GlobalModel:
     def active(self, layer: str) -> npt.NDArray[np.bool_]:
         """Return which weights of a layer are active, over its flattened dense weight."""
         layout = self.spec.layouts[layer]
-        slots = torch.from_numpy(self.masks[self.spec.group_of(layer)])
+        slots = self.masks[self.spec.group_of(layer)]
         flags = np.zeros(layout.num_weights + 1, dtype=np.bool_)
-        flags[layout.positions(slots).numpy()] = True
+        flags[layout.positions(slots)] = True
         return flags[:-1]
 
-    def _side_by_side(self, group: str, tensors: dict[str, Floats]) -> torch.Tensor:
-        workers = [
-            torch.from_numpy(_gather(self.spec, layer, tensors[layer], self.masks[group]))
-            for layer in self.spec.groups[group]
-        ]
-        return torch.cat(workers, dim=1)
+    def _side_by_side(self, group: str, arrays: dict[str, Floats]) -> Floats:
+        slots = self.masks[group]
+        layers = self.spec.groups[group]
+        parts = [self.spec.layouts[layer].gather(arrays[layer], slots) for layer in layers]
+        return np.concatenate(parts, axis=1)
 
-    def _norms(self, group: str) -> torch.Tensor:
-        norms: torch.Tensor = torch.linalg.vector_norm(
-            self._side_by_side(group, self.weights), dim=1
-        )
-        return norms
-
-
-def _gather(spec: ModelSpec, layer: str, flat: Floats, slots: Slots) -> Floats:
-    values = spec.layouts[layer].gather(torch.from_numpy(flat), torch.from_numpy(slots))
-    return values.numpy()
+    def _norms(self, group: str) -> Floats:
+        lengths: Floats = norms(self._side_by_side(group, self.weights))
+        return lengths

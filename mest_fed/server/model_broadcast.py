@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from mest_fed.nn import ModelSpec, SparseState
 from mest_fed.server.global_model import GlobalModel
+from mest_fed.sparsity.state import ModelSpec, SparseState
 from mest_fed.wire import MaskSet, decode, encode, mask_hash
 from mest_fed.wire.records import to_record
 from mest_fed.wire.values import value_codec

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mest_fed.catalogue import SERVER_OPTIMIZERS
-from mest_fed.nn.state import Floats
+from mest_fed.sparsity.arrays import Floats
 
 Moments = dict[str, Floats]
 

@@ -16,7 +16,7 @@ from mest_fed.config import RunConfig, from_table, read_toml, to_toml
 from mest_fed.data import Encoding
 from mest_fed.errors import InputError
 from mest_fed.kernels.table import Table, choices_to_rows, read_table
-from mest_fed.nn import SparseState, to_dense
+from mest_fed.nn import to_dense
 from mest_fed.rows import AppSummary, Summary, as_row
 from mest_fed.server.claim import Claim
 from mest_fed.server.folder_names import (
@@ -34,6 +34,7 @@ from mest_fed.server.folder_names import (
 )
 from mest_fed.server.rows import with_metrics
 from mest_fed.server.seal import FolderSeal, LogDigest, log_bytes
+from mest_fed.sparsity.state import SparseState
 from mest_fed.strict_json import parse_json, read_json
 from mest_fed.system.files import whole_file
 from mest_fed.task import Task

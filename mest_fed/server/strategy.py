@@ -13,7 +13,6 @@ from flwr.serverapp.strategy import Strategy
 from mest_fed.catalogue import SELECTORS, MutationPlace
 from mest_fed.errors import WireError
 from mest_fed.memory import DENSITY_STEPS
-from mest_fed.nn import SparseState
 from mest_fed.schema import LOSS, FailureKind, TaskStatus, failure_of_code
 from mest_fed.server.aggregation.masked import MaskedMean, PositionCache
 from mest_fed.server.client_registry import ClientRegistry, Node
@@ -30,6 +29,7 @@ from mest_fed.server.selection import (
     Selector,
 )
 from mest_fed.server.update_validator import read_counts, read_update
+from mest_fed.sparsity.state import SparseState
 from mest_fed.task import Task
 from mest_fed.training import Metrics
 from mest_fed.wire import encode

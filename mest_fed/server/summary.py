@@ -10,15 +10,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
-import torch
 
 from mest_fed.devices import DeviceProfile
 from mest_fed.memory import Plan
-from mest_fed.nn import ModelSpec, SparseState
 from mest_fed.rows import Layer, Row, Summary, Tier, Watts
 from mest_fed.schema import FailureKind, TaskStatus
 from mest_fed.server.rows import totals
 from mest_fed.server.strategy import MestStrategy
+from mest_fed.sparsity.state import ModelSpec, SparseState
 from mest_fed.task import Task
 
 
@@ -192,7 +191,7 @@ def _layers(task: Task, spec: ModelSpec, state: SparseState) -> Iterator[Layer]:
     """Yield the layers in the order of the model's modules; ``reason`` says why one is dense."""
     for row in task.layers:
         if row.weights and row.reason is None:
-            slots = torch.from_numpy(state.masks[spec.group_of(row.name)])
+            slots = state.masks[spec.group_of(row.name)]
             density = spec.layouts[row.name].active_weights(slots) / row.weights
             yield Layer(name=row.name, weights=row.weights, density=density)
         elif row.weights:  # one that another layer shares is counted there

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mest_fed.data.arrays import Indices
+from mest_fed.data.minibatches import Indices
 from mest_fed.rows import LabelCounts
 from mest_fed.task import Task
 

@@ -1,4 +1,4 @@
-"""Sparse training on compact storage: schemes, masks, mutation. Needs torch and numpy alone."""
+"""Sparse training on compact storage: schemes, masks, mutation. Needs numpy alone."""
 
 from mest_fed.catalogue import DISTRIBUTIONS, METHODS, SCHEMES
 from mest_fed.sparsity.distribution import (
@@ -21,6 +21,7 @@ from mest_fed.sparsity.methods import MestEM, MestEMS, RigL, Set, Static, build_
 from mest_fed.sparsity.mutation import Bounds, Method, grow
 from mest_fed.sparsity.schedules import Interval
 from mest_fed.sparsity.schemes import base_scheme, layout_for
+from mest_fed.sparsity.state import ModelSpec, SparseState
 
 __all__ = [
     "DISTRIBUTIONS",
@@ -33,8 +34,10 @@ __all__ = [
     "MestEM",
     "MestEMS",
     "Method",
+    "ModelSpec",
     "RigL",
     "Set",
+    "SparseState",
     "Static",
     "base_scheme",
     "build_method",

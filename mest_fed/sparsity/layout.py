@@ -9,12 +9,14 @@ layers, wire, server) speaks of slots and of values of shape ``(active, width)``
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from mest_fed.errors import not_allowed
-from mest_fed.kernels import StorageFormat, gather, scatter
+from mest_fed.kernels import StorageFormat
+from mest_fed.sparsity.arrays import Indices, norms
 
 #: Slots whose norms are taken at once: their positions take 8 bytes a weight.
 _SLOTS_AT_ONCE = 2**14
@@ -56,19 +58,19 @@ class Layout(ABC):
         return 1
 
     @abstractmethod
-    def positions(self, slots: Tensor) -> Tensor:
+    def positions(self, slots: Any) -> Any:
         """Return where the values of slots stand in the flattened dense weight.
 
         Parameters
         ----------
-        slots : Tensor
-            Integer slots, shape ``(n,)``.
+        slots : array or Tensor
+            Integer slots, shape ``(n,)``: a NumPy array, or a tensor in products by torch.
 
         Returns
         -------
-        Tensor
-            int64 of shape ``(n, width)``. A value that pads an incomplete granule has the
-            position ``num_weights``, one past the end.
+        array or Tensor
+            As ``slots``; int64 of shape ``(n, width)``. A value that pads an incomplete granule
+            has the position ``num_weights``, one past the end.
         """
 
     @property
@@ -99,45 +101,48 @@ class Layout(ABC):
         full = self.num_granules if self.max_density == 1.0 else self.num_weights / self.width
         return min(self.num_granules, max(1, round(density * full)))
 
-    def granules(self, slots: Tensor) -> Tensor:
+    def granules(self, slots: Indices) -> Indices:
         """Return the granule of each slot."""
         return slots if self.variants == 1 else slots // self.variants
 
-    def active_weights(self, slots: Tensor) -> int:
-        """Count the weights that slots cover, padding left out."""
+    def active_weights(self, slots: Any) -> int:
+        """Count the weights that slots, an array or tensor, cover; padding is left out."""
         return len(slots) * self.width
 
-    def gather(self, dense: Tensor, slots: Tensor) -> Tensor:
-        """Read the values of slots, shape ``(n, width)``, from a dense weight."""
-        return gather(dense, self.positions(slots))
+    def gather(self, dense: npt.NDArray[Any], slots: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Read the values of slots, shape ``(n, width)``, from a dense weight; padding is zero."""
+        positions = self.positions(slots)
+        values: npt.NDArray[Any] = np.take(dense.reshape(-1), positions, mode="clip")
+        values[positions >= self.num_weights] = 0
+        return values
 
-    def scatter(self, values: Tensor, slots: Tensor) -> Tensor:
+    def scatter(self, values: npt.NDArray[Any], slots: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Build the dense weight that holds ``values`` at ``slots`` and zero elsewhere."""
-        return scatter(values, self.positions(slots), self.shape)
+        flat = np.zeros(self.num_weights + 1, values.dtype)
+        flat[self.positions(slots)] = values
+        dense: npt.NDArray[Any] = flat[:-1].reshape(self.shape)
+        return dense
 
-    def best_slots(self, dense: Tensor) -> tuple[Tensor, Tensor]:
+    def best_slots(self, dense: npt.NDArray[Any]) -> tuple[Indices, npt.NDArray[Any]]:
         """Choose each granule's variant of largest L2 norm.
 
         Parameters
         ----------
-        dense : Tensor
+        dense : array
             Dense weight of shape ``self.shape``.
 
         Returns
         -------
-        slots : Tensor
-            int64, one slot for each granule; ties take the first variant.
-        norms : Tensor
+        slots : int64 array
+            One slot for each granule; ties take the first variant.
+        norms : array
             L2 norm of each chosen slot.
         """
-        padded = torch.cat([dense.reshape(-1), dense.new_zeros(1)])
-        every = torch.arange(self.num_slots, device=dense.device)
-        norms = torch.cat(
-            [
-                torch.linalg.vector_norm(padded[self.positions(some)], dim=1)
-                for some in torch.split(every, _SLOTS_AT_ONCE)
-            ]
-        )
-        best = norms.view(self.num_granules, self.variants).max(dim=1)
-        base = torch.arange(self.num_granules, device=dense.device) * self.variants
-        return base + best.indices, best.values
+        lengths = np.empty(self.num_slots, dense.dtype)
+        for start in range(0, self.num_slots, _SLOTS_AT_ONCE):
+            some = np.arange(start, min(start + _SLOTS_AT_ONCE, self.num_slots))
+            lengths[some] = norms(self.gather(dense, some))
+        by_granule = lengths.reshape(self.num_granules, self.variants)
+        best = by_granule.argmax(axis=1)
+        granules = np.arange(self.num_granules)
+        return granules * self.variants + best, by_granule[granules, best]

@@ -1,13 +1,16 @@
 """The mask of one weight (or of two that share it): which slots are active."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
+from mest_fed.sparsity.arrays import Indices, Slots, sorted_down
 from mest_fed.sparsity.layout import Layout
+
+Scores = npt.NDArray[np.floating[Any]]
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -18,69 +21,71 @@ class Mask:
     ----------
     layout : Layout
         How the weight is cut. For layers that share a mask, the first one's layout.
-    slots : Tensor
-        int32, shape ``(active,)``, strictly increasing, at most one slot for each granule.
+    slots : int32 array
+        Shape ``(active,)``, strictly increasing, at most one slot for each granule.
     """
 
     layout: Layout
-    slots: Tensor
+    slots: Slots
 
     @classmethod
-    def of(cls, layout: Layout, slots: Tensor) -> "Mask":
+    def of(cls, layout: Layout, slots: npt.NDArray[Any]) -> "Mask":
         """Build a mask from slots in any order."""
-        return cls(layout, slots.sort().values.to(torch.int32))
+        return cls(layout, np.sort(slots).astype(np.int32))
 
     def __len__(self) -> int:
         """Return the number of active granules."""
         return len(self.slots)
 
     @property
-    def granules(self) -> Tensor:
+    def granules(self) -> Indices:
         """Active granules, int64, increasing."""
-        return self.layout.granules(self.slots.long())
+        return self.layout.granules(self.slots.astype(np.int64))
 
     @property
     def density(self) -> float:
         """Active weights / weights."""
         return self.layout.active_weights(self.slots) / self.layout.num_weights
 
-    def active(self) -> Tensor:
-        """Return a bool tensor over all granules: which are active."""
-        flags = torch.zeros(self.layout.num_granules, dtype=torch.bool, device=self.slots.device)
+    def active(self) -> Flags:
+        """Return a bool array over all granules: which are active."""
+        flags = np.zeros(self.layout.num_granules, np.bool_)
         flags[self.granules] = True
         return flags
 
-    def rows_in(self, other: "Mask") -> Tensor:
+    def rows_in(self, other: "Mask") -> Indices:
         """Return for each active slot its row in another mask of the same layout, or -1.
 
         Returns
         -------
-        Tensor
-            int64 of shape ``(len(self),)``.
+        int64 array
+            Shape ``(len(self),)``.
         """
         if len(other) == 0:
-            return torch.full((len(self),), -1, dtype=torch.int64, device=self.slots.device)
-        row = torch.searchsorted(other.slots, self.slots).clamp_(max=len(other) - 1)
-        return torch.where(other.slots[row] == self.slots, row, -1)
+            return np.full(len(self), -1)
+        row = np.searchsorted(other.slots, self.slots).clip(max=len(other) - 1)
+        return np.where(other.slots[row] == self.slots, row, -1)
 
 
-def carry(values: Tensor, rows: Tensor) -> Tensor:
+def carry(values: Any, rows: Any) -> Any:
     """Carry rows of ``values`` over to a new mask; a row of -1 starts at zero.
 
     Parameters
     ----------
-    values : Tensor
-        Shape ``(old active, width)``.
-    rows : Tensor
+    values : array or Tensor
+        Shape ``(old active, ...)``.
+    rows : array or Tensor
         int64, shape ``(new active,)``, as from :meth:`Mask.rows_in`.
     """
-    carried = values.new_zeros((len(rows), *values.shape[1:]))
+    shape = len(rows), *values.shape[1:]
+    arrays = isinstance(values, np.ndarray)
+    carried: Any = np.zeros(shape, values.dtype) if arrays else values.new_zeros(shape)
     found = rows >= 0
     carried[found] = values[rows[found]]
     return carried
 
 
-def slot_objection(layout: Layout, slots: npt.NDArray[np.int32]) -> str | None:
+def slot_objection(layout: Layout, slots: Slots) -> str | None:
     """Return why slots of shape ``(active,)`` are no mask of a layout, or None if they are one."""
     if len(slots) == 0:
         return None
@@ -97,7 +102,7 @@ def slot_objection(layout: Layout, slots: npt.NDArray[np.int32]) -> str | None:
     return None
 
 
-def select_best(scores: Tensor, count: int, num_groups: int = 1) -> Tensor:
+def select_best(scores: Scores, count: int, num_groups: int = 1) -> Indices:
     """Choose the granules with the best scores, as many in each group, within one.
 
     With more than one group each gets the ``count // num_groups`` best of its own, and the rest
@@ -106,7 +111,7 @@ def select_best(scores: Tensor, count: int, num_groups: int = 1) -> Tensor:
 
     Parameters
     ----------
-    scores : Tensor
+    scores : array
         Shape ``(granules,)``; groups are equal consecutive runs. ``-inf`` is chosen last.
     count : int
         How many to choose, in ``[0, granules]``.
@@ -115,42 +120,41 @@ def select_best(scores: Tensor, count: int, num_groups: int = 1) -> Tensor:
 
     Returns
     -------
-    Tensor
-        int64 granules, increasing, shape ``(count,)``.
+    int64 array
+        Granules, increasing, shape ``(count,)``.
     """
     if num_groups == 1:
         return _best(scores, count)
-    ranked = torch.sort(scores.view(num_groups, -1), dim=1, descending=True, stable=True)
-    start = torch.arange(num_groups, device=scores.device).unsqueeze(1) * ranked.indices.shape[1]
-    granules = ranked.indices + start
+    by_group = scores.reshape(num_groups, -1)
+    ranked = sorted_down(by_group)
+    granules = ranked + np.arange(num_groups)[:, None] * ranked.shape[1]
     base, extra = divmod(count, num_groups)
     chosen = granules[:, :base].reshape(-1)
     if extra:
-        lucky = torch.sort(ranked.values[:, base], descending=True, stable=True).indices[:extra]
-        chosen = torch.cat([chosen, granules[lucky, base]])
-    return chosen.sort().values
+        lucky = sorted_down(scores[granules[:, base]])[:extra]
+        chosen = np.concatenate([chosen, granules[lucky, base]])
+    return np.sort(chosen)
 
 
-def _best(scores: Tensor, count: int) -> Tensor:
+def _best(scores: Scores, count: int) -> Indices:
     """Choose by the score of the last one chosen: sorting would take 12 bytes a granule more."""
     if count == 0:
-        return torch.empty(0, dtype=torch.int64, device=scores.device)
-    plain = scores.detach().to("cpu", torch.promote_types(scores.dtype, torch.float32)).numpy()
-    plain = np.where(np.isnan(plain), np.inf, plain) if np.isnan(plain).any() else plain
-    least = np.partition(plain, len(plain) - count)[len(plain) - count]
-    chosen = plain > least
-    ties = np.flatnonzero(plain == least)
+        return np.empty(0, np.int64)
+    scores = np.where(np.isnan(scores), np.inf, scores) if np.isnan(scores).any() else scores
+    least = np.partition(scores, len(scores) - count)[len(scores) - count]
+    chosen = scores > least
+    ties = np.flatnonzero(scores == least)
     chosen[ties[: count - np.count_nonzero(chosen)]] = True
-    return torch.from_numpy(np.flatnonzero(chosen)).to(scores.device)
+    return np.flatnonzero(chosen)
 
 
-def magnitude_mask(layout: Layout, dense: Tensor, count: int) -> Mask:
+def magnitude_mask(layout: Layout, dense: npt.NDArray[Any], count: int) -> Mask:
     """Return the mask of the ``count`` granules of ``dense`` with the largest L2 norm."""
-    slots, norms = layout.best_slots(dense)
-    return Mask.of(layout, slots[select_best(norms, count, layout.num_groups)])
+    slots, lengths = layout.best_slots(dense)
+    return Mask.of(layout, slots[select_best(lengths, count, layout.num_groups)])
 
 
-def keep_best(mask: Mask, scores: Tensor, count: int) -> Mask:
+def keep_best(mask: Mask, scores: Scores, count: int) -> Mask:
     """Return the mask of the ``count`` active granules with the best scores.
 
     Masks kept from the same mask and scores are nested: the smaller lies within the larger.
@@ -159,7 +163,7 @@ def keep_best(mask: Mask, scores: Tensor, count: int) -> Mask:
     ----------
     mask : Mask
         The mask to cut down; returned as it is when it has no more than ``count``.
-    scores : Tensor
+    scores : array
         Of its active granules, shape ``(active,)``.
     """
     if count >= len(mask):
@@ -167,14 +171,14 @@ def keep_best(mask: Mask, scores: Tensor, count: int) -> Mask:
     layout = mask.layout
     if layout.num_groups == 1:
         return Mask(layout, mask.slots[select_best(scores, count)])
-    every = torch.full((layout.num_granules,), -torch.inf, dtype=scores.dtype, device=scores.device)
+    every = np.full(layout.num_granules, -np.inf, scores.dtype)
     every[mask.granules] = scores
-    chosen = torch.zeros_like(every, dtype=torch.bool)
+    chosen = np.zeros(layout.num_granules, np.bool_)
     chosen[select_best(every, count, layout.num_groups)] = True
     return Mask(layout, mask.slots[chosen[mask.granules]])
 
 
-def nested_order(importance: Tensor, grown: Tensor) -> Tensor:
+def nested_order(importance: Scores, grown: Flags) -> npt.NDArray[np.float64]:
     """Score active granules so that every share of the best holds its share of the grown.
 
     A granule that was just grown is worth nothing yet. Ranked by importance alone it would reach
@@ -183,23 +187,22 @@ def nested_order(importance: Tensor, grown: Tensor) -> Tensor:
 
     Parameters
     ----------
-    importance : Tensor
+    importance : array
         Of the active granules, shape ``(active,)``; the order among grown ones is kept as given.
-    grown : Tensor
-        bool, shape ``(active,)``.
+    grown : bool array
+        Shape ``(active,)``.
 
     Returns
     -------
-    Tensor
+    float64 array
         Scores in (0, 1], larger is better, shape ``(active,)``.
     """
-    scores = torch.empty(len(importance), dtype=torch.float64, device=importance.device)
+    scores = np.empty(len(importance))
     for group, offset in ((~grown, 0.0), (grown, 0.5)):
         size = int(group.sum())
         if size == 0:
             continue
-        order = torch.sort(importance[group], descending=True, stable=True).indices
-        rank = torch.empty(size, dtype=torch.float64, device=importance.device)
-        rank[order] = torch.arange(size, dtype=torch.float64, device=importance.device)
+        rank = np.empty(size)
+        rank[sorted_down(importance[group])] = np.arange(size)
         scores[group] = 1 - (rank + offset) / (size + 1)
     return scores

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from mest_fed.catalogue import METHODS
 from mest_fed.errors import InputError
-from mest_fed.rng import torch_generator
+from mest_fed.rng import numpy_generator
+from mest_fed.sparsity.arrays import Floats
 from mest_fed.sparsity.layout import Layout
-from mest_fed.sparsity.mutation import Bounds, Method
+from mest_fed.sparsity.mutation import Bounds, Method, Proposal
 from mest_fed.sparsity.schedules import Constant, CosineDecay, Schedule, Stages
 from mest_fed.sparsity.schemes import Unstructured
 
@@ -61,8 +61,11 @@ class RigL(Set):
     needs_dense_gradient = True
 
     def growth_order(
-        self, layout: Layout, generator: torch.Generator, dense_gradient: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        layout: Layout,
+        generator: np.random.Generator,
+        dense_gradient: Floats | None = None,
+    ) -> Proposal:
         """Propose each granule's slot of largest gradient norm, scored by that norm."""
         if dense_gradient is None:
             raise ValueError("RigL grows by the dense gradient, and none was given")
@@ -152,24 +155,25 @@ def _tried(method: Method, name: str, gradients: bool) -> Method:
                 "[0, 1] and a ceiling from 1"
             )
     layout = Unstructured((4, 4))
-    values = torch.linspace(-1, 1, 8).unsqueeze(1)
+    values = np.linspace(-1, 1, 8, dtype=np.float32)[:, None]
     importance = method.importance(values, values if gradients else None)
     _check_scores(f"{key}: importance", importance, len(values))
-    dense = torch.ones(layout.shape) if method.needs_dense_gradient else None
-    slots, scores = method.growth_order(layout, torch_generator(0, "try"), dense)
+    dense = np.ones(layout.shape, np.float32) if method.needs_dense_gradient else None
+    slots, scores = method.growth_order(layout, numpy_generator(0, "try"), dense)
     _check_scores(f"{key}: growth_order", scores, layout.num_granules)
-    if slots.shape != scores.shape or slots.dtype != torch.int64:
+    if slots.shape != scores.shape or slots.dtype != np.int64:
         raise InputError(
             f"{key}: growth_order gives slots of shape {tuple(slots.shape)} and {slots.dtype}; "
-            f"allowed: ({layout.num_granules},), one for each granule, and torch.int64"
+            f"allowed: ({layout.num_granules},), one for each granule, and int64"
         )
     return method
 
 
-def _check_scores(hook: str, scores: object, count: int) -> None:
-    if not isinstance(scores, Tensor) or scores.shape != (count,) or not scores.isfinite().all():
-        found = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else repr(scores)
+def _check_scores(hook: str, scores: Any, count: int) -> None:
+    array = isinstance(scores, np.ndarray)
+    if not array or scores.shape != (count,) or not np.isfinite(scores).all():
+        found = f"shape {scores.shape}" if array else repr(scores)
         raise InputError(
-            f"{hook} gives {found}; allowed: finite scores of shape ({count},), one for each of "
-            "the granules"
+            f"{hook} gives {found}; allowed: a NumPy array of finite scores, shape "
+            f"({count},), one for each of the granules"
         )

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from mest_fed.sparsity.arrays import Floats, Indices, norms
 from mest_fed.sparsity.layout import Layout
-from mest_fed.sparsity.mask import Mask, keep_best, select_best
+from mest_fed.sparsity.mask import Flags, Mask, Scores, keep_best, select_best
+
+#: What may grow: a slot and a score for every granule.
+Proposal = tuple[Indices, Scores]
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,7 @@ class Bounds:
         return min(layout.num_granules, round(target * self.ceiling))
 
 
-def grow(
-    mask: Mask, count: int, proposal: tuple[Tensor, Tensor], banned: Tensor | None = None
-) -> Mask:
+def grow(mask: Mask, count: int, proposal: Proposal, banned: Flags | None = None) -> Mask:
     """Grow a mask to ``count`` active granules.
 
     Parameters
@@ -55,20 +56,20 @@ def grow(
         The mask to grow.
     count : int
         Active granules after growth.
-    proposal : tuple of Tensor
+    proposal : tuple of array
         Slots and scores as from :meth:`Method.growth_order`.
-    banned : Tensor or None
-        bool over all granules: may not grow, for example because they were just dropped.
+    banned : bool array or None
+        Over all granules: may not grow, for example because they were just dropped.
     """
     if count <= len(mask):
         return mask
-    slots, scores = (part.to(mask.slots.device) for part in proposal)
+    slots, scores = proposal
     if banned is not None:
-        scores = scores.masked_fill(banned, -torch.inf)
+        scores = np.where(banned, -np.inf, scores)
     active = mask.active()
-    chosen = select_best(scores.masked_fill(active, torch.inf), count, mask.layout.num_groups)
+    chosen = select_best(np.where(active, np.inf, scores), count, mask.layout.num_groups)
     grown = chosen[~active[chosen]]
-    return Mask.of(mask.layout, torch.cat([mask.slots.long(), slots[grown]]))
+    return Mask.of(mask.layout, np.concatenate([mask.slots, slots[grown]]))
 
 
 @dataclass(frozen=True)
@@ -102,26 +103,29 @@ class Method:
         """The largest ceiling of the whole run, which a memory budget must hold."""
         return max(self.bounds(step / 64).ceiling for step in range(65))
 
-    def importance(self, values: Tensor, gradients: Tensor | None) -> Tensor:
+    def importance(self, values: Floats, gradients: Floats | None) -> Scores:
         """Score active granules: ||w|| + lambda ||g||, norms over the granule's values.
 
         For unstructured sparsity this is MEST's |w| + lambda |g|.
 
         Parameters
         ----------
-        values : Tensor
+        values : array
             Shape ``(active, width)``.
-        gradients : Tensor or None
+        gradients : array or None
             The loss gradient of the values, same shape; needed if lambda is not zero.
         """
-        score: Tensor = torch.linalg.vector_norm(values, dim=1)
+        score: Scores = norms(values)
         if self.gradient_weight and gradients is not None:
-            score = score + self.gradient_weight * torch.linalg.vector_norm(gradients, dim=1)
+            score = score + np.float32(self.gradient_weight) * norms(gradients)
         return score
 
     def growth_order(
-        self, layout: Layout, generator: torch.Generator, dense_gradient: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        layout: Layout,
+        generator: np.random.Generator,
+        dense_gradient: Floats | None = None,
+    ) -> Proposal:
         """Propose a slot and a score for every granule; the best inactive ones grow first.
 
         The base draws both at random. All who draw from the same generator propose the same.
@@ -130,29 +134,28 @@ class Method:
         ----------
         layout : Layout
             Layout of the mask.
-        generator : torch.Generator
+        generator : numpy.random.Generator
             Source of the draw.
-        dense_gradient : Tensor or None
+        dense_gradient : array or None
             Shape ``layout.shape``, for methods that need it.
 
         Returns
         -------
-        slots : Tensor
-            int64, shape ``(num_granules,)``.
-        scores : Tensor
+        slots : int64 array
+            Shape ``(num_granules,)``.
+        scores : array
             Finite, shape ``(num_granules,)``.
         """
-        granules = torch.arange(layout.num_granules) * layout.variants
+        slots = np.arange(layout.num_granules) * layout.variants
         if layout.variants > 1:
-            variants = torch.randint(layout.variants, granules.shape, generator=generator)
-            granules = granules + variants
-        return granules, torch.rand(granules.shape, generator=generator)
+            slots += generator.integers(layout.variants, size=len(slots))
+        return slots, generator.random(len(slots), np.float32)
 
     def mutate(
         self,
         mask: Mask,
-        importance: Tensor,
-        proposal: tuple[Tensor, Tensor],
+        importance: Scores,
+        proposal: Proposal,
         target: int,
         bounds: Bounds,
     ) -> Mask:
@@ -162,9 +165,9 @@ class Method:
         ----------
         mask : Mask
             The mask before.
-        importance : Tensor
+        importance : array
             Of its active granules, shape ``(active,)``.
-        proposal : tuple of Tensor
+        proposal : tuple of array
             As from :meth:`growth_order`.
         target : int
             Active granules that the device's density stands for.

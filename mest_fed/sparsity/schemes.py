@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Literal
+from typing import Any, Literal
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from mest_fed.catalogue import SCHEMES
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.kernels import Channels, Kernels, Strips
+from mest_fed.sparsity.arrays import Indices, counting, namespace, table, whole
 from mest_fed.sparsity.layout import Layout
 
 __all__ = ["PATTERNS", "Block", "Channel", "Pattern", "Unstructured", "layout_for"]
@@ -50,15 +51,15 @@ class Block(Layout):
         """Strips of ``rows``."""
         return Strips(self.rows)
 
-    def positions(self, slots: Tensor) -> Tensor:
+    def positions(self, slots: Any) -> Any:
         """Return positions of shape ``(n, rows)``: slot = strip * columns + column."""
-        slots = slots.long()
+        slots = whole(slots)
         strip, column = slots // self.columns, slots % self.columns
-        row = strip.unsqueeze(1) * self.rows + torch.arange(self.rows, device=slots.device)
-        inside = row < self.shape[0]
-        return torch.where(inside, row * self.columns + column.unsqueeze(1), self.num_weights)
+        row = strip[:, None] * self.rows + counting(self.rows, slots)
+        at = row * self.columns + column[:, None]
+        return namespace(slots).where(row < self.shape[0], at, self.num_weights)
 
-    def active_weights(self, slots: Tensor) -> int:
+    def active_weights(self, slots: Any) -> int:
         """Count the weights of slots; an incomplete strip counts what it has."""
         missing = -self.shape[0] % self.rows
         if not missing:
@@ -66,13 +67,13 @@ class Block(Layout):
         last = self.num_granules - self.columns
         return len(slots) * self.rows - missing * int((slots >= last).sum())
 
-    def best_slots(self, dense: Tensor) -> tuple[Tensor, Tensor]:
+    def best_slots(self, dense: npt.NDArray[Any]) -> tuple[Indices, npt.NDArray[Any]]:
         """Return every strip and its L2 norm."""
         if self.shape[0] % self.rows:
             return super().best_slots(dense)
         strips = dense.reshape(-1, self.rows, self.columns)
-        norms = torch.linalg.vector_norm(strips, dim=1).reshape(-1)
-        return torch.arange(self.num_slots, device=dense.device), norms
+        lengths = np.sqrt(np.einsum("srk,srk->sk", strips, strips)).reshape(-1)
+        return np.arange(self.num_slots), lengths
 
 
 @dataclass(frozen=True)
@@ -96,16 +97,16 @@ class Channel(Layout):
         """Whole channels."""
         return Channels(self.axis)
 
-    def positions(self, slots: Tensor) -> Tensor:
+    def positions(self, slots: Any) -> Any:
         """Return positions of shape ``(n, width)``, row-major within the channel."""
-        slots = slots.long().unsqueeze(1)
+        slots = whole(slots)
+        channel = slots[:, None]
         if self.axis == "out":
-            return slots * self.width + torch.arange(self.width, device=slots.device)
+            return channel * self.width + counting(self.width, slots)
         kernel = self.num_weights // (self.shape[0] * self.shape[1])
-        outputs = torch.arange(self.shape[0], device=slots.device) * (self.shape[1] * kernel)
-        cells = torch.arange(kernel, device=slots.device)
-        within = (outputs.unsqueeze(1) + cells).reshape(-1)
-        return slots * kernel + within
+        outputs = counting(self.shape[0], slots) * (self.shape[1] * kernel)
+        within = (outputs[:, None] + counting(kernel, slots)).reshape(-1)
+        return channel * kernel + within
 
 
 #: Kept cells of each pattern, as ``row * 3 + column``.
@@ -156,11 +157,11 @@ class Pattern(Layout):
         """Kernels of four taps."""
         return Kernels(PATTERNS)
 
-    def positions(self, slots: Tensor) -> Tensor:
+    def positions(self, slots: Any) -> Any:
         """Return positions of shape ``(n, 4)``: slot = (out * in_channels + in) * 8 + pattern."""
-        slots = slots.long()
-        cells = torch.tensor(PATTERNS, device=slots.device)
-        return (slots // self.variants * 9).unsqueeze(1) + cells[slots % self.variants]
+        slots = whole(slots)
+        cells = table(PATTERNS, slots)[slots % self.variants]
+        return (slots // self.variants * 9)[:, None] + cells
 
 
 @dataclass(frozen=True)
@@ -182,13 +183,13 @@ class Unstructured(Layout):
         """Strips of one row."""
         return Strips(1)
 
-    def positions(self, slots: Tensor) -> Tensor:
+    def positions(self, slots: Any) -> Any:
         """Return the slots themselves: granules are numbered as the flattened weight is."""
-        return slots.long().unsqueeze(1)
+        return whole(slots)[:, None]
 
-    def best_slots(self, dense: Tensor) -> tuple[Tensor, Tensor]:
+    def best_slots(self, dense: npt.NDArray[Any]) -> tuple[Indices, npt.NDArray[Any]]:
         """Return every slot and its magnitude."""
-        return torch.arange(self.num_slots, device=dense.device), dense.abs().reshape(-1)
+        return np.arange(self.num_slots), np.abs(dense).reshape(-1)
 
 
 def pattern_or_block(shape: tuple[int, ...]) -> Layout:

@@ -7,13 +7,13 @@ what travels is at the target; its peak exists on the device alone.
 
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
 from mest_fed.nn import Mutator
 from mest_fed.nn.optimizers import ClientOptimizer
-from mest_fed.rng import torch_generator
+from mest_fed.rng import numpy_generator
 from mest_fed.sparsity import Bounds, Method
 
 
@@ -94,5 +94,5 @@ class LocalMutation:
     def _reads_gradients_of(self, step: int) -> bool:
         return self._mutates_at(step) or (self.soft and step == self.last)
 
-    def _generator(self, group: str) -> torch.Generator:
-        return torch_generator(self.mutation.seed, "growth", self.mutation.round, group)
+    def _generator(self, group: str) -> np.random.Generator:
+        return numpy_generator(self.mutation.seed, "growth", self.mutation.round, group)

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mest_fed.errors import WireError
-from mest_fed.nn.state import Floats, ModelSpec, SparseState
+from mest_fed.sparsity.arrays import Floats
+from mest_fed.sparsity.state import ModelSpec, SparseState
 from mest_fed.wire.feedback import (
     Residual,
     Rows,

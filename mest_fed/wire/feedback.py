@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from mest_fed.errors import WireError
-from mest_fed.nn.state import Floats, ModelSpec, Slots, SparseState
+from mest_fed.sparsity.arrays import Floats, Slots
+from mest_fed.sparsity.state import ModelSpec, SparseState
 from mest_fed.wire.maskset import MaskSet
 from mest_fed.wire.values import Array, ValueCodec
 
@@ -47,12 +47,7 @@ class Rows:
 def active_lengths(masks: MaskSet, spec: ModelSpec) -> list[int]:
     """Return how many values of each sparse layer travel, padding left out."""
     active = {layer: masks[group] for group, layers in spec.groups.items() for layer in layers}
-    return [layout.active_weights(_tensor(active[layer])) for layer, layout in spec.layouts.items()]
-
-
-def _tensor(slots: Slots) -> torch.Tensor:
-    """Return slots as a tensor over their memory; torch warns of memory that cannot be written."""
-    return torch.from_numpy(slots) if slots.flags.writeable else torch.tensor(slots)
+    return [layout.active_weights(active[layer]) for layer, layout in spec.layouts.items()]
 
 
 def active_rows(masks: MaskSet, spec: ModelSpec) -> list[Rows]:
@@ -63,10 +58,9 @@ def active_rows(masks: MaskSet, spec: ModelSpec) -> list[Rows]:
 
 def _rows(layer: str, group: str, masks: MaskSet, spec: ModelSpec) -> Rows:
     layout, slots = spec.layouts[layer], masks[group]
-    tensor = _tensor(slots)
-    length, inside = layout.active_weights(tensor), None
+    length, inside = layout.active_weights(slots), None
     if length != len(slots) * layout.width:
-        inside = (layout.positions(tensor) != layout.num_weights).numpy()
+        inside = layout.positions(slots) != layout.num_weights
     return Rows(layer, group, slots, layout.width, inside, length)
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from mest_fed.catalogue import MASK_CODECS
 from mest_fed.errors import WireError
-from mest_fed.nn.state import Slots
+from mest_fed.sparsity.arrays import Slots
 
 Numbers = npt.NDArray[np.int64]
 

@@ -20,8 +20,9 @@ import numpy as np
 
 from mest_fed.catalogue import MASK_CODECS
 from mest_fed.errors import WireError
-from mest_fed.nn.state import ModelSpec, Slots
 from mest_fed.sparsity import Layout, slot_objection
+from mest_fed.sparsity.arrays import Slots
+from mest_fed.sparsity.state import ModelSpec
 from mest_fed.wire.masks import bitmap_bytes, mask_codec
 
 MaskSet = dict[str, Slots]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from mest_fed.catalogue import VALUE_CODECS
 from mest_fed.errors import InputError, WireError
-from mest_fed.nn.state import Floats
+from mest_fed.sparsity.arrays import Floats
 
 Array = npt.NDArray[Any]
 

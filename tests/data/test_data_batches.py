@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mest_fed.data import ArrayData, Batches, crop_flip
 from mest_fed.errors import InputError
-from mest_fed.rng import torch_generator
+from mest_fed.rng import numpy_generator, torch_generator
 
 
 def images(count, channels=3, side=6):
@@ -45,7 +45,7 @@ def test_sizes(count, batch_size, expected):
 
 @given(count=st.integers(0, 60), batch_size=st.integers(2, 20))
 def test_every_example_once_and_none_alone(count, batch_size):
-    batches = list(Batches(images(60), np.arange(count), batch_size, generator=torch_generator(1)))
+    batches = list(Batches(images(60), np.arange(count), batch_size, generator=numpy_generator(1)))
     seen = np.concatenate([batch.examples for batch in batches]) if batches else np.zeros(0)
     assert sorted(seen) == list(range(count))
     assert all(2 <= size <= batch_size + 1 for size in sizes(batches)) or count == 1
@@ -67,7 +67,7 @@ def test_the_data_are_not_touched():
     data = images(8)
     before = data.inputs.clone()
     for batch in Batches(
-        data, np.arange(8), 4, generator=torch_generator(0), augmentation="crop-flip"
+        data, np.arange(8), 4, generator=numpy_generator(0), augmentation="crop-flip"
     ):
         batch.inputs.zero_()
     assert torch.equal(data.inputs, before)
@@ -75,7 +75,7 @@ def test_the_data_are_not_touched():
 
 def test_order_is_drawn_from_the_generator_and_anew_each_epoch():
     def epochs(seed):
-        batches = Batches(images(40), np.arange(40), 7, generator=torch_generator(seed))
+        batches = Batches(images(40), np.arange(40), 7, generator=numpy_generator(seed))
         return [np.concatenate([batch.examples for batch in batches]).tolist() for _ in range(2)]
 
     assert epochs(0) == epochs(0)
@@ -86,14 +86,14 @@ def test_order_is_drawn_from_the_generator_and_anew_each_epoch():
 
 def test_global_generators_are_left_alone():
     state = torch.random.get_rng_state()
-    generator = torch_generator(0)
+    generator = numpy_generator(0)
     list(Batches(images(9), np.arange(9), 4, generator=generator, augmentation="crop-flip"))
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_kept_examples_only():
     batches = Batches(
-        images(20), np.arange(10, 20), 2, generator=torch_generator(0), kept=np.array([1, 4, 9])
+        images(20), np.arange(10, 20), 2, generator=numpy_generator(0), kept=np.array([1, 4, 9])
     )
     (batch,) = batches
     assert sorted(batch.examples) == [1, 4, 9]
@@ -109,7 +109,7 @@ def test_kept_examples_only():
 )
 def test_wrong_options(options, words):
     with pytest.raises(InputError, match=words):
-        Batches(images(4), np.arange(4), generator=torch_generator(0), **options)
+        Batches(images(4), np.arange(4), generator=numpy_generator(0), **options)
 
 
 def test_augmentation_without_a_generator_is_a_mistake():
@@ -120,7 +120,7 @@ def test_augmentation_without_a_generator_is_a_mistake():
 def test_each_crop_is_a_shift_of_its_image_into_zeros():
     side, pad = 6, 4
     originals = images(300, channels=2, side=side).inputs.clamp(min=1)
-    crops = crop_flip(originals, torch_generator(3))
+    crops = torch.from_numpy(crop_flip(originals.numpy(), numpy_generator(3)))
     assert crops.shape == originals.shape
     assert crops.dtype == torch.uint8
     seen = set()
@@ -150,14 +150,14 @@ def test_shifts_and_flips_are_evenly_drawn():
     count = 8100
     lit = torch.zeros(count, 1, 9, 9, dtype=torch.uint8)
     lit[:, 0, 4, 4] = 255
-    crops = crop_flip(lit, torch_generator(0))
+    crops = torch.from_numpy(crop_flip(lit.numpy(), numpy_generator(0)))
     assert (crops.flatten(1) > 0).sum(1).eq(1).all()
     rows = crops.flatten(1).argmax(1) // 9
     counts = rows.bincount(minlength=9)
     assert ((counts - count / 9).abs() < 150).all()  # about five deviations
     half = torch.zeros(count, 1, 9, 9, dtype=torch.uint8)
     half[..., 5:] = 255  # right of the middle: a flip moves it to the left
-    mirrored = crop_flip(half, torch_generator(0))
+    mirrored = torch.from_numpy(crop_flip(half.numpy(), numpy_generator(0)))
     left_heavy = mirrored[..., :4].float().mean((1, 2, 3)) > mirrored[..., 5:].float().mean(
         (1, 2, 3)
     )

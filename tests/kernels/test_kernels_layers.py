@@ -8,6 +8,7 @@ from torch import nn
 
 from mest_fed.kernels import native
 from mest_fed.nn import SparseConv2d, SparseLinear
+from mest_fed.nn.slots import gathered
 from mest_fed.sparsity import Mask, layout_for
 from mest_fed.sparsity.schemes import SCHEMES
 
@@ -26,7 +27,7 @@ def mask_of(layout, share, seed):
     count = max(1, round(share * layout.num_granules))
     granules = torch.randperm(layout.num_granules, generator=generator)[:count]
     variants = torch.randint(layout.variants, (count,), generator=generator)
-    return Mask.of(layout, granules * layout.variants + variants)
+    return Mask.of(layout, (granules * layout.variants + variants).numpy())
 
 
 def sparse_of(plain, scheme, share, seed=0):
@@ -57,7 +58,7 @@ def check(layer, x, seed=0):
     expected, dx, dweight, *dbias = dense_gradients(layer, x.detach(), upstream)
     assert torch.equal(y.detach().double(), expected)
     assert torch.equal(x.grad.double(), dx)
-    assert torch.equal(layer.values.grad.double(), layer.layout.gather(dweight, layer.slots))
+    assert torch.equal(layer.values.grad.double(), gathered(layer.layout, dweight, layer.slots))
     for gradient in dbias:
         assert torch.equal(layer.bias.grad.double(), gradient)
 
@@ -106,7 +107,7 @@ def mutate_and_check(layer, shares, seed, x):
         assert optimizer.state[layer.values]["momentum_buffer"].shape == layer.values.shape
         # Grown values start at zero: give all of them other numbers, padding left out.
         fresh = whole(*layer.layout.shape, seed=seed + step)
-        layer.values.data = layer.layout.gather(fresh, layer.slots)
+        layer.values.data = gathered(layer.layout, fresh, layer.slots)
     check(layer, x, seed)
 
 
@@ -134,7 +135,7 @@ def test_the_dense_gradient_is_the_true_one_and_then_no_longer_made(scheme, plai
     y.backward(upstream)
     dweight = dense_gradients(layer, x, upstream)[2]
     assert torch.equal(layer.dense_gradient.double(), dweight)
-    assert torch.equal(layer.values.grad.double(), layer.layout.gather(dweight, layer.slots))
+    assert torch.equal(layer.values.grad.double(), gathered(layer.layout, dweight, layer.slots))
     layer.keep_dense_gradient, layer.dense_gradient = False, None
     check(layer, x)
     assert layer.dense_gradient is None

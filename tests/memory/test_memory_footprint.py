@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from memory_cases import SMALL, TINY, generator, resnet, tiny
+from memory_cases import SMALL, TINY, resnet, tiny
 from torch.nn.functional import cross_entropy
 
 from mest_fed.errors import InputError
@@ -108,7 +109,7 @@ def test_values_and_momentum_are_as_large_as_they_really_get(name, scheme, distr
 
     optimizer = OptimizerSettings().build(model)
     mutator = Mutator(model, method, optimizer)
-    mutator.grow(Bounds(ceiling=method.peak), lambda name: generator())
+    mutator.grow(Bounds(ceiling=method.peak), lambda name: np.random.default_rng(0))
     cross_entropy(model(torch.zeros(2, *SMALL)), torch.zeros(2, dtype=torch.int64)).backward()
     optimizer.step()
     tensors = {

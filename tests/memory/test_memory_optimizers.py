@@ -2,9 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
-from memory_cases import SMALL, answer_of, generator, resnet
+from memory_cases import SMALL, answer_of, resnet
 from torch.nn.functional import cross_entropy
 
 from mest_fed.catalogue import OPTIMIZERS
@@ -42,7 +43,9 @@ def test_the_state_is_as_large_as_it_really_gets(name, momentum, proximal):
 
     settings = OptimizerSettings(0.01, name=name, proximal=proximal)
     optimizer = (settings if momentum else settings.without_momentum()).build(model)
-    Mutator(model, method, optimizer).grow(Bounds(ceiling=method.peak), lambda _: generator())
+    Mutator(model, method, optimizer).grow(
+        Bounds(ceiling=method.peak), lambda _: np.random.default_rng(0)
+    )
     cross_entropy(model(torch.zeros(2, *SMALL)), torch.zeros(2, dtype=torch.int64)).backward()
     optimizer.step()
     kept = [tensor for state in optimizer.state.values() for tensor in state.values()]

@@ -122,7 +122,7 @@ def test_no_mutation_comes_between_forward_and_backward(norm, wants_images):
             layer = net.stage1[0].conv1
             slots = torch.arange(len(layer.slots) + more, dtype=torch.int32)
             assert not torch.equal(slots, layer.slots)
-            layer.replace_mask(Mask(layer.layout, slots))
+            layer.replace_mask(Mask(layer.layout, slots.numpy()))
             with pytest.raises(MestFedError, match=said):
                 loss.backward()
 

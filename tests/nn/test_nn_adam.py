@@ -1,10 +1,11 @@
 """Adam and AdamW against torch's, on dense and sparse layers; what all our optimizers share."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nn_cases import draw, generator, small_resnet
+from nn_cases import draw, small_resnet
 from test_nn_optimizers import TwoHeads, train
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -22,6 +23,7 @@ from mest_fed.nn.optimizers import (
     Adam,
     AdamW,
 )
+from mest_fed.nn.slots import scattered
 from mest_fed.sparsity import Bounds, MestEM
 
 THEIRS = {Adam: torch.optim.Adam, AdamW: torch.optim.AdamW}
@@ -82,8 +84,8 @@ class Restricted:
     def masks(self):
         """Return dense name -> which weights are active."""
         return {
-            f"{name}.weight": layer.layout.scatter(
-                torch.ones(len(layer.slots), layer.layout.width), layer.slots
+            f"{name}.weight": scattered(
+                layer.layout, torch.ones(len(layer.slots), layer.layout.width), layer.slots
             ).bool()
             for name, layer in self.sparse.named_modules()
             if isinstance(layer, SparseLayer)
@@ -129,7 +131,7 @@ def test_on_a_mask_it_is_the_dense_one_and_so_after_a_mutation(kind, scheme):
         dense.step(images, labels)
         if number == 1:
             before = dense.masks()
-            mutator.mutate(Bounds(floor=0.6), lambda name: generator(5))
+            mutator.mutate(Bounds(floor=0.6), lambda name: np.random.default_rng(5))
             dense.mutate(before)
             assert any((mask & ~before[name]).any() for name, mask in dense.masks().items())
     for name, layer in sparse.named_modules():
@@ -137,7 +139,7 @@ def test_on_a_mask_it_is_the_dense_one_and_so_after_a_mutation(kind, scheme):
             expected = dense.dense[f"{name}.weight"]
             torch.testing.assert_close(layer.dense_weight(), expected.data, rtol=1e-7, atol=1e-9)
             for key in (FIRST, SECOND):
-                moment = layer.layout.scatter(optimizer.state[layer.values][key], layer.slots)
+                moment = scattered(layer.layout, optimizer.state[layer.values][key], layer.slots)
                 theirs = dense.optimizer.state[expected][key]
                 torch.testing.assert_close(moment, theirs, rtol=1e-6, atol=1e-12)
             assert optimizer.state[layer.values][STEP].item() == 4
@@ -219,9 +221,9 @@ def test_the_proximal_reference_of_a_grown_weight_is_zero():
     start = layer.dense_weight()
     net(draw(4, 8)).sum().backward()
     optimizer.step()
-    mutator.mutate(Bounds(floor=0.5), lambda name: generator(1))
-    reference = layer.layout.scatter(optimizer.state[layer.values][REFERENCE], layer.slots)
-    active = layer.layout.scatter(torch.ones_like(layer.values.detach()), layer.slots).bool()
+    mutator.mutate(Bounds(floor=0.5), lambda name: np.random.default_rng(1))
+    reference = scattered(layer.layout, optimizer.state[layer.values][REFERENCE], layer.slots)
+    active = scattered(layer.layout, torch.ones_like(layer.values.detach()), layer.slots).bool()
     assert torch.equal(reference[active & (start != 0)], start[active & (start != 0)])
     assert (active & (start == 0)).any()
     assert not reference[start == 0].any()

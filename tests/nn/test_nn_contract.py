@@ -8,9 +8,10 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
-from nn_cases import SCHEMES, draw, generator, seeded
+from nn_cases import SCHEMES, draw, seeded
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import clip_grad_norm_, prune, spectral_norm, weight_norm
@@ -18,6 +19,7 @@ from torch.nn.utils.parametrizations import weight_norm as parametrized_weight_n
 
 from mest_fed.errors import InputError
 from mest_fed.nn import Mutator, SparseLayer, match_masks, sparsify, to_dense
+from mest_fed.nn.slots import gathered, scattered
 from mest_fed.sparsity import Bounds, Set
 
 KINDS = {
@@ -67,7 +69,7 @@ def dense_weight(model, name):
 def compare_gradients(model, plain):
     for name, layer in sparse_layers(model).items():
         gradient = dense_weight(plain, name).grad
-        expected = layer.layout.gather(gradient, layer.slots)
+        expected = gathered(layer.layout, gradient, layer.slots)
         torch.testing.assert_close(layer.values.grad, expected)
 
 
@@ -228,7 +230,7 @@ def test_any_optimizer_trains_clipped_through_a_mutation(kind, name):
     plain, theirs = None, None
     for step in range(4):
         if step == 2:
-            mutator.mutate(Bounds(floor=0.5), lambda layer: generator(len(layer)))
+            mutator.mutate(Bounds(floor=0.5), lambda layer: np.random.default_rng(len(layer)))
         if step == 0:  # until the mutation, the dense model under the same mask does the same
             plain = to_dense(model)
             theirs = OPTIMIZERS[name](plain.parameters())
@@ -243,7 +245,7 @@ def test_any_optimizer_trains_clipped_through_a_mutation(kind, name):
             for layer_name, layer in sparse_layers(model).items():
                 weight = dense_weight(plain, layer_name)
                 weight.grad.mul_(
-                    layer.mask.layout.scatter(torch.ones_like(layer.values), layer.slots)
+                    scattered(layer.mask.layout, torch.ones_like(layer.values), layer.slots)
                 )
             clip_grad_norm_(plain.parameters(), 0.5)
             theirs.step()
@@ -264,7 +266,7 @@ def test_another_mask_of_the_same_size_takes_the_optimizer_s_state_along(kind, n
     optimizer.step()
     key = "momentum_buffer" if name == "SGD" else "exp_avg"
     before = {
-        name: layer.layout.scatter(optimizer.state[layer.values][key], layer.slots)
+        name: scattered(layer.layout, optimizer.state[layer.values][key], layer.slots)
         for name, layer in sparse_layers(model).items()
     }
     if how == "state loaded":
@@ -273,7 +275,7 @@ def test_another_mask_of_the_same_size_takes_the_optimizer_s_state_along(kind, n
         match_masks(model, other)
     for layer_name, layer in sparse_layers(model).items():
         entry = optimizer.state[layer.values][key]
-        expected = layer.layout.gather(before[layer_name], layer.slots)
+        expected = gathered(layer.layout, before[layer_name], layer.slots)
         assert torch.equal(entry, expected)  # zero where the old mask was inactive
         assert (entry == 0).any()
     optimizer.zero_grad()
@@ -316,7 +318,7 @@ def test_a_moving_average_follows(kind, scheme):
     once = model_of(kind, scheme)
     for layer_name, layer in sparse_layers(average.module).items():
         torch.testing.assert_close(layer.values, 2 * once.get_submodule(layer_name).values)
-    Mutator(model, Set()).mutate(Bounds(floor=0.5), lambda name: generator(len(name)))
+    Mutator(model, Set()).mutate(Bounds(floor=0.5), lambda name: np.random.default_rng(len(name)))
     match_masks(average.module, model)
     average.update_parameters(model)
     assert average(x).isfinite().all()
@@ -364,7 +366,7 @@ def test_the_weight_can_be_read_as_any(kind, scheme):
         assert type(copy.deepcopy(weight)) is torch.Tensor
         assert type(pickle.loads(pickle.dumps(weight.detach()))) is torch.Tensor
         weight.square().sum().backward()
-        expected = layer.layout.gather(2 * theirs.detach(), layer.slots)
+        expected = gathered(layer.layout, 2 * theirs.detach(), layer.slots)
         torch.testing.assert_close(layer.values.grad, expected)
 
 
@@ -433,7 +435,7 @@ def test_parameters_are_drawn_anew_as_those_of_the_dense_layer(kind, scheme):
             torch.manual_seed(3)
             each.reset_parameters()
         assert torch.equal(layer.slots, slots)
-        expected = layer.layout.gather(dense.weight, slots)
+        expected = gathered(layer.layout, dense.weight, slots)
         assert torch.equal(layer.values, expected)
         assert torch.equal(layer.bias, dense.bias)
 
@@ -465,5 +467,5 @@ def test_gradients_of_each_example_by_vmap(kind):
         gradients.append(torch.func.vmap(torch.func.grad(loss), (None, 0))(values, x))
     for name, layer in sparse_layers(model).items():
         theirs = gradients[1][f"{name}.weight"]
-        expected = [layer.layout.gather(it, layer.slots) for it in theirs]
+        expected = [gathered(layer.layout, it, layer.slots) for it in theirs]
         torch.testing.assert_close(gradients[0][f"{name}.values"], torch.stack(expected))

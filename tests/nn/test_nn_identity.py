@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from nn_cases import generator, seeded
@@ -23,7 +24,7 @@ def linears(seed=0):
 
 def mutated(model, seed):
     model = copy.deepcopy(model)
-    Mutator(model, Set()).mutate(Bounds(floor=0.5), lambda name: generator(seed))
+    Mutator(model, Set()).mutate(Bounds(floor=0.5), lambda name: np.random.default_rng(seed))
     return model
 
 

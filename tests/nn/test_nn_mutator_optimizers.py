@@ -101,7 +101,7 @@ def test_state_of_each_row_moves_with_its_row_whatever_its_type():
     state["step"] = torch.tensor([7.0])
     before = dict(state)
     Mutator(model, Set(), optimizer).mutate(Bounds(floor=0.5), growth())
-    rows = layer.mask.rows_in(old)
+    rows = torch.from_numpy(layer.mask.rows_in(old))
     kept, grown = rows >= 0, rows < 0
     for key in ("variance", "age", "half"):
         assert torch.equal(state[key][kept], before[key][rows[kept]])
@@ -146,7 +146,7 @@ def test_consumed_gradients_move_with_their_values(momentum):
     before = layer.values.detach().clone()
     Mutator(model, Set(), optimizer).mutate(Bounds(floor=0.5), growth())
     optimizer.step()
-    rows = layer.mask.rows_in(old)
+    rows = torch.from_numpy(layer.mask.rows_in(old))
     kept = rows >= 0
     assert torch.equal(layer.values[kept], before.sub(total, alpha=0.1)[rows[kept]])
     assert not layer.values[~kept].any()

@@ -1,12 +1,14 @@
 """Any optimizer of torch through a mutation: as on the dense layer, restricted to the mask."""
 
+import numpy as np
 import pytest
 import torch
-from nn_cases import draw, generator, seeded
+from nn_cases import draw, seeded
 from torch import nn
 
 from mest_fed.errors import InputError
 from mest_fed.nn import Mutator, SparseLayer, sparsify
+from mest_fed.nn.slots import scattered
 from mest_fed.sparsity import Bounds, MestEM
 
 #: Options, and where a state begins that does not begin at zero.
@@ -32,8 +34,8 @@ def net():
 
 def masks(model):
     return {
-        f"{name}.weight": layer.layout.scatter(
-            torch.ones(len(layer.slots), layer.layout.width), layer.slots
+        f"{name}.weight": scattered(
+            layer.layout, torch.ones(len(layer.slots), layer.layout.width), layer.slots
         ).bool()
         for name, layer in model.named_modules()
         if isinstance(layer, SparseLayer)
@@ -69,7 +71,7 @@ def test_on_a_mask_it_is_the_dense_one_and_so_after_a_mutation(name, scheme):
             optimizer.step()
         if number % 3 == 2:
             before = masks(sparse)
-            mutator.mutate(Bounds(floor=0.6), lambda _, n=number: generator(n))
+            mutator.mutate(Bounds(floor=0.6), lambda _, n=number: np.random.default_rng(n))
             for key, mask in masks(sparse).items():
                 edit(theirs, weights[key], mask & before[key], starts)
                 assert (mask & ~before[key]).any()
@@ -93,7 +95,7 @@ def test_adafactor_trains_through_mutations(scheme):
         losses.append(loss.item())
         optimizer.step()
         if number % 4 == 3:
-            mutator.mutate(Bounds(floor=0.8), lambda _, n=number: generator(n))
+            mutator.mutate(Bounds(floor=0.8), lambda _, n=number: np.random.default_rng(n))
     assert losses[-1] < 0.5 * losses[0]
 
 

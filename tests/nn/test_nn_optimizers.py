@@ -1,5 +1,6 @@
 """SGD against torch's: bit for bit, and to rounding where gradients are consumed."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -179,7 +180,7 @@ def test_the_state_survives_a_mutation(scheme, release_gradients):
             optimizer.zero_grad()
             cross_entropy(net(images), labels).backward()
             optimizer.step()
-            mutator.mutate(Bounds(floor=0.6), lambda name, n=number: generator(n))
+            mutator.mutate(Bounds(floor=0.6), lambda name, n=number: np.random.default_rng(n))
     for ours, expected in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
         moments = optimizers[0].state[ours][MOMENTUM], optimizers[1].state[expected][MOMENTUM]

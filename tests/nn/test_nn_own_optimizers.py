@@ -1,8 +1,9 @@
 """Optimizers of torch and of a user's own as clients' optimizers, by name."""
 
+import numpy as np
 import pytest
 import torch
-from nn_cases import draw, generator, small_resnet
+from nn_cases import draw, small_resnet
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -99,7 +100,7 @@ def test_its_state_is_mutated(name):
     before = {
         layer: layer.slots.clone() for layer in net.modules() if isinstance(layer, SparseLayer)
     }
-    mutator.mutate(Bounds(floor=0.5), lambda _: generator(7))
+    mutator.mutate(Bounds(floor=0.5), lambda _: np.random.default_rng(7))
     start = {"torch.optim:Rprop": ("step_size", 0.01)}.get(name)
     for layer, slots in before.items():
         grown = ~torch.isin(layer.slots, slots)

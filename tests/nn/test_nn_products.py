@@ -7,6 +7,7 @@ from torch import nn
 
 from mest_fed.kernels import native
 from mest_fed.nn import SparseConv1d, SparseConv2d, SparseLinear, sparsify, to_dense
+from mest_fed.nn.slots import gathered
 
 LAYERS = {
     "1x1": (nn.Conv2d(6, 8, 1), (6, 5, 4)),
@@ -58,7 +59,7 @@ def test_outputs_and_gradients_are_those_of_the_dense_layer(name, scheme, dtype,
     close = {} if dtype is torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
     torch.testing.assert_close(ours[:2], theirs[:2], **close)
     assert ours[0].shape == theirs[0].shape
-    values = sparse.layout.gather(theirs[2]["weight"], sparse.slots)
+    values = gathered(sparse.layout, theirs[2]["weight"], sparse.slots)
     torch.testing.assert_close(ours[2]["values"], values, **close)
     if dense.bias is not None:
         torch.testing.assert_close(ours[2]["bias"], theirs[2]["bias"], **close)

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from nn_cases import SCHEMES, chain, draw, generator, small_resnet, train_step
+from nn_cases import SCHEMES, chain, draw, small_resnet, train_step
 
 from mest_fed.nn import Mutator, mask_groups, model_spec, read_state, sparsify, write_state
 from mest_fed.sparsity import Bounds, MestEM, MestEMS
@@ -57,7 +57,7 @@ def test_training_resumed_from_a_checkpoint_goes_on_to_the_same_bits():
     optimizer = sgd(model)
     mutator = Mutator(model, MestEMS(), optimizer)
     train_step(model, optimizer, images(), LABELS)
-    mutator.mutate(Bounds(ceiling=1.5), lambda name: generator())
+    mutator.mutate(Bounds(ceiling=1.5), lambda name: np.random.default_rng(0))
     train_step(model, optimizer, images(1), LABELS)
     kept = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     train_step(model, optimizer, images(2), LABELS)
@@ -146,7 +146,7 @@ def test_writing_a_state_drops_gradients_of_the_old_mask():
 
 def test_mutation_and_reading_keep_slots_increasing():
     model = small_resnet("pattern", 0.2)
-    Mutator(model, MestEM()).mutate(Bounds(floor=0.5), lambda name: generator(3))
+    Mutator(model, MestEM()).mutate(Bounds(floor=0.5), lambda name: np.random.default_rng(3))
     for slots in read_state(model).masks.values():
         assert (np.diff(slots) > 0).all()
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
-from nn_cases import SCHEMES, generator, seeded, small_resnet
+from nn_cases import SCHEMES, seeded, small_resnet
 from torch import nn
 from torch.nn.utils import prune
 
@@ -34,7 +34,7 @@ def linears(density=0.1, width=16, seed=0, scheme="unstructured"):
 
 def mutated(model, seed, kept=0.5):
     model = copy.deepcopy(model)
-    Mutator(model, Set()).mutate(Bounds(floor=kept), lambda name: generator(seed))
+    Mutator(model, Set()).mutate(Bounds(floor=kept), lambda name: np.random.default_rng(seed))
     return model
 
 
@@ -301,7 +301,7 @@ def test_plain_copies_check_nothing_and_pickle_without_the_library():
 
 def test_a_grown_state_keeps_its_target():
     model = linears(0.05, width=64)
-    Mutator(model, MestEMS()).grow(Bounds(ceiling=1.5), lambda name: generator())
+    Mutator(model, MestEMS()).grow(Bounds(ceiling=1.5), lambda name: np.random.default_rng(0))
     assert [len(layer.slots) for layer in layers_of(model)] == [308, 308]
     resumed = linears(0.2, width=64, seed=5)
     resumed.load_state_dict(model.state_dict())
@@ -312,7 +312,7 @@ def test_a_grown_state_keeps_its_target():
 
 def test_an_older_grown_state_keeps_the_target_of_the_model_that_loads_it():
     model, resumed = linears(0.05, width=64), linears(0.05, width=64, seed=5)
-    Mutator(model, MestEMS()).grow(Bounds(ceiling=1.5), lambda name: generator())
+    Mutator(model, MestEMS()).grow(Bounds(ceiling=1.5), lambda name: np.random.default_rng(0))
     resumed.load_state_dict(integer_state(model))
     assert Mutator(resumed, MestEMS()).targets == {"0": 205, "2": 205}
 

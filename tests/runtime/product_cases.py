@@ -7,6 +7,7 @@ import torch
 from drawn import Case, Draw, Makes
 from torch.nn import functional as F
 
+from mest_fed.nn import slots as at_slots
 from mest_fed.sparsity.schemes import Block
 
 
@@ -50,13 +51,13 @@ def values_of(draw: Draw, layout: Block, slots: np.ndarray) -> np.ndarray:
 
 def gathered(layout: Block, dense: np.ndarray, slots: np.ndarray) -> np.ndarray:
     values, active = np.zeros((len(slots), layout.rows)), slots[slots >= 0]
-    values[: len(active)] = layout.gather(torch.from_numpy(dense), torch.from_numpy(active))
+    values[: len(active)] = layout.gather(dense, active)
     return values
 
 
 def scattered(layout: Block, values: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
     active = slots >= 0
-    return layout.scatter(values[active], slots[active])
+    return at_slots.scattered(layout, values[active], slots[active])
 
 
 def sparse_conv2d(draw: Draw) -> Case:

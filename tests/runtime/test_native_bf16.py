@@ -10,6 +10,7 @@ from test_native_plane_products import convolutions, granules_of, on
 from torch.nn import functional as F
 
 from mest_fed.errors import InputError
+from mest_fed.nn.slots import gathered
 from mest_fed.runtime.bfloat16 import rounded, widened
 from mest_fed.runtime.operators import OPERATORS
 from mest_fed.runtime.reference import compute as reference
@@ -95,7 +96,7 @@ def test_sparse_conv2d_and_its_gradients(case, rows, density):
     back, at = {"x": x, "slots": slots, "dy": dy}, on(margins, "x", "dy")
     name, size = "sparse_conv2d_values_gradient", {"dvalues": tuple(values.shape)}
     got = compute(name, back, size, None, at, bf16=["x", "dy"], **how)["dvalues"]
-    near(got, layout.gather(dw, slots), 1e-4)
+    near(got, gathered(layout, dw, slots), 1e-4)
 
 
 @pytest.mark.parametrize("relu", [True, False])

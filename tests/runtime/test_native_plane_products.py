@@ -8,6 +8,7 @@ from native_cases import SOME, compute, gradients, near, one, randn, wide
 from torch.nn import functional as F
 
 from mest_fed.errors import InputError
+from mest_fed.nn.slots import gathered, scattered
 from mest_fed.runtime.native import Runtime
 from mest_fed.sparsity import layout_for
 
@@ -62,8 +63,8 @@ def granules_of(shape, rows, density, draw=randn):
     count = layout.count_for(density)
     order = torch.randperm(layout.num_slots, generator=torch.Generator().manual_seed(5))
     slots = order[:count].sort().values.int()
-    dense = layout.scatter(draw(count, layout.width, seed=6), slots)
-    return slots, layout.gather(dense, slots), dense.double().requires_grad_(), layout
+    dense = scattered(layout, draw(count, layout.width, seed=6), slots)
+    return slots, gathered(layout, dense, slots), dense.double().requires_grad_(), layout
 
 
 @SOME
@@ -89,10 +90,10 @@ def test_sparse_conv2d_and_its_gradients(case, rows, density):
     back, at = {"x": x, "slots": slots, "dy": dy}, on(margins, "x", "dy")
     name, size = "sparse_conv2d_values_gradient", {"dvalues": tuple(values.shape)}
     got = compute(name, back, size, None, at, **how)["dvalues"]
-    near(got, layout.gather(dw, slots), 1e-4)
+    near(got, gathered(layout, dw, slots), 1e-4)
     more = {"dvalues": randn(*values.shape, seed=7)}
     got = compute(f"{name}_added", back, more, None, at, **how)["dvalues"]
-    near(got, layout.gather(dw, slots) + more["dvalues"], 1e-4)
+    near(got, gathered(layout, dw, slots) + more["dvalues"], 1e-4)
 
 
 def a_convolution(**changes):

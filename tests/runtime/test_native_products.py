@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from native_cases import SOME, compute, gradients, near, randn, wide
 from torch.nn import functional as F
 
+from mest_fed.nn.slots import gathered, scattered
 from mest_fed.sparsity import layout_for
 
 
@@ -93,7 +94,7 @@ def test_conv2d_relu_pool_and_its_gradients(case, rows, with_dx):
     to |= {"dx": shape} if with_dx else {}
     back = {"x": x, **given_, "where": found["where"], "dy": dy}
     made = compute(f"{name}_gradient", back, to, **how)
-    near(made[f"d{weight}"], layout.gather(dw, slots) if rows else dw, 1e-4)
+    near(made[f"d{weight}"], gathered(layout, dw, slots) if rows else dw, 1e-4)
     near(made["db"], db, 1e-4)
     if with_dx:
         near(made["dx"], dx)
@@ -106,8 +107,8 @@ def _sparse(shape, rows, density):
     order = torch.randperm(layout.num_slots, generator=torch.Generator().manual_seed(5))
     slots = order[:count].sort().values.int()
     values = randn(count, layout.width, seed=6)
-    dense = layout.scatter(values, slots)
-    return slots, layout.gather(dense, slots), dense.double().requires_grad_(), layout
+    dense = scattered(layout, values, slots)
+    return slots, gathered(layout, dense, slots), dense.double().requires_grad_(), layout
 
 
 @SOME
@@ -130,7 +131,7 @@ def test_sparse_conv2d_and_its_gradients(case, rows, density):
     near(compute("sparse_conv2d_input_gradient", back, {"dx": shape}, **how)["dx"], dx)
     back, to = {"x": x, "slots": slots, "dy": dy}, {"dvalues": tuple(values.shape)}
     dvalues = compute("sparse_conv2d_values_gradient", back, to, **how)["dvalues"]
-    near(dvalues, layout.gather(dw, slots), 1e-4)
+    near(dvalues, gathered(layout, dw, slots), 1e-4)
 
 
 @SOME
@@ -148,7 +149,7 @@ def test_sparse_linear_and_its_gradients(n, features, outputs, rows):
     near(compute("sparse_linear_input_gradient", back, to, **how)["dx"], dy.double() @ dense)
     back, to = {"x": x, "slots": slots, "dy": dy}, {"dvalues": tuple(values.shape)}
     dvalues = compute("sparse_linear_values_gradient", back, to, **how)["dvalues"]
-    near(dvalues, layout.gather(dy.double().T @ x.double(), slots))
+    near(dvalues, gathered(layout, dy.double().T @ x.double(), slots))
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (70, 3, 4), (2, 6, 9, 8)])

@@ -15,10 +15,10 @@ from server_parts import (
     spec_for,
 )
 
-from mest_fed.nn import ModelSpec, SparseState
 from mest_fed.server.aggregation.masked import MaskedMean, PositionCache
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.optimizers import ServerOptimizer
+from mest_fed.sparsity.state import ModelSpec, SparseState
 
 CLIENTS = st.lists(
     st.tuples(

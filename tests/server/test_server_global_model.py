@@ -17,12 +17,13 @@ from server_parts import (
     spec_for,
 )
 
-from mest_fed.nn import ModelSpec, SparseState, build_model, model_spec, read_state, sparsify
+from mest_fed.nn import build_model, model_spec, read_state, sparsify
 from mest_fed.server.aggregation.masked import MaskedMean, PositionCache
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.optimizers import ServerOptimizer
 from mest_fed.sparsity import DISTRIBUTIONS, Mask, build_method, layer_counts, layout_for
 from mest_fed.sparsity.mask import keep_best
+from mest_fed.sparsity.state import ModelSpec, SparseState
 from mest_fed.wire import check_masks
 
 TARGET = 0.2
@@ -37,9 +38,9 @@ def model_of(scheme, density=TARGET, distribution="uniform", seed=0):
     every = random_state(spec, 1.0, seed)
     masks = {}
     for group, layout in layouts.items():
-        mask = Mask(layout, torch.from_numpy(every.masks[group]))
-        scores = torch.rand(len(mask), generator=torch.Generator().manual_seed(seed))
-        masks[group] = keep_best(mask, scores, counts[group]).slots.numpy()
+        mask = Mask(layout, every.masks[group])
+        scores = np.random.default_rng(seed).random(len(mask))
+        masks[group] = keep_best(mask, scores, counts[group]).slots
     return GlobalModel.from_state(spec, random_state(spec, seed=seed, masks=masks))
 
 
@@ -174,7 +175,7 @@ def test_after_mutation_inactive_and_grown_weights_are_zero(scheme):
         _, active = dense_and_held(model.spec, state, layer)
         born = model.grown[model.spec.group_of(layer)]
         assert len(born) > 0
-        positions = model.spec.layouts[layer].positions(torch.from_numpy(born)).numpy().ravel()
+        positions = model.spec.layouts[layer].positions(born).ravel()
         active[positions[positions < len(active)]] = False
         assert not weights[~active].any()
         np.testing.assert_array_equal(weights[active], before[layer][active])

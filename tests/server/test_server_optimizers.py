@@ -8,10 +8,10 @@ from server_parts import column, line_model, line_state
 
 from mest_fed.catalogue import SERVER_OPTIMIZERS
 from mest_fed.errors import InputError
-from mest_fed.nn import ModelSpec, SparseState
 from mest_fed.server.aggregation.masked import MaskedMean, PositionCache
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.optimizers import build_optimizer
+from mest_fed.sparsity.state import ModelSpec, SparseState
 
 OLD = np.array([1.0, -2.0], np.float32)
 

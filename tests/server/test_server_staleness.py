@@ -18,12 +18,12 @@ from server_parts import (
 )
 
 from mest_fed.errors import WireError
-from mest_fed.nn import SparseState
 from mest_fed.server.aggregation.masked import MaskedMean, PositionCache
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.modes.buffered import discount, rebase
 from mest_fed.server.modes.in_flight import SlotAges
 from mest_fed.server.optimizers import ServerOptimizer
+from mest_fed.sparsity.state import SparseState
 
 
 def slots(*numbers):

@@ -17,7 +17,7 @@ from server_parts import (
     train_messages,
 )
 
-from mest_fed.nn import SparseState
+from mest_fed.sparsity.state import SparseState
 from mest_fed.wire import UnknownMaskError, mask_hash
 from mest_fed.wire.records import content_bytes
 

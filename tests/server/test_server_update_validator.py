@@ -9,8 +9,9 @@ from server_parts import metrics, random_masks, random_state, reply_with, spec_f
 from torch import nn
 
 from mest_fed.errors import WireError
-from mest_fed.nn import SparseState, model_spec, read_state
+from mest_fed.nn import model_spec, read_state
 from mest_fed.server.update_validator import Counts, read_counts, read_update
+from mest_fed.sparsity.state import SparseState
 from mest_fed.training import Metrics, Objective
 from mest_fed.wire import UnknownMaskError, encode
 from mest_fed.wire.records import to_record

@@ -11,7 +11,6 @@ from flwr.app import Message, RecordDict
 from mest_fed.config import from_table
 from mest_fed.config.behaviour import BehaviourSection
 from mest_fed.errors import InputError
-from mest_fed.nn import ModelSpec
 from mest_fed.schema import FailureKind
 from mest_fed.server.rows import ClientTiming
 from mest_fed.simulation.behaviour.behaviour import MemoryNeed, draw, shortage
@@ -25,6 +24,7 @@ from mest_fed.simulation.behaviour.clock import (
 from mest_fed.simulation.engine.flower import claim_identity
 from mest_fed.simulation.engine.interfaces import TaskResult
 from mest_fed.sparsity import layout_for
+from mest_fed.sparsity.state import ModelSpec
 
 MANY = range(1000, 3000)
 

@@ -234,7 +234,7 @@ def test_training_and_mutation_on_cuda_are_those_on_the_cpu(scheme):
             mutator = Mutator(net, RigL(), optimizer)
             mutator.keep_dense_gradients(True)
             trainer.fit(batches(1, dtype=torch.float64))
-            mutator.mutate(bounds, lambda name: torch.Generator().manual_seed(0))
+            mutator.mutate(bounds, lambda name: np.random.default_rng(0))
         totals = evaluate(net, batches(1, dtype=torch.float64))
         nets.append((net.cpu(), totals))
     (first, one), (second, two) = nets

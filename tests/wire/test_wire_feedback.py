@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from wire_states import moved_masks, random_state, random_values, spec_for
 
-from mest_fed.nn import SparseState
+from mest_fed.sparsity.state import SparseState
 from mest_fed.wire import decode, encode
 
 SPEC = spec_for("block")

@@ -11,8 +11,8 @@ from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from wire_states import assert_same, random_state, random_values, spec_for
 
 from mest_fed.errors import WireError
-from mest_fed.nn import SparseState
 from mest_fed.rng import numpy_generator
+from mest_fed.sparsity.state import SparseState
 from mest_fed.wire import VALUE_CODECS, decode, encode
 from mest_fed.wire.records import from_record, to_record
 

@@ -9,7 +9,7 @@ import pytest
 from wire_states import moved_masks, random_state, spec_for
 
 from mest_fed.errors import InputError, WireError
-from mest_fed.nn import SparseState
+from mest_fed.sparsity.state import SparseState
 from mest_fed.wire import VALUE_CODECS, Payload, UnknownMaskError, decode, encode, mask_hash
 
 SPEC = spec_for("block")

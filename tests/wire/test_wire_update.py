@@ -17,17 +17,10 @@ from wire_states import (
     spec_for,
 )
 
-from mest_fed.nn import (
-    ModelSpec,
-    SparseState,
-    build_model,
-    model_spec,
-    read_state,
-    sparsify,
-    write_state,
-)
+from mest_fed.nn import build_model, model_spec, read_state, sparsify, write_state
 from mest_fed.rng import torch_generator
 from mest_fed.sparsity import layout_for
+from mest_fed.sparsity.state import ModelSpec, SparseState
 from mest_fed.wire import VALUE_CODECS, decode, encode, mask_hash
 from mest_fed.wire.payload import named_masks
 

@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
-from mest_fed.nn import ModelSpec, SparseState
 from mest_fed.rng import numpy_generator
 from mest_fed.sparsity import layout_for
 from mest_fed.sparsity.schemes import Channel
+from mest_fed.sparsity.state import ModelSpec, SparseState
 
 SHAPES = ((6, 4, 3, 3), (5, 3, 3, 3), (7, 10))  # blocks of 4 divide none of them
 DENSE = {"stem.weight": (3, 2, 3, 3), "bn.running_var": (3,), "scale": ()}

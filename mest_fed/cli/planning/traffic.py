@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mest_fed.catalogue import MutationPlace
-from mest_fed.nn import SparseState, read_state
+from mest_fed.nn import read_state
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.model_broadcast import ModelBroadcast
+from mest_fed.sparsity.state import SparseState
 from mest_fed.task import Task
 from mest_fed.wire import encode
 from mest_fed.wire.feedback import active_lengths

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from mest_fed.errors import WireError
-from mest_fed.nn.state import Floats, ModelSpec, Slots, SparseState
 from mest_fed.server.aggregation.averaging import ArraySum
 from mest_fed.server.update_validator import Counts, read_counts, read_update
+from mest_fed.sparsity.arrays import Floats, Slots
+from mest_fed.sparsity.state import ModelSpec, SparseState
 from mest_fed.training import objective_of
 from mest_fed.wire import mask_hash
 from mest_fed.wire.records import content_bytes
@@ -49,7 +49,7 @@ class PositionCache:
             while len(self._kept) >= _POSITIONS_KEPT * max(1, len(self.spec.layouts)):
                 del self._kept[next(iter(self._kept))]
             layout = self.spec.layouts[layer]
-            self._kept[key] = layout.positions(torch.from_numpy(slots)).numpy()
+            self._kept[key] = layout.positions(slots)
         return self._kept[key]
 
 

@@ -10,14 +10,14 @@ from flwr.app import Message
 from mest_fed.catalogue import WEIGHTINGS, MutationPlace
 from mest_fed.config import RunConfig
 from mest_fed.errors import InputError, WireError
-from mest_fed.nn import SparseState
-from mest_fed.nn.state import Floats
 from mest_fed.server.aggregation.masked import MaskedMean
 from mest_fed.server.client_registry import Node
 from mest_fed.server.global_model import GlobalModel, MaskSet
 from mest_fed.server.modes.arrivals import ArrivalStrategy
 from mest_fed.server.rows import ClientOutcome
 from mest_fed.server.update_validator import read_counts, read_update
+from mest_fed.sparsity.arrays import Floats
+from mest_fed.sparsity.state import SparseState
 
 
 def discount(staleness: int, exponent: float) -> float:

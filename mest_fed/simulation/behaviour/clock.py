@@ -14,7 +14,6 @@ from mest_fed.config import FleetConfig, RunConfig
 from mest_fed.config.behaviour import BehaviourSection
 from mest_fed.devices import DeviceProfile, download_seconds, upload_seconds
 from mest_fed.errors import InputError, not_allowed
-from mest_fed.nn import ModelSpec
 from mest_fed.schema import TaskStatus
 from mest_fed.server.rows import ClientTiming
 from mest_fed.simulation.behaviour.availability import Availability
@@ -22,6 +21,7 @@ from mest_fed.simulation.behaviour.behaviour import DeviceBehaviour, MemoryNeed
 from mest_fed.simulation.behaviour.conditions import DeviceConditions, NoTime
 from mest_fed.simulation.behaviour.traces import Trace, load_trace
 from mest_fed.simulation.engine.interfaces import TaskResult, node_id_of, partition_of
+from mest_fed.sparsity.state import ModelSpec
 from mest_fed.units import format_seconds
 from mest_fed.wire.values import value_codec
 

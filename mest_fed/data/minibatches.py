@@ -1,0 +1,183 @@
+"""Minibatches of arrays: normalised, perhaps augmented, in a random order. Needs NumPy alone."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from mest_fed.catalogue import AUGMENTATIONS
+from mest_fed.errors import InputError, not_allowed
+
+Array = npt.NDArray[Any]
+#: Positions of examples in a data set, or among a client's own.
+Indices = npt.NDArray[np.int64]
+
+_PADDING = 4
+
+
+def unchanged(images: Array, generator: np.random.Generator) -> Array:
+    """Return the images: no augmentation."""
+    del generator
+    return images
+
+
+def crop_flip(images: Array, generator: np.random.Generator) -> Array:
+    """Shift each image by up to 4 pixels into zeros, and mirror half of them.
+
+    The usual augmentation of CIFAR (He et al. 2016, section 4.2): pad by 4, crop to the old size.
+
+    Parameters
+    ----------
+    images : array
+        Shape ``(n, channels, height, width)``, any type.
+    generator : numpy.random.Generator
+        Draws the shifts and the flips, one of each for each image.
+    """
+    count, _, height, width = images.shape
+    sides = (_PADDING, _PADDING)
+    padded = np.pad(images, ((0, 0), (0, 0), sides, sides))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), (2, 3))
+    top, left = generator.integers(2 * _PADDING + 1, size=(2, count))
+    cropped: Array = windows[np.arange(count), :, top, left]
+    mirrored = generator.random(count) < 0.5
+    cropped[mirrored] = cropped[mirrored, ..., ::-1]
+    return cropped
+
+
+@dataclass(frozen=True)
+class ImageAugmentation:
+    """An augmentation that is for images alone."""
+
+    augment: Callable[[Array, np.random.Generator], Array]
+    for_images: ClassVar[bool] = True
+
+    def __call__(self, images: Array, generator: np.random.Generator) -> Array:
+        """Return the images, changed."""
+        return self.augment(images, generator)
+
+
+CROP_FLIP = ImageAugmentation(crop_flip)
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Examples in memory, and what their batches are normalised by.
+
+    Parameters
+    ----------
+    inputs : array
+        Shape ``(n, ...)``: uint8, float32, or int64 tokens. They are read only.
+    targets : array
+        int64 or float32, shape ``(n, ...)``.
+    mean, std : tuple of float
+        One number for each index of the inputs' second dimension, in units of 255 for uint8.
+        Empty: inputs stay as they are.
+    """
+
+    inputs: Array
+    targets: Array
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def normalised(self, inputs: Array) -> Array:
+        """Return ``(value - mean) / std`` as float32; what has no mean as it is."""
+        if not self.mean:
+            return inputs
+        unit = np.float32(255 if self.inputs.dtype == np.uint8 else 1)
+        shape = -1, *(1,) * (inputs.ndim - 2)
+        result: Array = inputs.astype(np.float32)
+        result -= np.array(self.mean, np.float32).reshape(shape) * unit
+        result /= np.array(self.std, np.float32).reshape(shape) * unit
+        return result
+
+
+class Minibatches:
+    """Minibatches of some examples; each iteration is one epoch.
+
+    The last batch is smaller where the number of examples asks for it. A lone last example joins
+    the batch before it, since batch statistics need two.
+
+    Parameters
+    ----------
+    examples : Examples
+        Of all clients; they keep their type until they are batched.
+    indices : int64 array
+        The client's examples.
+    batch_size : int
+        Examples in a batch.
+    generator : numpy.random.Generator, optional
+        Draws the order and the augmentation anew in each iteration. Without one, examples come in
+        order.
+    augmentation : str
+        A name of :data:`~mest_fed.catalogue.AUGMENTATIONS`; all but ``none`` need a generator.
+    kept : int64 array, optional
+        Positions in ``indices`` to present; all by default.
+
+    Raises
+    ------
+    InputError
+        If the batch size or the augmentation is not allowed.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        indices: Indices,
+        batch_size: int,
+        *,
+        generator: np.random.Generator | None = None,
+        augmentation: str = "none",
+        kept: Indices | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise not_allowed("training.batch_size", batch_size, "a positive whole number")
+        augment = AUGMENTATIONS.find(augmentation)
+        images = examples.inputs.ndim == 4 and examples.inputs.dtype != np.int64
+        if _is_for_images(augment) and not images:
+            shape = " x ".join(map(str, examples.inputs.shape[1:]))
+            others = [name for name, each in AUGMENTATIONS.items() if not _is_for_images(each)]
+            raise InputError(
+                f"{AUGMENTATIONS.key} = {augmentation!r} is for images; allowed for inputs of "
+                f"{shape}: {', '.join(others)}"
+            )
+        if augment is not unchanged and generator is None:
+            raise ValueError("augmentation needs a generator")
+        self._examples = examples
+        self._indices = np.asarray(indices, np.int64)
+        self._kept = np.arange(len(indices)) if kept is None else kept
+        self._batch_size = batch_size
+        self._generator = generator
+        self._augment = augment
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self._starts())
+
+    def epoch(self) -> Iterator[tuple[Array, Array, Indices]]:
+        """Yield the batches of one epoch: inputs, targets, positions in ``indices``."""
+        order = self._kept
+        if self._generator is not None:
+            order = order[self._generator.permutation(len(order))]
+        for start, stop in itertools.pairwise([*self._starts(), len(order)]):
+            yield self._batch(order[start:stop])
+
+    def _starts(self) -> list[int]:
+        count = len(self._kept)
+        starts = list(range(0, count, self._batch_size))
+        if self._batch_size > 1 and len(starts) > 1 and count - starts[-1] == 1:
+            starts.pop()
+        return starts
+
+    def _batch(self, positions: Indices) -> tuple[Array, Array, Indices]:
+        rows = self._indices[positions]
+        inputs = self._examples.inputs[rows]
+        if self._generator is not None:
+            inputs = self._augment(inputs, self._generator)
+        return self._examples.normalised(inputs), self._examples.targets[rows], positions
+
+
+def _is_for_images(augment: object) -> bool:
+    return getattr(augment, "for_images", False)
