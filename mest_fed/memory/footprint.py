@@ -192,9 +192,9 @@ def _as_program(shape: TrainingShape) -> TrainingShape:
 def _footprint(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) -> Footprint:
     active = peak_granules(trace, setting.method, shape)
     compiled = _compiled_once(trace, setting, shape)
-    if compiled is not None and not setting.mutates:
+    if compiled is not None and not (setting.mutates and setting.method.needs_dense_gradient):
         return compiled
-    # Where a mutation reads gradients, the step is torch's.
+    # Where a mutation reads dense gradients, the step is torch's.
     by_torch = _by_torch(trace, active, setting, shape)
     return by_torch if compiled is None else max(compiled, by_torch, key=lambda it: it.total)
 
@@ -205,7 +205,7 @@ def _compiled(
     """Read the footprint off the step's program; None if it has none."""
     if setting.compiler is None:
         return None
-    step = setting.compiler(trace.at(active), shape)
+    step = setting.compiler(trace.at(active), shape, reads=setting.mutates)
     if step is None:
         return None
     try:

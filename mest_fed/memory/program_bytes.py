@@ -4,8 +4,9 @@ Its arena is planned, its other buffers have names and sizes, and the native run
 program takes beside them. Nothing of the step's size is allocated to find out.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import nn
 
@@ -21,9 +22,24 @@ from mest_fed.runtime.sizes import second_size
 #: and what allocators keep. Fitted to 105 measurements of peaks (docs/figures.md).
 BESIDE, DESCRIPTION = 100_000, 1_200
 
-#: From a meta model and how it trains to the program of a group of examples; None where there is
-#: none. It is what training would run.
-Compiler = Callable[[nn.Module, TrainingShape], "PlannedStep | None"]
+
+class Compiler(Protocol):
+    """Gives the programs of steps, which training would run."""
+
+    def __call__(
+        self, model: nn.Module, shape: TrainingShape, *, reads: bool = False
+    ) -> "PlannedStep | None":
+        """Return the program of a group of examples; None where there is none.
+
+        Parameters
+        ----------
+        model : nn.Module
+            On the meta device.
+        shape : TrainingShape
+            How it trains.
+        reads : bool
+            Whether a mutation reads gradients of it.
+        """
 
 
 @dataclass(frozen=True)

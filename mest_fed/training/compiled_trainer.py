@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from mest_fed.data import Batch
+from mest_fed.nn.layers import SparseLayer
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.training.mutation import LocalMutation
 from mest_fed.training.objective import (
@@ -26,7 +27,7 @@ class CompiledTrainer(LocalTrainer):
     """Trains a model by the compiled programs of its steps.
 
     Model and optimizer are the programs' memory, so a step can be torch's at any time. It is where
-    a mutation reads gradients, and where there is no program for a batch.
+    a mutation reads dense gradients, and where there is no program for a batch.
 
     Parameters
     ----------
@@ -66,6 +67,7 @@ class CompiledTrainer(LocalTrainer):
         self._bound: dict[tuple[tuple[int, ...], bool], ModelStep | None] = {}
         self._bound_for = 0
         self._copies = Copies()
+        self._layers = [it for it in self.model.modules() if isinstance(it, SparseLayer)]
 
     def fit(self, batches: Iterable[Batch], mutation: LocalMutation | None = None) -> Metrics:
         """Take one optimizer step for each batch; see :meth:`LocalTrainer.fit`."""
@@ -85,9 +87,10 @@ class CompiledTrainer(LocalTrainer):
         return super().halve()
 
     def _step(self, forward: Callable[[Tensor], Tensor], batch: Batch, totals: Metrics) -> None:
-        # Where a mutation reads them, gradients are torch's, the dense ones too.
-        read = self.optimizer.keep_gradients  # type: ignore[union-attr]
-        step = None if read else self._step_for(batch)
+        reads = self.optimizer.keep_gradients  # type: ignore[union-attr]
+        # Programs have gradients of active weights alone.
+        dense = reads and any(layer.keep_dense_gradient for layer in self._layers)
+        step = None if dense else self._step_for(batch, reads=reads)
         if step is None:
             self._let_go()  # what follows, a mutation say, may change the memory of the model
             self.programs.let_go()
@@ -97,6 +100,9 @@ class CompiledTrainer(LocalTrainer):
         rate = self.optimizer.learning_rate  # type: ignore[union-attr]
         self.work += step.work(len(targets))
         loss, outputs = step.train(batch.inputs, _counted(objective, targets), rate)
+        if reads:
+            step.give_gradients()
+            self._let_go()  # what follows is a mutation, which may change the model's memory
         total = loss * weight_of(objective, targets)
         check_finite(total, objective, outputs, targets)
         totals.add(total, targets, objective, objective.sums(outputs, targets))
@@ -106,10 +112,10 @@ class CompiledTrainer(LocalTrainer):
         if self.guard is not None:
             self.guard(self)
 
-    def _step_for(self, batch: Batch) -> ModelStep | None:
-        """Return the step of a batch, bound."""
+    def _step_for(self, batch: Batch, *, reads: bool) -> ModelStep | None:
+        """Return the step of a batch, bound; one whose gradients can be read, if need be."""
         largest = max(len(batch.targets), self.batch_size or self.micro_batch + 1)
-        whole = largest <= self.micro_batch
+        whole = largest <= self.micro_batch and not reads
         if self._bound_for != self.micro_batch:
             self._let_go()  # of steps of another micro-batch, whose memory is then free
             self._bound_for = self.micro_batch

@@ -155,6 +155,16 @@ class ModelStep:
             module.num_batches_tracked.add_(parts)
         return loss, torch.from_numpy(self.step.outputs)
 
+    def give_gradients(self) -> None:
+        """Let the values of sparse layers have the gradients of the last step, for a mutation.
+
+        They stay until the next step.
+        """
+        for place in self._values:
+            values = place.find()
+            gradient = self.step.gradients[place.buffer].reshape(-1)[: values.numel()]
+            values.grad = torch.from_numpy(gradient).view(values.shape)
+
 
 def _batch_counters(program: Program, places: list[Place]) -> list[Any]:
     """Return the normalisations that count batches, once for each call in a step."""

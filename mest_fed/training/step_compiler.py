@@ -59,7 +59,9 @@ class StepCompiler:
         self._kept: OrderedDict[Hashable, _PlannedPrograms] = OrderedDict()
         self.made = 0
 
-    def __call__(self, model: nn.Module, shape: TrainingShape) -> PlannedStep | None:
+    def __call__(
+        self, model: nn.Module, shape: TrainingShape, *, reads: bool = False
+    ) -> PlannedStep | None:
         """Return the step of a meta model; None where torch would train.
 
         Programs of a model are kept: it must not change.
@@ -69,13 +71,13 @@ class StepCompiler:
         model.train()
         try:
             with memory_saving(model, shape.memory):
-                return self._planned(model, shape)
+                return self._planned(model, shape, reads=reads)
         except InputError:
             return None
 
-    def _planned(self, model: nn.Module, shape: TrainingShape) -> PlannedStep:
+    def _planned(self, model: nn.Module, shape: TrainingShape, *, reads: bool) -> PlannedStep:
         check_plain(model, training=True)
-        whole = shape.batch <= shape.micro_batch
+        whole = shape.batch <= shape.micro_batch and not reads
         make = partial(self._programs, model, shape)
         programs = best_programs(make, shape.micro_batch, whole=whole)
         assert isinstance(programs, _PlannedPrograms)
