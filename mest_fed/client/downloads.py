@@ -12,7 +12,8 @@ from mest_fed.client.local_round import ClientState
 from mest_fed.sparsity.state import ModelSpec, SparseState
 from mest_fed.task import Task
 from mest_fed.wire import decode, mask_hash
-from mest_fed.wire.records import ARRAYS, CONFIG, HEADER, from_record
+from mest_fed.wire.npy import HEADER
+from mest_fed.wire.records import ARRAYS, CONFIG, from_record
 
 #: Bytes of downloads that are kept, as they came; decoded they take as much again.
 MOST_BYTES = 2**25

@@ -19,8 +19,9 @@ from mest_fed.schema import RAISED
 from mest_fed.sparsity.state import SparseState
 from mest_fed.task import Task
 from mest_fed.wire import encode
+from mest_fed.wire.npy import HEADER
 from mest_fed.wire.payload import named_masks
-from mest_fed.wire.records import HEADER, to_record, totals_record, work_record
+from mest_fed.wire.records import to_record, totals_record, work_record
 from mest_fed.wire.values import open_codecs
 
 

@@ -192,6 +192,15 @@ class Unstructured(Layout):
         return np.arange(self.num_slots), np.abs(dense).reshape(-1)
 
 
+#: Layouts that are the same on every machine, by the name that travels.
+LAYOUTS: dict[str, type[Layout]] = {
+    "unstructured": Unstructured,
+    "block": Block,
+    "pattern": Pattern,
+    "channel": Channel,
+}
+
+
 def pattern_or_block(shape: tuple[int, ...]) -> Layout:
     """Return patterns for 3x3 kernels, for which alone they exist, and blocks otherwise."""
     return Pattern(shape) if shape[2:] == (3, 3) else Block(shape)

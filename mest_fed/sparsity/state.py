@@ -4,10 +4,14 @@ This is what travels: the wire encodes a :class:`SparseState`, the server aggreg
 checkpoint stores it. None of them needs the model, only its :class:`ModelSpec`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from mest_fed.errors import InputError
 from mest_fed.sparsity.arrays import Floats, Slots
 from mest_fed.sparsity.layout import Layout
+from mest_fed.sparsity.schemes import LAYOUTS
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,59 @@ class ModelSpec:
         """Return the mask group of a sparse layer."""
         return next(group for group, layers in self.groups.items() if layer in layers)
 
+    def as_table(self) -> dict[str, Any]:
+        """Return the specification as plain values, for :meth:`read`.
+
+        Raises
+        ------
+        InputError
+            If a layout is a user's own: it is code, which does not travel.
+        """
+        return {
+            "groups": {group: list(layers) for group, layers in self.groups.items()},
+            "layouts": {name: _layout_table(name, each) for name, each in self.layouts.items()},
+            "dense": {name: list(shape) for name, shape in self.dense.items()},
+            "non_negative": sorted(self.non_negative),
+            "statistics": sorted(self.statistics),
+        }
+
+    @classmethod
+    def read(cls, table: Mapping[str, Any]) -> "ModelSpec":
+        """Read what :meth:`as_table` wrote.
+
+        Raises
+        ------
+        InputError
+            If it is something else.
+        """
+        try:
+            layouts = {str(name): _read_layout(each) for name, each in table["layouts"].items()}
+            groups = {str(name): tuple(map(str, each)) for name, each in table["groups"].items()}
+            dense = {str(name): tuple(map(int, each)) for name, each in table["dense"].items()}
+            named = frozenset(table["non_negative"]), frozenset(table["statistics"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"this is no specification of a model: {error!r}") from None
+        if sorted(layer for each in groups.values() for layer in each) != sorted(layouts):
+            raise InputError("this is no specification of a model: its groups are of other layers")
+        return cls(groups, layouts, dense, *named)
+
     @property
     def sparse_weights(self) -> int:
         """Weights of the sparse layers, inactive ones included."""
         return sum(layout.num_weights for layout in self.layouts.values())
+
+
+def _layout_table(name: str, layout: Layout) -> dict[str, Any]:
+    kind = next((kind for kind, each in LAYOUTS.items() if type(layout) is each), None)
+    if kind is None:
+        allowed = f"built-in layouts: {', '.join(LAYOUTS)}"
+        raise InputError(f"{name} is cut by {type(layout).__name__}; a node can have {allowed}")
+    return {"kind": kind, **asdict(layout)}
+
+
+def _read_layout(table: Mapping[str, Any]) -> Layout:
+    options = {key: value for key, value in table.items() if key not in ("kind", "shape")}
+    return LAYOUTS[table["kind"]](tuple(map(int, table["shape"])), **options)
 
 
 @dataclass

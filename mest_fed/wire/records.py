@@ -5,33 +5,21 @@ other strategies may put more into the ``mest`` record, and more records beside 
 """
 
 import math
-import re
 from collections.abc import Iterable
 from functools import lru_cache
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from numpy.lib.format import dtype_to_descr, write_array_header_1_0
 
 from mest_fed.devices import Work
 from mest_fed.errors import ObjectiveError, WireError
 from mest_fed.training.objective import RESERVED, Metrics, Objective, Sum
+from mest_fed.wire.npy import HEADER, check_names, read_npy, write_npy
 from mest_fed.wire.payload import Payload
-from mest_fed.wire.values import FIELD_NAMES, WIRE_TYPES
 
-ARRAYS, CONFIG, HEADER = "arrays", "mest", "header"
-_NAMES = (*FIELD_NAMES, "dense")
-#: The .npy header of a one-dimensional array in version 1.0, the only thing that ever is sent.
-#: numpy.load would evaluate what the header says, and allocate what it announces.
-_NPY = re.compile(
-    rb"\x93NUMPY\x01\x00(?P<length>..)"
-    rb"\{'descr': '(?P<dtype>%s)', 'fortran_order': False,"
-    rb" 'shape': \((?P<count>\d{1,10}),\), \} *\n" % "|".join(map(re.escape, WIRE_TYPES)).encode(),
-    re.DOTALL,
-)
+ARRAYS, CONFIG = "arrays", "mest"
 
 
 def to_record(payload: Payload) -> RecordDict:
@@ -54,22 +42,17 @@ def from_record(record: RecordDict) -> Payload:
     header = config.get(HEADER)
     if not isinstance(header, bytes):
         raise WireError(f"{CONFIG}.{HEADER} must be bytes, not {type(header).__name__}")
-    unknown = sorted(arrays.keys() - set(_NAMES))
-    if unknown:
-        raise WireError(f"array {unknown[0]!r} is unknown; known: {', '.join(_NAMES)}")
+    check_names(arrays)
     return Payload({name: _view(name, array) for name, array in arrays.items()}, header)
 
 
-def _view(name: str, array: Array) -> np.ndarray[Any, np.dtype[Any]]:
-    found = _NPY.match(array.data) if array.stype == "numpy.ndarray" else None
-    if found is None or int.from_bytes(found["length"], "little") != found.end() - 10:
+def _view(name: str, array: Array) -> npt.NDArray[Any]:
+    if array.stype != "numpy.ndarray":
         raise WireError(f"array {name} is not a one-dimensional .npy array of a known type")
-    dtype, count = np.dtype(found["dtype"].decode()), int(found["count"])
-    if len(array.data) - found.end() != count * dtype.itemsize:
-        raise WireError(f"array {name} does not hold the {count} items that it announces")
-    if array.dtype != str(dtype) or tuple(array.shape) != (count,):
+    values = read_npy(name, array.data)
+    if array.dtype != str(values.dtype) or tuple(array.shape) != values.shape:
         raise WireError(f"array {name} has another type or shape than its record says")
-    return np.frombuffer(array.data, dtype, count, found.end())
+    return values
 
 
 _MAGIC = b"\x93NUMPY\x01\x00"
@@ -112,17 +95,13 @@ def as_array(values: npt.NDArray[Any]) -> Array:
     """
     if not values.flags.c_contiguous or values.dtype.kind not in _PLAIN_KINDS:
         return Array(values)
-    name, header = _head(values.dtype, values.shape)
-    return Array(name, values.shape, "numpy.ndarray", b"".join((header, values.data)))
+    return Array(_name_of(values.dtype), values.shape, "numpy.ndarray", write_npy(values))
 
 
 @lru_cache(maxsize=256)
-def _head(dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[str, bytes]:
-    """Return the name of a type, and what ``numpy.save`` writes before values in C order."""
-    header = BytesIO()
-    described = {"descr": dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    write_array_header_1_0(header, described)
-    return str(dtype), header.getvalue()
+def _name_of(dtype: np.dtype[Any]) -> str:
+    """Return the name of a type: NumPy takes longer to say it than to copy a small array."""
+    return str(dtype)
 
 
 def _parsed(array: Array) -> npt.NDArray[Any]:
