@@ -292,13 +292,9 @@ def _examples_this_round(
     """Return the positions within ``examples`` to train on, leaving out the unforgettable."""
     if forgetting is None:
         return np.arange(len(examples))
-    policy = task.forgetting
-    if order.progress(task) >= policy.start:
-        if not forgetting.removed.any():
-            forgetting.remove(policy.fraction)
-        elif policy.readmit:
-            left_out = np.flatnonzero(forgetting.removed)
-            batches = Batches(task.data.train, examples[left_out], task.evaluation_batch)
-            correct = judge(model, batches, task.objective, task.forward)
-            forgetting.readmit(left_out, correct.numpy())
-    return forgetting.kept()
+
+    def correct(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        batches = Batches(task.data.train, examples[positions], task.evaluation_batch)
+        return judge(model, batches, task.objective, task.forward).numpy()
+
+    return forgetting.of_round(task.forgetting, order.progress(task), correct)

@@ -5,6 +5,7 @@ again. MEST counts forgetting events in situ and drops the least forgotten examp
 training. The counts stay with the client; they are never sent.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,8 @@ _REMOVED = 0x7F  # this count means: left out
 _MAX_COUNT = _REMOVED - 1
 
 Bytes = npt.NDArray[np.uint8]
+#: Positions of examples -> which of them the model answers correctly.
+Judge = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,28 @@ class ForgettingState:
         wrong = examples[~correct]
         self.codes[wrong] = 1
         return len(wrong)
+
+    def of_round(
+        self, policy: ForgettingPolicy, progress: float, judge: Judge
+    ) -> npt.NDArray[np.int64]:
+        """Leave out or take back what is due; return the positions to train on in a round.
+
+        Parameters
+        ----------
+        policy : ForgettingPolicy
+            When, and how many.
+        progress : float
+            Of the run, in [0, 1].
+        judge : callable
+            Says which of some examples the model answers correctly.
+        """
+        if progress >= policy.start:
+            if not self.removed.any():
+                self.remove(policy.fraction)
+            elif policy.readmit:
+                left_out = np.flatnonzero(self.removed)
+                self.readmit(left_out, judge(left_out))
+        return self.kept()
 
     def kept(self) -> npt.NDArray[np.int64]:
         """Return the positions of the examples that are trained on."""

@@ -1,0 +1,1 @@
+"""The lean node: trains compiled programs. Needs NumPy and gRPC alone."""
