@@ -122,8 +122,10 @@ def calibrate(repeats: int) -> MachineRates:
 
 def core_speed(repeats: int) -> float:
     """Return the speed of a core with small calls, as a multiple of the reference machine's."""
-    tiny = Steps(Case("mlp", DIGITS, "block", 10, 10))
-    return train_seconds(REFERENCE, tiny.work, "block") / statistics.median(tiny.seconds(repeats))
+    with torch_threads(1):
+        tiny = Steps(Case("mlp", DIGITS, "block", 10, 10))
+        seconds = statistics.median(tiny.seconds(repeats))
+    return train_seconds(REFERENCE, tiny.work, "block") / seconds
 
 
 def scheme_of(scheme: str) -> str:
