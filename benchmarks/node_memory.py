@@ -17,53 +17,31 @@ starts the node (:mod:`mest_fed.cli.baseline`).
 
 import argparse
 import json
-import os
 import re
-import shutil
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import harness
-import numpy as np
 import psutil
+from node_process import ONE_DEVICE, own_data, running_node, tree
 
 from mest_fed.cli.baseline import measure_baseline
 from mest_fed.cli.environment import node_environment
 from mest_fed.system.proc import read_shares
 
-ROOT = Path(__file__).parents[1]
-SCRIPTS = Path(sys.executable).parent
-CONNECTION = """
-[superlink]
-default = "loopback"
-
-[superlink.loopback]
-address = "127.0.0.1:{port}"
-insecure = true
-"""
-#: The quickstart's model, batch and method for one device and two rounds.
+#: The quickstart's model, batch and method for one device.
 SETTINGS = (
+    *ONE_DEVICE,
     "run.rounds=1",
-    "fleet.devices=1",
-    "fleet.mix='rpi-4:1'",
-    "server.min_nodes=1",
-    "server.clients_per_round=1",
-    "server.evaluate_clients_every=0",
     "training.local_epochs=20",
     "model.name='resnet8'",
     "training.batch_size=16",
 )
-#: Parts of a command line -> whose process it is; the first that is found.
-ROLES = {"supervise": "supervisor", "superexec": "superexec", "clientapp": "clientapp"}
 IN_USE = re.compile(r"([\d.]+) MB in use before training")
 PHASES = ("idle", "planning", "training", "idle after the run")
 SUMS = ("together", "anonymous", "pss", "rss")
@@ -100,11 +78,7 @@ def sample(root: psutil.Process) -> Sample:
     """Look at the tree once."""
     roles: dict[str, Sizes] = {}
     trainer = None
-    for process in (root, *root.children(recursive=True)):
-        try:
-            role = role_of(process.cmdline(), process.parent())
-        except psutil.NoSuchProcess:
-            continue  # it has ended meanwhile
+    for process, role in tree(root):
         shares = read_shares(process.pid)
         if not shares:
             continue
@@ -118,96 +92,14 @@ def sample(root: psutil.Process) -> Sample:
     return Sample(roles, trainer)
 
 
-def role_of(command: Sequence[str], parent: psutil.Process | None) -> str:
-    """Return whose process it is; a ClientApp's child trains."""
-    # Options hold other names: a SuperNode is told of its supervisor, a ClientApp of its SuperNode.
-    text = " ".join(command[:3])
-    role = next((name for part, name in ROLES.items() if part in text), "supernode")
-    if role == "clientapp" and parent is not None and "clientapp" in " ".join(parent.cmdline()[:3]):
-        return "trainer"
-    return role
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@contextmanager
-def started(
-    command: Sequence[str], folder: Path, environment: dict[str, str], name: str
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command in the background; end it in the end."""
-    with (folder / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
-def wait_for(test: Any, seconds: float = 300.0) -> None:
-    """Wait until a test holds."""
-    end = time.monotonic() + seconds
-    while not test():
-        if time.monotonic() > end:
-            raise SystemExit("error: the node or its SuperLink did not start")
-        time.sleep(0.1)
-
-
-def is_open(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
-
-
-def copy_app(folder: Path) -> Path:
-    """Copy what the app's bundle is built from."""
-    folder.mkdir()
-    for name in ("clients", "server"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder / name)
-    return folder
-
-
 def run_node(folder: Path, place: Sequence[str]) -> dict[str, Any]:
-    """Run a node for two rounds; return the sizes of its tree in each phase."""
-    ours = {
-        "FLWR_HOME": str(folder),
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "OMP_WAIT_POLICY": "passive",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
-    }
-    environment = os.environ | ours
-    port = free_port()
-    (folder / "config.toml").write_text(CONNECTION.format(port=port), encoding="utf-8")
-    link = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)]
-    node = ["mest-fed", "client", "--superlink", f"127.0.0.1:{port}", "--insecure", *place]
-    node += ["--device", "rpi-4", "--memory-limit", "2GB"]
-    app = ["flwr", "run", str(copy_app(folder / "app")), "loopback", "--stream"]
-    app += ["--run-config", " ".join(SETTINGS)]
-    with started(link, folder, environment, "superlink"):
-        wait_for(lambda: is_open(port))
-        with started(node, folder, environment, "node") as process:
-            root = psutil.Process(process.pid)
-            wait_for(lambda: "superexec" in sample(root).roles)
-            time.sleep(8)
-            idle = [sample(root) for _ in range(5)]
-            samples: list[Sample] = []
-            with started(app, folder, environment, "run") as run:
-                while run.poll() is None:
-                    samples.append(sample(root))
-                    time.sleep(0.3)
-            if run.returncode:
-                raise SystemExit(
-                    "error: the run failed\n" + (folder / "run.log").read_text("utf-8")
-                )
-            time.sleep(5)
-            after = [sample(root) for _ in range(5)]
+    """Run a node for a round; return the sizes of its tree in each phase."""
+    samples: list[Sample] = []
+    with running_node(folder, place) as node:
+        idle = [sample(node.root) for _ in range(5)]
+        node.run(SETTINGS, lambda: samples.append(sample(node.root)))
+        time.sleep(5)
+        after = [sample(node.root) for _ in range(5)]
     workers = list(dict.fromkeys(each.trainer for each in samples if each.trainer is not None))
     (summary,) = folder.glob("runs/*/summary.json")
     (tier,) = json.loads(summary.read_text("utf-8"))["tiers"]
@@ -253,9 +145,7 @@ def main() -> None:
             folder = Path(text)
             place = ["--partition", "0"]
             if name == "own":
-                images = np.random.default_rng(0).integers(0, 256, (100, 1, 8, 8), dtype=np.uint8)
-                np.savez(folder / "own.npz", images=images, labels=np.arange(100) % 10)
-                place = ["--data", str(folder / "own.npz")]
+                place = own_data(folder, 100)
             cases[name] = run_node(folder, place)
             for phase in PHASES:
                 row = cases[name][phase]

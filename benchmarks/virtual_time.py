@@ -86,7 +86,7 @@ class Steps:
             self.trainer = CompiledTrainer(model, optimizer, **own, **how)
         inputs = torch.randn(case.batch, *case.shape, generator=generator)
         targets = torch.randint(10, (case.batch,), generator=generator)
-        self._batch = Batch(inputs, targets, np.arange(case.batch))
+        self.batch = Batch(inputs, targets, np.arange(case.batch))
         self._take(2)
         self.work = self._take(1)
         self._times = max(1, round(LEAST / self._time(1)))
@@ -97,21 +97,19 @@ class Steps:
 
     def _time(self, times: int) -> float:
         start = time.process_time()
-        self.trainer.fit([self._batch] * times)
+        self.trainer.fit([self.batch] * times)
         return (time.process_time() - start) / times
 
     def _take(self, times: int) -> Work:
         self.trainer.work = Work()
-        self.trainer.fit([self._batch] * times)
+        self.trainer.fit([self.batch] * times)
         return self.trainer.work
 
 
 def calibrate(repeats: int) -> MachineRates:
     """Return the rates of one core of this machine."""
-    tiny = Steps(Case("mlp", DIGITS, "block", 10, 10))
-    rates = MachineRates(REFERENCE.flops, REFERENCE.memory_rate)
-    speed = train_seconds(rates, tiny.work, "block") / statistics.median(tiny.seconds(repeats))
-    rates = replace(rates, core_speed=speed, memory_rate=REFERENCE.memory_rate * speed)
+    speed = core_speed(repeats)
+    rates = replace(REFERENCE, core_speed=speed, memory_rate=REFERENCE.memory_rate * speed)
     for scheme in SCHEMES:
         steps = Steps(Case("resnet20", CIFAR, scheme, 32, 32))
         seconds, work = statistics.median(steps.seconds(repeats)), steps.work
@@ -120,6 +118,14 @@ def calibrate(repeats: int) -> MachineRates:
         rate = getattr(work, kind) / max(seconds - rest, 0.1 * seconds)
         rates = replace(rates, flops={**rates.flops, scheme: rate})
     return rates
+
+
+def core_speed(repeats: int) -> float:
+    """Return the speed of a core with small calls, as a multiple of the reference machine's."""
+    with torch_threads(1):
+        tiny = Steps(Case("mlp", DIGITS, "block", 10, 10))
+        seconds = statistics.median(tiny.seconds(repeats))
+    return train_seconds(REFERENCE, tiny.work, "block") / seconds
 
 
 def scheme_of(scheme: str) -> str:

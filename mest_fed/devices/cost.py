@@ -114,14 +114,29 @@ class MachineRates:
 #: One core of the machine on which the constants of steps were measured: AMD EPYC of the third
 #: generation (AVX2), 2026-11-30, rounded from two fits to some 60 compiled steps (ADR 30).
 REFERENCE = MachineRates({"dense": 50e9, "block": 33e9, "unstructured": 24e9}, 38e9)
-#: Seconds of one of its cores for each active weight of a sparse linear layer in a product of a
-#: group, whose few examples share the cost of the weight's place: of single weights, and of strips.
-SINGLE_SECONDS, STRIP_SECONDS = 1e-8, 2.9e-9
 
 
-def linear_weight_seconds(rows: int) -> float:
-    """Return what an active weight of a sparse linear layer costs, by the rows of its granules."""
-    return SINGLE_SECONDS if rows == 1 else STRIP_SECONDS
+@dataclass(frozen=True)
+class WeightSeconds:
+    """What the places of a sparse linear layer's weights cost, which few examples share.
+
+    Seconds of one core of the reference machine (:data:`REFERENCE`) for each active weight in a
+    product of a group.
+
+    Parameters
+    ----------
+    single : float
+        Of a single weight.
+    strip : float
+        Of a weight in a strip of several rows.
+    """
+
+    single: float = 1e-8
+    strip: float = 2.9e-9
+
+    def of_weight(self, rows: int) -> float:
+        """Return what an active weight costs, by the rows of its granules."""
+        return self.single if rows == 1 else self.strip
 
 
 def train_seconds(rates: Rates, work: Work, scheme: str) -> float:

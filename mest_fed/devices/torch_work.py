@@ -4,22 +4,20 @@ Operations are counted of convolutions, linear and recurrent layers, and attenti
 """
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from mest_fed.catalogue import Recompute
-from mest_fed.devices.cost import StepWork, Work, linear_weight_seconds
+from mest_fed.devices.cost import StepWork, WeightSeconds, Work
 from mest_fed.memory import MemoryOptions
 from mest_fed.memory.activations import batch_norm_block, batch_norm_stem, segments_of
 from mest_fed.nn import SparseAttention, SparseLayer
 
 #: Bytes that a step moves for each value of a layer's output, forward and back.
 BYTES_OF_OUTPUT = 95
-#: Seconds of one core of the reference machine: of a convolution, norm or sparse layer in a
-#: micro-batch, forward and back; of any other layer; of a step; of a parameter in a step.
-LAYER_SECONDS, SMALL_LAYER_SECONDS, STEP_SECONDS, PARAMETER_SECONDS = 4.2e-4, 1.2e-4, 3e-4, 3e-5
 
 _COUNTED = (
     *(SparseLayer, nn.Conv1d, nn.Conv2d, nn.Linear),
@@ -33,6 +31,33 @@ _LARGE = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm),
 )
 _FREE = (nn.Flatten, nn.Identity, nn.Dropout)
+
+
+@dataclass(frozen=True)
+class TorchSeconds(WeightSeconds):
+    """Seconds of one core of the reference machine that a step by torch takes at any size.
+
+    Parameters
+    ----------
+    single, strip
+        As of :class:`WeightSeconds`.
+    layer : float
+        Of a convolution, norm or sparse layer in a micro-batch, forward and back.
+    small_layer : float
+        Of any other layer.
+    step : float
+        Of a step.
+    parameter : float
+        Of a parameter in a step.
+    """
+
+    layer: float = 4.2e-4
+    small_layer: float = 1.2e-4
+    step: float = 3e-4
+    parameter: float = 3e-5
+
+
+TORCH_SECONDS = TorchSeconds()
 
 
 def forward_flops(
@@ -178,6 +203,8 @@ def torch_step_work(
     input_shape: tuple[int, ...],
     memory: MemoryOptions | None = None,
     input_dtype: torch.dtype | None = None,
+    *,
+    seconds: TorchSeconds = TORCH_SECONDS,
 ) -> StepWork:
     """Return what a step by torch takes, by examples, micro-batches and steps.
 
@@ -185,17 +212,19 @@ def torch_step_work(
     ----------
     model, input_shape, memory, input_dtype
         As for :func:`training_work`.
+    seconds : TorchSeconds
+        Other constants than those of the reference machine, to fit them.
     """
-    outputs, seconds = 0.0, 0.0
+    outputs, in_layers = 0.0, 0.0
     memory = memory or MemoryOptions()
     forwards, frozen = _forward_passes(model, memory), _frozen(model, memory)
 
     def count(layer: nn.Module, _inputs: Any, output: Any) -> None:
-        nonlocal outputs, seconds
+        nonlocal outputs, in_layers
         # As of operations, backward costs two passes; what is frozen goes forward alone.
         share = 1 / 3 if layer in frozen else (forwards.get(layer, 1) + 2) / 3
         outputs += share * (output[0] if isinstance(output, tuple) else output).numel()
-        seconds += share * _layer_seconds(layer)
+        in_layers += share * _layer_seconds(layer, seconds)
 
     leaves = [module for module in model.modules() if not any(True for _ in module.children())]
     _run(model, input_shape, input_dtype, dict.fromkeys(leaves, count))
@@ -203,21 +232,21 @@ def torch_step_work(
     example = training_work(model, input_shape, memory, input_dtype)
     return StepWork(
         example=example + Work(moved_bytes=BYTES_OF_OUTPUT * outputs),
-        group=Work(core_seconds=seconds),
-        step=Work(core_seconds=STEP_SECONDS + PARAMETER_SECONDS * parameters),
+        group=Work(core_seconds=in_layers),
+        step=Work(core_seconds=seconds.step + seconds.parameter * parameters),
     )
 
 
-def _layer_seconds(layer: nn.Module) -> float:
+def _layer_seconds(layer: nn.Module, seconds: TorchSeconds) -> float:
     """Return what a layer costs a core in each micro-batch."""
     if isinstance(layer, SparseLayer):
         places = 0.0
         if len(layer.layout.shape) == 2:
-            places = 3 * layer.active_weights * linear_weight_seconds(layer.layout.width)
-        return LAYER_SECONDS + places
+            places = 3 * layer.active_weights * seconds.of_weight(layer.layout.width)
+        return seconds.layer + places
     if isinstance(layer, _FREE):
         return 0.0
-    return LAYER_SECONDS if isinstance(layer, _LARGE) else SMALL_LAYER_SECONDS
+    return seconds.layer if isinstance(layer, _LARGE) else seconds.small_layer
 
 
 def _forward_passes(model: nn.Module, memory: MemoryOptions) -> dict[nn.Module, int]:

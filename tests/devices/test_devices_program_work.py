@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from mest_fed.devices import Work, load_profile, program_step_work, train_seconds
-from mest_fed.devices.cost import REFERENCE, SINGLE_SECONDS, STRIP_SECONDS
-from mest_fed.devices.program_work import OPERATOR_SECONDS, PLANE_SECONDS, STEP_SECONDS
+from mest_fed.devices.cost import REFERENCE
+from mest_fed.devices.program_work import PROGRAM_SECONDS
 from mest_fed.runtime.program import Buffer, Operator, Program
 
 ROOFS = REFERENCE.flops["dense"] / REFERENCE.memory_rate  # operations in the time of a byte
@@ -28,17 +28,17 @@ def step(size):
 def test_an_operator_takes_its_work_or_its_bytes():
     found = program_step_work(step(5))
     assert found.example == Work(moved_bytes=4 * 2 * 5)  # in and out
-    assert found.group == Work(core_seconds=OPERATOR_SECONDS)
+    assert found.group == Work(core_seconds=PROGRAM_SECONDS.operator)
     flops, moved = 2 * 80 * 60 * 40, 4 * (80 * 40 + 60 * 40 + 80 * 60)
     assert flops > ROOFS * moved
-    assert found.step == Work(flops, core_seconds=OPERATOR_SECONDS + STEP_SECONDS)
+    assert found.step == Work(flops, core_seconds=PROGRAM_SECONDS.operator + PROGRAM_SECONDS.step)
 
 
 def test_a_batch_takes_its_examples_groups_and_one_step():
     found = program_step_work(step(5))
     whole = found.total(examples=8, groups=4, steps=1)
     assert whole.moved_bytes == 8 * 40
-    assert whole.core_seconds == pytest.approx(5 * OPERATOR_SECONDS + STEP_SECONDS)
+    assert whole.core_seconds == pytest.approx(5 * PROGRAM_SECONDS.operator + PROGRAM_SECONDS.step)
     device = replace(
         load_profile("rpi-4"), flops={"dense": 1e6, "block": 1e6}, memory_rate=1e3, core_speed=0.5
     )
@@ -46,7 +46,9 @@ def test_a_batch_takes_its_examples_groups_and_one_step():
     assert seconds == pytest.approx(0.384 + 0.32 + 2 * whole.core_seconds)
 
 
-@pytest.mark.parametrize(("rows", "each"), [(1, SINGLE_SECONDS), (4, STRIP_SECONDS)])
+@pytest.mark.parametrize(
+    ("rows", "each"), [(1, PROGRAM_SECONDS.single), (4, PROGRAM_SECONDS.strip)]
+)
 def test_places_of_linear_weights_cost_each_group(rows, each):
     buffers = (
         Buffer("x", (2, 16), role="input"),
@@ -57,7 +59,7 @@ def test_places_of_linear_weights_cost_each_group(rows, each):
     shape = {"weight_shape": (8, 16), "rows": rows}
     program = Program(buffers, (Operator("sparse_linear", (0, 1, 2, -1), (3,), shape),), (1, 0, 0))
     assert program_step_work(program).group.core_seconds == pytest.approx(
-        OPERATOR_SECONDS + 6 * rows * each
+        PROGRAM_SECONDS.operator + 6 * rows * each
     )
 
 
@@ -67,4 +69,6 @@ def test_planes_cost_a_core():
         Buffer("y", (2, 3, 4, 4), role="output"),
     )
     program = Program(buffers, (Operator("relu", (0,), (1,)),), (1, 0, 0))
-    assert program_step_work(program).example.core_seconds == pytest.approx(3 * PLANE_SECONDS)
+    assert program_step_work(program).example.core_seconds == pytest.approx(
+        3 * PROGRAM_SECONDS.plane
+    )
