@@ -350,6 +350,12 @@ TABLE_FORMATS: Registry[Callable[[Any, BytesIO], None]] = Registry(
 )
 
 
+#: What reads a lean node's examples, if not one of the forms that it knows.
+NODE_READERS: Registry[Callable[[str], tuple[NDArray[Any], NDArray[Any]]]] = Registry(
+    "--data", {}, called="reader(path)"
+)
+
+
 class MutationPlace(StrEnum):
     """Where masks mutate."""
 

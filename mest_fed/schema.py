@@ -161,6 +161,9 @@ FAILURE_CODES = {
     1002: FailureKind.OUT_OF_MEMORY,
     1003: FailureKind.NOT_FINITE,
     1004: FailureKind.WENT_AWAY,
+    1005: FailureKind.BATTERY_LOW,
+    1006: FailureKind.BUSY,
+    1007: FailureKind.DEADLINE,
 }
 
 

@@ -1,0 +1,157 @@
+"""A node's own examples: an ``.npz`` file, a folder of images by class, or a reader of the user's.
+
+Needs NumPy; a folder of images needs Pillow, which is imported then.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mest_fed.catalogue import NODE_READERS
+from mest_fed.data.minibatches import Examples
+from mest_fed.errors import InputError, not_allowed
+from mest_fed.link.description import InputDescription
+from mest_fed.registry import is_reference
+
+Array = npt.NDArray[Any]
+
+KEY = "--data"
+#: Names that inputs and targets may have in an ``.npz``.
+_INPUTS, _TARGETS = ("inputs", "images", "x"), ("targets", "labels", "y")
+_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+
+def read_examples(place: str, given: InputDescription) -> Examples:
+    """Read a node's examples, in the shape of the run's.
+
+    Parameters
+    ----------
+    place : str
+        Path of an ``.npz`` file or of a folder with a folder for each class; or
+        ``file.py:function=PATH``.
+    given : InputDescription
+        What examples of the run are.
+
+    Raises
+    ------
+    InputError
+        If there is nothing at the place, or it does not fit the run.
+    """
+    reader, _, path = place.partition("=")
+    if path and is_reference(reader):
+        inputs, targets = _from_reader(reader, path)
+    elif Path(place).is_dir():
+        inputs, targets = _from_images(Path(place), given)
+    else:
+        inputs, targets = _from_npz(Path(place))
+    return _checked(inputs, targets, given)
+
+
+def _from_npz(path: Path) -> tuple[Array, Array]:
+    if path.suffix != ".npz" or not path.is_file():
+        allowed = "an .npz file that exists, a folder of images by class, or file.py:function=PATH"
+        raise not_allowed(KEY, str(path), allowed)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = list(file)
+            found = [next((it for it in each if it in names), None) for each in (_INPUTS, _TARGETS)]
+            if None in found:
+                allowed = f"one of {', '.join(_INPUTS)} and one of {', '.join(_TARGETS)}"
+                raise not_allowed(f"arrays of {path}", ", ".join(names), allowed)
+            return file[str(found[0])], file[str(found[1])]
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{KEY}: {path} cannot be read as .npz: {error}") from None
+
+
+def _from_images(folder: Path, given: InputDescription) -> tuple[Array, Array]:
+    """Read images as the run's inputs have them: channels, height, width; bytes."""
+    if len(given.shape) != 3 or given.shape[0] not in (1, 3) or given.dtype != "float32":
+        shape = " x ".join(map(str, given.shape))
+        raise InputError(f"{KEY}: a folder of images does not go with inputs of {shape}")
+    classes = _classes(folder, given)
+    files = [
+        (file, number)
+        for name, number in classes.items()
+        for file in sorted((folder / name).iterdir())
+        if file.suffix.lower() in _IMAGES
+    ]
+    if not files:
+        raise InputError(f"{KEY}: {folder} has no images ({', '.join(_IMAGES)})")
+    images = np.stack([_image(file, given.shape) for file, _ in files])
+    return images, np.array([number for _, number in files], np.int64)
+
+
+def _classes(folder: Path, given: InputDescription) -> dict[str, int]:
+    """Return the folders of classes with their numbers in the run."""
+    here = sorted(each.name for each in folder.iterdir() if each.is_dir())
+    names = given.classes or tuple(map(str, range(given.outputs)))
+    unknown = [name for name in here if name not in names]
+    if unknown or not here:
+        found = ", ".join(unknown) or "no folder"
+        raise not_allowed(f"{KEY}: folders of {folder}", found, ", ".join(names))
+    return {name: names.index(name) for name in here}
+
+
+def _image(file: Path, shape: tuple[int, ...]) -> Array:
+    try:
+        from PIL import Image
+    except ModuleNotFoundError:
+        raise InputError(
+            f"{KEY}: a folder of images needs Pillow; install it with: pip install Pillow"
+        ) from None
+    channels, height, width = shape
+    try:
+        with Image.open(file) as image:
+            plain = image.convert("L" if channels == 1 else "RGB")
+            if plain.size != (width, height):
+                plain = plain.resize((width, height), Image.Resampling.BILINEAR)
+            pixels = np.asarray(plain, np.uint8)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{KEY}: {file} cannot be read as an image: {error}") from None
+    return pixels.reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def _from_reader(reader: str, path: str) -> tuple[Array, Array]:
+    found = NODE_READERS.build(reader, path)
+    if not (isinstance(found, tuple) and len(found) == 2):
+        raise InputError(
+            f"{KEY}: {reader} gives {type(found).__name__}; allowed: (inputs, targets)"
+        )
+    return np.asarray(found[0]), np.asarray(found[1])
+
+
+def _checked(inputs: Array, targets: Array, given: InputDescription) -> Examples:
+    """Return examples of the run's types; refuse those that its model cannot take."""
+    for problem in _problems(inputs, targets, given):
+        raise InputError(f"{KEY}: {problem}")
+    if given.dtype == "int64" or inputs.dtype != np.uint8:
+        inputs = inputs.astype(given.dtype, copy=False)
+    targets = targets.astype(given.target_dtype, copy=False)
+    return Examples(np.ascontiguousarray(inputs), np.ascontiguousarray(targets))
+
+
+def _problems(inputs: Array, targets: Array, given: InputDescription) -> Iterator[str]:
+    if inputs.ndim == 0 or inputs.shape[1:] != given.shape:
+        allowed = ("n", *given.shape)
+        yield f"inputs of shape {inputs.shape} are not allowed; allowed: {allowed}"
+        return
+    count = len(inputs)
+    if targets.shape != (count, *given.target_shape):
+        allowed = (count, *given.target_shape)
+        yield f"targets of shape {targets.shape} are not allowed; allowed: {allowed}"
+        return
+    if count == 0:
+        yield "there are no examples"
+    if inputs.dtype.kind not in "uif" or targets.dtype.kind not in "uif":
+        yield f"inputs of {inputs.dtype} and targets of {targets.dtype} are no numbers"
+    elif given.target_dtype == "int64" and count:
+        if targets.dtype.kind not in "ui":
+            yield f"targets of {targets.dtype} are not allowed; allowed: whole numbers"
+        elif not given.target_shape and not 0 <= targets.min() <= targets.max() < given.outputs:
+            least, most = int(targets.min()), int(targets.max())
+            yield f"targets from {least} to {most}; allowed: 0 to {given.outputs - 1}"
+    if inputs.dtype.kind == "f" and not np.isfinite(inputs).all():
+        yield "inputs are not all finite"
