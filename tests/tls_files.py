@@ -57,3 +57,21 @@ def _certificate(name, key, issuer_key, issuer, span, *, authority=False, addres
 
 def _name(text):
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+#: Flower's configuration of one SuperLink with TLS on this machine.
+CONNECTION_WITH_TLS = """
+[superlink]
+default = "home"
+
+[superlink.home]
+address = "127.0.0.1:{port}"
+root-certificates = "{authority}"
+"""
+
+
+def superlink_options(folder):
+    """Return a SuperLink's options with the files of ``mest-fed certs``; registered keys alone."""
+    files = {"ca-certfile": "authority.pem", "certfile": "server.pem", "keyfile": "server.key"}
+    options = [part for name, file in files.items() for part in (f"--ssl-{name}", folder / file)]
+    return ["--host", "127.0.0.1", *options, "--enable-supernode-auth"]

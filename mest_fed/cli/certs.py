@@ -6,12 +6,14 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.request import getproxies, proxy_bypass
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from mest_fed.cli.app import needs
+from mest_fed.cli.environment import LOOPBACK
 from mest_fed.cli.tables import fill_table
 from mest_fed.errors import InputError, not_allowed
 
@@ -73,6 +75,12 @@ def new(
         "",
         f"Then, for each device: {_line('mest-fed', 'certs', 'node', folder, 'NAME')}",
     )
+    proxies = getproxies()
+    if any(map(proxies.get, ("http", "https", "all"))) and not proxy_bypass("127.0.0.1"):
+        _warn(
+            "this shell's proxy would be asked for the server's own calls on this machine, and "
+            f"they fail; first: export NO_PROXY={','.join(LOOPBACK)}"
+        )
 
 
 def node(
@@ -137,7 +145,7 @@ def renew(
         typer.echo("nothing is due; --force renews all the same")
     elif any(path.parent != folder for path in written):
         typer.echo("copy these onto their devices; keys, and what is registered, stay as they are")
-    _warn(certificate_folder.entries(folder))
+    _warn(*_warnings(certificate_folder.entries(folder)))
 
 
 def show(folder: Folder) -> None:
@@ -165,7 +173,7 @@ def show(folder: Folder) -> None:
         console.print(table)
     else:  # another program reads it
         typer.echo("\n".join("\t".join(line) for line in (rows[0], *(it.values() for it in rows))))
-    _warn(found)
+    _warn(*_warnings(found))
 
 
 def token(
@@ -203,8 +211,8 @@ def _row(entry: "Entry") -> dict[str, str]:
     }
 
 
-def _warn(found: list["Entry"]) -> None:
-    for line in _warnings(found):
+def _warn(*lines: str) -> None:
+    for line in lines:
         print(f"warning: {line}", file=sys.stderr)
 
 

@@ -34,6 +34,8 @@ KEYS = {"authority.key", "server.key", "node.key", "supernode"}
 def does(monkeypatch, capsys, tmp_path):
     """Return a function that runs a command; it returns what it prints to both streams."""
     monkeypatch.chdir(tmp_path)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "*")
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["mest-fed", "certs", *arguments])
@@ -78,6 +80,16 @@ def test_new_writes_an_authority_and_a_server(does, tmp_path):
     assert server.not_valid_after_utc - datetime.now(UTC) <= timedelta(days=825)
     assert f"--ssl-keyfile {folder / 'server.key'} --enable-supernode-auth --database" in out
     assert f'root-certificates = "{folder / "authority.pem"}"' in out
+
+
+@pytest.mark.parametrize(("kept_off", "lines"), [("", 1), ("127.0.0.1", 0)])
+def test_a_proxy_that_catches_loopback(does, monkeypatch, kept_off, lines):
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://proxy:3128")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, kept_off)
+    err = does("new", "tls", "--host", "a")[1]
+    assert err.count("\n") == err.count("export NO_PROXY=localhost,127.0.0.1,::1\n") == lines
 
 
 def test_node_writes_what_a_device_needs(does, tls):
