@@ -18,7 +18,7 @@ from mest_fed.cli.link_errors import AHEAD, BEHIND, ClockError, PassingError, Un
 from mest_fed.cli.superlink import Link, ask
 from mest_fed.errors import RefusedError
 
-pytestmark = [pytest.mark.net, pytest.mark.slow]
+pytestmark = [pytest.mark.net, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_the_numbers_are_flowers():
