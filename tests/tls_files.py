@@ -15,12 +15,13 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 
-def write_tls(folder, name="127.0.0.1", days=2):
+def write_tls(folder, name="127.0.0.1", days=2, begin=-10):
     """Write a server's ``server.pem`` and ``server.key``, and the authority's ``ca.pem``."""
     folder.mkdir(parents=True, exist_ok=True)
     authority, server = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    ca = _certificate("authority", authority, authority, "authority", days, authority=True)
-    own = _certificate("server", server, authority, "authority", days, address=name)
+    span = [datetime.now(UTC) + timedelta(days=each) for each in (begin, days)]
+    ca = _certificate("authority", authority, authority, "authority", span, authority=True)
+    own = _certificate("server", server, authority, "authority", span, address=name)
     (folder / "ca.pem").write_bytes(ca.public_bytes(Encoding.PEM))
     (folder / "server.pem").write_bytes(own.public_bytes(Encoding.PEM))
     key = server.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -37,16 +38,15 @@ def write_key(file):
     return file
 
 
-def _certificate(name, key, issuer_key, issuer, days, *, authority=False, address=None):
-    now = datetime.now(UTC)
+def _certificate(name, key, issuer_key, issuer, span, *, authority=False, address=None):
     builder = (
         x509.CertificateBuilder()
         .subject_name(_name(name))
         .issuer_name(_name(issuer))
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=10))
-        .not_valid_after(now + timedelta(days=days))
+        .not_valid_before(span[0])
+        .not_valid_after(span[1])
         .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
     )
     if address is not None:
@@ -57,3 +57,21 @@ def _certificate(name, key, issuer_key, issuer, days, *, authority=False, addres
 
 def _name(text):
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+#: Flower's configuration of one SuperLink with TLS on this machine.
+CONNECTION_WITH_TLS = """
+[superlink]
+default = "home"
+
+[superlink.home]
+address = "127.0.0.1:{port}"
+root-certificates = "{authority}"
+"""
+
+
+def superlink_options(folder):
+    """Return a SuperLink's options with the files of ``mest-fed certs``; registered keys alone."""
+    files = {"ca-certfile": "authority.pem", "certfile": "server.pem", "keyfile": "server.key"}
+    options = [part for name, file in files.items() for part in (f"--ssl-{name}", folder / file)]
+    return ["--host", "127.0.0.1", *options, "--enable-supernode-auth"]

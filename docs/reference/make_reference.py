@@ -39,7 +39,7 @@ def commands() -> Iterator[str]:
     register_commands()
     group = typer.main.get_command(app)
     yield "# Commands\n"
-    for name, command in sorted(group.commands.items()):
+    for name, command in sorted(leaves(group)):
         yield f"## mest-fed {name}\n"
         yield f"{inspect.cleandoc(command.help or '')}\n"
         yield "| argument | meaning | default |\n|---|---|---|"
@@ -48,6 +48,15 @@ def commands() -> Iterator[str]:
                 continue
             yield f"| {argument(each)} | {meaning_of(each)} | {default_of(each)} |"
         yield ""
+
+
+def leaves(group: click.Group) -> Iterator[tuple[str, click.Command]]:
+    """Yield the commands of a group, and those of the groups in it by their whole names."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {below}", each) for below, each in leaves(command))
+        else:
+            yield name, command
 
 
 def argument(parameter: click.Parameter) -> str:

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, get_type_hints
 
@@ -72,6 +73,7 @@ class _Command(TyperCommand):
 def register_commands() -> None:
     """Bring all commands into :data:`app`."""
     from mest_fed.cli import (
+        certs,
         client,
         compare,
         config,
@@ -96,8 +98,19 @@ def register_commands() -> None:
         export.export,
         compare.compare,
     )
+    if app.registered_commands:  # called before, by this process
+        return
     for command in commands:
         app.command(cls=_Command)(command)
+    app.add_typer(_group(certs.__doc__ or "", *certs.COMMANDS), name="certs")
+
+
+def _group(text: str, *commands: Callable[..., None]) -> typer.Typer:
+    """Return a command that has commands; the first line of the text is its help."""
+    group = typer.Typer(help=text.splitlines()[0], no_args_is_help=True, rich_markup_mode="rich")
+    for command in commands:
+        group.command(cls=_Command)(command)
+    return group
 
 
 def main() -> None:

@@ -79,7 +79,7 @@ def client(
         int | None, typer.Option(help="Of the node's ClientApp API; a free one if left out.")
     ] = None,
     wait: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long to wait for a SuperLink to report.")
+        float, typer.Option(metavar="SECONDS", help="How long to wait for a SuperLink, or a clock.")
     ] = 60.0,
     supernode: Annotated[
         list[str] | None,
@@ -89,8 +89,8 @@ def client(
     """Run this machine as a device of a federation, within a memory limit or budget.
 
     Exit status: 2 if an option, a file or a certificate is wrong, or the budget does not fit beside
-    the node; 4 if no SuperLink answers, or it
-    refuses this device; 1 if the node fails; 130 after Ctrl-C, 143 after SIGTERM.
+    the node; 4 if no SuperLink answers, it refuses this device, or the clock is wrong; 1 if the
+    node fails; 130 after Ctrl-C, 143 after SIGTERM.
     """
     needs("client", "flwr", "pydantic")
     link = Link.read(superlink, insecure, root_certificates, auth_key)

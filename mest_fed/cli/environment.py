@@ -6,6 +6,9 @@ from pathlib import Path
 
 from mest_fed.system.allocator import ALLOCATOR_ENVIRONMENT
 
+#: Hosts that no proxy is asked for.
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
 
 def node_environment() -> dict[str, str]:
     """Return the environment of the node; Flower finds its own commands by the PATH.
@@ -17,5 +20,5 @@ def node_environment() -> dict[str, str]:
     quiet = {"FLWR_TELEMETRY_ENABLED": "0"}
     ours = {"PATH": path, "MEST_FED_DEVICE": "1"}
     for name in ("NO_PROXY", "no_proxy"):  # its processes speak HTTP with each other
-        ours[name] = ",".join(filter(None, (os.environ.get(name), "localhost,127.0.0.1,::1")))
+        ours[name] = ",".join(filter(None, (os.environ.get(name), *LOOPBACK)))
     return quiet | os.environ | ALLOCATOR_ENVIRONMENT | ours

@@ -1,9 +1,9 @@
 """Whether a SuperLink can be reached and takes this device, found out before the node starts.
 
 Flower's node ends without a reason when the SuperLink refuses it: with status 0 after a 401. So
-the same call is made here first, with the same headers, over the same HTTP client; it changes
-nothing on the server. ``python -m mest_fed.cli.superlink JSON`` makes it once more, for a
-supervisor whose node has ended by itself.
+the same calls are made here first, with the same headers, over the same HTTP client, and taken
+back. What may pass by itself is waited for. ``python -m mest_fed.cli.superlink JSON`` makes them
+once more, for a supervisor whose node has ended by itself.
 
 The calls are those of the Fleet API of Flower 1.41 and 1.42, which Flower does not publish; a test
 holds the numbers and names here against the installed package and a real SuperLink.
@@ -18,27 +18,34 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from random import SystemRandom
 from typing import Any
+from urllib.request import getproxies, proxy_bypass
 
 from mest_fed.cli.app import OK, REFUSED, WRONG_INPUT
+from mest_fed.cli.environment import LOOPBACK
+from mest_fed.cli.link_errors import (
+    PassingError,
+    UnreachableError,
+    because,
+    by_proxy,
+    reason_of,
+    unauthorized,
+    unexpected,
+)
 from mest_fed.described import kind_of
-from mest_fed.errors import InputError, MestFedError, RefusedError, not_allowed
+from mest_fed.errors import InputError, RefusedError, not_allowed
 from mest_fed.strict_json import parse_json
 
 #: Codes of the Fleet API's errors (flwr.supercore.error.ApiErrorCode).
 REGISTRATION_DISABLED, INVALID_INTERVAL, ACTIVATION_FAILED = 2001, 2003, 2004
-#: A node's clock may be so many seconds ahead of the server's, and so many behind.
-AHEAD, BEHIND = 5, 305
+#: Seconds of the shortest interval between heartbeats that a SuperLink takes, and of two of a
+#: node's: so long one that was cut off counts as connected.
+SHORTEST_INTERVAL, CUT_OFF = 10.0, 60
 #: Seconds for one call, and between two: doubled from the first to the last, as Flower's own node.
 TIMEOUT, FIRST_PAUSE, LAST_PAUSE = 10.0, 1.0, 20.0
 _BUSY = (502, 503, 504)
-
-
-class UnreachableError(RefusedError):
-    """No SuperLink answers; one may later."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,18 @@ class Link:
             options += ["--insecure"]
         return options + (["--auth-supernode-private-key", self.key] if self.key else [])
 
+    @property
+    def host(self) -> str:
+        """The host of the address."""
+        return self.address.rpartition(":")[0].strip("[]")
+
+    def proxy(self) -> str:
+        """Return the proxy that the environment has calls go through; empty: none."""
+        proxies = getproxies()
+        if self.host in LOOPBACK or proxy_bypass(self.host):
+            return ""
+        return proxies.get("https" if self.certificates else "http") or proxies.get("all", "")
+
     def context(self) -> ssl.SSLContext | bool:
         """Return what verifies the server, made as Flower's node makes it; False without TLS."""
         if not self.certificates:
@@ -113,7 +132,7 @@ class Link:
             text = Path(self.certificates).expanduser().read_bytes().decode("ascii")
             context.load_verify_locations(cadata=text)
         except (OSError, UnicodeError, ValueError) as error:  # ssl.SSLError is an OSError
-            allowed = f"a PEM file of certificates ({_reason(error)})"
+            allowed = f"a PEM file of certificates ({reason_of(error)})"
             raise not_allowed("--root-certificates", self.certificates, allowed) from None
         return context
 
@@ -132,7 +151,7 @@ class Link:
         except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
             allowed = (
                 "an OpenSSH file of an elliptic-curve private key without passphrase, as "
-                f"`ssh-keygen -t ecdsa -b 384` makes it ({_reason(error)})"
+                f"`ssh-keygen -t ecdsa -b 384` makes it ({reason_of(error)})"
             )
             raise not_allowed("--auth-key", self.key, allowed) from None
         return key
@@ -154,14 +173,14 @@ def wait_for_superlink(link: Link, wait: float) -> None:
         If what was typed does not fit the server.
     RefusedError
         If the SuperLink refuses the device.
-    UnreachableError
-        If none answers in time.
+    PassingError
+        If none answers in time, or what may pass by itself has not.
     """
     end, said, draw = time.monotonic() + wait, False, SystemRandom()
     for pause in _pauses():
         try:
             return ask(link)
-        except UnreachableError as error:
+        except PassingError as error:
             left = end - time.monotonic()
             if left <= 0:
                 raise
@@ -182,35 +201,60 @@ def _pauses() -> Iterator[float]:
 def ask(link: Link) -> None:
     """Ask a SuperLink once whether it takes this device.
 
-    A registered key is tried by an activation with an interval that is none, which the server
-    looks at last. Without a key one is registered, and unregistered again.
+    A registered key is activated, and deactivated again. Without a key one is registered, and
+    unregistered again.
 
     Raises
     ------
-    InputError, RefusedError, UnreachableError
+    InputError, RefusedError, PassingError
         As :func:`wait_for_superlink`.
     """
+    key = link.private_key()
+    if link.key:
+        _activate(link, key)
+    else:
+        _register(link, key)
+
+
+def _activate(link: Link, key: Any) -> None:
     from flwr.proto.fleet_pb2 import (
         ActivateNodeRequest,
+        ActivateNodeResponse,
+        DeactivateNodeRequest,
+    )
+
+    # Both calls fail alike. With an interval that is none, which the server looks at after the
+    # key, only a key that it does not know does.
+    request = ActivateNodeRequest(public_key=_public_bytes(key), heartbeat_interval=0)
+    status, code, _ = _post(link, key, "activate-node", request)
+    if (status, code) == (412, ACTIVATION_FAILED):
+        raise RefusedError(
+            f"the SuperLink does not know the key in {link.key}; register it there first: "
+            "flwr supernode register KEY.pub"
+        )
+    if code != INVALID_INTERVAL:
+        raise unexpected(link, status)
+    request.heartbeat_interval = SHORTEST_INTERVAL
+    status, code, body = _post(link, key, "activate-node", request)
+    if (status, code) == (412, ACTIVATION_FAILED):
+        raise PassingError(
+            f"a device with the key in {link.key} is connected: another one, or this one until it "
+            f"was cut off, which the SuperLink notices within {CUT_OFF} s"
+        )
+    if status != 200:
+        raise unexpected(link, status)
+    node_id = ActivateNodeResponse.FromString(body).node_id
+    _post(link, key, "deactivate-node", DeactivateNodeRequest(node_id=node_id))
+
+
+def _register(link: Link, key: Any) -> None:
+    from flwr.proto.fleet_pb2 import (
         RegisterNodeFleetRequest,
         RegisterNodeFleetResponse,
         UnregisterNodeFleetRequest,
     )
 
-    key = link.private_key()
-    public = _public_bytes(key)
-    if link.key:
-        request = ActivateNodeRequest(public_key=public, heartbeat_interval=0)
-        status, code, _ = _post(link, key, "activate-node", request)
-        if (status, code) == (412, ACTIVATION_FAILED):
-            raise RefusedError(
-                f"the SuperLink does not know the key in {link.key}; register it there first: "
-                "flwr supernode register KEY.pub"
-            )
-        if code != INVALID_INTERVAL:
-            raise _unexpected(link, status)
-        return
-    request = RegisterNodeFleetRequest(public_key=public)
+    request = RegisterNodeFleetRequest(public_key=_public_bytes(key))
     status, code, body = _post(link, key, "register-node", request)
     if (status, code) == (412, REGISTRATION_DISABLED):
         raise RefusedError(
@@ -218,7 +262,7 @@ def ask(link: Link) -> None:
             "device's with --auth-key FILE"
         )
     if status != 200:
-        raise _unexpected(link, status)
+        raise unexpected(link, status)
     node_id = RegisterNodeFleetResponse.FromString(body).node_id
     _post(link, key, "unregister-node", UnregisterNodeFleetRequest(node_id=node_id))
 
@@ -241,72 +285,24 @@ def _post(link: Link, key: Any, name: str, message: Any) -> tuple[int, int, byte
     scheme = "https" if link.certificates else "http"
     url = f"{scheme}://{link.address}/v1/fleet/{name}"
     try:
-        with httpx.Client(verify=link.context(), timeout=TIMEOUT) as client:
+        environment = link.host not in LOOPBACK  # whose proxies are taken
+        with httpx.Client(verify=link.context(), timeout=TIMEOUT, trust_env=environment) as client:
             reply = client.post(url, content=message.SerializeToString(), headers=headers)
     except httpx.InvalidURL as error:
         raise not_allowed("--superlink", link.address, f"HOST:PORT ({error})") from None
     except httpx.TransportError as error:
-        raise _why(link, error) from None
+        raise because(link, error) from None
     if reply.status_code in _BUSY:
-        raise UnreachableError(f"{link.address} answers HTTP status {reply.status_code}")
+        raise UnreachableError(
+            f"{link.address} answers HTTP status {reply.status_code}{by_proxy(link)}"
+        )
     if reply.status_code == 401:
-        raise _unauthorized(reply.headers.get("date"), now)
+        raise unauthorized(reply.headers.get("date"), now)
     return reply.status_code, _code(reply.content), reply.content
 
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-def _why(link: Link, error: Exception) -> MestFedError:
-    """Return what a failed call means, by the kinds of its causes."""
-    import httpx
-
-    causes = list(_causes(error))
-    for cause in causes:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return InputError(
-                f"{link.address} cannot be verified by --root-certificates = "
-                f"{link.certificates!r}: {cause.verify_message or cause.reason}; allowed: the "
-                "certificate of the authority that signed the SuperLink's for this host name, "
-                "both of them valid at this machine's time"
-            )
-        if isinstance(cause, ssl.SSLError):
-            return InputError(
-                f"{link.address} does not speak TLS ({cause.reason}); allowed: the port of a "
-                "SuperLink with TLS, or --insecure instead of --root-certificates"
-            )
-    hint = "" if link.certificates else "; if it speaks TLS: --root-certificates FILE"
-    if isinstance(error, httpx.RemoteProtocolError):
-        return RefusedError(f"{link.address} answers, but not as a SuperLink does{hint}")
-    if not isinstance(error, httpx.ReadError):
-        hint = ""
-    reasons = (cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror)
-    return UnreachableError(
-        f"no SuperLink at {link.address}: {next(reasons, _reason(error))}{hint}"
-    )
-
-
-def _unauthorized(date: str | None, now: datetime) -> RefusedError:
-    try:
-        ahead = (now - parsedate_to_datetime(date or "")).total_seconds()
-    except (TypeError, ValueError):
-        ahead = 0.0
-    # The header has whole seconds, so the difference is known to one.
-    if not -BEHIND < ahead < AHEAD - 1:
-        way = "ahead of" if ahead > 0 else "behind"
-        return RefusedError(
-            f"this machine's clock is about {abs(ahead):.0f} s {way} the SuperLink's; allowed: "
-            f"up to {AHEAD} s ahead and {BEHIND} s behind"
-        )
-    return RefusedError("the SuperLink refuses this device's signature (HTTP status 401)")
-
-
-def _unexpected(link: Link, status: int) -> RefusedError:
-    return RefusedError(
-        f"{link.address} answers HTTP status {status}, as no SuperLink of Flower 1.41 or 1.42 "
-        "does; look whether the port is its own (8000 if nothing is said)"
-    )
 
 
 def _public_bytes(key: Any) -> bytes:
@@ -322,18 +318,6 @@ def _code(body: bytes) -> int:
     except InputError:
         return 0
     return code if isinstance(code, int) else 0
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _main(text: str) -> int:

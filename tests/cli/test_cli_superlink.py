@@ -13,12 +13,15 @@ import pytest
 from tls_files import write_key, write_tls
 
 from mest_fed.cli import superlink
-from mest_fed.cli.superlink import Link, UnreachableError, ask, wait_for_superlink
+from mest_fed.cli.link_errors import ClockError, PassingError, UnreachableError
+from mest_fed.cli.superlink import Link, ask, wait_for_superlink
 from mest_fed.errors import InputError, RefusedError
 
 #: What a SuperLink answers to the activation of a key that it knows.
 KNOWN = (400, b'{"code": 2003, "detail": "."}')
 UNKNOWN = (412, b'{"code": 2004, "detail": "."}')
+#: To an activation that it makes: node 5.
+ACTIVE = (200, b"\x08\x05")
 
 
 class Server(ThreadingHTTPServer):
@@ -90,11 +93,15 @@ def refusal(link, kind=RefusedError):
     return str(caught.value)
 
 
-def test_a_registered_key_is_taken_and_nothing_changes(serve, files):
-    server = serve(KNOWN, tls=files)
+def test_a_registered_key_is_taken_and_deactivated_again(serve, files):
+    server = serve(KNOWN, ACTIVE, (200, b""), tls=files)
     ask(link_of(server, files))
-    ((path, headers),) = server.calls
-    assert path == "/v1/fleet/activate-node"
+    paths, (headers, *_) = zip(*server.calls, strict=True)
+    assert [path.removeprefix("/v1/fleet/") for path in paths] == [
+        "activate-node",
+        "activate-node",
+        "deactivate-node",
+    ]
     assert datetime.fromisoformat(headers["flwr-timestamp"]).tzinfo is not None
 
 
@@ -113,6 +120,14 @@ def test_a_key_that_is_not_registered(serve, files):
     assert "flwr supernode register" in line
 
 
+def test_a_key_whose_device_is_connected(serve, files):
+    line = refusal(link_of(serve(KNOWN, UNKNOWN, tls=files), files), PassingError)
+    assert line == (
+        f"a device with the key in {files / 'node.key'} is connected: another one, or this one "
+        "until it was cut off, which the SuperLink notices within 60 s"
+    )
+
+
 def test_a_key_is_needed(serve):
     server = serve((412, b'{"code": 2001, "detail": "."}'))
     assert "--auth-key FILE" in refusal(Link.read(server.address, True, None, None))
@@ -123,7 +138,8 @@ def test_a_key_is_needed(serve):
     [(-30, "ahead of"), (-7, "ahead of"), (-86400, "ahead of"), (310, "behind"), (400, "behind")],
 )
 def test_a_clock_that_is_off(serve, files, ahead, way):
-    line = refusal(link_of(serve((401, b'{"detail": "."}'), tls=files, ahead=ahead), files))
+    server = serve((401, b'{"detail": "."}'), tls=files, ahead=ahead)
+    line = refusal(link_of(server, files), ClockError)
     number, said = re.fullmatch(
         r"this machine's clock is about (\d+) s (.+) the SuperLink's; allowed: up to 5 s ahead "
         "and 305 s behind",
@@ -255,11 +271,62 @@ def test_a_server_that_never_answers(monkeypatch):
 
 def test_a_server_that_comes_later_is_waited_for(serve, files, monkeypatch, capsys):
     monkeypatch.setattr(superlink, "FIRST_PAUSE", 0.01)
-    server = serve((503, b""), (502, b""), KNOWN, tls=files)
+    server = serve((503, b""), (502, b""), KNOWN, ACTIVE, tls=files)
     wait_for_superlink(link_of(server, files), 60)
-    assert len(server.calls) == 3
+    assert len(server.calls) == 2 + 3
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"{server.address} answers HTTP status 503; waiting for up to 60 s"
+
+
+def test_a_clock_that_is_set_meanwhile_is_waited_for(serve, files, monkeypatch, capsys):
+    monkeypatch.setattr(superlink, "FIRST_PAUSE", 0.01)
+    server = serve((401, b""), (401, b""), KNOWN, ACTIVE, tls=files, ahead=9000)
+    wait_for_superlink(link_of(server, files), 60)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(r"this machine's clock is about (8999|9000) s behind .*; waiting for up", line)
+
+
+def test_a_certificate_that_is_not_valid_yet(serve, tmp_path):
+    tls = write_tls(tmp_path, days=60, begin=30)
+    server = serve(KNOWN, tls=tls)
+    line = refusal(Link.read(server.address, False, tls / "ca.pem", None), ClockError)
+    assert re.match(r"this machine's clock says \d{4}-\d\d-\d\d \d\d:\d\d UTC; the certi", line)
+
+
+@pytest.fixture
+def proxy(monkeypatch, serve):
+    """Have the environment name a proxy that refuses all; return its address."""
+    for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    address = serve((403, b"")).address
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, f"http://me:secret@{address}")
+    return address
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_no_proxy_is_asked_for_loopback(serve, proxy, host):
+    server = serve(ACTIVE, (200, b""))
+    ask(Link.read(f"{host}:{server.server_port}", True, None, None))
+    assert len(server.calls) == 2
+
+
+def test_a_proxy_is_named(proxy, monkeypatch):
+    line = refusal(Link.read("127.0.0.2:9", True, None, None))
+    assert line.startswith("127.0.0.2:9 answers HTTP status 403, as no SuperLink")
+    assert line.endswith(
+        f"; the call goes through the proxy {proxy}: NO_PROXY=127.0.0.2 keeps it off"
+    )
+    monkeypatch.setenv("NO_PROXY", "127.0.0.2")
+    line = refusal(Link.read("127.0.0.2:9", True, None, None), UnreachableError)
+    assert line == "no SuperLink at 127.0.0.2:9: Connection refused"
+
+
+def test_a_proxy_that_is_not_there_is_named(proxy, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "127.0.0.1:1")
+    monkeypatch.setenv("http_proxy", "127.0.0.1:1")
+    line = refusal(Link.read("127.0.0.2:9", True, None, None), UnreachableError)
+    assert "through the proxy 127.0.0.1:1: NO_PROXY=127.0.0.2 keeps it off" in line
 
 
 def test_a_refusal_is_not_waited_for(serve, files):

@@ -35,6 +35,9 @@ NOT_RUN = {
     "make test": "is the suite itself",
     "pip install": "compiles and needs the network",
     "export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1": "is for flwr run alone",
+    "export NO_PROXY=": "is for Flower's server alone",
+    "flower-superlink": "is a server that stays; tests/simulation start it",
+    "flwr supernode register": "needs that server; tests/simulation run it",
     "flwr run": "starts a SuperLink that stays; tests/simulation/test_flwr_run.py runs it",
     "mest-fed client": "waits for a SuperLink; tests/simulation runs devices over loopback",
     "mest-fed simulate --preset million": "a million devices: minutes, and 1 GB of memory",
@@ -87,7 +90,16 @@ def check_click(group, arguments):
     """Parse a command's arguments; click raises where an option is unknown or a value is wrong."""
     with click.Context(group, info_name=group.name) as context:
         name, command, rest = group.resolve_command(context, list(arguments))
-        command.make_context(name, rest, parent=context)
+        if isinstance(command, click.Group):
+            check_click(command, rest)
+        else:
+            command.make_context(name, rest, parent=context)
+
+
+def check_superlink(*arguments):
+    from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink
+
+    _parse_args_run_superlink().parse_args(arguments)
 
 
 def check_make(target):
@@ -111,9 +123,10 @@ def test_the_options_of_a_command_exist(page, command, clis):
     if program in clis:
         check_click(clis[program], arguments)
     elif program == "export":
-        assert re.fullmatch(r"[A-Z_]+=\w+", *arguments)
+        assert re.fullmatch(r"[A-Z_]+=[\w.,:]+", *arguments)
     else:
-        {"make": check_make, "pip": check_pip}[program](*arguments)
+        checks = {"make": check_make, "pip": check_pip, "flower-superlink": check_superlink}
+        checks[program](*arguments)
 
 
 def test_each_exception_is_of_a_command_that_is_there():
