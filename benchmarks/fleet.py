@@ -28,8 +28,8 @@ from flwr.simulation import run_simulation
 from harness import software, write_json
 
 from mest_fed.server.aggregation.averaging import SummedFedAvg
+from mest_fed.server.flower_internals import run_server_app
 from mest_fed.simulation.engine.executor import make_executor
-from mest_fed.simulation.engine.flower import run_server_app
 from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import make_nodes
 

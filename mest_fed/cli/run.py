@@ -109,8 +109,8 @@ def _kept(folder: Path) -> str:
 @contextmanager
 def _consoles(show_clients: bool, quiet: bool) -> Iterator[None]:
     """Show on standard error what was asked for."""
+    from mest_fed.server.flower_internals import FLOWER_CONSOLE
     from mest_fed.server.run_log import CLIENT_LOG
-    from mest_fed.simulation.engine.flower import FLOWER_CONSOLE
 
     shown = logging.StreamHandler()
     clients, level = logging.getLogger(CLIENT_LOG), FLOWER_CONSOLE.level

@@ -22,6 +22,7 @@ from mest_fed.memory import Plan
 from mest_fed.process_tasks import PROCESS_TASKS
 from mest_fed.server.app import build_server_app
 from mest_fed.server.checkpoint import checkpoint_of_run, load_newest
+from mest_fed.server.flower_internals import run_server_app
 from mest_fed.server.folder_names import CLIENTS, LABELS, LOG, PROVENANCE, ROUNDS
 from mest_fed.server.modes import check_mode
 from mest_fed.server.rows import RoundRecord, client_rows, round_row
@@ -34,7 +35,6 @@ from mest_fed.simulation.behaviour.clock import VirtualClock, check_cohort, chec
 from mest_fed.simulation.checkpoint import RunFacts, Snapshot
 from mest_fed.simulation.client_state import DiskStates, VersionedStates
 from mest_fed.simulation.engine.executor import Executor, make_executor
-from mest_fed.simulation.engine.flower import run_server_app
 from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import TaskResult
 from mest_fed.simulation.fitted_plans import fitted, over_budget, refit

@@ -1,6 +1,6 @@
 import pytest
 
-from mest_fed.simulation.engine.flower import claim_identity
+from mest_fed.server.flower_internals import claim_identity
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from flwr.app import RecordDict
 from mest_fed.client import capability as budget
 from mest_fed.client.capability import budget_of, capability_of
 from mest_fed.errors import InputError
-from mest_fed.simulation.engine.flower import context_state_from_bytes, context_state_to_bytes
+from mest_fed.server.flower_internals import context_state_from_bytes, context_state_to_bytes
 
 CONFIG = small_config()
 MB = 10**6

@@ -27,7 +27,7 @@ from mest_fed.config import from_table, to_flat
 from mest_fed.schema import failure_of_code
 from mest_fed.memory.meter import PeakMeter
 from client_parts import NODE_ID, instruction, start_of
-from mest_fed.simulation.engine.flower import claim_identity
+from mest_fed.server.flower_internals import claim_identity
 
 class Noting(PeakMeter):
     def __enter__(self):

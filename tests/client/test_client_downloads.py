@@ -9,7 +9,7 @@ from mest_fed.client.downloads import Downloads, downloads_of
 from mest_fed.client.isolation import ALONE
 from mest_fed.client.local_round import ClientState
 from mest_fed.errors import WireError
-from mest_fed.simulation.engine.flower import context_state_to_bytes
+from mest_fed.server.flower_internals import context_state_to_bytes
 from mest_fed.sparsity.state import SparseState
 from mest_fed.wire import UnknownMaskError
 

@@ -5,7 +5,7 @@ import pytest
 from client_parts import context_of, small_config
 
 from mest_fed.client.local_round import ClientState
-from mest_fed.simulation.engine.flower import context_state_from_bytes, context_state_to_bytes
+from mest_fed.server.flower_internals import context_state_from_bytes, context_state_to_bytes
 from mest_fed.training import ForgettingState
 from mest_fed.wire import Residual
 

@@ -19,8 +19,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from stock_app import PARTITIONS, ROUNDS, STRATEGIES, app, play, play_strategy, states
 
+from mest_fed.server.flower_internals import run_server_app
 from mest_fed.simulation.engine.executor import make_executor
-from mest_fed.simulation.engine.flower import run_server_app
 from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import make_nodes
 

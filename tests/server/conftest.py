@@ -3,7 +3,7 @@ import logging
 import pytest
 from server_parts import NODES, StubGrid, capability, strategy_of
 
-from mest_fed.simulation.engine.flower import claim_identity
+from mest_fed.server.flower_internals import claim_identity
 
 
 @pytest.fixture(autouse=True)

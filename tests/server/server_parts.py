@@ -9,9 +9,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 from mest_fed.config import from_table
 from mest_fed.nn import read_state
 from mest_fed.rng import numpy_generator
+from mest_fed.server.flower_internals import set_message_id
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.modes import build_strategy
-from mest_fed.simulation.engine.flower import set_message_id
 from mest_fed.sparsity import layout_for
 from mest_fed.sparsity.schemes import Channel
 from mest_fed.sparsity.state import ModelSpec, SparseState

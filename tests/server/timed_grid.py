@@ -9,7 +9,7 @@ from flwr.app import Message, MessageType, MetricRecord, RecordDict
 from server_parts import NODES, StubGrid, capability, error_to, metrics, named
 
 from mest_fed.rng import numpy_generator
-from mest_fed.simulation.engine.flower import set_message_id
+from mest_fed.server.flower_internals import set_message_id
 from mest_fed.sparsity.state import SparseState
 from mest_fed.wire import decode, encode, mask_hash
 from mest_fed.wire.records import from_record, to_record

@@ -12,6 +12,7 @@ from mest_fed.config import from_table
 from mest_fed.config.behaviour import BehaviourSection
 from mest_fed.errors import InputError
 from mest_fed.schema import FailureKind
+from mest_fed.server.flower_internals import claim_identity
 from mest_fed.server.rows import ClientTiming
 from mest_fed.simulation.behaviour.behaviour import MemoryNeed, draw, shortage
 from mest_fed.simulation.behaviour.clock import (
@@ -21,7 +22,6 @@ from mest_fed.simulation.behaviour.clock import (
     least_seconds,
     trace_of,
 )
-from mest_fed.simulation.engine.flower import claim_identity
 from mest_fed.simulation.engine.interfaces import TaskResult
 from mest_fed.sparsity import layout_for
 from mest_fed.sparsity.state import ModelSpec

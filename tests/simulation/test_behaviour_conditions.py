@@ -10,9 +10,9 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mest_fed.server.flower_internals import APP_RAISED, claim_identity, error_reply
 from mest_fed.simulation.behaviour.behaviour import slowed
 from mest_fed.simulation.behaviour.conditions import DeviceConditions
-from mest_fed.simulation.engine.flower import APP_RAISED, claim_identity, error_reply
 
 #: Bare, so that it can be pickled. A round of it takes 1.125 + 5 + 0.625 s at 2, 5 and 2 W.
 DEVICE = slowed(BOARD, 1.0, 1.0)

@@ -11,9 +11,9 @@ from mest_fed.config import from_table, read_toml, to_flat
 from mest_fed.errors import InputError
 from mest_fed.server import deployed
 from mest_fed.server.app import build_server_app
+from mest_fed.server.flower_internals import run_server_app
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.simulation.engine.executor import SerialExecutor
-from mest_fed.simulation.engine.flower import run_server_app
 from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.fleet import Fleet
 from mest_fed.simulation.simulate import open_run

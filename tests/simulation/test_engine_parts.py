@@ -8,6 +8,7 @@ from flwr.app import Context, Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mest_fed.server.flower_internals import claim_identity
 from mest_fed.simulation.engine.chunks import (
     MOST_JOBS,
     Chunk,
@@ -16,7 +17,6 @@ from mest_fed.simulation.engine.chunks import (
     InFlightChunks,
 )
 from mest_fed.simulation.engine.client_runner import Job
-from mest_fed.simulation.engine.flower import claim_identity
 from mest_fed.simulation.engine.shared_memory import SharedMemory, Span
 from mest_fed.simulation.engine.worker_pool import WorkerHandle
 

@@ -16,13 +16,13 @@ from flwr.serverapp.strategy import FedAdam, FedAvg
 from tiny_run import read_rows, read_summary, start, tiny_config
 
 from mest_fed.server.aggregation.averaging import SummedFedAvg, WorkerSums
-from mest_fed.simulation.engine.executor import SerialExecutor
-from mest_fed.simulation.engine.flower import (
+from mest_fed.server.flower_internals import (
     NODE_UNAVAILABLE,
     claim_identity,
     error_reply,
     run_server_app,
 )
+from mest_fed.simulation.engine.executor import SerialExecutor
 from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import TaskResult, make_nodes
 from mest_fed.simulation.peak_measurement import PeakMeasurement

@@ -16,9 +16,9 @@ from flwr.serverapp import ServerApp
 
 from mest_fed.config.fleet import FleetConfig
 from mest_fed.rows import as_row
+from mest_fed.server.flower_internals import run_server_app
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.simulation.engine.executor import SerialExecutor
-from mest_fed.simulation.engine.flower import run_server_app
 from mest_fed.simulation.engine.interfaces import make_nodes
 from mest_fed.simulation.flower_app.project import AppFolder, read_project
 from mest_fed.simulation.flower_app.record import AppRecord

@@ -16,7 +16,7 @@ from flwr.app import (
 )
 
 from mest_fed.errors import InputError
-from mest_fed.simulation.engine import flower as internals
+from mest_fed.server import flower_internals as internals
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from grid_apps import app, model, to_all
 
 from mest_fed.errors import InputError
 from mest_fed.kernels import torch_threads
+from mest_fed.server.flower_internals import run_server_app
 from mest_fed.simulation.engine.executor import SerialExecutor, make_executor
-from mest_fed.simulation.engine.flower import run_server_app
 from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import FleetNode, NodeKind, make_nodes, node_id_of
 

@@ -15,8 +15,8 @@ from mest_fed.devices import (
     upload_seconds,
 )
 from mest_fed.schema import FailureKind, TaskStatus, failure_of_code
+from mest_fed.server.flower_internals import NODE_UNAVAILABLE, error_reply
 from mest_fed.server.rows import ClientTiming
-from mest_fed.simulation.engine.flower import NODE_UNAVAILABLE, error_reply
 from mest_fed.simulation.engine.interfaces import TaskResult
 from mest_fed.wire.records import EXAMPLES, content_bytes, read_work, summed
 

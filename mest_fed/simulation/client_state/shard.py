@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from flwr.app import ArrayRecord, RecordDict
 
 from mest_fed.errors import InputError
-from mest_fed.simulation.engine.flower import context_state_from_bytes, context_state_to_bytes
+from mest_fed.server.flower_internals import context_state_from_bytes, context_state_to_bytes
 
 #: Array records from this many bytes on are stored once for all clients that hold the same.
 SHARE_FROM_BYTES = 4096

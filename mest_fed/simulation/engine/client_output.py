@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TextIO
 
+from mest_fed.server.flower_internals import FLOWER_CONSOLE
 from mest_fed.server.run_log import CLIENT_LOG, RUN_LOG
-from mest_fed.simulation.engine.flower import FLOWER_CONSOLE
 
 log = logging.getLogger(RUN_LOG)
 #: Gets what clients print, a record for each client that printed something, at level INFO.

@@ -11,6 +11,12 @@ from flwr.app import Context, Message, RecordDict, UserConfigValue
 
 from mest_fed.rng import derive_seed
 from mest_fed.server.aggregation.partial import PartialAggregate, WorkerAggregator
+from mest_fed.server.flower_internals import (
+    NODE_UNAVAILABLE,
+    error_reply,
+    rebuild_message,
+    set_message_id,
+)
 from mest_fed.simulation.engine.client_runner import (
     Job,
     Outcome,
@@ -19,12 +25,6 @@ from mest_fed.simulation.engine.client_runner import (
     resolve,
 )
 from mest_fed.simulation.engine.executor import Executor
-from mest_fed.simulation.engine.flower import (
-    NODE_UNAVAILABLE,
-    error_reply,
-    rebuild_message,
-    set_message_id,
-)
 from mest_fed.simulation.engine.interfaces import (
     DeviceSimulator,
     FleetNode,

@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 from mest_fed.errors import not_allowed
 from mest_fed.registry import absolute_reference
 from mest_fed.server.aggregation.partial import PairwiseSum, PartialAggregate, WorkerAggregator
+from mest_fed.server.flower_internals import rebuild_message
 from mest_fed.simulation.engine.client_output import ClientLog
 from mest_fed.simulation.engine.client_runner import (
     ClientRunner,
@@ -22,7 +23,6 @@ from mest_fed.simulation.engine.client_runner import (
     load_client_app,
     private_copy,
 )
-from mest_fed.simulation.engine.flower import rebuild_message
 
 
 class Exchange(Protocol):

@@ -13,9 +13,9 @@ from flwr.app import Message, RecordDict, UserConfigValue
 from flwr.serverapp import Grid
 
 from mest_fed.server.aggregation.partial import WorkerAggregator
+from mest_fed.server.flower_internals import Run, claim_identity, empty_run
 from mest_fed.simulation.engine.dispatch import Dispatcher, Streaming
 from mest_fed.simulation.engine.executor import Executor
-from mest_fed.simulation.engine.flower import Run, claim_identity, empty_run
 from mest_fed.simulation.engine.interfaces import (
     AvailabilitySimulator,
     DeviceSimulator,

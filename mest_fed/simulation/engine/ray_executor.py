@@ -13,6 +13,7 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, Ray
 
 from mest_fed.errors import not_allowed
 from mest_fed.server.aggregation.partial import PairwiseSum, PartialAggregate, WorkerAggregator
+from mest_fed.server.flower_internals import WORKER_DIED, error_reply
 from mest_fed.simulation.engine.chunks import (
     MOST_JOBS,
     Chunk,
@@ -21,7 +22,6 @@ from mest_fed.simulation.engine.chunks import (
     InFlightChunks,
 )
 from mest_fed.simulation.engine.client_runner import Block, Job, Outcome, TaskTimeout, resolve
-from mest_fed.simulation.engine.flower import WORKER_DIED, error_reply
 from mest_fed.simulation.engine.machine import cores_and_gpus, gpu_share
 from mest_fed.simulation.engine.ray_session import Session
 from mest_fed.simulation.engine.serialization import RecordStore, pack_jobs, unpack_block

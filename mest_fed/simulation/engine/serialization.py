@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Metadata, MetricRecord, RecordDict
 
+from mest_fed.server.flower_internals import bare_array, rebuild_message
 from mest_fed.simulation.engine.client_runner import Block, Job, Outcome
-from mest_fed.simulation.engine.flower import bare_array, rebuild_message
 from mest_fed.simulation.engine.interfaces import TaskConditions, TaskResult
 from mest_fed.simulation.engine.shared_memory import SharedMemory, Span
 

@@ -22,11 +22,11 @@ from mest_fed.rows import (
     as_row,
 )
 from mest_fed.schema import FailureKind, TaskStatus, failure_of_code
+from mest_fed.server.flower_internals import Result
 from mest_fed.server.folder_names import CLIENTS, ROUNDS
 from mest_fed.server.rows import ClientTiming, count_failures, count_statuses, timed
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.server.summary import versions
-from mest_fed.simulation.engine.flower import Result
 from mest_fed.simulation.engine.interfaces import TaskResult, partition_of
 from mest_fed.simulation.fleet_grid import SimulatedDevices
 from mest_fed.simulation.flower_app.project import AppProject

@@ -21,13 +21,13 @@ from flwr.serverapp import ServerApp
 from mest_fed.config.fleet import FleetConfig, SeedSection
 from mest_fed.errors import MestFedError
 from mest_fed.rng import derive_seed
+from mest_fed.server.flower_internals import recorded_results, run_server_app
 from mest_fed.server.folder_names import LOG
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.server.run_log import RUN_LOG, SERVERAPP_LOG, is_kept, logged
 from mest_fed.simulation.engine.client_output import in_client
 from mest_fed.simulation.engine.client_runner import one_line
 from mest_fed.simulation.engine.executor import Executor, make_executor
-from mest_fed.simulation.engine.flower import recorded_results, run_server_app
 from mest_fed.simulation.engine.grid import EngineGrid, ReplyStream
 from mest_fed.simulation.engine.interfaces import make_nodes
 from mest_fed.simulation.fleet_grid import SimulatedDevices

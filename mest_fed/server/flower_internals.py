@@ -1,4 +1,4 @@
-"""The one place that touches Flower internals: what the fleet needs and Flower does not publish.
+"""The one place that touches Flower internals: what we need and Flower does not publish.
 
 Written against flwr 1.41 and 1.42, as pyproject.toml allows;
 ``tests/simulation/test_grid_internals.py`` is the contract test that fails when one of these moves.
