@@ -21,10 +21,10 @@ LEAST_CHUNK, LARGEST_CHUNK = 1 << 10, 1 << 20
 #: Without TLS, on one machine, a node says its name in this header of each call.
 NODE_HEADER = "mest-node"
 SESSION_BYTES, DIGEST_BYTES = 16, 32
-LONGEST_ID, LONGEST_REASON, LONGEST_TOML, LONGEST_TEXT = 64, 300, 16 << 10, 64 << 10
+LONGEST_ID, LONGEST_REASON, LONGEST_TOML, LARGEST_SCALARS = 64, 300, 16 << 10, 1 << 20
 LONGEST_TOKEN, LONGEST_REQUEST, LONGEST_RUN = 256, 8 << 10, 1 << 20
-MOST_OBJECTS, MOST_METRICS, MOST_NUMBERS = 16, 256, 16384
-MOST_CAPABILITIES, MOST_GROUPS, MOST_SCALARS = 64, 4096, 1024
+MOST_OBJECTS, MOST_METRICS, MOST_NUMBERS = 16, 256, 4096
+MOST_CAPABILITIES, MOST_GROUPS, MOST_SCALARS = 64, 512, 1024
 #: Bytes that a message may have beside the data of a chunk, and those of a reply to Register.
 MESSAGE_ROOM, LARGEST_REPLY = 64 << 10, 2 << 20
 _MOST_EXAMPLES, _MOST_AT_ONCE, _LARGEST_INTEGER = 1 << 40, 1 << 20, 1 << 63
@@ -143,8 +143,8 @@ class NodeDescription:
                 check_name(key, getattr(self, key))
         if self.profile_name and self.profile_toml:
             raise malformed("a device profile is either a name or a text")
-        if len(self.profile_toml) > LONGEST_TOML:
-            raise malformed(f"profile_toml is longer than {LONGEST_TOML} characters")
+        if len(self.profile_toml.encode()) > LONGEST_TOML:
+            raise malformed(f"profile_toml is longer than {LONGEST_TOML} bytes")
         if len(self.capabilities) > MOST_CAPABILITIES:
             raise malformed(f"there are more than {MOST_CAPABILITIES} capabilities")
         for each in self.capabilities:
@@ -207,9 +207,10 @@ class Instruction:
         _check_seconds("deadline_seconds", self.deadline_seconds)
         _check_names("objects", self.objects, MOST_OBJECTS)
         _check_names("scalars", self.scalars, MOST_SCALARS)
+        texts = [value for value in self.scalars.values() if isinstance(value, str)]
+        if sum(len(text.encode()) for text in texts) > LARGEST_SCALARS:
+            raise malformed(f"the texts of an instruction are longer than {LARGEST_SCALARS} bytes")
         for name, value in self.scalars.items():
-            if isinstance(value, str) and len(value) > LONGEST_TEXT:
-                raise malformed(f"scalar {name} is longer than {LONGEST_TEXT} characters")
             if isinstance(value, float) and not math.isfinite(value):
                 raise malformed(f"scalar {name} is not finite")
             if isinstance(value, int) and not -_LARGEST_INTEGER <= value < _LARGEST_INTEGER:

@@ -8,18 +8,15 @@ by a report, its deadline, its withdrawal, or the node's absence. The first in t
 that is due, until it has ended: that is how a node that crashed gets it again.
 """
 
-import math
 import secrets
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from mest_fed.errors import not_allowed
 from mest_fed.link.limits import SILENT_HEARTBEATS, Allowance, Limits
 from mest_fed.link.messages import (
-    MOST_OBJECTS,
     SESSION_BYTES,
     Bytes,
     Instruction,
@@ -29,7 +26,8 @@ from mest_fed.link.messages import (
     Refusal,
     Report,
 )
-from mest_fed.link.objects import Blob, ObjectStore, Room, Upload, Uploads
+from mest_fed.link.objects import Blob, ObjectStore, Room, Upload
+from mest_fed.link.tasks import Tasks
 from mest_fed.schema import FailureKind
 
 #: Ids of instructions that ended, and objects of programs, that are known of each node.
@@ -83,29 +81,16 @@ class NodeInfo:
 
 
 @dataclass(eq=False)
-class _Task:
-    """An instruction that has not ended."""
-
-    instruction: Instruction
-    blobs: Mapping[str, Blob]
-    uploads: Uploads
-    submitted: float
-    expires: float
-    given: bool = False
-
-
-@dataclass(eq=False)
 class _Node:
     id: int
     identity: Identity
     calls: Allowance
     programs: Allowance
+    tasks: Tasks
     description: NodeDescription
     session: bytes = b""
     heard: float = 0.0
     replaced: deque[bytes] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
-    tasks: "OrderedDict[str, _Task]" = field(default_factory=OrderedDict)
-    reported: deque[str] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
     program_objects: deque[Blob] = field(default_factory=deque)
     streams: int = 0
 
@@ -194,20 +179,12 @@ class Book:
         """Give the node its open instruction, unless it is the one that it has."""
         with self._lock:
             node = self._node(identity, session)
-            self._expire(node)
-            task = next(iter(node.tasks.values()), None)
-            if task is None or task.instruction.id == last_seen:
-                return None
-            task.given = True
-            left = 0.0 if task.expires == math.inf else task.expires - self._clock()
-            return replace(task.instruction, deadline_seconds=left)
+            return node.tasks.due(last_seen)
 
     def is_open(self, identity: Identity, session: bytes, instruction: str) -> bool:
         """Say whether the node's instruction is one that it still should work on."""
         with self._lock:
-            node = self._node(identity, session)
-            self._expire(node)
-            return instruction in node.tasks
+            return self._node(identity, session).tasks.is_open(instruction)
 
     def blob(self, identity: Identity, session: bytes, sha256: bytes) -> Blob:
         """Return an object that the node may fetch.
@@ -219,8 +196,7 @@ class Book:
         """
         with self._lock:
             node = self._node(identity, session)
-            given = (it for task in node.tasks.values() if task.given for it in task.blobs.values())
-            for blob in (*given, *node.program_objects):
+            for blob in (*node.tasks.blobs(), *node.program_objects):
                 if blob.ref.sha256 == sha256:
                     return blob
         raise Refusal("FAILED_PRECONDITION", "this object is not due to this node")
@@ -252,16 +228,15 @@ class Book:
     def received(self, identity: Identity, session: bytes, instruction: str, sha256: bytes) -> int:
         """Return how much of an upload is here."""
         with self._lock:
-            node = self._node(identity, session)
-            return self._given(node, instruction).uploads.received(sha256)
+            return self._node(identity, session).tasks.given(instruction).uploads.received(sha256)
 
     def begin_upload(
         self, identity: Identity, session: bytes, instruction: str, ref: ObjectRef, *, offset: int
     ) -> Upload:
         """Begin an upload, or go on with it; see :meth:`Uploads.begin`."""
         with self._lock:
-            node = self._node(identity, session)
-            return self._given(node, instruction).uploads.begin(ref, offset)
+            task = self._node(identity, session).tasks.given(instruction)
+            return task.uploads.begin(ref, offset)
 
     def append(
         self, node_id: int, instruction: str, upload: Upload, data: bytes, *, at: int
@@ -272,8 +247,7 @@ class Book:
             if node is None:
                 raise Refusal("NOT_FOUND", "this session is not known")
             node.heard = self._clock()
-            self._expire(node)
-            return self._given(node, instruction).uploads.append(upload, at, data)
+            return node.tasks.given(instruction).uploads.append(upload, at, data)
 
     def report(self, identity: Identity, session: bytes, report: Report) -> None:
         """End an instruction by the node's report.
@@ -284,12 +258,7 @@ class Book:
             If it is not open, was not given to the node, or an object was not uploaded.
         """
         with self._lock:
-            node = self._node(identity, session)
-            self._expire(node)
-            task = self._given(node, report.instruction)
-            objects = task.uploads.take(report.objects)
-            node.reported.append(report.instruction)
-            self._end(node, task, report.failure, report.reason, objects=objects, report=report)
+            self._node(identity, session).tasks.report(report)
 
     def leave(self, identity: Identity, session: bytes) -> None:
         """End a session; the node's instructions end as failures."""
@@ -330,29 +299,22 @@ class Book:
         instruction = replace(instruction, objects=refs)
         with self._lock:
             node = self._nodes.get(node_id)
+            if node is not None and node.tasks.is_open(instruction.id):
+                raise not_allowed("id", instruction.id, "an id that the node's queue does not hold")
             if node is None or not self._present(node):
                 self._refuse(node_id, instruction, FailureKind.AWAY)
-                return
-            if instruction.id in node.tasks:
-                raise not_allowed("id", instruction.id, "an id that the node's queue does not hold")
-            if len(node.tasks) >= self.limits.queue:
+            elif len(node.tasks) >= self.limits.queue:
                 self._refuse(node_id, instruction, FailureKind.BUSY)
-                return
-            now = self._clock()
-            expires = now + (instruction.deadline_seconds or math.inf)
-            uploads = Uploads(node_id, self.limits.upload_bytes, MOST_OBJECTS, self.room)
-            blobs = {name: self.objects.add(blob) for name, blob in blobs.items()}
-            node.tasks[instruction.id] = _Task(instruction, blobs, uploads, now, expires)
+            else:
+                node.tasks.add(instruction, blobs)
         self.on_due(node_id)
 
     def withdraw(self, node_id: int, instruction: str) -> None:
         """End an instruction that is no longer wanted; nothing happens if it has ended."""
         with self._lock:
             node = self._nodes.get(node_id)
-            task = node.tasks.get(instruction) if node else None
-            if node and task:
-                self._end(node, task, FailureKind.SURPLUS, "")
-        self.on_due(node_id)
+            if node is not None:
+                node.tasks.withdraw(instruction)
 
     def take_outcomes(self, timeout: float = 0.0) -> list[Outcome]:
         """Return what has ended since the last time; wait for the first if there is none yet."""
@@ -372,7 +334,7 @@ class Book:
                 if node.heard < oldest:
                     self._forget(node, "the node fell silent")
                 else:
-                    self._expire(node)
+                    node.tasks.expire()
 
     def _add(self, identity: Identity, description: NodeDescription) -> _Node:
         limits = self.limits
@@ -380,21 +342,16 @@ class Book:
             raise Refusal("RESOURCE_EXHAUSTED", f"there are {limits.nodes} nodes")
         calls = Allowance(limits.calls_per_second, limits.call_burst, self._clock)
         programs = Allowance(limits.programs_per_second, limits.program_burst, self._clock)
-        node = _Node(identity.node_id, identity, calls, programs, description)
+        tasks = Tasks(identity.node_id, self, self._clock)
+        node = _Node(identity.node_id, identity, calls, programs, tasks, description)
         self._nodes[node.id] = node
         return node
 
     def _forget(self, node: _Node, reason: str) -> None:
-        for task in list(node.tasks.values()):
-            self._end(node, task, FailureKind.WENT_AWAY, reason)
+        node.tasks.end_all(FailureKind.WENT_AWAY, reason)
         self._sessions.pop(node.session, None)
         del self._nodes[node.id]
         self.on_due(node.id)
-
-    def _expire(self, node: _Node) -> None:
-        now = self._clock()
-        for task in [each for each in node.tasks.values() if each.expires <= now]:
-            self._end(node, task, FailureKind.DEADLINE, "")
 
     def _check_admitted(self, identity: Identity) -> None:
         if not self._admit(identity):
@@ -422,55 +379,19 @@ class Book:
         present = self._present(node)
         return NodeInfo(node.id, node.identity, node.description, present, len(node.tasks))
 
-    def _given(self, node: _Node, instruction: str) -> _Task:
-        task = node.tasks.get(instruction)
-        if task is not None and task.given:
-            return task
-        if instruction in node.reported:
-            raise Refusal("ALREADY_EXISTS", "this instruction was reported before")
-        raise Refusal("FAILED_PRECONDITION", "this instruction is not open for this node")
-
     def _end_stream(self, node: _Node, session: bytes) -> None:
         with self._lock:
             if node.session == session:
                 node.streams -= 1
 
     def _refuse(self, node_id: int, instruction: Instruction, failure: FailureKind) -> None:
-        self._outcomes.append(Outcome(node_id, instruction, 0.0, failure, failure.label))
-        self._ended.notify_all()
+        self.ended(Outcome(node_id, instruction, 0.0, failure, failure.label))
 
-    def _end(
-        self,
-        node: _Node,
-        task: _Task,
-        failure: FailureKind | None,
-        reason: str,
-        *,
-        objects: Mapping[str, Bytes] | None = None,
-        report: Report | None = None,
-    ) -> None:
-        del node.tasks[task.instruction.id]
-        task.uploads.drop_all()
-        for blob in task.blobs.values():
-            self.objects.release(blob)
-        outcome = Outcome(
-            node.id,
-            task.instruction,
-            elapsed=self._clock() - task.submitted,
-            failure=failure,
-            reason=reason or (failure.label if failure else ""),
-            objects=objects or {},
-        )
-        if report is not None:
-            outcome = replace(
-                outcome,
-                metrics=report.metrics,
-                peak_bytes=report.peak_bytes,
-                seconds=report.seconds,
-            )
+    def ended(self, outcome: Outcome) -> None:
+        """Keep what came of an instruction until it is taken."""
         self._outcomes.append(outcome)
         self._ended.notify_all()
-        self.on_due(node.id)
+        self.on_due(outcome.node_id)
 
 
 def _room_of(objects: Mapping[str, Bytes]) -> int:

@@ -17,18 +17,16 @@ started anew. A second thread tells the server that the node is alive while it w
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Self, TypeVar
 
-import grpc
-
 from mest_fed.errors import InputError, MestFedError, RefusedError, WireError
 from mest_fed.link import codec
 from mest_fed.link import mest_link_pb2 as pb
-from mest_fed.link.addresses import check_address
 from mest_fed.link.channel import Channel, NodeTls, Patience
+from mest_fed.link.enrolling import enrol
 from mest_fed.link.messages import (
     VERSION,
     Bytes,
@@ -42,14 +40,20 @@ from mest_fed.link.messages import (
     Report,
     as_reason,
 )
+from mest_fed.link.transfers import Transfers
 from mest_fed.schema import FailureKind
 
-__all__ = ["InstructionOverError", "NodeDescription", "NodeLink", "NodeTls", "Patience", "enrol"]
+__all__ = [
+    "InstructionOverError",
+    "NodeDescription",
+    "NodeLink",
+    "NodeTls",
+    "Patience",
+    "enrol",
+]
 
 Result = TypeVar("Result")
 
-#: Times that an upload begins again whose bytes did not arrive as they were.
-_UPLOADS = 3
 #: Seconds that a program may take to be built, and that leaving may take.
 _BUILD_SECONDS, _LEAVE_SECONDS = 120.0, 2.0
 _MOST_OBJECT_BYTES = 1 << 30
@@ -97,6 +101,7 @@ class NodeLink:
             raise InputError("an edge link needs certificates, or insecure = true on loopback")
         self._node, self._most_object_bytes = node, most_object_bytes
         self._channel = Channel(address, node.name, tls=tls, patience=patience or Patience())
+        self._transfers = Transfers(self._channel, lambda: self.registration, self._calling)
         self._registering = threading.Lock()
         self._registration: Registration | None = None
         self._working_on, self._over = "", threading.Event()
@@ -158,21 +163,7 @@ class NodeLink:
         """
         if ref.size > self._most_object_bytes:
             raise WireError(f"an object of {ref.size} bytes; at most {self._most_object_bytes}")
-        data = bytearray()
-
-        def once() -> None:
-            request = pb.FetchRequest(session=self._session, sha256=ref.sha256, offset=len(data))
-            for chunk in self._channel.read("Fetch", request, size=ref.size - len(data)):
-                if len(data) + len(chunk.data) > ref.size:
-                    raise WireError(f"an object is longer than its {ref.size} bytes")
-                data.extend(chunk.data)
-            if len(data) < ref.size:
-                raise Refusal("UNAVAILABLE", "the transfer broke off")
-
-        self._calling(once, progress=lambda: len(data))
-        if ObjectRef.of(data) != ref:
-            raise WireError("an object does not have its digest")
-        return data
+        return self._transfers.fetch(ref)
 
     def program(self, request: ProgramRequest) -> dict[str, bytearray]:
         """Return what a compiled program of this shape consists of."""
@@ -205,7 +196,7 @@ class NodeLink:
         report = Report(instruction.id, refs, metrics, peak_bytes=peak_bytes, seconds=seconds)
         try:
             for name, ref in refs.items():
-                self._upload(instruction.id, ref, objects[name])
+                self._transfers.upload(instruction.id, ref, objects[name])
         except InstructionOverError:
             return self._ended(counts=False)
         return self._send(report)
@@ -310,47 +301,6 @@ class NodeLink:
                 self._registration = codec.read_registration(reply)
             return self._registration
 
-    def _upload(self, instruction: str, ref: ObjectRef, data: Bytes) -> None:
-        view = memoryview(data).cast("B")
-        attempts, begun = 0, False
-
-        def state() -> int:
-            request = pb.UploadStateRequest(
-                session=self._session, instruction=instruction, sha256=ref.sha256
-            )
-            return int(self._channel.unary("UploadState", request).received)
-
-        def once() -> None:
-            nonlocal attempts, begun
-            offset, begun = (state() if begun else 0), True
-            if offset == ref.size:
-                return
-            parts = self._parts(instruction, ref, view, offset)
-            try:
-                self._channel.write("Upload", parts, size=ref.size - offset)
-            except Refusal as refusal:
-                attempts += refusal.code in ("DATA_LOSS", "OUT_OF_RANGE")
-                if refusal.code not in ("DATA_LOSS", "OUT_OF_RANGE") or attempts >= _UPLOADS:
-                    raise
-                raise Refusal("RESOURCE_EXHAUSTED", str(refusal)) from None
-
-        self._calling(once)
-
-    def _parts(
-        self, instruction: str, ref: ObjectRef, data: memoryview, offset: int
-    ) -> Iterator[pb.Part]:
-        size = self.registration.chunk_bytes
-        yield pb.Part(
-            session=self._session,
-            instruction=instruction,
-            sha256=ref.sha256,
-            bytes=ref.size,
-            offset=offset,
-            data=bytes(data[offset : offset + size]),
-        )
-        for start in range(offset + size, ref.size, size):
-            yield pb.Part(data=bytes(data[start : start + size]))
-
     def _send(self, report: Report) -> bool:
         try:
             self._calling(
@@ -402,47 +352,3 @@ def _error_of(refusal: Refusal) -> MestFedError:
     }
     text = f"{refusal.code}: {refusal}" if str(refusal) else refusal.code
     return kinds.get(refusal.code, RefusedError)(text)
-
-
-def enrol(
-    address: str, token: str, csr_pem: bytes, name: str, *, authority: bytes, seconds: float = 60.0
-) -> tuple[bytes, bytes]:
-    """Get a certificate for a node.
-
-    Parameters
-    ----------
-    address : str
-        ``host:port`` of the server's enrolment.
-    token, csr_pem, name : str, bytes, str
-        What the operator gave; a request for a certificate as PEM; the node's name.
-    authority : bytes
-        Who signed the server's certificate: PEM.
-    seconds : float
-        That it may take.
-
-    Returns
-    -------
-    tuple of bytes
-        The node's certificate, and the authority's: PEM.
-
-    Raises
-    ------
-    RefusedError
-        If there is no such server, or it does not take the token.
-    """
-    method = codec.ENROLMENT["Enrol"]
-    request = pb.EnrolRequest(token=token, csr_pem=csr_pem, name=name)
-    credentials = grpc.ssl_channel_credentials(authority)
-    options = [("grpc.enable_http_proxy", 0)]
-    with grpc.secure_channel(check_address(address, insecure=False), credentials, options) as open_:
-        call = open_.unary_unary(
-            method.path,
-            request_serializer=method.request.SerializeToString,
-            response_deserializer=method.reply.FromString,
-        )
-        try:
-            reply = call(request, timeout=seconds)
-        except grpc.RpcError as error:
-            text = as_reason(error.details() or "") or "the server does not take this token"
-            raise RefusedError(f"{error.code().name}: {text}") from None
-    return reply.certificate_pem, reply.authority_pem

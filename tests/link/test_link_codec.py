@@ -14,7 +14,9 @@ from mest_fed.link import codec
 from mest_fed.link import mest_link_pb2 as pb
 from mest_fed.link.limits import Allowance, Limits
 from mest_fed.link.messages import (
+    LARGEST_REPLY,
     LONGEST_REASON,
+    MESSAGE_ROOM,
     REPORTABLE,
     SESSION_BYTES,
     Instruction,
@@ -127,9 +129,10 @@ def _passed(message):
         (lambda: Instruction("a", InstructionKind.TRAIN, deadline_seconds=math.nan), "deadline"),
         (lambda: Instruction("a", InstructionKind.TRAIN, scalars={"x": math.inf}), "finite"),
         (lambda: Instruction("a", InstructionKind.TRAIN, scalars={"x": 2**63}), "64 bits"),
+        (lambda: Instruction("a", InstructionKind.TRAIN, scalars={"x": "x" * 2**21}), "1048576"),
         (lambda: Report("a", metrics={"loss": math.nan}), "loss is not finite"),
         (lambda: Report("a", metrics={"loss": [1.0, math.inf]}), "loss is not finite"),
-        (lambda: Report("a", metrics={"x": [0.0] * 16385}), "16384"),
+        (lambda: Report("a", metrics={"x": [0.0] * 4097}), "4096"),
         (lambda: Report("a", metrics={str(i): 0.0 for i in range(257)}), "256"),
         (lambda: Report("a", failure=FailureKind.DEADLINE), "may report"),
         (lambda: Report("a", {"u": ObjectRef.of(b"")}, failure=FailureKind.BUSY), "no objects"),
@@ -149,6 +152,25 @@ def test_what_is_over_a_limit_is_refused(make, says):
     with pytest.raises(Refusal, match=says) as refused:
         make()
     assert refused.value.code == "INVALID_ARGUMENT"
+
+
+def test_the_largest_messages_are_taken():
+    objects = {f"{i:064}": ObjectRef(bytes(32), 2**63 - 1) for i in range(16)}
+    numbers = {f"{i:064}": [0.1] * 16 for i in range(256)}
+    report = Report("x" * 64, objects, numbers, peak_bytes=2**63 - 1, seconds=1.0)
+    counts = tuple((f"{i:064}", 2**63 - 1) for i in range(512))
+    program = ProgramRequest(ProgramKind.STEP, 2**20, counts, mutates=True)
+    capabilities = tuple(f"{i:064}" for i in range(64))
+    described = NodeDescription("a" * 64, profile_toml="x" * 16384, capabilities=capabilities)
+    for message in (
+        codec.write_report(report, SESSION),
+        codec.write_program_request(program, SESSION),
+        codec.write_registration_request(described, 1),
+    ):
+        assert 16_384 < message.ByteSize() < MESSAGE_ROOM
+    scalars = {f"{i:064}": "x" * 1024 for i in range(1024)}
+    largest = Instruction("a", InstructionKind.TRAIN, scalars=scalars, objects=objects)
+    assert 2**20 < codec.write_instruction(largest).ByteSize() < LARGEST_REPLY
 
 
 def test_a_reason_is_one_line():
