@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from mest_fed.errors import not_allowed
 from mest_fed.link.limits import SILENT_HEARTBEATS, Allowance, Limits
 from mest_fed.link.messages import (
     SESSION_BYTES,

@@ -66,25 +66,24 @@ class Transfers:
     def upload(self, instruction: str, ref: ObjectRef, data: Bytes) -> None:
         """Upload an object for an instruction."""
         view = memoryview(data).cast("B")
-        attempts, reached, begun = 0, 0, False
+        reached, begun = 0, False
 
         def once() -> None:
-            nonlocal attempts, reached, begun
-            if begun:
-                reached = self._received(instruction, ref)
-            begun = True
-            if reached == ref.size:
-                return
-            parts = self._parts(instruction, ref, view, reached)
-            try:
-                self._channel.write("Upload", parts, size=ref.size - reached)
-            except Refusal as refusal:
-                if refusal.code not in ("DATA_LOSS", "OUT_OF_RANGE"):
-                    raise
-                attempts += 1
-                if attempts >= _UPLOADS:
-                    raise
-                raise Refusal("RESOURCE_EXHAUSTED", str(refusal)) from None
+            nonlocal reached, begun
+            for attempt in range(_UPLOADS):
+                if begun:
+                    reached = self._received(instruction, ref)
+                begun = True
+                if reached == ref.size:
+                    return
+                parts = self._parts(instruction, ref, view, reached)
+                try:
+                    self._channel.write("Upload", parts, size=ref.size - reached)
+                    return
+                except Refusal as refusal:
+                    again = refusal.code in ("DATA_LOSS", "OUT_OF_RANGE")
+                    if not again or attempt == _UPLOADS - 1:
+                        raise
 
         self._calling(once, progress=lambda: reached)
 
