@@ -19,7 +19,7 @@ ARM_TOOLS := test-arm: skipped, for want of $(ARM_CXX) or qemu-aarch64 (Debian: 
 	g++-aarch64-linux-gnu, qemu-user)
 
 .DEFAULT_GOAL := help
-.PHONY: help native simulate test test-soak test-quick test-flwr-next test-native test-sanitize test-races test-arm docs lint format clean
+.PHONY: help native simulate test test-soak test-quick test-flwr-next test-native test-sanitize test-races test-arm proto docs lint format clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -101,6 +101,9 @@ test-arm: $(READY) ## Test the C++ kernels for 64-bit ARM under emulation
 			-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(ARM_CXX) \
 			"-DCMAKE_CROSSCOMPILING_EMULATOR=$(QEMU);-L;/usr/aarch64-linux-gnu"); \
 	fi
+
+proto: $(READY) ## Generate the edge link's code from its protocol
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. mest_fed/link/mest_link.proto
 
 docs: $(READY) ## Build the documentation into build/site; fails on a broken link
 	$(BIN)/mest-fed config --format markdown > docs/configuration.md

@@ -1,0 +1,242 @@
+"""A node's connection to the server: calls that are made again when it breaks."""
+
+import hashlib
+import logging
+import math
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+
+from mest_fed.link.addresses import check_address
+from mest_fed.link.codec import EDGE_LINK, Method
+from mest_fed.link.messages import LARGEST_REPLY, NODE_HEADER, Refusal, as_reason
+
+Result = TypeVar("Result")
+
+log = logging.getLogger("mest_fed.link")
+
+#: The connection broke, or the server is not there or has too much to do.
+_AGAIN = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED", "INTERNAL")
+#: Bytes a second below which a transfer is broken off, and gone on with.
+_SLOWEST = 4096.0
+_BROKEN = ("UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL")
+
+
+@dataclass(frozen=True)
+class NodeTls:
+    """What the node shows, and whom it believes: PEM.
+
+    Parameters
+    ----------
+    certificate, key : bytes
+        The node's own.
+    authority : bytes
+        The authority that signed the server's certificate.
+    """
+
+    certificate: bytes
+    key: bytes
+    authority: bytes
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a node tries.
+
+    Parameters
+    ----------
+    first, longest : float
+        Pauses are drawn from 0 to a bound in seconds, which begins as ``first`` and doubles up to
+        ``longest``.
+    altogether : float
+        Seconds of failing after which a call gives up; may be infinite.
+    call_seconds : float
+        Seconds that one call may take, beside what the server holds it back.
+    """
+
+    first: float = 1.0
+    longest: float = 60.0
+    altogether: float = math.inf
+    call_seconds: float = 30.0
+
+
+class Channel:
+    """Calls to a server. They may come from several threads.
+
+    Parameters
+    ----------
+    address : str
+        ``host:port``.
+    name : str
+        The node's name, from which its pauses are drawn, so that nodes come back apart.
+    tls : NodeTls or None
+        Certificates; None for a connection without TLS, to loopback alone.
+    patience : Patience
+        How long to try.
+
+    Raises
+    ------
+    InputError
+        If the address cannot be used.
+    """
+
+    def __init__(self, address: str, name: str, *, tls: NodeTls | None, patience: Patience) -> None:
+        self._address = check_address(address, insecure=tls is None)
+        self._tls, self._patience = tls, patience
+        self._metadata = ((NODE_HEADER, name),) if tls is None else ()
+        # Derived as mest_fed.rng does, which a node without torch cannot import.
+        seed = hashlib.sha256(f"int:0/str:{name}/str:reconnect".encode()).digest()
+        self._random = random.Random(int.from_bytes(seed[:8], "big") >> 1)
+        self._lock = threading.Lock()
+        self._channel: grpc.Channel | None = None
+        self._closed = threading.Event()
+
+    def unary(
+        self, name: str, message: Any, *, held: float = 0.0, seconds: float | None = None
+    ) -> Any:
+        """Make a call once, that has one message each way.
+
+        Parameters
+        ----------
+        name : str
+            Of the protocol.
+        message : message
+            The request.
+        held : float
+            Seconds that the server may hold the answer back, beside those of any call.
+        seconds : float, optional
+            That it may take, by default those of :class:`Patience`.
+
+        Raises
+        ------
+        Refusal
+            With the status, if it is not OK.
+        """
+        with self._call(name) as call:
+            timeout = (self._patience.call_seconds if seconds is None else seconds) + held
+            return call(message, timeout=timeout, metadata=self._metadata)
+
+    def read(self, name: str, message: Any, *, size: int) -> Iterator[Any]:
+        """Make a call that many messages of so many bytes together answer; see :meth:`unary`."""
+        with self._call(name) as call:
+            yield from call(message, timeout=self._seconds(size), metadata=self._metadata)
+
+    def write(self, name: str, messages: Iterator[Any], *, size: int) -> Any:
+        """Make a call of many messages of so many bytes together; see :meth:`unary`."""
+        with self._call(name) as call:
+            return call(messages, timeout=self._seconds(size), metadata=self._metadata)
+
+    def insist(
+        self,
+        call: Callable[[], Result],
+        *,
+        patient: float | None = None,
+        progress: Callable[[], int] = int,
+    ) -> Result:
+        """Make a call until it is answered.
+
+        Parameters
+        ----------
+        call : callable
+            Makes it once.
+        patient : float, optional
+            Seconds of failing after which to give up; by default the node's patience.
+        progress : callable, optional
+            Returns how far a transfer has come: one that gets on does not try patience.
+
+        Raises
+        ------
+        Refusal
+            What the server answers that another attempt does not change; what the last attempt
+            met, if patience is over or the channel was closed.
+        """
+        altogether = self._patience.altogether if patient is None else patient
+        bound, begun, reached = self._patience.first, time.monotonic(), progress()
+        while True:
+            channel = self._channel
+            try:
+                return call()
+            except Refusal as refusal:
+                if refusal.code not in _AGAIN or self._closed.is_set():
+                    raise
+                if refusal.code in _BROKEN:
+                    self._drop(channel or self._channel)
+                if progress() > reached:
+                    bound, begun, reached = self._patience.first, time.monotonic(), progress()
+                pause = self._random.uniform(0.0, bound)
+                if time.monotonic() + pause - begun > altogether:
+                    raise
+                text = "%s: %s (%s); next attempt in %.1f s"
+                log.warning(text, self._address, refusal.code, refusal, pause)
+            bound = min(2 * bound, self._patience.longest)
+            self._closed.wait(pause)
+
+    def close(self) -> None:
+        """Close the connection; calls that wait end."""
+        self._closed.set()
+        self._drop(self._channel)
+
+    def _seconds(self, size: int) -> float:
+        return self._patience.call_seconds + size / _SLOWEST
+
+    @contextmanager
+    def _call(self, name: str) -> Iterator[Any]:
+        """Yield gRPC's callable; make its errors into refusals."""
+        method, channel = EDGE_LINK[name], self._connected()
+        try:
+            yield _maker(channel, method)(
+                method.path,
+                request_serializer=method.request.SerializeToString,
+                response_deserializer=method.reply.FromString,
+            )
+        except grpc.RpcError as error:
+            raise Refusal(error.code().name, as_reason(error.details() or "")) from None
+        except ValueError:
+            if self._channel is channel:
+                raise
+            raise Refusal("UNAVAILABLE", "the connection was closed") from None
+
+    def _connected(self) -> grpc.Channel:
+        with self._lock:
+            if self._closed.is_set():
+                raise Refusal("CANCELLED", "the connection was closed")
+            if self._channel is None:
+                self._channel = self._connect()
+            return self._channel
+
+    def _connect(self) -> grpc.Channel:
+        options = [
+            # One connection a node, also where many nodes are in one process.
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.enable_retries", 0),
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.max_receive_message_length", LARGEST_REPLY),
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+        ]
+        if self._tls is None:
+            return grpc.insecure_channel(self._address, options)
+        credentials = grpc.ssl_channel_credentials(
+            self._tls.authority, self._tls.key, self._tls.certificate
+        )
+        return grpc.secure_channel(self._address, credentials, options)
+
+    def _drop(self, channel: grpc.Channel | None) -> None:
+        """Close a connection that broke, unless another thread did."""
+        with self._lock:
+            if self._channel is None or self._channel is not channel:
+                return
+            self._channel = None
+        channel.close()
+
+
+def _maker(channel: grpc.Channel, method: Method) -> Any:
+    if method.streams_in:
+        return channel.stream_unary
+    return channel.unary_stream if method.streams_out else channel.unary_unary
