@@ -192,7 +192,7 @@ def _check(task: Task, plan: Plan) -> None:
 RECORD = "capability"
 
 #: Numbers that nodes with examples of their own have, one each (with all but certainty).
-_NUMBERS = 2**31
+NUMBERS = 2**31
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ def capability_of(task: Task, context: Context) -> Capability:
     partition = node.get("partition-id")
     total = task.config.fleet.devices
     if _has_own_data(context):
-        partition = total + context.node_id % _NUMBERS
+        partition = total + context.node_id % NUMBERS
     elif not isinstance(partition, int) or not 0 <= partition < total:
         raise InputError(
             f"partition-id = {partition!r} is not allowed (node config); "

@@ -98,7 +98,7 @@ def session_of(message: Any) -> bytes:
 
 def write_registration_request(node: NodeDescription, version: int) -> pb.RegisterRequest:
     """Return what a node says of itself, as protobuf."""
-    fields = {key: value for key, value in asdict(node).items() if value}
+    fields = {key: value for key, value in asdict(node).items() if value or value == 0}
     return pb.RegisterRequest(version=version, **fields)
 
 
@@ -111,7 +111,7 @@ def read_description(message: pb.RegisterRequest) -> NodeDescription:
         budget_bytes=message.budget_bytes,
         memory_limit_bytes=message.memory_limit_bytes,
         examples=message.examples,
-        held_out=message.held_out,
+        partition=message.partition if message.HasField("partition") else None,
         capabilities=tuple(message.capabilities),
         data_kind=message.data_kind,
     )
@@ -177,6 +177,7 @@ def write_program_request(request: ProgramRequest, session: bytes) -> pb.Program
         examples=request.examples,
         counts=dict(request.counts),
         mutates=request.mutates,
+        reads=request.reads,
     )
 
 
@@ -187,6 +188,7 @@ def read_program_request(message: pb.ProgramRequest) -> ProgramRequest:
         examples=message.examples,
         counts=tuple(sorted(message.counts.items())),
         mutates=message.mutates,
+        reads=message.reads,
     )
 
 

@@ -1,10 +1,23 @@
-"""What a run is for a lean node: its description, and the numbers of each instruction."""
+"""What a run is for lean nodes: plans, descriptions, programs, the numbers of each instruction.
 
+Lean nodes have no torch, so the server plans for them and makes their programs.
+"""
+
+import threading
+from collections.abc import Mapping
 from typing import Any
 
+from flwr.app import ConfigRecord, RecordDict
+
 from mest_fed.catalogue import AUGMENTATIONS, METHODS, VALUE_CODECS
-from mest_fed.errors import InputError
+from mest_fed.client.capability import NUMBERS, RECORD
+from mest_fed.data import num_held_out
+from mest_fed.errors import InputError, not_allowed
 from mest_fed.link.description import InputDescription, RunDescription
+from mest_fed.link.messages import ProgramRequest
+from mest_fed.link.node.programs import Wanted
+from mest_fed.link.sessions import NodeInfo
+from mest_fed.link.task_programs import make_programs
 from mest_fed.memory import Plan
 from mest_fed.registry import Registry
 from mest_fed.strict_json import parse_json
@@ -67,7 +80,7 @@ def describe_run(task: Task, plan: Plan, partition: int) -> RunDescription:
     )
 
 
-def order_of(task: Task, plan: Plan, number: int, mutate: bool) -> Scalars:
+def order_of(task: Task, plan: Plan, number: int, *, mutate: bool) -> Scalars:
     """Return the numbers of an instruction of a round, from 1."""
     progress = min(1.0, (number - 1) / task.config.run.rounds)
     settings = task.optimizer(progress)
@@ -78,6 +91,101 @@ def order_of(task: Task, plan: Plan, number: int, mutate: bool) -> Scalars:
         "learning_rate": settings.learning_rate,
         "progress": progress,
     }
+
+
+class LeanRun:
+    """A run's side of the edge link: what its server answers nodes, and sends them.
+
+    Parameters
+    ----------
+    task : Task
+        The run's.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self._lock = threading.Lock()
+        self._plans: dict[tuple[str, int], Plan] = {}
+
+    def describe(self, node: NodeInfo) -> str:
+        """Return the run as JSON, for a node that registers.
+
+        Raises
+        ------
+        InputError
+            If the run needs what a lean node has not, or its budget fits no plan.
+        """
+        run = describe_run(self.task, self._plan(node), self._partition(node))
+        return run.as_json()
+
+    def programs(self, node: NodeInfo, request: ProgramRequest) -> Mapping[str, bytes]:
+        """Return the parts of a program that a node asks for; see :func:`make_programs`."""
+        wanted = Wanted(
+            str(request.kind), request.counts, request.examples, request.mutates, request.reads
+        )
+        return make_programs(self.task, self._plan(node), wanted)
+
+    def order(self, node: NodeInfo, number: int, *, mutate: bool) -> Scalars:
+        """Return the numbers of an instruction of a round."""
+        return order_of(self.task, self._plan(node), number, mutate=mutate)
+
+    def capability(self, node: NodeInfo) -> RecordDict:
+        """Return the answer to the server's query who a node is.
+
+        Raises
+        ------
+        InputError
+            If it has no examples, or a share of data that the run has not.
+        """
+        said, plan, partition = node.description, self._plan(node), self._partition(node)
+        held = num_held_out(said.examples, self.task.config.data.hold_out)
+        if said.examples < 1:
+            raise InputError(f"the node {said.name} has not read its examples yet")
+        if said.partition is not None:
+            total = sum(self.task.example_counts(partition))
+            if said.examples != total:
+                raise not_allowed(
+                    f"examples of the node {said.name}, partition {partition}",
+                    said.examples,
+                    str(total),
+                )
+        record: dict[str, int | float | str] = {
+            "partition": partition,
+            "device": self._device(node),
+            "budget": plan.budget,
+            "density": plan.density,
+            "micro-batch": plan.micro_batch,
+            "predicted-peak": plan.footprint.total,
+            "examples": said.examples - held,
+            "held-out": held,
+        }
+        return RecordDict({RECORD: ConfigRecord({**record})})
+
+    def _device(self, node: NodeInfo) -> str:
+        return node.description.profile_name or node.description.name
+
+    def _partition(self, node: NodeInfo) -> int:
+        given, total = node.description.partition, self.task.config.fleet.devices
+        if given is None:
+            return total + node.id % NUMBERS
+        if given >= total:
+            allowed = f"0 to {total - 1} (fleet.devices = {total})"
+            raise not_allowed(f"--partition of {node.description.name}", given, allowed)
+        return given
+
+    def _plan(self, node: NodeInfo) -> Plan:
+        device, budget = node.description.profile_name, node.description.budget_bytes
+        if not budget:
+            if not device:
+                raise InputError(
+                    f"the node {node.description.name} gives neither device nor budget"
+                )
+            budget = self.task.budget(device)
+        key = device, budget
+        with self._lock:
+            if key not in self._plans:
+                self._plans[key] = self.task.plan(budget, self._device(node))
+            return self._plans[key]
 
 
 def _check(task: Task, plan: Plan) -> None:

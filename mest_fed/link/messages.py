@@ -118,8 +118,10 @@ class NodeDescription:
         One of them: a profile that the server knows, or a profile's text.
     budget_bytes, memory_limit_bytes : int
         Bytes that training may add, and that the process may have; 0 if not known, or no limit.
-    examples, held_out : int
-        To train with, and to evaluate on.
+    examples : int
+        That the node has; 0 if it has not read them yet.
+    partition : int or None
+        Which share of the run's data they are; None for its own.
     capabilities : tuple of str
         For example instruction sets.
     data_kind : str
@@ -132,7 +134,7 @@ class NodeDescription:
     budget_bytes: int = 0
     memory_limit_bytes: int = 0
     examples: int = 0
-    held_out: int = 0
+    partition: int | None = None
     capabilities: tuple[str, ...] = ()
     data_kind: str = ""
 
@@ -151,8 +153,8 @@ class NodeDescription:
             check_name("capability", each)
         for key in ("budget_bytes", "memory_limit_bytes"):
             _check_whole(key, getattr(self, key), _LARGEST_INTEGER - 1)
-        for key in ("examples", "held_out"):
-            _check_whole(key, getattr(self, key), _MOST_EXAMPLES)
+        _check_whole("examples", self.examples, _MOST_EXAMPLES)
+        _check_whole("partition", self.partition or 0, _MOST_EXAMPLES)
 
 
 @dataclass(frozen=True)
@@ -231,12 +233,15 @@ class ProgramRequest:
         Active granules of each mask group, by name.
     mutates : bool
         Whether it must leave room to mutate.
+    reads : bool
+        Whether gradients are read after a step.
     """
 
     kind: ProgramKind
     examples: int
     counts: tuple[tuple[str, int], ...] = ()
     mutates: bool = False
+    reads: bool = False
 
     def __post_init__(self) -> None:
         _check_whole("examples", self.examples, _MOST_AT_ONCE, least=1)

@@ -69,7 +69,7 @@ class EnrolReply(_message.Message):
     def __init__(self, certificate_pem: _Optional[bytes] = ..., authority_pem: _Optional[bytes] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
-    __slots__ = ("version", "name", "profile_name", "profile_toml", "budget_bytes", "memory_limit_bytes", "examples", "held_out", "capabilities", "data_kind")
+    __slots__ = ("version", "name", "profile_name", "profile_toml", "budget_bytes", "memory_limit_bytes", "examples", "partition", "capabilities", "data_kind")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PROFILE_NAME_FIELD_NUMBER: _ClassVar[int]
@@ -77,7 +77,7 @@ class RegisterRequest(_message.Message):
     BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
-    HELD_OUT_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     DATA_KIND_FIELD_NUMBER: _ClassVar[int]
     version: int
@@ -87,10 +87,10 @@ class RegisterRequest(_message.Message):
     budget_bytes: int
     memory_limit_bytes: int
     examples: int
-    held_out: int
+    partition: int
     capabilities: _containers.RepeatedScalarFieldContainer[str]
     data_kind: str
-    def __init__(self, version: _Optional[int] = ..., name: _Optional[str] = ..., profile_name: _Optional[str] = ..., profile_toml: _Optional[str] = ..., budget_bytes: _Optional[int] = ..., memory_limit_bytes: _Optional[int] = ..., examples: _Optional[int] = ..., held_out: _Optional[int] = ..., capabilities: _Optional[_Iterable[str]] = ..., data_kind: _Optional[str] = ...) -> None: ...
+    def __init__(self, version: _Optional[int] = ..., name: _Optional[str] = ..., profile_name: _Optional[str] = ..., profile_toml: _Optional[str] = ..., budget_bytes: _Optional[int] = ..., memory_limit_bytes: _Optional[int] = ..., examples: _Optional[int] = ..., partition: _Optional[int] = ..., capabilities: _Optional[_Iterable[str]] = ..., data_kind: _Optional[str] = ...) -> None: ...
 
 class RegisterReply(_message.Message):
     __slots__ = ("session", "node_id", "chunk_bytes", "heartbeat_seconds", "wait_seconds", "max_upload_bytes", "run_json")
@@ -191,7 +191,7 @@ class Chunk(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class ProgramRequest(_message.Message):
-    __slots__ = ("session", "kind", "examples", "counts", "mutates")
+    __slots__ = ("session", "kind", "examples", "counts", "mutates", "reads")
     class CountsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -204,12 +204,14 @@ class ProgramRequest(_message.Message):
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     MUTATES_FIELD_NUMBER: _ClassVar[int]
+    READS_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     kind: ProgramKind
     examples: int
     counts: _containers.ScalarMap[str, int]
     mutates: bool
-    def __init__(self, session: _Optional[bytes] = ..., kind: _Optional[_Union[ProgramKind, str]] = ..., examples: _Optional[int] = ..., counts: _Optional[_Mapping[str, int]] = ..., mutates: bool = ...) -> None: ...
+    reads: bool
+    def __init__(self, session: _Optional[bytes] = ..., kind: _Optional[_Union[ProgramKind, str]] = ..., examples: _Optional[int] = ..., counts: _Optional[_Mapping[str, int]] = ..., mutates: bool = ..., reads: bool = ...) -> None: ...
 
 class ProgramReply(_message.Message):
     __slots__ = ("objects",)

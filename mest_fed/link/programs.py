@@ -45,7 +45,7 @@ class Programs:
         Refusal
             If too many programs wait to be built.
         """
-        shape = replace(node.description, name="any", examples=0, held_out=0)
+        shape = replace(node.description, name="any", examples=0, partition=None)
         key = shape, request
         if key in self._built:
             self._built.move_to_end(key)

@@ -72,6 +72,8 @@ class NodeInfo:
         Whether it was heard lately.
     open : int
         Its instructions that have not ended.
+    since : float
+        When it registered last, by the server's clock.
     """
 
     id: int
@@ -79,6 +81,7 @@ class NodeInfo:
     description: NodeDescription
     present: bool
     open: int
+    since: float = 0.0
 
 
 @dataclass(eq=False)
@@ -91,6 +94,7 @@ class _Node:
     description: NodeDescription
     session: bytes = b""
     heard: float = 0.0
+    since: float = 0.0
     replaced: deque[bytes] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
     program_objects: deque[Blob] = field(default_factory=deque)
     streams: int = 0
@@ -149,7 +153,8 @@ class Book:
                 del self._sessions[node.session]
                 node.replaced.append(node.session)
             node.session, node.description = secrets.token_bytes(SESSION_BYTES), description
-            node.heard, node.streams = self._clock(), 0
+            node.heard = node.since = self._clock()
+            node.streams = 0
             self._sessions[node.session] = node
         self.on_due(identity.node_id)
         return node.session
@@ -378,7 +383,8 @@ class Book:
 
     def _info(self, node: _Node) -> NodeInfo:
         present = self._present(node)
-        return NodeInfo(node.id, node.identity, node.description, present, len(node.tasks))
+        tasks, since = len(node.tasks), node.since
+        return NodeInfo(node.id, node.identity, node.description, present, tasks, since)
 
     def _end_stream(self, node: _Node, session: bytes) -> None:
         with self._lock:

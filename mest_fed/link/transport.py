@@ -109,14 +109,21 @@ class NodeLink:
         self._closed = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="mest-heartbeat", daemon=True)
 
-    def register(self) -> Registration:
+    def register(self, node: NodeDescription | None = None) -> Registration:
         """Begin a session.
+
+        Parameters
+        ----------
+        node : NodeDescription, optional
+            What the node says of itself from now on.
 
         Raises
         ------
         RefusedError
             If the server does not take this node.
         """
+        if node is not None:
+            self._node = node
         registration = self._calling(lambda: self._register(None))
         if not self._heart.is_alive():
             self._heart.start()

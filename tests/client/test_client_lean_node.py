@@ -37,7 +37,7 @@ def rounds_of_both(config, *, rounds=2, mutate=False, partition=1):
         message = instruction(config, state, known=known, number=number, mutate=mutate)
         theirs = app(message, context)
         objects = to_objects(from_record(message.content))
-        ours = node.train(objects, number, order_of(task, plan, number, mutate))
+        ours = node.train(objects, number, order_of(task, plan, number, mutate=mutate))
         yield task, theirs, ours
         known = state.masks
 

@@ -27,7 +27,7 @@ def server(authority):
 
 def test_a_node_registers_and_works_on_two_instructions(server, authority):
     weights = os.urandom(5000)
-    with node(server.port, "pi-7", authority.node("pi-7"), examples=40, held_out=4) as link:
+    with node(server.port, "pi-7", authority.node("pi-7"), examples=40, partition=4) as link:
         registration = link.register()
         (info,) = server.nodes()
         assert (info.id, info.description.examples) == (registration.node_id, 40)

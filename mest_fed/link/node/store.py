@@ -10,6 +10,7 @@ import os
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ from mest_fed.wire import Residual
 
 Array = npt.NDArray[Any]
 
-STATE, REPLY, VERSION = "state.npz", "reply.npz", 1
+STATE, ATTEMPTS, VERSION = "state.npz", "attempts.json", 1
 _ABOUT = "about"
 _MASKS, _FORGETTING = "masks", "forgetting"
 _RESIDUAL_MASKS, _RESIDUAL_VALUES = "residual.masks", "residual.values"
+_REPLY = "reply"
 
 
 class NodeFolder:
@@ -91,11 +93,6 @@ class NodeFolder:
             place = self.path / name
             raise InputError(f"--state: {place} cannot be read: {error.strerror}") from None
 
-    def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
-        (self.path / name).unlink(missing_ok=True)
-        self._flush()
-
     def _flush(self) -> None:
         handle = os.open(self.path, os.O_RDONLY)
         try:
@@ -109,18 +106,41 @@ def run_key(run_json: str) -> str:
     return hashlib.sha256(run_json.encode()).hexdigest()
 
 
-def save_state(folder: NodeFolder, state: NodeState, key: str) -> None:
-    """Write what a node keeps from round to round."""
+@dataclass(frozen=True)
+class Reply:
+    """What a node made of an instruction, and perhaps has not reported yet.
+
+    Parameters
+    ----------
+    instruction : str
+        Its id.
+    objects, metrics : mapping
+        As they are reported.
+    """
+
+    instruction: str
+    objects: Mapping[str, bytes]
+    metrics: Mapping[str, float]
+
+
+def save_state(folder: NodeFolder, state: NodeState, key: str, reply: Reply) -> None:
+    """Write what a node keeps from round to round, with the reply of the round that led to it.
+
+    Both are one file: a node that loses its power between training and reporting neither trains
+    the round twice nor forgets it.
+    """
     arrays: dict[str, Array] = {f"{_MASKS}|{name}": it for name, it in state.masks.items()}
     if state.forgetting is not None:
         arrays[_FORGETTING] = state.forgetting.codes
     if state.residual is not None:
         arrays |= {f"{_RESIDUAL_MASKS}|{n}": it for n, it in state.residual.masks.items()}
         arrays |= {f"{_RESIDUAL_VALUES}|{n}": it for n, it in state.residual.values.items()}
-    folder.write(STATE, _pack({"run": key}, arrays))
+    arrays |= {f"{_REPLY}|{n}": np.frombuffer(it, np.uint8) for n, it in reply.objects.items()}
+    about = {"run": key, "instruction": reply.instruction, "metrics": dict(reply.metrics)}
+    folder.write(STATE, _pack(about, arrays))
 
 
-def load_state(folder: NodeFolder, key: str) -> NodeState:
+def load_state(folder: NodeFolder, key: str) -> tuple[NodeState, Reply | None]:
     """Read what :func:`save_state` wrote; a fresh state where there is none of this run.
 
     Raises
@@ -130,10 +150,10 @@ def load_state(folder: NodeFolder, key: str) -> NodeState:
     """
     data = folder.read(STATE)
     if data is None:
-        return NodeState()
+        return NodeState(), None
     about, arrays = _unpack(data, folder.path / STATE)
     if about.get("run") != key:
-        return NodeState()
+        return NodeState(), None
     parts: dict[str, dict[str, Array]] = {}
     for name, array in arrays.items():
         part, _, rest = name.partition("|")
@@ -142,34 +162,24 @@ def load_state(folder: NodeFolder, key: str) -> NodeState:
     residual = None
     if _RESIDUAL_MASKS in parts and _RESIDUAL_VALUES in parts:
         residual = Residual(parts[_RESIDUAL_MASKS], parts[_RESIDUAL_VALUES])
-    return NodeState(
-        parts.get(_MASKS, {}), None if codes is None else ForgettingState(codes), residual
-    )
-
-
-def save_reply(
-    folder: NodeFolder, instruction: str, objects: Mapping[str, bytes], metrics: Mapping[str, float]
-) -> None:
-    """Keep the reply to an instruction until the server has it: work is not done twice."""
-    arrays = {name: np.frombuffer(data, np.uint8) for name, data in objects.items()}
-    folder.write(REPLY, _pack({"instruction": instruction, "metrics": dict(metrics)}, arrays))
-
-
-def load_reply(
-    folder: NodeFolder, instruction: str
-) -> tuple[dict[str, bytes], dict[str, float]] | None:
-    """Return the reply that is kept for an instruction; None if there is none."""
-    data = folder.read(REPLY)
-    if data is None:
-        return None
-    try:
-        about, arrays = _unpack(data, folder.path / REPLY)
-    except InputError:
-        return None  # the round is trained again
-    if about.get("instruction") != instruction:
-        return None
+    forgetting = None if codes is None else ForgettingState(codes)
+    objects = {name: array.tobytes() for name, array in parts.get(_REPLY, {}).items()}
     metrics = {str(name): float(value) for name, value in about["metrics"].items()}
-    return {name: array.tobytes() for name, array in arrays.items()}, metrics
+    reply = Reply(str(about["instruction"]), objects, metrics)
+    return NodeState(parts.get(_MASKS, {}), forgetting, residual), reply
+
+
+def attempts_at(folder: NodeFolder, instruction: str) -> int:
+    """Count and return how often work on an instruction was begun, this time included."""
+    data = folder.read(ATTEMPTS)
+    before = 0
+    if data is not None:
+        with suppress(InputError):
+            about = parse_json(data, ATTEMPTS, dict)
+            before = int(about["times"]) if about.get("instruction") == instruction else 0
+    text = json.dumps({"instruction": instruction, "times": before + 1})
+    folder.write(ATTEMPTS, text.encode())
+    return before + 1
 
 
 def _pack(about: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:

@@ -1,0 +1,59 @@
+"""Who a node is: its certificate, from files or by enrolment."""
+
+import argparse
+from pathlib import Path
+
+from mest_fed.errors import InputError
+from mest_fed.link.channel import NodeTls
+from mest_fed.link.node.store import NodeFolder
+
+CERTIFICATE, KEY, AUTHORITY = "node.pem", "node.key", "authority.pem"
+
+
+def node_tls(options: argparse.Namespace, folder: NodeFolder, name: str) -> NodeTls:
+    """Return what the node shows and whom it believes; enrol if it has no certificate yet.
+
+    Raises
+    ------
+    InputError
+        If files are missing, or options of enrolment are.
+    RefusedError
+        If the server does not take the token.
+    """
+    if options.certificates:
+        return NodeTls(*(_read(Path(options.certificates) / it) for it in _FILES))
+    kept = [folder.read(it) for it in _FILES]
+    if all(kept):
+        return NodeTls(*(it for it in kept if it is not None))
+    if not options.enrol:
+        raise InputError(
+            "the node has no certificate; allowed: --certificates FOLDER, --enrol HOST:PORT with "
+            "--token and --authority, or --insecure on loopback"
+        )
+    if not (options.token and options.authority):
+        raise InputError("--enrol needs --token and --authority")
+    return _enrol(options, folder, name)
+
+
+_FILES = (CERTIFICATE, KEY, AUTHORITY)
+
+
+def _enrol(options: argparse.Namespace, folder: NodeFolder, name: str) -> NodeTls:
+    # Both are needed once: a node that has its certificate holds no library of certificates.
+    from mest_fed.link.certificates import new_request
+    from mest_fed.link.enrolling import enrol
+
+    authority = _read(Path(options.authority))
+    key, request = new_request(name)
+    certificate, authority = enrol(options.enrol, options.token, request, name, authority=authority)
+    folder.write(KEY, key, secret=True)
+    folder.write(AUTHORITY, authority)
+    folder.write(CERTIFICATE, certificate)
+    return NodeTls(certificate, key, authority)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
