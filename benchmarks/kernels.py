@@ -130,7 +130,7 @@ class Work:
 def sparse_layer(scheme: str, density: float, dense: nn.Conv2d | nn.Linear) -> SparseLayer:
     """Return our layer with the weights of largest magnitude."""
     layout = layout_for(scheme, tuple(dense.weight.shape))
-    mask = magnitude_mask(layout, dense.weight.detach(), layout.count_for(density))
+    mask = magnitude_mask(layout, dense.weight.detach().numpy(), layout.count_for(density))
     if isinstance(dense, nn.Conv2d):
         return SparseConv2d(layout, mask, dense)
     return SparseLinear(layout, mask, dense)

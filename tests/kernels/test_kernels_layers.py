@@ -146,6 +146,6 @@ def test_a_graph_keeps_the_mask_of_its_forward_pass():
     y = layer(x)
     upstream = whole(*y.shape, seed=3)
     dx = dense_gradients(layer, x.detach(), upstream)[1]
-    layer.slots = mask_of(layer.layout, 0.1, 9).slots
+    layer.slots = torch.from_numpy(mask_of(layer.layout, 0.1, 9).slots)
     y.backward(upstream)
     assert torch.equal(x.grad.double(), dx)

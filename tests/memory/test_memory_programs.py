@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from memory_cases import answer_of, generator, resnet, tiny
+from torch import nn
 
 from mest_fed.config import from_table
 from mest_fed.data import Batch
@@ -21,7 +22,7 @@ from mest_fed.memory.meter import PeakMeter, can_measure
 from mest_fed.memory.program_bytes import program_bytes
 from mest_fed.runtime import native, native_table
 from mest_fed.runtime.arena import plan_arena
-from mest_fed.sparsity import MestEMS, Static, build_method
+from mest_fed.sparsity import MestEMS, RigL, Static, build_method
 from mest_fed.task import Task
 from mest_fed.training import CLASSIFICATION, CompiledTrainer, OptimizerSettings
 from mest_fed.training.programs import ModelStep, Programs
@@ -143,13 +144,25 @@ def test_a_growing_mask_is_charged_at_its_peak():
         assert getattr(grown, part) > getattr(still, part), part
 
 
-def test_where_clients_mutate_the_step_of_torch_counts_too():
+def test_where_dense_gradients_are_read_the_step_of_torch_counts_too():
     trace, given = trace_model(resnet("block"), (1, 8, 8)), shape(density=0.25)
     mutating = {"mutates": True, "messages": False}
-    by_torch = footprint(trace, TrainingSetup(Static(), **mutating), given)
-    found = footprint(trace, setup(compiler=compiler((1, 8, 8)), **mutating), given)
-    alone = footprint(trace, setup(compiler=compiler((1, 8, 8))), given)
+    by_torch = footprint(trace, TrainingSetup(RigL(), **mutating), given)
+    compiled = {"compiler": compiler((1, 8, 8)), "messages": False}
+    found = footprint(trace, TrainingSetup(RigL(), mutates=True, **compiled), given)
+    alone = footprint(trace, TrainingSetup(RigL(), **compiled), given)
     assert found.total == max(by_torch.total, alone.total)
+    other = footprint(trace, TrainingSetup(Static(), mutates=True, **compiled), given)
+    assert other.total < by_torch.total  # its step is a program
+
+
+def test_a_step_whose_gradients_are_read_keeps_them():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 9000), nn.ReLU(), nn.Linear(9000, 10))
+    trace, given = trace_model(net, (1, 8, 8)), shape(8, 8, density=1.0)
+    made = {"compiler": compiler((1, 8, 8)), "messages": False}
+    direct = footprint(trace, TrainingSetup(Static(), **made), given)
+    read = footprint(trace, TrainingSetup(Static(), mutates=True, **made), given)
+    assert read.gradients - direct.gradients >= 4 * 64 * 9000
 
 
 @pytest.mark.parametrize("norm", ["group", "batch"])

@@ -19,7 +19,7 @@ def sparse_of(plain, scheme, share):
     """Return the sparse layer that keeps a share of the granules of a plain one."""
     layout = layout_for(scheme, tuple(plain.weight.shape))
     count = max(1, round(share * layout.num_granules))
-    mask = magnitude_mask(layout, plain.weight.detach(), count)
+    mask = magnitude_mask(layout, plain.weight.detach().numpy(), count)
     kind = SparseConv2d if isinstance(plain, nn.Conv2d) else SparseLinear
     return kind(layout, mask, plain)
 

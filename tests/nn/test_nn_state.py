@@ -156,7 +156,7 @@ def test_a_mask_that_the_model_has_stays_and_its_values_are_written(scheme):
     model, source = small_resnet(scheme, 0.2), small_resnet(scheme, 0.2)
     state = read_state(source)
     write_state(model, state)
-    slots = [group.mask.slots for group in mask_groups(model)]
+    slots = [group.layers[0].slots for group in mask_groups(model)]
     train_step(model.train(), sgd(model), images(), LABELS)
     doubled = {name: 2 * values for name, values in state.values.items()}
     state.values = doubled

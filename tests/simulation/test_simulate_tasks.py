@@ -2,6 +2,7 @@
 
 import gc
 import math
+import re
 import subprocess
 import sys
 import textwrap
@@ -216,8 +217,8 @@ def test_a_loss_that_is_no_number_on_some_clients_fails_those_alone(tmp_path, ow
     assert len(failed) < len(rows)
     for row in failed:
         assert row["failure"] == "not-finite"
-        place = f"client {row['partition']}, round {row['round']}, batch 1"
-        assert place in row["reason"].replace(": batch", ", batch")
+        place = rf"client {row['partition']}, round {row['round']}: batch [1-9]"
+        assert re.search(place, row["reason"])
         assert "losses() returned nan" in row["reason"]
         assert "\n" not in row["reason"]
 

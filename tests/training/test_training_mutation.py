@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from training_cases import batches, model
 
 from mest_fed.nn import mask_groups, read_state
@@ -33,7 +32,7 @@ class Watched:
         return [
             step
             for step, (old, new) in enumerate(pairs, start=1)
-            if not all(torch.equal(a, b) for a, b in zip(old, new, strict=True))
+            if not all(np.array_equal(a, b) for a, b in zip(old, new, strict=True))
         ]
 
 
