@@ -79,10 +79,12 @@ def register_commands() -> None:
         config,
         devices,
         export,
+        node,
         plan,
         program,
         report,
         run,
+        server,
         simulate,
     )
 
@@ -90,6 +92,7 @@ def register_commands() -> None:
         simulate.simulate,
         run.run,
         client.client,
+        server.server,
         config.config,
         devices.devices,
         plan.plan,
@@ -102,6 +105,7 @@ def register_commands() -> None:
         return
     for command in commands:
         app.command(cls=_Command)(command)
+    app.command(cls=_Command, context_settings=node.OPTIONS)(node.node)
     app.add_typer(_group(certs.__doc__ or "", *certs.COMMANDS), name="certs")
 
 
