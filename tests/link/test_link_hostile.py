@@ -212,6 +212,30 @@ def test_a_large_message_is_refused(server, link):
     assert status_of(link, "Register", toml.SerializeToString()) == "INVALID_ARGUMENT"
 
 
+def test_parts_are_neither_too_small_nor_too_large(server, link):
+    server.submit(link.registration.node_id, train("parts"))
+    while (instruction := link.wait()) is None or instruction.id != "parts":
+        if instruction is not None:
+            link.report(instruction, {}, {})
+    ref = ObjectRef.of(b"1" * 2500)
+    first = pb.Part(
+        session=link.registration.session, instruction="parts", sha256=ref.sha256, bytes=2500
+    )
+
+    def answer_to(*sizes, offset=0):
+        first.offset, first.data = offset, b"1" * sizes[0]
+        parts = [first, *(pb.Part(data=b"1" * size) for size in sizes[1:])]
+        return status_of(link, "Upload", [each.SerializeToString() for each in parts])
+
+    assert answer_to(1023, 1024, 453) == "INVALID_ARGUMENT"
+    assert answer_to(1025, 1024, 451) == "INVALID_ARGUMENT"
+    assert answer_to(1024, offset=1) == "OUT_OF_RANGE"
+    assert answer_to(1024, 1000, 476) == "INVALID_ARGUMENT"
+    assert answer_to(1024, 452, offset=1024) == "OK"
+    assert link.report(instruction, {"u": b"1" * 2500}, {})
+    server.poll()
+
+
 def test_an_upload_that_stands_still_is_ended_and_the_number_of_transfers_is_bounded(server, link):
     server.submit(link.registration.node_id, train("still"))
     while (instruction := link.wait()) is None or instruction.id != "still":
