@@ -202,7 +202,7 @@ class NodeLink:
         refs = {name: ObjectRef.of(data) for name, data in objects.items()}
         report = Report(instruction.id, refs, metrics, peak_bytes=peak_bytes, seconds=seconds)
         try:
-            for name, ref in refs.items():
+            for ref, name in {ref: name for name, ref in refs.items()}.items():
                 self._transfers.upload(instruction.id, ref, objects[name])
         except InstructionOverError:
             return self._ended(counts=False)

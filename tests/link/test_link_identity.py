@@ -161,6 +161,15 @@ def test_there_is_no_reflection_and_no_enrolment_where_nodes_work(server, author
             assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+def test_the_health_service_answers_where_it_is_asked_for():
+    with (
+        serve(health=True) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        answer = channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=5)
+        assert answer == b"\x08\x01"  # status: SERVING
+
+
 @pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", "192.0.2.7:9443", "example.org:9443"])
 def test_without_tls_it_stays_on_this_machine(address):
     with pytest.raises(InputError, match="loopback"):
