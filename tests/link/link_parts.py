@@ -13,10 +13,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from mest_fed.link.limits import Limits
 from mest_fed.link.messages import Instruction, InstructionKind, NodeDescription
-from mest_fed.link.server import EdgeServer, ServerTls
-from mest_fed.link.transport import NodeLink, NodeTls, Patience
+from mest_fed.link.node.transport import NodeLink, NodeTls, Patience
+from mest_fed.link.server.edge_server import EdgeServer, ServerTls
+from mest_fed.link.server.limits import Limits
 
 #: Everything soon, so that tests are.
 QUICK = Limits(

@@ -10,8 +10,8 @@ from link_parts import Authority, node, serve, train
 from mest_fed.errors import InputError, RefusedError
 from mest_fed.link import mest_link_pb2 as pb
 from mest_fed.link.codec import EDGE_LINK
-from mest_fed.link.server import EdgeServer
-from mest_fed.link.transport import NodeDescription, NodeLink, Patience
+from mest_fed.link.node.transport import NodeDescription, NodeLink, Patience
+from mest_fed.link.server.edge_server import EdgeServer
 
 BRIEFLY = Patience(first=0.05, longest=0.1, altogether=0.3, call_seconds=2.0)
 

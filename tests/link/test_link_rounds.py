@@ -15,7 +15,7 @@ from mest_fed.link.messages import (
     ProgramKind,
     ProgramRequest,
 )
-from mest_fed.link.objects import Blob
+from mest_fed.link.server.objects import Blob
 from mest_fed.schema import FailureKind
 
 
