@@ -96,6 +96,11 @@ class NodeModel:
             if name.endswith(_REFERENCE):
                 array[...] = self._arrays[name.removesuffix(_REFERENCE)]
 
+    def reads_from(self, step: CompiledStep) -> bool:
+        """Say whether a step keeps the gradients that a mutation reads."""
+        names = (layer + VALUES for layer in self.spec.layouts)
+        return all(name in step.gradients for name in names if name in self._trained)
+
     @property
     def fullness(self) -> float:
         """Active values / those that the programs have room for."""

@@ -214,6 +214,11 @@ class _Training:
 
     def _step_of(self, size: int, *, reads: bool) -> CompiledStep:
         """Return the step of a batch of so many examples, in the memory of the model."""
+        if reads:
+            direct = self._step_of(size, reads=False)
+            if self._model.reads_from(direct):
+                return direct
+            self._bound = {}  # the other step takes the place of this one
         run = self._run
         largest = min(max(size, run.batch_size), run.micro_batch + 1)
         mutates = self._order.mutate
