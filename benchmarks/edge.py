@@ -20,6 +20,7 @@ libraries, as the server does here. ``alone`` is what the node takes on a machin
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,7 @@ from harness import Row, software, write_json
 LEAN, STOCK = "lean", "stock"
 SIDES = (LEAN, STOCK)
 HERE = Path(__file__).parent
+TERMINATED = 143
 #: What a sum of memory is, in names of rows.
 SUMS = {"pss": "PSS", "alone": "alone", "high_water": "VmHWM"}
 #: Goals. Memory of training has its own in :mod:`edge_memory`.
@@ -231,6 +233,10 @@ PARTS: dict[str, Callable[[Options], Iterator[Row]]] = {
 }
 
 
+def _was_measured(row: Row) -> bool:
+    return row["ours"] is not None or row["peer"] is not None
+
+
 def parse(arguments: Sequence[str] | None) -> Options:
     """Parse the command line."""
     quick = {"repeats": 1, "rounds": 1, "nodes": 20, "players": 1}
@@ -255,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         for part in (name for name in PARTS if name in options.parts):
             print(f"{part} ...", file=sys.stderr, flush=True)
-            rows = list(PARTS[part](options))
+            rows = [row for row in PARTS[part](options) if _was_measured(row)]
             done += rows
             show(f"{part} (measured)", rows, COLUMNS)
     except KeyboardInterrupt:
@@ -273,4 +279,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # what it started ends, too
     run(main)
