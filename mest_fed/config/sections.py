@@ -13,7 +13,9 @@ from mest_fed.catalogue import (
     MutationPlace,
 )
 from mest_fed.config.base import (
+    ADDRESS,
     PATH,
+    FilePath,
     Form,
     PerDevice,
     Positive,
@@ -186,12 +188,20 @@ class FleetSection(Section):
 
 
 class DeploymentSection(Section):
-    """What ``flwr run`` leaves on the server; for ``mest-fed simulate`` options say so."""
+    """For ``flwr run``: what it leaves on the server, and its edge link; commands have options."""
 
     folder: Annotated[str, PATH] = ""
     """The run's folder on the server; empty: ``runs/flwr-RUN_ID``, where the server was started."""
     resume: bool = False
     """Go on with the run in the folder, from its newest checkpoint."""
+    link: Annotated[str, ADDRESS] = ""
+    """Address of an edge link, where lean nodes take part beside Flower's; empty: there is none."""
+    link_certificates: FilePath = ""
+    """Folder of ``mest-fed certs`` on the server, with the certificates of the edge link."""
+    link_enrol: Annotated[str, ADDRESS] = ""
+    """Where lean nodes that have a token get certificates; empty: nowhere."""
+    link_insecure: bool = False
+    """The edge link is without certificates, on loopback alone."""
 
 
 class RunConfig(Section):
@@ -268,4 +278,14 @@ class RunConfig(Section):
                 "deployment.resume = True is not allowed without deployment.folder; "
                 "allowed: the folder of the run to go on with"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _what_a_link_has_is_of_a_link(self) -> "RunConfig":
+        for name in ("link_certificates", "link_enrol", "link_insecure"):
+            if (value := getattr(self.deployment, name)) and not self.deployment.link:
+                raise ValueError(
+                    f"deployment.{name} = {value!r} is not allowed without deployment.link; "
+                    "allowed: the address of an edge link beside it"
+                )
         return self
