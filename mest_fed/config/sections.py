@@ -94,6 +94,16 @@ class ServerSection(Section):
     """Decay of the second moment of ``fedadam`` and ``fedyogi``."""
     tau: Annotated[float, Field(gt=0)] = 1e-3
     """Term in the denominator of ``fedadam``, ``fedyogi`` and ``fedadagrad``."""
+    clip_norm: Annotated[float, Field(ge=0)] = 0.0
+    """Largest L2 distance of an update from what its client was sent; one that is further away is
+    moved back to it. 0 clips nothing. With real devices the log says each round's distances."""
+    clip_median: Annotated[float, Field(ge=0)] = 0.0
+    """The same with a bound of so many times the median of the round's distances, such as 1. The
+    server keeps the updates of a round for it. 0 clips nothing. With ``sync``."""
+    trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of a weight's holders whose values are left out at either end, largest and smallest.
+    The others then count the same, whatever their examples. The server keeps the updates of a round
+    for it. 0: the mean of all, weighted by examples."""
     mode: Annotated[str, one_of(MODES)] = "sync"
     """When a round ends: with the cohort; with a full buffer; with a period of time."""
     over_selection: Annotated[float, Field(ge=1)] = 1.0
@@ -119,6 +129,11 @@ class ServerSection(Section):
         except InputError:
             raise ValueError(f"allowed: {STOP_FORMS}, or nothing") from None
         return " ".join(value.split())
+
+    @property
+    def keeps_updates(self) -> bool:
+        """Whether aggregation needs all updates of a round at once, and no sums of them."""
+        return self.trim > 0 or self.clip_median > 0
 
     @property
     def evaluates(self) -> bool:

@@ -62,9 +62,7 @@ def certificates(home, folder):
     """Make the certificates of the edge link and of one node."""
     for arguments in (("new", folder, "--host", "127.0.0.1"), ("node", folder, "lean")):
         command = [SCRIPTS / "mest-fed", "certs", *arguments]
-        subprocess.run(
-            command, env=home.environment, check=True, capture_output=True, timeout=120
-        )
+        subprocess.run(command, env=home.environment, check=True, capture_output=True, timeout=120)
 
 
 def test_nodes_of_both_kinds_train_in_one_round(tmp_path, home):

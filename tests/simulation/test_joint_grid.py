@@ -1,4 +1,4 @@
-"""Several grids as one: routing, ids that collide, a round of both kinds of nodes in one process."""
+"""Several grids as one: routing, ids that collide, a round of both kinds in one process."""
 
 import threading
 import time
@@ -218,7 +218,10 @@ def test_certificates_that_are_not_there_are_one_line(tmp_path):
     keys = {"link": "127.0.0.1:0", "link_certificates": str(tmp_path)}
     task = Task(tiny_config(deployment=keys))
     grid = FakeGrid({})
-    with pytest.raises(InputError, match=r"server\.pem cannot be read"), joined_with_link(task, grid):
+    with (
+        pytest.raises(InputError, match=r"server\.pem cannot be read"),
+        joined_with_link(task, grid),
+    ):
         pass
     assert KEYS.listen == "deployment.link"
 
