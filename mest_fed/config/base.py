@@ -90,6 +90,7 @@ class Form:
 
 
 PATH = Form("a path, or nothing")
+ADDRESS = Form("HOST:PORT, or nothing")
 #: The path of a file or folder. Every key that holds one is of this type, or calls its check where
 #: the value may be something else, too.
 FilePath = Annotated[str, AfterValidator(beside_file), PATH]

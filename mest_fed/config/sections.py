@@ -13,7 +13,9 @@ from mest_fed.catalogue import (
     MutationPlace,
 )
 from mest_fed.config.base import (
+    ADDRESS,
     PATH,
+    FilePath,
     Form,
     PerDevice,
     Positive,
@@ -92,6 +94,16 @@ class ServerSection(Section):
     """Decay of the second moment of ``fedadam`` and ``fedyogi``."""
     tau: Annotated[float, Field(gt=0)] = 1e-3
     """Term in the denominator of ``fedadam``, ``fedyogi`` and ``fedadagrad``."""
+    clip_norm: Annotated[float, Field(ge=0)] = 0.0
+    """Largest L2 distance of an update from what its client was sent; one that is further away is
+    moved back to it. 0 clips nothing. With real devices the log says each round's distances."""
+    clip_median: Annotated[float, Field(ge=0)] = 0.0
+    """The same with a bound of so many times the median of the round's distances, such as 1. The
+    server keeps the updates of a round for it. 0 clips nothing. With ``sync``."""
+    trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of a weight's holders whose values are left out at either end, largest and smallest.
+    The others then count the same, whatever their examples. The server keeps the updates of a round
+    for it. 0: the mean of all, weighted by examples."""
     mode: Annotated[str, one_of(MODES)] = "sync"
     """When a round ends: with the cohort; with a full buffer; with a period of time."""
     over_selection: Annotated[float, Field(ge=1)] = 1.0
@@ -117,6 +129,11 @@ class ServerSection(Section):
         except InputError:
             raise ValueError(f"allowed: {STOP_FORMS}, or nothing") from None
         return " ".join(value.split())
+
+    @property
+    def keeps_updates(self) -> bool:
+        """Whether aggregation needs all updates of a round at once, and no sums of them."""
+        return self.trim > 0 or self.clip_median > 0
 
     @property
     def evaluates(self) -> bool:
@@ -186,12 +203,20 @@ class FleetSection(Section):
 
 
 class DeploymentSection(Section):
-    """What ``flwr run`` leaves on the server; for ``mest-fed simulate`` options say so."""
+    """For ``flwr run``: what it leaves on the server, and its edge link; commands have options."""
 
     folder: Annotated[str, PATH] = ""
     """The run's folder on the server; empty: ``runs/flwr-RUN_ID``, where the server was started."""
     resume: bool = False
     """Go on with the run in the folder, from its newest checkpoint."""
+    link: Annotated[str, ADDRESS] = ""
+    """Address of an edge link, where lean nodes take part beside Flower's; empty: there is none."""
+    link_certificates: FilePath = ""
+    """Folder of ``mest-fed certs`` on the server, with the certificates of the edge link."""
+    link_enrol: Annotated[str, ADDRESS] = ""
+    """Where lean nodes that have a token get certificates; empty: nowhere."""
+    link_insecure: bool = False
+    """The edge link is without certificates, on loopback alone."""
 
 
 class RunConfig(Section):
@@ -268,4 +293,14 @@ class RunConfig(Section):
                 "deployment.resume = True is not allowed without deployment.folder; "
                 "allowed: the folder of the run to go on with"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _what_a_link_has_is_of_a_link(self) -> "RunConfig":
+        for name in ("link_certificates", "link_enrol", "link_insecure"):
+            if (value := getattr(self.deployment, name)) and not self.deployment.link:
+                raise ValueError(
+                    f"deployment.{name} = {value!r} is not allowed without deployment.link; "
+                    "allowed: the address of an edge link beside it"
+                )
         return self

@@ -7,7 +7,7 @@ from mest_fed.errors import InputError, not_allowed
 _MOST_PORTS = 65535
 
 
-def check_address(address: str, *, insecure: bool) -> str:
+def check_address(address: str, *, insecure: bool, key: str = "address") -> str:
     """Return an address that may be listened on, or connected to.
 
     Parameters
@@ -16,6 +16,8 @@ def check_address(address: str, *, insecure: bool) -> str:
         ``host:port``; an IPv6 host stands in brackets.
     insecure : bool
         Whether there is no TLS.
+    key : str
+        What a person calls it.
 
     Raises
     ------
@@ -25,10 +27,10 @@ def check_address(address: str, *, insecure: bool) -> str:
     host, _, port = address.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not bare or (":" in bare and bare == host) or not _is_port(port):
-        raise not_allowed("address", address, "HOST:PORT, such as 127.0.0.1:9443 or [::1]:9443")
+        raise not_allowed(key, address, "HOST:PORT, such as 127.0.0.1:9443 or [::1]:9443")
     if insecure and not _is_loopback(bare):
         raise InputError(
-            f"address = {address!r} is not allowed without TLS; allowed: loopback addresses, such"
+            f"{key} = {address!r} is not allowed without TLS; allowed: loopback addresses, such"
             " as 127.0.0.1:9443"
         )
     return address

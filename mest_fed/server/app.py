@@ -1,7 +1,7 @@
 """The Flower ServerApp: the same under ``flwr run``, in deployment and in the simulated fleet."""
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from logging import getLogger
 from pathlib import Path
 
@@ -113,6 +113,8 @@ class CentralEvaluation:
 
 #: Prepares a strategy before it starts (a resumed run restores it) and gives what observes it.
 Preparation = Callable[[Task, MestStrategy], RoundObserver]
+#: Joins a run's grid with others for as long as the run is served.
+Joining = Callable[[Task, Grid], AbstractContextManager[Grid]]
 
 
 def log_round(row: Row, primary: Metric) -> None:
@@ -132,7 +134,10 @@ def log_round(row: Row, primary: Metric) -> None:
 
 
 def build_server_app(
-    prepare: Preparation | None = None, *, bundle: Path | None = None
+    prepare: Preparation | None = None,
+    *,
+    bundle: Path | None = None,
+    join: Joining = lambda _, grid: nullcontext(grid),
 ) -> ServerApp:
     """Build the ServerApp.
 
@@ -144,6 +149,9 @@ def build_server_app(
     bundle : Path, optional
         The folder of the app that Flower runs: a checkpoint names files in it by relative paths,
         since another version of the app is in another folder.
+    join : callable, optional
+        Called with the task and the grid of real devices; the run is of the nodes of the grid that
+        it gives.
     """
     app = ServerApp()
 
@@ -152,18 +160,24 @@ def build_server_app(
         log.info("mest-fed %s from %s", mest_fed.__version__, mest_fed.__file__)
         task = PROCESS_TASKS.get(context.run_config)
         with own_errors(task.config):
-            _serve(task, grid, prepare, bundle)
+            if prepare is not None:
+                strategy = _strategy_of(task)
+                _run(strategy, grid, task, prepare(task, strategy))
+                return
+            with join(task, grid) as joined:
+                _serve_devices(task, joined, bundle)
 
     return app
 
 
-def _serve(task: Task, grid: Grid, prepare: Preparation | None, bundle: Path | None) -> None:
-    """Run the server's part from the first round to the last."""
+def _strategy_of(task: Task) -> MestStrategy:
     model = task.build_model()
-    strategy = build_strategy(task, GlobalModel.from_state(task.spec, read_state(model)))
-    if prepare is not None:
-        _run(strategy, grid, task, prepare(task, strategy))
-        return
+    return build_strategy(task, GlobalModel.from_state(task.spec, read_state(model)))
+
+
+def _serve_devices(task: Task, grid: Grid, bundle: Path | None) -> None:
+    """Run the server's part with real devices, from the first round to the last."""
+    strategy = _strategy_of(task)
     if (reason := task.why_torch({})) is not None:
         log.warning("%s", reason)
     devices = DeviceGrid(grid)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mest_fed.rng import numpy_generator
-from mest_fed.server.aggregation.masked import MaskedMean
+from mest_fed.server.aggregation.aggregate import Aggregate
 from mest_fed.server.optimizers import ServerOptimizer
 from mest_fed.sparsity import Mask, Method, keep_best, layer_counts, nested_order
 from mest_fed.sparsity.arrays import Floats, Slots, norms
@@ -91,8 +91,8 @@ class GlobalModel:
             tier[group] = keep_best(mask, scores, count).slots
         return tier
 
-    def apply_update(self, mean: MaskedMean, optimizer: ServerOptimizer) -> None:
-        """Take over a round's average; weights that no client was offered stay as they were."""
+    def apply_update(self, mean: Aggregate, optimizer: ServerOptimizer) -> None:
+        """Take over a round's aggregate; weights that no client was offered stay as they were."""
         self.pseudo_gradient = {}
         if mean.weight == 0:
             return

@@ -14,7 +14,10 @@ from mest_fed.catalogue import SELECTORS, MutationPlace
 from mest_fed.errors import WireError
 from mest_fed.memory import DENSITY_STEPS
 from mest_fed.schema import LOSS, FailureKind, TaskStatus, failure_of_code
-from mest_fed.server.aggregation.masked import MaskedMean, PositionCache
+from mest_fed.server.aggregation.aggregate import Aggregate
+from mest_fed.server.aggregation.clipping import NormClipping, RoundClipping
+from mest_fed.server.aggregation.masked import PositionCache
+from mest_fed.server.aggregation.trimmed import build_aggregate
 from mest_fed.server.client_registry import ClientRegistry, Node
 from mest_fed.server.exchange import Awaited
 from mest_fed.server.global_model import GlobalModel
@@ -103,6 +106,8 @@ class MestStrategy(Strategy):
         self.selector: Selector = SELECTORS.build(server.selection)
         self._availability: AvailabilityInfo | None = None
         self._positions = PositionCache(model.spec)
+        self.clip = NormClipping(model.spec, server.clip_norm)
+        self._clipping = RoundClipping(self.clip, server.clip_median)
         self._sent: list[SentTask] = []
         self._awaited = Awaited[SentTask]()
 
@@ -145,7 +150,8 @@ class MestStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average what is acceptable, reply by reply, then mutate if the server does."""
         number = self.first_round + server_round
-        mean = MaskedMean(self.model.spec, self._positions)
+        mean = build_aggregate(self.config.server, self.model.spec, self._positions)
+        self._clipping = RoundClipping(self.clip, self.config.server.clip_median)
         losses, counted = 0.0, 0.0
         outcomes = []
         for outcome in self._outcomes(replies, mean):
@@ -156,6 +162,7 @@ class MestStrategy(Strategy):
         self.record.clients = sorted(outcomes, key=lambda outcome: outcome.partition)
         self.record.train_loss = losses / counted if counted else None
         self._complete(mean)
+        self._clipping.complete(mean)
         self.model.apply_update(mean, self.optimizer)
         self._update_masks(number)
         self.record.density = self.model.state().density(self.model.spec)
@@ -354,14 +361,14 @@ class MestStrategy(Strategy):
         """Yield the replies of a round of training, each with its instruction."""
         return self._matched(replies)
 
-    def _outcomes(self, replies: Iterable[Message], mean: MaskedMean) -> Iterator[ClientOutcome]:
+    def _outcomes(self, replies: Iterable[Message], mean: Aggregate) -> Iterator[ClientOutcome]:
         """Add up the updates of a round; yield what became of each node that it asked."""
         for sent, reply in self._train_replies(replies):
             yield self._outcome(reply, sent, mean)
         for sent in self._awaited.rest():
             yield self._unanswered(sent)
 
-    def _outcome(self, reply: Message, sent: SentTask, mean: MaskedMean) -> ClientOutcome:
+    def _outcome(self, reply: Message, sent: SentTask, mean: Aggregate) -> ClientOutcome:
         """Add a node's update to the mean, if it is acceptable; return what became of the node."""
         node, outcome = sent.node, self._asked(sent)
         outcome.examples = node.examples
@@ -380,10 +387,10 @@ class MestStrategy(Strategy):
     def _bytes_of(self, reply: Message) -> int:
         return content_bytes(reply.content)
 
-    def _complete(self, mean: MaskedMean) -> None:
+    def _complete(self, mean: Aggregate) -> None:
         """Add to the mean what did not come reply by reply."""
 
-    def _accept(self, reply: Message, node: Node, mean: MaskedMean, outcome: ClientOutcome) -> None:
+    def _accept(self, reply: Message, node: Node, mean: Aggregate, outcome: ClientOutcome) -> None:
         """Add an update to the mean and note what it says; WireError if it is not acceptable."""
         epochs = self.config.training.local_epochs
         counts = read_counts(reply, node.examples, epochs, self.task.objective)
@@ -396,7 +403,8 @@ class MestStrategy(Strategy):
             mask_may_change=mutated,
             sent_hash=self.broadcast.tier_hash(node.density),
         )
-        mean.add(state, counts.examples, offered.masks if mutated else None)
+        masks = offered.masks if mutated else None
+        self._clipping.add(mean, state, offered, counts.examples, masks)
         self._note_mask(node)
         outcome.note(counts.totals, state.density(self.model.spec))
 

@@ -390,9 +390,15 @@ def open_run(
         raise InputError("a new run needs a configuration")
     folder = RunFolder(out)
     folder.check_new()
-    if config.deployment.folder:
+    deployment = config.deployment
+    if deployment.folder:
         raise InputError(
-            f"deployment.folder = {config.deployment.folder!r} is for flwr run; allowed: --out"
+            f"deployment.folder = {deployment.folder!r} is for flwr run; allowed: --out"
+        )
+    if deployment.link:
+        raise InputError(
+            f"deployment.link = {deployment.link!r} is for real devices; allowed: nothing, or "
+            "flwr run"
         )
     check_cohort(config)
     find_named(config)

@@ -24,7 +24,11 @@ def load(name):
 
 PAGES = load("make_reference")
 #: Sections of those pages that are no examples.
-GUIDES = {"A home network, step by step"}
+GUIDES = {
+    "A home network, step by step",
+    "Updates that do harm",
+    "Nodes of both kinds in one run",
+}
 #: What divides cells: a bar that is neither in code nor behind a backslash.
 BAR = re.compile(r"(?<!\\)\|(?=(?:[^`]*`[^`]*`)*[^`]*$)")
 

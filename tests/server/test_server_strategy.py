@@ -1,5 +1,6 @@
 """The strategy on hand-made replies: what a bad one costs, who is sent what, when masks change."""
 
+import logging
 import math
 
 import numpy as np
@@ -55,6 +56,10 @@ def nan_values(strategy, message):
     return with_array(honest(strategy, message), "values", spoil)
 
 
+def huge_values(strategy, message):
+    return with_array(honest(strategy, message), "values", lambda array: array + np.float32(2e18))
+
+
 def wrong_mask(strategy, message):
     spec = strategy.model.spec
     other = random_state(spec, seed=1, masks=random_masks(spec, 0.2, seed=1))
@@ -90,6 +95,12 @@ def wrong_examples(strategy, message):
     return reply
 
 
+def presented_too_often(strategy, message):
+    reply = honest(strategy, message)
+    reply.content["metrics"]["presented"] = 10**6
+    return reply
+
+
 def nan_loss(strategy, message):
     reply = honest(strategy, message)
     reply.content["metrics"]["loss-sum"] = math.nan
@@ -102,12 +113,14 @@ def empty(strategy, message):
 
 BAD = {
     nan_values: "finite",
+    huge_values: " has a number beyond 1e+18",
     wrong_mask: "the mask is not the one that was sent",
     garbage_header: "",
     garbage_array: "array values",
     cut_values: "array values",
     no_metrics: "no metrics",
     wrong_examples: "num-examples = 1000000",
+    presented_too_often: "1000000 presented, more than 1 times 30 examples",
     nan_loss: "loss-sum = nan",
     empty: "no metrics",
 }
@@ -147,6 +160,20 @@ def test_a_bad_reply_costs_its_own_update_only(strategy, grid, spoil):
     assert BAD[spoil] in outcomes[2].reason
     assert outcomes[2].bytes_up == content_bytes(bad.content)
     assert strategy.record.train_loss == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("server", [{}, {"trim": 0.2}], ids=["summed", "kept"])
+@pytest.mark.parametrize("spoil", BAD, ids=lambda spoil: spoil.__name__)
+def test_a_bad_reply_is_one_line_in_the_log(grid, caplog, spoil, server):
+    strategy = strategy_of(server=server)
+    messages = train_messages(strategy, grid)
+    with caplog.at_level(logging.WARNING, "mest_fed.server"):
+        strategy.aggregate_train(1, [spoil(strategy, messages[NODES[2]])])
+    (line,) = caplog.messages
+    assert line.startswith(f"the update of node {NODES[2]} was rejected: ")
+    assert BAD[spoil] in line
+    assert "\n" not in line
+    assert len(line) < 200
 
 
 def test_an_error_costs_its_own_update_only(strategy, grid):

@@ -71,12 +71,13 @@ class LinkGrid(Grid):
         What nodes are told.
     deadline : float
         Seconds after which an instruction is over; 0 for no limit.
-    run_id : int, optional
-        Id of the run; drawn if left out.
+    joins : Run, optional
+        The run of another grid that this one is joined with, which this process serves already.
+        Without it the run is a new one.
     """
 
     def __init__(
-        self, server: EdgeServer, run: LeanRun, *, deadline: float = 0.0, run_id: int | None = None
+        self, server: EdgeServer, run: LeanRun, *, deadline: float = 0.0, joins: Run | None = None
     ) -> None:
         self._server, self._lean, self._deadline = server, run, deadline
         self._lock = threading.Lock()
@@ -84,7 +85,10 @@ class LinkGrid(Grid):
         self._replies: dict[str, Message] = {}
         #: Arrays that several messages share -> the blob of each: the last broadcast's.
         self._blobs: dict[int, tuple[ArrayRecord, dict[str, Blob]]] = {}
-        self.set_run(empty_run(secrets.randbits(62) if run_id is None else run_id))
+        if joins is None:
+            self.set_run(empty_run(secrets.randbits(62)))
+        else:
+            self._run = joins
 
     def set_run(self, run: Run) -> None:
         """Set the run; messages made in this process belong to it from now on."""

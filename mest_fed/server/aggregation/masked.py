@@ -15,6 +15,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from mest_fed.errors import WireError
 from mest_fed.server.aggregation.averaging import ArraySum
+from mest_fed.server.aggregation.clipping import NormClipping
 from mest_fed.server.update_validator import Counts, read_counts, read_update
 from mest_fed.sparsity.arrays import Floats, Slots
 from mest_fed.sparsity.state import ModelSpec, SparseState
@@ -186,8 +187,8 @@ class MaskedAggregator:
 
     Parameters
     ----------
-    spec : ModelSpec
-        Of the model.
+    clip : NormClipping
+        Clips each update.
     offered : mapping of float to SparseState
         What each tier was sent, by density.
     nodes : mapping of int to (float, int)
@@ -198,7 +199,7 @@ class MaskedAggregator:
         Name and options of what is learned, as in the configuration.
     """
 
-    spec: ModelSpec
+    clip: NormClipping
     offered: Mapping[float, SparseState]
     nodes: Mapping[int, tuple[float, int]]
     epochs: int = 1
@@ -214,7 +215,7 @@ class MaskedAggregator:
             counts = self._counts(reply, examples)
             state = read_update(
                 reply,
-                self.spec,
+                self.clip.spec,
                 self.offered[density],
                 mask_may_change=False,
                 sent_hash=self._hash_of(density),
@@ -222,7 +223,9 @@ class MaskedAggregator:
         except WireError as error:
             facts = ConfigRecord({REASON: str(error), "bytes": size})
             return None, _with(reply, RecordDict({FACTS: facts}))
-        facts = ConfigRecord({"density": state.density(self.spec), "bytes": size})
+        state, norm = self.clip(state, self.offered[density])
+        said = {"density": state.density(self.clip.spec), "norm": norm, "bytes": size}
+        facts = ConfigRecord(said)
         metrics = reply.content.metric_records["metrics"]
         left = _with(reply, RecordDict({"metrics": metrics, FACTS: facts}))
         return TierSums({density: ArraySum(_arrays(state), counts.examples)}), left
@@ -235,8 +238,8 @@ class MaskedAggregator:
         """Return the bytes that a reply had before :meth:`map`."""
         return int(_facts(reply)["bytes"])
 
-    def read(self, reply: Message) -> tuple[Counts, float]:
-        """Read the metrics of a reply that was summed, and the density of its update.
+    def read(self, reply: Message) -> tuple[Counts, float, float]:
+        """Read the metrics of a reply that was summed, and its update's density and norm.
 
         Raises
         ------
@@ -247,7 +250,7 @@ class MaskedAggregator:
         if REASON in facts:
             raise WireError(str(facts[REASON]))
         _, examples = self.nodes[reply.metadata.src_node_id]
-        return self._counts(reply, examples), float(facts["density"])
+        return self._counts(reply, examples), float(facts["density"]), float(facts["norm"])
 
     def _hash_of(self, density: float) -> bytes:
         """Return the hash of the masks that a tier was sent, which is computed once."""

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from mest_fed.errors import MestFedError
 from mest_fed.schema import FailureKind, TaskStatus
-from mest_fed.server.aggregation.masked import MaskedMean
+from mest_fed.server.aggregation.aggregate import Aggregate
 from mest_fed.server.client_registry import Node
 from mest_fed.server.exchange import POLL_SECONDS
 from mest_fed.server.global_model import GlobalModel
@@ -293,7 +293,7 @@ class ArrivalStrategy(MestStrategy):
         self._answered[sent.node.node_id] = sent.node
         self._lost.append((sent, failure))
 
-    def _outcomes(self, replies: Iterable[Message], mean: MaskedMean) -> Iterator[ClientOutcome]:
+    def _outcomes(self, replies: Iterable[Message], mean: Aggregate) -> Iterator[ClientOutcome]:
         del replies  # Flower sent nothing
         for reply in self._arrivals():
             pending = self.pending_updates.pop(reply.metadata.reply_to_message_id, None)
@@ -302,7 +302,7 @@ class ArrivalStrategy(MestStrategy):
         for sent, failure in self._lost:
             yield self._unanswered(sent, failure)
 
-    def _land(self, pending: PendingUpdate, reply: Message, mean: MaskedMean) -> ClientOutcome:
+    def _land(self, pending: PendingUpdate, reply: Message, mean: Aggregate) -> ClientOutcome:
         self.landed = pending
         self._answered[pending.node.node_id] = pending.node
         outcome = self._outcome(reply, SentTask(pending.node, pending.bytes_down), mean)

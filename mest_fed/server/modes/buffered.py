@@ -10,7 +10,7 @@ from flwr.app import Message
 from mest_fed.catalogue import WEIGHTINGS, MutationPlace
 from mest_fed.config import RunConfig
 from mest_fed.errors import InputError, WireError
-from mest_fed.server.aggregation.masked import MaskedMean
+from mest_fed.server.aggregation.aggregate import Aggregate
 from mest_fed.server.client_registry import Node
 from mest_fed.server.global_model import GlobalModel, MaskSet
 from mest_fed.server.modes.arrivals import ArrivalStrategy
@@ -129,6 +129,11 @@ class Buffered(ArrivalStrategy):
                 f"server.over_selection = {server.over_selection} is for synchronous rounds; "
                 f"allowed: 1 (server.mode = {server.mode!r})"
             )
+        if server.clip_median:
+            raise InputError(
+                f"server.clip_median = {server.clip_median} is for rounds of updates of one model; "
+                f"allowed: 0 (server.mode = {server.mode!r})"
+            )
         if config.sparsity.mutation == MutationPlace.CLIENT:
             raise InputError(
                 f"server.mode = {server.mode!r} mixes updates of several masks; "
@@ -148,11 +153,12 @@ class Buffered(ArrivalStrategy):
     def _is_complete(self) -> bool:
         return self.accepted >= self.config.server.buffer
 
-    def _accept(self, reply: Message, node: Node, mean: MaskedMean, outcome: ClientOutcome) -> None:
+    def _accept(self, reply: Message, node: Node, mean: Aggregate, outcome: ClientOutcome) -> None:
         pending, server, spec = self.landed, self.config.server, self.model.spec
         epochs = self.config.training.local_epochs
         counts = read_counts(reply, node.examples, epochs, self.task.objective)
         state = read_update(reply, spec, pending.sent, mask_may_change=False)
+        state, norm = self.clip(state, pending.sent)
         self._note_landed_mask()
         staleness = self.record.round - pending.round
         if staleness > server.max_staleness:
@@ -164,6 +170,7 @@ class Buffered(ArrivalStrategy):
             for group, slots in pending.sent.masks.items()
         }
         share = discount(staleness, server.staleness_exponent)
+        self._clipping.norms.append(norm)
         weight = WEIGHTINGS.build(server.weighting, counts.examples)
         mean.add(rebase(state, pending.sent, rows, self.model, share), weight)
         outcome.note(counts.totals, state.density(spec))

@@ -8,6 +8,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from mest_fed.schema import FailureKind
+from mest_fed.server.aggregation.aggregate import Aggregate
 from mest_fed.server.aggregation.masked import MaskedAggregator, MaskedMean
 from mest_fed.server.aggregation.partial import PairwiseSum, SummingGrid
 from mest_fed.server.client_registry import Node
@@ -18,7 +19,9 @@ from mest_fed.server.strategy import MestStrategy, SentTask
 
 
 class SummedRounds(MestStrategy):
-    """Synchronous rounds by sums; rounds in which clients mutate take update by update.
+    """Synchronous rounds by sums.
+
+    Rounds in which clients mutate, or whose updates are kept, take update by update.
 
     On a grid that cannot sum, as in a deployment, the same is done here, in the same order.
     """
@@ -32,7 +35,7 @@ class SummedRounds(MestStrategy):
         """Configure, and offer the grid to sum the replies."""
         messages = super().configure_train(server_round, arrays, config, grid)
         self._aggregator = None
-        if not self.clients_mutate(self.record.round):
+        if not self.clients_mutate(self.record.round) and not self.config.server.keeps_updates:
             cohort = [sent.node for sent in self._sent]
             nodes = {node.node_id: (node.density, node.examples) for node in cohort}
             offered = {
@@ -41,7 +44,9 @@ class SummedRounds(MestStrategy):
             }
             epochs = self.config.training.local_epochs
             learned = self.config.task.name, self.config.task.options
-            self._aggregator = MaskedAggregator(self.model.spec, offered, nodes, epochs, learned)
+            self._aggregator = MaskedAggregator(
+                self.clip, offered, nodes, epochs=epochs, task=learned
+            )
             self._sums_here = not isinstance(grid, SummingGrid)
             if isinstance(grid, SummingGrid):
                 grid.sum_in_workers(self._aggregator)
@@ -60,17 +65,19 @@ class SummedRounds(MestStrategy):
             else self._aggregator.bytes_of(reply)
         )
 
-    def _accept(self, reply: Message, node: Node, mean: MaskedMean, outcome: ClientOutcome) -> None:
+    def _accept(self, reply: Message, node: Node, mean: Aggregate, outcome: ClientOutcome) -> None:
         if self._aggregator is None:
             super()._accept(reply, node, mean, outcome)
             return
-        counts, density = self._aggregator.read(reply)
+        counts, density, norm = self._aggregator.read(reply)
+        self._clipping.norms.append(norm)
         self._note_mask(node)
         outcome.note(counts.totals, density)
 
-    def _complete(self, mean: MaskedMean) -> None:
+    def _complete(self, mean: Aggregate) -> None:
         if self._aggregator is None or self._aggregator.total is None:
             return
+        assert isinstance(mean, MaskedMean)
         for density, total in sorted(self._aggregator.total.tiers.items()):
             mean.add_sums(self._aggregator.offered[density].masks, total.sums(), total.weight)
 
@@ -111,7 +118,7 @@ class FirstReplies(ArrivalStrategy):
     def _is_of_now(self, pending: PendingUpdate) -> bool:
         return pending.round == self.record.round
 
-    def _accept(self, reply: Message, node: Node, mean: MaskedMean, outcome: ClientOutcome) -> None:
+    def _accept(self, reply: Message, node: Node, mean: Aggregate, outcome: ClientOutcome) -> None:
         if self._is_of_now(self.landed) and not self._has_enough():
             super()._accept(reply, node, mean, outcome)
         else:

@@ -1,0 +1,173 @@
+"""How a run opens an edge link: where nodes find it, with which certificates, beside what.
+
+``mest-fed server`` opens one by its options; under a SuperLink, ``deployment.link`` opens one, and
+its nodes and Flower's are one fleet.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flwr.serverapp import Grid
+
+from mest_fed.config.sections import DeploymentSection
+from mest_fed.errors import InputError
+from mest_fed.link.addresses import check_address
+from mest_fed.link.certificates import Authority, redeem_token, sign_request
+from mest_fed.link.server.edge_server import EdgeServer, ServerTls
+from mest_fed.link.server.grid import LinkGrid
+from mest_fed.link.server.joint_grid import JointGrid
+from mest_fed.link.server.lean_run import LeanRun
+from mest_fed.server.run_log import shown_by_flower
+from mest_fed.task import Task
+
+log = getLogger("mest_fed.link")
+
+#: In a folder of ``mest-fed certs``: what the server shows, and what it believes.
+_FILES = ("server.pem", "server.key", "authority.pem")
+
+
+class LinkNames(NamedTuple):
+    """What a person calls the settings of an edge link."""
+
+    listen: str
+    certificates: str
+    enrol: str
+    insecure: str
+
+
+OPTIONS = LinkNames("--listen", "--certificates", "--enrol", "--insecure")
+KEYS = LinkNames(
+    "deployment.link",
+    "deployment.link_certificates",
+    "deployment.link_enrol",
+    "deployment.link_insecure",
+)
+
+
+@dataclass(frozen=True)
+class LinkSettings:
+    """Where nodes find the server, and how they are known.
+
+    Parameters
+    ----------
+    listen : str
+        ``HOST:PORT`` for nodes; port 0 takes a free one.
+    certificates : Path or None
+        A folder of ``mest-fed certs``.
+    enrol : str
+        ``HOST:PORT`` where nodes with a token get certificates; empty for none.
+    insecure : bool
+        Without certificates, on loopback alone.
+    names : LinkNames
+        What errors call these.
+
+    Raises
+    ------
+    InputError
+        If an address is none, or there are neither certificates nor ``insecure``, or both.
+    """
+
+    listen: str
+    certificates: Path | None = None
+    enrol: str = ""
+    insecure: bool = False
+    names: LinkNames = OPTIONS
+
+    def __post_init__(self) -> None:
+        names = self.names
+        if self.insecure and (self.certificates or self.enrol):
+            raise InputError(f"{names.insecure} is without certificates; allowed: one of them")
+        if not self.insecure and self.certificates is None:
+            raise InputError(
+                f"an edge link needs {names.certificates} FOLDER (mest-fed certs new), or "
+                f"{names.insecure} on loopback"
+            )
+        check_address(self.listen, insecure=self.insecure, key=names.listen)
+        if self.enrol:
+            check_address(self.enrol, insecure=False, key=names.enrol)
+
+    @classmethod
+    def of(cls, deployment: DeploymentSection) -> "LinkSettings":
+        """Return what the configuration says."""
+        folder = deployment.link_certificates
+        return cls(
+            deployment.link,
+            Path(folder).expanduser() if folder else None,
+            deployment.link_enrol,
+            deployment.link_insecure,
+            KEYS,
+        )
+
+
+def open_link(settings: LinkSettings, run: LeanRun) -> EdgeServer:
+    """Listen for nodes.
+
+    Parameters
+    ----------
+    settings : LinkSettings
+        Where and how.
+    run : LeanRun
+        What nodes are told.
+
+    Raises
+    ------
+    InputError
+        If a file of the certificates cannot be read, or an address cannot be listened on.
+    """
+    how: dict[str, Any] = {"describe": run.describe, "program": run.programs}
+    folder = settings.certificates
+    if folder is None:
+        log.warning("%s: nobody is asked who they are", settings.names.insecure)
+        return EdgeServer(settings.listen, insecure=True, **how)
+    certificate, key, authority = (_read(folder / name) for name in _FILES)
+    if settings.enrol:
+        how |= {"enrolment_address": settings.enrol, "enrol": _enroller(folder, authority)}
+    return EdgeServer(settings.listen, tls=ServerTls(certificate, key, authority), **how)
+
+
+@contextmanager
+def joined_with_link(task: Task, grid: Grid) -> Iterator[Grid]:
+    """Join a grid with the edge link that the configuration asks for, and close that at the end.
+
+    Parameters
+    ----------
+    task : Task
+        The run's; ``deployment.link`` is an address.
+    grid : Grid
+        Of the run: Flower's own.
+
+    Raises
+    ------
+    InputError
+        As :class:`LinkSettings` and :func:`open_link` do.
+    """
+    config, run = task.config, LeanRun(task)
+    with shown_by_flower(log.name), open_link(LinkSettings.of(config.deployment), run) as server:
+        log.info("the edge link listens on port %d", server.port)
+        link = LinkGrid(server, run, deadline=config.fleet.deadline, joins=grid.run)
+        yield JointGrid([grid, link])
+
+
+def _enroller(
+    folder: Path, authority: bytes
+) -> Callable[[str, bytes, str], tuple[bytes, bytes] | None]:
+    """Return what signs the requests of nodes that have a token."""
+    signer = Authority.load(folder)
+
+    def enrol(token: str, request: bytes, name: str) -> tuple[bytes, bytes] | None:
+        if not redeem_token(folder, token):
+            return None
+        return sign_request(signer, request, name), authority
+
+    return enrol
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None

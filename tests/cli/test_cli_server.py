@@ -1,0 +1,44 @@
+"""What ``mest-fed server`` and the keys of an edge link refuse: one line each."""
+
+import pytest
+
+LOOPBACK = ("--insecure", "--listen", "127.0.0.1:0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("server",), ["needs --certificates FOLDER (mest-fed certs new)", "--insecure"]),
+        (("server", "--insecure", "--certificates", "tls"), ["--insecure is without certificates"]),
+        (("server", "--insecure"), ["--listen = '0.0.0.0:9443'", "allowed: loopback addresses"]),
+        (("server", "--insecure", "--listen", "here"), ["--listen = 'here'", "HOST:PORT"]),
+        (("server", "--certificates", "tls", "--enrol", "9444"), ["--enrol = '9444'", "HOST:PORT"]),
+        (("server", *LOOPBACK, "--resume"), ["--resume needs --out"]),
+        (
+            ("server", *LOOPBACK, "--set", "deployment.link='127.0.0.1:1'"),
+            ["deployment.link = '127.0.0.1:1' is for flwr run; allowed: --listen"],
+        ),
+        (
+            ("server", "--certificates", "tls", "--set", "run.rounds=1"),
+            ["tls/server.pem cannot be read: No such file"],
+        ),
+        (
+            ("simulate", "--set", "deployment.link='127.0.0.1:1'"),
+            ["deployment.link = '127.0.0.1:1' is for real devices"],
+        ),
+        *(
+            (
+                ("simulate", "--set", f"deployment.{key}={value}"),
+                [f"deployment.{key} = ", "is not allowed without deployment.link"],
+            )
+            for key, value in (
+                ("link_certificates", "'tls'"),
+                ("link_enrol", "'127.0.0.1:1'"),
+                ("link_insecure", "true"),
+            )
+        ),
+    ],
+)
+def test_wrong_input(fails, arguments, expected):
+    text = fails(*arguments)
+    assert [part for part in expected if part not in text] == [], text
