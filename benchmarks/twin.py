@@ -191,7 +191,7 @@ def trained(case: Case, core: int, rounds: int, folder: Path) -> tuple[Run, floa
         *("--link", where, "--data", str(folder / "train.npz"), "--state", str(folder / "state")),
         *("--device", "rpi-4", "--name", "twin", "--insecure", "--give-up", "60"),
     ]
-    with (folder / "log").open("wb") as log:
+    with (folder / "log").open("wb") as log, (folder / "node.log").open("wb") as nodes_log:
         server = subprocess.Popen(
             [*command, "--out", str(out), *settings],
             stdout=log,
@@ -199,7 +199,7 @@ def trained(case: Case, core: int, rounds: int, folder: Path) -> tuple[Run, floa
             preexec_fn=lambda: os.sched_setaffinity(0, others),
         )
         node = subprocess.Popen(
-            held(core, "mest_fed.link.node", *node_options), stdout=log, stderr=log
+            held(core, "mest_fed.link.node", *node_options), stdout=nodes_log, stderr=nodes_log
         )
         try:
             with ProcessorTime(node.pid, out / "clients.jsonl") as watched:
