@@ -23,7 +23,16 @@ ADRS = DOCS / "adr"
 ROOT = DOCS.parent
 EXAMPLES = ROOT / "examples"
 #: Pages with examples of things of one's own, and their headings; where the table of all goes.
-PAGES = ("models.md", "data.md", "tasks.md", "methods.md", "server.md", "clients.md", "fleet.md")
+PAGES = (
+    "models.md",
+    "data.md",
+    "tasks.md",
+    "methods.md",
+    "server.md",
+    "clients.md",
+    "fleet.md",
+    "lean-nodes.md",
+)
 HEADING = re.compile(r"^## (.*)$", re.MULTILINE)
 TABLE = "<!-- catalogue -->"
 #: The name of an example in the table of its README, and the file or folder that it links to.

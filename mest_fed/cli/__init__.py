@@ -3,6 +3,8 @@
 import sys
 from importlib.util import find_spec
 
+from mest_fed.cli.node import NAME, become_node
+
 #: What the commands' own code imports. The library alone does not need it; Flower brings it.
 _PLUMBING = ("typer", "click", "rich")
 #: The shell's status of what SIGINT ends; :mod:`mest_fed.cli.app` has it, too, once imported.
@@ -11,6 +13,8 @@ _INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line, or say in one line what to install where the library alone is."""
+    if sys.argv[1:2] == [NAME]:
+        become_node(sys.argv[2:])
     missing = [module for module in _PLUMBING if find_spec(module) is None]
     if missing:
         sys.exit(_without(missing[0]))

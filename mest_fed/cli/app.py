@@ -107,7 +107,7 @@ def register_commands() -> None:
         return
     for command in commands:
         app.command(cls=_Command)(command)
-    app.command(cls=_Command, context_settings=node.OPTIONS)(node.node)
+    app.command(cls=_Command)(node.node)
     app.add_typer(_group(certs.__doc__ or "", *certs.COMMANDS), name="certs")
 
 

@@ -14,8 +14,8 @@ from mest_fed.errors import InputError
 if TYPE_CHECKING:
     from mest_fed.config import RunConfig
     from mest_fed.config.load import Scalar
-    from mest_fed.link.lean_run import LeanRun
-    from mest_fed.link.server import EdgeServer
+    from mest_fed.link.server.edge_server import EdgeServer
+    from mest_fed.link.server.lean_run import LeanRun
 
 #: What nodes connect to, and where they enrol, if nothing is said.
 LINK_PORT, ENROL_PORT = 9443, 9444
@@ -91,7 +91,7 @@ class _Link:
 
     def open(self, run: "LeanRun") -> "EdgeServer":
         """Listen for nodes."""
-        from mest_fed.link.server import EdgeServer, ServerTls
+        from mest_fed.link.server.edge_server import EdgeServer, ServerTls
 
         how: dict[str, Any] = {"describe": run.describe, "program": run.programs}
         if self.folder is None:
@@ -106,8 +106,8 @@ class _Link:
 
 def _serve(config: "RunConfig", folder: Path, link: _Link) -> Any:
     from mest_fed.config import find_named, to_flat
-    from mest_fed.link.grid import LinkGrid
-    from mest_fed.link.lean_run import LeanRun
+    from mest_fed.link.server.grid import LinkGrid
+    from mest_fed.link.server.lean_run import LeanRun
     from mest_fed.process_tasks import PROCESS_TASKS
     from mest_fed.server.app import build_server_app
     from mest_fed.server.flower_internals import run_server_app

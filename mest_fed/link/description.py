@@ -1,7 +1,7 @@
 """What a lean node is told of a run when it registers: JSON, strictly read. Needs NumPy alone."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,8 @@ from mest_fed.strict_json import parse_json
 from mest_fed.training.forgetting import ForgettingPolicy
 
 _SOURCE = "the run's description"
+#: Ends of the names that a sparse layer's values and slots have in programs.
+VALUES, SLOTS = ".values", ".slots"
 
 
 @dataclass(frozen=True)
@@ -164,3 +166,13 @@ def _plain(key: str, value: object, kind: object) -> Any:
 
 def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+def unknown_buffers(spec: ModelSpec, names: Iterator[str]) -> list[str]:
+    """Return the parameters and states of a program that a specification does not know."""
+    return [name for name in names if not _is_known(spec, name.partition(":")[0])]
+
+
+def _is_known(spec: ModelSpec, name: str) -> bool:
+    layer, _, leaf = name.rpartition(".")
+    return name in spec.dense or (layer in spec.layouts and f".{leaf}" in (VALUES, SLOTS))

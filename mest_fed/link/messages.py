@@ -219,6 +219,10 @@ class Instruction:
                 raise malformed(f"scalar {name} does not fit into 64 bits")
 
 
+#: Names of the objects of a program: two sizes of it, from which the others follow.
+FIRST, SECOND = "first", "second"
+
+
 @dataclass(frozen=True)
 class ProgramRequest:
     """Which compiled program a node needs; hashable.
@@ -228,7 +232,8 @@ class ProgramRequest:
     kind : ProgramKind
         A step, or a forward pass.
     examples : int
-        That one call takes.
+        Of a step: of the largest batch; more than the micro-batch stand for all that are more. Of a
+        forward pass: that one call takes.
     counts : tuple of (str, int)
         Active granules of each mask group, by name.
     mutates : bool

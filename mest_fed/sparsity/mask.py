@@ -140,7 +140,8 @@ def _best(scores: Scores, count: int) -> Indices:
     """Choose by the score of the last one chosen: sorting would take 12 bytes a granule more."""
     if count == 0:
         return np.empty(0, np.int64)
-    scores = np.where(np.isnan(scores), np.inf, scores) if np.isnan(scores).any() else scores
+    if np.isnan(scores.max()):
+        scores = np.where(np.isnan(scores), np.inf, scores)
     least = np.partition(scores, len(scores) - count)[len(scores) - count]
     chosen = scores > least
     ties = np.flatnonzero(scores == least)

@@ -161,10 +161,10 @@ def _tried(method: Method, name: str, gradients: bool) -> Method:
     dense = np.ones(layout.shape, np.float32) if method.needs_dense_gradient else None
     slots, scores = method.growth_order(layout, numpy_generator(0, "try"), dense)
     _check_scores(f"{key}: growth_order", scores, layout.num_granules)
-    if slots.shape != scores.shape or slots.dtype != np.int64:
+    if slots.shape != scores.shape or slots.dtype.kind not in "iu":
         raise InputError(
             f"{key}: growth_order gives slots of shape {tuple(slots.shape)} and {slots.dtype}; "
-            f"allowed: ({layout.num_granules},), one for each granule, and int64"
+            f"allowed: ({layout.num_granules},), one for each granule, whole numbers"
         )
     return method
 

@@ -11,12 +11,12 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from mest_fed.sparsity.arrays import Floats, Indices, norms
+from mest_fed.sparsity.arrays import Floats, Indices, Slots, norms
 from mest_fed.sparsity.layout import Layout
 from mest_fed.sparsity.mask import Flags, Mask, Scores, keep_best, select_best
 
 #: What may grow: a slot and a score for every granule.
-Proposal = tuple[Indices, Scores]
+Proposal = tuple[Indices | Slots, Scores]
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,11 @@ def grow(mask: Mask, count: int, proposal: Proposal, banned: Flags | None = None
     if count <= len(mask):
         return mask
     slots, scores = proposal
+    ranked, active = scores.copy(), mask.active()
     if banned is not None:
-        scores = np.where(banned, -np.inf, scores)
-    active = mask.active()
-    chosen = select_best(np.where(active, np.inf, scores), count, mask.layout.num_groups)
+        ranked[banned] = -np.inf
+    ranked[active] = np.inf
+    chosen = select_best(ranked, count, mask.layout.num_groups)
     grown = chosen[~active[chosen]]
     return Mask.of(mask.layout, np.concatenate([mask.slots, slots[grown]]))
 
@@ -141,14 +142,14 @@ class Method:
 
         Returns
         -------
-        slots : int64 array
+        slots : integer array
             Shape ``(num_granules,)``.
         scores : array
             Finite, shape ``(num_granules,)``.
         """
-        slots = np.arange(layout.num_granules) * layout.variants
+        slots = np.arange(0, layout.num_slots, layout.variants, dtype=np.int32)
         if layout.variants > 1:
-            slots += generator.integers(layout.variants, size=len(slots))
+            slots += generator.integers(layout.variants, size=len(slots), dtype=np.int32)
         return slots, generator.random(len(slots), np.float32)
 
     def mutate(

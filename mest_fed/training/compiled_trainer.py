@@ -115,7 +115,13 @@ class CompiledTrainer(LocalTrainer):
     def _step_for(self, batch: Batch, *, reads: bool) -> ModelStep | None:
         """Return the step of a batch, bound; one whose gradients can be read, if need be."""
         largest = max(len(batch.targets), self.batch_size or self.micro_batch + 1)
-        whole = largest <= self.micro_batch and not reads
+        whole = largest <= self.micro_batch
+        if whole and reads:
+            direct = self._step_for(batch, reads=False)
+            if direct is None or direct.keeps_gradients:
+                return direct
+            self._let_go()  # the other step takes the place of this one
+            whole = False
         if self._bound_for != self.micro_batch:
             self._let_go()  # of steps of another micro-batch, whose memory is then free
             self._bound_for = self.micro_batch

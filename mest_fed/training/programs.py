@@ -155,6 +155,11 @@ class ModelStep:
             module.num_batches_tracked.add_(parts)
         return loss, torch.from_numpy(self.step.outputs)
 
+    @property
+    def keeps_gradients(self) -> bool:
+        """Whether gradients of all sparse values can be read after a step."""
+        return all(place.buffer in self.step.gradients for place in self._values)
+
     def give_gradients(self) -> None:
         """Let the values of sparse layers have the gradients of the last step, for a mutation.
 

@@ -8,10 +8,10 @@ from mest_fed.client.app import app
 from mest_fed.client.capability import capability_of
 from mest_fed.data.minibatches import Examples
 from mest_fed.link.description import RunDescription
-from mest_fed.link.lean_run import describe_run, order_of
 from mest_fed.link.node.programs import NodePrograms
 from mest_fed.link.node.worker import NodeState, NodeWorker
-from mest_fed.link.task_programs import make_programs
+from mest_fed.link.server.lean_run import describe_run, order_of
+from mest_fed.link.server.task_programs import make_programs
 from mest_fed.wire.npy import from_objects, to_objects
 from mest_fed.wire.records import from_record, read_totals
 

@@ -13,10 +13,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from mest_fed.link.limits import Limits
 from mest_fed.link.messages import Instruction, InstructionKind, NodeDescription
-from mest_fed.link.server import EdgeServer, ServerTls
-from mest_fed.link.transport import NodeLink, NodeTls, Patience
+from mest_fed.link.node.transport import NodeLink, NodeTls, Patience
+from mest_fed.link.server.edge_server import EdgeServer, ServerTls
+from mest_fed.link.server.limits import Limits
 
 #: Everything soon, so that tests are.
 QUICK = Limits(
@@ -110,13 +110,10 @@ def train(name="task-1", **how):
 
 
 class Relay:
-    """Passes TCP connections on to a port; counts bytes, and can cut them.
+    """Passes TCP connections on to a port; counts bytes, and can cut them."""
 
-    ``cut_after`` cuts the connection, once, after so many bytes towards the server.
-    """
-
-    def __init__(self, port, cut_after=None):
-        self._target, self._cut_after = port, cut_after
+    def __init__(self, port):
+        self._target = port
         self.up = self.down = self.cuts = self.connections = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -138,9 +135,6 @@ class Relay:
             while data := one.recv(16384):
                 setattr(self, way, getattr(self, way) + len(data))
                 other.sendall(data)
-                if way == "up" and self._cut_after is not None and self.up > self._cut_after:
-                    self._cut_after = None
-                    self.cut()
         for each in (one, other):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from mest_fed.errors import InputError
 from mest_fed.link import codec
 from mest_fed.link import mest_link_pb2 as pb
-from mest_fed.link.limits import Allowance, Limits
 from mest_fed.link.messages import (
     LARGEST_REPLY,
     LONGEST_REASON,
@@ -30,6 +29,7 @@ from mest_fed.link.messages import (
     Report,
     as_reason,
 )
+from mest_fed.link.server.limits import Allowance, Limits
 from mest_fed.schema import FailureKind
 
 ROOT = Path(__file__).parents[2]
@@ -224,10 +224,10 @@ def test_the_generated_code_is_that_of_the_protocol(tmp_path):
 
 def test_a_node_imports_neither_torch_nor_flower():
     found = subprocess.run(
-        [sys.executable, "-c", "import sys, mest_fed.link.transport; print(*sys.modules)"],
+        [sys.executable, "-c", "import sys, mest_fed.link.node.transport; print(*sys.modules)"],
         capture_output=True,
         text=True,
         check=True,
     ).stdout.split()
     assert "mest_fed.link.mest_link_pb2" in found
-    assert not {"torch", "flwr", "ray", "pydantic", "mest_fed.link.server"} & set(found)
+    assert not {"torch", "flwr", "ray", "pydantic", "mest_fed.link.server.edge_server"} & set(found)

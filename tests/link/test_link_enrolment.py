@@ -11,7 +11,7 @@ from cryptography.x509.oid import NameOID
 from link_parts import Authority, key_pem, node, serve
 
 from mest_fed.errors import InputError, RefusedError
-from mest_fed.link.transport import NodeTls, enrol
+from mest_fed.link.node.transport import NodeTls, enrol
 
 
 @pytest.fixture

@@ -212,25 +212,53 @@ def test_a_large_message_is_refused(server, link):
     assert status_of(link, "Register", toml.SerializeToString()) == "INVALID_ARGUMENT"
 
 
+def test_parts_are_neither_too_small_nor_too_large(server, link):
+    server.submit(link.registration.node_id, train("parts"))
+    while (instruction := link.wait()) is None or instruction.id != "parts":
+        if instruction is not None:
+            link.report(instruction, {}, {})
+    ref = ObjectRef.of(b"1" * 2500)
+    first = pb.Part(
+        session=link.registration.session, instruction="parts", sha256=ref.sha256, bytes=2500
+    )
+
+    def answer_to(*sizes, offset=0):
+        first.offset, first.data = offset, b"1" * sizes[0]
+        parts = [first, *(pb.Part(data=b"1" * size) for size in sizes[1:])]
+        return status_of(link, "Upload", [each.SerializeToString() for each in parts])
+
+    assert answer_to(1023, 1024, 453) == "INVALID_ARGUMENT"
+    assert answer_to(1025, 1024, 451) == "INVALID_ARGUMENT"
+    assert answer_to(1024, offset=1) == "OUT_OF_RANGE"
+    assert answer_to(1024, 1000, 476) == "INVALID_ARGUMENT"
+    assert answer_to(1024, 452, offset=1024) == "OK"
+    assert link.report(instruction, {"u": b"1" * 2500}, {})
+    server.poll()
+
+
 def test_an_upload_that_stands_still_is_ended_and_the_number_of_transfers_is_bounded(server, link):
     server.submit(link.registration.node_id, train("still"))
     while (instruction := link.wait()) is None or instruction.id != "still":
         if instruction is not None:
             link.report(instruction, {}, {})
-    session, digest = link.registration.session, ObjectRef.of(b"1" * 4096).sha256
-    first = pb.Part(session=session, instruction="still", sha256=digest, bytes=4096)
-    first.data = b"1" * 1024
     method, channel = EDGE_LINK["Upload"], link._channel._connected()
-    begun = time.monotonic()
 
-    def stalling():
-        yield first.SerializeToString()
-        time.sleep(1.0)
+    def stalling(number):
+        data = bytes([number]) * 1024
+        part = pb.Part(session=link.registration.session, instruction="still", bytes=4096)
+        part.sha256, part.data = ObjectRef.of(data * 4).sha256, data
+        yield part.SerializeToString()
+        time.sleep(0.7)
 
-    calls = [channel.stream_unary(method.path).future(stalling()) for _ in range(6)]
-    codes = [call.code().name for call in calls]
-    assert set(codes) <= {"RESOURCE_EXHAUSTED", "OUT_OF_RANGE"}
-    assert time.monotonic() - begun < 3
+    begun, ended = time.monotonic(), []
+    calls = [channel.stream_unary(method.path).future(stalling(it)) for it in range(6)]
+    for call in calls:
+        call.add_done_callback(lambda _: ended.append(time.monotonic() - begun))
+    assert {call.code().name for call in calls} == {"RESOURCE_EXHAUSTED"}
+    while len(ended) < len(calls):
+        time.sleep(0.01)
+    at_once = sum(each < LIMITS.stall_seconds for each in ended)
+    assert at_once == len(calls) - LIMITS.streams
     link.report(instruction, {}, {})
 
 
@@ -257,16 +285,16 @@ def test_connections_that_send_a_byte_now_and_then_hold_nobody_up_and_are_closed
             stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
             for _ in range(40)
         ]
-        for each in slow[::2]:
-            each.sendall(b"\x16")  # as TLS begins
+        hello = _client_hello()
         begun = time.monotonic()
         with node(server.port, "pi-2", authority.node("pi-2")) as link:
             link.register()
             assert time.monotonic() - begun < 0.8
-        while time.monotonic() - begun < 1.6:
-            for each in slow:
+        assert not any(map(_is_closed, slow[:3]))
+        for position in range(16):  # a byte of what would be a handshake, from every other one
+            for each in slow[::2]:
                 with contextlib.suppress(OSError):
-                    each.send(b"\x00")
+                    each.send(hello[position : position + 1])
             time.sleep(0.1)
         assert all(map(_is_closed, slow))
 
@@ -299,8 +327,17 @@ def test_garbage_on_the_port_holds_nobody_up(server):
             garbage.sendall(draw.randbytes(length))
 
 
+def _client_hello():
+    sent = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        ssl.create_default_context().wrap_bio(
+            ssl.MemoryBIO(), sent, server_hostname="127.0.0.1"
+        ).do_handshake()
+    return sent.read()
+
+
 def _is_closed(each):
-    each.settimeout(0.05)
+    each.settimeout(0.02)
     try:
         while each.recv(4096):
             pass

@@ -10,8 +10,8 @@ from link_parts import Authority, node, serve, train
 from mest_fed.errors import InputError, RefusedError
 from mest_fed.link import mest_link_pb2 as pb
 from mest_fed.link.codec import EDGE_LINK
-from mest_fed.link.server import EdgeServer
-from mest_fed.link.transport import NodeDescription, NodeLink, Patience
+from mest_fed.link.node.transport import NodeDescription, NodeLink, Patience
+from mest_fed.link.server.edge_server import EdgeServer
 
 BRIEFLY = Patience(first=0.05, longest=0.1, altogether=0.3, call_seconds=2.0)
 
@@ -159,6 +159,15 @@ def test_there_is_no_reflection_and_no_enrolment_where_nodes_work(server, author
             with pytest.raises(grpc.RpcError) as refused:
                 channel.unary_unary(path)(b"", timeout=5)
             assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_the_health_service_answers_where_it_is_asked_for():
+    with (
+        serve(health=True) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        answer = channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=5)
+        assert answer == b"\x08\x01"  # status: SERVING
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", "192.0.2.7:9443", "example.org:9443"])

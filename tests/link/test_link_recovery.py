@@ -10,12 +10,12 @@ from dataclasses import replace
 import pytest
 from link_parts import QUICK, Relay, node, serve, train
 
-from mest_fed.link.transport import InstructionOverError
+from mest_fed.link.node.transport import InstructionOverError
 from mest_fed.schema import FailureKind
 
 DYING_NODE = """
     import os, signal, sys
-    from mest_fed.link.transport import NodeDescription, NodeLink, NodeTls
+    from mest_fed.link.node.transport import NodeDescription, NodeLink, NodeTls
     port, folder = sys.argv[1:]
     tls = NodeTls(*(open(os.path.join(folder, it), "rb").read() for it in ("cert", "key", "ca")))
     link = NodeLink(f"127.0.0.1:{port}", NodeDescription("pi-1"), tls=tls)

@@ -16,8 +16,8 @@ from mest_fed.system.proc import PROC
 
 #: Seconds between two looks at a battery's flow.
 _LOOK_SECONDS = 0.05
-#: What a lean node has loaded before it trains, the library of its link at last.
-_NODE_MODULES = ("mest_fed.link.node.worker", "grpc")
+#: What a lean node has loaded before it trains, in the order in which it does.
+_NODE_MODULES = tuple(f"mest_fed.link.node.{it}" for it in ("__main__", "command", "worker"))
 _MEASURE = (
     "import importlib, sys\n"
     "for name in sys.argv[1:]: importlib.import_module(name)\n"

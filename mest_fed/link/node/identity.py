@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from mest_fed.errors import InputError
-from mest_fed.link.channel import NodeTls
+from mest_fed.link.node.channel import NodeTls
 from mest_fed.link.node.store import NodeFolder
 
 CERTIFICATE, KEY, AUTHORITY = "node.pem", "node.key", "authority.pem"
@@ -41,7 +41,7 @@ _FILES = (CERTIFICATE, KEY, AUTHORITY)
 def _enrol(options: argparse.Namespace, folder: NodeFolder, name: str) -> NodeTls:
     # Both are needed once: a node that has its certificate holds no library of certificates.
     from mest_fed.link.certificates import new_request
-    from mest_fed.link.enrolling import enrol
+    from mest_fed.link.node.enrolling import enrol
 
     authority = _read(Path(options.authority))
     key, request = new_request(name)

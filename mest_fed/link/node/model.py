@@ -3,7 +3,7 @@
 The counterpart of torch's resident model and its optimizer in a client with torch.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from mest_fed.errors import InputError
 from mest_fed.kernels import Kernels
+from mest_fed.link.description import SLOTS, VALUES, unknown_buffers
 from mest_fed.runtime.step import CompiledForward, CompiledStep
 from mest_fed.sparsity import Mask, Method, carry, grow, keep_best
 from mest_fed.sparsity.arrays import Floats, Slots
@@ -19,17 +20,7 @@ from mest_fed.training.round_mutation import RoundMutation
 
 Array = npt.NDArray[Any]
 
-_VALUES, _SLOTS, _REFERENCE = ".values", ".slots", ":reference"
-
-
-def unknown_buffers(spec: ModelSpec, names: Iterator[str]) -> list[str]:
-    """Return the parameters and states of a program that a specification does not know."""
-    return [name for name in names if not _is_known(spec, name.partition(":")[0])]
-
-
-def _is_known(spec: ModelSpec, name: str) -> bool:
-    layer, _, leaf = name.rpartition(".")
-    return name in spec.dense or (layer in spec.layouts and f".{leaf}" in (_VALUES, _SLOTS))
+_REFERENCE = ":reference"
 
 
 class NodeModel:
@@ -93,8 +84,8 @@ class NodeModel:
         for group, layers in self.spec.groups.items():
             for layer in layers:
                 self._put_slots(layer, self.masks[group])
-                if layer + _VALUES in self._arrays:
-                    self._put_rows(layer, layer + _VALUES, state.values[layer])
+                if layer + VALUES in self._arrays:
+                    self._put_rows(layer, layer + VALUES, state.values[layer])
         for name, values in state.dense.items():
             if name in self._arrays:
                 self._arrays[name][...] = values.reshape(self._arrays[name].shape)
@@ -105,10 +96,15 @@ class NodeModel:
             if name.endswith(_REFERENCE):
                 array[...] = self._arrays[name.removesuffix(_REFERENCE)]
 
+    def reads_from(self, step: CompiledStep) -> bool:
+        """Say whether a step keeps the gradients that a mutation reads."""
+        names = (layer + VALUES for layer in self.spec.layouts)
+        return all(name in step.gradients for name in names if name in self._trained)
+
     @property
     def fullness(self) -> float:
         """Active values / those that the programs have room for."""
-        names = {layer: layer + _VALUES for layer in self.spec.layouts}
+        names = {layer: layer + VALUES for layer in self.spec.layouts}
         room = sum(self._arrays[name].size for name in names.values())
         active = sum(self._active(it) * self.spec.layouts[it].width for it in names)
         return active / room if room else 1.0
@@ -116,7 +112,7 @@ class NodeModel:
     def state(self) -> SparseState:
         """Return a copy of masks, active values and dense tensors."""
         values = {
-            layer: self._rows(layer, layer + _VALUES)[: self._active(layer)].copy()
+            layer: self._rows(layer, layer + VALUES)[: self._active(layer)].copy()
             for layer in self.spec.layouts
         }
         dense = {
@@ -159,7 +155,7 @@ class NodeModel:
 
     def _importance(self, method: Method, group: str, gradients: Mapping[str, Array]) -> Any:
         layers = self.spec.groups[group]
-        names = [layer + _VALUES for layer in layers]
+        names = [layer + VALUES for layer in layers]
         values = self._side_by_side(layers, [self._arrays[name] for name in names])
         given = [gradients[name] for name in names if name in gradients]
         whole = len(given) == len(names)
@@ -174,7 +170,7 @@ class NodeModel:
 
     def _replace(self, new_mask: Callable[[str, Mask], Mask], *, trained: bool) -> None:
         for group, layers in self.spec.groups.items():
-            if trained and not any(layer + _VALUES in self._trained for layer in layers):
+            if trained and not any(layer + VALUES in self._trained for layer in layers):
                 continue  # what grows there would stay zero
             old = Mask(self.spec.group_layout(group), self.masks[group])
             new = new_mask(group, old)
@@ -188,7 +184,7 @@ class NodeModel:
 
     def _of_values(self, layer: str) -> list[str]:
         """Return the names of a layer's values, and of what the optimizer keeps of each."""
-        prefix, values = layer + _VALUES + ":", layer + _VALUES
+        prefix, values = layer + VALUES + ":", layer + VALUES
         of_each = [
             name
             for name, array in self._arrays.items()
@@ -210,7 +206,7 @@ class NodeModel:
         rows[len(values) :] = 0
 
     def _put_slots(self, layer: str, slots: Slots) -> None:
-        held = self._arrays.get(layer + _SLOTS)
+        held = self._arrays.get(layer + SLOTS)
         if held is None:  # of channels made, a program needs no list
             return
         layout = self.spec.layouts[layer]

@@ -2,56 +2,29 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
 from mest_fed.errors import InputError
+from mest_fed.link.messages import FIRST, SECOND, ProgramRequest
 from mest_fed.runtime.program import Program
 from mest_fed.runtime.reading import parse_program
 from mest_fed.runtime.sizes import resized
 from mest_fed.runtime.step import CompiledForward, CompiledStep
 
-#: Names of the objects of a program: two sizes of it, from which the others follow.
-FIRST, SECOND = "first", "second"
 _SOURCE = "a program of the server"
 #: Programs of a node that are kept: those of steps and of evaluations that take turns.
 _MOST = 4
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """Which program a node needs.
-
-    Parameters
-    ----------
-    kind : str
-        ``step`` or ``forward``.
-    counts : tuple of (str, int)
-        Active granules of each mask group.
-    examples : int
-        Of the largest batch; for a step more than the micro-batch stand for all that are more.
-    mutates : bool
-        Whether there must be room for growth.
-    reads : bool
-        Whether gradients are read after a step.
-    """
-
-    kind: str
-    counts: tuple[tuple[str, int], ...]
-    examples: int
-    mutates: bool = False
-    reads: bool = False
-
-
 #: Gives the parts of a program: two sizes as JSON.
-Source = Callable[[Wanted], Mapping[str, bytes]]
+Source = Callable[[ProgramRequest], Mapping[str, bytes | bytearray]]
 
 
 class Sizes:
     """A program of any size, of two that came."""
 
-    def __init__(self, parts: Mapping[str, bytes]) -> None:
+    def __init__(self, parts: Mapping[str, bytes | bytearray]) -> None:
         self.first = parse_program(bytes(parts[FIRST]), _SOURCE)
         second = parts.get(SECOND)
         self._second = None if second is None else parse_program(bytes(second), _SOURCE)
@@ -86,21 +59,23 @@ class NodePrograms:
 
     def __init__(self, source: Source, threads: int = 1) -> None:
         self._source, self._threads = source, threads
-        self._sizes: OrderedDict[Wanted, Sizes] = OrderedDict()
+        self._sizes: OrderedDict[ProgramRequest, Sizes] = OrderedDict()
 
-    def step(self, wanted: Wanted, micro_batch: int, rng: np.random.Generator) -> CompiledStep:
+    def step(
+        self, wanted: ProgramRequest, micro_batch: int, rng: np.random.Generator
+    ) -> CompiledStep:
         """Return a step with memory of its own."""
         sizes = self._find(wanted)
         return CompiledStep(
             sizes.first, self._threads, rng, sizes, micro_batch=micro_batch, batch=micro_batch
         )
 
-    def forward(self, wanted: Wanted) -> CompiledForward:
+    def forward(self, wanted: ProgramRequest) -> CompiledForward:
         """Return a forward pass with memory of its own."""
         sizes = self._find(wanted)
         return CompiledForward(sizes.first, self._threads, sizes)
 
-    def _find(self, wanted: Wanted) -> Sizes:
+    def _find(self, wanted: ProgramRequest) -> Sizes:
         if wanted not in self._sizes:
             while len(self._sizes) >= _MOST:
                 self._sizes.popitem(last=False)

@@ -18,8 +18,9 @@ from mest_fed.devices.cost import StepWork, Work
 from mest_fed.devices.program_work import program_step_work
 from mest_fed.errors import NotFiniteError
 from mest_fed.link.description import RunDescription
+from mest_fed.link.messages import ProgramKind, ProgramRequest
 from mest_fed.link.node.model import NodeModel
-from mest_fed.link.node.programs import NodePrograms, Wanted
+from mest_fed.link.node.programs import NodePrograms
 from mest_fed.link.node.scores import Scores, scores_of
 from mest_fed.rng import numpy_generator
 from mest_fed.runtime.step import CompiledStep
@@ -154,7 +155,9 @@ class NodeRounds:
     def _answers(self, state: SparseState, examples: Indices) -> Iterator[tuple[Array, Array]]:
         """Yield targets and outputs of batches of some examples."""
         counts = _counts(state)
-        forward = self.programs.forward(Wanted("forward", counts, EVALUATION_GROUP))
+        forward = self.programs.forward(
+            ProgramRequest(ProgramKind.FORWARD, EVALUATION_GROUP, counts)
+        )
         model = NodeModel(self.run.spec, state)
         model.bind(forward)
         for inputs, targets, _ in Minibatches(self.examples, examples, EVALUATION_BATCH).epoch():
@@ -170,7 +173,7 @@ class _Training:
         self._model = NodeModel(run.spec, received)
         self._counts = _counts(received)
         self._rng = numpy_generator(run.seed, order.round, run.partition, "dropout")
-        self._bound: dict[Wanted, CompiledStep] = {}
+        self._bound: dict[ProgramRequest, CompiledStep] = {}
         self._costs: dict[CompiledStep, StepWork] = {}
         self._mutation = (
             RoundMutation(run.mutation, order.progress, run.seed, order.round)
@@ -214,10 +217,17 @@ class _Training:
 
     def _step_of(self, size: int, *, reads: bool) -> CompiledStep:
         """Return the step of a batch of so many examples, in the memory of the model."""
+        if reads:
+            direct = self._step_of(size, reads=False)
+            if self._model.reads_from(direct):
+                return direct
+            self._bound = {}  # the other step takes the place of this one
         run = self._run
         largest = min(max(size, run.batch_size), run.micro_batch + 1)
         mutates = self._order.mutate
-        wanted = Wanted("step", self._counts, largest, mutates=mutates, reads=reads)
+        wanted = ProgramRequest(
+            ProgramKind.STEP, largest, self._counts, mutates=mutates, reads=reads
+        )
         if wanted not in self._bound:
             step = self._rounds.programs.step(wanted, run.micro_batch, self._rng)
             self._model.bind(step)

@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from mest_fed.errors import MestFedError, NotFiniteError
 from mest_fed.link.description import RunDescription
@@ -12,12 +11,10 @@ from mest_fed.link.messages import (
     Instruction,
     InstructionKind,
     NodeDescription,
-    ProgramKind,
-    ProgramRequest,
 )
 from mest_fed.link.node.conditions import Conditions, Readings, readings
 from mest_fed.link.node.data import read_examples
-from mest_fed.link.node.programs import NodePrograms, Wanted
+from mest_fed.link.node.programs import NodePrograms
 from mest_fed.link.node.store import (
     NodeFolder,
     Reply,
@@ -26,8 +23,8 @@ from mest_fed.link.node.store import (
     run_key,
     save_state,
 )
+from mest_fed.link.node.transport import InstructionOverError, NodeLink
 from mest_fed.link.node.worker import Metrics, NodeWorker
-from mest_fed.link.transport import InstructionOverError, NodeLink
 from mest_fed.schema import FailureKind
 from mest_fed.system.limits import MARGIN, left_for_training
 from mest_fed.system.proc import can_reset_peak, read_sizes, reset_peak, resident_bytes
@@ -122,7 +119,7 @@ class NodeRunner:
         self._run_json = self._link.register(node).run_json
         run = RunDescription.read(self._run_json)
         state, self._reply = load_state(self._folder, run_key(self._run_json))
-        programs = NodePrograms(self._programs, self._setup.threads)
+        programs = NodePrograms(self._link.program, self._setup.threads)
         self._worker = NodeWorker(run, examples, programs, state)
         log.info(
             "takes part as number %d with %d examples, %d of them held out; %s in use before "
@@ -199,12 +196,6 @@ class NodeRunner:
     def _fail(self, instruction: Instruction, failure: FailureKind, reason: str) -> None:
         log.warning("round %d: %s", instruction.round, reason)
         self._link.fail(instruction, failure, reason)
-
-    def _programs(self, wanted: Wanted) -> dict[str, Any]:
-        request = ProgramRequest(
-            ProgramKind(wanted.kind), wanted.examples, wanted.counts, wanted.mutates, wanted.reads
-        )
-        return dict(self._link.program(request))
 
 
 class _NotNowError(MestFedError):

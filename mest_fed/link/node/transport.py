@@ -25,8 +25,6 @@ from typing import Self, TypeVar
 from mest_fed.errors import InputError, MestFedError, RefusedError, WireError
 from mest_fed.link import codec
 from mest_fed.link import mest_link_pb2 as pb
-from mest_fed.link.channel import Channel, NodeTls, Patience
-from mest_fed.link.enrolling import enrol
 from mest_fed.link.messages import (
     VERSION,
     Bytes,
@@ -40,7 +38,9 @@ from mest_fed.link.messages import (
     Report,
     as_reason,
 )
-from mest_fed.link.transfers import Transfers
+from mest_fed.link.node.channel import Channel, NodeTls, Patience
+from mest_fed.link.node.enrolling import enrol
+from mest_fed.link.node.transfers import Transfers
 from mest_fed.schema import FailureKind
 
 __all__ = [
@@ -202,7 +202,7 @@ class NodeLink:
         refs = {name: ObjectRef.of(data) for name, data in objects.items()}
         report = Report(instruction.id, refs, metrics, peak_bytes=peak_bytes, seconds=seconds)
         try:
-            for name, ref in refs.items():
+            for ref, name in {ref: name for name, ref in refs.items()}.items():
                 self._transfers.upload(instruction.id, ref, objects[name])
         except InstructionOverError:
             return self._ended(counts=False)

@@ -11,9 +11,9 @@ import grpc
 
 from mest_fed.errors import InputError
 from mest_fed.link.codec import Method, parse
-from mest_fed.link.limits import Allowance
 from mest_fed.link.messages import NODE_HEADER, Refusal, as_reason, check_name
-from mest_fed.link.sessions import Identity
+from mest_fed.link.server.limits import Allowance
+from mest_fed.link.server.sessions import Identity
 
 log = logging.getLogger("mest_fed.link")
 

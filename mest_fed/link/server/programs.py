@@ -7,8 +7,8 @@ from concurrent.futures import Executor
 from dataclasses import replace
 
 from mest_fed.link.messages import MOST_OBJECTS, Bytes, NodeDescription, ProgramRequest, Refusal
-from mest_fed.link.objects import Blob
-from mest_fed.link.sessions import NodeInfo
+from mest_fed.link.server.objects import Blob
+from mest_fed.link.server.sessions import NodeInfo
 
 #: Builds the programs of a request: name -> bytes. InputError: the node asks for what cannot be.
 Builder = Callable[[NodeInfo, ProgramRequest], Mapping[str, Bytes]]

@@ -15,9 +15,8 @@ from mest_fed.data import num_held_out
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.link.description import InputDescription, RunDescription
 from mest_fed.link.messages import ProgramRequest
-from mest_fed.link.node.programs import Wanted
-from mest_fed.link.sessions import NodeInfo
-from mest_fed.link.task_programs import make_programs
+from mest_fed.link.server.sessions import NodeInfo
+from mest_fed.link.server.task_programs import make_programs
 from mest_fed.memory import Plan
 from mest_fed.registry import Registry
 from mest_fed.strict_json import parse_json
@@ -120,10 +119,7 @@ class LeanRun:
 
     def programs(self, node: NodeInfo, request: ProgramRequest) -> Mapping[str, bytes]:
         """Return the parts of a program that a node asks for; see :func:`make_programs`."""
-        wanted = Wanted(
-            str(request.kind), request.counts, request.examples, request.mutates, request.reads
-        )
-        return make_programs(self.task, self._plan(node), wanted)
+        return make_programs(self.task, self._plan(node), request)
 
     def order(self, node: NodeInfo, number: int, *, mutate: bool) -> Scalars:
         """Return the numbers of an instruction of a round."""

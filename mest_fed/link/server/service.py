@@ -11,7 +11,6 @@ import grpc
 from mest_fed.errors import InputError
 from mest_fed.link import codec
 from mest_fed.link import mest_link_pb2 as pb
-from mest_fed.link.calls import Answer, Refusals, handlers, identity_of
 from mest_fed.link.codec import EDGE_LINK, parse, session_of
 from mest_fed.link.messages import (
     LEAST_CHUNK,
@@ -24,8 +23,9 @@ from mest_fed.link.messages import (
     check_id,
     malformed,
 )
-from mest_fed.link.programs import Programs
-from mest_fed.link.sessions import Book, Identity, NodeInfo
+from mest_fed.link.server.calls import Answer, Refusals, handlers, identity_of
+from mest_fed.link.server.programs import Programs
+from mest_fed.link.server.sessions import Book, Identity, NodeInfo
 
 #: Returns the run's description, as JSON, for a node. InputError: the node cannot take part.
 Describe = Callable[[NodeInfo], str]

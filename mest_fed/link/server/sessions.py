@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from mest_fed.errors import not_allowed
-from mest_fed.link.limits import SILENT_HEARTBEATS, Allowance, Limits
 from mest_fed.link.messages import (
     SESSION_BYTES,
     Bytes,
@@ -27,8 +26,9 @@ from mest_fed.link.messages import (
     Refusal,
     Report,
 )
-from mest_fed.link.objects import Blob, ObjectStore, Room, Upload
-from mest_fed.link.tasks import Tasks
+from mest_fed.link.server.limits import SILENT_HEARTBEATS, Allowance, Limits
+from mest_fed.link.server.objects import Blob, ObjectStore, Room, Upload
+from mest_fed.link.server.tasks import Tasks
 from mest_fed.schema import FailureKind
 
 #: Ids of instructions that ended, and objects of programs, that are known of each node.

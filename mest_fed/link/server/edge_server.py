@@ -16,14 +16,14 @@ import grpc
 
 from mest_fed.errors import InputError
 from mest_fed.link.addresses import check_address
-from mest_fed.link.calls import Refusals, log
-from mest_fed.link.enrolment import Enrol, EnrolmentService
-from mest_fed.link.limits import Limits
 from mest_fed.link.messages import MESSAGE_ROOM, Bytes, Instruction, Outcome
-from mest_fed.link.objects import Blob
-from mest_fed.link.programs import Builder, Programs
-from mest_fed.link.service import Describe, EdgeLinkService, refuses_programs
-from mest_fed.link.sessions import Book, Identity, NodeInfo
+from mest_fed.link.server.calls import Refusals, log
+from mest_fed.link.server.enrolment import Enrol, EnrolmentService
+from mest_fed.link.server.limits import Limits
+from mest_fed.link.server.objects import Blob
+from mest_fed.link.server.programs import Builder, Programs
+from mest_fed.link.server.service import Describe, EdgeLinkService, refuses_programs
+from mest_fed.link.server.sessions import Book, Identity, NodeInfo
 
 #: Seconds between looks at deadlines.
 _TICK = 0.25
@@ -152,7 +152,7 @@ class EdgeServer:
     ) -> None:
         """Give a node an instruction; what comes of it is one of :meth:`poll`.
 
-        See :meth:`mest_fed.link.sessions.Book.submit`.
+        See :meth:`mest_fed.link.server.sessions.Book.submit`.
         """
         self._book.submit(node_id, instruction, objects or {})
 

@@ -9,7 +9,6 @@ from typing import Any
 import grpc
 
 from mest_fed.link import mest_link_pb2 as pb
-from mest_fed.link.calls import Refusals, handlers
 from mest_fed.link.codec import ENROLMENT
 from mest_fed.link.messages import (
     LONGEST_REQUEST,
@@ -18,6 +17,7 @@ from mest_fed.link.messages import (
     check_name,
     malformed,
 )
+from mest_fed.link.server.calls import Refusals, handlers
 
 #: ``(token, request as PEM, name) -> (certificate, authority)`` as PEM; None: the token is wrong.
 #: InputError: the request is not one that is signed.

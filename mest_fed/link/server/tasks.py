@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from mest_fed.link.limits import Limits
 from mest_fed.link.messages import MOST_OBJECTS, Bytes, Instruction, Outcome, Refusal, Report
-from mest_fed.link.objects import Blob, ObjectStore, Room, Uploads
+from mest_fed.link.server.limits import Limits
+from mest_fed.link.server.objects import Blob, ObjectStore, Room, Uploads
 from mest_fed.schema import FailureKind
 
 #: Ids of instructions that were reported, by which a report made again is known.

@@ -8,8 +8,8 @@ from torch import nn
 
 from mest_fed.errors import InputError
 from mest_fed.kernels import Channels
-from mest_fed.link.node.model import unknown_buffers
-from mest_fed.link.node.programs import FIRST, SECOND, Wanted
+from mest_fed.link.description import unknown_buffers
+from mest_fed.link.messages import FIRST, SECOND, ProgramKind, ProgramRequest
 from mest_fed.memory import Plan, memory_saving
 from mest_fed.nn.capture import capture
 from mest_fed.runtime.passes.planes import with_planes
@@ -21,11 +21,14 @@ from mest_fed.training.program_choice import best_programs, program_of
 from mest_fed.training.step_program import StepPrograms
 from mest_fed.training.tracing import check_plain
 
+#: The program of a group, and those of all sizes.
+_Made = tuple[Program, Sizes]
+
 #: Meta models are of the task, and are changed for a moment while they are captured.
 _ONE = Lock()
 
 
-def make_programs(task: Task, plan: Plan, wanted: Wanted) -> dict[str, bytes]:
+def make_programs(task: Task, plan: Plan, wanted: ProgramRequest) -> dict[str, bytes]:
     """Return the parts of a program: two sizes of it as JSON, of which all others follow.
 
     They are those by which a client with torch trains under the same plan.
@@ -36,7 +39,7 @@ def make_programs(task: Task, plan: Plan, wanted: Wanted) -> dict[str, bytes]:
         The run's.
     plan : Plan
         Of the node.
-    wanted : Wanted
+    wanted : ProgramRequest
         What it asks for.
 
     Raises
@@ -46,7 +49,7 @@ def make_programs(task: Task, plan: Plan, wanted: Wanted) -> dict[str, bytes]:
     """
     with _ONE:
         model = task.trace.at(_granules(task, wanted))
-        made = _forward if wanted.kind == "forward" else _step
+        made = _forward if wanted.kind is ProgramKind.FORWARD else _step
         first, sizes = made(task, plan, model, wanted)
         held = (it.name for it in first.buffers if it.role in ("parameter", "state"))
         if unknown := unknown_buffers(task.spec, held):
@@ -58,7 +61,7 @@ def make_programs(task: Task, plan: Plan, wanted: Wanted) -> dict[str, bytes]:
     return {name: program.to_json().encode() for name, program in parts.items()}
 
 
-def _granules(task: Task, wanted: Wanted) -> dict[str, int]:
+def _granules(task: Task, wanted: ProgramRequest) -> dict[str, int]:
     """Return the granules that each sparse layer's program has room for.
 
     Raises
@@ -83,7 +86,9 @@ def _granules(task: Task, wanted: Wanted) -> dict[str, int]:
     return {layer: granules[layer] for layer in spec.layouts}
 
 
-def _step(task: Task, plan: Plan, model: nn.Module, wanted: Wanted) -> tuple[Program, Sizes]:
+def _step(
+    task: Task, plan: Plan, model: nn.Module, wanted: ProgramRequest
+) -> tuple[Program, Sizes]:
     settings, example = task.optimizer(0.0), task.example
     if not plan.shape.momentum:
         settings = settings.without_momentum()
@@ -101,7 +106,9 @@ def _step(task: Task, plan: Plan, model: nn.Module, wanted: Wanted) -> tuple[Pro
         return program_of(programs, programs(plan.micro_batch), plan.micro_batch)
 
 
-def _forward(task: Task, plan: Plan, model: nn.Module, wanted: Wanted) -> tuple[Program, Sizes]:
+def _forward(
+    task: Task, plan: Plan, model: nn.Module, wanted: ProgramRequest
+) -> tuple[Program, Sizes]:
     del plan
     dtype = str(task.example.input_dtype).removeprefix("torch.")
 
