@@ -108,12 +108,12 @@ class LinkGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
-        """Return the ids of the nodes that are there."""
-        return [node.id for node in self._server.nodes()]
+        """Return the ids of the nodes that are there, and have read their examples."""
+        return [node.id for node in self._ready()]
 
     def get_nodes(self) -> list[LinkNode]:
-        """Return what is known of the nodes that are there."""
-        return [LinkNode(node.id, repr(node.since)) for node in self._server.nodes()]
+        """Return what is known of these nodes."""
+        return [LinkNode(node.id, repr(node.since)) for node in self._ready()]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Give instructions; return their ids, empty for one whose node is not there."""
@@ -138,6 +138,10 @@ class LinkGrid(Grid):
                 yield reply
             if end is not None and time.monotonic() >= end:
                 return
+
+    def _ready(self) -> list[NodeInfo]:
+        """Return the nodes that can be asked: one registers before it reads its examples, too."""
+        return [node for node in self._server.nodes() if node.description.examples]
 
     def _push(self, message: Message) -> str:
         meta = message.metadata
