@@ -106,12 +106,17 @@ class Planner:
         self, fits: Fits, preference: Sequence[str] | None, pace: Pace
     ) -> TrainingShape | None:
         """Return the least costly shape that fits and is fast enough."""
-        knobs, wished = self.limits.knobs(preference), self.limits.shape
-        fastest = {
+        knobs = self.limits.knobs(preference)
+        return _first_in_time(
+            self.limits.shape, knobs, fits, pace, self._fastest_steps(knobs, pace)
+        )
+
+    def _fastest_steps(self, knobs: Sequence[Knob], pace: Pace) -> dict[str, object]:
+        wished = self.limits.shape
+        return {
             knob.name: min(knob.steps, key=lambda step: pace.seconds(knob.pull(wished, step)))
             for knob in knobs
         }
-        return _first_in_time(wished, knobs, fits, pace, fastest)
 
     def smallest(self, preference: Sequence[str] | None = None) -> Plan:
         """Return the plan that needs least memory; its budget is what it needs."""
@@ -196,18 +201,29 @@ class Planner:
     def _nothing_is_fast_enough(
         self, budget: int, preference: Sequence[str] | None, pace: Pace, slow: TrainingShape
     ) -> DeadlineError:
-        fits, found = self._fits(budget), slow
-        while True:
-            least = pace.seconds(found)
-            faster = self._in_time(fits, preference, Pace(pace.seconds, least * (1 - _AS_FAST)))
-            if faster is None:
-                break
-            found = faster
+        found = self._fastest(self._fits(budget), preference, pace, slow)
+        least = pace.seconds(found)
         return DeadlineError(
             f"deadline = {format_seconds(pace.deadline)} is met by no plan within the memory "
             f"budget = {format_bytes(budget)}; the fastest takes {format_seconds(least)} a round "
             f"(modelled: density {found.density:.4g}, micro-batch {found.micro_batch})"
         )
+
+    def _fastest(
+        self, fits: Fits, preference: Sequence[str] | None, pace: Pace, slow: TrainingShape
+    ) -> TrainingShape:
+        """Return the fastest shape that fits; ``slow`` is one that does."""
+        knobs, found = self.limits.knobs(preference), self.limits.shape
+        fastest = self._fastest_steps(knobs, pace)
+        for knob in knobs:
+            found = knob.pull(found, fastest[knob.name])
+        if fits(found):
+            return found
+        faster: TrainingShape | None = slow
+        while faster is not None:
+            found, least = faster, pace.seconds(faster)
+            faster = self._in_time(fits, preference, Pace(pace.seconds, least * (1 - _AS_FAST)))
+        return found
 
 
 def needed(total: int) -> int:
@@ -260,7 +276,9 @@ def _first_in_time(
         pulled = soonest = knob.pull(shape, step)
         for other in earlier:
             soonest = other.pull(soonest, fastest[other.name])
-        if not pace.met_by(soonest) or not any(fits(end) for end in ends(pulled, earlier)):
+        if not pace.met_by(soonest):
+            continue
+        if not (fits(pulled) or any(fits(end) for end in ends(pulled, earlier))):
             continue
         found = _first_in_time(pulled, earlier, fits, pace, fastest)
         if found is not None:
