@@ -18,6 +18,7 @@ Goals: rounds within 20%, peaks within 5%.
 
 import argparse
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -267,6 +268,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what it started ends with it
     core = max(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

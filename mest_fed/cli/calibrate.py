@@ -1,12 +1,13 @@
 """``mest-fed calibrate``: thin; :mod:`mest_fed.devices.calibration` measures."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mest_fed.cli.app import needs
-from mest_fed.errors import InputError
+from mest_fed.errors import InputError, MestFedError
 
 
 def calibrate(
@@ -76,3 +77,16 @@ def calibrate(
         return
     given = (out, like, threads, server, title)
     command.calibrate(command.Wanted(*given, *(command.QUICK if quick else ())))
+    if not quick and all(find_spec(each) is not None for each in ("flwr", "torch", "pydantic")):
+        _print_flowers_node()
+
+
+def _print_flowers_node() -> None:
+    """Say what Flower's node takes here, where it is installed; its profile has no place for it."""
+    from mest_fed.cli.baseline import measure_baseline
+    from mest_fed.cli.environment import node_environment
+
+    try:
+        typer.echo(f"Flower's node with torch: {measure_baseline(node_environment()).in_words()}")
+    except MestFedError as error:
+        typer.echo(f"Flower's node with torch: not measured ({error})")
