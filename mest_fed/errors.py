@@ -3,6 +3,7 @@
 MestFedError
 ├── InputError      what a person typed or a file holds is wrong; the CLI prints one line, status 2
 │   ├── BudgetError     no plan fits into the given bytes
+│   ├── DeadlineError   no plan within the given bytes is fast enough
 │   ├── OwnThingError   a thing of the user's own raised an error, which is the cause
 │   └── ObjectiveError  a learning task gives a loss or a metric that is none; on a client it costs
 │       │               that round
@@ -27,6 +28,10 @@ class InputError(MestFedError):
 
 class BudgetError(InputError):
     """No plan fits into the given number of bytes."""
+
+
+class DeadlineError(InputError):
+    """No plan within the given bytes does a round in the given seconds."""
 
 
 class OwnThingError(InputError):

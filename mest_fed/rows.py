@@ -147,13 +147,32 @@ class RoundRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClientReport:
+    """What a real device said of its part in a round: a claim, of which only the range is checked.
+
+    Its work is modelled, as in :class:`mest_fed.devices.Work`. ``seconds`` are its own, to receive
+    and to train, without sending (measured); ``measured_peak_bytes`` is how far its memory rose.
+    None is what it did not say.
+    """
+
+    dense_flops: Amount
+    sparse_flops: Amount
+    moved_bytes: Amount
+    core_seconds: Amount
+    seconds: Amount | None = None
+    predicted_peak_bytes: Amount | None = None
+    measured_peak_bytes: Amount | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClientRow:
     """One line of ``clients.jsonl``: one client's part in one round; times are modelled.
 
     ``start_seconds`` is the virtual time at which the device began, ``setup_seconds`` what starting
     the process that trains takes there. Rows of Flower apps have a
     ``type``, ``train`` or ``evaluate``, and lack :data:`APP_CLIENTS_LACK`. A row without a type is
-    of training.
+    of training. Times of a deployed run are real: ``train_seconds`` is from the instruction to the
+    reply, and ``reported`` what the device itself said, which other rows lack.
     """
 
     round: Count
@@ -176,6 +195,7 @@ class ClientRow:
     upload_seconds: Amount
     energy_joules: Amount
     density: Share | None = None
+    reported: ClientReport | None = None
 
     @property
     def seconds(self) -> float:
@@ -184,9 +204,12 @@ class ClientRow:
         return self.download_seconds + working + self.upload_seconds
 
 
-#: Keys that the rows of our own clients lack, and those of a Flower app's.
+#: Keys that the rows of our own clients lack, those of simulated ones, and those of a Flower app's.
 OUR_CLIENTS_LACK = frozenset({"type"})
-APP_CLIENTS_LACK = frozenset({"staleness", "examples", "presented", "train_loss", "density"})
+SIMULATED_LACK = OUR_CLIENTS_LACK | {"reported"}
+APP_CLIENTS_LACK = frozenset(
+    {"staleness", "examples", "presented", "train_loss", "density", "reported"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from mest_fed.errors import not_allowed
 
 _FACTORS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 _FACTORS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30}
-_BYTES = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*")
+_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*")
 
 
 def parse_bytes(text: str | int, key: str = "bytes") -> int:
@@ -18,11 +18,29 @@ def parse_bytes(text: str | int, key: str = "bytes") -> int:
     InputError
         If the text is not a positive number with one of the known units.
     """
-    match = _BYTES.fullmatch(str(text))
+    match = _QUANTITY.fullmatch(str(text))
     factor = _FACTORS.get(match[2].lower()) if match else None
     if match is None or factor is None or float(match[1]) * factor < 1:
         raise not_allowed(key, text, "a positive number with B, kB, MB, GB, KiB, MiB or GiB")
     return int(float(match[1]) * factor)
+
+
+_SECONDS = {"": 1.0, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+def parse_seconds(text: str, key: str = "seconds") -> float:
+    """Read a duration such as ``500ms``, ``60 s``, ``1.5min`` or ``90``.
+
+    Raises
+    ------
+    InputError
+        If the text is not a positive number with one of the known units.
+    """
+    match = _QUANTITY.fullmatch(text)
+    factor = _SECONDS.get(match[2].lower()) if match else None
+    if match is None or factor is None or not float(match[1]) * factor > 0:
+        raise not_allowed(key, text, "a positive number with ms, s, min or h")
+    return float(match[1]) * factor
 
 
 def format_bytes(count: float) -> str:

@@ -73,6 +73,7 @@ class _Command(TyperCommand):
 def register_commands() -> None:
     """Bring all commands into :data:`app`."""
     from mest_fed.cli import (
+        calibrate,
         certs,
         client,
         compare,
@@ -95,6 +96,7 @@ def register_commands() -> None:
         server.server,
         config.config,
         devices.devices,
+        calibrate.calibrate,
         plan.plan,
         program.program,
         report.report,

@@ -84,8 +84,9 @@ class DeviceRoom:
                 "what the system takes of its memory (system_bytes)."
             )
         system = format_bytes(self.profile.memory_bytes - self.memory)
+        kind = self.profile.sources["system_bytes"].partition(":")[0]
         return (
-            f"A real {title} has {memory}: its system takes {system} (modelled), Flower's node "
+            f"A real {title} has {memory}: its system takes {system} ({kind}), Flower's node "
             f"with torch {format_bytes(self.baseline.together)} before training "
             f"({self.baseline.source}), and {self.margin:.0%} of what the system leaves stay free. "
             f"{self._verdict()}."

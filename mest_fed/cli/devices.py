@@ -96,7 +96,7 @@ def profile_table(profiles: list[DeviceProfile], width: int) -> Table:
 
 #: Units of a profile's numbers, as :class:`DeviceProfile` has them.
 _UNITS = {
-    **dict.fromkeys(("memory_bytes", "system_bytes", "budget_bytes"), "B"),
+    **dict.fromkeys(("memory_bytes", "system_bytes", "node_bytes", "budget_bytes"), "B"),
     **dict.fromkeys(("memory_rate", "download_rate", "upload_rate"), "B/s"),
     **dict.fromkeys(("latency", "message_seconds"), "s"),
     **dict.fromkeys(("compute_watts", "radio_watts", "idle_watts", "charge_watts"), "W"),

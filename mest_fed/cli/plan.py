@@ -21,7 +21,9 @@ from mest_fed.cli.options import (
     Width,
     check_picture,
 )
+from mest_fed.errors import InputError
 from mest_fed.system.limits import MARGIN
+from mest_fed.units import parse_seconds
 
 if TYPE_CHECKING:
     from mest_fed.config.load import Scalar
@@ -60,6 +62,22 @@ def plan(
         str | None,
         typer.Option(
             help="Profile name or path of a TOML file: its speed, and its budget if none is given."
+        ),
+    ] = None,
+    deadline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="That a round of the --device may take, such as 60s or 2min; a plan that is too "
+            "slow gives up more.",
+        ),
+    ] = None,
+    examples: Annotated[
+        int | None,
+        typer.Option(
+            help="That a device trains on, for --deadline; the largest share of a configuration's "
+            "if left out.",
+            min=1,
         ),
     ] = None,
     prefer: Annotated[
@@ -116,8 +134,13 @@ def plan(
         "training.batch_size": batch,
         "memory.prefer": prefer,
     }
+    if examples is not None and deadline is None:
+        raise InputError("--examples goes with --deadline TIME")
+    seconds = None if deadline is None else parse_seconds(deadline, "--deadline")
     from mest_fed.cli.planning.answer import Wanted, answer
     from mest_fed.cli.planning.request import read_request
+    from mest_fed.cli.planning.round_time import Deadline
 
-    wanted = Wanted(memory, device, threads, as_json, picture)
+    due = None if seconds is None else Deadline(seconds, examples)
+    wanted = Wanted(memory, device, threads, as_json, picture, due)
     answer(read_request((preset, config), options, settings or [], (image, classes)), wanted)

@@ -70,6 +70,8 @@ _RATES = (
     *("download_rate", "upload_rate", "latency", "compute_watts", "radio_watts", "idle_watts"),
 )
 _BATTERY = ("battery_joules", "charge_watts")
+#: What of the memory is taken before training, where a profile says so.
+_TAKEN = ("system_bytes", "node_bytes")
 _MEASURES = ("memory_bytes", "budget_bytes", "flops", *_RATES, "availability")
 
 
@@ -88,6 +90,8 @@ class DeviceProfile:
     system_bytes : int or None
         What firmware and operating system take of it. None for a device of which no profile says
         what a process of its own has, such as a phone.
+    node_bytes : int or None
+        What a lean node takes before it trains. None where that was not measured.
     budget_bytes : int
         Default training budget: bytes that training may add to the process. A simulation takes it
         as it is; whether it fits beside a node of today on the real device is another question
@@ -137,6 +141,7 @@ class DeviceProfile:
     battery_joules: float | None = None
     charge_watts: float | None = None
     system_bytes: int | None = None
+    node_bytes: int | None = None
 
     def as_table(self) -> dict[str, Any]:
         """Return the profile as its file would have it, for :func:`read_profile`."""
@@ -217,20 +222,20 @@ def read_profile(name: str, table: Mapping[str, Any], where: str) -> DeviceProfi
         If it is no correct profile.
     """
     battery = _battery(table, where)
-    system = ["system_bytes"] if "system_bytes" in table else []
-    optional = (*_BATTERY, "system_bytes")
+    taken = {key: positive_int(where + key, table[key]) for key in _TAKEN if key in table}
+    optional = (*_BATTERY, *_TAKEN)
     keys = [field.name for field in fields(DeviceProfile) if field.name not in optional]
-    check_keys(where, table, [*keys[1:], *system, *battery])
+    check_keys(where, table, [*keys[1:], *taken, *battery])
     flops, sources = table["flops"], table["sources"]
     check_keys(where + "flops.", flops, WORK_KINDS)
-    check_sources(where + "sources.", sources, [*_MEASURES, *system, *battery])
+    check_sources(where + "sources.", sources, [*_MEASURES, *taken, *battery])
     memory = positive_int(where + "memory_bytes", table["memory_bytes"])
     budget = positive_int(where + "budget_bytes", table["budget_bytes"])
     if budget > memory:
         raise not_allowed(where + "budget_bytes", budget, f"at most memory_bytes = {memory}")
-    taken = positive_int(where + system[0], table[system[0]]) if system else None
-    if taken is not None and taken >= memory:
-        raise not_allowed(where + system[0], taken, f"less than memory_bytes = {memory}")
+    for key, size in taken.items():
+        if size >= memory:
+            raise not_allowed(where + key, size, f"less than memory_bytes = {memory}")
     availability = positive_number(where + "availability", table["availability"])
     if availability > 1:
         raise not_allowed(where + "availability", availability, "a number in (0, 1]")
@@ -239,13 +244,15 @@ def read_profile(name: str, table: Mapping[str, Any], where: str) -> DeviceProfi
         name=name,
         title=text(where + "title", table["title"]),
         memory_bytes=memory,
-        system_bytes=taken,
         budget_bytes=budget,
         flops=MappingProxyType(rates),
         availability=availability,
         sources=MappingProxyType(dict(sources)),
         **{key: positive_number(where + key, table[key]) for key in _RATES},
-        **battery,
+        system_bytes=taken.get("system_bytes"),
+        node_bytes=taken.get("node_bytes"),
+        battery_joules=battery.get("battery_joules"),
+        charge_watts=battery.get("charge_watts"),
     )
 
 

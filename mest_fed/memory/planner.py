@@ -1,15 +1,16 @@
 """From a budget in bytes to the plan that fits of least cost."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 
-from mest_fed.errors import BudgetError
+from mest_fed.errors import BudgetError, DeadlineError
 from mest_fed.memory.footprint import TrainingSetup, at_least, footprint, is_compiled
 from mest_fed.memory.knobs import OF_PROGRAMS, Knob, PlanLimits
 from mest_fed.memory.plan import Plan
 from mest_fed.memory.step_bytes import TrainingShape
 from mest_fed.memory.trace import ModelTrace
-from mest_fed.units import format_bytes
+from mest_fed.units import format_bytes, format_seconds
 
 #: Share of a prediction that it may fall short of what is measured (docs/figures.md): a plan keeps
 #: so much of its budget free.
@@ -17,6 +18,32 @@ UNCERTAINTY = 0.03
 
 #: Other orders of preference, whose plans are the runners-up: each spares another knob.
 _SPARING = ("micro_batch", "recompute", "saved", "density")
+
+
+#: Two rounds that differ by less, relatively, are equally fast.
+_AS_FAST = 0.01
+
+Fits = Callable[[TrainingShape], bool]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How soon a device shall be done with a round.
+
+    Parameters
+    ----------
+    seconds : callable
+        Gives what a round takes by a shape (modelled); asked often for the same one.
+    deadline : float
+        Seconds.
+    """
+
+    seconds: Callable[[TrainingShape], float]
+    deadline: float
+
+    def met_by(self, shape: TrainingShape) -> bool:
+        """Say whether a round takes no longer."""
+        return self.seconds(shape) <= self.deadline
 
 
 class Planner:
@@ -34,9 +61,12 @@ class Planner:
 
     def __init__(self, trace: ModelTrace, setting: TrainingSetup, limits: PlanLimits) -> None:
         self.trace, self.setting, self.limits = trace, setting, limits
+        self._totals: dict[TrainingShape, int] = {}
 
-    def plan(self, budget: int, preference: Sequence[str] | None = None) -> Plan:
-        """Return the least costly plan within a budget.
+    def plan(
+        self, budget: int, preference: Sequence[str] | None = None, pace: Pace | None = None
+    ) -> Plan:
+        """Return the least costly plan within a budget, and a deadline if there is one.
 
         Parameters
         ----------
@@ -44,21 +74,49 @@ class Planner:
             Bytes that training may add to the process.
         preference : sequence of str, optional
             Knobs, the least costly first; by default those of the limits.
+        pace : Pace, optional
+            When a round shall be done; without one it takes as long as it takes.
 
         Raises
         ------
         BudgetError
             If nothing fits; the text says how many bytes would.
+        DeadlineError
+            If nothing that fits is fast enough; the text says what the fastest takes.
         InputError
             If the preference is not an order of the knobs.
         """
-        room = int(budget / (1 + UNCERTAINTY))
-        knobs, fits = self.limits.knobs(preference), self._fits(room)
-        wished = self.limits.shape
-        shape = wished if fits(wished) else _first_fit(wished, knobs, fits)
+        fits = self._fits(budget)
+        shape = self._of_budget(fits, preference)
         if shape is None:
             raise self._nothing_fits(budget, preference)
+        if pace is not None and not pace.met_by(shape):
+            faster = self._in_time(fits, preference, pace)
+            if faster is None:
+                raise self._nothing_is_fast_enough(budget, preference, pace, shape)
+            shape = faster
         return self._plan_of(shape, budget)
+
+    def _of_budget(self, fits: Fits, preference: Sequence[str] | None) -> TrainingShape | None:
+        """Return the least costly shape that fits."""
+        wished = self.limits.shape
+        return wished if fits(wished) else _first_fit(wished, self.limits.knobs(preference), fits)
+
+    def _in_time(
+        self, fits: Fits, preference: Sequence[str] | None, pace: Pace
+    ) -> TrainingShape | None:
+        """Return the least costly shape that fits and is fast enough."""
+        knobs = self.limits.knobs(preference)
+        return _first_in_time(
+            self.limits.shape, knobs, fits, pace, self._fastest_steps(knobs, pace)
+        )
+
+    def _fastest_steps(self, knobs: Sequence[Knob], pace: Pace) -> dict[str, object]:
+        wished = self.limits.shape
+        return {
+            knob.name: min(knob.steps, key=lambda step: pace.seconds(knob.pull(wished, step)))
+            for knob in knobs
+        }
 
     def smallest(self, preference: Sequence[str] | None = None) -> Plan:
         """Return the plan that needs least memory; its budget is what it needs."""
@@ -66,21 +124,27 @@ class Planner:
         least = min(filter(self._worthwhile, last), key=self._total)
         return self._plan_of(least, needed(self._total(least)))
 
-    def runners_up(self, plan: Plan, preference: Sequence[str] | None = None) -> list[Plan]:
+    def runners_up(
+        self, plan: Plan, preference: Sequence[str] | None = None, pace: Pace | None = None
+    ) -> list[Plan]:
         """Return what else fits the same budget, each sparing a knob that the plan pulled.
 
-        ``preference`` is the plan's own; to spare a knob is to put it last.
+        ``preference`` and ``pace`` are the plan's own; to spare a knob is to put it last. What is
+        too slow is left out.
         """
         found: list[Plan] = []
         preference = self.limits.preference if preference is None else preference
         pulled = {each.name for each in self.limits.knobs(preference) if each.step_of(plan.shape)}
+        fits = self._fits(plan.budget)
         for spared in (name for name in _SPARING if name in pulled):
-            others = [name for name in preference if name != spared]
-            try:
-                other = self.plan(plan.budget, [*others, spared])
-            except BudgetError:
+            order = [*(name for name in preference if name != spared), spared]
+            shape = self._of_budget(fits, order)
+            if shape is not None and pace is not None and not pace.met_by(shape):
+                shape = self._in_time(fits, order, pace)
+            if shape is None or shape == plan.shape:
                 continue
-            if other.shape != plan.shape and other not in found:
+            other = self._plan_of(shape, plan.budget)
+            if other not in found:
                 found.append(other)
         return found
 
@@ -95,7 +159,9 @@ class Planner:
             yield self._plan_of(shape, needed(self._total(shape)))
 
     def _total(self, shape: TrainingShape) -> int:
-        return footprint(self.trace, self.setting, shape).total
+        if shape not in self._totals:
+            self._totals[shape] = footprint(self.trace, self.setting, shape).total
+        return self._totals[shape]
 
     def _worthwhile(self, shape: TrainingShape) -> bool:
         """Say whether a shape is no other's with less exact numbers: bf16 packed by torch, unasked.
@@ -107,8 +173,9 @@ class Planner:
             return True
         return is_compiled(self.trace, self.setting, shape)
 
-    def _fits(self, room: int) -> Callable[[TrainingShape], bool]:
+    def _fits(self, budget: int) -> Fits:
         """Return whether shapes fit; cheap bounds come first."""
+        room = int(budget / (1 + UNCERTAINTY))
 
         def fits(shape: TrainingShape) -> bool:
             if not self._worthwhile(shape):
@@ -131,6 +198,33 @@ class Planner:
             f"{least.density:.4g}, micro-batch {least.micro_batch})"
         )
 
+    def _nothing_is_fast_enough(
+        self, budget: int, preference: Sequence[str] | None, pace: Pace, slow: TrainingShape
+    ) -> DeadlineError:
+        found = self._fastest(self._fits(budget), preference, pace, slow)
+        least = pace.seconds(found)
+        return DeadlineError(
+            f"deadline = {format_seconds(pace.deadline)} is met by no plan within the memory "
+            f"budget = {format_bytes(budget)}; the fastest takes {format_seconds(least)} a round "
+            f"(modelled: density {found.density:.4g}, micro-batch {found.micro_batch})"
+        )
+
+    def _fastest(
+        self, fits: Fits, preference: Sequence[str] | None, pace: Pace, slow: TrainingShape
+    ) -> TrainingShape:
+        """Return the fastest shape that fits; ``slow`` is one that does."""
+        knobs, found = self.limits.knobs(preference), self.limits.shape
+        fastest = self._fastest_steps(knobs, pace)
+        for knob in knobs:
+            found = knob.pull(found, fastest[knob.name])
+        if fits(found):
+            return found
+        faster: TrainingShape | None = slow
+        while faster is not None:
+            found, least = faster, pace.seconds(faster)
+            faster = self._in_time(fits, preference, Pace(pace.seconds, least * (1 - _AS_FAST)))
+        return found
+
 
 def needed(total: int) -> int:
     """Return the least budget in which a predicted peak fits."""
@@ -140,9 +234,7 @@ def needed(total: int) -> int:
     return budget
 
 
-def _first_fit(
-    shape: TrainingShape, knobs: Sequence[Knob], fits: Callable[[TrainingShape], bool]
-) -> TrainingShape | None:
+def _first_fit(shape: TrainingShape, knobs: Sequence[Knob], fits: Fits) -> TrainingShape | None:
     """Choose a step for each knob, the last first: the least with which the others can fit."""
     if not knobs:
         return shape if fits(shape) else None
@@ -159,6 +251,39 @@ def _first_fit(
     if step is None:
         return None
     return _first_fit(knob.pull(shape, knob.steps[step]), earlier, fits)
+
+
+def _first_in_time(
+    shape: TrainingShape,
+    knobs: Sequence[Knob],
+    fits: Fits,
+    pace: Pace,
+    fastest: Mapping[str, object],
+) -> TrainingShape | None:
+    """Choose a step for each knob, the last first: the least with which the others can do both.
+
+    What spares memory may cost time, so that the others may still fail: then it is the next step.
+
+    Parameters
+    ----------
+    fastest : mapping
+        Of each knob the step with which rounds are fastest, whatever the others are at.
+    """
+    if not knobs:
+        return shape if pace.met_by(shape) and fits(shape) else None
+    *earlier, knob = knobs
+    for step in knob.steps:
+        pulled = soonest = knob.pull(shape, step)
+        for other in earlier:
+            soonest = other.pull(soonest, fastest[other.name])
+        if not pace.met_by(soonest):
+            continue
+        if not (fits(pulled) or any(fits(end) for end in ends(pulled, earlier))):
+            continue
+        found = _first_in_time(pulled, earlier, fits, pace, fastest)
+        if found is not None:
+            return found
+    return None
 
 
 def _least(count: int, can_fit: Callable[[int], bool]) -> int | None:

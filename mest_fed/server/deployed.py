@@ -72,6 +72,7 @@ class DeployedRun:
     ) -> None:
         self.task = task
         self.strategy = strategy
+        strategy.keeps_reports = True
         self.grid = grid
         self._nodes: dict[int, Node] = {}
         self._seconds_before = 0.0

@@ -11,7 +11,8 @@ from flwr.app import MessageType
 
 from mest_fed.devices.profile import profile_name
 from mest_fed.rows import (
-    OUR_CLIENTS_LACK,
+    SIMULATED_LACK,
+    ClientReport,
     ClientRow,
     ClientScore,
     RoundRow,
@@ -53,6 +54,8 @@ class ClientOutcome:
     score : float or None
         The primary metric on its held-out examples, which ``examples`` then are; None where it did
         not evaluate, or it was not finite.
+    reported : ClientReport or None
+        What a real device said of its part; None of others.
     """
 
     node_id: int
@@ -69,6 +72,7 @@ class ClientOutcome:
     bytes_up: int = 0
     staleness: int = 0
     score: float | None = None
+    reported: ClientReport | None = None
 
     @property
     def status(self) -> TaskStatus:
@@ -266,8 +270,9 @@ def client_rows(record: RoundRecord, timings: Sequence[ClientTiming]) -> list[Ro
             bytes_up=client.bytes_up,
             **timed(timing),
             density=client.density,
+            reported=client.reported,
         )
-        rows.append(as_row(row, optional=OUR_CLIENTS_LACK))
+        rows.append(as_row(row, optional=SIMULATED_LACK))
     return rows
 
 

@@ -36,7 +36,7 @@ from mest_fed.sparsity.state import SparseState
 from mest_fed.task import Task
 from mest_fed.training import Metrics
 from mest_fed.wire import encode
-from mest_fed.wire.records import content_bytes, to_record
+from mest_fed.wire.records import content_bytes, read_report, to_record
 from mest_fed.wire.values import open_codecs
 
 log = getLogger(__name__)
@@ -72,6 +72,8 @@ class MestStrategy(Strategy):
     ----------
     first_round : int
         Rounds done before :meth:`start`, when a run is resumed; Flower counts from 1 each time.
+    keeps_reports : bool
+        Whether rounds' records hold what devices say of themselves, as is wanted of real ones.
     record : RoundRecord
         Of the round in progress, or the last one.
     progress : Progress
@@ -98,6 +100,7 @@ class MestStrategy(Strategy):
         steps = DENSITY_STEPS if model.spec.groups else (1.0,)
         self.clients = ClientRegistry(task.density * step for step in steps)
         self.first_round = 0
+        self.keeps_reports = False
         self.record = RoundRecord(0, model.state().density(model.spec))
         open_codecs(task.config.wire.download, task.config.wire.upload)
         self.progress = Progress.of(task.objective, server.stop_when)
@@ -377,6 +380,8 @@ class MestStrategy(Strategy):
             log.warning("node %d failed: %s", node.node_id, outcome.reason)
             return outcome
         outcome.bytes_up = self._bytes_of(reply)
+        if self.keeps_reports:
+            outcome.reported = read_report(reply.content)
         try:
             self._accept(reply, node, mean, outcome)
         except WireError as error:

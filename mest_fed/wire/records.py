@@ -15,6 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from mest_fed.devices import Work
 from mest_fed.errors import ObjectiveError, WireError
+from mest_fed.rows import ClientReport
 from mest_fed.training.objective import RESERVED, Metrics, Objective, Sum
 from mest_fed.wire.npy import HEADER, check_names, read_npy, write_npy
 from mest_fed.wire.payload import Payload
@@ -170,6 +171,28 @@ def read_work(content: RecordDict) -> Work | None:
     if not any(key in record for record in metrics for key in _WORK):
         return None
     return Work(**{name: summed(metrics, key) for key, name in _WORK.items()})
+
+
+#: What a real device says of its part beside its work -> the field of :class:`ClientReport`.
+_SAID = {
+    "seconds": "seconds",
+    "predicted-peak": "predicted_peak_bytes",
+    "measured-peak": "measured_peak_bytes",
+}
+
+
+def read_report(content: RecordDict) -> ClientReport | None:
+    """Read what a reply says of its device's part in a round; None where it reports no work."""
+    work = read_work(content)
+    if work is None:
+        return None
+    metrics = [record for record in content.values() if isinstance(record, MetricRecord)]
+    said = {
+        name: summed(metrics, key)
+        for key, name in _SAID.items()
+        if any(key in record for record in metrics)
+    }
+    return ClientReport(**vars(work), **said)
 
 
 def summed(metrics: Iterable[MetricRecord], key: str) -> float:

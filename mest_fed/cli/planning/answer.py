@@ -14,6 +14,7 @@ from mest_fed.cli.node_memory import NodeMemory
 from mest_fed.cli.options import drawing
 from mest_fed.cli.planning.report import FleetReport, PlanReport
 from mest_fed.cli.planning.request import Budget, PlanRequest, budget_within, device_budget
+from mest_fed.cli.planning.round_time import Deadline, check_examples
 from mest_fed.cli.planning.text import print_fleet, print_report
 from mest_fed.devices import load_profile
 from mest_fed.errors import InputError, not_allowed
@@ -36,6 +37,8 @@ class Wanted:
         Whether JSON is printed.
     picture : Path or None
         Where memory against time is drawn.
+    deadline : Deadline or None
+        When a round of the device shall be done.
     """
 
     memory: NodeMemory
@@ -43,12 +46,17 @@ class Wanted:
     threads: int | None
     as_json: bool
     picture: Path | None
+    deadline: Deadline | None = None
 
 
 def answer(request: PlanRequest, wanted: Wanted) -> None:
     """Plan, and print what was found."""
     memory, device = wanted.memory, wanted.device
     profile = None if device is None else load_profile(device)
+    if wanted.deadline is not None:
+        if profile is None:
+            raise InputError("--deadline needs a --device NAME, whose speed counts")
+        check_examples(bool(request.name), wanted.deadline)
     if request.task.config.model.weights:
         request.task.build_model()  # which checks the file
     with _no_collector():
@@ -56,7 +64,8 @@ def answer(request: PlanRequest, wanted: Wanted) -> None:
             _report_fleet(request, wanted.as_json, wanted.picture)
             return
         found = _budget(memory, request.task, device)
-        report = PlanReport(request, found, _threads(wanted.threads, device), profile)
+        threads = _threads(wanted.threads, device)
+        report = PlanReport(request, found, threads, profile, wanted.deadline)
         _report(report, wanted.as_json, wanted.picture)
 
 

@@ -17,9 +17,9 @@ import numpy.typing as npt
 from mest_fed.catalogue import MutationPlace
 from mest_fed.cli.planning.report import DevicePlan, step_time
 from mest_fed.cli.planning.request import PlanRequest
-from mest_fed.cli.planning.step_time import PlannedWork, StepTime
+from mest_fed.cli.planning.step_time import StepTime
 from mest_fed.cli.planning.traffic import StartingModel, Traffic
-from mest_fed.devices import Work, download_seconds, train_seconds, upload_seconds
+from mest_fed.devices import download_seconds, train_seconds, upload_seconds
 from mest_fed.devices.cost import rate_of
 from mest_fed.simulation.checkpoint import RunFacts
 from mest_fed.simulation.simulate import Simulation
@@ -237,7 +237,7 @@ def _forecast(
     traffic, sparse = start.traffic(plan.density)
     planned, scheme = clock.work(plan.shape), task.config.sparsity.scheme
     epochs, batch = task.config.training.local_epochs, task.config.training.batch_size
-    works = [_epoch(planned, each, batch) * epochs for each in examples.tolist()]
+    works = [planned.epoch(each, batch) * epochs for each in examples.tolist()]
     answers = task.forward_work(round(task.example_counts(0)[1]))
     trained = np.array([train_seconds(profile, each, scheme) for each in works])
     growing = np.array([each.sparse_flops for each in works]) / rate_of(profile, scheme)
@@ -255,15 +255,6 @@ def _forecast(
         growing,
         download + evaluated + upload_seconds(profile, 0),
     )
-
-
-def _epoch(planned: PlannedWork, examples: int, batch: int) -> Work:
-    """Return the work of an epoch; a lone example at its end joins the batch before."""
-    whole, rest = divmod(examples, batch)
-    if rest == 1 and whole and batch > 1:
-        whole, rest = whole - 1, batch + 1
-    work = planned.step.of_batch(batch, planned.group) * whole
-    return work + planned.step.of_batch(rest, planned.group) if rest else work
 
 
 def mean_of_longest(timed: Sequence[tuple[float, int]], drawn: int) -> float:

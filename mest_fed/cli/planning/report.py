@@ -7,6 +7,7 @@ from typing import Any
 
 from mest_fed.cli.device_room import DeviceRoom
 from mest_fed.cli.planning.request import Budget, PlanRequest
+from mest_fed.cli.planning.round_time import Deadline, RoundTime
 from mest_fed.cli.planning.step_time import StepTime
 from mest_fed.devices import DeviceProfile, load_profile
 from mest_fed.memory import Plan, Planner, TrainingShape
@@ -32,17 +33,22 @@ class PlanReport:
         That the device computes with.
     profile : DeviceProfile or None
         The device, if there is one.
+    deadline : Deadline or None
+        When a round shall be done, if that is asked; there is a device then.
 
     Raises
     ------
     BudgetError
         From :attr:`plan`, if nothing fits.
+    DeadlineError
+        From :attr:`plan`, if nothing that fits is fast enough.
     """
 
     request: PlanRequest
     budget: Budget
     threads: int = 1
     profile: DeviceProfile | None = None
+    deadline: Deadline | None = None
 
     @property
     def room(self) -> DeviceRoom | None:
@@ -67,12 +73,26 @@ class PlanReport:
     @cached_property
     def plan(self) -> Plan:
         """The plan of least harm."""
+        pace = None if self.round is None else self.round.pace
+        return self.planner.plan(self.budget.bytes, self.preference, pace)
+
+    @cached_property
+    def round(self) -> RoundTime | None:
+        """A round's time, where there is a deadline."""
+        if self.deadline is None or self.profile is None:
+            return None
+        return RoundTime(self.request.task, self.clock, self.profile, self.deadline)
+
+    @cached_property
+    def of_budget(self) -> Plan:
+        """The plan of least harm if there were no deadline."""
         return self.planner.plan(self.budget.bytes, self.preference)
 
     @cached_property
     def runners_up(self) -> list[Plan]:
         """Other plans for the same budget, each sparing a knob that the plan pulled."""
-        return self.planner.runners_up(self.plan, self.preference)
+        pace = None if self.round is None else self.round.pace
+        return self.planner.runners_up(self.plan, self.preference, pace)
 
     @cached_property
     def frontier(self) -> list[Plan]:
@@ -97,6 +117,8 @@ class PlanReport:
         table = self._table(self.plan)
         table["device"] = None if self.profile is None else self.profile.name
         table["node"] = None if self.room is None else self.room.as_table()
+        if self.round is not None:
+            table["round"] = self.round.as_table(self.plan, self.of_budget, self.wished)
         table["layers"] = self.request.layers
         table["runners_up"] = [self._table(plan) for plan in self.runners_up]
         if frontier:

@@ -9,6 +9,7 @@ from mest_fed.catalogue import FORMATS, Recompute
 from mest_fed.devices import (
     DeviceProfile,
     StepWork,
+    Work,
     program_step_work,
     torch_step_work,
     train_seconds,
@@ -48,6 +49,14 @@ class PlannedWork:
     step: StepWork
     group: int
     compiled: bool
+
+    def epoch(self, examples: int, batch: int) -> Work:
+        """Return the work of an epoch; a lone example at its end joins the batch before."""
+        whole, rest = divmod(examples, batch)
+        if rest == 1 and whole and batch > 1:
+            whole, rest = whole - 1, batch + 1
+        work = self.step.of_batch(batch, self.group) * whole
+        return work + self.step.of_batch(rest, self.group) if rest else work
 
 
 @dataclass(frozen=True)

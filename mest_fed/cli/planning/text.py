@@ -49,6 +49,8 @@ def print_report(report: PlanReport, console: Console | None = None) -> None:
     console.print(layer_table(report.request.task.layers), width=width)
     if report.profile is not None:
         say(f"\n{_time(report)}")
+    if report.round is not None:
+        say(f"\n{report.round.in_words(plan, report.of_budget, report.wished)}")
     if report.runners_up:
         say("")
         console.print(_others(report), width=width)

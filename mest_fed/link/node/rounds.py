@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from mest_fed.data.minibatches import Examples, Minibatches
 from mest_fed.data.partitioners import hold_out
-from mest_fed.devices.cost import Work
+from mest_fed.devices.cost import StepWork, Work
 from mest_fed.devices.program_work import program_step_work
 from mest_fed.errors import NotFiniteError
 from mest_fed.link.description import RunDescription
@@ -174,6 +174,7 @@ class _Training:
         self._counts = _counts(received)
         self._rng = numpy_generator(run.seed, order.round, run.partition, "dropout")
         self._bound: dict[ProgramRequest, CompiledStep] = {}
+        self._costs: dict[CompiledStep, StepWork] = {}
         self._mutation = (
             RoundMutation(run.mutation, order.progress, run.seed, order.round)
             if order.mutate
@@ -209,7 +210,9 @@ class _Training:
         if not math.isfinite(total):
             raise NotFiniteError(f"batch {number + 1}: the loss is {total}")
         self._totals.add(total, targets, step.outputs, scores)
-        work = program_step_work(step.program).of_batch(len(targets), step.program.examples)
+        if step not in self._costs:  # adding up a program takes as long as running a small one
+            self._costs[step] = program_step_work(step.program)
+        work = self._costs[step].of_batch(len(targets), step.program.examples)
         self._work += replace(work, sparse_flops=work.sparse_flops * self._model.fullness)
 
     def _step_of(self, size: int, *, reads: bool) -> CompiledStep:

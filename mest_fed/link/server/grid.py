@@ -231,6 +231,8 @@ def _reply(message: Message, outcome: Outcome) -> Message:
     }
     if outcome.peak_bytes:
         metrics["measured-peak"] = outcome.peak_bytes
+    if outcome.seconds:
+        metrics["seconds"] = outcome.seconds
     records = _records(outcome.objects) if outcome.objects else {}
     content = RecordDict({_METRICS: MetricRecord(metrics), **records})
     return Message(content, reply_to=message)

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from mest_fed.rows import APP_CLIENTS_LACK, OUR_CLIENTS_LACK, ClientRow, Row
+from mest_fed.rows import APP_CLIENTS_LACK, OUR_CLIENTS_LACK, SIMULATED_LACK, ClientRow, Row
 from mest_fed.simulation.report.load import AppRun, Run, load_run
 
 
@@ -30,7 +30,9 @@ def run_tables(folder: Path) -> dict[str, list[Row]]:
     if isinstance(run, AppRun):
         left_out = APP_CLIENTS_LACK
     else:
-        tables["layers"], left_out = run.summary.layers, OUR_CLIENTS_LACK
+        real = any(task.reported is not None for task in run.tasks)
+        tables["layers"] = run.summary.layers
+        left_out = OUR_CLIENTS_LACK if real else SIMULATED_LACK
     plain = {name: [_plain(row, left_out) for row in rows] for name, rows in tables.items()}
     return plain if isinstance(run, AppRun) else plain | _more_tables(run)
 

@@ -1,0 +1,237 @@
+"""The command that calibrates a device, as the standard library's parser has it."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mest_fed.devices.calibration.board import Power, board_name, node_bytes, read_memory
+from mest_fed.devices.calibration.board_profile import (
+    Calibration,
+    PowerDrawn,
+    base_for,
+    profile_toml,
+)
+from mest_fed.devices.calibration.link import LinkServer, read_address, time_link
+from mest_fed.devices.calibration.rates import Measured, fit_rates, products_rate
+from mest_fed.devices.calibration.steps import Sample, time_steps
+from mest_fed.devices.profile import DeviceProfile, load_profile
+from mest_fed.errors import InputError, MestFedError, not_allowed
+from mest_fed.system.cgroups import available_cores
+from mest_fed.system.files import whole_file
+from mest_fed.system.power import find_meter
+from mest_fed.units import format_bytes, format_seconds
+
+FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be measured, and where it goes.
+
+    Parameters
+    ----------
+    out : Path or None
+        File of the profile; nothing is written where None.
+    like : str or None
+        Profile whose figures stand for what is not measured; the board's own if left out.
+    threads : int or None
+        Of the profile; the device's if left out. One thread is measured beside it.
+    server : str or None
+        ``HOST:PORT`` of a ``--serve``, to time the link.
+    title : str or None
+        Of the profile.
+    repeats : int
+        Timings of each step.
+    least : float
+        Seconds of each of them.
+    """
+
+    out: Path | None = None
+    like: str | None = None
+    threads: int | None = None
+    server: str | None = None
+    title: str | None = None
+    repeats: int = 5
+    least: float = 0.1
+
+
+def calibrate(wanted: Wanted) -> DeviceProfile:
+    """Measure this device, say what was found, and write its profile.
+
+    Raises
+    ------
+    InputError
+        If a name, a number or a path is wrong, before anything is measured.
+    MestFedError
+        If the server of the link is not there.
+    """
+    cores = available_cores()
+    if wanted.threads is not None and not 1 <= wanted.threads <= cores:
+        raise not_allowed("--threads", wanted.threads, f"1 to {cores}, the cores of this machine")
+    out, board = wanted.out, board_name()
+    if out is not None and (out.suffix != ".toml" or not out.absolute().parent.is_dir()):
+        raise not_allowed("--out", str(out), "a file that ends in .toml, in a folder that exists")
+    base = load_profile(wanted.like or base_for(board))
+    address = None if wanted.server is None else read_address(wanted.server, "--server")
+    print(f"{board}: what is not measured is as {base.name} has it")
+    link = None if address is None else time_link(address)
+    memory = read_memory()
+    speeds, power = _speeds(wanted, wanted.threads or cores)
+    found = Calibration(
+        board=board,
+        date=datetime.now(UTC).date().isoformat(),
+        speeds=speeds,
+        memory=memory,
+        node=_node(),
+        link=link,
+        power=power,
+    )
+    profile = found.profile("device" if out is None else out.stem, base, wanted.title)
+    _print_rest(found)
+    if out is not None:
+        _write(out, profile)
+    return profile
+
+
+def _speeds(wanted: Wanted, threads: int) -> tuple[list[Measured], PowerDrawn | None]:
+    """Time the steps by one thread and by all, and the power meanwhile."""
+    meter, speeds, drawn = find_meter(), [], None
+    power = None if meter is None else Power(meter)
+    for count in sorted({1, threads}):
+        with nullcontext() if power is None else power.watched():
+            samples = tuple(time_steps(count, wanted.repeats, wanted.least))
+        speeds.append(Measured(count, fit_rates(samples, count), samples))
+        _print_speed(speeds[-1])
+    if power is not None and meter is not None:
+        compute = power.watts
+        with power.watched():
+            time.sleep(max(0.2, 10 * wanted.least))
+        if compute > 0 and power.watts > 0:
+            drawn = PowerDrawn(meter.what, compute, power.watts)
+    return speeds, drawn
+
+
+def _node() -> int | None:
+    try:
+        return node_bytes()
+    except MestFedError as error:
+        print(f"a lean node's memory: not measured ({error})")
+        return None
+
+
+def _print_speed(found: Measured) -> None:
+    threads = "one thread" if found.threads == 1 else f"{found.threads} threads"
+    flops = ", ".join(f"{kind} {rate / 1e9:.3g}" for kind, rate in found.rates.flops.items())
+    print(
+        f"{threads} (measured): GFLOP/s {flops}; {found.rates.memory_rate / 1e9:.3g} GB/s of "
+        f"operators without products; core speed {found.rates.core_speed:.3g}"
+    )
+    for sample, ratio in zip(found.samples, found.ratios, strict=True):
+        print(f"  {_step(found, sample)}, modelled / measured {ratio:.2f}")
+
+
+def _step(found: Measured, sample: Sample) -> str:
+    rate = products_rate(found.rates, sample) / 1e9
+    took = f"{sample.seconds * 1e3:.3g} ms"
+    return f"{sample.case.name}, batch {sample.examples}: {took}, {rate:.3g} GFLOP/s"
+
+
+def _print_rest(found: Calibration) -> None:
+    if found.memory is not None:
+        memory = found.memory
+        print(
+            f"memory (measured): {format_bytes(memory.total)}, of which "
+            f"{format_bytes(memory.taken)} are taken"
+        )
+    if found.node is not None:
+        print(f"a lean node before it trains (measured): {format_bytes(found.node)}")
+    if found.link is None:
+        print("link: not measured (--server HOST:PORT of a mest-fed calibrate --serve)")
+    else:
+        link = found.link
+        print(
+            f"link (measured): down {format_bytes(link.download_rate)}/s, up "
+            f"{format_bytes(link.upload_rate)}/s, {format_seconds(link.latency)} one way"
+        )
+    if found.power is None:
+        print("power: the system does not tell")
+    else:
+        power = found.power
+        print(
+            f"power (measured, {power.what} alone): {power.compute:.3g} W while it trains, "
+            f"{power.idle:.3g} W idle"
+        )
+
+
+def _write(path: Path, profile: DeviceProfile) -> None:
+    try:
+        with whole_file(path) as file:
+            file.write(profile_toml(profile).encode())
+    except OSError as error:
+        allowed = f"a file that can be written ({error.strerror})"
+        raise not_allowed("--out", str(path), allowed) from None
+    load_profile(str(path))
+    print(f"profile: {path}")
+
+
+def serve(address: str) -> None:
+    """Answer devices that time their link, until interrupted.
+
+    Raises
+    ------
+    InputError
+        If it is no address to listen on.
+    """
+    with LinkServer(read_address(address, "--serve")) as server:
+        print(f"devices can time their link at port {server.port}; Ctrl-C ends", flush=True)
+        server.serve_forever()
+
+
+class _Parser(argparse.ArgumentParser):
+    """Gives wrong options as one line, as all commands do."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise InputError(message)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _Parser(
+        prog="python -m mest_fed.devices.calibration",
+        description="Measure this device and write its profile; needs NumPy alone.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--out", type=Path, metavar="FILE.toml", help="The profile.")
+    add("--like", metavar="PROFILE", help="Stands for what is not measured.")
+    add("--threads", type=int, metavar="N", help="To compute with; the device's if left out.")
+    add("--server", metavar="HOST:PORT", help="Of a --serve, to time the link.")
+    add("--serve", metavar="HOST:PORT", help="Answer devices that time their link.")
+    add("--title", help="Of the profile; what the system calls the board if left out.")
+    add("--quick", action="store_true", help="A few seconds, and less exact.")
+    return parser.parse_args(arguments)
+
+
+#: Repeats and seconds of each timing under ``--quick``.
+QUICK = 3, 0.02
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; what is wrong is one line on standard error."""
+    try:
+        options = _parse(arguments)
+        if options.serve is not None:
+            serve(options.serve)
+            return
+        given = (options.out, options.like, options.threads, options.server, options.title)
+        calibrate(Wanted(*given, *(QUICK if options.quick else ())))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except MestFedError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(WRONG_INPUT if isinstance(error, InputError) else FAILED)
