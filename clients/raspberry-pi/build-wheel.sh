@@ -75,4 +75,10 @@ rm -rf "$site"
 "$python" -m zipfile -e "$wheel" "$site"
 PYTHONPATH=$site PYTHONDONTWRITEBYTECODE=1 "$emulator" -L "$root" "$root/usr/bin/python$version" \
     "$here/try_wheel.py" "$root/trained.json"
-cat "$root/trained.json"
+
+# The same here, where mest-fed is installed: the numbers must agree within rounding.
+if "$python" -c "import mest_fed.runtime._native" 2>/dev/null; then
+    "$python" "$here/try_wheel.py" "$root/here.json" "$root/trained.json"
+else
+    echo "not compared: mest-fed is not installed for $python"
+fi

@@ -109,11 +109,18 @@ class LinkGrid(Grid):
 
     def get_node_ids(self) -> list[int]:
         """Return the ids of the nodes that are there."""
-        return [node.id for node in self._server.nodes()]
+        return [node.id for node in self._ready()]
 
     def get_nodes(self) -> list[LinkNode]:
         """Return what is known of the nodes that are there."""
-        return [LinkNode(node.id, repr(node.since)) for node in self._server.nodes()]
+        return [LinkNode(node.id, repr(node.since)) for node in self._ready()]
+
+    def _ready(self) -> list[NodeInfo]:
+        """Return the nodes that have read their examples; the others register again when they have.
+
+        On a slow board that takes seconds: a run must not begin, and end, without it meanwhile.
+        """
+        return [node for node in self._server.nodes() if node.description.examples > 0]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Give instructions; return their ids, empty for one whose node is not there."""
