@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,7 +24,8 @@ def c_program(name):
     # pytest's own bin folder has a ninja where the environment is the project's
     ninja = shutil.which("ninja", path=f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}")
     if not given and ninja is not None:
-        made = subprocess.run([ninja, "-C", folder, name], capture_output=True, text=True)
+        with FileLock(folder / "c_build.lock"):  # tests of another process build, too
+            made = subprocess.run([ninja, "-C", folder, name], capture_output=True, text=True)
         if made.returncode:
             pytest.skip(f"{name} was not built: {made.stdout[-300:]}")
     if not (folder / name).exists():
