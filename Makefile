@@ -13,6 +13,11 @@ NO_NATIVE := No native kernels: the C++ build failed. 'make native' shows why.
 SELFTEST = $(BIN)/cmake -S . -B $(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
 	-DMEST_SELFTEST=ON $(2) && $(BIN)/cmake --build $(1) && \
 	$(BIN)/ctest --test-dir $(1) --output-on-failure
+# The tests of the programs in C, with those of a build: $(call C_PROGRAMS,FOLDER). MEST_C_ALIKE=0 if they
+# are compiled otherwise than the package, MEST_C_EMULATOR to run them by.
+C_PROGRAMS = MEST_C_BUILD=$(abspath $(1)) $(BIN)/python -m pytest tests/clients/test_c_files.py \
+	tests/clients/test_c_train.py
+ARM_CC := aarch64-linux-gnu-gcc
 ARM_CXX := aarch64-linux-gnu-g++
 QEMU := $(firstword $(foreach name,qemu-aarch64 qemu-aarch64-static,$(shell command -v $(name))))
 ARM_TOOLS := test-arm: skipped, for want of $(ARM_CXX) or qemu-aarch64 (Debian: \
@@ -76,14 +81,15 @@ test-native: $(READY) ## Test the C++ kernels and runtime alone, as they ship
 		$(BIN)/ninja -C $(BUILT) mest_selftests && \
 		$(BIN)/ctest --test-dir $(BUILT) --output-on-failure; \
 	else \
-		export CXX="$(CXX)"; $(call SELFTEST,build/native,); \
+		export CXX="$(CXX)"; $(call SELFTEST,build/native,) && $(call C_PROGRAMS,build/native); \
 	fi
 
 test-sanitize: $(READY) ## Test the C++ kernels and runtime under sanitizers (a long build)
 	@if ! command -v $(firstword $(CXX)) >/dev/null; then \
 		echo "test-sanitize: skipped, for want of a C++ compiler"; \
 	else \
-		export CXX="$(CXX)"; $(call SELFTEST,build/native-asan,-DMEST_SANITIZE=ON); \
+		export CXX="$(CXX)"; $(call SELFTEST,build/native-asan,-DMEST_SANITIZE=ON) && \
+		MEST_C_ALIKE=0 $(call C_PROGRAMS,build/native-asan); \
 	fi
 
 test-races: $(READY) ## Test the C++ kernels' threads for races
@@ -99,7 +105,10 @@ test-arm: $(READY) ## Test the C++ kernels for 64-bit ARM under emulation
 	else \
 		$(call SELFTEST,build/native-arm,-DCMAKE_SYSTEM_NAME=Linux \
 			-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(ARM_CXX) \
-			"-DCMAKE_CROSSCOMPILING_EMULATOR=$(QEMU);-L;/usr/aarch64-linux-gnu"); \
+			-DCMAKE_C_COMPILER=$(ARM_CC) \
+			"-DCMAKE_CROSSCOMPILING_EMULATOR=$(QEMU);-L;/usr/aarch64-linux-gnu") && \
+		MEST_C_ALIKE=0 MEST_C_EMULATOR="$(QEMU) -L /usr/aarch64-linux-gnu" \
+			$(call C_PROGRAMS,build/native-arm); \
 	fi
 
 proto: $(READY) ## Generate the edge link's code from its protocol

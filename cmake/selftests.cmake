@@ -1,3 +1,10 @@
+# The example in C needs its compiler, too; nothing else does.
+include(CheckLanguage)
+check_language(C)
+if(CMAKE_C_COMPILER)
+  enable_language(C)
+endif()
+
 # Programs that test the cores without Python, once for each instruction set.
 function(mest_add_selftests)
   set(programs mest_selftest mest_runtime_selftest mest_planes_selftest)
@@ -7,11 +14,16 @@ function(mest_add_selftests)
     add_executable(${program} EXCLUDE_FROM_ALL tests/native/${source}.cpp)
     target_link_libraries(${program} PRIVATE ${core})
   endforeach()
+  set(c_example "")
+  if(CMAKE_C_COMPILER AND EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/clients/c)
+    mest_add_c_example()
+    set(c_example mest_train mest_spoil)
+  endif()
   set(all "")
   if(MEST_SELFTEST)
     set(all ALL)
   endif()
-  add_custom_target(mest_selftests ${all} DEPENDS ${programs})
+  add_custom_target(mest_selftests ${all} DEPENDS ${programs} ${c_example})
   # Memory that nobody has written yet holds no zeros here.
   set(rough "ASAN_OPTIONS=malloc_fill_byte=255:max_malloc_fill_size=1073741824;MALLOC_PERTURB_=128"
     "TSAN_OPTIONS=halt_on_error=1")
@@ -23,4 +35,14 @@ function(mest_add_selftests)
       ENVIRONMENT "MEST_FED_KERNELS=${name};${rough}")
   endforeach()
   mest_test_variants_share_nothing()
+endfunction()
+
+# The example of the C interface, and a program that spoils files of programs: tests/clients runs both.
+function(mest_add_c_example)
+  add_executable(mest_train EXCLUDE_FROM_ALL clients/c/mest_train.c clients/c/arrays.c)
+  set_target_properties(mest_train PROPERTIES C_STANDARD 11 C_STANDARD_REQUIRED ON C_EXTENSIONS OFF)
+  target_compile_options(mest_train PRIVATE -pedantic)
+  target_link_libraries(mest_train PRIVATE mest_runtime)
+  add_executable(mest_spoil EXCLUDE_FROM_ALL tests/native/spoil.cpp)
+  target_link_libraries(mest_spoil PRIVATE mest_runtime)
 endfunction()

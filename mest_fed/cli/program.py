@@ -45,6 +45,13 @@ def program(
         Path | None,
         typer.Option(metavar="FILE", help="Draw the arena over the step to a .svg or .png file."),
     ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write step.program and weights.arrays there, which clients/c/ trains.",
+        ),
+    ] = None,
 ) -> None:
     """Show a training step as a program: its operators, and the arena that holds their buffers.
 
@@ -73,12 +80,18 @@ def program(
 
         with drawing(picture):
             draw_arena(report, picture)
+    if export is not None:
+        from mest_fed.cli.programs.files import export_step
+
+        export_step(report, export)
     if as_json:
         typer.echo(json.dumps(report.as_table(), indent=2))
         return
     print_report(report)
     if picture is not None:
         typer.echo(f"picture: {picture}")
+    if export is not None:
+        typer.echo(f"program and weights: {export}")
 
 
 def _group(text: str) -> int | None:

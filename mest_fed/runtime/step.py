@@ -1,7 +1,7 @@
 """A program that trains or predicts: the native runtime, one call a batch. Needs NumPy alone."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,16 +127,13 @@ class CompiledStep(_Compiled):
         micro_batch: int | None = None,
         batch: int | None = None,
     ) -> None:  # in quotes, since NumPy loads its generators where they are first named
-        self._targets = _one(program, "targets", "input")
-        self._rates, self._share = (_one(program, it, "setting") for it in ("rates", "share"))
-        loss = _one(program, "loss")
-        self._seeds = sorted(set(_arguments(program, "seed")))
-        self._input = _one_input(program, self._targets)
+        facts = facts_of(program)
+        self._targets, self._rates, self._share = facts.targets, facts.rates, facts.share
+        self._seeds, self._input, self._loss = facts.seeds, facts.input, facts.loss
         if self._seeds and rng is None:
             raise InputError(f"the program draws {self._seeds}; allowed: with a generator, rng")
         #: Draws the seeds of dropout from now on.
         self.rng = rng
-        self._loss = _sum_of(program, loss)
         super().__init__(Batches(program, threads, resize, batch))
         self._batches.micro_batch = micro_batch
         #: Gradients of the last step by the name of the parameter, of the mean loss over the batch.
@@ -243,6 +240,44 @@ class CompiledForward(_Compiled):
         """
         self._batches.groups({self._input: inputs})
         return self.outputs
+
+
+class StepFacts(NamedTuple):
+    """Names of the buffers that a step is given or read by.
+
+    Parameters
+    ----------
+    input, targets : str
+        Rows of a batch.
+    rates, share : str
+        Settings: the learning rate, and 1 / (targets that count).
+    loss : str
+        The sum that holds the mean loss after a step.
+    seeds : list of str
+        What dropout draws from.
+    """
+
+    input: str
+    targets: str
+    rates: str
+    share: str
+    loss: str
+    seeds: list[str]
+
+
+def facts_of(program: Program) -> StepFacts:
+    """Return what a step is given and read by.
+
+    Raises
+    ------
+    InputError
+        If the program is no whole step of one input.
+    """
+    targets = _one(program, "targets", "input")
+    rates, share = (_one(program, it, "setting") for it in ("rates", "share"))
+    loss = _sum_of(program, _one(program, "loss"))
+    seeds = sorted(set(_arguments(program, "seed")))
+    return StepFacts(_one_input(program, targets), targets, rates, share, loss, seeds)
 
 
 def _one_input(program: Program, targets: str) -> str:

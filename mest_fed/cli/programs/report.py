@@ -1,7 +1,7 @@
 """A program with its arena: as rows, and as people read it in a terminal."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -33,11 +33,14 @@ class ProgramReport:
         The step of a group.
     batch : int
         Examples of a step.
+    weights : mapping of str to array
+        What a model begins with: parameters and states by name; the others begin at zero.
     """
 
     title: str
     program: Program
     batch: int
+    weights: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, request: PlanRequest, group: int | None = None) -> "ProgramReport":
@@ -63,11 +66,12 @@ class ProgramReport:
         if group is not None and group > batch:
             raise not_allowed("group", group, f"auto, or 1 to {batch}, the batch")
         size = group_size(programs, batch, most) if group is None else group
-        program = programs(size)
+        captured = programs.captured(size)
+        program = programs.of(captured)
         if not program.takes_groups and program.examples < batch:
             allowed = f"{batch}, the batch: its statistics are taken"
             raise not_allowed("group", program.examples, allowed)
-        return cls(request.title, program, batch)
+        return cls(request.title, program, batch, captured.arrays())
 
     @property
     def groups(self) -> float:

@@ -18,7 +18,18 @@
 extern "C" {
 #endif
 
-#define MEST_RUNTIME_VERSION 2
+/* The version of this interface, as semantic versioning has it: a program that was written for a version
+ * compiles and runs with all of the same major number that are not older. */
+#define MEST_RUNTIME_VERSION_MAJOR 2
+#define MEST_RUNTIME_VERSION_MINOR 1
+#define MEST_RUNTIME_VERSION_PATCH 0
+/* One number, by which versions are compared: 2.1.0 is 2001000. */
+#define MEST_RUNTIME_VERSION                                               \
+    (MEST_RUNTIME_VERSION_MAJOR * 1000000 + MEST_RUNTIME_VERSION_MINOR * 1000 + \
+     MEST_RUNTIME_VERSION_PATCH)
+
+/* MEST_RUNTIME_VERSION of the library that is linked. */
+int mest_runtime_version(void);
 
 typedef struct mest_program mest_program;
 
