@@ -1,6 +1,7 @@
 """``mest-fed server``: a run over the edge link, without Flower's SuperLink."""
 
 import logging
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,7 +46,9 @@ def server(
     out: Annotated[
         Path | None, typer.Option(help="Run folder; runs/PRESET if nothing is said.")
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder, as it was set.")
+    ] = False,
 ) -> None:
     """Run a federation of lean nodes over the edge link, and write a report.
 
@@ -61,13 +64,23 @@ def server(
 
     if resume and out is None:
         raise InputError("--resume needs --out; allowed: the folder of a run over the edge link")
+    if resume and out is not None and preset is None and file is None:
+        file = out / "config.toml"
     name, config = resolve(preset, file, settings or [])
     folder = out or next_folder(name)
     where: dict[str, Scalar] = {"deployment.folder": str(folder), "deployment.resume": resume}
     config = from_flat(to_flat(config) | where)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("mest_fed.link").setLevel(logging.INFO)
-    summary = _serve(config, folder, _Link(listen, certificates, enrol, insecure))
+    try:
+        summary = _serve(config, folder, _Link(listen, certificates, enrol, insecure))
+    except KeyboardInterrupt:
+        if any(folder.glob("checkpoints/*")):
+            how = _as_typed(listen=listen, certificates=certificates, enrol=enrol)
+            how += " --insecure" if insecure else ""
+            line = f"go on with: mest-fed server --resume --out {shlex.quote(str(folder))}{how}"
+            typer.echo(line, err=True)
+        raise
     if summary.warning:
         typer.echo(summary.warning, err=True)
         sys.exit(NOTHING_TRAINED)
@@ -137,6 +150,11 @@ def _enroller(folder: Path, authority: bytes) -> Any:
         return sign_request(signer, request, name), authority
 
     return enrol
+
+
+def _as_typed(**options: object) -> str:
+    given = {name: value for name, value in options.items() if value is not None}
+    return "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given.items())
 
 
 def _read(path: Path) -> bytes:

@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 
 from mest_fed.errors import MestFedError, WireError
-from mest_fed.link.messages import Instruction, InstructionKind, Outcome
+from mest_fed.link.messages import BEGUN, START, Instruction, InstructionKind, Outcome
 from mest_fed.link.server.edge_server import EdgeServer
 from mest_fed.link.server.lean_run import LeanRun
 from mest_fed.link.server.objects import Blob
@@ -42,6 +42,8 @@ _KINDS = {
 }
 _POLL_SECONDS = 0.1
 _METRICS = "metrics"
+#: Replies that nobody asks for are dropped then: of a round that ended without them.
+_STALE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,9 @@ class LinkGrid(Grid):
         self._server, self._lean, self._deadline = server, run, deadline
         self._lock = threading.Lock()
         self._sent: dict[str, Message] = {}
-        self._replies: dict[str, Message] = {}
+        self._replies: dict[str, tuple[float, Message]] = {}
+        #: By which nodes know that the server was started anew, and which rounds it repeats then.
+        self._start, self._begun = secrets.token_hex(8), -1
         #: Arrays that several messages share -> the blob of each: the last broadcast's.
         self._blobs: dict[int, tuple[ArrayRecord, dict[str, Blob]]] = {}
         self.set_run(empty_run(secrets.randbits(62) if run_id is None else run_id))
@@ -109,11 +113,11 @@ class LinkGrid(Grid):
 
     def get_node_ids(self) -> list[int]:
         """Return the ids of the nodes that are there."""
-        return [node.id for node in self._server.nodes()]
+        return [node.id for node in self._nodes()]
 
     def get_nodes(self) -> list[LinkNode]:
         """Return what is known of the nodes that are there."""
-        return [LinkNode(node.id, repr(node.since)) for node in self._server.nodes()]
+        return [LinkNode(node.id, repr(node.since)) for node in self._nodes()]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Give instructions; return their ids, empty for one whose node is not there."""
@@ -123,7 +127,7 @@ class LinkGrid(Grid):
         """Return the replies to these ids that are here and were not returned before."""
         self._take_outcomes(0.0)
         with self._lock:
-            return [self._replies.pop(name) for name in message_ids if name in self._replies]
+            return [self._replies.pop(name)[1] for name in message_ids if name in self._replies]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -139,9 +143,13 @@ class LinkGrid(Grid):
             if end is not None and time.monotonic() >= end:
                 return
 
+    def _nodes(self) -> list[NodeInfo]:
+        """Return the nodes that have read their examples: the others register again soon."""
+        return [node for node in self._server.nodes() if node.description.examples > 0]
+
     def _push(self, message: Message) -> str:
         meta = message.metadata
-        node = next((it for it in self._server.nodes() if it.id == meta.dst_node_id), None)
+        node = next((it for it in self._nodes() if it.id == meta.dst_node_id), None)
         name = secrets.token_hex(16)
         set_message_id(message, name)
         if node is None:
@@ -170,7 +178,13 @@ class LinkGrid(Grid):
     ) -> tuple[Instruction, dict[str, Blob]]:
         config = message.content.config_records[CONFIG]
         number, mutate = int(str(config["round"])), bool(config.get("mutate", False))
-        scalars = self._lean.order(node, number, mutate=mutate)
+        if self._begun < 0:
+            self._begun = number - 1
+        scalars = {
+            **self._lean.order(node, number, mutate=mutate),
+            START: self._start,
+            BEGUN: self._begun,
+        }
         record = message.content.array_records[ARRAYS]
         header = Blob(from_record(message.content).header)
         blobs = {HEADER: header, **self._shared(record)}
@@ -209,7 +223,10 @@ class LinkGrid(Grid):
 
     def _keep(self, name: str, reply: Message) -> None:
         with self._lock:
-            self._replies[name] = reply
+            now = time.monotonic()
+            for old in [it for it, (at, _) in self._replies.items() if at < now - _STALE_SECONDS]:
+                del self._replies[old]
+            self._replies[name] = now, reply
 
 
 def _reply(message: Message, outcome: Outcome) -> Message:
