@@ -96,7 +96,7 @@ class NodeRunner:
     ) -> None:
         self._link, self._node, self._setup = link, node, setup
         self._folder, self._told = folder, told
-        self._room = Room(setup.budget, setup.memory_limit)
+        self.room = Room(setup.budget, setup.memory_limit)
         self._look_seconds = look_seconds
         self._run_json = ""
         self._examples: Examples | None = None
@@ -115,22 +115,22 @@ class NodeRunner:
         """
         self._join()
         while not stopped():
-            if (budget := self._room.change()) is not None:
+            if (budget := self.room.change()) is not None:
                 self._plan_anew(budget, stopped)
                 continue
             instruction = self._link.wait()
             if self._link.registration.run_json != self._run_json:
                 self._join()  # the server runs another one now
             if instruction is not None and self._carry_out(instruction) is _Again.SMALLER:
-                self._plan_anew(self._room.failed(), stopped)
+                self._plan_anew(self.room.failed(), stopped)
 
     def _join(self) -> None:
         """Read the examples as a run needs them, and register with what is left to train with."""
-        node = replace(self._node, examples=0, budget_bytes=self._room.provisional())
+        node = replace(self._node, examples=0, budget_bytes=self.room.provisional())
         run = RunDescription.read(self._link.register(node).run_json)
         self._examples = read_examples(self._setup.data, run.inputs)
         self._store = None
-        run = self._plan(self._room.begin())
+        run = self._plan(self.room.begin())
         log.info(
             "takes part as number %d with %d examples; %s in use before training (measured), %s",
             run.partition,
@@ -150,7 +150,7 @@ class NodeRunner:
             self._store = StateStore(self._folder, run_key(self._run_json))
         programs = NodePrograms(self._link.program, self._setup.threads)
         self._worker = NodeWorker(run, examples, programs, self._store.kept.state)
-        self._room.planned(run)
+        self.room.planned(run)
         return run
 
     def _plan_anew(self, budget: int, stopped: Callable[[], bool]) -> None:
@@ -168,7 +168,7 @@ class NodeRunner:
     def _stay_out(self, stopped: Callable[[], bool]) -> None:
         while not stopped():
             time.sleep(self._look_seconds)
-            budget = self._room.again()
+            budget = self.room.again()
             if budget is None:
                 continue
             with suppress(InputError):
