@@ -1,4 +1,4 @@
-"""A server and lean nodes as real processes on one machine, for tests of whole runs and of faults."""
+"""A server and lean nodes as real processes on one machine, for whole runs and for faults."""
 
 import contextlib
 import json

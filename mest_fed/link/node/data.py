@@ -55,7 +55,7 @@ def _from_npz(path: Path) -> tuple[Array, Array]:
         allowed = "an .npz file that exists, a folder of images by class, or file.py:function=PATH"
         raise not_allowed(KEY, str(path), allowed)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             names = list(file)
             found = [next((it for it in each if it in names), None) for each in (_INPUTS, _TARGETS)]
             if None in found:

@@ -251,7 +251,7 @@ def attempts_at(folder: NodeFolder, instruction: str) -> int:
     data = folder.read(ATTEMPTS)
     before = 0
     if data is not None:
-        with suppress(InputError):
+        with suppress(InputError, KeyError, TypeError, ValueError):  # a damaged file counts nothing
             about = parse_json(data, ATTEMPTS, dict)
             before = int(about["times"]) if about.get("instruction") == instruction else 0
     text = json.dumps({"instruction": instruction, "times": before + 1})

@@ -6,9 +6,6 @@ from pathlib import Path
 from typing import Any
 
 _SECONDS = 5.0
-#: The beginning of HTTP/2, which a server answers at once: with TLS 1.3 it judges a client's
-#: certificate after the client's side of the handshake is over.
-_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 #: How OpenSSL calls the refusal of a certificate by the other side.
 _REFUSALS = {
     "SSLV3_ALERT_BAD_CERTIFICATE": "it is damaged",
@@ -55,7 +52,8 @@ def tls_fault(address: str, tls: NodeTls) -> str | None:
             return "the node's certificate, its key and the authority do not fit together"
         try:
             with context.wrap_socket(plain, server_hostname=host) as wrapped:
-                wrapped.sendall(_HELLO)
+                # With TLS 1.3 the server judges this side's certificate after this side's handshake.
+                # Nothing is sent: an answer to that would go ahead of what the server says.
                 wrapped.recv(1)
         except ssl.SSLCertVerificationError as error:
             return f"the certificate of the server at {address} is refused: {error.verify_message}"

@@ -57,6 +57,8 @@ Result = TypeVar("Result")
 
 #: Seconds that a program may take to be built, and that leaving may take.
 _BUILD_SECONDS, _LEAVE_SECONDS = 120.0, 2.0
+#: Seconds that the first attempt to register may take, before certificates are looked at.
+_FIRST_SECONDS = 5.0
 _MOST_OBJECT_BYTES = 1 << 30
 
 
@@ -317,20 +319,22 @@ class NodeLink:
     def _begin(self) -> Registration:
         first = self._registration is None and not self._heart.is_alive()
         try:
-            return self._register(None)
+            # gRPC may try for as long as it may: a server that does not take the node says nothing.
+            return self._register(None, _FIRST_SECONDS if first else None)
         except Refusal as refusal:
             # Later on, an operator may be about to renew a certificate.
-            if first and refusal.code == "UNAVAILABLE" and (fault := self._channel.tls_fault()):
+            broken = refusal.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+            if first and broken and (fault := self._channel.tls_fault()):
                 raise InputError(fault) from None
             raise
 
-    def _register(self, stale: Registration | None) -> Registration:
+    def _register(self, stale: Registration | None, seconds: float | None = None) -> Registration:
         with self._registering:
             if self._registration is None and stale is not None:
                 raise Refusal("CANCELLED", "the node has left")
             if self._registration is stale or stale is None:
                 request = codec.write_registration_request(self._node, VERSION)
-                reply = self._channel.unary("Register", request)
+                reply = self._channel.unary("Register", request, seconds=seconds)
                 self._registration = codec.read_registration(reply)
             return self.registration
 
