@@ -275,6 +275,7 @@ def _packed(kept: Kept, key: str) -> bytes:
         "start": kept.start,
         "instruction": reply.instruction,
         "metrics": dict(reply.metrics),
+        "arrays": sorted(arrays),
     }
     file = BytesIO()
     header = np.frombuffer(json.dumps(about).encode(), np.uint8)
@@ -290,6 +291,8 @@ def _unpacked(data: bytes, place: Path, key: str) -> Kept | None:
         about = parse_json(arrays.pop(_ABOUT).tobytes(), _ABOUT, dict)
         if about["version"] != VERSION or about["run"] != key:
             return None
+        if about["arrays"] != sorted(arrays):
+            raise ValueError("its arrays are not those that were written")
         parts: dict[str, dict[str, Array]] = {}
         for name, array in arrays.items():
             part, _, rest = name.partition("|")
