@@ -82,6 +82,9 @@ def test_every_choice_of_the_configuration_is_registered():
         "fleet.mix",
         "fleet.budgets",
         "deployment.folder",
+        "deployment.link",
+        "deployment.link_certificates",
+        "deployment.link_enrol",
     }
     flat = to_flat(RunConfig())
     texts = {key for key, value in flat.items() if isinstance(value, str)}

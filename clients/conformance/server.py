@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# What this uses of mest_fed, all of it.
-from mest_fed.link.server.limits import Limits
 from relay import Relay
 
 from mest_fed.link.messages import Instruction, InstructionKind, Outcome, Scalar
 from mest_fed.link.server.edge_server import EdgeServer, ServerTls
+
+# What this uses of mest_fed, all of it.
+from mest_fed.link.server.limits import Limits
 from mest_fed.schema import FailureKind
 
 #: Everything soon, so that a series takes half a minute.

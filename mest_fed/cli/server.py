@@ -1,6 +1,7 @@
 """``mest-fed server``: a run over the edge link, without Flower's SuperLink."""
 
 import logging
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,7 +45,9 @@ def server(
     out: Annotated[
         Path | None, typer.Option(help="Run folder; runs/PRESET if nothing is said.")
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder, as it was set.")
+    ] = False,
 ) -> None:
     """Run a federation of lean nodes over the edge link, and write a report.
 
@@ -62,6 +65,8 @@ def server(
     if resume and out is None:
         raise InputError("--resume needs --out; allowed: the folder of a run over the edge link")
     link = LinkSettings(listen, certificates, enrol or "", insecure)
+    if resume and out is not None and preset is None and file is None:
+        file = out / "config.toml"
     name, config = resolve(preset, file, settings or [])
     if config.deployment.link:
         raise InputError(
@@ -72,7 +77,15 @@ def server(
     config = from_flat(to_flat(config) | where)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("mest_fed.link").setLevel(logging.INFO)
-    summary = _serve(config, folder, link)
+    try:
+        summary = _serve(config, folder, link)
+    except KeyboardInterrupt:
+        if any(folder.glob("checkpoints/*")):
+            how = _as_typed(listen=listen, certificates=certificates, enrol=enrol)
+            how += " --insecure" if insecure else ""
+            line = f"go on with: mest-fed server --resume --out {shlex.quote(str(folder))}{how}"
+            typer.echo(line, err=True)
+        raise
     if summary.warning:
         typer.echo(summary.warning, err=True)
         sys.exit(NOTHING_TRAINED)
@@ -98,3 +111,8 @@ def _serve(config: "RunConfig", folder: Path, link: "LinkSettings") -> Any:
         grid = LinkGrid(nodes, run, deadline=config.fleet.deadline)
         run_server_app(build_server_app(), grid, run_config=flat)
     return read_summary(folder)
+
+
+def _as_typed(**options: object) -> str:
+    given = {name: value for name, value in options.items() if value is not None}
+    return "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given.items())

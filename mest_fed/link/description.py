@@ -133,6 +133,9 @@ class RunDescription:
         try:
             given = InputDescription(**{key: _tuple(value) for key, value in inputs.items()})
             policy = ForgettingPolicy(**policy)
+            _check_inputs(given)
+            if not isinstance(policy.readmit, bool):
+                raise not_allowed(f"{_SOURCE}: readmit", policy.readmit, "true or false")
         except (TypeError, AttributeError) as error:
             raise InputError(f"{_SOURCE}: {error}") from None
         if not isinstance(options, dict):
@@ -162,6 +165,21 @@ def _plain(key: str, value: object, kind: object) -> Any:
     if (kind is int and whole) or (kind is str and isinstance(value, str)):
         return value
     raise not_allowed(f"{_SOURCE}: {key}", value, getattr(kind, "__name__", str(kind)))
+
+
+def _check_inputs(given: InputDescription) -> None:
+    sizes: list[Any] = [given.shape, given.target_shape]
+    kinds = {given.dtype, given.target_dtype} <= {"float32", "int64"}
+    whole = all(isinstance(each, tuple) and all(map(_is_size, each)) for each in sizes)
+    numbers = isinstance(given.mean, tuple) and isinstance(given.std, tuple)
+    numbers = numbers and all(type(it) in (int, float) for it in (*given.mean, *given.std))
+    named = isinstance(given.classes, tuple) and all(isinstance(it, str) for it in given.classes)
+    if not (kinds and whole and numbers and named and _is_size(given.outputs)):
+        raise InputError(f"{_SOURCE}: its inputs are of another kind: another version?")
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _tuple(value: Any) -> Any:

@@ -219,6 +219,9 @@ class Instruction:
                 raise malformed(f"scalar {name} does not fit into 64 bits")
 
 
+#: Scalars of an instruction: which start of the server it comes from, and the rounds done then. A
+#: node that trained later rounds for another start goes back: they are repeated.
+START, BEGUN = "start", "begun"
 #: Names of the objects of a program: two sizes of it, from which the others follow.
 FIRST, SECOND = "first", "second"
 

@@ -22,6 +22,7 @@ from mest_fed.errors import InputError, MestFedError
 from mest_fed.nn.capture_functions import FUNCTIONS, METHODS
 from mest_fed.nn.capture_layers import MODULES
 from mest_fed.nn.capture_values import Capture, Value
+from mest_fed.nn.tracing_threads import ThreadTracer
 from mest_fed.runtime.program import DTYPES, Program
 
 #: Name of the program's input.
@@ -123,7 +124,7 @@ def _default(node: fx.Node) -> Any:
     return node.args[0]
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(ThreadTracer):
     """Traces through modules without a rule; torch's own without one stay steps, to be refused."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

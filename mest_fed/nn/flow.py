@@ -21,6 +21,7 @@ from torch.nn.modules.conv import _ConvNd
 from mest_fed.nn.distributed import unwrapped
 from mest_fed.nn.layers import SparseLayer
 from mest_fed.nn.products import SparseLinear
+from mest_fed.nn.tracing_threads import ThreadTracer
 
 _MOST_CONDITIONS = 1000
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -217,7 +218,7 @@ def is_pointwise(layer: nn.Module) -> bool:
     return convolution and bool(kernel) and math.prod(kernel) == 1
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(ThreadTracer):
     """Traces through what holds layers, and takes everything else as one step."""
 
     def __init__(self, layers: set[nn.Module]) -> None:

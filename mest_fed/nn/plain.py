@@ -19,6 +19,7 @@ from mest_fed.nn.identity import inherit
 from mest_fed.nn.layers import SparseLayer
 from mest_fed.nn.mutator import check_what_is_loaded
 from mest_fed.nn.norms import BatchNorm2d, GroupNorm
+from mest_fed.nn.tracing_threads import ThreadTracer
 
 _TORCHS: dict[type[nn.Module], type[nn.Module]] = {
     BatchNorm2d: nn.BatchNorm2d,
@@ -93,7 +94,7 @@ def _as_graph(module: nn.Module) -> fx.GraphModule:
     return traced
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(ThreadTracer):
     """Traces one module; its children are steps, and fused operators several."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:

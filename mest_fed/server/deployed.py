@@ -91,7 +91,7 @@ class DeployedRun:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if error is not None:
+        if error is not None and not isinstance(error, KeyboardInterrupt):
             log_failure("the run ends", error)
         self._open.close()
 

@@ -81,6 +81,8 @@ class ModelSpec:
             raise InputError(f"this is no specification of a model: {error!r}") from None
         if sorted(layer for each in groups.values() for layer in each) != sorted(layouts):
             raise InputError("this is no specification of a model: its groups are of other layers")
+        if not named[0] | named[1] <= dense.keys():
+            raise InputError("this is no specification of a model: it names tensors that it lacks")
         return cls(groups, layouts, dense, *named)
 
     @property

@@ -175,7 +175,7 @@ def read_work(content: RecordDict) -> Work | None:
 
 #: What a real device says of its part beside its work -> the field of :class:`ClientReport`.
 _SAID = {
-    "seconds": "seconds",
+    "work-seconds": "seconds",
     "predicted-peak": "predicted_peak_bytes",
     "measured-peak": "measured_peak_bytes",
 }

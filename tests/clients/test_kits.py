@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mest_fed.link.node.__main__ import parser
+from mest_fed.link.node.command import parser
 
 ROOT = Path(__file__).parents[2]
 CLIENTS = ROOT / "clients"

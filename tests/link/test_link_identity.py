@@ -26,7 +26,7 @@ def server(authority):
 
 def test_a_certificate_of_another_authority_gets_nothing(server, authority):
     stranger = Authority().node("pi-1", believes=authority.pem)
-    with node(server.port, "pi-1", stranger, patience=BRIEFLY) as link, pytest.raises(RefusedError):
+    with node(server.port, "pi-1", stranger, patience=BRIEFLY) as link, pytest.raises(InputError):
         link.register()
     assert server.nodes() == []
 
@@ -34,7 +34,7 @@ def test_a_certificate_of_another_authority_gets_nothing(server, authority):
 def test_an_expired_certificate_gets_nothing(server, authority):
     with (
         node(server.port, "pi-1", authority.node("pi-1", days=-1), patience=BRIEFLY) as link,
-        pytest.raises(RefusedError),
+        pytest.raises(InputError),
     ):
         link.register()
     assert server.nodes() == []
@@ -50,7 +50,7 @@ def test_a_node_without_a_certificate_gets_nothing(server, authority):
 
 def test_a_node_does_not_believe_another_server(server, authority):
     deceived = authority.node("pi-1", believes=Authority().pem)
-    with node(server.port, "pi-1", deceived, patience=BRIEFLY) as link, pytest.raises(RefusedError):
+    with node(server.port, "pi-1", deceived, patience=BRIEFLY) as link, pytest.raises(InputError):
         link.register()
 
 

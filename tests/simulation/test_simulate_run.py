@@ -381,12 +381,16 @@ def write_profile(path, availability):
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
+#: What rows of a simulation lack.
+LACKING = ("type", "reported")
+
+
 def test_what_a_run_writes_is_what_the_report_reads(finished):
     read = load_run(finished)
     assert [as_row(row) for row in read.rounds] == read_rows(finished, "rounds")
-    assert [as_row(row, optional=("type",)) for row in read.tasks] == read_rows(finished, "clients")
+    assert [as_row(row, optional=LACKING) for row in read.tasks] == read_rows(finished, "clients")
     written = json.loads((finished / "summary.json").read_text())
     summary = as_row(read.summary, optional=("reason", "unfinished", "why_torch"))
     assert json.loads(json.dumps(summary)) == written
     assert [*summary] == [*written]
-    assert [*as_row(read.tasks[0], optional=("type",))] == [*read_rows(finished, "clients")[0]]
+    assert [*as_row(read.tasks[0], optional=LACKING)] == [*read_rows(finished, "clients")[0]]

@@ -16,6 +16,7 @@ import grpc
 from mest_fed.link.addresses import check_address
 from mest_fed.link.codec import EDGE_LINK, Method
 from mest_fed.link.messages import LARGEST_REPLY, NODE_HEADER, Refusal, as_reason
+from mest_fed.link.node.tls import NodeTls, tls_fault
 
 Result = TypeVar("Result")
 
@@ -26,23 +27,6 @@ _AGAIN = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED",
 #: Bytes a second below which a transfer is broken off, and gone on with.
 _SLOWEST = 4096.0
 _BROKEN = ("UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL")
-
-
-@dataclass(frozen=True)
-class NodeTls:
-    """What the node shows, and whom it believes: PEM.
-
-    Parameters
-    ----------
-    certificate, key : bytes
-        The node's own.
-    authority : bytes
-        The authority that signed the server's certificate.
-    """
-
-    certificate: bytes
-    key: bytes
-    authority: bytes
 
 
 @dataclass(frozen=True)
@@ -169,13 +153,18 @@ class Channel:
                     self._drop(channel or self._channel)
                 if progress() > reached:
                     bound, begun, reached = self._patience.first, time.monotonic(), progress()
-                pause = self._random.uniform(0.0, bound)
-                if time.monotonic() + pause - begun > altogether:
+                left = begun + altogether - time.monotonic()
+                if left <= 0:
                     raise
+                pause = min(self._random.uniform(0.0, bound), left)
                 text = "%s: %s (%s); next attempt in %.1f s"
                 log.warning(text, self._address, refusal.code, refusal, pause)
             bound = min(2 * bound, self._patience.longest)
             self._closed.wait(pause)
+
+    def tls_fault(self) -> str | None:
+        """Return which certificate keeps the connection from being made; None if none does."""
+        return None if self._tls is None else tls_fault(self._address, self._tls)
 
     def close(self) -> None:
         """Close the connection; calls that wait end."""

@@ -107,7 +107,7 @@ def run(arguments: list[str] | None = None) -> None:
 
 
 class _Stop:
-    """Ends the process at SIGTERM; what it works on is due again when it is back."""
+    """Ends the process at SIGTERM. It tells the server, so that no round waits for it."""
 
     def __init__(self) -> None:
         signal.signal(signal.SIGTERM, self._end)

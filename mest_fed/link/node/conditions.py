@@ -123,14 +123,18 @@ def _supplies(folder: Path) -> Iterator[tuple[str, bool | None, float | None]]:
 
 
 def _load(root: Path) -> float | None:
-    words = _text(root / "proc/loadavg").split()
+    load = _number_in(_text(root / "proc/loadavg").partition(" ")[0])
     cores = len(list((root / "sys/devices/system/cpu").glob("cpu[0-9]*")))
-    return float(words[0]) / cores if words and cores else None
+    return load / cores if load is not None and cores else None
 
 
 def _read(path: Path) -> float | None:
+    return _number_in(_text(path))
+
+
+def _number_in(text: str) -> float | None:
     try:
-        return float(_text(path))
+        return float(text)
     except ValueError:
         return None
 

@@ -55,15 +55,18 @@ def _from_npz(path: Path) -> tuple[Array, Array]:
         allowed = "an .npz file that exists, a folder of images by class, or file.py:function=PATH"
         raise not_allowed(KEY, str(path), allowed)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             names = list(file)
             found = [next((it for it in each if it in names), None) for each in (_INPUTS, _TARGETS)]
             if None in found:
                 allowed = f"one of {', '.join(_INPUTS)} and one of {', '.join(_TARGETS)}"
                 raise not_allowed(f"arrays of {path}", ", ".join(names), allowed)
             return file[str(found[0])], file[str(found[1])]
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{KEY}: {path} cannot be read as .npz: {error}") from None
+    except InputError:
+        raise
+    except Exception as error:  # what damaged archives raise has no common base
+        text = f"{type(error).__name__}: {error}"
+        raise InputError(f"{KEY}: {path} cannot be read as .npz: {text}") from None
 
 
 def _from_images(folder: Path, given: InputDescription) -> tuple[Array, Array]:
@@ -153,5 +156,6 @@ def _problems(inputs: Array, targets: Array, given: InputDescription) -> Iterato
         elif not given.target_shape and not 0 <= targets.min() <= targets.max() < given.outputs:
             least, most = int(targets.min()), int(targets.max())
             yield f"targets from {least} to {most}; allowed: 0 to {given.outputs - 1}"
-    if inputs.dtype.kind == "f" and not np.isfinite(inputs).all():
-        yield "inputs are not all finite"
+    for name, array in (("inputs", inputs), ("targets", targets)):
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            yield f"{name} are not all finite"

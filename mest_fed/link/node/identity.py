@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from mest_fed.errors import InputError
-from mest_fed.link.node.channel import NodeTls
 from mest_fed.link.node.store import NodeFolder
+from mest_fed.link.node.tls import NodeTls
 
 CERTIFICATE, KEY, AUTHORITY = "node.pem", "node.key", "authority.pem"
 

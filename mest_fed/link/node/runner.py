@@ -3,11 +3,16 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from enum import Enum
 
-from mest_fed.errors import MestFedError, NotFiniteError
+from mest_fed.data.minibatches import Examples
+from mest_fed.errors import InputError, MestFedError, NotFiniteError, RefusedError
 from mest_fed.link.description import RunDescription
 from mest_fed.link.messages import (
+    BEGUN,
+    START,
     Instruction,
     InstructionKind,
     NodeDescription,
@@ -15,18 +20,17 @@ from mest_fed.link.messages import (
 from mest_fed.link.node.conditions import Conditions, Readings, readings
 from mest_fed.link.node.data import read_examples
 from mest_fed.link.node.programs import NodePrograms
+from mest_fed.link.node.room import Room
 from mest_fed.link.node.store import (
     NodeFolder,
     Reply,
+    StateStore,
     attempts_at,
-    load_state,
     run_key,
-    save_state,
 )
 from mest_fed.link.node.transport import InstructionOverError, NodeLink
 from mest_fed.link.node.worker import Metrics, NodeWorker
 from mest_fed.schema import FailureKind
-from mest_fed.system.limits import MARGIN, left_for_training
 from mest_fed.system.proc import can_reset_peak, read_sizes, reset_peak, resident_bytes
 from mest_fed.units import format_bytes, format_seconds
 
@@ -76,6 +80,8 @@ class NodeRunner:
         What survives a loss of power.
     told : callable, optional
         What the system tells of itself, for the conditions.
+    look_seconds : float
+        How often a node that no plan fits looks whether there is more memory.
     """
 
     def __init__(
@@ -84,13 +90,18 @@ class NodeRunner:
         node: NodeDescription,
         setup: NodeSetup,
         folder: NodeFolder,
+        *,
         told: Callable[[], Readings] = readings,
+        look_seconds: float = 30.0,
     ) -> None:
         self._link, self._node, self._setup = link, node, setup
         self._folder, self._told = folder, told
+        self.room = Room(setup.budget, setup.memory_limit)
+        self._look_seconds = look_seconds
         self._run_json = ""
+        self._examples: Examples | None = None
+        self._store: StateStore | None = None
         self._worker: NodeWorker | None = None
-        self._reply: Reply | None = None
 
     def run(self, stopped: Callable[[], bool] = lambda: False) -> None:
         """Work until told to stop, between two instructions.
@@ -102,100 +113,156 @@ class NodeRunner:
         InputError
             If its examples do not fit the run, or its budget fits no plan.
         """
-        self._join(self._link.register(replace(self._node, examples=0)).run_json)
+        self._join()
         while not stopped():
+            if (budget := self.room.change()) is not None:
+                self._plan_anew(budget, stopped)
+                continue
             instruction = self._link.wait()
             if self._link.registration.run_json != self._run_json:
-                self._join(self._link.registration.run_json)  # the server runs another one now
-            if instruction is not None:
-                self._carry_out(instruction)
+                self._join()  # the server runs another one now
+            if instruction is not None and self._carry_out(instruction) is _Again.SMALLER:
+                self._plan_anew(self.room.failed(), stopped)
 
-    def _join(self, run_json: str) -> None:
+    def _join(self) -> None:
         """Read the examples as a run needs them, and register with what is left to train with."""
-        run = RunDescription.read(run_json)
-        examples = read_examples(self._setup.data, run.inputs)
-        count = len(examples.targets)
-        node = replace(self._node, examples=count, budget_bytes=self._budget())
-        self._run_json = self._link.register(node).run_json
-        run = RunDescription.read(self._run_json)
-        state, self._reply = load_state(self._folder, run_key(self._run_json))
-        programs = NodePrograms(self._link.program, self._setup.threads)
-        self._worker = NodeWorker(run, examples, programs, state)
+        node = replace(self._node, examples=0, budget_bytes=self.room.provisional())
+        run = RunDescription.read(self._link.register(node).run_json)
+        self._examples = read_examples(self._setup.data, run.inputs)
+        self._store = None
+        run = self._plan(self.room.begin())
         log.info(
-            "takes part as number %d with %d examples, %d of them held out; %s in use before "
-            "training (measured), plan: batches by %d, peak %s (modelled)",
+            "takes part as number %d with %d examples; %s in use before training (measured), %s",
             run.partition,
-            count,
-            len(self._worker.rounds.held),
+            len(self._examples.targets),
             format_bytes(resident_bytes()),
-            run.micro_batch,
-            format_bytes(run.predicted_peak),
+            _in_words(run),
         )
 
-    def _budget(self) -> int:
-        setup = self._setup
-        if setup.budget or not setup.memory_limit:
-            return setup.budget
-        return left_for_training(setup.memory_limit, resident_bytes(), MARGIN, "--memory-limit")
+    def _plan(self, budget: int) -> RunDescription:
+        """Register with a budget, and work by the plan that the server makes of it."""
+        examples = self._examples
+        assert examples is not None
+        node = replace(self._node, examples=len(examples.targets), budget_bytes=budget)
+        self._run_json = self._link.register(node).run_json
+        run = RunDescription.read(self._run_json)
+        if self._store is None:
+            self._store = StateStore(self._folder, run_key(self._run_json))
+        programs = NodePrograms(self._link.program, self._setup.threads)
+        self._worker = NodeWorker(run, examples, programs, self._store.kept.state)
+        self.room.planned(run)
+        return run
 
-    def _carry_out(self, instruction: Instruction) -> None:
+    def _plan_anew(self, budget: int, stopped: Callable[[], bool]) -> None:
+        """Go on with another plan; stay out of rounds while none fits."""
+        try:
+            run = self._plan(budget)
+        except InputError as error:
+            text = "%s to train in (measured) fit no plan, out of rounds until there is more: %s"
+            log.warning(text, format_bytes(budget), error)
+            self._link.leave()
+            self._stay_out(stopped)
+            return
+        log.warning("%s to train in now: %s", format_bytes(budget), _in_words(run))
+
+    def _stay_out(self, stopped: Callable[[], bool]) -> None:
+        while not stopped():
+            time.sleep(self._look_seconds)
+            budget = self.room.again()
+            if budget is None:
+                continue
+            with suppress(InputError):
+                log.info("takes part again: %s", _in_words(self._plan(budget)))
+                return
+
+    def _carry_out(self, instruction: Instruction) -> "_Again":
         """Do what an instruction says; whatever happens, the next one is waited for."""
         begun, resident = time.monotonic(), _mark()
         try:
             objects, metrics = self._done_before(instruction) or self._do(instruction)
+            seconds, peak = time.monotonic() - begun, _peak_above(resident)
+            said = {"peak_bytes": peak, "seconds": seconds}
+            counts = self._link.report(instruction, objects, metrics, **said)  # type: ignore[arg-type]
+        except RefusedError:
+            raise
         except InstructionOverError:
             log.info("round %d: over before it was done", instruction.round)
-            return
-        except NotFiniteError as error:
-            self._fail(instruction, FailureKind.NOT_FINITE, str(error))
-            return
         except MemoryError:
             self._fail(instruction, FailureKind.OUT_OF_MEMORY, "there was no memory left to train")
-            return
+            return _Again.SMALLER
         except _NotNowError as error:
             self._fail(instruction, error.failure, str(error))
-            return
+            died = error.failure in (FailureKind.WORKER_DIED, FailureKind.OUT_OF_MEMORY)
+            return _Again.SMALLER if died else _Again.SAME
+        except NotFiniteError as error:
+            self._fail(instruction, FailureKind.NOT_FINITE, str(error))
         except (MestFedError, KeyError) as error:
             self._fail(instruction, FailureKind.CLIENT_ERROR, str(error))
-            return
-        seconds, peak = time.monotonic() - begun, _peak_above(resident)
-        counts = self._link.report(instruction, objects, metrics, peak_bytes=peak, seconds=seconds)
-        log.info(
-            "round %d: %s in %s%s",
-            instruction.round,
-            instruction.kind,
-            format_seconds(seconds),
-            "" if counts else ", too late to count",
-        )
+        else:
+            log.info(
+                "round %d: %s in %s%s",
+                instruction.round,
+                instruction.kind,
+                format_seconds(seconds),
+                "" if counts else ", too late to count",
+            )
+        return _Again.SAME
 
     def _do(self, instruction: Instruction) -> tuple[dict[str, bytes], Metrics]:
-        worker = self._worker
+        worker, store = self._worker, self._store
         assert worker is not None
+        assert store is not None
+        if instruction.kind not in (InstructionKind.TRAIN, InstructionKind.EVALUATE):
+            raise InputError(f"a lean node has no answer to an instruction to {instruction.kind}")
         obstacle = self._setup.conditions.obstacle(self._told())
         if obstacle is not None:
             raise _NotNowError(*obstacle)
         if attempts_at(self._folder, instruction.id) > MOST_ATTEMPTS:
             text = f"the process died {MOST_ATTEMPTS} times while it worked on this"
             raise _NotNowError(FailureKind.WORKER_DIED, text)
+        self._go_on(instruction)
         objects = {name: self._link.fetch(ref) for name, ref in instruction.objects.items()}
         if instruction.kind is InstructionKind.EVALUATE:
-            return {}, worker.evaluate(objects)
+            masks = worker.state.masks
+            metrics = worker.evaluate(objects)
+            if worker.state.masks is not masks:  # the server goes by what this node knows now
+                store.save(worker.state, store.kept.round, store.kept.reply)
+            return {}, metrics
         made, metrics = worker.train(objects, instruction.round, instruction.scalars)
-        self._reply = Reply(instruction.id, made, metrics)
-        save_state(self._folder, worker.state, run_key(self._run_json), self._reply)
+        store.save(worker.state, instruction.round, Reply(instruction.id, made, metrics))
         return made, metrics
+
+    def _go_on(self, instruction: Instruction) -> None:
+        """Go back to before the rounds that a server repeats, if it was started anew."""
+        start, begun = instruction.scalars.get(START), instruction.scalars.get(BEGUN)
+        worker, store = self._worker, self._store
+        assert worker is not None
+        assert store is not None
+        if not (isinstance(start, str) and isinstance(begun, int)):
+            return  # of a server that does not say
+        had = store.kept.round
+        if (kept := store.go_on_from(start, begun)) is not None:
+            worker.state = kept.state
+            log.info("round %d is repeated: back from round %d to %d", begun + 1, had, kept.round)
 
     def _done_before(self, instruction: Instruction) -> tuple[dict[str, bytes], Metrics] | None:
         """Return the reply that this node made before it lost its power or the server."""
-        kept = self._reply
-        if kept is None or kept.instruction != instruction.id:
+        reply = self._store.kept.reply if self._store else None
+        if reply is None or reply.instruction != instruction.id:
             return None
         log.info("round %d: done before, reported again", instruction.round)
-        return dict(kept.objects), dict(kept.metrics)
+        return dict(reply.objects), dict(reply.metrics)
 
     def _fail(self, instruction: Instruction, failure: FailureKind, reason: str) -> None:
         log.warning("round %d: %s", instruction.round, reason)
         self._link.fail(instruction, failure, reason)
+
+
+class _Again(Enum):
+    """How the next instruction is carried out."""
+
+    SAME = "by the same plan"
+    SMALLER = "by a plan that needs less memory"
 
 
 class _NotNowError(MestFedError):
@@ -216,3 +283,7 @@ def _mark() -> int:
 def _peak_above(resident: int) -> int:
     """Return how far the peak has been above what was resident; 0 where it cannot be told."""
     return max(0, read_sizes().get("VmHWM", 0) - resident) if can_reset_peak() else 0
+
+
+def _in_words(run: RunDescription) -> str:
+    return f"batches by {run.micro_batch}, peak {format_bytes(run.predicted_peak)} (modelled)"

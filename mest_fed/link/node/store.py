@@ -7,10 +7,9 @@ So a file is as it was before or as it is afterwards, never in between.
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,10 @@ from mest_fed.wire import Residual
 
 Array = npt.NDArray[Any]
 
-STATE, ATTEMPTS, VERSION = "state.npz", "attempts.json", 1
+#: What is kept after the last round, and after the round before it.
+STATE, BEFORE, ATTEMPTS, VERSION = "state.npz", "before.npz", "attempts.json", 2
+#: What of a run's description is the node's plan, which may change while its state goes on.
+_OF_PLAN = ("micro_batch", "predicted_peak")
 _ABOUT = "about"
 _MASKS, _FORGETTING = "masks", "forgetting"
 _RESIDUAL_MASKS, _RESIDUAL_VALUES = "residual.masks", "residual.values"
@@ -93,6 +95,28 @@ class NodeFolder:
             place = self.path / name
             raise InputError(f"--state: {place} cannot be read: {error.strerror}") from None
 
+    def copy(self, name: str, other: str) -> None:
+        """Give a file another name, too: that of a file which is replaced, or is not there yet."""
+        place, beside = self.path / name, self.path / f"{other}.new"
+        try:
+            with suppress(FileNotFoundError):
+                beside.unlink()
+            os.link(place, beside)
+            beside.replace(self.path / other)
+        except FileNotFoundError:
+            return
+        except OSError:  # a file system without links, as of many memory cards
+            if (data := self.read(name)) is not None:
+                self.write(other, data)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        try:
+            (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            place = self.path / name
+            raise InputError(f"--state: {place} cannot be removed: {error.strerror}") from None
+
     def _flush(self) -> None:
         handle = os.open(self.path, os.O_RDONLY)
         try:
@@ -103,7 +127,9 @@ class NodeFolder:
 
 def run_key(run_json: str) -> str:
     """Return what names a run: a node that meets another forgets the state of the first."""
-    return hashlib.sha256(run_json.encode()).hexdigest()
+    table = parse_json(run_json, "the run's description", dict)
+    lasting = {key: value for key, value in table.items() if key not in _OF_PLAN}
+    return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -123,50 +149,101 @@ class Reply:
     metrics: Mapping[str, float]
 
 
-def save_state(folder: NodeFolder, state: NodeState, key: str, reply: Reply) -> None:
-    """Write what a node keeps from round to round, with the reply of the round that led to it.
+@dataclass(frozen=True)
+class Kept:
+    """A node's state after a round, as it is on the disk.
 
-    Both are one file: a node that loses its power between training and reporting neither trains
-    the round twice nor forgets it.
+    Parameters
+    ----------
+    state : NodeState
+        After the round.
+    round : int
+        The last one that the node trained; 0 for none.
+    start : str
+        Which start of the server asked for that.
+    reply : Reply or None
+        What the node made of its last instruction.
     """
-    arrays: dict[str, Array] = {f"{_MASKS}|{name}": it for name, it in state.masks.items()}
-    if state.forgetting is not None:
-        arrays[_FORGETTING] = state.forgetting.codes
-    if state.residual is not None:
-        arrays |= {f"{_RESIDUAL_MASKS}|{n}": it for n, it in state.residual.masks.items()}
-        arrays |= {f"{_RESIDUAL_VALUES}|{n}": it for n, it in state.residual.values.items()}
-    arrays |= {f"{_REPLY}|{n}": np.frombuffer(it, np.uint8) for n, it in reply.objects.items()}
-    about = {"run": key, "instruction": reply.instruction, "metrics": dict(reply.metrics)}
-    folder.write(STATE, _pack(about, arrays))
+
+    state: NodeState
+    round: int = 0
+    start: str = ""
+    reply: Reply | None = None
 
 
-def load_state(folder: NodeFolder, key: str) -> tuple[NodeState, Reply | None]:
-    """Read what :func:`save_state` wrote; a fresh state where there is none of this run.
+class StateStore:
+    """Keeps a node's state of a run, and the one before its last round.
+
+    A server that was started anew goes on after its last checkpoint, and repeats the rounds since.
+    What a node learned in those is void, so it goes back to where it was before them.
+
+    Parameters
+    ----------
+    folder : NodeFolder
+        Where.
+    key : str
+        Of the run; see :func:`run_key`.
+
+    Attributes
+    ----------
+    kept : Kept
+        What the node goes on from.
 
     Raises
     ------
     InputError
-        If the file is damaged.
+        If a file is damaged; one line.
     """
-    data = folder.read(STATE)
-    if data is None:
-        return NodeState(), None
-    about, arrays = _unpack(data, folder.path / STATE)
-    if about.get("run") != key:
-        return NodeState(), None
-    parts: dict[str, dict[str, Array]] = {}
-    for name, array in arrays.items():
-        part, _, rest = name.partition("|")
-        parts.setdefault(part, {})[rest] = array
-    codes = parts.get(_FORGETTING, {}).get("")
-    residual = None
-    if _RESIDUAL_MASKS in parts and _RESIDUAL_VALUES in parts:
-        residual = Residual(parts[_RESIDUAL_MASKS], parts[_RESIDUAL_VALUES])
-    forgetting = None if codes is None else ForgettingState(codes)
-    objects = {name: array.tobytes() for name, array in parts.get(_REPLY, {}).items()}
-    metrics = {str(name): float(value) for name, value in about["metrics"].items()}
-    reply = Reply(str(about["instruction"]), objects, metrics)
-    return NodeState(parts.get(_MASKS, {}), forgetting, residual), reply
+
+    def __init__(self, folder: NodeFolder, key: str) -> None:
+        self._folder, self._key = folder, key
+        self.kept = self._load(STATE) or self._load(BEFORE) or Kept(NodeState())
+        self._is_newest = True
+
+    def go_on_from(self, start: str, begun: int) -> Kept | None:
+        """Go back to before the rounds that the server repeats.
+
+        Parameters
+        ----------
+        start : str
+            Which start of the server it is.
+        begun : int
+            Rounds that were done then.
+
+        Returns
+        -------
+        Kept or None
+            What the node goes on from; None if it need not go back.
+        """
+        if start == self.kept.start:
+            return None
+        if self.kept.round <= begun:
+            self.kept = replace(self.kept, start=start)
+            return None
+        before = self._load(BEFORE)
+        if before is None or before.round > begun:
+            before = Kept(NodeState())
+            self._folder.remove(BEFORE)
+        # What the newest file holds is void: it must not become the one before.
+        self._is_newest = False
+        self.kept = replace(before, start=start, reply=None)
+        return self.kept
+
+    def save(self, state: NodeState, number: int, reply: Reply | None) -> None:
+        """Write what a node keeps after a round, with the reply of the round that led to it.
+
+        Both are one file: a node that loses its power between training and reporting neither trains
+        the round twice nor forgets it.
+        """
+        if self._is_newest and self.kept.round < number:
+            self._folder.copy(STATE, BEFORE)
+        self.kept = Kept(state, number, self.kept.start, reply)
+        self._folder.write(STATE, _packed(self.kept, self._key))
+        self._is_newest = True
+
+    def _load(self, name: str) -> Kept | None:
+        data = self._folder.read(name)
+        return None if data is None else _unpacked(data, self._folder.path / name, self._key)
 
 
 def attempts_at(folder: NodeFolder, instruction: str) -> int:
@@ -174,7 +251,7 @@ def attempts_at(folder: NodeFolder, instruction: str) -> int:
     data = folder.read(ATTEMPTS)
     before = 0
     if data is not None:
-        with suppress(InputError):
+        with suppress(InputError, KeyError, TypeError, ValueError):  # a damaged file counts nothing
             about = parse_json(data, ATTEMPTS, dict)
             before = int(about["times"]) if about.get("instruction") == instruction else 0
     text = json.dumps({"instruction": instruction, "times": before + 1})
@@ -182,20 +259,57 @@ def attempts_at(folder: NodeFolder, instruction: str) -> int:
     return before + 1
 
 
-def _pack(about: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:
-    text = json.dumps({"version": VERSION, **about}).encode()
+def _packed(kept: Kept, key: str) -> bytes:
+    state, reply = kept.state, kept.reply or Reply("", {}, {})
+    arrays: dict[str, Array] = {f"{_MASKS}|{name}": it for name, it in state.masks.items()}
+    if state.forgetting is not None:
+        arrays[_FORGETTING] = state.forgetting.codes
+    if state.residual is not None:
+        arrays |= {f"{_RESIDUAL_MASKS}|{n}": it for n, it in state.residual.masks.items()}
+        arrays |= {f"{_RESIDUAL_VALUES}|{n}": it for n, it in state.residual.values.items()}
+    arrays |= {f"{_REPLY}|{n}": np.frombuffer(it, np.uint8) for n, it in reply.objects.items()}
+    about = {
+        "version": VERSION,
+        "run": key,
+        "round": kept.round,
+        "start": kept.start,
+        "instruction": reply.instruction,
+        "metrics": dict(reply.metrics),
+        "arrays": sorted(arrays),
+    }
     file = BytesIO()
-    np.savez(file, **{_ABOUT: np.frombuffer(text, np.uint8)}, **arrays)  # type: ignore[arg-type]
+    header = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    np.savez(file, **{_ABOUT: header}, **arrays)  # type: ignore[arg-type]
     return file.getvalue()
 
 
-def _unpack(data: bytes, place: Path) -> tuple[dict[str, Any], dict[str, Array]]:
+def _unpacked(data: bytes, place: Path, key: str) -> Kept | None:
+    """Read a state; None if it is one of another run, or of another version."""
     try:
         with np.load(BytesIO(data), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"--state: {place} is damaged: {error}; remove it to begin anew") from None
-    about = parse_json(arrays.pop(_ABOUT, np.zeros(0, np.uint8)).tobytes(), str(place), dict)
-    if about.get("version") != VERSION:
-        raise InputError(f"--state: {place} is of version {about.get('version')}, not {VERSION}")
-    return about, arrays
+        about = parse_json(arrays.pop(_ABOUT).tobytes(), _ABOUT, dict)
+        if about["version"] != VERSION or about["run"] != key:
+            return None
+        if about["arrays"] != sorted(arrays):
+            raise ValueError("its arrays are not those that were written")
+        parts: dict[str, dict[str, Array]] = {}
+        for name, array in arrays.items():
+            part, _, rest = name.partition("|")
+            parts.setdefault(part, {})[rest] = array
+        codes = parts.get(_FORGETTING, {}).get("")
+        state = NodeState(
+            parts.get(_MASKS, {}),
+            None if codes is None else ForgettingState(codes),
+            Residual(parts[_RESIDUAL_MASKS], parts[_RESIDUAL_VALUES])
+            if _RESIDUAL_VALUES in parts
+            else None,
+        )
+        objects = {name: array.tobytes() for name, array in parts.get(_REPLY, {}).items()}
+        metrics = {str(name): float(value) for name, value in about["metrics"].items()}
+        instruction, number = str(about["instruction"]), int(about["round"])
+        reply = Reply(instruction, objects, metrics) if instruction else None
+        return Kept(state, number, str(about["start"]), reply)
+    except Exception as error:  # what damaged archives raise has no common base
+        text = f"{type(error).__name__}: {error}"
+        raise InputError(f"--state: {place} is damaged: {text}; remove it to begin anew") from None

@@ -76,7 +76,9 @@ class Transfers:
                 begun = True
                 if reached == ref.size:
                     return
-                parts = self._parts(instruction, ref, view, reached)
+                # gRPC reads the parts in a thread of its own, perhaps when the node has left.
+                registration = self._registration()
+                parts = _parts(registration, instruction, ref, view, offset=reached)
                 try:
                     self._channel.write("Upload", parts, size=ref.size - reached)
                     return
@@ -93,18 +95,18 @@ class Transfers:
         )
         return int(self._channel.unary("UploadState", request).received)
 
-    def _parts(
-        self, instruction: str, ref: ObjectRef, data: memoryview, offset: int
-    ) -> Iterator[pb.Part]:
-        registration = self._registration()
-        size = registration.chunk_bytes
-        yield pb.Part(
-            session=registration.session,
-            instruction=instruction,
-            sha256=ref.sha256,
-            bytes=ref.size,
-            offset=offset,
-            data=bytes(data[offset : offset + size]),
-        )
-        for start in range(offset + size, ref.size, size):
-            yield pb.Part(data=bytes(data[start : start + size]))
+
+def _parts(
+    registration: Registration, instruction: str, ref: ObjectRef, data: memoryview, *, offset: int
+) -> Iterator[pb.Part]:
+    size = registration.chunk_bytes
+    yield pb.Part(
+        session=registration.session,
+        instruction=instruction,
+        sha256=ref.sha256,
+        bytes=ref.size,
+        offset=offset,
+        data=bytes(data[offset : offset + size]),
+    )
+    for start in range(offset + size, ref.size, size):
+        yield pb.Part(data=bytes(data[start : start + size]))

@@ -38,8 +38,9 @@ from mest_fed.link.messages import (
     Report,
     as_reason,
 )
-from mest_fed.link.node.channel import Channel, NodeTls, Patience
+from mest_fed.link.node.channel import Channel, Patience
 from mest_fed.link.node.enrolling import enrol
+from mest_fed.link.node.tls import NodeTls
 from mest_fed.link.node.transfers import Transfers
 from mest_fed.schema import FailureKind
 
@@ -56,6 +57,8 @@ Result = TypeVar("Result")
 
 #: Seconds that a program may take to be built, and that leaving may take.
 _BUILD_SECONDS, _LEAVE_SECONDS = 120.0, 2.0
+#: Seconds that the first attempt to register may take, before certificates are looked at.
+_FIRST_SECONDS = 5.0
 _MOST_OBJECT_BYTES = 1 << 30
 
 
@@ -121,13 +124,28 @@ class NodeLink:
         ------
         RefusedError
             If the server does not take this node.
+        InputError
+            If the run cannot be this node's, as when its budget fits no plan; or at the first time
+            if a certificate is wrong.
         """
         if node is not None:
             self._node = node
-        registration = self._calling(lambda: self._register(None))
+        try:
+            registration = self._calling(self._begin)
+        except WireError as error:
+            raise InputError(str(error)) from None
         if not self._heart.is_alive():
             self._heart.start()
         return registration
+
+    def leave(self) -> None:
+        """End the session, and with it what is due to the node; :meth:`register` begins another."""
+        if self._registration is not None:
+            request = pb.LeaveRequest(session=self._session)
+            with suppress(Refusal):
+                self._channel.unary("Leave", request, seconds=_LEAVE_SECONDS)
+        with self._registering:
+            self._registration = None
 
     def wait(self) -> Instruction | None:
         """Return the next instruction; None if the server has none for as long as it waits.
@@ -255,10 +273,8 @@ class NodeLink:
             comes back.
         """
         self._closed.set()
-        if leave and self._registration is not None:
-            request = pb.LeaveRequest(session=self._session)
-            with suppress(Refusal):
-                self._channel.unary("Leave", request, seconds=_LEAVE_SECONDS)
+        if leave:
+            self.leave()
         self._channel.close()
         if self._heart.is_alive():
             self._heart.join()
@@ -300,13 +316,27 @@ class NodeLink:
         self._heard = time.monotonic()
         return found
 
-    def _register(self, stale: Registration | None) -> Registration:
+    def _begin(self) -> Registration:
+        first = self._registration is None and not self._heart.is_alive()
+        try:
+            # gRPC may try for as long as it may: a server that does not take the node says nothing.
+            return self._register(None, _FIRST_SECONDS if first else None)
+        except Refusal as refusal:
+            # Later on, an operator may be about to renew a certificate.
+            broken = refusal.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+            if first and broken and (fault := self._channel.tls_fault()):
+                raise InputError(fault) from None
+            raise
+
+    def _register(self, stale: Registration | None, seconds: float | None = None) -> Registration:
         with self._registering:
-            if self._registration is None or self._registration is stale or stale is None:
+            if self._registration is None and stale is not None:
+                raise Refusal("CANCELLED", "the node has left")
+            if self._registration is stale or stale is None:
                 request = codec.write_registration_request(self._node, VERSION)
-                reply = self._channel.unary("Register", request)
+                reply = self._channel.unary("Register", request, seconds=seconds)
                 self._registration = codec.read_registration(reply)
-            return self._registration
+            return self.registration
 
     def _send(self, report: Report) -> bool:
         try:
@@ -326,9 +356,10 @@ class NodeLink:
 
     def _beat(self) -> None:
         while not self._closed.wait(self._until_beat()):
-            if self._until_beat() > 0:
+            registration = self._registration
+            if registration is None or self._until_beat() > 0:
                 continue
-            working_on, registration = self._working_on, self.registration
+            working_on = self._working_on
             self._heard = time.monotonic()
             try:
                 request = pb.HeartbeatRequest(session=registration.session, instruction=working_on)
@@ -342,7 +373,10 @@ class NodeLink:
                 self._over.set()
 
     def _until_beat(self) -> float:
-        return max(0.0, self._heard + self.registration.heartbeat_seconds - time.monotonic())
+        registration = self._registration
+        if registration is None:  # it has left
+            return _LEAVE_SECONDS
+        return max(0.0, self._heard + registration.heartbeat_seconds - time.monotonic())
 
 
 class _ReportedError(MestFedError):

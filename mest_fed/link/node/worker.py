@@ -1,7 +1,7 @@
 """What a node does with an instruction: bytes in, bytes and numbers out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mest_fed.data.minibatches import Examples
@@ -50,7 +50,7 @@ class NodeWorker:
     programs : NodePrograms
         Gives compiled steps.
     state : NodeState
-        What is kept; changed by each round.
+        What is kept; replaced by each round that succeeds, and untouched by one that fails.
     """
 
     def __init__(
@@ -78,8 +78,9 @@ class NodeWorker:
             float(scalars["learning_rate"]),
             float(scalars["progress"]),
         )
-        state, totals, work = self.rounds.train_round(received, order, self._forgetting())
-        payload, self.state.residual = encode(
+        forgetting = self._forgetting()
+        state, totals, work = self.rounds.train_round(received, order, forgetting)
+        payload, residual = encode(
             state,
             self.run.spec,
             values=self.run.upload,
@@ -88,6 +89,7 @@ class NodeWorker:
             reference=received,
             residual=self.state.residual,
         )
+        self.state = NodeState(received.masks, forgetting, residual)
         metrics = {
             "num-examples": float(len(self.rounds.train)),
             "presented": float(totals.examples),
@@ -116,17 +118,17 @@ class NodeWorker:
             received = decode(from_objects(dict(objects)), self.run.spec, known=known)
         except WireError as error:
             raise WireError(f"the server's message was rejected: {error}") from None
-        self.state.masks = received.masks
+        self.state = replace(self.state, masks=received.masks)
         return received
 
     def _forgetting(self) -> ForgettingState | None:
-        """Return the state of forgetting, fresh if there is none of so many examples."""
+        """Return a copy of the state of forgetting, fresh if there is none of so many examples."""
         if not self.run.forgetting.active:
             return None
         kept, count = self.state.forgetting, len(self.rounds.train)
         if kept is None or len(kept.codes) != count:
-            kept = self.state.forgetting = ForgettingState.fresh(count)
-        return kept
+            return ForgettingState.fresh(count)
+        return ForgettingState(kept.codes.copy())
 
 
 def _totals(totals: Totals) -> Metrics:

@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 
 from mest_fed.errors import MestFedError, WireError
-from mest_fed.link.messages import Instruction, InstructionKind, Outcome
+from mest_fed.link.messages import BEGUN, START, Instruction, InstructionKind, Outcome
 from mest_fed.link.server.edge_server import EdgeServer
 from mest_fed.link.server.lean_run import LeanRun
 from mest_fed.link.server.objects import Blob
@@ -42,6 +42,8 @@ _KINDS = {
 }
 _POLL_SECONDS = 0.1
 _METRICS = "metrics"
+#: Replies that nobody asks for are dropped then: of a round that ended without them.
+_STALE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,9 @@ class LinkGrid(Grid):
         self._server, self._lean, self._deadline = server, run, deadline
         self._lock = threading.Lock()
         self._sent: dict[str, Message] = {}
-        self._replies: dict[str, Message] = {}
+        self._replies: dict[str, tuple[float, Message]] = {}
+        #: By which nodes know that the server was started anew, and which rounds it repeats then.
+        self._start, self._begun = secrets.token_hex(8), -1
         #: Arrays that several messages share -> the blob of each: the last broadcast's.
         self._blobs: dict[int, tuple[ArrayRecord, dict[str, Blob]]] = {}
         if joins is None:
@@ -127,7 +131,7 @@ class LinkGrid(Grid):
         """Return the replies to these ids that are here and were not returned before."""
         self._take_outcomes(0.0)
         with self._lock:
-            return [self._replies.pop(name) for name in message_ids if name in self._replies]
+            return [self._replies.pop(name)[1] for name in message_ids if name in self._replies]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -149,7 +153,7 @@ class LinkGrid(Grid):
 
     def _push(self, message: Message) -> str:
         meta = message.metadata
-        node = next((it for it in self._server.nodes() if it.id == meta.dst_node_id), None)
+        node = next((it for it in self._ready() if it.id == meta.dst_node_id), None)
         name = secrets.token_hex(16)
         set_message_id(message, name)
         if node is None:
@@ -178,7 +182,13 @@ class LinkGrid(Grid):
     ) -> tuple[Instruction, dict[str, Blob]]:
         config = message.content.config_records[CONFIG]
         number, mutate = int(str(config["round"])), bool(config.get("mutate", False))
-        scalars = self._lean.order(node, number, mutate=mutate)
+        if self._begun < 0:
+            self._begun = number - 1
+        scalars = {
+            **self._lean.order(node, number, mutate=mutate),
+            START: self._start,
+            BEGUN: self._begun,
+        }
         record = message.content.array_records[ARRAYS]
         header = Blob(from_record(message.content).header)
         blobs = {HEADER: header, **self._shared(record)}
@@ -217,7 +227,10 @@ class LinkGrid(Grid):
 
     def _keep(self, name: str, reply: Message) -> None:
         with self._lock:
-            self._replies[name] = reply
+            now = time.monotonic()
+            for old in [it for it, (at, _) in self._replies.items() if at < now - _STALE_SECONDS]:
+                del self._replies[old]
+            self._replies[name] = now, reply
 
 
 def _reply(message: Message, outcome: Outcome) -> Message:
@@ -232,7 +245,7 @@ def _reply(message: Message, outcome: Outcome) -> Message:
     if outcome.peak_bytes:
         metrics["measured-peak"] = outcome.peak_bytes
     if outcome.seconds:
-        metrics["seconds"] = outcome.seconds
+        metrics["work-seconds"] = outcome.seconds  # an identifier would be a sum of the task
     records = _records(outcome.objects) if outcome.objects else {}
     content = RecordDict({_METRICS: MetricRecord(metrics), **records})
     return Message(content, reply_to=message)

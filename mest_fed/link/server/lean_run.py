@@ -4,6 +4,7 @@ Lean nodes have no torch, so the server plans for them and makes their programs.
 """
 
 import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ from mest_fed.task import Task
 from mest_fed.training.program_choice import can_compile
 
 Scalars = dict[str, bool | int | float]
+#: Plans of nodes that are kept, those that were used last: a node can name any budget.
+_MOST_PLANS = 4096
 
 
 def describe_run(task: Task, plan: Plan, partition: int) -> RunDescription:
@@ -104,7 +107,7 @@ class LeanRun:
     def __init__(self, task: Task) -> None:
         self.task = task
         self._lock = threading.Lock()
-        self._plans: dict[tuple[str, int], Plan] = {}
+        self._plans: OrderedDict[tuple[str, int], Plan] = OrderedDict()
 
     def describe(self, node: NodeInfo) -> str:
         """Return the run as JSON, for a node that registers.
@@ -181,6 +184,9 @@ class LeanRun:
         with self._lock:
             if key not in self._plans:
                 self._plans[key] = self.task.plan(budget, self._device(node))
+                while len(self._plans) > _MOST_PLANS:
+                    self._plans.popitem(last=False)
+            self._plans.move_to_end(key)
             return self._plans[key]
 
 

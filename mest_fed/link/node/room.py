@@ -1,0 +1,115 @@
+"""What memory a node has to train in: what it was given, what its limits leave, what failed."""
+
+from dataclasses import dataclass, field
+
+from mest_fed.link.description import RunDescription
+from mest_fed.system.limits import (
+    MARGIN,
+    left_for_training,
+    left_within,
+    limit_of_process,
+    usage,
+)
+from mest_fed.system.proc import resident_bytes
+
+#: Share of a plan's peak that the next plan may have, after there was no memory for it.
+_NEXT = 0.75
+#: A plan that was too large is tried again where so many times its peak are there.
+_AGAIN = 1.1
+
+
+@dataclass
+class Room:
+    """Decides the budget with which a node registers.
+
+    Parameters
+    ----------
+    budget, memory_limit : int
+        That the node was given; 0 for none. Without either the server knows its profile's.
+
+    Attributes
+    ----------
+    asked : int
+        The budget of the present plan; 0 for the profile's.
+    """
+
+    budget: int = 0
+    memory_limit: int = 0
+    asked: int = 0
+    #: Resident before training, with the examples: what training adds comes on top.
+    _base: int = 0
+    #: Set by a failure, for good: what failed is not tried again by this process.
+    _most: int = 0
+    #: Modelled peak of the plan, and of the plan without a shortage.
+    _peak: int = 0
+    _whole_peak: int = 0
+    _short: bool = field(default=False, repr=False)
+
+    def begin(self) -> int:
+        """Return the budget to begin with; call it once the examples are read.
+
+        Raises
+        ------
+        InputError
+            If the limit leaves none.
+        """
+        self._base = resident_bytes()
+        self._short, self._whole_peak = False, 0
+        return self._ask(self._whole())
+
+    def provisional(self) -> int:
+        """Return what to register with before the examples are read: as much as it may become."""
+        return self.budget or self.memory_limit
+
+    def planned(self, run: RunDescription) -> None:
+        """Take note of the plan that the server made."""
+        self._peak = run.predicted_peak
+        if not self._short:
+            self._whole_peak = self._peak
+
+    def left(self) -> int | None:
+        """Return what the tightest limit leaves for training (measured); None without a limit."""
+        limit = limit_of_process()
+        if limit is None:
+            return None
+        now = resident_bytes()
+        others = max(0, usage() - now)
+        return left_within(limit, others + min(now, self._base), MARGIN)
+
+    def change(self) -> int | None:
+        """Return another budget if the plan no longer fits, or a larger one does; else None."""
+        left = self.left()
+        if left is not None and left < self._peak:
+            self._short = True
+            return self._ask(max(left, 1))
+        if self._short and (left is None or left >= _AGAIN * self._whole_peak):
+            self._short = False
+            return self._ask(self._whole())
+        return None
+
+    def failed(self) -> int:
+        """Return a smaller budget, after there was no memory for the present plan."""
+        bounds = [int(_NEXT * self._peak), self._most, self.left() or 0]
+        self._most = max(1, min(bound for bound in bounds if bound > 0))
+        return self._ask(self._most)
+
+    def again(self) -> int | None:
+        """Return a budget to come back with, after none fitted; None while there is no more."""
+        left = self.left()
+        if left is None or left > _AGAIN * self.asked:
+            self._most = 0
+            self._short = left is not None and left < self._whole_peak
+            return self._ask(left if self._short and left else self._whole())
+        return None
+
+    def _whole(self) -> int:
+        if self.budget or not self.memory_limit:
+            given = self.budget
+        else:
+            key = "--memory-limit"
+            given = left_for_training(self.memory_limit, self._base, MARGIN, key)
+        return min(given or self._most, self._most or given)
+
+    def _ask(self, budget: int) -> int:
+        self.asked = budget
+        return budget

@@ -1,0 +1,122 @@
+"""``mest-fed node``: wrong options and certificates are one line and their exit status."""
+
+import os
+import signal
+
+import pytest
+from edge_processes import free_port
+from link_parts import QUICK, Authority, serve
+
+from mest_fed.link.node import command
+
+
+@pytest.fixture
+def says(capsys, monkeypatch, tmp_path):
+    """Return a function that runs the command; it returns its status and its last line."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "_Stop", lambda: lambda: True)
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["mest-fed node", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            command.main()
+        lines = capsys.readouterr().err.splitlines()
+        assert sum(line.startswith("error: ") for line in lines) <= 1
+        return ended.value.code, lines[-1]
+
+    return run
+
+
+LINK = ("--link", "127.0.0.1:1", "--data", "own.npz", "--state", "state")
+PLAIN = (*LINK, "--insecure", "--device", "rpi-4", "--give-up", "0.2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((), "--link"),
+        (("--nonsense", *PLAIN), "--nonsense"),
+        ((*PLAIN, "--threads", "0"), "--threads"),
+        ((*PLAIN, "--threads", "many"), "--threads"),
+        ((*PLAIN, "--partition", "-1"), "--partition"),
+        ((*PLAIN, "--give-up", "0"), "--give-up"),
+        ((*PLAIN, "--give-up", "nan"), "--give-up"),
+        ((*PLAIN, "--budget", "much"), "--budget"),
+        ((*PLAIN, "--budget", "1MB", "--memory-limit", "1GB"), "exclude"),
+        ((*PLAIN, "--train-when", "sunny"), "--train-when"),
+        ((*PLAIN, "--name", "a name"), "is no name"),
+        ((*PLAIN, "--link", "10.0.0.1:9443"), "loopback"),
+        ((*PLAIN, "--link", "nothing"), "HOST:PORT"),
+        ((*LINK, "--insecure", "--device", "auto"), "--device"),
+        ((*LINK, "--device", "rpi-4"), "no certificate"),
+        ((*LINK, "--device", "rpi-4", "--enrol", "127.0.0.1:1"), "--token"),
+        ((*LINK, "--device", "rpi-4", "--certificates", "none"), "cannot be read"),
+    ],
+)
+def test_a_wrong_option_is_one_line(says, arguments, text):
+    status, line = says(*arguments)
+    assert status == 2
+    assert line.startswith("error: ")
+    assert text in line
+
+
+def test_a_server_that_is_gone_for_too_long_is_status_4(says):
+    status, line = says(*PLAIN[:1], f"127.0.0.1:{free_port()}", *PLAIN[2:])
+    assert status == 4
+    assert "UNAVAILABLE" in line
+
+
+@pytest.mark.parametrize("fault", ["authority", "expired", "stranger", "key"])
+def test_a_wrong_certificate_is_one_line(says, authority, tmp_path, fault):
+    stranger = Authority()
+    tls = {
+        "authority": lambda: authority.node("pi", believes=stranger.pem),
+        "expired": lambda: authority.node("pi", days=-1),
+        "stranger": lambda: stranger.node("pi", believes=authority.pem),
+        "key": lambda: authority.node("pi"),
+    }[fault]()
+    key = stranger.node("pi").key if fault == "key" else tls.key
+    files = {"node.pem": tls.certificate, "node.key": key, "authority.pem": tls.authority}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    with serve(authority.server()) as server:
+        link = (
+            "--link",
+            f"127.0.0.1:{server.port}",
+            *LINK[2:],
+            "--device",
+            "rpi-4",
+            "--give-up",
+            "9",
+        )
+        status, line = says(*link, "--certificates", str(tmp_path))
+        assert server.nodes() == []
+    assert status == 2, line
+    expected = {
+        "authority": "the certificate of the server",
+        "expired": "refuses the node's certificate: it has expired, or another",
+        "stranger": "refuses the node's certificate: it has expired, or another",
+        "key": "do not fit together",
+    }
+    assert expected[fault] in line
+
+
+def test_a_budget_that_fits_no_plan_is_status_2(says):
+    from mest_fed.errors import BudgetError
+
+    def refuses(_):
+        raise BudgetError("memory budget = 1 kB fits no plan")
+
+    with serve(describe=refuses, limits=QUICK) as server:
+        link = ("--link", f"127.0.0.1:{server.port}", *PLAIN[2:])
+        status, line = says(*link, "--budget", "1kB")
+    assert status == 2
+    assert "fits no plan" in line
+
+
+def test_signals_have_their_status(monkeypatch, capsys):
+    monkeypatch.setattr(command, "run", lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"

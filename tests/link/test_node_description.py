@@ -1,0 +1,92 @@
+"""A run's description: what was written comes back, and every damage of a field is one line."""
+
+import copy
+import json
+
+import pytest
+from edge_processes import config_of
+
+from mest_fed.errors import InputError
+from mest_fed.link.description import RunDescription
+from mest_fed.link.server.lean_run import describe_run
+from mest_fed.task import Task
+
+
+@pytest.fixture(scope="module")
+def run():
+    task = Task(config_of())
+    return describe_run(task, task.plan(2_000_000, "rpi-4"), 1)
+
+
+def test_what_was_written_comes_back(run):
+    again = RunDescription.read(run.as_json())
+    assert again == run
+    assert again.as_json() == run.as_json()
+
+
+FIELDS = [
+    *("spec", "task", "task_options", "inputs", "seed", "rounds", "local_epochs", "batch_size"),
+    *("micro_batch", "augmentation", "hold_out", "partition", "method", "density", "upload"),
+    *("gradient_weight", "forgetting", "predicted_peak"),
+]
+
+LARGE = ("rounds", "local_epochs", "batch_size", "micro_batch", "partition")
+
+
+def test_all_fields_are_here(run):
+    assert sorted(FIELDS) == sorted(json.loads(run.as_json()))
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_damaged_field_is_one_line(run, field):
+    table = json.loads(run.as_json())
+    for wrong in (None, [], [1], {"a": 1}, True, "\n", -5, 1.5, 10**30):
+        if field == "task_options" and isinstance(wrong, dict):
+            continue
+        if field in ("task", "augmentation", "method", "upload") and isinstance(wrong, str):
+            continue  # its name is looked up when it is used
+        if field in ("seed", "predicted_peak") and type(wrong) is int:
+            continue
+        if field in ("density", "gradient_weight", "hold_out") and isinstance(wrong, int | float):
+            continue
+        if (
+            field in ("rounds", "local_epochs", "batch_size", "micro_batch", "partition")
+            and wrong == 10**30
+        ):
+            continue
+        damaged(table | {field: wrong}, field)
+    less = dict(table)
+    del less[field]
+    damaged(less, field)
+
+
+@pytest.mark.parametrize(("field", "value"), [("rounds", 0), ("hold_out", 1.0), ("partition", -1)])
+def test_a_number_out_of_range_is_one_line(run, field, value):
+    damaged(json.loads(run.as_json()) | {field: value}, field)
+
+
+@pytest.mark.parametrize("part", ["inputs", "forgetting", "spec"])
+def test_damage_within_a_part_is_one_line(run, part):
+    table = json.loads(run.as_json())
+    for key in table[part]:
+        for wrong in (None, "x", -1, {"a": []}, [[]]):
+            changed = copy.deepcopy(table)
+            changed[part][key] = wrong
+            if changed == table or key == "dense":  # a tensor may have no axis
+                continue
+            damaged(changed, f"{part}.{key} = {wrong!r}")
+        changed = copy.deepcopy(table)
+        changed[part]["more"] = changed[part].pop(key)
+        damaged(changed, f"{part}.{key}")
+
+
+def test_rubbish_is_one_line():
+    for text in ("", "x", "[]", "{}", '{"a": 1, "a": 2}', '{"seed": NaN}'):
+        with pytest.raises(InputError):
+            RunDescription.read(text)
+
+
+def damaged(table, what):
+    with pytest.raises(InputError) as raised:
+        pytest.fail(f"{what} was taken: {RunDescription.read(json.dumps(table))}")
+    assert "\n" not in str(raised.value), what
