@@ -87,7 +87,8 @@ def test_its_twin_takes_about_as_long(run, calibrated, capsys):
     assert all(a > b for a, b in zip(twin.rounds.predicted, twin.own.predicted, strict=True))
     print_comparison(run.folder, calibrated)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[2] for line in lines[2:4]] == ["round", "its"]
+    header = next(number for number, line in enumerate(lines) if "what" in line.split())
+    assert [line.split()[2] for line in lines[header + 1 : header + 3]] == ["round", "its"]
 
 
 def test_a_board_is_predicted_slower_than_this_machine(run):
