@@ -200,7 +200,10 @@ def trained(case: Case, core: int, rounds: int, folder: Path) -> tuple[Run, floa
             preexec_fn=lambda: os.sched_setaffinity(0, others),
         )
         node = subprocess.Popen(
-            held(core, "mest_fed.link.node", *node_options), stdout=nodes_log, stderr=nodes_log
+            [sys.executable, "-m", "mest_fed", "node", *node_options],
+            stdout=nodes_log,
+            stderr=nodes_log,
+            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
         )
         try:
             with ProcessorTime(node.pid, out / "clients.jsonl") as watched:

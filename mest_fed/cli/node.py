@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import NoReturn
 
+from mest_fed.system.allocator import ALLOCATOR_ENVIRONMENT
+
 NAME = "node"
 _MODULE = "mest_fed.link.node"
-#: What keeps the process small: no sentences of documentation, one arena of glibc's allocator. What
-#: goes wrong with a connection is a line of the node's own, not of gRPC's core.
-_FLAGS, _ENVIRONMENT = ("-OO",), {"MALLOC_ARENA_MAX": "1", "GRPC_VERBOSITY": "NONE"}
+#: What keeps the process small: no sentences of documentation, and an allocator that gives the
+#: memory of a round back. What goes wrong with a connection is a line of the node's own, not of
+#: gRPC's core.
+_FLAGS, _ENVIRONMENT = ("-OO",), {**ALLOCATOR_ENVIRONMENT, "GRPC_VERBOSITY": "NONE"}
 _WRONG_INPUT = 2
 
 

@@ -37,7 +37,7 @@ class Room:
     memory_limit: int = 0
     asked: int = 0
     #: Resident before training, with the examples: what training adds comes on top.
-    _base: int = 0
+    base: int = 0
     #: Set by a failure, for good: what failed is not tried again by this process.
     _most: int = 0
     #: Modelled peak of the plan, and of the plan without a shortage.
@@ -53,7 +53,7 @@ class Room:
         InputError
             If the limit leaves none.
         """
-        self._base = resident_bytes()
+        self.base = resident_bytes()
         self._short, self._whole_peak = False, 0
         return self._ask(self._whole())
 
@@ -74,7 +74,7 @@ class Room:
             return None
         now = resident_bytes()
         others = max(0, usage() - now)
-        return left_within(limit, others + min(now, self._base), MARGIN)
+        return left_within(limit, others + min(now, self.base), MARGIN)
 
     def change(self) -> int | None:
         """Return another budget if the plan no longer fits, or a larger one does; else None."""
@@ -107,7 +107,7 @@ class Room:
             given = self.budget
         else:
             key = "--memory-limit"
-            given = left_for_training(self.memory_limit, self._base, MARGIN, key)
+            given = left_for_training(self.memory_limit, self.base, MARGIN, key)
         return min(given or self._most, self._most or given)
 
     def _ask(self, budget: int) -> int:

@@ -27,6 +27,7 @@ from mest_fed.link.node.store import (
     StateStore,
     attempts_at,
     run_key,
+    warm_up,
 )
 from mest_fed.link.node.transport import InstructionOverError, NodeLink
 from mest_fed.link.node.worker import Metrics, NodeWorker
@@ -130,6 +131,7 @@ class NodeRunner:
         run = RunDescription.read(self._link.register(node).run_json)
         self._examples = read_examples(self._setup.data, run.inputs)
         self._store = None
+        warm_up()
         run = self._plan(self.room.begin())
         log.info(
             "takes part as number %d with %d examples; %s in use before training (measured), %s",
@@ -177,10 +179,11 @@ class NodeRunner:
 
     def _carry_out(self, instruction: Instruction) -> "_Again":
         """Do what an instruction says; whatever happens, the next one is waited for."""
-        begun, resident = time.monotonic(), _mark()
+        begun = time.monotonic()
+        _watch_peak()
         try:
             objects, metrics = self._done_before(instruction) or self._do(instruction)
-            seconds, peak = time.monotonic() - begun, _peak_above(resident)
+            seconds, peak = time.monotonic() - begun, _peak_above(self.room.base)
             said = {"peak_bytes": peak, "seconds": seconds}
             counts = self._link.report(instruction, objects, metrics, **said)  # type: ignore[arg-type]
         except RefusedError:
@@ -273,11 +276,10 @@ class _NotNowError(MestFedError):
         self.failure = failure
 
 
-def _mark() -> int:
-    """Begin to watch the peak of this process; return what is resident."""
+def _watch_peak() -> None:
+    """Begin to watch the peak of this process."""
     if can_reset_peak():
         reset_peak()
-    return resident_bytes()
 
 
 def _peak_above(resident: int) -> int:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from mest_fed.errors import InputError
 from mest_fed.link.node.worker import NodeState
+from mest_fed.rng import numpy_generator
 from mest_fed.strict_json import parse_json
 from mest_fed.training.forgetting import ForgettingState
 from mest_fed.wire import Residual
@@ -257,6 +258,12 @@ def attempts_at(folder: NodeFolder, instruction: str) -> int:
     text = json.dumps({"instruction": instruction, "times": before + 1})
     folder.write(ATTEMPTS, text.encode())
     return before + 1
+
+
+def warm_up() -> None:
+    """Load what the first round loads: it is the node's own, and no part of what training adds."""
+    numpy_generator(0, "warm-up").permutation(2)
+    _unpacked(_packed(Kept(NodeState(), 0, "", None), ""), Path(STATE), "")
 
 
 def _packed(kept: Kept, key: str) -> bytes:
