@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -323,6 +325,35 @@ def test_a_compiled_model_is_made_sparse_and_runs_on():
     plain = to_dense(compiled)
     assert list(plain.state_dict()) == ["0.weight", "0.bias", "1.weight", "1.bias"]
     torch.testing.assert_close(plain(X), model(X))
+
+
+COMPILE_FIRST_NEEDED_WITHIN_A_TRACE = """
+import importlib
+
+import torch
+from torch import fx, nn
+
+from mest_fed.nn import sparsify
+
+
+class Compiles(nn.Module):
+    def forward(self, x):
+        importlib.import_module("torch._dynamo.polyfills.loader")  # what torch.compile loads
+        return x + 1
+
+
+fx.Tracer().trace(Compiles())
+model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2))
+sparsify(model, "block", 0.5)
+x = torch.ones(3, 12)
+torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), model(x))
+"""
+
+
+def test_a_sparse_model_is_compiled_after_a_trace_that_compiled():
+    command = [sys.executable, "-c", COMPILE_FIRST_NEEDED_WITHIN_A_TRACE]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_images_without_a_batch():
