@@ -32,3 +32,15 @@ class Channels:
 
 
 StorageFormat = Strips | Kernels | Channels
+
+
+def size_of(shape: tuple[int, ...]) -> int:
+    """Multiply a shape out, by no function of ``math``.
+
+    ``torch.fx`` replaces those while it traces. ``torch.compile`` does not know them afterwards
+    if it was first needed within a trace.
+    """
+    size = 1
+    for it in shape:
+        size *= it
+    return size

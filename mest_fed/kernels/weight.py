@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mest_fed.kernels.storage import Kernels, StorageFormat, Strips
+from mest_fed.kernels.storage import Kernels, StorageFormat, Strips, size_of
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class SparseWeight:
             width = len(self.storage.cells[0])
         else:
             return len(self.slots) / self.shape[0 if self.storage.axis == "out" else 1]
-        return min(1.0, len(self.slots) * width / _size(self.shape))
+        return min(1.0, len(self.slots) * width / size_of(self.shape))
 
     def compact(self, gradient: Tensor, at: Tensor) -> Tensor:
         """Read the active values' gradient at positions of a dense one."""
@@ -70,24 +70,12 @@ class SparseWeight:
         return gather(gradient, at)
 
 
-def _size(shape: tuple[int, ...]) -> int:
-    """Multiply a shape out, by no function of ``math``.
-
-    ``torch.fx`` replaces those while it traces. ``torch.compile`` does not know them afterwards
-    if it was first needed within a trace.
-    """
-    size = 1
-    for it in shape:
-        size *= it
-    return size
-
-
 def scatter(values: Tensor, positions: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Build the dense weight of ``shape`` with ``values`` at flat ``positions``.
 
     A position one past the end is padding and is left out.
     """
-    flat = values.new_zeros(_size(shape) + 1)
+    flat = values.new_zeros(size_of(shape) + 1)
     flat[positions] = values
     return flat[:-1].view(shape)
 

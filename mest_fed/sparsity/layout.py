@@ -6,7 +6,6 @@ the pattern scheme has eight slots for each 3x3 kernel. Everything above this fi
 layers, wire, server) speaks of slots and of values of shape ``(active, width)``, never of a scheme.
 """
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mest_fed.errors import not_allowed
-from mest_fed.kernels import StorageFormat
+from mest_fed.kernels.storage import StorageFormat, size_of
 from mest_fed.sparsity.arrays import Indices, norms
 
 #: Slots whose norms are taken at once: their positions take 8 bytes a weight.
@@ -76,7 +75,7 @@ class Layout(ABC):
     @property
     def num_weights(self) -> int:
         """Number of weights of the dense tensor."""
-        return math.prod(self.shape)
+        return size_of(self.shape)
 
     @property
     def num_slots(self) -> int:
