@@ -230,7 +230,7 @@ def hosts_of(certificate: x509.Certificate) -> list[str]:
     """Return the hosts that a certificate names, in its order."""
     try:
         found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    except (x509.ExtensionNotFound, ValueError):
+    except x509.ExtensionNotFound:
         return []
     kinds = (x509.DNSName, x509.IPAddress)
     return [str(each.value) for each in found.value if isinstance(each, kinds)]

@@ -45,6 +45,16 @@ LARGEST_REQUEST = 8192
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
+#: What the library raises of bytes that it cannot read.
+_NOT_READ = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
 
@@ -149,7 +159,7 @@ def sign_request(authority: Authority, csr_pem: bytes, name: str) -> bytes:
     try:
         request = x509.load_pem_x509_csr(csr_pem)
         public_key, signed = request.public_key(), request.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except _NOT_READ:
         raise WireError("not a request for a certificate (PKCS #10 in PEM)") from None
     if not signed:
         raise WireError("the request is not signed by its own key")
@@ -298,12 +308,15 @@ def read_certificate(path: Path) -> x509.Certificate:
         If it is not there.
     """
     try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        # The library reads these where they are first asked for.
+        _ = certificate.subject, certificate.extensions, certificate.public_key()
+        return certificate
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(*error.args) from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError:
+    except _NOT_READ:
         raise InputError(f"{path} is not a certificate in PEM") from None
 
 
@@ -314,7 +327,7 @@ def _read_key(path: Path) -> PrivateKey:
             raise ValueError
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except _NOT_READ:
         raise InputError(
             f"{path} is not a private key in PEM, P-256 or Ed25519, without a passphrase"
         ) from None

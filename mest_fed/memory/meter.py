@@ -21,7 +21,7 @@ from mest_fed.memory.activations import FORMATS, RECOMPUTE, MemoryOptions, memor
 from mest_fed.nn import Sparsity, build_model
 from mest_fed.nn.optimizers import SGD
 from mest_fed.rng import torch_generator
-from mest_fed.system.proc import can_reset_peak, read_sizes, reset_peak
+from mest_fed.system.proc import can_reset_peak, read_sizes, read_sizes_and_reset_peak
 
 #: Seconds between two looks at the counters.
 _INTERVAL = 0.005
@@ -88,9 +88,7 @@ class PeakMeter:
     def __enter__(self) -> "PeakMeter":
         release_freed()
         self.exact = can_reset_peak()
-        if self.exact:
-            reset_peak()
-        self._last = now = read_counters()
+        self._last = now = read_counters(reset=self.exact)
         self.baseline = self.peak = now.anonymous + now.swapped
         self._thread.start()
         return self
@@ -107,10 +105,9 @@ class PeakMeter:
 
     def look(self) -> None:
         """Take account of what happened since the last look."""
-        before, now = self._last, read_counters()
+        before, now = self._last, read_counters(reset=self.exact)
         most = now.anonymous
         if self.exact:
-            reset_peak()
             most = max(most, now.highest - min(before.files, now.files))
         self.peak = max(self.peak, most + max(before.swapped, now.swapped))
         self._last = now
@@ -174,9 +171,9 @@ def measure(work: Callable[[], object], warm_up: Callable[[], object]) -> Measur
     return Measurement(baseline, peak)
 
 
-def read_counters() -> Counters:
-    """Return this process's counters; all 0 where the system does not say."""
-    sizes = read_sizes()
+def read_counters(*, reset: bool = False) -> Counters:
+    """Return this process's counters, and reset ``highest`` if asked; all 0 if nothing is told."""
+    sizes = read_sizes_and_reset_peak() if reset else read_sizes()
     resident = sizes.get("VmRSS", 0)
     anonymous = sizes.get("RssAnon", resident)  # gVisor's has VmRSS alone
     swapped, highest = sizes.get("VmSwap", 0), sizes.get("VmHWM", resident)

@@ -1,9 +1,11 @@
 """What the authority signs, what it refuses, and tokens that enrol one device each."""
 
+import base64
 import json
 import socket
 import ssl
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -17,7 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mest_fed.cli.certificate_folder import add_node, make_authority
+from mest_fed.cli.certificate_folder import add_node, hosts_of, make_authority
 from mest_fed.errors import InputError, WireError
 from mest_fed.link import certificates
 from mest_fed.link.certificates import (
@@ -26,6 +28,7 @@ from mest_fed.link.certificates import (
     add_token,
     make_token,
     new_request,
+    read_certificate,
     redeem_token,
     sign_request,
     token_digest,
@@ -115,7 +118,18 @@ def test_a_request_that_is_too_long():
         signed(csr + b"\n" * (LARGEST_REQUEST - len(csr) + 1))
 
 
-CSR = new_request("pi-1")[1]
+KEY, CSR = new_request("pi-1")
+CERTIFICATE = sign_request(AUTHORITY, CSR, "pi-1")
+
+
+def damaged(pem):
+    """Yield a PEM file with one byte of what it holds changed: each byte, in several ways."""
+    first, *lines, last = pem.splitlines()
+    der = base64.b64decode(b"".join(lines))
+    for at in range(len(der)):
+        for change in (1, 2, 3, 4, 9, 16, 32, 85, 128, 255):
+            changed = der[:at] + bytes([der[at] ^ change]) + der[at + 1 :]
+            yield b"\n".join((first, base64.encodebytes(changed).strip(), last, b""))
 
 
 @given(
@@ -129,6 +143,27 @@ def test_what_is_damaged_is_refused_or_says_the_same(csr):
         certificate = signed(csr)
         # A line break or the label of the PEM was hit, but nothing that is signed.
         assert certificate.public_key() == x509.load_pem_x509_csr(CSR).public_key()
+
+
+def test_a_request_with_any_byte_changed_is_refused():
+    for csr in damaged(CSR):
+        with suppress(WireError):
+            assert signed(csr).public_key() == x509.load_pem_x509_csr(CSR).public_key()
+
+
+def test_a_certificate_or_key_with_any_byte_changed_is_refused_or_can_be_used(tmp_path):
+    certificate, key = tmp_path / "node.pem", tmp_path / "authority.key"
+    (tmp_path / "authority.pem").write_bytes(AUTHORITY.pem())
+    for content in damaged(CERTIFICATE):
+        certificate.write_bytes(content)
+        with suppress(InputError), warnings.catch_warnings(action="ignore"):
+            found = read_certificate(certificate)
+            assert isinstance(hosts_of(found), list)
+            assert found.subject.public_bytes()
+    for content in damaged(KEY):
+        key.write_bytes(content)
+        with pytest.raises(InputError, match=r"authority\.key"):
+            Authority.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", "../pi", "a b", ".x", "-x", "a" * 64, "é", "a\n", "a/b"])

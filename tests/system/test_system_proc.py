@@ -85,3 +85,14 @@ def test_the_peak_can_be_set_back():
     del held
     proc.reset_peak()
     assert proc.read_sizes()["VmHWM"] - proc.resident_bytes() < 32 << 20
+
+
+@pytest.mark.skipif(not proc.can_reset_peak(), reason="this system resets no peak")
+def test_the_peak_is_read_and_set_back_at_once():
+    proc.reset_peak()
+    held = b"x" * (64 << 20)
+    del held
+    found = proc.read_sizes_and_reset_peak()
+    assert found.keys() == proc.read_sizes().keys()
+    assert found["VmHWM"] - found["VmRSS"] > 48 << 20
+    assert proc.read_sizes()["VmHWM"] - found["VmRSS"] < 16 << 20
