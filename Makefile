@@ -73,12 +73,15 @@ test-flwr-next: $(NEXT)/.ready ## Test the parts that meet Flower with the newer
 
 # What the environment was built from, where pip built it here: only the tests are compiled then.
 BUILT = $(firstword $(shell ls -td build/editable/*/ 2>/dev/null))
+# What built it, if it is still there: another version of ninja would build all of it again.
+BUILDER = $(firstword $(wildcard $(shell sed -n 's/^CMAKE_MAKE_PROGRAM:[A-Z]*=//p' \
+	$(BUILT)CMakeCache.txt)) $(BIN)/ninja)
 
 test-native: $(READY) ## Test the C++ kernels and runtime alone, as they ship
 	@if ! command -v $(firstword $(CXX)) >/dev/null; then \
 		echo "test-native: skipped, for want of a C++ compiler"; \
 	elif [ -n "$(BUILT)" ]; then \
-		$(BIN)/ninja -C $(BUILT) mest_selftests && \
+		$(BUILDER) -C $(BUILT) mest_selftests && \
 		$(BIN)/ctest --test-dir $(BUILT) --output-on-failure; \
 	else \
 		export CXX="$(CXX)"; $(call SELFTEST,build/native,) && $(call C_PROGRAMS,build/native); \
