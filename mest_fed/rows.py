@@ -159,6 +159,7 @@ class ClientReport:
     sparse_flops: Amount
     moved_bytes: Amount
     core_seconds: Amount
+    python_seconds: Amount = 0.0
     seconds: Amount | None = None
     predicted_peak_bytes: Amount | None = None
     measured_peak_bytes: Amount | None = None

@@ -5,6 +5,7 @@ model and trace are shared by all clients that it plays.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -14,10 +15,12 @@ from mest_fed.catalogue import AUGMENTATIONS, Engine, KernelMode, MutationPlace
 from mest_fed.config import RunConfig
 from mest_fed.config.stopping import StopRule
 from mest_fed.data import Batches
+from mest_fed.data.minibatches import batch_starts
 from mest_fed.devices import load_profile
 from mest_fed.errors import BudgetError, InputError
 from mest_fed.kernels.choice import Choices
 from mest_fed.memory import MemoryOptions, Plan, PlanLimits, Planner, TrainingSetup, TrainingShape
+from mest_fed.memory.footprint import footprint
 from mest_fed.memory.knobs import OF_PROGRAMS
 from mest_fed.rng import numpy_generator
 from mest_fed.sparsity import Interval
@@ -239,6 +242,18 @@ class Task(TaskModel):
         except BudgetError as error:
             raise BudgetError(f"{who}: {error}") from None
 
+    def predicted_peak(self, plan: Plan, examples: int) -> int:
+        """Return what a plan takes on a device that trains on so many examples, in bytes.
+
+        Modelled. The plan itself holds for any number; a known one has fewer sizes of groups.
+        """
+        if self.forgetting.active:  # which leaves out some, other ones in each round
+            return plan.footprint.total
+        *_, start = batch_starts(examples, plan.shape.batch)
+        last = examples - start
+        setting = replace(self.planner().setting, rest=0 if last == plan.shape.batch else last)
+        return footprint(self.trace, setting, plan.shape).total
+
     def planner(self, threads: int = 1) -> Planner:
         """Return a planner for this task's model, batch and method on so many threads."""
         training, sparsity = self.config.training, self.config.sparsity
@@ -258,7 +273,7 @@ class Task(TaskModel):
             mutates=sparsity.mutation == MutationPlace.CLIENT,
             threads=threads,
             compiler=self.step_compiler,
-            ragged=True,
+            rest=None,
         )
         fixed = frozenset() if optimizer.can_release else frozenset({"release_gradients"})
         compiled = setup.compiler is not None

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from mest_fed.catalogue import MODELS, MutationPlace
 from mest_fed.config import RunConfig, read_options
 from mest_fed.data import DataSplit
-from mest_fed.devices import StepWork, Work, forward_flops, torch_step_work
+from mest_fed.devices import StepWork, Work, forward_flops, round_work, torch_step_work
 from mest_fed.kernels.choice import Choices
 from mest_fed.memory import MemoryOptions, ModelTrace, TrainingLoss, trace_model
 from mest_fed.nn import (
@@ -191,6 +192,12 @@ class TaskModel(TaskData):
                 self.model, example.input_shape, example.input_dtype
             )
         return self._forwards[key] * examples
+
+    def round_work(self, presented: int) -> Work:
+        """Return what a round takes beside its steps, in which so many examples are presented."""
+        example = self.example
+        size = prod(example.input_shape) * example.input_dtype.itemsize
+        return round_work(self.spec.tensors, size * presented)
 
     @property
     def _active_weights(self) -> tuple[int, ...]:

@@ -119,7 +119,13 @@ def _twin(
     for row in rows:
         said = row.reported
         assert said is not None
-        work = Work(said.dense_flops, said.sparse_flops, said.moved_bytes, said.core_seconds)
+        work = Work(
+            said.dense_flops,
+            said.sparse_flops,
+            said.moved_bytes,
+            said.core_seconds,
+            said.python_seconds,
+        )
         took = download_seconds(profile, row.bytes_down) + train_seconds(profile, work, scheme)
         own.append(took)
         # A lean node stays loaded; it is the one that tells its own seconds.

@@ -225,7 +225,8 @@ def train_round(
         optimizer.close()  # the model is resident: nothing of this round may stay on it
     if forgetting is not None:
         kept.keep_forgetting(forgetting)
-    return RoundResult(read_state(model), totals, trainer.work)
+    beside = task.round_work(totals.examples)
+    return RoundResult(read_state(model), totals, trainer.work + beside)
 
 
 def _epoch(

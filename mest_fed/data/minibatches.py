@@ -165,11 +165,7 @@ class Minibatches:
             yield self._batch(order[start:stop])
 
     def _starts(self) -> list[int]:
-        count = len(self._kept)
-        starts = list(range(0, count, self._batch_size))
-        if self._batch_size > 1 and len(starts) > 1 and count - starts[-1] == 1:
-            starts.pop()
-        return starts
+        return batch_starts(len(self._kept), self._batch_size)
 
     def _batch(self, positions: Indices) -> tuple[Array, Array, Indices]:
         rows = self._indices[positions]
@@ -177,6 +173,14 @@ class Minibatches:
         if self._generator is not None:
             inputs = self._augment(inputs, self._generator)
         return self._examples.normalised(inputs), self._examples.targets[rows], positions
+
+
+def batch_starts(examples: int, batch_size: int) -> list[int]:
+    """Return where the batches of an epoch begin; a lone last example is part of another's."""
+    starts = list(range(0, examples, batch_size))
+    if batch_size > 1 and len(starts) > 1 and examples - starts[-1] == 1:
+        starts.pop()
+    return starts
 
 
 def _is_for_images(augment: object) -> bool:

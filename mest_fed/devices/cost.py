@@ -29,12 +29,16 @@ class Work:
     core_seconds : float
         Seconds of one core of the reference machine (:data:`REFERENCE`) that go into calls and
         starts, whatever their size.
+    python_seconds : float
+        Seconds of one core of the reference machine that go into Python: what a round takes beside
+        its steps.
     """
 
     dense_flops: float = 0.0
     sparse_flops: float = 0.0
     moved_bytes: float = 0.0
     core_seconds: float = 0.0
+    python_seconds: float = 0.0
 
     def __add__(self, other: "Work") -> "Work":
         """Return the work of doing both."""
@@ -43,6 +47,7 @@ class Work:
             self.sparse_flops + other.sparse_flops,
             self.moved_bytes + other.moved_bytes,
             self.core_seconds + other.core_seconds,
+            self.python_seconds + other.python_seconds,
         )
 
     def __mul__(self, times: float) -> "Work":
@@ -52,6 +57,7 @@ class Work:
             self.sparse_flops * times,
             self.moved_bytes * times,
             self.core_seconds * times,
+            self.python_seconds * times,
         )
 
 
@@ -101,6 +107,10 @@ class Rates(Protocol):
     def core_speed(self) -> float:
         """Speed of one core with small calls, as a multiple of the reference machine's."""
 
+    @property
+    def python_speed(self) -> float:
+        """Speed of one core in Python, as a multiple of the reference machine's."""
+
 
 @dataclass(frozen=True)
 class MachineRates:
@@ -109,6 +119,7 @@ class MachineRates:
     flops: Mapping[str, float]
     memory_rate: float
     core_speed: float = 1.0
+    python_speed: float = 1.0
 
 
 #: One core of the machine on which the constants of steps were measured: AMD EPYC of the third
@@ -161,6 +172,7 @@ def train_seconds(rates: Rates, work: Work, scheme: str) -> float:
         + work.sparse_flops / rate_of(rates, scheme)
         + work.moved_bytes / rates.memory_rate
         + work.core_seconds / rates.core_speed
+        + work.python_seconds / rates.python_speed
     )
 
 

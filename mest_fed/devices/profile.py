@@ -62,6 +62,11 @@ def positive_number(key: str, value: object) -> float:
     return float(value)
 
 
+#: Seconds of one core of the reference machine, nearly all of them in Python, until the process
+#: that Flower's node starts for a message can work on it (measured,
+#: ``benchmarks/node_messages.py``).
+MESSAGE_SECONDS = 6.5
+
 #: Kinds of work that a profile gives a rate for: dense layers, and one for each built-in scheme.
 WORK_KINDS = ("dense", *filter(SCHEMES.is_builtin, SCHEMES))
 
@@ -142,6 +147,11 @@ class DeviceProfile:
     charge_watts: float | None = None
     system_bytes: int | None = None
     node_bytes: int | None = None
+
+    @property
+    def python_speed(self) -> float:
+        """Speed of one core in Python, as a multiple of the reference machine's: by messages."""
+        return MESSAGE_SECONDS / self.message_seconds
 
     def as_table(self) -> dict[str, Any]:
         """Return the profile as its file would have it, for :func:`read_profile`."""

@@ -105,9 +105,9 @@ class TrainingSetup:
         wherever it is made.
     compiler : callable, optional
         Gives the program of a step, where training is compiled; None where torch trains.
-    ragged : bool
-        Whether the last batch of an epoch may be smaller than the others, as it is where nobody
-        knows how many examples a device has.
+    rest : int or None
+        Examples of an epoch's last batch where it has fewer than the others, or one more; 0 where
+        it has as many. None where nobody knows how many examples a device has.
     """
 
     method: Method
@@ -115,7 +115,7 @@ class TrainingSetup:
     messages: bool = True
     threads: int = 1
     compiler: Compiler | None = None
-    ragged: bool = False
+    rest: int | None = 0
 
 
 def footprint(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) -> Footprint:
@@ -214,7 +214,7 @@ def _compiled(
     if step is None:
         return None
     try:
-        parts = program_bytes(step, shape, setting.threads, ragged=setting.ragged)
+        parts = program_bytes(step, shape, setting.threads, rest=setting.rest)
     except InputError:  # as the runtime would in training: then torch trains
         return None
     target = trace.loss.targets(1, "meta").nbytes

@@ -21,7 +21,12 @@ from mest_fed.memory.activations import FORMATS, RECOMPUTE, MemoryOptions, memor
 from mest_fed.nn import Sparsity, build_model
 from mest_fed.nn.optimizers import SGD
 from mest_fed.rng import torch_generator
-from mest_fed.system.proc import can_reset_peak, read_sizes, read_sizes_and_reset_peak
+from mest_fed.system.proc import (
+    can_reset_peak,
+    files_of,
+    read_sizes,
+    read_sizes_and_reset_peak,
+)
 
 #: Seconds between two looks at the counters.
 _INTERVAL = 0.005
@@ -174,10 +179,9 @@ def measure(work: Callable[[], object], warm_up: Callable[[], object]) -> Measur
 def read_counters(*, reset: bool = False) -> Counters:
     """Return this process's counters, and reset ``highest`` if asked; all 0 if nothing is told."""
     sizes = read_sizes_and_reset_peak() if reset else read_sizes()
-    resident = sizes.get("VmRSS", 0)
-    anonymous = sizes.get("RssAnon", resident)  # gVisor's has VmRSS alone
+    resident, files = sizes.get("VmRSS", 0), files_of(sizes)
     swapped, highest = sizes.get("VmSwap", 0), sizes.get("VmHWM", resident)
-    return Counters(anonymous, resident - anonymous, swapped, highest)
+    return Counters(resident - files, files, swapped, highest)
 
 
 _IMAGE, _IMAGES, _CLASSES = (3, 8, 8), 4, 2

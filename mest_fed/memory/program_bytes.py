@@ -62,7 +62,7 @@ class PlannedStep:
 
 
 def program_bytes(
-    step: PlannedStep, shape: TrainingShape, threads: int, *, ragged: bool
+    step: PlannedStep, shape: TrainingShape, threads: int, *, rest: int | None = 0
 ) -> dict[str, int]:
     """Count what a program's step takes beside the model and its batch.
 
@@ -74,8 +74,9 @@ def program_bytes(
         Its batch and micro-batch.
     threads : int
         To compute with.
-    ragged : bool
-        Whether the last batch of an epoch may be smaller than the others.
+    rest : int or None
+        Examples of an epoch's last batch where it has fewer than the others, or one more; 0 where
+        it has as many. None where nobody knows: then it may have any number.
 
     Returns
     -------
@@ -92,7 +93,7 @@ def program_bytes(
     arena, lanes = plan_arena(program), lanes_of(program, threads, shape.micro_batch)
     space = workspace_of(program, arena, threads=threads, lanes=lanes)
     sums = _bytes(program, "sum")
-    others = _other_sizes(program, shape, ragged=ragged)
+    others = set(_sizes(program, shape, rest)) - {program.examples}
     parts = _several(program, shape) or len(others) > 0
     models = step.held | step.copies
     own = (it for it in program.buffers if it.role == "state" and it.name not in models)
@@ -124,21 +125,19 @@ def _several(program: Program, shape: TrainingShape) -> bool:
     return shape.batch > shape.micro_batch
 
 
-def _other_sizes(program: Program, shape: TrainingShape, *, ragged: bool) -> set[int]:
-    """Return the sizes of groups beside the program's own; each has plans, no larger than its."""
-    return set(_sizes(program, shape, ragged=ragged)) - {program.examples}
-
-
 def _second(program: Program, others: set[int]) -> set[int]:
     """Return the size of which a program is made so that the others follow from two."""
     return {second_size(program.examples)} if others and program.examples > 1 else set()
 
 
-def _sizes(program: Program, shape: TrainingShape, *, ragged: bool) -> Iterator[int]:
+def _sizes(program: Program, shape: TrainingShape, rest: int | None) -> Iterator[int]:
+    """Yield the sizes of groups; each beside the program's own has plans, no larger than its."""
     group = program.examples
     if program.takes_groups:
-        yield from sizes_of_rest(group - 1 if ragged else shape.batch % group)
+        # A whole group less one is of all sizes.
+        ends = [shape.batch, group - 1] if rest is None else [shape.batch, rest]
+        for examples in ends:
+            yield from sizes_of_rest(examples % group)
         return
-    yield from even_parts(shape.batch, shape.micro_batch)
-    if ragged:
-        yield from even_parts(shape.batch - 1, shape.micro_batch)
+    for examples in [shape.batch, shape.batch - 1 if rest is None else rest]:
+        yield from even_parts(examples, shape.micro_batch)

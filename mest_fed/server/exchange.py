@@ -6,15 +6,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from flwr.app import Error, Message, MessageType, RecordDict
+from flwr.app import Error, Message, MessageType
 from flwr.serverapp import Grid
 
 from mest_fed.schema import FailureKind, TaskStatus, code_of_failure, failure_of_code
+from mest_fed.server.grids import RunGrid, await_reply, replies_to
 
 Who = TypeVar("Who")
-
-#: Seconds between two looks for replies where time is real.
-POLL_SECONDS = 0.1
 
 
 def absence_of(reply: Message) -> FailureKind | None:
@@ -87,7 +85,7 @@ class Duration(NamedTuple):
     seconds: float
 
 
-class DeviceGrid(Grid):
+class DeviceGrid(RunGrid):
     """Flower's grid of real devices, made safe against devices that go away.
 
     An exchange by Flower's own ``send_and_receive`` ends the run where an instruction could not be
@@ -118,17 +116,6 @@ class DeviceGrid(Grid):
     def run(self) -> Any:
         """The run."""
         return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Return a new message, as ``Message(...)`` does."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of the nodes that are online."""
@@ -167,6 +154,10 @@ class DeviceGrid(Grid):
             replies.append(reply)
         return replies
 
+    def await_reply(self, seconds: float) -> None:
+        """Wait until a reply may be there, after so many seconds at most."""
+        await_reply(self._grid, seconds)
+
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
@@ -203,14 +194,9 @@ class DeviceGrid(Grid):
                 awaited[name] = message
             else:
                 yield _no_reply(message, FailureKind.AWAY, "the instruction could not be sent")
-        while awaited:
-            for reply in self.pull_messages(awaited):
-                if awaited.pop(reply.metadata.reply_to_message_id, None) is not None:
-                    yield reply
-            if (left := end - time.monotonic()) <= 0:
-                break
-            if awaited:
-                time.sleep(min(POLL_SECONDS, left))
+        for reply in replies_to(self, set(awaited), end):
+            del awaited[reply.metadata.reply_to_message_id]
+            yield reply
         for message in awaited.values():
             yield _no_reply(message, FailureKind.NO_REPLY, "no reply in time")
 

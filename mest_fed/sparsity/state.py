@@ -39,6 +39,11 @@ class ModelSpec:
     non_negative: frozenset[str] = frozenset()
     statistics: frozenset[str] = frozenset()
 
+    @property
+    def tensors(self) -> int:
+        """Sparse layers and dense tensors: how many arrays a state has beside its masks."""
+        return len(self.layouts) + len(self.dense)
+
     def group_layout(self, group: str) -> Layout:
         """Return the layout of a group's mask."""
         return self.layouts[self.groups[group][0]]

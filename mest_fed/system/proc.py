@@ -9,6 +9,7 @@ import ctypes
 import os
 import resource
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,12 @@ def read_sizes(pid: int | str = "self", proc: Path = PROC) -> dict[str, int]:
     parts of that, ``VmHWM`` its peak, ``VmSwap`` what is swapped out. Sandboxes may lack some.
     """
     return _sizes(_STATUS if pid == "self" and proc is PROC else proc / str(pid) / "status")
+
+
+def files_of(sizes: Mapping[str, int]) -> int:
+    """Return what is resident of files and of memory that is shared, by a process's sizes."""
+    resident = sizes.get("VmRSS", 0)
+    return resident - sizes.get("RssAnon", resident)  # some sandboxes do not tell them apart
 
 
 def read_shares(pid: int | str = "self", proc: Path = PROC) -> dict[str, int]:

@@ -154,6 +154,7 @@ _WORK = {
     "flops-sparse": "sparse_flops",
     "bytes-moved": "moved_bytes",
     "core-seconds": "core_seconds",
+    "python-seconds": "python_seconds",
 }
 
 

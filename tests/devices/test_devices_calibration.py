@@ -22,6 +22,7 @@ from mest_fed.devices.calibration.board_profile import (
     profile_toml,
 )
 from mest_fed.devices.calibration.link import LinkRates, LinkServer, read_address, time_link
+from mest_fed.devices.calibration.python import PythonSpeed, time_python
 from mest_fed.devices.calibration.rates import Measured, fit_rates
 from mest_fed.devices.calibration.steps import CASES, PROGRAMS, Sample, programs
 from mest_fed.devices.cost import MachineRates, train_seconds
@@ -80,20 +81,22 @@ def test_a_batch_of_one_group_counts_for_one_thread_alone():
 def calibration(**changes):
     samples = samples_of(BOARD)
     speeds = [Measured(count, fit_rates(samples, count), samples) for count in (1, 4)]
-    return replace(Calibration("Raspberry Pi 4 Model B Rev 1.4", "2026-12-01", speeds), **changes)
+    found = Calibration("Raspberry Pi 4 Model B Rev 1.4", "2026-12-01", speeds, PythonSpeed(0.0268))
+    return replace(found, **changes)
 
 
 def test_what_is_not_measured_is_the_bases(tmp_path):
     base = load_profile("rpi-4")
     found = calibration().profile("my-board", base)
     assert found.title == "Raspberry Pi 4 Model B Rev 1.4"
-    assert found.sources["flops"].startswith("measured: fit to 10 compiled steps on Raspberry Pi 4")
+    assert found.sources["flops"].startswith("measured: fit to 11 compiled steps on Raspberry Pi 4")
     assert "one thread: dense 8" in found.sources["flops"]
     assert found.flops["channel"] == pytest.approx(0.8 * found.flops["dense"], rel=0.001)
     for key in ("memory_bytes", "download_rate", "idle_watts", "availability", "system_bytes"):
         assert getattr(found, key) == getattr(base, key)
         assert found.sources[key] == "modelled: as rpi-4"
-    assert found.message_seconds == pytest.approx(6.5 / 0.2, rel=0.02)
+    assert found.message_seconds == pytest.approx(6.5 / 0.25)
+    assert found.python_speed == pytest.approx(0.25)
     assert found.node_bytes is None
     (tmp_path / "my-board.toml").write_text(profile_toml(found))
     assert load_profile(str(tmp_path / "my-board.toml")) == found
@@ -120,6 +123,12 @@ def test_what_is_measured_says_so(tmp_path):
     }  # fmt: skip
     (tmp_path / "b.toml").write_text(profile_toml(found))
     assert load_profile(str(tmp_path / "b.toml")).title == 'a "board"'
+
+
+def test_python_is_timed_by_what_a_node_does_in_it():
+    found = time_python(3, 0.01)
+    assert 0.02 < found.speed < 20
+    assert PythonSpeed(2 * found.seconds).speed == pytest.approx(found.speed / 2)
 
 
 def test_a_board_that_is_full_has_a_budget_still():

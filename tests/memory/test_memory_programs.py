@@ -175,7 +175,7 @@ def test_a_prediction_has_the_bytes_of_the_runtime(norm, threads, batch, micro_b
     given = shape(batch, micro_batch, density=0.25)
     planned = compiler((1, 8, 8))(net, given)
     assert planned.program.sha256 == made.step.program.sha256
-    found = program_bytes(planned, given, threads, ragged=False)
+    found = program_bytes(planned, given, threads)
     assert found["activations"] == made.step.arena_bytes
     space = native.workspace_of(
         made.step.program,
@@ -194,7 +194,7 @@ def test_nothing_of_a_programs_size_is_allocated_to_plan_it():
         net = torch.nn.Linear(2**15, 2**14)
     with PeakMeter() as meter:
         step = StepCompiler(((2**15,), torch.float32), CLASSIFICATION, SGD)(net, shape(4, 2))
-        found = program_bytes(step, shape(4, 2), 1, ragged=False)
+        found = program_bytes(step, shape(4, 2), 1)
     assert found["gradients"] > 2**31
     assert meter.added < 2**28
 
@@ -202,9 +202,19 @@ def test_nothing_of_a_programs_size_is_allocated_to_plan_it():
 def test_a_ragged_epoch_has_more_sizes():
     trace, given = trace_model(tiny(), EXAMPLE), shape(8)
     whole = footprint(trace, setup(), given)
-    ragged = footprint(trace, setup(ragged=True), given)
+    ragged = footprint(trace, setup(rest=None), given)
     assert ragged.workspace > whole.workspace
     assert ragged.activations == whole.activations
+
+
+def test_a_last_batch_that_is_known_has_its_own_sizes_alone():
+    trace, given = trace_model(tiny(), EXAMPLE), shape(8)
+    whole, four, seven, any_number, one_more = (
+        footprint(trace, setup(rest=rest), given).workspace for rest in (0, 4, 7, None, 9)
+    )
+    # By powers of two: 4 alone, and 4 + 2 + 1, which are all that there are; 9 is 8 and 1.
+    assert whole < four < seven == any_number
+    assert whole < one_more < seven
 
 
 def test_halving_takes_smaller_groups_and_lets_the_old_memory_go():

@@ -237,7 +237,10 @@ def _forecast(
     traffic, sparse = start.traffic(plan.density)
     planned, scheme = clock.work(plan.shape), task.config.sparsity.scheme
     epochs, batch = task.config.training.local_epochs, task.config.training.batch_size
-    works = [planned.epoch(each, batch) * epochs for each in examples.tolist()]
+    works = [
+        planned.epoch(each, batch) * epochs + task.round_work(epochs * each)
+        for each in examples.tolist()
+    ]
     answers = task.forward_work(round(task.example_counts(0)[1]))
     trained = np.array([train_seconds(profile, each, scheme) for each in works])
     growing = np.array([each.sparse_flops for each in works]) / rate_of(profile, scheme)

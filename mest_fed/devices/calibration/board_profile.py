@@ -7,12 +7,16 @@ from typing import Any
 
 from mest_fed.devices.calibration.board import BoardMemory
 from mest_fed.devices.calibration.link import LinkRates
+from mest_fed.devices.calibration.python import PythonSpeed
 from mest_fed.devices.calibration.rates import Measured
-from mest_fed.devices.profile import DeviceProfile, load_profile, profile_names, read_profile
+from mest_fed.devices.profile import (
+    MESSAGE_SECONDS,
+    DeviceProfile,
+    load_profile,
+    profile_names,
+    read_profile,
+)
 
-#: Seconds of a core of the reference machine until a process of Flower's node can work on a
-#: message (measured, docs/figures.md).
-_MESSAGE_SECONDS = 6.5
 #: Share of what system and node leave that training may add, unless another is asked for: such
 #: boards have other work.
 _BUDGET = 0.25
@@ -47,6 +51,8 @@ class Calibration:
         Of the measurement.
     speeds : sequence of Measured
         By rising numbers of threads; the last one's rates are the profile's.
+    python : PythonSpeed
+        Of one core.
     memory : BoardMemory or None
         Of the system.
     node : int or None
@@ -60,6 +66,7 @@ class Calibration:
     board: str
     date: str
     speeds: Sequence[Measured]
+    python: PythonSpeed
     memory: BoardMemory | None = None
     node: int | None = None
     link: LinkRates | None = None
@@ -106,9 +113,10 @@ class Calibration:
         figures.set("core_speed", _rounded(rates.core_speed), f"measured: fit to {how}")
         figures.set(
             "message_seconds",
-            _rounded(_MESSAGE_SECONDS / rates.core_speed),
-            f"modelled: {_MESSAGE_SECONDS:g} s of processor time of the reference machine "
-            "(measured, 2026-11-30), at core_speed; storage is not modelled",
+            _rounded(MESSAGE_SECONDS / self.python.speed),
+            f"modelled: {MESSAGE_SECONDS:g} s of processor time of the reference machine "
+            f"(measured, 2026-11-30), and its speed in Python, of which {self.board} has "
+            f"{self.python.speed:.2f} (measured, {self.date}); storage is not modelled",
         )
 
     def _add_memory(self, figures: "_Figures") -> None:

@@ -17,6 +17,7 @@ from mest_fed.devices.calibration.board_profile import (
     profile_toml,
 )
 from mest_fed.devices.calibration.link import LinkServer, read_address, time_link
+from mest_fed.devices.calibration.python import time_python
 from mest_fed.devices.calibration.rates import Measured, fit_rates, products_rate
 from mest_fed.devices.calibration.steps import Sample, time_steps
 from mest_fed.devices.profile import DeviceProfile, load_profile
@@ -82,10 +83,12 @@ def calibrate(wanted: Wanted) -> DeviceProfile:
     link = None if address is None else time_link(address)
     memory = read_memory()
     speeds, power = _speeds(wanted, wanted.threads or cores)
+    python = time_python(wanted.repeats, wanted.least)
     found = Calibration(
         board=board,
         date=datetime.now(UTC).date().isoformat(),
         speeds=speeds,
+        python=python,
         memory=memory,
         node=_node(),
         link=link,
@@ -142,6 +145,7 @@ def _step(found: Measured, sample: Sample) -> str:
 
 
 def _print_rest(found: Calibration) -> None:
+    print(f"one core in Python (measured): {found.python.speed:.2f} of the reference machine")
     if found.memory is not None:
         memory = found.memory
         print(

@@ -79,6 +79,7 @@ CASES = (
     Case("cnn2", _PICTURES, "block", 0.1, 8),
     Case("resnet20", _PICTURES, "unstructured", 0.1, 8),
     Case("resnet20", _PICTURES, "unstructured", 0.25, 8),
+    Case("cnn2", _PICTURES, "unstructured", 0.1, 8),
     Case("norms", _PICTURES, "dense", 1.0, 8),
     Case("resnet8", _DIGITS, "block", 0.1, 8),
     Case("mlp", _DIGITS, "block", 0.1, 10, spreads=False),
@@ -189,9 +190,14 @@ def _masks(program: Program) -> Iterator[tuple[str, int]]:
 @lru_cache(maxsize=1)
 def programs() -> dict[str, tuple[Program, Program]]:
     """Return the programs of the package by the names of their cases, two sizes of each."""
+    return {
+        name: (parse_program(one, name), parse_program(two, name))
+        for name, (one, two) in program_texts().items()
+    }
+
+
+def program_texts() -> dict[str, tuple[str, str]]:
+    """Return them as JSON."""
     packed = (resources.files("mest_fed.devices.calibration") / PROGRAMS).read_bytes()
     table = json.loads(gzip.decompress(packed))
-    return {
-        name: (parse_program(json.dumps(one), name), parse_program(json.dumps(two), name))
-        for name, (one, two) in table.items()
-    }
+    return {name: (json.dumps(one), json.dumps(two)) for name, (one, two) in table.items()}

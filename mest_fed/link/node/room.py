@@ -10,7 +10,7 @@ from mest_fed.system.limits import (
     limit_of_process,
     usage,
 )
-from mest_fed.system.proc import resident_bytes
+from mest_fed.system.proc import files_of, read_sizes, resident_bytes
 
 #: Share of a plan's peak that the next plan may have, after there was no memory for it.
 _NEXT = 0.75
@@ -38,6 +38,8 @@ class Room:
     asked: int = 0
     #: Resident before training, with the examples: what training adds comes on top.
     base: int = 0
+    #: Of it what is no page of a file.
+    anonymous: int = 0
     #: Set by a failure, for good: what failed is not tried again by this process.
     _most: int = 0
     #: Modelled peak of the plan, and of the plan without a shortage.
@@ -53,7 +55,8 @@ class Room:
         InputError
             If the limit leaves none.
         """
-        self.base = resident_bytes()
+        self.base, sizes = resident_bytes(), read_sizes()
+        self.anonymous = sizes.get("VmRSS", 0) - files_of(sizes)
         self._short, self._whole_peak = False, 0
         return self._ask(self._whole())
 

@@ -7,6 +7,7 @@ that both send the same bytes.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from mest_fed.data.minibatches import Examples, Minibatches
 from mest_fed.data.partitioners import hold_out
 from mest_fed.devices.cost import StepWork, Work
 from mest_fed.devices.program_work import program_step_work
+from mest_fed.devices.round_work import round_work
 from mest_fed.errors import NotFiniteError
 from mest_fed.link.description import RunDescription
 from mest_fed.link.messages import ProgramKind, ProgramRequest
@@ -201,7 +203,7 @@ class _Training:
                 self._model.mutate(mutation, step.gradients)
         if mutation is not None and mutation.soft and step is not None:
             self._model.drop(mutation, step.gradients)
-        return self._model.state(), self._totals, self._work
+        return self._model.state(), self._totals, self._work + self._beside()
 
     def _take(self, step: CompiledStep, inputs: Array, targets: Array, number: int) -> None:
         scores = self._rounds.scores
@@ -214,6 +216,12 @@ class _Training:
             self._costs[step] = program_step_work(step.program)
         work = self._costs[step].of_batch(len(targets), step.program.examples)
         self._work += replace(work, sparse_flops=work.sparse_flops * self._model.fullness)
+
+    def _beside(self) -> Work:
+        """Return what the round takes beside its steps."""
+        inputs, spec = self._run.inputs, self._run.spec
+        example = prod(inputs.shape) * np.dtype(inputs.dtype).itemsize
+        return round_work(spec.tensors, example * self._totals.examples)
 
     def _step_of(self, size: int, *, reads: bool) -> CompiledStep:
         """Return the step of a batch of so many examples, in the memory of the model."""

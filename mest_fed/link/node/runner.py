@@ -32,7 +32,13 @@ from mest_fed.link.node.store import (
 from mest_fed.link.node.transport import InstructionOverError, NodeLink
 from mest_fed.link.node.worker import Metrics, NodeWorker
 from mest_fed.schema import FailureKind
-from mest_fed.system.proc import can_reset_peak, read_sizes, reset_peak, resident_bytes
+from mest_fed.system.proc import (
+    can_reset_peak,
+    files_of,
+    read_sizes,
+    reset_peak,
+    resident_bytes,
+)
 from mest_fed.units import format_bytes, format_seconds
 
 log = logging.getLogger("mest_fed.node")
@@ -183,7 +189,7 @@ class NodeRunner:
         _watch_peak()
         try:
             objects, metrics = self._done_before(instruction) or self._do(instruction)
-            seconds, peak = time.monotonic() - begun, _peak_above(self.room.base)
+            seconds, peak = time.monotonic() - begun, _peak_above(self.room.anonymous)
             said = {"peak_bytes": peak, "seconds": seconds}
             counts = self._link.report(instruction, objects, metrics, **said)  # type: ignore[arg-type]
         except RefusedError:
@@ -282,9 +288,17 @@ def _watch_peak() -> None:
         reset_peak()
 
 
-def _peak_above(resident: int) -> int:
-    """Return how far the peak has been above what was resident; 0 where it cannot be told."""
-    return max(0, read_sizes().get("VmHWM", 0) - resident) if can_reset_peak() else 0
+def _peak_above(anonymous: int) -> int:
+    """Return how far anonymous memory has been above what it was; 0 where it cannot be told.
+
+    Pages of files are not counted, as in :mod:`mest_fed.memory.meter`: libraries, of which the
+    first round is the first to need some. All that are there in the end are taken to have been
+    there at the peak.
+    """
+    if not can_reset_peak():
+        return 0
+    sizes = read_sizes()
+    return max(0, sizes.get("VmHWM", 0) - files_of(sizes) - anonymous)
 
 
 def _in_words(run: RunDescription) -> str:

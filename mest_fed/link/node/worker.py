@@ -60,9 +60,18 @@ class NodeWorker:
         self.rounds = NodeRounds(run, examples, programs)
 
     def train(
-        self, objects: Mapping[str, Any], number: int, scalars: Mapping[str, Any]
+        self, objects: dict[str, Any], number: int, scalars: Mapping[str, Any]
     ) -> tuple[dict[str, bytes], Metrics]:
         """Train one round; return the update and its numbers.
+
+        Parameters
+        ----------
+        objects : dict of str to bytes
+            The message. It is emptied: its memory is not there beside training.
+        number : int
+            Of the round.
+        scalars : mapping
+            Of the instruction.
 
         Raises
         ------
@@ -71,7 +80,8 @@ class NodeWorker:
         NotFiniteError
             If a loss is not finite.
         """
-        received = self._receive(objects)
+        header, received = bytes(objects[HEADER]), self._receive(objects)
+        objects.clear()
         order = Order(
             number,
             bool(scalars["mutate"]),
@@ -85,7 +95,7 @@ class NodeWorker:
             self.run.spec,
             values=self.run.upload,
             known=received.masks,
-            known_hash=named_masks(bytes(objects[HEADER])),
+            known_hash=named_masks(header),
             reference=received,
             residual=self.state.residual,
         )
@@ -142,4 +152,5 @@ def _work(work: Work) -> Metrics:
         "flops-sparse": work.sparse_flops,
         "bytes-moved": work.moved_bytes,
         "core-seconds": work.core_seconds,
+        "python-seconds": work.python_seconds,
     }

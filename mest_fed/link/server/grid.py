@@ -4,6 +4,7 @@ Flower's messages become instructions of the link, and outcomes become replies. 
 how it trains, is worked out here, where torch is: a query never travels.
 """
 
+import math
 import secrets
 import threading
 import time
@@ -13,7 +14,6 @@ from logging import getLogger
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
-from flwr.serverapp import Grid
 
 from mest_fed.errors import MestFedError, WireError
 from mest_fed.link.messages import BEGUN, START, Instruction, InstructionKind, Outcome
@@ -26,11 +26,11 @@ from mest_fed.server.flower_internals import (
     NODE_UNAVAILABLE,
     Run,
     bare_array,
-    claim_identity,
     empty_run,
     error_reply,
     set_message_id,
 )
+from mest_fed.server.grids import RunGrid, replies_to
 from mest_fed.wire.npy import HEADER, read_npy
 from mest_fed.wire.records import ARRAYS, CONFIG, from_record
 
@@ -40,7 +40,6 @@ _KINDS = {
     MessageType.TRAIN: InstructionKind.TRAIN,
     MessageType.EVALUATE: InstructionKind.EVALUATE,
 }
-_POLL_SECONDS = 0.1
 _METRICS = "metrics"
 #: Replies that nobody asks for are dropped then: of a round that ended without them.
 _STALE_SECONDS = 600.0
@@ -62,7 +61,7 @@ class LinkNode:
     last_activated_at: str
 
 
-class LinkGrid(Grid):
+class LinkGrid(RunGrid):
     """Flower's Grid over an edge link.
 
     Parameters
@@ -94,27 +93,6 @@ class LinkGrid(Grid):
         else:
             self._run = joins
 
-    def set_run(self, run: Run) -> None:
-        """Set the run; messages made in this process belong to it from now on."""
-        self._run = run
-        claim_identity(run.run_id)
-
-    @property
-    def run(self) -> Run:
-        """The run."""
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Return a new message, as ``Message(...)`` does."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
     def get_node_ids(self) -> list[int]:
         """Return the ids of the nodes that are there, and have read their examples."""
         return [node.id for node in self._ready()]
@@ -133,19 +111,17 @@ class LinkGrid(Grid):
         with self._lock:
             return [self._replies.pop(name)[1] for name in message_ids if name in self._replies]
 
+    def await_reply(self, seconds: float) -> None:
+        """Return as soon as a node has replied, after so many seconds at most."""
+        self._take_outcomes(seconds)
+
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
         """Send messages and yield the replies that come in time, as they come."""
-        end = None if timeout is None else time.monotonic() + timeout
-        waiting = [name for name in self.push_messages(messages) if name]
-        while waiting:
-            self._take_outcomes(_POLL_SECONDS)
-            for reply in self.pull_messages(list(waiting)):
-                waiting.remove(reply.metadata.reply_to_message_id)
-                yield reply
-            if end is not None and time.monotonic() >= end:
-                return
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        waiting = {name for name in self.push_messages(messages) if name}
+        return replies_to(self, waiting, end)
 
     def _ready(self) -> list[NodeInfo]:
         """Return the nodes that can be asked: one registers before it reads its examples, too."""

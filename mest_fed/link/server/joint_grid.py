@@ -4,20 +4,21 @@ Under a SuperLink it joins Flower's own grid with the edge link's: nodes with to
 are asked in one round, and their updates go into one average.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from mest_fed.errors import InputError, MestFedError
 from mest_fed.link.server.grid import LinkNode
 from mest_fed.server.client_registry import KnowsActivations
-from mest_fed.server.exchange import POLL_SECONDS
+from mest_fed.server.grids import POLL_SECONDS, RunGrid, TellsOfReplies, replies_to
 
 
-class JointGrid(Grid):
+class JointGrid(RunGrid):
     """Flower's Grid over the nodes of several grids.
 
     A message goes to the grid that has its node; a reply comes from the grid that sent its
@@ -50,17 +51,6 @@ class JointGrid(Grid):
     def run(self) -> Any:
         """The run."""
         return self._grids[0].run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Return a new message, as ``Message(...)`` does."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
         """Return the ids of the nodes that are there, those of the first grid first.
@@ -115,6 +105,15 @@ class JointGrid(Grid):
                 replies.append(reply)
         return replies
 
+    def await_reply(self, seconds: float) -> None:
+        """Wait until a grid tells of a reply, and no longer than the others may be left alone."""
+        telling = next((it for it in self._grids if isinstance(it, TellsOfReplies)), None)
+        soon = min(POLL_SECONDS, seconds)
+        if telling is None:
+            time.sleep(soon)
+        else:
+            telling.await_reply(seconds if len(self._grids) == 1 else soon)
+
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
@@ -122,19 +121,8 @@ class JointGrid(Grid):
 
         All are sent before the first reply is read. One that could not be sent has no reply.
         """
-        end = None if timeout is None else time.monotonic() + timeout
-        return self._replies({name for name in self.push_messages(messages) if name}, end)
-
-    def _replies(self, awaited: set[str], end: float | None) -> Iterator[Message]:
-        while awaited:
-            replies = self.pull_messages(awaited)
-            awaited -= {reply.metadata.reply_to_message_id for reply in replies}
-            yield from replies
-            left = POLL_SECONDS if end is None else end - time.monotonic()
-            if left <= 0:
-                return
-            if awaited and not replies:
-                time.sleep(min(POLL_SECONDS, left))
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        return replies_to(self, {name for name in self.push_messages(messages) if name}, end)
 
     def _seen(
         self, look: Callable[[Grid], Iterable[Any]], id_of: Callable[[Any], int]

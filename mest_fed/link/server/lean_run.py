@@ -29,7 +29,9 @@ Scalars = dict[str, bool | int | float]
 _MOST_PLANS = 4096
 
 
-def describe_run(task: Task, plan: Plan, partition: int) -> RunDescription:
+def describe_run(
+    task: Task, plan: Plan, partition: int, predicted_peak: int | None = None
+) -> RunDescription:
     """Return a run's description for a node.
 
     Parameters
@@ -40,6 +42,8 @@ def describe_run(task: Task, plan: Plan, partition: int) -> RunDescription:
         How the node trains.
     partition : int
         The node's number in the run.
+    predicted_peak : int, optional
+        Bytes that training takes; by default the plan's, which hold for any number of examples.
 
     Raises
     ------
@@ -78,7 +82,7 @@ def describe_run(task: Task, plan: Plan, partition: int) -> RunDescription:
         gradient_weight=sparsity.gradient_weight,
         upload=config.wire.upload,
         forgetting=task.forgetting,
-        predicted_peak=plan.footprint.total,
+        predicted_peak=plan.footprint.total if predicted_peak is None else predicted_peak,
     )
 
 
@@ -117,7 +121,8 @@ class LeanRun:
         InputError
             If the run needs what a lean node has not, or its budget fits no plan.
         """
-        run = describe_run(self.task, self._plan(node), self._partition(node))
+        plan, partition = self._plan(node), self._partition(node)
+        run = describe_run(self.task, plan, partition, self._peak(node, plan))
         return run.as_json()
 
     def programs(self, node: NodeInfo, request: ProgramRequest) -> Mapping[str, bytes]:
@@ -154,11 +159,20 @@ class LeanRun:
             "budget": plan.budget,
             "density": plan.density,
             "micro-batch": plan.micro_batch,
-            "predicted-peak": plan.footprint.total,
+            "predicted-peak": self._peak(node, plan),
             "examples": said.examples - held,
             "held-out": held,
         }
         return RecordDict({RECORD: ConfigRecord({**record})})
+
+    def _peak(self, node: NodeInfo, plan: Plan) -> int:
+        """Return what a node's training takes by its plan (modelled)."""
+        count = node.description.examples
+        held = num_held_out(count, self.task.config.data.hold_out)
+        # A node registers before it has read its examples, too.
+        return (
+            self.task.predicted_peak(plan, count - held) if count > held else plan.footprint.total
+        )
 
     def _device(self, node: NodeInfo) -> str:
         return node.description.profile_name or node.description.name

@@ -15,8 +15,8 @@ from mest_fed.errors import MestFedError
 from mest_fed.schema import FailureKind, TaskStatus
 from mest_fed.server.aggregation.aggregate import Aggregate
 from mest_fed.server.client_registry import Node
-from mest_fed.server.exchange import POLL_SECONDS
 from mest_fed.server.global_model import GlobalModel
+from mest_fed.server.grids import await_reply
 from mest_fed.server.modes.in_flight import PendingUpdate, SlotAges, read_pending, write_pending
 from mest_fed.server.rows import ClientOutcome
 from mest_fed.server.strategy import MestStrategy, SentTask
@@ -121,7 +121,7 @@ class AsyncMessenger:
             replies = list(self._grid.pull_messages(names)) if names else []
             if replies or self.now >= until:
                 return replies
-            time.sleep(min(POLL_SECONDS, until - self.now))
+            await_reply(self._grid, until - self.now)
         return []
 
 

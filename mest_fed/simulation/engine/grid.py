@@ -9,11 +9,11 @@ import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from flwr.app import Message, RecordDict, UserConfigValue
-from flwr.serverapp import Grid
+from flwr.app import Message, UserConfigValue
 
 from mest_fed.server.aggregation.partial import WorkerAggregator
-from mest_fed.server.flower_internals import Run, claim_identity, empty_run
+from mest_fed.server.flower_internals import Run, empty_run
+from mest_fed.server.grids import RunGrid
 from mest_fed.simulation.engine.dispatch import Dispatcher, Streaming
 from mest_fed.simulation.engine.executor import Executor
 from mest_fed.simulation.engine.interfaces import (
@@ -89,7 +89,7 @@ class InFlight:
     number: int
 
 
-class EngineGrid(Grid):
+class EngineGrid(RunGrid):
     """Flower's Grid over an executor of clients.
 
     Replies are the same whatever the executor. With a simulator, time is virtual: an exchange takes
@@ -150,25 +150,8 @@ class EngineGrid(Grid):
 
     def set_run(self, run: Run) -> None:
         """Set the run; messages made in this process belong to it from now on."""
-        self._run = run
+        super().set_run(run)
         self._dispatcher.run_id = run.run_id
-        claim_identity(run.run_id)
-
-    @property
-    def run(self) -> Run:
-        """The run."""
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Return a new message, as ``Message(...)`` does."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> range:
         """Return the ids of all nodes, in the order of the fleet."""

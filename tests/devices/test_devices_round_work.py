@@ -1,0 +1,20 @@
+"""What a round takes beside its steps, by hand."""
+
+import pytest
+
+from mest_fed.devices import Work, load_profile, round_work, train_seconds
+from mest_fed.devices.round_work import RoundSeconds
+
+SECONDS = RoundSeconds(round=0.5, tensor=0.25, byte=0.125)
+
+
+def test_a_round_its_tensors_and_its_examples():
+    assert round_work(0, 0, SECONDS) == Work(python_seconds=0.5)
+    assert round_work(3, 8, SECONDS) == Work(python_seconds=0.5 + 0.75 + 1.0)
+
+
+def test_it_goes_by_the_speed_of_python_alone():
+    board = load_profile("rpi-4")
+    assert board.python_speed == pytest.approx(6.5 / 30)
+    found = train_seconds(board, Work(python_seconds=0.65), "block")
+    assert found == pytest.approx(3.0)
