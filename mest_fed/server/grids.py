@@ -84,5 +84,5 @@ def replies_to(grid: Grid, awaited: set[str], end: float) -> Iterator[Message]:
         yield from replies
         if (left := end - time.monotonic()) <= 0:
             return
-        if awaited and not replies:
+        if awaited:
             await_reply(grid, left)

@@ -18,7 +18,7 @@ from server_parts import (
 from test_server_strategy import honest
 
 from mest_fed.schema import FAILURE_CODES, FailureKind
-from mest_fed.server import exchange
+from mest_fed.server import exchange, grids
 from mest_fed.server.exchange import Awaited, DeviceGrid, absence_of
 from mest_fed.server.modes import arrivals as messenger
 from mest_fed.wire.records import content_bytes
@@ -113,7 +113,9 @@ def clock(monkeypatch):
         def sleep(self, seconds):
             self.now += seconds
 
-    monkeypatch.setattr(exchange, "time", made := StepTime())
+    made = StepTime()
+    for module in (exchange, grids, messenger):
+        monkeypatch.setattr(module, "time", made)
     return made
 
 
@@ -138,7 +140,7 @@ def test_each_instruction_has_one_reply(clock):
         C: FailureKind.AWAY,
         D: "its own",
     }
-    assert clock.now == pytest.approx(1000 + 3 * exchange.POLL_SECONDS)
+    assert clock.now == pytest.approx(1000 + 3 * grids.POLL_SECONDS)
 
 
 def test_all_may_have_signed_off(clock):
@@ -218,11 +220,10 @@ def test_an_evaluation_goes_on_without_a_device_that_went_away():
 
 
 @pytest.mark.parametrize("mode", ["buffered", "semi-sync", "sync"])
-def test_rounds_of_arrivals_go_on_without_a_device_that_went_away(clock, monkeypatch, mode):
+def test_rounds_of_arrivals_go_on_without_a_device_that_went_away(clock, mode):
     server = {"mode": mode, "concurrency": 4, "buffer": 2, "period": 5.0, "clients_per_round": 2}
     over = {"over_selection": 2.0} if mode == "sync" else {}
     strategy = strategy_of(server=server | over)
-    monkeypatch.setattr(messenger, "time", clock)
     grid = FlowerGrid({A: None, B: "gone", C: 20, D: 2})
     grid.report = lambda each: honest(strategy, each)
     grid.get_node_ids, grid.send_and_receive = stub().get_node_ids, stub().send_and_receive
@@ -237,9 +238,8 @@ def test_rounds_of_arrivals_go_on_without_a_device_that_went_away(clock, monkeyp
     }
 
 
-def test_a_partition_is_not_asked_again_while_its_node_of_before_may_answer(clock, monkeypatch):
+def test_a_partition_is_not_asked_again_while_its_node_of_before_may_answer(clock):
     strategy = strategy_of(server={"mode": "buffered", "concurrency": 4, "buffer": 1})
-    monkeypatch.setattr(messenger, "time", clock)
     fleet = StubGrid({A: capability(0), B: capability(1)})
     grid = FlowerGrid({A: 5, B: 2, C: 2})
     grid.report = lambda each: honest(strategy, each)
@@ -260,9 +260,8 @@ def test_a_partition_is_not_asked_again_while_its_node_of_before_may_answer(cloc
 
 
 @pytest.mark.parametrize("mode", ["sync", "semi-sync"])
-def test_who_did_not_train_is_not_blamed_for_an_evaluation(clock, monkeypatch, caplog, mode):
+def test_who_did_not_train_is_not_blamed_for_an_evaluation(clock, caplog, mode):
     caplog.set_level("WARNING", "mest_fed.server")
-    monkeypatch.setattr(messenger, "time", clock)
     strategy = strategy_of(server={"mode": mode, "concurrency": 4, "period": 5.0})
     grid = FlowerGrid(dict.fromkeys(NODES, None))
     grid.get_node_ids, grid.send_and_receive = stub().get_node_ids, stub().send_and_receive

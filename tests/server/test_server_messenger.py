@@ -7,6 +7,7 @@ from server_parts import NODES, strategy_of
 from timed_grid import TimedGrid, outcomes, play
 
 from mest_fed.errors import MestFedError
+from mest_fed.server import grids
 from mest_fed.server.modes import arrivals as messenger
 from mest_fed.server.modes.arrivals import AsyncMessenger
 
@@ -30,7 +31,8 @@ class Watch:
 @pytest.fixture
 def watch(monkeypatch):
     made = Watch()
-    monkeypatch.setattr(messenger, "time", made)
+    for module in (messenger, grids):
+        monkeypatch.setattr(module, "time", made)
     return made
 
 
@@ -73,7 +75,7 @@ def test_buffers_fill_in_real_time(watch):
         {A: ("ok", 0), B: ("ok", 0)},
         {A: ("ok", 0), C: ("ok", 2)},
     ]
-    assert set(watch.slept) == {messenger.POLL_SECONDS}
+    assert set(watch.slept) == {grids.POLL_SECONDS}
     assert watch.now == pytest.approx(1008, abs=1)
     assert strategy.kept()[1][0]["number"] == 0
 
