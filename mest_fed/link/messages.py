@@ -45,11 +45,13 @@ class Refusal(MestFedError):
         Name of the gRPC status; ``mest_link.proto`` says what each means.
     text : str
         Why, for people.
+    logged : bool
+        Whether the log has said so already.
     """
 
-    def __init__(self, code: str, text: str) -> None:
+    def __init__(self, code: str, text: str, *, logged: bool = False) -> None:
         super().__init__(text)
-        self.code = code
+        self.code, self.logged = code, logged
 
 
 def malformed(text: str) -> Refusal:

@@ -105,6 +105,7 @@ class NodeLink:
         self._node, self._most_object_bytes = node, most_object_bytes
         self._channel = Channel(address, node.name, tls=tls, patience=patience or Patience())
         self._transfers = Transfers(self._channel, lambda: self.registration, self._calling)
+        self._unbuilt: dict[ProgramRequest, str] = {}
         self._registering = threading.Lock()
         self._registration: Registration | None = None
         self._working_on, self._over = "", threading.Event()
@@ -191,14 +192,26 @@ class NodeLink:
         return self._transfers.fetch(ref)
 
     def program(self, request: ProgramRequest) -> dict[str, bytearray]:
-        """Return what a compiled program of this shape consists of."""
-        reply = self._calling(
-            lambda: self._channel.unary(
-                "Program",
-                codec.write_program_request(request, self._session),
-                held=_BUILD_SECONDS,
+        """Return what a compiled program of this shape consists of.
+
+        Raises
+        ------
+        WireError
+            If the server does not build it. It is not asked again in this session.
+        """
+        if request in self._unbuilt:
+            raise WireError(self._unbuilt[request])
+        try:
+            reply = self._calling(
+                lambda: self._channel.unary(
+                    "Program",
+                    codec.write_program_request(request, self._session),
+                    held=_BUILD_SECONDS,
+                )
             )
-        )
+        except WireError as error:
+            self._unbuilt[request] = str(error)
+            raise
         return {name: self.fetch(ref) for name, ref in codec.read_refs(reply.objects).items()}
 
     def report(
@@ -336,6 +349,7 @@ class NodeLink:
                 request = codec.write_registration_request(self._node, VERSION)
                 reply = self._channel.unary("Register", request, seconds=seconds)
                 self._registration = codec.read_registration(reply)
+                self._unbuilt.clear()
             return self.registration
 
     def _send(self, report: Report) -> bool:

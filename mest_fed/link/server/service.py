@@ -229,4 +229,4 @@ class EdgeLinkService:
 
 def refuses_programs(node: NodeInfo, request: object) -> dict[str, bytes]:
     """Build no program: for a server whose nodes bring their own."""
-    raise InputError(f"no programs are built here for {node.description.name}")
+    raise InputError("no programs are built here")
