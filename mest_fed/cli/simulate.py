@@ -15,7 +15,7 @@ from mest_fed.cli.console import RunConsole
 from mest_fed.cli.interruption import Interruptible
 from mest_fed.cli.options import newest_run, next_folder, number_from
 from mest_fed.errors import InputError
-from mest_fed.rows import Summary
+from mest_fed.run_rows.summary import Summary
 from mest_fed.schema import LOSS, in_words
 from mest_fed.units import format_bytes, format_seconds, number_of
 
