@@ -110,8 +110,9 @@ def simulate(
         from mest_fed.server.run_folder import RunFolder
         from mest_fed.simulation.engine.machine import default_workers
         from mest_fed.simulation.report import read_summary, write_report
+        from mest_fed.simulation.rounds import Interrupted
         from mest_fed.simulation.settings import resolve
-        from mest_fed.simulation.simulate import Interrupted, open_run
+        from mest_fed.simulation.simulate import open_run
         from mest_fed.simulation.trackers.progress import Observers
         from mest_fed.simulation.trackers.trackers import open_trackers
 
