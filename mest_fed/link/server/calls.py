@@ -13,7 +13,7 @@ from mest_fed.errors import InputError
 from mest_fed.link.codec import Method, parse
 from mest_fed.link.messages import NODE_HEADER, Refusal, as_reason, check_name
 from mest_fed.link.server.limits import Allowance
-from mest_fed.link.server.sessions import Identity
+from mest_fed.link.server.nodes import Identity
 
 log = logging.getLogger("mest_fed.link")
 

@@ -20,10 +20,11 @@ from mest_fed.link.messages import MESSAGE_ROOM, Bytes, Instruction, Outcome
 from mest_fed.link.server.calls import Refusals, log
 from mest_fed.link.server.enrolment import Enrol, EnrolmentService
 from mest_fed.link.server.limits import Limits
+from mest_fed.link.server.nodes import Identity, NodeInfo
 from mest_fed.link.server.objects import Blob
 from mest_fed.link.server.programs import Builder, Programs
 from mest_fed.link.server.service import Describe, EdgeLinkService, refuses_programs
-from mest_fed.link.server.sessions import Book, Identity, NodeInfo
+from mest_fed.link.server.sessions import Book
 
 #: Seconds between looks at deadlines.
 _TICK = 0.25

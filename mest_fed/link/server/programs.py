@@ -17,8 +17,8 @@ from mest_fed.link.messages import (
     Refusal,
     as_reason,
 )
+from mest_fed.link.server.nodes import NodeInfo
 from mest_fed.link.server.objects import Blob
-from mest_fed.link.server.sessions import NodeInfo
 
 log = logging.getLogger("mest_fed.link")
 

@@ -24,8 +24,9 @@ from mest_fed.link.messages import (
     malformed,
 )
 from mest_fed.link.server.calls import Answer, Refusals, handlers, identity_of
+from mest_fed.link.server.nodes import Identity, NodeInfo
 from mest_fed.link.server.programs import Programs
-from mest_fed.link.server.sessions import Book, Identity, NodeInfo
+from mest_fed.link.server.sessions import Book
 
 #: Returns the run's description, as JSON, for a node. InputError: the node cannot take part.
 Describe = Callable[[NodeInfo], str]
