@@ -9,8 +9,9 @@ from typing import TypeVar
 from mest_fed.errors import InputError, MestFedError, RefusedError, WireError
 from mest_fed.link import codec
 from mest_fed.link import mest_link_pb2 as pb
-from mest_fed.link.messages import VERSION, NodeDescription, Refusal, Registration
+from mest_fed.link.messages import NodeDescription, Registration
 from mest_fed.link.node.channel import Channel
+from mest_fed.link.protocol import VERSION, Refusal
 
 Result = TypeVar("Result")
 

@@ -31,13 +31,13 @@ from mest_fed.link.messages import (
     ProgramRequest,
     Registration,
     Report,
-    as_reason,
 )
 from mest_fed.link.node.channel import Channel, Patience
 from mest_fed.link.node.enrolling import enrol
 from mest_fed.link.node.session import InstructionOverError, ReportedError, Session
 from mest_fed.link.node.tls import NodeTls
 from mest_fed.link.node.transfers import Transfers
+from mest_fed.link.protocol import as_reason
 from mest_fed.schema import FailureKind
 
 __all__ = [

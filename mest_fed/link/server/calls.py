@@ -11,7 +11,7 @@ import grpc
 
 from mest_fed.errors import InputError
 from mest_fed.link.codec import Method, parse
-from mest_fed.link.messages import NODE_HEADER, Refusal, as_reason, check_name
+from mest_fed.link.protocol import NODE_HEADER, Refusal, as_reason, check_name
 from mest_fed.link.server.limits import Allowance
 from mest_fed.link.server.nodes import Identity
 

@@ -16,7 +16,8 @@ import grpc
 
 from mest_fed.errors import InputError
 from mest_fed.link.addresses import check_address
-from mest_fed.link.messages import MESSAGE_ROOM, Bytes, Instruction, Outcome
+from mest_fed.link.messages import Bytes, Instruction, Outcome
+from mest_fed.link.protocol import MESSAGE_ROOM
 from mest_fed.link.server.calls import Refusals, log
 from mest_fed.link.server.enrolment import Enrol, EnrolmentService
 from mest_fed.link.server.limits import Limits

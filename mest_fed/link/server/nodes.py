@@ -5,7 +5,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from mest_fed.link.messages import SESSION_BYTES, NodeDescription, Refusal
+from mest_fed.link.messages import NodeDescription
+from mest_fed.link.protocol import SESSION_BYTES, Refusal
 from mest_fed.link.server.limits import SILENT_HEARTBEATS, Allowance, Limits
 from mest_fed.link.server.objects import Blob
 from mest_fed.link.server.tasks import Tasks

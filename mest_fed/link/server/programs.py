@@ -9,14 +9,8 @@ from dataclasses import replace
 
 from mest_fed.described import described, one_line
 from mest_fed.errors import InputError
-from mest_fed.link.messages import (
-    MOST_OBJECTS,
-    Bytes,
-    NodeDescription,
-    ProgramRequest,
-    Refusal,
-    as_reason,
-)
+from mest_fed.link.messages import Bytes, NodeDescription, ProgramRequest
+from mest_fed.link.protocol import MOST_OBJECTS, Refusal, as_reason
 from mest_fed.link.server.nodes import NodeInfo
 from mest_fed.link.server.objects import Blob
 

@@ -12,13 +12,12 @@ from mest_fed.errors import InputError
 from mest_fed.link import codec
 from mest_fed.link import mest_link_pb2 as pb
 from mest_fed.link.codec import EDGE_LINK, parse, session_of
-from mest_fed.link.messages import (
+from mest_fed.link.messages import ObjectRef, Registration
+from mest_fed.link.protocol import (
     LEAST_CHUNK,
     LONGEST_RUN,
     VERSION,
-    ObjectRef,
     Refusal,
-    Registration,
     check_digest,
     check_id,
     malformed,

@@ -15,15 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from mest_fed.errors import not_allowed
-from mest_fed.link.messages import (
-    Bytes,
-    Instruction,
-    NodeDescription,
-    ObjectRef,
-    Outcome,
-    Refusal,
-    Report,
-)
+from mest_fed.link.messages import Bytes, Instruction, NodeDescription, ObjectRef, Outcome, Report
+from mest_fed.link.protocol import Refusal
 from mest_fed.link.server.limits import Limits
 from mest_fed.link.server.nodes import Identity, Node, NodeInfo
 from mest_fed.link.server.objects import Blob, ObjectStore, Room, Upload
