@@ -7,10 +7,11 @@ of its own. ``rss`` counts a shared page in each process. All of ``/proc/PID/sma
 """
 
 import os
-import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from sampling import Sampler
 
 from mest_fed.system.proc import process_ids, read_shares, read_sizes, read_stat
 
@@ -42,42 +43,28 @@ class Memory:
     processes: int
 
 
-@dataclass
-class Meter:
-    """Samples a tree of processes in a thread of its own.
+class Meter(Sampler[Memory]):
+    """Samples a tree of processes.
 
     Parameters
     ----------
     pid : int
         The root.
     interval : float
-        Seconds from the end of a sample to the begin of the next.
+        Seconds from the end of a sample to the beginning of the next.
     """
 
-    pid: int
-    interval: float = INTERVAL
-    samples: list[Memory] = field(default_factory=list)
+    def __init__(self, pid: int, interval: float = INTERVAL) -> None:
+        super().__init__(interval)
+        self._pid = pid
+        self._tree: list[int] = []
+        self._looked = float("-inf")
 
-    def __enter__(self) -> "Meter":
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        tree: list[int] = []
-        looked = float("-inf")
-        while not self._stop.is_set():
-            if time.monotonic() >= looked + TREE_SECONDS:
-                tree, looked = tree_of(self.pid), time.monotonic()
-            found = look_at(tree)
-            if found is not None:
-                self.samples.append(found)
-            self._stop.wait(self.interval)
+    def take(self) -> Memory | None:
+        """Look at the tree; None if it has ended."""
+        if time.monotonic() >= self._looked + TREE_SECONDS:
+            self._tree, self._looked = tree_of(self._pid), time.monotonic()
+        return look_at(self._tree)
 
     def most(self, key: str) -> int:
         """Return the largest value of a sum.

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 from mest_fed.config import RunConfig, from_flat
 from mest_fed.kernels import torch_threads
-from mest_fed.rows import Row
+from mest_fed.run_rows.row import Row
 from mest_fed.simulation.simulate import open_run
 
 #: What is measured against: plain SGD, every image once, no device that could be short of memory.

@@ -1,10 +1,10 @@
 """Memory and processor time of a process and all it started, by what they are for."""
 
-import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import psutil
+from sampling import Sampler
 
 #: Whose memory is told apart: the process itself, Ray's workers that run clients, processes that
 #: the driver started for itself, and Ray's own (raylet, gcs_server, log monitor, idle workers).
@@ -38,53 +38,41 @@ class Sample:
         return sum(self.sizes.get(kind, 0) for kind in OURS)
 
 
-@dataclass
-class TreeMeter:
-    """Samples the tree of a process in a thread of its own until it ends.
+class TreeMeter(Sampler[Sample]):
+    """Samples the tree of a process.
 
     Parameters
     ----------
     pid : int
         The process.
     interval : float
-        Seconds between two samples.
+        Seconds from the end of a sample to the beginning of the next.
     """
 
-    pid: int
-    interval: float = 0.25
-    samples: list[Sample] = field(default_factory=list)
+    def __init__(self, pid: int, interval: float = 0.25) -> None:
+        super().__init__(interval)
+        self._root = psutil.Process(pid)
+        self._spent: dict[int, float] = {}  # by process; what has ended keeps what it took
 
-    def __enter__(self) -> "TreeMeter":
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        root = psutil.Process(self.pid)
-        spent: dict[int, float] = {}  # by process; what has ended keeps what it took
-        while not self._stop.wait(self.interval):
+    def take(self) -> Sample | None:
+        """Look at the tree; None if it has ended."""
+        try:
+            tree = [self._root, *self._root.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return None
+        sizes: dict[str, int] = {}
+        at = time.time()
+        for process in tree:
             try:
-                tree = [root, *root.children(recursive=True)]
-            except psutil.NoSuchProcess:
-                return
-            sizes: dict[str, int] = {}
-            at = time.time()
-            for process in tree:
-                try:
-                    kind = kind_of(process.cmdline(), is_root=process.pid == self.pid)
-                    size = process.memory_full_info().pss
-                    times = process.cpu_times()
-                except (psutil.NoSuchProcess, psutil.AccessDenied):
-                    continue  # it has ended meanwhile
-                sizes[kind] = sizes.get(kind, 0) + size
-                if kind in (DRIVER, WORKERS):
-                    spent[process.pid] = times.user + times.system
-            self.samples.append(Sample(at, sizes, sum(spent.values())))
+                kind = kind_of(process.cmdline(), is_root=process == self._root)
+                size = process.memory_full_info().pss
+                times = process.cpu_times()
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue  # it has ended meanwhile
+            sizes[kind] = sizes.get(kind, 0) + size
+            if kind in (DRIVER, WORKERS):
+                self._spent[process.pid] = times.user + times.system
+        return Sample(at, sizes, sum(self._spent.values()))
 
 
 def kind_of(command: list[str], *, is_root: bool) -> str:

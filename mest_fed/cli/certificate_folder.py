@@ -35,8 +35,8 @@ from mest_fed.link.certificates import (
     read_authority,
     read_certificate,
     sign_request,
-    write_file,
 )
+from mest_fed.system.files import write_file
 
 SERVER, SERVER_KEY = "server.pem", "server.key"
 NODES, NODE, NODE_KEY = "nodes", "node.pem", "node.key"

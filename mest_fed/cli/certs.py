@@ -152,7 +152,7 @@ def show(folder: Folder) -> None:
     """List certificates and open tokens: for whom, until when; warn of what expires soon."""
     _needs()
     from mest_fed.cli.certificate_folder import entries
-    from mest_fed.link.certificates import valid_tokens
+    from mest_fed.link.tokens import valid_tokens
 
     found = entries(folder)
     rows = [_row(entry) for entry in found]
@@ -182,7 +182,8 @@ def token(
 ) -> None:
     """Print a token with which one new device may enrol, once; the folder keeps its digest."""
     _needs()
-    from mest_fed.link.certificates import Authority, add_token, make_token
+    from mest_fed.link.certificates import Authority
+    from mest_fed.link.tokens import add_token, make_token
 
     if not (math.isfinite(hours) and 0 < hours <= _MOST_HOURS):
         raise not_allowed("--hours", hours, f"a number above 0, up to {_MOST_HOURS}")

@@ -15,7 +15,7 @@ from mest_fed.cli.console import RunConsole
 from mest_fed.cli.interruption import Interruptible
 from mest_fed.cli.options import newest_run, next_folder, number_from
 from mest_fed.errors import InputError
-from mest_fed.rows import Summary
+from mest_fed.run_rows.summary import Summary
 from mest_fed.schema import LOSS, in_words
 from mest_fed.units import format_bytes, format_seconds, number_of
 
@@ -110,8 +110,9 @@ def simulate(
         from mest_fed.server.run_folder import RunFolder
         from mest_fed.simulation.engine.machine import default_workers
         from mest_fed.simulation.report import read_summary, write_report
+        from mest_fed.simulation.rounds import Interrupted
         from mest_fed.simulation.settings import resolve
-        from mest_fed.simulation.simulate import Interrupted, open_run
+        from mest_fed.simulation.simulate import open_run
         from mest_fed.simulation.trackers.progress import Observers
         from mest_fed.simulation.trackers.trackers import open_trackers
 

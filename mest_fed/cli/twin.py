@@ -17,7 +17,7 @@ from mest_fed.devices import (
     upload_seconds,
 )
 from mest_fed.errors import InputError
-from mest_fed.rows import ClientReport, ClientRow
+from mest_fed.run_rows.rounds import ClientReport, ClientRow
 from mest_fed.schema import TaskStatus
 from mest_fed.simulation.report.load import Run, load_run
 from mest_fed.units import format_bytes, format_seconds

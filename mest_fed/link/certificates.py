@@ -1,16 +1,12 @@
-"""A certificate authority for a home network: what it signs, and tokens to enrol a device with.
+"""A certificate authority for a home network, and what it signs.
 
-Its folder is made by ``mest-fed certs``: ``authority.pem``, ``authority.key``, and ``tokens.json``,
-which holds the digests of the tokens alone.
+Its folder is made by ``mest-fed certs``: ``authority.pem`` and ``authority.key``; beside them stand
+the tokens of :mod:`mest_fed.link.tokens`.
 """
 
-import hashlib
-import json
-import os
 import re
 import secrets
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,13 +24,10 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
-from filelock import FileLock
 
 from mest_fed.errors import InputError, WireError, not_allowed
-from mest_fed.strict_json import read_json
 
 AUTHORITY, AUTHORITY_KEY = "authority.pem", "authority.key"
-TOKENS, TOKENS_LOCK = "tokens.json", "tokens.lock"
 
 #: How long an authority is valid, and what it signs at most: what Apple's devices accept.
 AUTHORITY_DAYS, SIGNED_DAYS = 3653, 825
@@ -197,94 +190,6 @@ def check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         allowed = "1 to 63 letters of a to z, digits, '-', '_' and '.', a letter or digit first"
         raise not_allowed("the device's name", name, allowed)
-
-
-def make_token() -> str:
-    """Return a new token: 128 bits, as 32 hexadecimal digits."""
-    return secrets.token_hex(16)
-
-
-def token_digest(token: str) -> str:
-    """Return what is stored of a token; a token has too many bits to be guessed from it."""
-    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def add_token(folder: Path, token: str, hours: float) -> datetime:
-    """Have a folder's authority accept a token, once; return until when.
-
-    Raises
-    ------
-    InputError
-        If the file of the tokens cannot be read or written, or is damaged.
-    """
-    expires = _now() + timedelta(hours=hours)
-    with _tokens(folder) as tokens:
-        tokens[token_digest(token)] = expires
-    return expires
-
-
-def redeem_token(folder: Path, token: str) -> bool:
-    """Take a token, which is none any more then; return whether it was one, and still valid.
-
-    Raises
-    ------
-    InputError
-        As :func:`add_token`.
-    """
-    digest = token_digest(token)
-    if digest not in _read_tokens(folder / TOKENS):  # a wrong one costs no write
-        return False
-    with _tokens(folder) as tokens:
-        return tokens.pop(digest, None) is not None
-
-
-def valid_tokens(folder: Path) -> list[datetime]:
-    """Return the ends of the tokens that were not used; the errors are :func:`add_token`'s."""
-    return sorted(_read_tokens(folder / TOKENS).values())
-
-
-@contextmanager
-def _tokens(folder: Path) -> Iterator[dict[str, datetime]]:
-    """Give the valid tokens, digest -> end, and write what is left of them."""
-    try:
-        with FileLock(folder / TOKENS_LOCK, mode=0o600):
-            tokens = _read_tokens(folder / TOKENS)
-            yield tokens
-            plain = {digest: end.isoformat() for digest, end in tokens.items()}
-            write_file(folder / TOKENS, (json.dumps(plain, indent=2) + "\n").encode(), private=True)
-    except OSError as error:
-        raise InputError(f"{folder / TOKENS} cannot be written: {error.strerror}") from None
-
-
-def _read_tokens(path: Path) -> dict[str, datetime]:
-    """Return the tokens that have not expired."""
-    if not path.exists():
-        return {}
-    try:
-        plain = read_json(path, dict)
-        ends = {digest: datetime.fromisoformat(end) for digest, end in plain.items()}
-        return {digest: end for digest, end in ends.items() if end > _now()}
-    except (TypeError, ValueError):
-        raise InputError(f"{path} is damaged; remove it, and make new tokens") from None
-
-
-def write_file(path: Path, content: bytes, *, private: bool = False) -> None:
-    """Write a whole file or none of it; a private one is the owner's alone from the beginning.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written.
-    """
-    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o644)
-    try:
-        with open(handle, "wb") as file:
-            file.write(content)
-        new.replace(path)
-    except OSError:
-        new.unlink(missing_ok=True)
-        raise
 
 
 def read_authority(folder: Path) -> x509.Certificate:

@@ -12,7 +12,6 @@ from google.protobuf.message_factory import GetMessageClass
 
 from mest_fed.link import mest_link_pb2 as pb
 from mest_fed.link.messages import (
-    SESSION_BYTES,
     Instruction,
     InstructionKind,
     Metric,
@@ -24,8 +23,8 @@ from mest_fed.link.messages import (
     Registration,
     Report,
     Scalar,
-    malformed,
 )
+from mest_fed.link.protocol import SESSION_BYTES, malformed
 from mest_fed.schema import FailureKind
 
 Kind = TypeVar("Kind", InstructionKind, ProgramKind, FailureKind)

@@ -1,60 +1,42 @@
-"""What the edge link says, as plain objects with their limits; both sides use them.
+"""What the edge link says, as plain objects; both sides use them.
 
 An object that was made has passed its checks, wherever its values came from.
 """
 
 import hashlib
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
-from mest_fed.errors import MestFedError
+from mest_fed.link.protocol import (
+    LARGEST_CHUNK,
+    LARGEST_INTEGER,
+    LARGEST_SCALARS,
+    LEAST_CHUNK,
+    LONGEST_REASON,
+    LONGEST_TOML,
+    MOST_AT_ONCE,
+    MOST_CAPABILITIES,
+    MOST_EXAMPLES,
+    MOST_GROUPS,
+    MOST_METRICS,
+    MOST_NUMBERS,
+    MOST_OBJECTS,
+    MOST_SCALARS,
+    check_digest,
+    check_id,
+    check_name,
+    check_names,
+    check_seconds,
+    check_whole,
+    malformed,
+)
 from mest_fed.schema import FailureKind
-
-#: Version of the protocol.
-VERSION = 1
-#: Chunks stay below what a node accepts as a message.
-LEAST_CHUNK, LARGEST_CHUNK = 1 << 10, 1 << 20
-#: Without TLS, on one machine, a node says its name in this header of each call.
-NODE_HEADER = "mest-node"
-SESSION_BYTES, DIGEST_BYTES = 16, 32
-LONGEST_ID, LONGEST_REASON, LONGEST_TOML, LARGEST_SCALARS = 64, 300, 16 << 10, 1 << 20
-LONGEST_TOKEN, LONGEST_REQUEST, LONGEST_RUN = 256, 8 << 10, 1 << 20
-MOST_OBJECTS, MOST_METRICS, MOST_NUMBERS = 16, 256, 4096
-MOST_CAPABILITIES, MOST_GROUPS, MOST_SCALARS = 64, 512, 1024
-#: Bytes that a message may have beside the data of a chunk, and those of a reply to Register.
-MESSAGE_ROOM, LARGEST_REPLY = 64 << 10, 2 << 20
-_MOST_EXAMPLES, _MOST_AT_ONCE, _LARGEST_INTEGER = 1 << 40, 1 << 20, 1 << 63
-_LONGEST_WORK = 1e9
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 
 Scalar = bool | int | float | str
 Metric = float | Sequence[float]
 Bytes = bytes | bytearray | memoryview
-
-
-class Refusal(MestFedError):
-    """A call that is not granted.
-
-    Parameters
-    ----------
-    code : str
-        Name of the gRPC status; ``mest_link.proto`` says what each means.
-    text : str
-        Why, for people.
-    """
-
-    def __init__(self, code: str, text: str) -> None:
-        super().__init__(text)
-        self.code = code
-
-
-def malformed(text: str) -> Refusal:
-    """Return the refusal of a message that is not as the protocol says."""
-    return Refusal("INVALID_ARGUMENT", text)
 
 
 class InstructionKind(StrEnum):
@@ -95,7 +77,7 @@ class ObjectRef:
 
     def __post_init__(self) -> None:
         check_digest(self.sha256)
-        _check_whole("size of an object", self.size, _LARGEST_INTEGER - 1)
+        check_whole("size of an object", self.size, LARGEST_INTEGER - 1)
 
     @staticmethod
     def of(data: Bytes) -> "ObjectRef":
@@ -152,9 +134,9 @@ class NodeDescription:
         for each in self.capabilities:
             check_name("capability", each)
         for key in ("budget_bytes", "memory_limit_bytes"):
-            _check_whole(key, getattr(self, key), _LARGEST_INTEGER - 1)
-        _check_whole("examples", self.examples, _MOST_EXAMPLES)
-        _check_whole("partition", self.partition or 0, _MOST_EXAMPLES)
+            check_whole(key, getattr(self, key), LARGEST_INTEGER - 1)
+        check_whole("examples", self.examples, MOST_EXAMPLES)
+        check_whole("partition", self.partition or 0, MOST_EXAMPLES)
 
 
 @dataclass(frozen=True)
@@ -170,10 +152,10 @@ class Registration:
     run_json: str
 
     def __post_init__(self) -> None:
-        _check_whole("node_id", self.node_id, _LARGEST_INTEGER - 1)
-        _check_whole("chunk_bytes", self.chunk_bytes, LARGEST_CHUNK, least=LEAST_CHUNK)
+        check_whole("node_id", self.node_id, LARGEST_INTEGER - 1)
+        check_whole("chunk_bytes", self.chunk_bytes, LARGEST_CHUNK, least=LEAST_CHUNK)
         for key in ("heartbeat_seconds", "wait_seconds"):
-            _check_seconds(key, getattr(self, key))
+            check_seconds(key, getattr(self, key))
 
 
 @dataclass(frozen=True)
@@ -205,17 +187,17 @@ class Instruction:
 
     def __post_init__(self) -> None:
         check_id(self.id)
-        _check_whole("round", self.round, _LARGEST_INTEGER - 1)
-        _check_seconds("deadline_seconds", self.deadline_seconds)
-        _check_names("objects", self.objects, MOST_OBJECTS)
-        _check_names("scalars", self.scalars, MOST_SCALARS)
+        check_whole("round", self.round, LARGEST_INTEGER - 1)
+        check_seconds("deadline_seconds", self.deadline_seconds)
+        check_names("objects", self.objects, MOST_OBJECTS)
+        check_names("scalars", self.scalars, MOST_SCALARS)
         texts = [value for value in self.scalars.values() if isinstance(value, str)]
         if sum(len(text.encode()) for text in texts) > LARGEST_SCALARS:
             raise malformed(f"the texts of an instruction are longer than {LARGEST_SCALARS} bytes")
         for name, value in self.scalars.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise malformed(f"scalar {name} is not finite")
-            if isinstance(value, int) and not -_LARGEST_INTEGER <= value < _LARGEST_INTEGER:
+            if isinstance(value, int) and not -LARGEST_INTEGER <= value < LARGEST_INTEGER:
                 raise malformed(f"scalar {name} does not fit into 64 bits")
 
 
@@ -252,10 +234,10 @@ class ProgramRequest:
     reads: bool = False
 
     def __post_init__(self) -> None:
-        _check_whole("examples", self.examples, _MOST_AT_ONCE, least=1)
-        _check_names("counts", dict(self.counts), MOST_GROUPS)
+        check_whole("examples", self.examples, MOST_AT_ONCE, least=1)
+        check_names("counts", dict(self.counts), MOST_GROUPS)
         for name, count in self.counts:
-            _check_whole(f"count of {name}", count, _LARGEST_INTEGER - 1)
+            check_whole(f"count of {name}", count, LARGEST_INTEGER - 1)
 
 
 @dataclass(frozen=True)
@@ -290,10 +272,10 @@ class Report:
 
     def __post_init__(self) -> None:
         check_id(self.instruction)
-        _check_names("objects", self.objects, MOST_OBJECTS)
-        _check_names("metrics", self.metrics, MOST_METRICS)
-        _check_whole("peak_bytes", self.peak_bytes, _LARGEST_INTEGER - 1)
-        _check_seconds("seconds", self.seconds)
+        check_names("objects", self.objects, MOST_OBJECTS)
+        check_names("metrics", self.metrics, MOST_METRICS)
+        check_whole("peak_bytes", self.peak_bytes, LARGEST_INTEGER - 1)
+        check_seconds("seconds", self.seconds)
         numbers = [(name, _numbers(value)) for name, value in self.metrics.items()]
         if sum(len(found) for _, found in numbers) > MOST_NUMBERS:
             raise malformed(f"metrics have more than {MOST_NUMBERS} numbers")
@@ -333,51 +315,6 @@ class Outcome:
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     peak_bytes: int = 0
     seconds: float = 0.0
-
-
-def as_reason(text: str) -> str:
-    """Return a text as the reason of a failure: one printable line, not too long."""
-    line = " ".join("".join(it if it.isprintable() else " " for it in text).split())
-    return (
-        line
-        if len(line) <= LONGEST_REASON
-        else line[: LONGEST_REASON - 1] + "\N{HORIZONTAL ELLIPSIS}"
-    )
-
-
-def check_name(key: str, name: str) -> None:
-    """Raise :class:`Refusal` unless a name is as the protocol says."""
-    if not _NAME.fullmatch(name):
-        raise malformed(f"{key} = {name[:80]!r} is no name: 1 to 64 of A-Z a-z 0-9 . _ -")
-
-
-def check_digest(digest: bytes) -> None:
-    """Raise :class:`Refusal` unless a digest is one."""
-    if len(digest) != DIGEST_BYTES:
-        raise malformed(f"a digest has {DIGEST_BYTES} bytes, not {len(digest)}")
-
-
-def check_id(name: str) -> None:
-    """Raise :class:`Refusal` unless an instruction's id is one."""
-    if not 0 < len(name) <= LONGEST_ID or not name.isprintable():
-        raise malformed(f"the id of an instruction has 1 to {LONGEST_ID} printable characters")
-
-
-def _check_names(key: str, values: Mapping[str, Any], most: int) -> None:
-    if len(values) > most:
-        raise malformed(f"there are more than {most} {key}")
-    for name in values:
-        check_name(f"a name in {key}", name)
-
-
-def _check_whole(key: str, value: int, most: int, *, least: int = 0) -> None:
-    if not least <= value <= most:
-        raise malformed(f"{key} = {value} is not a whole number from {least} to {most}")
-
-
-def _check_seconds(key: str, value: float) -> None:
-    if not 0 <= value <= _LONGEST_WORK:
-        raise malformed(f"{key} = {value!r} is not a number from 0 to {_LONGEST_WORK:g}")
 
 
 def _numbers(value: Metric) -> Sequence[float]:

@@ -15,7 +15,7 @@ from mest_fed.data import Batches
 from mest_fed.errors import InputError, ObjectiveError
 from mest_fed.nn import UnsentBuffers, read_state, write_state
 from mest_fed.process_tasks import PROCESS_TASKS
-from mest_fed.rows import Row
+from mest_fed.run_rows.row import Row
 from mest_fed.schema import LOSS, in_words
 from mest_fed.server.deployed import DeployedRun
 from mest_fed.server.exchange import DeviceGrid

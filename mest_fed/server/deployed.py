@@ -13,7 +13,7 @@ from typing import Any
 from mest_fed.config import RunConfig, to_flat, to_toml
 from mest_fed.devices import load_profile
 from mest_fed.errors import InputError
-from mest_fed.rows import Row
+from mest_fed.run_rows.row import Row
 from mest_fed.server.checkpoint import (
     checkpoint_name,
     checkpoint_of_run,

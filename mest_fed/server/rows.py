@@ -10,16 +10,15 @@ import numpy as np
 from flwr.app import MessageType
 
 from mest_fed.devices.profile import profile_name
-from mest_fed.rows import (
+from mest_fed.run_rows.rounds import (
     SIMULATED_LACK,
     ClientReport,
     ClientRow,
     ClientScore,
     RoundRow,
-    Row,
     Spread,
-    as_row,
 )
+from mest_fed.run_rows.row import Row, as_row
 from mest_fed.schema import FailureKind, TaskStatus
 from mest_fed.training import Metrics, Objective
 

@@ -17,7 +17,9 @@ from mest_fed.data import Encoding
 from mest_fed.errors import InputError
 from mest_fed.kernels.table import Table, choices_to_rows, read_table
 from mest_fed.nn import to_dense
-from mest_fed.rows import AppSummary, Summary, as_row
+from mest_fed.run_rows.app import AppSummary
+from mest_fed.run_rows.row import as_row
+from mest_fed.run_rows.summary import Summary
 from mest_fed.server.claim import Claim
 from mest_fed.server.folder_names import (
     CHECKPOINTS,
@@ -316,7 +318,7 @@ class RunFolder:
         self._replace(SUMMARY, json.dumps(row, indent=2, allow_nan=False) + "\n")
 
     def write_row(self, name: str, row: "DataclassInstance") -> None:
-        """Write a class of :mod:`mest_fed.rows` as a file of its own."""
+        """Write a class of :mod:`mest_fed.run_rows` as a file of its own."""
         self._replace(name, json.dumps(as_row(row), allow_nan=False) + "\n")
 
     def write_encoding(self, encoding: Encoding | None) -> None:

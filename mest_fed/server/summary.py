@@ -13,7 +13,8 @@ import numpy as np
 
 from mest_fed.devices import DeviceProfile
 from mest_fed.memory import Plan
-from mest_fed.rows import Layer, Row, Summary, Tier, Watts
+from mest_fed.run_rows.row import Row
+from mest_fed.run_rows.summary import Layer, Summary, Tier, Watts
 from mest_fed.schema import FailureKind, TaskStatus
 from mest_fed.server.rows import totals
 from mest_fed.server.strategy import MestStrategy

@@ -3,7 +3,7 @@
 import numpy as np
 
 from mest_fed.data.minibatches import Indices
-from mest_fed.rows import LabelCounts
+from mest_fed.run_rows.facts import LabelCounts
 from mest_fed.task import Task
 
 #: Most devices whose labels are counted, spread evenly over the fleet: more say nothing new.

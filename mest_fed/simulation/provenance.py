@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from mest_fed.config import RunConfig, from_table, to_flat
-from mest_fed.rows import Change, Machine, Provenance
+from mest_fed.run_rows.facts import Change, Machine, Provenance
 from mest_fed.server.summary import versions
 from mest_fed.simulation.settings import load_table, preset_names
 from mest_fed.system.cgroups import available_cores

@@ -1,48 +1,39 @@
-"""One simulated run from configuration to report."""
+"""One simulated run from configuration to summary: opened, checked, set up, driven, summed up."""
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Message, MessageType
-
 from mest_fed.client.kernels import given_table
 from mest_fed.config import RunConfig, find_named, to_flat, to_toml
-from mest_fed.config.load import Scalar
 from mest_fed.data import save_partitions
-from mest_fed.errors import InputError, OwnThingError
+from mest_fed.errors import InputError
 from mest_fed.kernels.table import Table
 from mest_fed.memory import Plan
 from mest_fed.process_tasks import PROCESS_TASKS
-from mest_fed.server.app import build_server_app
 from mest_fed.server.checkpoint import checkpoint_of_run, load_newest
-from mest_fed.server.flower_internals import run_server_app
 from mest_fed.server.folder_names import CLIENTS, LABELS, LOG, PROVENANCE, ROUNDS
 from mest_fed.server.modes import check_mode
-from mest_fed.server.rows import RoundRecord, client_rows, round_row
 from mest_fed.server.run_folder import RunFolder
-from mest_fed.server.run_log import RUN_LOG, RunLog, log_failure, logged
+from mest_fed.server.run_log import RUN_LOG, RunLog, logged
 from mest_fed.server.strategy import MestStrategy
 from mest_fed.server.summary import RunLogs, build_summary
-from mest_fed.simulation.behaviour.behaviour import memory_needs
-from mest_fed.simulation.behaviour.clock import VirtualClock, check_cohort, check_deadline, trace_of
+from mest_fed.simulation.behaviour.clock import check_cohort, check_deadline, trace_of
 from mest_fed.simulation.checkpoint import RunFacts, Snapshot
 from mest_fed.simulation.client_state import DiskStates, VersionedStates
-from mest_fed.simulation.engine.executor import Executor, make_executor
-from mest_fed.simulation.engine.grid import EngineGrid
-from mest_fed.simulation.engine.interfaces import TaskResult
+from mest_fed.simulation.engine.executor import make_executor
 from mest_fed.simulation.fitted_plans import fitted, over_budget, refit
 from mest_fed.simulation.fleet import Fleet, SharedData, TaskSetup, run_kernels
 from mest_fed.simulation.label_counts import label_counts
 from mest_fed.simulation.more_rounds import NewPlan, extended, planned
 from mest_fed.simulation.peak_measurement import Peaks
 from mest_fed.simulation.provenance import provenance_of
+from mest_fed.simulation.rounds import OpenedRun, RunningRounds
 from mest_fed.simulation.trackers.progress import Observer, Observers
 from mest_fed.task import Task
 from mest_fed.units import number_of
@@ -50,35 +41,18 @@ from mest_fed.units import number_of
 CLIENT_APP = "mest_fed.client.app:app"
 
 
-class Interrupted(Exception):
-    """The run was stopped by Ctrl-C; its folder has a checkpoint of the last whole round."""
-
-
 @dataclass
-class Simulation:
+class Simulation(OpenedRun):
     """A run about to start, with everything checked.
 
     Parameters
     ----------
-    preset : str
-        What the configuration is called; a resumed run takes its own name from the checkpoint.
-    config : RunConfig
-        The run.
-    folder : RunFolder
-        Where it leaves what it finds.
-    resumed : Snapshot, optional
-        From which to go on.
-    observer : Observers
-        Receive the rows of each round, and what goes on between them.
+    preset, config, folder, resumed, observer
+        See :class:`OpenedRun`.
     plan : NewPlan, optional
         The configuration, where the run's folder does not say it yet.
     """
 
-    preset: str
-    config: RunConfig
-    folder: RunFolder
-    resumed: Snapshot | None = None
-    observer: Observers = field(default_factory=Observers)
     plan: NewPlan | None = None
 
     @cached_property
@@ -152,7 +126,7 @@ class Simulation:
             if facts is None:  # a resumed run has its plans
                 fleet, peaks = self._fit(task, fleet, measured), measured.wait()
             with self._open_folder(task, kernels, measured.by_key, log) as states:
-                strategy = _Run(self, task, fleet, states).drive(executor, peaks, flat)
+                strategy = RunningRounds(self, task, fleet, states).drive(executor, peaks, flat)
                 self._summarise(task, fleet, strategy, peaks)
         return self.folder.path
 
@@ -221,129 +195,6 @@ class Simulation:
         self.folder.write_summary(summary)
         if summary.warning:
             getLogger(RUN_LOG).warning("%s", summary.warning)
-
-
-class _Run:
-    """A run in progress: connects the strategy, the grid, the clock and the folder."""
-
-    def __init__(
-        self, simulation: Simulation, task: Task, fleet: Fleet, states: VersionedStates
-    ) -> None:
-        self.simulation = simulation
-        self.states = states
-        self.folder = simulation.folder
-        self.task = task
-        self.fleet = fleet
-        self.snapshot: Snapshot | None = None  # until the strategy exists
-        self.wall_before = 0.0
-
-    def drive(
-        self, executor: Executor, peaks: Mapping[Plan, int], flat: Mapping[str, Scalar]
-    ) -> MestStrategy:
-        """Run the ServerApp over devices whose plans have measured peaks; return its strategy."""
-        config = self.simulation.config
-        nodes = self.fleet.nodes(peaks)
-        needs = memory_needs(self.fleet.plans, peaks)
-        self.clock = VirtualClock(
-            self.fleet.profiles,
-            scheme=config.sparsity.scheme,
-            seed=config.run.seed,
-            deadline=config.fleet.deadline or None,
-            behaviour=config.behaviour,
-            trace=trace_of(config, self.fleet.devices),
-            needs=self.fleet.by_node(needs) if config.behaviour.memory_pressure else None,
-        )
-        self.grid = EngineGrid(
-            nodes,
-            executor,
-            run_config=flat,
-            simulator=self.clock,
-            states=self.states,
-            stream=True,
-            observer=self._task_ended,
-        )
-        self.started = time.perf_counter()
-        try:
-            run_server_app(build_server_app(self.prepare), self.grid, run_config=flat)
-        except KeyboardInterrupt:
-            if self.snapshot is not None:
-                self.snapshot.save(self.folder.checkpoints)
-            raise Interrupted from None
-        except OwnThingError as error:
-            if self.snapshot is None or not self.folder.has_checkpoint:
-                raise  # nothing was computed
-            self.snapshot.save(self.folder.checkpoints)
-            log_failure("the run ends", error)
-            log = self.folder.path / LOG
-            raise OwnThingError(
-                f"{error}; traceback: {log}; go on with: {self.folder.resume}"
-            ) from error.__cause__
-        finally:
-            self.simulation.observer.end()
-        return self.strategy
-
-    def prepare(self, task: Task, strategy: MestStrategy) -> Callable[[RoundRecord], None]:
-        """Restore the strategy if the run is resumed; return the observer of its rounds."""
-        self.strategy = strategy
-        snapshot = self.simulation.resumed
-        if snapshot is not None:
-            facts = RunFacts.read(snapshot.facts)
-            snapshot.restore(strategy, self.grid, self.clock)
-            self.states.rewind(strategy.first_round)
-            self.wall_before = facts.wall_seconds
-            self.simulation.preset = facts.preset
-            # Round 0 is the evaluation before training, which is done anew.
-            self.folder.cut_to(facts.seal if strategy.first_round else None)
-            self.simulation.resumed = None
-        else:
-            self.states.commit(0)
-        self.kept_from = strategy.first_round
-        self.snapshot = self._take_snapshot(self.wall_before)
-        done = self.folder.read(ROUNDS)
-        self.simulation.observer.begin(task.config, self.simulation.preset, done)
-        return self.round_done
-
-    def round_done(self, record: RoundRecord) -> None:
-        """Log a round, and write a checkpoint if one is due."""
-        timings = self.clock.take_timings()
-        wall = self.wall_before + time.perf_counter() - self.started
-        row = round_row(record, timings, virtual_seconds=self.clock.now, wall_seconds=wall)
-        tasks = client_rows(record, timings)
-        self.folder.append(CLIENTS, tasks)
-        self.folder.append(ROUNDS, [row])
-        if record.round > 0:
-            self.states.commit(record.round)
-        self.snapshot = self._take_snapshot(wall)
-        run = self.simulation.config.run
-        ends = record.round == run.rounds or bool(self.strategy.progress.stopped)
-        if record.round % run.checkpoint_every == 0 or ends:
-            self._checkpoint(self.snapshot)
-        self.simulation.observer.tasks_done(tasks)
-        self.simulation.observer.round_done(row)
-
-    def _task_ended(self, instruction: Message, result: TaskResult) -> None:
-        del result  # the round's rows say how it ended
-        kind = instruction.metadata.message_type
-        if kind in (MessageType.TRAIN, MessageType.EVALUATE):
-            self.simulation.observer.task_ended(kind)
-
-    def _checkpoint(self, snapshot: Snapshot) -> None:
-        """Write a checkpoint, and forget states that neither it nor the one before needs."""
-        snapshot.save(self.folder.checkpoints)
-        self.states.prune(self.kept_from)
-        self.kept_from = self.strategy.record.round
-
-    def _take_snapshot(self, wall_seconds: float) -> Snapshot:
-        facts = RunFacts(
-            self.strategy.record.round,
-            self.simulation.preset,
-            wall_seconds,
-            self.fleet.plans,
-            self.fleet.kinds,
-            self.folder.seal(self.simulation.config),
-            self.states.digest(),
-        )
-        return Snapshot.take(self.strategy, self.grid, self.clock, run=facts.as_table())
 
 
 def open_run(

@@ -1,6 +1,10 @@
-"""Files that take their name only when they are whole; their modes follow the process's umask."""
+"""Files that take their name only when they are whole.
+
+Their modes follow the process's umask, but for those that are private.
+"""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +50,25 @@ def whole_file(path: Path, *, synced: bool = False) -> Iterator[BinaryIO]:
         raise
     if synced:
         _sync_folder(path.parent)
+
+
+def write_file(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write a whole file or none of it; a private one is the owner's alone from the beginning.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o644)
+    try:
+        with open(handle, "wb") as file:
+            file.write(content)
+        new.replace(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def _sync_folder(folder: Path) -> None:

@@ -23,7 +23,7 @@ from mest_fed import cli
 from mest_fed.cli.certificate_folder import add_node, hosts_of, make_authority
 from mest_fed.cli.superlink import Link
 from mest_fed.link import certificates
-from mest_fed.link.certificates import redeem_token
+from mest_fed.link.tokens import redeem_token
 
 FILES = {"authority.pem", "authority.key", "server.pem", "server.key"}
 NODE_FILES = {"authority.pem", "node.pem", "node.key", "supernode", "supernode.pub"}

@@ -29,7 +29,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supercore.telemetry import EventType
 from ordered import Ordered
 
-from mest_fed.rows import as_row
+from mest_fed.run_rows.row import as_row
 from mest_fed.server.flower_internals import recorded_results
 from mest_fed.simulation.flower_app.project import read_project
 from mest_fed.simulation.flower_app.record import metrics_of, result_row, state_digests

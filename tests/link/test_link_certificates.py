@@ -1,12 +1,10 @@
-"""What the authority signs, what it refuses, and tokens that enrol one device each."""
+"""What the authority signs, and what it refuses."""
 
 import base64
-import json
 import socket
 import ssl
 import threading
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
@@ -25,14 +23,9 @@ from mest_fed.link import certificates
 from mest_fed.link.certificates import (
     LARGEST_REQUEST,
     Authority,
-    add_token,
-    make_token,
     new_request,
     read_certificate,
-    redeem_token,
     sign_request,
-    token_digest,
-    valid_tokens,
 )
 
 AUTHORITY = Authority.new()
@@ -251,43 +244,3 @@ def test_the_servers_certificate_is_no_devices(folder):
         (AssertionError, OSError), match=r"PURPOSE|purpose|unknown ca|bad cert|ALERT"
     ):
         shake_hands(folder, SERVER, SERVER)
-
-
-def test_a_token_is_taken_once(tmp_path):
-    token = make_token()
-    assert len(token) == 32
-    end = add_token(tmp_path, token, 24)
-    assert end - datetime.now(UTC) == pytest.approx(timedelta(hours=24), abs=timedelta(minutes=1))
-    assert valid_tokens(tmp_path) == [end]
-    assert json.loads((tmp_path / "tokens.json").read_text()) == {
-        token_digest(token): end.isoformat()
-    }
-    assert not redeem_token(tmp_path, make_token())
-    assert not redeem_token(tmp_path, "\ud800")
-    assert redeem_token(tmp_path, token)
-    assert not redeem_token(tmp_path, token)
-    assert valid_tokens(tmp_path) == []
-
-
-def test_a_token_expires(tmp_path, monkeypatch):
-    tokens = [make_token() for _ in range(2)]
-    for token, hours in zip(tokens, (1, 3), strict=True):
-        add_token(tmp_path, token, hours)
-    later = datetime.now(UTC) + timedelta(hours=2)
-    monkeypatch.setattr(certificates, "_now", lambda: later)
-    assert [redeem_token(tmp_path, token) for token in tokens] == [False, True]
-
-
-def test_of_many_that_bring_a_token_one_is_taken(tmp_path):
-    token = make_token()
-    add_token(tmp_path, token, 1)
-    with ThreadPoolExecutor(8) as pool:
-        taken = list(pool.map(lambda _: redeem_token(tmp_path, token), range(16)))
-    assert sum(taken) == 1
-
-
-@pytest.mark.parametrize("text", ["", "[]", '{"a": 1}', '{"a": "soon"}', '{"a": "2040-01-01"}'])
-def test_a_file_of_tokens_that_is_damaged(tmp_path, text):
-    (tmp_path / "tokens.json").write_text(text)
-    with pytest.raises(InputError, match=r"tokens\.json"):
-        redeem_token(tmp_path, "a")

@@ -13,20 +13,22 @@ from mest_fed.errors import InputError
 from mest_fed.link import codec
 from mest_fed.link import mest_link_pb2 as pb
 from mest_fed.link.messages import (
-    LARGEST_REPLY,
-    LONGEST_REASON,
-    MESSAGE_ROOM,
     REPORTABLE,
-    SESSION_BYTES,
     Instruction,
     InstructionKind,
     NodeDescription,
     ObjectRef,
     ProgramKind,
     ProgramRequest,
-    Refusal,
     Registration,
     Report,
+)
+from mest_fed.link.protocol import (
+    LARGEST_REPLY,
+    LONGEST_REASON,
+    MESSAGE_ROOM,
+    SESSION_BYTES,
+    Refusal,
     as_reason,
 )
 from mest_fed.link.server.limits import Allowance, Limits

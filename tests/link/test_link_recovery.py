@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from link_parts import QUICK, Relay, node, serve, train
 
-from mest_fed.link.node.transport import InstructionOverError
+from mest_fed.link.node.session import InstructionOverError
 from mest_fed.schema import FailureKind
 
 DYING_NODE = """
@@ -140,7 +140,7 @@ def test_a_node_that_fell_silent_is_not_there_and_one_that_works_is():
     ):
         silent.register()
         busy.register()
-        silent._closed.set()  # no more heartbeats
+        silent._session.stop()  # no more heartbeats
         _until(lambda: len(server.nodes()) == 1)
         assert [each.description.name for each in server.nodes()] == ["busy"]
         server.submit(silent.registration.node_id, train())

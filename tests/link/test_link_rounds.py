@@ -8,13 +8,7 @@ import pytest
 from link_parts import QUICK, RUN, Relay, node, serve, train
 
 from mest_fed.errors import WireError
-from mest_fed.link.messages import (
-    Instruction,
-    InstructionKind,
-    ObjectRef,
-    ProgramKind,
-    ProgramRequest,
-)
+from mest_fed.link.messages import Instruction, InstructionKind, ObjectRef
 from mest_fed.link.server.objects import Blob
 from mest_fed.schema import FailureKind
 
@@ -126,29 +120,6 @@ def test_a_node_fetches_nothing_but_what_it_is_due(server, authority):
         with pytest.raises(WireError, match="at most"):
             link.fetch(ObjectRef(bytes(32), 1 << 40))
     server.poll()
-
-
-def test_programs_are_built_once_for_nodes_of_one_shape(authority):
-    asked = []
-
-    def build(info, request):
-        asked.append((info.description.profile_name, request))
-        return {"program.json": f"{request.examples}".encode(), "empty": b""}
-
-    request = ProgramRequest(ProgramKind.STEP, 8, (("conv1", 96),), mutates=True)
-    with serve(authority.server(), program=build) as server:
-        for name in ("pi-1", "pi-2"):
-            with node(server.port, name, authority.node(name), profile_name="rpi-4") as link:
-                link.register()
-                assert link.program(request) == {"program.json": b"8", "empty": b""}
-        assert asked == [("rpi-4", request)]
-
-
-def test_a_server_without_programs_says_so(server, authority):
-    with node(server.port, "pi-7", authority.node("pi-7")) as link:
-        link.register()
-        with pytest.raises(WireError, match="no programs are built here"):
-            link.program(ProgramRequest(ProgramKind.FORWARD, 1))
 
 
 def test_fifty_nodes_register_and_do_a_round():

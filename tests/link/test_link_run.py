@@ -8,13 +8,14 @@ from unittest.mock import patch
 import pytest
 from edge_processes import Edge, config_of, free_port, simulated
 
-from mest_fed.link.messages import NodeDescription
+from mest_fed.link.messages import NodeDescription, ProgramKind
 from mest_fed.link.node.conditions import Conditions, Readings
 from mest_fed.link.node.room import Room
 from mest_fed.link.node.runner import NodeRunner, NodeSetup
 from mest_fed.link.node.store import NodeFolder
 from mest_fed.link.node.transport import NodeLink, Patience
 from mest_fed.link.node.worker import NodeWorker
+from mest_fed.link.server.lean_run import LeanRun
 from mest_fed.schema import FailureKind
 
 
@@ -70,6 +71,33 @@ def test_four_nodes_of_mixed_budgets_end_with_the_weights_of_the_simulation(
         assert {row["status"] for row in edge.rows("clients")} == {"ok"}
         assert "does not take part" not in caplog.text
     assert summary["model_sha256"] == digest
+
+
+def test_a_program_that_is_never_built_costs_its_node_each_round_and_no_other(tmp_path, caplog):
+    programs, asked = LeanRun.programs, []
+
+    def build(run, info, request):
+        if info.description.partition == 1 and request.kind is ProgramKind.STEP:
+            asked.append(request)
+            raise RuntimeError("no kernel fits")
+        return programs(run, info, request)
+
+    with Edge(tmp_path, config_of()) as edge, patch.object(LeanRun, "programs", build):
+        edge.serve_here()
+        nodes = [Node(edge, number) for number in range(4)]
+        for node in nodes:
+            node.start()
+        edge.ended_here()
+        for node in nodes:
+            node.end()
+        rows = edge.rows("clients")
+    reason = "INVALID_ARGUMENT: the server cannot build this program: RuntimeError: no kernel fits"
+    failed = [(row["round"], row["partition"], row["reason"]) for row in rows if row["failure"]]
+    assert failed == [(number, 1, reason) for number in (1, 2, 3)]
+    assert {row["failure"] for row in rows if row["failure"]} == {FailureKind.CLIENT_ERROR}
+    assert len(asked) == len(set(asked))
+    said = [it.getMessage() for it in caplog.records if "is not built again" in it.getMessage()]
+    assert len(said) == len(asked)
 
 
 @pytest.mark.soak

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from link_parts import train
 
 from mest_fed.errors import InputError
-from mest_fed.link.messages import Instruction, NodeDescription, ObjectRef, Refusal, Report
+from mest_fed.link.messages import Instruction, NodeDescription, ObjectRef, Report
+from mest_fed.link.protocol import Refusal
 from mest_fed.link.server.limits import Limits
-from mest_fed.link.server.sessions import Book, Identity
+from mest_fed.link.server.nodes import Identity
+from mest_fed.link.server.sessions import Book
 from mest_fed.schema import FailureKind
 
 LIMITS = Limits(

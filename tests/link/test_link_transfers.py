@@ -4,8 +4,9 @@ import pytest
 
 from mest_fed.errors import WireError
 from mest_fed.link import mest_link_pb2 as pb
-from mest_fed.link.messages import ObjectRef, Refusal, Registration
+from mest_fed.link.messages import ObjectRef, Registration
 from mest_fed.link.node.transfers import Transfers
+from mest_fed.link.protocol import Refusal
 
 REGISTRATION = Registration(bytes(16), 1, 1024, 30.0, 25.0, 1000, "{}")
 

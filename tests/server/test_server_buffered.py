@@ -8,7 +8,7 @@ import pytest
 from server_parts import NODES, strategy_of
 from timed_grid import TimedGrid, outcomes, play
 
-from mest_fed.rows import Spread
+from mest_fed.run_rows.rounds import Spread
 from mest_fed.sparsity.state import SparseState
 
 A, B, C, D = NODES  # of 10, 20, 30, 40 examples

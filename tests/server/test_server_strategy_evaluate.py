@@ -13,7 +13,7 @@ from server_parts import (
     train_messages,
 )
 
-from mest_fed.rows import Spread
+from mest_fed.run_rows.rounds import Spread
 
 
 def evaluation_reply(message, correct, examples=4, **changes):

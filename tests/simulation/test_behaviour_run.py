@@ -4,7 +4,7 @@ import pytest
 from tiny_run import StopAfter, assert_same_run, read_rows, read_summary, start, tiny_config
 
 from mest_fed.errors import InputError
-from mest_fed.simulation.simulate import Interrupted
+from mest_fed.simulation.rounds import Interrupted
 
 LIVED = {
     "run": {"rounds": 4, "seed": 5, "checkpoint_every": 100},

@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from mest_fed.config.fleet import FleetConfig
-from mest_fed.rows import as_row
+from mest_fed.run_rows.row import as_row
 from mest_fed.server.flower_internals import run_server_app
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.simulation.engine.executor import SerialExecutor

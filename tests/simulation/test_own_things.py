@@ -15,8 +15,8 @@ from mest_fed.cli import main
 from mest_fed.config import RunConfig, named, named_files, read_toml
 from mest_fed.simulation.report.load import load_run
 from mest_fed.simulation.report.statistics import tasks_by_device
+from mest_fed.simulation.rounds import Interrupted
 from mest_fed.simulation.settings import resolve
-from mest_fed.simulation.simulate import Interrupted
 from mest_fed.simulation.trackers.progress import Observers
 from mest_fed.simulation.trackers.trackers import open_trackers
 

@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 from tiny_run import read_rows, start, tiny_config
 
 from mest_fed.server.flower_internals import run_server_app
-from mest_fed.simulation import simulate
+from mest_fed.simulation import rounds
 from mest_fed.simulation.engine.interfaces import partition_of
 
 FLEET = {
@@ -78,7 +78,7 @@ def accuracy(folder, *, poisoned=True, **server):
         return run_server_app(app, grids[0] if poisoned else grid, **keywords)
 
     config = tiny_config(**FLEET | {"server": FLEET["server"] | server})
-    with patch.object(simulate, "run_server_app", run):
+    with patch.object(rounds, "run_server_app", run):
         rows = read_rows(start(folder, config), "rounds")
     assert grids[0].altered == (len(POISONED) * 16 if poisoned else 0)
     assert all(row["tasks"]["ok"] == 10 for row in rows[1:])

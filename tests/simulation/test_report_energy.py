@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 from example_run import example_files, write_files
 
-from mest_fed.rows import Watts
+from mest_fed.run_rows.summary import Watts
 from mest_fed.simulation.report.figures.devices import energy_by_tier_and_time
 from mest_fed.simulation.report.figures.style import house_style
 from mest_fed.simulation.report.load import load_run

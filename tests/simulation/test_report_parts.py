@@ -10,7 +10,7 @@ import pytest
 from example_run import example_files, with_facts, write_files
 
 from mest_fed.errors import InputError
-from mest_fed.rows import Spread
+from mest_fed.run_rows.rounds import Spread
 from mest_fed.simulation.report import write_report
 from mest_fed.simulation.report.figures import draw_charts
 from mest_fed.simulation.report.figures.clients import metric_by_client

@@ -8,7 +8,7 @@ from tiny_run import StopAfter, start, tiny_config
 from mest_fed.errors import InputError
 from mest_fed.simulation.report import run_tables, write_report
 from mest_fed.simulation.report.load import load_run
-from mest_fed.simulation.simulate import Interrupted
+from mest_fed.simulation.rounds import Interrupted
 
 
 @pytest.fixture(scope="module")

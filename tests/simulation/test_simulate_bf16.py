@@ -16,7 +16,8 @@ from tiny_run import (
 
 from mest_fed.runtime import native_table
 from mest_fed.simulation.peak_measurement import PeakMeasurement
-from mest_fed.simulation.simulate import Interrupted, open_run
+from mest_fed.simulation.rounds import Interrupted
+from mest_fed.simulation.simulate import open_run
 from mest_fed.task import Task
 from mest_fed.training.programs import ModelStep, Programs
 

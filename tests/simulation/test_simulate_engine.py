@@ -20,7 +20,8 @@ from mest_fed.simulation.peak_measurement import PeakMeasurement
 from mest_fed.simulation.report import write_report
 from mest_fed.simulation.report.load import load_run
 from mest_fed.simulation.report.render import render_page
-from mest_fed.simulation.simulate import Interrupted, open_run
+from mest_fed.simulation.rounds import Interrupted
+from mest_fed.simulation.simulate import open_run
 from mest_fed.task import Task
 from mest_fed.training.programs import Programs
 

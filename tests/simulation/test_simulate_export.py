@@ -14,7 +14,7 @@ from mest_fed.errors import InputError
 from mest_fed.nn import to_dense
 from mest_fed.server.export import export_model, load_final
 from mest_fed.simulation.report import run_tables
-from mest_fed.simulation.simulate import Interrupted
+from mest_fed.simulation.rounds import Interrupted
 from mest_fed.task import Task
 
 #: Reads inputs and a program, and writes outputs, where mest-fed cannot be imported.

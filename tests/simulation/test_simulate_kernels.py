@@ -24,7 +24,8 @@ from mest_fed.nn.tuning import tune
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.simulation.fleet import Fleet, run_kernels
 from mest_fed.simulation.peak_measurement import PeakMeasurement
-from mest_fed.simulation.simulate import Interrupted, open_run
+from mest_fed.simulation.rounds import Interrupted
+from mest_fed.simulation.simulate import open_run
 from mest_fed.task import Task
 
 pytestmark = [

@@ -13,7 +13,8 @@ from mest_fed.schema import FailureKind
 from mest_fed.simulation import peak_measurement
 from mest_fed.simulation.fleet import Fleet
 from mest_fed.simulation.peak_measurement import PeakMeasurement, measure_plans
-from mest_fed.simulation.simulate import Interrupted, open_run
+from mest_fed.simulation.rounds import Interrupted
+from mest_fed.simulation.simulate import open_run
 from mest_fed.simulation.trackers.progress import Observers
 from mest_fed.task import Task
 

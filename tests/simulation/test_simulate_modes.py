@@ -8,7 +8,8 @@ from tiny_run import StopAfter, assert_same_run, read_rows, start, tiny_config
 
 from mest_fed.simulation.peak_measurement import PeakMeasurement
 from mest_fed.simulation.report.load import load_run
-from mest_fed.simulation.simulate import Interrupted, open_run
+from mest_fed.simulation.rounds import Interrupted
+from mest_fed.simulation.simulate import open_run
 
 RUN = {"rounds": 6, "seed": 5, "checkpoint_every": 100}
 FLEET = {"devices": 12, "mix": "rpi-4:2, rpi-zero-2w:1, jetson-nano:1"}

@@ -7,7 +7,8 @@ from mest_fed.config import from_table, read_toml
 from mest_fed.errors import InputError
 from mest_fed.server.checkpoint import load_newest
 from mest_fed.simulation.more_rounds import NewPlan
-from mest_fed.simulation.simulate import Interrupted, open_run
+from mest_fed.simulation.rounds import Interrupted
+from mest_fed.simulation.simulate import open_run
 
 #: Several runs each.
 pytestmark = pytest.mark.soak

@@ -24,7 +24,8 @@ from mest_fed.errors import InputError
 from mest_fed.nn.models import Architecture
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.simulation import fleet as fleets
-from mest_fed.simulation.simulate import Interrupted, open_run
+from mest_fed.simulation.rounds import Interrupted
+from mest_fed.simulation.simulate import open_run
 from mest_fed.simulation.trackers.progress import Observers
 
 BATCH_NORM = {"width": 0.25, "norm": "batch"}

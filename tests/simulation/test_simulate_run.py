@@ -17,7 +17,7 @@ from tiny_run import (
 
 from mest_fed.config import from_table
 from mest_fed.data import load_partitions
-from mest_fed.rows import as_row
+from mest_fed.run_rows.row import as_row
 from mest_fed.server.checkpoint import load_checkpoint
 from mest_fed.simulation.report.load import load_run
 from mest_fed.simulation.report.statistics import energy_by_tier

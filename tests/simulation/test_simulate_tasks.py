@@ -22,7 +22,7 @@ from mest_fed.cli import main
 from mest_fed.data.arrays import ExampleSpec
 from mest_fed.errors import InputError
 from mest_fed.simulation.report import write_report
-from mest_fed.simulation.simulate import Interrupted
+from mest_fed.simulation.rounds import Interrupted
 from mest_fed.task import Task
 
 REGRESSION = {"task": {"name": "regression"}, "training": {"learning_rate": 0.01}}

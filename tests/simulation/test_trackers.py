@@ -11,7 +11,7 @@ from mest_fed.catalogue import TRACKERS
 from mest_fed.config import to_flat
 from mest_fed.errors import InputError
 from mest_fed.server.run_log import RUN_LOG
-from mest_fed.simulation.simulate import Interrupted
+from mest_fed.simulation.rounds import Interrupted
 from mest_fed.simulation.trackers.progress import Observers
 from mest_fed.simulation.trackers.trackers import metrics, open_trackers
 

@@ -15,7 +15,7 @@ from mest_fed.cli.twin import Pair, compare_with_twins, print_comparison
 from mest_fed.devices import Work, load_profile, train_seconds
 from mest_fed.devices.calibration import command
 from mest_fed.errors import InputError
-from mest_fed.rows import ClientReport
+from mest_fed.run_rows.rounds import ClientReport
 from mest_fed.runtime import native_table
 from mest_fed.server import deployed
 from mest_fed.simulation.report.load import load_run

@@ -15,8 +15,8 @@ import grpc
 
 from mest_fed.link.addresses import check_address
 from mest_fed.link.codec import EDGE_LINK, Method
-from mest_fed.link.messages import LARGEST_REPLY, NODE_HEADER, Refusal, as_reason
 from mest_fed.link.node.tls import NodeTls, tls_fault
+from mest_fed.link.protocol import LARGEST_REPLY, NODE_HEADER, Refusal, as_reason
 
 Result = TypeVar("Result")
 

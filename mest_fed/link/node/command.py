@@ -13,13 +13,14 @@ from pathlib import Path
 from types import FrameType
 
 from mest_fed.errors import InputError, MestFedError, RefusedError, not_allowed
-from mest_fed.link.messages import NodeDescription, Refusal
+from mest_fed.link.messages import NodeDescription
 from mest_fed.link.node.board import board_of
 from mest_fed.link.node.conditions import ALLOWED, Conditions
 from mest_fed.link.node.identity import node_tls
 from mest_fed.link.node.runner import NodeRunner, NodeSetup
 from mest_fed.link.node.store import NodeFolder
 from mest_fed.link.node.transport import NodeLink, Patience
+from mest_fed.link.protocol import Refusal
 from mest_fed.system.limits import limit_memory
 from mest_fed.units import parse_bytes
 

@@ -6,7 +6,7 @@ from mest_fed.errors import RefusedError
 from mest_fed.link import mest_link_pb2 as pb
 from mest_fed.link.addresses import check_address
 from mest_fed.link.codec import ENROLMENT
-from mest_fed.link.messages import as_reason
+from mest_fed.link.protocol import as_reason
 
 
 def enrol(

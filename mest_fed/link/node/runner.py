@@ -21,6 +21,7 @@ from mest_fed.link.node.conditions import Conditions, Readings, readings
 from mest_fed.link.node.data import read_examples
 from mest_fed.link.node.programs import NodePrograms
 from mest_fed.link.node.room import Room
+from mest_fed.link.node.session import InstructionOverError
 from mest_fed.link.node.store import (
     NodeFolder,
     Reply,
@@ -29,7 +30,7 @@ from mest_fed.link.node.store import (
     run_key,
     warm_up,
 )
-from mest_fed.link.node.transport import InstructionOverError, NodeLink
+from mest_fed.link.node.transport import NodeLink
 from mest_fed.link.node.worker import Metrics, NodeWorker
 from mest_fed.schema import FailureKind
 from mest_fed.system.proc import (

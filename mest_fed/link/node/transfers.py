@@ -5,8 +5,9 @@ from typing import Any, Protocol
 
 from mest_fed.errors import WireError
 from mest_fed.link import mest_link_pb2 as pb
-from mest_fed.link.messages import Bytes, ObjectRef, Refusal, Registration
+from mest_fed.link.messages import Bytes, ObjectRef, Registration
 from mest_fed.link.node.channel import Channel
+from mest_fed.link.protocol import Refusal
 
 #: Times that an upload begins again whose bytes did not arrive as they were.
 _UPLOADS = 3

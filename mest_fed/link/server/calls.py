@@ -11,9 +11,9 @@ import grpc
 
 from mest_fed.errors import InputError
 from mest_fed.link.codec import Method, parse
-from mest_fed.link.messages import NODE_HEADER, Refusal, as_reason, check_name
+from mest_fed.link.protocol import NODE_HEADER, Refusal, as_reason, check_name
 from mest_fed.link.server.limits import Allowance
-from mest_fed.link.server.sessions import Identity
+from mest_fed.link.server.nodes import Identity
 
 log = logging.getLogger("mest_fed.link")
 
@@ -68,17 +68,19 @@ class Refusals:
             error = Refusal("INVALID_ARGUMENT", as_reason(str(error)))
         if isinstance(error, Refusal):
             level = logging.INFO if error.code in _ORDINARY else logging.WARNING
+            level = logging.DEBUG if error.logged else level
             code, text = error.code, str(error)
-            self._log(level, f"{method.name} of {context.peer()} refused: {code}: {text}")
+            self.log(level, f"{method.name} of {context.peer()} refused: {code}: {text}")
         else:
             code, text = "INTERNAL", ""
             line = as_reason(f"{type(error).__name__}: {error}")
-            self._log(logging.ERROR, f"{method.name} of {context.peer()} failed: {line}")
+            self.log(logging.ERROR, f"{method.name} of {context.peer()} failed: {line}")
             log.debug("the failure in full", exc_info=error)
         await context.abort(grpc.StatusCode[code], text)
         raise AssertionError("abort raises")
 
-    def _log(self, level: int, line: str) -> None:
+    def log(self, level: int, line: str) -> None:
+        """Write a line, unless there were too many."""
         try:
             self._lines.spend("lines")
         except Refusal:

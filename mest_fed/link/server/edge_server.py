@@ -16,14 +16,16 @@ import grpc
 
 from mest_fed.errors import InputError
 from mest_fed.link.addresses import check_address
-from mest_fed.link.messages import MESSAGE_ROOM, Bytes, Instruction, Outcome
+from mest_fed.link.messages import Bytes, Instruction, Outcome
+from mest_fed.link.protocol import MESSAGE_ROOM
 from mest_fed.link.server.calls import Refusals, log
 from mest_fed.link.server.enrolment import Enrol, EnrolmentService
 from mest_fed.link.server.limits import Limits
+from mest_fed.link.server.nodes import Identity, NodeInfo
 from mest_fed.link.server.objects import Blob
 from mest_fed.link.server.programs import Builder, Programs
 from mest_fed.link.server.service import Describe, EdgeLinkService, refuses_programs
-from mest_fed.link.server.sessions import Book, Identity, NodeInfo
+from mest_fed.link.server.sessions import Book
 
 #: Seconds between looks at deadlines.
 _TICK = 0.25
@@ -70,7 +72,8 @@ class EdgeServer:
     insecure : bool
         True instead of ``tls``: nodes say their names themselves, on loopback alone.
     program : callable, optional
-        Builds compiled programs that a node asks for.
+        Builds compiled programs that a node asks for. What it raises is why there is none, for the
+        life of the server; see :class:`mest_fed.link.server.programs.Programs`.
     admit : callable, optional
         Says whether a certificate takes part; asked at each call. By default all that the
         authority signed do.
@@ -112,7 +115,8 @@ class EdgeServer:
             check_address(enrolment_address, insecure=False)
         self._executor = ThreadPoolExecutor(2, "mest-link-work")
         self._book = Book(self._limits, admit)
-        programs = Programs(program, self._limits.program_bytes, self._executor)
+        self._refusals = Refusals()
+        programs = Programs(program, self._limits.program_bytes, self._executor, self._refusals.log)
         self._service = EdgeLinkService(
             self._book, describe, programs, executor=self._executor, insecure=insecure
         )
@@ -211,15 +215,14 @@ class EdgeServer:
                 loop.call_soon_threadsafe(self._service.wake, node_id)
 
         self._book.on_due = wake
-        refusals = Refusals()
         calls = self._limits.nodes * (2 + self._limits.streams)
         # Port 0 is two servers' own: what one of them binds is known when the other begins.
-        servers = [self._server(self._service.handlers(refusals), calls)]
+        servers = [self._server(self._service.handlers(self._refusals), calls)]
         self._ports[0] = self._bind(servers[0], self._addresses[0], mutual=True)
         if self._health:
             _add_health(servers[0])
         if self._enrolment is not None:
-            servers.append(self._server(self._enrolment.handlers(refusals), calls))
+            servers.append(self._server(self._enrolment.handlers(self._refusals), calls))
             self._ports[1] = self._bind(servers[1], self._addresses[1], mutual=False)
         for server in servers:
             await server.start()

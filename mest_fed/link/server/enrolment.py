@@ -10,13 +10,7 @@ import grpc
 
 from mest_fed.link import mest_link_pb2 as pb
 from mest_fed.link.codec import ENROLMENT
-from mest_fed.link.messages import (
-    LONGEST_REQUEST,
-    LONGEST_TOKEN,
-    Refusal,
-    check_name,
-    malformed,
-)
+from mest_fed.link.protocol import LONGEST_REQUEST, LONGEST_TOKEN, Refusal, check_name, malformed
 from mest_fed.link.server.calls import Refusals, handlers
 
 #: ``(token, request as PEM, name) -> (certificate, authority)`` as PEM; None: the token is wrong.

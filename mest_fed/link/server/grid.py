@@ -19,8 +19,8 @@ from mest_fed.errors import MestFedError, WireError
 from mest_fed.link.messages import BEGUN, START, Instruction, InstructionKind, Outcome
 from mest_fed.link.server.edge_server import EdgeServer
 from mest_fed.link.server.lean_run import LeanRun
+from mest_fed.link.server.nodes import NodeInfo
 from mest_fed.link.server.objects import Blob
-from mest_fed.link.server.sessions import NodeInfo
 from mest_fed.schema import RAISED, FailureKind, code_of_failure
 from mest_fed.server.flower_internals import (
     NODE_UNAVAILABLE,

@@ -16,7 +16,7 @@ from mest_fed.data import num_held_out
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.link.description import InputDescription, RunDescription
 from mest_fed.link.messages import ProgramRequest
-from mest_fed.link.server.sessions import NodeInfo
+from mest_fed.link.server.nodes import NodeInfo
 from mest_fed.link.server.task_programs import make_programs
 from mest_fed.memory import Plan
 from mest_fed.registry import Registry

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from mest_fed.errors import not_allowed
-from mest_fed.link.messages import LARGEST_CHUNK, LEAST_CHUNK, Refusal
+from mest_fed.link.protocol import LARGEST_CHUNK, LEAST_CHUNK, Refusal
 
 _MIB = 1 << 20
 #: A node that is silent for so many times ``heartbeat_seconds`` is not there.

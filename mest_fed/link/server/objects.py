@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from mest_fed.link.messages import Bytes, ObjectRef, Refusal
+from mest_fed.link.messages import Bytes, ObjectRef
+from mest_fed.link.protocol import Refusal
 
 
 class Blob:

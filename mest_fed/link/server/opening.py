@@ -16,11 +16,12 @@ from flwr.serverapp import Grid
 from mest_fed.config.sections import DeploymentSection
 from mest_fed.errors import InputError
 from mest_fed.link.addresses import check_address
-from mest_fed.link.certificates import Authority, redeem_token, sign_request
+from mest_fed.link.certificates import Authority, sign_request
 from mest_fed.link.server.edge_server import EdgeServer, ServerTls
 from mest_fed.link.server.grid import LinkGrid
 from mest_fed.link.server.joint_grid import JointGrid
 from mest_fed.link.server.lean_run import LeanRun
+from mest_fed.link.tokens import redeem_token
 from mest_fed.server.run_log import shown_by_flower
 from mest_fed.task import Task
 

@@ -12,20 +12,20 @@ from mest_fed.errors import InputError
 from mest_fed.link import codec
 from mest_fed.link import mest_link_pb2 as pb
 from mest_fed.link.codec import EDGE_LINK, parse, session_of
-from mest_fed.link.messages import (
+from mest_fed.link.messages import ObjectRef, Registration
+from mest_fed.link.protocol import (
     LEAST_CHUNK,
     LONGEST_RUN,
     VERSION,
-    ObjectRef,
     Refusal,
-    Registration,
     check_digest,
     check_id,
     malformed,
 )
 from mest_fed.link.server.calls import Answer, Refusals, handlers, identity_of
+from mest_fed.link.server.nodes import Identity, NodeInfo
 from mest_fed.link.server.programs import Programs
-from mest_fed.link.server.sessions import Book, Identity, NodeInfo
+from mest_fed.link.server.sessions import Book
 
 #: Returns the run's description, as JSON, for a node. InputError: the node cannot take part.
 Describe = Callable[[NodeInfo], str]
@@ -229,4 +229,4 @@ class EdgeLinkService:
 
 def refuses_programs(node: NodeInfo, request: object) -> dict[str, bytes]:
     """Build no program: for a server whose nodes bring their own."""
-    raise InputError(f"no programs are built here for {node.description.name}")
+    raise InputError("no programs are built here")

@@ -8,96 +8,20 @@ by a report, its deadline, its withdrawal, or the node's absence. The first in t
 that is due, until it has ended: that is how a node that crashed gets it again.
 """
 
-import secrets
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from mest_fed.errors import not_allowed
-from mest_fed.link.messages import (
-    SESSION_BYTES,
-    Bytes,
-    Instruction,
-    NodeDescription,
-    ObjectRef,
-    Outcome,
-    Refusal,
-    Report,
-)
-from mest_fed.link.server.limits import SILENT_HEARTBEATS, Allowance, Limits
+from mest_fed.link.messages import Bytes, Instruction, NodeDescription, ObjectRef, Outcome, Report
+from mest_fed.link.protocol import Refusal
+from mest_fed.link.server.limits import Limits
+from mest_fed.link.server.nodes import Identity, Node, NodeInfo
 from mest_fed.link.server.objects import Blob, ObjectStore, Room, Upload
 from mest_fed.link.server.tasks import Tasks
 from mest_fed.schema import FailureKind
-
-#: Ids of instructions that ended, and objects of programs, that are known of each node.
-_REMEMBERED, _PROGRAM_OBJECTS = 32, 16
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Who calls: what the certificate says.
-
-    Parameters
-    ----------
-    fingerprint : bytes
-        SHA-256 of the certificate.
-    name : str
-        Its common name.
-    """
-
-    fingerprint: bytes
-    name: str
-
-    @property
-    def node_id(self) -> int:
-        """Id of the node, below 2**63; it follows from the fingerprint."""
-        return int.from_bytes(self.fingerprint[:8], "big") >> 1
-
-
-@dataclass(frozen=True)
-class NodeInfo:
-    """A node that is registered.
-
-    Parameters
-    ----------
-    id : int
-        Its id.
-    identity : Identity
-        Its certificate.
-    description : NodeDescription
-        What it says of itself; nothing of it was checked but sizes and ranges.
-    present : bool
-        Whether it was heard lately.
-    open : int
-        Its instructions that have not ended.
-    since : float
-        When it registered last, by the server's clock.
-    """
-
-    id: int
-    identity: Identity
-    description: NodeDescription
-    present: bool
-    open: int
-    since: float = 0.0
-
-
-@dataclass(eq=False)
-class _Node:
-    id: int
-    identity: Identity
-    calls: Allowance
-    programs: Allowance
-    tasks: Tasks
-    description: NodeDescription
-    session: bytes = b""
-    heard: float = 0.0
-    since: float = 0.0
-    replaced: deque[bytes] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
-    program_objects: deque[Blob] = field(default_factory=deque)
-    streams: int = 0
 
 
 class Book:
@@ -125,8 +49,8 @@ class Book:
         self.on_due: Callable[[int], None] = lambda _: None
         self._lock = threading.RLock()
         self._ended = threading.Condition(self._lock)
-        self._nodes: dict[int, _Node] = {}
-        self._sessions: dict[bytes, _Node] = {}
+        self._nodes: dict[int, Node] = {}
+        self._sessions: dict[bytes, Node] = {}
         self._outcomes: deque[Outcome] = deque()
         self.objects = ObjectStore()
         self.room = Room(limits.node_bytes, limits.total_bytes)
@@ -149,12 +73,8 @@ class Book:
             elif node.identity != identity:
                 raise Refusal("PERMISSION_DENIED", "another certificate has this node id")
             node.calls.spend("calls")
-            if node.session:
-                del self._sessions[node.session]
-                node.replaced.append(node.session)
-            node.session, node.description = secrets.token_bytes(SESSION_BYTES), description
-            node.heard = node.since = self._clock()
-            node.streams = 0
+            self._sessions.pop(node.session, None)
+            node.begin(description)
             self._sessions[node.session] = node
         self.on_due(identity.node_id)
         return node.session
@@ -178,8 +98,8 @@ class Book:
             node = self._node(identity, session)
             if counts:
                 node.calls.spend("calls")
-            node.heard = self._clock()
-            return self._info(node)
+            node.hear()
+            return node.info
 
     def due(self, identity: Identity, session: bytes, last_seen: str) -> Instruction | None:
         """Give the node its open instruction, unless it is the one that it has."""
@@ -201,21 +121,12 @@ class Book:
             If neither its open instruction nor a program of it has this object.
         """
         with self._lock:
-            node = self._node(identity, session)
-            for blob in (*node.tasks.blobs(), *node.program_objects):
-                if blob.ref.sha256 == sha256:
-                    return blob
-        raise Refusal("FAILED_PRECONDITION", "this object is not due to this node")
+            return self._node(identity, session).blob(sha256)
 
     def add_program(self, identity: Identity, session: bytes, blobs: Mapping[str, Blob]) -> None:
         """Let the node fetch what a program consists of."""
         with self._lock:
-            node = self._node(identity, session)
-            for blob in blobs.values():
-                if blob not in node.program_objects:
-                    node.program_objects.append(blob)
-            while len(node.program_objects) > max(_PROGRAM_OBJECTS, len(blobs)):
-                node.program_objects.popleft()
+            self._node(identity, session).add_program(blobs)
 
     def spend_program(self, identity: Identity, session: bytes) -> None:
         """Count a request for a program; refuse it if there were too many."""
@@ -226,9 +137,7 @@ class Book:
         """Count a transfer of the node that begins; return what to call at its end."""
         with self._lock:
             node = self._node(identity, session)
-            if node.streams >= self.limits.streams:
-                raise Refusal("RESOURCE_EXHAUSTED", f"{node.streams} transfers at the same time")
-            node.streams += 1
+            node.begin_stream()
         return lambda: self._end_stream(node, session)
 
     def received(self, identity: Identity, session: bytes, instruction: str, sha256: bytes) -> int:
@@ -252,7 +161,7 @@ class Book:
             node = self._nodes.get(node_id)
             if node is None:
                 raise Refusal("NOT_FOUND", "this session is not known")
-            node.heard = self._clock()
+            node.hear()
             return node.tasks.given(instruction).uploads.append(upload, at, data)
 
     def report(self, identity: Identity, session: bytes, report: Report) -> None:
@@ -276,7 +185,7 @@ class Book:
     def nodes(self) -> list[NodeInfo]:
         """Return the nodes that are registered and present, by id."""
         with self._lock:
-            found = [self._info(self._nodes[each]) for each in sorted(self._nodes)]
+            found = [self._nodes[each].info for each in sorted(self._nodes)]
             return [each for each in found if each.present]
 
     def submit(
@@ -307,7 +216,7 @@ class Book:
             node = self._nodes.get(node_id)
             if node is not None and node.tasks.is_open(instruction.id):
                 raise not_allowed("id", instruction.id, "an id that the node's queue does not hold")
-            if node is None or not self._present(node):
+            if node is None or not node.present:
                 self._refuse(node_id, instruction, FailureKind.AWAY)
             elif len(node.tasks) >= self.limits.queue:
                 self._refuse(node_id, instruction, FailureKind.BUSY)
@@ -342,18 +251,15 @@ class Book:
                 else:
                     node.tasks.expire()
 
-    def _add(self, identity: Identity, description: NodeDescription) -> _Node:
-        limits = self.limits
-        if len(self._nodes) >= limits.nodes:
-            raise Refusal("RESOURCE_EXHAUSTED", f"there are {limits.nodes} nodes")
-        calls = Allowance(limits.calls_per_second, limits.call_burst, self._clock)
-        programs = Allowance(limits.programs_per_second, limits.program_burst, self._clock)
+    def _add(self, identity: Identity, description: NodeDescription) -> Node:
+        if len(self._nodes) >= self.limits.nodes:
+            raise Refusal("RESOURCE_EXHAUSTED", f"there are {self.limits.nodes} nodes")
         tasks = Tasks(identity.node_id, self, self._clock)
-        node = _Node(identity.node_id, identity, calls, programs, tasks, description)
+        node = Node(identity, description, tasks, self.limits, self._clock)
         self._nodes[node.id] = node
         return node
 
-    def _forget(self, node: _Node, reason: str) -> None:
+    def _forget(self, node: Node, reason: str) -> None:
         node.tasks.end_all(FailureKind.WENT_AWAY, reason)
         self._sessions.pop(node.session, None)
         del self._nodes[node.id]
@@ -367,7 +273,7 @@ class Book:
                     self._forget(node, "its certificate is no longer admitted")
             raise Refusal("PERMISSION_DENIED", "this certificate is not admitted")
 
-    def _node(self, identity: Identity, session: bytes) -> _Node:
+    def _node(self, identity: Identity, session: bytes) -> Node:
         node = self._sessions.get(session)
         if node is not None and node.identity == identity:
             return node
@@ -378,18 +284,9 @@ class Book:
             raise Refusal("ABORTED", "the certificate registered again: this session is over")
         raise Refusal("NOT_FOUND", "this session is not known")
 
-    def _present(self, node: _Node) -> bool:
-        return self._clock() - node.heard <= SILENT_HEARTBEATS * self.limits.heartbeat_seconds
-
-    def _info(self, node: _Node) -> NodeInfo:
-        present = self._present(node)
-        tasks, since = len(node.tasks), node.since
-        return NodeInfo(node.id, node.identity, node.description, present, tasks, since)
-
-    def _end_stream(self, node: _Node, session: bytes) -> None:
+    def _end_stream(self, node: Node, session: bytes) -> None:
         with self._lock:
-            if node.session == session:
-                node.streams -= 1
+            node.end_stream(session)
 
     def _refuse(self, node_id: int, instruction: Instruction, failure: FailureKind) -> None:
         self.ended(Outcome(node_id, instruction, 0.0, failure, failure.label))

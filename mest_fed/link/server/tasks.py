@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from mest_fed.link.messages import MOST_OBJECTS, Bytes, Instruction, Outcome, Refusal, Report
+from mest_fed.link.messages import Bytes, Instruction, Outcome, Report
+from mest_fed.link.protocol import MOST_OBJECTS, Refusal
 from mest_fed.link.server.limits import Limits
 from mest_fed.link.server.objects import Blob, ObjectStore, Room, Uploads
 from mest_fed.schema import FailureKind

@@ -10,17 +10,10 @@ from typing import Protocol
 
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 
-from mest_fed.rows import (
-    APP_CLIENTS_LACK,
-    AppResult,
-    AppRoundRow,
-    AppSummary,
-    AppTier,
-    ClientRow,
-    Row,
-    Watts,
-    as_row,
-)
+from mest_fed.run_rows.app import AppResult, AppRoundRow, AppSummary, AppTier
+from mest_fed.run_rows.rounds import APP_CLIENTS_LACK, ClientRow
+from mest_fed.run_rows.row import Row, as_row
+from mest_fed.run_rows.summary import Watts
 from mest_fed.schema import FailureKind, TaskStatus, failure_of_code
 from mest_fed.server.flower_internals import Result
 from mest_fed.server.folder_names import CLIENTS, ROUNDS

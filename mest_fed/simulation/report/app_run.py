@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from mest_fed.rows import AppRoundRow
+from mest_fed.run_rows.app import AppRoundRow
 from mest_fed.schema import TaskStatus
 from mest_fed.simulation.report.figures import FLEET_FIGURES
 from mest_fed.simulation.report.figures.app_metrics import Curve, metrics_over_rounds

@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from mest_fed.errors import InputError
-from mest_fed.rows import AppSummary
+from mest_fed.run_rows.app import AppSummary
 from mest_fed.schema import Metric
 from mest_fed.simulation.report.app_run import curves as curves_of_app
 from mest_fed.simulation.report.figures import comparison

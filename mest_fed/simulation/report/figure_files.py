@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mest_fed.errors import InputError
-from mest_fed.rows import Row
+from mest_fed.run_rows.row import Row
 from mest_fed.simulation.report.app_run import app_charts
 from mest_fed.simulation.report.figures import draw_charts
 from mest_fed.simulation.report.figures.style import Chart, house_style

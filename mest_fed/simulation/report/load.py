@@ -9,22 +9,11 @@ from typing import Any, ClassVar
 from pydantic import TypeAdapter
 
 from mest_fed.errors import InputError
-from mest_fed.rows import (
-    Amount,
-    AppRoundRow,
-    AppSummary,
-    AppTier,
-    ClientRow,
-    ClientScore,
-    Count,
-    LabelCounts,
-    Provenance,
-    RoundRow,
-    Share,
-    Spread,
-    Summary,
-    Tier,
-)
+from mest_fed.run_rows.app import AppRoundRow, AppSummary, AppTier
+from mest_fed.run_rows.facts import LabelCounts, Provenance
+from mest_fed.run_rows.rounds import ClientRow, ClientScore, RoundRow, Spread
+from mest_fed.run_rows.row import Amount, Count, Share
+from mest_fed.run_rows.summary import Summary, Tier
 from mest_fed.schema import TaskStatus
 from mest_fed.server.folder_names import KERNELS, LABELS, PROVENANCE
 from mest_fed.simulation.report.formats import short_name

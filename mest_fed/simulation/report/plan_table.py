@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mest_fed.rows import Tier
+from mest_fed.run_rows.summary import Tier
 from mest_fed.simulation.report.formats import format_count, format_percent, shorten
 from mest_fed.simulation.report.load import Run
 from mest_fed.simulation.report.tables import NOTHING

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from mest_fed.rows import Machine, Provenance
+from mest_fed.run_rows.facts import Machine, Provenance
 from mest_fed.simulation.report.formats import count_of
 from mest_fed.simulation.report.load import FleetRun
 from mest_fed.units import format_bytes

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from mest_fed.errors import InputError
-from mest_fed.rows import AppRoundRow, ClientRow, RoundRow
+from mest_fed.run_rows.app import AppRoundRow
+from mest_fed.run_rows.rounds import ClientRow, RoundRow
 from mest_fed.schema import TaskStatus
 from mest_fed.strict_json import parse_json
 

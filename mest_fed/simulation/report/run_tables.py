@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from mest_fed.rows import APP_CLIENTS_LACK, OUR_CLIENTS_LACK, SIMULATED_LACK, ClientRow, Row
+from mest_fed.run_rows.rounds import APP_CLIENTS_LACK, OUR_CLIENTS_LACK, SIMULATED_LACK, ClientRow
+from mest_fed.run_rows.row import Row
 from mest_fed.simulation.report.load import AppRun, Run, load_run
 
 

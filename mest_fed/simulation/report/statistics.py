@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from mest_fed.rows import ClientRow
+from mest_fed.run_rows.rounds import ClientRow
 from mest_fed.schema import TaskStatus
 from mest_fed.simulation.report.load import Device, FleetRun, Run
 

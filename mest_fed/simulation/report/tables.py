@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mest_fed.rows import RoundRow
+from mest_fed.run_rows.rounds import RoundRow
 from mest_fed.schema import LOSS, Metric, TaskStatus
 from mest_fed.simulation.report.formats import (
     count_of,

@@ -13,7 +13,9 @@ from mest_fed.config.fleet import FleetConfig
 from mest_fed.config.load import validated
 from mest_fed.errors import InputError
 from mest_fed.nn import read_state
-from mest_fed.rows import AppRoundRow, AppSummary, ClientRow, Summary
+from mest_fed.run_rows.app import AppRoundRow, AppSummary
+from mest_fed.run_rows.rounds import ClientRow
+from mest_fed.run_rows.summary import Summary
 from mest_fed.schema import FailureKind, TaskStatus
 from mest_fed.server.checkpoint import checkpoint_of_run, load_newest, restore_strategy
 from mest_fed.server.deployed import tier_plans

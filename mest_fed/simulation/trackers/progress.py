@@ -6,7 +6,7 @@ from logging import getLogger
 from typing import Protocol, runtime_checkable
 
 from mest_fed.config import RunConfig
-from mest_fed.rows import Row
+from mest_fed.run_rows.row import Row
 from mest_fed.server.run_log import log_failure
 
 log = getLogger(__name__)

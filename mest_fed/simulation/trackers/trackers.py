@@ -19,7 +19,7 @@ from tensorboardX.summary import Summary
 from mest_fed.catalogue import TRACKERS
 from mest_fed.config import RunConfig, to_flat
 from mest_fed.errors import InputError
-from mest_fed.rows import Row
+from mest_fed.run_rows.row import Row
 from mest_fed.simulation.trackers.progress import FaultTolerantTracker, Observer
 
 

@@ -3,7 +3,7 @@
 from statistics import median
 from typing import Any
 
-from mest_fed.rows import ClientScore
+from mest_fed.run_rows.rounds import ClientScore
 from mest_fed.schema import Metric
 from mest_fed.simulation.report.figures import style
 from mest_fed.simulation.report.figures.style import Chart, finish_chart

@@ -4,7 +4,7 @@ from typing import Any
 
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from mest_fed.rows import Layer
+from mest_fed.run_rows.summary import Layer
 from mest_fed.simulation.report.figures import style
 from mest_fed.simulation.report.figures.style import Chart, finish_chart
 from mest_fed.simulation.report.formats import format_count, format_percent, shorten

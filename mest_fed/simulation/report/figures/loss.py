@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from mest_fed.rows import RoundRow
+from mest_fed.run_rows.rounds import RoundRow
 from mest_fed.schema import LOSS
 from mest_fed.simulation.report.figures import style
 from mest_fed.simulation.report.figures.metric import DECADES, MOST_MARKERS

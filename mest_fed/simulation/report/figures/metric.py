@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mest_fed.rows import RoundRow, Spread
+from mest_fed.run_rows.rounds import RoundRow, Spread
 from mest_fed.schema import Metric
 from mest_fed.simulation.report.figures import style
 from mest_fed.simulation.report.figures.style import Chart, byte_scale, finish_chart, time_scale

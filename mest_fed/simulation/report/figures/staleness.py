@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from mest_fed.rows import ClientRow
+from mest_fed.run_rows.rounds import ClientRow
 from mest_fed.schema import TaskStatus
 from mest_fed.simulation.report.figures import style
 from mest_fed.simulation.report.figures.style import Chart, finish_chart

@@ -1,12 +1,16 @@
 """Rows as the dicts that are written, and the limits that are checked when they are read."""
 
+import pkgutil
 import subprocess
 import sys
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from mest_fed.rows import ClientRow, Layer, RoundRow, Spread, as_row
+from mest_fed import run_rows
+from mest_fed.run_rows.rounds import ClientRow, RoundRow, Spread
+from mest_fed.run_rows.row import as_row
+from mest_fed.run_rows.summary import Layer
 from mest_fed.schema import TaskStatus
 
 NEEDED = {
@@ -86,8 +90,9 @@ def test_the_time_of_a_task_is_that_of_its_three_parts():
 
 
 def test_the_classes_need_the_standard_library_alone():
-    code = (
-        "import sys, mest_fed.rows; print({'torch', 'numpy', 'pydantic', 'flwr'} & {*sys.modules})"
-    )
+    modules = [f"mest_fed.run_rows.{it.name}" for it in pkgutil.iter_modules(run_rows.__path__)]
+    assert "mest_fed.run_rows.rounds" in modules
+    code = f"import sys, {', '.join(modules)}; "
+    code += "print({'torch', 'numpy', 'pydantic', 'flwr'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
