@@ -114,6 +114,20 @@ def test_a_budget_that_fits_no_plan_is_status_2(says):
     assert "fits no plan" in line
 
 
+def test_a_run_that_cannot_be_described_is_status_2_and_not_asked_for_again(says, caplog):
+    asked = []
+
+    def raises(node):
+        asked.append(node.name)
+        raise AttributeError("a user's own data set has no examples")
+
+    with serve(describe=raises, limits=QUICK) as server:
+        status, line = says("--link", f"127.0.0.1:{server.port}", *PLAIN[2:])
+    assert status == 2
+    assert "cannot describe this run: AttributeError: a user's own data set" in line
+    assert len(asked) == 1
+
+
 def test_signals_have_their_status(monkeypatch, capsys):
     monkeypatch.setattr(command, "run", lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(SystemExit) as ended:

@@ -28,7 +28,7 @@ _MOST_WAITING = 64
 #: Programs that could not be built, of which the reason is kept: those that failed last.
 _MOST_FAILED = 1024
 #: Causes that may pass, and the seconds before each further attempt.
-_PASSING = (OSError, MemoryError)
+PASSING = (OSError, MemoryError)
 _PAUSES = (1.0, 4.0)
 
 
@@ -96,7 +96,7 @@ class Programs:
             made = await loop.run_in_executor(self._executor, self._make, node, request)
             if not isinstance(made, BaseException):
                 return made
-            if tries > len(_PAUSES) or not isinstance(made, _PASSING):
+            if tries > len(_PAUSES) or not isinstance(made, PASSING):
                 break
             pause = _PAUSES[tries - 1]
             line = f"{program}: {described(made)}; next attempt in {pause:g} s"

@@ -8,7 +8,8 @@ from typing import Any
 
 import grpc
 
-from mest_fed.errors import InputError
+from mest_fed.described import one_line
+from mest_fed.errors import InputError, MestFedError
 from mest_fed.link import codec
 from mest_fed.link import mest_link_pb2 as pb
 from mest_fed.link.codec import EDGE_LINK, parse, session_of
@@ -18,13 +19,14 @@ from mest_fed.link.protocol import (
     LONGEST_RUN,
     VERSION,
     Refusal,
+    as_reason,
     check_digest,
     check_id,
     malformed,
 )
 from mest_fed.link.server.calls import Answer, Refusals, handlers, identity_of
 from mest_fed.link.server.nodes import Identity, NodeInfo
-from mest_fed.link.server.programs import Programs
+from mest_fed.link.server.programs import PASSING, Programs
 from mest_fed.link.server.sessions import Book
 
 #: Returns the run's description, as JSON, for a node. InputError: the node cannot take part.
@@ -93,10 +95,16 @@ class EdgeLinkService:
             run = await loop.run_in_executor(self._executor, self._describe, node)
             if len(run.encode()) > LONGEST_RUN:
                 raise ValueError(f"a run's description is longer than {LONGEST_RUN} bytes")
-        except Exception:
+        except Exception as error:
             with suppress(Refusal):
                 self._book.leave(identity, session)
-            raise
+            if isinstance(error, (MestFedError, *PASSING)):
+                raise
+            # A node that was told INTERNAL would come again and again, for the same.
+            cause = (
+                f"the server cannot describe this run: {type(error).__name__}: {one_line(error)}"
+            )
+            raise Refusal("INVALID_ARGUMENT", as_reason(cause)) from error
         limits = self._book.limits
         return codec.write_registration(
             Registration(
