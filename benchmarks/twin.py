@@ -3,20 +3,22 @@
     python benchmarks/twin.py --json twin.json
 
 The device is a lean node (``mest-fed node``) on this machine, held to one core. ``mest-fed
-calibrate`` measures that core, with nothing beside it, and the link over loopback, before and after
-the runs; the profile of each is kept in the JSON. Then a server on the other cores has the node
-train some rounds of each case, and ``mest-fed calibrate --compare`` sets the rows beside what the
-first profile predicts. In a row ``ours`` is predicted (modelled), ``peer`` is measured, and
-``ratio`` is predicted over measured. Rounds are medians over all but the first, in which programs
-are fetched and made; the peak is the largest that training added in any round. Calibration by one
-thread counts processor time, a round does not: where others work on the machine, the row of the
-node's processor time (a mean, all of its threads) says what the profile is worth. ``drift`` is how
-much longer steps took after the runs than before.
+calibrate`` measures that core, with nothing beside it, and the link over loopback, before each case
+and after the last one; all profiles are kept in the JSON. In between a server on the other cores
+has the node train some rounds of a case, and ``mest-fed calibrate --compare`` sets the rows beside
+what the mean of the two profiles around it predicts, so that a machine whose speed drifts is no
+fault of the model. In a row ``ours`` is predicted (modelled), ``peer`` is measured, and ``ratio``
+is predicted over measured. Rounds are medians over all but the first, in which programs are fetched
+and made; the peak is the largest that training added in any round. Calibration by one thread counts
+processor time, a round does not: where others work on the machine, the row of the node's processor
+time (a mean, all of its threads) says what the profile is worth. ``drift`` is how much longer steps
+took after the last case than before the first.
 
 Goals: rounds within 20%, peaks within 5%.
 """
 
 import argparse
+import math
 import os
 import signal
 import socket
@@ -35,7 +37,8 @@ from command_line import Parser, collect, positive, run, show
 from harness import Row, software, write_json
 
 from mest_fed.cli.twin import DeviceTwin, Pair, compare_with_twins
-from mest_fed.devices import load_profile
+from mest_fed.devices import DeviceProfile, load_profile, read_profile
+from mest_fed.devices.calibration.board_profile import profile_toml
 from mest_fed.devices.calibration.link import LinkServer
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.simulation.report.load import Run, load_run
@@ -248,15 +251,31 @@ def without_first(found: Run) -> Run:
     return replace(found, tasks=tuple(task for task in found.tasks if task.round > 1))
 
 
-def measure(options: argparse.Namespace, core: int, profile: Path, folder: Path) -> Iterator[Row]:
-    """Train each case; yield its rows."""
+def mean_of(one: DeviceProfile, other: DeviceProfile) -> DeviceProfile:
+    """Return the profile of a device between two moments: geometric means of rates."""
+    table = one.as_table()
+    for kind, rate in one.flops.items():
+        table["flops"][kind] = math.sqrt(rate * other.flops[kind])
+    for name in ("memory_rate", "core_speed", "message_seconds"):
+        table[name] = math.sqrt(getattr(one, name) * getattr(other, name))
+    return read_profile(one.name, table, "")
+
+
+def measure(
+    options: argparse.Namespace, core: int, profiles: list[DeviceProfile], folder: Path
+) -> Iterator[Row]:
+    """Train each case between two calibrations; yield its rows, and add the profiles."""
+    before, around = folder / "calibrated.toml", folder / "around.toml"
+    print(calibrated(core, before, quick=options.quick))
+    profiles.append(load_profile(str(before)))
     for number in options.cases:
-        if number > len(CASES):
-            raise not_allowed("--cases", number, f"1 to {len(CASES)}")
         case = CASES[number - 1]
         found, processor = trained(case, core, options.rounds + 1, folder / str(number))
-        (later,) = compare_with_twins(without_first(found), str(profile))
-        (whole,) = compare_with_twins(found, str(profile))
+        calibrated(core, before, quick=options.quick)
+        profiles.append(load_profile(str(before)))
+        around.write_text(profile_toml(mean_of(*profiles[-2:])), encoding="utf-8")
+        (later,) = compare_with_twins(without_first(found), str(around))
+        (whole,) = compare_with_twins(found, str(around))
         yield from rows_of(case, replace(later, peak=whole.peak), processor)
 
 
@@ -266,7 +285,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=positive, default=6, help="that count, of each case")
     every = list(range(1, len(CASES) + 1))
     parser.add_argument("--cases", type=positive, nargs="+", default=every, help="from 1")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    for number in options.cases:
+        if number > len(CASES):
+            raise not_allowed("--cases", number, f"1 to {len(CASES)}")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -274,14 +297,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what it started ends with it
     core = max(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        first, last = folder / "before.toml", folder / "after.toml"
-        print(calibrated(core, first, quick=options.quick))
-        rows = collect(measure(options, core, first, folder))
-        calibrated(core, last, quick=options.quick)
-        profiles = [load_profile(str(each)) for each in (first, last)]
+        profiles: list[DeviceProfile] = []
+        rows = collect(measure(options, core, profiles, Path(name)))
     drift = {
-        kind: round(profiles[0].flops[kind] / profiles[1].flops[kind], 3)
+        kind: round(profiles[0].flops[kind] / profiles[-1].flops[kind], 3)
         for kind in ("dense", "block", "unstructured")
     }
     show("Predicted (modelled) against measured: a lean node on one core", rows, COLUMNS)

@@ -12,7 +12,7 @@ from torch import nn
 from mest_fed.catalogue import MODELS, MutationPlace
 from mest_fed.config import RunConfig, read_options
 from mest_fed.data import DataSplit
-from mest_fed.devices import StepWork, Work, forward_flops, round_work, torch_step_work
+from mest_fed.devices import StepWork, Work, batch_work, forward_flops, round_work, torch_step_work
 from mest_fed.kernels.choice import Choices
 from mest_fed.memory import MemoryOptions, ModelTrace, TrainingLoss, trace_model
 from mest_fed.nn import (
@@ -193,11 +193,14 @@ class TaskModel(TaskData):
             )
         return self._forwards[key] * examples
 
+    def batch_work(self, presented: int) -> Work:
+        """Return what it takes to make batches of so many examples."""
+        example = self.example
+        return batch_work(prod(example.input_shape) * example.input_dtype.itemsize * presented)
+
     def round_work(self, presented: int) -> Work:
         """Return what a round takes beside its steps, in which so many examples are presented."""
-        example = self.example
-        size = prod(example.input_shape) * example.input_dtype.itemsize
-        return round_work(self.spec.tensors, size * presented)
+        return round_work(self.spec.tensors) + self.batch_work(presented)
 
     @property
     def _active_weights(self) -> tuple[int, ...]:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from mest_fed.devices.fleet import Assignment as Assignment
     from mest_fed.devices.fleet import assign_devices as assign_devices
     from mest_fed.devices.program_work import program_step_work as program_step_work
-    from mest_fed.devices.round_work import round_work as round_work
+    from mest_fed.devices.round_costs import batch_work as batch_work
+    from mest_fed.devices.round_costs import round_work as round_work
     from mest_fed.devices.torch_work import forward_flops as forward_flops
     from mest_fed.devices.torch_work import torch_step_work as torch_step_work
     from mest_fed.devices.torch_work import training_flops as training_flops
@@ -31,7 +32,7 @@ _HOMES = {
     ),
     "mest_fed.devices.fleet": ("Assignment", "assign_devices"),
     "mest_fed.devices.program_work": ("program_step_work",),
-    "mest_fed.devices.round_work": ("round_work",),
+    "mest_fed.devices.round_costs": ("batch_work", "round_work"),
     "mest_fed.devices.torch_work": (
         *("forward_flops", "torch_step_work", "training_flops", "training_work"),
     ),

@@ -108,8 +108,8 @@ class Rates(Protocol):
         """Speed of one core with small calls, as a multiple of the reference machine's."""
 
     @property
-    def python_speed(self) -> float:
-        """Speed of one core in Python, as a multiple of the reference machine's."""
+    def python_time(self) -> float:
+        """Time that one core takes in Python, as a multiple of the reference machine's."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class MachineRates:
     flops: Mapping[str, float]
     memory_rate: float
     core_speed: float = 1.0
-    python_speed: float = 1.0
+    python_time: float = 1.0
 
 
 #: One core of the machine on which the constants of steps were measured: AMD EPYC of the third
@@ -172,7 +172,7 @@ def train_seconds(rates: Rates, work: Work, scheme: str) -> float:
         + work.sparse_flops / rate_of(rates, scheme)
         + work.moved_bytes / rates.memory_rate
         + work.core_seconds / rates.core_speed
-        + work.python_seconds / rates.python_speed
+        + work.python_seconds * rates.python_time
     )
 
 

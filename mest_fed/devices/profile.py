@@ -149,9 +149,9 @@ class DeviceProfile:
     node_bytes: int | None = None
 
     @property
-    def python_speed(self) -> float:
-        """Speed of one core in Python, as a multiple of the reference machine's: by messages."""
-        return MESSAGE_SECONDS / self.message_seconds
+    def python_time(self) -> float:
+        """Time that one core takes in Python, as a multiple of the reference machine's."""
+        return self.message_seconds / MESSAGE_SECONDS
 
     def as_table(self) -> dict[str, Any]:
         """Return the profile as its file would have it, for :func:`read_profile`."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mest_fed.cli import calibrate as command
-from mest_fed.devices import load_profile
+from mest_fed.devices import batch_work, load_profile, train_seconds
 from mest_fed.devices.calibration.board_profile import profile_toml
 from mest_fed.simulation.behaviour.clock import least_seconds
 from mest_fed.simulation.settings import resolve
@@ -52,7 +52,9 @@ def test_a_round_has_its_transfers_and_the_start_of_a_process(says):
     profile = load_profile("rpi-4")
     beside = found["round"]["seconds"] - found["round"]["training_seconds"]
     assert profile.message_seconds < beside < profile.message_seconds + 1
-    assert found["round"]["training_seconds"] == pytest.approx(found["step_seconds"], abs=2e-6)
+    batch = train_seconds(profile, batch_work(16 * 3 * 32 * 32 * 4), "block")
+    training = found["step_seconds"] + batch
+    assert found["round"]["training_seconds"] == pytest.approx(training, abs=2e-6)
 
 
 def test_a_deadline_lowers_the_density_and_says_so(says, fails):

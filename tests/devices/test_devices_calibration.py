@@ -96,7 +96,7 @@ def test_what_is_not_measured_is_the_bases(tmp_path):
         assert getattr(found, key) == getattr(base, key)
         assert found.sources[key] == "modelled: as rpi-4"
     assert found.message_seconds == pytest.approx(6.5 / 0.25)
-    assert found.python_speed == pytest.approx(0.25)
+    assert found.python_time == pytest.approx(4)
     assert found.node_bytes is None
     (tmp_path / "my-board.toml").write_text(profile_toml(found))
     assert load_profile(str(tmp_path / "my-board.toml")) == found

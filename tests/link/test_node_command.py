@@ -118,7 +118,7 @@ def test_a_run_that_cannot_be_described_is_status_2_and_not_asked_for_again(says
     asked = []
 
     def raises(node):
-        asked.append(node.name)
+        asked.append(node.description.name)
         raise AttributeError("a user's own data set has no examples")
 
     with serve(describe=raises, limits=QUICK) as server:

@@ -10,6 +10,7 @@ from flwr.app import Message, RecordDict
 
 from mest_fed.config import from_table
 from mest_fed.config.behaviour import BehaviourSection
+from mest_fed.devices import round_work
 from mest_fed.errors import InputError
 from mest_fed.schema import FailureKind
 from mest_fed.server.flower_internals import claim_identity
@@ -279,9 +280,10 @@ def test_a_deadline_that_no_device_can_meet():
         "or 0 for none"
     )
     slow = dataclasses.replace(fast, message_seconds=30.0)
-    assert least_seconds(plan, SPEC, slow, 0.1) == pytest.approx(31.0)
+    python = round_work(SPEC.tensors).python_seconds * slow.python_time
+    assert least_seconds(plan, SPEC, slow, 0.1) == pytest.approx(31.0 + python)
     stays = config(behaviour={"process_per_message": False}, wire={"upload": "int8"})
-    assert least_seconds(stays, SPEC, slow, 0.1) == pytest.approx(1.0)
+    assert least_seconds(stays, SPEC, slow, 0.1) == pytest.approx(1.0 + python)
 
 
 def test_a_cohort_that_is_larger_than_the_fleet():

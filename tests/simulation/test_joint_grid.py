@@ -23,7 +23,7 @@ from mest_fed.link.server import joint_grid
 from mest_fed.link.server.joint_grid import JointGrid
 from mest_fed.link.server.opening import KEYS, LinkSettings, joined_with_link
 from mest_fed.schema import FailureKind
-from mest_fed.server import deployed
+from mest_fed.server import deployed, grids
 from mest_fed.server.app import build_server_app
 from mest_fed.server.exchange import DeviceGrid, absence_of
 from mest_fed.server.flower_internals import (
@@ -96,7 +96,9 @@ def clock(monkeypatch):
         def sleep(self, seconds):
             self.now += seconds
 
-    monkeypatch.setattr(joint_grid, "time", made := StepTime())
+    made = StepTime()
+    for module in (joint_grid, grids):
+        monkeypatch.setattr(module, "time", made)
     return made
 
 

@@ -81,14 +81,14 @@ def fleet_of_all_statuses(monkeypatch):
 def test_every_status_is_the_same_in_rows_summary_and_report(tmp_path, fleet_of_all_statuses):
     config = tiny_config(
         run={"rounds": 8},
-        fleet={"devices": 30, "mix": "rpi-zero-2w:1, phone-high:1", "deadline": 0.08},
+        fleet={"devices": 30, "mix": "rpi-zero-2w:1, phone-high:1", "deadline": 0.4},
         behaviour={
             "availability": "profile",
             "dropout": 0.1,
             "stragglers": 0.1,
             "process_per_message": False,
         },
-        server={"clients_per_round": 6, "over_selection": 2.0, "evaluate_clients_every": 0},
+        server={"clients_per_round": 6, "over_selection": 2.5, "evaluate_clients_every": 0},
     )
     folder = start(tmp_path / "run", config)
     run, summary = load_run(folder), read_summary(folder)

@@ -74,8 +74,9 @@ def test_a_row_has_what_the_device_said_of_itself(run):
         assert 0 < said.seconds <= task.train_seconds
         assert said.predicted_peak_bytes > 0
     if os.access("/proc/self/clear_refs", os.W_OK):
-        first = run.tasks[0].reported
-        assert 0.2 < first.measured_peak_bytes / first.predicted_peak_bytes < 2
+        reports = [task.reported for task in run.tasks]
+        most = max(it.measured_peak_bytes for it in reports)
+        assert 0.2 < most / reports[0].predicted_peak_bytes < 2
 
 
 def test_its_twin_takes_about_as_long(run, calibrated, capsys):

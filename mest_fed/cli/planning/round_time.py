@@ -71,10 +71,10 @@ class RoundTime:
         return Pace(self.seconds, self.deadline.seconds)
 
     def training(self, shape: TrainingShape) -> float:
-        """Return how long all local epochs take, and what a round takes beside their steps."""
+        """Return how long all local epochs take."""
         epochs = self.task.config.training.local_epochs
         steps = self.clock.work(shape).epoch(self.examples, shape.batch) * epochs
-        work = steps + self.task.round_work(epochs * self.examples)
+        work = steps + self.task.batch_work(epochs * self.examples)
         return train_seconds(self.profile, work, self.clock.scheme)
 
     def seconds(self, shape: TrainingShape) -> float:

@@ -17,7 +17,7 @@ from mest_fed.data.minibatches import Examples, Minibatches
 from mest_fed.data.partitioners import hold_out
 from mest_fed.devices.cost import StepWork, Work
 from mest_fed.devices.program_work import program_step_work
-from mest_fed.devices.round_work import round_work
+from mest_fed.devices.round_costs import batch_work, round_work
 from mest_fed.errors import NotFiniteError
 from mest_fed.link.description import RunDescription
 from mest_fed.link.messages import ProgramKind, ProgramRequest
@@ -221,7 +221,7 @@ class _Training:
         """Return what the round takes beside its steps."""
         inputs, spec = self._run.inputs, self._run.spec
         example = prod(inputs.shape) * np.dtype(inputs.dtype).itemsize
-        return round_work(spec.tensors, example * self._totals.examples)
+        return round_work(spec.tensors) + batch_work(example * self._totals.examples)
 
     def _step_of(self, size: int, *, reads: bool) -> CompiledStep:
         """Return the step of a batch of so many examples, in the memory of the model."""

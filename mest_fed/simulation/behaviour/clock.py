@@ -12,7 +12,7 @@ from flwr.app import Message, MessageType
 from mest_fed.catalogue import AVAILABILITIES
 from mest_fed.config import FleetConfig, RunConfig
 from mest_fed.config.behaviour import BehaviourSection
-from mest_fed.devices import DeviceProfile, download_seconds, upload_seconds
+from mest_fed.devices import DeviceProfile, download_seconds, round_work, upload_seconds
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.schema import TaskStatus
 from mest_fed.server.rows import ClientTiming
@@ -234,13 +234,17 @@ def check_deadline(
 def least_seconds(
     config: RunConfig, spec: ModelSpec, profile: DeviceProfile, density: float
 ) -> float:
-    """Return the time to start, to receive and to send a model's values, no more (modelled)."""
+    """Return the time to start, to receive and to send a model's values, no more (modelled).
+
+    What messages take in Python is part of it.
+    """
     values = density * spec.sparse_weights + sum(math.prod(s) for s in spec.dense.values())
     down, up = (
         value_codec(form).value_bytes() for form in (config.wire.download, config.wire.upload)
     )
     transfer = download_seconds(profile, down * values) + upload_seconds(profile, up * values)
-    return transfer + (profile.message_seconds if config.behaviour.process_per_message else 0.0)
+    start = profile.message_seconds if config.behaviour.process_per_message else 0.0
+    return start + transfer + round_work(spec.tensors).python_seconds * profile.python_time
 
 
 def trace_of(config: RunConfig | FleetConfig, devices: Sequence[str]) -> Trace | None:

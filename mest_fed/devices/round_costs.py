@@ -31,17 +31,27 @@ class RoundSeconds:
 ROUND_SECONDS = RoundSeconds()
 
 
-def round_work(tensors: int, example_bytes: float, seconds: RoundSeconds = ROUND_SECONDS) -> Work:
-    """Return what a round takes beside its steps.
+def round_work(tensors: int, seconds: RoundSeconds = ROUND_SECONDS) -> Work:
+    """Return what a round takes however many examples are presented.
 
     Parameters
     ----------
     tensors : int
         Of the model: its sparse layers and its dense tensors.
+    seconds : RoundSeconds
+        Other constants.
+    """
+    return Work(python_seconds=seconds.round + seconds.tensor * tensors)
+
+
+def batch_work(example_bytes: float, seconds: RoundSeconds = ROUND_SECONDS) -> Work:
+    """Return what it takes to make batches.
+
+    Parameters
+    ----------
     example_bytes : float
         Of all examples that are presented, as they are computed with.
     seconds : RoundSeconds
         Other constants.
     """
-    spent = seconds.round + seconds.tensor * tensors + seconds.byte * example_bytes
-    return Work(python_seconds=spent)
+    return Work(python_seconds=seconds.byte * example_bytes)
