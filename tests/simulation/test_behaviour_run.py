@@ -69,7 +69,7 @@ def test_a_server_waits_for_devices_that_a_trace_says_are_away(tmp_path):
 def test_deadlines_stay_what_they_were_when_a_run_is_resumed(tmp_path):
     config = tiny_config(
         run={"rounds": 4, "seed": 5, "checkpoint_every": 100},
-        fleet={"devices": 12, "mix": "phone-low:2, phone-high:1", "deadline": 0.25},
+        fleet={"devices": 12, "mix": "phone-low:2, phone-high:1", "deadline": 0.32},
         behaviour={"availability": "always", "process_per_message": False},
         server={"mode": "buffered", "concurrency": 4, "buffer": 2, "evaluate_clients_every": 0},
     )

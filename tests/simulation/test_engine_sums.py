@@ -30,7 +30,7 @@ from mest_fed.simulation.simulate import open_run
 
 logging.getLogger("flwr").setLevel(logging.ERROR)
 
-FLEET = {"devices": 12, "mix": "rpi-4:2, rpi-zero-2w:1, jetson-nano:1", "deadline": 0.11}
+FLEET = {"devices": 12, "mix": "rpi-4:2, rpi-zero-2w:1, jetson-nano:1", "deadline": 0.15}
 RUNS = {
     # Sums, with devices that are late and then busy, or away.
     "server": {

@@ -81,7 +81,7 @@ def fleet_of_all_statuses(monkeypatch):
 def test_every_status_is_the_same_in_rows_summary_and_report(tmp_path, fleet_of_all_statuses):
     config = tiny_config(
         run={"rounds": 8},
-        fleet={"devices": 30, "mix": "rpi-zero-2w:1, phone-high:1", "deadline": 0.4},
+        fleet={"devices": 30, "mix": "rpi-zero-2w:1, phone-high:1", "deadline": 0.5},
         behaviour={
             "availability": "profile",
             "dropout": 0.1,
