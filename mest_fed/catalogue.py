@@ -152,11 +152,13 @@ METHODS: Registry[Callable[..., Method]] = Registry(
         "static": "mest_fed.sparsity.methods:Static",
         "set": "mest_fed.sparsity.methods:Set",
         "rigl": "mest_fed.sparsity.methods:RigL",
+        "feddst": "mest_fed.sparsity.methods:FedDst",
         "mest-em": "mest_fed.sparsity.methods:MestEM",
         "mest-ems": "mest_fed.sparsity.methods:MestEMS",
     },
     called="method(*, gradient_weight)",
     makes="mest_fed.sparsity.mutation:Method",
+    with_argument={"feddst:ALPHA": "mest_fed.sparsity.methods:feddst_of"},
 )
 
 DISTRIBUTIONS: Registry[Densities] = Registry(

@@ -113,7 +113,7 @@ def test_what_is_registered_is_allowed_and_nothing_else(section, key):
     for name in choices:
         if (section, key, name) == ("wire", "download", "int8"):
             continue  # sends differences
-        others = {"mutation": "client"} if name == "rigl" else {}
+        others = {"mutation": "client"} if name in ("rigl", "feddst") else {}
         table = {section: {key: name, **others}}
         assert to_flat(from_table(table, "test"))[f"{section}.{key}"] == name
     with pytest.raises(InputError, match=", ".join(choices)):
