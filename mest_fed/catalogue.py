@@ -227,14 +227,16 @@ VALUE_CODECS: Registry[Callable[[], ValueCodec]] = Registry(
         "fp16": "mest_fed.wire.values:HalfPrecision",
         "bf16": "mest_fed.wire.values:BrainFloat",
         "int8": "mest_fed.wire.values:Int8",
+        "topk": "mest_fed.wire.topk:TopK",
     },
     called="codec()",
     makes="mest_fed.wire.values:ValueCodec",
+    with_argument={"topk:SHARE": "mest_fed.wire.topk:topk_of"},
 )
 
 #: Of these, the codecs that send differences from what the receiver holds (their attribute
 #: ``differences``): said here, too, so that keys are described without importing them.
-DIFFERENCE_CODECS = ("int8",)
+DIFFERENCE_CODECS = ("int8", "topk", "topk:SHARE")
 
 #: The shortest result travels; no key names one.
 MASK_CODECS: Registry[Callable[[], MaskCodec]] = Registry(

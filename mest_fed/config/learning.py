@@ -73,7 +73,9 @@ def _kernels(value: str, info: ValidationInfo) -> str:
 
 
 def _whole_values(value: str) -> str:
-    if getattr(VALUE_CODECS.find(value), "differences", False):
+    codec = VALUE_CODECS.find(value)
+    made = codec if isinstance(codec, type) or not VALUE_CODECS.is_builtin(value) else codec()
+    if getattr(made, "differences", False):
         raise ValueError(
             f"{value} sends differences from what the receiver holds, and a device may hold "
             "nothing; allowed: codecs that send the values as they are"
@@ -373,4 +375,4 @@ class WireSection(Section):
     download: Annotated[
         str, one_of(VALUE_CODECS, without=DIFFERENCE_CODECS), AfterValidator(_whole_values)
     ] = "fp32"
-    """Codec of the values that the server sends; not ``int8``, which sends differences."""
+    """Codec of the values that the server sends; none that sends differences."""

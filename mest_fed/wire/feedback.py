@@ -4,6 +4,7 @@ Seide et al. 2014 (1-bit SGD), Karimireddy et al. 2019 (EF-SGD). Over any number
 sum of what was sent is the sum of what was meant less the last residual.
 """
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,14 +21,14 @@ from mest_fed.wire.values import Array, ValueCodec
 
 @dataclass(frozen=True)
 class Rows:
-    """Active values of one layer.
+    """Active values of one layer, or a dense tensor.
 
     Parameters
     ----------
     layer, group : str
-        Name of the layer and of its mask group.
-    slots : int32 array
-        The group's active slots, shape ``(active,)``.
+        Name of the layer and of its mask group; of the tensor, which has no group.
+    slots : int32 array or None
+        The group's active slots, shape ``(active,)``; None of a dense tensor.
     width : int
         Values of a slot, padding included.
     inside : bool array or None
@@ -38,7 +39,7 @@ class Rows:
 
     layer: str
     group: str
-    slots: Slots
+    slots: Slots | None
     width: int
     inside: npt.NDArray[np.bool_] | None
     length: int
@@ -50,10 +51,24 @@ def active_lengths(masks: MaskSet, spec: ModelSpec) -> list[int]:
     return [layout.active_weights(active[layer]) for layer, layout in spec.layouts.items()]
 
 
-def active_rows(masks: MaskSet, spec: ModelSpec) -> list[Rows]:
-    """List the active values of all sparse layers."""
+def coded_tensors(spec: ModelSpec, codec: ValueCodec) -> dict[str, int]:
+    """Return the dense tensors that travel as values do, as differences, and their sizes.
+
+    They are the weights of a model without sparse layers, and of any model where the codec takes
+    all. Statistics, which are averaged and not trained, travel as they are.
+    """
+    if not codec.differences or (spec.layouts and not codec.takes_all):
+        return {}
+    apart = spec.statistics | spec.non_negative
+    sizes = {name: math.prod(shape) for name, shape in spec.dense.items() if name not in apart}
+    return {name: size for name, size in sizes.items() if size}
+
+
+def active_rows(masks: MaskSet, spec: ModelSpec, tensors: Mapping[str, int] = {}) -> list[Rows]:
+    """List the active values of all sparse layers, then dense tensors of given sizes."""
     group_of = {layer: group for group, layers in spec.groups.items() for layer in layers}
-    return [_rows(layer, group_of[layer], masks, spec) for layer in spec.layouts]
+    layers = [_rows(layer, group_of[layer], masks, spec) for layer in spec.layouts]
+    return layers + [Rows(name, "", None, size, None, size) for name, size in tensors.items()]
 
 
 def _rows(layer: str, group: str, masks: MaskSet, spec: ModelSpec) -> Rows:
@@ -75,6 +90,9 @@ def flatten(values: Mapping[str, Floats], rows: Sequence[Rows]) -> Floats:
     parts = []
     for row in rows:
         layer = values[row.layer]
+        if row.slots is None:
+            parts.append(layer.reshape(-1))
+            continue
         if layer.shape != (len(row.slots), row.width):
             raise ValueError(f"{row.layer} has {len(row.slots)} active slots, values {layer.shape}")
         parts.append(layer.reshape(-1) if row.inside is None else layer[row.inside])
@@ -82,12 +100,14 @@ def flatten(values: Mapping[str, Floats], rows: Sequence[Rows]) -> Floats:
 
 
 def unflatten(flat: Floats, rows: Sequence[Rows]) -> dict[str, Floats]:
-    """Undo :func:`flatten`; padding becomes zero."""
+    """Undo :func:`flatten`; padding becomes zero, and dense tensors stay flat."""
     values, start = {}, 0
     for row in rows:
         part = flat[start : start + row.length]
         start += row.length
-        if row.inside is None:
+        if row.slots is None:
+            values[row.layer] = part
+        elif row.inside is None:
             values[row.layer] = part.reshape(len(row.slots), row.width)
         else:
             values[row.layer] = np.zeros((len(row.slots), row.width), np.float32)
@@ -96,9 +116,13 @@ def unflatten(flat: Floats, rows: Sequence[Rows]) -> dict[str, Floats]:
 
 
 def carried(masks: MaskSet, values: Mapping[str, Floats], rows: Sequence[Rows]) -> Floats:
-    """Carry values of other masks over by slot and flatten them; a slot absent there is 0."""
+    """Carry values of other masks over by slot and flatten them; what is absent there is 0."""
     on_slots = {}
     for row in rows:
+        if row.slots is None:
+            absent = row.layer not in values
+            on_slots[row.layer] = np.zeros(row.length, np.float32) if absent else values[row.layer]
+            continue
         old = masks[row.group]
         found = np.searchsorted(old, row.slots).clip(max=len(old) - 1)
         present = (old[found] == row.slots)[:, None]
@@ -115,7 +139,7 @@ class Residual:
     masks : dict of str to int32 array
         The masks of the last message.
     values : dict of str to float32 array
-        Sparse layer -> shape ``(active, width)``.
+        Sparse layer -> shape ``(active, width)``; dense tensor -> its differences, flat.
     """
 
     masks: MaskSet
@@ -124,7 +148,7 @@ class Residual:
 
 def start_values(reference: SparseState, rows: list[Rows]) -> Floats:
     """Return the values from which differences start: the reference's, 0 for slots absent there."""
-    return carried(reference.masks, reference.values, rows)
+    return carried(reference.masks, reference.values | reference.dense, rows)
 
 
 def checksum(start: Floats) -> int:
@@ -169,7 +193,7 @@ def pack_with_feedback(
     """
     lengths = [row.length for row in rows]
     with np.errstate(over="ignore"):  # the codec rejects what is not finite
-        wanted = flatten(state.values, rows)
+        wanted = flatten(state.values | state.dense, rows)
         if residual is not None:
             wanted += carried(residual.masks, residual.values, rows)
         arrays = codec.pack(wanted if start is None else wanted - start, lengths)

@@ -124,8 +124,8 @@ class BFloat16(FloatFormat):
 #: A codec's number travels in one byte.
 _LARGEST = 255
 #: Names of the arrays that a codec may send, and the types that an array on the wire may have.
-FIELD_NAMES = ("values", "scales")
-WIRE_TYPES = ("<f4", "<f2", "<u2", "|i1")
+FIELD_NAMES = ("values", "scales", "positions")
+WIRE_TYPES = ("<f4", "<f2", "<u2", "|i1", "<u4")
 
 #: Name -> type and length of a one-dimensional array.
 Fields = dict[str, tuple[np.dtype[Any], int]]
@@ -141,7 +141,10 @@ class ValueCodec(ABC):
     dense : FloatFormat
         Format of the dense tensors.
     differences : bool
-        Whether the codec sends differences from a reference and feeds its error back.
+        Whether the codec sends differences from a reference and feeds its error back. The weights
+        of a model without sparse layers then travel so, too.
+    takes_all : bool
+        With ``differences``: whether dense weights do beside sparse layers, too.
     exact : bool
         Whether all float32 values arrive as they were.
     """
@@ -149,9 +152,10 @@ class ValueCodec(ABC):
     number: int
     dense: FloatFormat
     differences: ClassVar[bool] = False
+    takes_all: ClassVar[bool] = False
     exact: ClassVar[bool] = False
 
-    def value_bytes(self) -> int:
+    def value_bytes(self) -> float:
         """Return the bytes of a value, what goes with whole layers left out."""
         many = 1 << 20
         fields = self.fields([many]).values()
@@ -289,7 +293,7 @@ def value_codec(name: str) -> ValueCodec:
         if field not in FIELD_NAMES or dtype.str not in WIRE_TYPES:
             raise InputError(
                 f"{VALUE_CODECS.key} = {name!r} sends {field!r} of type {dtype.str}; allowed: "
-                f"{' and '.join(FIELD_NAMES)} of one of {', '.join(WIRE_TYPES)}"
+                f"{', '.join(FIELD_NAMES)} of one of {', '.join(WIRE_TYPES)}"
             )
     for other in VALUE_CODECS:
         _check_apart(name, other)
@@ -314,14 +318,14 @@ def open_codecs(*names: str) -> None:
 
 
 def value_codec_of(number: int) -> ValueCodec:
-    """Return a codec by its number on the wire: one by name, or one that is opened.
+    """Return a codec by its number on the wire: one that is opened, or one by name.
 
     Raises
     ------
     WireError
         If there is none.
     """
-    for name in (*VALUE_CODECS, *filter(None, [_OPENED.get(number)])):
+    for name in (*filter(None, [_OPENED.get(number)]), *VALUE_CODECS):
         if _codec(name).number == number:
             return _codec(name)
     raise WireError(f"value codec {number} is unknown")
