@@ -150,6 +150,7 @@ METHODS: Registry[Callable[..., Method]] = Registry(
     {
         "dense": "mest_fed.sparsity.methods:Dense",
         "static": "mest_fed.sparsity.methods:Static",
+        "snip": "mest_fed.sparsity.methods:Snip",
         "set": "mest_fed.sparsity.methods:Set",
         "rigl": "mest_fed.sparsity.methods:RigL",
         "feddst": "mest_fed.sparsity.methods:FedDst",

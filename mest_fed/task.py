@@ -61,6 +61,18 @@ class Task(TaskModel):
         partitions = None if self.draws_examples else self.partitions
         return Task(config, data=self.data, partitions=partitions, choices=choices)
 
+    def dense(self) -> "Task":
+        """Return the task of the same run whose layers are dense, which torch computes.
+
+        It shares the data if this one has loaded them, and shares nothing out.
+        """
+        config = self.config
+        changed = {
+            "sparsity": config.sparsity.model_copy(update={"method": "dense"}),
+            "training": config.training.model_copy(update={"engine": Engine.TORCH.value}),
+        }
+        return Task(config.model_copy(update=changed), data=vars(self).get("data", self._data))
+
     def try_objective(self) -> None:
         """Try the objective on a few examples, before anything is trained.
 

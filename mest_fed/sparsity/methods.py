@@ -32,6 +32,22 @@ class Static(Method):
 
 
 @dataclass(frozen=True)
+class Snip(Static):
+    """Single-shot pruning by connection sensitivity (SNIP: Lee et al. 2019), in a federation.
+
+    Before the first round some devices are sent the dense initial model. Each computes ``s_j = |w_j
+    dL/dw_j|`` (equation 6) on one batch of its own examples. The server averages the scores,
+    weighted by examples, as SSFL does (Ohib et al. 2024), and the best of each layer are active to
+    the end. A granule's score is the sum of its weights'. How many of a layer are active is said by
+    ``sparsity.distribution``, so that plans hold; SNIP itself ranks all layers together.
+
+    A device takes part in the scoring where its budget holds a dense step, in micro-batches.
+    """
+
+    scores_first = True
+
+
+@dataclass(frozen=True)
 class Set(Method):
     """Sparse Evolutionary Training (Mocanu et al. 2018): drop by magnitude, grow at random.
 
