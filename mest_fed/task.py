@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mest_fed.catalogue import AUGMENTATIONS, Engine, KernelMode, MutationPlace
 from mest_fed.config import RunConfig
+from mest_fed.config.learning import sends_differences
 from mest_fed.config.stopping import StopRule
 from mest_fed.data import Batches
 from mest_fed.data.minibatches import batch_starts
@@ -286,6 +287,7 @@ class Task(TaskModel):
             threads=threads,
             compiler=self.step_compiler,
             rest=None,
+            feedback=sends_differences(self.config.wire.upload),
         )
         fixed = frozenset() if optimizer.can_release else frozenset({"release_gradients"})
         compiled = setup.compiler is not None

@@ -72,10 +72,21 @@ def _kernels(value: str, info: ValidationInfo) -> str:
     return value if value in list(KernelMode) else beside_file(value, info)
 
 
+def sends_differences(codec: str) -> bool:
+    """Whether a value codec sends differences from what the receiver holds.
+
+    Raises
+    ------
+    InputError
+        If there is no such codec.
+    """
+    found = VALUE_CODECS.find(codec)
+    made = found if isinstance(found, type) or not VALUE_CODECS.is_builtin(codec) else found()
+    return getattr(made, "differences", False)
+
+
 def _whole_values(value: str) -> str:
-    codec = VALUE_CODECS.find(value)
-    made = codec if isinstance(codec, type) or not VALUE_CODECS.is_builtin(value) else codec()
-    if getattr(made, "differences", False):
+    if sends_differences(value):
         raise ValueError(
             f"{value} sends differences from what the receiver holds, and a device may hold "
             "nothing; allowed: codecs that send the values as they are"

@@ -90,15 +90,13 @@ def encode(
     arrays: dict[str, Array] = {}
     owed, start = None, None
     if rows and codec.differences:
-        start = None if reference is None else start_values(reference, rows)
-        arrays, owed = pack_with_feedback(state, rows, codec, start, residual)
+        arrays, owed, start = pack_with_feedback(state, rows, codec, reference, residual)
     elif rows:
         arrays = codec.pack(flatten(state.values, rows), [row.length for row in rows])
     if rest := [state.dense[name] for name in spec.dense if name not in tensors]:
         parts = [each.reshape(-1) for each in rest]
         arrays["dense"] = codec.dense.pack(np.concatenate(parts, dtype=np.float32))
-    start_sum = None if start is None else checksum(start)
-    header = _header(codec, state.masks, spec, known, known_hash, start=start_sum)
+    header = _header(codec, state.masks, spec, known, known_hash, start=start)
     return Payload(arrays, header.pack()), owed
 
 

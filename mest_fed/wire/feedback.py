@@ -6,7 +6,7 @@ sum of what was sent is the sum of what was meant less the last residual.
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -151,9 +151,12 @@ def start_values(reference: SparseState, rows: list[Rows]) -> Floats:
     return carried(reference.masks, reference.values | reference.dense, rows)
 
 
-def checksum(start: Floats) -> int:
-    """Return the CRC-32 that tells whether both ends start from the same values."""
-    return zlib.crc32(start.astype("<f4", copy=False).tobytes())
+def checksum(start: Floats, before: int = 0) -> int:
+    """Return the CRC-32 that tells whether both ends start from the same values.
+
+    ``before`` is that of the values before these.
+    """
+    return zlib.crc32(np.ascontiguousarray(start, "<f4").data, before)
 
 
 def add(start: Floats | None, change: Floats) -> Floats:
@@ -177,12 +180,13 @@ def pack_with_feedback(
     state: SparseState,
     rows: list[Rows],
     codec: ValueCodec,
-    start: Floats | None,
+    reference: SparseState | None,
     residual: Residual | None,
-) -> tuple[dict[str, Array], Residual]:
-    """Write the values, or their differences from ``start``, together with the old residual.
+) -> tuple[dict[str, Array], Residual, int | None]:
+    """Write the values, or their differences from a reference, together with the old residual.
 
-    A residual whose slot was dropped since is dropped.
+    A residual whose slot was dropped since is dropped. No more than two arrays of the size of all
+    values stand beside the states and the residual.
 
     Returns
     -------
@@ -190,13 +194,36 @@ def pack_with_feedback(
         What the codec wrote.
     residual : Residual
         What it left out: the values meant less the values that the receiver now holds.
+    start : int or None
+        Checksum of the values that the differences start from.
     """
-    lengths = [row.length for row in rows]
+    lengths, start = [row.length for row in rows], None
+    wanted = flatten(state.values | state.dense, rows)
     with np.errstate(over="ignore"):  # the codec rejects what is not finite
-        wanted = flatten(state.values | state.dense, rows)
         if residual is not None:
-            wanted += carried(residual.masks, residual.values, rows)
-        arrays = codec.pack(wanted if start is None else wanted - start, lengths)
-    held = add(start, codec.unpack(arrays, lengths))
+            for row, part in _parts(rows):
+                wanted[part] += carried(residual.masks, residual.values, [row])
+        change = wanted
+        if reference is not None:
+            change, start = wanted.copy(), 0
+            for row, part in _parts(rows):
+                first = start_values(reference, [row])
+                start = checksum(first, start)
+                change[part] -= first
+        arrays = codec.pack(change, lengths)
+        del change
+        held = codec.unpack(arrays, lengths)
+        if reference is not None:
+            for row, part in _parts(rows):
+                held[part] = add(start_values(reference, [row]), held[part])
+        wanted -= held
     masks = {group: slots.copy() for group, slots in state.masks.items()}
-    return arrays, Residual(masks, unflatten(wanted - held, rows))
+    return arrays, Residual(masks, unflatten(wanted, rows)), start
+
+
+def _parts(rows: Sequence[Rows]) -> Iterator[tuple[Rows, slice]]:
+    """Yield each of the rows, and where its values stand among all."""
+    end = 0
+    for row in rows:
+        yield row, slice(end, end + row.length)
+        end += row.length

@@ -10,8 +10,7 @@ import numpy as np
 from mest_fed.catalogue import VALUE_CODECS
 from mest_fed.errors import WireError
 from mest_fed.registry import share_of
-from mest_fed.sparsity import select_best
-from mest_fed.sparsity.arrays import Floats
+from mest_fed.sparsity.arrays import Floats, Indices
 from mest_fed.wire.values import Array, Fields, Float32, ValueCodec
 
 
@@ -53,7 +52,7 @@ class TopK(ValueCodec):
         """Choose the largest over all layers together."""
         if not np.isfinite(values).all():
             raise WireError("not every value is a finite number")
-        chosen = select_best(np.abs(values), self._count(len(values)))
+        chosen = largest(values, self._count(len(values)))
         return {"values": values[chosen].astype("<f4"), "positions": chosen.astype("<u4")}
 
     def unpack(self, arrays: Mapping[str, Array], lengths: Sequence[int]) -> Floats:
@@ -69,6 +68,31 @@ class TopK(ValueCodec):
 
     def _count(self, size: int) -> int:
         return min(size, math.ceil(self.share * size))
+
+
+#: Values that are looked at together: what they take beside all is small.
+_BLOCK = 1 << 16
+
+
+def largest(values: Floats, count: int) -> Indices:
+    """Return the positions of the values of largest magnitude, increasing; ties go to the lower.
+
+    One array of the size of the values stands beside them.
+    """
+    if count == 0:
+        return np.empty(0, np.int64)
+    sizes = np.abs(values)
+    sizes.partition(len(sizes) - count)
+    least = sizes[len(sizes) - count]
+    del sizes
+    above, equal = list[Indices](), list[Indices]()
+    for start in range(0, len(values), _BLOCK):
+        block = np.abs(values[start : start + _BLOCK])
+        above.append(start + np.flatnonzero(block > least))
+        if sum(map(len, equal)) < count:
+            equal.append(start + np.flatnonzero(block == least))
+    beyond = np.concatenate(above)
+    return np.sort(np.concatenate([beyond, *equal])[:count])
 
 
 @cache

@@ -1,7 +1,7 @@
 """Value codecs: how float32 values become the arrays that travel. The registry and a contract."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -247,12 +247,14 @@ class Int8(ValueCodec):
         """Divide by the scales and round to nearest."""
         if not np.isfinite(values).all():
             raise WireError("not every value is a finite number")
-        starts = np.cumsum([0, *lengths[:-1]])
-        scales = (np.maximum.reduceat(np.abs(values), starts) / self._levels).astype("<f4")
-        each = np.repeat(scales, lengths)
-        # A scale may underflow to zero; its layer then waits in the residual.
-        steps = np.divide(values, each, out=np.zeros_like(values), where=each > 0)
-        codes = np.rint(steps).clip(-self._levels, self._levels).astype(np.int8)
+        codes, scales = np.zeros(len(values), np.int8), np.zeros(len(lengths), "<f4")
+        for number, part in enumerate(_layers(lengths)):  # so that what is beside them is small
+            layer = values[part]
+            scales[number] = max(layer.max(), -layer.min()) / np.float32(self._levels)
+            if scales[number] > 0:  # one that underflows to zero: the layer waits in the residual
+                steps = layer / scales[number]
+                np.rint(steps, out=steps)
+                codes[part] = steps.clip(-self._levels, self._levels, out=steps)
         return {"values": codes, "scales": scales}
 
     def unpack(self, arrays: Mapping[str, Array], lengths: Sequence[int]) -> Floats:
@@ -260,11 +262,21 @@ class Int8(ValueCodec):
         codes, scales = arrays["values"], arrays["scales"]
         if (codes < -self._levels).any() or not ((scales >= 0) & np.isfinite(scales)).all():
             raise WireError("a code or a scale is out of range")
+        values = np.empty(len(codes), np.float32)
         with np.errstate(over="ignore"):
-            values: Floats = codes * np.repeat(scales, lengths)
+            for scale, part in zip(scales, _layers(lengths), strict=True):
+                np.multiply(codes[part], scale, out=values[part])
         if not np.isfinite(values).all():
             raise WireError("not every value is a finite number")
         return values
+
+
+def _layers(lengths: Sequence[int]) -> Iterator[slice]:
+    """Yield where the values of each layer stand."""
+    end = 0
+    for length in lengths:
+        yield slice(end, end + length)
+        end += length
 
 
 @lru_cache(maxsize=64)

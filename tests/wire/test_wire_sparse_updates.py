@@ -10,6 +10,7 @@ from mest_fed.config import from_table
 from mest_fed.errors import InputError, WireError
 from mest_fed.sparsity.state import SparseState
 from mest_fed.wire import Payload, decode, encode
+from mest_fed.wire.topk import largest
 from mest_fed.wire.values import open_codecs, value_codec
 
 SPEC = dataclasses.replace(spec_for("block"), statistics=frozenset({"bn.running_var"}))
@@ -133,6 +134,14 @@ def test_the_share_is_the_run_s_and_not_the_sender_s():
     open_codecs("topk:0.1")
     with pytest.raises(WireError, match="array values"):
         decode(payload, SPEC, reference=state)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 150_000, 200_000])
+@pytest.mark.parametrize("levels", [1, 5, 10**6])
+def test_the_largest_are_those_of_a_stable_sort(count, levels):
+    values = np.random.default_rng(levels).integers(-levels, levels + 1, 200_000).astype("f4")
+    wanted = np.sort(np.argsort(-np.abs(values), kind="stable")[:count])
+    np.testing.assert_array_equal(largest(values, count), wanted)
 
 
 @pytest.mark.parametrize("share", ["0", "2", "x", "", "-0.1"])
