@@ -150,13 +150,16 @@ METHODS: Registry[Callable[..., Method]] = Registry(
     {
         "dense": "mest_fed.sparsity.methods:Dense",
         "static": "mest_fed.sparsity.methods:Static",
+        "snip": "mest_fed.sparsity.methods:Snip",
         "set": "mest_fed.sparsity.methods:Set",
         "rigl": "mest_fed.sparsity.methods:RigL",
+        "feddst": "mest_fed.sparsity.methods:FedDst",
         "mest-em": "mest_fed.sparsity.methods:MestEM",
         "mest-ems": "mest_fed.sparsity.methods:MestEMS",
     },
     called="method(*, gradient_weight)",
     makes="mest_fed.sparsity.mutation:Method",
+    with_argument={"feddst:ALPHA": "mest_fed.sparsity.methods:feddst_of"},
 )
 
 DISTRIBUTIONS: Registry[Densities] = Registry(
@@ -225,14 +228,16 @@ VALUE_CODECS: Registry[Callable[[], ValueCodec]] = Registry(
         "fp16": "mest_fed.wire.values:HalfPrecision",
         "bf16": "mest_fed.wire.values:BrainFloat",
         "int8": "mest_fed.wire.values:Int8",
+        "topk": "mest_fed.wire.topk:TopK",
     },
     called="codec()",
     makes="mest_fed.wire.values:ValueCodec",
+    with_argument={"topk:SHARE": "mest_fed.wire.topk:topk_of"},
 )
 
 #: Of these, the codecs that send differences from what the receiver holds (their attribute
 #: ``differences``): said here, too, so that keys are described without importing them.
-DIFFERENCE_CODECS = ("int8",)
+DIFFERENCE_CODECS = ("int8", "topk", "topk:SHARE")
 
 #: The shortest result travels; no key names one.
 MASK_CODECS: Registry[Callable[[], MaskCodec]] = Registry(

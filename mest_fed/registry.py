@@ -254,6 +254,23 @@ class Registry(Mapping[str, T], Generic[T]):
         return cast(T, thing)
 
 
+def share_of(key: str, name: str, text: str) -> float:
+    """Read the argument of a name with a share, such as ``topk:0.01``.
+
+    Raises
+    ------
+    InputError
+        If it is no number above 0 and up to 1.
+    """
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise not_allowed(key, f"{name}:{text}", f"{name}:NUMBER with a number in (0, 1]")
+    return share
+
+
 def accepted(
     function: Callable[..., Any], args: tuple[object, ...], options: Mapping[str, object]
 ) -> tuple[tuple[object, ...], dict[str, object]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mest_fed.catalogue import AUGMENTATIONS, Engine, KernelMode, MutationPlace
 from mest_fed.config import RunConfig
+from mest_fed.config.learning import sends_differences
 from mest_fed.config.stopping import StopRule
 from mest_fed.data import Batches
 from mest_fed.data.minibatches import batch_starts
@@ -60,6 +61,18 @@ class Task(TaskModel):
         """Return the task of another configuration, or kernels, with this one's data and shares."""
         partitions = None if self.draws_examples else self.partitions
         return Task(config, data=self.data, partitions=partitions, choices=choices)
+
+    def dense(self) -> "Task":
+        """Return the task of the same run whose layers are dense, which torch computes.
+
+        It shares the data if this one has loaded them, and shares nothing out.
+        """
+        config = self.config
+        changed = {
+            "sparsity": config.sparsity.model_copy(update={"method": "dense"}),
+            "training": config.training.model_copy(update={"engine": Engine.TORCH.value}),
+        }
+        return Task(config.model_copy(update=changed), data=vars(self).get("data", self._data))
 
     def try_objective(self) -> None:
         """Try the objective on a few examples, before anything is trained.
@@ -274,6 +287,7 @@ class Task(TaskModel):
             threads=threads,
             compiler=self.step_compiler,
             rest=None,
+            feedback=sends_differences(self.config.wire.upload),
         )
         fixed = frozenset() if optimizer.can_release else frozenset({"release_gradients"})
         compiled = setup.compiler is not None

@@ -1,6 +1,6 @@
 """What a run trains: its model, sparse as the method wants it, with its memory and its work."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -29,6 +29,7 @@ from mest_fed.nn.models import Architecture, Weights
 from mest_fed.nn.tuning import set_choices
 from mest_fed.rng import torch_generator
 from mest_fed.sparsity import Method, build_method
+from mest_fed.sparsity.arrays import Slots
 from mest_fed.sparsity.state import ModelSpec, SparseState
 from mest_fed.task_data import Examples, TaskData
 from mest_fed.training.programs import Programs
@@ -102,11 +103,14 @@ class TaskModel(TaskData):
         at_default = value == type(self.config.model).model_fields[key].default
         return None if at_default and not MODELS.takes(self.config.model.name, key) else value
 
-    def build_model(self) -> nn.Module:
-        """Build the model of this seed at the target density (dense for the dense method)."""
+    def build_model(self, masks: Mapping[str, Slots] | None = None) -> nn.Module:
+        """Build the model of this seed at the target density (dense for the dense method).
+
+        The largest weights of each sparse layer are active, or those of ``masks`` by groups.
+        """
         source = self.config.model.weights
         weights = Weights.read(Path(source)) if source else None
-        built = self.architecture.model(self._model_generator(), self._sparsity, weights)
+        built = self.architecture.model(self._model_generator(), self._sparsity, weights, masks)
         set_choices(built, self.choices)
         return built
 

@@ -83,6 +83,16 @@ def _failure(kind: FailureKind, error: Exception, message: Message) -> Message:
     return Message(Error(code_of_failure(kind), reason), reply_to=message)
 
 
+@app.train("score")
+@_answered
+@isolated
+def score(message: Message, context: Context) -> Message:
+    """Score the weights of the dense initial model, before the first round."""
+    from mest_fed.client.handlers import score as handle
+
+    return handle(message, context)
+
+
 @app.evaluate()
 @_answered
 @isolated

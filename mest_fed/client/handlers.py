@@ -13,15 +13,17 @@ from mest_fed.client.downloads import downloads_of
 from mest_fed.client.kernels import client_choices
 from mest_fed.client.local_round import ClientState, TrainInstruction, evaluate_round, train_round
 from mest_fed.client.memory_guard import limit_guard, watched
+from mest_fed.client.scoring import score_weights
 from mest_fed.config import own_errors
 from mest_fed.errors import WireError
 from mest_fed.schema import RAISED
 from mest_fed.sparsity.state import SparseState
 from mest_fed.task import Task
-from mest_fed.wire import encode
+from mest_fed.task_scores import dense_task, scores_spec
+from mest_fed.wire import decode, encode
 from mest_fed.wire.npy import HEADER
 from mest_fed.wire.payload import named_masks
-from mest_fed.wire.records import to_record, totals_record, work_record
+from mest_fed.wire.records import from_record, to_record, totals_record, work_record
 from mest_fed.wire.values import open_codecs
 
 
@@ -72,6 +74,25 @@ def _train(
         "micro-batch-halved": int(memory.halved),
     }
     content = to_record(payload)
+    content["metrics"] = MetricRecord(metrics)
+    return Message(content, reply_to=message)
+
+
+def score(message: Message, context: Context) -> Message:
+    """Score the weights of the dense initial model; see :func:`score_weights`."""
+    task = task_of_node(context)
+    who = capability_of(task, context)
+    with own_errors(task.config), watched(task, who, context) as memory:
+        received = decode(from_record(message.content), dense_task(task).spec)
+        scores, examples, work = score_weights(task, received, who)
+    payload, _ = encode(scores, scores_spec(task.spec))
+    content = to_record(payload)
+    metrics = {
+        "num-examples": task.example_counts(who.partition)[0],
+        "presented": examples,
+        **work_record(work),
+        "measured-peak": memory.peak,
+    }
     content["metrics"] = MetricRecord(metrics)
     return Message(content, reply_to=message)
 

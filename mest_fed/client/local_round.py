@@ -33,7 +33,7 @@ from mest_fed.training import (
     judge,
 )
 from mest_fed.wire import Residual
-from mest_fed.wire.records import as_array
+from mest_fed.wire.records import as_array, as_numpy
 
 MASKS = "mest.masks"
 FORGETTING = "mest.forgetting"
@@ -77,8 +77,10 @@ class ClientState:
     @property
     def residual(self) -> Residual | None:
         """What 8-bit uploads have left unsent so far, or None."""
-        masks, values = self._read(RESIDUAL_MASKS), self._read(RESIDUAL_VALUES)
-        return None if masks is None or values is None else Residual(masks, values)
+        masks, kept = self._read(RESIDUAL_MASKS), self._record(RESIDUAL_VALUES)
+        if masks is None or kept is None:
+            return None
+        return Residual(masks, {name: as_numpy(array) for name, array in kept.items()})
 
     @residual.setter
     def residual(self, residual: Residual | None) -> None:

@@ -72,8 +72,21 @@ def _kernels(value: str, info: ValidationInfo) -> str:
     return value if value in list(KernelMode) else beside_file(value, info)
 
 
+def sends_differences(codec: str) -> bool:
+    """Whether a value codec sends differences from what the receiver holds.
+
+    Raises
+    ------
+    InputError
+        If there is no such codec.
+    """
+    found = VALUE_CODECS.find(codec)
+    made = found if isinstance(found, type) or not VALUE_CODECS.is_builtin(codec) else found()
+    return getattr(made, "differences", False)
+
+
 def _whole_values(value: str) -> str:
-    if getattr(VALUE_CODECS.find(value), "differences", False):
+    if sends_differences(value):
         raise ValueError(
             f"{value} sends differences from what the receiver holds, and a device may hold "
             "nothing; allowed: codecs that send the values as they are"
@@ -373,4 +386,4 @@ class WireSection(Section):
     download: Annotated[
         str, one_of(VALUE_CODECS, without=DIFFERENCE_CODECS), AfterValidator(_whole_values)
     ] = "fp32"
-    """Codec of the values that the server sends; not ``int8``, which sends differences."""
+    """Codec of the values that the server sends; none that sends differences."""

@@ -61,7 +61,8 @@ class Footprint:
     batch : int
         Images and labels of a whole batch.
     wire : int
-        The received message, and the state decoded from it.
+        The received message, and the state decoded from it; where updates are differences, what
+        earlier ones left out, and what packing takes.
     runtime : int
         :data:`RUNTIME`, whatever the model; of a compiled step the descriptions of its programs,
         and :data:`ROUND`.
@@ -108,6 +109,8 @@ class TrainingSetup:
     rest : int or None
         Examples of an epoch's last batch where it has fewer than the others, or one more; 0 where
         it has as many. None where nobody knows how many examples a device has.
+    feedback : bool
+        Whether messages are differences, of which what is left out is kept for the next one.
     """
 
     method: Method
@@ -116,6 +119,7 @@ class TrainingSetup:
     threads: int = 1
     compiler: Compiler | None = None
     rest: int | None = 0
+    feedback: bool = False
 
 
 def footprint(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) -> Footprint:
@@ -177,7 +181,7 @@ def at_least(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) ->
             trained if shape.momentum else 0,
             trace.image * shape.batch,
             trace.largest_passage(shape.memory.segments) * part,
-            _wire(trace, active) if setting.messages else 0,
+            _wire(trace, active, setting),
             RUNTIME,
         )
     )
@@ -226,7 +230,7 @@ def _compiled(
     return Footprint(
         **parts,
         **_model(trace, active),
-        wire=_wire(trace, active) if setting.messages else 0,
+        wire=_wire(trace, active, setting),
     )
 
 
@@ -260,9 +264,9 @@ def _by_torch(
     try:
         peak = dict(step_bytes(meta_model_of(trace.at(active)), shape, options))
     except UntraceableError as error:
-        return _measured(trace, active, shape, error, messages=setting.messages)
+        return _measured(trace, active, shape, error, setting)
     peak["workspace"] = peak.get("workspace", 0) + setting.threads * trace.scratch
-    return Footprint(**peak, wire=_wire(trace, active) if setting.messages else 0)
+    return Footprint(**peak, wire=_wire(trace, active, setting))
 
 
 def _measured(
@@ -270,8 +274,7 @@ def _measured(
     active: dict[str, int],
     shape: TrainingShape,
     why: UntraceableError,
-    *,
-    messages: bool,
+    setting: TrainingSetup,
 ) -> Footprint:
     """Measure a step; what is not known by part stands as workspace."""
     if not can_measure():
@@ -285,7 +288,7 @@ def _measured(
         "batch": trace.image * shape.batch,
     }
     rest = max(0, total - sum(known.values()))
-    wire = _wire(trace, active) if messages else 0
+    wire = _wire(trace, active, setting)
     return Footprint(**known, workspace=rest, wire=wire, runtime=0)
 
 
@@ -309,9 +312,12 @@ def peak_granules(trace: ModelTrace, method: Method, shape: TrainingShape) -> di
     }
 
 
-def _wire(trace: ModelTrace, active: dict[str, int]) -> int:
-    """Charge a message and the state that it carries."""
+def _wire(trace: ModelTrace, active: dict[str, int], setting: TrainingSetup) -> int:
+    """Charge a message and the state that it carries; with feedback, what is owed and packed."""
+    if not setting.messages:
+        return 0
     layouts = trace.spec.layouts
     values = sum(FLOAT * count * layouts[name].width for name, count in active.items())
     masks = sum(INDEX * active[layers[0]] for layers in trace.spec.groups.values())
-    return 2 * (values + masks + trace.dense_parameters + trace.buffers)
+    state = values + masks + trace.dense_parameters
+    return 2 * (state + trace.buffers) + (2 * state if setting.feedback else 0)

@@ -33,6 +33,7 @@ from mest_fed.sparsity import (
     layout_for,
     parse_distribution,
 )
+from mest_fed.sparsity.arrays import Slots
 from mest_fed.sparsity.mask import magnitude_mask
 from mest_fed.sparsity.schemes import Channel
 
@@ -233,6 +234,10 @@ class Sparsifier:
         """
         self.part(name, keep_norm=keep_norm).convert()
 
+    def choose(self, masks: Mapping[str, Slots]) -> None:
+        """Fix which granules of some layers become active, where the largest ones should not."""
+        self._masks |= {name: Mask(self.layouts[name], slots) for name, slots in masks.items()}
+
     def part(self, name: str, *, keep_norm: bool = False) -> Part:
         """Decide what a layer will be; it stays as it is. See :meth:`convert`.
 
@@ -247,6 +252,8 @@ class Sparsifier:
             raise InputError(f"layer {name} is on the meta device and has no weights to choose by")
         if name in self._leaders:
             mask = Mask(layout, self._masks[self._leaders[name]].slots)
+        elif name in self._masks:
+            mask = self._masks[name]
         else:
             dense = weight.detach().to("cpu", torch.float32).numpy()
             mask = magnitude_mask(layout, dense, self._counts[name])

@@ -96,6 +96,10 @@ class ClientOutcome:
             self.score = value if math.isfinite(value) else None
 
 
+#: The type of the messages that ask for scores of weights.
+SCORE = f"{MessageType.TRAIN}.score"
+
+
 @dataclass
 class RoundRecord:
     """One round.
@@ -121,6 +125,8 @@ class RoundRecord:
         Of the round's cohort; of those who answered in it, where the server does not wait for all.
     evaluations : list of ClientOutcome
         Of the clients that were asked to evaluate.
+    scored : list of ClientOutcome
+        Of the clients that were asked to score weights before this round, which is the first.
     """
 
     round: int
@@ -132,6 +138,7 @@ class RoundRecord:
     diverged: bool = False
     clients: list[ClientOutcome] = field(default_factory=list)
     evaluations: list[ClientOutcome] = field(default_factory=list)
+    scored: list[ClientOutcome] = field(default_factory=list)
 
     @property
     def judged(self) -> dict[str, float]:
@@ -146,7 +153,7 @@ class RoundRecord:
     @property
     def bytes_up(self) -> int:
         """Content of the replies of the round's tasks, evaluation included."""
-        return sum(task.bytes_up for task in (*self.clients, *self.evaluations))
+        return sum(task.bytes_up for task in (*self.clients, *self.evaluations, *self.scored))
 
     def bytes_down(self, timings: Sequence["ClientTiming"] = ()) -> int:
         """Content of the instructions of the round's tasks that devices received.
@@ -154,7 +161,11 @@ class RoundRecord:
         Evaluation is included. The clock's timings, where there are any, say which devices were
         away.
         """
-        tasks = ((self.clients, MessageType.TRAIN), (self.evaluations, MessageType.EVALUATE))
+        tasks = (
+            (self.clients, MessageType.TRAIN),
+            (self.evaluations, MessageType.EVALUATE),
+            (self.scored, SCORE),
+        )
         return sum(
             _received(outcome, failure)
             for outcomes, kind in tasks

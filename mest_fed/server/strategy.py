@@ -20,6 +20,7 @@ from mest_fed.server.aggregation.masked import PositionCache
 from mest_fed.server.aggregation.trimmed import build_aggregate
 from mest_fed.server.client_registry import ClientRegistry, Node
 from mest_fed.server.exchange import Awaited
+from mest_fed.server.first_masks import FirstMasks
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.model_broadcast import ModelBroadcast
 from mest_fed.server.optimizers import build_optimizer
@@ -146,6 +147,9 @@ class MestStrategy(Strategy):
         self.clients.refresh(grid, self.config.server.min_nodes)
         self.broadcast.open_round()
         self._availability = grid if isinstance(grid, AvailabilityInfo) else None
+        if number == 1 and self.task.method.scores_first:
+            self.record.scored = FirstMasks(self.task, self.clients).choose(self.model, grid)
+            self.broadcast.forget_tiers()
         return self._instructions(self._cohort())
 
     def aggregate_train(

@@ -22,7 +22,7 @@ from mest_fed.catalogue import MODELS, MutationPlace
 from mest_fed.client.capability import Capability
 from mest_fed.client.local_round import ClientState, TrainInstruction, train_round
 from mest_fed.config import RunConfig, from_flat, named_files, to_flat
-from mest_fed.config.learning import ModelSection
+from mest_fed.config.learning import ModelSection, sends_differences
 from mest_fed.data import num_held_out
 from mest_fed.data.cache import cache_folder
 from mest_fed.errors import InputError
@@ -179,10 +179,15 @@ def _round(task: Task, payload: Payload, who: Capability) -> None:
     received = decode(payload, task.spec)
     task.programs.keep_within(0)  # as on a device
     kept = ClientState(Context(0, 0, {}, RecordDict(), {}))
+    form = task.config.wire.upload
+    if sends_differences(form):  # as from the second round on
+        _, kept.residual = encode(received, task.spec, values=form)
     mutate = task.config.sparsity.mutation == MutationPlace.CLIENT
     instruction = TrainInstruction(1, mutate)
     result = train_round(task, received, instruction, who, kept, choices=task.choices)
-    encode(result.state, task.spec, values=task.config.wire.upload, reference=received)
+    _, kept.residual = encode(
+        result.state, task.spec, values=form, reference=received, residual=kept.residual
+    )
 
 
 def main() -> None:

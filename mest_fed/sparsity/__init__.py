@@ -17,7 +17,7 @@ from mest_fed.sparsity.mask import (
     select_best,
     slot_objection,
 )
-from mest_fed.sparsity.methods import MestEM, MestEMS, RigL, Set, Static, build_method
+from mest_fed.sparsity.methods import FedDst, MestEM, MestEMS, RigL, Set, Static, build_method
 from mest_fed.sparsity.mutation import Bounds, Method, grow
 from mest_fed.sparsity.schedules import Interval
 from mest_fed.sparsity.schemes import base_scheme, layout_for
@@ -28,6 +28,7 @@ __all__ = [
     "METHODS",
     "SCHEMES",
     "Bounds",
+    "FedDst",
     "Interval",
     "Layout",
     "Mask",

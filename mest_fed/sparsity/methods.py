@@ -2,16 +2,18 @@
 
 import math
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any, Self
 
 import numpy as np
 
 from mest_fed.catalogue import METHODS
 from mest_fed.errors import InputError
+from mest_fed.registry import share_of
 from mest_fed.rng import numpy_generator
 from mest_fed.sparsity.arrays import Floats
 from mest_fed.sparsity.layout import Layout
+from mest_fed.sparsity.mask import Scores
 from mest_fed.sparsity.mutation import Bounds, Method, Proposal
 from mest_fed.sparsity.schedules import Constant, CosineDecay, Schedule, Stages
 from mest_fed.sparsity.schemes import Unstructured
@@ -27,6 +29,22 @@ class Dense(Method):
 @dataclass(frozen=True)
 class Static(Method):
     """The initial mask to the end."""
+
+
+@dataclass(frozen=True)
+class Snip(Static):
+    """Single-shot pruning by connection sensitivity (SNIP: Lee et al. 2019), in a federation.
+
+    Before the first round some devices are sent the dense initial model. Each computes ``s_j = |w_j
+    dL/dw_j|`` (equation 6) on one batch of its own examples. The server averages the scores,
+    weighted by examples, as SSFL does (Ohib et al. 2024), and the best of each layer are active to
+    the end. A granule's score is the sum of its weights'. How many of a layer are active is said by
+    ``sparsity.distribution``, so that plans hold; SNIP itself ranks all layers together.
+
+    A device takes part in the scoring where its budget holds a dense step, in micro-batches.
+    """
+
+    scores_first = True
 
 
 @dataclass(frozen=True)
@@ -70,6 +88,53 @@ class RigL(Set):
         if dense_gradient is None:
             raise ValueError("RigL grows by the dense gradient, and none was given")
         return layout.best_slots(dense_gradient)
+
+
+@dataclass(frozen=True)
+class FedDst(RigL):
+    """Federated Dynamic Sparse Training (Bibikar et al., AAAI 2022, algorithm 1).
+
+    In a round that mutates each client drops the share ``alpha_r = alpha / 2 (1 + cos(pi r /
+    R_end))`` of its weights by magnitude alone, grows as many where its own dense gradient is
+    largest, at zero, and trains on. It sends values and its own mask. The server averages each
+    weight over the clients that hold it, weighted by examples, and keeps the largest weights of
+    each layer, as many as the target: :class:`~mest_fed.server.aggregation.masked.MaskedMean` and
+    :meth:`~mest_fed.server.global_model.GlobalModel.adopt_masks`.
+
+    ``sparsity.period`` is R_adj as a share of the run. The authors' program adjusts after the last
+    local step, so that nothing trains what it grew, and multiplies by alpha twice; this does
+    neither.
+
+    Parameters
+    ----------
+    fraction : Schedule
+        alpha_r. By default alpha = 0.5 and R_end half of the run, the defaults of the authors'
+        program; ``feddst:0.01`` is what its CIFAR examples have.
+    """
+
+    fraction: Schedule = field(default=CosineDecay(0.5, end=0.5))
+
+    def importance(self, values: Floats, gradients: Floats | None) -> Scores:
+        """Score by magnitude, whatever ``gradient_weight`` is."""
+        return super().importance(values, None)
+
+
+@cache
+def feddst_of(alpha: str) -> type[FedDst]:
+    """Return the method ``feddst:ALPHA``.
+
+    Raises
+    ------
+    InputError
+        If alpha is no number in (0, 1].
+    """
+    share = share_of(METHODS.key, "feddst", alpha)
+
+    @dataclass(frozen=True)
+    class OfAlpha(FedDst):
+        fraction: Schedule = field(default=CosineDecay(share, end=0.5))
+
+    return OfAlpha
 
 
 @dataclass(frozen=True)

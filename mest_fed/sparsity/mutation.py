@@ -89,6 +89,8 @@ class Method:
     sparse: ClassVar[bool] = True
     #: Growth reads the gradient of inactive weights: a mutation needs a dense gradient.
     needs_dense_gradient: ClassVar[bool] = False
+    #: Clients score the weights of the dense model before the first round; the best are active.
+    scores_first: ClassVar[bool] = False
 
     @classmethod
     def for_density(cls, density: float, **options: Any) -> Self:

@@ -15,6 +15,7 @@ from mest_fed.wire.feedback import (
     active_rows,
     add,
     checksum,
+    coded_tensors,
     flatten,
     pack_with_feedback,
     start_values,
@@ -53,24 +54,25 @@ def encode(
     spec : ModelSpec
         Specification of the model.
     values : str
-        ``fp32``, ``fp16``, ``bf16`` or ``int8``. The first three send the values as they are; of
+        Name of a value codec. ``fp32``, ``fp16`` and ``bf16`` send the values as they are; of
         these, bf16 travels as uint16, so what edits arrays on their way needs one of the others.
+        ``int8`` and ``topk`` send differences.
     known : dict of str to int32 array or None
         Masks that the receiver holds. If they are the state's, their hash alone travels.
     known_hash : bytes
         Their hash, where the caller has it.
     reference : SparseState or None
-        For int8 alone: a state that both ends hold bit for bit, such as the one the sender had
+        For differences: a state that both ends hold bit for bit, such as the one the sender had
         decoded. Differences from it travel.
     residual : Residual or None
-        For int8 alone: what the last call returned.
+        For differences: what the last call returned.
 
     Returns
     -------
     payload : Payload
         The message.
     residual : Residual or None
-        For int8, what the message left out, to be given to the next call.
+        For differences, what the message left out, to be given to the next call.
 
     Raises
     ------
@@ -82,18 +84,19 @@ def encode(
     """
     codec = value_codec(values)
     check_masks(state.masks, spec)
-    rows = active_rows(state.masks, spec)
+    _check_shapes(state.dense, spec)
+    tensors = coded_tensors(spec, codec)
+    rows = active_rows(state.masks, spec, tensors)
     arrays: dict[str, Array] = {}
     owed, start = None, None
     if rows and codec.differences:
-        start = None if reference is None else start_values(reference, rows)
-        arrays, owed = pack_with_feedback(state, rows, codec, start, residual)
+        arrays, owed, start = pack_with_feedback(state, rows, codec, reference, residual)
     elif rows:
         arrays = codec.pack(flatten(state.values, rows), [row.length for row in rows])
-    if spec.dense:
-        arrays["dense"] = _pack_dense(state.dense, spec, codec.dense)
-    start_sum = None if start is None else checksum(start)
-    header = _header(codec, state.masks, spec, known, known_hash, start=start_sum)
+    if rest := [state.dense[name] for name in spec.dense if name not in tensors]:
+        parts = [each.reshape(-1) for each in rest]
+        arrays["dense"] = codec.dense.pack(np.concatenate(parts, dtype=np.float32))
+    header = _header(codec, state.masks, spec, known, known_hash, start=start)
     return Payload(arrays, header.pack()), owed
 
 
@@ -116,12 +119,10 @@ def _header(
     return Header(codec.number, MaskSource.FULL, name, start, body=body)
 
 
-def _pack_dense(dense: Mapping[str, Floats], spec: ModelSpec, form: FloatFormat) -> Array:
+def _check_shapes(dense: Mapping[str, Floats], spec: ModelSpec) -> None:
     for name, shape in spec.dense.items():
         if dense[name].shape != shape:
             raise ValueError(f"{name} has shape {dense[name].shape}, not {shape}")
-    parts = [dense[name].reshape(-1) for name in spec.dense]
-    return form.pack(np.concatenate(parts, dtype=np.float32))
 
 
 def decode(
@@ -162,23 +163,26 @@ def decode(
     """
     header = Header.unpack(payload.header, max_body_bytes(spec))
     codec = value_codec_of(header.codec)
-    if header.start is not None and not (codec.differences and spec.layouts):
+    tensors = coded_tensors(spec, codec)
+    if header.start is not None and not (codec.differences and (spec.layouts or tensors)):
         raise WireError("differences are not allowed here")
-    _check_kinds(payload.arrays, _fields(spec, codec, [0] * len(spec.layouts)))
+    fixed = [*tensors.values()]
+    _check_kinds(payload.arrays, _fields(spec, codec, [0] * len(spec.layouts) + fixed))
     if header.source != MaskSource.KNOWN:
-        _check_counts(announced_counts(header.body, spec), payload.arrays, spec, max_active)
+        counts = announced_counts(header.body, spec)
+        _check_counts(counts, payload.arrays, spec, max_active, codec)
     masks = _read_masks(header, spec, known)
     lengths = active_lengths(masks, spec)
     if max_density is not None and sum(lengths) > max_density * spec.sparse_weights * (1 + 1e-9):
         density = sum(lengths) / spec.sparse_weights
         raise WireError(f"density {density:.4f} is above the allowed {max_density:.4f}")
-    _check_lengths(payload.arrays, _fields(spec, codec, lengths))
+    _check_lengths(payload.arrays, _fields(spec, codec, lengths + fixed))
     values = {}
-    if rows := active_rows(masks, spec):
-        change = codec.unpack(payload.arrays, lengths)
+    if rows := active_rows(masks, spec, tensors):
+        change = codec.unpack(payload.arrays, lengths + fixed)
         values = unflatten(add(_start(header, reference, rows), change), rows)
-    dense = _unpack_dense(payload.arrays["dense"], spec, codec.dense) if spec.dense else {}
-    return SparseState(masks, values, dense)
+    coded = {name: values.pop(name).reshape(spec.dense[name]) for name in tensors}
+    return SparseState(masks, values, _dense(payload.arrays, spec, codec.dense, coded))
 
 
 def _read_masks(header: Header, spec: ModelSpec, known: Mapping[bytes, MaskSet]) -> MaskSet:
@@ -203,6 +207,7 @@ def _check_counts(
     arrays: Mapping[str, Array],
     spec: ModelSpec,
     max_active: Mapping[str, int],
+    codec: ValueCodec,
 ) -> None:
     """Compare announced active slots with what may be, and with the values that are there."""
     for group, count in counts.items():
@@ -210,15 +215,16 @@ def _check_counts(
             raise WireError(f"{group} has {count} active granules; {max_active[group]} were sent")
     # Each active slot has a value at least in each layer of its group.
     least = sum(counts[group] * len(layers) for group, layers in spec.groups.items())
-    if counts and least > arrays["values"].size:
+    if counts and codec.fields([least])["values"][1] > arrays["values"].size:
         held = arrays["values"].shape
         raise WireError(f"the masks announce {least} active slots, and there are {held} values")
 
 
 def _fields(spec: ModelSpec, codec: ValueCodec, lengths: Sequence[int]) -> Fields:
     fields = codec.fields(lengths) if lengths else {}
-    if spec.dense:
-        fields["dense"] = (codec.dense.dtype, sum(map(math.prod, spec.dense.values())))
+    coded = coded_tensors(spec, codec)
+    if rest := [math.prod(shape) for name, shape in spec.dense.items() if name not in coded]:
+        fields["dense"] = (codec.dense.dtype, sum(rest))
     return fields
 
 
@@ -248,9 +254,16 @@ def _start(header: Header, reference: SparseState | None, rows: list[Rows]) -> F
     return start
 
 
-def _unpack_dense(array: Array, spec: ModelSpec, form: FloatFormat) -> dict[str, Floats]:
-    flat, dense, start = form.unpack(array), {}, 0
+def _dense(
+    arrays: Mapping[str, Array], spec: ModelSpec, form: FloatFormat, coded: Mapping[str, Floats]
+) -> dict[str, Floats]:
+    """Read the dense tensors that travel as they are; put those that do not beside them."""
+    flat = form.unpack(arrays["dense"]) if "dense" in arrays else np.zeros(0, np.float32)
+    dense, start = {}, 0
     for name, shape in spec.dense.items():
+        if name in coded:
+            dense[name] = coded[name]
+            continue
         size = math.prod(shape)
         dense[name] = flat[start : start + size].reshape(shape)
         if name in spec.non_negative and (dense[name] < 0).any():

@@ -16,8 +16,8 @@ class Payload:
     Parameters
     ----------
     arrays : dict of str to array
-        One-dimensional: ``values`` of all sparse layers, ``scales`` of them (int8 alone), ``dense``
-        tensors. What would be empty is absent.
+        One-dimensional: ``values`` of all sparse layers, ``scales`` (int8 alone) or ``positions``
+        (topk alone) of them, ``dense`` tensors. What would be empty is absent.
     header : bytes
         Everything else; see :mod:`mest_fed.wire.payload`.
     """

@@ -1,7 +1,7 @@
 """Value codecs: how float32 values become the arrays that travel. The registry and a contract."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -124,8 +124,8 @@ class BFloat16(FloatFormat):
 #: A codec's number travels in one byte.
 _LARGEST = 255
 #: Names of the arrays that a codec may send, and the types that an array on the wire may have.
-FIELD_NAMES = ("values", "scales")
-WIRE_TYPES = ("<f4", "<f2", "<u2", "|i1")
+FIELD_NAMES = ("values", "scales", "positions")
+WIRE_TYPES = ("<f4", "<f2", "<u2", "|i1", "<u4")
 
 #: Name -> type and length of a one-dimensional array.
 Fields = dict[str, tuple[np.dtype[Any], int]]
@@ -141,7 +141,10 @@ class ValueCodec(ABC):
     dense : FloatFormat
         Format of the dense tensors.
     differences : bool
-        Whether the codec sends differences from a reference and feeds its error back.
+        Whether the codec sends differences from a reference and feeds its error back. The weights
+        of a model without sparse layers then travel so, too.
+    takes_all : bool
+        With ``differences``: whether dense weights do beside sparse layers, too.
     exact : bool
         Whether all float32 values arrive as they were.
     """
@@ -149,9 +152,10 @@ class ValueCodec(ABC):
     number: int
     dense: FloatFormat
     differences: ClassVar[bool] = False
+    takes_all: ClassVar[bool] = False
     exact: ClassVar[bool] = False
 
-    def value_bytes(self) -> int:
+    def value_bytes(self) -> float:
         """Return the bytes of a value, what goes with whole layers left out."""
         many = 1 << 20
         fields = self.fields([many]).values()
@@ -243,12 +247,14 @@ class Int8(ValueCodec):
         """Divide by the scales and round to nearest."""
         if not np.isfinite(values).all():
             raise WireError("not every value is a finite number")
-        starts = np.cumsum([0, *lengths[:-1]])
-        scales = (np.maximum.reduceat(np.abs(values), starts) / self._levels).astype("<f4")
-        each = np.repeat(scales, lengths)
-        # A scale may underflow to zero; its layer then waits in the residual.
-        steps = np.divide(values, each, out=np.zeros_like(values), where=each > 0)
-        codes = np.rint(steps).clip(-self._levels, self._levels).astype(np.int8)
+        codes, scales = np.zeros(len(values), np.int8), np.zeros(len(lengths), "<f4")
+        for number, part in enumerate(_layers(lengths)):  # so that what is beside them is small
+            layer = values[part]
+            scales[number] = max(layer.max(), -layer.min()) / np.float32(self._levels)
+            if scales[number] > 0:  # one that underflows to zero: the layer waits in the residual
+                steps = layer / scales[number]
+                np.rint(steps, out=steps)
+                codes[part] = steps.clip(-self._levels, self._levels, out=steps)
         return {"values": codes, "scales": scales}
 
     def unpack(self, arrays: Mapping[str, Array], lengths: Sequence[int]) -> Floats:
@@ -256,11 +262,21 @@ class Int8(ValueCodec):
         codes, scales = arrays["values"], arrays["scales"]
         if (codes < -self._levels).any() or not ((scales >= 0) & np.isfinite(scales)).all():
             raise WireError("a code or a scale is out of range")
+        values = np.empty(len(codes), np.float32)
         with np.errstate(over="ignore"):
-            values: Floats = codes * np.repeat(scales, lengths)
+            for scale, part in zip(scales, _layers(lengths), strict=True):
+                np.multiply(codes[part], scale, out=values[part])
         if not np.isfinite(values).all():
             raise WireError("not every value is a finite number")
         return values
+
+
+def _layers(lengths: Sequence[int]) -> Iterator[slice]:
+    """Yield where the values of each layer stand."""
+    end = 0
+    for length in lengths:
+        yield slice(end, end + length)
+        end += length
 
 
 @lru_cache(maxsize=64)
@@ -289,7 +305,7 @@ def value_codec(name: str) -> ValueCodec:
         if field not in FIELD_NAMES or dtype.str not in WIRE_TYPES:
             raise InputError(
                 f"{VALUE_CODECS.key} = {name!r} sends {field!r} of type {dtype.str}; allowed: "
-                f"{' and '.join(FIELD_NAMES)} of one of {', '.join(WIRE_TYPES)}"
+                f"{', '.join(FIELD_NAMES)} of one of {', '.join(WIRE_TYPES)}"
             )
     for other in VALUE_CODECS:
         _check_apart(name, other)
@@ -314,14 +330,14 @@ def open_codecs(*names: str) -> None:
 
 
 def value_codec_of(number: int) -> ValueCodec:
-    """Return a codec by its number on the wire: one by name, or one that is opened.
+    """Return a codec by its number on the wire: one that is opened, or one by name.
 
     Raises
     ------
     WireError
         If there is none.
     """
-    for name in (*VALUE_CODECS, *filter(None, [_OPENED.get(number)])):
+    for name in (*filter(None, [_OPENED.get(number)]), *VALUE_CODECS):
         if _codec(name).number == number:
             return _codec(name)
     raise WireError(f"value codec {number} is unknown")

@@ -157,7 +157,8 @@ def test_numbers_are_finite(key, value):
 def test_choices_are_listed():
     text = refusal({"wire": {"upload": "int4"}})
     assert text.endswith(
-        "allowed: fp32, fp16, bf16, int8, package.module:attribute, file.py:attribute"
+        "allowed: fp32, fp16, bf16, int8, topk, topk:SHARE, "
+        "package.module:attribute, file.py:attribute"
     )
     assert "block:ROWS" in refusal({"sparsity": {"scheme": "blocks"}})
 

@@ -28,6 +28,9 @@ GUIDES = {
     "A home network, step by step",
     "Updates that do harm",
     "Nodes of both kinds in one run",
+    "What there is",
+    "What they cost",
+    "What differs from the papers",
 }
 #: What divides cells: a bar that is neither in code nor behind a backslash.
 BAR = re.compile(r"(?<!\\)\|(?=(?:[^`]*`[^`]*`)*[^`]*$)")

@@ -24,6 +24,13 @@ def test_what_was_written_comes_back(run):
     assert again.as_json() == run.as_json()
 
 
+@pytest.mark.parametrize("method", ["rigl", "feddst", "feddst:0.1"])
+def test_growth_by_dense_gradients_is_refused_in_a_line(method):
+    task = Task(config_of(sparsity={"method": method, "mutation": "client"}))
+    with pytest.raises(InputError, match=f"{method}' grows by dense gradients.*a lean node"):
+        describe_run(task, task.plan(8_000_000, "rpi-4"), 1)
+
+
 FIELDS = [
     *("spec", "task", "task_options", "inputs", "seed", "rounds", "local_epochs", "batch_size"),
     *("micro_batch", "augmentation", "hold_out", "partition", "method", "density", "upload"),

@@ -221,6 +221,37 @@ def test_masks_that_clients_grew_are_adopted_by_magnitude():
     np.testing.assert_allclose(model.weights["w"], [1.0, 0.0, 0.5, 0.0])
 
 
+def feddst_of_the_authors(clients, target):
+    """Transcribe the aggregation of the authors' ``dst.py`` for one layer of dense arrays."""
+    weights = sum(examples * values * mask for values, mask, examples in clients)
+    votes = sum(examples * mask.astype(np.float64) for _, mask, examples in clients)
+    mean = np.divide(weights, votes, out=np.zeros_like(weights), where=votes > 0)
+    order = np.argsort(-np.abs(mean), kind="stable")[:target]
+    return np.sort(order), np.where(np.isin(np.arange(len(mean)), order), mean, 0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_unlike_masks_are_averaged_and_pruned_as_feddst_does(seed):
+    draw, size, target = np.random.default_rng(seed), 40, 8
+    clients = []
+    for examples in (3, 11, 7):
+        mask = np.isin(np.arange(size), draw.choice(size, target, replace=False))
+        clients.append((draw.normal(size=size) * mask, mask, examples))
+    model = line_model(dict.fromkeys(range(target), 1.0), weights=size)
+    states = [
+        (line_state({slot: values[slot] for slot in np.flatnonzero(mask)}), examples)
+        for values, mask, examples in clients
+    ]
+    mean = MaskedMean(model.spec, PositionCache(model.spec))
+    for state, examples in states:
+        mean.add(state, examples, offered=dict(model.masks))
+    model.apply_update(mean, ServerOptimizer())
+    model.adopt_masks(ServerOptimizer())
+    slots, weights = feddst_of_the_authors(clients, target)
+    assert model.masks["w"].tolist() == slots.tolist()
+    np.testing.assert_allclose(model.weights["w"], weights, rtol=1e-6)
+
+
 def test_a_granule_that_no_client_sent_is_not_adopted():
     # Both active weights are zero, yet they stayed; 2 and 3 are zero because no client held them.
     model = line_model({0: 0.0, 1: 0.0}, weights=4)

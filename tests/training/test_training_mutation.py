@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from training_cases import batches, model
 
+from mest_fed.errors import InputError
 from mest_fed.nn import mask_groups, read_state
 from mest_fed.sparsity import MestEM, MestEMS, RigL, Set, Static, build_method
 from mest_fed.training import LocalMutation, LocalTrainer, OptimizerSettings, RoundMutation
@@ -73,7 +74,7 @@ def test_new_granules_of_a_soft_bound_can_win():
     assert survivors - start
 
 
-@pytest.mark.parametrize("name", ["static", "set", "rigl", "mest-em", "mest-ems"])
+@pytest.mark.parametrize("name", ["static", "set", "rigl", "feddst", "mest-em", "mest-ems"])
 def test_rounds_of_one_step(name):
     before = read_state(model("block"))
     net, seen, _ = round_of(build_method(name, 0.25), 1)
@@ -119,6 +120,34 @@ def test_rigl_keeps_dense_gradients_for_the_step_of_its_mutation_alone(progress)
     assert kept == [0, 0, every, 0, 0, 0]
     assert all(layer.dense_gradient is None for layer in layers)
     assert not any(layer.keep_dense_gradient for layer in layers)
+
+
+def test_feddst_drops_by_magnitude_whatever_the_weight_of_gradients():
+    masks = [
+        read_state(round_of(build_method("feddst", 0.25, weight), 4)[0]).masks
+        for weight in (0.0, 50.0)
+    ]
+    assert all(np.array_equal(masks[0][name], masks[1][name]) for name in masks[0])
+
+
+def test_alpha_of_feddst_is_the_share_that_a_round_replaces():
+    def moved(method, progress):
+        net, seen, _ = round_of(build_method(method, 0.25), 4, "unstructured", progress=progress)
+        before, after = seen.slots[0][0], mask_groups(net)[0].mask.slots
+        assert len(before) == len(after)
+        return 1 - np.isin(after, before).mean()
+
+    # alpha / 2 (1 + cos(pi r / R_end)), R_end half of the run
+    assert moved("feddst", 0.0) == pytest.approx(0.5, abs=0.05)
+    assert moved("feddst:0.2", 0.0) == pytest.approx(0.2, abs=0.05)
+    assert moved("feddst", 0.25) == pytest.approx(0.25, abs=0.05)
+    assert moved("feddst", 0.5) == 0
+
+
+@pytest.mark.parametrize("alpha", ["0", "1.5", "much", "nan", ""])
+def test_an_alpha_that_is_no_share_is_one_line(alpha):
+    with pytest.raises(InputError, match=r"feddst:.* is not allowed; allowed: .*\(0, 1\]"):
+        build_method(f"feddst:{alpha}", 0.1)
 
 
 def grown(seed, number):

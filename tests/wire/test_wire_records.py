@@ -103,7 +103,7 @@ def test_a_header_that_is_no_bytes(header):
 def test_an_array_of_an_unknown_name():
     record = good()
     record["arrays"]["weights"] = Array(np.zeros(3, np.float32))
-    with pytest.raises(WireError, match="array 'weights' is unknown; known: values, scales, dense"):
+    with pytest.raises(WireError, match="array 'weights' is unknown; known: values, scales, pos"):
         from_record(record)
 
 

@@ -94,11 +94,11 @@ class Odd(Int8):
 @pytest.mark.parametrize(("name", "what"), [("Wide", "'values' of type <i2"), ("Odd", "'means'")])
 def test_a_codec_whose_arrays_cannot_travel(name, what, tmp_path):
     (tmp_path / "wide.py").write_text(WIDE, encoding="utf-8")
-    with pytest.raises(InputError, match=f"{name}' sends {what}.*; allowed: values and scales of "):
+    with pytest.raises(InputError, match=f"{name}' sends {what}.*; allowed: values, scales, pos"):
         value_codec(f"{tmp_path}/wide.py:{name}")
 
 
-@pytest.mark.parametrize("name", VALUE_CODECS)
+@pytest.mark.parametrize("name", [name for name in VALUE_CODECS if name != "topk"])
 @given(values=NORMAL)
 def test_every_value_codec_gives_nearly_the_values_back(name, values):
     codec = value_codec(name)

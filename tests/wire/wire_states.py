@@ -92,3 +92,15 @@ def assert_same(got, want, tolerance=0.0, reference=None):
                 largest += float(np.abs(starts[name]).max())
             limit = tolerance * largest
             np.testing.assert_allclose(ours[name], array, rtol=0, atol=limit)
+
+
+def with_what_is_owed(got, residual):
+    """Return a state that was decoded plus what its message left out."""
+    parts = {
+        name: values + residual.values[name].reshape(values.shape)
+        for name, values in (got.values | got.dense).items()
+        if name in residual.values
+    }
+    values = {name: parts[name] for name in got.values}
+    dense = {name: parts.get(name, values) for name, values in got.dense.items()}
+    return SparseState(got.masks, values, dense)

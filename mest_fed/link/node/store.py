@@ -308,7 +308,7 @@ def _unpacked(data: bytes, place: Path, key: str) -> Kept | None:
         state = NodeState(
             parts.get(_MASKS, {}),
             None if codes is None else ForgettingState(codes),
-            Residual(parts[_RESIDUAL_MASKS], parts[_RESIDUAL_VALUES])
+            Residual(parts.get(_RESIDUAL_MASKS, {}), parts[_RESIDUAL_VALUES])
             if _RESIDUAL_VALUES in parts
             else None,
         )

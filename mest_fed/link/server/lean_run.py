@@ -215,6 +215,11 @@ def _check(task: Task, plan: Plan) -> None:
     for registry, name in named:
         if not registry.is_builtin(name):
             raise InputError(f"{registry.key} = {name!r} is code of your own: a lean node has none")
+    if task.method.needs_dense_gradient:
+        raise InputError(
+            f"sparsity.method = {config.sparsity.method!r} grows by dense gradients, which need "
+            "torch: a lean node has none"
+        )
     if not can_compile(plan.memory) or not task.compiles(plan.memory):
         raise InputError(
             "the plan of this budget needs torch (activations recomputed or packed), which a lean "

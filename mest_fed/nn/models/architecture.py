@@ -26,6 +26,7 @@ from mest_fed.nn.models.initial import (
 )
 from mest_fed.nn.models.weights import Weights
 from mest_fed.rng import seeded_globals
+from mest_fed.sparsity.arrays import Slots
 
 
 @dataclass(frozen=True)
@@ -89,14 +90,19 @@ class Architecture:
         generator: torch.Generator,
         sparsity: Sparsity | None = None,
         weights: Weights | None = None,
+        masks: Mapping[str, Slots] | None = None,
     ) -> nn.Module:
-        """Build the model; parameters and errors as for :func:`build_model`."""
+        """Build the model; parameters and errors as for :func:`build_model`.
+
+        ``masks`` are those of sparse layers, by their groups, in the place of the largest weights.
+        """
         model = self._constructed(generator.initial_seed())
         normalised = _is_normalised(model)
         sparsifier = None
         if sparsity is not None:
             sparsifier = self._sparsifier(model, sparsity)
             sparsifier.count(sparsity.density, sparsity.distribution)
+            sparsifier.choose(masks or {})
         if weights is not None:
             weights.check(model)
         draw: Draw | None = getattr(model, "initial", None)

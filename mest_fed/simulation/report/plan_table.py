@@ -19,7 +19,7 @@ PART_MEANINGS = {
     "workspace": "buffers that are used again and again within a step, such as gradients of "
     "activations and the kernels' scratch",
     "batch": "the examples and targets of one batch",
-    "wire": "the received message, and the model decoded from it",
+    "wire": "messages: the received one and the model decoded from it, what an update leaves out",
     "runtime": "what the program itself takes beside its tensors: descriptions of a compiled "
     "step, for each size of its groups, and of a round; or a constant where torch trains",
 }
