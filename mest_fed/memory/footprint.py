@@ -313,11 +313,14 @@ def peak_granules(trace: ModelTrace, method: Method, shape: TrainingShape) -> di
 
 
 def _wire(trace: ModelTrace, active: dict[str, int], setting: TrainingSetup) -> int:
-    """Charge a message and the state that it carries; with feedback, what is owed and packed."""
+    """Charge a message and the state that it carries.
+
+    With feedback what was owed, what is owed now and the change between them stand beside it.
+    """
     if not setting.messages:
         return 0
     layouts = trace.spec.layouts
     values = sum(FLOAT * count * layouts[name].width for name, count in active.items())
     masks = sum(INDEX * active[layers[0]] for layers in trace.spec.groups.values())
     state = values + masks + trace.dense_parameters
-    return 2 * (state + trace.buffers) + (2 * state if setting.feedback else 0)
+    return 2 * (state + trace.buffers) + (3 * state if setting.feedback else 0)

@@ -57,6 +57,13 @@ def test_momentum_is_charged_if_there_is_one():
     assert predict().total - without.total == predict().optimizer == 444
 
 
+def test_what_error_feedback_keeps_and_packs_is_charged():
+    plain, fed = predict(), predict(feedback=True)
+    state = 4 * 9 * 4 + 300 + 4 * 9
+    assert fed.wire - plain.wire == fed.total - plain.total == 3 * state
+    assert predict(messages=False, feedback=True) == predict(messages=False)
+
+
 def test_messages_are_charged_where_there_are_any():
     alone = predict(messages=False)
     assert alone == replace(predict(), wire=0)

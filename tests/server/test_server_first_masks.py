@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from server_parts import SCHEMES, random_masks, spec_for
+from torch import nn
 
 from mest_fed.client.capability import Capability
 from mest_fed.client.scoring import score_weights
@@ -15,6 +16,7 @@ from mest_fed.rng import numpy_generator
 from mest_fed.sparsity import select_best
 from mest_fed.task import Task
 from mest_fed.task_scores import dense_task, salient_masks, scores_spec, scoring_plan
+from mest_fed.training.saliency import saliency
 from mest_fed.wire import check_masks, decode, encode
 
 BUDGET = 10**9
@@ -107,3 +109,12 @@ def test_a_budget_below_a_dense_pass_gives_no_scores():
     assert plan.footprint.total <= BUDGET
     with pytest.raises(BudgetError, match="scores of dense weights"):
         scoring_plan(task, 1_000_000)
+
+
+def test_packed_projections_of_an_attention_are_scored_as_layers():
+    net = nn.MultiheadAttention(8, 2, batch_first=True)
+    x = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
+    net(x, x, x)[0].square().sum().backward()
+    wanted = (net.in_proj_weight * net.in_proj_weight.grad).abs().reshape(-1)
+    assert torch.equal(saliency(net, "in_proj"), wanted)
+    assert saliency(net, "out_proj").shape == (64,)
