@@ -24,7 +24,6 @@ from mest_fed.simulation.study.study_folder import (
     PAGE,
     RESULTS,
     ROUND_ROWS,
-    STUDY,
     StudyFolder,
 )
 
@@ -104,7 +103,7 @@ def write_record(folder: StudyFolder, name: str, form: str) -> dict[str, Path]:
     except OSError as error:
         raise InputError(f"--record {name} cannot be used: {error.strerror or error}") from None
     write_rows(place, form, analysis.rows, rounds)
-    _write(place / STUDY, folder.study.text)
+    _write(place / f"{folder.study.name}.toml", folder.study.text)
     for config, text in configurations(folder.cells).items():
         _write(place / CONFIGS / config, text)
     _write(place / ENVIRONMENT, json.dumps(environment.as_table(), indent=2) + "\n")

@@ -31,6 +31,8 @@ _COSTS: tuple[tuple[str, str, str, Callable[[float], Scale]], ...] = (
     ("energy_joules", "energy", "energy of the fleet, {unit} (modelled)", joule_scale),
 )
 _MOST_CURVES = 14
+#: Of an axis, as a multiple of the largest value.
+_ROOM = 1.08
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,9 @@ def _against(
         )
     _value_axis(axes, analysis)
     axes.set_xlabel(label.format(unit=scale.unit))
-    axes.margins(0.12)
-    axes.set_xlim(left=0)
+    axes.margins(y=0.12)
+    # From 0 on, so that what hardly differs looks so.
+    axes.set_xlim(0, _ROOM * max(x.mean + (x.deviation or 0) for _, x, _ in found) / scale.factor)
     if alone:
         legend.draw(axes)
     better = "higher" if analysis.metric.higher_is_better else "lower"

@@ -45,6 +45,7 @@ def render_study(analysis: Analysis, round_rows: Sequence[Row], environment: Env
         in_short=tables.in_short(analysis),
         warning=_warning(missing, len(analysis.rows)),
         facts=_facts(analysis),
+        axes=[(axis.name.capitalize(), axis.labels) for axis in study.others],
         charts=[chart for key, chart in charts.items() if not key.startswith(_DIFFERENCES)],
         colour_axis=legend.axis,
         looks=[(label, swatch(look)) for label, look in legend.looks.items()],
@@ -87,11 +88,6 @@ def _facts(analysis: Analysis) -> list[tuple[str, str]]:
         ("Cells", str(len(analysis.rows))),
         ("Seeds", ", ".join(seeds.labels) if seeds else "that of the configuration"),
         ("Compared with", ", ".join(pairing.name for pairing in analysis.pairings) or "nothing"),
-    ]
-    facts += [
-        (axis.name.capitalize(), ", ".join(axis.labels))
-        for axis in study.others
-        if len(axis.labels) <= 8
     ]
     return facts
 

@@ -10,7 +10,7 @@ from mest_fed.simulation.study.analysis import Analysis
 from mest_fed.simulation.study.environment import Environment
 from mest_fed.simulation.study.grid import Cell
 from mest_fed.simulation.study.study_file import parse_study
-from mest_fed.simulation.study.study_folder import RESULTS, STUDY, distinct_runs
+from mest_fed.simulation.study.study_folder import RESULTS, distinct_runs
 from mest_fed.simulation.study.tables import (
     TextTable,
     differences_table,
@@ -53,9 +53,9 @@ def readme(analysis: Analysis, environment: Environment, before: str = "") -> st
     name = analysis.study.name
     text = (
         f"# {name}\n\n{analysis.protocol.question}\n\n{made}\n{_READING}\n## Again\n\n"
-        f"`mest-fed study {STUDY} --out runs/studies/{name}`, from this folder. `{RESULTS}` has a "
-        f"row a cell, `rounds` one a cell and round, `{CONFIGS}` every key of each run, "
-        f"`{ENVIRONMENT}` where it was computed.\n"
+        f"`mest-fed study {name}.toml --out runs/studies/{name}`, from this folder. "
+        f"`{RESULTS}` has a row a cell, `rounds` one a cell and round, `{CONFIGS}` every key of "
+        f"each run, `{ENVIRONMENT}` where it was computed.\n"
     )
     return text
 
@@ -94,11 +94,12 @@ def read_record(place: Path) -> Analysis:
     import pyarrow.parquet
 
     readers = {".parquet": pyarrow.parquet.read_table, ".csv": pyarrow.csv.read_csv}
-    study = place / STUDY
+    studies = sorted(place.glob("*.toml"))
     found = [path for suffix in readers if (path := place / f"{RESULTS}{suffix}").exists()]
-    if not study.exists() or not found:
-        raise InputError(f"{place} is no record: it needs {STUDY} and {RESULTS}.parquet or .csv")
+    if len(studies) != 1 or not found:
+        raise InputError(f"{place} is no record: it needs one study and {RESULTS}.parquet or .csv")
+    study = studies[0]
     text = study.read_text(encoding="utf-8")
     rows = readers[found[0].suffix](found[0]).to_pylist()
-    name = (place / README).read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
-    return Analysis(parse_study(name, tomllib.loads(text), text, str(study), place), rows)
+    parsed = parse_study(study.stem, tomllib.loads(text), text, str(study), place)
+    return Analysis(parsed, rows)

@@ -305,7 +305,7 @@ def _axis(
     if not isinstance(values, list) or not values:
         raise not_allowed(f"{where} ({source})", values, "a list of values")
     named = bundles.get(name, {})
-    plain = [value for value in values if value not in named]
+    plain = [value for value in values if not (isinstance(value, str) and value in named)]
     key = key_of(name, source) if plain else ""
     found = tuple(_value(key, value, named, where, source) for value in values)
     labels = [value.label for value in found]

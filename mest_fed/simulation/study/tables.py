@@ -13,7 +13,7 @@ _METRIC_COLUMNS = ("final", "best")
 #: Of a difference: what the page calls it, and its class there.
 UNKNOWN, WITHIN, BETTER, WORSE, BEYOND = "unknown", "within", "better", "worse", "beyond"
 _SAID = {
-    UNKNOWN: "one pair: nothing can be said",
+    UNKNOWN: "one pair",
     WITHIN: "within noise",
     BETTER: "beyond noise: better",
     WORSE: "beyond noise: worse",
@@ -140,7 +140,7 @@ def _best(analysis: Analysis, column: Column) -> set[str]:
     """Return the names of the groups that are best among those that are compared."""
     if not column.better:
         return set()
-    compared: dict[tuple[str, ...], list[tuple[float, str]]] = {}
+    compared: dict[tuple[str, ...], dict[str, float]] = {}
     ours = set(analysis.study.about.reference)
     for group in analysis.groups:
         spread = group.spread(column.key)
@@ -148,12 +148,12 @@ def _best(analysis: Analysis, column: Column) -> set[str]:
         if spread is None or partly:
             continue
         context = tuple(v for axis, v in group.labels.items() if ours and axis not in ours)
-        compared.setdefault(context, []).append((column.better * spread.mean, name_of(group)))
+        compared.setdefault(context, {})[name_of(group)] = spread.mean
     found = set()
-    for values in compared.values():
-        top = max(values)[0]
-        tied = {name for value, name in values if value == top}
-        if len(tied) < len(values):
+    for means in compared.values():
+        top = max(means.values(), key=lambda mean: column.better * mean)
+        tied = {name for name, mean in means.items() if column.write(mean) == column.write(top)}
+        if len(tied) < len(means):
             found |= tied
     return found
 
