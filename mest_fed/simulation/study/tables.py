@@ -9,6 +9,8 @@ from mest_fed.simulation.study.analysis import Analysis, Group, Paired, Pairing
 from mest_fed.simulation.study.rows import DONE
 from mest_fed.simulation.study.statistics import CONFIDENCE, Difference, Spread
 
+#: Groups that a sentence names; of more it gives the number.
+_MOST_NAMED = 8
 _METRIC_COLUMNS = ("final", "best")
 #: Of a difference: what the page calls it, and its class there.
 UNKNOWN, WITHIN, BETTER, WORSE, BEYOND = "unknown", "within", "better", "worse", "beyond"
@@ -29,14 +31,14 @@ class TableCell:
     ----------
     text : str
         What stands in it.
-    more : str
-        What stands beneath, smaller.
+    more : sequence of str
+        Lines beneath, smaller.
     kind : str
         How it is marked; empty: not at all.
     """
 
     text: str
-    more: str = ""
+    more: Sequence[str] = ()
     kind: str = ""
 
 
@@ -68,7 +70,7 @@ class TextTable:
 
 
 def _markdown(cell: TableCell) -> str:
-    text = f"{cell.text} {cell.more}".strip().replace("|", r"\|")
+    text = " ".join((cell.text, *cell.more)).replace("|", r"\|")
     return f"**{text}**" if cell.kind in ("best", BETTER, WORSE, BEYOND) else text
 
 
@@ -122,7 +124,7 @@ def _mean(
         more.append(f"± {deviation}")
     if spread.count < seeds:
         more.append(f"of {spread.count} that reached it")
-    return TableCell(column.write(spread.mean), " ".join(more), kind)
+    return TableCell(column.write(spread.mean), more, kind)
 
 
 def _deviation(spread: Spread, column: Column, metric: Metric) -> str:
@@ -186,13 +188,14 @@ def _difference_row(analysis: Analysis, paired: Paired) -> list[TableCell]:
 def _difference(found: Difference | None, column: Column, metric: Metric) -> TableCell:
     if found is None:
         never = column.key.startswith("goal_")
-        return TableCell(NOTHING, "no pair reached it" if never else "")
+        return TableCell(NOTHING, ["no pair reached it"] if never else ())
     kind = verdict(found, column)
     text = signed(found.mean, column, metric)
     if found.interval is None:
-        return TableCell(text, _SAID[UNKNOWN], UNKNOWN)
+        return TableCell(text, [_SAID[UNKNOWN]], UNKNOWN)
     low, high = (signed(each, column, metric, unit=False) for each in found.interval)
-    return TableCell(text, f"[{low}, {high}] {_SAID[kind]}", kind)
+    interval = [] if low == high else [f"[{low}, {high}]"]
+    return TableCell(text, [*interval, _SAID[kind]], kind)
 
 
 def verdict(found: Difference, column: Column) -> str:
@@ -249,8 +252,10 @@ def _found(analysis: Analysis, pairing: Pairing) -> str:
             said.setdefault(verdict(difference, column), []).append(name_of(paired.group))
     if not said or set(said) == {UNKNOWN}:
         return ""
+    few = sum(map(len, said.values())) <= _MOST_NAMED
     parts = [
-        f"{', '.join(said[kind])} {'is' if len(said[kind]) == 1 else 'are'} {words}"
+        f"{', '.join(said[kind]) if few else len(said[kind])} "
+        f"{'is' if len(said[kind]) == 1 else 'are'} {words}"
         for kind, words in (
             (BETTER, "better beyond noise"),
             (WORSE, "worse beyond noise"),
