@@ -13,7 +13,8 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from mest_fed.cli.app import INTERRUPTED, NOTHING_TRAINED
+from mest_fed import cli
+from mest_fed.cli.app import INTERRUPTED, NOTHING_TRAINED, WRONG_INPUT
 from mest_fed.config import from_table, read_toml
 from mest_fed.simulation.report.load import load_run
 from mest_fed.simulation.simulate import open_run
@@ -270,7 +271,7 @@ def test_a_dry_run_prices_each_cell_and_writes_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["small.toml"]
 
 
-def test_folders_that_a_study_cannot_have(tmp_path):
+def test_folders_that_a_study_cannot_have(tmp_path, monkeypatch, capsys):
     file = write_study(tmp_path)
     other = tmp_path / "other"
     other.mkdir()
@@ -287,8 +288,11 @@ def test_folders_that_a_study_cannot_have(tmp_path):
         (("--out", tmp_path / "n", "--record", tmp_path / "full"), "is no record"),
         (("--out", tmp_path / "n", "--format", "xls"), "--format = 'xls' is not allowed"),
     ):
-        status, table, err = run(file, *arguments)
-        assert (status, table) == (2, [])
+        monkeypatch.setattr(sys, "argv", ["mest-fed", "study", *map(str, (file, *arguments))])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert (caught.value.code, out) == (WRONG_INPUT, "")
         assert said in err
         assert err.count("\n") == 1
     assert not (tmp_path / "n").exists()

@@ -1,6 +1,7 @@
 """From axes to cells: by hand and by properties."""
 
 from math import prod
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -180,6 +181,14 @@ def test_the_studies_that_ship_are_studies():
         cells = expand(study)
         check_study(study, cells)
         assert cells
+
+
+def test_the_file_of_the_guide_is_a_study():
+    page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text(encoding="utf-8")
+    study = study_of(page.partition("```toml\n")[2].partition("```")[0])
+    cells = expand(study)
+    check_study(study, cells)
+    assert len(cells) == 4 * 2 * 3 - 3 + 3
 
 
 def test_paths_are_relative_to_the_studys_file(tmp_path):
