@@ -114,7 +114,7 @@ def study(
         chosen = _chosen(found, cells)
         place = out or Path("runs/studies") / about.name
         folder = StudyFolder(place, about, found)
-        folder.check(resume=resume)
+        folder.check(resume=resume or (dry_run and folder.is_studied))
         if record is not None:
             check_record(record)
         if dry_run:

@@ -52,10 +52,10 @@ def write_study(folder, axes=AXES, rounds=2):
     return path
 
 
-def begin(*arguments):
+def begin(*arguments, workers=0):
     """Start a study in a process group of its own, as a shell does."""
     return subprocess.Popen(
-        [*COMMAND, *map(str, arguments), "--workers", "0"],
+        [*COMMAND, *map(str, arguments), "--workers", str(workers)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -257,6 +257,19 @@ def test_two_cells_at_a_time_give_the_same(tmp_path):
         alone = [row["model_sha256"] for row in csv.DictReader(stream)]
     assert alone == [row["model_sha256"] for row in rows_of(two)]
     assert len(set(alone)) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_rays_workers_give_the_same(tmp_path):
+    file, one, two = write_study(tmp_path, SEEDS), tmp_path / "one", tmp_path / "two"
+    assert run(file, "--out", one)[0] == 0
+    process = begin(file, "--out", two, workers=1)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    assert out.count("\tdone\t") == 2
+    found = [[row["model_sha256"] for row in rows_of(folder)] for folder in (one, two)]
+    assert found[0] == found[1]
 
 
 @pytest.mark.slow

@@ -138,7 +138,6 @@ class StudyConsole:
                 f"peak {format_bytes(row['peak_bytes'])}" if row["peak_bytes"] else "",
                 f"{format_bytes(row['traffic_bytes'])} sent",
                 f"{format_seconds(row['virtual_seconds'])} virtual",
-                f"{format_seconds(row['wall_seconds'])} of rounds",
             )
             text.append(f"  {', '.join(filter(None, said))}", style="default")
         if row["reason"]:

@@ -76,6 +76,7 @@ def run_cell(job: dict[str, Any], workers: int, address: str | None, tell: Tell)
         run.run(workers, address, patience=PATIENCE)
     finally:
         PROCESS_TASKS.forget()
+    tell("phase", text="writing the report")
     write_report(folder)
     tell("done", warning=read_summary(folder).warning or "")
 

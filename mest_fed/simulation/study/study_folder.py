@@ -59,6 +59,11 @@ class StudyFolder:
         self._failures: dict[str, str] = {}
         self._lock: FolderLock | None = None
 
+    @property
+    def is_studied(self) -> bool:
+        """Whether a study is in it."""
+        return (self.path / CELLS).exists()
+
     def check(self, *, resume: bool) -> None:
         """Refuse a folder that the study cannot have.
 
@@ -71,7 +76,7 @@ class StudyFolder:
         path = self.path
         if path.exists() and not path.is_dir():
             raise InputError(f"--out {path} is a file; allowed: a folder")
-        if not (path / CELLS).exists():
+        if not self.is_studied:
             if resume:
                 raise InputError(f"--resume: no study in {path} ({CELLS} is missing)")
             others = {each.name for each in path.iterdir()} if path.exists() else set()
@@ -117,9 +122,9 @@ class StudyFolder:
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
             self._lock = FolderLock(self.path)
-            self.keep()
         except OSError as error:
             raise InputError(f"--out {self.path} cannot be used: {error}") from None
+        self.keep()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -127,7 +132,13 @@ class StudyFolder:
             self._lock.release()
 
     def keep(self) -> None:
-        """Write down the study, its cells and what failed."""
+        """Write down the study, its cells and what failed.
+
+        Raises
+        ------
+        InputError
+            If that cannot be written.
+        """
         runs = {
             cell.run: {"digest": cell.digest, "failure": self._failures.get(cell.run, "")}
             for cell in self.cells
@@ -135,8 +146,12 @@ class StudyFolder:
         cells = {cell.id: {"run": cell.run, "point": cell.labels} for cell in self.cells}
         table = {"study": self.study.name, "runs": runs, "cells": cells}
         for name, text in ((STUDY, self.study.text), (CELLS, json.dumps(table, indent=2) + "\n")):
-            with whole_file(self.path / name) as file:
-                file.write(text.encode())
+            path = self.path / name
+            try:
+                with whole_file(path) as file:
+                    file.write(text.encode())
+            except OSError as error:
+                raise InputError(f"cannot write {path}: {error.strerror or error}") from None
 
     def state(self, cell: Cell) -> RunState:
         """Say how far the run of a cell has come.
