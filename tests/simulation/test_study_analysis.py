@@ -176,21 +176,30 @@ def test_what_never_reaches_the_target_is_said_so():
 
 def test_robustness_is_compared_with_calm():
     text = (
-        '[study]\nprotocol = "robustness"\n[axes]\nmethod = ["set"]\n'
+        '[study]\nprotocol = "robustness"\n[axes]\nmethod = ["set", "static"]\n'
         'condition = ["calm", "dropout"]\nseed = [1, 2]\n'
     )
     study = study_of(text)
+    finals = {
+        ("set", "calm"): (0.6, 0.62),
+        ("set", "dropout"): (0.5, 0.52),
+        ("static", "calm"): (0.5, 0.5),
+        ("static", "dropout"): (0.55, 0.45),
+    }
     rows = [
-        row_of(study, {"method": "set", "condition": condition, "seed": seed}, final=final)
-        for condition, finals in (("calm", (0.6, 0.62)), ("dropout", (0.5, 0.52)))
-        for seed, final in enumerate(finals, start=1)
+        row_of(study, {"method": method, "condition": condition, "seed": seed}, final=final)
+        for (method, condition), values in finals.items()
+        for seed, final in enumerate(values, start=1)
     ]
     found = Analysis(study, rows)
     (pairing,) = found.pairings
     assert pairing.name == "calm"
-    ((name, pairs, final, *_),) = differences_table(found, pairing).rows
+    (name, pairs, final, *_), other = differences_table(found, pairing).rows
     assert (name.text, pairs.text) == ("set · dropout", "2")
     assert (final.text, final.kind) == ("\N{MINUS SIGN}10.00 points", WORSE)
+    assert other[2].kind == WITHIN
+    best = {name for name, cells in by_name(means_table(found)).items() if cells[1].kind == "best"}
+    assert best == {"set · calm", "set · dropout"}
 
 
 def test_tables_as_markdown():

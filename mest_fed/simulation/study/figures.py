@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from matplotlib.ticker import MaxNLocator
+
 from mest_fed.simulation.report.compare import Column
 from mest_fed.simulation.report.figures import style
 from mest_fed.simulation.report.figures.comparison import COLOURS, DASHES
@@ -235,6 +237,7 @@ def _over_rounds(
     axes.set_ylabel(analysis.metric.name)
     axes.set_xlabel("round")
     axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if alone:
         legend.draw(axes)
     return finish_chart(

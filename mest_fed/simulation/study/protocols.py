@@ -145,7 +145,7 @@ class Robustness(Protocol):
             "calm": _CALM,
             "stragglers": _CALM | {"behaviour.stragglers": 0.3},
             "dropout": _CALM | {"behaviour.dropout": 0.3},
-            "short-memory": _CALM | {"behaviour.memory_pressure": 0.3},
+            "short-memory": _CALM | {"behaviour.memory_pressure": 0.1},
         }
     }
     references = ({"condition": "calm"},)

@@ -143,13 +143,17 @@ def _best(analysis: Analysis, column: Column) -> set[str]:
     if not column.better:
         return set()
     compared: dict[tuple[str, ...], dict[str, float]] = {}
-    ours = set(analysis.study.about.reference)
+    ours, conditions = set(analysis.study.about.reference), analysis.protocol.conditions
     for group in analysis.groups:
         spread = group.spread(column.key)
         partly = column.key.startswith("goal_") and _partly(group)
         if spread is None or partly:
             continue
-        context = tuple(v for axis, v in group.labels.items() if ours and axis not in ours)
+        context = tuple(
+            label
+            for axis, label in group.labels.items()
+            if axis in conditions or (ours and axis not in ours)
+        )
         compared.setdefault(context, {})[name_of(group)] = spread.mean
     found = set()
     for means in compared.values():
