@@ -166,9 +166,6 @@ def _run(
     if workers is None:
         workers = default_workers()
     parallel = min(parallel, len(jobs)) or 1
-    by_run: dict[str, list[str]] = {}
-    for cell in folder.cells:
-        by_run.setdefault(cell.run, []).append(cell.id)
     console.begin(metric_of(folder.cells[0].config), len(jobs), len(runs) - len(jobs), parallel)
 
     def watch(run: str, event: dict[str, object]) -> None:
@@ -180,7 +177,7 @@ def _run(
 
     try:
         pool = Pool(parallel, workers, address, folder.path / STUDY_LOG)
-        pool.run(jobs, watch, lambda: None)
+        pool.run(jobs, watch)
     finally:
         console.end()
 

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from study_cases import SMALL, study_of
 
 from mest_fed.errors import InputError
+from mest_fed.simulation.study.axes import key_of
 from mest_fed.simulation.study.checks import check_study
 from mest_fed.simulation.study.grid import cell_id, digest_of, expand, points
-from mest_fed.simulation.study.study_file import key_of, read_study, study_names
+from mest_fed.simulation.study.study_file import read_study, study_names
 
 AXES = """
 [axes]

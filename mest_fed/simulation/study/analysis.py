@@ -7,10 +7,11 @@ from typing import Any
 
 from mest_fed.schema import Metric
 from mest_fed.simulation.report.compare import Column
+from mest_fed.simulation.study.axes import label_of
 from mest_fed.simulation.study.protocols import Protocol
 from mest_fed.simulation.study.rows import DONE
 from mest_fed.simulation.study.statistics import Difference, Spread
-from mest_fed.simulation.study.study_file import StudyFile, label_of, protocol_of
+from mest_fed.simulation.study.study_file import StudyFile, protocol_of
 
 Row = Mapping[str, Any]
 Labels = tuple[str, ...]

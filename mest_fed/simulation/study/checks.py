@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 
 from mest_fed.config import to_flat
 from mest_fed.errors import InputError
+from mest_fed.simulation.study.axes import label_of
 from mest_fed.simulation.study.grid import Cell
 from mest_fed.simulation.study.protocols import Protocol
 from mest_fed.simulation.study.rows import COLUMNS, metric_of
-from mest_fed.simulation.study.study_file import StudyFile, label_of, protocol_of
+from mest_fed.simulation.study.study_file import StudyFile, protocol_of
 
 Labels = Mapping[str, str]
 

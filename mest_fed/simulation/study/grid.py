@@ -15,8 +15,9 @@ from mest_fed.errors import InputError
 from mest_fed.server.modes import check_mode
 from mest_fed.simulation.behaviour.clock import check_cohort
 from mest_fed.simulation.settings import load_table
+from mest_fed.simulation.study.axes import BUDGET, Scalar, Value
 from mest_fed.simulation.study.budgets import DenseTraining, budgeted
-from mest_fed.simulation.study.study_file import BUDGET, Scalar, StudyFile, Value
+from mest_fed.simulation.study.study_file import StudyFile
 
 #: A combination: axis -> its value.
 Point = Mapping[str, Value]

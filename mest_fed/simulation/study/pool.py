@@ -147,7 +147,7 @@ class Pool:
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._runners: list[Runner] = []
 
-    def run(self, jobs: Iterable[Job], watch: Watch, tick: Callable[[], None]) -> None:
+    def run(self, jobs: Iterable[Job], watch: Watch) -> None:
         """Do all jobs.
 
         Parameters
@@ -156,8 +156,6 @@ class Pool:
             In order.
         watch : callable
             Takes what is told of a run. Its last event is ``done``, ``failed`` or ``interrupted``.
-        tick : callable
-            Called a few times a second.
 
         Raises
         ------
@@ -170,7 +168,6 @@ class Pool:
                 for _ in range(min(self._processes, len(waiting))):
                     self._start(waiting, log)
                 while self._runners:
-                    tick()
                     self._take(waiting, log, watch, 0.25)
             except BaseException:
                 self._stop(log, watch)
