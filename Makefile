@@ -24,7 +24,7 @@ ARM_TOOLS := test-arm: skipped, for want of $(ARM_CXX) or qemu-aarch64 (Debian: 
 	g++-aarch64-linux-gnu, qemu-user)
 
 .DEFAULT_GOAL := help
-.PHONY: help native simulate test test-soak test-quick test-flwr-next test-native test-sanitize test-races test-arm proto docs lint format clean
+.PHONY: help native simulate study-smoke test test-soak test-quick test-flwr-next test-native test-sanitize test-races test-arm proto docs lint format clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -45,6 +45,10 @@ simulate: $(READY) ## Run the quickstart fleet and write runs/quickstart/report.
 # Three processes for two cores, since many tests wait for processes that they start; each gets the
 # whole of a file, since fixtures are shared within files. Threads that wait do so without turning.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+study-smoke: $(READY) ## Run the small study, as far as it is not done, and write its page
+	folder=runs/studies/quickstart; \
+	$(BIN)/mest-fed study quickstart --out $$folder $$(test -e $$folder/cells.json && echo --resume)
 
 test: $(READY) ## Run the tests, all but those of test-soak
 	$(PYTEST)

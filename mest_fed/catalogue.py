@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mest_fed.server.selection import Selector
     from mest_fed.server.strategy import MestStrategy
     from mest_fed.simulation.behaviour.availability import Availability
+    from mest_fed.simulation.study.protocols import Protocol
     from mest_fed.simulation.trackers.progress import Observer
     from mest_fed.sparsity import Layout, Method
     from mest_fed.training.objective import Objective
@@ -352,6 +353,19 @@ TABLE_FORMATS: Registry[Callable[[Any, BytesIO], None]] = Registry(
         "parquet": "mest_fed.cli.tables:as_parquet",
     },
     called="write(table, file)",
+)
+
+
+#: What a study measures; called with ``target``, if the study has one.
+PROTOCOLS: Registry[Callable[..., Protocol]] = Registry(
+    "study.protocol",
+    {
+        "quality": "mest_fed.simulation.study.protocols:Quality",
+        "cost": "mest_fed.simulation.study.protocols:Cost",
+        "robustness": "mest_fed.simulation.study.protocols:Robustness",
+    },
+    called="protocol(**options)",
+    makes="mest_fed.simulation.study.protocols:Protocol",
 )
 
 

@@ -55,6 +55,11 @@ class ProcessTasks:
         """Give the clients of a run config a task; return it."""
         return self._put(_key(run_config, ""), task)
 
+    def forget(self) -> None:
+        """Drop all tasks, and with them their data: no client of theirs will come again."""
+        with self._lock:
+            self._tasks.clear()
+
     def _put(self, key: object, task: Task) -> Task:
         with self._lock:
             self._tasks.pop(key, None)

@@ -87,10 +87,12 @@ def register_commands() -> None:
         run,
         server,
         simulate,
+        study,
     )
 
     commands = (
         simulate.simulate,
+        study.study,
         run.run,
         client.client,
         server.server,

@@ -200,7 +200,7 @@ def scaled(command):
     """Return a command as it is run: one that trains is small."""
     if command.startswith("mest-fed simulate") and "--resume" not in command:
         return f"{command} {OWN_BUDGET if 'fleet.budgets' in command else ONE_KIND}"
-    if command.startswith("mest-fed simulate"):
+    if command.startswith(("mest-fed simulate", "mest-fed study")):
         return f"{command} --workers 0"
     if command.startswith("mest-fed run") and "--workers" not in command:
         return f"{command} --workers 0"

@@ -1,5 +1,6 @@
 """The report's figures as files of their own, for papers and slides."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mest_fed.errors import InputError
@@ -36,7 +37,11 @@ def write_figures(run_folder: Path, place: Path) -> list[Row]:
     """
     run = load_run(run_folder)
     charts = app_charts(run) if isinstance(run, AppRun) else draw_charts(run)
-    drawn = [chart for chart in charts.values() if chart is not None]
+    return write_charts([chart for chart in charts.values() if chart is not None], place)
+
+
+def write_charts(drawn: Sequence[Chart], place: Path) -> list[Row]:
+    """Write charts as SVG and as PDF; see :func:`write_figures`."""
     try:
         place.mkdir(parents=True, exist_ok=True)
         for chart in drawn:

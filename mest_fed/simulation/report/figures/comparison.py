@@ -21,8 +21,9 @@ from mest_fed.simulation.report.figures.style import (
 from mest_fed.simulation.report.formats import format_percent, shorten
 from mest_fed.simulation.report.load import FleetRun
 
-_COLOURS = (style.BLUE, style.VERMILION, style.GREEN, style.ORANGE, "#cc79a7", style.SKY, style.INK)
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+#: Of curves and points of several runs, and the dashes of those beyond the first colours.
+COLOURS = (style.BLUE, style.VERMILION, style.GREEN, style.ORANGE, "#cc79a7", style.SKY, style.INK)
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 
 #: What a row adds to the x axis, or where it is on it.
 Place = Callable[[Any], float]
@@ -85,7 +86,7 @@ class Family:
 
 def colours(runs: Mapping[str, FleetRun]) -> dict[str, str]:
     """Return each run's colour."""
-    return {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(runs)}
+    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(runs)}
 
 
 def draw_comparison(runs: Mapping[str, FleetRun], family: Family) -> list[Chart]:
@@ -146,8 +147,8 @@ def _draw(
         axes.plot(
             [x / scale.factor for x in xs[name]],
             y,
-            color=_COLOURS[i % len(_COLOURS)],
-            linestyle=_DASHES[i // len(_COLOURS) % len(_DASHES)],
+            color=COLOURS[i % len(COLOURS)],
+            linestyle=DASHES[i // len(COLOURS) % len(DASHES)],
             marker="o" if len(y) <= MOST_MARKERS else "",
             markersize=3,
             label=shorten(name, style.LABEL_LENGTH),

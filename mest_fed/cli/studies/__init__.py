@@ -1,0 +1,1 @@
+"""What ``mest-fed study`` shows and writes."""

@@ -1,0 +1,210 @@
+"""``mest-fed study``."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mest_fed.catalogue import PROTOCOLS, TABLE_FORMATS
+from mest_fed.cli.app import NOTHING_TRAINED
+from mest_fed.cli.interruption import Interruptible
+from mest_fed.cli.simulate import Workers, prepare_engine
+from mest_fed.cli.studies.display import StudyConsole
+from mest_fed.cli.tables import check_format
+from mest_fed.errors import not_allowed
+
+if TYPE_CHECKING:
+    from mest_fed.simulation.study.grid import Cell
+    from mest_fed.simulation.study.pool import Job
+    from mest_fed.simulation.study.study_folder import StudyFolder
+
+#: Cells that run at a time at most: each is a process of its own.
+MOST_PARALLEL = 64
+
+
+def study(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="The study's TOML file, or the name of one that ships with mest-fed: quickstart. "
+            f"Its protocol is one of {', '.join(PROTOCOLS)}.",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the study; runs/studies/NAME if nothing is said."),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            help="Do what is missing: runs that ended stay, those that broke off go on from their "
+            "checkpoints, those that failed are tried again."
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="List the cells and what each would cost. Nothing is started."
+        ),
+    ] = False,
+    parallel: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=MOST_PARALLEL,
+            help="Cells that run at a time; the workers are divided among them.",
+        ),
+    ] = 1,
+    cells: Annotated[
+        str,
+        typer.Option(
+            metavar="PATTERN",
+            help="Run these cells alone, such as 'method=dense,*'. The others are left as they "
+            "are.",
+        ),
+    ] = "*",
+    workers: Workers = None,
+    address: Annotated[
+        str | None,
+        typer.Option("--ray-address", help="Ray cluster to join: auto or HOST:PORT."),
+    ] = None,
+    form: Annotated[
+        str,
+        typer.Option("--format", metavar="FORMAT", help=f"Of the rows: {TABLE_FORMATS.allowed}."),
+    ] = "parquet",
+    figures: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for the figures as SVG and PDF."),
+    ] = None,
+    record: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Write a record of the finished study to docs/records/NAME, or to a folder: its "
+            "file, configurations, rows, environment and tables.",
+        ),
+    ] = None,
+    quiet: Annotated[bool, typer.Option(help="Show no progress.")] = False,
+) -> None:
+    """Run a study: many simulations that differ in a few settings, compared on one page.
+
+    Each cell is a run folder, which other commands read, too. Results go to results and rounds,
+    a row a cell and a row a cell and round, and study.html compares them: means over seeds, paired
+    differences, and which of these are beyond noise. Ends with status 3 if a cell failed.
+    """
+    with StudyConsole(quiet=quiet) as console, Interruptible(console.end) as stop:
+        check_format(form)
+        prepare_engine(workers)
+        from mest_fed.cli.studies.outputs import check_record, write_outputs, write_record
+        from mest_fed.simulation.study.checks import check_study
+        from mest_fed.simulation.study.grid import expand
+        from mest_fed.simulation.study.study_file import read_study
+        from mest_fed.simulation.study.study_folder import StudyFolder
+
+        stop.loaded()
+        about = read_study(file)
+        found = expand(about)
+        check_study(about, found)
+        chosen = _chosen(found, cells)
+        place = out or Path("runs/studies") / about.name
+        folder = StudyFolder(place, about, found)
+        folder.check(resume=resume or (dry_run and folder.is_studied))
+        if record is not None:
+            check_record(record)
+        if dry_run:
+            from mest_fed.cli.studies.dry_run import print_cells
+
+            print_cells(about, chosen, folder, console)
+            return
+        with folder:
+            stop.kept = lambda: _kept(file, place, out)
+            _run(folder, chosen, (parallel, workers, address), console)
+            console.say("writing the page", "dim")
+            written = write_outputs(folder, form, figures)
+            if record is not None:
+                written |= write_record(folder, record, form)
+        failed = [each for each in folder.results() if each.reason]
+        console.say("")
+        for what, path in written.items():
+            console.say(f"{what}: {path}")
+    if failed:
+        for each in failed:
+            typer.echo(f"{each.cell.id} failed: {each.reason}", err=True)
+        again = _command(file, place, out)
+        typer.echo(f"{len(failed)} of {len(found)} cells failed; again: {again}", err=True)
+        sys.exit(NOTHING_TRAINED)
+
+
+def _chosen(cells: "Sequence[Cell]", pattern: str) -> "list[Cell]":
+    chosen = [cell for cell in cells if fnmatchcase(cell.id, pattern)]
+    if not chosen:
+        raise not_allowed("--cells", pattern, f"a pattern of cells such as {cells[0].id}")
+    return chosen
+
+
+def _run(
+    folder: "StudyFolder",
+    chosen: "Sequence[Cell]",
+    engine: tuple[int, int | None, str | None],
+    console: StudyConsole,
+) -> None:
+    """Do what is missing of the chosen cells."""
+    from mest_fed.simulation.engine.machine import default_workers
+    from mest_fed.simulation.study.pool import Pool
+    from mest_fed.simulation.study.rows import metric_of
+    from mest_fed.simulation.study.study_folder import STUDY_LOG, distinct_runs
+
+    parallel, workers, address = engine
+    runs = distinct_runs(chosen)
+    jobs = [job for cell in runs if (job := _job(folder, cell)) is not None]
+    if workers is None:
+        workers = default_workers()
+    parallel = min(parallel, len(jobs)) or 1
+    console.begin(metric_of(folder.cells[0].config), len(jobs), len(runs) - len(jobs), parallel)
+
+    def watch(run: str, event: dict[str, object]) -> None:
+        console.event(run, event)
+        if event["event"] in ("done", "failed"):
+            folder.failed(run, str(event.get("reason", "")))
+            for row in folder.rows_of(run):
+                console.cell_ended(row)
+
+    try:
+        pool = Pool(parallel, workers, address, folder.path / STUDY_LOG)
+        pool.run(jobs, watch)
+    finally:
+        console.end()
+
+
+def _job(folder: "StudyFolder", cell: "Cell") -> "Job | None":
+    """Return what is to be done for a cell; None if its run has ended."""
+    from mest_fed.config import to_flat
+    from mest_fed.simulation.settings import DEFAULT_PRESET
+    from mest_fed.simulation.study.pool import Job
+    from mest_fed.simulation.study.study_folder import RunState
+
+    state = folder.state(cell)
+    if state == RunState.ENDED:
+        return None
+    if state == RunState.BEGUN:
+        folder.clear(cell)
+    about = folder.study.about
+    name = Path(about.config).stem if about.config else about.preset or DEFAULT_PRESET
+    flat, resumed = to_flat(cell.config), state == RunState.RESUMABLE
+    return Job(cell.run, name, folder.runs / cell.run, flat, resumed)
+
+
+def _command(file: str, place: Path, out: Path | None) -> str:
+    where = f" --out {shlex.quote(str(place))}" if out is not None else ""
+    return f"mest-fed study {shlex.quote(file)}{where} --resume"
+
+
+def _kept(file: str, place: Path, out: Path | None) -> str:
+    """Say how to go on after an interruption."""
+    return f"stopped; go on with: {_command(file, place, out)}"
