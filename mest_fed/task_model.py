@@ -15,6 +15,7 @@ from mest_fed.data import DataSplit
 from mest_fed.devices import StepWork, Work, forward_flops, round_work, torch_step_work
 from mest_fed.kernels.choice import Choices
 from mest_fed.memory import MemoryOptions, ModelTrace, TrainingLoss, trace_model
+from mest_fed.memory.activations import segments_of
 from mest_fed.nn import (
     LayerDensity,
     Selection,
@@ -163,6 +164,24 @@ class TaskModel(TaskData):
         """What the model's arrays mean."""
         return model_spec(self.model)
 
+    def untrained(self, frozen: int) -> frozenset[str]:
+        """Return which tensors of a state a device does not train that freezes so many segments.
+
+        Sparse layers by their names, as in a state's values, and dense tensors by theirs; batch
+        statistics, which forward passes move, are none of them.
+        """
+        if frozen not in self._untrained:
+            segments = segments_of(self.model, self.config.memory.segments)[:frozen]
+            held = {id(parameter) for it in segments for parameter in it.parameters()}
+            names = {
+                name
+                for name, parameter in self.model.named_parameters(remove_duplicate=False)
+                if id(parameter) in held
+            }
+            layers = {f"{layer}.values".lstrip("."): layer for layer in self.spec.layouts}
+            self._untrained[frozen] = frozenset(layers.get(name, name) for name in names)
+        return self._untrained[frozen]
+
     @cached_property
     def trace(self) -> ModelTrace:
         """The model's memory needs."""
@@ -204,6 +223,11 @@ class TaskModel(TaskData):
         """Active weights of each sparse layer: work depends on no more of them."""
         layers = (module for module in self.model.modules() if isinstance(module, SparseLayer))
         return tuple(layer.layout.active_weights(layer.slots) for layer in layers)
+
+    @cached_property
+    def _untrained(self) -> dict[int, frozenset[str]]:
+        """What was found of frozen segments, by their number."""
+        return {}
 
     @cached_property
     def _steps(self) -> dict[tuple[MemoryOptions | None, tuple[int, ...]], StepWork]:

@@ -103,6 +103,8 @@ class PlanLimits:
         Whether the model takes statistics over a batch, as batch normalisation does.
     compiled : bool
         Whether steps are programs where they can be.
+    freezes_first : bool
+        Whether freezing comes before all other knobs: then segments are frozen one by one.
     """
 
     shape: TrainingShape
@@ -112,6 +114,7 @@ class PlanLimits:
     sparse: bool = True
     batch_statistics: bool = False
     compiled: bool = False
+    freezes_first: bool = False
 
     @classmethod
     def of(
@@ -149,7 +152,8 @@ class PlanLimits:
             If the order has not each registered knob once, or one of a user's own is wrong.
         """
         preference = self.preference if preference is None else check_order(preference)
-        return [self._knob(name) for name in preference if name not in self.fixed]
+        limits = replace(self, freezes_first=preference[0] == "frozen")
+        return [limits._knob(name) for name in preference if name not in self.fixed]
 
     def _extremes(self, name: str, steps: Sequence[Any]) -> Sequence[Any]:
         if name == "recompute":
@@ -224,10 +228,17 @@ def saved(limits: PlanLimits) -> Steps:
 
 
 def frozen(limits: PlanLimits) -> Steps:
-    """Do not train a third of the segments, or two thirds."""
+    """Do not train a third of the segments, or two thirds.
+
+    Where freezing comes first it is ordered layer freezing (FedOLF: Niu et al. 2025, arXiv
+    2512.23200): a device freezes as many of the first segments, one by one, as its memory asks
+    for, and trains at least the last.
+    """
     least = limits.shape.memory.frozen
-    thirds = (limits.segments // 3, 2 * limits.segments // 3)
-    return [least, *(count for count in thirds if count > least)], _saving("frozen")
+    counts: Sequence[int] = (limits.segments // 3, 2 * limits.segments // 3)
+    if limits.freezes_first:
+        counts = range(1, limits.segments)
+    return [least, *(count for count in counts if count > least)], _saving("frozen")
 
 
 def micro_batch(limits: PlanLimits) -> Steps:

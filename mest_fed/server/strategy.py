@@ -409,7 +409,8 @@ class MestStrategy(Strategy):
             sent_hash=self.broadcast.tier_hash(node.density),
         )
         masks = offered.masks if mutated else None
-        self._clipping.add(mean, state, offered, counts.examples, masks)
+        untrained = self.task.untrained(node.frozen)
+        self._clipping.add(mean, state, offered, counts.examples, masks, untrained=untrained)
         self._note_mask(node)
         outcome.note(counts.totals, state.density(self.model.spec))
 

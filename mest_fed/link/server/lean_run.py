@@ -162,6 +162,7 @@ class LeanRun:
             "predicted-peak": self._peak(node, plan),
             "examples": said.examples - held,
             "held-out": held,
+            "frozen": plan.memory.frozen,
         }
         return RecordDict({RECORD: ConfigRecord({**record})})
 

@@ -1,6 +1,6 @@
 """What a round's updates come to, whatever the rule: what the strategy and the model see of it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -36,9 +36,13 @@ class Aggregate(Protocol):
         """Sparse layer -> its aggregate."""
 
     def add(
-        self, state: SparseState, weight: float, offered: Mapping[str, Slots] | None = None
+        self,
+        state: SparseState,
+        weight: float,
+        offered: Mapping[str, Slots] | None = None,
+        untrained: Collection[str] = (),
     ) -> None:
         """Add one client's state; see :meth:`MaskedMean.add`."""
 
     def dense_mean(self) -> Mapping[str, Floats]:
-        """Return the aggregate of every dense tensor."""
+        """Return the aggregate of every dense tensor that a client trained."""

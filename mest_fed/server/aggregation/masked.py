@@ -3,9 +3,12 @@
 Each weight is averaged over the clients that hold it, weighted by their examples (the rule of
 FedDST, Bibikar et al. 2022, algorithm 1). An update costs O(its active weights). A weight that all
 who were offered it have dropped is zero; one that no client was offered is not touched.
+
+A layer that a client keeps frozen came back as it was sent: it is averaged over those who trained
+it (as in FedOLF, Niu et al. 2025, arXiv 2512.23200), and stays as it is where none did.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 
@@ -108,10 +111,15 @@ class MaskedMean:
         self.cache = cache
         self.layers = {n: WeightedSum(layout.num_weights) for n, layout in spec.layouts.items()}
         self.dense: dict[str, Doubles] = {n: np.zeros(shape) for n, shape in spec.dense.items()}
+        self._dense_weights = dict.fromkeys(spec.dense, 0.0)
         self.weight = 0.0
 
     def add(
-        self, state: SparseState, weight: float, offered: Mapping[str, Slots] | None = None
+        self,
+        state: SparseState,
+        weight: float,
+        offered: Mapping[str, Slots] | None = None,
+        untrained: Collection[str] = (),
     ) -> None:
         """Add one client's state.
 
@@ -123,16 +131,22 @@ class MaskedMean:
             Positive: its number of examples.
         offered : mapping of str to int32 array, optional
             Masks that it was sent, if it was free to change them.
+        untrained : collection of str
+            Sparse layers and dense tensors that it kept as they were sent.
         """
         for group, layers in self.spec.groups.items():
             for layer in layers:
+                if layer in untrained:
+                    continue
                 total = self.layers[layer]
                 positions = self.cache.positions(layer, state.masks[group])
                 total.add(positions, weight * state.values[layer].astype(np.float64), weight)
                 if offered is not None:
                     total.offered[self.cache.positions(layer, offered[group])] = True
         for name, values in state.dense.items():
-            self.dense[name] += weight * values.astype(np.float64)
+            if name not in untrained:
+                self.dense[name] += weight * values.astype(np.float64)
+                self._dense_weights[name] += weight
         self.weight += weight
 
     def add_sums(
@@ -146,39 +160,71 @@ class MaskedMean:
             Their mask.
         sums : mapping of str to float64 array
             Sums of weight times values: of each layer as ``sparse|NAME``, of each dense tensor as
-            ``dense|NAME``.
+            ``dense|NAME``; those that they did not train are left out.
         weight : float
             Sum of their weights.
         """
         for group, layers in self.spec.groups.items():
             for layer in layers:
-                positions = self.cache.positions(layer, masks[group])
-                self.layers[layer].add(positions, sums[f"sparse|{layer}"], weight)
+                total = sums.get(f"sparse|{layer}")
+                if total is not None:
+                    positions = self.cache.positions(layer, masks[group])
+                    self.layers[layer].add(positions, total, weight)
         for name in self.dense:
-            self.dense[name] += sums[f"dense|{name}"]
+            total = sums.get(f"dense|{name}")
+            if total is not None:
+                self.dense[name] += total
+                self._dense_weights[name] += weight
         self.weight += weight
 
     def dense_mean(self) -> dict[str, Floats]:
-        """Return the weighted mean of every dense tensor."""
-        return {n: (total / self.weight).astype(np.float32) for n, total in self.dense.items()}
+        """Return the weighted mean of every dense tensor, over the clients that trained it."""
+        return {
+            name: (self.dense[name] / weight).astype(np.float32)
+            for name, weight in self._dense_weights.items()
+            if weight > 0
+        }
 
 
 #: The record of facts in what is left of a reply; in it, why the reply was rejected, if it was.
 FACTS, REASON = "summed", "reason"
 
 
+#: What the clients of one sum have in common: density, and segments that they keep frozen.
+Tier = tuple[float, int]
+
+
 class TierSums:
     """Sums of the updates of each tier. See :class:`PartialAggregate`."""
 
-    def __init__(self, tiers: dict[float, ArraySum]) -> None:
+    def __init__(self, tiers: dict[Tier, ArraySum]) -> None:
         self.tiers = tiers
 
     def add(self, other: "TierSums") -> "TierSums":
         """Return the sum of both; this one is edited."""
-        for density, total in other.tiers.items():
-            mine = self.tiers.get(density)
-            self.tiers[density] = total if mine is None else mine.add(total)
+        for tier, total in other.tiers.items():
+            mine = self.tiers.get(tier)
+            self.tiers[tier] = total if mine is None else mine.add(total)
         return self
+
+
+@dataclass(frozen=True)
+class CohortMember:
+    """What of a node says how its reply is checked and summed.
+
+    Parameters
+    ----------
+    density : float
+        Of its plan.
+    examples : int
+        Its number of examples.
+    frozen : int
+        Segments that its plan does not train.
+    """
+
+    density: float
+    examples: int
+    frozen: int = 0
 
 
 @dataclass
@@ -191,8 +237,10 @@ class MaskedAggregator:
         Clips each update.
     offered : mapping of float to SparseState
         What each tier was sent, by density.
-    nodes : mapping of int to (float, int)
-        Density and number of examples of each node of the cohort.
+    nodes : mapping of int to CohortMember
+        The cohort by its nodes' ids.
+    untrained : mapping of int to frozenset of str
+        Number of frozen segments -> what is then not trained, as for :meth:`MaskedMean.add`.
     epochs : int
         How often each example may be presented.
     task : tuple of (str, str)
@@ -201,7 +249,8 @@ class MaskedAggregator:
 
     clip: NormClipping
     offered: Mapping[float, SparseState]
-    nodes: Mapping[int, tuple[float, int]]
+    nodes: Mapping[int, CohortMember]
+    untrained: Mapping[int, frozenset[str]] = field(default_factory=dict)
     epochs: int = 1
     task: tuple[str, str] = ("classification", "")
     total: TierSums | None = field(default=None, init=False)
@@ -209,10 +258,11 @@ class MaskedAggregator:
 
     def map(self, reply: Message) -> tuple[TierSums | None, Message]:
         """Check a reply and take its values out."""
-        density, examples = self.nodes[reply.metadata.src_node_id]
+        node = self.nodes[reply.metadata.src_node_id]
+        density = node.density
         size = content_bytes(reply.content)
         try:
-            counts = self._counts(reply, examples)
+            counts = self._counts(reply, node.examples)
             state = read_update(
                 reply,
                 self.clip.spec,
@@ -228,7 +278,8 @@ class MaskedAggregator:
         facts = ConfigRecord(said)
         metrics = reply.content.metric_records["metrics"]
         left = _with(reply, RecordDict({"metrics": metrics, FACTS: facts}))
-        return TierSums({density: ArraySum(_arrays(state), counts.examples)}), left
+        arrays = _arrays(state, self.untrained.get(node.frozen, frozenset()))
+        return TierSums({(density, node.frozen): ArraySum(arrays, counts.examples)}), left
 
     def finalize(self, total: TierSums | None) -> None:
         """Keep the sum."""
@@ -249,7 +300,7 @@ class MaskedAggregator:
         facts = _facts(reply)
         if REASON in facts:
             raise WireError(str(facts[REASON]))
-        _, examples = self.nodes[reply.metadata.src_node_id]
+        examples = self.nodes[reply.metadata.src_node_id].examples
         return self._counts(reply, examples), float(facts["density"]), float(facts["norm"])
 
     def _hash_of(self, density: float) -> bytes:
@@ -272,6 +323,11 @@ def _facts(reply: Message) -> ConfigRecord:
     return reply.content.config_records[FACTS]
 
 
-def _arrays(state: SparseState) -> dict[str, np.ndarray]:
-    dense = {f"dense|{name}": values for name, values in state.dense.items()}
-    return dense | {f"sparse|{layer}": values for layer, values in state.values.items()}
+def _arrays(state: SparseState, untrained: Collection[str]) -> dict[str, np.ndarray]:
+    kinds = ("dense", state.dense), ("sparse", state.values)
+    return {
+        f"{kind}|{name}": values
+        for kind, tensors in kinds
+        for name, values in tensors.items()
+        if name not in untrained
+    }
