@@ -149,6 +149,7 @@ METHODS: Registry[Callable[..., Method]] = Registry(
     "sparsity.method",
     {
         "dense": "mest_fed.sparsity.methods:Dense",
+        "heterofl": "mest_fed.sparsity.methods:HeteroFL",
         "static": "mest_fed.sparsity.methods:Static",
         "set": "mest_fed.sparsity.methods:Set",
         "rigl": "mest_fed.sparsity.methods:RigL",

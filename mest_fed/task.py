@@ -19,7 +19,15 @@ from mest_fed.data.minibatches import batch_starts
 from mest_fed.devices import load_profile
 from mest_fed.errors import BudgetError, InputError
 from mest_fed.kernels.choice import Choices
-from mest_fed.memory import MemoryOptions, Plan, PlanLimits, Planner, TrainingSetup, TrainingShape
+from mest_fed.memory import (
+    MemoryOptions,
+    ModelTrace,
+    Plan,
+    PlanLimits,
+    Planner,
+    TrainingSetup,
+    TrainingShape,
+)
 from mest_fed.memory.footprint import footprint
 from mest_fed.memory.knobs import OF_PROGRAMS
 from mest_fed.rng import numpy_generator
@@ -60,6 +68,37 @@ class Task(TaskModel):
         """Return the task of another configuration, or kernels, with this one's data and shares."""
         partitions = None if self.draws_examples else self.partitions
         return Task(config, data=self.data, partitions=partitions, choices=choices)
+
+    def at_width(self, share: float) -> "Task":
+        """Return the task of a device whose model has the first share of the channels.
+
+        Itself, unless the method cuts widths.
+
+        Raises
+        ------
+        InputError
+            If the channels of a narrower model are not the first ones of this.
+        """
+        if not self.method.cuts_width or share == 1:
+            return self
+        if share not in self._narrower:
+            from mest_fed.task_width import NarrowTask  # which is made of this
+
+            self._narrower[share] = NarrowTask(self, share)
+        return self._narrower[share]
+
+    @cached_property
+    def _narrower(self) -> "dict[float, Task]":
+        """The tasks of narrower models, by their share of the channels."""
+        return {}
+
+    def _with_widths(self, traced: ModelTrace) -> ModelTrace:
+        if not self.method.cuts_width:
+            return traced
+        from mest_fed.task_width import check_nested
+
+        check_nested(self.model, self.config)
+        return replace(traced, at_width=lambda share: self.at_width(share).trace)
 
     def try_objective(self) -> None:
         """Try the objective on a few examples, before anything is trained.

@@ -1,6 +1,7 @@
 """What a run trains: its model, sparse as the method wants it, with its memory and its work."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -62,9 +63,19 @@ class TaskModel(TaskData):
         return sparsity.density if self.method.sparse else 1.0
 
     @property
+    def has_tiers(self) -> bool:
+        """Whether a device may have less of the model than another: less density, or width."""
+        return bool(self.spec.groups) or self.method.cuts_width
+
+    @property
     def scheme(self) -> str | None:
         """Scheme of the sparse layers; None for the dense method, which has none."""
         return self.config.sparsity.scheme if self.method.sparse else None
+
+    @property
+    def width(self) -> float:
+        """Share of the run's channels that this task's model has."""
+        return 1.0
 
     @cached_property
     def method(self) -> Method:
@@ -162,7 +173,7 @@ class TaskModel(TaskData):
     @cached_property
     def spec(self) -> ModelSpec:
         """What the model's arrays mean."""
-        return model_spec(self.model)
+        return replace(model_spec(self.model), width=self.width)
 
     def untrained(self, frozen: int) -> frozenset[str]:
         """Return which tensors of a state a device does not train that freezes so many segments.
@@ -188,7 +199,12 @@ class TaskModel(TaskData):
         example = self.example
         self.architecture.try_out(self.model, example.zeros(2))
         loss = TrainingLoss(self.objective.total_loss, example.target_shape, example.target_dtype)
-        return trace_model(self.model, example.input_shape, example.input_dtype, loss)
+        traced = trace_model(self.model, example.input_shape, example.input_dtype, loss)
+        return self._with_widths(traced)
+
+    def _with_widths(self, traced: ModelTrace) -> ModelTrace:
+        """Return a trace that knows those of narrower models; itself where there are none."""
+        return traced
 
     def torch_work(self, memory: MemoryOptions | None = None) -> StepWork:
         """Return what a step by torch takes of the resident model, as it is.

@@ -61,6 +61,11 @@ def mutates_on_clients_alone(method: str) -> bool:
     return getattr(METHODS.find(method), "needs_dense_gradient", False)
 
 
+def cuts_width(method: str) -> bool:
+    """Whether a method gives devices narrower models; InputError if there is no such method."""
+    return getattr(METHODS.find(method), "cuts_width", False)
+
+
 _KERNELS = f"{', '.join(KernelMode)}, or the path of a run's kernels.json"
 _PATTERNS = "patterns, or nothing"
 _KNOBS = f"each of {', '.join(KNOBS)} once, in any order, or nothing"

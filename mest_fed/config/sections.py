@@ -35,6 +35,7 @@ from mest_fed.config.learning import (
     TaskSection,
     TrainingSection,
     WireSection,
+    cuts_width,
     mutates_on_clients_alone,
 )
 from mest_fed.config.stopping import FORMS as STOP_FORMS
@@ -244,6 +245,20 @@ class RunConfig(Section):
                 f"sparsity.method = {method!r} grows by dense gradients, which exist on clients "
                 f"alone; allowed: sparsity.mutation = {MutationPlace.CLIENT.value!r}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _widths_are_averaged_at_once(self) -> "RunConfig":
+        server = self.server
+        if not cuts_width(self.sparsity.method):
+            return self
+        for key in ("mode", "over_selection", "trim"):
+            value, allowed = getattr(server, key), type(server).model_fields[key].default
+            if value != allowed:
+                raise ValueError(
+                    f"server.{key} = {value!r} is for models of one width; allowed: {allowed!r} "
+                    f"(sparsity.method = {self.sparsity.method!r})"
+                )
         return self
 
     @model_validator(mode="after")

@@ -129,6 +129,7 @@ def footprint(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) -
     UntraceableError
         If such a model cannot be measured here either (it needs /proc and fork).
     """
+    trace = trace.of_density(shape.density)
     key = (setting, shape)
     if key not in trace.known:
         trace.known[key] = _footprint(trace, setting, shape)
@@ -138,7 +139,7 @@ def footprint(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) -
 
 def is_compiled(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) -> bool:
     """Say whether steps of a shape are programs, but for those in which a mutation reads."""
-    return _compiled_once(trace, setting, shape) is not None
+    return _compiled_once(trace.of_density(shape.density), setting, shape) is not None
 
 
 def _compiled_once(
@@ -160,6 +161,7 @@ def at_least(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) ->
     when a segment returns: the model, its batch, and what enters and leaves the segment. It is said
     only of models that are programs otherwise, in which all examples go the same way.
     """
+    trace = trace.of_density(shape.density)
     if (setting, shape) in trace.known:
         return footprint(trace, setting, shape).total
     memory = MemoryOptions(frozen=shape.memory.frozen, segments=shape.memory.segments)

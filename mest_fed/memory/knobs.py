@@ -98,7 +98,7 @@ class PlanLimits:
     fixed : frozenset of str
         Knobs that stay where the limits has them.
     sparse : bool
-        Whether the model has a density.
+        Whether the model has a density: sparse layers, or a width that is one.
     batch_statistics : bool
         Whether the model takes statistics over a batch, as batch normalisation does.
     compiled : bool
@@ -133,7 +133,7 @@ class PlanLimits:
             least_micro_batch=LEAST_FOR_STATISTICS if statistics else 1,
             segments=len(segments_of(model, shape.memory.segments)),
             fixed=fixed,
-            sparse=bool(trace.spec.groups),
+            sparse=bool(trace.spec.groups) or trace.at_width is not None,
             batch_statistics=statistics,
             compiled=compiled,
         )
@@ -250,7 +250,7 @@ def micro_batch(limits: PlanLimits) -> Steps:
 
 
 def density(limits: PlanLimits) -> Steps:
-    """Lower the density of the sparse layers."""
+    """Lower the density of the sparse layers, or the width that stands for it."""
     steps = DENSITY_STEPS if limits.sparse else (1.0,)
     return [limits.shape.density * step for step in steps], _part("density")
 

@@ -89,6 +89,8 @@ class Method:
     sparse: ClassVar[bool] = True
     #: Growth reads the gradient of inactive weights: a mutation needs a dense gradient.
     needs_dense_gradient: ClassVar[bool] = False
+    #: A device's density is the share of the channels that its model has.
+    cuts_width: ClassVar[bool] = False
 
     @classmethod
     def for_density(cls, density: float, **options: Any) -> Self:

@@ -109,7 +109,7 @@ class StepTime:
         return train_seconds(self.profile or REFERENCE, work, self.scheme)
 
     def _work(self, shape: TrainingShape) -> PlannedWork:
-        trace = self.trace
+        trace = self.trace.of_density(shape.density)
         # At the target density, and not at a method's peak, which lasts for a part of the run.
         model: nn.Module = trace.at(peak_granules(trace, Static(), shape))
         planned = None if self.compiler is None else self.compiler(model, shape)

@@ -216,6 +216,11 @@ def _check(task: Task, plan: Plan) -> None:
     for registry, name in named:
         if not registry.is_builtin(name):
             raise InputError(f"{registry.key} = {name!r} is code of your own: a lean node has none")
+    if task.method.cuts_width:
+        raise InputError(
+            f"{METHODS.key} = {config.sparsity.method!r} gives devices narrower models, of which a "
+            "lean node has no description; allowed: a node with torch"
+        )
     if not can_compile(plan.memory) or not task.compiles(plan.memory):
         raise InputError(
             "the plan of this budget needs torch (activations recomputed or packed), which a lean "

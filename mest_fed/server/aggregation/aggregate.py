@@ -45,4 +45,10 @@ class Aggregate(Protocol):
         """Add one client's state; see :meth:`MaskedMean.add`."""
 
     def dense_mean(self) -> Mapping[str, Floats]:
-        """Return the aggregate of every dense tensor that a client trained."""
+        """Return the aggregate of every dense tensor that a client trained.
+
+        Where no client held a weight of it, it means nothing.
+        """
+
+    def dense_held(self) -> Mapping[str, npt.NDArray[np.bool_]]:
+        """Return where clients held a dense tensor, of those that narrower models hold in part."""

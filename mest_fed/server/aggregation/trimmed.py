@@ -196,6 +196,10 @@ class TrimmedMean:
             found[name] = trimmed_mean(clients, size, self.trim)[0].reshape(shape)
         return found
 
+    def dense_held(self) -> dict[str, npt.NDArray[np.bool_]]:
+        """Return nothing: all clients hold all of a dense tensor."""
+        return {}
+
 
 def build_aggregate(server: ServerSection, spec: ModelSpec, cache: PositionCache) -> Aggregate:
     """Return the empty aggregate that the configuration asks for: trimmed, or the mean of all."""

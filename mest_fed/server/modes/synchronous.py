@@ -9,8 +9,9 @@ from flwr.serverapp import Grid
 
 from mest_fed.schema import FailureKind
 from mest_fed.server.aggregation.aggregate import Aggregate
-from mest_fed.server.aggregation.masked import CohortMember, MaskedAggregator, MaskedMean
+from mest_fed.server.aggregation.masked import MaskedMean
 from mest_fed.server.aggregation.partial import PairwiseSum, SummingGrid
+from mest_fed.server.aggregation.tiers import CohortMember, MaskedAggregator
 from mest_fed.server.client_registry import Node
 from mest_fed.server.modes.arrivals import ArrivalStrategy
 from mest_fed.server.modes.in_flight import PendingUpdate
@@ -46,10 +47,11 @@ class SummedRounds(MestStrategy):
                 for density in sorted({node.density for node in cohort})
             }
             untrained = {it: self.task.untrained(it) for it in {node.frozen for node in cohort}}
+            specs = {it: self.broadcast.spec_of(it) for it in offered}
             epochs = self.config.training.local_epochs
             learned = self.config.task.name, self.config.task.options
             self._aggregator = MaskedAggregator(
-                self.clip, offered, nodes, untrained, epochs=epochs, task=learned
+                self.clip, offered, nodes, untrained, specs, epochs=epochs, task=learned
             )
             self._sums_here = not isinstance(grid, SummingGrid)
             if isinstance(grid, SummingGrid):
