@@ -386,6 +386,13 @@ class Engine(StrEnum):
     TORCH = "torch"
 
 
+class GradientKind(StrEnum):
+    """What a step goes down: the loss's gradient, or its slope along random directions."""
+
+    BACKWARD = "backward"
+    ZEROTH_ORDER = "zeroth-order"
+
+
 class KernelMode(StrEnum):
     """How kernels are chosen: by rule, timed once, or dense weights everywhere."""
 

@@ -23,6 +23,7 @@ from mest_fed.catalogue import (
     VALUE_CODECS,
     ComputeDevice,
     Engine,
+    GradientKind,
     KernelMode,
     MutationPlace,
     Recompute,
@@ -276,6 +277,14 @@ class TrainingSection(Section):
     proximal: Annotated[float, Field(ge=0)] = 0.0
     """mu of FedProx: each client adds mu/2 times its squared distance from the received model to
     its loss. 0 adds nothing."""
+    gradient: Annotated[str, one_of(GradientKind)] = "backward"
+    """What a step goes down: ``backward`` computes the gradient; ``zeroth-order`` takes the loss on
+    both sides along random directions, by forward passes alone, and keeps no activation, gradient
+    or momentum. It needs ``optimizer = "sgd"`` and a far smaller learning rate."""
+    perturbations: Positive = 1
+    """For ``zeroth-order``: directions of a step, two forward passes each."""
+    epsilon: Annotated[float, Field(gt=0)] = 1e-3
+    """For ``zeroth-order``: how far along a direction the loss is taken."""
     device: Annotated[str, one_of(ComputeDevice)] = "auto"
     """What clients train on; ``auto`` takes CUDA where there is any."""
     engine: Annotated[str, one_of(Engine)] = "compiled"

@@ -9,6 +9,7 @@ from mest_fed.catalogue import (
     SELECTORS,
     SERVER_OPTIMIZERS,
     WEIGHTINGS,
+    GradientKind,
     KeptModel,
     MutationPlace,
 )
@@ -258,6 +259,28 @@ class RunConfig(Section):
                 raise ValueError(
                     f"server.{key} = {value!r} is for models of one width; allowed: {allowed!r} "
                     f"(sparsity.method = {self.sparsity.method!r})"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _forward_passes_alone(self) -> "RunConfig":
+        training, memory = self.training, self.memory
+        if training.gradient != GradientKind.ZEROTH_ORDER:
+            return self
+        if self.sparsity.mutation == MutationPlace.CLIENT:
+            raise ValueError(
+                f"training.gradient = {training.gradient!r} has no gradients to rank weights by; "
+                f"allowed: sparsity.mutation = {MutationPlace.SERVER.value!r}"
+            )
+        given: list[tuple[str, Section, str]]
+        given = [("training", training, it) for it in ("optimizer", "clip_norm", "proximal")]
+        given += [("memory", memory, it) for it in ("recompute", "saved", "release_gradients")]
+        for section, keys, key in given:
+            value, allowed = getattr(keys, key), type(keys).model_fields[key].default
+            if value != allowed:
+                raise ValueError(
+                    f"{section}.{key} = {value!r} is not allowed with training.gradient = "
+                    f"{training.gradient!r}, which goes forward alone; allowed: {allowed!r}"
                 )
         return self
 

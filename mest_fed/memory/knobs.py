@@ -20,6 +20,8 @@ LEAST_FOR_STATISTICS = 8
 #: Formats that are chosen unasked: how many bytes ``mask`` needs depends on the data, and where
 #: torch packs, :data:`OF_PROGRAMS` needs the bytes of fp16 and is less exact.
 SAVED_STEPS = ("fp32", "fp16", "int8")
+#: Knobs of what stands between forward and backward.
+OF_BACKWARD = ("release_gradients", "recompute", "saved", "frozen", "momentum")
 #: The format that compiled steps can store, beside fp32; and one that torch alone can, which packs
 #: int8 into less.
 OF_PROGRAMS, TORCH_ALONE = "bf16", "fp16"
@@ -62,12 +64,16 @@ class Knob:
         The steps of which one needs least memory; by default the last. There are several where a
         later step may save less: recomputation in small models, or formats that torch packs where
         a step before them is a program. Those that cost least to predict come first.
+    uneven : bool
+        Whether a step between may save less than the one before it, so that each is tried: where
+        more is frozen, a program may take more images together.
     """
 
     name: str
     steps: Sequence[Any]
     pull: Callable[[TrainingShape, Any], TrainingShape]
     extremes: Sequence[Any] = ()
+    uneven: bool = False
 
     @property
     def ends(self) -> Sequence[Any]:
@@ -165,7 +171,8 @@ class PlanLimits:
     def _knob(self, name: str) -> Knob:
         made = KNOBS.build(name, self)
         if KNOBS.is_builtin(name):
-            return Knob(name, made[0], made[1], self._extremes(name, made[0]))
+            uneven = self.freezes_first and name == "frozen"
+            return Knob(name, made[0], made[1], self._extremes(name, made[0]), uneven)
         where = f"{KNOBS.key} = {name!r}"
         if not (
             isinstance(made, Sequence)

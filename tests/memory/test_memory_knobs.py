@@ -229,3 +229,9 @@ def test_where_freezing_comes_first_it_is_segment_by_segment(segments, frozen, e
     (knob, *_) = PlanLimits(shape, segments=segments).knobs(order)
     assert knob.name == "frozen"
     assert list(knob.steps) == expected
+
+
+def test_each_number_of_frozen_segments_is_tried():
+    order = ("frozen", *(name for name in COST_ORDER if name != "frozen"))
+    assert [knob.name for knob in LIMITS.knobs(order) if knob.uneven] == ["frozen"]
+    assert not any(knob.uneven for knob in LIMITS.knobs())

@@ -48,7 +48,15 @@ def preferring(knob):
 FORMS = {
     "widths": {"sparsity": {"method": "heterofl"}, "memory": preferring("density")},
     "freezing": {"sparsity": {"method": "dense"}, "memory": preferring("frozen")},
+    "forward-only": {
+        "model": {"name": "mlp"},
+        "sparsity": {"method": "static", "scheme": "unstructured", "density": 0.1},
+        "training": {"gradient": "zeroth-order", "learning_rate": 0.02, "local_epochs": 3},
+        "memory": preferring("micro_batch"),
+    },
 }
+#: By how much the loss falls from the first round to the last, at least: with probes, slowly.
+FALLS = {"widths": 0.5, "freezing": 0.5, "forward-only": 0.95}
 SECTIONS = {
     "run": {"rounds": 6},
     "model": {"name": "resnet8", "width": 1.0},
@@ -63,6 +71,8 @@ def shapes_of(form, planner):
     wished = planner.limits.shape
     if form == "widths":
         return [replace(wished, density=share) for share in (1.0, 0.5, 0.25)]
+    if form == "forward-only":
+        return [replace(wished, micro_batch=count) for count in (32, 4, 1)]
     return [replace(wished, memory=replace(wished.memory, frozen=count)) for count in (0, 1, 3)]
 
 
@@ -85,9 +95,9 @@ def test_budgets_are_met_by_the_form_alone_and_the_run_learns(form, tmp_path):
     assert [plans[device].shape for device in DEVICES] == shapes
     folder = start(tmp_path / "run", config)
     rows = read_rows(folder, "rounds")
-    assert rows[-1]["train_loss"] < 0.5 * rows[1]["train_loss"]
+    assert rows[-1]["train_loss"] < FALLS[form] * rows[1]["train_loss"]
     summary = read_summary(folder)
-    assert summary["final_accuracy"] > 0.8
+    assert form == "forward-only" or summary["final_accuracy"] > 0.8
     assert summary["clients_failed"] == summary["over_budget"] == 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, RecordDict
 
-from mest_fed.catalogue import AUGMENTATIONS, METHODS, VALUE_CODECS
+from mest_fed.catalogue import AUGMENTATIONS, METHODS, VALUE_CODECS, GradientKind
 from mest_fed.client.capability import NUMBERS, RECORD
 from mest_fed.data import num_held_out
 from mest_fed.errors import InputError, not_allowed
@@ -216,6 +216,11 @@ def _check(task: Task, plan: Plan) -> None:
     for registry, name in named:
         if not registry.is_builtin(name):
             raise InputError(f"{registry.key} = {name!r} is code of your own: a lean node has none")
+    if task.goes_forward_alone:
+        raise InputError(
+            f"training.gradient = {config.training.gradient!r} is not for lean nodes; "
+            f"allowed: {GradientKind.BACKWARD.value!r}, or nodes with torch"
+        )
     if task.method.cuts_width:
         raise InputError(
             f"{METHODS.key} = {config.sparsity.method!r} gives devices narrower models, of which a "
