@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from mest_fed.catalogue import (
+    KNOBS,
     MODES,
     SELECTORS,
     SERVER_OPTIMIZERS,
@@ -274,7 +275,8 @@ class RunConfig(Section):
             )
         given: list[tuple[str, Section, str]]
         given = [("training", training, it) for it in ("optimizer", "clip_norm", "proximal")]
-        given += [("memory", memory, it) for it in ("recompute", "saved", "release_gradients")]
+        knobs = [it for it in KNOBS if it in type(memory).model_fields and it != "frozen"]
+        given += [("memory", memory, it) for it in knobs]
         for section, keys, key in given:
             value, allowed = getattr(keys, key), type(keys).model_fields[key].default
             if value != allowed:
