@@ -68,6 +68,11 @@ class TaskModel(TaskData):
         return bool(self.spec.groups) or self.method.cuts_width
 
     @property
+    def divided(self) -> str:
+        """What a plan's density is a share of, for people."""
+        return "channels" if self.method.cuts_width else "sparse weights"
+
+    @property
     def scheme(self) -> str | None:
         """Scheme of the sparse layers; None for the dense method, which has none."""
         return self.config.sparsity.scheme if self.method.sparse else None

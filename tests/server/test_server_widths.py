@@ -180,3 +180,8 @@ def test_a_specification_keeps_its_width():
     spec = widths({"name": "mlp"}).at_width(0.25).spec
     assert ModelSpec.read(spec.as_table()) == spec
     assert "width" not in SPEC.as_table()
+
+
+def test_a_plan_says_that_it_trains_a_share_of_the_channels():
+    task = widths({"name": "resnet8", "width": 0.5})
+    assert "Trains all of the channels" in task.plan(10**9, "a device").in_words(task.divided)
