@@ -150,6 +150,7 @@ METHODS: Registry[Callable[..., Method]] = Registry(
     "sparsity.method",
     {
         "dense": "mest_fed.sparsity.methods:Dense",
+        "heterofl": "mest_fed.sparsity.methods:HeteroFL",
         "static": "mest_fed.sparsity.methods:Static",
         "snip": "mest_fed.sparsity.methods:Snip",
         "set": "mest_fed.sparsity.methods:Set",
@@ -402,6 +403,13 @@ class Engine(StrEnum):
 
     COMPILED = "compiled"
     TORCH = "torch"
+
+
+class GradientKind(StrEnum):
+    """What a step goes down: the loss's gradient, or its slope along random directions."""
+
+    BACKWARD = "backward"
+    ZEROTH_ORDER = "zeroth-order"
 
 
 class KernelMode(StrEnum):

@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from torch import Tensor
 
-from mest_fed.catalogue import AUGMENTATIONS, Engine, KernelMode, MutationPlace
+from mest_fed.catalogue import AUGMENTATIONS, Engine, GradientKind, KernelMode, MutationPlace
 from mest_fed.config import RunConfig
 from mest_fed.config.learning import sends_differences
 from mest_fed.config.stopping import StopRule
@@ -20,9 +20,18 @@ from mest_fed.data.minibatches import batch_starts
 from mest_fed.devices import load_profile
 from mest_fed.errors import BudgetError, InputError
 from mest_fed.kernels.choice import Choices
-from mest_fed.memory import MemoryOptions, Plan, PlanLimits, Planner, TrainingSetup, TrainingShape
+from mest_fed.memory import (
+    MemoryOptions,
+    ModelTrace,
+    Plan,
+    PlanLimits,
+    Planner,
+    TrainingSetup,
+    TrainingShape,
+)
 from mest_fed.memory.footprint import footprint
-from mest_fed.memory.knobs import OF_PROGRAMS
+from mest_fed.memory.knobs import OF_BACKWARD, OF_PROGRAMS
+from mest_fed.memory.program_bytes import Compiler
 from mest_fed.rng import numpy_generator
 from mest_fed.sparsity import Interval
 from mest_fed.task_model import TaskModel
@@ -33,9 +42,11 @@ from mest_fed.training import (
     learning_rate,
     try_objective,
 )
+from mest_fed.training.forward_compiler import ForwardCompiler
 from mest_fed.training.program_choice import can_compile
 from mest_fed.training.programs import check_step
 from mest_fed.training.step_compiler import StepCompiler
+from mest_fed.training.zeroth_order import ZerothOrder, check_probed
 
 #: Examples on which a learning task is tried.
 _TRIED = 32
@@ -73,6 +84,37 @@ class Task(TaskModel):
             "training": config.training.model_copy(update={"engine": Engine.TORCH.value}),
         }
         return Task(config.model_copy(update=changed), data=vars(self).get("data", self._data))
+
+    def at_width(self, share: float) -> "Task":
+        """Return the task of a device whose model has the first share of the channels.
+
+        Itself, unless the method cuts widths.
+
+        Raises
+        ------
+        InputError
+            If the channels of a narrower model are not the first ones of this.
+        """
+        if not self.method.cuts_width or share == 1:
+            return self
+        if share not in self._narrower:
+            from mest_fed.task_width import NarrowTask  # which is made of this
+
+            self._narrower[share] = NarrowTask(self, share)
+        return self._narrower[share]
+
+    @cached_property
+    def _narrower(self) -> "dict[float, Task]":
+        """The tasks of narrower models, by their share of the channels."""
+        return {}
+
+    def _with_widths(self, traced: ModelTrace) -> ModelTrace:
+        if not self.method.cuts_width:
+            return traced
+        from mest_fed.task_width import check_nested
+
+        check_nested(self.model, self.config)
+        return replace(traced, at_width=lambda share: self.at_width(share).trace)
 
     def try_objective(self) -> None:
         """Try the objective on a few examples, before anything is trained.
@@ -118,7 +160,7 @@ class Task(TaskModel):
         rate = learning_rate(training.schedule, training.learning_rate, progress)
         return OptimizerSettings(
             rate,
-            training.momentum,
+            0.0 if self.goes_forward_alone else training.momentum,
             training.weight_decay,
             name=training.optimizer,
             beta1=training.beta1,
@@ -127,6 +169,17 @@ class Task(TaskModel):
             clip_norm=training.clip_norm,
             proximal=training.proximal,
         )
+
+    @property
+    def goes_forward_alone(self) -> bool:
+        """Whether training is by forward passes, without gradients."""
+        return self.config.training.gradient == GradientKind.ZEROTH_ORDER
+
+    @property
+    def zeroth_order(self) -> ZerothOrder:
+        """How the loss is probed where training goes forward alone."""
+        training = self.config.training
+        return ZerothOrder(training.epsilon, training.perturbations)
 
     def try_out(self) -> None:
         """Use schedule, optimizer and augmentation once: faults in them are found before a run.
@@ -189,6 +242,9 @@ class Task(TaskModel):
         try:
             # Not the resident model, which has no weights before its first state.
             model = self.build_model()
+            if self.goes_forward_alone:
+                check_probed(model, inputs)
+                return None
             for storage in sorted(stored):
                 check_step(model, inputs, self.objective, self.optimizer(0.0), storage)
         except InputError as error:
@@ -198,11 +254,13 @@ class Task(TaskModel):
         return f"{asked}: torch trains where {where}: {others}" if others else None
 
     @cached_property
-    def step_compiler(self) -> StepCompiler | None:
+    def step_compiler(self) -> Compiler | None:
         """What gives the planner the programs of steps; None where torch trains."""
         if not self.compiles():
             return None
         example = tuple(self.example.input_shape), self.example.input_dtype
+        if self.goes_forward_alone:
+            return ForwardCompiler(example)
         return StepCompiler(example, self.objective, self.optimizer(0.0))
 
     def budget(self, device: str) -> int:
@@ -288,8 +346,11 @@ class Task(TaskModel):
             compiler=self.step_compiler,
             rest=None,
             feedback=sends_differences(self.config.wire.upload),
+            forward_only=self.goes_forward_alone,
         )
         fixed = frozenset() if optimizer.can_release else frozenset({"release_gradients"})
+        if self.goes_forward_alone:
+            fixed = frozenset(OF_BACKWARD)
         compiled = setup.compiler is not None
         limits = PlanLimits.of(self.trace, shape, fixed, compiled=compiled)
         return Planner(self.trace, setup, limits)

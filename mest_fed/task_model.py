@@ -1,6 +1,7 @@
 """What a run trains: its model, sparse as the method wants it, with its memory and its work."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -15,6 +16,7 @@ from mest_fed.data import DataSplit
 from mest_fed.devices import StepWork, Work, batch_work, forward_flops, round_work, torch_step_work
 from mest_fed.kernels.choice import Choices
 from mest_fed.memory import MemoryOptions, ModelTrace, TrainingLoss, trace_model
+from mest_fed.memory.activations import segments_of
 from mest_fed.nn import (
     LayerDensity,
     Selection,
@@ -62,9 +64,24 @@ class TaskModel(TaskData):
         return sparsity.density if self.method.sparse else 1.0
 
     @property
+    def has_tiers(self) -> bool:
+        """Whether a device may have less of the model than another: less density, or width."""
+        return bool(self.spec.groups) or self.method.cuts_width
+
+    @property
+    def divided(self) -> str:
+        """What a plan's density is a share of, for people."""
+        return "channels" if self.method.cuts_width else "sparse weights"
+
+    @property
     def scheme(self) -> str | None:
         """Scheme of the sparse layers; None for the dense method, which has none."""
         return self.config.sparsity.scheme if self.method.sparse else None
+
+    @property
+    def width(self) -> float:
+        """Share of the run's channels that this task's model has."""
+        return 1.0
 
     @cached_property
     def method(self) -> Method:
@@ -165,7 +182,25 @@ class TaskModel(TaskData):
     @cached_property
     def spec(self) -> ModelSpec:
         """What the model's arrays mean."""
-        return model_spec(self.model)
+        return replace(model_spec(self.model), width=self.width)
+
+    def untrained(self, frozen: int) -> frozenset[str]:
+        """Return which tensors of a state a device does not train that freezes so many segments.
+
+        Sparse layers by their names, as in a state's values, and dense tensors by theirs; batch
+        statistics, which forward passes move, are none of them.
+        """
+        if frozen not in self._untrained:
+            segments = segments_of(self.model, self.config.memory.segments)[:frozen]
+            held = {id(parameter) for it in segments for parameter in it.parameters()}
+            names = {
+                name
+                for name, parameter in self.model.named_parameters(remove_duplicate=False)
+                if id(parameter) in held
+            }
+            layers = {f"{layer}.values".lstrip("."): layer for layer in self.spec.layouts}
+            self._untrained[frozen] = frozenset(layers.get(name, name) for name in names)
+        return self._untrained[frozen]
 
     @cached_property
     def trace(self) -> ModelTrace:
@@ -173,7 +208,12 @@ class TaskModel(TaskData):
         example = self.example
         self.architecture.try_out(self.model, example.zeros(2))
         loss = TrainingLoss(self.objective.total_loss, example.target_shape, example.target_dtype)
-        return trace_model(self.model, example.input_shape, example.input_dtype, loss)
+        traced = trace_model(self.model, example.input_shape, example.input_dtype, loss)
+        return self._with_widths(traced)
+
+    def _with_widths(self, traced: ModelTrace) -> ModelTrace:
+        """Return a trace that knows those of narrower models; itself where there are none."""
+        return traced
 
     def torch_work(self, memory: MemoryOptions | None = None) -> StepWork:
         """Return what a step by torch takes of the resident model, as it is.
@@ -211,6 +251,11 @@ class TaskModel(TaskData):
         """Active weights of each sparse layer: work depends on no more of them."""
         layers = (module for module in self.model.modules() if isinstance(module, SparseLayer))
         return tuple(layer.layout.active_weights(layer.slots) for layer in layers)
+
+    @cached_property
+    def _untrained(self) -> dict[int, frozenset[str]]:
+        """What was found of frozen segments, by their number."""
+        return {}
 
     @cached_property
     def _steps(self) -> dict[tuple[MemoryOptions | None, tuple[int, ...]], StepWork]:

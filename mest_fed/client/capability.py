@@ -181,6 +181,10 @@ def _check(task: Task, plan: Plan) -> None:
             raise not_allowed(f"plan (node config): {key}", planned, f"{wanted!r} ({named})")
     if plan.memory.release_gradients and not settings.can_release:
         raise not_allowed("plan (node config): release_gradients", True, WHERE_RELEASED)
+    named = task.config.memory.segments
+    if plan.memory.frozen and plan.memory.segments != named:
+        allowed = f"{named!r} (memory.segments), by which the server knows what is frozen"
+        raise not_allowed("plan (node config): segments", plan.memory.segments, allowed)
     most = max(0, len(segments_of(task.model, plan.memory.segments)) - 1)
     if plan.memory.frozen > most:
         raise InputError(
@@ -312,6 +316,7 @@ def capability_record(task: Task, capability: Capability) -> RecordDict:
                     "predicted-peak": plan.footprint.total,
                     "examples": training,
                     "held-out": held,
+                    "frozen": plan.memory.frozen,
                 }
             )
         }

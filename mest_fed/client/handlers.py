@@ -112,7 +112,8 @@ def evaluate(message: Message, context: Context) -> Message:
 def _open(context: Context) -> tuple[Task, Capability, ClientState]:
     task = task_of_node(context)
     open_codecs(task.config.wire.download, task.config.wire.upload)
-    return task, capability_of(task, context), ClientState(context)
+    who = capability_of(task, context)
+    return task.at_width(who.plan.density), who, ClientState(context)
 
 
 def _receive(task: Task, message: Message, kept: ClientState) -> SparseState:

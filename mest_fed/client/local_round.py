@@ -13,6 +13,7 @@ from torch import nn
 from mest_fed.client.capability import Capability
 from mest_fed.data import Batches
 from mest_fed.devices import Work
+from mest_fed.devices.forward_work import third_of
 from mest_fed.errors import ObjectiveError
 from mest_fed.kernels.choice import Choices
 from mest_fed.nn import SparseLayer, read_state
@@ -32,6 +33,7 @@ from mest_fed.training import (
     evaluate,
     judge,
 )
+from mest_fed.training.zeroth_order import ZerothOrderTrainer
 from mest_fed.wire import Residual
 from mest_fed.wire.records import as_array, as_numpy
 
@@ -204,7 +206,17 @@ def train_round(
         "costs": lambda: task.torch_work(plan.memory).with_step(updates),
     }
     trainer: LocalTrainer
-    if task.compiles(plan.memory):
+    if task.goes_forward_alone:
+        how["costs"] = lambda: third_of(task.torch_work())
+        trainer = ZerothOrderTrainer(
+            model,
+            optimizer,
+            **how,
+            how=task.zeroth_order,
+            rng=numpy_generator(task.config.run.seed, order.round, who.partition, "directions"),
+            programs=task.programs if task.compiles() else None,
+        )
+    elif task.compiles(plan.memory):
         rng = numpy_generator(task.config.run.seed, order.round, who.partition, "dropout")
         trainer = CompiledTrainer(
             model,

@@ -23,6 +23,7 @@ from mest_fed.catalogue import (
     VALUE_CODECS,
     ComputeDevice,
     Engine,
+    GradientKind,
     KernelMode,
     MutationPlace,
     Recompute,
@@ -59,6 +60,11 @@ def mutates_on_clients_alone(method: str) -> bool:
         If there is no such method.
     """
     return getattr(METHODS.find(method), "needs_dense_gradient", False)
+
+
+def cuts_width(method: str) -> bool:
+    """Whether a method gives devices narrower models; InputError if there is no such method."""
+    return getattr(METHODS.find(method), "cuts_width", False)
 
 
 _KERNELS = f"{', '.join(KernelMode)}, or the path of a run's kernels.json"
@@ -284,6 +290,14 @@ class TrainingSection(Section):
     proximal: Annotated[float, Field(ge=0)] = 0.0
     """mu of FedProx: each client adds mu/2 times its squared distance from the received model to
     its loss. 0 adds nothing."""
+    gradient: Annotated[str, one_of(GradientKind)] = "backward"
+    """What a step goes down: ``backward`` computes the gradient; ``zeroth-order`` takes the loss on
+    both sides along random directions, by forward passes alone, and keeps no activation, gradient
+    or momentum. It needs ``optimizer = "sgd"`` and a far smaller learning rate."""
+    perturbations: Positive = 1
+    """For ``zeroth-order``: directions of a step, two forward passes each."""
+    epsilon: Annotated[float, Field(gt=0)] = 1e-3
+    """For ``zeroth-order``: how far along a direction the loss is taken."""
     device: Annotated[str, one_of(ComputeDevice)] = "auto"
     """What clients train on; ``auto`` takes CUDA where there is any."""
     engine: Annotated[str, one_of(Engine)] = "compiled"

@@ -5,10 +5,12 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from mest_fed.catalogue import (
+    KNOBS,
     MODES,
     SELECTORS,
     SERVER_OPTIMIZERS,
     WEIGHTINGS,
+    GradientKind,
     KeptModel,
     MutationPlace,
 )
@@ -35,6 +37,7 @@ from mest_fed.config.learning import (
     TaskSection,
     TrainingSection,
     WireSection,
+    cuts_width,
     mutates_on_clients_alone,
 )
 from mest_fed.config.stopping import FORMS as STOP_FORMS
@@ -244,6 +247,43 @@ class RunConfig(Section):
                 f"sparsity.method = {method!r} grows by dense gradients, which exist on clients "
                 f"alone; allowed: sparsity.mutation = {MutationPlace.CLIENT.value!r}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _widths_are_averaged_at_once(self) -> "RunConfig":
+        server = self.server
+        if not cuts_width(self.sparsity.method):
+            return self
+        for key in ("mode", "over_selection", "trim"):
+            value, allowed = getattr(server, key), type(server).model_fields[key].default
+            if value != allowed:
+                raise ValueError(
+                    f"server.{key} = {value!r} is for models of one width; allowed: {allowed!r} "
+                    f"(sparsity.method = {self.sparsity.method!r})"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _forward_passes_alone(self) -> "RunConfig":
+        training, memory = self.training, self.memory
+        if training.gradient != GradientKind.ZEROTH_ORDER:
+            return self
+        if self.sparsity.mutation == MutationPlace.CLIENT:
+            raise ValueError(
+                f"training.gradient = {training.gradient!r} has no gradients to rank weights by; "
+                f"allowed: sparsity.mutation = {MutationPlace.SERVER.value!r}"
+            )
+        given: list[tuple[str, Section, str]]
+        given = [("training", training, it) for it in ("optimizer", "clip_norm", "proximal")]
+        knobs = [it for it in KNOBS if it in type(memory).model_fields and it != "frozen"]
+        given += [("memory", memory, it) for it in knobs]
+        for section, keys, key in given:
+            value, allowed = getattr(keys, key), type(keys).model_fields[key].default
+            if value != allowed:
+                raise ValueError(
+                    f"{section}.{key} = {value!r} is not allowed with training.gradient = "
+                    f"{training.gradient!r}, which goes forward alone; allowed: {allowed!r}"
+                )
         return self
 
     @model_validator(mode="after")

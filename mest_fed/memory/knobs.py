@@ -20,6 +20,8 @@ LEAST_FOR_STATISTICS = 8
 #: Formats that are chosen unasked: how many bytes ``mask`` needs depends on the data, and where
 #: torch packs, :data:`OF_PROGRAMS` needs the bytes of fp16 and is less exact.
 SAVED_STEPS = ("fp32", "fp16", "int8")
+#: Knobs of what stands between forward and backward.
+OF_BACKWARD = ("release_gradients", "recompute", "saved", "frozen", "momentum")
 #: The format that compiled steps can store, beside fp32; and one that torch alone can, which packs
 #: int8 into less.
 OF_PROGRAMS, TORCH_ALONE = "bf16", "fp16"
@@ -62,12 +64,16 @@ class Knob:
         The steps of which one needs least memory; by default the last. There are several where a
         later step may save less: recomputation in small models, or formats that torch packs where
         a step before them is a program. Those that cost least to predict come first.
+    uneven : bool
+        Whether a step between may save less than the one before it, so that each is tried: where
+        more is frozen, a program may take more images together.
     """
 
     name: str
     steps: Sequence[Any]
     pull: Callable[[TrainingShape, Any], TrainingShape]
     extremes: Sequence[Any] = ()
+    uneven: bool = False
 
     @property
     def ends(self) -> Sequence[Any]:
@@ -98,11 +104,13 @@ class PlanLimits:
     fixed : frozenset of str
         Knobs that stay where the limits has them.
     sparse : bool
-        Whether the model has a density.
+        Whether the model has a density: sparse layers, or a width that is one.
     batch_statistics : bool
         Whether the model takes statistics over a batch, as batch normalisation does.
     compiled : bool
         Whether steps are programs where they can be.
+    freezes_first : bool
+        Whether freezing comes before all other knobs: then segments are frozen one by one.
     """
 
     shape: TrainingShape
@@ -112,6 +120,7 @@ class PlanLimits:
     sparse: bool = True
     batch_statistics: bool = False
     compiled: bool = False
+    freezes_first: bool = False
 
     @classmethod
     def of(
@@ -130,7 +139,7 @@ class PlanLimits:
             least_micro_batch=LEAST_FOR_STATISTICS if statistics else 1,
             segments=len(segments_of(model, shape.memory.segments)),
             fixed=fixed,
-            sparse=bool(trace.spec.groups),
+            sparse=bool(trace.spec.groups) or trace.at_width is not None,
             batch_statistics=statistics,
             compiled=compiled,
         )
@@ -149,7 +158,8 @@ class PlanLimits:
             If the order has not each registered knob once, or one of a user's own is wrong.
         """
         preference = self.preference if preference is None else check_order(preference)
-        return [self._knob(name) for name in preference if name not in self.fixed]
+        limits = replace(self, freezes_first=preference[0] == "frozen")
+        return [limits._knob(name) for name in preference if name not in self.fixed]
 
     def _extremes(self, name: str, steps: Sequence[Any]) -> Sequence[Any]:
         if name == "recompute":
@@ -161,7 +171,8 @@ class PlanLimits:
     def _knob(self, name: str) -> Knob:
         made = KNOBS.build(name, self)
         if KNOBS.is_builtin(name):
-            return Knob(name, made[0], made[1], self._extremes(name, made[0]))
+            uneven = self.freezes_first and name == "frozen"
+            return Knob(name, made[0], made[1], self._extremes(name, made[0]), uneven)
         where = f"{KNOBS.key} = {name!r}"
         if not (
             isinstance(made, Sequence)
@@ -224,10 +235,17 @@ def saved(limits: PlanLimits) -> Steps:
 
 
 def frozen(limits: PlanLimits) -> Steps:
-    """Do not train a third of the segments, or two thirds."""
+    """Do not train a third of the segments, or two thirds.
+
+    Where freezing comes first it is ordered layer freezing (FedOLF: Niu et al. 2025, arXiv
+    2512.23200): a device freezes as many of the first segments, one by one, as its memory asks
+    for, and trains at least the last.
+    """
     least = limits.shape.memory.frozen
-    thirds = (limits.segments // 3, 2 * limits.segments // 3)
-    return [least, *(count for count in thirds if count > least)], _saving("frozen")
+    counts: Sequence[int] = (limits.segments // 3, 2 * limits.segments // 3)
+    if limits.freezes_first:
+        counts = range(1, limits.segments)
+    return [least, *(count for count in counts if count > least)], _saving("frozen")
 
 
 def micro_batch(limits: PlanLimits) -> Steps:
@@ -239,7 +257,7 @@ def micro_batch(limits: PlanLimits) -> Steps:
 
 
 def density(limits: PlanLimits) -> Steps:
-    """Lower the density of the sparse layers."""
+    """Lower the density of the sparse layers, or the width that stands for it."""
     steps = DENSITY_STEPS if limits.sparse else (1.0,)
     return [limits.shape.density * step for step in steps], _part("density")
 

@@ -68,14 +68,14 @@ class Plan:
             said.append(f"the first {first} frozen")
         return said
 
-    def in_words(self) -> str:
-        """Say the plan in a sentence or two."""
+    def in_words(self, of: str = "sparse weights") -> str:
+        """Say the plan in a sentence or two; ``of`` is what its density is a share of."""
         parts = self.footprint.parts()
         largest = max(parts, key=lambda name: parts[name])
         share = "all" if self.density == 1 else f"{self.density:.1%}"
         measures = "; ".join(self.measures())
         return (
-            f"Trains {share} of the sparse weights in batches of {self.shape.batch} "
+            f"Trains {share} of the {of} in batches of {self.shape.batch} "
             f"taken {self.micro_batch} at a time; predicted peak "
             f"{format_bytes(self.footprint.total)} of {format_bytes(self.budget)}, "
             f"{parts[largest] / max(1, self.footprint.total):.0%} of it {largest}."

@@ -244,7 +244,7 @@ def _first_fit(shape: TrainingShape, knobs: Sequence[Knob], fits: Fits) -> Train
         pulled = knob.pull(shape, knob.steps[step])
         return any(fits(end) for end in ends(pulled, earlier))
 
-    if knob.extremes:
+    if knob.extremes or knob.uneven:
         step = next(filter(can_fit, range(len(knob.steps))), None)
     else:
         step = _least(len(knob.steps), can_fit)

@@ -116,6 +116,8 @@ class StepOptions:
         Whether the sparse layers keep a dense gradient too (RigL).
     input_dtype : torch.dtype
         Of the inputs.
+    forward_only : bool
+        Whether there is no backward.
     """
 
     input_shape: tuple[int, ...]
@@ -124,6 +126,7 @@ class StepOptions:
     keep_gradients: bool = False
     dense_gradients: bool = False
     input_dtype: torch.dtype = torch.float32
+    forward_only: bool = False
 
 
 def step_bytes(model: nn.Module, shape: TrainingShape, options: StepOptions) -> Bytes:
@@ -173,7 +176,11 @@ def step_bytes(model: nn.Module, shape: TrainingShape, options: StepOptions) -> 
         for last in (False, True):  # the first pass brings in what then stays
             if shape.micro_batch == shape.batch:
                 optimizer.zero_grad()  # each pass is a step
-            _pass(forward, part, live, options.loss)
+            if options.forward_only:
+                with torch.no_grad():
+                    options.loss.total(forward(part[0]), part[1])
+            else:
+                _pass(forward, part, live, options.loss)
             live.mark(_gradients(model), "gradients")
             if not last:
                 live.mark_rest(_BUFFERS)

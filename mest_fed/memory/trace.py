@@ -104,6 +104,8 @@ class ModelTrace:
         What training minimises.
     model : nn.Module, optional
         The model itself, for what only numbers tell; a plan of programs asks for none of it.
+    at_width : callable, optional
+        Gives the trace of the narrower model of a density, where density is a share of channels.
     known : dict
         Footprints that were worked out.
     """
@@ -117,6 +119,9 @@ class ModelTrace:
     loss: TrainingLoss = CROSS_ENTROPY
     model: nn.Module | None = field(default=None, compare=False, repr=False)
     known: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    at_width: Callable[[float], "ModelTrace"] | None = field(
+        default=None, compare=False, repr=False
+    )
     _models: OrderedDict[Any, nn.Module] = field(
         default_factory=OrderedDict, init=False, compare=False, repr=False
     )
@@ -161,6 +166,10 @@ class ModelTrace:
             self.known[key] = _largest_passage(self.model, segments, inputs)
         found: int = self.known[key]
         return found
+
+    def of_density(self, density: float) -> "ModelTrace":
+        """Return the trace of a density's model: this one, unless that is narrower."""
+        return self if self.at_width is None else self.at_width(density)
 
     def at(self, active: Mapping[str, int]) -> nn.Module:
         """Return a meta model whose sparse layers have so many active granules, by layer.

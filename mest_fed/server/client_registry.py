@@ -49,6 +49,8 @@ class Node:
         Modelled bytes of its plan.
     examples, held_out : int
         Numbers of its training and evaluation examples.
+    frozen : int
+        Segments at the start of the model that its plan does not train.
     """
 
     node_id: int
@@ -60,6 +62,7 @@ class Node:
     predicted_peak: int
     examples: int
     held_out: int
+    frozen: int = 0
 
 
 @runtime_checkable
@@ -317,11 +320,14 @@ class ClientRegistry:
             predicted_peak=int(record["predicted-peak"]),
             examples=int(record["examples"]),
             held_out=int(record["held-out"]),
+            frozen=int(record.get("frozen", 0)),  # a node of an earlier version does not say
         )
         if not any(abs(node.density - allowed) < 1e-12 for allowed in self.densities):
             raise MestFedError(f"it claims density {node.density}; allowed: {self.densities}")
         if node.examples < 1:
             raise MestFedError("it has no training examples")
+        if node.frozen < 0:
+            raise MestFedError(f"it claims to freeze {node.frozen} segments; allowed: from 0")
         return node
 
 

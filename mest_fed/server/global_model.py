@@ -10,7 +10,7 @@ from mest_fed.server.aggregation.aggregate import Aggregate
 from mest_fed.server.optimizers import ServerOptimizer
 from mest_fed.sparsity import Mask, Method, keep_best, layer_counts, nested_order
 from mest_fed.sparsity.arrays import Floats, Slots, norms
-from mest_fed.sparsity.state import ModelSpec, SparseState
+from mest_fed.sparsity.state import ModelSpec, SparseState, corners
 
 MaskSet = dict[str, Slots]
 
@@ -64,15 +64,16 @@ class GlobalModel:
         self.weights, self.masks, self.dense = other.weights, other.masks, other.dense
         self.grown = {}
 
-    def state(self, masks: MaskSet | None = None) -> SparseState:
-        """Return the state on the global mask, or on a tier's."""
+    def state(self, masks: MaskSet | None = None, spec: ModelSpec | None = None) -> SparseState:
+        """Return the state on the global mask, or on a tier's; of a narrower model, its corner."""
         masks = self.masks if masks is None else masks
         values = {
             layer: self.spec.layouts[layer].gather(self.weights[layer], masks[group])
             for group, layers in self.spec.groups.items()
             for layer in layers
         }
-        return SparseState(dict(masks), values, dict(self.dense))
+        dense = self.dense if spec is None else corners(self.dense, spec.dense)
+        return SparseState(dict(masks), values, dict(dense))
 
     def tier_masks(self, density: float, distribution: str) -> MaskSet:
         """Return the nested mask of a density: the best granules of the global mask.
@@ -103,10 +104,16 @@ class GlobalModel:
             self.pseudo_gradient[layer] = gradient
             new = optimizer.step(layer, old, gradient, held)
             self.weights[layer] = np.where(total.dropped(), np.float32(0), new)
-        for name, average in mean.dense_mean().items():
-            old = self.dense[name]
+        means, parts = mean.dense_mean(), mean.dense_held()
+        for name, old in self.dense.items():
+            average = means.get(name, old)
+            part = parts.get(name) if name in means else np.zeros(old.shape, np.bool_)
+            if part is not None:
+                average = np.where(part, average, old)
             is_weight = name not in self.spec.statistics
-            self.dense[name] = optimizer.step(name, old, old - average) if is_weight else average
+            self.dense[name] = (
+                optimizer.step(name, old, old - average, part) if is_weight else average
+            )
 
     def adopt_masks(self, optimizer: ServerOptimizer) -> None:
         """Choose the mask anew by magnitude over all that clients brought (client mutation)."""

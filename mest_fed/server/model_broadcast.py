@@ -1,6 +1,6 @@
 """What the server sends: one set of arrays for each tier, masks only to those who lack them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
@@ -26,10 +26,19 @@ class ModelBroadcast:
         How density spreads over layers.
     values : str
         Value codec.
+    spec_of : callable, optional
+        Gives the specification of a density's model where that is narrower than ``spec``.
     """
 
-    def __init__(self, spec: ModelSpec, distribution: str, values: str) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        distribution: str,
+        values: str,
+        spec_of: Callable[[float], ModelSpec] | None = None,
+    ) -> None:
         self.spec = spec
+        self.spec_of = spec_of or (lambda density: spec)
         self.distribution = distribution
         self.values = values
         self.tiers: dict[float, MaskSet] = {}
@@ -54,11 +63,12 @@ class ModelBroadcast:
             self.tiers[density] = model.tier_masks(density, self.distribution)
             self._remember(self.tiers[density])
         if density not in self._states:
-            exact = model.state(self.tiers[density])
+            spec = self.spec_of(density)
+            exact = model.state(self.tiers[density], spec)
             if not value_codec(self.values).exact:
                 # 8-bit uploads are differences from what was received, rounding and all.
-                payload, _ = encode(exact, self.spec, values=self.values)
-                exact = decode(payload, self.spec)
+                payload, _ = encode(exact, spec, values=self.values)
+                exact = decode(payload, spec)
             self._states[density] = exact
         return self._states[density]
 
@@ -83,7 +93,8 @@ class ModelBroadcast:
         if key not in self._headers:
             base = self.mask_sets.get(known)
             state = self.state(model, density)
-            payload, _ = encode(state, self.spec, values=self.values, known=base)
+            spec = self.spec_of(density)
+            payload, _ = encode(state, spec, values=self.values, known=base)
             record = to_record(payload)
             self._headers[key] = record.config_records["mest"]
             # All headers of a tier go with the same arrays, so that an engine can share them.

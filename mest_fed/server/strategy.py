@@ -97,8 +97,13 @@ class MestStrategy(Strategy):
             beta2=server.beta2,
             tau=server.tau,
         )
-        self.broadcast = ModelBroadcast(model.spec, sparsity.densities, task.config.wire.download)
-        steps = DENSITY_STEPS if model.spec.groups else (1.0,)
+        self.broadcast = ModelBroadcast(
+            model.spec,
+            sparsity.densities,
+            task.config.wire.download,
+            lambda density: task.at_width(density).spec,
+        )
+        steps = DENSITY_STEPS if task.has_tiers else (1.0,)
         self.clients = ClientRegistry(task.density * step for step in steps)
         self.first_round = 0
         self.keeps_reports = False
@@ -405,17 +410,19 @@ class MestStrategy(Strategy):
         counts = read_counts(reply, node.examples, epochs, self.task.objective)
         offered = self.broadcast.state(self.model, node.density)
         mutated = self.clients_mutate(self.record.round)
+        spec = self.broadcast.spec_of(node.density)
         state = read_update(
             reply,
-            self.model.spec,
+            spec,
             offered,
             mask_may_change=mutated,
             sent_hash=self.broadcast.tier_hash(node.density),
         )
         masks = offered.masks if mutated else None
-        self._clipping.add(mean, state, offered, counts.examples, masks)
+        untrained = self.task.untrained(node.frozen)
+        self._clipping.add(mean, state, offered, counts.examples, masks, untrained=untrained)
         self._note_mask(node)
-        outcome.note(counts.totals, state.density(self.model.spec))
+        outcome.note(counts.totals, state.density(spec))
 
     def _note_mask(self, node: Node) -> None:
         # A node that answered has decoded, and kept, the mask set that it was sent.

@@ -115,7 +115,7 @@ def build_summary(
         devices_asked=len({row["partition"] for row in logs.clients}),
         deployed=real_devices is not None,
         why_torch=task.why_torch({each.profile.name: each.plan for each in tiers}),
-        tiers=tuple(_tier(tier, peaks) for tier in tiers),
+        tiers=tuple(_tier(tier, peaks, task.divided) for tier in tiers),
         layers=tuple(_layers(task, model.spec, state)),
         dense_bytes=4 * (model.spec.sparse_weights + _count(model.spec)),
         model_sha256=model_sha256(state),
@@ -164,7 +164,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _tier(tier: TierPlan, peaks: Mapping[Plan, int]) -> Tier:
+def _tier(tier: TierPlan, peaks: Mapping[Plan, int], divided: str) -> Tier:
     profile, plan = tier.profile, tier.plan
     return Tier(
         profile=profile.name,
@@ -179,7 +179,7 @@ def _tier(tier: TierPlan, peaks: Mapping[Plan, int]) -> Tier:
         recompute=plan.memory.recompute,
         saved=plan.memory.saved,
         parts=plan.footprint.parts(),
-        plan=plan.in_words(),
+        plan=plan.in_words(divided),
         watts=Watts(compute=profile.compute_watts, radio=profile.radio_watts),
     )
 

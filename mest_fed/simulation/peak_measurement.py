@@ -120,9 +120,10 @@ def measure_plans(task: Task, plans: Sequence[Plan]) -> Iterator[int]:
     small = task.reconfigured(_small(task), task.choices)
     for plan in plans:
         who = Capability(busiest, "measurement", plan.budget, plan)
-        messages = [encode(_received(each, plan.density), each.spec)[0] for each in (small, task)]
-        warm_up_run = partial(_warm_up, small, messages[0], who)
-        yield measure(partial(_round, task, messages[1], who), warm_up_run).added
+        tasks = [each.at_width(plan.density) for each in (small, task)]
+        messages = [encode(_received(each, plan.density), each.spec)[0] for each in tasks]
+        warm_up_run = partial(_warm_up, tasks[0], messages[0], who)
+        yield measure(partial(_round, tasks[1], messages[1], who), warm_up_run).added
 
 
 def _one_short(examples: int, config: RunConfig) -> int:

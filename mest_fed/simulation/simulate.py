@@ -264,7 +264,8 @@ def open_run(
     fleet = simulation.fleet
     trace_of(config, fleet.devices)
     tiers = [(tier.profile, tier.plan.density) for tier in fleet.tiers]
-    check_deadline(config, task.spec, tiers)
+    narrowest = task.at_width(min(density for _, density in tiers))
+    check_deadline(config, narrowest.spec, tiers)
     given_table(task)
     observer.phase(f"trying {config.model.name} on the devices' shares of the data")
     _ = task.partitions  # what is wrong with the data is found before workers start

@@ -27,6 +27,18 @@ class Dense(Method):
 
 
 @dataclass(frozen=True)
+class HeteroFL(Dense):
+    """HeteroFL (Diao et al., ICLR 2021): dense models of nested widths.
+
+    A device trains the first channels of each layer, as many as its memory allows; the server
+    averages each weight over the devices that hold it (section 3.1; here weighted by examples).
+    Everything else is as in dense training, of which this is the difference.
+    """
+
+    cuts_width = True
+
+
+@dataclass(frozen=True)
 class Static(Method):
     """The initial mask to the end."""
 

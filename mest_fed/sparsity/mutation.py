@@ -91,6 +91,8 @@ class Method:
     needs_dense_gradient: ClassVar[bool] = False
     #: Clients score the weights of the dense model before the first round; the best are active.
     scores_first: ClassVar[bool] = False
+    #: A device's density is the share of the channels that its model has.
+    cuts_width: ClassVar[bool] = False
 
     @classmethod
     def for_density(cls, density: float, **options: Any) -> Self:

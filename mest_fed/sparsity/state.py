@@ -31,6 +31,9 @@ class ModelSpec:
     statistics : frozenset of str
         Those of the dense tensors that are buffers, such as running statistics: they are averaged,
         and no optimizer moves them.
+    width : float
+        Share of the channels that a narrower model has of the run's, in (0, 1]; see
+        :func:`corners`.
     """
 
     groups: dict[str, tuple[str, ...]]
@@ -38,6 +41,7 @@ class ModelSpec:
     dense: dict[str, tuple[int, ...]]
     non_negative: frozenset[str] = frozenset()
     statistics: frozenset[str] = frozenset()
+    width: float = 1.0
 
     @property
     def tensors(self) -> int:
@@ -66,6 +70,7 @@ class ModelSpec:
             "dense": {name: list(shape) for name, shape in self.dense.items()},
             "non_negative": sorted(self.non_negative),
             "statistics": sorted(self.statistics),
+            **({"width": self.width} if self.width < 1 else {}),
         }
 
     @classmethod
@@ -82,13 +87,14 @@ class ModelSpec:
             groups = {str(name): tuple(map(str, each)) for name, each in table["groups"].items()}
             dense = {str(name): tuple(map(int, each)) for name, each in table["dense"].items()}
             named = frozenset(table["non_negative"]), frozenset(table["statistics"])
+            width = float(table.get("width", 1.0))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"this is no specification of a model: {error!r}") from None
         if sorted(layer for each in groups.values() for layer in each) != sorted(layouts):
             raise InputError("this is no specification of a model: its groups are of other layers")
         if not named[0] | named[1] <= dense.keys():
             raise InputError("this is no specification of a model: it names tensors that it lacks")
-        return cls(groups, layouts, dense, *named)
+        return cls(groups, layouts, dense, *named, width)
 
     @property
     def sparse_weights(self) -> int:
@@ -107,6 +113,22 @@ def _layout_table(name: str, layout: Layout) -> dict[str, Any]:
 def _read_layout(table: Mapping[str, Any]) -> Layout:
     options = {key: value for key, value in table.items() if key not in ("kind", "shape")}
     return LAYOUTS[table["kind"]](tuple(map(int, table["shape"])), **options)
+
+
+def corners(
+    tensors: Mapping[str, Floats], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Floats]:
+    """Return what a narrower model has of a wider one's tensors: the first channels on each axis.
+
+    HeteroFL (Diao et al., ICLR 2021, section 3.1): a layer of the widths d and k, cut to the share
+    r, has ``W[:r d, :r k]``. Narrower models so are nested.
+    """
+    return {name: tensors[name][corner(shape)] for name, shape in shapes.items()}
+
+
+def corner(shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """Return the index of the first channels along each axis."""
+    return tuple(slice(length) for length in shape)
 
 
 @dataclass
@@ -128,9 +150,12 @@ class SparseState:
     dense: dict[str, Floats]
 
     def density(self, spec: ModelSpec) -> float:
-        """Return active weights / weights over the sparse layers (1 for a model without any)."""
+        """Return active weights / weights over the sparse layers.
+
+        Of a model without any it is the share of the channels, so 1 unless the model is narrower.
+        """
         if not spec.layouts:
-            return 1.0
+            return spec.width
         active = 0
         for group, layers in spec.groups.items():
             slots = self.masks[group]

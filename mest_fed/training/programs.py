@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mest_fed.data import Batch
 from mest_fed.devices import Work, program_step_work
 from mest_fed.errors import InputError
-from mest_fed.nn.capture import Captured, capture
+from mest_fed.nn.capture import Captured
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.nn.optimizers import (
     FIRST,
@@ -31,10 +31,9 @@ from mest_fed.nn.optimizers import (
 )
 from mest_fed.runtime import native_table
 from mest_fed.runtime.batches import even_parts
-from mest_fed.runtime.passes.planes import with_planes
 from mest_fed.runtime.program import Program
-from mest_fed.runtime.sizes import Sizes
-from mest_fed.runtime.step import CompiledForward, CompiledStep
+from mest_fed.runtime.step import CompiledStep
+from mest_fed.training.forward_programs import EVALUATION_GROUP, ModelForward, forward_sizes
 from mest_fed.training.objective import Objective
 from mest_fed.training.places import Array, Copies, Place, capacities, places_of, with_room
 from mest_fed.training.program_choice import best_programs, program_of
@@ -44,9 +43,6 @@ from mest_fed.training.tracing import check_plain, refusing_changes
 #: Programs of one model that are kept, and the bytes that they may hold beside the model; the last
 #: one is kept in any case.
 MOST_PROGRAMS, MOST_BYTES = 16, 2**28
-
-#: Examples that an evaluation computes together.
-EVALUATION_GROUP = 8
 
 #: State of a parameter in programs -> the name that it has in a client's optimizer.
 _KEYS = {
@@ -179,34 +175,6 @@ def _batch_counters(program: Program, places: list[Place]) -> list[Any]:
     return [it for it in called if getattr(it, "num_batches_tracked", None) is not None]
 
 
-class ModelForward:
-    """A compiled evaluation in the memory of a model.
-
-    Parameters
-    ----------
-    first : Captured
-        Of a group of examples.
-    places : list of Place
-        Where the model has what the program reads.
-    threads : int
-        To compute with.
-    sizes : Sizes
-        The programs of so many examples.
-    """
-
-    def __init__(self, first: Captured, places: list[Place], threads: int, sizes: Sizes) -> None:
-        self.places = places
-        self._forward = CompiledForward(first.program, threads, sizes)
-        #: Bytes beside the model's.
-        self.bytes = self._forward.arena_bytes
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Return the outputs of examples, valid until the next call."""
-        for place in self.places:
-            self._forward.bind(place.buffer, place.array(Copies()))
-        return torch.from_numpy(self._forward.predict(inputs.numpy()))
-
-
 def _structure(model: nn.Module, room: float = 0.0) -> tuple[object, ...]:
     """Return what of a model a program depends on, beside the classes of its modules."""
     granules = capacities(model, room)
@@ -325,23 +293,31 @@ class Programs:
 
         Outputs are valid until the next call.
         """
-        threads, example = torch.get_num_threads(), tuple(inputs.shape[1:])
-        key = "forward", example, inputs.dtype, threads, _structure(self.model)
+        found = self.forward_pass(inputs)
+        outputs: Tensor = self.model(inputs) if found is None else found(inputs)
+        return outputs
 
-        def captured(examples: int) -> Captured:
-            dtype = str(inputs.dtype).removeprefix("torch.")
-            found = capture(self.model, (examples, *example), dtype, training=False)
-            return replace(found, program=with_planes(found.program).checked())
+    def forward_pass(self, inputs: Tensor, most: int = EVALUATION_GROUP) -> ModelForward | None:
+        """Return the program of evaluation for inputs of any number; None where there is none.
+
+        Parameters
+        ----------
+        inputs : Tensor
+            Some of them.
+        most : int
+            Examples that go through the model together, at most; never more than in evaluation.
+        """
+        threads, example = torch.get_num_threads(), tuple(inputs.shape[1:])
+        dtype, group = inputs.dtype, min(most, EVALUATION_GROUP)
+        key = "forward", example, dtype, group, threads, _structure(self.model)
 
         def make() -> ModelForward:
             check_plain(self.model, training=False)
-            first = captured(EVALUATION_GROUP)
-            sizes = Sizes(lambda it: captured(it).program, first.program)
+            first, sizes = forward_sizes(self.model, (example, dtype), group)
             return ModelForward(first, places_of(self.model, first), threads, sizes)
 
         found: ModelForward | None = self._find(key, make)
-        outputs: Tensor = self.model(inputs) if found is None else found(inputs)
-        return outputs
+        return found
 
     def _find(self, key: object, make: Callable[[], Any]) -> Any:
         """Return what was made for a key, or make it; None where there can be none."""

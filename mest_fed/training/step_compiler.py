@@ -17,6 +17,7 @@ from mest_fed.errors import InputError
 from mest_fed.memory import TrainingShape, memory_saving
 from mest_fed.memory.program_bytes import PlannedStep
 from mest_fed.nn.capture import Captured
+from mest_fed.nn.layers import SparseLayer
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.runtime import native_table
 from mest_fed.runtime.program import Program
@@ -94,7 +95,10 @@ class StepCompiler:
         if settings.has_momentum and not shape.momentum:
             settings = settings.without_momentum()
         memory = shape.memory
-        way = (settings, memory.saved, memory.frozen, memory.segments, *sorted(how.items()))
+        way = (
+            settings, memory.saved, memory.frozen, memory.segments, _dense_shapes(model),
+            *sorted(how.items()),
+        )  # fmt: skip
         key = (id(model), *way)  # which is the model's as long as the programs are kept
         if key not in self._kept:
             self._kept[key] = _PlannedPrograms(
@@ -109,6 +113,13 @@ class StepCompiler:
     def alike(self, way: Hashable) -> "Iterator[_PlannedPrograms]":
         """Yield the programs of models that train in one way."""
         return (it for it in self._kept.values() if it.way == way)
+
+
+def _dense_shapes(model: nn.Module) -> tuple[tuple[int, ...], ...]:
+    """Return the shapes beside the sparse values: those of models that differ in density alone."""
+    layers = (it for it in model.modules() if isinstance(it, SparseLayer))
+    sparse = {id(layer.values) for layer in layers}
+    return tuple(tuple(it.shape) for it in model.parameters() if id(it) not in sparse)
 
 
 class _PlannedPrograms(StepPrograms):

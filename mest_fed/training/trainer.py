@@ -102,6 +102,8 @@ class LocalTrainer:
         self.forgetting = forgetting
         self.objective = objective
         self.work = Work()
+        #: Whether the model is in training mode; else it is as in evaluation.
+        self.as_in_training = True
         self._costs = costs
 
     def halve(self) -> bool:
@@ -132,7 +134,7 @@ class LocalTrainer:
             If the objective gives a loss that is not finite or not one for each example, or sums
             that are none; the text says in which batch.
         """
-        self.model.train()
+        self.model.train(self.as_in_training)
         totals = Metrics()
         with memory_saving(self.model, self.memory) as forward:
             if mutation is not None:

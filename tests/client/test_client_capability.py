@@ -141,6 +141,7 @@ def test_what_a_client_reports():
         "predicted-peak": plan.footprint.total,
         "examples": len(training),
         "held-out": len(held),
+        "frozen": 0,
     }
 
 

@@ -97,3 +97,17 @@ def damaged(table, what):
     with pytest.raises(InputError) as raised:
         pytest.fail(f"{what} was taken: {RunDescription.read(json.dumps(table))}")
     assert "\n" not in str(raised.value), what
+
+
+@pytest.mark.parametrize(
+    ("sections", "named"),
+    [
+        ({"training": {"gradient": "zeroth-order"}}, r"training.gradient = 'zeroth-order'"),
+        ({"sparsity": {"method": "heterofl"}}, r"sparsity.method = 'heterofl'"),
+    ],
+)
+def test_what_only_nodes_with_torch_train_is_one_line(sections, named):
+    task = Task(config_of(**sections))
+    with pytest.raises(InputError, match=named) as refused:
+        describe_run(task, task.plan(10**9, "rpi-4"), 1)
+    assert "\n" not in str(refused.value)

@@ -217,3 +217,21 @@ def test_a_registered_knob_joins_every_order(as_file, tmp_path):
     first, second, line = done.stdout.splitlines()
     assert first == second
     assert "missing: mine; allowed: each of release_gradients" in line
+
+
+@pytest.mark.parametrize(
+    ("segments", "frozen", "expected"),
+    [(0, 0, [0]), (1, 0, [0]), (5, 0, [0, 1, 2, 3, 4]), (5, 3, [3, 4])],
+)
+def test_where_freezing_comes_first_it_is_segment_by_segment(segments, frozen, expected):
+    shape = replace(SHAPE, memory=MemoryOptions(frozen=frozen))
+    order = ("frozen", *(name for name in COST_ORDER if name != "frozen"))
+    (knob, *_) = PlanLimits(shape, segments=segments).knobs(order)
+    assert knob.name == "frozen"
+    assert list(knob.steps) == expected
+
+
+def test_each_number_of_frozen_segments_is_tried():
+    order = ("frozen", *(name for name in COST_ORDER if name != "frozen"))
+    assert [knob.name for knob in LIMITS.knobs(order) if knob.uneven] == ["frozen"]
+    assert not any(knob.uneven for knob in LIMITS.knobs())

@@ -9,6 +9,7 @@ from torch import nn
 
 from mest_fed.memory import MemoryOptions, NothingSavedWarning, memory_saving
 from mest_fed.memory.activations import segments_of
+from mest_fed.nn.models.mobilenet import MobileNetV2
 
 
 class Block(nn.Module):
@@ -139,3 +140,11 @@ def test_the_gradient_of_an_input_goes_through_frozen_segments(recompute):
     with memory_saving(model, MemoryOptions(recompute, frozen=1)) as forward:
         (dx,) = torch.autograd.grad(forward(x).sum(), x)
     torch.testing.assert_close(dx, expected)
+
+
+def test_what_a_model_does_last_is_its_last_segment():
+    net = MobileNetV2((3, 8, 8), 10, width=0.25)
+    names = [segment.name for segment in segments_of(net)]
+    assert names[0] == "stem"
+    assert names[-1] == "top"
+    assert names[1:-1] == [f"blocks.{number}" for number in range(len(names) - 2)]

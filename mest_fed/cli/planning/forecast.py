@@ -233,6 +233,7 @@ def _forecast(
     task: Task, start: StartingModel, clock: StepTime, device: DevicePlan, examples: Counts
 ) -> DeviceForecast:
     plan, profile = device.plan, device.profile
+    task = task.at_width(plan.density)
     task.load(start.state(plan.density))
     traffic, sparse = start.traffic(plan.density)
     planned, scheme = clock.work(plan.shape), task.config.sparsity.scheme

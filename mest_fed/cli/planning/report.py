@@ -16,7 +16,8 @@ from mest_fed.task import Task
 
 def step_time(task: Task, profile: DeviceProfile | None) -> StepTime:
     """Return the step times of a task's model, on a device if there is one."""
-    return StepTime(task.trace, task.scheme or "dense", profile, task.step_compiler)
+    directions = task.zeroth_order.perturbations if task.goes_forward_alone else 0
+    return StepTime(task.trace, task.scheme or "dense", profile, task.step_compiler, directions)
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,8 @@ class RoundTime:
         return self._beside(shape) + self.training(shape)
 
     def _beside(self, shape: TrainingShape) -> float:
-        return least_seconds(self.task.config, self.task.spec, self.profile, shape.density)
+        spec = self.task.at_width(shape.density).spec
+        return least_seconds(self.task.config, spec, self.profile, shape.density)
 
     def decided(self, plan: Plan, of_budget: Plan, wished: TrainingShape) -> str:
         """Say which of budget and deadline made the plan what it is: a word for JSON."""

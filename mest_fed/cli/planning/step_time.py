@@ -15,6 +15,7 @@ from mest_fed.devices import (
     train_seconds,
 )
 from mest_fed.devices.cost import REFERENCE
+from mest_fed.devices.forward_work import perturbed_step_work, third_of
 from mest_fed.memory import ModelTrace, Plan, TrainingShape
 from mest_fed.memory.footprint import peak_granules
 from mest_fed.memory.program_bytes import Compiler
@@ -73,12 +74,15 @@ class StepTime:
         The device, if there is one; times are compared on the reference machine otherwise.
     compiler : callable, optional
         Gives the programs of steps, where they are compiled: times are then read off them.
+    perturbations : int
+        Directions of a step by forward passes alone, which the compiler then gives; 0 for backward.
     """
 
     trace: ModelTrace
     scheme: str
     profile: DeviceProfile | None
     compiler: Compiler | None = None
+    perturbations: int = 0
     _known: dict[Hashable, PlannedWork] = field(default_factory=dict, repr=False)
 
     def seconds(self, shape: TrainingShape) -> float | None:
@@ -109,14 +113,24 @@ class StepTime:
         return train_seconds(self.profile or REFERENCE, work, self.scheme)
 
     def _work(self, shape: TrainingShape) -> PlannedWork:
-        trace = self.trace
+        trace = self.trace.of_density(shape.density)
         # At the target density, and not at a method's peak, which lasts for a part of the run.
         model: nn.Module = trace.at(peak_granules(trace, Static(), shape))
         planned = None if self.compiler is None else self.compiler(model, shape)
         if planned is not None:
-            return PlannedWork(program_step_work(planned.program), planned.program.examples, True)
+            step, group = program_step_work(planned.program), planned.program.examples
+            return PlannedWork(self._probed(model, step), group, True)
         step = torch_step_work(model, trace.input_shape, shape.memory, trace.input_dtype)
+        if self.perturbations:
+            step = self._probed(model, third_of(step))
         return PlannedWork(step, shape.micro_batch, False)
+
+    def _probed(self, model: nn.Module, step: StepWork) -> StepWork:
+        """Return a step that probes the loss by forward passes; of backward, the step itself."""
+        if not self.perturbations:
+            return step
+        weights = sum(it.numel() for it in model.parameters())
+        return perturbed_step_work(step, weights, self.perturbations)
 
 
 #: Lanes left empty between two bands.

@@ -42,7 +42,7 @@ def print_report(report: PlanReport, console: Console | None = None) -> None:
     if report.budget.origin:
         say(report.budget.origin)
     say("")
-    say(plan.in_words())
+    say(plan.in_words(report.request.task.divided))
     say("")
     console.print(_parts(plan), width=width)
     say("")

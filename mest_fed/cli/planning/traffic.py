@@ -47,7 +47,12 @@ class StartingModel:
         config = task.config
         self._task = task
         self._model = GlobalModel.from_state(task.spec, read_state(task.build_model()))
-        sent = ModelBroadcast(task.spec, config.sparsity.densities, config.wire.download)
+        sent = ModelBroadcast(
+            task.spec,
+            config.sparsity.densities,
+            config.wire.download,
+            lambda density: task.at_width(density).spec,
+        )
         sent.open_round()
         self._sent = sent
 
@@ -57,7 +62,7 @@ class StartingModel:
 
     def traffic(self, density: float) -> tuple[Traffic, Traffic]:
         """Return the bytes of a task of a tier, and the part that grows with its density."""
-        config, spec = self._task.config, self._task.spec
+        config, spec = self._task.config, self._sent.spec_of(density)
         order = {"round": 1, "mutate": False}
         state = self.state(density)
         known = self._sent.tier_hash(density)

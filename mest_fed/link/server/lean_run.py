@@ -10,7 +10,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, RecordDict
 
-from mest_fed.catalogue import AUGMENTATIONS, METHODS, VALUE_CODECS
+from mest_fed.catalogue import AUGMENTATIONS, METHODS, VALUE_CODECS, GradientKind
 from mest_fed.client.capability import NUMBERS, RECORD
 from mest_fed.data import num_held_out
 from mest_fed.errors import InputError, not_allowed
@@ -162,6 +162,7 @@ class LeanRun:
             "predicted-peak": self._peak(node, plan),
             "examples": said.examples - held,
             "held-out": held,
+            "frozen": plan.memory.frozen,
         }
         return RecordDict({RECORD: ConfigRecord({**record})})
 
@@ -219,6 +220,16 @@ def _check(task: Task, plan: Plan) -> None:
         raise InputError(
             f"sparsity.method = {config.sparsity.method!r} grows by dense gradients, which need "
             "torch: a lean node has none"
+        )
+    if task.goes_forward_alone:
+        raise InputError(
+            f"training.gradient = {config.training.gradient!r} is not for lean nodes; "
+            f"allowed: {GradientKind.BACKWARD.value!r}, or nodes with torch"
+        )
+    if task.method.cuts_width:
+        raise InputError(
+            f"{METHODS.key} = {config.sparsity.method!r} gives devices narrower models, of which a "
+            "lean node has no description; allowed: a node with torch"
         )
     if not can_compile(plan.memory) or not task.compiles(plan.memory):
         raise InputError(

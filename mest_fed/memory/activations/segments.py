@@ -7,7 +7,7 @@ has none of them, those of its children that have children of their own. ``Memor
 names others.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -118,8 +118,7 @@ def _chosen(model: nn.Module, patterns: list[str]) -> list[Segment]:
             other = owners.setdefault(module, name)
             if other != name:
                 raise not_allowed(_KEY, name, f"segments that do not overlap, as with {other}")
-    order = {module: i for i, module in enumerate(model.modules())}
-    return sorted(found.values(), key=lambda it: min(order[m] for m in it.modules()))
+    return _in_order(model, found.values())
 
 
 def _check_module(name: str, module: nn.Module) -> None:
@@ -131,11 +130,18 @@ def _check_module(name: str, module: nn.Module) -> None:
 
 
 def _declared(model: nn.Module) -> list[Segment]:
-    return [
+    found = [
         Segment.of(name, module, method)
         for name, module in model.named_modules()
         for method in _named_by(module)
     ]
+    return _in_order(model, found)
+
+
+def _in_order(model: nn.Module, segments: Iterable[Segment]) -> list[Segment]:
+    """Sort segments by their first module: what a model names of its end comes last."""
+    order = {module: i for i, module in enumerate(model.modules())}
+    return sorted(segments, key=lambda it: min(order[module] for module in it.modules()))
 
 
 def _named_by(module: nn.Module) -> dict[str, tuple[str, ...]]:

@@ -27,6 +27,8 @@ class CNN2(nn.Module):
     #: Nothing corrects the size of its activations: its first weights must see to it.
     initial: ClassVar = staticmethod(glorot_uniform)
     segments: ClassVar = {"features": ("conv1", "conv2")}
+    #: Narrower ones have the first channels of each layer.
+    nested_widths: ClassVar = True
     calls_fused: ClassVar = True
     ends: ClassVar = Ends(stem=("conv1",), head=("classifier",), shortcuts=())
 

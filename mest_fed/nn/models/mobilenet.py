@@ -160,6 +160,8 @@ class DSCNN(nn.Module):
 
     initial: ClassVar = staticmethod(as_mest)
     segments: ClassVar = {"stem": ("conv1", "norm1")}
+    #: Narrower ones have the first channels of each layer.
+    nested_widths: ClassVar = True
     calls_fused: ClassVar = True
     ends: ClassVar = Ends(stem=("conv1",), head=("classifier",))
 

@@ -98,6 +98,8 @@ class ResNet(nn.Module):
 
     initial: ClassVar = staticmethod(as_mest)
     segments: ClassVar = {"stem": ("conv1", "norm1")}
+    #: Narrower ones have the first channels of each layer.
+    nested_widths: ClassVar = True
     calls_fused: ClassVar = True
 
     def __init__(

@@ -26,6 +26,8 @@ class MLP(nn.Module):
         Units of each hidden layer.
     """
 
+    #: Narrower ones have the first channels of each layer.
+    nested_widths: ClassVar = True
     initial: ClassVar = staticmethod(glorot_uniform)
     ends: ClassVar = Ends(stem=(), head=("classifier",))
 
@@ -92,6 +94,8 @@ class SeriesNet(nn.Module):
         Of each block.
     """
 
+    #: Narrower ones have the first channels of each layer.
+    nested_widths: ClassVar = True
     initial: ClassVar = staticmethod(as_mest)
     ends: ClassVar = Ends(stem=("blocks.0.conv",), head=("classifier",))
 

@@ -1,6 +1,6 @@
 """What a round's updates come to, whatever the rule: what the strategy and the model see of it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -36,9 +36,19 @@ class Aggregate(Protocol):
         """Sparse layer -> its aggregate."""
 
     def add(
-        self, state: SparseState, weight: float, offered: Mapping[str, Slots] | None = None
+        self,
+        state: SparseState,
+        weight: float,
+        offered: Mapping[str, Slots] | None = None,
+        untrained: Collection[str] = (),
     ) -> None:
         """Add one client's state; see :meth:`MaskedMean.add`."""
 
     def dense_mean(self) -> Mapping[str, Floats]:
-        """Return the aggregate of every dense tensor."""
+        """Return the aggregate of every dense tensor that a client trained.
+
+        Where no client held a weight of it, it means nothing.
+        """
+
+    def dense_held(self) -> Mapping[str, npt.NDArray[np.bool_]]:
+        """Return where clients held a dense tensor, of those that narrower models hold in part."""

@@ -14,9 +14,10 @@ model converges, and a fixed M that lets them through at first lets through too 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from logging import getLogger
+from typing import NamedTuple
 
 import numpy as np
 
@@ -99,6 +100,16 @@ class NormClipping:
         return SparseState(state.masks, values, sent.dense)
 
 
+class _Kept(NamedTuple):
+    """An update that waits for the others of its round."""
+
+    state: SparseState
+    sent: SparseState
+    weight: float
+    offered: Mapping[str, Slots] | None
+    untrained: Collection[str]
+
+
 class RoundClipping:
     """The updates of a round on their way into its aggregate.
 
@@ -118,7 +129,7 @@ class RoundClipping:
     def __init__(self, clip: NormClipping, factor: float) -> None:
         self.clip, self.factor = clip, factor
         self.norms: list[float] = []
-        self._kept: list[tuple[SparseState, SparseState, float, Mapping[str, Slots] | None]] = []
+        self._kept: list[_Kept] = []
 
     def add(
         self,
@@ -127,24 +138,26 @@ class RoundClipping:
         sent: SparseState,
         weight: float,
         offered: Mapping[str, Slots] | None = None,
+        *,
+        untrained: Collection[str] = (),
     ) -> None:
         """Add an update to the aggregate, clipped; or keep it until :meth:`complete`."""
         if self.factor:
             self.norms.append(self.clip.norm(state, sent))
-            self._kept.append((state, sent, weight, offered))
+            self._kept.append(_Kept(state, sent, weight, offered, untrained))
             return
         state, norm = self.clip(state, sent)
         self.norms.append(norm)
-        mean.add(state, weight, offered)
+        mean.add(state, weight, offered, untrained)
 
     def complete(self, mean: Aggregate) -> None:
         """Add what was kept, and say what the norms were, by which a bound is chosen."""
         bound = self.clip.bound or math.inf
         if self.factor and self.norms:
             bound = min(bound, self.factor * float(np.median(self.norms)))
-        for norm, (state, sent, weight, offered) in zip(self.norms, self._kept, strict=False):
-            share = bound / norm if norm else 1.0
-            mean.add(self.clip.moved(state, sent, share), weight, offered)
+        for norm, it in zip(self.norms, self._kept, strict=False):
+            moved = self.clip.moved(it.state, it.sent, bound / norm if norm else 1.0)
+            mean.add(moved, it.weight, it.offered, it.untrained)
         self._kept = []
         if bound < math.inf and self.norms:
             log.info(

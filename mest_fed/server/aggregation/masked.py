@@ -3,27 +3,23 @@
 Each weight is averaged over the clients that hold it, weighted by their examples (the rule of
 FedDST, Bibikar et al. 2022, algorithm 1). An update costs O(its active weights). A weight that all
 who were offered it have dropped is zero; one that no client was offered is not touched.
+
+A layer that a client keeps frozen came back as it was sent: it is averaged over those who trained
+it (as in FedOLF, Niu et al. 2025, arXiv 2512.23200), and stays as it is where none did.
 """
 
-from collections.abc import Mapping
-from copy import copy
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import ConfigRecord, Message, RecordDict
 
-from mest_fed.errors import WireError
-from mest_fed.server.aggregation.averaging import ArraySum
-from mest_fed.server.aggregation.clipping import NormClipping
-from mest_fed.server.update_validator import Counts, read_counts, read_update
 from mest_fed.sparsity.arrays import Floats, Slots
-from mest_fed.sparsity.state import ModelSpec, SparseState
-from mest_fed.training import objective_of
-from mest_fed.wire import mask_hash
-from mest_fed.wire.records import content_bytes
+from mest_fed.sparsity.state import ModelSpec, SparseState, corner
 
 Doubles = npt.NDArray[np.float64]
+#: Of the clients that hold a tensor: one sum where all of them hold all of it.
+Weights = float | Doubles
 
 #: Masks whose positions are kept: the tiers of a run, and some.
 _POSITIONS_KEPT = 32
@@ -108,10 +104,15 @@ class MaskedMean:
         self.cache = cache
         self.layers = {n: WeightedSum(layout.num_weights) for n, layout in spec.layouts.items()}
         self.dense: dict[str, Doubles] = {n: np.zeros(shape) for n, shape in spec.dense.items()}
+        self._dense_weights: dict[str, Weights] = dict.fromkeys(spec.dense, 0.0)
         self.weight = 0.0
 
     def add(
-        self, state: SparseState, weight: float, offered: Mapping[str, Slots] | None = None
+        self,
+        state: SparseState,
+        weight: float,
+        offered: Mapping[str, Slots] | None = None,
+        untrained: Collection[str] = (),
     ) -> None:
         """Add one client's state.
 
@@ -123,16 +124,21 @@ class MaskedMean:
             Positive: its number of examples.
         offered : mapping of str to int32 array, optional
             Masks that it was sent, if it was free to change them.
+        untrained : collection of str
+            Sparse layers and dense tensors that it kept as they were sent.
         """
         for group, layers in self.spec.groups.items():
             for layer in layers:
+                if layer in untrained:
+                    continue
                 total = self.layers[layer]
                 positions = self.cache.positions(layer, state.masks[group])
                 total.add(positions, weight * state.values[layer].astype(np.float64), weight)
                 if offered is not None:
                     total.offered[self.cache.positions(layer, offered[group])] = True
         for name, values in state.dense.items():
-            self.dense[name] += weight * values.astype(np.float64)
+            if name not in untrained:
+                self._add_dense(name, weight * values.astype(np.float64), weight)
         self.weight += weight
 
     def add_sums(
@@ -146,132 +152,49 @@ class MaskedMean:
             Their mask.
         sums : mapping of str to float64 array
             Sums of weight times values: of each layer as ``sparse|NAME``, of each dense tensor as
-            ``dense|NAME``.
+            ``dense|NAME``; those that they did not train are left out.
         weight : float
             Sum of their weights.
         """
         for group, layers in self.spec.groups.items():
             for layer in layers:
-                positions = self.cache.positions(layer, masks[group])
-                self.layers[layer].add(positions, sums[f"sparse|{layer}"], weight)
+                total = sums.get(f"sparse|{layer}")
+                if total is not None:
+                    positions = self.cache.positions(layer, masks[group])
+                    self.layers[layer].add(positions, total, weight)
         for name in self.dense:
-            self.dense[name] += sums[f"dense|{name}"]
+            total = sums.get(f"dense|{name}")
+            if total is not None:
+                self._add_dense(name, total, weight)
         self.weight += weight
 
     def dense_mean(self) -> dict[str, Floats]:
-        """Return the weighted mean of every dense tensor."""
-        return {n: (total / self.weight).astype(np.float32) for n, total in self.dense.items()}
+        """Return the weighted mean of every dense tensor, over the clients that trained it.
 
-
-#: The record of facts in what is left of a reply; in it, why the reply was rejected, if it was.
-FACTS, REASON = "summed", "reason"
-
-
-class TierSums:
-    """Sums of the updates of each tier. See :class:`PartialAggregate`."""
-
-    def __init__(self, tiers: dict[float, ArraySum]) -> None:
-        self.tiers = tiers
-
-    def add(self, other: "TierSums") -> "TierSums":
-        """Return the sum of both; this one is edited."""
-        for density, total in other.tiers.items():
-            mine = self.tiers.get(density)
-            self.tiers[density] = total if mine is None else mine.add(total)
-        return self
-
-
-@dataclass
-class MaskedAggregator:
-    """Checks and sums the replies of a round in which masks stay. See :class:`WorkerAggregator`.
-
-    Parameters
-    ----------
-    clip : NormClipping
-        Clips each update.
-    offered : mapping of float to SparseState
-        What each tier was sent, by density.
-    nodes : mapping of int to (float, int)
-        Density and number of examples of each node of the cohort.
-    epochs : int
-        How often each example may be presented.
-    task : tuple of (str, str)
-        Name and options of what is learned, as in the configuration.
-    """
-
-    clip: NormClipping
-    offered: Mapping[float, SparseState]
-    nodes: Mapping[int, tuple[float, int]]
-    epochs: int = 1
-    task: tuple[str, str] = ("classification", "")
-    total: TierSums | None = field(default=None, init=False)
-    _hashes: dict[float, bytes] = field(default_factory=dict, init=False)
-
-    def map(self, reply: Message) -> tuple[TierSums | None, Message]:
-        """Check a reply and take its values out."""
-        density, examples = self.nodes[reply.metadata.src_node_id]
-        size = content_bytes(reply.content)
-        try:
-            counts = self._counts(reply, examples)
-            state = read_update(
-                reply,
-                self.clip.spec,
-                self.offered[density],
-                mask_may_change=False,
-                sent_hash=self._hash_of(density),
-            )
-        except WireError as error:
-            facts = ConfigRecord({REASON: str(error), "bytes": size})
-            return None, _with(reply, RecordDict({FACTS: facts}))
-        state, norm = self.clip(state, self.offered[density])
-        said = {"density": state.density(self.clip.spec), "norm": norm, "bytes": size}
-        facts = ConfigRecord(said)
-        metrics = reply.content.metric_records["metrics"]
-        left = _with(reply, RecordDict({"metrics": metrics, FACTS: facts}))
-        return TierSums({density: ArraySum(_arrays(state), counts.examples)}), left
-
-    def finalize(self, total: TierSums | None) -> None:
-        """Keep the sum."""
-        self.total = total
-
-    def bytes_of(self, reply: Message) -> int:
-        """Return the bytes that a reply had before :meth:`map`."""
-        return int(_facts(reply)["bytes"])
-
-    def read(self, reply: Message) -> tuple[Counts, float, float]:
-        """Read the metrics of a reply that was summed, and its update's density and norm.
-
-        Raises
-        ------
-        WireError
-            If the reply was rejected.
+        A weight of it that none of them held is zero.
         """
-        facts = _facts(reply)
-        if REASON in facts:
-            raise WireError(str(facts[REASON]))
-        _, examples = self.nodes[reply.metadata.src_node_id]
-        return self._counts(reply, examples), float(facts["density"]), float(facts["norm"])
+        means = {}
+        for name, weights in self._dense_weights.items():
+            if isinstance(weights, float):
+                if weights > 0:
+                    means[name] = (self.dense[name] / weights).astype(np.float32)
+            else:
+                means[name] = (self.dense[name] / np.maximum(weights, 1e-300)).astype(np.float32)
+        return means
 
-    def _hash_of(self, density: float) -> bytes:
-        """Return the hash of the masks that a tier was sent, which is computed once."""
-        if density not in self._hashes:
-            self._hashes[density] = mask_hash(self.offered[density].masks)
-        return self._hashes[density]
+    def dense_held(self) -> dict[str, npt.NDArray[np.bool_]]:
+        """Return where clients held a dense tensor, of those that narrower models hold in part."""
+        parts = self._dense_weights.items()
+        return {name: it > 0 for name, it in parts if not isinstance(it, float)}
 
-    def _counts(self, reply: Message, examples: int) -> Counts:
-        return read_counts(reply, examples, self.epochs, objective_of(*self.task))
-
-
-def _with(reply: Message, content: RecordDict) -> Message:
-    other = copy(reply)
-    other.content = content
-    return other
-
-
-def _facts(reply: Message) -> ConfigRecord:
-    return reply.content.config_records[FACTS]
-
-
-def _arrays(state: SparseState) -> dict[str, np.ndarray]:
-    dense = {f"dense|{name}": values for name, values in state.dense.items()}
-    return dense | {f"sparse|{layer}": values for layer, values in state.values.items()}
+    def _add_dense(self, name: str, weighted: Doubles, weight: float) -> None:
+        """Add weighted values of a dense tensor: all of it, or the corner of a narrower model."""
+        held, total = self._dense_weights[name], self.dense[name]
+        if weighted.shape == total.shape:
+            total += weighted
+            self._dense_weights[name] = held + weight
+            return
+        if isinstance(held, float):
+            held = self._dense_weights[name] = np.full(total.shape, held)
+        total[corner(weighted.shape)] += weighted
+        held[corner(weighted.shape)] += weight

@@ -13,7 +13,7 @@ them weigh as much as it likes. A weight with fewer than 1 / trim holders is not
 The sums are of sorted values, so that the order of the clients does not show in the bits.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -157,13 +157,17 @@ class TrimmedMean:
         self._dense: list[dict[str, Floats]] = []
 
     def add(
-        self, state: SparseState, weight: float, offered: Mapping[str, Slots] | None = None
+        self,
+        state: SparseState,
+        weight: float,
+        offered: Mapping[str, Slots] | None = None,
+        untrained: Collection[str] = (),
     ) -> None:
         """Add one client's state; its weight is not used.
 
         Parameters
         ----------
-        state, offered : SparseState, mapping of str to int32 array
+        state, offered, untrained : SparseState, mapping of str to int32 array, collection of str
             As for :meth:`MaskedMean.add`.
         weight : float
             Not used: all updates count the same.
@@ -172,21 +176,29 @@ class TrimmedMean:
         self.weight += 1.0
         for group, layers in self.spec.groups.items():
             for name in layers:
+                if name in untrained:
+                    continue
                 layer = self.layers[name]
                 layer.updates.append((state.masks[group], state.values[name]))
                 if offered is not None:
                     layer.offers[offered[group].tobytes()] = offered[group]
-        self._dense.append(state.dense)
+        self._dense.append({n: it for n, it in state.dense.items() if n not in untrained})
 
     def dense_mean(self) -> dict[str, Floats]:
-        """Return the trimmed mean of every dense tensor."""
+        """Return the trimmed mean of every dense tensor, over the clients that trained it."""
         found = {}
         for name, shape in self.spec.dense.items():
             size = int(np.prod(shape))
             everywhere = np.arange(size)
-            clients = [(everywhere, dense[name].ravel()) for dense in self._dense]
+            clients = [(everywhere, it[name].ravel()) for it in self._dense if name in it]
+            if not clients:
+                continue
             found[name] = trimmed_mean(clients, size, self.trim)[0].reshape(shape)
         return found
+
+    def dense_held(self) -> dict[str, npt.NDArray[np.bool_]]:
+        """Return nothing: all clients hold all of a dense tensor."""
+        return {}
 
 
 def build_aggregate(server: ServerSection, spec: ModelSpec, cache: PositionCache) -> Aggregate:

@@ -172,7 +172,8 @@ class Buffered(ArrivalStrategy):
         share = discount(staleness, server.staleness_exponent)
         self._clipping.norms.append(norm)
         weight = WEIGHTINGS.build(server.weighting, counts.examples)
-        mean.add(rebase(state, pending.sent, rows, self.model, share), weight)
+        moved = rebase(state, pending.sent, rows, self.model, share)
+        mean.add(moved, weight, untrained=self.task.untrained(node.frozen))
         outcome.note(counts.totals, state.density(spec))
 
 

@@ -9,8 +9,9 @@ from flwr.serverapp import Grid
 
 from mest_fed.schema import FailureKind
 from mest_fed.server.aggregation.aggregate import Aggregate
-from mest_fed.server.aggregation.masked import MaskedAggregator, MaskedMean
+from mest_fed.server.aggregation.masked import MaskedMean
 from mest_fed.server.aggregation.partial import PairwiseSum, SummingGrid
+from mest_fed.server.aggregation.tiers import CohortMember, MaskedAggregator
 from mest_fed.server.client_registry import Node
 from mest_fed.server.modes.arrivals import ArrivalStrategy
 from mest_fed.server.modes.in_flight import PendingUpdate
@@ -37,15 +38,20 @@ class SummedRounds(MestStrategy):
         self._aggregator = None
         if not self.clients_mutate(self.record.round) and not self.config.server.keeps_updates:
             cohort = [sent.node for sent in self._sent]
-            nodes = {node.node_id: (node.density, node.examples) for node in cohort}
+            nodes = {
+                node.node_id: CohortMember(node.density, node.examples, node.frozen)
+                for node in cohort
+            }
             offered = {
                 density: self.broadcast.state(self.model, density)
-                for density in sorted({density for density, _ in nodes.values()})
+                for density in sorted({node.density for node in cohort})
             }
+            untrained = {it: self.task.untrained(it) for it in {node.frozen for node in cohort}}
+            specs = {it: self.broadcast.spec_of(it) for it in offered}
             epochs = self.config.training.local_epochs
             learned = self.config.task.name, self.config.task.options
             self._aggregator = MaskedAggregator(
-                self.clip, offered, nodes, epochs=epochs, task=learned
+                self.clip, offered, nodes, untrained, specs, epochs=epochs, task=learned
             )
             self._sums_here = not isinstance(grid, SummingGrid)
             if isinstance(grid, SummingGrid):
@@ -78,7 +84,8 @@ class SummedRounds(MestStrategy):
         if self._aggregator is None or self._aggregator.total is None:
             return
         assert isinstance(mean, MaskedMean)
-        for density, total in sorted(self._aggregator.total.tiers.items()):
+        tiers = self._aggregator.total.tiers
+        for (density, _), total in sorted(tiers.items(), key=lambda it: it[0]):
             mean.add_sums(self._aggregator.offered[density].masks, total.sums(), total.weight)
 
 

@@ -1,0 +1,125 @@
+"""Runs whose devices train narrower models, or fewer layers: they learn, resume, and are the same.
+
+Each is given budgets that only its own knob meets.
+"""
+
+import gc
+import warnings
+from dataclasses import replace
+from unittest.mock import patch
+
+import pytest
+import ray
+from tiny_run import (
+    StopAfter,
+    assert_same_run,
+    read_rows,
+    read_summary,
+    start,
+    tiny_config,
+)
+
+from mest_fed.memory.footprint import footprint
+from mest_fed.memory.planner import needed
+from mest_fed.simulation.peak_measurement import PeakMeasurement
+from mest_fed.simulation.rounds import Interrupted
+from mest_fed.simulation.simulate import open_run
+from mest_fed.task import Task
+
+
+@pytest.fixture(scope="module")
+def session():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+    gc.collect()
+
+
+DEVICES = ("rpi-4", "jetson-nano", "rpi-zero-2w")
+
+
+def preferring(knob):
+    others = "release_gradients, micro_batch, recompute, saved, density, frozen, momentum"
+    return {"prefer": ", ".join([knob, *(it for it in others.split(", ") if it != knob)])}
+
+
+FORMS = {
+    "widths": {"sparsity": {"method": "heterofl"}, "memory": preferring("density")},
+    "freezing": {"sparsity": {"method": "dense"}, "memory": preferring("frozen")},
+    "forward-only": {
+        "model": {"name": "mlp"},
+        "sparsity": {"method": "static", "scheme": "unstructured", "density": 0.1},
+        "training": {"gradient": "zeroth-order", "learning_rate": 0.02, "local_epochs": 3},
+        "memory": preferring("micro_batch"),
+    },
+}
+#: By how much the loss falls from the first round to the last, at least: with probes, slowly.
+FALLS = {"widths": 0.5, "freezing": 0.5, "forward-only": 0.95}
+SECTIONS = {
+    "run": {"rounds": 6},
+    "model": {"name": "resnet8", "width": 1.0},
+    "data": {"partition": "iid"},
+    "training": {"local_epochs": 2, "learning_rate": 0.1},
+    "server": {"clients_per_round": 6, "evaluate_clients_every": 0},
+    "behaviour": {"availability": "always"},
+}
+
+
+def shapes_of(form, planner):
+    wished = planner.limits.shape
+    if form == "widths":
+        return [replace(wished, density=share) for share in (1.0, 0.5, 0.25)]
+    if form == "forward-only":
+        return [replace(wished, micro_batch=count) for count in (32, 4, 1)]
+    return [replace(wished, memory=replace(wished.memory, frozen=count)) for count in (0, 1, 3)]
+
+
+def config_of(form, **more):
+    """Return a configuration whose three kinds of devices have budgets for three shapes."""
+    sections = {**SECTIONS, **FORMS[form]}
+    task = Task(tiny_config(**sections))
+    planner = task.planner()
+    shapes = shapes_of(form, planner)
+    sizes = [needed(footprint(task.trace, planner.setting, it).total) for it in shapes]
+    budgets = ", ".join(f"{name}:{size}" for name, size in zip(DEVICES, sizes, strict=True))
+    fleet = {"devices": 12, "mix": ", ".join(f"{it}:1" for it in DEVICES), "budgets": budgets}
+    return tiny_config(**sections, fleet=fleet, **more), shapes
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_budgets_are_met_by_the_form_alone_and_the_run_learns(form, tmp_path):
+    config, shapes = config_of(form)
+    plans = Task(config).fleet_plans()
+    assert [plans[device].shape for device in DEVICES] == shapes
+    folder = start(tmp_path / "run", config)
+    rows = read_rows(folder, "rounds")
+    assert rows[-1]["train_loss"] < FALLS[form] * rows[1]["train_loss"]
+    summary = read_summary(folder)
+    assert form == "forward-only" or summary["final_accuracy"] > 0.8
+    assert summary["clients_failed"] == summary["over_budget"] == 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_resumed_run_ends_with_the_same_bits(form, tmp_path):
+    config, _ = config_of(form)
+    whole = start(tmp_path / "whole", config)
+    with pytest.raises(Interrupted):
+        start(tmp_path / "run", config, display=StopAfter(2))
+    assert_same_run(start(tmp_path / "run", resume=True), whole)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_one_and_two_workers_end_with_the_same_bits(session, form, tmp_path):
+    config, _ = config_of(form)
+    serial = start(tmp_path / "0", config)
+    for workers in (1, 2):
+        folder = tmp_path / str(workers)
+        with patch.object(PeakMeasurement, "start", lambda *_: PeakMeasurement(None)):
+            open_run("tiny", config, folder, resume=False).run(workers)
+        assert read_rows(folder, "clients") == read_rows(serial, "clients")
+        expected = read_summary(serial)["model_sha256"]
+        assert read_summary(folder)["model_sha256"] == expected
