@@ -194,6 +194,7 @@ def test_a_killed_study_is_resumed_and_ends_as_one_that_was_not(tmp_path):
     ]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_an_interruption_says_how_to_go_on(tmp_path):
     file, folder = write_study(tmp_path, SEEDS, rounds=400), tmp_path / "s"
@@ -229,6 +230,7 @@ def test_a_cell_that_fails_is_said_and_the_others_go_on(tmp_path):
     assert done["status"] == "done"
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_run_whose_process_dies_costs_its_cell_alone(tmp_path):
     file, folder = write_study(tmp_path, SEEDS, rounds=20), tmp_path / "s"
@@ -247,6 +249,7 @@ def test_a_run_whose_process_dies_costs_its_cell_alone(tmp_path):
     assert [row["status"] for row in rows_of(folder)] == ["done", "done"]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_two_cells_at_a_time_give_the_same(tmp_path):
     file = write_study(tmp_path, SEEDS)
@@ -259,6 +262,7 @@ def test_two_cells_at_a_time_give_the_same(tmp_path):
     assert len(set(alone)) == 2
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.ray
 def test_rays_workers_give_the_same(tmp_path):
