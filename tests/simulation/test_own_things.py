@@ -89,6 +89,7 @@ def test_the_run_keeps_absolute_references(run, own):
         "sparsity.mutation",
         "training.device",
         "training.engine",
+        "training.gradient",
         "memory.recompute",
         "server.keep",
     }
