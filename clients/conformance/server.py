@@ -40,7 +40,7 @@ RUN = '{"conformance": 1}'
 PATIENCE = 30.0
 #: Bytes of an object that is cut in two, and as a share of them those that may travel in all.
 LARGE, MOST_TRAVEL = 1_500_000, 1.5
-_NO_CLIENT = 3
+_WRONG_INPUT, _NO_CLIENT = 2, 3
 
 
 def changed(data: bytes) -> bytes:
@@ -306,7 +306,11 @@ def _server_of(folder: Path | None) -> Callable[[], EdgeServer]:
 @contextmanager
 def _series(options: argparse.Namespace) -> Iterator[Series]:
     folder = options.certificates
-    series = Series(_server_of(folder), options.port)
+    try:
+        series = Series(_server_of(folder), options.port)
+    except OSError as error:
+        print(f"error: --port {options.port}: {error.strerror}", file=sys.stderr)
+        sys.exit(_WRONG_INPUT)
     try:
         yield series
     finally:

@@ -2,7 +2,11 @@
 
 import logging
 import shlex
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +14,7 @@ import typer
 
 from mest_fed.cli.app import NOTHING_TRAINED, needs
 from mest_fed.cli.options import Settings, next_folder
-from mest_fed.errors import InputError
+from mest_fed.errors import InputError, not_allowed
 
 if TYPE_CHECKING:
     from mest_fed.config import RunConfig
@@ -75,10 +79,15 @@ def server(
     folder = out or next_folder(name)
     where: dict[str, Scalar] = {"deployment.folder": str(folder), "deployment.resume": resume}
     config = from_flat(to_flat(config) | where)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    if not resume and any(folder.glob("checkpoints/*")):
+        raise not_allowed("--out", str(folder), "a folder without a run, or --resume beside it")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(lambda record: not record.name.startswith("flwr"))  # which prints its own
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("mest_fed.link").setLevel(logging.INFO)
     try:
-        summary = _serve(config, folder, link)
+        with _terminated_as_interrupted():
+            summary = _serve(config, folder, link)
     except KeyboardInterrupt:
         if any(folder.glob("checkpoints/*")):
             how = _as_typed(listen=listen, certificates=certificates, enrol=enrol)
@@ -89,6 +98,19 @@ def server(
     if summary.warning:
         typer.echo(summary.warning, err=True)
         sys.exit(NOTHING_TRAINED)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Have SIGTERM, as of a service that is stopped, end the run as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are not heard there
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _serve(config: "RunConfig", folder: Path, link: "LinkSettings") -> Any:

@@ -71,7 +71,7 @@ class ServerSection(Section):
     selection: Annotated[str, one_of(SELECTORS)] = "uniform"
     """Who trains: anyone, those who are there, or those of most use (``server/selection/``)."""
     min_nodes: Positive = 1
-    """Nodes to wait for before the first round (in deployment they join one by one)."""
+    """Nodes to wait for before a round: in deployment they join one by one, and may leave."""
     central_evaluation: bool = True
     """Evaluate on the central test set; needs the data on the server."""
     evaluate_every: Positive = 1

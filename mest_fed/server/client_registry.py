@@ -1,5 +1,6 @@
 """The nodes of the fleet: who they are, what they can do, which mask each of them knows."""
 
+import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +19,8 @@ from mest_fed.server.exchange import Awaited, absence_of
 log = getLogger(__name__)
 
 _POLL_SECONDS = 1.0
+#: Seconds after which a line says again what is waited for.
+_SAY_AGAIN_SECONDS = 60.0
 #: Seconds for which a run waits for the answers of its first nodes. Later answers are taken, too.
 QUERY_SECONDS = 120.0
 #: Of a fleet that numbers its nodes, so many are remembered: those that were drawn last. One that
@@ -117,7 +120,7 @@ class ClientRegistry:
             If so many were asked when the run began, and all of them refused to take part.
         """
         self._grid = grid
-        seen, begins = -1, not self.nodes
+        seen, begins, say_again = -1, not self.nodes, 0.0
         while True:
             ids = grid.get_node_ids()
             self._numbered = ids if isinstance(ids, range) else None
@@ -128,8 +131,10 @@ class ClientRegistry:
                 return
             if begins and min_nodes <= len(self._activations) == len(self._refused):
                 raise MestFedError(f"every node refused to take part: {self._common_reason()}")
-            if there != seen:
-                log.info("waiting for nodes: %d of %d", there, min_nodes)
+            if there != seen or time.monotonic() >= say_again:
+                advice = "" if begins else "; the run goes on when they are there"
+                log.info("waiting for nodes: %d of %d%s", there, min_nodes, advice)
+                say_again = time.monotonic() + _SAY_AGAIN_SECONDS
             seen = there
             sleep(_POLL_SECONDS)
 

@@ -42,3 +42,12 @@ LOOPBACK = ("--insecure", "--listen", "127.0.0.1:0")
 def test_wrong_input(fails, arguments, expected):
     text = fails(*arguments)
     assert [part for part in expected if part not in text] == [], text
+
+
+def test_a_folder_that_holds_a_run_is_refused_in_the_commands_own_words(fails, tmp_path):
+    (tmp_path / "checkpoints" / "000003").mkdir(parents=True)
+    text = fails("server", *LOOPBACK, "--preset", "quickstart", "--out", str(tmp_path))
+    assert f"--out = '{tmp_path}' is not allowed" in text
+    assert "--resume" in text
+    assert "deployment" not in text
+    assert "listens" not in text

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 from edge_processes import free_port
@@ -43,6 +45,9 @@ PLAIN = (*LINK, "--insecure", "--device", "rpi-4", "--give-up", "0.2")
         ((*PLAIN, "--give-up", "nan"), "--give-up"),
         ((*PLAIN, "--budget", "much"), "--budget"),
         ((*PLAIN, "--budget", "1MB", "--memory-limit", "1GB"), "exclude"),
+        ((*PLAIN, "--memory-limit", "200"), "are taken before training (measured)"),
+        ((*PLAIN, "--memory-limit", "5MB"), "are taken before training (measured)"),
+        ((*PLAIN, "--name", ""), "name"),
         ((*PLAIN, "--train-when", "sunny"), "--train-when"),
         ((*PLAIN, "--name", "a name"), "is no name"),
         ((*PLAIN, "--link", "10.0.0.1:9443"), "loopback"),
@@ -58,6 +63,25 @@ def test_a_wrong_option_is_one_line(says, arguments, text):
     assert status == 2
     assert line.startswith("error: ")
     assert text in line
+
+
+def test_a_folder_of_another_process_is_refused(says, tmp_path):
+    claim = (
+        "from mest_fed.link.node.store import NodeFolder; from pathlib import Path; import sys; "
+    )
+    claim += "NodeFolder(Path(sys.argv[1])).claim(); print(1, flush=True); sys.stdin.read()"
+    state = tmp_path / "shared"
+    command = [sys.executable, "-c", claim, str(state)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "1\n"
+        status, line = says(*PLAIN, "--state", str(state))
+        other.stdin.close()
+    assert status == 2
+    assert f"--state = '{state}' is not allowed" in line
+    assert "another process works in this one" in line
+    assert says(*PLAIN, "--state", str(state))[0] == 4  # it has ended: no server is there
 
 
 def test_a_server_that_is_gone_for_too_long_is_status_4(says):

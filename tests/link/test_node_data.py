@@ -133,10 +133,12 @@ def test_a_reader_of_the_users_own(tmp_path):
         "import numpy as np\n"
         "def read(path): return np.zeros((3, 1, 4, 4)), [0, 1, int(path)]\n"
         "def one(path): return 1\n"
+        "def ragged(path): return (np.zeros(2), [1, 2], None), np.zeros(3)\n"
         "def raises(path): raise RuntimeError('two\\nlines')\n"
     )
     assert read_examples(f"{reader}:read=2", GIVEN).targets.tolist() == [0, 1, 2]
     refused(f"{reader}:one=2", GIVEN, "gives int")
+    refused(f"{reader}:ragged=2", GIVEN, "makes no arrays")
     refused(f"{reader}:raises=2", GIVEN)
     refused(f"{reader}:absent=2", GIVEN)
     refused(f"{tmp_path / 'none.py'}:read=2", GIVEN)

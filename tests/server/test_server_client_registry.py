@@ -150,6 +150,26 @@ def test_it_waits_for_enough_nodes(monkeypatch):
     assert len(clients.nodes) == 3
 
 
+def test_a_wait_in_a_later_round_is_said_again(monkeypatch, caplog):
+    caplog.set_level("INFO", "mest_fed.server")
+    grid = StubGrid({1: capability(0), 2: capability(1)})
+    clients = ClientRegistry(DENSITIES)
+    clients.refresh(grid, 2)
+    lost, now = grid.capabilities.pop(2), [0.0]
+
+    def sleep(seconds):
+        now[0] += 25.0
+        if now[0] > 100:
+            grid.capabilities[2] = lost
+
+    module = mest_fed.server.client_registry
+    monkeypatch.setattr(module, "sleep", sleep)
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    clients.refresh(grid, 2)
+    line = "waiting for nodes: 1 of 2; the run goes on when they are there"
+    assert [it.getMessage() for it in caplog.records] == [line, line]  # at 0 and at 75 s
+
+
 def test_it_waits_for_the_first_node(monkeypatch):
     grid = StubGrid({})
     monkeypatch.setattr(

@@ -21,13 +21,13 @@ from mest_fed.devices.calibration.python import time_python
 from mest_fed.devices.calibration.rates import Measured, fit_rates, products_rate
 from mest_fed.devices.calibration.steps import Sample, time_steps
 from mest_fed.devices.profile import DeviceProfile, load_profile
-from mest_fed.errors import InputError, MestFedError, not_allowed
+from mest_fed.errors import InputError, MestFedError, RefusedError, not_allowed
 from mest_fed.system.cgroups import available_cores
 from mest_fed.system.files import whole_file
 from mest_fed.system.power import find_meter
 from mest_fed.units import format_bytes, format_seconds
 
-FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, WRONG_INPUT, REFUSED, INTERRUPTED = 1, 2, 4, 130
 
 
 @dataclass(frozen=True)
@@ -238,4 +238,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(INTERRUPTED)
     except MestFedError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(WRONG_INPUT if isinstance(error, InputError) else FAILED)
+        wrong = isinstance(error, InputError)
+        gone = isinstance(error, RefusedError)
+        sys.exit(WRONG_INPUT if wrong else REFUSED if gone else FAILED)

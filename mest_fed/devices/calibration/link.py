@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import cast
 
-from mest_fed.errors import InputError, MestFedError, not_allowed
+from mest_fed.errors import InputError, RefusedError, not_allowed
 
 _REQUEST = struct.Struct("!cQ")
 _DOWN, _UP = b"D", b"U"
@@ -133,7 +133,7 @@ def time_link(address: tuple[str, int], seconds: float = 1.0) -> LinkRates:
 
     Raises
     ------
-    MestFedError
+    RefusedError
         If the server is not there, or goes away.
     """
     where = f"{address[0]}:{address[1]}"
@@ -143,7 +143,7 @@ def time_link(address: tuple[str, int], seconds: float = 1.0) -> LinkRates:
             exchange = statistics.median(_timed(peer, _UP, 1) for _ in range(_ECHOES))
             down, up = (_rate(peer, kind, exchange, seconds) for kind in (_DOWN, _UP))
     except OSError as error:
-        raise MestFedError(
+        raise RefusedError(
             f"--server {where}: {error.strerror or error}; does mest-fed calibrate --serve run "
             "there?"
         ) from None

@@ -21,7 +21,8 @@ from mest_fed.link.node.runner import NodeRunner, NodeSetup
 from mest_fed.link.node.store import NodeFolder
 from mest_fed.link.node.transport import NodeLink, Patience
 from mest_fed.link.protocol import Refusal
-from mest_fed.system.limits import limit_memory
+from mest_fed.system.limits import MARGIN, left_for_training, limit_memory
+from mest_fed.system.proc import resident_bytes
 from mest_fed.units import parse_bytes
 
 FAILED, WRONG_INPUT, REFUSED, INTERRUPTED, TERMINATED = 1, 2, 4, 130, 143
@@ -83,7 +84,8 @@ def run(arguments: list[str] | None = None) -> None:
         print("mest-fed node: --insecure: nobody is asked who they are", file=sys.stderr)
     setup = _setup(options)
     folder = NodeFolder(Path(options.state).expanduser())
-    name = options.name or socket.gethostname().split(".")[0] or "node"
+    folder.claim()
+    name = socket.gethostname().split(".")[0] or "node" if options.name is None else options.name
     try:
         node = NodeDescription(
             name=name,
@@ -131,10 +133,14 @@ def _setup(options: argparse.Namespace) -> NodeSetup:
         raise not_allowed("--partition", options.partition, "a whole number from 0")
     if not options.give_up > 0:
         raise not_allowed("--give-up", options.give_up, "a number of seconds above 0")
+    budget = parse_bytes(options.budget, "--budget") if options.budget else 0
+    limit = parse_bytes(options.memory_limit, "--memory-limit") if options.memory_limit else 0
+    if limit:  # before the system holds the process to it, and kills it
+        left_for_training(limit, resident_bytes(), MARGIN, "--memory-limit")
     return NodeSetup(
         options.data,
-        parse_bytes(options.budget, "--budget") if options.budget else 0,
-        parse_bytes(options.memory_limit, "--memory-limit") if options.memory_limit else 0,
+        budget,
+        limit,
         options.threads,
         Conditions.read(options.train_when),
     )

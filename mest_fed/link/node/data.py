@@ -123,7 +123,13 @@ def _from_reader(reader: str, path: str) -> tuple[Array, Array]:
         raise InputError(
             f"{KEY}: {reader} gives {type(found).__name__}; allowed: (inputs, targets)"
         )
-    return np.asarray(found[0]), np.asarray(found[1])
+    try:
+        return np.asarray(found[0]), np.asarray(found[1])
+    except ValueError as error:
+        allowed = "(inputs, targets), each one array"
+        raise InputError(
+            f"{KEY}: what {reader} gives makes no arrays ({error}); allowed: {allowed}"
+        ) from None
 
 
 def _checked(inputs: Array, targets: Array, given: InputDescription) -> Examples:

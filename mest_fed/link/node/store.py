@@ -4,6 +4,7 @@ Files are written whole beside their place, flushed, and renamed; a folder's ent
 So a file is as it was before or as it is afterwards, never in between.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mest_fed.errors import InputError
+from mest_fed.errors import InputError, not_allowed
 from mest_fed.link.node.worker import NodeState
 from mest_fed.rng import numpy_generator
 from mest_fed.strict_json import parse_json
@@ -26,6 +27,7 @@ from mest_fed.wire import Residual
 
 Array = npt.NDArray[Any]
 
+LOCK = "lock"
 #: What is kept after the last round, and after the round before it.
 STATE, BEFORE, ATTEMPTS, VERSION = "state.npz", "before.npz", "attempts.json", 2
 #: What of a run's description is the node's plan, which may change while its state goes on.
@@ -58,6 +60,23 @@ class NodeFolder:
             raise InputError(f"--state: {path} cannot be made: {error.strerror}") from None
         if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
             raise InputError(f"--state: {path} cannot be written")
+
+    def claim(self) -> None:
+        """Keep other processes from this folder, until this one ends.
+
+        Raises
+        ------
+        InputError
+            If another process has it.
+        """
+        handle = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            allowed = "a folder of its own for each node: another process works in this one"
+            raise not_allowed("--state", str(self.path), allowed) from None
+        self._claimed = handle
 
     def write(self, name: str, data: bytes, *, secret: bool = False) -> None:
         """Put a file in place, whole.

@@ -23,6 +23,11 @@ from mest_fed.link.server.objects import Blob, ObjectStore, Room, Upload
 from mest_fed.link.server.tasks import Tasks
 from mest_fed.schema import FailureKind
 
+_TAKEN_OVER = (
+    "another process took part with this certificate (without TLS: this name) since; give each "
+    "node its own"
+)
+
 
 class Book:
     """The nodes of a server.
@@ -281,7 +286,7 @@ class Book:
             raise Refusal("PERMISSION_DENIED", "this session is another certificate's")
         own = self._nodes.get(identity.node_id)
         if own is not None and own.identity == identity and session in own.replaced:
-            raise Refusal("ABORTED", "the certificate registered again: this session is over")
+            raise Refusal("ABORTED", _TAKEN_OVER)
         raise Refusal("NOT_FOUND", "this session is not known")
 
     def _end_stream(self, node: Node, session: bytes) -> None:
