@@ -152,3 +152,5 @@ def test_bytes_that_are_no_text_and_broken_toml_are_named(tmp_path, contents):
     assert message_of(folder).startswith(str(folder / "config.toml"))
     (folder / "config.toml").write_bytes(b"\xff\xfe")
     assert f"{folder / 'config.toml'} cannot be read" in message_of(folder)
+    (folder / "config.toml").write_text("\n")
+    assert f"{folder / 'config.toml'} is empty" in message_of(folder)

@@ -187,6 +187,8 @@ def load_run(folder: Path, *, unfinished: bool = False) -> Run | AppRun:
         table = tomllib.loads(config)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{folder / 'config.toml'}: {error}") from None
+    if not table:
+        raise InputError(f"{folder / 'config.toml'} is empty; allowed: that of the run")
     ended = (folder / "summary.json").exists()
     if "app" in table:
         return _load_app_run(folder, config, ended=ended or not unfinished)
