@@ -21,8 +21,7 @@ def c_program(name):
     if not folders:
         pytest.skip("nothing was built here; MEST_C_BUILD=FOLDER names a build by cmake")
     folder = folders[-1]
-    # pytest's own bin folder has a ninja where the environment is the project's
-    ninja = shutil.which("ninja", path=f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}")
+    ninja = _builder(folder)
     if not given and ninja is not None:
         with FileLock(folder / "c_build.lock"):  # tests of another process build, too
             made = subprocess.run([ninja, "-C", folder, name], capture_output=True, text=True)
@@ -31,6 +30,16 @@ def c_program(name):
     if not (folder / name).exists():
         pytest.skip(f"{folder} has no {name}")
     return [*shlex.split(os.environ.get("MEST_C_EMULATOR", "")), str(folder / name)]
+
+
+def _builder(folder):
+    """Return the ninja that built a folder, as the Makefile does: another builds all of it again."""
+    cache = folder / "CMakeCache.txt"
+    lines = cache.read_text().splitlines() if cache.exists() else []
+    named = [line.partition("=")[2] for line in lines if line.startswith("CMAKE_MAKE_PROGRAM:")]
+    # pytest's own bin folder has a ninja where the environment is the project's
+    path = f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"
+    return next((it for it in named if os.access(it, os.X_OK)), shutil.which("ninja", path=path))
 
 
 def is_alike():
