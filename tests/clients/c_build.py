@@ -33,7 +33,7 @@ def c_program(name):
 
 
 def _builder(folder):
-    """Return the ninja that built a folder, as the Makefile does: another builds all of it again."""
+    """Return the ninja that built a folder: one of another version builds all of it again."""
     cache = folder / "CMakeCache.txt"
     lines = cache.read_text().splitlines() if cache.exists() else []
     named = [line.partition("=")[2] for line in lines if line.startswith("CMAKE_MAKE_PROGRAM:")]
