@@ -82,7 +82,8 @@ def server(
     if not resume and any(folder.glob("checkpoints/*")):
         raise not_allowed("--out", str(folder), "a folder without a run, or --resume beside it")
     handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(lambda record: not record.name.startswith("flwr"))  # which prints its own
+    # Flower's handlers print these.
+    handler.addFilter(lambda it: not it.name.startswith(("flwr", "mest_fed.server")))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("mest_fed.link").setLevel(logging.INFO)
     try:

@@ -11,7 +11,7 @@ from mest_fed.server.flower_internals import Run, claim_identity
 
 #: Seconds between two looks for replies where time is real and a grid must be asked.
 POLL_SECONDS = 0.1
-#: Seconds that a grid which tells of replies is waited for at once.
+#: Seconds that a grid blocks at once.
 _LONGEST_WAIT = 1.0
 
 
@@ -43,8 +43,8 @@ class RunGrid(Grid):
 
 
 @runtime_checkable
-class TellsOfReplies(Protocol):
-    """A grid that need not be asked again and again whether there is a reply."""
+class BlockingGrid(Protocol):
+    """A grid that can block until there is a reply."""
 
     def await_reply(self, seconds: float) -> None:
         """Return as soon as a reply is there, after so many seconds at most."""
@@ -56,11 +56,11 @@ def await_reply(grid: Grid, seconds: float) -> None:
     Parameters
     ----------
     grid : Grid
-        What was asked last; a grid that does not tell of replies is asked again soon.
+        What was asked last; one that cannot block is asked again soon.
     seconds : float
         At most; may be infinite.
     """
-    if isinstance(grid, TellsOfReplies):
+    if isinstance(grid, BlockingGrid):
         grid.await_reply(min(_LONGEST_WAIT, seconds))
     else:
         time.sleep(min(POLL_SECONDS, seconds))

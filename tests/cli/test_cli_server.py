@@ -1,5 +1,9 @@
 """What ``mest-fed server`` and the keys of an edge link refuse: one line each."""
 
+import signal
+import subprocess
+import sys
+
 import pytest
 
 LOOPBACK = ("--insecure", "--listen", "127.0.0.1:0")
@@ -51,3 +55,22 @@ def test_a_folder_that_holds_a_run_is_refused_in_the_commands_own_words(fails, t
     assert "--resume" in text
     assert "deployment" not in text
     assert "listens" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.net
+def test_a_service_that_is_stopped_says_how_to_go_on_and_each_line_stands_once(tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "mest_fed", "server", "--preset", "quickstart", *LOOPBACK]
+    lines = []
+    with subprocess.Popen(
+        [*command, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as server:
+        for line in server.stdout:
+            lines.append(line.rstrip())
+            if "waiting for nodes: 0 of 1" in line:
+                server.send_signal(signal.SIGTERM)
+    assert server.returncode == 130
+    for text in ("waiting for nodes", "server mutation", "listens on port"):
+        assert sum(text in line for line in lines) == 1, lines
+    assert any(f"go on with: mest-fed server --resume --out {out}" in line for line in lines)

@@ -125,6 +125,15 @@ def test_what_is_measured_says_so(tmp_path):
     assert load_profile(str(tmp_path / "b.toml")).title == 'a "board"'
 
 
+def test_a_server_of_the_link_that_is_not_there_is_status_4(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--quick", "--server", address])
+    assert ended.value.code == 4
+    assert f"--server {address}: Connection refused" in capsys.readouterr().err
+
+
 def test_python_is_timed_by_what_a_node_does_in_it():
     found = time_python(3, 0.01)
     assert 0.02 < found.speed < 20

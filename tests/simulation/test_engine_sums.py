@@ -1,14 +1,11 @@
 """Sums in the workers: the same bits on any number of them, and late replies left out."""
 
-import gc
 import logging
-import warnings
 from dataclasses import dataclass
 from unittest.mock import patch
 
 import numpy as np
 import pytest
-import ray
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
@@ -44,16 +41,6 @@ RUNS = {
         "behaviour": {"process_per_message": False},
     },
 }
-
-
-@pytest.fixture(scope="module")
-def session():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-    gc.collect()
 
 
 @pytest.mark.ray

@@ -4,12 +4,9 @@ Density is held, budgets are kept, a seed gives its bits again, on any number of
 a resume, updates are accepted, and the model learns.
 """
 
-import gc
 import logging
-import warnings
 
 import pytest
-import ray
 from tiny_run import (
     StopAfter,
     assert_same_run,
@@ -128,16 +125,6 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(name, runs, tmp_path):
 def test_updates_are_smaller_where_the_codec_says_so(smaller, than, runs):
     sent = {case: read_summary(runs(case))["bytes_up"] for case in (smaller, than)}
     assert sent[smaller] < 0.4 * sent[than]
-
-
-@pytest.fixture(scope="module")
-def session():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-    gc.collect()
 
 
 @pytest.mark.ray

@@ -3,13 +3,10 @@
 Each is given budgets that only its own knob meets.
 """
 
-import gc
-import warnings
 from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
-import ray
 from tiny_run import (
     StopAfter,
     assert_same_run,
@@ -25,17 +22,6 @@ from mest_fed.simulation.peak_measurement import PeakMeasurement
 from mest_fed.simulation.rounds import Interrupted
 from mest_fed.simulation.simulate import open_run
 from mest_fed.task import Task
-
-
-@pytest.fixture(scope="module")
-def session():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-    gc.collect()
-
 
 DEVICES = ("rpi-4", "jetson-nano", "rpi-zero-2w")
 

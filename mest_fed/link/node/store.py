@@ -76,6 +76,9 @@ class NodeFolder:
             os.close(handle)
             allowed = "a folder of its own for each node: another process works in this one"
             raise not_allowed("--state", str(self.path), allowed) from None
+        except OSError:  # a file system without locks, as some of the network are
+            os.close(handle)
+            return
         self._claimed = handle
 
     def write(self, name: str, data: bytes, *, secret: bool = False) -> None:

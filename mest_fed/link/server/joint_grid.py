@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from mest_fed.errors import InputError, MestFedError
 from mest_fed.link.server.grid import LinkNode
 from mest_fed.server.client_registry import KnowsActivations
-from mest_fed.server.grids import POLL_SECONDS, RunGrid, TellsOfReplies, replies_to
+from mest_fed.server.grids import POLL_SECONDS, BlockingGrid, RunGrid, replies_to
 
 
 class JointGrid(RunGrid):
@@ -106,13 +106,13 @@ class JointGrid(RunGrid):
         return replies
 
     def await_reply(self, seconds: float) -> None:
-        """Wait until a grid tells of a reply, and no longer than the others may be left alone."""
-        telling = next((it for it in self._grids if isinstance(it, TellsOfReplies)), None)
+        """Block on a grid that can, until the others have to be asked again."""
+        blocking = next((it for it in self._grids if isinstance(it, BlockingGrid)), None)
         soon = min(POLL_SECONDS, seconds)
-        if telling is None:
+        if blocking is None:
             time.sleep(soon)
         else:
-            telling.await_reply(seconds if len(self._grids) == 1 else soon)
+            blocking.await_reply(seconds if len(self._grids) == 1 else soon)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
