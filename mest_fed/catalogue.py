@@ -145,7 +145,8 @@ SCHEMES: Registry[Callable[[tuple[int, ...]], Layout]] = Registry(
     with_argument={"block:ROWS": "mest_fed.sparsity.schemes:block_of"},
 )
 
-#: A class is made by its ``for_density(density, *, gradient_weight)``.
+#: A class is made by its ``for_density(density, **options)``; ``gradient_weight`` goes to one that
+#: has it.
 METHODS: Registry[Callable[..., Method]] = Registry(
     "sparsity.method",
     {
@@ -381,6 +382,13 @@ class MutationPlace(StrEnum):
 
     CLIENT = "client"
     SERVER = "server"
+
+
+class Growth(StrEnum):
+    """What clients that mutate draw new weights from."""
+
+    SEEDED = "seeded"
+    PRIVATE = "private"
 
 
 class KeptModel(StrEnum):

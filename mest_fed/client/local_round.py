@@ -10,6 +10,7 @@ import numpy.typing as npt
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from torch import nn
 
+from mest_fed.catalogue import Growth
 from mest_fed.client.capability import Capability
 from mest_fed.data import Batches
 from mest_fed.devices import Work
@@ -193,7 +194,10 @@ def train_round(
     epoch = _epoch(task, examples, chosen, generator)
     mutation = None
     if order.mutate:
-        what = RoundMutation(task.method, progress, task.config.run.seed, order.round)
+        private = task.config.sparsity.growth == Growth.PRIVATE
+        owner = who.partition if private else None
+        seed = task.config.run.seed
+        what = RoundMutation(task.method, progress, seed, order.round, owner=owner)
         mutation = LocalMutation(model, optimizer, what, training.local_epochs * len(epoch))
     weights = sum(parameter.numel() for parameter in optimizer.parameters)
     updates = Work(dense_flops=settings.extra_flops * weights)

@@ -24,6 +24,7 @@ from mest_fed.catalogue import (
     ComputeDevice,
     Engine,
     GradientKind,
+    Growth,
     KernelMode,
     MutationPlace,
     Recompute,
@@ -199,6 +200,9 @@ class SparsitySection(Section):
     """How masks mutate: which weights are dropped, which are grown, and how many."""
     mutation: Annotated[str, one_of(MutationPlace)] = "server"
     """Where masks mutate: on each client while it trains, or on the server between rounds."""
+    growth: Annotated[str, one_of(Growth)] = "seeded"
+    """With ``mutation = "client"``: whether all clients draw the same new weights in a round
+    (``seeded``), or each its own (``private``)."""
     scheme: Annotated[str, one_of(SCHEMES)] = "block"
     """How a weight tensor is divided into granules, which are active or not as a whole."""
     density: Annotated[float, Field(ge=LEAST_DENSITY, le=1)] = 0.1
@@ -217,7 +221,8 @@ class SparsitySection(Section):
     period: Annotated[float, Field(gt=0, le=1)] = 0.03125
     """Progress between mutations; MEST: 5 of 160 epochs."""
     gradient_weight: Annotated[float, Field(ge=0)] = 0.5
-    """Lambda of the importance |w| + lambda |g|."""
+    """Lambda of the importance |w| + lambda |g|, of ``mest-em`` and ``mest-ems``; others rank by
+    magnitude alone."""
 
     @field_validator("include", "exclude", mode="before")
     @classmethod

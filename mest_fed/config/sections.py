@@ -11,6 +11,7 @@ from mest_fed.catalogue import (
     SERVER_OPTIMIZERS,
     WEIGHTINGS,
     GradientKind,
+    Growth,
     KeptModel,
     MutationPlace,
 )
@@ -246,6 +247,16 @@ class RunConfig(Section):
             raise ValueError(
                 f"sparsity.method = {method!r} grows by dense gradients, which exist on clients "
                 f"alone; allowed: sparsity.mutation = {MutationPlace.CLIENT.value!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _clients_grow(self) -> "RunConfig":
+        growth, place = self.sparsity.growth, self.sparsity.mutation
+        if growth == Growth.PRIVATE and place == MutationPlace.SERVER:
+            raise ValueError(
+                f"sparsity.growth = {growth!r} is of masks that mutate on clients; allowed: "
+                f"{Growth.SEEDED.value!r}, or sparsity.mutation = {MutationPlace.CLIENT.value!r}"
             )
         return self
 

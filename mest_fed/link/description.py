@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
+from mest_fed.catalogue import Growth
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.sparsity import Method, build_method
 from mest_fed.sparsity.state import ModelSpec
@@ -67,6 +68,8 @@ class RunDescription:
         The node's number in the run, from which its draws are derived.
     method, density, gradient_weight : str, float, float
         The sparse-training method.
+    growth : str
+        Whether clients that mutate draw the same growth.
     upload : str
         Value codec of updates.
     forgetting : ForgettingPolicy
@@ -90,6 +93,7 @@ class RunDescription:
     method: str
     density: float
     gradient_weight: float
+    growth: str
     upload: str
     forgetting: ForgettingPolicy
     predicted_peak: int
@@ -148,6 +152,8 @@ class RunDescription:
         for key in ("rounds", "local_epochs", "batch_size", "micro_batch"):
             if getattr(self, key) < 1:
                 raise not_allowed(f"{_SOURCE}: {key}", getattr(self, key), "a number from 1")
+        if self.growth not in set(Growth):
+            raise not_allowed(f"{_SOURCE}: growth", self.growth, list(Growth))
         if not 0 <= self.hold_out < 1 or self.partition < 0:
             raise InputError(f"{_SOURCE}: hold_out or partition is out of range")
 
@@ -155,6 +161,11 @@ class RunDescription:
     def mutation(self) -> Method:
         """The sparse-training method."""
         return build_method(self.method, self.density, self.gradient_weight)
+
+    @property
+    def grows_as(self) -> int | None:
+        """The client whose own growth a mutation draws; None where all draw the same."""
+        return self.partition if self.growth == Growth.PRIVATE else None
 
 
 def _plain(key: str, value: object, kind: object) -> Any:

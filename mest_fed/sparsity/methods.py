@@ -11,7 +11,7 @@ from mest_fed.catalogue import METHODS
 from mest_fed.errors import InputError
 from mest_fed.registry import share_of
 from mest_fed.rng import numpy_generator
-from mest_fed.sparsity.arrays import Floats
+from mest_fed.sparsity.arrays import Floats, norms
 from mest_fed.sparsity.layout import Layout
 from mest_fed.sparsity.mask import Scores
 from mest_fed.sparsity.mutation import Bounds, Method, Proposal
@@ -126,10 +126,6 @@ class FedDst(RigL):
 
     fraction: Schedule = field(default=CosineDecay(0.5, end=0.5))
 
-    def importance(self, values: Floats, gradients: Floats | None) -> Scores:
-        """Score by magnitude, whatever ``gradient_weight`` is."""
-        return super().importance(values, None)
-
 
 @cache
 def feddst_of(alpha: str) -> type[FedDst]:
@@ -163,6 +159,16 @@ class MestEM(Set):
 
     gradient_weight: float = 0.5
     fraction: Schedule = field(default=Stages(0.2, 0.1))
+
+    def importance(self, values: Floats, gradients: Floats | None) -> Scores:
+        """Score active granules: ||w|| + lambda ||g||, norms over the granule's values.
+
+        For unstructured sparsity this is MEST's |w| + lambda |g| (section 3).
+        """
+        score = super().importance(values, gradients)
+        if self.gradient_weight and gradients is not None:
+            score = score + np.float32(self.gradient_weight) * norms(gradients)
+        return score
 
 
 @dataclass(frozen=True)
@@ -203,7 +209,7 @@ def build_method(
     density : float
         Target density, of which some methods make their options.
     gradient_weight : float, optional
-        Lambda of the importance; the method's own if left out.
+        Lambda of the importance, for methods that have one; the method's own if left out.
     gradients : bool
         Whether importance will be given gradients, as where masks mutate on clients.
 
@@ -212,7 +218,9 @@ def build_method(
     InputError
         If the name is unknown, or a hook of a user's own raises or gives what it should not.
     """
-    options = {} if gradient_weight is None else {"gradient_weight": gradient_weight}
+    options: dict[str, float] = {}
+    if gradient_weight is not None and METHODS.takes(name, "gradient_weight"):
+        options = {"gradient_weight": gradient_weight}
     kind = METHODS.find(name)
     if isinstance(kind, type) and issubclass(kind, Method):
         kind = partial(kind.for_density, density)

@@ -75,15 +75,7 @@ def grow(mask: Mask, count: int, proposal: Proposal, banned: Flags | None = None
 
 @dataclass(frozen=True)
 class Method:
-    """Fixed mask; the base of all sparse-training methods.
-
-    Parameters
-    ----------
-    gradient_weight : float
-        Lambda of the importance |w| + lambda |g| (MEST, section 3); 0 is magnitude alone.
-    """
-
-    gradient_weight: float = 0.0
+    """Fixed mask; the base of all sparse-training methods."""
 
     #: Whether layers are sparse at all.
     sparse: ClassVar[bool] = True
@@ -109,21 +101,16 @@ class Method:
         return max(self.bounds(step / 64).ceiling for step in range(65))
 
     def importance(self, values: Floats, gradients: Floats | None) -> Scores:
-        """Score active granules: ||w|| + lambda ||g||, norms over the granule's values.
-
-        For unstructured sparsity this is MEST's |w| + lambda |g|.
+        """Score active granules: by magnitude, ||w||, the norm over the granule's values.
 
         Parameters
         ----------
         values : array
             Shape ``(active, width)``.
         gradients : array or None
-            The loss gradient of the values, same shape; needed if lambda is not zero.
+            The loss gradient of the values, same shape; None where the server mutates.
         """
-        score: Scores = norms(values)
-        if self.gradient_weight and gradients is not None:
-            score = score + np.float32(self.gradient_weight) * norms(gradients)
-        return score
+        return norms(values)
 
     def growth_order(
         self,

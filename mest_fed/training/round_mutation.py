@@ -27,12 +27,15 @@ class RoundMutation:
         The run's seed.
     round : int
         Server round. Growth is drawn from (seed, round, layer), so all clients propose the same.
+    owner : int, optional
+        The client whose own growth it is: drawn from (seed, round, layer, owner).
     """
 
     method: Method
     progress: float
     seed: int
     round: int
+    owner: int | None = None
 
     @property
     def bounds(self) -> Bounds:
@@ -54,4 +57,5 @@ class RoundMutation:
 
     def generator(self, group: str) -> np.random.Generator:
         """Return what the growth of a mask group is drawn from."""
-        return numpy_generator(self.seed, "growth", self.round, group)
+        own = () if self.owner is None else (self.owner,)
+        return numpy_generator(self.seed, "growth", self.round, group, *own)

@@ -34,7 +34,7 @@ def test_growth_by_dense_gradients_is_refused_in_a_line(method):
 FIELDS = [
     *("spec", "task", "task_options", "inputs", "seed", "rounds", "local_epochs", "batch_size"),
     *("micro_batch", "augmentation", "hold_out", "partition", "method", "density", "upload"),
-    *("gradient_weight", "forgetting", "predicted_peak"),
+    *("gradient_weight", "growth", "forgetting", "predicted_peak"),
 ]
 
 LARGE = ("rounds", "local_epochs", "batch_size", "micro_batch", "partition")

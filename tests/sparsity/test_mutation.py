@@ -157,3 +157,12 @@ def test_schedules_decay_to_zero():
 def test_unknown_methods_are_refused_by_name():
     with pytest.raises(InputError, match="mest-em, mest-ems"):
         build_method("mest", 0.1)
+
+
+@pytest.mark.parametrize("name", ["set", "rigl", "feddst", "feddst:0.1", "static", "snip"])
+def test_the_rivals_rank_by_magnitude_alone_as_their_papers_do(name):
+    values = np.array([[3.0], [-1.0], [2.0]], np.float32)
+    gradients = np.array([[0.0], [9.0], [0.0]], np.float32)
+    method = build_method(name, 0.1, 0.5)
+    assert method.importance(values, gradients).tolist() == [3, 1, 2]
+    assert build_method("mest-em", 0.1, 0.5).importance(values, gradients).tolist() == [3, 5.5, 2]

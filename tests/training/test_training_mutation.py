@@ -179,3 +179,14 @@ def test_momentum_has_the_size_of_the_values_after_the_round():
             for layer in group.layers:
                 buffer = optimizer.state[layer.values]["momentum_buffer"]
                 assert buffer.shape == layer.values.shape
+
+
+@pytest.mark.parametrize("owner", [None, 0, 7])
+def test_growth_is_drawn_from_the_round_and_where_it_is_private_from_its_owner(owner):
+    def drawn(number, whose):
+        what = RoundMutation(MestEM(), progress=0.1, seed=0, round=number, owner=whose)
+        return what.generator("layer").random(4).tolist()
+
+    assert drawn(3, owner) == drawn(3, owner)
+    others = [drawn(4, owner), *(drawn(3, other) for other in {None, 0, 7} - {owner})]
+    assert drawn(3, owner) not in others

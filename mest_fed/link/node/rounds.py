@@ -178,7 +178,7 @@ class _Training:
         self._bound: dict[ProgramRequest, CompiledStep] = {}
         self._costs: dict[CompiledStep, StepWork] = {}
         self._mutation = (
-            RoundMutation(run.mutation, order.progress, run.seed, order.round)
+            RoundMutation(run.mutation, order.progress, run.seed, order.round, owner=run.grows_as)
             if order.mutate
             else None
         )

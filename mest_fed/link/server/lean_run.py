@@ -80,6 +80,7 @@ def describe_run(
         method=sparsity.method,
         density=sparsity.density,
         gradient_weight=sparsity.gradient_weight,
+        growth=sparsity.growth,
         upload=config.wire.upload,
         forgetting=task.forgetting,
         predicted_peak=plan.footprint.total if predicted_peak is None else predicted_peak,
