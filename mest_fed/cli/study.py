@@ -1,8 +1,9 @@
 """``mest-fed study``."""
 
+import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -69,6 +70,22 @@ def study(
             "are.",
         ),
     ] = "*",
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH",
+            help="Where this machine has the data of all runs: data.path, which is no part of the "
+            "study.",
+        ),
+    ] = "",
+    reuse: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RECORD",
+            help="Folder of a record: runs that it has with the same configuration are not "
+            "computed again.",
+        ),
+    ] = None,
     workers: Workers = None,
     address: Annotated[
         str | None,
@@ -104,26 +121,29 @@ def study(
         from mest_fed.cli.studies.outputs import check_record, write_outputs, write_record
         from mest_fed.simulation.study.checks import check_study
         from mest_fed.simulation.study.grid import expand
+        from mest_fed.simulation.study.known import read_known
         from mest_fed.simulation.study.study_file import read_study
         from mest_fed.simulation.study.study_folder import StudyFolder
 
         stop.loaded()
         about = read_study(file)
-        found = expand(about)
+        found = expand(about, os.path.abspath(data) if data else "")
         check_study(about, found)
         chosen = _chosen(found, cells)
         place = out or Path("runs/studies") / about.name
-        folder = StudyFolder(place, about, found)
+        known = None if reuse is None else read_known(reuse)
+        folder = StudyFolder(place, about, found, known)
         folder.check(resume=resume or (dry_run and folder.is_studied))
         if record is not None:
             check_record(record)
+        again = _command(file, {"--out": out, "--data": data, "--reuse": reuse})
         if dry_run:
             from mest_fed.cli.studies.dry_run import print_cells
 
             print_cells(about, chosen, folder, console)
             return
         with folder:
-            stop.kept = lambda: _kept(file, place, out)
+            stop.kept = lambda: f"stopped; go on with: {again}"
             _run(folder, chosen, (parallel, workers, address), console)
             console.say("writing the page", "dim")
             written = write_outputs(folder, form, figures)
@@ -136,7 +156,6 @@ def study(
     if failed:
         for each in failed:
             typer.echo(f"{each.cell.id} failed: {each.reason}", err=True)
-        again = _command(file, place, out)
         typer.echo(f"{len(failed)} of {len(found)} cells failed; again: {again}", err=True)
         sys.exit(NOTHING_TRAINED)
 
@@ -190,7 +209,7 @@ def _job(folder: "StudyFolder", cell: "Cell") -> "Job | None":
     from mest_fed.simulation.study.study_folder import RunState
 
     state = folder.state(cell)
-    if state == RunState.ENDED:
+    if state in (RunState.ENDED, RunState.KNOWN):
         return None
     if state == RunState.BEGUN:
         folder.clear(cell)
@@ -200,11 +219,7 @@ def _job(folder: "StudyFolder", cell: "Cell") -> "Job | None":
     return Job(cell.run, name, folder.runs / cell.run, flat, resumed)
 
 
-def _command(file: str, place: Path, out: Path | None) -> str:
-    where = f" --out {shlex.quote(str(place))}" if out is not None else ""
-    return f"mest-fed study {shlex.quote(file)}{where} --resume"
-
-
-def _kept(file: str, place: Path, out: Path | None) -> str:
-    """Say how to go on after an interruption."""
-    return f"stopped; go on with: {_command(file, place, out)}"
+def _command(file: str, options: Mapping[str, object]) -> str:
+    """Return the command that does what is missing."""
+    given = [f" {name} {shlex.quote(str(value))}" for name, value in options.items() if value]
+    return f"mest-fed study {shlex.quote(file)}{''.join(given)} --resume"

@@ -303,6 +303,7 @@ def test_folders_that_a_study_cannot_have(tmp_path, monkeypatch, capsys):
         (("--out", other, "--resume"), "is the folder of the study 'another'; allowed: that of"),
         (("--out", tmp_path / "n", "--cells", "x*"), "--cells = 'x*' is not allowed"),
         (("--out", tmp_path / "n", "--record", tmp_path / "full"), "is no record"),
+        (("--out", tmp_path / "n", "--reuse", other), "no record: environment.json is missing"),
         (("--out", tmp_path / "n", "--format", "xls"), "--format = 'xls' is not allowed"),
     ):
         monkeypatch.setattr(sys, "argv", ["mest-fed", "study", *map(str, (file, *arguments))])

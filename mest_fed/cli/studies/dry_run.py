@@ -63,6 +63,7 @@ def _price(folder: StudyFolder, cell: Cell) -> RunForecast | str:
 def _row(cell: Cell, folder: StudyFolder, price: RunForecast | str) -> dict[str, str]:
     state = folder.state(cell)
     named = {RunState.NEW: "to do", RunState.BEGUN: "to do", RunState.RESUMABLE: "to resume"}
+    named[RunState.KNOWN] = "in the record"
     said = named.get(state, "done")
     if cell.run != cell.id:
         said = f"as {cell.run}"

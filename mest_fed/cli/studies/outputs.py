@@ -42,7 +42,7 @@ def write_outputs(folder: StudyFolder, form: str, figures: Path | None) -> dict[
     analysis, rounds = analysis_of(folder)
     written = write_rows(folder.path, form, analysis.rows, rounds)
     page = folder.path / PAGE
-    _write(page, render_study(analysis, rounds, Environment.here()))
+    _write(page, render_study(analysis, rounds, environment_of(folder)))
     if figures is not None:
         write_charts(draw_study(analysis, rounds, alone=True), figures)
         written["figures"] = figures
@@ -54,6 +54,12 @@ def analysis_of(folder: StudyFolder) -> tuple[Analysis, Rows]:
     study, results = folder.study, folder.results()
     rows = result_rows(results, protocol_of(study.about, study.source))
     return Analysis(study, rows), round_rows(results)
+
+
+def environment_of(folder: StudyFolder) -> Environment:
+    """Return where a study's rows come from: this process, and the record that they are from."""
+    used = any(result.known is not None for result in folder.results())
+    return Environment.here(folder.known.environments if folder.known and used else ())
 
 
 def write_rows(place: Path, form: str, rows: Rows, rounds: Rows) -> dict[str, Path]:
@@ -97,7 +103,7 @@ def write_record(folder: StudyFolder, name: str, form: str) -> dict[str, Path]:
     """
     place = check_record(name)
     analysis, rounds = analysis_of(folder)
-    environment = Environment.here()
+    environment = environment_of(folder)
     try:
         (place / CONFIGS).mkdir(parents=True, exist_ok=True)
     except OSError as error:

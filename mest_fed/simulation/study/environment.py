@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +33,8 @@ class Environment:
         Of Python and of packages.
     commit : str
         Of the clone that the package is in; empty where it is installed otherwise.
+    earlier : tuple of mapping
+        The tables of the environments in which rows were computed before, the eldest first.
     """
 
     command: str
@@ -39,16 +42,18 @@ class Environment:
     machine: Machine
     versions: dict[str, str]
     commit: str
+    earlier: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
-    def here(cls) -> "Environment":
-        """Return that of this process."""
+    def here(cls, earlier: Sequence[Mapping[str, Any]] = ()) -> "Environment":
+        """Return that of this process, and of the rows that it did not compute."""
         return cls(
             command=command_line(sys.argv),
             written=datetime.now(UTC).isoformat(timespec="seconds"),
             machine=this_machine(),
             versions=versions(),
             commit=_commit(Path(mest_fed.__file__).parents[1]),
+            earlier=tuple(earlier),
         )
 
     def as_table(self) -> dict[str, Any]:
@@ -69,7 +74,16 @@ class Environment:
             ("System", f"{machine.system}, {machine.architecture}"),
             ("Versions", ", ".join(f"{name} {text}" for name, text in self.versions.items())),
         ]
-        return [*facts, ("Commit", self.commit)] if self.commit else facts
+        if self.commit:
+            facts.append(("Commit", self.commit))
+        facts += [("Rows of before", _in_short(each)) for each in self.earlier]
+        return facts
+
+
+def _in_short(earlier: Mapping[str, Any]) -> str:
+    machine = earlier["machine"]
+    parts = (f"written {earlier['written'][:16]}", machine["cpu"], earlier["commit"])
+    return ", ".join(part for part in parts if part)
 
 
 def _commit(folder: Path) -> str:

@@ -38,9 +38,12 @@ class Cell:
     config : RunConfig
         Of the run.
     digest : str
-        Of the configuration.
+        Of the configuration as the study has it.
     run : str
         Name of the folder of its run: the first cell's of the same configuration.
+    studied : RunConfig
+        The configuration as the study has it: without the folder of the data that the command
+        line named, which is this machine's.
     """
 
     id: str
@@ -48,6 +51,11 @@ class Cell:
     config: RunConfig
     digest: str
     run: str
+    studied: RunConfig
+
+    def as_studied(self, config: RunConfig) -> RunConfig:
+        """Return a configuration with the folder of the data that the study has."""
+        return with_data(config, self.studied.data.path)
 
     @property
     def labels(self) -> dict[str, str]:
@@ -99,8 +107,10 @@ def _matches(point: Point, table: Mapping[str, tuple[str, ...]]) -> bool:
     return all(point[name].label in labels for name, labels in table.items())
 
 
-def expand(study: StudyFile) -> list[Cell]:
+def expand(study: StudyFile, data: str = "") -> list[Cell]:
     """Return the cells of a study, each resolved and checked, in a stable order.
+
+    ``data`` is where this machine has the data; the study's own ``data.path`` by default.
 
     Cells of one configuration share a run: where a bundle sets what another axis sets, too, as a
     dense method does with a density.
@@ -123,8 +133,14 @@ def expand(study: StudyFile) -> list[Cell]:
         config = _resolve(base, point, source, study.folder or Path.cwd(), dense)
         digest = digest_of(config)
         run = owners.setdefault(digest, identity)
-        found[identity] = Cell(identity, point, config, digest, run)
+        here = with_data(config, data) if data else config
+        found[identity] = Cell(identity, point, here, digest, run, config)
     return list(found.values())
+
+
+def with_data(config: RunConfig, path: str) -> RunConfig:
+    """Return a configuration with another folder of the data."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"path": path})})
 
 
 def _resolve(

@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mest_fed.config import to_toml
 from mest_fed.errors import InputError
@@ -30,7 +31,7 @@ _READING = (
 
 def configurations(cells: Sequence[Cell]) -> dict[str, str]:
     """Return the files of the configurations, every key of each, by name."""
-    return {f"{cell.run}.toml": to_toml(cell.config) for cell in distinct_runs(cells)}
+    return {f"{cell.run}.toml": to_toml(cell.studied) for cell in distinct_runs(cells)}
 
 
 def readme(analysis: Analysis, environment: Environment, before: str = "") -> str:
@@ -90,16 +91,37 @@ def read_record(place: Path) -> Analysis:
     InputError
         If it is none.
     """
+    studies = sorted(place.glob("*.toml"))
+    if len(studies) != 1:
+        raise InputError(f"{place} is no record: it needs one study, and has {len(studies)}")
+    study = studies[0]
+    text = study.read_text(encoding="utf-8")
+    (rows,) = read_tables(place, (RESULTS,))
+    parsed = parse_study(study.stem, tomllib.loads(text), text, str(study), place)
+    return Analysis(parsed, rows)
+
+
+def read_tables(place: Path, names: Sequence[str]) -> list[list[dict[str, Any]]]:
+    """Read tables of a record by their names.
+
+    Raises
+    ------
+    InputError
+        If one is missing or damaged.
+    """
+    import pyarrow
     import pyarrow.csv
     import pyarrow.parquet
 
     readers = {".parquet": pyarrow.parquet.read_table, ".csv": pyarrow.csv.read_csv}
-    studies = sorted(place.glob("*.toml"))
-    found = [path for suffix in readers if (path := place / f"{RESULTS}{suffix}").exists()]
-    if len(studies) != 1 or not found:
-        raise InputError(f"{place} is no record: it needs one study and {RESULTS}.parquet or .csv")
-    study = studies[0]
-    text = study.read_text(encoding="utf-8")
-    rows = readers[found[0].suffix](found[0]).to_pylist()
-    parsed = parse_study(study.stem, tomllib.loads(text), text, str(study), place)
-    return Analysis(parsed, rows)
+    tables = []
+    for name in names:
+        found = [path for suffix in readers if (path := place / f"{name}{suffix}").exists()]
+        if not found:
+            raise InputError(f"{place} is no record: {name}.parquet or {name}.csv is missing")
+        try:
+            tables.append(readers[found[0].suffix](found[0]).to_pylist())
+        except (pyarrow.ArrowException, OSError) as error:
+            line = str(error).splitlines()[0]
+            raise InputError(f"{found[0]} cannot be read: {line}") from None
+    return tables

@@ -1,6 +1,6 @@
 """A study's raw results: one row a cell, and one row a cell and round."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -45,6 +45,22 @@ COLUMNS = ("cell", *_OF_CELL, *_OF_METRIC, *_OF_RUN, *_OF_CONFIG)
 
 
 @dataclass(frozen=True)
+class KnownRun:
+    """The rows of a run that was computed elsewhere.
+
+    Parameters
+    ----------
+    row : mapping
+        Of the run's first cell.
+    rounds : sequence of mapping
+        One a round.
+    """
+
+    row: Mapping[str, Any]
+    rounds: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
 class Result:
     """What came of a cell.
 
@@ -57,13 +73,16 @@ class Result:
     reason : str
         Why it failed, in one line; empty otherwise.
     run : Run or None
-        Its run, if it has ended.
+        Its run, if it has ended here.
+    known : KnownRun or None
+        What a record has of it instead.
     """
 
     cell: Cell
     status: str = NOT_RUN
     reason: str = ""
     run: Run | None = None
+    known: KnownRun | None = None
 
 
 def metric_of(config: RunConfig) -> Metric:
@@ -85,6 +104,11 @@ def _row(result: Result, protocol: Protocol, numbers: dict[str, bool]) -> dict[s
     axes = {n: cell.values[n] if number else cell.labels[n] for n, number in numbers.items()}
     metric = metric_of(cell.config)
     said = {"metric": metric.name, "higher_is_better": metric.higher_is_better}
+    if run is not None:
+        found = _of_run(run) | protocol.measure(run)
+    else:
+        known = {} if result.known is None else result.known.row
+        found = {key: known.get(key) for key in (*_OF_RUN, *protocol.columns())}
     return {
         "cell": cell.id,
         **axes,
@@ -92,8 +116,7 @@ def _row(result: Result, protocol: Protocol, numbers: dict[str, bool]) -> dict[s
         "reason": result.reason,
         **said,
         "share": metric.share,
-        **(dict.fromkeys(_OF_RUN) if run is None else _of_run(run)),
-        **(dict.fromkeys(protocol.columns()) if run is None else protocol.measure(run)),
+        **found,
         "run": cell.run,
         "digest": cell.digest,
     }
@@ -138,6 +161,9 @@ def round_rows(results: Iterable[Result]) -> list[dict[str, Any]]:
     """Return a row for each round of each cell whose run has ended; sums are since the start."""
     rows: list[dict[str, Any]] = []
     for result in results:
+        cell = {"cell": result.cell.id, **result.cell.labels}
+        if result.known is not None:
+            rows += [_named(cell, row) for row in result.known.rounds]
         if (run := result.run) is None:
             continue
         curve = Curve.of(run)
@@ -148,8 +174,7 @@ def round_rows(results: Iterable[Result]) -> list[dict[str, Any]]:
         for row, so_far_up, so_far_down, spent in zip(run.rounds, up, down, joules, strict=True):
             rows.append(
                 {
-                    "cell": result.cell.id,
-                    **result.cell.labels,
+                    **cell,
                     "round": row.round,
                     "value": values.get(row.round),
                     "loss": row.metrics.get(LOSS.name),
@@ -165,3 +190,9 @@ def round_rows(results: Iterable[Result]) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def _named(cell: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record's row of a round as one of a cell that may have other axes."""
+    columns = list(row)  # the axes stand before the round
+    return dict(cell) | {key: row[key] for key in columns[columns.index("round") :]}

@@ -3,9 +3,10 @@
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mest_fed.config import from_table, read_toml, to_flat
 from mest_fed.errors import InputError
@@ -18,6 +19,7 @@ from mest_fed.simulation.study.rows import (
     FAILED,
     INTERRUPTED,
     NOT_RUN,
+    KnownRun,
     Result,
     result_rows,
 )
@@ -25,6 +27,9 @@ from mest_fed.simulation.study.study_file import StudyFile, protocol_of
 from mest_fed.strict_json import read_json
 from mest_fed.system.files import whole_file
 from mest_fed.system.folder_lock import LOCK, OWNER, FolderLock, is_held
+
+if TYPE_CHECKING:
+    from mest_fed.simulation.study.known import KnownRuns
 
 STUDY, CELLS, RUNS, STUDY_LOG = "study.toml", "cells.json", "runs", "study.log"
 RESULTS, ROUND_ROWS, PAGE = "results", "rounds", "study.html"
@@ -38,6 +43,8 @@ class RunState(StrEnum):
     """Its folder is there, without a checkpoint."""
     RESUMABLE = "resumable"
     ENDED = "ended"
+    KNOWN = "known"
+    """A record has its rows, and there is no folder."""
 
 
 class StudyFolder:
@@ -51,10 +58,18 @@ class StudyFolder:
         Which study.
     cells : sequence of Cell
         All of it.
+    known : KnownRuns, optional
+        Runs that a record has, which need not be computed.
     """
 
-    def __init__(self, path: Path, study: StudyFile, cells: Sequence[Cell]) -> None:
-        self.path, self.study, self.cells = path, study, cells
+    def __init__(
+        self,
+        path: Path,
+        study: StudyFile,
+        cells: Sequence[Cell],
+        known: "KnownRuns | None" = None,
+    ) -> None:
+        self.path, self.study, self.cells, self.known = path, study, cells, known
         self.runs = path / RUNS
         self._failures: dict[str, str] = {}
         self._lock: FolderLock | None = None
@@ -109,7 +124,8 @@ class StudyFolder:
         path = self.runs / cell.run / CONFIG
         if not path.exists():
             return
-        before, now = to_flat(from_table(read_toml(path), str(path))), to_flat(cell.config)
+        found = cell.as_studied(from_table(read_toml(path), str(path)))
+        before, now = to_flat(found), to_flat(cell.studied)
         keys = [key for key in now if before.get(key) != now[key]]
         if keys:
             key = keys[0]
@@ -153,6 +169,10 @@ class StudyFolder:
             except OSError as error:
                 raise InputError(f"cannot write {path}: {error.strerror or error}") from None
 
+    def known_run(self, cell: Cell) -> KnownRun | None:
+        """Return what a record has of a cell's run."""
+        return None if self.known is None else self.known.of(cell)
+
     def state(self, cell: Cell) -> RunState:
         """Say how far the run of a cell has come.
 
@@ -163,9 +183,9 @@ class StudyFolder:
         """
         path = self.runs / cell.run
         if not (path / CONFIG).exists():
-            return RunState.NEW
+            return RunState.NEW if self.known_run(cell) is None else RunState.KNOWN
         found = from_table(read_toml(path / CONFIG), str(path / CONFIG))
-        if digest_of(found) != cell.digest:
+        if digest_of(cell.as_studied(found)) != cell.digest:
             self._differs(cell)
             raise InputError(f"{path} is the folder of another run")
         if (path / SUMMARY).exists():
@@ -196,7 +216,7 @@ class StudyFolder:
         protocol = protocol_of(self.study.about, self.study.source)
         cells = [cell for cell in self.cells if cell.run == run]
         found = self._read(cells[0])
-        results = [Result(each, found.status, found.reason, found.run) for each in cells]
+        results = [replace(found, cell=each) for each in cells]
         return result_rows(results, protocol)
 
     def results(self) -> list[Result]:
@@ -207,11 +227,12 @@ class StudyFolder:
     def _result(self, cell: Cell, runs: dict[str, Result]) -> Result:
         if cell.run not in runs:
             runs[cell.run] = self._read(cell)
-        found = runs[cell.run]
-        return Result(cell, found.status, found.reason, found.run)
+        return replace(runs[cell.run], cell=cell)
 
     def _read(self, cell: Cell) -> Result:
         failure, state = self._failures.get(cell.run, ""), self.state(cell)
+        if state == RunState.KNOWN:
+            return Result(cell, DONE, known=self.known_run(cell))
         if state != RunState.ENDED:
             begun = NOT_RUN if state == RunState.NEW else INTERRUPTED
             return Result(cell, FAILED if failure else begun, failure)
