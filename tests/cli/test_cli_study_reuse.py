@@ -1,4 +1,4 @@
-"""``mest-fed study --reuse``: runs that a record has are taken from it; ``--data`` is no part of it."""
+"""``mest-fed study --reuse`` takes from a record what it has; ``--data`` is no part of a study."""
 
 import json
 
