@@ -69,7 +69,8 @@ class Footprint:
         Images and labels of a whole batch.
     wire : int
         The received message, and the state decoded from it; where updates are differences, what
-        earlier ones left out, and what packing takes.
+        earlier ones left out, and what packing takes; and by how much the state that is sent and
+        its message take more than steps, whose memory is given back before.
     runtime : int
         :data:`RUNTIME`, whatever the model; of a compiled step the descriptions of its programs,
         and :data:`ROUND`.
@@ -245,11 +246,18 @@ def _compiled(
     # A soft bound grows before there is a step, and ranks active granules alone after the last.
     if setting.mutates and setting.method.peak == 1:
         parts["workspace"] += MUTATION * _largest_mask(trace)
-    return Footprint(
-        **parts,
-        **_model(trace, active),
-        wire=_wire(trace, active, setting),
-    )
+    model, wire = _model(trace, active), _wire(trace, active, setting)
+    at_end = wire + _sent(trace, active, setting)
+    # What steps take is given back before the state that is sent and its message are made.
+    given_back = sum(parts.values()) - parts["runtime"]
+    return Footprint(**parts, **model, wire=max(wire, at_end - given_back))
+
+
+def _sent(trace: ModelTrace, active: dict[str, int], setting: TrainingSetup) -> int:
+    """Charge the state that a client sends, and its message."""
+    if not setting.messages or setting.forward_only:  # which charges them as workspace
+        return 0
+    return 2 * sum(_model(trace, active).values())
 
 
 def _beside_passes(trace: ModelTrace, active: dict[str, int], shape: TrainingShape) -> int:

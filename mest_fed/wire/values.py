@@ -76,13 +76,13 @@ class Float32(FloatFormat):
     largest = np.finfo(np.float32).max
 
     def pack(self, values: Floats) -> Array:
-        """Copy finite values: there is nothing to round."""
+        """Return finite values as they are: there is nothing to round."""
         self.check(values)
         return self.narrow(values)
 
     def narrow(self, values: Floats) -> Array:
-        """Copy."""
-        return values.astype(self.dtype)
+        """Return the values themselves, which nobody changes."""
+        return values.astype(self.dtype, copy=False)
 
     def widen(self, codes: Array) -> Floats:
         """Copy."""

@@ -216,6 +216,29 @@ def test_the_programs_that_are_kept_are_bounded():
     assert len(programs._kept) == 1
 
 
+def test_a_step_at_rest_holds_no_memory_and_trains_the_same_afterwards():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 4096), nn.ReLU(), nn.Linear(4096, 10))
+    start, results = copy.deepcopy(net.state_dict()), []
+    programs = Programs(net)
+    for most_bytes in (0, 1 << 30):
+        programs.keep_within(most_bytes)
+        for _ in range(2):
+            net.load_state_dict(start)
+            how = {"programs": programs, "settings": SGD, "rng": np.random.default_rng(0)}
+            CompiledTrainer(net, SGD.build(net), **how, micro_batch=6).fit(batches(2, 6))
+            (step,) = programs._kept.values()
+            momentum = step.step.arrays["1.weight:momentum_buffer"]
+            assert np.count_nonzero(momentum)
+            programs.rest()
+            # The ends of an array may share their pages with others.
+            left = np.count_nonzero(momentum[1024:-1024]) / momentum.size
+            assert left == 0 if most_bytes == 0 else left > 0.1
+            results.append(copy.deepcopy(net.state_dict()))
+    for other in results[1:]:
+        for name, array in results[0].items():
+            assert torch.equal(array, other[name]), name
+
+
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_the_bits_of_a_client_do_not_depend_on_those_before_it(norm):
     net, results = model("block", norm=norm), []
