@@ -113,6 +113,28 @@ def test_ids_are_fit_for_folders():
     assert len(cell_id(next(points(long)))) < 80
 
 
+def test_a_share_is_of_one_dense_training_whatever_a_cell_trains_by():
+    text = (
+        SMALL
+        + """
+[axes]
+budget = ["50%"]
+way = ["plain", "forward", "frozen", "client"]
+[bundles.way.plain]
+sparsity.method = "static"
+[bundles.way.forward]
+training.gradient = "zeroth-order"
+training.perturbations = 2
+[bundles.way.frozen]
+memory.frozen = 1
+[bundles.way.client]
+sparsity.mutation = "client"
+"""
+    )
+    cells = expand(study_of(text))
+    assert len({cell.config.fleet.budgets for cell in cells}) == 1
+
+
 def test_a_budget_is_bytes_or_a_share_of_dense_training():
     text = SMALL + '[axes]\nbudget = ["50%", "25%", "3MB"]\n'
     half, quarter, bytes_ = (

@@ -2,6 +2,7 @@
 
 import re
 
+from mest_fed.catalogue import GradientKind
 from mest_fed.config import RunConfig, to_flat
 from mest_fed.config.base import format_mix
 from mest_fed.errors import InputError, not_allowed
@@ -10,7 +11,10 @@ from mest_fed.units import parse_bytes
 
 _PERCENT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*")
 #: What does not change the peak of dense training, as far as a study changes it.
-_WITHOUT = ("run.", "sparsity.", "fleet.", "server.", "behaviour.", "wire.", "forgetting.")
+_WITHOUT = (
+    *("run.", "sparsity.", "memory.", "fleet.", "server.", "behaviour.", "wire.", "forgetting."),
+    *("training.gradient", "training.perturbations", "training.epsilon"),
+)
 
 
 class DenseTraining:
@@ -26,7 +30,10 @@ class DenseTraining:
         if key not in self._known:
             sparsity = config.sparsity.model_copy(update={"method": "dense"})
             memory = type(config.memory)()
-            dense = config.model_copy(update={"sparsity": sparsity, "memory": memory})
+            training = config.training.model_copy(update={"gradient": GradientKind.BACKWARD})
+            dense = config.model_copy(
+                update={"sparsity": sparsity, "memory": memory, "training": training}
+            )
             self._known[key] = Task(dense).planner().plan(1 << 50).footprint.total
         return self._known[key]
 
