@@ -24,7 +24,7 @@ ARM_TOOLS := test-arm: skipped, for want of $(ARM_CXX) or qemu-aarch64 (Debian: 
 	g++-aarch64-linux-gnu, qemu-user)
 
 .DEFAULT_GOAL := help
-.PHONY: help native simulate study-smoke test test-soak test-quick test-flwr-next test-native test-sanitize test-races test-arm proto docs lint format clean
+.PHONY: help native simulate study study-smoke test test-soak test-quick test-flwr-next test-native test-sanitize test-races test-arm proto docs lint format clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -49,6 +49,17 @@ PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist loadfile -
 study-smoke: $(READY) ## Run the small study, as far as it is not done, and write its page
 	folder=runs/studies/quickstart; \
 	$(BIN)/mest-fed study quickstart --out $$folder $$(test -e $$folder/cells.json && echo --resume)
+
+# Studies whose records are kept, the shortest first; DATA is a folder of CIFAR-10.
+STUDIES := quickstart pruning sending sparse-or-dense defaults budgets
+study: $(READY) ## Compute what the records of studies lack (hours, resumable), and write docs/results.md anew
+	for name in $(STUDIES); do \
+		folder=runs/studies/$$name record=docs/records/$$name; \
+		$(BIN)/mest-fed study $$name --out $$folder --record $$name $(if $(DATA),--data $(DATA)) \
+			$$(test -e $$folder/cells.json && echo --resume) \
+			$$(test -e $$record && echo --reuse $$record) || exit; \
+	done
+	$(BIN)/python docs/records/make_results.py
 
 test: $(READY) ## Run the tests, all but those of test-soak
 	$(PYTEST)

@@ -36,3 +36,10 @@ def test_it_is_the_digest_of_a_configuration():
     config = from_table({"run": {"seed": 3}}, "test")
     text = json.dumps(to_flat(config), sort_keys=True)
     assert digest_of(config) == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_the_page_of_results_is_that_of_the_records(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECORDS[0].parent))
+    import make_results
+
+    assert make_results.RESULTS.read_text(encoding="utf-8") == make_results.results()
