@@ -1,6 +1,6 @@
 """Writes docs/results.md from the records: what each asked, how it was run, its means, its reading.
 
-    python docs/records/make_results.py
+python docs/records/make_results.py
 """
 
 import json

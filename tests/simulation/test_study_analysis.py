@@ -3,7 +3,9 @@
 import pytest
 from study_cases import row_of, study_of
 
-from mest_fed.simulation.study.analysis import Analysis
+from mest_fed.schema import Metric
+from mest_fed.simulation.report.compare import Column
+from mest_fed.simulation.study.analysis import Analysis, Pairing
 from mest_fed.simulation.study.tables import (
     BETTER,
     UNKNOWN,
@@ -13,6 +15,7 @@ from mest_fed.simulation.study.tables import (
     failures_table,
     in_short,
     means_table,
+    signed,
 )
 
 TEXT = """
@@ -207,3 +210,17 @@ def test_tables_as_markdown():
     assert lines[0].startswith("| method · density | seeds | final accuracy (measured) |")
     assert lines[4].startswith("| static · 0.1 | 3 | **62.3% ± 2.5** |")
     assert {line.count("|") for line in lines} == {lines[0].count("|")}
+
+
+def test_a_reference_that_is_a_number_is_named_with_its_axis():
+    assert Pairing({"forgetting.fraction": "0"}, ()).name == "forgetting.fraction = 0"
+    assert Pairing({"method": "dense", "budget": "20%"}, ()).name == "dense, budget = 20%"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(-0.00001, "0.00 points"), (-0.0123, "\N{MINUS SIGN}1.23 points")]
+)
+def test_a_difference_that_is_nothing_has_no_sign(number, text):
+    metric = Metric("accuracy", higher_is_better=True, share=True)
+    column = Column("final", "final accuracy", "measured", str, 1)
+    assert signed(number, column, metric) == text

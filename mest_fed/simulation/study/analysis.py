@@ -76,8 +76,11 @@ class Pairing:
 
     @property
     def name(self) -> str:
-        """What they are compared with."""
-        return ", ".join(self.reference.values())
+        """What they are compared with; a number says nothing without its axis."""
+        return ", ".join(
+            value if value[:1].isalpha() else f"{axis} = {value}"
+            for axis, value in self.reference.items()
+        )
 
 
 @dataclass(frozen=True)

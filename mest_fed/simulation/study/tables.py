@@ -216,7 +216,8 @@ def verdict(found: Difference, column: Column) -> str:
 def signed(number: float, column: Column, metric: Metric, *, unit: bool = True) -> str:
     """Write a difference with its sign; of shares in percentage points."""
     if column.key in _METRIC_COLUMNS and metric.share:
-        text = f"{abs(100 * number):.2f}{' points' if unit else ''}"
+        number = round(100 * number, 2)
+        text = f"{abs(number):.2f}{' points' if unit else ''}"
     else:
         text = column.write(abs(number))
     sign = "+" if number > 0 else "\N{MINUS SIGN}" if number < 0 else ""
