@@ -7,14 +7,14 @@ from importlib.util import find_spec
 from typing import Any, get_type_hints
 
 import typer
-from click import Abort, Context, UsageError
+from click import Abort, Context, Parameter, UsageError
 from click.exceptions import NoArgsIsHelpError
 from rich.console import Console
 from typer.core import TyperArgument, TyperCommand
 from typer.models import ArgumentInfo
 
 import mest_fed
-from mest_fed.errors import InputError, MestFedError, RefusedError
+from mest_fed.errors import InputError, MestFedError, RefusedError, not_allowed
 
 #: ``NOTHING_TRAINED``: of ``mest-fed simulate`` and ``run``, if nothing came of any client in the
 #: whole run, or the run diverged.
@@ -59,15 +59,19 @@ class _Command(TyperCommand):
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         """Refuse an empty text, which a path would take for the current folder."""
-        for before, each in zip(["", *args], args, strict=False):
-            if each.startswith("--") and each.partition("=")[1:] == ("=", ""):
-                raise InputError(
-                    f"{each[:-1]} '' is not allowed; allowed: a text that is not empty"
-                )
-            if not each:
-                where = f"{before} ''" if before.startswith("-") else "''"
-                raise InputError(f"{where} is not allowed; allowed: a text that is not empty")
+        given, _, order = self.make_parser(ctx).parse_args(list(args))
+        for parameter in order:
+            value = given.get(parameter.name or "")
+            if value == "" or (isinstance(value, (list, tuple)) and "" in value):
+                raise not_allowed(_called(parameter, ctx), "", "a text that is not empty")
         return super().parse_args(ctx, args)
+
+
+def _called(parameter: Parameter, ctx: Context) -> str:
+    """Return what a person calls a parameter: its longest option, or its place in the usage."""
+    if isinstance(parameter, TyperArgument):
+        return parameter.make_metavar(ctx).strip("[]").removesuffix("...").strip("[]")
+    return max(parameter.opts, key=len)
 
 
 def register_commands() -> None:

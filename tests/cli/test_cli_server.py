@@ -13,7 +13,14 @@ LOOPBACK = ("--insecure", "--listen", "127.0.0.1:0")
     ("arguments", "expected"),
     [
         (("server",), ["needs --certificates FOLDER (mest-fed certs new)", "--insecure"]),
-        (("server", "--insecure", "--certificates", "tls"), ["--insecure is without certificates"]),
+        (
+            ("server", "--insecure", "--certificates", "tls"),
+            ["--certificates = 'tls'", "beside --insecure"],
+        ),
+        (
+            ("server", "--insecure", "--enrol", "127.0.0.1:1"),
+            ["--enrol = '127.0.0.1:1' is not allowed beside --insecure", "allowed: --insecure al"],
+        ),
         (("server", "--insecure"), ["--listen = '0.0.0.0:9443'", "allowed: loopback addresses"]),
         (("server", "--insecure", "--listen", "here"), ["--listen = 'here'", "HOST:PORT"]),
         (("server", "--certificates", "tls", "--enrol", "9444"), ["--enrol = '9444'", "HOST:PORT"]),
