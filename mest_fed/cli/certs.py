@@ -127,8 +127,8 @@ def node(
         "folder with them:",
         f"{_lean_node(host)} --certificates .",
         "",
-        f"As Flower's node: copy {AUTHORITY} and {FLOWER_KEY} onto the device, and register its key "
-        "with Flower's server, once:",
+        f"As Flower's node: copy {AUTHORITY} and {FLOWER_KEY} onto the device, and register its "
+        "key with Flower's server, once:",
         _line(*register),
         "Then, on the device, in the folder with the two files:",
         _line("mest-fed", "client", "--superlink", server, "--root-certificates", AUTHORITY)

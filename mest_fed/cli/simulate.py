@@ -13,7 +13,7 @@ from mest_fed.catalogue import TRACKERS
 from mest_fed.cli.app import NOTHING_TRAINED, needs
 from mest_fed.cli.console import RunConsole
 from mest_fed.cli.interruption import Interruptible
-from mest_fed.cli.options import newest_run, next_folder, number_from
+from mest_fed.cli.options import MoreRounds, newest_run, next_folder, number_from
 from mest_fed.errors import InputError
 from mest_fed.run_rows.summary import Summary
 from mest_fed.schema import LOSS, in_words
@@ -79,15 +79,7 @@ def simulate(
         ),
     ] = 3600.0,
     resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = False,
-    rounds: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Beside --resume, also of a finished run: N rounds more than were planned. "
-            "Schedules go on as in a run of all these rounds: a cosine learning rate rises again.",
-        ),
-    ] = None,
+    rounds: MoreRounds = None,
     dry_run: Annotated[
         bool,
         typer.Option(

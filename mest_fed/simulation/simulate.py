@@ -16,7 +16,6 @@ from mest_fed.errors import InputError
 from mest_fed.kernels.table import Table
 from mest_fed.memory import Plan
 from mest_fed.process_tasks import PROCESS_TASKS
-from mest_fed.server.checkpoint import checkpoint_of_run, load_newest
 from mest_fed.server.folder_names import CLIENTS, LABELS, LOG, PROVENANCE, ROUNDS
 from mest_fed.server.modes import check_mode
 from mest_fed.server.run_folder import RunFolder
@@ -24,13 +23,13 @@ from mest_fed.server.run_log import RUN_LOG, RunLog, logged
 from mest_fed.server.strategy import MestStrategy
 from mest_fed.server.summary import RunLogs, build_summary
 from mest_fed.simulation.behaviour.clock import check_cohort, check_deadline, trace_of
-from mest_fed.simulation.checkpoint import RunFacts, Snapshot
+from mest_fed.simulation.checkpoint import RunFacts
 from mest_fed.simulation.client_state import DiskStates, VersionedStates
 from mest_fed.simulation.engine.executor import make_executor
 from mest_fed.simulation.fitted_plans import fitted, over_budget, refit
 from mest_fed.simulation.fleet import Fleet, SharedData, TaskSetup, run_kernels
 from mest_fed.simulation.label_counts import label_counts
-from mest_fed.simulation.more_rounds import NewPlan, extended, planned
+from mest_fed.simulation.more_rounds import NewPlan
 from mest_fed.simulation.peak_measurement import Peaks
 from mest_fed.simulation.provenance import provenance_of
 from mest_fed.simulation.rounds import OpenedRun, RunningRounds
@@ -276,15 +275,9 @@ def open_run(
 def _reopened(preset: str, folder: RunFolder, more: int, observer: Observers) -> Simulation:
     """Prepare to go on with the run in a folder."""
     config = folder.reopen(finished=more > 0)
-    snapshot = Snapshot(*load_newest(folder.checkpoints))
-    facts = RunFacts.read(snapshot.facts)
-    with checkpoint_of_run():
-        plan = planned(config, snapshot.facts)
-    folder.check_seal(facts.seal, config_known=plan is not None)
+    plan, snapshot = NewPlan.of(config, folder, more)
+    RunFacts.read(snapshot.facts)  # what is wrong with them is found before anything is begun
     config = config if plan is None else plan.config
-    if more:
-        plan = extended(config, snapshot, more)
-        config = plan.config
     simulation = Simulation(preset, config, folder, snapshot, observer, plan)
     if more:
         simulation.task.try_out()  # a user's own schedule at other moments of progress

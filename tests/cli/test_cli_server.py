@@ -26,6 +26,14 @@ LOOPBACK = ("--insecure", "--listen", "127.0.0.1:0")
         (("server", "--certificates", "tls", "--enrol", "9444"), ["--enrol = '9444'", "HOST:PORT"]),
         (("server", *LOOPBACK, "--resume"), ["--resume needs --out"]),
         (
+            ("server", *LOOPBACK, "--rounds", "2"),
+            ["--rounds 2 is for --resume --out FOLDER alone", "--set run.rounds=2"],
+        ),
+        (
+            ("server", *LOOPBACK, "--rounds", "2", "--resume", "--out", "none"),
+            ["--resume: no run in none"],
+        ),
+        (
             ("server", *LOOPBACK, "--set", "deployment.link='127.0.0.1:1'"),
             ["deployment.link = '127.0.0.1:1' is for flwr run; allowed: --listen"],
         ),
@@ -53,6 +61,13 @@ LOOPBACK = ("--insecure", "--listen", "127.0.0.1:0")
 def test_wrong_input(fails, arguments, expected):
     text = fails(*arguments)
     assert [part for part in expected if part not in text] == [], text
+
+
+def test_a_run_that_is_over_says_how_it_gets_more_rounds(fails, tmp_path):
+    (tmp_path / "config.toml").touch()
+    (tmp_path / "summary.json").touch()
+    text = fails("server", *LOOPBACK, "--resume", "--out", str(tmp_path))
+    assert "is finished (summary.json exists); --rounds N adds rounds" in text
 
 
 def test_a_folder_that_holds_a_run_is_refused_in_the_commands_own_words(fails, tmp_path):

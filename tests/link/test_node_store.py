@@ -216,3 +216,9 @@ def test_a_folder_on_a_file_system_without_locks_is_used_without(tmp_path, monke
     folder.write("file", b"data")
     assert folder.read("file") == b"data"
     assert len(os.listdir("/proc/self/fd")) == opened
+
+
+def test_a_run_with_more_rounds_is_the_same_run_and_one_with_another_seed_is_not():
+    key = run_key('{"rounds": 3, "seed": 1, "micro_batch": 4}')
+    assert run_key('{"rounds": 5, "seed": 1, "micro_batch": 2}') == key
+    assert run_key('{"rounds": 3, "seed": 2, "micro_batch": 4}') != key

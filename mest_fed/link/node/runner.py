@@ -40,7 +40,7 @@ from mest_fed.system.proc import (
     reset_peak,
     resident_bytes,
 )
-from mest_fed.units import format_bytes, format_seconds
+from mest_fed.units import format_bytes, format_seconds, number_of
 
 log = logging.getLogger("mest_fed.node")
 
@@ -253,7 +253,12 @@ class NodeRunner:
         had = store.kept.round
         if (kept := store.go_on_from(start, begun)) is not None:
             worker.state = kept.state
-            log.info("round %d is repeated: back from round %d to %d", begun + 1, had, kept.round)
+            if begun:
+                text = "round %d is repeated: back from round %d to %d"
+                log.info(text, begun + 1, had, kept.round)
+            else:
+                before = number_of(had, "earlier round")
+                log.info("the run begins with round 1; what is here of %s is dropped", before)
 
     def _done_before(self, instruction: Instruction) -> tuple[dict[str, bytes], Metrics] | None:
         """Return the reply that this node made before it lost its power or the server."""
