@@ -64,7 +64,6 @@ def server(
     needs("server", "flwr", "pydantic")
     needs("edge", "grpc")
     from mest_fed.config import from_flat, to_flat
-    from mest_fed.link.server.opening import LinkSettings
     from mest_fed.server.folder_names import CONFIG
     from mest_fed.simulation.settings import resolve
 
@@ -75,7 +74,6 @@ def server(
         raise InputError(
             f"--rounds {rounds} is for --resume --out FOLDER alone; allowed for a new run: {new}"
         )
-    link = LinkSettings(listen, certificates, enrol or "", insecure)
     write: Callable[[], None] | None = None
     if resume and out is not None and preset is None and file is None:
         name, (config, write) = out.name, _of_folder(out, rounds or 0)
@@ -83,6 +81,9 @@ def server(
             name, config = resolve(None, out / CONFIG, settings)
     else:
         name, config = resolve(preset, file, settings or [])
+    from mest_fed.link.server.opening import LinkSettings  # libraries that take seconds to load
+
+    link = LinkSettings(listen, certificates, enrol or "", insecure)
     if config.deployment.link:
         raise InputError(
             f"deployment.link = {config.deployment.link!r} is for flwr run; allowed: --listen"

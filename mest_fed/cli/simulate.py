@@ -96,20 +96,10 @@ def simulate(
     the loss of the model that it leaves is not finite.
     """
     with RunConsole(quiet=quiet) as console, Interruptible(console.end) as stop:
-        console.phase("loading libraries")
         prepare_engine(workers)
         from mest_fed.server.folder_names import CONFIG
-        from mest_fed.server.run_folder import RunFolder
-        from mest_fed.simulation.engine.machine import default_workers
-        from mest_fed.simulation.report import read_summary, write_report
-        from mest_fed.simulation.rounds import Interrupted
         from mest_fed.simulation.settings import resolve
-        from mest_fed.simulation.simulate import open_run
-        from mest_fed.simulation.trackers.progress import Observers
-        from mest_fed.simulation.trackers.trackers import open_trackers
 
-        stop.loaded()
-        _quieten()
         if file is not None and config is not None:
             raise InputError("CONFIG.toml and --config name the same thing; allowed: one of them")
         config = file if config is None else config
@@ -122,7 +112,19 @@ def simulate(
         if rounds and not resume:
             new = f"--set run.rounds={rounds}"
             raise InputError(f"--rounds {rounds} is for --resume; allowed for a new run: {new}")
+        # What is wrong with it is said before libraries are loaded, which takes seconds.
         name, resolved = (None, None) if resume else resolve(preset, config, settings or [])
+        console.phase("loading libraries")
+        from mest_fed.server.run_folder import RunFolder
+        from mest_fed.simulation.engine.machine import default_workers
+        from mest_fed.simulation.report import read_summary, write_report
+        from mest_fed.simulation.rounds import Interrupted
+        from mest_fed.simulation.simulate import open_run
+        from mest_fed.simulation.trackers.progress import Observers
+        from mest_fed.simulation.trackers.trackers import open_trackers
+
+        stop.loaded()
+        _quieten()
         folder = out or _folder(name, rounds, console)
         observer = Observers(*open_trackers(log or [], folder), console)
         name, more = name or folder.name, rounds or 0

@@ -101,14 +101,15 @@ def study(
     with StudyConsole(quiet=quiet) as console, Interruptible(console.end) as stop:
         check_format(form)
         prepare_engine(workers)
+        from mest_fed.simulation.study.study_file import read_study
+
+        about = read_study(file)  # before libraries are loaded, which takes seconds
         from mest_fed.cli.studies.outputs import check_record, write_outputs, write_record
         from mest_fed.simulation.study.checks import check_study
         from mest_fed.simulation.study.grid import expand
-        from mest_fed.simulation.study.study_file import read_study
         from mest_fed.simulation.study.study_folder import StudyFolder
 
         stop.loaded()
-        about = read_study(file)
         found = expand(about)
         check_study(about, found)
         chosen = _chosen(found, cells)

@@ -116,11 +116,12 @@ class Simulation(OpenedRun):
                 )
             # All of this can fail, so the folder is left alone until it has not.
             if workers:
-                tell.phase(f"starting Ray with {number_of(workers, 'worker')}")
+                # Both take the same cores: what the first phase takes is of both.
+                beside = f", and {_measuring(measured.pending)}" if measured.pending else ""
+                tell.phase(f"starting Ray with {number_of(workers, 'worker')}{beside}")
             executor.ensure_ready()
             if measured.pending:
-                plans = number_of(measured.pending, "plan")
-                tell.phase(f"measuring the memory of {plans}, each for the first time here")
+                tell.phase(_measuring(measured.pending))
             peaks = measured.wait()
             if facts is None:  # a resumed run has its plans
                 fleet, peaks = self._fit(task, fleet, measured), measured.wait()
@@ -194,6 +195,10 @@ class Simulation(OpenedRun):
         self.folder.write_summary(summary)
         if summary.warning:
             getLogger(RUN_LOG).warning("%s", summary.warning)
+
+
+def _measuring(count: int) -> str:
+    return f"measuring the memory of {number_of(count, 'plan')}, each for the first time here"
 
 
 def open_run(

@@ -226,7 +226,7 @@ def test_with_a_budget(starts):
     out, started, *_ = starts(*insecure("--budget", "24MB", "--port", "1"))
     assert "memory limit: none" in out
     assert "budget: 24 MB for training (--budget); only the plan keeps within it" in out
-    assert "1.28 GB are left for training: the budget of 24 MB fits." in out.splitlines()[-1]
+    assert "1.28 GB are left for training, and the budget of 24 MB fits." in out.splitlines()[-1]
     assert node_config(started) == {"partition-id": 0, "device": "rpi-4", "budget": 24 * MB}
     assert started[started.index("--port") + 1] == "1"
 
