@@ -51,8 +51,14 @@ def _enrol(
 
     authority = _read(Path(options.authority))
     key, request = new_request(name)
-    how = {"authority": authority, "patience": replace(patience, call_seconds=60.0)}
-    certificate, authority = enrol(options.enrol, options.token, request, name, **how)
+    certificate, authority = enrol(
+        options.enrol,
+        options.token,
+        request,
+        name,
+        authority=authority,
+        patience=replace(patience, call_seconds=60.0),
+    )
     folder.write(KEY, key, secret=True)
     folder.write(AUTHORITY, authority)
     folder.write(CERTIFICATE, certificate)

@@ -106,7 +106,8 @@ class NodeRunner:
         self._folder, self._told = folder, told
         self.room = Room(setup.budget, setup.memory_limit)
         self._look_seconds = look_seconds
-        self._run_json, self._fault = "", None
+        self._run_json = ""
+        self._fault: str | None = None
         self._examples: Examples | None = None
         self._store: StateStore | None = None
         self._worker: NodeWorker | None = None
