@@ -1,5 +1,6 @@
 #include "arrays.h"
 
+#include <errno.h>
 #include <string.h>
 
 static const int sizes[] = {4, 2, 2, 1, 1, 4, 8}; /* of a value, by type */
@@ -36,7 +37,7 @@ int arrays_open(array_file* arrays, const char* path, char* error, size_t error_
     int64_t words[2];
     arrays->path = path;
     arrays->file = fopen(path, "rb");
-    if (arrays->file == NULL) return fail(arrays, "cannot be opened", error, error_size);
+    if (arrays->file == NULL) return fail(arrays, strerror(errno), error, error_size);
     if (fread(magic, 1, 8, arrays->file) != 8 || memcmp(magic, "MESTDATA", 8) != 0 ||
         !read_words(arrays, words, 2) || words[0] != 1 || words[1] < 0 || words[1] > 1000000) {
         fclose(arrays->file);
@@ -85,7 +86,7 @@ int arrays_create(array_file* arrays, const char* path, int64_t count, char* err
     arrays->path = path;
     arrays->left = count;
     arrays->file = fopen(path, "wb");
-    if (arrays->file == NULL) return fail(arrays, "cannot be made", error, error_size);
+    if (arrays->file == NULL) return fail(arrays, strerror(errno), error, error_size);
     if (fwrite("MESTDATA", 1, 8, arrays->file) == 8 && fwrite(words, 8, 2, arrays->file) == 2) {
         return 0;
     }

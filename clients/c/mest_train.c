@@ -40,6 +40,19 @@ static int fail(const char* what) {
     return 1;
 }
 
+/* An error of a file: which one it is. */
+static int fail_of(const char* path, const char* what) {
+    snprintf(error, error_size, "%.300s: %s", path, what);
+    return 1;
+}
+
+/* The error that a function of the runtime gave is of a file. */
+static int is_of(const char* path) {
+    char what[error_size / 3];
+    snprintf(what, sizeof(what), "%.160s", error);
+    return fail_of(path, what);
+}
+
 static void* take(int64_t bytes) {
     const size_t whole = (size_t)((bytes + line - 1) / line * line);
     void* memory = aligned_alloc(line, whole > 0 ? whole : line);
@@ -63,8 +76,9 @@ static int read_program(training* t, const char* path) {
     if (data != NULL && fseek(file, 0, SEEK_SET) == 0 &&
         fread(data, 1, (size_t)length, file) == (size_t)length) {
         failed = mest_program_file_read(data, length, &t->file, error, error_size);
+        if (failed) is_of(path);
     } else {
-        snprintf(error, error_size, "%s: cannot be read", path);
+        fail_of(path, file == NULL ? strerror(errno) : "cannot be read, is empty, or too large");
     }
     free(data);
     if (file != NULL) fclose(file);
@@ -73,25 +87,27 @@ static int read_program(training* t, const char* path) {
 }
 
 /* Makes the program, with memory of its own for all that is no example. */
-static int make_program(training* t, int64_t groups) {
+static int make_program(training* t, const char* path, int64_t groups) {
     const mest_step_facts* f = t->facts;
-    if (f->arena_bytes > most_bytes) return fail("the arena is too large");
+    if (f->arena_bytes > most_bytes) return fail_of(path, "the arena is too large");
     t->arena = take(f->arena_bytes);
     t->memory = calloc((size_t)f->buffers, sizeof(void*));
     if (t->arena == NULL || t->memory == NULL) return fail("there is no memory left");
     if (mest_create(mest_program_file_description(t->file), t->arena, f->arena_bytes,
                     f->takes_groups, 1, &t->program, error, error_size)) {
-        return 1;
+        return is_of(path);
     }
     for (int64_t i = 0; i < f->buffers; ++i) {
         const mest_buffer b = buffer_of(t, i);
         if (b.use == mest_temporary || i == f->input || i == f->targets) continue;
         const int64_t times = b.use == mest_input || b.use == mest_output ? groups : 1;
-        if (b.bytes > (most_bytes - t->held) / times) return fail("the buffers are too large");
+        if (b.bytes > (most_bytes - t->held) / times) return fail_of(path, "the buffers are too large");
         t->held += b.bytes * times;
         t->memory[i] = take(b.bytes * times);
         if (t->memory[i] == NULL) return fail("there is no memory left");
-        if (mest_bind(t->program, i, t->memory[i], b.bytes * times, error, error_size)) return 1;
+        if (mest_bind(t->program, i, t->memory[i], b.bytes * times, error, error_size)) {
+            return is_of(path);
+        }
     }
     return 0;
 }
@@ -137,8 +153,12 @@ static int read_rows(training* t, array_file* arrays, const char* name, int64_t 
                  arrays->path, name, (long long)each, mest_type_name(b.type));
         return 1;
     }
-    if (head.bytes > most_bytes) return fail("there are too many examples");
-    if (t->examples >= 0 && count != t->examples) return fail("as many targets as examples, please");
+    if (head.bytes > most_bytes) return fail_of(arrays->path, "there are too many examples");
+    if (t->examples >= 0 && count != t->examples) {
+        snprintf(error, error_size, "%.300s: %lld targets; allowed: %lld, as many as examples",
+                 arrays->path, (long long)count, (long long)t->examples);
+        return 1;
+    }
     t->examples = count;
     *rows = take(head.bytes);
     if (*rows == NULL) return fail("there is no memory left");
@@ -224,6 +244,21 @@ static int write_weights(const training* t, const char* path) {
     return arrays_close(&arrays, error, error_size);
 }
 
+/* Finds out before hours of training whether the result can be written; leaves what is there. */
+static int check_writable(const char* path) {
+    FILE* there = fopen(path, "rb");
+    FILE* file = fopen(path, "ab");
+    const int why = errno;
+    if (there != NULL) fclose(there);
+    if (file == NULL) {
+        snprintf(error, error_size, "%.300s: cannot be written: %s", path, strerror(why));
+        return 1;
+    }
+    fclose(file);
+    if (there == NULL) remove(path);
+    return 0;
+}
+
 /* What all of the process took at most, as Linux counts it. */
 static void print_peak(void) {
     char text[128];
@@ -265,8 +300,12 @@ static int run(training* t, char** given) {
     const double rate = strtod(given[4], &end);
     if (whole_number(given[3], "EPOCHS", &epochs) || whole_number(given[5], "BATCH", &batch)) return 1;
     if (end == given[4] || *end != '\0' || !(rate > 0) || !(rate <= 1e6)) {
-        return fail("LEARNING_RATE: allowed: a number above 0");
+        snprintf(error, error_size, "LEARNING_RATE = %.100s; allowed: above 0, to 10^6", given[4]);
+        return 1;
     }
+    if (check_writable(given[6])) return 1;
+    printf("reading the program %s, weights %s and examples %s\n", given[0], given[1], given[2]);
+    fflush(stdout);
     if (read_program(t, given[0])) return 1;
     const int64_t group = t->facts->group_examples;
     if (batch % group != 0 || (!t->facts->takes_groups && batch != group)) {
@@ -274,7 +313,7 @@ static int run(training* t, char** given) {
                  (long long)batch, t->facts->takes_groups ? "a multiple of " : "", (long long)group);
         return 1;
     }
-    if (make_program(t, batch / group) || read_weights(t, given[1]) || read_examples(t, given[2])) {
+    if (make_program(t, given[0], batch / group) || read_weights(t, given[1]) || read_examples(t, given[2])) {
         return 1;
     }
     fill(t, t->facts->rates, (float)rate);
@@ -287,9 +326,12 @@ static int run(training* t, char** given) {
         double loss;
         if (train_epoch(t, batch, &loss)) return 1;
         printf("epoch %lld: loss %.6f\n", (long long)epoch, loss);
+        fflush(stdout);
     }
     print_peak();
-    return write_weights(t, given[6]);
+    if (write_weights(t, given[6])) return 1;
+    printf("trained weights: %s\n", given[6]);
+    return 0;
 }
 
 int main(int count, char** arguments) {

@@ -64,13 +64,20 @@ fi
 
 # An environment of its own: the system's Python takes no packages from elsewhere (PEP 668). A new one
 # is made beside the old one, which stays until the new one has proved that it imports.
+echo "making an environment for Python in $home (a minute on a small board)"
 install -d -m 0755 "$home"
 rm -rf "$home/new"
 "$python" -m venv "$home/new"
 pip="$home/new/bin/python -m pip --disable-pip-version-check --no-input"
+echo "installing what a node needs: NumPy, gRPC, protobuf, and what enrolment takes"
 # The second file is for --enrol alone; see there.
 $pip install --quiet --only-binary=:all: --requirement "$here/requirements.txt" \
     --requirement "$here/requirements-enrol.txt"
+if [ -d "$1" ]; then
+    echo "compiling and installing mest-fed from $1 (many minutes on a small board)"
+else
+    echo "installing $1"
+fi
 # Without its dependency, torch, which a lean node does without.
 MEST_REQUIRE_NATIVE=1 $pip install --quiet --no-deps "$1"
 "$home/new/bin/python" -c 'from mest_fed.runtime.native_table import module; module()' ||

@@ -4,17 +4,18 @@ import sys
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
+from shutil import get_terminal_size
 from typing import Any, get_type_hints
 
 import typer
-from click import Abort, Context, UsageError
+from click import Abort, Context, HelpFormatter, Parameter, UsageError
 from click.exceptions import NoArgsIsHelpError
 from rich.console import Console
 from typer.core import TyperArgument, TyperCommand
 from typer.models import ArgumentInfo
 
 import mest_fed
-from mest_fed.errors import InputError, MestFedError, RefusedError
+from mest_fed.errors import InputError, MestFedError, RefusedError, not_allowed
 
 #: ``NOTHING_TRAINED``: of ``mest-fed simulate`` and ``run``, if nothing came of any client in the
 #: whole run, or the run diverged.
@@ -22,6 +23,8 @@ from mest_fed.errors import InputError, MestFedError, RefusedError
 OK, FAILED, WRONG_INPUT, NOTHING_TRAINED, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
+#: Columns below which a table cuts the names of options off, or words of their texts.
+_NARROW = 100
 app = typer.Typer(
     name="mest-fed",
     help="Federated memory-economic sparse training: simulate fleets, plan memory, run clients.",
@@ -56,18 +59,45 @@ class _Command(TyperCommand):
             for info in getattr(hints.get(parameter.name or ""), "__metadata__", ()):
                 if isinstance(parameter, TyperArgument) and isinstance(info, ArgumentInfo):
                     parameter.help = info.help
+        # A line of the source is no line of the screen.
+        paragraphs = (self.help or "").split("\n\n")
+        self.help = "\n\n".join(" ".join(each.split()) for each in paragraphs)
+
+    def format_help(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write the help; without a table where that would cut words off."""
+        if get_terminal_size().columns >= _NARROW:
+            super().format_help(ctx, formatter)
+            return
+        self.format_usage(ctx, formatter)
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_text(self.help or "")
+        of_kinds: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for parameter in self.get_params(ctx):
+            if (record := parameter.get_help_record(ctx)) is not None:
+                name, text = record
+                kind = "Arguments" if isinstance(parameter, TyperArgument) else "Options"
+                of_kinds[kind].append((name, text.replace("\\[", "[")))  # as typer escapes it
+        for kind, records in of_kinds.items():
+            if records:
+                with formatter.section(kind):
+                    formatter.write_dl(records)
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         """Refuse an empty text, which a path would take for the current folder."""
-        for before, each in zip(["", *args], args, strict=False):
-            if each.startswith("--") and each.partition("=")[1:] == ("=", ""):
-                raise InputError(
-                    f"{each[:-1]} '' is not allowed; allowed: a text that is not empty"
-                )
-            if not each:
-                where = f"{before} ''" if before.startswith("-") else "''"
-                raise InputError(f"{where} is not allowed; allowed: a text that is not empty")
+        given, _, order = self.make_parser(ctx).parse_args(list(args))
+        for parameter in order:
+            value = given.get(parameter.name or "")
+            if value == "" or (isinstance(value, (list, tuple)) and "" in value):
+                raise not_allowed(_called(parameter, ctx), "", "a text that is not empty")
         return super().parse_args(ctx, args)
+
+
+def _called(parameter: Parameter, ctx: Context) -> str:
+    """Return what a person calls a parameter: its longest option, or its place in the usage."""
+    if isinstance(parameter, TyperArgument):
+        return parameter.make_metavar(ctx).strip("[]").removesuffix("...").strip("[]")
+    return max(parameter.opts, key=len)
 
 
 def register_commands() -> None:

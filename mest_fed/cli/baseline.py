@@ -101,6 +101,10 @@ RECORDED = Baseline(
     "measured on x86-64, torch 2.13, Flower 1.41, 2026-11-30; on other machines modelled",
 )
 
+#: What a lean node that waits for work takes on a machine of its own, by ``benchmarks/edge.py``.
+RECORDED_LEAN = 61_800_000
+LEAN_SOURCE = "measured on x86-64, 2026-11-30; on other machines modelled"
+
 
 def measure_baseline(environment: Mapping[str, str]) -> Baseline:
     """Measure, one process after the other (seconds).

@@ -1,5 +1,6 @@
 """``mest-fed calibrate``: thin; :mod:`mest_fed.devices.calibration` measures."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -24,9 +25,7 @@ def calibrate(
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(
-            help="To compute with, as mest-fed node's; the device's cores if left out.", min=1
-        ),
+        typer.Option(help="Of the profile, as of mest-fed node: one if left out.", min=1),
     ] = None,
     server: Annotated[
         str | None,
@@ -39,6 +38,7 @@ def calibrate(
     title: Annotated[
         str | None, typer.Option(help="Of the profile; the board's name if left out.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file of --out.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="A few seconds, and less exact.")] = False,
     compare: Annotated[
         Path | None,
@@ -58,7 +58,7 @@ def calibrate(
     Needs no torch: python -m mest_fed.devices.calibration does the same where NumPy alone is.
     With --compare: rounds and memory of real devices beside what their profiles predict.
     """
-    measured = (out, like, threads, server, title, quick or None)
+    measured = (out, like, threads, server, title, quick or None, force or None)
     alone = [each for each in (serve, compare, *measured) if each is not None]
     if (serve is not None or compare is not None) and len(alone) > 1:
         raise InputError("--serve and --compare stand alone; allowed: one of them, or --out")
@@ -75,8 +75,9 @@ def calibrate(
     if serve is not None:
         command.serve(serve)
         return
-    given = (out, like, threads, server, title)
-    command.calibrate(command.Wanted(*given, *(command.QUICK if quick else ())))
+    given = (out, like, threads or 1, server, title)
+    wanted = command.Wanted(*given, *(command.QUICK if quick else ()))
+    command.calibrate(replace(wanted, force=force))
     if not quick and all(find_spec(each) is not None for each in ("flwr", "torch", "pydantic")):
         _print_flowers_node()
 

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from mest_fed.cli.app import needs
 from mest_fed.cli.environment import LOOPBACK
+from mest_fed.cli.server import ENROL_PORT, LINK_PORT
 from mest_fed.cli.tables import fill_table
 from mest_fed.errors import InputError, not_allowed
 
@@ -64,7 +65,15 @@ def new(
         f"{folder}: {AUTHORITY}, {AUTHORITY_KEY}, {SERVER}, {SERVER_KEY}",
         f"{AUTHORITY_KEY} signs for all: it stays on this machine, and nobody else may read it.",
         "",
-        "Start Flower's server:",
+        "For lean nodes, start the server, and give each device a token:",
+        _line("mest-fed", "server", "--certificates", folder)
+        + f" --enrol 0.0.0.0:{ENROL_PORT} --preset quickstart",
+        _line("mest-fed", "certs", "token", folder),
+        f"Then, on the device, with a copy of {AUTHORITY}:",
+        f"{_lean_node(host[0])} --enrol {_bracketed(host[0])}:{ENROL_PORT} --token TOKEN "
+        f"--authority {AUTHORITY}",
+        "",
+        "For Flower's nodes, start Flower's server:",
         _line("flower-superlink", "--host", "0.0.0.0", "--port", PORT, *options)
         + " --enable-supernode-auth --database superlink.db",
         "",
@@ -73,7 +82,7 @@ def new(
         f'address = "127.0.0.1:{PORT}"',
         f'root-certificates = "{root / AUTHORITY}"',
         "",
-        f"Then, for each device: {_line('mest-fed', 'certs', 'node', folder, 'NAME')}",
+        f"Then, for each of Flower's nodes: {_line('mest-fed', 'certs', 'node', folder, 'NAME')}",
     )
     proxies = getproxies()
     if any(map(proxies.get, ("http", "https", "all"))) and not proxy_bypass("127.0.0.1"):
@@ -108,16 +117,19 @@ def node(
 
     made = add_node(folder, name, force=force)
     hosts = [entry.names[0] for entry in entries(folder) if entry.what == "server"]
-    server = f"{_bracketed(hosts[0]) if hosts else 'HOST'}:{PORT}"
+    host = hosts[0] if hosts else "HOST"
+    server = f"{_bracketed(host)}:{PORT}"
     register = ("flwr", "supernode", "register", made.resolve() / FLOWER_PUBLIC, CONNECTION)
     _say(
         f"{made}: {AUTHORITY}, {FLOWER_KEY}, {FLOWER_PUBLIC}, {NODE}, {NODE_KEY}",
-        f"Copy {AUTHORITY} and {FLOWER_KEY} onto the device; for the edge link {AUTHORITY}, "
-        f"{NODE} and {NODE_KEY}.",
         "",
-        "Register its key with Flower's server, once:",
+        f"As a lean node: copy {AUTHORITY}, {NODE} and {NODE_KEY} onto the device; there, in the "
+        "folder with them:",
+        f"{_lean_node(host)} --certificates .",
+        "",
+        f"As Flower's node: copy {AUTHORITY} and {FLOWER_KEY} onto the device, and register its "
+        "key with Flower's server, once:",
         _line(*register),
-        "",
         "Then, on the device, in the folder with the two files:",
         _line("mest-fed", "client", "--superlink", server, "--root-certificates", AUTHORITY)
         + f" --auth-key {FLOWER_KEY} --partition 0 --device rpi-4",
@@ -228,6 +240,12 @@ def _warnings(found: list["Entry"]) -> Iterator[str]:
         elif entry.is_due:
             when = "has expired" if entry.days < 0 else f"expires in {entry.days} days"
             yield f"{entry.path} {when} ({entry.end:%Y-%m-%d}); {way}"
+
+
+def _lean_node(host: str) -> str:
+    """Return the beginning of a device's command."""
+    link = f"{_bracketed(host)}:{LINK_PORT}"
+    return _line("mest-fed", "node", "--link", link, "--data", "mine.npz")
 
 
 def _bracketed(host: str) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mest_fed.catalogue import TABLE_FORMATS
-from mest_fed.cli.baseline import RECORDED
+from mest_fed.cli.baseline import RECORDED, RECORDED_LEAN
 from mest_fed.cli.device_room import DeviceRoom
 from mest_fed.cli.tables import check_format, fill_table, write_table
 from mest_fed.devices import DeviceProfile, load_profile, profile_names
@@ -56,7 +56,7 @@ def _room(profile: DeviceProfile) -> DeviceRoom:
 
 
 def _with_node(profile: DeviceProfile) -> dict[str, Any]:
-    """Return a profile, and what the real device has left beside Flower's node."""
+    """Return a profile, and what the real device has left beside a node."""
     return _plain(profile) | {"node": _room(profile).as_table()}
 
 
@@ -72,6 +72,7 @@ def _columns(profile: DeviceProfile) -> dict[str, str]:
         "RAM": format_bytes(profile.memory_bytes),
         "budget": format_bytes(profile.budget_bytes),
         "node leaves": _room(profile).short(),
+        "lean leaves": _room(profile).short(lean=True),
         "modelled dense GFLOP/s": f"{profile.flops['dense'] / 1e9:.3g}",
         "modelled block GFLOP/s": f"{profile.flops['block'] / 1e9:.3g}",
         "watts": f"{profile.compute_watts:g}",
@@ -88,7 +89,8 @@ def profile_table(profiles: list[DeviceProfile], width: int) -> Table:
     fill_table(table, rows, width, left=("profile", "device"))
     table.caption = (
         "Rates are of training, on active weights; devices NAME shows every source. What "
-        f"Flower's node with torch ({format_bytes(RECORDED.together)}) leaves is modelled."
+        f"Flower's node with torch ({format_bytes(RECORDED.together)}) leaves, and what a lean "
+        f"node ({format_bytes(RECORDED_LEAN)}), is modelled."
     )
     table.caption_justify = "left"
     return table

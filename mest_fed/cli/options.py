@@ -39,6 +39,16 @@ Classes = Annotated[
     int | None,
     typer.Option(help="Number of classes, instead of the data set's.", min=2, max=1_000_000),
 ]
+MoreRounds = Annotated[
+    int | None,
+    typer.Option(
+        "--rounds",
+        metavar="N",
+        min=1,
+        help="Beside --resume, also of a finished run: N rounds more than were planned. "
+        "Schedules go on as in a run of all these rounds: a cosine learning rate rises again.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

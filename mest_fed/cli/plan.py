@@ -137,6 +137,10 @@ def plan(
     if examples is not None and deadline is None:
         raise InputError("--examples goes with --deadline TIME")
     seconds = None if deadline is None else parse_seconds(deadline, "--deadline")
+    from mest_fed.cli.planning.options import check_options
+
+    check_options((preset, config), options, settings or [])
+    # These load torch, which takes seconds.
     from mest_fed.cli.planning.answer import Wanted, answer
     from mest_fed.cli.planning.request import read_request
     from mest_fed.cli.planning.round_time import Deadline

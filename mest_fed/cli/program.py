@@ -61,8 +61,7 @@ def program(
     needs("client", "flwr", "pydantic")
     check_picture(picture)
     size = _group(group)
-    from mest_fed.cli.planning.request import read_request
-    from mest_fed.cli.programs.report import ProgramReport, print_report
+    from mest_fed.cli.planning.options import check_options
 
     options = {
         "model.name": model,
@@ -73,6 +72,11 @@ def program(
         "sparsity.method": method,
         "training.batch_size": batch,
     }
+    check_options((None, None), options, settings or [])
+    # These load torch, which takes seconds.
+    from mest_fed.cli.planning.request import read_request
+    from mest_fed.cli.programs.report import ProgramReport, print_report
+
     request = read_request((None, None), options, settings or [], (image, classes))
     report = ProgramReport.of(request, size)
     if picture is not None:

@@ -109,13 +109,14 @@ def _kept(folder: Path) -> str:
 @contextmanager
 def _consoles(show_clients: bool, quiet: bool) -> Iterator[None]:
     """Show on standard error what was asked for."""
-    from mest_fed.server.flower_internals import FLOWER_CONSOLE
+    from mest_fed.server.flower_internals import FLOWER_CONSOLE, plain_console
     from mest_fed.server.run_log import CLIENT_LOG
 
     shown = logging.StreamHandler()
     clients, level = logging.getLogger(CLIENT_LOG), FLOWER_CONSOLE.level
     # Where a line moves, what goes to standard error is printed above it.
     before = FLOWER_CONSOLE.setStream(sys.stderr)
+    plain_console()
     if show_clients:
         clients.addHandler(shown)
     if quiet:

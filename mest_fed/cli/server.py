@@ -5,7 +5,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mest_fed.cli.app import NOTHING_TRAINED, needs
-from mest_fed.cli.options import Settings, next_folder
+from mest_fed.cli.options import MoreRounds, Settings, next_folder
 from mest_fed.errors import InputError, not_allowed
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def server(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the folder, as it was set.")
     ] = False,
+    rounds: MoreRounds = None,
 ) -> None:
     """Run a federation of lean nodes over the edge link, and write a report.
 
@@ -63,15 +64,26 @@ def server(
     needs("server", "flwr", "pydantic")
     needs("edge", "grpc")
     from mest_fed.config import from_flat, to_flat
-    from mest_fed.link.server.opening import LinkSettings
+    from mest_fed.server.folder_names import CONFIG
     from mest_fed.simulation.settings import resolve
 
     if resume and out is None:
         raise InputError("--resume needs --out; allowed: the folder of a run over the edge link")
-    link = LinkSettings(listen, certificates, enrol or "", insecure)
+    if rounds and (not resume or preset or file or settings):
+        new = f"--set run.rounds={rounds}"
+        raise InputError(
+            f"--rounds {rounds} is for --resume --out FOLDER alone; allowed for a new run: {new}"
+        )
+    write: Callable[[], None] | None = None
     if resume and out is not None and preset is None and file is None:
-        file = out / "config.toml"
-    name, config = resolve(preset, file, settings or [])
+        name, (config, write) = out.name, _of_folder(out, rounds or 0)
+        if settings:
+            name, config = resolve(None, out / CONFIG, settings)
+    else:
+        name, config = resolve(preset, file, settings or [])
+    from mest_fed.link.server.opening import LinkSettings  # libraries that take seconds to load
+
+    link = LinkSettings(listen, certificates, enrol or "", insecure)
     if config.deployment.link:
         raise InputError(
             f"deployment.link = {config.deployment.link!r} is for flwr run; allowed: --listen"
@@ -88,7 +100,7 @@ def server(
     logging.getLogger("mest_fed.link").setLevel(logging.INFO)
     try:
         with _terminated_as_interrupted():
-            summary = _serve(config, folder, link)
+            summary = _serve(config, folder, link, write)
     except KeyboardInterrupt:
         if any(folder.glob("checkpoints/*")):
             how = _as_typed(listen=listen, certificates=certificates, enrol=enrol)
@@ -114,7 +126,30 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _serve(config: "RunConfig", folder: Path, link: "LinkSettings") -> Any:
+def _of_folder(folder: Path, more: int) -> "tuple[RunConfig, Callable[[], None] | None]":
+    """Return the run in a folder with so many rounds more, and what writes them down, if any."""
+    from mest_fed.server.run_folder import RunFolder
+    from mest_fed.simulation.more_rounds import NewPlan
+
+    run = RunFolder(folder, ("--out", "--resume"))
+    config = run.reopen(finished=more > 0)
+    plan, snapshot = NewPlan.of(config, run, more)
+    if plan is None:
+        return config, None
+
+    def write() -> None:
+        run.hold()
+        try:
+            plan.write(run, snapshot)
+        finally:
+            run.release()
+
+    return plan.config, write
+
+
+def _serve(
+    config: "RunConfig", folder: Path, link: "LinkSettings", write: Callable[[], None] | None
+) -> Any:
     from mest_fed.config import find_named, to_flat
     from mest_fed.link.server.grid import LinkGrid
     from mest_fed.link.server.lean_run import LeanRun
@@ -131,6 +166,8 @@ def _serve(config: "RunConfig", folder: Path, link: "LinkSettings") -> Any:
     run = LeanRun(task)
     with open_link(link, run) as nodes:
         typer.echo(f"the edge link listens on port {nodes.port}; run folder: {folder}", err=True)
+        if write is not None:
+            write()  # as late as it can be: nothing keeps the run from going on now
         grid = LinkGrid(nodes, run, deadline=config.fleet.deadline)
         run_server_app(build_server_app(), grid, run_config=flat)
     return read_summary(folder)

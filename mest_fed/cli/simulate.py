@@ -13,7 +13,7 @@ from mest_fed.catalogue import TRACKERS
 from mest_fed.cli.app import NOTHING_TRAINED, needs
 from mest_fed.cli.console import RunConsole
 from mest_fed.cli.interruption import Interruptible
-from mest_fed.cli.options import newest_run, next_folder, number_from
+from mest_fed.cli.options import MoreRounds, newest_run, next_folder, number_from
 from mest_fed.errors import InputError
 from mest_fed.run_rows.summary import Summary
 from mest_fed.schema import LOSS, in_words
@@ -79,15 +79,7 @@ def simulate(
         ),
     ] = 3600.0,
     resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = False,
-    rounds: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Beside --resume, also of a finished run: N rounds more than were planned. "
-            "Schedules go on as in a run of all these rounds: a cosine learning rate rises again.",
-        ),
-    ] = None,
+    rounds: MoreRounds = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -104,20 +96,10 @@ def simulate(
     the loss of the model that it leaves is not finite.
     """
     with RunConsole(quiet=quiet) as console, Interruptible(console.end) as stop:
-        console.phase("loading libraries")
         prepare_engine(workers)
         from mest_fed.server.folder_names import CONFIG
-        from mest_fed.server.run_folder import RunFolder
-        from mest_fed.simulation.engine.machine import default_workers
-        from mest_fed.simulation.report import read_summary, write_report
-        from mest_fed.simulation.rounds import Interrupted
         from mest_fed.simulation.settings import resolve
-        from mest_fed.simulation.simulate import open_run
-        from mest_fed.simulation.trackers.progress import Observers
-        from mest_fed.simulation.trackers.trackers import open_trackers
 
-        stop.loaded()
-        _quieten()
         if file is not None and config is not None:
             raise InputError("CONFIG.toml and --config name the same thing; allowed: one of them")
         config = file if config is None else config
@@ -130,7 +112,19 @@ def simulate(
         if rounds and not resume:
             new = f"--set run.rounds={rounds}"
             raise InputError(f"--rounds {rounds} is for --resume; allowed for a new run: {new}")
+        # What is wrong with it is said before libraries are loaded, which takes seconds.
         name, resolved = (None, None) if resume else resolve(preset, config, settings or [])
+        console.phase("loading libraries")
+        from mest_fed.server.run_folder import RunFolder
+        from mest_fed.simulation.engine.machine import default_workers
+        from mest_fed.simulation.report import read_summary, write_report
+        from mest_fed.simulation.rounds import Interrupted
+        from mest_fed.simulation.simulate import open_run
+        from mest_fed.simulation.trackers.progress import Observers
+        from mest_fed.simulation.trackers.trackers import open_trackers
+
+        stop.loaded()
+        _quieten()
         folder = out or _folder(name, rounds, console)
         observer = Observers(*open_trackers(log or [], folder), console)
         name, more = name or folder.name, rounds or 0

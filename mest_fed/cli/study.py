@@ -118,15 +118,16 @@ def study(
     with StudyConsole(quiet=quiet) as console, Interruptible(console.end) as stop:
         check_format(form)
         prepare_engine(workers)
+        from mest_fed.simulation.study.study_file import read_study
+
+        about = read_study(file)  # before libraries are loaded, which takes seconds
         from mest_fed.cli.studies.outputs import check_record, write_outputs, write_record
         from mest_fed.simulation.study.checks import check_study
         from mest_fed.simulation.study.grid import expand
         from mest_fed.simulation.study.known import read_known
-        from mest_fed.simulation.study.study_file import read_study
         from mest_fed.simulation.study.study_folder import StudyFolder
 
         stop.loaded()
-        about = read_study(file)
         found = expand(about, os.path.abspath(data) if data else "")
         check_study(about, found)
         chosen = _chosen(found, cells)
@@ -144,7 +145,11 @@ def study(
             return
         with folder:
             stop.kept = lambda: f"stopped; go on with: {again}"
-            _run(folder, chosen, (parallel, workers, address), console)
+            try:
+                _run(folder, chosen, (parallel, workers, address), console)
+            except KeyboardInterrupt:
+                _write_what_is_done(folder, form, console)
+                raise
             console.say("writing the page", "dim")
             written = write_outputs(folder, form, figures)
             if record is not None:
@@ -199,6 +204,15 @@ def _run(
         pool.run(jobs, watch)
     finally:
         console.end()
+
+
+def _write_what_is_done(folder: "StudyFolder", form: str, console: StudyConsole) -> None:
+    """Write rows and page of a study that is interrupted, if a cell of it is done."""
+    from mest_fed.cli.studies.outputs import write_outputs
+    from mest_fed.simulation.study.rows import DONE
+
+    if any(each.status == DONE for each in folder.results()):
+        console.say(f"page of what is done: {write_outputs(folder, form, None)['page']}")
 
 
 def _job(folder: "StudyFolder", cell: "Cell") -> "Job | None":

@@ -1,7 +1,7 @@
 """``mest-fed calibrate --compare``: real rounds beside what the devices' profiles predict."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from mest_fed.errors import InputError
 from mest_fed.run_rows.rounds import ClientReport, ClientRow
 from mest_fed.schema import TaskStatus
 from mest_fed.simulation.report.load import Run, load_run
-from mest_fed.units import format_bytes, format_seconds
+from mest_fed.units import format_bytes, format_seconds, plural
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,9 @@ class DeviceTwin:
     ----------
     partition : int
         Its number in the run.
+    name : str
+        What people know it by: its share of the run's data, or its place among the devices with
+        examples of their own, and what it called itself.
     profile : DeviceProfile
         By which it is predicted.
     rounds : Pair
@@ -74,6 +77,7 @@ class DeviceTwin:
     """
 
     partition: int
+    name: str
     profile: DeviceProfile
     rounds: Pair
     own: Pair | None
@@ -106,15 +110,28 @@ def compare_with_twins(run: Run, device: str | None = None) -> list[DeviceTwin]:
             "mest-fed server, or of a SuperLink, in which devices trained"
         )
     process = bool(run.setting("behaviour", "process_per_message"))
+    names = _names(by_device, int(str(run.setting("fleet", "devices"))))
+    profiles = _profiles([rows[0].device for rows in by_device.values()], device)
     return [
-        _twin(rows, _profile(rows[0].device, device), run.summary.scheme, process)
-        for _, rows in sorted(by_device.items())
+        _twin(rows, (names[number], profiles[rows[0].device]), run.summary.scheme, process)
+        for number, rows in sorted(by_device.items())
     ]
 
 
+def _names(by_device: Mapping[int, Sequence[ClientRow]], shares: int) -> dict[int, str]:
+    """Return what people know devices by, beside their numbers, which may have ten digits."""
+    names, own = {}, 0
+    for number, rows in sorted(by_device.items()):
+        own += number >= shares
+        which = f"partition {number}" if number < shares else f"own data {own}"
+        names[number] = f"{which}, {rows[0].device}"
+    return names
+
+
 def _twin(
-    rows: Sequence[ClientRow], profile: DeviceProfile, scheme: str, process: bool
+    rows: Sequence[ClientRow], known: tuple[str, DeviceProfile], scheme: str, process: bool
 ) -> DeviceTwin:
+    name, profile = known
     own, whole, told = [], [], []
     for row in rows:
         said = row.reported
@@ -135,6 +152,7 @@ def _twin(
     seconds = [each for each in told if each]
     return DeviceTwin(
         rows[0].partition,
+        name,
         profile,
         Pair(tuple(whole), tuple(row.train_seconds for row in rows)),
         Pair(tuple(own), tuple(seconds)) if len(seconds) == len(own) else None,
@@ -149,16 +167,23 @@ def _peak(reports: Sequence[ClientReport]) -> Pair | None:
     return Pair((predicted,), (measured,)) if predicted and measured else None
 
 
-def _profile(own: str, given: str | None) -> DeviceProfile:
+def _profiles(names: Sequence[str], given: str | None) -> dict[str, DeviceProfile]:
+    """Return the profile of each kind of device: the given one, or each one's own."""
     if given is not None:
-        return load_profile(given)
-    try:
-        return load_profile(own)
-    except InputError:
+        return dict.fromkeys(names, load_profile(given))
+    found, unknown = {}, []
+    for name in dict.fromkeys(names):
+        try:
+            found[name] = load_profile(name)
+        except InputError:
+            unknown.append(name)
+    if unknown:
         raise InputError(
-            f"the devices called {own} have no built-in profile; allowed: --device PROFILE beside "
-            "--compare, such as the file that mest-fed calibrate wrote"
-        ) from None
+            f"{plural(len(unknown), 'device')} called {', '.join(unknown)}: no built-in profile; "
+            "allowed: --device PROFILE beside --compare, such as the file that mest-fed calibrate "
+            "wrote, by which all devices are predicted then"
+        )
+    return found
 
 
 def print_comparison(folder: Path, device: str | None) -> None:
@@ -176,7 +201,7 @@ def print_comparison(folder: Path, device: str | None) -> None:
     table = Table(
         title=f"{folder}: predicted (modelled) against measured", title_justify="left", box=None
     )
-    for heading in ("device", "profile", "what", "rounds"):
+    for heading in ("device", "predicted as", "what", "rounds"):
         table.add_column(heading, no_wrap=True)
     for heading in ("predicted", "measured", "ratio", "quartiles"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -189,7 +214,7 @@ def print_comparison(folder: Path, device: str | None) -> None:
             if pair is not None:
                 rounds = "all" if what == "peak" else str(len(pair.measured))
                 table.add_row(
-                    str(twin.partition), twin.profile.name, what, rounds,
+                    twin.name, twin.profile.name, what, rounds,
                     form(statistics.median(pair.predicted)),
                     form(statistics.median(pair.measured)),
                     f"{pair.ratio:.2f}",

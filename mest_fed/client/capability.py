@@ -9,6 +9,7 @@ import torch
 from flwr.app import ConfigRecord, Context, RecordDict
 
 from mest_fed.data import find_source
+from mest_fed.data.minibatches import scale_fault
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.memory import Plan, read_plan
 from mest_fed.memory.activations import segments_of
@@ -282,6 +283,12 @@ def capability_of(task: Task, context: Context) -> Capability:
     budget = budget_of(task, context, device)
     plan = plan_of(task, context, budget, device)
     return Capability(partition, device, budget, plan, measured_elsewhere(context))
+
+
+def warn_of_scale(task: Task, context: Context) -> None:
+    """Log a warning if the node's own examples are far from the scale of the run's."""
+    if _has_own_data(context) and (fault := scale_fault(task.data.train.examples)) is not None:
+        log.warning("data (of this node): %s", fault)
 
 
 def too_few_nodes(task: Task, context: Context) -> str | None:

@@ -8,6 +8,7 @@ from mest_fed.client.capability import (
     capability_record,
     task_of_node,
     too_few_nodes,
+    warn_of_scale,
 )
 from mest_fed.client.downloads import downloads_of
 from mest_fed.client.kernels import client_choices
@@ -33,6 +34,7 @@ def query(message: Message, context: Context) -> Message:
     if (reason := too_few_nodes(task, context)) is not None:
         # Not raised: Flower's engine would log a traceback of each node.
         return Message(Error(RAISED, reason), reply_to=message)
+    warn_of_scale(task, context)
     return Message(capability_record(task, capability_of(task, context)), reply_to=message)
 
 

@@ -61,7 +61,8 @@ class RunSection(Section):
     rounds: Annotated[Positive, Field(le=MOST_ROUNDS)] = 10
     """Rounds of the run; ``server.stop_when`` can end it earlier."""
     checkpoint_every: Positive = 10
-    """Rounds between checkpoints; one is also written at the end and on Ctrl-C."""
+    """Rounds between checkpoints; one is also written at the end and on Ctrl-C. A run of real
+    devices writes one after each round, and keeps the last two beside one in so many rounds."""
 
 
 class ServerSection(Section):

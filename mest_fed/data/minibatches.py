@@ -94,6 +94,42 @@ class Examples:
         return result
 
 
+#: Numbers of a sample that tells the scale; what its mean and deviation may be after normalising,
+#: since one device's examples are no fair sample of the run's.
+_SAMPLE, _MOST_MEAN, _DEVIATIONS = 100_000, 4.0, (0.1, 8.0)
+
+
+def scale_fault(examples: Examples) -> str | None:
+    """Say that examples are far from the scale of those that a run's statistics are of.
+
+    Parameters
+    ----------
+    examples : Examples
+        A device's own, with the run's statistics.
+
+    Returns
+    -------
+    str or None
+        One line; None if the scale is as it should be, or the run's statistics do not tell.
+    """
+    told = any(each != 0 for each in examples.mean) or any(each != 1 for each in examples.std)
+    if not told or not len(examples.inputs):
+        return None
+    count = min(64, max(1, _SAMPLE // max(1, examples.inputs[0].size)))
+    sample = examples.inputs[:: max(1, len(examples.inputs) // count)][:count]
+    values = examples.normalised(sample)
+    mean, deviation = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+    if abs(mean) <= _MOST_MEAN and _DEVIATIONS[0] <= deviation <= _DEVIATIONS[1]:
+        return None
+    allowed = "uint8 from 0 to 255" if sample.dtype == np.uint8 else "values as the run's data have"
+    return (
+        f"the examples' scale is far from the run's: inputs are {sample.dtype} from "
+        f"{sample.min():.4g} to {sample.max():.4g}, which the run's mean and deviation make into "
+        f"values of mean {mean:.3g} and deviation {deviation:.3g}; expected: about 0 and 1, of "
+        f"{allowed}"
+    )
+
+
 class Minibatches:
     """Minibatches of some examples; each iteration is one epoch.
 

@@ -12,6 +12,8 @@ VERSION = 1
 LEAST_CHUNK, LARGEST_CHUNK = 1 << 10, 1 << 20
 #: Without TLS, on one machine, a node says its name in this header of each call.
 NODE_HEADER = "mest-node"
+#: The server's own refusals have this header; others are of gRPC, or of another server.
+SAID_HEADER = "mest-said"
 SESSION_BYTES, DIGEST_BYTES = 16, 32
 LONGEST_ID, LONGEST_REASON, LONGEST_TOML, LARGEST_SCALARS = 64, 300, 16 << 10, 1 << 20
 LONGEST_TOKEN, LONGEST_REQUEST, LONGEST_RUN = 256, 8 << 10, 1 << 20

@@ -19,6 +19,7 @@ from mest_fed.run_rows.row import Row
 from mest_fed.schema import LOSS, in_words
 from mest_fed.server.deployed import DeployedRun
 from mest_fed.server.exchange import DeviceGrid
+from mest_fed.server.flower_internals import own_lines, plain_console
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.modes import build_strategy
 from mest_fed.server.rows import RoundObserver, RoundRecord, finite_only
@@ -121,6 +122,8 @@ def log_round(row: Row, primary: Metric) -> None:
     """Log a round in one line: metrics, how its tasks ended, and the time since the run began."""
     judged = [primary] if primary == LOSS else [primary, LOSS]
     metrics = [f"{each.name} {each.format(row['metrics'].get(each.name))}" for each in judged]
+    if (spread := row["client_metrics"].get(primary.name)) is not None:
+        metrics.append(f"on devices' own examples {primary.format(spread['mean'])}")
     log.info(
         "round %d: %s, density %.4f; tasks: %s; %s up, %s down; %s",
         row["round"],
@@ -157,6 +160,8 @@ def build_server_app(
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
+        if prepare is None:
+            plain_console()
         log.info("mest-fed %s from %s", mest_fed.__version__, mest_fed.__file__)
         task = PROCESS_TASKS.get(context.run_config)
         with own_errors(task.config):
@@ -200,7 +205,7 @@ def _run(
 ) -> None:
     evaluation = CentralEvaluation(task, strategy, observer)
     done = strategy.progress.stopped or strategy.first_round >= task.config.run.rounds
-    with suppress(Stopped):  # server.stop_when: the run ends before its last round
+    with own_lines(), suppress(Stopped):  # server.stop_when: the run ends before its last round
         strategy.start(
             grid=grid,
             initial_arrays=strategy.arrays(),

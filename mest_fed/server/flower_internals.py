@@ -8,7 +8,8 @@ import copy
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from logging import StreamHandler
+from logging import WARNING, LogRecord, StreamHandler
+from os import environ
 from typing import Any
 
 from click import ClickException
@@ -25,7 +26,7 @@ from flwr.app import (
 from flwr.app.message import make_message
 from flwr.common.config import flatten_dict, parse_config_args
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
-from flwr.common.logger import console_handler
+from flwr.common.logger import FLOWER_LOGGER, console_handler
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import Grid, ServerApp
@@ -51,7 +52,9 @@ __all__ = [
     "empty_run",
     "error_reply",
     "flat_config",
+    "own_lines",
     "parse_overrides",
+    "plain_console",
     "rebuild_message",
     "recorded_results",
     "set_message_id",
@@ -63,6 +66,29 @@ FLOWER_CONSOLE: StreamHandler[Any] = console_handler
 APP_RAISED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 WORKER_DIED: int = ErrorCode.CLIENT_APP_CRASHED
 NODE_UNAVAILABLE: int = ErrorCode.NODE_UNAVAILABLE
+
+
+def plain_console() -> None:
+    """Have Flower's console write no codes of colours where its stream is no terminal."""
+    console_handler.colored = console_handler.stream.isatty() and not environ.get("NO_COLOR")
+
+
+@contextmanager
+def own_lines() -> Iterator[None]:
+    """Leave out what Flower's loop over rounds says of itself.
+
+    A strategy of ours says all of it in lines of its own. Flower counts rounds from 1 where a run
+    goes on, and writes its whole history out at the end. Warnings stay.
+    """
+
+    def is_told(record: LogRecord) -> bool:
+        return record.levelno >= WARNING
+
+    FLOWER_LOGGER.addFilter(is_told)  # not of loggers below it, such as ours
+    try:
+        yield
+    finally:
+        FLOWER_LOGGER.removeFilter(is_told)
 
 
 def empty_run(run_id: int) -> Run:

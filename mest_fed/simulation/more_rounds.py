@@ -6,7 +6,7 @@ from typing import Any
 
 from mest_fed.config import RunConfig, from_flat, to_flat, to_toml
 from mest_fed.errors import InputError
-from mest_fed.server.checkpoint import whole
+from mest_fed.server.checkpoint import checkpoint_of_run, load_newest, whole
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.server.seal import is_sealed_config, read_seal, with_config
 from mest_fed.simulation.checkpoint import Snapshot
@@ -29,6 +29,36 @@ class NewPlan:
     """
 
     config: RunConfig
+
+    @classmethod
+    def of(
+        cls, config: RunConfig, folder: RunFolder, more: int
+    ) -> "tuple[NewPlan | None, Snapshot]":
+        """Plan more rounds for the run in a folder; return the checkpoint that is to say so, too.
+
+        There is no plan where nothing is new; one may be that a process died before it was written.
+
+        Parameters
+        ----------
+        config : RunConfig
+            As the folder has it.
+        folder : RunFolder
+            Of the run.
+        more : int
+            Rounds beyond those that it was planned for; may be 0.
+
+        Raises
+        ------
+        InputError
+            If its checkpoint is not whole or not of this run, or as :func:`extended` does.
+        """
+        snapshot = Snapshot(*load_newest(folder.checkpoints))
+        with checkpoint_of_run():
+            before, seal = planned(config, snapshot.facts), read_seal(snapshot.facts)
+        folder.check_seal(seal, config_known=before is not None)
+        if not more:
+            return before, snapshot
+        return extended(config if before is None else before.config, snapshot, more), snapshot
 
     def write(self, folder: RunFolder, snapshot: Snapshot) -> None:
         """Have a folder and its checkpoint say so; what the run left at its end is removed."""

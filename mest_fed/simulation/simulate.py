@@ -16,7 +16,6 @@ from mest_fed.errors import InputError
 from mest_fed.kernels.table import Table
 from mest_fed.memory import Plan
 from mest_fed.process_tasks import PROCESS_TASKS
-from mest_fed.server.checkpoint import checkpoint_of_run, load_newest
 from mest_fed.server.folder_names import CLIENTS, LABELS, LOG, PROVENANCE, ROUNDS
 from mest_fed.server.modes import check_mode
 from mest_fed.server.run_folder import RunFolder
@@ -24,13 +23,13 @@ from mest_fed.server.run_log import RUN_LOG, RunLog, logged
 from mest_fed.server.strategy import MestStrategy
 from mest_fed.server.summary import RunLogs, build_summary
 from mest_fed.simulation.behaviour.clock import check_cohort, check_deadline, trace_of
-from mest_fed.simulation.checkpoint import RunFacts, Snapshot
+from mest_fed.simulation.checkpoint import RunFacts
 from mest_fed.simulation.client_state import DiskStates, VersionedStates
 from mest_fed.simulation.engine.executor import make_executor
 from mest_fed.simulation.fitted_plans import fitted, over_budget, refit
 from mest_fed.simulation.fleet import Fleet, SharedData, TaskSetup, run_kernels
 from mest_fed.simulation.label_counts import label_counts
-from mest_fed.simulation.more_rounds import NewPlan, extended, planned
+from mest_fed.simulation.more_rounds import NewPlan
 from mest_fed.simulation.peak_measurement import Peaks
 from mest_fed.simulation.provenance import provenance_of
 from mest_fed.simulation.rounds import OpenedRun, RunningRounds
@@ -117,11 +116,12 @@ class Simulation(OpenedRun):
                 )
             # All of this can fail, so the folder is left alone until it has not.
             if workers:
-                tell.phase(f"starting Ray with {number_of(workers, 'worker')}")
+                # Both take the same cores: what the first phase takes is of both.
+                beside = f", and {_measuring(measured.pending)}" if measured.pending else ""
+                tell.phase(f"starting Ray with {number_of(workers, 'worker')}{beside}")
             executor.ensure_ready()
             if measured.pending:
-                plans = number_of(measured.pending, "plan")
-                tell.phase(f"measuring the memory of {plans}, each for the first time here")
+                tell.phase(_measuring(measured.pending))
             peaks = measured.wait()
             if facts is None:  # a resumed run has its plans
                 fleet, peaks = self._fit(task, fleet, measured), measured.wait()
@@ -195,6 +195,10 @@ class Simulation(OpenedRun):
         self.folder.write_summary(summary)
         if summary.warning:
             getLogger(RUN_LOG).warning("%s", summary.warning)
+
+
+def _measuring(count: int) -> str:
+    return f"measuring the memory of {number_of(count, 'plan')}, each for the first time here"
 
 
 def open_run(
@@ -276,15 +280,9 @@ def open_run(
 def _reopened(preset: str, folder: RunFolder, more: int, observer: Observers) -> Simulation:
     """Prepare to go on with the run in a folder."""
     config = folder.reopen(finished=more > 0)
-    snapshot = Snapshot(*load_newest(folder.checkpoints))
-    facts = RunFacts.read(snapshot.facts)
-    with checkpoint_of_run():
-        plan = planned(config, snapshot.facts)
-    folder.check_seal(facts.seal, config_known=plan is not None)
+    plan, snapshot = NewPlan.of(config, folder, more)
+    RunFacts.read(snapshot.facts)  # what is wrong with them is found before anything is begun
     config = config if plan is None else plan.config
-    if more:
-        plan = extended(config, snapshot, more)
-        config = plan.config
     simulation = Simulation(preset, config, folder, snapshot, observer, plan)
     if more:
         simulation.task.try_out()  # a user's own schedule at other moments of progress

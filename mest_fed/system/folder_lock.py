@@ -1,5 +1,6 @@
 """A folder that one process at a time uses: the one of a run, or of its clients' states."""
 
+import errno
 import os
 import socket
 from pathlib import Path
@@ -8,12 +9,16 @@ from filelock import FileLock, Timeout
 
 from mest_fed.errors import InputError
 
+#: What a file system without locks says.
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
 #: What a held folder has in it; the second stays, and says who held the folder last.
 LOCK, OWNER = "lock", "owner"
 
 
 class FolderLock:
     """Holds a folder for this process until :meth:`release`; the end of the process releases it.
+
+    Where the file system has no locks, as some of the network, nothing is held.
 
     Parameters
     ----------
@@ -31,7 +36,7 @@ class FolderLock:
         self._lock = FileLock(folder / LOCK, thread_local=False)
         owner = folder / OWNER
         try:
-            self._lock.acquire(timeout=0)
+            _acquire(self._lock)
         except Timeout:
             raise InputError(f"{folder} is in use by another run{_who(owner)}") from None
         owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
@@ -47,11 +52,20 @@ def is_held(folder: Path) -> bool:
         return False
     lock = FileLock(folder / LOCK, thread_local=False)
     try:
-        lock.acquire(timeout=0)
+        _acquire(lock)
     except Timeout:
         return True
     lock.release()
     return False
+
+
+def _acquire(lock: FileLock) -> None:
+    """Acquire a lock; do without one where the file system has none."""
+    try:
+        lock.acquire(timeout=0)
+    except OSError as error:  # Timeout is one, too
+        if error.errno not in _WITHOUT_LOCKS:
+            raise
 
 
 def _who(owner: Path) -> str:

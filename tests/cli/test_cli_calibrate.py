@@ -124,3 +124,6 @@ def test_the_command_gives_the_measuring_what_was_asked(monkeypatch, tmp_path):
     assert (wanted.out, wanted.like, wanted.threads) == (Path("b.toml"), "rpi-4", 2)
     assert (wanted.server, wanted.title) == ("a:1", "T")
     assert (wanted.repeats, wanted.least) == measuring.QUICK
+    assert not wanted.force
+    command.calibrate(Path("b.toml"), force=True)
+    assert (asked[1].threads, asked[1].force) == (1, True)

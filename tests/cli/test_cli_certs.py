@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -23,6 +24,7 @@ from mest_fed import cli
 from mest_fed.cli.certificate_folder import add_node, hosts_of, make_authority
 from mest_fed.cli.superlink import Link
 from mest_fed.link import certificates
+from mest_fed.link.node.command import parser
 from mest_fed.link.tokens import redeem_token
 
 FILES = {"authority.pem", "authority.key", "server.pem", "server.key"}
@@ -312,3 +314,22 @@ def test_an_authority_that_has_expired(does, fails, monkeypatch, tmp_path):
 def test_a_file_that_is_no_certificate(fails, tls, name):
     (tls / name).write_text("nonsense")
     assert f"tls/{name} is not a certificate in PEM" in fails("certs", "show", "tls")
+
+
+def test_new_and_node_say_what_comes_next_for_lean_nodes_and_for_flowers(does):
+    new, _ = does("new", "tls", "--host", "192.168.1.10")
+    node, _ = does("node", "tls", "pi-1")
+    link, enrolment = "192.168.1.10:9443", "192.168.1.10:9444"
+    enrols, copied = map(lean_options, (new, node))
+    assert (enrols.link, enrols.enrol, enrols.token) == (link, enrolment, "TOKEN")
+    assert enrols.authority == "authority.pem"
+    assert (copied.link, copied.certificates, copied.enrol) == (link, ".", None)
+    assert "mest-fed server --certificates tls --enrol 0.0.0.0:9444" in new
+    assert "mest-fed certs token tls\n" in new
+    assert "flower-superlink --host" in new
+    assert "flwr supernode register" in node
+
+
+def lean_options(text):
+    (line,) = (each for each in text.splitlines() if each.startswith("mest-fed node "))
+    return parser().parse_args(shlex.split(line)[2:])

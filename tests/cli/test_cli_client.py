@@ -142,7 +142,9 @@ def test_what_does_not_fit_is_refused_before_it_connects(fails, machine, monkeyp
     for part in ("has 537 MB", "system takes 110 MB", "torch 480 MB", "(measured on this machine)"):
         assert part in line
     # 95% of 426.87 MB are 405.53 MB.
-    assert "74.5 MB are lacking before training begins: the budget of 48 MB does not fit" in line
+    assert (
+        "74.5 MB are lacking before training begins, and the budget of 48 MB does not fit" in line
+    )
     assert "Allowed: a --device with more memory, or --memory-limit BYTES if" in line
     line = fails(*insecure("--budget", "351MB", device="rpi-3b-plus"))
     # 95% of 873.74 MB are 830.05 MB.
@@ -224,7 +226,7 @@ def test_with_a_budget(starts):
     out, started, *_ = starts(*insecure("--budget", "24MB", "--port", "1"))
     assert "memory limit: none" in out
     assert "budget: 24 MB for training (--budget); only the plan keeps within it" in out
-    assert "1.28 GB are left for training: the budget of 24 MB fits." in out.splitlines()[-1]
+    assert "1.28 GB are left for training, and the budget of 24 MB fits." in out.splitlines()[-1]
     assert node_config(started) == {"partition-id": 0, "device": "rpi-4", "budget": 24 * MB}
     assert started[started.index("--port") + 1] == "1"
 

@@ -90,7 +90,7 @@ def test_devices(says):
     assert "modelled dense GFLOP/s" in heading
 
 
-@pytest.mark.parametrize(("width", "last"), [(60, "GFLOP/s"), (80, "down"), (140, "device")])
+@pytest.mark.parametrize(("width", "last"), [(60, "GFLOP/s"), (80, "watts"), (150, "device")])
 def test_devices_on_a_screen(width, last):
     profiles = [load_profile(name) for name in profile_names()]
     console = Console(width=width, file=io.StringIO())

@@ -30,8 +30,22 @@ def test_by_hand():
     small = DeviceRoom(replace(BOARD, memory_bytes=600 * MB), 1, BASELINE)
     assert (small.left, small.fits, small.short()) == (-120 * MB, False, "none")
     assert (
-        "120 MB are lacking before training begins: the budget of 1 B does not" in small.in_words()
+        "120 MB are lacking before training begins, and the budget of 1 B does not fit"
+        in small.in_words()
     )
+
+
+def test_a_lean_node_fits_where_flowers_does_not():
+    zero = load_profile("rpi-zero-2w")
+    room = DeviceRoom(zero, zero.budget_bytes)
+    assert not room.fits
+    assert room.as_table()["lean"]["fits"]
+    assert "A lean node (mest-fed node) takes 61.8 MB" in room.in_words()
+    assert "344 MB are left for training, and the budget of 48 MB fits." in room.in_words()
+    sources = {**zero.sources, "node_bytes": "measured: here"}
+    own = DeviceRoom(replace(zero, node_bytes=400 * MB, sources=sources), 50 * MB)
+    assert "takes 400 MB (measured): " in own.in_words()
+    assert own.as_table()["lean"]["fits"] is False
 
 
 def test_a_device_whose_system_is_not_known():
@@ -46,7 +60,9 @@ def test_built_in_boards_but_the_smallest_hold_their_budget():
     rooms = {each.name: DeviceRoom(each, each.budget_bytes) for each in profiles}
     assert {name for name, room in rooms.items() if not room.fits} == {"rpi-zero-2w"}
     assert rooms["rpi-zero-2w"].left < 0
-    assert "simulations alone" in rooms["rpi-zero-2w"].profile.sources["budget_bytes"]
+    assert (
+        "simulations and lean nodes alone" in rooms["rpi-zero-2w"].profile.sources["budget_bytes"]
+    )
 
 
 @pytest.mark.soak
@@ -76,8 +92,11 @@ def test_devices_plan_and_client_say_the_same(says, fails, monkeypatch, name):
 def test_the_list_says_what_is_left(says):
     heading, *lines = [line.split("\t") for line in says("devices").splitlines()]
     left = {line[0]: line[heading.index("node leaves")] for line in lines}
+    lean = {line[0]: line[heading.index("lean leaves")] for line in lines}
     # 95% of 1847.48 MB less 637.7 MB are 1117.4 MB.
     assert (left["rpi-4"], left["rpi-zero-2w"], left["phone-low"]) == ("1.12 GB", "none", "?")
+    # 95% of 426.9 MB less 61.8 MB are 343.7 MB.
+    assert (lean["rpi-zero-2w"], lean["phone-low"]) == ("344 MB", "?")
 
 
 def test_the_record_is_what_was_measured():

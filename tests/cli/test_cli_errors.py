@@ -43,7 +43,7 @@ def setting(text):
         (("simulate", "--config", "none.toml"), ["no such file: none.toml"]),
         (("simulate", "none.toml"), ["no such file: none.toml"]),
         (("simulate", "a.toml", "--config", "b.toml"), ["CONFIG.toml and --config"]),
-        (("simulate", "--out="), ["--out '' is not allowed"]),
+        (("simulate", "--out="), ["--out = '' is not allowed"]),
         (("simulate", "--rounds", "3"), ["--rounds 3 is for --resume", "--set run.rounds=3"]),
         (("simulate", "--workers", "99999999"), ["--workers = 99999999", "0 to 4096"]),
         (setting("fleet.devices=99999999999"), ["fleet.devices = 99999999999"]),
@@ -165,7 +165,7 @@ def test_what_goes_wrong_later_has_another_status(fails, monkeypatch):
         (("simulate", "--nothing"), "No such option"),
         (("simulate", "--workers", "many"), "'many' is not a valid int"),
         (("simulate", "--client-timeout", "nan"), "a number from 1"),
-        (("simulate", "--out", ""), "--out '' is not allowed"),
+        (("simulate", "--out", ""), "--out = '' is not allowed"),
         (("plan", "--model", "resnet8", "--image", "3x100000x100000"), "at most 10,000,000"),
         (("plan", "--classes", "100000000"), "100000000 is not in the range"),
         (("simulate", "--set", "run.rounds=true"), "run.rounds = True is not allowed"),
@@ -231,3 +231,46 @@ def test_where_the_library_alone_is_installed_a_line_names_the_extra(monkeypatch
     said = capsys.readouterr()
     assert (stop.value.code, said.out, said.err.count("\n")) == (WRONG_INPUT, "", 1)
     assert "'mest-fed[simulation]'" in said.err
+
+
+_PROBE = (
+    "import sys; from mest_fed import cli\n"
+    "try: cli.main()\n"
+    "except SystemExit as ended: print(ended.code)\n"
+    "print(sorted({'torch', 'flwr', 'ray', 'matplotlib', 'grpc'} & set(sys.modules)))"
+)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("simulate", "--set", "run.round=3"),
+        ("simulate", "bad.toml"),
+        ("study", "bad.toml"),
+        ("plan", "--set", "run.round=3"),
+        ("plan", "--model", "nothing"),
+        ("program", "resnet8", "--set", "run.round=3"),
+        ("server", "--insecure", "--listen", "127.0.0.1:0", "--set", "run.rounds=x"),
+    ],
+)
+def test_what_is_wrong_is_said_before_libraries_are_loaded(tmp_path, command):
+    (tmp_path / "bad.toml").write_text("[run]\nround = 3\n", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", _PROBE, *command],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "2\n[]\n"
+    assert done.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize("width", [50, 60, 80, 100, 130])
+def test_help_is_whole_at_any_width(says, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    for command in ("simulate", "run", "server", "calibrate"):
+        text = says(command, "--help")
+        assert "\N{HORIZONTAL ELLIPSIS}" not in text
+        assert max(map(len, text.splitlines())) <= width
+        assert "\\[" not in text
+    words = " ".join(says("simulate", "--help").split())
+    assert "or the run diverged: the loss of the model" in words
+    assert "--client-timeout" in words

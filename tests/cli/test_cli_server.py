@@ -13,11 +13,26 @@ LOOPBACK = ("--insecure", "--listen", "127.0.0.1:0")
     ("arguments", "expected"),
     [
         (("server",), ["needs --certificates FOLDER (mest-fed certs new)", "--insecure"]),
-        (("server", "--insecure", "--certificates", "tls"), ["--insecure is without certificates"]),
+        (
+            ("server", "--insecure", "--certificates", "tls"),
+            ["--certificates = 'tls'", "beside --insecure"],
+        ),
+        (
+            ("server", "--insecure", "--enrol", "127.0.0.1:1"),
+            ["--enrol = '127.0.0.1:1' is not allowed beside --insecure", "allowed: --insecure al"],
+        ),
         (("server", "--insecure"), ["--listen = '0.0.0.0:9443'", "allowed: loopback addresses"]),
         (("server", "--insecure", "--listen", "here"), ["--listen = 'here'", "HOST:PORT"]),
         (("server", "--certificates", "tls", "--enrol", "9444"), ["--enrol = '9444'", "HOST:PORT"]),
         (("server", *LOOPBACK, "--resume"), ["--resume needs --out"]),
+        (
+            ("server", *LOOPBACK, "--rounds", "2"),
+            ["--rounds 2 is for --resume --out FOLDER alone", "--set run.rounds=2"],
+        ),
+        (
+            ("server", *LOOPBACK, "--rounds", "2", "--resume", "--out", "none"),
+            ["--resume: no run in none"],
+        ),
         (
             ("server", *LOOPBACK, "--set", "deployment.link='127.0.0.1:1'"),
             ["deployment.link = '127.0.0.1:1' is for flwr run; allowed: --listen"],
@@ -46,6 +61,13 @@ LOOPBACK = ("--insecure", "--listen", "127.0.0.1:0")
 def test_wrong_input(fails, arguments, expected):
     text = fails(*arguments)
     assert [part for part in expected if part not in text] == [], text
+
+
+def test_a_run_that_is_over_says_how_it_gets_more_rounds(fails, tmp_path):
+    (tmp_path / "config.toml").touch()
+    (tmp_path / "summary.json").touch()
+    text = fails("server", *LOOPBACK, "--resume", "--out", str(tmp_path))
+    assert "is finished (summary.json exists); --rounds N adds rounds" in text
 
 
 def test_a_folder_that_holds_a_run_is_refused_in_the_commands_own_words(fails, tmp_path):

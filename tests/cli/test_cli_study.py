@@ -209,6 +209,20 @@ def test_an_interruption_says_how_to_go_on(tmp_path):
     assert any((folder / "runs" / "seed=1" / "checkpoints").iterdir())
 
 
+@pytest.mark.soak
+@pytest.mark.slow
+def test_an_interruption_leaves_the_page_of_what_is_done(tmp_path):
+    file, folder = write_study(tmp_path, '[axes]\n"run.rounds" = [2, 400]\n'), tmp_path / "s"
+    process = begin(file, "--out", folder)
+    wait_for(lambda: rounds_done(folder, "rounds=400") > 3, process)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == INTERRUPTED, err
+    assert f"page of what is done: {folder / 'study.html'}\n" in err
+    assert [row["cell"] for row in csv.DictReader(io.StringIO(out), delimiter="\t")] == ["rounds=2"]
+    assert [row["status"] for row in rows_of(folder)] == ["done", "interrupted"]
+
+
 @pytest.mark.slow
 def test_a_cell_that_fails_is_said_and_the_others_go_on(tmp_path):
     axes = '[axes]\nbudget = ["1B", "30MB"]\nmethod = ["static"]\n'

@@ -1,5 +1,7 @@
 """Capability: which device a client is, what it may use, and what it tells the server."""
 
+import logging
+
 import numpy as np
 import pytest
 from client_parts import NODE_ID, context_of, instruction, small_config, start_of, task_of
@@ -64,6 +66,18 @@ def test_a_node_with_examples_of_its_own_needs_no_partition(tmp_path):
     assert (told["examples"], told["held-out"]) == (27, 3)
     reply = app(instruction(CONFIG, start_of(CONFIG)), context)
     assert reply.content["metrics"]["presented"] == 27
+
+
+def test_examples_of_another_scale_are_warned_of_when_the_server_asks(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "flwr")
+    wrong = np.random.default_rng(2).integers(0, 3, (30, 1, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "dark.npz", images=wrong, labels=np.arange(30) % 10)
+    for place, warned in ((own_file(tmp_path), False), (str(tmp_path / "dark.npz"), True)):
+        context = context_of(CONFIG, data=place, device="rpi-4")
+        del context.node_config["partition-id"]
+        caplog.clear()
+        assert not app(Message(RecordDict(), NODE_ID, "query"), context).has_error()
+        assert ("scale is far from the run's" in caplog.text) == warned
 
 
 def test_the_runs_data_set_elsewhere():

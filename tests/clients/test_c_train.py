@@ -141,7 +141,30 @@ def test_a_wrong_file_is_one_line(tmp_path, file, data, error):
     said = run(c_program("mest_train"), *files, 1, RATE, 4, tmp_path / "out")
     assert said.returncode == 2
     assert error in said.stderr
+    assert said.stderr.startswith(f"error: {tmp_path / file}: ")
     assert said.stderr.count("\n") == 1
+
+
+def test_a_result_that_cannot_be_written_is_found_before_training(tmp_path):
+    case = Case(tmp_path, linear_program(), linear_weights())
+    case.train(np.zeros((4, 3), np.float32), np.zeros(4, np.int64), 1, 4)
+    assert f"trained weights: {tmp_path / 'trained.arrays'}" in case.said
+    names = ("step.program", "weights.arrays", "examples.arrays")
+    files = [tmp_path / name for name in names]
+    place = tmp_path / "none" / "out.arrays"
+    said = run(c_program("mest_train"), *files, 1, RATE, 4, place)
+    assert said.returncode == 2
+    assert said.stderr == f"error: {place}: cannot be written: No such file or directory\n"
+    assert said.stdout == ""
+    # What is there stays as it is where training cannot begin, and nothing comes to be.
+    kept, new = tmp_path / "kept.arrays", tmp_path / "new.arrays"
+    kept.write_bytes(b"kept")
+    for each in (kept, new):
+        said = run(c_program("mest_train"), tmp_path / "absent", *files[1:], 1, RATE, 4, each)
+        assert said.returncode == 2
+        assert said.stderr == f"error: {tmp_path / 'absent'}: No such file or directory\n"
+    assert kept.read_bytes() == b"kept"
+    assert not new.exists()
 
 
 def test_a_batch_that_is_no_whole_group_is_one_line(tmp_path):

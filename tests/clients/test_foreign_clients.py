@@ -1,6 +1,7 @@
 """The conformance series: a client of generated code meets all of it, a poor one does not."""
 
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -100,3 +101,14 @@ def test_a_poor_client_is_found_out(generated, tmp_path, right, wrong, requireme
     unmet = [it for it in said.splitlines() if it.startswith("NOT MET")]
     assert any(requirement in it for it in unmet), said
     assert server.returncode == 1
+
+
+def test_a_port_that_is_taken_is_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, str(FOLDER / "server.py"), "--port", str(port)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: --port {port}: Address already in use")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mest_fed.data import ArrayData, Batches, crop_flip
+from mest_fed.data.minibatches import Examples, scale_fault
 from mest_fed.errors import InputError
 from mest_fed.rng import numpy_generator, torch_generator
 
@@ -162,3 +163,30 @@ def test_shifts_and_flips_are_evenly_drawn():
         (1, 2, 3)
     )
     assert 0.4 < left_heavy.float().mean() < 0.6
+
+
+STANDARD = np.random.default_rng(0).normal(0.3, 0.38, (200, 1, 8, 8)).clip(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "far"),
+    [
+        (STANDARD.astype(np.float32), False),
+        ((255 * STANDARD).astype(np.uint8), False),
+        ((255 * STANDARD).astype(np.float32), True),
+        ((16 * STANDARD).astype(np.uint8), True),
+        (np.full((3, 1, 8, 8), 9.0, np.float32), True),
+        (STANDARD[:0].astype(np.float32), False),
+    ],
+)
+def test_examples_of_another_scale_than_the_runs_are_found(inputs, far):
+    targets = np.zeros(len(inputs), np.int64)
+    known = Examples(inputs, targets, (0.3,), (0.38,))
+    fault = scale_fault(known)
+    assert (fault is not None) == far, fault
+    if far:
+        assert f"inputs are {inputs.dtype} from " in fault
+        assert "expected: about 0 and 1" in fault
+    # A run that normalises by nothing does not tell its scale.
+    assert scale_fault(Examples(inputs, targets, (0.0,), (1.0,))) is None
+    assert scale_fault(Examples(inputs, targets)) is None

@@ -80,7 +80,7 @@ def test_a_batch_of_one_group_counts_for_one_thread_alone():
 
 def calibration(**changes):
     samples = samples_of(BOARD)
-    speeds = [Measured(count, fit_rates(samples, count), samples) for count in (1, 4)]
+    speeds = [Measured(count, fit_rates(samples, count), samples) for count in (4, 1)]
     found = Calibration("Raspberry Pi 4 Model B Rev 1.4", "2026-12-01", speeds, PythonSpeed(0.0268))
     return replace(found, **changes)
 
@@ -89,7 +89,7 @@ def test_what_is_not_measured_is_the_bases(tmp_path):
     base = load_profile("rpi-4")
     found = calibration().profile("my-board", base)
     assert found.title == "Raspberry Pi 4 Model B Rev 1.4"
-    assert found.sources["flops"].startswith("measured: fit to 11 compiled steps on Raspberry Pi 4")
+    assert found.sources["flops"].startswith("measured: fit to 10 compiled steps on Raspberry Pi 4")
     assert "one thread: dense 8" in found.sources["flops"]
     assert found.flops["channel"] == pytest.approx(0.8 * found.flops["dense"], rel=0.001)
     for key in ("memory_bytes", "download_rate", "idle_watts", "availability", "system_bytes"):
@@ -246,16 +246,49 @@ def test_a_device_is_calibrated_without_torch(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("profile: here.toml\n[]\n")
+    assert "the profile has the rates of one thread, as of mest-fed node --threads 1" in done.stdout
     found = load_profile(str(tmp_path / "here.toml"))
     assert found.flops["dense"] > found.flops["unstructured"] > 1e8
     assert 0.01 < found.core_speed < 50
     assert found.node_bytes > 10**7
 
 
+def test_the_fastest_number_of_threads_is_told_and_a_slower_one_is_warned_of(capsys):
+    samples = samples_of(BOARD)
+    slow = [replace(it, seconds=3 * it.seconds, examples=2 * it.examples) for it in samples]
+    own = Measured(2, fit_rates(slow, 2), tuple(slow))
+    one = Measured(1, fit_rates(samples), samples)
+    assert own.slowness(one) == pytest.approx(1.5)
+    command._print_fastest([own, one])
+    out, err = capsys.readouterr()
+    assert "fastest: one thread" in out
+    assert "the profile has the rates of 2 threads" in out
+    assert "with 2 threads an example takes 1.50 times as long as with one thread" in err
+    command._print_fastest([one, own])
+    assert capsys.readouterr().err == ""
+
+
+def test_the_step_that_was_not_fitted_is_told_of():
+    samples = [it if it.case.spreads else replace(it, seconds=9 * it.seconds)
+               for it in samples_of(BOARD)]  # fmt: skip
+    measured = Measured(4, fit_rates(samples, 4), tuple(samples))
+    assert measured.worst < 1.1
+    assert measured.worst_beside == pytest.approx(9, rel=0.05)
+    assert Measured(1, fit_rates(samples), tuple(samples)).worst_beside is None
+    text = calibration(speeds=[measured]).profile("b", load_profile("rpi-4")).sources["flops"]
+    assert "fit to 10 compiled steps" in text
+    assert (
+        f"batches of one group, which have one thread, within {measured.worst_beside:.2f}" in text
+    )
+
+
 def test_wrong_options_are_one_line(tmp_path, capsys):
+    there = tmp_path / "there.toml"
+    there.touch()
     for options, line in (
         (["--out", str(tmp_path / "x.txt")], "ends in .toml"),
         (["--out", str(tmp_path / "no" / "x.toml")], "in a folder that exists"),
+        (["--out", str(there)], "there.toml is there already; allowed: --force"),
         (["--threads", "9999"], "--threads = 9999 is not allowed"),
         (["--like", "toaster"], "device profile = 'toaster' is not allowed"),
         (["--server", "x"], "--server = 'x' is not allowed"),

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
-from link_parts import Authority, key_pem, node, serve
+from link_parts import SOON, Authority, key_pem, node, serve
 
 from mest_fed.errors import InputError, RefusedError
 from mest_fed.link.node.transport import NodeTls, enrol
@@ -41,7 +41,7 @@ def ask(server, authority, token, name="pi-9", csr=None):
     request = x509.CertificateSigningRequestBuilder().subject_name(subject)
     csr = csr or request.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
     address = f"127.0.0.1:{server.enrolment_port}"
-    made = enrol(address, token, csr, name, authority=authority.pem, seconds=10.0)
+    made = enrol(address, token, csr, name, authority=authority.pem, patience=SOON)
     return NodeTls(made[0], key_pem(key), made[1])
 
 
@@ -50,7 +50,7 @@ def test_a_node_enrols_and_takes_part(server, authority):
     with node(server.port, "pi-9", tls) as link:
         link.register()
         assert [each.identity.name for each in server.nodes()] == ["pi-9"]
-    with pytest.raises(RefusedError, match="UNAUTHENTICATED"):
+    with pytest.raises(RefusedError, match="wrong, used, or old"):
         ask(server, authority, "right")
 
 
@@ -69,15 +69,15 @@ def test_wrong_tokens_are_counted_and_slowed_down(server, authority):
 
 def test_what_is_no_request_is_refused(server, authority, tokens):
     for csr, name in ((b"nonsense", "pi-9"), (b"x" * 9000, "pi-9"), (b"x", "../pi")):
-        with pytest.raises(RefusedError, match="INVALID_ARGUMENT"):
+        with pytest.raises(InputError, match=r"csr_pem is no|a request has|is no name"):
             ask(server, authority, "other", name=name, csr=csr)
     assert "other" in tokens
 
 
 def test_a_token_is_not_sent_to_another_server(server):
     address = f"127.0.0.1:{server.enrolment_port}"
-    with pytest.raises(RefusedError, match="UNAVAILABLE"):
-        enrol(address, "right", b"x", "pi-9", authority=Authority().pem, seconds=1.0)
+    with pytest.raises(InputError, match=r"the certificate of the server at .* is refused"):
+        enrol(address, "right", b"x", "pi-9", authority=Authority().pem, patience=SOON)
 
 
 def test_enrolment_needs_certificates():

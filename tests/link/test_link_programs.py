@@ -14,7 +14,7 @@ from mest_fed.link.server import programs
 
 STEP = ProgramRequest(ProgramKind.STEP, 8, (("conv1", 96),), mutates=True)
 FORWARD = ProgramRequest(ProgramKind.FORWARD, 8)
-CANNOT = "INVALID_ARGUMENT: the server cannot build this program: "
+CANNOT = "the server cannot build this program: "
 MADE = {"first": b"made"}
 
 
@@ -67,7 +67,7 @@ def test_a_server_without_programs_says_so():
     ("error", "reason"),
     [
         (RuntimeError("no kernel\nfits"), f"{CANNOT}RuntimeError: no kernel fits"),
-        (InputError("0 active granules"), "INVALID_ARGUMENT: 0 active granules"),
+        (InputError("0 active granules"), "0 active granules"),
         (SystemExit(3), f"{CANNOT}SystemExit: 3"),
         (StopIteration(), f"{CANNOT}StopIteration"),
     ],

@@ -1,9 +1,12 @@
 """A server that is killed or stopped, and goes on: its run ends as it would have ended."""
 
+import json
 import signal
 
 import pytest
 from edge_processes import Edge, config_of, free_port, simulated
+
+from mest_fed.simulation.simulate import open_run
 
 pytestmark = [pytest.mark.soak, pytest.mark.net]
 
@@ -42,6 +45,34 @@ def test_a_server_that_is_killed_repeats_its_round_and_nothing_counts_twice(tmp_
             assert line.endswith("round 3 is repeated: back from round 3 to 2")
             assert edge.log(f"node{number}").count("round 3: train in") == 2
     assert edge.summary["model_sha256"] == digest
+
+
+def test_a_finished_run_goes_on_for_more_rounds_as_its_simulation_does(tmp_path):
+    config = config_of(run={"rounds": 2})
+    simulated(config, tmp_path / "simulated")
+    open_run("tiny", None, tmp_path / "simulated", resume=True, more=2).run(0)
+    summary = json.loads((tmp_path / "simulated" / "summary.json").read_text("utf-8"))
+    with Edge(tmp_path, config) as edge:
+        edge.port = free_port()
+        edge.serve()
+        for number in range(4):
+            edge.node(number)
+        assert edge.end() == 0, edge.log("server")
+        edge.line("node0", "the run has ended")
+        edge.serve("--rounds", "2", resume=True, name="more")
+        assert edge.end() == 0, edge.log("more")
+        assert [row["round"] for row in edge.rows("rounds")] == [0, 1, 2, 3, 4]
+        assert edge.summary["model_sha256"] == summary["model_sha256"]
+        assert "dropped" not in edge.log("node0")
+        for name in ("server", "more"):
+            log = edge.log(name)
+            assert not any(each in log for each in ("\x1b[", "ROUND", "Final results", "(empty!)"))
+        assert [edge.log("more").count(f"round {number}: ") for number in (1, 2, 3, 4)] == [
+            0,
+            0,
+            1,
+            1,
+        ]
 
 
 def test_ctrl_c_ends_the_server_with_a_line_that_says_how_to_go_on(tmp_path):

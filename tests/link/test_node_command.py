@@ -4,18 +4,24 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
+import numpy as np
 import pytest
 from edge_processes import free_port
-from link_parts import QUICK, Authority, serve
+from link_parts import QUICK, Authority, node, serve
 
+from mest_fed.errors import RefusedError
 from mest_fed.link.node import command
 
 
 @pytest.fixture
-def says(capsys, monkeypatch, tmp_path):
+def says(capsys, monkeypatch, tmp_path, authority):
     """Return a function that runs the command; it returns its status and its last line."""
     monkeypatch.chdir(tmp_path)
+    Path("authority.pem").write_bytes(authority.pem)
+    np.savez("own.npz", inputs=np.zeros((2, 1)), targets=np.zeros(2, int))
     monkeypatch.setattr(command, "_Stop", lambda: lambda: True)
 
     def run(*arguments):
@@ -30,6 +36,8 @@ def says(capsys, monkeypatch, tmp_path):
 
 
 LINK = ("--link", "127.0.0.1:1", "--data", "own.npz", "--state", "state")
+ENROL = ("--token", "x", "--authority", "authority.pem", "--give-up", "0.3", "--enrol")
+OTHER = ("--state", "other", "--budget", "1MB")
 PLAIN = (*LINK, "--insecure", "--device", "rpi-4", "--give-up", "0.2")
 
 
@@ -51,8 +59,13 @@ PLAIN = (*LINK, "--insecure", "--device", "rpi-4", "--give-up", "0.2")
         ((*PLAIN, "--train-when", "sunny"), "--train-when"),
         ((*PLAIN, "--name", "a name"), "is no name"),
         ((*PLAIN, "--link", "10.0.0.1:9443"), "loopback"),
-        ((*PLAIN, "--link", "nothing"), "HOST:PORT"),
-        ((*LINK, "--insecure", "--device", "auto"), "--device"),
+        ((*PLAIN, "--link", "nothing"), "--link = 'nothing' is not allowed; allowed: HOST:PORT"),
+        ((*PLAIN, "--link", ""), "--link = '' is not allowed"),
+        ((*PLAIN, "--state", ""), "--state = '' is not allowed"),
+        ((*PLAIN, "--enrol", "x"), "--enrol = 'x' is not allowed; allowed: HOST:PORT"),
+        ((*PLAIN, "--data", ""), "--data = '' is not allowed"),
+        ((*PLAIN, "--data", "none.npz"), "--data = 'none.npz' is not allowed"),
+        ((*LINK, "--insecure", "--device", "auto"), "--device = 'auto' finds no profile"),
         ((*LINK, "--device", "rpi-4"), "no certificate"),
         ((*LINK, "--device", "rpi-4", "--enrol", "127.0.0.1:1"), "--token"),
         ((*LINK, "--device", "rpi-4", "--certificates", "none"), "cannot be read"),
@@ -87,7 +100,49 @@ def test_a_folder_of_another_process_is_refused(says, tmp_path):
 def test_a_server_that_is_gone_for_too_long_is_status_4(says):
     status, line = says(*PLAIN[:1], f"127.0.0.1:{free_port()}", *PLAIN[2:])
     assert status == 4
-    assert "UNAVAILABLE" in line
+    assert line.startswith("error: no server answers at 127.0.0.1:")
+
+
+def test_an_unknown_host_is_named(says):
+    status, line = says(*LINK[2:4], *OTHER, "--link", "none.invalid:1", *ENROL, "none.invalid:2")
+    assert status == 4
+    assert "--enrol: this machine knows no host 'none.invalid'" in line
+
+
+def test_a_server_of_enrolments_that_is_not_there_is_asked_again(says, caplog):
+    status, line = says(*LINK[:4], *OTHER, *ENROL, f"127.0.0.1:{free_port()}")
+    assert status == 4
+    assert "--enrol: no server answers at 127.0.0.1:" in line
+    assert any("next attempt in" in each.message for each in caplog.records)
+
+
+def test_a_node_without_tls_is_told_that_the_server_has_it_and_the_other_way(
+    says, authority, tmp_path
+):
+    with serve(authority.server()) as server:
+        status, line = says("--link", f"127.0.0.1:{server.port}", *PLAIN[2:])
+        assert status == 2
+        assert f"--insecure: the server at 127.0.0.1:{server.port} speaks TLS" in line
+        status, line = says(*LINK[:4], *OTHER, *ENROL, f"127.0.0.1:{server.port}")
+        assert status == 2
+        assert "demands a certificate: it is where nodes work" in line
+    with serve() as server:
+        own = ("--state", "third", "--budget", "1MB")
+        status, line = says(*LINK[:4], *own, *ENROL, f"127.0.0.1:{server.port}")
+    assert status == 2
+    assert f"the server at 127.0.0.1:{server.port} does not speak TLS" in line
+
+
+def test_the_words_are_the_servers_or_plain_ones_never_those_of_grpc(caplog):
+    with node((server := serve()).port) as link:
+        link.register()
+        threading.Timer(0.3, server.__exit__, (None, None, None)).start()
+        with pytest.raises(RefusedError, match=r"^the server at 127.0.0.1:\d+ is gone$"):
+            link._channel.insist(lambda: link._session.call(link.wait), patient=1.0)
+        link._session.stop()
+    said = [each.getMessage() for each in caplog.records if each.name == "mest_fed.link"]
+    assert any(each.startswith("the run has ended") for each in said), said
+    assert not any("alling" in each or "Failed" in each for each in said), said
 
 
 @pytest.mark.parametrize("fault", ["authority", "expired", "stranger", "key"])

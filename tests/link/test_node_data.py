@@ -8,7 +8,7 @@ from PIL import Image
 
 from mest_fed.errors import InputError
 from mest_fed.link.description import InputDescription
-from mest_fed.link.node.data import read_examples
+from mest_fed.link.node.data import check_place, read_examples
 
 GIVEN = InputDescription((1, 4, 4), "float32", (), "int64", 3, (0.5,), (0.5,))
 COLOUR = InputDescription((3, 4, 6), "float32", (), "int64", 2, classes=("cat", "dog"))
@@ -149,3 +149,32 @@ def refused(place, given, text=""):
         read_examples(place, given)
     assert "\n" not in str(raised.value)
     assert text in str(raised.value)
+
+
+def test_arrays_of_objects_are_refused_without_advice_to_load_them(tmp_path):
+    place = saved(tmp_path, inputs=np.array([1, None]), targets=TARGETS[:2])
+    junk = tmp_path / "junk.npz"
+    junk.write_text("no archive")
+    for each, text in ((place, "inputs = 'Python objects'"), (str(junk), "it is no archive")):
+        with pytest.raises(InputError, match=text) as refused:
+            check_place(each)
+        assert "pickle" not in str(refused.value)
+        with pytest.raises(InputError, match=text):
+            read_examples(each, GIVEN)
+
+
+def test_a_folder_of_other_things_is_refused_at_once_and_not_listed(tmp_path):
+    for number in range(40):
+        (tmp_path / f"thing{number:02}").mkdir()
+    with pytest.raises(InputError, match="a folder of images") as refused:
+        check_place(str(tmp_path))
+    assert "thing0" not in str(refused.value)
+    Image.new("RGB", (6, 4)).save(tmp_path / "thing00" / "one.png")
+    check_place(str(tmp_path))
+    with pytest.raises(InputError, match="thing04 and 35 more' is not allowed; allowed: cat, dog"):
+        read_examples(str(tmp_path), COLOUR)
+
+
+def test_a_reader_that_is_not_there_is_refused_before_a_server_is_asked(tmp_path):
+    with pytest.raises(InputError, match="none"):
+        check_place(f"{tmp_path}/none.py:read=mine.csv")

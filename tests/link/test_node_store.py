@@ -1,5 +1,7 @@
 """What a node keeps survives a loss of power at any moment, and goes back with its server."""
 
+import errno
+import fcntl
 import os
 
 import numpy as np
@@ -201,3 +203,22 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match=r"--state: .* cannot be made"):
         NodeFolder(tmp_path / "file" / "state")
+
+
+def test_a_folder_on_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
+    def without(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", without)
+    opened = len(os.listdir("/proc/self/fd"))
+    folder = NodeFolder(tmp_path)
+    folder.claim()
+    folder.write("file", b"data")
+    assert folder.read("file") == b"data"
+    assert len(os.listdir("/proc/self/fd")) == opened
+
+
+def test_a_run_with_more_rounds_is_the_same_run_and_one_with_another_seed_is_not():
+    key = run_key('{"rounds": 3, "seed": 1, "micro_batch": 4}')
+    assert run_key('{"rounds": 5, "seed": 1, "micro_batch": 2}') == key
+    assert run_key('{"rounds": 3, "seed": 2, "micro_batch": 4}') != key

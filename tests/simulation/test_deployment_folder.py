@@ -1,6 +1,8 @@
 """What the ServerApp of real devices leaves; here the devices are of this process."""
 
 import json
+import logging
+import re
 from contextlib import closing
 
 import pytest
@@ -11,7 +13,7 @@ from mest_fed.config import from_table, read_toml, to_flat
 from mest_fed.errors import InputError
 from mest_fed.server import deployed
 from mest_fed.server.app import build_server_app
-from mest_fed.server.flower_internals import run_server_app
+from mest_fed.server.flower_internals import FLOWER_CONSOLE, run_server_app
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.simulation.engine.executor import SerialExecutor
 from mest_fed.simulation.engine.grid import EngineGrid
@@ -231,3 +233,23 @@ def test_a_simulation_has_an_option_for_its_folder(tmp_path):
 def test_what_goes_on_has_a_name():
     with pytest.raises(InputError, match=r"deployment\.resume = True is not allowed without"):
         tiny_config(deployment={"resume": True})
+
+
+def test_the_console_has_the_runs_own_lines_alone_with_its_own_numbers(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "flwr")  # commands of this process may have quietened it
+    stream, colored = FLOWER_CONSOLE.stream, FLOWER_CONSOLE.colored
+    with (tmp_path / "console.txt").open("w", encoding="utf-8") as file:
+        FLOWER_CONSOLE.setStream(file)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                deploy(tmp_path / "run", last=2)
+            deploy(tmp_path / "run", deployment={"resume": True})
+        finally:
+            FLOWER_CONSOLE.setStream(stream)
+            FLOWER_CONSOLE.colored = colored
+    said = (tmp_path / "console.txt").read_text(encoding="utf-8")
+    found = [int(each) for each in re.findall(r" round (\d+): ", said)]
+    assert found == [0, 1, 2, 3, 4]
+    assert "going on after round 2" in said
+    for foreign in ("\x1b[", "[ROUND", "Final results", "(empty!)", "Starting"):
+        assert foreign not in said

@@ -224,6 +224,13 @@ def test_a_plan_s_numbers_have_their_column_s_name_where_the_page_is_narrow(tmp_
     assert re.findall(r'data-column="([^"]+)"', first) == names
 
 
+def test_a_drawing_that_is_wider_than_a_narrow_page_says_that_it_scrolls(tmp_path):
+    page = page_of(tmp_path, contents())
+    narrow = page.partition("@media screen and (max-width: 760px)")[2].partition("@media")[0]
+    assert '.wide h3::after { content: "scrolls sideways' in narrow
+    assert 'class="wide"' in page
+
+
 @pytest.mark.soak
 def test_the_page_is_for_light_and_dark(tmp_path):
     page = page_of(tmp_path, contents())

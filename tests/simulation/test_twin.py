@@ -89,7 +89,25 @@ def test_its_twin_takes_about_as_long(run, calibrated, capsys):
     print_comparison(run.folder, calibrated)
     lines = capsys.readouterr().out.splitlines()
     header = next(number for number, line in enumerate(lines) if "what" in line.split())
-    assert [line.split()[2] for line in lines[header + 1 : header + 3]] == ["round", "its"]
+    assert "device" in lines[header]
+    # Its own examples have a number of ten digits, which nobody knows it by.
+    for line, what in zip(lines[header + 1 :], ("round", "its own part"), strict=False):
+        assert line.split("  ")[0].strip() == "own data 1, rpi-4"
+        assert what in line
+
+
+def test_devices_are_named_as_people_know_them(run, calibrated):
+    task = run.tasks[0]
+    kinds = ((0, "rpi-4"), (7_000_000_001, "rpi-4"), (8_000_000_002, "phone-low"))
+    tasks = tuple(replace(task, partition=number, device=name) for number, name in kinds)
+    found = compare_with_twins(replace(run, tasks=tasks))
+    assert [twin.name for twin in found] == [
+        "partition 0, rpi-4", "own data 1, rpi-4", "own data 2, phone-low",
+    ]  # fmt: skip
+    assert [twin.profile.name for twin in found] == ["rpi-4", "rpi-4", "phone-low"]
+    strange = tuple(replace(task, partition=it, device=f"board-{it}") for it in (1, 2))
+    with pytest.raises(InputError, match="devices called board-1, board-2: no built-in profile"):
+        compare_with_twins(replace(run, tasks=strange))
 
 
 def test_a_board_is_predicted_slower_than_this_machine(run):
@@ -108,7 +126,7 @@ def test_what_cannot_be_compared_is_one_line(run):
     with pytest.raises(InputError, match=r"no row holds what a device reported"):
         compare_with_twins(without_reports(run))
     renamed = replace(run, tasks=tuple(replace(task, device="mine") for task in run.tasks))
-    with pytest.raises(InputError, match=r"called mine .* allowed: --device PROFILE"):
+    with pytest.raises(InputError, match=r"called mine: .* allowed: --device PROFILE"):
         compare_with_twins(renamed)
     with pytest.raises(InputError, match=r"does not exist"):
         print_comparison(Path("nowhere"), None)

@@ -53,7 +53,7 @@ class PlanReport:
 
     @property
     def room(self) -> DeviceRoom | None:
-        """What the real device has left beside Flower's node, if there is a device."""
+        """What the real device has left beside a node, if there is a device."""
         return None if self.profile is None else DeviceRoom(self.profile, self.budget.bytes)
 
     @cached_property

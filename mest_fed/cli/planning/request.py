@@ -2,32 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from mest_fed.catalogue import MODELS, MutationPlace
+from mest_fed.catalogue import MODELS
 from mest_fed.cli.baseline import MEASURING, measure_baseline
 from mest_fed.cli.environment import node_environment
 from mest_fed.cli.node_memory import NodeMemory
-from mest_fed.config import from_table, with_settings
-from mest_fed.config.learning import mutates_on_clients_alone
-from mest_fed.config.load import Scalar, Table
+from mest_fed.cli.planning.options import Source, config_of, read_options
+from mest_fed.config.load import Scalar
 from mest_fed.data import ArrayData, DataSplit
 from mest_fed.errors import not_allowed
-from mest_fed.simulation.settings import load_table
 from mest_fed.system.limits import RLIMIT, kind_of_limit
 from mest_fed.task import Task
 from mest_fed.units import format_bytes, number_of
-
-#: What is planned where no configuration is given.
-_DEFAULTS: Table = {
-    "data": {"name": "cifar10"},
-    "model": {"name": "resnet32"},
-    "training": {"batch_size": 64},
-}
 
 #: Numbers of one example that a plan is made for: its first layers are tried with real memory.
 _MOST_NUMBERS = 10_000_000
@@ -80,7 +70,7 @@ class PlanRequest:
 
 
 def read_request(
-    source: tuple[str | None, Path | None],
+    source: Source,
     options: Mapping[str, Scalar | None],
     settings: Sequence[str] = (),
     image: tuple[str | None, int | None] = (None, None),
@@ -103,23 +93,12 @@ def read_request(
     InputError
         If a preset, file, key or value is wrong.
     """
-    name, table = "", {section: dict(keys) for section, keys in _DEFAULTS.items()}
-    if any(part is not None for part in source):
-        name, _, table = load_table(*source)
-    table = with_settings(table, ())
-    for key, value in options.items():
-        section, _, leaf = key.partition(".")
-        if value is not None:
-            table.setdefault(section, {})[leaf] = value
-    table = with_settings(table, settings)
+    name, table = read_options(source, options, settings)
     usual = not name and "width" not in table["model"]
     if usual:
         model = MODELS.find(str(table["model"]["name"]))
         table["model"]["width"] = getattr(model, "usual_width", 1.0)
-    method = table.get("sparsity", {}).get("method")
-    if not name and method is not None and mutates_on_clients_alone(str(method)):
-        table["sparsity"].setdefault("mutation", MutationPlace.CLIENT.value)
-    config = from_table(table, "options", Path.cwd())
+    config = config_of(table)
     given, count = image
     task = Task(config)
     if given is None and count is None:

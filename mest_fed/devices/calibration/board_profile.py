@@ -31,7 +31,7 @@ class PowerDrawn:
     what : str
         What told it.
     compute, idle : float
-        Watts while all threads train, and while nothing is done.
+        Watts while the profile's threads train, and while nothing is done.
     """
 
     what: str
@@ -50,7 +50,7 @@ class Calibration:
     date : str
         Of the measurement.
     speeds : sequence of Measured
-        By rising numbers of threads; the last one's rates are the profile's.
+        The first one's rates are the profile's; others are told of beside it.
     python : PythonSpeed
         Of one core.
     memory : BoardMemory or None
@@ -93,21 +93,25 @@ class Calibration:
         return read_profile(name, figures.table, f"the profile of {name}: ")
 
     def _add_rates(self, figures: "_Figures") -> None:
-        fastest, rates = self.speeds[-1], self.speeds[-1].rates
-        steps, threads = len(fastest.samples), _threads(fastest.threads)
+        own, rates = self.speeds[0], self.speeds[0].rates
+        steps, threads = sum(map(own.fitted, own.samples)), _threads(own.threads)
         how = f"{steps} compiled steps on {self.board}, {threads}, {self.date}"
-        rising = "".join(
+        others = "".join(
             f"; {_threads(it.threads)}: dense {it.rates.flops['dense'] / 1e9:.3g} GFLOP/s, block "
             f"{it.rates.flops['block'] / 1e9:.3g}, unstructured "
             f"{it.rates.flops['unstructured'] / 1e9:.3g}"
-            for it in self.speeds[:-1]
+            for it in self.speeds[1:]
         )
         flops = dict(rates.flops)
         flops["pattern"] = flops["unstructured"]
         flops["channel"] = 0.8 * flops["dense"]
-        fit = f"explains each step within a factor of {fastest.worst:.2f}"
+        fit = f"explains each of them within a factor of {own.worst:.2f}"
+        if own.worst_beside is not None:
+            fit += (
+                f", and batches of one group, which have one thread, within {own.worst_beside:.2f}"
+            )
         figures.set("flops", {key: _rounded(flops[key]) for key in figures.table["flops"]},
-            f"measured: fit to {how}; {fit}{rising}; pattern (as unstructured) and channel "
+            f"measured: fit to {how}; {fit}{others}; pattern (as unstructured) and channel "
             "(0.80 of dense) are modelled")  # fmt: skip
         figures.set("memory_rate", _rounded(rates.memory_rate), f"measured: fit to {how}")
         figures.set("core_speed", _rounded(rates.core_speed), f"measured: fit to {how}")
@@ -152,7 +156,8 @@ class Calibration:
         if power is None:
             return
         how = f"{power.what} alone, {self.date}"
-        figures.set("compute_watts", _rounded(power.compute), f"measured: all threads train, {how}")
+        train = f"measured: {_threads(self.speeds[0].threads)} of training, {how}"
+        figures.set("compute_watts", _rounded(power.compute), train)
         figures.set("idle_watts", _rounded(power.idle), f"measured: nothing runs, {how}")
         more = max(0.0, base.radio_watts - base.idle_watts)
         figures.set(

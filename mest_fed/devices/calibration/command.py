@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,6 +28,8 @@ from mest_fed.system.power import find_meter
 from mest_fed.units import format_bytes, format_seconds
 
 FAILED, WRONG_INPUT, REFUSED, INTERRUPTED = 1, 2, 4, 130
+#: A number of threads that takes so many times as long as another is warned of.
+_SLOWER = 1.05
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Wanted:
         File of the profile; nothing is written where None.
     like : str or None
         Profile whose figures stand for what is not measured; the board's own if left out.
-    threads : int or None
-        Of the profile; the device's if left out. One thread is measured beside it.
+    threads : int
+        Of the profile. One thread and all cores are measured beside it.
     server : str or None
         ``HOST:PORT`` of a ``--serve``, to time the link.
     title : str or None
@@ -50,15 +52,18 @@ class Wanted:
         Timings of each step.
     least : float
         Seconds of each of them.
+    force : bool
+        Whether a file that is there is replaced.
     """
 
     out: Path | None = None
     like: str | None = None
-    threads: int | None = None
+    threads: int = 1
     server: str | None = None
     title: str | None = None
     repeats: int = 5
     least: float = 0.1
+    force: bool = False
 
 
 def calibrate(wanted: Wanted) -> DeviceProfile:
@@ -72,17 +77,20 @@ def calibrate(wanted: Wanted) -> DeviceProfile:
         If the server of the link is not there.
     """
     cores = available_cores()
-    if wanted.threads is not None and not 1 <= wanted.threads <= cores:
+    if not 1 <= wanted.threads <= cores:
         raise not_allowed("--threads", wanted.threads, f"1 to {cores}, the cores of this machine")
     out, board = wanted.out, board_name()
     if out is not None and (out.suffix != ".toml" or not out.absolute().parent.is_dir()):
         raise not_allowed("--out", str(out), "a file that ends in .toml, in a folder that exists")
+    if out is not None and out.exists() and not wanted.force:
+        raise InputError(f"--out: {out} is there already; allowed: --force, which replaces it")
     base = load_profile(wanted.like or base_for(board))
     address = None if wanted.server is None else read_address(wanted.server, "--server")
     print(f"{board}: what is not measured is as {base.name} has it")
     link = None if address is None else time_link(address)
     memory = read_memory()
-    speeds, power = _speeds(wanted, wanted.threads or cores)
+    speeds, power = _speeds(wanted, cores)
+    _print_fastest(speeds)
     python = time_python(wanted.repeats, wanted.least)
     found = Calibration(
         board=board,
@@ -96,22 +104,28 @@ def calibrate(wanted: Wanted) -> DeviceProfile:
     )
     profile = found.profile("device" if out is None else out.stem, base, wanted.title)
     _print_rest(found)
-    if out is not None:
+    if out is None:
+        print("no profile was written; --out FILE.toml writes one")
+    else:
         _write(out, profile)
     return profile
 
 
-def _speeds(wanted: Wanted, threads: int) -> tuple[list[Measured], PowerDrawn | None]:
-    """Time the steps by one thread and by all, and the power meanwhile."""
-    meter, speeds, drawn = find_meter(), [], None
+def _speeds(wanted: Wanted, cores: int) -> tuple[list[Measured], PowerDrawn | None]:
+    """Time the steps by the profile's threads, by one and by all, and the power meanwhile.
+
+    The profile's are the first.
+    """
+    meter, speeds, drawn, compute = find_meter(), [], None, None
     power = None if meter is None else Power(meter)
-    for count in sorted({1, threads}):
+    for count in dict.fromkeys((wanted.threads, 1, cores)):
         with nullcontext() if power is None else power.watched():
             samples = tuple(time_steps(count, wanted.repeats, wanted.least))
         speeds.append(Measured(count, fit_rates(samples, count), samples))
         _print_speed(speeds[-1])
-    if power is not None and meter is not None:
-        compute = power.watts
+        if power is not None and compute is None:
+            compute = power.watts
+    if power is not None and meter is not None and compute is not None:
         with power.watched():
             time.sleep(max(0.2, 10 * wanted.least))
         if compute > 0 and power.watts > 0:
@@ -127,15 +141,40 @@ def _node() -> int | None:
         return None
 
 
+def _print_fastest(speeds: Sequence[Measured]) -> None:
+    """Say which number of threads is fastest, and warn where the profile has a slower one."""
+    own, one = speeds[0], next(it for it in speeds if it.threads == 1)
+    slowness = {it.threads: it.slowness(one) for it in speeds}
+    fastest = min(slowness, key=lambda threads: slowness[threads])
+    times = ", ".join(
+        f"{_threads(threads)} {slowness[threads]:.2f}" for threads in sorted(slowness)
+    )
+    print(f"fastest: {_threads(fastest)} (the time of an example against one thread's: {times})")
+    print(f"the profile has the rates of {_threads(own.threads)}, as of mest-fed node --threads "
+          f"{own.threads}")  # fmt: skip
+    if fastest != own.threads and slowness[own.threads] > _SLOWER * slowness[fastest]:
+        ratio, few = slowness[own.threads] / slowness[fastest], _threads(own.threads)
+        print(
+            f"warning: with {few} an example takes {ratio:.2f} times as long as with "
+            f"{_threads(fastest)}: --threads {fastest}, here and for mest-fed node, is faster",
+            file=sys.stderr,
+        )
+
+
+def _threads(count: int) -> str:
+    return "one thread" if count == 1 else f"{count} threads"
+
+
 def _print_speed(found: Measured) -> None:
-    threads = "one thread" if found.threads == 1 else f"{found.threads} threads"
+    threads = _threads(found.threads)
     flops = ", ".join(f"{kind} {rate / 1e9:.3g}" for kind, rate in found.rates.flops.items())
     print(
         f"{threads} (measured): GFLOP/s {flops}; {found.rates.memory_rate / 1e9:.3g} GB/s of "
         f"operators without products; core speed {found.rates.core_speed:.3g}"
     )
     for sample, ratio in zip(found.samples, found.ratios, strict=True):
-        print(f"  {_step(found, sample)}, modelled / measured {ratio:.2f}")
+        beside = "" if found.fitted(sample) else " (not fitted: one group, so one thread)"
+        print(f"  {_step(found, sample)}, modelled / measured {ratio:.2f}{beside}")
 
 
 def _step(found: Measured, sample: Sample) -> str:
@@ -212,10 +251,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, metavar="FILE.toml", help="The profile.")
     add("--like", metavar="PROFILE", help="Stands for what is not measured.")
-    add("--threads", type=int, metavar="N", help="To compute with; the device's if left out.")
+    add("--threads", type=int, default=1, metavar="N", help="Of the profile, as of mest-fed node "
+        "(default: 1).")  # fmt: skip
     add("--server", metavar="HOST:PORT", help="Of a --serve, to time the link.")
     add("--serve", metavar="HOST:PORT", help="Answer devices that time their link.")
     add("--title", help="Of the profile; what the system calls the board if left out.")
+    add("--force", action="store_true", help="Replace the file of --out.")
     add("--quick", action="store_true", help="A few seconds, and less exact.")
     return parser.parse_args(arguments)
 
@@ -232,7 +273,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             serve(options.serve)
             return
         given = (options.out, options.like, options.threads, options.server, options.title)
-        calibrate(Wanted(*given, *(QUICK if options.quick else ())))
+        how = QUICK if options.quick else ()
+        calibrate(replace(Wanted(*given, *how), force=options.force))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)

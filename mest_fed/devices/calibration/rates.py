@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 
@@ -41,12 +42,40 @@ class Measured:
     @property
     def worst(self) -> float:
         """The largest factor between modelled and measured seconds, of steps that were fitted."""
-        used = [
-            ratio
-            for ratio, sample in zip(self.ratios, self.samples, strict=True)
-            if sample.case.spreads or self.threads == 1
-        ]
-        return max(max(ratio, 1 / ratio) for ratio in used)
+        return _worst(self._ratios(fitted=True))
+
+    @property
+    def worst_beside(self) -> float | None:
+        """The same of the steps that were not; None if all were."""
+        beside = self._ratios(fitted=False)
+        return _worst(beside) if beside else None
+
+    def fitted(self, sample: Sample) -> bool:
+        """Say whether the rates were to explain a step: a batch of one group has one thread."""
+        return sample.case.spreads or self.threads == 1
+
+    def slowness(self, one: "Measured") -> float:
+        """Return how many times as long as with one thread an example takes: the median of steps.
+
+        Parameters
+        ----------
+        one : Measured
+            The same steps by one thread.
+        """
+        pairs = zip(self.samples, one.samples, strict=True)
+        return median(
+            ours.seconds / ours.examples / (theirs.seconds / theirs.examples)
+            for ours, theirs in pairs
+            if self.fitted(ours)
+        )
+
+    def _ratios(self, *, fitted: bool) -> list[float]:
+        pairs = zip(self.ratios, self.samples, strict=True)
+        return [ratio for ratio, sample in pairs if self.fitted(sample) is fitted]
+
+
+def _worst(ratios: Sequence[float]) -> float:
+    return max(max(ratio, 1 / ratio) for ratio in ratios)
 
 
 def fit_rates(samples: Sequence[Sample], threads: int = 1) -> MachineRates:

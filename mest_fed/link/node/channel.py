@@ -4,6 +4,7 @@ import hashlib
 import logging
 import math
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,9 +15,9 @@ from typing import Any, TypeVar
 import grpc
 
 from mest_fed.link.addresses import check_address
-from mest_fed.link.codec import EDGE_LINK, Method
+from mest_fed.link.codec import EDGE_LINK, ENROLMENT, Method
 from mest_fed.link.node.tls import NodeTls, tls_fault
-from mest_fed.link.protocol import LARGEST_REPLY, NODE_HEADER, Refusal, as_reason
+from mest_fed.link.protocol import LARGEST_REPLY, NODE_HEADER, SAID_HEADER, Refusal, as_reason
 
 Result = TypeVar("Result")
 
@@ -27,6 +28,14 @@ _AGAIN = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED",
 #: Bytes a second below which a transfer is broken off, and gone on with.
 _SLOWEST = 4096.0
 _BROKEN = ("UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL")
+_METHODS = {**EDGE_LINK, **ENROLMENT}
+#: What a status means that gRPC gives, not the server: gRPC's own words are for programmers.
+_IN_WORDS = {
+    "DEADLINE_EXCEEDED": "the server at {} does not answer in time",
+    "RESOURCE_EXHAUSTED": "the server at {} has too much to do",
+    "UNIMPLEMENTED": "what answers at {} does not know this call: it is another service, or port",
+}
+_GONE, _NOBODY = "the server at {} is gone", "no server answers at {}"
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,8 @@ class Channel:
         Certificates; None for a connection without TLS, to loopback alone.
     patience : Patience
         How long to try.
+    key : str
+        What a person calls the address.
 
     Raises
     ------
@@ -70,8 +81,16 @@ class Channel:
         If the address cannot be used.
     """
 
-    def __init__(self, address: str, name: str, *, tls: NodeTls | None, patience: Patience) -> None:
-        self._address = check_address(address, insecure=tls is None)
+    def __init__(
+        self,
+        address: str,
+        name: str,
+        *,
+        tls: NodeTls | None,
+        patience: Patience,
+        key: str = "--link",
+    ) -> None:
+        self._address = check_address(address, insecure=tls is None, key=key)
         self._tls, self._patience = tls, patience
         self._metadata = ((NODE_HEADER, name),) if tls is None else ()
         # Derived as mest_fed.rng does, which a node without torch cannot import.
@@ -79,7 +98,7 @@ class Channel:
         self._random = random.Random(int.from_bytes(seed[:8], "big") >> 1)
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
-        self._closed = threading.Event()
+        self._closed, self._answered = threading.Event(), False
 
     def unary(
         self, name: str, message: Any, *, held: float = 0.0, seconds: float | None = None
@@ -157,14 +176,13 @@ class Channel:
                 if left <= 0:
                     raise
                 pause = min(self._random.uniform(0.0, bound), left)
-                text = "%s: %s (%s); next attempt in %.1f s"
-                log.warning(text, self._address, refusal.code, refusal, pause)
+                log.warning("%s; next attempt in %.1f s", refusal, pause)
             bound = min(2 * bound, self._patience.longest)
             self._closed.wait(pause)
 
     def tls_fault(self) -> str | None:
-        """Return which certificate keeps the connection from being made; None if none does."""
-        return None if self._tls is None else tls_fault(self._address, self._tls)
+        """Return what of TLS keeps the connection from being made; None if nothing of it does."""
+        return tls_fault(self._address, self._tls)
 
     def close(self) -> None:
         """Close the connection; calls that wait end."""
@@ -177,19 +195,34 @@ class Channel:
     @contextmanager
     def _call(self, name: str) -> Iterator[Any]:
         """Yield gRPC's callable; make its errors into refusals."""
-        method, channel = EDGE_LINK[name], self._connected()
+        method, channel = _METHODS[name], self._connected()
         try:
             yield _maker(channel, method)(
                 method.path,
                 request_serializer=method.request.SerializeToString,
                 response_deserializer=method.reply.FromString,
             )
+            self._answered = True
         except grpc.RpcError as error:
-            raise Refusal(error.code().name, as_reason(error.details() or "")) from None
+            raise Refusal(error.code().name, self._reason(error)) from None
         except ValueError:
             if self._channel is channel:
                 raise
             raise Refusal("UNAVAILABLE", "the connection was closed") from None
+
+    def _reason(self, error: Any) -> str:
+        """Return the server's words, or where they are gRPC's what they mean."""
+        code, said = error.code().name, as_reason(error.details() or "")
+        if any(key == SAID_HEADER for key, _ in error.trailing_metadata() or ()):
+            self._answered = True
+            return said or f"the server at {self._address} has failed; its log says why"
+        if code in _IN_WORDS:
+            return _IN_WORDS[code].format(self._address)
+        if code not in _AGAIN:
+            return said
+        if self._answered:
+            return _GONE.format(self._address)
+        return unknown_host(self._address) or _NOBODY.format(self._address)
 
     def _connected(self) -> grpc.Channel:
         with self._lock:
@@ -211,9 +244,8 @@ class Channel:
         ]
         if self._tls is None:
             return grpc.insecure_channel(self._address, options)
-        credentials = grpc.ssl_channel_credentials(
-            self._tls.authority, self._tls.key, self._tls.certificate
-        )
+        own = (self._tls.key, self._tls.certificate) if self._tls.certificate else ()
+        credentials = grpc.ssl_channel_credentials(self._tls.authority, *own)
         return grpc.secure_channel(self._address, credentials, options)
 
     def _drop(self, channel: grpc.Channel | None) -> None:
@@ -223,6 +255,16 @@ class Channel:
                 return
             self._channel = None
         channel.close()
+
+
+def unknown_host(address: str) -> str | None:
+    """Say that this machine does not know the host of an address; None if it does."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return f"this machine knows no host {host!r} ({address})"
+    return None
 
 
 def _maker(channel: grpc.Channel, method: Method) -> Any:

@@ -13,9 +13,11 @@ from pathlib import Path
 from types import FrameType
 
 from mest_fed.errors import InputError, MestFedError, RefusedError, not_allowed
+from mest_fed.link.addresses import check_address
 from mest_fed.link.messages import NodeDescription
 from mest_fed.link.node.board import board_of
 from mest_fed.link.node.conditions import ALLOWED, Conditions
+from mest_fed.link.node.data import check_place
 from mest_fed.link.node.identity import node_tls
 from mest_fed.link.node.runner import NodeRunner, NodeSetup
 from mest_fed.link.node.store import NodeFolder
@@ -80,6 +82,7 @@ def run(arguments: list[str] | None = None) -> None:
         As the command's help says.
     """
     options = parser().parse_args(arguments)
+    _check_texts(options)
     if options.insecure:
         print("mest-fed node: --insecure: nobody is asked who they are", file=sys.stderr)
     setup = _setup(options)
@@ -95,10 +98,10 @@ def run(arguments: list[str] | None = None) -> None:
         )
     except Refusal as refusal:
         raise InputError(str(refusal)) from None
-    tls = None if options.insecure else node_tls(options, folder, name)
-    patience = Patience(altogether=options.give_up)
+    check_place(options.data)
+    patience, stop = Patience(altogether=options.give_up), _Stop()
+    tls = None if options.insecure else node_tls(options, folder, name, patience)
     link = NodeLink(options.link, node, tls=tls, insecure=options.insecure, patience=patience)
-    stop = _Stop()
     with link:
         runner = NodeRunner(link, node, setup, folder)
         if setup.memory_limit:
@@ -121,6 +124,22 @@ class _Stop:
     def _end(self, number: int, frame: FrameType | None) -> None:
         del number, frame
         raise SystemExit(TERMINATED)
+
+
+def _check_texts(options: argparse.Namespace) -> None:
+    """Refuse an empty text, which a path would take for the current folder, and what is no address.
+
+    Raises
+    ------
+    InputError
+        Which option it is.
+    """
+    for name, value in vars(options).items():
+        if value == "" and name != "train_when":
+            raise not_allowed(f"--{name.replace('_', '-')}", "", "a text that is not empty")
+    check_address(options.link, insecure=options.insecure, key="--link")
+    if options.enrol:
+        check_address(options.enrol, insecure=False, key="--enrol")
 
 
 def _setup(options: argparse.Namespace) -> NodeSetup:
@@ -152,8 +171,11 @@ def _profile(device: str, setup: NodeSetup) -> str:
         return device
     found = board_of()
     if found is None and not (setup.budget or setup.memory_limit):
-        allowed = "a profile's name (mest-fed devices), or a --memory-limit or --budget beside auto"
-        raise not_allowed("--device", "auto", f"{allowed}: the system does not name its board")
+        raise InputError(
+            "--device = 'auto' finds no profile, since the system does not say which board this is;"
+            " allowed: a profile's name, such as rpi-4 (mest-fed devices lists them), or "
+            "--memory-limit BYTES or --budget BYTES beside auto"
+        )
     return found or ""
 
 

@@ -3,9 +3,11 @@
 Needs NumPy; a folder of images needs Pillow, which is imported then.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile, is_zipfile
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,9 @@ from mest_fed.link.description import InputDescription
 from mest_fed.registry import is_reference
 
 Array = npt.NDArray[Any]
+_ALLOWED = "an .npz file that exists, a folder of images by class, or file.py:function=PATH"
+#: Of a long list, so many are named.
+_SHOWN = 5
 
 KEY = "--data"
 #: Names that inputs and targets may have in an ``.npz``.
@@ -40,9 +45,8 @@ def read_examples(place: str, given: InputDescription) -> Examples:
     InputError
         If there is nothing at the place, or it does not fit the run.
     """
-    reader, _, path = place.partition("=")
-    if path and is_reference(reader):
-        inputs, targets = _from_reader(reader, path)
+    if reader := _reader_of(place):
+        inputs, targets = _from_reader(*reader)
     elif Path(place).is_dir():
         inputs, targets = _from_images(Path(place), given)
     else:
@@ -50,23 +54,79 @@ def read_examples(place: str, given: InputDescription) -> Examples:
     return _checked(inputs, targets, given)
 
 
+def check_place(place: str) -> None:
+    """Check what can be said of a node's examples before a server says what the run's are.
+
+    Parameters
+    ----------
+    place : str
+        As :func:`read_examples` takes it.
+
+    Raises
+    ------
+    InputError
+        If there is nothing at the place that could be examples.
+    """
+    if reader := _reader_of(place):
+        NODE_READERS.find(reader[0])
+    elif Path(place).is_dir():
+        _images_of(Path(place), _folders_of(Path(place)))
+    else:
+        with _npz(Path(place)):
+            pass
+
+
+def _reader_of(place: str) -> tuple[str, str] | None:
+    reader, _, path = place.partition("=")
+    return (reader, path) if path and is_reference(reader) else None
+
+
 def _from_npz(path: Path) -> tuple[Array, Array]:
+    with _npz(path) as (file, inputs, targets):
+        return file[inputs], file[targets]
+
+
+@contextmanager
+def _npz(path: Path) -> Iterator[tuple[Any, str, str]]:
+    """Yield a file of arrays, and the names of the two that examples are."""
     if path.suffix != ".npz" or not path.is_file():
-        allowed = "an .npz file that exists, a folder of images by class, or file.py:function=PATH"
-        raise not_allowed(KEY, str(path), allowed)
+        raise not_allowed(KEY, str(path), _ALLOWED)
     try:
+        if not is_zipfile(path):
+            raise InputError(f"{KEY}: {path} cannot be read as .npz: it is no archive")
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             names = list(file)
             found = [next((it for it in each if it in names), None) for each in (_INPUTS, _TARGETS)]
             if None in found:
                 allowed = f"one of {', '.join(_INPUTS)} and one of {', '.join(_TARGETS)}"
-                raise not_allowed(f"arrays of {path}", ", ".join(names), allowed)
-            return file[str(found[0])], file[str(found[1])]
+                raise not_allowed(f"{KEY}: arrays of {path}", _few(names), allowed)
+            for name in found:
+                if _dtype_of(file.zip, f"{name}.npy").hasobject:
+                    allowed = "numbers; a list of arrays of unlike shapes makes objects"
+                    raise not_allowed(f"{KEY}: {path}: {name}", "Python objects", allowed)
+            yield file, str(found[0]), str(found[1])
     except InputError:
         raise
     except Exception as error:  # what damaged archives raise has no common base
         text = f"{type(error).__name__}: {error}"
         raise InputError(f"{KEY}: {path} cannot be read as .npz: {text}") from None
+
+
+def _dtype_of(archive: ZipFile, name: str) -> np.dtype[Any]:
+    """Return an array's type, without its values."""
+    with archive.open(name) as member:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0
+        if version != (1, 0):
+            read = np.lib.format.read_array_header_2_0
+        return read(member)[2]
+
+
+def _few(names: Sequence[str]) -> str:
+    """Return names in a row; of many, the first and how many there are."""
+    if len(names) <= _SHOWN + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:_SHOWN])} and {len(names) - _SHOWN:,} more"
 
 
 def _from_images(folder: Path, given: InputDescription) -> tuple[Array, Array]:
@@ -75,26 +135,43 @@ def _from_images(folder: Path, given: InputDescription) -> tuple[Array, Array]:
         shape = " x ".join(map(str, given.shape))
         raise InputError(f"{KEY}: a folder of images does not go with inputs of {shape}")
     classes = _classes(folder, given)
-    files = [
-        (file, number)
-        for name, number in classes.items()
-        for file in sorted((folder / name).iterdir())
-        if file.suffix.lower() in _IMAGES
-    ]
-    if not files:
-        raise InputError(f"{KEY}: {folder} has no images ({', '.join(_IMAGES)})")
+    files = [(file, classes[name]) for file, name in _images_of(folder, list(classes))]
     images = np.stack([_image(file, given.shape) for file, _ in files])
     return images, np.array([number for _, number in files], np.int64)
 
 
+def _images_of(folder: Path, classes: Sequence[str]) -> list[tuple[Path, str]]:
+    """Return the images of a folder's folders, each with its folder's name."""
+    try:
+        files = [
+            (file, name)
+            for name in classes
+            for file in sorted((folder / name).iterdir())
+            if file.suffix.lower() in _IMAGES
+        ]
+    except OSError as error:
+        raise InputError(f"{KEY}: {error.filename} cannot be read: {error.strerror}") from None
+    if not files:
+        allowed = f"a folder of images ({', '.join(_IMAGES)}) for each class"
+        raise InputError(f"{KEY} = {str(folder)!r} has no images; allowed: {allowed}")
+    return files
+
+
+def _folders_of(folder: Path) -> list[str]:
+    try:
+        return sorted(each.name for each in folder.iterdir() if each.is_dir())
+    except OSError as error:
+        raise InputError(f"{KEY}: {folder} cannot be read: {error.strerror}") from None
+
+
 def _classes(folder: Path, given: InputDescription) -> dict[str, int]:
     """Return the folders of classes with their numbers in the run."""
-    here = sorted(each.name for each in folder.iterdir() if each.is_dir())
+    here = _folders_of(folder)
     names = given.classes or tuple(map(str, range(given.outputs)))
     unknown = [name for name in here if name not in names]
     if unknown or not here:
-        found = ", ".join(unknown) or "no folder"
-        raise not_allowed(f"{KEY}: folders of {folder}", found, ", ".join(names))
+        found = _few(unknown) or "no folder"
+        raise not_allowed(f"{KEY}: folders of {folder}", found, _few(names))
     return {name: names.index(name) for name in here}
 
 

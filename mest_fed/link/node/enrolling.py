@@ -1,18 +1,27 @@
 """How a node gets its certificate."""
 
-import grpc
+from typing import Any
 
-from mest_fed.errors import RefusedError
+from mest_fed.errors import InputError, RefusedError
 from mest_fed.link import mest_link_pb2 as pb
-from mest_fed.link.addresses import check_address
-from mest_fed.link.codec import ENROLMENT
-from mest_fed.link.protocol import as_reason
+from mest_fed.link.node.channel import Channel, Patience
+from mest_fed.link.node.tls import NodeTls
+from mest_fed.link.protocol import Refusal
+
+#: What the server answers without words: it does not say why.
+_WORDLESS = {"UNAUTHENTICATED": "the server does not take this token: it is wrong, used, or old"}
 
 
 def enrol(
-    address: str, token: str, csr_pem: bytes, name: str, *, authority: bytes, seconds: float = 60.0
+    address: str,
+    token: str,
+    csr_pem: bytes,
+    name: str,
+    *,
+    authority: bytes,
+    patience: Patience | None = None,
 ) -> tuple[bytes, bytes]:
-    """Get a certificate for a node.
+    """Get a certificate for a node. A server that is not there is asked again.
 
     Parameters
     ----------
@@ -22,8 +31,8 @@ def enrol(
         What the operator gave; a request for a certificate as PEM; the node's name.
     authority : bytes
         Who signed the server's certificate: PEM.
-    seconds : float
-        That it may take.
+    patience : Patience, optional
+        How long the server is asked; by default for ever, and a call may take a minute.
 
     Returns
     -------
@@ -33,21 +42,29 @@ def enrol(
     Raises
     ------
     RefusedError
-        If there is no such server, or it does not take the token.
+        If there is no server for so long, or it does not take the token.
+    InputError
+        If the address cannot be used, or what is there is no enrolment of that authority's.
     """
-    method = ENROLMENT["Enrol"]
     request = pb.EnrolRequest(token=token, csr_pem=csr_pem, name=name)
-    credentials = grpc.ssl_channel_credentials(authority)
-    options = [("grpc.enable_http_proxy", 0)]
-    with grpc.secure_channel(check_address(address, insecure=False), credentials, options) as open_:
-        call = open_.unary_unary(
-            method.path,
-            request_serializer=method.request.SerializeToString,
-            response_deserializer=method.reply.FromString,
-        )
+    patience = patience or Patience(call_seconds=60.0)
+    tls = NodeTls(b"", b"", authority)
+    channel = Channel(address, name, tls=tls, patience=patience, key="--enrol")
+
+    def once() -> Any:
         try:
-            reply = call(request, timeout=seconds)
-        except grpc.RpcError as error:
-            text = as_reason(error.details() or "") or "the server does not take this token"
-            raise RefusedError(f"{error.code().name}: {text}") from None
+            return channel.unary("Enrol", request)
+        except Refusal as refusal:
+            if refusal.code == "UNAVAILABLE" and (fault := channel.tls_fault()):
+                raise InputError(f"--enrol: {fault}") from None
+            raise
+
+    try:
+        reply = channel.insist(once)
+    except Refusal as refusal:
+        text = _WORDLESS.get(refusal.code) or str(refusal)
+        wrong = refusal.code == "INVALID_ARGUMENT"
+        raise (InputError if wrong else RefusedError)(f"--enrol: {text}") from None
+    finally:
+        channel.close()
     return reply.certificate_pem, reply.authority_pem

@@ -1,16 +1,20 @@
 """Who a node is: its certificate, from files or by enrolment."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from mest_fed.errors import InputError
+from mest_fed.link.node.channel import Patience
 from mest_fed.link.node.store import NodeFolder
 from mest_fed.link.node.tls import NodeTls
 
 CERTIFICATE, KEY, AUTHORITY = "node.pem", "node.key", "authority.pem"
 
 
-def node_tls(options: argparse.Namespace, folder: NodeFolder, name: str) -> NodeTls:
+def node_tls(
+    options: argparse.Namespace, folder: NodeFolder, name: str, patience: Patience
+) -> NodeTls:
     """Return what the node shows and whom it believes; enrol if it has no certificate yet.
 
     Raises
@@ -32,20 +36,29 @@ def node_tls(options: argparse.Namespace, folder: NodeFolder, name: str) -> Node
         )
     if not (options.token and options.authority):
         raise InputError("--enrol needs --token and --authority")
-    return _enrol(options, folder, name)
+    return _enrol(options, folder, name, patience)
 
 
 _FILES = (CERTIFICATE, KEY, AUTHORITY)
 
 
-def _enrol(options: argparse.Namespace, folder: NodeFolder, name: str) -> NodeTls:
+def _enrol(
+    options: argparse.Namespace, folder: NodeFolder, name: str, patience: Patience
+) -> NodeTls:
     # Both are needed once: a node that has its certificate holds no library of certificates.
     from mest_fed.link.certificates import new_request
     from mest_fed.link.node.enrolling import enrol
 
     authority = _read(Path(options.authority))
     key, request = new_request(name)
-    certificate, authority = enrol(options.enrol, options.token, request, name, authority=authority)
+    certificate, authority = enrol(
+        options.enrol,
+        options.token,
+        request,
+        name,
+        authority=authority,
+        patience=replace(patience, call_seconds=60.0),
+    )
     folder.write(KEY, key, secret=True)
     folder.write(AUTHORITY, authority)
     folder.write(CERTIFICATE, certificate)

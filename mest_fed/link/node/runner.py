@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from mest_fed.data.minibatches import Examples
+from mest_fed.data.minibatches import Examples, scale_fault
 from mest_fed.errors import InputError, MestFedError, NotFiniteError, RefusedError
 from mest_fed.link.description import RunDescription
 from mest_fed.link.messages import (
@@ -18,7 +18,7 @@ from mest_fed.link.messages import (
     NodeDescription,
 )
 from mest_fed.link.node.conditions import Conditions, Readings, readings
-from mest_fed.link.node.data import read_examples
+from mest_fed.link.node.data import KEY, read_examples
 from mest_fed.link.node.programs import NodePrograms
 from mest_fed.link.node.room import Room
 from mest_fed.link.node.session import InstructionOverError
@@ -40,7 +40,7 @@ from mest_fed.system.proc import (
     reset_peak,
     resident_bytes,
 )
-from mest_fed.units import format_bytes, format_seconds
+from mest_fed.units import format_bytes, format_seconds, number_of
 
 log = logging.getLogger("mest_fed.node")
 
@@ -107,6 +107,7 @@ class NodeRunner:
         self.room = Room(setup.budget, setup.memory_limit)
         self._look_seconds = look_seconds
         self._run_json = ""
+        self._fault: str | None = None
         self._examples: Examples | None = None
         self._store: StateStore | None = None
         self._worker: NodeWorker | None = None
@@ -137,6 +138,7 @@ class NodeRunner:
         node = replace(self._node, examples=0, budget_bytes=self.room.provisional())
         run = RunDescription.read(self._link.register(node).run_json)
         self._examples = read_examples(self._setup.data, run.inputs)
+        self._check_scale(run)
         self._store = None
         warm_up()
         run = self._plan(self.room.begin())
@@ -147,6 +149,15 @@ class NodeRunner:
             format_bytes(resident_bytes()),
             _in_words(run),
         )
+
+    def _check_scale(self, run: RunDescription) -> None:
+        """Warn, once for each scale of a run's, of examples that are far from it."""
+        assert self._examples is not None
+        known = replace(self._examples, mean=run.inputs.mean, std=run.inputs.std)
+        fault = scale_fault(known)
+        if fault is not None and fault != self._fault:
+            log.warning("%s: %s", KEY, fault)
+        self._fault = fault
 
     def _plan(self, budget: int) -> RunDescription:
         """Register with a budget, and work by the plan that the server makes of it."""
@@ -253,7 +264,12 @@ class NodeRunner:
         had = store.kept.round
         if (kept := store.go_on_from(start, begun)) is not None:
             worker.state = kept.state
-            log.info("round %d is repeated: back from round %d to %d", begun + 1, had, kept.round)
+            if begun:
+                text = "round %d is repeated: back from round %d to %d"
+                log.info(text, begun + 1, had, kept.round)
+            else:
+                before = number_of(had, "earlier round")
+                log.info("the run begins with round 1; what is here of %s is dropped", before)
 
     def _done_before(self, instruction: Instruction) -> tuple[dict[str, bytes], Metrics] | None:
         """Return the reply that this node made before it lost its power or the server."""

@@ -208,5 +208,4 @@ def _error_of(refusal: Refusal) -> MestFedError:
         "DATA_LOSS": WireError,
         "OUT_OF_RANGE": WireError,
     }
-    text = f"{refusal.code}: {refusal}" if str(refusal) else refusal.code
-    return kinds.get(refusal.code, RefusedError)(text)
+    return kinds.get(refusal.code, RefusedError)(str(refusal) or refusal.code)

@@ -32,6 +32,8 @@ LOCK = "lock"
 STATE, BEFORE, ATTEMPTS, VERSION = "state.npz", "before.npz", "attempts.json", 2
 #: What of a run's description is the node's plan, which may change while its state goes on.
 _OF_PLAN = ("micro_batch", "predicted_peak")
+#: What a run may be given more of, and goes on.
+_MAY_GROW = ("rounds",)
 _ABOUT = "about"
 _MASKS, _FORGETTING = "masks", "forgetting"
 _RESIDUAL_MASKS, _RESIDUAL_VALUES = "residual.masks", "residual.values"
@@ -151,7 +153,7 @@ class NodeFolder:
 def run_key(run_json: str) -> str:
     """Return what names a run: a node that meets another forgets the state of the first."""
     table = parse_json(run_json, "the run's description", dict)
-    lasting = {key: value for key, value in table.items() if key not in _OF_PLAN}
+    lasting = {key: value for key, value in table.items() if key not in (*_OF_PLAN, *_MAY_GROW)}
     return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()
 
 

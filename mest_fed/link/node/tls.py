@@ -1,4 +1,4 @@
-"""A node's certificates, and what is wrong with one where gRPC says only that nothing connects."""
+"""A node's certificates, and what of TLS is wrong where gRPC says only that nothing connects."""
 
 import socket
 from dataclasses import dataclass
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 _SECONDS = 5.0
+#: What OpenSSL calls an answer that is not of TLS.
+_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,7 @@ class NodeTls:
     Parameters
     ----------
     certificate, key : bytes
-        The node's own.
+        The node's own; empty where it has none yet, as when it enrols.
     authority : bytes
         The authority that signed the server's certificate.
     """
@@ -25,8 +27,16 @@ class NodeTls:
     authority: bytes
 
 
-def tls_fault(address: str, tls: NodeTls) -> str | None:
-    """Say which certificate keeps a node from a server: one line; None if it is something else."""
+def tls_fault(address: str, tls: NodeTls | None) -> str | None:
+    """Say what of TLS keeps a node from a server: one line; None if it is something else.
+
+    Parameters
+    ----------
+    address : str
+        ``host:port`` of the server.
+    tls : NodeTls or None
+        What the node shows and believes; None if it connects without TLS.
+    """
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     try:
@@ -37,10 +47,13 @@ def tls_fault(address: str, tls: NodeTls) -> str | None:
     import ssl
 
     with plain:
+        if tls is None:
+            return _speaks_tls(ssl, plain, address)
         try:
             context = _context(ssl, tls)
         except (ssl.SSLError, OSError, ValueError):
-            return "the node's certificate, its key and the authority do not fit together"
+            own = "the node's certificate, its key and the authority do not fit together"
+            return own if tls.certificate else "the authority's file holds no certificate as PEM"
         try:
             with context.wrap_socket(plain, server_hostname=host) as wrapped:
                 # With TLS 1.3 a server judges this side's certificate after the handshake. One that
@@ -49,13 +62,34 @@ def tls_fault(address: str, tls: NodeTls) -> str | None:
         except ssl.SSLCertVerificationError as error:
             return f"the certificate of the server at {address} is refused: {error.verify_message}"
         except ssl.SSLError as error:
+            if error.reason in _NO_TLS:
+                where = "allowed: a server with TLS, or --insecure on loopback"
+                return f"the server at {address} does not speak TLS; {where}"
             refused = "ALERT" in str(error.reason)
         except OSError:
             refused = False
     if not refused:
         return None
+    if not tls.certificate:
+        text = "it is where nodes work; allowed: where mest-fed server has --enrol"
+        return f"the server at {address} demands a certificate: {text}"
     text = "it has expired, or another authority signed it"
     return f"the server at {address} refuses the node's certificate: {text}"
+
+
+def _speaks_tls(ssl: Any, plain: socket.socket, address: str) -> str | None:
+    """Say that a server speaks TLS, to a node that does not; None if it does not either."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        context.wrap_socket(plain).close()
+    except ssl.SSLError as error:
+        if error.reason in _NO_TLS or "ALERT" not in str(error.reason):
+            return None
+    except OSError:
+        return None
+    allowed = "--certificates FOLDER, or --enrol with --token and --authority, instead"
+    return f"--insecure: the server at {address} speaks TLS; allowed: {allowed}"
 
 
 def _context(ssl: Any, tls: NodeTls) -> Any:
@@ -64,6 +98,8 @@ def _context(ssl: Any, tls: NodeTls) -> Any:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.set_alpn_protocols(["h2"])
     context.load_verify_locations(cadata=tls.authority.decode("ascii"))
+    if not tls.certificate:
+        return context
     # Python reads a certificate and its key from files alone.
     with TemporaryDirectory(prefix="mest-fed-node-") as folder:
         files = [Path(folder) / "node.pem", Path(folder) / "node.key"]

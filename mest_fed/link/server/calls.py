@@ -11,7 +11,7 @@ import grpc
 
 from mest_fed.errors import InputError
 from mest_fed.link.codec import Method, parse
-from mest_fed.link.protocol import NODE_HEADER, Refusal, as_reason, check_name
+from mest_fed.link.protocol import NODE_HEADER, SAID_HEADER, Refusal, as_reason, check_name
 from mest_fed.link.server.limits import Allowance
 from mest_fed.link.server.nodes import Identity
 
@@ -76,7 +76,7 @@ class Refusals:
             line = as_reason(f"{type(error).__name__}: {error}")
             self.log(logging.ERROR, f"{method.name} of {context.peer()} failed: {line}")
             log.debug("the failure in full", exc_info=error)
-        await context.abort(grpc.StatusCode[code], text)
+        await context.abort(grpc.StatusCode[code], text, ((SAID_HEADER, "1"),))
         raise AssertionError("abort raises")
 
     def log(self, level: int, line: str) -> None:

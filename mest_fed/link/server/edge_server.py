@@ -32,6 +32,9 @@ _TICK = 0.25
 #: Seconds that calls have to end when the server stops.
 _GRACE = 0.5
 _START_SECONDS = 30.0
+#: Why there is no server any more, for nodes.
+ENDED = "the run has ended; this node takes part in the next one"
+STOPPED = "the server was stopped before its run had ended"
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ class EdgeServer:
             self._book, describe, programs, executor=self._executor, insecure=insecure
         )
         self._enrolment = EnrolmentService(enrol, self._executor) if enrol else None
-        self._started = threading.Event()
+        self._started, self._reason = threading.Event(), STOPPED
         self._failures: list[Exception] = []
         self._ports = [0, 0]
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -174,8 +177,15 @@ class EdgeServer:
         """
         return self._book.take_outcomes(timeout)
 
-    def close(self) -> None:
-        """Stop; nodes find the server gone and try again until there is one."""
+    def close(self, reason: str = STOPPED) -> None:
+        """Stop; nodes are told why, and try again until there is a server.
+
+        Parameters
+        ----------
+        reason : str
+            For people.
+        """
+        self._reason = reason
         loop, stop = self._loop, self._stop
         if loop is not None and stop is not None:
             with suppress(RuntimeError):
@@ -193,8 +203,8 @@ class EdgeServer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop."""
-        self.close()
+        """Stop; without an error, the run of this server has ended."""
+        self.close(ENDED if kind is None else STOPPED)
 
     def _run(self) -> None:
         try:
@@ -233,6 +243,7 @@ class EdgeServer:
                     await asyncio.wait_for(stop.wait(), _TICK)
                 self._book.expire()
         finally:
+            self._service.end(self._reason)
             await asyncio.gather(*(server.stop(_GRACE) for server in servers))
 
     def _server(self, handler: grpc.GenericRpcHandler, calls: int) -> Any:

@@ -81,7 +81,12 @@ class LinkSettings:
     def __post_init__(self) -> None:
         names = self.names
         if self.insecure and (self.certificates or self.enrol):
-            raise InputError(f"{names.insecure} is without certificates; allowed: one of them")
+            key = names.certificates if self.certificates else names.enrol
+            raise InputError(
+                f"{key} = {str(self.certificates or self.enrol)!r} is not allowed beside "
+                f"{names.insecure}, which has no certificates; allowed: {names.insecure} alone, "
+                f"or {names.certificates} FOLDER, also with {names.enrol} HOST:PORT"
+            )
         if not self.insecure and self.certificates is None:
             raise InputError(
                 f"an edge link needs {names.certificates} FOLDER (mest-fed certs new), or "

@@ -62,6 +62,7 @@ class EdgeLinkService:
         self._book, self._describe, self._programs = book, describe, programs
         self._executor, self._insecure = executor, insecure
         self._waiting: dict[int, asyncio.Event] = {}
+        self._ended = ""
 
     def handlers(self, refusals: Refusals) -> grpc.GenericRpcHandler:
         """Return the handlers of the calls."""
@@ -83,8 +84,19 @@ class EdgeLinkService:
         if node_id in self._waiting:
             self._waiting[node_id].set()
 
+    def end(self, reason: str) -> None:
+        """Refuse all calls from now on, those that wait included, and say why."""
+        self._ended = reason
+        for woken in self._waiting.values():
+            woken.set()
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise Refusal("UNAVAILABLE", self._ended, logged=True)
+
     async def register(self, message: pb.RegisterRequest, context: Any) -> pb.RegisterReply:
         """See the protocol."""
+        self._check_open()
         if message.version != VERSION:
             raise Refusal("UNIMPLEMENTED", f"version {message.version}; spoken: {VERSION}")
         identity = identity_of(context, insecure=self._insecure)
@@ -129,6 +141,7 @@ class EdgeLinkService:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._book.limits.wait_seconds):
                     while self._waiting.get(identity.node_id) is woken:
+                        self._check_open()
                         woken.clear()
                         due = self._book.due(identity, session, message.last_seen)
                         if due is not None:
@@ -221,6 +234,7 @@ class EdgeLinkService:
         return pb.LeaveReply()
 
     def _caller(self, message: Any, context: Any) -> tuple[Identity, bytes]:
+        self._check_open()
         identity, session = identity_of(context, insecure=self._insecure), session_of(message)
         self._book.check(identity, session)
         return identity, session
