@@ -203,3 +203,13 @@ def format_mix(mix: dict[str, Any]) -> str:
 def parse_names(text: str) -> tuple[str, ...]:
     """Read ``a, b`` into names."""
     return tuple(filter(None, (piece.strip() for piece in text.split(","))))
+
+
+#: The form of a list of names with wildcards.
+PATTERNS = "patterns, or nothing"
+
+
+def as_text(value: Any) -> Any:
+    """Write a list of names as ``a, b``; leave everything else to the check of the type."""
+    names = isinstance(value, list | tuple) and all(isinstance(it, str) for it in value)
+    return ", ".join(value) if names else value

@@ -1,4 +1,4 @@
-"""The sections that say what is learned, and how: data, model, sparsity, training, memory, wire."""
+"""The sections that say what is learned, and how: data, model, training, memory, wire."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,29 +9,25 @@ from mest_fed.catalogue import (
     AUGMENTATIONS,
     DATASETS,
     DIFFERENCE_CODECS,
-    DISTRIBUTIONS,
     FORMATS,
     KNOBS,
     LEARNING_RATES,
-    METHODS,
     MODELS,
     NORMS,
     OPTIMIZERS,
     PARTITIONERS,
-    SCHEMES,
     TASKS,
     VALUE_CODECS,
     ComputeDevice,
     Engine,
     GradientKind,
-    Growth,
     KernelMode,
-    MutationPlace,
     Recompute,
 )
 from mest_fed.config.base import (
     FOLDER,
     PATH,
+    PATTERNS,
     FilePath,
     Form,
     Options,
@@ -39,10 +35,9 @@ from mest_fed.config.base import (
     Section,
     Share,
     absolute,
+    as_text,
     beside_file,
-    format_mix,
     one_of,
-    parse_mix,
     parse_names,
 )
 from mest_fed.registry import REFERENCES, is_reference
@@ -52,24 +47,7 @@ if TYPE_CHECKING:
     from mest_fed.memory import MemoryOptions
 
 
-def mutates_on_clients_alone(method: str) -> bool:
-    """Whether a method's masks cannot mutate on the server, which has no dense gradients.
-
-    Raises
-    ------
-    InputError
-        If there is no such method.
-    """
-    return getattr(METHODS.find(method), "needs_dense_gradient", False)
-
-
-def cuts_width(method: str) -> bool:
-    """Whether a method gives devices narrower models; InputError if there is no such method."""
-    return getattr(METHODS.find(method), "cuts_width", False)
-
-
 _KERNELS = f"{', '.join(KernelMode)}, or the path of a run's kernels.json"
-_PATTERNS = "patterns, or nothing"
 _KNOBS = f"each of {', '.join(KNOBS)} once, in any order, or nothing"
 
 
@@ -99,12 +77,6 @@ def _whole_values(value: str) -> str:
             "nothing; allowed: codecs that send the values as they are"
         )
     return value
-
-
-def _as_text(value: Any) -> Any:
-    """Write a list of names as ``a, b``; leave everything else to the check of the type."""
-    names = isinstance(value, list | tuple) and all(isinstance(it, str) for it in value)
-    return ", ".join(value) if names else value
 
 
 class TaskSection(Section):
@@ -189,82 +161,6 @@ class ModelSection(Section):
     folder of a finished run. Sparse layers keep their largest weights. Only the server reads it."""
 
 
-#: Below this a layer of ten thousand weights keeps none but the least that it must.
-LEAST_DENSITY = 1e-4
-
-
-class SparsitySection(Section):
-    """Sparse training: method, scheme, density and mutation."""
-
-    method: Annotated[str, one_of(METHODS)] = "mest-ems"
-    """How masks mutate: which weights are dropped, which are grown, and how many."""
-    mutation: Annotated[str, one_of(MutationPlace)] = "server"
-    """Where masks mutate: on each client while it trains, or on the server between rounds."""
-    growth: Annotated[str, one_of(Growth)] = "seeded"
-    """With ``mutation = "client"``: whether all clients draw the same new weights in a round
-    (``seeded``), or each its own (``private``)."""
-    scheme: Annotated[str, one_of(SCHEMES)] = "block"
-    """How a weight tensor is divided into granules, which are active or not as a whole."""
-    density: Annotated[float, Field(ge=LEAST_DENSITY, le=1)] = 0.1
-    """Active weights as a share of all weights of the layers that may be sparse."""
-    distribution: Annotated[str, one_of(DISTRIBUTIONS)] = "uniform"
-    """How the active weights are distributed over the layers."""
-    include: Annotated[str, Form(_PATTERNS)] = ""
-    """Patterns of the layers that may be sparse, such as ``encoder.*``; empty for all. Also as a
-    TOML list."""
-    exclude: Annotated[str, Form(_PATTERNS)] = ""
-    """Patterns of modules that stay dense, with everything in them; also as a TOML list."""
-    layers: Annotated[str, Form("PATTERN:DENSITY, ..., or nothing")] = ""
-    """Densities of single layers, such as ``stage1.*:0.3, hidden:0.05``, also as a TOML table
-    ``[sparsity.layers]``. The first pattern that names a layer decides; ``density`` is that of the
-    other layers. It holds in every tier."""
-    period: Annotated[float, Field(gt=0, le=1)] = 0.03125
-    """Progress between mutations; MEST: 5 of 160 epochs."""
-    gradient_weight: Annotated[float, Field(ge=0)] = 0.5
-    """Lambda of the importance |w| + lambda |g|, of ``mest-em`` and ``mest-ems``; others rank by
-    magnitude alone."""
-
-    @field_validator("include", "exclude", mode="before")
-    @classmethod
-    def _names_as_text(cls, value: Any) -> Any:
-        return _as_text(value)
-
-    @field_validator("layers", mode="before")
-    @classmethod
-    def _table_as_text(cls, value: Any) -> Any:
-        return format_mix(value) if isinstance(value, dict) else value
-
-    @field_validator("layers")
-    @classmethod
-    def _densities(cls, value: str) -> str:
-        for pattern, density in parse_mix(value).items():
-            try:
-                ok = LEAST_DENSITY <= float(density) <= 1
-            except ValueError:
-                ok = False
-            if not ok:
-                raise ValueError(
-                    f"the density of {pattern} is {density!r}; allowed: a number from "
-                    f"{LEAST_DENSITY:g} to 1"
-                )
-        return value
-
-    @property
-    def included(self) -> tuple[str, ...]:
-        """The patterns of ``include``."""
-        return parse_names(self.include)
-
-    @property
-    def excluded(self) -> tuple[str, ...]:
-        """The patterns of ``exclude``."""
-        return parse_names(self.exclude)
-
-    @property
-    def densities(self) -> str:
-        """The distribution with the densities of single layers, as the sparsifier reads it."""
-        return f"{self.distribution}, {self.layers}" if self.layers else self.distribution
-
-
 class TrainingSection(Section):
     """Local training."""
 
@@ -336,7 +232,7 @@ class MemorySection(Section):
     """Whether gradients go into the momentum during backward: for ``sgd`` without clipping."""
     frozen: Annotated[int, Field(ge=0)] = 0
     """Segments at the start of the model that do not train."""
-    segments: Annotated[str, Form(_PATTERNS)] = ""
+    segments: Annotated[str, Form(PATTERNS)] = ""
     """Patterns of the modules that are segments, also as a TOML list; empty: they are found."""
     prefer: Annotated[str, Form(_KNOBS)] = ""
     """Knobs of the planner, the least costly first; empty takes the order that suits the model."""
@@ -345,8 +241,8 @@ class MemorySection(Section):
 
     @field_validator("segments", mode="before")
     @classmethod
-    def _names_as_text(cls, value: Any) -> Any:
-        return _as_text(value)
+    def _namesas_text(cls, value: Any) -> Any:
+        return as_text(value)
 
     @field_validator("prefer")
     @classmethod

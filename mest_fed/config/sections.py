@@ -34,13 +34,11 @@ from mest_fed.config.learning import (
     ForgettingSection,
     MemorySection,
     ModelSection,
-    SparsitySection,
     TaskSection,
     TrainingSection,
     WireSection,
-    cuts_width,
-    mutates_on_clients_alone,
 )
+from mest_fed.config.sparsity import SparsitySection, cuts_width, mutates_on_clients_alone
 from mest_fed.config.stopping import FORMS as STOP_FORMS
 from mest_fed.config.stopping import StopRule
 from mest_fed.devices import profile_names

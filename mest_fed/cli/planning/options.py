@@ -5,8 +5,8 @@ from pathlib import Path
 
 from mest_fed.catalogue import MutationPlace
 from mest_fed.config import RunConfig, from_table, with_settings
-from mest_fed.config.learning import mutates_on_clients_alone
 from mest_fed.config.load import Scalar, Table
+from mest_fed.config.sparsity import mutates_on_clients_alone
 from mest_fed.simulation.settings import load_table
 
 #: What is planned where no configuration is given.
