@@ -4,11 +4,18 @@ import os
 import signal
 import tempfile
 
+import hypothesis
 import pytest
 import torch
 
 # The tensors here are too small to share among threads, and machines are busy.
 torch.set_num_threads(1)
+
+# No test fails because other work has the machine.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("patient")
 
 # A shell that starts tests in the background has them ignore Ctrl-C, and so would every process
 # that they start and stop by it.
