@@ -75,3 +75,7 @@ def test_of_one_pair_nothing_can_be_said():
 def test_pairs_without_any_difference_are_within_noise():
     assert Difference.of([0.0, 0.0]).beyond_noise is False
     assert Difference.of([0.25, 0.25]).beyond_noise is True
+
+
+def test_equal_numbers_have_no_spread():
+    assert Spread.of([0.9832869080779945] * 3) == Spread(3, 0.9832869080779945, 0.0)

@@ -37,6 +37,8 @@ class Spread:
         mean = math.fsum(numbers) / count
         if count == 1:
             return cls(1, mean, None)
+        if min(numbers) == max(numbers):  # of which the mean differs in its last bit
+            return cls(count, numbers[0], 0.0)
         squares = math.fsum((each - mean) ** 2 for each in numbers)
         return cls(count, mean, math.sqrt(squares / (count - 1)))
 
