@@ -145,6 +145,17 @@ def test_what_failed_takes_no_part():
     assert failures_table(analysis()) is None
 
 
+def test_what_was_not_begun_is_counted_and_not_listed():
+    def changes(row):
+        begun = row["method"] == "dense"
+        return fail(row) if begun or row["seed"] == 3 else row | {"status": "not run"}
+
+    table = failures_table(analysis(changes=changes))
+    assert [row[0].text for row in table.rows] == ["method=static,density=0.1,seed=3"]
+    assert table.caption.endswith("; 8 more cells were not begun")
+    assert failures_table(analysis(changes=lambda row: row | {"status": "not run"})) is None
+
+
 COST = TEXT.replace("[study]", '[study]\nprotocol = "cost"\ntarget = 0.6')
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from mest_fed.schema import Metric
 from mest_fed.simulation.report.compare import NOTHING, Column
 from mest_fed.simulation.study.analysis import Analysis, Group, Paired, Pairing
-from mest_fed.simulation.study.rows import DONE
+from mest_fed.simulation.study.rows import DONE, NOT_RUN
 from mest_fed.simulation.study.statistics import CONFIDENCE, Difference, Spread
+from mest_fed.units import number_of
 
 #: Groups that a sentence names; of more it gives the number.
 _MOST_NAMED = 8
@@ -225,16 +226,23 @@ def signed(number: float, column: Column, metric: Metric, *, unit: bool = True) 
 
 
 def failures_table(analysis: Analysis) -> TextTable | None:
-    """Return the cells that are not done, and why; None if all are."""
+    """Return the cells that were begun and are not done, and why; None if there are none.
+
+    Those that were never begun are counted.
+    """
+    begun = [row for row in analysis.not_done if row["status"] != NOT_RUN]
     rows = [
         [TableCell(row["cell"]), TableCell(row["status"]), TableCell(row["reason"] or NOTHING)]
-        for row in analysis.not_done
+        for row in begun
     ]
     if not rows:
         return None
-    return TextTable(
-        "Their runs take no part in means", [("cell", ""), ("status", ""), ("why", "")], rows
-    )
+    caption, others = "Their runs take no part in means", len(analysis.not_done) - len(begun)
+    if others:
+        caption += (
+            f"; {number_of(others, 'more cell')} {'was' if others == 1 else 'were'} not begun"
+        )
+    return TextTable(caption, [("cell", ""), ("status", ""), ("why", "")], rows)
 
 
 def in_short(analysis: Analysis) -> str:
