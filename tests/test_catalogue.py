@@ -113,7 +113,7 @@ def test_what_is_registered_is_allowed_and_nothing_else(section, key):
     for name in choices:
         if (section, key) == ("wire", "download") and name in catalogue.DIFFERENCE_CODECS:
             continue
-        others = {"mutation": "client"} if name in ("rigl", "feddst") else {}
+        others = {"mutation": "client"} if name in ("rigl", "feddst", "private") else {}
         table = {section: {key: name, **others}}
         assert to_flat(from_table(table, "test"))[f"{section}.{key}"] == name
     with pytest.raises(InputError, match=", ".join(choices)):

@@ -195,7 +195,7 @@ def test_the_run_is_that_of_the_first_grid():
         ({}, "an edge link needs deployment.link_certificates FOLDER"),
         (
             {"link_insecure": True, "link_certificates": "tls"},
-            "deployment.link_insecure is without certificates; allowed: one of them",
+            "deployment.link_certificates = 'tls' is not allowed beside deployment.link_insecure",
         ),
         (
             {"link": "0.0.0.0:9443", "link_insecure": True},

@@ -87,6 +87,7 @@ def test_the_run_keeps_absolute_references(run, own):
             assert table[section][key] == f"{own}/own_things.py:{name}"
     closed = {
         "sparsity.mutation",
+        "sparsity.growth",
         "training.device",
         "training.engine",
         "training.gradient",
