@@ -308,8 +308,9 @@ def _series(options: argparse.Namespace) -> Iterator[Series]:
     folder = options.certificates
     try:
         series = Series(_server_of(folder), options.port)
-    except OSError as error:
-        print(f"error: --port {options.port}: {error.strerror}", file=sys.stderr)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or "allowed: 0 to 65535"
+        print(f"error: --port {options.port}: {reason}", file=sys.stderr)
         sys.exit(_WRONG_INPUT)
     try:
         yield series

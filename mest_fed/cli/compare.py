@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mest_fed.cli.app import needs
+from mest_fed.cli.options import Force, check_new_file
 from mest_fed.cli.report import HTML, PageOrTable
 from mest_fed.cli.tables import check_format, suffix_of, write_table
 
@@ -17,9 +18,11 @@ def compare(
         Path | None,
         typer.Option(help="The file; compare.FORMAT here if left out, csv to standard output."),
     ] = None,
+    force: Force = False,
 ) -> None:
     """Compare runs on one page: their curves, what each cost, how their configurations differ."""
     check_format(form, HTML)
+    check_new_file(out, force=force)
     needs("simulation", "matplotlib", "jinja2")
     from mest_fed.simulation.report.compare import Comparison, write_comparison
 

@@ -12,8 +12,10 @@ from rich.table import Table
 from mest_fed.catalogue import TABLE_FORMATS
 from mest_fed.cli.baseline import RECORDED, RECORDED_LEAN
 from mest_fed.cli.device_room import DeviceRoom
+from mest_fed.cli.options import Force, check_new_file
 from mest_fed.cli.tables import check_format, fill_table, write_table
 from mest_fed.devices import DeviceProfile, load_profile, profile_names
+from mest_fed.errors import not_allowed
 from mest_fed.units import format_bytes
 
 
@@ -28,10 +30,14 @@ def devices(
     out: Annotated[
         Path | None, typer.Option(help="File for --format; standard output if left out.")
     ] = None,
+    force: Force = False,
 ) -> None:
     """List the device profiles, or show one with the source of every number."""
     if form is not None:
         check_format(form)
+        check_new_file(out, force=force)
+    elif out is not None:
+        raise not_allowed("--out", str(out), f"only beside --format {TABLE_FORMATS.allowed}")
     profiles = [load_profile(name)] if name else [load_profile(each) for each in profile_names()]
     if as_json:
         typer.echo(json.dumps([_with_node(profile) for profile in profiles], indent=2))

@@ -7,6 +7,7 @@ import typer
 
 from mest_fed.catalogue import EXPORTS
 from mest_fed.cli.app import needs
+from mest_fed.cli.options import Force, check_new_file
 from mest_fed.units import format_bytes
 
 
@@ -19,12 +20,14 @@ def export(
     out: Annotated[
         Path | None, typer.Option(help="The file; exported.SUFFIX in the run folder if left out.")
     ] = None,
+    force: Force = False,
 ) -> None:
     """Write a run's final model so that it loads where mest-fed is not installed.
 
     The model is dense, in evaluation mode, of torch's own operators. Of an unfinished run it is the
     model of the newest checkpoint.
     """
+    check_new_file(out, force=force)
     needs("client", "flwr", "pydantic")
     from mest_fed.server.export import export_model
 

@@ -20,6 +20,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key; repeatable."),
 ]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file of --out.")]
 Scheme = Annotated[str | None, typer.Option(help=f"{SCHEMES.allowed}.")]
 Density = Annotated[float | None, typer.Option(help="Target density.")]
 Method = Annotated[str | None, typer.Option(help=f"{METHODS.allowed}.")]
@@ -104,6 +105,18 @@ def _is_new(claim: "Claim") -> bool:
         return claim.is_new() and not claim.is_held
     except OSError:  # a file, or a folder of another user
         return False
+
+
+def check_new_file(out: Path | None, *, force: bool) -> None:
+    """Refuse to replace a file that a person names, unless asked to.
+
+    Raises
+    ------
+    InputError
+        If it is there already.
+    """
+    if out is not None and out.exists() and not force:
+        raise InputError(f"--out: {out} is there already; allowed: --force, which replaces it")
 
 
 def check_picture(picture: Path | None) -> None:

@@ -91,6 +91,8 @@ def server(
     folder = out or next_folder(name)
     where: dict[str, Scalar] = {"deployment.folder": str(folder), "deployment.resume": resume}
     config = from_flat(to_flat(config) | where)
+    if folder.exists() and not folder.is_dir():
+        raise not_allowed("--out", str(folder), "a folder")
     if not resume and any(folder.glob("checkpoints/*")):
         raise not_allowed("--out", str(folder), "a folder without a run, or --resume beside it")
     handler = logging.StreamHandler(sys.stderr)

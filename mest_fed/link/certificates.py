@@ -51,6 +51,24 @@ _NOT_READ = (
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
 
+def check_in_time(path: Path) -> None:
+    """Refuse a certificate of today's past or future, which every device would refuse.
+
+    Raises
+    ------
+    InputError
+        If it is no certificate, or not valid now.
+    """
+    found = read_certificate(path)
+    begin, end = found.not_valid_before_utc, found.not_valid_after_utc
+    if not begin <= _now() < end:
+        when = f"expired on {end:%Y-%m-%d}" if end <= _now() else f"begins on {begin:%Y-%m-%d}"
+        raise InputError(
+            f"{path} {when}, by this machine's clock; allowed: one that is valid: mest-fed certs "
+            f"renew {path.parent}"
+        )
+
+
 @dataclass(frozen=True)
 class Authority:
     """What signs: a certificate, and the private key that belongs to it."""

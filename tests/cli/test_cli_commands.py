@@ -11,6 +11,7 @@ from rich.console import Console
 
 import mest_fed
 from mest_fed import catalogue, cli
+from mest_fed.cli.app import WRONG_INPUT
 from mest_fed.cli.devices import profile_table
 from mest_fed.devices import load_profile, profile_names
 
@@ -137,3 +138,26 @@ def test_help_needs_no_library_of_training() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_file_is_replaced_only_by_force(form, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "mine.npz"
+    file.write_bytes(b"examples")
+    words = ["mest-fed", "devices", "rpi-4", "--format", form, "--out", str(file)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == WRONG_INPUT
+    assert f"--out: {file} is there already; allowed: --force" in capsys.readouterr().err
+    assert file.read_bytes() == b"examples"
+    monkeypatch.setattr(sys, "argv", [*words, "--force"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    assert file.read_bytes() != b"examples"
+    monkeypatch.setattr(sys, "argv", ["mest-fed", "devices", "--out", str(tmp_path / "q")])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == WRONG_INPUT
+    assert "--out = " in capsys.readouterr().err

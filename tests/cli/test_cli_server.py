@@ -25,6 +25,7 @@ LOOPBACK = ("--insecure", "--listen", "127.0.0.1:0")
         (("server", "--insecure", "--listen", "here"), ["--listen = 'here'", "HOST:PORT"]),
         (("server", "--certificates", "tls", "--enrol", "9444"), ["--enrol = '9444'", "HOST:PORT"]),
         (("server", *LOOPBACK, "--resume"), ["--resume needs --out"]),
+        (("server", *LOOPBACK, "--out", __file__), [f"--out = {__file__!r}", "allowed: a folder"]),
         (
             ("server", *LOOPBACK, "--rounds", "2"),
             ["--rounds 2 is for --resume --out FOLDER alone", "--set run.rounds=2"],

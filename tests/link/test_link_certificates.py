@@ -23,6 +23,7 @@ from mest_fed.link import certificates
 from mest_fed.link.certificates import (
     LARGEST_REQUEST,
     Authority,
+    check_in_time,
     new_request,
     read_certificate,
     sign_request,
@@ -244,3 +245,16 @@ def test_the_servers_certificate_is_no_devices(folder):
         (AssertionError, OSError), match=r"PURPOSE|purpose|unknown ca|bad cert|ALERT"
     ):
         shake_hands(folder, SERVER, SERVER)
+
+
+@pytest.mark.parametrize(("days", "said"), [(4000, "expired on "), (-4000, "begins on ")])
+def test_a_server_does_not_begin_with_a_certificate_of_another_time(
+    tmp_path, monkeypatch, days, said
+):
+    path = tmp_path / "server.pem"
+    path.write_bytes(Authority.new().pem())
+    check_in_time(path)
+    now = certificates._now() + timedelta(days=days)
+    monkeypatch.setattr(certificates, "_now", lambda: now)
+    with pytest.raises(InputError, match=f"server.pem {said}.*allowed: one that is valid"):
+        check_in_time(path)

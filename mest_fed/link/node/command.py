@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
         "holds it, and the rest is the budget.")  # fmt: skip
     add("--budget", metavar="BYTES", help="What training may add; the profile's if left out.")
     add("--threads", type=int, default=1, metavar="N", help="Cores to compute with (default: 1).")
-    add("--train-when", default="", metavar="CONDITIONS", help=f"Train only so: {ALLOWED}.")
+    add("--train-when", default=None, metavar="CONDITIONS", help=f"Train only so: {ALLOWED}.")
     add("--name", default=None, help="The node's name; the host's if left out.")
     add("--certificates", metavar="FOLDER", help="node.pem, node.key and authority.pem, as "
         "mest-fed certs node wrote them; left out, those that --enrol got.")  # fmt: skip
@@ -135,7 +135,7 @@ def _check_texts(options: argparse.Namespace) -> None:
         Which option it is.
     """
     for name, value in vars(options).items():
-        if value == "" and name != "train_when":
+        if value == "":
             raise not_allowed(f"--{name.replace('_', '-')}", "", "a text that is not empty")
     check_address(options.link, insecure=options.insecure, key="--link")
     if options.enrol:
@@ -161,7 +161,7 @@ def _setup(options: argparse.Namespace) -> NodeSetup:
         budget,
         limit,
         options.threads,
-        Conditions.read(options.train_when),
+        Conditions.read(options.train_when or ""),
     )
 
 

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from mest_fed.config.sections import DeploymentSection
 from mest_fed.errors import InputError
 from mest_fed.link.addresses import check_address
-from mest_fed.link.certificates import Authority, sign_request
+from mest_fed.link.certificates import Authority, check_in_time, sign_request
 from mest_fed.link.server.edge_server import EdgeServer, ServerTls
 from mest_fed.link.server.grid import LinkGrid
 from mest_fed.link.server.joint_grid import JointGrid
@@ -122,7 +122,8 @@ def open_link(settings: LinkSettings, run: LeanRun) -> EdgeServer:
     Raises
     ------
     InputError
-        If a file of the certificates cannot be read, or an address cannot be listened on.
+        If a file of the certificates cannot be read, the server's certificate is not valid now, or
+        an address cannot be listened on.
     """
     how: dict[str, Any] = {"describe": run.describe, "program": run.programs}
     folder = settings.certificates
@@ -130,6 +131,7 @@ def open_link(settings: LinkSettings, run: LeanRun) -> EdgeServer:
         log.warning("%s: nobody is asked who they are", settings.names.insecure)
         return EdgeServer(settings.listen, insecure=True, **how)
     certificate, key, authority = (_read(folder / name) for name in _FILES)
+    check_in_time(folder / _FILES[0])
     if settings.enrol:
         how |= {"enrolment_address": settings.enrol, "enrol": _enroller(folder, authority)}
     return EdgeServer(settings.listen, tls=ServerTls(certificate, key, authority), **how)
