@@ -242,10 +242,14 @@ def _warnings(found: list["Entry"]) -> Iterator[str]:
             yield f"{entry.path} {when} ({entry.end:%Y-%m-%d}); {way}"
 
 
+#: What a device needs that no profile names; a board's own profile says it, too.
+_LIMIT = ("--memory-limit", "200MB")
+
+
 def _lean_node(host: str) -> str:
     """Return the beginning of a device's command."""
     link = f"{_bracketed(host)}:{LINK_PORT}"
-    return _line("mest-fed", "node", "--link", link, "--data", "mine.npz")
+    return _line("mest-fed", "node", "--link", link, "--data", "mine.npz", *_LIMIT)
 
 
 def _bracketed(host: str) -> str:

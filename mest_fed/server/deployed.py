@@ -13,6 +13,7 @@ from typing import Any
 from mest_fed.config import RunConfig, to_flat, to_toml
 from mest_fed.devices import load_profile
 from mest_fed.errors import InputError
+from mest_fed.memory import Plan
 from mest_fed.run_rows.row import Row
 from mest_fed.server.checkpoint import (
     checkpoint_name,
@@ -129,7 +130,7 @@ class DeployedRun:
             self.strategy,
             preset=name,
             logs=logs,
-            peaks={},
+            peaks=reported_peaks(tiers, self._nodes.values(), logs.clients),
             real_devices=len(self._nodes),
         )
         folder.write_model(self.task, model.state())
@@ -217,6 +218,30 @@ def tier_plans(task: Task, nodes: Iterable[Mapping[str, Any]]) -> list[TierPlan]
         except InputError as error:
             log.warning("the summary leaves out the plan of %s", error)
     return sorted(tiers, key=lambda tier: tier.plan.budget)
+
+
+def reported_peaks(
+    tiers: Iterable[TierPlan], nodes: Iterable[Node], clients: Iterable[Mapping[str, Any]]
+) -> dict[Plan, int]:
+    """Return the largest peak that devices of each plan reported, in bytes; a plan may have none.
+
+    Parameters
+    ----------
+    tiers : iterable of TierPlan
+        Profiles with the plans of their smallest budgets.
+    nodes : iterable of Node
+        The devices.
+    clients : iterable of mapping
+        Rows of their parts in rounds.
+    """
+    owners = {node.partition: (node.device, node.budget) for node in nodes}
+    largest: dict[tuple[str, int], int] = {}
+    for row in clients:
+        size = (row.get("reported") or {}).get("measured_peak_bytes")
+        if size and (owner := owners.get(row["partition"])) is not None:
+            largest[owner] = max(largest.get(owner, 0), int(size))
+    found = {tier.plan: largest.get((tier.profile.name, tier.plan.budget)) for tier in tiers}
+    return {plan: size for plan, size in found.items() if size is not None}
 
 
 def write_report(folder: Path) -> None:

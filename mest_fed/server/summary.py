@@ -86,7 +86,7 @@ def build_summary(
     logs : RunLogs
         The rows of all rounds.
     peaks : mapping
-        Measured bytes of each plan that was measured.
+        Measured bytes of each plan that was measured; of a deployed run as its devices reported.
     real_devices : int, optional
         How many took part in a deployed run; None in a simulation, whose tiers have all of them.
     """

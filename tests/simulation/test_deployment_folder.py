@@ -13,6 +13,7 @@ from mest_fed.config import from_table, read_toml, to_flat
 from mest_fed.errors import InputError
 from mest_fed.server import deployed
 from mest_fed.server.app import build_server_app
+from mest_fed.server.client_registry import Node
 from mest_fed.server.flower_internals import FLOWER_CONSOLE, run_server_app
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.simulation.engine.executor import SerialExecutor
@@ -253,3 +254,20 @@ def test_the_console_has_the_runs_own_lines_alone_with_its_own_numbers(tmp_path,
     assert "going on after round 2" in said
     for foreign in ("\x1b[", "[ROUND", "Final results", "(empty!)", "Starting"):
         assert foreign not in said
+
+
+def test_measured_peaks_are_those_that_devices_of_a_plan_reported():
+    task = Task(tiny_config())
+    small, large = (task.plan(size, "rpi-4") for size in (8_000_000, 80_000_000))
+    budgets = {1: small.budget, 2: large.budget, 3: small.budget}
+    nodes = [Node(n, n, "rpi-4", each, 0.1, 8, 1, 10, 0) for n, each in budgets.items()]
+
+    def row(partition, size):
+        reported = None if size is None else {"measured_peak_bytes": size}
+        return {"partition": partition, "reported": reported}
+
+    rows = [row(1, 300), row(2, 900), row(3, 500), row(3, 400), row(1, None), row(9, 10**9)]
+    tiers = deployed.tier_plans(task, [vars(node) for node in nodes])
+    assert [tier.plan for tier in tiers] == [small]
+    assert deployed.reported_peaks(tiers, nodes, rows) == {small: 500}
+    assert deployed.reported_peaks(tiers, nodes, [row(2, 900), row(1, None)]) == {}
