@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         if options.json:
             facts = {"done": [[*key, *found] for key, found in done.items()]}
-            facts |= {"data": "JPEG files", "device": options.device}
+            facts["device"] = options.device
             write_json(
                 options.json,
                 rows_of(done),

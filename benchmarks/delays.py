@@ -142,9 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         done = collect(rows_of(options, Path(text)))
     show("Virtual time (modelled) against NVFlare's slept delays (reported)", done, COLUMNS)
     if options.json:
-        facts = {"devices": DEVICES, "delays": DELAYS, "transfer": TRANSFER, "data": "JPEG files"}
-        if options.dataset != "cifar10":
-            facts["data"] = options.dataset
+        facts = {"devices": DEVICES, "delays": DELAYS, "transfer": TRANSFER}
+        facts["data"] = options.dataset
         write_json(options.json, done, software=software("torch", "numpy", "flwr"), **facts)
 
 

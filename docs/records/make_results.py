@@ -18,8 +18,7 @@ _HEAD = """# Results
 Each figure here is a row of a record, which `make study` computes anew: its folder holds the
 study's file, every key of each run, the raw rows, the environment, all differences with their
 intervals, and a reading. This page is written by `docs/records/make_results.py`. Memory is what a
-round adds to a process; virtual time and energy are modelled. CIFAR-10 is read from visibly
-compressed JPEG files here, which costs some points against the original images.
+round adds to a process; virtual time and energy are modelled.
 
 """
 

@@ -132,7 +132,7 @@ def study(
         check_study(about, found)
         chosen = _chosen(found, cells)
         place = out or Path("runs/studies") / about.name
-        known = None if reuse is None else read_known(reuse)
+        known = None if reuse is None else read_known(reuse, about)
         folder = StudyFolder(place, about, found, known)
         folder.check(resume=resume or (dry_run and folder.is_studied))
         if record is not None:

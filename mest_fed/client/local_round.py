@@ -241,7 +241,7 @@ def train_round(
         raise type(error)(_placed(task, who, order.round, error)) from None
     finally:
         optimizer.close()  # the model is resident: nothing of this round may stay on it
-        task.programs.rest()  # before there are copies of the weights for the message
+        task.programs.release_memory()  # before there are copies of the weights for the message
     if forgetting is not None:
         kept.keep_forgetting(forgetting)
     beside = task.round_work(totals.examples)

@@ -241,7 +241,7 @@ class MemorySection(Section):
 
     @field_validator("segments", mode="before")
     @classmethod
-    def _namesas_text(cls, value: Any) -> Any:
+    def _names_as_text(cls, value: Any) -> Any:
         return as_text(value)
 
     @field_validator("prefer")

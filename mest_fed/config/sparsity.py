@@ -70,7 +70,7 @@ class SparsitySection(Section):
 
     @field_validator("include", "exclude", mode="before")
     @classmethod
-    def _namesas_text(cls, value: Any) -> Any:
+    def _names_as_text(cls, value: Any) -> Any:
         return as_text(value)
 
     @field_validator("layers", mode="before")

@@ -14,7 +14,7 @@ from mest_fed.errors import InputError
 from mest_fed.runtime.arena import plan_arena
 from mest_fed.runtime.native import Runtime, Shared, fitting
 from mest_fed.runtime.program import ROWS, Program
-from mest_fed.system.pages import release_pages
+from mest_fed.system.allocator import release_pages
 
 Array = NDArray[Any]
 #: Gives the program of so many examples.
@@ -129,7 +129,7 @@ class Batches:
         for names in self._unbound.values():
             names.add(name)
 
-    def rest(self) -> None:
+    def release_memory(self) -> None:
         """Give the memory of arena and sums back to the system until the next batch."""
         for array in (self.runtime.arena, *self._sums):
             release_pages(array)

@@ -55,12 +55,12 @@ class _Compiled:
         self._batches.bind(name, array)
         self.arrays[name] = array
 
-    def rest(self) -> None:
+    def release_memory(self) -> None:
         """Give temporary memory back to the system until the next batch.
 
         Parameters and states stay; gradients and outputs of the last batch may be lost.
         """
-        self._batches.rest()
+        self._batches.release_memory()
 
     def _check_held(self, name: str) -> None:
         if name not in self.arrays:

@@ -33,7 +33,7 @@ from mest_fed.runtime import native_table
 from mest_fed.runtime.batches import even_parts
 from mest_fed.runtime.program import Program
 from mest_fed.runtime.step import CompiledStep
-from mest_fed.system.pages import release_pages
+from mest_fed.system.allocator import release_pages
 from mest_fed.training.forward_programs import EVALUATION_GROUP, ModelForward, forward_sizes
 from mest_fed.training.objective import Objective
 from mest_fed.training.places import Array, Copies, Place, capacities, places_of, with_room
@@ -136,9 +136,9 @@ class ModelStep:
                 array = copies.of(held, shape, "int64" if key == STEP else "float32")
             self.step.bind(buffer, array)
 
-    def rest(self) -> None:
+    def release_memory(self) -> None:
         """Give back all memory but the model's; what the optimizer kept is lost."""
-        self.step.rest()
+        self.step.release_memory()
         for buffer, *_ in self._states:
             release_pages(self.step.arrays[buffer])
 
@@ -249,12 +249,12 @@ class Programs:
         while self._kept and (len(self._kept) > MOST_PROGRAMS or self.bytes > self.most_bytes):
             self._kept.popitem(last=False)
 
-    def rest(self) -> None:
+    def release_memory(self) -> None:
         """After a round: where only what is in use may be held, hold no memory beside the model."""
         if self.most_bytes == 0:
             for kept in self._kept.values():
                 if isinstance(kept, ModelStep):
-                    kept.rest()
+                    kept.release_memory()
 
     def step(
         self,

@@ -1,7 +1,9 @@
 """``mest-fed study --reuse`` takes from a record what it has; ``--data`` is no part of a study."""
 
 import json
+from dataclasses import replace
 
+import pyarrow.parquet
 import pytest
 from test_cli_study import SEEDS, rows_of, run, write_study
 
@@ -37,20 +39,32 @@ def test_what_a_record_has_is_not_computed_again(tmp_path):
         json.loads((record / "environment.json").read_text())["written"]
     ]
     assert "Rows of before" in (again / "README.md").read_text()
-    assert sorted(read_known(again).runs) == sorted(row["digest"] for row in (same, new))
-    check_key_that_has_come_since(record, same["digest"])
+    study = read_study(str(more))
+    assert sorted(read_known(again, study).runs) == sorted(row["digest"] for row in (same, new))
+    check_key_that_has_come_since(record, study, same["digest"])
+    check_damage(record, study)
 
 
-def check_key_that_has_come_since(record, digest):
+def check_key_that_has_come_since(record, study, digest):
     """A record of before a key was known has its default."""
     path = record / "configurations/seed=1.toml"
     text = path.read_text()
     line = next(each for each in text.splitlines() if each.startswith("growth"))
     path.write_text(text.replace(line + "\n", ""))
-    assert list(read_known(record).runs) == [digest]
+    assert list(read_known(record, study).runs) == [digest]
+
+
+def check_damage(record, study):
+    """What was measured otherwise, or is damaged, is refused in a line."""
+    other = replace(study, about=study.about.model_copy(update={"target": 0.5}))
+    with pytest.raises(InputError, match=r"its study.target is None; allowed: 0.5, as the study"):
+        read_known(record, other)
+    pyarrow.parquet.write_table(pyarrow.table({"cell": ["x"]}), record / "results.parquet")
+    with pytest.raises(InputError, match=r"its rows have no column 'status'"):
+        read_known(record, study)
     (record / "results.parquet").write_bytes(b"no rows")
     with pytest.raises(InputError, match=r"results.parquet cannot be read: "):
-        read_known(record)
+        read_known(record, study)
 
 
 def test_where_the_data_is_does_not_tell_cells_apart(tmp_path):

@@ -216,7 +216,7 @@ def test_the_programs_that_are_kept_are_bounded():
     assert len(programs._kept) == 1
 
 
-def test_a_step_at_rest_holds_no_memory_and_trains_the_same_afterwards():
+def test_a_step_that_released_its_memory_trains_the_same_afterwards():
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 4096), nn.ReLU(), nn.Linear(4096, 10))
     start, results = copy.deepcopy(net.state_dict()), []
     programs = Programs(net)
@@ -229,7 +229,7 @@ def test_a_step_at_rest_holds_no_memory_and_trains_the_same_afterwards():
             (step,) = programs._kept.values()
             momentum = step.step.arrays["1.weight:momentum_buffer"]
             assert np.count_nonzero(momentum)
-            programs.rest()
+            programs.release_memory()
             # The ends of an array may share their pages with others.
             left = np.count_nonzero(momentum[1024:-1024]) / momentum.size
             assert left == 0 if most_bytes == 0 else left > 0.1

@@ -79,12 +79,8 @@ def read_request(
 
     Parameters
     ----------
-    source : (str or None, Path or None)
-        Preset and TOML file.
-    options : mapping of str to scalar or None
-        ``section.key`` -> value; None leaves the key as it is.
-    settings : sequence of str
-        ``section.key=value``, laid over all else.
+    source, options, settings
+        As of :func:`~mest_fed.cli.planning.options.read_options`.
     image : (str or None, int or None)
         ``CHANNELSxHEIGHTxWIDTH`` and the number of classes, where they are not the data set's.
 

@@ -203,6 +203,8 @@ class _Training:
                 self._model.mutate(mutation, step.gradients)
         if mutation is not None and mutation.soft and step is not None:
             self._model.drop(mutation, step.gradients)
+        for bound in self._bound.values():
+            bound.release_memory()  # before there is a copy of the weights
         return self._model.state(), self._totals, self._work + self._beside()
 
     def _take(self, step: CompiledStep, inputs: Array, targets: Array, number: int) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 from mest_fed.config import from_table, read_toml
 from mest_fed.errors import InputError
 from mest_fed.simulation.study.grid import Cell, digest_of
-from mest_fed.simulation.study.record import CONFIGS, ENVIRONMENT, read_tables
+from mest_fed.simulation.study.record import CONFIGS, ENVIRONMENT, read_record, read_tables
 from mest_fed.simulation.study.rows import DONE, KnownRun
+from mest_fed.simulation.study.study_file import StudyFile
 from mest_fed.simulation.study.study_folder import RESULTS, ROUND_ROWS
 from mest_fed.strict_json import read_json
 
@@ -43,25 +44,40 @@ class KnownRuns:
         return [*newest.pop("earlier", []), newest]
 
 
-def read_known(place: Path) -> KnownRuns:
-    """Read a record.
+def read_known(place: Path, study: StudyFile) -> KnownRuns:
+    """Read the record that a study takes runs from.
 
     Raises
     ------
     InputError
-        If it is none, or a part of it is missing or damaged.
+        If it is no record, a part of it is missing or damaged, or its study measured other things.
     """
     if not (place / ENVIRONMENT).exists():
         raise InputError(f"--reuse {place} is no record: {ENVIRONMENT} is missing")
     environment = read_json(place / ENVIRONMENT, dict)
+    _check_measures(place, read_record(place).study, study)
     results, rounds = read_tables(place, (RESULTS, ROUND_ROWS))
-    of_cell: dict[str, list[Row]] = {}
-    for row in rounds:
-        of_cell.setdefault(row["cell"], []).append(row)
+    try:
+        of_cell: dict[str, list[Row]] = {}
+        for row in rounds:
+            of_cell.setdefault(row["cell"], []).append(row)
+        done = [row for row in results if row["status"] == DONE and row["cell"] == row["run"]]
+    except KeyError as error:
+        raise InputError(f"--reuse {place}: its rows have no column {error}") from None
     found = {}
-    for row in results:
-        if row["status"] == DONE and row["cell"] == row["run"]:
-            path = place / CONFIGS / f"{row['run']}.toml"
-            digest = digest_of(from_table(read_toml(path), str(path)))
-            found[digest] = KnownRun(row, tuple(of_cell.get(row["cell"], ())))
+    for row in done:
+        path = place / CONFIGS / f"{row['run']}.toml"
+        digest = digest_of(from_table(read_toml(path), str(path)))
+        found[digest] = KnownRun(row, tuple(of_cell.get(row["cell"], ())))
     return KnownRuns(found, environment)
+
+
+def _check_measures(place: Path, recorded: StudyFile, study: StudyFile) -> None:
+    """Refuse rows that were measured against another target, or by another protocol."""
+    for key in ("protocol", "target"):
+        there, here = getattr(recorded.about, key), getattr(study.about, key)
+        if there != here:
+            raise InputError(
+                f"--reuse {place}: its study.{key} is {there!r}; allowed: {here!r}, as the "
+                f"study's ({study.source})"
+            )

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from mest_fed.system.pages import release_pages
+from mest_fed.system.allocator import release_pages
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's madvise")
 
