@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Python compiles a module when it is first imported: most of those that are installed never are.
+# Python compiles a module when it is first imported: most of those that are installed never are. What
+# it compiles it must keep, whatever the environment says: tests start hundreds of processes.
+export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 NATIVE := CMakeLists.txt $(wildcard cmake/*.cmake mest_fed/kernels/native/* mest_fed/runtime/native/*)
 

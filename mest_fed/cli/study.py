@@ -63,13 +63,13 @@ def study(
         ),
     ] = 1,
     cells: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             metavar="PATTERN",
-            help="Run these cells alone, such as 'method=dense,*'. The others are left as they "
-            "are.",
+            help="Run these cells alone, such as 'method=dense,*'; may be repeated. The others "
+            "are left as they are.",
         ),
-    ] = "*",
+    ] = None,
     data: Annotated[
         str,
         typer.Option(
@@ -137,7 +137,7 @@ def study(
         folder.check(resume=resume or (dry_run and folder.is_studied))
         if record is not None:
             check_record(record)
-        again = _command(file, {"--out": out, "--data": data, "--reuse": reuse})
+        again = _command(file, {"--out": out, "--data": data, "--reuse": reuse, "--cells": cells})
         if dry_run:
             from mest_fed.cli.studies.dry_run import print_cells
 
@@ -165,11 +165,14 @@ def study(
         sys.exit(NOTHING_TRAINED)
 
 
-def _chosen(cells: "Sequence[Cell]", pattern: str) -> "list[Cell]":
-    chosen = [cell for cell in cells if fnmatchcase(cell.id, pattern)]
-    if not chosen:
-        raise not_allowed("--cells", pattern, f"a pattern of cells such as {cells[0].id}")
-    return chosen
+def _chosen(cells: "Sequence[Cell]", patterns: Sequence[str] | None) -> "list[Cell]":
+    """Return the cells that a pattern names, all if there is none, in the study's order."""
+    if not patterns:
+        return list(cells)
+    for pattern in patterns:
+        if not any(fnmatchcase(cell.id, pattern) for cell in cells):
+            raise not_allowed("--cells", pattern, f"a pattern of cells such as {cells[0].id}")
+    return [cell for cell in cells if any(fnmatchcase(cell.id, each) for each in patterns)]
 
 
 def _run(
@@ -234,6 +237,11 @@ def _job(folder: "StudyFolder", cell: "Cell") -> "Job | None":
 
 
 def _command(file: str, options: Mapping[str, object]) -> str:
-    """Return the command that does what is missing."""
-    given = [f" {name} {shlex.quote(str(value))}" for name, value in options.items() if value]
+    """Return the command that does what is missing; an option of a list is repeated."""
+    given = [
+        f" {name} {shlex.quote(str(value))}"
+        for name, values in options.items()
+        for value in (values if isinstance(values, list) else [values])
+        if value
+    ]
     return f"mest-fed study {shlex.quote(file)}{''.join(given)} --resume"

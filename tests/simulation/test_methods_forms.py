@@ -64,14 +64,14 @@ def shapes_of(form, planner):
 
 def config_of(form, **more):
     """Return a configuration whose three kinds of devices have budgets for three shapes."""
-    sections = {**SECTIONS, **FORMS[form]}
+    sections = {**SECTIONS, **FORMS[form], **more}
     task = Task(tiny_config(**sections))
     planner = task.planner()
     shapes = shapes_of(form, planner)
     sizes = [needed(footprint(task.trace, planner.setting, it).total) for it in shapes]
     budgets = ", ".join(f"{name}:{size}" for name, size in zip(DEVICES, sizes, strict=True))
     fleet = {"devices": 12, "mix": ", ".join(f"{it}:1" for it in DEVICES), "budgets": budgets}
-    return tiny_config(**sections, fleet=fleet, **more), shapes
+    return tiny_config(**sections, fleet=fleet), shapes
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -98,14 +98,14 @@ def test_a_resumed_run_ends_with_the_same_bits(form, tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.soak), 2])
 @pytest.mark.parametrize("form", FORMS)
-def test_one_and_two_workers_end_with_the_same_bits(session, form, tmp_path):
-    config, _ = config_of(form)
-    serial = start(tmp_path / "0", config)
-    for workers in (1, 2):
-        folder = tmp_path / str(workers)
-        with patch.object(PeakMeasurement, "start", lambda *_: PeakMeasurement(None)):
-            open_run("tiny", config, folder, resume=False).run(workers)
-        assert read_rows(folder, "clients") == read_rows(serial, "clients")
-        expected = read_summary(serial)["model_sha256"]
-        assert read_summary(folder)["model_sha256"] == expected
+def test_any_number_of_workers_ends_with_the_same_bits(session, form, workers, tmp_path):
+    config, _ = config_of(form, run={"rounds": 2})
+    serial = start(tmp_path / "serial", config)
+    folder = tmp_path / "parallel"
+    with patch.object(PeakMeasurement, "start", lambda *_: PeakMeasurement(None)):
+        open_run("tiny", config, folder, resume=False).run(workers)
+    assert read_rows(folder, "clients") == read_rows(serial, "clients")
+    expected = read_summary(serial)["model_sha256"]
+    assert read_summary(folder)["model_sha256"] == expected
