@@ -5,20 +5,16 @@ output has a header and a row for each round, their columns apart by tabs, and n
 phases, reasons and what the run came to go to standard error.
 """
 
-import os
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 from rich.text import Text
 
+from mest_fed.cli.speaker import Speaker
 from mest_fed.cli.tables import APP_KINDS, EMPTY_ROUND, piped_row
 from mest_fed.schema import LOSS, FailureKind, Metric, in_words
 from mest_fed.units import format_bytes, format_seconds, number_of
@@ -122,38 +118,15 @@ def in_width(columns: Sequence[Shown], width: int) -> list[Shown]:
     return chosen
 
 
-class RunConsole:
-    """Shows a run: phases, rounds and reasons.
+class RunConsole(Speaker):
+    """Shows a run: phases, rounds and reasons; parameters as for :class:`Speaker`.
 
     It is an observer of the run and a watcher of what goes on between the rounds
     (:mod:`mest_fed.simulation.trackers.progress`).
-
-    Parameters
-    ----------
-    out, err : Console, optional
-        Standard output and standard error.
-    terminal : bool, optional
-        Whether a person reads the output; by default where it is a terminal.
-    quiet : bool
-        Whether nothing is shown.
-    clock : callable
-        Gives seconds.
     """
 
-    def __init__(
-        self,
-        out: Console | None = None,
-        err: Console | None = None,
-        *,
-        terminal: bool | None = None,
-        quiet: bool = False,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._out = out or Console(highlight=False, quiet=quiet)
-        self._err = err or Console(stderr=True, highlight=False, quiet=quiet)
-        # Colours that the environment asks for do not make a terminal of a pipe.
-        self._terminal = self._out.file.isatty() if terminal is None else terminal
-        self._clock, self._start = clock, clock()
+    def __init__(self, *consoles: Console, **how: Any) -> None:
+        super().__init__(*consoles, **how)
         self._metric: Metric | None = None
         self._columns: list[Shown] = []
         self._target: float | None = None
@@ -161,8 +134,7 @@ class RunConsole:
         self._new_reasons: list[str] = []
         self._told: set[str] = set()
         self._round, self._kind, self._ended, self._of = 0, "", 0, 0
-        self._piped: IO[str] | None = None if self._terminal or quiet else self._out.file
-        self._live = _moving_line(self._out) if self._terminal and not quiet else None
+        self._live = _moving_line(self._out) if self.moves else None
         self._bar = None if self._live is None else self._live.add_task("", total=None, rounds="")
         self._total: int | None = None
         #: Seconds that rounds took before this command, of a run that goes on.
@@ -178,11 +150,6 @@ class RunConsole:
     def __exit__(self, *_: object) -> None:
         self.end()
 
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the command began."""
-        return self._clock() - self._start
-
     def phase(self, text: str) -> None:
         """Say what begins now."""
         seconds = self.elapsed
@@ -193,14 +160,6 @@ class RunConsole:
     def note(self, text: str) -> None:
         """Say what a person should know beside the phases."""
         self.say(text, "dim", indent=7)
-
-    def say(self, text: str, style: str = "", *, indent: int = 0) -> None:
-        """Say a sentence: to the person at the terminal, or on standard error."""
-        line = Text(text, style=style)
-        if self._terminal:
-            self._out.print(Padding.indent(line, indent))
-        else:
-            self._err.print(Text(" " * indent) + line, soft_wrap=True)
 
     def begin(self, config: "RunConfig", name: str, done: Sequence[Row]) -> None:
         """Begin with the rounds of one of our own runs."""
@@ -254,7 +213,7 @@ class RunConsole:
         if self._terminal:
             self._print_cells([each.cell(row) for each in self._columns])
         else:
-            self._write(list(piped_row(row, self._metric, self.elapsed).values()))
+            self.write_row(list(piped_row(row, self._metric, self.elapsed).values()))
         for reason in self._new_reasons:
             self.note(f"{reason} (first in round {row['round']})")
         self._new_reasons = []
@@ -262,12 +221,6 @@ class RunConsole:
             self.note(self._why_above)
             self._target = None
         self._next(row["round"])
-
-    @contextmanager
-    def apart(self) -> Iterator[None]:
-        """Keep what a program prints out of the piped table: it goes to standard error."""
-        with nullcontext() if self._piped is None else redirect_stdout(sys.stderr):
-            yield
 
     def end(self) -> None:
         """Take the moving line away; also after an interruption, and possibly twice."""
@@ -280,7 +233,7 @@ class RunConsole:
         if self._terminal:
             self._print_cells([each.heading for each in self._columns], "dim")
         else:
-            self._write(list(piped_row(EMPTY_ROUND, self._metric, 0.0)))
+            self.write_row(list(piped_row(EMPTY_ROUND, self._metric, 0.0)))
         self._next(done)
 
     def _next(self, done: int) -> None:
@@ -306,18 +259,6 @@ class RunConsole:
                 table.add_column(overflow="fold")
         table.add_row(*(Text(cell) for cell in cells), style=style)
         self._out.print(table, width=min(self._out.width, _WIDEST))
-
-    def _write(self, cells: Sequence[Any]) -> None:
-        """Write a row to the pipe; a reader that has gone does not end the run."""
-        if self._piped is None:
-            return
-        try:
-            print(*("" if cell is None else cell for cell in cells), sep="\t", file=self._piped)
-            self._piped.flush()
-        except BrokenPipeError:
-            self._piped = None
-            with suppress(OSError, ValueError):  # else Python complains as it ends
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.file.fileno())
 
 
 def _moving_line(console: Console) -> Progress:

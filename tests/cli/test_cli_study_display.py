@@ -1,6 +1,7 @@
 """What a study shows: rows in a pipe, a table with the time left in a terminal."""
 
 import io
+import os
 
 import pytest
 from rich.console import Console
@@ -113,3 +114,13 @@ def test_nothing_is_shown_if_quiet(clock):
         console.cell_ended(ROW)
         console.say("a sentence")
     assert out.getvalue() == ""
+
+
+def test_a_reader_that_has_gone_does_not_end_the_study(clock):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:  # closing it writes what is left
+        console = StudyConsole(Console(file=pipe), Console(file=io.StringIO()), clock=clock)
+        console.begin(ACCURACY, 1, 0, 1)
+        console.cell_ended(ROW)
+        assert os.fstat(writing).st_rdev == os.stat(os.devnull).st_rdev

@@ -4,8 +4,7 @@ Elsewhere than in a terminal, standard output has a header and a row for each ce
 their columns apart by tabs, and nothing else; sentences go to standard error.
 """
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from mest_fed.cli.speaker import Speaker
 from mest_fed.schema import Metric
 from mest_fed.units import format_bytes, format_seconds, number_of
 
@@ -39,34 +39,14 @@ class _Running:
         return self.round / self.rounds if self.rounds else 0.0
 
 
-class StudyConsole:
+class StudyConsole(Speaker):
     """Shows a study: its runs in progress, those that ended, and the time left.
 
-    Parameters
-    ----------
-    out, err : Console, optional
-        Standard output and standard error.
-    terminal : bool, optional
-        Whether a person reads the output; by default where it is a terminal.
-    quiet : bool
-        Whether nothing is shown.
-    clock : callable
-        Gives seconds.
+    Parameters are those of :class:`~mest_fed.cli.speaker.Speaker`.
     """
 
-    def __init__(
-        self,
-        out: Console | None = None,
-        err: Console | None = None,
-        *,
-        terminal: bool | None = None,
-        quiet: bool = False,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._out = out or Console(highlight=False, quiet=quiet)
-        self._err = err or Console(stderr=True, highlight=False, quiet=quiet)
-        self._terminal = self._out.file.isatty() if terminal is None else terminal
-        self._quiet, self._clock, self._start = quiet, clock, clock()
+    def __init__(self, *consoles: Console, **how: Any) -> None:
+        super().__init__(*consoles, **how)
         self._running: dict[str, _Running] = {}
         self._took: list[float] = []
         self._total = self._done = self._failed = self._before = 0
@@ -80,29 +60,17 @@ class StudyConsole:
     def __exit__(self, *_: object) -> None:
         self.end()
 
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the command began."""
-        return self._clock() - self._start
-
-    def say(self, text: str, style: str = "") -> None:
-        """Say a sentence: to the person at the terminal, or on standard error."""
-        if self._terminal:
-            self._out.print(Text(text, style=style))
-        else:
-            self._err.print(Text(text), soft_wrap=True)
-
     def begin(self, metric: Metric, jobs: int, before: int, at_once: int) -> None:
         """Begin with so many runs, beside those that had ended before."""
         self._metric, self._total, self._before = metric, jobs, before
         self._at_once = max(1, at_once)
-        if self._terminal and not self._quiet and jobs:
+        if self.moves and jobs:
             self._live = Live(
                 self, console=self._out, refresh_per_second=_PER_SECOND, transient=True
             )
             self._live.start()
-        elif not self._quiet:
-            self._write(["cell", "status", *_PIPED, "elapsed_seconds", "reason"])
+        else:
+            self.write_row(["cell", "status", *_PIPED, "elapsed_seconds", "reason"])
 
     def event(self, run: str, event: Mapping[str, Any]) -> None:
         """Take what is told of a run."""
@@ -128,7 +96,7 @@ class StudyConsole:
         """Show a cell that has ended, by its row of the results."""
         if not self._terminal:
             found = [row["cell"], row["status"], *(row[key] for key in _PIPED)]
-            self._write([*found, round(self.elapsed, 3), row["reason"]])
+            self.write_row([*found, round(self.elapsed, 3), row["reason"]])
             return
         text = Text(f"{row['status']:>8}  ", style="red" if row["reason"] else "green")
         text.append(row["cell"], style="bold")
@@ -183,12 +151,3 @@ class StudyConsole:
         if self._live is not None:
             self._live.stop()
             self._live = None
-
-    def _write(self, cells: list[Any]) -> None:
-        if self._quiet:
-            return
-        text = "\t".join("" if cell is None else str(cell) for cell in cells)
-        try:
-            print(text, file=self._out.file, flush=True)
-        except BrokenPipeError:  # a reader that has gone does not end the study
-            self._quiet = True
