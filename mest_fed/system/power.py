@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mest_fed.system.readings import read_number, read_text
+
 _MICRO = 1e-6
 
 
@@ -35,11 +37,11 @@ def _rapl(root: Path) -> PowerMeter | None:
     """Return the counters of an x86 processor's packages, which often only root may read."""
     zones = sorted((root / "sys/class/powercap").glob("intel-rapl:[0-9]*"))
     files = [zone / "energy_uj" for zone in zones if zone.name.count(":") == 1]
-    if not files or any(_number(file) is None for file in files):
+    if not files or any(read_number(file) is None for file in files):
         return None
 
     def joules() -> float:
-        return sum(_number(file) or 0.0 for file in files) * _MICRO
+        return sum(read_number(file) or 0.0 for file in files) * _MICRO
 
     return PowerMeter("the processor's packages (RAPL)", joules=joules)
 
@@ -47,30 +49,19 @@ def _rapl(root: Path) -> PowerMeter | None:
 def _battery(root: Path) -> PowerMeter | None:
     """Return what flows out of a battery, while nothing charges it."""
     for supply in sorted((root / "sys/class/power_supply").glob("*")):
-        if _text(supply / "type") != "Battery" or _text(supply / "status") != "Discharging":
+        if read_text(supply / "type") != "Battery" or read_text(supply / "status") != "Discharging":
             continue
 
         def watts(supply: Path = supply) -> float:
-            power = _number(supply / "power_now")
+            power = read_number(supply / "power_now")
             if power is not None:
                 return abs(power) * _MICRO
-            current, voltage = _number(supply / "current_now"), _number(supply / "voltage_now")
+            current, voltage = (
+                read_number(supply / "current_now"),
+                read_number(supply / "voltage_now"),
+            )
             return abs(current or 0.0) * _MICRO * (voltage or 0.0) * _MICRO
 
         if watts() > 0:
             return PowerMeter("the battery's flow", watts=watts)
     return None
-
-
-def _number(path: Path) -> float | None:
-    try:
-        return float(_text(path))
-    except ValueError:
-        return None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return ""

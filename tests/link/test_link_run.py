@@ -9,7 +9,7 @@ import pytest
 from edge_processes import Edge, config_of, free_port, simulated
 
 from mest_fed.link.messages import NodeDescription, ProgramKind
-from mest_fed.link.node.conditions import Conditions, Readings
+from mest_fed.link.node.conditions import Conditions
 from mest_fed.link.node.room import Room
 from mest_fed.link.node.runner import NodeRunner, NodeSetup
 from mest_fed.link.node.store import NodeFolder
@@ -17,6 +17,7 @@ from mest_fed.link.node.transport import NodeLink, Patience
 from mest_fed.link.node.worker import NodeWorker
 from mest_fed.link.server.lean_run import LeanRun
 from mest_fed.schema import FailureKind
+from mest_fed.system.readings import Readings
 
 
 class Node(threading.Thread):

@@ -4,8 +4,9 @@ import pytest
 
 from mest_fed.errors import InputError
 from mest_fed.link.node.board import board_of
-from mest_fed.link.node.conditions import Conditions, Readings, readings
+from mest_fed.link.node.conditions import Conditions
 from mest_fed.schema import FailureKind
+from mest_fed.system.readings import Readings, readings
 
 
 @pytest.fixture

@@ -1,42 +1,19 @@
-"""When a device may train: plugged in, idle, cool, with enough battery, where the system tells.
+"""When a device may train: plugged in, idle, cool, with enough battery.
 
-Linux tells by files under ``/sys`` and ``/proc``. What a system does not tell holds nobody back.
+What its system does not tell (:mod:`mest_fed.system.readings`) holds nobody back.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.schema import FailureKind
+from mest_fed.system.readings import Readings
 
 #: Load of a core from which on a device is not idle, beside the node itself.
 _BUSY_LOAD = 0.5
 _KEY = "--train-when"
 _PLUGGED, _IDLE, _COOL, _BATTERY = "plugged", "idle", "cool", "battery"
 ALLOWED = f"{_PLUGGED}, {_IDLE}, {_COOL}:DEGREES, {_BATTERY}:PERCENT, by commas"
-
-
-@dataclass(frozen=True)
-class Readings:
-    """What a system tells of itself; None for what it does not tell.
-
-    Parameters
-    ----------
-    plugged : bool or None
-        Whether it has power from outside.
-    battery : float or None
-        Charge in percent.
-    celsius : float or None
-        Temperature of its hottest zone.
-    load : float or None
-        Running processes a core, over the last minute.
-    """
-
-    plugged: bool | None = None
-    battery: float | None = None
-    celsius: float | None = None
-    load: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,60 +67,6 @@ class Conditions:
         if self.idle and now.load is not None and now.load > _BUSY_LOAD:
             return FailureKind.BUSY, f"the device is busy: {now.load:.1f} processes a core"
         return None
-
-
-def readings(root: Path = Path("/")) -> Readings:
-    """Read what the system under a root tells at present."""
-    supplies = list(_supplies(root / "sys/class/power_supply"))
-    outside = [online for kind, online, _ in supplies if kind != "Battery" and online is not None]
-    charges = [charge for kind, _, charge in supplies if kind == "Battery" and charge is not None]
-    plugged = any(outside) if outside else None
-    if plugged is None and charges:
-        plugged = any(online for kind, online, _ in supplies if kind == "Battery" and online)
-    zones = sorted((root / "sys/class/thermal").glob("thermal_zone*/temp"))
-    degrees = [found / 1000 for zone in zones if (found := _read(zone)) is not None]
-    return Readings(
-        plugged=plugged,
-        battery=min(charges, default=None),
-        celsius=max(degrees, default=None),
-        load=_load(root),
-    )
-
-
-def _supplies(folder: Path) -> Iterator[tuple[str, bool | None, float | None]]:
-    """Yield each supply of power: its kind, whether power flows in, and its charge in percent."""
-    for each in sorted(folder.glob("*")):
-        kind = _text(each / "type")
-        online = _read(each / "online")
-        charging = _text(each / "status")
-        if kind == "Battery":
-            yield kind, charging in ("Charging", "Full"), _read(each / "capacity")
-        elif kind:
-            yield kind, None if online is None else online > 0, None
-
-
-def _load(root: Path) -> float | None:
-    load = _number_in(_text(root / "proc/loadavg").partition(" ")[0])
-    cores = len(list((root / "sys/devices/system/cpu").glob("cpu[0-9]*")))
-    return load / cores if load is not None and cores else None
-
-
-def _read(path: Path) -> float | None:
-    return _number_in(_text(path))
-
-
-def _number_in(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return ""
 
 
 def _number(part: str, text: str) -> float:

@@ -17,7 +17,7 @@ from mest_fed.link.messages import (
     InstructionKind,
     NodeDescription,
 )
-from mest_fed.link.node.conditions import Conditions, Readings, readings
+from mest_fed.link.node.conditions import Conditions
 from mest_fed.link.node.data import KEY, read_examples
 from mest_fed.link.node.programs import NodePrograms
 from mest_fed.link.node.room import Room
@@ -40,6 +40,7 @@ from mest_fed.system.proc import (
     reset_peak,
     resident_bytes,
 )
+from mest_fed.system.readings import Readings, readings
 from mest_fed.units import format_bytes, format_seconds, number_of
 
 log = logging.getLogger("mest_fed.node")
