@@ -18,7 +18,8 @@ _HEAD = """# Results
 Each figure here is a row of a record, which `make study` computes anew: its folder holds the
 study's file, every key of each run, the raw rows, the environment, all differences with their
 intervals, and a reading. This page is written by `docs/records/make_results.py`. Memory is what a
-round adds to a process; virtual time and energy are modelled.
+round adds to a process; virtual time and energy are modelled. A ± is the sample standard deviation
+over seeds; the best mean of those that are compared is bold, also where it is best by noise alone.
 
 """
 
