@@ -4,6 +4,7 @@
 model and trace are shared by all clients that it plays.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -42,11 +43,12 @@ from mest_fed.training import (
     learning_rate,
     try_objective,
 )
+from mest_fed.training.directions import ZerothOrder
 from mest_fed.training.forward_compiler import ForwardCompiler
 from mest_fed.training.program_choice import can_compile
 from mest_fed.training.programs import check_step
 from mest_fed.training.step_compiler import StepCompiler
-from mest_fed.training.zeroth_order import ZerothOrder, check_probed
+from mest_fed.training.zeroth_order import check_probed
 
 #: Examples on which a learning task is tried.
 _TRIED = 32
@@ -180,6 +182,19 @@ class Task(TaskModel):
         """How the loss is probed where training goes forward alone."""
         training = self.config.training
         return ZerothOrder(training.epsilon, training.perturbations)
+
+    def directions_rng(self, number: int, partition: int) -> np.random.Generator:
+        """Return what draws a client's directions in a round, here and where they are repeated."""
+        return numpy_generator(self.config.run.seed, number, partition, "directions")
+
+    def progress(self, number: int) -> float:
+        """Return the run's progress at the start of a round (from 1), in [0, 1]."""
+        return min(1.0, (number - 1) / self.config.run.rounds)
+
+    def most_steps(self, examples: int) -> int:
+        """Return the steps of a client of so many examples in a round, if it leaves out none."""
+        training = self.config.training
+        return training.local_epochs * math.ceil(examples / training.batch_size)
 
     def try_out(self) -> None:
         """Use schedule, optimizer and augmentation once: faults in them are found before a run.

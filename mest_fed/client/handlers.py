@@ -15,6 +15,7 @@ from mest_fed.client.kernels import client_choices
 from mest_fed.client.local_round import ClientState, TrainInstruction, evaluate_round, train_round
 from mest_fed.client.memory_guard import limit_guard, watched
 from mest_fed.client.scoring import score_weights
+from mest_fed.client.upload import write_update
 from mest_fed.config import own_errors
 from mest_fed.errors import WireError
 from mest_fed.schema import RAISED
@@ -55,16 +56,8 @@ def _train(
     with watched(task, who, context) as memory:
         guard = limit_guard(task, context, memory)
         result = train_round(task, received, order, who, kept, choices=choices, guard=guard)
-    payload, residual = encode(
-        result.state,
-        task.spec,
-        values=task.config.wire.upload,
-        known=received.masks,
-        known_hash=named_masks(config[HEADER]),
-        reference=received,
-        residual=kept.residual,
-    )
-    kept.residual = residual
+    known_hash = named_masks(config[HEADER])
+    payload = write_update(task, result, received, kept, known_hash=known_hash)
     metrics = {
         "num-examples": task.example_counts(who.partition)[0],
         "presented": result.totals.examples,

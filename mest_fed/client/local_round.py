@@ -1,6 +1,6 @@
 """One round on one client: receive, train under the plan, mutate if due, send."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
 from typing import Any
@@ -141,7 +141,7 @@ class TrainInstruction:
 
     def progress(self, task: Task) -> float:
         """Return the run's progress at the start of the round, in [0, 1)."""
-        return min(1.0, (self.round - 1) / task.config.run.rounds)
+        return task.progress(self.round)
 
 
 @dataclass(frozen=True)
@@ -156,11 +156,14 @@ class RoundResult:
         Of all presentations.
     work : Work
         What training took (modelled).
+    slopes : sequence of float
+        What the steps found along their directions, where training goes forward alone.
     """
 
     state: SparseState
     totals: Metrics
     work: Work
+    slopes: Sequence[float] = ()
 
 
 def train_round(
@@ -217,7 +220,7 @@ def train_round(
             optimizer,
             **how,
             how=task.zeroth_order,
-            rng=numpy_generator(task.config.run.seed, order.round, who.partition, "directions"),
+            rng=task.directions_rng(order.round, who.partition),
             programs=task.programs if task.compiles() else None,
         )
     elif task.compiles(plan.memory):
@@ -245,7 +248,8 @@ def train_round(
     if forgetting is not None:
         kept.keep_forgetting(forgetting)
     beside = task.round_work(totals.examples)
-    return RoundResult(read_state(model), totals, trainer.work + beside)
+    slopes = trainer.slopes if isinstance(trainer, ZerothOrderTrainer) else ()
+    return RoundResult(read_state(model), totals, trainer.work + beside, slopes)
 
 
 def _epoch(

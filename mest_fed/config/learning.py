@@ -302,3 +302,6 @@ class WireSection(Section):
         str, one_of(VALUE_CODECS, without=DIFFERENCE_CODECS), AfterValidator(_whole_values)
     ] = "fp32"
     """Codec of the values that the server sends; none that sends differences."""
+    slopes: bool = False
+    """For ``training.gradient = "zeroth-order"``: send what the steps found along their directions,
+    4 bytes each, and no weights: the server repeats the steps, with the same bits."""

@@ -5,12 +5,10 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from mest_fed.catalogue import (
-    KNOBS,
     MODES,
     SELECTORS,
     SERVER_OPTIMIZERS,
     WEIGHTINGS,
-    GradientKind,
     Growth,
     KeptModel,
     MutationPlace,
@@ -29,6 +27,7 @@ from mest_fed.config.base import (
     parse_mix,
 )
 from mest_fed.config.behaviour import BehaviourSection
+from mest_fed.config.gradients import check_gradient
 from mest_fed.config.learning import (
     DataSection,
     ForgettingSection,
@@ -274,43 +273,8 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _forward_passes_alone(self) -> "RunConfig":
-        training, memory = self.training, self.memory
-        if training.gradient != GradientKind.ZEROTH_ORDER:
-            return self
-        if self.sparsity.mutation == MutationPlace.CLIENT:
-            raise ValueError(
-                f"training.gradient = {training.gradient!r} has no gradients to rank weights by; "
-                f"allowed: sparsity.mutation = {MutationPlace.SERVER.value!r}"
-            )
-        given: list[tuple[str, Section, str]]
-        given = [("training", training, it) for it in ("optimizer", "clip_norm", "proximal")]
-        knobs = [it for it in KNOBS if it in type(memory).model_fields and it != "frozen"]
-        given += [("memory", memory, it) for it in knobs]
-        for section, keys, key in given:
-            value, allowed = getattr(keys, key), type(keys).model_fields[key].default
-            if value != allowed:
-                raise ValueError(
-                    f"{section}.{key} = {value!r} is not allowed with training.gradient = "
-                    f"{training.gradient!r}, which goes forward alone; allowed: {allowed!r}"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _gradients_that_can_be_released(self) -> "RunConfig":
-        if not self.memory.release_gradients:
-            return self
-        from mest_fed.nn.optimizer_settings import OptimizerSettings
-        from mest_fed.nn.optimizers import WHERE_RELEASED
-
-        training = self.training
-        settings = OptimizerSettings(name=training.optimizer, clip_norm=training.clip_norm)
-        if not settings.can_release:
-            raise ValueError(
-                f"memory.release_gradients = True is not allowed with training.optimizer = "
-                f"{training.optimizer!r} and training.clip_norm = {training.clip_norm:g}; "
-                f"allowed: {WHERE_RELEASED}"
-            )
+    def _the_gradient_has_what_it_needs(self) -> "RunConfig":
+        check_gradient(self)
         return self
 
     @model_validator(mode="after")

@@ -25,6 +25,7 @@ from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.model_broadcast import ModelBroadcast
 from mest_fed.server.optimizers import build_optimizer
 from mest_fed.server.progress import Progress
+from mest_fed.server.repeated_update import repeat_update
 from mest_fed.server.rows import ClientOutcome, RoundRecord, spread_of
 from mest_fed.server.selection import (
     AvailabilityInfo,
@@ -411,13 +412,16 @@ class MestStrategy(Strategy):
         offered = self.broadcast.state(self.model, node.density)
         mutated = self.clients_mutate(self.record.round)
         spec = self.broadcast.spec_of(node.density)
-        state = read_update(
-            reply,
-            spec,
-            offered,
-            mask_may_change=mutated,
-            sent_hash=self.broadcast.tier_hash(node.density),
-        )
+        if self.config.wire.slopes:
+            state = repeat_update(reply, self.task, node, offered, self.record.round)
+        else:
+            state = read_update(
+                reply,
+                spec,
+                offered,
+                mask_may_change=mutated,
+                sent_hash=self.broadcast.tier_hash(node.density),
+            )
         masks = offered.masks if mutated else None
         untrained = self.task.untrained(node.frozen)
         self._clipping.add(mean, state, offered, counts.examples, masks, untrained=untrained)

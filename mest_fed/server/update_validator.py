@@ -102,9 +102,20 @@ def read_update(
         reference=sent,
         max_active={group: len(slots) for group, slots in sent.masks.items()},
     )
-    for name, values in (state.values | state.dense).items():
-        if values.size and max(values.max(), -values.min()) > LARGEST_WEIGHT:
-            raise WireError(f"{name} has a number beyond {LARGEST_WEIGHT:g}")
+    check_magnitude(state)
     if not mask_may_change and not same_masks(state.masks, sent.masks):
         raise WireError("the mask is not the one that was sent, and no mutation was asked for")
     return state
+
+
+def check_magnitude(state: SparseState) -> None:
+    """Check that no number of an update is too large for the server to compute with.
+
+    Raises
+    ------
+    WireError
+        If one is, or is none.
+    """
+    for name, values in (state.values | state.dense).items():
+        if values.size and not max(values.max(), -values.min()) <= LARGEST_WEIGHT:
+            raise WireError(f"{name} has a number beyond {LARGEST_WEIGHT:g}")

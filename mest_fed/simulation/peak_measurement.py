@@ -21,6 +21,7 @@ from flwr.app import Context, RecordDict
 from mest_fed.catalogue import MODELS, MutationPlace
 from mest_fed.client.capability import Capability
 from mest_fed.client.local_round import ClientState, TrainInstruction, train_round
+from mest_fed.client.upload import write_update
 from mest_fed.config import RunConfig, from_flat, named_files, to_flat
 from mest_fed.config.learning import ModelSection, sends_differences
 from mest_fed.data import num_held_out
@@ -186,9 +187,7 @@ def _round(task: Task, payload: Payload, who: Capability) -> None:
     mutate = task.config.sparsity.mutation == MutationPlace.CLIENT
     instruction = TrainInstruction(1, mutate)
     result = train_round(task, received, instruction, who, kept, choices=task.choices)
-    _, kept.residual = encode(
-        result.state, task.spec, values=form, reference=received, residual=kept.residual
-    )
+    write_update(task, result, received, kept)
 
 
 def main() -> None:

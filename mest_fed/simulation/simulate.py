@@ -18,6 +18,7 @@ from mest_fed.memory import Plan
 from mest_fed.process_tasks import PROCESS_TASKS
 from mest_fed.server.folder_names import CLIENTS, LABELS, LOG, PROVENANCE, ROUNDS
 from mest_fed.server.modes import check_mode
+from mest_fed.server.repeated_update import check_repeatable
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.server.run_log import RUN_LOG, RunLog, logged
 from mest_fed.server.strategy import MestStrategy
@@ -262,6 +263,7 @@ def open_run(
     observer.phase(f"reading the data: {config.data.name}")
     task = simulation.task
     task.try_objective()
+    check_repeatable(task)
     kinds = number_of(len(task.devices.counts), "kind")
     devices = number_of(config.fleet.devices, "device")
     observer.phase(f"planning the memory of {devices} of {kinds}")

@@ -14,10 +14,11 @@ from numpy.lib.format import dtype_to_descr, write_array_header_1_0
 
 from mest_fed.errors import WireError
 from mest_fed.wire.payload import Payload
+from mest_fed.wire.slopes import SLOPES
 from mest_fed.wire.values import FIELD_NAMES, WIRE_TYPES
 
 #: Names of the arrays of a payload.
-NAMES = (*FIELD_NAMES, "dense")
+NAMES = (*FIELD_NAMES, "dense", SLOPES)
 _NPY = re.compile(
     rb"\x93NUMPY\x01\x00(?P<length>..)"
     rb"\{'descr': '(?P<dtype>%s)', 'fortran_order': False,"

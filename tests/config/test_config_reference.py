@@ -39,7 +39,7 @@ def test_each_listed_name_is_taken_and_others_are_not(key):
 
 def test_the_codecs_that_send_differences_are_not_listed_for_downloads():
     (section,) = find_sections("wire")
-    upload, download = section.keys
+    upload, download, _ = section.keys
     refused = set(upload.names) - set(download.names)
     different = {name for name in VALUE_CODECS if VALUE_CODECS.find(name).differences}
     assert {name.partition(":")[0] for name in refused} == different
@@ -54,7 +54,7 @@ def test_the_codecs_that_send_differences_are_not_listed_for_downloads():
         ("server.mode", ["server.mode"]),
         ("life.dropout", ["behaviour.dropout"]),
         ("data.options.length", ["data.options"]),
-        ("[wire]", ["wire.upload", "wire.download"]),
+        ("[wire]", ["wire.upload", "wire.download", "wire.slopes"]),
     ],
 )
 def test_sections_and_keys_are_found(asked, found):

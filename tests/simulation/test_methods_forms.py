@@ -39,6 +39,7 @@ FORMS = {
         "sparsity": {"method": "static", "scheme": "unstructured", "density": 0.1},
         "training": {"gradient": "zeroth-order", "learning_rate": 0.02, "local_epochs": 3},
         "memory": preferring("micro_batch"),
+        "wire": {"slopes": True},
     },
 }
 #: By how much the loss falls from the first round to the last, at least: with probes, slowly.

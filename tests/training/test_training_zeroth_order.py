@@ -16,9 +16,10 @@ from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.rng import numpy_generator, torch_generator
 from mest_fed.task import Task
 from mest_fed.training import ForgettingState
+from mest_fed.training.directions import Directions, ProbedSteps, ZerothOrder, repeat_steps
 from mest_fed.training.programs import Programs
 from mest_fed.training.tasks import Regression
-from mest_fed.training.zeroth_order import Directions, ZerothOrder, ZerothOrderTrainer
+from mest_fed.training.zeroth_order import ZerothOrderTrainer
 
 
 class Line(nn.Module):
@@ -234,3 +235,22 @@ def test_a_plan_charges_a_forward_pass_alone():
 def test_what_needs_gradients_is_refused(training, sections, named):
     with pytest.raises(InputError, match=named):
         task_of(training, **sections)
+
+
+@pytest.mark.parametrize("perturbations", [1, 3])
+def test_slopes_alone_repeat_the_steps(perturbations):
+    """Where the weights went follows from the seeds and the slopes, bit for bit."""
+    how = ZerothOrder(1e-2, perturbations)
+    trained, other = small_model(), small_model()
+    trainer = trainer_of(trained, 0.05, 0.1, how=how)
+    trainer.fit(small_batches())
+    assert len(trainer.slopes) == perturbations * len(list(small_batches()))
+    assert [float(np.float32(it)) for it in trainer.slopes] == trainer.slopes
+    steps = ProbedSteps(
+        other, how, numpy_generator(3, "directions"), learning_rate=0.05, weight_decay=0.1
+    )
+    repeat_steps(steps, trainer.slopes)
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+    repeat_steps(steps, [-it for it in trainer.slopes])
+    assert not torch.equal(next(trained.parameters()), next(other.parameters()))

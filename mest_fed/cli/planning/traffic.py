@@ -12,6 +12,7 @@ from mest_fed.task import Task
 from mest_fed.wire import encode
 from mest_fed.wire.feedback import active_lengths
 from mest_fed.wire.records import content_bytes, to_record
+from mest_fed.wire.slopes import write_slopes
 from mest_fed.wire.values import value_codec
 
 
@@ -60,8 +61,11 @@ class StartingModel:
         """Return what a tier is sent."""
         return self._sent.state(self._model, density)
 
-    def traffic(self, density: float) -> tuple[Traffic, Traffic]:
-        """Return the bytes of a task of a tier, and the part that grows with its density."""
+    def traffic(self, density: float, examples: int) -> tuple[Traffic, Traffic]:
+        """Return the bytes of a task of a tier, and the part that grows with its density.
+
+        ``examples`` are those of a device, by which the slopes that it may send are counted.
+        """
         config, spec = self._task.config, self._sent.spec_of(density)
         order = {"round": 1, "mutate": False}
         state = self.state(density)
@@ -76,6 +80,9 @@ class StartingModel:
         down, up = (_bytes_of_values(form, lengths) for form in (wire.download, wire.upload))
         ways = 2 if config.sparsity.mutation == MutationPlace.CLIENT else 1
         masks = ways * (full - held)
+        if wire.slopes:
+            each = config.training.perturbations
+            reply, up = write_slopes([0.0] * each * self._task.most_steps(examples)), 0
         return Traffic(held, content_bytes(to_record(reply)), masks), Traffic(down, up, masks)
 
 

@@ -4,6 +4,7 @@ from mest_fed.catalogue import MODES
 from mest_fed.config import RunConfig
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.modes.synchronous import FirstReplies, SummedRounds
+from mest_fed.server.repeated_update import check_repeatable
 from mest_fed.server.strategy import MestStrategy
 from mest_fed.task import Task
 
@@ -21,10 +22,12 @@ def build_strategy(task: Task, model: GlobalModel) -> MestStrategy:
     Raises
     ------
     InputError
-        If there is no such mode, or it cannot work with the configuration.
+        If there is no such mode, or it cannot work with the configuration, or updates are slopes
+        and do not tell all (:func:`check_repeatable`).
     """
     mode = task.config.server.mode
     check_mode(task.config)
+    check_repeatable(task)
     strategy: MestStrategy = MODES.build(mode, task, model)
     return strategy
 

@@ -14,6 +14,7 @@ from mest_fed.server.aggregation.aggregate import Aggregate
 from mest_fed.server.client_registry import Node
 from mest_fed.server.global_model import GlobalModel, MaskSet
 from mest_fed.server.modes.arrivals import ArrivalStrategy
+from mest_fed.server.repeated_update import repeat_update
 from mest_fed.server.rows import ClientOutcome
 from mest_fed.server.update_validator import read_counts, read_update
 from mest_fed.sparsity.arrays import Floats
@@ -157,7 +158,10 @@ class Buffered(ArrivalStrategy):
         pending, server, spec = self.landed, self.config.server, self.model.spec
         epochs = self.config.training.local_epochs
         counts = read_counts(reply, node.examples, epochs, self.task.objective)
-        state = read_update(reply, spec, pending.sent, mask_may_change=False)
+        if self.config.wire.slopes:
+            state = repeat_update(reply, self.task, node, pending.sent, pending.round)
+        else:
+            state = read_update(reply, spec, pending.sent, mask_may_change=False)
         state, norm = self.clip(state, pending.sent)
         self._note_landed_mask()
         staleness = self.record.round - pending.round

@@ -22,7 +22,8 @@ from mest_fed.server.strategy import MestStrategy, SentTask
 class SummedRounds(MestStrategy):
     """Synchronous rounds by sums.
 
-    Rounds in which clients mutate, or whose updates are kept, take update by update.
+    Rounds in which clients mutate, or whose updates are kept or come as slopes, take update by
+    update.
 
     On a grid that cannot sum, as in a deployment, the same is done here, in the same order.
     """
@@ -36,7 +37,9 @@ class SummedRounds(MestStrategy):
         """Configure, and offer the grid to sum the replies."""
         messages = super().configure_train(server_round, arrays, config, grid)
         self._aggregator = None
-        if not self.clients_mutate(self.record.round) and not self.config.server.keeps_updates:
+        mutate = self.clients_mutate(self.record.round)
+        apart = mutate or self.config.server.keeps_updates or self.config.wire.slopes
+        if not apart:
             cohort = [sent.node for sent in self._sent]
             nodes = {
                 node.node_id: CohortMember(node.density, node.examples, node.frozen)
