@@ -57,7 +57,8 @@ def _train(
         guard = limit_guard(task, context, memory)
         result = train_round(task, received, order, who, kept, choices=choices, guard=guard)
     known_hash = named_masks(config[HEADER])
-    payload = write_update(task, result, received, kept, known_hash=known_hash)
+    frozen = frozenset() if order.mutate else task.untrained(who.plan.memory.frozen)
+    payload = write_update(task, result, received, kept, known_hash=known_hash, frozen=frozen)
     metrics = {
         "num-examples": task.example_counts(who.partition)[0],
         "presented": result.totals.examples,

@@ -1,5 +1,7 @@
 """What a client sends of a round: its weights on the mask, or the slopes of its steps."""
 
+from collections.abc import Collection
+
 from mest_fed.client.local_round import ClientState, RoundResult
 from mest_fed.sparsity.state import SparseState
 from mest_fed.task import Task
@@ -15,6 +17,7 @@ def write_update(
     kept: ClientState,
     *,
     known_hash: bytes | None = None,
+    frozen: Collection[str] = frozenset(),
 ) -> Payload:
     """Write the update of a round, and keep what a lossy format leaves unsent.
 
@@ -30,6 +33,8 @@ def write_update(
         Of the client.
     known_hash : bytes, optional
         Hash of the masks received, which the server holds; without it all masks travel.
+    frozen : collection of str
+        What the device did not train, of a round in which masks stay: it is left out.
     """
     if task.config.wire.slopes:
         return write_slopes(result.slopes)
@@ -41,5 +46,6 @@ def write_update(
         known_hash=known_hash or b"",
         reference=received,
         residual=kept.residual,
+        frozen=frozen,
     )
     return payload

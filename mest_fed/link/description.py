@@ -72,6 +72,8 @@ class RunDescription:
         Whether clients that mutate draw the same growth.
     upload : str
         Value codec of updates.
+    frozen : tuple of str
+        Sparse layers and dense tensors that the node's plan does not train.
     forgetting : ForgettingPolicy
         Which examples are left out, and when.
     predicted_peak : int
@@ -95,6 +97,7 @@ class RunDescription:
     gradient_weight: float
     growth: str
     upload: str
+    frozen: tuple[str, ...]
     forgetting: ForgettingPolicy
     predicted_peak: int
 
@@ -131,6 +134,7 @@ class RunDescription:
             raise InputError(f"{_SOURCE}: {odd[0]!r} is missing or unknown: another version?")
         spec, options = ModelSpec.read(table.pop("spec")), table.pop("task_options")
         inputs, policy = table.pop("inputs"), table.pop("forgetting")
+        frozen = _tuple(table.pop("frozen"))
         for each in fields(cls):
             if each.name in table:
                 table[each.name] = _plain(each.name, table[each.name], each.type)
@@ -144,7 +148,9 @@ class RunDescription:
             raise InputError(f"{_SOURCE}: {error}") from None
         if not isinstance(options, dict):
             raise not_allowed(f"{_SOURCE}: task_options", options, "an object")
-        found = cls(spec=spec, task_options=options, inputs=given, forgetting=policy, **table)
+        found = cls(
+            spec=spec, task_options=options, inputs=given, forgetting=policy, frozen=frozen, **table
+        )
         found._check()
         return found
 
@@ -152,6 +158,9 @@ class RunDescription:
         for key in ("rounds", "local_epochs", "batch_size", "micro_batch"):
             if getattr(self, key) < 1:
                 raise not_allowed(f"{_SOURCE}: {key}", getattr(self, key), "a number from 1")
+        known = {*self.spec.layouts, *self.spec.dense}
+        if not isinstance(self.frozen, tuple) or not known.issuperset(map(str, self.frozen)):
+            raise not_allowed(f"{_SOURCE}: frozen", self.frozen, "names of layers and tensors")
         if self.growth not in set(Growth):
             raise not_allowed(f"{_SOURCE}: growth", self.growth, list(Growth))
         if not 0 <= self.hold_out < 1 or self.partition < 0:

@@ -412,6 +412,7 @@ class MestStrategy(Strategy):
         offered = self.broadcast.state(self.model, node.density)
         mutated = self.clients_mutate(self.record.round)
         spec = self.broadcast.spec_of(node.density)
+        untrained = self.task.untrained(node.frozen)
         if self.config.wire.slopes:
             state = repeat_update(reply, self.task, node, offered, self.record.round)
         else:
@@ -421,9 +422,9 @@ class MestStrategy(Strategy):
                 offered,
                 mask_may_change=mutated,
                 sent_hash=self.broadcast.tier_hash(node.density),
+                frozen=untrained,
             )
         masks = offered.masks if mutated else None
-        untrained = self.task.untrained(node.frozen)
         self._clipping.add(mean, state, offered, counts.examples, masks, untrained=untrained)
         self._note_mask(node)
         outcome.note(counts.totals, state.density(spec))

@@ -1,5 +1,6 @@
 """What the server accepts: strict checks on every reply, each of which costs only its sender."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from flwr.app import Message
@@ -73,6 +74,7 @@ def read_update(
     *,
     mask_may_change: bool,
     sent_hash: bytes = b"",
+    frozen: Collection[str] = frozenset(),
 ) -> SparseState:
     """Decode a training reply.
 
@@ -89,6 +91,8 @@ def read_update(
     sent_hash : bytes
         The hash of the masks that it was sent, where the caller has it: it is the same for all
         clients of a tier.
+    frozen : collection of str
+        Sparse layers and dense tensors that the client keeps as they were sent, and may leave out.
 
     Raises
     ------
@@ -101,6 +105,7 @@ def read_update(
         known={sent_hash or mask_hash(sent.masks): sent.masks},
         reference=sent,
         max_active={group: len(slots) for group, slots in sent.masks.items()},
+        frozen=frozen,
     )
     check_magnitude(state)
     if not mask_may_change and not same_masks(state.masks, sent.masks):

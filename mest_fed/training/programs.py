@@ -160,16 +160,19 @@ class ModelStep:
 
     @property
     def keeps_gradients(self) -> bool:
-        """Whether gradients of all sparse values can be read after a step."""
-        return all(place.buffer in self.step.gradients for place in self._values)
+        """Whether gradients of all sparse values that train can be read after a step."""
+        trained = (place for place in self._values if place.find().requires_grad)
+        return all(place.buffer in self.step.gradients for place in trained)
 
     def give_gradients(self) -> None:
         """Let the values of sparse layers have the gradients of the last step, for a mutation.
 
-        They stay until the next step.
+        They stay until the next step. What is frozen has none.
         """
         for place in self._values:
             values = place.find()
+            if not values.requires_grad:
+                continue
             gradient = self.step.gradients[place.buffer].reshape(-1)[: values.numel()]
             values.grad = torch.from_numpy(gradient).view(values.shape)
 

@@ -1,7 +1,8 @@
 """A sparse state as a payload."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -44,6 +45,7 @@ def encode(
     known_hash: bytes = b"",
     reference: SparseState | None = None,
     residual: Residual | None = None,
+    frozen: Collection[str] = frozenset(),
 ) -> tuple[Payload, Residual | None]:
     """Write a state.
 
@@ -66,6 +68,9 @@ def encode(
         decoded. Differences from it travel.
     residual : Residual or None
         For differences: what the last call returned.
+    frozen : collection of str
+        Sparse layers and dense tensors that are as the receiver sent them, masks included: they
+        are left out.
 
     Returns
     -------
@@ -85,18 +90,20 @@ def encode(
     codec = value_codec(values)
     check_masks(state.masks, spec)
     _check_shapes(state.dense, spec)
-    tensors = coded_tensors(spec, codec)
-    rows = active_rows(state.masks, spec, tensors)
+    tensors = coded_tensors(spec, codec, frozen)
+    rows = active_rows(state.masks, spec, tensors, frozen)
     arrays: dict[str, Array] = {}
     owed, start = None, None
     if rows and codec.differences:
         arrays, owed, start = pack_with_feedback(state, rows, codec, reference, residual)
     elif rows:
         arrays = codec.pack(flatten(state.values, rows), [row.length for row in rows])
-    if rest := [state.dense[name] for name in spec.dense if name not in tensors]:
+    apart = tensors.keys() | set(frozen)
+    if rest := [state.dense[name] for name in spec.dense if name not in apart]:
         parts = [each.reshape(-1) for each in rest]
         arrays["dense"] = codec.dense.pack(np.concatenate(parts, dtype=np.float32))
     header = _header(codec, state.masks, spec, known, known_hash, start=start)
+    header = replace(header, trained_alone=bool(frozen))
     return Payload(arrays, header.pack()), owed
 
 
@@ -133,6 +140,7 @@ def decode(
     reference: SparseState | None = None,
     max_density: float | None = None,
     max_active: Mapping[str, int] = {},
+    frozen: Collection[str] = frozenset(),
 ) -> SparseState:
     """Read a state, in arrays of its own.
 
@@ -148,11 +156,15 @@ def decode(
     known : mapping of bytes to dict
         Masks held here, by :func:`mask_hash`.
     reference : SparseState or None
-        From which differences start; needed where the sender used one.
+        From which differences start; needed where the sender used one, and the state of what it
+        left out.
     max_density : float or None
         The largest density to accept, over all sparse layers.
     max_active : mapping of str to int
         Mask group -> the most active granules to accept; any number where it is absent.
+    frozen : collection of str
+        Sparse layers and dense tensors that the sender keeps as they were sent: the reference's,
+        where the message leaves them out.
 
     Raises
     ------
@@ -163,26 +175,65 @@ def decode(
     """
     header = Header.unpack(payload.header, max_body_bytes(spec))
     codec = value_codec_of(header.codec)
-    tensors = coded_tensors(spec, codec)
+    left_out = _left_out(header, reference, frozen)
+    tensors = coded_tensors(spec, codec, left_out)
     if header.start is not None and not (codec.differences and (spec.layouts or tensors)):
         raise WireError("differences are not allowed here")
     fixed = [*tensors.values()]
-    _check_kinds(payload.arrays, _fields(spec, codec, [0] * len(spec.layouts) + fixed))
+    sent = [layer for layer in spec.layouts if layer not in left_out]
+    _check_kinds(payload.arrays, _fields(spec, codec, [0] * len(sent) + fixed, left_out))
     if header.source != MaskSource.KNOWN:
         counts = announced_counts(header.body, spec)
-        _check_counts(counts, payload.arrays, spec, max_active, codec)
+        _check_counts(counts, payload.arrays, spec, max_active, codec, left_out=left_out)
     masks = _read_masks(header, spec, known)
-    lengths = active_lengths(masks, spec)
-    if max_density is not None and sum(lengths) > max_density * spec.sparse_weights * (1 + 1e-9):
-        density = sum(lengths) / spec.sparse_weights
-        raise WireError(f"density {density:.4f} is above the allowed {max_density:.4f}")
-    _check_lengths(payload.arrays, _fields(spec, codec, lengths + fixed))
+    _check_density(masks, spec, max_density)
+    lengths = active_lengths(masks, spec, left_out)
+    _check_lengths(payload.arrays, _fields(spec, codec, lengths + fixed, left_out))
     values = {}
-    if rows := active_rows(masks, spec, tensors):
+    if rows := active_rows(masks, spec, tensors, left_out):
         change = codec.unpack(payload.arrays, lengths + fixed)
         values = unflatten(add(_start(header, reference, rows), change), rows)
     coded = {name: values.pop(name).reshape(spec.dense[name]) for name in tensors}
+    if reference is not None and left_out:
+        _take_masked(values, masks, reference, spec, left_out)
+        coded |= {name: reference.dense[name].copy() for name in left_out & spec.dense.keys()}
+        values = {layer: values[layer] for layer in spec.layouts}
     return SparseState(masks, values, _dense(payload.arrays, spec, codec.dense, coded))
+
+
+def _left_out(
+    header: Header, reference: SparseState | None, frozen: Collection[str]
+) -> frozenset[str]:
+    """Return what a message leaves out; WireError if it must not."""
+    if not header.trained_alone:
+        return frozenset()
+    if reference is None or not frozen:
+        raise WireError("it leaves out what is frozen, and nothing is frozen here")
+    return frozenset(frozen)
+
+
+def _take_masked(
+    values: dict[str, Floats],
+    masks: MaskSet,
+    reference: SparseState,
+    spec: ModelSpec,
+    left_out: Collection[str],
+) -> None:
+    """Add the values of layers that were left out, which need the reference's masks."""
+    for group, layers in spec.groups.items():
+        for layer in (name for name in layers if name in left_out):
+            if not np.array_equal(masks[group], reference.masks[group]):
+                raise WireError(f"{layer} is left out, and its mask is not the one that was sent")
+            values[layer] = reference.values[layer].copy()
+
+
+def _check_density(masks: MaskSet, spec: ModelSpec, max_density: float | None) -> None:
+    if max_density is None:
+        return
+    active = sum(active_lengths(masks, spec))
+    if active > max_density * spec.sparse_weights * (1 + 1e-9):
+        density = active / spec.sparse_weights
+        raise WireError(f"density {density:.4f} is above the allowed {max_density:.4f}")
 
 
 def _read_masks(header: Header, spec: ModelSpec, known: Mapping[bytes, MaskSet]) -> MaskSet:
@@ -208,22 +259,29 @@ def _check_counts(
     spec: ModelSpec,
     max_active: Mapping[str, int],
     codec: ValueCodec,
+    *,
+    left_out: Collection[str],
 ) -> None:
     """Compare announced active slots with what may be, and with the values that are there."""
     for group, count in counts.items():
         if count > max_active.get(group, count):
             raise WireError(f"{group} has {count} active granules; {max_active[group]} were sent")
     # Each active slot has a value at least in each layer of its group.
-    least = sum(counts[group] * len(layers) for group, layers in spec.groups.items())
-    if counts and codec.fields([least])["values"][1] > arrays["values"].size:
+    least = sum(
+        counts[group] * sum(layer not in left_out for layer in layers)
+        for group, layers in spec.groups.items()
+    )
+    if least and codec.fields([least])["values"][1] > arrays["values"].size:
         held = arrays["values"].shape
         raise WireError(f"the masks announce {least} active slots, and there are {held} values")
 
 
-def _fields(spec: ModelSpec, codec: ValueCodec, lengths: Sequence[int]) -> Fields:
+def _fields(
+    spec: ModelSpec, codec: ValueCodec, lengths: Sequence[int], left_out: Collection[str]
+) -> Fields:
     fields = codec.fields(lengths) if lengths else {}
-    coded = coded_tensors(spec, codec)
-    if rest := [math.prod(shape) for name, shape in spec.dense.items() if name not in coded]:
+    apart = coded_tensors(spec, codec, left_out).keys() | set(left_out)
+    if rest := [math.prod(shape) for name, shape in spec.dense.items() if name not in apart]:
         fields["dense"] = (codec.dense.dtype, sum(rest))
     return fields
 

@@ -6,7 +6,7 @@ sum of what was sent is the sum of what was meant less the last residual.
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,13 +45,21 @@ class Rows:
     length: int
 
 
-def active_lengths(masks: MaskSet, spec: ModelSpec) -> list[int]:
-    """Return how many values of each sparse layer travel, padding left out."""
+def active_lengths(
+    masks: MaskSet, spec: ModelSpec, frozen: Collection[str] = frozenset()
+) -> list[int]:
+    """Return how many values of each sparse layer travel, padding and frozen layers left out."""
     active = {layer: masks[group] for group, layers in spec.groups.items() for layer in layers}
-    return [layout.active_weights(active[layer]) for layer, layout in spec.layouts.items()]
+    return [
+        layout.active_weights(active[layer])
+        for layer, layout in spec.layouts.items()
+        if layer not in frozen
+    ]
 
 
-def coded_tensors(spec: ModelSpec, codec: ValueCodec) -> dict[str, int]:
+def coded_tensors(
+    spec: ModelSpec, codec: ValueCodec, frozen: Collection[str] = frozenset()
+) -> dict[str, int]:
     """Return the dense tensors that travel as values do, as differences, and their sizes.
 
     They are the weights of a model without sparse layers, and of any model where the codec takes
@@ -59,15 +67,21 @@ def coded_tensors(spec: ModelSpec, codec: ValueCodec) -> dict[str, int]:
     """
     if not codec.differences or (spec.layouts and not codec.takes_all):
         return {}
-    apart = spec.statistics | spec.non_negative
+    apart = spec.statistics | spec.non_negative | set(frozen)
     sizes = {name: math.prod(shape) for name, shape in spec.dense.items() if name not in apart}
     return {name: size for name, size in sizes.items() if size}
 
 
-def active_rows(masks: MaskSet, spec: ModelSpec, tensors: Mapping[str, int] = {}) -> list[Rows]:
-    """List the active values of all sparse layers, then dense tensors of given sizes."""
+def active_rows(
+    masks: MaskSet,
+    spec: ModelSpec,
+    tensors: Mapping[str, int] = {},
+    frozen: Collection[str] = frozenset(),
+) -> list[Rows]:
+    """List the active values of sparse layers that travel, then dense tensors of given sizes."""
     group_of = {layer: group for group, layers in spec.groups.items() for layer in layers}
-    layers = [_rows(layer, group_of[layer], masks, spec) for layer in spec.layouts]
+    sent = (layer for layer in spec.layouts if layer not in frozen)
+    layers = [_rows(layer, group_of[layer], masks, spec) for layer in sent]
     return layers + [Rows(name, "", None, size, None, size) for name, size in tensors.items()]
 
 
@@ -119,9 +133,12 @@ def carried(masks: MaskSet, values: Mapping[str, Floats], rows: Sequence[Rows]) 
     """Carry values of other masks over by slot and flatten them; what is absent there is 0."""
     on_slots = {}
     for row in rows:
+        if row.layer not in values:
+            width = (row.length,) if row.slots is None else (len(row.slots), row.width)
+            on_slots[row.layer] = np.zeros(width, np.float32)
+            continue
         if row.slots is None:
-            absent = row.layer not in values
-            on_slots[row.layer] = np.zeros(row.length, np.float32) if absent else values[row.layer]
+            on_slots[row.layer] = values[row.layer]
             continue
         old = masks[row.group]
         found = np.searchsorted(old, row.slots).clip(max=len(old) - 1)

@@ -49,7 +49,7 @@ MAGIC = b"MFSU"
 VERSION = 1
 _FIXED = struct.Struct("<4sBBBB16sII")
 _HASH_BYTES = 16
-_COMPRESSED, _DIFFERENCES = 1, 2
+_COMPRESSED, _DIFFERENCES, _TRAINED_ALONE = 1, 2, 4
 
 
 class MaskSource(IntEnum):
@@ -78,6 +78,8 @@ class Header:
         Hash of the base, empty without one.
     body : bytes
         Mask body, not compressed.
+    trained_alone : bool
+        Whether what the sender keeps frozen is left out.
     """
 
     codec: int
@@ -86,12 +88,14 @@ class Header:
     start: int | None = None
     base_hash: bytes = b""
     body: bytes = b""
+    trained_alone: bool = False
 
     def pack(self) -> bytes:
         """Write the header, the mask body compressed where that is smaller."""
         compressed = zlib.compress(self.body)
         smaller = len(compressed) < len(self.body)
         flags = _COMPRESSED * smaller | _DIFFERENCES * (self.start is not None)
+        flags |= _TRAINED_ALONE * self.trained_alone
         fixed = _FIXED.pack(
             MAGIC,
             VERSION,
@@ -118,7 +122,7 @@ class Header:
         magic, version, codec, source, flags, mask_hash, start, length = _FIXED.unpack_from(data)
         if magic != MAGIC or version != VERSION:
             raise WireError(f"magic {magic!r}, version {version} is not {MAGIC!r}, {VERSION}")
-        if source not in list(MaskSource) or flags & ~(_COMPRESSED | _DIFFERENCES):
+        if source not in list(MaskSource) or flags & ~(_COMPRESSED | _DIFFERENCES | _TRAINED_ALONE):
             raise WireError(f"mask source {source}, flags {flags} are unknown")
         if start and not flags & _DIFFERENCES:
             raise WireError(f"flags {flags} do not go with a checksum of start values")
@@ -135,6 +139,7 @@ class Header:
             start if flags & _DIFFERENCES else None,
             data[_FIXED.size : split],
             body,
+            bool(flags & _TRAINED_ALONE),
         )
 
 

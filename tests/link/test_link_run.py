@@ -9,6 +9,7 @@ import pytest
 from edge_processes import Edge, config_of, free_port, simulated
 
 from mest_fed.link.messages import NodeDescription, ProgramKind
+from mest_fed.link.node import worker
 from mest_fed.link.node.conditions import Conditions
 from mest_fed.link.node.room import Room
 from mest_fed.link.node.runner import NodeRunner, NodeSetup
@@ -72,6 +73,23 @@ def test_four_nodes_of_mixed_budgets_end_with_the_weights_of_the_simulation(
         assert {row["status"] for row in edge.rows("clients")} == {"ok"}
         assert "does not take part" not in caplog.text
     assert summary["model_sha256"] == digest
+
+
+def test_nodes_leave_out_what_they_keep_frozen(tmp_path):
+    config = config_of(memory={"frozen": 1})
+    encoded = patch.object(worker, "encode", wraps=worker.encode)
+    with Edge(tmp_path, config) as edge, encoded as encode:
+        edge.serve_here()
+        nodes = [Node(edge, number) for number in range(4)]
+        for node in nodes:
+            node.start()
+        summary = edge.ended_here()
+        for node in nodes:
+            node.end()
+        assert {row["status"] for row in edge.rows("clients")} == {"ok"}
+        (frozen,) = {call.kwargs["frozen"] for call in encode.call_args_list}
+        assert frozen == edge.task.untrained(1) != frozenset()
+    assert summary["model_sha256"] == simulated(config, tmp_path / "simulated")
 
 
 def test_a_program_that_is_never_built_costs_its_node_each_round_and_no_other(tmp_path, caplog):

@@ -55,13 +55,13 @@ def test_the_bits_are_those_of_weights_and_the_bytes_are_few(form, tmp_path):
 
 def test_what_is_forecast_are_the_slopes_of_every_step():
     task = Task(config_of("sparse", slopes=True))
-    model = StartingModel(task)
-    few, growing = model.traffic(task.density, 32)
-    many, _ = model.traffic(task.density, 5 * 32)
+    model, plan = StartingModel(task), task.fleet_plans()["rpi-4"]
+    few, growing = model.traffic(plan, 32)
+    many, _ = model.traffic(plan, 5 * 32)
     assert task.most_steps(33) == 2 * task.most_steps(32)
     assert many.up - few.up == 4 * 2 * 4 * task.config.training.local_epochs
     assert growing.up == 0
-    weights, _ = StartingModel(Task(config_of("sparse", slopes=False))).traffic(task.density, 32)
+    weights, _ = StartingModel(Task(config_of("sparse", slopes=False))).traffic(plan, 32)
     assert weights.down == few.down
     assert weights.up > 10 * few.up
 

@@ -106,7 +106,7 @@ def test_what_the_encoder_refuses():
         (5, b"\1", "values: float32"),
         (6, b"\3", "mask source 3"),
         (6, b"\0", "not allowed here"),
-        (7, b"\4", "flags 4"),
+        (7, b"\10", "flags 8"),
         (7, b"\1", "decompress"),
         (7, b"\2", "differences are not allowed"),
         (8, b"\0\0", "hash"),

@@ -235,7 +235,7 @@ def _forecast(
     plan, profile = device.plan, device.profile
     task = task.at_width(plan.density)
     task.load(start.state(plan.density))
-    traffic, sparse = start.traffic(plan.density, round(examples.mean()))
+    traffic, sparse = start.traffic(plan, round(examples.mean()))
     planned, scheme = clock.work(plan.shape), task.config.sparsity.scheme
     epochs, batch = task.config.training.local_epochs, task.config.training.batch_size
     works = [

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mest_fed.catalogue import MutationPlace
+from mest_fed.memory import Plan
 from mest_fed.nn import read_state
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.model_broadcast import ModelBroadcast
@@ -61,11 +62,12 @@ class StartingModel:
         """Return what a tier is sent."""
         return self._sent.state(self._model, density)
 
-    def traffic(self, density: float, examples: int) -> tuple[Traffic, Traffic]:
-        """Return the bytes of a task of a tier, and the part that grows with its density.
+    def traffic(self, plan: Plan, examples: int) -> tuple[Traffic, Traffic]:
+        """Return the bytes of a task by a plan, and the part that grows with its density.
 
         ``examples`` are those of a device, by which the slopes that it may send are counted.
         """
+        density, frozen = plan.density, self._task.untrained(plan.memory.frozen)
         config, spec = self._task.config, self._sent.spec_of(density)
         order = {"round": 1, "mutate": False}
         state = self.state(density)
@@ -75,9 +77,11 @@ class StartingModel:
             for name in (known, b"")
         )
         wire = config.wire
-        reply, _ = encode(state, spec, values=wire.upload, known=state.masks, reference=state)
-        lengths = active_lengths(state.masks, spec)
-        down, up = (_bytes_of_values(form, lengths) for form in (wire.download, wire.upload))
+        reply, _ = encode(
+            state, spec, values=wire.upload, known=state.masks, reference=state, frozen=frozen
+        )
+        down = _bytes_of_values(wire.download, active_lengths(state.masks, spec))
+        up = _bytes_of_values(wire.upload, active_lengths(state.masks, spec, frozen))
         ways = 2 if config.sparsity.mutation == MutationPlace.CLIENT else 1
         masks = ways * (full - held)
         if wire.slopes:

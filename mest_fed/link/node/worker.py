@@ -98,6 +98,7 @@ class NodeWorker:
             known_hash=named_masks(header),
             reference=received,
             residual=self.state.residual,
+            frozen=frozenset() if order.mutate else frozenset(self.run.frozen),
         )
         self.state = NodeState(received.masks, forgetting, residual)
         metrics = {

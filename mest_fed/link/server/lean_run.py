@@ -82,6 +82,7 @@ def describe_run(
         gradient_weight=sparsity.gradient_weight,
         growth=sparsity.growth,
         upload=config.wire.upload,
+        frozen=tuple(sorted(task.untrained(plan.memory.frozen))),
         forgetting=task.forgetting,
         predicted_peak=plan.footprint.total if predicted_peak is None else predicted_peak,
     )
@@ -89,7 +90,7 @@ def describe_run(
 
 def order_of(task: Task, plan: Plan, number: int, *, mutate: bool) -> Scalars:
     """Return the numbers of an instruction of a round, from 1."""
-    progress = min(1.0, (number - 1) / task.config.run.rounds)
+    progress = task.progress(number)
     settings = task.optimizer(progress)
     if not plan.shape.momentum:
         settings = settings.without_momentum()

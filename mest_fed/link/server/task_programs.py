@@ -103,7 +103,7 @@ def _step(
         check_plain(model, training=True)
         whole = wanted.examples <= plan.micro_batch and not wanted.reads
         programs = best_programs(of, plan.micro_batch, whole=whole)
-        return program_of(programs, programs(plan.micro_batch), plan.micro_batch)
+        return _with_second(*program_of(programs, programs(plan.micro_batch), plan.micro_batch))
 
 
 def _forward(
@@ -119,9 +119,13 @@ def _forward(
     model.eval()
     try:
         first = captured(wanted.examples)
-        sizes = Sizes(captured, first)
-        if first.examples > 1:
-            sizes(second_size(first.examples))
-        return first, sizes
+        return _with_second(first, Sizes(captured, first))
     finally:
         model.train()
+
+
+def _with_second(first: Program, sizes: Sizes) -> _Made:
+    """Make the second size while the model is as the first one's was: frozen, in training."""
+    if first.examples > 1:
+        sizes(second_size(first.examples))
+    return first, sizes

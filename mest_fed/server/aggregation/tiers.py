@@ -98,6 +98,7 @@ class MaskedAggregator:
         node = self.nodes[reply.metadata.src_node_id]
         density = node.density
         spec = self.specs.get(density, self.clip.spec)
+        untrained = self.untrained.get(node.frozen, frozenset())
         size = content_bytes(reply.content)
         try:
             counts = self._counts(reply, node.examples)
@@ -107,6 +108,7 @@ class MaskedAggregator:
                 self.offered[density],
                 mask_may_change=False,
                 sent_hash=self._hash_of(density),
+                frozen=untrained,
             )
         except WireError as error:
             facts = ConfigRecord({REASON: str(error), "bytes": size})
@@ -116,7 +118,7 @@ class MaskedAggregator:
         facts = ConfigRecord(said)
         metrics = reply.content.metric_records["metrics"]
         left = _with(reply, RecordDict({"metrics": metrics, FACTS: facts}))
-        arrays = _arrays(state, self.untrained.get(node.frozen, frozenset()))
+        arrays = _arrays(state, untrained)
         return TierSums({(density, node.frozen): ArraySum(arrays, counts.examples)}), left
 
     def finalize(self, total: TierSums | None) -> None:

@@ -158,10 +158,11 @@ class Buffered(ArrivalStrategy):
         pending, server, spec = self.landed, self.config.server, self.model.spec
         epochs = self.config.training.local_epochs
         counts = read_counts(reply, node.examples, epochs, self.task.objective)
+        untrained = self.task.untrained(node.frozen)
         if self.config.wire.slopes:
             state = repeat_update(reply, self.task, node, pending.sent, pending.round)
         else:
-            state = read_update(reply, spec, pending.sent, mask_may_change=False)
+            state = read_update(reply, spec, pending.sent, mask_may_change=False, frozen=untrained)
         state, norm = self.clip(state, pending.sent)
         self._note_landed_mask()
         staleness = self.record.round - pending.round
@@ -177,7 +178,7 @@ class Buffered(ArrivalStrategy):
         self._clipping.norms.append(norm)
         weight = WEIGHTINGS.build(server.weighting, counts.examples)
         moved = rebase(state, pending.sent, rows, self.model, share)
-        mean.add(moved, weight, untrained=self.task.untrained(node.frozen))
+        mean.add(moved, weight, untrained=untrained)
         outcome.note(counts.totals, state.density(spec))
 
 
