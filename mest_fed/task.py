@@ -30,6 +30,7 @@ from mest_fed.memory import (
     TrainingSetup,
     TrainingShape,
 )
+from mest_fed.memory.activations import check_frozen
 from mest_fed.memory.footprint import footprint
 from mest_fed.memory.knobs import OF_BACKWARD, OF_PROGRAMS
 from mest_fed.memory.program_bytes import Compiler
@@ -76,7 +77,7 @@ class Task(TaskModel):
         return Task(config, data=self.data, partitions=partitions, choices=choices)
 
     def dense(self) -> "Task":
-        """Return the task of the same run whose layers are dense, which torch computes.
+        """Return the task of the same run whose layers are dense and all train, by torch.
 
         It shares the data if this one has loaded them, and shares nothing out.
         """
@@ -84,6 +85,7 @@ class Task(TaskModel):
         changed = {
             "sparsity": config.sparsity.model_copy(update={"method": "dense"}),
             "training": config.training.model_copy(update={"engine": Engine.TORCH.value}),
+            "memory": config.memory.model_copy(update={"frozen": 0}),
         }
         return Task(config.model_copy(update=changed), data=vars(self).get("data", self._data))
 
@@ -343,6 +345,7 @@ class Task(TaskModel):
     def planner(self, threads: int = 1) -> Planner:
         """Return a planner for this task's model, batch and method on so many threads."""
         training, sparsity = self.config.training, self.config.sparsity
+        check_frozen(self.model, self.config.memory.options)
         optimizer = self.optimizer(0.0)
         shape = TrainingShape(
             density=self.density,

@@ -31,7 +31,7 @@ def scoring_plan(task: Task, budget: int) -> Plan:
         If nothing fits, or only what leaves layers without gradients.
     """
     plan = dense_task(task).plan(budget, "scores of dense weights")
-    if plan.memory.frozen > task.config.memory.frozen:
+    if plan.memory.frozen:
         raise BudgetError("scores of dense weights: only a plan that freezes layers fits")
     return plan
 

@@ -12,7 +12,7 @@ from mest_fed.data import find_source
 from mest_fed.data.minibatches import scale_fault
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.memory import Plan, read_plan
-from mest_fed.memory.activations import segments_of
+from mest_fed.memory.activations import check_frozen
 from mest_fed.memory.meter import warm_up
 from mest_fed.nn.optimizers import WHERE_RELEASED
 from mest_fed.process_tasks import PROCESS_TASKS
@@ -186,12 +186,7 @@ def _check(task: Task, plan: Plan) -> None:
     if plan.memory.frozen and plan.memory.segments != named:
         allowed = f"{named!r} (memory.segments), by which the server knows what is frozen"
         raise not_allowed("plan (node config): segments", plan.memory.segments, allowed)
-    most = max(0, len(segments_of(task.model, plan.memory.segments)) - 1)
-    if plan.memory.frozen > most:
-        raise InputError(
-            f"plan (node config): frozen = {plan.memory.frozen} is not allowed; "
-            f"allowed: 0 to {most}"
-        )
+    check_frozen(task.model, plan.memory, "plan (node config): frozen")
 
 
 RECORD = "capability"

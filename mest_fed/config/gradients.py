@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from mest_fed.catalogue import KNOBS, GradientKind, MutationPlace
+from mest_fed.config.sparsity import scores_first
 
 if TYPE_CHECKING:
     from mest_fed.config.base import Section
@@ -34,6 +35,11 @@ def _check_forward_only(config: "RunConfig") -> None:
         raise ValueError(
             f"training.gradient = {training.gradient!r} has no gradients to rank weights by; "
             f"allowed: sparsity.mutation = {MutationPlace.SERVER.value!r}"
+        )
+    if scores_first(config.sparsity.method):
+        raise ValueError(
+            f"training.gradient = {training.gradient!r} has no gradients to score weights by; "
+            f"allowed: another method than sparsity.method = {config.sparsity.method!r}"
         )
     given: list[tuple[str, Section, str]]
     given = [("training", training, it) for it in ("optimizer", "clip_norm", "proximal")]

@@ -28,6 +28,11 @@ def mutates_on_clients_alone(method: str) -> bool:
     return getattr(METHODS.find(method), "needs_dense_gradient", False)
 
 
+def scores_first(method: str) -> bool:
+    """Whether clients score the weights by gradients before the first round; as above."""
+    return getattr(METHODS.find(method), "scores_first", False)
+
+
 def cuts_width(method: str) -> bool:
     """Whether a method gives devices narrower models; InputError if there is no such method."""
     return getattr(METHODS.find(method), "cuts_width", False)

@@ -44,7 +44,7 @@ def test_a_given_plan_is_followed():
         ({"micro_batch": 65}, "micro_batch = 65 is not allowed; allowed: 1 to 64"),
         ({"saved": "fp4"}, "saved = 'fp4' is not allowed"),
         ({"batch": 128}, "batch = 128 is not allowed; allowed: 64"),
-        ({"frozen": 99}, "frozen = 99 is not allowed; allowed: 0 to 3"),
+        ({"frozen": 99}, "frozen = 99 is not allowed; allowed: a whole number from 0 to 3"),
         ({"distribution": "fair"}, "distribution = 'fair' is not allowed"),
         ({"budget_bytes": 1}, "over its budget_bytes = 1"),
     ],

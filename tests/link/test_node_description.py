@@ -106,6 +106,10 @@ def damaged(table, what):
     [
         ({"training": {"gradient": "zeroth-order"}}, r"training.gradient = 'zeroth-order'"),
         ({"sparsity": {"method": "heterofl"}}, r"sparsity.method = 'heterofl'"),
+        (
+            {"sparsity": {"method": "mest-ems", "scheme": "channel", "mutation": "client"}},
+            "grows whole channels within a round",
+        ),
     ],
 )
 def test_what_only_nodes_with_torch_train_is_one_line(sections, named):

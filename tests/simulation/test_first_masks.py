@@ -53,3 +53,9 @@ def test_what_scoring_sends_and_takes_counts_in_the_first_round(tmp_path):
     assert snip["bytes_down"] - static["bytes_down"] > 3 * 4 * weights
     assert snip["bytes_up"] - static["bytes_up"] > 3 * 4 * 0.9 * weights
     assert snip["virtual_seconds"] > static["virtual_seconds"]
+
+
+def test_layers_that_training_keeps_frozen_are_scored_too(tmp_path):
+    config = config_of(memory={"frozen": 2}, model={"name": "resnet8"}, run={"rounds": 1})
+    start(tmp_path / "run", config)
+    assert read_summary(tmp_path / "run")["clients_failed"] == 0

@@ -10,10 +10,17 @@ from typing import Any
 
 from flwr.app import ConfigRecord, RecordDict
 
-from mest_fed.catalogue import AUGMENTATIONS, METHODS, VALUE_CODECS, GradientKind
+from mest_fed.catalogue import (
+    AUGMENTATIONS,
+    METHODS,
+    VALUE_CODECS,
+    GradientKind,
+    MutationPlace,
+)
 from mest_fed.client.capability import NUMBERS, RECORD
 from mest_fed.data import num_held_out
 from mest_fed.errors import InputError, not_allowed
+from mest_fed.kernels import Channels
 from mest_fed.link.description import InputDescription, RunDescription
 from mest_fed.link.messages import ProgramRequest
 from mest_fed.link.server.nodes import NodeInfo
@@ -232,6 +239,14 @@ def _check(task: Task, plan: Plan) -> None:
         raise InputError(
             f"{METHODS.key} = {config.sparsity.method!r} gives devices narrower models, of which a "
             "lean node has no description; allowed: a node with torch"
+        )
+    whole = any(isinstance(it.storage, Channels) for it in task.spec.layouts.values())
+    if whole and task.method.peak > 1 and config.sparsity.mutation == MutationPlace.CLIENT:
+        raise InputError(
+            f"sparsity.mutation = {config.sparsity.mutation!r} with {METHODS.key} = "
+            f"{config.sparsity.method!r} grows whole channels within a round, for which a lean "
+            f"node's programs have no room; allowed: {MutationPlace.SERVER.value!r}, or another "
+            "sparsity.scheme"
         )
     if not can_compile(plan.memory) or not task.compiles(plan.memory):
         raise InputError(

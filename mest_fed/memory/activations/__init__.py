@@ -5,6 +5,7 @@ from mest_fed.memory.activations.saving import (
     RECOMPUTE,
     MemoryOptions,
     NothingSavedWarning,
+    check_frozen,
     memory_saving,
 )
 from mest_fed.memory.activations.segments import segments_of
@@ -14,6 +15,7 @@ __all__ = [
     "RECOMPUTE",
     "MemoryOptions",
     "NothingSavedWarning",
+    "check_frozen",
     "memory_saving",
     "segments_of",
 ]

@@ -73,6 +73,20 @@ class NothingSavedWarning(UserWarning):
     """Segments shall be recomputed, and none was found, or none was called."""
 
 
+def check_frozen(model: nn.Module, options: MemoryOptions, key: str = "memory.frozen") -> None:
+    """Check that a model has as many segments before its last as shall be frozen.
+
+    Raises
+    ------
+    InputError
+        If it has not, by the name of ``key``; or segments are named that it has not.
+    """
+    most = max(0, len(segments_of(model, options.segments)) - 1) if options.frozen else 0
+    if options.frozen > most:
+        allowed = f"a whole number from 0 to {most} (the model's segments but one)"
+        raise not_allowed(key, options.frozen, allowed)
+
+
 @contextmanager
 def memory_saving(model: nn.Module, options: MemoryOptions) -> Iterator[Callable[..., Any]]:
     """Train a model with memory options: within, call what this yields in place of the model.
@@ -102,10 +116,8 @@ def memory_saving(model: nn.Module, options: MemoryOptions) -> Iterator[Callable
     NothingSavedWarning
         If segments shall be recomputed and the model has none, or calls none.
     """
+    check_frozen(model, options)
     segments = segments_of(model, options.segments)
-    if options.frozen and options.frozen >= len(segments):
-        allowed = f"a whole number from 0 to {max(0, len(segments) - 1)}"
-        raise not_allowed("frozen", options.frozen, f"{allowed} (the model's segments but one)")
     recomputed: list[Recomputed] = []
     if options.recompute == Recompute.SEGMENTS:
         work = Workspace()
