@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from mest_fed.catalogue import MODELS
-from mest_fed.cli.baseline import MEASURING, measure_baseline
+from mest_fed.cli.baseline import measure_baseline
 from mest_fed.cli.environment import node_environment
 from mest_fed.cli.node_memory import NodeMemory
 from mest_fed.cli.planning.options import Source, config_of, read_options
@@ -161,8 +160,7 @@ def budget_within(memory: NodeMemory, margin: float) -> Budget:
     InputError
         If it leaves nothing.
     """
-    with Console(stderr=True).status(MEASURING):
-        kind, baseline = kind_of_limit(), measure_baseline(node_environment())
+    kind, baseline = kind_of_limit(), measure_baseline(node_environment())
     left = memory.left(baseline, kind, margin)
     assert memory.limit is not None
     margin = margin if memory.margin is None else memory.margin
