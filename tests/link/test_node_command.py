@@ -5,14 +5,16 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from edge_processes import free_port
 from link_parts import QUICK, Authority, node, serve
 
-from mest_fed.errors import RefusedError
+from mest_fed.errors import BudgetError, InputError, RefusedError
 from mest_fed.link.node import command
 
 
@@ -53,7 +55,10 @@ PLAIN = (*LINK, "--insecure", "--device", "rpi-4", "--give-up", "0.2")
         ((*PLAIN, "--give-up", "nan"), "--give-up"),
         ((*PLAIN, "--budget", "much"), "--budget"),
         ((*PLAIN, "--budget", "1MB", "--memory-limit", "1GB"), "exclude"),
-        ((*PLAIN, "--memory-limit", "200"), "are taken before training (measured)"),
+        (
+            (*PLAIN, "--memory-limit", "200"),
+            "not counted, and to be added: what",
+        ),
         ((*PLAIN, "--memory-limit", "5MB"), "are taken before training (measured)"),
         ((*PLAIN, "--name", ""), "name"),
         ((*PLAIN, "--train-when", "sunny"), "--train-when"),
@@ -181,8 +186,6 @@ def test_a_wrong_certificate_is_one_line(says, authority, tmp_path, fault):
 
 
 def test_a_budget_that_fits_no_plan_is_status_2(says):
-    from mest_fed.errors import BudgetError
-
     def refuses(_):
         raise BudgetError("memory budget = 1 kB fits no plan")
 
@@ -191,6 +194,25 @@ def test_a_budget_that_fits_no_plan_is_status_2(says):
         status, line = says(*link, "--budget", "1kB")
     assert status == 2
     assert "fits no plan" in line
+
+
+@pytest.mark.parametrize("needs", [7_000_000, 0])
+def test_a_limit_that_is_too_tight_names_one_that_is_enough(says, monkeypatch, needs):
+    held = SimpleNamespace(kind="nothing")
+    monkeypatch.setattr(command, "limit_memory", lambda _: nullcontext(held))
+
+    def refuses(_):
+        if not needs:
+            raise InputError("a lean node has no torch")
+        raise BudgetError("memory budget = 900 MB fits no plan", needs)
+
+    with serve(describe=refuses, limits=QUICK) as server:
+        link = ("--link", f"127.0.0.1:{server.port}", *PLAIN[2:])
+        status, line = says(*link, "--memory-limit", "900MB")
+    assert status == 2
+    assert ("--memory-limit = '900 MB' is not allowed; allowed: at least" in line) == (needs > 0)
+    assert ("the smallest plan needs 7 MB (modelled), and 5% stay free" in line) == (needs > 0)
+    assert ("a lean node has no torch" in line) == (needs == 0)
 
 
 def test_a_run_that_cannot_be_described_is_status_2_and_not_asked_for_again(says, caplog):

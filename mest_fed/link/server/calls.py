@@ -9,9 +9,16 @@ from typing import Any, NoReturn
 
 import grpc
 
-from mest_fed.errors import InputError
+from mest_fed.errors import BudgetError, InputError
 from mest_fed.link.codec import Method, parse
-from mest_fed.link.protocol import NODE_HEADER, SAID_HEADER, Refusal, as_reason, check_name
+from mest_fed.link.protocol import (
+    NEEDS_HEADER,
+    NODE_HEADER,
+    SAID_HEADER,
+    Refusal,
+    as_reason,
+    check_name,
+)
 from mest_fed.link.server.limits import Allowance
 from mest_fed.link.server.nodes import Identity
 
@@ -64,6 +71,9 @@ class Refusals:
 
     async def refuse(self, method: Method, context: Any, error: Exception) -> NoReturn:
         """End a call with the status of an error."""
+        said = [(SAID_HEADER, "1")]
+        if isinstance(error, BudgetError) and error.needs:
+            said.append((NEEDS_HEADER, str(error.needs)))
         if isinstance(error, InputError):
             error = Refusal("INVALID_ARGUMENT", as_reason(str(error)))
         if isinstance(error, Refusal):
@@ -76,7 +86,7 @@ class Refusals:
             line = as_reason(f"{type(error).__name__}: {error}")
             self.log(logging.ERROR, f"{method.name} of {context.peer()} failed: {line}")
             log.debug("the failure in full", exc_info=error)
-        await context.abort(grpc.StatusCode[code], text, ((SAID_HEADER, "1"),))
+        await context.abort(grpc.StatusCode[code], text, tuple(said))
         raise AssertionError("abort raises")
 
     def log(self, level: int, line: str) -> None:
