@@ -1,6 +1,7 @@
 """``mest-fed server``: a run over the edge link, without Flower's SuperLink."""
 
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -63,8 +64,11 @@ def server(
     """
     needs("server", "flwr", "pydantic")
     needs("edge", "grpc")
+    # What goes wrong with an address, a file or a connection is a line of the server's own.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from mest_fed.config import from_flat, to_flat
     from mest_fed.server.folder_names import CONFIG
+    from mest_fed.server.run_log import LINE
     from mest_fed.simulation.settings import resolve
 
     if resume and out is None:
@@ -81,7 +85,10 @@ def server(
             name, config = resolve(None, out / CONFIG, settings)
     else:
         name, config = resolve(preset, file, settings or [])
-    from mest_fed.link.server.opening import LinkSettings  # libraries that take seconds to load
+    from mest_fed.link.server.opening import (  # libraries that take seconds to load
+        LinkSettings,
+        check_link,
+    )
 
     link = LinkSettings(listen, certificates, enrol or "", insecure)
     if config.deployment.link:
@@ -95,10 +102,12 @@ def server(
         raise not_allowed("--out", str(folder), "a folder")
     if not resume and any(folder.glob("checkpoints/*")):
         raise not_allowed("--out", str(folder), "a folder without a run, or --resume beside it")
+    check_link(link)
+    _check_unused(folder)
     handler = logging.StreamHandler(sys.stderr)
     # Flower's handlers print these.
     handler.addFilter(lambda it: not it.name.startswith(("flwr", "mest_fed.server")))
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, format=LINE, handlers=[handler])
     logging.getLogger("mest_fed.link").setLevel(logging.INFO)
     try:
         with _terminated_as_interrupted():
@@ -126,6 +135,15 @@ def _terminated_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _check_unused(folder: Path) -> None:
+    """Refuse a folder that another process is in, before a port is opened."""
+    from mest_fed.server.run_folder import RunFolder
+    from mest_fed.system.folder_lock import is_held
+
+    if is_held(folder):
+        RunFolder(folder, ("--out", "--resume")).hold()  # which says who is in it
 
 
 def _of_folder(folder: Path, more: int) -> "tuple[RunConfig, Callable[[], None] | None]":

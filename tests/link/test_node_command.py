@@ -1,6 +1,7 @@
 """``mest-fed node``: wrong options and certificates are one line and their exit status."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -222,11 +223,16 @@ def test_a_run_that_cannot_be_described_is_status_2_and_not_asked_for_again(says
         asked.append(node.description.name)
         raise AttributeError("a user's own data set has no examples")
 
+    caplog.set_level("INFO", "mest_fed.link")
     with serve(describe=raises, limits=QUICK) as server:
         status, line = says("--link", f"127.0.0.1:{server.port}", *PLAIN[2:])
     assert status == 2
     assert "cannot describe this run: AttributeError: a user's own data set" in line
     assert len(asked) == 1
+    said = [line for line in caplog.messages if "Register refused: INVALID_ARGUMENT" in line]
+    assert len(said) == 1
+    assert re.match(r"node \S+ \(ipv4:127\.0\.0\.1:\d+\): ", said[0])
+    assert "session is not known" not in caplog.text
 
 
 def test_signals_have_their_status(monkeypatch, capsys):
