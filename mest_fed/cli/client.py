@@ -98,7 +98,7 @@ def client(
     further = _further(supernode or [])
     if not wait >= 0:
         raise not_allowed("--wait", wait, "a number of seconds from 0")
-    profile = load_profile(device)
+    profile = load_profile(device, "--device")
     name = str(Path(device).resolve()) if device.endswith(".toml") else device
     config: dict[str, int | float | str] = {**place, "device": name}
     limits = NodeMemory.read(budget, memory_limit, margin)

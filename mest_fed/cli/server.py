@@ -60,7 +60,7 @@ def server(
     Nodes are started with mest-fed node. The run begins when server.min_nodes of them are there.
 
     Exit status: 2 if an option, a file or a certificate is wrong; 3 if no node gave an update that
-    the server accepted, or the run diverged.
+    the server accepted, or the run diverged; 130 after Ctrl-C or SIGTERM.
     """
     needs("server", "flwr", "pydantic")
     needs("edge", "grpc")
@@ -100,6 +100,8 @@ def server(
     config = from_flat(to_flat(config) | where)
     if folder.exists() and not folder.is_dir():
         raise not_allowed("--out", str(folder), "a folder")
+    if resume and (settings or preset or file):
+        _check_as_set(config, folder)
     if not resume and any(folder.glob("checkpoints/*")):
         raise not_allowed("--out", str(folder), "a folder without a run, or --resume beside it")
     check_link(link)
@@ -135,6 +137,15 @@ def _terminated_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _check_as_set(config: "RunConfig", folder: Path) -> None:
+    """Refuse to go on with another run than the one in the folder."""
+    from mest_fed.server.deployed import check_same
+    from mest_fed.server.run_folder import RunFolder
+
+    run = RunFolder(folder, ("--out", "--resume"))
+    check_same(run.reopen(finished=True), config, folder, "--resume")
 
 
 def _check_unused(folder: Path) -> None:

@@ -155,7 +155,7 @@ class DeployedRun:
             folder.check_new()
             folder.begin(to_toml(self.task.config))
         else:
-            _check_same(folder.reopen(), self.task.config, folder.path)
+            check_same(folder.reopen(), self.task.config, folder.path)
             folder.hold()
         stack.callback(folder.release)
         if resume:
@@ -285,12 +285,27 @@ def _profile(device: str) -> DeviceProfile | None:
         return None
 
 
-def _check_same(old: RunConfig, new: RunConfig, path: Path) -> None:
-    """Compare the run's configuration with that of its folder, where both say what to train."""
+def check_same(old: RunConfig, new: RunConfig, path: Path, key: str = "deployment.resume") -> None:
+    """Compare the run's configuration with that of its folder, where both say what to train.
+
+    Parameters
+    ----------
+    old, new : RunConfig
+        Of the folder, and of the run that is to go on in it.
+    path : Path
+        The folder.
+    key : str
+        What asks to go on.
+
+    Raises
+    ------
+    InputError
+        If they differ.
+    """
     kept, given = to_flat(old), to_flat(new)
-    for key, value in kept.items():
-        if given[key] != value and not key.startswith("deployment."):
+    for name, value in kept.items():
+        if given[name] != value and not name.startswith("deployment."):
             raise InputError(
-                f"{key} = {given[key]!r} is not allowed with deployment.resume; "
+                f"{name} = {given[name]!r} is not allowed with {key}; "
                 f"allowed: {value!r}, as the run in {path} began"
             )

@@ -175,6 +175,15 @@ def left_for_training(limit: int, taken: int, margin: float, key: str = "memory-
     return left
 
 
+def no_plan_in(budget: int, needs: int, key: str) -> InputError:
+    """Return the error for a budget in which no plan fits, where the smallest needs more."""
+    return not_allowed(
+        key,
+        format_bytes(budget),
+        f"at least {needs} bytes ({format_bytes(needs)}), which the smallest plan needs (modelled)",
+    )
+
+
 def too_tight(limit: int, taken: int, needs: int, margin: float, key: str) -> InputError:
     """Return the error for a limit that leaves something for training, but too little for a plan.
 

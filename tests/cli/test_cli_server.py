@@ -1,5 +1,6 @@
 """What ``mest-fed server`` and the keys of an edge link refuse: one line each."""
 
+import re
 import shutil
 import signal
 import socket
@@ -76,6 +77,15 @@ def test_a_run_that_is_over_says_how_it_gets_more_rounds(fails, tmp_path):
     (tmp_path / "summary.json").touch()
     text = fails("server", *LOOPBACK, "--resume", "--out", str(tmp_path))
     assert "is finished (summary.json exists); --rounds N adds rounds" in text
+
+
+def test_settings_that_are_not_the_runs_name_the_option(fails, tmp_path):
+    (tmp_path / "config.toml").touch()
+    (tmp_path / "checkpoints" / "round-000001").mkdir(parents=True)
+    given = ("--preset", "quickstart", "--resume", "--out", str(tmp_path), "--set", "run.rounds=7")
+    text = fails("server", *LOOPBACK, *given)
+    assert re.search(r"is not allowed with --resume; allowed: \S+, as the run in ", text)
+    assert "deployment" not in text
 
 
 def test_a_folder_that_holds_a_run_is_refused_in_the_commands_own_words(fails, tmp_path):

@@ -290,7 +290,7 @@ def test_wrong_options_are_one_line(tmp_path, capsys):
         (["--out", str(tmp_path / "no" / "x.toml")], "in a folder that exists"),
         (["--out", str(there)], "there.toml is there already; allowed: --force"),
         (["--threads", "9999"], "--threads = 9999 is not allowed"),
-        (["--like", "toaster"], "device profile = 'toaster' is not allowed"),
+        (["--like", "toaster"], "--like = 'toaster' is not allowed"),
         (["--server", "x"], "--server = 'x' is not allowed"),
         (["--frequency", "1"], "unrecognized arguments"),
     ):

@@ -63,7 +63,8 @@ PLAIN = (*LINK, "--insecure", "--device", "rpi-4", "--give-up", "0.2")
         ((*PLAIN, "--memory-limit", "5MB"), "are taken before training (measured)"),
         ((*PLAIN, "--name", ""), "name"),
         ((*PLAIN, "--train-when", "sunny"), "--train-when"),
-        ((*PLAIN, "--name", "a name"), "is no name"),
+        ((*PLAIN, "--name", "a name"), "--name = 'a name' is no name"),
+        ((*PLAIN, "--device", "toaster"), "--device = 'toaster' is not allowed; allowed: auto"),
         ((*PLAIN, "--link", "10.0.0.1:9443"), "loopback"),
         ((*PLAIN, "--link", "nothing"), "--link = 'nothing' is not allowed; allowed: HOST:PORT"),
         ((*PLAIN, "--link", ""), "--link = '' is not allowed"),
@@ -240,4 +241,13 @@ def test_signals_have_their_status(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         command.main()
     assert ended.value.code == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+    assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted; no round waits")
+
+    def stopped():
+        raise SystemExit(command.TERMINATED)
+
+    monkeypatch.setattr(command, "run", stopped)
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 143
+    assert capsys.readouterr().err.startswith("stopped by SIGTERM; no round waits")

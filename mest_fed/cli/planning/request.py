@@ -14,7 +14,7 @@ from mest_fed.cli.planning.options import Source, config_of, read_options
 from mest_fed.config.load import Scalar
 from mest_fed.data import ArrayData, DataSplit
 from mest_fed.errors import BudgetError, InputError, not_allowed
-from mest_fed.system.limits import RLIMIT, kind_of_limit, left_within, too_tight
+from mest_fed.system.limits import RLIMIT, kind_of_limit, left_within, no_plan_in, too_tight
 from mest_fed.task import Task
 from mest_fed.units import format_bytes, number_of
 
@@ -142,8 +142,10 @@ class Budget:
 
     def too_tight(self, error: BudgetError) -> InputError:
         """Return what an error means that no plan fits: of a limit, how large it has to be."""
-        if not (self.limit and error.needs):
+        if not error.needs:
             return error
+        if not self.limit:
+            return error if self.origin else no_plan_in(self.bytes, error.needs, "--budget")
         return too_tight(self.limit, self.taken, error.needs, self.margin, KEY)
 
 

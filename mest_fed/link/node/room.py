@@ -8,6 +8,7 @@ from mest_fed.system.limits import (
     MARGIN,
     left_within,
     limit_of_process,
+    no_plan_in,
     too_tight,
     usage,
 )
@@ -64,7 +65,9 @@ class Room:
 
         Before the examples are read, what they take is not known.
         """
-        if self.budget or not (self.memory_limit and error.needs):
+        if error.needs and self.budget:
+            return no_plan_in(self.budget, error.needs, "--budget")
+        if not (self.memory_limit and error.needs):
             return error
         taken = self.base or resident_bytes()
         found = too_tight(self.memory_limit, taken, error.needs, MARGIN, "--memory-limit")

@@ -150,9 +150,9 @@ class NodeRunner:
         warm_up()
         run = self._plan(self.room.begin())
         log.info(
-            "takes part as number %d with %d examples; %s in use before training (measured), %s",
+            "takes part as number %d with %s; %s in use before training (measured), %s",
             run.partition,
-            len(self._examples.targets),
+            number_of(len(self._examples.targets), "example"),
             format_bytes(resident_bytes()),
             _in_words(run),
         )

@@ -23,6 +23,7 @@ from mest_fed.link.certificates import (
     read_certificate,
     sign_request,
 )
+from mest_fed.link.refused import Admission, keep_enrolled
 from mest_fed.link.server.edge_server import EdgeServer, ServerTls
 from mest_fed.link.server.grid import LinkGrid
 from mest_fed.link.server.joint_grid import JointGrid
@@ -162,7 +163,8 @@ def open_link(settings: LinkSettings, run: LeanRun) -> EdgeServer:
     certificate, key, authority = (_read(folder / name) for name in _FILES)
     if settings.enrol:
         how |= {"enrolment_address": settings.enrol, "enrol": _enroller(folder, authority)}
-    return EdgeServer(settings.listen, tls=ServerTls(certificate, key, authority), **how)
+    tls = ServerTls(certificate, key, authority)
+    return EdgeServer(settings.listen, tls=tls, admit=Admission(folder), **how)
 
 
 @contextmanager
@@ -197,7 +199,9 @@ def _enroller(
     def enrol(token: str, request: bytes, name: str) -> tuple[bytes, bytes] | None:
         if not redeem_token(folder, token):
             return None
-        return sign_request(signer, request, name), authority
+        certificate = sign_request(signer, request, name)
+        keep_enrolled(folder, name, certificate)
+        return certificate, authority
 
     return enrol
 
