@@ -103,7 +103,7 @@ RECORDED = Baseline(
 
 #: What a lean node that waits for work takes on a machine of its own, by ``benchmarks/edge.py``.
 RECORDED_LEAN = 61_800_000
-LEAN_SOURCE = "measured on x86-64, 2026-11-30; on other machines modelled"
+LEAN_SOURCE = "RSS, measured on x86-64, 2026-11-30; on other machines modelled"
 
 
 def measure_baseline(environment: Mapping[str, str]) -> Baseline:

@@ -99,7 +99,7 @@ class DeviceProfile:
         What firmware and operating system take of it. None for a device of which no profile says
         what a process of its own has, such as a phone.
     node_bytes : int or None
-        What a lean node takes before it trains. None where that was not measured.
+        What a lean node takes before it trains (RSS). None where that was not measured.
     budget_bytes : int
         Default training budget: bytes that training may add to the process. A simulation takes it
         as it is; whether it fits beside a node of today on the real device is another question

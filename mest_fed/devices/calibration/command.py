@@ -192,7 +192,7 @@ def _print_rest(found: Calibration) -> None:
             f"{format_bytes(memory.taken)} are taken"
         )
     if found.node is not None:
-        print(f"a lean node before it trains (measured): {format_bytes(found.node)}")
+        print(f"a lean node that waits for work (measured: RSS, alone): {format_bytes(found.node)}")
     if found.link is None:
         print("link: not measured (--server HOST:PORT of a mest-fed calibrate --serve)")
     else:

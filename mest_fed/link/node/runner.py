@@ -150,7 +150,8 @@ class NodeRunner:
         warm_up()
         run = self._plan(self.room.begin())
         log.info(
-            "takes part as number %d with %s; %s in use before training (measured), %s",
+            "takes part as number %d with %s; %s in use before training (measured: RSS, examples "
+            "included), %s",
             run.partition,
             number_of(len(self._examples.targets), "example"),
             format_bytes(resident_bytes()),
