@@ -73,7 +73,8 @@ def load_partitions(path: str | Path, *, num_examples: int | None = None) -> lis
     if indices.min() < 0 or len(np.unique(indices)) != len(indices):
         raise _wrong(path, "has negative or repeated indices")
     if num_examples is not None and indices.max() >= num_examples:
-        raise _wrong(path, f"has index {indices.max()}, of {number_of(num_examples, 'example')}")
+        there = number_of(num_examples, "example")
+        raise _wrong(path, f"has index {indices.max()}, but the data have {there}")
     return np.split(indices, np.cumsum(sizes)[:-1])
 
 

@@ -206,13 +206,13 @@ def test_a_limit_that_is_too_tight_names_one_that_is_enough(says, monkeypatch, n
     def refuses(_):
         if not needs:
             raise InputError("a lean node has no torch")
-        raise BudgetError("memory budget = 900 MB fits no plan", needs)
+        raise BudgetError("memory budget = 9 GB fits no plan", needs)
 
     with serve(describe=refuses, limits=QUICK) as server:
         link = ("--link", f"127.0.0.1:{server.port}", *PLAIN[2:])
-        status, line = says(*link, "--memory-limit", "900MB")
+        status, line = says(*link, "--memory-limit", "9GB")
     assert status == 2
-    assert ("--memory-limit = '900 MB' is not allowed; allowed: at least" in line) == (needs > 0)
+    assert ("--memory-limit = '9 GB' is not allowed; allowed: at least" in line) == (needs > 0)
     assert ("the smallest plan needs 7 MB (modelled), and 5% stay free" in line) == (needs > 0)
     assert ("a lean node has no torch" in line) == (needs == 0)
 
