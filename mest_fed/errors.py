@@ -27,7 +27,23 @@ class InputError(MestFedError):
 
 
 class BudgetError(InputError):
-    """No plan fits into the given number of bytes."""
+    """No plan fits into the given number of bytes.
+
+    Parameters
+    ----------
+    text : str
+        What is wrong.
+    needs : int
+        Bytes of budget that the smallest plan needs; 0 where they are not known.
+    """
+
+    def __init__(self, text: str, needs: int = 0) -> None:
+        super().__init__(text)
+        self.needs = needs
+
+    def of(self, who: str) -> "BudgetError":
+        """Return the same error, of somebody's budget."""
+        return BudgetError(f"{who}: {self}", self.needs)
 
 
 class DeadlineError(InputError):

@@ -328,7 +328,7 @@ class Task(TaskModel):
         try:
             return self.planner(threads).plan(budget, self.config.memory.preference)
         except BudgetError as error:
-            raise BudgetError(f"{who}: {error}") from None
+            raise error.of(who) from None
 
     def predicted_peak(self, plan: Plan, examples: int) -> int:
         """Return what a plan takes on a device that trains on so many examples, in bytes.

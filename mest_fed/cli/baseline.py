@@ -28,7 +28,7 @@ from mest_fed.units import format_bytes
 _WORKS = "--works"
 _KILLED = "it was killed (SIGKILL), as the system does when memory runs out"
 #: Shown while it is measured.
-MEASURING = "measuring a client before it trains (some seconds) ..."
+MEASURING = "measuring what a client takes on this machine before it trains (up to a minute) ..."
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,11 @@ RECORDED = Baseline(
 
 #: What a lean node that waits for work takes on a machine of its own, by ``benchmarks/edge.py``.
 RECORDED_LEAN = 61_800_000
-LEAN_SOURCE = "measured on x86-64, 2026-11-30; on other machines modelled"
+LEAN_SOURCE = "RSS, measured on x86-64, 2026-11-30; on other machines modelled"
 
 
 def measure_baseline(environment: Mapping[str, str]) -> Baseline:
-    """Measure, one process after the other (seconds).
+    """Measure, one process after the other, and say so: it takes seconds.
 
     Parameters
     ----------
@@ -119,15 +119,18 @@ def measure_baseline(environment: Mapping[str, str]) -> Baseline:
     MestFedError
         If one cannot be imported.
     """
-    worker = measure_worker(environment)
-    beside = {
-        name: measure_process([what], environment).own
-        for name, what in (
-            ("SuperNode", "flower-supernode"),
-            ("SuperExec", "flower-superexec"),
-            ("supervisor", "mest_fed.cli.supervise"),
-        )
-    }
+    from mest_fed.cli.console import said_meanwhile  # no part of a process that is measured
+
+    with said_meanwhile(MEASURING):
+        worker = measure_worker(environment)
+        beside = {
+            name: measure_process([what], environment).own
+            for name, what in (
+                ("SuperNode", "flower-supernode"),
+                ("SuperExec", "flower-superexec"),
+                ("supervisor", "mest_fed.cli.supervise"),
+            )
+        }
     return Baseline(worker, beside)
 
 

@@ -1,12 +1,13 @@
 """The folder of ``mest-fed certs``: which files are in it, and when each is made or made anew.
 
 ``authority.pem`` and ``authority.key`` sign. ``server.pem`` and ``server.key`` are the server's.
-``nodes`` has a folder for each device, with what is copied onto it. Private keys have mode 0600.
+``nodes`` has a folder for each device, with what is copied onto it, and ``enrolled`` what those got
+that have a token. Private keys have mode 0600.
 """
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -36,6 +38,7 @@ from mest_fed.link.certificates import (
     read_certificate,
     sign_request,
 )
+from mest_fed.link.refused import ENROLLED, read_refused, write_refused
 from mest_fed.system.files import write_file
 
 SERVER, SERVER_KEY = "server.pem", "server.key"
@@ -44,6 +47,8 @@ NODES, NODE, NODE_KEY = "nodes", "node.pem", "node.key"
 FLOWER_KEY, FLOWER_PUBLIC = "supernode", "supernode.pub"
 #: Days before its end from which on a certificate is to be renewed.
 DUE_DAYS = 30
+#: What is a device's.
+_OF_DEVICES = ("node", "enrolled")
 #: Always among the hosts of a server.
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 #: Letters that a common name may have.
@@ -60,17 +65,30 @@ class Entry:
     path : Path
         Its file.
     what : str
-        ``authority``, ``server`` or ``node``.
+        ``authority``, ``server``, ``node``, or ``enrolled`` of a node that got it with a token.
     certificate : x509.Certificate
         What is in it.
     ours : bool
         Whether the folder's authority has signed it.
+    refused : bool
+        Whether the server refuses it.
     """
 
     path: Path
     what: str
     certificate: x509.Certificate
     ours: bool
+    refused: bool = False
+
+    @property
+    def device(self) -> str:
+        """The device's name; empty where it is none's."""
+        return _common_name(self.certificate) if self.what in _OF_DEVICES else ""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the certificate, as hexadecimal digits."""
+        return self.certificate.fingerprint(SHA256()).hex()
 
     @property
     def end(self) -> datetime:
@@ -156,7 +174,10 @@ def renew(folder: Path, hosts: Sequence[str], *, force: bool) -> list[Path]:
     authority, written = Authority.load(folder), []
     for entry in entries(folder):
         changed = entry.what == "server" and bool(hosts)
-        if entry.what == "authority" or not (entry.is_due or force or changed):
+        # What a node enrolled for is on the device alone, which asks for another.
+        if entry.what in ("authority", "enrolled") or entry.refused:
+            continue
+        if not (entry.is_due or force or changed):
             continue
         key = entry.certificate.public_key()
         if entry.what == "server":
@@ -185,7 +206,27 @@ def entries(folder: Path) -> list[Entry]:
     for path, what in _signed_files(folder):
         certificate = read_certificate(path)
         found.append(Entry(path, what, certificate, _has_signed(authority, certificate)))
-    return found
+    refused = read_refused(folder)
+    return [replace(entry, refused=entry.fingerprint in refused) for entry in found]
+
+
+def refuse(folder: Path, name: str, *, undo: bool) -> int:
+    """Have the server refuse all certificates of a device, or take them again; return how many.
+
+    Raises
+    ------
+    InputError
+        If no device of the folder has the name, or the file cannot be read or written.
+    """
+    devices = [entry for entry in entries(folder) if entry.device]
+    mine = {entry.fingerprint: name for entry in devices if entry.device == name}
+    if not mine:
+        known = ", ".join(sorted({entry.device for entry in devices})) or "none has enrolled yet"
+        raise not_allowed("NAME", name, f"a device of {folder}: {known}")
+    refused = read_refused(folder)
+    others = {digest: whose for digest, whose in refused.items() if digest not in mine}
+    write_refused(folder, others if undo else others | mine)
+    return len(mine)
 
 
 def _signed_files(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -193,6 +234,8 @@ def _signed_files(folder: Path) -> Iterator[tuple[Path, str]]:
         yield folder / SERVER, "server"
     for path in sorted((folder / NODES).glob(f"*/{NODE}")):
         yield path, "node"
+    for path in sorted((folder / ENROLLED).glob("*.pem")):
+        yield path, "enrolled"
 
 
 def new_flower_keys(name: str) -> tuple[bytes, bytes]:

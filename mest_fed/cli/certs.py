@@ -17,6 +17,7 @@ from mest_fed.cli.environment import LOOPBACK
 from mest_fed.cli.server import ENROL_PORT, LINK_PORT
 from mest_fed.cli.tables import fill_table
 from mest_fed.errors import InputError, not_allowed
+from mest_fed.units import number_of
 
 if TYPE_CHECKING:
     from mest_fed.cli.certificate_folder import Entry
@@ -155,13 +156,23 @@ def renew(
         typer.echo(f"renewed: {path}")
     if not written:
         typer.echo("nothing is due; --force renews all the same")
-    elif any(path.parent != folder for path in written):
-        typer.echo("copy these onto their devices; keys, and what is registered, stay as they are")
+    if any(path.parent == folder for path in written):
+        typer.echo(
+            "start the server anew, so that it shows its new certificate; devices keep theirs"
+        )
+    if any(path.parent != folder for path in written):
+        typer.echo(
+            f"copy what is renewed in {folder / 'nodes'} onto its device, and start the node anew; "
+            "keys, and what is registered, stay as they are"
+        )
     _warn(*_warnings(certificate_folder.entries(folder)))
 
 
 def show(folder: Folder) -> None:
-    """List certificates and open tokens: for whom, until when; warn of what expires soon."""
+    """List certificates and open tokens: for whom, until when; warn of what expires soon.
+
+    Nodes that got their certificate with a token stand as enrolled.
+    """
     _needs()
     from mest_fed.cli.certificate_folder import entries
     from mest_fed.link.tokens import valid_tokens
@@ -179,7 +190,12 @@ def show(folder: Folder) -> None:
     ]
     console = Console()
     if console.is_terminal:
-        shown = [row | {"SHA-256 fingerprint": row["SHA-256 fingerprint"][:_SHOWN]} for row in rows]
+        shown = [
+            row
+            | {"for": row["for"].replace(", ", "\n")}  # a host on each line
+            | {"SHA-256 fingerprint": row["SHA-256 fingerprint"][:_SHOWN]}
+            for row in rows
+        ]
         table = Table(title=f"{folder}", title_justify="left", box=None, header_style="bold")
         fill_table(table, shown, console.width, left=tuple(rows[0]))
         console.print(table)
@@ -206,7 +222,24 @@ def token(
     typer.echo(f"valid until {end:%Y-%m-%d %H:%M} UTC, for one device, once", err=True)
 
 
-COMMANDS: tuple[Callable[..., None], ...] = (new, node, renew, show, token)
+def refuse(
+    folder: Folder,
+    name: Annotated[str, typer.Argument(help="The device's, as `mest-fed certs show` has it.")],
+    undo: Annotated[bool, typer.Option("--undo", help="Take it again.")] = False,
+) -> None:
+    """Refuse one device from now on: its certificates take no part, whoever has copies of them.
+
+    A server that runs with this folder knows it at the device's next call. Of Flower's nodes
+    `flwr supernode unregister` removes the key.
+    """
+    _needs()
+    from mest_fed.cli import certificate_folder
+
+    count = number_of(certificate_folder.refuse(folder, name, undo=undo), "certificate")
+    typer.echo(f"{'taken again' if undo else 'refused'}: {name} ({count})")
+
+
+COMMANDS: tuple[Callable[..., None], ...] = (new, node, renew, refuse, show, token)
 
 
 def _needs() -> None:
@@ -214,13 +247,12 @@ def _needs() -> None:
 
 
 def _row(entry: "Entry") -> dict[str, str]:
-    from cryptography.hazmat.primitives.hashes import SHA256
-
+    digits = entry.fingerprint.upper()
     return {
-        "what": entry.what,
+        "what": "refused" if entry.refused else entry.what,
         "for": ", ".join(entry.names),
         "valid until": f"{entry.end:%Y-%m-%d}",
-        "SHA-256 fingerprint": entry.certificate.fingerprint(SHA256()).hex(":").upper(),
+        "SHA-256 fingerprint": ":".join(digits[at : at + 2] for at in range(0, len(digits), 2)),
     }
 
 
@@ -233,6 +265,10 @@ def _warnings(found: list["Entry"]) -> Iterator[str]:
     folder = found[0].path.parent
     for entry in found:
         way = f"mest-fed certs renew {folder}"
+        if entry.refused:
+            continue
+        if entry.what == "enrolled":
+            way = "the device enrols anew, with a token of mest-fed certs token"
         if entry.what == "authority":
             way = f"mest-fed certs new {folder} --host HOST --force, then {way}"
         if not entry.ours:

@@ -6,12 +6,12 @@ import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
+from zipfile import is_zipfile
 
 import typer
-from rich.console import Console
 
 from mest_fed.cli.app import needs
-from mest_fed.cli.baseline import MEASURING, measure_baseline
+from mest_fed.cli.baseline import measure_baseline
 from mest_fed.cli.environment import node_environment
 from mest_fed.cli.node_config import write_node_config
 from mest_fed.cli.node_memory import NodeMemory
@@ -98,7 +98,7 @@ def client(
     further = _further(supernode or [])
     if not wait >= 0:
         raise not_allowed("--wait", wait, "a number of seconds from 0")
-    profile = load_profile(device)
+    profile = load_profile(device, "--device")
     name = str(Path(device).resolve()) if device.endswith(".toml") else device
     config: dict[str, int | float | str] = {**place, "device": name}
     limits = NodeMemory.read(budget, memory_limit, margin)
@@ -107,8 +107,7 @@ def client(
     if program is None:
         raise InputError(f"{_SUPERNODE} is not on the PATH; run: pip install 'mest-fed[client]'")
     local = ("--port", str(_port(port)))
-    with Console(stderr=True).status(MEASURING):
-        baseline = measure_baseline(environment)
+    baseline = measure_baseline(environment)
     text = write_node_config(config | limits.node_config())
     command = [program, *link.options(), *local, "--node-config", text, *further]
     job = Job(command, as_argument(link), limit=str(memory_limit or ""))
@@ -138,11 +137,23 @@ def _place(partition: int | None, data: Path | None) -> dict[str, int | float | 
     if partition is not None:
         place["partition-id"] = partition
     if data is not None:
-        path = data.expanduser()
-        if not path.exists() or not os.access(path, os.R_OK):
-            raise not_allowed("--data", str(data), "a file or folder that can be read")
-        place["data"] = str(path.resolve())
+        place["data"] = str(_readable(data))
     return place
+
+
+def _readable(data: Path) -> Path:
+    """Refuse what cannot be examples, whoever reads them; which reader that is the run says."""
+    path = data.expanduser()
+    if not path.exists() or not os.access(path, os.R_OK):
+        raise not_allowed("--data", str(data), "a file or folder that can be read")
+    if path.is_dir():
+        if not any(path.iterdir()):
+            raise not_allowed("--data", str(data), "a folder that is not empty")
+    elif path.stat().st_size == 0:
+        raise not_allowed("--data", str(data), "a file that is not empty")
+    elif path.suffix == ".npz" and not is_zipfile(path):
+        raise not_allowed("--data", str(data), "an .npz file that is whole: this is no archive")
+    return path.resolve()
 
 
 def _further(options: list[str]) -> list[str]:

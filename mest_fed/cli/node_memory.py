@@ -19,6 +19,7 @@ from mest_fed.units import format_bytes, parse_bytes
 #: Bytes below which no model trains: weights, gradients and an example of a linear layer of 64
 #: inputs and 10 outputs take more. What a run's own model needs, its plan says.
 LEAST_BUDGET = 4000
+KEY = "--memory-limit"
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class NodeMemory:
         """
         assert self.limit is not None
         margin = margin if self.margin is None else self.margin
-        return left_for_training(self.limit, baseline.taken(kind), margin, "--memory-limit")
+        return left_for_training(self.limit, baseline.taken(kind), margin, KEY)
 
     def limit_in_words(self, held: MemoryLimit, baseline: Baseline) -> str:
         """Say what holds the limit, what the baseline is and what remains.

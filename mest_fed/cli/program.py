@@ -72,7 +72,7 @@ def program(
         "sparsity.method": method,
         "training.batch_size": batch,
     }
-    check_options((None, None), options, settings or [])
+    check_options((None, None), options, settings or [], model="MODEL")
     # These load torch, which takes seconds.
     from mest_fed.cli.planning.request import read_request
     from mest_fed.cli.programs.report import ProgramReport, print_report

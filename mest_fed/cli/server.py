@@ -1,6 +1,7 @@
 """``mest-fed server``: a run over the edge link, without Flower's SuperLink."""
 
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -59,12 +60,15 @@ def server(
     Nodes are started with mest-fed node. The run begins when server.min_nodes of them are there.
 
     Exit status: 2 if an option, a file or a certificate is wrong; 3 if no node gave an update that
-    the server accepted, or the run diverged.
+    the server accepted, or the run diverged; 130 after Ctrl-C or SIGTERM.
     """
     needs("server", "flwr", "pydantic")
     needs("edge", "grpc")
+    # What goes wrong with an address, a file or a connection is a line of the server's own.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from mest_fed.config import from_flat, to_flat
     from mest_fed.server.folder_names import CONFIG
+    from mest_fed.server.run_log import LINE
     from mest_fed.simulation.settings import resolve
 
     if resume and out is None:
@@ -81,7 +85,10 @@ def server(
             name, config = resolve(None, out / CONFIG, settings)
     else:
         name, config = resolve(preset, file, settings or [])
-    from mest_fed.link.server.opening import LinkSettings  # libraries that take seconds to load
+    from mest_fed.link.server.opening import (  # libraries that take seconds to load
+        LinkSettings,
+        check_link,
+    )
 
     link = LinkSettings(listen, certificates, enrol or "", insecure)
     if config.deployment.link:
@@ -93,12 +100,16 @@ def server(
     config = from_flat(to_flat(config) | where)
     if folder.exists() and not folder.is_dir():
         raise not_allowed("--out", str(folder), "a folder")
+    if resume and (settings or preset or file):
+        _check_as_set(config, folder)
     if not resume and any(folder.glob("checkpoints/*")):
         raise not_allowed("--out", str(folder), "a folder without a run, or --resume beside it")
+    check_link(link)
+    _check_unused(folder)
     handler = logging.StreamHandler(sys.stderr)
     # Flower's handlers print these.
     handler.addFilter(lambda it: not it.name.startswith(("flwr", "mest_fed.server")))
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, format=LINE, handlers=[handler])
     logging.getLogger("mest_fed.link").setLevel(logging.INFO)
     try:
         with _terminated_as_interrupted():
@@ -126,6 +137,24 @@ def _terminated_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _check_as_set(config: "RunConfig", folder: Path) -> None:
+    """Refuse to go on with another run than the one in the folder."""
+    from mest_fed.server.deployed import check_same
+    from mest_fed.server.run_folder import RunFolder
+
+    run = RunFolder(folder, ("--out", "--resume"))
+    check_same(run.reopen(finished=True), config, folder, "--resume")
+
+
+def _check_unused(folder: Path) -> None:
+    """Refuse a folder that another process is in, before a port is opened."""
+    from mest_fed.server.run_folder import RunFolder
+    from mest_fed.system.folder_lock import is_held
+
+    if is_held(folder):
+        RunFolder(folder, ("--out", "--resume")).hold()  # which says who is in it
 
 
 def _of_folder(folder: Path, more: int) -> "tuple[RunConfig, Callable[[], None] | None]":

@@ -43,7 +43,8 @@ def fill_table(
     room = width
     for heading in rows[0]:
         words = heading.split()
-        room -= 2 + max(*(len(row[heading]) for row in rows), *map(len, words))
+        lines = [line for row in rows for line in row[heading].split("\n")]
+        room -= 2 + max(map(len, (*lines, *words)))
         if room < 0:
             break
         justify = "left" if heading in left else "right"

@@ -170,7 +170,7 @@ def _peak(reports: Sequence[ClientReport]) -> Pair | None:
 def _profiles(names: Sequence[str], given: str | None) -> dict[str, DeviceProfile]:
     """Return the profile of each kind of device: the given one, or each one's own."""
     if given is not None:
-        return dict.fromkeys(names, load_profile(given))
+        return dict.fromkeys(names, load_profile(given, "--device"))
     found, unknown = {}, []
     for name in dict.fromkeys(names):
         try:
@@ -201,11 +201,12 @@ def print_comparison(folder: Path, device: str | None) -> None:
     table = Table(
         title=f"{folder}: predicted (modelled) against measured", title_justify="left", box=None
     )
-    for heading in ("device", "predicted as", "what", "rounds"):
-        table.add_column(heading, no_wrap=True)
+    table.add_column("device", overflow="fold")
+    table.add_column("rounds", no_wrap=True)
     for heading in ("predicted", "measured", "ratio", "quartiles"):
         table.add_column(heading, justify="right", no_wrap=True)
     for twin in twins:
+        table.add_row(f"{twin.name}, as {twin.profile.name}")
         for what, pair, form in (
             ("round", twin.rounds, format_seconds),
             ("its own part", twin.own, format_seconds),
@@ -214,14 +215,14 @@ def print_comparison(folder: Path, device: str | None) -> None:
             if pair is not None:
                 rounds = "all" if what == "peak" else str(len(pair.measured))
                 table.add_row(
-                    twin.name, twin.profile.name, what, rounds,
+                    f"  {what}", rounds,
                     form(statistics.median(pair.predicted)),
                     form(statistics.median(pair.measured)),
                     f"{pair.ratio:.2f}",
                     "{:.2f} to {:.2f}".format(*pair.quartiles),
                 )  # fmt: skip
     console = Console(highlight=False)
-    console.width = max(console.width, 100)
+    console.width = max(console.width, 80)
     console.print(table)
     console.print(
         "round: from the instruction to the reply, as the server sees it. its own part: receiving "

@@ -10,13 +10,13 @@ from flwr.app import ConfigRecord, Context, RecordDict
 
 from mest_fed.data import find_source
 from mest_fed.data.minibatches import scale_fault
-from mest_fed.errors import InputError, not_allowed
+from mest_fed.errors import BudgetError, InputError, not_allowed
 from mest_fed.memory import Plan, read_plan
 from mest_fed.memory.activations import check_frozen
 from mest_fed.memory.meter import warm_up
 from mest_fed.nn.optimizers import WHERE_RELEASED
 from mest_fed.process_tasks import PROCESS_TASKS
-from mest_fed.system.limits import left_for_training, limit_of_process, usage
+from mest_fed.system.limits import left_within, limit_of_process, too_tight, usage
 from mest_fed.task import Task
 from mest_fed.training.warm_up import warm_up_programs
 from mest_fed.units import format_bytes, parse_bytes
@@ -48,7 +48,7 @@ def budget_of(task: Task, context: Context, device: str) -> int:
     limits: dict[str, int | float] = {"limit": limit, "margin": margin}
     kept = context.state.config_records.get(BUDGET)
     if kept is None or any(kept[key] != value for key, value in limits.items()):
-        kept = ConfigRecord({**limits, "bytes": _left(task, limit, margin)})
+        kept = ConfigRecord({**limits, **_left(task, limit, margin)})
         context.state[BUDGET] = kept
     return int(str(kept["bytes"]))
 
@@ -67,18 +67,30 @@ def margin_of(task: Task, context: Context) -> float:
     return float(margin)
 
 
-def _left(task: Task, limit: int, margin: float) -> int:
-    """Measure what a limit leaves for training, once data and libraries are there."""
+def _left(task: Task, limit: int, margin: float) -> dict[str, int]:
+    """Measure what a limit leaves for training, once data and libraries are there.
+
+    At least one byte: no plan fits into that, and the planner knows how much it needs.
+    """
     _warm_up(task)
     present = limit_of_process()
     tightest = limit if present is None else min(limit, present)
     taken = usage()
-    left = left_for_training(tightest, taken, margin)
+    left = max(1, left_within(tightest, taken, margin))
     log.info(
         "memory budget: %s of a limit of %s; %s in use before training (measured)",
         *map(format_bytes, (left, tightest, taken)),
     )
-    return left
+    return {"bytes": left, "tightest": tightest, "taken": taken}
+
+
+def _of_limit(context: Context, error: BudgetError) -> InputError:
+    """Return what an error means that no plan fits: of a limit, how large it has to be."""
+    kept = context.state.config_records.get(BUDGET)
+    if not error.needs or kept is None or "memory-limit" not in context.node_config:
+        return error
+    tightest, taken, margin = (float(str(kept[key])) for key in ("tightest", "taken", "margin"))
+    return too_tight(int(tightest), int(taken), error.needs, margin, "memory-limit")
 
 
 def _warm_up(task: Task) -> None:
@@ -276,7 +288,10 @@ def capability_of(task: Task, context: Context) -> Capability:
         )
     device = str(node.get("device") or task.devices[partition % total])
     budget = budget_of(task, context, device)
-    plan = plan_of(task, context, budget, device)
+    try:
+        plan = plan_of(task, context, budget, device)
+    except BudgetError as error:
+        raise _of_limit(context, error) from None
     return Capability(partition, device, budget, plan, measured_elsewhere(context))
 
 

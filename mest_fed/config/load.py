@@ -91,7 +91,12 @@ def own_files(config: RunConfig) -> list[Path]:
     return sorted(files)
 
 
-def from_table(table: Mapping[str, Any], source: str, folder: Path | None = None) -> RunConfig:
+def from_table(
+    table: Mapping[str, Any],
+    source: str,
+    folder: Path | None = None,
+    typed: Mapping[str, str] | None = None,
+) -> RunConfig:
     """Build a configuration from sections of keys.
 
     Parameters
@@ -103,13 +108,15 @@ def from_table(table: Mapping[str, Any], source: str, folder: Path | None = None
     folder : Path, optional
         What paths in references (``file.py:attribute``) are relative to; the current folder by
         default.
+    typed : mapping of str to str, optional
+        ``section.key`` -> the option that a person gave it by.
 
     Raises
     ------
     InputError
         If a key is unknown or a value not allowed; names the first such key.
     """
-    return validated(RunConfig, table, source, folder)
+    return validated(RunConfig, table, source, folder, typed)
 
 
 #: What pydantic's errors of kind want, in our words.
@@ -124,7 +131,11 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def validated(
-    model: type[Model], table: Mapping[str, Any], source: str, folder: Path | None = None
+    model: type[Model],
+    table: Mapping[str, Any],
+    source: str,
+    folder: Path | None = None,
+    typed: Mapping[str, str] | None = None,
 ) -> Model:
     """Build a configuration of any kind from sections of keys; see :func:`from_table`."""
     try:
@@ -139,7 +150,11 @@ def validated(
             text = f"allowed: {_KINDS[first['type']]}"
         if not key:  # a rule between sections
             raise InputError(f"{text} ({source})") from None
-        message = f"{key} = {first['input']!r} is not allowed ({source}); {text}"
+        option = (typed or {}).get(key)
+        named = f"{key} = {first['input']!r} is not allowed ({source})"
+        if option is not None:
+            named = f"{option} = {first['input']!r} is not allowed"
+        message = f"{named}; {text}"
         raise InputError(message) from None
 
 

@@ -31,6 +31,7 @@ from mest_fed.data.parts import (
 )
 from mest_fed.data.statistics import categories_of, mean_and_deviation, numeric_inputs
 from mest_fed.errors import InputError, not_allowed
+from mest_fed.units import number_of
 
 #: A token that is no target, as torch's losses have it.
 IGNORED = -100
@@ -292,7 +293,8 @@ class Encoding:
             if count > max(1000, len(train)):
                 row = int(targets.argmax())
                 raise train.error(
-                    f"label {count - 1} is out of range for {len(train)} examples; allowed: "
+                    f"label {count - 1} is out of range for {number_of(len(train), 'example')}; "
+                    "allowed: "
                     "classes counted from 0, or floats for regression",
                     row,
                 )

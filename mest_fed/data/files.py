@@ -22,6 +22,7 @@ from mest_fed.data.tables import Columns, Series, TableOptions, read_table
 from mest_fed.data.text import read_text
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.rng import numpy_generator
+from mest_fed.units import number_of
 
 TRAIN = ("train", "training")
 #: The first of these that is there is the central test set.
@@ -320,7 +321,7 @@ def split_rows(part: Part, fraction: float) -> tuple[Indices, Indices]:
         held = _drawn(part, fraction)
         kept = ~held
     if not held.any() or not kept.any():
-        raise part.error(f"{count} examples are too few to split into train and test")
+        raise part.error(f"{number_of(count, 'example')}: too few to split into train and test")
     return np.flatnonzero(kept), np.flatnonzero(held)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from mest_fed.data.array_names import ARRAY_NAMES, NAMES_IN_WORDS
 from mest_fed.data.parts import Column, Part, Values
 from mest_fed.data.tables import Columns
 from mest_fed.errors import InputError, not_allowed
@@ -156,9 +157,6 @@ def _kind(value: Any) -> str:
     return "None" if value is None else f"a value of type {type(value).__name__}"
 
 
-_ARRAYS = (("inputs", "targets"), ("images", "labels"), ("x", "y"), ("X", "y"), ("data", "labels"))
-
-
 def read_arrays(file: Path, key: str, columns: Columns, prefix: str = "") -> Part | None:
     """Read an ``.npz`` file of arrays.
 
@@ -199,8 +197,8 @@ def read_arrays(file: Path, key: str, columns: Columns, prefix: str = "") -> Par
             inputs, targets, groups = (None if name is None else arrays[name] for name in names)
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"{where} cannot be read ({type(error).__name__}); allowed: an .npz file of inputs "
-            "and targets"
+            f"{where} cannot be read ({type(error).__name__}); allowed: an .npz file of "
+            f"{NAMES_IN_WORDS}"
         ) from error
     return array_part(where, inputs, targets, groups, names=(str(names[0]), str(names[1])))
 
@@ -215,7 +213,7 @@ def _array_names(
         return next((form for form in forms if form in there), None)
 
     given = [(columns.inputs[0], columns.targets[0])] if columns.inputs and columns.targets else []
-    for inputs, targets in given or _ARRAYS:
+    for inputs, targets in given or ARRAY_NAMES:
         first, second = spelled(inputs), spelled(targets)
         groups = spelled(columns.groups or "groups")
         if first is not None and second is not None and (groups or not columns.groups):
@@ -228,7 +226,7 @@ def _wanted(columns: Columns) -> str:
         names = (columns.inputs[0], columns.targets[0], columns.groups)
         return ", ".join(filter(None, names)) + " (data.columns)"
     groups = f" beside {columns.groups}" if columns.groups else ""
-    return f"inputs and targets (or images and labels){groups}, or data.columns"
+    return f"{NAMES_IN_WORDS}{groups}, or data.columns"
 
 
 def array_part(

@@ -97,6 +97,10 @@ class Examples:
 #: Numbers of a sample that tells the scale; what its mean and deviation may be after normalising,
 #: since one device's examples are no fair sample of the run's.
 _SAMPLE, _MOST_MEAN, _DEVIATIONS = 100_000, 4.0, (0.1, 8.0)
+#: So many numbers are not all above a mean by chance.
+_MANY = 1000
+#: Deviations below a mean that count as none: a run's mean is never 0 to the last bit.
+_ABOUT = 0.05
 
 
 def scale_fault(examples: Examples) -> str | None:
@@ -119,7 +123,8 @@ def scale_fault(examples: Examples) -> str | None:
     sample = examples.inputs[:: max(1, len(examples.inputs) // count)][:count]
     values = examples.normalised(sample)
     mean, deviation = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
-    if abs(mean) <= _MOST_MEAN and _DEVIATIONS[0] <= deviation <= _DEVIATIONS[1]:
+    near = abs(mean) <= _MOST_MEAN and _DEVIATIONS[0] <= deviation <= _DEVIATIONS[1]
+    if near and not _is_unit_of_standardised(sample, values):
         return None
     allowed = "uint8 from 0 to 255" if sample.dtype == np.uint8 else "values as the run's data have"
     return (
@@ -128,6 +133,17 @@ def scale_fault(examples: Examples) -> str | None:
         f"values of mean {mean:.3g} and deviation {deviation:.3g}; expected: about 0 and 1, of "
         f"{allowed}"
     )
+
+
+def _is_unit_of_standardised(sample: Array, values: Array) -> bool:
+    """Say whether floats from 0 to 1 stand for what the run has around 0.
+
+    Of standardised data about half lies below the run's mean, and of images from 0 to 1 whose
+    statistics the run has, too: none of so many numbers does by chance.
+    """
+    if sample.dtype.kind != "f" or values.size < _MANY:
+        return False
+    return bool(sample.min() >= 0 and sample.max() <= 1 and values.min() >= -_ABOUT)
 
 
 class Minibatches:

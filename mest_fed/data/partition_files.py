@@ -14,6 +14,7 @@ from mest_fed.data.minibatches import Indices
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.rng import numpy_generator
 from mest_fed.system.files import whole_file
+from mest_fed.units import number_of
 
 
 def save_partitions(path: str | Path, parts: Sequence[Indices]) -> None:
@@ -72,7 +73,8 @@ def load_partitions(path: str | Path, *, num_examples: int | None = None) -> lis
     if indices.min() < 0 or len(np.unique(indices)) != len(indices):
         raise _wrong(path, "has negative or repeated indices")
     if num_examples is not None and indices.max() >= num_examples:
-        raise _wrong(path, f"has index {indices.max()}, but there are {num_examples} examples")
+        there = number_of(num_examples, "example")
+        raise _wrong(path, f"has index {indices.max()}, but the data have {there}")
     return np.split(indices, np.cumsum(sizes)[:-1])
 
 

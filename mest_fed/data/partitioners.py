@@ -15,6 +15,7 @@ from mest_fed.catalogue import PARTITIONERS
 from mest_fed.data.minibatches import Indices
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.rng import derive_seed, numpy_generator
+from mest_fed.units import number_of
 
 Share = TypeVar("Share", bound=Callable[..., Any])
 
@@ -68,7 +69,7 @@ def partition(
     if not parts or min(len(part) for part in parts) < 1:
         raise InputError(
             f"fleet.devices = {num_partitions} is too many for data.partition = {scheme!r} of "
-            f"{len(labels)} examples; some partitions would be empty"
+            f"{number_of(len(labels), 'example')}; some partitions would be empty"
         )
     if reason := _objection(parts, num_partitions, len(labels)):
         raise InputError(f"data.partition = {scheme!r} gives {reason}")

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from mest_fed.data.minibatches import Indices
 from mest_fed.errors import InputError
+from mest_fed.units import number_of
 
 Values = npt.NDArray[Any]
 
@@ -235,7 +236,7 @@ def group_codes(part: Part) -> npt.NDArray[np.int64]:
     if groups.shape != (len(part),):
         given = shape_text(groups.shape)
         raise part.error(
-            f"groups have shape {given}; allowed: one for each of {len(part)} examples"
+            f"groups have shape {given}; allowed: one for each of {number_of(len(part), 'example')}"
         )
     if groups.dtype.kind == "f":
         _check_finite(part, "group", groups)

@@ -17,13 +17,16 @@ from mest_fed.errors import InputError, not_allowed
 _ORIGINS = ("measured: ", "data sheet: ", "modelled: ")
 
 
-def check_keys(where: str, table: object, keys: Sequence[str]) -> None:
-    """Raise InputError unless ``table`` is a table with exactly these keys."""
+def check_keys(
+    where: str, table: object, keys: Sequence[str], optional: Sequence[str] = ()
+) -> None:
+    """Raise InputError unless ``table`` is a table with these keys, and perhaps optional ones."""
     if not isinstance(table, Mapping):
         raise not_allowed(where.removesuffix("."), table, f"a table with {', '.join(keys)}")
     for key in table:
-        if key not in keys:
-            raise InputError(f"{where}{key} is not a known key; known: {', '.join(keys)}")
+        if key not in (*keys, *optional):
+            known = ", ".join((*keys, *optional))
+            raise InputError(f"{where}{key} is not a known key; known: {known}")
     for key in keys:
         if key not in table:
             raise InputError(f"{where}{key} is missing")
@@ -96,7 +99,7 @@ class DeviceProfile:
         What firmware and operating system take of it. None for a device of which no profile says
         what a process of its own has, such as a phone.
     node_bytes : int or None
-        What a lean node takes before it trains. None where that was not measured.
+        What a lean node takes before it trains (RSS). None where that was not measured.
     budget_bytes : int
         Default training budget: bytes that training may add to the process. A simulation takes it
         as it is; whether it fits beside a node of today on the real device is another question
@@ -168,13 +171,15 @@ def profile_names() -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def load_profile(name_or_path: str) -> DeviceProfile:
+def load_profile(name_or_path: str, key: str = "device profile") -> DeviceProfile:
     """Load a device profile.
 
     Parameters
     ----------
     name_or_path : str
         A built-in name, or the path of a file that ends in ``.toml``.
+    key : str
+        What gave it, for error messages.
 
     Raises
     ------
@@ -182,7 +187,10 @@ def load_profile(name_or_path: str) -> DeviceProfile:
         If there is no such profile or file, or the file is not a correct profile.
     """
     if name_or_path.endswith(".toml"):
-        return _read(Path(name_or_path), name_or_path)
+        return _read(Path(name_or_path), f"{key} {name_or_path}")
+    if name_or_path not in profile_names():
+        allowed = f"{', '.join(profile_names())}, or the path of a .toml file"
+        raise not_allowed(key, name_or_path, allowed)
     return _built_in(name_or_path)
 
 
@@ -194,10 +202,7 @@ def profile_name(name_or_path: str) -> str:
 @lru_cache
 def _built_in(name: str) -> DeviceProfile:
     """Return a built-in profile; a simulated fleet asks for it at each message."""
-    if name not in profile_names():
-        allowed = f"{', '.join(profile_names())}, or the path of a .toml file"
-        raise not_allowed("device profile", name, allowed)
-    return _read(_folder() / f"{name}.toml", name)
+    return _read(_folder() / f"{name}.toml", f"device profile {name}")
 
 
 def _folder() -> Traversable:
@@ -208,10 +213,10 @@ def _read(file: Traversable, where: str) -> DeviceProfile:
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"device profile {where}: cannot read it ({error.strerror})") from error
+        raise InputError(f"{where}: cannot read it ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"device profile {where}: not a TOML file ({error})") from error
-    return read_profile(profile_name(file.name), table, f"device profile {where}: ")
+        raise InputError(f"{where}: not a TOML file ({error})") from error
+    return read_profile(profile_name(file.name), table, f"{where}: ")
 
 
 def read_profile(name: str, table: Mapping[str, Any], where: str) -> DeviceProfile:
@@ -235,7 +240,7 @@ def read_profile(name: str, table: Mapping[str, Any], where: str) -> DeviceProfi
     taken = {key: positive_int(where + key, table[key]) for key in _TAKEN if key in table}
     optional = (*_BATTERY, *_TAKEN)
     keys = [field.name for field in fields(DeviceProfile) if field.name not in optional]
-    check_keys(where, table, [*keys[1:], *taken, *battery])
+    check_keys(where, table, keys[1:], optional)
     flops, sources = table["flops"], table["sources"]
     check_keys(where + "flops.", flops, WORK_KINDS)
     check_sources(where + "sources.", sources, [*_MEASURES, *taken, *battery])

@@ -69,6 +69,28 @@ def check_in_time(path: Path) -> None:
         )
 
 
+def check_pair(certificate: Path, key: Path) -> None:
+    """Refuse files that are no certificate and no key, or do not belong together.
+
+    Raises
+    ------
+    InputError
+        Which file it is.
+    """
+    try:
+        found = read_certificate(certificate)
+    except FileNotFoundError as error:
+        raise InputError(f"{certificate} cannot be read: {error.strerror}") from None
+    try:
+        private = load_pem_private_key(key.read_bytes(), None)
+    except OSError as error:
+        raise InputError(f"{key} cannot be read: {error.strerror}") from None
+    except _NOT_READ:
+        raise InputError(f"{key} is not a private key in PEM, without a passphrase") from None
+    if _public_der(private.public_key()) != _public_der(found.public_key()):
+        raise InputError(f"{key} is not the key of {certificate}")
+
+
 @dataclass(frozen=True)
 class Authority:
     """What signs: a certificate, and the private key that belongs to it."""

@@ -14,6 +14,8 @@ LEAST_CHUNK, LARGEST_CHUNK = 1 << 10, 1 << 20
 NODE_HEADER = "mest-node"
 #: The server's own refusals have this header; others are of gRPC, or of another server.
 SAID_HEADER = "mest-said"
+#: With a refusal of a budget that fits no plan: the bytes that would do.
+NEEDS_HEADER = "mest-needs"
 SESSION_BYTES, DIGEST_BYTES = 16, 32
 LONGEST_ID, LONGEST_REASON, LONGEST_TOML, LARGEST_SCALARS = 64, 300, 16 << 10, 1 << 20
 LONGEST_TOKEN, LONGEST_REQUEST, LONGEST_RUN = 256, 8 << 10, 1 << 20
@@ -37,11 +39,13 @@ class Refusal(MestFedError):
         Why, for people.
     logged : bool
         Whether the log has said so already.
+    needs : int
+        Bytes of budget that would do, where that is the reason.
     """
 
-    def __init__(self, code: str, text: str, *, logged: bool = False) -> None:
+    def __init__(self, code: str, text: str, *, logged: bool = False, needs: int = 0) -> None:
         super().__init__(text)
-        self.code, self.logged = code, logged
+        self.code, self.logged, self.needs = code, logged, needs
 
 
 def malformed(text: str) -> Refusal:

@@ -195,7 +195,8 @@ class Planner:
         return BudgetError(
             f"memory budget = {format_bytes(budget)} fits no plan; the smallest needs "
             f"{least.budget} bytes ({format_bytes(least.budget)}, modelled: density "
-            f"{least.density:.4g}, micro-batch {least.micro_batch})"
+            f"{least.density:.4g}, micro-batch {least.micro_batch})",
+            least.budget,
         )
 
     def _nothing_is_fast_enough(

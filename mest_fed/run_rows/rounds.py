@@ -43,7 +43,8 @@ class RoundRow:
     ``failed`` is all that gave the server nothing to judge: failed, away, late and dropped
     together. Both clocks are cumulative. ``stopped`` says why the
     run ended with this round although others were to come; ``diverged``, that the model was
-    evaluated and its loss was not finite. ``client_scores`` are the clients' that evaluated, by
+    evaluated and its loss was not finite. ``energy_joules`` is of the devices whose power is known,
+    None where that are none. ``client_scores`` are the clients' that evaluated, by
     partition. Older runs have accuracies and no other metrics, and no scores.
     """
 
@@ -64,7 +65,7 @@ class RoundRow:
     rejected: Count
     tasks: Mapping[TaskStatus, Count] = field(default_factory=dict)
     failures: Mapping[FailureKind, Count] = field(default_factory=dict)
-    energy_joules: Amount
+    energy_joules: Amount | None
     stopped: str | None = None
     diverged: bool = False
     client_scores: tuple[ClientScore, ...] = ()
@@ -105,7 +106,8 @@ class ClientRow:
     the process that trains takes there. Rows of Flower apps have a
     ``type``, ``train`` or ``evaluate``, and lack :data:`APP_CLIENTS_LACK`. A row without a type is
     of training. Times of a deployed run are real: ``train_seconds`` is from the instruction to the
-    reply, and ``reported`` what the device itself said, which other rows lack.
+    reply, ``reported`` what the device itself said, which other rows lack, and ``energy_joules``
+    None where the power of the device is not known.
     """
 
     round: Count
@@ -126,7 +128,7 @@ class ClientRow:
     setup_seconds: Amount = 0.0
     train_seconds: Amount
     upload_seconds: Amount
-    energy_joules: Amount
+    energy_joules: Amount | None
     density: Share | None = None
     reported: ClientReport | None = None
 

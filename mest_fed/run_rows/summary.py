@@ -21,6 +21,7 @@ class Watts:
 class Tier:
     """The devices of one profile, which train under one plan.
 
+    Real devices of whose profile the server knows nothing are one tier, without a name or watts.
     ``recompute`` and ``saved`` are how training saves memory, as in
     :class:`mest_fed.memory.MemoryOptions`; ``shortfall_bytes`` is 0 unless the plan was made anew,
     as in :class:`mest_fed.memory.Plan`.
@@ -63,7 +64,9 @@ class Summary:
 
     ``tasks`` and ``failures`` count the tasks of the whole run by how, and why, they ended; a kind
     of failure that did not occur is left out. ``devices_asked`` is how many of ``devices`` had a
-    task. ``deployed`` says that they were real. ``kept`` is the rule by which the model was kept.
+    task. ``deployed`` says that they were real: both clocks are then real, too. ``energy_joules``
+    leaves out the ``without_power`` devices of whose power the server knows nothing; it is None
+    where that are all. ``kept`` is the rule by which the model was kept.
     ``why_torch`` says why torch trained, at least on some devices, though programs were asked for;
     runs of earlier versions, and those whose programs trained, lack it.
     ``diverged_round`` is the first round since which the loss of the model, up to the one that was
@@ -99,7 +102,8 @@ class Summary:
     clients_trained: Count
     clients_failed: Count
     clients_rejected: Count
-    energy_joules: Amount
+    energy_joules: Amount | None
+    without_power: Count = 0
     over_budget: Count
     out_of_memory: Count | None = None
     tasks: Mapping[TaskStatus, Count] = field(default_factory=dict)

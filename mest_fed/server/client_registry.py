@@ -1,5 +1,6 @@
 """The nodes of the fleet: who they are, what they can do, which mask each of them knows."""
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from mest_fed.errors import MestFedError
 from mest_fed.rng import in_random_order, numpy_generator
 from mest_fed.schema import FailureKind
 from mest_fed.server.exchange import Awaited, absence_of
+from mest_fed.units import format_seconds
 
 log = getLogger(__name__)
 
@@ -111,8 +113,8 @@ class ClientRegistry:
         self._numbered: range | None = None
         self._grid: Grid | None = None
 
-    def refresh(self, grid: Grid, min_nodes: int) -> None:
-        """Look who is there, and wait until ``min_nodes`` take part.
+    def refresh(self, grid: Grid, min_nodes: int, patience: float = math.inf) -> None:
+        """Look who is there, and wait until ``min_nodes`` take part, or for so many seconds.
 
         Raises
         ------
@@ -121,18 +123,20 @@ class ClientRegistry:
         """
         self._grid = grid
         seen, begins, say_again = -1, not self.nodes, 0.0
+        end = time.monotonic() + patience
         while True:
             ids = grid.get_node_ids()
             self._numbered = ids if isinstance(ids, range) else None
             if self._numbered is None:
                 self._ask_all(_activations(grid, ids), min_nodes)
             there = len(self.nodes if self._numbered is None else self._numbered)
-            if there >= min_nodes:
+            if there >= min_nodes or time.monotonic() >= end:
                 return
             if begins and min_nodes <= len(self._activations) == len(self._refused):
                 raise MestFedError(f"every node refused to take part: {self._common_reason()}")
             if there != seen or time.monotonic() >= say_again:
-                advice = "" if begins else "; the run goes on when they are there"
+                bound = f", or in {format_seconds(patience)}" if patience < math.inf else ""
+                advice = "" if begins else f"; the run goes on when they are there{bound}"
                 log.info("waiting for nodes: %d of %d%s", there, min_nodes, advice)
                 say_again = time.monotonic() + _SAY_AGAIN_SECONDS
             seen = there

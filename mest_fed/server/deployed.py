@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mest_fed.config import RunConfig, to_flat, to_toml
-from mest_fed.devices import load_profile
+from mest_fed.devices import DeviceProfile, load_profile
 from mest_fed.errors import InputError
 from mest_fed.memory import Plan
 from mest_fed.run_rows.row import Row
@@ -31,7 +31,7 @@ from mest_fed.server.run_folder import FLOWER_KEYS, RunFolder
 from mest_fed.server.run_log import SERVER_LOG, log_failure, logged, shown_by_flower
 from mest_fed.server.seal import read_seal
 from mest_fed.server.strategy import MestStrategy
-from mest_fed.server.summary import RunLogs, TierPlan, build_summary
+from mest_fed.server.summary import NO_PROFILE, RunLogs, TierPlan, build_summary
 from mest_fed.task import Task
 
 log = getLogger("flwr.mest_fed")
@@ -41,7 +41,8 @@ class DeployedRun:
     """Keeps a run of real devices in a folder, and goes on with one that was stopped.
 
     Times are real: a client's is from its instruction to its reply, transfers included. Energy is
-    modelled: the power of its device's profile while it computes, over that time.
+    modelled: the power of its device's profile while it computes, over that time. Of a device whose
+    profile is not on the server it is not known.
 
     Parameters
     ----------
@@ -154,7 +155,7 @@ class DeployedRun:
             folder.check_new()
             folder.begin(to_toml(self.task.config))
         else:
-            _check_same(folder.reopen(), self.task.config, folder.path)
+            check_same(folder.reopen(), self.task.config, folder.path)
             folder.hold()
         stack.callback(folder.release)
         if resume:
@@ -182,22 +183,24 @@ class DeployedRun:
 
     def _timing(self, outcome: ClientOutcome) -> ClientTiming:
         took = self.grid.durations.get(outcome.node_id)
-        if took is None:
-            return ClientTiming(outcome.node_id, "train", outcome.failure)
         profile = _profile(outcome.device)
-        watts = 0.0 if profile is None else profile.compute_watts
+        if took is None:
+            joules = None if profile is None else 0.0
+            return ClientTiming(outcome.node_id, "train", outcome.failure, energy_joules=joules)
         return ClientTiming(
             outcome.node_id,
             "train",
             outcome.failure,
             start=self._seconds_before + max(0.0, took.start - self._started),
             train_seconds=took.seconds,
-            energy_joules=watts * took.seconds,
+            energy_joules=None if profile is None else profile.compute_watts * took.seconds,
         )
 
 
 def tier_plans(task: Task, nodes: Iterable[Mapping[str, Any]]) -> list[TierPlan]:
     """Return the profiles of the devices seen, each with the plan of its smallest budget.
+
+    Devices whose profile is not here, or that have none, are a tier of their own.
 
     Parameters
     ----------
@@ -206,15 +209,14 @@ def tier_plans(task: Task, nodes: Iterable[Mapping[str, Any]]) -> list[TierPlan]
     nodes : iterable of mapping
         Of each device, as a checkpoint holds it, its ``device`` and ``budget``.
     """
-    by_device: dict[str, list[int]] = {}
+    by_kind: dict[str, list[int]] = {}
     for node in nodes:
-        by_device.setdefault(node["device"], []).append(node["budget"])
+        by_kind.setdefault(_kind(node["device"]), []).append(node["budget"])
     tiers = []
-    for device, budgets in by_device.items():
+    for kind, budgets in by_kind.items():
         try:
-            profile = _profile(device)
-            if profile is not None:
-                tiers.append(TierPlan(profile, len(budgets), task.plan(min(budgets), device)))
+            plan = task.plan(min(budgets), kind or NO_PROFILE)
+            tiers.append(TierPlan(_profile(kind) if kind else None, len(budgets), plan))
         except InputError as error:
             log.warning("the summary leaves out the plan of %s", error)
     return sorted(tiers, key=lambda tier: tier.plan.budget)
@@ -234,14 +236,18 @@ def reported_peaks(
     clients : iterable of mapping
         Rows of their parts in rounds.
     """
-    owners = {node.partition: (node.device, node.budget) for node in nodes}
+    owners = {node.partition: (_kind(node.device), node.budget) for node in nodes}
     largest: dict[tuple[str, int], int] = {}
     for row in clients:
         size = (row.get("reported") or {}).get("measured_peak_bytes")
         if size and (owner := owners.get(row["partition"])) is not None:
             largest[owner] = max(largest.get(owner, 0), int(size))
-    found = {tier.plan: largest.get((tier.profile.name, tier.plan.budget)) for tier in tiers}
-    return {plan: size for plan, size in found.items() if size is not None}
+    found: dict[Plan, int] = {}
+    for tier in tiers:  # two of which may have one plan
+        size = largest.get((tier.name, tier.plan.budget))
+        if size is not None:
+            found[tier.plan] = max(size, found.get(tier.plan, 0))
+    return found
 
 
 def write_report(folder: Path) -> None:
@@ -265,7 +271,13 @@ def write_report(folder: Path) -> None:
         log.info("report: %s", folder / "report.html")
 
 
-def _profile(device: str) -> Any:
+def _kind(device: str) -> str:
+    """Return the name of a device's profile; empty where that is not on the server."""
+    profile = _profile(device)
+    return "" if profile is None else profile.name
+
+
+def _profile(device: str) -> DeviceProfile | None:
     """Return a built-in profile; None for a device's own file, which is not on the server."""
     try:
         return None if device.endswith(".toml") else load_profile(device)
@@ -273,12 +285,27 @@ def _profile(device: str) -> Any:
         return None
 
 
-def _check_same(old: RunConfig, new: RunConfig, path: Path) -> None:
-    """Compare the run's configuration with that of its folder, where both say what to train."""
+def check_same(old: RunConfig, new: RunConfig, path: Path, key: str = "deployment.resume") -> None:
+    """Compare the run's configuration with that of its folder, where both say what to train.
+
+    Parameters
+    ----------
+    old, new : RunConfig
+        Of the folder, and of the run that is to go on in it.
+    path : Path
+        The folder.
+    key : str
+        What asks to go on.
+
+    Raises
+    ------
+    InputError
+        If they differ.
+    """
     kept, given = to_flat(old), to_flat(new)
-    for key, value in kept.items():
-        if given[key] != value and not key.startswith("deployment."):
+    for name, value in kept.items():
+        if given[name] != value and not name.startswith("deployment."):
             raise InputError(
-                f"{key} = {given[key]!r} is not allowed with deployment.resume; "
+                f"{name} = {given[name]!r} is not allowed with {key}; "
                 f"allowed: {value!r}, as the run in {path} began"
             )

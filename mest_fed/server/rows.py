@@ -229,8 +229,9 @@ class ClientTiming:
         nothing.
     download_seconds, setup_seconds, train_seconds, upload_seconds : float
         Time of each part. A failed client is charged its download alone.
-    energy_joules : float
-        Energy of the four parts; waiting for others is not counted.
+    energy_joules : float or None
+        Energy of the four parts; waiting for others is not counted. None where the power of the
+        device is not known.
     battery : float or None
         Share of a full charge at the start; None on mains power, or where no battery is modelled.
     """
@@ -246,7 +247,7 @@ class ClientTiming:
     setup_seconds: float = 0.0
     train_seconds: float = 0.0
     upload_seconds: float = 0.0
-    energy_joules: float = 0.0
+    energy_joules: float | None = 0.0
     battery: float | None = None
 
     @property
@@ -349,7 +350,7 @@ def round_row(
         rejected=record.count(TaskStatus.REJECTED),
         tasks=count_statuses(settled),
         failures=count_failures(settled),
-        energy_joules=sum(timing.energy_joules for timing in timings),
+        energy_joules=known_sum([timing.energy_joules for timing in timings]),
         stopped=record.stopped or None,
         diverged=record.diverged,
         client_scores=client_scores(record.evaluations),
@@ -404,5 +405,11 @@ def totals(rounds: Sequence[Mapping[str, Any]]) -> Row:
         "clients_trained": sum(row["trained"] for row in rounds),
         "clients_failed": sum(row["failed"] for row in rounds),
         "clients_rejected": sum(row["rejected"] for row in rounds),
-        "energy_joules": sum(row["energy_joules"] for row in rounds),
+        "energy_joules": known_sum([row["energy_joules"] for row in rounds]),
     }
+
+
+def known_sum(values: Sequence[float | None]) -> float | None:
+    """Add up what is known; None where something is not known, and all else is nothing."""
+    total = sum(value for value in values if value is not None)
+    return total if total or None not in values else None

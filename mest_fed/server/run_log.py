@@ -13,6 +13,10 @@ CLIENT_LOG, SERVERAPP_LOG = f"{RUN_LOG}.clients", f"{RUN_LOG}.serverapp"
 _PRINTED = (CLIENT_LOG, SERVERAPP_LOG)
 
 
+#: The form of a line.
+LINE = "%(asctime)s %(levelname)s %(message)s"
+
+
 class RunLog:
     """Keeps the warnings of a run until its folder is there, and writes them into it from then on.
 
@@ -28,7 +32,7 @@ class RunLog:
     def write_to(self, path: Path) -> None:
         """Append to a file, made when there is something to say."""
         file = logging.FileHandler(path, encoding="utf-8", delay=True)
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        file.setFormatter(logging.Formatter(LINE))
         self._handler.setTarget(file)
         self._handler.flush()
         self._handler.flushLevel = logging.NOTSET  # each at once

@@ -60,6 +60,10 @@ class SentTask:
     bytes_down: int
 
 
+#: How long an evaluation waits for a device that is started anew, without a deadline.
+_BACK_SECONDS = 60.0
+
+
 class MestStrategy(Strategy):
     """Federated sparse training with masks nested by device tier.
 
@@ -186,8 +190,12 @@ class MestStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask clients to evaluate on their held-out examples, if this round is due."""
-        del arrays, config, grid
+        """Ask clients to evaluate on their held-out examples, if this round is due.
+
+        A device that is started anew just then is waited for, up to ``fleet.deadline``, or a while
+        where there is none: without it, what the run comes to would be of other examples.
+        """
+        del arrays, config
         number, server = self.first_round + server_round, self.config.server
         self._awaited = Awaited()  # training replies have been handled
         every = server.evaluate_clients_every
@@ -195,6 +203,8 @@ class MestStrategy(Strategy):
         if every == 0 or not (number % every == 0 or last):
             return []
         path = (self.config.run.seed, number, "evaluation")
+        patience = self.config.fleet.deadline or _BACK_SECONDS
+        self.clients.refresh(grid, len(self.clients.nodes), patience)
         nodes = self.clients.sample(server.evaluate_clients, *path, without=self.busy())
         self.broadcast.open_round()
         order = {"round": number}

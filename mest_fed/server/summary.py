@@ -21,6 +21,9 @@ from mest_fed.server.strategy import MestStrategy
 from mest_fed.sparsity.state import ModelSpec, SparseState
 from mest_fed.task import Task
 
+#: What a device is called that the server knows no profile of.
+NO_PROFILE = "a device without a built-in profile"
+
 
 @dataclass(frozen=True)
 class TierPlan:
@@ -28,17 +31,27 @@ class TierPlan:
 
     Parameters
     ----------
-    profile : DeviceProfile
-        What they are.
+    profile : DeviceProfile or None
+        What they are; None of all devices together of whose profile the server knows nothing.
     clients : int
         How many there are.
     plan : Plan
         How each of them trains.
     """
 
-    profile: DeviceProfile
+    profile: DeviceProfile | None
     clients: int
     plan: Plan
+
+    @property
+    def name(self) -> str:
+        """Name of the profile; empty where there is none."""
+        return "" if self.profile is None else self.profile.name
+
+    @property
+    def title(self) -> str:
+        """What people call the devices."""
+        return NO_PROFILE if self.profile is None else self.profile.title
 
 
 @dataclass(frozen=True)
@@ -114,7 +127,8 @@ def build_summary(
         devices=sum(each.clients for each in tiers) if real_devices is None else real_devices,
         devices_asked=len({row["partition"] for row in logs.clients}),
         deployed=real_devices is not None,
-        why_torch=task.why_torch({each.profile.name: each.plan for each in tiers}),
+        without_power=sum(each.clients for each in tiers if each.profile is None),
+        why_torch=task.why_torch({each.name or NO_PROFILE: each.plan for each in tiers}),
         tiers=tuple(_tier(tier, peaks, task.divided) for tier in tiers),
         layers=tuple(_layers(task, model.spec, state)),
         dense_bytes=4 * (model.spec.sparse_weights + _count(model.spec)),
@@ -167,8 +181,8 @@ def versions() -> dict[str, str]:
 def _tier(tier: TierPlan, peaks: Mapping[Plan, int], divided: str) -> Tier:
     profile, plan = tier.profile, tier.plan
     return Tier(
-        profile=profile.name,
-        title=profile.title,
+        profile=tier.name,
+        title=tier.title,
         clients=tier.clients,
         budget_bytes=plan.budget,
         predicted_peak_bytes=plan.footprint.total,
@@ -180,7 +194,9 @@ def _tier(tier: TierPlan, peaks: Mapping[Plan, int], divided: str) -> Tier:
         saved=plan.memory.saved,
         parts=plan.footprint.parts(),
         plan=plan.in_words(divided),
-        watts=Watts(compute=profile.compute_watts, radio=profile.radio_watts),
+        watts=None
+        if profile is None
+        else Watts(compute=profile.compute_watts, radio=profile.radio_watts),
     )
 
 

@@ -269,7 +269,7 @@ def open_run(
     observer.phase(f"planning the memory of {devices} of {kinds}")
     fleet = simulation.fleet
     trace_of(config, fleet.devices)
-    tiers = [(tier.profile, tier.plan.density) for tier in fleet.tiers]
+    tiers = [(tier.profile, tier.plan.density) for tier in fleet.tiers if tier.profile]
     narrowest = task.at_width(min(density for _, density in tiers))
     check_deadline(config, narrowest.spec, tiers)
     given_table(task)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from mest_fed.errors import MestFedError, not_allowed
+from mest_fed.errors import InputError, MestFedError, not_allowed
 from mest_fed.system.cgroups import UNLIMITED, Cgroup, CgroupLimit, enter, own_cgroups
 from mest_fed.system.proc import PROC, read_sizes, resident_bytes
 from mest_fed.units import format_bytes
@@ -129,6 +129,12 @@ def kind_of_limit() -> str:
         return limit.kind
 
 
+#: What a limit has to hold beside what was measured so far, where that is not known yet.
+NOT_COUNTED = "not counted, and to be added: what the run's examples and its smallest plan take"
+#: From one start to the next, what a process takes before training differs by less.
+_SPREAD = 1.01
+
+
 def usable(limit: int, margin: float) -> int:
     """Return the bytes of a limit that its processes may use: all but the margin."""
     return int(limit * (1 - margin))
@@ -164,9 +170,38 @@ def left_for_training(limit: int, taken: int, margin: float, key: str = "memory-
             key,
             format_bytes(limit),
             f"more than {format_bytes(taken / (1 - margin))}: {format_bytes(taken)} are taken "
-            f"before training (measured), and {margin:.0%} stay free",
+            f"before training (measured), and {margin:.0%} stay free; {NOT_COUNTED}",
         )
     return left
+
+
+def no_plan_in(budget: int, needs: int, key: str) -> InputError:
+    """Return the error for a budget in which no plan fits, where the smallest needs more."""
+    return not_allowed(
+        key,
+        format_bytes(budget),
+        f"at least {needs} bytes ({format_bytes(needs)}), which the smallest plan needs (modelled)",
+    )
+
+
+def too_tight(limit: int, taken: int, needs: int, margin: float, key: str) -> InputError:
+    """Return the error for a limit that leaves something for training, but too little for a plan.
+
+    Parameters
+    ----------
+    limit, taken, margin, key
+        As of :func:`left_for_training`; ``taken`` is all that there is before training.
+    needs : int
+        Bytes that the smallest plan needs.
+    """
+    enough = _SPREAD * (taken + needs) / (1 - margin)
+    return not_allowed(
+        key,
+        format_bytes(limit),
+        f"at least {format_bytes(enough)}: {format_bytes(taken)} are taken before training "
+        f"(measured), the smallest plan needs {format_bytes(needs)} (modelled), and {margin:.0%} "
+        "stay free",
+    )
 
 
 def limit_of_process(proc: Path = PROC) -> int | None:

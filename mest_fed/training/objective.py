@@ -21,6 +21,7 @@ from torch import Tensor
 from mest_fed.described import one_line
 from mest_fed.errors import InputError, NotFiniteError, ObjectiveError
 from mest_fed.schema import LOSS, Metric
+from mest_fed.units import number_of
 
 #: A sum over examples: a number, or a vector such as one number for each class.
 Sum = float | npt.NDArray[np.float64]
@@ -76,7 +77,8 @@ class Objective(ABC):
             raise ObjectiveError(f"losses() returned {_kind(losses)}; allowed: a tensor of (n,)")
         if losses.shape != targets.shape[:1]:
             raise ObjectiveError(
-                f"losses() returned shape {tuple(losses.shape)} for {len(targets)} examples; "
+                f"losses() returned shape {tuple(losses.shape)} for "
+                f"{number_of(len(targets), 'example')}; "
                 f"allowed: ({len(targets)},), one loss for each example"
             )
         return losses.sum()

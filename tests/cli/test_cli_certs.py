@@ -1,5 +1,6 @@
 """``mest-fed certs``: what it writes and says, and what it refuses."""
 
+import hashlib
 import os
 import re
 import shlex
@@ -19,12 +20,17 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from flwr.cli.supernode.register import try_load_public_key
+from rich.console import Console
 
 from mest_fed import cli
 from mest_fed.cli.certificate_folder import add_node, hosts_of, make_authority
 from mest_fed.cli.superlink import Link
 from mest_fed.link import certificates
+from mest_fed.link.certificates import new_request
 from mest_fed.link.node.command import parser
+from mest_fed.link.refused import Admission, fingerprint_of
+from mest_fed.link.server import opening
+from mest_fed.link.server.nodes import Identity
 from mest_fed.link.tokens import redeem_token
 
 FILES = {"authority.pem", "authority.key", "server.pem", "server.key"}
@@ -180,7 +186,8 @@ def test_renew_keeps_keys(does, tls):
 
 def test_a_server_with_another_address(does, tls):
     out, _ = does("renew", "tls", "--host", "10.0.0.7")
-    assert out == "renewed: tls/server.pem\n"
+    assert out.startswith("renewed: tls/server.pem\nstart the server anew")
+    assert "onto" not in out  # devices need nothing
     assert hosts_of(certificate(tls / "server.pem"))[:2] == ["10.0.0.7", "localhost"]
 
 
@@ -333,3 +340,38 @@ def test_new_and_node_say_what_comes_next_for_lean_nodes_and_for_flowers(does):
 def lean_options(text):
     (line,) = (each for each in text.splitlines() if each.startswith("mest-fed node "))
     return parser().parse_args(shlex.split(line)[2:])
+
+
+def test_a_device_that_enrolled_is_shown_and_can_be_refused(does, fails, tls):
+    enrol, admits = opening._enroller(tls, b""), Admission(tls)
+    token = does("token", "tls")[0].strip()
+    made, _ = enrol(token, new_request("shed")[1], "shed")
+    digest = bytes.fromhex(fingerprint_of(made))
+    rows = [line.split("\t") for line in does("show", "tls")[0].splitlines()]
+    assert ["enrolled", "shed"] in [row[:2] for row in rows]
+    assert admits(Identity(digest, "shed"))
+    assert "renewed: tls/enrolled" not in does("renew", "tls", "--force")[0]
+    assert does("refuse", "tls", "shed")[0] == "refused: shed (1 certificate)\n"
+    assert not admits(Identity(digest, "shed"))
+    assert admits(Identity(hashlib.sha256(b"another").digest(), "shed"))
+    assert "refused\tshed" in does("show", "tls")[0]
+    does("refuse", "tls", "pi-1")
+    assert "nodes/pi-1" not in does("renew", "tls", "--force")[0]  # else it took part again
+    assert not admits(Identity(digest, "shed"))
+    does("refuse", "tls", "shed", "--undo")
+    assert admits(Identity(digest, "shed"))
+    assert "NAME = 'attic' is not allowed; allowed: a device of tls: pi-1, shed" in fails(
+        "certs", "refuse", "tls", "attic"
+    )
+
+
+def test_certificates_are_read_well_on_80_columns(does, tls, monkeypatch):
+    monkeypatch.setattr(
+        "mest_fed.cli.certs.Console", lambda: Console(width=80, force_terminal=True)
+    )
+    out, _ = does("show", "tls")
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", out).splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    assert any(
+        re.search(r"server +192\.168\.1\.10 +\d{4}-\d\d-\d\d +[0-9A-F]{2}:", it) for it in lines
+    )

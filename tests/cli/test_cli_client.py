@@ -4,6 +4,7 @@ import shutil
 import socket
 import sys
 from importlib.resources import files
+from zipfile import ZipFile
 
 import pytest
 from flwr.common.config import parse_config_args
@@ -74,8 +75,8 @@ def machine(monkeypatch):
         (insecure("--wait", "nan"), ["--wait = nan"]),
         (insecure("--", "--superlink", "b:1"), ["--superlink after -- is not allowed"]),
         (insecure("--", "--port=1"), ["--port after -- is not allowed", "--port before --"]),
-        (insecure(device="toaster"), ["device profile = 'toaster'", "rpi-4"]),
-        (insecure(device="none.toml"), ["device profile none.toml"]),
+        (insecure(device="toaster"), ["--device = 'toaster'", "rpi-4"]),
+        (insecure(device="none.toml"), ["--device none.toml"]),
         (insecure("--budget", "lots"), ["--budget = 'lots'", "MB"]),
         (insecure("--budget", "0"), ["--budget = '0'"]),
         (insecure("--budget", "1kB"), ["--budget = '1kB'", "4 kB or more: no model trains in"]),
@@ -101,6 +102,22 @@ def test_wrong_input(fails, machine, arguments, expected):
     for part in expected:
         assert part in line
     assert machine[0] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "allowed"),
+    [
+        ("a.csv", "", "a file that is not empty"),
+        ("a.npz", "rubbish", "this is no archive"),
+        ("folder", None, "a folder that is not empty"),
+    ],
+)
+def test_data_is_looked_at_before_anything_is_measured(fails, tmp_path, name, content, allowed):
+    place = tmp_path / name
+    place.mkdir() if content is None else place.write_text(content)
+    line = fails(*insecure("--data", str(place), partition=None))
+    assert f"--data = {str(place)!r}" in line
+    assert allowed in line
 
 
 def test_a_port_in_use(fails):
@@ -243,13 +260,14 @@ def test_with_a_certificate_a_key_and_neither_limit_nor_budget(starts, tmp_path)
 
 
 def test_a_devices_own_data(starts, tmp_path, monkeypatch):
-    (tmp_path / "mine.npz").touch()
+    ZipFile(tmp_path / "mine.npz", "w").close()
     monkeypatch.chdir(tmp_path)
     _, started, *_ = starts(*insecure("--data", "mine.npz", partition=None))
     assert node_config(started) == {"data": str(tmp_path / "mine.npz"), "device": "rpi-4"}
 
 
 def test_the_runs_data_elsewhere(starts, tmp_path):
+    (tmp_path / "train.csv").touch()
     _, started, *_ = starts(*insecure("--data", str(tmp_path), partition="2"))
     assert node_config(started) == {"partition-id": 2, "data": str(tmp_path), "device": "rpi-4"}
 

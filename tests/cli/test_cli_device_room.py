@@ -10,6 +10,7 @@ from mest_fed.cli.baseline import RECORDED, Baseline, ProcessMemory, measure_bas
 from mest_fed.cli.device_room import DeviceRoom
 from mest_fed.cli.environment import node_environment
 from mest_fed.devices import load_profile, profile_names
+from mest_fed.errors import MestFedError
 
 MB = 10**6
 BASELINE = Baseline(
@@ -105,6 +106,16 @@ def test_the_record_is_what_was_measured():
     for case in found["cases"].values():  # the tree of a node that ran, of which it is an estimate
         assert case["planning"]["together"] == pytest.approx(RECORDED.together, rel=0.05)
         assert case["idle"]["together"] < case["training"]["together"]
+
+
+def test_what_takes_long_is_said_before_it_is_done(monkeypatch, capsys):
+    def measured(what, environment):
+        assert "measuring what a client takes" in capsys.readouterr().err
+        raise MestFedError("enough")
+
+    monkeypatch.setattr("mest_fed.cli.baseline.measure_process", measured)
+    with pytest.raises(MestFedError, match="enough"):
+        measure_baseline({})
 
 
 @pytest.mark.slow

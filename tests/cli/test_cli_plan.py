@@ -164,7 +164,8 @@ def test_a_limit_of_the_whole_client(says, plans, fails, measured):
     said = " ".join(says(*SMALL, "--memory-limit", "400MB").split())
     assert "5% stay free and the client's processes take 300 MB before training (measured" in said
     line = fails(*SMALL, "--memory-limit", "310MB")
-    assert "--memory-limit = '310 MB' is not allowed; allowed: more than 316 MB: 300 MB" in line
+    assert "--memory-limit = '310 MB' is not allowed; allowed: at least 3" in line
+    assert "300 MB are taken before training (measured), the smallest plan needs" in line
 
 
 def test_each_process_by_itself_where_a_limit_bounds_them_so(plans, measured, monkeypatch):

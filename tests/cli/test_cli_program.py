@@ -126,9 +126,9 @@ def test_what_else_a_step_may_have(says, tmp_path_factory):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("resnet9",), "model.name = 'resnet9' is not allowed"),
+        (("resnet9",), "MODEL = 'resnet9' is not allowed"),
         (("resnet8", "--set", "training.optimizer=torch.optim:SGD"), "in a program: sgd, adam"),
-        (("resnet8", "--density", "2"), "sparsity.density"),
+        (("resnet8", "--density", "2"), "--density = 2.0"),
         (("resnet8", "--group", "0"), "group = '0' is not allowed; allowed: auto, or a whole"),
         (("resnet8", "--group", "two"), "group = 'two' is not allowed"),
         (

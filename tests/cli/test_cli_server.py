@@ -1,10 +1,18 @@
 """What ``mest-fed server`` and the keys of an edge link refuse: one line each."""
 
+import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 
 import pytest
+
+from mest_fed.cli.certificate_folder import make_authority
+from mest_fed.errors import InputError
+from mest_fed.link.server.opening import LinkSettings, check_link
+from mest_fed.system.folder_lock import FolderLock
 
 LOOPBACK = ("--insecure", "--listen", "127.0.0.1:0")
 
@@ -71,6 +79,15 @@ def test_a_run_that_is_over_says_how_it_gets_more_rounds(fails, tmp_path):
     assert "is finished (summary.json exists); --rounds N adds rounds" in text
 
 
+def test_settings_that_are_not_the_runs_name_the_option(fails, tmp_path):
+    (tmp_path / "config.toml").touch()
+    (tmp_path / "checkpoints" / "round-000001").mkdir(parents=True)
+    given = ("--preset", "quickstart", "--resume", "--out", str(tmp_path), "--set", "run.rounds=7")
+    text = fails("server", *LOOPBACK, *given)
+    assert re.search(r"is not allowed with --resume; allowed: \S+, as the run in ", text)
+    assert "deployment" not in text
+
+
 def test_a_folder_that_holds_a_run_is_refused_in_the_commands_own_words(fails, tmp_path):
     (tmp_path / "checkpoints" / "000003").mkdir(parents=True)
     text = fails("server", *LOOPBACK, "--preset", "quickstart", "--out", str(tmp_path))
@@ -97,3 +114,57 @@ def test_a_service_that_is_stopped_says_how_to_go_on_and_each_line_stands_once(t
     for text in ("waiting for nodes", "server mutation", "listens on port"):
         assert sum(text in line for line in lines) == 1, lines
     assert any(f"go on with: mest-fed server --resume --out {out}" in line for line in lines)
+
+
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tls")
+    make_authority(folder, ["localhost"], force=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("server.key", "rubbish", "is not a private key in PEM"),
+        ("server.key", "authority.key", "is not the key of"),
+        ("server.pem", "rubbish", "is not a certificate in PEM"),
+        ("authority.pem", "rubbish", "is not a certificate in PEM"),
+        ("authority.pem", None, "cannot be read: No such file"),
+    ],
+)
+def test_each_wrong_file_of_the_certificates_is_named(certified, tmp_path, file, content, expected):
+    shutil.copytree(certified, tmp_path, dirs_exist_ok=True)
+    if content is None:
+        (tmp_path / file).unlink()
+    else:
+        there = certified / content
+        (tmp_path / file).write_text(there.read_text() if there.exists() else content)
+    with pytest.raises(InputError) as error:
+        check_link(LinkSettings("127.0.0.1:0", tmp_path))
+    assert f"{tmp_path / file} {expected}" in str(error.value)
+
+
+def test_what_keeps_an_address_from_being_listened_on_is_said_apart(certified):
+    check_link(LinkSettings("127.0.0.1:0", certified, enrol="127.0.0.1:0"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        place = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(InputError, match=f"^--listen = '{place}' .*a port that no other"):
+            check_link(LinkSettings(place, certified))
+        with pytest.raises(InputError, match=f"^--enrol = '{place}' .*a port that no other"):
+            check_link(LinkSettings("127.0.0.1:0", certified, enrol=place))
+    with pytest.raises(InputError, match=r"192\.0\.2\.7:9' .*an address of this machine"):
+        check_link(LinkSettings("192.0.2.7:9", certified))
+    with pytest.raises(InputError, match=r"host\.invalid:9' .*a host that this machine knows"):
+        check_link(LinkSettings("host.invalid:9", certified))
+
+
+def test_a_folder_in_use_is_said_before_a_port_is_opened(fails, tmp_path):
+    (tmp_path / "run").mkdir()
+    lock = FolderLock(tmp_path / "run")
+    try:
+        text = fails("server", *LOOPBACK, "--preset", "quickstart", "--out", str(tmp_path / "run"))
+    finally:
+        lock.release()
+    assert "is in use by another run" in text
+    assert "listens" not in text

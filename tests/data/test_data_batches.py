@@ -190,3 +190,16 @@ def test_examples_of_another_scale_than_the_runs_are_found(inputs, far):
     # A run that normalises by nothing does not tell its scale.
     assert scale_fault(Examples(inputs, targets, (0.0,), (1.0,))) is None
     assert scale_fault(Examples(inputs, targets)) is None
+
+
+def test_floats_from_0_to_1_are_found_where_the_run_has_standardised_ones():
+    images = np.random.default_rng(0).random((40, 1, 8, 8), np.float32)
+    targets = np.zeros(40, np.int64)
+
+    def fault(inputs, mean=0.002, std=0.998):
+        return scale_fault(Examples(inputs.astype(np.float32), targets, (mean,), (std,)))
+
+    assert "inputs are float32 from" in fault(images * (images > 0.3))
+    assert fault((images - images.mean()) / images.std()) is None
+    assert fault(images, mean=float(images.mean()), std=float(images.std())) is None
+    assert fault(images[:, :, :2, :2] + 0.01) is None  # too few to tell

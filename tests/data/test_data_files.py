@@ -338,7 +338,7 @@ def test_arrays_of_an_npz_file(tmp_path):
     assert len(data.train.mean) == 3
     assert data.train.groups.unique().tolist() == [0, 1, 2, 3]
     message = error_of("npz", tmp_path / "a.npz")
-    assert "has the arrays series, kind, who; allowed: inputs and targets" in message
+    assert "has the arrays series, kind, who; allowed: inputs, targets or images, labels" in message
     np.savez(tmp_path / "b.npz", x=series, y=classes[:19])
     assert "19 y and 20 x; allowed: as many" in error_of("npz", tmp_path / "b.npz")
     np.savez(tmp_path / "c.npz", inputs=np.ones((20, 0)), targets=classes)

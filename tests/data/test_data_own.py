@@ -59,7 +59,7 @@ IMAGES = arrays()["images"]
         (arrays(labels=np.arange(30) % 11), ", row 11: label 10 is out of range; allowed: 0 to 9"),
         (arrays(labels=np.arange(30) % 10 - 1), ", row 1: label -1 is out of range"),
         (arrays(count=0), ": it holds no examples; allowed: at least one"),
-        ({"images": IMAGES}, " has the arrays images; allowed: inputs and targets"),
+        ({"images": IMAGES}, " has the arrays images; allowed: inputs, targets or images, labels"),
         (arrays(labels=np.array([None] * 30)), " cannot be read (ValueError)"),  # needs pickle
     ],
 )

@@ -228,7 +228,7 @@ def test_what_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path, monkeyp
 
 def test_file_of_a_larger_data_set(tmp_path):
     save_partitions(tmp_path / "parts.npz", [np.array([1, 7])])
-    with pytest.raises(InputError, match="index 7, but there are 7 examples"):
+    with pytest.raises(InputError, match="index 7, but the data have 7 examples"):
         load_partitions(tmp_path / "parts.npz", num_examples=7)
 
 

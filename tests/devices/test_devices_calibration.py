@@ -12,6 +12,7 @@ from importlib import resources
 import numpy as np
 import pytest
 
+from mest_fed.cli.baseline import RECORDED_LEAN
 from mest_fed.devices import Work, load_profile
 from mest_fed.devices.calibration import command
 from mest_fed.devices.calibration.board import BoardMemory, Power, node_bytes, read_memory
@@ -231,6 +232,8 @@ def test_a_nodes_memory_is_that_of_a_fresh_process():
     with pytest.raises(MestFedError, match="no_such_module"):
         node_bytes(("no_such_module",))
     assert 5e6 < node_bytes(("json",)) < node_bytes(("numpy",)) < 2e8
+    # What a node alone on its machine takes, as devices are judged by where none was measured.
+    assert node_bytes() == pytest.approx(RECORDED_LEAN, rel=0.25)
 
 
 @needs_runtime
@@ -290,7 +293,7 @@ def test_wrong_options_are_one_line(tmp_path, capsys):
         (["--out", str(tmp_path / "no" / "x.toml")], "in a folder that exists"),
         (["--out", str(there)], "there.toml is there already; allowed: --force"),
         (["--threads", "9999"], "--threads = 9999 is not allowed"),
-        (["--like", "toaster"], "device profile = 'toaster' is not allowed"),
+        (["--like", "toaster"], "--like = 'toaster' is not allowed"),
         (["--server", "x"], "--server = 'x' is not allowed"),
         (["--frequency", "1"], "unrecognized arguments"),
     ):

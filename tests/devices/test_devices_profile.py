@@ -154,7 +154,11 @@ def test_the_fleet_is_unlike():
     ("old", "new", "words"),
     [
         ("latency = 0.5", "", ["latency", "missing"]),
-        ("latency = 0.5", "latency = 0.5\nspeed = 3", ["speed", "not a known key"]),
+        (
+            "latency = 0.5",
+            "latency = 0.5\nspeed = 3",
+            ["speed", "not a known key", "system_bytes", "node_bytes"],
+        ),
         ("latency = 0.5", "latency = 0", ["latency = 0", "positive number"]),
         ("latency = 0.5", "latency = nan", ["latency = nan", "positive number"]),
         ("latency = 0.5", "latency = inf", ["latency = inf", "positive number"]),

@@ -28,6 +28,7 @@ GUIDES = {
     "A home network, step by step",
     "Updates that do harm",
     "Nodes of both kinds in one run",
+    "A server as a service",
     "What there is",
     "What they cost",
     "What differs from the papers",

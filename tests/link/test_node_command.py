@@ -1,18 +1,21 @@
 """``mest-fed node``: wrong options and certificates are one line and their exit status."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from edge_processes import free_port
 from link_parts import QUICK, Authority, node, serve
 
-from mest_fed.errors import RefusedError
+from mest_fed.errors import BudgetError, InputError, RefusedError
 from mest_fed.link.node import command
 
 
@@ -53,11 +56,15 @@ PLAIN = (*LINK, "--insecure", "--device", "rpi-4", "--give-up", "0.2")
         ((*PLAIN, "--give-up", "nan"), "--give-up"),
         ((*PLAIN, "--budget", "much"), "--budget"),
         ((*PLAIN, "--budget", "1MB", "--memory-limit", "1GB"), "exclude"),
-        ((*PLAIN, "--memory-limit", "200"), "are taken before training (measured)"),
+        (
+            (*PLAIN, "--memory-limit", "200"),
+            "not counted, and to be added: what",
+        ),
         ((*PLAIN, "--memory-limit", "5MB"), "are taken before training (measured)"),
         ((*PLAIN, "--name", ""), "name"),
         ((*PLAIN, "--train-when", "sunny"), "--train-when"),
-        ((*PLAIN, "--name", "a name"), "is no name"),
+        ((*PLAIN, "--name", "a name"), "--name = 'a name' is no name"),
+        ((*PLAIN, "--device", "toaster"), "--device = 'toaster' is not allowed; allowed: auto"),
         ((*PLAIN, "--link", "10.0.0.1:9443"), "loopback"),
         ((*PLAIN, "--link", "nothing"), "--link = 'nothing' is not allowed; allowed: HOST:PORT"),
         ((*PLAIN, "--link", ""), "--link = '' is not allowed"),
@@ -181,8 +188,6 @@ def test_a_wrong_certificate_is_one_line(says, authority, tmp_path, fault):
 
 
 def test_a_budget_that_fits_no_plan_is_status_2(says):
-    from mest_fed.errors import BudgetError
-
     def refuses(_):
         raise BudgetError("memory budget = 1 kB fits no plan")
 
@@ -193,6 +198,25 @@ def test_a_budget_that_fits_no_plan_is_status_2(says):
     assert "fits no plan" in line
 
 
+@pytest.mark.parametrize("needs", [7_000_000, 0])
+def test_a_limit_that_is_too_tight_names_one_that_is_enough(says, monkeypatch, needs):
+    held = SimpleNamespace(kind="nothing")
+    monkeypatch.setattr(command, "limit_memory", lambda _: nullcontext(held))
+
+    def refuses(_):
+        if not needs:
+            raise InputError("a lean node has no torch")
+        raise BudgetError("memory budget = 9 GB fits no plan", needs)
+
+    with serve(describe=refuses, limits=QUICK) as server:
+        link = ("--link", f"127.0.0.1:{server.port}", *PLAIN[2:])
+        status, line = says(*link, "--memory-limit", "9GB")
+    assert status == 2
+    assert ("--memory-limit = '9 GB' is not allowed; allowed: at least" in line) == (needs > 0)
+    assert ("the smallest plan needs 7 MB (modelled), and 5% stay free" in line) == (needs > 0)
+    assert ("a lean node has no torch" in line) == (needs == 0)
+
+
 def test_a_run_that_cannot_be_described_is_status_2_and_not_asked_for_again(says, caplog):
     asked = []
 
@@ -200,11 +224,16 @@ def test_a_run_that_cannot_be_described_is_status_2_and_not_asked_for_again(says
         asked.append(node.description.name)
         raise AttributeError("a user's own data set has no examples")
 
+    caplog.set_level("INFO", "mest_fed.link")
     with serve(describe=raises, limits=QUICK) as server:
         status, line = says("--link", f"127.0.0.1:{server.port}", *PLAIN[2:])
     assert status == 2
     assert "cannot describe this run: AttributeError: a user's own data set" in line
     assert len(asked) == 1
+    said = [line for line in caplog.messages if "Register refused: INVALID_ARGUMENT" in line]
+    assert len(said) == 1
+    assert re.match(r"node \S+ \(ipv4:127\.0\.0\.1:\d+\): ", said[0])
+    assert "session is not known" not in caplog.text
 
 
 def test_signals_have_their_status(monkeypatch, capsys):
@@ -212,4 +241,13 @@ def test_signals_have_their_status(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         command.main()
     assert ended.value.code == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+    assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted; no round waits")
+
+    def stopped():
+        raise SystemExit(command.TERMINATED)
+
+    monkeypatch.setattr(command, "run", stopped)
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 143
+    assert capsys.readouterr().err.startswith("stopped by SIGTERM; no round waits")

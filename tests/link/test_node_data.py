@@ -1,11 +1,13 @@
 """A node's own examples: what it reads, and that each wrong input is one line."""
 
 import builtins
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mest_fed.data.array_names import ARRAY_NAMES, NAMES_IN_WORDS
 from mest_fed.errors import InputError
 from mest_fed.link.description import InputDescription
 from mest_fed.link.node.data import check_place, read_examples
@@ -21,7 +23,7 @@ def saved(tmp_path, **arrays):
     return str(tmp_path / "own.npz")
 
 
-@pytest.mark.parametrize("names", [("inputs", "targets"), ("images", "labels"), ("x", "y")])
+@pytest.mark.parametrize("names", ARRAY_NAMES)
 def test_an_npz_is_read_as_the_runs_types(tmp_path, names):
     arrays = INPUTS.astype(np.float64), TARGETS.astype(np.uint8)
     place = saved(tmp_path, **dict(zip(names, arrays, strict=True)))
@@ -60,6 +62,12 @@ def test_a_wrong_npz_is_one_line(tmp_path, kind):
 def test_a_target_that_is_not_finite_is_one_line(tmp_path):
     place = saved(tmp_path, inputs=np.zeros((2, 2)), targets=np.array([[np.inf], [0]]))
     refused(place, NUMBERS, "targets are not all finite")
+
+
+def test_the_names_of_arrays_are_said_in_one_place(tmp_path):
+    refused(saved(tmp_path, z=INPUTS, y=TARGETS), GIVEN, NAMES_IN_WORDS)
+    docs = Path(__file__).parents[2] / "docs"
+    assert NAMES_IN_WORDS in (docs / "data.md").read_text(encoding="utf-8").replace("`", "")
 
 
 @pytest.mark.parametrize("data", [b"", b"rubbish", b"PK\x03\x04x", b"\x93NUMPY\x01", None])

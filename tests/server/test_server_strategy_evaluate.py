@@ -14,6 +14,7 @@ from server_parts import (
 )
 
 from mest_fed.run_rows.rounds import Spread
+from mest_fed.server import client_registry
 
 
 def evaluation_reply(message, correct, examples=4, **changes):
@@ -36,6 +37,29 @@ def test_clients_evaluate_after_the_last_round(grid):
     assert [n for n in range(1, 9) if evaluated(strategy, grid, n)] == [5, 8]
     never = strategy_of(server={"evaluate_clients_every": 0})
     assert not any(evaluated(never, grid, n) for n in range(1, 9))
+
+
+@pytest.mark.parametrize("back", [True, False])
+def test_a_device_that_is_started_anew_before_they_evaluate_is_waited_for(
+    strategy, grid, monkeypatch, back
+):
+    """For as long as a run without a deadline waits, and no longer."""
+    train_messages(strategy, grid, 2)
+    everyone = set(evaluate_messages(strategy, grid, 2))
+    train_messages(strategy, grid, 2)
+    lost, now = sorted(everyone)[0], [0.0]
+    kept = grid.capabilities.pop(lost)
+
+    def sleep(seconds):
+        now[0] += 25.0
+        if back and now[0] >= 50.0:
+            grid.capabilities[lost] = kept
+
+    monkeypatch.setattr(client_registry, "sleep", sleep)
+    monkeypatch.setattr(client_registry.time, "monotonic", lambda: now[0])
+    asked = set(evaluate_messages(strategy, grid, 2))
+    assert (lost in asked) == back
+    assert now[0] == (50.0 if back else 75.0)
 
 
 def test_the_spread_of_the_clients_accuracies(strategy, grid):

@@ -15,10 +15,12 @@ from mest_fed.server import deployed
 from mest_fed.server.app import build_server_app
 from mest_fed.server.client_registry import Node
 from mest_fed.server.flower_internals import FLOWER_CONSOLE, run_server_app
+from mest_fed.server.rows import known_sum
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.simulation.engine.executor import SerialExecutor
 from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.fleet import Fleet
+from mest_fed.simulation.report.load import load_run
 from mest_fed.simulation.simulate import open_run
 from mest_fed.task import Task
 
@@ -121,6 +123,8 @@ def test_the_model_is_a_plain_one(whole):
 def test_a_run_that_was_stopped_goes_on_to_the_same_model(whole, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         deploy(tmp_path / "run", last=2)
+    summary = load_run(tmp_path / "run", unfinished=True).summary
+    assert (summary.deployed, summary.devices, summary.rounds) == (True, 4, 2)
     folder = deploy(tmp_path / "run", deployment={"resume": True})
     summaries = [json.loads((each / "summary.json").read_text()) for each in (whole, folder)]
     assert summaries[0]["model_sha256"] == summaries[1]["model_sha256"]
@@ -271,3 +275,23 @@ def test_measured_peaks_are_those_that_devices_of_a_plan_reported():
     assert [tier.plan for tier in tiers] == [small]
     assert deployed.reported_peaks(tiers, nodes, rows) == {small: 500}
     assert deployed.reported_peaks(tiers, nodes, [row(2, 900), row(1, None)]) == {}
+
+
+def test_devices_without_a_profile_are_a_tier_of_their_own():
+    task = Task(tiny_config())
+    names = {1: "rpi-4", 2: "shed", 3: "board.toml", 4: "attic"}
+    budgets = {1: 8_000_000, 2: 80_000_000, 3: 9_000_000, 4: 80_000_000}
+    nodes = [Node(n, n, name, budgets[n], 0.1, 8, 1, 10, 0) for n, name in names.items()]
+    tiers = deployed.tier_plans(task, [vars(node) for node in nodes])
+    assert [(tier.name, tier.clients) for tier in tiers] == [("rpi-4", 1), ("", 3)]
+    assert tiers[1].plan.budget == 9_000_000
+    peak = {"partition": 3, "reported": {"measured_peak_bytes": 400}}
+    assert deployed.reported_peaks(tiers, nodes, [peak]) == {tiers[1].plan: 400}
+
+
+@pytest.mark.parametrize(
+    ("values", "total"),
+    [([], 0), ([0.0, 2.0, None], 2.0), ([0.0, None], None), ([0.0], 0.0)],
+)
+def test_energy_that_is_not_known_is_no_zero(values, total):
+    assert known_sum(values) == total

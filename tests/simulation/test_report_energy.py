@@ -16,6 +16,7 @@ from mest_fed.simulation.report.statistics import (
     energy_over_time,
     lost_energy,
 )
+from mest_fed.simulation.report.tables import headline_tiles
 
 PHASES = {"download_seconds": 1.0, "train_seconds": 10.0, "upload_seconds": 2.0}
 
@@ -92,6 +93,24 @@ def test_the_drawing_says_who_took_most_and_what_was_lost(run):
     assert "Sending and receiving took 13% of what is divided." in chart.caption
     assert "Tasks that gave no update took 23%." in chart.caption
     assert chart.basis == ("modelled",)
+
+
+def test_devices_of_unknown_power_are_left_out_and_named(run):
+    tasks = tuple(
+        replace(task, energy_joules=None) if task.device == run.tasks[0].device else task
+        for task in run.tasks
+    )
+    summary = replace(run.summary, deployed=True, without_power=1, energy_joules=92.0)
+    found = replace(run, summary=summary, tasks=tasks)
+    assert [use.total for use in energy_by_tier(found)] == [92.0]
+    chart = draw(found)
+    assert "Of 1 device no power is known" in chart.caption
+    assert chart.basis == ("time measured", "energy modelled")
+    tiles = {tile.label: tile for tile in headline_tiles(found)}
+    assert "without 1 device of unknown power" in tiles["Energy"].notes[0]
+    summary = replace(summary, energy_joules=None)
+    tiles = {tile.label: tile for tile in headline_tiles(replace(found, summary=summary))}
+    assert tiles["Energy"].value == "unknown"
 
 
 def test_without_energy_there_is_nothing_to_draw(run):

@@ -126,6 +126,7 @@ def test_the_lead_says_who_was_asked(tmp_path, facts, lead):
     assert ("simulat" in text.partition("In numbers")[0]) == ("deployed" not in facts)
     assert ("The devices were real" in text) == ("deployed" in facts)
     assert ("Virtual time modelled" in text) == ("deployed" not in facts)
+    assert ("virtual time" in text) == ("deployed" not in facts)
 
 
 def test_each_tier_states_its_plan_and_numbers(folder, page):

@@ -88,12 +88,12 @@ def test_its_twin_takes_about_as_long(run, calibrated, capsys):
     assert all(a > b for a, b in zip(twin.rounds.predicted, twin.own.predicted, strict=True))
     print_comparison(run.folder, calibrated)
     lines = capsys.readouterr().out.splitlines()
-    header = next(number for number, line in enumerate(lines) if "what" in line.split())
-    assert "device" in lines[header]
+    header = next(number for number, line in enumerate(lines) if "device" in line.split())
     # Its own examples have a number of ten digits, which nobody knows it by.
-    for line, what in zip(lines[header + 1 :], ("round", "its own part"), strict=False):
-        assert line.split("  ")[0].strip() == "own data 1, rpi-4"
-        assert what in line
+    assert lines[header + 1].strip() == "own data 1, rpi-4, as here"
+    for line, what in zip(lines[header + 2 :], ("round", "its own part"), strict=False):
+        assert line.strip().startswith(what)
+    assert max(map(len, lines)) <= 80
 
 
 def test_devices_are_named_as_people_know_them(run, calibrated):

@@ -52,7 +52,7 @@ class Wanted:
 def answer(request: PlanRequest, wanted: Wanted) -> None:
     """Plan, and print what was found."""
     memory, device = wanted.memory, wanted.device
-    profile = None if device is None else load_profile(device)
+    profile = None if device is None else load_profile(device, "--device")
     if wanted.deadline is not None:
         if profile is None:
             raise InputError("--deadline needs a --device NAME, whose speed counts")

@@ -15,6 +15,8 @@ _DEFAULTS: Table = {
     "model": {"name": "resnet32"},
     "training": {"batch_size": 64},
 }
+#: What options are called whose names are not those of their keys.
+_OPTIONS = {"training.batch_size": "--batch"}
 #: Preset and TOML file.
 Source = tuple[str | None, Path | None]
 
@@ -65,7 +67,18 @@ def config_of(table: Table) -> RunConfig:
 
 
 def check_options(
-    source: Source, options: Mapping[str, Scalar | None], settings: Sequence[str] = ()
+    source: Source,
+    options: Mapping[str, Scalar | None],
+    settings: Sequence[str] = (),
+    *,
+    model: str = "--model",
 ) -> None:
-    """Raise :class:`InputError` for what :func:`read_options` and :func:`config_of` refuse."""
-    config_of(read_options(source, options, settings)[1])
+    """Raise :class:`InputError` for what :func:`read_options` and :func:`config_of` refuse.
+
+    What an option gave is named by it; ``model`` is what the command calls the model's.
+    """
+    table = read_options(source, options, settings)[1]
+    given = [key for key, value in options.items() if value is not None]
+    typed = {key: _OPTIONS.get(key, f"--{key.partition('.')[2]}") for key in given}
+    typed |= {"model.name": model}
+    from_table(table, "options", Path.cwd(), typed)

@@ -10,6 +10,7 @@ from mest_fed.cli.planning.request import Budget, PlanRequest
 from mest_fed.cli.planning.round_time import Deadline, RoundTime
 from mest_fed.cli.planning.step_time import StepTime
 from mest_fed.devices import DeviceProfile, load_profile
+from mest_fed.errors import BudgetError
 from mest_fed.memory import Plan, Planner, TrainingShape
 from mest_fed.task import Task
 
@@ -75,7 +76,10 @@ class PlanReport:
     def plan(self) -> Plan:
         """The plan of least harm."""
         pace = None if self.round is None else self.round.pace
-        return self.planner.plan(self.budget.bytes, self.preference, pace)
+        try:
+            return self.planner.plan(self.budget.bytes, self.preference, pace)
+        except BudgetError as error:
+            raise self.budget.too_tight(error) from None
 
     @cached_property
     def round(self) -> RoundTime | None:

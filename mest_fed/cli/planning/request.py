@@ -5,17 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from mest_fed.catalogue import MODELS
-from mest_fed.cli.baseline import MEASURING, measure_baseline
+from mest_fed.cli.baseline import measure_baseline
 from mest_fed.cli.environment import node_environment
-from mest_fed.cli.node_memory import NodeMemory
+from mest_fed.cli.node_memory import KEY, NodeMemory
 from mest_fed.cli.planning.options import Source, config_of, read_options
 from mest_fed.config.load import Scalar
 from mest_fed.data import ArrayData, DataSplit
-from mest_fed.errors import not_allowed
-from mest_fed.system.limits import RLIMIT, kind_of_limit
+from mest_fed.errors import BudgetError, InputError, not_allowed
+from mest_fed.system.limits import RLIMIT, kind_of_limit, left_within, no_plan_in, too_tight
 from mest_fed.task import Task
 from mest_fed.units import format_bytes, number_of
 
@@ -130,10 +129,24 @@ class Budget:
         The number.
     origin : str
         A sentence for people; empty where they gave the number themselves.
+    limit, taken, margin : int, int, float
+        The memory limit that it is of, if it is: what is taken of it before training, and the share
+        that stays free.
     """
 
     bytes: int
     origin: str = ""
+    limit: int = 0
+    taken: int = 0
+    margin: float = 0.0
+
+    def too_tight(self, error: BudgetError) -> InputError:
+        """Return what an error means that no plan fits: of a limit, how large it has to be."""
+        if not error.needs:
+            return error
+        if not self.limit:
+            return error if self.origin else no_plan_in(self.bytes, error.needs, "--budget")
+        return too_tight(self.limit, self.taken, error.needs, self.margin, KEY)
 
 
 def device_budget(task: Task, device: str) -> Budget:
@@ -155,21 +168,19 @@ def budget_within(memory: NodeMemory, margin: float) -> Budget:
         The limit.
     margin : float
         Share of it that stays free where ``memory`` does not say.
-
-    Raises
-    ------
-    InputError
-        If it leaves nothing.
     """
-    with Console(stderr=True).status(MEASURING):
-        kind, baseline = kind_of_limit(), measure_baseline(node_environment())
-    left = memory.left(baseline, kind, margin)
+    kind, baseline = kind_of_limit(), measure_baseline(node_environment())
     assert memory.limit is not None
     margin = margin if memory.margin is None else memory.margin
+    taken = baseline.taken(kind)
+    left = max(1, left_within(memory.limit, taken, margin))
     whose = "the process that trains takes" if kind == RLIMIT else "the client's processes take"
     return Budget(
         left,
         f"Of the limit of {format_bytes(memory.limit)}, {margin:.0%} stay free and {whose} "
-        f"{format_bytes(baseline.taken(kind))} before training ({baseline.source}): up to "
+        f"{format_bytes(taken)} before training ({baseline.source}): up to "
         f"{format_bytes(left)} are left, less what the run's data bring in.",
+        limit=memory.limit,
+        taken=taken,
+        margin=margin,
     )

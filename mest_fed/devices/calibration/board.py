@@ -1,5 +1,6 @@
 """What a board's system tells: its memory, what a lean node takes of it, its power."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -11,19 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mest_fed.errors import MestFedError
+from mest_fed.system.allocator import ALLOCATOR_ENVIRONMENT
 from mest_fed.system.power import PowerMeter
 from mest_fed.system.proc import PROC
 
 #: Seconds between two looks at a battery's flow.
 _LOOK_SECONDS = 0.05
 #: What a lean node has loaded before it trains, in the order in which it does.
-_NODE_MODULES = tuple(f"mest_fed.link.node.{it}" for it in ("__main__", "command", "worker"))
+_NODE_MODULES = tuple(
+    f"mest_fed.link.node.{it}"
+    for it in ("__main__", "command", "worker", "waiting:wait_for_nobody")
+)
 _MEASURE = (
     "import importlib, sys\n"
-    "for name in sys.argv[1:]: importlib.import_module(name)\n"
-    "from mest_fed.system.proc import read_shares, resident_bytes\n"
-    "print(read_shares().get('Pss') or resident_bytes())\n"
+    "for name, _, call in (each.partition(':') for each in sys.argv[1:]):\n"
+    "    module = importlib.import_module(name)\n"
+    "    if call: getattr(module, call)()\n"
+    "from mest_fed.system.proc import resident_bytes\n"
+    "print(resident_bytes())\n"
 )
+#: How `mest-fed node` starts.
+_FLAGS, _ENVIRONMENT = ("-OO",), {**ALLOCATOR_ENVIRONMENT, "GRPC_VERBOSITY": "NONE"}
 
 
 @dataclass(frozen=True)
@@ -72,10 +81,10 @@ def board_name(root: Path = Path("/")) -> str:
 
 
 def node_bytes(modules: tuple[str, ...] = _NODE_MODULES) -> int:
-    """Return what a lean node takes before it trains: measured, in a process of its own.
+    """Return what a lean node takes that waits for work: measured, in a process of its own.
 
-    It is the process's proportional share (PSS), or all that is resident where the system does not
-    tell shares.
+    It is all that is resident (RSS), libraries included, as a node alone on its machine has it, and
+    as plans and limits count it. A share (PSS) would leave out what this process maps as well.
 
     Raises
     ------
@@ -83,7 +92,11 @@ def node_bytes(modules: tuple[str, ...] = _NODE_MODULES) -> int:
         If a module cannot be imported.
     """
     done = subprocess.run(
-        [sys.executable, "-c", _MEASURE, *modules], capture_output=True, text=True, check=False
+        [sys.executable, *_FLAGS, "-c", _MEASURE, *modules],
+        env={**_ENVIRONMENT, **os.environ},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         reason = done.stderr.strip().rpartition("\n")[2]

@@ -56,7 +56,7 @@ class Calibration:
     memory : BoardMemory or None
         Of the system.
     node : int or None
-        Bytes that a lean node takes before it trains.
+        Resident bytes of a lean node that waits for work.
     link : LinkRates or None
         To a server.
     power : PowerDrawn or None
@@ -130,7 +130,7 @@ class Calibration:
             text = f"measured: MemTotal less MemAvailable while it was calibrated, {self.date}"
             figures.set("system_bytes", memory.taken, text)
         if node is not None:
-            text = f"measured: PSS of a lean node before it trains, {self.date}"
+            text = f"measured: RSS of a lean node that waits for work, {self.date}"
             figures.set("node_bytes", node, text)
         if memory is None:
             return

@@ -84,7 +84,7 @@ def calibrate(wanted: Wanted) -> DeviceProfile:
         raise not_allowed("--out", str(out), "a file that ends in .toml, in a folder that exists")
     if out is not None and out.exists() and not wanted.force:
         raise InputError(f"--out: {out} is there already; allowed: --force, which replaces it")
-    base = load_profile(wanted.like or base_for(board))
+    base = load_profile(wanted.like or base_for(board), "--like")
     address = None if wanted.server is None else read_address(wanted.server, "--server")
     print(f"{board}: what is not measured is as {base.name} has it")
     link = None if address is None else time_link(address)
@@ -192,7 +192,7 @@ def _print_rest(found: Calibration) -> None:
             f"{format_bytes(memory.taken)} are taken"
         )
     if found.node is not None:
-        print(f"a lean node before it trains (measured): {format_bytes(found.node)}")
+        print(f"a lean node that waits for work (measured: RSS, alone): {format_bytes(found.node)}")
     if found.link is None:
         print("link: not measured (--server HOST:PORT of a mest-fed calibrate --serve)")
     else:

@@ -24,6 +24,7 @@ from mest_fed.runtime.program import Program
 from mest_fed.runtime.reading import parse_program
 from mest_fed.runtime.sizes import resized
 from mest_fed.runtime.step import CompiledStep
+from mest_fed.units import number_of
 
 #: The file of the programs beside this one.
 PROGRAMS = "programs.json.gz"
@@ -135,7 +136,7 @@ def _sample(case: Case, threads: int, repeats: int, least: float) -> Sample:
     def sizes(examples: int) -> Program:
         found = resized(first, second, examples)
         if found is None:
-            raise InputError(f"{case.name}: no program of {examples} examples")
+            raise InputError(f"{case.name}: no program of {number_of(examples, 'example')}")
         return found
 
     batch, rng = case.batch(threads), np.random.default_rng(0)

@@ -10,6 +10,13 @@ _BOARDS = (
     ("Raspberry Pi 5", "rpi-5"),
     ("NVIDIA Jetson Nano", "jetson-nano"),
 )
+#: Their folder.
+_PROFILES = Path(__file__).parents[2] / "devices" / "profiles"
+
+
+def profiles() -> list[str]:
+    """Return the names of the built-in profiles; nothing is loaded to read them."""
+    return sorted(file.stem for file in _PROFILES.glob("*.toml"))
 
 
 def board_of(root: Path = Path("/")) -> str | None:

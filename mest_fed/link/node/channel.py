@@ -17,7 +17,14 @@ import grpc
 from mest_fed.link.addresses import check_address
 from mest_fed.link.codec import EDGE_LINK, ENROLMENT, Method
 from mest_fed.link.node.tls import NodeTls, tls_fault
-from mest_fed.link.protocol import LARGEST_REPLY, NODE_HEADER, SAID_HEADER, Refusal, as_reason
+from mest_fed.link.protocol import (
+    LARGEST_REPLY,
+    NEEDS_HEADER,
+    NODE_HEADER,
+    SAID_HEADER,
+    Refusal,
+    as_reason,
+)
 
 Result = TypeVar("Result")
 
@@ -35,6 +42,8 @@ _IN_WORDS = {
     "RESOURCE_EXHAUSTED": "the server at {} has too much to do",
     "UNIMPLEMENTED": "what answers at {} does not know this call: it is another service, or port",
 }
+#: Of a number of bytes.
+_MOST_DIGITS = 18
 _GONE, _NOBODY = "the server at {} is gone", "no server answers at {}"
 
 
@@ -204,7 +213,7 @@ class Channel:
             )
             self._answered = True
         except grpc.RpcError as error:
-            raise Refusal(error.code().name, self._reason(error)) from None
+            raise Refusal(error.code().name, self._reason(error), needs=_needs_of(error)) from None
         except ValueError:
             if self._channel is channel:
                 raise
@@ -255,6 +264,13 @@ class Channel:
                 return
             self._channel = None
         channel.close()
+
+
+def _needs_of(error: Any) -> int:
+    """Return the bytes of budget that would do, as the server says; 0 where it says none."""
+    said = dict(error.trailing_metadata() or ()).get(NEEDS_HEADER, "")
+    digits = isinstance(said, str) and said.isascii() and said.isdecimal()
+    return int(said) if digits and len(said) <= _MOST_DIGITS else 0
 
 
 def unknown_host(address: str) -> str | None:

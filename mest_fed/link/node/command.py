@@ -15,18 +15,20 @@ from types import FrameType
 from mest_fed.errors import InputError, MestFedError, RefusedError, not_allowed
 from mest_fed.link.addresses import check_address
 from mest_fed.link.messages import NodeDescription
-from mest_fed.link.node.board import board_of
+from mest_fed.link.node.board import board_of, profiles
 from mest_fed.link.node.conditions import ALLOWED, Conditions
 from mest_fed.link.node.data import check_place
 from mest_fed.link.node.identity import node_tls
 from mest_fed.link.node.runner import NodeRunner, NodeSetup
 from mest_fed.link.node.store import NodeFolder
 from mest_fed.link.node.transport import NodeLink, Patience
-from mest_fed.link.protocol import Refusal
+from mest_fed.link.protocol import Refusal, check_name
 from mest_fed.system.limits import MARGIN, left_for_training, limit_memory
 from mest_fed.system.proc import resident_bytes
 from mest_fed.units import parse_bytes
 
+#: How a node ends that is told to.
+_KEPT = "no round waits for this node; it takes part again when it is started"
 FAILED, WRONG_INPUT, REFUSED, INTERRUPTED, TERMINATED = 1, 2, 4, 130, 143
 
 
@@ -90,6 +92,7 @@ def run(arguments: list[str] | None = None) -> None:
     folder.claim()
     name = socket.gethostname().split(".")[0] or "node" if options.name is None else options.name
     try:
+        check_name("--name", name)
         node = NodeDescription(
             name=name,
             profile_name=_profile(options.device, setup),
@@ -168,6 +171,8 @@ def _setup(options: argparse.Namespace) -> NodeSetup:
 def _profile(device: str, setup: NodeSetup) -> str:
     """Return the profile's name; empty where the board is unknown, and a budget is given."""
     if device != "auto":
+        if device not in profiles() and not device.endswith(".toml"):
+            raise not_allowed("--device", device, f"auto, {', '.join(profiles())}")
         return device
     found = board_of()
     if found is None and not (setup.budget or setup.memory_limit):
@@ -186,8 +191,12 @@ def main() -> None:
     try:
         run()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(f"interrupted; {_KEPT}", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except SystemExit as ended:
+        if ended.code == TERMINATED:
+            print(f"stopped by SIGTERM; {_KEPT}", file=sys.stderr)
+        raise
     except MestFedError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         wrong = isinstance(error, InputError)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mest_fed.catalogue import NODE_READERS
+from mest_fed.data.array_names import NAMES_IN_WORDS, names_among
 from mest_fed.data.minibatches import Examples
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.link.description import InputDescription
@@ -24,8 +25,6 @@ _ALLOWED = "an .npz file that exists, a folder of images by class, or file.py:fu
 _SHOWN = 5
 
 KEY = "--data"
-#: Names that inputs and targets may have in an ``.npz``.
-_INPUTS, _TARGETS = ("inputs", "images", "x"), ("targets", "labels", "y")
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
@@ -96,15 +95,14 @@ def _npz(path: Path) -> Iterator[tuple[Any, str, str]]:
             raise InputError(f"{KEY}: {path} cannot be read as .npz: it is no archive")
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             names = list(file)
-            found = [next((it for it in each if it in names), None) for each in (_INPUTS, _TARGETS)]
-            if None in found:
-                allowed = f"one of {', '.join(_INPUTS)} and one of {', '.join(_TARGETS)}"
-                raise not_allowed(f"{KEY}: arrays of {path}", _few(names), allowed)
+            found = names_among(names)
+            if found is None:
+                raise not_allowed(f"{KEY}: arrays of {path}", _few(names), NAMES_IN_WORDS)
             for name in found:
                 if _dtype_of(file.zip, f"{name}.npy").hasobject:
                     allowed = "numbers; a list of arrays of unlike shapes makes objects"
                     raise not_allowed(f"{KEY}: {path}: {name}", "Python objects", allowed)
-            yield file, str(found[0]), str(found[1])
+            yield file, *found
     except InputError:
         raise
     except Exception as error:  # what damaged archives raise has no common base

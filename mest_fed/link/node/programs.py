@@ -11,6 +11,7 @@ from mest_fed.runtime.program import Program
 from mest_fed.runtime.reading import parse_program
 from mest_fed.runtime.sizes import resized
 from mest_fed.runtime.step import CompiledForward, CompiledStep
+from mest_fed.units import number_of
 
 _SOURCE = "a program of the server"
 #: Programs of a node that are kept: those of steps and of evaluations that take turns.
@@ -42,7 +43,9 @@ class Sizes:
                 return known
         found = None if self._second is None else resized(self.first, self._second, examples)
         if found is None:
-            raise InputError(f"the program of {examples} examples does not follow from two others")
+            raise InputError(
+                f"the program of {number_of(examples, 'example')} does not follow from two others"
+            )
         return found
 
 

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass, field
 
+from mest_fed.errors import BudgetError, InputError
 from mest_fed.link.description import RunDescription
 from mest_fed.system.limits import (
     MARGIN,
-    left_for_training,
     left_within,
     limit_of_process,
+    no_plan_in,
+    too_tight,
     usage,
 )
 from mest_fed.system.proc import files_of, read_sizes, resident_bytes
@@ -48,13 +50,7 @@ class Room:
     _short: bool = field(default=False, repr=False)
 
     def begin(self) -> int:
-        """Return the budget to begin with; call it once the examples are read.
-
-        Raises
-        ------
-        InputError
-            If the limit leaves none.
-        """
+        """Return the budget to begin with; call it once the examples are read."""
         self.base, sizes = resident_bytes(), read_sizes()
         self.anonymous = sizes.get("VmRSS", 0) - files_of(sizes)
         self._short, self._whole_peak = False, 0
@@ -63,6 +59,19 @@ class Room:
     def provisional(self) -> int:
         """Return what to register with before the examples are read: as much as it may become."""
         return self.budget or self.memory_limit
+
+    def too_tight(self, error: BudgetError) -> InputError:
+        """Return what an error means that no plan fits: of a limit, how large it has to be.
+
+        Before the examples are read, what they take is not known.
+        """
+        if error.needs and self.budget:
+            return no_plan_in(self.budget, error.needs, "--budget")
+        if not (self.memory_limit and error.needs):
+            return error
+        taken = self.base or resident_bytes()
+        found = too_tight(self.memory_limit, taken, error.needs, MARGIN, "--memory-limit")
+        return found if self.base else InputError(f"{found}; the examples, not read yet, add to it")
 
     def planned(self, run: RunDescription) -> None:
         """Take note of the plan that the server made."""
@@ -109,8 +118,8 @@ class Room:
         if self.budget or not self.memory_limit:
             given = self.budget
         else:
-            key = "--memory-limit"
-            given = left_for_training(self.memory_limit, self.base, MARGIN, key)
+            # What leaves nothing is refused by the server, which knows how much a plan needs.
+            given = max(1, left_within(self.memory_limit, self.base, MARGIN))
         return min(given or self._most, self._most or given)
 
     def _ask(self, budget: int) -> int:

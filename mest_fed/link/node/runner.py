@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from mest_fed.data.minibatches import Examples, scale_fault
-from mest_fed.errors import InputError, MestFedError, NotFiniteError, RefusedError
+from mest_fed.errors import BudgetError, InputError, MestFedError, NotFiniteError, RefusedError
 from mest_fed.link.description import RunDescription
 from mest_fed.link.messages import (
     BEGUN,
@@ -136,6 +136,13 @@ class NodeRunner:
 
     def _join(self) -> None:
         """Read the examples as a run needs them, and register with what is left to train with."""
+        self.room.base = 0
+        try:
+            self._register_to_train()
+        except BudgetError as error:
+            raise self.room.too_tight(error) from None
+
+    def _register_to_train(self) -> None:
         node = replace(self._node, examples=0, budget_bytes=self.room.provisional())
         run = RunDescription.read(self._link.register(node).run_json)
         self._examples = read_examples(self._setup.data, run.inputs)
@@ -144,9 +151,10 @@ class NodeRunner:
         warm_up()
         run = self._plan(self.room.begin())
         log.info(
-            "takes part as number %d with %d examples; %s in use before training (measured), %s",
+            "takes part as number %d with %s; %s in use before training (measured: RSS, examples "
+            "included), %s",
             run.partition,
-            len(self._examples.targets),
+            number_of(len(self._examples.targets), "example"),
             format_bytes(resident_bytes()),
             _in_words(run),
         )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
-from mest_fed.errors import InputError, MestFedError, RefusedError, WireError
+from mest_fed.errors import BudgetError, InputError, MestFedError, RefusedError, WireError
 from mest_fed.link import codec
 from mest_fed.link import mest_link_pb2 as pb
 from mest_fed.link.messages import NodeDescription, Registration
@@ -201,6 +201,8 @@ class Session:
 
 
 def _error_of(refusal: Refusal) -> MestFedError:
+    if refusal.needs:
+        return BudgetError(str(refusal), refusal.needs)
     kinds: dict[str, type[MestFedError]] = {
         "FAILED_PRECONDITION": InstructionOverError,
         "ALREADY_EXISTS": ReportedError,

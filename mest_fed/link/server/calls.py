@@ -9,16 +9,29 @@ from typing import Any, NoReturn
 
 import grpc
 
-from mest_fed.errors import InputError
+from mest_fed.errors import BudgetError, InputError
 from mest_fed.link.codec import Method, parse
-from mest_fed.link.protocol import NODE_HEADER, SAID_HEADER, Refusal, as_reason, check_name
+from mest_fed.link.protocol import (
+    NEEDS_HEADER,
+    NODE_HEADER,
+    SAID_HEADER,
+    Refusal,
+    as_reason,
+    check_name,
+)
 from mest_fed.link.server.limits import Allowance
 from mest_fed.link.server.nodes import Identity
 
 log = logging.getLogger("mest_fed.link")
 
 #: What a node meets in the ordinary course of things.
-_ORDINARY = ("FAILED_PRECONDITION", "ALREADY_EXISTS", "RESOURCE_EXHAUSTED", "NOT_FOUND", "ABORTED")
+_ORDINARY = ("FAILED_PRECONDITION", "ALREADY_EXISTS", "RESOURCE_EXHAUSTED", "ABORTED")
+
+#: What a node meets whose server was started anew, or that leaves after it was refused.
+_EXPECTED = ("NOT_FOUND",)
+
+#: Letters of a name in the log.
+_LONGEST_NAME = 64
 
 Answer = Callable[[Any, Any], Awaitable[Any]]
 
@@ -64,19 +77,22 @@ class Refusals:
 
     async def refuse(self, method: Method, context: Any, error: Exception) -> NoReturn:
         """End a call with the status of an error."""
+        said = [(SAID_HEADER, "1")]
+        if isinstance(error, BudgetError) and error.needs:
+            said.append((NEEDS_HEADER, str(error.needs)))
         if isinstance(error, InputError):
             error = Refusal("INVALID_ARGUMENT", as_reason(str(error)))
         if isinstance(error, Refusal):
             level = logging.INFO if error.code in _ORDINARY else logging.WARNING
-            level = logging.DEBUG if error.logged else level
+            level = logging.DEBUG if error.logged or error.code in _EXPECTED else level
             code, text = error.code, str(error)
-            self.log(level, f"{method.name} of {context.peer()} refused: {code}: {text}")
+            self.log(level, f"{_who(context)}: {method.name} refused: {code}: {text}")
         else:
             code, text = "INTERNAL", ""
             line = as_reason(f"{type(error).__name__}: {error}")
-            self.log(logging.ERROR, f"{method.name} of {context.peer()} failed: {line}")
+            self.log(logging.ERROR, f"{_who(context)}: {method.name} failed: {line}")
             log.debug("the failure in full", exc_info=error)
-        await context.abort(grpc.StatusCode[code], text, ((SAID_HEADER, "1"),))
+        await context.abort(grpc.StatusCode[code], text, tuple(said))
         raise AssertionError("abort raises")
 
     def log(self, level: int, line: str) -> None:
@@ -86,6 +102,15 @@ class Refusals:
         except Refusal:
             level = logging.DEBUG
         log.log(level, "%s", line)
+
+
+def _who(context: Any) -> str:
+    """Return who calls, for the log: by certificate or, without TLS, by what it says; and where."""
+    peer = context.peer()
+    shown = (context.auth_context() or {}).get("x509_common_name")
+    said = dict(context.invocation_metadata() or ()).get(NODE_HEADER)
+    name = shown[0].decode("utf-8", "replace") if shown else said
+    return f"node {as_reason(name)[:_LONGEST_NAME]} ({peer})" if isinstance(name, str) else peer
 
 
 def handlers(

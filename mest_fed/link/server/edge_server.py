@@ -261,7 +261,9 @@ class EdgeServer:
         except (RuntimeError, ValueError):
             port = 0
         if not port:
-            text = "it is in use or not of this machine, or the certificates do not fit together"
+            text = "it is in use, or not of this machine"
+            if self._tls is not None:
+                text += ", or the certificates do not fit together"
             raise InputError(f"the edge link cannot listen on {address}: {text}")
         return int(port)
 

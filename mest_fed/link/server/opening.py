@@ -15,8 +15,15 @@ from flwr.serverapp import Grid
 
 from mest_fed.config.sections import DeploymentSection
 from mest_fed.errors import InputError
-from mest_fed.link.addresses import check_address
-from mest_fed.link.certificates import Authority, check_in_time, sign_request
+from mest_fed.link.addresses import check_address, check_free
+from mest_fed.link.certificates import (
+    Authority,
+    check_in_time,
+    check_pair,
+    read_certificate,
+    sign_request,
+)
+from mest_fed.link.refused import Admission, keep_enrolled
 from mest_fed.link.server.edge_server import EdgeServer, ServerTls
 from mest_fed.link.server.grid import LinkGrid
 from mest_fed.link.server.joint_grid import JointGrid
@@ -109,6 +116,28 @@ class LinkSettings:
         )
 
 
+def check_link(settings: LinkSettings) -> None:
+    """Find what is wrong with a link's files and addresses, before anything is opened.
+
+    Raises
+    ------
+    InputError
+        If a file of the certificates cannot be used, the server's certificate is not valid now, or
+        an address cannot be listened on.
+    """
+    names, folder = settings.names, settings.certificates
+    if folder is not None:
+        certificate, key, authority = (folder / name for name in _FILES)
+        check_pair(certificate, key)
+        check_in_time(certificate)
+        _check_readable(authority)
+        if settings.enrol:
+            Authority.load(folder)
+    check_free(settings.listen, names.listen)
+    if settings.enrol:
+        check_free(settings.enrol, names.enrol)
+
+
 def open_link(settings: LinkSettings, run: LeanRun) -> EdgeServer:
     """Listen for nodes.
 
@@ -125,16 +154,17 @@ def open_link(settings: LinkSettings, run: LeanRun) -> EdgeServer:
         If a file of the certificates cannot be read, the server's certificate is not valid now, or
         an address cannot be listened on.
     """
+    check_link(settings)
     how: dict[str, Any] = {"describe": run.describe, "program": run.programs}
     folder = settings.certificates
     if folder is None:
         log.warning("%s: nobody is asked who they are", settings.names.insecure)
         return EdgeServer(settings.listen, insecure=True, **how)
     certificate, key, authority = (_read(folder / name) for name in _FILES)
-    check_in_time(folder / _FILES[0])
     if settings.enrol:
         how |= {"enrolment_address": settings.enrol, "enrol": _enroller(folder, authority)}
-    return EdgeServer(settings.listen, tls=ServerTls(certificate, key, authority), **how)
+    tls = ServerTls(certificate, key, authority)
+    return EdgeServer(settings.listen, tls=tls, admit=Admission(folder), **how)
 
 
 @contextmanager
@@ -169,9 +199,18 @@ def _enroller(
     def enrol(token: str, request: bytes, name: str) -> tuple[bytes, bytes] | None:
         if not redeem_token(folder, token):
             return None
-        return sign_request(signer, request, name), authority
+        certificate = sign_request(signer, request, name)
+        keep_enrolled(folder, name, certificate)
+        return certificate, authority
 
     return enrol
+
+
+def _check_readable(authority: Path) -> None:
+    try:
+        read_certificate(authority)
+    except FileNotFoundError as error:
+        raise InputError(f"{authority} cannot be read: {error.strerror}") from None
 
 
 def _read(path: Path) -> bytes:

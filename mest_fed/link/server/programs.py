@@ -13,6 +13,7 @@ from mest_fed.link.messages import Bytes, NodeDescription, ProgramRequest
 from mest_fed.link.protocol import MOST_OBJECTS, Refusal, as_reason
 from mest_fed.link.server.nodes import NodeInfo
 from mest_fed.link.server.objects import Blob
+from mest_fed.units import number_of
 
 log = logging.getLogger("mest_fed.link")
 
@@ -89,7 +90,7 @@ class Programs:
     async def _try(self, node: NodeInfo, request: ProgramRequest) -> Blobs | str:
         """Build a program; return why not if that fails, which the log then says once."""
         loop = asyncio.get_running_loop()
-        program = f"the {request.kind} program of {request.examples} examples"
+        program = f"the {request.kind} program of {number_of(request.examples, 'example')}"
         tries = 0
         while True:
             tries += 1

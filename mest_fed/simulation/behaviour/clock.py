@@ -125,7 +125,7 @@ class VirtualClock:
         self._timings.append(timing)
         if timing.status is not TaskStatus.AWAY:
             device = partition_of(timing.node_id)
-            self._behaviour.spend(device, timing.start, timing.seconds, timing.energy_joules)
+            self._behaviour.spend(device, timing.start, timing.seconds, timing.energy_joules or 0.0)
 
     def present_nodes(self, node_ids: Sequence[int]) -> list[int]:
         """Return those nodes that are there now with charge enough, in the order given.

@@ -122,7 +122,7 @@ class AppRecord:
         else:
             failure, up = timing.failure, timing.bytes_up
         kind = _kind(instruction)
-        joules = 0.0 if timing is None else timing.energy_joules
+        joules = (timing and timing.energy_joules) or 0.0
         self._round.count("failed" if failure else kind, up=up, down=down, joules=joules)
         if kind not in (MessageType.TRAIN, MessageType.EVALUATE):
             return

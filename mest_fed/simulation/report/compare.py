@@ -20,7 +20,7 @@ from mest_fed.simulation.report.figures import comparison
 from mest_fed.simulation.report.figures.comparison import Family
 from mest_fed.simulation.report.figures.metric import Curve
 from mest_fed.simulation.report.formats import format_joules, format_percent, short_name
-from mest_fed.simulation.report.load import AppRun, Run, load_run
+from mest_fed.simulation.report.load import AppRun, Clock, Run, load_run
 from mest_fed.units import format_bytes, format_seconds
 
 NOTHING = "—"
@@ -118,7 +118,7 @@ class Comparison:
 
     def columns(self) -> list[Column]:
         """Return the quantities that are compared."""
-        columns = []
+        columns, clock = [], Clock.of(*self.runs.values())
         for family in self.primary:
             better, name, who = 1 if family.higher_is_better else -1, family.name, family.curves
             columns += [
@@ -131,7 +131,7 @@ class Comparison:
             Column("density", "density", "measured", format_percent),
             Column("rounds", "rounds", "", str),
             Column("traffic_bytes", "sent", "measured", format_bytes, -1),
-            Column("virtual_seconds", "virtual time", "modelled", format_seconds, -1),
+            Column("virtual_seconds", clock.name, clock.basis, format_seconds, -1),
             Column("energy_joules", "energy", "modelled", format_joules, -1),
             Column("predicted_peak_bytes", "largest peak", "modelled", format_bytes, -1),
             Column("measured_peak_bytes", "largest peak", "measured", format_bytes, -1),
@@ -146,7 +146,7 @@ class Comparison:
                     Column("goal_round", f"rounds {to}", "measured", str, -1, who),
                     Column("goal_traffic_bytes", f"sent {to}", "measured", format_bytes, -1, who),
                     Column(
-                        "goal_virtual_seconds", f"time {to}", "modelled", format_seconds, -1, who
+                        "goal_virtual_seconds", f"time {to}", clock.basis, format_seconds, -1, who
                     ),
                 ]
         return columns
@@ -293,6 +293,9 @@ def _warnings(compared: Comparison) -> list[str]:
         names = dict.fromkeys(short_name(name) for name in shown if name != NOTHING)
         if len(names) > 1:
             found.append(f"The runs have different {what}: {', '.join(names)}.")
+    real = [name for name, run in compared.runs.items() if run.deployed]
+    if 0 < len(real) < len(compared.runs):
+        found.append(f"Times of {', '.join(real)} are measured, those of the others modelled.")
     found.append(
         "Each is one run of one seed: a difference that is smaller than the one between seeds "
         "means nothing."

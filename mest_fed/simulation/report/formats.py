@@ -25,6 +25,11 @@ def format_joules(joules: float) -> str:
     return f"{_three_digits(joules)} J"
 
 
+def format_known_joules(joules: float | None) -> str:
+    """Write an energy, or that it is not known."""
+    return "unknown" if joules is None else format_joules(joules)
+
+
 def format_watt_hours(joules: float) -> str:
     """Write an energy given in joules as watt-hours, for example ``8.67 Wh``."""
     hours = joules / _JOULES_PER_WATT_HOUR

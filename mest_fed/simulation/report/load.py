@@ -60,6 +60,34 @@ class Kernels:
 Device = Tier | AppTier
 
 
+@dataclass(frozen=True)
+class Clock:
+    """What the times of a run's devices are: virtual ones, which are modelled, or real ones.
+
+    Parameters
+    ----------
+    name : str
+        What its time is called.
+    basis : str
+        ``modelled`` or ``measured``; empty where runs of both kinds stand together.
+    """
+
+    name: str
+    basis: str
+
+    @classmethod
+    def of(cls, *runs: "FleetRun") -> "Clock":
+        """Return what holds for all of these runs."""
+        kinds = {run.deployed for run in runs}
+        if kinds == {True}:
+            return cls("time", "measured")
+        return cls("time", "") if len(kinds) > 1 else cls("virtual time", "modelled")
+
+    def label(self, unit: str) -> str:
+        """Return what stands at an axis of it."""
+        return f"{self.name}, {unit}{f' ({self.basis})' if self.basis else ''}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class FleetRun:
     """A finished run of any kind: its folder's files, read and checked."""
@@ -85,9 +113,24 @@ class FleetRun:
         return self.summary.tiers
 
     @property
+    def deployed(self) -> bool:
+        """Whether its devices were real."""
+        return isinstance(self.summary, Summary) and self.summary.deployed
+
+    @property
+    def clock(self) -> Clock:
+        """What the times of its devices are."""
+        return Clock.of(self)
+
+    @property
     def energy_joules(self) -> float:
-        """Energy of the fleet in the whole run."""
-        return self.summary.energy_joules
+        """Energy of the fleet in the whole run, as far as it is known."""
+        return self.summary.energy_joules or 0.0
+
+    @property
+    def without_power(self) -> int:
+        """How many devices the energy leaves out."""
+        return self.summary.without_power if isinstance(self.summary, Summary) else 0
 
     @property
     def task_counts(self) -> Mapping[TaskStatus, int]:
@@ -158,7 +201,7 @@ _SUMMARY = TypeAdapter(Summary)
 _KERNELS = TypeAdapter(Kernels)
 _PROVENANCE = TypeAdapter(Provenance)
 _LABELS = TypeAdapter(LabelCounts)
-_MAY_BE_NULL = {"mutation", "final_accuracy", "final_client_accuracy"}
+_MAY_BE_NULL = {"mutation", "final_accuracy", "final_client_accuracy", "energy_joules"}
 
 
 def load_run(folder: Path, *, unfinished: bool = False) -> Run | AppRun:

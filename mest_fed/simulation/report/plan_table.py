@@ -130,7 +130,7 @@ def _row(group: PlanGroup) -> PlanRow:
     of_tightest = "Of the tightest budget: " if len({t.plan for t in group.tiers}) > 1 else ""
     return PlanRow(
         title=group.titles,
-        profile=", ".join(each.profile for each in group.tiers),
+        profile=", ".join(each.profile for each in group.tiers if each.profile),
         cells=(
             format_count(group.clients),
             group.budgets,

@@ -72,7 +72,8 @@ def render_page(run: Run | AppRun) -> str:
         layer_rows=tables.layer_rows(run),
         kernels=kernel_table(run),
         round_columns=tables.round_columns(run),
-        round_caption="Up, down and energy are of the round alone; virtual time is since the start",
+        round_caption=f"Up, down and energy are of the round alone; {run.clock.name} is since the "
+        "start",
         last_rounds=tables.LAST_ROUNDS,
         round_rows=tables.round_rows(run),
     )
@@ -97,7 +98,7 @@ def _text(name: str) -> str:
 def _in_short(run: Run) -> str:
     summary = run.summary
     clients = sum(tier.clients for tier in summary.tiers)
-    kinds = len({tier.profile for tier in summary.tiers})
+    kinds = {tier.profile for tier in summary.tiers}
     if summary.achieved_density == 1:
         active = "All weights are active"
     else:
@@ -107,8 +108,8 @@ def _in_short(run: Run) -> str:
         clients if summary.devices is None else summary.devices,
         f"{'' if summary.deployed else 'simulated '}device",
     )
-    if kinds:  # of a deployed run those alone whose profiles are built in are known
-        devices += f" of {count_of(kinds, 'kind')}"
+    if kinds and "" not in kinds:  # of which kinds devices without a profile are is not known
+        devices += f" of {count_of(len(kinds), 'kind')}"
     asked = summary.devices_asked
     was = "was" if asked == 1 else "were"
     if asked is None:

@@ -142,6 +142,7 @@ def energy_by_tier(run: FleetRun) -> list[EnergyUse]:
     uses = [
         _use(group.title, group.tasks, tiers.get(group.tasks[0].device))
         for group in tasks_by_device(run)
+        if any(task.energy_joules is not None for task in group.tasks)
     ]
     whole = run.energy_joules
     rest = whole - sum(use.total for use in uses)
@@ -152,7 +153,7 @@ def energy_by_tier(run: FleetRun) -> list[EnergyUse]:
 
 def _use(title: str, tasks: tuple[ClientRow, ...], tier: Device | None) -> EnergyUse:
     tasks = tuple(task for task in tasks if task.status is not TaskStatus.AWAY)  # they drew nothing
-    joules = sum(task.energy_joules for task in tasks)
+    joules = sum(task.energy_joules or 0.0 for task in tasks)
     if tier is None or tier.watts is None:
         return EnergyUse(title, 0.0, 0.0, joules, len(tasks))
     compute = tier.watts.compute * sum(task.setup_seconds + task.train_seconds for task in tasks)
@@ -164,14 +165,14 @@ def _use(title: str, tasks: tuple[ClientRow, ...], tier: Device | None) -> Energ
 
 
 def energy_over_time(run: FleetRun) -> list[tuple[float, float]]:
-    """Return (virtual seconds, joules so far) at the end of each round."""
-    sums = accumulate(row.energy_joules for row in run.rounds)
+    """Return (seconds, joules so far as they are known) at the end of each round."""
+    sums = accumulate(row.energy_joules or 0.0 for row in run.rounds)
     return [(row.virtual_seconds, total) for row, total in zip(run.rounds, sums, strict=True)]
 
 
 def lost_energy(run: FleetRun) -> float:
     """Return the joules of tasks that gave no update."""
-    return sum(task.energy_joules for task in run.tasks if task.status != TaskStatus.OK)
+    return sum(task.energy_joules or 0.0 for task in run.tasks if task.status != TaskStatus.OK)
 
 
 #: What a device can be doing while it has something to do with a round.

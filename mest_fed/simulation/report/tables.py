@@ -9,6 +9,7 @@ from mest_fed.simulation.report.formats import (
     count_of,
     format_count,
     format_joules,
+    format_known_joules,
     format_metric,
     format_percent,
     format_watt_hours,
@@ -36,7 +37,7 @@ def round_columns(run: Run) -> tuple[tuple[str, str], ...]:
         ("updates", "measured"),
         ("no result", "measured"),
         ("rejected", "measured"),
-        ("virtual time", "modelled"),
+        (run.clock.name, run.clock.basis),
         ("energy", "modelled"),
     )
 
@@ -63,7 +64,7 @@ def _round_cells(row: RoundRow, metric: Metric) -> tuple[str, ...]:
         str(row.failed),
         str(row.rejected),
         format_seconds(row.virtual_seconds),
-        format_joules(row.energy_joules),
+        format_known_joules(row.energy_joules),
     )
 
 
@@ -276,9 +277,12 @@ def _wall_time(run: Run) -> Tile:
 
 
 def _energy(run: Run) -> Tile:
-    joules = run.summary.energy_joules
-    notes: tuple[str, ...] = (f"{format_watt_hours(joules)}, whole fleet",)
-    if run.summary.clients_trained:
+    joules, without = run.summary.energy_joules, run.summary.without_power
+    if joules is None:
+        return Tile("Energy", "unknown", "modelled", ("no device's power is known",))
+    whole = f"without {count_of(without, 'device')} of unknown power" if without else "whole fleet"
+    notes: tuple[str, ...] = (f"{format_watt_hours(joules)}, {whole}",)
+    if run.summary.clients_trained and not without:
         notes += (f"{format_joules(joules / run.summary.clients_trained)} per accepted update",)
     return Tile("Energy", format_joules(joules), "modelled", notes)
 

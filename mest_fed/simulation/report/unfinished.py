@@ -4,7 +4,7 @@ import shlex
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from mest_fed.run_rows.rounds import ClientRow
 from mest_fed.run_rows.summary import Summary
 from mest_fed.schema import FailureKind, TaskStatus
 from mest_fed.server.checkpoint import checkpoint_of_run, load_newest, restore_strategy
-from mest_fed.server.deployed import tier_plans
+from mest_fed.server.client_registry import Node
+from mest_fed.server.deployed import reported_peaks, tier_plans
 from mest_fed.server.folder_names import CLIENTS, CONFIG, ROUNDS, SUMMARY
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.modes import build_strategy
@@ -47,7 +48,11 @@ def how_to_go_on(folder: Path, config: str) -> str:
     if not run.has_checkpoint:
         return "the run ended before its first checkpoint; begin it anew"
     if tomllib.loads(config).get("deployment", {}).get("folder"):
-        return f"the run is unfinished; continue it with `flwr run` and {FLOWER_KEYS[1]}"
+        server = f"mest-fed server --resume --out {shlex.quote(str(folder))}"
+        return (
+            f"the run is unfinished; continue it with `{server}` and the options of its link, or, "
+            f"where Flower carried it, with `flwr run` and {FLOWER_KEYS[1]}"
+        )
     command = f"mest-fed simulate --resume --out {shlex.quote(str(folder))}"
     return f"the run is unfinished; continue it with `{command}`"
 
@@ -86,9 +91,20 @@ def sum_up(folder: Path) -> tuple[Summary, RunLogs]:
     )
     restore_strategy(strategy, server_arrays(arrays), facts)
     strategy.take_best()
-    tiers = _tiers(task, facts)
-    peaks = kept_peaks(run, [tier.plan for tier in tiers])
-    summary = build_summary(task, tiers, strategy, preset=name, logs=logs, peaks=peaks)
+    tiers, nodes = _tiers(task, facts), _real_nodes(facts)
+    if nodes is None:
+        peaks = kept_peaks(run, [tier.plan for tier in tiers])
+    else:
+        peaks = reported_peaks(tiers, nodes, logs.clients)
+    summary = build_summary(
+        task,
+        tiers,
+        strategy,
+        preset=name,
+        logs=logs,
+        peaks=peaks,
+        real_devices=None if nodes is None else len(nodes),
+    )
     rounds = config.run.rounds
     how_far = f"the run is not finished: it came to round {strategy.record.round} of {rounds}"
     return replace(summary, unfinished=how_far), logs
@@ -103,10 +119,15 @@ def _tiers(task: Task, facts: Mapping[str, Any]) -> list[TierPlan]:
     from mest_fed.simulation.checkpoint import RunFacts
     from mest_fed.simulation.fleet import Fleet
 
-    if "plans" not in facts:
-        return tier_plans(task, facts["nodes"])
+    if (nodes := _real_nodes(facts)) is not None:
+        return tier_plans(task, map(asdict, nodes))
     kept = RunFacts.read(facts)
     return Fleet.of(task, kept.plans, kept.profiles).tiers
+
+
+def _real_nodes(facts: Mapping[str, Any]) -> list[Node] | None:
+    """Return the devices of a deployed run that were seen; None of a simulated one."""
+    return None if "plans" in facts else [Node(**node) for node in facts["nodes"]]
 
 
 def sum_up_app(

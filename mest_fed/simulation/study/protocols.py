@@ -116,7 +116,7 @@ class Cost(Protocol):
             return {"reached": 0.0} | dict.fromkeys(self.judged)
         numbers = [each.round for each in run.rounds]
         sent = accumulate(each.bytes_up + each.bytes_down for each in run.rounds)
-        joules = accumulate(each.energy_joules for each in run.rounds)
+        joules = accumulate(each.energy_joules or 0.0 for each in run.rounds)
         at = numbers.index(row.round)
         return {
             "reached": 1.0,

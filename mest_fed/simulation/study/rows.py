@@ -170,7 +170,7 @@ def round_rows(results: Iterable[Result]) -> list[dict[str, Any]]:
         values = {} if curve is None else {row.round: value for row, value in curve.points}
         up = accumulate(row.bytes_up for row in run.rounds)
         down = accumulate(row.bytes_down for row in run.rounds)
-        joules = accumulate(row.energy_joules for row in run.rounds)
+        joules = accumulate(row.energy_joules or 0.0 for row in run.rounds)
         for row, so_far_up, so_far_down, spent in zip(run.rounds, up, down, joules, strict=True):
             rows.append(
                 {

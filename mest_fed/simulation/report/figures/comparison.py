@@ -1,7 +1,7 @@
 """Figures of several runs: the metric over rounds, traffic, time and energy, a curve a run."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -19,7 +19,7 @@ from mest_fed.simulation.report.figures.style import (
     time_scale,
 )
 from mest_fed.simulation.report.formats import format_percent, shorten
-from mest_fed.simulation.report.load import FleetRun
+from mest_fed.simulation.report.load import Clock, FleetRun
 
 #: Of curves and points of several runs, and the dashes of those beyond the first colours.
 COLOURS = (style.BLUE, style.VERMILION, style.GREEN, style.ORANGE, "#cc79a7", style.SKY, style.INK)
@@ -91,8 +91,9 @@ def colours(runs: Mapping[str, FleetRun]) -> dict[str, str]:
 
 def draw_comparison(runs: Mapping[str, FleetRun], family: Family) -> list[Chart]:
     """Draw a metric of all runs that have it by rounds, traffic, time and energy."""
+    known = {n: each for n, each in family.curves.items() if runs[n].summary.energy_joules}
     with house_style():
-        return [
+        charts = [
             _draw(runs, family, "rounds", "round", lambda row: row.round),
             _draw(
                 runs,
@@ -107,20 +108,24 @@ def draw_comparison(runs: Mapping[str, FleetRun], family: Family) -> list[Chart]
                 runs,
                 family,
                 "time",
-                "virtual time, {unit} (modelled)",
+                Clock.of(*runs.values()).label("{unit}"),
                 lambda row: row.virtual_seconds,
                 scale_of=time_scale,
             ),
-            _draw(
-                runs,
-                family,
-                "energy",
-                "energy of the fleet so far, {unit} (modelled)",
-                lambda row: row.energy_joules,
-                scale_of=joule_scale,
-                cumulate=True,
-            ),
         ]
+        if any(known.values()):
+            charts.append(
+                _draw(
+                    runs,
+                    replace(family, curves=known),
+                    "energy",
+                    "energy of the fleet so far, {unit} (modelled)",
+                    lambda row: row.energy_joules or 0.0,
+                    scale_of=joule_scale,
+                    cumulate=True,
+                )
+            )
+        return charts
 
 
 def _draw(
@@ -160,9 +165,9 @@ def _draw(
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=scale_of is None))
     style.legend_above(axes, 3)
-    measured = "modelled" not in label
     caption = f"{family.title}. {family.note}".strip()
-    basis = ("measured",) if measured else (f"{family.name} measured", f"{key} modelled")
+    modelled = "modelled" in label
+    basis = (f"{family.name} measured", f"{key} modelled") if modelled else ("measured",)
     return finish_chart(
         figure,
         key=f"{family.key}-{key}",

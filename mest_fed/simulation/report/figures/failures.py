@@ -66,7 +66,7 @@ def failures_by_reason(run: FleetRun) -> Chart | None:
         key="failures",
         title=f"Tasks without {_A[run.gives]}, by reason",
         caption=_caption(lost, run),
-        basis=("counts measured", "devices' behaviour modelled"),
+        basis=("measured",) if run.deployed else ("counts measured", "devices' behaviour modelled"),
     )
 
 
@@ -85,6 +85,6 @@ def _caption(lost: list[LostTasks], run: FleetRun) -> str:
     meanings = (_MEANINGS[status] for status in _COLOURS if status in statuses)
     return (
         f"{count_of(total, 'task')} of {format_count(len(run.tasks))} gave no {run.gives} "
-        f"({format_percent(total / len(run.tasks))}). {' '.join(meanings)} "
-        "Whether a device is away, drops out or is late is modelled."
+        f"({format_percent(total / len(run.tasks))}). {' '.join(meanings)}"
+        + ("" if run.deployed else " Whether a device is away, drops out or is late is modelled.")
     )

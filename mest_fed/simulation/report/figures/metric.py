@@ -251,23 +251,23 @@ def _caption(curve: Curve, diverged: int | None, *, has_clients: bool) -> str:
 
 
 def metric_over_time(run: Run) -> Chart | None:
-    """Draw the metric against the fleet's virtual clock; None where it was never evaluated."""
+    """Draw the metric against the fleet's clock; None where it was never evaluated."""
     curve = Curve.of(run)
     if curve is None:
         return None
     seconds = [row.virtual_seconds for row, _ in curve.points]
     scale = time_scale(seconds[-1])
-    figure = _small_curve(
-        [x / scale.factor for x in seconds], curve, f"virtual time, {scale.unit} (modelled)"
-    )
+    x, clock = [each / scale.factor for each in seconds], run.clock
+    figure = _small_curve(x, curve, clock.label(scale.unit))
     reached = format_seconds(seconds[curve.near_best])
     return finish_chart(
         figure,
         key="metric-time",
-        title=f"{_title(curve.metric)} over virtual time",
-        caption=f"The same curve by the fleet's own clock{_of_rounds(run)}. "
+        title=f"{_title(curve.metric)} over {clock.name}",
+        caption=f"The same curve by the {'server' if run.deployed else 'fleet'}'s own clock"
+        f"{_of_rounds(run)}. "
         f"{curve.near_best_in_words} was reached after {reached}.",
-        basis=(f"{curve.metric.name} measured", "time modelled"),
+        basis=(f"{curve.metric.name} measured", f"time {clock.basis}"),
     )
 
 

@@ -56,7 +56,7 @@ def staleness_of_updates(run: Run) -> Chart | None:
         key="staleness",
         title="Staleness of updates",
         caption=_caption(run, tasks),
-        basis=("counts measured", "devices' times modelled"),
+        basis=("counts measured", f"devices' times {run.clock.basis}"),
     )
 
 
@@ -94,4 +94,7 @@ def _caption(run: Run, tasks: list[ClientRow]) -> str:
     limit = run.setting("server", "max_staleness")
     if isinstance(limit, int):
         text += f"Updates older than {count_of(limit, 'round')} are rejected. "
-    return text + "Whose updates are old is a matter of the devices' times, which are modelled."
+    return (
+        text
+        + f"Whose updates are old is a matter of the devices' times, which are {run.clock.basis}."
+    )

@@ -1,10 +1,10 @@
-"""What devices did over virtual time, a row a device."""
+"""What devices did over time, a row a device."""
 
 from typing import Any
 
 from mest_fed.schema import TaskStatus
 from mest_fed.simulation.report.figures import style
-from mest_fed.simulation.report.figures.devices import STARTS
+from mest_fed.simulation.report.figures.devices import REAL_TASK, STARTS
 from mest_fed.simulation.report.figures.style import Chart, finish_chart, time_scale
 from mest_fed.simulation.report.formats import count_of, format_percent, shorten
 from mest_fed.simulation.report.load import FleetRun
@@ -46,7 +46,7 @@ def what_devices_did(run: FleetRun) -> Chart | None:
     axes.tick_params(axis="y", labelsize=7.5)
     axes.grid(False)
     axes.set_xlim(shown.begin / scale.factor, shown.end / scale.factor)
-    axes.set_xlabel(f"virtual time, {scale.unit} (modelled)")
+    axes.set_xlabel(run.clock.label(scale.unit))
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(
         [handles[name] for name in (*_COLOURS, *_MARKS) if name in handles],
@@ -60,8 +60,8 @@ def what_devices_did(run: FleetRun) -> Chart | None:
         figure,
         key="timeline",
         title="What the devices were doing",
-        caption=_caption(shown, waits_for_all=run.waits_for_all),
-        basis=("modelled",),
+        caption=_caption(shown, run),
+        basis=(run.clock.basis,),
     )
 
 
@@ -129,14 +129,14 @@ def _number_rounds(axes: Any, shown: Timeline, factor: float) -> None:
         begin = end
 
 
-def _caption(shown: Timeline, *, waits_for_all: bool) -> str:
+def _caption(shown: Timeline, run: FleetRun) -> str:
     first, last = shown.rounds[0][0], shown.rounds[-1][0]
     rounds = f"round {last}" if first == last else f"rounds {first} to {last}"
     few = len(shown.lines) < shown.asked
     which = f"{len(shown.lines)} of the {count_of(shown.asked, 'device')}" if few else "All devices"
     waiting = (
         "Who is done waits for the end of the round, evaluation included: that took "
-        if waits_for_all
+        if run.waits_for_all
         else "Waiting is from the end of a task to the next one, or to the end of the round that "
         "took its update: that took "
     )
@@ -146,5 +146,6 @@ def _caption(shown: Timeline, *, waits_for_all: bool) -> str:
         f"{waiting}"
         f"{format_percent(shown.waited)} of the time of all who were there. "
         f"{f'Starting: {STARTS[:1].lower()}{STARTS[1:]} ' if starts else ''}"
+        f"{f'Training: {REAL_TASK}. ' if run.deployed else ''}"
         "Blank: not asked, or not done when the run ended."
     )
