@@ -119,7 +119,7 @@ def measure_baseline(environment: Mapping[str, str]) -> Baseline:
     MestFedError
         If one cannot be imported.
     """
-    from mest_fed.cli.console import said_meanwhile  # no part of a process that is measured
+    from mest_fed.cli.speaker import said_meanwhile  # no part of a process that is measured
 
     with said_meanwhile(MEASURING):
         worker = measure_worker(environment)

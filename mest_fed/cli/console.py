@@ -35,18 +35,6 @@ _LONGEST_NAME = 14
 _MOST_REASONS = 12
 
 
-@contextmanager
-def said_meanwhile(text: str) -> Iterator[None]:
-    """Say on standard error what takes a while: moving in a terminal, else as a line."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        with console.status(text):
-            yield
-    else:
-        print(text, file=sys.stderr, flush=True)
-        yield
-
-
 @dataclass(frozen=True)
 class Shown:
     """A column of the rounds in a terminal.

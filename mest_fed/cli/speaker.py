@@ -82,3 +82,15 @@ class Speaker:
             self._piped = None
             with suppress(OSError, ValueError):  # else Python complains as it ends
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.file.fileno())
+
+
+@contextmanager
+def said_meanwhile(text: str) -> Iterator[None]:
+    """Say on standard error what takes a while: moving in a terminal, else as a line."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status(text):
+            yield
+    else:
+        print(text, file=sys.stderr, flush=True)
+        yield
