@@ -6,7 +6,7 @@ that have a token. Private keys have mode 0600.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -224,9 +224,15 @@ def refuse(folder: Path, name: str, *, undo: bool) -> int:
         known = ", ".join(sorted({entry.device for entry in devices})) or "none has enrolled yet"
         raise not_allowed("NAME", name, f"a device of {folder}: {known}")
     refused = read_refused(folder)
+    if undo and not mine.keys() & refused.keys():
+        raise not_allowed("--undo", name, f"a device that is refused: {_names(refused)}")
     others = {digest: whose for digest, whose in refused.items() if digest not in mine}
     write_refused(folder, others if undo else others | mine)
     return len(mine)
+
+
+def _names(refused: Mapping[str, str]) -> str:
+    return ", ".join(sorted(set(refused.values()))) or "there is none"
 
 
 def _signed_files(folder: Path) -> Iterator[tuple[Path, str]]:

@@ -183,7 +183,7 @@ def _serve(
 ) -> Any:
     from mest_fed.config import find_named, to_flat
     from mest_fed.link.server.grid import LinkGrid
-    from mest_fed.link.server.lean_run import LeanRun
+    from mest_fed.link.server.lean_run import LeanRun, check_run
     from mest_fed.link.server.opening import open_link
     from mest_fed.process_tasks import PROCESS_TASKS
     from mest_fed.server.app import build_server_app
@@ -193,6 +193,7 @@ def _serve(
 
     find_named(config)
     flat, task = to_flat(config), Task(config)
+    check_run(task)
     PROCESS_TASKS.put(flat, task)
     run = LeanRun(task)
     with open_link(link, run) as nodes:

@@ -17,6 +17,7 @@ from mest_fed.cli.simulate import Workers, prepare_engine
 from mest_fed.cli.studies.display import StudyConsole
 from mest_fed.cli.tables import check_format
 from mest_fed.errors import not_allowed
+from mest_fed.units import number_of
 
 if TYPE_CHECKING:
     from mest_fed.simulation.study.grid import Cell
@@ -125,7 +126,7 @@ def study(
         from mest_fed.simulation.study.checks import check_study
         from mest_fed.simulation.study.grid import expand
         from mest_fed.simulation.study.known import read_known
-        from mest_fed.simulation.study.study_folder import StudyFolder
+        from mest_fed.simulation.study.study_folder import StudyFolder, distinct_runs
 
         stop.loaded()
         found = expand(about, os.path.abspath(data) if data else "")
@@ -143,6 +144,10 @@ def study(
 
             print_cells(about, chosen, folder, console)
             return
+        if known is not None:
+            runs = distinct_runs(chosen)
+            taken = sum(known.of(cell) is not None for cell in runs)
+            console.say(f"{taken} of {number_of(len(runs), 'run')} are taken from {reuse}", "dim")
         with folder:
             stop.kept = lambda: f"stopped; go on with: {again}"
             try:

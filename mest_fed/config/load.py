@@ -237,7 +237,9 @@ def read_toml(path: Path) -> Table:
         raise InputError(f"no such file: {path}") from None
     except IsADirectoryError:
         raise InputError(f"{path} is a folder; allowed: a TOML file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is no text; allowed: a TOML file") from None
+    except (OSError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from None
 
 

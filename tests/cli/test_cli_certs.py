@@ -360,6 +360,9 @@ def test_a_device_that_enrolled_is_shown_and_can_be_refused(does, fails, tls):
     assert not admits(Identity(digest, "shed"))
     does("refuse", "tls", "shed", "--undo")
     assert admits(Identity(digest, "shed"))
+    assert "--undo = 'shed' is not allowed; allowed: a device that is refused: pi-1" in fails(
+        "certs", "refuse", "tls", "shed", "--undo"
+    )
     assert "NAME = 'attic' is not allowed; allowed: a device of tls: pi-1, shed" in fails(
         "certs", "refuse", "tls", "attic"
     )

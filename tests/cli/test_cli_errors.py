@@ -115,6 +115,11 @@ def test_a_configuration_that_is_not_toml(fails, tmp_path):
     assert "cannot read wrong.toml" in fails("simulate", "--config", "wrong.toml")
 
 
+def test_a_configuration_that_is_no_text(fails, tmp_path):
+    (tmp_path / "mine.npz").write_bytes(b"PK\x03\x04\xa3")
+    assert "mine.npz is no text; allowed: a TOML file" in fails("simulate", "mine.npz")
+
+
 def test_a_configuration_with_an_unknown_key(fails, tmp_path):
     (tmp_path / "wrong.toml").write_text("[fleet]\ndevice = 3\n", encoding="utf-8")
     line = fails("simulate", "--config", "wrong.toml")

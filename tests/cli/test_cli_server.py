@@ -29,6 +29,10 @@ LOOPBACK = ("--insecure", "--listen", "127.0.0.1:0")
             ("server", "--insecure", "--enrol", "127.0.0.1:1"),
             ["--enrol = '127.0.0.1:1' is not allowed beside --insecure", "allowed: --insecure al"],
         ),
+        (
+            ("server", *LOOPBACK, "--preset", "plain", "--set", "sparsity.method=heterofl"),
+            ["sparsity.method = 'heterofl' gives devices narrower models", "a node with torch"],
+        ),
         (("server", "--insecure"), ["--listen = '0.0.0.0:9443'", "allowed: loopback addresses"]),
         (("server", "--insecure", "--listen", "here"), ["--listen = 'here'", "HOST:PORT"]),
         (("server", "--certificates", "tls", "--enrol", "9444"), ["--enrol = '9444'", "HOST:PORT"]),

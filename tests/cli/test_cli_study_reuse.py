@@ -24,6 +24,7 @@ def test_what_a_record_has_is_not_computed_again(tmp_path):
     status, shown, err = run(more, "--out", tmp_path / "two", "--reuse", record, "--record", again)
     assert status == 0, err
     assert [row["cell"] for row in shown] == ["seed=2"]
+    assert f"1 of 2 runs are taken from {record}\n" in err
     assert [path.name for path in (tmp_path / "two/runs").iterdir()] == ["seed=2"]
     (before,), (same, new) = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
     assert same == before

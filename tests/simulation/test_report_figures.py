@@ -293,3 +293,5 @@ def test_any_values_of_a_metric_can_be_drawn(run, values):
     metric = Metric("r2", higher_is_better=True)
     charts = draw_charts(with_metric(run, metric, values))
     assert "r2" in texts(charts["metric_rounds"])
+    drawn = [" ".join(texts(chart)) for chart in charts.values() if chart is not None]
+    assert all("mathdefault" not in each for each in drawn)

@@ -219,8 +219,8 @@ def _checked(inputs: Array, targets: Array, given: InputDescription) -> Examples
 
 def _problems(inputs: Array, targets: Array, given: InputDescription) -> Iterator[str]:
     if inputs.ndim == 0 or inputs.shape[1:] != given.shape:
-        allowed = ("n", *given.shape)
-        yield f"inputs of shape {inputs.shape} are not allowed; allowed: {allowed}"
+        each = ", ".join(map(str, given.shape))
+        yield f"inputs of shape {inputs.shape} are not allowed; allowed: (n, {each}), n examples"
         return
     count = len(inputs)
     if targets.shape != (count, *given.target_shape):

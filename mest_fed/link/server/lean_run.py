@@ -214,7 +214,14 @@ class LeanRun:
             return self._plans[key]
 
 
-def _check(task: Task, plan: Plan) -> None:
+def check_run(task: Task) -> None:
+    """Check that lean nodes can take part in a run, if only their budgets hold a plan.
+
+    Raises
+    ------
+    InputError
+        If the run needs what no lean node has: one line.
+    """
     config = task.config
     named: list[tuple[Registry[Any], str]] = [
         (AUGMENTATIONS, config.data.augmentation),
@@ -248,6 +255,10 @@ def _check(task: Task, plan: Plan) -> None:
             f"node's programs have no room; allowed: {MutationPlace.SERVER.value!r}, or another "
             "sparsity.scheme"
         )
+
+
+def _check(task: Task, plan: Plan) -> None:
+    check_run(task)
     if not can_compile(plan.memory) or not task.compiles(plan.memory):
         raise InputError(
             "the plan of this budget needs torch (activations recomputed or packed), which a lean "

@@ -56,7 +56,7 @@ def _central(row: RoundRow) -> float | None:
 def _scale(axes: Any, values: list[float]) -> None:
     low, high = min(values), max(values)
     if low > 0 and high / low > DECADES:
-        axes.set_yscale("log")
+        style.log_scale(axes)
     else:
         axes.set_ylim(bottom=min(0.0, low))
 

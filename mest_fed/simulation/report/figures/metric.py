@@ -123,7 +123,7 @@ def metric_axis(axes: Any, curve: Curve, rounds: Sequence[RoundRow], label: str)
         axes.set_ylim(max(0.0, low - margin), min(1.005, high + margin))
         axes.yaxis.set_major_formatter(style.PERCENT_TICKS)
     elif low > 0 and high / low > DECADES:
-        axes.set_yscale("log")
+        style.log_scale(axes)
     else:
         margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
         axes.set_ylim(low - margin, high + margin)

@@ -12,7 +12,7 @@ import matplotlib
 from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from mest_fed.simulation.report.figures.page_colours import with_variables
 from mest_fed.simulation.report.formats import format_percent
@@ -81,6 +81,16 @@ def house_style() -> Iterator[None]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         yield
+
+
+def log_scale(axes: Any) -> None:
+    """Give a y axis steps of ten times each, their values as plain numbers.
+
+    matplotlib's own labels are formulas, which an SVG whose text is text shows as their source.
+    """
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def new_figure(width: float, height: float) -> Figure:
