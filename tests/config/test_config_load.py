@@ -322,11 +322,18 @@ def test_a_missing_file(tmp_path):
         read_toml(tmp_path / "nothing.toml")
 
 
-@pytest.mark.parametrize("content", [b"[run", b"\xff\xfe", b"run.rounds = 3\nrun = 4"])
+@pytest.mark.parametrize("content", [b"[run", b"run.rounds = 3\nrun = 4"])
 def test_a_file_that_is_not_toml(tmp_path, content):
     path = tmp_path / "wrong.toml"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"cannot read .*wrong\.toml"):
+        read_toml(path)
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    path = tmp_path / "wrong.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"wrong\.toml is no text; allowed: a TOML file"):
         read_toml(path)
 
 
