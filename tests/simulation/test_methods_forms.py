@@ -100,7 +100,10 @@ def test_a_resumed_run_ends_with_the_same_bits(form, tmp_path):
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.soak), 2])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form",
+    ["freezing", *(pytest.param(it, marks=pytest.mark.soak) for it in ("widths", "forward-only"))],
+)
 def test_any_number_of_workers_ends_with_the_same_bits(session, form, workers, tmp_path):
     config, _ = config_of(form, run={"rounds": 2})
     serial = start(tmp_path / "serial", config)
