@@ -423,21 +423,30 @@ class MestStrategy(Strategy):
         mutated = self.clients_mutate(self.record.round)
         spec = self.broadcast.spec_of(node.density)
         untrained = self.task.untrained(node.frozen)
-        if self.config.wire.slopes:
-            state = repeat_update(reply, self.task, node, offered, self.record.round)
-        else:
-            state = read_update(
-                reply,
-                spec,
-                offered,
-                mask_may_change=mutated,
-                sent_hash=self.broadcast.tier_hash(node.density),
-                frozen=untrained,
-            )
+        state = self._read(
+            reply,
+            node,
+            offered,
+            self.record.round,
+            mask_may_change=mutated,
+            sent_hash=self.broadcast.tier_hash(node.density),
+        )
         masks = offered.masks if mutated else None
         self._clipping.add(mean, state, offered, counts.examples, masks, untrained=untrained)
         self._note_mask(node)
         outcome.note(counts.totals, state.density(spec))
+
+    def _read(
+        self, reply: Message, node: Node, sent: SparseState, number: int, **how: Any
+    ) -> SparseState:
+        """Return what a node's model became, of what it was sent in a round.
+
+        ``how`` is for :func:`read_update`; WireError if the update is not acceptable.
+        """
+        if self.config.wire.slopes:
+            return repeat_update(reply, self.task, node, sent, number)
+        spec, untrained = self.broadcast.spec_of(node.density), self.task.untrained(node.frozen)
+        return read_update(reply, spec, sent, frozen=untrained, **how)
 
     def _note_mask(self, node: Node) -> None:
         # A node that answered has decoded, and kept, the mask set that it was sent.

@@ -56,6 +56,19 @@ def digest(tmp_path_factory):
     return simulated(config_of(), tmp_path_factory.mktemp("simulated") / "run")
 
 
+def trained_by_four(edge):
+    """Have four nodes take part in the run of an edge in every round; return its summary."""
+    edge.serve_here()
+    nodes = [Node(edge, number) for number in range(4)]
+    for node in nodes:
+        node.start()
+    summary = edge.ended_here()
+    for node in nodes:
+        node.end()
+    assert {row["status"] for row in edge.rows("clients")} == {"ok"}
+    return summary
+
+
 def test_four_nodes_of_mixed_budgets_end_with_the_weights_of_the_simulation(
     tmp_path, caplog, digest
 ):
@@ -63,14 +76,7 @@ def test_four_nodes_of_mixed_budgets_end_with_the_weights_of_the_simulation(
     with Edge(tmp_path, config) as edge:
         plans = {edge.task.plan(edge.task.budget(it), it).density for it in edge.task.devices}
         assert len(plans) == 2
-        edge.serve_here()
-        nodes = [Node(edge, number) for number in range(4)]
-        for node in nodes:
-            node.start()
-        summary = edge.ended_here()
-        for node in nodes:
-            node.end()
-        assert {row["status"] for row in edge.rows("clients")} == {"ok"}
+        summary = trained_by_four(edge)
         assert "does not take part" not in caplog.text
     assert summary["model_sha256"] == digest
 
@@ -79,14 +85,7 @@ def test_nodes_leave_out_what_they_keep_frozen(tmp_path):
     config = config_of(memory={"frozen": 1})
     encoded = patch.object(worker, "encode", wraps=worker.encode)
     with Edge(tmp_path, config) as edge, encoded as encode:
-        edge.serve_here()
-        nodes = [Node(edge, number) for number in range(4)]
-        for node in nodes:
-            node.start()
-        summary = edge.ended_here()
-        for node in nodes:
-            node.end()
-        assert {row["status"] for row in edge.rows("clients")} == {"ok"}
+        summary = trained_by_four(edge)
         (frozen,) = {call.kwargs["frozen"] for call in encode.call_args_list}
         assert frozen == edge.task.untrained(1) != frozenset()
     assert summary["model_sha256"] == simulated(config, tmp_path / "simulated")

@@ -72,11 +72,14 @@ def refused_in_a_line():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "seed", [*range(FEW), *(pytest.param(it, marks=pytest.mark.soak) for it in range(FEW, DRAWS))]
+    "seeds", [range(FEW), pytest.param(range(FEW, DRAWS), marks=pytest.mark.soak)]
 )
-def test_a_run_trains_all_its_devices_or_is_refused_in_a_line(seed, tmp_path):
-    with refused_in_a_line():
-        start(tmp_path / "run", drawn(seed))
-        rows = read_rows(tmp_path / "run", "clients")
-        assert [row["reason"] for row in rows if row["failure"] is not None] == []
-        assert rows
+def test_runs_train_all_their_devices_or_are_refused_in_a_line(seeds, tmp_path):
+    trained = 0
+    for seed in seeds:
+        with refused_in_a_line():
+            folder = start(tmp_path / str(seed), drawn(seed))
+            rows = read_rows(folder, "clients")
+            assert [row["reason"] for row in rows if row["failure"] is not None] == [], seed
+            trained += bool(rows)
+    assert trained > len(seeds) // 2

@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAdam, FedAvg
-from tiny_run import read_rows, read_summary, start, tiny_config
+from tiny_run import assert_same_on_workers, read_rows, start, tiny_config
 
 from mest_fed.server.aggregation.averaging import SummedFedAvg, WorkerSums
 from mest_fed.server.flower_internals import (
@@ -22,8 +21,6 @@ from mest_fed.server.flower_internals import (
 from mest_fed.simulation.engine.executor import SerialExecutor
 from mest_fed.simulation.engine.grid import EngineGrid
 from mest_fed.simulation.engine.interfaces import TaskResult, make_nodes
-from mest_fed.simulation.peak_measurement import PeakMeasurement
-from mest_fed.simulation.simulate import open_run
 
 logging.getLogger("flwr").setLevel(logging.ERROR)
 
@@ -52,12 +49,7 @@ def test_any_number_of_workers_ends_with_the_same_bits(session, kind, workers, t
     serial = start(tmp_path / "serial", config)
     statuses = {row["status"] for row in read_rows(serial, "clients")}
     assert {"ok", "late"} <= statuses
-    folder = tmp_path / "parallel"
-    with patch.object(PeakMeasurement, "start", lambda *_: PeakMeasurement(None)):
-        open_run("tiny", config, folder, resume=False).run(workers)
-    assert read_rows(folder, "clients") == read_rows(serial, "clients")
-    expected = read_summary(serial)["model_sha256"]
-    assert read_summary(folder)["model_sha256"] == expected
+    assert_same_on_workers(serial, workers, tmp_path / "parallel")
 
 
 app = ClientApp()

@@ -4,11 +4,11 @@ Each is given budgets that only its own knob meets.
 """
 
 from dataclasses import replace
-from unittest.mock import patch
 
 import pytest
 from tiny_run import (
     StopAfter,
+    assert_same_on_workers,
     assert_same_run,
     read_rows,
     read_summary,
@@ -18,9 +18,7 @@ from tiny_run import (
 
 from mest_fed.memory.footprint import footprint
 from mest_fed.memory.planner import needed
-from mest_fed.simulation.peak_measurement import PeakMeasurement
 from mest_fed.simulation.rounds import Interrupted
-from mest_fed.simulation.simulate import open_run
 from mest_fed.task import Task
 
 DEVICES = ("rpi-4", "jetson-nano", "rpi-zero-2w")
@@ -107,9 +105,4 @@ def test_a_resumed_run_ends_with_the_same_bits(form, tmp_path):
 def test_any_number_of_workers_ends_with_the_same_bits(session, form, workers, tmp_path):
     config, _ = config_of(form, run={"rounds": 2})
     serial = start(tmp_path / "serial", config)
-    folder = tmp_path / "parallel"
-    with patch.object(PeakMeasurement, "start", lambda *_: PeakMeasurement(None)):
-        open_run("tiny", config, folder, resume=False).run(workers)
-    assert read_rows(folder, "clients") == read_rows(serial, "clients")
-    expected = read_summary(serial)["model_sha256"]
-    assert read_summary(folder)["model_sha256"] == expected
+    assert_same_on_workers(serial, workers, tmp_path / "parallel")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
-from mest_fed.config import from_table
+from mest_fed.config import from_table, read_toml
 from mest_fed.kernels import torch_threads
 from mest_fed.memory import footprint
 from mest_fed.memory.planner import ends, needed
@@ -112,3 +112,12 @@ def assert_same_run(folder, other):
     assert one.pop("wall_seconds") > 0
     assert two.pop("wall_seconds") > 0
     assert one == two
+
+
+def assert_same_on_workers(serial, workers, folder):
+    """Run what a folder holds on workers; its clients' rows and its model must be the same."""
+    config = from_table(read_toml(serial / "config.toml"), "test")
+    with patch.object(PeakMeasurement, "start", lambda *_: PeakMeasurement(None)):
+        open_run("tiny", config, folder, resume=False).run(workers)
+    assert read_rows(folder, "clients") == read_rows(serial, "clients")
+    assert read_summary(folder)["model_sha256"] == read_summary(serial)["model_sha256"]

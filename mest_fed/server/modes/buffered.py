@@ -14,9 +14,8 @@ from mest_fed.server.aggregation.aggregate import Aggregate
 from mest_fed.server.client_registry import Node
 from mest_fed.server.global_model import GlobalModel, MaskSet
 from mest_fed.server.modes.arrivals import ArrivalStrategy
-from mest_fed.server.repeated_update import repeat_update
 from mest_fed.server.rows import ClientOutcome
-from mest_fed.server.update_validator import read_counts, read_update
+from mest_fed.server.update_validator import read_counts
 from mest_fed.sparsity.arrays import Floats
 from mest_fed.sparsity.state import SparseState
 
@@ -158,11 +157,7 @@ class Buffered(ArrivalStrategy):
         pending, server, spec = self.landed, self.config.server, self.model.spec
         epochs = self.config.training.local_epochs
         counts = read_counts(reply, node.examples, epochs, self.task.objective)
-        untrained = self.task.untrained(node.frozen)
-        if self.config.wire.slopes:
-            state = repeat_update(reply, self.task, node, pending.sent, pending.round)
-        else:
-            state = read_update(reply, spec, pending.sent, mask_may_change=False, frozen=untrained)
+        state = self._read(reply, node, pending.sent, pending.round, mask_may_change=False)
         state, norm = self.clip(state, pending.sent)
         self._note_landed_mask()
         staleness = self.record.round - pending.round
@@ -178,7 +173,7 @@ class Buffered(ArrivalStrategy):
         self._clipping.norms.append(norm)
         weight = WEIGHTINGS.build(server.weighting, counts.examples)
         moved = rebase(state, pending.sent, rows, self.model, share)
-        mean.add(moved, weight, untrained=untrained)
+        mean.add(moved, weight, untrained=self.task.untrained(node.frozen))
         outcome.note(counts.totals, state.density(spec))
 
 
