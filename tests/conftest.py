@@ -3,6 +3,7 @@
 import os
 import signal
 import tempfile
+import weakref
 
 import hypothesis
 import pytest
@@ -46,3 +47,20 @@ def pytest_collection_modifyitems(items):
         if item.path in with_ray:
             for warning in LEFT_BY_RAY:
                 item.add_marker(pytest.mark.filterwarnings(warning), append=False)
+
+
+@pytest.fixture
+def stands(monkeypatch):
+    """Return what says, of each batch that follows one, whether that still stood in memory."""
+    from mest_fed.data.minibatches import Minibatches
+
+    found, last, make = [], [], Minibatches._batch
+
+    def watched(self, positions):
+        found.extend(each() is not None for each in last)
+        made = make(self, positions)
+        last[:] = [weakref.ref(made[0])]
+        return made
+
+    monkeypatch.setattr(Minibatches, "_batch", watched)
+    return found

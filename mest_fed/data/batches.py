@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mest_fed.data.arrays import ArrayData
-from mest_fed.data.minibatches import Indices, Minibatches
+from mest_fed.data.minibatches import Array, Indices, Minibatches
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +46,10 @@ class Batches(Minibatches):
         super().__init__(data.examples, indices, batch_size, **options)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches of one epoch."""
-        for inputs, targets, examples in self.epoch():
-            yield Batch(torch.from_numpy(inputs), torch.from_numpy(targets), examples)
+        """Iterate over the batches of one epoch."""
+        return map(_as_tensors, self.epoch())  # holds no batch while it makes the next one
+
+
+def _as_tensors(arrays: tuple[Array, Array, Indices]) -> Batch:
+    inputs, targets, examples = arrays
+    return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), examples)

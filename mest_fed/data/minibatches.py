@@ -82,13 +82,16 @@ class Examples:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
-    def normalised(self, inputs: Array) -> Array:
-        """Return ``(value - mean) / std`` as float32; what has no mean as it is."""
+    def normalised(self, inputs: Array, *, spent: bool = False) -> Array:
+        """Return ``(value - mean) / std`` as float32; what has no mean as it is.
+
+        Nobody needs inputs that are ``spent``: the result may take their place.
+        """
         if not self.mean:
             return inputs
+        result: Array = inputs.astype(np.float32, copy=not spent)
         unit = np.float32(255 if self.inputs.dtype == np.uint8 else 1)
-        shape = -1, *(1,) * (inputs.ndim - 2)
-        result: Array = inputs.astype(np.float32)
+        shape = -1, *(1,) * (result.ndim - 2)
         result -= np.array(self.mean, np.float32).reshape(shape) * unit
         result /= np.array(self.std, np.float32).reshape(shape) * unit
         return result
@@ -224,7 +227,10 @@ class Minibatches:
         inputs = self._examples.inputs[rows]
         if self._generator is not None:
             inputs = self._augment(inputs, self._generator)
-        return self._examples.normalised(inputs), self._examples.targets[rows], positions
+        # What an augmentation of the user's returns may be kept by it.
+        spent = self._augment is unchanged
+        inputs = self._examples.normalised(inputs, spent=spent)
+        return inputs, self._examples.targets[rows], positions
 
 
 def batch_starts(examples: int, batch_size: int) -> list[int]:

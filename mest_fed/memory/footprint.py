@@ -37,6 +37,10 @@ MUTATION = 20
 #: backward (measured as the rest, 0.8 to 1.1 MB with images of 32x32).
 FORWARD_BY_TORCH = 1_500_000
 
+#: A batch is made of examples as they are read, which stand beside it then: of images a byte for
+#: each of its floats. What examples of floats, or tokens, are read as is the batch itself.
+AS_READ = 4
+
 #: Numbers of a random direction that are drawn at a time, where training is by forward passes.
 PERTURBED_AT_ONCE = 2**13
 
@@ -66,7 +70,7 @@ class Footprint:
         of recomputed segments, the kernels' scratch, blocked copies of dense convolutions; beside a
         compiled step, which keeps its memory meanwhile, what a mutation takes.
     batch : int
-        Images and labels of a whole batch.
+        Images and labels of a whole batch; in a client's round also what the batch is made of.
     wire : int
         The received message, and the state decoded from it; where updates are differences, what
         earlier ones left out, and what packing takes; and by how much the state that is sent and
@@ -240,8 +244,10 @@ def _compiled(
         parts["workspace"] += _padding(trace, active)
     target = trace.loss.targets(1, "meta").nbytes
     parts["batch"] += (trace.image + target) * shape.batch
+    if setting.messages:
+        parts["batch"] += trace.image * shape.batch // AS_READ
     if setting.forward_only:
-        parts["workspace"] += _beside_passes(trace, active, shape)
+        parts["workspace"] += _beside_passes(trace, active)
     parts["runtime"] += ROUND if setting.messages else 0
     # A soft bound grows before there is a step, and ranks active granules alone after the last.
     if setting.mutates and setting.method.peak == 1:
@@ -260,13 +266,13 @@ def _sent(trace: ModelTrace, active: dict[str, int], setting: TrainingSetup) -> 
     return 2 * sum(_model(trace, active).values())
 
 
-def _beside_passes(trace: ModelTrace, active: dict[str, int], shape: TrainingShape) -> int:
+def _beside_passes(trace: ModelTrace, active: dict[str, int]) -> int:
     """Return what stands beside forward passes, where nothing else hides it.
 
-    The next batch is made while the last one is there; or the state that is sent, and its message,
-    stand beside those that were received. In other training gradients and momentum are gone then.
+    The state that is sent, and its message, stand beside those that were received. In other
+    training gradients and momentum are gone then.
     """
-    return max(trace.image * shape.batch, 2 * sum(_model(trace, active).values()))
+    return 2 * sum(_model(trace, active).values())
 
 
 def _padding(trace: ModelTrace, active: dict[str, int]) -> int:
@@ -316,7 +322,7 @@ def _by_torch(
         return _measured(trace, active, shape, error, setting)
     peak["workspace"] = peak.get("workspace", 0) + setting.threads * trace.scratch
     if setting.forward_only:
-        peak["workspace"] += _beside_passes(trace, active, shape) + FORWARD_BY_TORCH
+        peak["workspace"] += _beside_passes(trace, active) + FORWARD_BY_TORCH
     return Footprint(**peak, wire=_wire(trace, active, setting))
 
 

@@ -134,6 +134,12 @@ class Batches:
         for array in (self.runtime.arena, *self._sums):
             release_pages(array)
 
+    def let_go_inputs(self) -> None:
+        """Hold the batch no longer: it need not stand beside the next one while that is made."""
+        names = [name for name, it in self.rows.items() if it.role == "input"]
+        for runtime in (self.runtime, *self._others.values()):
+            runtime.let_go(names)
+
     def groups(self, inputs: Mapping[str, Any]) -> None:
         """Run forward and backward over a batch: sums and outputs are those of the batch then.
 

@@ -64,9 +64,14 @@ def check_damage(record, study):
 
 
 def test_where_the_data_is_does_not_tell_cells_apart(tmp_path):
-    study = read_study(str(write_study(tmp_path, SEEDS)))
+    """And one without files stays where it is."""
+    axes = '[axes]\n"data.name" = ["digits", "cifar10"]\n'
+    study = read_study(str(write_study(tmp_path, axes)))
     plain, placed = expand(study), expand(study, "/somewhere")
     assert [cell.digest for cell in plain] == [cell.digest for cell in placed]
-    assert {cell.config.data.path for cell in placed} == {"/somewhere"}
+    assert {cell.config.data.name: cell.config.data.path for cell in placed} == {
+        "digits": "",
+        "cifar10": "/somewhere",
+    }
     assert {cell.studied.data.path for cell in placed} == {""}
     assert placed[0].as_studied(placed[0].config) == plain[0].config
