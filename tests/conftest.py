@@ -52,15 +52,21 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def stands(monkeypatch):
     """Return what says, of each batch that follows one, whether that still stood in memory."""
-    from mest_fed.data.minibatches import Minibatches
+    from mest_fed.data.minibatches import Minibatches, Rows
 
-    found, last, make = [], [], Minibatches._batch
+    found, made, batch, make = [], [], Minibatches._batch, Rows.make
 
-    def watched(self, positions):
-        found.extend(each() is not None for each in last)
-        made = make(self, positions)
-        last[:] = [weakref.ref(made[0])]
-        return made
+    def next_batch(self, positions):
+        if made:
+            found.append(any(each() is not None for each in made))
+        made.clear()
+        return batch(self, positions)
 
-    monkeypatch.setattr(Minibatches, "_batch", watched)
+    def part(self, places):
+        rows = make(self, places)
+        made.append(weakref.ref(rows))
+        return rows
+
+    monkeypatch.setattr(Minibatches, "_batch", next_batch)
+    monkeypatch.setattr(Rows, "make", part)
     return found

@@ -181,7 +181,7 @@ class LocalTrainer:
             left = size - done
             part = slice(done, done + -(-left // -(-left // self.micro_batch)))
             targets = batch.targets[part].to(device)
-            loss = self._forward(forward, batch.inputs[part].to(device), targets, totals, right)
+            loss = self._forward(forward, batch.part(part).to(device), targets, totals, right)
             (loss / weight).backward()  # type: ignore[no-untyped-call]
             done = part.stop
             del loss
@@ -240,7 +240,7 @@ def evaluate(
     totals = Metrics()
     for batch in batches:
         targets = batch.targets.to(device)
-        outputs = forward(batch.inputs.to(device))
+        outputs = forward(batch.part().to(device))
         loss = objective.total_loss(outputs, targets).item()
         totals.add(loss, targets, objective, objective.sums(outputs, targets))
         del batch, targets, outputs  # or they stand in memory while the next ones are made
@@ -271,7 +271,7 @@ def judge(
     device = next(model.parameters()).device
     right = list[Tensor]()
     for batch in batches:
-        outputs = forward(batch.inputs.to(device))
+        outputs = forward(batch.part().to(device))
         right.append(judge_correct(objective, outputs, batch.targets.to(device)))
         del batch, outputs  # as above
     return torch.cat(right) if right else torch.zeros(0, dtype=torch.bool)

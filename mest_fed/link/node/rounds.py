@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mest_fed.data.minibatches import Examples, Minibatches
+from mest_fed.data.minibatches import Examples, Minibatches, Rows
 from mest_fed.data.partitioners import hold_out
 from mest_fed.devices.cost import StepWork, Work
 from mest_fed.devices.program_work import program_step_work
@@ -189,7 +189,7 @@ class _Training:
         self._totals, self._work = Totals(), Work()
 
     def fit(
-        self, batches: Iterator[tuple[Array, Array, Indices]], forgetting: ForgettingState | None
+        self, batches: Iterator[tuple[Rows, Array, Indices]], forgetting: ForgettingState | None
     ) -> tuple[SparseState, Totals, Work]:
         """Take one step for each batch."""
         mutation, step, number = self._mutation, None, 0
@@ -213,7 +213,7 @@ class _Training:
             bound.release_memory()  # before there is a copy of the weights
         return self._model.state(), self._totals, self._work + self._beside()
 
-    def _take(self, step: CompiledStep, inputs: Array, targets: Array, number: int) -> None:
+    def _take(self, step: CompiledStep, inputs: Rows, targets: Array, number: int) -> None:
         scores = self._rounds.scores
         loss = step.step(inputs, scores.counted(targets), self._order.learning_rate)
         total = loss * scores.count(targets)
