@@ -51,7 +51,7 @@ class FinalModel:
     model: nn.Module
     example: Tensor
     facts: dict[str, str]
-    finished: bool
+    finished: bool = True
 
 
 @dataclass(frozen=True)
