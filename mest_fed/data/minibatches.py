@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -100,11 +101,18 @@ class Examples:
         if not self.mean:
             return inputs
         result: Array = inputs.astype(np.float32, copy=not spent)
-        unit = np.float32(255 if self.inputs.dtype == np.uint8 else 1)
-        shape = -1, *(1,) * (result.ndim - 2)
-        result -= np.array(self.mean, np.float32).reshape(shape) * unit
-        result /= np.array(self.std, np.float32).reshape(shape) * unit
+        mean, std = self._statistics
+        result -= mean
+        result /= std
         return result
+
+    @cached_property
+    def _statistics(self) -> tuple[Array, Array]:
+        """Mean and deviation as arrays, in the inputs' own units."""
+        unit = np.float32(255 if self.inputs.dtype == np.uint8 else 1)
+        shape = -1, *(1,) * (self.inputs.ndim - 2)
+        mean, std = (np.array(it, np.float32).reshape(shape) for it in (self.mean, self.std))
+        return mean * unit, std * unit
 
 
 class Rows:
