@@ -8,7 +8,7 @@ import copy
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from logging import WARNING, LogRecord, StreamHandler
+from logging import WARNING, Handler, LogRecord, StreamHandler
 from os import environ
 from typing import Any
 
@@ -55,6 +55,7 @@ __all__ = [
     "own_lines",
     "parse_overrides",
     "plain_console",
+    "print_by",
     "rebuild_message",
     "recorded_results",
     "set_message_id",
@@ -71,6 +72,13 @@ NODE_UNAVAILABLE: int = ErrorCode.NODE_UNAVAILABLE
 def plain_console() -> None:
     """Have Flower's console write no codes of colours where its stream is no terminal."""
     console_handler.colored = console_handler.stream.isatty() and not environ.get("NO_COLOR")
+
+
+def print_by(handler: Handler) -> None:
+    """Have Flower print by this handler alone."""
+    for other in list(FLOWER_LOGGER.handlers):
+        FLOWER_LOGGER.removeHandler(other)
+    FLOWER_LOGGER.addHandler(handler)
 
 
 @contextmanager
