@@ -1,5 +1,6 @@
 """A device's messages are answered in a child process, whose end costs one round."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -28,13 +29,15 @@ MB = 10**6
 def report(monkeypatch):
     """Return a function that has a handler report a message as on a device: (reply, context)."""
     monkeypatch.setenv(ALONE, "1")
+    gc.freeze()  # all that other tests have left need not be looked through before each fork
 
     def run(handler):
         context = context_of(CONFIG)
         message = Message(RecordDict({"config": ConfigRecord({"number": 7})}), 55, "train")
         return isolated(handler)(message, context), context
 
-    return run
+    yield run
+    gc.unfreeze()
 
 
 def test_the_reply_and_the_state_come_back(report):
