@@ -29,7 +29,6 @@ MB = 10**6
 def report(monkeypatch):
     """Return a function that has a handler report a message as on a device: (reply, context)."""
     monkeypatch.setenv(ALONE, "1")
-    gc.freeze()  # all that other tests have left need not be looked through before each fork
 
     def run(handler):
         context = context_of(CONFIG)
@@ -37,7 +36,7 @@ def report(monkeypatch):
         return isolated(handler)(message, context), context
 
     yield run
-    gc.unfreeze()
+    gc.freeze()  # again, as tests/conftest.py has it: a device's process undoes it
 
 
 def test_the_reply_and_the_state_come_back(report):
