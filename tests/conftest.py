@@ -1,5 +1,6 @@
 """What all tests need of their process."""
 
+import gc
 import os
 import signal
 import tempfile
@@ -47,6 +48,17 @@ def pytest_collection_modifyitems(items):
         if item.path in with_ray:
             for warning in LEFT_BY_RAY:
                 item.add_marker(pytest.mark.filterwarnings(warning), append=False)
+
+
+def pytest_collection_finish():
+    """Keep tests and libraries, which stay to the end, out of every search for garbage."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    """Let go of them, so that what libraries count as leaked is none of theirs."""
+    gc.unfreeze()
 
 
 @pytest.fixture
