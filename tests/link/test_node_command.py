@@ -86,6 +86,16 @@ def test_a_wrong_option_is_one_line(says, arguments, text):
     assert text in line
 
 
+def test_a_token_may_stand_in_the_environment(monkeypatch):
+    """Arguments stand in the list of processes, for all to read."""
+    given = [*LINK, "--enrol", "127.0.0.1:1"]
+    monkeypatch.setenv("MEST_TOKEN", "x")
+    assert command.parser().parse_args(given).token == "x"
+    assert command.parser().parse_args([*given, "--token", "y"]).token == "y"
+    monkeypatch.delenv("MEST_TOKEN")
+    assert command.parser().parse_args(given).token is None
+
+
 def test_a_folder_of_another_process_is_refused(says, tmp_path):
     claim = (
         "from mest_fed.link.node.store import NodeFolder; from pathlib import Path; import sys; "
