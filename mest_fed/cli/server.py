@@ -105,10 +105,9 @@ def server(
         raise not_allowed("--out", str(folder), "a folder without a run, or --resume beside it")
     check_link(link)
     _check_unused(folder)
-    _print_lines()
     logging.getLogger("mest_fed.link").setLevel(logging.INFO)
     try:
-        with _terminated_as_interrupted():
+        with _alike_lines(), _terminated_as_interrupted():
             summary = _serve(config, folder, link, write)
     except KeyboardInterrupt:
         if any(folder.glob("checkpoints/*")):
@@ -122,16 +121,18 @@ def server(
         sys.exit(NOTHING_TRAINED)
 
 
-def _print_lines() -> None:
+@contextmanager
+def _alike_lines() -> Iterator[None]:
     """Have all lines look alike: those of the run come by Flower's logger, others by ours."""
-    from mest_fed.server.flower_internals import print_by
+    from mest_fed.server.flower_internals import printed_by
     from mest_fed.server.run_log import LINE
 
     of_run, others = (logging.StreamHandler(sys.stderr) for _ in range(2))
     of_run.setFormatter(logging.Formatter(LINE))
-    print_by(of_run)
     others.addFilter(lambda it: not it.name.startswith(("flwr", "mest_fed.server")))
     logging.basicConfig(level=logging.WARNING, format=LINE, handlers=[others])
+    with printed_by(of_run):
+        yield
 
 
 @contextmanager

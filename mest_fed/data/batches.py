@@ -41,11 +41,6 @@ class Batch:
         return torch.from_numpy(inputs.make(places))
 
     @property
-    def rows(self) -> Array | Rows:
-        """Inputs for what takes parts of them itself."""
-        return self.inputs.numpy() if isinstance(self.inputs, Tensor) else self.inputs
-
-    @property
     def example(self) -> tuple[tuple[int, ...], torch.dtype]:
         """Shape and type of an input."""
         inputs = self.inputs

@@ -55,7 +55,7 @@ __all__ = [
     "own_lines",
     "parse_overrides",
     "plain_console",
-    "print_by",
+    "printed_by",
     "rebuild_message",
     "recorded_results",
     "set_message_id",
@@ -74,11 +74,19 @@ def plain_console() -> None:
     console_handler.colored = console_handler.stream.isatty() and not environ.get("NO_COLOR")
 
 
-def print_by(handler: Handler) -> None:
+@contextmanager
+def printed_by(handler: Handler) -> Iterator[None]:
     """Have Flower print by this handler alone."""
-    for other in list(FLOWER_LOGGER.handlers):
+    before = list(FLOWER_LOGGER.handlers)
+    for other in before:
         FLOWER_LOGGER.removeHandler(other)
     FLOWER_LOGGER.addHandler(handler)
+    try:
+        yield
+    finally:
+        FLOWER_LOGGER.removeHandler(handler)
+        for other in before:
+            FLOWER_LOGGER.addHandler(other)
 
 
 @contextmanager

@@ -100,7 +100,7 @@ class CompiledTrainer(LocalTrainer):
         objective, targets = self.objective, batch.targets
         rate = self.optimizer.learning_rate  # type: ignore[union-attr]
         self.work += step.work(len(targets))
-        loss, outputs = step.train(batch, _counted(objective, targets), rate)
+        loss, outputs = step.train(batch.inputs, _counted(objective, targets), rate)
         if reads:
             step.give_gradients()
             self._let_go()  # what follows is a mutation, which may change the model's memory

@@ -66,7 +66,7 @@ def test_a_program_does_not_run_on_a_batch_that_was_let_go():
         first,
         BATCH,
     )
-    step.train(first, first.targets, 0.05)
+    step.train(first.inputs, first.targets, 0.05)
     runtime = step.step.runtime
     with pytest.raises(InputError, match="input, targets: let go; allowed: once an array is bound"):
         runtime.groups(1)
