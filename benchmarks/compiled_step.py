@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 from command_line import Parser, collect, positive, run, share, show
 from harness import Row, compare, in_turn, keep_memory, software, write_json
 from train_contestants import DENSE, MODELS, Case, compiled, facts, run_compiled
@@ -73,6 +74,9 @@ def steps_of(case: Case, options: argparse.Namespace) -> dict[str, CompiledStep]
 def by_operator(step: CompiledStep, batch: int, repeats: int) -> list[Row]:
     """Time each operator of a step alone; return sums of medians by name, the largest first."""
     names = [it.name for it in step.program.operators]
+    for number in step.program.of_role("input"):  # a step lets go of its batch
+        rows = step.program.buffers[number]
+        step.runtime.bind_name(rows.name, np.ones(rows.shape, rows.dtype))
     groups = batch / step.program.examples
     runs: list[list[float]] = [[] for _ in names]
     for _ in range(repeats):

@@ -17,7 +17,7 @@ from mest_fed.config import RunConfig
 from mest_fed.config.learning import sends_differences
 from mest_fed.config.stopping import StopRule
 from mest_fed.data import Batches
-from mest_fed.data.minibatches import batch_starts
+from mest_fed.data.minibatches import batch_starts, unchanged
 from mest_fed.devices import load_profile
 from mest_fed.errors import BudgetError, InputError
 from mest_fed.kernels.choice import Choices
@@ -135,7 +135,7 @@ class Task(TaskModel):
             rule.watched(objective)
         few = np.unique(np.linspace(0, len(train) - 1, _TRIED).astype(np.int64))
         (batch,) = Batches(train, few, _TRIED)
-        outputs = self.architecture.try_out(self.build_model(), batch.inputs)
+        outputs = self.architecture.try_out(self.build_model(), batch.part())
         if not outputs.isfinite().all():
             raise InputError(
                 f"model.name = {self.config.model.name!r} gives outputs that are not finite for "
@@ -365,6 +365,7 @@ class Task(TaskModel):
             rest=None,
             feedback=sends_differences(self.config.wire.upload),
             forward_only=self.goes_forward_alone,
+            held=self._held,
         )
         fixed = frozenset() if optimizer.can_release else frozenset({"release_gradients"})
         if self.goes_forward_alone:
@@ -372,6 +373,14 @@ class Task(TaskModel):
         compiled = setup.compiler is not None
         limits = PlanLimits.of(self.trace, shape, fixed, compiled=compiled)
         return Planner(self.trace, setup, limits)
+
+    @property
+    def _held(self) -> int:
+        """Bytes of each number of a batch that stands as it was read while it trains."""
+        if AUGMENTATIONS.find(self.config.data.augmentation) is unchanged:
+            return 0
+        encoding = self.encoding
+        return np.dtype("float32" if encoding is None else encoding.dtype).itemsize
 
 
 _profile_once = lru_cache(maxsize=64)(load_profile)

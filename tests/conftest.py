@@ -1,8 +1,10 @@
 """What all tests need of their process."""
 
+import gc
 import os
 import signal
 import tempfile
+import weakref
 
 import hypothesis
 import pytest
@@ -46,3 +48,37 @@ def pytest_collection_modifyitems(items):
         if item.path in with_ray:
             for warning in LEFT_BY_RAY:
                 item.add_marker(pytest.mark.filterwarnings(warning), append=False)
+
+
+def pytest_collection_finish():
+    """Keep tests and libraries, which stay to the end, out of every search for garbage."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    """Let go of them, so that what libraries count as leaked is none of theirs."""
+    gc.unfreeze()
+
+
+@pytest.fixture
+def stands(monkeypatch):
+    """Return what says, of each batch that follows one, whether that still stood in memory."""
+    from mest_fed.data.minibatches import Minibatches, Rows
+
+    found, made, batch, make = [], [], Minibatches._batch, Rows.make
+
+    def next_batch(self, positions):
+        if made:
+            found.append(any(each() is not None for each in made))
+        made.clear()
+        return batch(self, positions)
+
+    def part(self, places):
+        rows = make(self, places)
+        made.append(weakref.ref(rows))
+        return rows
+
+    monkeypatch.setattr(Minibatches, "_batch", next_batch)
+    monkeypatch.setattr(Rows, "make", part)
+    return found

@@ -31,5 +31,7 @@ def export(
     needs("client", "flwr", "pydantic")
     from mest_fed.server.export import export_model
 
-    path = export_model(folder, form, out)
-    typer.echo(f"{form}: {path} ({format_bytes(path.stat().st_size)})")
+    done = export_model(folder, form, out)
+    typer.echo(f"{form}: {done.path} ({format_bytes(done.path.stat().st_size)})")
+    if not done.finished:
+        typer.echo(f"the run is not finished: this is the model after round {done.round}")

@@ -68,7 +68,6 @@ def server(
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from mest_fed.config import from_flat, to_flat
     from mest_fed.server.folder_names import CONFIG
-    from mest_fed.server.run_log import LINE
     from mest_fed.simulation.settings import resolve
 
     if resume and out is None:
@@ -106,13 +105,9 @@ def server(
         raise not_allowed("--out", str(folder), "a folder without a run, or --resume beside it")
     check_link(link)
     _check_unused(folder)
-    handler = logging.StreamHandler(sys.stderr)
-    # Flower's handlers print these.
-    handler.addFilter(lambda it: not it.name.startswith(("flwr", "mest_fed.server")))
-    logging.basicConfig(level=logging.WARNING, format=LINE, handlers=[handler])
     logging.getLogger("mest_fed.link").setLevel(logging.INFO)
     try:
-        with _terminated_as_interrupted():
+        with _alike_lines(), _terminated_as_interrupted():
             summary = _serve(config, folder, link, write)
     except KeyboardInterrupt:
         if any(folder.glob("checkpoints/*")):
@@ -124,6 +119,20 @@ def server(
     if summary.warning:
         typer.echo(summary.warning, err=True)
         sys.exit(NOTHING_TRAINED)
+
+
+@contextmanager
+def _alike_lines() -> Iterator[None]:
+    """Have all lines look alike: those of the run come by Flower's logger, others by ours."""
+    from mest_fed.server.flower_internals import printed_by
+    from mest_fed.server.run_log import LINE
+
+    of_run, others = (logging.StreamHandler(sys.stderr) for _ in range(2))
+    of_run.setFormatter(logging.Formatter(LINE))
+    others.addFilter(lambda it: not it.name.startswith(("flwr", "mest_fed.server")))
+    logging.basicConfig(level=logging.WARNING, format=LINE, handlers=[others])
+    with printed_by(of_run):
+        yield
 
 
 @contextmanager

@@ -123,12 +123,15 @@ def study(
 
         about = read_study(file)  # before libraries are loaded, which takes seconds
         from mest_fed.cli.studies.outputs import check_record, write_outputs, write_record
+        from mest_fed.simulation.study.axes import BUDGET
         from mest_fed.simulation.study.checks import check_study
         from mest_fed.simulation.study.grid import expand
         from mest_fed.simulation.study.known import read_known
         from mest_fed.simulation.study.study_folder import StudyFolder, distinct_runs
 
         stop.loaded()
+        if any(axis.key == BUDGET for axis in about.axes):
+            console.say("working out what fits each budget", "dim")
         found = expand(about, os.path.abspath(data) if data else "")
         check_study(about, found)
         chosen = _chosen(found, cells)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice, repeat
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -237,7 +237,7 @@ def train_round(
         )
     else:
         trainer = LocalTrainer(model, optimizer, **how)
-    batches = chain.from_iterable(repeat(epoch, training.local_epochs))
+    batches = chain.from_iterable(epoch.in_parts() for _ in range(training.local_epochs))
     try:
         totals = trainer.fit(batches, mutation)
     except ObjectiveError as error:

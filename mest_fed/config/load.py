@@ -215,6 +215,8 @@ def unknown_key(key: str, source: str, model: type[BaseModel] = RunConfig) -> In
     siblings = [known for known in keys if known.startswith(f"{section}.")]
     allowed = ", ".join(siblings) or ", ".join(model.model_fields)
     hint = f"did you mean {near[0]}? " if near else ""
+    if section == "study":
+        hint = "this is a study, which mest-fed study runs; "
     return InputError(f"unknown key {key} ({source}); {hint}allowed: {allowed}")
 
 

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from mest_fed.data.arrays import ArrayData
-from mest_fed.data.minibatches import Indices, Minibatches
+from mest_fed.data.minibatches import Array, Indices, Minibatches, Rows
+
+_ALL = slice(None)
+_TYPES = {str(it).removeprefix("torch."): it for it in (torch.float32, torch.int64, torch.uint8)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,16 +22,30 @@ class Batch:
     ----------
     inputs : Tensor
         float32, shape ``(n, ...)``: ``(value - mean) / std``, where a value of uint8 is in units
-        of 255; or int64 tokens.
+        of 255; or int64 tokens. :class:`Rows` where parts of them are made in turn.
     targets : Tensor
         int64 or float32, shape ``(n, ...)``.
     examples : int64 array
         Shape ``(n,)``: the position of each example among the client's own.
     """
 
-    inputs: Tensor
+    inputs: Tensor | Rows
     targets: Tensor
     examples: Indices
+
+    def part(self, places: slice = _ALL) -> Tensor:
+        """Return the inputs of some of its examples, all by default."""
+        inputs = self.inputs
+        if isinstance(inputs, Tensor):
+            return inputs[places]
+        return torch.from_numpy(inputs.make(places))
+
+    @property
+    def example(self) -> tuple[tuple[int, ...], torch.dtype]:
+        """Shape and type of an input."""
+        inputs = self.inputs
+        dtype = inputs.dtype if isinstance(inputs, Tensor) else _TYPES[inputs.dtype.name]
+        return tuple(inputs.shape[1:]), dtype
 
 
 class Batches(Minibatches):
@@ -46,6 +63,19 @@ class Batches(Minibatches):
         super().__init__(data.examples, indices, batch_size, **options)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches of one epoch."""
-        for inputs, targets, examples in self.epoch():
-            yield Batch(torch.from_numpy(inputs), torch.from_numpy(targets), examples)
+        """Iterate over the batches of one epoch."""
+        return map(_whole, self.epoch())  # holds no batch while it makes the next one
+
+    def in_parts(self) -> Iterator[Batch]:
+        """Iterate over the batches of one epoch, whose inputs are made part by part."""
+        return map(_in_parts, self.epoch())
+
+
+def _whole(arrays: tuple[Rows, Array, Indices]) -> Batch:
+    inputs, targets, examples = arrays
+    return Batch(torch.from_numpy(inputs.make(_ALL)), torch.from_numpy(targets), examples)
+
+
+def _in_parts(arrays: tuple[Rows, Array, Indices]) -> Batch:
+    inputs, targets, examples = arrays
+    return Batch(inputs, torch.from_numpy(targets), examples)

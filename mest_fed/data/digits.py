@@ -9,6 +9,7 @@ import torch
 from mest_fed.data.arrays import ArrayData, DataSplit, ExampleSpec, require
 from mest_fed.data.encoding import Encoding
 from mest_fed.data.request import DataRequest, DataSource
+from mest_fed.errors import not_allowed
 from mest_fed.rng import numpy_generator
 
 _TEST_FRACTION = 0.2
@@ -37,9 +38,12 @@ class Digits(DataSource):
         Raises
         ------
         InputError
-            If scikit-learn is not installed.
+            If scikit-learn is not installed, or files are named.
         """
         request.refuse_options(self.name)
+        if request.path:
+            where = f"nothing with data.name = {self.name!r}, which has no files"
+            raise not_allowed(request.key, request.path, where)
         pixels, labels = _read()
         images = np.rint(pixels * (255 / _LARGEST)).astype(np.uint8).reshape(-1, 1, 8, 8)
         generator = numpy_generator(0, "digits", "split")

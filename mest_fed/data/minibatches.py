@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,6 +17,8 @@ Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
 
 _PADDING = 4
+#: Images that are shifted at a time: so many have room beside a batch.
+_SHIFTED = 8
 
 
 def unchanged(images: Array, generator: np.random.Generator) -> Array:
@@ -36,15 +39,23 @@ def crop_flip(images: Array, generator: np.random.Generator) -> Array:
     generator : numpy.random.Generator
         Draws the shifts and the flips, one of each for each image.
     """
+    return crop_flip_in_place(images.copy(), generator)
+
+
+def crop_flip_in_place(images: Array, generator: np.random.Generator) -> Array:
+    """Do as :func:`crop_flip`; the result takes the place of the images."""
     count, _, height, width = images.shape
-    sides = (_PADDING, _PADDING)
-    padded = np.pad(images, ((0, 0), (0, 0), sides, sides))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), (2, 3))
     top, left = generator.integers(2 * _PADDING + 1, size=(2, count))
-    cropped: Array = windows[np.arange(count), :, top, left]
-    mirrored = generator.random(count) < 0.5
-    cropped[mirrored] = cropped[mirrored, ..., ::-1]
-    return cropped
+    mirrored = np.less(generator.random(count), 0.5)
+    sides = (_PADDING, _PADDING)
+    for first in range(0, count, _SHIFTED):
+        some = slice(first, first + _SHIFTED)
+        padded = np.pad(images[some], ((0, 0), (0, 0), sides, sides))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), (2, 3))
+        cropped: Array = windows[np.arange(len(padded)), :, top[some], left[some]]
+        cropped[mirrored[some]] = cropped[mirrored[some], ..., ::-1]
+        images[some] = cropped
+    return images
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,7 @@ class ImageAugmentation:
         return self.augment(images, generator)
 
 
-CROP_FLIP = ImageAugmentation(crop_flip)
+CROP_FLIP = ImageAugmentation(crop_flip_in_place)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,16 +93,56 @@ class Examples:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
-    def normalised(self, inputs: Array) -> Array:
-        """Return ``(value - mean) / std`` as float32; what has no mean as it is."""
+    def normalised(self, inputs: Array, *, spent: bool = False) -> Array:
+        """Return ``(value - mean) / std`` as float32; what has no mean as it is.
+
+        Nobody needs inputs that are ``spent``: the result may take their place.
+        """
         if not self.mean:
             return inputs
-        unit = np.float32(255 if self.inputs.dtype == np.uint8 else 1)
-        shape = -1, *(1,) * (inputs.ndim - 2)
-        result: Array = inputs.astype(np.float32)
-        result -= np.array(self.mean, np.float32).reshape(shape) * unit
-        result /= np.array(self.std, np.float32).reshape(shape) * unit
+        result: Array = inputs.astype(np.float32, copy=not spent)
+        mean, std = self._statistics
+        result -= mean
+        result /= std
         return result
+
+    @cached_property
+    def _statistics(self) -> tuple[Array, Array]:
+        """Mean and deviation as arrays, in the inputs' own units."""
+        unit = np.float32(255 if self.inputs.dtype == np.uint8 else 1)
+        shape = -1, *(1,) * (self.inputs.ndim - 2)
+        mean, std = (np.array(it, np.float32).reshape(shape) for it in (self.mean, self.std))
+        return mean * unit, std * unit
+
+
+class Rows:
+    """Inputs of a batch: a part of them is made when its turn comes, and takes memory until then.
+
+    Parameters
+    ----------
+    examples : Examples
+        What they are made of.
+    rows : int64 array
+        Which of them, in order.
+    augmented : array, optional
+        Those examples, not yet normalised, where an augmentation has changed them.
+    """
+
+    def __init__(self, examples: Examples, rows: Indices, augmented: Array | None = None) -> None:
+        self._examples, self._rows, self._augmented = examples, rows, augmented
+        source = examples.inputs if augmented is None else augmented
+        self.shape = (len(rows), *source.shape[1:])
+        self.dtype = np.dtype(np.float32) if examples.mean else source.dtype
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._rows)
+
+    def make(self, part: slice) -> Array:
+        """Make some of them."""
+        if self._augmented is not None:
+            return self._examples.normalised(self._augmented[part])
+        return self._examples.normalised(self._examples.inputs[self._rows[part]], spent=True)
 
 
 #: Numbers of a sample that tells the scale; what its mean and deviation may be after normalising,
@@ -208,7 +259,7 @@ class Minibatches:
         """Return the number of batches."""
         return len(self._starts())
 
-    def epoch(self) -> Iterator[tuple[Array, Array, Indices]]:
+    def epoch(self) -> Iterator[tuple[Rows, Array, Indices]]:
         """Yield the batches of one epoch: inputs, targets, positions in ``indices``."""
         order = self._kept
         if self._generator is not None:
@@ -219,12 +270,12 @@ class Minibatches:
     def _starts(self) -> list[int]:
         return batch_starts(len(self._kept), self._batch_size)
 
-    def _batch(self, positions: Indices) -> tuple[Array, Array, Indices]:
-        rows = self._indices[positions]
-        inputs = self._examples.inputs[rows]
-        if self._generator is not None:
-            inputs = self._augment(inputs, self._generator)
-        return self._examples.normalised(inputs), self._examples.targets[rows], positions
+    def _batch(self, positions: Indices) -> tuple[Rows, Array, Indices]:
+        rows, augmented = self._indices[positions], None
+        if self._generator is not None and self._augment is not unchanged:
+            augmented = self._augment(self._examples.inputs[rows], self._generator)
+        inputs = Rows(self._examples, rows, augmented)
+        return inputs, self._examples.targets[rows], positions
 
 
 def batch_starts(examples: int, batch_size: int) -> list[int]:

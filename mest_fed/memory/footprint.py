@@ -9,7 +9,7 @@ from mest_fed.catalogue import Recompute
 from mest_fed.errors import InputError
 from mest_fed.memory.activations import MemoryOptions, memory_saving
 from mest_fed.memory.meter import can_measure
-from mest_fed.memory.program_bytes import Compiler, program_bytes
+from mest_fed.memory.program_bytes import Compiler, PlannedStep, program_bytes
 from mest_fed.memory.step_bytes import (
     StepOptions,
     TrainingShape,
@@ -18,6 +18,7 @@ from mest_fed.memory.step_bytes import (
     step_bytes,
 )
 from mest_fed.memory.trace import ModelTrace, meta_model_of
+from mest_fed.runtime.batches import TOGETHER
 from mest_fed.sparsity import Method, layer_counts
 
 #: What training adds beside tensors: allocator slack, Python objects, autograd's nodes. Measured
@@ -66,7 +67,8 @@ class Footprint:
         of recomputed segments, the kernels' scratch, blocked copies of dense convolutions; beside a
         compiled step, which keeps its memory meanwhile, what a mutation takes.
     batch : int
-        Images and labels of a whole batch.
+        Labels of a whole batch, and images: of the whole, where it is given; in a client's round as
+        they are read, where they are augmented, and the few that are computed.
     wire : int
         The received message, and the state decoded from it; where updates are differences, what
         earlier ones left out, and what packing takes; and by how much the state that is sent and
@@ -121,6 +123,9 @@ class TrainingSetup:
         Whether messages are differences, of which what is left out is kept for the next one.
     forward_only : bool
         Whether training is by forward passes alone; then the compiler gives those.
+    held : int
+        Bytes of each number of a batch's inputs that are held as they were read, beside those that
+        are computed: 0 where they can be read again, which augmented ones cannot.
     """
 
     method: Method
@@ -131,6 +136,7 @@ class TrainingSetup:
     rest: int | None = 0
     feedback: bool = False
     forward_only: bool = False
+    held: int = 0
 
 
 def footprint(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) -> Footprint:
@@ -192,7 +198,7 @@ def at_least(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) ->
         (
             *_model(trace, active).values(),
             trained if shape.momentum else 0,
-            trace.image * shape.batch,
+            _inputs(trace, setting, shape, part),
             trace.largest_passage(shape.memory.segments) * part,
             _wire(trace, active, setting),
             RUNTIME,
@@ -239,9 +245,10 @@ def _compiled(
         parts["workspace"] += FLOAT * PERTURBED_AT_ONCE + 3 * parts["batch"]
         parts["workspace"] += _padding(trace, active)
     target = trace.loss.targets(1, "meta").nbytes
-    parts["batch"] += (trace.image + target) * shape.batch
+    made = _made(step, setting, shape)
+    parts["batch"] += target * shape.batch + _inputs(trace, setting, shape, made)
     if setting.forward_only:
-        parts["workspace"] += _beside_passes(trace, active, shape)
+        parts["workspace"] += _beside_passes(trace, active)
     parts["runtime"] += ROUND if setting.messages else 0
     # A soft bound grows before there is a step, and ranks active granules alone after the last.
     if setting.mutates and setting.method.peak == 1:
@@ -253,6 +260,22 @@ def _compiled(
     return Footprint(**parts, **model, wire=max(wire, at_end - given_back))
 
 
+def _made(step: PlannedStep, setting: TrainingSetup, shape: TrainingShape) -> int:
+    """Return how many of a batch's inputs a program has made at a time."""
+    if setting.forward_only:
+        return shape.batch
+    in_groups = step.program.takes_groups
+    return min(shape.batch, TOGETHER * step.program.examples if in_groups else shape.micro_batch)
+
+
+def _inputs(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape, made: int) -> int:
+    """Charge the inputs of a batch, of which so many are made at a time."""
+    if not setting.messages:  # whole batches are given
+        return trace.image * shape.batch
+    numbers = trace.image // trace.input_dtype.itemsize
+    return setting.held * numbers * shape.batch + trace.image * made
+
+
 def _sent(trace: ModelTrace, active: dict[str, int], setting: TrainingSetup) -> int:
     """Charge the state that a client sends, and its message."""
     if not setting.messages or setting.forward_only:  # which charges them as workspace
@@ -260,13 +283,13 @@ def _sent(trace: ModelTrace, active: dict[str, int], setting: TrainingSetup) -> 
     return 2 * sum(_model(trace, active).values())
 
 
-def _beside_passes(trace: ModelTrace, active: dict[str, int], shape: TrainingShape) -> int:
+def _beside_passes(trace: ModelTrace, active: dict[str, int]) -> int:
     """Return what stands beside forward passes, where nothing else hides it.
 
-    The next batch is made while the last one is there; or the state that is sent, and its message,
-    stand beside those that were received. In other training gradients and momentum are gone then.
+    The state that is sent, and its message, stand beside those that were received. In other
+    training gradients and momentum are gone then.
     """
-    return max(trace.image * shape.batch, 2 * sum(_model(trace, active).values()))
+    return 2 * sum(_model(trace, active).values())
 
 
 def _padding(trace: ModelTrace, active: dict[str, int]) -> int:
@@ -315,8 +338,10 @@ def _by_torch(
     except UntraceableError as error:
         return _measured(trace, active, shape, error, setting)
     peak["workspace"] = peak.get("workspace", 0) + setting.threads * trace.scratch
+    made = min(shape.micro_batch, shape.batch)
+    peak["batch"] += _inputs(trace, setting, shape, made) - trace.image * shape.batch
     if setting.forward_only:
-        peak["workspace"] += _beside_passes(trace, active, shape) + FORWARD_BY_TORCH
+        peak["workspace"] += _beside_passes(trace, active) + FORWARD_BY_TORCH
     return Footprint(**peak, wire=_wire(trace, active, setting))
 
 

@@ -5,7 +5,7 @@ group. All sizes share parameters, states, settings and sums.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,10 @@ from mest_fed.system.allocator import release_pages
 Array = NDArray[Any]
 #: Gives the program of so many examples.
 Resize = Callable[[int], Program]
+
+#: Groups of a batch that are bound at a time, however many threads there are: that decides in which
+#: order their sums are added. Inputs that are made in turn are made for so many.
+TOGETHER = 4
 
 #: Sizes beside a program's own that are kept.
 _MOST_SIZES = 32
@@ -63,6 +67,16 @@ def sizes_of_rest(examples: int) -> Iterator[int]:
         size = 1 << examples.bit_length() - 1
         yield size
         examples -= size
+
+
+@runtime_checkable
+class MadeInTurn(Protocol):
+    """Rows of a batch that take memory for the groups alone that are computed."""
+
+    shape: tuple[int, ...]
+
+    def make(self, part: slice) -> Array:
+        """Return some of them."""
 
 
 class Batches:
@@ -134,12 +148,18 @@ class Batches:
         for array in (self.runtime.arena, *self._sums):
             release_pages(array)
 
+    def let_go_inputs(self) -> None:
+        """Hold the batch no longer: it need not stand beside the next one while that is made."""
+        names = [name for name, it in self.rows.items() if it.role == "input"]
+        for runtime in (self.runtime, *self._others.values()):
+            runtime.let_go(names)
+
     def groups(self, inputs: Mapping[str, Any]) -> None:
         """Run forward and backward over a batch: sums and outputs are those of the batch then.
 
         Parameters
         ----------
-        inputs : mapping of str to array
+        inputs : mapping of str to array or MadeInTurn
             All inputs, (examples, ...).
 
         Raises
@@ -147,7 +167,10 @@ class Batches:
         InputError
             If a shape or type is another, or slots, targets or indices are out of range.
         """
-        arrays = {name: fitting(name, it, self.rows[name].dtype) for name, it in inputs.items()}
+        arrays: dict[str, Array | MadeInTurn] = {
+            name: it if isinstance(it, MadeInTurn) else self._fitting(name, it)
+            for name, it in inputs.items()
+        }
         examples = self._check(arrays)
         for name, buffer in self.rows.items():
             if buffer.role == "output":
@@ -160,10 +183,12 @@ class Batches:
         sums = [] if added or len(parts) == 1 else self._sums
         totals = [np.zeros_like(it) for it in sums]
         for runtime, size, count in parts:
-            for name, array in arrays.items():
-                runtime.bind_name(name, array[before : before + size * count])
-            runtime.groups(count, before if added else 0)
-            before += size * count
+            for groups in _in_turn(count):
+                some = slice(before, before + size * groups)
+                for name, it in arrays.items():
+                    runtime.bind_name(name, self._some(name, it, some))
+                runtime.groups(groups, before if added else 0)
+                before += size * groups
             for total, part in zip(totals, sums, strict=True):
                 total += part
         for total, part in zip(totals, sums, strict=True):
@@ -177,13 +202,19 @@ class Batches:
         """Run the operators behind the groups: the update."""
         self.runtime.run(self.program.per_group)
 
-    def _check(self, arrays: Mapping[str, Array]) -> int:
+    def _some(self, name: str, rows: Array | MadeInTurn, part: slice) -> Array:
+        return self._fitting(name, rows.make(part)) if isinstance(rows, MadeInTurn) else rows[part]
+
+    def _fitting(self, name: str, rows: Any) -> Array:
+        return fitting(name, rows, self.rows[name].dtype)
+
+    def _check(self, arrays: Mapping[str, Array | MadeInTurn]) -> int:
         """Return how many examples a batch has."""
-        examples = {len(it) if it.ndim else 0 for it in arrays.values()}
+        examples = {it.shape[0] if it.shape else 0 for it in arrays.values()}
         count = max(examples)
         for name, array in arrays.items():
             shape = (count, *self.rows[name].shape[1:])
-            if array.shape != shape or count == 0:
+            if tuple(array.shape) != shape or count == 0:
                 allowed = f"{('N', *shape[1:])}".replace("'", "")
                 raise InputError(
                     f"{name!r} has shape {array.shape}; allowed: {allowed}, one N of at least 1 "
@@ -250,6 +281,12 @@ class Batches:
             raise InputError(f"no memory for the program's arena of {arena.peak:,} bytes") from None
         self._arena = made.arena
         return made
+
+
+def _in_turn(groups: int) -> Iterator[int]:
+    """Yield so many groups in turn, a few at a time."""
+    for first in range(0, groups, TOGETHER):
+        yield min(TOGETHER, groups - first)
 
 
 _SHARED = ("parameter", "state", "setting", "sum")

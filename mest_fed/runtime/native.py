@@ -1,7 +1,7 @@
 """The native runtime: a program's operators in compiled code, over one arena. Needs NumPy alone."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,11 +74,13 @@ class Runtime:
     ) -> None:
         shared = shared or Shared({})
         self._buffers = tuple(program.buffers)
-        self._count = len(program.operators)
         self._numbers = {buffer.name: number for number, buffer in enumerate(self._buffers)}
         self._offsets = dict(offsets)
         self.arena = _arena(arena_bytes, lanes, shared.arena)
         self._bound: dict[int, Array] = {}
+        self._let_go: set[int] = set()
+        self._operators = tuple(program.operators)
+        self._read: dict[tuple[int, int], frozenset[int]] = {}
         place = self.arena.ctypes.data, arena_bytes
         self._program = _made(program, self._offsets, place, lanes, threads)
         if shared.sums is not None:
@@ -122,10 +124,17 @@ class Runtime:
             raise InputError(f"{buffer.name!r} must be contiguous, aligned and not read-only")
         _checked(self._program.bind, number, array.ctypes.data, array.nbytes)
         self._bound[number] = array
+        self._let_go.discard(number)
 
     def bind_name(self, name: str, array: Array) -> None:
         """Do the same for a buffer of a name."""
         self.bind(self._numbers[name], array)
+
+    def let_go(self, names: Iterable[str]) -> None:
+        """Hold the arrays of buffers no longer; the program runs once others are bound."""
+        for number in (self._numbers[name] for name in names):
+            self._let_go.add(number)
+            self._bound.pop(number, None)
 
     def memory(self, name: str) -> Array:
         """Return a buffer itself, no copy of it: in the arena it holds what was last written there.
@@ -136,11 +145,12 @@ class Runtime:
         Raises
         ------
         InputError
-            If there is no such buffer.
+            If there is no such buffer, or it was let go.
         """
         if name not in self._numbers:
             raise InputError(f"the program has no buffer {name!r}")
         number = self._numbers[name]
+        self._check_bound({number})
         if number not in self._offsets:
             return self._bound[number]
         buffer = self._buffers[number]
@@ -183,9 +193,12 @@ class Runtime:
         Raises
         ------
         InputError
-            If slots, targets or indices are out of range.
+            If slots, targets or indices are out of range, or a buffer was let go.
         """
-        _checked(self._program.run, first, self._count if last is None else last)
+        last = len(self._operators) if last is None else last
+        if self._let_go:
+            self._check_bound(self._rows_of(first, last))
+        _checked(self._program.run, first, last)
 
     def groups(self, count: int, before: int = 0) -> None:
         """Run forward and backward over so many groups of the arrays that are bound.
@@ -201,9 +214,27 @@ class Runtime:
         Raises
         ------
         InputError
-            If slots, targets or indices are out of range.
+            If slots, targets or indices are out of range, or a buffer was let go.
         """
+        self._check_bound(self._let_go)
         _checked(self._program.groups, count, before)
+
+    def _rows_of(self, first: int, last: int) -> frozenset[int]:
+        """Return the buffers of rows that some operators read or write."""
+        if (first, last) not in self._read:
+            touched = {
+                number
+                for it in self._operators[first:last]
+                for number in (*it.reads, *it.writes)
+                if self._buffers[number].role in ROWS
+            }
+            self._read[first, last] = frozenset(touched)
+        return self._read[first, last]
+
+    def _check_bound(self, numbers: Collection[int]) -> None:
+        if missing := self._let_go.intersection(numbers):
+            names = ", ".join(sorted(self._buffers[it].name for it in missing))
+            raise InputError(f"{names}: let go; allowed: once an array is bound")
 
 
 class Workspace(NamedTuple):

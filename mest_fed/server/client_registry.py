@@ -56,6 +56,8 @@ class Node:
         Numbers of its training and evaluation examples.
     frozen : int
         Segments at the start of the model that its plan does not train.
+    name : str
+        What its grid calls it; empty where ids are all there is.
     """
 
     node_id: int
@@ -68,6 +70,12 @@ class Node:
     examples: int
     held_out: int
     frozen: int = 0
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        """What people read of it: its name, or else its id and share of the data."""
+        return self.name or f"{self.node_id} (partition {self.partition})"
 
 
 @runtime_checkable
@@ -75,7 +83,10 @@ class KnowsActivations(Protocol):
     """What a grid offers if it knows since when its nodes are there, as Flower's own does."""
 
     def get_nodes(self) -> Iterable[Any]:
-        """Return the nodes that are there, each with ``node_id`` and ``last_activated_at``."""
+        """Return the nodes that are there, each with ``node_id`` and ``last_activated_at``.
+
+        One that has a name for people has it as ``name``.
+        """
 
 
 class ClientRegistry:
@@ -100,16 +111,20 @@ class ClientRegistry:
         The nodes that take part.
     known_mask : dict of int to bytes
         Hash of the mask set that a node holds.
+    first_wait : float
+        Seconds until so many nodes took part as the first round needs: no round waits so long.
     """
 
     def __init__(self, densities: Iterable[float]) -> None:
         self.densities = tuple(densities)
         self.nodes: dict[int, Node] = {}
         self.known_mask: dict[int, bytes] = {}
+        self.first_wait = 0.0
         self._refused: dict[int, str] = {}
         self._waiting: dict[int, Node] = {}
         self._queries = Awaited[int]()
         self._activations: dict[int, str] = {}
+        self._names: dict[int, str] = {}
         self._numbered: range | None = None
         self._grid: Grid | None = None
 
@@ -123,14 +138,17 @@ class ClientRegistry:
         """
         self._grid = grid
         seen, begins, say_again = -1, not self.nodes, 0.0
-        end = time.monotonic() + patience
+        start = time.monotonic()
+        end = start + patience
         while True:
             ids = grid.get_node_ids()
             self._numbered = ids if isinstance(ids, range) else None
             if self._numbered is None:
+                self._names = _names(grid)
                 self._ask_all(_activations(grid, ids), min_nodes)
             there = len(self.nodes if self._numbered is None else self._numbered)
             if there >= min_nodes or time.monotonic() >= end:
+                self.first_wait = self.first_wait or time.monotonic() - start
                 return
             if begins and min_nodes <= len(self._activations) == len(self._refused):
                 raise MestFedError(f"every node refused to take part: {self._common_reason()}")
@@ -243,7 +261,7 @@ class ClientRegistry:
         waiting = set(self._waiting)
         self._resolve_claims()
         for node_id in waiting - self._waiting.keys():
-            log.info("node %d takes part now: its partition is free", node_id)
+            log.info("node %s takes part now: its partition is free", self._label(node_id))
         if self._grid is not None and (names := self._queries.names()):
             self._admit(self._grid.pull_messages(names))
         known = self.nodes.keys() | self._refused.keys() | self._waiting.keys()
@@ -286,7 +304,8 @@ class ClientRegistry:
                 refused.setdefault(str(error), []).append(node_id)
         for reason, nodes in refused.items():
             one = len(nodes) == 1
-            who = f"node {nodes[0]} does" if one else f"{len(nodes)} nodes (one is {nodes[0]}) do"
+            first = self._label(nodes[0])
+            who = f"node {first} does" if one else f"{len(nodes)} nodes (one is {first}) do"
             log.warning("%s not take part: %s", who, reason)
         if self._numbered is not None:
             self.nodes |= found
@@ -295,12 +314,15 @@ class ClientRegistry:
         holders = self._resolve_claims()
         for node_id in found.keys() & self._waiting.keys():
             log.warning(
-                "node %d does not take part: it claims partition %d, which node %d holds",
-                node_id,
+                "node %s does not take part: it claims partition %d, which node %s holds",
+                self._label(node_id),
                 found[node_id].partition,
-                holders[found[node_id].partition],
+                self._label(holders[found[node_id].partition]),
             )
         return {node_id: node for node_id, node in found.items() if node_id in self.nodes}
+
+    def _label(self, node_id: int) -> str:
+        return self._names.get(node_id) or str(node_id)
 
     def _common_reason(self) -> str:
         """Return the reason of all nodes that refused, or where their reasons are."""
@@ -330,6 +352,7 @@ class ClientRegistry:
             examples=int(record["examples"]),
             held_out=int(record["held-out"]),
             frozen=int(record.get("frozen", 0)),  # a node of an earlier version does not say
+            name=self._names.get(node_id, ""),
         )
         if not any(abs(node.density - allowed) < 1e-12 for allowed in self.densities):
             raise MestFedError(f"it claims density {node.density}; allowed: {self.densities}")
@@ -349,3 +372,10 @@ def _activations(grid: Grid, node_ids: Iterable[int]) -> dict[int, str]:
     if isinstance(grid, KnowsActivations):
         return {info.node_id: info.last_activated_at for info in grid.get_nodes()}
     return dict.fromkeys(node_ids, "")
+
+
+def _names(grid: Grid) -> dict[int, str]:
+    """Return what a grid calls its nodes, as far as it has names for them."""
+    if not isinstance(grid, KnowsActivations):
+        return {}
+    return {info.node_id: getattr(info, "name", "") for info in grid.get_nodes()}

@@ -40,7 +40,8 @@ log = getLogger("flwr.mest_fed")
 class DeployedRun:
     """Keeps a run of real devices in a folder, and goes on with one that was stopped.
 
-    Times are real: a client's is from its instruction to its reply, transfers included. Energy is
+    Times are real: a client's is from its instruction to its reply, transfers included. The run's
+    time stands still until the nodes of its first round are there. Energy is
     modelled: the power of its device's profile while it computes, over that time. Of a device whose
     profile is not on the server it is not known.
 
@@ -103,7 +104,7 @@ class DeployedRun:
         Its row is returned.
         """
         self._nodes |= {node.partition: node for node in self.strategy.clients.nodes.values()}
-        seconds = self._seconds_before + time.monotonic() - self._started
+        seconds = self._seconds(time.monotonic())
         timings = [self._timing(outcome) for outcome in record.clients]
         self.grid.durations.clear()
         row = round_row(record, timings, virtual_seconds=seconds, wall_seconds=seconds)
@@ -181,6 +182,11 @@ class DeployedRun:
     def _checkpoint(self, number: int) -> Path:
         return self.folder.checkpoints / checkpoint_name(number)
 
+    def _seconds(self, moment: float) -> float:
+        """Return how long the run has gone at a moment, without the wait for its first nodes."""
+        here = moment - self._started - self.strategy.clients.first_wait
+        return self._seconds_before + max(0.0, here)
+
     def _timing(self, outcome: ClientOutcome) -> ClientTiming:
         took = self.grid.durations.get(outcome.node_id)
         profile = _profile(outcome.device)
@@ -191,7 +197,7 @@ class DeployedRun:
             outcome.node_id,
             "train",
             outcome.failure,
-            start=self._seconds_before + max(0.0, took.start - self._started),
+            start=self._seconds(took.start),
             train_seconds=took.seconds,
             energy_joules=None if profile is None else profile.compute_watts * took.seconds,
         )

@@ -44,11 +44,33 @@ class FinalModel:
         Two inputs, by which programs are traced.
     facts : dict of str to str
         Metadata: ``model``, ``dataset``, ``round``, and ``normalisation`` where the data is there.
+    finished : bool
+        Whether the run is.
     """
 
     model: nn.Module
     example: Tensor
     facts: dict[str, str]
+    finished: bool = True
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that a run's model was written to.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    round : int
+        The round after which the model was as it is.
+    finished : bool
+        Whether the run is.
+    """
+
+    path: Path
+    round: int
+    finished: bool
 
 
 def load_final(folder: Path) -> FinalModel:
@@ -63,7 +85,8 @@ def load_final(folder: Path) -> FinalModel:
         what = f"{CONFIG} is missing" if folder.is_dir() else "it is no folder"
         raise InputError(f"{folder} is not a run folder: {what}")
     task = Task(from_table(read_toml(folder / CONFIG), str(folder / CONFIG)))
-    if (folder / MODEL).exists():
+    finished = (folder / MODEL).exists()
+    if finished:
         model, last = to_dense(task.model), _kept_round(folder, task)
         _load(model, folder / MODEL)
     else:
@@ -78,7 +101,7 @@ def load_final(folder: Path) -> FinalModel:
     with suppress(InputError):  # a model is of use without the data that it was trained on
         train = task.data.train
         facts["normalisation"] = json.dumps({"mean": train.mean, "std": train.std})
-    return FinalModel(model.eval(), task.example.zeros(2), facts)
+    return FinalModel(model.eval(), task.example.zeros(2), facts, finished)
 
 
 def _kept_round(folder: Path, task: Task) -> int:
@@ -106,8 +129,8 @@ def _load(model: nn.Module, path: Path) -> None:
         raise InputError(f"{path} does not fit the run's model: {reason}") from None
 
 
-def export_model(folder: Path, form: str, out: Path | None = None) -> Path:
-    """Write a run's final model in a format; return the file's path.
+def export_model(folder: Path, form: str, out: Path | None = None) -> Exported:
+    """Write a run's final model in a format; return what was written.
 
     Parameters
     ----------
@@ -136,7 +159,7 @@ def export_model(folder: Path, form: str, out: Path | None = None) -> Path:
             file.write(buffer.getvalue())
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
-    return path
+    return Exported(path, int(final.facts["round"]), final.finished)
 
 
 def _state_dict(final: FinalModel, file: io.BytesIO) -> None:

@@ -62,7 +62,7 @@ class FirstMasks:
                 continue
             outcome = _asked(node, size)
             outcomes.append(outcome)
-            scores = self._read(reply, outcome)
+            scores = self._read(reply, node, outcome)
             if scores is not None:
                 weight += node.examples
                 for name, values in scores.dense.items():
@@ -112,18 +112,18 @@ class FirstMasks:
     ) -> Iterable[Message]:
         return grid.send_and_receive(messages, timeout=timeout) if messages else []
 
-    def _read(self, reply: Message, outcome: ClientOutcome) -> SparseState | None:
+    def _read(self, reply: Message, node: Node, outcome: ClientOutcome) -> SparseState | None:
         """Return the scores that a reply brings; None where it brings none, which is noted."""
         if reply.has_error():
             outcome.fail(failure_of_code(reply.error.code), reply.error.reason)
-            log.warning("node %d gives no scores: %s", outcome.node_id, outcome.reason)
+            log.warning("node %s gives no scores: %s", node.label, outcome.reason)
             return None
         outcome.bytes_up = content_bytes(reply.content)
         try:
             return decode(from_record(reply.content), self._spec)
         except WireError as error:
             outcome.fail(FailureKind.UPDATE_REJECTED, str(error))
-            log.warning("the scores of node %d were rejected: %s", outcome.node_id, error)
+            log.warning("the scores of node %s were rejected: %s", node.label, error)
             return None
 
     def _nobody(self, outcomes: list[ClientOutcome]) -> str:

@@ -8,7 +8,7 @@ import copy
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from logging import WARNING, LogRecord, StreamHandler
+from logging import WARNING, Handler, LogRecord, StreamHandler
 from os import environ
 from typing import Any
 
@@ -55,6 +55,7 @@ __all__ = [
     "own_lines",
     "parse_overrides",
     "plain_console",
+    "printed_by",
     "rebuild_message",
     "recorded_results",
     "set_message_id",
@@ -71,6 +72,21 @@ NODE_UNAVAILABLE: int = ErrorCode.NODE_UNAVAILABLE
 def plain_console() -> None:
     """Have Flower's console write no codes of colours where its stream is no terminal."""
     console_handler.colored = console_handler.stream.isatty() and not environ.get("NO_COLOR")
+
+
+@contextmanager
+def printed_by(handler: Handler) -> Iterator[None]:
+    """Have Flower print by this handler alone."""
+    before = list(FLOWER_LOGGER.handlers)
+    for other in before:
+        FLOWER_LOGGER.removeHandler(other)
+    FLOWER_LOGGER.addHandler(handler)
+    try:
+        yield
+    finally:
+        FLOWER_LOGGER.removeHandler(handler)
+        for other in before:
+            FLOWER_LOGGER.addHandler(other)
 
 
 @contextmanager

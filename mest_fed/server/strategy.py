@@ -224,7 +224,7 @@ class MestStrategy(Strategy):
             self.record.evaluations.append(outcome)
             if reply.has_error():
                 outcome.fail(failure_of_code(reply.error.code), reply.error.reason)
-                log.warning("evaluation on node %d failed: %s", node.node_id, outcome.reason)
+                log.warning("evaluation on node %s failed: %s", node.label, outcome.reason)
                 continue
             outcome.bytes_up = content_bytes(reply.content)
             try:
@@ -232,14 +232,14 @@ class MestStrategy(Strategy):
                 if totals.examples != node.held_out:
                     raise WireError(f"{totals.examples} presented of {node.held_out} held out")
             except WireError as error:
-                log.warning("evaluation of node %d was rejected: %s", node.node_id, error)
+                log.warning("evaluation of node %s was rejected: %s", node.label, error)
                 continue
             self._note_mask(node)
             outcome.note_score(totals, objective)
             found.append(totals)
         for sent in self._awaited.rest():
             self.record.evaluations.append(self._unanswered(sent))
-            log.warning("evaluation on node %d failed: no reply", sent.node.node_id)
+            log.warning("evaluation on node %s failed: no reply", sent.node.label)
         self.record.client_metrics = spread_of(found, objective)
         self.record.diverged = bool(found) and LOSS.name not in self.record.client_metrics
         primary = self.record.client_metrics.get(objective.primary.name)
@@ -397,7 +397,7 @@ class MestStrategy(Strategy):
         outcome.examples = node.examples
         if reply.has_error():
             outcome.fail(failure_of_code(reply.error.code), reply.error.reason)
-            log.warning("node %d failed: %s", node.node_id, outcome.reason)
+            log.warning("node %s failed: %s", node.label, outcome.reason)
             return outcome
         outcome.bytes_up = self._bytes_of(reply)
         if self.keeps_reports:
@@ -406,7 +406,7 @@ class MestStrategy(Strategy):
             self._accept(reply, node, mean, outcome)
         except WireError as error:
             outcome.fail(FailureKind.UPDATE_REJECTED, str(error))
-            log.warning("the update of node %d was rejected: %s", node.node_id, error)
+            log.warning("the update of node %s was rejected: %s", node.label, error)
         return outcome
 
     def _bytes_of(self, reply: Message) -> int:

@@ -110,6 +110,21 @@ class Fleet:
         """Node id -> what its device is."""
         return self.by_node(self.kinds)
 
+    def nobody_trains(self, task: Task) -> str | None:
+        """Say that all devices leave out a part of the model; None if one trains all of it."""
+        largest = max(plan.density for plan in self.plans.values())
+        if largest >= task.density:
+            return None
+        if task.method.cuts_width:
+            key, value = "model.width", task.config.model.width
+        else:
+            key, value = "sparsity.density", task.density
+        return (
+            f"no device trains more than {largest / task.density:.3g} of the {task.divided} of "
+            f"{key} = {value:g}: the others stay in the model as they began; with {key} = "
+            f"{value * largest / task.density:g} there are none"
+        )
+
     def changed_profiles(self) -> list[str]:
         """Return the profiles that say something else today, or are no profiles any more."""
         return [name for name, kept in self.kinds.items() if _today(name) != kept]

@@ -126,6 +126,8 @@ class Simulation(OpenedRun):
             peaks = measured.wait()
             if facts is None:  # a resumed run has its plans
                 fleet, peaks = self._fit(task, fleet, measured), measured.wait()
+                if (reason := fleet.nobody_trains(task)) is not None:
+                    self._warn(reason)
             with self._open_folder(task, kernels, measured.by_key, log) as states:
                 strategy = RunningRounds(self, task, fleet, states).drive(executor, peaks, flat)
                 self._summarise(task, fleet, strategy, peaks)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mest_fed.data import Batch
@@ -64,7 +65,7 @@ class CompiledTrainer(LocalTrainer):
         self.batch_size = batch_size
         #: Shape of an example, whether batches are whole -> the step of the present micro-batch,
         #: bound to model and optimizer as they are.
-        self._bound: dict[tuple[tuple[int, ...], bool], ModelStep | None] = {}
+        self._bound: dict[tuple[tuple[tuple[int, ...], torch.dtype], bool], ModelStep | None] = {}
         self._bound_for = 0
         self._copies = Copies()
         self._layers = [it for it in self.model.modules() if isinstance(it, SparseLayer)]
@@ -125,7 +126,7 @@ class CompiledTrainer(LocalTrainer):
         if self._bound_for != self.micro_batch:
             self._let_go()  # of steps of another micro-batch, whose memory is then free
             self._bound_for = self.micro_batch
-        key = tuple(batch.inputs.shape[1:]), whole
+        key = batch.example, whole
         if key not in self._bound:
             step = self.programs.step(
                 self.objective,

@@ -30,7 +30,7 @@ from mest_fed.nn.optimizers import (
     ClientOptimizer,
 )
 from mest_fed.runtime import native_table
-from mest_fed.runtime.batches import even_parts
+from mest_fed.runtime.batches import MadeInTurn, even_parts
 from mest_fed.runtime.program import Program
 from mest_fed.runtime.step import CompiledStep
 from mest_fed.system.allocator import release_pages
@@ -150,9 +150,12 @@ class ModelStep:
         work = self._work.of_batch(examples, self.step.program.examples)
         return replace(work, sparse_flops=work.sparse_flops * self._active)
 
-    def train(self, inputs: Tensor, targets: Tensor, learning_rate: float) -> tuple[float, Tensor]:
+    def train(
+        self, inputs: Tensor | MadeInTurn, targets: Tensor, learning_rate: float
+    ) -> tuple[float, Tensor]:
         """Take a step on a batch; return the mean loss, and the outputs until the next step."""
-        loss = self.step.step(inputs.numpy(), targets.numpy(), learning_rate)
+        given = inputs.numpy() if isinstance(inputs, Tensor) else inputs
+        loss = self.step.step(given, targets.numpy(), learning_rate)
         parts = sum(1 for _ in even_parts(len(targets), self._micro_batch))
         for module in self._counters:
             module.num_batches_tracked.add_(parts)
@@ -288,7 +291,7 @@ class Programs:
         storage : str
             As of :class:`StepPrograms`; there is no step in which nothing is stored so.
         """
-        example = tuple(batch.inputs.shape[1:]), batch.inputs.dtype
+        example = batch.example
         how = objective, replace(settings, learning_rate=1.0), torch.get_num_threads()
         key = "step", example, micro_batch, whole, storage, how, _structure(self.model, room)
 

@@ -139,7 +139,8 @@ class LocalTrainer:
         with memory_saving(self.model, self.memory) as forward:
             if mutation is not None:
                 mutation.open()
-            for step, batch in enumerate(batches):
+            step = 0
+            for batch in batches:
                 if mutation is not None:
                     mutation.before_step(step)
                 try:
@@ -148,6 +149,8 @@ class LocalTrainer:
                     raise type(error)(f"batch {step + 1}: {error}") from None
                 if mutation is not None:
                     mutation.after_step(step)
+                step += 1  # noqa: SIM113 - enumerate() holds what it gave last
+                del batch  # or it stands in memory while the next one is made
             if mutation is not None:
                 mutation.close()
         return totals
@@ -178,7 +181,7 @@ class LocalTrainer:
             left = size - done
             part = slice(done, done + -(-left // -(-left // self.micro_batch)))
             targets = batch.targets[part].to(device)
-            loss = self._forward(forward, batch.inputs[part].to(device), targets, totals, right)
+            loss = self._forward(forward, batch.part(part).to(device), targets, totals, right)
             (loss / weight).backward()  # type: ignore[no-untyped-call]
             done = part.stop
             del loss
@@ -237,9 +240,10 @@ def evaluate(
     totals = Metrics()
     for batch in batches:
         targets = batch.targets.to(device)
-        outputs = forward(batch.inputs.to(device))
+        outputs = forward(batch.part().to(device))
         loss = objective.total_loss(outputs, targets).item()
         totals.add(loss, targets, objective, objective.sums(outputs, targets))
+        del batch, targets, outputs  # or they stand in memory while the next ones are made
     return totals
 
 
@@ -265,10 +269,11 @@ def judge(
     model.eval()
     forward = model if forward is None else forward
     device = next(model.parameters()).device
-    right = [
-        judge_correct(objective, forward(batch.inputs.to(device)), batch.targets.to(device))
-        for batch in batches
-    ]
+    right = list[Tensor]()
+    for batch in batches:
+        outputs = forward(batch.part().to(device))
+        right.append(judge_correct(objective, outputs, batch.targets.to(device)))
+        del batch, outputs  # as above
     return torch.cat(right) if right else torch.zeros(0, dtype=torch.bool)
 
 

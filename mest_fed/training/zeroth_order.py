@@ -91,7 +91,7 @@ class ZerothOrderTrainer(LocalTrainer):
             self._steps = self._begin()
         made = None
         if self.programs is not None:
-            made = self.programs.forward_pass(batch.inputs, self.micro_batch)
+            made = self.programs.forward_pass(batch.part(slice(1)), self.micro_batch)
         run, most = (forward, self.micro_batch) if made is None else (made, len(batch.targets))
 
         def slope(number: int, cross: Callable[[], None]) -> float:
@@ -125,7 +125,7 @@ class ZerothOrderTrainer(LocalTrainer):
             part = slice(before, before + count)
             before += count
             targets = batch.targets[part].to(device)
-            outputs = run(batch.inputs[part].to(device))
+            outputs = run(batch.part(part).to(device))
             total = objective.total_loss(outputs, targets).item()
             check_finite(total, objective, outputs, targets)
             loss += total

@@ -114,10 +114,12 @@ def test_times_have_units(text, seconds):
     assert parse_seconds(text) == seconds
 
 
-def test_the_command_gives_the_measuring_what_was_asked(monkeypatch, tmp_path):
+def test_the_command_gives_the_measuring_what_was_asked(monkeypatch, capsys):
+    from mest_fed.cli import baseline
     from mest_fed.devices.calibration import command as measuring
 
     asked = []
+    monkeypatch.setattr(baseline, "measure_baseline", lambda _: baseline.RECORDED)
     monkeypatch.setattr(measuring, "calibrate", asked.append)
     command.calibrate(Path("b.toml"), "rpi-4", 2, "a:1", None, "T", quick=True)
     (wanted,) = asked
@@ -125,5 +127,8 @@ def test_the_command_gives_the_measuring_what_was_asked(monkeypatch, tmp_path):
     assert (wanted.server, wanted.title) == ("a:1", "T")
     assert (wanted.repeats, wanted.least) == measuring.QUICK
     assert not wanted.force
+    assert capsys.readouterr().out == ""
     command.calibrate(Path("b.toml"), force=True)
+    said = f"Flower's node with torch: {baseline.RECORDED.in_words()}\n"
+    assert capsys.readouterr().out == said
     assert (asked[1].threads, asked[1].force) == (1, True)

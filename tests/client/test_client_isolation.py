@@ -1,5 +1,6 @@
 """A device's messages are answered in a child process, whose end costs one round."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -34,7 +35,8 @@ def report(monkeypatch):
         message = Message(RecordDict({"config": ConfigRecord({"number": 7})}), 55, "train")
         return isolated(handler)(message, context), context
 
-    return run
+    yield run
+    gc.freeze()  # again, as tests/conftest.py has it: a device's process undoes it
 
 
 def test_the_reply_and_the_state_come_back(report):

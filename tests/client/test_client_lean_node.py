@@ -79,3 +79,11 @@ def test_a_lean_node_sends_what_a_client_with_torch_sends(name):
         assert from_objects(objects).num_bytes > 0
         assert read_totals(counted, task.objective).examples == metrics["presented"]
         assert np.isfinite(metrics["loss-sum"])
+
+
+@pytest.mark.parametrize("name", ["server mutation", "batch norm", "dense", "forgetting"])
+def test_no_batch_stands_while_the_next_one_is_made(name, stands):
+    for _ in rounds_of_both(small_config(**CASES[name])):
+        pass
+    assert len(stands) > 4
+    assert not any(stands)

@@ -61,6 +61,13 @@ def test_an_unknown_section():
     assert "sparsity" in text
 
 
+def test_the_file_of_a_study_is_told_from_a_run_s(tmp_path):
+    with pytest.raises(
+        InputError, match=r"\(s\.toml\); this is a study, which mest-fed study runs; "
+    ):
+        from_table({"study": {"preset": "plain"}}, "s.toml")
+
+
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [

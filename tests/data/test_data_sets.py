@@ -79,6 +79,11 @@ def test_digits_read_from_the_file_are_those_of_scikit_learn(monkeypatch):
     assert torch.equal(from_file.test.targets, from_library.test.targets)
 
 
+def test_digits_have_no_files():
+    with pytest.raises(InputError, match=r"data\.path = 'here' is not allowed; allowed: nothing"):
+        load_dataset("digits", path="here")
+
+
 def test_digits_are_always_split_the_same_way():
     first, second = load_dataset("digits"), load_dataset("digits")
     assert torch.equal(first.test.inputs, second.test.inputs)

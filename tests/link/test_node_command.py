@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from edge_processes import free_port
-from link_parts import QUICK, Authority, node, serve
+from link_parts import QUICK, SOON, Authority, node, serve
 
 from mest_fed.errors import BudgetError, InputError, RefusedError
 from mest_fed.link.node import command
@@ -85,6 +86,16 @@ def test_a_wrong_option_is_one_line(says, arguments, text):
     assert text in line
 
 
+def test_a_token_may_stand_in_the_environment(monkeypatch):
+    """Arguments stand in the list of processes, for all to read."""
+    given = [*LINK, "--enrol", "127.0.0.1:1"]
+    monkeypatch.setenv("MEST_TOKEN", "x")
+    assert command.parser().parse_args(given).token == "x"
+    assert command.parser().parse_args([*given, "--token", "y"]).token == "y"
+    monkeypatch.delenv("MEST_TOKEN")
+    assert command.parser().parse_args(given).token is None
+
+
 def test_a_folder_of_another_process_is_refused(says, tmp_path):
     claim = (
         "from mest_fed.link.node.store import NodeFolder; from pathlib import Path; import sys; "
@@ -141,7 +152,8 @@ def test_a_node_without_tls_is_told_that_the_server_has_it_and_the_other_way(
 
 
 def test_the_words_are_the_servers_or_plain_ones_never_those_of_grpc(caplog):
-    with node((server := serve()).port) as link:
+    briefly = replace(SOON, altogether=1.0)  # for the server that has gone
+    with node((server := serve()).port, patience=briefly) as link:
         link.register()
         threading.Timer(0.3, server.__exit__, (None, None, None)).start()
         with pytest.raises(RefusedError, match=r"^the server at 127.0.0.1:\d+ is gone$"):

@@ -30,7 +30,7 @@ def test_what_a_tiny_model_holds_by_hand():
     trained = 4 * 9 * 4 + 300  # 9 of 18 strips of 4 weights, and 75 dense parameters
     assert parts["values"] == parts["optimizer"] == parts["gradients"] == trained
     assert parts["index"] == 4 * 9
-    assert parts["batch"] == 8 * (144 + 8)  # images and int64 labels
+    assert parts["batch"] == 2 * 144 + 8 * 8  # images that are computed, and int64 labels
     assert parts["wire"] == 2 * (trained + 4 * 9)  # message, and the state that it carries
     assert parts["runtime"] == RUNTIME
     assert predict().total == sum(parts.values())
@@ -66,7 +66,7 @@ def test_what_error_feedback_keeps_and_packs_is_charged():
 
 def test_messages_are_charged_where_there_are_any():
     alone = predict(messages=False)
-    assert alone == replace(predict(), wire=0)
+    assert alone == replace(predict(), wire=0, batch=8 * (144 + 8))  # and whole batches are given
 
 
 def test_consumed_gradients_stand_where_the_device_mutates():
@@ -93,7 +93,16 @@ def test_activations_scale_with_the_micro_batch_alone(norm):
     assert few.activations < more.activations <= 2 * few.activations
     wider = kept(replace(wide, micro_batch=4, batch=64))
     assert replace(wider, batch=0) == replace(few, batch=0)
-    assert wider.batch - few.batch == 32 * (trace.image + 8)
+    assert wider.batch - few.batch == 32 * 8  # labels: images are made as many as are computed
+
+
+def test_inputs_stand_as_they_are_given_or_read_or_as_few_as_are_computed():
+    shape = replace(SHAPE, batch=8, micro_batch=2)
+    labels, image = 8 * 8, TRACE.image
+    assert predict(shape=shape).batch == labels + 2 * image
+    assert predict(shape=shape, held=1).batch == labels + 2 * image + 8 * image // 4
+    assert predict(shape=shape, held=4).batch == labels + 2 * image + 8 * image
+    assert predict(shape=shape, messages=False).batch == labels + 8 * image
 
 
 def test_a_dense_model_pays_for_every_parameter():

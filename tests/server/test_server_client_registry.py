@@ -124,6 +124,35 @@ def test_nodes_that_refuse_for_one_reason_are_one_line(caplog):
     ]
 
 
+def test_a_node_is_called_what_its_grid_calls_it(caplog):
+    caplog.set_level("WARNING", "mest_fed.server")
+    grid = DeviceStub({1: "no data", 2: capability(0), 3: capability(0), 4: capability(1)})
+    grid.names = {1: "attic", 2: "cellar", 3: "shed"}
+    clients = ClientRegistry(DENSITIES)
+    clients.refresh(grid, 1)
+    assert [clients.nodes[each].label for each in (2, 4)] == ["cellar", "4 (partition 1)"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "node attic does not take part: no data",
+        "node shed does not take part: it claims partition 0, which node cellar holds",
+    ]
+
+
+def test_the_wait_for_the_first_nodes_is_known_and_no_later_one(monkeypatch):
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(mest_fed.server.client_registry.time, "monotonic", lambda: clock.now)
+    grid = StubGrid({})
+
+    def later(seconds):
+        clock.now += 30.0
+        grid.capabilities[len(grid.capabilities)] = capability(len(grid.capabilities))
+
+    monkeypatch.setattr(mest_fed.server.client_registry, "sleep", later)
+    clients = ClientRegistry(DENSITIES)
+    for wanted in (2, 3):
+        clients.refresh(grid, wanted)
+        assert clients.first_wait == 60.0
+
+
 def test_nodes_come_and_go():
     grid = StubGrid(honest(IDS))
     clients = ClientRegistry(DENSITIES)
@@ -357,11 +386,16 @@ class DeviceStub(StubGrid):
         super().__init__(capabilities)
         self.since = dict.fromkeys(capabilities, "morning")
         self.silent, self.away, self.timeouts = set(), set(), []
+        self.names = {}
         self._late = {}
 
     def get_nodes(self):
         return [
-            SimpleNamespace(node_id=i, last_activated_at=self.since.get(i, "morning"))
+            SimpleNamespace(
+                node_id=i,
+                last_activated_at=self.since.get(i, "morning"),
+                name=self.names.get(i, ""),
+            )
             for i in self.capabilities
         ]
 

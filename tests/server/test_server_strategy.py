@@ -170,7 +170,7 @@ def test_a_bad_reply_is_one_line_in_the_log(grid, caplog, spoil, server):
     with caplog.at_level(logging.WARNING, "mest_fed.server"):
         strategy.aggregate_train(1, [spoil(strategy, messages[NODES[2]])])
     (line,) = caplog.messages
-    assert line.startswith(f"the update of node {NODES[2]} was rejected: ")
+    assert line.startswith(f"the update of node {NODES[2]} (partition 2) was rejected: ")
     assert BAD[spoil] in line
     assert "\n" not in line
     assert len(line) < 200

@@ -174,8 +174,8 @@ def test_the_order_of_clients_does_not_show_in_the_bits(drawn, trim, order):
     bad=st.lists(st.floats(-(2.0**59), 2.0**59, width=32), max_size=3),
 )
 def test_so_many_that_send_anything_do_not_reach_beyond_the_others(good, bad):
-    # k = floor(trim h) bad ones at most: 3 of 15, 2 of 10, 1 of 5.
-    bad = bad[: (len(good) + len(bad)) // 5]
+    # k = floor(trim h) bad ones at most: 3 of 15, 2 of 10, 1 of 5; of those that stay, too.
+    bad = bad[: len(good) // 4]
     average, _ = line([{0: each} for each in good + bad], 0.2, 1).layers["w"].mean()
     assert min(good) <= average[0] <= max(good)
 

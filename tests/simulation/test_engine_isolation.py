@@ -20,7 +20,7 @@ NODES = 5
 NUMBERS = np.arange(8000, dtype=np.float32)
 
 
-@pytest.fixture(scope="module", params=[0, 1, 2])
+@pytest.fixture(scope="module", params=[0, pytest.param(1, marks=pytest.mark.soak), 2])
 def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
     executor = make_executor(app, request.param)
     yield executor

@@ -22,9 +22,9 @@ FORMS = {
 }
 
 
-def config_of(form, frozen=2):
+def config_of(form, frozen=2, **more):
     sections = {"model": {"name": "resnet8", "norm": "group"}, "memory": {"frozen": frozen}}
-    return tiny_config(**sections, **FORMS[form])
+    return tiny_config(**sections, **FORMS[form], **more)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -46,7 +46,7 @@ def test_the_bits_are_the_same_and_the_bytes_fewer(form, tmp_path):
 
 
 def test_what_is_forecast_is_what_is_sent(tmp_path):
-    config = config_of("dense")
+    config = config_of("dense", run={"rounds": 1})
     task = Task(config)
     plan = task.fleet_plans()["rpi-4"]
     assert plan.memory.frozen == 2

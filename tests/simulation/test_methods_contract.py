@@ -23,7 +23,7 @@ from mest_fed.simulation.simulate import open_run
 from mest_fed.simulation.trackers.progress import Observers
 from mest_fed.sparsity import METHODS, build_method
 
-ROUNDS = 6
+ROUNDS = 4
 
 
 def of_method(name, place=None, **sections):

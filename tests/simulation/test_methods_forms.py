@@ -4,6 +4,7 @@ Each is given budgets that only its own knob meets.
 """
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from tiny_run import (
@@ -73,35 +74,35 @@ def config_of(form, **more):
     return tiny_config(**sections, fleet=fleet), shapes
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_budgets_are_met_by_the_form_alone_and_the_run_learns(form, tmp_path):
-    config, shapes = config_of(form)
-    plans = Task(config).fleet_plans()
-    assert [plans[device].shape for device in DEVICES] == shapes
-    folder = start(tmp_path / "run", config)
-    rows = read_rows(folder, "rounds")
-    assert rows[-1]["train_loss"] < FALLS[form] * rows[1]["train_loss"]
-    summary = read_summary(folder)
-    assert form == "forward-only" or summary["final_accuracy"] > 0.8
+@pytest.fixture(scope="module", params=FORMS)
+def case(request, tmp_path_factory):
+    """Return a form, its configuration and shapes, and the folder of a whole run."""
+    config, shapes = config_of(request.param)
+    folder = start(tmp_path_factory.mktemp("forms") / "whole", config)
+    return SimpleNamespace(form=request.param, config=config, shapes=shapes, folder=folder)
+
+
+def test_budgets_are_met_by_the_form_alone_and_the_run_learns(case):
+    plans = Task(case.config).fleet_plans()
+    assert [plans[device].shape for device in DEVICES] == case.shapes
+    rows = read_rows(case.folder, "rounds")
+    assert rows[-1]["train_loss"] < FALLS[case.form] * rows[1]["train_loss"]
+    summary = read_summary(case.folder)
+    assert case.form == "forward-only" or summary["final_accuracy"] > 0.8
     assert summary["clients_failed"] == summary["over_budget"] == 0
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_resumed_run_ends_with_the_same_bits(form, tmp_path):
-    config, _ = config_of(form)
-    whole = start(tmp_path / "whole", config)
+def test_a_resumed_run_ends_with_the_same_bits(case, tmp_path):
     with pytest.raises(Interrupted):
-        start(tmp_path / "run", config, display=StopAfter(2))
-    assert_same_run(start(tmp_path / "run", resume=True), whole)
+        start(tmp_path / "run", case.config, display=StopAfter(2))
+    assert_same_run(start(tmp_path / "run", resume=True), case.folder)
 
 
+@pytest.mark.soak
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.soak), 2])
-@pytest.mark.parametrize(
-    "form",
-    ["freezing", *(pytest.param(it, marks=pytest.mark.soak) for it in ("widths", "forward-only"))],
-)
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("form", FORMS)
 def test_any_number_of_workers_ends_with_the_same_bits(session, form, workers, tmp_path):
     config, _ = config_of(form, run={"rounds": 2})
     serial = start(tmp_path / "serial", config)

@@ -9,7 +9,7 @@ from example_run import example_files, with_facts, write_files
 
 from mest_fed import cli
 from mest_fed.errors import InputError
-from mest_fed.simulation.report import run_tables, write_figures
+from mest_fed.simulation.report import figures, run_tables, write_figures
 
 FIGURES = {
     "metric-rounds", "loss", "metric-time", "metric-traffic", "client-metric", "labels", "memory",
@@ -23,14 +23,18 @@ def folder(tmp_path_factory):
     return write_files(tmp_path_factory.mktemp("run"), files)
 
 
+def write(patch, folder, *options):
+    patch.setattr(sys, "argv", ["mest-fed", "report", str(folder), *map(str, options)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+
+
 @pytest.fixture(scope="module")
 def place(folder, tmp_path_factory):
     place = tmp_path_factory.mktemp("files") / "new" / "folder"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["mest-fed", "report", str(folder), "--figures", str(place)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    assert ended.value.code == 0
+        write(patch, folder, "--figures", place)
     return place
 
 
@@ -60,7 +64,14 @@ def test_the_list_of_figures_has_their_captions(place):
     assert all(row["caption"] for row in rows)
 
 
-def test_tables_read_back_are_what_was_written(place, folder):
+def test_tables_read_back_are_what_was_written(folder, tmp_path, monkeypatch):
+    few = {name: figures._FIGURES[name] for name in ("loss", "labels")}  # all of them take long
+    monkeypatch.setattr(figures, "_FIGURES", few)
+    place = tmp_path / "new" / "folder"
+    write(monkeypatch, folder, "--figures", place, "--format", "csv", "--out", tmp_path / "tables")
+    for form in ("svg", "pdf"):
+        assert {path.stem for path in place.glob(f"*.{form}")} == set(few)
+    assert {row["name"] for row in rows_of(place / "figures.csv")} == set(few)
     tables = run_tables(folder)
     assert set(tables) == {
         "rounds", "clients", "tiers", "layers", "evaluations", "labels", "changes",

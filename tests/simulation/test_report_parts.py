@@ -35,6 +35,11 @@ def run(tmp_path_factory):
     return load_run(write_files(tmp_path_factory.mktemp("run"), contents()))
 
 
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return page_of(tmp_path_factory.mktemp("page"), contents())
+
+
 @pytest.fixture(autouse=True)
 def styled():
     with house_style():
@@ -60,8 +65,7 @@ def test_every_figure_is_drawn_and_has_its_basis(run):
 
 
 @pytest.mark.soak
-def test_the_page_says_where_a_run_comes_from(tmp_path):
-    page = page_of(tmp_path, contents())
+def test_the_page_says_where_a_run_comes_from(page):
     assert "mest-fed simulate --out &#39;a b&#39;" in page
     for text in ("2026-03-01 12:30 UTC", "A CPU, 2 cores of 4, 8 GB of memory", "torch 2.13.0"):
         assert text in page
@@ -196,8 +200,7 @@ def test_captions_fit_the_mode(tmp_path, mode, waits):
 
 
 @pytest.mark.soak
-def test_every_round_is_in_a_table_that_folds(tmp_path, run):
-    page = page_of(tmp_path, contents())
+def test_every_round_is_in_a_table_that_folds(run, page):
     folded = re.search(r"<summary>All 9 rows.*?</details>", page, re.DOTALL)[0]
     assert re.findall(r'<th scope="row">(\d+)</th>', folded) == [str(n) for n in range(9)]
     assert len(round_rows(run)) == 9
@@ -217,23 +220,20 @@ def test_equal_plans_are_one(run):
 
 
 @pytest.mark.soak
-def test_a_plan_s_numbers_have_their_column_s_name_where_the_page_is_narrow(tmp_path):
-    page = page_of(tmp_path, contents())
+def test_a_plan_s_numbers_have_their_column_s_name_where_the_page_is_narrow(page):
     first = page[page.index('<table class="plans">') :].partition('<tr class="plan">')[0]
     names = [f"{name}, {basis}" if basis else name for name, basis in PLAN_COLUMNS]
     assert re.findall(r'data-column="([^"]+)"', first) == names
 
 
-def test_a_drawing_that_is_wider_than_a_narrow_page_says_that_it_scrolls(tmp_path):
-    page = page_of(tmp_path, contents())
+def test_a_drawing_that_is_wider_than_a_narrow_page_says_that_it_scrolls(page):
     narrow = page.partition("@media screen and (max-width: 760px)")[2].partition("@media")[0]
     assert '.wide h3::after { content: "scrolls sideways' in narrow
     assert 'class="wide"' in page
 
 
 @pytest.mark.soak
-def test_the_page_is_for_light_and_dark(tmp_path):
-    page = page_of(tmp_path, contents())
+def test_the_page_is_for_light_and_dark(page):
     assert "prefers-color-scheme: dark" in page
     used = set(re.findall(r"var\((--[a-z-]+)", page))
     light, dark = (

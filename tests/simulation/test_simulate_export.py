@@ -10,6 +10,7 @@ import torch
 from tiny_run import StopAfter, read_rows, start, tiny_config
 
 from mest_fed.catalogue import EXPORTS
+from mest_fed.cli import main
 from mest_fed.errors import InputError
 from mest_fed.nn import to_dense
 from mest_fed.server.export import export_model, load_final
@@ -53,7 +54,7 @@ def dense_model(folder):
 def test_a_program_computes_the_same_without_mest_fed(form, run, tmp_path):
     if form == "onnx":
         pytest.importorskip("onnxruntime")
-    path = export_model(run, form, tmp_path / "program")
+    path = export_model(run, form, tmp_path / "program").path
     x = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     torch.save(x, tmp_path / "x.pt")
     given = [form, str(path), str(tmp_path / "x.pt"), str(tmp_path / "y.pt")]
@@ -64,7 +65,7 @@ def test_a_program_computes_the_same_without_mest_fed(form, run, tmp_path):
 
 def test_weights_are_those_of_the_run(run):
     expected = torch.load(run / "model.pt", weights_only=True)
-    assert export_model(run, "state-dict") == run / "exported.pt"
+    assert export_model(run, "state-dict").path == run / "exported.pt"
     found = torch.load(run / "exported.pt", weights_only=True)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -72,7 +73,7 @@ def test_weights_are_those_of_the_run(run):
 
 def test_safetensors_hold_the_weights_and_facts(run, tmp_path):
     safetensors = pytest.importorskip("safetensors")
-    path = export_model(run, "safetensors", tmp_path / "m.safetensors")
+    path = export_model(run, "safetensors", tmp_path / "m.safetensors").path
     expected = torch.load(run / "model.pt", weights_only=True)
     with safetensors.safe_open(path, "pt") as file:
         facts = file.metadata()
@@ -83,7 +84,9 @@ def test_safetensors_hold_the_weights_and_facts(run, tmp_path):
     assert len(json.loads(facts["normalisation"])["mean"]) == 1
 
 
-def test_an_unfinished_run_gives_the_model_of_its_newest_checkpoint(run, tmp_path):
+def test_an_unfinished_run_gives_the_model_of_its_newest_checkpoint(
+    run, tmp_path, monkeypatch, capsys
+):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     shutil.copytree(run, whole)
     (whole / "model.pt").unlink()
@@ -94,6 +97,17 @@ def test_an_unfinished_run_gives_the_model_of_its_newest_checkpoint(run, tmp_pat
     with pytest.raises(Interrupted):
         start(cut, tiny_config(), display=StopAfter(2))
     assert load_final(cut).facts["round"] == "2"
+    said = [_said(monkeypatch, capsys, "export", str(folder)) for folder in (cut, run)]
+    assert said[0][1:] == ["the run is not finished: this is the model after round 2"]
+    assert len(said[1]) == 1
+
+
+def _said(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr("sys.argv", ["mest-fed", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    return capsys.readouterr().out.splitlines()
 
 
 OWN = """
@@ -195,7 +209,7 @@ def test_a_format_of_ones_own(run, tmp_path, monkeypatch):
     text = "def parts(model, file):\n    file.write(b'own')\nparts.suffix = '.own'\n"
     (tmp_path / "own.py").write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    path = export_model(run, "own.py:parts")
+    path = export_model(run, "own.py:parts").path
     assert path == run / "exported.own"
     assert path.read_bytes() == b"own"
     path.unlink()

@@ -141,9 +141,31 @@ def test_killed_after_rounds_that_no_checkpoint_holds(tmp_path):
     assert_same_run(folder, uninterrupted)
 
 
-def test_killed_before_the_summary(tmp_path):
-    config = tiny_config()
-    folder = start(tmp_path / "run", config)
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A run of the plain configuration that has ended."""
+    return start(tmp_path_factory.mktemp("done") / "run", tiny_config())
+
+
+@pytest.fixture
+def ended(done, tmp_path):
+    """A copy of it that a test may change."""
+    return shutil.copytree(done, tmp_path / "ended")
+
+
+@pytest.fixture(scope="module")
+def broken_off(tmp_path_factory):
+    return stopped(tmp_path_factory.mktemp("broken") / "run", tiny_config(), StopAfter(1))
+
+
+@pytest.fixture
+def halted(broken_off, tmp_path):
+    """A copy of the plain run, stopped after a round."""
+    return shutil.copytree(broken_off, tmp_path / "halted")
+
+
+def test_killed_before_the_summary(ended):
+    folder = ended
     before = read_summary(folder)
     (folder / "summary.json").unlink()
     start(folder, resume=True)
@@ -180,17 +202,16 @@ def test_a_run_that_never_began(tmp_path):
         start(tmp_path / "run", resume=True)
 
 
-def test_a_finished_run_is_not_resumed(tmp_path):
-    folder = start(tmp_path / "run", tiny_config(run={"rounds": 1}))
-    before = contents(folder)
+def test_a_finished_run_is_not_resumed(done):
+    before = contents(done)
     with pytest.raises(InputError, match=r"is finished \(summary\.json exists\)"):
-        start(folder, resume=True)
-    assert contents(folder) == before
+        start(done, resume=True)
+    assert contents(done) == before
 
 
 @pytest.mark.soak
-def test_a_damaged_checkpoint(tmp_path):
-    folder = stopped(tmp_path / "run", tiny_config(), StopAfter(1))
+def test_a_damaged_checkpoint(halted):
+    folder = halted
     newest, first = sorted((folder / "checkpoints").iterdir(), reverse=True)
     whole, earlier = newest.read_bytes(), first.read_bytes()
     first.write_bytes(b"")
@@ -205,9 +226,8 @@ def test_a_damaged_checkpoint(tmp_path):
     assert len(read_rows(folder, "rounds")) == 4
 
 
-def test_the_configuration_of_another_model(tmp_path):
-    folder = stopped(tmp_path / "run", tiny_config(), StopAfter(1))
-    config = folder / "config.toml"
+def test_the_configuration_of_another_model(halted):
+    folder, config = halted, halted / "config.toml"
     text = config.read_text(encoding="utf-8").replace("width = 0.25", "width = 0.5")
     config.write_text(text, encoding="utf-8")
     before = (folder / "rounds.jsonl").read_bytes()
@@ -252,21 +272,18 @@ def test_files_of_the_users_own_are_sealed(tmp_path):
     start(folder, resume=True)
 
 
-def test_a_log_that_is_no_json(tmp_path):
-    folder = stopped(tmp_path / "run", tiny_config(), StopAfter(1))
-    (folder / "rounds.jsonl").write_text('{"round": 0}\nnonsense\n', encoding="utf-8")
+def test_a_log_that_is_no_json(halted):
+    (halted / "rounds.jsonl").write_text('{"round": 0}\nnonsense\n', encoding="utf-8")
     with pytest.raises(InputError, match=r"rounds\.jsonl, line 2: "):
-        start(folder, resume=True)
+        start(halted, resume=True)
 
 
 @pytest.mark.soak
-def test_a_copied_run_goes_on_elsewhere(tmp_path):
-    config = tiny_config()
-    uninterrupted = start(tmp_path / "whole", config)
-    folder = stopped(tmp_path / "run", config, StopAfter(1))
+def test_a_copied_run_goes_on_elsewhere(done, tmp_path):
+    folder = stopped(tmp_path / "run", tiny_config(), StopAfter(1))
     shutil.move(folder, tmp_path / "moved")
     start(tmp_path / "moved", resume=True)
-    assert_same_run(tmp_path / "moved", uninterrupted)
+    assert_same_run(tmp_path / "moved", done)
 
 
 def test_a_new_run_needs_a_configuration(tmp_path):
@@ -311,10 +328,7 @@ def test_what_a_model_counts_does_not_tell_how_often_a_run_was_stopped(tmp_path)
     assert_same_run(folder, tmp_path / "whole")
 
 
-def test_a_run_keeps_the_profiles_that_it_began_with(tmp_path, monkeypatch):
-    config = tiny_config()
-    whole = start(tmp_path / "whole", config)
-    folder = stopped(tmp_path / "run", config, StopAfter(1))
+def test_a_run_keeps_the_profiles_that_it_began_with(done, halted, monkeypatch):
     slower = replace(load_profile("rpi-4"), core_speed=0.01)
     for module in (profile, fleets):
         monkeypatch.setattr(module, "load_profile", lambda _: slower)
@@ -324,9 +338,9 @@ def test_a_run_keeps_the_profiles_that_it_began_with(tmp_path, monkeypatch):
         def note(self, text):
             notes.append(text)
 
-    start(folder, resume=True, display=Notes())
+    start(halted, resume=True, display=Notes())
     assert [text for text in notes if "rpi-4" in text] == [
         "device profile rpi-4 has changed since the run began; the run goes on with the profile "
         "that it began with"
     ]
-    assert_same_run(whole, folder)
+    assert_same_run(done, halted)

@@ -219,7 +219,8 @@ def test_another_seed_gives_another_run(finished, tiers, tmp_path):
 
 def test_checkpoints_come_when_due(tmp_path):
     run = {"rounds": 5, "checkpoint_every": 2}
-    folder = start(tmp_path / "run", tiny_config(run=run, server={"clients_per_round": 1}))
+    server = {"clients_per_round": 1, "evaluate_every": 5, "evaluate_clients_every": 0}
+    folder = start(tmp_path / "run", tiny_config(run=run, server=server))
     assert checkpoints(folder) == [0, 2, 4, 5]
 
 
@@ -294,7 +295,7 @@ def test_forgetting(tmp_path):
         run={"rounds": 4, "seed": 5},
         forgetting={"fraction": 0.5, "start": 0.5, "readmit": True},
         training={"local_epochs": 2},
-        server={"clients_per_round": 6},
+        server={"evaluate_every": 4, "evaluate_clients_every": 0},
     )
     rows = read_rows(start(tmp_path / "run", config), "clients")
     trained = [row for row in rows if row["status"] == "ok"]
@@ -335,9 +336,10 @@ def test_a_run_that_diverges_ends_in_order(tmp_path):
 
 
 def test_a_deadline_costs_the_late_their_update(tmp_path):
-    mix, data = {"mix": "rpi-zero-2w:1, rpi-5:1"}, {"partition": "iid"}
-    everybody = {"clients_per_round": 6}
-    folder = start(tmp_path / "free", tiny_config(fleet=mix, data=data, server=everybody))
+    mix = {"mix": "rpi-zero-2w:1, rpi-5:1"}
+    same = {"data": {"partition": "iid"}, "server": {"clients_per_round": 6}}
+    same["run"] = {"rounds": 2}
+    folder = start(tmp_path / "free", tiny_config(fleet=mix, **same))
     seconds = {}
     for row in read_rows(folder, "clients"):
         parts = ("download_seconds", "setup_seconds", "train_seconds", "upload_seconds")
@@ -346,16 +348,15 @@ def test_a_deadline_costs_the_late_their_update(tmp_path):
             seconds.setdefault(row["device"], []).append(spent)
     deadline = (min(seconds["rpi-zero-2w"]) + max(seconds["rpi-5"])) / 2
     assert max(seconds["rpi-5"]) < deadline < min(seconds["rpi-zero-2w"])
-    tight = tiny_config(fleet=mix | {"deadline": deadline}, data=data, server=everybody)
-    folder = start(tmp_path / "tight", tight)
+    folder = start(tmp_path / "tight", tiny_config(fleet=mix | {"deadline": deadline}, **same))
     for row in read_rows(folder, "clients"):
         if row["reason"] != "device was away":
             late = row["device"] == "rpi-zero-2w"
             assert row["status"] == ("late" if late else "ok")
             assert ("missed the deadline" in (row["reason"] or "")) == late
     last = read_rows(folder, "rounds")[-1]
-    # The server waits as long and no longer in 3 rounds of training and 2 of evaluation.
-    assert last["virtual_seconds"] <= 5 * deadline * (1 + 1e-9)
+    # The server waits as long and no longer in 2 rounds of training and one of evaluation.
+    assert last["virtual_seconds"] <= 3 * deadline * (1 + 1e-9)
 
 
 def test_a_profile_of_ones_own(tmp_path, monkeypatch):

@@ -57,7 +57,9 @@ def print_forecast(
     rows = {
         "run": _rounds(forecast),
         "data": _data(forecast),
+        "model": forecast.run.fleet.nobody_trains(forecast.task) or "",
         "steps": _steps(forecast),
+        "memory": _saved(forecast),
         "workers": _workers(workers, address),
         "folder": str(forecast.run.folder.path),
         "time": _time(forecast),
@@ -117,6 +119,12 @@ def _steps(forecast: RunForecast) -> str:
     if len(by_torch) == len(forecast.devices):
         return "torch on all devices"
     return f"compiled programs; torch on {', '.join(by_torch)}"
+
+
+def _saved(forecast: RunForecast) -> str:
+    """Say what plans do to fit, beside density and micro-batch."""
+    saving = {each.device.name: each.device.plan.measures() for each in forecast.devices}
+    return "; ".join(f"{name}: {', '.join(said)}" for name, said in saving.items() if said)
 
 
 def _workers(workers: int | None, address: str | None) -> str:

@@ -63,11 +63,13 @@ def parser() -> argparse.ArgumentParser:
     add("--budget", metavar="BYTES", help="What training may add; the profile's if left out.")
     add("--threads", type=int, default=1, metavar="N", help="Cores to compute with (default: 1).")
     add("--train-when", default=None, metavar="CONDITIONS", help=f"Train only so: {ALLOWED}.")
-    add("--name", default=None, help="The node's name; the host's if left out.")
+    add("--name", default=None, help="The node's name where no certificate gives one; the host's "
+        "if left out.")  # fmt: skip
     add("--certificates", metavar="FOLDER", help="node.pem, node.key and authority.pem, as "
         "mest-fed certs node wrote them; left out, those that --enrol got.")  # fmt: skip
     add("--enrol", metavar="HOST:PORT", help="Get a certificate there, once, with --token.")
-    add("--token", help="Of mest-fed certs token.")
+    add("--token", default=os.environ.get("MEST_TOKEN"), help="Of mest-fed certs token; left out, "
+        "the variable MEST_TOKEN, which the list of processes does not show.")  # fmt: skip
     add("--authority", metavar="FILE", help="authority.pem, beside --enrol.")
     add("--insecure", action="store_true", help="Without TLS, on loopback alone.")
     add("--give-up", type=float, metavar="SECONDS", default=float("inf"),
@@ -86,7 +88,10 @@ def run(arguments: list[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     _check_texts(options)
     if options.insecure:
-        print("mest-fed node: --insecure: nobody is asked who they are", file=sys.stderr)
+        print(
+            "mest-fed node: --insecure: without TLS, names are not proved and nothing is encrypted",
+            file=sys.stderr,
+        )
     setup = _setup(options)
     folder = NodeFolder(Path(options.state).expanduser())
     folder.claim()

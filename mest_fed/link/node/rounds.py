@@ -7,13 +7,14 @@ that both send the same bytes.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mest_fed.data.minibatches import Examples, Minibatches
+from mest_fed.data.minibatches import Examples, Minibatches, Rows
 from mest_fed.data.partitioners import hold_out
 from mest_fed.devices.cost import StepWork, Work
 from mest_fed.devices.program_work import program_step_work
@@ -129,7 +130,8 @@ class NodeRounds:
             kept=chosen,
         )
         training = _Training(self, received, order, self.run.local_epochs * len(epoch))
-        batches = (batch for _ in range(self.run.local_epochs) for batch in epoch.epoch())
+        # A generator expression would hold each batch while the next one is made.
+        batches = chain.from_iterable(epoch.epoch() for _ in range(self.run.local_epochs))
         return training.fit(batches, forgetting)
 
     def evaluate(self, received: SparseState) -> Totals:
@@ -163,7 +165,9 @@ class NodeRounds:
         model = NodeModel(self.run.spec, state)
         model.bind(forward)
         for inputs, targets, _ in Minibatches(self.examples, examples, EVALUATION_BATCH).epoch():
-            yield targets, forward.predict(inputs)
+            outputs = forward.predict(inputs)
+            del inputs  # or they stand in memory while the next ones are made
+            yield targets, outputs
 
 
 class _Training:
@@ -185,11 +189,11 @@ class _Training:
         self._totals, self._work = Totals(), Work()
 
     def fit(
-        self, batches: Iterator[tuple[Array, Array, Indices]], forgetting: ForgettingState | None
+        self, batches: Iterator[tuple[Rows, Array, Indices]], forgetting: ForgettingState | None
     ) -> tuple[SparseState, Totals, Work]:
         """Take one step for each batch."""
-        mutation, step = self._mutation, None
-        for number, (inputs, targets, positions) in enumerate(batches):
+        mutation, step, number = self._mutation, None, 0
+        for inputs, targets, positions in batches:
             reads = mutation is not None and mutation.reads_gradients_of(number, self._steps)
             step = self._step_of(len(targets), reads=reads)
             if number == 0 and mutation is not None and mutation.soft:
@@ -201,13 +205,15 @@ class _Training:
                     forgetting.observe(positions, correct)
             if mutation is not None and mutation.mutates_at(number, self._steps):
                 self._model.mutate(mutation, step.gradients)
+            number += 1  # noqa: SIM113 - enumerate() holds what it gave last
+            del inputs, targets  # or they stand in memory while the next ones are made
         if mutation is not None and mutation.soft and step is not None:
             self._model.drop(mutation, step.gradients)
         for bound in self._bound.values():
             bound.release_memory()  # before there is a copy of the weights
         return self._model.state(), self._totals, self._work + self._beside()
 
-    def _take(self, step: CompiledStep, inputs: Array, targets: Array, number: int) -> None:
+    def _take(self, step: CompiledStep, inputs: Rows, targets: Array, number: int) -> None:
         scores = self._rounds.scores
         loss = step.step(inputs, scores.counted(targets), self._order.learning_rate)
         total = loss * scores.count(targets)

@@ -55,10 +55,13 @@ class LinkNode:
         Its id.
     last_activated_at : str
         Since when its session is there: another one if it began anew.
+    name : str
+        What its certificate calls it; empty where a grid does not know.
     """
 
     node_id: int
     last_activated_at: str
+    name: str = ""
 
 
 class LinkGrid(RunGrid):
@@ -99,7 +102,7 @@ class LinkGrid(RunGrid):
 
     def get_nodes(self) -> list[LinkNode]:
         """Return what is known of these nodes."""
-        return [LinkNode(node.id, repr(node.since)) for node in self._ready()]
+        return [LinkNode(node.id, repr(node.since), node.identity.name) for node in self._ready()]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Give instructions; return their ids, empty for one whose node is not there."""

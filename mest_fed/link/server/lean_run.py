@@ -153,12 +153,12 @@ class LeanRun:
         said, plan, partition = node.description, self._plan(node), self._partition(node)
         held = num_held_out(said.examples, self.task.config.data.hold_out)
         if said.examples < 1:
-            raise InputError(f"the node {said.name} has not read its examples yet")
+            raise InputError(f"the node {node.identity.name} has not read its examples yet")
         if said.partition is not None:
             total = sum(self.task.example_counts(partition))
             if said.examples != total:
                 raise not_allowed(
-                    f"examples of the node {said.name}, partition {partition}",
+                    f"examples of the node {node.identity.name}, partition {partition}",
                     said.examples,
                     str(total),
                 )
@@ -185,7 +185,7 @@ class LeanRun:
         )
 
     def _device(self, node: NodeInfo) -> str:
-        return node.description.profile_name or node.description.name
+        return node.description.profile_name or node.identity.name
 
     def _partition(self, node: NodeInfo) -> int:
         given, total = node.description.partition, self.task.config.fleet.devices
@@ -193,16 +193,14 @@ class LeanRun:
             return total + node.id % NUMBERS
         if given >= total:
             allowed = f"0 to {total - 1} (fleet.devices = {total})"
-            raise not_allowed(f"--partition of {node.description.name}", given, allowed)
+            raise not_allowed(f"--partition of {node.identity.name}", given, allowed)
         return given
 
     def _plan(self, node: NodeInfo) -> Plan:
         device, budget = node.description.profile_name, node.description.budget_bytes
         if not budget:
             if not device:
-                raise InputError(
-                    f"the node {node.description.name} gives neither device nor budget"
-                )
+                raise InputError(f"the node {node.identity.name} gives neither device nor budget")
             budget = self.task.budget(device)
         key = device, budget
         with self._lock:

@@ -158,7 +158,10 @@ def open_link(settings: LinkSettings, run: LeanRun) -> EdgeServer:
     how: dict[str, Any] = {"describe": run.describe, "program": run.programs}
     folder = settings.certificates
     if folder is None:
-        log.warning("%s: nobody is asked who they are", settings.names.insecure)
+        log.warning(
+            "%s: without TLS, names are not proved and nothing is encrypted",
+            settings.names.insecure,
+        )
         return EdgeServer(settings.listen, insecure=True, **how)
     certificate, key, authority = (_read(folder / name) for name in _FILES)
     if settings.enrol:

@@ -1,11 +1,16 @@
-"""One memory budget for all kinds of device, in bytes or as a share of dense training's peak."""
+"""One memory budget for all kinds of device, in bytes or as a share of dense training's peak.
+
+The model of such a run is the largest that its devices hold: of a larger one nobody would train the
+rest, which would stay in the model that is evaluated as it began.
+"""
 
 import re
 
 from mest_fed.catalogue import GradientKind
 from mest_fed.config import RunConfig, to_flat
 from mest_fed.config.base import format_mix
-from mest_fed.errors import InputError, not_allowed
+from mest_fed.config.sparsity import cuts_width
+from mest_fed.errors import BudgetError, InputError, not_allowed
 from mest_fed.task import Task
 from mest_fed.units import parse_bytes
 
@@ -22,6 +27,7 @@ class DenseTraining:
 
     def __init__(self) -> None:
         self._known: dict[str, int] = {}
+        self._largest: dict[str, float] = {}
 
     def peak(self, config: RunConfig) -> int:
         """Return the bytes that a run takes on a device if it is dense and saves no memory."""
@@ -37,9 +43,40 @@ class DenseTraining:
             self._known[key] = Task(dense).planner().plan(1 << 50).footprint.total
         return self._known[key]
 
+    def largest(self, config: RunConfig) -> float:
+        """Return how much of a run's model the largest plan of its devices trains; 1 is all.
+
+        A budget that holds no plan is left to the run, which says so.
+        """
+        flat = to_flat(config)
+        key = repr(sorted((k, v) for k, v in flat.items() if not k.startswith("run.")))
+        if key not in self._largest:
+            task = Task(config)
+            try:
+                densities = [plan.density for plan in task.fleet_plans().values()]
+                self._largest[key] = max(densities) / task.density
+            except BudgetError:
+                self._largest[key] = 1.0
+        return self._largest[key]
+
+
+def as_large_as_fits(config: RunConfig, dense: DenseTraining) -> RunConfig:
+    """Return a run whose model is as large, in density or width, as its devices' largest plan."""
+    # A smaller model has plans of its own, which may be smaller still.
+    while (share := dense.largest(config)) < 1:
+        if cuts_width(config.sparsity.method):
+            width = config.model.width * share
+            model = config.model.model_copy(update={"width": width})
+            config = config.model_copy(update={"model": model})
+        else:
+            density = config.sparsity.density * share
+            sparsity = config.sparsity.model_copy(update={"density": density})
+            config = config.model_copy(update={"sparsity": sparsity})
+    return config
+
 
 def budgeted(config: RunConfig, budget: object, dense: DenseTraining) -> RunConfig:
-    """Return a configuration whose devices all have one budget.
+    """Return a configuration whose devices all have one budget, and a model that fits it.
 
     Parameters
     ----------
@@ -68,4 +105,4 @@ def budgeted(config: RunConfig, budget: object, dense: DenseTraining) -> RunConf
         raise not_allowed("budget", budget, "more than nothing")
     kinds = config.fleet.weights
     fleet = config.fleet.model_copy(update={"budgets": format_mix(dict.fromkeys(kinds, number))})
-    return config.model_copy(update={"fleet": fleet})
+    return as_large_as_fits(config.model_copy(update={"fleet": fleet}), dense)

@@ -11,6 +11,7 @@ from typing import Any
 
 from mest_fed.config import RunConfig, find_named, from_table, to_flat, with_settings
 from mest_fed.config.load import Table
+from mest_fed.data import find_source
 from mest_fed.errors import InputError
 from mest_fed.server.modes import check_mode
 from mest_fed.simulation.behaviour.clock import check_cohort
@@ -139,7 +140,9 @@ def expand(study: StudyFile, data: str = "") -> list[Cell]:
 
 
 def with_data(config: RunConfig, path: str) -> RunConfig:
-    """Return a configuration with another folder of the data."""
+    """Return a configuration with another folder of the data, where files are read."""
+    if not find_source(config.data.name).has_files:
+        return config
     return config.model_copy(update={"data": config.data.model_copy(update={"path": path})})
 
 

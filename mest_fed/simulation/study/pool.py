@@ -86,8 +86,9 @@ class Runner:
 
     def _listen(self, events: "queue.SimpleQueue[Any]") -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            events.put((self, json.loads(line)))
+        with self.process.stdout as lines:
+            for line in lines:
+                events.put((self, json.loads(line)))
         self.process.wait()
         events.put((self, None))
 
@@ -102,7 +103,7 @@ class Runner:
             return
 
     def dismiss(self) -> None:
-        """Let it end."""
+        """Let it end; nothing more can be given to it."""
         self.job = None
         assert self.process.stdin is not None
         try:
@@ -187,6 +188,7 @@ class Pool:
         job = runner.job
         if event is None:
             self._runners.remove(runner)
+            runner.dismiss()
             if job is not None:
                 watch(job.run, {"event": "failed", "reason": runner.last_words})
             if waiting:
@@ -213,3 +215,4 @@ class Pool:
             for runner in self._runners:
                 runner.process.kill()
                 runner.process.wait()
+                runner.dismiss()
