@@ -355,6 +355,7 @@ torch.testing.assert_close(torch.compile(weights, backend="eager")(x, x, x), exp
 """
 
 
+@pytest.mark.soak
 def test_a_sparse_model_is_compiled_after_a_trace_that_compiled():
     command = [
         sys.executable,

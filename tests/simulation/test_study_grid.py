@@ -10,6 +10,7 @@ from study_cases import SMALL, study_of
 
 from mest_fed.errors import InputError
 from mest_fed.simulation.study.axes import key_of
+from mest_fed.simulation.study.budgets import DenseTraining
 from mest_fed.simulation.study.checks import check_study
 from mest_fed.simulation.study.grid import cell_id, digest_of, expand, points
 from mest_fed.simulation.study.study_file import read_study, study_names
@@ -197,6 +198,13 @@ def test_robustness_has_its_conditions_by_itself():
     assert found["stragglers"].stragglers == 0.3
 
 
+@pytest.fixture
+def _all_fits(monkeypatch):
+    """What fits a budget takes seconds to find for each method; test_model_that_fits does."""
+    monkeypatch.setattr(DenseTraining, "share", lambda *_: 1.0)
+
+
+@pytest.mark.usefixtures("_all_fits")
 def test_the_studies_that_ship_are_studies():
     assert "quickstart" in study_names()
     for name in study_names():
@@ -206,6 +214,7 @@ def test_the_studies_that_ship_are_studies():
         assert cells
 
 
+@pytest.mark.usefixtures("_all_fits")
 def test_the_file_of_the_guide_is_a_study():
     page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text(encoding="utf-8")
     study = study_of(page.partition("```toml\n")[2].partition("```")[0])

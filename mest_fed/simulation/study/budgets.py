@@ -27,7 +27,7 @@ class DenseTraining:
 
     def __init__(self) -> None:
         self._known: dict[str, int] = {}
-        self._largest: dict[str, float] = {}
+        self._tasks: dict[str, Task] = {}
 
     def peak(self, config: RunConfig) -> int:
         """Return the bytes that a run takes on a device if it is dense and saves no memory."""
@@ -43,27 +43,27 @@ class DenseTraining:
             self._known[key] = Task(dense).planner().plan(1 << 50).footprint.total
         return self._known[key]
 
-    def largest(self, config: RunConfig) -> float:
-        """Return how much of a run's model the largest plan of its devices trains; 1 is all.
+    def share(self, config: RunConfig, budget: int) -> float:
+        """Return how much of a run's model is trained within a budget of so many bytes; 1 is all.
 
         A budget that holds no plan is left to the run, which says so.
         """
         flat = to_flat(config)
-        key = repr(sorted((k, v) for k, v in flat.items() if not k.startswith("run.")))
-        if key not in self._largest:
-            task = Task(config)
-            try:
-                densities = [plan.density for plan in task.fleet_plans().values()]
-                self._largest[key] = max(densities) / task.density
-            except BudgetError:
-                self._largest[key] = 1.0
-        return self._largest[key]
+        key = repr(sorted((k, v) for k, v in flat.items() if not k.startswith(("run.", "fleet."))))
+        # What a task has worked out for one budget, it need not for another.
+        if key not in self._tasks:
+            self._tasks[key] = Task(config)
+        task = self._tasks[key]
+        try:
+            return task.plan(budget, "every device").density / task.density
+        except BudgetError:
+            return 1.0
 
 
-def as_large_as_fits(config: RunConfig, dense: DenseTraining) -> RunConfig:
-    """Return a run whose model is as large, in density or width, as its devices' largest plan."""
+def as_large_as_fits(config: RunConfig, budget: int, dense: DenseTraining) -> RunConfig:
+    """Return a run whose model is as large, in density or width, as is trained within a budget."""
     # A smaller model has plans of its own, which may be smaller still.
-    while (share := dense.largest(config)) < 1:
+    while (share := dense.share(config, budget)) < 1:
         if cuts_width(config.sparsity.method):
             width = config.model.width * share
             model = config.model.model_copy(update={"width": width})
@@ -105,4 +105,4 @@ def budgeted(config: RunConfig, budget: object, dense: DenseTraining) -> RunConf
         raise not_allowed("budget", budget, "more than nothing")
     kinds = config.fleet.weights
     fleet = config.fleet.model_copy(update={"budgets": format_mix(dict.fromkeys(kinds, number))})
-    return as_large_as_fits(config.model_copy(update={"fleet": fleet}), dense)
+    return as_large_as_fits(config.model_copy(update={"fleet": fleet}), number, dense)
