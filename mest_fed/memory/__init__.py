@@ -7,12 +7,13 @@ from mest_fed.memory.activations import (
     NothingSavedWarning,
     memory_saving,
 )
-from mest_fed.memory.footprint import Footprint, TrainingSetup, footprint
+from mest_fed.memory.footprint import Footprint, footprint
 from mest_fed.memory.knobs import DENSITY_STEPS, PlanLimits
 from mest_fed.memory.plan import Plan, read_plan
 from mest_fed.memory.planner import Planner
 from mest_fed.memory.step_bytes import TrainingShape
 from mest_fed.memory.trace import ModelTrace, TrainingLoss, trace_model
+from mest_fed.memory.training_setup import TrainingSetup
 
 __all__ = [
     "DENSITY_STEPS",

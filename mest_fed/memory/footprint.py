@@ -9,7 +9,20 @@ from mest_fed.catalogue import Recompute
 from mest_fed.errors import InputError
 from mest_fed.memory.activations import MemoryOptions, memory_saving
 from mest_fed.memory.meter import can_measure
-from mest_fed.memory.program_bytes import Compiler, PlannedStep, program_bytes
+from mest_fed.memory.program_bytes import PlannedStep, program_bytes
+from mest_fed.memory.round_bytes import (
+    FLOAT,
+    MUTATION,
+    PERTURBED_AT_ONCE,
+    ROUND,
+    beside_passes,
+    input_bytes,
+    largest_mask,
+    model_bytes,
+    padding_bytes,
+    sent_bytes,
+    wire_bytes,
+)
 from mest_fed.memory.step_bytes import (
     StepOptions,
     TrainingShape,
@@ -18,6 +31,7 @@ from mest_fed.memory.step_bytes import (
     step_bytes,
 )
 from mest_fed.memory.trace import ModelTrace, meta_model_of
+from mest_fed.memory.training_setup import TrainingSetup
 from mest_fed.runtime.batches import TOGETHER
 from mest_fed.sparsity import Method, layer_counts
 
@@ -25,24 +39,9 @@ from mest_fed.sparsity import Method, layer_counts
 #: as the rest that the other parts leave unexplained, with torch 2.13 on x86-64.
 RUNTIME = 2_300_000
 
-#: What a client's round takes beside a compiled step and the arrays of its messages: their records
-#: and bytes, decoding and encoding, the order of the examples. Measured as the rest in rounds of
-#: three small nets, 0.08 to 0.24 MB (docs/figures.md).
-ROUND = 200_000
-
-#: What a mutation takes for each granule of the largest mask, active or not: a slot and a score for
-#: it, the ranking of scores, which are active (measured: 19.5 bytes).
-MUTATION = 20
-
 #: What forward passes by torch take beyond the parts that a trace shows, in training without
 #: backward (measured as the rest, 0.8 to 1.1 MB with images of 32x32).
 FORWARD_BY_TORCH = 1_500_000
-
-#: Numbers of a random direction that are drawn at a time, where training is by forward passes.
-PERTURBED_AT_ONCE = 2**13
-
-FLOAT = 4
-INDEX = 4
 
 
 @dataclass(frozen=True)
@@ -96,47 +95,6 @@ class Footprint:
     def parts(self) -> dict[str, int]:
         """Return the parts by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
-
-
-@dataclass(frozen=True)
-class TrainingSetup:
-    """What beside its shape decides a device's footprint.
-
-    Parameters
-    ----------
-    method : Method
-        EM&S is charged at its peak, RigL with dense gradients.
-    mutates : bool
-        Whether mutation happens on the device, where gradients must stand for it.
-    messages : bool
-        Whether messages are charged: false for training by itself.
-    threads : int
-        That the device computes with: the compiled kernels have scratch memory for each. It is the
-        device's number, not that of the process that plans for it, so that a plan is the same
-        wherever it is made.
-    compiler : callable, optional
-        Gives the program of a step, where training is compiled; None where torch trains.
-    rest : int or None
-        Examples of an epoch's last batch where it has fewer than the others, or one more; 0 where
-        it has as many. None where nobody knows how many examples a device has.
-    feedback : bool
-        Whether messages are differences, of which what is left out is kept for the next one.
-    forward_only : bool
-        Whether training is by forward passes alone; then the compiler gives those.
-    held : int
-        Bytes of each number of a batch's inputs that are held as they were read, beside those that
-        are computed: 0 where they can be read again, which augmented ones cannot.
-    """
-
-    method: Method
-    mutates: bool = False
-    messages: bool = True
-    threads: int = 1
-    compiler: Compiler | None = None
-    rest: int | None = 0
-    feedback: bool = False
-    forward_only: bool = False
-    held: int = 0
 
 
 def footprint(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) -> Footprint:
@@ -196,11 +154,11 @@ def at_least(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape) ->
         trained = sum(it.nbytes for it in model.parameters() if it.requires_grad)
     return sum(
         (
-            *_model(trace, active).values(),
+            *model_bytes(trace, active).values(),
             trained if shape.momentum else 0,
-            _inputs(trace, setting, shape, part),
+            input_bytes(trace, setting, shape, part),
             trace.largest_passage(shape.memory.segments) * part,
-            _wire(trace, active, setting),
+            wire_bytes(trace, active, setting),
             RUNTIME,
         )
     )
@@ -243,18 +201,18 @@ def _compiled(
     if setting.forward_only:
         # A piece of a direction, where values are padding, and a loss of the outputs.
         parts["workspace"] += FLOAT * PERTURBED_AT_ONCE + 3 * parts["batch"]
-        parts["workspace"] += _padding(trace, active)
+        parts["workspace"] += padding_bytes(trace, active)
     target = trace.loss.targets(1, "meta").nbytes
     made = _made(step, setting, shape)
-    parts["batch"] += target * shape.batch + _inputs(trace, setting, shape, made)
+    parts["batch"] += target * shape.batch + input_bytes(trace, setting, shape, made)
     if setting.forward_only:
-        parts["workspace"] += _beside_passes(trace, active)
+        parts["workspace"] += beside_passes(trace, active)
     parts["runtime"] += ROUND if setting.messages else 0
     # A soft bound grows before there is a step, and ranks active granules alone after the last.
     if setting.mutates and setting.method.peak == 1:
-        parts["workspace"] += MUTATION * _largest_mask(trace)
-    model, wire = _model(trace, active), _wire(trace, active, setting)
-    at_end = wire + _sent(trace, active, setting)
+        parts["workspace"] += MUTATION * largest_mask(trace)
+    model, wire = model_bytes(trace, active), wire_bytes(trace, active, setting)
+    at_end = wire + sent_bytes(trace, active, setting)
     # What steps take is given back before the state that is sent and its message are made.
     given_back = sum(parts.values()) - parts["runtime"]
     return Footprint(**parts, **model, wire=max(wire, at_end - given_back))
@@ -266,58 +224,6 @@ def _made(step: PlannedStep, setting: TrainingSetup, shape: TrainingShape) -> in
         return shape.batch
     in_groups = step.program.takes_groups
     return min(shape.batch, TOGETHER * step.program.examples if in_groups else shape.micro_batch)
-
-
-def _inputs(trace: ModelTrace, setting: TrainingSetup, shape: TrainingShape, made: int) -> int:
-    """Charge the inputs of a batch, of which so many are made at a time."""
-    if not setting.messages:  # whole batches are given
-        return trace.image * shape.batch
-    numbers = trace.image // trace.input_dtype.itemsize
-    return setting.held * numbers * shape.batch + trace.image * made
-
-
-def _sent(trace: ModelTrace, active: dict[str, int], setting: TrainingSetup) -> int:
-    """Charge the state that a client sends, and its message."""
-    if not setting.messages or setting.forward_only:  # which charges them as workspace
-        return 0
-    return 2 * sum(_model(trace, active).values())
-
-
-def _beside_passes(trace: ModelTrace, active: dict[str, int]) -> int:
-    """Return what stands beside forward passes, where nothing else hides it.
-
-    The state that is sent, and its message, stand beside those that were received. In other
-    training gradients and momentum are gone then.
-    """
-    return 2 * sum(_model(trace, active).values())
-
-
-def _padding(trace: ModelTrace, active: dict[str, int]) -> int:
-    """Return what it takes to know which values are padding, and to find that out."""
-    kept, most = 0.0, 0
-    for name, count in active.items():
-        layout = trace.spec.layouts[name]
-        places = layout.num_granules * layout.width
-        if places > layout.num_weights:
-            values = count * layout.width
-            kept += 8 * values * (1 - layout.num_weights / places)
-            most = max(most, 9 * values)  # a position each, and whether it is one
-    return round(kept) + most
-
-
-def _largest_mask(trace: ModelTrace) -> int:
-    """Return the granules of the largest mask group."""
-    spec = trace.spec
-    return max((spec.group_layout(group).num_granules for group in spec.groups), default=0)
-
-
-def _model(trace: ModelTrace, active: dict[str, int]) -> dict[str, int]:
-    """Count the model itself, with so many active granules by layer."""
-    sparse = sum(FLOAT * count * trace.spec.layouts[name].width for name, count in active.items())
-    return {
-        "values": sparse + trace.dense_parameters + trace.buffers,
-        "index": sum(INDEX * count for count in active.values()),
-    }
 
 
 def _by_torch(
@@ -339,10 +245,10 @@ def _by_torch(
         return _measured(trace, active, shape, error, setting)
     peak["workspace"] = peak.get("workspace", 0) + setting.threads * trace.scratch
     made = min(shape.micro_batch, shape.batch)
-    peak["batch"] += _inputs(trace, setting, shape, made) - trace.image * shape.batch
+    peak["batch"] += input_bytes(trace, setting, shape, made) - trace.image * shape.batch
     if setting.forward_only:
-        peak["workspace"] += _beside_passes(trace, active) + FORWARD_BY_TORCH
-    return Footprint(**peak, wire=_wire(trace, active, setting))
+        peak["workspace"] += beside_passes(trace, active) + FORWARD_BY_TORCH
+    return Footprint(**peak, wire=wire_bytes(trace, active, setting))
 
 
 def _measured(
@@ -359,12 +265,12 @@ def _measured(
     model = meta_model_of(trace.at(active))
     total = measured_step(model, trace.input_shape, shape, trace.input_dtype, trace.loss)
     known = {
-        **_model(trace, active),
+        **model_bytes(trace, active),
         "optimizer": _optimizer_state(model, shape),
         "batch": trace.image * shape.batch,
     }
     rest = max(0, total - sum(known.values()))
-    wire = _wire(trace, active, setting)
+    wire = wire_bytes(trace, active, setting)
     return Footprint(**known, workspace=rest, wire=wire, runtime=0)
 
 
@@ -386,17 +292,3 @@ def peak_granules(trace: ModelTrace, method: Method, shape: TrainingShape) -> di
         for group, layers in spec.groups.items()
         for layer in layers
     }
-
-
-def _wire(trace: ModelTrace, active: dict[str, int], setting: TrainingSetup) -> int:
-    """Charge a message and the state that it carries.
-
-    With feedback what was owed, what is owed now and the change between them stand beside it.
-    """
-    if not setting.messages:
-        return 0
-    layouts = trace.spec.layouts
-    values = sum(FLOAT * count * layouts[name].width for name, count in active.items())
-    masks = sum(INDEX * active[layers[0]] for layers in trace.spec.groups.values())
-    state = values + masks + trace.dense_parameters
-    return 2 * (state + trace.buffers) + (3 * state if setting.feedback else 0)

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from itertools import product
 
 from mest_fed.errors import BudgetError, DeadlineError
-from mest_fed.memory.footprint import TrainingSetup, at_least, footprint, is_compiled
+from mest_fed.memory.footprint import at_least, footprint, is_compiled
 from mest_fed.memory.knobs import OF_PROGRAMS, Knob, PlanLimits
 from mest_fed.memory.plan import Plan
 from mest_fed.memory.step_bytes import TrainingShape
 from mest_fed.memory.trace import ModelTrace
+from mest_fed.memory.training_setup import TrainingSetup
 from mest_fed.units import format_bytes, format_seconds
 
 #: Share of a prediction that it may fall short of what is measured (docs/figures.md): a plan keeps

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from mest_fed.errors import not_allowed
-from mest_fed.memory.footprint import PERTURBED_AT_ONCE
+from mest_fed.memory.round_bytes import PERTURBED_AT_ONCE
 from mest_fed.nn.identity import plain_tensors
 from mest_fed.nn.layers import SparseLayer
 

@@ -11,7 +11,9 @@ from mest_fed.config import from_table, to_flat
 from mest_fed.simulation.study.grid import digest_of
 from mest_fed.simulation.study.record import CONFIGS, README, read_record, tables_of
 
-RECORDS = sorted((Path(__file__).parents[2] / "docs" / "records").glob("*/"))
+_FOLDER = Path(__file__).parents[2] / "docs" / "records"
+#: Python keeps what it compiles beside a script.
+RECORDS = sorted(each for each in _FOLDER.glob("*/") if each.name != "__pycache__")
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda place: place.name)

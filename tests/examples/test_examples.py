@@ -15,6 +15,8 @@ import pytest
 import mest_fed
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+#: What is no example; Python keeps what it compiles beside a script.
+OTHERS = ("README.md", "__pycache__")
 README = (EXAMPLES / "README.md").read_text(encoding="utf-8")
 #: Name -> (link, command), as the table has them.
 TABLE = {
@@ -70,7 +72,7 @@ def sources():
 
 
 def test_the_table_has_every_example():
-    there = {path.stem for path in EXAMPLES.iterdir() if path.name != "README.md"}
+    there = {path.stem for path in EXAMPLES.iterdir() if path.name not in OTHERS}
     assert set(TABLE) == there - {"executed"}
     for link, _ in TABLE.values():
         assert (EXAMPLES / link).is_file()
