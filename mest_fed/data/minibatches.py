@@ -44,17 +44,19 @@ def crop_flip(images: Array, generator: np.random.Generator) -> Array:
 
 def crop_flip_in_place(images: Array, generator: np.random.Generator) -> Array:
     """Do as :func:`crop_flip`; the result takes the place of the images."""
-    count, _, height, width = images.shape
+    count, channels, height, width = images.shape
     top, left = generator.integers(2 * _PADDING + 1, size=(2, count))
     mirrored = np.less(generator.random(count), 0.5)
-    sides = (_PADDING, _PADDING)
+    sides = height + 2 * _PADDING, width + 2 * _PADDING
+    padded = np.zeros((min(count, _SHIFTED), channels, *sides), images.dtype)
+    inner = padded[:, :, _PADDING:-_PADDING, _PADDING:-_PADDING]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), (2, 3))
     for first in range(0, count, _SHIFTED):
-        some = slice(first, first + _SHIFTED)
-        padded = np.pad(images[some], ((0, 0), (0, 0), sides, sides))
-        windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), (2, 3))
-        cropped: Array = windows[np.arange(len(padded)), :, top[some], left[some]]
-        cropped[mirrored[some]] = cropped[mirrored[some], ..., ::-1]
-        images[some] = cropped
+        shown = images[first : first + _SHIFTED]
+        some = slice(first, first + len(shown))
+        inner[: len(shown)] = shown
+        shown[...] = windows[np.arange(len(shown)), :, top[some], left[some]]
+        shown[mirrored[some]] = shown[mirrored[some], ..., ::-1]
     return images
 
 
