@@ -5,7 +5,7 @@ group. All sizes share parameters, states, settings and sums.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +69,6 @@ def sizes_of_rest(examples: int) -> Iterator[int]:
         examples -= size
 
 
-@runtime_checkable
 class MadeInTurn(Protocol):
     """Rows of a batch that take memory for the groups alone that are computed."""
 
@@ -168,7 +167,7 @@ class Batches:
             If a shape or type is another, or slots, targets or indices are out of range.
         """
         arrays: dict[str, Array | MadeInTurn] = {
-            name: it if isinstance(it, MadeInTurn) else self._fitting(name, it)
+            name: it if hasattr(it, "make") else self._fitting(name, it)
             for name, it in inputs.items()
         }
         examples = self._check(arrays)
@@ -203,7 +202,9 @@ class Batches:
         self.runtime.run(self.program.per_group)
 
     def _some(self, name: str, rows: Array | MadeInTurn, part: slice) -> Array:
-        return self._fitting(name, rows.make(part)) if isinstance(rows, MadeInTurn) else rows[part]
+        if isinstance(rows, np.ndarray):
+            return rows[part]
+        return self._fitting(name, rows.make(part))
 
     def _fitting(self, name: str, rows: Any) -> Array:
         return fitting(name, rows, self.rows[name].dtype)
