@@ -215,7 +215,7 @@ def unknown_key(key: str, source: str, model: type[BaseModel] = RunConfig) -> In
     siblings = [known for known in keys if known.startswith(f"{section}.")]
     allowed = ", ".join(siblings) or ", ".join(model.model_fields)
     hint = f"did you mean {near[0]}? " if near else ""
-    if section == "study":
+    if section == "study" and model is RunConfig:
         hint = "this is a study, which mest-fed study runs; "
     return InputError(f"unknown key {key} ({source}); {hint}allowed: {allowed}")
 
