@@ -18,9 +18,10 @@ pytestmark = pytest.mark.ray
 
 NODES = 5
 NUMBERS = np.arange(8000, dtype=np.float32)
+WORKERS = [0, *(pytest.param(it, marks=pytest.mark.soak) for it in (1, 2))]
 
 
-@pytest.fixture(scope="module", params=[0, pytest.param(1, marks=pytest.mark.soak), 2])
+@pytest.fixture(scope="module", params=WORKERS)
 def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
     executor = make_executor(app, request.param)
     yield executor
