@@ -74,7 +74,7 @@ def steps_of(case: Case, options: argparse.Namespace) -> dict[str, CompiledStep]
 def by_operator(step: CompiledStep, batch: int, repeats: int) -> list[Row]:
     """Time each operator of a step alone; return sums of medians by name, the largest first."""
     names = [it.name for it in step.program.operators]
-    for number in step.program.of_role("input"):  # a step lets go of its batch
+    for number in step.program.of_role("input"):  # a step unbinds its batch
         rows = step.program.buffers[number]
         step.runtime.bind_name(rows.name, np.ones(rows.shape, rows.dtype))
     groups = batch / step.program.examples

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,7 +12,6 @@ from mest_fed.data.arrays import ArrayData
 from mest_fed.data.minibatches import Array, Indices, Minibatches, Rows
 
 _ALL = slice(None)
-_TYPES = {str(it).removeprefix("torch."): it for it in (torch.float32, torch.int64, torch.uint8)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,9 +20,9 @@ class Batch:
 
     Parameters
     ----------
-    inputs : Tensor
+    inputs : Tensor or Rows
         float32, shape ``(n, ...)``: ``(value - mean) / std``, where a value of uint8 is in units
-        of 255; or int64 tokens. :class:`Rows` where parts of them are made in turn.
+        of 255; or int64 tokens. :class:`Rows` makes parts of them when they are asked for.
     targets : Tensor
         int64 or float32, shape ``(n, ...)``.
     examples : int64 array
@@ -44,8 +44,9 @@ class Batch:
     def example(self) -> tuple[tuple[int, ...], torch.dtype]:
         """Shape and type of an input."""
         inputs = self.inputs
-        dtype = inputs.dtype if isinstance(inputs, Tensor) else _TYPES[inputs.dtype.name]
-        return tuple(inputs.shape[1:]), dtype
+        if isinstance(inputs, Tensor):
+            return tuple(inputs.shape[1:]), inputs.dtype
+        return tuple(inputs.shape[1:]), torch.from_numpy(np.empty(0, inputs.dtype)).dtype
 
 
 class Batches(Minibatches):

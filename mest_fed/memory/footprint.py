@@ -32,7 +32,7 @@ from mest_fed.memory.step_bytes import (
 )
 from mest_fed.memory.trace import ModelTrace, meta_model_of
 from mest_fed.memory.training_setup import TrainingSetup
-from mest_fed.runtime.batches import TOGETHER
+from mest_fed.runtime.batches import GROUPS_AT_ONCE
 from mest_fed.sparsity import Method, layer_counts
 
 #: What training adds beside tensors: allocator slack, Python objects, autograd's nodes. Measured
@@ -222,8 +222,9 @@ def _made(step: PlannedStep, setting: TrainingSetup, shape: TrainingShape) -> in
     """Return how many of a batch's inputs a program has made at a time."""
     if setting.forward_only:
         return shape.batch
-    in_groups = step.program.takes_groups
-    return min(shape.batch, TOGETHER * step.program.examples if in_groups else shape.micro_batch)
+    if not step.program.takes_groups:
+        return min(shape.batch, shape.micro_batch)
+    return min(shape.batch, GROUPS_AT_ONCE * step.program.examples)
 
 
 def _by_torch(

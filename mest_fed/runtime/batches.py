@@ -22,7 +22,7 @@ Resize = Callable[[int], Program]
 
 #: Groups of a batch that are bound at a time, however many threads there are: that decides in which
 #: order their sums are added. Inputs that are made in turn are made for so many.
-TOGETHER = 4
+GROUPS_AT_ONCE = 4
 
 #: Sizes beside a program's own that are kept.
 _MOST_SIZES = 32
@@ -55,7 +55,7 @@ def lanes_of(program: Program, threads: int, batch: int | None = None) -> int:
     if not program.takes_groups:
         return 0
     groups = threads if batch is None else max(1, batch // program.examples)
-    return min(threads, groups)
+    return min(threads, groups, GROUPS_AT_ONCE)
 
 
 def sizes_of_rest(examples: int) -> Iterator[int]:
@@ -69,7 +69,7 @@ def sizes_of_rest(examples: int) -> Iterator[int]:
         examples -= size
 
 
-class MadeInTurn(Protocol):
+class LazyRows(Protocol):
     """Rows of a batch that take memory for the groups alone that are computed."""
 
     shape: tuple[int, ...]
@@ -147,18 +147,18 @@ class Batches:
         for array in (self.runtime.arena, *self._sums):
             release_pages(array)
 
-    def let_go_inputs(self) -> None:
-        """Hold the batch no longer: it need not stand beside the next one while that is made."""
+    def unbind_inputs(self) -> None:
+        """Drop the references to the batch: the next one is made in the memory that it took."""
         names = [name for name, it in self.rows.items() if it.role == "input"]
         for runtime in (self.runtime, *self._others.values()):
-            runtime.let_go(names)
+            runtime.unbind(names)
 
     def groups(self, inputs: Mapping[str, Any]) -> None:
         """Run forward and backward over a batch: sums and outputs are those of the batch then.
 
         Parameters
         ----------
-        inputs : mapping of str to array or MadeInTurn
+        inputs : mapping of str to array or LazyRows
             All inputs, (examples, ...).
 
         Raises
@@ -166,7 +166,7 @@ class Batches:
         InputError
             If a shape or type is another, or slots, targets or indices are out of range.
         """
-        arrays: dict[str, Array | MadeInTurn] = {
+        arrays: dict[str, Array | LazyRows] = {
             name: it if hasattr(it, "make") else self._fitting(name, it)
             for name, it in inputs.items()
         }
@@ -201,7 +201,7 @@ class Batches:
         """Run the operators behind the groups: the update."""
         self.runtime.run(self.program.per_group)
 
-    def _some(self, name: str, rows: Array | MadeInTurn, part: slice) -> Array:
+    def _some(self, name: str, rows: Array | LazyRows, part: slice) -> Array:
         if isinstance(rows, np.ndarray):
             return rows[part]
         return self._fitting(name, rows.make(part))
@@ -209,7 +209,7 @@ class Batches:
     def _fitting(self, name: str, rows: Any) -> Array:
         return fitting(name, rows, self.rows[name].dtype)
 
-    def _check(self, arrays: Mapping[str, Array | MadeInTurn]) -> int:
+    def _check(self, arrays: Mapping[str, Array | LazyRows]) -> int:
         """Return how many examples a batch has."""
         examples = {it.shape[0] if it.shape else 0 for it in arrays.values()}
         count = max(examples)
@@ -286,8 +286,8 @@ class Batches:
 
 def _in_turn(groups: int) -> Iterator[int]:
     """Yield so many groups in turn, a few at a time."""
-    for first in range(0, groups, TOGETHER):
-        yield min(TOGETHER, groups - first)
+    for first in range(0, groups, GROUPS_AT_ONCE):
+        yield min(GROUPS_AT_ONCE, groups - first)
 
 
 _SHARED = ("parameter", "state", "setting", "sum")

@@ -78,9 +78,9 @@ class Runtime:
         self._offsets = dict(offsets)
         self.arena = _arena(arena_bytes, lanes, shared.arena)
         self._bound: dict[int, Array] = {}
-        self._let_go: set[int] = set()
+        self._missing: set[int] = set()
         self._operators = tuple(program.operators)
-        self._read: dict[tuple[int, int], frozenset[int]] = {}
+        self._rows: dict[tuple[int, int], frozenset[int]] = {}
         place = self.arena.ctypes.data, arena_bytes
         self._program = _made(program, self._offsets, place, lanes, threads)
         if shared.sums is not None:
@@ -124,16 +124,16 @@ class Runtime:
             raise InputError(f"{buffer.name!r} must be contiguous, aligned and not read-only")
         _checked(self._program.bind, number, array.ctypes.data, array.nbytes)
         self._bound[number] = array
-        self._let_go.discard(number)
+        self._missing.discard(number)
 
     def bind_name(self, name: str, array: Array) -> None:
         """Do the same for a buffer of a name."""
         self.bind(self._numbers[name], array)
 
-    def let_go(self, names: Iterable[str]) -> None:
-        """Hold the arrays of buffers no longer; the program runs once others are bound."""
+    def unbind(self, names: Iterable[str]) -> None:
+        """Drop the references to buffers' arrays; what reads them runs once others are bound."""
         for number in (self._numbers[name] for name in names):
-            self._let_go.add(number)
+            self._missing.add(number)
             self._bound.pop(number, None)
 
     def memory(self, name: str) -> Array:
@@ -145,7 +145,7 @@ class Runtime:
         Raises
         ------
         InputError
-            If there is no such buffer, or it was let go.
+            If there is no such buffer, or it was unbound.
         """
         if name not in self._numbers:
             raise InputError(f"the program has no buffer {name!r}")
@@ -193,10 +193,10 @@ class Runtime:
         Raises
         ------
         InputError
-            If slots, targets or indices are out of range, or a buffer was let go.
+            If slots, targets or indices are out of range, or a buffer was unbound.
         """
         last = len(self._operators) if last is None else last
-        if self._let_go:
+        if self._missing:
             self._check_bound(self._rows_of(first, last))
         _checked(self._program.run, first, last)
 
@@ -214,27 +214,27 @@ class Runtime:
         Raises
         ------
         InputError
-            If slots, targets or indices are out of range, or a buffer was let go.
+            If slots, targets or indices are out of range, or a buffer was unbound.
         """
-        self._check_bound(self._let_go)
+        self._check_bound(self._missing)
         _checked(self._program.groups, count, before)
 
     def _rows_of(self, first: int, last: int) -> frozenset[int]:
         """Return the buffers of rows that some operators read or write."""
-        if (first, last) not in self._read:
+        if (first, last) not in self._rows:
             touched = {
                 number
                 for it in self._operators[first:last]
                 for number in (*it.reads, *it.writes)
                 if self._buffers[number].role in ROWS
             }
-            self._read[first, last] = frozenset(touched)
-        return self._read[first, last]
+            self._rows[first, last] = frozenset(touched)
+        return self._rows[first, last]
 
     def _check_bound(self, numbers: Collection[int]) -> None:
-        if missing := self._let_go.intersection(numbers):
+        if missing := self._missing.intersection(numbers):
             names = ", ".join(sorted(self._buffers[it].name for it in missing))
-            raise InputError(f"{names}: let go; allowed: once an array is bound")
+            raise InputError(f"{names}: unbound; allowed: once an array is bound")
 
 
 class Workspace(NamedTuple):

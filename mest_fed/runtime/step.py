@@ -185,7 +185,7 @@ class CompiledStep(_Compiled):
                 self.runtime.write(name, self.rng.integers(2**63, size=1))
         self._batches.groups({self._input: inputs, self._targets: wanted})
         self._batches.update()
-        self._batches.let_go_inputs()
+        self._batches.unbind_inputs()
         return float(self._batches.arrays[self._loss])
 
 
@@ -247,7 +247,7 @@ class CompiledForward(_Compiled):
             If a shape or type is another, or slots or indices are out of range.
         """
         self._batches.groups({self._input: inputs})
-        self._batches.let_go_inputs()
+        self._batches.unbind_inputs()
         return self.outputs
 
 

@@ -112,7 +112,7 @@ class ClientRegistry:
     known_mask : dict of int to bytes
         Hash of the mask set that a node holds.
     first_wait : float
-        Seconds until so many nodes took part as the first round needs: no round waits so long.
+        Seconds until as many nodes took part as the first round needs.
     """
 
     def __init__(self, densities: Iterable[float]) -> None:
@@ -144,8 +144,8 @@ class ClientRegistry:
             ids = grid.get_node_ids()
             self._numbered = ids if isinstance(ids, range) else None
             if self._numbered is None:
-                self._names = _names(grid)
-                self._ask_all(_activations(grid, ids), min_nodes)
+                activations, self._names = _seen(grid, ids)
+                self._ask_all(activations, min_nodes)
             there = len(self.nodes if self._numbered is None else self._numbered)
             if there >= min_nodes or time.monotonic() >= end:
                 self.first_wait = self.first_wait or time.monotonic() - start
@@ -367,15 +367,10 @@ def _place(node: Node) -> tuple[int, int]:
     return node.partition, node.node_id
 
 
-def _activations(grid: Grid, node_ids: Iterable[int]) -> dict[int, str]:
-    """Return since when each node is there, as far as the grid knows."""
-    if isinstance(grid, KnowsActivations):
-        return {info.node_id: info.last_activated_at for info in grid.get_nodes()}
-    return dict.fromkeys(node_ids, "")
-
-
-def _names(grid: Grid) -> dict[int, str]:
-    """Return what a grid calls its nodes, as far as it has names for them."""
+def _seen(grid: Grid, node_ids: Iterable[int]) -> tuple[dict[int, str], dict[int, str]]:
+    """Return since when each node is there, and what it is called, as far as the grid knows."""
     if not isinstance(grid, KnowsActivations):
-        return {}
-    return {info.node_id: getattr(info, "name", "") for info in grid.get_nodes()}
+        return dict.fromkeys(node_ids, ""), {}
+    nodes = list(grid.get_nodes())
+    since = {info.node_id: info.last_activated_at for info in nodes}
+    return since, {info.node_id: getattr(info, "name", "") for info in nodes}

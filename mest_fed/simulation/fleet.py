@@ -121,8 +121,8 @@ class Fleet:
             key, value = "sparsity.density", task.density
         return (
             f"no device trains more than {largest / task.density:.3g} of the {task.divided} of "
-            f"{key} = {value:g}: the others stay in the model as they began; with {key} = "
-            f"{value * largest / task.density:g} there are none"
+            f"{key} = {value:g}: the others stay in the model as they began; the largest plan is "
+            f"that of {key} = {value * largest / task.density:g}"
         )
 
     def changed_profiles(self) -> list[str]:

@@ -30,7 +30,7 @@ from mest_fed.nn.optimizers import (
     ClientOptimizer,
 )
 from mest_fed.runtime import native_table
-from mest_fed.runtime.batches import MadeInTurn, even_parts
+from mest_fed.runtime.batches import LazyRows, even_parts
 from mest_fed.runtime.program import Program
 from mest_fed.runtime.step import CompiledStep
 from mest_fed.system.allocator import release_pages
@@ -151,7 +151,7 @@ class ModelStep:
         return replace(work, sparse_flops=work.sparse_flops * self._active)
 
     def train(
-        self, inputs: Tensor | MadeInTurn, targets: Tensor, learning_rate: float
+        self, inputs: Tensor | LazyRows, targets: Tensor, learning_rate: float
     ) -> tuple[float, Tensor]:
         """Take a step on a batch; return the mean loss, and the outputs until the next step."""
         given = inputs.numpy() if isinstance(inputs, Tensor) else inputs

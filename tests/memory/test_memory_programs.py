@@ -22,7 +22,7 @@ from mest_fed.memory.meter import PeakMeter, can_measure
 from mest_fed.memory.program_bytes import program_bytes
 from mest_fed.runtime import native, native_table
 from mest_fed.runtime.arena import plan_arena
-from mest_fed.runtime.batches import TOGETHER
+from mest_fed.runtime.batches import GROUPS_AT_ONCE
 from mest_fed.sparsity import MestEMS, RigL, Static, build_method
 from mest_fed.task import Task
 from mest_fed.training import CLASSIFICATION, CompiledTrainer, OptimizerSettings
@@ -123,8 +123,8 @@ def test_images_of_a_few_groups_are_made_at_a_time():
     given = shape(32, 1, density=0.25)
     steps = {held: setup(compiler=compiler((1, 8, 8)), messages=True, held=held) for held in (0, 1)}
     whole = footprint(trace, setup(compiler=compiler((1, 8, 8))), given).batch
-    assert whole - footprint(trace, steps[0], given).batch == (32 - TOGETHER) * trace.image
-    assert whole - footprint(trace, steps[1], given).batch == (24 - TOGETHER) * trace.image
+    assert whole - footprint(trace, steps[0], given).batch == (32 - GROUPS_AT_ONCE) * trace.image
+    assert whole - footprint(trace, steps[1], given).batch == (24 - GROUPS_AT_ONCE) * trace.image
 
 
 @pytest.mark.parametrize("memory", [MemoryOptions("segments"), MemoryOptions(saved="fp16")])

@@ -11,6 +11,7 @@ from torch import nn
 from mest_fed.errors import InputError
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.runtime.arena import plan_arena
+from mest_fed.runtime.batches import GROUPS_AT_ONCE, lanes_of
 from mest_fed.runtime.build import Builder
 from mest_fed.runtime.passes.groups import group_size, with_groups
 from mest_fed.training.step_program import StepPrograms
@@ -151,3 +152,15 @@ def test_a_large_weight_is_no_reason_for_small_groups():
     programs = StepPrograms(model, ((192,), torch.float32), Classification(), OptimizerSettings())
     assert plan_arena(programs(2)).peak > 2**21
     assert group_size(programs, 11, 2**20) == 11
+
+
+def test_no_more_lanes_than_groups_that_run_at_once():
+    """A lane has an arena of its own."""
+    grouped = with_groups(linear_step())
+    assert [lanes_of(grouped, threads, batch=64) for threads in (1, 2, 16)] == [
+        1,
+        2,
+        GROUPS_AT_ONCE,
+    ]
+    assert lanes_of(grouped, 16, batch=8) == 2
+    assert lanes_of(linear_step(), 16, batch=64) == 0

@@ -8,7 +8,7 @@ from tiny_run import start, tiny_config
 from mest_fed.memory.footprint import footprint
 from mest_fed.memory.planner import needed
 from mest_fed.simulation.fleet import Fleet
-from mest_fed.simulation.study.budgets import DenseTraining, budgeted
+from mest_fed.simulation.study.budgets import StudyForecasts, budgeted
 from mest_fed.task import Task
 
 PREFERENCE = "density, release_gradients, micro_batch, recompute, saved, frozen, momentum"
@@ -38,7 +38,7 @@ def budget_for(config, share):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_study_has_a_model_as_large_as_its_devices_train(name):
     given = config_of(name)
-    found = budgeted(given, budget_for(given, 0.5), DenseTraining())
+    found = budgeted(given, budget_for(given, 0.5), StudyForecasts())
     before, after = Task(given), Task(found)
     (plan,) = after.fleet_plans().values()
     assert plan.density == after.density
@@ -52,7 +52,7 @@ def test_a_study_has_a_model_as_large_as_its_devices_train(name):
 
 def test_a_budget_that_holds_no_plan_is_left_to_the_run():
     given = config_of("sparse")
-    assert budgeted(given, 1000, DenseTraining()).sparsity == given.sparsity
+    assert budgeted(given, 1000, StudyForecasts()).sparsity == given.sparsity
 
 
 def test_a_run_says_what_nobody_trains(tmp_path):
@@ -64,7 +64,7 @@ def test_a_run_says_what_nobody_trains(tmp_path):
     reason = Fleet.of(task).nobody_trains(task)
     assert reason == (
         "no device trains more than 0.5 of the sparse weights of sparsity.density = 0.4: the "
-        "others stay in the model as they began; with sparsity.density = 0.2 there are none"
+        "others stay in the model as they began; the largest plan is that of sparsity.density = 0.2"
     )
     folder = start(tmp_path / "run", small)
     assert reason in (folder / "run.log").read_text()

@@ -10,7 +10,7 @@ from study_cases import SMALL, study_of
 
 from mest_fed.errors import InputError
 from mest_fed.simulation.study.axes import key_of
-from mest_fed.simulation.study.budgets import DenseTraining
+from mest_fed.simulation.study.budgets import StudyForecasts
 from mest_fed.simulation.study.checks import check_study
 from mest_fed.simulation.study.grid import cell_id, digest_of, expand, points
 from mest_fed.simulation.study.study_file import read_study, study_names
@@ -201,7 +201,7 @@ def test_robustness_has_its_conditions_by_itself():
 @pytest.fixture
 def _all_fits(monkeypatch):
     """What fits a budget takes seconds to find for each method; test_model_that_fits does."""
-    monkeypatch.setattr(DenseTraining, "share", lambda *_: 1.0)
+    monkeypatch.setattr(StudyForecasts, "share", lambda *_: 1.0)
 
 
 @pytest.mark.usefixtures("_all_fits")

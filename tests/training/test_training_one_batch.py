@@ -9,7 +9,7 @@ from mest_fed.data import Batches, load_dataset
 from mest_fed.data.minibatches import Examples, Minibatches, Rows
 from mest_fed.errors import InputError
 from mest_fed.runtime import native_table
-from mest_fed.runtime.batches import TOGETHER
+from mest_fed.runtime.batches import GROUPS_AT_ONCE
 from mest_fed.training import (
     CLASSIFICATION,
     CompiledTrainer,
@@ -57,7 +57,7 @@ def test_in_evaluation(engine, stands):
 
 
 @compiled_alone
-def test_a_program_does_not_run_on_a_batch_that_was_let_go():
+def test_a_program_does_not_run_on_a_batch_that_was_unbound():
     trained = net(None)
     first = next(iter(batches()))
     step = Programs(trained).step(
@@ -68,9 +68,11 @@ def test_a_program_does_not_run_on_a_batch_that_was_let_go():
     )
     step.train(first.inputs, first.targets, 0.05)
     runtime = step.step.runtime
-    with pytest.raises(InputError, match="input, targets: let go; allowed: once an array is bound"):
+    with pytest.raises(
+        InputError, match="input, targets: unbound; allowed: once an array is bound"
+    ):
         runtime.groups(1)
-    with pytest.raises(InputError, match="input: let go"):
+    with pytest.raises(InputError, match="input: unbound"):
         runtime.memory("input")
 
 
@@ -115,5 +117,5 @@ def test_a_program_has_parts_of_a_few_groups_made(monkeypatch):
     more = {"programs": Programs(trained), "settings": settings, "rng": np.random.default_rng(0)}
     trainer = CompiledTrainer(trained, settings.build(trained), micro_batch=1, **more)
     trainer.fit(batches().in_parts())
-    assert max(sizes) == TOGETHER
+    assert max(sizes) == GROUPS_AT_ONCE
     assert sum(sizes) == EXAMPLES

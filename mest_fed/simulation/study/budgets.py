@@ -22,8 +22,11 @@ _WITHOUT = (
 )
 
 
-class DenseTraining:
-    """The predicted peak of dense training, worked out once for what it depends on."""
+class StudyForecasts:
+    """What is predicted of a study's runs, each worked out once for what it depends on.
+
+    Dense training's peak, and how much of a model is trained within a budget.
+    """
 
     def __init__(self) -> None:
         self._known: dict[str, int] = {}
@@ -60,10 +63,10 @@ class DenseTraining:
             return 1.0
 
 
-def as_large_as_fits(config: RunConfig, budget: int, dense: DenseTraining) -> RunConfig:
+def as_large_as_fits(config: RunConfig, budget: int, forecasts: StudyForecasts) -> RunConfig:
     """Return a run whose model is as large, in density or width, as is trained within a budget."""
     # A smaller model has plans of its own, which may be smaller still.
-    while (share := dense.share(config, budget)) < 1:
+    while (share := forecasts.share(config, budget)) < 1:
         if cuts_width(config.sparsity.method):
             width = config.model.width * share
             model = config.model.model_copy(update={"width": width})
@@ -75,7 +78,7 @@ def as_large_as_fits(config: RunConfig, budget: int, dense: DenseTraining) -> Ru
     return config
 
 
-def budgeted(config: RunConfig, budget: object, dense: DenseTraining) -> RunConfig:
+def budgeted(config: RunConfig, budget: object, forecasts: StudyForecasts) -> RunConfig:
     """Return a configuration whose devices all have one budget, and a model that fits it.
 
     Parameters
@@ -84,8 +87,8 @@ def budgeted(config: RunConfig, budget: object, dense: DenseTraining) -> RunConf
         The run.
     budget : str or int
         Bytes such as ``3MB``, or ``20%`` of the predicted peak of dense training.
-    dense : DenseTraining
-        Knows that peak.
+    forecasts : StudyForecasts
+        Of the study's runs.
 
     Raises
     ------
@@ -94,7 +97,7 @@ def budgeted(config: RunConfig, budget: object, dense: DenseTraining) -> RunConf
     """
     share = _PERCENT.fullmatch(str(budget))
     if share is not None:
-        number = int(float(share[1]) / 100 * dense.peak(config))
+        number = int(float(share[1]) / 100 * forecasts.peak(config))
     else:
         try:
             number = parse_bytes(str(budget), "budget")
@@ -105,4 +108,4 @@ def budgeted(config: RunConfig, budget: object, dense: DenseTraining) -> RunConf
         raise not_allowed("budget", budget, "more than nothing")
     kinds = config.fleet.weights
     fleet = config.fleet.model_copy(update={"budgets": format_mix(dict.fromkeys(kinds, number))})
-    return as_large_as_fits(config.model_copy(update={"fleet": fleet}), number, dense)
+    return as_large_as_fits(config.model_copy(update={"fleet": fleet}), number, forecasts)

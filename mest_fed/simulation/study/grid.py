@@ -17,7 +17,7 @@ from mest_fed.server.modes import check_mode
 from mest_fed.simulation.behaviour.clock import check_cohort
 from mest_fed.simulation.settings import load_table
 from mest_fed.simulation.study.axes import BUDGET, Scalar, Value
-from mest_fed.simulation.study.budgets import DenseTraining, budgeted
+from mest_fed.simulation.study.budgets import StudyForecasts, budgeted
 from mest_fed.simulation.study.study_file import StudyFile
 
 #: A combination: axis -> its value.
@@ -125,13 +125,13 @@ def expand(study: StudyFile, data: str = "") -> list[Cell]:
         study.about.preset or None, Path(study.about.config) if study.about.config else None
     )
     base = with_settings(base, [_setting(*item) for item in study.settings.items()])
-    dense, owners, found = DenseTraining(), dict[str, str](), dict[str, Cell]()
+    forecasts, owners, found = StudyForecasts(), dict[str, str](), dict[str, Cell]()
     for point in points(study):
         identity = cell_id(point)
         if identity in found:
             identity = f"{identity}-{_short_digest(_labels(point))}"
         source = f"{study.source}, {identity}"
-        config = _resolve(base, point, source, study.folder or Path.cwd(), dense)
+        config = _resolve(base, point, source, study.folder or Path.cwd(), forecasts)
         digest = digest_of(config)
         run = owners.setdefault(digest, identity)
         here = with_data(config, data) if data else config
@@ -147,7 +147,7 @@ def with_data(config: RunConfig, path: str) -> RunConfig:
 
 
 def _resolve(
-    base: Table, point: Point, source: str, folder: Path, dense: DenseTraining
+    base: Table, point: Point, source: str, folder: Path, forecasts: StudyForecasts
 ) -> RunConfig:
     """Lay the values of a point over what all runs share: bundles over plain values."""
     ordered = sorted(point.values(), key=lambda value: value.bundle)
@@ -157,7 +157,7 @@ def _resolve(
         table = with_settings(base, [_setting(*item) for item in settings.items()])
         config = from_table(table, source, folder)
         if budget is not None:
-            config = budgeted(config, budget, dense)
+            config = budgeted(config, budget, forecasts)
         find_named(config)
         check_cohort(config)
         check_mode(config)
