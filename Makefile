@@ -26,7 +26,7 @@ ARM_TOOLS := test-arm: skipped, for want of $(ARM_CXX) or qemu-aarch64 (Debian: 
 	g++-aarch64-linux-gnu, qemu-user)
 
 .DEFAULT_GOAL := help
-.PHONY: help native simulate study study-smoke test test-soak test-quick test-flwr-next test-native test-sanitize test-races test-arm proto docs lint format clean
+.PHONY: help native simulate study study-smoke test test-soak test-quick test-flwr-next test-native test-sets test-sanitize test-races test-arm proto docs lint format clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -103,6 +103,9 @@ test-native: $(READY) ## Test the C++ kernels and runtime alone, as they ship
 	else \
 		export CXX="$(CXX)"; $(call SELFTEST,build/native,) && $(call C_PROGRAMS,build/native); \
 	fi
+
+test-sets: $(READY) ## Test the C++ as wheels have it, with every instruction set (a long build)
+	@$(call SELFTEST,build/native,)
 
 test-sanitize: $(READY) ## Test the C++ kernels and runtime under sanitizers (a long build)
 	@if ! command -v $(firstword $(CXX)) >/dev/null; then \

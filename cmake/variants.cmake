@@ -28,7 +28,24 @@ function(mest_list_variants result)
       endforeach()
     endif()
   endforeach()
+  if(MEST_HERE AND names AND NOT CMAKE_CROSSCOMPILING)
+    mest_keep_what_runs(names)
+  endif()
   set(${result} ${names} plain PARENT_SCOPE)
+endfunction()
+
+# Leave in a list of instruction sets those that this processor runs.
+function(mest_keep_what_runs list)
+  set(CMAKE_TRY_COMPILE_TARGET_TYPE EXECUTABLE)
+  unset(MEST_ASKED CACHE)
+  try_run(MEST_ASKED compiled ${CMAKE_CURRENT_BINARY_DIR}/runs_here
+    ${CMAKE_CURRENT_SOURCE_DIR}/cmake/runs_here.cpp
+    CMAKE_FLAGS -DINCLUDE_DIRECTORIES=${NATIVE} -DCMAKE_CXX_STANDARD=17
+    RUN_OUTPUT_VARIABLE names ARGS ${${list}})
+  if(NOT compiled OR NOT MEST_ASKED EQUAL 0)
+    message(FATAL_ERROR "cmake/runs_here.cpp does not say which instruction sets run here.")
+  endif()
+  set(${list} ${names} PARENT_SCOPE)
 endfunction()
 
 # Have a source know the names of what was compiled once for each instruction set: NAME=one,two...

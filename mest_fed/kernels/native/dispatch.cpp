@@ -3,39 +3,10 @@
 #include <stdexcept>
 #include <string>
 
+#include "instruction_sets.h"
 #include "variant.h"
 
-#if defined(__aarch64__) && defined(__linux__)
-#include <sys/auxv.h>
-#endif
-
 namespace mest {
-
-namespace {
-
-#if defined(__x86_64__)
-bool runs_avx512() {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
-}
-
-bool runs(const std::string& set) {
-    if (set == "avx512bf16") return runs_avx512() && __builtin_cpu_supports("avx512bf16");
-    if (set == "avx512") return runs_avx512();
-    if (set == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    return set == "plain";
-}
-#else
-bool runs(const std::string& set) {
-#if defined(__aarch64__) && defined(__linux__)
-    constexpr unsigned long bf16 = 1ul << 14;  // HWCAP2_BF16, which older headers lack
-    if (set == "neonbf16") return (getauxval(AT_HWCAP2) & bf16) != 0;
-#endif
-    return set == "plain";
-}
-#endif
-
-}  // namespace
 
 namespace variants {
 

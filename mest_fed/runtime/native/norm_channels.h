@@ -235,7 +235,7 @@ struct GradientSums {
 };
 
 // The gradient before the ReLU, which is dresidual: it is written down where that is wanted.
-template <bool Each, bool Relu, bool Residual, bool More, class T>
+template <bool Each, bool Relu, bool More, class T>
 GradientSums sum_gradients(const BackwardNorm<T>& g, const Cover& cover) {
     const Norm& n = g.norm;
     GradientSums sums;
@@ -262,19 +262,19 @@ GradientSums sum_gradients(const BackwardNorm<T>& g, const Cover& cover) {
             }
             // Zero past the end.
             const vec open = open_gradient<Relu>(above<More>(dy + i, more + i, some), y + i, some);
-            if (Residual) store_some(dresidual + i, open, some);
+            if (dresidual != nullptr) store_some(dresidual + i, open, some);
             s[turn] += open;
             q[turn] += open * (load_some(x + i, some) - mean);
         });
         sums_of.add(cover.statistic(c), image * n.channels + c, sum4(s), sum4(q));
-        if (Residual) g.dresidual.clear(image, c);
+        if (dresidual != nullptr) g.dresidual.clear(image, c);
     });
     sums_of.flush();
     return sums;
 }
 
 // dx = open * factor - level - (x - mean) * slope
-template <bool Each, bool Relu, bool Residual, bool More, class T>
+template <bool Each, bool Relu, bool More, class T>
 void spread_gradient(const BackwardNorm<T>& g, const Cover& cover, const GradientSums& sums) {
     const Norm& n = g.norm;
     const double count = cover.count(n.plane);
@@ -285,13 +285,11 @@ void spread_gradient(const BackwardNorm<T>& g, const Cover& cover, const Gradien
         const auto level = static_cast<float>(sums.level[k] / count * scale);
         const auto slope = static_cast<float>(sums.slope[k] / count * scale * scale);
         const T *x = g.x.at(image, c), *y = g.y.at(image, c);
-        const float* dy = (Residual ? g.dresidual : g.dy).at(image, c);
-        const float* more = g.more.at(image, c);
+        const float *dy = g.dy.at(image, c), *more = g.more.at(image, c);
         T* dx = g.dx.at(image, c);
         for_vectors(n.plane, [=, &g](int64_t i, auto some, int) {
             if (Each) g.dx.template ahead<true>(dx + i);
-            const vec up = above<More && !Residual>(dy + i, more + i, some);
-            const vec open = open_gradient<Relu && !Residual>(up, y + i, some);
+            const vec open = open_gradient<Relu>(above<More>(dy + i, more + i, some), y + i, some);
             const vec centred = load_some(x + i, some) - mean;
             store_some(dx + i, open * factor - (centred * slope + level), some);
         });
@@ -299,30 +297,31 @@ void spread_gradient(const BackwardNorm<T>& g, const Cover& cover, const Gradien
     });
 }
 
-template <bool Each, bool Relu, bool Residual, bool More, class T>
+template <bool Each, bool Relu, bool More, class T>
 void backward(const BackwardNorm<T>& g, const Cover& cover) {
-    const GradientSums sums = sum_gradients<Each, Relu, Residual, More, T>(g, cover);
-    spread_gradient<Each, Relu, Residual, More, T>(g, cover, sums);
+    const GradientSums sums = sum_gradients<Each, Relu, More>(g, cover);
+    if (g.dresidual.buffer == nullptr) return spread_gradient<Each, Relu, More>(g, cover, sums);
+    BackwardNorm<T> found = g;
+    found.dy = g.dresidual;
+    spread_gradient<Each, false, false>(found, cover, sums);
 }
 
 template <class T>
 using Backward = void (*)(const BackwardNorm<T>&, const Cover&);
 
-template <bool Each, bool Relu, class T>
-Backward<T> backward_of(bool residual, bool more) {
+template <bool Each, class T>
+Backward<T> backward_of(bool relu, bool more) {
     constexpr Backward<T> all[] = {
-        backward<Each, Relu, false, false, T>, backward<Each, Relu, false, true, T>,
-        backward<Each, Relu, true, false, T>, backward<Each, Relu, true, true, T>};
-    return all[residual * 2 + more];
+        backward<Each, false, false, T>, backward<Each, false, true, T>,
+        backward<Each, true, false, T>, backward<Each, true, true, T>};
+    return all[relu * 2 + more];
 }
 
 template <class T>
 inline void backward_unit(const BackwardNorm<T>& g, int64_t unit) {
     const Cover cover(g.norm, unit);
-    const auto of = cover.each
-                        ? (g.norm.relu ? backward_of<true, true, T> : backward_of<true, false, T>)
-                        : (g.norm.relu ? backward_of<false, true, T> : backward_of<false, false, T>);
-    of(g.dresidual.buffer != nullptr, g.more.buffer != nullptr)(g, cover);
+    const auto of = cover.each ? backward_of<true, T> : backward_of<false, T>;
+    of(g.norm.relu, g.more.buffer != nullptr)(g, cover);
 }
 
 }  // namespace
