@@ -78,6 +78,15 @@ def test_rows_in_a_pipe(clock):
     assert err.getvalue() == "a sentence\n"
 
 
+def test_a_pipe_is_told_once_that_a_run_begins(clock):
+    console, out, err = shown(clock, terminal=False)
+    console.begin(ACCURACY, 1, 0, 1)
+    for text in ("planning", "measuring"):
+        console.event("a", {"event": "phase", "text": text})
+    assert err.getvalue() == "a: begins\n"
+    assert len(out.getvalue().splitlines()) == 1
+
+
 def test_a_terminal_shows_what_runs_and_how_long_the_rest_takes(clock):
     console, out, _ = shown(clock, terminal=True)
     with console:

@@ -150,6 +150,14 @@ def test_figures_that_stand_alone_have_legends(tmp_path):
     assert ">static<" not in inline.svg
 
 
+def test_no_axis_has_more_than_all_of_a_share():
+    found = analysis(changes=lambda row: row | {"final": 0.99, "best": 1.0})
+    rounds = [row | {"value": 1.0} for row in rounds_of(found)]
+    for chart in draw_study(found, rounds)[:5]:
+        low, high = chart.figure.axes[0].get_ylim()
+        assert -0.01 < low < high < 1.01
+
+
 @pytest.mark.parametrize("written", [False, True])
 def test_a_record_keeps_what_a_person_wrote(written):
     found = analysis()

@@ -82,6 +82,8 @@ class StudyConsole(Speaker):
             self._done += kind == "done"
             self._failed += kind == "failed"
             return
+        if run not in self._running and not self.moves:
+            self.say(f"{run}: begins")
         running = self._running.setdefault(run, _Running(self._clock()))
         if kind == "phase":
             running.doing = event["text"]

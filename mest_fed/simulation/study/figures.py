@@ -35,6 +35,8 @@ _COSTS: tuple[tuple[str, str, str, Callable[[float], Scale]], ...] = (
 _MOST_CURVES = 14
 #: Of an axis, as a multiple of the largest value.
 _ROOM = 1.08
+#: An axis of shares goes no further: half a marker beyond what there can be.
+_LEAST_SHARE, _MOST_SHARE = -0.005, 1.005
 
 
 @dataclass(frozen=True)
@@ -157,9 +159,9 @@ def _against(
             elinewidth=1.1,
             capsize=2.5,
         )
-    _value_axis(axes, analysis)
     axes.set_xlabel(label.format(unit=scale.unit))
     axes.margins(y=0.12)
+    _value_axis(axes, analysis)
     # From 0 on, so that what hardly differs looks so.
     axes.set_xlim(0, _ROOM * max(x.mean + (x.deviation or 0) for _, x, _ in found) / scale.factor)
     if alone:
@@ -201,6 +203,8 @@ def _join(
 def _value_axis(axes: Any, analysis: Analysis) -> None:
     if analysis.metric.share:
         axes.yaxis.set_major_formatter(style.PERCENT_TICKS)
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, _LEAST_SHARE), min(high, _MOST_SHARE))
     axes.set_ylabel(f"final {analysis.metric.name}")
 
 
