@@ -33,13 +33,18 @@ help: ## Show what can be made
 
 $(READY): pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) "torch==2.13.0"
-	$(PIP) --editable ".[dev]"
+	$(BIN)/python .ci/requirements.py > $(VENV)/build.txt
+	$(BIN)/python .ci/requirements.py dev > $(VENV)/dev.txt
+	$(PIP) --requirement $(VENV)/build.txt cmake ninja
+	# The package compiles while pip fetches what else it needs.
+	$(PIP) --no-deps --no-build-isolation --editable . & \
+	$(PIP) "torch==2.13.0" && $(PIP) --requirement $(VENV)/dev.txt; \
+	fetched=$$?; wait $$! && exit $$fetched
 	@$(BIN)/python -c "import mest_fed.kernels._native" 2>/dev/null || echo "$(NO_NATIVE)"
 	touch $@
 
 native: $(READY) ## Build the native kernels again, and fail if the compiler does
-	MEST_REQUIRE_NATIVE=1 $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	MEST_REQUIRE_NATIVE=1 $(PIP) --no-deps --no-build-isolation --editable .
 
 simulate: $(READY) ## Run the quickstart fleet and write runs/quickstart/report.html
 	$(BIN)/mest-fed simulate --preset quickstart
@@ -90,15 +95,12 @@ test-flwr-next: $(NEXT)/.ready ## Test the parts that meet Flower with the newer
 
 # What the environment was built from, where pip built it here: only the tests are compiled then.
 BUILT = $(firstword $(shell ls -td build/editable/*/ 2>/dev/null))
-# What built it, if it is still there: another version of ninja would build all of it again.
-BUILDER = $(firstword $(wildcard $(shell sed -n 's/^CMAKE_MAKE_PROGRAM:[A-Z]*=//p' \
-	$(BUILT)CMakeCache.txt)) $(BIN)/ninja)
 
 test-native: $(READY) ## Test the C++ kernels and runtime alone, as they ship
 	@if ! command -v $(firstword $(CXX)) >/dev/null; then \
 		echo "test-native: skipped, for want of a C++ compiler"; \
 	elif [ -n "$(BUILT)" ]; then \
-		$(BUILDER) -C $(BUILT) mest_selftests && \
+		$(BIN)/ninja -C $(BUILT) mest_selftests && \
 		$(BIN)/ctest --test-dir $(BUILT) --output-on-failure; \
 	else \
 		export CXX="$(CXX)"; $(call SELFTEST,build/native,) && $(call C_PROGRAMS,build/native); \
