@@ -26,7 +26,8 @@ from mest_fed.server.checkpoint import (
 from mest_fed.server.client_registry import Node
 from mest_fed.server.exchange import DeviceGrid
 from mest_fed.server.folder_names import CLIENTS, ENCODING, LOG, ROUNDS
-from mest_fed.server.rows import ClientOutcome, ClientTiming, RoundRecord, client_rows, round_row
+from mest_fed.server.round_record import ClientOutcome, ClientTiming, RoundRecord
+from mest_fed.server.rows import client_rows, round_row
 from mest_fed.server.run_folder import FLOWER_KEYS, RunFolder
 from mest_fed.server.run_log import SERVER_LOG, log_failure, logged, shown_by_flower
 from mest_fed.server.seal import read_seal

@@ -13,7 +13,7 @@ from mest_fed.schema import FailureKind, failure_of_code
 from mest_fed.server.client_registry import ClientRegistry, Node
 from mest_fed.server.exchange import Awaited
 from mest_fed.server.global_model import GlobalModel
-from mest_fed.server.rows import SCORE, ClientOutcome
+from mest_fed.server.round_record import SCORE, ClientOutcome
 from mest_fed.sparsity.state import SparseState
 from mest_fed.task import Task
 from mest_fed.task_scores import dense_task, salient_masks, scores_spec, scoring_plan

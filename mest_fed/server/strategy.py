@@ -26,7 +26,7 @@ from mest_fed.server.model_broadcast import ModelBroadcast
 from mest_fed.server.optimizers import build_optimizer
 from mest_fed.server.progress import Progress
 from mest_fed.server.repeated_update import repeat_update
-from mest_fed.server.rows import ClientOutcome, RoundRecord, spread_of
+from mest_fed.server.round_record import ClientOutcome, RoundRecord, spread_of
 from mest_fed.server.selection import (
     AvailabilityInfo,
     ClientFeedback,

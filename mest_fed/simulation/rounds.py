@@ -13,7 +13,8 @@ from mest_fed.memory import Plan
 from mest_fed.server.app import build_server_app
 from mest_fed.server.flower_internals import run_server_app
 from mest_fed.server.folder_names import CLIENTS, LOG, ROUNDS
-from mest_fed.server.rows import RoundRecord, client_rows, round_row
+from mest_fed.server.round_record import RoundRecord
+from mest_fed.server.rows import client_rows, round_row
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.server.run_log import log_failure
 from mest_fed.server.strategy import MestStrategy

@@ -18,7 +18,7 @@ from mest_fed.server.client_registry import Node
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.grids import await_reply
 from mest_fed.server.modes.in_flight import PendingUpdate, SlotAges, read_pending, write_pending
-from mest_fed.server.rows import ClientOutcome
+from mest_fed.server.round_record import ClientOutcome
 from mest_fed.server.strategy import MestStrategy, SentTask
 from mest_fed.task import Task
 from mest_fed.wire import mask_hash

@@ -15,7 +15,7 @@ from mest_fed.server.aggregation.tiers import CohortMember, MaskedAggregator
 from mest_fed.server.client_registry import Node
 from mest_fed.server.modes.arrivals import ArrivalStrategy
 from mest_fed.server.modes.in_flight import PendingUpdate
-from mest_fed.server.rows import ClientOutcome
+from mest_fed.server.round_record import ClientOutcome
 from mest_fed.server.strategy import MestStrategy, SentTask
 
 

@@ -17,7 +17,8 @@ from mest_fed.run_rows.summary import Watts
 from mest_fed.schema import FailureKind, TaskStatus, failure_of_code
 from mest_fed.server.flower_internals import Result
 from mest_fed.server.folder_names import CLIENTS, ROUNDS
-from mest_fed.server.rows import ClientTiming, count_failures, count_statuses, timed
+from mest_fed.server.round_record import ClientTiming
+from mest_fed.server.rows import count_failures, count_statuses, timed
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.server.summary import versions
 from mest_fed.simulation.engine.interfaces import TaskResult, partition_of
