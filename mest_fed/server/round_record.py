@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 from flwr.app import MessageType
 
 from mest_fed.run_rows.rounds import ClientReport, Spread
@@ -247,28 +246,6 @@ class RoundRecord:
 
 
 RoundObserver = Callable[[RoundRecord], None]
-
-
-#: Quantiles of the clients' metrics that are kept.
-SPREAD = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}
-
-
-def spread_of(clients: Sequence[Metrics], objective: Objective) -> dict[str, Spread]:
-    """Return how the clients' metrics spread, without those that are not finite for a client."""
-    together = Metrics()
-    for client in clients:
-        together.loss += client.loss
-        together.examples += client.examples
-        together.count += client.count
-        together.add_sums(client.sums)
-    values = [client.values(objective) for client in clients if client.count]
-    spreads = {}
-    for name, mean in finite_only(together.values(objective)).items():
-        each = np.asarray([value[name] for value in values])
-        if np.isfinite(each).all():
-            quantiles = {key: float(np.quantile(each, share)) for key, share in SPREAD.items()}
-            spreads[name] = Spread(mean=mean, **quantiles)
-    return spreads
 
 
 def finite_only(values: Mapping[str, float]) -> dict[str, float]:
