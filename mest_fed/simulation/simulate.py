@@ -189,7 +189,7 @@ class Simulation(OpenedRun):
     def _summarise(
         self, task: Task, fleet: Fleet, strategy: MestStrategy, peaks: Mapping[Plan, int]
     ) -> None:
-        logs = RunLogs(self.folder.read(ROUNDS), self.folder.read(CLIENTS))
+        logs = RunLogs(self.folder.logs.read(ROUNDS), self.folder.logs.read(CLIENTS))
         summary = build_summary(
             task, fleet.tiers, strategy, preset=self.preset, logs=logs, peaks=peaks
         )

@@ -161,13 +161,13 @@ class AppRecord:
             return  # nothing was sent before training
         row = self._round.row(now, time.perf_counter() - self._began)
         self._rounds.append(row)
-        self._folder.append(ROUNDS, [as_row(row)])
+        self._folder.logs.append(ROUNDS, [as_row(row)])
         if self._watcher is not None:
             self._watcher.round_done(as_row(row))
 
     def _write_tasks(self) -> None:
         rows, self._rows = self._rows, []
-        self._folder.append(CLIENTS, rows)
+        self._folder.logs.append(CLIENTS, rows)
 
     def _device(self, node_id: int) -> str:
         return "" if self._devices is None else self._devices.profile_of(node_id).name

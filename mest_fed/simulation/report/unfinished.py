@@ -82,7 +82,7 @@ def sum_up(folder: Path) -> tuple[Summary, RunLogs]:
         plan = planned(config, facts)
     run.check_seal(seal, config_known=plan is not None)
     config = config if plan is None else plan.config
-    logs = RunLogs(run.read_sealed(ROUNDS, seal), run.read_sealed(CLIENTS, seal))
+    logs = RunLogs(run.logs.read_sealed(ROUNDS, seal), run.logs.read_sealed(CLIENTS, seal))
     if not logs.rounds:
         raise InputError(f"the run in {folder} has no whole round yet; there is nothing to report")
     task = Task(config)
