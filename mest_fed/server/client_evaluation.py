@@ -10,8 +10,9 @@ from mest_fed.config import RunConfig
 from mest_fed.errors import WireError
 from mest_fed.run_rows.rounds import Spread
 from mest_fed.schema import failure_of_code
-from mest_fed.server.client_registry import ClientRegistry, Node
+from mest_fed.server.client_registry import ClientRegistry
 from mest_fed.server.instructions import Instructions, SentTask
+from mest_fed.server.node import Node
 from mest_fed.server.round_record import ClientOutcome, finite_only
 from mest_fed.server.update_validator import read_counts
 from mest_fed.training import Metrics, Objective

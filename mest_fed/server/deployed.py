@@ -23,9 +23,9 @@ from mest_fed.server.checkpoint import (
     save_checkpoint,
     strategy_arrays,
 )
-from mest_fed.server.client_registry import Node
 from mest_fed.server.exchange import DeviceGrid
 from mest_fed.server.folder_names import CLIENTS, ENCODING, LOG, ROUNDS
+from mest_fed.server.node import Node
 from mest_fed.server.round_record import ClientOutcome, ClientTiming, RoundRecord
 from mest_fed.server.rows import client_rows, round_row
 from mest_fed.server.run_folder import FLOWER_KEYS, RunFolder

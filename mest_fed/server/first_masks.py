@@ -10,10 +10,11 @@ from flwr.serverapp import Grid
 from mest_fed.errors import BudgetError, MestFedError, WireError
 from mest_fed.nn import read_state
 from mest_fed.schema import FailureKind, failure_of_code
-from mest_fed.server.client_registry import ClientRegistry, Node
+from mest_fed.server.client_registry import ClientRegistry
 from mest_fed.server.exchange import Awaited
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.instructions import SentTask
+from mest_fed.server.node import Node
 from mest_fed.server.round_record import SCORE, ClientOutcome
 from mest_fed.sparsity.state import SparseState
 from mest_fed.task import Task

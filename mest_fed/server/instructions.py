@@ -7,10 +7,11 @@ from logging import getLogger
 from flwr.app import Message
 
 from mest_fed.schema import FailureKind
-from mest_fed.server.client_registry import ClientRegistry, Node
+from mest_fed.server.client_registry import ClientRegistry
 from mest_fed.server.exchange import Awaited
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.model_broadcast import ModelBroadcast
+from mest_fed.server.node import Node
 from mest_fed.server.round_record import ClientOutcome
 from mest_fed.wire.records import content_bytes
 

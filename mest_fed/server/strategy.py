@@ -19,11 +19,12 @@ from mest_fed.server.aggregation.aggregate import Aggregate
 from mest_fed.server.aggregation.clipping import NormClipping, RoundClipping
 from mest_fed.server.aggregation.masked import PositionCache
 from mest_fed.server.aggregation.trimmed import build_aggregate
-from mest_fed.server.client_registry import ClientRegistry, Node
+from mest_fed.server.client_registry import ClientRegistry
 from mest_fed.server.first_masks import FirstMasks
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.instructions import Instructions, SentTask
 from mest_fed.server.model_broadcast import ModelBroadcast
+from mest_fed.server.node import Node
 from mest_fed.server.optimizers import build_optimizer
 from mest_fed.server.progress import Progress
 from mest_fed.server.repeated_update import repeat_update

@@ -14,11 +14,11 @@ from flwr.serverapp import Grid
 from mest_fed.errors import MestFedError
 from mest_fed.schema import FailureKind, TaskStatus
 from mest_fed.server.aggregation.aggregate import Aggregate
-from mest_fed.server.client_registry import Node
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.grids import await_reply
 from mest_fed.server.instructions import SentTask
 from mest_fed.server.modes.in_flight import PendingUpdate, SlotAges, read_pending, write_pending
+from mest_fed.server.node import Node
 from mest_fed.server.round_record import ClientOutcome
 from mest_fed.server.strategy import MestStrategy
 from mest_fed.task import Task

@@ -12,10 +12,10 @@ from mest_fed.server.aggregation.aggregate import Aggregate
 from mest_fed.server.aggregation.masked import MaskedMean
 from mest_fed.server.aggregation.partial import PairwiseSum, SummingGrid
 from mest_fed.server.aggregation.tiers import CohortMember, MaskedAggregator
-from mest_fed.server.client_registry import Node
 from mest_fed.server.instructions import SentTask
 from mest_fed.server.modes.arrivals import ArrivalStrategy
 from mest_fed.server.modes.in_flight import PendingUpdate
+from mest_fed.server.node import Node
 from mest_fed.server.round_record import ClientOutcome
 from mest_fed.server.strategy import MestStrategy
 

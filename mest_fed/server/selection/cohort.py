@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from flwr.serverapp import Grid
 
-from mest_fed.server.client_registry import ClientRegistry, Node
+from mest_fed.server.client_registry import ClientRegistry
+from mest_fed.server.node import Node
 from mest_fed.server.round_record import ClientOutcome
 from mest_fed.server.selection.selector import (
     AvailabilityInfo,

@@ -18,11 +18,11 @@ from mest_fed.run_rows.rounds import ClientRow
 from mest_fed.run_rows.summary import Summary
 from mest_fed.schema import FailureKind, TaskStatus
 from mest_fed.server.checkpoint import checkpoint_of_run, load_newest, restore_strategy
-from mest_fed.server.client_registry import Node
 from mest_fed.server.deployed import reported_peaks, tier_plans
 from mest_fed.server.folder_names import CLIENTS, CONFIG, ROUNDS, SUMMARY
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.modes import build_strategy
+from mest_fed.server.node import Node
 from mest_fed.server.run_folder import FLOWER_KEYS, RunFolder
 from mest_fed.server.seal import read_seal
 from mest_fed.server.summary import RunLogs, TierPlan, build_summary, versions
