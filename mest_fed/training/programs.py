@@ -20,15 +20,8 @@ from mest_fed.data import Batch
 from mest_fed.devices import Work, program_step_work
 from mest_fed.errors import InputError
 from mest_fed.nn.capture import Captured
+from mest_fed.nn.client_optimizer import FIRST, MOMENTUM, REFERENCE, SECOND, STEP, ClientOptimizer
 from mest_fed.nn.optimizer_settings import OptimizerSettings
-from mest_fed.nn.optimizers import (
-    FIRST,
-    MOMENTUM,
-    REFERENCE,
-    SECOND,
-    STEP,
-    ClientOptimizer,
-)
 from mest_fed.runtime import native_table
 from mest_fed.runtime.batches import LazyRows, even_parts
 from mest_fed.runtime.program import Program

@@ -11,7 +11,7 @@ from mest_fed.data import Batch
 from mest_fed.devices import StepWork, Work
 from mest_fed.errors import InputError, ObjectiveError, not_allowed
 from mest_fed.memory import MemoryOptions, memory_saving
-from mest_fed.nn.optimizers import ClientOptimizer
+from mest_fed.nn.client_optimizer import ClientOptimizer
 from mest_fed.training.forgetting import ForgettingState
 from mest_fed.training.metrics import Metrics, weight_of
 from mest_fed.training.mutation import LocalMutation
