@@ -28,7 +28,7 @@ from mest_fed.server.seal import read_seal
 from mest_fed.server.summary import RunLogs, TierPlan, build_summary, versions
 from mest_fed.simulation.checkpoint import server_arrays
 from mest_fed.simulation.fleet_grid import SimulatedDevices
-from mest_fed.simulation.flower_app.record import app_tiers
+from mest_fed.simulation.flower_app.summary import app_tiers
 from mest_fed.simulation.more_rounds import planned
 from mest_fed.simulation.peak_measurement import kept_peaks
 from mest_fed.task import Task
