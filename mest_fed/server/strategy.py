@@ -240,19 +240,7 @@ class MestStrategy(Strategy):
     def _select(
         self, count: int, *path: int, without: Collection[int] = (), waits: bool = True
     ) -> list[Node]:
-        """Have the selector choose who trains.
-
-        Parameters
-        ----------
-        count : int
-            How many are wanted.
-        *path : int
-            Which selection of the round it is, if there are several.
-        without : collection of int
-            Ids of nodes that are not to be chosen.
-        waits : bool
-            Whether time may pass until a node is available.
-        """
+        """Have the selector choose who trains in this round: see :class:`CohortSelection`."""
         number = self.record.round
         return self.cohorts.choose(number, count, *path, without=without, waits=waits)
 
