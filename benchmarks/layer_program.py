@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from mest_fed.nn.norms import group_norm
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.runtime.native import Runtime
-from mest_fed.runtime.program import Operator, Program
+from mest_fed.runtime.program import Program
+from mest_fed.runtime.program_parts import Operator
 from mest_fed.training.step_program import StepPrograms
 from mest_fed.training.tasks import Classification
 

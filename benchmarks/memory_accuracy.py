@@ -25,7 +25,7 @@ from mest_fed.catalogue import Engine
 from mest_fed.data import Batches, DataSplit, load_dataset
 from mest_fed.memory import MemoryOptions
 from mest_fed.nn import Mutator, Sparsity, build_model
-from mest_fed.nn.optimizers import ClientOptimizer
+from mest_fed.nn.client_optimizer import ClientOptimizer
 from mest_fed.rng import numpy_generator, torch_generator
 from mest_fed.sparsity import Interval, MestEM, Method
 from mest_fed.training import (

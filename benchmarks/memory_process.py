@@ -25,9 +25,9 @@ from mest_fed.memory.meter import PeakMeter, read_counters, warm_up
 from mest_fed.nn import Sparsity, build_model
 from mest_fed.rng import torch_generator
 from mest_fed.training import CLASSIFICATION
+from mest_fed.training.model_step import ModelStep
 from mest_fed.training.places import Copies
 from mest_fed.training.program_choice import best_programs
-from mest_fed.training.programs import ModelStep
 from mest_fed.training.step_program import StepPrograms
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mest_fed.memory.activations.saved_tensors import Packed
-    from mest_fed.nn.optimizers import ClientOptimizer
+    from mest_fed.nn.client_optimizer import ClientOptimizer
     from mest_fed.server.export import FinalModel
     from mest_fed.server.optimizers import ServerOptimizer
     from mest_fed.server.selection import Selector

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mest_fed.described import is_installed
-from mest_fed.registry import module_of_file
+from mest_fed.references import module_of_file
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,6 @@ from torch import Tensor
 from mest_fed.catalogue import AUGMENTATIONS, Engine, GradientKind, KernelMode, MutationPlace
 from mest_fed.config import RunConfig
 from mest_fed.config.learning import sends_differences
-from mest_fed.config.stopping import StopRule
-from mest_fed.data import Batches
 from mest_fed.data.minibatches import batch_starts, unchanged
 from mest_fed.devices import load_profile
 from mest_fed.errors import BudgetError, InputError
@@ -42,7 +40,6 @@ from mest_fed.training import (
     OptimizerSettings,
     choose_device,
     learning_rate,
-    try_objective,
 )
 from mest_fed.training.directions import ZerothOrder
 from mest_fed.training.forward_compiler import ForwardCompiler
@@ -50,9 +47,6 @@ from mest_fed.training.program_choice import can_compile
 from mest_fed.training.programs import check_step
 from mest_fed.training.step_compiler import StepCompiler
 from mest_fed.training.zeroth_order import check_probed
-
-#: Examples on which a learning task is tried.
-_TRIED = 32
 
 
 class Task(TaskModel):
@@ -120,34 +114,6 @@ class Task(TaskModel):
         check_nested(self.model, self.config)
         return replace(traced, at_width=lambda share: self.at_width(share).trace)
 
-    def try_objective(self) -> None:
-        """Try the objective on a few examples, before anything is trained.
-
-        Raises
-        ------
-        InputError
-            If its loss or metrics are not usable, it does not go with the data and the model,
-            forgetting is asked for and it does not tell what is correct, or ``server.stop_when``
-            names no metric of it.
-        """
-        objective, train = self.objective, self.data.train
-        if rule := StopRule.parse(self.config.server.stop_when):
-            rule.watched(objective)
-        few = np.unique(np.linspace(0, len(train) - 1, _TRIED).astype(np.int64))
-        (batch,) = Batches(train, few, _TRIED)
-        outputs = self.architecture.try_out(self.build_model(), batch.part())
-        if not outputs.isfinite().all():
-            raise InputError(
-                f"model.name = {self.config.model.name!r} gives outputs that are not finite for "
-                "the first examples of data.name; allowed: finite numbers"
-            )
-        try_objective(objective, outputs, batch.targets, key=self._task_key)
-        if self.forgetting.active and objective.correct(outputs, batch.targets) is None:
-            raise InputError(
-                f"forgetting.fraction = {self.forgetting.fraction} is not allowed with "
-                f"{self._task_key}, which does not tell what is correct; allowed: 0"
-            )
-
     @cached_property
     def interval(self) -> Interval:
         """Which rounds mutate."""
@@ -197,27 +163,6 @@ class Task(TaskModel):
         """Return the steps of a client of so many examples in a round, if it leaves out none."""
         training = self.config.training
         return training.local_epochs * math.ceil(examples / training.batch_size)
-
-    def try_out(self) -> None:
-        """Use schedule, optimizer and augmentation once: faults in them are found before a run.
-
-        Raises
-        ------
-        InputError
-            If one of a user's own raises, or gives what it should not.
-        """
-        for number in range(self.config.run.rounds):
-            self.optimizer(self.interval.progress(number))
-        self.optimizer(0.0).build(self.model).close()
-        name, seed = self.config.data.augmentation, self.config.run.seed
-        two = Batches(
-            self.data.train,
-            np.arange(min(2, len(self.data.train))),
-            2,
-            generator=numpy_generator(seed, "try"),
-            augmentation=name,
-        )
-        AUGMENTATIONS.call(name, lambda: next(iter(two)))
 
     def compiles(self, memory: MemoryOptions | None = None) -> bool:
         """Whether training under memory options, or evaluation without, is asked to be compiled.

@@ -101,9 +101,9 @@ class TaskData:
         try:
             return ask()
         except InputError as error:
-            raise InputError(f"{self._task_key}: {error}") from None
+            raise InputError(f"{self.task_key}: {error}") from None
         except Exception as error:  # a task of one's own may raise anything
-            raise InputError(f"{self._task_key}: {described(error)}") from error
+            raise InputError(f"{self.task_key}: {described(error)}") from error
 
     @cached_property
     def objective(self) -> Objective:
@@ -117,7 +117,8 @@ class TaskData:
         return objective_of(self.config.task.name, self.config.task.options)
 
     @property
-    def _task_key(self) -> str:
+    def task_key(self) -> str:
+        """What the configuration says of the objective, for errors."""
         return f"task.name = {self.config.task.name!r}"
 
     @cached_property

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from mest_fed.errors import InputError
-from mest_fed.registry import Registry, accepted, reference_of
+from mest_fed.references import reference_of
+from mest_fed.registry import Registry, accepted
 
 OWN = """
 import beside

@@ -16,7 +16,8 @@ from mkdocs.structure.files import File, Files
 import mest_fed
 import mest_fed.catalogue as catalogue
 from mest_fed.cli.app import app, register_commands
-from mest_fed.registry import Registry, resolve
+from mest_fed.references import resolve
+from mest_fed.registry import Registry
 
 DOCS = Path(__file__).parents[1]
 ADRS = DOCS / "adr"

@@ -40,7 +40,7 @@ from mest_fed.config.base import (
     one_of,
     parse_names,
 )
-from mest_fed.registry import REFERENCES, is_reference
+from mest_fed.references import REFERENCES, is_reference
 from mest_fed.system.limits import MARGIN
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from mest_fed.config.base import Form, Named, Section, is_table
 from mest_fed.config.load import current_key, table_key, unknown_key
 from mest_fed.config.sections import RunConfig
 from mest_fed.errors import InputError
-from mest_fed.registry import REFERENCES, Registry
+from mest_fed.references import REFERENCES
+from mest_fed.registry import Registry
 
 _TYPES = {int: "whole number", float: "number", bool: "truth value"}
 _BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}

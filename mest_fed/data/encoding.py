@@ -20,21 +20,16 @@ from mest_fed.data.parts import (
     Column,
     Part,
     Values,
-    are_tokens,
     check_not_negative,
     codes_of,
     group_codes,
     numbers_of,
-    raw_targets,
     shape_text,
-    text_of,
+    token_ids,
 )
 from mest_fed.data.statistics import categories_of, mean_and_deviation, numeric_inputs
+from mest_fed.data.targets import Targets
 from mest_fed.errors import InputError, not_allowed
-from mest_fed.units import number_of
-
-#: A token that is no target, as torch's losses have it.
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -117,6 +112,11 @@ class Encoding:
             self.num_tokens,
         )
 
+    @property
+    def targets(self) -> Targets:
+        """What the targets are."""
+        return Targets(self.num_classes, self.target_shape, self.classes)
+
     @classmethod
     def of(cls, data: ArrayData) -> "Encoding":
         """Return the encoding of numbers that are like those of some data."""
@@ -169,7 +169,17 @@ class Encoding:
         if not inputs.size:
             raise train.error("its inputs are empty; allowed: at least one number in each")
         found = replace(bare, shape=inputs.shape[1:], dtype=str(inputs.dtype))
-        found = found._with_targets(train, inputs, numbers)
+        num_tokens = len(found.tokens) or None
+        if inputs.dtype == np.int64 and not found.tokens:
+            num_tokens = int(inputs.max()) + 1
+        targets = Targets.find(train, inputs, num_tokens, numbers=numbers)
+        found = replace(
+            found,
+            num_classes=targets.num_classes,
+            target_shape=targets.shape,
+            classes=targets.classes,
+            num_tokens=targets.num_classes if targets.per_token else num_tokens,
+        )
         if inputs.dtype == np.int64:
             return found
         if inputs.dtype == np.uint8 and not normalise:
@@ -192,8 +202,8 @@ class Encoding:
         inputs = self._inputs(test)
         most = int(inputs.max()) + 1 if inputs.size and inputs.dtype == np.int64 else 0
         count = max(self.num_tokens, most)
-        predicts = self.num_classes is not None and self.target_shape
-        return replace(self, num_tokens=count, num_classes=count if predicts else self.num_classes)
+        predicted = count if self.targets.per_token else self.num_classes
+        return replace(self, num_tokens=count, num_classes=predicted)
 
     def encode(self, part: Part) -> ArrayData:
         """Make arrays of a part.
@@ -211,7 +221,7 @@ class Encoding:
             given = f"{inputs.dtype}, {shape_text(inputs.shape[1:])}"
             raise part.error(f"inputs are {given}; allowed: {allowed}, as in the training data")
         self._check_tokens(part, inputs)
-        targets = self._targets(part, inputs)
+        targets = self.targets.encode(part, inputs, self.tokens)
         return ArrayData(
             _tensor(inputs),
             _tensor(targets),
@@ -226,7 +236,7 @@ class Encoding:
         """Return the inputs as uint8, float32 or int64."""
         columns = part.inputs
         if self.tokens:
-            return self._token_ids(part, columns[0])
+            return token_ids(part, columns[0], self.tokens)
         if len(columns) == 1 and columns[0].name not in self.categories:
             array = numbers_of(part, columns[0])
             if array.dtype in TOKENS and array.ndim > 1:
@@ -252,12 +262,6 @@ class Encoding:
             )
         return numbers.reshape(len(numbers), -1)
 
-    def _token_ids(self, part: Part, column: Column) -> Values:
-        flat = column.strings().reshape(-1)
-        width = column.values.shape[1]
-        codes = codes_of(part, f"column {column.name}", flat, self.tokens, width)
-        return codes.reshape(column.values.shape)
-
     def _check_tokens(self, part: Part, inputs: Values) -> None:
         if inputs.dtype != np.int64:
             return
@@ -267,77 +271,6 @@ class Encoding:
             raise part.error(
                 f"token {inputs[row].max()} is out of range; allowed: 0 to {most}", row
             )
-
-    def _with_targets(self, train: Part, inputs: Values, numbers: bool) -> "Encoding":
-        """Find what the targets are: classes, tokens or numbers."""
-        num_tokens = len(self.tokens) or None
-        if inputs.dtype == np.int64 and not self.tokens:
-            num_tokens = int(inputs.max()) + 1
-        first = train.targets[0]
-        if len(train.targets) == 1 and first.is_text and not numbers:
-            if first.values.ndim > 1:
-                return replace(
-                    self, num_classes=num_tokens, num_tokens=num_tokens, target_shape=self.shape
-                )
-            names = tuple(np.unique(text_of(train, first)).tolist())
-            return replace(self, classes=names, num_classes=len(names), num_tokens=num_tokens)
-        targets = raw_targets(train)
-        if are_tokens(targets, inputs) and not numbers:
-            count = max(int(targets.max()) + 1, num_tokens or 0)
-            return replace(self, num_classes=count, num_tokens=count, target_shape=self.shape)
-        if targets.ndim == 1 and targets.dtype.kind in "iu" and not numbers:
-            if targets.min() < 0:
-                row = int(np.argmin(targets))
-                raise train.error(f"label {targets[row]} is out of range; allowed: 0 or more", row)
-            count = int(targets.max()) + 1
-            if count > max(1000, len(train)):
-                row = int(targets.argmax())
-                raise train.error(
-                    f"label {count - 1} is out of range for {number_of(len(train), 'example')}; "
-                    "allowed: "
-                    "classes counted from 0, or floats for regression",
-                    row,
-                )
-            return replace(self, num_classes=count, num_tokens=num_tokens)
-        wide = targets.shape[1:] or (1,)
-        return replace(self, num_classes=None, target_shape=wide, num_tokens=num_tokens)
-
-    def _targets(self, part: Part, inputs: Values) -> Values:
-        """Return the targets as int64 or float32."""
-        first = part.targets[0]
-        if self.num_classes is not None and len(part.targets) == 1:
-            if self.tokens and first.is_text and first.values.ndim > 1:
-                return self._token_ids(part, first)
-            if self.classes:
-                return codes_of(part, "label", first.strings(), self.classes)
-            if first.is_text and first.values.ndim == 1:
-                return codes_of(
-                    part, "label", first.values, list(map(str, range(self.num_classes)))
-                )
-        raw = raw_targets(part)
-        if self.num_classes is None:
-            numbers = raw.astype(np.float32)
-            numbers = numbers[:, None] if numbers.ndim == 1 else numbers
-            if numbers.shape[1:] != self.target_shape:
-                given, allowed = map(shape_text, (numbers.shape[1:], self.target_shape))
-                raise part.error(f"targets have the shape {given}; allowed: {allowed}")
-            return numbers
-        if raw.dtype.kind == "f" and self.num_classes is not None:
-            raise part.error(f"targets are {raw.dtype}; allowed: whole numbers")
-        per_example = are_tokens(raw, inputs)
-        if raw.ndim != 1 and not per_example:
-            raise part.error(
-                f"targets are {raw.dtype}, shape {raw.shape}; allowed: shape ({len(part)},)"
-            )
-        wrong = (raw < 0) | (raw >= self.num_classes)
-        if per_example:
-            wrong &= raw != IGNORED
-        if wrong.any():
-            row = int(np.argmax(wrong.reshape(len(raw), -1).any(axis=1)))
-            label = raw[row][wrong[row]].flat[0] if raw.ndim > 1 else raw[row]
-            allowed = f"0 to {self.num_classes - 1}"
-            raise part.error(f"label {label} is out of range; allowed: {allowed}", row)
-        return raw.astype(np.int64)
 
 
 _LISTS: dict[str, type] = {

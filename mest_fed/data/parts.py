@@ -145,6 +145,13 @@ def codes_of(
     return found
 
 
+def token_ids(part: Part, column: Column, tokens: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Return a column of sequences of strings as positions in the vocabulary."""
+    flat = column.strings().reshape(-1)
+    width = column.values.shape[1]
+    return codes_of(part, f"column {column.name}", flat, tokens, width).reshape(column.values.shape)
+
+
 def numbers_of(part: Part, column: Column) -> Values:
     """Return a column's numbers: uint8, int64 or float32.
 

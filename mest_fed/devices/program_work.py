@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from math import prod
 
 from mest_fed.devices.cost import REFERENCE, StepWork, WeightSeconds, Work
-from mest_fed.runtime.program import Operator, Program
+from mest_fed.runtime.program import Program
+from mest_fed.runtime.program_parts import Operator
 
 #: Roles of buffers of four dimensions that are planes.
 _PLANES = ("input", "temporary", "output")

@@ -19,8 +19,9 @@ from mest_fed.memory.live_bytes import WORK, Bytes, FusedAttention, LiveBytes, O
 from mest_fed.memory.meter import measure, warm_up
 from mest_fed.memory.trace import CROSS_ENTROPY, TrainingLoss
 from mest_fed.nn import SparseLayer
+from mest_fed.nn.client_optimizer import ClientOptimizer
 from mest_fed.nn.optimizer_settings import OptimizerSettings
-from mest_fed.nn.optimizers import WHERE_RELEASED, ClientOptimizer
+from mest_fed.nn.optimizers import WHERE_RELEASED
 from mest_fed.sparsity import parse_distribution
 
 

@@ -23,7 +23,8 @@ from mest_fed.nn.capture_functions import FUNCTIONS, METHODS
 from mest_fed.nn.capture_layers import MODULES
 from mest_fed.nn.capture_values import Capture, Value
 from mest_fed.nn.tracing_threads import ThreadTracer
-from mest_fed.runtime.program import DTYPES, Program
+from mest_fed.runtime.program import Program
+from mest_fed.runtime.program_parts import DTYPES
 
 #: Name of the program's input.
 INPUT = "input"

@@ -8,7 +8,8 @@ from torch import nn
 from mest_fed.catalogue import OPTIMIZERS
 from mest_fed.described import kind_of
 from mest_fed.errors import InputError, not_allowed
-from mest_fed.nn.optimizers import SGD, WHERE_RELEASED, ClientOptimizer
+from mest_fed.nn.client_optimizer import ClientOptimizer
+from mest_fed.nn.optimizers import SGD, WHERE_RELEASED
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mest_fed.nn.client_optimizer import REFERENCE, ClientOptimizer
 from mest_fed.nn.optimizer_state import refuse_unsuited
-from mest_fed.nn.optimizers import REFERENCE, ClientOptimizer
 
 
 class TorchOptimizer(ClientOptimizer):

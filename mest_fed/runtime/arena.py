@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from mest_fed.runtime.packing import Block, pack
-from mest_fed.runtime.program import Operator, Program
+from mest_fed.runtime.program import Program
+from mest_fed.runtime.program_parts import Operator
 
 #: Bytes that every offset is a multiple of: a line of the cache, and of AVX-512.
 ALIGNMENT = 64

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from mest_fed.errors import InputError
 from mest_fed.runtime.arena import plan_arena
 from mest_fed.runtime.native import Runtime, Shared, fitting
-from mest_fed.runtime.program import ROWS, Program
+from mest_fed.runtime.program import Program
+from mest_fed.runtime.program_parts import ROWS
 from mest_fed.system.allocator import release_pages
 
 Array = NDArray[Any]

@@ -6,7 +6,9 @@ from typing import Any, Self
 
 from mest_fed.errors import InputError
 from mest_fed.runtime.operators import OPERATORS
-from mest_fed.runtime.program import ABSENT, Buffer, Operator, Program, check_attributes
+from mest_fed.runtime.program import Program
+from mest_fed.runtime.program_checks import check_attributes
+from mest_fed.runtime.program_parts import ABSENT, Buffer, Operator
 from mest_fed.runtime.shapes import Shape, Shapes
 
 

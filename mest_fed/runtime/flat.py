@@ -14,7 +14,7 @@ bytes   what
         values in C order, each followed by zeros up to a multiple of 8 bytes
 ======  ====================================================================
 
-A type is its place in :data:`~mest_fed.runtime.program.DTYPES`, as in the C interface.
+A type is its place in :data:`~mest_fed.runtime.program_parts.DTYPES`, as in the C interface.
 """
 
 import struct
@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.runtime.arena import HELD, plan_arena
 from mest_fed.runtime.native_table import described, kinds
-from mest_fed.runtime.program import DTYPES, ROLES, Program
+from mest_fed.runtime.program import Program
+from mest_fed.runtime.program_parts import DTYPES, ROLES
 from mest_fed.runtime.step import facts_of
 
 Array = NDArray[Any]

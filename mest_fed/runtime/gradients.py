@@ -17,7 +17,8 @@ from mest_fed.errors import InputError, not_allowed
 from mest_fed.runtime.build import Builder
 from mest_fed.runtime.gradient_rules import RULES
 from mest_fed.runtime.operators import OPERATORS
-from mest_fed.runtime.program import Operator, Program
+from mest_fed.runtime.program import Program
+from mest_fed.runtime.program_parts import Operator
 from mest_fed.runtime.shapes import Shape
 
 #: The setting that holds what a row counts in the loss: 1 / rows that count.

@@ -12,7 +12,8 @@ from mest_fed.runtime.arena import Arena
 from mest_fed.runtime.bfloat16 import numpy_type, rounded, widened
 from mest_fed.runtime.native_table import described, module
 from mest_fed.runtime.planes import elements, size_of
-from mest_fed.runtime.program import ROWS, Program
+from mest_fed.runtime.program import Program
+from mest_fed.runtime.program_parts import ROWS
 
 Array = NDArray[Any]
 

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from mest_fed.errors import InputError
 from mest_fed.runtime.operators import TAKEN
-from mest_fed.runtime.program import ROWS, Buffer, Operator, Program
+from mest_fed.runtime.program import Program
+from mest_fed.runtime.program_parts import ROWS, Buffer, Operator
 
 try:
     from mest_fed.runtime import _native as _compiled

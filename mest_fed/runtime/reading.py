@@ -5,16 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from mest_fed.errors import InputError, not_allowed
-from mest_fed.runtime.program import (
-    FORMAT,
-    MOST_BUFFERS,
-    MOST_OPERATORS,
-    PHASES,
-    VERSION,
-    Buffer,
-    Operator,
-    Program,
-)
+from mest_fed.runtime.program import FORMAT, PHASES, VERSION, Program
+from mest_fed.runtime.program_checks import MOST_BUFFERS, MOST_OPERATORS
+from mest_fed.runtime.program_parts import Buffer, Operator
 from mest_fed.strict_json import parse_json
 
 #: Bytes of a text that is read at all.

@@ -25,7 +25,8 @@ from mest_fed.runtime.bfloat16 import numpy_type, rounded, widened
 from mest_fed.runtime.kind import Kind
 from mest_fed.runtime.operators import OPERATORS, adding_to
 from mest_fed.runtime.planes import elements
-from mest_fed.runtime.program import Operator, Program
+from mest_fed.runtime.program import Program
+from mest_fed.runtime.program_parts import Operator
 
 Array = NDArray[Any]
 

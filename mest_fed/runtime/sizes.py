@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mest_fed.errors import InputError
-from mest_fed.runtime.program import Buffer, Program
+from mest_fed.runtime.program import Program
+from mest_fed.runtime.program_parts import Buffer
 
 
 class Sizes:

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.runtime.batches import Batches, Resize
 from mest_fed.runtime.native import fitting
-from mest_fed.runtime.program import KEPT, Program
+from mest_fed.runtime.program import Program
+from mest_fed.runtime.program_parts import KEPT
 
 Array = NDArray[Any]
 

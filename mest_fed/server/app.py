@@ -22,7 +22,7 @@ from mest_fed.server.exchange import DeviceGrid
 from mest_fed.server.flower_internals import own_lines, plain_console
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.modes import build_strategy
-from mest_fed.server.rows import RoundObserver, RoundRecord, finite_only
+from mest_fed.server.round_record import RoundObserver, RoundRecord, finite_only
 from mest_fed.server.strategy import MestStrategy
 from mest_fed.task import Task
 from mest_fed.training import Metric, choose_device, evaluate

@@ -45,7 +45,7 @@ def strategy_arrays(strategy: MestStrategy) -> tuple[Arrays, dict[str, Any]]:
         "grown": model.grown,
         **{f"moments:{kind}": tensors for kind, tensors in strategy.optimizer.moments.items()},
         **{f"masks-of:{key.hex()}": masks for key, masks in broadcast.mask_sets.items()},
-        "selection": strategy.selector.arrays(),
+        "selection": strategy.cohorts.selector.arrays(),
         **{f"tier:{density!r}": masks for density, masks in broadcast.tiers.items()},
     }
     best = strategy.best
@@ -109,7 +109,7 @@ def restore_strategy(strategy: MestStrategy, arrays: Arrays, facts: Mapping[str,
         done = whole(facts["round"])
         if done > strategy.config.run.rounds:
             raise ValueError(f"round {done} of {strategy.config.run.rounds}")
-        strategy.selector.restore(sections.get("selection", {}))
+        strategy.cohorts.selector.restore(sections.get("selection", {}))
         strategy.restore(sections, facts["kept"])
         if "progress" in facts:  # a checkpoint of an earlier version has none
             strategy.progress.restore(facts["progress"])

@@ -1,21 +1,21 @@
-"""The nodes of the fleet: who they are, what they can do, which mask each of them knows."""
+"""The nodes of the fleet: who takes part, who is drawn, and which mask each of them knows."""
 
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from logging import getLogger
 from time import sleep
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from mest_fed.errors import MestFedError
 from mest_fed.rng import in_random_order, numpy_generator
 from mest_fed.schema import FailureKind
 from mest_fed.server.exchange import Awaited, absence_of
+from mest_fed.server.node import Node, query_messages, read_node, seen_nodes
 from mest_fed.units import format_seconds
 
 log = getLogger(__name__)
@@ -30,63 +30,6 @@ QUERY_SECONDS = 120.0
 REMEMBERED = 10_000
 
 Draw = Callable[[int, Collection[int]], list[int]]
-
-
-@dataclass(frozen=True)
-class Node:
-    """One node's answer to the capability query.
-
-    Parameters
-    ----------
-    node_id : int
-        Flower's id, random in most engines; order nodes by ``partition``.
-    partition : int
-        Its share of the data.
-    device : str
-        Profile name.
-    budget : int
-        Memory budget in bytes.
-    density : float
-        Density of its plan.
-    micro_batch : int
-        Micro-batch of its plan.
-    predicted_peak : int
-        Modelled bytes of its plan.
-    examples, held_out : int
-        Numbers of its training and evaluation examples.
-    frozen : int
-        Segments at the start of the model that its plan does not train.
-    name : str
-        What its grid calls it; empty where ids are all there is.
-    """
-
-    node_id: int
-    partition: int
-    device: str
-    budget: int
-    density: float
-    micro_batch: int
-    predicted_peak: int
-    examples: int
-    held_out: int
-    frozen: int = 0
-    name: str = ""
-
-    @property
-    def label(self) -> str:
-        """What people read of it: its name, or else its id and share of the data."""
-        return self.name or f"{self.node_id} (partition {self.partition})"
-
-
-@runtime_checkable
-class KnowsActivations(Protocol):
-    """What a grid offers if it knows since when its nodes are there, as Flower's own does."""
-
-    def get_nodes(self) -> Iterable[Any]:
-        """Return the nodes that are there, each with ``node_id`` and ``last_activated_at``.
-
-        One that has a name for people has it as ``name``.
-        """
 
 
 class ClientRegistry:
@@ -144,7 +87,7 @@ class ClientRegistry:
             ids = grid.get_node_ids()
             self._numbered = ids if isinstance(ids, range) else None
             if self._numbered is None:
-                activations, self._names = _seen(grid, ids)
+                activations, self._names = seen_nodes(grid, ids)
                 self._ask_all(activations, min_nodes)
             there = len(self.nodes if self._numbered is None else self._numbered)
             if there >= min_nodes or time.monotonic() >= end:
@@ -274,15 +217,7 @@ class ClientRegistry:
         """Ask nodes who they are; return those that answer in time and take part."""
         if not node_ids or self._grid is None:
             return {}
-        content = RecordDict({"query": ConfigRecord({"version": 1})})
-        messages = [
-            Message(
-                content=content,
-                message_type=MessageType.QUERY,
-                dst_node_id=node_id,
-            )
-            for node_id in node_ids
-        ]
+        messages = query_messages(node_ids)
         self._queries.add(zip(messages, node_ids, strict=True))
         return self._admit(self._grid.send_and_receive(messages, timeout=timeout))
 
@@ -298,7 +233,8 @@ class ClientRegistry:
             if absence is not None or node_id is None:
                 continue  # one that went away is asked again when it is back
             try:
-                found[node_id] = self._node(node_id, reply)
+                name = self._names.get(node_id, "")
+                found[node_id] = read_node(node_id, reply, name, self.densities)
             except (KeyError, TypeError, ValueError, OverflowError, MestFedError) as error:
                 self._refused[node_id] = str(error)
                 refused.setdefault(str(error), []).append(node_id)
@@ -337,40 +273,6 @@ class ClientRegistry:
                 self.nodes[node_id] = self._waiting.pop(node_id)
         return holders
 
-    def _node(self, node_id: int, reply: Message) -> Node:
-        if reply.has_error():
-            raise MestFedError(reply.error.reason)
-        record = reply.content.config_records["capability"]
-        node = Node(
-            node_id=node_id,
-            partition=int(record["partition"]),
-            device=str(record["device"]),
-            budget=int(record["budget"]),
-            density=float(record["density"]),
-            micro_batch=int(record["micro-batch"]),
-            predicted_peak=int(record["predicted-peak"]),
-            examples=int(record["examples"]),
-            held_out=int(record["held-out"]),
-            frozen=int(record.get("frozen", 0)),  # a node of an earlier version does not say
-            name=self._names.get(node_id, ""),
-        )
-        if not any(abs(node.density - allowed) < 1e-12 for allowed in self.densities):
-            raise MestFedError(f"it claims density {node.density}; allowed: {self.densities}")
-        if node.examples < 1:
-            raise MestFedError("it has no training examples")
-        if node.frozen < 0:
-            raise MestFedError(f"it claims to freeze {node.frozen} segments; allowed: from 0")
-        return node
-
 
 def _place(node: Node) -> tuple[int, int]:
     return node.partition, node.node_id
-
-
-def _seen(grid: Grid, node_ids: Iterable[int]) -> tuple[dict[int, str], dict[int, str]]:
-    """Return since when each node is there, and what it is called, as far as the grid knows."""
-    if not isinstance(grid, KnowsActivations):
-        return dict.fromkeys(node_ids, ""), {}
-    nodes = list(grid.get_nodes())
-    since = {info.node_id: info.last_activated_at for info in nodes}
-    return since, {info.node_id: getattr(info, "name", "") for info in nodes}

@@ -23,10 +23,11 @@ from mest_fed.server.checkpoint import (
     save_checkpoint,
     strategy_arrays,
 )
-from mest_fed.server.client_registry import Node
 from mest_fed.server.exchange import DeviceGrid
 from mest_fed.server.folder_names import CLIENTS, ENCODING, LOG, ROUNDS
-from mest_fed.server.rows import ClientOutcome, ClientTiming, RoundRecord, client_rows, round_row
+from mest_fed.server.node import Node
+from mest_fed.server.round_record import ClientOutcome, ClientTiming, RoundRecord
+from mest_fed.server.rows import client_rows, round_row
 from mest_fed.server.run_folder import FLOWER_KEYS, RunFolder
 from mest_fed.server.run_log import SERVER_LOG, log_failure, logged, shown_by_flower
 from mest_fed.server.seal import read_seal
@@ -108,8 +109,8 @@ class DeployedRun:
         timings = [self._timing(outcome) for outcome in record.clients]
         self.grid.durations.clear()
         row = round_row(record, timings, virtual_seconds=seconds, wall_seconds=seconds)
-        self.folder.append(CLIENTS, client_rows(record, timings))
-        self.folder.append(ROUNDS, [row])
+        self.folder.logs.append(CLIENTS, client_rows(record, timings))
+        self.folder.logs.append(ROUNDS, [row])
         arrays, facts = strategy_arrays(self.strategy)
         facts["wall_seconds"] = seconds
         facts["seal"] = self.folder.seal(self.task.config)
@@ -123,7 +124,7 @@ class DeployedRun:
     def finish(self) -> None:
         """Write the model, the summary and, where its packages are installed, the report."""
         model, folder = self.strategy.model, self.folder
-        logs = RunLogs(folder.read(ROUNDS), folder.read(CLIENTS))
+        logs = RunLogs(folder.logs.read(ROUNDS), folder.logs.read(CLIENTS))
         name = folder.path.name
         tiers = tier_plans(self.task, [asdict(node) for node in self._nodes.values()])
         summary = build_summary(
@@ -176,7 +177,7 @@ class DeployedRun:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"the checkpoint is not of a deployed run: {error}") from None
         # Round 0 is the evaluation before training, which is done anew.
-        folder.cut_to(seal if self.strategy.first_round else None)
+        folder.logs.cut_to(seal if self.strategy.first_round else None)
         log.info("going on after round %d", self.strategy.first_round)
 
     def _checkpoint(self, number: int) -> Path:

@@ -10,10 +10,12 @@ from flwr.serverapp import Grid
 from mest_fed.errors import BudgetError, MestFedError, WireError
 from mest_fed.nn import read_state
 from mest_fed.schema import FailureKind, failure_of_code
-from mest_fed.server.client_registry import ClientRegistry, Node
+from mest_fed.server.client_registry import ClientRegistry
 from mest_fed.server.exchange import Awaited
 from mest_fed.server.global_model import GlobalModel
-from mest_fed.server.rows import SCORE, ClientOutcome
+from mest_fed.server.instructions import SentTask
+from mest_fed.server.node import Node
+from mest_fed.server.round_record import SCORE, ClientOutcome
 from mest_fed.sparsity.state import SparseState
 from mest_fed.task import Task
 from mest_fed.task_scores import dense_task, salient_masks, scores_spec, scoring_plan
@@ -52,24 +54,23 @@ class FirstMasks:
         """
         content, nodes = self._content(), self._able()
         messages = [Message(content, node.node_id, SCORE) for node in nodes]
-        sent = Awaited(zip(messages, nodes, strict=True))
+        size = content_bytes(content)
+        awaited = Awaited(zip(messages, (SentTask(node, size) for node in nodes), strict=True))
         timeout = self._task.config.fleet.deadline or None
-        size, total, weight = content_bytes(content), dict[str, np.ndarray](), 0.0
+        total, weight = dict[str, np.ndarray](), 0.0
         outcomes = []
         for reply in self._replies(grid, messages, timeout):
-            node = sent.take(reply)
-            if node is None:
+            sent = awaited.take(reply)
+            if sent is None:
                 continue
-            outcome = _asked(node, size)
+            node, outcome = sent.node, sent.outcome()
             outcomes.append(outcome)
             scores = self._read(reply, node, outcome)
             if scores is not None:
                 weight += node.examples
                 for name, values in scores.dense.items():
                     total[name] = total.get(name, 0.0) + node.examples * values.astype(np.float64)
-        for node in sent.rest():
-            outcomes.append(_asked(node, size))
-            outcomes[-1].fail(FailureKind.NO_REPLY, "no reply")
+        outcomes += [sent.unanswered() for sent in awaited.rest()]
         outcomes.sort(key=lambda outcome: outcome.partition)
         if not weight:
             raise MestFedError(self._nobody(outcomes))
@@ -130,7 +131,3 @@ class FirstMasks:
         why = next((it.reason for it in outcomes if it.reason), None) or self._why_not
         method = self._task.config.sparsity.method
         return f"sparsity.method = {method!r}: no device gave scores of the dense weights: {why}"
-
-
-def _asked(node: Node, size: int) -> ClientOutcome:
-    return ClientOutcome(node.node_id, node.partition, node.device, bytes_down=size)

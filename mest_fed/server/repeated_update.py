@@ -6,7 +6,7 @@ from mest_fed.errors import InputError
 from mest_fed.memory import MemoryOptions, memory_saving
 from mest_fed.nn import read_state
 from mest_fed.nn.norms import has_batch_statistics
-from mest_fed.server.client_registry import Node
+from mest_fed.server.node import Node
 from mest_fed.server.update_validator import check_magnitude
 from mest_fed.sparsity.state import SparseState
 from mest_fed.task import Task

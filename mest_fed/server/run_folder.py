@@ -3,8 +3,7 @@
 import io
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from errno import EACCES, ENOTDIR
 from os import W_OK, X_OK, access, strerror
 from pathlib import Path
@@ -30,15 +29,14 @@ from mest_fed.server.folder_names import (
     MODEL,
     PARTITIONS,
     REPORT,
-    ROUNDS,
     STATES,
     SUMMARY,
 )
-from mest_fed.server.rows import with_metrics
-from mest_fed.server.seal import FolderSeal, LogDigest, log_bytes
+from mest_fed.server.row_logs import RowLogs
+from mest_fed.server.seal import FolderSeal
 from mest_fed.sparsity.state import SparseState
-from mest_fed.strict_json import parse_json, read_json
-from mest_fed.system.files import whole_file
+from mest_fed.strict_json import read_json
+from mest_fed.system.files import replace_file, writing
 from mest_fed.task import Task
 
 if TYPE_CHECKING:
@@ -61,6 +59,11 @@ class RunFolder:
         What a person types to name the folder, and to go on with the run in it.
     bundle : Path, optional
         Where this process has the code of the run, which a resumed run may find elsewhere.
+
+    Attributes
+    ----------
+    logs : RowLogs
+        Its rows of rounds and of clients.
     """
 
     def __init__(
@@ -69,7 +72,8 @@ class RunFolder:
         self.path = path
         self.bundle = path if bundle is None else bundle
         self._named, self._resumed_by = keys
-        self._seal = FolderSeal(path, self.bundle, self._resumed_by)
+        self.logs = RowLogs(path)
+        self._seal = FolderSeal(path, self.bundle, self.logs, self._resumed_by)
         self.checkpoints = path / CHECKPOINTS
         self.partitions = path / PARTITIONS
         self.states = path / STATES
@@ -238,43 +242,8 @@ class RunFolder:
     def forget_end(self) -> None:
         """Remove what a run has left at its end, since it goes on."""
         for name in (SUMMARY, MODEL, REPORT):
-            with _writing(self.path / name):
+            with writing(self.path / name):
                 (self.path / name).unlink(missing_ok=True)
-
-    def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows to one of the ``.jsonl`` files.
-
-        Raises
-        ------
-        InputError
-            If the disk is full; :meth:`read` passes over what was cut off.
-        """
-        self._append(name, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
-
-    def _append(self, name: str, text: str) -> None:
-        data = text.encode()
-        with _writing(self.path / name), (self.path / name).open("ab") as file:
-            file.write(data)
-        self._seal.logs[name].add(data)
-
-    def read(self, name: str) -> list[dict[str, Any]]:
-        """Read a ``.jsonl`` file; empty if it does not exist.
-
-        A last line without its end, which a killed process left, does not count.
-
-        Raises
-        ------
-        InputError
-            If a line is no JSON object with the number of a round; names it.
-        """
-        return self._rows(name, log_bytes(self.path / name))
-
-    def _rows(self, name: str, data: bytes) -> list[dict[str, Any]]:
-        rows = []
-        for number, line in enumerate(data.split(b"\n")[:-1], start=1):
-            row = _row(line, f"{self.path / name}, line {number}")
-            rows.append(with_metrics(row) if name == ROUNDS else row)
-        return rows
 
     def seal(self, config: RunConfig) -> dict[str, Any]:
         """Return what tells that the folder is as it is now: see :class:`FolderSeal`."""
@@ -296,21 +265,8 @@ class RunFolder:
             If a file is missing or has changed, or a later line is none: names it.
         """
         for name in seal["logs"]:
-            self.read(name)  # lines that came later are dropped, but must be lines
+            self.logs.read(name)  # lines that came later are dropped, but must be lines
         self._seal.check(seal, without=CONFIG if config_known else "")
-
-    def read_sealed(self, name: str, seal: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return the rows of a log that a seal is of, without those that came later."""
-        size, _ = seal["logs"][name]
-        return self._rows(name, log_bytes(self.path / name)[:size])
-
-    def cut_to(self, seal: Mapping[str, Any] | None) -> None:
-        """Drop what was logged since a seal, or all; a resumed run logs it again."""
-        for name in self._seal.logs:
-            size = 0 if seal is None else seal["logs"][name][0]
-            data = log_bytes(self.path / name)[:size]
-            self._replace(name, data)
-            self._seal.logs[name] = LogDigest(data)
 
     def write_summary(self, summary: Summary | AppSummary) -> None:
         """Write ``summary.json``, the mark of a finished run."""
@@ -331,7 +287,7 @@ class RunFolder:
         task.load(state)
         data = io.BytesIO()
         torch.save(to_dense(task.model).state_dict(), data)
-        self._replace(MODEL, data.getvalue())
+        replace_file(self.path / MODEL, data.getvalue())
 
     def write_kernels(self, table: Table) -> None:
         """Write ``kernels.json``: which implementations the sparse layers run."""
@@ -376,25 +332,5 @@ class RunFolder:
             raise InputError(f"{path} is not a table of bytes by plan")
         return peaks
 
-    def _replace(self, name: str, content: str | bytes) -> None:
-        path = self.path / name
-        with _writing(path), whole_file(path) as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-
-
-def _row(line: bytes, where: str) -> dict[str, Any]:
-    """Read a line of a log."""
-    row = parse_json(line, where, dict)
-    number = row.get("round")
-    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-        raise InputError(f"{where}: it is no object with a round from 0")
-    return row
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Say in one line that a file cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    def _replace(self, name: str, content: str) -> None:
+        replace_file(self.path / name, content.encode())

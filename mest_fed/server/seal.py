@@ -9,27 +9,10 @@ from mest_fed.config import RunConfig, own_files
 from mest_fed.errors import InputError
 from mest_fed.server.checkpoint import whole
 from mest_fed.server.folder_names import CLIENTS, CONFIG, KERNELS, MEMORY, PARTITIONS, ROUNDS
+from mest_fed.server.row_logs import LogDigest, RowLogs, log_bytes
 
 #: Files that are written once, before the first round.
 SEALED = (CONFIG, KERNELS, MEMORY, PARTITIONS)
-
-
-class LogDigest:
-    """Size and digest of a file that only grows."""
-
-    def __init__(self, data: bytes = b"") -> None:
-        self.size = 0
-        self._hash = hashlib.sha256()
-        self.add(data)
-
-    def add(self, data: bytes) -> None:
-        """Take in what was appended."""
-        self.size += len(data)
-        self._hash.update(data)
-
-    def digest(self) -> str:
-        """Return the digest of all so far, as hexadecimal digits."""
-        return self._hash.hexdigest()
 
 
 class FolderSeal:
@@ -41,15 +24,15 @@ class FolderSeal:
         The folder.
     bundle : Path
         Where this process has the code of the run.
+    logs : RowLogs
+        The folder's.
     key : str
         By what the user asked for the run, for error messages.
     """
 
-    def __init__(self, path: Path, bundle: Path, key: str) -> None:
-        self._path, self._bundle, self._key = path, bundle, key
+    def __init__(self, path: Path, bundle: Path, logs: RowLogs, key: str) -> None:
+        self._path, self._bundle, self._logs, self._key = path, bundle, logs, key
         self._files: dict[str, str | None] | None = None
-        #: What was appended to each log so far.
-        self.logs = {name: LogDigest() for name in (ROUNDS, CLIENTS)}
 
     def take(self, config: RunConfig) -> dict[str, Any]:
         """Return the digests of files, and of log lines, as they are now.
@@ -62,7 +45,7 @@ class FolderSeal:
             self._files = {name: file_digest(self._place(name)) for name in names}
         return {
             "files": self._files,
-            "logs": {name: [log.size, log.digest()] for name, log in self.logs.items()},
+            "logs": {name: [log.size, log.digest()] for name, log in self._logs.digests.items()},
         }
 
     def check(self, seal: Mapping[str, Any], *, without: str = "") -> None:
@@ -141,19 +124,5 @@ def file_digest(path: Path) -> str | None:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-
-
-def log_bytes(path: Path) -> bytes:
-    """Return the bytes of a log; none if it does not exist.
-
-    Raises
-    ------
-    InputError
-        If it cannot be read.
-    """
-    try:
-        return path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None

@@ -1,7 +1,7 @@
 """The MEST strategy: a Flower ``Strategy`` whose model is sparse and whose clients are unlike."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from logging import getLogger
 from typing import Any
 
@@ -14,54 +14,31 @@ from mest_fed.catalogue import SELECTORS, MutationPlace
 from mest_fed.errors import WireError
 from mest_fed.memory import DENSITY_STEPS
 from mest_fed.schema import LOSS, FailureKind, TaskStatus, failure_of_code
+from mest_fed.server import client_evaluation
 from mest_fed.server.aggregation.aggregate import Aggregate
 from mest_fed.server.aggregation.clipping import NormClipping, RoundClipping
 from mest_fed.server.aggregation.masked import PositionCache
 from mest_fed.server.aggregation.trimmed import build_aggregate
-from mest_fed.server.client_registry import ClientRegistry, Node
-from mest_fed.server.exchange import Awaited
+from mest_fed.server.client_registry import ClientRegistry
 from mest_fed.server.first_masks import FirstMasks
 from mest_fed.server.global_model import GlobalModel
+from mest_fed.server.instructions import Instructions, SentTask
 from mest_fed.server.model_broadcast import ModelBroadcast
+from mest_fed.server.node import Node
 from mest_fed.server.optimizers import build_optimizer
 from mest_fed.server.progress import Progress
 from mest_fed.server.repeated_update import repeat_update
-from mest_fed.server.rows import ClientOutcome, RoundRecord, spread_of
-from mest_fed.server.selection import (
-    AvailabilityInfo,
-    ClientFeedback,
-    SelectionRequest,
-    Selector,
-)
+from mest_fed.server.round_record import ClientOutcome, RoundRecord
+from mest_fed.server.selection import Selector
+from mest_fed.server.selection.cohort import CohortSelection
 from mest_fed.server.update_validator import read_counts, read_update
 from mest_fed.sparsity.state import SparseState
 from mest_fed.task import Task
-from mest_fed.training import Metrics
 from mest_fed.wire import encode
 from mest_fed.wire.records import content_bytes, read_report, to_record
 from mest_fed.wire.values import open_codecs
 
 log = getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SentTask:
-    """An instruction that was sent.
-
-    Parameters
-    ----------
-    node : Node
-        To whom.
-    bytes_down : int
-        Bytes of its content.
-    """
-
-    node: Node
-    bytes_down: int
-
-
-#: How long an evaluation waits for a device that is started anew, without a deadline.
-_BACK_SECONDS = 60.0
 
 
 class MestStrategy(Strategy):
@@ -82,6 +59,8 @@ class MestStrategy(Strategy):
         Whether rounds' records hold what devices say of themselves, as is wanted of real ones.
     record : RoundRecord
         Of the round in progress, or the last one.
+    cohorts : CohortSelection
+        Who trains in each round, and what the selector learned of it.
     progress : Progress
         What the evaluations came to: the best round, and whether the run stops.
     best : SparseState or None
@@ -117,13 +96,12 @@ class MestStrategy(Strategy):
         self.progress = Progress.of(task.objective, server.stop_when)
         self.best: SparseState | None = None
         self.final_metrics: dict[str, float] = {}
-        self.selector: Selector = SELECTORS.build(server.selection)
-        self._availability: AvailabilityInfo | None = None
+        selector: Selector = SELECTORS.build(server.selection)
+        self.cohorts = CohortSelection(self.clients, selector, task.config.run.seed)
+        self._instructions = Instructions(self.clients, self.broadcast)
         self._positions = PositionCache(model.spec)
         self.clip = NormClipping(model.spec, server.clip_norm)
         self._clipping = RoundClipping(self.clip, server.clip_median)
-        self._sent: list[SentTask] = []
-        self._awaited = Awaited[SentTask]()
 
     def summary(self) -> None:
         """Log what the strategy is."""
@@ -156,11 +134,11 @@ class MestStrategy(Strategy):
         self.record = RoundRecord(number, self.record.density)
         self.clients.refresh(grid, self.config.server.min_nodes)
         self.broadcast.open_round()
-        self._availability = grid if isinstance(grid, AvailabilityInfo) else None
+        self.cohorts.open_round(grid)
         if number == 1 and self.task.method.scores_first:
             self.record.scored = FirstMasks(self.task, self.clients).choose(self.model, grid)
             self.broadcast.forget_tiers()
-        return self._instructions(self._cohort())
+        return self._train_messages(self._cohort())
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -183,33 +161,25 @@ class MestStrategy(Strategy):
         self.model.apply_update(mean, self.optimizer)
         self._update_masks(number)
         self.record.density = self.model.state().density(self.model.spec)
-        self._learn()
+        self.cohorts.learn(self.record.round, self.record.clients)
         metrics = {"density": self.record.density, "trained": self.record.count(TaskStatus.OK)}
         return self.arrays(), MetricRecord(metrics)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask clients to evaluate on their held-out examples, if this round is due.
-
-        A device that is started anew just then is waited for, up to ``fleet.deadline``, or a while
-        where there is none: without it, what the run comes to would be of other examples.
-        """
+        """Ask clients to evaluate on their held-out examples, if this round is due."""
         del arrays, config
-        number, server = self.first_round + server_round, self.config.server
-        self._awaited = Awaited()  # training replies have been handled
-        every = server.evaluate_clients_every
-        last = number == self.config.run.rounds
-        if every == 0 or not (number % every == 0 or last):
+        number = self.first_round + server_round
+        self._instructions.forget()  # training replies have been handled
+        if not client_evaluation.is_due(self.config, number):
             return []
-        path = (self.config.run.seed, number, "evaluation")
-        patience = self.config.fleet.deadline or _BACK_SECONDS
-        self.clients.refresh(grid, len(self.clients.nodes), patience)
-        nodes = self.clients.sample(server.evaluate_clients, *path, without=self.busy())
+        wait = client_evaluation.patience(self.config)
+        self.clients.refresh(grid, len(self.clients.nodes), wait)
+        nodes = client_evaluation.draw_evaluators(self.clients, self.config, number, self.busy())
         self.broadcast.open_round()
         order = {"round": number}
-        able = [node for node in nodes if node.held_out > 0]
-        return self._messages(able, order, MessageType.EVALUATE)
+        return self._instructions.messages(self.model, nodes, order, MessageType.EVALUATE)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -217,30 +187,9 @@ class MestStrategy(Strategy):
         """Collect the clients' metrics: those of all their examples together, and the spread."""
         del server_round
         objective = self.task.objective
-        found: list[Metrics] = []
-        for sent, reply in self._matched(replies):
-            node = sent.node
-            outcome = self._asked(sent)
-            self.record.evaluations.append(outcome)
-            if reply.has_error():
-                outcome.fail(failure_of_code(reply.error.code), reply.error.reason)
-                log.warning("evaluation on node %s failed: %s", node.label, outcome.reason)
-                continue
-            outcome.bytes_up = content_bytes(reply.content)
-            try:
-                totals = read_counts(reply, node.held_out, objective=objective).totals
-                if totals.examples != node.held_out:
-                    raise WireError(f"{totals.examples} presented of {node.held_out} held out")
-            except WireError as error:
-                log.warning("evaluation of node %s was rejected: %s", node.label, error)
-                continue
-            self._note_mask(node)
-            outcome.note_score(totals, objective)
-            found.append(totals)
-        for sent in self._awaited.rest():
-            self.record.evaluations.append(self._unanswered(sent))
-            log.warning("evaluation on node %s failed: no reply", sent.node.label)
-        self.record.client_metrics = spread_of(found, objective)
+        outcomes, found = client_evaluation.collect(self._instructions, replies, objective)
+        self.record.evaluations += outcomes
+        self.record.client_metrics = client_evaluation.spread_of(found, objective)
         self.record.diverged = bool(found) and LOSS.name not in self.record.client_metrics
         primary = self.record.client_metrics.get(objective.primary.name)
         return None if primary is None else MetricRecord(asdict(primary))
@@ -291,109 +240,34 @@ class MestStrategy(Strategy):
     def _select(
         self, count: int, *path: int, without: Collection[int] = (), waits: bool = True
     ) -> list[Node]:
-        """Have the selector choose who trains.
-
-        Parameters
-        ----------
-        count : int
-            How many are wanted.
-        *path : int
-            Which selection of the round it is, if there are several.
-        without : collection of int
-            Ids of nodes that are not to be chosen.
-        waits : bool
-            Whether time may pass until a node is available.
-        """
+        """Have the selector choose who trains in this round: see :class:`CohortSelection`."""
         number = self.record.round
-        asked = SelectionRequest(
-            self.clients.in_order(),
-            count,
-            number,
-            (self.config.run.seed, number, "cohort", *path),
-            availability=self._availability,
-            waits=waits,
-        )
+        return self.cohorts.choose(number, count, *path, without=without, waits=waits)
 
-        def draw(wanted: int, out: Collection[int]) -> list[int]:
-            request = replace(asked, count=wanted, without=out)
-            return request.checked(self.selector.select(request))
-
-        return self.clients.gather(count, draw, without)
-
-    def _learn(self) -> None:
-        """Tell the selector what became of the round's clients."""
-        seconds = {} if self._availability is None else self._availability.train_seconds()
-        self.selector.learn(
-            self.record.round,
-            [
-                ClientFeedback(who.node_id, who.examples, who.train_loss, seconds.get(who.node_id))
-                for who in self.record.clients
-            ],
-        )
-
-    def _instructions(self, nodes: list[Node]) -> list[Message]:
+    def _train_messages(self, nodes: list[Node]) -> list[Message]:
         """Return the order to train in this round, for each node."""
         number = self.record.round
         order = {"round": number, "mutate": self.clients_mutate(number)}
-        return self._messages(nodes, order, MessageType.TRAIN)
+        return self._instructions.messages(self.model, nodes, order, MessageType.TRAIN)
 
     def busy(self) -> set[int]:
         """Return the nodes that have no time to evaluate."""
         return set()
 
-    def _unanswered(
-        self, sent: SentTask, failure: FailureKind = FailureKind.NO_REPLY
-    ) -> ClientOutcome:
-        """Return what became of a node whose reply the round did not take."""
-        outcome = self._asked(sent)
-        outcome.fail(failure, "no reply")
-        return outcome
-
-    def _asked(self, sent: SentTask) -> ClientOutcome:
-        """Return the outcome of a node, of which only what it was sent is known yet."""
-        node = sent.node
-        return ClientOutcome(node.node_id, node.partition, node.device, bytes_down=sent.bytes_down)
-
-    def _messages(
-        self, nodes: list[Node], order: Mapping[str, int | bool], message_type: str
-    ) -> list[Message]:
-        messages = []
-        self._sent = []
-        for node in nodes:
-            # Until it answers, the server does not know which mask set it holds.
-            known = self.clients.known_mask.pop(node.node_id, b"")
-            content = self.broadcast.content(self.model, node.density, known, order)
-            size = content_bytes(content)
-            self._sent.append(SentTask(node, size))
-            messages.append(
-                Message(content=content, message_type=message_type, dst_node_id=node.node_id)
-            )
-        self._awaited = Awaited(zip(messages, self._sent, strict=True))
-        return messages
-
-    def _matched(self, replies: Iterable[Message]) -> Iterator[tuple[SentTask, Message]]:
-        """Yield each reply with the instruction that it answers; drop others and repetitions."""
-        for reply in replies:
-            sent = self._awaited.take(reply)
-            if sent is None:
-                log.warning("a reply was dropped: it answers no instruction that is awaited")
-            else:
-                yield sent, reply
-
     def _train_replies(self, replies: Iterable[Message]) -> Iterator[tuple[SentTask, Message]]:
         """Yield the replies of a round of training, each with its instruction."""
-        return self._matched(replies)
+        return self._instructions.matched(replies)
 
     def _outcomes(self, replies: Iterable[Message], mean: Aggregate) -> Iterator[ClientOutcome]:
         """Add up the updates of a round; yield what became of each node that it asked."""
         for sent, reply in self._train_replies(replies):
             yield self._outcome(reply, sent, mean)
-        for sent in self._awaited.rest():
-            yield self._unanswered(sent)
+        for sent in self._instructions.rest():
+            yield sent.unanswered()
 
     def _outcome(self, reply: Message, sent: SentTask, mean: Aggregate) -> ClientOutcome:
         """Add a node's update to the mean, if it is acceptable; return what became of the node."""
-        node, outcome = sent.node, self._asked(sent)
+        node, outcome = sent.node, sent.outcome()
         outcome.examples = node.examples
         if reply.has_error():
             outcome.fail(failure_of_code(reply.error.code), reply.error.reason)
@@ -433,7 +307,7 @@ class MestStrategy(Strategy):
         )
         masks = offered.masks if mutated else None
         self._clipping.add(mean, state, offered, counts.examples, masks, untrained=untrained)
-        self._note_mask(node)
+        self._instructions.note_mask(node)
         outcome.note(counts.totals, state.density(spec))
 
     def _read(
@@ -447,10 +321,6 @@ class MestStrategy(Strategy):
             return repeat_update(reply, self.task, node, sent, number)
         spec, untrained = self.broadcast.spec_of(node.density), self.task.untrained(node.frozen)
         return read_update(reply, spec, sent, frozen=untrained, **how)
-
-    def _note_mask(self, node: Node) -> None:
-        # A node that answered has decoded, and kept, the mask set that it was sent.
-        self.clients.known_mask[node.node_id] = self.broadcast.tier_hash(node.density)
 
     def _update_masks(self, number: int) -> None:
         """Mutate, or adopt what clients mutated; at the end of the run hold the target."""

@@ -7,7 +7,8 @@ from flwr.app import Message
 
 from mest_fed.errors import WireError
 from mest_fed.sparsity.state import ModelSpec, SparseState
-from mest_fed.training.objective import Metrics, Objective
+from mest_fed.training.metrics import Metrics
+from mest_fed.training.objective import Objective
 from mest_fed.training.trainer import CLASSIFICATION
 from mest_fed.wire import decode, mask_hash, same_masks
 from mest_fed.wire.records import EXAMPLES, from_record, read_totals

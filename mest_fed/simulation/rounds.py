@@ -13,7 +13,8 @@ from mest_fed.memory import Plan
 from mest_fed.server.app import build_server_app
 from mest_fed.server.flower_internals import run_server_app
 from mest_fed.server.folder_names import CLIENTS, LOG, ROUNDS
-from mest_fed.server.rows import RoundRecord, client_rows, round_row
+from mest_fed.server.round_record import RoundRecord
+from mest_fed.server.rows import client_rows, round_row
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.server.run_log import log_failure
 from mest_fed.server.strategy import MestStrategy
@@ -126,13 +127,13 @@ class RunningRounds:
             self.wall_before = facts.wall_seconds
             self.run.preset = facts.preset
             # Round 0 is the evaluation before training, which is done anew.
-            self.folder.cut_to(facts.seal if strategy.first_round else None)
+            self.folder.logs.cut_to(facts.seal if strategy.first_round else None)
             self.run.resumed = None
         else:
             self.states.commit(0)
         self.kept_from = strategy.first_round
         self.snapshot = self._take_snapshot(self.wall_before)
-        done = self.folder.read(ROUNDS)
+        done = self.folder.logs.read(ROUNDS)
         self.run.observer.begin(task.config, self.run.preset, done)
         return self.round_done
 
@@ -142,8 +143,8 @@ class RunningRounds:
         wall = self.wall_before + time.perf_counter() - self.started
         row = round_row(record, timings, virtual_seconds=self.clock.now, wall_seconds=wall)
         tasks = client_rows(record, timings)
-        self.folder.append(CLIENTS, tasks)
-        self.folder.append(ROUNDS, [row])
+        self.folder.logs.append(CLIENTS, tasks)
+        self.folder.logs.append(ROUNDS, [row])
         if record.round > 0:
             self.states.commit(record.round)
         self.snapshot = self._take_snapshot(wall)

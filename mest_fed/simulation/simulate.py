@@ -36,6 +36,7 @@ from mest_fed.simulation.provenance import provenance_of
 from mest_fed.simulation.rounds import OpenedRun, RunningRounds
 from mest_fed.simulation.trackers.progress import Observer, Observers
 from mest_fed.task import Task
+from mest_fed.task_trials import try_examples, try_settings
 from mest_fed.units import number_of
 
 CLIENT_APP = "mest_fed.client.app:app"
@@ -189,7 +190,7 @@ class Simulation(OpenedRun):
     def _summarise(
         self, task: Task, fleet: Fleet, strategy: MestStrategy, peaks: Mapping[Plan, int]
     ) -> None:
-        logs = RunLogs(self.folder.read(ROUNDS), self.folder.read(CLIENTS))
+        logs = RunLogs(self.folder.logs.read(ROUNDS), self.folder.logs.read(CLIENTS))
         summary = build_summary(
             task, fleet.tiers, strategy, preset=self.preset, logs=logs, peaks=peaks
         )
@@ -264,7 +265,7 @@ def open_run(
     simulation = Simulation(preset, config, folder, observer=observer)
     observer.phase(f"reading the data: {config.data.name}")
     task = simulation.task
-    task.try_objective()
+    try_examples(task)
     check_repeatable(task)
     kinds = number_of(len(task.devices.counts), "kind")
     devices = number_of(config.fleet.devices, "device")
@@ -277,7 +278,7 @@ def open_run(
     given_table(task)
     observer.phase(f"trying {config.model.name} on the devices' shares of the data")
     _ = task.partitions  # what is wrong with the data is found before workers start
-    task.try_out()
+    try_settings(task)
     return simulation
 
 
@@ -289,5 +290,5 @@ def _reopened(preset: str, folder: RunFolder, more: int, observer: Observers) ->
     config = config if plan is None else plan.config
     simulation = Simulation(preset, config, folder, snapshot, observer, plan)
     if more:
-        simulation.task.try_out()  # a user's own schedule at other moments of progress
+        try_settings(simulation.task)  # a user's own schedule at other moments of progress
     return simulation

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from mest_fed.errors import InputError
+
 
 def unfinished(path: Path) -> Path:
     """Return what a file or folder is called until it is whole: hidden, beside it.
@@ -50,6 +52,33 @@ def whole_file(path: Path, *, synced: bool = False) -> Iterator[BinaryIO]:
         raise
     if synced:
         _sync_folder(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in one line that a file cannot be written.
+
+    Raises
+    ------
+    InputError
+        In place of an OSError of the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a whole file, which may replace another.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written.
+    """
+    with writing(path), whole_file(path) as file:
+        file.write(content)
 
 
 def write_file(path: Path, content: bytes, *, private: bool = False) -> None:

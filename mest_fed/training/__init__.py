@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from mest_fed.training.compiled_trainer import CompiledTrainer as CompiledTrainer
     from mest_fed.training.forgetting import ForgettingPolicy as ForgettingPolicy
     from mest_fed.training.forgetting import ForgettingState as ForgettingState
+    from mest_fed.training.metrics import Metrics as Metrics
     from mest_fed.training.mutation import LocalMutation as LocalMutation
-    from mest_fed.training.objective import Metrics as Metrics
     from mest_fed.training.objective import Objective as Objective
-    from mest_fed.training.objective import try_objective as try_objective
+    from mest_fed.training.objective_checks import try_objective as try_objective
     from mest_fed.training.round_mutation import RoundMutation as RoundMutation
     from mest_fed.training.tasks import objective_of as objective_of
     from mest_fed.training.trainer import CLASSIFICATION as CLASSIFICATION
@@ -35,7 +35,9 @@ _HOMES = {
     "mest_fed.training.forgetting": ("ForgettingPolicy", "ForgettingState"),
     "mest_fed.training.mutation": ("LocalMutation",),
     "mest_fed.training.round_mutation": ("RoundMutation",),
-    "mest_fed.training.objective": ("Metrics", "Objective", "try_objective"),
+    "mest_fed.training.metrics": ("Metrics",),
+    "mest_fed.training.objective": ("Objective",),
+    "mest_fed.training.objective_checks": ("try_objective",),
     "mest_fed.training.tasks": ("objective_of",),
     "mest_fed.training.trainer": (
         *("CLASSIFICATION", "EVALUATION_BATCH", "LocalTrainer", "choose_device", "evaluate"),

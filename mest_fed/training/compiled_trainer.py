@@ -10,16 +10,13 @@ from torch import Tensor
 from mest_fed.data import Batch
 from mest_fed.nn.layers import SparseLayer
 from mest_fed.nn.optimizer_settings import OptimizerSettings
+from mest_fed.training.metrics import Metrics, weight_of
+from mest_fed.training.model_step import ModelStep
 from mest_fed.training.mutation import LocalMutation
-from mest_fed.training.objective import (
-    Metrics,
-    Objective,
-    check_finite,
-    judge_correct,
-    weight_of,
-)
+from mest_fed.training.objective import Objective
+from mest_fed.training.objective_checks import check_finite, judge_correct
 from mest_fed.training.places import Copies
-from mest_fed.training.programs import ModelStep, Programs
+from mest_fed.training.programs import Programs
 from mest_fed.training.tasks import NextToken
 from mest_fed.training.trainer import LocalTrainer
 

@@ -4,7 +4,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mest_fed.nn import Mutator
-from mest_fed.nn.optimizers import ClientOptimizer
+from mest_fed.nn.client_optimizer import ClientOptimizer
 from mest_fed.training.round_mutation import RoundMutation
 
 

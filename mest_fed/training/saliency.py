@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from mest_fed.data import Batch
-from mest_fed.training.objective import Metrics
+from mest_fed.training.metrics import Metrics
 from mest_fed.training.trainer import LocalTrainer
 
 

@@ -11,16 +11,12 @@ from mest_fed.data import Batch
 from mest_fed.devices import StepWork, Work
 from mest_fed.errors import InputError, ObjectiveError, not_allowed
 from mest_fed.memory import MemoryOptions, memory_saving
-from mest_fed.nn.optimizers import ClientOptimizer
+from mest_fed.nn.client_optimizer import ClientOptimizer
 from mest_fed.training.forgetting import ForgettingState
+from mest_fed.training.metrics import Metrics, weight_of
 from mest_fed.training.mutation import LocalMutation
-from mest_fed.training.objective import (
-    Metrics,
-    Objective,
-    check_finite,
-    judge_correct,
-    weight_of,
-)
+from mest_fed.training.objective import Objective
+from mest_fed.training.objective_checks import check_finite, judge_correct
 from mest_fed.training.tasks import Classification
 
 #: Images in one forward pass of an evaluation.

@@ -24,8 +24,9 @@ from mest_fed.nn.norms import has_batch_statistics
 from mest_fed.runtime.batches import even_parts
 from mest_fed.training.directions import ProbedSteps, ZerothOrder
 from mest_fed.training.forward_programs import ModelForward, check_forward
+from mest_fed.training.metrics import Metrics, weight_of
 from mest_fed.training.mutation import LocalMutation
-from mest_fed.training.objective import Metrics, check_finite, judge_correct, weight_of
+from mest_fed.training.objective_checks import check_finite, judge_correct
 from mest_fed.training.programs import Programs
 from mest_fed.training.trainer import LocalTrainer
 

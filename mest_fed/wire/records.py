@@ -16,7 +16,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from mest_fed.devices import Work
 from mest_fed.errors import ObjectiveError, WireError
 from mest_fed.run_rows.rounds import ClientReport
-from mest_fed.training.objective import RESERVED, Metrics, Objective, Sum
+from mest_fed.training.metrics import Metrics
+from mest_fed.training.objective import RESERVED, Objective, Sum
 from mest_fed.wire.npy import HEADER, check_names, read_npy, write_npy
 from mest_fed.wire.payload import Payload
 

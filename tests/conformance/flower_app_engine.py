@@ -32,8 +32,9 @@ from ordered import Ordered
 from mest_fed.run_rows.row import as_row
 from mest_fed.server.flower_internals import recorded_results
 from mest_fed.simulation.flower_app.project import read_project
-from mest_fed.simulation.flower_app.record import metrics_of, result_row, state_digests
+from mest_fed.simulation.flower_app.record import metrics_of
 from mest_fed.simulation.flower_app.run import seed_generators
+from mest_fed.simulation.flower_app.summary import result_row, state_digests
 
 partitions: dict[int, int] = {}
 register = vce_api._register_nodes

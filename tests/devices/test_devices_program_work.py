@@ -7,7 +7,8 @@ import pytest
 from mest_fed.devices import Work, load_profile, program_step_work, train_seconds
 from mest_fed.devices.cost import REFERENCE
 from mest_fed.devices.program_work import PROGRAM_SECONDS
-from mest_fed.runtime.program import Buffer, Operator, Program
+from mest_fed.runtime.program import Program
+from mest_fed.runtime.program_parts import Buffer, Operator
 
 ROOFS = REFERENCE.flops["dense"] / REFERENCE.memory_rate  # operations in the time of a byte
 

@@ -12,7 +12,7 @@ from mest_fed.errors import InputError
 from mest_fed.memory import MemoryOptions, TrainingSetup, TrainingShape, footprint, trace_model
 from mest_fed.memory.footprint import RUNTIME, peak_granules
 from mest_fed.nn import Mutator, SparseLayer, sparsify
-from mest_fed.nn.optimizers import MOMENTUM
+from mest_fed.nn.client_optimizer import MOMENTUM
 from mest_fed.sparsity import Bounds, MestEM, MestEMS, Method, RigL, build_method
 from mest_fed.training import OptimizerSettings
 

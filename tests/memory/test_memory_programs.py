@@ -26,7 +26,8 @@ from mest_fed.runtime.batches import GROUPS_AT_ONCE
 from mest_fed.sparsity import MestEMS, RigL, Static, build_method
 from mest_fed.task import Task
 from mest_fed.training import CLASSIFICATION, CompiledTrainer, OptimizerSettings
-from mest_fed.training.programs import ModelStep, Programs
+from mest_fed.training.model_step import ModelStep
+from mest_fed.training.programs import Programs
 from mest_fed.training.step_compiler import StepCompiler
 from mest_fed.training.step_program import StepPrograms
 

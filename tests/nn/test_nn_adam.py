@@ -13,16 +13,9 @@ from torch.nn.functional import cross_entropy
 from mest_fed.catalogue import OPTIMIZERS
 from mest_fed.errors import InputError
 from mest_fed.nn import Mutator, SparseLayer, sparsify
+from mest_fed.nn.client_optimizer import FIRST, REFERENCE, SECOND, STEP
 from mest_fed.nn.optimizer_settings import OptimizerSettings
-from mest_fed.nn.optimizers import (
-    FIRST,
-    REFERENCE,
-    SECOND,
-    SGD,
-    STEP,
-    Adam,
-    AdamW,
-)
+from mest_fed.nn.optimizers import SGD, Adam, AdamW
 from mest_fed.nn.slots import scattered
 from mest_fed.sparsity import Bounds, MestEM
 

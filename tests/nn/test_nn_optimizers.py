@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from mest_fed.nn import Mutator, mask_groups
-from mest_fed.nn.optimizers import MOMENTUM, SGD
+from mest_fed.nn.client_optimizer import MOMENTUM
+from mest_fed.nn.optimizers import SGD
 from mest_fed.sparsity import Bounds, MestEM
 
 

@@ -13,7 +13,8 @@ from mest_fed.runtime.gradients import with_gradients, with_loss
 from mest_fed.runtime.operators import OPERATORS
 from mest_fed.runtime.passes.groups import with_groups
 from mest_fed.runtime.passes.planes import with_planes
-from mest_fed.runtime.program import DTYPES, ROLES, Program
+from mest_fed.runtime.program import Program
+from mest_fed.runtime.program_parts import DTYPES, ROLES
 from mest_fed.runtime.updates import SGD, Adam, with_updates
 
 WINDOW = {"stride": (1, 1), "padding": (1, 1)}

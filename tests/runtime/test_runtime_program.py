@@ -13,7 +13,9 @@ from program_cases import linear_step
 from mest_fed.errors import InputError
 from mest_fed.runtime import reading
 from mest_fed.runtime.build import Builder
-from mest_fed.runtime.program import MOST_BYTES, MOST_OPERATORS, Operator, Program
+from mest_fed.runtime.program import Program
+from mest_fed.runtime.program_checks import MOST_BYTES, MOST_OPERATORS
+from mest_fed.runtime.program_parts import Operator
 from mest_fed.runtime.reading import parse_program, read_program
 from mest_fed.runtime.reference import Reference
 

@@ -9,7 +9,8 @@ from server_parts import strategy_of
 
 from mest_fed.schema import FailureKind, TaskStatus
 from mest_fed.server.app import CentralEvaluation
-from mest_fed.server.rows import ClientOutcome, RoundRecord, spread_of
+from mest_fed.server.client_evaluation import spread_of
+from mest_fed.server.round_record import ClientOutcome, RoundRecord
 from mest_fed.training import CLASSIFICATION, Metrics
 
 

@@ -267,13 +267,13 @@ def test_a_loss_that_is_no_number_is_not_believed():
 def test_a_strategy_selects_as_it_is_configured_and_keeps_it_in_checkpoints():
     grid = StubGrid({node: capability(node) for node in range(4)})
     strategy = strategy_of(server={"selection": "utility", "clients_per_round": 2})
-    assert isinstance(strategy.selector, Utility)
+    assert isinstance(strategy.cohorts.selector, Utility)
     assert len(train_messages(strategy, grid)) == 2
-    strategy.selector.learn(1, reports([0, 3], loss=4.0))
+    strategy.cohorts.selector.learn(1, reports([0, 3], loss=4.0))
     arrays, facts = strategy_arrays(strategy)
     other = strategy_of(server={"selection": "utility", "clients_per_round": 2})
     restore_strategy(other, arrays, facts)
-    assert other.selector.arrays()["utility"].tolist() == [40.0, 40.0]
+    assert other.cohorts.selector.arrays()["utility"].tolist() == [40.0, 40.0]
     del arrays["selection|last"]
     with pytest.raises(InputError, match="the checkpoint is not of this run"):
         restore_strategy(other, arrays, facts)
@@ -316,6 +316,6 @@ def test_a_selection_that_was_not_asked_for_is_refused(nodes, chosen, found):
 
 def test_a_strategy_refuses_a_selector_that_chooses_unknown_nodes():
     strategy = strategy_of(server={"clients_per_round": 2})
-    strategy.selector.select = lambda request: [99]
+    strategy.cohorts.selector.select = lambda request: [99]
     with pytest.raises(InputError, match="chose node 99"):
         train_messages(strategy, StubGrid({node: capability(node) for node in range(4)}))

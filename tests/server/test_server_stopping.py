@@ -8,7 +8,7 @@ from server_parts import strategy_of
 from mest_fed.errors import InputError
 from mest_fed.server.app import CentralEvaluation, Stopped
 from mest_fed.server.checkpoint import restore_strategy, strategy_arrays
-from mest_fed.server.rows import RoundRecord
+from mest_fed.server.round_record import RoundRecord
 from mest_fed.server.summary import model_sha256
 
 

@@ -14,7 +14,7 @@ from mest_fed.devices import round_work
 from mest_fed.errors import InputError
 from mest_fed.schema import FailureKind
 from mest_fed.server.flower_internals import claim_identity
-from mest_fed.server.rows import ClientTiming
+from mest_fed.server.round_record import ClientTiming
 from mest_fed.simulation.behaviour.behaviour import MemoryNeed, draw, shortage
 from mest_fed.simulation.behaviour.clock import (
     VirtualClock,

@@ -13,8 +13,8 @@ from mest_fed.config import from_table, read_toml, to_flat
 from mest_fed.errors import InputError
 from mest_fed.server import deployed
 from mest_fed.server.app import build_server_app
-from mest_fed.server.client_registry import Node
 from mest_fed.server.flower_internals import FLOWER_CONSOLE, run_server_app
+from mest_fed.server.node import Node
 from mest_fed.server.rows import known_sum
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.simulation.engine.executor import SerialExecutor

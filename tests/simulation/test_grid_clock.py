@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from mest_fed.errors import InputError
 from mest_fed.schema import FailureKind
 from mest_fed.server.flower_internals import claim_identity
-from mest_fed.server.rows import ClientTiming
+from mest_fed.server.round_record import ClientTiming
 from mest_fed.simulation.behaviour.clock import VirtualClock
 from mest_fed.simulation.engine.executor import SerialExecutor
 from mest_fed.simulation.engine.grid import EngineGrid

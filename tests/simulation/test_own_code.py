@@ -9,12 +9,12 @@ import cloudpickle
 import pytest
 
 from mest_fed.own_code import OwnCode
-from mest_fed.registry import resolve
+from mest_fed.references import resolve
 
 SEND = """
 import sys
 import cloudpickle
-from mest_fed.registry import resolve
+from mest_fed.references import resolve
 from mest_fed.own_code import OwnCode
 
 assert resolve(sys.argv[1] + "/nets.py:build")() == 7
@@ -25,7 +25,7 @@ RECEIVE = """
 import inspect
 import sys
 import cloudpickle
-from mest_fed.registry import resolve
+from mest_fed.references import resolve
 
 cloudpickle.load(open(sys.argv[2], "rb")).install()
 build = resolve(sys.argv[1] + "/nets.py:build")

@@ -19,7 +19,8 @@ from mest_fed.simulation.peak_measurement import PeakMeasurement
 from mest_fed.simulation.rounds import Interrupted
 from mest_fed.simulation.simulate import open_run
 from mest_fed.task import Task
-from mest_fed.training.programs import ModelStep, Programs
+from mest_fed.training.model_step import ModelStep
+from mest_fed.training.programs import Programs
 
 pytestmark = pytest.mark.skipif(not native_table.available(), reason="no compiled runtime")
 

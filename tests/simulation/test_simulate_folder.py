@@ -40,8 +40,8 @@ def test_of_two_runs_that_found_a_folder_empty_one_gets_it(tmp_path, monkeypatch
 def test_rows_of_earlier_versions_have_their_metrics_by_name(tmp_path):
     folder = RunFolder.create(tmp_path / "run", tiny_config())
     old = {"round": 0, "accuracy": 0.5, "loss": None}
-    folder.append(ROUNDS, [old, {"round": 1, "metrics": {"perplexity": 2.0}}])
-    first, second = folder.read(ROUNDS)
+    folder.logs.append(ROUNDS, [old, {"round": 1, "metrics": {"perplexity": 2.0}}])
+    first, second = folder.logs.read(ROUNDS)
     assert first == old | {"metrics": {"accuracy": 0.5}}
     assert second["metrics"] == {"perplexity": 2.0}
 
@@ -99,30 +99,30 @@ def test_a_partition_file_is_used(tmp_path):
     save_partitions(path, parts)
     config = tiny_config(run={"rounds": 1}, data={"partition_file": str(path), "hold_out": 0.0})
     folder = RunFolder(start(tmp_path / "run", config))
-    assert {row["examples"] for row in folder.read(CLIENTS)} == {50}
+    assert {row["examples"] for row in folder.logs.read(CLIENTS)} == {50}
 
 
 def test_rows(tmp_path):
     folder = RunFolder(tmp_path)
-    assert folder.read(ROUNDS) == []
-    folder.append(ROUNDS, [{"round": 1, "x": 0.1}, {"round": 2, "x": None}])
-    folder.append(ROUNDS, [{"round": 3, "x": "ü"}])
-    folder.append(CLIENTS, [{"round": 1}, {"round": 3}])
-    assert [row["x"] for row in folder.read(ROUNDS)] == [0.1, None, "ü"]
+    assert folder.logs.read(ROUNDS) == []
+    folder.logs.append(ROUNDS, [{"round": 1, "x": 0.1}, {"round": 2, "x": None}])
+    folder.logs.append(ROUNDS, [{"round": 3, "x": "ü"}])
+    folder.logs.append(CLIENTS, [{"round": 1}, {"round": 3}])
+    assert [row["x"] for row in folder.logs.read(ROUNDS)] == [0.1, None, "ü"]
     sizes = {ROUNDS: [len('{"round": 1, "x": 0.1}\n')], CLIENTS: [0]}
-    folder.cut_to({"logs": sizes})
-    assert [row["round"] for row in folder.read(ROUNDS)] == [1]
-    assert folder.read(CLIENTS) == []
+    folder.logs.cut_to({"logs": sizes})
+    assert [row["round"] for row in folder.logs.read(ROUNDS)] == [1]
+    assert folder.logs.read(CLIENTS) == []
     with pytest.raises(ValueError, match="not JSON compliant"):
-        folder.append(ROUNDS, [{"x": float("nan")}])
+        folder.logs.append(ROUNDS, [{"x": float("nan")}])
 
 
 def test_a_line_that_was_cut_off_is_left_out(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.append(ROUNDS, [{"round": 1}])
+    folder.logs.append(ROUNDS, [{"round": 1}])
     with (tmp_path / ROUNDS).open("a", encoding="utf-8") as file:
         file.write('{"round": 2, "acc')
-    assert folder.read(ROUNDS) == [{"round": 1}]
+    assert folder.logs.read(ROUNDS) == [{"round": 1}]
 
 
 def test_presets_are_valid_and_named():

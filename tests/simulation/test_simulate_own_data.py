@@ -17,6 +17,7 @@ from mest_fed.data import load_dataset, load_partitions
 from mest_fed.errors import InputError
 from mest_fed.simulation.peak_measurement import PeakMeasurement
 from mest_fed.task import Task
+from mest_fed.task_trials import try_settings
 
 COMMAND = [sys.executable, "-c", "from mest_fed.cli import main; main()"]
 LOADER = """
@@ -190,7 +191,7 @@ def test_augmentation_is_for_images(tmp_path):
     with pytest.raises(
         InputError, match="'crop-flip' is for images; allowed for inputs of 8: none"
     ):
-        task.try_out()
+        try_settings(task)
 
 
 def test_a_task_finds_shape_and_classes_in_the_data(tmp_path):

@@ -8,7 +8,7 @@ from tiny_run import read_rows, read_summary, start, tiny_config
 from mest_fed.cli.planning.traffic import StartingModel
 from mest_fed.errors import InputError, WireError
 from mest_fed.nn import read_state
-from mest_fed.server.client_registry import Node
+from mest_fed.server.node import Node
 from mest_fed.server.repeated_update import repeat_update
 from mest_fed.simulation.simulate import open_run
 from mest_fed.task import Task

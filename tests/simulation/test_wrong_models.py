@@ -14,6 +14,7 @@ from wrong_nets import good
 from mest_fed.cli import main
 from mest_fed.errors import InputError
 from mest_fed.task import Task
+from mest_fed.task_trials import try_examples
 
 #: Kinds of faults at length, each in a run of its own.
 pytestmark = pytest.mark.soak
@@ -78,7 +79,7 @@ def test_a_model_that_cannot_be_trained(name, method):
     file = f"{HERE}/wrong_nets.py:{name}"
     model = {"name": file, "width": 1.0}
     task = Task(tiny_config(model=model, sparsity={"method": method}))
-    for attempt in (task.try_objective, lambda: task.trace):
+    for attempt in (lambda: try_examples(task), lambda: task.trace):
         with pytest.raises(InputError) as caught:
             attempt()
         line = " ".join(str(caught.value).split())
@@ -103,7 +104,7 @@ def test_a_model_on_cuda_where_there_is_none():
 def test_first_weights_that_are_not_finite():
     task = Task(tiny_config(model={"name": f"{HERE}/wrong_nets.py:not_finite", "width": 1.0}))
     with pytest.raises(InputError, match="not_finite' gives outputs that are not finite"):
-        task.try_objective()
+        try_examples(task)
 
 
 @pytest.mark.parametrize("command", [SIMULATE, PLAN], ids=["simulate", "plan"])

@@ -29,8 +29,9 @@ from mest_fed.training import (
     evaluate,
     judge,
 )
+from mest_fed.training.model_step import ModelStep
 from mest_fed.training.objective import Objective
-from mest_fed.training.programs import MOST_PROGRAMS, ModelStep, Programs, check_step
+from mest_fed.training.programs import MOST_PROGRAMS, Programs, check_step
 from mest_fed.training.tasks import MultiLabel, NextToken, Regression
 
 sys.path.append(str(Path(__file__).parents[1] / "runtime"))

@@ -9,7 +9,7 @@ from training_cases import batches, model
 
 from mest_fed.memory import RECOMPUTE, MemoryOptions
 from mest_fed.nn import mask_groups
-from mest_fed.nn.optimizers import MOMENTUM
+from mest_fed.nn.client_optimizer import MOMENTUM
 from mest_fed.sparsity import MestEM, MestEMS, RigL
 from mest_fed.training import LocalMutation, LocalTrainer, OptimizerSettings, RoundMutation
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from mest_fed.cli.programs.report import ProgramReport
 from mest_fed.errors import InputError
 from mest_fed.runtime.flat import flat_program, write_arrays
-from mest_fed.runtime.program import KEPT
+from mest_fed.runtime.program_parts import KEPT
 
 PROGRAM, WEIGHTS = "step.program", "weights.arrays"
 _REFERENCE = ":reference"

@@ -12,7 +12,8 @@ from mest_fed.cli.planning.request import PlanRequest
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.runtime.arena import HELD, Arena, plan_arena
 from mest_fed.runtime.passes.groups import group_size
-from mest_fed.runtime.program import PHASES, Operator, Program
+from mest_fed.runtime.program import PHASES, Program
+from mest_fed.runtime.program_parts import Operator
 from mest_fed.training.program_choice import GROUP_BYTES, can_compile
 from mest_fed.training.step_program import StepPrograms
 from mest_fed.units import format_bytes

@@ -17,7 +17,7 @@ from mest_fed.data.array_names import NAMES_IN_WORDS, names_among
 from mest_fed.data.minibatches import Examples
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.link.description import InputDescription
-from mest_fed.registry import is_reference
+from mest_fed.references import is_reference
 
 Array = npt.NDArray[Any]
 _ALLOWED = "an .npz file that exists, a folder of images by class, or file.py:function=PATH"

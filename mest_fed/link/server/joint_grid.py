@@ -14,8 +14,8 @@ from flwr.serverapp import Grid
 
 from mest_fed.errors import InputError, MestFedError
 from mest_fed.link.server.grid import LinkNode
-from mest_fed.server.client_registry import KnowsActivations
 from mest_fed.server.grids import POLL_SECONDS, BlockingGrid, RunGrid, replies_to
+from mest_fed.server.node import KnowsActivations
 
 
 class JointGrid(RunGrid):

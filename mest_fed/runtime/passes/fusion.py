@@ -10,7 +10,8 @@ from dataclasses import replace
 from mest_fed.runtime.build import Builder
 from mest_fed.runtime.operators import adding_to
 from mest_fed.runtime.passes.rewriting import Uses, rebuilt, replaced
-from mest_fed.runtime.program import Operator, Program
+from mest_fed.runtime.program import Program
+from mest_fed.runtime.program_parts import Operator
 
 _NORMS = ("group_norm_gradient", "batch_norm_gradient")
 

@@ -12,7 +12,8 @@ from mest_fed.runtime.arena import plan_arena
 from mest_fed.runtime.build import Builder
 from mest_fed.runtime.operators import adding_to
 from mest_fed.runtime.passes.rewriting import rebuilt
-from mest_fed.runtime.program import Operator, Program
+from mest_fed.runtime.program import Program
+from mest_fed.runtime.program_parts import Operator
 
 #: Bytes of the arena that a group may take: what a core's caches hold, the shared one included.
 MOST_BYTES = 12 * 2**20

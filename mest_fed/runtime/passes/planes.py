@@ -20,7 +20,8 @@ from dataclasses import dataclass, field, replace
 from mest_fed.runtime.build import Builder
 from mest_fed.runtime.kind import Kind
 from mest_fed.runtime.passes.rewriting import rebuilt
-from mest_fed.runtime.program import Operator, Program
+from mest_fed.runtime.program import Program
+from mest_fed.runtime.program_parts import Operator
 
 
 @dataclass(frozen=True)

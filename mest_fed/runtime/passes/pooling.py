@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mest_fed.runtime.passes.rewriting import Uses, operator, replaced
-from mest_fed.runtime.program import Operator, Program
+from mest_fed.runtime.program import Program
+from mest_fed.runtime.program_parts import Operator
 
 _WINDOWS = {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0), "ceil": False}
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from mest_fed.runtime.build import Builder
 from mest_fed.runtime.passes.rewriting import rebuilt
-from mest_fed.runtime.program import Operator, Program
+from mest_fed.runtime.program import Program
+from mest_fed.runtime.program_parts import Operator
 
 
 @dataclass(frozen=True)

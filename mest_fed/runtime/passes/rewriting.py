@@ -6,7 +6,8 @@ A rewritten program has each operator in the phase of the one whose place it tak
 from collections.abc import Callable, Iterable, Mapping
 
 from mest_fed.runtime.build import Builder
-from mest_fed.runtime.program import Operator, Program
+from mest_fed.runtime.program import Program
+from mest_fed.runtime.program_parts import Operator
 
 
 class Uses:

@@ -8,7 +8,8 @@ several, the gradient is a sum that is not known before the last.
 from collections.abc import Collection
 
 from mest_fed.runtime.passes.rewriting import Uses, operator, replaced
-from mest_fed.runtime.program import Operator, Program
+from mest_fed.runtime.program import Program
+from mest_fed.runtime.program_parts import Operator
 
 #: Operator of a weight's gradient -> the argument that is the weight, and what computes the
 #: gradient of the input and the output of the layer.

@@ -14,12 +14,13 @@ from flwr.serverapp import Grid
 from mest_fed.errors import MestFedError
 from mest_fed.schema import FailureKind, TaskStatus
 from mest_fed.server.aggregation.aggregate import Aggregate
-from mest_fed.server.client_registry import Node
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.grids import await_reply
+from mest_fed.server.instructions import SentTask
 from mest_fed.server.modes.in_flight import PendingUpdate, SlotAges, read_pending, write_pending
-from mest_fed.server.rows import ClientOutcome
-from mest_fed.server.strategy import MestStrategy, SentTask
+from mest_fed.server.node import Node
+from mest_fed.server.round_record import ClientOutcome
+from mest_fed.server.strategy import MestStrategy
 from mest_fed.task import Task
 from mest_fed.wire import mask_hash
 
@@ -246,7 +247,7 @@ class ArrivalStrategy(MestStrategy):
     def _send(self, messages: list[Message]) -> None:
         now = self.messenger.now
         names = self.messenger.send(messages)
-        for message, sent, name in zip(messages, self._sent, names, strict=True):
+        for message, sent, name in zip(messages, self._instructions.sent, names, strict=True):
             if not name:
                 self._lose(sent, FailureKind.AWAY)
                 continue
@@ -268,7 +269,7 @@ class ArrivalStrategy(MestStrategy):
         """Yield replies in order of arrival, and have idle devices begin, until all is there."""
         while not self._is_complete():
             if beginners := self._draw(self._vacancies()):
-                self._send(self._instructions(beginners))
+                self._send(self._train_messages(beginners))
             ends = self._ends()
             if not self.pending_updates and ends == math.inf:
                 break  # no node is left to ask
@@ -300,7 +301,7 @@ class ArrivalStrategy(MestStrategy):
             if pending is not None:  # else it is no longer awaited
                 yield self._land(pending, reply, mean)
         for sent, failure in self._lost:
-            yield self._unanswered(sent, failure)
+            yield sent.unanswered(failure)
 
     def _land(self, pending: PendingUpdate, reply: Message, mean: Aggregate) -> ClientOutcome:
         self.landed = pending

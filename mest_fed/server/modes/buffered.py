@@ -11,10 +11,10 @@ from mest_fed.catalogue import WEIGHTINGS, MutationPlace
 from mest_fed.config import RunConfig
 from mest_fed.errors import InputError, WireError
 from mest_fed.server.aggregation.aggregate import Aggregate
-from mest_fed.server.client_registry import Node
 from mest_fed.server.global_model import GlobalModel, MaskSet
 from mest_fed.server.modes.arrivals import ArrivalStrategy
-from mest_fed.server.rows import ClientOutcome
+from mest_fed.server.node import Node
+from mest_fed.server.round_record import ClientOutcome
 from mest_fed.server.update_validator import read_counts
 from mest_fed.sparsity.arrays import Floats
 from mest_fed.sparsity.state import SparseState

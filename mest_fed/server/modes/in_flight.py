@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
-from mest_fed.server.client_registry import Node
 from mest_fed.server.global_model import MaskSet
+from mest_fed.server.node import Node
 from mest_fed.sparsity.arrays import Slots
 from mest_fed.sparsity.state import ModelSpec, SparseState
 from mest_fed.wire import check_masks, encode

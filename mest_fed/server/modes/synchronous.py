@@ -12,11 +12,12 @@ from mest_fed.server.aggregation.aggregate import Aggregate
 from mest_fed.server.aggregation.masked import MaskedMean
 from mest_fed.server.aggregation.partial import PairwiseSum, SummingGrid
 from mest_fed.server.aggregation.tiers import CohortMember, MaskedAggregator
-from mest_fed.server.client_registry import Node
+from mest_fed.server.instructions import SentTask
 from mest_fed.server.modes.arrivals import ArrivalStrategy
 from mest_fed.server.modes.in_flight import PendingUpdate
-from mest_fed.server.rows import ClientOutcome
-from mest_fed.server.strategy import MestStrategy, SentTask
+from mest_fed.server.node import Node
+from mest_fed.server.round_record import ClientOutcome
+from mest_fed.server.strategy import MestStrategy
 
 
 class SummedRounds(MestStrategy):
@@ -40,7 +41,7 @@ class SummedRounds(MestStrategy):
         mutate = self.clients_mutate(self.record.round)
         apart = mutate or self.config.server.keeps_updates or self.config.wire.slopes
         if not apart:
-            cohort = [sent.node for sent in self._sent]
+            cohort = [sent.node for sent in self._instructions.sent]
             nodes = {
                 node.node_id: CohortMember(node.density, node.examples, node.frozen)
                 for node in cohort
@@ -80,7 +81,7 @@ class SummedRounds(MestStrategy):
             return
         counts, density, norm = self._aggregator.read(reply)
         self._clipping.norms.append(norm)
-        self._note_mask(node)
+        self._instructions.note_mask(node)
         outcome.note(counts.totals, density)
 
     def _complete(self, mean: Aggregate) -> None:

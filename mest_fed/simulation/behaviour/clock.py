@@ -15,7 +15,7 @@ from mest_fed.config.behaviour import BehaviourSection
 from mest_fed.devices import DeviceProfile, download_seconds, round_work, upload_seconds
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.schema import TaskStatus
-from mest_fed.server.rows import ClientTiming
+from mest_fed.server.round_record import ClientTiming
 from mest_fed.simulation.behaviour.availability import Availability
 from mest_fed.simulation.behaviour.behaviour import DeviceBehaviour, MemoryNeed
 from mest_fed.simulation.behaviour.conditions import DeviceConditions, NoTime

@@ -16,7 +16,7 @@ from mest_fed.devices import (
 )
 from mest_fed.schema import FailureKind, TaskStatus, failure_of_code
 from mest_fed.server.flower_internals import NODE_UNAVAILABLE, error_reply
-from mest_fed.server.rows import ClientTiming
+from mest_fed.server.round_record import ClientTiming
 from mest_fed.simulation.engine.interfaces import TaskResult
 from mest_fed.wire.records import EXAMPLES, content_bytes, read_work, summed
 

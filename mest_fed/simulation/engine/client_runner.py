@@ -21,8 +21,8 @@ from flwr.clientapp import ClientApp
 from mest_fed.described import kind_of
 from mest_fed.errors import InputError
 from mest_fed.kernels import torch_threads
-from mest_fed.registry import REFERENCES, is_reference
-from mest_fed.registry import resolve as resolve_reference
+from mest_fed.references import REFERENCES, is_reference
+from mest_fed.references import resolve as resolve_reference
 from mest_fed.server.aggregation.partial import PairwiseSum, PartialAggregate, WorkerAggregator
 from mest_fed.server.flower_internals import APP_RAISED, copy_arrays, error_reply, rebuild_message
 from mest_fed.simulation.engine.client_output import OutputCapture, Printed

@@ -11,7 +11,7 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from mest_fed.errors import not_allowed
-from mest_fed.registry import absolute_reference
+from mest_fed.references import absolute_reference
 from mest_fed.server.aggregation.partial import PairwiseSum, PartialAggregate, WorkerAggregator
 from mest_fed.server.flower_internals import rebuild_message
 from mest_fed.simulation.engine.client_output import ClientLog

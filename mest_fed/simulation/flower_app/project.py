@@ -13,7 +13,7 @@ from flwr.app import UserConfigValue
 
 from mest_fed.described import kind_of
 from mest_fed.errors import InputError, not_allowed
-from mest_fed.registry import absolute_reference, resolve
+from mest_fed.references import absolute_reference, resolve
 from mest_fed.server.flower_internals import flat_config, parse_overrides
 
 App = TypeVar("App")

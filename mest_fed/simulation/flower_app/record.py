@@ -1,28 +1,24 @@
-"""What a run of a Flower app leaves: rows of tasks and rounds, and a summary."""
+"""The record of a run of a Flower app: rows of its tasks and rounds, written as it goes on."""
 
-import hashlib
 import math
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Message, MessageType, MetricRecord, RecordDict
 
-from mest_fed.run_rows.app import AppResult, AppRoundRow, AppSummary, AppTier
+from mest_fed.run_rows.app import AppRoundRow
 from mest_fed.run_rows.rounds import APP_CLIENTS_LACK, ClientRow
 from mest_fed.run_rows.row import Row, as_row
-from mest_fed.run_rows.summary import Watts
 from mest_fed.schema import FailureKind, TaskStatus, failure_of_code
-from mest_fed.server.flower_internals import Result
 from mest_fed.server.folder_names import CLIENTS, ROUNDS
-from mest_fed.server.rows import ClientTiming, count_failures, count_statuses, timed
+from mest_fed.server.round_record import ClientTiming
+from mest_fed.server.rows import count_failures, count_statuses, timed
 from mest_fed.server.run_folder import RunFolder
-from mest_fed.server.summary import versions
 from mest_fed.simulation.engine.interfaces import TaskResult, partition_of
 from mest_fed.simulation.fleet_grid import SimulatedDevices
-from mest_fed.simulation.flower_app.project import AppProject
 from mest_fed.simulation.trackers.progress import Watcher
 from mest_fed.wire.records import content_bytes
 
@@ -160,13 +156,13 @@ class AppRecord:
             return  # nothing was sent before training
         row = self._round.row(now, time.perf_counter() - self._began)
         self._rounds.append(row)
-        self._folder.append(ROUNDS, [as_row(row)])
+        self._folder.logs.append(ROUNDS, [as_row(row)])
         if self._watcher is not None:
             self._watcher.round_done(as_row(row))
 
     def _write_tasks(self) -> None:
         rows, self._rows = self._rows, []
-        self._folder.append(CLIENTS, rows)
+        self._folder.logs.append(CLIENTS, rows)
 
     def _device(self, node_id: int) -> str:
         return "" if self._devices is None else self._devices.profile_of(node_id).name
@@ -268,107 +264,13 @@ class LeftOut:
 def metrics_of(content: RecordDict) -> dict[str, float]:
     """Return the finite numbers in the MetricRecords of a reply, by name; the last one counts."""
     records = (record for record in content.values() if isinstance(record, MetricRecord))
-    return {name: value for record in records for name, value in _numbers(record).items()}
+    return {name: value for record in records for name, value in finite_numbers(record).items()}
 
 
-def _numbers(record: MetricRecord) -> dict[str, float]:
+def finite_numbers(record: MetricRecord) -> dict[str, float]:
+    """Return the finite numbers in a MetricRecord, by name."""
     return {
         name: float(value)
         for name, value in record.items()
         if isinstance(value, int | float) and math.isfinite(value)
     }
-
-
-def result_row(strategy: str, result: Result) -> AppResult:
-    """Return what a strategy returned: its metrics by source, round and name."""
-    sources = {
-        "train": result.train_metrics_clientapp,
-        "evaluate": result.evaluate_metrics_clientapp,
-        "server": result.evaluate_metrics_serverapp,
-    }
-    metrics = {
-        source: {number: _numbers(record) for number, record in sorted(rounds.items())}
-        for source, rounds in sources.items()
-    }
-    return AppResult(strategy=strategy, metrics=metrics, arrays_sha256=arrays_sha256(result.arrays))
-
-
-def arrays_sha256(arrays: ArrayRecord) -> str:
-    """Return a hash of arrays: their names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, array in arrays.items():
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.data)
-    return digest.hexdigest()
-
-
-def state_digests(state: RecordDict) -> dict[str, str]:
-    """Return a hash of each record of arrays in a state, by name."""
-    return {name: arrays_sha256(arrays) for name, arrays in state.array_records.items()}
-
-
-def _see_results(left_out: LeftOut, results: Sequence[tuple[str, Result]]) -> None:
-    """Take note of what strategies returned of the server's own evaluation."""
-    for _, result in results:
-        for number, record in sorted(result.evaluate_metrics_serverapp.items()):
-            left_out.see("server", number, record)
-
-
-def build_summary(
-    project: AppProject,
-    record: AppRecord,
-    devices: SimulatedDevices | None,
-    *,
-    seed: int,
-    num_nodes: int,
-    results: Sequence[tuple[str, Result]],
-    state: RecordDict,
-) -> AppSummary:
-    """Sum up a finished run.
-
-    Parameters
-    ----------
-    project, record, devices : AppProject, AppRecord, SimulatedDevices or None
-        What ran, what came of it, and on which devices.
-    seed, num_nodes : int
-        Of the run.
-    results : sequence of (str, Result)
-        What strategies returned.
-    state : RecordDict
-        The ServerApp's state at the end.
-    """
-    rounds, left_out = record.rounds, record.left_out
-    _see_results(left_out, results)
-    last = rounds[-1] if rounds else None
-    sums = ("bytes_up", "bytes_down", "trained", "evaluated", "failed", "energy_joules")
-    return AppSummary(
-        app=project.name,
-        serverapp=project.serverapp,
-        clientapp=project.clientapp,
-        seed=seed,
-        nodes=num_nodes,
-        rounds=0 if last is None else last.round,
-        **{key: sum(getattr(row, key) for row in rounds) for key in sums},
-        virtual_seconds=0.0 if last is None else last.virtual_seconds,
-        wall_seconds=0.0 if last is None else last.wall_seconds,
-        tasks={status: record.statuses[status] for status in TaskStatus},
-        failures={kind: n for kind in FailureKind if (n := record.failures[kind])},
-        tiers=() if devices is None else tuple(app_tiers(devices)),
-        results=tuple(result_row(strategy, result) for strategy, result in results),
-        server_state=metrics_of(state),
-        server_arrays=state_digests(state),
-        versions=versions(),
-        not_finite=dict(left_out.counts),
-        not_finite_last=left_out.at_the_end,
-    )
-
-
-def app_tiers(devices: SimulatedDevices) -> Iterator[AppTier]:
-    """Yield the kinds of device of a fleet."""
-    for name, profile in devices.profiles.items():
-        yield AppTier(
-            profile=profile.name,
-            title=profile.title,
-            clients=devices.assignment.counts[name],
-            watts=Watts(compute=profile.compute_watts, radio=profile.radio_watts),
-        )

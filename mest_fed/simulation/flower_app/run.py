@@ -32,7 +32,8 @@ from mest_fed.simulation.engine.grid import EngineGrid, ReplyStream
 from mest_fed.simulation.engine.interfaces import make_nodes
 from mest_fed.simulation.fleet_grid import SimulatedDevices
 from mest_fed.simulation.flower_app.project import AppFolder, AppProject, load_app
-from mest_fed.simulation.flower_app.record import AppRecord, AppWatcher, build_summary
+from mest_fed.simulation.flower_app.record import AppRecord, AppWatcher
+from mest_fed.simulation.flower_app.summary import build_summary
 from mest_fed.units import number_of
 
 #: Nodes of an app that does not say how many it wants.

@@ -18,17 +18,17 @@ from mest_fed.run_rows.rounds import ClientRow
 from mest_fed.run_rows.summary import Summary
 from mest_fed.schema import FailureKind, TaskStatus
 from mest_fed.server.checkpoint import checkpoint_of_run, load_newest, restore_strategy
-from mest_fed.server.client_registry import Node
 from mest_fed.server.deployed import reported_peaks, tier_plans
 from mest_fed.server.folder_names import CLIENTS, CONFIG, ROUNDS, SUMMARY
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.modes import build_strategy
+from mest_fed.server.node import Node
 from mest_fed.server.run_folder import FLOWER_KEYS, RunFolder
 from mest_fed.server.seal import read_seal
 from mest_fed.server.summary import RunLogs, TierPlan, build_summary, versions
 from mest_fed.simulation.checkpoint import server_arrays
 from mest_fed.simulation.fleet_grid import SimulatedDevices
-from mest_fed.simulation.flower_app.record import app_tiers
+from mest_fed.simulation.flower_app.summary import app_tiers
 from mest_fed.simulation.more_rounds import planned
 from mest_fed.simulation.peak_measurement import kept_peaks
 from mest_fed.task import Task
@@ -82,7 +82,7 @@ def sum_up(folder: Path) -> tuple[Summary, RunLogs]:
         plan = planned(config, facts)
     run.check_seal(seal, config_known=plan is not None)
     config = config if plan is None else plan.config
-    logs = RunLogs(run.read_sealed(ROUNDS, seal), run.read_sealed(CLIENTS, seal))
+    logs = RunLogs(run.logs.read_sealed(ROUNDS, seal), run.logs.read_sealed(CLIENTS, seal))
     if not logs.rounds:
         raise InputError(f"the run in {folder} has no whole round yet; there is nothing to report")
     task = Task(config)
