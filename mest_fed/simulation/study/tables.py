@@ -199,7 +199,7 @@ def _difference(found: Difference | None, column: Column, metric: Metric) -> Tab
     if found.interval is None:
         return TableCell(text, [_SAID[UNKNOWN]], UNKNOWN)
     low, high = (signed(each, column, metric, unit=False) for each in found.interval)
-    interval = ["the same in each pair"] if low == high else [f"[{low}, {high}]"]
+    interval = ["[the same in each pair]"] if low == high else [f"[{low}, {high}]"]
     return TableCell(text, [*interval, _SAID[kind]], kind)
 
 
