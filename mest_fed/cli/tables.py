@@ -13,6 +13,7 @@ from mest_fed.catalogue import TABLE_FORMATS
 from mest_fed.cli.app import needs
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.schema import LOSS, Metric, TaskStatus
+from mest_fed.system.files import writing
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -106,10 +107,8 @@ def write_table(rows: Rows, form: str, path: Path | None) -> None:
         except UnicodeDecodeError:
             raise not_allowed("--out", "", f"a file, for --format {form}") from None
         return
-    try:
+    with writing(path):
         path.write_bytes(buffer.getvalue())
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def as_csv(table: Any, file: io.BytesIO) -> None:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from mest_fed.data.minibatches import Indices
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.rng import numpy_generator
-from mest_fed.system.files import whole_file
+from mest_fed.system.files import whole_file, writing
 from mest_fed.units import number_of
 
 
@@ -27,10 +27,8 @@ def save_partitions(path: str | Path, parts: Sequence[Indices]) -> None:
     InputError
         If it cannot be written, because the disk is full for example.
     """
-    try:
+    with writing(Path(path)):
         _save(Path(path), parts)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def _save(target: Path, parts: Sequence[Indices]) -> None:

@@ -28,7 +28,7 @@ from mest_fed.server.checkpoint import global_state, load_newest
 from mest_fed.server.folder_names import CONFIG, MODEL, SUMMARY
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.strict_json import read_json
-from mest_fed.system.files import whole_file
+from mest_fed.system.files import replace_file
 from mest_fed.task import Task
 
 
@@ -154,11 +154,7 @@ def export_model(folder: Path, form: str, out: Path | None = None) -> Exported:
         raise not_allowed("--out", str(path), "a file in a folder that exists")
     buffer = io.BytesIO()
     EXPORTS.build(form, final, buffer)
-    try:
-        with whole_file(path) as file:
-            file.write(buffer.getvalue())
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    replace_file(path, buffer.getvalue())
     return Exported(path, int(final.facts["round"]), final.finished)
 
 

@@ -25,7 +25,7 @@ from mest_fed.simulation.study.rows import (
 )
 from mest_fed.simulation.study.study_file import StudyFile, protocol_of
 from mest_fed.strict_json import read_json
-from mest_fed.system.files import whole_file
+from mest_fed.system.files import replace_file
 from mest_fed.system.folder_lock import LOCK, OWNER, FolderLock, is_held
 
 if TYPE_CHECKING:
@@ -162,12 +162,7 @@ class StudyFolder:
         cells = {cell.id: {"run": cell.run, "point": cell.labels} for cell in self.cells}
         table = {"study": self.study.name, "runs": runs, "cells": cells}
         for name, text in ((STUDY, self.study.text), (CELLS, json.dumps(table, indent=2) + "\n")):
-            path = self.path / name
-            try:
-                with whole_file(path) as file:
-                    file.write(text.encode())
-            except OSError as error:
-                raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+            replace_file(self.path / name, text.encode())
 
     def known_run(self, cell: Cell) -> KnownRun | None:
         """Return what a record has of a cell's run."""
