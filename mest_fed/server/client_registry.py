@@ -15,6 +15,7 @@ from mest_fed.errors import MestFedError
 from mest_fed.rng import in_random_order, numpy_generator
 from mest_fed.schema import FailureKind
 from mest_fed.server.exchange import Awaited, absence_of
+from mest_fed.server.grids import others_may_come
 from mest_fed.server.node import Node, query_messages, read_node, seen_nodes
 from mest_fed.units import format_seconds
 
@@ -77,7 +78,8 @@ class ClientRegistry:
         Raises
         ------
         MestFedError
-            If so many were asked when the run began, and all of them refused to take part.
+            If so many were asked when the run began, all of them refused to take part, and no
+            others can come.
         """
         self._grid = grid
         seen, begins, say_again = -1, not self.nodes, 0.0
@@ -93,12 +95,14 @@ class ClientRegistry:
             if there >= min_nodes or time.monotonic() >= end:
                 self.first_wait = self.first_wait or time.monotonic() - start
                 return
-            if begins and min_nodes <= len(self._activations) == len(self._refused):
+            all_refused = min_nodes <= len(self._activations) == len(self._refused)
+            if begins and all_refused and not others_may_come(grid):
                 raise MestFedError(f"every node refused to take part: {self._common_reason()}")
             if there != seen or time.monotonic() >= say_again:
                 bound = f", or in {format_seconds(patience)}" if patience < math.inf else ""
                 advice = "" if begins else f"; the run goes on when they are there{bound}"
-                log.info("waiting for nodes: %d of %d%s", there, min_nodes, advice)
+                refused = f"; {len(self._refused)} refused to take part" if self._refused else ""
+                log.info("waiting for nodes: %d of %d%s%s", there, min_nodes, refused, advice)
                 say_again = time.monotonic() + _SAY_AGAIN_SECONDS
             seen = there
             sleep(_POLL_SECONDS)

@@ -10,7 +10,7 @@ from flwr.app import Error, Message, MessageType
 from flwr.serverapp import Grid
 
 from mest_fed.schema import FailureKind, TaskStatus, code_of_failure, failure_of_code
-from mest_fed.server.grids import RunGrid, await_reply, replies_to
+from mest_fed.server.grids import RunGrid, await_reply, others_may_come, replies_to
 
 Who = TypeVar("Who")
 
@@ -105,6 +105,7 @@ class DeviceGrid(RunGrid):
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
+        self.others_may_come = others_may_come(grid)
         self._sent: dict[str, tuple[int, str, float]] = {}
         self.durations: dict[int, Duration] = {}
 

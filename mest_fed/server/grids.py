@@ -16,8 +16,16 @@ _LONGEST_WAIT = 1.0
 
 
 class RunGrid(Grid):
-    """A grid of one run."""
+    """A grid of one run.
 
+    Attributes
+    ----------
+    others_may_come : bool
+        Whether nodes come and go while it is open: if all that are there refuse to take part,
+        others may not, or the same ones with another budget.
+    """
+
+    others_may_come: bool = False
     _run: Run
 
     def set_run(self, run: Run) -> None:
@@ -40,6 +48,11 @@ class RunGrid(Grid):
     ) -> Message:
         """Return a new message, as ``Message(...)`` does."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+
+def others_may_come(grid: Grid) -> bool:
+    """Say whether nodes come and go while a grid is open; of Flower's own nothing is known."""
+    return isinstance(grid, RunGrid) and grid.others_may_come
 
 
 @runtime_checkable

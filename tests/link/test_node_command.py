@@ -17,7 +17,8 @@ from edge_processes import free_port
 from link_parts import QUICK, SOON, Authority, node, serve
 
 from mest_fed.errors import BudgetError, InputError, RefusedError
-from mest_fed.link.node import command
+from mest_fed.link.node import channel, command
+from mest_fed.link.node.tls import NodeTls
 
 
 @pytest.fixture
@@ -125,6 +126,33 @@ def test_an_unknown_host_is_named(says):
     status, line = says(*LINK[2:4], *OTHER, "--link", "none.invalid:1", *ENROL, "none.invalid:2")
     assert status == 4
     assert "--enrol: this machine knows no host 'none.invalid'" in line
+
+
+def test_enrolment_without_its_library_is_one_line(says, monkeypatch):
+    for name in [each for each in sys.modules if each.startswith("mest_fed.link.certificates")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    status, line = says(*LINK[:4], *OTHER, *ENROL, "127.0.0.1:2")
+    assert status == 2
+    assert "--enrol needs cryptography, which is not installed; run: pip install" in line
+
+
+def test_nodes_of_one_host_name_come_back_apart(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        channel, "pauses_of", lambda own, of=channel.pauses_of: drawn.append(of(own)) or drawn[-1]
+    )
+
+    def pauses(certificate, name="raspberrypi", **more):
+        tls = None if certificate is None else NodeTls(certificate, b"", b"")
+        drawn.clear()
+        channel.Channel("127.0.0.1:9", name, tls=tls, patience=channel.Patience(), **more)
+        return [drawn[0].uniform(0, 1) for _ in range(4)]
+
+    assert pauses(b"one") == pauses(b"one")
+    assert pauses(b"one") != pauses(b"two")
+    assert pauses(b"", alone=b"one request") != pauses(b"", alone=b"another")
+    assert pauses(None) != pauses(None, "another")
 
 
 def test_a_server_of_enrolments_that_is_not_there_is_asked_again(says, caplog):

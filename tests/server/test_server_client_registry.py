@@ -10,6 +10,8 @@ from server_parts import StubGrid, capability, named
 import mest_fed.server.client_registry
 from mest_fed.errors import MestFedError
 from mest_fed.server.client_registry import ClientRegistry
+from mest_fed.server.exchange import DeviceGrid
+from mest_fed.server.grids import RunGrid, others_may_come
 
 DENSITIES = (0.2, 0.1, 0.05, 0.025)
 #: Node ids as Flower draws them, against the order of the partitions.
@@ -113,6 +115,40 @@ def test_when_all_refuse_the_run_ends():
         registry_of({1: "no data", 2: "no data"})
     with pytest.raises(MestFedError, match="every node refused to take part: see the log"):
         registry_of({1: "no data", 2: "no memory"})
+
+
+class OpenGrid(RunGrid):
+    """A grid of the same messages where another node comes once all have refused."""
+
+    others_may_come = True
+
+    def __init__(self, capabilities, newcomer):
+        self._stub, self._newcomer = StubGrid(capabilities), newcomer
+
+    def get_node_ids(self):
+        found = self._stub.get_node_ids()
+        if self._stub.asked:
+            self._stub.capabilities |= self._newcomer
+        return found
+
+    def send_and_receive(self, messages, *, timeout=None):
+        return self._stub.send_and_receive(messages, timeout=timeout)
+
+    def push_messages(self, messages):
+        raise NotImplementedError
+
+    def pull_messages(self, message_ids):
+        return []
+
+
+def test_where_others_may_come_the_run_waits_for_them(caplog):
+    caplog.set_level("INFO", "mest_fed.server")
+    clients = ClientRegistry(DENSITIES)
+    grid = OpenGrid({1: "fits no plan"}, {2: capability(0)})
+    assert others_may_come(DeviceGrid(grid))
+    clients.refresh(grid, 1)
+    assert list(clients.nodes) == [2]
+    assert "waiting for nodes: 0 of 1; 1 refused to take part" in caplog.messages
 
 
 def test_nodes_that_refuse_for_one_reason_are_one_line(caplog):

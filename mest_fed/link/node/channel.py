@@ -25,6 +25,7 @@ from mest_fed.link.protocol import (
     Refusal,
     as_reason,
 )
+from mest_fed.rng import derive_seed
 
 Result = TypeVar("Result")
 
@@ -68,6 +69,11 @@ class Patience:
     call_seconds: float = 30.0
 
 
+def pauses_of(own: bytes) -> random.Random:
+    """Return what a node's pauses are drawn from: of what no other node has."""
+    return random.Random(derive_seed(0, hashlib.sha256(own).hexdigest(), "reconnect"))
+
+
 class Channel:
     """Calls to a server. They may come from several threads.
 
@@ -76,13 +82,16 @@ class Channel:
     address : str
         ``host:port``.
     name : str
-        The node's name, from which its pauses are drawn, so that nodes come back apart.
+        The node's name.
     tls : NodeTls or None
         Certificates; None for a connection without TLS, to loopback alone.
     patience : Patience
         How long to try.
     key : str
         What a person calls the address.
+    alone : bytes
+        What no other node has, from which pauses are drawn, so that nodes come back apart. Without
+        it, its certificate or, without one, its name: names of hosts are often alike.
 
     Raises
     ------
@@ -98,13 +107,13 @@ class Channel:
         tls: NodeTls | None,
         patience: Patience,
         key: str = "--link",
+        alone: bytes = b"",
     ) -> None:
         self._address = check_address(address, insecure=tls is None, key=key)
         self._tls, self._patience = tls, patience
         self._metadata = ((NODE_HEADER, name),) if tls is None else ()
-        # Derived as mest_fed.rng does, which a node without torch cannot import.
-        seed = hashlib.sha256(f"int:0/str:{name}/str:reconnect".encode()).digest()
-        self._random = random.Random(int.from_bytes(seed[:8], "big") >> 1)
+        own = alone or (b"" if tls is None else tls.certificate) or name.encode()
+        self._random = pauses_of(own)
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
         self._closed, self._answered = threading.Event(), False

@@ -49,7 +49,7 @@ def enrol(
     request = pb.EnrolRequest(token=token, csr_pem=csr_pem, name=name)
     patience = patience or Patience(call_seconds=60.0)
     tls = NodeTls(b"", b"", authority)
-    channel = Channel(address, name, tls=tls, patience=patience, key="--enrol")
+    channel = Channel(address, name, tls=tls, patience=patience, key="--enrol", alone=csr_pem)
 
     def once() -> Any:
         try:

@@ -46,7 +46,14 @@ def _enrol(
     options: argparse.Namespace, folder: NodeFolder, name: str, patience: Patience
 ) -> NodeTls:
     # Both are needed once: a node that has its certificate holds no library of certificates.
-    from mest_fed.link.certificates import new_request
+    try:
+        from mest_fed.link.certificates import new_request
+    except ModuleNotFoundError as error:
+        package = (error.name or "cryptography").partition(".")[0]
+        raise InputError(
+            f"--enrol needs {package}, which is not installed; run: pip install cryptography, "
+            "or give --certificates FOLDER, which mest-fed certs node writes"
+        ) from None
     from mest_fed.link.node.enrolling import enrol
 
     authority = _read(Path(options.authority))

@@ -80,6 +80,8 @@ class LinkGrid(RunGrid):
         Without it the run is a new one.
     """
 
+    others_may_come = True
+
     def __init__(
         self, server: EdgeServer, run: LeanRun, *, deadline: float = 0.0, joins: Run | None = None
     ) -> None:

@@ -35,6 +35,8 @@ class JointGrid(RunGrid):
         If there is no grid.
     """
 
+    others_may_come = True
+
     def __init__(self, grids: Sequence[Grid]) -> None:
         if not grids:
             raise InputError("a joint grid of no grid; allowed: one or more")
