@@ -144,7 +144,7 @@ def _place(partition: int | None, data: Path | None) -> dict[str, int | float | 
 def _readable(data: Path) -> Path:
     """Refuse what cannot be examples, whoever reads them; which reader that is the run says."""
     path = data.expanduser()
-    if not path.exists() or not os.access(path, os.R_OK):
+    if not os.access(path, os.R_OK):  # also where a folder on the way is closed
         raise not_allowed("--data", str(data), "a file or folder that can be read")
     if path.is_dir():
         if not any(path.iterdir()):

@@ -186,3 +186,17 @@ def test_a_folder_of_other_things_is_refused_at_once_and_not_listed(tmp_path):
 def test_a_reader_that_is_not_there_is_refused_before_a_server_is_asked(tmp_path):
     with pytest.raises(InputError, match="none"):
         check_place(f"{tmp_path}/none.py:read=mine.csv")
+
+
+def test_what_may_not_be_read_says_so(tmp_path, monkeypatch):
+    """As of another user's folder, which root would read."""
+    place = saved(tmp_path, inputs=INPUTS, targets=TARGETS)
+    with monkeypatch.context() as closed:
+        closed.setattr(Path, "open", forbidden)
+        refused(place, GIVEN, "own.npz cannot be read: Permission denied")
+    monkeypatch.setattr(Path, "is_dir", forbidden)
+    refused(place, GIVEN, "own.npz cannot be read: Permission denied")
+
+
+def forbidden(self, *_):
+    raise PermissionError(13, "Permission denied")

@@ -46,7 +46,7 @@ def read_examples(place: str, given: InputDescription) -> Examples:
     """
     if reader := _reader_of(place):
         inputs, targets = _from_reader(*reader)
-    elif Path(place).is_dir():
+    elif _is_folder(place):
         inputs, targets = _from_images(Path(place), given)
     else:
         inputs, targets = _from_npz(Path(place))
@@ -68,7 +68,7 @@ def check_place(place: str) -> None:
     """
     if reader := _reader_of(place):
         NODE_READERS.find(reader[0])
-    elif Path(place).is_dir():
+    elif _is_folder(place):
         _images_of(Path(place), _folders_of(Path(place)))
     else:
         with _npz(Path(place)):
@@ -78,6 +78,13 @@ def check_place(place: str) -> None:
 def _reader_of(place: str) -> tuple[str, str] | None:
     reader, _, path = place.partition("=")
     return (reader, path) if path and is_reference(reader) else None
+
+
+def _is_folder(place: str) -> bool:
+    try:
+        return Path(place).is_dir()
+    except PermissionError as error:  # of a folder on the way
+        raise InputError(f"{KEY}: {place} cannot be read: {error.strerror}") from None
 
 
 def _from_npz(path: Path) -> tuple[Array, Array]:
@@ -91,8 +98,9 @@ def _npz(path: Path) -> Iterator[tuple[Any, str, str]]:
     if path.suffix != ".npz" or not path.is_file():
         raise not_allowed(KEY, str(path), _ALLOWED)
     try:
-        if not is_zipfile(path):
-            raise InputError(f"{KEY}: {path} cannot be read as .npz: it is no archive")
+        with path.open("rb") as stream:
+            if not is_zipfile(stream):
+                raise InputError(f"{KEY}: {path} cannot be read as .npz: it is no archive")
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             names = list(file)
             found = names_among(names)
@@ -105,6 +113,8 @@ def _npz(path: Path) -> Iterator[tuple[Any, str, str]]:
             yield file, *found
     except InputError:
         raise
+    except PermissionError as error:
+        raise InputError(f"{KEY}: {path} cannot be read: {error.strerror}") from None
     except Exception as error:  # what damaged archives raise has no common base
         text = f"{type(error).__name__}: {error}"
         raise InputError(f"{KEY}: {path} cannot be read as .npz: {text}") from None
