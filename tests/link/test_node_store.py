@@ -68,7 +68,10 @@ def test_a_state_comes_back_with_its_reply(folder):
 
 def test_the_state_of_another_run_is_forgotten(folder):
     trained(folder, 1)
-    assert StateStore(folder, "another").kept.round == 0
+    another = StateStore(folder, "another")
+    assert another.kept.round == 0
+    assert another.of_another
+    assert not StateStore(folder, "run").of_another
 
 
 def test_a_plan_that_changes_leaves_the_run_the_same():

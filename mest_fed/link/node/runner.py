@@ -177,6 +177,8 @@ class NodeRunner:
         run = RunDescription.read(self._run_json)
         if self._store is None:
             self._store = StateStore(self._folder, run_key(self._run_json))
+            if self._store.of_another:
+                log.info("--state holds the state of another run, or of another node: begun anew")
         programs = NodePrograms(self._link.program, self._setup.threads)
         self._worker = NodeWorker(run, examples, programs, self._store.kept.state)
         self.room.planned(run)

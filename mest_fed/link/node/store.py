@@ -213,6 +213,8 @@ class StateStore:
     ----------
     kept : Kept
         What the node goes on from.
+    of_another : bool
+        Whether there was a state, of another run or another node, which is not gone on from.
 
     Raises
     ------
@@ -222,7 +224,9 @@ class StateStore:
 
     def __init__(self, folder: NodeFolder, key: str) -> None:
         self._folder, self._key = folder, key
-        self.kept = self._load(STATE) or self._load(BEFORE) or Kept(NodeState())
+        found = self._load(STATE) or self._load(BEFORE)
+        self.of_another = found is None and folder.read(STATE) is not None
+        self.kept = found or Kept(NodeState())
         self._is_newest = True
 
     def go_on_from(self, start: str, begun: int) -> Kept | None:
