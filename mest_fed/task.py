@@ -29,7 +29,7 @@ from mest_fed.memory import (
     TrainingShape,
 )
 from mest_fed.memory.activations import check_frozen
-from mest_fed.memory.footprint import footprint
+from mest_fed.memory.footprint import Footprint, footprint
 from mest_fed.memory.knobs import OF_BACKWARD, OF_PROGRAMS
 from mest_fed.memory.program_bytes import Compiler
 from mest_fed.rng import numpy_generator
@@ -275,17 +275,17 @@ class Task(TaskModel):
         except BudgetError as error:
             raise error.of(who) from None
 
-    def predicted_peak(self, plan: Plan, examples: int) -> int:
-        """Return what a plan takes on a device that trains on so many examples, in bytes.
+    def footprint_on(self, plan: Plan, examples: int) -> Footprint:
+        """Return what a plan takes on a device that trains on so many examples.
 
         Modelled. The plan itself holds for any number; a known one has fewer sizes of groups.
         """
         if self.forgetting.active:  # which leaves out some, other ones in each round
-            return plan.footprint.total
+            return plan.footprint
         *_, start = batch_starts(examples, plan.shape.batch)
         last = examples - start
         setting = replace(self.planner().setting, rest=0 if last == plan.shape.batch else last)
-        return footprint(self.trace, setting, plan.shape).total
+        return footprint(self.trace, setting, plan.shape)
 
     def planner(self, threads: int = 1) -> Planner:
         """Return a planner for this task's model, batch and method on so many threads."""

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -207,23 +207,29 @@ class DeployedRun:
 def tier_plans(task: Task, nodes: Iterable[Mapping[str, Any]]) -> list[TierPlan]:
     """Return the profiles of the devices seen, each with the plan of its smallest budget.
 
-    Devices whose profile is not here, or that have none, are a tier of their own.
+    Devices whose profile is not here, or that have none, are a tier of their own. What a plan takes
+    is that of the device with this budget whose number of examples asks for the most.
 
     Parameters
     ----------
     task : Task
         The run's task.
     nodes : iterable of mapping
-        Of each device, as a checkpoint holds it, its ``device`` and ``budget``.
+        Of each device, as a checkpoint holds it, its ``device``, ``budget`` and ``examples``.
     """
-    by_kind: dict[str, list[int]] = {}
+    by_kind: dict[str, dict[int, list[int]]] = {}
     for node in nodes:
-        by_kind.setdefault(_kind(node["device"]), []).append(node["budget"])
+        by_budget = by_kind.setdefault(_kind(node["device"]), {})
+        by_budget.setdefault(node["budget"], []).append(node["examples"])
     tiers = []
-    for kind, budgets in by_kind.items():
+    for kind, by_budget in by_kind.items():
+        budget, count = min(by_budget), sum(map(len, by_budget.values()))
         try:
-            plan = task.plan(min(budgets), kind or NO_PROFILE)
-            tiers.append(TierPlan(_profile(kind) if kind else None, len(budgets), plan))
+            plan = task.plan(budget, kind or NO_PROFILE)
+            taken = [task.footprint_on(plan, each) for each in set(by_budget[budget]) if each]
+            if taken:
+                plan = replace(plan, footprint=max(taken, key=lambda it: it.total))
+            tiers.append(TierPlan(_profile(kind) if kind else None, count, plan))
         except InputError as error:
             log.warning("the summary leaves out the plan of %s", error)
     return sorted(tiers, key=lambda tier: tier.plan.budget)

@@ -272,9 +272,21 @@ def test_measured_peaks_are_those_that_devices_of_a_plan_reported():
 
     rows = [row(1, 300), row(2, 900), row(3, 500), row(3, 400), row(1, None), row(9, 10**9)]
     tiers = deployed.tier_plans(task, [vars(node) for node in nodes])
-    assert [tier.plan for tier in tiers] == [small]
-    assert deployed.reported_peaks(tiers, nodes, rows) == {small: 500}
+    assert [tier.plan.shape for tier in tiers] == [small.shape]
+    assert deployed.reported_peaks(tiers, nodes, rows) == {tiers[0].plan: 500}
     assert deployed.reported_peaks(tiers, nodes, [row(2, 900), row(1, None)]) == {}
+
+
+def test_a_tier_takes_what_its_device_with_the_dearest_number_of_examples_does():
+    task = Task(tiny_config())
+    plan, batch = task.plan(8_000_000, "rpi-4"), task.config.training.batch_size
+    counts = (batch, batch + 1)
+    taken = [task.footprint_on(plan, each).total for each in counts]
+    assert taken[0] < taken[1] <= plan.footprint.total
+    nodes = [Node(n, n, "rpi-4", plan.budget, 0.1, 8, 1, each, 0) for n, each in enumerate(counts)]
+    for some in (nodes, nodes[::-1], nodes[:1]):
+        (tier,) = deployed.tier_plans(task, [vars(node) for node in some])
+        assert tier.plan.footprint.total == taken[len(some) - 1]
 
 
 def test_devices_without_a_profile_are_a_tier_of_their_own():

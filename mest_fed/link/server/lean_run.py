@@ -181,7 +181,9 @@ class LeanRun:
         held = num_held_out(count, self.task.config.data.hold_out)
         # A node registers before it has read its examples, too.
         return (
-            self.task.predicted_peak(plan, count - held) if count > held else plan.footprint.total
+            self.task.footprint_on(plan, count - held).total
+            if count > held
+            else plan.footprint.total
         )
 
     def _device(self, node: NodeInfo) -> str:
