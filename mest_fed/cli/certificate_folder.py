@@ -38,11 +38,11 @@ from mest_fed.link.certificates import (
     read_certificate,
     sign_request,
 )
-from mest_fed.link.refused import ENROLLED, read_refused, write_refused
+from mest_fed.link.refused import ENROLLED, NODES, read_refused, write_refused
 from mest_fed.system.files import write_file
 
 SERVER, SERVER_KEY = "server.pem", "server.key"
-NODES, NODE, NODE_KEY = "nodes", "node.pem", "node.key"
+NODE, NODE_KEY = "node.pem", "node.key"
 #: A device's key pair for Flower's node authentication.
 FLOWER_KEY, FLOWER_PUBLIC = "supernode", "supernode.pub"
 #: Days before its end from which on a certificate is to be renewed.

@@ -20,7 +20,7 @@ from mest_fed.system.files import write_file
 if TYPE_CHECKING:
     from mest_fed.link.server.nodes import Identity
 
-ENROLLED, REFUSED = "enrolled", "refused.json"
+NODES, ENROLLED, REFUSED = "nodes", "enrolled", "refused.json"
 #: Hexadecimal digits of a digest in the name of a file.
 _DIGITS = 8
 
@@ -45,6 +45,12 @@ def keep_enrolled(folder: Path, name: str, pem: bytes) -> Path:
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from None
     return path
+
+
+def certificates_of(folder: Path, name: str) -> int:
+    """Return how many certificates of a folder have a device's name, those that ended included."""
+    enrolled = (folder / ENROLLED).glob(f"{name}-{'?' * _DIGITS}.pem")
+    return len(list(enrolled)) + (folder / NODES / name).is_dir()
 
 
 def read_refused(folder: Path) -> dict[str, str]:

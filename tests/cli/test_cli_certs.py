@@ -342,13 +342,29 @@ def lean_options(text):
     return parser().parse_args(shlex.split(line)[2:])
 
 
-def test_a_device_that_enrolled_is_shown_and_can_be_refused(does, fails, tls):
+@pytest.mark.parametrize("name", ["pi-1", "raspberrypi"])
+def test_a_name_that_another_certificate_has_is_said(does, tls, caplog, name):
+    caplog.set_level("INFO", "mest_fed.link")
+    enrol = opening._enroller(tls, b"")
+    for _ in range(2):
+        token = does("token", "tls")[0].strip()
+        enrol(token, new_request(name)[1], name)
+    found = 3 if name == "pi-1" else 2
+    line = (
+        f"{name} is the name of {found} certificates now: mest-fed certs refuse refuses all of them"
+    )
+    assert caplog.messages[-1] == line
+
+
+def test_a_device_that_enrolled_is_shown_and_can_be_refused(does, fails, tls, caplog):
+    caplog.set_level("INFO", "mest_fed.link")
     enrol, admits = opening._enroller(tls, b""), Admission(tls)
     token = does("token", "tls")[0].strip()
     made, _ = enrol(token, new_request("shed")[1], "shed")
     digest = bytes.fromhex(fingerprint_of(made))
     rows = [line.split("\t") for line in does("show", "tls")[0].splitlines()]
     assert ["enrolled", "shed"] in [row[:2] for row in rows]
+    assert re.search(r"^shed has enrolled \(.*tls/enrolled/shed-\w{8}\.pem\)$", caplog.messages[-1])
     assert admits(Identity(digest, "shed"))
     assert "renewed: tls/enrolled" not in does("renew", "tls", "--force")[0]
     assert does("refuse", "tls", "shed")[0] == "refused: shed (1 certificate)\n"

@@ -23,7 +23,7 @@ from mest_fed.link.certificates import (
     read_certificate,
     sign_request,
 )
-from mest_fed.link.refused import Admission, keep_enrolled
+from mest_fed.link.refused import Admission, certificates_of, keep_enrolled
 from mest_fed.link.server.edge_server import EdgeServer, ServerTls
 from mest_fed.link.server.grid import LinkGrid
 from mest_fed.link.server.joint_grid import JointGrid
@@ -31,6 +31,7 @@ from mest_fed.link.server.lean_run import LeanRun
 from mest_fed.link.tokens import redeem_token
 from mest_fed.server.run_log import shown_by_flower
 from mest_fed.task import Task
+from mest_fed.units import number_of
 
 log = getLogger("mest_fed.link")
 
@@ -203,7 +204,12 @@ def _enroller(
         if not redeem_token(folder, token):
             return None
         certificate = sign_request(signer, request, name)
-        keep_enrolled(folder, name, certificate)
+        others = certificates_of(folder, name)
+        kept = keep_enrolled(folder, name, certificate)
+        log.info("%s has enrolled (%s)", name, kept)
+        if others:
+            text = "%s is the name of %s now: mest-fed certs refuse refuses all"
+            log.warning(text, name, number_of(others + 1, "certificate"))
         return certificate, authority
 
     return enrol
