@@ -350,9 +350,7 @@ def test_a_name_that_another_certificate_has_is_said(does, tls, caplog, name):
         token = does("token", "tls")[0].strip()
         enrol(token, new_request(name)[1], name)
     found = 3 if name == "pi-1" else 2
-    line = (
-        f"{name} is the name of {found} certificates now: mest-fed certs refuse refuses all of them"
-    )
+    line = f"{name} is the name of {found} certificates now: mest-fed certs refuse refuses all"
     assert caplog.messages[-1] == line
 
 
