@@ -132,7 +132,7 @@ def kind_of_limit() -> str:
 #: What a limit has to hold beside what was measured so far, where that is not known yet.
 NOT_COUNTED = "not counted, and to be added: what the run's examples and its smallest plan take"
 #: From one start to the next, what a process takes before training differs by less.
-_SPREAD = 1.01
+_SPREAD = 1.04
 
 
 def usable(limit: int, margin: float) -> int:

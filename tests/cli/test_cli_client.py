@@ -40,6 +40,7 @@ def machine(monkeypatch):
     monkeypatch.setattr("mest_fed.cli.client.measure_baseline", lambda _: BASELINE)
     monkeypatch.setattr("mest_fed.cli.node_memory.limit_of_process", lambda: None)
     monkeypatch.setattr("mest_fed.cli.node_memory.memory_of_machine", lambda: 8000 * MB)
+    monkeypatch.setattr("mest_fed.cli.client.ask", lambda *_: None)
     monkeypatch.setattr("mest_fed.cli.client.wait_for_superlink", lambda *_: None)
     started, released = [], []
 
@@ -290,6 +291,15 @@ def test_a_refusal_has_its_own_status(fails, monkeypatch):
 
     monkeypatch.setattr("mest_fed.cli.client.wait_for_superlink", refuse)
     assert "clock is 30 s ahead" in fails(*insecure(), status=REFUSED)
+
+
+def test_who_is_refused_is_told_before_all_is_measured(fails, monkeypatch):
+    def refuse(*_):
+        raise RefusedError("the SuperLink does not know the key")
+
+    monkeypatch.setattr("mest_fed.cli.client.ask", refuse)
+    monkeypatch.setattr("mest_fed.cli.client.measure_baseline", lambda _: pytest.fail("measured"))
+    assert "does not know the key" in fails(*insecure(), status=REFUSED)
 
 
 def test_a_profile_of_ones_own_is_found_from_anywhere(starts, tmp_path, monkeypatch):

@@ -83,6 +83,7 @@ def test_devices_plan_and_client_say_the_same(says, fails, monkeypatch, name):
     def start(*_):
         raise SystemExit(0)
 
+    monkeypatch.setattr("mest_fed.cli.client.ask", lambda *_: None)
     monkeypatch.setattr("mest_fed.cli.client.wait_for_superlink", lambda *_: None)
     monkeypatch.setattr("mest_fed.cli.client.become_supervisor", start)
     monkeypatch.setattr("mest_fed.cli.node_memory.limit_of_process", lambda: None)

@@ -192,6 +192,7 @@ def test_a_plan_promises_what_a_client_gives(plans, measured, monkeypatch, capsy
     held = MemoryLimit("cgroup v2", 400 * MB, "counts.", None, lambda: None)
     monkeypatch.setattr("mest_fed.cli.client.limit_memory", lambda *_, **__: held)
     monkeypatch.setattr("mest_fed.cli.node_memory.limit_of_process", lambda: None)
+    monkeypatch.setattr("mest_fed.cli.client.ask", lambda *_: None)
     monkeypatch.setattr("mest_fed.cli.client.wait_for_superlink", lambda *_: None)
 
     def start(job, _):

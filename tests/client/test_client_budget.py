@@ -95,9 +95,9 @@ def test_nonsense(system, node, message):
 
 def test_a_limit_that_is_too_tight_names_one_that_is_enough(system):
     context = context_of(CONFIG, **{"memory-limit": 410 * MB})
-    with pytest.raises(InputError, match="at least 426 MB: 400 MB are taken before training"):
+    with pytest.raises(InputError, match="at least 438 MB: 400 MB are taken before training"):
         capability_of(task_of(CONFIG), context)
-    capability_of(task_of(CONFIG), context_of(CONFIG, **{"memory-limit": 426 * MB}))
+    capability_of(task_of(CONFIG), context_of(CONFIG, **{"memory-limit": 438 * MB}))
 
 
 def test_a_client_without_a_limit_measures_nothing(monkeypatch):
