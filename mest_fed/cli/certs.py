@@ -117,7 +117,9 @@ def node(
     from mest_fed.link.certificates import AUTHORITY
 
     made = add_node(folder, name, force=force)
-    hosts = [entry.names[0] for entry in entries(folder) if entry.what == "server"]
+    found = entries(folder)
+    hosts = [entry.names[0] for entry in found if entry.what == "server"]
+    others = sum(entry.what == "node" for entry in found) - 1
     host = hosts[0] if hosts else "HOST"
     server = f"{_bracketed(host)}:{PORT}"
     register = ("flwr", "supernode", "register", made.resolve() / FLOWER_PUBLIC, CONNECTION)
@@ -131,9 +133,10 @@ def node(
         f"As Flower's node: copy {AUTHORITY} and {FLOWER_KEY} onto the device, and register its "
         "key with Flower's server, once:",
         _line(*register),
-        "Then, on the device, in the folder with the two files:",
+        "Then, on the device, in the folder with the two files (each device has a partition of its "
+        "own):",
         _line("mest-fed", "client", "--superlink", server, "--root-certificates", AUTHORITY)
-        + f" --auth-key {FLOWER_KEY} --partition 0 --device rpi-4",
+        + f" --auth-key {FLOWER_KEY} --partition {others} --device rpi-4",
     )
 
 

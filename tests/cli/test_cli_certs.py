@@ -392,3 +392,8 @@ def test_certificates_are_read_well_on_80_columns(does, tls, monkeypatch):
     assert any(
         re.search(r"server +192\.168\.1\.10 +\d{4}-\d\d-\d\d +[0-9A-F]{2}:", it) for it in lines
     )
+
+
+def test_each_device_is_told_another_partition(does, tls):
+    for number in (1, 2):
+        assert f"--partition {number} --device" in does("node", "tls", f"pi-{number + 1}")[0]

@@ -144,6 +144,7 @@ class NodeRunner:
 
     def _register_to_train(self) -> None:
         node = replace(self._node, examples=0, budget_bytes=self.room.provisional())
+        log.info("asks to take part; for the first device of its kind the server plans a while")
         run = RunDescription.read(self._link.register(node).run_json)
         self._examples = read_examples(self._setup.data, run.inputs)
         self._check_scale(run)
