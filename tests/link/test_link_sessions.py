@@ -129,6 +129,23 @@ def test_an_instruction_without_a_deadline_waits(book, clock):
     assert book.take_outcomes() == []
 
 
+def test_each_silence_amid_work_is_a_line(book, clock, caplog):
+    caplog.set_level("INFO", "mest_fed.link")
+    one, idle = Caller(book, "one"), Caller(book, "idle")
+    book.submit(one.id, train("a"), {})
+    silent = 3 * LIMITS.heartbeat_seconds + 1
+    for begun in (0.0, 50.0):
+        clock.now = begun
+        book.check(one.identity, one.session)
+        for later in (silent, silent + 1):
+            clock.now = begun + later
+            book.expire()
+    lines = [line for line in caplog.messages if "is silent for" in line]
+    assert len(lines) == 2
+    assert lines[0].startswith("one is silent for ")
+    assert idle.identity.name not in "".join(lines)
+
+
 def test_sessions_are_their_certificates_own(book):
     one, two = Caller(book, "one"), Caller(book, "two")
     assert code_of(book.check, one.identity, two.session) == "PERMISSION_DENIED"

@@ -96,7 +96,7 @@ class Node:
         self.programs = Allowance(limits.programs_per_second, limits.program_burst, clock)
         self.session, self.heard, self.since = b"", 0.0, 0.0
         self.replaced: deque[bytes] = deque(maxlen=_REMEMBERED)
-        self.streams = 0
+        self.streams, self._silence_seen = 0, False
         self._program_objects: deque[Blob] = deque()
 
     def begin(self, description: NodeDescription) -> None:
@@ -109,7 +109,13 @@ class Node:
 
     def hear(self) -> None:
         """Note that it called."""
-        self.heard = self._clock()
+        self.heard, self._silence_seen = self._clock(), False
+
+    def falls_silent(self) -> bool:
+        """Say once, of each silence, that it is not heard though it has work."""
+        silent = len(self.tasks) > 0 and not self.present
+        new, self._silence_seen = silent and not self._silence_seen, silent
+        return new
 
     @property
     def present(self) -> bool:

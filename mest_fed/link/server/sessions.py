@@ -8,6 +8,7 @@ by a report, its deadline, its withdrawal, or the node's absence. The first in t
 that is due, until it has ended: that is how a node that crashed gets it again.
 """
 
+import logging
 import threading
 import time
 from collections import deque
@@ -22,6 +23,9 @@ from mest_fed.link.server.nodes import Identity, Node, NodeInfo
 from mest_fed.link.server.objects import Blob, ObjectStore, Room, Upload
 from mest_fed.link.server.tasks import Tasks
 from mest_fed.schema import FailureKind
+from mest_fed.units import format_seconds
+
+log = logging.getLogger("mest_fed.link")
 
 _TAKEN_OVER = (
     "another process took part with this certificate (without TLS: this name) since; give each "
@@ -253,8 +257,12 @@ class Book:
             for node in list(self._nodes.values()):
                 if node.heard < oldest:
                     self._forget(node, "the node fell silent")
-                else:
-                    node.tasks.expire()
+                    continue
+                node.tasks.expire()
+                if node.falls_silent():
+                    silent, left = self._clock() - node.heard, node.heard - oldest
+                    text = "%s is silent for %s in the midst of its work: it is awaited for %s more"
+                    log.info(text, node.identity.name, format_seconds(silent), format_seconds(left))
 
     def _add(self, identity: Identity, description: NodeDescription) -> Node:
         if len(self._nodes) >= self.limits.nodes:
