@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mest_fed.config import RunConfig
     from mest_fed.config.load import Scalar
     from mest_fed.link.server.opening import LinkSettings
+    from mest_fed.run_rows.facts import Provenance
 
 #: What nodes connect to, and where they enrol, if nothing is said.
 LINK_PORT, ENROL_PORT = 9443, 9444
@@ -108,7 +109,7 @@ def server(
     logging.getLogger("mest_fed.link").setLevel(logging.INFO)
     try:
         with _alike_lines(), _terminated_as_interrupted():
-            summary = _serve(config, folder, link, write)
+            summary = _serve(config, folder, link, write, _about(name, config))
     except KeyboardInterrupt:
         if any(folder.glob("checkpoints/*")):
             how = _as_typed(listen=listen, certificates=certificates, enrol=enrol)
@@ -187,8 +188,21 @@ def _of_folder(folder: Path, more: int) -> "tuple[RunConfig, Callable[[], None] 
     return plan.config, write
 
 
+def _about(name: str, config: "RunConfig") -> "Provenance | None":
+    """Return what the run's folder keeps of this command; None where no package reads machines."""
+    try:
+        from mest_fed.simulation.provenance import provenance_of
+    except ModuleNotFoundError:
+        return None
+    return provenance_of(name, config)
+
+
 def _serve(
-    config: "RunConfig", folder: Path, link: "LinkSettings", write: Callable[[], None] | None
+    config: "RunConfig",
+    folder: Path,
+    link: "LinkSettings",
+    write: Callable[[], None] | None,
+    about: "Provenance | None",
 ) -> Any:
     from mest_fed.config import find_named, to_flat
     from mest_fed.link.server.grid import LinkGrid
@@ -210,7 +224,7 @@ def _serve(
         if write is not None:
             write()  # as late as it can be: nothing keeps the run from going on now
         grid = LinkGrid(nodes, run, deadline=config.fleet.deadline)
-        run_server_app(build_server_app(), grid, run_config=flat)
+        run_server_app(build_server_app(about=about), grid, run_config=flat)
     return read_summary(folder)
 
 

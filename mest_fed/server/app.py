@@ -15,6 +15,7 @@ from mest_fed.data import Batches
 from mest_fed.errors import InputError, ObjectiveError
 from mest_fed.nn import UnsentBuffers, read_state, write_state
 from mest_fed.process_tasks import PROCESS_TASKS
+from mest_fed.run_rows.facts import Provenance
 from mest_fed.run_rows.row import Row
 from mest_fed.schema import LOSS, in_words
 from mest_fed.server.deployed import DeployedRun
@@ -141,6 +142,7 @@ def build_server_app(
     *,
     bundle: Path | None = None,
     join: Joining = lambda _, grid: nullcontext(grid),
+    about: Provenance | None = None,
 ) -> ServerApp:
     """Build the ServerApp.
 
@@ -155,6 +157,8 @@ def build_server_app(
     join : callable, optional
         Called with the task and the grid of real devices; the run is of the nodes of the grid that
         it gives.
+    about : Provenance, optional
+        What the folder of a run of real devices says of it.
     """
     app = ServerApp()
 
@@ -170,7 +174,7 @@ def build_server_app(
                 _run(strategy, grid, task, prepare(task, strategy))
                 return
             with join(task, grid) as joined:
-                _serve_devices(task, joined, bundle)
+                _serve_devices(task, joined, bundle, about)
 
     return app
 
@@ -180,13 +184,14 @@ def _strategy_of(task: Task) -> MestStrategy:
     return build_strategy(task, GlobalModel.from_state(task.spec, read_state(model)))
 
 
-def _serve_devices(task: Task, grid: Grid, bundle: Path | None) -> None:
+def _serve_devices(task: Task, grid: Grid, bundle: Path | None, about: Provenance | None) -> None:
     """Run the server's part with real devices, from the first round to the last."""
     strategy = _strategy_of(task)
     if (reason := task.why_torch({})) is not None:
         log.warning("%s", reason)
     devices = DeviceGrid(grid)
-    with DeployedRun(task, strategy, devices, run_id=grid.run.run_id, bundle=bundle) as run:
+    kept = DeployedRun(task, strategy, devices, run_id=grid.run.run_id, bundle=bundle, about=about)
+    with kept as run:
 
         def observer(record: RoundRecord) -> None:
             log_round(run.round_done(record), task.objective.primary)

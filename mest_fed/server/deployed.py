@@ -14,6 +14,7 @@ from mest_fed.config import RunConfig, to_flat, to_toml
 from mest_fed.devices import DeviceProfile, load_profile
 from mest_fed.errors import InputError
 from mest_fed.memory import Plan
+from mest_fed.run_rows.facts import Provenance
 from mest_fed.run_rows.row import Row
 from mest_fed.server.checkpoint import (
     checkpoint_name,
@@ -24,7 +25,7 @@ from mest_fed.server.checkpoint import (
     strategy_arrays,
 )
 from mest_fed.server.exchange import DeviceGrid
-from mest_fed.server.folder_names import CLIENTS, ENCODING, LOG, ROUNDS
+from mest_fed.server.folder_names import CLIENTS, ENCODING, LOG, PROVENANCE, ROUNDS
 from mest_fed.server.node import Node
 from mest_fed.server.round_record import ClientOutcome, ClientTiming, RoundRecord
 from mest_fed.server.rows import client_rows, round_row
@@ -33,6 +34,7 @@ from mest_fed.server.run_log import SERVER_LOG, log_failure, logged, shown_by_fl
 from mest_fed.server.seal import read_seal
 from mest_fed.server.strategy import MestStrategy
 from mest_fed.server.summary import NO_PROFILE, RunLogs, TierPlan, build_summary
+from mest_fed.strict_json import read_json
 from mest_fed.task import Task
 
 log = getLogger("flwr.mest_fed")
@@ -58,6 +60,8 @@ class DeployedRun:
         Flower's id of the run, which names the folder where the configuration does not.
     bundle : Path, optional
         The folder that this process imports the run's code from; Flower makes one for each version.
+    about : Provenance, optional
+        What is known of the run before it begins, which a new folder keeps.
 
     Raises
     ------
@@ -73,6 +77,7 @@ class DeployedRun:
         *,
         run_id: int,
         bundle: Path | None = None,
+        about: Provenance | None = None,
     ) -> None:
         self.task = task
         self.strategy = strategy
@@ -85,6 +90,8 @@ class DeployedRun:
         self.folder = RunFolder(path, FLOWER_KEYS, bundle)
         with ExitStack() as stack:
             self._open_folder(stack, resume=deployment.resume)
+            if about is not None and not deployment.resume:
+                self.folder.write_row(PROVENANCE, about)
             log.info("run folder: %s", path)
             stack.enter_context(logged(SERVER_LOG)).write_to(path / LOG)
             stack.enter_context(shown_by_flower(SERVER_LOG))
@@ -125,13 +132,12 @@ class DeployedRun:
         """Write the model, the summary and, where its packages are installed, the report."""
         model, folder = self.strategy.model, self.folder
         logs = RunLogs(folder.logs.read(ROUNDS), folder.logs.read(CLIENTS))
-        name = folder.path.name
         tiers = tier_plans(self.task, [asdict(node) for node in self._nodes.values()])
         summary = build_summary(
             self.task,
             tiers,
             self.strategy,
-            preset=name,
+            preset=self._base() or folder.path.name,
             logs=logs,
             peaks=reported_peaks(tiers, self._nodes.values(), logs.clients),
             real_devices=len(self._nodes),
@@ -143,6 +149,11 @@ class DeployedRun:
             getLogger(SERVER_LOG).warning("%s", summary.warning)
         log.info("the model, the summary and the rows of all rounds are in %s", folder.path)
         write_report(folder.path)
+
+    def _base(self) -> str:
+        """Return the preset that the run began with; empty where it is not known."""
+        place = self.folder.path / PROVENANCE
+        return str(read_json(place, dict).get("base", "")) if place.exists() else ""
 
     def _write_encoding(self) -> None:
         try:

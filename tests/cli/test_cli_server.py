@@ -1,5 +1,6 @@
 """What ``mest-fed server`` and the keys of an edge link refuse: one line each."""
 
+import json
 import re
 import shutil
 import signal
@@ -118,6 +119,9 @@ def test_a_service_that_is_stopped_says_how_to_go_on_and_each_line_stands_once(t
     for text in ("waiting for nodes", "server mutation", "listens on port"):
         assert sum(text in line for line in lines) == 1, lines
     assert any(f"go on with: mest-fed server --resume --out {out}" in line for line in lines)
+    about = json.loads((out / "provenance.json").read_text(encoding="utf-8"))
+    assert (about["base"], about["changes"][0]["key"]) == ("quickstart", "deployment.folder")
+    assert about["command"].startswith("python -m mest_fed server --preset quickstart")
 
 
 @pytest.fixture(scope="module")
