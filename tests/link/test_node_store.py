@@ -225,3 +225,11 @@ def test_a_run_with_more_rounds_is_the_same_run_and_one_with_another_seed_is_not
     key = run_key('{"rounds": 3, "seed": 1, "micro_batch": 4}')
     assert run_key('{"rounds": 5, "seed": 1, "micro_batch": 2}') == key
     assert run_key('{"rounds": 3, "seed": 2, "micro_batch": 4}') != key
+
+
+def test_a_file_that_is_no_archive_brings_no_advice_to_load_it_unsafely(folder):
+    trained(folder, 1)
+    (folder.path / STATE).write_bytes(b"no archive at all")
+    with pytest.raises(InputError, match="is damaged") as raised:
+        StateStore(folder, "run")
+    assert "pickle" not in str(raised.value)

@@ -346,5 +346,6 @@ def _unpacked(data: bytes, place: Path, key: str) -> Kept | None:
         reply = Reply(instruction, objects, metrics) if instruction else None
         return Kept(state, number, str(about["start"]), reply)
     except Exception as error:  # what damaged archives raise has no common base
-        text = f"{type(error).__name__}: {error}"
-        raise InputError(f"--state: {place} is damaged: {text}; remove it to begin anew") from None
+        # NumPy's words advise to load what is damaged unsafely.
+        kind = type(error).__name__
+        raise InputError(f"--state: {place} is damaged ({kind}); remove it to begin anew") from None
