@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mest_fed.catalogue import PROTOCOLS, TABLE_FORMATS
-from mest_fed.cli.app import NOTHING_TRAINED
+from mest_fed.cli.app import NOTHING_TRAINED, WRONG_INPUT
 from mest_fed.cli.interruption import Interruptible
 from mest_fed.cli.simulate import Workers, prepare_engine
 from mest_fed.cli.studies.display import StudyConsole
@@ -51,7 +51,9 @@ def study(
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="List the cells and what each would cost. Nothing is started."
+            "--dry-run",
+            help="List the cells and what each would cost. Nothing is started. Ends with status 2 "
+            "if a cell would fail.",
         ),
     ] = False,
     parallel: Annotated[
@@ -114,7 +116,8 @@ def study(
 
     Each cell is a run folder, which other commands read, too. Results go to results and rounds,
     a row a cell and a row a cell and round, and study.html compares them: means over seeds, paired
-    differences, and which of these are beyond noise. Ends with status 3 if a cell failed.
+    differences, and which of these are beyond noise. Ends with status 3 if a cell failed, and with
+    status 2 if --dry-run finds that one would.
     """
     with StudyConsole(quiet=quiet) as console, Interruptible(console.end) as stop:
         check_format(form)
@@ -145,7 +148,9 @@ def study(
         if dry_run:
             from mest_fed.cli.studies.dry_run import print_cells
 
-            print_cells(about, chosen, folder, console)
+            if failing := print_cells(about, chosen, folder, console):
+                typer.echo(f"{failing} of {number_of(len(chosen), 'cell')} would fail", err=True)
+                sys.exit(WRONG_INPUT)
             return
         if known is not None:
             runs = distinct_runs(chosen)

@@ -23,9 +23,11 @@ from study_commands import (
 
 from mest_fed import cli
 from mest_fed.cli.app import INTERRUPTED, NOTHING_TRAINED, WRONG_INPUT
+from mest_fed.cli.studies import dry_run
 from mest_fed.config import from_table, read_toml
 from mest_fed.simulation.report.load import load_run
 from mest_fed.simulation.simulate import open_run
+from mest_fed.simulation.study.study_folder import RunState
 
 
 def wait_for(condition, process):
@@ -202,15 +204,37 @@ def test_rays_workers_give_the_same(tmp_path):
 
 @pytest.mark.slow
 def test_a_dry_run_prices_each_cell_and_writes_nothing(tmp_path, monkeypatch, capsys):
-    axes = '[axes]\nmethod = ["dense", "static"]\nbudget = ["30MB", "1B"]\n'
+    axes = '[axes]\nmethod = ["dense", "static"]\nbudget = ["30MB", "1B"]\nseed = [1, 2]\n'
     file = write_study(tmp_path, axes)
-    chosen = ("--cells", "*dense*", "--cells", "method=static,*1B")
+    chosen = ("--cells", "*dense*=1", "--cells", "method=static,*1B*")
     options = ("--out", tmp_path / "s", "--dry-run", *chosen)
     status, out, err = run_here(monkeypatch, capsys, file, *options)
-    assert status == 0, err
-    assert out.count("would fail: ") == 2
-    assert "3 cells, 3 runs" in out
+    assert (status, err.splitlines()[-1]) == (WRONG_INPUT, "3 of 4 cells would fail"), err
+    assert "4 cells, 4 runs" in out
+    # A sentence is one line of the pipe, and is said once of all seeds.
+    lines = out.splitlines()
+    (static,) = [line for line in lines if line.startswith("2 cells would fail, the first ")]
+    assert "method=static,budget=1B,seed=1: " in static
+    assert static.endswith("micro-batch 1)")
+    (dense,) = [line for line in lines if line.startswith("method=dense,budget=1B,seed=1 would ")]
+    assert dense.partition(": ")[2] != static.partition(": ")[2]
     assert [path.name for path in tmp_path.iterdir()] == ["small.toml"]
+
+
+def test_a_dry_run_whose_cells_all_fit_ends_with_status_0(tmp_path, monkeypatch, capsys):
+    file = write_study(tmp_path, SEEDS)
+    options = ("--out", tmp_path / "s", "--dry-run", "--cells", "seed=1")
+    status, out, err = run_here(monkeypatch, capsys, file, *options)
+    assert status == 0, err
+    assert "would fail" not in out + err
+    assert "1 cell, 1 run;" in out
+
+
+def test_cells_that_are_done_are_none_that_would_fail():
+    states = {"a": RunState.NEW, "b": RunState.ENDED, "c": RunState.KNOWN, "d": RunState.RESUMABLE}
+    folder = SimpleNamespace(state=lambda cell: states[cell.run])
+    cells = [SimpleNamespace(id=each, run=each) for each in states]
+    assert dry_run._failing(cells, folder, dict.fromkeys(states, "why")) == {"why": ["a", "d"]}
 
 
 def test_folders_that_a_study_cannot_have(tmp_path, monkeypatch, capsys):
