@@ -1,8 +1,7 @@
 """Options that several commands have: which model, for which data, and where a picture goes."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ import typer
 from mest_fed.catalogue import METHODS, NORMS, SCHEMES
 from mest_fed.cli.app import needs
 from mest_fed.errors import InputError, not_allowed
+from mest_fed.system.files import check_writable
 
 if TYPE_CHECKING:
     from mest_fed.server.claim import Claim
@@ -50,6 +50,8 @@ MoreRounds = Annotated[
         "Schedules go on as in a run of all these rounds: a cosine learning rate rises again.",
     ),
 ]
+#: The option of a file for a picture.
+PICTURE = "--picture"
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -130,17 +132,8 @@ def check_picture(picture: Path | None) -> None:
     if picture is None:
         return
     if picture.suffix.lower() not in (".svg", ".png"):
-        raise not_allowed("--picture", str(picture), "a file that ends in .svg or .png")
+        raise not_allowed(PICTURE, str(picture), "a file that ends in .svg or .png")
     if not picture.absolute().parent.is_dir():
-        raise not_allowed("--picture", str(picture), "a file in a folder that exists")
+        raise not_allowed(PICTURE, str(picture), "a file in a folder that exists")
+    check_writable(picture, PICTURE)
     needs("simulation", "matplotlib", "jinja2")
-
-
-@contextmanager
-def drawing(picture: Path) -> Iterator[None]:
-    """Turn what keeps the picture from being written into one line."""
-    try:
-        yield
-    except OSError as error:
-        allowed = f"a file that can be written ({error.strerror})"
-        raise not_allowed("--picture", str(picture), allowed) from None

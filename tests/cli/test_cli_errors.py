@@ -82,6 +82,7 @@ def setting(text):
             ["missing: release_gradients, micro_batch"],
         ),
         (("plan", "--budget", "1GB", "--picture", "a.pdf"), ["'a.pdf'", ".svg or .png"]),
+        (("plan", "--budget", "1GB", "--picture", "/proc/a.svg"), ["'/proc/a.svg'", "be written"]),
         (("plan", "--budget", "1GB", "--picture", "no/a.svg"), ["no/a.svg", "folder that exists"]),
         (("plan", "--budget", "lots"), ["--budget = 'lots'", "MB"]),
         (
