@@ -20,7 +20,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key; repeatable."),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace the file of --out.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there.")]
 Scheme = Annotated[str | None, typer.Option(help=f"{SCHEMES.allowed}.")]
 Density = Annotated[float | None, typer.Option(help="Target density.")]
 Method = Annotated[str | None, typer.Option(help=f"{METHODS.allowed}.")]
@@ -109,16 +109,28 @@ def _is_new(claim: "Claim") -> bool:
         return False
 
 
-def check_new_file(out: Path | None, *, force: bool) -> None:
-    """Refuse to replace a file that a person names, unless asked to.
+def check_new_file(out: Path | None, *, force: bool, default: Path | None = None) -> None:
+    """Refuse to replace a file, unless asked to.
+
+    Parameters
+    ----------
+    out : Path or None
+        The file of ``--out``.
+    force : bool
+        Whether it may be replaced.
+    default : Path, optional
+        The file where ``--out`` is left out.
 
     Raises
     ------
     InputError
         If it is there already.
     """
-    if out is not None and out.exists() and not force:
-        raise InputError(f"--out: {out} is there already; allowed: --force, which replaces it")
+    path = out or default
+    if path is None or force or not path.exists():
+        return
+    there = f"{path} is there already; allowed: --force, which replaces it"
+    raise InputError(f"{there}, or --out FILE" if out is None else f"--out: {there}")
 
 
 def check_picture(picture: Path | None) -> None:

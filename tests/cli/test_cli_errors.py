@@ -285,3 +285,11 @@ def test_help_is_whole_at_any_width(says, monkeypatch, width):
     words = " ".join(says("simulate", "--help").split())
     assert "or the run diverged: the loss of the model" in words
     assert "--client-timeout" in words
+
+
+def test_a_page_is_replaced_only_with_force(fails, tmp_path):
+    (tmp_path / "compare.html").touch()
+    line = fails("compare", "a", "b")
+    assert "compare.html is there already; allowed: --force, which replaces it, or --out" in line
+    assert "run folder a does not exist" in fails("compare", "a", "b", "--force")
+    assert "run folder a does not exist" in fails("compare", "a", "b", "--format", "csv")
