@@ -188,6 +188,10 @@ def test_a_link_without_a_server_is_one_line():
         time_link(("127.0.0.1", port))
     with pytest.raises(InputError, match="HOST:PORT"):
         read_address("somewhere", "--server")
+    with pytest.raises(InputError, match=r"with a port from 1 to 65535, such as"):
+        read_address("127.0.0.1:0", "--server")
+    with pytest.raises(InputError, match=r"1 to 65535, or 0 for any that is free, such as"):
+        read_address("127.0.0.1:65536", "--serve", 0)
 
 
 def write(path, text):

@@ -228,7 +228,7 @@ def serve(address: str) -> None:
     InputError
         If it is no address to listen on.
     """
-    with LinkServer(read_address(address, "--serve")) as server:
+    with LinkServer(read_address(address, "--serve", least_port=0)) as server:
         print(f"devices can time their link at port {server.port}; Ctrl-C ends", flush=True)
         server.serve_forever()
 

@@ -99,7 +99,7 @@ class Channel:
         patience: Patience,
         key: str = "--link",
     ) -> None:
-        self._address = check_address(address, insecure=tls is None, key=key)
+        self._address = check_address(address, insecure=tls is None, key=key, least_port=1)
         self._tls, self._patience = tls, patience
         self._metadata = ((NODE_HEADER, name),) if tls is None else ()
         # Derived as mest_fed.rng does, which a node without torch cannot import.
