@@ -4,9 +4,12 @@ import math
 from collections.abc import Callable
 from itertools import chain, count
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from click import Option, get_current_context
+from click.core import ParameterSource
 
 from mest_fed.catalogue import METHODS, NORMS, SCHEMES
 from mest_fed.cli.app import needs
@@ -107,6 +110,29 @@ def _is_new(claim: "Claim") -> bool:
         return claim.is_new() and not claim.is_held
     except OSError:  # a file, or a folder of another user
         return False
+
+
+def as_typed(*left_out: str) -> str:
+    """Return the options that this command was given as a person types them, each after a space.
+
+    Parameters
+    ----------
+    left_out : str
+        Parameters of the command's function that are none of them.
+    """
+    context = get_current_context(silent=True)  # none where a program calls the function
+    given = []
+    for option in context.command.params if context is not None else ():
+        name = option.name or ""
+        typed = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if typed and name not in left_out and isinstance(option, Option):
+            value, called = context.params[name], max(option.opts, key=len)
+            values = value if isinstance(value, (list, tuple)) else [value]
+            if option.is_flag:
+                given += [f" {called}"] if value else []
+            else:
+                given += [f" {called} {quote(str(each))}" for each in values]
+    return "".join(given)
 
 
 def check_new_file(out: Path | None, *, force: bool, default: Path | None = None) -> None:

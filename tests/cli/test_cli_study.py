@@ -22,6 +22,7 @@ from study_commands import (
 )
 
 from mest_fed import cli
+from mest_fed.cli import study
 from mest_fed.cli.app import INTERRUPTED, NOTHING_TRAINED, WRONG_INPUT
 from mest_fed.cli.studies import dry_run
 from mest_fed.config import from_table, read_toml
@@ -116,7 +117,8 @@ def test_a_cell_that_fails_is_said_and_tried_again_and_the_others_go_on(killed):
     assert [row["cell"] for row in killed.table] == [*wrong, killed.long]
     assert [row["status"] for row in killed.table] == ["failed", "failed", "done"]
     assert "rpi-4" in killed.table[0]["reason"]
-    assert f"again: mest-fed study {killed.file} --out {killed.folder} --resume" in killed.err
+    typed = f"--out {killed.folder} --workers 0"
+    assert f"again: mest-fed study {killed.file} {typed} --resume" in killed.err
     assert "Traceback" not in killed.err
     rows = rows_of(killed.folder)
     assert [row["status"] for row in rows] == ["failed", "done", "failed", "done"]
@@ -135,11 +137,25 @@ def test_an_interruption_says_how_to_go_on(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == INTERRUPTED
-    chosen = "--cells seed=1 --cells seed=2"
+    chosen = "--cells seed=1 --cells seed=2 --workers 0"
     assert f"stopped; go on with: mest-fed study {file} --out {folder} {chosen} --resume\n" in err
     assert "Traceback" not in err
     assert table_of(out) == []
     assert any((folder / "runs" / "seed=1" / "checkpoints").iterdir())
+
+
+def test_how_to_go_on_has_the_options_that_were_typed(tmp_path, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "_run", interrupt)
+    file, folder = write_study(tmp_path, SEEDS), tmp_path / "a b"
+    options = ("--parallel", "2", "--cells", "seed=1", "--cells", "seed=2", "--data", "here")
+    status, _, err = run_here(monkeypatch, capsys, file, "--out", folder, "--quiet", *options)
+    assert status == INTERRUPTED
+    typed = f"--out '{folder}' --parallel 2 --cells seed=1 --cells seed=2 --data here --workers 0"
+    said = f"stopped; go on with: mest-fed study {file} {typed} --quiet --resume"
+    assert err.splitlines()[-1] == said
 
 
 @pytest.mark.soak
