@@ -237,11 +237,19 @@ def test_ctrl_c_within_a_command_is_a_line(monkeypatch, capsys):
 
 def test_where_the_library_alone_is_installed_a_line_names_the_extra(monkeypatch, capsys):
     monkeypatch.setattr(mest_fed.cli, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["mest-fed", "simulate"])
     with pytest.raises(SystemExit) as stop:
         main()
     said = capsys.readouterr()
     assert (stop.value.code, said.out, said.err.count("\n")) == (WRONG_INPUT, "", 1)
     assert "'mest-fed[simulation]'" in said.err
+    monkeypatch.setattr(sys, "argv", ["mest-fed", "calibrate", "--quick"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    said = capsys.readouterr()
+    assert (stop.value.code, said.out, said.err.count("\n")) == (WRONG_INPUT, "", 1)
+    assert "run: python -m mest_fed.devices.calibration, which" in said.err
+    assert "mest-fed[" not in said.err
 
 
 _PROBE = (
