@@ -120,9 +120,11 @@ def as_typed(*left_out: str) -> str:
     left_out : str
         Parameters of the command's function that are none of them.
     """
-    context = get_current_context(silent=True)  # none where a program calls the function
+    context = get_current_context(silent=True)
+    if context is None:  # a program calls the function
+        return ""
     given = []
-    for option in context.command.params if context is not None else ():
+    for option in context.command.params:
         name = option.name or ""
         typed = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
         if typed and name not in left_out and isinstance(option, Option):
