@@ -1,10 +1,12 @@
-"""Bytes, seconds and rates as people write and read them."""
+"""Bytes, seconds, rates and ports as people write and read them."""
 
 import math
 import re
 
 from mest_fed.errors import not_allowed
 
+#: The highest TCP port.
+LAST_PORT = 65535
 _FACTORS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 _FACTORS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30}
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*")
@@ -41,6 +43,17 @@ def parse_seconds(text: str, key: str = "seconds") -> float:
     if match is None or factor is None or not float(match[1]) * factor > 0:
         raise not_allowed(key, text, "a positive number with ms, s, min or h")
     return float(match[1]) * factor
+
+
+def is_port(text: str, least: int = 1) -> bool:
+    """Return whether a text is a TCP port, from ``least`` to :data:`LAST_PORT`."""
+    return text.isascii() and text.isdigit() and least <= int(text[:6]) <= LAST_PORT
+
+
+def address_allowed(examples: str, least: int = 1) -> str:
+    """Say which addresses are allowed, with ports as :func:`is_port` takes them."""
+    any_port = "" if least else ", or 0 for any that is free"
+    return f"HOST:PORT with a port from 1 to {LAST_PORT}{any_port}, such as {examples}"
 
 
 def format_bytes(count: float) -> str:

@@ -22,6 +22,7 @@ from mest_fed.cli.supervise import Job, become_supervisor
 from mest_fed.devices import load_profile
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.system.limits import limit_memory
+from mest_fed.units import LAST_PORT
 
 _SUPERNODE = "flower-supernode"
 #: Options of Flower's node that are set here -> by which of ours.
@@ -170,8 +171,8 @@ def _further(options: list[str]) -> list[str]:
 
 
 def _port(port: int | None) -> int:
-    if port is not None and not 0 < port < 2**16:
-        raise not_allowed("--port", port, "1 to 65535")
+    if port is not None and not 0 < port <= LAST_PORT:
+        raise not_allowed("--port", port, f"1 to {LAST_PORT}")
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

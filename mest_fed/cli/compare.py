@@ -22,17 +22,17 @@ def compare(
 ) -> None:
     """Compare runs on one page: their curves, what each cost, how their configurations differ."""
     check_format(form, HTML)
-    check_new_file(out, force=force)
+    printed = form == "csv" and out is None
+    default = Path(f"compare{'.html' if form == HTML else suffix_of(form)}")
+    check_new_file(out, force=force, default=None if printed else default)
     needs("simulation", "matplotlib", "jinja2")
     from mest_fed.simulation.report.compare import Comparison, write_comparison
 
     compared = Comparison.of(folders)
+    path = out or default
     if form == HTML:
-        path = out or Path("compare.html")
         write_comparison(compared, path)
     else:
-        path = out or Path(f"compare{suffix_of(form)}")
-        write_table(compared.rows(), form, None if form == "csv" and out is None else path)
-        if form == "csv" and out is None:
-            return
-    typer.echo(f"comparison: {path}")
+        write_table(compared.rows(), form, None if printed else path)
+    if not printed:
+        typer.echo(f"comparison: {path}")

@@ -29,8 +29,9 @@ def export(
     """
     check_new_file(out, force=force)
     needs("client", "flwr", "pydantic")
-    from mest_fed.server.export import export_model
+    from mest_fed.server.export import export_model, export_path
 
+    check_new_file(out, force=force, default=export_path(folder, form))
     done = export_model(folder, form, out)
     typer.echo(f"{form}: {done.path} ({format_bytes(done.path.stat().st_size)})")
     if not done.finished:

@@ -1,17 +1,20 @@
 """Options that several commands have: which model, for which data, and where a picture goes."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import chain, count
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from click import Option, get_current_context
+from click.core import ParameterSource
 
 from mest_fed.catalogue import METHODS, NORMS, SCHEMES
 from mest_fed.cli.app import needs
 from mest_fed.errors import InputError, not_allowed
+from mest_fed.system.files import check_writable
 
 if TYPE_CHECKING:
     from mest_fed.server.claim import Claim
@@ -20,7 +23,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key; repeatable."),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace the file of --out.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there.")]
 Scheme = Annotated[str | None, typer.Option(help=f"{SCHEMES.allowed}.")]
 Density = Annotated[float | None, typer.Option(help="Target density.")]
 Method = Annotated[str | None, typer.Option(help=f"{METHODS.allowed}.")]
@@ -50,6 +53,8 @@ MoreRounds = Annotated[
         "Schedules go on as in a run of all these rounds: a cosine learning rate rises again.",
     ),
 ]
+#: The option of a file for a picture.
+PICTURE = "--picture"
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -107,16 +112,53 @@ def _is_new(claim: "Claim") -> bool:
         return False
 
 
-def check_new_file(out: Path | None, *, force: bool) -> None:
-    """Refuse to replace a file that a person names, unless asked to.
+def as_typed(*left_out: str) -> str:
+    """Return the options that this command was given as a person types them, each after a space.
+
+    Parameters
+    ----------
+    left_out : str
+        Parameters of the command's function that are none of them.
+    """
+    context = get_current_context(silent=True)
+    if context is None:  # a program calls the function
+        return ""
+    given = []
+    for option in context.command.params:
+        name = option.name or ""
+        typed = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if typed and name not in left_out and isinstance(option, Option):
+            value, called = context.params[name], max(option.opts, key=len)
+            values = value if isinstance(value, (list, tuple)) else [value]
+            if option.is_flag:
+                given += [f" {called}"] if value else []
+            else:
+                given += [f" {called} {quote(str(each))}" for each in values]
+    return "".join(given)
+
+
+def check_new_file(out: Path | None, *, force: bool, default: Path | None = None) -> None:
+    """Refuse to replace a file, unless asked to.
+
+    Parameters
+    ----------
+    out : Path or None
+        The file of ``--out``.
+    force : bool
+        Whether it may be replaced.
+    default : Path, optional
+        The file where ``--out`` is left out.
 
     Raises
     ------
     InputError
         If it is there already.
     """
-    if out is not None and out.exists() and not force:
-        raise InputError(f"--out: {out} is there already; allowed: --force, which replaces it")
+    path = out or default
+    if path is None or force or not path.exists():
+        return
+    there = f"{path} is there already; allowed: --force, which replaces it"
+    raise InputError(f"{there}, or --out FILE" if out is None else f"--out: {there}")
 
 
 def check_picture(picture: Path | None) -> None:
@@ -130,17 +172,8 @@ def check_picture(picture: Path | None) -> None:
     if picture is None:
         return
     if picture.suffix.lower() not in (".svg", ".png"):
-        raise not_allowed("--picture", str(picture), "a file that ends in .svg or .png")
+        raise not_allowed(PICTURE, str(picture), "a file that ends in .svg or .png")
     if not picture.absolute().parent.is_dir():
-        raise not_allowed("--picture", str(picture), "a file in a folder that exists")
+        raise not_allowed(PICTURE, str(picture), "a file in a folder that exists")
+    check_writable(picture, PICTURE)
     needs("simulation", "matplotlib", "jinja2")
-
-
-@contextmanager
-def drawing(picture: Path) -> Iterator[None]:
-    """Turn what keeps the picture from being written into one line."""
-    try:
-        yield
-    except OSError as error:
-        allowed = f"a file that can be written ({error.strerror})"
-        raise not_allowed("--picture", str(picture), allowed) from None

@@ -9,6 +9,7 @@ import typer
 from mest_fed.catalogue import MODELS
 from mest_fed.cli.app import needs
 from mest_fed.cli.options import (
+    PICTURE,
     Batch,
     Classes,
     Density,
@@ -20,9 +21,9 @@ from mest_fed.cli.options import (
     Settings,
     Width,
     check_picture,
-    drawing,
 )
 from mest_fed.errors import not_allowed
+from mest_fed.system.files import writing
 
 
 def program(
@@ -82,7 +83,7 @@ def program(
     if picture is not None:
         from mest_fed.cli.programs.picture import draw_arena
 
-        with drawing(picture):
+        with writing(picture, PICTURE):
             draw_arena(report, picture)
     if export is not None:
         from mest_fed.cli.programs.files import export_step

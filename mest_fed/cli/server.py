@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mest_fed.cli.app import NOTHING_TRAINED, needs
-from mest_fed.cli.options import MoreRounds, Settings, next_folder
+from mest_fed.cli.options import MoreRounds, Settings, as_typed, next_folder
 from mest_fed.errors import InputError, not_allowed
 
 if TYPE_CHECKING:
@@ -112,8 +112,7 @@ def server(
             summary = _serve(config, folder, link, write, _about(name, config))
     except KeyboardInterrupt:
         if any(folder.glob("checkpoints/*")):
-            how = _as_typed(listen=listen, certificates=certificates, enrol=enrol)
-            how += " --insecure" if insecure else ""
+            how = as_typed("preset", "settings", "out", "resume", "rounds")
             line = f"go on with: mest-fed server --resume --out {shlex.quote(str(folder))}{how}"
             typer.echo(line, err=True)
         raise
@@ -226,8 +225,3 @@ def _serve(
         grid = LinkGrid(nodes, run, deadline=config.fleet.deadline)
         run_server_app(build_server_app(about=about), grid, run_config=flat)
     return read_summary(folder)
-
-
-def _as_typed(**options: object) -> str:
-    given = {name: value for name, value in options.items() if value is not None}
-    return "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given.items())

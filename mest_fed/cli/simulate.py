@@ -13,7 +13,7 @@ from mest_fed.catalogue import TRACKERS
 from mest_fed.cli.app import NOTHING_TRAINED, needs
 from mest_fed.cli.console import RunConsole
 from mest_fed.cli.interruption import Interruptible
-from mest_fed.cli.options import MoreRounds, newest_run, next_folder, number_from
+from mest_fed.cli.options import MoreRounds, as_typed, newest_run, next_folder, number_from
 from mest_fed.errors import InputError
 from mest_fed.run_rows.summary import Summary
 from mest_fed.schema import LOSS, in_words
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Worker processes beyond which Ray would start none in any useful time.
 MOST_WORKERS = 4096
+#: What is not typed again to go on with a run: its folder has it, or the line names it.
+_OF_THE_FOLDER = ("preset", "config", "settings", "out", "resume", "rounds", "dry_run")
 #: An option of all commands that run a fleet.
 Workers = Annotated[
     int | None,
@@ -186,9 +188,9 @@ def _folder(preset: str | None, rounds: int | None, console: RunConsole) -> Path
 
 
 def _kept(folder: "RunFolder") -> str:
-    """Say what an interrupted run has left."""
+    """Say what an interrupted run has left, and how it goes on as this command was typed."""
     if folder.resumable:
-        return f"stopped; go on with: {folder.resume}"
+        return f"stopped; go on with: {folder.resume}{as_typed(*_OF_THE_FOLDER)}"
     if folder.has_checkpoint:
         return "interrupted before the run went on; its folder is as it was"
     return "interrupted before the first checkpoint; nothing was kept"

@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mest_fed.catalogue import PROTOCOLS, TABLE_FORMATS
-from mest_fed.cli.app import NOTHING_TRAINED
+from mest_fed.cli.app import NOTHING_TRAINED, WRONG_INPUT
 from mest_fed.cli.interruption import Interruptible
+from mest_fed.cli.options import as_typed
 from mest_fed.cli.simulate import Workers, prepare_engine
 from mest_fed.cli.studies.display import StudyConsole
 from mest_fed.cli.tables import check_format
@@ -51,7 +52,9 @@ def study(
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="List the cells and what each would cost. Nothing is started."
+            "--dry-run",
+            help="List the cells and what each would cost. Nothing is started. Ends with status 2 "
+            "if a cell would fail.",
         ),
     ] = False,
     parallel: Annotated[
@@ -114,7 +117,8 @@ def study(
 
     Each cell is a run folder, which other commands read, too. Results go to results and rounds,
     a row a cell and a row a cell and round, and study.html compares them: means over seeds, paired
-    differences, and which of these are beyond noise. Ends with status 3 if a cell failed.
+    differences, and which of these are beyond noise. Ends with status 3 if a cell failed, and with
+    status 2 if --dry-run finds that one would.
     """
     with StudyConsole(quiet=quiet) as console, Interruptible(console.end) as stop:
         check_format(form)
@@ -141,11 +145,14 @@ def study(
         folder.check(resume=resume or (dry_run and folder.is_studied))
         if record is not None:
             check_record(record)
-        again = _command(file, {"--out": out, "--data": data, "--reuse": reuse, "--cells": cells})
+        typed = as_typed("resume", "dry_run")
+        again = f"mest-fed study {shlex.quote(file)}{typed} --resume"
         if dry_run:
             from mest_fed.cli.studies.dry_run import print_cells
 
-            print_cells(about, chosen, folder, console)
+            if failing := print_cells(about, chosen, folder, console):
+                typer.echo(f"{failing} of {number_of(len(chosen), 'cell')} would fail", err=True)
+                sys.exit(WRONG_INPUT)
             return
         if known is not None:
             runs = distinct_runs(chosen)
@@ -242,14 +249,3 @@ def _job(folder: "StudyFolder", cell: "Cell") -> "Job | None":
     name = Path(about.config).stem if about.config else about.preset or DEFAULT_PRESET
     flat, resumed = to_flat(cell.config), state == RunState.RESUMABLE
     return Job(cell.run, name, folder.runs / cell.run, flat, resumed)
-
-
-def _command(file: str, options: Mapping[str, object]) -> str:
-    """Return the command that does what is missing; an option of a list is repeated."""
-    given = [
-        f" {name} {shlex.quote(str(value))}"
-        for name, values in options.items()
-        for value in (values if isinstance(values, list) else [values])
-        if value
-    ]
-    return f"mest-fed study {shlex.quote(file)}{''.join(given)} --resume"

@@ -37,6 +37,7 @@ from mest_fed.cli.link_errors import (
 from mest_fed.described import kind_of
 from mest_fed.errors import InputError, RefusedError, not_allowed
 from mest_fed.strict_json import parse_json
+from mest_fed.units import address_allowed, is_port
 
 #: Codes of the Fleet API's errors (flwr.supercore.error.ApiErrorCode).
 REGISTRATION_DISABLED, INVALID_INTERVAL, ACTIVATION_FAILED = 2001, 2003, 2004
@@ -78,12 +79,9 @@ class Link:
             If one is nonsense, a file is not what it should be, or they exclude each other.
         """
         host, _, port = superlink.rpartition(":")
-        if (
-            not re.fullmatch(r"[\w.-]+|\[[0-9a-fA-F:.]+\]", host)
-            or not port.isdecimal()
-            or not 0 < int(port) < 2**16
-        ):
-            raise not_allowed("--superlink", superlink, "HOST:PORT, such as 192.168.1.10:8000")
+        if not re.fullmatch(r"[\w.-]+|\[[0-9a-fA-F:.]+\]", host) or not is_port(port):
+            allowed = address_allowed("192.168.1.10:8000")
+            raise not_allowed("--superlink", superlink, allowed)
         if insecure == (certificates is not None):
             given = "both" if insecure else "neither"
             raise InputError(

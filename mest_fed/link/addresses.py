@@ -5,8 +5,8 @@ import ipaddress
 import socket
 
 from mest_fed.errors import InputError, not_allowed
+from mest_fed.units import address_allowed, is_port
 
-_MOST_PORTS = 65535
 #: What is allowed, by why an address cannot be listened on.
 _FREE = {
     errno.EADDRINUSE: "a port that no other process has",
@@ -15,7 +15,9 @@ _FREE = {
 }
 
 
-def check_address(address: str, *, insecure: bool, key: str = "address") -> str:
+def check_address(
+    address: str, *, insecure: bool, key: str = "address", least_port: int = 0
+) -> str:
     """Return an address that may be listened on, or connected to.
 
     Parameters
@@ -26,6 +28,8 @@ def check_address(address: str, *, insecure: bool, key: str = "address") -> str:
         Whether there is no TLS.
     key : str
         What a person calls it.
+    least_port : int
+        1 where it is connected to; 0 is any free port, to listen on.
 
     Raises
     ------
@@ -34,8 +38,8 @@ def check_address(address: str, *, insecure: bool, key: str = "address") -> str:
     """
     host, _, port = address.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not bare or (":" in bare and bare == host) or not _is_port(port):
-        raise not_allowed(key, address, "HOST:PORT, such as 127.0.0.1:9443 or [::1]:9443")
+    if not bare or (":" in bare and bare == host) or not is_port(port, least_port):
+        raise not_allowed(key, address, address_allowed("127.0.0.1:9443 or [::1]:9443", least_port))
     if insecure and not _is_loopback(bare):
         raise InputError(
             f"{key} = {address!r} is not allowed without TLS; allowed: loopback addresses, such"
@@ -76,10 +80,6 @@ def check_free(address: str, key: str) -> None:
             allowed = _FREE.get(error.errno or 0, "an address that this machine can listen on")
             reason = error.strerror or "it cannot be had"
             raise not_allowed(key, address, f"{allowed} ({reason})") from None
-
-
-def _is_port(text: str) -> bool:
-    return text.isascii() and text.isdigit() and int(text[:6]) <= _MOST_PORTS
 
 
 def _is_loopback(host: str) -> bool:

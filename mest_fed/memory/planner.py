@@ -37,10 +37,13 @@ class Pace:
         Gives what a round takes by a shape (modelled); asked often for the same one.
     deadline : float
         Seconds.
+    called : str
+        What a person calls the deadline.
     """
 
     seconds: Callable[[TrainingShape], float]
     deadline: float
+    called: str = "deadline"
 
     def met_by(self, shape: TrainingShape) -> bool:
         """Say whether a round takes no longer."""
@@ -206,7 +209,7 @@ class Planner:
         found = self._fastest(self._fits(budget), preference, pace, slow)
         least = pace.seconds(found)
         return DeadlineError(
-            f"deadline = {format_seconds(pace.deadline)} is met by no plan within the memory "
+            f"{pace.called} = {format_seconds(pace.deadline)} is met by no plan within the memory "
             f"budget = {format_bytes(budget)}; the fastest takes {format_seconds(least)} a round "
             f"(modelled: density {found.density:.4g}, micro-batch {found.micro_batch})"
         )

@@ -129,6 +129,17 @@ def _load(model: nn.Module, path: Path) -> None:
         raise InputError(f"{path} does not fit the run's model: {reason}") from None
 
 
+def export_path(folder: Path, form: str) -> Path:
+    """Return where a run's model goes in a format if nothing is said: into the run folder.
+
+    Raises
+    ------
+    InputError
+        If there is no such format.
+    """
+    return folder / f"exported{getattr(EXPORTS.find(form), 'suffix', '')}"
+
+
 def export_model(folder: Path, form: str, out: Path | None = None) -> Exported:
     """Write a run's final model in a format; return what was written.
 
@@ -139,7 +150,7 @@ def export_model(folder: Path, form: str, out: Path | None = None) -> Exported:
     form : str
         A name of :data:`~mest_fed.catalogue.EXPORTS`.
     out : Path, optional
-        The file; by default ``exported`` with the format's suffix, in the run folder.
+        The file; by default that of :func:`export_path`. What is there is replaced.
 
     Raises
     ------
@@ -147,8 +158,8 @@ def export_model(folder: Path, form: str, out: Path | None = None) -> Exported:
         If there is no such format, no model, a library is missing, the model cannot be written so,
         or the file cannot be written.
     """
-    suffix = getattr(EXPORTS.find(form), "suffix", "")
-    path = out or folder / f"exported{suffix}"
+    default = export_path(folder, form)
+    path = out or default
     final = load_final(folder)
     if not path.absolute().parent.is_dir():
         raise not_allowed("--out", str(path), "a file in a folder that exists")

@@ -3,6 +3,7 @@
 Their modes follow the process's umask, but for those that are private.
 """
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from mest_fed.errors import InputError
+from mest_fed.errors import InputError, not_allowed
 
 
 def unfinished(path: Path) -> Path:
@@ -55,8 +56,15 @@ def whole_file(path: Path, *, synced: bool = False) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, option: str | None = None) -> Iterator[None]:
     """Say in one line that a file cannot be written.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    option : str, optional
+        That names it.
 
     Raises
     ------
@@ -66,7 +74,31 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+        why = error.strerror or str(error)
+        if option is not None:
+            allowed = f"a file that can be written ({why})"
+            raise not_allowed(option, str(path), allowed) from None
+        raise InputError(f"cannot write {path}: {why}") from None
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Find that a file cannot be written before what takes long; leaves nothing.
+
+    A file is made beside it and taken away: permissions alone do not tell, as of ``/proc``.
+
+    Raises
+    ------
+    InputError
+        If it cannot.
+    """
+    place = unfinished(path)
+    with writing(path, option):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        try:
+            place.touch()
+        finally:
+            place.unlink(missing_ok=True)
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -69,7 +69,10 @@ def test_a_deadline_lowers_the_density_and_says_so(says, fails):
     assert tight["round"]["seconds"] <= half
     assert tight["density"] < free["density"]
     error = fails(*SMALL, *LEAN, *timed, "--deadline", "1 ms")
-    assert "deadline = 1 ms is met by no plan within the memory budget = 1 GB; the fastest" in error
+    assert (
+        "error: --deadline = 1 ms is met by no plan within the memory budget = 1 GB; the fastest"
+        in error
+    )
 
 
 def test_the_budget_may_decide_alone(says):

@@ -82,6 +82,7 @@ def setting(text):
             ["missing: release_gradients, micro_batch"],
         ),
         (("plan", "--budget", "1GB", "--picture", "a.pdf"), ["'a.pdf'", ".svg or .png"]),
+        (("plan", "--budget", "1GB", "--picture", "/proc/a.svg"), ["'/proc/a.svg'", "be written"]),
         (("plan", "--budget", "1GB", "--picture", "no/a.svg"), ["no/a.svg", "folder that exists"]),
         (("plan", "--budget", "lots"), ["--budget = 'lots'", "MB"]),
         (
@@ -236,11 +237,19 @@ def test_ctrl_c_within_a_command_is_a_line(monkeypatch, capsys):
 
 def test_where_the_library_alone_is_installed_a_line_names_the_extra(monkeypatch, capsys):
     monkeypatch.setattr(mest_fed.cli, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["mest-fed", "simulate"])
     with pytest.raises(SystemExit) as stop:
         main()
     said = capsys.readouterr()
     assert (stop.value.code, said.out, said.err.count("\n")) == (WRONG_INPUT, "", 1)
     assert "'mest-fed[simulation]'" in said.err
+    monkeypatch.setattr(sys, "argv", ["mest-fed", "calibrate", "--quick"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    said = capsys.readouterr()
+    assert (stop.value.code, said.out, said.err.count("\n")) == (WRONG_INPUT, "", 1)
+    assert "run: python -m mest_fed.devices.calibration, which" in said.err
+    assert "mest-fed[" not in said.err
 
 
 _PROBE = (
@@ -284,3 +293,11 @@ def test_help_is_whole_at_any_width(says, monkeypatch, width):
     words = " ".join(says("simulate", "--help").split())
     assert "or the run diverged: the loss of the model" in words
     assert "--client-timeout" in words
+
+
+def test_a_page_is_replaced_only_with_force(fails, tmp_path):
+    (tmp_path / "compare.html").touch()
+    line = fails("compare", "a", "b")
+    assert "compare.html is there already; allowed: --force, which replaces it, or --out" in line
+    assert "run folder a does not exist" in fails("compare", "a", "b", "--force")
+    assert "run folder a does not exist" in fails("compare", "a", "b", "--format", "csv")

@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+import typer
 
-from mest_fed.cli.options import newest_run, next_folder
+from mest_fed.cli.options import as_typed, newest_run, next_folder
 from mest_fed.errors import InputError
 from mest_fed.server.folder_names import CONFIG, SUMMARY
 from mest_fed.server.run_folder import RunFolder
@@ -52,3 +53,31 @@ def test_the_run_that_goes_on_is_the_newest_that_is_not_finished(tmp_path, monke
         (tmp_path / "runs" / name / SUMMARY).touch()
     with pytest.raises(InputError, match="--rounds N adds rounds to the newest, runs/quickstart-3"):
         newest_run(finished=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "typed"),
+    [
+        ((), ""),
+        (("--quiet", "--workers", "0"), " --workers 0 --quiet"),
+        (
+            ("--out", "a", "--cells", "x", "--cells=y*", "--quiet"),
+            " --cells x --cells 'y*' --quiet",
+        ),
+    ],
+)
+def test_the_options_that_were_typed(arguments, typed):
+    app, said = typer.Typer(), []
+
+    @app.command()
+    def command(
+        out: str = "here",
+        workers: int | None = None,
+        cells: list[str] | None = None,
+        quiet: bool = False,
+    ) -> None:
+        said.append(as_typed("out"))
+
+    app(arguments, standalone_mode=False)
+    assert said == [typed]
+    assert as_typed() == ""  # of no command

@@ -36,6 +36,10 @@ LOOPBACK = ("--insecure", "--listen", "127.0.0.1:0")
         ),
         (("server", "--insecure"), ["--listen = '0.0.0.0:9443'", "allowed: loopback addresses"]),
         (("server", "--insecure", "--listen", "here"), ["--listen = 'here'", "HOST:PORT"]),
+        (
+            ("server", "--insecure", "--listen", "127.0.0.1:99999"),
+            ["HOST:PORT with a port from 1 to 65535, or 0 for any that is free, such as 127"],
+        ),
         (("server", "--certificates", "tls", "--enrol", "9444"), ["--enrol = '9444'", "HOST:PORT"]),
         (("server", *LOOPBACK, "--resume"), ["--resume needs --out"]),
         (("server", *LOOPBACK, "--out", __file__), [f"--out = {__file__!r}", "allowed: a folder"]),

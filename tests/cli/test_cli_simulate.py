@@ -132,7 +132,7 @@ def test_ctrl_c_and_resume(tmp_path, config):
             process.kill()
     assert process.returncode == INTERRUPTED, err
     assert "Traceback" not in err
-    assert f"stopped; go on with: mest-fed simulate --resume --out '{folder}'\n" in err
+    assert f"stopped; go on with: mest-fed simulate --resume --out '{folder}' --workers 0\n" in err
     assert out.startswith("round\t")
     logged = rounds(folder)
     assert 2 <= logged[-1] < 40

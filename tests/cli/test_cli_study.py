@@ -22,10 +22,13 @@ from study_commands import (
 )
 
 from mest_fed import cli
+from mest_fed.cli import study
 from mest_fed.cli.app import INTERRUPTED, NOTHING_TRAINED, WRONG_INPUT
+from mest_fed.cli.studies import dry_run
 from mest_fed.config import from_table, read_toml
 from mest_fed.simulation.report.load import load_run
 from mest_fed.simulation.simulate import open_run
+from mest_fed.simulation.study.study_folder import RunState
 
 
 def wait_for(condition, process):
@@ -114,7 +117,8 @@ def test_a_cell_that_fails_is_said_and_tried_again_and_the_others_go_on(killed):
     assert [row["cell"] for row in killed.table] == [*wrong, killed.long]
     assert [row["status"] for row in killed.table] == ["failed", "failed", "done"]
     assert "rpi-4" in killed.table[0]["reason"]
-    assert f"again: mest-fed study {killed.file} --out {killed.folder} --resume" in killed.err
+    typed = f"--out {killed.folder} --workers 0"
+    assert f"again: mest-fed study {killed.file} {typed} --resume" in killed.err
     assert "Traceback" not in killed.err
     rows = rows_of(killed.folder)
     assert [row["status"] for row in rows] == ["failed", "done", "failed", "done"]
@@ -133,11 +137,25 @@ def test_an_interruption_says_how_to_go_on(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == INTERRUPTED
-    chosen = "--cells seed=1 --cells seed=2"
+    chosen = "--cells seed=1 --cells seed=2 --workers 0"
     assert f"stopped; go on with: mest-fed study {file} --out {folder} {chosen} --resume\n" in err
     assert "Traceback" not in err
     assert table_of(out) == []
     assert any((folder / "runs" / "seed=1" / "checkpoints").iterdir())
+
+
+def test_how_to_go_on_has_the_options_that_were_typed(tmp_path, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "_run", interrupt)
+    file, folder = write_study(tmp_path, SEEDS), tmp_path / "a b"
+    options = ("--parallel", "2", "--cells", "seed=1", "--cells", "seed=2", "--data", "here")
+    status, _, err = run_here(monkeypatch, capsys, file, "--out", folder, "--quiet", *options)
+    assert status == INTERRUPTED
+    typed = f"--out '{folder}' --parallel 2 --cells seed=1 --cells seed=2 --data here --workers 0"
+    said = f"stopped; go on with: mest-fed study {file} {typed} --quiet --resume"
+    assert err.splitlines()[-1] == said
 
 
 @pytest.mark.soak
@@ -202,15 +220,37 @@ def test_rays_workers_give_the_same(tmp_path):
 
 @pytest.mark.slow
 def test_a_dry_run_prices_each_cell_and_writes_nothing(tmp_path, monkeypatch, capsys):
-    axes = '[axes]\nmethod = ["dense", "static"]\nbudget = ["30MB", "1B"]\n'
+    axes = '[axes]\nmethod = ["dense", "static"]\nbudget = ["30MB", "1B"]\nseed = [1, 2]\n'
     file = write_study(tmp_path, axes)
-    chosen = ("--cells", "*dense*", "--cells", "method=static,*1B")
+    chosen = ("--cells", "*dense*=1", "--cells", "method=static,*1B*")
     options = ("--out", tmp_path / "s", "--dry-run", *chosen)
     status, out, err = run_here(monkeypatch, capsys, file, *options)
-    assert status == 0, err
-    assert out.count("would fail: ") == 2
-    assert "3 cells, 3 runs" in out
+    assert (status, err.splitlines()[-1]) == (WRONG_INPUT, "3 of 4 cells would fail"), err
+    assert "4 cells, 4 runs" in out
+    # A sentence is one line of the pipe, and is said once of all seeds.
+    lines = out.splitlines()
+    (static,) = [line for line in lines if line.startswith("2 cells would fail, the first ")]
+    assert "method=static,budget=1B,seed=1: " in static
+    assert static.endswith("micro-batch 1)")
+    (dense,) = [line for line in lines if line.startswith("method=dense,budget=1B,seed=1 would ")]
+    assert dense.partition(": ")[2] != static.partition(": ")[2]
     assert [path.name for path in tmp_path.iterdir()] == ["small.toml"]
+
+
+def test_a_dry_run_whose_cells_all_fit_ends_with_status_0(tmp_path, monkeypatch, capsys):
+    file = write_study(tmp_path, SEEDS)
+    options = ("--out", tmp_path / "s", "--dry-run", "--cells", "seed=1")
+    status, out, err = run_here(monkeypatch, capsys, file, *options)
+    assert status == 0, err
+    assert "would fail" not in out + err
+    assert "1 cell, 1 run;" in out
+
+
+def test_cells_that_are_done_are_none_that_would_fail():
+    states = {"a": RunState.NEW, "b": RunState.ENDED, "c": RunState.KNOWN, "d": RunState.RESUMABLE}
+    folder = SimpleNamespace(state=lambda cell: states[cell.run])
+    cells = [SimpleNamespace(id=each, run=each) for each in states]
+    assert dry_run._failing(cells, folder, dict.fromkeys(states, "why")) == {"why": ["a", "d"]}
 
 
 def test_folders_that_a_study_cannot_have(tmp_path, monkeypatch, capsys):

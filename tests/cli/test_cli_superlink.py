@@ -244,9 +244,8 @@ def test_a_file_that_is_no_key(files, tmp_path, content):
 
 @pytest.mark.parametrize("address", ["127.0.0.1", ":8000", "a:0", "a b:8000", "::1:8000", "a?b:1"])
 def test_what_is_no_address(address):
-    with pytest.raises(
-        InputError, match=r"--superlink = .*HOST:PORT, such as 192\.168\.1\.10:8000"
-    ):
+    allowed = r"HOST:PORT with a port from 1 to 65535, such as 192\.168\.1\.10:8000"
+    with pytest.raises(InputError, match=rf"--superlink = .*{allowed}"):
         Link.read(address, True, None, None)
 
 

@@ -54,7 +54,8 @@ def test_a_node_enrols_and_takes_part(server, authority):
         ask(server, authority, "right")
 
 
-def test_wrong_tokens_are_counted_and_slowed_down(server, authority):
+def test_wrong_tokens_are_counted_and_slowed_down(server, authority, caplog):
+    caplog.set_level("INFO", "mest_fed.link")
     seconds = []
     for _ in range(3):
         begun = time.monotonic()
@@ -65,6 +66,9 @@ def test_wrong_tokens_are_counted_and_slowed_down(server, authority):
     assert 0.5 <= seconds[1] < 0.9
     assert 1.0 <= seconds[2] < 1.5
     assert server._enrolment.wrong_tokens == 3
+    said = [line for line in caplog.messages if "Enrol refused" in line]
+    assert len(said) == 3
+    assert all(line.endswith(": Enrol refused: UNAUTHENTICATED") for line in said)
 
 
 def test_what_is_no_request_is_refused(server, authority, tokens):

@@ -69,6 +69,7 @@ PLAIN = (*LINK, "--insecure", "--device", "rpi-4", "--give-up", "0.2")
         ((*PLAIN, "--device", "toaster"), "--device = 'toaster' is not allowed; allowed: auto"),
         ((*PLAIN, "--link", "10.0.0.1:9443"), "loopback"),
         ((*PLAIN, "--link", "nothing"), "--link = 'nothing' is not allowed; allowed: HOST:PORT"),
+        ((*PLAIN, "--link", "127.0.0.1:0"), "HOST:PORT with a port from 1 to 65535, such as"),
         ((*PLAIN, "--link", ""), "--link = '' is not allowed"),
         ((*PLAIN, "--state", ""), "--state = '' is not allowed"),
         ((*PLAIN, "--enrol", "x"), "--enrol = 'x' is not allowed; allowed: HOST:PORT"),
@@ -76,7 +77,6 @@ PLAIN = (*LINK, "--insecure", "--device", "rpi-4", "--give-up", "0.2")
         ((*PLAIN, "--data", "none.npz"), "--data = 'none.npz' is not allowed"),
         ((*LINK, "--insecure", "--device", "auto"), "--device = 'auto' finds no profile"),
         ((*LINK, "--device", "rpi-4"), "no certificate"),
-        ((*LINK, "--device", "rpi-4", "--enrol", "127.0.0.1:1"), "--token"),
         ((*LINK, "--device", "rpi-4", "--certificates", "none"), "cannot be read"),
     ],
 )
@@ -85,6 +85,20 @@ def test_a_wrong_option_is_one_line(says, arguments, text):
     assert status == 2
     assert line.startswith("error: ")
     assert text in line
+
+
+@pytest.mark.parametrize(
+    ("given", "lacks"),
+    [
+        ((), "--token TOKEN, or the variable MEST_TOKEN; and --authority FILE"),
+        (("--authority", "authority.pem"), "--token TOKEN, or the variable MEST_TOKEN"),
+        (("--token", "x"), "--authority FILE"),
+    ],
+)
+def test_what_enrolment_lacks_is_named_alone(says, monkeypatch, given, lacks):
+    monkeypatch.delenv("MEST_TOKEN", raising=False)
+    said = says(*LINK, "--device", "rpi-4", "--enrol", "127.0.0.1:1", *given)
+    assert said == (2, f"error: --enrol needs {lacks}")
 
 
 def test_a_token_may_stand_in_the_environment(monkeypatch):

@@ -103,7 +103,8 @@ def test_the_driver_ended_by_a_signal(folders, undisturbed):
     run.terminate()
     out, errors = run.communicate(timeout=60)
     assert (run.returncode, out) == (INTERRUPTED, "")
-    assert errors == f"stopped; go on with: mest-fed simulate --resume --out {folders.run}\n"
+    typed = f"--out {folders.run} --workers 1 --quiet"
+    assert errors == f"stopped; go on with: mest-fed simulate --resume {typed}\n"
     (folders.faults / "go").touch()
     assert finish(folders.simulate("--workers", "0", resume=True)) == (0, "")
     assert_same_end(folders, undisturbed)

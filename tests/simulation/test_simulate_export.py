@@ -97,9 +97,29 @@ def test_an_unfinished_run_gives_the_model_of_its_newest_checkpoint(
     with pytest.raises(Interrupted):
         start(cut, tiny_config(), display=StopAfter(2))
     assert load_final(cut).facts["round"] == "2"
-    said = [_said(monkeypatch, capsys, "export", str(folder)) for folder in (cut, run)]
+    said = [_said(monkeypatch, capsys, "export", str(folder), "--force") for folder in (cut, run)]
     assert said[0][1:] == ["the run is not finished: this is the model after round 2"]
     assert len(said[1]) == 1
+
+
+def test_what_was_exported_is_replaced_only_with_force(run, tmp_path, monkeypatch, capsys):
+    whole = tmp_path / "whole"
+    shutil.copytree(run, whole, ignore=shutil.ignore_patterns("exported*"))
+    file = whole / "exported.pt"
+    assert _said(monkeypatch, capsys, "export", str(whole))[0].startswith(f"state-dict: {file} (")
+    file.write_bytes(b"mine")
+    for options, line in (
+        ([], f"{file} is there already; allowed: --force, which replaces it, or --out FILE\n"),
+        (["--out", str(file)], f"--out: {file} is there already; allowed: --force, which replaces"),
+    ):
+        monkeypatch.setattr("sys.argv", ["mest-fed", "export", str(whole), *options])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        assert line in capsys.readouterr().err
+        assert file.read_bytes() == b"mine"
+    _said(monkeypatch, capsys, "export", str(whole), "--force")
+    assert torch.load(file, weights_only=True).keys() == dense_model(run).state_dict().keys()
 
 
 def _said(monkeypatch, capsys, *arguments):

@@ -74,6 +74,20 @@ WRONG = [
         "[axes]\nseed = [1]\n'run.seed' = [2]",
     ),
     (
+        "bundles.method.foo is no value of axes.method (small.toml), which has 'dense', 'mest-em'; "
+        "allowed: a text that is one of these",
+        "[axes]\nmethod = ['dense', 'mest-em']\n[bundles.method.foo]\nwire.upload = 'int8'",
+    ),
+    (
+        "bundles.seed.1 is no value of axes.seed (small.toml), which has 1, 2; allowed: a text",
+        "[axes]\nseed = [1]\n[[include]]\nseed = 2\n[bundles.seed.1]\nrun.rounds = 2",
+    ),
+    (
+        "bundles.condition.dropout is no value of axes.condition (small.toml), which has 'calm'",
+        "[study]\nprotocol = 'robustness'\n[axes]\ncondition = ['calm']\n"
+        "[bundles.condition.dropout]\nbehaviour.dropout = 0.1",
+    ),
+    (
         "study.protocol = 'fast' is not allowed",
         "[study]\nprotocol = 'fast'\n" + ONE,
     ),
@@ -171,6 +185,17 @@ WRONG = [
 @pytest.mark.parametrize(("said", "text"), WRONG, ids=range(len(WRONG)))
 def test_what_cannot_be_a_study(said, text):
     assert said in refusal(text)
+
+
+def test_a_bundle_that_an_include_adds_is_named():
+    text = (
+        SMALL
+        + '[axes]\nmethod = ["dense"]\n[bundles.method.foo]\nwire.upload = "int8"\n'
+        + '[[include]]\nmethod = "foo"\n'
+    )
+    read_and_check(text)
+    with pytest.raises(InputError, match=r"^bundles\.method\.foo is no value of axes\.method"):
+        study_of(text.replace('method = "foo"', 'method = "set"'))
 
 
 def test_axes_are_not_called_as_columns():

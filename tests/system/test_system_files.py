@@ -1,8 +1,11 @@
 """Files that take their name only when they are whole."""
 
+from pathlib import Path
+
 import pytest
 
-from mest_fed.system.files import whole_file
+from mest_fed.errors import InputError
+from mest_fed.system.files import check_writable, whole_file
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
@@ -14,3 +17,20 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         file.writelines([b"second", None])
     assert path.read_bytes() == b"first"
     assert [each.name for each in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_a_file_that_cannot_be_written_is_found_before_and_nothing_is_left(tmp_path):
+    check_writable(tmp_path / "new.bin", "--out")
+    there = tmp_path / "there.bin"
+    there.write_bytes(b"kept")
+    check_writable(there, "--out")
+    assert there.read_bytes() == b"kept"
+    for path, why in (
+        (tmp_path, "Is a directory"),
+        (there / "x.bin", "Not a directory"),
+        (Path("/proc/x.bin"), ""),  # whose permissions allow root to write
+    ):
+        with pytest.raises(InputError, match=r"^--out = .* can be written") as caught:
+            check_writable(path, "--out")
+        assert why in str(caught.value)
+    assert [each.name for each in tmp_path.iterdir()] == ["there.bin"]

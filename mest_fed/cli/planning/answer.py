@@ -11,13 +11,14 @@ import torch
 import typer
 
 from mest_fed.cli.node_memory import NodeMemory
-from mest_fed.cli.options import drawing
+from mest_fed.cli.options import PICTURE
 from mest_fed.cli.planning.report import FleetReport, PlanReport
 from mest_fed.cli.planning.request import Budget, PlanRequest, budget_within, device_budget
 from mest_fed.cli.planning.round_time import Deadline, check_examples
 from mest_fed.cli.planning.text import print_fleet, print_report
 from mest_fed.devices import load_profile
 from mest_fed.errors import InputError, not_allowed
+from mest_fed.system.files import writing
 from mest_fed.task import Task
 
 
@@ -87,7 +88,7 @@ def _report_fleet(request: PlanRequest, as_json: bool, picture: Path | None) -> 
             "--device NAME has, or those of a fleet, from CONFIG.toml or --preset NAME"
         )
     if picture is not None:
-        raise not_allowed("--picture", str(picture), "beside a --device or a budget")
+        raise not_allowed(PICTURE, str(picture), "beside a --device or a budget")
     report = FleetReport(request)
     if as_json:
         typer.echo(json.dumps(report.as_table(), indent=2))
@@ -128,5 +129,5 @@ def _no_collector() -> Iterator[None]:
 def _draw(report: PlanReport, picture: Path) -> None:
     from mest_fed.cli.planning.picture import draw_frontier
 
-    with drawing(picture):
+    with writing(picture, PICTURE):
         draw_frontier(report, picture)

@@ -68,7 +68,7 @@ class RoundTime:
     @property
     def pace(self) -> Pace:
         """The deadline, for a planner."""
-        return Pace(self.seconds, self.deadline.seconds)
+        return Pace(self.seconds, self.deadline.seconds, "--deadline")
 
     def training(self, shape: TrainingShape) -> float:
         """Return how long all local epochs take."""

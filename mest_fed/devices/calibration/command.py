@@ -23,7 +23,7 @@ from mest_fed.devices.calibration.steps import Sample, time_steps
 from mest_fed.devices.profile import DeviceProfile, load_profile
 from mest_fed.errors import InputError, MestFedError, RefusedError, not_allowed
 from mest_fed.system.cgroups import available_cores
-from mest_fed.system.files import whole_file
+from mest_fed.system.files import check_writable, whole_file, writing
 from mest_fed.system.power import find_meter
 from mest_fed.units import format_bytes, format_seconds
 
@@ -84,6 +84,8 @@ def calibrate(wanted: Wanted) -> DeviceProfile:
         raise not_allowed("--out", str(out), "a file that ends in .toml, in a folder that exists")
     if out is not None and out.exists() and not wanted.force:
         raise InputError(f"--out: {out} is there already; allowed: --force, which replaces it")
+    if out is not None:
+        check_writable(out, "--out")
     base = load_profile(wanted.like or base_for(board), "--like")
     address = None if wanted.server is None else read_address(wanted.server, "--server")
     print(f"{board}: what is not measured is as {base.name} has it")
@@ -212,12 +214,8 @@ def _print_rest(found: Calibration) -> None:
 
 
 def _write(path: Path, profile: DeviceProfile) -> None:
-    try:
-        with whole_file(path) as file:
-            file.write(profile_toml(profile).encode())
-    except OSError as error:
-        allowed = f"a file that can be written ({error.strerror})"
-        raise not_allowed("--out", str(path), allowed) from None
+    with writing(path, "--out"), whole_file(path) as file:
+        file.write(profile_toml(profile).encode())
     load_profile(str(path))
     print(f"profile: {path}")
 
@@ -230,7 +228,7 @@ def serve(address: str) -> None:
     InputError
         If it is no address to listen on.
     """
-    with LinkServer(read_address(address, "--serve")) as server:
+    with LinkServer(read_address(address, "--serve", least_port=0)) as server:
         print(f"devices can time their link at port {server.port}; Ctrl-C ends", flush=True)
         server.serve_forever()
 

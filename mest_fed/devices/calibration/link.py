@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from mest_fed.errors import InputError, RefusedError, not_allowed
+from mest_fed.units import address_allowed, is_port
 
 _REQUEST = struct.Struct("!cQ")
 _DOWN, _UP = b"D", b"U"
@@ -43,8 +44,8 @@ class LinkRates:
     latency: float
 
 
-def read_address(text: str, key: str) -> tuple[str, int]:
-    """Return host and port.
+def read_address(text: str, key: str, least_port: int = 1) -> tuple[str, int]:
+    """Return host and port; port 0 is any free one, to listen on.
 
     Raises
     ------
@@ -53,8 +54,8 @@ def read_address(text: str, key: str) -> tuple[str, int]:
     """
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not (colon and host and port.isdecimal() and int(port) < 2**16):
-        raise not_allowed(key, text, "HOST:PORT, such as 192.168.1.10:9445")
+    if not (colon and host and is_port(port, least_port)):
+        raise not_allowed(key, text, address_allowed("192.168.1.10:9445", least_port))
     return host, int(port)
 
 

@@ -109,7 +109,7 @@ class Channel:
         key: str = "--link",
         alone: bytes = b"",
     ) -> None:
-        self._address = check_address(address, insecure=tls is None, key=key)
+        self._address = check_address(address, insecure=tls is None, key=key, least_port=1)
         self._tls, self._patience = tls, patience
         self._metadata = ((NODE_HEADER, name),) if tls is None else ()
         own = alone or (b"" if tls is None else tls.certificate) or name.encode()

@@ -145,9 +145,9 @@ def _check_texts(options: argparse.Namespace) -> None:
     for name, value in vars(options).items():
         if value == "":
             raise not_allowed(f"--{name.replace('_', '-')}", "", "a text that is not empty")
-    check_address(options.link, insecure=options.insecure, key="--link")
+    check_address(options.link, insecure=options.insecure, key="--link", least_port=1)
     if options.enrol:
-        check_address(options.enrol, insecure=False, key="--enrol")
+        check_address(options.enrol, insecure=False, key="--enrol", least_port=1)
 
 
 def _setup(options: argparse.Namespace) -> NodeSetup:

@@ -34,8 +34,10 @@ def node_tls(
             "the node has no certificate; allowed: --certificates FOLDER, --enrol HOST:PORT with "
             "--token and --authority, or --insecure on loopback"
         )
-    if not (options.token and options.authority):
-        raise InputError("--enrol needs --token and --authority")
+    lacking = [] if options.token else ["--token TOKEN, or the variable MEST_TOKEN"]
+    lacking += [] if options.authority else ["--authority FILE"]
+    if lacking:
+        raise InputError(f"--enrol needs {'; and '.join(lacking)}")
     return _enrol(options, folder, name, patience)
 
 

@@ -86,10 +86,10 @@ class Refusals:
             level = logging.INFO if error.code in _ORDINARY else logging.WARNING
             level = logging.DEBUG if error.logged or error.code in _EXPECTED else level
             code, text = error.code, str(error)
-            self.log(level, f"{_who(context)}: {method.name} refused: {code}: {text}")
+            self.log(level, f"{_who(context)}: {method.name} refused: {_joined(code, text)}")
         else:
             code, text = "INTERNAL", ""
-            line = as_reason(f"{type(error).__name__}: {error}")
+            line = as_reason(_joined(type(error).__name__, str(error)))
             self.log(logging.ERROR, f"{_who(context)}: {method.name} failed: {line}")
             log.debug("the failure in full", exc_info=error)
         await context.abort(grpc.StatusCode[code], text, tuple(said))
@@ -102,6 +102,11 @@ class Refusals:
         except Refusal:
             level = logging.DEBUG
         log.log(level, "%s", line)
+
+
+def _joined(kind: str, text: str) -> str:
+    """Return an error's kind and what it says, if that is anything."""
+    return f"{kind}: {text}" if text else kind
 
 
 def _who(context: Any) -> str:

@@ -175,6 +175,7 @@ def parse_study(
     study = StudyFile(name, text, source, folder, about, settings, found, bundles=bundles)
     exclude = tuple(_excluded(study, each) for each in _list(table, "exclude", source))
     include = tuple(_included(study, each) for each in _list(table, "include", source))
+    _check_named(_table(table, "bundles", source), found, include, source)
     for axis_name, label in about.reference.items():
         known_value(study.axis(axis_name), label, f"study.reference.{axis_name}", source)
     changes = {"exclude": exclude, "include": include}
@@ -215,6 +216,25 @@ def _list(table: Mapping[str, Any], name: str, source: str) -> list[Mapping[str,
     if empty := [each for each in found if not each]:
         raise not_allowed(f"{name} ({source})", empty[0], "a table with one axis or more")
     return found
+
+
+def _check_named(
+    bundles: Mapping[str, Mapping[str, Any]],
+    axes: tuple[Axis, ...],
+    include: tuple[Mapping[str, tuple[Value, ...]], ...],
+    source: str,
+) -> None:
+    """Refuse a bundle of the file that no run would have: its name may be misspelt."""
+    for axis in axes:
+        added = [value for each in include for value in each.get(axis.name, ())]
+        values = [*axis.values, *added]
+        named = {value.label for value in values if value.bundle}
+        if unused := [name for name in bundles.get(axis.name, {}) if name not in named]:
+            given = ", ".join(dict.fromkeys(repr(value.given) for value in values))
+            raise InputError(
+                f"bundles.{axis.name}.{unused[0]} is no value of axes.{axis.name} ({source}), "
+                f"which has {given}; allowed: a text that is one of these"
+            )
 
 
 def _each(study: StudyFile, table: Mapping[str, Any]) -> Iterator[tuple[Axis, list[Any]]]:
