@@ -171,10 +171,13 @@ def test_the_health_service_answers_where_it_is_asked_for():
         assert answer == b"\x08\x01"  # status: SERVING
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", "192.0.2.7:9443", "example.org:9443"])
-def test_without_tls_it_stays_on_this_machine(address):
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "192.0.2.7", "example.org"])
+def test_without_tls_it_stays_on_this_machine(host):
+    address = f"{host}:9443"
     with pytest.raises(InputError, match="loopback"):
         serve_at(address)
+    with pytest.raises(InputError, match="loopback"):
+        serve_at(f"{host}:0")
     with pytest.raises(InputError, match="loopback"):
         NodeLink(address, NodeDescription("pi-1"), insecure=True)
 
