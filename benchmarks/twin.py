@@ -118,7 +118,7 @@ def calibrated(core: int, out: Path, *, quick: bool) -> str:
     """Calibrate the core; return what it said."""
     with LinkServer(("127.0.0.1", 0)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        options = ["--out", str(out), "--like", "rpi-4", "--threads", "1"]
+        options = ["--out", str(out), "--force", "--like", "rpi-4", "--threads", "1"]
         options += ["--server", f"127.0.0.1:{server.port}", *(["--quick"] if quick else [])]
         done = subprocess.run(
             held(core, "mest_fed.devices.calibration", *options),
