@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+OWN = f"{PROJECT['project']['name']}["
 
 
 def needs(requirements: list[str]) -> Iterator[str]:
     """Yield requirements, with those of the project's own extras in their place."""
-    own = f"{PROJECT['project']['name']}["
     for requirement in requirements:
-        if requirement.startswith(own):
-            for extra in requirement.removeprefix(own).removesuffix("]").split(","):
+        if requirement.startswith(OWN):
+            for extra in requirement.removeprefix(OWN).removesuffix("]").split(","):
                 yield from needs(PROJECT["project"]["optional-dependencies"][extra])
         else:
             yield requirement
@@ -28,5 +28,5 @@ if __name__ == "__main__":
     if len(sys.argv) == 1:
         found = list(needs(PROJECT["build-system"]["requires"]))
     else:
-        found = [*PROJECT["project"]["dependencies"], *needs([f"mest-fed[{sys.argv[1]}]"])]
+        found = [*PROJECT["project"]["dependencies"], *needs([f"{OWN}{sys.argv[1]}]"])]
     print(*dict.fromkeys(found), sep="\n")
