@@ -32,12 +32,13 @@ from mest_fed.memory import (
     footprint,
     trace_model,
 )
-from mest_fed.memory.meter import measure, warm_up
+from mest_fed.memory.warm_up import warm_up
 from mest_fed.nn import Sparsity, build_model, build_shell, read_state, write_state
 from mest_fed.rng import numpy_generator, torch_generator
 from mest_fed.sparsity import build_method
 from mest_fed.sparsity.state import SparseState
 from mest_fed.system.allocator import ALLOCATOR_ENVIRONMENT
+from mest_fed.system.peak_meter import measure
 from mest_fed.training import CLASSIFICATION, CompiledTrainer, LocalTrainer
 from mest_fed.training.programs import Programs
 from mest_fed.training.step_compiler import StepCompiler

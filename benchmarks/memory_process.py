@@ -21,9 +21,10 @@ from torch.nn.functional import cross_entropy
 from train_contestants import CLASSES, IMAGE, sgd, unfused
 
 from mest_fed.memory import memory_saving
-from mest_fed.memory.meter import PeakMeter, read_counters, warm_up
+from mest_fed.memory.warm_up import warm_up
 from mest_fed.nn import Sparsity, build_model
 from mest_fed.rng import torch_generator
+from mest_fed.system.peak_meter import PeakMeter, read_counters
 from mest_fed.training import CLASSIFICATION
 from mest_fed.training.model_step import ModelStep
 from mest_fed.training.places import Copies

@@ -49,8 +49,6 @@ if TYPE_CHECKING:
     from mest_fed.memory import (
         trace_model as trace_model,
     )
-    from mest_fed.memory.meter import PeakMeter as PeakMeter
-    from mest_fed.memory.meter import measure as measure
     from mest_fed.nn import (
         Mutator as Mutator,
     )
@@ -112,6 +110,8 @@ if TYPE_CHECKING:
     from mest_fed.sparsity import Static as Static
     from mest_fed.system.limits import MemoryLimit as MemoryLimit
     from mest_fed.system.limits import limit_memory as limit_memory
+    from mest_fed.system.peak_meter import PeakMeter as PeakMeter
+    from mest_fed.system.peak_meter import measure as measure
     from mest_fed.task import Task as Task
     from mest_fed.training.objective import Objective as Objective
 
@@ -125,7 +125,7 @@ _HOMES = {
         *("MemoryOptions", "Plan", "PlanLimits", "Planner", "TrainingSetup", "TrainingShape"),
         *("memory_saving", "read_plan", "trace_model"),
     ),
-    "mest_fed.memory.meter": ("PeakMeter", "measure"),
+    "mest_fed.system.peak_meter": ("PeakMeter", "measure"),
     "mest_fed.nn": (
         *("Mutator", "SparseAttention", "SparseConv1d", "SparseConv2d", "SparseLayer"),
         *("SparseLinear", "build_model", "match_masks"),

@@ -13,7 +13,7 @@ from mest_fed.data.minibatches import scale_fault
 from mest_fed.errors import BudgetError, InputError, not_allowed
 from mest_fed.memory import Plan, read_plan
 from mest_fed.memory.activations import check_frozen
-from mest_fed.memory.meter import warm_up
+from mest_fed.memory.warm_up import warm_up
 from mest_fed.nn.optimizers import WHERE_RELEASED
 from mest_fed.process_tasks import PROCESS_TASKS
 from mest_fed.system.limits import left_within, limit_of_process, too_tight, usage

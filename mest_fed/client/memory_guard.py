@@ -14,8 +14,8 @@ from flwr.app import Context
 from mest_fed.client.capability import Capability, load_training, margin_of
 from mest_fed.client.isolation import alone
 from mest_fed.errors import OverBudgetError
-from mest_fed.memory.meter import PeakMeter
 from mest_fed.system.limits import limit_of_process, usable, usage
+from mest_fed.system.peak_meter import PeakMeter
 from mest_fed.task import Task
 from mest_fed.training import LocalTrainer
 from mest_fed.units import format_bytes

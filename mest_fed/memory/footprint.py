@@ -8,7 +8,6 @@ from torch import nn
 from mest_fed.catalogue import Recompute
 from mest_fed.errors import InputError
 from mest_fed.memory.activations import MemoryOptions, memory_saving
-from mest_fed.memory.meter import can_measure
 from mest_fed.memory.program_bytes import PlannedStep, program_bytes
 from mest_fed.memory.round_bytes import (
     FLOAT,
@@ -34,6 +33,7 @@ from mest_fed.memory.trace import ModelTrace, meta_model_of
 from mest_fed.memory.training_setup import TrainingSetup
 from mest_fed.runtime.batches import GROUPS_AT_ONCE
 from mest_fed.sparsity import Method, layer_counts
+from mest_fed.system.peak_meter import can_measure
 
 #: What training adds beside tensors: allocator slack, Python objects, autograd's nodes. Measured
 #: as the rest that the other parts leave unexplained, with torch 2.13 on x86-64.

@@ -16,13 +16,14 @@ from mest_fed.errors import MestFedError, not_allowed
 from mest_fed.memory.activations import MemoryOptions, memory_saving
 from mest_fed.memory.activations.micro_chunks import only_the_ends
 from mest_fed.memory.live_bytes import WORK, Bytes, FusedAttention, LiveBytes, OperatorOverhead
-from mest_fed.memory.meter import measure, warm_up
 from mest_fed.memory.trace import CROSS_ENTROPY, TrainingLoss
+from mest_fed.memory.warm_up import warm_up
 from mest_fed.nn import SparseLayer
 from mest_fed.nn.client_optimizer import ClientOptimizer
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.nn.optimizers import WHERE_RELEASED
 from mest_fed.sparsity import parse_distribution
+from mest_fed.system.peak_meter import measure
 
 
 @dataclass(frozen=True)

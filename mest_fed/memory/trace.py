@@ -16,7 +16,7 @@ from mest_fed.described import one_line
 from mest_fed.kernels import torch_threads
 from mest_fed.kernels.native import scratch_of
 from mest_fed.memory.activations import segments_of
-from mest_fed.memory.meter import warm_up
+from mest_fed.memory.warm_up import warm_up
 from mest_fed.nn import SparseLayer, model_spec
 from mest_fed.sparsity.state import ModelSpec
 

@@ -30,13 +30,14 @@ from mest_fed.errors import InputError
 from mest_fed.kernels import variant
 from mest_fed.kernels.table import Table, choices_to_rows, load_choices
 from mest_fed.memory import Plan, read_plan
-from mest_fed.memory.meter import can_measure, measure, warm_up
+from mest_fed.memory.warm_up import warm_up
 from mest_fed.nn import read_state
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.optimizers import ServerOptimizer
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.sparsity.state import SparseState
 from mest_fed.system.allocator import ALLOCATOR_ENVIRONMENT
+from mest_fed.system.peak_meter import can_measure, measure
 from mest_fed.task import Task
 from mest_fed.task_data import OnePartition
 from mest_fed.wire import Payload, decode, encode

@@ -42,3 +42,11 @@ def release_pages(array: "NDArray[Any]") -> int:
         return 0
     place, size = ctypes.c_void_p(start), ctypes.c_size_t(end - start)
     return end - start if libc.madvise(place, size, _DONTNEED) == 0 else 0
+
+
+def release_freed() -> None:
+    """Have the C library give back what was freed; does nothing beside glibc."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return

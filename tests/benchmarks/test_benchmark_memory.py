@@ -16,8 +16,8 @@ from memory_case import Case
 from mest_fed.catalogue import Engine
 from mest_fed.data import load_dataset
 from mest_fed.memory import MemoryOptions
-from mest_fed.memory.meter import can_measure
 from mest_fed.runtime import native_table
+from mest_fed.system.peak_meter import can_measure
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "benchmarks"
 TORCH, COMPILED = Engine.TORCH, Engine.COMPILED

@@ -16,10 +16,10 @@ import mest_fed.simulation.simulate
 from mest_fed import cli
 from mest_fed.cli.app import INTERRUPTED
 from mest_fed.errors import InputError
-from mest_fed.memory.meter import can_measure
 from mest_fed.schema import TaskStatus
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.simulation.peak_measurement import PeakMeasurement
+from mest_fed.system.peak_meter import can_measure
 
 SMALL = [
     "[run]",

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mest_fed.memory.meter import can_measure
 from mest_fed.system.allocator import ALLOCATOR_ENVIRONMENT
+from mest_fed.system.peak_meter import can_measure
 
 ROOT = Path(__file__).parents[2]
 #: A device of the default run: asked who it is, then trains a round. Only what the extras client
@@ -25,7 +25,7 @@ import mest_fed.client.memory_guard
 from mest_fed.client.app import app
 from mest_fed.config import from_table, to_flat
 from mest_fed.schema import failure_of_code
-from mest_fed.memory.meter import PeakMeter
+from mest_fed.system.peak_meter import PeakMeter
 from client_parts import NODE_ID, instruction, start_of
 from mest_fed.server.flower_internals import claim_identity
 

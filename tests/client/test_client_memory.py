@@ -12,8 +12,8 @@ from mest_fed.client.app import app
 from mest_fed.client.capability import capability_of
 from mest_fed.client.memory_guard import RoundMemory, limit_guard
 from mest_fed.errors import InputError
-from mest_fed.memory.meter import PeakMeter
 from mest_fed.schema import FailureKind, failure_of_code
+from mest_fed.system.peak_meter import PeakMeter
 from mest_fed.training import LocalTrainer, OptimizerSettings
 
 CONFIG = small_config()

@@ -6,8 +6,8 @@ from memory_cases import answer_of
 from torch import nn
 
 from mest_fed.memory import TrainingLoss, TrainingSetup, TrainingShape, footprint, trace_model
-from mest_fed.memory.meter import can_measure
 from mest_fed.sparsity import build_method
+from mest_fed.system.peak_meter import can_measure
 
 CODE = """
 import json, torch

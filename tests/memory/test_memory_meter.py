@@ -3,7 +3,7 @@
 import pytest
 from memory_cases import answer_of
 
-from mest_fed.memory.meter import can_measure
+from mest_fed.system.peak_meter import can_measure
 
 pytestmark = pytest.mark.skipif(not can_measure(), reason="nothing can be measured here")
 
@@ -12,7 +12,7 @@ MB = 10**6
 CODE = """
 import json, sys, time
 import numpy as np
-from mest_fed.memory import meter
+from mest_fed.system import peak_meter as meter
 
 MB, file = 10**6, sys.argv[1]
 np.ones(20 * MB, np.uint8).tofile(file)

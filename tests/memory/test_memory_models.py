@@ -3,7 +3,7 @@
 import pytest
 from memory_cases import answer_of
 
-from mest_fed.memory.meter import can_measure
+from mest_fed.system.peak_meter import can_measure
 
 pytestmark = pytest.mark.skipif(not can_measure(), reason="nothing can be measured here")
 

@@ -20,10 +20,10 @@ from mest_fed.memory import (
     read_plan,
     trace_model,
 )
-from mest_fed.memory.meter import can_measure
 from mest_fed.nn import Mutator
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.sparsity import Bounds, MestEM, MestEMS
+from mest_fed.system.peak_meter import can_measure
 
 SHAPE = TrainingShape(0.25, "uniform", 2, 4)
 
@@ -102,7 +102,8 @@ from functools import partial
 import torch
 from torch import nn
 from mest_fed.memory import TrainingSetup, TrainingShape, footprint, trace_model
-from mest_fed.memory.meter import measure, warm_up
+from mest_fed.memory.warm_up import warm_up
+from mest_fed.system.peak_meter import measure
 from mest_fed.nn import sparsify
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.sparsity import build_method

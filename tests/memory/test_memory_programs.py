@@ -18,12 +18,12 @@ from mest_fed.memory import (
     footprint,
     trace_model,
 )
-from mest_fed.memory.meter import PeakMeter, can_measure
 from mest_fed.memory.program_bytes import program_bytes
 from mest_fed.runtime import native, native_table
 from mest_fed.runtime.arena import plan_arena
 from mest_fed.runtime.batches import GROUPS_AT_ONCE
 from mest_fed.sparsity import MestEMS, RigL, Static, build_method
+from mest_fed.system.peak_meter import PeakMeter, can_measure
 from mest_fed.task import Task
 from mest_fed.training import CLASSIFICATION, CompiledTrainer, OptimizerSettings
 from mest_fed.training.model_step import ModelStep

@@ -14,9 +14,9 @@ from mest_fed.memory import (
     trace_model,
 )
 from mest_fed.memory.activations import segments_of
-from mest_fed.memory.meter import can_measure
 from mest_fed.nn import sparsify
 from mest_fed.sparsity import MestEM
+from mest_fed.system.peak_meter import can_measure
 
 
 class Inverted(nn.Module):

@@ -9,11 +9,11 @@ from torch.nn.functional import cross_entropy
 
 from mest_fed.errors import InputError
 from mest_fed.memory import TrainingSetup, TrainingShape, footprint, trace_model
-from mest_fed.memory.meter import can_measure
 from mest_fed.nn import Mutator, SparseLayer
 from mest_fed.nn.client_optimizer import REFERENCE, ClientOptimizer
 from mest_fed.nn.optimizer_settings import OptimizerSettings
 from mest_fed.sparsity import Bounds, MestEM
+from mest_fed.system.peak_meter import can_measure
 
 
 class Lion(ClientOptimizer):

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from mest_fed.errors import BudgetError, InputError
 from mest_fed.link.description import RunDescription
+from mest_fed.system.allocator import release_freed
 from mest_fed.system.limits import (
     MARGIN,
     left_within,
@@ -12,7 +13,8 @@ from mest_fed.system.limits import (
     too_tight,
     usage,
 )
-from mest_fed.system.proc import files_of, read_sizes, resident_bytes
+from mest_fed.system.peak_meter import PeakMeter, read_counters
+from mest_fed.system.proc import resident_bytes
 
 #: Share of a plan's peak that the next plan may have, after there was no memory for it.
 _NEXT = 0.75
@@ -40,7 +42,7 @@ class Room:
     asked: int = 0
     #: Resident before training, with the examples: what training adds comes on top.
     base: int = 0
-    #: Of it what is no page of a file.
+    #: Of it what is no page of a file, and what of that is swapped out.
     anonymous: int = 0
     #: Set by a failure, for good: what failed is not tried again by this process.
     _most: int = 0
@@ -51,10 +53,15 @@ class Room:
 
     def begin(self) -> int:
         """Return the budget to begin with; call it once the examples are read."""
-        self.base, sizes = resident_bytes(), read_sizes()
-        self.anonymous = sizes.get("VmRSS", 0) - files_of(sizes)
+        release_freed()  # of what training takes again the figures would tell nothing
+        self.base, now = resident_bytes(), read_counters()
+        self.anonymous = now.anonymous + now.swapped
         self._short, self._whole_peak = False, 0
         return self._ask(self._whole())
+
+    def added(self, meter: PeakMeter) -> int:
+        """Return what training added since the beginning, at its peak; 0 if that is not exact."""
+        return max(0, meter.peak - self.anonymous) if meter.exact else 0
 
     def provisional(self) -> int:
         """Return what to register with before the examples are read: as much as it may become."""

@@ -33,18 +33,15 @@ from mest_fed.link.node.store import (
 from mest_fed.link.node.transport import NodeLink
 from mest_fed.link.node.worker import Metrics, NodeWorker
 from mest_fed.schema import FailureKind
-from mest_fed.system.proc import (
-    can_reset_peak,
-    files_of,
-    read_sizes,
-    reset_peak,
-    resident_bytes,
-)
+from mest_fed.system.peak_meter import PeakMeter
+from mest_fed.system.proc import resident_bytes
 from mest_fed.system.readings import Readings, readings
 from mest_fed.units import format_bytes, format_seconds, number_of
 
 log = logging.getLogger("mest_fed.node")
 
+#: Seconds between two looks at this process's memory: each wakes the device's processor.
+_LOOK_SECONDS = 0.01
 #: A process that died so often while it worked on one instruction does not try it again.
 MOST_ATTEMPTS = 2
 
@@ -210,11 +207,11 @@ class NodeRunner:
     def _carry_out(self, instruction: Instruction) -> "_Again":
         """Do what an instruction says; whatever happens, the next one is waited for."""
         begun = time.monotonic()
-        _watch_peak()
         try:
-            objects, metrics = self._done_before(instruction) or self._do(instruction)
-            seconds, peak = time.monotonic() - begun, _peak_above(self.room.anonymous)
-            said = {"peak_bytes": peak, "seconds": seconds}
+            with PeakMeter(_LOOK_SECONDS) as meter:
+                objects, metrics = self._done_before(instruction) or self._do(instruction)
+            seconds = time.monotonic() - begun
+            said = {"peak_bytes": self.room.added(meter), "seconds": seconds}
             counts = self._link.report(instruction, objects, metrics, **said)  # type: ignore[arg-type]
         except RefusedError:
             raise
@@ -309,25 +306,6 @@ class _NotNowError(MestFedError):
     def __init__(self, failure: FailureKind, reason: str) -> None:
         super().__init__(reason)
         self.failure = failure
-
-
-def _watch_peak() -> None:
-    """Begin to watch the peak of this process."""
-    if can_reset_peak():
-        reset_peak()
-
-
-def _peak_above(anonymous: int) -> int:
-    """Return how far anonymous memory has been above what it was; 0 where it cannot be told.
-
-    Pages of files are not counted, as in :mod:`mest_fed.memory.meter`. All that are there in the
-    end are taken to have been there at the peak: in the first round, which reads parts of libraries
-    that none needed before, that is up to 2 MB too little (measured).
-    """
-    if not can_reset_peak():
-        return 0
-    sizes = read_sizes()
-    return max(0, sizes.get("VmHWM", 0) - files_of(sizes) - anonymous)
 
 
 def _in_words(run: RunDescription) -> str:

@@ -6,21 +6,14 @@ short. The baseline is taken where the work begins, after imports, loaded data a
 work at a small scale.
 """
 
-import ctypes
 import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
-from torch.nn.functional import cross_entropy
-
 from mest_fed.errors import MestFedError
-from mest_fed.memory.activations import FORMATS, RECOMPUTE, MemoryOptions, memory_saving
-from mest_fed.nn import Sparsity, build_model
-from mest_fed.nn.optimizers import SGD
-from mest_fed.rng import torch_generator
+from mest_fed.system.allocator import release_freed
 from mest_fed.system.proc import (
     can_reset_peak,
     files_of,
@@ -28,7 +21,7 @@ from mest_fed.system.proc import (
     read_sizes_and_reset_peak,
 )
 
-#: Seconds between two looks at the counters.
+#: Seconds between two looks at the counters, if nothing else is said.
 _INTERVAL = 0.005
 
 
@@ -70,9 +63,14 @@ class PeakMeter:
     """Measures this process: ``with PeakMeter() as meter: work()``, then ``meter.added``.
 
     The kernel keeps a high-water mark of all resident memory, and none of anonymous memory. So a
-    thread reads the counters every 5 ms and resets the mark. Between two looks anonymous memory was
-    at most the mark less the file pages that were there throughout. So no peak is missed, however
-    short, and file pages that come or go between the looks beside a peak are counted with it.
+    thread reads the counters now and then and resets the mark. Between two looks anonymous memory
+    was at most the mark less the file pages that were there throughout. So no peak is missed,
+    however short, and file pages that come or go between the looks beside a peak are counted.
+
+    Parameters
+    ----------
+    interval : float
+        Seconds between two looks. Each takes about 0.05 ms of a processor (measured).
 
     Attributes
     ----------
@@ -83,8 +81,8 @@ class PeakMeter:
         Bytes before the work, and the most during it.
     """
 
-    def __init__(self) -> None:
-        self.exact = False
+    def __init__(self, interval: float = _INTERVAL) -> None:
+        self._interval, self.exact = interval, False
         self.baseline = self.peak = 0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -118,21 +116,13 @@ class PeakMeter:
         self._last = now
 
     def _watch(self) -> None:
-        while not self._done.wait(_INTERVAL):
+        while not self._done.wait(self._interval):
             self.look()
 
 
 def can_measure() -> bool:
     """Say whether this system lets a process measure work in a child, and its own peak."""
     return hasattr(os, "fork") and can_reset_peak()
-
-
-def release_freed() -> None:
-    """Have the C library give back what was freed; does nothing beside glibc."""
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        return
 
 
 def measure(work: Callable[[], object], warm_up: Callable[[], object]) -> Measurement:
@@ -182,42 +172,3 @@ def read_counters(*, reset: bool = False) -> Counters:
     resident, files = sizes.get("VmRSS", 0), files_of(sizes)
     swapped, highest = sizes.get("VmSwap", 0), sizes.get("VmHWM", resident)
     return Counters(resident - files, files, swapped, highest)
-
-
-_IMAGE, _IMAGES, _CLASSES = (3, 8, 8), 4, 2
-#: So wide that a shortcut is computed by torch's own convolution, too.
-_WIDTH = 4.0
-
-
-def warm_up(scheme: str | None = "block") -> None:
-    """Train two small models for a step under each way to save memory; nothing comes of it.
-
-    Parameters
-    ----------
-    scheme : str or None
-        Of the sparse layers; None for dense models.
-    """
-    images = torch.zeros(_IMAGES, *_IMAGE)
-    labels = torch.zeros(_IMAGES, dtype=torch.int64)
-    for norm in ("batch", "group"):
-        generator = torch_generator(0, "warm-up")
-        sparsity = None if scheme is None else Sparsity(scheme, 0.05)
-        model = build_model(
-            "resnet8",
-            _IMAGE,
-            _CLASSES,
-            generator=generator,
-            width=_WIDTH,
-            norm=norm,
-            sparsity=sparsity,
-        ).train()
-        for recompute, saved in zip(RECOMPUTE * 2, FORMATS, strict=False):
-            memory = MemoryOptions(recompute, saved, release_gradients=recompute == "segments")
-            optimizer = SGD(
-                model.parameters(), 0.1, momentum=0.9, release_gradients=memory.release_gradients
-            )
-            with memory_saving(model, memory) as forward:
-                optimizer.zero_grad()
-                cross_entropy(forward(images), labels).backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-            optimizer.close()
