@@ -116,7 +116,10 @@ def features_of(engine: str, scheme: str, work: Callable[[Any], Work]) -> Consta
     """
     kind = type(SECONDS[engine])
     zeros = kind(**dict.fromkeys((it.name for it in fields(kind)), 0.0))
-    found = {it.name: work(replace(zeros, **{it.name: 1.0})).core_seconds for it in fields(kind)}
+    found = {}
+    for it in fields(kind):
+        one = work(replace(zeros, **{it.name: 1.0}))
+        found[it.name] = one.core_seconds + one.gather_seconds
     bare = work(zeros)
     sparse = {name: 0.0 for name in REFERENCE.flops if name != "dense"}
     sparse[scheme_of(scheme)] = bare.sparse_flops

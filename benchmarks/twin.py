@@ -256,7 +256,7 @@ def mean_of(one: DeviceProfile, other: DeviceProfile) -> DeviceProfile:
     table = one.as_table()
     for kind, rate in one.flops.items():
         table["flops"][kind] = math.sqrt(rate * other.flops[kind])
-    for name in ("memory_rate", "core_speed", "message_seconds"):
+    for name in ("memory_rate", "core_speed", "gather_speed", "message_seconds"):
         table[name] = math.sqrt(getattr(one, name) * getattr(other, name))
     return read_profile(one.name, table, "")
 

@@ -16,6 +16,7 @@ from mest_fed.devices import (
     train_seconds,
     upload_seconds,
 )
+from mest_fed.devices.cost import WORK_METRICS
 from mest_fed.errors import InputError
 from mest_fed.run_rows.rounds import ClientReport, ClientRow
 from mest_fed.schema import TaskStatus
@@ -136,13 +137,7 @@ def _twin(
     for row in rows:
         said = row.reported
         assert said is not None
-        work = Work(
-            said.dense_flops,
-            said.sparse_flops,
-            said.moved_bytes,
-            said.core_seconds,
-            said.python_seconds,
-        )
+        work = Work(**{name: getattr(said, name) for name in WORK_METRICS.values()})
         took = download_seconds(profile, row.bytes_down) + train_seconds(profile, work, scheme)
         own.append(took)
         # A lean node stays loaded; it is the one that tells its own seconds.

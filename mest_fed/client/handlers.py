@@ -17,6 +17,7 @@ from mest_fed.client.memory_guard import limit_guard, watched
 from mest_fed.client.scoring import score_weights
 from mest_fed.client.upload import write_update
 from mest_fed.config import own_errors
+from mest_fed.devices.cost import work_metrics
 from mest_fed.errors import WireError
 from mest_fed.schema import RAISED
 from mest_fed.sparsity.state import SparseState
@@ -25,7 +26,7 @@ from mest_fed.task_scores import dense_task, scores_spec
 from mest_fed.wire import decode, encode
 from mest_fed.wire.npy import HEADER
 from mest_fed.wire.payload import named_masks
-from mest_fed.wire.records import from_record, to_record, totals_record, work_record
+from mest_fed.wire.records import from_record, to_record, totals_record
 from mest_fed.wire.values import open_codecs
 
 
@@ -63,7 +64,7 @@ def _train(
         "num-examples": task.example_counts(who.partition)[0],
         "presented": result.totals.examples,
         **totals_record(result.totals),
-        **work_record(result.work),
+        **work_metrics(result.work),
         "density": result.state.density(task.spec),
         "predicted-peak": who.plan.footprint.total,
         "measured-peak": memory.peak,
@@ -86,7 +87,7 @@ def score(message: Message, context: Context) -> Message:
     metrics = {
         "num-examples": task.example_counts(who.partition)[0],
         "presented": examples,
-        **work_record(work),
+        **work_metrics(work),
         "measured-peak": memory.peak,
     }
     content["metrics"] = MetricRecord(metrics)
@@ -101,7 +102,7 @@ def evaluate(message: Message, context: Context) -> Message:
         received = _receive(task, message, kept)
         totals = evaluate_round(task, received, who, number, client_choices(task, who, kept))
         work = task.forward_work(totals.examples)
-    metrics = {"num-examples": totals.examples, **totals_record(totals), **work_record(work)}
+    metrics = {"num-examples": totals.examples, **totals_record(totals), **work_metrics(work)}
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
 

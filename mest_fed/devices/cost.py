@@ -5,7 +5,7 @@ operations, the others at its rate of memory, and calls at the speed of its core
 size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -32,6 +32,9 @@ class Work:
     python_seconds : float
         Seconds of one core of the reference machine that go into Python: what a round takes beside
         its steps.
+    gather_seconds : float
+        Seconds of one core of the reference machine that go into finding what the weights of sparse
+        linear layers meet: numbers that lie anywhere, of which caches decide.
     """
 
     dense_flops: float = 0.0
@@ -39,26 +42,35 @@ class Work:
     moved_bytes: float = 0.0
     core_seconds: float = 0.0
     python_seconds: float = 0.0
+    gather_seconds: float = 0.0
 
     def __add__(self, other: "Work") -> "Work":
         """Return the work of doing both."""
-        return Work(
-            self.dense_flops + other.dense_flops,
-            self.sparse_flops + other.sparse_flops,
-            self.moved_bytes + other.moved_bytes,
-            self.core_seconds + other.core_seconds,
-            self.python_seconds + other.python_seconds,
-        )
+        return Work(*(mine + others for mine, others in zip(self, other, strict=True)))
 
     def __mul__(self, times: float) -> "Work":
         """Return the work of doing this several times, as for several examples."""
-        return Work(
-            self.dense_flops * times,
-            self.sparse_flops * times,
-            self.moved_bytes * times,
-            self.core_seconds * times,
-            self.python_seconds * times,
-        )
+        return Work(*(mine * times for mine in self))
+
+    def __iter__(self) -> Iterator[float]:
+        """Yield the numbers, in their order."""
+        return iter(vars(self).values())
+
+
+#: What a client reports of its work -> the field of :class:`Work`.
+WORK_METRICS = {
+    "flops-dense": "dense_flops",
+    "flops-sparse": "sparse_flops",
+    "bytes-moved": "moved_bytes",
+    "core-seconds": "core_seconds",
+    "python-seconds": "python_seconds",
+    "gather-seconds": "gather_seconds",
+}
+
+
+def work_metrics(work: Work) -> dict[str, float]:
+    """Return what a client reports of its work."""
+    return {key: getattr(work, name) for key, name in WORK_METRICS.items()}
 
 
 @dataclass(frozen=True)
@@ -108,6 +120,10 @@ class Rates(Protocol):
         """Speed of one core with small calls, as a multiple of the reference machine's."""
 
     @property
+    def gather_speed(self) -> float | None:
+        """Speed of one core with weights of sparse linear layers; None: as with small calls."""
+
+    @property
     def python_time(self) -> float:
         """Time that one core takes in Python, as a multiple of the reference machine's."""
 
@@ -120,6 +136,7 @@ class MachineRates:
     memory_rate: float
     core_speed: float = 1.0
     python_time: float = 1.0
+    gather_speed: float | None = None
 
 
 #: One core of the machine on which the constants of steps were measured: AMD EPYC of the third
@@ -173,6 +190,7 @@ def train_seconds(rates: Rates, work: Work, scheme: str) -> float:
         + work.moved_bytes / rates.memory_rate
         + work.core_seconds / rates.core_speed
         + work.python_seconds * rates.python_time
+        + work.gather_seconds / (rates.gather_speed or rates.core_speed)
     )
 
 

@@ -77,6 +77,8 @@ _RATES = (
     *("memory_rate", "core_speed", "message_seconds"),
     *("download_rate", "upload_rate", "latency", "compute_watts", "radio_watts", "idle_watts"),
 )
+#: Rates that a profile may leave out.
+_FURTHER_RATES = ("gather_speed",)
 _BATTERY = ("battery_joules", "charge_watts")
 #: What of the memory is taken before training, where a profile says so.
 _TAKEN = ("system_bytes", "node_bytes")
@@ -125,6 +127,9 @@ class DeviceProfile:
     sources : mapping of str to str
         Field -> where its figure comes from, beginning with ``measured:``, ``data sheet:`` or
         ``modelled:``.
+    gather_speed : float or None
+        Speed of one core with the weights of sparse linear layers, as a multiple of the reference
+        machine's. None where nobody timed it: then it goes by ``core_speed``.
     battery_joules, charge_watts : float or None
         What a full battery holds, and the power that the device gets while it is plugged in. None
         for a device on mains power.
@@ -146,6 +151,7 @@ class DeviceProfile:
     idle_watts: float
     availability: float
     sources: Mapping[str, str]
+    gather_speed: float | None = None
     battery_joules: float | None = None
     charge_watts: float | None = None
     system_bytes: int | None = None
@@ -238,12 +244,13 @@ def read_profile(name: str, table: Mapping[str, Any], where: str) -> DeviceProfi
     """
     battery = _battery(table, where)
     taken = {key: positive_int(where + key, table[key]) for key in _TAKEN if key in table}
-    optional = (*_BATTERY, *_TAKEN)
+    further = {k: positive_number(where + k, table[k]) for k in _FURTHER_RATES if k in table}
+    optional = (*_FURTHER_RATES, *_BATTERY, *_TAKEN)
     keys = [field.name for field in fields(DeviceProfile) if field.name not in optional]
     check_keys(where, table, keys[1:], optional)
     flops, sources = table["flops"], table["sources"]
     check_keys(where + "flops.", flops, WORK_KINDS)
-    check_sources(where + "sources.", sources, [*_MEASURES, *taken, *battery])
+    check_sources(where + "sources.", sources, [*_MEASURES, *further, *taken, *battery])
     memory = positive_int(where + "memory_bytes", table["memory_bytes"])
     budget = positive_int(where + "budget_bytes", table["budget_bytes"])
     if budget > memory:
@@ -264,6 +271,7 @@ def read_profile(name: str, table: Mapping[str, Any], where: str) -> DeviceProfi
         availability=availability,
         sources=MappingProxyType(dict(sources)),
         **{key: positive_number(where + key, table[key]) for key in _RATES},
+        gather_speed=further.get("gather_speed"),
         system_bytes=taken.get("system_bytes"),
         node_bytes=taken.get("node_bytes"),
         battery_joules=battery.get("battery_joules"),

@@ -74,11 +74,12 @@ def _work(program: Program, operators: Sequence[Operator], seconds: ProgramSecon
 
 def _calls(program: Program, operators: Sequence[Operator], seconds: ProgramSeconds) -> Work:
     """Add up what a group costs, however few examples it has."""
-    total = 0.0
+    calls, places = 0.0, 0.0
     for operator in operators:
         if not operator.kind.is_view:
-            total += seconds.operator + _places(program, operator, seconds)
-    return Work(core_seconds=total)
+            calls += seconds.operator
+            places += _places(program, operator, seconds)
+    return Work(core_seconds=calls, gather_seconds=places)
 
 
 def _roof(program: Program, operator: Operator) -> Work:

@@ -215,16 +215,17 @@ def torch_step_work(
     seconds : TorchSeconds
         Other constants than those of the reference machine, to fit them.
     """
-    outputs, in_layers = 0.0, 0.0
+    outputs, in_layers, of_weights = 0.0, 0.0, 0.0
     memory = memory or MemoryOptions()
     forwards, frozen = _forward_passes(model, memory), _frozen(model, memory)
 
     def count(layer: nn.Module, _inputs: Any, output: Any) -> None:
-        nonlocal outputs, in_layers
+        nonlocal outputs, in_layers, of_weights
         # As of operations, backward costs two passes; what is frozen goes forward alone.
         share = 1 / 3 if layer in frozen else (forwards.get(layer, 1) + 2) / 3
         outputs += share * (output[0] if isinstance(output, tuple) else output).numel()
         in_layers += share * _layer_seconds(layer, seconds)
+        of_weights += share * _weight_seconds(layer, seconds)
 
     leaves = [module for module in model.modules() if not any(True for _ in module.children())]
     _run(model, input_shape, input_dtype, dict.fromkeys(leaves, count))
@@ -232,18 +233,22 @@ def torch_step_work(
     example = training_work(model, input_shape, memory, input_dtype)
     return StepWork(
         example=example + Work(moved_bytes=BYTES_OF_OUTPUT * outputs),
-        group=Work(core_seconds=in_layers),
+        group=Work(core_seconds=in_layers, gather_seconds=of_weights),
         step=Work(core_seconds=seconds.step + seconds.parameter * parameters),
     )
 
 
+def _weight_seconds(layer: nn.Module, seconds: TorchSeconds) -> float:
+    """Return what the places of a sparse linear layer's weights cost in each micro-batch."""
+    if not isinstance(layer, SparseLayer) or len(layer.layout.shape) != 2:
+        return 0.0
+    return 3 * layer.active_weights * seconds.of_weight(layer.layout.width)
+
+
 def _layer_seconds(layer: nn.Module, seconds: TorchSeconds) -> float:
-    """Return what a layer costs a core in each micro-batch."""
+    """Return what calls of a layer cost a core in each micro-batch."""
     if isinstance(layer, SparseLayer):
-        places = 0.0
-        if len(layer.layout.shape) == 2:
-            places = 3 * layer.active_weights * seconds.of_weight(layer.layout.width)
-        return seconds.layer + places
+        return seconds.layer
     if isinstance(layer, _FREE):
         return 0.0
     return seconds.layer if isinstance(layer, _LARGE) else seconds.small_layer

@@ -93,6 +93,7 @@ class ClientReport:
     moved_bytes: Amount
     core_seconds: Amount
     python_seconds: Amount = 0.0
+    gather_seconds: Amount = 0.0
     seconds: Amount | None = None
     predicted_peak_bytes: Amount | None = None
     measured_peak_bytes: Amount | None = None

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from mest_fed.devices import Work
+from mest_fed.devices.cost import WORK_METRICS
 from mest_fed.errors import ObjectiveError, WireError
 from mest_fed.run_rows.rounds import ClientReport
 from mest_fed.training.metrics import Metrics
@@ -149,30 +150,15 @@ def _value_bytes(value: object) -> int:
     return len(data)
 
 
-#: What a client reports of its work -> the field of :class:`Work`.
-_WORK = {
-    "flops-dense": "dense_flops",
-    "flops-sparse": "sparse_flops",
-    "bytes-moved": "moved_bytes",
-    "core-seconds": "core_seconds",
-    "python-seconds": "python_seconds",
-}
-
-
-def work_record(work: Work) -> dict[str, float]:
-    """Return what a client reports of its work in its ``MetricRecord``."""
-    return {key: getattr(work, name) for key, name in _WORK.items()}
-
-
 def read_work(content: RecordDict) -> Work | None:
     """Read the work that a reply reports in its metrics; None where it reports none.
 
     What is absent, or no number from 0 on, is 0: a client of someone else's may report anything.
     """
     metrics = [record for record in content.values() if isinstance(record, MetricRecord)]
-    if not any(key in record for record in metrics for key in _WORK):
+    if not any(key in record for record in metrics for key in WORK_METRICS):
         return None
-    return Work(**{name: summed(metrics, key) for key, name in _WORK.items()})
+    return Work(**{name: summed(metrics, key) for key, name in WORK_METRICS.items()})
 
 
 #: What a real device says of its part beside its work -> the field of :class:`ClientReport`.

@@ -34,7 +34,7 @@ from mest_fed.system.power import PowerMeter, find_meter
 from mest_fed.training.calibration_programs import calibration_programs
 
 needs_runtime = pytest.mark.skipif(not native_table.available(), reason="no compiled runtime")
-BOARD = MachineRates({"dense": 8e9, "block": 5e9, "unstructured": 3e9}, 4e9, 0.2)
+BOARD = MachineRates({"dense": 8e9, "block": 5e9, "unstructured": 3e9}, 4e9, 0.2, gather_speed=0.1)
 
 
 def samples_of(rates, noise=0.0):
@@ -61,6 +61,7 @@ def test_rates_are_those_that_the_steps_were_made_of():
         assert found.flops[kind] == pytest.approx(rate, rel=0.02)
     assert found.memory_rate == pytest.approx(BOARD.memory_rate, rel=0.05)
     assert found.core_speed == pytest.approx(BOARD.core_speed, rel=0.02)
+    assert found.gather_speed == pytest.approx(BOARD.gather_speed, rel=0.02)
 
 
 def test_noise_moves_rates_by_little():
@@ -120,7 +121,7 @@ def test_what_is_measured_says_so(tmp_path):
     measured = {key for key, text in found.sources.items() if text.startswith("measured: ")}
     assert measured == {
         "memory_bytes", "system_bytes", "node_bytes", "flops", "memory_rate", "core_speed",
-        "download_rate", "upload_rate", "latency", "compute_watts", "idle_watts",
+        "gather_speed", "download_rate", "upload_rate", "latency", "compute_watts", "idle_watts",
     }  # fmt: skip
     (tmp_path / "b.toml").write_text(profile_toml(found))
     assert load_profile(str(tmp_path / "b.toml")).title == 'a "board"'

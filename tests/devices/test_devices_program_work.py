@@ -59,9 +59,13 @@ def test_places_of_linear_weights_cost_each_group(rows, each):
     )
     shape = {"weight_shape": (8, 16), "rows": rows}
     program = Program(buffers, (Operator("sparse_linear", (0, 1, 2, -1), (3,), shape),), (1, 0, 0))
-    assert program_step_work(program).group.core_seconds == pytest.approx(
-        PROGRAM_SECONDS.operator + 6 * rows * each
-    )
+    group = program_step_work(program).group
+    assert group == Work(core_seconds=PROGRAM_SECONDS.operator, gather_seconds=6 * rows * each)
+    board = replace(load_profile("rpi-4"), core_speed=0.5)
+    calls = 2 * PROGRAM_SECONDS.operator
+    assert train_seconds(board, group, "block") == pytest.approx(calls + 12 * rows * each)
+    board = replace(board, gather_speed=0.25)  # of its own, where it was timed
+    assert train_seconds(board, group, "block") == pytest.approx(calls + 24 * rows * each)
 
 
 def test_planes_cost_a_core():

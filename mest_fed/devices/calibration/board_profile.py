@@ -115,6 +115,8 @@ class Calibration:
             "(0.80 of dense) are modelled")  # fmt: skip
         figures.set("memory_rate", _rounded(rates.memory_rate), f"measured: fit to {how}")
         figures.set("core_speed", _rounded(rates.core_speed), f"measured: fit to {how}")
+        assert rates.gather_speed is not None  # fitted with the others
+        figures.set("gather_speed", _rounded(rates.gather_speed), f"measured: fit to {how}")
         figures.set(
             "message_seconds",
             _rounded(MESSAGE_SECONDS / self.python.speed),

@@ -172,7 +172,8 @@ def _print_speed(found: Measured) -> None:
     flops = ", ".join(f"{kind} {rate / 1e9:.3g}" for kind, rate in found.rates.flops.items())
     print(
         f"{threads} (measured): GFLOP/s {flops}; {found.rates.memory_rate / 1e9:.3g} GB/s of "
-        f"operators without products; core speed {found.rates.core_speed:.3g}"
+        f"operators without products; core speed {found.rates.core_speed:.3g}, with weights of "
+        f"sparse linear layers {found.rates.gather_speed:.3g}"
     )
     for sample, ratio in zip(found.samples, found.ratios, strict=True):
         beside = "" if found.fitted(sample) else " (not fitted: one group, so one thread)"

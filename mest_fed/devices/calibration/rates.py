@@ -1,13 +1,13 @@
 """A device's rates, read off timed steps: those that explain all of them best."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
 
 from mest_fed.devices.calibration.steps import Sample
-from mest_fed.devices.cost import REFERENCE, MachineRates, Work, rate_of, train_seconds
+from mest_fed.devices.cost import REFERENCE, MachineRates, rate_of, train_seconds
 
 #: Schemes that are timed.
 SCHEMES = ("block", "unstructured")
@@ -81,21 +81,23 @@ def _worst(ratios: Sequence[float]) -> float:
 def fit_rates(samples: Sequence[Sample], threads: int = 1) -> MachineRates:
     """Return the rates that explain timed steps best, by the squares of their relative errors.
 
-    Five numbers of seconds a unit of work, none of them below zero: of dense, block and
-    unstructured operations, of bytes, and of seconds of the reference machine's core. Each is held
-    a little to the reference machine's, as fast as the device is in the middle.
+    Six numbers of seconds a unit of work, none of them below zero: of dense, block and unstructured
+    operations, of bytes, and of seconds of the reference machine's core, in calls and for weights
+    of sparse linear layers. Each is held a little to the reference machine's, as fast as the device
+    is in the middle.
     """
     # A batch of one group gains nothing from threads, and pays for them.
     samples = [it for it in samples if it.case.spreads or threads == 1]
     seconds = np.array([sample.seconds for sample in samples])
     work = np.array([_by_kind(sample) for sample in samples])
     kinds = ("dense", *SCHEMES)
-    known = np.array([*(1 / REFERENCE.flops[it] for it in kinds), 1 / REFERENCE.memory_rate, 1.0])
+    known = 1 / np.array([*(REFERENCE.flops[it] for it in kinds), REFERENCE.memory_rate, 1.0, 1.0])
     start = known * np.median(seconds / (work @ known))
     shares = work * start / seconds[:, None]
     found = _least_squares(shares) * start
     flops = {kind: float(1 / each) for kind, each in zip(kinds, found, strict=False)}
-    return MachineRates(flops, float(1 / found[3]), float(1 / found[4]))
+    memory, core, gather = (float(1 / each) for each in found[3:])
+    return MachineRates(flops, memory, core, gather_speed=gather)
 
 
 def _least_squares(shares: np.ndarray) -> np.ndarray:
@@ -114,7 +116,7 @@ def _least_squares(shares: np.ndarray) -> np.ndarray:
 def _by_kind(sample: Sample) -> list[float]:
     work = sample.work
     sparse = [work.sparse_flops if sample.case.scheme == it else 0.0 for it in SCHEMES]
-    return [work.dense_flops, *sparse, work.moved_bytes, work.core_seconds]
+    return [work.dense_flops, *sparse, work.moved_bytes, work.core_seconds, work.gather_seconds]
 
 
 def _modelled(rates: MachineRates, sample: Sample) -> float:
@@ -135,7 +137,7 @@ def products_rate(rates: MachineRates, sample: Sample) -> float:
     work = sample.work
     dense = sample.case.scheme == "dense"
     own = work.dense_flops if dense else work.sparse_flops
-    beside = Work(0.0 if dense else work.dense_flops, 0.0, work.moved_bytes, work.core_seconds)
+    beside = replace(work, dense_flops=0.0 if dense else work.dense_flops, sparse_flops=0.0)
     left = sample.seconds - train_seconds(rates, beside, scheme_of(sample))
     fastest = rates.flops["dense"] if dense else rate_of(rates, scheme_of(sample))
     return own / left if left > 0.1 * sample.seconds else fastest

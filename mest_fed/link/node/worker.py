@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mest_fed.data.minibatches import Examples
-from mest_fed.devices.cost import Work
+from mest_fed.devices.cost import work_metrics
 from mest_fed.errors import WireError
 from mest_fed.link.description import RunDescription
 from mest_fed.link.node.programs import NodePrograms
@@ -105,7 +105,7 @@ class NodeWorker:
             "num-examples": float(len(self.rounds.train)),
             "presented": float(totals.examples),
             **_totals(totals),
-            **_work(work),
+            **work_metrics(work),
             "density": state.density(self.run.spec),
             "predicted-peak": float(self.run.predicted_peak),
         }
@@ -145,13 +145,3 @@ class NodeWorker:
 def _totals(totals: Totals) -> Metrics:
     counted = {} if totals.count == totals.examples else {"counted": float(totals.count)}
     return {"loss-sum": totals.loss, **counted, **totals.sums}
-
-
-def _work(work: Work) -> Metrics:
-    return {
-        "flops-dense": work.dense_flops,
-        "flops-sparse": work.sparse_flops,
-        "bytes-moved": work.moved_bytes,
-        "core-seconds": work.core_seconds,
-        "python-seconds": work.python_seconds,
-    }

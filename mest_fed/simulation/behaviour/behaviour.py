@@ -76,6 +76,7 @@ def slowed(profile: DeviceProfile, compute: float, transfer: float) -> DevicePro
         flops={kind: rate / compute for kind, rate in profile.flops.items()},
         memory_rate=profile.memory_rate / compute,
         core_speed=profile.core_speed / compute,
+        gather_speed=profile.gather_speed and profile.gather_speed / compute,
         message_seconds=profile.message_seconds * compute,
         download_rate=profile.download_rate / transfer,
         upload_rate=profile.upload_rate / transfer,

@@ -78,6 +78,20 @@ def as_large_as_fits(config: RunConfig, budget: int, forecasts: StudyForecasts) 
     return config
 
 
+def rounded(num_bytes: float) -> int:
+    """Return bytes to three digits: a peak's others are those of a machine's kernels."""
+    return int(float(f"{num_bytes:.3g}"))
+
+
+def with_rounded_budgets(config: RunConfig) -> RunConfig:
+    """Return a run with its devices' budgets as a study of today gives them."""
+    if not config.fleet.budgets:
+        return config
+    budgets = {kind: rounded(number) for kind, number in config.fleet.budget_bytes.items()}
+    fleet = config.fleet.model_copy(update={"budgets": format_mix(budgets)})
+    return config.model_copy(update={"fleet": fleet})
+
+
 def budgeted(config: RunConfig, budget: object, forecasts: StudyForecasts) -> RunConfig:
     """Return a configuration whose devices all have one budget, and a model that fits it.
 
@@ -97,7 +111,7 @@ def budgeted(config: RunConfig, budget: object, forecasts: StudyForecasts) -> Ru
     """
     share = _PERCENT.fullmatch(str(budget))
     if share is not None:
-        number = int(float(share[1]) / 100 * forecasts.peak(config))
+        number = rounded(float(share[1]) / 100 * forecasts.peak(config))
     else:
         try:
             number = parse_bytes(str(budget), "budget")
