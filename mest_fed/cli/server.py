@@ -16,6 +16,7 @@ import typer
 from mest_fed.cli.app import NOTHING_TRAINED, needs
 from mest_fed.cli.options import MoreRounds, Settings, as_typed, next_folder
 from mest_fed.errors import InputError, not_allowed
+from mest_fed.system.files import check_folder
 
 if TYPE_CHECKING:
     from mest_fed.config import RunConfig
@@ -104,6 +105,7 @@ def server(
         _check_as_set(config, folder)
     if not resume and any(folder.glob("checkpoints/*")):
         raise not_allowed("--out", str(folder), "a folder without a run, or --resume beside it")
+    check_folder(folder, "--out")
     check_link(link)
     _check_unused(folder)
     logging.getLogger("mest_fed.link").setLevel(logging.INFO)

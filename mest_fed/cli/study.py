@@ -18,6 +18,7 @@ from mest_fed.cli.simulate import Workers, prepare_engine
 from mest_fed.cli.studies.display import StudyConsole
 from mest_fed.cli.tables import check_format
 from mest_fed.errors import not_allowed
+from mest_fed.system.files import check_folder
 from mest_fed.units import number_of
 
 if TYPE_CHECKING:
@@ -144,7 +145,9 @@ def study(
         folder = StudyFolder(place, about, found, known)
         folder.check(resume=resume or (dry_run and folder.is_studied))
         if record is not None:
-            check_record(record)
+            check_folder(check_record(record), "--record")
+        if figures is not None:
+            check_folder(figures, "--figures")
         typed = as_typed("resume", "dry_run")
         again = f"mest-fed study {shlex.quote(file)}{typed} --resume"
         if dry_run:

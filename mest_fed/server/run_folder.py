@@ -4,8 +4,6 @@ import io
 import json
 import shlex
 from collections.abc import Mapping
-from errno import EACCES, ENOTDIR
-from os import W_OK, X_OK, access, strerror
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +34,7 @@ from mest_fed.server.row_logs import RowLogs
 from mest_fed.server.seal import FolderSeal
 from mest_fed.sparsity.state import SparseState
 from mest_fed.strict_json import read_json
-from mest_fed.system.files import replace_file, writing
+from mest_fed.system.files import replace_file, try_folder, writing
 from mest_fed.task import Task
 
 if TYPE_CHECKING:
@@ -130,12 +128,10 @@ class RunFolder:
         InputError
             If the nearest folder that exists is none, or is closed to this process.
         """
-        path = self.path.absolute()
-        nearest = next(each for each in (path, *path.parents) if each.exists())
-        if not nearest.is_dir():
-            raise self._unusable(NotADirectoryError(ENOTDIR, strerror(ENOTDIR), str(self.path)))
-        if not access(nearest, W_OK | X_OK):
-            raise self._unusable(PermissionError(EACCES, strerror(EACCES), str(self.path)))
+        try:
+            try_folder(self.path)
+        except OSError as error:
+            raise self._unusable(error) from None
 
     @property
     def resume(self) -> str:

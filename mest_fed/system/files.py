@@ -101,6 +101,39 @@ def check_writable(path: Path, option: str) -> None:
             place.unlink(missing_ok=True)
 
 
+def try_folder(path: Path) -> None:
+    """Find that a folder cannot be made or written in, before what takes long; leaves nothing.
+
+    Raises
+    ------
+    OSError
+        If it cannot.
+    """
+    path = path.absolute()
+    nearest = next(each for each in (path, *path.parents) if each.exists())
+    place = unfinished(nearest / "tried")
+    try:
+        place.mkdir()
+        place.rmdir()
+    except OSError as error:  # of the folder that was asked for
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def check_folder(path: Path, option: str) -> None:
+    """Refuse a folder that :func:`try_folder` finds to be closed.
+
+    Raises
+    ------
+    InputError
+        If it is.
+    """
+    try:
+        try_folder(path)
+    except OSError as error:
+        allowed = f"a folder that can be written ({error.strerror or error})"
+        raise not_allowed(option, str(path), allowed) from None
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Write a whole file, which may replace another.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mest_fed.errors import InputError
-from mest_fed.system.files import check_writable, whole_file
+from mest_fed.system.files import check_folder, check_writable, whole_file
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
@@ -34,3 +34,13 @@ def test_a_file_that_cannot_be_written_is_found_before_and_nothing_is_left(tmp_p
             check_writable(path, "--out")
         assert why in str(caught.value)
     assert [each.name for each in tmp_path.iterdir()] == ["there.bin"]
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_and_nothing_is_left(tmp_path):
+    check_folder(tmp_path, "--out")
+    check_folder(tmp_path / "new" / "deeper", "--out")
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "x", Path("/proc/x")):
+        with pytest.raises(InputError, match=r"^--out = .* a folder that can be written"):
+            check_folder(path, "--out")
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
