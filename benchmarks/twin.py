@@ -41,7 +41,8 @@ from mest_fed.devices import DeviceProfile, load_profile, read_profile
 from mest_fed.devices.calibration.board_profile import profile_toml
 from mest_fed.devices.calibration.link import LinkServer
 from mest_fed.errors import InputError, not_allowed
-from mest_fed.simulation.report.load import Run, load_run
+from mest_fed.simulation.report.load import load_run
+from mest_fed.simulation.report.runs import Run
 
 ROUNDS_WITHIN, PEAKS_WITHIN = 0.20, 0.05
 COLUMNS = {

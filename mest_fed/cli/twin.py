@@ -20,7 +20,8 @@ from mest_fed.devices.cost import WORK_METRICS
 from mest_fed.errors import InputError
 from mest_fed.run_rows.rounds import ClientReport, ClientRow
 from mest_fed.schema import TaskStatus
-from mest_fed.simulation.report.load import Run, load_run
+from mest_fed.simulation.report.load import load_run
+from mest_fed.simulation.report.runs import Run
 from mest_fed.units import format_bytes, format_seconds, plural
 
 

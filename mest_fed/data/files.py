@@ -17,8 +17,9 @@ from mest_fed.data.loaders import read_arrays
 from mest_fed.data.minibatches import Indices
 from mest_fed.data.parts import Part
 from mest_fed.data.request import DataRequest
+from mest_fed.data.series import Series
 from mest_fed.data.table_files import CsvTable, ParquetTable
-from mest_fed.data.tables import Columns, Series, TableOptions, read_table
+from mest_fed.data.tables import Columns, TableOptions, read_table
 from mest_fed.data.text import read_text
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.rng import numpy_generator

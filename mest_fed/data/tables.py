@@ -1,17 +1,17 @@
-"""From the columns of a table to examples: inputs, targets, groups, windows of a series."""
+"""From the columns of a table to examples: inputs, targets, groups."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mest_fed.data.arrays import require
 from mest_fed.data.cache import content_digest
 from mest_fed.data.images import decoded
 from mest_fed.data.parts import Column, Part, Values
+from mest_fed.data.series import Series, windows_of
 from mest_fed.data.table_files import Table
 from mest_fed.data.text import TOKENS, check_length, sequences, split_text
 from mest_fed.errors import not_allowed
@@ -69,30 +69,6 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Series:
-    """How rows that follow each other in time become windows.
-
-    Parameters
-    ----------
-    window : int
-        Rows in an example; 0 takes each row as an example.
-    stride : int
-        Rows from one window to the next; 0 is as ``window``.
-    horizon : int
-        Rows from a window's last row to the one whose target is predicted.
-    """
-
-    window: int = 0
-    stride: int = 0
-    horizon: int = 0
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise not_allowed(f"data.options.{name}", value, "a whole number from 0")
-
-
-@dataclass(frozen=True)
 class TableOptions:
     """What ``data.options`` may say of a table.
 
@@ -116,7 +92,7 @@ class TableOptions:
     shape: str = ""
     tokens: str = ""
     length: int = 64
-    series: Series = Series()
+    series: Series = field(default_factory=Series)
     pixels: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -145,7 +121,7 @@ def read_table(table: Table, columns: Columns, options: TableOptions) -> Part:
     if not targets:
         return _next_tokens(table, inputs, groups, options)
     part = Part(table.where, _shaped(table, inputs, options), targets, groups)
-    return _windows(part, options.series) if options.series.window else part
+    return windows_of(part, options.series) if options.series.window else part
 
 
 _TARGETS = ("label", "labels", "target", "targets", "class", "fine_label")
@@ -315,43 +291,3 @@ def _next_tokens(
 
     kept = None if groups is None else np.array(names)
     return Part(table.where, joined("inputs"), joined("targets"), kept, overlap=0)
-
-
-def _windows(part: Part, series: Series) -> Part:
-    """Cut rows that follow each other into windows, within each group.
-
-    A window's inputs have the shape (columns, rows); its target is that of the row ``horizon``
-    rows after its last.
-    """
-    for column in part.inputs:
-        if column.is_text or column.values.ndim > 1:
-            raise part.error(f"column {column.name} is no column of numbers; allowed: a series")
-    if not len(part):
-        raise part.error("it holds no examples; allowed: at least one")
-    window, stride = series.window, series.stride or series.window
-    owners = np.zeros(len(part), dtype=np.int64) if part.groups is None else part.groups
-    starts: list[npt.NDArray[np.int64]] = []
-    for owner in np.unique(owners):
-        rows = np.flatnonzero(owners == owner)
-        first = np.arange(0, len(rows) - window - series.horizon + 1, stride)
-        starts.append(rows[first[:, None] + np.arange(window + series.horizon)])
-    taken = np.concatenate([rows for rows in starts if len(rows)] or [np.zeros((0, 1), np.int64)])
-    if not len(taken):
-        raise part.error(
-            f"no group has the {window + series.horizon} rows of a window; "
-            "allowed: a smaller data.options.window"
-        )
-    values = np.stack([column.values.astype(np.float32) for column in part.inputs], axis=1)
-    shown = values[taken[:, :window]].transpose(0, 2, 1)
-    if not np.isfinite(shown).all():
-        row = int(np.argmax(~np.isfinite(values).all(axis=1)))
-        raise part.error("an input is not finite; allowed: finite numbers", row)
-    last = taken[:, -1]
-    return Part(
-        part.where,
-        [Column("series", np.ascontiguousarray(shown))],
-        part.take(last).targets,
-        None if part.groups is None else part.groups[last],
-        [f"row {row + 1}" for row in last],
-        overlap=-(-(window + series.horizon) // stride) - 1,
-    )

@@ -22,6 +22,7 @@ from mest_fed.wire.feedback import (
     start_values,
     unflatten,
 )
+from mest_fed.wire.float_formats import Array, FloatFormat
 from mest_fed.wire.maskset import (
     MaskSet,
     announced_counts,
@@ -33,7 +34,7 @@ from mest_fed.wire.maskset import (
     same_masks,
 )
 from mest_fed.wire.payload import Header, MaskSource, Payload, UnknownMaskError
-from mest_fed.wire.values import Array, Fields, FloatFormat, ValueCodec, value_codec, value_codec_of
+from mest_fed.wire.values import Fields, ValueCodec, value_codec, value_codec_of
 
 
 def encode(

@@ -15,8 +15,9 @@ import numpy.typing as npt
 from mest_fed.errors import WireError
 from mest_fed.sparsity.arrays import Floats, Slots
 from mest_fed.sparsity.state import ModelSpec, SparseState
+from mest_fed.wire.float_formats import Array
 from mest_fed.wire.maskset import MaskSet
-from mest_fed.wire.values import Array, ValueCodec
+from mest_fed.wire.values import ValueCodec
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from mest_fed.errors import WireError
-from mest_fed.wire.values import Array
+from mest_fed.wire.float_formats import Array
 
 
 @dataclass(frozen=True)

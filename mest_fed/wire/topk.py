@@ -11,7 +11,8 @@ from mest_fed.catalogue import VALUE_CODECS
 from mest_fed.errors import WireError
 from mest_fed.registry import share_of
 from mest_fed.sparsity.arrays import Floats, Indices
-from mest_fed.wire.values import Array, Fields, Float32, ValueCodec
+from mest_fed.wire.float_formats import Array, Float32
+from mest_fed.wire.values import Fields, ValueCodec
 
 
 class TopK(ValueCodec):

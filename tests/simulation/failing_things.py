@@ -8,7 +8,8 @@ from mest_fed.server.optimizers import ServerOptimizer
 from mest_fed.server.selection import Uniform
 from mest_fed.sparsity.methods import MestEM
 from mest_fed.training.tasks import Classification
-from mest_fed.wire.values import Float32, Plain
+from mest_fed.wire.float_formats import Float32
+from mest_fed.wire.values import Plain
 
 BROKEN = Path(__file__).parent / "broken"
 

@@ -15,7 +15,8 @@ from mest_fed.sparsity import Layout
 from mest_fed.sparsity.methods import Set
 from mest_fed.sparsity.schemes import Block
 from mest_fed.training.tasks import Classification
-from mest_fed.wire.values import Float16, Plain
+from mest_fed.wire.float_formats import Float16
+from mest_fed.wire.values import Plain
 
 
 class Scaled(nn.Module):

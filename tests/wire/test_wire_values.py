@@ -8,7 +8,8 @@ from hypothesis.extra.numpy import arrays
 
 from mest_fed.errors import InputError, WireError
 from mest_fed.wire import VALUE_CODECS
-from mest_fed.wire.values import BFloat16, open_codecs, value_codec, value_codec_of
+from mest_fed.wire.float_formats import BFloat16
+from mest_fed.wire.values import open_codecs, value_codec, value_codec_of
 
 LENGTHS = [5, 1, 6]
 NORMAL = arrays(

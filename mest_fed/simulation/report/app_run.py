@@ -10,8 +10,8 @@ from mest_fed.simulation.report.figures import FLEET_FIGURES
 from mest_fed.simulation.report.figures.app_metrics import Curve, metrics_over_rounds
 from mest_fed.simulation.report.figures.style import Chart, house_style
 from mest_fed.simulation.report.formats import count_of, format_count, format_joules
-from mest_fed.simulation.report.load import AppRun
 from mest_fed.simulation.report.run_facts import origin_of
+from mest_fed.simulation.report.runs import AppRun
 from mest_fed.simulation.report.statistics import status_counts
 from mest_fed.simulation.report.tables import LAST_ROUNDS, Tile
 from mest_fed.units import format_bytes, format_seconds

@@ -20,7 +20,8 @@ from mest_fed.simulation.report.figures import comparison
 from mest_fed.simulation.report.figures.comparison import Family
 from mest_fed.simulation.report.figures.metric import Curve
 from mest_fed.simulation.report.formats import format_joules, format_percent, short_name
-from mest_fed.simulation.report.load import AppRun, Clock, Run, load_run
+from mest_fed.simulation.report.load import load_run
+from mest_fed.simulation.report.runs import AppRun, Clock, Run
 from mest_fed.units import format_bytes, format_seconds
 
 NOTHING = "—"

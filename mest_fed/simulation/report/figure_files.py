@@ -8,7 +8,8 @@ from mest_fed.run_rows.row import Row
 from mest_fed.simulation.report.app_run import app_charts
 from mest_fed.simulation.report.figures import draw_charts
 from mest_fed.simulation.report.figures.style import Chart, house_style
-from mest_fed.simulation.report.load import AppRun, load_run
+from mest_fed.simulation.report.load import load_run
+from mest_fed.simulation.report.runs import AppRun
 
 #: Formats, and the metadata that would differ from one writing to the next.
 _FORMATS: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mest_fed.run_rows.summary import Tier
 from mest_fed.simulation.report.formats import format_count, format_percent, shorten
-from mest_fed.simulation.report.load import Run
+from mest_fed.simulation.report.runs import Run
 from mest_fed.simulation.report.tables import NOTHING
 from mest_fed.units import format_bytes
 

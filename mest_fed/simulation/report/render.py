@@ -19,9 +19,10 @@ from mest_fed.simulation.report.formats import (
     format_percent,
     short_name,
 )
-from mest_fed.simulation.report.load import AppRun, Run, load_run
+from mest_fed.simulation.report.load import load_run
 from mest_fed.simulation.report.plan_table import PLAN_COLUMNS, part_meanings, plan_rows
 from mest_fed.simulation.report.run_facts import origin_of
+from mest_fed.simulation.report.runs import AppRun, Run
 from mest_fed.simulation.report.statistics import rounds_without_update
 from mest_fed.simulation.report.tables import headline_tiles, kernel_table
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from mest_fed.run_rows.facts import Machine, Provenance
 from mest_fed.simulation.report.formats import count_of
-from mest_fed.simulation.report.load import FleetRun
+from mest_fed.simulation.report.runs import FleetRun
 from mest_fed.units import format_bytes
 
 #: Packages named beside the machine; all are in the list at the end of the page.

@@ -8,7 +8,8 @@ from pydantic import TypeAdapter
 
 from mest_fed.run_rows.rounds import APP_CLIENTS_LACK, OUR_CLIENTS_LACK, SIMULATED_LACK, ClientRow
 from mest_fed.run_rows.row import Row
-from mest_fed.simulation.report.load import AppRun, Run, load_run
+from mest_fed.simulation.report.load import load_run
+from mest_fed.simulation.report.runs import AppRun, Run
 
 
 def run_tables(folder: Path) -> dict[str, list[Row]]:

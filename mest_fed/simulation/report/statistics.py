@@ -7,7 +7,7 @@ from itertools import accumulate
 
 from mest_fed.run_rows.rounds import ClientRow
 from mest_fed.schema import TaskStatus
-from mest_fed.simulation.report.load import Device, FleetRun, Run
+from mest_fed.simulation.report.runs import Device, FleetRun, Run
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from mest_fed.simulation.report.formats import (
     format_percent,
     format_watt_hours,
 )
-from mest_fed.simulation.report.load import KernelRow, Kernels, Run
+from mest_fed.simulation.report.runs import KernelRow, Kernels, Run
 from mest_fed.simulation.report.statistics import Traffic, status_counts, traffic
 from mest_fed.units import format_bytes, format_seconds
 

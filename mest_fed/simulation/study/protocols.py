@@ -13,7 +13,7 @@ from mest_fed.schema import Metric
 from mest_fed.simulation.report.compare import Column
 from mest_fed.simulation.report.figures.metric import Curve
 from mest_fed.simulation.report.formats import format_joules, format_metric, format_percent
-from mest_fed.simulation.report.load import Run
+from mest_fed.simulation.report.runs import Run
 from mest_fed.units import format_bytes, format_seconds
 
 Row = Mapping[str, Any]

@@ -9,7 +9,7 @@ from mest_fed.config import RunConfig
 from mest_fed.run_rows.summary import Tier
 from mest_fed.schema import LOSS, Metric
 from mest_fed.simulation.report.figures.metric import Curve
-from mest_fed.simulation.report.load import Run
+from mest_fed.simulation.report.runs import Run
 from mest_fed.simulation.study.grid import Cell
 from mest_fed.simulation.study.protocols import Protocol
 from mest_fed.training import objective_of

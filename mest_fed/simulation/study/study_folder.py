@@ -12,7 +12,8 @@ from mest_fed.config import from_table, read_toml, to_flat
 from mest_fed.errors import InputError
 from mest_fed.server.folder_names import CONFIG, SUMMARY
 from mest_fed.server.run_folder import RunFolder
-from mest_fed.simulation.report.load import Run, load_run
+from mest_fed.simulation.report.load import load_run
+from mest_fed.simulation.report.runs import Run
 from mest_fed.simulation.study.grid import Cell, digest_of
 from mest_fed.simulation.study.rows import (
     DONE,

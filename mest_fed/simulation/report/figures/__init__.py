@@ -20,7 +20,7 @@ from mest_fed.simulation.report.figures.metric import (
 from mest_fed.simulation.report.figures.staleness import staleness_of_updates
 from mest_fed.simulation.report.figures.style import Chart, house_style
 from mest_fed.simulation.report.figures.timeline import what_devices_did
-from mest_fed.simulation.report.load import FleetRun, Run
+from mest_fed.simulation.report.runs import FleetRun, Run
 
 #: What there is to draw of any fleet, whatever its clients did.
 FLEET_FIGURES: dict[str, Callable[[FleetRun], Chart | None]] = {

@@ -8,7 +8,7 @@ from mest_fed.schema import Metric
 from mest_fed.simulation.report.figures import style
 from mest_fed.simulation.report.figures.style import Chart, finish_chart
 from mest_fed.simulation.report.formats import count_of, format_count, format_metric, shorten
-from mest_fed.simulation.report.load import Run
+from mest_fed.simulation.report.runs import Run
 
 _MOST_ROWS = 24
 

@@ -19,7 +19,7 @@ from mest_fed.simulation.report.figures.style import (
     time_scale,
 )
 from mest_fed.simulation.report.formats import format_percent, shorten
-from mest_fed.simulation.report.load import Clock, FleetRun
+from mest_fed.simulation.report.runs import Clock, FleetRun
 
 #: Of curves and points of several runs, and the dashes of those beyond the first colours.
 COLOURS = (style.BLUE, style.VERMILION, style.GREEN, style.ORANGE, "#cc79a7", style.SKY, style.INK)

@@ -13,7 +13,7 @@ from mest_fed.simulation.report.formats import (
     format_percent,
     shorten,
 )
-from mest_fed.simulation.report.load import FleetRun
+from mest_fed.simulation.report.runs import FleetRun
 from mest_fed.simulation.report.statistics import (
     DeviceTasks,
     EnergyUse,

@@ -8,7 +8,7 @@ from mest_fed.schema import TaskStatus
 from mest_fed.simulation.report.figures import style
 from mest_fed.simulation.report.figures.style import Chart, finish_chart
 from mest_fed.simulation.report.formats import count_of, format_count, format_percent, shorten
-from mest_fed.simulation.report.load import FleetRun
+from mest_fed.simulation.report.runs import FleetRun
 from mest_fed.simulation.report.statistics import LostTasks, lost_by_reason
 
 _MOST_ROWS = 10

@@ -10,7 +10,7 @@ from mest_fed.run_rows.facts import LabelCounts
 from mest_fed.simulation.report.figures import style
 from mest_fed.simulation.report.figures.style import Chart, finish_chart
 from mest_fed.simulation.report.formats import count_of, format_count, shorten
-from mest_fed.simulation.report.load import Run
+from mest_fed.simulation.report.runs import Run
 
 _MOST_CLIENTS = 60
 _MOST_CLASSES = 40

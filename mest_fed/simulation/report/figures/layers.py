@@ -8,7 +8,7 @@ from mest_fed.run_rows.summary import Layer
 from mest_fed.simulation.report.figures import style
 from mest_fed.simulation.report.figures.style import Chart, finish_chart
 from mest_fed.simulation.report.formats import format_count, format_percent, shorten
-from mest_fed.simulation.report.load import Run
+from mest_fed.simulation.report.runs import Run
 
 _MOST_ROWS = 60
 

@@ -10,7 +10,7 @@ from mest_fed.schema import LOSS
 from mest_fed.simulation.report.figures import style
 from mest_fed.simulation.report.figures.metric import DECADES, MOST_MARKERS
 from mest_fed.simulation.report.figures.style import Chart, finish_chart
-from mest_fed.simulation.report.load import Run
+from mest_fed.simulation.report.runs import Run
 
 Points = list[tuple[int, float]]
 

@@ -8,8 +8,8 @@ from mest_fed.run_rows.summary import Tier
 from mest_fed.simulation.report.figures import style
 from mest_fed.simulation.report.figures.style import Chart, finish_chart
 from mest_fed.simulation.report.formats import count_of, format_percent
-from mest_fed.simulation.report.load import Run
 from mest_fed.simulation.report.plan_table import PlanGroup, plan_groups
+from mest_fed.simulation.report.runs import Run
 from mest_fed.units import format_bytes
 
 # Blues are what the weights cost, oranges what the examples cost, greys all else.

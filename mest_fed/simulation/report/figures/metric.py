@@ -13,7 +13,7 @@ from mest_fed.schema import Metric
 from mest_fed.simulation.report.figures import style
 from mest_fed.simulation.report.figures.style import Chart, byte_scale, finish_chart, time_scale
 from mest_fed.simulation.report.formats import format_metric, format_percent
-from mest_fed.simulation.report.load import Run
+from mest_fed.simulation.report.runs import Run
 from mest_fed.units import format_bytes, format_seconds
 
 MOST_MARKERS = 40

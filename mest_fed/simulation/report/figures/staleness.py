@@ -11,7 +11,7 @@ from mest_fed.schema import TaskStatus
 from mest_fed.simulation.report.figures import style
 from mest_fed.simulation.report.figures.style import Chart, finish_chart
 from mest_fed.simulation.report.formats import count_of, format_percent, shorten
-from mest_fed.simulation.report.load import Run
+from mest_fed.simulation.report.runs import Run
 from mest_fed.simulation.report.statistics import tasks_by_device
 
 _ARRIVED = {TaskStatus.OK: style.BLUE, TaskStatus.REJECTED: style.VERMILION}

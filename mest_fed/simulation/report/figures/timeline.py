@@ -7,7 +7,7 @@ from mest_fed.simulation.report.figures import style
 from mest_fed.simulation.report.figures.devices import REAL_TASK, STARTS
 from mest_fed.simulation.report.figures.style import Chart, finish_chart, time_scale
 from mest_fed.simulation.report.formats import count_of, format_percent, shorten
-from mest_fed.simulation.report.load import FleetRun
+from mest_fed.simulation.report.runs import FleetRun
 from mest_fed.simulation.report.statistics import Timeline, timeline
 
 _COLOURS = {
