@@ -67,7 +67,10 @@ def module() -> ModuleType:
         kernels that this machine has not.
     """
     if _module is None:
-        raise InputError("mest_fed was installed without its compiled runtime")
+        raise InputError(
+            "mest_fed was installed without its compiled runtime; allowed: a wheel for this "
+            "system, or an install where there is a C++ compiler"
+        )
     try:
         _module.variant()
     except ValueError as error:

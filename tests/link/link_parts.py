@@ -46,8 +46,8 @@ class Authority:
     def pem(self):
         return self.certificate.public_bytes(Encoding.PEM)
 
-    def server(self):
-        certificate, key = self._pair("server", address="127.0.0.1")
+    def server(self, **how):
+        certificate, key = self._pair("server", address="127.0.0.1", **how)
         return ServerTls(certificate, key, self.pem)
 
     def node(self, name, *, days=2, believes=None):
@@ -63,7 +63,7 @@ class Authority:
         certificate = self._sign(name, key.public_key(), **how)
         return certificate.public_bytes(Encoding.PEM), key_pem(key)
 
-    def _sign(self, name, public_key, *, days=2, authority=False, address=None):
+    def _sign(self, name, public_key, *, begins=-10, days=2, authority=False, address=None):
         now = datetime.now(UTC)
         builder = (
             x509.CertificateBuilder()
@@ -71,7 +71,7 @@ class Authority:
             .issuer_name(_name(self.name))
             .public_key(public_key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(days=10))
+            .not_valid_before(now + timedelta(days=begins))
             .not_valid_after(now + timedelta(days=days))
             .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
         )

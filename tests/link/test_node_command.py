@@ -19,6 +19,7 @@ from link_parts import QUICK, SOON, Authority, node, serve
 from mest_fed.errors import BudgetError, InputError, RefusedError
 from mest_fed.link.node import channel, command
 from mest_fed.link.node.tls import NodeTls
+from mest_fed.runtime import native_table
 
 
 @pytest.fixture
@@ -65,6 +66,11 @@ PLAIN = (*LINK, "--insecure", "--device", "rpi-4", "--give-up", "0.2")
         ((*PLAIN, "--memory-limit", "5MB"), "are taken before training (measured)"),
         ((*PLAIN, "--name", ""), "name"),
         ((*PLAIN, "--train-when", "sunny"), "--train-when"),
+        (
+            (*PLAIN, "--train-when", "battery:101"),
+            "'battery:101' is not allowed; allowed: 0 to",
+        ),
+        ((*PLAIN, "--train-when", "cool:151"), "'cool:151' is not allowed; allowed: 0 to 150"),
         ((*PLAIN, "--name", "a name"), "--name = 'a name' is no name"),
         ((*PLAIN, "--device", "toaster"), "--device = 'toaster' is not allowed; allowed: auto"),
         ((*PLAIN, "--link", "10.0.0.1:9443"), "loopback"),
@@ -234,11 +240,66 @@ def test_a_wrong_certificate_is_one_line(says, authority, tmp_path, fault):
     assert status == 2, line
     expected = {
         "authority": "the certificate of the server",
-        "expired": "refuses the node's certificate: it has expired, or another",
-        "stranger": "refuses the node's certificate: it has expired, or another",
+        "expired": "refuses the node's certificate: it is not valid at the server's time, or",
+        "stranger": "refuses the node's certificate: it is not valid at the server's time, or",
         "key": "do not fit together",
     }
     assert expected[fault] in line
+
+
+#: When a server's certificate is valid -> the status, and what is said.
+OTHER_TIMES = {
+    "not yet": ({"begins": 1}, 4, "not yet valid, by this device's clock: "),  # set later, perhaps
+    "no more": ({"days": -1}, 2, "has expired, by this device's clock: "),
+}
+
+
+@pytest.mark.parametrize("enrols", [False, True])
+@pytest.mark.parametrize("when", OTHER_TIMES)
+def test_a_certificate_of_another_time_may_be_a_wrong_clock(says, authority, caplog, when, enrols):
+    (server, expected, line), tmp_path = OTHER_TIMES[when], Path.cwd()
+    tls, options = authority.node("pi"), ("--give-up", "3", "--device", "rpi-4")
+    files = {"node.pem": tls.certificate, "node.key": tls.key, "authority.pem": tls.authority}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    with serve(authority.server(**server)) as edge:
+        address = f"127.0.0.1:{edge.port}"
+        if enrols:
+            options += ("--enrol", address, "--token", "t", "--state", str(tmp_path / "state"))
+            options += ("--authority", str(tmp_path / "authority.pem"))
+        else:
+            options += ("--certificates", str(tmp_path))
+        status, said = says("--link", address, *LINK[2:], *options)
+    assert status == expected, said
+    assert line in said
+    attempts = [each for each in caplog.messages if line in each and "next attempt" in each]
+    assert (len(attempts) > 0) == (expected == 4)
+
+
+def test_a_node_without_the_compiled_runtime_takes_no_part(says, monkeypatch):
+    monkeypatch.setattr(native_table, "_module", None)
+    native_table.module.cache_clear()
+    with serve() as server:
+        status, line = says("--link", f"127.0.0.1:{server.port}", *PLAIN[2:], "--device", "rpi-4")
+        assert server.nodes() == []
+    native_table.module.cache_clear()
+    assert status == 2
+    assert "without its compiled runtime; allowed: a wheel" in line
+
+
+def test_options_of_who_a_node_is_that_are_not_used_are_said(says, authority, tmp_path, caplog):
+    caplog.set_level("INFO", "mest_fed.node")
+    tls, state = authority.node("pi"), tmp_path / "state"
+    state.mkdir()
+    for place in (tmp_path, state):
+        for name, data in zip(("node.pem", "node.key"), (tls.certificate, tls.key), strict=True):
+            (place / name).write_bytes(data)
+        (place / "authority.pem").write_bytes(tls.authority)
+    link = ("--link", "127.0.0.1:9", *LINK[2:], "--device", "rpi-4", "--give-up", "0.1")
+    says(*link, "--certificates", str(tmp_path), "--name", "shed")
+    assert "--name is not used: the certificate says who this node is" in caplog.messages
+    says(*link, "--state", str(state), "--enrol", "127.0.0.1:9", "--token", "used")
+    assert any("--enrol, --token and --name are not used" in each for each in caplog.messages)
 
 
 def test_a_budget_that_fits_no_plan_is_status_2(says):

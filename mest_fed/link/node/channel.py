@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import grpc
 
+from mest_fed.errors import InputError
 from mest_fed.link.addresses import check_address
 from mest_fed.link.codec import EDGE_LINK, ENROLMENT, Method
 from mest_fed.link.node.tls import NodeTls, tls_fault
@@ -198,9 +199,21 @@ class Channel:
             bound = min(2 * bound, self._patience.longest)
             self._closed.wait(pause)
 
-    def tls_fault(self) -> str | None:
-        """Return what of TLS keeps the connection from being made; None if nothing of it does."""
-        return tls_fault(self._address, self._tls)
+    def refuse_tls_fault(self, prefix: str = "") -> None:
+        """Find what of TLS keeps the connection from being made, if anything of it does.
+
+        Raises
+        ------
+        InputError
+            If it stays so.
+        Refusal
+            If it may pass: the call is made again.
+        """
+        fault = tls_fault(self._address, self._tls)
+        if fault is not None and not fault.passes:
+            raise InputError(prefix + fault.text)
+        if fault is not None:
+            raise Refusal("UNAVAILABLE", fault.text)
 
     def close(self) -> None:
         """Close the connection; calls that wait end."""

@@ -23,6 +23,7 @@ from mest_fed.link.node.runner import NodeRunner, NodeSetup
 from mest_fed.link.node.store import NodeFolder
 from mest_fed.link.node.transport import NodeLink, Patience
 from mest_fed.link.protocol import Refusal, check_name
+from mest_fed.runtime.native_table import module
 from mest_fed.system.limits import MARGIN, left_for_training, limit_memory
 from mest_fed.system.proc import resident_bytes
 from mest_fed.units import parse_bytes
@@ -93,6 +94,7 @@ def run(arguments: list[str] | None = None) -> None:
             file=sys.stderr,
         )
     setup = _setup(options)
+    module()  # a node that cannot train takes no part
     folder = NodeFolder(Path(options.state).expanduser())
     folder.claim()
     name = socket.gethostname().split(".")[0] or "node" if options.name is None else options.name

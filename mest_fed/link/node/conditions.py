@@ -50,7 +50,8 @@ class Conditions:
             if name in (_PLUGGED, _IDLE) and not colon:
                 found[name] = True
             elif name in (_COOL, _BATTERY):
-                found["celsius" if name == _COOL else _BATTERY] = _number(part, number)
+                most = 150 if name == _COOL else 100
+                found["celsius" if name == _COOL else _BATTERY] = _number(part, number, most)
             else:
                 raise not_allowed(_KEY, part, ALLOWED)
         return cls(**found)  # type: ignore[arg-type]
@@ -69,11 +70,11 @@ class Conditions:
         return None
 
 
-def _number(part: str, text: str) -> float:
+def _number(part: str, text: str, most: int) -> float:
     try:
         value = float(text)
     except ValueError:
         raise not_allowed(_KEY, part, ALLOWED) from None
-    if not 0 <= value <= 150:
-        raise InputError(f"{_KEY}: {part!r} is not allowed; allowed: 0 to 150")
+    if not 0 <= value <= most:
+        raise InputError(f"{_KEY}: {part!r} is not allowed; allowed: 0 to {most}")
     return value

@@ -55,8 +55,8 @@ def enrol(
         try:
             return channel.unary("Enrol", request)
         except Refusal as refusal:
-            if refusal.code == "UNAVAILABLE" and (fault := channel.tls_fault()):
-                raise InputError(f"--enrol: {fault}") from None
+            if refusal.code == "UNAVAILABLE":
+                channel.refuse_tls_fault("--enrol: ")
             raise
 
     try:

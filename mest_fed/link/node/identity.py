@@ -1,6 +1,7 @@
 """Who a node is: its certificate, from files or by enrolment."""
 
 import argparse
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from mest_fed.errors import InputError
 from mest_fed.link.node.channel import Patience
 from mest_fed.link.node.store import NodeFolder
 from mest_fed.link.node.tls import NodeTls
+
+log = logging.getLogger("mest_fed.node")
 
 CERTIFICATE, KEY, AUTHORITY = "node.pem", "node.key", "authority.pem"
 
@@ -25,9 +28,13 @@ def node_tls(
         If the server does not take the token.
     """
     if options.certificates:
+        if options.name is not None:
+            log.info("--name is not used: the certificate says who this node is")
         return NodeTls(*(_read(Path(options.certificates) / it) for it in _FILES))
     kept = [folder.read(it) for it in _FILES]
     if all(kept):
+        if options.enrol:
+            log.info("it has its certificate in --state: --enrol, --token and --name are not used")
         return NodeTls(*(it for it in kept if it is not None))
     if not options.enrol:
         raise InputError(

@@ -160,8 +160,8 @@ class Session:
         except Refusal as refusal:
             # Later on, an operator may be about to renew a certificate.
             broken = refusal.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
-            if first and broken and (fault := self._channel.tls_fault()):
-                raise InputError(fault) from None
+            if first and broken:
+                self._channel.refuse_tls_fault()
             raise
 
     def _register(self, stale: Registration | None, seconds: float | None = None) -> Registration:
