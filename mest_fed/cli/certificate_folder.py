@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
@@ -31,6 +30,7 @@ from mest_fed.link.certificates import (
     AUTHORITY_KEY,
     Authority,
     check_name,
+    has_signed,
     key_pem,
     new_key,
     new_request,
@@ -205,7 +205,7 @@ def entries(folder: Path) -> list[Entry]:
     found = [Entry(folder / AUTHORITY, "authority", authority, True)]
     for path, what in _signed_files(folder):
         certificate = read_certificate(path)
-        found.append(Entry(path, what, certificate, _has_signed(authority, certificate)))
+        found.append(Entry(path, what, certificate, has_signed(authority, certificate)))
     refused = read_refused(folder)
     return [replace(entry, refused=entry.fingerprint in refused) for entry in found]
 
@@ -295,14 +295,6 @@ def _sign_server(
     return authority.sign(hosts[0][:_LONGEST_NAME], key, ExtendedKeyUsageOID.SERVER_AUTH, names)
 
 
-def _has_signed(authority: x509.Certificate, certificate: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
-
-
 def _common_name(certificate: x509.Certificate) -> str:
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(names[0].value) if names else ""
@@ -320,6 +312,10 @@ def _check_new(files: Sequence[Path], force: bool) -> None:
 def _write(path: Path, content: bytes, *, private: bool = False) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = "a file is there" if path.parent.is_file() else error.strerror
+        raise InputError(f"the folder {path.parent} cannot be made: {why}") from None
+    try:
         write_file(path, content, private=private)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from None

@@ -57,7 +57,10 @@ def new(
     from mest_fed.link.certificates import AUTHORITY, AUTHORITY_KEY
 
     if not host:
-        raise InputError("--host: none is not allowed; allowed: a host name or IP address, or more")
+        raise InputError(
+            "--host is missing; allowed: the name or IP address by which devices know this "
+            "machine, such as --host 192.168.1.10; it may be given several times"
+        )
     make_authority(folder, host, force=force)
     root = folder.resolve()
     files = {"ca-certfile": AUTHORITY, "certfile": SERVER, "keyfile": SERVER_KEY}

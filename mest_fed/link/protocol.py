@@ -41,11 +41,15 @@ class Refusal(MestFedError):
         Whether the log has said so already.
     needs : int
         Bytes of budget that would do, where that is the reason.
+    cause : str
+        For the log alone: what the caller is not told.
     """
 
-    def __init__(self, code: str, text: str, *, logged: bool = False, needs: int = 0) -> None:
+    def __init__(
+        self, code: str, text: str, *, logged: bool = False, needs: int = 0, cause: str = ""
+    ) -> None:
         super().__init__(text)
-        self.code, self.logged, self.needs = code, logged, needs
+        self.code, self.logged, self.needs, self.cause = code, logged, needs, cause
 
 
 def malformed(text: str) -> Refusal:

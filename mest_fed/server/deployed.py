@@ -309,6 +309,10 @@ def _profile(device: str) -> DeviceProfile | None:
         return None
 
 
+#: What another command line does.
+_MORE = ("run.rounds", "--resume")
+
+
 def check_same(old: RunConfig, new: RunConfig, path: Path, key: str = "deployment.resume") -> None:
     """Compare the run's configuration with that of its folder, where both say what to train.
 
@@ -329,7 +333,8 @@ def check_same(old: RunConfig, new: RunConfig, path: Path, key: str = "deploymen
     kept, given = to_flat(old), to_flat(new)
     for name, value in kept.items():
         if given[name] != value and not name.startswith("deployment."):
+            more = "; for more rounds: --resume --rounds N" if (name, key) == _MORE else ""
             raise InputError(
                 f"{name} = {given[name]!r} is not allowed with {key}; "
-                f"allowed: {value!r}, as the run in {path} began"
+                f"allowed: {value!r}, as the run in {path} began{more}"
             )

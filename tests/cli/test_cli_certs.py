@@ -261,7 +261,7 @@ def test_a_folder_that_is_none(fails, tmp_path, command, kind):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("new", "tls"), "--host: none is not allowed"),
+        (("new", "tls"), "--host is missing; allowed: the name or IP address"),
         (("new", "tls", "--host", "a"), "tls/authority.pem is there already; allowed: --force"),
         (("new", "tls/server.pem", "--host", "a"), "cannot be"),
         (("node", "tls", "pi-1"), "tls/nodes/pi-1/node.pem is there already; allowed: --force"),

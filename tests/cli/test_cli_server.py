@@ -171,6 +171,22 @@ def test_what_keeps_an_address_from_being_listened_on_is_said_apart(certified):
         check_link(LinkSettings("host.invalid:9", certified))
 
 
+def test_a_server_that_no_node_would_know_is_said(certified, tmp_path, caplog):
+    check_link(LinkSettings("127.0.0.1:0", certified))
+    assert not caplog.messages
+    make_authority(tmp_path, ["localhost"], force=True)
+    shutil.copy(certified / "authority.pem", tmp_path)
+    check_link(LinkSettings("127.0.0.1:0", tmp_path))
+    assert f"{tmp_path / 'server.pem'} is not signed by authority.pem" in caplog.text
+
+
+@pytest.mark.parametrize("enrol", ["127.0.0.1:9443", "0.0.0.0:9443"])
+def test_enrolment_has_a_port_of_its_own(certified, enrol):
+    with pytest.raises(InputError, match=r"^--enrol = .* another port than that of --listen"):
+        LinkSettings("127.0.0.1:9443", certified, enrol=enrol)
+    LinkSettings("127.0.0.1:9443", certified, enrol="127.0.0.2:9443")
+
+
 def test_a_folder_in_use_is_said_before_a_port_is_opened(fails, tmp_path):
     (tmp_path / "run").mkdir()
     lock = FolderLock(tmp_path / "run")

@@ -296,7 +296,8 @@ def test_options_of_who_a_node_is_that_are_not_used_are_said(says, authority, tm
             (place / name).write_bytes(data)
         (place / "authority.pem").write_bytes(tls.authority)
     link = ("--link", "127.0.0.1:9", *LINK[2:], "--device", "rpi-4", "--give-up", "0.1")
-    says(*link, "--certificates", str(tmp_path), "--name", "shed")
+    other = ("--state", str(tmp_path / "other"))
+    says(*link, *other, "--certificates", str(tmp_path), "--name", "shed")
     assert "--name is not used: the certificate says who this node is" in caplog.messages
     says(*link, "--state", str(state), "--enrol", "127.0.0.1:9", "--token", "used")
     assert any("--enrol, --token and --name are not used" in each for each in caplog.messages)

@@ -24,11 +24,12 @@ from mest_fed.link.server.nodes import Identity
 
 log = logging.getLogger("mest_fed.link")
 
-#: What a node meets in the ordinary course of things.
-_ORDINARY = ("FAILED_PRECONDITION", "ALREADY_EXISTS", "RESOURCE_EXHAUSTED", "ABORTED")
+#: What a node meets that asks for much.
+_ORDINARY = ("RESOURCE_EXHAUSTED",)
 
-#: What a node meets whose server was started anew, or that leaves after it was refused.
-_EXPECTED = ("NOT_FOUND",)
+#: What a node meets whose round has ended, whose server was started anew, or that leaves after it
+#: was refused: whatever matters of it the round's line says.
+_EXPECTED = ("NOT_FOUND", "FAILED_PRECONDITION", "ALREADY_EXISTS", "ABORTED")
 
 #: Letters of a name in the log.
 _LONGEST_NAME = 64
@@ -86,7 +87,8 @@ class Refusals:
             level = logging.INFO if error.code in _ORDINARY else logging.WARNING
             level = logging.DEBUG if error.logged or error.code in _EXPECTED else level
             code, text = error.code, str(error)
-            self.log(level, f"{_who(context)}: {method.name} refused: {_joined(code, text)}")
+            why = text or error.cause
+            self.log(level, f"{_who(context)}: {method.name} refused: {_joined(code, why)}")
         else:
             code, text = "INTERNAL", ""
             line = as_reason(_joined(type(error).__name__, str(error)))

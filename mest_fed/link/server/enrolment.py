@@ -84,7 +84,8 @@ class EnrolmentService:
             self._failures.move_to_end(sender)
             while len(self._failures) > _SENDERS:
                 self._failures.popitem(last=False)
-            raise Refusal("UNAUTHENTICATED", "")
+            cause = f"the token of {message.name!r} is wrong, used or old"
+            raise Refusal("UNAUTHENTICATED", "", cause=cause)
         self._failures.pop(sender, None)
         return pb.EnrolReply(certificate_pem=made[0], authority_pem=made[1])
 

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 from flwr.serverapp import Grid
 
 from mest_fed.config.sections import DeploymentSection
-from mest_fed.errors import InputError
+from mest_fed.errors import InputError, not_allowed
 from mest_fed.link.addresses import check_address, check_free
 from mest_fed.link.certificates import (
     Authority,
     check_in_time,
     check_pair,
+    has_signed,
     read_certificate,
     sign_request,
 )
@@ -37,6 +38,8 @@ log = getLogger("mest_fed.link")
 
 #: In a folder of ``mest-fed certs``: what the server shows, and what it believes.
 _FILES = ("server.pem", "server.key", "authority.pem")
+#: Hosts that stand for all of a machine's.
+_ANY = {"0.0.0.0", "[::]"}
 
 
 class LinkNames(NamedTuple):
@@ -103,6 +106,9 @@ class LinkSettings:
         check_address(self.listen, insecure=self.insecure, key=names.listen)
         if self.enrol:
             check_address(self.enrol, insecure=False, key=names.enrol)
+            if _are_one(self.enrol, self.listen):
+                allowed = f"another port than that of {names.listen}"
+                raise not_allowed(names.enrol, self.enrol, allowed)
 
     @classmethod
     def of(cls, deployment: DeploymentSection) -> "LinkSettings":
@@ -131,7 +137,7 @@ def check_link(settings: LinkSettings) -> None:
         certificate, key, authority = (folder / name for name in _FILES)
         check_pair(certificate, key)
         check_in_time(certificate)
-        _check_readable(authority)
+        _check_authority(authority, certificate)
         if settings.enrol:
             Authority.load(folder)
     check_free(settings.listen, names.listen)
@@ -215,11 +221,22 @@ def _enroller(
     return enrol
 
 
-def _check_readable(authority: Path) -> None:
+def _are_one(address: str, other: str) -> bool:
+    """Say whether two addresses cannot be listened on at once."""
+    (host, _, port), (others_host, _, others_port) = address.rpartition(":"), other.rpartition(":")
+    hosts = {host, others_host}
+    return port == others_port != "0" and (len(hosts) == 1 or not hosts.isdisjoint(_ANY))
+
+
+def _check_authority(authority: Path, certificate: Path) -> None:
+    """Find that nodes would not know this server: they believe the authority of the folder."""
     try:
-        read_certificate(authority)
+        believed = read_certificate(authority)
     except FileNotFoundError as error:
         raise InputError(f"{authority} cannot be read: {error.strerror}") from None
+    if not has_signed(believed, read_certificate(certificate)):
+        text = "%s is not signed by %s: nodes that believe this authority refuse the server"
+        log.warning(text, certificate, authority.name)
 
 
 def _read(path: Path) -> bytes:
