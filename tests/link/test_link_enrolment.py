@@ -68,7 +68,8 @@ def test_wrong_tokens_are_counted_and_slowed_down(server, authority, caplog):
     assert server._enrolment.wrong_tokens == 3
     said = [line for line in caplog.messages if "Enrol refused" in line]
     assert len(said) == 3
-    assert all(": Enrol refused: UNAUTHENTICATED: the token of 'pi-9' is wrong" in line for line in said)
+    why = ": Enrol refused: UNAUTHENTICATED: the token of 'pi-9' is wrong"
+    assert all(why in line for line in said)
 
 
 def test_what_is_no_request_is_refused(server, authority, tokens):
