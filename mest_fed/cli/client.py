@@ -3,7 +3,6 @@
 import os
 import shutil
 import socket
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -14,10 +13,9 @@ import typer
 from mest_fed.cli.app import needs
 from mest_fed.cli.baseline import measure_baseline
 from mest_fed.cli.environment import node_environment
-from mest_fed.cli.link_errors import PassingError
 from mest_fed.cli.node_config import write_node_config
 from mest_fed.cli.node_memory import NodeMemory
-from mest_fed.cli.superlink import Link, as_argument, ask, wait_for_superlink
+from mest_fed.cli.superlink import Link, as_argument, wait_for_superlink
 from mest_fed.cli.supervise import Job, become_supervisor
 from mest_fed.devices import load_profile
 from mest_fed.errors import InputError, not_allowed
@@ -110,8 +108,7 @@ def client(
     if program is None:
         raise InputError(f"{_SUPERNODE} is not on the PATH; run: pip install 'mest-fed[client]'")
     local = ("--port", str(_port(port)))
-    with suppress(PassingError):  # who is refused is told before all is measured
-        ask(link)
+    wait_for_superlink(link, wait)  # before it measures, which takes up to a minute
     baseline = measure_baseline(environment)
     text = write_node_config(config | limits.node_config())
     command = [program, *link.options(), *local, "--node-config", text, *further]

@@ -40,7 +40,6 @@ def machine(monkeypatch):
     monkeypatch.setattr("mest_fed.cli.client.measure_baseline", lambda _: BASELINE)
     monkeypatch.setattr("mest_fed.cli.node_memory.limit_of_process", lambda: None)
     monkeypatch.setattr("mest_fed.cli.node_memory.memory_of_machine", lambda: 8000 * MB)
-    monkeypatch.setattr("mest_fed.cli.client.ask", lambda *_: None)
     monkeypatch.setattr("mest_fed.cli.client.wait_for_superlink", lambda *_: None)
     started, released = [], []
 
@@ -154,8 +153,7 @@ def test_more_than_the_machine_has(fails, monkeypatch):
 
 
 @pytest.mark.soak
-def test_what_does_not_fit_is_refused_before_it_connects(fails, machine, monkeypatch):
-    monkeypatch.setattr("mest_fed.cli.client.wait_for_superlink", lambda *_: pytest.fail("asked"))
+def test_what_does_not_fit_is_refused_before_a_node_starts(fails, machine):
     line = fails(*insecure(device="rpi-zero-2w"))
     for part in ("has 537 MB", "system takes 110 MB", "torch 480 MB", "(measured on this machine)"):
         assert part in line
@@ -290,16 +288,8 @@ def test_a_refusal_has_its_own_status(fails, monkeypatch):
         raise RefusedError("this machine's clock is 30 s ahead")
 
     monkeypatch.setattr("mest_fed.cli.client.wait_for_superlink", refuse)
-    assert "clock is 30 s ahead" in fails(*insecure(), status=REFUSED)
-
-
-def test_who_is_refused_is_told_before_all_is_measured(fails, monkeypatch):
-    def refuse(*_):
-        raise RefusedError("the SuperLink does not know the key")
-
-    monkeypatch.setattr("mest_fed.cli.client.ask", refuse)
     monkeypatch.setattr("mest_fed.cli.client.measure_baseline", lambda _: pytest.fail("measured"))
-    assert "does not know the key" in fails(*insecure(), status=REFUSED)
+    assert "clock is 30 s ahead" in fails(*insecure(), status=REFUSED)  # before all is measured
 
 
 def test_a_profile_of_ones_own_is_found_from_anywhere(starts, tmp_path, monkeypatch):
