@@ -164,7 +164,7 @@ def test_what_does_not_fit_is_refused_before_a_node_starts(fails, machine):
     assert "Allowed: a --device with more memory, --memory-limit BYTES if" in line
     line = fails(*insecure("--budget", "351MB", device="rpi-3b-plus"))
     # 95% of 873.74 MB are 830.05 MB.
-    assert "350 MB are left for training: the budget of 351 MB does not fit" in line
+    assert "350 MB are left for training, and the budget of 351 MB does not fit" in line
     assert "Allowed: --budget up to 350 MB, a --device with" in line
     assert "--memory-limit = '500 MB'" in fails(*insecure("--memory-limit", "500MB"))
     assert machine[0] == []
