@@ -73,14 +73,14 @@ def shares(
     from mest_fed.task import Task
 
     task, count = Task(config), 0
+    commands = list(_commands(task, run, files))
     for number, path in files.items():
         count += save_share(path, task.data.train, task.partitions[number])
     with writing(run, "--out"):
         run.write_text(to_toml(config), encoding="utf-8")
     size = format_bytes(sum(path.stat().st_size for path in files.values()))
     typer.echo(f"# {number_of(count, 'example')} of {number_of(len(files), 'device')}, {size}")
-    for line in _commands(task, run, files):
-        typer.echo(line)
+    typer.echo("\n".join(commands))
     if not partitions and (lacking := settings_alike(config)):
         more = " ".join(f"--set {each}" for each in lacking)
         typer.echo(f"nodes end with the weights of the simulation only with: {more}", err=True)

@@ -200,6 +200,30 @@ def format_mix(mix: dict[str, Any]) -> str:
     return ", ".join(f"{name}:{value}" for name, value in mix.items())
 
 
+def budgets_left(budgets: Any, before: Any, now: Any) -> Any:
+    """Return the budgets of a fleet whose mix was replaced, without the profiles that are gone.
+
+    A name that was not in the fleet before stays, as does what cannot be read: the checks of the
+    section say what is wrong.
+
+    Parameters
+    ----------
+    budgets, before, now : str or dict
+        The budgets, the mix that they were for, and the one that there is now.
+    """
+    try:
+        kept, old, new = map(_mix_of, (budgets, before, now))
+    except (AttributeError, TypeError, ValueError):
+        return budgets
+    here = {Path(name).name for name in new}  # a profile's path may be relative in one of them
+    gone = {name for name in old if Path(name).name not in here}
+    return format_mix({name: size for name, size in kept.items() if name not in gone})
+
+
+def _mix_of(mix: Any) -> dict[str, Any]:
+    return mix if isinstance(mix, dict) else parse_mix(mix)
+
+
 def parse_names(text: str) -> tuple[str, ...]:
     """Read ``a, b`` into names."""
     return tuple(filter(None, (piece.strip() for piece in text.split(","))))

@@ -71,6 +71,7 @@ def test_one_device_of_a_large_fleet_has_a_file(wrote, tmp_path):
     [
         (("--partition", "20"), "--partition = 20 is not allowed; allowed: 0 to 19"),
         (("--set", "fleet.devices=1001"), "fleet.devices = 1001 is not allowed; allowed: at most"),
+        (("--set", "fleet.mix=nope.toml:4"), "nope.toml: cannot read it (No such file or dir"),
         (("--preset", "nothing"), "--preset = nothing is not allowed; allowed: "),
     ],
 )

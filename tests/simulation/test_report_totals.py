@@ -94,7 +94,10 @@ def test_every_status_is_counted(run):
     statuses = [status for status in TaskStatus if status != "ok"]
     run = replace(run, tasks=(*run.tasks, *run.tasks))
     lost = with_lost(run, *((status, "some reason") for status in statuses))
-    assert status_counts(lost) == {"ok": len(run.tasks) - len(statuses), **dict.fromkeys(statuses, 1)}
+    assert status_counts(lost) == {
+        "ok": len(run.tasks) - len(statuses),
+        **dict.fromkeys(statuses, 1),
+    }
     assert sum(entry.total for entry in lost_by_reason(lost)) == len(statuses)
 
 
