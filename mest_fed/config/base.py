@@ -200,24 +200,27 @@ def format_mix(mix: dict[str, Any]) -> str:
     return ", ".join(f"{name}:{value}" for name, value in mix.items())
 
 
-def budgets_left(budgets: Any, before: Any, now: Any) -> Any:
-    """Return the budgets of a fleet whose mix was replaced, without the profiles that are gone.
+def budgets_left(fleet: Mapping[str, Any], mix: Any) -> dict[str, Any]:
+    """Return the ``budgets`` of a fleet whose mix is replaced, without profiles that are gone.
 
-    A name that was not in the fleet before stays, as does what cannot be read: the checks of the
-    section say what is wrong.
+    A name that was not in the fleet before stays. Where something cannot be read nothing is
+    returned: the checks of the section say what is wrong.
 
     Parameters
     ----------
-    budgets, before, now : str or dict
-        The budgets, the mix that they were for, and the one that there is now.
+    fleet : mapping
+        The keys of the section as they were.
+    mix : str or dict
+        Of the fleet that there is now.
     """
     try:
-        kept, old, new = map(_mix_of, (budgets, before, now))
-    except (AttributeError, TypeError, ValueError):
-        return budgets
+        kept, old, new = map(_mix_of, (fleet["budgets"], fleet["mix"], mix))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return {}
     here = {Path(name).name for name in new}  # a profile's path may be relative in one of them
     gone = {name for name in old if Path(name).name not in here}
-    return format_mix({name: size for name, size in kept.items() if name not in gone})
+    left = {name: size for name, size in kept.items() if name not in gone}
+    return {"budgets": format_mix(left)}
 
 
 def _mix_of(mix: Any) -> dict[str, Any]:

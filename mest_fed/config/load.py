@@ -286,13 +286,8 @@ def with_settings(table: Mapping[str, Any], settings: Iterable[str]) -> Table:
         section, _, name = current.partition(".")
         merged.setdefault(section, {})[name] = _toml_value(text.strip())
         typed.add(current)
-    if (
-        "fleet.mix" in typed
-        and "fleet.budgets" not in typed
-        and {"mix", "budgets"} <= before.keys()
-    ):
-        fleet = merged["fleet"]
-        fleet["budgets"] = budgets_left(before["budgets"], before["mix"], fleet["mix"])
+    if {"fleet.mix", "fleet.budgets"} & typed == {"fleet.mix"}:
+        merged["fleet"] |= budgets_left(before, merged["fleet"]["mix"])
     return merged
 
 
