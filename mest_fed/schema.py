@@ -55,6 +55,8 @@ class TaskStatus(StrEnum):
     """The server refused what the device sent."""
     AWAY = "away"
     """The device could not be asked."""
+    DECLINED = "declined"
+    """The device was there, and might not train then, by what its owner allows."""
     LATE = "late"
     """The server had stopped waiting."""
     DROPPED = "dropped"
@@ -79,6 +81,7 @@ class FailureKind(StrEnum):
     UPLOAD_LOST = "upload-lost"
     DEADLINE = "deadline"
     BUSY = "busy"
+    OCCUPIED = "occupied"
     NO_REPLY = "no-reply"
     OVER_BUDGET = "over-budget"
     OUT_OF_MEMORY = "out-of-memory"
@@ -98,6 +101,11 @@ class FailureKind(StrEnum):
         """What reports call it."""
         return _LABELS[self]
 
+    @property
+    def ordinary(self) -> bool:
+        """Whether it is a device's own answer that it may not train now: nobody need look at it."""
+        return self in (FailureKind.BUSY, FailureKind.BATTERY_LOW)
+
     def explain(self, reason: str | None) -> str:
         """Say for people why a task failed: its own reason where the kind says too little."""
         return (self in _OPEN and reason) or self.label
@@ -111,7 +119,8 @@ _STATUS = {
     FailureKind.BATTERY_EMPTY: TaskStatus.DROPPED,
     FailureKind.UPLOAD_LOST: TaskStatus.DROPPED,
     FailureKind.DEADLINE: TaskStatus.LATE,
-    FailureKind.BUSY: TaskStatus.LATE,
+    FailureKind.BUSY: TaskStatus.DECLINED,
+    FailureKind.OCCUPIED: TaskStatus.LATE,
     FailureKind.NO_REPLY: TaskStatus.LATE,
     FailureKind.OVER_BUDGET: TaskStatus.FAILED,
     FailureKind.OUT_OF_MEMORY: TaskStatus.FAILED,
@@ -130,7 +139,8 @@ _LABELS = {
     FailureKind.BATTERY_EMPTY: "the battery ran empty",
     FailureKind.UPLOAD_LOST: "the upload broke off",
     FailureKind.DEADLINE: "the reply missed the deadline",
-    FailureKind.BUSY: "the device was busy with an earlier task until the deadline",
+    FailureKind.BUSY: "the device might not train: in use, hot or without power",
+    FailureKind.OCCUPIED: "the device was busy with an earlier task until the deadline",
     FailureKind.NO_REPLY: "no reply came in time",
     FailureKind.OVER_BUDGET: "training was over the memory budget",
     FailureKind.OUT_OF_MEMORY: "training ran out of memory",
@@ -164,6 +174,7 @@ FAILURE_CODES = {
     1005: FailureKind.BATTERY_LOW,
     1006: FailureKind.BUSY,
     1007: FailureKind.DEADLINE,
+    1008: FailureKind.OCCUPIED,
 }
 
 

@@ -244,7 +244,7 @@ class Task(TaskModel):
         unknown = sorted(set(fleet.budget_bytes) - set(fleet.weights))
         if unknown:
             raise InputError(
-                f"fleet.budgets names {unknown[0]}, which is not in the fleet; "
+                f"fleet.budgets names {unknown[0]}, which is not in the fleet (fleet.mix); "
                 f"allowed: {', '.join(fleet.weights)}"
             )
         own = self.config.fleet.budget_bytes

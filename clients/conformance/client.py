@@ -14,11 +14,24 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import grpc
-import mest_link_pb2 as pb
-import mest_link_pb2_grpc as services
+
+def fail(text: str, status: int = 2) -> NoReturn:
+    """End with one line."""
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+try:
+    import grpc
+    import mest_link_pb2 as pb
+    import mest_link_pb2_grpc as services
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    how = "docs/foreign-clients.md says how protoc makes those of the protocol"
+    fail(f"there is no module {error.name}; {how}")
 
 #: Statuses after which a call is made again later, and after which a client ends.
 AGAIN = {
@@ -207,4 +220,11 @@ def main(address: str, name: str, certificates: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) not in (3, 4):
+        fail(f"{len(sys.argv) - 1} arguments; allowed: HOST:PORT NAME [CERTIFICATES]")
+    try:
+        main(*sys.argv[1:])
+    except Stopped as error:
+        fail(f"the server does not take this client: {error}", 4)
+    except OSError as error:
+        fail(f"{error.filename} cannot be read: {error.strerror}")

@@ -60,10 +60,15 @@ export MEST_REQUIRE_NATIVE=1
 options="-DCMAKE_SYSTEM_NAME=Linux;-DCMAKE_SYSTEM_PROCESSOR=aarch64"
 options="$options;-DPython_INCLUDE_DIR=$headers/python$version;-DPython_SOABI=$abi"
 export SKBUILD_CMAKE_ARGS="$options"
-mkdir -p "$out"
-"$python" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$out" "$project"
+# Into a folder of its own: in OUT there may be wheels of other Pythons, also newer ones.
+made=$root/wheel
+rm -rf "$made"
+"$python" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$made" "$project"
 unset _PYTHON_HOST_PLATFORM SETUPTOOLS_EXT_SUFFIX CC CXX CXXFLAGS SKBUILD_CMAKE_ARGS
-wheel=$(find "$out" -name 'mest_fed-*aarch64.whl' -newer "$root/.ready" | sort | tail -n 1)
+set -- "$made"/mest_fed-*aarch64.whl
+wheel=$out/$(basename "$1")
+mkdir -p "$out"
+mv "$1" "$wheel"
 echo "wheel: $wheel"
 
 # What a device has: the wheel without torch, NumPy, gRPC, protobuf.

@@ -89,9 +89,11 @@ rm -rf "$home/venv"
 mv "$home/new" "$home/venv"
 
 install -d -m 0750 -o root -g "$user" "$settings" "$settings/certificates"
+# systemd reads it as root, and it may hold a token.
 if [ ! -e "$settings/node.env" ]; then
-    install -m 0640 -o root -g "$user" "$here/node.env.example" "$settings/node.env"
+    install -m 0600 -o root -g root "$here/node.env.example" "$settings/node.env"
 fi
+chmod 0600 "$settings/node.env"
 install -m 0644 "$here/mest-fed-node.service" "$unit"
 systemctl daemon-reload
 

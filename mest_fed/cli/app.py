@@ -116,6 +116,7 @@ def register_commands() -> None:
         report,
         run,
         server,
+        shares,
         simulate,
         study,
     )
@@ -126,6 +127,7 @@ def register_commands() -> None:
         run.run,
         client.client,
         server.server,
+        shares.shares,
         config.config,
         devices.devices,
         calibrate.calibrate,

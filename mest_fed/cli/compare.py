@@ -36,3 +36,5 @@ def compare(
         write_table(compared.rows(), form, None if printed else path)
     if not printed:
         typer.echo(f"comparison: {path}")
+        for names in compared.of_one_model():
+            typer.echo(f"the same weights, bit for bit: {', '.join(names)}")

@@ -35,7 +35,7 @@ def report(
     """Write a run's report.html anew from what the run left in its folder, or its tables.
 
     The tables are rounds, clients, tiers and layers, a file for each; where a run has them also
-    evaluations of clients, labels and changed settings.
+    real devices (nodes), evaluations of clients, labels and changed settings.
     """
     check_format(form, HTML)
     needs("simulation", "matplotlib", "jinja2")

@@ -200,6 +200,33 @@ def format_mix(mix: dict[str, Any]) -> str:
     return ", ".join(f"{name}:{value}" for name, value in mix.items())
 
 
+def budgets_left(fleet: Mapping[str, Any], mix: Any) -> dict[str, Any]:
+    """Return the ``budgets`` of a fleet whose mix is replaced, without profiles that are gone.
+
+    A name that was not in the fleet before stays. Where something cannot be read nothing is
+    returned: the checks of the section say what is wrong.
+
+    Parameters
+    ----------
+    fleet : mapping
+        The keys of the section as they were.
+    mix : str or dict
+        Of the fleet that there is now.
+    """
+    try:
+        kept, old, new = map(_mix_of, (fleet["budgets"], fleet["mix"], mix))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return {}
+    here = {Path(name).name for name in new}  # a profile's path may be relative in one of them
+    gone = {name for name in old if Path(name).name not in here}
+    left = {name: size for name, size in kept.items() if name not in gone}
+    return {"budgets": format_mix(left)}
+
+
+def _mix_of(mix: Any) -> dict[str, Any]:
+    return mix if isinstance(mix, dict) else parse_mix(mix)
+
+
 def parse_names(text: str) -> tuple[str, ...]:
     """Read ``a, b`` into names."""
     return tuple(filter(None, (piece.strip() for piece in text.split(","))))

@@ -12,7 +12,15 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from mest_fed.catalogue import KNOBS
-from mest_fed.config.base import FOLDER, Named, is_profile_file, is_table, parse_names, read_options
+from mest_fed.config.base import (
+    FOLDER,
+    Named,
+    budgets_left,
+    is_profile_file,
+    is_table,
+    parse_names,
+    read_options,
+)
 from mest_fed.config.sections import RunConfig
 from mest_fed.errors import InputError
 from mest_fed.own_code import OwnCode
@@ -248,6 +256,9 @@ def read_toml(path: Path) -> Table:
 def with_settings(table: Mapping[str, Any], settings: Iterable[str]) -> Table:
     """Lay ``section.key=value`` settings over a table; values are TOML, or else plain text.
 
+    Where they replace the fleet's mix alone, the budgets of profiles that are gone go, too: who
+    sets a mix over a preset does not know them.
+
     Raises
     ------
     InputError
@@ -258,6 +269,7 @@ def with_settings(table: Mapping[str, Any], settings: Iterable[str]) -> Table:
         for key, value in keys.items():
             place, _, leaf = current_key(f"{section}.{key}").partition(".")
             merged.setdefault(place, {})[leaf] = value
+    before, typed = dict(merged.get("fleet", {})), set[str]()
     for setting in settings:
         key, equals, text = setting.partition("=")
         section, dot, name = key.strip().partition(".")
@@ -273,6 +285,9 @@ def with_settings(table: Mapping[str, Any], settings: Iterable[str]) -> Table:
             log.warning("%s is now called %s (--set)", key.strip(), current)
         section, _, name = current.partition(".")
         merged.setdefault(section, {})[name] = _toml_value(text.strip())
+        typed.add(current)
+    if {"fleet.mix", "fleet.budgets"} & typed == {"fleet.mix"}:
+        merged["fleet"] |= budgets_left(before, merged["fleet"]["mix"])
     return merged
 
 

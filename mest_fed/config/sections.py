@@ -154,7 +154,8 @@ class FleetSection(Section):
     """Profile names, or paths relative to the configuration file, and their weights; also as a
     TOML table."""
     budgets: Annotated[PerDevice, Form("NAME:BYTES, ..., or nothing")] = ""
-    """Memory budgets that replace the profiles' own, such as ``rpi-zero-2w:24MB``."""
+    """Memory budgets that replace the profiles' own, such as ``rpi-zero-2w:24MB``. A setting of
+    ``fleet.mix`` alone leaves out those of a preset or file whose profiles it replaces."""
     deadline: Annotated[float, Field(ge=0)] = 0.0
     """Seconds after which a reply is too late (virtual in a simulation); 0 waits for all that are
     there: of a real device that vanished the server learns after at most 60."""

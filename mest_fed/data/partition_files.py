@@ -10,6 +10,7 @@ from typing import ClassVar, overload
 import numpy as np
 import numpy.typing as npt
 
+from mest_fed.data.arrays import ArrayData
 from mest_fed.data.minibatches import Indices
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.rng import numpy_generator
@@ -36,6 +37,30 @@ def _save(target: Path, parts: Sequence[Indices]) -> None:
     sizes = np.array([len(part) for part in parts], dtype=np.int64)
     with whole_file(target) as stream:
         np.savez(stream, indices=np.concatenate(parts).astype(np.int64), sizes=sizes)
+
+
+def save_share(path: str | Path, data: ArrayData, examples: Indices) -> int:
+    """Write some examples to an ``.npz`` file, as a device that holds them itself reads them.
+
+    They are the numbers of the data set, neither normalised nor changed otherwise. The file takes
+    its name only when it is complete.
+
+    Returns
+    -------
+    int
+        How many examples there are.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written.
+    """
+    target, held = Path(path), data.examples
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(target) as stream:
+            np.savez(stream, inputs=held.inputs[examples], targets=held.targets[examples])
+    return len(examples)
 
 
 def load_partitions(path: str | Path, *, num_examples: int | None = None) -> list[Indices]:

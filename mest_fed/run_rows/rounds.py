@@ -40,8 +40,8 @@ class RoundRow:
     to a device that was away was not sent. Where a real device went away in a round its
     instruction counts, whether or not it arrived, which the server cannot know. ``tasks`` and
     ``failures`` count the round's training by how, and why, it ended, without what did not occur;
-    ``failed`` is all that gave the server nothing to judge: failed, away, late and dropped
-    together. Both clocks are cumulative. ``stopped`` says why the
+    ``failed`` is all that gave the server nothing to judge: failed, away, declined, late and
+    dropped together. Both clocks are cumulative. ``stopped`` says why the
     run ended with this round although others were to come; ``diverged``, that the model was
     evaluated and its loss was not finite. ``energy_joules`` is of the devices whose power is known,
     None where that are none. ``client_scores`` are the clients' that evaluated, by

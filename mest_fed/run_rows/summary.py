@@ -19,9 +19,9 @@ class Watts:
 
 @dataclass(frozen=True, kw_only=True)
 class Tier:
-    """The devices of one profile, which train under one plan.
+    """The devices of one profile and budget, which train under one plan.
 
-    Real devices of whose profile the server knows nothing are one tier, without a name or watts.
+    Real devices of whose profile the server knows nothing are of one kind, without a name or watts.
     ``recompute`` and ``saved`` are how training saves memory, as in
     :class:`mest_fed.memory.MemoryOptions`; ``shortfall_bytes`` is 0 unless the plan was made anew,
     as in :class:`mest_fed.memory.Plan`.
@@ -49,6 +49,25 @@ class Tier:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RealDevice:
+    """One device of a deployed run, as it was when it last registered; its peak is the largest.
+
+    ``examples`` are those to train on. ``measured_peak_bytes`` is as in its reports, None where it
+    reported none.
+    """
+
+    partition: Count
+    name: str
+    device: str
+    examples: Count
+    budget_bytes: Count
+    density: Share
+    micro_batch: Count
+    predicted_peak_bytes: Count
+    measured_peak_bytes: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Layer:
     """One layer of the final global model; a dense one has density 1, and the reason for it."""
 
@@ -64,7 +83,8 @@ class Summary:
 
     ``tasks`` and ``failures`` count the tasks of the whole run by how, and why, they ended; a kind
     of failure that did not occur is left out. ``devices_asked`` is how many of ``devices`` had a
-    task. ``deployed`` says that they were real: both clocks are then real, too. ``energy_joules``
+    task. ``deployed`` says that they were real: both clocks are then real, too, and ``nodes`` has
+    each of them by partition, which runs of earlier versions lack. ``energy_joules``
     leaves out the ``without_power`` devices of whose power the server knows nothing; it is None
     where that are all. ``kept`` is the rule by which the model was kept.
     ``why_torch`` says why torch trained, at least on some devices, though programs were asked for;
@@ -113,6 +133,7 @@ class Summary:
     deployed: bool = False
     why_torch: str | None = None
     tiers: tuple[Tier, ...]
+    nodes: tuple[RealDevice, ...] = ()
     layers: tuple[Layer, ...]
     dense_bytes: Count
     model_sha256: str

@@ -13,7 +13,7 @@ from mest_fed.schema import failure_of_code
 from mest_fed.server.client_registry import ClientRegistry
 from mest_fed.server.instructions import Instructions, SentTask
 from mest_fed.server.node import Node
-from mest_fed.server.round_record import ClientOutcome, finite_only
+from mest_fed.server.round_record import ClientOutcome, finite_only, log_failed
 from mest_fed.server.update_validator import read_counts
 from mest_fed.training import Metrics, Objective
 from mest_fed.wire.records import content_bytes
@@ -96,7 +96,7 @@ def _totals(
     node = sent.node
     if reply.has_error():
         outcome.fail(failure_of_code(reply.error.code), reply.error.reason)
-        log.warning("evaluation on node %s failed: %s", node.label, outcome.reason)
+        log_failed(log, f"evaluation on node {node.label}", outcome)
         return None
     outcome.bytes_up = content_bytes(reply.content)
     try:

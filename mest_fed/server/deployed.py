@@ -3,17 +3,13 @@
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from logging import getLogger
 from pathlib import Path
-from typing import Any
 
 from mest_fed.config import RunConfig, to_flat, to_toml
-from mest_fed.devices import DeviceProfile, load_profile
 from mest_fed.errors import InputError
-from mest_fed.memory import Plan
 from mest_fed.run_rows.facts import Provenance
 from mest_fed.run_rows.row import Row
 from mest_fed.server.checkpoint import (
@@ -27,13 +23,19 @@ from mest_fed.server.checkpoint import (
 from mest_fed.server.exchange import DeviceGrid
 from mest_fed.server.folder_names import CLIENTS, ENCODING, LOG, PROVENANCE, ROUNDS
 from mest_fed.server.node import Node
+from mest_fed.server.real_devices import (
+    built_in_profile,
+    real_devices,
+    reported_peaks,
+    tier_plans,
+)
 from mest_fed.server.round_record import ClientOutcome, ClientTiming, RoundRecord
 from mest_fed.server.rows import client_rows, round_row
 from mest_fed.server.run_folder import FLOWER_KEYS, RunFolder
 from mest_fed.server.run_log import SERVER_LOG, log_failure, logged, shown_by_flower
 from mest_fed.server.seal import read_seal
 from mest_fed.server.strategy import MestStrategy
-from mest_fed.server.summary import NO_PROFILE, RunLogs, TierPlan, build_summary
+from mest_fed.server.summary import RunLogs, build_summary
 from mest_fed.strict_json import read_json
 from mest_fed.task import Task
 
@@ -132,15 +134,16 @@ class DeployedRun:
         """Write the model, the summary and, where its packages are installed, the report."""
         model, folder = self.strategy.model, self.folder
         logs = RunLogs(folder.logs.read(ROUNDS), folder.logs.read(CLIENTS))
-        tiers = tier_plans(self.task, [asdict(node) for node in self._nodes.values()])
+        nodes = list(self._nodes.values())
+        tiers = tier_plans(self.task, nodes)
         summary = build_summary(
             self.task,
             tiers,
             self.strategy,
             preset=self._base() or folder.path.name,
             logs=logs,
-            peaks=reported_peaks(tiers, self._nodes.values(), logs.clients),
-            real_devices=len(self._nodes),
+            peaks=reported_peaks(tiers, nodes, logs.clients),
+            nodes=real_devices(nodes, logs.clients),
         )
         folder.write_model(self.task, model.state())
         self._write_encoding()
@@ -201,7 +204,7 @@ class DeployedRun:
 
     def _timing(self, outcome: ClientOutcome) -> ClientTiming:
         took = self.grid.durations.get(outcome.node_id)
-        profile = _profile(outcome.device)
+        profile = built_in_profile(outcome.device)
         if took is None:
             joules = None if profile is None else 0.0
             return ClientTiming(outcome.node_id, "train", outcome.failure, energy_joules=joules)
@@ -213,65 +216,6 @@ class DeployedRun:
             train_seconds=took.seconds,
             energy_joules=None if profile is None else profile.compute_watts * took.seconds,
         )
-
-
-def tier_plans(task: Task, nodes: Iterable[Mapping[str, Any]]) -> list[TierPlan]:
-    """Return the profiles of the devices seen, each with the plan of its smallest budget.
-
-    Devices whose profile is not here, or that have none, are a tier of their own. What a plan takes
-    is that of the device with this budget whose number of examples asks for the most.
-
-    Parameters
-    ----------
-    task : Task
-        The run's task.
-    nodes : iterable of mapping
-        Of each device, as a checkpoint holds it, its ``device``, ``budget`` and ``examples``.
-    """
-    by_kind: dict[str, dict[int, list[int]]] = {}
-    for node in nodes:
-        by_budget = by_kind.setdefault(_kind(node["device"]), {})
-        by_budget.setdefault(node["budget"], []).append(node["examples"])
-    tiers = []
-    for kind, by_budget in by_kind.items():
-        budget, count = min(by_budget), sum(map(len, by_budget.values()))
-        try:
-            plan = task.plan(budget, kind or NO_PROFILE)
-            taken = [task.footprint_on(plan, each) for each in set(by_budget[budget]) if each]
-            if taken:
-                plan = replace(plan, footprint=max(taken, key=lambda it: it.total))
-            tiers.append(TierPlan(_profile(kind) if kind else None, count, plan))
-        except InputError as error:
-            log.warning("the summary leaves out the plan of %s", error)
-    return sorted(tiers, key=lambda tier: tier.plan.budget)
-
-
-def reported_peaks(
-    tiers: Iterable[TierPlan], nodes: Iterable[Node], clients: Iterable[Mapping[str, Any]]
-) -> dict[Plan, int]:
-    """Return the largest peak that devices of each plan reported, in bytes; a plan may have none.
-
-    Parameters
-    ----------
-    tiers : iterable of TierPlan
-        Profiles with the plans of their smallest budgets.
-    nodes : iterable of Node
-        The devices.
-    clients : iterable of mapping
-        Rows of their parts in rounds.
-    """
-    owners = {node.partition: (_kind(node.device), node.budget) for node in nodes}
-    largest: dict[tuple[str, int], int] = {}
-    for row in clients:
-        size = (row.get("reported") or {}).get("measured_peak_bytes")
-        if size and (owner := owners.get(row["partition"])) is not None:
-            largest[owner] = max(largest.get(owner, 0), int(size))
-    found: dict[Plan, int] = {}
-    for tier in tiers:  # two of which may have one plan
-        size = largest.get((tier.name, tier.plan.budget))
-        if size is not None:
-            found[tier.plan] = max(size, found.get(tier.plan, 0))
-    return found
 
 
 def write_report(folder: Path) -> None:
@@ -293,20 +237,6 @@ def write_report(folder: Path) -> None:
         log.warning("no report was written: %s", " ".join(done.stderr.split()))
     else:
         log.info("report: %s", folder / "report.html")
-
-
-def _kind(device: str) -> str:
-    """Return the name of a device's profile; empty where that is not on the server."""
-    profile = _profile(device)
-    return "" if profile is None else profile.name
-
-
-def _profile(device: str) -> DeviceProfile | None:
-    """Return a built-in profile; None for a device's own file, which is not on the server."""
-    try:
-        return None if device.endswith(".toml") else load_profile(device)
-    except InputError:
-        return None
 
 
 #: What another command line does.

@@ -16,11 +16,11 @@ Who = TypeVar("Who")
 
 
 def absence_of(reply: Message) -> FailureKind | None:
-    """Say why a device did not reply itself; None if it did, if only with an error of its own."""
+    """Say why a device did not reply, or not yet; None if it did, if only with an error."""
     if not reply.has_error():
         return None
     failure = failure_of_code(reply.error.code)
-    absent = (TaskStatus.AWAY, TaskStatus.DROPPED, TaskStatus.LATE)
+    absent = (TaskStatus.AWAY, TaskStatus.DECLINED, TaskStatus.DROPPED, TaskStatus.LATE)
     return failure if failure.status in absent else None
 
 

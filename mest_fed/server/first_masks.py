@@ -15,7 +15,7 @@ from mest_fed.server.exchange import Awaited
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.instructions import SentTask
 from mest_fed.server.node import Node
-from mest_fed.server.round_record import SCORE, ClientOutcome
+from mest_fed.server.round_record import SCORE, ClientOutcome, log_failed
 from mest_fed.sparsity.state import SparseState
 from mest_fed.task import Task
 from mest_fed.task_scores import dense_task, salient_masks, scores_spec, scoring_plan
@@ -117,7 +117,7 @@ class FirstMasks:
         """Return the scores that a reply brings; None where it brings none, which is noted."""
         if reply.has_error():
             outcome.fail(failure_of_code(reply.error.code), reply.error.reason)
-            log.warning("node %s gives no scores: %s", node.label, outcome.reason)
+            log_failed(log, f"scoring on node {node.label}", outcome)
             return None
         outcome.bytes_up = content_bytes(reply.content)
         try:

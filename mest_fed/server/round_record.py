@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from logging import INFO, WARNING, Logger
 
 from flwr.app import MessageType
 
@@ -79,6 +80,13 @@ class ClientOutcome:
         if totals.count:
             value = totals.values(objective)[objective.primary.name]
             self.score = value if math.isfinite(value) else None
+
+
+def log_failed(log: Logger, what: str, outcome: ClientOutcome) -> None:
+    """Log why a task gave nothing; that a device may not train now is no warning."""
+    ordinary = outcome.failure is not None and outcome.failure.ordinary
+    level, how = (INFO, "declined") if ordinary else (WARNING, "failed")
+    log.log(level, "%s %s: %s", what, how, outcome.reason)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from mest_fed.server.node import Node
 from mest_fed.server.optimizers import build_optimizer
 from mest_fed.server.progress import Progress
 from mest_fed.server.repeated_update import repeat_update
-from mest_fed.server.round_record import ClientOutcome, RoundRecord
+from mest_fed.server.round_record import ClientOutcome, RoundRecord, log_failed
 from mest_fed.server.selection import Selector
 from mest_fed.server.selection.cohort import CohortSelection
 from mest_fed.server.update_validator import read_counts, read_update
@@ -271,7 +271,7 @@ class MestStrategy(Strategy):
         outcome.examples = node.examples
         if reply.has_error():
             outcome.fail(failure_of_code(reply.error.code), reply.error.reason)
-            log.warning("node %s failed: %s", node.label, outcome.reason)
+            log_failed(log, f"node {node.label}", outcome)
             return outcome
         outcome.bytes_up = self._bytes_of(reply)
         if self.keeps_reports:

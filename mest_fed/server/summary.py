@@ -14,12 +14,13 @@ import numpy as np
 from mest_fed.devices import DeviceProfile
 from mest_fed.memory import Plan
 from mest_fed.run_rows.row import Row
-from mest_fed.run_rows.summary import Layer, Summary, Tier, Watts
+from mest_fed.run_rows.summary import Layer, RealDevice, Summary, Tier, Watts
 from mest_fed.schema import FailureKind, TaskStatus
 from mest_fed.server.rows import totals
 from mest_fed.server.strategy import MestStrategy
 from mest_fed.sparsity.state import ModelSpec, SparseState
 from mest_fed.task import Task
+from mest_fed.units import format_bytes
 
 #: What a device is called that the server knows no profile of.
 NO_PROFILE = "a device without a built-in profile"
@@ -27,12 +28,12 @@ NO_PROFILE = "a device without a built-in profile"
 
 @dataclass(frozen=True)
 class TierPlan:
-    """All devices of one profile.
+    """All devices of one profile, and in a deployed run of one budget.
 
     Parameters
     ----------
     profile : DeviceProfile or None
-        What they are; None of all devices together of whose profile the server knows nothing.
+        What they are; None where the server knows nothing of their profiles.
     clients : int
         How many there are.
     plan : Plan
@@ -83,7 +84,7 @@ def build_summary(
     preset: str,
     logs: RunLogs,
     peaks: Mapping[Plan, int],
-    real_devices: int | None = None,
+    nodes: Sequence[RealDevice] | None = None,
 ) -> Summary:
     """Sum up a finished run.
 
@@ -100,8 +101,8 @@ def build_summary(
         The rows of all rounds.
     peaks : mapping
         Measured bytes of each plan that was measured; of a deployed run as its devices reported.
-    real_devices : int, optional
-        How many took part in a deployed run; None in a simulation, whose tiers have all of them.
+    nodes : sequence of RealDevice, optional
+        Who took part in a deployed run; None in a simulation, whose tiers have all devices.
     """
     config, model = task.config, strategy.model
     state = model.state()
@@ -124,12 +125,13 @@ def build_summary(
         out_of_memory=failures[FailureKind.OUT_OF_MEMORY],
         tasks={status: statuses[status] for status in TaskStatus},
         failures={kind: count for kind in FailureKind if (count := failures[kind])},
-        devices=sum(each.clients for each in tiers) if real_devices is None else real_devices,
+        devices=sum(each.clients for each in tiers) if nodes is None else len(nodes),
         devices_asked=len({row["partition"] for row in logs.clients}),
-        deployed=real_devices is not None,
+        deployed=nodes is not None,
         without_power=sum(each.clients for each in tiers if each.profile is None),
-        why_torch=task.why_torch({each.name or NO_PROFILE: each.plan for each in tiers}),
+        why_torch=task.why_torch(_named(tiers)),
         tiers=tuple(_tier(tier, peaks, task.divided) for tier in tiers),
+        nodes=tuple(sorted(nodes or (), key=lambda node: node.partition)),
         layers=tuple(_layers(task, model.spec, state)),
         dense_bytes=4 * (model.spec.sparse_weights + _count(model.spec)),
         model_sha256=model_sha256(state),
@@ -176,6 +178,15 @@ def versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):  # an extra that is not installed
             found[name] = version(name)
     return found
+
+
+def _named(tiers: Sequence[TierPlan]) -> dict[str, Plan]:
+    """Return the plans by what their devices are called: with the budget, if one has several."""
+    names = [tier.name or NO_PROFILE for tier in tiers]
+    return {
+        f"{name} ({format_bytes(tier.plan.budget)})" if names.count(name) > 1 else name: tier.plan
+        for name, tier in zip(names, tiers, strict=True)
+    }
 
 
 def _tier(tier: TierPlan, peaks: Mapping[Plan, int], divided: str) -> Tier:

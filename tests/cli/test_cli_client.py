@@ -155,7 +155,7 @@ def test_more_than_the_machine_has(fails, monkeypatch):
 @pytest.mark.soak
 def test_what_does_not_fit_is_refused_before_a_node_starts(fails, machine):
     line = fails(*insecure(device="rpi-zero-2w"))
-    for part in ("has 537 MB", "system takes 110 MB", "with torch takes 480 MB", "(measured on this machine)"):
+    for part in ("has 537 MB", "system takes 110 MB", "with torch takes 480 MB (measured on this"):
         assert part in line
     # 95% of 426.87 MB are 405.53 MB.
     assert (

@@ -75,6 +75,10 @@ def setting(text):
             ("plan", "--preset", "quickstart", "--set", "fleet.budgets=toaster:9MB"),
             ["fleet.budgets names toaster"],
         ),
+        (
+            ("plan", "--preset", "quickstart", "--set", "fleet.mix=nope.toml:4"),
+            ["nope.toml: cannot read it"],
+        ),
         (("plan", "--preset", "quickstart", "--picture", "a.svg"), ["beside a --device"]),
         (("plan", "--budget", "1GB", "--prefer", "bits, saved"), ["unknown: bits", "frozen"]),
         (

@@ -103,6 +103,24 @@ def test_a_poor_client_is_found_out(generated, tmp_path, right, wrong, requireme
     assert server.returncode == 1
 
 
+@pytest.mark.parametrize(
+    ("path", "arguments", "line"),
+    [
+        (True, (), "0 arguments; allowed: HOST:PORT NAME [CERTIFICATES]"),
+        (True, ("127.0.0.1:1", "me", "none"), "none/authority.pem cannot be read: No such file"),
+        (False, ("127.0.0.1:1", "me"), "there is no module mest_link_pb2; docs/foreign-clients.md"),
+    ],
+)
+def test_what_a_client_lacks_is_one_line(generated, tmp_path, path, arguments, line):
+    environment = {"PYTHONPATH": str(generated)} if path else {}
+    command = [sys.executable, str(FOLDER / "client.py"), *arguments]
+    how = {"capture_output": True, "text": True, "timeout": 60, "check": False}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, **how)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {line}")
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_port_that_is_taken_is_one_line():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -59,6 +59,43 @@ def test_every_setting_of_the_unit_has_an_example():
     assert wanted == given
 
 
+def test_no_token_is_among_the_options_of_a_process():
+    assert "--token" not in (PI / "README.md").read_text()
+    assert "# MEST_TOKEN=\n" in (PI / "node.env.example").read_text()
+    modes = re.findall(r"(?:chmod|-m) (\d+) .*node\.env\"", (PI / "install.sh").read_text())
+    assert modes == ["0600", "0600"]
+
+
+#: Stands for the Python that builds: it makes an empty wheel, and installs nothing.
+BUILDER = """#!/bin/sh
+case "$*" in
+    *"pip wheel"*)
+        while [ "$1" != --wheel-dir ]; do shift; done
+        mkdir -p "$2" && touch "$2/mest_fed-0.1.0-cp311-cp311-linux_aarch64.whl" ;;
+    *"import mest_fed"*) exit 1 ;;
+esac
+"""
+
+
+def test_the_wheel_that_was_built_is_named_though_there_are_others(tmp_path):
+    tools, out, root = (tmp_path / name for name in ("tools", "dist", "root"))
+    for folder in (tools, out, root):
+        folder.mkdir()
+    names = ("aarch64-linux-gnu-g++", "debootstrap", "dpkg", "qemu-aarch64-static")
+    for name, text in {**dict.fromkeys(names, "#!/bin/sh\n"), "builder": BUILDER}.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    (root / ".ready").touch()
+    other = out / "mest_fed-0.1.0-cp312-abi3-linux_aarch64.whl"
+    other.touch()
+    where = {"PATH": f"{tools}:/usr/bin:/bin", "ROOT": str(root), "PYTHON": "builder"}
+    command = [PI / "build-wheel.sh", out]
+    done = subprocess.run(command, env=where, capture_output=True, text=True, check=True)
+    built = out / "mest_fed-0.1.0-cp311-cp311-linux_aarch64.whl"
+    assert done.stdout.splitlines()[0] == f"wheel: {built}"
+    assert sorted(out.iterdir()) == [built, other]
+
+
 def test_the_unit_is_one(tmp_path):
     if shutil.which("systemd-analyze") is None:
         pytest.skip("there is no systemd-analyze")

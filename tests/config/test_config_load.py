@@ -219,6 +219,34 @@ def test_a_text_that_looks_like_something_else_is_quoted(text):
     assert not isinstance(bare, str)
 
 
+@pytest.mark.parametrize(
+    ("settings", "budgets"),
+    [
+        (["fleet.mix=rpi-5:1"], ""),
+        (["fleet.mix=rpi-5:1, rpi-4:2"], "rpi-4:24MB"),
+        (["fleet.mix={rpi-4 = 2}"], "rpi-4:24MB"),
+        (["fleet.mix=board.toml:4"], "/boards/board.toml:9MB"),  # which may be the same
+        (["fleet.mix=rpi-5:1", "fleet.budgets=rpi-4:8MB"], "rpi-4:8MB"),
+        (["fleet.budgets=rpi-4:8MB", "fleet.mix=rpi-5:1"], "rpi-4:8MB"),
+        (["fleet.devices=3"], "rpi-4:24MB, /boards/board.toml:9MB"),
+        (["fleet.mix=rpi-5:"], ""),  # a weight that is wrong is said by the section
+    ],
+)
+def test_a_mix_that_is_set_takes_the_budgets_of_what_it_replaces_along(settings, budgets):
+    before = "rpi-4:24MB, /boards/board.toml:9MB"
+    table = {"fleet": {"mix": "rpi-4:1, /boards/board.toml:1, rpi-3b-plus:1", "budgets": before}}
+    assert with_settings(table, settings)["fleet"]["budgets"] == budgets
+    assert table["fleet"]["budgets"] == before
+
+
+def test_a_budget_of_a_name_that_was_never_in_the_fleet_stays():
+    table = {"fleet": {"mix": "rpi-4:1", "budgets": "rpi4:24MB, rpi-4:8MB"}}
+    assert with_settings(table, ["fleet.mix=rpi-5:1"])["fleet"]["budgets"] == "rpi4:24MB"
+    assert with_settings({}, ["fleet.mix=rpi-5:1"]) == {"fleet": {"mix": "rpi-5:1"}}
+    wrong = {"fleet": {"mix": "rpi-4:1", "budgets": 3}}
+    assert with_settings(wrong, ["fleet.mix=rpi-5:1"])["fleet"]["budgets"] == 3
+
+
 def test_settings_are_laid_over_a_table():
     table = {"run": {"rounds": 3, "seed": 9}}
     merged = with_settings(table, ["run.rounds=5", "sparsity.density = 0.05", "model.norm=batch"])

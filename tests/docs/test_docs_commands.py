@@ -49,6 +49,7 @@ NOT_RUN = {
     "mest-fed simulate --preset quickstart --set fleet.mix=my-board.toml": "needs a board's file",
     "mest-fed server": "waits for nodes; tests/link runs both",
     "mest-fed node": "waits for a server; tests/link runs both",
+    "mest-fed compare shares/simulated": "needs the run of nodes; tests/link runs both",
     "mest-fed simulate --preset million": "a million devices: minutes, and 1 GB of memory",
 }
 if any(find_spec(name) is None for name in ("wandb", "mlflow", "tensorboard")):
@@ -59,8 +60,8 @@ SMALL = (
     "--workers 0 --set run.rounds=2 --set fleet.devices=6 --set server.clients_per_round=2 "
     "--set behaviour.availability=always "
 )
-#: One kind of device; the budgets of a preset name others.
-ONE_KIND = SMALL + "--set fleet.mix=laptop:1 --set fleet.budgets="
+#: One kind of device, instead of the preset's.
+ONE_KIND = SMALL + "--set fleet.mix=laptop:1"
 #: Where a command has a budget of its own.
 OWN_BUDGET = SMALL + "--set fleet.mix=rpi-zero-2w:1"
 

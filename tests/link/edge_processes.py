@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
-import numpy as np
 from link_parts import QUICK
 
 from mest_fed.config import from_flat, from_table, to_flat, to_toml
+from mest_fed.data.partition_files import save_share
 from mest_fed.kernels import torch_threads
 from mest_fed.link.server.edge_server import EdgeServer
 from mest_fed.link.server.grid import LinkGrid
@@ -90,10 +90,8 @@ class Edge:
         self.server_process = self.link = self.thread = None
         self.processes, self.failures = [], []
         (self.folder / "run.toml").write_text(to_toml(config), encoding="utf-8")
-        examples = self.task.data.train.examples
         for number, rows in enumerate(self.task.partitions):
-            own = {"inputs": examples.inputs[rows], "targets": examples.targets[rows]}
-            np.savez(self.folder / f"part{number}.npz", **own)
+            save_share(self.folder / f"part{number}.npz", self.task.data.train, rows)
 
     def serve(self, *options, link=("--insecure",), resume=False, name="server"):
         """Start a server; wait until it listens."""

@@ -120,22 +120,34 @@ def test_a_program_that_is_never_built_costs_its_node_each_round_and_no_other(tm
 
 
 @pytest.mark.soak
-def test_a_node_whose_battery_is_low_is_left_out_and_the_round_completes(tmp_path):
+@pytest.mark.parametrize(
+    ("conditions", "failure", "status"),
+    [
+        ("battery:30", FailureKind.BATTERY_LOW, "away"),
+        ("plugged", FailureKind.BUSY, "declined"),
+    ],
+)
+def test_a_node_that_may_not_train_is_left_out_and_the_round_completes(
+    tmp_path, caplog, conditions, failure, status
+):
+    caplog.set_level("INFO", "mest_fed.server")
     with Edge(tmp_path, config_of(run={"rounds": 2})) as edge:
         edge.serve_here()
-        conditions = Conditions.read("battery:30")
-        charges = iter([Readings(plugged=False, battery=20.0)])
-        full = Readings(plugged=False, battery=80.0)
-        told = {"conditions": conditions, "told": lambda: next(charges, full)}
-        nodes = [Node(edge, number, **(told if number == 1 else {})) for number in range(4)]
+        told = iter([Readings(plugged=False, battery=20.0)])
+        full = Readings(plugged=True, battery=80.0)
+        how = {"conditions": Conditions.read(conditions), "told": lambda: next(told, full)}
+        nodes = [Node(edge, number, **(how if number == 1 else {})) for number in range(4)]
         for node in nodes:
             node.start()
         edge.ended_here()
         for node in nodes:
             node.end()
-        rows = edge.rows("clients")
+        rows, rounds = edge.rows("clients"), edge.rows("rounds")
     failed = [(row["round"], row["partition"], row["failure"]) for row in rows if row["failure"]]
-    assert failed == [(1, 1, FailureKind.BATTERY_LOW)]
+    assert failed == [(1, 1, failure)]
+    assert [row["tasks"] for row in rounds if row["round"]] == [{"ok": 3, status: 1}, {"ok": 4}]
+    (said,) = [it for it in caplog.records if "node1" in it.getMessage()]
+    assert (said.levelname, " declined: the " in said.getMessage()) == ("INFO", True)
 
 
 @pytest.mark.soak

@@ -69,7 +69,7 @@ def test_counts_of_a_round():
         for n, failure in enumerate([None, FailureKind.AWAY, None])
     ]
     record = RoundRecord(1, 0.1, clients=clients)
-    assert [record.count(status) for status in TaskStatus] == [2, 0, 0, 1, 0, 0, 0]
+    assert [record.count(status) for status in TaskStatus] == [2, 0, 0, 1, 0, 0, 0, 0]
     assert record.without_reply == 1
 
 

@@ -2,10 +2,11 @@
 
 import logging
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
-from flwr.app import Array, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ConfigRecord, Error, Message, RecordDict
 from server_parts import (
     NODES,
     capability,
@@ -18,6 +19,8 @@ from server_parts import (
     train_messages,
 )
 
+from mest_fed.schema import FailureKind, code_of_failure
+from mest_fed.server.rows import round_row
 from mest_fed.sparsity.state import SparseState
 from mest_fed.wire import UnknownMaskError, mask_hash
 from mest_fed.wire.records import content_bytes
@@ -188,6 +191,28 @@ def test_an_error_costs_its_own_update_only(strategy, grid):
     failed = strategy.record.clients[1]
     assert (failed.status, failed.reason, failed.bytes_up) == ("failed", "out of memory", 0)
     assert failed.train_loss is None
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "level"),
+    [
+        ("busy", "declined", "INFO"),
+        ("battery-low", "away", "INFO"),
+        ("occupied", "late", "WARNING"),
+    ],
+)
+def test_a_device_that_may_not_train_is_no_warning(grid, caplog, failure, status, level):
+    caplog.set_level("INFO", "mest_fed.server")
+    strategy = strategy_of()
+    messages = train_messages(strategy, grid)
+    code = code_of_failure(FailureKind(failure))
+    wrong = Message(Error(code, "the device is at 80 degrees"), reply_to=messages[NODES[1]])
+    strategy.aggregate_train(1, [honest(strategy, messages[NODES[0]]), wrong])
+    row = round_row(strategy.record, [], virtual_seconds=0.0, wall_seconds=0.0)
+    assert row["tasks"] == Counter(["ok", status, "late", "late"])
+    assert row["failures"] == Counter([failure, "no-reply", "no-reply"])
+    (said,) = [it for it in caplog.records if "80 degrees" in it.getMessage()]
+    assert said.levelname == level
 
 
 def test_when_all_fail_the_model_stays(strategy, grid):

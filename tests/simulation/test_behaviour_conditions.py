@@ -121,6 +121,13 @@ def test_a_late_reply_is_lost_but_its_device_works_on():
     assert result.timing.bytes_up == 250
 
 
+def test_a_device_with_an_earlier_task_until_the_deadline_is_late():
+    result = task_result(within=0.0)
+    reason = "was busy with an earlier instruction until the deadline"
+    assert (result.timing.failure, result.timing.reason) == ("occupied", reason)
+    assert (result.timing.status, result.seconds, result.busy_seconds) == ("late", 0.0, TOTAL)
+
+
 def test_a_device_lost_after_the_deadline_is_late():
     result = task_result(within=2.0, stays=4.0)
     assert (result.timing.status, result.seconds, result.busy_seconds) == ("late", 2.0, 4.0)

@@ -15,6 +15,7 @@ from mest_fed.server import deployed
 from mest_fed.server.app import build_server_app
 from mest_fed.server.flower_internals import FLOWER_CONSOLE, run_server_app
 from mest_fed.server.node import Node
+from mest_fed.server.real_devices import real_devices, reported_peaks, tier_plans
 from mest_fed.server.rows import known_sum
 from mest_fed.server.run_folder import RunFolder
 from mest_fed.simulation.engine.executor import SerialExecutor
@@ -125,10 +126,12 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_model(whole, tmp_path):
         deploy(tmp_path / "run", last=2)
     summary = load_run(tmp_path / "run", unfinished=True).summary
     assert (summary.deployed, summary.devices, summary.rounds) == (True, 4, 2)
+    assert [node.partition for node in summary.nodes] == [0, 1, 2, 3]
     folder = deploy(tmp_path / "run", deployment={"resume": True})
     summaries = [json.loads((each / "summary.json").read_text()) for each in (whole, folder)]
     assert summaries[0]["model_sha256"] == summaries[1]["model_sha256"]
     assert summaries[0]["clients_trained"] == summaries[1]["clients_trained"]
+    assert [each["partition"] for each in summaries[1]["nodes"]] == [0, 1, 2, 3]
     assert [row["round"] for row in rows(folder, "rounds.jsonl")] == [0, 1, 2, 3, 4]
     seconds = [row["wall_seconds"] for row in rows(folder, "rounds.jsonl")]
     assert seconds == sorted(seconds)
@@ -271,10 +274,18 @@ def test_measured_peaks_are_those_that_devices_of_a_plan_reported():
         return {"partition": partition, "reported": reported}
 
     rows = [row(1, 300), row(2, 900), row(3, 500), row(3, 400), row(1, None), row(9, 10**9)]
-    tiers = deployed.tier_plans(task, [vars(node) for node in nodes])
-    assert [tier.plan.shape for tier in tiers] == [small.shape]
-    assert deployed.reported_peaks(tiers, nodes, rows) == {tiers[0].plan: 500}
-    assert deployed.reported_peaks(tiers, nodes, [row(2, 900), row(1, None)]) == {}
+    tiers = tier_plans(task, nodes)
+    assert [(tier.clients, tier.plan.budget) for tier in tiers] == [(2, 8_000_000), (1, 80_000_000)]
+    assert [tier.plan.shape for tier in tiers] == [small.shape, large.shape]
+    few, many = (tier.plan for tier in tiers)
+    assert reported_peaks(tiers, nodes, rows) == {few: 500, many: 900}
+    assert reported_peaks(tiers, nodes, [row(2, 900), row(1, None)]) == {many: 900}
+    found = {each.partition: each for each in real_devices(nodes, rows)}
+    assert {n: (each.budget_bytes, each.measured_peak_bytes) for n, each in found.items()} == {
+        1: (8_000_000, 300),
+        2: (80_000_000, 900),
+        3: (8_000_000, 500),
+    }
 
 
 def test_a_tier_takes_what_its_device_with_the_dearest_number_of_examples_does():
@@ -285,20 +296,23 @@ def test_a_tier_takes_what_its_device_with_the_dearest_number_of_examples_does()
     assert taken[0] < taken[1] <= plan.footprint.total
     nodes = [Node(n, n, "rpi-4", plan.budget, 0.1, 8, 1, each, 0) for n, each in enumerate(counts)]
     for some in (nodes, nodes[::-1], nodes[:1]):
-        (tier,) = deployed.tier_plans(task, [vars(node) for node in some])
+        (tier,) = tier_plans(task, some)
         assert tier.plan.footprint.total == taken[len(some) - 1]
 
 
-def test_devices_without_a_profile_are_a_tier_of_their_own():
+def test_devices_without_a_profile_are_of_one_kind():
     task = Task(tiny_config())
     names = {1: "rpi-4", 2: "shed", 3: "board.toml", 4: "attic"}
     budgets = {1: 8_000_000, 2: 80_000_000, 3: 9_000_000, 4: 80_000_000}
     nodes = [Node(n, n, name, budgets[n], 0.1, 8, 1, 10, 0) for n, name in names.items()]
-    tiers = deployed.tier_plans(task, [vars(node) for node in nodes])
-    assert [(tier.name, tier.clients) for tier in tiers] == [("rpi-4", 1), ("", 3)]
-    assert tiers[1].plan.budget == 9_000_000
+    tiers = tier_plans(task, nodes)
+    assert [(tier.name, tier.clients, tier.plan.budget) for tier in tiers] == [
+        ("rpi-4", 1, 8_000_000),
+        ("", 1, 9_000_000),
+        ("", 2, 80_000_000),
+    ]
     peak = {"partition": 3, "reported": {"measured_peak_bytes": 400}}
-    assert deployed.reported_peaks(tiers, nodes, [peak]) == {tiers[1].plan: 400}
+    assert reported_peaks(tiers, nodes, [peak]) == {tiers[1].plan: 400}
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,16 @@ def test_rows_by_hand(folders):
     assert compared.differences() == [("x.y", ["1", "2"]), ("x.z", ["—", "<b>"])]
 
 
+def test_runs_that_ended_with_the_same_bits_are_named(tmp_path):
+    digests = {"a": "1f", "b": "2e", "c": "1f", "d": "3d", "e": "2e"}
+    folders = [
+        write_files(tmp_path / name, contents([0.1], model_sha256=digest))
+        for name, digest in digests.items()
+    ]
+    assert Comparison.of(folders).of_one_model() == [["a", "c"], ["b", "e"]]
+    assert Comparison.of([folders[0], folders[1], folders[3]]).of_one_model() == []
+
+
 def test_the_page_is_escaped_and_marks_the_best(folders, tmp_path):
     write_comparison(Comparison.of(folders), tmp_path / "c.html")
     page = (tmp_path / "c.html").read_text(encoding="utf-8")

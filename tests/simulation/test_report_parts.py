@@ -219,6 +219,24 @@ def test_equal_plans_are_one(run):
     assert row.cells[4] == "up to 90%"
 
 
+def test_real_devices_of_one_kind_that_train_alike_share_a_row_of_ranges(run):
+    def tier(budget, peak, **changes):
+        known = {"profile": "", "title": "a board", "clients": 1, "measured_peak_bytes": peak}
+        own = {"budget_bytes": budget, "predicted_peak_bytes": peak - 1_000_000, **changes}
+        return replace(run.summary.tiers[0], **known, **own)
+
+    alike = [tier(329_000_000, 90_000_000), tier(79_000_000, 60_000_000)]
+    small, over = tier(40_000_000, 20_000_000, micro_batch=1), tier(50_000_000, 55_000_000)
+    tiers = (*alike, tier(129_000_000, 62_000_000), small, over)
+    rows = plan_rows(replace(run, summary=replace(run.summary, tiers=tiers)))
+    assert [(row.title, *row.cells[:5]) for row in rows] == [
+        ("a board", "1", "40 MB", "19 MB", "20 MB", "50%"),
+        ("a board", "1", "50 MB", "54 MB", "55 MB", "110%"),
+        ("a board", "3", "79 MB to 329 MB", "59 MB to 89 MB", "60 MB to 90 MB", "up to 75.9%"),
+    ]
+    assert [row.over_budget for row in rows] == [False, True, False]
+
+
 @pytest.mark.soak
 def test_a_plan_s_numbers_have_their_column_s_name_where_the_page_is_narrow(page):
     first = page[page.index('<table class="plans">') :].partition('<tr class="plan">')[0]

@@ -163,7 +163,7 @@ class DeviceConditions:
             reason, kind = f"missed the deadline of {self.within:g} s", FailureKind.DEADLINE
             if self.within <= 0:
                 reason = "was busy with an earlier instruction until the deadline"
-                kind = FailureKind.BUSY
+                kind = FailureKind.OCCUPIED
             timing = replace(timing, failure=kind, reason=reason)
         if timing.status in (TaskStatus.OK, TaskStatus.FAILED):
             return TaskResult(reply, timing.seconds, timing)

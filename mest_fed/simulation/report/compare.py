@@ -83,6 +83,14 @@ class Comparison:
                 raise InputError(f"{folders[place]} stands twice; allowed: each run once")
         return cls(dict(zip(_names(resolved), map(load_run, folders), strict=True)))
 
+    def of_one_model(self) -> list[list[str]]:
+        """Return the names of our runs that ended with the same bits, two or more each."""
+        by_digest: dict[str, list[str]] = {}
+        for name, run in self.runs.items():
+            if isinstance(run, Run):
+                by_digest.setdefault(run.summary.model_sha256, []).append(name)
+        return [names for names in by_digest.values() if len(names) > 1]
+
     @cached_property
     def primary(self) -> list[Family]:
         """The primary metrics by which our runs are judged: one axis for each."""

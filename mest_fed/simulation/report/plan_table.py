@@ -1,6 +1,7 @@
 """The plans of a fleet: devices of equal plans together, and their table."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mest_fed.run_rows.summary import Tier
@@ -27,13 +28,13 @@ PART_MEANINGS = {
 
 @dataclass(frozen=True)
 class PlanGroup:
-    """Tiers whose plans are equal but for their budgets, tightest budget first."""
+    """Tiers whose plans are equal but for their budgets, the one nearest to its budget first."""
 
     tiers: tuple[Tier, ...]
 
     @property
     def first(self) -> Tier:
-        """The tier of the tightest budget, which stands for the others."""
+        """The tier that is nearest to its budget, which stands for the others."""
         return self.tiers[0]
 
     @property
@@ -43,34 +44,39 @@ class PlanGroup:
 
     @property
     def over_budget(self) -> bool:
-        """Whether the peak is above the tightest budget."""
+        """Whether a peak is above its budget."""
         return self.first.peak_bytes > self.first.budget_bytes
 
     @property
     def use(self) -> float:
-        """The peak as a share of the tightest budget."""
-        return self.first.peak_bytes / max(self.first.budget_bytes, 1)
+        """The peak as a share of the budget, the largest such."""
+        return _use(self.first)
 
     @property
     def use_in_words(self) -> str:
         """The same, and that it is the largest where budgets differ."""
-        differ = self.first.budget_bytes != self.tiers[-1].budget_bytes
-        return f"{'up to ' if differ else ''}{format_percent(self.use)}"
+        least, most = self.budget_range
+        return f"{'up to ' if least != most else ''}{format_percent(self.use)}"
+
+    @property
+    def budget_range(self) -> tuple[int, int]:
+        """The least and the largest budget."""
+        sizes = [tier.budget_bytes for tier in self.tiers]
+        return min(sizes), max(sizes)
 
     @property
     def budgets(self) -> str:
         """The budget, or the least and the largest one."""
-        written = [format_bytes(self.tiers[index].budget_bytes) for index in (0, -1)]
-        return " to ".join(dict.fromkeys(written))
+        return _range(self.budget_range)
 
     @property
     def titles(self) -> str:
         """All its devices."""
-        return ", ".join(tier.title for tier in self.tiers)
+        return ", ".join(dict.fromkeys(tier.title for tier in self.tiers))
 
     def label(self, length: int) -> str:
         """Name the group in so many characters at most."""
-        others = len(self.tiers) - 1
+        others = len({tier.title for tier in self.tiers}) - 1
         more = f" + {others} more" if others else ""
         return shorten(self.first.title, length - len(more)) + more
 
@@ -78,22 +84,30 @@ class PlanGroup:
 def plan_groups(tiers: Iterable[Tier]) -> list[PlanGroup]:
     """Put tiers of equal plans and peaks together, tightest budget first.
 
-    A tier that is over its budget stands alone.
+    Real devices of one kind that train alike share a group, too, though each has a budget and a
+    peak of its own. A tier that is over its budget stands alone.
     """
+    ordered = sorted(tiers, key=lambda tier: tier.budget_bytes)
+    several = {kind for kind, count in Counter(map(_kind, ordered)).items() if count > 1}
     groups: dict[object, list[Tier]] = {}
-    for tier in sorted(tiers, key=lambda tier: tier.budget_bytes):
-        key = (
-            tier.predicted_peak_bytes,
-            tier.measured_peak_bytes,
-            tier.density,
-            tier.micro_batch,
-            tier.recompute,
-            tier.saved,
-            tuple(tier.parts.items()),
-            tier.profile if tier.peak_bytes > tier.budget_bytes else None,
-        )
+    for tier in ordered:
+        alike = (tier.density, tier.micro_batch, tier.recompute, tier.saved)
+        peaks = (tier.predicted_peak_bytes, tier.measured_peak_bytes, tuple(tier.parts.items()))
+        if _use(tier) > 1:
+            key: object = (*alike, *peaks, _kind(tier), tier.budget_bytes)
+        else:
+            key = (*alike, _kind(tier)) if _kind(tier) in several else (*alike, *peaks)
         groups.setdefault(key, []).append(tier)
-    return [PlanGroup(tuple(group)) for group in groups.values()]
+    return [PlanGroup(tuple(sorted(each, key=_use, reverse=True))) for each in groups.values()]
+
+
+def _kind(tier: Tier) -> tuple[str, str]:
+    return tier.profile, tier.title
+
+
+def _use(tier: Tier) -> float:
+    """Return a tier's peak as a share of its budget."""
+    return tier.peak_bytes / max(tier.budget_bytes, 1)
 
 
 PLAN_COLUMNS = (
@@ -125,25 +139,32 @@ def plan_rows(run: Run) -> list[PlanRow]:
 
 
 def _row(group: PlanGroup) -> PlanRow:
-    tier, measured = group.first, group.first.measured_peak_bytes
+    tier = group.first
+    measured = [each.measured_peak_bytes for each in group.tiers if each.measured_peak_bytes]
     parts = sorted(tier.parts.items(), key=lambda part: -part[1])
-    of_tightest = "Of the tightest budget: " if len({t.plan for t in group.tiers}) > 1 else ""
+    of_first = "Where the peak is nearest to its budget: "
+    which = of_first if len({t.plan for t in group.tiers}) > 1 else ""
     return PlanRow(
         title=group.titles,
-        profile=", ".join(each.profile for each in group.tiers if each.profile),
+        profile=", ".join(dict.fromkeys(each.profile for each in group.tiers if each.profile)),
         cells=(
             format_count(group.clients),
             group.budgets,
-            format_bytes(tier.predicted_peak_bytes),
-            format_bytes(measured) if measured else NOTHING,
+            _range([each.predicted_peak_bytes for each in group.tiers]),
+            _range(measured) if measured else NOTHING,
             group.use_in_words,
             format_percent(tier.density),
             format_count(tier.micro_batch),
         ),
         parts=", ".join(f"{name} {format_bytes(size)}" for name, size in parts if size),
-        plan=f"{of_tightest}{tier.plan}",
+        plan=f"{which}{tier.plan}",
         over_budget=group.over_budget,
     )
+
+
+def _range(sizes: Sequence[int]) -> str:
+    """Write a number of bytes, or the least and the largest."""
+    return " to ".join(dict.fromkeys(map(format_bytes, (min(sizes), max(sizes)))))
 
 
 def part_meanings(run: Run) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ def run_tables(folder: Path) -> dict[str, list[Row]]:
     """Return a run's tables as plain rows: rounds, clients, tiers and, of ours, layers.
 
     An unfinished run's are those up to its newest checkpoint. Of ours also, where the run has
-    them: evaluations, labels and changes from the preset.
+    them: nodes, evaluations, labels and changes from the preset.
 
     Raises
     ------
@@ -34,6 +34,8 @@ def run_tables(folder: Path) -> dict[str, list[Row]]:
     else:
         real = any(task.reported is not None for task in run.tasks)
         tables["layers"] = run.summary.layers
+        if run.summary.nodes:
+            tables["nodes"] = run.summary.nodes
         left_out = OUR_CLIENTS_LACK if real else SIMULATED_LACK
     plain = {name: [_plain(row, left_out) for row in rows] for name, rows in tables.items()}
     return plain if isinstance(run, AppRun) else plain | _more_tables(run)

@@ -4,7 +4,7 @@ import shlex
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from mest_fed.run_rows.rounds import ClientRow
 from mest_fed.run_rows.summary import Summary
 from mest_fed.schema import FailureKind, TaskStatus
 from mest_fed.server.checkpoint import checkpoint_of_run, load_newest, restore_strategy
-from mest_fed.server.deployed import reported_peaks, tier_plans
 from mest_fed.server.folder_names import CLIENTS, CONFIG, ROUNDS, SUMMARY
 from mest_fed.server.global_model import GlobalModel
 from mest_fed.server.modes import build_strategy
 from mest_fed.server.node import Node
+from mest_fed.server.real_devices import real_devices, reported_peaks, tier_plans
 from mest_fed.server.run_folder import FLOWER_KEYS, RunFolder
 from mest_fed.server.seal import read_seal
 from mest_fed.server.summary import RunLogs, TierPlan, build_summary, versions
@@ -103,7 +103,7 @@ def sum_up(folder: Path) -> tuple[Summary, RunLogs]:
         preset=name,
         logs=logs,
         peaks=peaks,
-        real_devices=None if nodes is None else len(nodes),
+        nodes=None if nodes is None else real_devices(nodes, logs.clients),
     )
     rounds = config.run.rounds
     how_far = f"the run is not finished: it came to round {strategy.record.round} of {rounds}"
@@ -120,7 +120,7 @@ def _tiers(task: Task, facts: Mapping[str, Any]) -> list[TierPlan]:
     from mest_fed.simulation.fleet import Fleet
 
     if (nodes := _real_nodes(facts)) is not None:
-        return tier_plans(task, map(asdict, nodes))
+        return tier_plans(task, nodes)
     kept = RunFacts.read(facts)
     return Fleet.of(task, kept.plans, kept.profiles).tiers
 

@@ -58,7 +58,7 @@ def memory_by_tier(run: Run) -> Chart | None:
 
 def _draw_against_budget(axes: Any, groups: list[PlanGroup]) -> None:
     for row, group in enumerate(groups):
-        peak, most = group.first.peak_bytes, group.tiers[-1].budget_bytes
+        peak, most = group.first.peak_bytes, group.budget_range[1]
         axes.plot(
             [peak, most],
             [row, row],
@@ -169,7 +169,7 @@ def _shares(tier: Tier) -> dict[str, float]:
 
 def _caption(groups: list[PlanGroup], over_budget: int) -> str:
     tiers = [tier for group in groups for tier in group.tiers]
-    over = [tier.title for tier in tiers if tier.peak_bytes > tier.budget_bytes]
+    over = dict.fromkeys(tier.title for tier in tiers if tier.peak_bytes > tier.budget_bytes)
     tightest = max(tiers, key=lambda tier: tier.peak_bytes / max(tier.budget_bytes, 1))
     if over:
         text = f"Over budget: {', '.join(over)}. "

@@ -19,6 +19,7 @@ _COLOURS = {
     "away": style.SLATE,
 }
 _MARKS = {
+    TaskStatus.DECLINED: ("D", style.SLATE),
     TaskStatus.LATE: (">", style.VERMILION),
     TaskStatus.DROPPED: ("X", style.VERMILION),
     TaskStatus.FAILED: ("x", style.INK),
