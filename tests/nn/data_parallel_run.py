@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from nn_cases import draw, seeded
@@ -42,8 +43,8 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, rank: int, world: 
         optimizer.step()
 
 
-def generators(name: str) -> torch.Generator:
-    return torch.Generator().manual_seed(len(name))
+def generators(name: str) -> np.random.Generator:
+    return np.random.default_rng(len(name))
 
 
 def constant(method: Method, rank: int, world: int) -> dict[str, torch.Tensor]:
