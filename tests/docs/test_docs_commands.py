@@ -49,6 +49,7 @@ NOT_RUN = {
     "mest-fed simulate --preset quickstart --set fleet.mix=my-board.toml": "needs a board's file",
     "mest-fed server": "waits for nodes; tests/link runs both",
     "mest-fed node": "waits for a server; tests/link runs both",
+    "mest-fed certs refuse": "needs a device that has a certificate; tests/cli run it",
     "mest-fed compare shares/simulated": "needs the run of nodes; tests/link runs both",
     "mest-fed simulate --preset million": "a million devices: minutes, and 1 GB of memory",
 }
