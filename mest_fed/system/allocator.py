@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import sys
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,19 +35,24 @@ def release_pages(array: "NDArray[Any]") -> int:
     """
     if not sys.platform.startswith("linux"):
         return 0
-    libc = ctypes.CDLL(None, use_errno=True)
     page = mmap.PAGESIZE
     start = -(-array.ctypes.data // page) * page
     end = (array.ctypes.data + array.nbytes) // page * page
     if end <= start:
         return 0
     place, size = ctypes.c_void_p(start), ctypes.c_size_t(end - start)
-    return end - start if libc.madvise(place, size, _DONTNEED) == 0 else 0
+    return end - start if _libc().madvise(place, size, _DONTNEED) == 0 else 0
 
 
 def release_freed() -> None:
     """Have the C library give back what was freed; does nothing beside glibc."""
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        _libc().malloc_trim(0)
     except (OSError, AttributeError):
         return
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    """Return the C library. Each handle has a class of its own, some kilobytes, so there is one."""
+    return ctypes.CDLL(None, use_errno=True)

@@ -11,7 +11,7 @@ import resource
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -159,7 +159,7 @@ def read_sizes_and_reset_peak() -> dict[str, int]:
     OSError
         If that is not permitted.
     """
-    libc = ctypes.PyDLL(None, use_errno=True)
+    libc = _locked_libc()
     room = ctypes.create_string_buffer(_STATUS_BYTES)
     with open(_STATUS, "rb", 0) as status, open(_CLEAR_REFS, "wb", 0) as clear:
         read = partial(libc.read, status.fileno(), room, _STATUS_BYTES)
@@ -168,6 +168,12 @@ def read_sizes_and_reset_peak() -> dict[str, int]:
         if min(size, written) < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return _parsed(room.raw[:size])
+
+
+@cache
+def _locked_libc() -> ctypes.PyDLL:
+    """Return the C library, whose calls keep the interpreter's lock."""
+    return ctypes.PyDLL(None, use_errno=True)
 
 
 def offer_to_be_killed() -> None:
