@@ -36,5 +36,5 @@ def compare(
         write_table(compared.rows(), form, None if printed else path)
     if not printed:
         typer.echo(f"comparison: {path}")
-        for names in compared.of_one_model():
+        for names in compared.with_the_same_weights():
             typer.echo(f"the same weights, bit for bit: {', '.join(names)}")

@@ -115,7 +115,8 @@ def test_a_report_counts_once(server, authority):
         assert len(server.poll()) == 1
 
 
-def test_the_same_certificate_elsewhere_ends_the_first_session(server, authority):
+def test_the_same_certificate_elsewhere_ends_the_first_session(server, authority, caplog):
+    caplog.set_level("INFO", "mest_fed.link")
     tls = authority.node("pi-1")
     with node(server.port, "first", tls) as first, node(server.port, "second", tls) as second:
         first.register()
@@ -127,6 +128,7 @@ def test_the_same_certificate_elsewhere_ends_the_first_session(server, authority
         waits.join(timeout=0.7)  # sooner than its Wait ends
         assert told[0].startswith("another process took part with this certificate")
         assert "give each node its own" in told[0]
+        assert "Wait refused: ABORTED: another process took part" in caplog.text  # the server's
         (info,) = server.nodes()
         assert info.description.name == "second"
         assert info.id == second.registration.node_id == first.registration.node_id

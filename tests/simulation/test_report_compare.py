@@ -48,8 +48,8 @@ def test_runs_that_ended_with_the_same_bits_are_named(tmp_path):
         write_files(tmp_path / name, contents([0.1], model_sha256=digest))
         for name, digest in digests.items()
     ]
-    assert Comparison.of(folders).of_one_model() == [["a", "c"], ["b", "e"]]
-    assert Comparison.of([folders[0], folders[1], folders[3]]).of_one_model() == []
+    assert Comparison.of(folders).with_the_same_weights() == [["a", "c"], ["b", "e"]]
+    assert Comparison.of([folders[0], folders[1], folders[3]]).with_the_same_weights() == []
 
 
 def test_the_page_is_escaped_and_marks_the_best(folders, tmp_path):

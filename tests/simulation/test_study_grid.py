@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from study_cases import SMALL, study_of
 
-from mest_fed.config import from_table
 from mest_fed.errors import InputError
 from mest_fed.simulation.study.axes import key_of
-from mest_fed.simulation.study.budgets import StudyForecasts, with_rounded_budgets
+from mest_fed.simulation.study.budgets import StudyForecasts
 from mest_fed.simulation.study.checks import check_study
 from mest_fed.simulation.study.grid import cell_id, digest_of, expand, points
 from mest_fed.simulation.study.study_file import read_study, study_names
@@ -145,11 +144,6 @@ def test_a_budget_is_bytes_or_a_share_of_dense_training():
     assert bytes_ == 3_000_000
     assert half == pytest.approx(2 * quarter, rel=0.01)
     assert half % 10_000 == 0 == quarter % 1_000  # three digits: machines do not agree on more
-
-
-def test_a_record_of_a_budget_to_the_byte_counts():
-    config = from_table({"fleet": {"mix": "rpi-4:1", "budgets": "rpi-4:1460192"}}, "")
-    assert with_rounded_budgets(config).fleet.budget_bytes == {"rpi-4": 1_460_000}
 
 
 VALUES = st.lists(st.integers(0, 9), min_size=1, max_size=4, unique=True)

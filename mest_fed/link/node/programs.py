@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import cached_property
 
 import numpy as np
 
@@ -27,8 +28,12 @@ class Sizes:
 
     def __init__(self, parts: Mapping[str, bytes | bytearray]) -> None:
         self.first = parse_program(bytes(parts[FIRST]), _SOURCE)
-        # As text it takes a fifth of the memory; batches of one size alone never need it.
-        self._second = parts.get(SECOND)
+        self._text = parts.get(SECOND)
+
+    @cached_property
+    def _second(self) -> Program | None:
+        """The other size. Batches of one size alone never need it, and as text it is small."""
+        return None if self._text is None else parse_program(bytes(self._text), _SOURCE)
 
     def __call__(self, examples: int) -> Program:
         """Return the program of so many examples.
@@ -40,12 +45,10 @@ class Sizes:
         """
         if examples == self.first.examples:
             return self.first
-        found = None
-        if self._second is not None:
-            second = parse_program(bytes(self._second), _SOURCE)
-            if examples == second.examples:
-                return second
-            found = resized(self.first, second, examples)
+        second = self._second
+        if second is not None and examples == second.examples:
+            return second
+        found = None if second is None else resized(self.first, second, examples)
         if found is None:
             raise InputError(
                 f"the program of {number_of(examples, 'example')} does not follow from two others"

@@ -24,12 +24,11 @@ from mest_fed.link.server.nodes import Identity
 
 log = logging.getLogger("mest_fed.link")
 
-#: What a node meets that asks for much.
-_ORDINARY = ("RESOURCE_EXHAUSTED",)
+#: What a node meets in the ordinary course of things.
+_ORDINARY = ("FAILED_PRECONDITION", "ALREADY_EXISTS", "RESOURCE_EXHAUSTED", "ABORTED")
 
-#: What a node meets whose round has ended, whose server was started anew, or that leaves after it
-#: was refused: whatever matters of it the round's line says.
-_EXPECTED = ("NOT_FOUND", "FAILED_PRECONDITION", "ALREADY_EXISTS", "ABORTED")
+#: What a node meets whose server was started anew, or that leaves after it was refused.
+_EXPECTED = ("NOT_FOUND",)
 
 #: Letters of a name in the log.
 _LONGEST_NAME = 64

@@ -83,7 +83,7 @@ class Comparison:
                 raise InputError(f"{folders[place]} stands twice; allowed: each run once")
         return cls(dict(zip(_names(resolved), map(load_run, folders), strict=True)))
 
-    def of_one_model(self) -> list[list[str]]:
+    def with_the_same_weights(self) -> list[list[str]]:
         """Return the names of our runs that ended with the same bits, two or more each."""
         by_digest: dict[str, list[str]] = {}
         for name, run in self.runs.items():

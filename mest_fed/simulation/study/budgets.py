@@ -83,15 +83,6 @@ def rounded(num_bytes: float) -> int:
     return int(float(f"{num_bytes:.3g}"))
 
 
-def with_rounded_budgets(config: RunConfig) -> RunConfig:
-    """Return a run with its devices' budgets as a study of today gives them."""
-    if not config.fleet.budgets:
-        return config
-    budgets = {kind: rounded(number) for kind, number in config.fleet.budget_bytes.items()}
-    fleet = config.fleet.model_copy(update={"budgets": format_mix(budgets)})
-    return config.model_copy(update={"fleet": fleet})
-
-
 def budgeted(config: RunConfig, budget: object, forecasts: StudyForecasts) -> RunConfig:
     """Return a configuration whose devices all have one budget, and a model that fits it.
 

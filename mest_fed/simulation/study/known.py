@@ -7,7 +7,6 @@ from typing import Any
 
 from mest_fed.config import from_table, read_toml
 from mest_fed.errors import InputError
-from mest_fed.simulation.study.budgets import with_rounded_budgets
 from mest_fed.simulation.study.grid import Cell, digest_of
 from mest_fed.simulation.study.record import CONFIGS, ENVIRONMENT, read_record, read_tables
 from mest_fed.simulation.study.rows import DONE, KnownRun
@@ -68,11 +67,8 @@ def read_known(place: Path, study: StudyFile) -> KnownRuns:
     found = {}
     for row in done:
         path = place / CONFIGS / f"{row['run']}.toml"
-        config = from_table(read_toml(path), str(path))
-        known = KnownRun(row, tuple(of_cell.get(row["cell"], ())))
-        found[digest_of(config)] = known
-        # Until 2026-12 shares of a peak were not rounded.
-        found.setdefault(digest_of(with_rounded_budgets(config)), known)
+        digest = digest_of(from_table(read_toml(path), str(path)))
+        found[digest] = KnownRun(row, tuple(of_cell.get(row["cell"], ())))
     return KnownRuns(found, environment)
 
 
