@@ -142,7 +142,16 @@ class Program:
         return {
             "format": FORMAT,
             "version": VERSION,
-            "buffers": [{**vars(it), "shape": list(it.shape)} for it in self.buffers],
+            "buffers": [
+                {
+                    "name": it.name,
+                    "shape": list(it.shape),
+                    "dtype": it.dtype,
+                    "role": it.role,
+                    "margin": it.margin,
+                }
+                for it in self.buffers
+            ],
             "operators": [
                 {
                     "name": it.name,

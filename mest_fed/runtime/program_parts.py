@@ -40,7 +40,7 @@ KEPT = ("parameter", "state")
 ABSENT = -1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Buffer:
     """One buffer.
 

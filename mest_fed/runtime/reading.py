@@ -1,5 +1,6 @@
 """Programs from outside: JSON, in which everything is checked before anything is made of it."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,8 @@ def _buffer(table: Any, where: str) -> Buffer:
     return Buffer(
         table["name"],
         tuple(shape) if isinstance(shape, list) else shape,
-        table["dtype"],
-        table["role"],
+        _once(table["dtype"]),
+        _once(table["role"]),
         table["margin"],
     )
 
@@ -96,4 +97,11 @@ def _operator(table: Any, where: str) -> Operator:
         key: tuple(value) if isinstance(value, list) else value
         for key, value in table["attributes"].items()
     }
-    return Operator(table["name"], tuple(table["inputs"]), tuple(table["outputs"]), attributes)
+    return Operator(
+        _once(table["name"]), tuple(table["inputs"]), tuple(table["outputs"]), attributes
+    )
+
+
+def _once(word: Any) -> Any:
+    """Return a word that many parts have, which stands in memory once then."""
+    return sys.intern(word) if type(word) is str else word

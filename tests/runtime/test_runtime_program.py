@@ -35,6 +35,13 @@ def test_a_program_comes_back_from_its_json(tmp_path):
     assert read_program(path).sha256 == program.sha256
 
 
+def test_words_that_many_parts_have_stand_in_memory_once():
+    again = parse_program(linear_step().to_json())
+    words = [it.dtype for it in again.buffers] + [it.role for it in again.buffers]
+    words += [it.name for it in again.operators]
+    assert len({id(word) for word in words}) == len(set(words)) < len(words)
+
+
 def test_the_digest_is_that_of_the_content():
     program = linear_step()
     other = Program(program.buffers, program.operators[:-1], (*program.phases[:2], 0))

@@ -28,9 +28,9 @@ from mest_fed.link.node.store import (
     StateStore,
     attempts_at,
     run_key,
-    warm_up,
 )
 from mest_fed.link.node.transport import NodeLink
+from mest_fed.link.node.warm_up import warm_up
 from mest_fed.link.node.worker import Metrics, NodeWorker
 from mest_fed.schema import FailureKind
 from mest_fed.system.peak_meter import PeakMeter

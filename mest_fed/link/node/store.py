@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.link.node.worker import NodeState
-from mest_fed.rng import numpy_generator
 from mest_fed.strict_json import parse_json
 from mest_fed.training.forgetting import ForgettingState
 from mest_fed.wire import Residual
@@ -267,12 +266,12 @@ class StateStore:
         if self._is_newest and self.kept.round < number:
             self._folder.copy(STATE, BEFORE)
         self.kept = Kept(state, number, self.kept.start, reply)
-        self._folder.write(STATE, _packed(self.kept, self._key))
+        self._folder.write(STATE, packed(self.kept, self._key))
         self._is_newest = True
 
     def _load(self, name: str) -> Kept | None:
         data = self._folder.read(name)
-        return None if data is None else _unpacked(data, self._folder.path / name, self._key)
+        return None if data is None else unpacked(data, self._folder.path / name, self._key)
 
 
 def attempts_at(folder: NodeFolder, instruction: str) -> int:
@@ -288,13 +287,8 @@ def attempts_at(folder: NodeFolder, instruction: str) -> int:
     return before + 1
 
 
-def warm_up() -> None:
-    """Load what the first round loads: it is the node's own, and no part of what training adds."""
-    numpy_generator(0, "warm-up").permutation(2)
-    _unpacked(_packed(Kept(NodeState(), 0, "", None), ""), Path(STATE), "")
-
-
-def _packed(kept: Kept, key: str) -> bytes:
+def packed(kept: Kept, key: str) -> bytes:
+    """Return the file of what is kept in the run of a key."""
     state, reply = kept.state, kept.reply or Reply("", {}, {})
     arrays: dict[str, Array] = {f"{_MASKS}|{name}": it for name, it in state.masks.items()}
     if state.forgetting is not None:
@@ -318,8 +312,8 @@ def _packed(kept: Kept, key: str) -> bytes:
     return file.getvalue()
 
 
-def _unpacked(data: bytes, place: Path, key: str) -> Kept | None:
-    """Read a state; None if it is one of another run, or of another version."""
+def unpacked(data: bytes, place: Path, key: str) -> Kept | None:
+    """Read :func:`packed`; None if it is one of another run, or of another version."""
     try:
         with np.load(BytesIO(data), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file}

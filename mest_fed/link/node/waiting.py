@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from mest_fed.link import mest_link_pb2 as pb
 from mest_fed.link.node.channel import Channel, Patience
-from mest_fed.link.node.store import warm_up
+from mest_fed.link.node.warm_up import warm_up
 from mest_fed.link.protocol import Refusal
 
 #: Nobody listens there: it is the discard port, which needs rights.
