@@ -131,6 +131,7 @@ def read_registration(message: pb.RegisterReply) -> Registration:
         wait_seconds=message.wait_seconds,
         max_upload_bytes=message.max_upload_bytes,
         run_json=message.run_json,
+        name=message.name,
     )
 
 

@@ -105,7 +105,9 @@ def test_requests_for_programs_come_back(kind, examples, counts, mutates):
 
 
 def test_registrations_come_back():
-    registration = Registration(SESSION, 5, 1024, 30.0, 25.0, 1 << 40, '{"a": "\N{SNOWMAN}"}')
+    registration = Registration(
+        SESSION, 5, 1024, 30.0, 25.0, 1 << 40, '{"a": "\N{SNOWMAN}"}', "kitchen"
+    )
     assert codec.read_registration(_passed(codec.write_registration(registration))) == registration
     with pytest.raises(Refusal, match="chunk_bytes"):
         codec.read_registration(pb.RegisterReply(session=SESSION, chunk_bytes=1 << 30))

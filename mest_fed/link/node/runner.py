@@ -149,8 +149,9 @@ class NodeRunner:
         warm_up()
         run = self._plan(self.room.begin())
         log.info(
-            "takes part as number %d with %s; %s in use before training (measured: RSS, examples "
-            "included), %s",
+            "takes part as %s, number %d, with %s; %s in use before training (measured: RSS, "
+            "examples included), %s",
+            self._link.registration.name or self._node.name,
             run.partition,
             number_of(len(self._examples.targets), "example"),
             format_bytes(resident_bytes()),

@@ -127,6 +127,7 @@ class EdgeLinkService:
                 wait_seconds=limits.wait_seconds,
                 max_upload_bytes=limits.upload_bytes,
                 run_json=run,
+                name=identity.name,
             )
         )
 
