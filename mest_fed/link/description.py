@@ -76,8 +76,8 @@ class RunDescription:
         Sparse layers and dense tensors that the node's plan does not train.
     forgetting : ForgettingPolicy
         Which examples are left out, and when.
-    predicted_peak : int
-        Bytes of the node's plan (modelled).
+    budget, predicted_peak : int
+        Bytes that the node's plan was made for, and those that it takes (modelled).
     """
 
     spec: ModelSpec
@@ -99,6 +99,7 @@ class RunDescription:
     upload: str
     frozen: tuple[str, ...]
     forgetting: ForgettingPolicy
+    budget: int
     predicted_peak: int
 
     def as_json(self) -> str:

@@ -34,7 +34,7 @@ def test_growth_by_dense_gradients_is_refused_in_a_line(method):
 FIELDS = [
     *("spec", "task", "task_options", "inputs", "seed", "rounds", "local_epochs", "batch_size"),
     *("micro_batch", "augmentation", "hold_out", "partition", "method", "density", "upload"),
-    *("gradient_weight", "growth", "frozen", "forgetting", "predicted_peak"),
+    *("gradient_weight", "growth", "frozen", "forgetting", "budget", "predicted_peak"),
 ]
 
 LARGE = ("rounds", "local_epochs", "batch_size", "micro_batch", "partition")
@@ -54,7 +54,7 @@ def test_a_damaged_field_is_one_line(run, field):
             continue
         if field in ("task", "augmentation", "method", "upload") and isinstance(wrong, str):
             continue  # its name is looked up when it is used
-        if field in ("seed", "predicted_peak") and type(wrong) is int:
+        if field in ("seed", "budget", "predicted_peak") and type(wrong) is int:
             continue
         if field in ("density", "gradient_weight", "hold_out") and isinstance(wrong, int | float):
             continue

@@ -172,6 +172,7 @@ def _setup(options: argparse.Namespace) -> NodeSetup:
         limit,
         options.threads,
         Conditions.read(options.train_when or ""),
+        alone=True,
     )
 
 

@@ -1,5 +1,6 @@
 """The compiled programs of a node: asked for when they are needed, resized here."""
 
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -24,16 +25,25 @@ Source = Callable[[ProgramRequest], Mapping[str, bytes | bytearray]]
 
 
 class Sizes:
-    """A program of any size, of two that came."""
+    """A program of any size, of two that came.
 
-    def __init__(self, parts: Mapping[str, bytes | bytearray]) -> None:
-        self.first = parse_program(bytes(parts[FIRST]), _SOURCE)
-        self._text = parts.get(SECOND)
+    Parameters
+    ----------
+    texts : mapping of str to bytes
+        The two as JSON, compressed.
+    """
+
+    def __init__(self, texts: Mapping[str, bytes]) -> None:
+        self._texts = texts
+        self.first = self._parsed(FIRST)
+
+    def _parsed(self, part: str) -> Program:
+        return parse_program(zlib.decompress(self._texts[part]), _SOURCE)
 
     @cached_property
     def _second(self) -> Program | None:
         """The other size. Batches of one size alone never need it, and as text it is small."""
-        return None if self._text is None else parse_program(bytes(self._text), _SOURCE)
+        return self._parsed(SECOND) if SECOND in self._texts else None
 
     def __call__(self, examples: int) -> Program:
         """Return the program of so many examples.
@@ -59,6 +69,9 @@ class Sizes:
 class NodePrograms:
     """The steps and forward passes of a node.
 
+    The one that was asked for last is there, as a plan counts it; of others the texts are kept, a
+    tenth as large.
+
     Parameters
     ----------
     source : callable
@@ -69,7 +82,8 @@ class NodePrograms:
 
     def __init__(self, source: Source, threads: int = 1) -> None:
         self._source, self._threads = source, threads
-        self._sizes: OrderedDict[ProgramRequest, Sizes] = OrderedDict()
+        self._texts: OrderedDict[ProgramRequest, Mapping[str, bytes]] = OrderedDict()
+        self._last: tuple[ProgramRequest, Sizes] | None = None
 
     def step(
         self, wanted: ProgramRequest, micro_batch: int, rng: np.random.Generator
@@ -86,9 +100,15 @@ class NodePrograms:
         return CompiledForward(sizes.first, self._threads, sizes)
 
     def _find(self, wanted: ProgramRequest) -> Sizes:
-        if wanted not in self._sizes:
-            while len(self._sizes) >= _MOST:
-                self._sizes.popitem(last=False)
-            self._sizes[wanted] = Sizes(self._source(wanted))
-        self._sizes.move_to_end(wanted)
-        return self._sizes[wanted]
+        if self._last is not None and self._last[0] == wanted:
+            return self._last[1]
+        self._last = None  # before another one is made
+        if wanted not in self._texts:
+            while len(self._texts) >= _MOST:
+                self._texts.popitem(last=False)
+            parts = self._source(wanted)
+            self._texts[wanted] = {name: zlib.compress(parts[name], 1) for name in parts}
+        self._texts.move_to_end(wanted)
+        found = Sizes(self._texts[wanted])
+        self._last = wanted, found
+        return found

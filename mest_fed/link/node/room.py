@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from mest_fed.errors import BudgetError, InputError
+from mest_fed.errors import BudgetError, InputError, OverBudgetError
 from mest_fed.link.description import RunDescription
 from mest_fed.system.allocator import release_freed
 from mest_fed.system.limits import (
@@ -15,6 +15,7 @@ from mest_fed.system.limits import (
 )
 from mest_fed.system.peak_meter import PeakMeter, read_counters
 from mest_fed.system.proc import resident_bytes
+from mest_fed.units import format_bytes
 
 #: Share of a plan's peak that the next plan may have, after there was no memory for it.
 _NEXT = 0.75
@@ -31,6 +32,9 @@ class Room:
     budget, memory_limit : int
         That the node was given; 0 for none. Without either the server knows its profile's.
 
+    alone : bool
+        Whether the process plays this node alone, and measures no other.
+
     Attributes
     ----------
     asked : int
@@ -39,6 +43,7 @@ class Room:
 
     budget: int = 0
     memory_limit: int = 0
+    alone: bool = False
     asked: int = 0
     #: Resident before training, with the examples: what training adds comes on top.
     base: int = 0
@@ -46,6 +51,10 @@ class Room:
     anonymous: int = 0
     #: Set by a failure, for good: what failed is not tried again by this process.
     _most: int = 0
+    #: What the plan was made for, where that is a budget and not what a limit leaves; else 0.
+    _held_to: int = 0
+    #: Measured peak of a round that was over it.
+    _over: int = 0
     #: Modelled peak of the plan, and of the plan without a shortage.
     _peak: int = 0
     _whole_peak: int = 0
@@ -82,9 +91,28 @@ class Room:
 
     def planned(self, run: RunDescription) -> None:
         """Take note of the plan that the server made."""
-        self._peak = run.predicted_peak
+        self._peak, self._over = run.predicted_peak, 0
+        limited = self.memory_limit and not self.budget
+        self._held_to = run.budget if self.alone and not limited else 0
         if not self._short:
             self._whole_peak = self._peak
+
+    def hold(self, meter: PeakMeter) -> None:
+        """Hold a round to the budget; what a limit leaves is the limit's to hold.
+
+        Raises
+        ------
+        OverBudgetError
+            If training has added more. The next plan is made for as much less.
+        """
+        meter.look()
+        peak = self.added(meter)
+        if 0 < self._held_to < peak:
+            self._over = peak
+            raise OverBudgetError(
+                f"over the memory budget: training takes {format_bytes(peak)} (measured) of "
+                f"{format_bytes(self._held_to)}"
+            )
 
     def left(self) -> int | None:
         """Return what the tightest limit leaves for training (measured); None without a limit."""
@@ -107,8 +135,9 @@ class Room:
         return None
 
     def failed(self) -> int:
-        """Return a smaller budget, after there was no memory for the present plan."""
-        bounds = [int(_NEXT * self._peak), self._most, self.left() or 0]
+        """Return a smaller budget, after the present plan took more memory than there was."""
+        less = 2 * self._held_to - self._over if self._over else int(_NEXT * self._peak)
+        bounds = [max(1, less), self._most, self.left() or 0]
         self._most = max(1, min(bound for bound in bounds if bound > 0))
         return self._ask(self._most)
 

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from mest_fed.data.minibatches import Examples, scale_fault
-from mest_fed.errors import BudgetError, InputError, MestFedError, NotFiniteError, RefusedError
+from mest_fed.errors import (
+    BudgetError,
+    InputError,
+    MestFedError,
+    NotFiniteError,
+    OverBudgetError,
+    RefusedError,
+)
 from mest_fed.link.description import RunDescription
 from mest_fed.link.messages import (
     BEGUN,
@@ -62,6 +69,9 @@ class NodeSetup:
         To compute with.
     conditions : Conditions
         When it trains.
+    alone : bool
+        Whether the process plays this node alone. Then what it measures is this node's, and a round
+        is held to the budget.
     """
 
     data: str
@@ -69,6 +79,7 @@ class NodeSetup:
     memory_limit: int = 0
     threads: int = 1
     conditions: Conditions = field(default_factory=Conditions)
+    alone: bool = False
 
 
 class NodeRunner:
@@ -102,7 +113,7 @@ class NodeRunner:
     ) -> None:
         self._link, self._node, self._setup = link, node, setup
         self._folder, self._told = folder, told
-        self.room = Room(setup.budget, setup.memory_limit)
+        self.room = Room(setup.budget, setup.memory_limit, setup.alone)
         self._look_seconds = look_seconds
         self._run_json = ""
         self._fault: str | None = None
@@ -210,7 +221,8 @@ class NodeRunner:
         begun = time.monotonic()
         try:
             with PeakMeter(_LOOK_SECONDS) as meter:
-                objects, metrics = self._done_before(instruction) or self._do(instruction)
+                reply = self._done_before(instruction) or self._do(instruction, meter)
+            objects, metrics = reply
             seconds = time.monotonic() - begun
             said = {"peak_bytes": self.room.added(meter), "seconds": seconds}
             counts = self._link.report(instruction, objects, metrics, **said)  # type: ignore[arg-type]
@@ -220,6 +232,9 @@ class NodeRunner:
             log.info("round %d: over before it was done", instruction.round)
         except MemoryError:
             self._fail(instruction, FailureKind.OUT_OF_MEMORY, "there was no memory left to train")
+            return _Again.SMALLER
+        except OverBudgetError as error:
+            self._fail(instruction, FailureKind.OVER_BUDGET, str(error))
             return _Again.SMALLER
         except _NotNowError as error:
             self._fail(instruction, error.failure, str(error))
@@ -239,7 +254,7 @@ class NodeRunner:
             )
         return _Again.SAME
 
-    def _do(self, instruction: Instruction) -> tuple[dict[str, bytes], Metrics]:
+    def _do(self, instruction: Instruction, meter: PeakMeter) -> tuple[dict[str, bytes], Metrics]:
         worker, store = self._worker, self._store
         assert worker is not None
         assert store is not None
@@ -259,7 +274,13 @@ class NodeRunner:
             if worker.state.masks is not masks:  # the server goes by what this node knows now
                 store.save(worker.state, store.kept.round, store.kept.reply)
             return {}, metrics
+        before = worker.state
         made, metrics = worker.train(objects, instruction.round, instruction.scalars)
+        try:
+            self.room.hold(meter)
+        except OverBudgetError:
+            worker.state = replace(before, masks=worker.state.masks)
+            raise
         store.save(worker.state, instruction.round, Reply(instruction.id, made, metrics))
         return made, metrics
 

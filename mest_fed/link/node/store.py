@@ -30,7 +30,7 @@ LOCK = "lock"
 #: What is kept after the last round, and after the round before it.
 STATE, BEFORE, ATTEMPTS, VERSION = "state.npz", "before.npz", "attempts.json", 2
 #: What of a run's description is the node's plan, which may change while its state goes on.
-_OF_PLAN = ("micro_batch", "predicted_peak")
+_OF_PLAN = ("micro_batch", "budget", "predicted_peak")
 #: What a run may be given more of, and goes on.
 _MAY_GROW = ("rounds",)
 _ABOUT = "about"

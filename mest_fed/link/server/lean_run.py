@@ -91,6 +91,7 @@ def describe_run(
         upload=config.wire.upload,
         frozen=tuple(sorted(task.untrained(plan.memory.frozen))),
         forgetting=task.forgetting,
+        budget=plan.budget,
         predicted_peak=plan.footprint.total if predicted_peak is None else predicted_peak,
     )
 
