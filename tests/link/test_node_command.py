@@ -1,11 +1,13 @@
 """``mest-fed node``: wrong options and certificates are one line and their exit status."""
 
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from link_parts import QUICK, SOON, Authority, node, serve
 from mest_fed.errors import BudgetError, InputError, RefusedError
 from mest_fed.link.node import channel, command
 from mest_fed.link.node.tls import NodeTls
+from mest_fed.link.protocol import Refusal
 from mest_fed.runtime import native_table
 
 
@@ -173,6 +176,34 @@ def test_nodes_of_one_host_name_come_back_apart(monkeypatch):
     assert pauses(b"one") != pauses(b"two")
     assert pauses(b"", alone=b"one request") != pauses(b"", alone=b"another")
     assert pauses(None) != pauses(None, "another")
+
+
+def test_a_pause_ends_when_another_call_is_answered(monkeypatch):
+    """The node counts as present from then on, and would sleep while it is given work."""
+    asleep, tried = threading.Event(), []
+
+    def call():
+        tried.append(time.monotonic())
+        if len(tried) == 1:
+            raise Refusal("UNAVAILABLE", "the server is gone")
+        return "answered"
+
+    with (
+        serve() as server,
+        node(server.port, patience=replace(SOON, first=1e6, longest=1e6, altogether=1e6)) as link,
+    ):
+        link._session.stop()
+        monkeypatch.setattr(link._channel, "_random", random.Random(0))
+        monkeypatch.setattr(channel.log, "warning", lambda *_: asleep.set())
+        waiting = threading.Thread(target=link._channel.insist, args=(call,), daemon=True)
+        waiting.start()
+        assert asleep.wait(10)
+        waiting.join(0.2)
+        assert waiting.is_alive()
+        link.register()
+        waiting.join(10)
+        assert not waiting.is_alive()
+    assert len(tried) == 2
 
 
 def test_a_server_of_enrolments_that_is_not_there_is_asked_again(says, caplog):

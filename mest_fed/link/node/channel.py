@@ -118,6 +118,8 @@ class Channel:
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
         self._closed, self._answered = threading.Event(), False
+        #: Calls that were answered with what they asked for, and who waits for another one.
+        self._answers, self._news = 0, threading.Condition()
 
     def unary(
         self, name: str, message: Any, *, held: float = 0.0, seconds: float | None = None
@@ -196,8 +198,9 @@ class Channel:
                     raise
                 pause = min(self._random.uniform(0.0, bound), left)
                 log.warning("%s; next attempt in %.1f s", refusal, pause)
+                broken, answers = refusal.code in _BROKEN, self._answers
             bound = min(2 * bound, self._patience.longest)
-            self._closed.wait(pause)
+            self._pause(pause, answers if broken else None)
 
     def refuse_tls_fault(self, prefix: str = "") -> None:
         """Find what of TLS keeps the connection from being made, if anything of it does.
@@ -218,7 +221,28 @@ class Channel:
     def close(self) -> None:
         """Close the connection; calls that wait end."""
         self._closed.set()
+        with self._news:
+            self._news.notify_all()
         self._drop(self._channel)
+
+    def _pause(self, seconds: float, answers: int | None) -> None:
+        """Wait; not longer than until there are more answers than so many.
+
+        The thread that says that the node is alive may be the first that the server answers again.
+        From then on the node is given work, and must not sleep.
+        """
+
+        def enough() -> bool:
+            return self._closed.is_set() or answers not in (None, self._answers)
+
+        with self._news:
+            self._news.wait_for(enough, seconds)
+
+    def _was_answered(self) -> None:
+        self._answered = True
+        with self._news:
+            self._answers += 1
+            self._news.notify_all()
 
     def _seconds(self, size: int) -> float:
         return self._patience.call_seconds + size / _SLOWEST
@@ -233,7 +257,7 @@ class Channel:
                 request_serializer=method.request.SerializeToString,
                 response_deserializer=method.reply.FromString,
             )
-            self._answered = True
+            self._was_answered()
         except grpc.RpcError as error:
             raise Refusal(error.code().name, self._reason(error), needs=_needs_of(error)) from None
         except ValueError:
