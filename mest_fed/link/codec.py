@@ -132,6 +132,7 @@ def read_registration(message: pb.RegisterReply) -> Registration:
         max_upload_bytes=message.max_upload_bytes,
         run_json=message.run_json,
         name=message.name,
+        notice=message.notice,
     )
 
 

@@ -151,6 +151,7 @@ class Registration:
     max_upload_bytes: int
     run_json: str
     name: str = ""
+    notice: str = ""
 
     def __post_init__(self) -> None:
         if self.name:

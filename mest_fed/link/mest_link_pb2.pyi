@@ -93,7 +93,7 @@ class RegisterRequest(_message.Message):
     def __init__(self, version: _Optional[int] = ..., name: _Optional[str] = ..., profile_name: _Optional[str] = ..., profile_toml: _Optional[str] = ..., budget_bytes: _Optional[int] = ..., memory_limit_bytes: _Optional[int] = ..., examples: _Optional[int] = ..., partition: _Optional[int] = ..., capabilities: _Optional[_Iterable[str]] = ..., data_kind: _Optional[str] = ...) -> None: ...
 
 class RegisterReply(_message.Message):
-    __slots__ = ("session", "node_id", "chunk_bytes", "heartbeat_seconds", "wait_seconds", "max_upload_bytes", "run_json", "name")
+    __slots__ = ("session", "node_id", "chunk_bytes", "heartbeat_seconds", "wait_seconds", "max_upload_bytes", "run_json", "name", "notice")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +102,7 @@ class RegisterReply(_message.Message):
     MAX_UPLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
     RUN_JSON_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    NOTICE_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     node_id: int
     chunk_bytes: int
@@ -110,7 +111,8 @@ class RegisterReply(_message.Message):
     max_upload_bytes: int
     run_json: str
     name: str
-    def __init__(self, session: _Optional[bytes] = ..., node_id: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., heartbeat_seconds: _Optional[float] = ..., wait_seconds: _Optional[float] = ..., max_upload_bytes: _Optional[int] = ..., run_json: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+    notice: str
+    def __init__(self, session: _Optional[bytes] = ..., node_id: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., heartbeat_seconds: _Optional[float] = ..., wait_seconds: _Optional[float] = ..., max_upload_bytes: _Optional[int] = ..., run_json: _Optional[str] = ..., name: _Optional[str] = ..., notice: _Optional[str] = ...) -> None: ...
 
 class WaitRequest(_message.Message):
     __slots__ = ("session", "last_seen")

@@ -157,9 +157,13 @@ def settled(
 
 
 def received(outcome: ClientOutcome, failure: FailureKind | None) -> int:
-    """Return the bytes of the instruction that reached the device: none if it was away."""
-    away = failure is not None and failure.status is TaskStatus.AWAY
-    return 0 if away else outcome.bytes_down
+    """Return the bytes of the instruction that reached the device.
+
+    None if it was away, or declined: a node looks whether it may train before it fetches anything.
+    """
+    untouched = (TaskStatus.AWAY, TaskStatus.DECLINED)
+    unread = failure is not None and failure.status in untouched
+    return 0 if unread else outcome.bytes_down
 
 
 def _failure(client: ClientOutcome, timing: ClientTiming | None) -> FailureKind | None:

@@ -27,6 +27,7 @@ from mest_fed.server.model_broadcast import ModelBroadcast
 from mest_fed.server.node import Node
 from mest_fed.server.optimizers import build_optimizer
 from mest_fed.server.progress import Progress
+from mest_fed.server.readiness import Readiness
 from mest_fed.server.repeated_update import repeat_update
 from mest_fed.server.round_record import ClientOutcome, RoundRecord, log_failed
 from mest_fed.server.selection import Selector
@@ -98,6 +99,7 @@ class MestStrategy(Strategy):
         self.final_metrics: dict[str, float] = {}
         selector: Selector = SELECTORS.build(server.selection)
         self.cohorts = CohortSelection(self.clients, selector, task.config.run.seed)
+        self._readiness = Readiness()
         self._instructions = Instructions(self.clients, self.broadcast)
         self._positions = PositionCache(model.spec)
         self.clip = NormClipping(model.spec, server.clip_norm)
@@ -131,6 +133,8 @@ class MestStrategy(Strategy):
         """Sample the cohort and send each node its tier of the model."""
         del arrays, config  # the model is self.model
         number = self.first_round + server_round
+        if self.keeps_reports:  # of real devices
+            self._readiness.wait_after(self.record)
         self.record = RoundRecord(number, self.record.density)
         self.clients.refresh(grid, self.config.server.min_nodes)
         self.broadcast.open_round()

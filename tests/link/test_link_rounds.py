@@ -50,6 +50,17 @@ def test_a_node_registers_and_works_on_two_instructions(server, authority):
     assert server.nodes() == []
 
 
+def test_a_node_is_told_its_name_and_of_another_that_claims_its_share(server, authority):
+    first = node(server.port, "pi-1", authority.node("pi-1"), partition=4)
+    second = node(server.port, "pi-2", authority.node("pi-2"), partition=4)
+    other = node(server.port, "pi-3", authority.node("pi-3"), partition=5)
+    with first as one, second as two, other as three:
+        told = [each.register() for each in (one, two, three)]
+    assert [each.name for each in told] == ["pi-1", "pi-2", "pi-3"]
+    assert [bool(each.notice) for each in told] == [False, True, False]
+    assert "the node pi-1 claims partition 4, too" in told[1].notice
+
+
 def test_a_large_upload_arrives_in_small_chunks_and_leaves_no_bytes_behind(server, authority):
     update = os.urandom(3_000_000)
     with node(server.port, "pi-7", authority.node("pi-7")) as link:

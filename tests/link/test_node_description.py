@@ -2,13 +2,16 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 from edge_processes import config_of
 
 from mest_fed.errors import InputError
 from mest_fed.link.description import RunDescription
-from mest_fed.link.server.lean_run import describe_run
+from mest_fed.link.messages import NodeDescription
+from mest_fed.link.server.lean_run import LeanRun, describe_run
+from mest_fed.link.server.nodes import Identity, NodeInfo
 from mest_fed.task import Task
 
 
@@ -29,6 +32,20 @@ def test_growth_by_dense_gradients_is_refused_in_a_line(method):
     task = Task(config_of(sparsity={"method": method, "mutation": "client"}))
     with pytest.raises(InputError, match=f"{method}' grows by dense gradients.*a lean node"):
         describe_run(task, task.plan(8_000_000, "rpi-4"), 1)
+
+
+def test_a_node_without_the_examples_of_its_share_is_refused_when_it_registers():
+    task = Task(config_of())
+    total = sum(task.example_counts(1))
+    right = NodeDescription("pi", profile_name="rpi-4", partition=1, examples=total)
+    info = NodeInfo(1, Identity(bytes(32), "pi"), right, present=True, open=0)
+    run = LeanRun(task)
+    assert json.loads(run.describe(info))["partition"] == 1
+    wrong = replace(info, description=replace(right, examples=total + 1))
+    with pytest.raises(InputError, match=f"pi, partition 1 = {total + 1}.*allowed: {total}"):
+        run.describe(wrong)
+    unread = replace(info, description=replace(right, examples=0))
+    assert json.loads(run.describe(unread))["partition"] == 1
 
 
 FIELDS = [

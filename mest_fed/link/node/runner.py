@@ -39,6 +39,7 @@ from mest_fed.link.node.store import (
 from mest_fed.link.node.transport import NodeLink
 from mest_fed.link.node.warm_up import warm_up
 from mest_fed.link.node.worker import Metrics, NodeWorker
+from mest_fed.link.protocol import as_reason
 from mest_fed.schema import FailureKind
 from mest_fed.system.peak_meter import PeakMeter
 from mest_fed.system.proc import resident_bytes
@@ -168,6 +169,8 @@ class NodeRunner:
             format_bytes(resident_bytes()),
             _in_words(run),
         )
+        if notice := as_reason(self._link.registration.notice):
+            log.warning("%s", notice)
 
     def _check_scale(self, run: RunDescription) -> None:
         """Warn, once for each scale of a run's, of examples that are far from it."""

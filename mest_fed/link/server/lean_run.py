@@ -129,9 +129,13 @@ class LeanRun:
         Raises
         ------
         InputError
-            If the run needs what a lean node has not, or its budget fits no plan.
+            If the run needs what a lean node has not, its budget fits no plan, or its examples are
+            not those of its share.
         """
-        plan, partition = self._plan(node), self._partition(node)
+        partition = self._partition(node)
+        if node.description.examples:  # a node registers before it has read them, too
+            self._check_examples(node, partition)
+        plan = self._plan(node)
         run = describe_run(self.task, plan, partition, self._peak(node, plan))
         return run.as_json()
 
@@ -155,14 +159,7 @@ class LeanRun:
         held = num_held_out(said.examples, self.task.config.data.hold_out)
         if said.examples < 1:
             raise InputError(f"the node {node.identity.name} has not read its examples yet")
-        if said.partition is not None:
-            total = sum(self.task.example_counts(partition))
-            if said.examples != total:
-                raise not_allowed(
-                    f"examples of the node {node.identity.name}, partition {partition}",
-                    said.examples,
-                    str(total),
-                )
+        self._check_examples(node, partition)
         record: dict[str, int | float | str] = {
             "partition": partition,
             "device": self._device(node),
@@ -175,6 +172,16 @@ class LeanRun:
             "frozen": plan.memory.frozen,
         }
         return RecordDict({RECORD: ConfigRecord({**record})})
+
+    def _check_examples(self, node: NodeInfo, partition: int) -> None:
+        """Refuse a node that has another number of examples than its share of the run's data."""
+        said = node.description
+        if said.partition is None:
+            return
+        total = sum(self.task.example_counts(partition))
+        if said.examples != total:
+            what = f"examples of the node {node.identity.name}, partition {partition}"
+            raise not_allowed(what, said.examples, str(total))
 
     def _peak(self, node: NodeInfo, plan: Plan) -> int:
         """Return what a node's training takes by its plan (modelled)."""

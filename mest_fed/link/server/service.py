@@ -128,8 +128,22 @@ class EdgeLinkService:
                 max_upload_bytes=limits.upload_bytes,
                 run_json=run,
                 name=identity.name,
+                notice=self._notice(node),
             )
         )
+
+    def _notice(self, node: NodeInfo) -> str:
+        """Say which other node claims the same share of data; empty if none does."""
+        claimed = node.description.partition
+        if claimed is None:
+            return ""
+        for other in self._book.nodes():
+            if other.id != node.id and other.description.partition == claimed:
+                return (
+                    f"the node {other.identity.name} claims partition {claimed}, too: one of them "
+                    "takes part, the other when that one has left"
+                )
+        return ""
 
     async def wait(self, message: pb.WaitRequest, context: Any) -> pb.Work:
         """See the protocol."""
