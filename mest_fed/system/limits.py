@@ -199,8 +199,8 @@ def too_tight(limit: int, taken: int, needs: int, margin: float, key: str) -> In
         key,
         format_bytes(limit),
         f"at least {format_bytes(enough)}: {format_bytes(taken)} are taken before training "
-        f"(measured), the smallest plan needs {format_bytes(needs)} (modelled), and {margin:.0%} "
-        "stay free",
+        f"(measured), the smallest plan needs {format_bytes(needs)} (modelled), {margin:.0%} stay "
+        f"free, and {_SPREAD - 1:.0%} are for what differs from start to start",
     )
 
 
