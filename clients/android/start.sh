@@ -19,21 +19,18 @@ fi
 # The processor goes on while the screen is off, until the node ends, however that is.
 termux-wake-lock
 trap termux-wake-unlock EXIT
-node=
 # A shell runs a trap only when the program in its foreground has ended: the node is beside it.
-stop() {
-    trap - TERM HUP INT
-    if [ -n "$node" ]; then
-        kill -TERM "$node" 2>/dev/null || :
-        wait "$node" || :
-    fi
-    exit "$1"
-}
-trap 'stop 143' TERM HUP
-trap 'stop 130' INT
+node='' status=0
+trap 'status=143; kill -TERM $node 2>/dev/null || :' TERM HUP
+trap 'status=130; kill -TERM $node 2>/dev/null || :' INT
 python -m mest_fed.link.node --link "$link" --data "$data" --device "$profile" \
     --certificates "$certificates" --train-when plugged,cool:42,battery:50 "$@" &
 node=$!
-status=0
-wait "$node" || status=$?
-exit "$status"
+ended=0
+[ "$status" = 0 ] && wait "$node" || ended=$?
+if [ "$status" != 0 ]; then
+    kill -TERM "$node" 2>/dev/null || :
+    wait "$node" || :
+    exit "$status"
+fi
+exit "$ended"
