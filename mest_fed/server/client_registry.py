@@ -17,7 +17,7 @@ from mest_fed.schema import FailureKind
 from mest_fed.server.exchange import Awaited, absence_of
 from mest_fed.server.grids import others_may_come
 from mest_fed.server.node import Node, query_messages, read_node, seen_nodes
-from mest_fed.units import format_seconds
+from mest_fed.units import format_bytes, format_seconds, number_of
 
 log = getLogger(__name__)
 
@@ -26,6 +26,8 @@ _POLL_SECONDS = 1.0
 _SAY_AGAIN_SECONDS = 60.0
 #: Seconds for which a run waits for the answers of its first nodes. Later answers are taken, too.
 QUERY_SECONDS = 120.0
+#: So many nodes that join at one time are named one by one.
+_NAMED = 4
 #: Of a fleet that numbers its nodes, so many are remembered: those that were drawn last. One that
 #: is forgotten is asked again who it is, and is sent the mask again.
 REMEMBERED = 10_000
@@ -259,7 +261,9 @@ class ClientRegistry:
                 found[node_id].partition,
                 self._label(holders[found[node_id].partition]),
             )
-        return {node_id: node for node_id, node in found.items() if node_id in self.nodes}
+        joined = {node_id: node for node_id, node in found.items() if node_id in self.nodes}
+        _say_who_joined(list(joined.values()))
+        return joined
 
     def _label(self, node_id: int) -> str:
         return self._names.get(node_id) or str(node_id)
@@ -276,6 +280,22 @@ class ClientRegistry:
             if holders.setdefault(node.partition, node_id) == node_id:
                 self.nodes[node_id] = self._waiting.pop(node_id)
         return holders
+
+
+def _say_who_joined(nodes: Sequence[Node]) -> None:
+    """Log nodes that take part from now on: each of a few, or how many."""
+    if len(nodes) > _NAMED:
+        log.info("%d nodes take part", len(nodes))
+        return
+    for node in nodes:
+        log.info(
+            "node %s takes part: %s, partition %d, %s, %s to train in",
+            node.name or node.node_id,
+            node.device,
+            node.partition,
+            number_of(node.examples, "example"),
+            format_bytes(node.budget),
+        )
 
 
 def _place(node: Node) -> tuple[int, int]:
