@@ -248,10 +248,8 @@ def test_a_wait_in_a_later_round_is_said_again(monkeypatch, caplog):
     caplog.clear()
     clients.refresh(grid, 2)
     line = "waiting for nodes: 1 of 2; the run goes on when they are there"
-    assert [it for it in caplog.messages if it.startswith("waiting")] == [
-        line,
-        line,
-    ]  # at 0 and at 75 s
+    waiting = [it for it in caplog.messages if it.startswith("waiting")]
+    assert waiting == [line, line]  # at 0 and at 75 s
 
 
 def test_it_waits_for_the_first_node(monkeypatch):
