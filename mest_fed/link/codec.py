@@ -113,6 +113,7 @@ def read_description(message: pb.RegisterRequest) -> NodeDescription:
         partition=message.partition if message.HasField("partition") else None,
         capabilities=tuple(message.capabilities),
         data_kind=message.data_kind,
+        saving=message.saving,
     )
 
 

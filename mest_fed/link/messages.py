@@ -108,6 +108,8 @@ class NodeDescription:
         For example instruction sets.
     data_kind : str
         Empty: that of the run.
+    saving : bool
+        Whether its battery runs short, so that it asks for a plan of less work.
     """
 
     name: str
@@ -119,6 +121,7 @@ class NodeDescription:
     partition: int | None = None
     capabilities: tuple[str, ...] = ()
     data_kind: str = ""
+    saving: bool = False
 
     def __post_init__(self) -> None:
         check_name("name", self.name)

@@ -69,7 +69,7 @@ class EnrolReply(_message.Message):
     def __init__(self, certificate_pem: _Optional[bytes] = ..., authority_pem: _Optional[bytes] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
-    __slots__ = ("version", "name", "profile_name", "profile_toml", "budget_bytes", "memory_limit_bytes", "examples", "partition", "capabilities", "data_kind")
+    __slots__ = ("version", "name", "profile_name", "profile_toml", "budget_bytes", "memory_limit_bytes", "examples", "partition", "capabilities", "data_kind", "saving")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PROFILE_NAME_FIELD_NUMBER: _ClassVar[int]
@@ -80,6 +80,7 @@ class RegisterRequest(_message.Message):
     PARTITION_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     DATA_KIND_FIELD_NUMBER: _ClassVar[int]
+    SAVING_FIELD_NUMBER: _ClassVar[int]
     version: int
     name: str
     profile_name: str
@@ -90,7 +91,8 @@ class RegisterRequest(_message.Message):
     partition: int
     capabilities: _containers.RepeatedScalarFieldContainer[str]
     data_kind: str
-    def __init__(self, version: _Optional[int] = ..., name: _Optional[str] = ..., profile_name: _Optional[str] = ..., profile_toml: _Optional[str] = ..., budget_bytes: _Optional[int] = ..., memory_limit_bytes: _Optional[int] = ..., examples: _Optional[int] = ..., partition: _Optional[int] = ..., capabilities: _Optional[_Iterable[str]] = ..., data_kind: _Optional[str] = ...) -> None: ...
+    saving: bool
+    def __init__(self, version: _Optional[int] = ..., name: _Optional[str] = ..., profile_name: _Optional[str] = ..., profile_toml: _Optional[str] = ..., budget_bytes: _Optional[int] = ..., memory_limit_bytes: _Optional[int] = ..., examples: _Optional[int] = ..., partition: _Optional[int] = ..., capabilities: _Optional[_Iterable[str]] = ..., data_kind: _Optional[str] = ..., saving: bool = ...) -> None: ...
 
 class RegisterReply(_message.Message):
     __slots__ = ("session", "node_id", "chunk_bytes", "heartbeat_seconds", "wait_seconds", "max_upload_bytes", "run_json", "name", "notice")

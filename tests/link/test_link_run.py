@@ -3,6 +3,7 @@
 import threading
 import time
 from dataclasses import replace
+from itertools import groupby
 from unittest.mock import patch
 
 import pytest
@@ -237,6 +238,32 @@ class TestMemory:
             before = caplog.text.count("train in")
             _until(lambda: caplog.text.count("train in") > before)
             node.end()
+
+
+def test_a_node_whose_battery_runs_short_trains_by_a_plan_of_less_work(tmp_path, caplog):
+    caplog.set_level("INFO", "mest_fed.node")
+
+    def told():
+        trained = caplog.text.count(": train in")
+        return Readings(plugged=trained >= 6, battery=80.0 if trained < 3 else 59.0)
+
+    config = config_of(
+        run={"rounds": 10},
+        model={"name": "mlp", "options": {"hidden": [512, 512]}},
+        sparsity={"density": 0.4},
+        fleet={"devices": 1, "mix": "rpi-4:1", "budgets": "rpi-4:40MB"},
+        server={"min_nodes": 1, "clients_per_round": 1, "evaluate_clients_every": 0},
+    )
+    with Edge(tmp_path, config) as edge:
+        edge.serve_here()
+        node = Node(edge, 0, conditions=Conditions.read("battery:20, saving:60"), told=told)
+        node.start()
+        edge.ended_here()
+        node.end()
+        rows = edge.rows("clients")
+    densities = [round(row["density"], 2) for row in rows if row["status"] == "ok"]
+    assert [each for each, _ in groupby(densities)] == [0.4, 0.1, 0.4]
+    assert "40 MB to train in now, to spare the battery: " in caplog.text
 
 
 def _until(condition, seconds=20.0):

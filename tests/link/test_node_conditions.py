@@ -119,3 +119,20 @@ def test_what_board_it_is(put, model, board):
 
 def test_a_system_without_a_device_tree_names_no_board(tmp_path):
     assert board_of(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("now", "saves"),
+    [
+        (Readings(), False),
+        (Readings(plugged=False), False),
+        (Readings(plugged=False, battery=60.0), False),
+        (Readings(plugged=False, battery=59.0), True),
+        (Readings(plugged=True, battery=10.0), False),
+        (Readings(battery=10.0), False),
+    ],
+)
+def test_a_short_battery_asks_for_a_plan_of_less_work(now, saves):
+    conditions = Conditions.read("battery:40, saving:60")
+    assert conditions.saves(now) is saves
+    assert not Conditions.read("battery:40").saves(now)

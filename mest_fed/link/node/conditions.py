@@ -12,8 +12,8 @@ from mest_fed.system.readings import Readings
 #: Load of a core from which on a device is not idle, beside the node itself.
 _BUSY_LOAD = 0.5
 _KEY = "--train-when"
-_PLUGGED, _IDLE, _COOL, _BATTERY = "plugged", "idle", "cool", "battery"
-ALLOWED = f"{_PLUGGED}, {_IDLE}, {_COOL}:DEGREES, {_BATTERY}:PERCENT, by commas"
+_PLUGGED, _IDLE, _COOL, _BATTERY, _SAVING = "plugged", "idle", "cool", "battery", "saving"
+ALLOWED = f"{_PLUGGED}, {_IDLE}, {_COOL}:DEGREES, {_BATTERY}:PERCENT, {_SAVING}:PERCENT, by commas"
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,15 @@ class Conditions:
         Hottest temperature at which it trains.
     battery : float or None
         Least charge in percent at which it trains without power from outside.
+    saving : float or None
+        Charge in percent below which it trains by a plan of less work, without power from outside.
     """
 
     plugged: bool = False
     idle: bool = False
     celsius: float | None = None
     battery: float | None = None
+    saving: float | None = None
 
     @classmethod
     def read(cls, text: str) -> "Conditions":
@@ -49,12 +52,17 @@ class Conditions:
             name, colon, number = part.partition(":")
             if name in (_PLUGGED, _IDLE) and not colon:
                 found[name] = True
-            elif name in (_COOL, _BATTERY):
+            elif name in (_COOL, _BATTERY, _SAVING):
                 most = 150 if name == _COOL else 100
-                found["celsius" if name == _COOL else _BATTERY] = _number(part, number, most)
+                found["celsius" if name == _COOL else name] = _number(part, number, most)
             else:
                 raise not_allowed(_KEY, part, ALLOWED)
         return cls(**found)  # type: ignore[arg-type]
+
+    def saves(self, now: Readings) -> bool:
+        """Say whether the battery is so short that a plan of less work is asked for."""
+        short = self.saving is not None and now.battery is not None and now.battery < self.saving
+        return short and now.plugged is False
 
     def obstacle(self, now: Readings) -> tuple[FailureKind, str] | None:
         """Return why the device may not train now; None if it may."""

@@ -118,6 +118,8 @@ class NodeRunner:
         self._look_seconds = look_seconds
         self._run_json = ""
         self._fault: str | None = None
+        #: Whether the battery was short when the plan was made.
+        self._saving = False
         self._examples: Examples | None = None
         self._store: StateStore | None = None
         self._worker: NodeWorker | None = None
@@ -134,8 +136,8 @@ class NodeRunner:
         """
         self._join()
         while not stopped():
-            if (budget := self.room.change()) is not None:
-                self._plan_anew(budget, stopped)
+            if (budget := self.room.change()) is not None or self._saving != self._saves():
+                self._plan_anew(self.room.asked if budget is None else budget, stopped)
                 continue
             instruction = self._link.wait()
             if self._link.registration.run_json != self._run_json:
@@ -185,7 +187,13 @@ class NodeRunner:
         """Register with a budget, and work by the plan that the server makes of it."""
         examples = self._examples
         assert examples is not None
-        node = replace(self._node, examples=len(examples.targets), budget_bytes=budget)
+        self._saving = self._saves()
+        node = replace(
+            self._node,
+            examples=len(examples.targets),
+            budget_bytes=budget,
+            saving=self._saving,
+        )
         self._run_json = self._link.register(node).run_json
         run = RunDescription.read(self._run_json)
         if self._store is None:
@@ -197,6 +205,9 @@ class NodeRunner:
         self.room.planned(run)
         return run
 
+    def _saves(self) -> bool:
+        return self._setup.conditions.saves(self._told())
+
     def _plan_anew(self, budget: int, stopped: Callable[[], bool]) -> None:
         """Go on with another plan; stay out of rounds while none fits."""
         try:
@@ -207,7 +218,8 @@ class NodeRunner:
             self._link.leave()
             self._stay_out(stopped)
             return
-        log.warning("%s to train in now: %s", format_bytes(budget), _in_words(run))
+        what = "to train in now, to spare the battery" if self._saving else "to train in now"
+        log.warning("%s %s: %s", format_bytes(run.budget), what, _in_words(run))
 
     def _stay_out(self, stopped: Callable[[], bool]) -> None:
         while not stopped():

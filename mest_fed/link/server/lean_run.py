@@ -24,6 +24,7 @@ from mest_fed.kernels import Channels
 from mest_fed.link.description import InputDescription, RunDescription
 from mest_fed.link.messages import ProgramRequest
 from mest_fed.link.server.nodes import NodeInfo
+from mest_fed.link.server.saving import saving_plan
 from mest_fed.link.server.task_programs import make_programs
 from mest_fed.memory import Plan
 from mest_fed.registry import Registry
@@ -121,7 +122,7 @@ class LeanRun:
     def __init__(self, task: Task) -> None:
         self.task = task
         self._lock = threading.Lock()
-        self._plans: OrderedDict[tuple[str, int], Plan] = OrderedDict()
+        self._plans: OrderedDict[tuple[str, int, bool], Plan] = OrderedDict()
 
     def describe(self, node: NodeInfo) -> str:
         """Return the run as JSON, for a node that registers.
@@ -212,10 +213,12 @@ class LeanRun:
             if not device:
                 raise InputError(f"the node {node.identity.name} gives neither device nor budget")
             budget = self.task.budget(device)
-        key = device, budget
+        saving = node.description.saving
+        key = device, budget, saving
         with self._lock:
             if key not in self._plans:
-                self._plans[key] = self.task.plan(budget, self._device(node))
+                plan = self.task.plan(budget, self._device(node))
+                self._plans[key] = saving_plan(self.task, plan) if saving else plan
                 while len(self._plans) > _MOST_PLANS:
                     self._plans.popitem(last=False)
             self._plans.move_to_end(key)
