@@ -25,6 +25,7 @@ from mest_fed.simulation.report.run_facts import origin_of
 from mest_fed.simulation.report.runs import AppRun, Run
 from mest_fed.simulation.report.statistics import rounds_without_update
 from mest_fed.simulation.report.tables import headline_tiles, kernel_table
+from mest_fed.simulation.settings import preset_names
 
 
 def write_report(run_folder: Path) -> Path:
@@ -152,8 +153,10 @@ def _warning(run: Run) -> str | None:
 def _facts(run: Run) -> list[tuple[str, str]]:
     summary = run.summary
     mutation = f", mutation by the {summary.mutation}" if summary.mutation else ""
+    # A configuration of one's own has no name but that of its file or folder.
+    named = "Preset" if summary.preset in preset_names() else "Run"
     return [
-        ("Preset", summary.preset),
+        (named, summary.preset),
         ("Data set", run.dataset),
         ("Model", short_name(summary.model)),
         ("Task", short_name(summary.task)),
