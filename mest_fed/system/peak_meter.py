@@ -86,7 +86,7 @@ class PeakMeter:
         self.baseline = self.peak = 0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._last = Counters()
+        self._looking, self._last = threading.Lock(), Counters()
 
     def __enter__(self) -> "PeakMeter":
         release_freed()
@@ -107,13 +107,14 @@ class PeakMeter:
         return Measurement(self.baseline, self.peak).added
 
     def look(self) -> None:
-        """Take account of what happened since the last look."""
-        before, now = self._last, read_counters(reset=self.exact)
-        most = now.anonymous
-        if self.exact:
-            most = max(most, now.highest - min(before.files, now.files))
-        self.peak = max(self.peak, most + max(before.swapped, now.swapped))
-        self._last = now
+        """Take account of what happened since the last look. Several threads may look."""
+        with self._looking:
+            before, now = self._last, read_counters(reset=self.exact)
+            most = now.anonymous
+            if self.exact:
+                most = max(most, now.highest - min(before.files, now.files))
+            self.peak = max(self.peak, most + max(before.swapped, now.swapped))
+            self._last = now
 
     def _watch(self) -> None:
         while not self._done.wait(self._interval):
