@@ -20,15 +20,15 @@ fi
 termux-wake-lock
 trap termux-wake-unlock EXIT
 # A shell runs a trap only when the program in its foreground has ended: the node is beside it.
-node='' status=0
-trap 'status=143; kill -TERM $node 2>/dev/null || :' TERM HUP
-trap 'status=130; kill -TERM $node 2>/dev/null || :' INT
+status=0
+trap 'status=143' TERM HUP
+trap 'status=130' INT
 python -m mest_fed.link.node --link "$link" --data "$data" --device "$profile" \
     --certificates "$certificates" --train-when plugged,cool:42,battery:50 "$@" &
 node=$!
 ended=0
 [ "$status" = 0 ] && wait "$node" || ended=$?
-if [ "$status" != 0 ]; then
+if [ "$status" != 0 ]; then  # the wait was broken off
     kill -TERM "$node" 2>/dev/null || :
     wait "$node" || :
     exit "$status"

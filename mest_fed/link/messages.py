@@ -157,8 +157,6 @@ class Registration:
     notice: str = ""
 
     def __post_init__(self) -> None:
-        if self.name:
-            check_name("name", self.name)
         check_whole("node_id", self.node_id, LARGEST_INTEGER - 1)
         check_whole("chunk_bytes", self.chunk_bytes, LARGEST_CHUNK, least=LEAST_CHUNK)
         for key in ("heartbeat_seconds", "wait_seconds"):

@@ -3,7 +3,7 @@
 import pytest
 
 from mest_fed.catalogue import FORMATS
-from mest_fed.cli.planning.step_time import front, place
+from mest_fed.cli.planning.frontier import front, place
 from mest_fed.memory import Footprint, MemoryOptions, Plan, TrainingShape
 
 

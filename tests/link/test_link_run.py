@@ -240,6 +240,28 @@ class TestMemory:
             node.end()
 
 
+def test_a_round_over_its_budget_counts_nothing_and_the_next_plan_is_smaller(tmp_path):
+    config = config_of(
+        run={"rounds": 3},
+        fleet={"devices": 1, "mix": "rpi-4:1", "budgets": "rpi-4:3MB"},
+        server={"min_nodes": 1, "clients_per_round": 1, "evaluate_clients_every": 0},
+    )
+    with Edge(tmp_path, config) as edge:
+        edge.serve_here()
+        node = Node(edge, 0)
+        node.runner.room.alone = True  # it is, but for the server
+        peaks = [3_400_000]
+        with patch.object(Room, "added", lambda *_: peaks.pop() if peaks else 0):
+            node.start()
+            edge.ended_here()
+            node.end()
+        rows = edge.rows("clients")
+    assert [row["failure"] for row in rows] == [FailureKind.OVER_BUDGET, None, None]
+    assert "3.4 MB (measured) of 3 MB" in rows[0]["reason"]
+    assert rows[0]["bytes_up"] == 0
+    assert node.runner.room.asked == 2_600_000
+
+
 def test_a_node_whose_battery_runs_short_trains_by_a_plan_of_less_work(tmp_path, caplog):
     caplog.set_level("INFO", "mest_fed.node")
 

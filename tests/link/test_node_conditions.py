@@ -121,6 +121,14 @@ def test_a_system_without_a_device_tree_names_no_board(tmp_path):
     assert board_of(tmp_path) is None
 
 
+def test_a_saving_plan_that_would_never_be_used_is_refused():
+    with pytest.raises(InputError, match=r"saving:30.*more than battery:40"):
+        Conditions.read("saving:30, battery:40")
+    for wrong in ("saving", "saving:", "saving:101", "saving:x"):
+        with pytest.raises(InputError, match="--train-when"):
+            Conditions.read(wrong)
+
+
 @pytest.mark.parametrize(
     ("now", "saves"),
     [

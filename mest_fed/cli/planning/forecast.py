@@ -17,10 +17,10 @@ import numpy.typing as npt
 from mest_fed.catalogue import MutationPlace
 from mest_fed.cli.planning.report import DevicePlan, step_time
 from mest_fed.cli.planning.request import PlanRequest
-from mest_fed.cli.planning.step_time import StepTime
 from mest_fed.cli.planning.traffic import StartingModel, Traffic
 from mest_fed.devices import download_seconds, train_seconds, upload_seconds
 from mest_fed.devices.cost import rate_of
+from mest_fed.devices.step_time import StepTime
 from mest_fed.simulation.checkpoint import RunFacts
 from mest_fed.simulation.simulate import Simulation
 from mest_fed.task import Task

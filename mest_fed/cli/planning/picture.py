@@ -8,8 +8,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from mest_fed.catalogue import FORMATS, Recompute
+from mest_fed.cli.planning.frontier import FrontierPoint, format_multiple, front, place
 from mest_fed.cli.planning.report import PlanReport
-from mest_fed.cli.planning.step_time import FrontierPoint, format_multiple, front, place
 from mest_fed.simulation.report.figures import style
 from mest_fed.units import format_bytes, format_seconds, number_of
 

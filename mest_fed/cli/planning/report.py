@@ -8,8 +8,8 @@ from typing import Any
 from mest_fed.cli.device_room import DeviceRoom
 from mest_fed.cli.planning.request import Budget, PlanRequest
 from mest_fed.cli.planning.round_time import Deadline, RoundTime
-from mest_fed.cli.planning.step_time import StepTime
 from mest_fed.devices import DeviceProfile, load_profile
+from mest_fed.devices.step_time import StepTime
 from mest_fed.errors import BudgetError
 from mest_fed.memory import Plan, Planner, TrainingShape
 from mest_fed.task import Task

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from mest_fed.cli.planning.step_time import StepTime
 from mest_fed.devices import DeviceProfile, train_seconds
+from mest_fed.devices.step_time import StepTime
 from mest_fed.errors import InputError
 from mest_fed.memory import Plan, TrainingShape
 from mest_fed.memory.planner import Pace

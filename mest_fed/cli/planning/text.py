@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from mest_fed.cli.planning.frontier import CAVEAT, format_multiple
 from mest_fed.cli.planning.report import FleetReport, PlanReport
-from mest_fed.cli.planning.step_time import CAVEAT, format_multiple
 from mest_fed.memory import Plan
 from mest_fed.nn import LayerDensity
 from mest_fed.units import format_bytes, format_seconds, number_of, plural

@@ -57,7 +57,12 @@ class Conditions:
                 found["celsius" if name == _COOL else name] = _number(part, number, most)
             else:
                 raise not_allowed(_KEY, part, ALLOWED)
-        return cls(**found)  # type: ignore[arg-type]
+        conditions = cls(**found)  # type: ignore[arg-type]
+        least, saving = conditions.battery, conditions.saving
+        if least is not None and saving is not None and saving <= least:
+            allowed = f"more than {_BATTERY}:{least:g}, below which nothing is trained"
+            raise not_allowed(_KEY, f"{_SAVING}:{saving:g}", allowed)
+        return conditions
 
     def saves(self, now: Readings) -> bool:
         """Say whether the battery is so short that a plan of less work is asked for."""

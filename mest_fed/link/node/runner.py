@@ -165,7 +165,7 @@ class NodeRunner:
         log.info(
             "takes part as %s, number %d, with %s; %s in use before training (measured: RSS, "
             "examples included), %s",
-            self._link.registration.name or self._node.name,
+            as_reason(self._link.registration.name) or self._node.name,
             run.partition,
             number_of(len(self._examples.targets), "example"),
             format_bytes(resident_bytes()),
