@@ -5,6 +5,10 @@ import socket
 import threading
 import time
 
+#: Seconds before a cut, in which a busy machine's client reads what was passed on: a cut connection
+#: takes with it what nobody has read, and a client could not go on from what it never saw.
+SETTLED = 1.5
+
 
 class Relay:
     """Passes connections on to a port.
@@ -70,6 +74,7 @@ class Relay:
                 if left is not None:
                     setattr(self, f"cut_{way}", None if left < len(data) else left - len(data))
                     if left < len(data):
+                        time.sleep(SETTLED)
                         self.cut()
         for each in (one, other):
             with contextlib.suppress(OSError):

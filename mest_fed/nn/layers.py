@@ -27,7 +27,7 @@ from mest_fed.sparsity import Layout, Mask, carry
 Plain = nn.Conv1d | nn.Conv2d | nn.Linear
 
 
-_ANYS = frozenset(dir(nn.Module))
+_EVERY_MODULE_HAS = frozenset(dir(nn.Module))
 
 
 class SparseLayer(StoredInState):
@@ -98,7 +98,8 @@ class SparseLayer(StoredInState):
     @classmethod
     def names(cls) -> set[str]:
         """Return the names of what the layer has and no other module has."""
-        return {*cls.added, "values", "slots", *(name for name in dir(cls) if name not in _ANYS)}
+        own = (name for name in dir(cls) if name not in _EVERY_MODULE_HAS)
+        return {*cls.added, "values", "slots", *own}
 
     def _compact(self, layout: Layout, mask: Mask, values: nn.Parameter) -> None:
         self._exchange("weight", "values", values)
