@@ -50,15 +50,22 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.filterwarnings(warning), append=False)
 
 
+_unfreeze = gc.unfreeze
+
+
 def pytest_collection_finish():
-    """Keep tests and libraries, which stay to the end, out of every search for garbage."""
+    """Keep tests and libraries, which stay to the end, out of every search for garbage.
+
+    A device's process lets go of what it froze before its child trained: here that would be all.
+    """
     gc.collect()
     gc.freeze()
+    gc.unfreeze = int
 
 
 def pytest_unconfigure():
     """Let go of them, so that what libraries count as leaked is none of theirs."""
-    gc.unfreeze()
+    _unfreeze()
 
 
 @pytest.fixture
