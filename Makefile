@@ -55,7 +55,8 @@ PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist loadfile -
 
 study-smoke: $(READY) ## Run the small study, as far as it is not done, and write its page
 	folder=runs/studies/quickstart; \
-	$(BIN)/mest-fed study quickstart --out $$folder $$(test -e $$folder/cells.json && echo --resume)
+	$(BIN)/mest-fed study quickstart --out $$folder --parallel 2 --workers 0 \
+		$$(test -e $$folder/cells.json && echo --resume)
 
 # Studies whose records are kept, the shortest first; DATA is a folder of CIFAR-10.
 STUDIES := quickstart pruning sending sparse-or-dense defaults budgets stragglers pfl
