@@ -59,7 +59,7 @@ study-smoke: $(READY) ## Run the small study, as far as it is not done, and writ
 		$$(test -e $$folder/cells.json && echo --resume)
 
 # Studies whose records are kept, the shortest first; DATA is a folder of CIFAR-10.
-STUDIES := quickstart pruning sending sparse-or-dense defaults budgets stragglers pfl
+STUDIES := quickstart pruning sending sparse-or-dense defaults budgets stragglers pfl-frontier pfl
 study: $(READY) ## Compute what the records of studies lack (hours, resumable), and write docs/results.md anew
 	for name in $(STUDIES); do \
 		folder=runs/studies/$$name record=docs/records/$$name; \

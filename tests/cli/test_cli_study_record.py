@@ -66,7 +66,8 @@ def check_record(record, rows):
 @pytest.mark.slow
 def test_what_a_record_has_is_not_computed_again(studied, tmp_path, monkeypatch, capsys):
     record, again = tmp_path / "record", tmp_path / "again"
-    shutil.copytree(studied.record, record)
+    for copy in (record, again):
+        shutil.copytree(studied.record, copy)
     more, fresh = write_study(tmp_path, MORE), "method=static,seed=2"
     options = ("--out", tmp_path / "two", "--reuse", record, "--record", again)
     status, out, err = run_here(monkeypatch, capsys, more, *options)
@@ -78,6 +79,8 @@ def test_what_a_record_has_is_not_computed_again(studied, tmp_path, monkeypatch,
     assert same == before
     assert new["status"] == "done"
     assert new["model_sha256"] != same["model_sha256"]
+    recorded = {path.stem for path in (again / "configurations").iterdir()}
+    assert recorded == {same["run"], new["run"]}  # and no longer those of `mest-em`
     earlier = json.loads((again / "environment.json").read_text())["earlier"]
     assert [each["written"] for each in earlier] == [
         json.loads((record / "environment.json").read_text())["written"]

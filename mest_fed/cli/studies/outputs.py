@@ -94,7 +94,7 @@ def check_record(name: str) -> Path:
 
 
 def write_record(folder: StudyFolder, name: str, form: str) -> dict[str, Path]:
-    """Write a record of a finished study; a reading that was added to its page stays.
+    """Write a record of a study as it stands; a reading that was added to its page stays.
 
     Raises
     ------
@@ -110,8 +110,12 @@ def write_record(folder: StudyFolder, name: str, form: str) -> dict[str, Path]:
         raise InputError(f"--record {name} cannot be used: {error.strerror or error}") from None
     write_rows(place, form, analysis.rows, rounds)
     _write(place / f"{folder.study.name}.toml", folder.study.text)
-    for config, text in configurations(folder.cells).items():
+    configs = configurations(folder.cells)
+    for config, text in configs.items():
         _write(place / CONFIGS / config, text)
+    for left in (place / CONFIGS).glob("*.toml"):
+        if left.name not in configs:  # of a cell that the study had when it was recorded before
+            left.unlink()
     _write(place / ENVIRONMENT, json.dumps(environment.as_table(), indent=2) + "\n")
     page = place / README
     before = page.read_text(encoding="utf-8") if page.exists() else ""
