@@ -20,6 +20,7 @@ from mest_fed.simulation.report.formats import (
     short_name,
 )
 from mest_fed.simulation.report.load import load_run
+from mest_fed.simulation.report.node_table import NODE_COLUMNS, OPEN_NODES, node_rows
 from mest_fed.simulation.report.plan_table import PLAN_COLUMNS, part_meanings, plan_rows
 from mest_fed.simulation.report.run_facts import origin_of
 from mest_fed.simulation.report.runs import AppRun, Run
@@ -70,6 +71,9 @@ def render_page(run: Run | AppRun) -> str:
         plan_columns=PLAN_COLUMNS,
         plan_rows=plan_rows(run),
         part_meanings=part_meanings(run),
+        node_columns=NODE_COLUMNS,
+        node_rows=node_rows(run),
+        open_nodes=OPEN_NODES,
         layer_columns=tables.LAYER_COLUMNS,
         layer_rows=tables.layer_rows(run),
         kernels=kernel_table(run),
