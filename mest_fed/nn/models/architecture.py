@@ -1,6 +1,6 @@
 """A model by name or by reference: called with what the data say, checked, made sparse.
 
-A user's own model is tried here first, so that what is wrong with it is said in one line.
+What a trial of it with a few inputs refuses is in :mod:`mest_fed.nn.models.trial`.
 """
 
 import inspect
@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from mest_fed.catalogue import MODELS, NORMS
-from mest_fed.described import described, kind_of
 from mest_fed.errors import InputError, not_allowed
 from mest_fed.nn.convert import Sparsifier
 from mest_fed.nn.eligible import Selection, sparsifiable
@@ -24,6 +23,7 @@ from mest_fed.nn.models.initial import (
     initialise,
     is_as_constructed,
 )
+from mest_fed.nn.models.trial import try_out
 from mest_fed.nn.models.weights import Weights
 from mest_fed.rng import seeded_globals
 from mest_fed.sparsity.arrays import Slots
@@ -174,70 +174,8 @@ class Architecture:
                 raise InputError(f"{key}: {name} is of {tensor.dtype}; allowed: torch.float32")
 
     def try_out(self, model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-        """Compute the outputs for a few inputs, such as zeros.
-
-        Parameters
-        ----------
-        model : nn.Module
-            Such as its shell.
-        inputs : Tensor
-            Of the data's shape and type.
-
-        Raises
-        ------
-        InputError
-            If it or its backward pass cannot, or what it gives is no tensor of an allowed shape
-            with a gradient.
-        """
-        key = f"model.name = {self.name!r}"
-        given = f"inputs of shape {_of_any(inputs.shape)} and {inputs.dtype}"
-        modes = {module: module.training for module in model.modules()}
-        model.eval()
-        try:
-            with torch.enable_grad(), seeded_globals(0):
-                output: object = model(inputs)
-        except Exception as error:  # a model of a user's own may raise anything
-            raise InputError(
-                f"{key} does not take {given}, which data.name gives: {described(error)}"
-            ) from error
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-        if not isinstance(output, torch.Tensor):
-            raise InputError(f"{key} gives {kind_of(output)}; allowed: a tensor")
-        count, shape = output.shape[:1], tuple(output.shape[1:])
-        if count != inputs.shape[:1]:
-            raise InputError(
-                f"{key} gives shape {tuple(output.shape)} for n = {len(inputs)} {given}; allowed: "
-                "(n, ...)"
-            )
-        if self.output_shapes and shape not in self.output_shapes:
-            allowed = " or ".join(_of_any((len(inputs), *each)) for each in self.output_shapes)
-            raise InputError(
-                f"{key} gives shape {_of_any(output.shape)} for {given}; allowed: {allowed}, by "
-                "data.name and task.name"
-            )
-        if not output.is_floating_point():
-            raise InputError(f"{key} gives {output.dtype}; allowed: floating-point numbers")
-        if not output.requires_grad:
-            raise InputError(
-                f"{key} gives an output without a gradient; allowed: one that depends on a "
-                "parameter with requires_grad"
-            )
-        self._try_backward(model, output)
-        return output.detach()
-
-    def _try_backward(self, model: nn.Module, output: torch.Tensor) -> None:
-        """Refuse a model whose backward pass raises; no gradient stays."""
-        trained = [it for it in model.parameters() if it.requires_grad]
-        try:
-            with seeded_globals(0):
-                torch.autograd.grad(output.sum(), trained, allow_unused=True)
-        except Exception as error:
-            raise InputError(
-                f"model.name = {self.name!r} cannot be trained, its backward pass raises: "
-                f"{described(error)}"
-            ) from error
+        """Compute the outputs for a few inputs; see :func:`mest_fed.nn.models.trial.try_out`."""
+        return try_out(model, inputs, f"model.name = {self.name!r}", self.output_shapes)
 
     def _call(self, builder: Callable[..., nn.Module]) -> Callable[[], nn.Module]:
         """Return the builder with its arguments.
@@ -316,12 +254,6 @@ def _is_needed(parameter: inspect.Parameter, keywords: Mapping[str, Any]) -> boo
     """Whether a parameter, which may be given by its place, has no value yet."""
     no_default = parameter.default is parameter.empty
     return parameter.kind in _BY_PLACE and no_default and parameter.name not in keywords
-
-
-def _of_any(shape: Sequence[int]) -> str:
-    """Write a shape whose first dimension is that of the examples."""
-    rest = ", ".join(map(str, shape[1:]))
-    return f"(n, {rest})" if rest else "(n,)"
 
 
 def _is_normalised(model: nn.Module) -> bool:
